@@ -1,0 +1,57 @@
+# `make demo` on a fresh machine needs Python 3.11 and bash, and the network once, for the packages. Every target sets
+# up .venv by itself; `make` alone lists the targets.
+SHELL := bash
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := help
+
+# TensorFlow's notes about its build are not the first thing that a newcomer should read.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+BIN := .venv/bin
+# Which tests `make test` runs, a pytest marker expression: `make test MARKERS=` runs all.
+MARKERS ?= not slow
+# More arguments of pytest: `make test PYTEST_ARGS="tests/layers -x"`.
+PYTEST_ARGS ?=
+# Another Python than the first that fits: `make demo PYTHON=/usr/local/bin/python3.12`.
+export PYTHON ?=
+
+# Empty where an installation was cut off, the folder was moved, or the environment's Python is gone.
+HEALTHY := $(shell [ ! -e .venv/.installing ] && [ "$$(cat .venv/.installed 2>/dev/null)" = "$(CURDIR)" ] \
+  && $(BIN)/python -c '' 2>/dev/null && echo yes)
+
+.PHONY: help demo test test-slow lint format torch clean not-healthy
+
+help:  ## This list.
+	@sed -nE 's/^([a-z-]+):.*## */\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+demo: .venv/.installed  ## Train on handwritten digits, look at samples, export; pictures in runs/demo (some minutes).
+	$(BIN)/python -m train.demo --workdir=runs/demo
+
+test: .venv/.installed  ## The test suite, less the slow tests.
+	$(BIN)/python -m pytest -m "$(MARKERS)" $(PYTEST_ARGS)
+
+test-slow: .venv/.installed  ## The slow tests alone.
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: .venv/.installed  ## Check style and formatting.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: .venv/.installed  ## Mend formatting and the order of imports.
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+torch: .venv/.installed-torch  ## Add PyTorch: for published *.pt files and for the yardstick of the benchmarks.
+
+clean:  ## Remove .venv and caches; runs/ stays.
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: setup.cfg pyproject.toml constraints.txt $(if $(HEALTHY),,not-healthy)
+	@bash scripts/set_up_environment.sh test
+
+.venv/.installed-torch: .venv/.installed
+	@echo "Adding PyTorch (from 200 MB for a CPU to 3 GB with CUDA, as the package index has it for this machine)."
+	@bash scripts/set_up_environment.sh test,torch
+	@touch $@

@@ -1,0 +1,1 @@
+"""Speed and memory of what users do, each measured against a yardstick in the same run."""

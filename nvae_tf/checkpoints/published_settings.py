@@ -1,0 +1,104 @@
+"""The settings of a published checkpoint in this project's words."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from nvae_tf.config import ModelConfig, ObjectiveConfig
+
+
+class _Images(NamedTuple):
+    size: int
+    channels: int
+    padded_size: int | None = None
+    binary: bool = False
+
+
+# The data sets that the published code knows, by its names for them.
+_PUBLISHED_IMAGES = {
+    "mnist": _Images(28, 1, 32, binary=True),
+    "omniglot": _Images(28, 1, 32, binary=True),
+    "stacked_mnist": _Images(28, 3, 32),
+    "cifar10": _Images(32, 3),
+    "celeba_64": _Images(64, 3),
+    "celeba_256": _Images(256, 3),
+    "imagenet_32": _Images(32, 3),
+    "imagenet_64": _Images(64, 3),
+    "ffhq": _Images(256, 3),
+    "lsun_bedroom_128": _Images(128, 3),
+    "lsun_bedroom_256": _Images(256, 3),
+    "lsun_church_64": _Images(64, 3),
+    "lsun_church_128": _Images(128, 3),
+}
+
+# Settings that mean the same under another name.
+_MODEL_SETTINGS = {
+    "num_latent_scales": "num_latent_scales",
+    "num_groups_per_scale": "num_groups_per_scale",
+    "num_latent_per_group": "num_latent_per_group",
+    "num_channels_encoder": "num_channels_enc",
+    "num_channels_decoder": "num_channels_dec",
+    "num_preprocess_blocks": "num_preprocess_blocks",
+    "num_preprocess_cells": "num_preprocess_cells",
+    "num_postprocess_blocks": "num_postprocess_blocks",
+    "num_postprocess_cells": "num_postprocess_cells",
+    "num_cells_per_group_encoder": "num_cell_per_cond_enc",
+    "num_cells_per_group_decoder": "num_cell_per_cond_dec",
+    "num_flows": "num_nf",
+    "cell_set": "arch_instance",
+    "squeeze_excite": "use_se",
+    "residual_distributions": "res_dist",
+}
+
+# Old files lack these.
+_DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10}
+
+
+def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
+    """The architecture of a published checkpoint from its `args`.
+
+    Raises:
+      ValueError: a setting is missing, or the data set is not one that the published code knows.
+    """
+    settings = {**_DEFAULTS, **settings}
+    dataset = _setting(settings, "dataset")
+    if dataset not in _PUBLISHED_IMAGES:
+        raise ValueError(
+            f"the checkpoint's data set {dataset!r} is not one of {', '.join(sorted(_PUBLISHED_IMAGES))}, "
+            "so the size of its images is not known"
+        )
+    images = _PUBLISHED_IMAGES[dataset]
+    num_mixtures = _setting(settings, "num_mixture_dec")
+    values = {name: _setting(settings, published) for name, published in _MODEL_SETTINGS.items()}
+    for name in ("squeeze_excite", "residual_distributions"):
+        values[name] = bool(values[name])
+    return ModelConfig(
+        image_height=images.size,
+        image_width=images.size,
+        image_channels=images.channels,
+        padded_height=images.padded_size,
+        padded_width=images.padded_size,
+        num_bits=1 if images.binary else _setting(settings, "num_x_bits"),
+        likelihood="bernoulli" if images.binary else "normal" if num_mixtures == 1 else "logistic_mixture",
+        num_mixtures=num_mixtures,
+        adaptive_groups=bool(settings["ada_groups"]),
+        min_groups_per_scale=settings["min_groups_per_scale"],
+        **values,
+    )
+
+
+def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveConfig:
+    """The loss of a published checkpoint from its `args`; the number of steps is not in them."""
+    return ObjectiveConfig(
+        kl_anneal_portion=_setting(settings, "kl_anneal_portion"),
+        kl_constant_portion=_setting(settings, "kl_const_portion"),
+        kl_constant_weight=_setting(settings, "kl_const_coeff"),
+        regularisation=_setting(settings, "weight_decay_norm"),
+        anneal_regularisation=bool(_setting(settings, "weight_decay_norm_anneal")),
+        regularisation_initial=_setting(settings, "weight_decay_norm_init"),
+    )
+
+
+def _setting(settings: Mapping[str, Any], name: str) -> Any:
+    if name not in settings:
+        raise ValueError(f"the checkpoint's settings lack {name!r}; they have {', '.join(sorted(settings))}")
+    return settings[name]

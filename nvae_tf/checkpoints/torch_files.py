@@ -1,0 +1,90 @@
+"""Reading published `.pt` files, safely and without the published code. Needs the optional extra `torch`."""
+
+import argparse
+import pathlib
+import pickle
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nvae_tf.checkpoints.published_settings import model_config_from_published, objective_config_from_published
+from nvae_tf.checkpoints.published_weights import load_published_weights
+from nvae_tf.models import NVAE
+
+
+class TorchCheckpoint(NamedTuple):
+    """What is kept of a published file: its settings and its weights in the published layout."""
+
+    settings: Mapping[str, Any]
+    state: Mapping[str, np.ndarray]
+
+
+def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
+    """Reads a published `.pt` file; no object but tensors, plain data and the settings' namespace is ever built.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ImportError: torch is not installed.
+      ValueError: the file is not a whole torch file, holds other pickled objects, or is no NVAE checkpoint.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give the path of a published checkpoint (.pt)")
+    torch = _torch()
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: holds pickled objects that an NVAE checkpoint has no need of, or is damaged; it was not loaded. "
+            f"Get the file again from where it was published ({_first_line(error)})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: not a whole torch file, probably cut short or damaged; download it again ({_first_line(error)})"
+        ) from error
+    if not isinstance(content, dict) or not {"args", "state_dict"} <= content.keys():
+        raise ValueError(f"{path}: a torch file, but not an NVAE checkpoint: it lacks 'args' or 'state_dict'")
+    return TorchCheckpoint(_plain_settings(content["args"]), _arrays(path, content["state_dict"]))
+
+
+def from_torch_checkpoint(path: str | pathlib.Path) -> NVAE:
+    """The model of a published `.pt` file, ready to score, sample or train on.
+
+    Raises:
+      FileNotFoundError, ImportError, ValueError: see `read_torch_checkpoint` and `load_published_weights`.
+    """
+    checkpoint = read_torch_checkpoint(path)
+    try:
+        config = model_config_from_published(checkpoint.settings)
+        model = NVAE(config, objective_config_from_published(checkpoint.settings))
+        load_published_weights(model, checkpoint.state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return model
+
+
+def _torch():
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "reading a published .pt file needs torch, an optional extra: pip install 'nvae_tf[torch]'"
+        ) from error
+    return torch
+
+
+def _plain_settings(args: Any) -> dict[str, Any]:
+    return dict(args) if isinstance(args, dict) else dict(vars(args))
+
+
+def _arrays(path: pathlib.Path, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    wrong = [name for name, value in state.items() if not hasattr(value, "numpy")]
+    if wrong:
+        raise ValueError(f"{path}: 'state_dict' holds something else than tensors: {', '.join(wrong[:5])}")
+    return {name: value.numpy() for name, value in state.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

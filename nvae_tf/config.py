@@ -1,0 +1,264 @@
+"""The settings of a whole experiment: frozen dataclasses, validated, to and from plain dictionaries and JSON.
+
+Nothing here imports TensorFlow, so that a wrong setting is told within a moment and before any work is done.
+"""
+
+import dataclasses
+import difflib
+import json
+import pathlib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The architecture and the likelihood (Vahdat & Kautz 2020, section 3 and table 6).
+
+    Images are `[batch, image_height, image_width, image_channels]` in [0, 1]. Where `padded_height` and
+    `padded_width` are given, the network sees the image in the middle of a frame of zeros of that size and the
+    likelihood counts the real pixels only (MNIST: 28 in 32).
+    """
+
+    image_height: int = 32
+    image_width: int = 32
+    image_channels: int = 3
+    padded_height: int | None = None
+    padded_width: int | None = None
+    num_bits: int = 8
+    likelihood: str = "logistic_mixture"
+    num_mixtures: int = 10
+    exact_edges: bool = False
+    num_latent_scales: int = 1
+    num_groups_per_scale: int = 10
+    adaptive_groups: bool = False
+    min_groups_per_scale: int = 1
+    num_latent_per_group: int = 20
+    num_channels_encoder: int = 32
+    num_channels_decoder: int = 32
+    num_preprocess_blocks: int = 1
+    num_preprocess_cells: int = 2
+    num_postprocess_blocks: int = 1
+    num_postprocess_cells: int = 2
+    num_cells_per_group_encoder: int = 2
+    num_cells_per_group_decoder: int = 2
+    num_flows: int = 0
+    cell_set: str = "res_mbconv"
+    squeeze_excite: bool = True
+    residual_distributions: bool = True
+
+    def __post_init__(self):
+        zero_allowed = {"num_flows", "num_preprocess_blocks", "num_postprocess_blocks"}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                smallest = 0 if field.name in zero_allowed else 1
+                _check(value >= smallest, f"model.{field.name} = {value}: must be at least {smallest}")
+        _check(self.num_bits <= 8, f"model.num_bits = {self.num_bits}: must be from 1 to 8")
+        _check_choice("model.likelihood", self.likelihood, LIKELIHOODS)
+
+    @property
+    def network_height(self) -> int:
+        """Height that the network sees, the frame of padding included."""
+        return self.image_height if self.padded_height is None else self.padded_height
+
+    @property
+    def network_width(self) -> int:
+        """Width that the network sees, the frame of padding included."""
+        return self.image_width if self.padded_width is None else self.padded_width
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """The training loss (Vahdat & Kautz 2020, section 3.2 and appendix A).
+
+    `regularisation` is lambda, the weight of the spectral and the batch-norm regularisers; with
+    `anneal_regularisation` it goes log-linearly from `regularisation_initial` to `regularisation` with the KL weight.
+    The KL weight stays at `kl_constant_weight` for `kl_constant_portion` of all steps and rises to 1 over
+    `kl_anneal_portion` of them; `total_steps` is their number.
+    """
+
+    total_steps: int = 100_000
+    kl_anneal_portion: float = 0.3
+    kl_constant_portion: float = 0.0001
+    kl_constant_weight: float = 0.0001
+    regularisation: float = 1e-2
+    anneal_regularisation: bool = False
+    regularisation_initial: float = 10.0
+
+    def __post_init__(self):
+        _check(self.total_steps >= 1, f"objective.total_steps = {self.total_steps}: must be at least 1")
+        for name in ("kl_anneal_portion", "kl_constant_portion", "kl_constant_weight"):
+            value = getattr(self, name)
+            _check(0.0 <= value <= 1.0, f"objective.{name} = {value}: must lie in [0, 1]")
+        _check(
+            self.regularisation >= 0.0,
+            f"objective.regularisation = {self.regularisation}: must not be negative",
+        )
+        if self.anneal_regularisation:
+            for name in ("regularisation", "regularisation_initial"):
+                value = getattr(self, name)
+                _check(
+                    value > 0.0, f"objective.{name} = {value}: must be positive to be annealed on a log scale"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adamax and its learning-rate schedule (Vahdat & Kautz 2020, appendix A)."""
+
+    learning_rate: float = 1e-2
+    learning_rate_min: float = 1e-4
+    warmup_epochs: float = 5.0
+    weight_decay: float = 3e-4
+
+    def __post_init__(self):
+        _check(
+            self.learning_rate > 0.0,
+            f"optimizer.learning_rate = {self.learning_rate}: must be greater than 0",
+        )
+        for name in ("learning_rate_min", "warmup_epochs", "weight_decay"):
+            value = getattr(self, name)
+            _check(value >= 0.0, f"optimizer.{name} = {value}: must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images to train on: the name of a data spec and, where it needs one, the place of its files."""
+
+    name: str = "cifar10"
+    path: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The run: how long, how many images a step, and what is written how often.
+
+    `steps` of 0 means `epochs` whole passes over the training images; otherwise it is the number of steps and
+    `epochs` is not used. `batch_size` is per replica.
+    """
+
+    batch_size: int = 32
+    epochs: int = 400
+    steps: int = 0
+    seed: int = 0
+    checkpoint_every_steps: int = 1000
+    keep_checkpoints: int = 2
+    evaluate_every_steps: int = 1000
+    sample_every_steps: int = 1000
+    log_every_steps: int = 50
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            smallest = 0 if field.name in ("steps", "seed") else 1
+            value = getattr(self, field.name)
+            _check(value >= smallest, f"train.{field.name} = {value}: must be at least {smallest}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that a run needs to be made again."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+
+def experiment_config(settings: Mapping[str, Any]) -> ExperimentConfig:
+    """Turns nested settings (a dictionary or an `ml_collections.ConfigDict`) into an `ExperimentConfig`.
+
+    Raises:
+      ValueError: a setting is unknown (the message names the nearest valid one), of the wrong type or impossible.
+    """
+    return config_from_dict(ExperimentConfig, settings)
+
+
+def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "") -> Any:
+    """Builds the frozen dataclass `kind` from a mapping; `where` is the dotted place for messages.
+
+    Raises:
+      ValueError: see `experiment_config`.
+    """
+    types_of_fields = typing.get_type_hints(kind)
+    values = {}
+    for name, value in settings.items():
+        _check_choice(f"setting {where}{name}", name, tuple(types_of_fields), what="no such setting")
+        expected = types_of_fields[name]
+        if dataclasses.is_dataclass(expected):
+            _check(
+                isinstance(value, Mapping) or hasattr(value, "items"),
+                f"{where}{name} is a group of settings ({', '.join(typing.get_type_hints(expected))}), "
+                f"not the single value {value!r}",
+            )
+            values[name] = config_from_dict(expected, value, f"{where}{name}.")
+        else:
+            values[name] = _converted(value, expected, f"{where}{name}")
+    return kind(**values)
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """The settings as nested plain dictionaries, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def config_to_json(config: ExperimentConfig) -> str:
+    """The settings as readable JSON text."""
+    return json.dumps(config_to_dict(config), indent=2) + "\n"
+
+
+def read_config(path: str | pathlib.Path) -> ExperimentConfig:
+    """Reads `config.json` of a run folder.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not JSON, or a setting in it is unknown or impossible.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a run folder written by train.main has one")
+    try:
+        settings = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy of the run") from error
+    return experiment_config(settings)
+
+
+def nearest_name(name: str, names: typing.Iterable[str]) -> str:
+    """The valid name that looks most like `name`, as the end of a message; empty where nothing is near."""
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def _check(valid: bool, message: str) -> None:
+    if not valid:
+        raise ValueError(message)
+
+
+def _check_choice(
+    where: str, name: str, names: tuple[str, ...], what: str = "not one of the choices"
+) -> None:
+    _check(name in names, f"{where} = {name!r}: {what} ({', '.join(names)}){nearest_name(str(name), names)}")
+
+
+def _converted(value: Any, expected: Any, where: str) -> Any:
+    """Checks the type of one value; whole floats pass for integers and integers for floats, as flags give them."""
+    optional = isinstance(expected, types.UnionType)
+    if optional:
+        if value is None:
+            return None
+        expected = typing.get_args(expected)[0]
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if expected is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    matches = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+    _check(
+        matches, f"{where} = {value!r}: must be of type {expected.__name__}{' or None' if optional else ''}"
+    )
+    return value

@@ -1,0 +1,107 @@
+"""The input pipeline: batches of images in [0, 1] as a pure function of (seed, step)."""
+
+import tensorflow as tf
+
+from nvae_tf.data.array_source import ImageSource
+from nvae_tf.data.ordering import sequential_index_batches, shuffled_index_batches
+from nvae_tf.data.preprocessing import binarise, flip_horizontally, intensity_table
+from nvae_tf.data.random_streams import RandomStream, stream_key
+from nvae_tf.data.sources import check_image_shape
+from nvae_tf.data.specs import DataSpec
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Returns the number of whole batches in `count` examples; a last partial batch is dropped.
+
+    Raises:
+        ValueError: the batch size is not positive, or larger than the split.
+    """
+    _check_batch_size(batch_size)
+    if batch_size > count:
+        raise ValueError(
+            f"A batch of {batch_size} is larger than the training split of {count} images: "
+            f"set the batch size (over all replicas) to {count} or less."
+        )
+    return count // batch_size
+
+
+def training_batches(
+    source: ImageSource, spec: DataSpec, batch_size: int, seed: int, start_step: int = 0
+) -> tf.data.Dataset:
+    """Returns endless training batches.
+
+    Batch number `step` is a pure function of (source, spec, batch size, seed, step), with its binarisation
+    and flips: starting at any step gives bit for bit the batches that come from step 0, and replays nothing.
+    Every epoch is a new permutation; its last partial batch is dropped. Every access binarises afresh.
+
+    Args:
+        source: the training split.
+        spec: the data set.
+        batch_size: images per batch, over all replicas.
+        seed: of the order, the binarisation and the flips; 0 or above.
+        start_step: number of the first batch.
+
+    Returns:
+        A dataset of float32 `[batch_size, height, width, channels]` in [0, 1], at the images' real size: the
+        model pads.
+
+    Raises:
+        ValueError: the batch size is larger than the split, the seed or start step is negative, or the images
+            have another size than the spec's.
+    """
+    check_image_shape(source, spec)
+    steps_per_epoch(source.count, batch_size)
+    if start_step < 0:
+        raise ValueError(f"The start step is {start_step}; it must be 0 or above.")
+    index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step)
+    flip_key = stream_key(seed, RandomStream.HORIZONTAL_FLIP) if spec.horizontal_flip else None
+    binarise_key = stream_key(seed, RandomStream.TRAINING_BINARISATION)
+    return _image_batches(index_batches, source, spec, binarise_key, flip_key)
+
+
+def evaluation_batches(source: ImageSource, spec: DataSpec, batch_size: int, seed: int) -> tf.data.Dataset:
+    """Returns every image of a split once and in order, never flipped; the last batch holds what is left.
+
+    The binarisation of an image depends on (seed, its number in the split), not on the batch size. It is the
+    same each time the dataset is iterated; for a fresh one, as training's validation wants, pass a new seed.
+
+    Args:
+        source: the split.
+        spec: the data set.
+        batch_size: images per batch; one that is larger than the split gives a single batch.
+        seed: of the binarisation; 0 or above.
+
+    Returns:
+        A dataset of float32 `[up to batch_size, height, width, channels]` in [0, 1], at real size.
+
+    Raises:
+        ValueError: the batch size is not positive, the seed is negative, or the images have another size than
+            the spec's.
+    """
+    check_image_shape(source, spec)
+    _check_batch_size(batch_size)
+    index_batches = sequential_index_batches(source.count, batch_size)
+    return _image_batches(index_batches, source, spec, stream_key(seed, RandomStream.EVALUATION_BINARISATION))
+
+
+def _image_batches(index_batches, source, spec, binarise_key, flip_key=None):
+    """Reads and preprocesses whole batches, several at a time, in order."""
+    read = source.reader()
+    table = intensity_table(source.maximum_value, spec.num_bits)
+
+    def images_of(first_position, indices):
+        values = tf.ensure_shape(read(indices), [indices.shape[0], *spec.image_shape])
+        if flip_key is not None:
+            values = flip_horizontally(values, flip_key, first_position)
+        images = tf.gather(table, tf.cast(values, tf.int32))
+        if spec.binarise:
+            images = binarise(images, binarise_key, first_position)
+        return images
+
+    batches = index_batches.map(images_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _check_batch_size(batch_size):
+    if batch_size < 1:
+        raise ValueError(f"The batch size is {batch_size}; it must be 1 or above.")

@@ -1,0 +1,231 @@
+"""The discretised mixture of logistics: a mass over pixel values, channels autoregressive within a pixel.
+
+After Salimans et al. 2017 (PixelCNN++, section 2) as Vahdat & Kautz 2020 use it for colour images.
+"""
+
+import math
+from collections.abc import Sequence
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from nvae_tf.distributions.mixture_layout import split_mixture_parameters
+
+tfd = tfp.distributions
+
+MAXIMUM_BITS = 8
+# The published edge bins, on the [-1, 1] scale. At 8 bits level 254 (0.9922) lies past the upper one.
+PUBLISHED_LOWER_EDGE = -0.999
+PUBLISHED_UPPER_EDGE = 0.99
+# Published scores replace masses below this one by density times bin width.
+LOG_SMALL_MASS = math.log(1e-5)
+# Below this the bin width, in units of the scale, underflows on its way through the logarithm's gradient.
+MINIMUM_RELATIVE_WIDTH = 1e-30
+# Half the step of float32 uniforms, which never reach 1: keeps them off 0 too, so that logarithms are finite.
+SMALLEST_UNIFORM = 2.0**-24
+
+
+def autoregressive_mean(
+    channel: int, means: Sequence[tf.Tensor], coefficients: Sequence[tf.Tensor], values: Sequence[tf.Tensor]
+) -> tf.Tensor:
+    """The mean of `channel` given the `values` of the channels below it, all on the [-1, 1] scale."""
+    mean = means[channel]
+    first_coefficient = channel * (channel - 1) // 2
+    for lower_channel in range(channel):
+        mean += coefficients[first_coefficient + lower_channel] * values[lower_channel]
+    return mean
+
+
+class DiscretizedLogisticMixture(tfd.Distribution):
+    """One pixel of C channels, each on the grid `k / (2^num_bits - 1)` in [0, 1].
+
+    On the [-1, 1] scale, with component m drawn from `softmax(mixture_logits / temperature)`, channel c is
+
+        x_c = round(mu_mc + sum_{j<c} coefficient_mcj x_j + temperature * exp(log_scale_mc) * logistic noise)
+
+    so its mass is `sum_m pi_m prod_c [F(x_c + h) - F(x_c - h)]` with F the logistic cumulative distribution
+    and h = 1 / (2^num_bits - 1) half the width of a bin; the lowest and highest bin take F's whole tails.
+
+    By default the mass has the quirks of the published scores: values above 0.99 (so at 8 bits level 254 too,
+    not only 255) take the upper tail, and masses below 1e-5 become density at the bin's centre times its
+    width. Hence it may sum to more than 1. `exact_edges=True` gives the proper mass, without either quirk.
+
+    Samples are continuous in [0, 1], not rounded to the grid, as published. `mean` is not the exact mean but
+    the published one: each channel in turn from softmax-weighted means and coefficients, clamped to [-1, 1].
+
+    All computation is in float32. Wrap it in `tfd.Independent(..., 2)` for whole images.
+
+    Example:
+      parameters = tf.zeros([8, 32, 32, 100])    # 10 components, RGB
+      pixels = DiscretizedLogisticMixture.from_parameters(parameters, channels=3, num_mixtures=10)
+      pixels.log_prob(images)                    # [8, 32, 32], nats a pixel, for images [8, 32, 32, 3]
+    """
+
+    def __init__(
+        self,
+        mixture_logits: tf.Tensor,
+        means: tf.Tensor,
+        log_scales: tf.Tensor,
+        coefficients: tf.Tensor,
+        temperature: float | tf.Tensor = 1.0,
+        num_bits: int = 8,
+        exact_edges: bool = False,
+        name: str = "DiscretizedLogisticMixture",
+    ):
+        """Builds the distribution from constrained parameters; `from_parameters` takes a network's output.
+
+        Args:
+          mixture_logits: `[..., M]`, unnormalised log-weights of the M components.
+          means: `[..., C, M]`, on the [-1, 1] scale.
+          log_scales: `[..., C, M]`, of the logistics on the [-1, 1] scale. -7 and above is safe in float32.
+          coefficients: `[..., C(C-1)/2, M]`, row by row of the strict lower triangle: for RGB green from red,
+            blue from red, blue from green. Zero rows for one channel.
+          temperature: divides the mixture logits and multiplies the scales; scalar or shaped as the batch.
+          num_bits: bits a channel, 1 to 8.
+          exact_edges: False for published scores, True for the mass that sums to 1.
+          name: name of the operations.
+
+        Raises:
+          ValueError: if `num_bits` is out of range or the parameters' channels disagree.
+        """
+        parameters = dict(locals())
+        if not 1 <= num_bits <= MAXIMUM_BITS:
+            raise ValueError(f"num_bits must be from 1 to {MAXIMUM_BITS}, got {num_bits}.")
+        with tf.name_scope(name) as name:
+            self._mixture_logits = tf.cast(mixture_logits, tf.float32)
+            self._means = tf.cast(means, tf.float32)
+            self._log_scales = tf.cast(log_scales, tf.float32)
+            self._coefficients = tf.cast(coefficients, tf.float32)
+            self._temperature = tf.cast(temperature, tf.float32)
+        self._channels = self._means.shape[-2]
+        expected_coefficients = self._channels * (self._channels - 1) // 2
+        if self._coefficients.shape[-2] != expected_coefficients:
+            raise ValueError(
+                f"{self._channels} channels need coefficients of shape "
+                f"[..., {expected_coefficients}, components], got {self._coefficients.shape}."
+            )
+        self._half_width = 1.0 / (2**num_bits - 1)
+        self._exact_edges = exact_edges
+        super().__init__(
+            dtype=tf.float32,
+            reparameterization_type=tfd.NOT_REPARAMETERIZED,
+            validate_args=False,
+            allow_nan_stats=True,
+            parameters=parameters,
+            name=name,
+        )
+
+    @classmethod
+    def from_parameters(
+        cls,
+        parameters: tf.Tensor,
+        channels: int,
+        num_mixtures: int,
+        temperature: float | tf.Tensor = 1.0,
+        num_bits: int = 8,
+        exact_edges: bool = False,
+    ) -> "DiscretizedLogisticMixture":
+        """Reads a network's output `[..., M (1 + 2C + C(C-1)/2)]`, laid out as in `split_mixture_parameters`.
+
+        Raises:
+          ValueError: if the last axis has another width, or `channels` is not from 1 to 4.
+        """
+        mixture = split_mixture_parameters(parameters, channels, num_mixtures)
+        return cls(**mixture._asdict(), temperature=temperature, num_bits=num_bits, exact_edges=exact_edges)
+
+    @classmethod
+    def _parameter_properties(cls, dtype, num_classes=None):
+        del dtype, num_classes
+        return {
+            "mixture_logits": tfp.util.ParameterProperties(event_ndims=1),
+            "means": tfp.util.ParameterProperties(event_ndims=2),
+            "log_scales": tfp.util.ParameterProperties(event_ndims=2),
+            "coefficients": tfp.util.ParameterProperties(event_ndims=2),
+            "temperature": tfp.util.ParameterProperties(event_ndims=0),
+        }
+
+    def _event_shape(self) -> tf.TensorShape:
+        return tf.TensorShape([self._channels])
+
+    def _event_shape_tensor(self) -> tf.Tensor:
+        return tf.constant([self._channels], tf.int32)
+
+    def _tempered_logits(self) -> tf.Tensor:
+        return self._mixture_logits / self._temperature[..., tf.newaxis]
+
+    def _tempered_log_scales(self) -> tf.Tensor:
+        return self._log_scales + tf.math.log(self._temperature)[..., tf.newaxis, tf.newaxis]
+
+    def _log_prob(self, value: tf.Tensor) -> tf.Tensor:
+        observed = 2.0 * tf.cast(value, tf.float32)[..., tf.newaxis] - 1.0
+        values = tf.unstack(observed, num=self._channels, axis=-2)
+        means = tf.unstack(self._means, axis=-2)
+        coefficients = tf.unstack(self._coefficients, axis=-2)
+        log_scales = tf.unstack(self._tempered_log_scales(), axis=-2)
+        log_weighted = tf.math.log_softmax(self._tempered_logits(), axis=-1)
+        for channel, (channel_value, log_scale) in enumerate(zip(values, log_scales, strict=True)):
+            mean = autoregressive_mean(channel, means, coefficients, values)
+            log_weighted += self._log_bin_mass(channel_value, mean, log_scale)
+        return tf.math.reduce_logsumexp(log_weighted, axis=-1)
+
+    def _log_bin_mass(self, value: tf.Tensor, mean: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
+        """The log of each logistic's mass in the bin around `value`: `[..., 1]`, `[..., M]` -> `[..., M]`.
+
+        Uses F(a) - F(b) = F(a) F(-b) (1 - exp(b - a)): no difference of nearly equal numbers, and every
+        branch of the `where`s has finite values and gradients, so none can poison the one chosen.
+        """
+        inverse_scale = tf.math.exp(-log_scale)
+        centred = (value - mean) * inverse_scale
+        half_width = self._half_width * inverse_scale
+        log_lower_tail = tf.math.log_sigmoid(centred + half_width)
+        log_upper_tail = tf.math.log_sigmoid(half_width - centred)
+        relative_width = tf.maximum(2.0 * half_width, MINIMUM_RELATIVE_WIDTH)
+        log_inner = log_lower_tail + log_upper_tail + tf.math.log(-tf.math.expm1(-relative_width))
+        if self._exact_edges:
+            # Observed values lie on the grid up to rounding, so half a bin separates the edges safely.
+            is_lowest, is_highest = value < self._half_width - 1.0, value > 1.0 - self._half_width
+        else:
+            is_lowest, is_highest = value < PUBLISHED_LOWER_EDGE, value > PUBLISHED_UPPER_EDGE
+            log_density = tf.math.log_sigmoid(centred) + tf.math.log_sigmoid(-centred) - log_scale
+            log_at_centre = log_density + math.log(2.0 * self._half_width)
+            log_inner = tf.where(log_inner < LOG_SMALL_MASS, log_at_centre, log_inner)
+        return tf.where(is_lowest, log_lower_tail, tf.where(is_highest, log_upper_tail, log_inner))
+
+    def _sample_n(self, n: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        # Not salted with self.name, which graphs make unique: one seed must draw the same there as eagerly.
+        component_seed, noise_seed = tfp.random.split_seed(seed, n=2, salt="DiscretizedLogisticMixture")
+        pixel_shape = tf.concat([[n], self.batch_shape_tensor()], axis=0)
+        gumbel = -tf.math.log(-tf.math.log(self._uniform(pixel_shape, self._means.shape[-1], component_seed)))
+        component = tf.argmax(self._tempered_logits() + gumbel, axis=-1)
+        # One row of weights a pixel, so that the same contraction serves the sample and the mean.
+        weights = tf.one_hot(component, self._means.shape[-1])
+        uniform = self._uniform(pixel_shape, self._channels, noise_seed)
+        noise = tf.math.log(uniform) - tf.math.log1p(-uniform)
+        scales = tf.math.exp(_select(self._tempered_log_scales(), weights))
+        return self._chain(weights, noise * scales)
+
+    @staticmethod
+    def _uniform(pixel_shape: tf.Tensor, depth: int, seed: tf.Tensor) -> tf.Tensor:
+        """Uniforms inside (0, 1), `[*pixel_shape, depth]`."""
+        shape = tf.concat([pixel_shape, [depth]], axis=0)
+        return tf.random.stateless_uniform(shape, seed, minval=SMALLEST_UNIFORM, maxval=1.0)
+
+    def _mean(self) -> tf.Tensor:
+        weights = tf.nn.softmax(self._tempered_logits())
+        pixel_shape = tf.concat([self.batch_shape_tensor(), [self._channels]], axis=0)
+        return self._chain(weights, tf.zeros(pixel_shape))
+
+    def _chain(self, weights: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+        """Channel after channel: component weights `[..., M]`, noise `[..., C]` -> `[..., C]` in [0, 1]."""
+        means = tf.unstack(_select(self._means, weights), axis=-1)
+        coefficients = tf.unstack(_select(self._coefficients, weights), axis=-1)
+        values = []
+        for channel, channel_noise in enumerate(tf.unstack(noise, num=self._channels, axis=-1)):
+            mean = autoregressive_mean(channel, means, coefficients, values)
+            values.append(tf.clip_by_value(mean + channel_noise, -1.0, 1.0))
+        return (tf.stack(values, axis=-1) + 1.0) / 2.0
+
+
+def _select(parameter: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """The weighted sum over components: `[..., rows, M]` with `[..., M]` -> `[..., rows]`."""
+    return tf.reduce_sum(parameter * weights[..., tf.newaxis, :], axis=-1)

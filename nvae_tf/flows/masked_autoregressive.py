@@ -1,0 +1,78 @@
+"""The inverse autoregressive flow pair that makes the posterior more expressive (Vahdat & Kautz 2020, section 3.4).
+
+A cell maps `z` to `z - m(z)`, where output pixel and channel depend only on earlier ones in raster order, so its
+log-determinant is 0. The second cell of a pair sees the image mirrored, so that together each pixel has seen all others.
+"""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.layers.convolution import StackedConvolution
+from nvae_tf.layers.stacked import StackedLayer
+
+HIDDEN_MULTIPLE = 6
+
+
+def causal_mask(size: int, channels_in: int, channels_out: int, strict: bool, mirrored: bool) -> np.ndarray:
+    """Mask `[size, size, in, out]` of a convolution that looks only at what comes earlier in raster order.
+
+    Earlier are all rows above and the same row to the left. At the centre, channels are ordered in blocks (the wider
+    side is cut into equal runs, one for each channel of the narrower side): output block `i` sees input blocks `< i`
+    where `strict`, else `<= i`. `mirrored` flips height and width, not the channels.
+    """
+    centre = size // 2
+    mask = np.zeros((size, size, channels_in, channels_out), np.float32)
+    mask[:centre] = 1.0
+    mask[centre, :centre] = 1.0
+    narrower = min(channels_in, channels_out)
+    block_in = np.arange(channels_in) * narrower // channels_in
+    block_out = np.arange(channels_out) * narrower // channels_out
+    before = block_in[:, None] < block_out[None, :]
+    mask[centre, centre] = before if strict else before | (block_in[:, None] == block_out[None, :])
+    return mask[::-1, ::-1].copy() if mirrored else mask
+
+
+class FlowCells(StackedLayer):
+    """`count` masked cells `z - m(z)` on latents `[batch, height, width, channels]`."""
+
+    def __init__(self, count: int, channels: int, mirrored: bool, **kwargs):
+        hidden = HIDDEN_MULTIPLE * channels
+        shared = {"dtype": kwargs.get("dtype")}
+        parts = [
+            StackedConvolution(
+                count, channels, hidden, 3, use_bias=False, mask=causal_mask(3, channels, hidden, True, mirrored), **shared
+            ),
+            StackedConvolution(
+                count, hidden, hidden, 5, groups=hidden, use_bias=False, mask=causal_mask(5, 1, hidden, False, mirrored), **shared
+            ),
+            StackedConvolution(
+                count, hidden, channels, 1, mask=causal_mask(1, hidden, channels, False, mirrored), log_norm_offset=-math.log(10.0), **shared
+            ),
+        ]
+        super().__init__(count, parts, **kwargs)
+
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        """One cell; float32 in, float32 out, whatever the compute type."""
+        first, depthwise, last = (
+            lambda x, part=part, slice_=slice_: part.apply_slice(slice_, x, records)
+            for part, slice_ in zip(self.parts, weights, strict=True)
+        )
+        hidden = tf.nn.elu(first(tf.cast(inputs, self.compute_dtype)))
+        shift = last(tf.nn.elu(tf.nn.elu(depthwise(hidden))))
+        return inputs - tf.cast(shift, inputs.dtype)
+
+
+class FlowPairs(StackedLayer):
+    """`count` pairs of cells, the second of each with the mirrored mask."""
+
+    def __init__(self, count: int, channels: int, **kwargs):
+        cells = [FlowCells(count, channels, mirrored, dtype=kwargs.get("dtype")) for mirrored in (False, True)]
+        super().__init__(count, cells, **kwargs)
+
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        """One pair on `[batch, height, width, channels]`."""
+        for cell, slice_ in zip(self.parts, weights, strict=True):
+            inputs = cell.apply_slice(slice_, inputs, records)
+        return inputs

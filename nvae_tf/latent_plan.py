@@ -1,0 +1,250 @@
+"""The topology of the hierarchy as data: which scales, groups and cells there are and how wide (no TensorFlow).
+
+The network is built by walking this plan, and the names of published files, parameter counts and error messages follow
+from it (Vahdat & Kautz 2020, section 3.1 and figure 2).
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+
+from nvae_tf.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvolutionBranch:
+    """A residual branch of plain operations in a row: `bnswish`, `bnelu`, `elu` or the dilated `bnswish5`."""
+
+    operations: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class InvertedBranch:
+    """A residual branch that widens by `expansion`, convolves depthwise (or in `groups` groups), and narrows."""
+
+    kernel_size: int
+    expansion: int
+    groups: int | None = None
+
+
+Branch = ConvolutionBranch | InvertedBranch
+
+
+@dataclasses.dataclass(frozen=True)
+class CellSet:
+    """Which residual branch stands in each of the four parts of the network."""
+
+    preprocess: Branch
+    encoder: Branch
+    decoder: Branch
+    postprocess: Branch
+
+
+def _convolutions(first: str, second: str) -> ConvolutionBranch:
+    return ConvolutionBranch((first, second))
+
+
+def _everywhere(operation: str) -> CellSet:
+    branch = _convolutions(operation, operation)
+    return CellSet(branch, branch, branch, branch)
+
+
+def _inverted_decoder(encoder: Branch) -> CellSet:
+    return CellSet(encoder, encoder, InvertedBranch(5, 6), InvertedBranch(5, 3))
+
+
+CELL_SETS = {
+    "res_mbconv": _inverted_decoder(_convolutions("bnswish", "bnswish")),
+    "res_bnswish": _everywhere("bnswish"),
+    "res_bnelu": _everywhere("bnelu"),
+    "res_elu": _everywhere("elu"),
+    "mbconv_sep": CellSet(
+        InvertedBranch(5, 3), InvertedBranch(5, 6), InvertedBranch(5, 6), InvertedBranch(5, 3)
+    ),
+    "mbconv_sep11": CellSet(
+        InvertedBranch(5, 3), InvertedBranch(11, 6), InvertedBranch(11, 6), InvertedBranch(5, 3)
+    ),
+    "mbconv_den": CellSet(
+        InvertedBranch(5, 3, groups=8),
+        InvertedBranch(5, 6),
+        InvertedBranch(5, 6),
+        InvertedBranch(5, 3, groups=8),
+    ),
+    "res53_mbconv": _inverted_decoder(_convolutions("bnswish5", "bnswish")),
+    "res35_mbconv": _inverted_decoder(_convolutions("bnswish", "bnswish5")),
+    "res55_mbconv": _inverted_decoder(_convolutions("bnswish5", "bnswish5")),
+    "mbconv_res": CellSet(
+        InvertedBranch(5, 3),
+        InvertedBranch(5, 6),
+        _convolutions("bnswish", "bnswish"),
+        _convolutions("bnswish", "bnswish"),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """One resolution of the hierarchy; `groups` are its latent groups counted from the top of the hierarchy (0)."""
+
+    height: int
+    width: int
+    encoder_channels: int
+    decoder_channels: int
+    groups: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One block of the pre- or post-processing: `num_cells` cells, one of which changes the resolution."""
+
+    channels_in: int
+    channels_out: int
+    num_cells: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentPlan:
+    """Scales from the smallest (top) to the largest, and the blocks around them."""
+
+    scales: tuple[Scale, ...]
+    preprocess: tuple[Block, ...]
+    postprocess: tuple[Block, ...]
+    num_latent_per_group: int
+    cells: CellSet
+
+    @property
+    def num_groups(self) -> int:
+        """Number of latent groups over all scales."""
+        return sum(len(scale.groups) for scale in self.scales)
+
+    @property
+    def is_vanilla(self) -> bool:
+        """Whether this is the one-group model without towers."""
+        return self.num_groups == 1
+
+    def scale_of_groups(self) -> Iterator[Scale]:
+        """The scale of every group, in top-down order."""
+        for scale in self.scales:
+            for _ in scale.groups:
+                yield scale
+
+    def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """`(height, width, channels)` of every group's latent, in top-down order."""
+        return tuple((s.height, s.width, self.num_latent_per_group) for s in self.scale_of_groups())
+
+
+def groups_per_scale(config: ModelConfig) -> tuple[int, ...]:
+    """Number of groups in every scale, from the *largest* resolution to the smallest."""
+    counts = []
+    for index in range(config.num_latent_scales):
+        count = (
+            config.num_groups_per_scale // 2**index if config.adaptive_groups else config.num_groups_per_scale
+        )
+        counts.append(count if index == 0 else max(count, config.min_groups_per_scale))
+    return tuple(counts)
+
+
+def latent_plan(config: ModelConfig) -> LatentPlan:
+    """Lays out the hierarchy that the settings ask for.
+
+    Raises:
+      ValueError: the settings do not fit each other; the message has the numbers and the mend.
+    """
+    _check_architecture(config)
+    before_scales = 2**config.num_preprocess_blocks
+    scales, first_group = [], 0
+    counts = groups_per_scale(config)
+    for index in reversed(range(config.num_latent_scales)):
+        factor = before_scales * 2**index
+        scales.append(
+            Scale(
+                height=config.network_height // factor,
+                width=config.network_width // factor,
+                encoder_channels=config.num_channels_encoder * factor,
+                decoder_channels=config.num_channels_decoder * factor,
+                groups=tuple(range(first_group, first_group + counts[index])),
+            )
+        )
+        first_group += counts[index]
+    preprocess = tuple(
+        Block(
+            config.num_channels_encoder * 2**i,
+            config.num_channels_encoder * 2 ** (i + 1),
+            config.num_preprocess_cells,
+        )
+        for i in range(config.num_preprocess_blocks)
+    )
+    postprocess = tuple(
+        Block(
+            config.num_channels_decoder * 2 ** (i + 1),
+            config.num_channels_decoder * 2**i,
+            config.num_postprocess_cells,
+        )
+        for i in reversed(range(config.num_postprocess_blocks))
+    )
+    return LatentPlan(
+        tuple(scales), preprocess, postprocess, config.num_latent_per_group, CELL_SETS[config.cell_set]
+    )
+
+
+def _check_architecture(config: ModelConfig) -> None:
+    if config.cell_set not in CELL_SETS:
+        nearest = difflib.get_close_matches(config.cell_set, CELL_SETS, n=1)
+        raise ValueError(
+            f"model.cell_set = {config.cell_set!r}: not one of {', '.join(CELL_SETS)}"
+            + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+        )
+    if config.num_preprocess_blocks != config.num_postprocess_blocks:
+        raise ValueError(
+            f"model.num_postprocess_blocks = {config.num_postprocess_blocks}: must equal num_preprocess_blocks = "
+            f"{config.num_preprocess_blocks}, or the image that comes out has another size than the one that goes in"
+        )
+    _check_size(config)
+    counts = groups_per_scale(config)
+    if min(counts) < 1:
+        raise ValueError(
+            f"model.num_groups_per_scale = {config.num_groups_per_scale}: halved at each of {len(counts)} scales it gives "
+            f"{list(counts)} groups; raise it, or set min_groups_per_scale to at least 1, or use fewer scales"
+        )
+    if config.likelihood == "logistic_mixture" and config.image_channels > 4:
+        raise ValueError(
+            f"model.image_channels = {config.image_channels}: the logistic mixture takes 1 to 4 channels"
+        )
+    if config.likelihood == "bernoulli" and config.num_bits != 1:
+        raise ValueError(
+            f"model.num_bits = {config.num_bits}: the Bernoulli likelihood is for 1-bit images; set it to 1"
+        )
+    _check_grouped_convolutions(config)
+
+
+def _check_size(config: ModelConfig) -> None:
+    halvings = config.num_preprocess_blocks + config.num_latent_scales - 1
+    for side in ("height", "width"):
+        real, padded = getattr(config, f"image_{side}"), getattr(config, f"network_{side}")
+        if padded < real:
+            raise ValueError(f"model.padded_{side} = {padded}: smaller than the image's {side} of {real}")
+        if padded % 2**halvings:
+            fitting = -(-real // 2**halvings) * 2**halvings
+            raise ValueError(
+                f"model.{'image' if padded == real else 'padded'}_{side} = {padded}: not divisible by {2**halvings} "
+                f"({config.num_preprocess_blocks} preprocess blocks and {config.num_latent_scales} scales halve it "
+                f"{halvings} times); set padded_{side} to {fitting}, or use fewer scales or blocks"
+            )
+
+
+def _check_grouped_convolutions(config: ModelConfig) -> None:
+    cells = CELL_SETS[config.cell_set]
+    for part, channels in (
+        ("preprocess", config.num_channels_encoder),
+        ("postprocess", config.num_channels_decoder),
+    ):
+        branch = getattr(cells, part)
+        if (
+            isinstance(branch, InvertedBranch)
+            and branch.groups
+            and channels * branch.expansion % branch.groups
+        ):
+            raise ValueError(
+                f"model.cell_set = {config.cell_set!r}: its {part} cells widen {channels} channels {branch.expansion} "
+                f"times, and {channels * branch.expansion} can't be cut into {branch.groups} groups; take a multiple of 8"
+            )

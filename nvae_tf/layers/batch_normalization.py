@@ -1,0 +1,84 @@
+"""Stacked batch normalisation, alone or with the activation that follows it."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer
+
+EPSILON = 1e-5
+MOMENTUM = 0.95
+
+
+class BatchNormalizationWeights(NamedTuple):
+    """Scale, shift and, in inference, the running statistics of one layer, each `[channels]` in float32."""
+
+    gamma: tf.Tensor
+    beta: tf.Tensor
+    mean: tf.Tensor | None
+    variance: tf.Tensor | None
+
+
+class BatchStatistics(NamedTuple):
+    """Mean and unbiased variance of one batch, each `[channels]`."""
+
+    mean: tf.Tensor
+    variance: tf.Tensor
+
+
+class StackedBatchNormalization(StackedLayer):
+    """`count` batch normalisations over batch, height and width.
+
+    Normalises with the biased variance of the batch, while the running variance follows the unbiased one (as cuDNN and
+    PyTorch do; Keras' own layer follows the biased one): `running = 0.95 running + 0.05 batch`.
+    """
+
+    def __init__(self, count: int, channels: int, **kwargs):
+        super().__init__(count, **kwargs)
+        shape = (count, channels)
+        self.gamma = self.add_weight(name="gamma", shape=shape, initializer="ones")
+        self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
+        running = {"trainable": False, "aggregation": "mean"}
+        self.moving_mean = self.add_weight(name="moving_mean", shape=shape, initializer="zeros", **running)
+        self.moving_variance = self.add_weight(
+            name="moving_variance", shape=shape, initializer="ones", **running
+        )
+
+    def slices(self, forward: ForwardPass) -> list[BatchNormalizationWeights]:
+        """Scale and shift of every layer, and the running statistics unless this pass uses the batch's."""
+        unused = [None] * self.count
+        columns = (
+            tf.unstack(tf.convert_to_tensor(self.gamma)),
+            tf.unstack(tf.convert_to_tensor(self.beta)),
+            unused if forward.training else tf.unstack(tf.convert_to_tensor(self.moving_mean)),
+            unused if forward.training else tf.unstack(tf.convert_to_tensor(self.moving_variance)),
+        )
+        return [BatchNormalizationWeights(*row) for row in zip(*columns, strict=True)]
+
+    def apply_slice(
+        self, weights: BatchNormalizationWeights, inputs: tf.Tensor, records: list | None
+    ) -> tf.Tensor:
+        """Normalises `[batch, height, width, channels]`; records the batch's statistics in training."""
+        training = weights.mean is None
+        result = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=weights.gamma,
+            offset=weights.beta,
+            mean=[] if training else weights.mean,
+            variance=[] if training else weights.variance,
+            epsilon=EPSILON,
+            is_training=training,
+        )
+        if records is not None:
+            records.append(BatchStatistics(result.batch_mean, result.batch_variance))
+        return result.y
+
+    def recorders(self) -> list[StackedLayer]:
+        """This stack records its batch statistics."""
+        return [self]
+
+    def record(self, forward: ForwardPass, records: list[BatchStatistics]) -> None:
+        """Hands the new running statistics of the whole stack to the pass."""
+        means, variances = zip(*records, strict=True)
+        for running, batch in ((self.moving_mean, means), (self.moving_variance, variances)):
+            forward.updates.append((running, MOMENTUM * running + (1.0 - MOMENTUM) * tf.stack(batch)))

@@ -1,0 +1,129 @@
+"""The residual branches of the cells (Vahdat & Kautz 2020, figure 3): operations in a row, and inverted residuals.
+
+`change` says what a cell does to the resolution: "none", "down" (halves it, doubles the channels) or "up".
+"""
+
+import tensorflow as tf
+
+from nvae_tf import latent_plan
+from nvae_tf.layers.activations import swish
+from nvae_tf.layers.batch_normalization import StackedBatchNormalization
+from nvae_tf.layers.convolution import DataDependentConvolution, StackedConvolution
+from nvae_tf.layers.resampling import nearest_upsampling
+from nvae_tf.layers.stacked import StackedLayer
+
+
+class ActivatedConvolution(StackedLayer):
+    """Batch norm (but for `elu`) -> activation -> (nearest doubling) -> 3x3 convolution with bias."""
+
+    def __init__(
+        self, count: int, operation: str, channels_in: int, channels_out: int, change: str, **kwargs
+    ):
+        dtype = kwargs.get("dtype")
+        self_normalised = operation == "elu"
+        kind = DataDependentConvolution if self_normalised else StackedConvolution
+        convolution = kind(
+            count,
+            channels_in,
+            channels_out,
+            3,
+            strides=2 if change == "down" else 1,
+            dilation=2 if operation == "bnswish5" else 1,
+            dtype=dtype,
+        )
+        norm = [] if self_normalised else [StackedBatchNormalization(count, channels_in, dtype=dtype)]
+        super().__init__(count, norm + [convolution], **kwargs)
+        self.operation = operation
+        self.activation = tf.nn.elu if operation in ("elu", "bnelu") else swish
+        self.upsampling = change == "up"
+
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        """One operation on `[batch, height, width, channels]`."""
+        *norm, convolution = self.parts
+        if norm:
+            inputs = norm[0].apply_slice(weights[0], inputs, records)
+        active = self.activation(inputs)
+        if self.upsampling:
+            active = nearest_upsampling(active)
+        return convolution.apply_slice(weights[-1], active, records)
+
+
+class OperationsBranch(StackedLayer):
+    """Activated convolutions in a row; the first carries the change of resolution and of channels."""
+
+    def __init__(
+        self,
+        count: int,
+        operations: tuple[str, ...],
+        channels_in: int,
+        channels_out: int,
+        change: str,
+        **kwargs,
+    ):
+        dtype = kwargs.get("dtype")
+        first, *others = operations
+        parts = [ActivatedConvolution(count, first, channels_in, channels_out, change, dtype=dtype)]
+        parts += [
+            ActivatedConvolution(count, operation, channels_out, channels_out, "none", dtype=dtype)
+            for operation in others
+        ]
+        super().__init__(count, parts, **kwargs)
+
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        """The operations one after another."""
+        for part, slice_ in zip(self.parts, weights, strict=True):
+            inputs = part.apply_slice(slice_, inputs, records)
+        return inputs
+
+
+class InvertedResidualBranch(StackedLayer):
+    """(Nearest doubling) -> BN -> 1x1 to h -> BN -> swish -> depthwise or grouped -> BN -> swish -> 1x1 -> BN.
+
+    `h` is `expansion` times the branch's input channels; the convolutions are plain (no weight normalisation, no bias).
+    """
+
+    def __init__(
+        self,
+        count: int,
+        branch: latent_plan.InvertedBranch,
+        channels_in: int,
+        channels_out: int,
+        change: str,
+        **kwargs,
+    ):
+        hidden = branch.expansion * channels_in
+        shared = {"dtype": kwargs.get("dtype")}
+        plain = {"use_bias": False, "weight_normalised": False, **shared}
+        stride = 2 if change == "down" else 1
+        groups = branch.groups or hidden
+        parts = [
+            StackedBatchNormalization(count, channels_in, **shared),
+            StackedConvolution(count, channels_in, hidden, 1, **plain),
+            StackedBatchNormalization(count, hidden, **shared),
+            StackedConvolution(count, hidden, hidden, branch.kernel_size, stride, groups=groups, **plain),
+            StackedBatchNormalization(count, hidden, **shared),
+            StackedConvolution(count, hidden, channels_out, 1, **plain),
+            StackedBatchNormalization(count, channels_out, **shared),
+        ]
+        super().__init__(count, parts, **kwargs)
+        self.upsampling = change == "up"
+
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        """One inverted residual on `[batch, height, width, channels]`."""
+        if self.upsampling:
+            inputs = nearest_upsampling(inputs)
+        swish_follows = (False, False, True, False, True, False, False)
+        for part, slice_, active in zip(self.parts, weights, swish_follows, strict=True):
+            inputs = part.apply_slice(slice_, inputs, records)
+            if active:
+                inputs = swish(inputs)
+        return inputs
+
+
+def residual_branch(
+    count: int, branch: latent_plan.Branch, channels_in: int, channels_out: int, change: str, dtype=None
+) -> StackedLayer:
+    """The stack of branches that the plan asks for."""
+    if isinstance(branch, latent_plan.InvertedBranch):
+        return InvertedResidualBranch(count, branch, channels_in, channels_out, change, dtype=dtype)
+    return OperationsBranch(count, branch.operations, channels_in, channels_out, change, dtype=dtype)

@@ -1,0 +1,171 @@
+"""Stacked convolutions: weight-normalised or plain, dense, depthwise, grouped or masked."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.layers.depthwise import depthwise_convolution
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer
+
+
+class ConvolutionWeights(NamedTuple):
+    """An effective kernel `[height, width, in / groups, out]` and a bias `[out]` or None, in the compute type."""
+
+    kernel: tf.Tensor
+    bias: tf.Tensor | None
+
+
+class StackedConvolution(StackedLayer):
+    """`count` convolutions with symmetric padding; the kernel variable is `[count, height, width, in / groups, out]`.
+
+    With weight normalisation the effective kernel is, per output channel, `exp(s) w / (||w|| + 1e-5)`, where
+    `s` starts at `log(||w|| + 1e-2)`. `mask` (`[height, width, in / groups, out]`, zeros and ones) is applied to `w`
+    before it is normalised. `w` and the bias start from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    Padding is `kernel_size // 2 * dilation` on every side, also at stride 2, where TensorFlow's SAME would pad
+    otherwise.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        channels_in: int,
+        channels_out: int,
+        kernel_size: int,
+        strides: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        use_bias: bool = True,
+        weight_normalised: bool = True,
+        mask: np.ndarray | None = None,
+        log_norm_offset: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(count, **kwargs)
+        self.channels_in = channels_in
+        self.channels_out = channels_out
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.dilation = dilation
+        self.groups = groups
+        self.mask = mask
+        fan_in = kernel_size * kernel_size * channels_in // groups
+        uniform = keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
+        shape = (count, kernel_size, kernel_size, channels_in // groups, channels_out)
+        self.kernel = self.add_weight(name="kernel", shape=shape, initializer=uniform)
+        self.bias = self.log_norm = None
+        if use_bias:
+            self.bias = self.add_weight(name="bias", shape=(count, channels_out), initializer=uniform)
+        if weight_normalised:
+            self.log_norm = self.add_weight(name="log_norm", shape=(count, channels_out))
+            start = tf.math.log(self._norms(self._masked_kernel())[:, 0, 0, 0] + 1e-2) + log_norm_offset
+            self.log_norm.assign(start)
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every channel is convolved by itself."""
+        return self.groups > 1 and self.groups == self.channels_in == self.channels_out
+
+    def effective_kernels(self) -> tf.Tensor:
+        """The kernels that are convolved with: masked and normalised, float32 `[count, height, width, in, out]`."""
+        kernel = self._masked_kernel()
+        if self.log_norm is None:
+            return kernel
+        scale = tf.exp(tf.convert_to_tensor(self.log_norm))[:, None, None, None, :]
+        return kernel * (scale / (self._norms(kernel) + 1e-5))
+
+    def slices(self, forward: ForwardPass) -> list[ConvolutionWeights]:
+        """The effective weights of each convolution; the stack's kernels are also left with the pass."""
+        kernels = self.effective_kernels()
+        forward.kernels[self.name] = kernels
+        kernels = tf.unstack(tf.cast(kernels, self.compute_dtype))
+        if self.bias is None:
+            return [ConvolutionWeights(kernel, None) for kernel in kernels]
+        biases = tf.unstack(tf.cast(self.bias, self.compute_dtype))
+        return [ConvolutionWeights(kernel, bias) for kernel, bias in zip(kernels, biases, strict=True)]
+
+    def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        """Convolves `[batch, height, width, in]` to `[batch, height / strides, width / strides, out]`."""
+        outputs = self._convolve(inputs, weights.kernel)
+        return outputs if weights.bias is None else tf.nn.bias_add(outputs, weights.bias)
+
+    def _convolve(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        if self.is_depthwise and self.strides == 1:
+            return depthwise_convolution(inputs, tf.reshape(kernel, kernel.shape[:2] + (self.channels_in, 1)))
+        padding = "SAME"
+        if self.strides > 1 and self.kernel_size > 1:
+            margin = self.kernel_size // 2 * self.dilation
+            inputs = tf.pad(inputs, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+            padding = "VALID"
+        if self.is_depthwise:
+            kernel = tf.reshape(kernel, kernel.shape[:2] + (self.channels_in, 1))
+            return tf.nn.depthwise_conv2d(inputs, kernel, (1, self.strides, self.strides, 1), padding)
+        if self.groups == 1:
+            return self._dense(inputs, kernel, padding)
+        # TensorFlow has no gradient for grouped convolutions on CPUs.
+        pieces = zip(tf.split(inputs, self.groups, -1), tf.split(kernel, self.groups, -1), strict=True)
+        return tf.concat([self._dense(x, k, padding) for x, k in pieces], -1)
+
+    def _dense(self, inputs: tf.Tensor, kernel: tf.Tensor, padding: str) -> tf.Tensor:
+        if self.dilation > 1:
+            # As one larger kernel with zeros between: dilated gradients exist on GPUs only.
+            kernel = _spread(kernel, self.dilation)
+        return tf.nn.conv2d(inputs, kernel, self.strides, padding)
+
+    def _masked_kernel(self) -> tf.Tensor:
+        kernel = tf.convert_to_tensor(self.kernel)
+        return kernel if self.mask is None else kernel * self.mask
+
+    def _norms(self, kernel: tf.Tensor) -> tf.Tensor:
+        # The tiny number keeps the gradient finite for a filter that is all zeros.
+        return tf.sqrt(tf.reduce_sum(tf.square(kernel), axis=(1, 2, 3), keepdims=True) + 1e-30)
+
+
+class DataDependentConvolution(StackedConvolution):
+    """Weight-normalised convolutions whose scale and bias are set from the first training batch.
+
+    In an initialising pass, with `y` the convolution by `w / (||w|| + 1e-5)` and `d` five times the (unbiased) standard
+    deviation of `y` per channel, `s = -log(d + 1e-5)` and the bias is `-mean(y) / (d + 1e-5)`.
+    """
+
+    def slices(self, forward: ForwardPass) -> list[ConvolutionWeights]:
+        """As for every stack, but unscaled directions in an initialising pass."""
+        if not forward.initialising:
+            return super().slices(forward)
+        kernel = self._masked_kernel()
+        directions = tf.unstack(tf.cast(kernel / (self._norms(kernel) + 1e-5), self.compute_dtype))
+        return [ConvolutionWeights(direction, None) for direction in directions]
+
+    def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        """Convolves; without a bias (an initialising pass) it finds scale and bias first and records them."""
+        outputs = super().apply_slice(weights, inputs, records)
+        if weights.bias is not None:
+            if records is not None:
+                records.append(None)
+            return outputs
+        mean, variance = tf.nn.moments(tf.cast(outputs, tf.float32), axes=(0, 1, 2))
+        size = tf.cast(tf.size(outputs) / tf.shape(outputs)[-1], tf.float32)
+        scale = 1.0 / (5.0 * tf.sqrt(variance * size / (size - 1.0)) + 1e-5)
+        records.append((tf.math.log(scale), -mean * scale))
+        return (outputs - tf.cast(mean, outputs.dtype)) * tf.cast(scale, outputs.dtype)
+
+    def recorders(self) -> list[StackedLayer]:
+        """This stack records its new scales and biases."""
+        return [self]
+
+    def record(self, forward: ForwardPass, records: list) -> None:
+        """Hands the new scales and biases of the whole stack to the pass, if it is an initialising one."""
+        if forward.initialising:
+            log_norms, biases = zip(*records, strict=True)
+            forward.updates += [(self.log_norm, tf.stack(log_norms)), (self.bias, tf.stack(biases))]
+
+
+def _spread(kernel: tf.Tensor, dilation: int) -> tf.Tensor:
+    """The kernel `[height, width, in, out]` with `dilation - 1` zeros between its taps."""
+    size = (kernel.shape[0] - 1) * dilation + 1
+    spread = np.zeros((size, kernel.shape[0]), np.float32)
+    spread[np.arange(0, size, dilation), np.arange(kernel.shape[0])] = 1.0
+    spread = tf.constant(spread, kernel.dtype)
+    return tf.einsum("yh,xw,hwio->yxio", spread, spread, kernel)

@@ -1,0 +1,107 @@
+"""Layers held as one stack: `count` identical layers whose weights share variables with a leading axis.
+
+A hierarchical VAE has hundreds of small identical layers. Held as one variable each, weight normalisation, spectral
+norms, gradients, weight decay and the optimizer act on thousands of tensors, and building the graph takes minutes. Here
+they act on about a hundred, and one layer of the stack is a pure function of its input and its slice of the weights.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+@dataclasses.dataclass
+class ForwardPass:
+    """What one pass through the network gathers besides its output.
+
+    Attributes:
+      training: whether batch statistics are used (and recorded) or the running ones.
+      initialising: whether data-dependent layers set their scales from this batch (see `DataDependentConvolution`).
+      updates: pairs of a non-trainable variable and its new value, not yet assigned.
+      kernels: the effective kernels `[count, height, width, in, out]` of every convolution stack that was used, by
+        the stack's name, so that the spectral regulariser need not compute them again.
+    """
+
+    training: bool = False
+    initialising: bool = False
+    updates: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
+    kernels: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+
+    def commit(self) -> None:
+        """Assigns the gathered updates; apart from the pass itself, so that a bad step can be left without trace."""
+        for variable, value in self.updates:
+            variable.assign(value)
+
+
+class StackedLayer(keras.layers.Layer):
+    """Base of all stacks: `count` identical layers, one variable a weight with a leading axis of `count`.
+
+    A subclass either owns variables (and overrides `slices`) or is made of `parts`, stacks of the same count.
+    `apply_slice` is one layer of the stack as a pure function. All weights are made at construction: their shapes are
+    known from the plan.
+    """
+
+    def __init__(self, count: int, parts: Sequence["StackedLayer"] = (), **kwargs):
+        super().__init__(**kwargs)
+        self.count = count
+        self.parts = list(parts)
+        self.built = True
+
+    def slices(self, forward: ForwardPass) -> list[Any]:
+        """The ready-to-use weights of every layer of the stack, computed for the whole stack at once."""
+        return list(zip(*(part.slices(forward) for part in self.parts), strict=True))
+
+    def apply_slice(self, weights: Any, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        """One layer of the stack on `[batch, height, width, channels]`.
+
+        Args:
+          weights: this layer's element of `slices`.
+          inputs: the layer's input.
+          records: a list to which recording layers append their statistics in order, or None in inference.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say what one of its layers computes")
+
+    def recorders(self) -> list["StackedLayer"]:
+        """The parts that append to `records`, in the order in which they do."""
+        return [recorder for part in self.parts for recorder in part.recorders()]
+
+    def record(self, forward: ForwardPass, records: Sequence[Any]) -> None:
+        """Adds to `forward.updates` what follows from the records of all layers of the stack (recorders only)."""
+
+    @contextlib.contextmanager
+    def unstacked(self, forward: ForwardPass) -> Iterator[list[Callable[[tf.Tensor], tf.Tensor]]]:
+        """Gives the stack's layers as functions of their input; leaving the block records the whole stack at once."""
+        recording = forward.training or forward.initialising
+        records: list[list[Any]] = [[] for _ in range(self.count)]
+        weights = self.slices(forward)
+
+        def layer(index: int) -> Callable[[tf.Tensor], tf.Tensor]:
+            return lambda inputs: self.apply_slice(
+                weights[index], inputs, records[index] if recording else None
+            )
+
+        yield [layer(index) for index in range(self.count)]
+        if recording:
+            for position, recorder in enumerate(self.recorders()):
+                recorder.record(forward, [record[position] for record in records])
+
+    def single(self, inputs: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
+        """The only layer of a stack of one."""
+        with self.unstacked(forward) as (layer,):
+            return layer(inputs)
+
+
+def stack_of(kind: type[StackedLayer], count: int, *arguments, **keywords) -> StackedLayer | None:
+    """A stack of `count` layers, or None where the plan has none of them."""
+    return kind(count, *arguments, **keywords) if count else None
+
+
+def unstacked(
+    stack: StackedLayer | None, forward: ForwardPass
+) -> contextlib.AbstractContextManager[list[Callable[[tf.Tensor], tf.Tensor]]]:
+    """The stack's layers as functions, see `StackedLayer.unstacked`; an empty list where there is no stack."""
+    return contextlib.nullcontext([]) if stack is None else stack.unstacked(forward)

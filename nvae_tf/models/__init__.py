@@ -1,0 +1,5 @@
+"""The networks and the model."""
+
+from nvae_tf.models.nvae import NVAE
+
+__all__ = ["NVAE"]

@@ -1,0 +1,91 @@
+"""The bottom-up (inference) network: one feature for every latent group (Vahdat & Kautz 2020, figure 2a)."""
+
+import keras
+import tensorflow as tf
+
+from nvae_tf.config import ModelConfig
+from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, stack_of, unstacked
+
+
+class PreprocessBlock(keras.layers.Layer):
+    """Normal cells and, last, a cell that halves the resolution and doubles the channels."""
+
+    def __init__(self, block, branch, squeeze_excite: bool, **kwargs):
+        super().__init__(**kwargs)
+        shared = {"dtype": kwargs.get("dtype")}
+        self.cells = stack_of(
+            ResidualCells, block.num_cells - 1, branch, block.channels_in, block.channels_in, squeeze_excite, **shared
+        )
+        self.down = ResidualCells(1, branch, block.channels_in, block.channels_out, squeeze_excite, **shared)
+        self.built = True
+
+    def forward(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
+        """`[batch, height, width, in]` -> `[batch, height / 2, width / 2, 2 in]`."""
+        with unstacked(self.cells, forward) as cells:
+            for cell in cells:
+                state = cell(state)
+        return self.down.single(state, forward)
+
+
+class BottomUpScale(keras.layers.Layer):
+    """The cells of one resolution, `cells_per_group` for each group, and the way down to the next resolution."""
+
+    def __init__(self, scale, smaller_scale, branch, cells_per_group: int, squeeze_excite: bool, **kwargs):
+        super().__init__(**kwargs)
+        shared = {"dtype": kwargs.get("dtype")}
+        self.num_groups = len(scale.groups)
+        self.cells_per_group = cells_per_group
+        channels = scale.encoder_channels
+        self.cells = ResidualCells(
+            self.num_groups * cells_per_group, branch, channels, channels, squeeze_excite, **shared
+        )
+        self.down = None
+        if smaller_scale is not None:
+            self.down = ResidualCells(
+                1, branch, channels, smaller_scale.encoder_channels, squeeze_excite, **shared
+            )
+        self.built = True
+
+
+class BottomUp(keras.layers.Layer):
+    """Stem, pre-processing, and the tower of cells from the largest resolution to the smallest."""
+
+    def __init__(self, config: ModelConfig, plan: LatentPlan, **kwargs):
+        super().__init__(**kwargs)
+        shared = {"dtype": kwargs.get("dtype")}
+        squeeze_excite = config.squeeze_excite
+        self.stem = StackedConvolution(1, config.image_channels, config.num_channels_encoder, 3, **shared)
+        self.preprocess = [
+            PreprocessBlock(block, plan.cells.preprocess, squeeze_excite, **shared) for block in plan.preprocess
+        ]
+        smaller_scales = (None, *plan.scales)
+        self.scales = []
+        if not plan.is_vanilla:
+            self.scales = [
+                BottomUpScale(
+                    scale, smaller, plan.cells.encoder, config.num_cells_per_group_encoder, squeeze_excite, **shared
+                )
+                for scale, smaller in reversed(list(zip(plan.scales, smaller_scales, strict=False)))
+            ]
+        top_channels = plan.scales[0].encoder_channels
+        self.top = StackedConvolution(1, top_channels, top_channels, 1, **shared)
+        self.built = True
+
+    def forward(self, images: tf.Tensor, forward: ForwardPass) -> list[tf.Tensor]:
+        """Features of every group, top group first, from images `[batch, height, width, channels]` in [0, 1]."""
+        state = self.stem.single(tf.cast(2.0 * images - 1.0, self.compute_dtype), forward)
+        for block in self.preprocess:
+            state = block.forward(state, forward)
+        features = []
+        for scale in self.scales:
+            with scale.cells.unstacked(forward) as cells:
+                for group in range(scale.num_groups):
+                    for cell in cells[group * scale.cells_per_group : (group + 1) * scale.cells_per_group]:
+                        state = cell(state)
+                    features.append(state)
+            if scale.down is not None:
+                state = scale.down.single(state, forward)
+        # The top-most group takes the tower's end in place of its kept feature.
+        features[-1:] = [tf.nn.elu(self.top.single(tf.nn.elu(state), forward))]
+        return features[::-1]

@@ -1,0 +1,42 @@
+"""The frame of zeros around small images, and the check of images that come from outside."""
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.config import ModelConfig
+
+
+def frame_with_zeros(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Images `[batch, height, width, channels]` in the middle of a frame of zeros of the given size."""
+    missing = height - images.shape[1], width - images.shape[2]
+    if missing == (0, 0):
+        return images
+    margins = [(size // 2, size - size // 2) for size in missing]
+    return tf.pad(images, [(0, 0), *margins, (0, 0)])
+
+
+def real_pixels(framed: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """The middle `[batch, height, width, ...]` of a frame; undoes `frame_with_zeros`."""
+    top, left = (framed.shape[1] - height) // 2, (framed.shape[2] - width) // 2
+    return framed[:, top : top + height, left : left + width]
+
+
+def check_images(images: tf.Tensor | np.ndarray, config: ModelConfig) -> tf.Tensor:
+    """Images from outside as a float32 tensor.
+
+    Raises:
+      ValueError: they are not `[batch, height, width, channels]` of the model's size, or not all in [0, 1].
+    """
+    images = np.asarray(images)
+    expected = (config.image_height, config.image_width, config.image_channels)
+    if images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
+        raise ValueError(
+            f"images have shape {images.shape}; this model takes [batch, {', '.join(map(str, expected))}] "
+            "with at least one image: resize them or add the missing axis"
+        )
+    if images.dtype.kind not in "fb" or not (images.min() >= 0.0 and images.max() <= 1.0):
+        raise ValueError(
+            f"images have values from {images.min()} to {images.max()} of type {images.dtype}; "
+            "they must be floats in [0, 1]: divide 8-bit values by 255"
+        )
+    return tf.convert_to_tensor(images.astype(np.float32))

@@ -1,0 +1,46 @@
+"""The standard-normal draws of all groups, a pure function of their seeds."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+Shapes = Sequence[tuple[int, int, int]]
+
+
+def batch_noise(shapes: Shapes, batch_size: int | tf.Tensor, seed: tf.Tensor | Sequence[int]) -> list[tf.Tensor]:
+    """One draw `[batch, height, width, channels]` a group from one seed `[2]` for the whole batch (training)."""
+    sizes = [height * width * channels for height, width, channels in shapes]
+    # Philox gives the same numbers eagerly, in a graph, under XLA and on every device; the default does not.
+    noise = tf.random.stateless_normal((batch_size, sum(sizes)), seed, alg="philox")
+    return _cut(noise, shapes, sizes)
+
+
+def noise_per_image(shapes: Shapes, seeds: tf.Tensor) -> list[tf.Tensor]:
+    """As `batch_noise`, but from one seed an image `[batch, 2]`: an image's draw does not depend on its batch."""
+    sizes = [height * width * channels for height, width, channels in shapes]
+    noise = tf.map_fn(
+        lambda seed: tf.random.stateless_normal((sum(sizes),), seed, alg="philox"),
+        seeds,
+        fn_output_signature=tf.TensorSpec((sum(sizes),), tf.float32),
+    )
+    return _cut(noise, shapes, sizes)
+
+
+def image_seeds(seed: int | tf.Tensor, count: int | tf.Tensor, first: int | tf.Tensor = 0) -> tf.Tensor:
+    """Seeds `[count, 2]` of the images `first .. first + count - 1` of a stream."""
+    indices = tf.range(first, first + count, dtype=tf.int32)
+    return tf.stack([tf.fill(tf.shape(indices), tf.cast(seed, tf.int32)), indices], axis=1)
+
+
+def folded(seeds: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
+    """Other seeds `[..., 2]` from the same ones, one independent stream for every number."""
+    if seeds.shape.rank == 1:
+        return tf.random.experimental.stateless_fold_in(seeds, number, alg="philox")
+    return tf.map_fn(
+        lambda seed: tf.random.experimental.stateless_fold_in(seed, number, alg="philox"), seeds
+    )
+
+
+def _cut(noise: tf.Tensor, shapes: Shapes, sizes: list[int]) -> list[tf.Tensor]:
+    pieces = tf.split(noise, sizes, axis=1)
+    return [tf.reshape(piece, (-1, *shape)) for piece, shape in zip(pieces, shapes, strict=True)]

@@ -1,0 +1,252 @@
+"""The model: a `keras.Model` that trains, scores, encodes, decodes and generates."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from nvae_tf import config as configuration
+from nvae_tf import objective as objectives
+from nvae_tf.config import ModelConfig, ObjectiveConfig
+from nvae_tf.distributions import image_likelihood
+from nvae_tf.latent_plan import latent_plan
+from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution
+from nvae_tf.layers.convolution import DataDependentConvolution
+from nvae_tf.models.bottom_up import BottomUp
+from nvae_tf.models.images import check_images, frame_with_zeros, real_pixels
+from nvae_tf.models.latents import GivenSource, LatentSample, LatentSource, PosteriorSource, PriorSource
+from nvae_tf.models.noise import batch_noise, folded, image_seeds, noise_per_image
+from nvae_tf.models.top_down import TopDown
+
+
+class Decoded(NamedTuple):
+    """The end of a top-down pass.
+
+    Attributes:
+      parameters: the likelihood's parameters over the padded frame, `[batch, height, width, parameters]`.
+      likelihood: the distribution over the real pixels, event `[height, width, channels]` in [0, 1].
+      latents: every group's latent, top group first.
+    """
+
+    parameters: tf.Tensor
+    likelihood: tfp.distributions.Distribution
+    latents: list[LatentSample]
+
+
+@keras.saving.register_keras_serializable("nvae_tf")
+class NVAE(keras.Model):
+    """Nouveau VAE (Vahdat & Kautz 2020).
+
+    Example:
+      >>> model = NVAE(ModelConfig(image_height=8, image_width=8, image_channels=1, num_bits=1, likelihood="bernoulli"))
+      >>> model.compile(optimizer=NVAEAdamax())
+      >>> model.fit(dataset_of_images)
+      >>> images = model.generate(16, temperature=0.7, seed=1)
+
+    Images are `[batch, height, width, channels]` in [0, 1]; scores are nats per image.
+
+    Raises:
+      ValueError: the settings do not fit each other.
+    """
+
+    def __init__(self, config: ModelConfig, objective: ObjectiveConfig | None = None, seed: int = 0, **kwargs):
+        super().__init__(**kwargs)
+        self.config = config
+        self.objective = objective or ObjectiveConfig()
+        self.seed = seed
+        self.plan = latent_plan(config)
+        self.likelihood = image_likelihood(
+            config.likelihood, config.num_mixtures, config.num_bits, config.exact_edges
+        )
+        shared = {"dtype": self.dtype_policy}
+        self.bottom_up = BottomUp(config, self.plan, name="bottom_up", **shared)
+        num_parameters = self.likelihood.num_parameters(config.image_channels)
+        self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", **shared)
+        self.batch_norms = self._stacks(StackedBatchNormalization)
+        self.spectral_regularizer = objectives.SpectralRegularizer(self._stacks(StackedConvolution))
+        self.is_data_dependent = bool(self._stacks(DataDependentConvolution))
+        self.data_initialised = self.add_weight(
+            name="data_initialised", shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica"
+        )
+        self.loss_tracker = keras.metrics.Mean(name="loss")
+        self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction")
+        self.kl_tracker = keras.metrics.Mean(name="kl")
+        self.built = True
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The running means that `fit` and `evaluate` report: loss, reconstruction and KL, in nats per image."""
+        return [self.loss_tracker, self.reconstruction_tracker, self.kl_tracker]
+
+    def infer(self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None) -> Decoded:
+        """Bottom-up and top-down with every latent from the posterior.
+
+        Args:
+          images: `[batch, height, width, channels]` in [0, 1].
+          noise: the groups' standard-normal draws, top group first.
+          forward: training or inference mode; inference when left out.
+        """
+        forward = forward or ForwardPass()
+        features = self.features(images, forward)
+        return self.top_down_pass(self.posterior_sources(features, noise), tf.shape(images)[0], forward)
+
+    def features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
+        """The bottom-up feature of every group, top group first; they do not depend on any random draw."""
+        framed = frame_with_zeros(images, self.config.network_height, self.config.network_width)
+        return self.bottom_up.forward(framed, forward or ForwardPass())
+
+    def posterior_sources(self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]) -> list[LatentSource]:
+        """Sources that draw every group from the posterior."""
+        residual = self.config.residual_distributions
+        return [PosteriorSource(feature, eps, residual) for feature, eps in zip(features, noise, strict=True)]
+
+    def top_down_pass(
+        self,
+        sources: Sequence[LatentSource],
+        batch_size: int | tf.Tensor,
+        forward: ForwardPass | None = None,
+        temperature: float | tf.Tensor = 1.0,
+    ) -> Decoded:
+        """From one latent source a group to the distribution of images; `temperature` is the likelihood's own."""
+        parameters, latents = self.top_down.forward(sources, batch_size, forward or ForwardPass())
+        height, width = self.config.image_height, self.config.image_width
+        likelihood = self.likelihood.distribution(real_pixels(parameters, height, width), temperature)
+        return Decoded(parameters, likelihood, latents)
+
+    def call(self, images: tf.Tensor, training: bool = False, seed: int = 0) -> tf.Tensor:
+        """The mean of the reconstruction of `[batch, height, width, channels]`, in [0, 1]."""
+        forward = ForwardPass(training)
+        noise = noise_per_image(self.plan.latent_shapes(), image_seeds(seed, tf.shape(images)[0]))
+        decoded = self.infer(images, noise, forward)
+        forward.commit()
+        return decoded.likelihood.mean()
+
+    def train_step(self, data) -> dict[str, tf.Tensor]:
+        """One step of `fit` on a batch of images in [0, 1]; the draws depend on the seed and the step alone."""
+        images = _images_of(data)
+        step = self.optimizer.iterations
+        if self.is_data_dependent:
+            tf.cond(self.data_initialised > 0.0, lambda: None, lambda: self._initialise_from(images))
+        forward = ForwardPass(training=True)
+        with tf.GradientTape() as tape:
+            elbo, loss = self.training_loss(images, self._training_noise(images, step), step, forward)
+            scaled_loss = self.optimizer.scale_loss(loss.loss)
+        gradients = tape.gradient(scaled_loss, self.trainable_weights)
+        self.optimizer.apply(gradients, self.trainable_weights)
+        forward.commit()
+        return self._report(elbo, loss.loss)
+
+    def training_loss(
+        self, images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
+    ) -> tuple[objectives.Elbo, objectives.TrainingLoss]:
+        """The bound's parts and the loss at a step, see `nvae_tf.objective`."""
+        decoded = self.infer(images, noise, forward)
+        elbo = objectives.Elbo(-decoded.likelihood.log_prob(images), objectives.kl_per_group(decoded.latents))
+        beta = objectives.kl_weight(step, self.objective)
+        spectral = tf.add_n([tf.reduce_sum(norms) for norms in self.spectral_regularizer.norms(forward)])
+        regularisers = spectral + (objectives.batch_norm_loss(self.batch_norms) if self.batch_norms else 0.0)
+        weight = objectives.regularisation_weight(beta, self.objective)
+        scales = objectives.balancing_scales(self.plan)
+        return elbo, objectives.training_loss(elbo, beta, scales, regularisers, weight)
+
+    def test_step(self, data) -> dict[str, tf.Tensor]:
+        """One step of `evaluate`: the negative bound in nats, with running batch-norm statistics."""
+        images = _images_of(data)
+        noise = batch_noise(self.plan.latent_shapes(), tf.shape(images)[0], (self.seed, -1))
+        decoded = self.infer(images, noise)
+        elbo = objectives.Elbo(-decoded.likelihood.log_prob(images), objectives.kl_per_group(decoded.latents))
+        return self._report(elbo, tf.reduce_mean(elbo.nelbo))
+
+    def encode(self, images: tf.Tensor, seed: int = 0) -> list[tf.Tensor]:
+        """Latents of images, a list `[batch, height, width, latent channels]` a group, top group first."""
+        images = check_images(images, self.config)
+        noise = noise_per_image(self.plan.latent_shapes(), image_seeds(seed, images.shape[0]))
+        return [latent.z for latent in self.infer(images, noise).latents]
+
+    def decode(self, latents: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Mean images `[batch, height, width, channels]` in [0, 1] from the latents of all groups."""
+        shapes = self.plan.latent_shapes()
+        given = [tuple(latent.shape[1:]) for latent in latents]
+        if given != list(shapes):
+            raise ValueError(f"latents have shapes {given} without the batch; this model's are {list(shapes)}")
+        return self.top_down_pass([GivenSource(z) for z in latents], latents[0].shape[0]).likelihood.mean()
+
+    def generate(self, count: int, temperature: float = 1.0, seed: int = 0) -> tf.Tensor:
+        """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
+
+        `temperature` multiplies every prior's sigma. Image i depends on the seed and i, not on `count`.
+        """
+        if count < 1 or not temperature > 0.0:
+            raise ValueError(f"count = {count}, temperature = {temperature}: both must be greater than 0")
+        return self.generate_from_seeds(image_seeds(seed, count), temperature).mean()
+
+    def generate_from_seeds(
+        self, seeds: tf.Tensor, temperature: float | tf.Tensor = 1.0
+    ) -> tfp.distributions.Distribution:
+        """The distribution of images for one seed an image `[batch, 2]`."""
+        noise = noise_per_image(self.plan.latent_shapes(), seeds)
+        sources = [PriorSource(eps, temperature) for eps in noise]
+        return self.top_down_pass(sources, tf.shape(seeds)[0], temperature=temperature).likelihood
+
+    def score(self, images: tf.Tensor, importance_samples: int = 1, seed: int = 0) -> tf.Tensor:
+        """Negative log-likelihood bound of each image `[batch]`, in nats, importance-weighted with that many samples."""
+        images = check_images(images, self.config)
+        return self.importance_weighted(images, importance_samples, image_seeds(seed, images.shape[0])).bound
+
+    def importance_weighted(
+        self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor
+    ) -> objectives.ImportanceWeightedBound:
+        """The bound for one seed an image `[batch, 2]`; the bottom-up pass runs once."""
+        features = self.features(images)
+
+        def log_weight(index: tf.Tensor) -> tf.Tensor:
+            noise = noise_per_image(self.plan.latent_shapes(), folded(seeds, index))
+            decoded = self.top_down_pass(self.posterior_sources(features, noise), tf.shape(images)[0])
+            log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
+            return decoded.likelihood.log_prob(images) + log_p - log_q
+
+        return objectives.importance_weighted_bound(log_weight, importance_samples, tf.shape(images)[0])
+
+    def get_config(self) -> dict:
+        """The settings, for `save` and `from_config`."""
+        return {
+            "config": configuration.config_to_dict(self.config),
+            "objective": configuration.config_to_dict(self.objective),
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "NVAE":
+        """The model of settings from `get_config`."""
+        settings = dict(config)
+        model = configuration.config_from_dict(ModelConfig, settings.pop("config"))
+        objective = configuration.config_from_dict(ObjectiveConfig, settings.pop("objective"))
+        return cls(model, objective, **settings)
+
+    def _training_noise(self, images: tf.Tensor, step: tf.Tensor) -> list[tf.Tensor]:
+        batch_size = images.shape[0] or tf.shape(images)[0]
+        return batch_noise(self.plan.latent_shapes(), batch_size, (self.seed, tf.cast(step, tf.int32)))
+
+    def _initialise_from(self, images: tf.Tensor) -> None:
+        forward = ForwardPass(training=True, initialising=True)
+        self.infer(images, self._training_noise(images, 0), forward)
+        for layer_variable, value in forward.updates:
+            layer_variable.assign(value)
+        self.data_initialised.assign(1.0)
+
+    def _report(self, elbo: objectives.Elbo, loss: tf.Tensor) -> dict[str, tf.Tensor]:
+        self.loss_tracker.update_state(loss)
+        self.reconstruction_tracker.update_state(elbo.reconstruction)
+        self.kl_tracker.update_state(tf.reduce_sum(elbo.kl, axis=1))
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def _stacks(self, kind: type) -> list:
+        return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
+
+
+def _images_of(data) -> tf.Tensor:
+    """The images of a batch; a dataset may also give labels or weights, which are not used."""
+    return tf.convert_to_tensor(data[0] if isinstance(data, (tuple, list)) else data)

@@ -1,0 +1,168 @@
+"""The top-down (generative) network: from the top latent to the likelihood's parameters (figure 2 of the paper)."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import keras
+import tensorflow as tf
+
+from nvae_tf.config import ModelConfig
+from nvae_tf.flows import FlowPairs
+from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, stack_of, unstacked
+from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, standard_prior
+
+
+class TopDownScale(keras.layers.Layer):
+    """All groups of one resolution, and the way up to the next."""
+
+    def __init__(self, config: ModelConfig, plan: LatentPlan, index: int, **kwargs):
+        super().__init__(**kwargs)
+        shared = {"dtype": kwargs.get("dtype")}
+        scale = plan.scales[index]
+        encoder, decoder, latent = scale.encoder_channels, scale.decoder_channels, config.num_latent_per_group
+        self.num_groups = len(scale.groups)
+        self.num_top_groups = 1 if index == 0 else 0
+        self.num_latent = latent
+        self.cells_per_group = config.num_cells_per_group_decoder
+        self.num_flows = config.num_flows
+        branch, excite = plan.cells.decoder, config.squeeze_excite
+        below_top = self.num_groups - self.num_top_groups
+        self.cells = stack_of(ResidualCells, below_top * self.cells_per_group, branch, decoder, decoder, excite, **shared)
+        self.priors = stack_of(StackedConvolution, below_top, decoder, 2 * latent, 1, **shared)
+        self.feature_combiners = stack_of(StackedConvolution, below_top, decoder, encoder, 1, **shared)
+        self.posteriors = StackedConvolution(self.num_groups, encoder, 2 * latent, 3, **shared)
+        self.flows = stack_of(FlowPairs, self.num_groups * self.num_flows, latent, **shared)
+        combined = latent if plan.is_vanilla else decoder + latent
+        self.combiners = StackedConvolution(self.num_groups, combined, decoder, 1, **shared)
+        self.is_vanilla = plan.is_vanilla
+        self.up = None
+        if index + 1 < len(plan.scales):
+            larger = plan.scales[index + 1].decoder_channels
+            self.up = ResidualCells(1, branch, decoder, larger, excite, **shared)
+        self.built = True
+
+    @contextlib.contextmanager
+    def unstacked(self, forward: ForwardPass) -> Iterator[list[GroupLayers]]:
+        """The layers of each group, from the top; leaving the block records batch statistics."""
+        with contextlib.ExitStack() as stack:
+            cells, priors, feature_combiners, posteriors, flows, combiners = (
+                stack.enter_context(unstacked(part, forward))
+                for part in (
+                    self.cells,
+                    self.priors,
+                    self.feature_combiners,
+                    self.posteriors,
+                    self.flows,
+                    self.combiners,
+                )
+            )
+            groups = []
+            for position in range(self.num_groups):
+                below = position - self.num_top_groups
+                is_top = below < 0
+                groups.append(
+                    GroupLayers(
+                        cells=[] if is_top else cells[below * self.cells_per_group :][: self.cells_per_group],
+                        prior=self._prior(None if is_top else priors[below]),
+                        posterior=self._posterior(posteriors[position], None if is_top else feature_combiners[below]),
+                        flows=flows[position * self.num_flows :][: self.num_flows],
+                        combine=self._combine(combiners[position]),
+                    )
+                )
+            yield groups
+
+    def _prior(self, convolution):
+        if convolution is None:
+            return lambda state: standard_prior(state, self.num_latent)
+        return lambda state: _mean_and_log_scale(convolution(tf.nn.elu(state)))
+
+    def _posterior(self, convolution, combiner):
+        if combiner is None:
+            return lambda state, feature: _mean_and_log_scale(convolution(feature))
+        return lambda state, feature: _mean_and_log_scale(convolution(feature + combiner(state)))
+
+    def _combine(self, convolution):
+        def combine(state: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
+            z = tf.cast(z, self.compute_dtype)
+            return convolution(z if self.is_vanilla else tf.concat([state, z], -1))
+
+        return combine
+
+
+class PostprocessBlock(keras.layers.Layer):
+    """A cell that doubles the resolution and halves the channels, then normal cells."""
+
+    def __init__(self, block, branch, squeeze_excite: bool, **kwargs):
+        super().__init__(**kwargs)
+        shared = {"dtype": kwargs.get("dtype")}
+        self.up = ResidualCells(1, branch, block.channels_in, block.channels_out, squeeze_excite, **shared)
+        self.cells = stack_of(
+            ResidualCells, block.num_cells - 1, branch, block.channels_out, block.channels_out, squeeze_excite, **shared
+        )
+        self.built = True
+
+    def forward(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
+        """`[batch, height, width, in]` -> `[batch, 2 height, 2 width, in / 2]`."""
+        state = self.up.single(state, forward)
+        with unstacked(self.cells, forward) as cells:
+            for cell in cells:
+                state = cell(state)
+        return state
+
+
+class TopDown(keras.layers.Layer):
+    """The scales from the smallest to the largest, post-processing, and the likelihood's parameters."""
+
+    def __init__(self, config: ModelConfig, plan: LatentPlan, num_parameters: int, **kwargs):
+        super().__init__(**kwargs)
+        shared = {"dtype": kwargs.get("dtype")}
+        top = plan.scales[0]
+        self.start = self.add_weight(
+            name="start",
+            shape=(top.height, top.width, top.decoder_channels),
+            initializer=keras.initializers.RandomUniform(0.0, 1.0),
+            trainable=not plan.is_vanilla,  # the one-group model has it, but does not use it
+        )
+        self.scales = [TopDownScale(config, plan, index, **shared) for index in range(len(plan.scales))]
+        self.postprocess = [
+            PostprocessBlock(block, plan.cells.postprocess, config.squeeze_excite, **shared)
+            for block in plan.postprocess
+        ]
+        self.image = StackedConvolution(1, config.num_channels_decoder, num_parameters, 3, **shared)
+        self.built = True
+
+    def forward(
+        self, sources: Sequence[LatentSource], batch_size: int | tf.Tensor, forward: ForwardPass
+    ) -> tuple[tf.Tensor, list[LatentSample]]:
+        """Walks the groups from the top.
+
+        Args:
+          sources: where each group's latent comes from, top group first.
+          batch_size: number of images.
+          forward: gathers batch statistics.
+
+        Returns:
+          The likelihood's parameters `[batch, height, width, parameters]` and every group's latent, top group first.
+        """
+        start = tf.cast(self.start, self.compute_dtype)
+        state = tf.broadcast_to(start, (batch_size, *start.shape))
+        latents: list[LatentSample] = []
+        for scale in self.scales:
+            with scale.unstacked(forward) as groups:
+                for layers in groups:
+                    for cell in layers.cells:
+                        state = cell(state)
+                    latent = sources[len(latents)].draw(layers, state)
+                    state = layers.combine(state, latent.z)
+                    latents.append(latent)
+            if scale.up is not None:
+                state = scale.up.single(state, forward)
+        for block in self.postprocess:
+            state = block.forward(state, forward)
+        return self.image.single(tf.nn.elu(state), forward), latents
+
+
+def _mean_and_log_scale(parameters: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    mean, log_scale = tf.split(tf.cast(parameters, tf.float32), 2, axis=-1)
+    return mean, log_scale

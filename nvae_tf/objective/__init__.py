@@ -1,0 +1,31 @@
+"""The training objective and the bounds that are reported."""
+
+from nvae_tf.objective.elbo import (
+    Elbo,
+    bits_per_dimension,
+    kl_per_channel,
+    kl_per_group,
+    log_posterior_and_prior,
+)
+from nvae_tf.objective.importance_weighting import ImportanceWeightedBound, importance_weighted_bound
+from nvae_tf.objective.kl_schedule import balancing_scales, group_weights, kl_weight, regularisation_weight
+from nvae_tf.objective.regularization import SpectralRegularizer, batch_norm_loss
+from nvae_tf.objective.training_loss import TrainingLoss, training_loss
+
+__all__ = [
+    "Elbo",
+    "ImportanceWeightedBound",
+    "SpectralRegularizer",
+    "TrainingLoss",
+    "balancing_scales",
+    "batch_norm_loss",
+    "bits_per_dimension",
+    "group_weights",
+    "importance_weighted_bound",
+    "kl_per_channel",
+    "kl_per_group",
+    "kl_weight",
+    "log_posterior_and_prior",
+    "regularisation_weight",
+    "training_loss",
+]

@@ -1,0 +1,91 @@
+"""Spectral regularisation and the batch-norm regulariser (Vahdat & Kautz 2020, section 3.2)."""
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution
+
+_SMALLEST_NORM = 1e-3
+
+
+class SpectralRegularizer(keras.layers.Layer):
+    """The sum of the largest singular values of all convolutions, by power iteration on persistent vectors.
+
+    A convolution's effective kernel counts as the matrix `[in * height * width, out]`. The left vectors are part of the
+    model's state and saved with it; until they have warmed up they are iterated ten times as long.
+    """
+
+    ITERATIONS = 4
+    FIRST_ITERATIONS = 40
+
+    def __init__(self, convolutions: Sequence[StackedConvolution], **kwargs):
+        super().__init__(**kwargs)
+        self.names = [convolution.name for convolution in convolutions]
+        self.vectors = [
+            self.add_weight(
+                name=f"vectors_{index}",
+                shape=(convolution.count, convolution.channels_out),
+                initializer=keras.initializers.RandomNormal(stddev=1.0),
+                trainable=False,
+                aggregation="only_first_replica",
+            )
+            for index, convolution in enumerate(convolutions)
+        ]
+        self.warmed_up = self.add_weight(
+            name="warmed_up", shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica"
+        )
+        self.built = True
+
+    def norms(self, forward: ForwardPass, iterations: int | None = None) -> list[tf.Tensor]:
+        """The largest singular values, `[count]` for every stack, of the kernels that the pass has used.
+
+        The gradient goes through `u^T W v` only. The iterated vectors are left with the pass as an update.
+        """
+        matrices = [_matrices(forward.kernels[name]) for name in self.names]
+        if iterations is None:
+            iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
+        fixed = [tf.stop_gradient(matrix) for matrix in matrices]
+        starts = tuple(tf.convert_to_tensor(vector) for vector in self.vectors)
+        _, rights = tf.while_loop(
+            lambda index, _: index < iterations,
+            lambda index, rights: (
+                index + 1,
+                tuple(_normalised(_left_multiply(m, _left(m, r))) for m, r in zip(fixed, rights, strict=True)),
+            ),
+            (tf.constant(0), starts),
+        )
+        return self._estimates(matrices, fixed, rights, forward)
+
+    def _estimates(self, matrices, fixed, rights, forward: ForwardPass) -> list[tf.Tensor]:
+        norms = []
+        for variable, matrix, still, right in zip(self.vectors, matrices, fixed, rights, strict=True):
+            forward.updates.append((variable, right))
+            left = tf.stop_gradient(_left(still, right))
+            norms.append(tf.einsum("nk,nko,no->n", left, matrix, tf.stop_gradient(right)))
+        forward.updates.append((self.warmed_up, tf.ones([])))
+        return norms
+
+
+def batch_norm_loss(norms: Sequence[StackedBatchNormalization]) -> tf.Tensor:
+    """The sum over all batch normalisations of max |gamma|; tied channels share the gradient evenly."""
+    return tf.add_n([tf.reduce_sum(tf.reduce_max(tf.abs(norm.gamma), axis=1)) for norm in norms])
+
+
+def _matrices(kernels: tf.Tensor) -> tf.Tensor:
+    count, *taps, channels_out = kernels.shape
+    return tf.reshape(kernels, (count, -1, channels_out))
+
+
+def _left(matrices: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    return _normalised(tf.linalg.matvec(matrices, right))
+
+
+def _left_multiply(matrices: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
+    return tf.linalg.matvec(matrices, left, transpose_a=True)
+
+
+def _normalised(vectors: tf.Tensor) -> tf.Tensor:
+    norm = tf.sqrt(tf.reduce_sum(tf.square(vectors), axis=-1, keepdims=True))
+    return vectors / tf.maximum(norm, _SMALLEST_NORM)

@@ -1,0 +1,44 @@
+"""The learning-rate schedule of the published training runs."""
+
+import math
+
+import keras
+from keras import ops
+
+
+class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear from 0 over the warm-up, one epoch at its last value, then a cosine that moves once an epoch.
+
+    With W warm-up steps, step `i < W` has `learning_rate * i / W`. The first epoch after the warm-up keeps
+    `start = learning_rate * (W - 1) / W`; the t-th epoch after it has
+    `minimum + (start - minimum) * (1 + cos(pi t / T)) / 2` with `T = epochs - warmup_epochs - 1`
+    (Vahdat & Kautz 2020, appendix A, as the published runs did it).
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        minimum: float,
+        warmup_steps: int,
+        steps_per_epoch: int,
+        total_steps: int,
+    ):
+        self.learning_rate = learning_rate
+        self.minimum = minimum
+        self.warmup_steps = warmup_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = total_steps
+
+    def __call__(self, step):
+        """The learning rate at a step counted from 0."""
+        step = ops.cast(step, "float32")
+        warmup = max(self.warmup_steps, 1)
+        start = self.learning_rate * (warmup - 1) / warmup if self.warmup_steps else self.learning_rate
+        epochs = max(math.ceil((self.total_steps - self.warmup_steps) / self.steps_per_epoch) - 1, 1)
+        epoch = ops.clip(ops.floor((step - self.warmup_steps) / self.steps_per_epoch), 0.0, epochs)
+        cosine = self.minimum + (start - self.minimum) * 0.5 * (1.0 + ops.cos(math.pi * epoch / epochs))
+        return ops.where(step < self.warmup_steps, self.learning_rate * step / warmup, cosine)
+
+    def get_config(self) -> dict:
+        """The settings, for saving."""
+        return dict(vars(self))

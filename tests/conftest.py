@@ -1,0 +1,73 @@
+"""What every test shares: quiet logs, equal seeds, the markers, and what becomes of a test that can't run.
+
+* `@pytest.mark.slow`: left out by `make test`, run by `make test-slow` and by .ci/run.
+* `@pytest.mark.torch`: needs PyTorch, an optional extra; skipped without it, and listed at the end.
+
+With `NVAE_TF_REQUIRE_ALL=1` in the environment a skipped test or file is a failure, so green means all.
+"""
+
+import importlib.util
+import os
+import random
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import pytest
+
+REQUIRE_ALL = "NVAE_TF_REQUIRE_ALL"
+WITHOUT_TORCH = "PyTorch is not installed"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes more than some seconds; left out by `make test`")
+    config.addinivalue_line("markers", "torch: needs PyTorch (the extra `torch`); skipped without it")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
+        pytest.skip(WITHOUT_TORCH)
+
+
+@pytest.fixture(autouse=True)
+def equal_seeds():
+    """Gives each test the same random numbers, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    if "tensorflow" in sys.modules:
+        sys.modules["tensorflow"].random.set_seed(0)
+
+
+def _reason(report):
+    """Returns why a test or file was skipped."""
+    return report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+
+
+def _failed_if_required(report):
+    """Turns a skip into a failure where nothing may be skipped; an expected failure stays what it is."""
+    skipped = report.skipped and not hasattr(report, "wasxfail")
+    if skipped and os.environ.get(REQUIRE_ALL, "0") != "0":
+        report.longrepr = (
+            f"{report.nodeid}: {_reason(report)}; {REQUIRE_ALL} is set, so nothing may be skipped"
+        )
+        report.outcome = "failed"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return _failed_if_required((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return _failed_if_required((yield))
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "torch" in _reason(r).lower()]
+    if skipped:
+        terminalreporter.section("left out: these tests need PyTorch (`make torch` adds it)")
+        for report in skipped:
+            terminalreporter.line(report.nodeid)

@@ -1,0 +1,136 @@
+"""Sets from TensorFlow Datasets: mocked, prepared from files on disk, and not to be had."""
+
+import dataclasses
+import hashlib
+import io
+import socket
+import tarfile
+import urllib.parse
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from nvae_tf.data import data_spec, tfds_source
+from nvae_tf.data.pipeline import evaluation_batches, training_batches
+from nvae_tf.data.sources import load_split
+
+MNIST, CIFAR10 = data_spec("mnist"), data_spec("cifar10")
+CIFAR10_ARCHIVE = "cifar-10-binary.tar.gz"
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """A network on which every host answers, whether this machine has one or not."""
+    monkeypatch.setattr(tfds_source, "unreachable_hosts", lambda urls: {})
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """A machine that can't find any host, whether this machine has a network or not."""
+
+    def fail(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", fail)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("spec", [MNIST, CIFAR10], ids=lambda spec: spec.name)
+def test_mocked_set_through_to_a_batch(spec, network, tmp_path):
+    with tfds.testing.mock_data(num_examples=20):
+        source = load_split(spec, "train", path=str(tmp_path))
+    assert source.count == 20 and source.maximum_value == 255 and source.labels.shape == (20,)
+    batch = next(iter(training_batches(source, spec, batch_size=8, seed=1))).numpy()
+    assert batch.shape == (8, *spec.image_shape) and batch.dtype == np.float32
+    if spec.binarise:
+        assert set(np.unique(batch)) == {0.0, 1.0}
+    else:
+        np.testing.assert_array_equal(np.rint(batch * 255) / np.float32(255), batch)
+        assert len(np.unique(batch)) > 200
+
+
+def cifar10_records(count, seed):
+    """Labels, images [count, 32, 32, 3], and the bytes of a CIFAR-10 file that holds them."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 10, count, dtype=np.uint8)
+    images = random.integers(0, 256, [count, 32, 32, 3], dtype=np.uint8)
+    rows = np.concatenate([labels[:, None], images.transpose(0, 3, 1, 2).reshape(count, -1)], axis=1)
+    return labels, images, rows.tobytes()
+
+
+@pytest.fixture
+def cifar10_in_manual_folder(tmp_path, monkeypatch):
+    """A small archive of CIFAR-10's form where a user puts the real one; its test labels and images."""
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    test_labels, test_images, test_bytes = cifar10_records(4, seed=9)
+    contents = {f"data_batch_{number}.bin": cifar10_records(3, seed=number)[2] for number in range(1, 6)}
+    contents["test_batch.bin"] = test_bytes
+    contents["batches.meta.txt"] = "\n".join(f"class{number}" for number in range(10)).encode()
+    with tarfile.open(manual / CIFAR10_ARCHIVE, "w:gz") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    archive_bytes = (manual / CIFAR10_ARCHIVE).read_bytes()
+    builder_class = tfds.builder_cls("cifar10")
+    (url,) = builder_class.url_infos
+    checksum = hashlib.sha256(archive_bytes).hexdigest()
+    info = tfds.download.checksums.UrlInfo(len(archive_bytes), checksum, CIFAR10_ARCHIVE)
+    monkeypatch.setattr(builder_class, "url_infos", {url: info})
+    return test_labels, test_images
+
+
+def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(
+    cifar10_in_manual_folder, no_network, tmp_path
+):
+    labels, images = cifar10_in_manual_folder
+    assert load_split(CIFAR10, "train", path=str(tmp_path)).count == 15
+    (tmp_path / "downloads" / "manual" / CIFAR10_ARCHIVE).unlink()
+
+    prepared = load_split(CIFAR10, "test", path=str(tmp_path))
+    order = [
+        next(i for i, image in enumerate(images) if (image == loaded).all()) for loaded in prepared.images
+    ]
+    assert sorted(order) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(prepared.labels, labels[order])
+    (batch,) = evaluation_batches(prepared, CIFAR10, batch_size=4, seed=0)
+    np.testing.assert_array_equal(batch, images[order].astype(np.float32) / np.float32(255))
+
+
+@pytest.mark.parametrize("spec", [MNIST, CIFAR10], ids=lambda spec: spec.name)
+def test_without_network_the_error_has_the_cause_and_the_manual_way(spec, no_network, tmp_path):
+    with pytest.raises(ConnectionError) as caught:
+        load_split(spec, "train", path=str(tmp_path))
+    message = str(caught.value)
+    for url in tfds.builder_cls(spec.source_name).url_infos:
+        assert url in message
+        assert f"{urllib.parse.urlsplit(url).hostname}:443: [Errno -2] Name or service not known" in message
+    assert str(tmp_path / "downloads" / "manual") in message
+    assert f"tfds.builder('{spec.source_name}'" in message and str(tmp_path / spec.source_name) in message
+
+
+def test_a_download_that_breaks_off_tells_the_manual_way_too(network, monkeypatch, tmp_path):
+    def break_off(builder):
+        raise tfds.download.DownloadError("Failed to get url. HTTP code: 404.")
+
+    monkeypatch.setattr(tfds_source.tfds.core.DatasetBuilder, "download_and_prepare", break_off)
+    with pytest.raises(ConnectionError, match="(?s)HTTP code: 404.*downloads/manual"):
+        load_split(MNIST, "train", path=str(tmp_path))
+
+
+def test_an_unknown_set_is_answered_with_the_nearest(tmp_path):
+    with pytest.raises(ValueError, match="no set 'mnits'. Did you mean 'mnist'") as caught:
+        load_split(dataclasses.replace(MNIST, source_name="mnits"), "train", path=str(tmp_path))
+    assert len(str(caught.value)) < 200
+
+
+def test_a_set_without_images_is_refused(network, tmp_path):
+    spec = dataclasses.replace(MNIST, source_name="iris")
+    with (
+        tfds.testing.mock_data(),
+        pytest.raises(ValueError, match="'iris' has no feature 'image', only features"),
+    ):
+        load_split(spec, "train", path=str(tmp_path))

@@ -1,0 +1,94 @@
+"""The soft-clamped Normal against its formula in float64."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from nvae_tf.distributions import soft_clamp, soft_clamped_normal
+
+tfd = tfp.distributions
+
+
+@pytest.fixture
+def raw():
+    generator = np.random.default_rng(0)
+    return [generator.normal(0, 4, [2, 3, 3, 5]).astype(np.float32) for _ in range(4)]
+
+
+def location_and_scale(mean, log_scale, temperature=1.0):
+    mean, log_scale = mean.astype(np.float64), log_scale.astype(np.float64)
+    return 5 * np.tanh(mean / 5), (np.exp(5 * np.tanh(log_scale / 5)) + 0.01) * temperature
+
+
+def test_soft_clamp_bounds_and_keeps_small_values():
+    np.testing.assert_allclose(
+        soft_clamp(tf.constant([-1e6, 0.0, 0.01, 5.0, 1e6])), [-5, 0, 0.01, 3.80797, 5], 1e-5
+    )
+
+
+def test_first_prior_has_scale_just_above_one():
+    prior = soft_clamped_normal(tf.zeros([1]), tf.zeros([1]))
+    np.testing.assert_allclose(prior.stddev(), [1.01], rtol=1e-6)
+
+
+def test_log_prob_matches_the_formula(raw):
+    mean, log_scale, value, _ = raw
+    location, scale = location_and_scale(mean, log_scale)
+    expected = -0.5 * ((value - location) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(
+        soft_clamped_normal(mean, log_scale).log_prob(value), expected, rtol=2e-5, atol=2e-5
+    )
+
+
+def test_kl_divergence_matches_the_formula(raw):
+    posterior, prior = soft_clamped_normal(*raw[:2]), soft_clamped_normal(*raw[2:])
+    (q_location, q_scale), (p_location, p_scale) = location_and_scale(*raw[:2]), location_and_scale(*raw[2:])
+    ratio = q_scale / p_scale
+    expected = 0.5 * (((q_location - p_location) / p_scale) ** 2 + ratio**2 - 1) - np.log(ratio)
+    np.testing.assert_allclose(tfd.kl_divergence(posterior, prior), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1, tf.constant(0.6)])
+def test_temperature_multiplies_the_scale_only(raw, temperature):
+    mean, log_scale = raw[:2]
+    location, scale = location_and_scale(mean, log_scale, float(temperature))
+    normal = soft_clamped_normal(mean, log_scale, temperature)
+    np.testing.assert_allclose(normal.mean(), location, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(normal.stddev(), scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16, tf.float64])
+def test_any_floating_type_is_computed_in_float32(raw, dtype):
+    mean, log_scale = tf.cast(raw[0], dtype), tf.cast(raw[1], dtype)
+    normal = soft_clamped_normal(mean, log_scale, tf.constant(0.5, dtype))
+    location, scale = location_and_scale(
+        *(tf.cast(raw, tf.float64).numpy() for raw in (mean, log_scale)), 0.5
+    )
+    assert normal.dtype == tf.float32
+    np.testing.assert_allclose(normal.mean(), location, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(normal.stddev(), scale, rtol=1e-5)
+
+
+def test_extreme_parameters_have_finite_kl_and_gradients():
+    extremes = tf.constant(
+        np.array(np.meshgrid(*[[-1e30, -20.0, 0.0, 20.0, 1e30]] * 4)).reshape(4, -1), tf.float32
+    )
+    with tf.GradientTape() as tape:
+        tape.watch(extremes)
+        q_mean, q_log_scale, p_mean, p_log_scale = tf.unstack(extremes)
+        divergence = tfd.kl_divergence(
+            soft_clamped_normal(q_mean, q_log_scale), soft_clamped_normal(p_mean, p_log_scale)
+        )
+    assert np.all(np.isfinite(divergence)) and np.all(divergence >= 0)
+    assert np.all(np.isfinite(tape.gradient(divergence, extremes)))
+
+
+def test_graph_is_small_and_without_assertions():
+    spec = tf.TensorSpec([None, 4, 4, 20], tf.float32)
+    function = tf.function(lambda mean, log_scale: soft_clamped_normal(mean, log_scale).scale)
+    types = [
+        operation.type for operation in function.get_concrete_function(spec, spec).graph.get_operations()
+    ]
+    computing = [kind for kind in types if kind not in ("Placeholder", "Const", "Identity")]
+    assert sorted(computing) == ["AddV2", "Exp", "Mul", "Mul", "RealDiv", "RealDiv", "Tanh", "Tanh"]

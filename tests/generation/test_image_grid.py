@@ -1,0 +1,103 @@
+"""Picture grids and their files."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvae_tf.generation.image_grid import image_grid, write_png
+
+
+def shades(count, height=2, width=3, channels=1):
+    """Image i is filled with (i + 1) / 10."""
+    values = (np.arange(count, dtype=np.float32) + 1) / 10
+    return np.broadcast_to(values[:, None, None, None], [count, height, width, channels])
+
+
+def test_images_lie_row_by_row_with_grey_between():
+    grid = image_grid(shades(5), columns=3, gap=1)
+    assert grid.shape == (2 * 2 + 1, 3 * 3 + 2, 1) and grid.dtype == np.uint8
+    expected = np.full([5, 11, 1], 128, np.uint8)
+    for number, (top, left) in enumerate([(0, 0), (0, 4), (0, 8), (3, 0), (3, 4)]):
+        expected[top : top + 2, left : left + 3] = round((number + 1) / 10 * 255)
+    np.testing.assert_array_equal(grid, expected)
+
+
+def test_enlarging_repeats_pixels_and_not_the_gap():
+    image = np.array([[0.0, 1.0], [0.2, 0.4]], np.float32).reshape(1, 2, 2, 1)
+    grid = image_grid(np.concatenate([image, image]), columns=2, enlarge=3, gap=2)
+    assert grid.shape == (6, 14, 1)
+    np.testing.assert_array_equal(grid[:, :6, 0], np.kron([[0, 255], [51, 102]], np.ones([3, 3])))
+    np.testing.assert_array_equal(grid[:, 6:8], 128)
+    np.testing.assert_array_equal(grid[:, 8:], grid[:, :6])
+
+
+@pytest.mark.parametrize(("size", "side"), [(8, 64), (28, 84), (64, 64), (100, 100)])
+def test_small_images_are_enlarged_until_they_can_be_seen(size, side):
+    assert image_grid(shades(1, size, size), enlarge=None).shape == (side, side, 1)
+
+
+def test_grids_are_nearly_square_by_default():
+    assert image_grid(shades(10), gap=0).shape == (3 * 2, 4 * 3, 1)
+
+
+def test_every_8_bit_value_comes_back_exactly():
+    values = np.arange(256, dtype=np.uint8)
+    images = (values.astype(np.float32) / np.float32(255)).reshape(256, 1, 1, 1)
+    np.testing.assert_array_equal(image_grid(images, columns=256, gap=0).ravel(), values)
+
+
+def test_values_outside_are_clipped():
+    images = np.array([-0.5, 1.5], np.float32).reshape(2, 1, 1, 1)
+    np.testing.assert_array_equal(image_grid(images, columns=2, gap=0).ravel(), [0, 255])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": np.zeros([2, 3, 3])}, r"not of \[2, 3, 3\]"),
+        ({"images": np.zeros([2, 3, 3, 2])}, r"not of \[2, 3, 3, 2\]"),
+        ({"images": np.zeros([0, 3, 3, 1])}, r"not of \[0, 3, 3, 1\]"),
+        (
+            {"images": np.array([np.nan, 0.0]).reshape(2, 1, 1, 1)},
+            "1 of 2 images hold values that are not finite",
+        ),
+        ({"images": np.zeros([2, 3, 3, 1]), "columns": 0}, "columns, enlarge >= 1.*not 0, 1 and 2"),
+        ({"images": np.zeros([2, 3, 3, 1]), "enlarge": 0}, "columns, enlarge >= 1.*not 2, 0 and 2"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        image_grid(**arguments)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_reads_back_as_it_was_written(tmp_path, channels):
+    array = np.random.default_rng(0).integers(0, 256, [5, 7, channels], dtype=np.uint8)
+    path = tmp_path / "samples" / "grid.png"
+    write_png(path, array)
+    with Image.open(path) as picture:
+        assert picture.format == "PNG" and picture.mode == {1: "L", 3: "RGB"}[channels]
+        np.testing.assert_array_equal(np.asarray(picture).reshape(array.shape), array)
+    assert os.listdir(path.parent) == ["grid.png"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "grid.png"
+    write_png(path, np.zeros([4, 4, 1], np.uint8))
+    old = path.read_bytes()
+
+    def half_a_file(self, target, **_):
+        target.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", half_a_file)
+    with pytest.raises(OSError, match="No space left"):
+        write_png(path, np.ones([4, 4, 1], np.uint8))
+    assert path.read_bytes() == old and os.listdir(tmp_path) == ["grid.png"]
+
+
+def test_only_8_bit_pictures_are_written(tmp_path):
+    with pytest.raises(ValueError, match=r"not float32 \[4, 4, 1\]"):
+        write_png(tmp_path / "grid.png", np.zeros([4, 4, 1], np.float32))

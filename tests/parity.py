@@ -1,0 +1,248 @@
+"""Replays recorded reference files and compares every quantity: `python -m tests.parity FILE.npz [...]`.
+
+A file holds settings, weights under their published names, inputs, the random draws and what the published model gave
+for them (channels first, float32). Prints one line a quantity with its largest error relative to the largest recorded
+value and exits 1 if any is past its tolerance. Quantities that a file lacks are named.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf import objective
+from nvae_tf.checkpoints.published_names import published_tensors
+from nvae_tf.checkpoints.published_settings import model_config_from_published, objective_config_from_published
+from nvae_tf.checkpoints.published_weights import load_published_weights, published_array
+from nvae_tf.layers import ForwardPass
+from nvae_tf.models import NVAE
+from nvae_tf.models.images import real_pixels
+from nvae_tf.models.latents import PriorSource
+from nvae_tf.models.nvae import Decoded
+from nvae_tf.optimization import NVAEAdamax
+
+VALUE, NATS, GRADIENT, STEP = 1e-4, 1e-4, 1e-3, 1e-4
+CONVERGED_ITERATIONS = 1000
+# A gradient that is zero in theory may be this large against the file's median gradient.
+ROUNDING_NOISE = 1e-4
+
+
+class Comparison(NamedTuple):
+    """One quantity: the largest error relative to the largest recorded value, and how large it may be."""
+
+    quantity: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance (a NaN is not)."""
+        return self.error <= self.tolerance
+
+
+class Recorded:
+    """A recorded file: arrays by key, and which keys have been used."""
+
+    def __init__(self, path: str):
+        with np.load(path) as file:
+            self.arrays = dict(file.items())
+        self.settings = json.loads(str(self.arrays["config_json"]))
+        self.missing: list[str] = []
+
+    def compare(self, key: str, value, tolerance: float) -> Iterator[Comparison]:
+        """Compares with what is recorded under `key`, or notes that nothing is."""
+        if key not in self.arrays:
+            self.missing.append(key)
+            return
+        yield Comparison(key, relative_error(np.asarray(value), self.arrays[key]), tolerance)
+
+    def group(self, prefix: str) -> dict[str, np.ndarray]:
+        """All arrays under `prefix`, by the rest of their key."""
+        return {key[len(prefix) :]: value for key, value in self.arrays.items() if key.startswith(prefix)}
+
+    def draws(self, part: str) -> list[tf.Tensor] | None:
+        """The standard-normal draws of every group in `[batch, height, width, channels]`, or None."""
+        draws = self.group(f"{part}/eps/")
+        if not draws:
+            self.missing.append(f"{part}/eps")
+            return None
+        return [tf.constant(channels_last(draws[str(index)])) for index in range(len(draws))]
+
+
+def relative_error(value: np.ndarray, recorded: np.ndarray, scale: float | None = None) -> float:
+    """Largest absolute difference over the largest recorded magnitude (or `scale`)."""
+    if value.shape != recorded.shape:
+        return float("inf")
+    largest = np.max(np.abs(recorded)) if scale is None else scale
+    difference = np.max(np.abs(value.astype(np.float64) - recorded))
+    return float(difference / largest) if largest > 0.0 else float(difference)
+
+
+def channels_last(array: np.ndarray) -> np.ndarray:
+    """`[batch, channels, height, width]` -> `[batch, height, width, channels]`."""
+    return array.transpose(0, 2, 3, 1)
+
+
+def channels_first(tensor) -> np.ndarray:
+    """The inverse of `channels_last`."""
+    return np.asarray(tensor).transpose(0, 3, 1, 2)
+
+
+def replay(path: str) -> tuple[list[Comparison], list[str]]:
+    """All comparisons of one file, and the keys that it lacks."""
+    recorded = Recorded(path)
+    model = NVAE(
+        model_config_from_published(recorded.settings), objective_config_from_published(recorded.settings)
+    )
+    load_published_weights(model, recorded.group("state/"))
+    comparisons = [*_evaluation(model, recorded), *_generation(model, recorded), *_training(model, recorded)]
+    return comparisons, recorded.missing
+
+
+def _framed_images(recorded: Recorded) -> tf.Tensor:
+    """The recorded inputs; where the model pads its images, they fill the whole frame (and are not zero there)."""
+    return tf.constant(channels_last(recorded.arrays["x"]))
+
+
+def _reconstruction(model: NVAE, decoded: Decoded, framed: tf.Tensor) -> tf.Tensor:
+    """-log p(x | z) over the real pixels, in nats."""
+    return -decoded.likelihood.log_prob(real_pixels(framed, model.config.image_height, model.config.image_width))
+
+
+def _frame_mean(model: NVAE, parameters: tf.Tensor) -> np.ndarray:
+    """The likelihood's mean over the whole frame, padding included, as it is recorded."""
+    return channels_first(model.likelihood.distribution(parameters).mean())
+
+
+def _evaluation(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
+    images, draws = _framed_images(recorded), recorded.draws("eval")
+    if draws is None:
+        return
+    decoded = model.infer(images, draws)
+    reconstruction = _reconstruction(model, decoded, images)
+    log_q, log_p = objective.log_posterior_and_prior(decoded.latents)
+    yield from recorded.compare("eval/logits", channels_first(decoded.parameters), VALUE)
+    yield from recorded.compare("eval/mean", _frame_mean(model, decoded.parameters), VALUE)
+    yield from recorded.compare("eval/recon_loss", reconstruction, NATS)
+    yield from recorded.compare("eval/kl_per_group", objective.kl_per_group(decoded.latents), NATS)
+    for index, latent in enumerate(decoded.latents):
+        per_channel = tf.reduce_mean(objective.kl_per_channel(latent), axis=0)
+        yield from recorded.compare(f"eval/kl_diag/{index}", per_channel, NATS)
+    yield from recorded.compare("eval/log_q", log_q, NATS)
+    yield from recorded.compare("eval/log_p", log_p, NATS)
+    yield from recorded.compare("eval/log_iw", log_p - log_q - reconstruction, NATS)
+
+
+def _generation(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
+    draws = recorded.draws("sample")
+    if draws is None:
+        return
+    temperature = float(recorded.arrays["sample/temperature"])
+    sources = [PriorSource(eps, temperature) for eps in draws]
+    decoded = model.top_down_pass(sources, draws[0].shape[0])
+    yield from recorded.compare("sample/logits", channels_first(decoded.parameters), VALUE)
+    yield from recorded.compare("sample/mean", _frame_mean(model, decoded.parameters), VALUE)
+
+
+def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
+    images, draws = _framed_images(recorded), recorded.draws("train")
+    if draws is None:
+        return
+    beta, weight = recorded.arrays["train/kl_coeff"], recorded.arrays["train/regularisation_coeff"]
+    scales = objective.balancing_scales(model.plan)
+    updated: list = []
+
+    @tf.function
+    def training_pass():
+        forward = ForwardPass(training=True)
+        with tf.GradientTape() as tape:
+            decoded = model.infer(images, draws, forward)
+            elbo = objective.Elbo(_reconstruction(model, decoded, images), objective.kl_per_group(decoded.latents))
+            norms = model.spectral_regularizer.norms(forward, CONVERGED_ITERATIONS)
+            spectral = tf.add_n([tf.reduce_sum(norm) for norm in norms])
+            norm_loss = objective.batch_norm_loss(model.batch_norms) if model.batch_norms else tf.zeros([])
+            loss = objective.training_loss(elbo, beta, scales, spectral + norm_loss, weight)
+        updated[:] = [variable for variable, _ in forward.updates]
+        gradients = tape.gradient(loss.loss, model.trainable_weights)
+        return decoded.parameters, elbo, spectral, norm_loss, loss, gradients, [value for _, value in forward.updates]
+
+    parameters, elbo, spectral, norm_loss, loss, gradients, updates = training_pass()
+    yield from recorded.compare("train/logits", channels_first(parameters), VALUE)
+    yield from recorded.compare("train/recon_loss", elbo.reconstruction, NATS)
+    yield from recorded.compare("train/kl_per_group", elbo.kl, NATS)
+    yield from recorded.compare("train/kl_alpha", np.float32(scales), VALUE)
+    yield from recorded.compare("train/kl_group_coeffs", loss.group_weights / beta, VALUE)
+    yield from recorded.compare("train/balanced_kl", loss.balanced_kl, NATS)
+    yield from recorded.compare("train/spectral_loss_exact", spectral, VALUE)
+    yield from recorded.compare("train/bn_loss", norm_loss, VALUE)
+    yield from recorded.compare("train/loss", loss.loss, NATS)
+    yield from _gradients(model, recorded, gradients)
+    for variable, value in zip(updated, updates, strict=True):
+        variable.assign(value)
+    yield from _weights(model, recorded, "train/after_forward/", VALUE)
+    optimizer = NVAEAdamax(learning_rate=float(recorded.arrays["train/learning_rate"]))
+    optimizer.apply(gradients, model.trainable_weights)
+    yield from _weights(model, recorded, "train/after_step/", STEP)
+
+
+def _gradients(model: NVAE, recorded: Recorded, gradients: list[tf.Tensor]) -> Iterator[Comparison]:
+    """Each tensor's gradient against the recorded one, or its norm where only norms are recorded."""
+    expected = recorded.group("train/grad/")
+    reduced = not expected and "train/grad_norms" in recorded.arrays
+    if reduced:
+        names = [str(name) for name in recorded.arrays["train/grad_norm_names"]]
+        expected = dict(zip(names, recorded.arrays["train/grad_norms"], strict=True))
+    if not expected:
+        recorded.missing.append("train/grad")
+        return
+    by_variable = dict(zip(map(id, model.trainable_weights), gradients, strict=True))
+    median = float(np.median([np.max(np.abs(value)) for value in expected.values()]))
+    for tensor in published_tensors(model):
+        name = next((name for name in tensor.names if name in expected), None)
+        if name is None or id(tensor.variable) not in by_variable:
+            continue
+        value = published_array(tensor, by_variable[id(tensor.variable)].numpy())
+        value = np.asarray(np.linalg.norm(value.astype(np.float64))) if reduced else value
+        target = np.asarray(expected[name])
+        if tensor.cancelled or not np.any(target):
+            yield Comparison(f"train/grad/{name} (zero in theory)", relative_error(value, target, median), ROUNDING_NOISE)
+        else:
+            yield Comparison(f"train/grad/{name}", relative_error(value, target), GRADIENT)
+
+
+def _weights(model: NVAE, recorded: Recorded, prefix: str, tolerance: float) -> Iterator[Comparison]:
+    expected = recorded.group(prefix)
+    if not expected:
+        recorded.missing.append(prefix.rstrip("/"))
+    for tensor in published_tensors(model):
+        for name in tensor.names:
+            if name in expected:
+                value = published_array(tensor, tensor.variable.numpy())
+                yield Comparison(prefix + name, relative_error(value, expected[name]), tolerance)
+
+
+
+def main(paths: list[str]) -> int:
+    """Replays every file and prints one line a quantity; 1 if anything is past its tolerance."""
+    if not paths:
+        print(__doc__)
+        return 2
+    failures = 0
+    for path in paths:
+        comparisons, missing = replay(path)
+        failed = [comparison for comparison in comparisons if not comparison.passed]
+        for comparison in comparisons:
+            verdict = "ok" if comparison.passed else "FAILED"
+            print(f"{verdict:6} {comparison.error:9.2e} <= {comparison.tolerance:.0e}  {comparison.quantity}")
+        for key in missing:
+            print(f"absent from the file: {key}")
+        print(f"{path}: {len(comparisons)} quantities, {len(failed)} past their tolerance\n")
+        failures += len(failed)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

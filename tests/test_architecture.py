@@ -1,0 +1,180 @@
+"""The arrows between the packages, the size of the files and the docstrings, read from the source text."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LIBRARY_FILES = sorted((ROOT / "nvae_tf").rglob("*.py"))
+COMMANDS = ("configs", "export", "train")
+COMMAND_FILES = sorted(file for name in COMMANDS for file in (ROOT / name).rglob("*.py"))
+ALL_FILES = LIBRARY_FILES + COMMAND_FILES
+LONGEST_FILE = 260
+
+SETTINGS = {"config", "latent_plan"}
+# Which parts of the library each part may import, besides itself.
+BELOW_MODELS = SETTINGS | {"layers", "distributions", "flows", "objective", "optimization"}
+ARROWS = {
+    "config": {"latent_plan"},
+    "latent_plan": {"config"},
+    "layers": {"latent_plan"},  # the plan's words for a cell: plain data
+    "distributions": set(),
+    "flows": {"layers"},
+    "objective": SETTINGS | {"layers", "distributions"},
+    "optimization": set(),
+    "models": BELOW_MODELS,
+    "data": BELOW_MODELS | {"models"},
+    "evaluation": BELOW_MODELS | {"models"},
+    "generation": BELOW_MODELS | {"models"},
+    "checkpoints": BELOW_MODELS | {"models"},
+}
+# What Keras and TFP have documented already.
+INHERITED = {"build", "call", "get_config", "from_config", "compute_output_shape", "compute_output_spec"}
+
+
+def relative(file):
+    return file.relative_to(ROOT).as_posix()
+
+
+def dotted_name(file):
+    """Returns the module's dotted name: `nvae_tf.layers.convolution`, `nvae_tf.layers` for an `__init__`."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def absolute_base(file, node):
+    """Returns the module that `from ... import` names, relative dots resolved."""
+    if not node.level:
+        return node.module
+    package = dotted_name(file).split(".")
+    if file.name != "__init__.py":
+        package = package[:-1]
+    package = package[: len(package) - node.level + 1]
+    return ".".join(package + ([node.module] if node.module else []))
+
+
+def imports(file, at_top_only=False):
+    """Yields the dotted name of everything that a file imports; `from a import b` gives `a.b`."""
+    tree = ast.parse(file.read_text())
+    for node in tree.body if at_top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{absolute_base(file, node)}.{alias.name}" for alias in node.names)
+
+
+def library_part(dotted):
+    """Returns `layers` for `nvae_tf.layers.convolution`, the empty string for `nvae_tf` itself."""
+    return dotted.split(".")[1] if "." in dotted else ""
+
+
+def within(dotted, packages):
+    return any(dotted == package or dotted.startswith(package + ".") for package in packages)
+
+
+def public_definitions(tree, prefix=""):
+    """Yields name and node of public functions and classes, and of the public methods of public classes."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield prefix + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from public_definitions(node, f"{prefix}{node.name}.")
+
+
+def base_names(node):
+    """Returns the last words of a class's bases: `Layer` for `keras.layers.Layer`."""
+    return [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases]
+
+
+def top_folder(file):
+    return file.relative_to(ROOT).parts[0]
+
+
+def forbidden(files, packages, at_top_only=False):
+    """Returns a line for each import of one of the packages by one of the files."""
+    return [
+        f"{relative(file)}: {name}"
+        for file in files
+        for name in imports(file, at_top_only)
+        if within(name, packages)
+    ]
+
+
+def test_there_is_something_to_check():
+    assert {library_part(dotted_name(file)) for file in LIBRARY_FILES} >= set(ARROWS)
+    assert {top_folder(file) for file in COMMAND_FILES} == set(COMMANDS)
+
+
+def test_the_arrows_inside_the_library():
+    wrong = []
+    for file in LIBRARY_FILES:
+        here = library_part(dotted_name(file))
+        if here:  # nvae_tf/__init__.py hands out names of every part
+            allowed = ARROWS[here] | {here}
+            found = [name for name in imports(file) if within(name, ["nvae_tf"])]
+            wrong += [f"{relative(file)}: {name}" for name in found if library_part(name) not in allowed]
+    assert not wrong
+
+
+def test_the_library_knows_neither_commands_nor_flags():
+    outside = [*COMMANDS, "tests", "benchmarks", "absl.flags", "absl.app"]
+    assert not forbidden(LIBRARY_FILES, outside)
+
+
+def test_train_and_export_never_import_each_other():
+    for here in COMMANDS:
+        files = [file for file in COMMAND_FILES if top_folder(file) == here]
+        assert not forbidden(files, {"train", "export", "tests", "benchmarks"} - {here})
+
+
+def test_settings_import_the_standard_library_alone():
+    allowed = sys.stdlib_module_names | {f"nvae_tf.{name}" for name in SETTINGS}
+    for name in SETTINGS:
+        assert [
+            found for found in imports(ROOT / "nvae_tf" / f"{name}.py") if not within(found, allowed)
+        ] == []
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_settings_are_checked_before_tensorflow_is_loaded(name):
+    program = f"import sys, nvae_tf.{name}; print('tensorflow' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_no_module_needs_torch_to_be_imported():
+    assert not forbidden(ALL_FILES, ["torch"], at_top_only=True)
+
+
+def test_every_file_is_one_idea_long():
+    lengths = {relative(file): len(file.read_text().splitlines()) for file in LIBRARY_FILES}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_every_public_name_of_the_library_has_a_docstring():
+    definitions = [
+        (file, name, node)
+        for file in LIBRARY_FILES
+        for name, node in public_definitions(ast.parse(file.read_text()))
+    ]
+    documented = {name for _, name, node in definitions if ast.get_docstring(node)}
+    bases = {name: base_names(node) for _, name, node in definitions if isinstance(node, ast.ClassDef)}
+
+    def has_docstring(name):
+        """An overriding method may leave the docstring to the method that it overrides, as `help` does."""
+        owner, _, member = name.rpartition(".")
+        return (
+            name in documented
+            or (owner and member in INHERITED)
+            or any(has_docstring(f"{base}.{member}") for base in bases.get(owner, []))
+        )
+
+    bare = [
+        f"{relative(file)}:{node.lineno} {name}"
+        for file, name, node in definitions
+        if not has_docstring(name)
+    ]
+    assert not bare
