@@ -11,7 +11,7 @@ BATCH_SIZES = {"mnist": 16, "cifar10": 4}
 
 
 class TrainStep:
-    """A compiled model, one batch of random images, and the step that `fit` runs on them.
+    """A compiled model, one batch of random images, and the training step that `fit` runs on it.
 
     Args:
       preset: a name of `BATCH_SIZES`, which is also that of a file in configs/.
@@ -22,21 +22,18 @@ class TrainStep:
         # Imported here and not above: how long that takes is one of the figures.
         import tensorflow as tf
 
-        import nvae_tf
-        import nvae_tf.config
-        import nvae_tf.optimization
+        from nvae_tf import NVAE, NVAEAdamax, experiment_config
 
         tf.config.threading.set_intra_op_parallelism_threads(interleaved.THREADS)
         tf.config.threading.set_inter_op_parallelism_threads(interleaved.THREADS)
+        settings = importlib.import_module(f"configs.{preset}").get_config()
         self.import_seconds = time.perf_counter() - start
 
         start = time.perf_counter()
-        settings = importlib.import_module(f"configs.{preset}").get_config()
-        config = nvae_tf.config.experiment_config(settings)
-        self.model = nvae_tf.NVAE(config.model, config.objective)
-        self.model.compile(
-            optimizer=nvae_tf.optimization.NVAEAdamax(learning_rate=config.optimizer.learning_rate)
-        )
+        config = experiment_config(settings)
+        self.model = NVAE(config.model, config.objective)
+        self.model.compile(optimizer=NVAEAdamax(learning_rate=config.optimizer.learning_rate))
+        self.model.optimizer.build(self.model.trainable_variables)
         self.images = random_images(config.model, BATCH_SIZES[preset])
         self._step = tf.function(self.model.train_step)
         self.run()

@@ -1,8 +1,35 @@
-"""NVAE, a deep hierarchical variational autoencoder, on TensorFlow and Keras."""
+"""NVAE, a deep hierarchical variational autoencoder, on TensorFlow and Keras.
 
-from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, experiment_config
-from nvae_tf.models import NVAE
+model = nvae_tf.NVAE(config.model)                         # a keras.Model
+model = nvae_tf.load("runs/cifar10")                       # a run folder of train.main
+model = nvae_tf.from_torch_checkpoint("cifar10.pt")        # a published file
+images = model.generate(64, temperature=0.7, seed=1)       # [64, height, width, channels] in [0, 1]
+"""
+
+import importlib
 
 __version__ = "0.1.0"
 
-__all__ = ["NVAE", "ExperimentConfig", "ModelConfig", "ObjectiveConfig", "experiment_config"]
+# Loaded when first used: settings and plans can be checked without waiting for TensorFlow.
+_PLACES = {
+    "NVAE": "nvae_tf.models",
+    "NVAEAdamax": "nvae_tf.optimization",
+    "ExperimentConfig": "nvae_tf.config",
+    "ModelConfig": "nvae_tf.config",
+    "ObjectiveConfig": "nvae_tf.config",
+    "experiment_config": "nvae_tf.config",
+    "from_torch_checkpoint": "nvae_tf.checkpoints",
+    "load": "nvae_tf.checkpoints",
+}
+
+__all__ = sorted(_PLACES)  # noqa: PLE0605
+
+
+def __getattr__(name: str):
+    if name not in _PLACES:
+        raise AttributeError(f"module 'nvae_tf' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -15,7 +15,8 @@ show_progress() {
   while IFS= read -r line; do
     case $line in
       *"Downloading "*" MB)"* | *"Downloading "*" GB)"* | *"Using cached "*" MB)"*) echo "  ${line#"${line%%[! ]*}"}" ;;
-      "Installing collected packages"*) echo "  Unpacking; this takes about a minute" ;;
+      "Installing collected packages: nvae_tf") ;;
+      "Installing collected packages: "*) echo "  Unpacking; this takes about a minute" ;;
     esac
   done
 }

@@ -178,7 +178,11 @@ def _convolution(
 
 
 def _batch_norm(
-    name: str, stack: StackedBatchNormalization, index: int, has_own_module: bool = False, cancelled: bool = False
+    name: str,
+    stack: StackedBatchNormalization,
+    index: int,
+    has_own_module: bool = False,
+    cancelled: bool = False,
 ) -> Iterator[PublishedTensor]:
     """A norm without a fused swish is wrapped once more in the published files, but not in all copies of them."""
     for tensor, variable in (

@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.checkpoints.published_settings import model_config_from_published, objective_config_from_published
+from nvae_tf.checkpoints.published_settings import (
+    model_config_from_published,
+    objective_config_from_published,
+)
 from nvae_tf.checkpoints.published_weights import load_published_weights
 from nvae_tf.models import NVAE
 

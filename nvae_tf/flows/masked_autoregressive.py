@@ -42,13 +42,32 @@ class FlowCells(StackedLayer):
         shared = {"dtype": kwargs.get("dtype")}
         parts = [
             StackedConvolution(
-                count, channels, hidden, 3, use_bias=False, mask=causal_mask(3, channels, hidden, True, mirrored), **shared
+                count,
+                channels,
+                hidden,
+                3,
+                use_bias=False,
+                mask=causal_mask(3, channels, hidden, True, mirrored),
+                **shared,
             ),
             StackedConvolution(
-                count, hidden, hidden, 5, groups=hidden, use_bias=False, mask=causal_mask(5, 1, hidden, False, mirrored), **shared
+                count,
+                hidden,
+                hidden,
+                5,
+                groups=hidden,
+                use_bias=False,
+                mask=causal_mask(5, 1, hidden, False, mirrored),
+                **shared,
             ),
             StackedConvolution(
-                count, hidden, channels, 1, mask=causal_mask(1, hidden, channels, False, mirrored), log_norm_offset=-math.log(10.0), **shared
+                count,
+                hidden,
+                channels,
+                1,
+                mask=causal_mask(1, hidden, channels, False, mirrored),
+                log_norm_offset=-math.log(10.0),
+                **shared,
             ),
         ]
         super().__init__(count, parts, **kwargs)
@@ -68,7 +87,9 @@ class FlowPairs(StackedLayer):
     """`count` pairs of cells, the second of each with the mirrored mask."""
 
     def __init__(self, count: int, channels: int, **kwargs):
-        cells = [FlowCells(count, channels, mirrored, dtype=kwargs.get("dtype")) for mirrored in (False, True)]
+        cells = [
+            FlowCells(count, channels, mirrored, dtype=kwargs.get("dtype")) for mirrored in (False, True)
+        ]
         super().__init__(count, cells, **kwargs)
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:

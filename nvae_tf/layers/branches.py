@@ -6,7 +6,6 @@
 import tensorflow as tf
 
 from nvae_tf import latent_plan
-from nvae_tf.layers.activations import swish
 from nvae_tf.layers.batch_normalization import StackedBatchNormalization
 from nvae_tf.layers.convolution import DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.resampling import nearest_upsampling
@@ -14,7 +13,7 @@ from nvae_tf.layers.stacked import StackedLayer
 
 
 class ActivatedConvolution(StackedLayer):
-    """Batch norm (but for `elu`) -> activation -> (nearest doubling) -> 3x3 convolution with bias."""
+    """Batch norm (but for `elu`) -> swish or ELU -> (nearest doubling) -> 3x3 convolution with bias."""
 
     def __init__(
         self, count: int, operation: str, channels_in: int, channels_out: int, change: str, **kwargs
@@ -31,10 +30,15 @@ class ActivatedConvolution(StackedLayer):
             dilation=2 if operation == "bnswish5" else 1,
             dtype=dtype,
         )
-        norm = [] if self_normalised else [StackedBatchNormalization(count, channels_in, dtype=dtype)]
+        has_elu = operation in ("elu", "bnelu")
+        norm = (
+            []
+            if self_normalised
+            else [StackedBatchNormalization(count, channels_in, activated=not has_elu, dtype=dtype)]
+        )
         super().__init__(count, norm + [convolution], **kwargs)
         self.operation = operation
-        self.activation = tf.nn.elu if operation in ("elu", "bnelu") else swish
+        self.has_elu = has_elu
         self.upsampling = change == "up"
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
@@ -42,10 +46,11 @@ class ActivatedConvolution(StackedLayer):
         *norm, convolution = self.parts
         if norm:
             inputs = norm[0].apply_slice(weights[0], inputs, records)
-        active = self.activation(inputs)
+        if self.has_elu:
+            inputs = tf.nn.elu(inputs)
         if self.upsampling:
-            active = nearest_upsampling(active)
-        return convolution.apply_slice(weights[-1], active, records)
+            inputs = nearest_upsampling(inputs)
+        return convolution.apply_slice(weights[-1], inputs, records)
 
 
 class OperationsBranch(StackedLayer):
@@ -99,9 +104,9 @@ class InvertedResidualBranch(StackedLayer):
         parts = [
             StackedBatchNormalization(count, channels_in, **shared),
             StackedConvolution(count, channels_in, hidden, 1, **plain),
-            StackedBatchNormalization(count, hidden, **shared),
+            StackedBatchNormalization(count, hidden, activated=True, **shared),
             StackedConvolution(count, hidden, hidden, branch.kernel_size, stride, groups=groups, **plain),
-            StackedBatchNormalization(count, hidden, **shared),
+            StackedBatchNormalization(count, hidden, activated=True, **shared),
             StackedConvolution(count, hidden, channels_out, 1, **plain),
             StackedBatchNormalization(count, channels_out, **shared),
         ]
@@ -112,11 +117,8 @@ class InvertedResidualBranch(StackedLayer):
         """One inverted residual on `[batch, height, width, channels]`."""
         if self.upsampling:
             inputs = nearest_upsampling(inputs)
-        swish_follows = (False, False, True, False, True, False, False)
-        for part, slice_, active in zip(self.parts, weights, swish_follows, strict=True):
+        for part, slice_ in zip(self.parts, weights, strict=True):
             inputs = part.apply_slice(slice_, inputs, records)
-            if active:
-                inputs = swish(inputs)
         return inputs
 
 

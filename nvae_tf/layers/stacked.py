@@ -7,6 +7,7 @@ they act on about a hundred, and one layer of the stack is a pure function of it
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -49,6 +50,8 @@ class StackedLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.count = count
         self.parts = list(parts)
+        # Behind a partial, so that exports do not take it for a function to be exported.
+        self._traced = functools.partial(tf.function(self._apply_and_record, autograph=False))
         self.built = True
 
     def slices(self, forward: ForwardPass) -> list[Any]:
@@ -78,16 +81,28 @@ class StackedLayer(keras.layers.Layer):
         recording = forward.training or forward.initialising
         records: list[list[Any]] = [[] for _ in range(self.count)]
         weights = self.slices(forward)
+        # In a graph a composite layer is traced once for the whole stack, not once for each of its uses.
+        inline = tf.executing_eagerly() or not self.parts
+        apply = self._apply_and_record if inline else self._traced
 
         def layer(index: int) -> Callable[[tf.Tensor], tf.Tensor]:
-            return lambda inputs: self.apply_slice(
-                weights[index], inputs, records[index] if recording else None
-            )
+            def call(inputs: tf.Tensor) -> tf.Tensor:
+                outputs, records[index] = apply(weights[index], inputs, recording)
+                return outputs
+
+            return call
 
         yield [layer(index) for index in range(self.count)]
         if recording:
             for position, recorder in enumerate(self.recorders()):
                 recorder.record(forward, [record[position] for record in records])
+
+    def _apply_and_record(
+        self, weights: Any, inputs: tf.Tensor, recording: bool
+    ) -> tuple[tf.Tensor, list[Any]]:
+        records: list[Any] = []
+        outputs = self.apply_slice(weights, inputs, records if recording else None)
+        return outputs, records
 
     def single(self, inputs: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """The only layer of a stack of one."""

@@ -15,7 +15,13 @@ class PreprocessBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         shared = {"dtype": kwargs.get("dtype")}
         self.cells = stack_of(
-            ResidualCells, block.num_cells - 1, branch, block.channels_in, block.channels_in, squeeze_excite, **shared
+            ResidualCells,
+            block.num_cells - 1,
+            branch,
+            block.channels_in,
+            block.channels_in,
+            squeeze_excite,
+            **shared,
         )
         self.down = ResidualCells(1, branch, block.channels_in, block.channels_out, squeeze_excite, **shared)
         self.built = True
@@ -57,14 +63,20 @@ class BottomUp(keras.layers.Layer):
         squeeze_excite = config.squeeze_excite
         self.stem = StackedConvolution(1, config.image_channels, config.num_channels_encoder, 3, **shared)
         self.preprocess = [
-            PreprocessBlock(block, plan.cells.preprocess, squeeze_excite, **shared) for block in plan.preprocess
+            PreprocessBlock(block, plan.cells.preprocess, squeeze_excite, **shared)
+            for block in plan.preprocess
         ]
         smaller_scales = (None, *plan.scales)
         self.scales = []
         if not plan.is_vanilla:
             self.scales = [
                 BottomUpScale(
-                    scale, smaller, plan.cells.encoder, config.num_cells_per_group_encoder, squeeze_excite, **shared
+                    scale,
+                    smaller,
+                    plan.cells.encoder,
+                    config.num_cells_per_group_encoder,
+                    squeeze_excite,
+                    **shared,
                 )
                 for scale, smaller in reversed(list(zip(plan.scales, smaller_scales, strict=False)))
             ]

@@ -7,7 +7,9 @@ import tensorflow as tf
 Shapes = Sequence[tuple[int, int, int]]
 
 
-def batch_noise(shapes: Shapes, batch_size: int | tf.Tensor, seed: tf.Tensor | Sequence[int]) -> list[tf.Tensor]:
+def batch_noise(
+    shapes: Shapes, batch_size: int | tf.Tensor, seed: tf.Tensor | Sequence[int]
+) -> list[tf.Tensor]:
     """One draw `[batch, height, width, channels]` a group from one seed `[2]` for the whole batch (training)."""
     sizes = [height * width * channels for height, width, channels in shapes]
     # Philox gives the same numbers eagerly, in a graph, under XLA and on every device; the default does not.
@@ -36,9 +38,7 @@ def folded(seeds: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
     """Other seeds `[..., 2]` from the same ones, one independent stream for every number."""
     if seeds.shape.rank == 1:
         return tf.random.experimental.stateless_fold_in(seeds, number, alg="philox")
-    return tf.map_fn(
-        lambda seed: tf.random.experimental.stateless_fold_in(seed, number, alg="philox"), seeds
-    )
+    return tf.map_fn(lambda seed: tf.random.experimental.stateless_fold_in(seed, number, alg="philox"), seeds)
 
 
 def _cut(noise: tf.Tensor, shapes: Shapes, sizes: list[int]) -> list[tf.Tensor]:

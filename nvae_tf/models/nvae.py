@@ -51,7 +51,9 @@ class NVAE(keras.Model):
       ValueError: the settings do not fit each other.
     """
 
-    def __init__(self, config: ModelConfig, objective: ObjectiveConfig | None = None, seed: int = 0, **kwargs):
+    def __init__(
+        self, config: ModelConfig, objective: ObjectiveConfig | None = None, seed: int = 0, **kwargs
+    ):
         super().__init__(**kwargs)
         self.config = config
         self.objective = objective or ObjectiveConfig()
@@ -65,10 +67,15 @@ class NVAE(keras.Model):
         num_parameters = self.likelihood.num_parameters(config.image_channels)
         self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", **shared)
         self.batch_norms = self._stacks(StackedBatchNormalization)
-        self.spectral_regularizer = objectives.SpectralRegularizer(self._stacks(StackedConvolution))
+        self.convolutions = self._stacks(StackedConvolution)
+        self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
         self.is_data_dependent = bool(self._stacks(DataDependentConvolution))
         self.data_initialised = self.add_weight(
-            name="data_initialised", shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica"
+            name="data_initialised",
+            shape=(),
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
         )
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction")
@@ -80,7 +87,9 @@ class NVAE(keras.Model):
         """The running means that `fit` and `evaluate` report: loss, reconstruction and KL, in nats per image."""
         return [self.loss_tracker, self.reconstruction_tracker, self.kl_tracker]
 
-    def infer(self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None) -> Decoded:
+    def infer(
+        self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None
+    ) -> Decoded:
         """Bottom-up and top-down with every latent from the posterior.
 
         Args:
@@ -97,7 +106,9 @@ class NVAE(keras.Model):
         framed = frame_with_zeros(images, self.config.network_height, self.config.network_width)
         return self.bottom_up.forward(framed, forward or ForwardPass())
 
-    def posterior_sources(self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]) -> list[LatentSource]:
+    def posterior_sources(
+        self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]
+    ) -> list[LatentSource]:
         """Sources that draw every group from the posterior."""
         residual = self.config.residual_distributions
         return [PosteriorSource(feature, eps, residual) for feature, eps in zip(features, noise, strict=True)]
@@ -123,6 +134,7 @@ class NVAE(keras.Model):
         forward.commit()
         return decoded.likelihood.mean()
 
+    @tf.autograph.experimental.do_not_convert
     def train_step(self, data) -> dict[str, tf.Tensor]:
         """One step of `fit` on a batch of images in [0, 1]; the draws depend on the seed and the step alone."""
         images = _images_of(data)
@@ -151,6 +163,7 @@ class NVAE(keras.Model):
         scales = objectives.balancing_scales(self.plan)
         return elbo, objectives.training_loss(elbo, beta, scales, regularisers, weight)
 
+    @tf.autograph.experimental.do_not_convert
     def test_step(self, data) -> dict[str, tf.Tensor]:
         """One step of `evaluate`: the negative bound in nats, with running batch-norm statistics."""
         images = _images_of(data)
@@ -170,7 +183,9 @@ class NVAE(keras.Model):
         shapes = self.plan.latent_shapes()
         given = [tuple(latent.shape[1:]) for latent in latents]
         if given != list(shapes):
-            raise ValueError(f"latents have shapes {given} without the batch; this model's are {list(shapes)}")
+            raise ValueError(
+                f"latents have shapes {given} without the batch; this model's are {list(shapes)}"
+            )
         return self.top_down_pass([GivenSource(z) for z in latents], latents[0].shape[0]).likelihood.mean()
 
     def generate(self, count: int, temperature: float = 1.0, seed: int = 0) -> tf.Tensor:
@@ -195,6 +210,7 @@ class NVAE(keras.Model):
         images = check_images(images, self.config)
         return self.importance_weighted(images, importance_samples, image_seeds(seed, images.shape[0])).bound
 
+    @tf.autograph.experimental.do_not_convert
     def importance_weighted(
         self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor
     ) -> objectives.ImportanceWeightedBound:

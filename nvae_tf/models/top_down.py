@@ -28,7 +28,9 @@ class TopDownScale(keras.layers.Layer):
         self.num_flows = config.num_flows
         branch, excite = plan.cells.decoder, config.squeeze_excite
         below_top = self.num_groups - self.num_top_groups
-        self.cells = stack_of(ResidualCells, below_top * self.cells_per_group, branch, decoder, decoder, excite, **shared)
+        self.cells = stack_of(
+            ResidualCells, below_top * self.cells_per_group, branch, decoder, decoder, excite, **shared
+        )
         self.priors = stack_of(StackedConvolution, below_top, decoder, 2 * latent, 1, **shared)
         self.feature_combiners = stack_of(StackedConvolution, below_top, decoder, encoder, 1, **shared)
         self.posteriors = StackedConvolution(self.num_groups, encoder, 2 * latent, 3, **shared)
@@ -65,7 +67,9 @@ class TopDownScale(keras.layers.Layer):
                     GroupLayers(
                         cells=[] if is_top else cells[below * self.cells_per_group :][: self.cells_per_group],
                         prior=self._prior(None if is_top else priors[below]),
-                        posterior=self._posterior(posteriors[position], None if is_top else feature_combiners[below]),
+                        posterior=self._posterior(
+                            posteriors[position], None if is_top else feature_combiners[below]
+                        ),
                         flows=flows[position * self.num_flows :][: self.num_flows],
                         combine=self._combine(combiners[position]),
                     )
@@ -98,7 +102,13 @@ class PostprocessBlock(keras.layers.Layer):
         shared = {"dtype": kwargs.get("dtype")}
         self.up = ResidualCells(1, branch, block.channels_in, block.channels_out, squeeze_excite, **shared)
         self.cells = stack_of(
-            ResidualCells, block.num_cells - 1, branch, block.channels_out, block.channels_out, squeeze_excite, **shared
+            ResidualCells,
+            block.num_cells - 1,
+            branch,
+            block.channels_out,
+            block.channels_out,
+            squeeze_excite,
+            **shared,
         )
         self.built = True
 

@@ -48,24 +48,13 @@ class SpectralRegularizer(keras.layers.Layer):
             iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
         fixed = [tf.stop_gradient(matrix) for matrix in matrices]
         starts = tuple(tf.convert_to_tensor(vector) for vector in self.vectors)
-        _, rights = tf.while_loop(
+        _, vectors = tf.while_loop(
             lambda index, _: index < iterations,
-            lambda index, rights: (
-                index + 1,
-                tuple(_normalised(_left_multiply(m, _left(m, r))) for m, r in zip(fixed, rights, strict=True)),
-            ),
+            lambda index, vectors: (index + 1, tuple(map(_iterated, fixed, vectors))),
             (tf.constant(0), starts),
         )
-        return self._estimates(matrices, fixed, rights, forward)
-
-    def _estimates(self, matrices, fixed, rights, forward: ForwardPass) -> list[tf.Tensor]:
-        norms = []
-        for variable, matrix, still, right in zip(self.vectors, matrices, fixed, rights, strict=True):
-            forward.updates.append((variable, right))
-            left = tf.stop_gradient(_left(still, right))
-            norms.append(tf.einsum("nk,nko,no->n", left, matrix, tf.stop_gradient(right)))
-        forward.updates.append((self.warmed_up, tf.ones([])))
-        return norms
+        forward.updates += [*zip(self.vectors, vectors, strict=True), (self.warmed_up, tf.ones([]))]
+        return [_norm(matrix, right) for matrix, right in zip(matrices, vectors, strict=True)]
 
 
 def batch_norm_loss(norms: Sequence[StackedBatchNormalization]) -> tf.Tensor:
@@ -78,12 +67,21 @@ def _matrices(kernels: tf.Tensor) -> tf.Tensor:
     return tf.reshape(kernels, (count, -1, channels_out))
 
 
-def _left(matrices: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    return _normalised(tf.linalg.matvec(matrices, right))
+def _iterated(matrices: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """One power iteration for each of `matrices` `[count, in, out]` from the vectors `right` `[count, out]`."""
+    left = _normalised(_times(matrices, right))
+    return _normalised(tf.squeeze(tf.matmul(left[:, None, :], matrices), 1))
 
 
-def _left_multiply(matrices: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
-    return tf.linalg.matvec(matrices, left, transpose_a=True)
+def _norm(matrices: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """`u^T W v` of every matrix, `[count]`, with gradient through W alone."""
+    image = _times(matrices, tf.stop_gradient(right))
+    return tf.reduce_sum(tf.stop_gradient(_normalised(image)) * image, axis=1)
+
+
+def _times(matrices: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """`W v` of every matrix as a row times the transpose: twice as fast on CPUs as `tf.linalg.matvec`."""
+    return tf.squeeze(tf.matmul(right[:, None, :], matrices, transpose_b=True), 1)
 
 
 def _normalised(vectors: tf.Tensor) -> tf.Tensor:

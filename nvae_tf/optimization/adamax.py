@@ -1,7 +1,9 @@
 """The Adamax of the published training runs."""
 
+import functools
+
 import keras
-from keras import ops
+import tensorflow as tf
 
 
 class NVAEAdamax(keras.optimizers.Optimizer):
@@ -31,6 +33,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.l2 = l2
+        # Traced once for all variables: a training graph has hundreds.
+        signature = [tf.TensorSpec(None)] * 4 + [tf.TensorSpec(()), tf.TensorSpec((), tf.int64)]
+        self._latest: list = []
+        self._traced = functools.partial(tf.function(self._updates, input_signature=signature, autograph=False))
 
     def build(self, variables) -> None:
         """Makes the two slots of every variable."""
@@ -43,16 +49,31 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         """One step of one variable."""
         index = self._get_variable_index(variable)
         momentum, norm = self._momentums[index], self._norms[index]
-        step = ops.cast(self.iterations + 1, variable.dtype)
-        rate = ops.cast(learning_rate, variable.dtype) / (1.0 - ops.power(self.beta_1, step))
-        gradient = ops.cast(gradient, variable.dtype) + self.l2 * variable
-        new_momentum = self.beta_1 * momentum + (1.0 - self.beta_1) * gradient
-        new_norm = ops.maximum(self.beta_2 * norm, ops.abs(gradient) + self.epsilon)
-        self.assign(momentum, new_momentum)
-        self.assign(norm, new_norm)
-        self.assign_sub(variable, rate * new_momentum / new_norm)
+        with tf.control_dependencies(self._previous_updates()):
+            tensors = [tf.identity(each) for each in (gradient, variable, momentum, norm)]
+            change, new_momentum, new_norm = self._traced(
+                *tensors, tf.cast(learning_rate, tf.float32), tf.cast(self.iterations.value, tf.int64)
+            )
+        updates = [
+            momentum.value.assign(new_momentum, read_value=False),
+            norm.value.assign(new_norm, read_value=False),
+            variable.assign_sub(change, read_value=False),
+        ]
+        self._latest = [] if tf.executing_eagerly() else updates
+
+    def _previous_updates(self) -> list[tf.Operation]:
+        """What the next variable waits for in a graph: all at once, their temporaries would need a gigabyte."""
+        graph = tf.compat.v1.get_default_graph()
+        return [update for update in self._latest if update.graph is graph]
 
     def get_config(self) -> dict:
         """The settings, for saving."""
         settings = {name: getattr(self, name) for name in ("beta_1", "beta_2", "epsilon", "l2")}
         return {**super().get_config(), **settings}
+
+    def _updates(self, gradient, value, momentum, norm, learning_rate, iterations) -> tuple[tf.Tensor, ...]:
+        rate = learning_rate / (1.0 - self.beta_1 ** tf.cast(iterations + 1, tf.float32))
+        gradient = gradient + self.l2 * value
+        momentum = self.beta_1 * momentum + (1.0 - self.beta_1) * gradient
+        norm = tf.maximum(self.beta_2 * norm, tf.abs(gradient) + self.epsilon)
+        return rate * momentum / norm, momentum, norm

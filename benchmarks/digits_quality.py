@@ -1,0 +1,73 @@
+"""How much the digits that a model draws look like digits, to a classifier that knows only real ones.
+
+    python -m benchmarks.digits_quality --workdir=runs/demo [--temperature=0.7] [--count=1000] [--json=FILE]
+
+A support vector machine with calibrated probabilities is trained on the real grey training digits. Its mean largest
+class probability says how sure it is: on real test digits, and on samples (the likelihood's mean images). The histogram
+of the classes that it sees in the samples shows whether all ten are there.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.svm import SVC
+
+from nvae_tf.data import data_spec
+from nvae_tf.data.sources import load_split
+
+
+def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Grey images `[count, 64]` in [0, 1] and labels of a part of the digits."""
+    source = load_split(data_spec("digits"), split)
+    return source.images.reshape(source.count, -1) / source.maximum_value, source.labels
+
+
+def classifier() -> CalibratedClassifierCV:
+    """The support vector machine, trained on the real training digits."""
+    machine = CalibratedClassifierCV(SVC(C=10.0, gamma="scale"), ensemble=False, cv=5)
+    return machine.fit(*digits("train"))
+
+
+def measure(samples: np.ndarray) -> dict:
+    """Accuracy on real test digits, and confidence on them and on samples `[count, 8, 8, 1]` in [0, 1]."""
+    machine = classifier()
+    test_images, test_labels = digits("test")
+    on_real = machine.predict_proba(test_images)
+    on_samples = machine.predict_proba(samples.reshape(len(samples), -1))
+    return {
+        "accuracy_on_real": float((on_real.argmax(axis=1) == test_labels).mean()),
+        "confidence_on_real": float(on_real.max(axis=1).mean()),
+        "confidence_on_samples": float(on_samples.max(axis=1).mean()),
+        "samples_per_class": np.bincount(on_samples.argmax(axis=1), minlength=10).tolist(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, help="run folder of a model of the digits")
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--count", type=int, default=1000, help="number of samples")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    import nvae_tf
+    from nvae_tf.generation import generate_images
+
+    model = nvae_tf.load(arguments.workdir)
+    figures = measure(generate_images(model, arguments.count, arguments.temperature, arguments.seed))
+    print(f"accuracy on real test digits {figures['accuracy_on_real']:.3f}")
+    print(f"mean confidence on real test digits {figures['confidence_on_real']:.3f}")
+    print(f"mean confidence on samples at temperature {arguments.temperature:g} {figures['confidence_on_samples']:.3f}")
+    print(f"samples of each class 0-9: {figures['samples_per_class']}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures | {"temperature": arguments.temperature}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The baseline of the digits demo: a mixture of Bernoullis, fitted by EM to the same binarised training images.
+
+    python -m benchmarks.mixture_of_bernoullis [--components=N] [--json=FILE]
+
+The number of components is chosen by a held-out fifth of the training part, unless it is given; the test part is looked
+at once, binarised as `train.evaluate` does it. Prints exact log-likelihoods in nats per image.
+"""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+from scipy.special import logsumexp
+
+COMPONENTS = (20, 40, 80, 120, 160, 240, 320)
+# How often each training image is binarised anew: the VAE sees fresh ones in every epoch.
+COPIES = 20
+_ITERATIONS = 60
+_PRIOR_COUNT = 0.5
+
+
+class MixtureOfBernoullis:
+    """`p(x) = sum_k weight_k prod_d Bernoulli(x_d; mean_kd)`, with half a count of each value in every pixel."""
+
+    def __init__(self, components: int, seed: int = 0):
+        self.components = components
+        self._random = np.random.RandomState(seed)
+
+    def fit(self, images: np.ndarray) -> "MixtureOfBernoullis":
+        """EM on 0/1 images `[count, pixels]`, started from images drawn at random."""
+        starts = images[self._random.choice(len(images), self.components, replace=False)]
+        self.means = 0.25 + 0.5 * starts
+        self.log_weights = np.full(self.components, -np.log(self.components), np.float32)
+        for _ in range(_ITERATIONS):
+            joint = self._log_joint(images)
+            responsibilities = np.exp(joint - logsumexp(joint, axis=1, keepdims=True))
+            counts = responsibilities.sum(axis=0, dtype=np.float64).astype(np.float32)
+            self.means = (responsibilities.T @ images + _PRIOR_COUNT) / (counts + 2 * _PRIOR_COUNT)[:, None]
+            self.log_weights = np.log(counts + 1.0) - np.log(counts.sum() + self.components)
+        return self
+
+    def negative_log_likelihood(self, images: np.ndarray) -> float:
+        """Mean over images `[count, pixels]`, in nats."""
+        return float(-logsumexp(self._log_joint(images), axis=1).mean())
+
+    def _log_joint(self, images: np.ndarray) -> np.ndarray:
+        return images @ np.log(self.means).T + (1 - images) @ np.log1p(-self.means).T + self.log_weights
+
+
+def binarised(split: str, copies: int, first_seed: int) -> np.ndarray:
+    """The digits of a part, binarised `copies` times with seeds from `first_seed` on: `[copies, count, pixels]`."""
+    from nvae_tf.data import data_spec
+    from nvae_tf.data.pipeline import evaluation_batches
+    from nvae_tf.data.sources import load_split
+
+    spec = data_spec("digits")
+    source = load_split(spec, split)
+    stacks = [
+        next(iter(evaluation_batches(source, spec, source.count, seed))).numpy().reshape(source.count, -1)
+        for seed in range(first_seed, first_seed + copies)
+    ]
+    return np.stack(stacks)
+
+
+def chosen_components(training: np.ndarray) -> int:
+    """The number of components that a held-out fifth of the training part likes best."""
+    pixels = training.shape[-1]
+    held_out = np.arange(training.shape[1]) % 5 == 0
+    scores = {}
+    for components in COMPONENTS:
+        mixture = MixtureOfBernoullis(components).fit(training[:, ~held_out].reshape(-1, pixels))
+        scores[components] = mixture.negative_log_likelihood(training[:, held_out].reshape(-1, pixels))
+        print(f"{components:4d} components: {scores[components]:.3f} nats on the held-out fifth", flush=True)
+    return min(scores, key=scores.get)
+
+
+def measure(components: int | None = None) -> dict:
+    """Fits on the whole training part, with the given or the best number of components, and scores the test part."""
+    training = binarised("train", COPIES, first_seed=1)
+    components = components or chosen_components(training)
+    mixture = MixtureOfBernoullis(components).fit(training.reshape(-1, training.shape[-1]))
+    test = mixture.negative_log_likelihood(binarised("test", 1, first_seed=0)[0])
+    return {"components": components, "test_nats": test}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--components", type=int, help="number of components; without it the best is looked for")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    figures = measure(arguments.components)
+    print(f"mixture of {figures['components']} Bernoullis: {figures['test_nats']:.3f} nats on the test images")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

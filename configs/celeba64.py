@@ -1,0 +1,30 @@
+"""CelebA at 64x64, as published (Vahdat & Kautz 2020, table 6).
+
+    python -m train.main --config=configs/celeba64.py --workdir=runs/celeba64
+
+Published run: 8 V100 GPUs, 92 hours, 16 images a GPU (128 a step), 153,281,364 parameters.
+Score to see: 2.03 bits/dim on the test images (table 1 of the paper, NVAE with flows).
+The architecture, the objective and the schedule are complete. The pipeline of this data set comes with a later version:
+until then training stops at once, saying that there is no such data set.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.data.name = "celeba64"
+    config.model.image_height = 64
+    config.model.image_width = 64
+    config.model.num_latent_scales = 3
+    config.model.num_groups_per_scale = 20
+    config.model.adaptive_groups = True
+    config.model.num_channels_encoder = 64
+    config.model.num_channels_decoder = 64
+    config.model.num_flows = 1
+    config.objective.regularisation = 1e-1
+    config.train.batch_size = 16
+    config.train.epochs = 90
+    return config.lock()

@@ -1,0 +1,30 @@
+"""ImageNet, downsampled to 32x32 (van den Oord et al. 2016), as published (Vahdat & Kautz 2020, table 6).
+
+    python -m train.main --config=configs/imagenet32.py --workdir=runs/imagenet32
+
+Published run: 24 V100 GPUs, 70 hours, 24 images a GPU (576 a step), 268,509,444 parameters.
+Score to see: 3.92 bits/dim on the validation images (table 1 of the paper, NVAE with flows).
+The architecture, the objective and the schedule are complete. The pipeline of this data set comes with a later version:
+until then training stops at once, saying that there is no such data set.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.data.name = "imagenet32"
+    config.model.num_latent_scales = 1
+    config.model.num_groups_per_scale = 28
+    config.model.num_channels_encoder = 192
+    config.model.num_channels_decoder = 192
+    config.model.num_flows = 1
+    config.objective.regularisation = 1e-2
+    config.objective.regularisation_initial = 1.0
+    config.objective.anneal_regularisation = True
+    config.optimizer.warmup_epochs = 1.0
+    config.train.batch_size = 24
+    config.train.epochs = 45
+    return config.lock()

@@ -1,0 +1,99 @@
+"""Draws pictures with an exported model, without the package that made it.
+
+    python run_saved_model.py --saved_model=models/digits/1 --output=samples.png --temperature=0.7
+
+A plain script that needs TensorFlow, NumPy and Pillow alone: copy it beside an export. The model is loaded by
+TensorFlow's session loader, as TensorFlow Serving does it.
+"""
+
+import argparse
+import contextlib
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+# Pictures drawn at once, which bounds the memory.
+BATCH = 64
+# The shortest side, in pixels, at which a person sees what a picture shows.
+VISIBLE_SIDE = 64
+# Pixels between the pictures and their shade.
+GAP, GREY = 2, 128
+LARGEST_SEED = 2**31 - 1
+
+# `run(signature, **inputs)`, from and to arrays whose first axis is the batch.
+Run = Callable[..., dict[str, np.ndarray]]
+
+
+@contextlib.contextmanager
+def session_of(folder: str) -> Iterator[Run]:
+    """Loads a SavedModel and gives the function that runs its signatures."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf  # not before: a wrong argument is told within a moment
+
+    tf.get_logger().setLevel("ERROR")
+    with contextlib.closing(tf.compat.v1.Session(graph=tf.Graph())) as session:
+        loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], folder)
+
+        def run(signature: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+            definition = loaded.signature_def[signature]
+            feed = {definition.inputs[name].name: value for name, value in inputs.items()}
+            return session.run({name: output.name for name, output in definition.outputs.items()}, feed)
+
+        yield run
+
+
+def sample(run: Run, count: int, seed: int, temperature: float) -> np.ndarray:
+    """Pictures `[count, height, width, channels]` in [0, 1]; picture i depends on `seed` and i alone."""
+    # The low word of a row's seed is the series, the high word the picture's number in it.
+    seeds = np.int64(seed) + (np.arange(count, dtype=np.int64) << 32)
+    temperatures = np.full(count, temperature, np.float32)
+    parts = [slice(start, start + BATCH) for start in range(0, count, BATCH)]
+    pictures = [run("sample", seed=seeds[part], temperature=temperatures[part])["image"] for part in parts]
+    return np.concatenate(pictures)
+
+
+def picture_grid(pictures: np.ndarray) -> Image.Image:
+    """Pictures `[count, height, width, 1 or 3]` in [0, 1] in rows, small ones enlarged to be seen."""
+    pixels = np.rint(np.clip(pictures, 0.0, 1.0) * 255.0).astype(np.uint8)
+    enlarge = max(1, math.ceil(VISIBLE_SIDE / min(pixels.shape[1:3])))
+    pixels = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+    count, height, width, channels = pixels.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    size = rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels
+    grid = np.full(size, GREY, np.uint8)
+    for number, picture in enumerate(pixels):
+        top, left = number // columns * (height + GAP), number % columns * (width + GAP)
+        grid[top : top + height, left : left + width] = picture
+    return Image.fromarray(grid[:, :, 0] if channels == 1 else grid)
+
+
+def main() -> None:
+    """Reads the flags, draws, and writes the picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--saved_model", required=True, metavar="DIR", help="one version, as models/digits/1")
+    parser.add_argument("--output", required=True, metavar="PNG", help="the picture; replaced if it exists")
+    parser.add_argument("--count", type=int, default=64, help="how many pictures (default: 64)")
+    parser.add_argument("--seed", type=int, default=1, help="which series of pictures, from 0 (default: 1)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="above 0; lower is tamer (default: 1)")
+    flags = parser.parse_args()
+    if not (pathlib.Path(flags.saved_model) / "saved_model.pb").is_file():
+        parser.error(f"--saved_model={flags.saved_model}: no saved_model.pb in it; name one version")
+    if flags.count < 1 or not 0.0 < flags.temperature < math.inf or not 0 <= flags.seed <= LARGEST_SEED:
+        parser.error(f"--count and --temperature must be above 0, --seed from 0 to {LARGEST_SEED}")
+    with session_of(flags.saved_model) as run:
+        pictures = sample(run, flags.count, flags.seed, flags.temperature)
+    output = pathlib.Path(flags.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    picture_grid(pictures).save(output, format="PNG")
+    print(f"{flags.count} pictures in {output}")
+
+
+if __name__ == "__main__":
+    main()

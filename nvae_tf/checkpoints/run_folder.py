@@ -1,0 +1,174 @@
+"""The folder of a training run: what lies where, who may write into it, and the model that comes out of it."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from nvae_tf.checkpoints.training_state import latest_checkpoint, restore_weights
+from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, read_config
+from nvae_tf.models import NVAE
+
+# What may differ when a run goes on: how long it runs, what is written how often, and where the images lie now.
+# Nothing else, because the second half of a run must belong to the first. `objective.total_steps` follows from the
+# length.
+CHANGEABLE_SETTINGS = (
+    "objective.total_steps",
+    "data.path",
+    "train.steps",
+    "train.epochs",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.evaluate_every_steps",
+    "train.sample_every_steps",
+    "train.log_every_steps",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """The places in a run folder; making this object touches no file.
+
+    Attributes:
+      path: the folder, `--workdir` of the commands.
+    """
+
+    path: pathlib.Path
+
+    @property
+    def config_file(self) -> pathlib.Path:
+        """All settings of the run, as JSON; what makes a folder a run folder."""
+        return self.path / "config.json"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """The folder of checkpoints, `step-N.index` and `step-N.data-*`."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_file(self) -> pathlib.Path:
+        """One line an evaluation interval, as CSV."""
+        return self.path / "metrics.csv"
+
+    @property
+    def tensorboard(self) -> pathlib.Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def samples(self) -> pathlib.Path:
+        """The folder of sample grids, `step-N.png` with N in eight digits."""
+        return self.path / "samples"
+
+    def evaluation_file(self, split: str = "test") -> pathlib.Path:
+        """What `train.evaluate` measured on a part of the data, as JSON."""
+        return self.path / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
+
+
+def load(path: str | os.PathLike) -> NVAE:
+    """The model of a run folder, with the weights of its latest checkpoint.
+
+    Example:
+      >>> model = nvae_tf.load("runs/digits")
+      >>> images = model.generate(64, temperature=0.7, seed=1)
+
+    Raises:
+      FileNotFoundError: there is no such folder, it is no run folder, or it has no checkpoint yet.
+      ValueError: `config.json` is damaged or asks for an impossible model; or the checkpoint is damaged or of another
+        architecture, then the first differences are named.
+    """
+    folder = RunFolder(pathlib.Path(path))
+    config = read_run_config(folder)
+    checkpoint = latest_checkpoint(folder.checkpoints)
+    if checkpoint is None:
+        raise FileNotFoundError(
+            f"{folder.path}: no checkpoint in {folder.checkpoints}; train.main writes the first after "
+            f"{config.train.checkpoint_every_steps} steps, at its end, or when it is interrupted"
+        )
+    model = NVAE(config.model, config.objective, seed=config.train.seed)
+    restore_weights(model, checkpoint)
+    return model
+
+
+def read_run_config(folder: RunFolder) -> ExperimentConfig:
+    """The settings of a run.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or it has no `config.json`.
+      ValueError: `config.json` is not JSON, or a setting in it is unknown or impossible.
+    """
+    if not folder.path.is_dir():
+        raise FileNotFoundError(f"{folder.path}: no such folder; give the --workdir of a run of train.main")
+    if not folder.config_file.is_file():
+        raise FileNotFoundError(
+            f"{folder.path}: not a run folder, it has no config.json; give the --workdir of a run of train.main"
+        )
+    try:
+        return read_config(folder.config_file)
+    except (ValueError, UnicodeDecodeError) as error:
+        place = "" if str(folder.config_file) in str(error) else f"{folder.config_file}: "
+        raise ValueError(f"{place}{error}") from error
+
+
+def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunFolder:
+    """Makes a run folder, or opens one to continue its run, which needs the same settings.
+
+    Settings of `CHANGEABLE_SETTINGS` may differ; `config.json` then tells the new ones.
+
+    Raises:
+      ValueError: the folder holds something else, or a run with other settings; nothing is written then.
+    """
+    folder = RunFolder(pathlib.Path(path))
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"{folder.path}: a file; give a folder that is new, empty, or of the same run")
+    if folder.config_file.exists():
+        before = read_run_config(folder)
+        _check_same_run(folder, before, config)
+        if before == config:
+            return folder
+    else:
+        _check_empty(folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_whole(folder.config_file, config_to_json(config))
+    return folder
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a text file so that a reader sees the old file or the whole new one, never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_empty(folder: RunFolder) -> None:
+    # Hidden files are what a file manager or an interrupted first write leaves behind.
+    found = sorted(entry.name for entry in folder.path.glob("*") if not entry.name.startswith("."))
+    if found:
+        raise ValueError(
+            f"{folder.path}: not empty and not a run folder, it holds {', '.join(found[:5])}"
+            f"{' ...' if len(found) > 5 else ''} but no config.json; give a folder that is new, empty, or of the same run"
+        )
+
+
+def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: ExperimentConfig) -> None:
+    old, new = _flat(config_to_dict(before)), _flat(config_to_dict(now))
+    differences = [
+        f"{name} was {old[name]!r} and is now {new[name]!r}"
+        for name in new
+        if old[name] != new[name] and name not in CHANGEABLE_SETTINGS
+    ]
+    if differences:
+        raise ValueError(
+            f"{folder.path}: holds a run with other settings: {'; '.join(differences)}. "
+            "Give the same settings to continue it, or another --workdir"
+        )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

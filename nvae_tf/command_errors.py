@@ -1,0 +1,35 @@
+"""How every command tells a user's mistake: one line and exit code 2 instead of a traceback."""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+
+USER_ERROR_CODE = 2
+TRACEBACK_VARIABLE = "NVAE_TF_TRACEBACK"
+
+
+@contextlib.contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turns the errors that a user can cause into `error: ...` on standard error and exit code 2.
+
+    Those are ValueError (a setting, an image, a checkpoint that does not fit), ConnectionError (data that can't be
+    fetched) and the other OSErrors of files and folders (missing, existing, not writable). With the environment variable
+    `NVAE_TF_TRACEBACK` set to something, the traceback is printed too.
+
+    Example:
+      >>> def main(_):
+      ...     with exit_on_user_error():
+      ...         run_everything()
+
+    Raises:
+      SystemExit: code 2, for such an error.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(USER_ERROR_CODE) from None

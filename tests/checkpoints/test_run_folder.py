@@ -1,0 +1,218 @@
+"""Run folders: what is refused, what is continued, and what loading tells of a folder that is not right."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import nvae_tf
+from nvae_tf.checkpoints.run_folder import CHANGEABLE_SETTINGS, RunFolder, open_for_training
+from nvae_tf.checkpoints.training_state import TrainingState, latest_checkpoint, step_of
+from nvae_tf.checkpoints.weight_names import named_weights, nested
+from nvae_tf.config import ExperimentConfig, ModelConfig, TrainConfig, config_to_json
+from nvae_tf.optimization import NVAEAdamax
+
+MODEL = ModelConfig(
+    image_height=4,
+    image_width=4,
+    image_channels=1,
+    num_bits=1,
+    likelihood="bernoulli",
+    num_latent_scales=2,
+    num_groups_per_scale=1,
+    num_latent_per_group=2,
+    num_channels_encoder=2,
+    num_channels_decoder=2,
+    num_preprocess_blocks=0,
+    num_postprocess_blocks=0,
+    num_cells_per_group_encoder=1,
+    num_cells_per_group_decoder=1,
+    num_flows=1,
+)
+CONFIG = ExperimentConfig(model=MODEL, train=TrainConfig(seed=3))
+
+
+def model_of(config=MODEL):
+    model = nvae_tf.NVAE(config)
+    optimizer = NVAEAdamax()
+    optimizer.build(model.trainable_variables)
+    model.compile(optimizer=optimizer)
+    return model
+
+
+def with_other_weights(model):
+    random = np.random.RandomState(1)
+    for variable in [*model.weights, *model.optimizer.variables[1:]]:
+        variable.assign(random.uniform(0.1, 1.0, variable.shape))
+    return model
+
+
+def values(variables):
+    return [variable.numpy() for variable in variables]
+
+
+def assert_same(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def state_of(folder, model, keep=2):
+    return TrainingState(folder.checkpoints, model, model.optimizer, keep)
+
+
+@pytest.fixture(scope="module")
+def saved_model():
+    return with_other_weights(model_of())
+
+
+@pytest.fixture
+def folder(tmp_path, saved_model):
+    """A run folder with checkpoints of the steps 5 and 10."""
+    opened = open_for_training(tmp_path / "runs" / "one", CONFIG)
+    state = state_of(opened, saved_model)
+    for step in (2, 5, 10):
+        state.save(step)
+    return opened
+
+
+def test_loading_gives_the_model_with_its_weights_and_seed(folder, saved_model):
+    loaded = nvae_tf.load(folder.path)
+    assert loaded.config == MODEL and loaded.seed == 3
+    assert_same(values(loaded.weights), values(saved_model.weights))
+    assert_same([loaded.generate(3, seed=1)], [saved_model.generate(3, seed=1)])
+
+
+def test_a_moved_folder_loads(folder, saved_model, tmp_path):
+    moved = folder.path.rename(tmp_path / "elsewhere")
+    assert_same(values(nvae_tf.load(str(moved)).weights), values(saved_model.weights))
+
+
+def test_restoring_brings_back_optimizer_step_and_running_means(folder, saved_model):
+    saved_model.loss_tracker.update_state(2.5)
+    state_of(folder, saved_model).save(12)
+    saved_model.loss_tracker.reset_state()
+    other = model_of()
+    assert state_of(folder, other).restore() == 12
+    assert_same(values(other.optimizer.variables), values(saved_model.optimizer.variables))
+    assert float(other.loss_tracker.result()) == 2.5
+
+
+def test_only_the_latest_checkpoints_are_kept(folder, saved_model):
+    assert sorted(step_of(file.stem) for file in folder.checkpoints.glob("*.index")) == [5, 10]
+    # A later process goes on counting.
+    state_of(folder, saved_model, keep=1).save(11)
+    assert [step_of(file.stem) for file in folder.checkpoints.glob("*.index")] == [11]
+
+
+def test_nothing_to_restore_is_step_0(tmp_path, saved_model):
+    assert state_of(RunFolder(tmp_path), saved_model).restore() == 0
+
+
+def test_deleting_the_latest_checkpoint_leaves_the_one_before(folder):
+    for file in folder.checkpoints.glob("step-10.*"):
+        file.unlink()
+    assert step_of(latest_checkpoint(folder.checkpoints)) == 5
+
+
+def test_without_tensorflows_list_the_largest_step_counts(folder):
+    (folder.checkpoints / "checkpoint").write_text("{ not a list")
+    assert step_of(latest_checkpoint(folder.checkpoints)) == 10
+
+
+@pytest.mark.parametrize("change", [{"num_flows": 0}, {"num_groups_per_scale": 2}, {"num_channels_decoder": 4}])
+def test_a_checkpoint_of_another_architecture_is_named_and_not_loaded(folder, change):
+    other = dataclasses.replace(MODEL, **change)
+    folder.config_file.write_text(config_to_json(dataclasses.replace(CONFIG, model=other)))
+    with pytest.raises(ValueError, match=r"step-10: a checkpoint of another architecture.*top_down/.*in the checkpoint"):
+        nvae_tf.load(folder.path)
+    model = model_of(other)
+    before = values(model.weights)
+    with pytest.raises(ValueError, match="another architecture"):
+        state_of(folder, model).restore()
+    assert_same(values(model.weights), before)
+
+
+def cut_data(folder, model):
+    data = next(folder.checkpoints.glob("step-10.data*"))
+    data.write_bytes(data.read_bytes()[:500])
+
+
+def flip_bit_of_a_weight(folder, model):
+    data = next(folder.checkpoints.glob("step-10.data*"))
+    content = bytearray(data.read_bytes())
+    content[content.index(model.top_down.start.numpy().tobytes()) + 2] ^= 1
+    data.write_bytes(content)
+
+
+def cut_index(folder, model):
+    (folder.checkpoints / "step-10.index").write_bytes(b"cut short")
+
+
+def remove_data(folder, model):
+    next(folder.checkpoints.glob("step-10.data*")).unlink()
+
+
+@pytest.mark.parametrize("damage", [cut_data, flip_bit_of_a_weight, cut_index, remove_data])
+def test_a_damaged_checkpoint_is_told(folder, damage, saved_model):
+    damage(folder, saved_model)
+    with pytest.raises(ValueError, match=r"step-10: the checkpoint is damaged .*delete .*step-10\.\*"):
+        nvae_tf.load(folder.path)
+
+
+def test_what_is_missing_is_told(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        nvae_tf.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty: not a run folder, it has no config.json"):
+        nvae_tf.load(tmp_path / "empty")
+    new = open_for_training(tmp_path / "new", CONFIG)
+    with pytest.raises(FileNotFoundError, match="new: no checkpoint in .*checkpoints"):
+        nvae_tf.load(new.path)
+
+
+@pytest.mark.parametrize("content", [b'{"model": ', b"\xff\xfe\x80", b'{"architecture": 3}'])
+def test_a_damaged_config_is_told_with_its_place(folder, content):
+    folder.config_file.write_bytes(content)
+    with pytest.raises(ValueError, match="config.json"):
+        nvae_tf.load(folder.path)
+
+
+def test_an_impossible_config_is_told(folder):
+    impossible = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, image_height=5))
+    folder.config_file.write_text(config_to_json(impossible))
+    with pytest.raises(ValueError, match="5: not divisible by 2"):
+        nvae_tf.load(folder.path)
+
+
+def test_a_foreign_folder_is_refused_and_not_touched(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="not empty and not a run folder, it holds thesis.txt"):
+        open_for_training(tmp_path, CONFIG)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(ValueError, match="thesis.txt: a file"):
+        open_for_training(tmp_path / "thesis.txt", CONFIG)
+
+
+def test_a_run_with_other_settings_is_refused_and_not_touched(folder):
+    before = folder.config_file.read_text()
+    other = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, batch_size=64, steps=7))
+    with pytest.raises(ValueError, match="train.batch_size was 32 and is now 64") as error:
+        open_for_training(folder.path, other)
+    assert "train.steps" not in str(error.value)
+    assert folder.config_file.read_text() == before
+
+
+def test_a_longer_run_with_other_intervals_goes_on_and_is_written_down(folder):
+    longer = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, steps=7, log_every_steps=1))
+    open_for_training(folder.path, longer)
+    assert folder.config_file.read_text() == config_to_json(longer)
+    assert {"train.steps", "train.log_every_steps"} <= set(CHANGEABLE_SETTINGS)
+
+
+def test_every_weight_has_one_readable_name(saved_model):
+    names = named_weights(saved_model)
+    assert {id(variable) for variable in names.values()} == {id(variable) for variable in saved_model.weights}
+    assert "top_down/scales/0/posteriors/kernel" in names
+    assert list(names) == list(named_weights(nvae_tf.NVAE(MODEL)))
+    tree = nested({"a/b": 1, "a/c/0": 2, "d": 3})
+    assert tree == {"a": {"b": 1, "c": {"0": 2}}, "d": 3}

@@ -1,0 +1,76 @@
+"""The command: from a run folder to a version, and what it says to mistakes."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import nvae_tf
+from export import export_saved_model as command
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def refused(capsys, *arguments):
+    """The one line on standard error of a command that ends with exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        command.main(arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(tmp_path, monkeypatch, capsys):
+    from export import saved_model
+
+    calls = []
+    monkeypatch.setattr(nvae_tf, "load", lambda workdir: f"model of {workdir}", raising=False)
+    monkeypatch.setattr(
+        saved_model, "export_saved_model", lambda *given: calls.append(given) or given[1] / "4"
+    )
+    command.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}", "--version=4"])
+    assert calls == [(f"model of {tmp_path / 'run'}", tmp_path / "models", 4)]
+    assert str(tmp_path / "models" / "4") in capsys.readouterr().out
+
+
+def test_a_missing_run_folder_is_told_and_nothing_written(tmp_path, capsys):
+    said = refused(capsys, f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}")
+    assert said.startswith("error: ") and "no such folder" in said and str(tmp_path / "run") in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_version_is_told_before_the_run_is_looked_at(tmp_path, capsys):
+    (tmp_path / "models" / "1").mkdir(parents=True)
+    said = refused(capsys, f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}")
+    assert "has a version 1 already" in said
+
+
+def test_a_mistyped_flag_is_told_with_the_nearest_one(capsys):
+    assert (
+        refused(capsys, "--wrkdir=x", "--output=y")
+        == "error: --wrkdir: no such flag; did you mean --workdir?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--output=y"], "--workdir"),
+        (["--workdir=x"], "--output"),
+        (["--workdir=x", "--output=y", "--version=a"], "'a'"),
+    ],
+)
+def test_a_missing_or_senseless_flag_is_told(capsys, arguments, message):
+    assert message in refused(capsys, *arguments)
+
+
+def test_help_is_a_manual_page_and_does_not_wait_for_tensorflow():
+    program = (
+        "import atexit, runpy, sys; sys.argv.append('--help')\n"
+        "atexit.register(lambda: print('tensorflow' in sys.modules))\n"
+        "runpy.run_module('export.export_saved_model', run_name='__main__')\n"
+    )
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout.endswith("False\n")
+    for word in ("--workdir", "--output", "--version", "kl_per_group", "TensorFlow Serving"):
+        assert word in process.stdout

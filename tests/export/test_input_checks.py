@@ -1,0 +1,39 @@
+"""The exported graph itself refuses input that makes no sense, and says which."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+SEEDS = np.array([5, 6], np.int64)
+IMAGES = (np.random.default_rng(0).integers(0, 256, [2, 8, 8, 3]) / 255).astype(np.float32)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan, np.inf])
+def test_a_temperature_that_makes_no_sense_is_refused_by_the_export(run, temperature):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="temperature: values must be finite and above 0"
+    ):
+        run("sample", seed=SEEDS, temperature=np.float32([1.0, temperature]))
+
+
+@pytest.mark.parametrize("signature", ["encode", "reconstruct", "score"])
+@pytest.mark.parametrize("value", [-0.01, 255.0, np.nan])
+def test_an_image_out_of_range_is_refused_by_the_export(run, signature, value):
+    images = IMAGES.copy()
+    images[1, 2, 3, 0] = value
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"image: values must be finite and in \[0, 1\]"):
+        run(signature, image=images, seed=SEEDS)
+
+
+def test_a_latent_that_is_not_finite_is_refused_by_the_export(run):
+    latent = run("encode", image=IMAGES, seed=SEEDS)["latent"]
+    latent[0, 0] = np.inf
+    with pytest.raises(tf.errors.InvalidArgumentError, match="latent: values must be finite"):
+        run("decode", latent=latent)
+
+
+def test_one_seed_for_many_rows_is_refused_by_the_export(run):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="seed: there must be one for each row of image"):
+        run("encode", image=IMAGES, seed=SEEDS[:1])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one for each row of temperature"):
+        run("sample", seed=SEEDS, temperature=np.ones(1, np.float32))

@@ -1,0 +1,115 @@
+"""What every command shares: reading flags, the manual page of `--help`, and errors of one line."""
+
+import difflib
+import pathlib
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+from absl import app, flags, logging
+
+from nvae_tf.command_errors import USER_ERROR_CODE, exit_on_user_error
+from nvae_tf.config import ExperimentConfig, config_to_dict
+
+_HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
+_WIDTH = 100
+# Follows from the length of the run, so no one sets it.
+DERIVED_SETTINGS = ("objective.total_steps",)
+PRESETS = pathlib.Path("configs")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Reads the flags of the command that `main` belongs to, and runs it.
+
+    `--help` prints the module's docstring and its flags. A wrong flag, and an error of the kinds that a user can cause,
+    end the process with one line and exit code 2.
+    """
+    module = sys.modules[main.__module__]
+
+    def guarded(_: Sequence[str]) -> None:
+        # TensorFlow's Python side tells trifles at level INFO.
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.WARNING)
+        with exit_on_user_error():
+            main()
+
+    app.run(guarded, flags_parser=lambda arguments: _read_flags(arguments, module))
+
+
+def valid_settings() -> tuple[str, ...]:
+    """All settings that a config and its flags know, as `train.batch_size`."""
+    groups = config_to_dict(ExperimentConfig())
+    names = (f"{group}.{name}" for group, settings in groups.items() for name in settings)
+    return tuple(name for name in names if name not in DERIVED_SETTINGS)
+
+
+def check_config_flags(arguments: Sequence[str]) -> None:
+    """Looks at `--config` and at the names of all `--config.group.setting` flags before any of them is used.
+
+    Raises:
+      ValueError: there is no such file or setting; the message has the nearest one.
+    """
+    valid = valid_settings()
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        setting = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if setting and setting[1] not in valid:
+            nearest = difflib.get_close_matches(setting[1], valid, n=1, cutoff=0.0)[0]
+            raise ValueError(f"--config.{setting[1]}: no such setting; did you mean --config.{nearest}?")
+        file = re.fullmatch(r"--?config(?:=(.*))?", argument)
+        if file:
+            _check_config_file(pathlib.Path((following if file[1] is None else file[1]).partition(":")[0]))
+
+
+def _check_config_file(path: pathlib.Path) -> None:
+    if path.is_file():
+        return
+    present = [str(file) for file in path.parent.glob("*.py")] or [str(file) for file in PRESETS.glob("[a-z]*.py")]
+    nearest = difflib.get_close_matches(str(path), present, n=1, cutoff=0.0)
+    raise ValueError(f"--config={path}: no such file" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+
+
+def check_output(path: pathlib.Path, overwrite: bool) -> None:
+    """Looks at the file that a command is to write, before it begins to work.
+
+    Raises:
+      ValueError: it is there already and is not to be overwritten, or it is a folder.
+    """
+    if path.is_dir():
+        raise ValueError(f"--output={path}: a folder; give the name of a file")
+    if path.exists() and not overwrite:
+        raise ValueError(f"--output={path}: there is such a file; give another name, or --overwrite to replace it")
+
+
+def _read_flags(arguments: Sequence[str], module: ModuleType) -> list[str]:
+    if _HELP & set(arguments[1:]):
+        print(manual_page(module))
+        sys.exit(0)
+    try:
+        with exit_on_user_error():
+            check_config_flags(arguments[1:])
+            rest = flags.FLAGS(arguments)
+            if rest[1:]:
+                raise ValueError(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)")
+        return rest
+    except flags.Error as error:
+        print(f"error: {error} (see --help)", file=sys.stderr)
+        sys.exit(USER_ERROR_CODE)
+
+
+def manual_page(module: ModuleType) -> str:
+    """The docstring of a command and what its flags mean."""
+    sections = [(module.__doc__ or "").strip(), "Flags:"]
+    for flag in flags.FLAGS.get_flags_for_module(module):
+        default = "" if flag.default is None else f" (default: {flag.default})"
+        text = " ".join(f"{flag.help or ''}{default}".split())
+        sections.append(f"  --{flag.name}\n{textwrap.indent(textwrap.fill(text, _WIDTH - 6), ' ' * 6)}")
+    if hasattr(module, "CONFIG"):
+        sections.append("Settings, each a flag --config.NAME=VALUE:\n" + _list_of_settings())
+    return "\n\n".join(sections)
+
+
+def _list_of_settings() -> str:
+    names = ", ".join(valid_settings())
+    return textwrap.indent(textwrap.fill(names, _WIDTH - 2, break_long_words=False), "  ")

@@ -1,0 +1,62 @@
+"""Trains a model.
+
+    python -m train.main --config=configs/digits.py --workdir=runs/digits
+    python -m train.main --config=configs/cifar10.py --workdir=runs/cifar10 --config.train.batch_size=16
+
+--config names a file with the settings, configs/ has one for each data set; any of its settings can be changed with
+--config.GROUP.NAME=VALUE. --workdir is the run folder:
+
+    config.json      the settings
+    checkpoints/     the latest checkpoints (how many: train.keep_checkpoints)
+    metrics.csv      one line every train.evaluate_every_steps steps
+    samples/         a picture of 64 samples every train.sample_every_steps steps
+    tensorboard/     the same and more: tensorboard --logdir=runs
+
+The run is train.steps steps long, or train.epochs passes over the data where that is 0. Ctrl-C or SIGTERM ends it
+with a checkpoint. The same command goes on from there, and the result is the same as without the interruption. A
+folder that holds something else, or a run with other settings, is refused and not touched.
+
+Exit code: 0 done, 2 a mistake in the command, 130 interrupted by Ctrl-C, 143 by SIGTERM. With NVAE_TF_TRACEBACK=1
+in the environment a mistake is told with its traceback.
+"""
+
+import shlex
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from nvae_tf.config import experiment_config
+from nvae_tf.latent_plan import latent_plan
+from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from train import command_line
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "File with the settings of the run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: new, empty, or of the same run.", required=True)
+flags.mark_flag_as_required("config")
+
+
+def main() -> None:
+    """Checks the settings, then trains."""
+    config = experiment_config(CONFIG.value)
+    latent_plan(config.model)
+    # Not before: a mistake is told within a moment.
+    start_tensorflow_quietly()
+    from train.stopping import TrainingInterrupted
+    from train.trainer import train_and_evaluate
+
+    try:
+        train_and_evaluate(config, WORKDIR.value)
+    except TrainingInterrupted as interruption:
+        print(f"Run {interruption}; checkpoint saved. The same command goes on from there:")
+        print(f"    {shlex.join(['python', '-m', 'train.main', *sys.argv[1:]])}", flush=True)
+        sys.exit(interruption.exit_code)
+
+
+def run() -> None:
+    """The command `nvae-train`."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,138 @@
+"""What a run writes on its way besides checkpoints: figures of training and of the test part, and sample grids."""
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from nvae_tf.checkpoints.run_folder import RunFolder
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.data.pipeline import evaluation_batches
+from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator
+from nvae_tf.generation import ImageGenerator, image_grid, write_png
+from nvae_tf.models import NVAE
+from nvae_tf.objective import bits_per_dimension, kl_weight, regularisation_weight
+from train.preparation import Images, RunLength
+from train.progress import Speed, StatusLine
+from train.records import MetricsFile, TensorBoardWriter
+from train.stopping import StopRequest
+
+# The same images binarised in the same way, and the same latents, every time: so that only the model differs.
+_FIXED_SEED = 0
+_SAMPLE_COUNT = 64
+_SAMPLE_TEMPERATURE = 0.7
+
+
+class RunOutputs:
+    """Writes what is due at a step. What is there already is not written again, so a run can go on at any step."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: ExperimentConfig,
+        length: RunLength,
+        images: Images,
+        model: NVAE,
+        stop: StopRequest,
+    ):
+        self.status = StatusLine()
+        self.speed = Speed()
+        self._folder, self._config, self._length = folder, config, length
+        self._images, self._model, self._stop = images, model, stop
+        self._metrics = MetricsFile(folder.metrics_file)
+        self._tensorboard = TensorBoardWriter(folder.tensorboard)
+        self._evaluator = LikelihoodEvaluator(model, min(config.train.batch_size, images.test.count))
+        self._generator = ImageGenerator(model)
+        self._dimensions = images.spec.height * images.spec.width * images.spec.channels
+
+    def continue_from(self, step: int) -> None:
+        """Forgets the figures of steps that will be made again."""
+        self._metrics.keep_until(step)
+
+    def write_due(self, step: int, training: Mapping[str, float]) -> None:
+        """Writes the figures and pictures of a step, if it is their turn.
+
+        Args:
+          step: number of training steps done.
+          training: running means of the loss and its parts.
+
+        Raises:
+          StopRequested: the process was told to stop.
+          ValueError: the model has diverged.
+        """
+        settings = self._config.train
+        if step == 0:
+            return
+        if self._is_due(step, settings.log_every_steps):
+            self._tensorboard.scalars(step, self._training_scalars(step, training))
+        if self._is_due(step, settings.evaluate_every_steps) and not self._metrics.has(step):
+            self._write_evaluation(step, training)
+        picture = self._folder.samples / f"step-{step:08d}.png"
+        if self._is_due(step, settings.sample_every_steps) and not picture.exists():
+            self._write_samples(step, picture)
+
+    def schedules(self, step: int) -> dict[str, float]:
+        """Learning rate, KL weight beta and regularisation weight lambda at a step."""
+        beta = kl_weight(tf.constant(step), self._config.objective)
+        return {
+            "learning_rate": float(self._model.optimizer._learning_rate(step)),
+            "kl_weight": float(beta),
+            "regularisation_weight": float(regularisation_weight(beta, self._config.objective)),
+        }
+
+    def bits_per_dimension(self, nats: float) -> float:
+        """Nats of an image as bits a real value."""
+        return bits_per_dimension(nats, self._dimensions)
+
+    def _is_due(self, step: int, interval: int) -> bool:
+        return step % interval == 0 or step == self._length.total_steps
+
+    def _training_scalars(self, step: int, training: Mapping[str, float]) -> dict[str, float]:
+        images_per_second = (self.speed.steps_per_second or 0.0) * self._config.train.batch_size
+        return {f"train/{name}": value for name, value in training.items()} | {
+            f"schedule/{name}": value for name, value in self.schedules(step).items()
+        } | {"speed/images_per_second": images_per_second}
+
+    def _write_evaluation(self, step: int, training: Mapping[str, float]) -> None:
+        self.speed.pause()
+        source, batch_size = self._images.test, min(self._config.train.batch_size, self._images.test.count)
+        batches = evaluation_batches(source, self._images.spec, batch_size, _FIXED_SEED)
+        test = self._evaluator.evaluate(batches, _FIXED_SEED, self._show_evaluation)
+        self._tensorboard.scalars(step, _test_scalars(test) | {
+            "test/bits_per_dim": self.bits_per_dimension(test.nelbo_nats)
+        })
+        schedules = self.schedules(step)
+        self._metrics.append({
+            "step": step,
+            "epoch": step / self._length.steps_per_epoch,
+            "learning_rate": schedules["learning_rate"],
+            "kl_weight": schedules["kl_weight"],
+            "train_loss": training["loss"],
+            "train_nelbo_nats": training["reconstruction"] + training["kl"],
+            "train_reconstruction_nats": training["reconstruction"],
+            "train_kl_nats": training["kl"],
+            "test_nelbo_nats": test.nelbo_nats,
+            "test_reconstruction_nats": test.reconstruction_nats,
+            "test_kl_nats": test.kl_nats,
+            "test_bits_per_dim": self.bits_per_dimension(test.nelbo_nats),
+            "images_per_second": (self.speed.steps_per_second or 0.0) * self._config.train.batch_size,
+        })
+
+    def _show_evaluation(self, done: int) -> None:
+        self._stop.check()
+        if self.status.is_due:
+            self.status.show(f"evaluating: {done:,} of {self._images.test.count:,} test images")
+
+    def _write_samples(self, step: int, picture) -> None:
+        self.speed.pause()
+        images = self._generator.generate(
+            _SAMPLE_COUNT, _SAMPLE_TEMPERATURE, _FIXED_SEED, lambda done: self._stop.check()
+        )
+        pixels = image_grid(images, enlarge=None)
+        write_png(picture, pixels)
+        self._tensorboard.picture(step, f"samples/temperature_{_SAMPLE_TEMPERATURE}", pixels)
+
+
+def _test_scalars(test: Likelihood) -> dict[str, float]:
+    groups = {f"kl_per_group/{index:02d}": value for index, value in enumerate(test.kl_per_group_nats)}
+    parts = {"nelbo": test.nelbo_nats, "reconstruction": test.reconstruction_nats, "kl": test.kl_nats}
+    return {f"test/{name}_nats": value for name, value in parts.items()} | groups

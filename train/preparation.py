@@ -1,0 +1,78 @@
+"""From the settings of a run to its images, its length and its model."""
+
+import dataclasses
+from typing import NamedTuple
+
+import keras
+
+import nvae_tf
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.data.array_source import ImageSource
+from nvae_tf.data.model_settings import check_model_fits
+from nvae_tf.data.pipeline import steps_per_epoch
+from nvae_tf.data.sources import load_split
+from nvae_tf.data.specs import DataSpec, data_spec
+from nvae_tf.optimization import NVAEAdamax, WarmupCosine
+
+
+class Images(NamedTuple):
+    """A data set and its two parts."""
+
+    spec: DataSpec
+    train: ImageSource
+    test: ImageSource
+
+
+class RunLength(NamedTuple):
+    """How long a run is, in steps; an epoch's last partial batch is dropped."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+
+def load_images(config: ExperimentConfig) -> Images:
+    """Both parts of the data set that the settings name.
+
+    Raises:
+      ValueError: there is no such data set, or the model does not fit its images.
+      ConnectionError: the data must be downloaded and can't be.
+    """
+    spec = data_spec(config.data.name)
+    check_model_fits(config.model, spec)
+    train, test = (load_split(spec, split, config.data.path) for split in ("train", "test"))
+    return Images(spec, train, test)
+
+
+def run_length(config: ExperimentConfig, num_images: int) -> RunLength:
+    """Steps an epoch and in all: `train.steps`, or `train.epochs` whole epochs.
+
+    Raises:
+      ValueError: a batch is larger than the training part.
+    """
+    epoch = steps_per_epoch(num_images, config.train.batch_size)
+    return RunLength(epoch, config.train.steps or config.train.epochs * epoch)
+
+
+def with_length(config: ExperimentConfig, length: RunLength) -> ExperimentConfig:
+    """The settings with the number of steps that the KL warm-up is measured by."""
+    objective = dataclasses.replace(config.objective, total_steps=length.total_steps)
+    return dataclasses.replace(config, objective=objective)
+
+
+def compiled_model(config: ExperimentConfig, length: RunLength) -> nvae_tf.NVAE:
+    """A new model with its optimizer, all weights made; the same settings give the same initial weights."""
+    keras.utils.set_random_seed(config.train.seed)
+    model = nvae_tf.NVAE(config.model, config.objective, seed=config.train.seed)
+    settings = config.optimizer
+    schedule = WarmupCosine(
+        settings.learning_rate,
+        settings.learning_rate_min,
+        warmup_steps=round(settings.warmup_epochs * length.steps_per_epoch),
+        steps_per_epoch=length.steps_per_epoch,
+        total_steps=length.total_steps,
+    )
+    optimizer = NVAEAdamax(learning_rate=schedule, l2=settings.weight_decay)
+    optimizer.build(model.trainable_variables)
+    # XLA runs this model's convolutions many times slower than TensorFlow's own kernels on a CPU.
+    model.compile(optimizer=optimizer, jit_compile=False)
+    return model

@@ -1,0 +1,76 @@
+"""Shows what a trained model keeps of real images: originals, and below each its reconstruction.
+
+    python -m train.reconstruct --workdir=runs/digits --output=reconstructions.png
+
+The picture is a PNG of pairs of rows. The upper of a pair has the first images of the test part as the model sees them
+(binary data are binarised), the lower the likelihood's mean for latents from the posterior.
+
+Exit code: 0 done, 2 a mistake in the command.
+"""
+
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from train import command_line
+
+_LARGEST_SEED = 2**31 - 1
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "PNG file to write.", required=True)
+COUNT = flags.DEFINE_integer("count", 40, "Number of images.", lower_bound=1)
+SPLIT = flags.DEFINE_enum("split", "test", ["test", "train"], "Part of the data set.")
+SEED = flags.DEFINE_integer("seed", 1, "Of the binarisation and the latents.", lower_bound=0, upper_bound=_LARGEST_SEED)
+COLUMNS = flags.DEFINE_integer("columns", 10, "Images a row.", lower_bound=1)
+OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
+
+
+def main() -> None:
+    """Reconstructs and writes the picture."""
+    output = pathlib.Path(OUTPUT.value)
+    command_line.check_output(output, OVERWRITE.value)
+    start_tensorflow_quietly()
+    import nvae_tf
+    from nvae_tf.checkpoints.run_folder import RunFolder, read_run_config
+    from nvae_tf.generation import image_grid, write_png
+
+    model = nvae_tf.load(WORKDIR.value)
+    config = read_run_config(RunFolder(pathlib.Path(WORKDIR.value)))
+    originals = _first_images(config, SPLIT.value, COUNT.value, SEED.value)
+    reconstructions = model(originals, seed=SEED.value).numpy()
+    rows = pairs_of_rows(originals, reconstructions, COLUMNS.value)
+    write_png(output, image_grid(rows, COLUMNS.value, enlarge=None))
+    print(f"{len(originals):,} images of the {SPLIT.value} part, each above its reconstruction, in {output}")
+
+
+def pairs_of_rows(originals: np.ndarray, reconstructions: np.ndarray, columns: int) -> np.ndarray:
+    """Images of a grid `[count, height, width, channels]` where each original stands above its reconstruction."""
+    missing = -len(originals) % columns
+    rows = []
+    for images in (originals, reconstructions):
+        filled = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)], constant_values=0.5)
+        rows.append(filled.reshape(-1, columns, *images.shape[1:]))
+    return np.stack(rows, axis=1).reshape(-1, *originals.shape[1:])
+
+
+def _first_images(config, split: str, count: int, seed: int) -> np.ndarray:
+    from nvae_tf.data.pipeline import evaluation_batches
+    from nvae_tf.data.sources import load_split
+    from nvae_tf.data.specs import data_spec
+
+    spec = data_spec(config.data.name)
+    source = load_split(spec, split, config.data.path)
+    if count > source.count:
+        raise ValueError(f"--count={count}: the {split} part of {spec.name} has only {source.count} images")
+    return next(iter(evaluation_batches(source, spec, count, seed))).numpy()
+
+
+def run() -> None:
+    """The command `nvae-reconstruct`."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,88 @@
+"""The numbers of a run in files: `metrics.csv` for people and spreadsheets, event files for TensorBoard."""
+
+import csv
+import io
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.checkpoints.run_folder import write_whole
+
+COLUMNS = (
+    "step",
+    "epoch",
+    "learning_rate",
+    "kl_weight",
+    "train_loss",
+    "train_nelbo_nats",
+    "train_reconstruction_nats",
+    "train_kl_nats",
+    "test_nelbo_nats",
+    "test_reconstruction_nats",
+    "test_kl_nats",
+    "test_bits_per_dim",
+    "images_per_second",
+)
+
+
+class MetricsFile:
+    """`metrics.csv`: one line an evaluation, in the order of steps, each step once.
+
+    `train_*` are means over the steps since the last multiple of `train.log_every_steps`, `test_*` over the test part.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+
+    def keep_until(self, step: int) -> None:
+        """Drops the lines after a step, and what an interrupted write has left: a run that goes on writes them again."""
+        if self._path.exists():
+            rows = [row for row in self._rows() if int(row["step"]) <= step]
+            write_whole(self._path, _text(rows, with_header=True))
+
+    def has(self, step: int) -> bool:
+        """Whether there is a line for a step."""
+        return self._path.exists() and any(int(row["step"]) == step for row in self._rows())
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Adds the line of a later step; numbers are written with six digits."""
+        written = {name: value if isinstance(value, int) else f"{value:.6g}" for name, value in row.items()}
+        text = _text([written], with_header=not self._path.exists())
+        with self._path.open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+
+    def _rows(self) -> list[dict[str, str]]:
+        with self._path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [row for row in rows if set(row) == set(COLUMNS) and None not in row.values()]
+
+
+class TensorBoardWriter:
+    """Scalars and pictures for TensorBoard."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._writer = tf.summary.create_file_writer(str(folder))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one point of each curve."""
+        with self._writer.as_default(step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+        self._writer.flush()
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Writes a picture, uint8 `[height, width, channels]`."""
+        with self._writer.as_default(step):
+            tf.summary.image(name, pixels[np.newaxis])
+        self._writer.flush()
+
+
+def _text(rows: list, with_header: bool) -> str:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    if with_header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM: a run ends at its next step, with a checkpoint, and not in the middle of something."""
+
+import signal
+import threading
+from types import FrameType
+
+_STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequested(Exception):
+    """Raised by `StopRequest.check` once the process was told to stop."""
+
+
+class TrainingInterrupted(Exception):
+    """A run was told to stop and has left a checkpoint to go on from.
+
+    Attributes:
+      step: the checkpoint's step.
+      signal_number: what told it to stop.
+    """
+
+    def __init__(self, step: int, signal_number: int):
+        super().__init__(f"interrupted at step {step} by {signal.Signals(signal_number).name}")
+        self.step = step
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:
+        """128 and the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.signal_number
+
+
+class StopRequest:
+    """Inside its `with` block the first signal only asks to stop; a second Ctrl-C ends the process at once."""
+
+    def __init__(self):
+        self.signal_number: int | None = None
+        self._handlers_before: dict[int, object] = {}
+
+    def check(self) -> None:
+        """Raises StopRequested if a signal has come; called wherever the run can be left."""
+        if self.signal_number is not None:
+            raise StopRequested
+
+    def __enter__(self) -> "StopRequest":
+        # Python lets the main thread alone set handlers; a run in another thread is stopped by its owner.
+        if threading.current_thread() is threading.main_thread():
+            self._handlers_before = {number: signal.signal(number, self._remember) for number in _STOPPING_SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number
+        print("\nStopping after this step, with a checkpoint ...", flush=True)
