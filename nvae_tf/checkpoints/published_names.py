@@ -24,7 +24,8 @@ class PublishedTensor(NamedTuple):
       index: its place on the variable's leading axis, or None where the variable is not a stack.
       to_published: turns this model's layout into the published one.
       from_published: the other way.
-      cancelled: whether a batch norm right after it takes its effect away, so that its gradient is zero in theory.
+      cancelled: whether a batch norm right after it takes its effect on the image away, so that its gradient is in
+        theory zero but for the regularisers'.
     """
 
     names: tuple[str, ...]
@@ -168,13 +169,15 @@ def _squeeze_excite(name: str, gate: StackedSqueezeExcite, index: int) -> Iterat
 
 
 def _convolution(
-    name: str, stack: StackedConvolution, index: int, bias_is_cancelled: bool = False
+    name: str, stack: StackedConvolution, index: int, followed_by_norm: bool = False
 ) -> Iterator[PublishedTensor]:
     yield PublishedTensor((f"{name}.weight",), stack.kernel, index, *_KERNEL)
     if stack.bias is not None:
-        yield PublishedTensor((f"{name}.bias",), stack.bias, index, *_VECTOR, bias_is_cancelled)
+        yield PublishedTensor((f"{name}.bias",), stack.bias, index, *_VECTOR, followed_by_norm)
     if stack.log_norm is not None:
-        yield PublishedTensor((f"{name}.log_weight_norm",), stack.log_norm, index, *_LOG_NORM)
+        yield PublishedTensor(
+            (f"{name}.log_weight_norm",), stack.log_norm, index, *_LOG_NORM, followed_by_norm
+        )
 
 
 def _batch_norm(
