@@ -2,9 +2,9 @@
 
     python -m benchmarks.digits_quality --workdir=runs/demo [--temperature=0.7] [--count=1000] [--json=FILE]
 
-A support vector machine with calibrated probabilities is trained on the real grey training digits. Its mean largest
-class probability says how sure it is: on real test digits, and on samples (the likelihood's mean images). The histogram
-of the classes that it sees in the samples shows whether all ten are there.
+A support vector machine with calibrated probabilities is trained on the real grey training digits. Its mean
+largest class probability says how sure it is: on real test digits, and on samples (the likelihood's mean
+images). The histogram of the classes that it sees in the samples shows whether all ten are there.
 """
 
 import argparse
@@ -49,7 +49,9 @@ def measure(samples: np.ndarray) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", required=True, help="run folder of a model of the digits")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--count", type=int, default=1000, help="number of samples")
@@ -63,10 +65,14 @@ def main() -> None:
     figures = measure(generate_images(model, arguments.count, arguments.temperature, arguments.seed))
     print(f"accuracy on real test digits {figures['accuracy_on_real']:.3f}")
     print(f"mean confidence on real test digits {figures['confidence_on_real']:.3f}")
-    print(f"mean confidence on samples at temperature {arguments.temperature:g} {figures['confidence_on_samples']:.3f}")
+    print(
+        f"mean confidence on samples at temperature {arguments.temperature:g} {figures['confidence_on_samples']:.3f}"
+    )
     print(f"samples of each class 0-9: {figures['samples_per_class']}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures | {"temperature": arguments.temperature}, indent=2) + "\n")
+        arguments.json.write_text(
+            json.dumps(figures | {"temperature": arguments.temperature}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

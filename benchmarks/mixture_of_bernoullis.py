@@ -1,9 +1,9 @@
-"""The baseline of the digits demo: a mixture of Bernoullis, fitted by EM to the same binarised training images.
+"""The baseline of the digits demo: a mixture of Bernoullis, fitted by EM to the same binarised images.
 
     python -m benchmarks.mixture_of_bernoullis [--components=N] [--json=FILE]
 
-The number of components is chosen by a held-out fifth of the training part, unless it is given; the test part is looked
-at once, binarised as `train.evaluate` does it. Prints exact log-likelihoods in nats per image.
+The number of components is chosen by a held-out fifth of the training part, unless it is given; the test part
+is looked at once, binarised as `train.evaluate` does it. Prints exact log-likelihoods in nats per image.
 """
 
 import argparse
@@ -21,7 +21,8 @@ _PRIOR_COUNT = 0.5
 
 
 class MixtureOfBernoullis:
-    """`p(x) = sum_k weight_k prod_d Bernoulli(x_d; mean_kd)`, with half a count of each value in every pixel."""
+    """`p(x) = sum_k weight_k prod_d Bernoulli(x_d; mean_kd)`, with half a count of each value in every
+    pixel."""
 
     def __init__(self, components: int, seed: int = 0):
         self.components = components
@@ -49,7 +50,8 @@ class MixtureOfBernoullis:
 
 
 def binarised(split: str, copies: int, first_seed: int) -> np.ndarray:
-    """The digits of a part, binarised `copies` times with seeds from `first_seed` on: `[copies, count, pixels]`."""
+    """The digits of a part, binarised `copies` times with seeds from `first_seed` on: `[copies, count,
+    pixels]`."""
     from nvae_tf.data import data_spec
     from nvae_tf.data.pipeline import evaluation_batches
     from nvae_tf.data.sources import load_split
@@ -76,7 +78,8 @@ def chosen_components(training: np.ndarray) -> int:
 
 
 def measure(components: int | None = None) -> dict:
-    """Fits on the whole training part, with the given or the best number of components, and scores the test part."""
+    """Fits on the whole training part, with the given or the best number of components, and scores the test
+    part."""
     training = binarised("train", COPIES, first_seed=1)
     components = components or chosen_components(training)
     mixture = MixtureOfBernoullis(components).fit(training.reshape(-1, training.shape[-1]))
@@ -85,12 +88,18 @@ def measure(components: int | None = None) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--components", type=int, help="number of components; without it the best is looked for")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--components", type=int, help="number of components; without it the best is looked for"
+    )
     parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     figures = measure(arguments.components)
-    print(f"mixture of {figures['components']} Bernoullis: {figures['test_nats']:.3f} nats on the test images")
+    print(
+        f"mixture of {figures['components']} Bernoullis: {figures['test_nats']:.3f} nats on the test images"
+    )
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -4,8 +4,8 @@
 
 Published run: 8 V100 GPUs, 92 hours, 16 images a GPU (128 a step), 153,281,364 parameters.
 Score to see: 2.03 bits/dim on the test images (table 1 of the paper, NVAE with flows).
-The architecture, the objective and the schedule are complete. The pipeline of this data set comes with a later version:
-until then training stops at once, saying that there is no such data set.
+Data: architecture, objective and schedule are complete, but the pipeline of this data set comes with a later
+version; until then training stops at once, saying that there is no such data set.
 """
 
 from ml_collections import ConfigDict

@@ -4,9 +4,9 @@
     python -m train.evaluate --workdir=runs/cifar10 --importance_samples=1000
 
 Published run: 8 V100 GPUs, 55 hours, 32 images a GPU (256 a step), 130,852,480 parameters.
-Score to see: 2.91 bits/dim on the test images (table 1 of the paper, NVAE with flows). One GPU with this config makes
-steps of 32 images, an eighth of what was published.
-The data come through TensorFlow Datasets at the first run.
+Score to see: 2.91 bits/dim on the test images (table 1 of the paper, NVAE with flows).
+One GPU with this config makes steps of 32 images, an eighth of what was published.
+Data: through TensorFlow Datasets, at the first run.
 """
 
 from ml_collections import ConfigDict

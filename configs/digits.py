@@ -1,6 +1,6 @@
 """draft
 
-    python -m train.main --config=configs/digits.py --workdir=runs/digits
+python -m train.main --config=configs/digits.py --workdir=runs/digits
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
 
 Published run: 24 V100 GPUs, 70 hours, 24 images a GPU (576 a step), 268,509,444 parameters.
 Score to see: 3.92 bits/dim on the validation images (table 1 of the paper, NVAE with flows).
-The architecture, the objective and the schedule are complete. The pipeline of this data set comes with a later version:
-until then training stops at once, saying that there is no such data set.
+Data: architecture, objective and schedule are complete, but the pipeline of this data set comes with a later
+version; until then training stops at once, saying that there is no such data set.
 """
 
 from ml_collections import ConfigDict

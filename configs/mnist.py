@@ -4,9 +4,10 @@
     python -m train.evaluate --workdir=runs/mnist --importance_samples=1000
 
 Published run: 2 V100 GPUs, 21 hours, 200 images a GPU (400 a step), 33,363,134 parameters.
-Score to see: 78.01 nats on the test images (importance-weighted bound with 1,000 samples; table 1 of the paper, NVAE without
-flows). One GPU with this config makes steps of 200 images, half of what was published.
-The data come through TensorFlow Datasets at the first run.
+Score to see: 78.01 nats on the test images (importance-weighted bound with 1,000 samples; table 1 of the
+paper, NVAE without flows).
+One GPU with this config makes steps of 200 images, half of what was published.
+Data: through TensorFlow Datasets, at the first run.
 """
 
 from ml_collections import ConfigDict

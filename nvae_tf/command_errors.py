@@ -14,9 +14,9 @@ TRACEBACK_VARIABLE = "NVAE_TF_TRACEBACK"
 def exit_on_user_error() -> Iterator[None]:
     """Turns the errors that a user can cause into `error: ...` on standard error and exit code 2.
 
-    Those are ValueError (a setting, an image, a checkpoint that does not fit), ConnectionError (data that can't be
-    fetched) and the other OSErrors of files and folders (missing, existing, not writable). With the environment variable
-    `NVAE_TF_TRACEBACK` set to something, the traceback is printed too.
+    Those are ValueError (a setting, an image, a checkpoint that does not fit), ConnectionError (data that
+    can't be fetched) and the other OSErrors of files and folders (missing, existing, not writable). With the
+    environment variable `NVAE_TF_TRACEBACK` set to something, the traceback is printed too.
 
     Example:
       >>> def main(_):

@@ -17,7 +17,8 @@ _NVIDIA_DRIVER = "/proc/driver/nvidia"
 
 
 def start_tensorflow_quietly() -> None:
-    """Imports TensorFlow and looks for devices; of what it says meanwhile on standard error, only news are let through.
+    """Imports TensorFlow and looks for devices; of what it says meanwhile on standard error, only news are
+    let through.
 
     That no GPU answers is news where there is a driver for one.
     """

@@ -23,8 +23,8 @@ PRESETS = pathlib.Path("configs")
 def run(main: Callable[[], None]) -> None:
     """Reads the flags of the command that `main` belongs to, and runs it.
 
-    `--help` prints the module's docstring and its flags. A wrong flag, and an error of the kinds that a user can cause,
-    end the process with one line and exit code 2.
+    `--help` prints the module's docstring and its flags. A wrong flag, and an error of the kinds that a user
+    can cause, end the process with one line and exit code 2.
     """
     module = sys.modules[main.__module__]
 
@@ -65,7 +65,9 @@ def check_config_flags(arguments: Sequence[str]) -> None:
 def _check_config_file(path: pathlib.Path) -> None:
     if path.is_file():
         return
-    present = [str(file) for file in path.parent.glob("*.py")] or [str(file) for file in PRESETS.glob("[a-z]*.py")]
+    present = [str(file) for file in path.parent.glob("*.py")] or [
+        str(file) for file in PRESETS.glob("[a-z]*.py")
+    ]
     nearest = difflib.get_close_matches(str(path), present, n=1, cutoff=0.0)
     raise ValueError(f"--config={path}: no such file" + (f"; did you mean {nearest[0]}?" if nearest else ""))
 
@@ -79,7 +81,9 @@ def check_output(path: pathlib.Path, overwrite: bool) -> None:
     if path.is_dir():
         raise ValueError(f"--output={path}: a folder; give the name of a file")
     if path.exists() and not overwrite:
-        raise ValueError(f"--output={path}: there is such a file; give another name, or --overwrite to replace it")
+        raise ValueError(
+            f"--output={path}: there is such a file; give another name, or --overwrite to replace it"
+        )
 
 
 def _read_flags(arguments: Sequence[str], module: ModuleType) -> list[str]:

@@ -1,9 +1,9 @@
-"""The whole way in some minutes: trains on handwritten digits, evaluates, draws, exports, and draws with the export.
+"""The whole way in some minutes: digits are learned, measured, drawn, exported and drawn by the export.
 
     python -m train.demo --workdir=runs/demo
 
-Each step is a command that you could type; it is shown before it runs. What is finished is not done again, so a second
-call is quick, and an interrupted one goes on. The pictures and figures are in the run folder.
+Each step is a command that you could type; it is shown before it runs. What is finished is not done again, so
+a second call is quick, and an interrupted one goes on. The pictures and figures are in the run folder.
 
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted; otherwise that of the step that failed.
 """
@@ -30,9 +30,7 @@ TEMPERATURE = 0.7
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run folder of the demo.")
 
 # The export may not need this package: here it can't even be imported.
-_WITHOUT_PACKAGE = (
-    "import runpy, sys; sys.modules['nvae_tf'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-)
+_WITHOUT_PACKAGE = "import runpy, sys; sys.modules['nvae_tf'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 class Step(NamedTuple):
@@ -88,7 +86,12 @@ def steps(workdir: pathlib.Path) -> list[Step]:
         ),
         Step(
             "Draw with the export, in a process where nvae_tf can't be imported",
-            ["export/run_saved_model.py", f"--saved_model={saved_model / '1'}", f"--output={exported}", *drawing],
+            [
+                "export/run_saved_model.py",
+                f"--saved_model={saved_model / '1'}",
+                f"--output={exported}",
+                *drawing,
+            ],
             exported,
             without_package=True,
         ),
@@ -115,23 +118,26 @@ def main() -> None:
 def summary(workdir: pathlib.Path) -> str:
     """What came out: the figures, and where the pictures are."""
     evaluation, baseline, quality = (
-        json.loads((workdir / name).read_text()) for name in ("evaluation.json", "baseline.json", "quality.json")
+        json.loads((workdir / name).read_text())
+        for name in ("evaluation.json", "baseline.json", "quality.json")
     )
     names = ("samples.png", "exported_samples.png", "reconstructions.png")
     own, exported = (np.asarray(Image.open(workdir / name), np.int32) for name in names[:2])
     difference = int(np.abs(own - exported).max()) if own.shape == exported.shape else "another size"
-    return "\n".join([
-        f"test images, NELBO                     {evaluation['nelbo_nats']:7.2f} nats",
-        f"  importance-weighted, {evaluation['importance_samples']:4d} samples     "
-        f"{evaluation['importance_weighted_nats']:7.2f} nats",
-        f"  mixture of {baseline['components']:3d} Bernoullis (baseline) {baseline['test_nats']:7.2f} nats",
-        f"classifier's confidence, real test digits  {quality['confidence_on_real']:.3f}",
-        f"  samples at temperature {TEMPERATURE:<4}               {quality['confidence_on_samples']:.3f}",
-        f"  samples of each digit 0-9: {quality['samples_per_class']}",
-        f"export against model, largest difference of a pixel: {difference} of 255",
-        "pictures: " + ", ".join(str(workdir / name) for name in names),
-        f"export:   {workdir / 'saved_model' / '1'}",
-    ])
+    return "\n".join(
+        [
+            f"test images, NELBO                     {evaluation['nelbo_nats']:7.2f} nats",
+            f"  importance-weighted, {evaluation['importance_samples']:4d} samples     "
+            f"{evaluation['importance_weighted_nats']:7.2f} nats",
+            f"  mixture of {baseline['components']:3d} Bernoullis (baseline) {baseline['test_nats']:7.2f} nats",
+            f"classifier's confidence, real test digits  {quality['confidence_on_real']:.3f}",
+            f"  samples at temperature {TEMPERATURE:<4}               {quality['confidence_on_samples']:.3f}",
+            f"  samples of each digit 0-9: {quality['samples_per_class']}",
+            f"export against model, largest difference of a pixel: {difference} of 255",
+            "pictures: " + ", ".join(str(workdir / name) for name in names),
+            f"export:   {workdir / 'saved_model' / '1'}",
+        ]
+    )
 
 
 def _run(step: Step) -> None:

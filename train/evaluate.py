@@ -6,11 +6,11 @@
 Takes the latest checkpoint of the run folder and prints, in nats per image and in bits per real value:
 
     NELBO                    the negative evidence lower bound: reconstruction + KL
-    importance-weighted      the tighter bound with --importance_samples samples an image; the papers' test score
+    importance-weighted      a tighter bound, --importance_samples an image; the papers' test score
 
-and the KL of every latent group, from the top of the hierarchy. The figures go to evaluation.json in the run folder
-(evaluation-train.json for the training part). Binary data are binarised with the same --seed each time. The time
-grows with the number of importance samples; for a first look take --importance_samples=10.
+and the KL of every latent group, from the top of the hierarchy. The figures go to evaluation.json in the run
+folder (evaluation-train.json for the training part). Binary data are binarised with the same --seed each
+time. The time grows with the number of importance samples; for a first look take --importance_samples=10.
 
 Exit code: 0 done, 2 a mistake in the command.
 """
@@ -24,10 +24,15 @@ _LARGEST_SEED = 2**31 - 1
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
 IMPORTANCE_SAMPLES = flags.DEFINE_integer(
-    "importance_samples", 100, "Samples an image of the importance-weighted bound; 0 leaves it out.", lower_bound=0
+    "importance_samples",
+    100,
+    "Samples an image of the importance-weighted bound; 0 leaves it out.",
+    lower_bound=0,
 )
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "train"], "Part of the data set.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at a time; that of the training if not given.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Images at a time; that of the training if not given.", lower_bound=1
+)
 SEED = flags.DEFINE_integer(
     "seed", 0, "Of the binarisation and of the samples.", lower_bound=0, upper_bound=_LARGEST_SEED
 )

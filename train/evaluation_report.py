@@ -23,7 +23,8 @@ def evaluate_run(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Evaluates the latest checkpoint of a run folder, prints the figures and writes them to its evaluation file.
+    """Evaluates the latest checkpoint of a run folder, prints the figures and writes them to its evaluation
+    file.
 
     Returns:
       What was written, see `figures_of`.
@@ -58,7 +59,8 @@ def evaluate_run(
 
 
 def figures_of(likelihood: Likelihood, spec: DataSpec, importance_samples: int) -> dict[str, Any]:
-    """The measured bounds under the names of the evaluation file; means over images, in nats or bits per real value."""
+    """The measured bounds under the names of the evaluation file; means over images, in nats or bits per real
+    value."""
     dimensions = spec.height * spec.width * spec.channels
     weighted = likelihood.importance_weighted_nats
     return {
@@ -66,7 +68,9 @@ def figures_of(likelihood: Likelihood, spec: DataSpec, importance_samples: int) 
         "bits_per_dim": bits_per_dimension(likelihood.nelbo_nats, dimensions),
         "importance_samples": importance_samples,
         "importance_weighted_nats": weighted,
-        "importance_weighted_bits_per_dim": None if weighted is None else bits_per_dimension(weighted, dimensions),
+        "importance_weighted_bits_per_dim": None
+        if weighted is None
+        else bits_per_dimension(weighted, dimensions),
         "reconstruction_nats": likelihood.reconstruction_nats,
         "kl_nats": likelihood.kl_nats,
         "kl_per_group_nats": [float(value) for value in likelihood.kl_per_group_nats],

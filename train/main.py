@@ -3,8 +3,8 @@
     python -m train.main --config=configs/digits.py --workdir=runs/digits
     python -m train.main --config=configs/cifar10.py --workdir=runs/cifar10 --config.train.batch_size=16
 
---config names a file with the settings, configs/ has one for each data set; any of its settings can be changed with
---config.GROUP.NAME=VALUE. --workdir is the run folder:
+--config names a file with the settings, configs/ has one for each data set; any of its settings can be
+changed with --config.GROUP.NAME=VALUE. --workdir is the run folder:
 
     config.json      the settings
     checkpoints/     the latest checkpoints (how many: train.keep_checkpoints)
@@ -12,12 +12,12 @@
     samples/         a picture of 64 samples every train.sample_every_steps steps
     tensorboard/     the same and more: tensorboard --logdir=runs
 
-The run is train.steps steps long, or train.epochs passes over the data where that is 0. Ctrl-C or SIGTERM ends it
-with a checkpoint. The same command goes on from there, and the result is the same as without the interruption. A
-folder that holds something else, or a run with other settings, is refused and not touched.
+The run is train.steps steps long, or train.epochs passes over the data where that is 0. Ctrl-C or SIGTERM
+ends it with a checkpoint. The same command goes on from there, and the result is the same as without the
+interruption. A folder that holds something else, or a run with other settings, is refused and not touched.
 
-Exit code: 0 done, 2 a mistake in the command, 130 interrupted by Ctrl-C, 143 by SIGTERM. With NVAE_TF_TRACEBACK=1
-in the environment a mistake is told with its traceback.
+Exit code: 0 done, 2 a mistake in the command, 130 interrupted by Ctrl-C, 143 by SIGTERM. With
+NVAE_TF_TRACEBACK=1 in the environment a mistake is told with its traceback.
 """
 
 import shlex

@@ -1,4 +1,4 @@
-"""What a run writes on its way besides checkpoints: figures of training and of the test part, and sample grids."""
+"""What a run writes on its way besides checkpoints: figures of training and test part, and sample grids."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ _SAMPLE_TEMPERATURE = 0.7
 
 
 class RunOutputs:
-    """Writes what is due at a step. What is there already is not written again, so a run can go on at any step."""
+    """Writes what is due at a step, and not again what is there already, so a run can go on at any step."""
 
     def __init__(
         self,
@@ -88,34 +88,38 @@ class RunOutputs:
 
     def _training_scalars(self, step: int, training: Mapping[str, float]) -> dict[str, float]:
         images_per_second = (self.speed.steps_per_second or 0.0) * self._config.train.batch_size
-        return {f"train/{name}": value for name, value in training.items()} | {
-            f"schedule/{name}": value for name, value in self.schedules(step).items()
-        } | {"speed/images_per_second": images_per_second}
+        return (
+            {f"train/{name}": value for name, value in training.items()}
+            | {f"schedule/{name}": value for name, value in self.schedules(step).items()}
+            | {"speed/images_per_second": images_per_second}
+        )
 
     def _write_evaluation(self, step: int, training: Mapping[str, float]) -> None:
         self.speed.pause()
         source, batch_size = self._images.test, min(self._config.train.batch_size, self._images.test.count)
         batches = evaluation_batches(source, self._images.spec, batch_size, _FIXED_SEED)
         test = self._evaluator.evaluate(batches, _FIXED_SEED, self._show_evaluation)
-        self._tensorboard.scalars(step, _test_scalars(test) | {
-            "test/bits_per_dim": self.bits_per_dimension(test.nelbo_nats)
-        })
+        self._tensorboard.scalars(
+            step, _test_scalars(test) | {"test/bits_per_dim": self.bits_per_dimension(test.nelbo_nats)}
+        )
         schedules = self.schedules(step)
-        self._metrics.append({
-            "step": step,
-            "epoch": step / self._length.steps_per_epoch,
-            "learning_rate": schedules["learning_rate"],
-            "kl_weight": schedules["kl_weight"],
-            "train_loss": training["loss"],
-            "train_nelbo_nats": training["reconstruction"] + training["kl"],
-            "train_reconstruction_nats": training["reconstruction"],
-            "train_kl_nats": training["kl"],
-            "test_nelbo_nats": test.nelbo_nats,
-            "test_reconstruction_nats": test.reconstruction_nats,
-            "test_kl_nats": test.kl_nats,
-            "test_bits_per_dim": self.bits_per_dimension(test.nelbo_nats),
-            "images_per_second": (self.speed.steps_per_second or 0.0) * self._config.train.batch_size,
-        })
+        self._metrics.append(
+            {
+                "step": step,
+                "epoch": step / self._length.steps_per_epoch,
+                "learning_rate": schedules["learning_rate"],
+                "kl_weight": schedules["kl_weight"],
+                "train_loss": training["loss"],
+                "train_nelbo_nats": training["reconstruction"] + training["kl"],
+                "train_reconstruction_nats": training["reconstruction"],
+                "train_kl_nats": training["kl"],
+                "test_nelbo_nats": test.nelbo_nats,
+                "test_reconstruction_nats": test.reconstruction_nats,
+                "test_kl_nats": test.kl_nats,
+                "test_bits_per_dim": self.bits_per_dimension(test.nelbo_nats),
+                "images_per_second": (self.speed.steps_per_second or 0.0) * self._config.train.batch_size,
+            }
+        )
 
     def _show_evaluation(self, done: int) -> None:
         self._stop.check()

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line that is written anew on a terminal, a plain line every so often elsewhere."""
+"""What a person sees of a run: one line written anew on a terminal, a plain line now and then elsewhere."""
 
 import shutil
 import sys
@@ -56,7 +56,7 @@ class Speed:
         self._started = None
 
     def count_step(self) -> None:
-        """One step is done. The first after a pause starts the clock and is not counted: it may have built a graph."""
+        """One step is done. The first after a pause starts the clock and does not count: it may build a graph."""
         if self._started is None:
             self._started = time.monotonic()
             self._steps = 0

@@ -2,8 +2,8 @@
 
     python -m train.reconstruct --workdir=runs/digits --output=reconstructions.png
 
-The picture is a PNG of pairs of rows. The upper of a pair has the first images of the test part as the model sees them
-(binary data are binarised), the lower the likelihood's mean for latents from the posterior.
+The picture is a PNG of pairs of rows. The upper of a pair has the first images of the test part as the model
+sees them (binary data are binarised), the lower the likelihood's mean for latents from the posterior.
 
 Exit code: 0 done, 2 a mistake in the command.
 """
@@ -22,7 +22,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", requ
 OUTPUT = flags.DEFINE_string("output", None, "PNG file to write.", required=True)
 COUNT = flags.DEFINE_integer("count", 40, "Number of images.", lower_bound=1)
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "train"], "Part of the data set.")
-SEED = flags.DEFINE_integer("seed", 1, "Of the binarisation and the latents.", lower_bound=0, upper_bound=_LARGEST_SEED)
+SEED = flags.DEFINE_integer(
+    "seed", 1, "Of the binarisation and the latents.", lower_bound=0, upper_bound=_LARGEST_SEED
+)
 COLUMNS = flags.DEFINE_integer("columns", 10, "Images a row.", lower_bound=1)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
 
@@ -46,7 +48,7 @@ def main() -> None:
 
 
 def pairs_of_rows(originals: np.ndarray, reconstructions: np.ndarray, columns: int) -> np.ndarray:
-    """Images of a grid `[count, height, width, channels]` where each original stands above its reconstruction."""
+    """Images of a grid `[count, height, width, channels]`: each original stands above its reconstruction."""
     missing = -len(originals) % columns
     rows = []
     for images in (originals, reconstructions):

@@ -30,17 +30,21 @@ COLUMNS = (
 class MetricsFile:
     """`metrics.csv`: one line an evaluation, in the order of steps, each step once.
 
-    `train_*` are means over the steps since the last multiple of `train.log_every_steps`, `test_*` over the test part.
+    `train_*` are means over the steps since the last multiple of `train.log_every_steps`, `test_*` over the
+    test part.
     """
 
     def __init__(self, path: pathlib.Path):
         self._path = path
 
     def keep_until(self, step: int) -> None:
-        """Drops the lines after a step, and what an interrupted write has left: a run that goes on writes them again."""
-        if self._path.exists():
-            rows = [row for row in self._rows() if int(row["step"]) <= step]
-            write_whole(self._path, _text(rows, with_header=True))
+        """Drops the lines after a step, and what an interrupted write has left: a run that goes on writes
+        them again."""
+        if not self._path.exists():
+            return
+        kept = _text([row for row in self._rows() if int(row["step"]) <= step], with_header=True)
+        if kept != self._path.read_text(encoding="utf-8"):
+            write_whole(self._path, kept)
 
     def has(self, step: int) -> bool:
         """Whether there is a line for a step."""

@@ -20,15 +20,16 @@ from train.stopping import StopRequest, StopRequested, TrainingInterrupted
 def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> None:
     """Trains a model in a run folder, from its latest checkpoint on if it has one.
 
-    The weights after step n are a function of the settings alone: interrupted and continued runs end with the same.
+    The weights after step n are a function of the settings alone: interrupted and continued runs end with the
+    same.
 
     Args:
       config: the settings.
       workdir: a new or empty folder, or that of the same run.
 
     Raises:
-      ValueError: the settings do not fit each other or the data, the folder holds something else, a checkpoint is
-        damaged, or the loss has become infinite.
+      ValueError: the settings do not fit each other or the data, the folder holds something else, a
+        checkpoint is damaged, or the loss has become infinite.
       ConnectionError: the data must be downloaded and can't be.
       TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint was saved.
     """
@@ -67,7 +68,10 @@ class TrainingLoop:
         self._state, self._outputs, self._stop = state, outputs, stop
         self._in_bits = config.model.likelihood != "bernoulli"
         shape = (self._settings.batch_size, *images.spec.image_shape)
-        self._train_step = tf.function(model.train_step, input_signature=[tf.TensorSpec(shape)])
+        # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
+        self._train_step = tf.function(
+            model.train_step, input_signature=[tf.TensorSpec(shape)], autograph=False
+        )
 
     def run(self, step: int) -> None:
         """Goes on from a step to the end.
@@ -77,7 +81,9 @@ class TrainingLoop:
         """
         saved = step
         batches = iter(
-            training_batches(self._images.train, self._images.spec, self._settings.batch_size, self._seed, step)
+            training_batches(
+                self._images.train, self._images.spec, self._settings.batch_size, self._seed, step
+            )
         )
         try:
             while True:
@@ -98,7 +104,7 @@ class TrainingLoop:
             raise TrainingInterrupted(step, self._stop.signal_number) from None
 
     def _start_window(self, step: int) -> None:
-        """Running means start anew at fixed steps and are kept in checkpoints, so an interruption does not show."""
+        """Running means start anew at fixed steps and are in checkpoints, so an interruption does not show."""
         if step % self._settings.log_every_steps == 0:
             for metric in self._model.metrics:
                 metric.reset_state()
@@ -124,7 +130,11 @@ class TrainingLoop:
     def _progress_line(self, step: int) -> str:
         means, schedules = self._running_means(), self._outputs.schedules(step)
         nelbo = means["reconstruction"] + means["kl"]
-        bound = f"{self._outputs.bits_per_dimension(nelbo):.4f} bits/dim" if self._in_bits else f"{nelbo:.2f} nats"
+        bound = (
+            f"{self._outputs.bits_per_dimension(nelbo):.4f} bits/dim"
+            if self._in_bits
+            else f"{nelbo:.2f} nats"
+        )
         line = (
             f"step {step:,}/{self._length.total_steps:,}  loss {means['loss']:.2f}  NELBO {bound}  KL {means['kl']:.2f}  "
             f"rate {schedules['learning_rate']:.2g}  beta {schedules['kl_weight']:.2f}"

@@ -12,6 +12,7 @@ import numpy as np
 from nvae_tf.flows import FlowPairs
 from nvae_tf.layers import ResidualCells, StackedBatchNormalization, StackedConvolution, StackedSqueezeExcite
 from nvae_tf.layers.branches import OperationsBranch
+from nvae_tf.layers.swish_convolution import SwishConvolution
 from nvae_tf.models import NVAE
 
 
@@ -136,23 +137,23 @@ def _operations(name: str, branch: OperationsBranch, index: int) -> Iterator[Pub
     for number, operation in enumerate(branch.parts):
         *norms, convolution = operation.parts
         for norm in norms:
-            if operation.operation == "bnelu":
-                yield from _batch_norm(f"{name}._ops.{number}.bn", norm, index, has_own_module=True)
-            else:
+            if isinstance(operation, SwishConvolution):
                 yield from _batch_norm(f"{name}._ops.{number}.bn_act", norm, index)
+            else:
+                yield from _batch_norm(f"{name}._ops.{number}.bn", norm, index, has_own_module=True)
         followed_by_norm = bool(norms) and number + 1 < len(branch.parts)
         yield from _convolution(f"{name}._ops.{number}.conv_0", convolution, index, followed_by_norm)
 
 
 def _inverted_residual(name: str, branch, index: int) -> Iterator[PublishedTensor]:
     first = 1 if branch.upsampling else 0
-    norm, widen, widened, depthwise, filtered, narrow, last = branch.parts
+    norm, widen, depthwise, narrow, last = branch.parts
     yield from _batch_norm(f"{name}.{first}", norm, index, has_own_module=True, cancelled=True)
     yield from _convolution(f"{name}.{first + 1}.conv.0", widen, index)
-    yield from _batch_norm(f"{name}.{first + 1}.conv.1", widened, index)
-    yield from _convolution(f"{name}.{first + 2}.conv.0", depthwise, index)
-    yield from _batch_norm(f"{name}.{first + 2}.conv.1", filtered, index)
-    yield from _convolution(f"{name}.{first + 3}", narrow, index)
+    yield from _batch_norm(f"{name}.{first + 1}.conv.1", depthwise.norm, index)
+    yield from _convolution(f"{name}.{first + 2}.conv.0", depthwise.convolution, index)
+    yield from _batch_norm(f"{name}.{first + 2}.conv.1", narrow.norm, index)
+    yield from _convolution(f"{name}.{first + 3}", narrow.convolution, index)
     yield from _batch_norm(f"{name}.{first + 4}", last, index, has_own_module=True)
 
 

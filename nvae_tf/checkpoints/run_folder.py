@@ -1,4 +1,4 @@
-"""The folder of a training run: what lies where, who may write into it, and the model that comes out of it."""
+"""The folder of a training run: what lies where, who may write into it, and the model that it holds."""
 
 import dataclasses
 import os
@@ -9,9 +9,9 @@ from nvae_tf.checkpoints.training_state import latest_checkpoint, restore_weight
 from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, read_config
 from nvae_tf.models import NVAE
 
-# What may differ when a run goes on: how long it runs, what is written how often, and where the images lie now.
-# Nothing else, because the second half of a run must belong to the first. `objective.total_steps` follows from the
-# length.
+# What may differ when a run goes on: how long it runs, what is written how often, and where the images lie
+# now. Nothing else, because the second half of a run must belong to the first. `objective.total_steps`
+# follows from the length.
 CHANGEABLE_SETTINGS = (
     "objective.total_steps",
     "data.path",
@@ -74,8 +74,8 @@ def load(path: str | os.PathLike) -> NVAE:
 
     Raises:
       FileNotFoundError: there is no such folder, it is no run folder, or it has no checkpoint yet.
-      ValueError: `config.json` is damaged or asks for an impossible model; or the checkpoint is damaged or of another
-        architecture, then the first differences are named.
+      ValueError: `config.json` is damaged or asks for an impossible model; or the checkpoint is damaged or of
+        another architecture, then the first differences are named.
     """
     folder = RunFolder(pathlib.Path(path))
     config = read_run_config(folder)

@@ -65,8 +65,8 @@ class TrainingState:
 def latest_checkpoint(folder: pathlib.Path) -> str | None:
     """The prefix of the latest checkpoint of a folder, or None.
 
-    The list that TensorFlow keeps counts, because it has whole checkpoints only; without a readable list it is the
-    checkpoint of the largest step. A checkpoint whose files were deleted is passed over.
+    The list that TensorFlow keeps counts, because it has whole checkpoints only; without a readable list it
+    is the checkpoint of the largest step. A checkpoint whose files were deleted is passed over.
     """
     if not folder.is_dir():
         return None
@@ -107,7 +107,8 @@ def check_architecture(model: NVAE, checkpoint: str) -> None:
         stored = _stored_shapes(checkpoint)
     expected = {name: tuple(weight.shape) for name, weight in named_weights(model).items()}
     differing = [name for name in expected | stored if stored.get(name) != expected.get(name)]
-    # What one side lacks says most about the architecture, the vectors that are kept for every kernel say least.
+    # What one side lacks says most about the architecture, the vectors that are kept for every kernel say
+    # least.
     differing.sort(key=lambda name: (name.startswith("spectral_"), name in stored and name in expected))
     differences = [
         f"{name}: {_shape(stored.get(name))} in the checkpoint, {_shape(expected.get(name))} in the model"

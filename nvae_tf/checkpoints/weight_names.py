@@ -1,7 +1,8 @@
 """Names of a model's weights for checkpoints: the path of attributes that leads to each.
 
-`top_down/scales/0/priors/kernel` tells a reader of a message where to look, where Keras' own names (numbered in the
-order of construction, once per process) and those of an object graph (`optimizer/_trainable_variables/7`) do not.
+`top_down/scales/0/priors/kernel` tells a reader of a message where to look, where Keras' own names (numbered
+in the order of construction, once per process) and those of an object graph
+(`optimizer/_trainable_variables/7`) do not.
 """
 
 from collections.abc import Iterator

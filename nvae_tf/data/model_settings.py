@@ -29,7 +29,11 @@ def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
     names = ["image_height", "image_width", "image_channels", "num_bits"]
     if "bernoulli" in (config.likelihood, spec.likelihood):
         names.append("likelihood")
-    wrong = [f"model.{name} is {settings[name]!r}, not {asked[name]!r}" for name in names if settings[name] != asked[name]]
+    wrong = [
+        f"model.{name} is {settings[name]!r}, not {asked[name]!r}"
+        for name in names
+        if settings[name] != asked[name]
+    ]
     if wrong:
         raise ValueError(
             f"the model does not fit data set {spec.name!r}: {'; '.join(wrong)}. "

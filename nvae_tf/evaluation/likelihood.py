@@ -16,8 +16,8 @@ class Likelihood(NamedTuple):
 
     Attributes:
       reconstruction_nats: -log p(x | z) of one sample from the posterior.
-      kl_per_group_nats: KL of posterior and prior, `[groups]`, top group first; without flows analytic, with flows of
-        the same sample.
+      kl_per_group_nats: KL of posterior and prior, `[groups]`, top group first; without flows analytic, with
+        flows of the same sample.
       importance_weighted_nats: the importance-weighted bound, or None where it was not asked for.
       num_images: how many images the means are over.
     """
@@ -39,7 +39,8 @@ class Likelihood(NamedTuple):
 
 
 class LikelihoodEvaluator:
-    """Evaluates a model, with running batch-norm statistics, on batches of one size; the graph is traced once.
+    """Evaluates a model, with running batch-norm statistics, on batches of one size; the graph is traced
+    once.
 
     Example:
       >>> evaluator = LikelihoodEvaluator(model, batch_size=100, importance_samples=1000)
@@ -66,7 +67,9 @@ class LikelihoodEvaluator:
         config = model.config
         shape = (batch_size, config.image_height, config.image_width, config.image_channels)
         self._bounds = tf.function(
-            self._bounds_of_batch, input_signature=[tf.TensorSpec(shape), tf.TensorSpec((batch_size, 2), tf.int32)]
+            self._bounds_of_batch,
+            input_signature=[tf.TensorSpec(shape), tf.TensorSpec((batch_size, 2), tf.int32)],
+            autograph=False,
         )
 
     def evaluate(
@@ -111,5 +114,7 @@ class LikelihoodEvaluator:
     def _filled(self, images: tf.Tensor) -> tf.Tensor:
         missing = self._batch_size - images.shape[0]
         if missing < 0:
-            raise ValueError(f"a batch of {images.shape[0]} images is larger than batch_size = {self._batch_size}")
+            raise ValueError(
+                f"a batch of {images.shape[0]} images is larger than batch_size = {self._batch_size}"
+            )
         return tf.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)])

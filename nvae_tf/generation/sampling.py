@@ -8,19 +8,25 @@ import tensorflow as tf
 from nvae_tf.models import NVAE
 from nvae_tf.models.noise import image_seeds
 
-# Always the same, so that the arithmetic of image i, and with it its last bit, does not depend on how many there are.
+# Always the same, so that the arithmetic of image i, and with it its last bit, does not depend on how many
+# there are.
 _BATCH_SIZE = 16
 
 
 def generate_images(
-    model: NVAE, count: int, temperature: float = 1.0, seed: int = 0, progress: Callable[[int], None] | None = None
+    model: NVAE,
+    count: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Mean images of latents from the prior; image i depends on the seed and i alone.
 
     Args:
       model: used with running batch-norm statistics.
       count: number of images.
-      temperature: multiplies every prior's sigma (and narrows the likelihood's mixture); below 1 images are more alike.
+      temperature: multiplies every prior's sigma (and narrows the likelihood's mixture); below 1 images are
+        more alike.
       seed: of the latents.
       progress: is called after each batch with the number of images done.
 
@@ -40,6 +46,7 @@ class ImageGenerator:
         self._mean_images = tf.function(
             lambda seeds, temperature: model.generate_from_seeds(seeds, temperature).mean(),
             input_signature=[tf.TensorSpec((_BATCH_SIZE, 2), tf.int32), tf.TensorSpec(())],
+            autograph=False,
         )
 
     def generate(

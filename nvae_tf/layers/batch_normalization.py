@@ -1,11 +1,9 @@
-"""Stacked batch normalisation, alone or with the swish that follows it."""
+"""Stacked batch normalisation."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from nvae_tf.layers.activations import swish, swish_gradient
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
 EPSILON = 1e-5
@@ -29,15 +27,14 @@ class BatchStatistics(NamedTuple):
 
 
 class StackedBatchNormalization(StackedLayer):
-    """`count` batch normalisations over batch, height and width, followed by swish where `activated`.
+    """`count` batch normalisations over batch, height and width.
 
     Normalises with the biased variance of the batch, while the running variance follows the unbiased one (as
     cuDNN and PyTorch do; Keras' own layer follows the biased one): `running = 0.95 running + 0.05 batch`.
     """
 
-    def __init__(self, count: int, channels: int, activated: bool = False, **kwargs):
+    def __init__(self, count: int, channels: int, **kwargs):
         super().__init__(count, **kwargs)
-        self.activated = activated
         shape = (count, channels)
         self.gamma = self.add_weight(name="gamma", shape=shape, initializer="ones")
         self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
@@ -64,15 +61,12 @@ class StackedBatchNormalization(StackedLayer):
         """Normalises `[batch, height, width, channels]`; records the batch's statistics in training."""
         gamma, beta, mean, variance = weights
         if mean is not None:
-            normalised = _normalise(inputs, gamma, beta, mean, variance)
-            outputs = swish(normalised) if self.activated else normalised
-        elif self.activated:
-            outputs, mean, variance = _normalise_batch_and_activate(inputs, gamma, beta)
+            normalised = normalise(inputs, gamma, beta, mean, variance)
         else:
-            outputs, mean, variance, *_ = _normalise_batch(inputs, gamma, beta)
+            normalised, mean, variance, *_ = normalise_batch(inputs, gamma, beta)
         if records is not None:
             records.append(BatchStatistics(mean, variance))
-        return outputs
+        return normalised
 
     def recorders(self) -> list[StackedLayer]:
         """This stack records its batch statistics."""
@@ -85,7 +79,8 @@ class StackedBatchNormalization(StackedLayer):
             forward.updates.append((running, MOMENTUM * running + (1.0 - MOMENTUM) * tf.stack(batch)))
 
 
-def _normalise(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+def normalise(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    """Batch norm with given statistics."""
     return tf.raw_ops.FusedBatchNormV3(
         x=inputs,
         scale=gamma,
@@ -97,39 +92,8 @@ def _normalise(inputs, gamma, beta, mean, variance) -> tf.Tensor:
     ).y
 
 
-def _normalise_batch(inputs, gamma, beta):
+def normalise_batch(inputs, gamma, beta):
     """With the batch's own statistics; also gives them (the unbiased variance) and what the gradient needs."""
     return tf.raw_ops.FusedBatchNormV3(
         x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=EPSILON, is_training=True
     )
-
-
-@tf.custom_gradient
-def _normalise_batch_and_activate(inputs, gamma, beta) -> tuple[tuple[tf.Tensor, ...], Callable]:
-    """Batch norm and swish that keep their input only; the normalised values are computed again when needed.
-
-    Together with the convolution that follows, which keeps the output, that is two tensors in place of three for each
-    normalisation: a third of a deep network's memory, for 2% of its time.
-    """
-    result = _normalise_batch(inputs, gamma, beta)
-    outputs = swish(result.y)
-
-    def gradient(upstream, *_) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        # Without this the executor would compute it as soon as it can, in the forward pass, and keep it.
-        with tf.control_dependencies([upstream]):
-            size = tf.cast(tf.size(inputs) / inputs.shape[-1], tf.float32)
-            biased_variance = result.batch_variance * ((size - 1.0) / size)
-            normalised = _normalise(inputs, gamma, beta, result.batch_mean, biased_variance)
-        gradients = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=swish_gradient(upstream, normalised, outputs),
-            x=inputs,
-            scale=gamma,
-            reserve_space_1=result.reserve_space_1,
-            reserve_space_2=result.reserve_space_2,
-            reserve_space_3=result.reserve_space_3,
-            epsilon=EPSILON,
-            is_training=True,
-        )
-        return gradients.x_backprop, gradients.scale_backprop, gradients.offset_backprop
-
-    return (outputs, result.batch_mean, result.batch_variance), gradient

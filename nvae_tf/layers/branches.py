@@ -10,35 +10,20 @@ from nvae_tf.layers.batch_normalization import StackedBatchNormalization
 from nvae_tf.layers.convolution import DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.resampling import nearest_upsampling
 from nvae_tf.layers.stacked import StackedLayer
+from nvae_tf.layers.swish_convolution import SwishConvolution
 
 
-class ActivatedConvolution(StackedLayer):
-    """Batch norm (but for `elu`) -> swish or ELU -> (nearest doubling) -> 3x3 convolution with bias."""
+class EluConvolution(StackedLayer):
+    """(Batch norm, in `bnelu`) -> ELU -> (nearest doubling) -> 3x3 convolution with bias."""
 
     def __init__(
-        self, count: int, operation: str, channels_in: int, channels_out: int, change: str, **kwargs
+        self, count: int, normalised: bool, channels_in: int, channels_out: int, change: str, **kwargs
     ):
-        dtype = kwargs.get("dtype")
-        self_normalised = operation == "elu"
-        kind = DataDependentConvolution if self_normalised else StackedConvolution
-        convolution = kind(
-            count,
-            channels_in,
-            channels_out,
-            3,
-            strides=2 if change == "down" else 1,
-            dilation=2 if operation == "bnswish5" else 1,
-            dtype=dtype,
-        )
-        has_elu = operation in ("elu", "bnelu")
-        norm = (
-            []
-            if self_normalised
-            else [StackedBatchNormalization(count, channels_in, activated=not has_elu, dtype=dtype)]
-        )
-        super().__init__(count, norm + [convolution], **kwargs)
-        self.operation = operation
-        self.has_elu = has_elu
+        shared = {"dtype": kwargs.get("dtype")}
+        norm = [StackedBatchNormalization(count, channels_in, **shared)] if normalised else []
+        kind = StackedConvolution if normalised else DataDependentConvolution
+        convolution = kind(count, channels_in, channels_out, 3, 2 if change == "down" else 1, **shared)
+        super().__init__(count, [*norm, convolution], **kwargs)
         self.upsampling = change == "up"
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
@@ -46,11 +31,21 @@ class ActivatedConvolution(StackedLayer):
         *norm, convolution = self.parts
         if norm:
             inputs = norm[0].apply_slice(weights[0], inputs, records)
-        if self.has_elu:
-            inputs = tf.nn.elu(inputs)
+        inputs = tf.nn.elu(inputs)
         if self.upsampling:
             inputs = nearest_upsampling(inputs)
         return convolution.apply_slice(weights[-1], inputs, records)
+
+
+def activated_convolution(
+    count: int, operation: str, channels_in: int, channels_out: int, change: str, dtype=None
+) -> StackedLayer:
+    """The stack of one operation by its name: `bnswish`, `bnswish5` (dilated), `bnelu` or `elu`."""
+    if operation in ("elu", "bnelu"):
+        return EluConvolution(count, operation == "bnelu", channels_in, channels_out, change, dtype=dtype)
+    strides, dilation = 2 if change == "down" else 1, 2 if operation == "bnswish5" else 1
+    convolution = StackedConvolution(count, channels_in, channels_out, 3, strides, dilation, dtype=dtype)
+    return SwishConvolution(convolution, upsampling=change == "up", dtype=dtype)
 
 
 class OperationsBranch(StackedLayer):
@@ -67,9 +62,9 @@ class OperationsBranch(StackedLayer):
     ):
         dtype = kwargs.get("dtype")
         first, *others = operations
-        parts = [ActivatedConvolution(count, first, channels_in, channels_out, change, dtype=dtype)]
+        parts = [activated_convolution(count, first, channels_in, channels_out, change, dtype=dtype)]
         parts += [
-            ActivatedConvolution(count, operation, channels_out, channels_out, "none", dtype=dtype)
+            activated_convolution(count, operation, channels_out, channels_out, "none", dtype=dtype)
             for operation in others
         ]
         super().__init__(count, parts, **kwargs)
@@ -101,13 +96,14 @@ class InvertedResidualBranch(StackedLayer):
         plain = {"use_bias": False, "weight_normalised": False, **shared}
         stride = 2 if change == "down" else 1
         groups = branch.groups or hidden
+        depthwise = StackedConvolution(
+            count, hidden, hidden, branch.kernel_size, stride, groups=groups, **plain
+        )
         parts = [
             StackedBatchNormalization(count, channels_in, **shared),
             StackedConvolution(count, channels_in, hidden, 1, **plain),
-            StackedBatchNormalization(count, hidden, activated=True, **shared),
-            StackedConvolution(count, hidden, hidden, branch.kernel_size, stride, groups=groups, **plain),
-            StackedBatchNormalization(count, hidden, activated=True, **shared),
-            StackedConvolution(count, hidden, channels_out, 1, **plain),
+            SwishConvolution(depthwise, **shared),
+            SwishConvolution(StackedConvolution(count, hidden, channels_out, 1, **plain), **shared),
             StackedBatchNormalization(count, channels_out, **shared),
         ]
         super().__init__(count, parts, **kwargs)

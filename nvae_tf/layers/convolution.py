@@ -102,6 +102,8 @@ class StackedConvolution(StackedLayer):
         if self.is_depthwise:
             kernel = tf.reshape(kernel, kernel.shape[:2] + (self.channels_in, 1))
             return tf.nn.depthwise_conv2d(inputs, kernel, (1, self.strides, self.strides, 1), padding)
+        if self.kernel_size == 1 and self.strides == 1 and self.groups == 1:
+            return _pointwise(inputs, kernel)
         if self.groups == 1:
             return self._dense(inputs, kernel, padding)
         # TensorFlow has no gradient for grouped convolutions on CPUs.
@@ -160,6 +162,14 @@ class DataDependentConvolution(StackedConvolution):
         if forward.initialising:
             log_norms, biases = zip(*records, strict=True)
             forward.updates += [(self.log_norm, tf.stack(log_norms)), (self.bias, tf.stack(biases))]
+
+
+def _pointwise(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """A 1x1 convolution as a matrix product: on CPUs its filter gradient takes half the time of a convolution's."""
+    _, height, width, channels_in = inputs.shape
+    pixels = tf.reshape(inputs, (-1, channels_in))
+    outputs = tf.matmul(pixels, tf.reshape(kernel, kernel.shape[2:]))
+    return tf.reshape(outputs, (-1, height, width, kernel.shape[-1]))
 
 
 def _spread(kernel: tf.Tensor, dilation: int) -> tf.Tensor:

@@ -45,4 +45,4 @@ class StackedSqueezeExcite(StackedLayer):
         squeezed = tf.reduce_mean(inputs, axis=(1, 2))
         hidden = tf.nn.relu(tf.matmul(squeezed, weights.reduce_kernel) + weights.reduce_bias)
         gate = tf.sigmoid(tf.matmul(hidden, weights.expand_kernel) + weights.expand_bias)
-        return gate[:, None, None, :]
+        return tf.reshape(gate, (-1, 1, 1, gate.shape[-1]))

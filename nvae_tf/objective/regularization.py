@@ -70,7 +70,7 @@ def _matrices(kernels: tf.Tensor) -> tf.Tensor:
 def _iterated(matrices: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     """One power iteration for each of `matrices` `[count, in, out]` from the vectors `right` `[count, out]`."""
     left = _normalised(_times(matrices, right))
-    return _normalised(tf.squeeze(tf.matmul(left[:, None, :], matrices), 1))
+    return _normalised(tf.squeeze(tf.matmul(tf.expand_dims(left, 1), matrices), 1))
 
 
 def _norm(matrices: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
@@ -81,7 +81,7 @@ def _norm(matrices: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
 
 def _times(matrices: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     """`W v` of every matrix as a row times the transpose: twice as fast on CPUs as `tf.linalg.matvec`."""
-    return tf.squeeze(tf.matmul(right[:, None, :], matrices, transpose_b=True), 1)
+    return tf.squeeze(tf.matmul(tf.expand_dims(right, 1), matrices, transpose_b=True), 1)
 
 
 def _normalised(vectors: tf.Tensor) -> tf.Tensor:

@@ -36,7 +36,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         # Traced once for all variables: a training graph has hundreds.
         signature = [tf.TensorSpec(None)] * 4 + [tf.TensorSpec(()), tf.TensorSpec((), tf.int64)]
         self._latest: list = []
-        self._traced = functools.partial(tf.function(self._updates, input_signature=signature, autograph=False))
+        self._traced = functools.partial(
+            tf.function(self._updates, input_signature=signature, autograph=False)
+        )
 
     def build(self, variables) -> None:
         """Makes the two slots of every variable."""

@@ -13,7 +13,9 @@ from nvae_tf.data.model_settings import check_model_fits, image_settings
 from nvae_tf.latent_plan import groups_per_scale, latent_plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PRESETS = sorted(file.stem for file in (ROOT / "configs").glob("*.py") if file.stem not in ("__init__", "common"))
+PRESETS = sorted(
+    file.stem for file in (ROOT / "configs").glob("*.py") if file.stem not in ("__init__", "common")
+)
 PUBLISHED = ("mnist", "cifar10", "celeba64", "imagenet32", "celebahq256", "ffhq256")
 
 

@@ -1,4 +1,5 @@
-"""The bounds of a set of images: the same numbers in whatever batches they come, and what they are made of."""
+"""The bounds of a set of images: the same numbers in whatever batches they come, and what they are made
+of."""
 
 import numpy as np
 import pytest

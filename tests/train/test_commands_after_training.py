@@ -62,7 +62,14 @@ def test_an_output_file_is_not_replaced_unless_told(commands, finished_run, tmp_
 def test_reconstructions_stand_below_originals(commands, finished_run, tmp_path):
     workdir, _ = finished_run
     output = tmp_path / "reconstructions.png"
-    command = ["-m", "train.reconstruct", f"--workdir={workdir}", f"--output={output}", "--count=7", "--columns=5"]
+    command = [
+        "-m",
+        "train.reconstruct",
+        f"--workdir={workdir}",
+        f"--output={output}",
+        "--count=7",
+        "--columns=5",
+    ]
     process = commands.run(command)
     assert process.returncode == 0, process.stderr
     picture = pixels(output)
@@ -76,13 +83,22 @@ def test_reconstructions_stand_below_originals(commands, finished_run, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train.generate", "--output=x.png", "--temperature=0"], "--temperature=0.0: must be greater than 0"),
-        (["train.generate", "--output=x.png", "--temperature=-1"], "--temperature=-1.0: must be greater than 0"),
+        (
+            ["train.generate", "--output=x.png", "--temperature=0"],
+            "--temperature=0.0: must be greater than 0",
+        ),
+        (
+            ["train.generate", "--output=x.png", "--temperature=-1"],
+            "--temperature=-1.0: must be greater than 0",
+        ),
         (["train.generate", "--output=x.png", "--count=0"], "flag --count=0"),
         (["train.generate"], "flag --output=None"),
         (["train.evaluate", "--split=dev"], "flag --split=dev"),
         (["train.evaluate", "--importance_samples=-1"], "flag --importance_samples=-1"),
-        (["train.reconstruct", "--output=x.png", "--cuont=3"], "Unknown command line flag 'cuont'. Did you mean: count ?"),
+        (
+            ["train.reconstruct", "--output=x.png", "--cuont=3"],
+            "Unknown command line flag 'cuont'. Did you mean: count ?",
+        ),
     ],
 )
 def test_a_wrong_flag_is_one_line(commands, arguments, message):

@@ -41,7 +41,9 @@ def test_a_run_leaves_its_records(finished_run):
     found = rows(workdir)
     assert [row["step"] for row in found] == [20, 40, 60]
     for row in found:
-        assert row["test_nelbo_nats"] == pytest.approx(row["test_reconstruction_nats"] + row["test_kl_nats"], abs=1e-3)
+        assert row["test_nelbo_nats"] == pytest.approx(
+            row["test_reconstruction_nats"] + row["test_kl_nats"], abs=1e-3
+        )
         assert row["test_bits_per_dim"] == pytest.approx(row["test_nelbo_nats"] / np.log(2) / 64, rel=1e-4)
         assert row["test_kl_nats"] >= 0.0 and row["epoch"] == pytest.approx(row["step"] / 14, rel=1e-4)
     assert found[-1]["test_nelbo_nats"] < found[0]["test_nelbo_nats"] < 64 * np.log(2) + 1
@@ -59,7 +61,12 @@ def test_tensorboard_has_curves_of_every_group_and_pictures(finished_run):
         for record in tf.data.TFRecordDataset(str(file)):
             event = tf.compat.v1.Event.FromString(record.numpy())
             tags |= {(value.tag, event.step) for value in event.summary.value}
-    assert {("kl_per_group/00", 20), ("kl_per_group/01", 60), ("test/nelbo_nats", 40), ("train/loss", 8)} <= tags
+    assert {
+        ("kl_per_group/00", 20),
+        ("kl_per_group/01", 60),
+        ("test/nelbo_nats", 40),
+        ("train/loss", 8),
+    } <= tags
     assert {("schedule/learning_rate", 56), ("samples/temperature_0.7", 40)} <= tags
 
 
@@ -69,8 +76,13 @@ def test_interrupted_and_continued_is_the_same_run(commands, finished_run, tmp_p
     command = commands.tiny_training(workdir)
     code, output = commands.run_until_training(command, commands.SIGINT)
     assert code == 130
-    assert "checkpoint saved. The same command goes on from there" in output and "--config=configs/digits.py" in output
-    code, output = commands.run_until_training([*command, "--config.train.checkpoint_every_steps=7"], commands.SIGTERM)
+    assert (
+        "checkpoint saved. The same command goes on from there" in output
+        and "--config=configs/digits.py" in output
+    )
+    code, output = commands.run_until_training(
+        [*command, "--config.train.checkpoint_every_steps=7"], commands.SIGTERM
+    )
     assert code == 143 and ", from step " in output
     process = commands.run(command)
     assert process.returncode == 0 and ", from step " in process.stdout
@@ -129,7 +141,10 @@ def test_a_foreign_folder_and_other_settings_are_refused(commands, finished_run,
     ("flags", "message"),
     [
         (["--config=configs/digts.py", "--workdir=x"], "no such file; did you mean configs/digits.py?"),
-        (["--config=configs/digits.py", "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
+        (
+            ["--config=configs/digits.py", "--wrkdir=x"],
+            "Unknown command line flag 'wrkdir'. Did you mean: workdir ?",
+        ),
         (["--config=configs/digits.py"], "flag --workdir=None"),
         (["--workdir=x"], "flag --config=None"),
         (["--config=configs/digits.py", "--workdir=x", "more"], "'more': not a flag"),
@@ -142,7 +157,13 @@ def test_a_wrong_command_is_one_line(commands, flags, message):
 def test_help_is_a_manual_page(commands):
     process = commands.run(["-m", "train.main", "--help"])
     assert process.returncode == 0
-    for text in ("python -m train.main --config=", "metrics.csv", "--workdir", "train.batch_size", "Exit code: 0 done"):
+    for text in (
+        "python -m train.main --config=",
+        "metrics.csv",
+        "--workdir",
+        "train.batch_size",
+        "Exit code: 0 done",
+    ):
         assert text in process.stdout
 
 

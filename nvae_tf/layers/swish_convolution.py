@@ -1,0 +1,92 @@
+"""Batch norm, swish and convolution as one layer that keeps nothing but its input for the backward pass."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from nvae_tf.layers.activations import swish, swish_gradient
+from nvae_tf.layers.batch_normalization import (
+    EPSILON,
+    BatchStatistics,
+    StackedBatchNormalization,
+    normalise,
+    normalise_batch,
+)
+from nvae_tf.layers.convolution import ConvolutionWeights, StackedConvolution
+from nvae_tf.layers.resampling import nearest_upsampling
+from nvae_tf.layers.stacked import StackedLayer
+
+
+class SwishConvolution(StackedLayer):
+    """Batch norm -> swish -> (nearest doubling) -> convolution, a stack as deep as that of the convolution.
+
+    Most of a network's memory is what lies between these three. In training none of it is kept: the backward pass
+    normalises and activates once more, which costs two cheap passes over the input and halves the activations.
+    """
+
+    def __init__(self, convolution: StackedConvolution, upsampling: bool = False, **kwargs):
+        norm = StackedBatchNormalization(
+            convolution.count, convolution.channels_in, dtype=kwargs.get("dtype")
+        )
+        super().__init__(convolution.count, [norm, convolution], **kwargs)
+        self.norm = norm
+        self.convolution = convolution
+        self.upsampling = upsampling
+
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        """One layer on `[batch, height, width, channels]`."""
+        (gamma, beta, mean, variance), convolution = weights
+        if mean is not None:
+            return self._convolve(swish(normalise(inputs, gamma, beta, mean, variance)), convolution)
+        bias = [] if convolution.bias is None else [convolution.bias]
+        outputs, mean, variance = _without_keeping(self._convolve)(
+            inputs, gamma, beta, convolution.kernel, *bias
+        )
+        if records is not None:
+            records.append(BatchStatistics(mean, variance))
+        return outputs
+
+    def _convolve(self, active: tf.Tensor, weights: ConvolutionWeights) -> tf.Tensor:
+        if self.upsampling:
+            active = nearest_upsampling(active)
+        return self.convolution.apply_slice(weights, active, None)
+
+
+def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tensor]) -> Callable:
+    """`convolve(swish(batch norm(x)), weights)` as an operation whose gradient computes its way there again."""
+
+    @tf.custom_gradient
+    def operation(inputs, gamma, beta, *weights):
+        norm = normalise_batch(inputs, gamma, beta)
+        outputs = convolve(swish(norm.y), _convolution_weights(*weights))
+
+        def gradient(upstream, *_):
+            # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
+            with tf.control_dependencies([upstream]):
+                size = tf.cast(tf.size(inputs) / inputs.shape[-1], tf.float32)
+                biased_variance = norm.batch_variance * ((size - 1.0) / size)
+                normalised = normalise(inputs, gamma, beta, norm.batch_mean, biased_variance)
+            with tf.GradientTape() as tape:
+                active = swish(normalised)
+                tape.watch((active, weights))
+                again = convolve(active, _convolution_weights(*weights))
+            active_gradient, weight_gradients = tape.gradient(again, (active, weights), upstream)
+            gradients = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=swish_gradient(active_gradient, normalised, active),
+                x=inputs,
+                scale=gamma,
+                reserve_space_1=norm.reserve_space_1,
+                reserve_space_2=norm.reserve_space_2,
+                reserve_space_3=norm.reserve_space_3,
+                epsilon=EPSILON,
+                is_training=True,
+            )
+            return *gradients[:3], *weight_gradients
+
+        return (outputs, norm.batch_mean, norm.batch_variance), gradient
+
+    return operation
+
+
+def _convolution_weights(kernel: tf.Tensor, bias: tf.Tensor | None = None) -> ConvolutionWeights:
+    return ConvolutionWeights(kernel, bias)

@@ -1,0 +1,190 @@
+"""Convolutions against explicit loops, and the formulas of their weights."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.layers import DataDependentConvolution, ForwardPass, StackedConvolution
+
+KINDS = {
+    "3x3": dict(kernel_size=3),
+    "1x1": dict(kernel_size=1),
+    "3x3 stride 2": dict(kernel_size=3, strides=2),
+    "1x1 stride 2": dict(kernel_size=1, strides=2),
+    "5x5 stride 2": dict(kernel_size=5, strides=2),
+    "dilated": dict(kernel_size=3, dilation=2),
+    "dilated stride 2": dict(kernel_size=3, dilation=2, strides=2),
+    "depthwise": dict(kernel_size=5, channels_out=4, groups=4),
+    "depthwise stride 2": dict(kernel_size=5, channels_out=4, groups=4, strides=2),
+    "depthwise 11x11": dict(kernel_size=11, channels_out=4, groups=4),
+    "grouped": dict(kernel_size=3, groups=2),
+    "grouped stride 2": dict(kernel_size=3, groups=2, strides=2),
+}
+
+
+def convolution(count=1, channels_in=4, channels_out=6, **settings):
+    return StackedConvolution(count, channels_in, channels_out, **settings)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["normalised", "plain"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_against_loops(kind, plain, reference, normal, shaken):
+    settings = KINDS[kind] | {"use_bias": not plain, "weight_normalised": not plain}
+    layer = shaken(convolution(**settings))
+    kernel = layer.kernel.numpy()[0]
+    if not plain:
+        kernel = reference.normalised_kernel(kernel, layer.log_norm.numpy()[0])
+    for height, width in ((6, 8), (5, 7)):  # TensorFlow's SAME is only wrong on even sizes
+        images = normal(2, height, width, 4)
+        expected = reference.convolve(
+            images, kernel, layer.strides, layer.dilation, settings.get("groups", 1)
+        )
+        if not plain:
+            expected += layer.bias.numpy()[0]
+        np.testing.assert_allclose(layer.single(images, ForwardPass()), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradients_are_those_of_a_linear_map(kind, reference, normal, shaken):
+    layer = shaken(convolution(**KINDS[kind], weight_normalised=False, use_bias=False))
+    images = tf.constant(normal(2, 6, 8, 4))
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = layer.single(images, ForwardPass())
+        upstream = normal(*outputs.shape)
+        total = tf.reduce_sum(outputs * upstream)
+    gradients = tape.gradient(total, [images, layer.kernel.value])
+    assert layer.kernel.shape[1:] == layer.kernel.numpy()[0].shape
+    # <upstream, K x'> + <upstream, K' x> for directions x', K' drawn at random.
+    other_images, other_kernel = normal(*images.shape), normal(*layer.kernel.shape)
+    rest = layer.strides, layer.dilation, layer.groups
+    along_images = np.sum(upstream * reference.convolve(other_images, layer.kernel.numpy()[0], *rest))
+    along_kernel = np.sum(upstream * reference.convolve(images.numpy(), other_kernel[0], *rest))
+    assert np.sum(gradients[0] * other_images) == pytest.approx(along_images, rel=1e-4, abs=1e-3)
+    assert np.sum(gradients[1] * other_kernel) == pytest.approx(along_kernel, rel=1e-4, abs=1e-3)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_where_the_weights_start(groups):
+    layer = convolution(count=200, channels_in=4, channels_out=4, kernel_size=3, groups=groups)
+    bound = (3 * 3 * 4 / groups) ** -0.5
+    for variable in (layer.kernel, layer.bias):
+        values = variable.numpy()
+        assert np.max(np.abs(values)) <= bound
+        assert np.std(values) == pytest.approx(bound / np.sqrt(3.0), rel=0.1)
+        assert abs(np.mean(values)) < 0.1 * bound
+    lengths = np.sqrt(np.sum(layer.kernel.numpy() ** 2, axis=(1, 2, 3)))
+    np.testing.assert_allclose(layer.log_norm, np.log(lengths + 1e-2), rtol=1e-4, atol=1e-5)
+    effective = np.sqrt(np.sum(layer.effective_kernels().numpy() ** 2, axis=(1, 2, 3)))
+    np.testing.assert_allclose(effective, (lengths + 1e-2) * lengths / (lengths + 1e-5), rtol=1e-4)
+
+
+def test_a_plain_convolution_has_neither_bias_nor_norm():
+    layer = convolution(kernel_size=3, use_bias=False, weight_normalised=False)
+    assert layer.bias is None and layer.log_norm is None
+    assert [weight.name for weight in layer.weights] == ["kernel"]
+    np.testing.assert_array_equal(layer.effective_kernels(), layer.kernel)
+
+
+def test_a_mask_comes_before_the_norm(reference, normal, shaken):
+    mask = (np.random.default_rng(3).uniform(size=(3, 3, 4, 6)) < 0.5).astype(np.float32)
+    layer = convolution(count=2, kernel_size=3, mask=mask, log_norm_offset=-np.log(10.0))
+    # Drawn from the fan-in without the mask, but its norm is that with the mask.
+    assert np.max(np.abs(layer.kernel)) <= 36**-0.5
+    assert np.count_nonzero(layer.kernel) == layer.kernel.numpy().size
+    lengths = np.sqrt(np.sum((layer.kernel.numpy() * mask) ** 2, axis=(1, 2, 3)))
+    np.testing.assert_allclose(layer.log_norm, np.log((lengths + 1e-2) / 10.0), rtol=1e-4, atol=1e-4)
+    shaken(layer)
+    for index, effective in enumerate(layer.effective_kernels().numpy()):
+        expected = reference.normalised_kernel(
+            layer.kernel.numpy()[index], layer.log_norm.numpy()[index], mask
+        )
+        np.testing.assert_allclose(effective, expected, rtol=1e-4, atol=1e-6)
+    images = normal(2, 5, 5, 4)
+    with layer.unstacked(ForwardPass()) as layers:
+        outputs = layers[1](images)
+    np.testing.assert_allclose(
+        outputs, reference.convolve(images, expected) + layer.bias.numpy()[1], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_filter_of_zeros_has_a_finite_gradient(normal):
+    layer = convolution(kernel_size=3)
+    layer.kernel.assign(tf.zeros_like(layer.kernel))
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(layer.single(normal(1, 4, 4, 4), ForwardPass()) ** 2)
+    gradients = tape.gradient(total, layer.trainable_weights)
+    assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
+def test_every_layer_of_a_stack_has_its_own_weights(reference, normal, shaken):
+    layer = shaken(convolution(count=3, kernel_size=3))
+    images = normal(2, 4, 4, 4)
+    forward = ForwardPass()
+    with layer.unstacked(forward) as layers:
+        outputs = [one(images) for one in layers]
+    for index, output in enumerate(outputs):
+        kernel = reference.normalised_kernel(layer.kernel.numpy()[index], layer.log_norm.numpy()[index])
+        expected = reference.convolve(images, kernel) + layer.bias.numpy()[index]
+        np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(forward.kernels[layer.name], layer.effective_kernels())
+
+
+def test_computes_in_half_precision_and_keeps_kernels_exact(normal):
+    layer = convolution(kernel_size=3, dtype="mixed_bfloat16")
+    forward = ForwardPass()
+    outputs = layer.single(tf.cast(normal(1, 4, 4, 4), tf.bfloat16), forward)
+    assert outputs.dtype == tf.bfloat16
+    assert layer.kernel.dtype == "float32"
+    assert forward.kernels[layer.name].dtype == tf.float32
+
+
+def initialised(layer, images):
+    forward = ForwardPass(training=True, initialising=True)
+    outputs = layer.single(images, forward)
+    return forward, outputs
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_data_dependent_scale_and_bias(strides, reference, normal):
+    layer = DataDependentConvolution(1, 3, 5, 3, strides=strides)
+    before = [weight.numpy() for weight in layer.weights]
+    images = 2.0 * normal(3, 6, 6, 3) + 1.0
+    forward, outputs = initialised(layer, images)
+    for weight, value in zip(layer.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)  # nothing before the commit
+    forward.commit()
+    direction = reference.normalised_kernel(before[0][0], np.zeros(5))
+    values = reference.convolve(images, direction, strides).reshape(-1, 5)
+    spread = 5.0 * np.sqrt(np.sum((values - values.mean(axis=0)) ** 2, axis=0) / (len(values) - 1))
+    np.testing.assert_allclose(
+        layer.bias.numpy()[0], -values.mean(axis=0) / (spread + 1e-5), rtol=1e-3, atol=1e-4
+    )
+    np.testing.assert_allclose(layer.log_norm.numpy()[0], -np.log(spread + 1e-5), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(layer.kernel, before[0])
+    # The batch that set them comes out with mean 0 and spread 1/5, already in that pass.
+    again = layer.single(images, ForwardPass(training=True))
+    np.testing.assert_allclose(again, outputs, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(np.mean(again, axis=(0, 1, 2)), np.zeros(5), atol=1e-4)
+    np.testing.assert_allclose(np.std(again, axis=(0, 1, 2), ddof=1), np.full(5, 0.2), rtol=1e-3)
+
+
+def test_each_data_dependent_layer_of_a_stack_sets_its_own(normal):
+    layer = DataDependentConvolution(2, 3, 3, 3)
+    images = normal(3, 6, 6, 3)
+    forward = ForwardPass(training=True, initialising=True)
+    with layer.unstacked(forward) as (first, second):
+        second(first(images))
+    forward.commit()
+    with layer.unstacked(ForwardPass()) as (first, second):
+        middle = first(images)
+        last = second(middle)
+    for outputs in (middle, last):
+        np.testing.assert_allclose(np.std(outputs, axis=(0, 1, 2), ddof=1), np.full(3, 0.2), rtol=1e-3)
+
+
+def test_later_training_passes_leave_scale_and_bias_alone(normal):
+    layer = DataDependentConvolution(1, 3, 3, 3)
+    forward = ForwardPass(training=True)
+    layer.single(normal(3, 6, 6, 3), forward)
+    assert forward.updates == []

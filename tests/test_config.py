@@ -1,0 +1,225 @@
+"""Settings: there and back as dictionaries and JSON, and what is said about wrong ones."""
+
+import dataclasses
+import json
+
+import pytest
+from ml_collections import ConfigDict, config_dict
+
+from nvae_tf.config import (
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    config_from_dict,
+    config_to_dict,
+    config_to_json,
+    experiment_config,
+    nearest_name,
+    read_config,
+)
+
+# No setting is at its default.
+CHANGED = ExperimentConfig(
+    model=ModelConfig(
+        image_height=28,
+        image_width=20,
+        image_channels=1,
+        padded_height=32,
+        padded_width=24,
+        num_bits=1,
+        likelihood="bernoulli",
+        num_mixtures=3,
+        exact_edges=True,
+        num_latent_scales=2,
+        num_groups_per_scale=4,
+        adaptive_groups=True,
+        min_groups_per_scale=2,
+        num_latent_per_group=5,
+        num_channels_encoder=16,
+        num_channels_decoder=24,
+        num_preprocess_blocks=2,
+        num_preprocess_cells=3,
+        num_postprocess_blocks=2,
+        num_postprocess_cells=3,
+        num_cells_per_group_encoder=1,
+        num_cells_per_group_decoder=3,
+        num_flows=2,
+        cell_set="res_elu",
+        squeeze_excite=False,
+        residual_distributions=False,
+    ),
+    objective=ObjectiveConfig(7, 0.5, 0.25, 0.125, 0.5, True, 2.0),
+    optimizer=OptimizerConfig(0.25, 0.125, 1.5, 0.0),
+    data=DataConfig("mnist", "somewhere"),
+    train=TrainConfig(3, 5, 7, 11, 13, 17, 19, 23, 29),
+)
+
+
+def test_the_round_trip_covers_every_setting():
+    default, changed = config_to_dict(ExperimentConfig()), config_to_dict(CHANGED)
+    for group, settings in changed.items():
+        for name, value in settings.items():
+            assert value != default[group][name], f"{group}.{name} is at its default: change it here"
+
+
+@pytest.mark.parametrize("config", [ExperimentConfig(), CHANGED], ids=["defaults", "changed"])
+def test_there_and_back(config, tmp_path):
+    assert experiment_config(config_to_dict(config)) == config
+    assert experiment_config(json.loads(config_to_json(config))) == config
+    path = tmp_path / "config.json"
+    path.write_text(config_to_json(config))
+    assert read_config(path) == config
+
+
+def test_one_group_of_settings_there_and_back():
+    assert config_from_dict(ModelConfig, config_to_dict(CHANGED.model)) == CHANGED.model
+
+
+def test_what_is_left_out_keeps_its_default():
+    config = experiment_config({"model": {"num_flows": 3}})
+    assert config == ExperimentConfig(model=ModelConfig(num_flows=3))
+
+
+def test_settings_can_not_be_changed_afterwards():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().num_flows = 3
+
+
+def test_an_ml_collections_dictionary_with_placeholders():
+    settings = ConfigDict({"model": {"num_flows": 2}, "data": {"name": "mnist"}})
+    settings.model.padded_height = config_dict.placeholder(int)
+    settings.data.path = config_dict.placeholder(str)
+    settings.lock()
+    config = experiment_config(settings)
+    assert config == ExperimentConfig(model=ModelConfig(num_flows=2), data=DataConfig("mnist"))
+    settings.model.padded_height = 40
+    settings.data.path = "somewhere"
+    config = experiment_config(settings)
+    assert config.model.padded_height == 40
+    assert config.data.path == "somewhere"
+
+
+def test_numbers_as_flags_give_them():
+    config = experiment_config({"model": {"num_flows": 2.0}, "optimizer": {"learning_rate": 1}})
+    assert type(config.model.num_flows) is int
+    assert type(config.optimizer.learning_rate) is float
+
+
+@pytest.mark.parametrize(
+    ("settings", "place", "nearest"),
+    [
+        ({"modle": {}}, "modle", "model"),
+        ({"model": {"num_group_per_scale": 3}}, "model.num_group_per_scale", "num_groups_per_scale"),
+        ({"train": {"batchsize": 3}}, "train.batchsize", "batch_size"),
+        ({"objective": {"regularization": 1.0}}, "objective.regularization", "regularisation"),
+        ({"optimizer": {"weight_dekay": 1.0}}, "optimizer.weight_dekay", "weight_decay"),
+        ({"data": {"pth": "x"}}, "data.pth", "path"),
+    ],
+)
+def test_an_unknown_setting_names_the_nearest(settings, place, nearest):
+    with pytest.raises(ValueError, match=f"setting {place} .*no such setting.*did you mean '{nearest}'"):
+        experiment_config(settings)
+
+
+def test_a_name_like_nothing_gets_no_suggestion():
+    assert nearest_name("zzzzzz", ["model", "data"]) == ""
+    with pytest.raises(ValueError, match=r"setting train\.qqqq") as caught:
+        experiment_config({"train": {"qqqq": 1}})
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": {"num_flows": "two"}}, r"model\.num_flows = 'two': must be of type int"),
+        ({"model": {"num_flows": 2.5}}, r"model\.num_flows = 2\.5: must be of type int"),
+        ({"model": {"num_flows": True}}, r"model\.num_flows = True: must be of type int"),
+        ({"model": {"num_flows": None}}, r"model\.num_flows = None: must be of type int"),
+        ({"model": {"padded_height": "a"}}, r"model\.padded_height = 'a': must be of type int or None"),
+        ({"model": {"squeeze_excite": 1}}, r"model\.squeeze_excite = 1: must be of type bool"),
+        ({"model": {"cell_set": 3}}, r"model\.cell_set = 3: must be of type str"),
+        (
+            {"optimizer": {"learning_rate": "1e-2"}},
+            r"optimizer\.learning_rate = '1e-2': must be of type float",
+        ),
+        ({"optimizer": {"learning_rate": False}}, r"optimizer\.learning_rate = False: must be of type float"),
+        ({"data": {"path": 3}}, r"data\.path = 3: must be of type str or None"),
+        ({"model": 3}, r"model is a group of settings \(.*num_flows.*\), not the single value 3"),
+    ],
+)
+def test_a_wrong_type_is_told(settings, message):
+    with pytest.raises(ValueError, match=message):
+        experiment_config(settings)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value", "message"),
+    [
+        ("model", "image_height", 0, "must be at least 1"),
+        ("model", "padded_width", 0, "must be at least 1"),
+        ("model", "num_groups_per_scale", -1, "must be at least 1"),
+        ("model", "num_latent_per_group", 0, "must be at least 1"),
+        ("model", "num_flows", -1, "must be at least 0"),
+        ("model", "num_preprocess_blocks", -1, "must be at least 0"),
+        ("model", "num_bits", 0, "must be at least 1"),
+        ("model", "num_bits", 9, "must be from 1 to 8"),
+        ("model", "likelihood", "bernouli", "did you mean 'bernoulli'"),
+        ("objective", "total_steps", 0, "must be at least 1"),
+        ("objective", "kl_anneal_portion", 1.5, r"must lie in \[0, 1\]"),
+        ("objective", "kl_constant_weight", -0.1, r"must lie in \[0, 1\]"),
+        ("objective", "kl_constant_portion", float("nan"), r"must lie in \[0, 1\]"),
+        ("objective", "regularisation", -1.0, "must not be negative"),
+        ("optimizer", "learning_rate", 0.0, "must be greater than 0"),
+        ("optimizer", "learning_rate", float("nan"), "must be greater than 0"),
+        ("optimizer", "learning_rate_min", -1e-4, "must not be negative"),
+        ("optimizer", "warmup_epochs", -1.0, "must not be negative"),
+        ("optimizer", "weight_decay", -1.0, "must not be negative"),
+        ("train", "batch_size", 0, "must be at least 1"),
+        ("train", "steps", -1, "must be at least 0"),
+        ("train", "seed", -1, "must be at least 0"),
+        ("train", "log_every_steps", 0, "must be at least 1"),
+    ],
+)
+def test_an_impossible_value_is_told_with_its_place(group, name, value, message):
+    with pytest.raises(ValueError, match=rf"{group}\.{name} = .*{message}"):
+        experiment_config({group: {name: value}})
+
+
+def test_the_smallest_possible_values_are_accepted():
+    config = experiment_config(
+        {
+            "model": {"num_flows": 0, "num_preprocess_blocks": 0, "num_postprocess_blocks": 0, "num_bits": 1},
+            "objective": {"kl_anneal_portion": 0.0, "kl_constant_weight": 1.0, "regularisation": 0.0},
+            "train": {"steps": 0, "seed": 0, "batch_size": 1},
+        }
+    )
+    assert config.model.num_preprocess_blocks == 0
+
+
+@pytest.mark.parametrize("name", ["regularisation", "regularisation_initial"])
+def test_what_is_annealed_on_a_log_scale_must_be_positive(name):
+    with pytest.raises(ValueError, match=rf"objective\.{name} = 0\.0: must be positive"):
+        ObjectiveConfig(**{"anneal_regularisation": True, name: 0.0})
+    assert getattr(ObjectiveConfig(**{name: 0.0}), name) == 0.0
+
+
+def test_the_size_that_the_network_sees():
+    plain, padded = ModelConfig(image_height=6, image_width=4), CHANGED.model
+    assert (plain.network_height, plain.network_width) == (6, 4)
+    assert (padded.network_height, padded.network_width) == (32, 24)
+
+
+def test_a_config_file_that_can_not_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_config(tmp_path / "config.json")
+    broken = tmp_path / "broken.json"
+    broken.write_text(config_to_json(CHANGED)[:-20])
+    with pytest.raises(ValueError, match=r"broken\.json is not valid JSON"):
+        read_config(broken)
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text('{"trian": {}}')
+    with pytest.raises(ValueError, match="did you mean 'train'"):
+        read_config(foreign)
