@@ -49,9 +49,7 @@ def measure(samples: np.ndarray) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, help="run folder of a model of the digits")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--count", type=int, default=1000, help="number of samples")
@@ -65,14 +63,10 @@ def main() -> None:
     figures = measure(generate_images(model, arguments.count, arguments.temperature, arguments.seed))
     print(f"accuracy on real test digits {figures['accuracy_on_real']:.3f}")
     print(f"mean confidence on real test digits {figures['confidence_on_real']:.3f}")
-    print(
-        f"mean confidence on samples at temperature {arguments.temperature:g} {figures['confidence_on_samples']:.3f}"
-    )
+    print(f"mean confidence on samples at temperature {arguments.temperature:g} {figures['confidence_on_samples']:.3f}")
     print(f"samples of each class 0-9: {figures['samples_per_class']}")
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps(figures | {"temperature": arguments.temperature}, indent=2) + "\n"
-        )
+        arguments.json.write_text(json.dumps(figures | {"temperature": arguments.temperature}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

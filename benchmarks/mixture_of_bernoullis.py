@@ -22,7 +22,8 @@ _PRIOR_COUNT = 0.5
 
 class MixtureOfBernoullis:
     """`p(x) = sum_k weight_k prod_d Bernoulli(x_d; mean_kd)`, with half a count of each value in every
-    pixel."""
+    pixel.
+    """
 
     def __init__(self, components: int, seed: int = 0):
         self.components = components
@@ -51,7 +52,8 @@ class MixtureOfBernoullis:
 
 def binarised(split: str, copies: int, first_seed: int) -> np.ndarray:
     """The digits of a part, binarised `copies` times with seeds from `first_seed` on: `[copies, count,
-    pixels]`."""
+    pixels]`.
+    """
     from nvae_tf.data import data_spec
     from nvae_tf.data.pipeline import evaluation_batches
     from nvae_tf.data.sources import load_split
@@ -79,7 +81,8 @@ def chosen_components(training: np.ndarray) -> int:
 
 def measure(components: int | None = None) -> dict:
     """Fits on the whole training part, with the given or the best number of components, and scores the test
-    part."""
+    part.
+    """
     training = binarised("train", COPIES, first_seed=1)
     components = components or chosen_components(training)
     mixture = MixtureOfBernoullis(components).fit(training.reshape(-1, training.shape[-1]))
@@ -88,18 +91,12 @@ def measure(components: int | None = None) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--components", type=int, help="number of components; without it the best is looked for"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--components", type=int, help="number of components; without it the best is looked for")
     parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     figures = measure(arguments.components)
-    print(
-        f"mixture of {figures['components']} Bernoullis: {figures['test_nats']:.3f} nats on the test images"
-    )
+    print(f"mixture of {figures['components']} Bernoullis: {figures['test_nats']:.3f} nats on the test images")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -99,9 +99,7 @@ def make_step(preset, seed=0):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description="PyTorch CPU yardstick: seconds a step and peak memory, as JSON"
-    )
+    parser = argparse.ArgumentParser(description="PyTorch CPU yardstick: seconds a step and peak memory, as JSON")
     parser.add_argument("--preset", choices=sorted(PRESETS), required=True)
     parser.add_argument("--steps", type=int, default=5, help="timed steps after one untimed step")
     parser.add_argument("--threads", type=int, default=2)

@@ -54,11 +54,7 @@ def measure(preset: str, steps: int, with_yardstick: bool) -> dict[str, Any]:
             times = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in rounds[-1].items())
             say(f"step {number} of {steps}: {times}")
         summaries = ask_each(workers, "summary")
-    return (
-        {"preset": preset, "batch_size": BATCH_SIZES[preset]}
-        | figures(rounds, summaries)
-        | {"machine": machine}
-    )
+    return {"preset": preset, "batch_size": BATCH_SIZES[preset]} | figures(rounds, summaries) | {"machine": machine}
 
 
 def start(module: str, name: str, preset: str) -> Worker:
@@ -117,9 +113,7 @@ def table(result: dict[str, Any]) -> str:
         if yardstick:
             times.append(statistic(result["every_yardstick_seconds"]))
             ratio = f"{times[0] / times[1]:.3f}"
-        rows.append(
-            (f"step, {name} of {len(result['every_step_seconds'])}", *(f"{t:.3f} s" for t in times), ratio)
-        )
+        rows.append((f"step, {name} of {len(result['every_step_seconds'])}", *(f"{t:.3f} s" for t in times), ratio))
     peaks = [result["peak_memory_bytes"], *([result["yardstick_peak_memory_bytes"]] if yardstick else [])]
     rows += [
         ("peak memory", *(f"{peak / 1e9:.2f} GB" for peak in peaks)),

@@ -23,7 +23,9 @@ class TrainStep:
         import tensorflow as tf
 
         from nvae_tf import NVAE, NVAEAdamax, experiment_config
+        from train.devices import suit_devices
 
+        suit_devices()
         tf.config.threading.set_intra_op_parallelism_threads(interleaved.THREADS)
         tf.config.threading.set_inter_op_parallelism_threads(interleaved.THREADS)
         settings = importlib.import_module(f"configs.{preset}").get_config()
@@ -35,7 +37,7 @@ class TrainStep:
         self.model.compile(optimizer=NVAEAdamax(learning_rate=config.optimizer.learning_rate))
         self.model.optimizer.build(self.model.trainable_variables)
         self.images = random_images(config.model, BATCH_SIZES[preset])
-        self._step = tf.function(self.model.train_step)
+        self._step = tf.function(self.model.train_step, autograph=False)
         self.run()
         self.first_step_seconds = time.perf_counter() - start
 

@@ -60,15 +60,9 @@ def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument(
-        "--workdir", type=pathlib.Path, required=True, metavar="DIR", help="run folder of train.main"
-    )
-    parser.add_argument(
-        "--output", type=pathlib.Path, required=True, metavar="DIR", help="folder of all versions"
-    )
-    parser.add_argument(
-        "--version", type=int, default=1, metavar="N", help="number of this version (default: 1)"
-    )
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, metavar="DIR", help="run folder of train.main")
+    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR", help="folder of all versions")
+    parser.add_argument("--version", type=int, default=1, metavar="N", help="number of this version (default: 1)")
     for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in _FLAGS:

@@ -23,8 +23,7 @@ def check_version_is_free(output: pathlib.Path, version: int) -> None:
     foreign = sorted(entry.name for entry in entries if not (entry.name.isdecimal() and entry.is_dir()))
     if foreign:
         raise ValueError(
-            f"{output}: holds {foreign[0]!r}, so it is no folder of numbered versions; "
-            "name a new or an empty folder"
+            f"{output}: holds {foreign[0]!r}, so it is no folder of numbered versions; name a new or an empty folder"
         )
     versions = {int(entry.name) for entry in entries}
     if version in versions:

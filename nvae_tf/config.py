@@ -102,9 +102,7 @@ class ObjectiveConfig:
         if self.anneal_regularisation:
             for name in ("regularisation", "regularisation_initial"):
                 value = getattr(self, name)
-                _check(
-                    value > 0.0, f"objective.{name} = {value}: must be positive to be annealed on a log scale"
-                )
+                _check(value > 0.0, f"objective.{name} = {value}: must be positive to be annealed on a log scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,9 +238,7 @@ def _check(valid: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_choice(
-    where: str, name: str, names: tuple[str, ...], what: str = "not one of the choices"
-) -> None:
+def _check_choice(where: str, name: str, names: tuple[str, ...], what: str = "not one of the choices") -> None:
     _check(name in names, f"{where} = {name!r}: {what} ({', '.join(names)}){nearest_name(str(name), names)}")
 
 
@@ -258,7 +254,5 @@ def _converted(value: Any, expected: Any, where: str) -> Any:
     if expected is int and isinstance(value, float) and value.is_integer():
         return int(value)
     matches = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
-    _check(
-        matches, f"{where} = {value!r}: must be of type {expected.__name__}{' or None' if optional else ''}"
-    )
+    _check(matches, f"{where} = {value!r}: must be of type {expected.__name__}{' or None' if optional else ''}")
     return value

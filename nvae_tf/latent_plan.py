@@ -58,12 +58,8 @@ CELL_SETS = {
     "res_bnswish": _everywhere("bnswish"),
     "res_bnelu": _everywhere("bnelu"),
     "res_elu": _everywhere("elu"),
-    "mbconv_sep": CellSet(
-        InvertedBranch(5, 3), InvertedBranch(5, 6), InvertedBranch(5, 6), InvertedBranch(5, 3)
-    ),
-    "mbconv_sep11": CellSet(
-        InvertedBranch(5, 3), InvertedBranch(11, 6), InvertedBranch(11, 6), InvertedBranch(5, 3)
-    ),
+    "mbconv_sep": CellSet(InvertedBranch(5, 3), InvertedBranch(5, 6), InvertedBranch(5, 6), InvertedBranch(5, 3)),
+    "mbconv_sep11": CellSet(InvertedBranch(5, 3), InvertedBranch(11, 6), InvertedBranch(11, 6), InvertedBranch(5, 3)),
     "mbconv_den": CellSet(
         InvertedBranch(5, 3, groups=8),
         InvertedBranch(5, 6),
@@ -137,9 +133,7 @@ def groups_per_scale(config: ModelConfig) -> tuple[int, ...]:
     """Number of groups in every scale, from the *largest* resolution to the smallest."""
     counts = []
     for index in range(config.num_latent_scales):
-        count = (
-            config.num_groups_per_scale // 2**index if config.adaptive_groups else config.num_groups_per_scale
-        )
+        count = config.num_groups_per_scale // 2**index if config.adaptive_groups else config.num_groups_per_scale
         counts.append(count if index == 0 else max(count, config.min_groups_per_scale))
     return tuple(counts)
 
@@ -182,9 +176,7 @@ def latent_plan(config: ModelConfig) -> LatentPlan:
         )
         for i in reversed(range(config.num_postprocess_blocks))
     )
-    return LatentPlan(
-        tuple(scales), preprocess, postprocess, config.num_latent_per_group, CELL_SETS[config.cell_set]
-    )
+    return LatentPlan(tuple(scales), preprocess, postprocess, config.num_latent_per_group, CELL_SETS[config.cell_set])
 
 
 def _check_architecture(config: ModelConfig) -> None:
@@ -203,13 +195,11 @@ def _check_architecture(config: ModelConfig) -> None:
     counts = groups_per_scale(config)
     if min(counts) < 1:
         raise ValueError(
-            f"model.num_groups_per_scale = {config.num_groups_per_scale}: halved at each of {len(counts)} scales it gives "
+            f"model.num_groups_per_scale = {config.num_groups_per_scale}: halved at each of {len(counts)} scales gives "
             f"{list(counts)} groups; raise it, or set min_groups_per_scale to at least 1, or use fewer scales"
         )
     if config.likelihood == "logistic_mixture" and config.image_channels > 4:
-        raise ValueError(
-            f"model.image_channels = {config.image_channels}: the logistic mixture takes 1 to 4 channels"
-        )
+        raise ValueError(f"model.image_channels = {config.image_channels}: the logistic mixture takes 1 to 4 channels")
     if config.likelihood == "bernoulli" and config.num_bits != 1:
         raise ValueError(
             f"model.num_bits = {config.num_bits}: the Bernoulli likelihood is for 1-bit images; set it to 1"
@@ -239,12 +229,8 @@ def _check_grouped_convolutions(config: ModelConfig) -> None:
         ("postprocess", config.num_channels_decoder),
     ):
         branch = getattr(cells, part)
-        if (
-            isinstance(branch, InvertedBranch)
-            and branch.groups
-            and channels * branch.expansion % branch.groups
-        ):
+        if isinstance(branch, InvertedBranch) and branch.groups and channels * branch.expansion % branch.groups:
             raise ValueError(
                 f"model.cell_set = {config.cell_set!r}: its {part} cells widen {channels} channels {branch.expansion} "
-                f"times, and {channels * branch.expansion} can't be cut into {branch.groups} groups; take a multiple of 8"
+                f"times, and {channels * branch.expansion} can't be cut into {branch.groups} groups; use multiples of 8"
             )

@@ -48,9 +48,7 @@ def _failed_if_required(report):
     """Turns a skip into a failure where nothing may be skipped; an expected failure stays what it is."""
     skipped = report.skipped and not hasattr(report, "wasxfail")
     if skipped and os.environ.get(REQUIRE_ALL, "0") != "0":
-        report.longrepr = (
-            f"{report.nodeid}: {_reason(report)}; {REQUIRE_ALL} is set, so nothing may be skipped"
-        )
+        report.longrepr = f"{report.nodeid}: {_reason(report)}; {REQUIRE_ALL} is set, so nothing may be skipped"
         report.outcome = "failed"
     return report
 

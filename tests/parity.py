@@ -99,9 +99,7 @@ def channels_first(tensor) -> np.ndarray:
 def replay(path: str) -> tuple[list[Comparison], list[str]]:
     """All comparisons of one file, and the keys that it lacks."""
     recorded = Recorded(path)
-    model = NVAE(
-        model_config_from_published(recorded.settings), objective_config_from_published(recorded.settings)
-    )
+    model = NVAE(model_config_from_published(recorded.settings), objective_config_from_published(recorded.settings))
     load_published_weights(model, recorded.group("state/"))
     comparisons = [*_evaluation(model, recorded), *_generation(model, recorded), *_training(model, recorded)]
     return comparisons, recorded.missing
@@ -114,9 +112,7 @@ def _framed_images(recorded: Recorded) -> tf.Tensor:
 
 def _reconstruction(model: NVAE, decoded: Decoded, framed: tf.Tensor) -> tf.Tensor:
     """-log p(x | z) over the real pixels, in nats."""
-    return -decoded.likelihood.log_prob(
-        real_pixels(framed, model.config.image_height, model.config.image_width)
-    )
+    return -decoded.likelihood.log_prob(real_pixels(framed, model.config.image_height, model.config.image_width))
 
 
 def _frame_mean(model: NVAE, parameters: tf.Tensor) -> np.ndarray:
@@ -168,9 +164,7 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
         forward = ForwardPass(training=True)
         with tf.GradientTape() as tape:
             decoded = model.infer(images, draws, forward)
-            elbo = objective.Elbo(
-                _reconstruction(model, decoded, images), objective.kl_per_group(decoded.latents)
-            )
+            elbo = objective.Elbo(_reconstruction(model, decoded, images), objective.kl_per_group(decoded.latents))
             norms = model.spectral_regularizer.norms(forward, ITERATIONS)
             spectral = tf.add_n([tf.reduce_sum(norm) for norm in norms])
             norm_loss = objective.batch_norm_loss(model.batch_norms) if model.batch_norms else tf.zeros([])
@@ -224,11 +218,7 @@ def _optimizer_step(model: NVAE, recorded: Recorded, gradients: list[tf.Tensor])
 
 def _typical_size(recorded: Recorded) -> float:
     """The median of the recorded gradients' norms."""
-    return (
-        float(np.median(recorded.arrays["train/grad_norms"]))
-        if "train/grad_norms" in recorded.arrays
-        else 0.0
-    )
+    return float(np.median(recorded.arrays["train/grad_norms"])) if "train/grad_norms" in recorded.arrays else 0.0
 
 
 def published_gradients(model: NVAE, recorded: Mapping[str, np.ndarray]) -> list[tf.Tensor]:
@@ -238,18 +228,15 @@ def published_gradients(model: NVAE, recorded: Mapping[str, np.ndarray]) -> list
         name = next((name for name in tensor.names if name in recorded), None)
         if name is not None and id(tensor.variable) in gradients:
             whole = gradients[id(tensor.variable)]
-            (whole if tensor.index is None else whole[tensor.index])[...] = tensor.from_published(
-                recorded[name]
-            )
+            (whole if tensor.index is None else whole[tensor.index])[...] = tensor.from_published(recorded[name])
     return [tf.constant(gradient) for gradient in gradients.values()]
 
 
 def _start_from_singular_vectors(model: NVAE) -> None:
     """Puts the power iterations where they would end: two nearly equal singular values take thousands of them."""
     regularizer = model.spectral_regularizer
-    stacks = {stack.name: stack for stack in model.convolutions}
-    for name, vectors in zip(regularizer.names, regularizer.vectors, strict=True):
-        kernels = stacks[name].effective_kernels().numpy().astype(np.float64)
+    for stack, vectors in zip(model.convolutions, regularizer.vectors, strict=True):
+        kernels = stack.effective_kernels().numpy().astype(np.float64)
         matrices = kernels.reshape(len(kernels), -1, kernels.shape[-1])
         vectors.assign(np.linalg.svd(matrices, full_matrices=False).Vh[:, 0])
 

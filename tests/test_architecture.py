@@ -96,10 +96,7 @@ def top_folder(file):
 def forbidden(files, packages, at_top_only=False):
     """Returns a line for each import of one of the packages by one of the files."""
     return [
-        f"{relative(file)}: {name}"
-        for file in files
-        for name in imports(file, at_top_only)
-        if within(name, packages)
+        f"{relative(file)}: {name}" for file in files for name in imports(file, at_top_only) if within(name, packages)
     ]
 
 
@@ -133,9 +130,7 @@ def test_train_and_export_never_import_each_other():
 def test_settings_import_the_standard_library_alone():
     allowed = sys.stdlib_module_names | {f"nvae_tf.{name}" for name in SETTINGS}
     for name in SETTINGS:
-        assert [
-            found for found in imports(ROOT / "nvae_tf" / f"{name}.py") if not within(found, allowed)
-        ] == []
+        assert [found for found in imports(ROOT / "nvae_tf" / f"{name}.py") if not within(found, allowed)] == []
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
@@ -156,9 +151,7 @@ def test_every_file_is_one_idea_long():
 
 def test_every_public_name_of_the_library_has_a_docstring():
     definitions = [
-        (file, name, node)
-        for file in LIBRARY_FILES
-        for name, node in public_definitions(ast.parse(file.read_text()))
+        (file, name, node) for file in LIBRARY_FILES for name, node in public_definitions(ast.parse(file.read_text()))
     ]
     documented = {name for _, name, node in definitions if ast.get_docstring(node)}
     bases = {name: base_names(node) for _, name, node in definitions if isinstance(node, ast.ClassDef)}
@@ -172,9 +165,5 @@ def test_every_public_name_of_the_library_has_a_docstring():
             or any(has_docstring(f"{base}.{member}") for base in bases.get(owner, []))
         )
 
-    bare = [
-        f"{relative(file)}:{node.lineno} {name}"
-        for file, name, node in definitions
-        if not has_docstring(name)
-    ]
+    bare = [f"{relative(file)}:{node.lineno} {name}" for file, name, node in definitions if not has_docstring(name)]
     assert not bare

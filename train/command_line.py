@@ -65,9 +65,7 @@ def check_config_flags(arguments: Sequence[str]) -> None:
 def _check_config_file(path: pathlib.Path) -> None:
     if path.is_file():
         return
-    present = [str(file) for file in path.parent.glob("*.py")] or [
-        str(file) for file in PRESETS.glob("[a-z]*.py")
-    ]
+    present = [str(file) for file in path.parent.glob("*.py")] or [str(file) for file in PRESETS.glob("[a-z]*.py")]
     nearest = difflib.get_close_matches(str(path), present, n=1, cutoff=0.0)
     raise ValueError(f"--config={path}: no such file" + (f"; did you mean {nearest[0]}?" if nearest else ""))
 
@@ -81,9 +79,7 @@ def check_output(path: pathlib.Path, overwrite: bool) -> None:
     if path.is_dir():
         raise ValueError(f"--output={path}: a folder; give the name of a file")
     if path.exists() and not overwrite:
-        raise ValueError(
-            f"--output={path}: there is such a file; give another name, or --overwrite to replace it"
-        )
+        raise ValueError(f"--output={path}: there is such a file; give another name, or --overwrite to replace it")
 
 
 def _read_flags(arguments: Sequence[str], module: ModuleType) -> list[str]:

@@ -30,7 +30,10 @@ TEMPERATURE = 0.7
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run folder of the demo.")
 
 # The export may not need this package: here it can't even be imported.
-_WITHOUT_PACKAGE = "import runpy, sys; sys.modules['nvae_tf'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+_WITHOUT_PACKAGE = (
+    "import runpy, sys; sys.modules['nvae_tf'] = None; "
+    "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 
 
 class Step(NamedTuple):
@@ -118,8 +121,7 @@ def main() -> None:
 def summary(workdir: pathlib.Path) -> str:
     """What came out: the figures, and where the pictures are."""
     evaluation, baseline, quality = (
-        json.loads((workdir / name).read_text())
-        for name in ("evaluation.json", "baseline.json", "quality.json")
+        json.loads((workdir / name).read_text()) for name in ("evaluation.json", "baseline.json", "quality.json")
     )
     names = ("samples.png", "exported_samples.png", "reconstructions.png")
     own, exported = (np.asarray(Image.open(workdir / name), np.int32) for name in names[:2])

@@ -1,6 +1,7 @@
 """The evaluation of a run folder: a table for people and a file for scripts."""
 
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -60,17 +61,16 @@ def evaluate_run(
 
 def figures_of(likelihood: Likelihood, spec: DataSpec, importance_samples: int) -> dict[str, Any]:
     """The measured bounds under the names of the evaluation file; means over images, in nats or bits per real
-    value."""
-    dimensions = spec.height * spec.width * spec.channels
+    value.
+    """
+    dimensions = math.prod(spec.image_shape)
     weighted = likelihood.importance_weighted_nats
     return {
         "nelbo_nats": likelihood.nelbo_nats,
         "bits_per_dim": bits_per_dimension(likelihood.nelbo_nats, dimensions),
         "importance_samples": importance_samples,
         "importance_weighted_nats": weighted,
-        "importance_weighted_bits_per_dim": None
-        if weighted is None
-        else bits_per_dimension(weighted, dimensions),
+        "importance_weighted_bits_per_dim": None if weighted is None else bits_per_dimension(weighted, dimensions),
         "reconstruction_nats": likelihood.reconstruction_nats,
         "kl_nats": likelihood.kl_nats,
         "kl_per_group_nats": [float(value) for value in likelihood.kl_per_group_nats],

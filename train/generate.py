@@ -25,9 +25,7 @@ OUTPUT = flags.DEFINE_string("output", None, "PNG file to write.", required=True
 COUNT = flags.DEFINE_integer("count", 64, "Number of images.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "What multiplies every prior's sigma; greater than 0.")
 SEED = flags.DEFINE_integer("seed", 1, "Of the latents.", lower_bound=0, upper_bound=_LARGEST_SEED)
-COLUMNS = flags.DEFINE_integer(
-    "columns", None, "Images a row; a nearly square picture if not given.", lower_bound=1
-)
+COLUMNS = flags.DEFINE_integer("columns", None, "Images a row; a nearly square picture if not given.", lower_bound=1)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
 
 
@@ -36,9 +34,7 @@ def main() -> None:
     output = pathlib.Path(OUTPUT.value)
     command_line.check_output(output, OVERWRITE.value)
     if not 0.0 < TEMPERATURE.value < float("inf"):
-        raise ValueError(
-            f"--temperature={TEMPERATURE.value}: must be greater than 0; 1 is the model as trained"
-        )
+        raise ValueError(f"--temperature={TEMPERATURE.value}: must be greater than 0; 1 is the model as trained")
     start_tensorflow_quietly()
     import nvae_tf
     from nvae_tf.generation import generate_images, image_grid, write_png

@@ -1,17 +1,16 @@
 """What a run writes on its way besides checkpoints: figures of training and test part, and sample grids."""
 
-from collections.abc import Mapping
+import math
+import pathlib
 
 import tensorflow as tf
 
 from nvae_tf.checkpoints.run_folder import RunFolder
-from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.pipeline import evaluation_batches
 from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator
 from nvae_tf.generation import ImageGenerator, image_grid, write_png
-from nvae_tf.models import NVAE
 from nvae_tf.objective import bits_per_dimension, kl_weight, regularisation_weight
-from train.preparation import Images, RunLength
+from train.preparation import Run
 from train.progress import Speed, StatusLine
 from train.records import MetricsFile, TensorBoardWriter
 from train.stopping import StopRequest
@@ -25,88 +24,79 @@ _SAMPLE_TEMPERATURE = 0.7
 class RunOutputs:
     """Writes what is due at a step, and not again what is there already, so a run can go on at any step."""
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        config: ExperimentConfig,
-        length: RunLength,
-        images: Images,
-        model: NVAE,
-        stop: StopRequest,
-    ):
+    def __init__(self, folder: RunFolder, run: Run, stop: StopRequest):
         self.status = StatusLine()
         self.speed = Speed()
-        self._folder, self._config, self._length = folder, config, length
-        self._images, self._model, self._stop = images, model, stop
+        self._folder, self._run, self._stop = folder, run, stop
         self._metrics = MetricsFile(folder.metrics_file)
         self._tensorboard = TensorBoardWriter(folder.tensorboard)
-        self._evaluator = LikelihoodEvaluator(model, min(config.train.batch_size, images.test.count))
-        self._generator = ImageGenerator(model)
-        self._dimensions = images.spec.height * images.spec.width * images.spec.channels
+        self._batch_size = min(run.config.train.batch_size, run.images.test.count)
+        self._evaluator = LikelihoodEvaluator(run.model, self._batch_size)
+        self._generator = ImageGenerator(run.model)
 
     def continue_from(self, step: int) -> None:
         """Forgets the figures of steps that will be made again."""
         self._metrics.keep_until(step)
 
-    def write_due(self, step: int, training: Mapping[str, float]) -> None:
-        """Writes the figures and pictures of a step, if it is their turn.
+    def write_training_curves(self, step: int) -> None:
+        """Writes the points of TensorBoard's training curves, if it is the step's turn."""
+        if self._is_due(step, self._run.config.train.log_every_steps):
+            values = {f"train/{name}": value for name, value in self.running_means().items()}
+            values |= {f"schedule/{name}": value for name, value in self.schedules(step).items()}
+            self._tensorboard.scalars(step, values | {"speed/images_per_second": self._images_per_second()})
 
-        Args:
-          step: number of training steps done.
-          training: running means of the loss and its parts.
+    def write_due(self, step: int) -> None:
+        """Writes what is measured and drawn after a step, if it is its turn and not there yet.
 
         Raises:
           StopRequested: the process was told to stop.
           ValueError: the model has diverged.
         """
-        settings = self._config.train
+        settings = self._run.config.train
         if step == 0:
             return
-        if self._is_due(step, settings.log_every_steps):
-            self._tensorboard.scalars(step, self._training_scalars(step, training))
         if self._is_due(step, settings.evaluate_every_steps) and not self._metrics.has(step):
-            self._write_evaluation(step, training)
+            self._write_evaluation(step)
         picture = self._folder.samples / f"step-{step:08d}.png"
         if self._is_due(step, settings.sample_every_steps) and not picture.exists():
             self._write_samples(step, picture)
 
+    def running_means(self) -> dict[str, float]:
+        """Loss, reconstruction and KL of training, in nats per image, since the means were last reset."""
+        return {metric.name: float(metric.result()) for metric in self._run.model.metrics}
+
     def schedules(self, step: int) -> dict[str, float]:
         """Learning rate, KL weight beta and regularisation weight lambda at a step."""
-        beta = kl_weight(tf.constant(step), self._config.objective)
+        objective = self._run.config.objective
+        beta = kl_weight(tf.constant(step), objective)
         return {
-            "learning_rate": float(self._model.optimizer._learning_rate(step)),
+            "learning_rate": float(self._run.schedule(step)),
             "kl_weight": float(beta),
-            "regularisation_weight": float(regularisation_weight(beta, self._config.objective)),
+            "regularisation_weight": float(regularisation_weight(beta, objective)),
         }
 
     def bits_per_dimension(self, nats: float) -> float:
         """Nats of an image as bits a real value."""
-        return bits_per_dimension(nats, self._dimensions)
+        return bits_per_dimension(nats, math.prod(self._run.images.spec.image_shape))
 
     def _is_due(self, step: int, interval: int) -> bool:
-        return step % interval == 0 or step == self._length.total_steps
+        return step % interval == 0 or step == self._run.length.total_steps
 
-    def _training_scalars(self, step: int, training: Mapping[str, float]) -> dict[str, float]:
-        images_per_second = (self.speed.steps_per_second or 0.0) * self._config.train.batch_size
-        return (
-            {f"train/{name}": value for name, value in training.items()}
-            | {f"schedule/{name}": value for name, value in self.schedules(step).items()}
-            | {"speed/images_per_second": images_per_second}
-        )
+    def _images_per_second(self) -> float:
+        return (self.speed.steps_per_second or 0.0) * self._run.config.train.batch_size
 
-    def _write_evaluation(self, step: int, training: Mapping[str, float]) -> None:
+    def _write_evaluation(self, step: int) -> None:
         self.speed.pause()
-        source, batch_size = self._images.test, min(self._config.train.batch_size, self._images.test.count)
-        batches = evaluation_batches(source, self._images.spec, batch_size, _FIXED_SEED)
+        images = self._run.images
+        batches = evaluation_batches(images.test, images.spec, self._batch_size, _FIXED_SEED)
         test = self._evaluator.evaluate(batches, _FIXED_SEED, self._show_evaluation)
-        self._tensorboard.scalars(
-            step, _test_scalars(test) | {"test/bits_per_dim": self.bits_per_dimension(test.nelbo_nats)}
-        )
-        schedules = self.schedules(step)
+        bits = self.bits_per_dimension(test.nelbo_nats)
+        self._tensorboard.scalars(step, _test_scalars(test) | {"test/bits_per_dim": bits})
+        training, schedules = self.running_means(), self.schedules(step)
         self._metrics.append(
             {
                 "step": step,
-                "epoch": step / self._length.steps_per_epoch,
+                "epoch": step / self._run.length.steps_per_epoch,
                 "learning_rate": schedules["learning_rate"],
                 "kl_weight": schedules["kl_weight"],
                 "train_loss": training["loss"],
@@ -116,17 +106,17 @@ class RunOutputs:
                 "test_nelbo_nats": test.nelbo_nats,
                 "test_reconstruction_nats": test.reconstruction_nats,
                 "test_kl_nats": test.kl_nats,
-                "test_bits_per_dim": self.bits_per_dimension(test.nelbo_nats),
-                "images_per_second": (self.speed.steps_per_second or 0.0) * self._config.train.batch_size,
+                "test_bits_per_dim": bits,
+                "images_per_second": self._images_per_second(),
             }
         )
 
     def _show_evaluation(self, done: int) -> None:
         self._stop.check()
         if self.status.is_due:
-            self.status.show(f"evaluating: {done:,} of {self._images.test.count:,} test images")
+            self.status.show(f"evaluating: {done:,} of {self._run.images.test.count:,} test images")
 
-    def _write_samples(self, step: int, picture) -> None:
+    def _write_samples(self, step: int, picture: pathlib.Path) -> None:
         self.speed.pause()
         images = self._generator.generate(
             _SAMPLE_COUNT, _SAMPLE_TEMPERATURE, _FIXED_SEED, lambda done: self._stop.check()

@@ -30,6 +30,24 @@ class RunLength(NamedTuple):
     total_steps: int
 
 
+class Run(NamedTuple):
+    """What a run is made of, besides its folder.
+
+    Attributes:
+      config: the settings, see `with_length`.
+      length: how long it is.
+      images: the data set.
+      model: the model, compiled, with all weights made.
+      schedule: step -> learning rate.
+    """
+
+    config: ExperimentConfig
+    length: RunLength
+    images: Images
+    model: nvae_tf.NVAE
+    schedule: WarmupCosine
+
+
 def load_images(config: ExperimentConfig) -> Images:
     """Both parts of the data set that the settings name.
 
@@ -59,20 +77,19 @@ def with_length(config: ExperimentConfig, length: RunLength) -> ExperimentConfig
     return dataclasses.replace(config, objective=objective)
 
 
-def compiled_model(config: ExperimentConfig, length: RunLength) -> nvae_tf.NVAE:
-    """A new model with its optimizer, all weights made; the same settings give the same initial weights."""
+def new_run(config: ExperimentConfig, length: RunLength, images: Images) -> Run:
+    """A run before its first step; the same settings give the same initial weights."""
     keras.utils.set_random_seed(config.train.seed)
     model = nvae_tf.NVAE(config.model, config.objective, seed=config.train.seed)
-    settings = config.optimizer
     schedule = WarmupCosine(
-        settings.learning_rate,
-        settings.learning_rate_min,
-        warmup_steps=round(settings.warmup_epochs * length.steps_per_epoch),
+        config.optimizer.learning_rate,
+        config.optimizer.learning_rate_min,
+        warmup_steps=round(config.optimizer.warmup_epochs * length.steps_per_epoch),
         steps_per_epoch=length.steps_per_epoch,
         total_steps=length.total_steps,
     )
-    optimizer = NVAEAdamax(learning_rate=schedule, l2=settings.weight_decay)
+    optimizer = NVAEAdamax(learning_rate=schedule, l2=config.optimizer.weight_decay)
     optimizer.build(model.trainable_variables)
     # XLA runs this model's convolutions many times slower than TensorFlow's own kernels on a CPU.
     model.compile(optimizer=optimizer, jit_compile=False)
-    return model
+    return Run(config, length, images, model, schedule)

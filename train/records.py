@@ -1,6 +1,7 @@
 """The numbers of a run in files: `metrics.csv` for people and spreadsheets, event files for TensorBoard."""
 
 import csv
+import functools
 import io
 import pathlib
 from collections.abc import Mapping
@@ -38,8 +39,7 @@ class MetricsFile:
         self._path = path
 
     def keep_until(self, step: int) -> None:
-        """Drops the lines after a step, and what an interrupted write has left: a run that goes on writes
-        them again."""
+        """Drops the lines after a step, which a run that goes on writes again, and half-written ones."""
         if not self._path.exists():
             return
         kept = _text([row for row in self._rows() if int(row["step"]) <= step], with_header=True)
@@ -67,7 +67,12 @@ class TensorBoardWriter:
     """Scalars and pictures for TensorBoard."""
 
     def __init__(self, folder: pathlib.Path):
-        self._writer = tf.summary.create_file_writer(str(folder))
+        self._folder = folder
+
+    @functools.cached_property
+    def _writer(self) -> tf.summary.SummaryWriter:
+        # Only when something is written, or every look at a finished run would leave an empty file.
+        return tf.summary.create_file_writer(str(self._folder))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one point of each curve."""

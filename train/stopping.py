@@ -45,9 +45,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         # Python lets the main thread alone set handlers; a run in another thread is stopped by its owner.
         if threading.current_thread() is threading.main_thread():
-            self._handlers_before = {
-                number: signal.signal(number, self._remember) for number in _STOPPING_SIGNALS
-            }
+            self._handlers_before = {number: signal.signal(number, self._remember) for number in _STOPPING_SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:

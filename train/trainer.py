@@ -2,17 +2,16 @@
 
 import math
 import os
-import pathlib
 
 import tensorflow as tf
 
-from nvae_tf.checkpoints.run_folder import open_for_training
+from nvae_tf.checkpoints.run_folder import RunFolder, open_for_training
 from nvae_tf.checkpoints.training_state import TrainingState
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.pipeline import training_batches
-from nvae_tf.models import NVAE
+from train.devices import suit_devices
 from train.outputs import RunOutputs
-from train.preparation import Images, RunLength, compiled_model, load_images, run_length, with_length
+from train.preparation import Run, load_images, new_run, run_length, with_length
 from train.progress import duration
 from train.stopping import StopRequest, StopRequested, TrainingInterrupted
 
@@ -28,74 +27,60 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
       workdir: a new or empty folder, or that of the same run.
 
     Raises:
-      ValueError: the settings do not fit each other or the data, the folder holds something else, a
-        checkpoint is damaged, or the loss has become infinite.
+      ValueError: the settings do not fit each other or the data, the folder holds something else, a checkpoint
+        is damaged, or training has diverged.
       ConnectionError: the data must be downloaded and can't be.
       TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint was saved.
     """
+    suit_devices()
     images = load_images(config)
     length = run_length(config, images.train.count)
     config = with_length(config, length)
     folder = open_for_training(workdir, config)
-    model = compiled_model(config, length)
-    state = TrainingState(folder.checkpoints, model, model.optimizer, config.train.keep_checkpoints)
+    run = new_run(config, length, images)
+    state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, config.train.keep_checkpoints)
     step = state.restore()
     with StopRequest() as stop:
-        outputs = RunOutputs(folder, config, length, images, model, stop)
+        outputs = RunOutputs(folder, run, stop)
         outputs.continue_from(step)
-        loop = TrainingLoop(config, length, images, model, state, outputs, stop)
-        outputs.status.keep(_first_words(folder.path, config, length, images, model, step))
-        loop.run(step)
-    outputs.status.keep(f"Done: {length.total_steps:,} steps in {folder.path}")
+        outputs.status.keep(_first_words(folder, run, step))
+        TrainingLoop(run, state, outputs, stop).go_on_from(step)
+    outputs.status.keep(f"Done: {run.length.total_steps:,} steps in {folder.path}")
 
 
 class TrainingLoop:
     """Steps, with all that happens between them."""
 
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        length: RunLength,
-        images: Images,
-        model: NVAE,
-        state: TrainingState,
-        outputs: RunOutputs,
-        stop: StopRequest,
-    ):
-        self._settings = config.train
-        self._seed = config.train.seed
-        self._length, self._images, self._model = length, images, model
-        self._state, self._outputs, self._stop = state, outputs, stop
-        self._in_bits = config.model.likelihood != "bernoulli"
-        shape = (self._settings.batch_size, *images.spec.image_shape)
+    def __init__(self, run: Run, state: TrainingState, outputs: RunOutputs, stop: StopRequest):
+        self._run, self._state, self._outputs, self._stop = run, state, outputs, stop
+        self._settings = run.config.train
+        shape = (self._settings.batch_size, *run.images.spec.image_shape)
         # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
-        self._train_step = tf.function(
-            model.train_step, input_signature=[tf.TensorSpec(shape)], autograph=False
-        )
+        self._train_step = tf.function(run.model.train_step, input_signature=[tf.TensorSpec(shape)], autograph=False)
 
-    def run(self, step: int) -> None:
+    def go_on_from(self, step: int) -> None:
         """Goes on from a step to the end.
 
         Raises:
           ValueError, TrainingInterrupted: see `train_and_evaluate`.
         """
-        saved = step
+        saved, total = step, self._run.length.total_steps
+        images = self._run.images
         batches = iter(
-            training_batches(
-                self._images.train, self._images.spec, self._settings.batch_size, self._seed, step
-            )
+            training_batches(images.train, images.spec, self._settings.batch_size, self._settings.seed, step)
         )
         try:
             while True:
-                self._outputs.write_due(step, self._running_means())
-                if step >= self._length.total_steps:
+                self._outputs.write_due(step)
+                if step >= total:
                     break
                 self._stop.check()
                 self._start_window(step)
                 self._train_step(next(batches))
                 step += 1
                 self._show_progress(step)
-                if step % self._settings.checkpoint_every_steps == 0 or step >= self._length.total_steps:
+                self._outputs.write_training_curves(step)
+                if step % self._settings.checkpoint_every_steps == 0 or step >= total:
                     self._save(step)
                     saved = step
         except StopRequested:
@@ -104,58 +89,51 @@ class TrainingLoop:
             raise TrainingInterrupted(step, self._stop.signal_number) from None
 
     def _start_window(self, step: int) -> None:
-        """Running means start anew at fixed steps and are in checkpoints, so an interruption does not show."""
+        """Running means start anew at fixed steps and are in checkpoints: an interruption does not show."""
         if step % self._settings.log_every_steps == 0:
-            for metric in self._model.metrics:
+            for metric in self._run.model.metrics:
                 metric.reset_state()
 
-    def _running_means(self) -> dict[str, float]:
-        return {metric.name: float(metric.result()) for metric in self._model.metrics}
-
     def _save(self, step: int) -> None:
-        means = self._running_means()
-        if not math.isfinite(means["loss"]):
+        loss = self._outputs.running_means()["loss"]
+        if not math.isfinite(loss):
             raise ValueError(
-                f"the loss is {means['loss']} at step {step}: training has diverged. No checkpoint of it is kept; try a "
-                "lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher objective.regularisation"
+                f"the loss is {loss} at step {step}: training has diverged, and no checkpoint of that is kept. "
+                "Try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher "
+                "objective.regularisation"
             )
         self._state.save(step)
 
     def _show_progress(self, step: int) -> None:
-        speed, status = self._outputs.speed, self._outputs.status
-        speed.count_step()
-        if status.is_due or step == self._length.total_steps:
-            status.show(self._progress_line(step))
+        self._outputs.speed.count_step()
+        if self._outputs.status.is_due or step == self._run.length.total_steps:
+            self._outputs.status.show(self._progress_line(step))
 
     def _progress_line(self, step: int) -> str:
-        means, schedules = self._running_means(), self._outputs.schedules(step)
+        means, schedules = self._outputs.running_means(), self._outputs.schedules(step)
         nelbo = means["reconstruction"] + means["kl"]
-        bound = (
-            f"{self._outputs.bits_per_dimension(nelbo):.4f} bits/dim"
-            if self._in_bits
-            else f"{nelbo:.2f} nats"
-        )
+        in_bits = self._run.config.model.likelihood != "bernoulli"
+        bound = f"{self._outputs.bits_per_dimension(nelbo):.4f} bits/dim" if in_bits else f"{nelbo:.2f} nats"
         line = (
-            f"step {step:,}/{self._length.total_steps:,}  loss {means['loss']:.2f}  NELBO {bound}  KL {means['kl']:.2f}  "
-            f"rate {schedules['learning_rate']:.2g}  beta {schedules['kl_weight']:.2f}"
+            f"step {step:,}/{self._run.length.total_steps:,}  loss {means['loss']:.2f}  NELBO {bound}  "
+            f"KL {means['kl']:.2f}  rate {schedules['learning_rate']:.2g}  beta {schedules['kl_weight']:.2f}"
         )
         steps_per_second = self._outputs.speed.steps_per_second
         if steps_per_second:
-            left = duration((self._length.total_steps - step) / steps_per_second)
+            left = duration((self._run.length.total_steps - step) / steps_per_second)
             line += f"  {steps_per_second * self._settings.batch_size:,.0f} images/s  {left} left"
         return line
 
 
-def _first_words(
-    path: pathlib.Path, config: ExperimentConfig, length: RunLength, images: Images, model: NVAE, step: int
-) -> str:
-    weights = sum(math.prod(weight.shape) for weight in model.trainable_variables)
+def _first_words(folder: RunFolder, run: Run, step: int) -> str:
+    length, images = run.length, run.images
     if step >= length.total_steps:
-        return f"{path} has all its {length.total_steps:,} steps."
+        return f"{folder.path} has all its {length.total_steps:,} steps."
+    weights = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
     return (
         f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "
-        f"{model.plan.num_groups} latent groups, {weights:,} weights.\n"
-        f"{length.total_steps:,} steps of {config.train.batch_size} images, {length.steps_per_epoch} an epoch, into {path}"
-        + (f", from step {step:,} on" if step else "")
-        + ". The first step takes longer: TensorFlow builds its graph."
+        f"{run.model.plan.num_groups} latent groups, {weights:,} weights.\n"
+        f"{length.total_steps:,} steps of {run.config.train.batch_size} images, {length.steps_per_epoch} an "
+        f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
+        "The first step takes longer: TensorFlow builds its graph."
     )

@@ -176,9 +176,7 @@ def _convolution(
     if stack.bias is not None:
         yield PublishedTensor((f"{name}.bias",), stack.bias, index, *_VECTOR, followed_by_norm)
     if stack.log_norm is not None:
-        yield PublishedTensor(
-            (f"{name}.log_weight_norm",), stack.log_norm, index, *_LOG_NORM, followed_by_norm
-        )
+        yield PublishedTensor((f"{name}.log_weight_norm",), stack.log_norm, index, *_LOG_NORM, followed_by_norm)
 
 
 def _batch_norm(

@@ -120,7 +120,7 @@ def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunF
     """
     folder = RunFolder(pathlib.Path(path))
     if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"{folder.path}: a file; give a folder that is new, empty, or of the same run")
+        raise ValueError(f"{folder.path}: a file; give a new or empty folder, or one of the same run")
     if folder.config_file.exists():
         before = read_run_config(folder)
         _check_same_run(folder, before, config)
@@ -149,7 +149,7 @@ def _check_empty(folder: RunFolder) -> None:
     if found:
         raise ValueError(
             f"{folder.path}: not empty and not a run folder, it holds {', '.join(found[:5])}"
-            f"{' ...' if len(found) > 5 else ''} but no config.json; give a folder that is new, empty, or of the same run"
+            f"{' ...' if len(found) > 5 else ''} but no config.json; give a new or empty folder, or one of the same run"
         )
 
 

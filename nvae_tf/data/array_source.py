@@ -49,13 +49,10 @@ class ArraySource:
             )
         if self.images.max() > self.maximum_value:
             raise ValueError(
-                f"The largest pixel value is {self.images.max()}, above the stated maximum "
-                f"{self.maximum_value}."
+                f"The largest pixel value is {self.images.max()}, above the stated maximum {self.maximum_value}."
             )
         if self.labels is not None and self.labels.shape != (self.count,):
-            raise ValueError(
-                f"Labels have shape {list(self.labels.shape)}, but there are {self.count} images."
-            )
+            raise ValueError(f"Labels have shape {list(self.labels.shape)}, but there are {self.count} images.")
 
     @property
     def count(self) -> int:

@@ -29,9 +29,7 @@ def load(spec: DataSpec, split: str, path: str | None = None) -> ArraySource:
         raise ValueError(f"There is no bundled set '{spec.source_name}'. Valid: {', '.join(_BUNDLED_SETS)}.")
     splits = _BUNDLED_SETS[spec.source_name]()
     if split not in splits:
-        raise ValueError(
-            f"Bundled set '{spec.source_name}' has no split '{split}'. Valid: {', '.join(splits)}."
-        )
+        raise ValueError(f"Bundled set '{spec.source_name}' has no split '{split}'. Valid: {', '.join(splits)}.")
     return splits[split]
 
 

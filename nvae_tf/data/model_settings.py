@@ -30,9 +30,7 @@ def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
     if "bernoulli" in (config.likelihood, spec.likelihood):
         names.append("likelihood")
     wrong = [
-        f"model.{name} is {settings[name]!r}, not {asked[name]!r}"
-        for name in names
-        if settings[name] != asked[name]
+        f"model.{name} is {settings[name]!r}, not {asked[name]!r}" for name in names if settings[name] != asked[name]
     ]
     if wrong:
         raise ValueError(

@@ -36,9 +36,7 @@ def stream_key(seed: int, stream: RandomStream) -> np.ndarray:
     return np.random.SeedSequence(seed, spawn_key=(int(stream),)).generate_state(1, np.uint64)
 
 
-def uniform(
-    key: np.ndarray, first_position: tf.Tensor, batch_size: tf.Tensor, shape: tuple[int, ...]
-) -> tf.Tensor:
+def uniform(key: np.ndarray, first_position: tf.Tensor, batch_size: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     """Returns uniform numbers in [0, 1) for a run of positions.
 
     The numbers of a position depend on the key and the position alone, not on the batch around it.

@@ -24,8 +24,7 @@ def load_split(spec: DataSpec, split: str, path: str | None = None) -> ImageSour
     """
     if spec.source not in LOADERS:
         raise ValueError(
-            f"Data spec '{spec.name}' names a source '{spec.source}' that does not exist. "
-            f"Valid: {', '.join(LOADERS)}."
+            f"Data spec '{spec.name}' names a source '{spec.source}' that does not exist. Valid: {', '.join(LOADERS)}."
         )
     split_names = {"train": spec.train_split, "test": spec.test_split}
     if split not in split_names:

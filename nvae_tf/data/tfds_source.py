@@ -33,9 +33,7 @@ def load(spec: DataSpec, split: str, path: str | None = None) -> ArraySource:
     if not builder.is_prepared():
         _download_and_prepare(builder)
     if "image" not in builder.info.features:
-        raise ValueError(
-            f"TFDS set '{builder.name}' has no feature 'image', only {', '.join(builder.info.features)}."
-        )
+        raise ValueError(f"TFDS set '{builder.name}' has no feature 'image', only {', '.join(builder.info.features)}.")
     # File order, so that an example keeps its number from one run to the next.
     dataset = builder.as_dataset(split=split, shuffle_files=False)
     kept = [key for key in ("image", "label") if key in builder.info.features]

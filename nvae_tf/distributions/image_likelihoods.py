@@ -92,8 +92,7 @@ class NormalLikelihood(ImageLikelihood):
         _check_temperature(temperature)
         if parameters.shape[-1] % 2:
             raise ValueError(
-                "The normal likelihood needs C means and C log-scales in the last axis, "
-                f"got shape {parameters.shape}."
+                f"The normal likelihood needs C means and C log-scales in the last axis, got shape {parameters.shape}."
             )
         mean, log_scale = tf.split(parameters, 2, axis=-1)
         return tfd.Independent(PixelNormal(mean, log_scale, temperature), 3)
@@ -117,8 +116,7 @@ def image_likelihood(
     if name not in IMAGE_LIKELIHOODS:
         nearest = difflib.get_close_matches(name, IMAGE_LIKELIHOODS, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"Unknown image likelihood {name!r}; did you mean {nearest!r}? "
-            f"There are {', '.join(IMAGE_LIKELIHOODS)}."
+            f"Unknown image likelihood {name!r}; did you mean {nearest!r}? There are {', '.join(IMAGE_LIKELIHOODS)}."
         )
     settings = {"num_mixtures": num_mixtures, "num_bits": num_bits, "exact_edges": exact_edges}
     likelihood = IMAGE_LIKELIHOODS[name]

@@ -28,10 +28,7 @@ def channels_of_width(width: int, num_mixtures: int) -> int:
     Raises:
       ValueError: if no number of channels from 1 to 4 has that width.
     """
-    widths = {
-        num_mixture_parameters(channels, num_mixtures): channels
-        for channels in range(1, MAXIMUM_CHANNELS + 1)
-    }
+    widths = {num_mixture_parameters(channels, num_mixtures): channels for channels in range(1, MAXIMUM_CHANNELS + 1)}
     if width not in widths:
         raise ValueError(
             f"No mixture of {num_mixtures} logistics has {width} parameters a pixel; "
@@ -60,9 +57,7 @@ def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures:
       ValueError: if `channels` is out of range or the last axis has another width.
     """
     if not 1 <= channels <= MAXIMUM_CHANNELS:
-        raise ValueError(
-            f"A mixture of logistics has 1 to {MAXIMUM_CHANNELS} image channels, got {channels}."
-        )
+        raise ValueError(f"A mixture of logistics has 1 to {MAXIMUM_CHANNELS} image channels, got {channels}.")
     expected = num_mixture_parameters(channels, num_mixtures)
     if parameters.shape[-1] != expected:
         raise ValueError(
@@ -81,9 +76,7 @@ def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures:
         )
         means, log_scales = tf.unstack(_rows(rest, [channels, 2], num_mixtures), axis=-2)
         coefficients = _rows(coefficients, [_num_coefficients(channels)], num_mixtures)
-    return MixtureParameters(
-        logits, means, tf.maximum(log_scales, MINIMUM_LOG_SCALE), tf.math.tanh(coefficients)
-    )
+    return MixtureParameters(logits, means, tf.maximum(log_scales, MINIMUM_LOG_SCALE), tf.math.tanh(coefficients))
 
 
 def _num_coefficients(channels: int) -> int:

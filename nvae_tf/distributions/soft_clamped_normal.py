@@ -14,9 +14,7 @@ def soft_clamp(value: tf.Tensor) -> tf.Tensor:
     return CLAMP_BOUND * tf.math.tanh(value / CLAMP_BOUND)
 
 
-def soft_clamped_normal(
-    mean: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor = 1.0
-) -> tfd.Normal:
+def soft_clamped_normal(mean: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> tfd.Normal:
     """The Normal with mean `clamp(mean)` and scale `(exp(clamp(log_scale)) + 0.01) * temperature`.
 
     Bounding both keeps the KL divergence of a deep hierarchy finite early in training

@@ -114,7 +114,5 @@ class LikelihoodEvaluator:
     def _filled(self, images: tf.Tensor) -> tf.Tensor:
         missing = self._batch_size - images.shape[0]
         if missing < 0:
-            raise ValueError(
-                f"a batch of {images.shape[0]} images is larger than batch_size = {self._batch_size}"
-            )
+            raise ValueError(f"a batch of {images.shape[0]} images is larger than batch_size = {self._batch_size}")
         return tf.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)])

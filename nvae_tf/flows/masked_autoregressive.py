@@ -1,7 +1,7 @@
 """The inverse autoregressive flow pair that makes the posterior more expressive (Vahdat & Kautz 2020, section 3.4).
 
 A cell maps `z` to `z - m(z)`, where output pixel and channel depend only on earlier ones in raster order, so its
-log-determinant is 0. The second cell of a pair sees the image mirrored, so that together each pixel has seen all others.
+log-determinant is 0. The second cell of a pair sees the image mirrored: together, each pixel has seen all others.
 """
 
 import math
@@ -87,9 +87,7 @@ class FlowPairs(StackedLayer):
     """`count` pairs of cells, the second of each with the mirrored mask."""
 
     def __init__(self, count: int, channels: int, **kwargs):
-        cells = [
-            FlowCells(count, channels, mirrored, dtype=kwargs.get("dtype")) for mirrored in (False, True)
-        ]
+        cells = [FlowCells(count, channels, mirrored, dtype=kwargs.get("dtype")) for mirrored in (False, True)]
         super().__init__(count, cells, **kwargs)
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:

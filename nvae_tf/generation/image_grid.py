@@ -13,9 +13,7 @@ _VISIBLE_SIDE = 64
 _GAP_VALUE = 128
 
 
-def image_grid(
-    images: np.ndarray, columns: int | None = None, enlarge: int | None = 1, gap: int = 2
-) -> np.ndarray:
+def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | None = 1, gap: int = 2) -> np.ndarray:
     """Lays images out in rows, from the top left.
 
     Args:
@@ -38,16 +36,12 @@ def image_grid(
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
     enlarge = max(1, math.ceil(_VISIBLE_SIDE / min(height, width))) if enlarge is None else enlarge
     if columns < 1 or enlarge < 1 or gap < 0:
-        raise ValueError(
-            f"An image grid needs columns, enlarge >= 1 and gap >= 0, not {columns}, {enlarge} and {gap}."
-        )
+        raise ValueError(f"An image grid needs columns, enlarge >= 1 and gap >= 0, not {columns}, {enlarge} and {gap}.")
     pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     pixels = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     rows = math.ceil(count / columns)
     row_pitch, column_pitch = height * enlarge + gap, width * enlarge + gap
-    grid = np.full(
-        [rows * row_pitch - gap, columns * column_pitch - gap, channels], _GAP_VALUE, dtype=np.uint8
-    )
+    grid = np.full([rows * row_pitch - gap, columns * column_pitch - gap, channels], _GAP_VALUE, dtype=np.uint8)
     for number, picture in enumerate(pixels):
         top, left = number // columns * row_pitch, number % columns * column_pitch
         grid[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
@@ -67,8 +61,7 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or not array.size:
         raise ValueError(
-            f"A PNG is written from uint8 [height, width, 1 or 3], not {array.dtype} "
-            f"{list(array.shape)} ({path})."
+            f"A PNG is written from uint8 [height, width, 1 or 3], not {array.dtype} {list(array.shape)} ({path})."
         )
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,12 +75,9 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
 
 def _check_images(images):
     if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
-        raise ValueError(
-            f"An image grid is made of [count, height, width, 1 or 3], not of {list(images.shape)}."
-        )
+        raise ValueError(f"An image grid is made of [count, height, width, 1 or 3], not of {list(images.shape)}.")
     if not np.isfinite(images).all():
         bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
         raise ValueError(
-            f"{bad} of {len(images)} images hold values that are not finite: "
-            "the model that made them has diverged."
+            f"{bad} of {len(images)} images hold values that are not finite: the model that made them has diverged."
         )

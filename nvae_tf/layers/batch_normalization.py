@@ -40,9 +40,7 @@ class StackedBatchNormalization(StackedLayer):
         self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
         running = {"trainable": False, "aggregation": "mean"}
         self.moving_mean = self.add_weight(name="moving_mean", shape=shape, initializer="zeros", **running)
-        self.moving_variance = self.add_weight(
-            name="moving_variance", shape=shape, initializer="ones", **running
-        )
+        self.moving_variance = self.add_weight(name="moving_variance", shape=shape, initializer="ones", **running)
 
     def slices(self, forward: ForwardPass) -> list[BatchNormalizationWeights]:
         """Scale and shift of every layer, and the running statistics unless this pass uses the batch's."""
@@ -55,9 +53,7 @@ class StackedBatchNormalization(StackedLayer):
         )
         return [BatchNormalizationWeights(*row) for row in zip(*columns, strict=True)]
 
-    def apply_slice(
-        self, weights: BatchNormalizationWeights, inputs: tf.Tensor, records: list | None
-    ) -> tf.Tensor:
+    def apply_slice(self, weights: BatchNormalizationWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """Normalises `[batch, height, width, channels]`; records the batch's statistics in training."""
         gamma, beta, mean, variance = weights
         if mean is not None:

@@ -16,9 +16,7 @@ from nvae_tf.layers.swish_convolution import SwishConvolution
 class EluConvolution(StackedLayer):
     """(Batch norm, in `bnelu`) -> ELU -> (nearest doubling) -> 3x3 convolution with bias."""
 
-    def __init__(
-        self, count: int, normalised: bool, channels_in: int, channels_out: int, change: str, **kwargs
-    ):
+    def __init__(self, count: int, normalised: bool, channels_in: int, channels_out: int, change: str, **kwargs):
         shared = {"dtype": kwargs.get("dtype")}
         norm = [StackedBatchNormalization(count, channels_in, **shared)] if normalised else []
         kind = StackedConvolution if normalised else DataDependentConvolution
@@ -96,9 +94,7 @@ class InvertedResidualBranch(StackedLayer):
         plain = {"use_bias": False, "weight_normalised": False, **shared}
         stride = 2 if change == "down" else 1
         groups = branch.groups or hidden
-        depthwise = StackedConvolution(
-            count, hidden, hidden, branch.kernel_size, stride, groups=groups, **plain
-        )
+        depthwise = StackedConvolution(count, hidden, hidden, branch.kernel_size, stride, groups=groups, **plain)
         parts = [
             StackedBatchNormalization(count, channels_in, **shared),
             StackedConvolution(count, channels_in, hidden, 1, **plain),

@@ -76,11 +76,15 @@ class StackedConvolution(StackedLayer):
         scale = tf.exp(tf.convert_to_tensor(self.log_norm))[:, None, None, None, :]
         return kernel * (scale / (self._norms(kernel) + 1e-5))
 
+    def kernels_of(self, forward: ForwardPass) -> tf.Tensor:
+        """The effective kernels, computed once in a pass."""
+        if self.name not in forward.kernels:
+            forward.kernels[self.name] = self.effective_kernels()
+        return forward.kernels[self.name]
+
     def slices(self, forward: ForwardPass) -> list[ConvolutionWeights]:
-        """The effective weights of each convolution; the stack's kernels are also left with the pass."""
-        kernels = self.effective_kernels()
-        forward.kernels[self.name] = kernels
-        kernels = tf.unstack(tf.cast(kernels, self.compute_dtype))
+        """The effective weights of each convolution."""
+        kernels = tf.unstack(tf.cast(self.kernels_of(forward), self.compute_dtype))
         if self.bias is None:
             return [ConvolutionWeights(kernel, None) for kernel in kernels]
         biases = tf.unstack(tf.cast(self.bias, self.compute_dtype))

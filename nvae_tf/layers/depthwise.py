@@ -19,9 +19,7 @@ def depthwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tens
     keeps oneDNN, whose kernel for it is five times slower than TensorFlow's own, off that one operation; for the
     forward pass and the input gradient oneDNN is the faster one.
     """
-    outputs = tf.raw_ops.DepthwiseConv2dNative(
-        input=inputs, filter=kernel, strides=_UNIT_STRIDES, padding="SAME"
-    )
+    outputs = tf.raw_ops.DepthwiseConv2dNative(input=inputs, filter=kernel, strides=_UNIT_STRIDES, padding="SAME")
     margins = [0, 0] + [kernel.shape[0] // 2] * 2 + [kernel.shape[1] // 2] * 2 + [0, 0]
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -10,9 +10,7 @@ from nvae_tf.layers.stacked import StackedLayer
 def nearest_upsampling(inputs: tf.Tensor) -> tf.Tensor:
     """Doubles height and width of `[batch, height, width, channels]` by repeating every pixel."""
     _, height, width, channels = inputs.shape
-    repeated = tf.broadcast_to(
-        inputs[:, :, None, :, None, :], (tf.shape(inputs)[0], height, 2, width, 2, channels)
-    )
+    repeated = tf.broadcast_to(inputs[:, :, None, :, None, :], (tf.shape(inputs)[0], height, 2, width, 2, channels))
     return tf.reshape(repeated, (-1, 2 * height, 2 * width, channels))
 
 
@@ -60,9 +58,7 @@ class BilinearExpand(StackedLayer):
     """
 
     def __init__(self, count: int, channels_in: int, channels_out: int, **kwargs):
-        convolution = StackedConvolution(
-            count, channels_in, channels_out, 1, use_bias=False, dtype=kwargs.get("dtype")
-        )
+        convolution = StackedConvolution(count, channels_in, channels_out, 1, use_bias=False, dtype=kwargs.get("dtype"))
         super().__init__(count, [convolution], **kwargs)
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:

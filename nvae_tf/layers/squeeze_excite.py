@@ -25,9 +25,7 @@ class StackedSqueezeExcite(StackedLayer):
         hidden = max(channels // 16, 4)
         for name, units_in, units_out in (("reduce", channels, hidden), ("expand", hidden, channels)):
             uniform = keras.initializers.RandomUniform(-(units_in**-0.5), units_in**-0.5)
-            kernel = self.add_weight(
-                name=f"{name}_kernel", shape=(count, units_in, units_out), initializer=uniform
-            )
+            kernel = self.add_weight(name=f"{name}_kernel", shape=(count, units_in, units_out), initializer=uniform)
             bias = self.add_weight(name=f"{name}_bias", shape=(count, units_out), initializer=uniform)
             setattr(self, f"{name}_kernel", kernel)
             setattr(self, f"{name}_bias", bias)
@@ -38,9 +36,7 @@ class StackedSqueezeExcite(StackedLayer):
         columns = [tf.unstack(tf.cast(variable, self.compute_dtype)) for variable in variables]
         return [SqueezeExciteWeights(*row) for row in zip(*columns, strict=True)]
 
-    def apply_slice(
-        self, weights: SqueezeExciteWeights, inputs: tf.Tensor, records: list | None
-    ) -> tf.Tensor:
+    def apply_slice(self, weights: SqueezeExciteWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """The gate `[batch, 1, 1, channels]` in (0, 1) for `[batch, height, width, channels]`."""
         squeezed = tf.reduce_mean(inputs, axis=(1, 2))
         hidden = tf.nn.relu(tf.matmul(squeezed, weights.reduce_kernel) + weights.reduce_bias)

@@ -23,8 +23,8 @@ class ForwardPass:
       training: whether batch statistics are used (and recorded) or the running ones.
       initialising: whether data-dependent layers set their scales from this batch (see `DataDependentConvolution`).
       updates: pairs of a non-trainable variable and its new value, not yet assigned.
-      kernels: the effective kernels `[count, height, width, in, out]` of every convolution stack that was used, by
-        the stack's name, so that the spectral regulariser need not compute them again.
+      kernels: the effective kernels `[count, height, width, in, out]` of every convolution stack by the stack's name,
+        so that network and spectral regulariser need not both compute them.
     """
 
     training: bool = False
@@ -97,9 +97,7 @@ class StackedLayer(keras.layers.Layer):
             for position, recorder in enumerate(self.recorders()):
                 recorder.record(forward, [record[position] for record in records])
 
-    def _apply_and_record(
-        self, weights: Any, inputs: tf.Tensor, recording: bool
-    ) -> tuple[tf.Tensor, list[Any]]:
+    def _apply_and_record(self, weights: Any, inputs: tf.Tensor, recording: bool) -> tuple[tf.Tensor, list[Any]]:
         records: list[Any] = []
         outputs = self.apply_slice(weights, inputs, records if recording else None)
         return outputs, records

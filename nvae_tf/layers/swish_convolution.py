@@ -25,9 +25,7 @@ class SwishConvolution(StackedLayer):
     """
 
     def __init__(self, convolution: StackedConvolution, upsampling: bool = False, **kwargs):
-        norm = StackedBatchNormalization(
-            convolution.count, convolution.channels_in, dtype=kwargs.get("dtype")
-        )
+        norm = StackedBatchNormalization(convolution.count, convolution.channels_in, dtype=kwargs.get("dtype"))
         super().__init__(convolution.count, [norm, convolution], **kwargs)
         self.norm = norm
         self.convolution = convolution
@@ -39,9 +37,7 @@ class SwishConvolution(StackedLayer):
         if mean is not None:
             return self._convolve(swish(normalise(inputs, gamma, beta, mean, variance)), convolution)
         bias = [] if convolution.bias is None else [convolution.bias]
-        outputs, mean, variance = _without_keeping(self._convolve)(
-            inputs, gamma, beta, convolution.kernel, *bias
-        )
+        outputs, mean, variance = _without_keeping(self._convolve)(inputs, gamma, beta, convolution.kernel, *bias)
         if records is not None:
             records.append(BatchStatistics(mean, variance))
         return outputs

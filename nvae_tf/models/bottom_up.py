@@ -48,9 +48,7 @@ class BottomUpScale(keras.layers.Layer):
         )
         self.down = None
         if smaller_scale is not None:
-            self.down = ResidualCells(
-                1, branch, channels, smaller_scale.encoder_channels, squeeze_excite, **shared
-            )
+            self.down = ResidualCells(1, branch, channels, smaller_scale.encoder_channels, squeeze_excite, **shared)
         self.built = True
 
 
@@ -63,8 +61,7 @@ class BottomUp(keras.layers.Layer):
         squeeze_excite = config.squeeze_excite
         self.stem = StackedConvolution(1, config.image_channels, config.num_channels_encoder, 3, **shared)
         self.preprocess = [
-            PreprocessBlock(block, plan.cells.preprocess, squeeze_excite, **shared)
-            for block in plan.preprocess
+            PreprocessBlock(block, plan.cells.preprocess, squeeze_excite, **shared) for block in plan.preprocess
         ]
         smaller_scales = (None, *plan.scales)
         self.scales = []

@@ -7,9 +7,7 @@ import tensorflow as tf
 Shapes = Sequence[tuple[int, int, int]]
 
 
-def batch_noise(
-    shapes: Shapes, batch_size: int | tf.Tensor, seed: tf.Tensor | Sequence[int]
-) -> list[tf.Tensor]:
+def batch_noise(shapes: Shapes, batch_size: int | tf.Tensor, seed: tf.Tensor | Sequence[int]) -> list[tf.Tensor]:
     """One draw `[batch, height, width, channels]` a group from one seed `[2]` for the whole batch (training)."""
     sizes = [height * width * channels for height, width, channels in shapes]
     # Philox gives the same numbers eagerly, in a graph, under XLA and on every device; the default does not.

@@ -15,9 +15,10 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models.bottom_up import BottomUp
-from nvae_tf.models.images import check_images, frame_with_zeros, real_pixels
-from nvae_tf.models.latents import GivenSource, LatentSample, LatentSource, PosteriorSource, PriorSource
-from nvae_tf.models.noise import batch_noise, folded, image_seeds, noise_per_image
+from nvae_tf.models.images import frame_with_zeros, real_pixels
+from nvae_tf.models.inference import InferenceMixin
+from nvae_tf.models.latents import LatentSample, LatentSource, PosteriorSource
+from nvae_tf.models.noise import batch_noise, image_seeds, noise_per_image
 from nvae_tf.models.top_down import TopDown
 
 
@@ -36,7 +37,7 @@ class Decoded(NamedTuple):
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
-class NVAE(keras.Model):
+class NVAE(InferenceMixin, keras.Model):
     """Nouveau VAE (Vahdat & Kautz 2020).
 
     Example:
@@ -51,17 +52,13 @@ class NVAE(keras.Model):
       ValueError: the settings do not fit each other.
     """
 
-    def __init__(
-        self, config: ModelConfig, objective: ObjectiveConfig | None = None, seed: int = 0, **kwargs
-    ):
+    def __init__(self, config: ModelConfig, objective: ObjectiveConfig | None = None, seed: int = 0, **kwargs):
         super().__init__(**kwargs)
         self.config = config
         self.objective = objective or ObjectiveConfig()
         self.seed = seed
         self.plan = latent_plan(config)
-        self.likelihood = image_likelihood(
-            config.likelihood, config.num_mixtures, config.num_bits, config.exact_edges
-        )
+        self.likelihood = image_likelihood(config.likelihood, config.num_mixtures, config.num_bits, config.exact_edges)
         shared = {"dtype": self.dtype_policy}
         self.bottom_up = BottomUp(config, self.plan, name="bottom_up", **shared)
         num_parameters = self.likelihood.num_parameters(config.image_channels)
@@ -87,9 +84,7 @@ class NVAE(keras.Model):
         """The running means that `fit` and `evaluate` report: loss, reconstruction and KL, in nats per image."""
         return [self.loss_tracker, self.reconstruction_tracker, self.kl_tracker]
 
-    def infer(
-        self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None
-    ) -> Decoded:
+    def infer(self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None) -> Decoded:
         """Bottom-up and top-down with every latent from the posterior.
 
         Args:
@@ -106,9 +101,7 @@ class NVAE(keras.Model):
         framed = frame_with_zeros(images, self.config.network_height, self.config.network_width)
         return self.bottom_up.forward(framed, forward or ForwardPass())
 
-    def posterior_sources(
-        self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]
-    ) -> list[LatentSource]:
+    def posterior_sources(self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]) -> list[LatentSource]:
         """Sources that draw every group from the posterior."""
         residual = self.config.residual_distributions
         return [PosteriorSource(feature, eps, residual) for feature, eps in zip(features, noise, strict=True)]
@@ -154,11 +147,12 @@ class NVAE(keras.Model):
         self, images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
     ) -> tuple[objectives.Elbo, objectives.TrainingLoss]:
         """The bound's parts and the loss at a step, see `nvae_tf.objective`."""
+        spectral = tf.add_n([tf.reduce_sum(norms) for norms in self.spectral_regularizer.norms(forward)])
+        regularisers = spectral + (objectives.batch_norm_loss(self.batch_norms) if self.batch_norms else 0.0)
+        images, regularisers = objectives.gradients_after_network(images, regularisers)
         decoded = self.infer(images, noise, forward)
         elbo = objectives.Elbo(-decoded.likelihood.log_prob(images), objectives.kl_per_group(decoded.latents))
         beta = objectives.kl_weight(step, self.objective)
-        spectral = tf.add_n([tf.reduce_sum(norms) for norms in self.spectral_regularizer.norms(forward)])
-        regularisers = spectral + (objectives.batch_norm_loss(self.batch_norms) if self.batch_norms else 0.0)
         weight = objectives.regularisation_weight(beta, self.objective)
         scales = objectives.balancing_scales(self.plan)
         return elbo, objectives.training_loss(elbo, beta, scales, regularisers, weight)
@@ -171,59 +165,6 @@ class NVAE(keras.Model):
         decoded = self.infer(images, noise)
         elbo = objectives.Elbo(-decoded.likelihood.log_prob(images), objectives.kl_per_group(decoded.latents))
         return self._report(elbo, tf.reduce_mean(elbo.nelbo))
-
-    def encode(self, images: tf.Tensor, seed: int = 0) -> list[tf.Tensor]:
-        """Latents of images, a list `[batch, height, width, latent channels]` a group, top group first."""
-        images = check_images(images, self.config)
-        noise = noise_per_image(self.plan.latent_shapes(), image_seeds(seed, images.shape[0]))
-        return [latent.z for latent in self.infer(images, noise).latents]
-
-    def decode(self, latents: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Mean images `[batch, height, width, channels]` in [0, 1] from the latents of all groups."""
-        shapes = self.plan.latent_shapes()
-        given = [tuple(latent.shape[1:]) for latent in latents]
-        if given != list(shapes):
-            raise ValueError(
-                f"latents have shapes {given} without the batch; this model's are {list(shapes)}"
-            )
-        return self.top_down_pass([GivenSource(z) for z in latents], latents[0].shape[0]).likelihood.mean()
-
-    def generate(self, count: int, temperature: float = 1.0, seed: int = 0) -> tf.Tensor:
-        """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
-
-        `temperature` multiplies every prior's sigma. Image i depends on the seed and i, not on `count`.
-        """
-        if count < 1 or not temperature > 0.0:
-            raise ValueError(f"count = {count}, temperature = {temperature}: both must be greater than 0")
-        return self.generate_from_seeds(image_seeds(seed, count), temperature).mean()
-
-    def generate_from_seeds(
-        self, seeds: tf.Tensor, temperature: float | tf.Tensor = 1.0
-    ) -> tfp.distributions.Distribution:
-        """The distribution of images for one seed an image `[batch, 2]`."""
-        noise = noise_per_image(self.plan.latent_shapes(), seeds)
-        sources = [PriorSource(eps, temperature) for eps in noise]
-        return self.top_down_pass(sources, tf.shape(seeds)[0], temperature=temperature).likelihood
-
-    def score(self, images: tf.Tensor, importance_samples: int = 1, seed: int = 0) -> tf.Tensor:
-        """Negative log-likelihood bound of each image `[batch]`, in nats, importance-weighted with that many samples."""
-        images = check_images(images, self.config)
-        return self.importance_weighted(images, importance_samples, image_seeds(seed, images.shape[0])).bound
-
-    @tf.autograph.experimental.do_not_convert
-    def importance_weighted(
-        self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor
-    ) -> objectives.ImportanceWeightedBound:
-        """The bound for one seed an image `[batch, 2]`; the bottom-up pass runs once."""
-        features = self.features(images)
-
-        def log_weight(index: tf.Tensor) -> tf.Tensor:
-            noise = noise_per_image(self.plan.latent_shapes(), folded(seeds, index))
-            decoded = self.top_down_pass(self.posterior_sources(features, noise), tf.shape(images)[0])
-            log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
-            return decoded.likelihood.log_prob(images) + log_p - log_q
-
-        return objectives.importance_weighted_bound(log_weight, importance_samples, tf.shape(images)[0])
 
     def get_config(self) -> dict:
         """The settings, for `save` and `from_config`."""

@@ -67,9 +67,7 @@ class TopDownScale(keras.layers.Layer):
                     GroupLayers(
                         cells=[] if is_top else cells[below * self.cells_per_group :][: self.cells_per_group],
                         prior=self._prior(None if is_top else priors[below]),
-                        posterior=self._posterior(
-                            posteriors[position], None if is_top else feature_combiners[below]
-                        ),
+                        posterior=self._posterior(posteriors[position], None if is_top else feature_combiners[below]),
                         flows=flows[position * self.num_flows :][: self.num_flows],
                         combine=self._combine(combiners[position]),
                     )

@@ -9,7 +9,7 @@ from nvae_tf.objective.elbo import (
 )
 from nvae_tf.objective.importance_weighting import ImportanceWeightedBound, importance_weighted_bound
 from nvae_tf.objective.kl_schedule import balancing_scales, group_weights, kl_weight, regularisation_weight
-from nvae_tf.objective.regularization import SpectralRegularizer, batch_norm_loss
+from nvae_tf.objective.regularization import SpectralRegularizer, batch_norm_loss, gradients_after_network
 from nvae_tf.objective.training_loss import TrainingLoss, training_loss
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "balancing_scales",
     "batch_norm_loss",
     "bits_per_dimension",
+    "gradients_after_network",
     "group_weights",
     "importance_weighted_bound",
     "kl_per_channel",

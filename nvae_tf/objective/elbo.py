@@ -56,9 +56,7 @@ def kl_per_group(latents: Sequence[Latent]) -> tf.Tensor:
 def log_posterior_and_prior(latents: Sequence[Latent]) -> tuple[tf.Tensor, tf.Tensor]:
     """`log q(z | x)` and `log p(z)` of the drawn latents, each `[batch]`, in nats."""
     image_axes = (1, 2, 3)
-    log_q = [
-        tf.reduce_sum(latent.posterior.log_prob(latent.z_before_flows), image_axes) for latent in latents
-    ]
+    log_q = [tf.reduce_sum(latent.posterior.log_prob(latent.z_before_flows), image_axes) for latent in latents]
     log_p = [tf.reduce_sum(latent.prior.log_prob(latent.z), image_axes) for latent in latents]
     return tf.add_n(log_q), tf.add_n(log_p)
 

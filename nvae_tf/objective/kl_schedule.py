@@ -28,11 +28,9 @@ def regularisation_weight(beta: tf.Tensor, config: ObjectiveConfig) -> tf.Tensor
 
 
 def balancing_scales(plan: LatentPlan) -> tuple[float, ...]:
-    """alpha of every group, top group first: how much information a group of its resolution is meant to carry."""
+    """Alpha of every group, top group first: how much information a group of its resolution is meant to carry."""
     scales = [4.0**index / len(scale.groups) for index, scale in enumerate(plan.scales)]
-    return tuple(
-        alpha / min(scales) for alpha, scale in zip(scales, plan.scales, strict=True) for _ in scale.groups
-    )
+    return tuple(alpha / min(scales) for alpha, scale in zip(scales, plan.scales, strict=True) for _ in scale.groups)
 
 
 def group_weights(kl: tf.Tensor, beta: tf.Tensor, scales: tuple[float, ...]) -> tf.Tensor:

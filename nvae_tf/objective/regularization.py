@@ -1,6 +1,6 @@
 """Spectral regularisation and the batch-norm regulariser (Vahdat & Kautz 2020, section 3.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -22,7 +22,8 @@ class SpectralRegularizer(keras.layers.Layer):
 
     def __init__(self, convolutions: Sequence[StackedConvolution], **kwargs):
         super().__init__(**kwargs)
-        self.names = [convolution.name for convolution in convolutions]
+        # Behind a function: the stacks are the network's parts, not this layer's.
+        self._kernels = lambda forward: [convolution.kernels_of(forward) for convolution in convolutions]
         self.vectors = [
             self.add_weight(
                 name=f"vectors_{index}",
@@ -39,11 +40,11 @@ class SpectralRegularizer(keras.layers.Layer):
         self.built = True
 
     def norms(self, forward: ForwardPass, iterations: int | None = None) -> list[tf.Tensor]:
-        """The largest singular values, `[count]` for every stack, of the kernels that the pass has used.
+        """The largest singular values, `[count]` for every stack, of the pass's effective kernels.
 
         The gradient goes through `u^T W v` only. The iterated vectors are left with the pass as an update.
         """
-        matrices = [_matrices(forward.kernels[name]) for name in self.names]
+        matrices = [_matrices(kernels) for kernels in self._kernels(forward)]
         if iterations is None:
             iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
         fixed = [tf.stop_gradient(matrix) for matrix in matrices]
@@ -60,6 +61,21 @@ class SpectralRegularizer(keras.layers.Layer):
 def batch_norm_loss(norms: Sequence[StackedBatchNormalization]) -> tf.Tensor:
     """The sum over all batch normalisations of max |gamma|; tied channels share the gradient evenly."""
     return tf.add_n([tf.reduce_sum(tf.reduce_max(tf.abs(norm.gamma), axis=1)) for norm in norms])
+
+
+@tf.custom_gradient
+def gradients_after_network(images: tf.Tensor, regularisers: tf.Tensor) -> tuple[tuple, Callable]:
+    """Both as they are, but the gradient of the regularisers waits for that of the images.
+
+    Images are the network's input: by then the backward pass is through and its activations are gone. Otherwise an
+    array of the size of all weights would be made before it starts, and kept beside the activations.
+    """
+
+    def gradient(images_gradient: tf.Tensor, regularisers_gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.control_dependencies([images_gradient]):
+            return images_gradient, tf.identity(regularisers_gradient)
+
+    return (tf.identity(images), tf.identity(regularisers)), gradient
 
 
 def _matrices(kernels: tf.Tensor) -> tf.Tensor:

@@ -1,9 +1,11 @@
 """The Adamax of the published training runs."""
 
-import functools
-
 import keras
 import tensorflow as tf
+
+# Weights from this many numbers on are updated one variable after the other: all at once, their temporaries would need
+# as much memory as the activations.
+_LARGE = 2**16
 
 
 class NVAEAdamax(keras.optimizers.Optimizer):
@@ -33,12 +35,8 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.l2 = l2
-        # Traced once for all variables: a training graph has hundreds.
-        signature = [tf.TensorSpec(None)] * 4 + [tf.TensorSpec(()), tf.TensorSpec((), tf.int64)]
-        self._latest: list = []
-        self._traced = functools.partial(
-            tf.function(self._updates, input_signature=signature, autograph=False)
-        )
+        self._latest: list[tf.Operation] = []
+        self._scalars: dict[str, tf.Tensor] = {}
 
     def build(self, variables) -> None:
         """Makes the two slots of every variable."""
@@ -47,35 +45,37 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         super().build(variables)
         self._momentums, self._norms = self.add_optimizer_variables(variables, ["momentum", "norm"])
 
+    def apply(self, grads, trainable_variables=None) -> None:
+        """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
+        # Once for all variables: a training graph has hundreds, and each would make its own constants.
+        step = tf.cast(self.iterations.value + 1, tf.float32)
+        scalars = {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon, "l2": self.l2}
+        self._scalars = {name: tf.constant(value) for name, value in scalars.items()}
+        self._scalars["rest_1"] = tf.constant(1.0 - self.beta_1)
+        self._scalars["bias_correction"] = 1.0 / (1.0 - self.beta_1**step)
+        self._latest = []
+        super().apply(grads, trainable_variables)
+
     def update_step(self, gradient, variable, learning_rate) -> None:
         """One step of one variable."""
         index = self._get_variable_index(variable)
-        momentum, norm = self._momentums[index], self._norms[index]
-        with tf.control_dependencies(self._previous_updates()):
-            tensors = [tf.identity(each) for each in (gradient, variable, momentum, norm)]
-            change, new_momentum, new_norm = self._traced(
-                *tensors, tf.cast(learning_rate, tf.float32), tf.cast(self.iterations.value, tf.int64)
-            )
+        momentum, norm = self._momentums[index].value, self._norms[index].value
+        scalars = self._scalars
+        rate = tf.cast(learning_rate, tf.float32) * scalars["bias_correction"]
+        with tf.control_dependencies(self._latest):
+            gradient = gradient + scalars["l2"] * variable
+            new_momentum = scalars["beta_1"] * momentum + scalars["rest_1"] * gradient
+            new_norm = tf.maximum(scalars["beta_2"] * norm, tf.abs(gradient) + scalars["epsilon"])
+            change = rate * new_momentum / new_norm
         updates = [
-            momentum.value.assign(new_momentum, read_value=False),
-            norm.value.assign(new_norm, read_value=False),
+            momentum.assign(new_momentum, read_value=False),
+            norm.assign(new_norm, read_value=False),
             variable.assign_sub(change, read_value=False),
         ]
-        self._latest = [] if tf.executing_eagerly() else updates
-
-    def _previous_updates(self) -> list[tf.Operation]:
-        """What the next variable waits for in a graph: all at once, their temporaries would need a gigabyte."""
-        graph = tf.compat.v1.get_default_graph()
-        return [update for update in self._latest if update.graph is graph]
+        if not tf.executing_eagerly() and variable.shape.num_elements() > _LARGE:
+            self._latest = updates
 
     def get_config(self) -> dict:
         """The settings, for saving."""
         settings = {name: getattr(self, name) for name in ("beta_1", "beta_2", "epsilon", "l2")}
         return {**super().get_config(), **settings}
-
-    def _updates(self, gradient, value, momentum, norm, learning_rate, iterations) -> tuple[tf.Tensor, ...]:
-        rate = learning_rate / (1.0 - self.beta_1 ** tf.cast(iterations + 1, tf.float32))
-        gradient = gradient + self.l2 * value
-        momentum = self.beta_1 * momentum + (1.0 - self.beta_1) * gradient
-        norm = tf.maximum(self.beta_2 * norm, tf.abs(gradient) + self.epsilon)
-        return rate * momentum / norm, momentum, norm

@@ -119,9 +119,7 @@ def test_without_tensorflows_list_the_largest_step_counts(folder):
     assert step_of(latest_checkpoint(folder.checkpoints)) == 10
 
 
-@pytest.mark.parametrize(
-    "change", [{"num_flows": 0}, {"num_groups_per_scale": 2}, {"num_channels_decoder": 4}]
-)
+@pytest.mark.parametrize("change", [{"num_flows": 0}, {"num_groups_per_scale": 2}, {"num_channels_decoder": 4}])
 def test_a_checkpoint_of_another_architecture_is_named_and_not_loaded(folder, change):
     other = dataclasses.replace(MODEL, **change)
     folder.config_file.write_text(config_to_json(dataclasses.replace(CONFIG, model=other)))

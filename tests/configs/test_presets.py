@@ -13,9 +13,7 @@ from nvae_tf.data.model_settings import check_model_fits, image_settings
 from nvae_tf.latent_plan import groups_per_scale, latent_plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PRESETS = sorted(
-    file.stem for file in (ROOT / "configs").glob("*.py") if file.stem not in ("__init__", "common")
-)
+PRESETS = sorted(file.stem for file in (ROOT / "configs").glob("*.py") if file.stem not in ("__init__", "common"))
 PUBLISHED = ("mnist", "cifar10", "celeba64", "imagenet32", "celebahq256", "ffhq256")
 
 
@@ -65,9 +63,7 @@ def test_the_model_takes_the_images_of_its_data_set(name):
         ("ffhq256", (16, 8, 4, 4, 4), 30, 2, 5, (1, 2), (1e-1, True), 4, 200),
     ],
 )
-def test_the_published_settings(
-    name, groups, channels, flows, bits, blocks, regularisation, batch_size, epochs
-):
+def test_the_published_settings(name, groups, channels, flows, bits, blocks, regularisation, batch_size, epochs):
     config = preset(name)
     model, objective = config.model, config.objective
     assert groups_per_scale(model) == groups

@@ -71,9 +71,7 @@ def test_whole_epochs_hold_every_example():
 
 
 def test_another_seed_gives_another_order():
-    one, other = (
-        example_numbers(take(training_batches(numbered_source(50), NUMBERED, 50, seed=s), 1)) for s in (1, 2)
-    )
+    one, other = (example_numbers(take(training_batches(numbered_source(50), NUMBERED, 50, seed=s), 1)) for s in (1, 2))
     assert (one != other).mean() > 0.8
 
 
@@ -144,16 +142,12 @@ def test_shapes_are_static_and_training_is_endless():
     training = training_batches(source, DIGITS, batch_size=32, seed=0)
     assert training.element_spec == tf.TensorSpec([32, 8, 8, 1], tf.float32)
     assert training.cardinality() == tf.data.INFINITE_CARDINALITY
-    assert evaluation_batches(source, DIGITS, 32, seed=0).element_spec == tf.TensorSpec(
-        [None, 8, 8, 1], tf.float32
-    )
+    assert evaluation_batches(source, DIGITS, 32, seed=0).element_spec == tf.TensorSpec([None, 8, 8, 1], tf.float32)
 
 
 def test_impossible_requests_are_refused():
     source = numbered_source(50)
-    with pytest.raises(
-        ValueError, match="batch of 64 is larger than the training split of 50 images.*50 or less"
-    ):
+    with pytest.raises(ValueError, match="batch of 64 is larger than the training split of 50 images.*50 or less"):
         training_batches(source, NUMBERED, batch_size=64, seed=0)
     with pytest.raises(ValueError, match="batch size is 0"):
         evaluation_batches(source, NUMBERED, batch_size=0, seed=0)

@@ -30,16 +30,12 @@ def test_quantisation_is_the_formula_in_exact_arithmetic(num_bits):
 
 def test_known_values_of_five_bits():
     table = intensity_table(255, 5)
-    np.testing.assert_array_equal(
-        table[[0, 7, 8, 247, 248, 255]], np.float32([0, 0, 1, 30, 31, 31]) / np.float32(31)
-    )
+    np.testing.assert_array_equal(table[[0, 7, 8, 247, 248, 255]], np.float32([0, 0, 1, 30, 31, 31]) / np.float32(31))
 
 
 def test_other_maxima_keep_their_fractions():
     np.testing.assert_array_equal(intensity_table(16, 8), np.arange(17, dtype=np.float32) / 16)
-    np.testing.assert_array_equal(
-        intensity_table(16, 1), (np.arange(17) * 255 // 16 >= 128).astype(np.float32)
-    )
+    np.testing.assert_array_equal(intensity_table(16, 1), (np.arange(17) * 255 // 16 >= 128).astype(np.float32))
 
 
 def test_binarisation_frequencies_are_the_intensities():

@@ -29,10 +29,7 @@ def closed_port():
 
 
 def test_a_listening_host_is_reachable(listening_port):
-    assert (
-        unreachable_hosts([f"http://127.0.0.1:{listening_port}/a", f"http://127.0.0.1:{listening_port}/b"])
-        == {}
-    )
+    assert unreachable_hosts([f"http://127.0.0.1:{listening_port}/a", f"http://127.0.0.1:{listening_port}/b"]) == {}
 
 
 def test_only_the_refusing_host_is_named(listening_port, closed_port):

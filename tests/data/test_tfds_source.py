@@ -91,9 +91,7 @@ def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(
     (tmp_path / "downloads" / "manual" / CIFAR10_ARCHIVE).unlink()
 
     prepared = load_split(CIFAR10, "test", path=str(tmp_path))
-    order = [
-        next(i for i, image in enumerate(images) if (image == loaded).all()) for loaded in prepared.images
-    ]
+    order = [next(i for i, image in enumerate(images) if (image == loaded).all()) for loaded in prepared.images]
     assert sorted(order) == [0, 1, 2, 3]
     np.testing.assert_array_equal(prepared.labels, labels[order])
     (batch,) = evaluation_batches(prepared, CIFAR10, batch_size=4, seed=0)

@@ -64,12 +64,8 @@ def test_rgb_matches_the_formula_in_float64(num_bits, exact_edges):
     parameters = random_parameters([400], 3, 4)
     generator = np.random.default_rng(1)
     images = (generator.integers(0, 2**num_bits, [400, 3]) / (2**num_bits - 1)).astype(np.float32)
-    images[:60] = np.array([0, 2**num_bits - 2, 2**num_bits - 1])[generator.integers(0, 3, [60, 3])] / (
-        2**num_bits - 1
-    )
-    mixture = DiscretizedLogisticMixture.from_parameters(
-        parameters, 3, 4, num_bits=num_bits, exact_edges=exact_edges
-    )
+    images[:60] = np.array([0, 2**num_bits - 2, 2**num_bits - 1])[generator.integers(0, 3, [60, 3])] / (2**num_bits - 1)
+    mixture = DiscretizedLogisticMixture.from_parameters(parameters, 3, 4, num_bits=num_bits, exact_edges=exact_edges)
     expected = [
         rgb_log_prob(*pair, 4, num_bits, exact_edges)
         for pair in zip(images, parameters.astype(np.float64), strict=True)
@@ -101,9 +97,7 @@ def test_gradient_matches_finite_differences(exact_edges):
     with tf.GradientTape() as tape:
         variables = tf.constant(parameters)
         tape.watch(variables)
-        mixture = DiscretizedLogisticMixture.from_parameters(
-            variables, 3, 2, num_bits=5, exact_edges=exact_edges
-        )
+        mixture = DiscretizedLogisticMixture.from_parameters(variables, 3, 2, num_bits=5, exact_edges=exact_edges)
         log_prob = mixture.log_prob(images)
     gradient = tape.gradient(log_prob, variables).numpy()
     expected = np.zeros_like(gradient)
@@ -120,21 +114,15 @@ def test_gradient_matches_finite_differences(exact_edges):
 @pytest.mark.parametrize(("channels", "num_bits"), [(1, 1), (1, 8), (2, 3), (3, 2), (3, 3), (4, 2)])
 def test_exact_masses_sum_to_one(channels, num_bits):
     parameters = random_parameters([60], channels, 3, seed=channels)
-    mixture = DiscretizedLogisticMixture.from_parameters(
-        parameters, channels, 3, num_bits=num_bits, exact_edges=True
-    )
-    masses = np.exp(
-        mixture.log_prob(all_pixels(channels, num_bits)[:, np.newaxis]).numpy().astype(np.float64)
-    )
+    mixture = DiscretizedLogisticMixture.from_parameters(parameters, channels, 3, num_bits=num_bits, exact_edges=True)
+    masses = np.exp(mixture.log_prob(all_pixels(channels, num_bits)[:, np.newaxis]).numpy().astype(np.float64))
     np.testing.assert_allclose(masses.sum(axis=0), np.ones(60), atol=2e-5)
 
 
 @pytest.mark.parametrize(("exact_edges", "total"), [(False, 1.47), (True, 1.0)])
 def test_published_eight_bit_mass_exceeds_one(exact_edges, total):
     """Level 254 lies past the published edge and takes the whole upper tail as well."""
-    mixture = DiscretizedLogisticMixture.from_parameters(
-        tf.constant([0.0, 0.99, -3.0]), 1, 1, exact_edges=exact_edges
-    )
+    mixture = DiscretizedLogisticMixture.from_parameters(tf.constant([0.0, 0.99, -3.0]), 1, 1, exact_edges=exact_edges)
     masses = np.exp(mixture.log_prob(all_pixels(1, 8)))
     np.testing.assert_allclose(masses.sum(), total, atol=5e-3)
 
@@ -155,9 +143,7 @@ def test_published_edges_are_exact_below_eight_bits():
 def test_extreme_parameters_stay_finite(channels, num_bits, exact_edges):
     """Every level against every pairing of extremes, values and all gradients."""
     extremes = [[-100.0, 100.0], [-1e4, -1.0, 0.0, 0.99, 1e4], [-7.0, 0.0, 20.0, 200.0], [-1.0, 1.0]]
-    logit, mean, log_scale, coefficient = np.array(list(itertools.product(*extremes)), np.float32).T[
-        ..., np.newaxis
-    ]
+    logit, mean, log_scale, coefficient = np.array(list(itertools.product(*extremes)), np.float32).T[..., np.newaxis]
     variables = [
         tf.constant(np.stack([logit, -logit], axis=-1)[:, 0]),
         tf.constant(np.stack([mean, mean * 0 + 0.5], axis=-1).repeat(channels, axis=1)),

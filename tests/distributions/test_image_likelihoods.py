@@ -98,9 +98,7 @@ def test_extreme_parameters_are_finite_in_value_and_gradient(named):
 def test_bernoulli_mean_is_the_sigmoid_of_tempered_logits():
     logits = np.array([-100.0, -1.0, 0.0, 2.0], np.float32).reshape(1, 2, 2, 1)
     mean = image_likelihood("bernoulli").distribution(logits, 0.5).mean()
-    np.testing.assert_allclose(
-        mean, 1 / (1 + np.exp(-logits.astype(np.float64) / 0.5)), rtol=1e-6, atol=1e-30
-    )
+    np.testing.assert_allclose(mean, 1 / (1 + np.exp(-logits.astype(np.float64) / 0.5)), rtol=1e-6, atol=1e-30)
 
 
 def test_normal_is_a_density_on_the_signed_scale():
@@ -115,9 +113,7 @@ def test_normal_is_a_density_on_the_signed_scale():
     expected = np.sum(-0.5 * deviation**2 - np.log(scale * np.sqrt(2 * np.pi)))
     distribution = image_likelihood("normal").distribution(tf.constant(parameters, tf.float32))
     np.testing.assert_allclose(distribution.log_prob(tf.constant(images, tf.float32)), [expected], rtol=1e-5)
-    np.testing.assert_allclose(
-        np.ravel(distribution.mean()), [(1 + location[0, 0, 0, 0]) / 2, 1.0], rtol=1e-6
-    )
+    np.testing.assert_allclose(np.ravel(distribution.mean()), [(1 + location[0, 0, 0, 0]) / 2, 1.0], rtol=1e-6)
 
 
 def test_exact_edges_reach_the_distribution():

@@ -22,9 +22,7 @@ def location_and_scale(mean, log_scale, temperature=1.0):
 
 
 def test_soft_clamp_bounds_and_keeps_small_values():
-    np.testing.assert_allclose(
-        soft_clamp(tf.constant([-1e6, 0.0, 0.01, 5.0, 1e6])), [-5, 0, 0.01, 3.80797, 5], 1e-5
-    )
+    np.testing.assert_allclose(soft_clamp(tf.constant([-1e6, 0.0, 0.01, 5.0, 1e6])), [-5, 0, 0.01, 3.80797, 5], 1e-5)
 
 
 def test_first_prior_has_scale_just_above_one():
@@ -36,9 +34,7 @@ def test_log_prob_matches_the_formula(raw):
     mean, log_scale, value, _ = raw
     location, scale = location_and_scale(mean, log_scale)
     expected = -0.5 * ((value - location) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
-    np.testing.assert_allclose(
-        soft_clamped_normal(mean, log_scale).log_prob(value), expected, rtol=2e-5, atol=2e-5
-    )
+    np.testing.assert_allclose(soft_clamped_normal(mean, log_scale).log_prob(value), expected, rtol=2e-5, atol=2e-5)
 
 
 def test_kl_divergence_matches_the_formula(raw):
@@ -62,18 +58,14 @@ def test_temperature_multiplies_the_scale_only(raw, temperature):
 def test_any_floating_type_is_computed_in_float32(raw, dtype):
     mean, log_scale = tf.cast(raw[0], dtype), tf.cast(raw[1], dtype)
     normal = soft_clamped_normal(mean, log_scale, tf.constant(0.5, dtype))
-    location, scale = location_and_scale(
-        *(tf.cast(raw, tf.float64).numpy() for raw in (mean, log_scale)), 0.5
-    )
+    location, scale = location_and_scale(*(tf.cast(raw, tf.float64).numpy() for raw in (mean, log_scale)), 0.5)
     assert normal.dtype == tf.float32
     np.testing.assert_allclose(normal.mean(), location, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(normal.stddev(), scale, rtol=1e-5)
 
 
 def test_extreme_parameters_have_finite_kl_and_gradients():
-    extremes = tf.constant(
-        np.array(np.meshgrid(*[[-1e30, -20.0, 0.0, 20.0, 1e30]] * 4)).reshape(4, -1), tf.float32
-    )
+    extremes = tf.constant(np.array(np.meshgrid(*[[-1e30, -20.0, 0.0, 20.0, 1e30]] * 4)).reshape(4, -1), tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(extremes)
         q_mean, q_log_scale, p_mean, p_log_scale = tf.unstack(extremes)
@@ -87,8 +79,6 @@ def test_extreme_parameters_have_finite_kl_and_gradients():
 def test_graph_is_small_and_without_assertions():
     spec = tf.TensorSpec([None, 4, 4, 20], tf.float32)
     function = tf.function(lambda mean, log_scale: soft_clamped_normal(mean, log_scale).scale)
-    types = [
-        operation.type for operation in function.get_concrete_function(spec, spec).graph.get_operations()
-    ]
+    types = [operation.type for operation in function.get_concrete_function(spec, spec).graph.get_operations()]
     computing = [kind for kind in types if kind not in ("Placeholder", "Const", "Identity")]
     assert sorted(computing) == ["AddV2", "Exp", "Mul", "Mul", "RealDiv", "RealDiv", "Tanh", "Tanh"]

@@ -25,9 +25,7 @@ def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(tmp_path, m
 
     calls = []
     monkeypatch.setattr(nvae_tf, "load", lambda workdir: f"model of {workdir}", raising=False)
-    monkeypatch.setattr(
-        saved_model, "export_saved_model", lambda *given: calls.append(given) or given[1] / "4"
-    )
+    monkeypatch.setattr(saved_model, "export_saved_model", lambda *given: calls.append(given) or given[1] / "4")
     command.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}", "--version=4"])
     assert calls == [(f"model of {tmp_path / 'run'}", tmp_path / "models", 4)]
     assert str(tmp_path / "models" / "4") in capsys.readouterr().out
@@ -46,10 +44,7 @@ def test_an_existing_version_is_told_before_the_run_is_looked_at(tmp_path, capsy
 
 
 def test_a_mistyped_flag_is_told_with_the_nearest_one(capsys):
-    assert (
-        refused(capsys, "--wrkdir=x", "--output=y")
-        == "error: --wrkdir: no such flag; did you mean --workdir?\n"
-    )
+    assert refused(capsys, "--wrkdir=x", "--output=y") == "error: --wrkdir: no such flag; did you mean --workdir?\n"
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,7 @@ def test_the_plain_script_draws_the_models_pictures_in_a_clean_process(clean_pro
 
 def test_score_is_the_bound_and_its_parts_add_up(run, model, vanilla_model):
     found = run("score", image=IMAGES, seed=SEEDS)
-    decoded = model.infer(
-        tf.constant(IMAGES[:1]), noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1))
-    )
+    decoded = model.infer(tf.constant(IMAGES[:1]), noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1)))
     # With flows the KL is a one-sample estimate, so the bound is that of one importance sample.
     log_q = sum(tf.reduce_sum(latent.posterior.log_prob(latent.z_before_flows)) for latent in decoded.latents)
     log_p = sum(tf.reduce_sum(latent.prior.log_prob(latent.z)) for latent in decoded.latents)
@@ -145,8 +143,6 @@ def test_tf_saved_model_load_works_too_for_a_padded_model_of_one_group(vanilla_m
     loaded = tf.saved_model.load(str(tmp_path / "1"))
     inputs, expected = verification.model_numbers(signatures)
     for name in SIGNATURES:
-        arguments = {
-            key.split("/")[1]: tf.constant(a) for key, a in inputs.items() if key.startswith(f"{name}/")
-        }
+        arguments = {key.split("/")[1]: tf.constant(a) for key, a in inputs.items() if key.startswith(f"{name}/")}
         for key, tensor in loaded.signatures[name](**arguments).items():
             assert_same(tensor.numpy(), expected[f"{name}/{key}"])

@@ -10,9 +10,7 @@ IMAGES = (np.random.default_rng(0).integers(0, 256, [2, 8, 8, 3]) / 255).astype(
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan, np.inf])
 def test_a_temperature_that_makes_no_sense_is_refused_by_the_export(run, temperature):
-    with pytest.raises(
-        tf.errors.InvalidArgumentError, match="temperature: values must be finite and above 0"
-    ):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="temperature: values must be finite and above 0"):
         run("sample", seed=SEEDS, temperature=np.float32([1.0, temperature]))
 
 

@@ -16,9 +16,7 @@ from export import run_saved_model
         (["--saved_model={folder}", "--seed=-1"], "from 0 to"),
     ],
 )
-def test_the_plain_script_tells_a_mistake_in_its_arguments(
-    folder, tmp_path, capsys, monkeypatch, flags, message
-):
+def test_the_plain_script_tells_a_mistake_in_its_arguments(folder, tmp_path, capsys, monkeypatch, flags, message):
     flags = [flag.format(folder=folder) for flag in flags]
     monkeypatch.setattr(sys, "argv", ["run_saved_model.py", f"--output={tmp_path / 'x.png'}", *flags])
     with pytest.raises(SystemExit) as stopped:

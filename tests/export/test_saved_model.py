@@ -34,9 +34,7 @@ def test_settings_and_latent_layout_travel_with_the_export(folder, model):
 def test_inputs_and_outputs_are_named_typed_and_batch_first(folder):
     saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     definitions = saved.meta_graphs[0].signature_def
-    found = {
-        name: [sorted(definitions[name].inputs), sorted(definitions[name].outputs)] for name in SIGNATURES
-    }
+    found = {name: [sorted(definitions[name].inputs), sorted(definitions[name].outputs)] for name in SIGNATURES}
     assert found == {
         "sample": [["seed", "temperature"], ["image"]],
         "encode": [["image", "seed"], ["latent"]],

@@ -5,7 +5,7 @@ import pytest
 
 
 def convolve_by_loops(images, kernel, strides=1, dilation=1, groups=1):
-    """Convolves `[b, h, w, in]` with `[k, k, in / groups, out]` and `k // 2 * dilation` zeros on every side."""
+    """Convolves `[b, h, w, in]` with `[k, k, in / groups, out]`, `k // 2 * dilation` zeros on each side."""
     size, _, channels_per_group, channels_out = kernel.shape
     margin = size // 2 * dilation
     padded = np.pad(images.astype(np.float64), ((0, 0), (margin, margin), (margin, margin), (0, 0)))

@@ -18,9 +18,7 @@ def interpolated(images):
     for axis in (1, 2):
         size = images.shape[axis]
         places = np.linspace(0.0, size - 1.0, 2 * size)
-        images = np.apply_along_axis(
-            lambda line, p=places, s=size: np.interp(p, np.arange(s), line), axis, images
-        )
+        images = np.apply_along_axis(lambda line, p=places, s=size: np.interp(p, np.arange(s), line), axis, images)
     return images
 
 
@@ -45,9 +43,7 @@ def test_the_gradient_of_aligned_bilinear_is_its_transpose(normal):
 @pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 1)])
 def test_nearest(height, width, normal):
     images = normal(2, height, width, 3)
-    np.testing.assert_array_equal(
-        nearest_upsampling(tf.constant(images)), images.repeat(2, axis=1).repeat(2, axis=2)
-    )
+    np.testing.assert_array_equal(nearest_upsampling(tf.constant(images)), images.repeat(2, axis=1).repeat(2, axis=2))
 
 
 @pytest.mark.parametrize("upsampling", [aligned_bilinear_upsampling, nearest_upsampling])

@@ -50,9 +50,7 @@ def test_layers_may_be_used_in_any_order(cells, normal):
         forward = ForwardPass(training=True)
         with cells.unstacked(forward) as layers:
             outputs = {index: layers[index](images).numpy() for index in order}
-        results.append(
-            ([outputs[index] for index in range(3)], [value.numpy() for _, value in forward.updates])
-        )
+        results.append(([outputs[index] for index in range(3)], [value.numpy() for _, value in forward.updates]))
     for first, second in zip(*map(tf.nest.flatten, results), strict=True):
         np.testing.assert_array_equal(first, second)
 
@@ -68,9 +66,7 @@ def test_commit_assigns_what_was_gathered():
 def test_the_kernels_of_all_convolutions_are_left_with_the_pass(cells, normal):
     forward = ForwardPass()
     through(cells, normal(1, 4, 4, 4), forward)
-    convolutions = {
-        layer.name: layer for layer in cells._flatten_layers() if isinstance(layer, StackedConvolution)
-    }
+    convolutions = {layer.name: layer for layer in cells._flatten_layers() if isinstance(layer, StackedConvolution)}
     assert forward.kernels.keys() == convolutions.keys()
     for name, kernels in forward.kernels.items():
         np.testing.assert_array_equal(kernels, convolutions[name].effective_kernels())

@@ -41,9 +41,7 @@ def test_a_run_leaves_its_records(finished_run):
     found = rows(workdir)
     assert [row["step"] for row in found] == [20, 40, 60]
     for row in found:
-        assert row["test_nelbo_nats"] == pytest.approx(
-            row["test_reconstruction_nats"] + row["test_kl_nats"], abs=1e-3
-        )
+        assert row["test_nelbo_nats"] == pytest.approx(row["test_reconstruction_nats"] + row["test_kl_nats"], abs=1e-3)
         assert row["test_bits_per_dim"] == pytest.approx(row["test_nelbo_nats"] / np.log(2) / 64, rel=1e-4)
         assert row["test_kl_nats"] >= 0.0 and row["epoch"] == pytest.approx(row["step"] / 14, rel=1e-4)
     assert found[-1]["test_nelbo_nats"] < found[0]["test_nelbo_nats"] < 64 * np.log(2) + 1
@@ -76,13 +74,8 @@ def test_interrupted_and_continued_is_the_same_run(commands, finished_run, tmp_p
     command = commands.tiny_training(workdir)
     code, output = commands.run_until_training(command, commands.SIGINT)
     assert code == 130
-    assert (
-        "checkpoint saved. The same command goes on from there" in output
-        and "--config=configs/digits.py" in output
-    )
-    code, output = commands.run_until_training(
-        [*command, "--config.train.checkpoint_every_steps=7"], commands.SIGTERM
-    )
+    assert "checkpoint saved. The same command goes on from there" in output and "--config=configs/digits.py" in output
+    code, output = commands.run_until_training([*command, "--config.train.checkpoint_every_steps=7"], commands.SIGTERM)
     assert code == 143 and ", from step " in output
     process = commands.run(command)
     assert process.returncode == 0 and ", from step " in process.stdout
