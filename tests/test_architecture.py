@@ -30,6 +30,8 @@ ARROWS = {
     "evaluation": BELOW_MODELS | {"models"},
     "generation": BELOW_MODELS | {"models"},
     "checkpoints": BELOW_MODELS | {"models"},
+    "command_errors": set(),
+    "quiet_tensorflow": set(),
 }
 # What Keras and TFP have documented already.
 INHERITED = {"build", "call", "get_config", "from_config", "compute_output_shape", "compute_output_spec"}

@@ -29,9 +29,6 @@ def run(main: Callable[[], None]) -> None:
     module = sys.modules[main.__module__]
 
     def guarded(_: Sequence[str]) -> None:
-        # TensorFlow's Python side tells trifles at level INFO.
-        if flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(logging.WARNING)
         with exit_on_user_error():
             main()
 
@@ -90,6 +87,9 @@ def _read_flags(arguments: Sequence[str], module: ModuleType) -> list[str]:
         with exit_on_user_error():
             check_config_flags(arguments[1:])
             rest = flags.FLAGS(arguments)
+            # TensorFlow's Python side tells trifles at level INFO, which absl would set now.
+            if flags.FLAGS["verbosity"].using_default_value:
+                flags.FLAGS.verbosity = logging.WARNING
             if rest[1:]:
                 raise ValueError(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)")
         return rest

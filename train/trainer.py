@@ -45,7 +45,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
         outputs.continue_from(step)
         outputs.status.keep(_first_words(folder, run, step))
         TrainingLoop(run, state, outputs, stop).go_on_from(step)
-    outputs.status.keep(f"Done: {run.length.total_steps:,} steps in {folder.path}")
+    outputs.status.keep(f"{folder.path} has all its {length.total_steps:,} steps.")
 
 
 class TrainingLoop:
@@ -128,7 +128,7 @@ class TrainingLoop:
 def _first_words(folder: RunFolder, run: Run, step: int) -> str:
     length, images = run.length, run.images
     if step >= length.total_steps:
-        return f"{folder.path} has all its {length.total_steps:,} steps."
+        return f"{folder.path}: a finished run."
     weights = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
     return (
         f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "

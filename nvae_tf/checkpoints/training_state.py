@@ -58,7 +58,7 @@ class TrainingState:
             return 0
         check_architecture(self._model, checkpoint)
         with _damage_told(checkpoint):
-            self._checkpoint.read(checkpoint).assert_existing_objects_matched()
+            self._checkpoint.read(checkpoint).assert_existing_objects_matched().expect_partial()
         return int(self._step.numpy())
 
 

@@ -35,6 +35,10 @@ class Decoded(NamedTuple):
     likelihood: tfp.distributions.Distribution
     latents: list[LatentSample]
 
+    def elbo(self, images: tf.Tensor) -> objectives.Elbo:
+        """The bound's parts for the images that the latents were inferred from, in nats."""
+        return objectives.Elbo(-self.likelihood.log_prob(images), objectives.kl_per_group(self.latents))
+
 
 @keras.saving.register_keras_serializable("nvae_tf")
 class NVAE(InferenceMixin, keras.Model):
@@ -151,7 +155,7 @@ class NVAE(InferenceMixin, keras.Model):
         regularisers = spectral + (objectives.batch_norm_loss(self.batch_norms) if self.batch_norms else 0.0)
         images, regularisers = objectives.gradients_after_network(images, regularisers)
         decoded = self.infer(images, noise, forward)
-        elbo = objectives.Elbo(-decoded.likelihood.log_prob(images), objectives.kl_per_group(decoded.latents))
+        elbo = decoded.elbo(images)
         beta = objectives.kl_weight(step, self.objective)
         weight = objectives.regularisation_weight(beta, self.objective)
         scales = objectives.balancing_scales(self.plan)
@@ -163,7 +167,7 @@ class NVAE(InferenceMixin, keras.Model):
         images = _images_of(data)
         noise = batch_noise(self.plan.latent_shapes(), tf.shape(images)[0], (self.seed, -1))
         decoded = self.infer(images, noise)
-        elbo = objectives.Elbo(-decoded.likelihood.log_prob(images), objectives.kl_per_group(decoded.latents))
+        elbo = decoded.elbo(images)
         return self._report(elbo, tf.reduce_mean(elbo.nelbo))
 
     def get_config(self) -> dict:

@@ -8,6 +8,7 @@ import tensorflow as tf
 _LARGE = 2**16
 
 
+@keras.saving.register_keras_serializable("nvae_tf")
 class NVAEAdamax(keras.optimizers.Optimizer):
     """Adamax with L2 decay in the gradient and epsilon inside the maximum (Vahdat & Kautz 2020, appendix A).
 

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 
+@keras.saving.register_keras_serializable("nvae_tf")
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     """Linear from 0 over the warm-up, one epoch at its last value, then a cosine that moves once an epoch.
 

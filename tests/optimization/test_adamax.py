@@ -114,7 +114,6 @@ def test_rebuilt_with_a_schedule():
     assert_near(weights_after(rebuilt, steps), weights_after(NVAEAdamax(schedule), steps), rtol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="not registered with Keras, so a saved compiled model can't be loaded")
 def test_keras_finds_it_by_its_serialised_form():
     serialised = keras.optimizers.serialize(NVAEAdamax(0.03, l2=0.2))
     assert keras.optimizers.deserialize(serialised).l2 == 0.2

@@ -77,7 +77,6 @@ def test_rebuilt_from_its_settings():
     assert [float(rebuilt(step)) for step in range(40)] == [float(schedule(step)) for step in range(40)]
 
 
-@pytest.mark.xfail(strict=True, reason="not registered with Keras, so a saved compiled model can't be loaded")
 def test_keras_finds_it_by_its_serialised_form():
     schedule = WarmupCosine(1e-2, 1e-4, warmup_steps=5, steps_per_epoch=3, total_steps=40)
     serialised = keras.optimizers.schedules.serialize(schedule)

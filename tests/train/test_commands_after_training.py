@@ -105,7 +105,7 @@ def test_a_wrong_flag_is_one_line(commands, arguments, message):
     check_refusal(commands.run(["-m", *arguments, "--workdir=nowhere"]), message)
 
 
-@pytest.mark.parametrize("name", ["train.evaluate", "train.generate", "train.reconstruct"])
+@pytest.mark.parametrize("name", ["train.evaluate", "train.generate"])
 def test_a_missing_folder_is_one_line(commands, name, tmp_path):
     output = [] if name == "train.evaluate" else [f"--output={tmp_path / 'x.png'}"]
     process = commands.run(["-m", name, f"--workdir={tmp_path / 'nowhere'}", *output])

@@ -1,0 +1,161 @@
+"""Spectral norms against singular value decompositions, and the batch-norm regulariser."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.flows import FlowCells
+from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution
+from nvae_tf.objective import SpectralRegularizer, batch_norm_loss
+
+
+def convolutions():
+    """Stacks of several shapes and kinds, among them two of the same shape."""
+    plain = dict(use_bias=False, weight_normalised=False)
+    return [
+        StackedConvolution(3, 4, 6, 3),
+        StackedConvolution(2, 4, 6, 3, **plain),
+        StackedConvolution(1, 8, 2, 1),
+        StackedConvolution(2, 5, 5, 5, groups=5, **plain),
+        *FlowCells(1, 2, mirrored=False).parts,
+    ]
+
+
+def pass_of(stacks):
+    """A pass that has used all of the stacks."""
+    forward = ForwardPass()
+    for stack in stacks:
+        stack.slices(forward)
+    return forward
+
+
+def exact_norms(stack):
+    """The largest singular value of each kernel as a matrix [out, in * height * width]."""
+    kernels = stack.effective_kernels().numpy().astype(np.float64)
+    matrices = kernels.transpose(0, 4, 3, 1, 2).reshape(len(kernels), kernels.shape[-1], -1)
+    return np.linalg.svd(matrices, compute_uv=False)[:, 0]
+
+
+def test_norms_against_singular_values():
+    stacks = convolutions()
+    regularizer = SpectralRegularizer(stacks)
+    norms = tf.function(lambda: regularizer.norms(pass_of(stacks), iterations=1000))()
+    for stack, found in zip(stacks, norms, strict=True):
+        np.testing.assert_allclose(found, exact_norms(stack), rtol=2e-3)
+
+
+def slow_stack():
+    """One kernel whose two largest singular values are near: after some iterations the norm is not yet there."""
+    generator = np.random.default_rng(2)
+    left, _ = np.linalg.qr(generator.normal(size=(9 * 2, 4)))
+    right, _ = np.linalg.qr(generator.normal(size=(4, 4)))
+    matrix = left @ np.diag([1.0, 0.99, 0.97, 0.9]) @ right.T
+    stack = StackedConvolution(1, 2, 4, 3, use_bias=False, weight_normalised=False)
+    stack.kernel.assign(matrix.reshape(1, 3, 3, 2, 4).astype(np.float32))
+    return stack, matrix
+
+
+def estimates(matrix, start, counts):
+    """The norm that power iteration estimates after each of the numbers of iterations."""
+    matrix = matrix if len(start) == matrix.shape[1] else matrix.T
+    right, found = start.astype(np.float64), {}
+    for iteration in range(1, max(counts) + 1):
+        left = matrix @ right
+        left /= max(np.linalg.norm(left), 1e-3)
+        right = matrix.T @ left
+        found[iteration] = np.linalg.norm(right)
+        right /= max(found[iteration], 1e-3)
+    return [found[count] for count in counts]
+
+
+def test_forty_iterations_at_first_then_four_a_pass_from_where_they_ended():
+    stack, matrix = slow_stack()
+    regularizer = SpectralRegularizer([stack])
+    (start,) = regularizer.vectors[0].numpy()
+    found = []
+    for _ in range(4):
+        forward = pass_of([stack])
+        found.append(float(regularizer.norms(forward)[0][0]))
+        forward.commit()
+    counts = [40, 44, 48, 52]
+    least = estimates(matrix, start, counts)
+    # The last product may count as half an iteration more, but not as a whole one.
+    most = estimates(matrix, start, [count + 1 for count in counts])
+    assert least[0] < 0.9999 and estimates(matrix, start, [4])[0] < 0.9 * least[0] + 0.1 * least[1]
+    for lower, value, upper in zip(least, found, most, strict=True):
+        assert lower - 1e-6 <= value <= upper + 1e-6
+    assert found == sorted(found) and found[-1] < 1.0
+
+
+def test_vectors_are_left_alone_until_the_commit_and_are_part_of_the_state():
+    stack, _ = slow_stack()
+    regularizer = SpectralRegularizer([stack])
+    assert any(regularizer.vectors[0] is weight for weight in regularizer.non_trainable_weights)
+    before = [weight.numpy() for weight in regularizer.weights]
+    forward = pass_of([stack])
+    regularizer.norms(forward)
+    for weight, value in zip(regularizer.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+    forward.commit()
+    for weight, value in zip(regularizer.weights, before, strict=True):
+        assert np.any(weight.numpy() != value), weight.name
+    assert np.linalg.norm(regularizer.vectors[0]) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
+def test_the_gradient_is_the_outer_product_of_the_singular_vectors(compiled):
+    generator = np.random.default_rng(3)
+    stack = StackedConvolution(2, 3, 4, 3, use_bias=False, weight_normalised=False)
+    stack.kernel.assign(generator.normal(size=stack.kernel.shape).astype(np.float32))
+    regularizer = SpectralRegularizer([stack])
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(regularizer.norms(pass_of([stack]), iterations=500)[0])
+        return tape.gradient(total, stack.kernel.value)
+
+    found = (tf.function(gradient) if compiled else gradient)().numpy().reshape(2, -1, 4)
+    for matrix, outer in zip(stack.kernel.numpy().reshape(2, -1, 4).astype(np.float64), found, strict=True):
+        left, _, right = np.linalg.svd(matrix, full_matrices=False)
+        np.testing.assert_allclose(outer, np.outer(left[:, 0], right[0]), rtol=1e-3, atol=1e-4)
+
+
+def test_a_kernel_of_zeros_is_harmless():
+    stack = StackedConvolution(1, 3, 4, 3, use_bias=False, weight_normalised=False)
+    stack.kernel.assign(tf.zeros_like(stack.kernel))
+    regularizer = SpectralRegularizer([stack])
+    with tf.GradientTape() as tape:
+        forward = pass_of([stack])
+        norm = regularizer.norms(forward)[0]
+    assert np.all(np.isfinite(tape.gradient(norm, stack.kernel.value)))
+    assert float(norm[0]) == 0.0
+    forward.commit()
+    assert np.all(np.isfinite(regularizer.vectors[0]))
+
+
+def norms_with(*gammas):
+    stacks = []
+    for gamma in gammas:
+        stack = StackedBatchNormalization(len(gamma), len(gamma[0]))
+        stack.gamma.assign(np.float32(gamma))
+        stacks.append(stack)
+    return stacks
+
+
+def test_the_batch_norm_loss_and_its_gradient():
+    stacks = norms_with([[0.5, -2.0, 1.0], [3.0, 1.0, -3.0]], [[1.0, 1.0]])
+    with tf.GradientTape() as tape:
+        loss = batch_norm_loss(stacks)
+    gradients = tape.gradient(loss, [stack.gamma.value for stack in stacks])
+    assert float(loss) == pytest.approx(2.0 + 3.0 + 1.0)
+    # Tied channels share the gradient evenly, each with its sign.
+    np.testing.assert_allclose(gradients[0], [[0.0, -1.0, 0.0], [0.5, 0.0, -0.5]])
+    np.testing.assert_allclose(gradients[1], [[0.5, 0.5]])
+
+
+def test_all_channels_tie_at_the_start():
+    stack = StackedBatchNormalization(2, 8)
+    with tf.GradientTape() as tape:
+        loss = batch_norm_loss([stack])
+    np.testing.assert_allclose(tape.gradient(loss, stack.gamma.value), np.full((2, 8), 1 / 8))
+    assert float(loss) == 2.0
