@@ -133,7 +133,7 @@ class Signatures:
           values; `kl_per_group` `[batch, groups]`: the KL's part of `nats`, top group first.
         """
         decoded = self._infer(image, seed)
-        elbo = objective.Elbo(-decoded.likelihood.log_prob(image), objective.kl_per_group(decoded.latents))
+        elbo = decoded.elbo(image)
         config = self.model.config
         num_values = config.image_height * config.image_width * config.image_channels
         return {

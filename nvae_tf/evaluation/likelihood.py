@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from nvae_tf.models import NVAE
 from nvae_tf.models.noise import image_seeds, noise_per_image
-from nvae_tf.objective import Elbo, kl_per_group
 
 
 class Likelihood(NamedTuple):
@@ -105,7 +104,7 @@ class LikelihoodEvaluator:
     def _bounds_of_batch(self, images: tf.Tensor, seeds: tf.Tensor) -> list[tf.Tensor]:
         """Reconstruction, importance-weighted bound (or zeros) and the KL of every group, each `[batch]`."""
         decoded = self._model.infer(images, noise_per_image(self._model.plan.latent_shapes(), seeds))
-        elbo = Elbo(-decoded.likelihood.log_prob(images), kl_per_group(decoded.latents))
+        elbo = decoded.elbo(images)
         weighted = tf.zeros_like(elbo.reconstruction)
         if self._importance_samples:
             weighted = self._model.importance_weighted(images, self._importance_samples, seeds).bound

@@ -1,0 +1,177 @@
+"""Encoding, decoding, generating and scoring: shapes, seeds, consistency, and what is refused."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+
+from nvae_tf.models.latents import GivenSource
+from nvae_tf.models.noise import folded, image_seeds, noise_per_image
+from nvae_tf.objective import kl_per_group
+
+SHAPES = [(4, 4, 2), (8, 8, 2), (8, 8, 2)]
+
+
+def near(value, expected, atol=1e-5):
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=atol)
+
+
+def test_latents_of_every_group_from_the_top(model, images):
+    latents = model.encode(images, seed=1)
+    assert [tuple(latent.shape) for latent in latents] == [(4, *shape) for shape in SHAPES]
+    assert [latent.dtype for latent in latents] == [tf.float32] * 3
+
+
+def test_encoding_is_a_function_of_the_seed_and_the_image(model, images):
+    latents = model.encode(images, seed=1)
+    for mine, again, fewer, other in zip(
+        latents,
+        model.encode(images, seed=1),
+        model.encode(images[:2], seed=1),
+        model.encode(images, seed=2),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, again)
+        near(mine[:2], fewer)
+        assert np.max(np.abs(mine - other)) > 0.1
+
+
+def test_decoding_what_was_encoded_is_the_reconstruction_with_the_same_draws(model, images):
+    noise = noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4))
+    expected = model.infer(images, noise).likelihood.mean()
+    decoded = model.decode(model.encode(images, seed=3))
+    assert tuple(decoded.shape) == images.shape
+    near(decoded, expected)
+    near(model(images, seed=3), expected)
+
+
+def test_latents_from_elsewhere_may_be_arrays(model):
+    latents = [np.zeros((3, *shape)) for shape in SHAPES]
+    decoded = model.decode(latents)
+    assert tuple(decoded.shape) == (3, 6, 6, 1)
+    near(decoded[1:], decoded[:2])
+
+
+def test_every_latent_matters_and_only_below_it(model, images):
+    noise = noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4))
+    latents = model.infer(images, noise).latents
+    z = [latent.z for latent in latents]
+    for changed in range(3):
+        others = [value + 1.0 if index == changed else value for index, value in enumerate(z)]
+        assert np.max(np.abs(model.decode(others) - model.decode(z))) > 1e-4
+        moved = model.infer(images, [eps + (index == changed) for index, eps in enumerate(noise)]).latents
+        for index, (mine, theirs) in enumerate(zip(moved, latents, strict=True)):
+            change = np.max(np.abs(mine.prior.loc - theirs.prior.loc))
+            assert (change > 1e-4) == (index > changed)
+
+
+def test_generating_is_a_function_of_the_seed_and_the_number_of_the_image(model):
+    generated = model.generate(4, seed=1)
+    assert tuple(generated.shape) == (4, 6, 6, 1)
+    assert np.min(generated) >= 0.0 and np.max(generated) <= 1.0
+    np.testing.assert_array_equal(generated, model.generate(4, seed=1))
+    near(generated[:2], model.generate(2, seed=1))
+    assert np.max(np.abs(generated - model.generate(4, seed=2))) > 1e-3
+    assert np.max(np.abs(generated[0] - generated[1])) > 1e-3
+
+
+def test_the_temperature_narrows(model):
+    spread = [np.std(model.generate(8, temperature, seed=1), axis=0).mean() for temperature in (1e-6, 0.3, 1.0)]
+    assert spread[0] < 1e-5 < spread[1] < spread[2]
+    near(model.generate(2, tf.constant(0.7), seed=1), model.generate(2, 0.7, seed=1))
+
+
+def test_generating_is_decoding_draws_of_the_prior(model):
+    noise = noise_per_image(model.plan.latent_shapes(), image_seeds(1, 2))
+    z = []
+    for eps in noise:
+        # The groups given so far fix the next prior; what stands for the others does not matter.
+        padded = z + [np.zeros(draw.shape, np.float32) for draw in noise[len(z) :]]
+        given = [GivenSource(tf.convert_to_tensor(latent)) for latent in padded]
+        prior = model.top_down_pass(given, 2).latents[len(z)].prior
+        z.append(prior.loc + 0.7 * prior.scale * eps)
+    near(model.decode(z), model.generate(2, temperature=0.7, seed=1))
+
+
+def test_the_top_group_has_a_standard_prior_of_scale_1_01(model, images):
+    noise = noise_per_image(model.plan.latent_shapes(), image_seeds(1, 4))
+    top = model.infer(images, noise).latents[0].prior
+    assert not np.any(top.loc)
+    near(top.scale, np.full(top.scale.shape, 1.01))
+
+
+def test_scores_are_log_weights_from_scipy(model, images):
+    """log p(x | z) + log p(z) - log q(z | x) of each draw, put together by hand."""
+    seeds, weights = image_seeds(5, 4), []
+    for sample in range(3):
+        decoded = model.infer(images, noise_per_image(model.plan.latent_shapes(), folded(seeds, sample)))
+        weight = np.float64(decoded.likelihood.log_prob(images))
+        for latent in decoded.latents:
+            log_q = scipy.stats.norm.logpdf(latent.z_before_flows, latent.posterior.loc, latent.posterior.scale)
+            log_p = scipy.stats.norm.logpdf(latent.z, latent.prior.loc, latent.prior.scale)
+            weight += (log_p - log_q).sum(axis=(1, 2, 3))
+        weights.append(weight)
+    near(model.score(images, importance_samples=1, seed=5), -weights[0])
+    near(model.score(images, importance_samples=3, seed=5), -np.log(np.mean(np.exp(weights), axis=0)))
+
+
+def test_scores_are_a_function_of_the_seed_and_the_image(model, images):
+    scores = model.score(images, importance_samples=2, seed=1)
+    assert tuple(scores.shape) == (4,)
+    np.testing.assert_array_equal(scores, model.score(images, importance_samples=2, seed=1))
+    near(scores[:2], model.score(images[:2], importance_samples=2, seed=1))
+    assert np.max(np.abs(scores - model.score(images, importance_samples=2, seed=2))) > 1e-3
+
+
+def test_more_samples_make_the_bound_tighter_and_it_lies_below_the_plain_one(model, images):
+    many = np.repeat(images, 10, axis=0)
+    plain, more = (float(np.mean(model.score(many, count, seed=2))) for count in (1, 8))
+    decoded = model.infer(many, noise_per_image(model.plan.latent_shapes(), image_seeds(2, 40)))
+    assert more < plain
+    kl = np.sum(kl_per_group(decoded.latents), axis=1)
+    assert more < np.mean(kl - decoded.likelihood.log_prob(many))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 8, 8, 1)), r"shape \(2, 8, 8, 1\); this model takes \[batch, 6, 6, 1\]"),
+        (np.zeros((2, 6, 6, 3)), r"shape \(2, 6, 6, 3\)"),
+        (np.zeros((6, 6, 1)), r"shape \(6, 6, 1\)"),
+        (np.full((2, 6, 6, 1), 255.0), r"floats in \[0, 1\]"),
+        (np.zeros((2, 6, 6, 1), np.uint8), "of type uint8"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(images, message, model):
+    with pytest.raises(ValueError, match=message):
+        model.encode(images)
+    with pytest.raises(ValueError, match=message):
+        model.score(images)
+
+
+def test_latents_that_do_not_fit_are_refused(model):
+    latents = [np.zeros((3, *shape)) for shape in SHAPES]
+    with pytest.raises(ValueError, match=r"latents have shapes .* this model's are \[\(4, 4, 2\), \(8, 8, 2\)"):
+        model.decode(latents[::-1])
+    with pytest.raises(ValueError, match="latents have shapes"):
+        model.decode(latents[:2])
+    with pytest.raises(ValueError, match="latents have shapes"):
+        model.decode([])
+
+
+@pytest.mark.xfail(strict=True, raises=tf.errors.InvalidArgumentError, reason="not checked")
+def test_latents_of_different_batches_are_refused(model):
+    with pytest.raises(ValueError):
+        model.decode([np.zeros((2 + index, *shape)) for index, shape in enumerate(SHAPES)])
+
+
+@pytest.mark.parametrize(("count", "temperature"), [(0, 1.0), (-1, 1.0), (1, 0.0), (1, -1.0), (1, float("nan"))])
+def test_impossible_requests_are_refused(count, temperature, model):
+    with pytest.raises(ValueError, match=f"count = {count}, temperature = {temperature}"):
+        model.generate(count, temperature)
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_scores_need_a_sample(count, model, images):
+    with pytest.raises(ValueError, match=f"importance_samples = {count}"):
+        model.score(images, importance_samples=count)

@@ -1,0 +1,59 @@
+"""The frame of zeros, and the check of images from outside."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.config import ModelConfig
+from nvae_tf.models.images import check_images, frame_with_zeros, real_pixels
+
+CONFIG = ModelConfig(image_height=6, image_width=4, image_channels=3, padded_height=8, padded_width=8)
+GOOD = np.random.default_rng(0).uniform(size=(2, 6, 4, 3))
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 4), (8, 8), (7, 5), (9, 4)])
+def test_the_frame_is_zeros_and_comes_off_again(height, width):
+    images = tf.constant(GOOD, tf.float32)
+    framed = frame_with_zeros(images, height, width)
+    assert tuple(framed.shape) == (2, height, width, 3)
+    top, left = (height - 6) // 2, (width - 4) // 2
+    np.testing.assert_array_equal(framed[:, top : top + 6, left : left + 4], images)
+    assert np.sum(framed) == pytest.approx(np.sum(images), rel=1e-6)
+    np.testing.assert_array_equal(real_pixels(framed, 6, 4), images)
+
+
+def test_mnist_has_two_rows_of_zeros_on_every_side():
+    framed = frame_with_zeros(tf.ones((1, 28, 28, 1)), 32, 32).numpy()[0, :, :, 0]
+    rows = np.flatnonzero(framed.any(axis=1))
+    assert (rows[0], rows[-1]) == (2, 29)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, bool])
+def test_good_images_become_float32(kind):
+    images = (GOOD > 0.5).astype(kind)
+    checked = check_images(images, CONFIG)
+    assert checked.dtype == tf.float32
+    np.testing.assert_array_equal(checked, images)
+    assert check_images(tf.constant(images), CONFIG).dtype == tf.float32
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (GOOD[0], r"shape \(6, 4, 3\); this model takes \[batch, 6, 4, 3\]"),
+        (GOOD[:, :5], r"shape \(2, 5, 4, 3\)"),
+        (GOOD[..., :1], r"shape \(2, 6, 4, 1\)"),
+        (GOOD[:0], "at least one image"),
+        (np.zeros((2, 8, 8, 3)), r"shape \(2, 8, 8, 3\)"),  # the frame is the model's own affair
+        (255.0 * GOOD, r"values from .* must be floats in \[0, 1\]: divide 8-bit values by 255"),
+        (GOOD - 0.5, "values from -"),
+        (np.uint8(255 * GOOD), "of type uint8"),
+        (np.zeros((2, 6, 4, 3), int), "of type int64"),
+        (np.full((2, 6, 4, 3), np.nan), "values from nan"),
+        (np.where(GOOD > 0.9, np.nan, GOOD), "values from nan"),
+        (np.full((2, 6, 4, 3), np.inf), "values from inf"),
+    ],
+)
+def test_other_images_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        check_images(images, CONFIG)

@@ -1,0 +1,82 @@
+"""The model rebuilt from its settings and from Keras' own file: the same numbers."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nvae_tf
+from nvae_tf.config import ObjectiveConfig
+from nvae_tf.optimization import NVAEAdamax, WarmupCosine
+
+
+def assert_same_numbers(first, second, images):
+    np.testing.assert_array_equal(first.generate(3, 0.7, seed=1), second.generate(3, 0.7, seed=1))
+    np.testing.assert_array_equal(first.score(images, 2, seed=1), second.score(images, 2, seed=1))
+    for mine, theirs in zip(first.encode(images), second.encode(images), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_rebuilt_from_its_settings(tiny):
+    objective = ObjectiveConfig(total_steps=17, regularisation=0.3)
+    model = tiny.model(seed=3, objective=objective, num_flows=1)
+    rebuilt = nvae_tf.NVAE.from_config(model.get_config())
+    assert (rebuilt.config, rebuilt.objective, rebuilt.seed) == (model.config, objective, 3)
+    assert rebuilt.name == model.name
+    assert [weight.shape for weight in rebuilt.weights] == [weight.shape for weight in model.weights]
+
+
+def test_settings_are_plain_data(tiny):
+    import json
+
+    settings = tiny.model().get_config()
+    assert json.loads(json.dumps(settings)) == settings
+
+
+def test_saved_and_loaded(tiny, images, tmp_path):
+    model = tiny.shaken(tiny.model(seed=3, num_flows=1))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded) is nvae_tf.NVAE
+    assert (loaded.config, loaded.seed) == (model.config, 3)
+    for mine, theirs in zip(model.weights, loaded.weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert_same_numbers(model, loaded, images)
+
+
+def test_weights_alone(tiny, images, tmp_path):
+    model, other = tiny.shaken(tiny.model(num_flows=1)), tiny.model(num_flows=1)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    assert_same_numbers(model, other, images)
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="Keras does not know the optimizer when it loads")
+def test_a_compiled_model_trains_on_where_it_was_saved(tiny, tmp_path):
+    images = tf.constant(tiny.images_of(tiny.config()))
+    model = tiny.model(seed=3)
+    model.compile(optimizer=NVAEAdamax(WarmupCosine(0.01, 0.001, 1, 2, 10)), run_eagerly=True)
+    model.train_step(images)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert int(loaded.optimizer.iterations) == 1
+    reports = []
+    for each in (model, loaded):
+        each.reset_metrics()
+        each.train_step(images)
+        reports.append({name: float(value) for name, value in each.train_step(images).items()})
+    assert reports[0] == pytest.approx(reports[1], rel=1e-6)
+
+
+@pytest.mark.xfail(strict=True, reason="the settings leave out the dtype policy")
+def test_the_precision_is_kept(tiny):
+    model = nvae_tf.NVAE(tiny.config(), dtype="mixed_bfloat16")
+    rebuilt = nvae_tf.NVAE.from_config(model.get_config())
+    assert rebuilt.dtype_policy.name == "mixed_bfloat16"
+    assert rebuilt.bottom_up.stem.compute_dtype == "bfloat16"
+
+
+@pytest.mark.xfail(strict=True, reason="inside call Keras casts running statistics to half precision")
+def test_calling_a_model_in_half_precision(tiny, images):
+    model = nvae_tf.NVAE(tiny.config(), dtype="mixed_bfloat16")
+    assert np.all(np.isfinite(model(images)))

@@ -1,0 +1,138 @@
+"""One training step, scoring and generating for every kind of likelihood and architecture."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nvae_tf
+from nvae_tf.config import ObjectiveConfig
+from nvae_tf.latent_plan import CELL_SETS
+from nvae_tf.optimization import NVAEAdamax
+
+PLAIN = dict(padded_height=None, padded_width=None, image_height=4, image_width=4)
+COLOUR = dict(**PLAIN, image_channels=3, likelihood="logistic_mixture", num_mixtures=2)
+VARIANTS = {
+    "logistic mixture, 8 bits": dict(**COLOUR, num_bits=8),
+    "logistic mixture, 5 bits, exact edges": dict(**COLOUR, num_bits=5, exact_edges=True),
+    "logistic mixture of grey images": COLOUR | dict(num_bits=8, image_channels=1),
+    "normal": COLOUR | dict(num_bits=8, likelihood="normal", num_mixtures=1),
+    "absolute posteriors": dict(residual_distributions=False),
+    "no squeeze-excite": dict(squeeze_excite=False),
+    "narrow encoder": dict(num_channels_encoder=2, num_channels_decoder=6),
+    "narrow decoder": dict(num_channels_encoder=6, num_channels_decoder=2),
+    "adaptive groups": dict(num_latent_scales=3, num_groups_per_scale=3, adaptive_groups=True, min_groups_per_scale=2),
+    "two flows": dict(num_flows=2),
+    "blocks and cells": dict(
+        num_preprocess_blocks=2,
+        num_postprocess_blocks=2,
+        num_preprocess_cells=2,
+        num_postprocess_cells=1,
+        num_cells_per_group_encoder=2,
+        num_cells_per_group_decoder=3,
+    ),
+    "oblong": dict(image_height=4, image_width=6, padded_height=None, padded_width=None),
+    "one group": dict(num_latent_scales=1),
+    "one group with flows": dict(num_latent_scales=1, num_flows=1, num_preprocess_blocks=1, num_postprocess_blocks=1),
+    "one group each on one scale": dict(num_latent_scales=1, num_groups_per_scale=2),
+}
+OTHER_CELLS = {
+    name: dict(cell_set=name, num_channels_encoder=8, num_channels_decoder=8)
+    for name in CELL_SETS
+    if name != "res_mbconv"
+}
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, *OTHER_CELLS])
+def test_a_variant_trains_scores_and_generates(variant, tiny):
+    model = tiny.model(**(VARIANTS | OTHER_CELLS)[variant])
+    images = tiny.images_of(model.config, count=3)
+    model.compile(optimizer=NVAEAdamax(1e-3, l2=0.0))
+    before = [weight.numpy() for weight in model.trainable_weights]
+    report = model.train_step(tf.constant(images))
+    assert set(report) == {"loss", "reconstruction", "kl"}
+    assert all(np.isfinite(value) for value in report.values())
+    assert all(np.all(np.isfinite(weight)) for weight in model.weights)
+    # Every weight has its part in the loss.
+    for weight, value in zip(model.trainable_weights, before, strict=True):
+        assert np.any(weight.numpy() != value), weight.path
+    assert np.all(np.isfinite(model.score(images)))
+    generated = model.generate(2)
+    assert tuple(generated.shape) == (2, *images.shape[1:])
+    assert np.min(generated) >= 0.0 and np.max(generated) <= 1.0
+    assert [tuple(latent.shape[1:]) for latent in model.encode(images)] == list(model.plan.latent_shapes())
+
+
+def test_the_one_group_model_leaves_its_start_alone(tiny):
+    """It has the learned start of the published file, but neither gradient nor decay reaches it."""
+    model = tiny.model(num_latent_scales=1)
+    start = model.top_down.start
+    before = start.numpy()
+    assert np.all((before >= 0.0) & (before < 1.0)) and np.std(before) > 0.1
+    model.compile(optimizer=NVAEAdamax(0.1, l2=0.5))
+    model.train_step(tf.constant(tiny.images_of(model.config)))
+    np.testing.assert_array_equal(start, before)
+    assert any(start is weight for weight in model.non_trainable_weights)
+
+
+def test_other_models_learn_their_start(tiny):
+    model = tiny.model()
+    start = model.top_down.start.numpy()
+    assert tuple(start.shape) == (4, 4, 4)
+    assert np.all((start >= 0.0) & (start < 1.0)) and np.std(start) > 0.1
+    assert any(model.top_down.start is weight for weight in model.trainable_weights)
+
+
+def test_only_real_pixels_count(model, images):
+    noise = [tf.zeros((4, *shape)) for shape in model.plan.latent_shapes()]
+    decoded = model.infer(images, noise)
+    logits = np.float64(decoded.parameters)
+    assert logits.shape == (4, 8, 8, 1)
+    inner = logits[:, 1:7, 1:7]
+    log_prob = images * -np.log1p(np.exp(-inner)) - (1.0 - images) * np.log1p(np.exp(inner))
+    np.testing.assert_allclose(decoded.likelihood.log_prob(images), log_prob.sum(axis=(1, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(decoded.likelihood.mean(), 1.0 / (1.0 + np.exp(-inner)), rtol=1e-4)
+
+
+def test_the_network_sees_the_frame_as_zeros_from_minus_one_to_one(model, images):
+    framed = np.zeros((4, 8, 8, 1), np.float32)
+    framed[:, 1:7, 1:7] = images
+    for mine, theirs in zip(model.features(images), model.features(framed), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    stem = model.bottom_up.stem
+    kernel = stem.effective_kernels()[0]
+    expected = tf.nn.conv2d(2.0 * framed - 1.0, kernel, 1, "SAME") + stem.bias[0]
+    # The image passes through the stem before anything else: with zero weights after it nothing is left to see.
+    from nvae_tf.layers import ForwardPass
+
+    np.testing.assert_allclose(stem.single(2.0 * framed - 1.0, ForwardPass()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_feature_for_every_group(model, images):
+    shapes = [tuple(feature.shape) for feature in model.features(images)]
+    assert shapes == [(4, 4, 4, 4), (4, 8, 8, 2), (4, 8, 8, 2)]
+
+
+@pytest.mark.xfail(strict=True, raises=tf.errors.InvalidArgumentError, reason="a convolution without outputs")
+def test_a_single_channel_works_or_is_refused(tiny):
+    config = tiny.config(num_channels_encoder=1)
+    try:
+        model = nvae_tf.NVAE(config)
+    except ValueError:
+        return
+    assert np.all(np.isfinite(model.score(tiny.images_of(config))))
+
+
+def test_settings_that_do_not_fit_are_refused(tiny):
+    with pytest.raises(ValueError, match=r"model.image_height = 6: not divisible by 4"):
+        nvae_tf.NVAE(tiny.config(num_latent_scales=3, padded_height=None))
+
+
+def test_the_objective_is_that_of_the_settings(tiny):
+    """The loss of a step is put together from its reported parts."""
+    objective = ObjectiveConfig(total_steps=10, kl_anneal_portion=0.0, kl_constant_portion=0.0, regularisation=0.0)
+    model = tiny.model(objective=objective)
+    model.compile(optimizer=NVAEAdamax())
+    images = tf.constant(tiny.images_of(model.config))
+    model.optimizer.iterations.assign(5)
+    report = model.train_step(images)
+    assert float(report["loss"]) == pytest.approx(float(report["reconstruction"] + report["kl"]), rel=1e-5)
