@@ -25,7 +25,7 @@ from configs import digits
 from train import command_line
 from train.progress import duration
 
-TEMPERATURE = 0.8
+TEMPERATURE = 1.0
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run folder of the demo.")
 

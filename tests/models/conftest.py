@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.config import ModelConfig
@@ -56,7 +55,6 @@ class Tiny:
 
     @staticmethod
     def model(seed=0, objective=None, **changes):
-        tf.random.set_seed(5)
         return nvae_tf.NVAE(tiny_config(**changes), objective, seed)
 
 

@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from nvae_tf.config import ObjectiveConfig
 from nvae_tf.layers.convolution import DataDependentConvolution
+from nvae_tf.models.noise import image_seeds, noise_per_image
+from nvae_tf.objective import kl_per_group
 from nvae_tf.optimization import NVAEAdamax
 
 STEPS = 40
@@ -73,21 +75,16 @@ def test_the_importance_weighted_bound_lies_below_the_plain_one(trained):
 
 
 def test_no_group_has_a_negative_kl(trained):
-    from nvae_tf.models.noise import image_seeds, noise_per_image
-    from nvae_tf.objective import kl_per_group
-
     model, _ = trained
     images = stripes()
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(0, len(images)))
     assert np.min(kl_per_group(model.infer(images, noise).latents)) >= 0.0
 
 
-def history_of(tiny, weights_seed=1, seed=3, **changes):
+def history_of(tiny, seed):
     """What three eager steps report, and the weights after them."""
-    keras.utils.set_random_seed(weights_seed)
-    model = (
-        tiny.model.__func__(seed=seed, **changes) if hasattr(tiny.model, "__func__") else tiny.model(seed, **changes)
-    )
+    keras.utils.set_random_seed(1)
+    model = tiny.model(seed)
     model.compile(optimizer=NVAEAdamax(0.01))
     images = tf.constant(stripes(8))
     reports = [{name: float(value) for name, value in model.train_step(images).items()} for _ in range(3)]
@@ -95,8 +92,8 @@ def history_of(tiny, weights_seed=1, seed=3, **changes):
 
 
 def test_the_same_seeds_give_the_same_run(tiny):
-    reports, weights = history_of(tiny)
-    again, weights_again = history_of(tiny)
+    reports, weights = history_of(tiny, seed=3)
+    again, weights_again = history_of(tiny, seed=3)
     assert reports == again
     for first, second in zip(weights, weights_again, strict=True):
         np.testing.assert_array_equal(first, second)

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from nvae_tf.flows import FlowCells
 from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution
-from nvae_tf.objective import SpectralRegularizer, batch_norm_loss
+from nvae_tf.objective import SpectralRegularizer, batch_norm_loss, gradients_after_network
 
 
 def convolutions():
@@ -159,3 +159,19 @@ def test_all_channels_tie_at_the_start():
         loss = batch_norm_loss([stack])
     np.testing.assert_allclose(tape.gradient(loss, stack.gamma.value), np.full((2, 8), 1 / 8))
     assert float(loss) == 2.0
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
+def test_the_order_of_the_gradients_changes_no_number(compiled):
+    images, regularisers = tf.constant([1.0, 2.0]), tf.constant(3.0)
+
+    def values_and_gradients():
+        with tf.GradientTape() as tape:
+            tape.watch([images, regularisers])
+            same = gradients_after_network(images, regularisers)
+            total = tf.reduce_sum(same[0] ** 2) + 5.0 * same[1]
+        return *same, *tape.gradient(total, [images, regularisers])
+
+    found = (tf.function(values_and_gradients) if compiled else values_and_gradients)()
+    for value, target in zip(found, ([1.0, 2.0], 3.0, [2.0, 4.0], 5.0), strict=True):
+        np.testing.assert_array_equal(value, target)

@@ -1,0 +1,42 @@
+"""The baseline: EM finds a mixture that is known, never lowers the likelihood, and the masses sum to 1."""
+
+import itertools
+
+import numpy as np
+
+from benchmarks.mixture_of_bernoullis import MixtureOfBernoullis, binarised
+
+TRUE_MEANS = np.array([[0.9] * 6 + [0.1] * 6, [0.1] * 6 + [0.9] * 6])
+
+
+def drawn(count):
+    random = np.random.RandomState(0)
+    components = random.choice(2, count, p=[0.3, 0.7])
+    return (random.rand(count, 12) < TRUE_MEANS[components]).astype(np.float32)
+
+
+def test_em_finds_the_components():
+    mixture = MixtureOfBernoullis(2).fit(drawn(4000))
+    order = np.argsort(-mixture.means[:, 0])
+    np.testing.assert_allclose(mixture.means[order], TRUE_MEANS, atol=0.05)
+    np.testing.assert_allclose(np.exp(mixture.log_weights[order]), [0.3, 0.7], atol=0.05)
+
+
+def test_it_is_a_distribution():
+    mixture = MixtureOfBernoullis(3).fit(drawn(100))
+    everything = np.array(list(itertools.product([0.0, 1.0], repeat=12)), np.float32)
+    masses = [np.exp(-mixture.negative_log_likelihood(image[None])) for image in everything]
+    assert abs(sum(masses) - 1.0) < 1e-3
+
+
+def test_more_components_fit_the_training_images_better():
+    images = binarised("train", 1, first_seed=1)[0]
+    scores = [MixtureOfBernoullis(count).fit(images).negative_log_likelihood(images) for count in (1, 5, 20)]
+    assert scores[0] > scores[1] > scores[2]
+
+
+def test_images_are_binarised_afresh_and_repeatably():
+    first, second = binarised("test", 2, first_seed=0)
+    assert first.shape == (360, 64) and set(np.unique(first)) == {0.0, 1.0}
+    assert (first != second).any()
+    np.testing.assert_array_equal(binarised("test", 1, first_seed=1)[0], second)

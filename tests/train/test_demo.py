@@ -1,0 +1,97 @@
+"""The demo: its commands are real ones, what is finished is not done again, and a failure ends it."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train import demo
+
+
+@pytest.fixture
+def done(tmp_path, monkeypatch):
+    """Lets every step leave its output without doing anything; gives the steps that were run."""
+    ran = []
+
+    def pretend(step):
+        ran.append(step)
+        step.output.parent.mkdir(parents=True, exist_ok=True)
+        if step.output.suffix == ".png":
+            Image.fromarray(np.zeros((4, 4), np.uint8)).save(step.output)
+        else:
+            step.output.write_text(json.dumps(FIGURES.get(step.output.name, {})))
+
+    monkeypatch.setattr(demo, "_run", pretend)
+    monkeypatch.setattr(demo, "WORKDIR", type("Flag", (), {"value": str(tmp_path / "demo")}))
+    return ran
+
+
+FIGURES = {
+    "evaluation.json": {"nelbo_nats": 21.5, "importance_samples": 100, "importance_weighted_nats": 21.25},
+    "baseline.json": {"components": 160, "test_nats": 22.0},
+    "quality.json": {
+        "confidence_on_real": 0.91,
+        "confidence_on_samples": 0.87,
+        "samples_per_class": [1] * 10,
+    },
+}
+
+
+def test_the_commands_exist(tmp_path):
+    plan = demo.steps(tmp_path)
+    root = pathlib.Path(demo.__file__).parents[1]
+    for step in plan:
+        target = step.arguments[1].replace(".", "/") + ".py" if step.arguments[0] == "-m" else step.arguments[0]
+        assert (root / target).is_file(), target
+    assert [step.output.name for step in plan[1:]] == [
+        "evaluation.json",
+        "samples.png",
+        "reconstructions.png",
+        "baseline.json",
+        "quality.json",
+        "saved_model.pb",
+        "exported_samples.png",
+    ]
+    assert plan[-1].without_package
+    assert (tmp_path / "saved_model" / "1" / "saved_model.pb") == plan[6].output
+
+
+def test_a_second_call_does_nothing_and_tells_the_same(done, capsys, tmp_path):
+    demo.main()
+    assert len(done) == 8
+    first = capsys.readouterr().out
+    for text in ("21.50 nats", "22.00 nats", "0.870", "difference of a pixel: 0 of 255", "samples.png"):
+        assert text in first
+    assert "$ python -m train.main --config=configs/digits.py" in first
+    demo.main()
+    assert len(done) == 8
+    assert capsys.readouterr().out.count("done before") == 8
+
+
+def test_what_is_older_than_the_training_is_done_again(done, tmp_path):
+    demo.main()
+    plan = demo.steps(tmp_path / "demo")
+    newer = plan[0].output.stat().st_mtime + 100
+    for step in plan[:4]:
+        os.utime(step.output, (newer, newer))
+    demo.main()
+    assert [step.title for step in done[8:]] == [step.title for step in plan[4:]]
+
+
+def test_a_failing_step_ends_the_demo_with_its_code(tmp_path, capsys):
+    failing = demo.Step("Fail", ["-c", "raise SystemExit(7)"], tmp_path / "never")
+    with pytest.raises(SystemExit) as exit_:
+        demo._run(failing)
+    assert exit_.value.code == 7
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_step_without_the_package_can_not_import_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys\ntry:\n    import nvae_tf\nexcept ImportError:\n    sys.exit(len(sys.argv))\n")
+    with pytest.raises(SystemExit) as exit_:
+        demo._run(demo.Step("Try", [str(script), "--flag"], tmp_path / "never", without_package=True))
+    assert exit_.value.code == 2
