@@ -57,7 +57,8 @@ class NVAE(InferenceMixin, keras.Model):
     """
 
     def __init__(self, config: ModelConfig, objective: ObjectiveConfig | None = None, seed: int = 0, **kwargs):
-        super().__init__(**kwargs)
+        # The layers cast what they compute in half precision themselves; statistics and distributions stay in float32.
+        super().__init__(autocast=False, **kwargs)
         self.config = config
         self.objective = objective or ObjectiveConfig()
         self.seed = seed
@@ -177,6 +178,7 @@ class NVAE(InferenceMixin, keras.Model):
             "objective": configuration.config_to_dict(self.objective),
             "seed": self.seed,
             "name": self.name,
+            "dtype": self.dtype_policy.name,
         }
 
     @classmethod
