@@ -21,6 +21,21 @@ def real_pixels(framed: tf.Tensor, height: int, width: int) -> tf.Tensor:
     return framed[:, top : top + height, left : left + width]
 
 
+def check_image_size(images: tf.Tensor, config: ModelConfig) -> None:
+    """Refuses a batch whose images have another size than the model's, or than its padded frame's.
+
+    Raises:
+      ValueError: the message names both sizes.
+    """
+    expected = (config.image_height, config.image_width, config.image_channels)
+    framed = (config.network_height, config.network_width, config.image_channels)
+    if len(images.shape) != 4 or tuple(images.shape[1:]) not in (expected, framed):
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}; this model takes [batch, {', '.join(map(str, expected))}]: "
+            "resize them, or set model.image_height, image_width and image_channels to what they are"
+        )
+
+
 def check_images(images: tf.Tensor | np.ndarray, config: ModelConfig) -> tf.Tensor:
     """Images from outside as a float32 tensor.
 

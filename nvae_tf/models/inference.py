@@ -26,6 +26,8 @@ class InferenceMixin:
         given = [tuple(latent.shape[1:]) for latent in latents]
         if given != list(shapes):
             raise ValueError(f"latents have shapes {given} without the batch; this model's are {list(shapes)}")
+        if len({latent.shape[0] for latent in latents}) != 1:
+            raise ValueError(f"latents are of {[latent.shape[0] for latent in latents]} images; all must be of as many")
         return self.top_down_pass([GivenSource(z) for z in latents], latents[0].shape[0]).likelihood.mean()
 
     def generate(self, count: int, temperature: float = 1.0, seed: int = 0) -> tf.Tensor:

@@ -15,7 +15,7 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models.bottom_up import BottomUp
-from nvae_tf.models.images import frame_with_zeros, real_pixels
+from nvae_tf.models.images import check_image_size, frame_with_zeros, real_pixels
 from nvae_tf.models.inference import InferenceMixin
 from nvae_tf.models.latents import LatentSample, LatentSource, PosteriorSource
 from nvae_tf.models.noise import batch_noise, image_seeds, noise_per_image
@@ -103,6 +103,7 @@ class NVAE(InferenceMixin, keras.Model):
 
     def features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
         """The bottom-up feature of every group, top group first; they do not depend on any random draw."""
+        check_image_size(images, self.config)
         framed = frame_with_zeros(images, self.config.network_height, self.config.network_width)
         return self.bottom_up.forward(framed, forward or ForwardPass())
 

@@ -9,7 +9,6 @@ from nvae_tf.checkpoints.published_names import published_tensors
 from nvae_tf.checkpoints.published_settings import model_config_from_published
 from nvae_tf.latent_plan import CELL_SETS
 
-
 ONE_SCALE = dict(num_latent_scales=1, squeeze_excite=False, num_flows=0)
 
 

@@ -147,7 +147,6 @@ def test_self_normalising_layers_start_in_a_graph_too(tiny):
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="the message is about paddings, not about the size of the images")
 def test_training_images_of_another_size_are_named(tiny):
     model = tiny.model()
     model.compile(optimizer=NVAEAdamax(), run_eagerly=True)
