@@ -67,7 +67,7 @@ def perturb(key, factor=1.01):
 
 def test_one_weight_that_is_off_fails_everywhere(changed_copy):
     comparisons, _ = parity.replay(changed_copy(perturb("state/stem.weight", 1.5)))
-    for part in ("eval/logits", "eval/log_q", "train/logits", "train/grad/stem.weight", "train/loss"):
+    for part in ("eval/logits", "eval/kl_per_group", "train/logits", "train/grad/stem.weight", "train/loss"):
         assert any(not comparison.passed for comparison in of_part(comparisons, part)), part
     # The prior has nothing to do with the stem.
     assert not failures(of_part(comparisons, "sample/"))
