@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests import parity
 
@@ -11,12 +12,17 @@ FIXTURES = pathlib.Path(__file__).resolve().parent / "fixtures"
 SMALLEST = FIXTURES / "normal_decoder_tiny.npz"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def graphs_as_in_training():
+    """Leaves out the same passes over the graph as training does on a CPU: they take a third of the time here."""
+    before = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False, **before})
+
+
 def failures(comparisons):
     return {comparison.quantity: comparison.error for comparison in comparisons if not comparison.passed}
-
-
-def of_part(comparisons, part):
-    return [comparison for comparison in comparisons if comparison.quantity.startswith(part)]
 
 
 @pytest.mark.parametrize(
@@ -65,51 +71,27 @@ def perturb(key, factor=1.01):
     return change
 
 
-def test_one_weight_that_is_off_fails_everywhere(changed_copy):
-    comparisons, _ = parity.replay(changed_copy(perturb("state/stem.weight", 1.5)))
-    for part in ("eval/logits", "eval/kl_per_group", "train/logits", "train/grad/stem.weight", "train/loss"):
-        assert any(not comparison.passed for comparison in of_part(comparisons, part)), part
-    # The prior has nothing to do with the stem.
-    assert not failures(of_part(comparisons, "sample/"))
+def without_training(arrays):
+    """Leaves out what takes long to replay."""
+    for key in list(arrays):
+        if key.startswith("train/"):
+            del arrays[key]
 
 
-def test_recorded_numbers_that_are_off_fail_alone(changed_copy):
-    keys = (
-        *("eval/logits", "eval/kl_diag/1", "sample/logits", "train/bn_loss", "train/kl_alpha"),
-        *("train/grad/stem.weight", "train/after_forward/pre_process.0._ops.0.bn_act.running_var"),
-    )
-
+def test_one_weight_that_is_off_is_seen_wherever_it_matters(changed_copy):
     def change(arrays):
-        for key in keys:
-            perturb(key)(arrays)
-
-    comparisons, _ = parity.replay(changed_copy(change))
-    found = failures(comparisons)
-    steps = {name for name in found if name.startswith("train/after_step/")}
-    assert set(found) - steps == set(keys)
-
-
-def test_a_number_that_is_not_one_fails(changed_copy):
-    comparisons, _ = parity.replay(changed_copy(perturb("eval/logits", np.nan)))
-    assert set(failures(comparisons)) == {"eval/logits"}
-    assert not parity.Comparison("any", float("nan"), 1.0).passed
-    assert not parity.Comparison("any", 1.1, 1.0).passed
-    assert parity.Comparison("any", 1.0, 1.0).passed
-
-
-def test_parts_that_are_not_recorded_are_named(changed_copy):
-    def change(arrays):
-        for key in list(arrays):
-            if key.startswith(("sample/", "train/", "eval/eps")) or key == "eval/log_q":
-                del arrays[key]
+        without_training(arrays)
+        perturb("state/stem.weight", 1.5)(arrays)
 
     comparisons, absent = parity.replay(changed_copy(change))
-    assert comparisons == []
-    assert {"eval/eps", "sample/eps", "train/eps"} <= set(absent)
+    found = failures(comparisons)
+    assert {"eval/logits", "eval/kl_per_group", "eval/log_iw"} <= set(found)
+    # The prior has nothing to do with the stem.
+    assert not any(name.startswith("sample/") for name in found)
+    assert "train/eps" in absent
 
 
-def reduced(arrays):
-    """Norms of the gradients in place of the gradients."""
+def norms_in_place_of_gradients(arrays):
     names = [key[len("train/grad/") :] for key in arrays if key.startswith("train/grad/")]
     gradients = [arrays.pop(f"train/grad/{name}") for name in names]
     arrays["train/grad_norm_names"] = np.array(names)
@@ -117,20 +99,55 @@ def reduced(arrays):
     return names
 
 
-def test_norms_in_place_of_gradients(changed_copy):
+def test_recorded_numbers_that_are_off_fail_alone_also_where_gradients_are_norms(changed_copy):
+    running = "train/after_forward/pre_process.0._ops.0.bn_act.running_var"
+    off = ("eval/kl_diag/1", "sample/logits", "train/bn_loss", "train/kl_alpha", running)
     names = []
-    comparisons, absent = parity.replay(changed_copy(lambda arrays: names.extend(reduced(arrays))))
-    assert failures(comparisons) == {}
-    assert "train/grad" not in absent
-    assert len(of_part(comparisons, "train/grad/")) == len(names) > 50
-    assert of_part(comparisons, "train/after_step/")
 
-
-def test_a_norm_that_is_off_fails(changed_copy):
     def change(arrays):
-        names = reduced(arrays)
+        names.extend(norms_in_place_of_gradients(arrays))
         arrays["train/grad_norms"][names.index("stem.weight")] *= 1.01
-        del arrays["train/learning_rate"]
+        perturb("eval/logits", np.nan)(arrays)
+        for key in off:
+            perturb(key)(arrays)
 
-    with pytest.raises(KeyError):
-        parity.replay(changed_copy(change))
+    comparisons, absent = parity.replay(changed_copy(change))
+    assert set(failures(comparisons)) == {"eval/logits", "train/grad/stem.weight", *off}
+    assert "train/grad" not in absent
+    compared = [comparison.quantity for comparison in comparisons]
+    assert sum(quantity.startswith("train/grad/") for quantity in compared) == len(names) > 50
+    assert any(quantity.startswith("train/after_step/") for quantity in compared)
+
+
+def test_what_passes():
+    assert parity.Comparison("any", 1.0, 1.0).passed
+    assert not parity.Comparison("any", 1.1, 1.0).passed
+    assert not parity.Comparison("any", float("nan"), 1.0).passed
+
+
+def test_parts_that_are_not_recorded_are_named(changed_copy):
+    def change(arrays):
+        without_training(arrays)
+        for key in list(arrays):
+            if key.startswith("sample/") or key == "eval/log_q":
+                del arrays[key]
+
+    comparisons, absent = parity.replay(changed_copy(change))
+    assert {"eval/log_q", "sample/eps", "train/eps"} <= set(absent)
+    assert {comparison.quantity.split("/")[0] for comparison in comparisons} == {"eval"}
+    assert failures(comparisons) == {}
+
+
+def test_the_command_says_what_failed_and_what_is_absent(changed_copy, capsys):
+    def change(arrays):
+        without_training(arrays)
+        perturb("eval/recon_loss")(arrays)
+
+    path = changed_copy(change)
+    assert parity.main([path]) == 1
+    printed = capsys.readouterr().out
+    assert [line.split()[-1] for line in printed.splitlines() if line.startswith("FAILED")] == ["eval/recon_loss"]
+    assert "absent from the file: eval/mean" in printed
+    assert f"{path}: " in printed and "1 past their tolerance" in printed
+    assert parity.main([changed_copy(without_training)]) == 0
+    assert parity.main([]) == 2

@@ -9,7 +9,8 @@ from nvae_tf.checkpoints.published_names import published_tensors
 from nvae_tf.checkpoints.published_settings import model_config_from_published
 from nvae_tf.latent_plan import CELL_SETS
 
-ONE_SCALE = dict(num_latent_scales=1, squeeze_excite=False, num_flows=0)
+PLAIN = dict(squeeze_excite=False, num_flows=0)
+ONE_SCALE = dict(num_latent_scales=1, **PLAIN)
 
 
 def shape_of(tensor):
@@ -30,12 +31,16 @@ def test_the_names_of_the_recorded_files(name, published):
 
 # One scale has every kind of cell that changes the names: normal, down and up.
 VARIANTS = [dict(cell_set=name, **ONE_SCALE) for name in CELL_SETS] + [
-    dict(num_flows=2),
-    dict(num_latent_scales=1, num_groups_per_scale=1),
     dict(num_latent_scales=1, num_groups_per_scale=1, num_flows=2),
-    dict(num_latent_scales=3, num_groups_per_scale=4, adaptive_groups=True, num_cells_per_group_decoder=2, num_flows=0),
+    dict(num_latent_scales=3, num_groups_per_scale=4, adaptive_groups=True, num_cells_per_group_decoder=2, **PLAIN),
     dict(num_preprocess_blocks=0, num_postprocess_blocks=0),
-    dict(num_preprocess_blocks=2, num_postprocess_blocks=2, num_preprocess_cells=1, num_postprocess_cells=1),
+    dict(
+        num_preprocess_blocks=2,
+        num_postprocess_blocks=2,
+        num_preprocess_cells=1,
+        num_postprocess_cells=1,
+        **ONE_SCALE,
+    ),
 ]
 
 
