@@ -3,6 +3,8 @@
 import argparse
 import pathlib
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -36,20 +38,25 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
         raise FileNotFoundError(f"{path}: no such file; give the path of a published checkpoint (.pt)")
     torch = _torch()
     try:
+        # Torch itself maps a file into memory without a look at its checksums; files before torch 1.6 are no archives.
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            _check_sums(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"wants to build '{foreign[1]}', which no NVAE checkpoint needs" if foreign else "is no torch file"
         raise ValueError(
-            f"{path}: holds pickled objects that an NVAE checkpoint has no need of, or is damaged; it was not loaded. "
-            f"Get the file again from where it was published ({_first_line(error)})"
+            f"{path}: {found}; it was not loaded. Get the file again from where it was published"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, UnicodeDecodeError) as error:
+    except (RuntimeError, EOFError, OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path}: not a whole torch file, probably cut short or damaged; download it again ({_first_line(error)})"
         ) from error
     if not isinstance(content, dict) or not {"args", "state_dict"} <= content.keys():
         raise ValueError(f"{path}: a torch file, but not an NVAE checkpoint: it lacks 'args' or 'state_dict'")
-    return TorchCheckpoint(_plain_settings(content["args"]), _arrays(path, content["state_dict"]))
+    return TorchCheckpoint(_plain_settings(path, content["args"]), _arrays(path, content["state_dict"]))
 
 
 def from_torch_checkpoint(path: str | pathlib.Path) -> NVAE:
@@ -78,15 +85,31 @@ def _torch():
     return torch
 
 
-def _plain_settings(args: Any) -> dict[str, Any]:
+def _check_sums(path: pathlib.Path) -> None:
+    """Reads every part of an archive; `zipfile` raises BadZipFile at one whose checksum is wrong."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            # Torch writes 0 where it was told to make no checksums.
+            if entry.CRC:
+                with archive.open(entry) as part:
+                    while part.read(1 << 20):
+                        pass
+
+
+def _plain_settings(path: pathlib.Path, args: Any) -> dict[str, Any]:
+    if not isinstance(args, dict | argparse.Namespace):
+        raise ValueError(f"{path}: 'args' holds no settings, but a {type(args).__name__}")
     return dict(args) if isinstance(args, dict) else dict(vars(args))
 
 
-def _arrays(path: pathlib.Path, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    wrong = [name for name, value in state.items() if not hasattr(value, "numpy")]
+def _arrays(path: pathlib.Path, state: Any) -> dict[str, np.ndarray]:
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path}: 'state_dict' holds no weights by name, but a {type(state).__name__}")
+    tensor = _torch().Tensor
+    wrong = [str(name) for name, value in state.items() if not isinstance(value, tensor)]
     if wrong:
         raise ValueError(f"{path}: 'state_dict' holds something else than tensors: {', '.join(wrong[:5])}")
-    return {name: value.numpy() for name, value in state.items()}
+    return {name: value.detach().float().numpy() for name, value in state.items()}
 
 
 def _first_line(error: Exception) -> str:

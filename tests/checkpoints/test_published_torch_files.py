@@ -111,7 +111,6 @@ def flipped_weights(data):
 
 
 @pytest.mark.torch
-@pytest.mark.xfail(strict=True, reason="torch does not compare the checksums of the file's parts")
 def test_damaged_weights_are_noticed(published, tmp_path):
     with pytest.raises(ValueError, match=r"damaged\.pt: "):
         read_torch_checkpoint(damaged(published, tmp_path, flipped_weights))
@@ -147,10 +146,9 @@ def test_foreign_objects_are_not_built(zipped, content, saved, tmp_path):
 
 
 @pytest.mark.torch
-@pytest.mark.xfail(strict=True, reason="the message ends with torch's own advice")
 def test_no_one_is_told_to_load_foreign_objects_all_the_same(content, saved, tmp_path):
     content["scheduler"] = Foreign(tmp_path / "trace")
-    with pytest.raises(ValueError, match="holds pickled objects") as caught:
+    with pytest.raises(ValueError, match="wants to build .*mkdir.* no NVAE checkpoint needs") as caught:
         read_torch_checkpoint(saved(content))
     assert "weights_only" not in str(caught.value)
 
@@ -163,7 +161,6 @@ def test_torch_files_that_are_no_checkpoint(torch, content, saved):
 
 
 @pytest.mark.torch
-@pytest.mark.xfail(strict=True, reason="the types of the parts are not checked")
 @pytest.mark.parametrize(
     "changes",
     [dict(args=None), dict(args=5), dict(state_dict=None), dict(state_dict=[1]), dict(state_dict={1: None})],
@@ -197,14 +194,12 @@ def test_weights_that_do_not_fit_their_settings_are_named_with_the_file(content,
 
 
 @pytest.mark.torch
-@pytest.mark.xfail(strict=True, reason="taken for a damaged file")
 def test_the_format_of_older_torch_versions(content, saved):
     path = saved(content, _use_new_zipfile_serialization=False)
     assert read_torch_checkpoint(path).state.keys() == content["state_dict"].keys()
 
 
 @pytest.mark.torch
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="a tensor that wants a gradient has no numpy()")
 def test_weights_saved_as_parameters(torch, content, saved):
     content["state_dict"]["stem.weight"] = torch.nn.Parameter(content["state_dict"]["stem.weight"])
     assert read_torch_checkpoint(saved(content)).state.keys() == content["state_dict"].keys()
