@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -21,20 +22,41 @@ BATCH = 64
 # The shortest side, in pixels, at which a person sees what a picture shows.
 VISIBLE_SIDE = 64
 # Pixels between the pictures and their shade.
-GAP, GREY = 2, 128
+GAP, GREY = 6, 128
 LARGEST_SEED = 2**31 - 1
 
 # `run(signature, **inputs)`, from and to arrays whose first axis is the batch.
 Run = Callable[..., dict[str, np.ndarray]]
 
 
+def tensorflow_without_notes():
+    """Imports TensorFlow, not before it is needed: a wrong argument is told within a moment.
+
+    What it says of its own build on standard error, at every start, is shown only if the import fails.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with tempfile.TemporaryFile() as notes:
+        standard_error = os.dup(2)
+        os.dup2(notes.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+        except BaseException:
+            notes.seek(0)
+            os.write(standard_error, notes.read())
+            raise
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+    tf.get_logger().setLevel("ERROR")
+    return tf
+
+
 @contextlib.contextmanager
 def session_of(folder: str) -> Iterator[Run]:
     """Loads a SavedModel and gives the function that runs its signatures."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow as tf  # not before: a wrong argument is told within a moment
-
-    tf.get_logger().setLevel("ERROR")
+    tf = tensorflow_without_notes()
     with contextlib.closing(tf.compat.v1.Session(graph=tf.Graph())) as session:
         loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], folder)
 

@@ -74,7 +74,7 @@ def steps(workdir: pathlib.Path) -> list[Step]:
         ),
         Step(
             "Fit a simple baseline",
-            ["-m", "benchmarks.mixture_of_bernoullis", "--components=160", f"--json={baseline}"],
+            ["-m", "benchmarks.mixture_of_bernoullis", "--components=120", f"--json={baseline}"],
             baseline,
         ),
         Step(

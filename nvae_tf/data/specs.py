@@ -72,18 +72,18 @@ class DataSpec:
         return (self.height, self.width, self.channels)
 
 
-# scikit-learn's bundled handwritten digits: 1,437 for training and 360 for testing, split by `bundled.load`.
+# scikit-learn's bundled handwritten digits as bitmaps: 1,437 for training and 360 for testing, by `bundled.load`.
 DIGITS = DataSpec(
     name="digits",
     source="bundled",
     source_name="digits",
-    height=8,
-    width=8,
+    height=16,
+    width=16,
     channels=1,
-    num_bits=8,
-    padded_height=8,
-    padded_width=8,
-    binarise=True,
+    num_bits=1,
+    padded_height=16,
+    padded_width=16,
+    binarise=False,
     horizontal_flip=False,
     likelihood="bernoulli",
 )

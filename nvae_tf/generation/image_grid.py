@@ -13,7 +13,7 @@ _VISIBLE_SIDE = 64
 _GAP_VALUE = 128
 
 
-def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | None = 1, gap: int = 2) -> np.ndarray:
+def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | None = 1, gap: int = 6) -> np.ndarray:
     """Lays images out in rows, from the top left.
 
     Args:

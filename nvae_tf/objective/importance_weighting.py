@@ -41,7 +41,6 @@ def importance_weighted_bound(
         accumulate,
         (tf.constant(0), tf.fill([batch_size], tf.float32.min), zeros, zeros),
         parallel_iterations=1,
-        back_prop=False,
     )
     log_count = tf.math.log(tf.cast(num_samples, tf.float32))
     return ImportanceWeightedBound(-(maximum + tf.math.log(scaled_sum) - log_count), -total / num_samples)

@@ -12,7 +12,8 @@ from nvae_tf.data import DATA_SPECS, data_spec, specs
 
 def test_the_binary_sets_and_cifar10_are_as_the_paper_has_them():
     digits, mnist, cifar10 = data_spec("digits"), data_spec("mnist"), data_spec("cifar10")
-    assert digits.image_shape == (8, 8, 1) and digits.binarise and digits.likelihood == "bernoulli"
+    assert digits.image_shape == (16, 16, 1) and digits.num_bits == 1 and digits.likelihood == "bernoulli"
+    assert not digits.binarise
     assert mnist.image_shape == (28, 28, 1) and (mnist.padded_height, mnist.padded_width) == (32, 32)
     assert mnist.binarise and not mnist.horizontal_flip and mnist.likelihood == "bernoulli"
     assert cifar10.image_shape == (32, 32, 3) and cifar10.num_bits == 8 and cifar10.horizontal_flip

@@ -25,7 +25,7 @@ def test_evaluation_prints_a_table_and_writes_the_figures(commands, finished_run
     assert figures["nelbo_nats"] == pytest.approx(figures["reconstruction_nats"] + figures["kl_nats"])
     assert figures["kl_nats"] == pytest.approx(sum(figures["kl_per_group_nats"]))
     assert min(figures["kl_per_group_nats"]) >= 0.0 and len(figures["kl_per_group_nats"]) == 2
-    assert figures["bits_per_dim"] == pytest.approx(figures["nelbo_nats"] / (64 * math.log(2)))
+    assert figures["bits_per_dim"] == pytest.approx(figures["nelbo_nats"] / (256 * math.log(2)))
     expected = {"num_images": 360, "step": 60, "seed": 0, "importance_samples": 20, "split": "test"}
     assert {name: figures[name] for name in expected} == expected
     # Training has evaluated the same images with the same draws.
@@ -42,7 +42,7 @@ def test_generation_is_seeded_and_does_not_depend_on_the_count(commands, finishe
         process = commands.run([*command, f"--output={tmp_path / name}.png", f"--count={count}"])
         assert process.returncode == 0, process.stderr
     few, many = pixels(tmp_path / "few.png"), pixels(tmp_path / "many.png")
-    assert few.shape == (2 * 66 - 2, 4 * 66 - 2)
+    assert few.shape == (2 * 70 - 6, 4 * 70 - 6)
     np.testing.assert_array_equal(many[: len(few)], few)
     images = nvae_tf.load(workdir).generate(8, temperature=0.8, seed=3)
     assert np.abs(image_grid(images, 4, enlarge=None)[..., 0].astype(int) - few).max() <= 1
@@ -73,11 +73,11 @@ def test_reconstructions_stand_below_originals(commands, finished_run, tmp_path)
     process = commands.run(command)
     assert process.returncode == 0, process.stderr
     picture = pixels(output)
-    assert picture.shape == (4 * 66 - 2, 5 * 66 - 2)
+    assert picture.shape == (4 * 70 - 6, 5 * 70 - 6)
     assert set(np.unique(picture[:64])) <= {0, 128, 255}
-    assert len(np.unique(picture[66:130, :64])) > 2
+    assert len(np.unique(picture[70:134, :64])) > 2
     # The places that no image fills are grey.
-    assert (picture[132:196, 2 * 66 :] == 128).all()
+    assert (picture[140:204, 2 * 70 :] == 128).all()
 
 
 @pytest.mark.parametrize(

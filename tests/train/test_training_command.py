@@ -42,13 +42,13 @@ def test_a_run_leaves_its_records(finished_run):
     assert [row["step"] for row in found] == [20, 40, 60]
     for row in found:
         assert row["test_nelbo_nats"] == pytest.approx(row["test_reconstruction_nats"] + row["test_kl_nats"], abs=1e-3)
-        assert row["test_bits_per_dim"] == pytest.approx(row["test_nelbo_nats"] / np.log(2) / 64, rel=1e-4)
+        assert row["test_bits_per_dim"] == pytest.approx(row["test_nelbo_nats"] / np.log(2) / 256, rel=1e-4)
         assert row["test_kl_nats"] >= 0.0 and row["epoch"] == pytest.approx(row["step"] / 14, rel=1e-4)
-    assert found[-1]["test_nelbo_nats"] < found[0]["test_nelbo_nats"] < 64 * np.log(2) + 1
+    assert found[-1]["test_nelbo_nats"] < found[0]["test_nelbo_nats"] < 256 * np.log(2) + 1
     assert found[0]["kl_weight"] == 1.0 and found[-1]["learning_rate"] == pytest.approx(1e-4, rel=1e-3)
     pictures = sorted(file.name for file in (workdir / "samples").iterdir())
     assert pictures == ["step-00000040.png", "step-00000060.png"]
-    assert Image.open(workdir / "samples" / pictures[0]).size == (8 * 66 - 2, 8 * 66 - 2)
+    assert Image.open(workdir / "samples" / pictures[0]).size == (8 * 70 - 6, 8 * 70 - 6)
     assert (workdir / "checkpoints" / "step-60.index").is_file()
 
 
