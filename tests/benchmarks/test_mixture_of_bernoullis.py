@@ -1,10 +1,10 @@
-"""The baseline: EM finds a mixture that is known, never lowers the likelihood, and the masses sum to 1."""
+"""The baseline: EM finds a mixture that is known, and the masses sum to 1."""
 
 import itertools
 
 import numpy as np
 
-from benchmarks.mixture_of_bernoullis import MixtureOfBernoullis, binarised
+from benchmarks.mixture_of_bernoullis import MixtureOfBernoullis, bitmaps
 
 TRUE_MEANS = np.array([[0.9] * 6 + [0.1] * 6, [0.1] * 6 + [0.9] * 6])
 
@@ -30,13 +30,11 @@ def test_it_is_a_distribution():
 
 
 def test_more_components_fit_the_training_images_better():
-    images = binarised("train", 1, first_seed=1)[0]
+    images = bitmaps("train")
     scores = [MixtureOfBernoullis(count).fit(images).negative_log_likelihood(images) for count in (1, 5, 20)]
     assert scores[0] > scores[1] > scores[2]
 
 
-def test_images_are_binarised_afresh_and_repeatably():
-    first, second = binarised("test", 2, first_seed=0)
-    assert first.shape == (360, 64) and set(np.unique(first)) == {0.0, 1.0}
-    assert (first != second).any()
-    np.testing.assert_array_equal(binarised("test", 1, first_seed=1)[0], second)
+def test_the_images_are_those_of_the_data_set():
+    images = bitmaps("test")
+    assert images.shape == (360, 256) and set(np.unique(images)) == {0.0, 1.0}

@@ -63,8 +63,8 @@ def test_values_outside_are_clipped():
             {"images": np.array([np.nan, 0.0]).reshape(2, 1, 1, 1)},
             "1 of 2 images hold values that are not finite",
         ),
-        ({"images": np.zeros([2, 3, 3, 1]), "columns": 0}, "columns, enlarge >= 1.*not 0, 1 and 2"),
-        ({"images": np.zeros([2, 3, 3, 1]), "enlarge": 0}, "columns, enlarge >= 1.*not 2, 0 and 2"),
+        ({"images": np.zeros([2, 3, 3, 1]), "columns": 0}, "columns, enlarge >= 1.*not 0, 1 and 6"),
+        ({"images": np.zeros([2, 3, 3, 1]), "enlarge": 0}, "columns, enlarge >= 1.*not 2, 0 and 6"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
