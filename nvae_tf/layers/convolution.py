@@ -1,5 +1,6 @@
 """Stacked convolutions: weight-normalised or plain, dense, depthwise, grouped or masked."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -60,7 +61,7 @@ class StackedConvolution(StackedLayer):
             self.bias = self.add_weight(name="bias", shape=(count, channels_out), initializer=uniform)
         if weight_normalised:
             self.log_norm = self.add_weight(name="log_norm", shape=(count, channels_out))
-            start = tf.math.log(self._norms(self._masked_kernel())[:, 0, 0, 0] + 1e-2) + log_norm_offset
+            start = tf.math.log(_norms(self._masked_kernel())[:, 0, 0, 0] + 1e-2) + log_norm_offset
             self.log_norm.assign(start)
 
     @property
@@ -73,8 +74,7 @@ class StackedConvolution(StackedLayer):
         kernel = self._masked_kernel()
         if self.log_norm is None:
             return kernel
-        scale = tf.exp(tf.convert_to_tensor(self.log_norm))[:, None, None, None, :]
-        return kernel * (scale / (self._norms(kernel) + 1e-5))
+        return weight_normalised(kernel, tf.convert_to_tensor(self.log_norm))
 
     def kernels_of(self, forward: ForwardPass) -> tf.Tensor:
         """The effective kernels, computed once in a pass."""
@@ -124,10 +124,6 @@ class StackedConvolution(StackedLayer):
         kernel = tf.convert_to_tensor(self.kernel)
         return kernel if self.mask is None else kernel * self.mask
 
-    def _norms(self, kernel: tf.Tensor) -> tf.Tensor:
-        # The tiny number keeps the gradient finite for a filter that is all zeros.
-        return tf.sqrt(tf.reduce_sum(tf.square(kernel), axis=(1, 2, 3), keepdims=True) + 1e-30)
-
 
 class DataDependentConvolution(StackedConvolution):
     """Weight-normalised convolutions whose scale and bias are set from the first training batch.
@@ -141,7 +137,7 @@ class DataDependentConvolution(StackedConvolution):
         if not forward.initialising:
             return super().slices(forward)
         kernel = self._masked_kernel()
-        directions = tf.unstack(tf.cast(kernel / (self._norms(kernel) + 1e-5), self.compute_dtype))
+        directions = tf.unstack(tf.cast(kernel / (_norms(kernel) + 1e-5), self.compute_dtype))
         return [ConvolutionWeights(direction, None) for direction in directions]
 
     def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
@@ -166,6 +162,30 @@ class DataDependentConvolution(StackedConvolution):
         if forward.initialising:
             log_norms, biases = zip(*records, strict=True)
             forward.updates += [(self.log_norm, tf.stack(log_norms)), (self.bias, tf.stack(biases))]
+
+
+@tf.custom_gradient
+def weight_normalised(kernels: tf.Tensor, log_norms: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """`exp(s) w / (||w|| + 1e-5)` of every output channel of `[count, height, width, in, out]`; `s` is `[count, out]`.
+
+    The gradient is in closed form: what TensorFlow derives has three more arrays of the kernels' size, and as many
+    nodes again.
+    """
+    norms = _norms(kernels)
+    divisors = norms + 1e-5
+    scales = tf.reshape(tf.exp(log_norms), norms.shape) / divisors
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        along = scales * tf.reduce_sum(upstream * kernels, axis=(1, 2, 3), keepdims=True)
+        return scales * upstream - along / (norms * divisors) * kernels, tf.reshape(along, log_norms.shape)
+
+    return kernels * scales, gradient
+
+
+def _norms(kernels: tf.Tensor) -> tf.Tensor:
+    """The norm of every output channel, `[count, 1, 1, 1, out]`."""
+    # The tiny number keeps the gradient finite for a filter that is all zeros.
+    return tf.sqrt(tf.reduce_sum(tf.square(kernels), axis=(1, 2, 3), keepdims=True) + 1e-30)
 
 
 def _pointwise(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

@@ -51,7 +51,9 @@ class StackedLayer(keras.layers.Layer):
         self.count = count
         self.parts = list(parts)
         # Behind a partial, so that exports do not take it for a function to be exported.
-        self._traced = functools.partial(tf.function(self._apply_and_record, autograph=False))
+        self._traced = functools.partial(
+            tf.function(self._apply_and_record, autograph=False, experimental_attributes={"_noinline": True})
+        )
         self.built = True
 
     def slices(self, forward: ForwardPass) -> list[Any]:

@@ -153,7 +153,7 @@ class NVAE(InferenceMixin, keras.Model):
         self, images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
     ) -> tuple[objectives.Elbo, objectives.TrainingLoss]:
         """The bound's parts and the loss at a step, see `nvae_tf.objective`."""
-        spectral = tf.add_n([tf.reduce_sum(norms) for norms in self.spectral_regularizer.norms(forward)])
+        spectral = tf.reduce_sum(tf.concat(self.spectral_regularizer.norms(forward), axis=0))
         regularisers = spectral + (objectives.batch_norm_loss(self.batch_norms) if self.batch_norms else 0.0)
         images, regularisers = objectives.gradients_after_network(images, regularisers)
         decoded = self.infer(images, noise, forward)

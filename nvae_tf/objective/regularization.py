@@ -1,5 +1,6 @@
 """Spectral regularisation and the batch-norm regulariser (Vahdat & Kautz 2020, section 3.2)."""
 
+import collections
 from collections.abc import Callable, Sequence
 
 import keras
@@ -48,19 +49,24 @@ class SpectralRegularizer(keras.layers.Layer):
         if iterations is None:
             iterations = tf.where(self.warmed_up > 0.0, self.ITERATIONS, self.FIRST_ITERATIONS)
         fixed = [tf.stop_gradient(matrix) for matrix in matrices]
-        starts = tuple(tf.convert_to_tensor(vector) for vector in self.vectors)
-        _, vectors = tf.while_loop(
+        starts = tuple(tf.expand_dims(vector, 1) for vector in self.vectors)
+        _, rows = tf.while_loop(
             lambda index, _: index < iterations,
-            lambda index, vectors: (index + 1, tuple(map(_iterated, fixed, vectors))),
+            lambda index, rows: (index + 1, tuple(map(_iterated, fixed, rows))),
             (tf.constant(0), starts),
         )
-        forward.updates += [*zip(self.vectors, vectors, strict=True), (self.warmed_up, tf.ones([]))]
-        return [_norm(matrix, right) for matrix, right in zip(matrices, vectors, strict=True)]
+        forward.updates += [(vector, tf.squeeze(row, 1)) for vector, row in zip(self.vectors, rows, strict=True)]
+        forward.updates.append((self.warmed_up, tf.ones([])))
+        return [_norm(matrix, row) for matrix, row in zip(matrices, rows, strict=True)]
 
 
 def batch_norm_loss(norms: Sequence[StackedBatchNormalization]) -> tf.Tensor:
     """The sum over all batch normalisations of max |gamma|; tied channels share the gradient evenly."""
-    return tf.add_n([tf.reduce_sum(tf.reduce_max(tf.abs(norm.gamma), axis=1)) for norm in norms])
+    by_width = collections.defaultdict(list)
+    for norm in norms:
+        by_width[norm.gamma.shape[1]].append(norm.gamma)
+    largest = [tf.reduce_max(tf.abs(tf.concat(gammas, axis=0)), axis=1) for gammas in by_width.values()]
+    return tf.reduce_sum(tf.concat(largest, axis=0))
 
 
 @tf.custom_gradient
@@ -84,22 +90,27 @@ def _matrices(kernels: tf.Tensor) -> tf.Tensor:
 
 
 def _iterated(matrices: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    """One power iteration for each of `matrices` `[count, in, out]` from the vectors `right` `[count, out]`."""
-    left = _normalised(_times(matrices, right))
-    return _normalised(tf.squeeze(tf.matmul(tf.expand_dims(left, 1), matrices), 1))
+    """One power iteration for each of `matrices` `[count, in, out]` from the rows `right` `[count, 1, out]`."""
+    return _normalised(tf.matmul(_normalised(_times(matrices, right)), matrices))
 
 
-def _norm(matrices: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    """`u^T W v` of every matrix, `[count]`, with gradient through W alone."""
-    image = _times(matrices, tf.stop_gradient(right))
-    return tf.reduce_sum(tf.stop_gradient(_normalised(image)) * image, axis=1)
+@tf.custom_gradient
+def _norm(matrices: tf.Tensor, right: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """`u^T W v` of every matrix, `[count]`, for the rows `right` `[count, 1, out]`; with gradient through W alone."""
+    image = _times(matrices, right)
+    left = _normalised(image)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
+        return tf.matmul(left, tf.reshape(upstream, (-1, 1, 1)) * right, transpose_a=True), None
+
+    return tf.reduce_sum(left * image, axis=(1, 2)), gradient
 
 
 def _times(matrices: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     """`W v` of every matrix as a row times the transpose: twice as fast on CPUs as `tf.linalg.matvec`."""
-    return tf.squeeze(tf.matmul(tf.expand_dims(right, 1), matrices, transpose_b=True), 1)
+    return tf.matmul(right, matrices, transpose_b=True)
 
 
-def _normalised(vectors: tf.Tensor) -> tf.Tensor:
-    norm = tf.sqrt(tf.reduce_sum(tf.square(vectors), axis=-1, keepdims=True))
-    return vectors / tf.maximum(norm, _SMALLEST_NORM)
+def _normalised(rows: tf.Tensor) -> tf.Tensor:
+    """Every row `[count, 1, size]` divided by its norm, but not by less than the smallest."""
+    return tf.math.l2_normalize(rows, axis=-1, epsilon=_SMALLEST_NORM**2)

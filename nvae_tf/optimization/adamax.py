@@ -37,7 +37,15 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self.epsilon = epsilon
         self.l2 = l2
         self._latest: list[tf.Operation] = []
-        self._scalars: dict[str, tf.Tensor] = {}
+        self._rate: tf.Tensor | None = None
+        # One trace for all variables, of whatever shape, and one call in the graph for each.
+        anything = tf.TensorSpec(None)
+        self._traced_step = tf.function(
+            self._step,
+            input_signature=[anything, anything, anything, anything, tf.TensorSpec([])],
+            autograph=False,
+            experimental_attributes={"_noinline": True},
+        )
 
     def build(self, variables) -> None:
         """Makes the two slots of every variable."""
@@ -48,12 +56,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
-        # Once for all variables: a training graph has hundreds, and each would make its own constants.
+        # Once for all variables: a training graph has hundreds, and each would make its own.
         step = tf.cast(self.iterations.value + 1, tf.float32)
-        scalars = {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon, "l2": self.l2}
-        self._scalars = {name: tf.constant(value) for name, value in scalars.items()}
-        self._scalars["rest_1"] = tf.constant(1.0 - self.beta_1)
-        self._scalars["bias_correction"] = 1.0 / (1.0 - self.beta_1**step)
+        rate = tf.cast(self._get_current_learning_rate(), tf.float32)
+        self._rate = rate / (1.0 - self.beta_1**step)
         self._latest = []
         super().apply(grads, trainable_variables)
 
@@ -61,13 +67,8 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         """One step of one variable."""
         index = self._get_variable_index(variable)
         momentum, norm = self._momentums[index].value, self._norms[index].value
-        scalars = self._scalars
-        rate = tf.cast(learning_rate, tf.float32) * scalars["bias_correction"]
         with tf.control_dependencies(self._latest):
-            gradient = gradient + scalars["l2"] * variable
-            new_momentum = scalars["beta_1"] * momentum + scalars["rest_1"] * gradient
-            new_norm = tf.maximum(scalars["beta_2"] * norm, tf.abs(gradient) + scalars["epsilon"])
-            change = rate * new_momentum / new_norm
+            change, new_momentum, new_norm = self._traced_step(gradient, variable, momentum, norm, self._rate)
         updates = [
             momentum.assign(new_momentum, read_value=False),
             norm.assign(new_norm, read_value=False),
@@ -75,6 +76,13 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         ]
         if not tf.executing_eagerly() and variable.shape.num_elements() > _LARGE:
             self._latest = updates
+
+    def _step(self, gradient, variable, momentum, norm, rate) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What is taken from the variable, and its new slots."""
+        gradient = gradient + self.l2 * variable
+        momentum = self.beta_1 * momentum + (1.0 - self.beta_1) * gradient
+        norm = tf.maximum(self.beta_2 * norm, tf.abs(gradient) + self.epsilon)
+        return rate * momentum / norm, momentum, norm
 
     def get_config(self) -> dict:
         """The settings, for saving."""
