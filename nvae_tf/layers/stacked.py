@@ -50,10 +50,11 @@ class StackedLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.count = count
         self.parts = list(parts)
+        # Not inlined, one layer is made ready to run and not each of its uses: the first step comes sooner.
+        attributes = {"_noinline": True}
+        traced = tf.function(self._apply_and_record, autograph=False, experimental_attributes=attributes)
         # Behind a partial, so that exports do not take it for a function to be exported.
-        self._traced = functools.partial(
-            tf.function(self._apply_and_record, autograph=False, experimental_attributes={"_noinline": True})
-        )
+        self._traced = functools.partial(traced)
         self.built = True
 
     def slices(self, forward: ForwardPass) -> list[Any]:

@@ -37,12 +37,12 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self.epsilon = epsilon
         self.l2 = l2
         self._latest: list[tf.Operation] = []
-        self._rate: tf.Tensor | None = None
+        self._bias_correction: tf.Tensor | None = None
         # One trace for all variables, of whatever shape, and one call in the graph for each.
-        anything = tf.TensorSpec(None)
+        tensor, scalar = tf.TensorSpec(None), tf.TensorSpec([])
         self._traced_step = tf.function(
             self._step,
-            input_signature=[anything, anything, anything, anything, tf.TensorSpec([])],
+            input_signature=[tensor, tensor, tensor, tensor, scalar, scalar],
             autograph=False,
             experimental_attributes={"_noinline": True},
         )
@@ -57,9 +57,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
         # Once for all variables: a training graph has hundreds, and each would make its own.
-        step = tf.cast(self.iterations.value + 1, tf.float32)
-        rate = tf.cast(self._get_current_learning_rate(), tf.float32)
-        self._rate = rate / (1.0 - self.beta_1**step)
+        self._bias_correction = 1.0 - self.beta_1 ** tf.cast(self.iterations.value + 1, tf.float32)
         self._latest = []
         super().apply(grads, trainable_variables)
 
@@ -68,7 +66,9 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         index = self._get_variable_index(variable)
         momentum, norm = self._momentums[index].value, self._norms[index].value
         with tf.control_dependencies(self._latest):
-            change, new_momentum, new_norm = self._traced_step(gradient, variable, momentum, norm, self._rate)
+            change, new_momentum, new_norm = self._traced_step(
+                gradient, variable, momentum, norm, tf.cast(learning_rate, tf.float32), self._bias_correction
+            )
         updates = [
             momentum.assign(new_momentum, read_value=False),
             norm.assign(new_norm, read_value=False),
@@ -77,12 +77,14 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         if not tf.executing_eagerly() and variable.shape.num_elements() > _LARGE:
             self._latest = updates
 
-    def _step(self, gradient, variable, momentum, norm, rate) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _step(
+        self, gradient, variable, momentum, norm, learning_rate, bias_correction
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """What is taken from the variable, and its new slots."""
         gradient = gradient + self.l2 * variable
         momentum = self.beta_1 * momentum + (1.0 - self.beta_1) * gradient
         norm = tf.maximum(self.beta_2 * norm, tf.abs(gradient) + self.epsilon)
-        return rate * momentum / norm, momentum, norm
+        return learning_rate / bias_correction * momentum / norm, momentum, norm
 
     def get_config(self) -> dict:
         """The settings, for saving."""
