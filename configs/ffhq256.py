@@ -1,4 +1,4 @@
-"""FFHQ at 256x256 with 5 bits, as published (Vahdat & Kautz 2020, table 6).
+"""FFHQ at 256x256 with 5 bits, as published (Vahdat & Kautz 2020, table 6): CelebA HQ's model, regularised more.
 
     python -m train.main --config=configs/ffhq256.py --workdir=runs/ffhq256
 
@@ -10,26 +10,13 @@ version; until then training stops at once, saying that there is no such data se
 
 from ml_collections import ConfigDict
 
-from configs.common import default_config
+from configs import celebahq256
 
 
 def get_config() -> ConfigDict:
-    config = default_config()
+    config = celebahq256.get_config().unlock()
     config.data.name = "ffhq256"
-    config.model.image_height = 256
-    config.model.image_width = 256
-    config.model.num_bits = 5
-    config.model.num_latent_scales = 5
-    config.model.num_groups_per_scale = 16
-    config.model.adaptive_groups = True
-    config.model.min_groups_per_scale = 4
-    config.model.num_channels_encoder = 30
-    config.model.num_channels_decoder = 30
-    config.model.num_flows = 2
     config.objective.regularisation = 1e-1
-    config.objective.regularisation_initial = 1.0
-    config.objective.anneal_regularisation = True
     config.optimizer.learning_rate = 8e-3
-    config.train.batch_size = 4
     config.train.epochs = 200
     return config.lock()

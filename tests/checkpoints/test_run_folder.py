@@ -9,26 +9,11 @@ import nvae_tf
 from nvae_tf.checkpoints.run_folder import CHANGEABLE_SETTINGS, RunFolder, open_for_training
 from nvae_tf.checkpoints.training_state import TrainingState, latest_checkpoint, step_of
 from nvae_tf.checkpoints.weight_names import named_weights, nested
-from nvae_tf.config import ExperimentConfig, ModelConfig, TrainConfig, config_to_json
+from nvae_tf.config import ExperimentConfig, TrainConfig, config_to_json
 from nvae_tf.optimization import NVAEAdamax
+from tests.tiny_model import tiny_config
 
-MODEL = ModelConfig(
-    image_height=4,
-    image_width=4,
-    image_channels=1,
-    num_bits=1,
-    likelihood="bernoulli",
-    num_latent_scales=2,
-    num_groups_per_scale=1,
-    num_latent_per_group=2,
-    num_channels_encoder=2,
-    num_channels_decoder=2,
-    num_preprocess_blocks=0,
-    num_postprocess_blocks=0,
-    num_cells_per_group_encoder=1,
-    num_cells_per_group_decoder=1,
-    num_flows=1,
-)
+MODEL = tiny_config(num_flows=1)
 CONFIG = ExperimentConfig(model=MODEL, train=TrainConfig(seed=3))
 
 

@@ -6,27 +6,12 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.config import ModelConfig
 from nvae_tf.evaluation import LikelihoodEvaluator
 from nvae_tf.models.noise import image_seeds, noise_per_image
 from nvae_tf.objective import kl_per_group
+from tests.tiny_model import tiny_config
 
-CONFIG = ModelConfig(
-    image_height=4,
-    image_width=4,
-    image_channels=1,
-    num_bits=1,
-    likelihood="bernoulli",
-    num_latent_scales=2,
-    num_groups_per_scale=2,
-    num_latent_per_group=2,
-    num_channels_encoder=2,
-    num_channels_decoder=2,
-    num_preprocess_blocks=0,
-    num_postprocess_blocks=0,
-    num_cells_per_group_encoder=1,
-    num_cells_per_group_decoder=1,
-)
+CONFIG = tiny_config(num_groups_per_scale=2)
 
 
 @pytest.fixture(scope="module")

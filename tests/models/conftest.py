@@ -4,30 +4,14 @@ import numpy as np
 import pytest
 
 import nvae_tf
-from nvae_tf.config import ModelConfig
+from tests.tiny_model import tiny_config
 
-TINY = dict(
-    image_height=6,
-    image_width=6,
-    image_channels=1,
-    padded_height=8,
-    padded_width=8,
-    num_bits=1,
-    likelihood="bernoulli",
-    num_latent_scales=2,
-    num_groups_per_scale=1,
-    num_latent_per_group=2,
-    num_channels_encoder=2,
-    num_channels_decoder=2,
-    num_preprocess_blocks=0,
-    num_postprocess_blocks=0,
-    num_cells_per_group_encoder=1,
-    num_cells_per_group_decoder=1,
-)
+# Padded on all sides.
+PADDED = dict(image_height=6, image_width=6, padded_height=8, padded_width=8)
 
 
-def tiny_config(**changes):
-    return ModelConfig(**{**TINY, **changes})
+def padded_config(**changes):
+    return tiny_config(**PADDED | changes)
 
 
 def images_of(config, count=4):
@@ -49,13 +33,13 @@ def shaken(model):
 class Tiny:
     """What the tests need to make models; a fixture, because tests are no package to import from."""
 
-    config = staticmethod(tiny_config)
+    config = staticmethod(padded_config)
     images_of = staticmethod(images_of)
     shaken = staticmethod(shaken)
 
     @staticmethod
     def model(seed=0, objective=None, **changes):
-        return nvae_tf.NVAE(tiny_config(**changes), objective, seed)
+        return nvae_tf.NVAE(padded_config(**changes), objective, seed)
 
 
 @pytest.fixture(scope="session")
