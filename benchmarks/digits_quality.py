@@ -1,6 +1,6 @@
 """How much the digits that a model draws look like digits, to a classifier that knows only real ones.
 
-    python -m benchmarks.digits_quality --workdir=runs/demo [--temperature=0.7] [--count=1000] [--json=FILE]
+    python -m benchmarks.digits_quality --workdir=runs/demo [--temperature=T] [--count=1000] [--json=FILE]
 
 A support vector machine with calibrated probabilities is trained on the real training digits, which are bitmaps.
 Its mean largest class probability says how sure it is: on real test digits, and on samples (the likelihood's mean
@@ -48,7 +48,7 @@ def measure(samples: np.ndarray) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, help="run folder of a model of the digits")
-    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--count", type=int, default=1000, help="number of samples")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")

@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -105,16 +106,36 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="which series of pictures, from 0 (default: 1)")
     parser.add_argument("--temperature", type=float, default=1.0, help="above 0; lower is tamer (default: 1)")
     flags = parser.parse_args()
-    if not (pathlib.Path(flags.saved_model) / "saved_model.pb").is_file():
-        parser.error(f"--saved_model={flags.saved_model}: no saved_model.pb in it; name one version")
-    if flags.count < 1 or not 0.0 < flags.temperature < math.inf or not 0 <= flags.seed <= LARGEST_SEED:
-        parser.error(f"--count and --temperature must be above 0, --seed from 0 to {LARGEST_SEED}")
-    with session_of(flags.saved_model) as run:
-        pictures = sample(run, flags.count, flags.seed, flags.temperature)
-    output = pathlib.Path(flags.output)
+    complain = parser.error
+    folder = pathlib.Path(flags.saved_model)
+    if not (folder / "saved_model.pb").is_file():
+        versions = sorted(str(file.parent) for file in folder.glob("*/saved_model.pb"))
+        complain(f"--saved_model={folder}: no saved_model.pb in it; name one version {versions or ''}")
+    if flags.count < 1:
+        complain(f"--count={flags.count}: must be above 0")
+    if not 0.0 < flags.temperature < math.inf:
+        complain(f"--temperature={flags.temperature}: must be above 0")
+    if not 0 <= flags.seed <= LARGEST_SEED:
+        complain(f"--seed={flags.seed}: must be from 0 to {LARGEST_SEED}")
+    try:
+        with session_of(flags.saved_model) as run:
+            pictures = sample(run, flags.count, flags.seed, flags.temperature)
+    except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        sys.exit(f"error: --saved_model={folder}: can't be run, a damaged or foreign export ({reason})")
+    write(picture_grid(pictures), pathlib.Path(flags.output))
+    print(f"{flags.count} pictures in {flags.output}")
+
+
+def write(picture: Image.Image, output: pathlib.Path) -> None:
+    """Writes beside, then renames: a reader never sees half a picture."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    picture_grid(pictures).save(output, format="PNG")
-    print(f"{flags.count} pictures in {output}")
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        picture.save(partial, format="PNG")
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

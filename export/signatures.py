@@ -14,7 +14,7 @@ import tensorflow as tf
 from export.input_checks import checked_image, checked_latent, checked_seed, checked_temperature
 from nvae_tf import objective
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import GivenSource, PriorSource
+from nvae_tf.models.latents import GivenSource
 from nvae_tf.models.noise import noise_per_image
 from nvae_tf.models.nvae import Decoded
 
@@ -70,9 +70,8 @@ class Signatures:
           `image` `[batch, H, W, C]`: the mean of the likelihood, whose own temperature is 1.
         """
         temperature = checked_temperature(temperature)[:, tf.newaxis, tf.newaxis, tf.newaxis]
-        noise = self._noise(checked_seed(seed, temperature, "temperature"))
-        sources = [PriorSource(draw, temperature) for draw in noise]
-        return {"image": self.model.top_down_pass(sources, tf.shape(seed)[0]).likelihood.mean()}
+        seeds = _words(checked_seed(seed, temperature, "temperature"))
+        return {"image": self.model.generate_from_seeds(seeds, temperature).mean()}
 
     def encode(self, image: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         """Latents drawn from the posterior.
@@ -144,8 +143,9 @@ class Signatures:
 
     def _infer(self, image: tf.Tensor, seed: tf.Tensor) -> Decoded:
         image = checked_image(image)
-        return self.model.infer(image, self._noise(checked_seed(seed, image, "image")))
+        return self.model.infer(image, noise_per_image(self.latent_shapes, _words(checked_seed(seed, image, "image"))))
 
-    def _noise(self, seed: tf.Tensor) -> list[tf.Tensor]:
-        """Every group's draw from seeds `[batch]`, whose words `[batch, 2]` are the seeds of the model."""
-        return noise_per_image(self.latent_shapes, tf.bitcast(seed, tf.int32))
+
+def _words(seed: tf.Tensor) -> tf.Tensor:
+    """The two words `[batch, 2]` of seeds `[batch]`: the seeds of the model."""
+    return tf.bitcast(seed, tf.int32)

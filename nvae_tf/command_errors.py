@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 
 USER_ERROR_CODE = 2
+INTERRUPTED_CODE = 130
 TRACEBACK_VARIABLE = "NVAE_TF_TRACEBACK"
 
 
@@ -16,7 +17,7 @@ def exit_on_user_error() -> Iterator[None]:
 
     Those are ValueError (a setting, an image, a checkpoint that does not fit), ConnectionError (data that
     can't be fetched) and the other OSErrors of files and folders (missing, existing, not writable). With the
-    environment variable `NVAE_TF_TRACEBACK` set to something, the traceback is printed too.
+    environment variable `NVAE_TF_TRACEBACK` set to something, the traceback is printed too. Ctrl-C ends with code 130.
 
     Example:
       >>> def main(_):
@@ -24,10 +25,13 @@ def exit_on_user_error() -> Iterator[None]:
       ...         run_everything()
 
     Raises:
-      SystemExit: code 2, for such an error.
+      SystemExit: code 2 for such an error, 130 for Ctrl-C.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        raise SystemExit(INTERRUPTED_CODE) from None
     except (ValueError, OSError) as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()

@@ -9,9 +9,10 @@ import json
 import pathlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+LARGEST_SEED = 2**31 - 1
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 
 
@@ -155,6 +156,7 @@ class TrainConfig:
             smallest = 0 if field.name in ("steps", "seed") else 1
             value = getattr(self, field.name)
             _check(value >= smallest, f"train.{field.name} = {value}: must be at least {smallest}")
+        _check(self.seed <= LARGEST_SEED, f"train.seed = {self.seed}: must be at most {LARGEST_SEED}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +229,7 @@ def read_config(path: str | pathlib.Path) -> ExperimentConfig:
     return experiment_config(settings)
 
 
-def nearest_name(name: str, names: typing.Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The valid name that looks most like `name`, as the end of a message; empty where nothing is near."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
@@ -239,7 +241,7 @@ def _check(valid: bool, message: str) -> None:
 
 
 def _check_choice(where: str, name: str, names: tuple[str, ...], what: str = "not one of the choices") -> None:
-    _check(name in names, f"{where} = {name!r}: {what} ({', '.join(names)}){nearest_name(str(name), names)}")
+    _check(name in names, f"{where} = {name!r}: {what} ({', '.join(names)}){did_you_mean(str(name), names)}")
 
 
 def _converted(value: Any, expected: Any, where: str) -> Any:

@@ -5,10 +5,9 @@ from it (Vahdat & Kautz 2020, section 3.1 and figure 2).
 """
 
 import dataclasses
-import difflib
 from collections.abc import Iterator
 
-from nvae_tf.config import ModelConfig
+from nvae_tf.config import ModelConfig, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,10 +180,9 @@ def latent_plan(config: ModelConfig) -> LatentPlan:
 
 def _check_architecture(config: ModelConfig) -> None:
     if config.cell_set not in CELL_SETS:
-        nearest = difflib.get_close_matches(config.cell_set, CELL_SETS, n=1)
         raise ValueError(
             f"model.cell_set = {config.cell_set!r}: not one of {', '.join(CELL_SETS)}"
-            + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+            + did_you_mean(config.cell_set, CELL_SETS)
         )
     if config.num_preprocess_blocks != config.num_postprocess_blocks:
         raise ValueError(

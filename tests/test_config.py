@@ -16,8 +16,8 @@ from nvae_tf.config import (
     config_from_dict,
     config_to_dict,
     config_to_json,
+    did_you_mean,
     experiment_config,
-    nearest_name,
     read_config,
 )
 
@@ -125,7 +125,7 @@ def test_an_unknown_setting_names_the_nearest(settings, place, nearest):
 
 
 def test_a_name_like_nothing_gets_no_suggestion():
-    assert nearest_name("zzzzzz", ["model", "data"]) == ""
+    assert did_you_mean("zzzzzz", ["model", "data"]) == ""
     with pytest.raises(ValueError, match=r"setting train\.qqqq") as caught:
         experiment_config({"train": {"qqqq": 1}})
     assert "did you mean" not in str(caught.value)

@@ -71,10 +71,15 @@ def check_output(path: pathlib.Path, overwrite: bool) -> None:
     """Looks at the file that a command is to write, before it begins to work.
 
     Raises:
-      ValueError: it is there already and is not to be overwritten, or it is a folder.
+      ValueError: it is there already and is not to be overwritten, or no PNG file can be there.
     """
     if path.is_dir():
         raise ValueError(f"--output={path}: a folder; give the name of a file")
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--output={path}: the picture is a PNG file; give a name that ends in .png")
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--output={path}: {existing} is a file, not a folder")
     if path.exists() and not overwrite:
         raise ValueError(f"--output={path}: there is such a file; give another name, or --overwrite to replace it")
 
@@ -94,7 +99,9 @@ def _read_flags(arguments: Sequence[str], module: ModuleType) -> list[str]:
                 raise ValueError(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)")
         return rest
     except flags.Error as error:
-        print(f"error: {error} (see --help)", file=sys.stderr)
+        missing = re.match(r"flag --(\w+)=None: ", str(error))
+        message = f"--{missing[1]} is missing" if missing else error
+        print(f"error: {message} (see --help)", file=sys.stderr)
         sys.exit(USER_ERROR_CODE)
 
 

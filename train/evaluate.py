@@ -17,10 +17,9 @@ Exit code: 0 done, 2 a mistake in the command.
 
 from absl import flags
 
+from nvae_tf.config import LARGEST_SEED
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import command_line
-
-_LARGEST_SEED = 2**31 - 1
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
 IMPORTANCE_SAMPLES = flags.DEFINE_integer(
@@ -34,7 +33,7 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images at a time; that of the training if not given.", lower_bound=1
 )
 SEED = flags.DEFINE_integer(
-    "seed", 0, "Of the binarisation and of the samples.", lower_bound=0, upper_bound=_LARGEST_SEED
+    "seed", 0, "Of the binarisation and of the samples.", lower_bound=0, upper_bound=LARGEST_SEED
 )
 
 

@@ -6,8 +6,14 @@ import os
 import pathlib
 from typing import Any
 
-from nvae_tf.checkpoints.run_folder import RunFolder, load, read_run_config, write_whole
-from nvae_tf.checkpoints.training_state import latest_checkpoint, step_of
+from nvae_tf.checkpoints.run_folder import (
+    RunFolder,
+    model_of_checkpoint,
+    newest_checkpoint,
+    read_run_config,
+    write_whole,
+)
+from nvae_tf.checkpoints.training_state import step_of
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import evaluation_batches
 from nvae_tf.data.sources import load_split
@@ -34,13 +40,15 @@ def evaluate_run(
       FileNotFoundError, ValueError, ConnectionError: see `nvae_tf.load` and `load_split`.
     """
     folder = RunFolder(pathlib.Path(workdir))
-    model = load(folder.path)
     config = read_run_config(folder)
+    # Looked for once: a training that runs beside this may save a later one meanwhile.
+    checkpoint = newest_checkpoint(folder)
+    model = model_of_checkpoint(config, checkpoint)
     spec = data_spec(config.data.name)
     check_model_fits(config.model, spec)
     source = load_split(spec, split, config.data.path)
     batch_size = min(batch_size or config.train.batch_size, source.count)
-    step = step_of(latest_checkpoint(folder.checkpoints))
+    step = step_of(checkpoint)
     status = StatusLine()
     status.keep(f"{folder.path}, step {step:,}: {source.count:,} images of the {split} part of {spec.name}")
 

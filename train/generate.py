@@ -4,9 +4,8 @@
     python -m train.generate --workdir=runs/digits --output=samples.png --count=100 --temperature=0.6 --seed=7
 
 The picture is a PNG grid of the likelihood's mean for latents from the prior. --temperature multiplies every
-prior's
-sigma: 1 is the model as trained, below 1 the images are cleaner and more alike (the paper shows 0.6 to 1).
-  Image i depends on the seed and on i, not on how many there are.
+prior's sigma: 1 is the model as trained, below 1 the images are cleaner and more alike (the paper shows 0.6 to 1).
+Image i depends on the seed and on i, not on how many there are.
 
 Exit code: 0 done, 2 a mistake in the command.
 """
@@ -15,16 +14,15 @@ import pathlib
 
 from absl import flags
 
+from nvae_tf.config import LARGEST_SEED
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import command_line
-
-_LARGEST_SEED = 2**31 - 1
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "PNG file to write.", required=True)
 COUNT = flags.DEFINE_integer("count", 64, "Number of images.", lower_bound=1)
-TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "What multiplies every prior's sigma; greater than 0.")
-SEED = flags.DEFINE_integer("seed", 1, "Of the latents.", lower_bound=0, upper_bound=_LARGEST_SEED)
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "What multiplies every prior's sigma; greater than 0.")
+SEED = flags.DEFINE_integer("seed", 1, "Of the latents.", lower_bound=0, upper_bound=LARGEST_SEED)
 COLUMNS = flags.DEFINE_integer("columns", None, "Images a row; a nearly square picture if not given.", lower_bound=1)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
 

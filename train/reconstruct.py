@@ -13,16 +13,15 @@ import pathlib
 import numpy as np
 from absl import flags
 
+from nvae_tf.config import LARGEST_SEED
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import command_line
-
-_LARGEST_SEED = 2**31 - 1
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "PNG file to write.", required=True)
 COUNT = flags.DEFINE_integer("count", 40, "Number of images.", lower_bound=1)
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "train"], "Part of the data set.")
-SEED = flags.DEFINE_integer("seed", 1, "Of the binarisation and the latents.", lower_bound=0, upper_bound=_LARGEST_SEED)
+SEED = flags.DEFINE_integer("seed", 1, "Of the binarisation and the latents.", lower_bound=0, upper_bound=LARGEST_SEED)
 COLUMNS = flags.DEFINE_integer("columns", 10, "Images a row.", lower_bound=1)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
 

@@ -36,8 +36,9 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     images = load_images(config)
     length = run_length(config, images.train.count)
     config = with_length(config, length)
-    folder = open_for_training(workdir, config)
+    # Before anything is written: settings that make no model leave no folder behind.
     run = new_run(config, length, images)
+    folder = open_for_training(workdir, config)
     state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, config.train.keep_checkpoints)
     step = state.restore()
     with StopRequest() as stop:

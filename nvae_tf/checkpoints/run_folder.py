@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Any
 
-from nvae_tf.checkpoints.training_state import latest_checkpoint, restore_weights
+from nvae_tf.checkpoints.training_state import latest_checkpoint, restore_weights, step_of
 from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, read_config
 from nvae_tf.models import NVAE
 
@@ -79,12 +79,30 @@ def load(path: str | os.PathLike) -> NVAE:
     """
     folder = RunFolder(pathlib.Path(path))
     config = read_run_config(folder)
+    return model_of_checkpoint(config, newest_checkpoint(folder))
+
+
+def newest_checkpoint(folder: RunFolder) -> str:
+    """The path of a run's latest checkpoint.
+
+    Raises:
+      FileNotFoundError: there is none yet.
+    """
     checkpoint = latest_checkpoint(folder.checkpoints)
     if checkpoint is None:
         raise FileNotFoundError(
-            f"{folder.path}: no checkpoint in {folder.checkpoints}; train.main writes the first after "
-            f"{config.train.checkpoint_every_steps} steps, at its end, or when it is interrupted"
+            f"{folder.path}: no checkpoint in {folder.checkpoints}; train.main writes one every "
+            "train.checkpoint_every_steps steps, at its end, and when it is interrupted"
         )
+    return checkpoint
+
+
+def model_of_checkpoint(config: ExperimentConfig, checkpoint: str) -> NVAE:
+    """The model that a checkpoint of a run with these settings holds.
+
+    Raises:
+      ValueError: the settings make no model; or the checkpoint is damaged or of another architecture.
+    """
     model = NVAE(config.model, config.objective, seed=config.train.seed)
     restore_weights(model, checkpoint)
     return model
@@ -164,6 +182,12 @@ def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: Experiment
         raise ValueError(
             f"{folder.path}: holds a run with other settings: {'; '.join(differences)}. "
             "Give the same settings to continue it, or another --workdir"
+        )
+    checkpoint = latest_checkpoint(folder.checkpoints)
+    if checkpoint is not None and step_of(checkpoint) > now.objective.total_steps:
+        raise ValueError(
+            f"{folder.path}: this run has {step_of(checkpoint):,} steps already, more than the "
+            f"{now.objective.total_steps:,} asked for. Give more train.steps (or train.epochs), or another --workdir"
         )
 
 

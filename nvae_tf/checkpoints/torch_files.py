@@ -80,7 +80,7 @@ def _torch():
         import torch
     except ImportError as error:
         raise ImportError(
-            "reading a published .pt file needs torch, an optional extra: pip install 'nvae_tf[torch]'"
+            "reading a published .pt file needs PyTorch, an optional extra: `make torch` installs it"
         ) from error
     return torch
 

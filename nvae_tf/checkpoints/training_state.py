@@ -58,6 +58,7 @@ class TrainingState:
             return 0
         check_architecture(self._model, checkpoint)
         with _damage_told(checkpoint):
+            _read_through(checkpoint, prefix="")
             self._checkpoint.read(checkpoint).assert_existing_objects_matched().expect_partial()
         return int(self._step.numpy())
 
@@ -93,6 +94,7 @@ def restore_weights(model: NVAE, checkpoint: str) -> None:
     """
     check_architecture(model, checkpoint)
     with _damage_told(checkpoint):
+        _read_through(checkpoint, prefix=_MODEL)
         status = tf.train.Checkpoint(model=nested(named_weights(model))).read(checkpoint)
         status.assert_existing_objects_matched().expect_partial()
 
@@ -122,6 +124,16 @@ def check_architecture(model: NVAE, checkpoint: str) -> None:
             + (f"; and {more} more" if more > 0 else "")
             + ". Use the config.json that was written with the checkpoint"
         )
+
+
+def _read_through(checkpoint: str, prefix: str) -> None:
+    """Reads all values once, which checks their sums: before any is assigned, and without TensorFlow's complaint about
+    each variable that a restoration which failed half-way has left.
+    """
+    reader = tf.train.load_checkpoint(checkpoint)
+    for name in reader.get_variable_to_shape_map():
+        if name.startswith(prefix):
+            reader.get_tensor(name)
 
 
 def _stored_shapes(checkpoint: str) -> dict[str, tuple[int, ...]]:

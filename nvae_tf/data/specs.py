@@ -4,9 +4,8 @@ Configs read this before TensorFlow is touched, so it is not imported here.
 """
 
 import dataclasses
-import difflib
 
-LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
+from nvae_tf.config import LIKELIHOODS, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +61,8 @@ class DataSpec:
             )
         if self.likelihood not in LIKELIHOODS:
             raise ValueError(
-                f"Data spec '{self.name}': there is no likelihood '{self.likelihood}'. "
-                f"Did you mean '{_nearest(self.likelihood, LIKELIHOODS)}'? Valid: {', '.join(LIKELIHOODS)}."
+                f"Data spec '{self.name}': there is no likelihood '{self.likelihood}' "
+                f"({', '.join(LIKELIHOODS)}){did_you_mean(self.likelihood, LIKELIHOODS)}"
             )
 
     @property
@@ -131,11 +130,6 @@ def data_spec(name: str) -> DataSpec:
     """
     if name not in DATA_SPECS:
         raise ValueError(
-            f"There is no data set '{name}'. Did you mean '{_nearest(name, DATA_SPECS)}'? "
-            f"Valid names: {', '.join(sorted(DATA_SPECS))}."
+            f"there is no data set '{name}' ({', '.join(sorted(DATA_SPECS))}){did_you_mean(name, DATA_SPECS)}"
         )
     return DATA_SPECS[name]
-
-
-def _nearest(name, valid_names):
-    return difflib.get_close_matches(str(name), valid_names, n=1, cutoff=0.0)[0]

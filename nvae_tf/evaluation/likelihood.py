@@ -107,7 +107,7 @@ class LikelihoodEvaluator:
         elbo = decoded.elbo(images)
         weighted = tf.zeros_like(elbo.reconstruction)
         if self._importance_samples:
-            weighted = self._model.importance_weighted(images, self._importance_samples, seeds).bound
+            weighted = self._model.importance_weighted(images, self._importance_samples, seeds)
         return [elbo.reconstruction, weighted, *tf.unstack(elbo.kl, axis=1)]
 
     def _filled(self, images: tf.Tensor) -> tf.Tensor:

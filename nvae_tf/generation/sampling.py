@@ -25,8 +25,7 @@ def generate_images(
     Args:
       model: used with running batch-norm statistics.
       count: number of images.
-      temperature: multiplies every prior's sigma ; below 1 images are
-        more alike.
+      temperature: multiplies every prior's sigma; below 1 images are more alike.
       seed: of the latents.
       progress: is called after each batch with the number of images done.
 

@@ -1,6 +1,6 @@
 """Stacked convolutions: weight-normalised or plain, dense, depthwise, grouped or masked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -78,9 +78,9 @@ class StackedConvolution(StackedLayer):
 
     def kernels_of(self, forward: ForwardPass) -> tf.Tensor:
         """The effective kernels, computed once in a pass."""
-        if self.name not in forward.kernels:
-            forward.kernels[self.name] = self.effective_kernels()
-        return forward.kernels[self.name]
+        if self not in forward.kernels:
+            forward.kernels[self] = self.effective_kernels()
+        return forward.kernels[self]
 
     def slices(self, forward: ForwardPass) -> list[ConvolutionWeights]:
         """The effective weights of each convolution."""
@@ -112,7 +112,7 @@ class StackedConvolution(StackedLayer):
             return self._dense(inputs, kernel, padding)
         # TensorFlow has no gradient for grouped convolutions on CPUs.
         pieces = zip(tf.split(inputs, self.groups, -1), tf.split(kernel, self.groups, -1), strict=True)
-        return tf.concat([self._dense(x, k, padding) for x, k in pieces], -1)
+        return joined([self._dense(x, k, padding) for x, k in pieces])
 
     def _dense(self, inputs: tf.Tensor, kernel: tf.Tensor, padding: str) -> tf.Tensor:
         if self.dilation > 1:
@@ -162,6 +162,21 @@ class DataDependentConvolution(StackedConvolution):
         if forward.initialising:
             log_norms, biases = zip(*records, strict=True)
             forward.updates += [(self.log_norm, tf.stack(log_norms)), (self.bias, tf.stack(biases))]
+
+
+def joined(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
+    """`[..., channels]` of all pieces behind one another.
+
+    TensorFlow's own gradient computes where each piece lies; behind a call that is not inlined XLA takes that for
+    something that changes, and compiles the training step anew at every step.
+    """
+    widths = [piece.shape[-1] for piece in pieces]
+
+    @tf.custom_gradient
+    def operation(*pieces):
+        return tf.concat(pieces, -1), lambda upstream: tuple(tf.split(upstream, widths, -1))
+
+    return operation(*pieces)
 
 
 @tf.custom_gradient

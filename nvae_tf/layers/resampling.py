@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from nvae_tf.layers.activations import swish
-from nvae_tf.layers.convolution import StackedConvolution
+from nvae_tf.layers.convolution import StackedConvolution, joined
 from nvae_tf.layers.stacked import StackedLayer
 
 
@@ -41,12 +41,11 @@ class FactorizedReduce(StackedLayer):
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, height / 2, width / 2, out]`."""
         active = swish(inputs)
-        return tf.concat(
+        return joined(
             [
                 part.apply_slice(slice_, active[:, down::2, right::2], records)
                 for part, slice_, (down, right) in zip(self.parts, weights, self.SHIFTS, strict=True)
-            ],
-            axis=-1,
+            ]
         )
 
 

@@ -23,14 +23,14 @@ class ForwardPass:
       training: whether batch statistics are used (and recorded) or the running ones.
       initialising: whether data-dependent layers set their scales from this batch (see `DataDependentConvolution`).
       updates: pairs of a non-trainable variable and its new value, not yet assigned.
-      kernels: the effective kernels `[count, height, width, in, out]` of every convolution stack by the stack's name,
+      kernels: the effective kernels `[count, height, width, in, out]` of every convolution stack,
         so that network and spectral regulariser need not both compute them.
     """
 
     training: bool = False
     initialising: bool = False
     updates: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
-    kernels: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+    kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
 
     def commit(self) -> None:
         """Assigns the gathered updates; apart from the pass itself, so that a bad step can be left without trace."""

@@ -30,10 +30,21 @@ def check_image_size(images: tf.Tensor, config: ModelConfig) -> None:
     expected = (config.image_height, config.image_width, config.image_channels)
     framed = (config.network_height, config.network_width, config.image_channels)
     if len(images.shape) != 4 or tuple(images.shape[1:]) not in (expected, framed):
-        raise ValueError(
-            f"images have shape {tuple(images.shape)}; this model takes [batch, {', '.join(map(str, expected))}]: "
-            "resize them, or set model.image_height, image_width and image_channels to what they are"
-        )
+        raise ValueError(_wrong_size(images.shape, expected))
+
+
+def training_images(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
+    """A batch of `fit` or `evaluate` as float32; values are not looked at, that would cost time at every step.
+
+    Raises:
+      ValueError: they have another size than the model's, or are whole numbers.
+    """
+    expected = (config.image_height, config.image_width, config.image_channels)
+    if len(images.shape) != 4 or tuple(images.shape[1:]) != expected:
+        raise ValueError(_wrong_size(images.shape, expected))
+    if not images.dtype.is_floating:
+        raise ValueError(_wrong_type(images.dtype.name))
+    return tf.cast(images, tf.float32)
 
 
 def check_images(images: tf.Tensor | np.ndarray, config: ModelConfig) -> tf.Tensor:
@@ -49,9 +60,22 @@ def check_images(images: tf.Tensor | np.ndarray, config: ModelConfig) -> tf.Tens
             f"images have shape {images.shape}; this model takes [batch, {', '.join(map(str, expected))}] "
             "with at least one image: resize them or add the missing axis"
         )
-    if images.dtype.kind not in "fb" or not (images.min() >= 0.0 and images.max() <= 1.0):
+    if images.dtype.kind not in "fb":
+        raise ValueError(_wrong_type(images.dtype))
+    if not (images.min() >= 0.0 and images.max() <= 1.0):
         raise ValueError(
-            f"images have values from {images.min()} to {images.max()} of type {images.dtype}; "
-            "they must be floats in [0, 1]: divide 8-bit values by 255"
+            f"images have values from {images.min()} to {images.max()}; they must be in [0, 1]: "
+            "divide 8-bit values by 255"
         )
     return tf.convert_to_tensor(images.astype(np.float32))
+
+
+def _wrong_size(shape: tf.TensorShape, expected: tuple[int, int, int]) -> str:
+    return (
+        f"images have shape {tuple(shape)}; this model takes [batch, {', '.join(map(str, expected))}]: "
+        "resize them, or set model.image_height, image_width and image_channels to what they are"
+    )
+
+
+def _wrong_type(found: object) -> str:
+    return f"images are of type {found}; they must be floats in [0, 1]: divide 8-bit values by 255"

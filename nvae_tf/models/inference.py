@@ -6,6 +6,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from nvae_tf import objective as objectives
+from nvae_tf.layers import ForwardPass
 from nvae_tf.models.images import check_images
 from nvae_tf.models.latents import GivenSource, PriorSource
 from nvae_tf.models.noise import folded, image_seeds, noise_per_image
@@ -50,18 +51,20 @@ class InferenceMixin:
     def score(self, images: tf.Tensor, importance_samples: int = 1, seed: int = 0) -> tf.Tensor:
         """Importance-weighted bound on the negative log-likelihood of each image `[batch]`, in nats."""
         images = check_images(images, self.config)
-        return self.importance_weighted(images, importance_samples, image_seeds(seed, images.shape[0])).bound
+        return self.importance_weighted(images, importance_samples, image_seeds(seed, images.shape[0]))
 
     @tf.autograph.experimental.do_not_convert
-    def importance_weighted(
-        self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor
-    ) -> objectives.ImportanceWeightedBound:
-        """The bound for one seed an image `[batch, 2]`; the bottom-up pass runs once."""
+    def importance_weighted(self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor) -> tf.Tensor:
+        """The bound `[batch]` in nats for one seed an image `[batch, 2]`; the bottom-up pass runs once."""
         features = self.features(images)
+        # Once for all samples, not in every turn of the loop.
+        forward = ForwardPass()
+        for convolution in self.convolutions:
+            convolution.kernels_of(forward)
 
         def log_weight(index: tf.Tensor) -> tf.Tensor:
             noise = noise_per_image(self.plan.latent_shapes(), folded(seeds, index))
-            decoded = self.top_down_pass(self.posterior_sources(features, noise), tf.shape(images)[0])
+            decoded = self.top_down_pass(self.posterior_sources(features, noise), tf.shape(images)[0], forward)
             log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
             return decoded.likelihood.log_prob(images) + log_p - log_q
 

@@ -10,7 +10,7 @@ Shapes = Sequence[tuple[int, int, int]]
 def batch_noise(shapes: Shapes, batch_size: int | tf.Tensor, seed: tf.Tensor | Sequence[int]) -> list[tf.Tensor]:
     """One draw `[batch, height, width, channels]` a group from one seed `[2]` for the whole batch (training)."""
     sizes = [height * width * channels for height, width, channels in shapes]
-    # Philox gives the same numbers eagerly, in a graph, under XLA and on every device; the default does not.
+    # Philox gives the same numbers eagerly, in a graph and on every device; the default does not. XLA has its own.
     noise = tf.random.stateless_normal((batch_size, sum(sizes)), seed, alg="philox")
     return _cut(noise, shapes, sizes)
 

@@ -15,7 +15,7 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models.bottom_up import BottomUp
-from nvae_tf.models.images import check_image_size, frame_with_zeros, real_pixels
+from nvae_tf.models.images import check_image_size, frame_with_zeros, real_pixels, training_images
 from nvae_tf.models.inference import InferenceMixin
 from nvae_tf.models.latents import LatentSample, LatentSource, PosteriorSource
 from nvae_tf.models.noise import batch_noise, image_seeds, noise_per_image
@@ -117,12 +117,11 @@ class NVAE(InferenceMixin, keras.Model):
         sources: Sequence[LatentSource],
         batch_size: int | tf.Tensor,
         forward: ForwardPass | None = None,
-        temperature: float | tf.Tensor = 1.0,
     ) -> Decoded:
-        """From one latent source a group to the distribution of images; `temperature` is the likelihood's own."""
+        """From one latent source a group to the distribution of images."""
         parameters, latents = self.top_down.forward(sources, batch_size, forward or ForwardPass())
         height, width = self.config.image_height, self.config.image_width
-        likelihood = self.likelihood.distribution(real_pixels(parameters, height, width), temperature)
+        likelihood = self.likelihood.distribution(real_pixels(parameters, height, width))
         return Decoded(parameters, likelihood, latents)
 
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0) -> tf.Tensor:
@@ -136,7 +135,7 @@ class NVAE(InferenceMixin, keras.Model):
     @tf.autograph.experimental.do_not_convert
     def train_step(self, data) -> dict[str, tf.Tensor]:
         """One step of `fit` on a batch of images in [0, 1]; the draws depend on the seed and the step alone."""
-        images = _images_of(data)
+        images = self._images_of(data)
         step = self.optimizer.iterations
         if self.is_data_dependent:
             tf.cond(self.data_initialised > 0.0, lambda: None, lambda: self._initialise_from(images))
@@ -155,8 +154,8 @@ class NVAE(InferenceMixin, keras.Model):
         """The bound's parts and the loss at a step, see `nvae_tf.objective`."""
         spectral = tf.reduce_sum(tf.concat(self.spectral_regularizer.norms(forward), axis=0))
         regularisers = spectral + (objectives.batch_norm_loss(self.batch_norms) if self.batch_norms else 0.0)
-        images, regularisers = objectives.gradients_after_network(images, regularisers)
-        decoded = self.infer(images, noise, forward)
+        inputs, regularisers = objectives.gradients_after_network(images, regularisers)
+        decoded = self.infer(inputs, noise, forward)
         elbo = decoded.elbo(images)
         beta = objectives.kl_weight(step, self.objective)
         weight = objectives.regularisation_weight(beta, self.objective)
@@ -165,8 +164,11 @@ class NVAE(InferenceMixin, keras.Model):
 
     @tf.autograph.experimental.do_not_convert
     def test_step(self, data) -> dict[str, tf.Tensor]:
-        """One step of `evaluate`: the negative bound in nats, with running batch-norm statistics."""
-        images = _images_of(data)
+        """One step of `evaluate`: the negative bound in nats, with running batch-norm statistics.
+
+        Every batch gets the same draws; `nvae_tf.evaluation` gives each image its own.
+        """
+        images = self._images_of(data)
         noise = batch_noise(self.plan.latent_shapes(), tf.shape(images)[0], (self.seed, -1))
         decoded = self.infer(images, noise)
         elbo = decoded.elbo(images)
@@ -207,10 +209,10 @@ class NVAE(InferenceMixin, keras.Model):
         self.kl_tracker.update_state(tf.reduce_sum(elbo.kl, axis=1))
         return {metric.name: metric.result() for metric in self.metrics}
 
+    def _images_of(self, data) -> tf.Tensor:
+        """The images of a batch; a dataset may also give labels or weights, which are not used."""
+        images = tf.convert_to_tensor(data[0] if isinstance(data, (tuple, list)) else data)
+        return training_images(images, self.config)
+
     def _stacks(self, kind: type) -> list:
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
-
-
-def _images_of(data) -> tf.Tensor:
-    """The images of a batch; a dataset may also give labels or weights, which are not used."""
-    return tf.convert_to_tensor(data[0] if isinstance(data, (tuple, list)) else data)

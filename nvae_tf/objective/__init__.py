@@ -7,14 +7,13 @@ from nvae_tf.objective.elbo import (
     kl_per_group,
     log_posterior_and_prior,
 )
-from nvae_tf.objective.importance_weighting import ImportanceWeightedBound, importance_weighted_bound
+from nvae_tf.objective.importance_weighting import importance_weighted_bound
 from nvae_tf.objective.kl_schedule import balancing_scales, group_weights, kl_weight, regularisation_weight
 from nvae_tf.objective.regularization import SpectralRegularizer, batch_norm_loss, gradients_after_network
 from nvae_tf.objective.training_loss import TrainingLoss, training_loss
 
 __all__ = [
     "Elbo",
-    "ImportanceWeightedBound",
     "SpectralRegularizer",
     "TrainingLoss",
     "balancing_scales",

@@ -50,7 +50,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
         # Once for all variables: a training graph has hundreds, and each would make its own.
-        self._power = self.beta_1 ** tf.cast(self.iterations.value + 1, tf.float32)
+        self._power = self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
         self._latest = []
         super().apply(grads, trainable_variables)
 

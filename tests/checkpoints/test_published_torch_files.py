@@ -213,5 +213,5 @@ def test_a_missing_file(name, tmp_path):
 
 def test_without_torch(published, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r"needs torch, an optional extra: pip install 'nvae_tf\[torch\]'"):
+    with pytest.raises(ImportError, match="needs PyTorch, an optional extra: `make torch`"):
         nvae_tf.from_torch_checkpoint(published.path(f"{NAME}.pt"))

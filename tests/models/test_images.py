@@ -45,7 +45,7 @@ def test_good_images_become_float32(kind):
         (GOOD[..., :1], r"shape \(2, 6, 4, 1\)"),
         (GOOD[:0], "at least one image"),
         (np.zeros((2, 8, 8, 3)), r"shape \(2, 8, 8, 3\)"),  # the frame is the model's own affair
-        (255.0 * GOOD, r"values from .* must be floats in \[0, 1\]: divide 8-bit values by 255"),
+        (255.0 * GOOD, r"values from .* must be in \[0, 1\]: divide 8-bit values by 255"),
         (GOOD - 0.5, "values from -"),
         (np.uint8(255 * GOOD), "of type uint8"),
         (np.zeros((2, 6, 4, 3), int), "of type int64"),

@@ -152,3 +152,12 @@ def test_training_images_of_another_size_are_named(tiny):
     model.compile(optimizer=NVAEAdamax(), run_eagerly=True)
     with pytest.raises(ValueError, match=r"9.*9.*6.*6"):
         model.fit(np.zeros((4, 9, 9, 1), np.float32), verbose=0)
+
+
+def test_whole_numbers_and_framed_images_are_refused_before_a_step(tiny):
+    model = tiny.model()
+    model.compile(optimizer=NVAEAdamax())
+    with pytest.raises(ValueError, match="images are of type uint8; .* divide 8-bit values by 255"):
+        model.train_step(tf.zeros((2, 6, 6, 1), tf.uint8))
+    with pytest.raises(ValueError, match=r"images have shape \(2, 8, 8, 1\); this model takes \[batch, 6, 6, 1\]"):
+        model.test_step(tf.zeros((2, 8, 8, 1)))

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from nvae_tf.optimization import NVAEAdamax, WarmupCosine
 
-SHAPES = [(3, 4), (5,), ()]
+SHAPES = [(3, 4), (5,), (), (300, 300), (400, 200)]  # the last two are updated one after the other
 
 
 def gradients_of_steps(count=6):
