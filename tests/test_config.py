@@ -223,3 +223,8 @@ def test_a_config_file_that_can_not_be_read(tmp_path):
     foreign.write_text('{"trian": {}}')
     with pytest.raises(ValueError, match="did you mean 'train'"):
         read_config(foreign)
+
+
+def test_a_seed_that_no_command_could_give_is_refused():
+    with pytest.raises(ValueError, match=r"train\.seed = 5000000000: must be at most 2147483647"):
+        TrainConfig(seed=5_000_000_000)

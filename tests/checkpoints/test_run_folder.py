@@ -203,3 +203,14 @@ def test_every_weight_has_one_readable_name(saved_model):
     assert list(names) == list(named_weights(nvae_tf.NVAE(MODEL)))
     tree = nested({"a/b": 1, "a/c/0": 2, "d": 3})
     assert tree == {"a": {"b": 1, "c": {"0": 2}}, "d": 3}
+
+
+def test_a_run_is_not_made_shorter_than_it_is(tmp_path):
+    config = dataclasses.replace(CONFIG, objective=dataclasses.replace(CONFIG.objective, total_steps=20))
+    folder = open_for_training(tmp_path, config)
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "step-20.index").touch()
+    shorter = dataclasses.replace(config, objective=dataclasses.replace(config.objective, total_steps=10))
+    with pytest.raises(ValueError, match="has 20 steps already, more than the 10 asked for"):
+        open_for_training(tmp_path, shorter)
+    assert folder.config_file.read_text() == config_to_json(config)

@@ -123,7 +123,7 @@ def test_every_layer_of_a_stack_has_its_own_weights(reference, normal, shaken):
         kernel = reference.normalised_kernel(layer.kernel.numpy()[index], layer.log_norm.numpy()[index])
         expected = reference.convolve(images, kernel) + layer.bias.numpy()[index]
         np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(forward.kernels[layer.name], layer.effective_kernels())
+    np.testing.assert_array_equal(forward.kernels[layer], layer.effective_kernels())
 
 
 def test_computes_in_half_precision_and_keeps_kernels_exact(normal):
@@ -132,7 +132,7 @@ def test_computes_in_half_precision_and_keeps_kernels_exact(normal):
     outputs = layer.single(tf.cast(normal(1, 4, 4, 4), tf.bfloat16), forward)
     assert outputs.dtype == tf.bfloat16
     assert layer.kernel.dtype == "float32"
-    assert forward.kernels[layer.name].dtype == tf.float32
+    assert forward.kernels[layer].dtype == tf.float32
 
 
 def initialised(layer, images):

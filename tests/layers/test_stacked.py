@@ -66,10 +66,10 @@ def test_commit_assigns_what_was_gathered():
 def test_the_kernels_of_all_convolutions_are_left_with_the_pass(cells, normal):
     forward = ForwardPass()
     through(cells, normal(1, 4, 4, 4), forward)
-    convolutions = {layer.name: layer for layer in cells._flatten_layers() if isinstance(layer, StackedConvolution)}
-    assert forward.kernels.keys() == convolutions.keys()
-    for name, kernels in forward.kernels.items():
-        np.testing.assert_array_equal(kernels, convolutions[name].effective_kernels())
+    convolutions = {layer for layer in cells._flatten_layers() if isinstance(layer, StackedConvolution)}
+    assert set(forward.kernels) == convolutions
+    for convolution, kernels in forward.kernels.items():
+        np.testing.assert_array_equal(kernels, convolution.effective_kernels())
 
 
 def test_a_stack_of_none_is_no_stack():

@@ -138,7 +138,7 @@ def test_more_samples_make_the_bound_tighter_and_it_lies_below_the_plain_one(mod
         (np.zeros((2, 8, 8, 1)), r"shape \(2, 8, 8, 1\); this model takes \[batch, 6, 6, 1\]"),
         (np.zeros((2, 6, 6, 3)), r"shape \(2, 6, 6, 3\)"),
         (np.zeros((6, 6, 1)), r"shape \(6, 6, 1\)"),
-        (np.full((2, 6, 6, 1), 255.0), r"floats in \[0, 1\]"),
+        (np.full((2, 6, 6, 1), 255.0), r"must be in \[0, 1\]"),
         (np.zeros((2, 6, 6, 1), np.uint8), "of type uint8"),
     ],
 )

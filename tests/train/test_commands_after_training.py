@@ -92,7 +92,7 @@ def test_reconstructions_stand_below_originals(commands, finished_run, tmp_path)
             "--temperature=-1.0: must be greater than 0",
         ),
         (["train.generate", "--output=x.png", "--count=0"], "flag --count=0"),
-        (["train.generate"], "flag --output=None"),
+        (["train.generate"], "--output is missing"),
         (["train.evaluate", "--split=dev"], "flag --split=dev"),
         (["train.evaluate", "--importance_samples=-1"], "flag --importance_samples=-1"),
         (
