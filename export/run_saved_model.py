@@ -106,23 +106,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="which series of pictures, from 0 (default: 1)")
     parser.add_argument("--temperature", type=float, default=1.0, help="above 0; lower is tamer (default: 1)")
     flags = parser.parse_args()
-    complain = parser.error
     folder = pathlib.Path(flags.saved_model)
     if not (folder / "saved_model.pb").is_file():
         versions = sorted(str(file.parent) for file in folder.glob("*/saved_model.pb"))
-        complain(f"--saved_model={folder}: no saved_model.pb in it; name one version {versions or ''}")
+        parser.error(f"--saved_model={folder}: no saved_model.pb in it; name one version {versions or ''}")
     if flags.count < 1:
-        complain(f"--count={flags.count}: must be above 0")
+        parser.error(f"--count={flags.count}: must be above 0")
     if not 0.0 < flags.temperature < math.inf:
-        complain(f"--temperature={flags.temperature}: must be above 0")
+        parser.error(f"--temperature={flags.temperature}: must be above 0")
     if not 0 <= flags.seed <= LARGEST_SEED:
-        complain(f"--seed={flags.seed}: must be from 0 to {LARGEST_SEED}")
+        parser.error(f"--seed={flags.seed}: must be from 0 to {LARGEST_SEED}")
     try:
         with session_of(flags.saved_model) as run:
             pictures = sample(run, flags.count, flags.seed, flags.temperature)
     except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        sys.exit(f"error: --saved_model={folder}: can't be run, a damaged or foreign export ({reason})")
+        print(f"error: --saved_model={folder}: can't be run, a damaged or foreign export ({reason})", file=sys.stderr)
+        sys.exit(2)
     write(picture_grid(pictures), pathlib.Path(flags.output))
     print(f"{flags.count} pictures in {flags.output}")
 

@@ -1,6 +1,7 @@
 """The likelihoods p(x | z) of whole images, by name, behind one interface."""
 
 import dataclasses
+import difflib
 from typing import Protocol
 
 import tensorflow as tf
@@ -113,7 +114,10 @@ def image_likelihood(
       ValueError: if there is no likelihood of that name.
     """
     if name not in IMAGE_LIKELIHOODS:
-        raise ValueError(f"there is no image likelihood {name!r} ({', '.join(IMAGE_LIKELIHOODS)})")
+        nearest = difflib.get_close_matches(name, IMAGE_LIKELIHOODS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"Unknown image likelihood {name!r}; did you mean {nearest!r}? There are {', '.join(IMAGE_LIKELIHOODS)}."
+        )
     settings = {"num_mixtures": num_mixtures, "num_bits": num_bits, "exact_edges": exact_edges}
     likelihood = IMAGE_LIKELIHOODS[name]
     taken = {field.name for field in dataclasses.fields(likelihood)}

@@ -23,3 +23,14 @@ def test_the_plain_script_tells_a_mistake_in_its_arguments(folder, tmp_path, cap
         run_saved_model.main()
     assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_export_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "saved_model.pb").write_bytes(b"no protocol buffer")
+    flags = [f"--saved_model={tmp_path}", f"--output={tmp_path / 'x.png'}"]
+    monkeypatch.setattr(sys, "argv", ["run_saved_model.py", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        run_saved_model.main()
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and told.count("\n") == 1 and "a damaged or foreign export" in told
+    assert [file.name for file in tmp_path.iterdir()] == ["saved_model.pb"]
