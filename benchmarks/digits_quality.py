@@ -22,7 +22,7 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     from nvae_tf.data.sources import load_split
 
     source = load_split(data_spec("digits"), split)
-    return source.images.reshape(source.count, -1), source.labels
+    return source.images.reshape(source.count, -1) // 255, source.labels
 
 
 def classifier() -> CalibratedClassifierCV:

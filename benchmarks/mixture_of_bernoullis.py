@@ -57,7 +57,7 @@ def bitmaps(split: str) -> np.ndarray:
     from nvae_tf.data.sources import load_split
 
     source = load_split(data_spec("digits"), split)
-    return source.images.reshape(source.count, -1).astype(np.float32)
+    return source.images.reshape(source.count, -1).astype(np.float32) / 255
 
 
 def chosen_components(training: np.ndarray) -> int:

@@ -4,20 +4,16 @@
 
 Published run: 8 V100 GPUs, 92 hours, 16 images a GPU (128 a step), 153,281,364 parameters.
 Score to see: 2.03 bits/dim on the test images (table 1 of the paper, NVAE with flows).
-Data: architecture, objective and schedule are complete, but the pipeline of this data set comes with a later
-version; until then training stops at once, saying that there is no such data set.
+DATALINE
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import default_config
+from configs.common import config_for_data
 
 
 def get_config() -> ConfigDict:
-    config = default_config()
-    config.data.name = "celeba64"
-    config.model.image_height = 64
-    config.model.image_width = 64
+    config = config_for_data("celeba64")
     config.model.num_latent_scales = 3
     config.model.num_groups_per_scale = 20
     config.model.adaptive_groups = True

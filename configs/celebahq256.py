@@ -4,21 +4,16 @@
 
 Published run: 24 V100 GPUs, 94 hours, 4 images a GPU (96 a step), 330,798,664 parameters.
 Score to see: 0.70 bits/dim on the validation images (table 1 of the paper, NVAE with flows).
-Data: architecture, objective and schedule are complete, but the pipeline of this data set comes with a later
-version; until then training stops at once, saying that there is no such data set.
+DATALINE
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import default_config
+from configs.common import config_for_data
 
 
 def get_config() -> ConfigDict:
-    config = default_config()
-    config.data.name = "celebahq256"
-    config.model.image_height = 256
-    config.model.image_width = 256
-    config.model.num_bits = 5
+    config = config_for_data("celebahq256")
     config.model.num_latent_scales = 5
     config.model.num_groups_per_scale = 16
     config.model.adaptive_groups = True

@@ -4,8 +4,7 @@
 
 Published run: 24 V100 GPUs, 160 hours, 4 images a GPU (96 a step), 330,798,664 parameters.
 Score to see: 0.69 bits/dim on the validation images (table 1 of the paper, NVAE with flows).
-Data: architecture, objective and schedule are complete, but the pipeline of this data set comes with a later
-version; until then training stops at once, saying that there is no such data set.
+DATALINE
 """
 
 from ml_collections import ConfigDict

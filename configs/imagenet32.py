@@ -4,18 +4,16 @@
 
 Published run: 24 V100 GPUs, 70 hours, 24 images a GPU (576 a step), 268,509,444 parameters.
 Score to see: 3.92 bits/dim on the validation images (table 1 of the paper, NVAE with flows).
-Data: architecture, objective and schedule are complete, but the pipeline of this data set comes with a later
-version; until then training stops at once, saying that there is no such data set.
+DATALINE
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import default_config
+from configs.common import config_for_data
 
 
 def get_config() -> ConfigDict:
-    config = default_config()
-    config.data.name = "imagenet32"
+    config = config_for_data("imagenet32")
     config.model.num_latent_scales = 1
     config.model.num_groups_per_scale = 28
     config.model.num_channels_encoder = 192

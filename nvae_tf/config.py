@@ -4,25 +4,26 @@ Nothing here imports TensorFlow, so that a wrong setting is told within a moment
 """
 
 import dataclasses
-import difflib
 import json
 import pathlib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from nvae_tf.data_spec import LIKELIHOODS, DataSpec
+from nvae_tf.setting_checks import check, check_choice
+
 LARGEST_SEED = 2**31 - 1
-LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The architecture and the likelihood (Vahdat & Kautz 2020, section 3 and table 6).
 
-    Images are `[batch, image_height, image_width, image_channels]` in [0, 1]. Where `padded_height` and
-    `padded_width` are given, the network sees the image in the middle of a frame of zeros of that size and the
-    likelihood counts the real pixels only (MNIST: 28 in 32).
+    Images are `[batch, image_height, image_width, image_channels]` in [0, 1]. The network sees the image in the middle
+    of a frame of zeros of `padded_height` and `padded_width`, and the likelihood counts the real pixels only (MNIST: 28
+    in 32). Where these are None they are the smallest that `size_divisor` divides: often the image's own size.
     """
 
     image_height: int = 32
@@ -58,19 +59,24 @@ class ModelConfig:
             value = getattr(self, field.name)
             if isinstance(value, int) and not isinstance(value, bool):
                 smallest = 0 if field.name in zero_allowed else 1
-                _check(value >= smallest, f"model.{field.name} = {value}: must be at least {smallest}")
-        _check(self.num_bits <= 8, f"model.num_bits = {self.num_bits}: must be from 1 to 8")
-        _check_choice("model.likelihood", self.likelihood, LIKELIHOODS)
+                check(value >= smallest, f"model.{field.name} = {value}: must be at least {smallest}")
+        check(self.num_bits <= 8, f"model.num_bits = {self.num_bits}: must be from 1 to 8")
+        check_choice("model.likelihood", self.likelihood, LIKELIHOODS)
+
+    @property
+    def size_divisor(self) -> int:
+        """What the hierarchy needs height and width to be divisible by: the smallest scale is smaller by this much."""
+        return 2 ** (self.num_preprocess_blocks + self.num_latent_scales - 1)
 
     @property
     def network_height(self) -> int:
         """Height that the network sees, the frame of padding included."""
-        return self.image_height if self.padded_height is None else self.padded_height
+        return self.padded_height or _round_up(self.image_height, self.size_divisor)
 
     @property
     def network_width(self) -> int:
         """Width that the network sees, the frame of padding included."""
-        return self.image_width if self.padded_width is None else self.padded_width
+        return self.padded_width or _round_up(self.image_width, self.size_divisor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,18 +98,18 @@ class ObjectiveConfig:
     regularisation_initial: float = 10.0
 
     def __post_init__(self):
-        _check(self.total_steps >= 1, f"objective.total_steps = {self.total_steps}: must be at least 1")
+        check(self.total_steps >= 1, f"objective.total_steps = {self.total_steps}: must be at least 1")
         for name in ("kl_anneal_portion", "kl_constant_portion", "kl_constant_weight"):
             value = getattr(self, name)
-            _check(0.0 <= value <= 1.0, f"objective.{name} = {value}: must lie in [0, 1]")
-        _check(
+            check(0.0 <= value <= 1.0, f"objective.{name} = {value}: must lie in [0, 1]")
+        check(
             self.regularisation >= 0.0,
             f"objective.regularisation = {self.regularisation}: must not be negative",
         )
         if self.anneal_regularisation:
             for name in ("regularisation", "regularisation_initial"):
                 value = getattr(self, name)
-                _check(value > 0.0, f"objective.{name} = {value}: must be positive to be annealed on a log scale")
+                check(value > 0.0, f"objective.{name} = {value}: must be positive to be annealed on a log scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,21 +122,13 @@ class OptimizerConfig:
     weight_decay: float = 3e-4
 
     def __post_init__(self):
-        _check(
+        check(
             self.learning_rate > 0.0,
             f"optimizer.learning_rate = {self.learning_rate}: must be greater than 0",
         )
         for name in ("learning_rate_min", "warmup_epochs", "weight_decay"):
             value = getattr(self, name)
-            _check(value >= 0.0, f"optimizer.{name} = {value}: must not be negative")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which images to train on: the name of a data spec and, where it needs one, the place of its files."""
-
-    name: str = "cifar10"
-    path: str | None = None
+            check(value >= 0.0, f"optimizer.{name} = {value}: must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +153,8 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             smallest = 0 if field.name in ("steps", "seed") else 1
             value = getattr(self, field.name)
-            _check(value >= smallest, f"train.{field.name} = {value}: must be at least {smallest}")
-        _check(self.seed <= LARGEST_SEED, f"train.seed = {self.seed}: must be at most {LARGEST_SEED}")
+            check(value >= smallest, f"train.{field.name} = {value}: must be at least {smallest}")
+        check(self.seed <= LARGEST_SEED, f"train.seed = {self.seed}: must be at most {LARGEST_SEED}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +164,7 @@ class ExperimentConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    data: DataSpec = dataclasses.field(default_factory=DataSpec)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
 
@@ -188,10 +186,10 @@ def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "") -
     types_of_fields = typing.get_type_hints(kind)
     values = {}
     for name, value in settings.items():
-        _check_choice(f"setting {where}{name}", name, tuple(types_of_fields), what="no such setting")
+        check_choice(f"setting {where}{name}", name, tuple(types_of_fields), what="no such setting")
         expected = types_of_fields[name]
         if dataclasses.is_dataclass(expected):
-            _check(
+            check(
                 isinstance(value, Mapping) or hasattr(value, "items"),
                 f"{where}{name} is a group of settings ({', '.join(typing.get_type_hints(expected))}), "
                 f"not the single value {value!r}",
@@ -229,19 +227,8 @@ def read_config(path: str | pathlib.Path) -> ExperimentConfig:
     return experiment_config(settings)
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The valid name that looks most like `name`, as the end of a message; empty where nothing is near."""
-    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
-def _check(valid: bool, message: str) -> None:
-    if not valid:
-        raise ValueError(message)
-
-
-def _check_choice(where: str, name: str, names: tuple[str, ...], what: str = "not one of the choices") -> None:
-    _check(name in names, f"{where} = {name!r}: {what} ({', '.join(names)}){did_you_mean(str(name), names)}")
+def _round_up(size: int, divisor: int) -> int:
+    return -(-size // divisor) * divisor
 
 
 def _converted(value: Any, expected: Any, where: str) -> Any:
@@ -255,6 +242,9 @@ def _converted(value: Any, expected: Any, where: str) -> Any:
         return float(value)
     if expected is int and isinstance(value, float) and value.is_integer():
         return int(value)
+    if expected is tuple and isinstance(value, list):
+        # JSON knows no tuples.
+        return tuple(value)
     matches = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
-    _check(matches, f"{where} = {value!r}: must be of type {expected.__name__}{' or None' if optional else ''}")
+    check(matches, f"{where} = {value!r}: must be of type {expected.__name__}{' or None' if optional else ''}")
     return value

@@ -7,7 +7,8 @@ from it (Vahdat & Kautz 2020, section 3.1 and figure 2).
 import dataclasses
 from collections.abc import Iterator
 
-from nvae_tf.config import ModelConfig, did_you_mean
+from nvae_tf.config import ModelConfig
+from nvae_tf.setting_checks import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,17 +207,16 @@ def _check_architecture(config: ModelConfig) -> None:
 
 
 def _check_size(config: ModelConfig) -> None:
-    halvings = config.num_preprocess_blocks + config.num_latent_scales - 1
     for side in ("height", "width"):
         real, padded = getattr(config, f"image_{side}"), getattr(config, f"network_{side}")
         if padded < real:
             raise ValueError(f"model.padded_{side} = {padded}: smaller than the image's {side} of {real}")
-        if padded % 2**halvings:
-            fitting = -(-real // 2**halvings) * 2**halvings
+        if padded % config.size_divisor:
             raise ValueError(
-                f"model.{'image' if padded == real else 'padded'}_{side} = {padded}: not divisible by {2**halvings} "
+                f"model.padded_{side} = {padded}: not divisible by {config.size_divisor} "
                 f"({config.num_preprocess_blocks} preprocess blocks and {config.num_latent_scales} scales halve it "
-                f"{halvings} times); set padded_{side} to {fitting}, or use fewer scales or blocks"
+                f"{config.size_divisor.bit_length() - 1} times); leave it out for the smallest that is, or use fewer "
+                "scales or blocks"
             )
 
 

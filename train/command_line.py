@@ -18,6 +18,7 @@ _WIDTH = 100
 # Follows from the length of the run, so no one sets it.
 DERIVED_SETTINGS = ("objective.total_steps",)
 PRESETS = pathlib.Path("configs")
+DATA_PATH_HELP = "Where the images lie now, if no longer at the run's data.path."
 
 
 def run(main: Callable[[], None]) -> None:

@@ -35,6 +35,7 @@ BATCH_SIZE = flags.DEFINE_integer(
 SEED = flags.DEFINE_integer(
     "seed", 0, "Of the binarisation and of the samples.", lower_bound=0, upper_bound=LARGEST_SEED
 )
+DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     start_tensorflow_quietly()
     from train.evaluation_report import evaluate_run
 
-    evaluate_run(WORKDIR.value, SPLIT.value, IMPORTANCE_SAMPLES.value, BATCH_SIZE.value, SEED.value)
+    evaluate_run(WORKDIR.value, SPLIT.value, IMPORTANCE_SAMPLES.value, BATCH_SIZE.value, SEED.value, DATA_PATH.value)
 
 
 def run() -> None:

@@ -1,5 +1,6 @@
 """The evaluation of a run folder: a table for people and a file for scripts."""
 
+import dataclasses
 import json
 import math
 import os
@@ -15,9 +16,9 @@ from nvae_tf.checkpoints.run_folder import (
 )
 from nvae_tf.checkpoints.training_state import step_of
 from nvae_tf.data.model_settings import check_model_fits
-from nvae_tf.data.pipeline import evaluation_batches
+from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
-from nvae_tf.data.specs import DataSpec, data_spec
+from nvae_tf.data_spec import DataSpec
 from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator
 from nvae_tf.objective import bits_per_dimension
 from train.progress import StatusLine
@@ -29,9 +30,10 @@ def evaluate_run(
     importance_samples: int = 100,
     batch_size: int | None = None,
     seed: int = 0,
+    data_path: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates the latest checkpoint of a run folder, prints the figures and writes them to its evaluation
-    file.
+    file. Images are read from `data_path`, where it is given, and not from where they were during training.
 
     Returns:
       What was written, see `figures_of`.
@@ -44,12 +46,12 @@ def evaluate_run(
     # Looked for once: a training that runs beside this may save a later one meanwhile.
     checkpoint = newest_checkpoint(folder)
     model = model_of_checkpoint(config, checkpoint)
-    spec = data_spec(config.data.name)
+    spec = dataclasses.replace(config.data, path=data_path or config.data.path)
     check_model_fits(config.model, spec)
-    source = load_split(spec, split, config.data.path)
+    status = StatusLine()
+    source = load_split(spec, split, status.report())
     batch_size = min(batch_size or config.train.batch_size, source.count)
     step = step_of(checkpoint)
-    status = StatusLine()
     status.keep(f"{folder.path}, step {step:,}: {source.count:,} images of the {split} part of {spec.name}")
 
     def show(done: int) -> None:
@@ -57,7 +59,8 @@ def evaluate_run(
             status.show(f"{done:,} of {source.count:,} images")
 
     evaluator = LikelihoodEvaluator(model, batch_size, importance_samples)
-    likelihood = evaluator.evaluate(evaluation_batches(source, spec, batch_size, seed), seed, show)
+    batches = iterate(evaluation_batches(source, spec, batch_size, seed), source)
+    likelihood = evaluator.evaluate(batches, seed, show)
     figures = figures_of(likelihood, spec, importance_samples)
     figures |= {"dataset": spec.name, "split": split, "seed": seed, "step": step}
     status.keep(table(figures))

@@ -28,7 +28,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from nvae_tf.config import experiment_config
+from nvae_tf.data.completion import complete_config
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import command_line
@@ -40,7 +40,7 @@ flags.mark_flag_as_required("config")
 
 def main() -> None:
     """Checks the settings, then trains."""
-    config = experiment_config(CONFIG.value)
+    config = complete_config(CONFIG.value)
     latent_plan(config.model)
     # Not before: a mistake is told within a moment.
     start_tensorflow_quietly()

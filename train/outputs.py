@@ -6,7 +6,7 @@ import pathlib
 import tensorflow as tf
 
 from nvae_tf.checkpoints.run_folder import RunFolder
-from nvae_tf.data.pipeline import evaluation_batches
+from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator
 from nvae_tf.generation import ImageGenerator, image_grid, write_png
 from nvae_tf.objective import bits_per_dimension, kl_weight, regularisation_weight
@@ -89,7 +89,7 @@ class RunOutputs:
         self.speed.pause()
         images = self._run.images
         batches = evaluation_batches(images.test, images.spec, self._batch_size, _FIXED_SEED)
-        test = self._evaluator.evaluate(batches, _FIXED_SEED, self._show_evaluation)
+        test = self._evaluator.evaluate(iterate(batches, images.test), _FIXED_SEED, self._show_evaluation)
         bits = self.bits_per_dimension(test.nelbo_nats)
         self._tensorboard.scalars(step, _test_scalars(test) | {"test/bits_per_dim": bits})
         training, schedules = self.running_means(), self.schedules(step)

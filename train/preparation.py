@@ -7,12 +7,13 @@ import keras
 
 import nvae_tf
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.data.array_source import ImageSource
+from nvae_tf.data.image_sources import ImageSource
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import steps_per_epoch
 from nvae_tf.data.sources import load_split
-from nvae_tf.data.specs import DataSpec, data_spec
+from nvae_tf.data_spec import DataSpec
 from nvae_tf.optimization import NVAEAdamax, WarmupCosine
+from train.progress import StatusLine
 
 
 class Images(NamedTuple):
@@ -52,13 +53,14 @@ def load_images(config: ExperimentConfig) -> Images:
     """Both parts of the data set that the settings name.
 
     Raises:
-      ValueError: there is no such data set, or the model does not fit its images.
+      ValueError: images can't be used, or the model does not fit them.
+      FileNotFoundError: there is nothing at `data.path`.
       ConnectionError: the data must be downloaded and can't be.
     """
-    spec = data_spec(config.data.name)
-    check_model_fits(config.model, spec)
-    train, test = (load_split(spec, split, config.data.path) for split in ("train", "test"))
-    return Images(spec, train, test)
+    check_model_fits(config.model, config.data)
+    report = StatusLine().report()
+    train, test = (load_split(config.data, split, report) for split in ("train", "test"))
+    return Images(config.data, train, test)
 
 
 def run_length(config: ExperimentConfig, num_images: int) -> RunLength:

@@ -5,6 +5,8 @@ import sys
 import time
 from typing import TextIO
 
+from nvae_tf.data.reports import Report
+
 _SECONDS_BETWEEN_UPDATES = 0.2
 _SECONDS_BETWEEN_LINES = 10.0
 _CLEAR_TO_END = "\x1b[K"
@@ -34,10 +36,21 @@ class StatusLine:
             self._stream.write(f"{text}\n")
         self._stream.flush()
 
+    def show_if_due(self, text: str) -> None:
+        """Shows a line, if enough time has passed since the last."""
+        if self.is_due:
+            self.show(text)
+
     def keep(self, text: str) -> None:
         """Writes a line that stays."""
         self._stream.write(f"\r{text}{_CLEAR_TO_END}\n" if self._is_terminal else f"{text}\n")
         self._stream.flush()
+
+    def report(self) -> Report:
+        """This line as the place where the loading of data tells what it is doing."""
+        # A moment's work need not be told.
+        self._shown_at = time.monotonic()
+        return Report(self.show_if_due, self.keep)
 
 
 class Speed:

@@ -8,6 +8,7 @@ sees them (binary data are binarised), the lower the likelihood's mean for laten
 Exit code: 0 done, 2 a mistake in the command.
 """
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -24,6 +25,7 @@ SPLIT = flags.DEFINE_enum("split", "test", ["test", "train"], "Part of the data 
 SEED = flags.DEFINE_integer("seed", 1, "Of the binarisation and the latents.", lower_bound=0, upper_bound=LARGEST_SEED)
 COLUMNS = flags.DEFINE_integer("columns", 10, "Images a row.", lower_bound=1)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
+DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 
 def main() -> None:
@@ -37,7 +39,8 @@ def main() -> None:
 
     model = nvae_tf.load(WORKDIR.value)
     config = read_run_config(RunFolder(pathlib.Path(WORKDIR.value)))
-    originals = _first_images(config, SPLIT.value, COUNT.value, SEED.value)
+    spec = dataclasses.replace(config.data, path=DATA_PATH.value or config.data.path)
+    originals = _first_images(spec, SPLIT.value, COUNT.value, SEED.value)
     reconstructions = model(originals, seed=SEED.value).numpy()
     rows = pairs_of_rows(originals, reconstructions, COLUMNS.value)
     write_png(output, image_grid(rows, COLUMNS.value, enlarge=None))
@@ -54,16 +57,15 @@ def pairs_of_rows(originals: np.ndarray, reconstructions: np.ndarray, columns: i
     return np.stack(rows, axis=1).reshape(-1, *originals.shape[1:])
 
 
-def _first_images(config, split: str, count: int, seed: int) -> np.ndarray:
-    from nvae_tf.data.pipeline import evaluation_batches
+def _first_images(spec, split: str, count: int, seed: int) -> np.ndarray:
+    from nvae_tf.data.pipeline import evaluation_batches, iterate
     from nvae_tf.data.sources import load_split
-    from nvae_tf.data.specs import data_spec
+    from train.progress import StatusLine
 
-    spec = data_spec(config.data.name)
-    source = load_split(spec, split, config.data.path)
+    source = load_split(spec, split, StatusLine().report())
     if count > source.count:
         raise ValueError(f"--count={count}: the {split} part of {spec.name} has only {source.count} images")
-    return next(iter(evaluation_batches(source, spec, count, seed))).numpy()
+    return next(iterate(evaluation_batches(source, spec, count, seed), source)).numpy()
 
 
 def run() -> None:

@@ -8,7 +8,8 @@ import tensorflow as tf
 from nvae_tf.checkpoints.run_folder import RunFolder, open_for_training
 from nvae_tf.checkpoints.training_state import TrainingState
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.data.pipeline import training_batches
+from nvae_tf.data.picture_files import BadPicture
+from nvae_tf.data.pipeline import iterate, training_batches
 from train.devices import suit_devices
 from train.outputs import RunOutputs
 from train.preparation import Run, load_images, new_run, run_length, with_length
@@ -67,9 +68,8 @@ class TrainingLoop:
         """
         saved, total = step, self._run.length.total_steps
         images = self._run.images
-        batches = iter(
-            training_batches(images.train, images.spec, self._settings.batch_size, self._settings.seed, step)
-        )
+        batches = training_batches(images.train, images.spec, self._settings.batch_size, self._settings.seed, step)
+        batches = iterate(batches, images.train)
         try:
             while True:
                 self._outputs.write_due(step)
@@ -88,6 +88,11 @@ class TrainingLoop:
             if saved != step:
                 self._save(step)
             raise TrainingInterrupted(step, self._stop.signal_number) from None
+        except BadPicture:
+            # The run can go on once the file is mended.
+            if saved != step:
+                self._save(step)
+            raise
 
     def _start_window(self, step: int) -> None:
         """Running means start anew at fixed steps and are in checkpoints: an interruption does not show."""

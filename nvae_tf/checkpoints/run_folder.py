@@ -9,12 +9,14 @@ from nvae_tf.checkpoints.training_state import latest_checkpoint, restore_weight
 from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, read_config
 from nvae_tf.models import NVAE
 
-# What may differ when a run goes on: how long it runs, what is written how often, and where the images lie
-# now. Nothing else, because the second half of a run must belong to the first. `objective.total_steps`
-# follows from the length.
+# What may differ when a run goes on: how long it runs, what is written how often, and where the images lie now,
+# decoded or not, and what happens to those that can't be read. Nothing else, because the second half of a run must
+# belong to the first. `objective.total_steps` follows from the length.
 CHANGEABLE_SETTINGS = (
     "objective.total_steps",
     "data.path",
+    "data.cache",
+    "data.on_bad_file",
     "train.steps",
     "train.epochs",
     "train.checkpoint_every_steps",

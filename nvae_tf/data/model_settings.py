@@ -1,22 +1,18 @@
 """What a data set asks of the model: the size of the images, their padding, bits and likelihood."""
 
-from typing import Any
+from nvae_tf.config import ModelConfig
+from nvae_tf.data_spec import DataSpec
 
-from nvae_tf.config import ModelConfig, config_to_dict
-from nvae_tf.data.specs import DataSpec
-
-
-def image_settings(spec: DataSpec) -> dict[str, Any]:
-    """The settings of `ModelConfig` that follow from a data set. Binarised images have 1 bit."""
-    return {
-        "image_height": spec.height,
-        "image_width": spec.width,
-        "image_channels": spec.channels,
-        "padded_height": None if spec.padded_height == spec.height else spec.padded_height,
-        "padded_width": None if spec.padded_width == spec.width else spec.padded_width,
-        "num_bits": 1 if spec.binarise else spec.num_bits,
-        "likelihood": spec.likelihood,
-    }
+# Settings of `ModelConfig` and the settings of `DataSpec` that they follow.
+MODEL_SETTINGS = {
+    "image_height": "height",
+    "image_width": "width",
+    "image_channels": "channels",
+    "num_bits": "num_bits",
+    "likelihood": "likelihood",
+    "padded_height": "padded_height",
+    "padded_width": "padded_width",
+}
 
 
 def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
@@ -25,15 +21,14 @@ def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
     Raises:
       ValueError: the size, channels or bits differ, or one of the two is for binary images and the other is not.
     """
-    settings, asked = config_to_dict(config), image_settings(spec)
     names = ["image_height", "image_width", "image_channels", "num_bits"]
     if "bernoulli" in (config.likelihood, spec.likelihood):
         names.append("likelihood")
     wrong = [
-        f"model.{name} is {settings[name]!r}, not {asked[name]!r}" for name in names if settings[name] != asked[name]
+        f"model.{name} is {getattr(config, name)!r}, but data.{MODEL_SETTINGS[name]} is "
+        f"{getattr(spec, MODEL_SETTINGS[name])!r}"
+        for name in names
+        if getattr(config, name) != getattr(spec, MODEL_SETTINGS[name])
     ]
     if wrong:
-        raise ValueError(
-            f"the model does not fit data set {spec.name!r}: {'; '.join(wrong)}. "
-            f"Set what differs, or start from the config of {spec.name!r}"
-        )
+        raise ValueError(f"the model does not fit data set {spec.name!r}: {'; '.join(wrong)}. Set them alike")

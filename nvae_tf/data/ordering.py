@@ -1,16 +1,28 @@
 """Which examples make up each batch.
 
-Both functions give the batches of the whole run as (first position, indices) pairs, before any image is read.
-Here is where one of several processes would take its share: a run of each batch's indices and the position of
-the run's start.
+Both functions give batches as (first position, indices) pairs, before any image is read.
 """
+
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from nvae_tf.data.random_streams import RandomStream, permutation, stream_key
 
 
-def shuffled_index_batches(count: int, batch_size: int, seed: int, start_step: int) -> tf.data.Dataset:
+class Share(NamedTuple):
+    """What one of several processes takes: share number `index` of `count`, numbered from 0."""
+
+    index: int
+    count: int
+
+
+ALL = Share(0, 1)
+
+
+def shuffled_index_batches(
+    count: int, batch_size: int, seed: int, start_step: int, share: Share = ALL
+) -> tf.data.Dataset:
     """Returns the endless training order, a new permutation in every epoch, from `start_step` on.
 
     The part of a permutation that fills no whole batch is dropped. Starting late replays nothing: the
@@ -21,11 +33,21 @@ def shuffled_index_batches(count: int, batch_size: int, seed: int, start_step: i
         batch_size: examples per batch.
         seed: seed of the order.
         start_step: number of the first batch, counted from the start of training.
+        share: the run of each batch's examples that this process takes.
 
     Returns:
-        A dataset of pairs: the position in the stream of the batch's first example, `step * batch_size`, an
-        int64 scalar; and indices of examples, int32 `[batch_size]`.
+        A dataset of pairs: the position in the stream of the first of its examples, an int64 scalar (that of a
+        batch's first is `step * batch_size`); and indices of examples, int32 `[batch_size / share.count]`.
+
+    Raises:
+        ValueError: the batch size is not divisible by the number of shares.
     """
+    if batch_size % share.count:
+        raise ValueError(
+            f"A batch of {batch_size} can't be shared evenly by {share.count} processes: make it a multiple of that."
+        )
+    part = batch_size // share.count
+    offset = share.index * part
     steps = count // batch_size
     key = stream_key(seed, RandomStream.ORDER)
 
@@ -33,8 +55,8 @@ def shuffled_index_batches(count: int, batch_size: int, seed: int, start_step: i
         first_step = epoch * steps
         skipped = tf.maximum(start_step - first_step, 0)
         indices = tf.reshape(permutation(key, epoch, count)[: steps * batch_size], [steps, batch_size])
-        positions = (first_step + tf.range(steps, dtype=tf.int64)) * batch_size
-        return tf.data.Dataset.from_tensor_slices((positions[skipped:], indices[skipped:]))
+        positions = (first_step + tf.range(steps, dtype=tf.int64)) * batch_size + offset
+        return tf.data.Dataset.from_tensor_slices((positions[skipped:], indices[skipped:, offset : offset + part]))
 
     epochs = tf.data.Dataset.counter(start=start_step // steps)
     return epochs.flat_map(batches_of_epoch).apply(
@@ -42,12 +64,12 @@ def shuffled_index_batches(count: int, batch_size: int, seed: int, start_step: i
     )
 
 
-def sequential_index_batches(count: int, batch_size: int) -> tf.data.Dataset:
-    """Returns every example once and in order; the last batch holds what is left.
+def sequential_index_batches(count: int, batch_size: int, share: Share = ALL) -> tf.data.Dataset:
+    """Returns every example once and in order, every `share.count`-th batch to one process; the last may be smaller.
 
     Returns:
         A dataset of pairs: the first example's position, an int64 scalar, and indices, int64
         `[up to batch_size]`.
     """
-    starts = tf.data.Dataset.range(0, count, batch_size)
+    starts = tf.data.Dataset.range(share.index * batch_size, count, share.count * batch_size)
     return starts.map(lambda start: (start, tf.range(start, tf.minimum(start + batch_size, count))))

@@ -1,13 +1,15 @@
 """The input pipeline: batches of images in [0, 1] as a pure function of (seed, step)."""
 
+from collections.abc import Iterator
+
 import tensorflow as tf
 
-from nvae_tf.data.array_source import ImageSource
-from nvae_tf.data.ordering import sequential_index_batches, shuffled_index_batches
+from nvae_tf.data.image_sources import ImageSource
+from nvae_tf.data.ordering import ALL, Share, sequential_index_batches, shuffled_index_batches
 from nvae_tf.data.preprocessing import binarise, flip_horizontally, intensity_table
 from nvae_tf.data.random_streams import RandomStream, stream_key
 from nvae_tf.data.sources import check_image_shape
-from nvae_tf.data.specs import DataSpec
+from nvae_tf.data_spec import DataSpec
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -26,7 +28,7 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 
 def training_batches(
-    source: ImageSource, spec: DataSpec, batch_size: int, seed: int, start_step: int = 0
+    source: ImageSource, spec: DataSpec, batch_size: int, seed: int, start_step: int = 0, share: Share = ALL
 ) -> tf.data.Dataset:
     """Returns endless training batches.
 
@@ -40,26 +42,29 @@ def training_batches(
         batch_size: images per batch, over all replicas.
         seed: of the order, the binarisation and the flips; 0 or above.
         start_step: number of the first batch.
+        share: which part of every batch this process takes; together the processes have the whole batches.
 
     Returns:
-        A dataset of float32 `[batch_size, height, width, channels]` in [0, 1], at the images' real size: the
-        model pads.
+        A dataset of float32 `[batch_size / share.count, height, width, channels]` in [0, 1], at the images' real
+        size: the model pads.
 
     Raises:
-        ValueError: the batch size is larger than the split, the seed or start step is negative, or the images
-            have another size than the spec's.
+        ValueError: the batch size is larger than the split or can't be shared evenly, the seed or start step is
+            negative, or the images have another size than the spec's.
     """
     check_image_shape(source, spec)
     steps_per_epoch(source.count, batch_size)
     if start_step < 0:
         raise ValueError(f"The start step is {start_step}; it must be 0 or above.")
-    index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step)
+    index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, share)
     flip_key = stream_key(seed, RandomStream.HORIZONTAL_FLIP) if spec.horizontal_flip else None
     binarise_key = stream_key(seed, RandomStream.TRAINING_BINARISATION)
     return _image_batches(index_batches, source, spec, binarise_key, flip_key)
 
 
-def evaluation_batches(source: ImageSource, spec: DataSpec, batch_size: int, seed: int) -> tf.data.Dataset:
+def evaluation_batches(
+    source: ImageSource, spec: DataSpec, batch_size: int, seed: int, share: Share = ALL
+) -> tf.data.Dataset:
     """Returns every image of a split once and in order, never flipped; the last batch holds what is left.
 
     The binarisation of an image depends on (seed, its number in the split), not on the batch size. It is the
@@ -70,6 +75,7 @@ def evaluation_batches(source: ImageSource, spec: DataSpec, batch_size: int, see
         spec: the data set.
         batch_size: images per batch; one that is larger than the split gives a single batch.
         seed: of the binarisation; 0 or above.
+        share: which of the batches this process takes.
 
     Returns:
         A dataset of float32 `[up to batch_size, height, width, channels]` in [0, 1], at real size.
@@ -80,14 +86,26 @@ def evaluation_batches(source: ImageSource, spec: DataSpec, batch_size: int, see
     """
     check_image_shape(source, spec)
     _check_batch_size(batch_size)
-    index_batches = sequential_index_batches(source.count, batch_size)
+    index_batches = sequential_index_batches(source.count, batch_size, share)
     return _image_batches(index_batches, source, spec, stream_key(seed, RandomStream.EVALUATION_BINARISATION))
+
+
+def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor]:
+    """Goes through batches; where an image of the source can't be read, raises what reading it raised.
+
+    TensorFlow would raise an error of its own, with the other's text and a traceback in it.
+    """
+    try:
+        yield from batches
+    except tf.errors.OpError as error:
+        raise (source.failures[0] if source.failures else error) from None
 
 
 def _image_batches(index_batches, source, spec, binarise_key, flip_key=None):
     """Reads and preprocesses whole batches, several at a time, in order."""
     read = source.reader()
-    table = intensity_table(source.maximum_value, spec.num_bits)
+    # What is to be binarised keeps its intensities until then.
+    table = intensity_table(8 if spec.binarise else spec.num_bits)
 
     def images_of(first_position, indices):
         values = tf.ensure_shape(read(indices), [indices.shape[0], *spec.image_shape])

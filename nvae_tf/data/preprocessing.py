@@ -6,22 +6,17 @@ import tensorflow as tf
 from nvae_tf.data.random_streams import uniform
 
 
-def intensity_table(maximum_value: int, num_bits: int) -> np.ndarray:
-    """Returns the intensity in [0, 1] of every stored value, float32 `[maximum_value + 1]`.
+def intensity_table(num_bits: int) -> np.ndarray:
+    """Returns the intensity in [0, 1] of every stored value from 0 to 255, float32 `[256]`.
 
-    With 8 bits an intensity is `value / maximum_value`. With b < 8 bits it is quantised to 2^b levels,
-    `floor(x * 255 / 2^(8 - b)) / (2^b - 1)` (Vahdat & Kautz 2020). The floor is taken in whole
-    numbers, so that no rounding error moves a value to the level below; each entry is the float32 nearest to
-    the exact fraction.
+    With b bits there are 2^b levels, `floor(value / 2^(8 - b)) / (2^b - 1)` (Vahdat & Kautz 2020). The floor is
+    taken in whole numbers, so that no rounding error moves a value to the level below; each entry is the float32
+    nearest to the exact fraction.
 
     Args:
-        maximum_value: the stored value that stands for intensity 1.
         num_bits: from 1 to 8.
     """
-    values = np.arange(maximum_value + 1)
-    if num_bits == 8:
-        return values.astype(np.float32) / np.float32(maximum_value)
-    levels = (values * 255) // (maximum_value * 2 ** (8 - num_bits))
+    levels = np.arange(256) >> (8 - num_bits)
     return levels.astype(np.float32) / np.float32(2**num_bits - 1)
 
 

@@ -1,37 +1,92 @@
-"""From a data spec to the images of one split. A new kind of source is a module and a line in `LOADERS`."""
+"""From a data spec to its images. A new kind of source is a module with `first_image` and `load`, and a line here."""
 
-from nvae_tf.data import bundled, tfds_source
-from nvae_tf.data.array_source import ImageSource
-from nvae_tf.data.specs import DataSpec
+import dataclasses
+import importlib
+import pathlib
+from typing import NamedTuple
 
-LOADERS = {"bundled": bundled.load, "tfds": tfds_source.load}
+from nvae_tf.data.image_sources import ImageSource, StackedSource
+from nvae_tf.data.picture_files import PictureHeader
+from nvae_tf.data.reports import Report
+from nvae_tf.data_spec import DataSpec
+from nvae_tf.setting_checks import check_choice
+
+SPLITS = ("train", "test")
+_NUMPY_SUFFIXES = (".npy", ".npz")
 
 
-def load_split(spec: DataSpec, split: str, path: str | None = None) -> ImageSource:
-    """Loads one split of a data set.
+class _Source(NamedTuple):
+    """A kind of source: its module, what must lie at `data.path`, and whether the set has a name within the source."""
+
+    module: str
+    needs: str | None = None
+    needs_name: bool = False
+
+
+SOURCES = {
+    "bundled": _Source("bundled_source", needs_name=True),
+    "tfds": _Source("tfds_source", needs_name=True),
+    "folder": _Source("folder_source", needs="a folder of pictures"),
+    "arrays": _Source("arrays_source", needs="a .npy or .npz file, or a folder with train.npy and test.npy"),
+    "idx": _Source("idx_source", needs="a folder of IDX files, *-ubyte or *-ubyte.gz"),
+    "mat": _Source("mat_source", needs="the file chardata.mat, or its folder"),
+}
+
+
+def load_split(spec: DataSpec, split: str, report: Report | None = None) -> ImageSource:
+    """Loads one part of a data set.
 
     Args:
-        spec: the data set.
+        spec: the data set, complete (`nvae_tf.data.completion`).
         split: "train" or "test".
-        path: the setting `data.path`, the folder where the source looks; empty for the source's default.
+        report: where to tell what is going on.
 
     Returns:
-        The split's images and, where the set has them, its labels.
+        The part's images and, where the set has them in memory, its labels.
 
     Raises:
-        ValueError: an unknown split or source, or images of another size than the spec's.
+        ValueError: an unknown part or source, or images that can't be used.
+        FileNotFoundError: nothing lies at `data.path`.
         ConnectionError: the data must be downloaded and can't be.
     """
-    if spec.source not in LOADERS:
-        raise ValueError(
-            f"Data spec '{spec.name}' names a source '{spec.source}' that does not exist. Valid: {', '.join(LOADERS)}."
-        )
-    split_names = {"train": spec.train_split, "test": spec.test_split}
-    if split not in split_names:
-        raise ValueError(f"There is no split '{split}'. Valid: train, test.")
-    source = LOADERS[spec.source](spec, split_names[split], path)
+    if split not in SPLITS:
+        raise ValueError(f"There is no split '{split}'. Valid: {', '.join(SPLITS)}.")
+    module = _module(spec)
+    report = report or Report()
+    if spec.stacked_images == 1:
+        source = module.load(spec, split, report)
+    else:
+        base = module.load(_one_channel(spec), split, report)
+        source = StackedSource.at_random(base, spec.stacked_images, spec.split_seed)
     check_image_shape(source, spec)
     return source
+
+
+def first_image(spec: DataSpec) -> PictureHeader:
+    """What the images of a data set are like, from a look at one of them; a size is None where they differ.
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError: see `load_split`.
+    """
+    return _module(spec).first_image(spec)
+
+
+def source_at(path: str | None) -> str:
+    """The kind of source that lies at a path.
+
+    Raises:
+        ValueError: there is no path, or it is a file that no source reads.
+        FileNotFoundError: nothing lies there.
+    """
+    place = _place(path, "a folder of pictures, a .npy or .npz file, or a folder of IDX files")
+    if place.is_file():
+        if place.suffix in _NUMPY_SUFFIXES:
+            return "arrays"
+        raise ValueError(f"data.path = {path}: a file that is neither .npy nor .npz; name a folder of pictures instead")
+    names = [entry.name for entry in place.iterdir() if entry.is_file()]
+    if any(name.removesuffix(".gz").endswith("-ubyte") for name in names):
+        return "idx"
+    return "arrays" if any(name.endswith(".npy") for name in names) else "folder"
 
 
 def check_image_shape(source: ImageSource, spec: DataSpec) -> None:
@@ -41,3 +96,30 @@ def check_image_shape(source: ImageSource, spec: DataSpec) -> None:
             f"The images of data set '{spec.name}' are {list(source.image_shape)} (height, width, channels), "
             f"but its spec says {list(spec.image_shape)}."
         )
+
+
+def _module(spec):
+    """The source's module, imported when it is needed: some take seconds."""
+    check_choice("data.source", spec.source, SOURCES)
+    source = SOURCES[spec.source]
+    if source.needs:
+        _place(spec.path, source.needs)
+    if source.needs_name and not spec.source_name:
+        raise ValueError(
+            f"data.source_name is not set: the name of the set within data.source = {spec.source}, "
+            "for example --config.data.source_name=oxford_flowers102 for TensorFlow Datasets"
+        )
+    return importlib.import_module(f"nvae_tf.data.{source.module}")
+
+
+def _place(path, needs):
+    if not path:
+        raise ValueError(f"data.path is not set: --config.data.path=... names {needs}")
+    place = pathlib.Path(path)
+    if not place.exists():
+        raise FileNotFoundError(f"data.path = {path}: there is nothing; it names {needs}")
+    return place
+
+
+def _one_channel(spec):
+    return dataclasses.replace(spec, channels=1, stacked_images=1)

@@ -1,77 +1,14 @@
-"""What each data set is, in one place: nothing else in the code compares a data set's name.
+"""What each known data set is, in one place: nothing else in the code compares a data set's name.
 
-Configs read this before TensorFlow is touched, so it is not imported here.
+Configs copy a spec into their group `data`, from where the run takes it. docs/data.md says where the images come from.
 """
 
 import dataclasses
 
-from nvae_tf.config import LIKELIHOODS, did_you_mean
+from nvae_tf.data_spec import DataSpec
+from nvae_tf.setting_checks import did_you_mean
 
-
-@dataclasses.dataclass(frozen=True)
-class DataSpec:
-    """One data set as the model sees it.
-
-    Attributes:
-        name: the name that configs use.
-        source: the kind of source that loads it, a key of `nvae_tf.data.sources.LOADERS`.
-        source_name: the set's name within its source, for example a TFDS name.
-        height: real height of the images in pixels; the likelihood counts only real pixels.
-        width: real width of the images in pixels.
-        channels: channels per pixel.
-        num_bits: bits per channel that the likelihood resolves, 1 to 8. Below 8 the images are quantised.
-        padded_height: height to which the model zero-pads the images, at least `height`.
-        padded_width: width to which the model zero-pads the images, at least `width`.
-        binarise: whether each pixel is drawn afresh from Bernoulli(intensity) at every access.
-        horizontal_flip: whether training images are mirrored at random.
-        likelihood: the likelihood that suits the set: "bernoulli", "logistic_mixture" or "normal".
-        train_split: the source's own name of the training part.
-        test_split: the source's own name of the test part.
-
-    Raises:
-        ValueError: a value is impossible; the message says which and what is allowed.
-    """
-
-    name: str
-    source: str
-    source_name: str
-    height: int
-    width: int
-    channels: int
-    num_bits: int
-    padded_height: int
-    padded_width: int
-    binarise: bool
-    horizontal_flip: bool
-    likelihood: str
-    train_split: str = "train"
-    test_split: str = "test"
-
-    def __post_init__(self):
-        if min(self.image_shape) < 1:
-            raise ValueError(
-                f"Data spec '{self.name}': height, width and channels {self.image_shape} must be positive."
-            )
-        if not 1 <= self.num_bits <= 8:
-            raise ValueError(f"Data spec '{self.name}': num_bits is {self.num_bits}, it must be from 1 to 8.")
-        if self.padded_height < self.height or self.padded_width < self.width:
-            raise ValueError(
-                f"Data spec '{self.name}': the padded size {self.padded_height}x{self.padded_width} is "
-                f"smaller than the image, {self.height}x{self.width}."
-            )
-        if self.likelihood not in LIKELIHOODS:
-            raise ValueError(
-                f"Data spec '{self.name}': there is no likelihood '{self.likelihood}' "
-                f"({', '.join(LIKELIHOODS)}){did_you_mean(self.likelihood, LIKELIHOODS)}"
-            )
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Real size of one image, `(height, width, channels)`."""
-        return (self.height, self.width, self.channels)
-
-
-# scikit-learn's bundled handwritten digits as bitmaps: 1,437 for training and 360 for testing, by `bundled.load`.
+# scikit-learn's handwritten digits as bitmaps: 1,437 for training and 360 for testing.
 DIGITS = DataSpec(
     name="digits",
     source="bundled",
@@ -80,14 +17,14 @@ DIGITS = DataSpec(
     width=16,
     channels=1,
     num_bits=1,
-    padded_height=16,
-    padded_width=16,
-    binarise=False,
     horizontal_flip=False,
     likelihood="bernoulli",
 )
 
-# 60,000 / 10,000. Padded because the hierarchy halves the size three times (Vahdat & Kautz 2020).
+# Patches of the two photographs that come with scikit-learn; any size up to 96x96.
+PHOTOS = DataSpec(name="photos", source="bundled", source_name="photos")
+
+# 60,000 / 10,000. Padded to 32x32 and binarised afresh at every access (Vahdat & Kautz 2020).
 MNIST = DataSpec(
     name="mnist",
     source="tfds",
@@ -95,31 +32,122 @@ MNIST = DataSpec(
     height=28,
     width=28,
     channels=1,
-    num_bits=8,
-    padded_height=32,
-    padded_width=32,
+    num_bits=1,
     binarise=True,
     horizontal_flip=False,
     likelihood="bernoulli",
-)
-
-# 50,000 / 10,000.
-CIFAR10 = DataSpec(
-    name="cifar10",
-    source="tfds",
-    source_name="cifar10",
-    height=32,
-    width=32,
-    channels=3,
-    num_bits=8,
     padded_height=32,
     padded_width=32,
+)
+
+# The same digits, three at random as the channels of one image. The published code never ran it.
+STACKED_MNIST = dataclasses.replace(
+    MNIST,
+    name="stacked_mnist",
+    channels=3,
+    stacked_images=3,
+    num_bits=8,
     binarise=False,
-    horizontal_flip=True,
     likelihood="logistic_mixture",
 )
 
-DATA_SPECS = {spec.name: spec for spec in (DIGITS, MNIST, CIFAR10)}
+# 24,345 / 8,070: the 28x28 set of Burda et al. 2016, chardata.mat.
+OMNIGLOT = dataclasses.replace(MNIST, name="omniglot", source="mat", source_name=None)
+
+# 60,000 / 10,000 grey pictures of 28x28 in MNIST's format, not binarised.
+FASHION_MNIST = dataclasses.replace(
+    MNIST,
+    name="fashion_mnist",
+    source="idx",
+    source_name=None,
+    num_bits=8,
+    binarise=False,
+    likelihood="logistic_mixture",
+)
+
+# 50,000 / 10,000.
+CIFAR10 = DataSpec(name="cifar10", source="tfds", source_name="cifar10")
+
+# 162,770 / 19,962 aligned faces of 178x218: a square of 148 around the face, scaled to 64.
+CELEBA64 = DataSpec(
+    name="celeba64",
+    source="tfds",
+    source_name="celeb_a",
+    height=64,
+    width=64,
+    crop_box=(15, 40, 163, 188),
+    resize="stretch",
+)
+
+# The downsampled sets of van den Oord et al. 2016: 1,281,149 / 49,999. (TFDS does not know their size beforehand.)
+IMAGENET32 = DataSpec(
+    name="imagenet32", source="tfds", source_name="downsampled_imagenet/32x32", test_split="validation"
+)
+IMAGENET64 = dataclasses.replace(
+    IMAGENET32, name="imagenet64", source_name="downsampled_imagenet/64x64", height=64, width=64
+)
+
+# 27,000 / 3,000: the 256x256 set that was published with Glow (Kingma & Dhariwal 2018).
+CELEBA_HQ256 = DataSpec(
+    name="celebahq256",
+    source="folder",
+    source_name=None,
+    test_split="validation",
+    height=256,
+    width=256,
+    num_bits=5,
+)
+
+# 63,000 / 7,000.
+FFHQ256 = DataSpec(
+    name="ffhq256", source="folder", source_name=None, height=256, width=256, num_bits=5, resize="stretch"
+)
+
+# 3,033,042 / 300 and 126,227 / 300 pictures with a shorter side of 256.
+LSUN_BEDROOM64 = DataSpec(
+    name="lsun_bedroom64",
+    source="tfds",
+    source_name="lsun/bedroom",
+    test_split="validation",
+    height=64,
+    width=64,
+    resize="crop",
+)
+LSUN_CHURCH64 = dataclasses.replace(LSUN_BEDROOM64, name="lsun_church64", source_name="lsun/church_outdoor")
+
+# Whatever lies at data.path; `nvae_tf.data.completion` looks.
+OWN_IMAGES = DataSpec(
+    name="own_images",
+    source="auto",
+    source_name=None,
+    height=None,
+    width=None,
+    channels=None,
+    file_bits=None,
+    horizontal_flip=False,
+    likelihood=None,
+)
+
+DATA_SPECS = {
+    spec.name: spec
+    for spec in (
+        DIGITS,
+        PHOTOS,
+        MNIST,
+        STACKED_MNIST,
+        OMNIGLOT,
+        FASHION_MNIST,
+        CIFAR10,
+        CELEBA64,
+        IMAGENET32,
+        IMAGENET64,
+        CELEBA_HQ256,
+        FFHQ256,
+        LSUN_BEDROOM64,
+        LSUN_CHURCH64,
+        OWN_IMAGES,
+    )
+}
 
 
 def data_spec(name: str) -> DataSpec:

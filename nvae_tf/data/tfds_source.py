@@ -1,68 +1,183 @@
 """Image sets through TensorFlow Datasets (TFDS)."""
 
-import difflib
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
+import psutil
 import requests
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from nvae_tf.data.array_source import ArraySource
+from nvae_tf.data.decoded_cache import DecodedCache, fingerprint
+from nvae_tf.data.geometry import WrongSize, fit_pixels, geometry
+from nvae_tf.data.image_sources import ArraySource, ImageSource
+from nvae_tf.data.picture_files import PictureHeader
 from nvae_tf.data.reachability import unreachable_hosts
-from nvae_tf.data.specs import DataSpec
+from nvae_tf.data.reports import Report
+from nvae_tf.data_spec import DataSpec
+from nvae_tf.setting_checks import did_you_mean
 
-_READ_BATCH = 512
+_READ_BATCH = 256
+# TFDS looks there for sets that are prepared already.
+_TFDS_HOST = "https://storage.googleapis.com"
 
 
-def load(spec: DataSpec, split: str, path: str | None = None) -> ArraySource:
-    """Loads one split into memory, in TFDS' stored order.
+def first_image(spec: DataSpec) -> PictureHeader:
+    """What TFDS says of the images: a size is None where they differ.
+
+    Raises:
+        ValueError, ConnectionError: see `load`.
+    """
+    builder = _builder(spec)
+    height, width, channels = _image_feature(builder).shape
+    return PictureHeader(height, width, channels or 3, _image_feature(builder).dtype.itemsize * 8)
+
+
+def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
+    """Loads one part into memory, or into `spec.cache`, in TFDS' stored order.
 
     A set that is prepared on disk is used without any network. Otherwise TFDS downloads and prepares it,
     after a check that the hosts answer: on its own, TFDS waits for minutes when they don't.
 
     Args:
-        spec: a spec with source "tfds"; `source_name` is the TFDS name, `name` or `name/config`.
-        split: TFDS' name of the split.
-        path: TFDS' data folder; empty for TFDS' default.
+        spec: a complete spec with source "tfds"; `source_name` is the TFDS name, `name` or `name/config`, and `path`
+            TFDS' data folder, None for TFDS' default.
+        split: "train" or "test".
+        report: where to tell what is going on.
 
     Raises:
-        ValueError: TFDS knows no such set, or its examples have no "image".
+        ValueError: TFDS knows no such set or split, its examples have no "image", the images have another size, or they
+            do not fit into memory.
         ConnectionError: the set is not on disk and can't be downloaded; the message has the manual way.
     """
-    builder = _builder(spec.source_name, path)
+    builder = _builder(spec)
+    _check_form(builder, spec)
     if not builder.is_prepared():
         _download_and_prepare(builder)
-    if "image" not in builder.info.features:
-        raise ValueError(f"TFDS set '{builder.name}' has no feature 'image', only {', '.join(builder.info.features)}.")
+    name = {"train": spec.train_split, "test": spec.test_split}[split]
+    count = _number_of_examples(builder, name, split)
+    cache = DecodedCache(spec, split, fingerprint(spec, (builder.info.full_name, count))) if spec.cache else None
+    if cache is None:
+        _check_memory(spec, count)
+        return _in_memory(builder, name, spec, count, report)
+    if not cache.exists:
+        cache.write((batch["image"] for batch in _batches(builder, name, spec)), count, report)
+    return cache.source()
+
+
+def _in_memory(builder, name, spec, count, report):
+    images, labels, done = np.empty((count, *spec.image_shape), np.uint8), [], 0
+    for batch in _batches(builder, name, spec):
+        images[done : done + len(batch["image"])] = batch["image"]
+        done += len(batch["image"])
+        labels += [batch["label"]] if "label" in batch else []
+        report.progress(f"reading {builder.info.full_name}: {done:,} of {count:,} images")
+    return ArraySource(images, labels=np.concatenate(labels).astype(np.int64) if labels else None)
+
+
+def _batches(builder, name, spec) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of `image`, uint8 of the spec's size, and `label` where it is a number."""
     # File order, so that an example keeps its number from one run to the next.
-    dataset = builder.as_dataset(split=split, shuffle_files=False)
-    kept = [key for key in ("image", "label") if key in builder.info.features]
-    batches = dataset.map(lambda example: {key: example[key] for key in kept}).batch(_READ_BATCH)
-    collected = list(batches.as_numpy_iterator())
-    columns = {key: np.concatenate([batch[key] for batch in collected]) for key in kept}
-    return ArraySource(columns["image"], labels=columns.get("label"))
+    dataset = builder.as_dataset(split=name, shuffle_files=False)
+    is_label = isinstance(builder.info.features.get("label"), tfds.features.ClassLabel)
+    kept = ("image", "label") if is_label else ("image",)
+    problems = []
+
+    def fit(pixels):
+        try:
+            return _fitted(pixels, spec)
+        except WrongSize as error:
+            problems.append(f"{builder.info.full_name}: an image {error}")
+            raise
+
+    def fitted(example):
+        image = tf.numpy_function(fit, [example["image"]], tf.uint8, stateful=False)
+        return {key: example[key] for key in kept} | {"image": tf.ensure_shape(image, spec.image_shape)}
+
+    batches = dataset.map(fitted, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(_READ_BATCH)
+    try:
+        yield from batches.as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise ValueError(problems[0] if problems else f"{builder.info.full_name}: {error.message}") from None
 
 
-def _builder(name, path):
+def _fitted(pixels, spec):
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if geometry(spec).changes_nothing and pixels.shape == spec.image_shape:
+        return pixels
+    return fit_pixels(pixels, spec)
+
+
+def _builder(spec):
+    name, path = spec.source_name, spec.path
+    base, _, config = name.partition("/")
     try:
         return tfds.builder(name, data_dir=pathlib.Path(path).expanduser() if path else None)
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         # TFDS' own message lists several hundred names: not chained, so that this one is seen.
         raise ValueError(
-            f"TensorFlow Datasets {tfds.__version__} has no set '{name}'. Did you mean '{nearest}'?"
+            f"data.source_name = {name!r}: TensorFlow Datasets {tfds.__version__} has no such set"
+            f"{did_you_mean(base, known)} (https://www.tensorflow.org/datasets/catalog has the list)"
         ) from None
+    except ValueError as error:
+        configs = [known.name for known in tfds.builder_cls(base).BUILDER_CONFIGS]
+        if not config or config in configs:
+            raise
+        raise ValueError(
+            f"data.source_name = {name!r}: the set {base!r} has no configuration {config!r}, only "
+            f"{', '.join(configs)}{did_you_mean(config, configs)}"
+        ) from error
+
+
+def _image_feature(builder):
+    if "image" not in builder.info.features:
+        raise ValueError(f"TFDS set '{builder.name}' has no feature 'image', only {', '.join(builder.info.features)}.")
+    return builder.info.features["image"]
+
+
+def _check_form(builder, spec):
+    feature = _image_feature(builder)
+    bits, channels = feature.dtype.itemsize * 8, feature.shape[-1]
+    for found, expected, setting in ((bits, spec.file_bits, "file_bits"), (channels, spec.channels, "channels")):
+        if found != expected and found is not None and not spec.convert:
+            raise ValueError(
+                f"{builder.info.full_name}: data.{setting} is {expected}, but TFDS has {found}; "
+                "--config.data.convert=True converts the images when they are read"
+            )
+
+
+def _number_of_examples(builder, name, split):
+    try:
+        return builder.info.splits[name].num_examples
+    except (KeyError, ValueError):
+        present = ", ".join(f"{key} ({info.num_examples:,} images)" for key, info in builder.info.splits.items())
+        raise ValueError(
+            f"data.{split}_split = {name!r}: TFDS set {builder.info.full_name} has the splits {present}. A part of one "
+            "is written --config.data.train_split='train[:90%]' --config.data.test_split='train[90%:]'"
+        ) from None
+
+
+def _check_memory(spec, count):
+    needed, free = count * int(np.prod(spec.image_shape)), psutil.virtual_memory().available
+    if needed > free / 2:
+        raise ValueError(
+            f"{spec.source_name}: {count:,} images of {spec.image_shape} need {needed / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} GB are free: name a folder for the decoded images, --config.data.cache=FOLDER"
+        )
 
 
 def _download_and_prepare(builder):
     missing = _files_to_download(builder)
-    causes = unreachable_hosts(missing)
+    causes = unreachable_hosts(missing if builder.url_infos else [_TFDS_HOST])
     if causes:
         raise ConnectionError(_cannot_download(builder, missing, causes))
     try:
         builder.download_and_prepare()
-    except (tfds.download.DownloadError, requests.RequestException) as error:
+    # An AssertionError is how TFDS says that a file must be put into its manual folder.
+    except (tfds.download.DownloadError, requests.RequestException, AssertionError) as error:
         raise ConnectionError(_cannot_download(builder, missing, {"TFDS": str(error)})) from error
 
 

@@ -1,0 +1,34 @@
+"""Your own pictures: whatever lies at --config.data.path.
+
+    python -m train.inspect_data --config=configs/own_images.py --config.data.path=my_pictures
+    python -m train.main --config=configs/own_images.py --config.data.path=my_pictures --workdir=runs/mine
+
+The path is a folder of pictures (PNG, JPEG, WebP, BMP, GIF; any tree of sub-folders), a .npy or .npz file, or a folder
+of IDX files; with --config.data.source=tfds --config.data.source_name=NAME the images come from TensorFlow Datasets.
+Their size, channels (1 to 4) and bits are found by looking. Where they have different sizes, say what to do:
+
+    --config.data.resize=crop --config.data.height=64      (or stretch; data.width too where it is another)
+
+A tenth of the images is held out for testing (data.test_fraction), unless there are folders train/ and test/.
+docs/data.md has all of data.*, and what each source takes.
+
+Hardware and time: one GPU for pictures of 64x64, hours to days; the score to see depends on the pictures. The model is
+a middling one: three scales of 8, 4 and 2 groups. The paper's were: up to 32x32, 1 scale of 30 groups and 128 channels
+(configs/cifar10.py); 64x64, 3 scales, 20 groups, 64 channels (configs/celeba64.py); 256x256, 5 scales, 16 groups, 30
+channels, 5 bits (configs/celebahq256.py).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import config_for_data
+
+
+def get_config() -> ConfigDict:
+    config = config_for_data("own_images")
+    config.model.num_latent_scales = 3
+    config.model.num_groups_per_scale = 8
+    config.model.adaptive_groups = True
+    config.model.num_channels_encoder = 32
+    config.model.num_channels_decoder = 32
+    config.train.batch_size = 16
+    return config.lock()

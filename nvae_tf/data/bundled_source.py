@@ -1,0 +1,113 @@
+"""Real images that come with scikit-learn, so that they need no network: handwritten digits, patches of photographs."""
+
+import numpy as np
+from PIL import Image
+
+from nvae_tf.data.image_sources import ArraySource, ImageSource
+from nvae_tf.data.picture_files import PictureHeader
+from nvae_tf.data.reports import Report
+from nvae_tf.data_spec import DataSpec
+
+_SPLIT_SEED = 20200708
+_TEST_EVERY = 5
+_DIGITS_SIZE = 16
+_LARGEST_PATCH = 96
+# Columns of the 640 that a photograph has: training patches end where test patches begin.
+_TEST_COLUMNS_FROM = 512
+_PATCH_STEPS = {"train": 8, "test": 16}
+
+
+def first_image(spec: DataSpec) -> PictureHeader:
+    """What the images of a set are like.
+
+    Raises:
+        ValueError: there is no such set.
+    """
+    _check_set(spec)
+    size, channels = (_DIGITS_SIZE, 1) if spec.source_name == "digits" else (spec.height or 32, 3)
+    return PictureHeader(size, spec.width or size, channels, 8)
+
+
+def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
+    """Makes one part of a bundled set.
+
+    Args:
+        spec: a spec with source "bundled"; `source_name` is "digits" or "photos".
+        split: "train" or "test".
+        report: not used; this takes a moment.
+
+    Raises:
+        ValueError: a path was given, or there is no such set, or the photographs are too small for such patches.
+    """
+    del report
+    _check_set(spec)
+    return _SETS[spec.source_name](spec, split)
+
+
+def _check_set(spec):
+    if spec.path:
+        raise ValueError(
+            f"Data set '{spec.name}' is bundled and reads nothing from a folder: remove data.path "
+            f"('{spec.path}'), or choose the data set that lies there."
+        )
+    if spec.source_name not in _SETS:
+        raise ValueError(f"There is no bundled set '{spec.source_name}'. Valid: {', '.join(_SETS)}.")
+
+
+def _photos(spec, split):
+    """Patches of both photographs, 427x640: training patches from the left part, test patches from the right."""
+    from sklearn.datasets import load_sample_images
+
+    if max(spec.height, spec.width) > _LARGEST_PATCH:
+        raise ValueError(
+            f"data.height, data.width = {spec.height}, {spec.width}: patches of the bundled photographs are at most "
+            f"{_LARGEST_PATCH} pixels high and wide"
+        )
+    columns = slice(None, _TEST_COLUMNS_FROM) if split == "train" else slice(_TEST_COLUMNS_FROM, None)
+    step = _PATCH_STEPS[split]
+    patches = []
+    for photograph in load_sample_images().images:
+        windows = np.lib.stride_tricks.sliding_window_view(photograph[:, columns], (spec.height, spec.width), (0, 1))
+        # [rows, columns, channels, height, width] -> a patch a row.
+        chosen = windows[::step, ::step].transpose(0, 1, 3, 4, 2)
+        patches.append(chosen.reshape(-1, *chosen.shape[2:]))
+    return ArraySource(np.concatenate(patches))
+
+
+def _digits(spec, split):
+    """The 1,797 handwritten digits of scikit-learn as 16x16 bitmaps: 1,437 train, 360 test."""
+    del spec
+    # Here, because importing scikit-learn takes a second that no other data set needs.
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = _bitmaps(bunch.images / 16, _DIGITS_SIZE)
+    labels = bunch.target.astype(np.int64)
+    chosen = _held_out(labels) == (split == "test")
+    return ArraySource(images[chosen], labels=labels[chosen])
+
+
+def _bitmaps(coverage, size):
+    """Bitmaps `[count, size, size, 1]` of 0 and 255, from `[count, height, width]` in [0, 1].
+
+    The 8x8 digits were made from bitmaps of 32x32 by counting each 4x4 block's pixels (Alpaydin & Kaynak 1998, UCI
+    "Optical Recognition of Handwritten Digits"). Interpolated and cut at one half they are bitmaps again, with whole
+    strokes; drawn from Bernoulli(coverage) they would be mostly noise.
+    """
+    enlarged = [
+        Image.fromarray(image.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC) for image in coverage
+    ]
+    return np.where(np.stack([np.asarray(image) for image in enlarged]) > 0.5, 255, 0).astype(np.uint8)[..., np.newaxis]
+
+
+def _held_out(labels):
+    """Marks every fifth example of a fixed random order, grouped by label: a fifth of each label."""
+    # RandomState, because NumPy promises never to change its numbers; those of Generator may change.
+    order = np.random.RandomState(_SPLIT_SEED).permutation(len(labels))
+    grouped = order[np.argsort(labels[order], kind="stable")]
+    is_test = np.zeros(len(labels), dtype=bool)
+    is_test[grouped[::_TEST_EVERY]] = True
+    return is_test
+
+
+_SETS = {"digits": _digits, "photos": _photos}

@@ -1,0 +1,93 @@
+"""Decoded images on disk, memory-mapped: decoding, cutting and resizing happen once, not at every access."""
+
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterable
+
+import numpy as np
+
+from nvae_tf.data.image_sources import ReadSource
+from nvae_tf.data.reports import Report
+from nvae_tf.data_spec import DataSpec
+
+# What decides about the pixels, besides the files.
+_PIXEL_SETTINGS = (
+    *("source", "source_name", "train_split", "test_split", "test_fraction", "split_seed"),
+    *("height", "width", "channels", "file_bits", "convert", "crop_box", "resize", "on_bad_file"),
+)
+
+
+def fingerprint(spec: DataSpec, contents: object) -> str:
+    """A short name for decoded images: another one for other settings or contents, which need a `repr`."""
+    settings = [getattr(spec, name) for name in _PIXEL_SETTINGS]
+    return hashlib.sha256(repr((settings, contents)).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+class DecodedCache:
+    """The decoded images of one part of a data set: an array file in the folder `spec.cache`."""
+
+    def __init__(self, spec: DataSpec, split: str, identity: str):
+        """Takes the part ("train" or "test") and its `fingerprint`.
+
+        Raises:
+          ValueError: nothing can be written to the folder.
+        """
+        self._spec = spec
+        self._folder = pathlib.Path(spec.cache).expanduser()
+        self._file = self._folder / f"{re.sub('[^A-Za-z0-9]+', '_', spec.name)}-{split}-{identity}.npy"
+        if not self.exists:
+            self._check_writable()
+
+    @property
+    def exists(self) -> bool:
+        """Whether the images have been written before."""
+        return self._file.is_file()
+
+    def source(self) -> ReadSource:
+        """The images, read from the file when they are asked for."""
+        images = np.load(self._file, mmap_mode="r")
+        return ReadSource(len(images), images.shape[1:], lambda numbers: images[numbers])
+
+    def write(self, batches: Iterable[np.ndarray], count: int, report: Report) -> None:
+        """Writes `count` images from batches uint8 `[batch, height, width, channels]`: whole, or not at all.
+
+        Raises:
+          ValueError: there is no room on the disk.
+        """
+        shape = (count, *self._spec.image_shape)
+        self._check_room(int(np.prod(shape)))
+        unfinished = self._file.with_suffix(f".unfinished-{os.getpid()}")
+        try:
+            images = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)
+            done = 0
+            for batch in batches:
+                images[done : done + len(batch)] = batch
+                done += len(batch)
+                report.progress(f"decoding into {self._folder}: {done:,} of {count:,} images")
+            images.flush()
+            os.replace(unfinished, self._file)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def _check_writable(self):
+        probe = self._folder / f".writable-{os.getpid()}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(
+                f"data.cache = {self._spec.cache}: can't be written to ({error.strerror}); name another folder, or "
+                "leave data.cache out to decode at every access"
+            ) from None
+
+    def _check_room(self, size):
+        free = shutil.disk_usage(self._folder).free
+        if free < size:
+            raise ValueError(
+                f"data.cache = {self._spec.cache}: the decoded images need {size / 1e9:.1f} GB and {free / 1e9:.1f} "
+                "GB are free; name a folder on another disk"
+            )

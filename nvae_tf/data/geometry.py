@@ -1,0 +1,90 @@
+"""How a picture of any size becomes one of the model's size."""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from nvae_tf.data.picture_files import as_eight_bits
+from nvae_tf.data_spec import DataSpec
+
+
+class WrongSize(ValueError):
+    """A picture does not have the size that was said, or is too small to be cut."""
+
+
+class Geometry(NamedTuple):
+    """Cut out a box, then resize.
+
+    Attributes:
+      height: of the result, in pixels.
+      width: of the result.
+      crop_box: `(left, top, right, bottom)`, or None.
+      resize: "none", "crop" or "stretch", see `DataSpec`.
+    """
+
+    height: int
+    width: int
+    crop_box: tuple[int, int, int, int] | None = None
+    resize: str = "none"
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether pictures must come with the right size and leave as they came."""
+        return self.crop_box is None and self.resize == "none"
+
+    def apply(self, picture: Image.Image) -> Image.Image:
+        """The picture at `height` x `width`. Scaling is bilinear and antialiased.
+
+        Raises:
+          WrongSize: the picture has another size, or is smaller than the box that is to be cut out of it.
+        """
+        self.check_size(picture.height, picture.width)
+        if self.crop_box is not None:
+            picture = picture.crop(self.crop_box)
+        if self.resize == "crop":
+            return ImageOps.fit(picture, (self.width, self.height), Image.Resampling.BILINEAR)
+        if self.resize == "stretch":
+            return picture.resize((self.width, self.height), Image.Resampling.BILINEAR)
+        return picture
+
+    def check_size(self, height: int, width: int) -> None:
+        """Whether a picture of this size can be taken.
+
+        Raises:
+          WrongSize: it can't.
+        """
+        if self.crop_box is not None:
+            left, top, right, bottom = self.crop_box
+            if right > width or bottom > height:
+                raise WrongSize(
+                    f"is {height}x{width} (height x width), too small for data.crop_box {self.crop_box} "
+                    "(left, top, right, bottom): make the box smaller"
+                )
+            height, width = bottom - top, right - left
+        if self.resize == "none" and (height, width) != (self.height, self.width):
+            raise WrongSize(
+                f"is {height}x{width} (height x width), not {self.height}x{self.width}: to bring all to one size set "
+                f"--config.data.resize=crop (or stretch) --config.data.height={self.height} "
+                f"--config.data.width={self.width}"
+            )
+
+
+def geometry(spec: DataSpec) -> Geometry:
+    """The geometry that a data set asks for."""
+    return Geometry(spec.height, spec.width, spec.crop_box, spec.resize)
+
+
+def fit_pixels(pixels: np.ndarray, spec: DataSpec) -> np.ndarray:
+    """Does to an image of an array what is done to pictures: `[height, width, channels]` -> the spec's image shape.
+
+    Args:
+      pixels: uint8, 1 to 4 channels.
+      spec: the data set.
+
+    Raises:
+      WrongSize: see `Geometry.apply`.
+    """
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    fitted = geometry(spec).apply(as_eight_bits(picture, spec.channels))
+    return np.asarray(fitted).reshape(spec.image_shape)

@@ -1,0 +1,97 @@
+"""Images in IDX files, the format of MNIST: a folder of `*-ubyte` or `*-ubyte.gz` files."""
+
+import gzip
+import math
+import pathlib
+import zlib
+
+import numpy as np
+
+from nvae_tf.data.geometry import WrongSize, fit_pixels, geometry
+from nvae_tf.data.image_sources import ArraySource, ImageSource
+from nvae_tf.data.picture_files import PictureHeader
+from nvae_tf.data.reports import Report
+from nvae_tf.data_spec import DataSpec
+
+_WORDS = {"train": ("train",), "test": ("t10k", "test")}
+_UINT8 = 8
+
+
+def first_image(spec: DataSpec) -> PictureHeader:
+    """What the images of the training part are like: grey, 8 bits.
+
+    Raises:
+        ValueError: see `load`.
+    """
+    images = _read(_file(spec, "train", "images"), dimensions=3)
+    return PictureHeader(*images.shape[1:], 1, 8)
+
+
+def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
+    """Reads one part into memory.
+
+    Args:
+        spec: a complete spec with source "idx". Where a folder has several sets, `source_name` is how the names of the
+            right files begin (`emnist-letters`).
+        split: "train" or "test".
+        report: not used; reading takes a moment.
+
+    Raises:
+        ValueError: the folder has no such file or several, or a file is damaged.
+    """
+    del report
+    file = _file(spec, split, "images")
+    images = _read(file, dimensions=3)[..., np.newaxis]
+    try:
+        if not geometry(spec).changes_nothing or images.shape[1:] != spec.image_shape:
+            images = np.stack([fit_pixels(image, spec) for image in images])
+    except WrongSize as error:
+        raise ValueError(f"{file}: each image {error}") from None
+    labels = _read(_file(spec, split, "labels"), dimensions=1) if _matching(spec, split, "labels") else None
+    return ArraySource(images, labels=None if labels is None else labels.astype(np.int64))
+
+
+def _matching(spec, split, content):
+    return sorted(
+        file
+        for file in pathlib.Path(spec.path).iterdir()
+        if file.name.removesuffix(".gz").endswith("ubyte")
+        and file.name.startswith(spec.source_name or "")
+        and content in file.name
+        and any(word in file.name for word in _WORDS[split])
+    )
+
+
+def _file(spec, split, content):
+    found = _matching(spec, split, content)
+    # The same file packed and unpacked is one.
+    if len({file.name.removesuffix(".gz") for file in found}) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"{spec.path}: several files could be the {split} {content}: {', '.join(file.name for file in found)}; set "
+            "--config.data.source_name to how the right one's name begins"
+        )
+    begin = f" that begins with {spec.source_name!r}" if spec.source_name else ""
+    raise ValueError(
+        f"{spec.path}: no file{begin} is the {split} {content} in IDX format; it is called like "
+        f"{_WORDS[split][-1] if split == 'train' else _WORDS[split][0]}-{content}-idx3-ubyte or ...-ubyte.gz"
+    )
+
+
+def _read(file, dimensions):
+    """The array of an IDX file: two zero bytes, the type, the number of dimensions, their sizes, the values."""
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file}: a damaged gzip file ({error}); get it anew") from None
+    header = 4 + 4 * dimensions
+    if len(content) < header or tuple(content[:4]) != (0, 0, _UINT8, dimensions):
+        raise ValueError(f"{file}: not an IDX file of bytes with {dimensions} dimensions")
+    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, offset=4))
+    if len(content) != header + math.prod(shape):
+        raise ValueError(
+            f"{file}: has {len(content) - header:,} values, but its header says {' x '.join(map(str, shape))}: it was "
+            "cut off; get it anew"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

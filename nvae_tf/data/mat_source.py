@@ -1,0 +1,57 @@
+"""OMNIGLOT as Burda et al. 2016 published it ("Importance weighted autoencoders"): a MATLAB file, `chardata.mat`."""
+
+import pathlib
+
+import numpy as np
+import scipy.io
+
+from nvae_tf.data.image_sources import ArraySource, ImageSource
+from nvae_tf.data.picture_files import PictureHeader
+from nvae_tf.data.reports import Report
+from nvae_tf.data_spec import DataSpec
+
+_FILE_NAME = "chardata.mat"
+_VARIABLES = {"train": "data", "test": "testdata"}
+_SIZE = 28
+
+
+def first_image(spec: DataSpec) -> PictureHeader:
+    """What the images are like: 28x28, grey, 8 bits."""
+    del spec
+    return PictureHeader(_SIZE, _SIZE, 1, 8)
+
+
+def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
+    """Reads one part into memory.
+
+    The file has an image a column, with intensities from 0 to 1; they are multiplied by 255 and cut to whole numbers,
+    as in the published model.
+
+    Args:
+        spec: a spec with source "mat"; `path` is the file, or the folder where `chardata.mat` lies.
+        split: "train" or "test".
+        report: not used; reading takes a moment.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a MATLAB file, or has other contents.
+    """
+    del report
+    path = pathlib.Path(spec.path)
+    file = path / _FILE_NAME if path.is_dir() else path
+    variable = _VARIABLES[split]
+    try:
+        columns = scipy.io.loadmat(file, variable_names=[variable])[variable]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: no such file; docs/data.md says where it comes from") from None
+    except KeyError:
+        raise ValueError(f"{file}: has no variable {variable!r}; it is not the {_FILE_NAME} of Burda et al.") from None
+    # SciPy raises many kinds of errors for damaged files.
+    except Exception as error:
+        raise ValueError(f"{file}: not a whole MATLAB file ({error}); get it anew") from None
+    if columns.ndim != 2 or columns.shape[0] != _SIZE**2 or columns.min() < 0.0 or columns.max() > 1.0:
+        raise ValueError(
+            f"{file}: variable {variable!r} is {list(columns.shape)}; it must be [{_SIZE**2}, images], from 0 to 1"
+        )
+    images = columns.reshape(_SIZE, _SIZE, -1).transpose(2, 1, 0)
+    return ArraySource((images * 255).astype(np.uint8)[..., np.newaxis])

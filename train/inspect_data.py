@@ -1,0 +1,53 @@
+"""Shows what a model will see of a data set, before anything is trained.
+
+    python -m train.inspect_data --config=configs/own_images.py --config.data.path=my_pictures
+
+Takes the same --config flags as train.main. Prints for the training and the test part the number of images and their
+form, where their values lie, how many bits they really use, and how many images a second can be read; and writes a
+picture: the upper half has images of the first training batch, as the model gets them, the lower half the first test
+images.
+
+Exit code: 0 done, 2 a mistake in the command or in the data.
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from nvae_tf.data.completion import complete_config
+from nvae_tf.latent_plan import latent_plan
+from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from train import command_line
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "File with the settings of the run.")
+OUTPUT = flags.DEFINE_string(
+    "output",
+    "inspect_data.png",
+    "PNG file to write; that of an earlier look is replaced, another only with --overwrite.",
+)
+COUNT = flags.DEFINE_integer("count", 40, "Images of each part in the picture.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to measure the reading of each part.", lower_bound=0.1)
+OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
+flags.mark_flag_as_required("config")
+
+
+def main() -> None:
+    """Looks at both parts, prints and writes the picture."""
+    output = pathlib.Path(OUTPUT.value)
+    command_line.check_output(output, OVERWRITE.value or flags.FLAGS["output"].using_default_value)
+    config = complete_config(CONFIG.value)
+    latent_plan(config.model)
+    start_tensorflow_quietly()
+    from train.data_report import inspect
+
+    inspect(config, output, COUNT.value, SECONDS.value)
+
+
+def run() -> None:
+    """The command `nvae-inspect-data`."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()
