@@ -4,7 +4,8 @@
 
 Published run: 8 V100 GPUs, 92 hours, 16 images a GPU (128 a step), 153,281,364 parameters.
 Score to see: 2.03 bits/dim on the test images (table 1 of the paper, NVAE with flows).
-DATALINE
+Data: CelebA's aligned faces, through TensorFlow Datasets at the first run (1.5 GB). They lie on Google Drive, which
+often refuses: docs/data.md says which files to fetch by hand, and how to train from a folder of the pictures.
 """
 
 from ml_collections import ConfigDict

@@ -42,6 +42,19 @@ def config_for_data(name: str) -> ConfigDict:
     return config
 
 
+def config_like(preset: ConfigDict, name: str) -> ConfigDict:
+    """The settings of a preset for the images of another data set, unlocked.
+
+    All of `data`, and the settings of the model that follow from it, are those of the data set called `name`.
+    """
+    config = config_for_data(name)
+    for group in ("model", "objective", "optimizer", "train"):
+        for setting, value in preset[group].items():
+            if group != "model" or setting not in MODEL_SETTINGS:
+                config[group][setting] = value
+    return config
+
+
 def _placeholder(kind: type, setting: str) -> FieldReference:
     """Stands for None and takes a value of the setting's type, which a plain None does not."""
     return config_dict.placeholder(typing.get_args(typing.get_type_hints(kind)[setting])[0])

@@ -4,17 +4,18 @@
 
 Published run: 24 V100 GPUs, 160 hours, 4 images a GPU (96 a step), 330,798,664 parameters.
 Score to see: 0.69 bits/dim on the validation images (table 1 of the paper, NVAE with flows).
-DATALINE
+Data: --config.data.path is a folder with the sub-folders train/ (63,000 PNG files) and test/ (7,000), or with all of
+them in one, of which a tenth is held out then. Larger pictures are scaled to 256x256. See docs/data.md.
 """
 
 from ml_collections import ConfigDict
 
 from configs import celebahq256
+from configs.common import config_like
 
 
 def get_config() -> ConfigDict:
-    config = celebahq256.get_config().unlock()
-    config.data.name = "ffhq256"
+    config = config_like(celebahq256.get_config(), "ffhq256")
     config.objective.regularisation = 1e-1
     config.optimizer.learning_rate = 8e-3
     config.train.epochs = 200

@@ -7,7 +7,6 @@ import pytest
 from ml_collections import ConfigDict, config_dict
 
 from nvae_tf.config import (
-    DataConfig,
     ExperimentConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -16,10 +15,11 @@ from nvae_tf.config import (
     config_from_dict,
     config_to_dict,
     config_to_json,
-    did_you_mean,
     experiment_config,
     read_config,
 )
+from nvae_tf.data_spec import DataSpec
+from nvae_tf.setting_checks import did_you_mean
 
 # No setting is at its default.
 CHANGED = ExperimentConfig(
@@ -53,7 +53,32 @@ CHANGED = ExperimentConfig(
     ),
     objective=ObjectiveConfig(7, 0.5, 0.25, 0.125, 0.5, True, 2.0),
     optimizer=OptimizerConfig(0.25, 0.125, 1.5, 0.0),
-    data=DataConfig("mnist", "somewhere"),
+    data=DataSpec(
+        name="my_faces",
+        source="folder",
+        source_name="left",
+        path="somewhere",
+        train_split="training",
+        test_split="testing",
+        test_fraction=0.25,
+        split_seed=3,
+        height=28,
+        width=20,
+        channels=2,
+        file_bits=16,
+        convert=True,
+        crop_box=(1, 2, 30, 40),
+        resize="crop",
+        stacked_images=2,
+        num_bits=1,
+        binarise=True,
+        horizontal_flip=False,
+        likelihood="bernoulli",
+        padded_height=32,
+        padded_width=24,
+        on_bad_file="skip",
+        cache="decoded",
+    ),
     train=TrainConfig(3, 5, 7, 11, 13, 17, 19, 23, 29),
 )
 
@@ -76,6 +101,20 @@ def test_there_and_back(config, tmp_path):
 
 def test_one_group_of_settings_there_and_back():
     assert config_from_dict(ModelConfig, config_to_dict(CHANGED.model)) == CHANGED.model
+    assert config_from_dict(DataSpec, config_to_dict(CHANGED.data)) == CHANGED.data
+
+
+def test_a_box_is_a_tuple_again_when_read_from_a_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(config_to_json(CHANGED))
+    assert read_config(path).data.crop_box == (1, 2, 30, 40)
+
+
+def test_what_is_to_be_looked_up_in_the_data_can_be_left_open():
+    unknown = dict.fromkeys(("height", "width", "channels", "file_bits", "likelihood", "source_name"))
+    config = experiment_config({"data": unknown})
+    assert config.data == DataSpec(**unknown)
+    assert experiment_config(json.loads(config_to_json(config))) == config
 
 
 def test_what_is_left_out_keeps_its_default():
@@ -92,14 +131,16 @@ def test_an_ml_collections_dictionary_with_placeholders():
     settings = ConfigDict({"model": {"num_flows": 2}, "data": {"name": "mnist"}})
     settings.model.padded_height = config_dict.placeholder(int)
     settings.data.path = config_dict.placeholder(str)
+    settings.data.crop_box = config_dict.placeholder(tuple)
     settings.lock()
     config = experiment_config(settings)
-    assert config == ExperimentConfig(model=ModelConfig(num_flows=2), data=DataConfig("mnist"))
+    assert config == ExperimentConfig(model=ModelConfig(num_flows=2), data=DataSpec(name="mnist"))
     settings.model.padded_height = 40
     settings.data.path = "somewhere"
+    settings.data.crop_box = (0, 0, 8, 8)
     config = experiment_config(settings)
     assert config.model.padded_height == 40
-    assert config.data.path == "somewhere"
+    assert (config.data.path, config.data.crop_box) == ("somewhere", (0, 0, 8, 8))
 
 
 def test_numbers_as_flags_give_them():
@@ -117,6 +158,8 @@ def test_numbers_as_flags_give_them():
         ({"objective": {"regularization": 1.0}}, "objective.regularization", "regularisation"),
         ({"optimizer": {"weight_dekay": 1.0}}, "optimizer.weight_dekay", "weight_decay"),
         ({"data": {"pth": "x"}}, "data.pth", "path"),
+        ({"data": {"train_spilt": "x"}}, "data.train_spilt", "train_split"),
+        ({"data": {"binarize": True}}, "data.binarize", "binarise"),
     ],
 )
 def test_an_unknown_setting_names_the_nearest(settings, place, nearest):
@@ -147,6 +190,11 @@ def test_a_name_like_nothing_gets_no_suggestion():
         ),
         ({"optimizer": {"learning_rate": False}}, r"optimizer\.learning_rate = False: must be of type float"),
         ({"data": {"path": 3}}, r"data\.path = 3: must be of type str or None"),
+        ({"data": {"height": "64"}}, r"data\.height = '64': must be of type int or None"),
+        ({"data": {"height": 64.5}}, r"data\.height = 64\.5: must be of type int or None"),
+        ({"data": {"crop_box": "all"}}, r"data\.crop_box = 'all': must be of type tuple or None"),
+        ({"data": {"horizontal_flip": 1}}, r"data\.horizontal_flip = 1: must be of type bool"),
+        ({"data": {"source": None}}, r"data\.source = None: must be of type str$"),
         ({"model": 3}, r"model is a group of settings \(.*num_flows.*\), not the single value 3"),
     ],
 )
@@ -177,6 +225,11 @@ def test_a_wrong_type_is_told(settings, message):
         ("optimizer", "learning_rate_min", -1e-4, "must not be negative"),
         ("optimizer", "warmup_epochs", -1.0, "must not be negative"),
         ("optimizer", "weight_decay", -1.0, "must not be negative"),
+        ("data", "num_bits", 9, "must be from 1 to 8"),
+        ("data", "height", 0, "must be at least 1"),
+        ("data", "test_fraction", float("nan"), "must lie between 0 and 1"),
+        ("data", "resize", "streched", "did you mean 'stretch'"),
+        ("data", "crop_box", [0, 0, 0, 8], "must be .left, top, right, bottom."),
         ("train", "batch_size", 0, "must be at least 1"),
         ("train", "steps", -1, "must be at least 0"),
         ("train", "seed", -1, "must be at least 0"),
@@ -210,6 +263,26 @@ def test_the_size_that_the_network_sees():
     plain, padded = ModelConfig(image_height=6, image_width=4), CHANGED.model
     assert (plain.network_height, plain.network_width) == (6, 4)
     assert (padded.network_height, padded.network_width) == (32, 24)
+
+
+@pytest.mark.parametrize(
+    ("size", "blocks", "scales", "divisor", "network_size"),
+    [
+        (28, 2, 2, 8, 32),
+        (28, 1, 2, 4, 28),
+        (33, 1, 1, 2, 34),
+        (1, 1, 3, 8, 8),
+        (17, 0, 1, 1, 17),
+        (256, 1, 5, 32, 256),
+        (250, 1, 5, 32, 256),
+    ],
+)
+def test_the_smallest_frame_that_can_be_halved(size, blocks, scales, divisor, network_size):
+    config = ModelConfig(image_height=size, image_width=64, num_preprocess_blocks=blocks, num_latent_scales=scales)
+    assert config.size_divisor == divisor
+    assert (config.network_height, config.network_width) == (network_size, 64)
+    # What is asked for is not changed, whether it fits or not.
+    assert dataclasses.replace(config, padded_height=size + 40).network_height == size + 40
 
 
 def test_a_config_file_that_can_not_be_read(tmp_path):

@@ -140,26 +140,26 @@ def message_of(**settings):
     return str(caught.value)
 
 
-def test_a_size_that_can_not_be_halved_often_enough():
-    message = message_of(image_height=28, num_latent_scales=3)
-    assert "model.image_height = 28: not divisible by 8" in message
-    assert "1 preprocess blocks and 3 scales halve it 3 times" in message
-    assert "set padded_height to 32" in message
-    message = message_of(image_width=33)
-    assert "model.image_width = 33: not divisible by 2" in message
-    assert "set padded_width to 34" in message
-
-
-def test_the_suggested_frame_fits():
-    latent_plan(config(image_height=28, padded_height=32, num_latent_scales=3))
-    latent_plan(config(image_width=33, padded_width=34))
+def test_any_size_fits_with_the_smallest_frame_around_it():
+    plan = latent_plan(config(image_height=28, image_width=33, num_latent_scales=3))
+    assert [(scale.height, scale.width) for scale in plan.scales] == [(4, 5), (8, 10), (16, 20)]
+    asked_for = config(image_height=28, image_width=33, padded_height=32, padded_width=40, num_latent_scales=3)
+    assert latent_plan(asked_for) == plan
 
 
 def test_a_frame_that_does_not_fit():
-    message = message_of(image_height=28, padded_height=30, num_latent_scales=3)
-    assert "model.padded_height = 30: not divisible by 8" in message
-    assert "set padded_height to 32" in message
+    message = message_of(image_height=28, padded_height=28, num_latent_scales=3)
+    assert "model.padded_height = 28: not divisible by 8" in message
+    assert "1 preprocess blocks and 3 scales halve it 3 times" in message
+    assert "leave it out for the smallest that is" in message
+    assert "model.padded_width = 33: not divisible by 2" in message_of(padded_width=33)
+    # The other side's frame is chosen.
+    assert "model.padded_width = 36: not divisible by 8" in message_of(padded_width=36, num_latent_scales=3)
+
+
+def test_a_frame_smaller_than_the_image():
     assert "model.padded_width = 16: smaller than the image's width of 32" in message_of(padded_width=16)
+    assert "model.padded_height = 24: smaller than the image's height of 32" in message_of(padded_height=24)
 
 
 def test_blocks_that_differ():

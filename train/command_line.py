@@ -17,6 +17,11 @@ _HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull
 _WIDTH = 100
 # Follows from the length of the run, so no one sets it.
 DERIVED_SETTINGS = ("objective.total_steps",)
+_CONVERSION_ERRORS = {
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not a whole number",
+    r"could not convert string to float: (.*)": r"\1 is not a number",
+    r"\('Non-boolean argument to boolean flag', (.*)\)": r"\1 is neither True nor False",
+}
 PRESETS = pathlib.Path("configs")
 DATA_PATH_HELP = "Where the images lie now, if no longer at the run's data.path."
 
@@ -101,9 +106,16 @@ def _read_flags(arguments: Sequence[str], module: ModuleType) -> list[str]:
         return rest
     except flags.Error as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))
-        message = f"--{missing[1]} is missing" if missing else error
+        message = f"--{missing[1]} is missing" if missing else _in_plain_words(str(error))
         print(f"error: {message} (see --help)", file=sys.stderr)
         sys.exit(USER_ERROR_CODE)
+
+
+def _in_plain_words(message: str) -> str:
+    """What Python says of a value that is not of a setting's type, without Python's words."""
+    for pattern, words in _CONVERSION_ERRORS.items():
+        message = re.sub(pattern, words, message)
+    return message
 
 
 def manual_page(module: ModuleType) -> str:
@@ -114,10 +126,18 @@ def manual_page(module: ModuleType) -> str:
         text = " ".join(f"{flag.help or ''}{default}".split())
         sections.append(f"  --{flag.name}\n{textwrap.indent(textwrap.fill(text, _WIDTH - 6), ' ' * 6)}")
     if hasattr(module, "CONFIG"):
-        sections.append("Settings, each a flag --config.NAME=VALUE:\n" + _list_of_settings())
+        sections.append(
+            "Settings, each a flag --config.GROUP.NAME=VALUE, and their values where a config file says nothing "
+            "else:\n" + _list_of_settings()
+        )
     return "\n\n".join(sections)
 
 
 def _list_of_settings() -> str:
-    names = ", ".join(valid_settings())
-    return textwrap.indent(textwrap.fill(names, _WIDTH - 2, break_long_words=False), "  ")
+    groups = config_to_dict(ExperimentConfig())
+    lines = []
+    for group, settings in groups.items():
+        values = [f"{name}={value}" for name, value in settings.items() if f"{group}.{name}" not in DERIVED_SETTINGS]
+        lines.append(f"  {group}")
+        lines.append(textwrap.indent(textwrap.fill("  ".join(values), _WIDTH - 4, break_on_hyphens=False), "    "))
+    return "\n".join(lines)

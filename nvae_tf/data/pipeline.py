@@ -11,6 +11,9 @@ from nvae_tf.data.random_streams import RandomStream, stream_key
 from nvae_tf.data.sources import check_image_shape
 from nvae_tf.data_spec import DataSpec
 
+# Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
+_BATCHES_AHEAD = 4
+
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Returns the number of whole batches in `count` examples; a last partial batch is dropped.
@@ -22,7 +25,7 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     if batch_size > count:
         raise ValueError(
             f"A batch of {batch_size} is larger than the training split of {count} images: "
-            f"set the batch size (over all replicas) to {count} or less."
+            f"set train.batch_size (times the number of replicas) to {count} or less."
         )
     return count // batch_size
 
@@ -117,7 +120,7 @@ def _image_batches(index_batches, source, spec, binarise_key, flip_key=None):
         return images
 
     batches = index_batches.map(images_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    return batches.prefetch(_BATCHES_AHEAD)
 
 
 def _check_batch_size(batch_size):

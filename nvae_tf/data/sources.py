@@ -9,6 +9,7 @@ from nvae_tf.data.image_sources import ImageSource, StackedSource
 from nvae_tf.data.picture_files import PictureHeader
 from nvae_tf.data.reports import Report
 from nvae_tf.data_spec import DataSpec
+from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.setting_checks import check_choice
 
 SPLITS = ("train", "test")
@@ -16,16 +17,17 @@ _NUMPY_SUFFIXES = (".npy", ".npz")
 
 
 class _Source(NamedTuple):
-    """A kind of source: its module, what must lie at `data.path`, and whether the set has a name within the source."""
+    """A kind of source: its module; what must lie at `data.path`; whether the set has a name within the source."""
 
     module: str
     needs: str | None = None
     needs_name: bool = False
+    starts_tensorflow: bool = False
 
 
 SOURCES = {
     "bundled": _Source("bundled_source", needs_name=True),
-    "tfds": _Source("tfds_source", needs_name=True),
+    "tfds": _Source("tfds_source", needs_name=True, starts_tensorflow=True),
     "folder": _Source("folder_source", needs="a folder of pictures"),
     "arrays": _Source("arrays_source", needs="a .npy or .npz file, or a folder with train.npy and test.npy"),
     "idx": _Source("idx_source", needs="a folder of IDX files, *-ubyte or *-ubyte.gz"),
@@ -100,8 +102,8 @@ def check_image_shape(source: ImageSource, spec: DataSpec) -> None:
 
 def _module(spec):
     """The source's module, imported when it is needed: some take seconds."""
-    check_choice("data.source", spec.source, SOURCES)
-    source = SOURCES[spec.source]
+    check_choice("data.source", spec.source, ("auto", *SOURCES))
+    source = SOURCES[source_at(spec.path) if spec.source == "auto" else spec.source]
     if source.needs:
         _place(spec.path, source.needs)
     if source.needs_name and not spec.source_name:
@@ -109,6 +111,8 @@ def _module(spec):
             f"data.source_name is not set: the name of the set within data.source = {spec.source}, "
             "for example --config.data.source_name=oxford_flowers102 for TensorFlow Datasets"
         )
+    if source.starts_tensorflow:
+        start_tensorflow_quietly()
     return importlib.import_module(f"nvae_tf.data.{source.module}")
 
 

@@ -31,7 +31,7 @@ def first_image(spec: DataSpec) -> PictureHeader:
     """
     builder = _builder(spec)
     height, width, channels = _image_feature(builder).shape
-    return PictureHeader(height, width, channels or 3, _image_feature(builder).dtype.itemsize * 8)
+    return PictureHeader(height, width, channels or 3, _bits(_image_feature(builder)))
 
 
 def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
@@ -138,9 +138,13 @@ def _image_feature(builder):
     return builder.info.features["image"]
 
 
+def _bits(feature):
+    return np.dtype(feature.np_dtype).itemsize * 8
+
+
 def _check_form(builder, spec):
     feature = _image_feature(builder)
-    bits, channels = feature.dtype.itemsize * 8, feature.shape[-1]
+    bits, channels = _bits(feature), feature.shape[-1]
     for found, expected, setting in ((bits, spec.file_bits, "file_bits"), (channels, spec.channels, "channels")):
         if found != expected and found is not None and not spec.convert:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Run folders: what is refused, what is continued, and what loading tells of a folder that is not right."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -165,9 +166,9 @@ def test_a_damaged_config_is_told_with_its_place(folder, content):
 
 
 def test_an_impossible_config_is_told(folder):
-    impossible = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, image_height=5))
+    impossible = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, padded_height=5))
     folder.config_file.write_text(config_to_json(impossible))
-    with pytest.raises(ValueError, match="5: not divisible by 2"):
+    with pytest.raises(ValueError, match="model.padded_height = 5: not divisible by 2"):
         nvae_tf.load(folder.path)
 
 
@@ -194,6 +195,33 @@ def test_a_longer_run_with_other_intervals_goes_on_and_is_written_down(folder):
     open_for_training(folder.path, longer)
     assert folder.config_file.read_text() == config_to_json(longer)
     assert {"train.steps", "train.log_every_steps"} <= set(CHANGEABLE_SETTINGS)
+
+
+def with_data(**changes):
+    return dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, **changes))
+
+
+def test_a_run_goes_on_where_its_images_lie_now(folder):
+    moved = with_data(path="/elsewhere", cache="/decoded", on_bad_file="skip")
+    open_for_training(folder.path, moved)
+    assert folder.config_file.read_text() == config_to_json(moved)
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_bits": 5}, {"source_name": "cifar100"}, {"crop_box": (0, 0, 8, 8)}, {"test_fraction": 0.2}]
+)
+def test_a_run_does_not_go_on_with_other_images(folder, change):
+    ((name, value),) = change.items()
+    before = folder.config_file.read_text()
+    with pytest.raises(ValueError, match=re.escape(f"data.{name} was {getattr(CONFIG.data, name)}")) as error:
+        open_for_training(folder.path, with_data(**change))
+    assert str(value) in str(error.value) and folder.config_file.read_text() == before
+
+
+def test_a_box_is_the_same_after_it_was_written_down(tmp_path):
+    config = with_data(crop_box=(1, 2, 30, 40))
+    open_for_training(tmp_path, config)
+    open_for_training(tmp_path, config)
 
 
 def test_every_weight_has_one_readable_name(saved_model):

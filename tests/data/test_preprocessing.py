@@ -14,11 +14,12 @@ START = tf.constant(0, tf.int64)
 
 
 @pytest.mark.parametrize("num_bits", range(1, 9))
-def test_quantisation_is_the_formula_in_exact_arithmetic(num_bits):
-    table = intensity_table(255, num_bits)
+def test_quantisation_is_the_published_formula_in_exact_arithmetic(num_bits):
+    table = intensity_table(num_bits)
     assert table.dtype == np.float32 and table.shape == (256,)
     levels = 2**num_bits - 1
     for value in range(256):
+        # floor(x * 255 / 2^(8 - b)) / (2^b - 1) of x = value / 255.
         level = (Fraction(value, 255) * 255 / 2 ** (8 - num_bits)).__floor__()
         exact = Fraction(level, levels)
         # The nearest float32: neither neighbour is nearer.
@@ -28,14 +29,25 @@ def test_quantisation_is_the_formula_in_exact_arithmetic(num_bits):
     assert len(np.unique(table)) == 2**num_bits and table[0] == 0 and table[255] == 1
 
 
-def test_known_values_of_five_bits():
-    table = intensity_table(255, 5)
-    np.testing.assert_array_equal(table[[0, 7, 8, 247, 248, 255]], np.float32([0, 0, 1, 30, 31, 31]) / np.float32(31))
+@pytest.mark.parametrize("num_bits", range(1, 9))
+def test_quantisation_keeps_the_upper_bits(num_bits):
+    values = np.arange(256, dtype=np.uint8)
+    levels = np.packbits(np.unpackbits(values[:, None], axis=1)[:, :num_bits], axis=1)[:, 0] >> (8 - num_bits)
+    np.testing.assert_array_equal(intensity_table(num_bits), levels / np.float32(2**num_bits - 1))
 
 
-def test_other_maxima_keep_their_fractions():
-    np.testing.assert_array_equal(intensity_table(16, 8), np.arange(17, dtype=np.float32) / 16)
-    np.testing.assert_array_equal(intensity_table(16, 1), (np.arange(17) * 255 // 16 >= 128).astype(np.float32))
+def test_known_values():
+    np.testing.assert_array_equal(intensity_table(1), np.float32(np.arange(256) >= 128))
+    np.testing.assert_array_equal(intensity_table(8), np.arange(256, dtype=np.float32) / np.float32(255))
+    five = intensity_table(5)
+    np.testing.assert_array_equal(five[[0, 7, 8, 247, 248, 255]], np.float32([0, 0, 1, 30, 31, 31]) / np.float32(31))
+
+
+@pytest.mark.parametrize("num_bits", range(1, 9))
+def test_sixteen_bits_need_only_their_upper_eight(num_bits):
+    values = np.arange(2**16)
+    levels = np.rint(intensity_table(num_bits)[values >> 8] * (2**num_bits - 1)).astype(int)
+    np.testing.assert_array_equal(levels, values >> (16 - num_bits))
 
 
 def test_binarisation_frequencies_are_the_intensities():

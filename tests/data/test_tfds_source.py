@@ -1,4 +1,4 @@
-"""Sets from TensorFlow Datasets: mocked, prepared from files on disk, and not to be had."""
+"""Sets from TensorFlow Datasets: prepared before, prepared from files on disk, and not to be had."""
 
 import dataclasses
 import hashlib
@@ -14,9 +14,14 @@ import tensorflow_datasets as tfds
 from nvae_tf.data import data_spec, tfds_source
 from nvae_tf.data.pipeline import evaluation_batches, training_batches
 from nvae_tf.data.sources import load_split
+from tests.data.stored_sets import store_known_set
 
 MNIST, CIFAR10 = data_spec("mnist"), data_spec("cifar10")
 CIFAR10_ARCHIVE = "cifar-10-binary.tar.gz"
+
+
+def load(spec, split, folder):
+    return load_split(dataclasses.replace(spec, path=str(folder)), split)
 
 
 @pytest.fixture
@@ -38,10 +43,13 @@ def no_network(monkeypatch):
 
 
 @pytest.mark.parametrize("spec", [MNIST, CIFAR10], ids=lambda spec: spec.name)
-def test_mocked_set_through_to_a_batch(spec, network, tmp_path):
-    with tfds.testing.mock_data(num_examples=20):
-        source = load_split(spec, "train", path=str(tmp_path))
-    assert source.count == 20 and source.maximum_value == 255 and source.labels.shape == (20,)
+def test_a_prepared_set_through_to_a_batch_without_network(spec, no_network, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, [40, *spec.image_shape], dtype=np.uint8)
+    store_known_set(tmp_path, spec.source_name, train=images, test=images[:3])
+    source = load(spec, "train", tmp_path)
+    np.testing.assert_array_equal(source.images, images)
+    np.testing.assert_array_equal(source.labels, np.arange(40) % 10)
+    np.testing.assert_array_equal(load(spec, "test", tmp_path).images, images[:3])
     batch = next(iter(training_batches(source, spec, batch_size=8, seed=1))).numpy()
     assert batch.shape == (8, *spec.image_shape) and batch.dtype == np.float32
     if spec.binarise:
@@ -49,6 +57,19 @@ def test_mocked_set_through_to_a_batch(spec, network, tmp_path):
     else:
         np.testing.assert_array_equal(np.rint(batch * 255) / np.float32(255), batch)
         assert len(np.unique(batch)) > 200
+
+
+def test_stacked_mnist_is_made_of_mnist(no_network, tmp_path):
+    spec = data_spec("stacked_mnist")
+    images = np.random.default_rng(0).integers(0, 256, [40, 28, 28, 1], dtype=np.uint8)
+    store_known_set(tmp_path, "mnist", train=images, test=images[:10])
+    for split, digits in (("train", images), ("test", images[:10])):
+        source = load(spec, split, tmp_path)
+        assert (source.count, source.image_shape) == (len(digits), (28, 28, 3))
+        stacks = np.concatenate(list(evaluation_batches(source, spec, batch_size=16, seed=0)))
+        for channel in np.moveaxis(stacks, -1, 0):
+            found = {image.tobytes() for image in np.rint(channel * 255).astype(np.uint8)}
+            assert found == {digit.tobytes() for digit in digits}
 
 
 def cifar10_records(count, seed):
@@ -87,10 +108,10 @@ def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(
     cifar10_in_manual_folder, no_network, tmp_path
 ):
     labels, images = cifar10_in_manual_folder
-    assert load_split(CIFAR10, "train", path=str(tmp_path)).count == 15
+    assert load(CIFAR10, "train", tmp_path).count == 15
     (tmp_path / "downloads" / "manual" / CIFAR10_ARCHIVE).unlink()
 
-    prepared = load_split(CIFAR10, "test", path=str(tmp_path))
+    prepared = load(CIFAR10, "test", tmp_path)
     order = [next(i for i, image in enumerate(images) if (image == loaded).all()) for loaded in prepared.images]
     assert sorted(order) == [0, 1, 2, 3]
     np.testing.assert_array_equal(prepared.labels, labels[order])
@@ -101,7 +122,7 @@ def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(
 @pytest.mark.parametrize("spec", [MNIST, CIFAR10], ids=lambda spec: spec.name)
 def test_without_network_the_error_has_the_cause_and_the_manual_way(spec, no_network, tmp_path):
     with pytest.raises(ConnectionError) as caught:
-        load_split(spec, "train", path=str(tmp_path))
+        load(spec, "train", tmp_path)
     message = str(caught.value)
     for url in tfds.builder_cls(spec.source_name).url_infos:
         assert url in message
@@ -116,19 +137,55 @@ def test_a_download_that_breaks_off_tells_the_manual_way_too(network, monkeypatc
 
     monkeypatch.setattr(tfds_source.tfds.core.DatasetBuilder, "download_and_prepare", break_off)
     with pytest.raises(ConnectionError, match="(?s)HTTP code: 404.*downloads/manual"):
-        load_split(MNIST, "train", path=str(tmp_path))
+        load(MNIST, "train", tmp_path)
 
 
-def test_an_unknown_set_is_answered_with_the_nearest(tmp_path):
-    with pytest.raises(ValueError, match="no set 'mnits'. Did you mean 'mnist'") as caught:
-        load_split(dataclasses.replace(MNIST, source_name="mnits"), "train", path=str(tmp_path))
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mnits", "data.source_name = 'mnits': TensorFlow Datasets .* no such set; did you mean 'mnist'"),
+        ("mnits/3d", "data.source_name = 'mnits/3d': TensorFlow Datasets .* no such set; did you mean 'mnist'"),
+        (
+            "downsampled_imagenet/16x16",
+            "'downsampled_imagenet' has no configuration '16x16', only 32x32, 64x64; did you mean",
+        ),
+    ],
+)
+def test_an_unknown_set_is_answered_with_the_nearest(name, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as caught:
+        load(dataclasses.replace(CIFAR10, source_name=name), "train", tmp_path)
     assert len(str(caught.value)) < 200
 
 
+def test_a_missing_name_is_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="data.source_name is not set: .*--config.data.source_name="):
+        load(dataclasses.replace(CIFAR10, source_name=None), "train", tmp_path)
+
+
+def test_a_wrong_split_is_answered_with_those_that_there_are(no_network, tmp_path):
+    images = np.zeros([10, 32, 32, 3], np.uint8)
+    store_known_set(tmp_path, "cifar10", train=images, test=images[:4])
+    for setting, split in (("train_split", "train"), ("test_split", "test")):
+        spec = dataclasses.replace(CIFAR10, **{setting: "validation"})
+        with pytest.raises(ValueError) as caught:
+            load(spec, split, tmp_path)
+        message = str(caught.value)
+        assert message.startswith(f"data.{setting} = 'validation': ")
+        assert r"the splits train (10 images), test (4 images)" in message
+        assert "--config.data.train_split='train[:90%]'" in message
+    for split in ("train[:", "train[20:10]"):
+        with pytest.raises(ValueError, match="has the splits train"):
+            load(dataclasses.replace(CIFAR10, train_split=split), "train", tmp_path)
+
+
+def test_a_part_of_a_split(no_network, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, [10, 32, 32, 3], dtype=np.uint8)
+    store_known_set(tmp_path, "cifar10", train=images)
+    spec = dataclasses.replace(CIFAR10, train_split="train[:80%]", test_split="train[80%:]")
+    np.testing.assert_array_equal(load(spec, "train", tmp_path).images, images[:8])
+    np.testing.assert_array_equal(load(spec, "test", tmp_path).images, images[8:])
+
+
 def test_a_set_without_images_is_refused(network, tmp_path):
-    spec = dataclasses.replace(MNIST, source_name="iris")
-    with (
-        tfds.testing.mock_data(),
-        pytest.raises(ValueError, match="'iris' has no feature 'image', only features"),
-    ):
-        load_split(spec, "train", path=str(tmp_path))
+    with pytest.raises(ValueError, match="'iris' has no feature 'image', only features, label"):
+        load(dataclasses.replace(MNIST, source_name="iris"), "train", tmp_path)

@@ -121,8 +121,8 @@ def test_one_feature_for_every_group(model, images):
 
 
 def test_settings_that_do_not_fit_are_refused(tiny):
-    with pytest.raises(ValueError, match=r"model.image_height = 6: not divisible by 4"):
-        nvae_tf.NVAE(tiny.config(num_latent_scales=3, padded_height=None))
+    with pytest.raises(ValueError, match=r"model.padded_height = 6: not divisible by 4"):
+        nvae_tf.NVAE(tiny.config(num_latent_scales=3, padded_height=6))
 
 
 def test_the_objective_is_that_of_the_settings(tiny):

@@ -1,0 +1,206 @@
+"""How many images a second each source of data gives, and how much memory a large folder takes.
+
+    python -m benchmarks.data_throughput [--files=100000] [--seconds=2] [--json=FILE]
+
+Makes files of each kind in a temporary folder (patches of scikit-learn's photographs, so that they compress like
+photographs), reads training batches from each in turn, several rounds, and gives the median. Beside it: what training
+consumes, one step of the cifar10 preset on this machine and what the published runs on 8 to 24 GPUs consumed (epochs
+x images / hours of table 6 of the paper). Last, a folder of --files small PNG files is read in a process of its own,
+whose peak memory is told. Let nothing else run meanwhile.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.train_step import describe_machine, say
+
+ROUNDS = 5
+BATCH_SIZE = 32
+FILES_OF_A_KIND = 500
+TRAINING_STEPS = 3
+# Epochs x images / hours, for all GPUs together (Vahdat & Kautz 2020, table 6).
+PUBLISHED_IMAGES_PER_SECOND = {
+    "cifar10, 8 V100": 400 * 50_000 / (55 * 3600),
+    "celeba64, 8 V100": 90 * 162_770 / (92 * 3600),
+    "ffhq256, 24 V100": 200 * 63_000 / (160 * 3600),
+}
+
+
+def measure(files: int, seconds: float) -> dict[str, Any]:
+    """All figures, as `--json` writes them."""
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        say("making files")
+        specs = make_sources(root)
+        rates = rates_of(specs, seconds)
+        say("training steps of the cifar10 preset")
+        consumed = training_images_per_second()
+        say(f"a folder of {files:,} PNG files")
+        memory = folder_memory(root / "many", files)
+    return {
+        "images_per_second": rates,
+        "training_images_per_second": consumed,
+        "published_images_per_second": PUBLISHED_IMAGES_PER_SECOND,
+        "folder_memory": memory,
+        "machine": machine,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def make_sources(root: pathlib.Path) -> dict[str, Any]:
+    """A name and a complete data spec for each kind of source, with its files below `root`."""
+    from nvae_tf.data.completion import complete_spec
+    from nvae_tf.data.specs import DATA_SPECS
+    from nvae_tf.data_spec import DataSpec
+
+    def own(path: pathlib.Path, **settings: Any) -> DataSpec:
+        return complete_spec(DataSpec(**vars(DATA_SPECS["own_images"]) | {"path": str(path)} | settings))
+
+    for size in (32, 256):
+        for suffix in ("png", "jpg", "webp"):
+            write_pictures(root / f"{suffix}{size}", size, FILES_OF_A_KIND, suffix)
+    images = np.stack(list(patches(256, FILES_OF_A_KIND)))
+    np.save(root / "images.npy", images)
+    specs = {f"folder, {suffix} {size}x{size}": own(root / f"{suffix}{size}") for size in (32, 256) for suffix in KINDS}
+    specs["folder, jpg 256x256 to 64x64"] = own(root / "jpg256", resize="crop", height=64)
+    specs["folder, png 256x256, cached"] = own(root / "png256", cache=str(root / "cache"))
+    specs["arrays, .npy 256x256"] = own(root / "images.npy")
+    specs["in memory (TFDS, IDX, bundled), 32x32"] = DATA_SPECS["photos"]
+    return specs
+
+
+KINDS = ("png", "jpg", "webp")
+
+
+def patches(size: int, count: int) -> Iterator[np.ndarray]:
+    """Random patches `[size, size, 3]` of scikit-learn's photographs."""
+    from sklearn.datasets import load_sample_images
+
+    photographs, random = load_sample_images().images, np.random.default_rng(0)
+    for number in range(count):
+        photograph = photographs[number % len(photographs)]
+        top, left = (random.integers(0, side - size + 1) for side in photograph.shape[:2])
+        yield photograph[top : top + size, left : left + size]
+
+
+def write_pictures(folder: pathlib.Path, size: int, count: int, suffix: str) -> None:
+    """Writes patches, a thousand to a sub-folder."""
+    for number, patch in enumerate(patches(size, count)):
+        place = folder / f"{number // 1000:04d}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(patch).save(place / f"{number:07d}.{suffix}")
+
+
+def rates_of(specs: dict[str, Any], seconds: float) -> dict[str, float]:
+    """Median images/s of each source over rounds in which all take their turn."""
+    from nvae_tf.data.pipeline import iterate, training_batches
+    from nvae_tf.data.sources import load_split
+
+    readings = {}
+    for name, spec in specs.items():
+        source = load_split(spec, "train")
+        readings[name] = iterate(training_batches(source, spec, BATCH_SIZE, seed=0), source)
+        next(readings[name])
+    rounds = {name: [] for name in specs}
+    for number in range(1, ROUNDS + 1):
+        say(f"round {number} of {ROUNDS}")
+        for name, reading in readings.items():
+            rounds[name].append(BATCH_SIZE * rate(lambda reading=reading: next(reading), seconds))
+            # The pipeline reads ahead until its buffer is full, in the others' time.
+            time.sleep(0.5)
+    return {name: statistics.median(values) for name, values in rounds.items()}
+
+
+def rate(work: Callable[[], Any], seconds: float) -> float:
+    """How many times a second `work` is done; what was read ahead is used up before."""
+    until = time.monotonic() + seconds / 4
+    while time.monotonic() < until:
+        work()
+    started, count = time.monotonic(), 0
+    while (passed := time.monotonic() - started) < seconds:
+        work()
+        count += 1
+    return count / passed
+
+
+def training_images_per_second() -> float:
+    """What training steps of the cifar10 preset take on this machine, 4 images a step."""
+    from benchmarks.interleaved import Worker
+    from benchmarks.train_step_worker import BATCH_SIZES
+
+    with Worker("ours", [sys.executable, "-m", "benchmarks.train_step_worker", "cifar10"]) as worker:
+        worker.ask("step")
+        times = [worker.ask("step")["seconds"] for _ in range(TRAINING_STEPS)]
+    return BATCH_SIZES["cifar10"] / statistics.median(times)
+
+
+def folder_memory(folder: pathlib.Path, files: int) -> dict[str, Any]:
+    """What reading a folder of small PNG files takes, from benchmarks/folder_memory_worker.py."""
+    write_pictures(folder, 32, files, "png")
+    command = [sys.executable, "-m", "benchmarks.folder_memory_worker", str(folder), "500"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures for people, as Markdown."""
+    ours = result["training_images_per_second"]
+    lines = ["| source | images/s | times what a cifar10 step takes here |", "|---|---|---|"]
+    lines += [f"| {name} | {value:,.0f} | {value / ours:,.0f} |" for name, value in result["images_per_second"].items()]
+    lines += ["", f"a training step of the cifar10 preset on this machine takes {ours:.2f} images/s"]
+    lines += [
+        f"the published run of {name} took {value:.0f} images/s"
+        for name, value in result["published_images_per_second"].items()
+    ]
+    memory = result["folder_memory"]
+    lines += [
+        "",
+        f"folder of PNG files, {memory['images']:,} of them for training: {memory['seconds_to_check']:.1f} s to find "
+        f"and check, peak memory {memory['peak_bytes'] / 1e6:,.0f} MB, of which "
+        f"{memory['imported_bytes'] / 1e6:,.0f} MB is TensorFlow itself",
+        "",
+        f"{result['machine']['processor']}, {result['machine']['cores']} cores, {result['date']}",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data_throughput",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--files", type=int, default=100_000, help="PNG files of the large folder (default: 100000)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds a source and round (default: 2)")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the figures there as well")
+    options = parser.parse_args(arguments)
+    if options.files < 1000 or options.seconds <= 0:
+        parser.error("--files must be at least 1000, --seconds more than 0")
+    if options.json and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
+        parser.error(f"--json={options.json}: not a file in an existing folder")
+    from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+
+    start_tensorflow_quietly()
+    result = measure(options.files, options.seconds)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""ImageNet, downsampled to 64x64 (van den Oord et al. 2016), with CelebA 64's model.
+
+    python -m train.main --config=configs/imagenet64.py --workdir=runs/imagenet64
+
+Not from the paper, which has ImageNet at 32x32 only: no published score. The model is CelebA's at the same size, the
+length and the warm-up of the run are ImageNet 32's; nobody has trained it. Hardware: CelebA's run took 8 V100 GPUs
+and 92 hours, 16 images a GPU (128 a step); this one is four times as many images.
+Data: train_64x64.tar and valid_64x64.tar, whose address no longer answers: docs/data.md says how to use copies of
+them. The images take 15.7 GB of memory, or of a disk with --config.data.cache=FOLDER.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import celeba64
+from configs.common import config_like
+
+
+def get_config() -> ConfigDict:
+    config = config_like(celeba64.get_config(), "imagenet64")
+    config.optimizer.warmup_epochs = 1.0
+    config.train.epochs = 45
+    return config.lock()

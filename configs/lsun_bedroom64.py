@@ -1,0 +1,24 @@
+"""LSUN bedrooms at 64x64, with CelebA 64's model.
+
+    python -m train.main --config=configs/lsun_bedroom64.py --config.data.source=folder --config.data.path=FOLDER
+        --config.data.cache=CACHE --workdir=runs/lsun_bedroom64
+
+(one line). Not one of the paper's sets: no published score. Hardware: CelebA's run took 8 V100 GPUs and 92 hours, 16
+images a GPU (128 a step); this one is twice as many images, in 10 epochs. Nobody has trained it.
+Data: 3,033,042 pictures in an LMDB file, 46 GB, to be unpacked into FOLDER/train and FOLDER/validation: docs/data.md
+has a script. TensorFlow Datasets, the default source, can't prepare LSUN with this TensorFlow. The decoded images
+take 37 GB: name a CACHE on a disk.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import celeba64
+from configs.common import config_like
+
+
+def get_config() -> ConfigDict:
+    config = config_like(celeba64.get_config(), "lsun_bedroom64")
+    # Eighteen times CelebA's images: fewer epochs, and a warm-up of nearly as many steps.
+    config.optimizer.warmup_epochs = 0.25
+    config.train.epochs = 10
+    return config.lock()

@@ -1,0 +1,143 @@
+"""Decoded images on disk: written once and whole, and anew when the pictures or the settings change."""
+
+import dataclasses
+import os
+import shutil
+import types
+
+import numpy as np
+import pytest
+
+from nvae_tf.data.picture_files import BadPicture
+from nvae_tf.data.reports import Report
+from nvae_tf.data.sources import load_split
+from tests.data.picture_factory import (
+    damaged_in_the_middle,
+    own_images,
+    png,
+    random_pixels,
+    stored_pixels,
+    write_files,
+)
+
+IMAGES = random_pixels(100, 4, 5, 3)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """100 pictures for training, more than are decoded at a time, and two for testing."""
+    folder = tmp_path / "pictures"
+    write_files(folder, {f"train/{number:03d}.png": png(image) for number, image in enumerate(IMAGES)})
+    return write_files(folder, {f"test/{number}.png": png(IMAGES[number]) for number in (7, 8)})
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A folder that is not there yet."""
+    return tmp_path / "decoded" / "here"
+
+
+def files(cache):
+    return sorted(file.name for file in cache.iterdir())
+
+
+def overwrite_unseen(path, content):
+    """Writes other bytes, as many and at the same time as before."""
+    status = path.stat()
+    path.write_bytes(content[: status.st_size].ljust(status.st_size, b"\0"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_the_pictures_are_read_once(pictures, cache):
+    spec = own_images(pictures, cache=str(cache))
+    told = []
+    source = load_split(spec, "train", Report(progress=told.append))
+    np.testing.assert_array_equal(stored_pixels(source), IMAGES)
+    assert told[-1] == f"decoding into {cache}: 100 of 100 images"
+    for path in pictures.rglob("*.png"):
+        overwrite_unseen(path, b"no picture any more")
+    told.clear()
+    again = load_split(spec, "train", Report(progress=told.append))
+    np.testing.assert_array_equal(stored_pixels(again), IMAGES)
+    assert not told and len(files(cache)) == 1
+
+
+def test_the_source_is_as_without_a_cache(pictures, cache):
+    spec = own_images(pictures, resize="crop", height=3)
+    for split in ("train", "test"):
+        plain, cached = load_split(spec, split), load_split(dataclasses.replace(spec, cache=str(cache)), split)
+        assert cached.count == plain.count and tuple(cached.image_shape) == plain.image_shape == (3, 3, 3)
+        np.testing.assert_array_equal(stored_pixels(cached), stored_pixels(plain))
+    assert [name.split("-")[:2] for name in files(cache)] == [["own_images", "test"], ["own_images", "train"]]
+
+
+def test_a_changed_picture_is_seen(pictures, cache):
+    spec = own_images(pictures, cache=str(cache))
+    load_split(spec, "train")
+    path = pictures / "train" / "042.png"
+    before = path.stat()
+    path.write_bytes(png(255 - IMAGES[42]))
+    # A second later, whatever the clock of the file system.
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    expected = IMAGES.copy()
+    expected[42] = 255 - IMAGES[42]
+    np.testing.assert_array_equal(stored_pixels(load_split(spec, "train")), expected)
+    (pictures / "train" / "099.png").unlink()
+    np.testing.assert_array_equal(stored_pixels(load_split(spec, "train")), expected[:99])
+    assert len(files(cache)) == 3
+
+
+def test_other_settings_are_other_images(pictures, cache):
+    spec = own_images(pictures, cache=str(cache), resize="crop", height=2)
+    changes = [{}, {"resize": "stretch"}, {"width": 4}, {"crop_box": (0, 0, 3, 3)}, {"channels": 1, "convert": True}]
+    for change in changes:
+        other = dataclasses.replace(spec, **change)
+        plain = load_split(dataclasses.replace(other, cache=None), "train")
+        np.testing.assert_array_equal(stored_pixels(load_split(other, "train")), stored_pixels(plain))
+    assert len(files(cache)) == len(changes)
+    # What is done to the pixels later makes no difference.
+    load_split(dataclasses.replace(spec, num_bits=5, horizontal_flip=True), "train")
+    assert len(files(cache)) == len(changes)
+
+
+def test_what_is_held_out_stays_so(tmp_path, cache):
+    folder = write_files(tmp_path / "all", {f"{number:03d}.png": png(image) for number, image in enumerate(IMAGES)})
+    for seed in (0, 1):
+        spec = own_images(folder, split_seed=seed)
+        for split in ("train", "test"):
+            cached = load_split(dataclasses.replace(spec, cache=str(cache)), split)
+            np.testing.assert_array_equal(stored_pixels(cached), stored_pixels(load_split(spec, split)))
+    assert len(files(cache)) == 4
+
+
+def test_a_place_that_cannot_be_written_to_is_told(pictures, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    place = tmp_path / "file" / "decoded"
+    spec = own_images(pictures, cache=str(place))
+    with pytest.raises(ValueError, match=f"data.cache = {place}: can't be written to .*name another folder") as caught:
+        load_split(spec, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_too_little_room_is_told_before_anything_is_decoded(pictures, cache, monkeypatch):
+    write_files(pictures / "train", {"000.png": damaged_in_the_middle(png(IMAGES[0]))})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=100 * 4 * 5 * 3 - 1))
+    spec = own_images(pictures, cache=str(cache))
+    with pytest.raises(
+        ValueError, match=f"data.cache = {cache}: the decoded images need .* GB are free; name a folder"
+    ):
+        load_split(spec, "train")
+    assert not files(cache)
+
+
+def test_nothing_unfinished_is_left_after_a_failure(pictures, cache):
+    bad = pictures / "train" / "090.png"
+    bad.write_bytes(damaged_in_the_middle(bad.read_bytes()))
+    spec = own_images(pictures, cache=str(cache))
+    with pytest.raises(BadPicture, match=f"^{bad}: a damaged or cut-off PNG file"):
+        load_split(spec, "train")
+    assert not files(cache)
+    skipping = dataclasses.replace(spec, on_bad_file="skip")
+    np.testing.assert_array_equal(stored_pixels(load_split(skipping, "train")), np.delete(IMAGES, 90, axis=0))
+    bad.write_bytes(png(IMAGES[90]))
+    np.testing.assert_array_equal(stored_pixels(load_split(spec, "train")), IMAGES)

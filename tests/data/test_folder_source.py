@@ -1,0 +1,247 @@
+"""Pictures in a folder: which are for training and which for testing, what refuses them, and their pixels."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from nvae_tf.data import data_spec
+from nvae_tf.data.held_out import held_out
+from nvae_tf.data.picture_files import BadPicture
+from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
+from nvae_tf.data.reports import Report
+from nvae_tf.data.sources import load_split
+from tests.data.picture_factory import (
+    damaged_in_the_middle,
+    encoded,
+    own_images,
+    png,
+    random_pixels,
+    stored_pixels,
+    write_files,
+    write_numbered,
+)
+
+HEIGHT, WIDTH = 6, 9
+RGB = [random_pixels(HEIGHT, WIDTH, 3, seed=seed) for seed in range(6)]
+JPEG = encoded(RGB[0], "JPEG")
+DEEP = random_pixels(HEIGHT, WIDTH, 3, dtype=np.uint16)
+
+
+def numbers_of(source):
+    """Which pictures of `write_numbered` a source has."""
+    return stored_pixels(source)[:, 0, 0, 0].tolist()
+
+
+def parts(spec):
+    return tuple(numbers_of(load_split(spec, split)) for split in ("train", "test"))
+
+
+def train_and_test(folder, bad=None, name="train/b.png"):
+    """Six good pictures for training and two for testing; `bad` in the middle of the former."""
+    contents = {f"train/{letter}.png": png(pixels) for letter, pixels in zip("acdefg", RGB, strict=True)}
+    contents |= {f"test/{number}.png": png(RGB[number]) for number in range(2)}
+    return write_files(folder, contents | ({} if bad is None else {name: bad}))
+
+
+def test_folders_for_training_and_testing(tmp_path):
+    write_numbered(tmp_path / "train" / "cats", 3, first=10)
+    write_numbered(tmp_path / "train" / "dogs", 2, first=20)
+    write_numbered(tmp_path / "test", 2, first=30)
+    spec = own_images(tmp_path)
+    assert parts(spec) == ([10, 11, 12, 20, 21], [30, 31])
+    assert parts(dataclasses.replace(spec, train_split="test", test_split="train")) == ([30, 31], [10, 11, 12, 20, 21])
+
+
+def test_a_part_is_held_out_where_there_are_no_such_folders(tmp_path):
+    spec = own_images(write_numbered(tmp_path, 40), test_fraction=0.25)
+    train, test = parts(spec)
+    assert len(test) == 10 and sorted(train + test) == list(range(40))
+    assert train == sorted(train) and test == sorted(test)
+    assert parts(spec) == (train, test)
+    other_train, other_test = parts(dataclasses.replace(spec, split_seed=1))
+    assert sorted(other_train + other_test) == list(range(40)) and other_test != test
+    # Not the first or last ones, nor every fourth.
+    assert 0 < len(set(test) & set(range(20))) < 10 and len(set(np.diff(test))) > 1
+
+
+def test_a_sole_folder_called_train_is_divided_too(tmp_path):
+    write_numbered(tmp_path / "train", 10)
+    train, test = parts(own_images(tmp_path))
+    assert (len(train), len(test)) == (9, 1) and sorted(train + test) == list(range(10))
+
+
+def test_few_images_change_sides_when_some_are_added():
+    spec = data_spec("own_images")
+    names = [f"holiday/{number:04d}.jpg" for number in range(1000)]
+    more = sorted([*names, *(f"garden/{number:04d}.jpg" for number in range(50))])
+    _, before = held_out(names, spec)
+    _, after = held_out(more, spec)
+    assert (len(before), len(after)) == (100, 105)
+    changed = {names[number] for number in before} ^ ({more[number] for number in after} & set(names))
+    assert len(changed) <= 10
+
+
+@pytest.mark.parametrize(("count", "fraction", "held"), [(2, 0.1, 1), (2, 0.9, 1), (3, 0.99, 2), (10, 0.04, 1)])
+def test_both_parts_have_an_image_at_least(count, fraction, held, tmp_path):
+    train, test = parts(own_images(write_numbered(tmp_path, count), test_fraction=fraction))
+    assert (len(train), len(test)) == (count - held, held)
+
+
+def test_a_single_picture_is_too_few(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path}: 1 image can't be divided .*: add more images"):
+        own_images(write_numbered(tmp_path, 1))
+
+
+@pytest.mark.parametrize(
+    ("present", "missing", "setting"),
+    [(("train", "val"), "test", "test_split"), (("training", "test"), "train", "train_split")],
+)
+def test_a_part_under_another_name_is_not_guessed(present, missing, setting, tmp_path):
+    for folder in present:
+        write_numbered(tmp_path / folder, 2)
+    message = f"{tmp_path} has the sub-folders {', '.join(sorted(present))}, but no '{missing}': .*data.{setting}"
+    with pytest.raises(ValueError, match=message):
+        own_images(tmp_path)
+    other = next(name for name in present if name not in ("train", "test"))
+    assert parts(own_images(tmp_path, **{setting: other})) == ([0, 1], [0, 1])
+
+
+def test_no_folder_and_no_pictures_are_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data.path = .*gone: there is nothing; it names a folder of pictures"):
+        own_images(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"no pictures in it; .*\.png, \.jpg, .* \(it is empty\)"):
+        own_images(tmp_path)
+    write_files(tmp_path, {"scan.tif": b"II*\0", "more/scan.tif": b"II*\0"})
+    with pytest.raises(ValueError, match=r"no pictures in it; they are files with names in .*\(there are: .*\.tif"):
+        own_images(tmp_path)
+
+
+# Within the pixels, whose end the header does not tell.
+CUT_JPEG = JPEG[:-40]
+BAD_FILES = {
+    "other channels": (
+        png(RGB[0][..., :1]),
+        {},
+        "has 1 channels, but data.channels is 3; --config.data.convert=True converts",
+    ),
+    "16 bits": (png(DEEP), {}, "has 16 bits a channel, but data.file_bits is 8; --config.data.convert=True converts"),
+    "another size": (
+        png(random_pixels(WIDTH, HEIGHT, 3)),
+        {},
+        r"is 9x6 \(height x width\), not 6x9: to bring all to one size set --config.data.resize=crop",
+    ),
+    "smaller than the box": (
+        png(random_pixels(4, 4, 3)),
+        {"crop_box": (1, 1, 6, 5)},
+        r"is 4x4 \(height x width\), too small for data.crop_box .*: make the box smaller",
+    ),
+    "cut off": (CUT_JPEG, {}, "a damaged or cut-off JPEG file .*Mend or remove the file"),
+    "text": (b"Dear diary", {}, "not a picture, whatever its name says, .*Mend or remove the file"),
+    "empty": (b"", {}, "an empty file.*Mend or remove the file"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_picture_that_cannot_be_used_is_named_with_the_mend(kind, tmp_path):
+    bad, settings, message = BAD_FILES[kind]
+    spec = own_images(train_and_test(tmp_path, bad), **settings)
+    with pytest.raises(ValueError, match=f"^{tmp_path / 'train' / 'b.png'}: {message}") as caught:
+        load_split(spec, "train")
+    assert "or leave such files out with --config.data.on_bad_file=skip" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert load_split(spec, "test").count == 2
+
+
+@pytest.mark.parametrize("kind", [*BAD_FILES, "damaged in the middle"])
+def test_bad_pictures_are_skipped_and_told(kind, tmp_path):
+    bad, settings, _ = BAD_FILES.get(kind, (damaged_in_the_middle(png(RGB[0])), {}, ""))
+    spec = own_images(train_and_test(tmp_path, bad), on_bad_file="skip", **settings)
+    told = []
+    source = load_split(spec, "train", Report(keep=told.append))
+    assert source.count == 6
+    left, top, right, bottom = settings.get("crop_box", (0, 0, WIDTH, HEIGHT))
+    np.testing.assert_array_equal(stored_pixels(source), np.stack(RGB)[:, top:bottom, left:right])
+    (text,) = told
+    assert text.startswith(f"Skipped 1 of 7 pictures in {tmp_path}:\n    {tmp_path / 'train' / 'b.png'}: ")
+
+
+def test_of_many_skipped_pictures_the_first_are_named(tmp_path):
+    train_and_test(tmp_path)
+    write_files(tmp_path / "train", {f"x{number}.png": b"text" for number in range(8)})
+    told = []
+    spec = own_images(tmp_path, on_bad_file="skip")
+    assert load_split(spec, "train", Report(keep=told.append)).count == 6
+    assert "Skipped 8 of 14 pictures" in told[0] and told[0].endswith("and 3 more") and told[0].count("x") == 5
+    with pytest.raises(ValueError, match="7 more like it so far"):
+        load_split(dataclasses.replace(spec, on_bad_file="stop"), "train")
+
+
+def test_nothing_is_told_where_nothing_is_skipped(tmp_path):
+    told = []
+    load_split(own_images(train_and_test(tmp_path), on_bad_file="skip"), "train", Report(keep=told.append))
+    assert not told
+
+
+def test_a_folder_of_nothing_but_bad_pictures_is_an_error(tmp_path):
+    write_files(tmp_path, {f"{number}.png": b"text" for number in range(4)})
+    with pytest.raises(ValueError, match=f"{tmp_path}: none of the files with a picture's name can be read"):
+        own_images(tmp_path, on_bad_file="skip")
+    spec = own_images(tmp_path, on_bad_file="skip", height=6, width=9, channels=3, file_bits=8)
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}: none of 3 pictures can be used; the first: {tmp_path}/\d.png: not"
+    ):
+        load_split(spec, "train")
+
+
+def test_damage_in_the_middle_is_met_when_the_picture_is_read(tmp_path):
+    spec = own_images(train_and_test(tmp_path, damaged_in_the_middle(png(RGB[0]))))
+    source = load_split(spec, "train")
+    assert source.count == 7
+    read = []
+    with pytest.raises(BadPicture, match=f"^{tmp_path / 'train' / 'b.png'}: a damaged .*Mend or remove") as caught:
+        for batch in iterate(evaluation_batches(source, spec, batch_size=1, seed=0), source):
+            read.append(batch)
+    assert len(read) == 1 and "\n" not in str(caught.value)
+    with pytest.raises(BadPicture, match="b.png"):
+        for _, batch in zip(range(2), iterate(training_batches(source, spec, 7, seed=0), source), strict=False):
+            read.append(batch)
+
+
+def test_pictures_of_all_kinds_are_converted_on_demand(tmp_path):
+    deep = RGB[0].astype(np.uint16) << 8
+    kinds = {"a": RGB[0], "b": RGB[0][..., :1], "c": np.insert(RGB[0], 3, 17, axis=-1), "d": deep, "e": deep[..., :2]}
+    write_files(tmp_path, {f"train/{name}.png": png(pixels) for name, pixels in kinds.items()})
+    write_files(tmp_path, {"test/a.png": png(RGB[1])})
+    source = load_split(own_images(tmp_path, convert=True), "train")
+    grey = RGB[0][..., :1].repeat(3, axis=-1)
+    np.testing.assert_array_equal(stored_pixels(source), [RGB[0], grey, RGB[0], RGB[0], grey])
+    found = stored_pixels(load_split(own_images(tmp_path, convert=True, channels=1), "train"))[..., 0].astype(int)
+    luminance = RGB[0] @ np.array([0.299, 0.587, 0.114])
+    for number, expected in enumerate([luminance, RGB[0][..., 0], luminance, luminance, RGB[0][..., 0]]):
+        assert np.abs(found[number] - expected).max() <= 1
+
+
+def test_sizes_are_brought_to_one_on_demand(tmp_path):
+    for number, size in enumerate([(8, 20), (20, 8), (12, 12), (30, 40)]):
+        write_files(tmp_path, {f"{number}.png": png(np.full((*size, 3), 50 * number, np.uint8))})
+    spec = own_images(tmp_path, resize="crop", height=8, width=6)
+    found = [numbers_of(load_split(spec, split)) for split in ("train", "test")]
+    assert load_split(spec, "train").image_shape == (8, 6, 3)
+    assert sorted(sum(found, [])) == [0, 50, 100, 150]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_bits", [8, 5])
+def test_every_form_reaches_a_batch_with_exact_values(channels, dtype, num_bits, tmp_path):
+    images = random_pixels(5, HEIGHT, WIDTH, channels, dtype=dtype)
+    write_files(tmp_path, {f"train/{number}.png": png(image) for number, image in enumerate(images)})
+    write_files(tmp_path, {"test/0.png": png(images[0])})
+    spec = own_images(tmp_path, num_bits=num_bits)
+    assert spec.image_shape == (HEIGHT, WIDTH, channels) and spec.file_bits == dtype().itemsize * 8
+    source = load_split(spec, "train")
+    (batch,) = iterate(evaluation_batches(source, spec, batch_size=8, seed=0), source)
+    levels = images >> (spec.file_bits - num_bits)
+    expected = levels.astype(np.float32) / np.float32(2**num_bits - 1)
+    np.testing.assert_array_equal(batch, expected)

@@ -1,0 +1,155 @@
+"""The three forms in which sources hold images: in memory, read when asked for, and stacked as channels."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.data import data_spec
+from nvae_tf.data.image_sources import ArraySource, ReadSource, StackedSource
+from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
+
+IMAGES = np.random.default_rng(0).integers(0, 256, [50, 4, 3, 1], dtype=np.uint8)
+SPEC = dataclasses.replace(data_spec("cifar10"), name="small", height=4, width=3, channels=1)
+STACKED = data_spec("stacked_mnist")
+
+
+class MissingPicture(ValueError):
+    """Stands for what a source raises."""
+
+
+def source_with_a_gap(gap, error):
+    """Images that are read, of which one can't be."""
+
+    def read(numbers):
+        if gap in numbers:
+            raise error
+        return IMAGES[numbers]
+
+    return ReadSource(len(IMAGES), IMAGES.shape[1:], read)
+
+
+def numbered_digits(count):
+    """Digit i is i everywhere, of MNIST's size."""
+    return ArraySource(np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], [count, 28, 28, 1]))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [ArraySource(IMAGES), ReadSource(50, (4, 3, 1), lambda numbers: IMAGES[numbers])],
+    ids=["in memory", "read"],
+)
+def test_reader_gives_the_images_asked_for(source):
+    read = tf.function(source.reader())
+    np.testing.assert_array_equal(read(tf.constant([4, 0, 4])), IMAGES[[4, 0, 4]])
+    assert source.count == 50 and source.image_shape == (4, 3, 1) and not source.failures
+
+
+def test_reader_does_not_copy_the_images_into_the_graph():
+    source = ArraySource(np.zeros([1000, 8, 8, 1], np.uint8))
+    graph = tf.function(source.reader()).get_concrete_function(tf.TensorSpec([4], tf.int32)).graph
+    assert graph.as_graph_def().ByteSize() < 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": np.zeros([2, 8, 8, 1], np.float32)}, r"not float32 \[2, 8, 8, 1\]"),
+        ({"images": np.zeros([2, 8, 8], np.uint8)}, r"not uint8 \[2, 8, 8\]"),
+        ({"images": np.zeros([0, 8, 8, 1], np.uint8)}, "non-empty"),
+        (
+            {"images": np.zeros([2, 8, 8, 1], np.uint8), "labels": np.zeros([3])},
+            r"shape \[3\], but there are 2 images",
+        ),
+    ],
+)
+def test_wrong_arrays_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ArraySource(**arguments)
+
+
+def test_read_images_make_the_same_batches_as_images_in_memory():
+    read_numbers, lock = [], threading.Lock()
+
+    def read(numbers):
+        with lock:
+            read_numbers.extend(numbers)
+        return IMAGES[numbers]
+
+    source = ReadSource(len(IMAGES), IMAGES.shape[1:], read)
+    training = training_batches(source, SPEC, batch_size=16, seed=3)
+    assert training.element_spec == tf.TensorSpec([16, 4, 3, 1], tf.float32)
+    expected = training_batches(ArraySource(IMAGES), SPEC, batch_size=16, seed=3)
+    for one, other in zip(training.take(7), expected.take(7), strict=True):
+        np.testing.assert_array_equal(one, other)
+    read_numbers.clear()
+    evaluation = evaluation_batches(source, SPEC, batch_size=16, seed=3)
+    assert evaluation.element_spec == tf.TensorSpec([None, 4, 3, 1], tf.float32)
+    np.testing.assert_array_equal(np.concatenate(list(evaluation)), IMAGES.astype(np.float32) / np.float32(255))
+    # Only what was asked for, and once.
+    assert sorted(read_numbers) == list(range(50))
+
+
+@pytest.mark.parametrize("error", [MissingPicture("face.png: not a picture"), RuntimeError("no memory"), OSError(5)])
+def test_what_reading_raised_comes_out_of_the_pipeline(error):
+    source = source_with_a_gap(37, error)
+    batches = iterate(evaluation_batches(source, SPEC, batch_size=10, seed=0), source)
+    for number in range(3):
+        expected = IMAGES[10 * number : 10 * number + 10].astype(np.float32) / np.float32(255)
+        np.testing.assert_array_equal(next(batches), expected)
+    with pytest.raises(type(error)) as caught:
+        next(batches)
+    assert caught.value is error and source.failures[0] is error
+    # Neither TensorFlow's error nor its text is shown before the one that matters.
+    assert caught.value.__suppress_context__ and caught.value.__cause__ is None
+
+
+def test_what_goes_wrong_elsewhere_is_not_hidden():
+    source = ReadSource(50, (4, 3, 1), lambda numbers: IMAGES[numbers][:, :2])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[10,2,3,1\]"):
+        list(iterate(evaluation_batches(source, SPEC, batch_size=10, seed=0), source))
+    assert not source.failures
+
+
+def test_every_image_is_once_in_each_channel():
+    source = StackedSource.at_random(numbered_digits(200), channels=3, seed=0)
+    assert source.count == 200 and source.image_shape == (28, 28, 3)
+    numbers = source.reader()(tf.range(200)).numpy()[:, 0, 0]
+    for channel in numbers.T:
+        assert sorted(channel) == list(range(200))
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (numbers[:, one] != numbers[:, other]).mean() > 0.9
+
+
+def test_the_stacks_depend_on_the_seed_alone():
+    def stacks(seed):
+        return StackedSource.at_random(numbered_digits(200), channels=3, seed=seed).reader()(tf.range(200)).numpy()
+
+    np.testing.assert_array_equal(stacks(4), stacks(4))
+    assert (stacks(4) != stacks(5)).any(axis=(1, 2, 3)).mean() > 0.9
+
+
+def test_channels_are_whole_images_and_keep_their_failures():
+    base = ReadSource(50, (4, 3, 1), lambda numbers: IMAGES[numbers])
+    source = StackedSource(base, np.array([np.arange(50), np.arange(50)[::-1]]))
+    found = tf.function(source.reader())(tf.constant([3, 0])).numpy()
+    np.testing.assert_array_equal(found[..., 0], IMAGES[[3, 0], ..., 0])
+    np.testing.assert_array_equal(found[..., 1], IMAGES[[46, 49], ..., 0])
+    error = MissingPicture("face.png")
+    broken = StackedSource.at_random(source_with_a_gap(7, error), channels=2, seed=0)
+    with pytest.raises(MissingPicture):
+        list(iterate(evaluation_batches(broken, dataclasses.replace(SPEC, channels=2), 10, seed=0), broken))
+    assert broken.failures[0] is error
+
+
+def test_a_batch_of_stacked_mnist():
+    source = StackedSource.at_random(numbered_digits(200), STACKED.stacked_images, STACKED.split_seed)
+    batches = training_batches(source, STACKED, batch_size=50, seed=1)
+    images = np.stack([batch.numpy() for batch in batches.take(4)])
+    assert images.shape == (4, 50, 28, 28, 3) and images.dtype == np.float32
+    # An epoch has every stack once: every digit in every channel.
+    numbers = np.rint(images[:, :, 0, 0] * 255).astype(int).reshape(200, 3)
+    np.testing.assert_array_equal(images.reshape(200, -1, 3), np.float32(numbers / 255)[:, None].repeat(784, axis=1))
+    np.testing.assert_array_equal(np.sort(numbers, axis=0), np.arange(200)[:, None].repeat(3, axis=1))

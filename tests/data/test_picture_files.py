@@ -1,0 +1,186 @@
+"""Picture files of every kind: their headers, their pixels, and what is wrong with those that can't be used."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvae_tf.data.picture_files import BadPicture, PictureHeader, list_pictures, read_header, read_picture
+from tests.data.picture_factory import damaged_in_the_middle, encoded, png, random_pixels, with_palette, write_files
+
+HEIGHT, WIDTH = 13, 18
+NUMBERS = random_pixels(HEIGHT, WIDTH, seed=3) % 5
+COLOURS = np.array([[0, 0, 0], [250, 3, 9], [0, 200, 77], [31, 64, 128], [255, 255, 255]])
+GREYS = np.array([[0, 0, 0], [10, 10, 10], [77, 77, 77], [128, 128, 128], [255, 255, 255]])
+ALPHA = np.array([0, 255, 40, 255, 200])
+RGB, RGBA = random_pixels(HEIGHT, WIDTH, 3), random_pixels(HEIGHT, WIDTH, 4)
+GREY = RGB[..., :1]
+
+# What is in the file, and the pixels that must come out.
+EXACT = {
+    **{f"png-{channels}": (png(RGBA[..., :channels]), RGBA[..., :channels]) for channels in (1, 2, 3, 4)},
+    "png-palette": (encoded(with_palette(NUMBERS, COLOURS), "PNG"), COLOURS[NUMBERS]),
+    "png-grey-palette": (encoded(with_palette(NUMBERS, GREYS), "PNG"), GREYS[NUMBERS][..., :1]),
+    "png-transparent-palette": (
+        encoded(with_palette(NUMBERS, COLOURS), "PNG", transparency=bytes(ALPHA.tolist())),
+        np.concatenate([COLOURS[NUMBERS], ALPHA[NUMBERS][..., np.newaxis]], axis=-1),
+    ),
+    "png-1-bit": (encoded(Image.fromarray(GREY[..., 0] > 100), "PNG"), (GREY > 100) * 255),
+    "webp-rgb": (encoded(RGB, "WEBP", lossless=True), RGB),
+    "webp-rgba": (encoded(RGBA, "WEBP", lossless=True, exact=True), RGBA),
+    "bmp-grey": (encoded(GREY, "BMP"), GREY),
+    "bmp-rgb": (encoded(RGB, "BMP"), RGB),
+    "bmp-palette": (encoded(with_palette(NUMBERS, COLOURS), "BMP"), COLOURS[NUMBERS]),
+    "gif-grey": (encoded(GREY, "GIF"), GREY),
+    "gif-colour": (encoded(with_palette(NUMBERS, COLOURS), "GIF"), COLOURS[NUMBERS]),
+    "gif-animated": (
+        encoded(
+            with_palette(NUMBERS, COLOURS),
+            "GIF",
+            save_all=True,
+            append_images=[with_palette((NUMBERS + shift) % 5, COLOURS) for shift in (1, 2)],
+        ),
+        COLOURS[NUMBERS],
+    ),
+}
+
+# Smooth, as photographs are: JPEG and lossy WebP then keep it to within a few values.
+SMOOTH = np.add.outer(np.arange(HEIGHT) * 6, np.arange(WIDTH) * 7).astype(np.uint8)[..., np.newaxis]
+SMOOTH_RGB = np.concatenate([SMOOTH, 255 - SMOOTH, SMOOTH // 2 + 60], axis=-1)
+INK = np.concatenate([SMOOTH, SMOOTH // 2, 220 - SMOOTH // 2, np.full_like(SMOOTH, 51)], axis=-1)
+LOSSY = {
+    "jpeg-grey": (encoded(SMOOTH, "JPEG", quality=95), SMOOTH),
+    "jpeg-rgb": (encoded(SMOOTH_RGB, "JPEG", quality=95, subsampling=0), SMOOTH_RGB),
+    # Cyan, magenta, yellow and black ink take away red, green, blue and all of them.
+    "jpeg-cmyk": (
+        encoded(Image.frombytes("CMYK", (WIDTH, HEIGHT), INK.tobytes()), "JPEG", quality=95),
+        (255 - INK[..., :3].astype(int)) * (255 - INK[..., 3:]) // 255,
+    ),
+    "webp-lossy": (encoded(SMOOTH_RGB, "WEBP", quality=95), SMOOTH_RGB),
+}
+
+# Bytes that may be missing at a file's end without any pixel missing: the end mark, a checksum, filling bytes.
+WITHOUT_PIXELS = 30
+CUT = {name: EXACT[name][0] for name in ("png-1", "png-3", "webp-rgb", "webp-rgba", "bmp-rgb")} | {
+    name: content for name, (content, _) in LOSSY.items()
+}
+
+
+def pixels(path, channels):
+    return np.asarray(read_picture(path, channels)).reshape(HEIGHT, WIDTH, channels)
+
+
+@pytest.mark.parametrize("form", EXACT)
+def test_header_and_pixels(form, tmp_path):
+    content, expected = EXACT[form]
+    # The name's ending does not matter, as long as it is one of a picture.
+    path = write_files(tmp_path, {"picture.jpg": content}) / "picture.jpg"
+    channels = expected.shape[-1]
+    assert read_header(path) == PictureHeader(HEIGHT, WIDTH, channels, 8)
+    np.testing.assert_array_equal(pixels(path, channels), expected)
+
+
+@pytest.mark.parametrize("form", LOSSY)
+def test_header_and_pixels_of_lossy_kinds(form, tmp_path):
+    content, expected = LOSSY[form]
+    path = write_files(tmp_path, {"picture.jpg": content}) / "picture.jpg"
+    channels = expected.shape[-1]
+    assert read_header(path) == PictureHeader(HEIGHT, WIDTH, channels, 8)
+    error = np.abs(pixels(path, channels).astype(int) - expected)
+    assert error.mean() < 3 and error.max() < 16
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_of_16_bits_the_upper_8_are_taken(channels, tmp_path):
+    # Every value there is, in another order in each channel.
+    values = (np.arange(2**16)[:, None] + 9973 * np.arange(channels)).astype(np.uint16).reshape(256, 256, channels)
+    path = write_files(tmp_path, {"deep.png": png(values)}) / "deep.png"
+    assert read_header(path) == PictureHeader(256, 256, channels, 16)
+    found = np.asarray(read_picture(path, channels)).reshape(values.shape)
+    np.testing.assert_array_equal(found, values >> 8)
+
+
+def test_other_channels_on_demand(tmp_path):
+    write_files(tmp_path, {"grey.png": png(GREY), "rgba.png": png(RGBA), "deep.png": png(GREY.astype(np.uint16) << 8)})
+    for name in ("grey.png", "deep.png"):
+        np.testing.assert_array_equal(pixels(tmp_path / name, 3), GREY.repeat(3, axis=-1))
+        np.testing.assert_array_equal(pixels(tmp_path / name, 2), np.insert(GREY, 1, 255, axis=-1))
+    np.testing.assert_array_equal(pixels(tmp_path / "rgba.png", 3), RGBA[..., :3])
+    luminance = RGBA[..., :3] @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(pixels(tmp_path / "rgba.png", 1)[..., 0] - luminance).max() <= 1
+
+
+def test_pictures_are_found_in_any_tree_in_order(tmp_path):
+    found = ["a.png", "b/c/d.JPG", "b/c/e.webp", "b/f.bmp", "g.jpeg", "h.gif"]
+    ignored = [
+        ".hidden.png",
+        ".git/x.png",
+        "b/.cache/y.png",
+        "__MACOSX/z.jpg",
+        "notes.txt",
+        "scan.tif",
+        "png",
+        "x.png.gz",
+    ]
+    write_files(tmp_path, {name: b"" for name in (*reversed(found), *ignored)})
+    assert list_pictures(tmp_path) == found
+    assert list_pictures(tmp_path / "b") == ["c/d.JPG", "c/e.webp", "f.bmp"]
+
+
+@pytest.mark.parametrize("form", CUT)
+@pytest.mark.parametrize("kept", [0.05, 0.3, 0.6, 0.9, 1.0])
+def test_a_cut_off_file_is_refused(form, kept, tmp_path):
+    content = CUT[form][: int((len(CUT[form]) - WITHOUT_PIXELS) * kept)]
+    path = write_files(tmp_path, {"cut.png": content}) / "cut.png"
+    for read in (read_header, lambda path: read_picture(path, 3)):
+        with pytest.raises(BadPicture, match=f"^{path}: "):
+            read(path)
+
+
+@pytest.mark.parametrize("form", ["gif-grey", "gif-colour", "gif-animated", "png-palette", "bmp-grey"])
+@pytest.mark.parametrize("kept", [0.05, 0.3])
+def test_a_cut_off_file_with_a_palette_is_refused(form, kept, tmp_path):
+    content = EXACT[form][0]
+    path = write_files(tmp_path, {"cut.gif": content[: int(len(content) * kept)]}) / "cut.gif"
+    with pytest.raises(BadPicture, match=f"^{path}: "):
+        read_picture(path, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_damage_in_the_middle_is_met_when_pixels_are_read(channels, tmp_path):
+    content = damaged_in_the_middle(png(RGBA[..., :channels]))
+    path = write_files(tmp_path, {"damaged.png": content}) / "damaged.png"
+    assert read_header(path) == PictureHeader(HEIGHT, WIDTH, channels, 8)
+    with pytest.raises(BadPicture, match=f"^{path}: a damaged or cut-off PNG file"):
+        read_picture(path, channels)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"Dear diary,\n" * 20, "not a picture, whatever its name says, or one of another kind than PNG, JPG"),
+        (b"\x89PNG\r\n\x1a\n", ""),
+        (b"RIFF\0\0\0\0WEBP", ""),
+    ],
+)
+def test_what_is_no_picture_is_refused(content, message, tmp_path):
+    path = write_files(tmp_path, {"text.png": content}) / "text.png"
+    for read in (read_header, lambda path: read_picture(path, 3)):
+        with pytest.raises(BadPicture, match=f"^{path}: {message}"):
+            read(path)
+
+
+def test_a_missing_file_and_a_broken_link_are_named(tmp_path):
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    for name in ("link.png", "gone.png"):
+        with pytest.raises(BadPicture, match=f"{name}: can't be read .*No such file"):
+            read_header(tmp_path / name)
+
+
+@pytest.mark.parametrize("form", ["jpeg-grey", "jpeg-rgb", "webp-lossy"])
+def test_bytes_behind_the_end_do_no_harm(form, tmp_path):
+    content, expected = LOSSY[form]
+    write_files(tmp_path, {"whole.jpg": content, "longer.jpg": content + b"written by a camera" * 9})
+    header, channels = read_header(tmp_path / "longer.jpg"), expected.shape[-1]
+    assert header == read_header(tmp_path / "whole.jpg")
+    np.testing.assert_array_equal(pixels(tmp_path / "longer.jpg", channels), pixels(tmp_path / "whole.jpg", channels))

@@ -1,0 +1,89 @@
+"""What several processes take of the batches: together exactly the batches of one process."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.data import data_spec
+from nvae_tf.data.image_sources import ArraySource
+from nvae_tf.data.ordering import Share
+from nvae_tf.data.pipeline import evaluation_batches, training_batches
+
+SOURCE = ArraySource(np.random.default_rng(0).integers(0, 256, [100, 5, 4, 3], dtype=np.uint8))
+FLIPPED = dataclasses.replace(data_spec("cifar10"), height=5, width=4, num_bits=5)
+BINARISED = dataclasses.replace(
+    data_spec("mnist"), height=5, width=4, channels=3, padded_height=None, padded_width=None, horizontal_flip=True
+)
+SPECS = pytest.mark.parametrize("spec", [FLIPPED, BINARISED], ids=["flipped", "flipped and binarised"])
+# Four steps an epoch of 100 images: an epoch drops 4.
+BATCH_SIZE = 24
+
+
+def shares_of(count):
+    return [Share(index, count) for index in range(count)]
+
+
+def training(spec, share, steps, start_step=0, source=SOURCE):
+    batches = training_batches(source, spec, BATCH_SIZE, seed=7, start_step=start_step, share=share)
+    return np.stack([batch.numpy() for batch in batches.take(steps)])
+
+
+@SPECS
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_shares_of_a_batch_are_the_batch_of_one_process(spec, processes):
+    whole = training(spec, Share(0, 1), steps=10)
+    shares = [training(spec, share, steps=10) for share in shares_of(processes)]
+    assert all(share.shape == (10, BATCH_SIZE // processes, 5, 4, 3) for share in shares)
+    np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
+
+
+def test_one_share_is_the_default():
+    whole = training_batches(SOURCE, FLIPPED, BATCH_SIZE, seed=7).take(3)
+    np.testing.assert_array_equal(training(FLIPPED, Share(0, 1), steps=3), np.stack(list(whole.as_numpy_iterator())))
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_the_shares_of_an_epoch_are_disjoint_and_complete(processes):
+    spec = dataclasses.replace(FLIPPED, height=1, width=1, channels=1, num_bits=8)
+    numbered = ArraySource(np.arange(96, dtype=np.uint8).reshape(96, 1, 1, 1))
+    epochs = [training(spec, share, steps=8, source=numbered).reshape(2, -1) for share in shares_of(processes)]
+    for epoch in range(2):
+        taken = [set(np.rint(share[epoch] * 255).astype(int)) for share in epochs]
+        assert sum(map(len, taken)) == 96 and set().union(*taken) == set(range(96))
+
+
+@SPECS
+def test_a_share_goes_on_where_it_was_interrupted(spec):
+    share = Share(1, 2)
+    whole = training(spec, share, steps=11)
+    # In the first epoch, at its end, and in the second.
+    for start_step in (1, 4, 6):
+        np.testing.assert_array_equal(training(spec, share, 5, start_step), whole[start_step : start_step + 5])
+
+
+@SPECS
+@pytest.mark.parametrize("processes", [2, 4, 9])
+def test_evaluation_batches_are_dealt_out(spec, processes):
+    # Seven batches, the last of four images; with nine processes two have none.
+    whole = [batch.numpy() for batch in evaluation_batches(SOURCE, spec, batch_size=16, seed=1)]
+    assert len(whole) == 7 and len(whole[-1]) == 4
+    for share in shares_of(processes):
+        found = evaluation_batches(SOURCE, spec, batch_size=16, seed=1, share=share)
+        expected = whole[share.index :: processes]
+        assert found.cardinality() == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_the_shape_of_a_share_is_static():
+    batches = training_batches(SOURCE, FLIPPED, BATCH_SIZE, seed=7, share=Share(1, 4))
+    assert batches.element_spec == tf.TensorSpec([6, 5, 4, 3], tf.float32)
+    assert batches.cardinality() == tf.data.INFINITE_CARDINALITY
+
+
+@pytest.mark.parametrize("processes", [5, 7, 48])
+def test_a_batch_that_can_not_be_shared_evenly_is_refused(processes):
+    with pytest.raises(ValueError, match=f"batch of 24 can't be shared evenly by {processes} processes: .* multiple"):
+        training_batches(SOURCE, FLIPPED, BATCH_SIZE, seed=7, share=Share(0, processes))

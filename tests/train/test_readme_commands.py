@@ -1,0 +1,53 @@
+"""The README's commands for one's own pictures, run as they are written."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def commands():
+    """The lines of the first block of commands in the section."""
+    section = (ROOT / "README.md").read_text().partition("## Train on your own pictures")[2]
+    return re.search(r"```\n(.*?)```", section, re.DOTALL)[1].splitlines()
+
+
+@pytest.fixture
+def folder_of_a_newcomer(tmp_path):
+    """A folder with the project's configs, and with pictures of different sizes in sub-folders."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    random = np.random.default_rng(0)
+    for number in range(40):
+        photograph = load_sample_images().images[number % 2]
+        height, width = random.integers(32, 100, 2)
+        top, left = random.integers(0, 300, 2)
+        place = tmp_path / "my_pictures" / f"album {number % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph[top : top + height, left : left + width]).save(place / f"{number}.png")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_three_commands_lead_from_a_folder_of_pictures_to_samples(folder_of_a_newcomer):
+    assert len(commands()) == 3
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for command in commands():
+        words = shlex.split(command)
+        assert words[0] == "python"
+        done = subprocess.run(
+            [sys.executable, *words[1:]], cwd=folder_of_a_newcomer, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    inspected = np.asarray(Image.open(folder_of_a_newcomer / "inspect_data.png"))
+    samples = np.asarray(Image.open(folder_of_a_newcomer / "samples.png"))
+    assert inspected.ndim == samples.ndim == 3 and samples.shape[-1] == 3
+    assert samples.std() > 5
