@@ -1,12 +1,12 @@
 """Fashion-MNIST: grey pictures of clothes, 28x28 with 8 bits, with MNIST's model.
 
-    python -m train.main --config=configs/fashion_mnist.py --config.data.path=FOLDER --workdir=runs/fashion_mnist
+    python -m train.main --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist --config.data.path=FOLDER
     python -m train.evaluate --workdir=runs/fashion_mnist --importance_samples=100
 
 Not one of the paper's sets: no published score. Hardware: this model took 2 V100 GPUs and 21 hours for MNIST, 200
 images a GPU (400 a step); here it has a mixture of logistics. Nobody has trained it to the end.
-Data: a folder with the four files train-images-idx3-ubyte.gz and so on. Debian's package dataset-fashion-mnist puts
-them into /usr/share/datasets/fashion-mnist; docs/data.md says where else they are.
+Data: FOLDER has the four files train-images-idx3-ubyte.gz and so on. Debian's package dataset-fashion-mnist puts them
+into /usr/share/datasets/fashion-mnist; docs/data.md says where else they are.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
 """FFHQ at 256x256 with 5 bits, as published (Vahdat & Kautz 2020, table 6): CelebA HQ's model, regularised more.
 
-    python -m train.main --config=configs/ffhq256.py --workdir=runs/ffhq256
+    python -m train.main --config=configs/ffhq256.py --workdir=runs/ffhq256 --config.data.path=FOLDER
 
 Published run: 24 V100 GPUs, 160 hours, 4 images a GPU (96 a step), 330,798,664 parameters.
 Score to see: 0.69 bits/dim on the validation images (table 1 of the paper, NVAE with flows).
-Data: --config.data.path is a folder with the sub-folders train/ (63,000 PNG files) and test/ (7,000), or with all of
-them in one, of which a tenth is held out then. Larger pictures are scaled to 256x256. See docs/data.md.
+Data: FOLDER has the sub-folders train/ (63,000 PNG files) and test/ (7,000), or all of them in any sub-folders, of
+which a tenth is held out then. Larger pictures are scaled to 256x256. See docs/data.md.
 """
 
 from ml_collections import ConfigDict

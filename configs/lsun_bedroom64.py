@@ -1,13 +1,13 @@
-"""LSUN bedrooms at 64x64, with CelebA 64's model.
+r"""LSUN bedrooms at 64x64, with CelebA 64's model.
 
-    python -m train.main --config=configs/lsun_bedroom64.py --config.data.source=folder --config.data.path=FOLDER
-        --config.data.cache=CACHE --workdir=runs/lsun_bedroom64
+    python -m train.main --config=configs/lsun_bedroom64.py --workdir=runs/lsun_bedroom64 \
+        --config.data.source=folder --config.data.path=FOLDER --config.data.cache=CACHE
 
-(one line). Not one of the paper's sets: no published score. Hardware: CelebA's run took 8 V100 GPUs and 92 hours, 16
-images a GPU (128 a step); this one is twice as many images, in 10 epochs. Nobody has trained it.
+Not one of the paper's sets: no published score. Hardware: CelebA's run took 8 V100 GPUs and 92 hours, 16 images a GPU
+(128 a step); this one is twice as many images, in 10 epochs. Nobody has trained it.
 Data: 3,033,042 pictures in an LMDB file, 46 GB, to be unpacked into FOLDER/train and FOLDER/validation: docs/data.md
-has a script. TensorFlow Datasets, the default source, can't prepare LSUN with this TensorFlow. The decoded images
-take 37 GB: name a CACHE on a disk.
+has a script. TensorFlow Datasets can't prepare LSUN with this TensorFlow. The decoded images take 37 GB: name a CACHE
+on a disk.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""LSUN churches at 64x64, with CelebA 64's model.
+r"""LSUN churches at 64x64, with CelebA 64's model.
 
-    python -m train.main --config=configs/lsun_church64.py --config.data.source=folder --config.data.path=FOLDER
-        --workdir=runs/lsun_church64
+    python -m train.main --config=configs/lsun_church64.py --workdir=runs/lsun_church64 \
+        --config.data.source=folder --config.data.path=FOLDER
 
-(one line). Not one of the paper's sets: no published score. Hardware: CelebA's run took 8 V100 GPUs and 92 hours, 16
-images a GPU (128 a step); this one is a quarter shorter. Nobody has trained it.
-Data: 126,227 pictures in an LMDB file, 2.5 GB, to be unpacked into FOLDER/train and FOLDER/validation: docs/data.md has
-a script. TensorFlow Datasets, the default source, can't prepare LSUN with this TensorFlow.
+Not one of the paper's sets: no published score. Hardware: CelebA's run took 8 V100 GPUs and 92 hours, 16 images a GPU
+(128 a step); this one is a quarter shorter. Nobody has trained it.
+Data: 126,227 pictures in an LMDB file, 2.4 GB, to be unpacked into FOLDER/train and FOLDER/validation: docs/data.md has
+a script. TensorFlow Datasets can't prepare LSUN with this TensorFlow.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,11 @@
 """OMNIGLOT, dynamically binarised: handwritten characters of 28x28 (Burda et al. 2016), with MNIST's model.
 
-    python -m train.main --config=configs/omniglot.py --config.data.path=FOLDER --workdir=runs/omniglot
+    python -m train.main --config=configs/omniglot.py --workdir=runs/omniglot --config.data.path=FOLDER
     python -m train.evaluate --workdir=runs/omniglot --importance_samples=1000
 
 Not one of the paper's sets: no published score. Hardware: this model took 2 V100 GPUs and 21 hours for MNIST, 200
 images a GPU (400 a step), with 2.5 times as many images. Nobody has trained it to the end.
-Data: the file chardata.mat, which is not downloaded for you; --config.data.path is the file or its folder. See
-docs/data.md.
+Data: FOLDER has the file chardata.mat, which is not downloaded for you. See docs/data.md.
 """
 
 from ml_collections import ConfigDict

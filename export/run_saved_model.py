@@ -80,7 +80,7 @@ def sample(run: Run, count: int, seed: int, temperature: float) -> np.ndarray:
 
 
 def picture_grid(pictures: np.ndarray) -> Image.Image:
-    """Pictures `[count, height, width, 1 or 3]` in [0, 1] in rows, small ones enlarged to be seen."""
+    """Pictures `[count, height, width, 1 to 4]` in [0, 1] in rows, small ones enlarged to be seen."""
     pixels = np.rint(np.clip(pictures, 0.0, 1.0) * 255.0).astype(np.uint8)
     enlarge = max(1, math.ceil(VISIBLE_SIDE / min(pixels.shape[1:3])))
     pixels = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
@@ -89,6 +89,9 @@ def picture_grid(pictures: np.ndarray) -> Image.Image:
     rows = math.ceil(count / columns)
     size = rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels
     grid = np.full(size, GREY, np.uint8)
+    if channels in (2, 4):
+        # The last is how opaque a pixel is.
+        grid[..., -1] = 255
     for number, picture in enumerate(pixels):
         top, left = number // columns * (height + GAP), number % columns * (width + GAP)
         grid[top : top + height, left : left + width] = picture

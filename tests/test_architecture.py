@@ -14,19 +14,21 @@ COMMAND_FILES = sorted(file for name in COMMANDS for file in (ROOT / name).rglob
 ALL_FILES = LIBRARY_FILES + COMMAND_FILES
 LONGEST_FILE = 260
 
-SETTINGS = {"config", "latent_plan"}
+SETTINGS = {"config", "data_spec", "latent_plan", "setting_checks"}
 # Which parts of the library each part may import, besides itself.
 BELOW_MODELS = SETTINGS | {"layers", "distributions", "flows", "objective", "optimization"}
 ARROWS = {
-    "config": {"latent_plan"},
-    "latent_plan": {"config"},
+    "setting_checks": set(),
+    "data_spec": {"setting_checks"},
+    "config": {"data_spec", "setting_checks"},
+    "latent_plan": {"config", "setting_checks"},
     "layers": {"latent_plan"},  # the plan's words for a cell: plain data
     "distributions": set(),
     "flows": {"layers"},
     "objective": SETTINGS | {"layers", "distributions"},
     "optimization": set(),
     "models": BELOW_MODELS,
-    "data": BELOW_MODELS | {"models"},
+    "data": BELOW_MODELS | {"models", "quiet_tensorflow"},
     "evaluation": BELOW_MODELS | {"models"},
     "generation": BELOW_MODELS | {"models"},
     "checkpoints": BELOW_MODELS | {"models"},

@@ -1,17 +1,24 @@
 """Images in NumPy files: `.npy`, read as they are needed, or `.npz`, read whole."""
 
 import pathlib
+import tokenize
 import zipfile
+import zlib
 
 import numpy as np
 
-from nvae_tf.data.geometry import WrongSize, fit_pixels, geometry
+from nvae_tf.data.geometry import WrongSize, fit_array, geometry
 from nvae_tf.data.held_out import held_out
 from nvae_tf.data.image_sources import ImageSource, ReadSource
 from nvae_tf.data.picture_files import PictureHeader
 from nvae_tf.data.reports import Report
 from nvae_tf.data_spec import DataSpec
 
+# What NumPy raises for damaged files.
+_DAMAGED = (
+    *(ValueError, OSError, EOFError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 _BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16, np.dtype(np.bool_): 8}
 
 
@@ -22,7 +29,7 @@ def first_image(spec: DataSpec) -> PictureHeader:
         ValueError: see `load`.
     """
     images, _ = _arrays_of_parts(spec)["train"]
-    return PictureHeader(*images.shape[1:], _BITS[images.dtype])
+    return PictureHeader(*images.shape[1:], _bits(images))
 
 
 def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
@@ -43,13 +50,11 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
     """
     del report
     images, numbers = _arrays_of_parts(spec)[split]
-    form = PictureHeader(*images.shape[1:], _BITS[images.dtype])
+    form = PictureHeader(*images.shape[1:], _bits(images))
     _check_form(spec, form)
-    as_they_are = geometry(spec).changes_nothing and form.channels == spec.channels
 
     def read(chosen):
-        batch = _eight_bits(images[numbers[chosen]])
-        return batch if as_they_are else np.stack([fit_pixels(image, spec) for image in batch])
+        return fit_array(_eight_bits(images[numbers[chosen]]), spec, spec.path)
 
     return ReadSource(len(numbers), spec.image_shape, read)
 
@@ -84,14 +89,14 @@ def _arrays_of_file(file):
         return {file.stem: opened}
     try:
         return {name: opened[name] for name in opened.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{file}: a damaged .npz file, or one with Python objects ({error})") from None
 
 
 def _open(file):
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{file}: not a whole NumPy file of plain numbers ({error}); numpy.save writes one") from None
 
 
@@ -109,12 +114,16 @@ def _images(path, array):
             f"{path}: the array's shape {list(array.shape)} is not [count, height, width, channels] with 1 to 4 "
             "channels, or [count, height, width]"
         )
-    if array.dtype not in _BITS:
+    if array.dtype.newbyteorder("=") not in _BITS:
         raise ValueError(
             f"{path}: the array is of type {array.dtype}; images are uint8 (0 to 255), uint16 (0 to 65535) or bool. "
             "From floats in [0, 1]: numpy.round(images * 255).astype('uint8')"
         )
     return array
+
+
+def _bits(images):
+    return _BITS[images.dtype.newbyteorder("=")]
 
 
 def _check_form(spec, form):
@@ -135,6 +144,6 @@ def _check_form(spec, form):
 
 
 def _eight_bits(images):
-    if images.dtype == np.uint16:
+    if _bits(images) == 16:
         return (images >> 8).astype(np.uint8)
     return images.astype(np.uint8) * np.uint8(255) if images.dtype == np.bool_ else images

@@ -50,6 +50,11 @@ def _check_set(spec):
             f"Data set '{spec.name}' is bundled and reads nothing from a folder: remove data.path "
             f"('{spec.path}'), or choose the data set that lies there."
         )
+    if spec.crop_box or spec.resize != "none":
+        raise ValueError(
+            f"Data set '{spec.name}' is bundled and not resized: remove data.crop_box and data.resize; patches of "
+            "photographs are made at data.height and data.width."
+        )
     if spec.source_name not in _SETS:
         raise ValueError(f"There is no bundled set '{spec.source_name}'. Valid: {', '.join(_SETS)}.")
 

@@ -47,8 +47,15 @@ class DecodedCache:
         return self._file.is_file()
 
     def source(self) -> ReadSource:
-        """The images, read from the file when they are asked for."""
-        images = np.load(self._file, mmap_mode="r")
+        """The images, read from the file when they are asked for.
+
+        Raises:
+          ValueError: the file is damaged.
+        """
+        try:
+            images = np.load(self._file, mmap_mode="r")
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"{self._file}: damaged ({error}); remove it, and it will be made again") from None
         return ReadSource(len(images), images.shape[1:], lambda numbers: images[numbers])
 
     def write(self, batches: Iterable[np.ndarray], count: int, report: Report) -> None:
@@ -67,6 +74,10 @@ class DecodedCache:
                 images[done : done + len(batch)] = batch
                 done += len(batch)
                 report.progress(f"decoding into {self._folder}: {done:,} of {count:,} images")
+            if done != count:
+                raise ValueError(
+                    f"{self._spec.path}: has {done} images, not {count}: did it change meanwhile? Try again"
+                )
             images.flush()
             os.replace(unfinished, self._file)
         finally:

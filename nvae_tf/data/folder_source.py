@@ -37,9 +37,9 @@ def first_image(spec: DataSpec) -> PictureHeader:
     for name in _names_of_parts(spec)["train"]:
         try:
             return read_header(pathlib.Path(spec.path, name))
-        except BadPicture:
+        except BadPicture as error:
             if spec.on_bad_file == "stop":
-                raise
+                raise BadPicture(f"{error}. {_mend(1)}") from None
     raise ValueError(f"{spec.path}: none of the files with a picture's name can be read")
 
 
@@ -123,7 +123,11 @@ def _what_is_there(folder):
 
 
 def _stamp(path):
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:
+        # A link to nothing; whether that matters is decided where pictures are examined.
+        return None, None
     return status.st_size, status.st_mtime_ns
 
 

@@ -42,6 +42,10 @@ class Geometry(NamedTuple):
         self.check_size(picture.height, picture.width)
         if self.crop_box is not None:
             picture = picture.crop(self.crop_box)
+        if self.resize == "crop" and 1 in (picture.height / self.height, picture.width / self.width):
+            # Nothing to scale: cut whole pixels, where ImageOps.fit would cut halves and blur.
+            left, top = (picture.width - self.width) // 2, (picture.height - self.height) // 2
+            return picture.crop((left, top, left + self.width, top + self.height))
         if self.resize == "crop":
             return ImageOps.fit(picture, (self.width, self.height), Image.Resampling.BILINEAR)
         if self.resize == "stretch":
@@ -75,6 +79,20 @@ def geometry(spec: DataSpec) -> Geometry:
     return Geometry(spec.height, spec.width, spec.crop_box, spec.resize)
 
 
+def fit_array(images: np.ndarray, spec: DataSpec, where: object) -> np.ndarray:
+    """What `fit_pixels` does, for an array `[count, height, width, channels]`; `where` names it in messages.
+
+    Raises:
+      ValueError: the images have another size than they must have.
+    """
+    try:
+        if geometry(spec).changes_nothing and images.shape[1:] == spec.image_shape:
+            return images
+        return np.stack([fit_pixels(image, spec) for image in images])
+    except WrongSize as error:
+        raise ValueError(f"{where}: each image {error}") from None
+
+
 def fit_pixels(pixels: np.ndarray, spec: DataSpec) -> np.ndarray:
     """Does to an image of an array what is done to pictures: `[height, width, channels]` -> the spec's image shape.
 
@@ -85,6 +103,9 @@ def fit_pixels(pixels: np.ndarray, spec: DataSpec) -> np.ndarray:
     Raises:
       WrongSize: see `Geometry.apply`.
     """
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    fitted = geometry(spec).apply(as_eight_bits(picture, spec.channels))
-    return np.asarray(fitted).reshape(spec.image_shape)
+    if pixels.shape[-1] != spec.channels:
+        picture = as_eight_bits(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), spec.channels)
+        pixels = np.asarray(picture).reshape(*pixels.shape[:2], spec.channels)
+    # Each channel by itself: Pillow would take the last of 2 or 4 for an alpha channel and multiply the others by it.
+    channels = [geometry(spec).apply(Image.fromarray(channel)) for channel in np.moveaxis(pixels, -1, 0)]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)

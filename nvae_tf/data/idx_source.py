@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from nvae_tf.data.geometry import WrongSize, fit_pixels, geometry
+from nvae_tf.data.geometry import fit_array
 from nvae_tf.data.image_sources import ArraySource, ImageSource
 from nvae_tf.data.picture_files import PictureHeader
 from nvae_tf.data.reports import Report
@@ -42,24 +42,21 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
     del report
     file = _file(spec, split, "images")
     images = _read(file, dimensions=3)[..., np.newaxis]
-    try:
-        if not geometry(spec).changes_nothing or images.shape[1:] != spec.image_shape:
-            images = np.stack([fit_pixels(image, spec) for image in images])
-    except WrongSize as error:
-        raise ValueError(f"{file}: each image {error}") from None
+    images = fit_array(images, spec, file)
     labels = _read(_file(spec, split, "labels"), dimensions=1) if _matching(spec, split, "labels") else None
     return ArraySource(images, labels=None if labels is None else labels.astype(np.int64))
 
 
 def _matching(spec, split, content):
-    return sorted(
+    found = sorted(
         file
         for file in pathlib.Path(spec.path).iterdir()
         if file.name.removesuffix(".gz").endswith("ubyte")
-        and file.name.startswith(spec.source_name or "")
         and content in file.name
         and any(word in file.name for word in _WORDS[split])
     )
+    # A name that no file has belongs to another kind of source.
+    return [file for file in found if file.name.startswith(spec.source_name or "")] or found
 
 
 def _file(spec, split, content):
@@ -72,9 +69,8 @@ def _file(spec, split, content):
             f"{spec.path}: several files could be the {split} {content}: {', '.join(file.name for file in found)}; set "
             "--config.data.source_name to how the right one's name begins"
         )
-    begin = f" that begins with {spec.source_name!r}" if spec.source_name else ""
     raise ValueError(
-        f"{spec.path}: no file{begin} is the {split} {content} in IDX format; it is called like "
+        f"{spec.path}: no file is the {split} {content} in IDX format; it is called like "
         f"{_WORDS[split][-1] if split == 'train' else _WORDS[split][0]}-{content}-idx3-ubyte or ...-ubyte.gz"
     )
 

@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import scipy.io
 
+from nvae_tf.data.geometry import fit_array
 from nvae_tf.data.image_sources import ArraySource, ImageSource
 from nvae_tf.data.picture_files import PictureHeader
 from nvae_tf.data.reports import Report
@@ -39,19 +40,20 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
     del report
     path = pathlib.Path(spec.path)
     file = path / _FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; docs/data.md says where it comes from")
     variable = _VARIABLES[split]
     try:
         columns = scipy.io.loadmat(file, variable_names=[variable])[variable]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: no such file; docs/data.md says where it comes from") from None
     except KeyError:
         raise ValueError(f"{file}: has no variable {variable!r}; it is not the {_FILE_NAME} of Burda et al.") from None
     # SciPy raises many kinds of errors for damaged files.
     except Exception as error:
         raise ValueError(f"{file}: not a whole MATLAB file ({error}); get it anew") from None
-    if columns.ndim != 2 or columns.shape[0] != _SIZE**2 or columns.min() < 0.0 or columns.max() > 1.0:
+    is_form = columns.ndim == 2 and columns.shape[0] == _SIZE**2 and columns.size
+    if not is_form or columns.min() < 0.0 or columns.max() > 1.0:
         raise ValueError(
             f"{file}: variable {variable!r} is {list(columns.shape)}; it must be [{_SIZE**2}, images], from 0 to 1"
         )
     images = columns.reshape(_SIZE, _SIZE, -1).transpose(2, 1, 0)
-    return ArraySource((images * 255).astype(np.uint8)[..., np.newaxis])
+    return ArraySource(fit_array((images * 255).astype(np.uint8)[..., np.newaxis], spec, file))

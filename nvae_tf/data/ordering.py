@@ -3,18 +3,27 @@
 Both functions give batches as (first position, indices) pairs, before any image is read.
 """
 
-from typing import NamedTuple
+import dataclasses
 
 import tensorflow as tf
 
 from nvae_tf.data.random_streams import RandomStream, permutation, stream_key
 
 
-class Share(NamedTuple):
-    """What one of several processes takes: share number `index` of `count`, numbered from 0."""
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one of several processes takes: share number `index` of `count`, numbered from 0.
+
+    Raises:
+        ValueError: there is no such share.
+    """
 
     index: int
     count: int
+
+    def __post_init__(self):
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"There is no share {self.index} of {self.count}; they are numbered from 0.")
 
 
 ALL = Share(0, 1)
@@ -56,7 +65,7 @@ def shuffled_index_batches(
         skipped = tf.maximum(start_step - first_step, 0)
         indices = tf.reshape(permutation(key, epoch, count)[: steps * batch_size], [steps, batch_size])
         positions = (first_step + tf.range(steps, dtype=tf.int64)) * batch_size + offset
-        return tf.data.Dataset.from_tensor_slices((positions[skipped:], indices[skipped:, offset : offset + part]))
+        return tf.data.Dataset.from_tensor_slices((positions[skipped:], indices[:, offset : offset + part][skipped:]))
 
     epochs = tf.data.Dataset.counter(start=start_step // steps)
     return epochs.flat_map(batches_of_epoch).apply(

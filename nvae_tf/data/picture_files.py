@@ -6,9 +6,14 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+# Pillow warns of large pictures, which need not be wrong; it refuses those that could be an attack.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+_ORIENTATION = ExifTags.Base.Orientation
 # Pillow's modes of pictures with 1 to 4 channels.
 CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "LA": 2, "La": 2, "RGB": 3, "CMYK": 3, "YCbCr": 3}
@@ -34,9 +39,15 @@ class PictureHeader(NamedTuple):
 
 def list_pictures(folder: str | os.PathLike) -> list[str]:
     """The names of all pictures in a tree of folders, relative to it and in order; hidden ones are left out."""
-    names = []
+    names, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            # A link back into the tree.
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         names += (
             os.path.relpath(os.path.join(place, name), folder)
             for name in files
@@ -52,7 +63,10 @@ def read_header(path: str | os.PathLike) -> PictureHeader:
       BadPicture: it is not a picture, or was cut off.
     """
     with _opened(path) as picture:
-        header = PictureHeader(picture.height, picture.width, *_form(picture, path))
+        height, width = (
+            (picture.width, picture.height) if _lies_on_its_side(picture) else (picture.height, picture.width)
+        )
+        header = PictureHeader(height, width, *_form(picture, path))
         if not _seems_whole(picture, path):
             # Only decoding tells: some cameras write more behind the end.
             _decode(picture, path)
@@ -60,7 +74,7 @@ def read_header(path: str | os.PathLike) -> PictureHeader:
 
 
 def read_picture(path: str | os.PathLike, channels: int) -> Image.Image:
-    """Reads a picture of 8 bits with this many channels; of an animation the first frame.
+    """Reads a picture of 8 bits with this many channels, upright; of an animation the first frame.
 
     Of 16 bits the upper 8 are taken: the b-bit levels that follow, b <= 8, are those of the 16-bit values.
 
@@ -69,25 +83,21 @@ def read_picture(path: str | os.PathLike, channels: int) -> Image.Image:
     """
     with _opened(path) as picture:
         _decode(picture, path)
-        return as_eight_bits(picture, channels)
+        upright = ImageOps.exif_transpose(picture) if _orientation(picture) > 1 else picture
+        return as_eight_bits(upright, channels)
 
 
 def as_eight_bits(picture: Image.Image, channels: int) -> Image.Image:
     """A picture of 8 bits with 1 to 4 channels, see `read_picture`."""
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
     mode = CHANNEL_MODES[channels]
     return picture.copy() if picture.mode == mode else picture.convert(mode)
 
 
 def _opened(path):
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large pictures, which need not be wrong; it refuses those that could be an attack.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
+        return Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError:
         raise BadPicture(f"{path}: {_what_else(path)}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -118,16 +128,30 @@ def _form(picture, path):
         if bits == 16:
             # Pillow does not show that there are 16 bits, nor that grey has an alpha channel.
             return _PNG_CHANNELS[colour_type], 16
-    if picture.mode == "P":
+    mode = picture.mode
+    if mode == "P":
+        # Some formats have their palette among the pixels.
+        _decode(picture, path)
         return _palette_channels(picture), 8
-    return _CHANNELS.get(picture.mode, 4), 8
+    return _CHANNELS.get(mode, 4), 8
 
 
 def _palette_channels(picture):
     if "transparency" in picture.info:
         return 4
+    if picture.mode != "P":
+        return _CHANNELS[picture.mode]
     colours = np.reshape(picture.getpalette(), (-1, 3))
     return 1 if (colours == colours[:, :1]).all() else 3
+
+
+def _orientation(picture):
+    """1 is upright; 5 to 8 lie on their side (EXIF). Cameras write it, into these formats."""
+    return picture.getexif().get(_ORIENTATION, 1) if picture.format in ("JPEG", "MPO", "WEBP") else 1
+
+
+def _lies_on_its_side(picture):
+    return _orientation(picture) >= 5
 
 
 def _seems_whole(picture, path):

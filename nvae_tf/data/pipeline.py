@@ -98,10 +98,12 @@ def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor
 
     TensorFlow would raise an error of its own, with the other's text and a traceback in it.
     """
+    known = len(source.failures)
     try:
         yield from batches
     except tf.errors.OpError as error:
-        raise (source.failures[0] if source.failures else error) from None
+        news = source.failures[known:]
+        raise (news[0] if news else error) from None
 
 
 def _image_batches(index_batches, source, spec, binarise_key, flip_key=None):

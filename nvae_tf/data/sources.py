@@ -2,11 +2,12 @@
 
 import dataclasses
 import importlib
+import os
 import pathlib
 from typing import NamedTuple
 
 from nvae_tf.data.image_sources import ImageSource, StackedSource
-from nvae_tf.data.picture_files import PictureHeader
+from nvae_tf.data.picture_files import PictureHeader, list_pictures
 from nvae_tf.data.reports import Report
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
@@ -21,6 +22,7 @@ class _Source(NamedTuple):
 
     module: str
     needs: str | None = None
+    needs_folder: bool = False
     needs_name: bool = False
     starts_tensorflow: bool = False
 
@@ -28,9 +30,9 @@ class _Source(NamedTuple):
 SOURCES = {
     "bundled": _Source("bundled_source", needs_name=True),
     "tfds": _Source("tfds_source", needs_name=True, starts_tensorflow=True),
-    "folder": _Source("folder_source", needs="a folder of pictures"),
+    "folder": _Source("folder_source", needs="a folder of pictures", needs_folder=True),
     "arrays": _Source("arrays_source", needs="a .npy or .npz file, or a folder with train.npy and test.npy"),
-    "idx": _Source("idx_source", needs="a folder of IDX files, *-ubyte or *-ubyte.gz"),
+    "idx": _Source("idx_source", needs="a folder of IDX files, *-ubyte or *-ubyte.gz", needs_folder=True),
     "mat": _Source("mat_source", needs="the file chardata.mat, or its folder"),
 }
 
@@ -53,7 +55,7 @@ def load_split(spec: DataSpec, split: str, report: Report | None = None) -> Imag
     """
     if split not in SPLITS:
         raise ValueError(f"There is no split '{split}'. Valid: {', '.join(SPLITS)}.")
-    module = _module(spec)
+    module, spec = _module(spec), _with_home(spec)
     report = report or Report()
     if spec.stacked_images == 1:
         source = module.load(spec, split, report)
@@ -70,7 +72,7 @@ def first_image(spec: DataSpec) -> PictureHeader:
     Raises:
         ValueError, FileNotFoundError, ConnectionError: see `load_split`.
     """
-    return _module(spec).first_image(spec)
+    return _module(spec).first_image(_with_home(spec))
 
 
 def source_at(path: str | None) -> str:
@@ -88,7 +90,8 @@ def source_at(path: str | None) -> str:
     names = [entry.name for entry in place.iterdir() if entry.is_file()]
     if any(name.removesuffix(".gz").endswith("-ubyte") for name in names):
         return "idx"
-    return "arrays" if any(name.endswith(".npy") for name in names) else "folder"
+    has_arrays = any(name.endswith(".npy") for name in names)
+    return "arrays" if has_arrays and not list_pictures(place) else "folder"
 
 
 def check_image_shape(source: ImageSource, spec: DataSpec) -> None:
@@ -105,7 +108,11 @@ def _module(spec):
     check_choice("data.source", spec.source, ("auto", *SOURCES))
     source = SOURCES[source_at(spec.path) if spec.source == "auto" else spec.source]
     if source.needs:
-        _place(spec.path, source.needs)
+        place = _place(spec.path, source.needs)
+        if source.needs_folder and not place.is_dir():
+            raise ValueError(
+                f"data.path = {spec.path}: a file; for data.source = {spec.source} it names {source.needs}"
+            )
     if source.needs_name and not spec.source_name:
         raise ValueError(
             f"data.source_name is not set: the name of the set within data.source = {spec.source}, "
@@ -119,10 +126,15 @@ def _module(spec):
 def _place(path, needs):
     if not path:
         raise ValueError(f"data.path is not set: --config.data.path=... names {needs}")
-    place = pathlib.Path(path)
+    place = pathlib.Path(path).expanduser()
     if not place.exists():
         raise FileNotFoundError(f"data.path = {path}: there is nothing; it names {needs}")
     return place
+
+
+def _with_home(spec):
+    """The spec with `~` in its path replaced, which a shell does not do within --config.data.path=~/pictures."""
+    return dataclasses.replace(spec, path=os.path.expanduser(spec.path)) if spec.path else spec
 
 
 def _one_channel(spec):

@@ -103,17 +103,18 @@ FFHQ256 = DataSpec(
     name="ffhq256", source="folder", source_name=None, height=256, width=256, num_bits=5, resize="stretch"
 )
 
-# 3,033,042 / 300 and 126,227 / 300 pictures with a shorter side of 256.
+# 3,033,042 / 300 and 126,227 / 300 pictures with a shorter side of 256. From folders: what TFDS needs to prepare them
+# is not made for this TensorFlow.
 LSUN_BEDROOM64 = DataSpec(
     name="lsun_bedroom64",
-    source="tfds",
-    source_name="lsun/bedroom",
+    source="folder",
+    source_name=None,
     test_split="validation",
     height=64,
     width=64,
     resize="crop",
 )
-LSUN_CHURCH64 = dataclasses.replace(LSUN_BEDROOM64, name="lsun_church64", source_name="lsun/church_outdoor")
+LSUN_CHURCH64 = dataclasses.replace(LSUN_BEDROOM64, name="lsun_church64")
 
 # Whatever lies at data.path; `nvae_tf.data.completion` looks.
 OWN_IMAGES = DataSpec(

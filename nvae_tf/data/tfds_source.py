@@ -57,7 +57,7 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
         _download_and_prepare(builder)
     name = {"train": spec.train_split, "test": spec.test_split}[split]
     count = _number_of_examples(builder, name, split)
-    cache = DecodedCache(spec, split, fingerprint(spec, (builder.info.full_name, count))) if spec.cache else None
+    cache = DecodedCache(spec, split, fingerprint(spec, _contents(builder))) if spec.cache else None
     if cache is None:
         _check_memory(spec, count)
         return _in_memory(builder, name, spec, count, report)
@@ -73,6 +73,8 @@ def _in_memory(builder, name, spec, count, report):
         done += len(batch["image"])
         labels += [batch["label"]] if "label" in batch else []
         report.progress(f"reading {builder.info.full_name}: {done:,} of {count:,} images")
+    if done != count:
+        raise ValueError(f"{builder.data_path}: has {done} images, and says that it has {count}; prepare the set anew")
     return ArraySource(images, labels=np.concatenate(labels).astype(np.int64) if labels else None)
 
 
@@ -80,7 +82,8 @@ def _batches(builder, name, spec) -> Iterator[dict[str, np.ndarray]]:
     """Batches of `image`, uint8 of the spec's size, and `label` where it is a number."""
     # File order, so that an example keeps its number from one run to the next.
     dataset = builder.as_dataset(split=name, shuffle_files=False)
-    is_label = isinstance(builder.info.features.get("label"), tfds.features.ClassLabel)
+    features = builder.info.features
+    is_label = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
     kept = ("image", "label") if is_label else ("image",)
     problems = []
 
@@ -114,7 +117,7 @@ def _builder(spec):
     name, path = spec.source_name, spec.path
     base, _, config = name.partition("/")
     try:
-        return tfds.builder(name, data_dir=pathlib.Path(path).expanduser() if path else None)
+        return tfds.builder(name, data_dir=pathlib.Path(path) if path else None)
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         # TFDS' own message lists several hundred names: not chained, so that this one is seen.
@@ -122,20 +125,34 @@ def _builder(spec):
             f"data.source_name = {name!r}: TensorFlow Datasets {tfds.__version__} has no such set"
             f"{did_you_mean(base, known)} (https://www.tensorflow.org/datasets/catalog has the list)"
         ) from None
-    except ValueError as error:
-        configs = [known.name for known in tfds.builder_cls(base).BUILDER_CONFIGS]
+    # An AssertionError is how TFDS says that there is no such version.
+    except (ValueError, AssertionError) as error:
+        configs = [known.name for known in tfds.builder_cls(base.partition(":")[0]).BUILDER_CONFIGS]
         if not config or config in configs:
-            raise
+            raise ValueError(f"data.source_name = {name!r}: {error}") from error
+        present = f"only {', '.join(configs)}" if configs else "nor any other: leave it out"
         raise ValueError(
-            f"data.source_name = {name!r}: the set {base!r} has no configuration {config!r}, only "
-            f"{', '.join(configs)}{did_you_mean(config, configs)}"
+            f"data.source_name = {name!r}: the set {base!r} has no configuration {config!r}, {present}"
+            f"{did_you_mean(config, configs)}"
         ) from error
 
 
 def _image_feature(builder):
     if "image" not in builder.info.features:
         raise ValueError(f"TFDS set '{builder.name}' has no feature 'image', only {', '.join(builder.info.features)}.")
-    return builder.info.features["image"]
+    feature = builder.info.features["image"]
+    if feature.np_dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"TFDS set '{builder.name}' has images of type {np.dtype(feature.np_dtype).name}, not uint8 or "
+            "uint16: write them to a .npy file in one of these types, and use data.source = arrays"
+        )
+    return feature
+
+
+def _contents(builder):
+    """What tells one prepared set from another of the same name."""
+    info = pathlib.Path(builder.data_path) / "dataset_info.json"
+    return builder.info.full_name, info.read_bytes(), info.stat().st_mtime_ns
 
 
 def _bits(feature):

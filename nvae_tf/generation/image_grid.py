@@ -11,14 +11,16 @@ from PIL import Image
 _VISIBLE_SIDE = 64
 # Mid-grey, so that the borders of black and of white images are seen.
 _GAP_VALUE = 128
+_CHANNELS = (1, 2, 3, 4)
+_WITH_ALPHA = (2, 4)
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | None = 1, gap: int = 6) -> np.ndarray:
     """Lays images out in rows, from the top left.
 
     Args:
-        images: float `[count, height, width, channels]` in [0, 1], with 1 or 3 channels; values outside are
-            clipped.
+        images: float `[count, height, width, channels]` in [0, 1], with 1 to 4 channels (grey, RGB, each with
+            alpha or without); values outside are clipped.
         columns: images per row; None for a nearly square grid.
         enlarge: whole factor by which each pixel is repeated; None for the smallest that makes the images'
             shorter side at least 64 pixels.
@@ -42,6 +44,8 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     rows = math.ceil(count / columns)
     row_pitch, column_pitch = height * enlarge + gap, width * enlarge + gap
     grid = np.full([rows * row_pitch - gap, columns * column_pitch - gap, channels], _GAP_VALUE, dtype=np.uint8)
+    if channels in _WITH_ALPHA:
+        grid[..., -1] = 255
     for number, picture in enumerate(pixels):
         top, left = number // columns * row_pitch, number % columns * column_pitch
         grid[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
@@ -53,15 +57,15 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
 
     Args:
         path: the file; its folder is made where it is missing.
-        array: uint8 `[height, width, channels]` with 1 or 3 channels.
+        array: uint8 `[height, width, channels]` with 1 to 4 channels.
 
     Raises:
         ValueError: the array has another type or shape.
     """
     array = np.asarray(array)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or not array.size:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in _CHANNELS or not array.size:
         raise ValueError(
-            f"A PNG is written from uint8 [height, width, 1 or 3], not {array.dtype} {list(array.shape)} ({path})."
+            f"A PNG is written from uint8 [height, width, 1 to 4], not {array.dtype} {list(array.shape)} ({path})."
         )
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,8 +78,8 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
 
 
 def _check_images(images):
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
-        raise ValueError(f"An image grid is made of [count, height, width, 1 or 3], not of {list(images.shape)}.")
+    if images.ndim != 4 or images.shape[3] not in _CHANNELS or not images.size:
+        raise ValueError(f"An image grid is made of [count, height, width, 1 to 4], not of {list(images.shape)}.")
     if not np.isfinite(images).all():
         bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
         raise ValueError(

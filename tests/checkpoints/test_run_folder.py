@@ -213,7 +213,7 @@ def test_a_run_goes_on_where_its_images_lie_now(folder):
 def test_a_run_does_not_go_on_with_other_images(folder, change):
     ((name, value),) = change.items()
     before = folder.config_file.read_text()
-    with pytest.raises(ValueError, match=re.escape(f"data.{name} was {getattr(CONFIG.data, name)}")) as error:
+    with pytest.raises(ValueError, match=re.escape(f"data.{name} was {getattr(CONFIG.data, name)!r}")) as error:
         open_for_training(folder.path, with_data(**change))
     assert str(value) in str(error.value) and folder.config_file.read_text() == before
 

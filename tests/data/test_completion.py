@@ -116,6 +116,25 @@ def test_the_size_is_what_was_asked_for(settings, size, tmp_path):
     assert load_split(spec, "train").image_shape == (*size, 3)
 
 
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    pictures(tmp_path / "album")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert completed("~/album").data.image_shape == (20, 14, 3)
+    assert load_split(completed("~/album").data, "test").count == 1
+
+
+def test_arrays_beside_pictures_do_not_hide_them(tmp_path):
+    np.save(pictures(tmp_path) / "labels.npy", np.arange(12))
+    assert completed(tmp_path).data.source == "folder"
+
+
+def test_a_file_where_a_folder_must_be_is_told(tmp_path):
+    (tmp_path / "cat.png").write_bytes(png(IMAGES[0]))
+    for source in ("folder", "idx"):
+        with pytest.raises(ValueError, match=f"cat.png: a file; for data.source = {source} it names a folder of"):
+            completed(tmp_path / "cat.png", source=source)
+
+
 def test_a_rule_without_a_size_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="data.resize = 'crop', but to which size.* Set --config.data.height=64"):
         completed(pictures(tmp_path), resize="crop")

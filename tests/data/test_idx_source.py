@@ -60,8 +60,13 @@ def test_one_of_several_sets_by_its_name(tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         own_images(tmp_path)
-    with pytest.raises(ValueError, match="no file that begins with 'kmnist' is the train images in IDX format"):
+    with pytest.raises(ValueError, match="several files could be the train images"):
         own_images(tmp_path, source_name="kmnist")
+
+
+def test_a_name_of_another_source_does_not_matter_where_there_is_one_set(tmp_path):
+    write_files(tmp_path, MNIST_FILES)
+    assert_is_the_set(dataclasses.replace(own_images(tmp_path), source_name="mnist"))
 
 
 def test_fashion_mnist_through_to_a_batch(tmp_path):

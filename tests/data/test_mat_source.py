@@ -72,6 +72,8 @@ def test_batches_are_binarised(tmp_path):
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="data.path = .*gone.mat: there is nothing; it names the file chardata"):
         load_split(spec_of(tmp_path / "gone.mat"), "train")
+    with pytest.raises(FileNotFoundError, match="chardata.mat: no such file"):
+        load_split(spec_of(tmp_path), "train")
     with pytest.raises(ValueError, match="data.path is not set: --config.data.path=... names the file chardata.mat"):
         load_split(OMNIGLOT, "train")
 
@@ -83,6 +85,7 @@ def test_a_missing_file_is_told(tmp_path):
         ({"data": CONTENTS["data"].T}, r"variable 'data' is \[3, 784\]; it must be \[784, images\], from 0 to 1"),
         ({"data": CONTENTS["data"] * 255}, r"variable 'data' is \[784, 3\]; it must be \[784, images\], from 0 to 1"),
         ({"data": CONTENTS["data"] - 0.5}, "from 0 to 1"),
+        ({"data": CONTENTS["data"][:, :0]}, r"variable 'data' is \[784, 0\]"),
     ],
 )
 def test_other_contents_are_refused(contents, message, tmp_path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from nvae_tf.data.picture_files import BadPicture, PictureHeader, list_pictures, read_header, read_picture
 from tests.data.picture_factory import damaged_in_the_middle, encoded, png, random_pixels, with_palette, write_files
@@ -141,8 +141,40 @@ def test_a_cut_off_file_is_refused(form, kept, tmp_path):
 def test_a_cut_off_file_with_a_palette_is_refused(form, kept, tmp_path):
     content = EXACT[form][0]
     path = write_files(tmp_path, {"cut.gif": content[: int(len(content) * kept)]}) / "cut.gif"
-    with pytest.raises(BadPicture, match=f"^{path}: "):
-        read_picture(path, 3)
+    for read in (read_header, lambda path: read_picture(path, 3)):
+        with pytest.raises(BadPicture, match=f"^{path}: "):
+            read(path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_of_cameras_are_upright(kind, orientation, tmp_path):
+    upright = np.zeros([16, 8, 3], np.uint8)
+    upright[:8, :4] = (250, 20, 20)
+    picture = Image.fromarray(upright)
+    # How the camera stores what is upright only when the orientation is heeded.
+    stored = {
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }
+    for turn in stored.get(orientation, []):
+        picture = picture.transpose(turn)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture.save(tmp_path / "photo", kind, quality=95, exif=exif)
+    assert read_header(tmp_path / "photo") == PictureHeader(16, 8, 3, 8)
+    assert np.abs(np.asarray(read_picture(tmp_path / "photo", 3)).astype(int) - upright).mean() < 12
+
+
+def test_a_link_back_into_the_tree_ends_nowhere(tmp_path):
+    write_files(tmp_path, {"a/b/c.png": b"", "a/d.png": b""})
+    (tmp_path / "a" / "b" / "up").symlink_to(tmp_path)
+    assert list_pictures(tmp_path) == ["a/b/c.png", "a/d.png"]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

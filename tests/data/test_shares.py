@@ -83,6 +83,12 @@ def test_the_shape_of_a_share_is_static():
     assert batches.cardinality() == tf.data.INFINITE_CARDINALITY
 
 
+@pytest.mark.parametrize(("index", "count"), [(-1, 2), (2, 2), (0, 0)])
+def test_there_is_no_such_share(index, count):
+    with pytest.raises(ValueError, match=f"no share {index} of {count}"):
+        Share(index, count)
+
+
 @pytest.mark.parametrize("processes", [5, 7, 48])
 def test_a_batch_that_can_not_be_shared_evenly_is_refused(processes):
     with pytest.raises(ValueError, match=f"batch of 24 can't be shared evenly by {processes} processes: .* multiple"):

@@ -76,8 +76,8 @@ def test_the_images_are_as_the_paper_has_them(spec):
         ("imagenet64", "tfds", "downsampled_imagenet/64x64", "validation"),
         ("celebahq256", "folder", None, "validation"),
         ("ffhq256", "folder", None, "test"),
-        ("lsun_bedroom64", "tfds", "lsun/bedroom", "validation"),
-        ("lsun_church64", "tfds", "lsun/church_outdoor", "validation"),
+        ("lsun_bedroom64", "folder", None, "validation"),
+        ("lsun_church64", "folder", None, "validation"),
         ("own_images", "auto", None, "test"),
     ],
 )

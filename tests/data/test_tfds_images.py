@@ -138,6 +138,17 @@ def test_decoded_images_are_written_once_and_read_from_then_on(celeba64, tmp_pat
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == files
 
 
+def test_another_set_of_the_same_name_is_decoded_again(own_set, tmp_path):
+    first = own_set(list(random_images(5, 8, 8, 3)))
+    store_own_set(tmp_path / "elsewhere", "own", list(255 - random_images(5, 8, 8, 3)))
+    sets = [
+        dataclasses.replace(first, path=path, cache=str(tmp_path / "cache"))
+        for path in (first.path, str(tmp_path / "elsewhere"))
+    ]
+    one, other = (batches_of(spec, "train") for spec in sets)
+    np.testing.assert_allclose(one, 1 - other, atol=1e-6)
+
+
 def test_other_settings_are_other_decoded_images(celeba64, tmp_path):
     spec = dataclasses.replace(celeba64, cache=str(tmp_path / "cache"))
     whole = dataclasses.replace(spec, crop_box=None)

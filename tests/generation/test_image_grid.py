@@ -33,6 +33,13 @@ def test_enlarging_repeats_pixels_and_not_the_gap():
     np.testing.assert_array_equal(grid[:, 8:], grid[:, :6])
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_gaps_are_opaque(channels):
+    grid = image_grid(np.zeros([2, 3, 3, channels]), gap=1)
+    np.testing.assert_array_equal(grid[:, 3], [[128] * (channels - 1) + [255]] * 3)
+    assert (grid[:, :3] == 0).all()
+
+
 @pytest.mark.parametrize(("size", "side"), [(8, 64), (28, 84), (64, 64), (100, 100)])
 def test_small_images_are_enlarged_until_they_can_be_seen(size, side):
     assert image_grid(shades(1, size, size), enlarge=None).shape == (side, side, 1)
@@ -57,7 +64,7 @@ def test_values_outside_are_clipped():
     ("arguments", "message"),
     [
         ({"images": np.zeros([2, 3, 3])}, r"not of \[2, 3, 3\]"),
-        ({"images": np.zeros([2, 3, 3, 2])}, r"not of \[2, 3, 3, 2\]"),
+        ({"images": np.zeros([2, 3, 3, 5])}, r"not of \[2, 3, 3, 5\]"),
         ({"images": np.zeros([0, 3, 3, 1])}, r"not of \[0, 3, 3, 1\]"),
         (
             {"images": np.array([np.nan, 0.0]).reshape(2, 1, 1, 1)},
@@ -72,13 +79,13 @@ def test_wrong_arguments_are_refused(arguments, message):
         image_grid(**arguments)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_a_png_reads_back_as_it_was_written(tmp_path, channels):
     array = np.random.default_rng(0).integers(0, 256, [5, 7, channels], dtype=np.uint8)
     path = tmp_path / "samples" / "grid.png"
     write_png(path, array)
     with Image.open(path) as picture:
-        assert picture.format == "PNG" and picture.mode == {1: "L", 3: "RGB"}[channels]
+        assert picture.format == "PNG" and picture.mode == {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
         np.testing.assert_array_equal(np.asarray(picture).reshape(array.shape), array)
     assert os.listdir(path.parent) == ["grid.png"]
 

@@ -106,8 +106,9 @@ def test_a_finished_run_is_not_done_again(commands, finished_run):
     [
         ({"train__batch_sise": 3}, "no such setting; did you mean --config.train.batch_size?"),
         ({"trian__batch_size": 3}, "no such setting; did you mean --config.train.batch_size?"),
-        ({"train__batch_size": "many"}, "invalid literal for int() with base 10: 'many'"),
+        ({"train__batch_size": "many"}, "train.batch_size=many: 'many' is not a whole number"),
         ({"train__batch_size": 0}, "train.batch_size = 0: must be at least 1"),
+        ({"data__num_bits": 9}, "data.num_bits = 9: must be from 1 to 8"),
         ({"model__num_latent_scales": 6, "data__padded_height": 16}, "model.padded_height = 16: not divisible by 32"),
         ({"model__cell_set": "res_mbcon"}, "did you mean 'res_mbconv'?"),
     ],
