@@ -16,14 +16,14 @@ LONGEST_FILE = 260
 
 SETTINGS = {"config", "data_spec", "latent_plan", "setting_checks"}
 # Which parts of the library each part may import, besides itself.
-BELOW_MODELS = SETTINGS | {"layers", "distributions", "flows", "objective", "optimization"}
+BELOW_MODELS = SETTINGS | {"fan_out", "layers", "distributions", "flows", "objective", "optimization"}
 ARROWS = {
     "setting_checks": set(),
     "data_spec": {"setting_checks"},
     "config": {"data_spec", "setting_checks"},
     "latent_plan": {"config", "setting_checks"},
     "layers": {"latent_plan"},  # the plan's words for a cell: plain data
-    "distributions": set(),
+    "distributions": {"fan_out"},
     "flows": {"layers"},
     "objective": SETTINGS | {"layers", "distributions"},
     "optimization": set(),
@@ -33,6 +33,7 @@ ARROWS = {
     "generation": BELOW_MODELS | {"models"},
     "checkpoints": BELOW_MODELS | {"models"},
     "command_errors": set(),
+    "fan_out": set(),
     "quiet_tensorflow": set(),
 }
 # What Keras and TFP have documented already.

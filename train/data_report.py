@@ -10,6 +10,7 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.image_sources import ImageSource
 from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
+from nvae_tf.data.sources import place_of
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.generation import image_grid, write_png
 from train.preparation import load_images, run_length
@@ -58,7 +59,7 @@ def inspect(config: ExperimentConfig, output: pathlib.Path, count: int, seconds:
         look = _look_at(dataset, source, seconds)
         looks.append(look)
         status.keep(_table(name, source, images.spec, look))
-    status.keep(f"An epoch is {length.steps_per_epoch:,} steps of {batch_size} images.")
+    status.keep(f"An epoch is {_counted(length.steps_per_epoch, 'step')} of {_counted(batch_size, 'image')}.")
     shown = [look.images[: min(count, len(look.images))] for look in looks]
     rows = [_whole_rows(images) for images in shown]
     write_png(output, image_grid(np.concatenate(rows), _COLUMNS, enlarge=None))
@@ -82,12 +83,14 @@ def _look_at(dataset: tf.data.Dataset, source: ImageSource, seconds: float) -> L
 
 def _form(spec: DataSpec, config: ExperimentConfig) -> str:
     model = config.model
-    lines = [
-        " ".join(filter(None, [f"{spec.name}, from", spec.source, spec.source_name, spec.path])),
-        f"images       {spec.height} x {spec.width} (height x width), {spec.channels} channels, {spec.num_bits} bits"
-        + (", binarised at every access" if spec.binarise else "")
-        + (", mirrored at random in training" if spec.horizontal_flip else ""),
+    form = [
+        f"{spec.height} x {spec.width} (height x width)",
+        _counted(spec.channels, "channel"),
+        _counted(spec.num_bits, "bit"),
+        *(["binarised at every access"] if spec.binarise else []),
+        *(["mirrored at random in training"] if spec.horizontal_flip else []),
     ]
+    lines = [f"{spec.name}, from {place_of(spec)}", f"images       {', '.join(form)}"]
     if (model.network_height, model.network_width) != (model.image_height, model.image_width):
         lines.append(
             f"padding      zeros around them to {model.network_height} x {model.network_width}; the likelihood counts "
@@ -107,6 +110,10 @@ def _table(name: str, source: ImageSource, spec: DataSpec, look: Look) -> str:
         low, high = number / _HISTOGRAM_BARS, (number + 1) / _HISTOGRAM_BARS
         lines.append(f"    {low:.3f} to {high:.3f}  {share:6.1%}  {'#' * round(share * _BAR_WIDTH)}".rstrip())
     return "\n".join(lines)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _whole_rows(images: np.ndarray) -> np.ndarray:

@@ -94,6 +94,12 @@ def source_at(path: str | None) -> str:
     return "arrays" if has_arrays and not list_pictures(place) else "folder"
 
 
+def place_of(spec: DataSpec) -> str:
+    """Where the images come from, for people."""
+    name = spec.source_name if SOURCES[spec.source].needs_name else None
+    return " ".join(filter(None, [spec.source, name, spec.path]))
+
+
 def check_image_shape(source: ImageSource, spec: DataSpec) -> None:
     """Raises ValueError unless the source's images have the size that the spec promises to the model."""
     if tuple(source.image_shape) != spec.image_shape:

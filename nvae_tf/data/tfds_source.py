@@ -19,6 +19,15 @@ from nvae_tf.data_spec import DataSpec
 from nvae_tf.setting_checks import did_you_mean
 
 _READ_BATCH = 256
+# A file that can't be fetched; a page of text in its place; one that must be put into the manual folder (that is an
+# AssertionError); a package that preparing it needs.
+_PREPARATION_ERRORS = (
+    tfds.download.DownloadError,
+    tfds.download.download_manager.NonMatchingChecksumError,
+    requests.RequestException,
+    AssertionError,
+    ImportError,
+)
 # TFDS looks there for sets that are prepared already.
 _TFDS_HOST = "https://storage.googleapis.com"
 
@@ -197,17 +206,19 @@ def _download_and_prepare(builder):
         raise ConnectionError(_cannot_download(builder, missing, causes))
     try:
         builder.download_and_prepare()
-    # An AssertionError is how TFDS says that a file must be put into its manual folder.
-    except (tfds.download.DownloadError, requests.RequestException, AssertionError) as error:
+    except _PREPARATION_ERRORS as error:
         raise ConnectionError(_cannot_download(builder, missing, {"TFDS": str(error)})) from error
 
 
 def _files_to_download(builder):
     """Addresses of what TFDS would download: all that it names, less what lies in its manual folder."""
     registered = builder.url_infos or {}
+    config = builder.builder_config.name if builder.builder_config else ""
+    # A set with several configurations names the files of all; those of one mostly have its name.
+    of_config = {url: info for url, info in registered.items() if config and config in url} or registered
     return [
         url
-        for url, info in registered.items()
+        for url, info in of_config.items()
         if not (info.filename and (_manual_folder(builder) / info.filename).exists())
     ]
 

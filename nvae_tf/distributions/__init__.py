@@ -10,7 +10,7 @@ from nvae_tf.distributions.image_likelihoods import (
     image_likelihood,
 )
 from nvae_tf.distributions.pixel_normal import PixelNormal
-from nvae_tf.distributions.soft_clamped_normal import soft_clamp, soft_clamped_normal
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamp, soft_clamped_normal
 
 __all__ = [
     "IMAGE_LIKELIHOODS",
@@ -20,6 +20,7 @@ __all__ = [
     "LogisticMixtureLikelihood",
     "NormalLikelihood",
     "PixelNormal",
+    "SoftClampedNormal",
     "image_likelihood",
     "soft_clamp",
     "soft_clamped_normal",

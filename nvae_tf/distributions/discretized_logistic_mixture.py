@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from nvae_tf.distributions.mixture_layout import split_mixture_parameters
+from nvae_tf.fan_out import fan_out
 
 tfd = tfp.distributions
 
@@ -175,18 +176,20 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         branch of the `where`s has finite values and gradients, so none can poison the one chosen.
         """
         inverse_scale = tf.math.exp(-log_scale)
-        centred = (value - mean) * inverse_scale
-        half_width = self._half_width * inverse_scale
+        # In pairs: no tensor has more than two uses, see `fan_out`.
+        centred, centred_in_density = fan_out((value - mean) * inverse_scale, 2)
+        half_width, half_of_relative_width = fan_out(self._half_width * inverse_scale, 2)
         log_lower_tail = tf.math.log_sigmoid(centred + half_width)
         log_upper_tail = tf.math.log_sigmoid(half_width - centred)
-        relative_width = tf.maximum(2.0 * half_width, MINIMUM_RELATIVE_WIDTH)
+        relative_width = tf.maximum(2.0 * half_of_relative_width, MINIMUM_RELATIVE_WIDTH)
         log_inner = log_lower_tail + log_upper_tail + tf.math.log(-tf.math.expm1(-relative_width))
         if self._exact_edges:
             # Observed values lie on the grid up to rounding, so half a bin separates the edges safely.
             is_lowest, is_highest = value < self._half_width - 1.0, value > 1.0 - self._half_width
         else:
             is_lowest, is_highest = value < PUBLISHED_LOWER_EDGE, value > PUBLISHED_UPPER_EDGE
-            log_density = tf.math.log_sigmoid(centred) + tf.math.log_sigmoid(-centred) - log_scale
+            both_tails = tf.math.log_sigmoid(centred_in_density) + tf.math.log_sigmoid(-centred_in_density)
+            log_density = both_tails - log_scale
             log_at_centre = log_density + math.log(2.0 * self._half_width)
             log_inner = tf.where(log_inner < LOG_SMALL_MASS, log_at_centre, log_inner)
         return tf.where(is_lowest, log_lower_tail, tf.where(is_highest, log_upper_tail, log_inner))

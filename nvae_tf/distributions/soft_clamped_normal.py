@@ -1,5 +1,7 @@
 """The diagonal Normal of every prior and posterior, with softly bounded mean and log standard deviation."""
 
+import math
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -7,6 +9,7 @@ tfd = tfp.distributions
 
 CLAMP_BOUND = 5.0
 MINIMUM_SCALE = 0.01
+_HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def soft_clamp(value: tf.Tensor) -> tf.Tensor:
@@ -14,7 +17,24 @@ def soft_clamp(value: tf.Tensor) -> tf.Tensor:
     return CLAMP_BOUND * tf.math.tanh(value / CLAMP_BOUND)
 
 
-def soft_clamped_normal(mean: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> tfd.Normal:
+class SoftClampedNormal(tfd.Normal):
+    """TFP's Normal, but log-probability and KL use no parameter more than twice (why: see `fan_out`)."""
+
+    def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
+        return -0.5 * tf.square((x - self.loc) / self.scale) - tf.math.log(self.scale) - _HALF_LOG_TWO_PI
+
+
+@tfd.RegisterKL(SoftClampedNormal, SoftClampedNormal)
+def _kl_divergence(a: SoftClampedNormal, b: SoftClampedNormal, name: str | None = None) -> tf.Tensor:
+    """KL(a || b) in nats, an element."""
+    with tf.name_scope(name or "kl_divergence"):
+        log_ratio = tf.math.log(a.scale) - tf.math.log(b.scale)
+        return 0.5 * tf.square((a.loc - b.loc) / b.scale) + 0.5 * tf.math.expm1(2.0 * log_ratio) - log_ratio
+
+
+def soft_clamped_normal(
+    mean: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor = 1.0
+) -> SoftClampedNormal:
     """The Normal with mean `clamp(mean)` and scale `(exp(clamp(log_scale)) + 0.01) * temperature`.
 
     Bounding both keeps the KL divergence of a deep hierarchy finite early in training
@@ -27,7 +47,7 @@ def soft_clamped_normal(mean: tf.Tensor, log_scale: tf.Tensor, temperature: floa
       temperature: multiplies the standard deviation; below 1 narrows samples, 0 makes them the mean.
 
     Returns:
-      A float32 `tfd.Normal` with batch shape `mean.shape`, one independent scalar an element;
+      A float32 Normal with batch shape `mean.shape`, one independent scalar an element;
       log-probabilities and KL are in nats.
     """
     location = soft_clamp(tf.cast(mean, tf.float32))
@@ -35,4 +55,4 @@ def soft_clamped_normal(mean: tf.Tensor, log_scale: tf.Tensor, temperature: floa
     # A training graph holds up to sixty of these: neither multiply by one nor ask TFP for assertions.
     if not (isinstance(temperature, (int, float)) and temperature == 1):
         scale *= tf.cast(temperature, tf.float32)
-    return tfd.Normal(location, scale, validate_args=False)
+    return SoftClampedNormal(location, scale, validate_args=False)

@@ -11,7 +11,8 @@ from typing import NamedTuple, Protocol
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.distributions import soft_clamped_normal
+from nvae_tf.distributions import SoftClampedNormal, soft_clamped_normal
+from nvae_tf.fan_out import fan_out
 
 Normal = tfp.distributions.Normal
 
@@ -81,7 +82,12 @@ class PosteriorSource:
         if self.residual:
             mean, log_scale = prior_mean + mean, prior_log_scale + log_scale
         posterior = soft_clamped_normal(mean, log_scale)
-        z = z_before_flows = posterior.loc + posterior.scale * self.noise
+        scale = posterior.scale
+        if layers.flows:
+            # The density of what is drawn has two uses of its own.
+            scale, scale_of_density = fan_out(scale, 2)
+            posterior = SoftClampedNormal(posterior.loc, scale_of_density, validate_args=False)
+        z = z_before_flows = posterior.loc + scale * self.noise
         for flow in layers.flows:
             z = flow(z)
         prior = soft_clamped_normal(prior_mean, prior_log_scale)

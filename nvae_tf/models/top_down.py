@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
+from nvae_tf.fan_out import fan_out
 from nvae_tf.flows import FlowPairs
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, stack_of, unstacked
@@ -161,7 +162,8 @@ class TopDown(keras.layers.Layer):
                 for layers in groups:
                     for cell in layers.cells:
                         state = cell(state)
-                    latent = sources[len(latents)].draw(layers, state)
+                    state, seen_by_latent = fan_out(state, 2)
+                    latent = sources[len(latents)].draw(layers, seen_by_latent)
                     state = layers.combine(state, latent.z)
                     latents.append(latent)
             if scale.up is not None:
