@@ -5,6 +5,7 @@ import pathlib
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
@@ -33,6 +34,9 @@ def run(main: Callable[[], None]) -> None:
     can cause, end the process with one line and exit code 2.
     """
     module = sys.modules[main.__module__]
+
+    # Of odd metadata, which do no harm, and of large pictures.
+    warnings.filterwarnings("ignore", module="PIL")
 
     def guarded(_: Sequence[str]) -> None:
         with exit_on_user_error():

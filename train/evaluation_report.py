@@ -15,6 +15,7 @@ from nvae_tf.checkpoints.run_folder import (
     write_whole,
 )
 from nvae_tf.checkpoints.training_state import step_of
+from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
@@ -46,7 +47,7 @@ def evaluate_run(
     # Looked for once: a training that runs beside this may save a later one meanwhile.
     checkpoint = newest_checkpoint(folder)
     model = model_of_checkpoint(config, checkpoint)
-    spec = dataclasses.replace(config.data, path=data_path or config.data.path)
+    spec = spec_to_read(config, data_path)
     check_model_fits(config.model, spec)
     status = StatusLine()
     source = load_split(spec, split, status.report())
@@ -68,6 +69,12 @@ def evaluate_run(
     write_whole(file, json.dumps(figures, indent=2) + "\n")
     status.keep(f"written to {file}")
     return figures
+
+
+def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
+    """The run's data spec, with another path if one is given, and without a cache that is not there."""
+    cache = config.data.cache if config.data.cache and pathlib.Path(config.data.cache).expanduser().is_dir() else None
+    return dataclasses.replace(config.data, path=data_path or config.data.path, cache=cache)
 
 
 def figures_of(likelihood: Likelihood, spec: DataSpec, importance_samples: int) -> dict[str, Any]:

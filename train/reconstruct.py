@@ -8,7 +8,6 @@ sees them (binary data are binarised), the lower the likelihood's mean for laten
 Exit code: 0 done, 2 a mistake in the command.
 """
 
-import dataclasses
 import pathlib
 
 import numpy as np
@@ -36,11 +35,11 @@ def main() -> None:
     import nvae_tf
     from nvae_tf.checkpoints.run_folder import RunFolder, read_run_config
     from nvae_tf.generation import image_grid, write_png
+    from train.evaluation_report import spec_to_read
 
     model = nvae_tf.load(WORKDIR.value)
     config = read_run_config(RunFolder(pathlib.Path(WORKDIR.value)))
-    spec = dataclasses.replace(config.data, path=DATA_PATH.value or config.data.path)
-    originals = _first_images(spec, SPLIT.value, COUNT.value, SEED.value)
+    originals = _first_images(spec_to_read(config, DATA_PATH.value), SPLIT.value, COUNT.value, SEED.value)
     reconstructions = model(originals, seed=SEED.value).numpy()
     rows = pairs_of_rows(originals, reconstructions, COLUMNS.value)
     write_png(output, image_grid(rows, COLUMNS.value, enlarge=None))
@@ -69,7 +68,7 @@ def _first_images(spec, split: str, count: int, seed: int) -> np.ndarray:
 
 
 def run() -> None:
-    """The command `nvae-reconstruct`."""
+    """The command line."""
     command_line.run(main)
 
 

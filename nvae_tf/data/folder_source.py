@@ -61,7 +61,10 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
     names = _names_of_parts(spec)[split]
     if spec.cache is None:
         return _source(spec, _usable(spec, names, report))
-    identity = fingerprint(spec, [(name, *_stamp(pathlib.Path(spec.path, name))) for name in names])
+    with ThreadPoolExecutor(_THREADS) as threads:
+        stamp = functools.partial(_stamp, spec)
+        chunks = (names[start : start + _LOOKED_AT_PER_REPORT] for start in range(0, len(names), _LOOKED_AT_PER_REPORT))
+        identity = fingerprint(spec, (entry for chunk in chunks for entry in threads.map(stamp, chunk)))
     cache = DecodedCache(spec, split, identity)
     if not cache.exists:
         source = _source(spec, _usable(spec, names, report))
@@ -86,6 +89,8 @@ def _pixels(path, spec, fit):
         raise BadPicture(f"{error}. {_mend(1)}") from None
     except WrongSize as error:
         raise BadPicture(f"{path}: {error}") from None
+    except Exception as error:
+        raise BadPicture(f"{path}: can't be converted ({error}). {_mend(1)}") from None
 
 
 def _names_of_parts(spec: DataSpec) -> dict[str, list[str]]:
@@ -122,13 +127,13 @@ def _what_is_there(folder):
     return f" (there are: {', '.join(found)})" if found else " (it is empty)"
 
 
-def _stamp(path):
+def _stamp(spec, name):
     try:
-        status = path.stat()
+        status = pathlib.Path(spec.path, name).stat()
     except OSError:
         # A link to nothing; whether that matters is decided where pictures are examined.
-        return None, None
-    return status.st_size, status.st_mtime_ns
+        return name, None, None
+    return name, status.st_size, status.st_mtime_ns
 
 
 def _usable(spec: DataSpec, names: Sequence[str], report: Report) -> list[str]:

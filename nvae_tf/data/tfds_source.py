@@ -9,6 +9,7 @@ import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from nvae_tf.data.closing import closed_at_exit
 from nvae_tf.data.decoded_cache import DecodedCache, fingerprint
 from nvae_tf.data.geometry import WrongSize, fit_pixels, geometry
 from nvae_tf.data.image_sources import ArraySource, ImageSource
@@ -108,10 +109,14 @@ def _batches(builder, name, spec) -> Iterator[dict[str, np.ndarray]]:
         return {key: example[key] for key in kept} | {"image": tf.ensure_shape(image, spec.image_shape)}
 
     batches = dataset.map(fitted, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(_READ_BATCH)
-    try:
-        yield from batches.as_numpy_iterator()
-    except tf.errors.OpError as error:
-        raise ValueError(problems[0] if problems else f"{builder.info.full_name}: {error.message}") from None
+
+    def read():
+        try:
+            yield from batches.as_numpy_iterator()
+        except tf.errors.OpError as error:
+            raise ValueError(problems[0] if problems else f"{builder.info.full_name}: {error.message}") from None
+
+    return closed_at_exit(read())
 
 
 def _fitted(pixels, spec):
@@ -124,6 +129,8 @@ def _fitted(pixels, spec):
 
 def _builder(spec):
     name, path = spec.source_name, spec.path
+    if path and pathlib.Path(path).is_file():
+        raise ValueError(f"data.path = {path}: a file; for TFDS it names the folder with its data, or is left out")
     base, _, config = name.partition("/")
     try:
         return tfds.builder(name, data_dir=pathlib.Path(path) if path else None)
@@ -144,6 +151,10 @@ def _builder(spec):
             f"data.source_name = {name!r}: the set {base!r} has no configuration {config!r}, {present}"
             f"{did_you_mean(config, configs)}"
         ) from error
+    # A name of another form, or of a collection that needs a package of its own.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"data.source_name = {name!r}: TensorFlow Datasets can't take it ({reason})") from error
 
 
 def _image_feature(builder):
@@ -181,7 +192,10 @@ def _check_form(builder, spec):
 
 def _number_of_examples(builder, name, split):
     try:
-        return builder.info.splits[name].num_examples
+        count = builder.info.splits[name].num_examples
+        if count < 1:
+            raise ValueError
+        return count
     except (KeyError, ValueError):
         present = ", ".join(f"{key} ({info.num_examples:,} images)" for key, info in builder.info.splits.items())
         raise ValueError(
@@ -192,7 +206,8 @@ def _number_of_examples(builder, name, split):
 
 def _check_memory(spec, count):
     needed, free = count * int(np.prod(spec.image_shape)), psutil.virtual_memory().available
-    if needed > free / 2:
+    # The array, and its copy in TensorFlow; the model wants some too.
+    if needed > free / 3:
         raise ValueError(
             f"{spec.source_name}: {count:,} images of {spec.image_shape} need {needed / 1e9:.1f} GB of memory, and "
             f"{free / 1e9:.1f} GB are free: name a folder for the decoded images, --config.data.cache=FOLDER"

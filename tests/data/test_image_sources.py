@@ -1,6 +1,8 @@
 """The three forms in which sources hold images: in memory, read when asked for, and stacked as channels."""
 
 import dataclasses
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -153,3 +155,30 @@ def test_a_batch_of_stacked_mnist():
     numbers = np.rint(images[:, :, 0, 0] * 255).astype(int).reshape(200, 3)
     np.testing.assert_array_equal(images.reshape(200, -1, 3), np.float32(numbers / 255)[:, None].repeat(784, axis=1))
     np.testing.assert_array_equal(np.sort(numbers, axis=0), np.arange(200)[:, None].repeat(3, axis=1))
+
+
+@pytest.mark.parametrize("ending", ["", "raise ValueError('done')"])
+def test_a_process_ends_while_images_are_being_read(ending):
+    """Threads that call Python and an interpreter that goes down must not wait for each other."""
+    script = f"""
+import subprocess
+import sys
+
+import numpy as np
+from nvae_tf.data.image_sources import ReadSource
+from nvae_tf.data.pipeline import iterate, training_batches
+from nvae_tf.data.specs import CIFAR10
+
+def read(numbers):
+    # Python at work, as it is when pictures are decoded.
+    sum(number * number for number in range(200_000))
+    return np.zeros([len(numbers), 32, 32, 3], np.uint8)
+
+source = ReadSource(64, (32, 32, 3), read)
+batches = iterate(training_batches(source, CIFAR10, 8, seed=0), source)
+next(batches)
+{ending}
+"""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+        assert done.returncode == (1 if ending else 0), done.stderr
