@@ -1,5 +1,6 @@
 """What every command shares: reading flags, the manual page of `--help`, and errors of one line."""
 
+import contextlib
 import difflib
 import pathlib
 import re
@@ -96,7 +97,11 @@ def check_output(path: pathlib.Path, overwrite: bool) -> None:
 
 def _read_flags(arguments: Sequence[str], module: ModuleType) -> list[str]:
     if _HELP & set(arguments[1:]):
-        print(manual_page(module))
+        with contextlib.suppress(BrokenPipeError):
+            print(manual_page(module), flush=True)
+            sys.exit(0)
+        # Whoever reads has seen enough; nothing is left to be flushed at the end.
+        sys.stdout = None
         sys.exit(0)
     try:
         with exit_on_user_error():

@@ -106,6 +106,7 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
         f"{spec.height} x {spec.width} (height x width)",
         _counted(spec.channels, "channel"),
         _counted(spec.num_bits, "bit"),
+        *(["of 16-bit files the upper bits"] if spec.file_bits == 16 else []),
         *(["binarised at every access"] if spec.binarise else []),
         *(["mirrored at random in training"] if spec.horizontal_flip else []),
     ]

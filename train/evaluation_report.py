@@ -18,7 +18,7 @@ from nvae_tf.checkpoints.training_state import step_of
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import evaluation_batches, iterate
-from nvae_tf.data.sources import load_split
+from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator
 from nvae_tf.objective import bits_per_dimension
@@ -53,7 +53,9 @@ def evaluate_run(
     source = load_split(spec, split, status.report())
     batch_size = min(batch_size or config.train.batch_size, source.count)
     step = step_of(checkpoint)
-    status.keep(f"{folder.path}, step {step:,}: {source.count:,} images of the {split} part of {spec.name}")
+    status.keep(
+        f"{folder.path}, step {step:,}: {source.count:,} images of the {split} part of {spec.name} ({place_of(spec)})"
+    )
 
     def show(done: int) -> None:
         if status.is_due:
@@ -63,7 +65,7 @@ def evaluate_run(
     batches = iterate(evaluation_batches(source, spec, batch_size, seed), source)
     likelihood = evaluator.evaluate(batches, seed, show)
     figures = figures_of(likelihood, spec, importance_samples)
-    figures |= {"dataset": spec.name, "split": split, "seed": seed, "step": step}
+    figures |= {"dataset": spec.name, "data": place_of(spec), "split": split, "seed": seed, "step": step}
     status.keep(table(figures))
     file = folder.evaluation_file(split)
     write_whole(file, json.dumps(figures, indent=2) + "\n")

@@ -70,6 +70,12 @@ def _arrays_of_parts(spec: DataSpec) -> dict[str, tuple[np.ndarray, np.ndarray]]
             parts = {"train": _images(path, arrays[train]), "test": _images(path, arrays[test])}
             return {part: (images, np.arange(len(images))) for part, images in parts.items()}
     candidates = {name: array for name, array in arrays.items() if array.ndim >= 3}
+    if len(arrays) == 1 and not candidates:
+        (array,) = arrays.values()
+        raise ValueError(
+            f"{path}: the array's shape {list(array.shape)} is not [count, height, width, channels] or [count, height, "
+            "width]; reshape it"
+        )
     if len(candidates) != 1:
         raise ValueError(
             f"{path}: has the arrays {', '.join(arrays) or '(none)'}; there must be one array of images, or two that "
@@ -104,6 +110,11 @@ def _open(file):
 
 def _images(path, array):
     """The array as `[count, height, width, channels]`."""
+    if array.ndim == 3 and array.shape[-1] in (2, 3, 4):
+        raise ValueError(
+            f"{path}: the array {list(array.shape)} seems to be a single image; a set of images has one axis more: "
+            "[count, height, width, channels]"
+        )
     if array.ndim == 3:
         array = array[..., np.newaxis]
     if array.ndim == 4 and array.shape[-1] not in (1, 2, 3, 4) and array.shape[1] in (1, 2, 3, 4):
