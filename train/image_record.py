@@ -17,8 +17,10 @@ def note_images(file: pathlib.Path, images: Images, tell: Callable[[str], None])
       tell: takes a line for people.
     """
     now = {"train": images.train.count, "test": images.test.count}
-    before = json.loads(file.read_text()) if file.is_file() else now
-    if before != now:
+    before = json.loads(file.read_text()) if file.is_file() else None
+    if before == now:
+        return
+    if before:
         tell(
             f"Note: the run began with {before['train']:,} training and {before['test']:,} test images, and there are "
             f"{now['train']:,} and {now['test']:,} now. It goes on, in another order of images; figures before and "
