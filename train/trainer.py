@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 
 import tensorflow as tf
 
@@ -13,7 +14,7 @@ from nvae_tf.data.pipeline import iterate, training_batches
 from train.devices import suit_devices
 from train.outputs import RunOutputs
 from train.preparation import Run, load_images, new_run, run_length, with_length
-from train.progress import duration
+from train.progress import StatusLine, duration
 from train.stopping import StopRequest, StopRequested, TrainingInterrupted
 
 
@@ -28,8 +29,9 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
       workdir: a new or empty folder, or that of the same run.
 
     Raises:
-      ValueError: the settings do not fit each other or the data, the folder holds something else, a checkpoint
-        is damaged, or training has diverged.
+      ValueError: the settings do not fit each other or the data, the folder holds something else, all its
+        checkpoints are damaged, or training has diverged.
+      CheckpointNotWritten: the disk is full, or the folder can't be written to.
       ConnectionError: the data must be downloaded and can't be.
       TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint was saved.
     """
@@ -40,8 +42,9 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     # Before anything is written: settings that make no model leave no folder behind.
     run = new_run(config, length, images)
     folder = open_for_training(workdir, config)
-    state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, config.train.keep_checkpoints)
-    step = state.restore()
+    kept = config.train.keep_checkpoints, config.train.keep_checkpoint_every_hours
+    state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, *kept)
+    step = state.restore(StatusLine().keep)
     with StopRequest() as stop:
         outputs = RunOutputs(folder, run, stop)
         outputs.continue_from(step)
@@ -56,6 +59,7 @@ class TrainingLoop:
     def __init__(self, run: Run, state: TrainingState, outputs: RunOutputs, stop: StopRequest):
         self._run, self._state, self._outputs, self._stop = run, state, outputs, stop
         self._settings = run.config.train
+        self._saved_at = time.monotonic()
         shape = (self._settings.batch_size, *run.images.spec.image_shape)
         # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
         self._train_step = tf.function(run.model.train_step, input_signature=[tf.TensorSpec(shape)], autograph=False)
@@ -64,7 +68,7 @@ class TrainingLoop:
         """Goes on from a step to the end.
 
         Raises:
-          ValueError, TrainingInterrupted: see `train_and_evaluate`.
+          ValueError, CheckpointNotWritten, TrainingInterrupted: see `train_and_evaluate`.
         """
         saved, total = step, self._run.length.total_steps
         images = self._run.images
@@ -81,7 +85,7 @@ class TrainingLoop:
                 step += 1
                 self._show_progress(step)
                 self._outputs.write_training_curves(step)
-                if step % self._settings.checkpoint_every_steps == 0 or step >= total:
+                if self._is_checkpoint_due(step):
                     self._save(step)
                     saved = step
         except StopRequested:
@@ -100,6 +104,11 @@ class TrainingLoop:
             for metric in self._run.model.metrics:
                 metric.reset_state()
 
+    def _is_checkpoint_due(self, step: int) -> bool:
+        minutes = (time.monotonic() - self._saved_at) / 60.0
+        by_time = 0.0 < self._settings.checkpoint_every_minutes <= minutes
+        return by_time or step % self._settings.checkpoint_every_steps == 0 or step >= self._run.length.total_steps
+
     def _save(self, step: int) -> None:
         loss = self._outputs.running_means()["loss"]
         if not math.isfinite(loss):
@@ -109,6 +118,7 @@ class TrainingLoop:
                 "objective.regularisation"
             )
         self._state.save(step)
+        self._saved_at = time.monotonic()
 
     def _show_progress(self, step: int) -> None:
         self._outputs.speed.count_step()
