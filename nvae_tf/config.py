@@ -245,7 +245,8 @@ def _converted(value: Any, expected: Any, where: str) -> Any:
     """Checks the type of one value; whole floats pass for integers and integers for floats, as flags give them."""
     optional = isinstance(expected, types.UnionType)
     if optional:
-        if value is None:
+        # None and nothing are how a flag sets back what a config file has set.
+        if value in (None, "", "None", (), (None,), ("None",)):
             return None
         expected = typing.get_args(expected)[0]
     if expected is float and isinstance(value, int) and not isinstance(value, bool):

@@ -80,7 +80,11 @@ class DataSpec:
         check(self.file_bits in (None, 8, 16), f"data.file_bits = {self.file_bits}: must be 8 or 16")
         check(1 <= self.num_bits <= 8, f"data.num_bits = {self.num_bits}: must be from 1 to 8")
         check(0.0 < self.test_fraction < 1.0, f"data.test_fraction = {self.test_fraction}: must lie between 0 and 1")
-        check(self.split_seed >= 0, f"data.split_seed = {self.split_seed}: must not be negative")
+        check(0 <= self.split_seed < 2**32, f"data.split_seed = {self.split_seed}: must be from 0 to {2**32 - 1}")
+        check(
+            self.train_split != self.test_split,
+            f"data.train_split and data.test_split are both {self.train_split!r}: the parts must differ",
+        )
         check_choice("data.resize", self.resize, RESIZE_RULES)
         check_choice("data.on_bad_file", self.on_bad_file, BAD_FILE_RULES)
         if self.likelihood is not None:
@@ -91,7 +95,8 @@ class DataSpec:
         )
         check(
             self.stacked_images in (1, self.channels),
-            f"data.stacked_images = {self.stacked_images}: must be 1 or the number of channels, {self.channels}",
+            f"data.stacked_images = {self.stacked_images}: must be 1 or the number of channels; set data.channels to "
+            f"{self.stacked_images} too",
         )
         self._check_crop_box()
 

@@ -1,10 +1,12 @@
 """What every command shares: reading flags, the manual page of `--help`, and errors of one line."""
 
+import contextlib
 import difflib
 import pathlib
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
@@ -33,6 +35,9 @@ def run(main: Callable[[], None]) -> None:
     can cause, end the process with one line and exit code 2.
     """
     module = sys.modules[main.__module__]
+
+    # Of odd metadata, which do no harm, and of large pictures.
+    warnings.filterwarnings("ignore", module="PIL")
 
     def guarded(_: Sequence[str]) -> None:
         with exit_on_user_error():
@@ -92,7 +97,11 @@ def check_output(path: pathlib.Path, overwrite: bool) -> None:
 
 def _read_flags(arguments: Sequence[str], module: ModuleType) -> list[str]:
     if _HELP & set(arguments[1:]):
-        print(manual_page(module))
+        with contextlib.suppress(BrokenPipeError):
+            print(manual_page(module), flush=True)
+            sys.exit(0)
+        # Whoever reads has seen enough; nothing is left to be flushed at the end.
+        sys.stdout = None
         sys.exit(0)
     try:
         with exit_on_user_error():

@@ -2,6 +2,7 @@
 
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +19,10 @@ from train.progress import StatusLine
 
 _HISTOGRAM_BARS = 8
 _BAR_WIDTH = 40
-_IMAGES_LOOKED_AT = 2_000
+_IMAGES_LOOKED_AT = 500
 _COLUMNS = 10
 _SEED = 0
+_BATCHES_READ_AHEAD = 8
 
 
 class Look(NamedTuple):
@@ -28,13 +30,17 @@ class Look(NamedTuple):
 
     Attributes:
       images: the first images, float32 `[count, height, width, channels]` in [0, 1].
-      levels: how many different values they have.
+      looked_at: how many images the figures are of.
+      levels: the different values that they have, in order.
+      mean: of all values.
       shares: the share of values in each bar of a histogram over [0, 1].
       images_per_second: how fast images can be read.
     """
 
     images: np.ndarray
-    levels: int
+    looked_at: int
+    levels: np.ndarray
+    mean: float
     shares: np.ndarray
     images_per_second: float
 
@@ -56,29 +62,42 @@ def inspect(config: ExperimentConfig, output: pathlib.Path, count: int, seconds:
     status.keep(_form(images.spec, config))
     looks = []
     for (name, dataset), source in zip(batches.items(), (images.train, images.test), strict=True):
-        look = _look_at(dataset, source, seconds)
+        look = _look_at(dataset, source, count, seconds)
         looks.append(look)
         status.keep(_table(name, source, images.spec, look))
     status.keep(f"An epoch is {_counted(length.steps_per_epoch, 'step')} of {_counted(batch_size, 'image')}.")
-    shown = [look.images[: min(count, len(look.images))] for look in looks]
+    shown = [look.images for look in looks]
     rows = [_whole_rows(images) for images in shown]
     write_png(output, image_grid(np.concatenate(rows), _COLUMNS, enlarge=None))
     status.keep(f"{len(shown[0])} training images above {len(shown[1])} test images in {output}")
 
 
-def _look_at(dataset: tf.data.Dataset, source: ImageSource, seconds: float) -> Look:
-    """Reads for some seconds, after a first batch that starts the pipeline, and looks at the first images."""
+def _look_at(dataset: tf.data.Dataset, source: ImageSource, count: int, seconds: float) -> Look:
+    """Looks at images until there are `count` for the picture and some more for the figures, then only reads."""
     batches = iterate(dataset, source)
-    kept, seen = [next(batches).numpy()], 0
-    started = time.monotonic()
+    wanted, looked_at, total = min(_IMAGES_LOOKED_AT, source.count), 0, 0.0
+    kept, levels, bars = [], np.empty(0, np.float32), np.zeros(_HISTOGRAM_BARS)
+    while looked_at < wanted or sum(map(len, kept)) < min(count, source.count):
+        images = next(batches).numpy()
+        if sum(map(len, kept)) < count:
+            kept.append(images)
+        looked_at += len(images)
+        levels = np.union1d(levels, images)
+        bars += np.histogram(images, _HISTOGRAM_BARS, (0.0, 1.0))[0]
+        total += float(images.sum(dtype=np.float64))
+    speed = _images_per_second(batches, seconds)
+    values = bars.sum()
+    return Look(np.concatenate(kept)[:count][: source.count], looked_at, levels, total / values, bars / values, speed)
+
+
+def _images_per_second(batches: Iterator[tf.Tensor], seconds: float) -> float:
+    # What was read ahead meanwhile does not count.
+    for _ in range(_BATCHES_READ_AHEAD):
+        next(batches)
+    started, seen = time.monotonic(), 0
     while (passed := time.monotonic() - started) < seconds:
-        batch = next(batches).numpy()
-        seen += len(batch)
-        if sum(map(len, kept)) < min(_IMAGES_LOOKED_AT, source.count):
-            kept.append(batch)
-    images = np.concatenate(kept)[: source.count]
-    shares, _ = np.histogram(images, _HISTOGRAM_BARS, (0.0, 1.0))
-    return Look(images, len(np.unique(images)), shares / images.size, seen / passed)
+        seen += len(next(batches))
+    return seen / passed
 
 
 def _form(spec: DataSpec, config: ExperimentConfig) -> str:
@@ -87,6 +106,7 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
         f"{spec.height} x {spec.width} (height x width)",
         _counted(spec.channels, "channel"),
         _counted(spec.num_bits, "bit"),
+        *(["of 16-bit files the upper bits"] if spec.file_bits == 16 else []),
         *(["binarised at every access"] if spec.binarise else []),
         *(["mirrored at random in training"] if spec.horizontal_flip else []),
     ]
@@ -100,10 +120,10 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
 
 
 def _table(name: str, source: ImageSource, spec: DataSpec, look: Look) -> str:
-    values = look.images
+    looked_at = min(look.looked_at, source.count)
     lines = [
-        f"{name:12s} {source.count:,} images; in the first {len(values):,}: values from {values.min():.3f} to "
-        f"{values.max():.3f}, mean {values.mean():.3f}, {look.levels} of {2**spec.num_bits} levels; "
+        f"{name:12s} {source.count:,} images; in {looked_at:,} of them: values from {look.levels[0]:.3f} to "
+        f"{look.levels[-1]:.3f}, mean {look.mean:.3f}, {len(look.levels)} of {2**spec.num_bits} levels; "
         f"{look.images_per_second:,.0f} images/s"
     ]
     for number, share in enumerate(look.shares):

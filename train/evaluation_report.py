@@ -15,9 +15,10 @@ from nvae_tf.checkpoints.run_folder import (
     write_whole,
 )
 from nvae_tf.checkpoints.training_state import step_of
+from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import evaluation_batches, iterate
-from nvae_tf.data.sources import load_split
+from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator
 from nvae_tf.objective import bits_per_dimension
@@ -46,13 +47,15 @@ def evaluate_run(
     # Looked for once: a training that runs beside this may save a later one meanwhile.
     checkpoint = newest_checkpoint(folder)
     model = model_of_checkpoint(config, checkpoint)
-    spec = dataclasses.replace(config.data, path=data_path or config.data.path)
+    spec = spec_to_read(config, data_path)
     check_model_fits(config.model, spec)
     status = StatusLine()
     source = load_split(spec, split, status.report())
     batch_size = min(batch_size or config.train.batch_size, source.count)
     step = step_of(checkpoint)
-    status.keep(f"{folder.path}, step {step:,}: {source.count:,} images of the {split} part of {spec.name}")
+    status.keep(
+        f"{folder.path}, step {step:,}: {source.count:,} images of the {split} part of {spec.name} ({place_of(spec)})"
+    )
 
     def show(done: int) -> None:
         if status.is_due:
@@ -62,12 +65,18 @@ def evaluate_run(
     batches = iterate(evaluation_batches(source, spec, batch_size, seed), source)
     likelihood = evaluator.evaluate(batches, seed, show)
     figures = figures_of(likelihood, spec, importance_samples)
-    figures |= {"dataset": spec.name, "split": split, "seed": seed, "step": step}
+    figures |= {"dataset": spec.name, "data": place_of(spec), "split": split, "seed": seed, "step": step}
     status.keep(table(figures))
     file = folder.evaluation_file(split)
     write_whole(file, json.dumps(figures, indent=2) + "\n")
     status.keep(f"written to {file}")
     return figures
+
+
+def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
+    """The run's data spec, with another path if one is given, and without a cache that is not there."""
+    cache = config.data.cache if config.data.cache and pathlib.Path(config.data.cache).expanduser().is_dir() else None
+    return dataclasses.replace(config.data, path=data_path or config.data.path, cache=cache)
 
 
 def figures_of(likelihood: Likelihood, spec: DataSpec, importance_samples: int) -> dict[str, Any]:

@@ -4,8 +4,7 @@
 
 Takes the same --config flags as train.main. Prints for the training and the test part the number of images and their
 form, where their values lie, how many bits they really use, and how many images a second can be read; and writes a
-picture: the upper half has images of the first training batch, as the model gets them, the lower half the first test
-images.
+picture: the upper half has the first training images, as the model gets them, the lower half the first test images.
 
 Exit code: 0 done, 2 a mistake in the command or in the data.
 """

@@ -7,6 +7,7 @@
 changed with --config.GROUP.NAME=VALUE. --workdir is the run folder:
 
     config.json      the settings
+    images.json      how many images there were
     checkpoints/     the latest checkpoints (how many: train.keep_checkpoints)
     metrics.csv      one line every train.evaluate_every_steps steps
     samples/         a picture of 64 samples every train.sample_every_steps steps

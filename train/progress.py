@@ -31,10 +31,9 @@ class StatusLine:
         self._shown_at = time.monotonic()
         if self._is_terminal:
             columns = shutil.get_terminal_size().columns
-            self._stream.write(f"\r{text[: columns - 1]}{_CLEAR_TO_END}")
+            self._write(f"\r{text[: columns - 1]}{_CLEAR_TO_END}")
         else:
-            self._stream.write(f"{text}\n")
-        self._stream.flush()
+            self._write(f"{text}\n")
 
     def show_if_due(self, text: str) -> None:
         """Shows a line, if enough time has passed since the last."""
@@ -43,7 +42,12 @@ class StatusLine:
 
     def keep(self, text: str) -> None:
         """Writes a line that stays."""
-        self._stream.write(f"\r{text}{_CLEAR_TO_END}\n" if self._is_terminal else f"{text}\n")
+        self._write(f"\r{text}{_CLEAR_TO_END}\n" if self._is_terminal else f"{text}\n")
+
+    def _write(self, text: str) -> None:
+        # Names of files need not be text.
+        encoding = self._stream.encoding or "utf-8"
+        self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         self._stream.flush()
 
     def report(self) -> Report:

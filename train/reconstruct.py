@@ -8,7 +8,6 @@ sees them (binary data are binarised), the lower the likelihood's mean for laten
 Exit code: 0 done, 2 a mistake in the command.
 """
 
-import dataclasses
 import pathlib
 
 import numpy as np
@@ -20,12 +19,14 @@ from train import command_line
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "PNG file to write.", required=True)
-COUNT = flags.DEFINE_integer("count", 40, "Number of images.", lower_bound=1)
+COUNT = flags.DEFINE_integer("count", None, "Number of images; 40, or all if there are fewer.", lower_bound=1)
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "train"], "Part of the data set.")
 SEED = flags.DEFINE_integer("seed", 1, "Of the binarisation and the latents.", lower_bound=0, upper_bound=LARGEST_SEED)
 COLUMNS = flags.DEFINE_integer("columns", 10, "Images a row.", lower_bound=1)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
 DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
+
+_COUNT = 40
 
 
 def main() -> None:
@@ -36,11 +37,11 @@ def main() -> None:
     import nvae_tf
     from nvae_tf.checkpoints.run_folder import RunFolder, read_run_config
     from nvae_tf.generation import image_grid, write_png
+    from train.evaluation_report import spec_to_read
 
     model = nvae_tf.load(WORKDIR.value)
     config = read_run_config(RunFolder(pathlib.Path(WORKDIR.value)))
-    spec = dataclasses.replace(config.data, path=DATA_PATH.value or config.data.path)
-    originals = _first_images(spec, SPLIT.value, COUNT.value, SEED.value)
+    originals = _first_images(spec_to_read(config, DATA_PATH.value), SPLIT.value, COUNT.value, SEED.value)
     reconstructions = model(originals, seed=SEED.value).numpy()
     rows = pairs_of_rows(originals, reconstructions, COLUMNS.value)
     write_png(output, image_grid(rows, COLUMNS.value, enlarge=None))
@@ -57,19 +58,21 @@ def pairs_of_rows(originals: np.ndarray, reconstructions: np.ndarray, columns: i
     return np.stack(rows, axis=1).reshape(-1, *originals.shape[1:])
 
 
-def _first_images(spec, split: str, count: int, seed: int) -> np.ndarray:
+def _first_images(spec, split: str, count: int | None, seed: int) -> np.ndarray:
     from nvae_tf.data.pipeline import evaluation_batches, iterate
     from nvae_tf.data.sources import load_split
     from train.progress import StatusLine
 
     source = load_split(spec, split, StatusLine().report())
+    if count is None:
+        count = min(_COUNT, source.count)
     if count > source.count:
         raise ValueError(f"--count={count}: the {split} part of {spec.name} has only {source.count} images")
     return next(iterate(evaluation_batches(source, spec, count, seed), source)).numpy()
 
 
 def run() -> None:
-    """The command `nvae-reconstruct`."""
+    """The command line."""
     command_line.run(main)
 
 

@@ -12,6 +12,7 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.picture_files import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
 from train.devices import suit_devices
+from train.image_record import note_images
 from train.outputs import RunOutputs
 from train.preparation import Run, load_images, new_run, run_length, with_length
 from train.progress import StatusLine, duration
@@ -49,6 +50,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
         outputs = RunOutputs(folder, run, stop)
         outputs.continue_from(step)
         outputs.status.keep(_first_words(folder, run, step))
+        note_images(folder.images_file, images, outputs.status.keep)
         TrainingLoop(run, state, outputs, stop).go_on_from(step)
     outputs.status.keep(f"{folder.path} has all its {length.total_steps:,} steps.")
 

@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def images_file(self) -> pathlib.Path:
+        """The numbers of images that the run was begun with, as JSON."""
+        return self.path / "images.json"
+
+    @property
     def tensorboard(self) -> pathlib.Path:
         """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from nvae_tf.data.geometry import WrongSize, fit_array, geometry
+from nvae_tf.data.geometry import check_array, fit_array
 from nvae_tf.data.held_out import held_out
 from nvae_tf.data.image_sources import ImageSource, ReadSource
 from nvae_tf.data.picture_files import PictureHeader
@@ -50,11 +50,13 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
     """
     del report
     images, numbers = _arrays_of_parts(spec)[split]
-    form = PictureHeader(*images.shape[1:], _bits(images))
-    _check_form(spec, form)
+    check_array(images, spec, spec.path)
+    if not isinstance(images, np.memmap):
+        # Of what lies in memory, only this part.
+        images, numbers = images[numbers], np.arange(len(numbers))
 
     def read(chosen):
-        return fit_array(_eight_bits(images[numbers[chosen]]), spec, spec.path)
+        return fit_array(_eight_bits(images[numbers[chosen]]), spec)
 
     return ReadSource(len(numbers), spec.image_shape, read)
 
@@ -68,6 +70,12 @@ def _arrays_of_parts(spec: DataSpec) -> dict[str, tuple[np.ndarray, np.ndarray]]
             parts = {"train": _images(path, arrays[train]), "test": _images(path, arrays[test])}
             return {part: (images, np.arange(len(images))) for part, images in parts.items()}
     candidates = {name: array for name, array in arrays.items() if array.ndim >= 3}
+    if len(arrays) == 1 and not candidates:
+        (array,) = arrays.values()
+        raise ValueError(
+            f"{path}: the array's shape {list(array.shape)} is not [count, height, width, channels] or [count, height, "
+            "width]; reshape it"
+        )
     if len(candidates) != 1:
         raise ValueError(
             f"{path}: has the arrays {', '.join(arrays) or '(none)'}; there must be one array of images, or two that "
@@ -102,6 +110,11 @@ def _open(file):
 
 def _images(path, array):
     """The array as `[count, height, width, channels]`."""
+    if array.ndim == 3 and array.shape[-1] in (2, 3, 4):
+        raise ValueError(
+            f"{path}: the array {list(array.shape)} seems to be a single image; a set of images has one axis more: "
+            "[count, height, width, channels]"
+        )
     if array.ndim == 3:
         array = array[..., np.newaxis]
     if array.ndim == 4 and array.shape[-1] not in (1, 2, 3, 4) and array.shape[1] in (1, 2, 3, 4):
@@ -124,23 +137,6 @@ def _images(path, array):
 
 def _bits(images):
     return _BITS[images.dtype.newbyteorder("=")]
-
-
-def _check_form(spec, form):
-    try:
-        geometry(spec).check_size(form.height, form.width)
-    except WrongSize as error:
-        raise ValueError(f"{spec.path}: each image {error}") from None
-    if form.bits != spec.file_bits and not spec.convert:
-        raise ValueError(
-            f"{spec.path}: the images have {form.bits} bits a channel, but data.file_bits is {spec.file_bits}: set it "
-            f"to {form.bits}, they are brought to data.num_bits = {spec.num_bits} bits"
-        )
-    if form.channels != spec.channels and not spec.convert:
-        raise ValueError(
-            f"{spec.path}: the images have {form.channels} channels, but data.channels is {spec.channels}; "
-            "--config.data.convert=True converts them when they are read"
-        )
 
 
 def _eight_bits(images):

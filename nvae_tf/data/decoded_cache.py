@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,6 +14,8 @@ from nvae_tf.data.image_sources import ReadSource
 from nvae_tf.data.reports import Report
 from nvae_tf.data_spec import DataSpec
 
+# To be raised whenever the code makes other pixels of the same pictures: what is decoded then is decoded anew.
+_FORM = 2
 # What decides about the pixels, besides the files.
 _PIXEL_SETTINGS = (
     *("source", "source_name", "train_split", "test_split", "test_fraction", "split_seed"),
@@ -20,10 +23,13 @@ _PIXEL_SETTINGS = (
 )
 
 
-def fingerprint(spec: DataSpec, contents: object) -> str:
-    """A short name for decoded images: another one for other settings or contents, which need a `repr`."""
+def fingerprint(spec: DataSpec, contents: Iterable[object]) -> str:
+    """A short name for decoded images: another one for other settings or contents, each of which needs a `repr`."""
     settings = [getattr(spec, name) for name in _PIXEL_SETTINGS]
-    return hashlib.sha256(repr((settings, contents)).encode(errors="surrogateescape")).hexdigest()[:16]
+    digest = hashlib.sha256(repr((_FORM, settings)).encode())
+    for content in contents:
+        digest.update(repr(content).encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 class DecodedCache:
@@ -65,10 +71,12 @@ class DecodedCache:
           ValueError: there is no room on the disk.
         """
         shape = (count, *self._spec.image_shape)
-        self._check_room(int(np.prod(shape)))
-        unfinished = self._file.with_suffix(f".unfinished-{os.getpid()}")
+        # A name of its own: other processes, on other machines too, may be at the same.
+        descriptor, unfinished = tempfile.mkstemp(prefix=f"{self._file.name}.unfinished-", dir=self._folder)
+        os.close(descriptor)
         try:
             images = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)
+            self._take_room(unfinished)
             done = 0
             for batch in batches:
                 images[done : done + len(batch)] = batch
@@ -81,7 +89,7 @@ class DecodedCache:
             images.flush()
             os.replace(unfinished, self._file)
         finally:
-            unfinished.unlink(missing_ok=True)
+            pathlib.Path(unfinished).unlink(missing_ok=True)
 
     def _check_writable(self):
         probe = self._folder / f".writable-{os.getpid()}"
@@ -95,10 +103,14 @@ class DecodedCache:
                 "leave data.cache out to decode at every access"
             ) from None
 
-    def _check_room(self, size):
-        free = shutil.disk_usage(self._folder).free
-        if free < size:
+    def _take_room(self, unfinished):
+        """Takes all of the file's blocks: a full disk would end the process when a mapped page is written."""
+        size, free = os.path.getsize(unfinished), shutil.disk_usage(self._folder).free
+        try:
+            with open(unfinished, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
             raise ValueError(
-                f"data.cache = {self._spec.cache}: the decoded images need {size / 1e9:.1f} GB and {free / 1e9:.1f} "
-                "GB are free; name a folder on another disk"
-            )
+                f"data.cache = {self._spec.cache}: the decoded images need {size / 1e9:.1f} GB, and {free / 1e9:.1f} "
+                f"GB are free ({error.strerror}); name a folder on another disk"
+            ) from None

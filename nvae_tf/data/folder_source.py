@@ -1,5 +1,6 @@
 """Pictures in a folder: one file each, in any tree of sub-folders."""
 
+import collections
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -24,23 +25,30 @@ from nvae_tf.data_spec import DataSpec
 
 _THREADS = 8
 _LOOKED_AT_PER_REPORT = 5_000
+_LOOKED_AT_FIRST = 200
 _READ_BATCH = 64
 _SKIPPED_NAMES_SHOWN = 5
 
 
 def first_image(spec: DataSpec) -> PictureHeader:
-    """What the first usable picture of the training part is like.
+    """What most pictures of the training part are like, from a look at some all over it.
 
     Raises:
         FileNotFoundError, ValueError: see `load`.
     """
-    for name in _names_of_parts(spec)["train"]:
+    names = _names_of_parts(spec)["train"]
+    headers, problems = [], []
+    for name in names[:: -(-len(names) // _LOOKED_AT_FIRST)]:
         try:
-            return read_header(pathlib.Path(spec.path, name))
+            headers.append(read_header(pathlib.Path(spec.path, name)))
         except BadPicture as error:
-            if spec.on_bad_file == "stop":
-                raise BadPicture(f"{error}. {_mend(1)}") from None
-    raise ValueError(f"{spec.path}: none of the files with a picture's name can be read")
+            problems.append(str(error))
+    if not headers:
+        raise ValueError(f"{problems[0]}. {_mend(len(problems))}")
+    # Apart: where all sizes differ, the channels may still be the same.
+    (size, _), *_ = collections.Counter((header.height, header.width) for header in headers).most_common(1)
+    (form, _), *_ = collections.Counter((header.channels, header.bits) for header in headers).most_common(1)
+    return PictureHeader(*size, *form)
 
 
 def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
@@ -60,11 +68,14 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
     """
     names = _names_of_parts(spec)[split]
     if spec.cache is None:
-        return _source(spec, _usable(spec, names, report))
-    identity = fingerprint(spec, [(name, *_stamp(pathlib.Path(spec.path, name))) for name in names])
+        return _source(spec, _usable(spec, split, names, report))
+    with ThreadPoolExecutor(_THREADS) as threads:
+        stamp = functools.partial(_stamp, spec)
+        chunks = (names[start : start + _LOOKED_AT_PER_REPORT] for start in range(0, len(names), _LOOKED_AT_PER_REPORT))
+        identity = fingerprint(spec, (entry for chunk in chunks for entry in threads.map(stamp, chunk)))
     cache = DecodedCache(spec, split, identity)
     if not cache.exists:
-        source = _source(spec, _usable(spec, names, report))
+        source = _source(spec, _usable(spec, split, names, report))
         numbers = np.array_split(np.arange(source.count), -(-source.count // _READ_BATCH))
         cache.write((source.read(batch) for batch in numbers), source.count, report)
     return cache.source()
@@ -86,6 +97,8 @@ def _pixels(path, spec, fit):
         raise BadPicture(f"{error}. {_mend(1)}") from None
     except WrongSize as error:
         raise BadPicture(f"{path}: {error}") from None
+    except Exception as error:
+        raise BadPicture(f"{path}: can't be converted ({error}). {_mend(1)}") from None
 
 
 def _names_of_parts(spec: DataSpec) -> dict[str, list[str]]:
@@ -122,16 +135,16 @@ def _what_is_there(folder):
     return f" (there are: {', '.join(found)})" if found else " (it is empty)"
 
 
-def _stamp(path):
+def _stamp(spec, name):
     try:
-        status = path.stat()
+        status = pathlib.Path(spec.path, name).stat()
     except OSError:
         # A link to nothing; whether that matters is decided where pictures are examined.
-        return None, None
-    return status.st_size, status.st_mtime_ns
+        return name, None, None
+    return name, status.st_size, status.st_mtime_ns
 
 
-def _usable(spec: DataSpec, names: Sequence[str], report: Report) -> list[str]:
+def _usable(spec: DataSpec, split: str, names: Sequence[str], report: Report) -> list[str]:
     """The names of the pictures that can be used; "stop" raises at one that can't, "skip" decodes every picture."""
     examine = functools.partial(_examine, spec)
     usable, problems = [], []
@@ -151,19 +164,19 @@ def _usable(spec: DataSpec, names: Sequence[str], report: Report) -> list[str]:
     if not usable:
         raise ValueError(f"{spec.path}: none of {len(names):,} pictures can be used; the first: {problems[0]}")
     if problems:
-        report.keep(_skipped(spec, problems, len(names)))
+        report.keep(_skipped(spec, split, problems, len(names)))
     return usable
 
 
 def _mend(count):
-    others = f" ({count - 1} more like it so far)" if count > 1 else ""
+    others = f" ({count - 1} more can't be used, for this or other reasons)" if count > 1 else ""
     return f"Mend or remove the file{others}, or leave such files out with --config.data.on_bad_file=skip"
 
 
-def _skipped(spec, problems, count):
+def _skipped(spec, split, problems, count):
     shown = "\n".join(f"    {problem}" for problem in problems[:_SKIPPED_NAMES_SHOWN])
     rest = f"\n    and {len(problems) - _SKIPPED_NAMES_SHOWN:,} more" if len(problems) > _SKIPPED_NAMES_SHOWN else ""
-    return f"Skipped {len(problems):,} of {count:,} pictures in {spec.path}:\n{shown}{rest}"
+    return f"Skipped {len(problems):,} of {count:,} pictures of the {split} part of {spec.path}:\n{shown}{rest}"
 
 
 def _examine(spec: DataSpec, name: str) -> str | None:

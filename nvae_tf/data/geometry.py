@@ -42,7 +42,7 @@ class Geometry(NamedTuple):
         self.check_size(picture.height, picture.width)
         if self.crop_box is not None:
             picture = picture.crop(self.crop_box)
-        if self.resize == "crop" and 1 in (picture.height / self.height, picture.width / self.width):
+        if self.resize == "crop" and min(picture.height / self.height, picture.width / self.width) == 1.0:
             # Nothing to scale: cut whole pixels, where ImageOps.fit would cut halves and blur.
             left, top = (picture.width - self.width) // 2, (picture.height - self.height) // 2
             return picture.crop((left, top, left + self.width, top + self.height))
@@ -79,22 +79,46 @@ def geometry(spec: DataSpec) -> Geometry:
     return Geometry(spec.height, spec.width, spec.crop_box, spec.resize)
 
 
-def fit_array(images: np.ndarray, spec: DataSpec, where: object) -> np.ndarray:
-    """What `fit_pixels` does, for an array `[count, height, width, channels]`; `where` names it in messages.
+def check_array(images: np.ndarray, spec: DataSpec, where: object) -> None:
+    """Whether an array of images can be taken as the spec says; `where` names it in messages.
+
+    Args:
+      images: uint8, uint16 or bool `[count, height, width, channels]`.
+      spec: the data set, complete.
+      where: the file.
 
     Raises:
-      ValueError: the images have another size than they must have.
+      ValueError: the images have another size, other channels or other bits.
     """
+    height, width, channels = images.shape[1:]
+    bits = 16 if images.dtype.itemsize == 2 else 8
     try:
-        if geometry(spec).changes_nothing and images.shape[1:] == spec.image_shape:
-            return images
-        return np.stack([fit_pixels(image, spec) for image in images])
+        geometry(spec).check_size(height, width)
     except WrongSize as error:
         raise ValueError(f"{where}: each image {error}") from None
+    if bits != spec.file_bits and not spec.convert:
+        raise ValueError(
+            f"{where}: the images have {bits} bits a channel, but data.file_bits is {spec.file_bits}: set it to "
+            f"{bits}, they are brought to data.num_bits = {spec.num_bits} bits"
+        )
+    if channels != spec.channels and not spec.convert:
+        raise ValueError(
+            f"{where}: the images have {channels} channels, but data.channels is {spec.channels}; "
+            "--config.data.convert=True converts them when they are read"
+        )
+
+
+def fit_array(images: np.ndarray, spec: DataSpec) -> np.ndarray:
+    """What `fit_pixels` does, for an array uint8 `[count, height, width, channels]`."""
+    if geometry(spec).changes_nothing and images.shape[1:] == spec.image_shape:
+        return images
+    return np.stack([fit_pixels(image, spec) for image in images])
 
 
 def fit_pixels(pixels: np.ndarray, spec: DataSpec) -> np.ndarray:
     """Does to an image of an array what is done to pictures: `[height, width, channels]` -> the spec's image shape.
+
+    But each channel is scaled by itself, while pictures with alpha are scaled as they look.
 
     Args:
       pixels: uint8, 1 to 4 channels.

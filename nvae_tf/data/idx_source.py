@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from nvae_tf.data.geometry import fit_array
+from nvae_tf.data.geometry import check_array, fit_array
 from nvae_tf.data.image_sources import ArraySource, ImageSource
 from nvae_tf.data.picture_files import PictureHeader
 from nvae_tf.data.reports import Report
@@ -42,9 +42,8 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
     del report
     file = _file(spec, split, "images")
     images = _read(file, dimensions=3)[..., np.newaxis]
-    images = fit_array(images, spec, file)
-    labels = _read(_file(spec, split, "labels"), dimensions=1) if _matching(spec, split, "labels") else None
-    return ArraySource(images, labels=None if labels is None else labels.astype(np.int64))
+    check_array(images, spec, file)
+    return ArraySource(fit_array(images, spec))
 
 
 def _matching(spec, split, content):

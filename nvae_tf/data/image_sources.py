@@ -6,6 +6,7 @@ TensorFlow is imported when a pipeline is made: settings are completed and check
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -75,11 +76,18 @@ class ArraySource:
         """Returns a function from indices `[batch]` to uint8 images `[batch, height, width, channels]`."""
         import tensorflow as tf
 
+        images = self._tensor
+        return lambda indices: tf.gather(images, indices)
+
+    @functools.cached_property
+    def _tensor(self) -> tf.Tensor:
+        """The images, one copy for all pipelines."""
+        import tensorflow as tf
+
         # An eager tensor is captured by reference, where an array would be copied into the graph. On an
         # accelerator, TensorFlow's default place, it would be in the way: tf.data runs on the CPU.
         with tf.device("/CPU:0"):
-            images = tf.constant(self.images)
-        return lambda indices: tf.gather(images, indices)
+            return tf.constant(self.images)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import scipy.io
 
-from nvae_tf.data.geometry import fit_array
+from nvae_tf.data.geometry import check_array, fit_array
 from nvae_tf.data.image_sources import ArraySource, ImageSource
 from nvae_tf.data.picture_files import PictureHeader
 from nvae_tf.data.reports import Report
@@ -56,4 +56,6 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
             f"{file}: variable {variable!r} is {list(columns.shape)}; it must be [{_SIZE**2}, images], from 0 to 1"
         )
     images = columns.reshape(_SIZE, _SIZE, -1).transpose(2, 1, 0)
-    return ArraySource(fit_array((images * 255).astype(np.uint8)[..., np.newaxis], spec, file))
+    images = (images * 255).astype(np.uint8)[..., np.newaxis]
+    check_array(images, spec, file)
+    return ArraySource(fit_array(images, spec))

@@ -2,18 +2,24 @@
 
 import os
 import pathlib
-import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-
-# Pillow warns of large pictures, which need not be wrong; it refuses those that could be an attack.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 _ORIENTATION = ExifTags.Base.Orientation
+# What turns a picture of this orientation upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Pillow's modes of pictures with 1 to 4 channels.
 CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "LA": 2, "La": 2, "RGB": 3, "CMYK": 3, "YCbCr": 3}
@@ -38,9 +44,13 @@ class PictureHeader(NamedTuple):
 
 
 def list_pictures(folder: str | os.PathLike) -> list[str]:
-    """The names of all pictures in a tree of folders, relative to it and in order; hidden ones are left out."""
+    """The names of all pictures in a tree of folders, relative to it and in order; hidden ones are left out.
+
+    Raises:
+      ValueError: a folder can't be read.
+    """
     names, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
             # A link back into the tree.
@@ -83,8 +93,8 @@ def read_picture(path: str | os.PathLike, channels: int) -> Image.Image:
     """
     with _opened(path) as picture:
         _decode(picture, path)
-        upright = ImageOps.exif_transpose(picture) if _orientation(picture) > 1 else picture
-        return as_eight_bits(upright, channels)
+        turn = _TURNS.get(_orientation(picture))
+        return as_eight_bits(picture if turn is None else picture.transpose(turn), channels)
 
 
 def as_eight_bits(picture: Image.Image, channels: int) -> Image.Image:
@@ -95,7 +105,13 @@ def as_eight_bits(picture: Image.Image, channels: int) -> Image.Image:
     return picture.copy() if picture.mode == mode else picture.convert(mode)
 
 
+def _refuse_unreadable(error):
+    raise ValueError(f"{error.filename}: this folder can't be read ({error.strerror}); its pictures would be missing")
+
+
 def _opened(path):
+    if not os.path.isfile(path):
+        raise BadPicture(f"{path}: no file, or a link to nothing")
     try:
         return Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError:
@@ -107,8 +123,8 @@ def _opened(path):
 def _decode(picture, path):
     try:
         picture.load()
-    # Pillow's decoders raise SyntaxError and others for damaged files.
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
+    # Pillow's decoders raise errors of many kinds for damaged files, SyntaxError among them.
+    except Exception as error:
         raise BadPicture(f"{path}: a damaged or cut-off {picture.format} file ({error})") from None
 
 
@@ -147,7 +163,12 @@ def _palette_channels(picture):
 
 def _orientation(picture):
     """1 is upright; 5 to 8 lie on their side (EXIF). Cameras write it, into these formats."""
-    return picture.getexif().get(_ORIENTATION, 1) if picture.format in ("JPEG", "MPO", "WEBP") else 1
+    try:
+        orientation = picture.getexif().get(_ORIENTATION, 1) if picture.format in ("JPEG", "MPO", "WEBP") else 1
+    # What Pillow raises for odd metadata; the pixels may be whole.
+    except Exception:
+        return 1
+    return orientation if orientation in _TURNS else 1
 
 
 def _lies_on_its_side(picture):

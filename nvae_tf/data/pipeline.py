@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from nvae_tf.data.closing import closed_at_exit
 from nvae_tf.data.image_sources import ImageSource
 from nvae_tf.data.ordering import ALL, Share, sequential_index_batches, shuffled_index_batches
 from nvae_tf.data.preprocessing import binarise, flip_horizontally, intensity_table
@@ -98,6 +99,10 @@ def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor
 
     TensorFlow would raise an error of its own, with the other's text and a traceback in it.
     """
+    return closed_at_exit(_iterate(batches, source))
+
+
+def _iterate(batches, source):
     known = len(source.failures)
     try:
         yield from batches

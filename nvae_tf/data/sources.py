@@ -134,7 +134,9 @@ def _place(path, needs):
         raise ValueError(f"data.path is not set: --config.data.path=... names {needs}")
     place = pathlib.Path(path).expanduser()
     if not place.exists():
-        raise FileNotFoundError(f"data.path = {path}: there is nothing; it names {needs}")
+        raise FileNotFoundError(
+            f"data.path = {path}: there is nothing; it names {needs} (flag --config.data.path, or --data_path)"
+        )
     return place
 
 

@@ -1,35 +1,26 @@
 """Image sets through TensorFlow Datasets (TFDS)."""
 
+import contextlib
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 import psutil
-import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
 
+from nvae_tf.data.closing import closed_at_exit
 from nvae_tf.data.decoded_cache import DecodedCache, fingerprint
 from nvae_tf.data.geometry import WrongSize, fit_pixels, geometry
 from nvae_tf.data.image_sources import ArraySource, ImageSource
 from nvae_tf.data.picture_files import PictureHeader
-from nvae_tf.data.reachability import unreachable_hosts
 from nvae_tf.data.reports import Report
+from nvae_tf.data.tfds_download import download_and_prepare
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.setting_checks import did_you_mean
 
 _READ_BATCH = 256
-# A file that can't be fetched; a page of text in its place; one that must be put into the manual folder (that is an
-# AssertionError); a package that preparing it needs.
-_PREPARATION_ERRORS = (
-    tfds.download.DownloadError,
-    tfds.download.download_manager.NonMatchingChecksumError,
-    requests.RequestException,
-    AssertionError,
-    ImportError,
-)
-# TFDS looks there for sets that are prepared already.
-_TFDS_HOST = "https://storage.googleapis.com"
 
 
 def first_image(spec: DataSpec) -> PictureHeader:
@@ -63,7 +54,7 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
     builder = _builder(spec)
     _check_form(builder, spec)
     if not builder.is_prepared():
-        _download_and_prepare(builder)
+        download_and_prepare(builder)
     name = {"train": spec.train_split, "test": spec.test_split}[split]
     count = _number_of_examples(builder, name, split)
     cache = DecodedCache(spec, split, fingerprint(spec, _contents(builder))) if spec.cache else None
@@ -108,10 +99,14 @@ def _batches(builder, name, spec) -> Iterator[dict[str, np.ndarray]]:
         return {key: example[key] for key in kept} | {"image": tf.ensure_shape(image, spec.image_shape)}
 
     batches = dataset.map(fitted, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(_READ_BATCH)
-    try:
-        yield from batches.as_numpy_iterator()
-    except tf.errors.OpError as error:
-        raise ValueError(problems[0] if problems else f"{builder.info.full_name}: {error.message}") from None
+
+    def read():
+        try:
+            yield from batches.as_numpy_iterator()
+        except tf.errors.OpError as error:
+            raise ValueError(problems[0] if problems else f"{builder.info.full_name}: {error.message}") from None
+
+    return closed_at_exit(read())
 
 
 def _fitted(pixels, spec):
@@ -124,9 +119,12 @@ def _fitted(pixels, spec):
 
 def _builder(spec):
     name, path = spec.source_name, spec.path
+    if path and pathlib.Path(path).is_file():
+        raise ValueError(f"data.path = {path}: a file; for TFDS it names the folder with its data, or is left out")
     base, _, config = name.partition("/")
     try:
-        return tfds.builder(name, data_dir=pathlib.Path(path) if path else None)
+        with _without_warnings():
+            return tfds.builder(name, data_dir=pathlib.Path(path) if path else None)
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         # TFDS' own message lists several hundred names: not chained, so that this one is seen.
@@ -144,6 +142,21 @@ def _builder(spec):
             f"data.source_name = {name!r}: the set {base!r} has no configuration {config!r}, {present}"
             f"{did_you_mean(config, configs)}"
         ) from error
+    # A name of another form, or of a collection that needs a package of its own.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"data.source_name = {name!r}: TensorFlow Datasets can't take it ({reason})") from error
+
+
+@contextlib.contextmanager
+def _without_warnings():
+    """Of what TFDS finds half-prepared: the error that follows says it better."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _image_feature(builder):
@@ -181,7 +194,10 @@ def _check_form(builder, spec):
 
 def _number_of_examples(builder, name, split):
     try:
-        return builder.info.splits[name].num_examples
+        count = builder.info.splits[name].num_examples
+        if count < 1:
+            raise ValueError
+        return count
     except (KeyError, ValueError):
         present = ", ".join(f"{key} ({info.num_examples:,} images)" for key, info in builder.info.splits.items())
         raise ValueError(
@@ -192,54 +208,9 @@ def _number_of_examples(builder, name, split):
 
 def _check_memory(spec, count):
     needed, free = count * int(np.prod(spec.image_shape)), psutil.virtual_memory().available
-    if needed > free / 2:
+    # The array, and its copy in TensorFlow; the model wants some too.
+    if needed > free / 3:
         raise ValueError(
             f"{spec.source_name}: {count:,} images of {spec.image_shape} need {needed / 1e9:.1f} GB of memory, and "
             f"{free / 1e9:.1f} GB are free: name a folder for the decoded images, --config.data.cache=FOLDER"
         )
-
-
-def _download_and_prepare(builder):
-    missing = _files_to_download(builder)
-    causes = unreachable_hosts(missing if builder.url_infos else [_TFDS_HOST])
-    if causes:
-        raise ConnectionError(_cannot_download(builder, missing, causes))
-    try:
-        builder.download_and_prepare()
-    except _PREPARATION_ERRORS as error:
-        raise ConnectionError(_cannot_download(builder, missing, {"TFDS": str(error)})) from error
-
-
-def _files_to_download(builder):
-    """Addresses of what TFDS would download: all that it names, less what lies in its manual folder."""
-    registered = builder.url_infos or {}
-    config = builder.builder_config.name if builder.builder_config else ""
-    # A set with several configurations names the files of all; those of one mostly have its name.
-    of_config = {url: info for url, info in registered.items() if config and config in url} or registered
-    return [
-        url
-        for url, info in of_config.items()
-        if not (info.filename and (_manual_folder(builder) / info.filename).exists())
-    ]
-
-
-def _manual_folder(builder):
-    return pathlib.Path(builder.data_dir_root) / "downloads" / "manual"
-
-
-def _cannot_download(builder, missing, causes):
-    files = "\n".join(f"    {url}" for url in missing)
-    name = builder.info.full_name.rpartition("/")[0]
-    reasons = "; ".join(f"{host}: {cause}" for host, cause in causes.items())
-    return (
-        f"Data set '{builder.info.full_name}' is not prepared in {builder.data_path} and can't be downloaded "
-        f"({reasons}).\n"
-        "Either put these files, under their own names, into\n"
-        f"    {_manual_folder(builder)}\n{files}\n"
-        "or prepare the set on a machine with network, with the same version of TFDS "
-        f"({tfds.__version__}):\n"
-        f'    python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', data_dir='tfds_data').download_and_prepare()\"\n"
-        f"and copy the folder tfds_data/{builder.info.full_name} to {builder.data_path},\n"
-        "or copy all of tfds_data to any place and name that in --config.data.path."
-    )

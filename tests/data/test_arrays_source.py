@@ -136,7 +136,8 @@ def test_batches_have_the_values(tmp_path):
         (random_pixels(30, 5, 6, 7), r"shape \[30, 5, 6, 7\] is not \[count, height, width, channels\] with 1 to 4"),
         (random_pixels(0, 5, 6, 3), r"shape \[0, 5, 6, 3\] is not"),
         (random_pixels(2, 2, 5, 6, 3), r"shape \[2, 2, 5, 6, 3\] is not"),
-        (random_pixels(5, 6), "there must be one array of images"),
+        (random_pixels(5, 6), r"the array's shape \[5, 6\] is not \[count, height, width, channels\] or"),
+        (random_pixels(5, 6, 3), r"\[5, 6, 3\] seems to be a single image; a set of images has one axis more"),
         (IMAGES[:1], "1 image can't be divided into a training and a test part: add more images"),
         (np.array([{}, None], object), "not a whole NumPy file of plain numbers .*numpy.save writes one"),
     ],
@@ -150,7 +151,7 @@ def test_wrong_arrays_are_refused(array, message, tmp_path):
     [
         ({"a": IMAGES, "b": OTHERS}, "has the arrays a, b; .* two that are called train and test .*data.train_split"),
         ({"train": IMAGES, "validation": OTHERS}, "has the arrays train, validation; .*data.test_split"),
-        ({"labels": np.arange(3)}, "has the arrays labels; there must be one array of images"),
+        ({"labels": np.arange(3)}, r"the array's shape \[3\] is not \[count, height, width"),
         ({"images": np.array([{}, None], object)}, "or one with Python objects"),
     ],
 )

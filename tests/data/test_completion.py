@@ -173,13 +173,16 @@ def test_given_channels_and_bits_are_kept(tmp_path):
     np.testing.assert_array_equal(load_split(spec, "test").image_shape, (20, 14, 1))
 
 
-def test_the_first_usable_picture_decides(tmp_path):
+def test_most_pictures_decide_and_not_the_first(tmp_path):
+    alpha = np.concatenate([IMAGES[0], IMAGES[0][..., :1]], axis=-1)
     pictures(tmp_path / "train")
-    write_files(tmp_path, {"train/0.png": b"text", "test/0.png": encoded(IMAGES[0], "PNG")})
-    bad = tmp_path / "train" / "0.png"
-    with pytest.raises(ValueError, match=f"^{bad}: not a picture"):
-        completed(tmp_path)
-    assert completed(tmp_path, on_bad_file="skip").data.image_shape == (20, 14, 3)
+    write_files(
+        tmp_path, {"train/0.png": b"text", "train/00.png": png(alpha[:9]), "test/0.png": encoded(IMAGES[0], "PNG")}
+    )
+    spec = completed(tmp_path).data
+    assert (spec.image_shape, spec.file_bits) == ((20, 14, 3), 8)
+    with pytest.raises(ValueError, match="0.png: not a picture"):
+        load_split(spec, "train")
 
 
 @pytest.mark.parametrize(

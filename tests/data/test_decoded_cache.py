@@ -1,9 +1,8 @@
 """Decoded images on disk: written once and whole, and anew when the pictures or the settings change."""
 
 import dataclasses
+import errno
 import os
-import shutil
-import types
 
 import numpy as np
 import pytest
@@ -121,10 +120,14 @@ def test_a_place_that_cannot_be_written_to_is_told(pictures, tmp_path):
 
 def test_too_little_room_is_told_before_anything_is_decoded(pictures, cache, monkeypatch):
     write_files(pictures / "train", {"000.png": damaged_in_the_middle(png(IMAGES[0]))})
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=100 * 4 * 5 * 3 - 1))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
     spec = own_images(pictures, cache=str(cache))
     with pytest.raises(
-        ValueError, match=f"data.cache = {cache}: the decoded images need .* GB are free; name a folder"
+        ValueError, match=f"data.cache = {cache}: the decoded images need .*No space left.*; name a folder"
     ):
         load_split(spec, "train")
     assert not files(cache)

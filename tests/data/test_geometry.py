@@ -116,6 +116,12 @@ def test_arrays_get_the_same_as_pictures(channels):
         np.testing.assert_array_equal(found, colours)
 
 
+@pytest.mark.parametrize("size", [(64, 30), (30, 64), (64, 63)])
+def test_what_fits_on_one_side_alone_is_enlarged(size):
+    enlarged = np.asarray(Geometry(64, 64, None, "crop").apply(Image.new("L", size, 200)))
+    assert enlarged.shape == (64, 64) and (enlarged == 200).all()
+
+
 def test_cutting_without_scaling_takes_whole_pixels():
     pixels = random_pixels(10, 31, 3)
     cut = Geometry(10, 10, None, "crop").apply(Image.fromarray(pixels))

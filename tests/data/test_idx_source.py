@@ -32,21 +32,20 @@ def prefixed(prefix, contents):
 
 def assert_is_the_set(spec):
     assert spec.source == "idx" and spec.image_shape == (6, 8, 1) and spec.file_bits == 8
-    for split, images, labels in (("train", TRAIN, TRAIN_LABELS), ("test", TEST, TEST_LABELS)):
+    for split, images in (("train", TRAIN), ("test", TEST)):
         source = load_split(spec, split)
         np.testing.assert_array_equal(stored_pixels(source), images[..., np.newaxis])
-        np.testing.assert_array_equal(source.labels, labels)
-        assert source.labels.dtype == np.int64
 
 
 @pytest.mark.parametrize("contents", [MNIST_FILES, packed(MNIST_FILES), MNIST_FILES | packed(MNIST_FILES)])
-def test_both_parts_with_labels(contents, tmp_path):
+def test_both_parts(contents, tmp_path):
     assert_is_the_set(own_images(write_files(tmp_path, contents | {"readme.txt": b"train images"})))
 
 
-def test_labels_may_be_missing(tmp_path):
-    spec = own_images(write_files(tmp_path, {n: c for n, c in MNIST_FILES.items() if "images" in n}))
-    assert load_split(spec, "train").labels is None and load_split(spec, "test").count == 4
+def test_labels_are_not_needed(tmp_path):
+    spec = own_images(write_files(tmp_path, {name: MNIST_FILES[name] for name in MNIST_FILES if "images" in name}))
+    write_files(tmp_path, {"train-labels-idx1-ubyte": b"damaged"})
+    assert load_split(spec, "train").count == 9 and load_split(spec, "test").count == 4
 
 
 def test_one_of_several_sets_by_its_name(tmp_path):
@@ -117,15 +116,6 @@ def test_a_damaged_gzip_file_is_refused(kept, tmp_path):
     (tmp_path / name).write_bytes(damaged)
     with pytest.raises(ValueError, match=f"^{tmp_path / name}: a damaged gzip file .*get it anew"):
         own_images(tmp_path)
-
-
-def test_labels_that_do_not_fit_are_refused(tmp_path):
-    spec = own_images(write_files(tmp_path, MNIST_FILES | {"train-labels-idx1-ubyte": idx(TEST_LABELS)}))
-    with pytest.raises(ValueError, match=r"Labels have shape \[4\], but there are 9 images"):
-        load_split(spec, "train")
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(TRAIN_LABELS)[:-2])
-    with pytest.raises(ValueError, match="train-labels-idx1-ubyte: has 7 values, but its header says 9"):
-        load_split(spec, "train")
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,6 @@ def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(commands, tmp_p
     settings["data.on_bad_file"] = "skip"
     process = commands.run([*command("train.main", folder, **settings), f"--workdir={workdir}"])
     assert process.returncode == 0, process.stderr
-    assert f"Skipped 1 of 32 pictures in {folder}:\n    {bad}: a damaged" in process.stdout
+    assert f"Skipped 1 of 32 pictures of the train part of {folder}:\n    {bad}: a damaged" in process.stdout
     assert f", from step {met_at_step} on" in process.stdout and "has all its 12 steps" in process.stdout
     assert (workdir / "checkpoints" / "step-12.index").is_file()
