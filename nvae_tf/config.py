@@ -13,8 +13,7 @@ from typing import Any
 
 from nvae_tf.data_spec import LIKELIHOODS, DataSpec
 from nvae_tf.setting_checks import check, check_choice
-
-LARGEST_SEED = 2**31 - 1
+from nvae_tf.train_config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,42 +128,6 @@ class OptimizerConfig:
         for name in ("learning_rate_min", "warmup_epochs", "weight_decay"):
             value = getattr(self, name)
             check(value >= 0.0, f"optimizer.{name} = {value}: must not be negative")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The run: how long, how many images a step, and what is written how often.
-
-    `steps` of 0 means `epochs` whole passes over the training images; otherwise it is the number of steps and
-    `epochs` is not used. `batch_size` is per replica. `initialise_from` names a run folder or a published file (.pt)
-    with whose weights the run starts, see `nvae_tf.checkpoints.initialisation`.
-
-    A checkpoint is written every `checkpoint_every_steps` steps and when `checkpoint_every_minutes` have passed since
-    the last (0: by steps alone). The last `keep_checkpoints` are kept, and of older ones one for good every
-    `keep_checkpoint_every_hours` (0: none).
-    """
-
-    batch_size: int = 32
-    epochs: int = 400
-    steps: int = 0
-    seed: int = 0
-    checkpoint_every_steps: int = 1000
-    checkpoint_every_minutes: float = 10.0
-    keep_checkpoints: int = 2
-    keep_checkpoint_every_hours: float = 0.0
-    evaluate_every_steps: int = 1000
-    sample_every_steps: int = 1000
-    log_every_steps: int = 50
-    initialise_from: str | None = None
-
-    def __post_init__(self):
-        zero_allowed = {"steps", "seed", "checkpoint_every_minutes", "keep_checkpoint_every_hours"}
-        for field in dataclasses.fields(self):
-            smallest = 0 if field.name in zero_allowed else 1
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                check(value >= smallest, f"train.{field.name} = {value}: must be at least {smallest}")
-        check(self.seed <= LARGEST_SEED, f"train.seed = {self.seed}: must be at most {LARGEST_SEED}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import steps_per_epoch
 from nvae_tf.data.sources import load_split
 from nvae_tf.data_spec import DataSpec
-from nvae_tf.optimization import NVAEAdamax, WarmupCosine
+from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, WarmupCosine
 from train.progress import StatusLine
 
 
@@ -51,7 +51,7 @@ class Run(NamedTuple):
     length: RunLength
     images: Images
     model: nvae_tf.NVAE
-    schedule: WarmupCosine
+    schedule: LoweredRate
 
 
 def load_images(config: ExperimentConfig) -> Images:
@@ -100,13 +100,16 @@ def new_run(
     goes_on = workdir is not None and steps_of_files(RunFolder(pathlib.Path(workdir)).checkpoints, "index")
     if config.train.initialise_from is not None and not goes_on:
         StatusLine().keep(initialise(model, config.train.initialise_from).report())
-    schedule = WarmupCosine(
-        config.optimizer.learning_rate,
-        config.optimizer.learning_rate_min,
-        warmup_steps=round(config.optimizer.warmup_epochs * length.steps_per_epoch),
-        steps_per_epoch=length.steps_per_epoch,
-        total_steps=length.total_steps,
+    schedule = LoweredRate(
+        WarmupCosine(
+            config.optimizer.learning_rate,
+            config.optimizer.learning_rate_min,
+            warmup_steps=round(config.optimizer.warmup_epochs * length.steps_per_epoch),
+            steps_per_epoch=length.steps_per_epoch,
+            total_steps=length.total_steps,
+        )
     )
+    model.step_guard = RunawayGuard(config.train.loss_tolerance)
     optimizer = NVAEAdamax(learning_rate=schedule, l2=config.optimizer.weight_decay)
     optimizer.build(model.trainable_variables)
     # XLA runs this model's convolutions many times slower than TensorFlow's own kernels on a CPU.

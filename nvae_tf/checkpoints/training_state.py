@@ -3,14 +3,12 @@
 import contextlib
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import tensorflow as tf
 
 from nvae_tf.checkpoints.kept_checkpoints import KeptCheckpoints
-from nvae_tf.checkpoints.kept_checkpoints import latest_checkpoint as latest_checkpoint
-from nvae_tf.checkpoints.kept_checkpoints import step_of as step_of
 from nvae_tf.checkpoints.newest_checkpoint import FoundCheckpoint, first_line, newest_whole
 from nvae_tf.checkpoints.weight_names import named_weights, nested
 from nvae_tf.checkpoints.whole_files import remove_partial, write_checkpoint
@@ -36,6 +34,7 @@ class TrainingState:
       optimizer: the model's optimizer, built.
       keep: how many checkpoints to keep, the latest ones.
       keep_every_hours: of the others one is kept for good when this time has passed since the one before; 0: none.
+      others: what else decides how the run goes on.
     """
 
     def __init__(
@@ -45,6 +44,7 @@ class TrainingState:
         optimizer: keras.optimizers.Optimizer,
         keep: int,
         keep_every_hours: float = 0.0,
+        others: Sequence[tf.Variable] = (),
     ):
         self._folder = folder
         self._model = model
@@ -54,6 +54,7 @@ class TrainingState:
             optimizer=list(optimizer.variables),
             metrics={metric.name: list(metric.variables) for metric in model.metrics},
             step=self._step,
+            others=list(others),
         )
         self._kept = KeptCheckpoints(folder, keep, keep_every_hours)
         self._whole_step: int | None = None

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import nvae_tf
+from nvae_tf.checkpoints.kept_checkpoints import step_of
 from nvae_tf.checkpoints.run_folder import CHANGEABLE_SETTINGS, RunFolder, open_for_training
-from nvae_tf.checkpoints.training_state import TrainingState, step_of
+from nvae_tf.checkpoints.training_state import TrainingState
 from nvae_tf.checkpoints.weight_names import named_weights, nested
 from nvae_tf.config import ExperimentConfig, TrainConfig, config_to_json
 from nvae_tf.optimization import NVAEAdamax
