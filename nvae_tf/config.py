@@ -13,8 +13,7 @@ from typing import Any
 
 from nvae_tf.data_spec import LIKELIHOODS, DataSpec
 from nvae_tf.setting_checks import check, check_choice
-
-LARGEST_SEED = 2**31 - 1
+from nvae_tf.train_config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,32 +128,6 @@ class OptimizerConfig:
         for name in ("learning_rate_min", "warmup_epochs", "weight_decay"):
             value = getattr(self, name)
             check(value >= 0.0, f"optimizer.{name} = {value}: must not be negative")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The run: how long, how many images a step, and what is written how often.
-
-    `steps` of 0 means `epochs` whole passes over the training images; otherwise it is the number of steps and
-    `epochs` is not used. `batch_size` is per replica.
-    """
-
-    batch_size: int = 32
-    epochs: int = 400
-    steps: int = 0
-    seed: int = 0
-    checkpoint_every_steps: int = 1000
-    keep_checkpoints: int = 2
-    evaluate_every_steps: int = 1000
-    sample_every_steps: int = 1000
-    log_every_steps: int = 50
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            smallest = 0 if field.name in ("steps", "seed") else 1
-            value = getattr(self, field.name)
-            check(value >= smallest, f"train.{field.name} = {value}: must be at least {smallest}")
-        check(self.seed <= LARGEST_SEED, f"train.seed = {self.seed}: must be at most {LARGEST_SEED}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,13 +14,14 @@ COMMAND_FILES = sorted(file for name in COMMANDS for file in (ROOT / name).rglob
 ALL_FILES = LIBRARY_FILES + COMMAND_FILES
 LONGEST_FILE = 260
 
-SETTINGS = {"config", "data_spec", "latent_plan", "setting_checks"}
+SETTINGS = {"config", "data_spec", "latent_plan", "setting_checks", "train_config"}
 # Which parts of the library each part may import, besides itself.
 BELOW_MODELS = SETTINGS | {"fan_out", "layers", "distributions", "flows", "objective", "optimization"}
 ARROWS = {
     "setting_checks": set(),
     "data_spec": {"setting_checks"},
-    "config": {"data_spec", "setting_checks"},
+    "config": {"data_spec", "setting_checks", "train_config"},
+    "train_config": {"setting_checks"},
     "latent_plan": {"config", "setting_checks"},
     "layers": {"latent_plan"},  # the plan's words for a cell: plain data
     "distributions": {"fan_out"},

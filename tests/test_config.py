@@ -78,7 +78,7 @@ CHANGED = ExperimentConfig(
         on_bad_file="skip",
         cache="decoded",
     ),
-    train=TrainConfig(3, 5, 7, 11, 13, 17, 19, 23, 29),
+    train=TrainConfig(*(3, 5, 7, 11, 13, 17.0, 19, 23.0, 29, 31, 37), "other_run", 41.0, 43, 47),
 )
 
 

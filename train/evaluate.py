@@ -17,8 +17,8 @@ Exit code: 0 done, 2 a mistake in the command.
 
 from absl import flags
 
-from nvae_tf.config import LARGEST_SEED
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.train_config import LARGEST_SEED
 from train import command_line
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)

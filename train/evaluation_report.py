@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any
 
+from nvae_tf.checkpoints.kept_checkpoints import step_of
 from nvae_tf.checkpoints.run_folder import (
     RunFolder,
     model_of_checkpoint,
@@ -14,7 +15,6 @@ from nvae_tf.checkpoints.run_folder import (
     read_run_config,
     write_whole,
 )
-from nvae_tf.checkpoints.training_state import step_of
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import evaluation_batches, iterate

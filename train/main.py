@@ -15,9 +15,16 @@ changed with --config.GROUP.NAME=VALUE. --workdir is the run folder:
 
 The run is train.steps steps long, or train.epochs passes over the data where that is 0. Ctrl-C or SIGTERM
 ends it with a checkpoint. The same command goes on from there, and the result is the same as without the
-interruption. A folder that holds something else, or a run with other settings, is refused and not touched;
-only the length of a run may grow (the learning rate's schedule then is that of the new length), and where data
-lies and how often something is written may change.
+interruption; so it does after a crash or a kill, from the newest checkpoint that is whole. A folder that holds
+something else, or a run with other settings, is refused and not touched; only the length of a run may grow (the
+learning rate's schedule then is that of the new length), and where data lies and how often something is written
+may change.
+
+Fine-tuning: with --config.train.initialise_from=runs/other (or a published file.pt, with the extra torch) a new
+run starts with the weights of that run's latest checkpoint. All that have the same name and shape are taken, the
+others are listed and start as usual: images of another data set, size or likelihood are no hindrance. Equal
+layers of a scale are one weight, so where only their number differs (more groups) they are not taken. The source
+is needed until the run's first checkpoint, then it may be gone.
 
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted by Ctrl-C, 143 by SIGTERM. With
 NVAE_TF_TRACEBACK=1 in the environment a mistake is told with its traceback.

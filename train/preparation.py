@@ -1,18 +1,23 @@
 """From the settings of a run to its images, its length and its model."""
 
 import dataclasses
+import os
+import pathlib
 from typing import NamedTuple
 
 import keras
 
 import nvae_tf
+from nvae_tf.checkpoints.initialisation import initialise
+from nvae_tf.checkpoints.kept_checkpoints import steps_of_files
+from nvae_tf.checkpoints.run_folder import RunFolder
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.image_sources import ImageSource
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import steps_per_epoch
 from nvae_tf.data.sources import load_split
 from nvae_tf.data_spec import DataSpec
-from nvae_tf.optimization import NVAEAdamax, WarmupCosine
+from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, WarmupCosine
 from train.progress import StatusLine
 
 
@@ -46,7 +51,7 @@ class Run(NamedTuple):
     length: RunLength
     images: Images
     model: nvae_tf.NVAE
-    schedule: WarmupCosine
+    schedule: LoweredRate
 
 
 def load_images(config: ExperimentConfig) -> Images:
@@ -79,17 +84,32 @@ def with_length(config: ExperimentConfig, length: RunLength) -> ExperimentConfig
     return dataclasses.replace(config, objective=objective)
 
 
-def new_run(config: ExperimentConfig, length: RunLength, images: Images) -> Run:
-    """A run before its first step; the same settings give the same initial weights."""
+def new_run(
+    config: ExperimentConfig, length: RunLength, images: Images, workdir: str | os.PathLike | None = None
+) -> Run:
+    """A run before its first step; the same settings give the same initial weights.
+
+    Those of `train.initialise_from` are taken over, and what does not fit is listed, unless `workdir` has a checkpoint:
+    then the run goes on from there, and the source may be gone.
+
+    Raises:
+      ValueError, FileNotFoundError: see `nvae_tf.checkpoints.initialisation.initialise`.
+    """
     keras.utils.set_random_seed(config.train.seed)
     model = nvae_tf.NVAE(config.model, config.objective, seed=config.train.seed)
-    schedule = WarmupCosine(
-        config.optimizer.learning_rate,
-        config.optimizer.learning_rate_min,
-        warmup_steps=round(config.optimizer.warmup_epochs * length.steps_per_epoch),
-        steps_per_epoch=length.steps_per_epoch,
-        total_steps=length.total_steps,
+    goes_on = workdir is not None and steps_of_files(RunFolder(pathlib.Path(workdir)).checkpoints, "index")
+    if config.train.initialise_from is not None and not goes_on:
+        StatusLine().keep(initialise(model, config.train.initialise_from).report())
+    schedule = LoweredRate(
+        WarmupCosine(
+            config.optimizer.learning_rate,
+            config.optimizer.learning_rate_min,
+            warmup_steps=round(config.optimizer.warmup_epochs * length.steps_per_epoch),
+            steps_per_epoch=length.steps_per_epoch,
+            total_steps=length.total_steps,
+        )
     )
+    model.step_guard = RunawayGuard(config.train.loss_tolerance)
     optimizer = NVAEAdamax(learning_rate=schedule, l2=config.optimizer.weight_decay)
     optimizer.build(model.trainable_variables)
     # XLA runs this model's convolutions many times slower than TensorFlow's own kernels on a CPU.

@@ -13,8 +13,8 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from nvae_tf.config import LARGEST_SEED
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.train_config import LARGEST_SEED
 from train import command_line
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)

@@ -1,10 +1,11 @@
 """The numbers of a run in files: `metrics.csv` for people and spreadsheets, event files for TensorBoard."""
 
+import contextlib
 import csv
 import functools
 import io
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -76,16 +77,24 @@ class TensorBoardWriter:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one point of each curve."""
-        with self._writer.as_default(step):
+        with self._written(step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
-        self._writer.flush()
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Writes a picture, uint8 `[height, width, channels]`."""
-        with self._writer.as_default(step):
+        with self._written(step):
             tf.summary.image(name, pixels[np.newaxis])
-        self._writer.flush()
+
+    @contextlib.contextmanager
+    def _written(self, step: int) -> Iterator[None]:
+        try:
+            with self._writer.as_default(step):
+                yield
+            self._writer.flush()
+        except tf.errors.OpError as error:
+            reason = str(error).splitlines()[0]
+            raise OSError(f"{self._folder}: TensorBoard's files can't be written ({reason})") from error
 
 
 def _text(rows: list, with_header: bool) -> str:

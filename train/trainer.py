@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 
 import tensorflow as tf
 
@@ -14,7 +15,8 @@ from train.devices import suit_devices
 from train.image_record import note_images
 from train.outputs import RunOutputs
 from train.preparation import Run, load_images, new_run, run_length, with_length
-from train.progress import duration
+from train.progress import StatusLine, duration
+from train.recovery import Recovery
 from train.stopping import StopRequest, StopRequested, TrainingInterrupted
 
 
@@ -29,8 +31,9 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
       workdir: a new or empty folder, or that of the same run.
 
     Raises:
-      ValueError: the settings do not fit each other or the data, the folder holds something else, a checkpoint
-        is damaged, or training has diverged.
+      ValueError: the settings do not fit each other or the data, the folder holds something else, all its
+        checkpoints are damaged, or training has diverged.
+      CheckpointNotWritten: the disk is full, or the folder can't be written to.
       ConnectionError: the data must be downloaded and can't be.
       TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint was saved.
     """
@@ -39,25 +42,28 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     length = run_length(config, images.train.count)
     config = with_length(config, length)
     # Before anything is written: settings that make no model leave no folder behind.
-    run = new_run(config, length, images)
+    run = new_run(config, length, images, workdir)
     folder = open_for_training(workdir, config)
-    state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, config.train.keep_checkpoints)
-    step = state.restore()
+    kept = config.train.keep_checkpoints, config.train.keep_checkpoint_every_hours
+    recovery = Recovery(run.model.step_guard, run.schedule, config.train)
+    state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, *kept, recovery.variables)
+    step = state.restore(StatusLine().keep)
     with StopRequest() as stop:
         outputs = RunOutputs(folder, run, stop)
         outputs.continue_from(step)
         outputs.status.keep(_first_words(folder, run, step))
         note_images(folder.images_file, images, outputs.status.keep)
-        TrainingLoop(run, state, outputs, stop).go_on_from(step)
+        TrainingLoop(run, state, recovery, outputs, stop).go_on_from(step)
     outputs.status.keep(f"{folder.path} has all its {length.total_steps:,} steps.")
 
 
 class TrainingLoop:
     """Steps, with all that happens between them."""
 
-    def __init__(self, run: Run, state: TrainingState, outputs: RunOutputs, stop: StopRequest):
-        self._run, self._state, self._outputs, self._stop = run, state, outputs, stop
+    def __init__(self, run: Run, state: TrainingState, recovery: Recovery, outputs: RunOutputs, stop: StopRequest):
+        self._run, self._state, self._recovery, self._outputs, self._stop = run, state, recovery, outputs, stop
         self._settings = run.config.train
+        self._saved_at = time.monotonic()
         shape = (self._settings.batch_size, *run.images.spec.image_shape)
         # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
         self._train_step = tf.function(run.model.train_step, input_signature=[tf.TensorSpec(shape)], autograph=False)
@@ -66,8 +72,13 @@ class TrainingLoop:
         """Goes on from a step to the end.
 
         Raises:
-          ValueError, TrainingInterrupted: see `train_and_evaluate`.
+          ValueError, CheckpointNotWritten, TrainingInterrupted: see `train_and_evaluate`.
         """
+        while step is not None:
+            step = self._go_on_until_refused(step)
+
+    def _go_on_until_refused(self, step: int) -> int | None:
+        """Goes on to the end, or until it has to go back: to the step that is returned."""
         saved, total = step, self._run.length.total_steps
         images = self._run.images
         batches = training_batches(images.train, images.spec, self._settings.batch_size, self._settings.seed, step)
@@ -81,9 +92,11 @@ class TrainingLoop:
                 self._start_window(step)
                 self._train_step(next(batches))
                 step += 1
+                if self._recovery.must_go_back(step):
+                    return self._go_back(step)
                 self._show_progress(step)
                 self._outputs.write_training_curves(step)
-                if step % self._settings.checkpoint_every_steps == 0 or step >= total:
+                if self._is_checkpoint_due(step):
                     self._save(step)
                     saved = step
         except StopRequested:
@@ -95,6 +108,22 @@ class TrainingLoop:
             if saved != step:
                 self._save(step)
             raise
+        finally:
+            batches.close()
+        return None
+
+    def _go_back(self, step: int) -> int:
+        """To the latest checkpoint; where there is none yet, the weights are those of the last step that was taken."""
+        reached = step
+
+        def restore() -> int:
+            nonlocal reached
+            reached = self._state.restore(self._outputs.status.keep) or step
+            return reached
+
+        self._outputs.status.keep(self._recovery.lower_rate(restore))
+        self._outputs.continue_from(reached)
+        return reached
 
     def _start_window(self, step: int) -> None:
         """Running means start anew at fixed steps and are in checkpoints: an interruption does not show."""
@@ -102,15 +131,16 @@ class TrainingLoop:
             for metric in self._run.model.metrics:
                 metric.reset_state()
 
+    def _is_checkpoint_due(self, step: int) -> bool:
+        minutes = (time.monotonic() - self._saved_at) / 60.0
+        by_time = 0.0 < self._settings.checkpoint_every_minutes <= minutes
+        by_step = step % self._settings.checkpoint_every_steps == 0
+        # Not in the middle of trouble: it is to be gone back to.
+        return step >= self._run.length.total_steps or ((by_time or by_step) and self._recovery.is_sound)
+
     def _save(self, step: int) -> None:
-        loss = self._outputs.running_means()["loss"]
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} at step {step}: training has diverged, and no checkpoint of that is kept. "
-                "Try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher "
-                "objective.regularisation"
-            )
         self._state.save(step)
+        self._saved_at = time.monotonic()
 
     def _show_progress(self, step: int) -> None:
         self._outputs.speed.count_step()
@@ -126,6 +156,8 @@ class TrainingLoop:
             f"step {step:,}/{self._run.length.total_steps:,}  loss {means['loss']:.2f}  NELBO {bound}  "
             f"KL {means['kl']:.2f}  rate {schedules['learning_rate']:.2g}  beta {schedules['kl_weight']:.2f}"
         )
+        if means["skipped_steps"]:
+            line += f"  {means['skipped_steps']:.0f} steps refused"
         steps_per_second = self._outputs.speed.steps_per_second
         if steps_per_second:
             left = duration((self._run.length.total_steps - step) / steps_per_second)

@@ -3,9 +3,13 @@
 import dataclasses
 import os
 import pathlib
+import warnings
 from typing import Any
 
-from nvae_tf.checkpoints.training_state import latest_checkpoint, restore_weights, step_of
+from nvae_tf.checkpoints.kept_checkpoints import latest_checkpoint, step_of
+from nvae_tf.checkpoints.newest_checkpoint import newest_whole
+from nvae_tf.checkpoints.training_state import restore_weights
+from nvae_tf.checkpoints.whole_files import write_whole
 from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, read_config
 from nvae_tf.models import NVAE
 
@@ -20,7 +24,9 @@ CHANGEABLE_SETTINGS = (
     "train.steps",
     "train.epochs",
     "train.checkpoint_every_steps",
+    "train.checkpoint_every_minutes",
     "train.keep_checkpoints",
+    "train.keep_checkpoint_every_hours",
     "train.evaluate_every_steps",
     "train.sample_every_steps",
     "train.log_every_steps",
@@ -75,14 +81,16 @@ class RunFolder:
 def load(path: str | os.PathLike) -> NVAE:
     """The model of a run folder, with the weights of its latest checkpoint.
 
+    Where that is damaged the newest whole one is taken, and a warning tells its step.
+
     Example:
       >>> model = nvae_tf.load("runs/digits")
       >>> images = model.generate(64, temperature=0.7, seed=1)
 
     Raises:
       FileNotFoundError: there is no such folder, it is no run folder, or it has no checkpoint yet.
-      ValueError: `config.json` is damaged or asks for an impossible model; or the checkpoint is damaged or of
-        another architecture, then the first differences are named.
+      ValueError: `config.json` is damaged or asks for an impossible model; or all checkpoints are damaged; or the
+        newest is of another architecture, then the first differences are named.
     """
     folder = RunFolder(pathlib.Path(path))
     config = read_run_config(folder)
@@ -90,18 +98,23 @@ def load(path: str | os.PathLike) -> NVAE:
 
 
 def newest_checkpoint(folder: RunFolder) -> str:
-    """The path of a run's latest checkpoint.
+    """The path of a run's latest checkpoint that is whole; a warning tells which were passed over.
 
     Raises:
       FileNotFoundError: there is none yet.
+      ValueError: all are damaged.
     """
-    checkpoint = latest_checkpoint(folder.checkpoints)
-    if checkpoint is None:
+    found = newest_whole(folder.checkpoints)
+    if found.path is None:
         raise FileNotFoundError(
             f"{folder.path}: no checkpoint in {folder.checkpoints}; train.main writes one every "
             "train.checkpoint_every_steps steps, at its end, and when it is interrupted"
         )
-    return checkpoint
+    if found.passed_over:
+        # Without a line of source text: one line on a terminal.
+        text = f"{folder.checkpoints}: {found.passed_over_line()}"
+        warnings.warn_explicit(text, UserWarning, filename="nvae_tf", lineno=0)
+    return found.path
 
 
 def model_of_checkpoint(config: ExperimentConfig, checkpoint: str) -> NVAE:
@@ -156,16 +169,6 @@ def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunF
     folder.path.mkdir(parents=True, exist_ok=True)
     write_whole(folder.config_file, config_to_json(config))
     return folder
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a text file so that a reader sees the old file or the whole new one, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_empty(folder: RunFolder) -> None:

@@ -3,17 +3,24 @@
 import contextlib
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import tensorflow as tf
 
+from nvae_tf.checkpoints.kept_checkpoints import KeptCheckpoints
+from nvae_tf.checkpoints.newest_checkpoint import FoundCheckpoint, first_line, newest_whole
 from nvae_tf.checkpoints.weight_names import named_weights, nested
+from nvae_tf.checkpoints.whole_files import remove_partial, write_checkpoint
 from nvae_tf.models import NVAE
 
 _MODEL = "model/"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _NAMED_DIFFERENCES = 5
+
+
+class CheckpointNotWritten(OSError):
+    """A checkpoint could not be written; nothing of it was left behind."""
 
 
 class TrainingState:
@@ -26,9 +33,19 @@ class TrainingState:
       model: the model; its running means (`metrics`) are kept too.
       optimizer: the model's optimizer, built.
       keep: how many checkpoints to keep, the latest ones.
+      keep_every_hours: of the others one is kept for good when this time has passed since the one before; 0: none.
+      others: what else decides how the run goes on.
     """
 
-    def __init__(self, folder: pathlib.Path, model: NVAE, optimizer: keras.optimizers.Optimizer, keep: int):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        model: NVAE,
+        optimizer: keras.optimizers.Optimizer,
+        keep: int,
+        keep_every_hours: float = 0.0,
+        others: Sequence[tf.Variable] = (),
+    ):
         self._folder = folder
         self._model = model
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
@@ -37,64 +54,65 @@ class TrainingState:
             optimizer=list(optimizer.variables),
             metrics={metric.name: list(metric.variables) for metric in model.metrics},
             step=self._step,
+            others=list(others),
         )
-        self._manager = tf.train.CheckpointManager(
-            self._checkpoint, str(folder), max_to_keep=keep, checkpoint_name="step"
-        )
+        self._kept = KeptCheckpoints(folder, keep, keep_every_hours)
+        self._whole_step: int | None = None
 
     def save(self, step: int) -> None:
-        """Writes the checkpoint of a step; TensorFlow names it as the latest only when it is whole."""
-        self._step.assign(step)
-        self._manager.save(checkpoint_number=step)
-
-    def restore(self) -> int:
-        """Takes over the latest checkpoint and returns its step; 0 where there is none.
+        """Writes the checkpoint of a step, which comes into its place only when it is whole.
 
         Raises:
-          ValueError: the checkpoint is damaged or of another architecture.
+          CheckpointNotWritten: the disk is full, or the folder can't be written to.
         """
-        checkpoint = latest_checkpoint(self._folder)
-        if checkpoint is None:
-            return 0
-        check_architecture(self._model, checkpoint)
-        with _damage_told(checkpoint):
-            _read_through(checkpoint, prefix="")
-            self._checkpoint.read(checkpoint).assert_existing_objects_matched().expect_partial()
-        return int(self._step.numpy())
+        self._step.assign(step)
+        try:
+            write_checkpoint(self._folder, step, self._checkpoint.write)
+            self._whole_step = step
+            self._kept.add(step)
+        except (OSError, tf.errors.OpError) as error:
+            before = "There is none before, the same command starts anew"
+            if self._whole_step is not None:
+                before = f"That of step {self._whole_step} is whole, the same command goes on from there"
+            raise CheckpointNotWritten(
+                f"{self._folder}: the checkpoint of step {step} could not be written ({_cause(error)}). {before}"
+            ) from error
 
+    def restore(self, tell: Callable[[str], None] = print) -> int:
+        """Takes over the newest whole checkpoint and returns its step; 0 where there is none.
 
-def latest_checkpoint(folder: pathlib.Path) -> str | None:
-    """The prefix of the latest checkpoint of a folder, or None.
+        Args:
+          tell: is given a line about newer checkpoints that were passed over, if there are.
 
-    The list that TensorFlow keeps counts, because it has whole checkpoints only; without a readable list it
-    is the checkpoint of the largest step. A checkpoint whose files were deleted is passed over.
-    """
-    if not folder.is_dir():
-        return None
-    state = tf.train.get_checkpoint_state(str(folder))
-    listed = list(state.all_model_checkpoint_paths) if state else []
-    present = [prefix for prefix in listed if pathlib.Path(f"{prefix}.index").is_file()]
-    if not present:
-        found = (re.fullmatch(r"step-(\d+)\.index", entry.name) for entry in folder.iterdir())
-        steps = sorted(int(match[1]) for match in found if match)
-        present = [str(folder / f"step-{step}") for step in steps]
-    return present[-1] if present else None
-
-
-def step_of(checkpoint: str) -> int:
-    """The step in the prefix of a checkpoint's files."""
-    return int(checkpoint.rpartition("-")[2])
+        Raises:
+          ValueError: there are checkpoints, and all are damaged; or the newest is of another architecture.
+        """
+        found = newest_whole(self._folder)
+        if found.path is not None:
+            check_architecture(self._model, found.path)
+            with _damage_told(found.path):
+                self._checkpoint.read(found.path).assert_existing_objects_matched().expect_partial()
+            self._whole_step = found.step
+        half_written = {step: "half-written" for step in remove_partial(self._folder) if step > found.step}
+        if half_written or found.passed_over:
+            found = FoundCheckpoint(found.path, half_written | found.passed_over)
+            tell(f"{self._folder}: {found.passed_over_line()}.")
+        self._kept.take_over(found.step, found.passed_over)
+        return found.step
 
 
 def restore_weights(model: NVAE, checkpoint: str) -> None:
     """Fills a model from a checkpoint of its architecture; nothing is assigned if it is of another.
+
+    Args:
+      model: the model.
+      checkpoint: a whole checkpoint, see `newest_whole`.
 
     Raises:
       ValueError: the checkpoint is damaged or of another architecture.
     """
     check_architecture(model, checkpoint)
     with _damage_told(checkpoint):
-        _read_through(checkpoint, prefix=_MODEL)
         status = tf.train.Checkpoint(model=nested(named_weights(model))).read(checkpoint)
         status.assert_existing_objects_matched().expect_partial()
 
@@ -126,16 +144,6 @@ def check_architecture(model: NVAE, checkpoint: str) -> None:
         )
 
 
-def _read_through(checkpoint: str, prefix: str) -> None:
-    """Reads all values once, which checks their sums: before any is assigned, and without TensorFlow's complaint about
-    each variable that a restoration which failed half-way has left.
-    """
-    reader = tf.train.load_checkpoint(checkpoint)
-    for name in reader.get_variable_to_shape_map():
-        if name.startswith(prefix):
-            reader.get_tensor(name)
-
-
 def _stored_shapes(checkpoint: str) -> dict[str, tuple[int, ...]]:
     shapes = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
     return {
@@ -149,14 +157,21 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else str(list(shape))
 
 
+def _cause(error: OSError | tf.errors.OpError) -> str:
+    """Why a file could not be written, without TensorFlow's names of operations and temporary files."""
+    if isinstance(error, OSError):
+        return error.strerror or first_line(error)
+    told = re.search(r"; ([^;]+?)( \[Op:.*)?$", first_line(error))
+    return told[1] if told else first_line(error)
+
+
 @contextlib.contextmanager
 def _damage_told(checkpoint: str) -> Iterator[None]:
     """Tells that a file is damaged. TensorFlow does so by exceptions of many kinds, IndexError among them."""
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{checkpoint}: the checkpoint is damaged ({reason}). Restore its files from a copy, or delete "
+            f"{checkpoint}: the checkpoint is damaged ({first_line(error)}). Restore its files from a copy, or delete "
             f"{checkpoint}.* to go on from the one before"
         ) from error

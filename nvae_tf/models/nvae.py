@@ -20,6 +20,7 @@ from nvae_tf.models.inference import InferenceMixin
 from nvae_tf.models.latents import LatentSample, LatentSource, PosteriorSource
 from nvae_tf.models.noise import batch_noise, image_seeds, noise_per_image
 from nvae_tf.models.top_down import TopDown
+from nvae_tf.optimization.step_guard import StepGuard
 
 
 class Decoded(NamedTuple):
@@ -82,12 +83,16 @@ class NVAE(InferenceMixin, keras.Model):
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction")
         self.kl_tracker = keras.metrics.Mean(name="kl")
+        self.skipped_tracker = keras.metrics.Sum(name="skipped_steps")
+        self.step_guard = StepGuard()
         self.built = True
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The running means that `fit` and `evaluate` report: loss, reconstruction and KL, in nats per image."""
-        return [self.loss_tracker, self.reconstruction_tracker, self.kl_tracker]
+        """What `fit` and `evaluate` report: means of loss, reconstruction and KL in nats per image, and how many
+        steps were not taken because of NaN or infinity (`nvae_tf.optimization.StepGuard`).
+        """
+        return [self.loss_tracker, self.reconstruction_tracker, self.kl_tracker, self.skipped_tracker]
 
     def infer(self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None) -> Decoded:
         """Bottom-up and top-down with every latent from the posterior.
@@ -144,9 +149,8 @@ class NVAE(InferenceMixin, keras.Model):
             elbo, loss = self.training_loss(images, self._training_noise(images, step), step, forward)
             scaled_loss = self.optimizer.scale_loss(loss.loss)
         gradients = tape.gradient(scaled_loss, self.trainable_weights)
-        self.optimizer.apply(gradients, self.trainable_weights)
-        forward.commit()
-        return self._report(elbo, loss.loss)
+        self._take_step_if_sound(gradients, loss.loss, elbo, forward)
+        return self._results()
 
     def training_loss(
         self, images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
@@ -172,7 +176,8 @@ class NVAE(InferenceMixin, keras.Model):
         noise = batch_noise(self.plan.latent_shapes(), tf.shape(images)[0], (self.seed, -1))
         decoded = self.infer(images, noise)
         elbo = decoded.elbo(images)
-        return self._report(elbo, tf.reduce_mean(elbo.nelbo))
+        self._track(elbo, tf.reduce_mean(elbo.nelbo))
+        return self._results()
 
     def get_config(self) -> dict:
         """The settings, for `save` and `from_config`."""
@@ -203,10 +208,31 @@ class NVAE(InferenceMixin, keras.Model):
             layer_variable.assign(value)
         self.data_initialised.assign(1.0)
 
-    def _report(self, elbo: objectives.Elbo, loss: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _take_step_if_sound(
+        self, gradients: list[tf.Tensor], loss: tf.Tensor, elbo: objectives.Elbo, forward: ForwardPass
+    ) -> None:
+        """Updates weights, slots and running statistics, all or none of them, as the step guard decides."""
+        norm = tf.linalg.global_norm(gradients)
+        accepted = self.step_guard.accepts(loss, norm)
+        scales_loss = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        # Gradients that overflow are how a scaler of the loss learns to scale less; it looks at them by itself.
+        applies = accepted | ~tf.math.is_finite(norm) if scales_loss else accepted
+
+        def follow() -> None:
+            forward.commit()
+            self._track(elbo, loss)
+
+        tf.cond(applies, lambda: self.optimizer.apply(gradients, self.trainable_weights), lambda: None)
+        tf.cond(accepted, follow, lambda: None)
+        self.step_guard.observe(loss, accepted)
+        self.skipped_tracker.update_state(tf.where(accepted, 0.0, 1.0))
+
+    def _track(self, elbo: objectives.Elbo, loss: tf.Tensor) -> None:
         self.loss_tracker.update_state(loss)
         self.reconstruction_tracker.update_state(elbo.reconstruction)
         self.kl_tracker.update_state(tf.reduce_sum(elbo.kl, axis=1))
+
+    def _results(self) -> dict[str, tf.Tensor]:
         return {metric.name: metric.result() for metric in self.metrics}
 
     def _images_of(self, data) -> tf.Tensor:

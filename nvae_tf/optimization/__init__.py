@@ -1,6 +1,7 @@
 """The optimizer and the learning-rate schedule of the published training runs."""
 
 from nvae_tf.optimization.adamax import NVAEAdamax
-from nvae_tf.optimization.schedule import WarmupCosine
+from nvae_tf.optimization.schedule import LoweredRate, WarmupCosine
+from nvae_tf.optimization.step_guard import RunawayGuard, StepGuard
 
-__all__ = ["NVAEAdamax", "WarmupCosine"]
+__all__ = ["LoweredRate", "NVAEAdamax", "RunawayGuard", "StepGuard", "WarmupCosine"]

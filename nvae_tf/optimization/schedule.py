@@ -3,6 +3,7 @@
 import math
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 
@@ -43,3 +44,26 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     def get_config(self) -> dict:
         """The settings, for saving."""
         return dict(vars(self))
+
+
+@keras.saving.register_keras_serializable("nvae_tf")
+class LoweredRate(keras.optimizers.schedules.LearningRateSchedule):
+    """Another schedule times a factor that may be lowered while training goes on."""
+
+    def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, factor: float = 1.0):
+        self.schedule = schedule
+        self.factor = tf.Variable(factor, trainable=False, dtype=tf.float32, name="learning_rate_factor")
+
+    def __call__(self, step):
+        """The learning rate at a step counted from 0."""
+        return self.schedule(step) * self.factor
+
+    def get_config(self) -> dict:
+        """The schedule and the present factor, for saving."""
+        schedule = keras.optimizers.schedules.serialize(self.schedule)
+        return {"schedule": schedule, "factor": float(self.factor)}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "LoweredRate":
+        """The schedule of settings from `get_config`."""
+        return cls(keras.optimizers.schedules.deserialize(config["schedule"]), config["factor"])

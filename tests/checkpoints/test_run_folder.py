@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import nvae_tf
+from nvae_tf.checkpoints.kept_checkpoints import step_of
 from nvae_tf.checkpoints.run_folder import CHANGEABLE_SETTINGS, RunFolder, open_for_training
-from nvae_tf.checkpoints.training_state import TrainingState, latest_checkpoint, step_of
+from nvae_tf.checkpoints.training_state import TrainingState
 from nvae_tf.checkpoints.weight_names import named_weights, nested
 from nvae_tf.config import ExperimentConfig, TrainConfig, config_to_json
 from nvae_tf.optimization import NVAEAdamax
@@ -94,17 +95,6 @@ def test_nothing_to_restore_is_step_0(tmp_path, saved_model):
     assert state_of(RunFolder(tmp_path), saved_model).restore() == 0
 
 
-def test_deleting_the_latest_checkpoint_leaves_the_one_before(folder):
-    for file in folder.checkpoints.glob("step-10.*"):
-        file.unlink()
-    assert step_of(latest_checkpoint(folder.checkpoints)) == 5
-
-
-def test_without_tensorflows_list_the_largest_step_counts(folder):
-    (folder.checkpoints / "checkpoint").write_text("{ not a list")
-    assert step_of(latest_checkpoint(folder.checkpoints)) == 10
-
-
 @pytest.mark.parametrize("change", [{"num_flows": 0}, {"num_groups_per_scale": 2}, {"num_channels_decoder": 4}])
 def test_a_checkpoint_of_another_architecture_is_named_and_not_loaded(folder, change):
     other = dataclasses.replace(MODEL, **change)
@@ -118,33 +108,6 @@ def test_a_checkpoint_of_another_architecture_is_named_and_not_loaded(folder, ch
     with pytest.raises(ValueError, match="another architecture"):
         state_of(folder, model).restore()
     assert_same(values(model.weights), before)
-
-
-def cut_data(folder, model):
-    data = next(folder.checkpoints.glob("step-10.data*"))
-    data.write_bytes(data.read_bytes()[:500])
-
-
-def flip_bit_of_a_weight(folder, model):
-    data = next(folder.checkpoints.glob("step-10.data*"))
-    content = bytearray(data.read_bytes())
-    content[content.index(model.top_down.start.numpy().tobytes()) + 2] ^= 1
-    data.write_bytes(content)
-
-
-def cut_index(folder, model):
-    (folder.checkpoints / "step-10.index").write_bytes(b"cut short")
-
-
-def remove_data(folder, model):
-    next(folder.checkpoints.glob("step-10.data*")).unlink()
-
-
-@pytest.mark.parametrize("damage", [cut_data, flip_bit_of_a_weight, cut_index, remove_data])
-def test_a_damaged_checkpoint_is_told(folder, damage, saved_model):
-    damage(folder, saved_model)
-    with pytest.raises(ValueError, match=r"step-10: the checkpoint is damaged .*delete .*step-10\.\*"):
-        nvae_tf.load(folder.path)
 
 
 def test_what_is_missing_is_told(folder, tmp_path):

@@ -1,0 +1,61 @@
+"""`train.initialise_from` from outside: a run starts with the weights of another, stops, and goes on without it."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import tensorflow as tf
+
+# Low enough for what was learned to stay, with other figures at the steps of the first run.
+CHANGES = {"train__seed": 6, "train__steps": 30, "optimizer__learning_rate": 1e-3}
+
+
+def tensors(workdir, step):
+    reader = tf.train.load_checkpoint(str(workdir / "checkpoints" / f"step-{step}"))
+    names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
+    return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}
+
+
+def nelbo_of(workdir, step):
+    with (workdir / "metrics.csv").open(newline="") as file:
+        return next(float(row["test_nelbo_nats"]) for row in csv.DictReader(file) if int(row["step"]) == step)
+
+
+def test_a_run_from_anothers_weights_stops_and_goes_on_without_them(commands, finished_run, tmp_path):
+    source = shutil.copytree(finished_run[0], tmp_path / "source")
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
+    process = commands.run(commands.tiny_training(whole, **CHANGES, train__initialise_from=source))
+    assert process.returncode == 0, process.stderr
+    assert f"Starts from {source}, step 60: all " in process.stdout and "step 30/30" in process.stdout
+    assert json.loads((whole / "config.json").read_text())["train"]["initialise_from"] == str(source)
+    assert nelbo_of(whole, 20) < nelbo_of(source, 20)
+
+    command = commands.tiny_training(interrupted, **CHANGES, train__initialise_from=source)
+    code, output = commands.run_until_training(command, commands.SIGINT)
+    assert code == 130 and "Starts from" in output
+    shutil.rmtree(source)
+    process = commands.run(command)
+    assert process.returncode == 0, process.stderr
+    assert ", from step " in process.stdout and "Starts from" not in process.stdout
+    expected, found = tensors(whole, 30), tensors(interrupted, 30)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+    # The source belongs to the run, and a new run needs it.
+    check_refusal(
+        commands.run(commands.tiny_training(interrupted, **CHANGES)),
+        f"train.initialise_from was '{source}' and is now None",
+    )
+    new = tmp_path / "new"
+    check_refusal(
+        commands.run(commands.tiny_training(new, **CHANGES, train__initialise_from=source)),
+        f"train.initialise_from = '{source}': no such file or folder",
+    )
+    assert not new.exists()
+
+
+def check_refusal(process, message):
+    assert process.returncode == 2
+    assert len(process.stderr.strip().splitlines()) == 1 and message in process.stderr

@@ -1,0 +1,82 @@
+"""Runs with injected faults: a single bad step, trouble that smaller steps cure, and trouble that nothing cures."""
+
+import csv
+
+import pytest
+import tensorflow as tf
+
+# Puts something else in place of the loss where CONDITION holds; `count` is the number of the step that is tried.
+INJECTED = """
+import tensorflow as tf
+from nvae_tf.models import NVAE
+
+original, tried = NVAE.training_loss, tf.Variable(0, dtype=tf.int32)
+
+def poisoned(self, images, noise, step, forward):
+    elbo, loss = original(self, images, noise, step, forward)
+    count, factor = tried.assign_add(1), self.optimizer._learning_rate.factor
+    return elbo, loss._replace(loss=tf.where({condition}, {value}, loss.loss))
+
+NVAE.training_loss = poisoned
+from train.main import run
+run()
+"""
+
+
+@pytest.fixture
+def train(commands, tmp_path):
+    """`train(condition, value, **settings)` runs a tiny training with the fault; its process and folder."""
+
+    def start(condition, value, **settings):
+        script = tmp_path / "injected.py"
+        script.write_text(INJECTED.format(condition=condition, value=value))
+        settings = {"train__checkpoint_every_steps": 20, "train__refused_steps": 10} | settings
+        _, _, *flags = commands.tiny_training(tmp_path / "run", **settings)
+        return commands.run([script, *flags]), tmp_path / "run"
+
+    return start
+
+
+def values_of(folder, step, part):
+    """The tensors of a checkpoint whose name contains `part`."""
+    reader = tf.train.load_checkpoint(str(folder / "checkpoints" / f"step-{step}"))
+    return [reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if part in name]
+
+
+@pytest.mark.slow
+def test_trouble_that_smaller_steps_cure(train):
+    done, folder = train("(count > 30) & (factor > 0.9)", "float('nan')")
+    assert done.returncode == 0, done.stderr
+    assert "10 steps in a row were refused" in done.stdout
+    assert "Back to step 20, with 0.5 of the learning rate." in done.stdout
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["20", "40", "60"]
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates[1] < 0.7 * rates[0]
+
+
+@pytest.mark.slow
+def test_trouble_that_nothing_cures(train):
+    done, folder = train("count > 30", "float('inf')", train__rollbacks=2)
+    assert done.returncode == 2
+    assert done.stdout.count("Back to step 20") == 2 and "with 0.25 of the learning rate" in done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: 10 steps in a row were refused") and "after 2 returns to a checkpoint" in line
+    assert {file.name.partition(".")[0] for file in (folder / "checkpoints").glob("step-*")} == {"step-20"}
+
+
+@pytest.mark.slow
+def test_a_single_bad_step_costs_one_step(train):
+    # After the 100 steps that the limit is learned from.
+    done, folder = train("count == 120", "1e6 * loss.loss", train__steps=150, train__evaluate_every_steps=150)
+    assert done.returncode == 0, done.stderr
+    assert "Back to" not in done.stdout
+    assert max(int(value) for value in values_of(folder, 150, "optimizer/0/")) == 149
+
+
+@pytest.mark.slow
+def test_trouble_before_the_first_checkpoint_goes_on_where_it_is(train):
+    done, _ = train("(count > 5) & (factor > 0.9)", "float('nan')", train__checkpoint_every_steps=1000)
+    assert done.returncode == 0, done.stderr
+    assert "Back to step 20, with 0.5 of the learning rate." in done.stdout
