@@ -5,6 +5,7 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 # Low enough for what was learned to stay, with other figures at the steps of the first run.
@@ -22,6 +23,7 @@ def nelbo_of(workdir, step):
         return next(float(row["test_nelbo_nats"]) for row in csv.DictReader(file) if int(row["step"]) == step)
 
 
+@pytest.mark.slow
 def test_a_run_from_anothers_weights_stops_and_goes_on_without_them(commands, finished_run, tmp_path):
     source = shutil.copytree(finished_run[0], tmp_path / "source")
     whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"

@@ -192,6 +192,7 @@ def test_inspect_data_names_a_bad_picture_in_one_line(commands, tmp_path):
     assert "--config.data.on_bad_file=skip" in process.stderr and not output.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(commands, tmp_path):
     count, met_at_step = 32, 5
     folder, workdir = tmp_path / "images", tmp_path / "run"
