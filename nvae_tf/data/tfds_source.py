@@ -53,10 +53,11 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
     """
     builder = _builder(spec)
     _check_form(builder, spec)
-    if not builder.is_prepared():
+    # TFDS' builder of a folder of pictures needs no preparation and never says that it is prepared.
+    if not builder.is_prepared() and not isinstance(builder, tfds.folder_dataset.ImageFolder):
         download_and_prepare(builder)
     name = {"train": spec.train_split, "test": spec.test_split}[split]
-    count = _number_of_examples(builder, name, split)
+    count = _number_of_examples(builder, name, split, spec)
     cache = DecodedCache(spec, split, fingerprint(spec, _contents(builder))) if spec.cache else None
     if cache is None:
         _check_memory(spec, count)
@@ -192,7 +193,10 @@ def _check_form(builder, spec):
             )
 
 
-def _number_of_examples(builder, name, split):
+def _number_of_examples(builder, name, split, spec):
+    if not builder.info.splits:
+        # A set that says nothing of its size, as TFDS' mocks: it is read once to count.
+        return sum(len(batch["image"]) for batch in _batches(builder, name, spec))
     try:
         count = builder.info.splits[name].num_examples
         if count < 1:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from nvae_tf.data import data_spec, tfds_source
 from nvae_tf.data.pipeline import evaluation_batches
@@ -161,3 +162,32 @@ def test_a_failed_decoding_leaves_nothing_behind(own_set, tmp_path):
     with pytest.raises(ValueError, match="an image is 8x9"):
         load_split(dataclasses.replace(spec, cache=str(tmp_path / "cache")), "train")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_mocked_set_through_to_a_batch(monkeypatch, tmp_path):
+    monkeypatch.setattr("nvae_tf.data.tfds_download.unreachable_hosts", lambda urls: {})
+    spec = dataclasses.replace(data_spec("celeba64"), path=str(tmp_path))
+    with tfds.testing.mock_data(num_examples=12):
+        source = load_split(spec, "train")
+    assert source.count == 12
+    assert batches_of_source(source, spec).shape == (12, 64, 64, 3)
+
+
+def test_tfds_own_folders_of_pictures(monkeypatch, tmp_path):
+    images = random_images(6, 20, 30, 3)
+    for part, numbers in (("train", range(4)), ("test", range(4, 6))):
+        for number in numbers:
+            file = tmp_path / part / "class" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[number]).save(file)
+    folder = tfds.folder_dataset.ImageFolder(str(tmp_path))
+    monkeypatch.setattr(tfds_source.tfds, "builder", lambda name, data_dir: folder)
+    spec = dataclasses.replace(CIFAR10, source_name="pictures", path=str(tmp_path), height=20, width=30)
+    for part, numbers in (("train", range(4)), ("test", range(4, 6))):
+        source = load_split(spec, part)
+        found = {image.tobytes() for image in source.images}
+        assert found == {images[number].tobytes() for number in numbers}
+
+
+def batches_of_source(source, spec):
+    return np.concatenate(list(evaluation_batches(source, spec, batch_size=5, seed=0)))
