@@ -63,29 +63,25 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
         _check_memory(spec, count)
         return _in_memory(builder, name, spec, count, report)
     if not cache.exists:
-        cache.write((batch["image"] for batch in _batches(builder, name, spec)), count, report)
+        cache.write(_batches(builder, name, spec), count, report)
     return cache.source()
 
 
 def _in_memory(builder, name, spec, count, report):
-    images, labels, done = np.empty((count, *spec.image_shape), np.uint8), [], 0
+    images, done = np.empty((count, *spec.image_shape), np.uint8), 0
     for batch in _batches(builder, name, spec):
-        images[done : done + len(batch["image"])] = batch["image"]
-        done += len(batch["image"])
-        labels += [batch["label"]] if "label" in batch else []
+        images[done : done + len(batch)] = batch
+        done += len(batch)
         report.progress(f"reading {builder.info.full_name}: {done:,} of {count:,} images")
     if done != count:
         raise ValueError(f"{builder.data_path}: has {done} images, and says that it has {count}; prepare the set anew")
-    return ArraySource(images, labels=np.concatenate(labels).astype(np.int64) if labels else None)
+    return ArraySource(images)
 
 
-def _batches(builder, name, spec) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of `image`, uint8 of the spec's size, and `label` where it is a number."""
+def _batches(builder, name, spec) -> Iterator[np.ndarray]:
+    """Batches of images, uint8 of the spec's size."""
     # File order, so that an example keeps its number from one run to the next.
     dataset = builder.as_dataset(split=name, shuffle_files=False)
-    features = builder.info.features
-    is_label = "label" in features and isinstance(features["label"], tfds.features.ClassLabel)
-    kept = ("image", "label") if is_label else ("image",)
     problems = []
 
     def fit(pixels):
@@ -97,7 +93,7 @@ def _batches(builder, name, spec) -> Iterator[dict[str, np.ndarray]]:
 
     def fitted(example):
         image = tf.numpy_function(fit, [example["image"]], tf.uint8, stateful=False)
-        return {key: example[key] for key in kept} | {"image": tf.ensure_shape(image, spec.image_shape)}
+        return tf.ensure_shape(image, spec.image_shape)
 
     batches = dataset.map(fitted, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(_READ_BATCH)
 
@@ -196,7 +192,7 @@ def _check_form(builder, spec):
 def _number_of_examples(builder, name, split, spec):
     if not builder.info.splits:
         # A set that says nothing of its size, as TFDS' mocks: it is read once to count.
-        return sum(len(batch["image"]) for batch in _batches(builder, name, spec))
+        return sum(len(batch) for batch in _batches(builder, name, spec))
     try:
         count = builder.info.splits[name].num_examples
         if count < 1:

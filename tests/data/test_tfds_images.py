@@ -50,7 +50,7 @@ def celeba64(tmp_path):
 
 def test_celeba_is_cut_around_the_face_and_scaled(celeba64):
     source = load_split(celeba64, "train")
-    assert source.images.shape == (10, 64, 64, 3) and source.labels is None
+    assert source.images.shape == (10, 64, 64, 3)
     # They were stored as JPEG.
     stored = tfds.builder("celeb_a", data_dir=celeba64.path).as_dataset("train", shuffle_files=False)
     whole = np.stack([example["image"] for example in stored.as_numpy_iterator()])

@@ -48,7 +48,6 @@ def test_a_prepared_set_through_to_a_batch_without_network(spec, no_network, tmp
     store_known_set(tmp_path, spec.source_name, train=images, test=images[:3])
     source = load(spec, "train", tmp_path)
     np.testing.assert_array_equal(source.images, images)
-    np.testing.assert_array_equal(source.labels, np.arange(40) % 10)
     np.testing.assert_array_equal(load(spec, "test", tmp_path).images, images[:3])
     batch = next(iter(training_batches(source, spec, batch_size=8, seed=1))).numpy()
     assert batch.shape == (8, *spec.image_shape) and batch.dtype == np.float32
@@ -83,10 +82,10 @@ def cifar10_records(count, seed):
 
 @pytest.fixture
 def cifar10_in_manual_folder(tmp_path, monkeypatch):
-    """A small archive of CIFAR-10's form where a user puts the real one; its test labels and images."""
+    """A small archive of CIFAR-10's form where a user puts the real one; its test images."""
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)
-    test_labels, test_images, test_bytes = cifar10_records(4, seed=9)
+    _, test_images, test_bytes = cifar10_records(4, seed=9)
     contents = {f"data_batch_{number}.bin": cifar10_records(3, seed=number)[2] for number in range(1, 6)}
     contents["test_batch.bin"] = test_bytes
     contents["batches.meta.txt"] = "\n".join(f"class{number}" for number in range(10)).encode()
@@ -101,20 +100,19 @@ def cifar10_in_manual_folder(tmp_path, monkeypatch):
     checksum = hashlib.sha256(archive_bytes).hexdigest()
     info = tfds.download.checksums.UrlInfo(len(archive_bytes), checksum, CIFAR10_ARCHIVE)
     monkeypatch.setattr(builder_class, "url_infos", {url: info})
-    return test_labels, test_images
+    return test_images
 
 
 def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(
     cifar10_in_manual_folder, no_network, tmp_path
 ):
-    labels, images = cifar10_in_manual_folder
+    images = cifar10_in_manual_folder
     assert load(CIFAR10, "train", tmp_path).count == 15
     (tmp_path / "downloads" / "manual" / CIFAR10_ARCHIVE).unlink()
 
     prepared = load(CIFAR10, "test", tmp_path)
     order = [next(i for i, image in enumerate(images) if (image == loaded).all()) for loaded in prepared.images]
     assert sorted(order) == [0, 1, 2, 3]
-    np.testing.assert_array_equal(prepared.labels, labels[order])
     (batch,) = evaluation_batches(prepared, CIFAR10, batch_size=4, seed=0)
     np.testing.assert_array_equal(batch, images[order].astype(np.float32) / np.float32(255))
 
