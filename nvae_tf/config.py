@@ -113,12 +113,17 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Adamax and its learning-rate schedule (Vahdat & Kautz 2020, appendix A)."""
+    """Adamax and its learning-rate schedule (Vahdat & Kautz 2020, appendix A).
+
+    With an `ema_momentum` above 0 a running mean of the weights is kept (`ema = momentum * ema + (1 - momentum) *
+    weight` at every step), which evaluation and generation then use.
+    """
 
     learning_rate: float = 1e-2
     learning_rate_min: float = 1e-4
     warmup_epochs: float = 5.0
     weight_decay: float = 3e-4
+    ema_momentum: float = 0.0
 
     def __post_init__(self):
         check(
@@ -128,6 +133,7 @@ class OptimizerConfig:
         for name in ("learning_rate_min", "warmup_epochs", "weight_decay"):
             value = getattr(self, name)
             check(value >= 0.0, f"optimizer.{name} = {value}: must not be negative")
+        check(0.0 <= self.ema_momentum < 1.0, f"optimizer.ema_momentum = {self.ema_momentum}: must lie in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)

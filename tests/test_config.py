@@ -51,7 +51,7 @@ CHANGED = ExperimentConfig(
         residual_distributions=False,
     ),
     objective=ObjectiveConfig(7, 0.5, 0.25, 0.125, 0.5, True, 2.0),
-    optimizer=OptimizerConfig(0.25, 0.125, 1.5, 0.0),
+    optimizer=OptimizerConfig(0.25, 0.125, 1.5, 0.0, 0.5),
     data=DataSpec(
         name="my_faces",
         source="folder",
@@ -78,7 +78,11 @@ CHANGED = ExperimentConfig(
         on_bad_file="skip",
         cache="decoded",
     ),
-    train=TrainConfig(*(3, 5, 7, 11, 13, 17.0, 19, 23.0, 29, 31, 37), "other_run", 41.0, 43, 47),
+    train=TrainConfig(
+        *(3, 5, 7, 11, 13, 17.0, 19, 23.0, 29, 31, 37),
+        *("other_run", 41.0, 43, 47),
+        *("mirrored", 53, "mixed_bfloat16", "off", "groups", 3, True, (59, 61), False),
+    ),
 )
 
 

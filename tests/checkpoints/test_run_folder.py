@@ -146,8 +146,8 @@ def test_a_foreign_folder_is_refused_and_not_touched(tmp_path):
 
 def test_a_run_with_other_settings_is_refused_and_not_touched(folder):
     before = folder.config_file.read_text()
-    other = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, batch_size=64, steps=7))
-    with pytest.raises(ValueError, match="train.batch_size was 32 and is now 64") as error:
+    other = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, seed=64, steps=7))
+    with pytest.raises(ValueError, match="train.seed was 3 and is now 64") as error:
         open_for_training(folder.path, other)
     assert "train.steps" not in str(error.value)
     assert folder.config_file.read_text() == before
