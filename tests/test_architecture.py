@@ -16,17 +16,17 @@ LONGEST_FILE = 260
 
 SETTINGS = {"config", "data_spec", "latent_plan", "setting_checks", "train_config"}
 # Which parts of the library each part may import, besides itself.
-BELOW_MODELS = SETTINGS | {"fan_out", "layers", "distributions", "flows", "objective", "optimization"}
+BELOW_MODELS = SETTINGS | {"fan_out", "replicas", "layers", "distributions", "flows", "objective", "optimization"}
 ARROWS = {
     "setting_checks": set(),
     "data_spec": {"setting_checks"},
     "config": {"data_spec", "setting_checks", "train_config"},
     "train_config": {"setting_checks"},
     "latent_plan": {"config", "setting_checks"},
-    "layers": {"latent_plan"},  # the plan's words for a cell: plain data
+    "layers": {"latent_plan", "replicas"},  # the plan's words for a cell: plain data
     "distributions": {"fan_out"},
     "flows": {"layers"},
-    "objective": SETTINGS | {"layers", "distributions"},
+    "objective": SETTINGS | {"layers", "distributions", "replicas"},
     "optimization": set(),
     "models": BELOW_MODELS,
     "data": BELOW_MODELS | {"models", "quiet_tensorflow"},
@@ -36,6 +36,7 @@ ARROWS = {
     "command_errors": set(),
     "fan_out": set(),
     "quiet_tensorflow": set(),
+    "replicas": set(),
 }
 # What Keras and TFP have documented already.
 INHERITED = {"build", "call", "get_config", "from_config", "compute_output_shape", "compute_output_spec"}

@@ -27,7 +27,9 @@ class RunOutputs:
     def __init__(self, folder: RunFolder, run: Run, stop: StopRequest):
         self.status = StatusLine()
         self.speed = Speed()
-        self._folder, self._run, self._stop = folder, run, stop
+        self._folder, self._run = folder, run
+        # Several processes stop at a step, together.
+        self._check_stop = stop.check if run.replicas.share.count == 1 else lambda: None
         self._metrics = MetricsFile(folder.metrics_file)
         self._tensorboard = TensorBoardWriter(folder.tensorboard)
         self._batch_size = min(run.config.train.batch_size, run.images.test.count)
@@ -83,7 +85,7 @@ class RunOutputs:
         return step % interval == 0 or step == self._run.length.total_steps
 
     def _images_per_second(self) -> float:
-        return (self.speed.steps_per_second or 0.0) * self._run.config.train.batch_size
+        return (self.speed.steps_per_second or 0.0) * self._run.images_a_step
 
     def _write_evaluation(self, step: int) -> None:
         self.speed.pause()
@@ -112,14 +114,14 @@ class RunOutputs:
         )
 
     def _show_evaluation(self, done: int) -> None:
-        self._stop.check()
+        self._check_stop()
         if self.status.is_due:
             self.status.show(f"evaluating: {done:,} of {self._run.images.test.count:,} test images")
 
     def _write_samples(self, step: int, picture: pathlib.Path) -> None:
         self.speed.pause()
         images = self._generator.generate(
-            _SAMPLE_COUNT, _SAMPLE_TEMPERATURE, _FIXED_SEED, lambda done: self._stop.check()
+            _SAMPLE_COUNT, _SAMPLE_TEMPERATURE, _FIXED_SEED, lambda done: self._check_stop()
         )
         pixels = image_grid(images, enlarge=None)
         write_png(picture, pixels)

@@ -19,6 +19,7 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, WarmupCosine
 from train.progress import StatusLine
+from train.strategy import ONE_DEVICE, Replicas
 
 
 class Images(NamedTuple):
@@ -45,6 +46,7 @@ class Run(NamedTuple):
       images: the data set.
       model: the model, compiled, with all weights made.
       schedule: step -> learning rate.
+      replicas: the devices that train.
     """
 
     config: ExperimentConfig
@@ -52,6 +54,12 @@ class Run(NamedTuple):
     images: Images
     model: nvae_tf.NVAE
     schedule: LoweredRate
+    replicas: Replicas = ONE_DEVICE
+
+    @property
+    def images_a_step(self) -> int:
+        """The images of all replicas."""
+        return self.config.train.batch_size * self.replicas.count
 
 
 def load_images(config: ExperimentConfig) -> Images:
@@ -68,13 +76,13 @@ def load_images(config: ExperimentConfig) -> Images:
     return Images(config.data, train, test)
 
 
-def run_length(config: ExperimentConfig, num_images: int) -> RunLength:
+def run_length(config: ExperimentConfig, num_images: int, replica_count: int = 1) -> RunLength:
     """Steps an epoch and in all: `train.steps`, or `train.epochs` whole epochs.
 
     Raises:
       ValueError: a batch is larger than the training part.
     """
-    epoch = steps_per_epoch(num_images, config.train.batch_size)
+    epoch = steps_per_epoch(num_images, config.train.batch_size * replica_count)
     return RunLength(epoch, config.train.steps or config.train.epochs * epoch)
 
 
@@ -85,7 +93,11 @@ def with_length(config: ExperimentConfig, length: RunLength) -> ExperimentConfig
 
 
 def new_run(
-    config: ExperimentConfig, length: RunLength, images: Images, workdir: str | os.PathLike | None = None
+    config: ExperimentConfig,
+    length: RunLength,
+    images: Images,
+    workdir: str | os.PathLike | None = None,
+    replicas: Replicas = ONE_DEVICE,
 ) -> Run:
     """A run before its first step; the same settings give the same initial weights.
 
@@ -95,11 +107,27 @@ def new_run(
     Raises:
       ValueError, FileNotFoundError: see `nvae_tf.checkpoints.initialisation.initialise`.
     """
-    keras.utils.set_random_seed(config.train.seed)
-    model = nvae_tf.NVAE(config.model, config.objective, seed=config.train.seed)
-    goes_on = workdir is not None and steps_of_files(RunFolder(pathlib.Path(workdir)).checkpoints, "index")
-    if config.train.initialise_from is not None and not goes_on:
-        StatusLine().keep(initialise(model, config.train.initialise_from).report())
+    with replicas.strategy.scope():
+        model, schedule = new_model(config, length)
+        goes_on = workdir is not None and steps_of_files(RunFolder(pathlib.Path(workdir)).checkpoints, "index")
+        if config.train.initialise_from is not None and not goes_on:
+            StatusLine().keep(initialise(model, config.train.initialise_from).report())
+        model.optimizer.build(model.trainable_variables)
+    return Run(config, length, images, model, schedule, replicas)
+
+
+def new_model(config: ExperimentConfig, length: RunLength) -> tuple[nvae_tf.NVAE, LoweredRate]:
+    """The model with its first weights, compiled, and its schedule: step -> learning rate."""
+    settings = config.train
+    keras.utils.set_random_seed(settings.seed)
+    model = nvae_tf.NVAE(
+        config.model,
+        config.objective,
+        seed=settings.seed,
+        recompute=settings.recompute,
+        accumulate_steps=settings.accumulate_steps,
+        dtype=settings.precision,
+    )
     schedule = LoweredRate(
         WarmupCosine(
             config.optimizer.learning_rate,
@@ -109,9 +137,10 @@ def new_run(
             total_steps=length.total_steps,
         )
     )
-    model.step_guard = RunawayGuard(config.train.loss_tolerance)
-    optimizer = NVAEAdamax(learning_rate=schedule, l2=config.optimizer.weight_decay)
-    optimizer.build(model.trainable_variables)
-    # XLA runs this model's convolutions many times slower than TensorFlow's own kernels on a CPU.
+    model.step_guard = RunawayGuard(settings.loss_tolerance)
+    momentum = config.optimizer.ema_momentum
+    average = {"use_ema": True, "ema_momentum": momentum} if momentum else {}
+    optimizer = NVAEAdamax(learning_rate=schedule, l2=config.optimizer.weight_decay, **average)
+    # What compiles is the step with all that is around it, see `train.compilation`.
     model.compile(optimizer=optimizer, jit_compile=False)
-    return Run(config, length, images, model, schedule)
+    return model, schedule

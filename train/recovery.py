@@ -30,13 +30,13 @@ class Recovery:
     @property
     def is_sound(self) -> bool:
         """Whether the latest step was taken: only then is a checkpoint worth going back to."""
-        return float(self._guard.refused_in_a_row) == 0.0
+        return float(self._guard.refused_in_a_row.numpy()) == 0.0
 
     def must_go_back(self, step: int) -> bool:
         """Whether too many steps in a row were refused; looked at every tenth step."""
         if step % _CHECK_EVERY_STEPS:
             return False
-        return float(self._guard.refused_in_a_row) >= self._settings.refused_steps
+        return float(self._guard.refused_in_a_row.numpy()) >= self._settings.refused_steps
 
     def lower_rate(self, go_back) -> str:
         """Goes back and lowers the learning rate.
@@ -50,8 +50,8 @@ class Recovery:
         Raises:
           ValueError: the run has gone back as often as it may.
         """
-        refused, limit = int(self._guard.refused_in_a_row), float(self._guard.limit)
-        rollbacks = int(self._rollbacks) + 1
+        refused, limit = int(self._guard.refused_in_a_row.numpy()), float(self._guard.limit)
+        rollbacks = int(self._rollbacks.numpy()) + 1
         reason = f"{refused} steps in a row were refused: their loss is not finite or above the limit of {limit:,.4g}"
         if rollbacks > self._settings.rollbacks:
             raise ValueError(

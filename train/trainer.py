@@ -2,7 +2,9 @@
 
 import math
 import os
+import pathlib
 import time
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -11,62 +13,82 @@ from nvae_tf.checkpoints.training_state import TrainingState
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.picture_files import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
+from train.compilation import compiles_whole_step
 from train.devices import suit_devices
-from train.image_record import note_images
+from train.image_record import check_images_a_step, note_images
 from train.outputs import RunOutputs
 from train.preparation import Run, load_images, new_run, run_length, with_length
 from train.progress import StatusLine, duration
 from train.recovery import Recovery
 from train.stopping import StopRequest, StopRequested, TrainingInterrupted
+from train.strategy import chosen_replicas
 
 
 def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> None:
     """Trains a model in a run folder, from its latest checkpoint on if it has one.
 
     The weights after step n are a function of the settings alone: interrupted and continued runs end with the
-    same.
+    same. Several processes call this with the same arguments; the first of them, the chief, writes.
 
     Args:
       config: the settings.
       workdir: a new or empty folder, or that of the same run.
 
     Raises:
-      ValueError: the settings do not fit each other or the data, the folder holds something else, all its
+      ValueError: the settings do not fit each other, the devices or the data, the folder holds something else, all its
         checkpoints are damaged, or training has diverged.
       CheckpointNotWritten: the disk is full, or the folder can't be written to.
       ConnectionError: the data must be downloaded and can't be.
       TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint was saved.
     """
+    replicas = chosen_replicas(config.train)
     suit_devices()
+    compiled = compiles_whole_step(config.train.xla, replicas.count)
+    if config.train.deterministic:
+        tf.config.experimental.enable_op_determinism()
     images = load_images(config)
-    length = run_length(config, images.train.count)
+    length = run_length(config, images.train.count, replicas.count)
     config = with_length(config, length)
     # Before anything is written: settings that make no model leave no folder behind.
-    run = new_run(config, length, images, workdir)
+    run = new_run(config, length, images, workdir, replicas)
+    check_images_a_step(RunFolder(pathlib.Path(workdir)).images_file, run)
     folder = open_for_training(workdir, config)
     kept = config.train.keep_checkpoints, config.train.keep_checkpoint_every_hours
     recovery = Recovery(run.model.step_guard, run.schedule, config.train)
     state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, *kept, recovery.variables)
     step = state.restore(StatusLine().keep)
+    replicas.check_same_step(step, folder.path)
     with StopRequest() as stop:
         outputs = RunOutputs(folder, run, stop)
         outputs.continue_from(step)
         outputs.status.keep(_first_words(folder, run, step))
-        note_images(folder.images_file, images, outputs.status.keep)
-        TrainingLoop(run, state, recovery, outputs, stop).go_on_from(step)
+        if replicas.is_chief:
+            note_images(folder.images_file, run, outputs.status.keep)
+        TrainingLoop(run, state, recovery, outputs, stop, compiled).go_on_from(step)
+    replicas.wait_for_all()
     outputs.status.keep(f"{folder.path} has all its {length.total_steps:,} steps.")
 
 
 class TrainingLoop:
     """Steps, with all that happens between them."""
 
-    def __init__(self, run: Run, state: TrainingState, recovery: Recovery, outputs: RunOutputs, stop: StopRequest):
+    def __init__(
+        self,
+        run: Run,
+        state: TrainingState,
+        recovery: Recovery,
+        outputs: RunOutputs,
+        stop: StopRequest,
+        compiled: bool = False,
+    ):
         self._run, self._state, self._recovery, self._outputs, self._stop = run, state, recovery, outputs, stop
         self._settings = run.config.train
         self._saved_at = time.monotonic()
-        shape = (self._settings.batch_size, *run.images.spec.image_shape)
+        strategy = run.replicas.strategy
         # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
-        self._train_step = tf.function(run.model.train_step, input_signature=[tf.TensorSpec(shape)], autograph=False)
+        self._train_step = tf.function(
+            lambda images: strategy.run(run.model.train_step, (images,)), autograph=False, jit_compile=compiled
+        )
 
     def go_on_from(self, step: int) -> None:
         """Goes on from a step to the end.
@@ -80,22 +102,22 @@ class TrainingLoop:
     def _go_on_until_refused(self, step: int) -> int | None:
         """Goes on to the end, or until it has to go back: to the step that is returned."""
         saved, total = step, self._run.length.total_steps
-        images = self._run.images
-        batches = training_batches(images.train, images.spec, self._settings.batch_size, self._settings.seed, step)
-        batches = iterate(batches, images.train)
+        batches = self._batches(step)
         try:
             while True:
-                self._outputs.write_due(step)
+                if self._run.replicas.is_chief:
+                    self._outputs.write_due(step)
                 if step >= total:
                     break
-                self._stop.check()
+                self._stop_if_agreed()
                 self._start_window(step)
-                self._train_step(next(batches))
+                self._train_step(self._run.replicas.divided(next(batches)))
                 step += 1
                 if self._recovery.must_go_back(step):
                     return self._go_back(step)
                 self._show_progress(step)
-                self._outputs.write_training_curves(step)
+                if self._run.replicas.is_chief:
+                    self._outputs.write_training_curves(step)
                 if self._is_checkpoint_due(step):
                     self._save(step)
                     saved = step
@@ -112,6 +134,13 @@ class TrainingLoop:
             batches.close()
         return None
 
+    def _batches(self, step: int) -> Iterator[tf.Tensor]:
+        """This process's part of the batches from a step on."""
+        run, images = self._run, self._run.images
+        share = run.replicas.share
+        batches = training_batches(images.train, images.spec, run.images_a_step, self._settings.seed, step, share)
+        return iterate(batches, images.train)
+
     def _go_back(self, step: int) -> int:
         """To the latest checkpoint; where there is none yet, the weights are those of the last step that was taken."""
         reached = step
@@ -124,6 +153,11 @@ class TrainingLoop:
         self._outputs.status.keep(self._recovery.lower_rate(restore))
         self._outputs.continue_from(reached)
         return reached
+
+    def _stop_if_agreed(self) -> None:
+        """Stops all processes at the same step if one of them was told to stop."""
+        self._stop.signal_number = self._run.replicas.agreed_signal(self._stop.signal_number)
+        self._stop.check()
 
     def _start_window(self, step: int) -> None:
         """Running means start anew at fixed steps and are in checkpoints: an interruption does not show."""
@@ -139,7 +173,8 @@ class TrainingLoop:
         return step >= self._run.length.total_steps or ((by_time or by_step) and self._recovery.is_sound)
 
     def _save(self, step: int) -> None:
-        self._state.save(step)
+        if self._run.replicas.is_chief:
+            self._state.save(step)
         self._saved_at = time.monotonic()
 
     def _show_progress(self, step: int) -> None:
@@ -161,7 +196,7 @@ class TrainingLoop:
         steps_per_second = self._outputs.speed.steps_per_second
         if steps_per_second:
             left = duration((self._run.length.total_steps - step) / steps_per_second)
-            line += f"  {steps_per_second * self._settings.batch_size:,.0f} images/s  {left} left"
+            line += f"  {steps_per_second * self._run.images_a_step:,.0f} images/s  {left} left"
         return line
 
 
@@ -169,11 +204,13 @@ def _first_words(folder: RunFolder, run: Run, step: int) -> str:
     length, images = run.length, run.images
     if step >= length.total_steps:
         return f"{folder.path}: a finished run."
+    count = run.replicas.count
+    on = f" on {count} replicas" if count > 1 else ""
     weights = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
     return (
         f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "
         f"{run.model.plan.num_groups} latent groups, {weights:,} weights.\n"
-        f"{length.total_steps:,} steps of {run.config.train.batch_size} images, {length.steps_per_epoch} an "
+        f"{length.total_steps:,} steps of {run.images_a_step} images{on}, {length.steps_per_epoch} an "
         f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
         "The first step takes longer: TensorFlow builds its graph."
     )

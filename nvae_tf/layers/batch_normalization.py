@@ -2,11 +2,12 @@
 
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
+from nvae_tf.layers.normalisation import normalise, normalise_batch
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
-EPSILON = 1e-5
 MOMENTUM = 0.95
 
 
@@ -27,7 +28,7 @@ class BatchStatistics(NamedTuple):
 
 
 class StackedBatchNormalization(StackedLayer):
-    """`count` batch normalisations over batch, height and width.
+    """`count` batch normalisations over batch, height and width, and over all replicas.
 
     Normalises with the biased variance of the batch, while the running variance follows the unbiased one (as
     cuDNN and PyTorch do; Keras' own layer follows the biased one): `running = 0.95 running + 0.05 batch`.
@@ -38,9 +39,15 @@ class StackedBatchNormalization(StackedLayer):
         shape = (count, channels)
         self.gamma = self.add_weight(name="gamma", shape=shape, initializer="ones")
         self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
-        running = {"trainable": False, "aggregation": "mean"}
+        # The statistics are those of all replicas, so the same on each.
+        running = {"trainable": False, "aggregation": "only_first_replica"}
         self.moving_mean = self.add_weight(name="moving_mean", shape=shape, initializer="zeros", **running)
         self.moving_variance = self.add_weight(name="moving_variance", shape=shape, initializer="ones", **running)
+
+    @property
+    def statistics(self) -> tuple[keras.Variable, keras.Variable]:
+        """The running mean and variance of all layers, each `[count, channels]`."""
+        return self.moving_mean, self.moving_variance
 
     def slices(self, forward: ForwardPass) -> list[BatchNormalizationWeights]:
         """Scale and shift of every layer, and the running statistics unless this pass uses the batch's."""
@@ -59,7 +66,7 @@ class StackedBatchNormalization(StackedLayer):
         if mean is not None:
             normalised = normalise(inputs, gamma, beta, mean, variance)
         else:
-            normalised, mean, variance, *_ = normalise_batch(inputs, gamma, beta)
+            normalised, mean, variance = _normalised_by_batch(inputs, gamma, beta)
         if records is not None:
             records.append(BatchStatistics(mean, variance))
         return normalised
@@ -71,25 +78,11 @@ class StackedBatchNormalization(StackedLayer):
     def record(self, forward: ForwardPass, records: list[BatchStatistics]) -> None:
         """Hands the new running statistics of the whole stack to the pass."""
         means, variances = zip(*records, strict=True)
-        for running, batch in ((self.moving_mean, means), (self.moving_variance, variances)):
+        for running, batch in zip(self.statistics, (means, variances), strict=True):
             forward.updates.append((running, MOMENTUM * running + (1.0 - MOMENTUM) * tf.stack(batch)))
 
 
-def normalise(inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    """Batch norm with given statistics."""
-    return tf.raw_ops.FusedBatchNormV3(
-        x=inputs,
-        scale=gamma,
-        offset=beta,
-        mean=mean,
-        variance=variance,
-        epsilon=EPSILON,
-        is_training=False,
-    ).y
-
-
-def normalise_batch(inputs, gamma, beta):
-    """With the batch's own statistics; also gives them (the unbiased variance) and what the gradient needs."""
-    return tf.raw_ops.FusedBatchNormV3(
-        x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=EPSILON, is_training=True
-    )
+@tf.custom_gradient
+def _normalised_by_batch(inputs, gamma, beta):
+    batch = normalise_batch(inputs, gamma, beta)
+    return (batch.outputs, batch.mean, batch.variance), lambda upstream, *_: batch.gradient(upstream)

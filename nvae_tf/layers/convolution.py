@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.layers.depthwise import depthwise_convolution
+from nvae_tf.layers.normalisation import moments, numbers_a_channel
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
 
@@ -147,8 +148,8 @@ class DataDependentConvolution(StackedConvolution):
             if records is not None:
                 records.append(None)
             return outputs
-        mean, variance = tf.nn.moments(tf.cast(outputs, tf.float32), axes=(0, 1, 2))
-        size = tf.cast(tf.size(outputs) / tf.shape(outputs)[-1], tf.float32)
+        mean, variance = moments(outputs)
+        size = numbers_a_channel(outputs)
         scale = 1.0 / (5.0 * tf.sqrt(variance * size / (size - 1.0)) + 1e-5)
         records.append((tf.math.log(scale), -mean * scale))
         return (outputs - tf.cast(mean, outputs.dtype)) * tf.cast(scale, outputs.dtype)

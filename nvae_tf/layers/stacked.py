@@ -14,6 +14,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from nvae_tf.replicas import replica_count
+
 
 @dataclasses.dataclass
 class ForwardPass:
@@ -44,12 +46,16 @@ class StackedLayer(keras.layers.Layer):
     A subclass either owns variables (and overrides `slices`) or is made of `parts`, stacks of the same count.
     `apply_slice` is one layer of the stack as a pure function. All weights are made at construction: their shapes are
     known from the plan.
+
+    Attributes:
+      recomputed: whether the backward pass computes each layer again, so that the forward pass keeps its input alone.
     """
 
     def __init__(self, count: int, parts: Sequence["StackedLayer"] = (), **kwargs):
         super().__init__(**kwargs)
         self.count = count
         self.parts = list(parts)
+        self.recomputed = False
         # Not inlined, one layer is made ready to run and not each of its uses: the first step comes sooner.
         attributes = {"_noinline": True}
         traced = tf.function(self._apply_and_record, autograph=False, experimental_attributes=attributes)
@@ -84,9 +90,9 @@ class StackedLayer(keras.layers.Layer):
         recording = forward.training or forward.initialising
         records: list[list[Any]] = [[] for _ in range(self.count)]
         weights = self.slices(forward)
-        # In a graph a composite layer is traced once for the whole stack, not once for each of its uses.
-        inline = tf.executing_eagerly() or not self.parts
-        apply = self._apply_and_record if inline else self._traced
+        apply = self._apply_and_record if self._is_traced_inline() else self._traced
+        if self.recomputed and forward.training:
+            apply = _recomputed(apply)
 
         def layer(index: int) -> Callable[[tf.Tensor], tf.Tensor]:
             def call(inputs: tf.Tensor) -> tf.Tensor:
@@ -100,6 +106,13 @@ class StackedLayer(keras.layers.Layer):
             for position, recorder in enumerate(self.recorders()):
                 recorder.record(forward, [record[position] for record in records])
 
+    def _is_traced_inline(self) -> bool:
+        """Whether each layer is traced on its own; in a graph a composite one is traced once for the whole stack.
+
+        Not on several replicas: what they must agree on can't be asked for from within a function.
+        """
+        return tf.executing_eagerly() or not self.parts or replica_count() > 1
+
     def _apply_and_record(self, weights: Any, inputs: tf.Tensor, recording: bool) -> tuple[tf.Tensor, list[Any]]:
         records: list[Any] = []
         outputs = self.apply_slice(weights, inputs, records if recording else None)
@@ -109,6 +122,26 @@ class StackedLayer(keras.layers.Layer):
         """The only layer of a stack of one."""
         with self.unstacked(forward) as (layer,):
             return layer(inputs)
+
+
+def _recomputed(apply: Callable) -> Callable:
+    """`apply(weights, inputs, recording)`, keeping nothing but its arguments for the backward pass."""
+
+    def again(weights: Any, inputs: tf.Tensor, recording: bool) -> tuple[tf.Tensor, list[Any]]:
+        tensors = [weight for weight in tf.nest.flatten(weights) if weight is not None]
+        structure: list[Any] = []
+
+        def flat(inputs: tf.Tensor, *tensors: tf.Tensor) -> list[tf.Tensor]:
+            given = iter(tensors)
+            packed = tf.nest.map_structure(lambda weight: None if weight is None else next(given), weights)
+            results = apply(packed, inputs, recording)
+            structure[:] = [results]
+            return [result for result in tf.nest.flatten(results) if result is not None]
+
+        results = iter(tf.recompute_grad(flat)(inputs, *tensors))
+        return tf.nest.map_structure(lambda result: None if result is None else next(results), structure[0])
+
+    return again
 
 
 def stack_of(kind: type[StackedLayer], count: int, *arguments, **keywords) -> StackedLayer | None:

@@ -5,14 +5,9 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from nvae_tf.layers.activations import swish, swish_gradient
-from nvae_tf.layers.batch_normalization import (
-    EPSILON,
-    BatchStatistics,
-    StackedBatchNormalization,
-    normalise,
-    normalise_batch,
-)
+from nvae_tf.layers.batch_normalization import BatchStatistics, StackedBatchNormalization
 from nvae_tf.layers.convolution import ConvolutionWeights, StackedConvolution
+from nvae_tf.layers.normalisation import normalise, normalise_batch
 from nvae_tf.layers.resampling import nearest_upsampling
 from nvae_tf.layers.stacked import StackedLayer
 
@@ -53,33 +48,21 @@ def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tens
 
     @tf.custom_gradient
     def operation(inputs, gamma, beta, *weights):
-        norm = normalise_batch(inputs, gamma, beta)
-        outputs = convolve(swish(norm.y), _convolution_weights(*weights))
+        batch = normalise_batch(inputs, gamma, beta)
+        outputs = convolve(swish(batch.outputs), _convolution_weights(*weights))
 
         def gradient(upstream, *_):
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
-                size = tf.cast(tf.size(inputs) / inputs.shape[-1], tf.float32)
-                biased_variance = norm.batch_variance * ((size - 1.0) / size)
-                normalised = normalise(inputs, gamma, beta, norm.batch_mean, biased_variance)
+                normalised = normalise(inputs, gamma, beta, batch.mean, batch.biased_variance())
             with tf.GradientTape() as tape:
                 active = swish(normalised)
                 tape.watch((active, weights))
                 again = convolve(active, _convolution_weights(*weights))
             active_gradient, weight_gradients = tape.gradient(again, (active, weights), upstream)
-            gradients = tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=swish_gradient(active_gradient, normalised, active),
-                x=inputs,
-                scale=gamma,
-                reserve_space_1=norm.reserve_space_1,
-                reserve_space_2=norm.reserve_space_2,
-                reserve_space_3=norm.reserve_space_3,
-                epsilon=EPSILON,
-                is_training=True,
-            )
-            return *gradients[:3], *weight_gradients
+            return *batch.gradient(swish_gradient(active_gradient, normalised, active)), *weight_gradients
 
-        return (outputs, norm.batch_mean, norm.batch_variance), gradient
+        return (outputs, batch.mean, batch.variance), gradient
 
     return operation
 

@@ -5,14 +5,30 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 Shapes = Sequence[tuple[int, int, int]]
+_NUMBERS_PER_COUNTER = 4
 
 
-def batch_noise(shapes: Shapes, batch_size: int | tf.Tensor, seed: tf.Tensor | Sequence[int]) -> list[tf.Tensor]:
-    """One draw `[batch, height, width, channels]` a group from one seed `[2]` for the whole batch (training)."""
+def batch_noise(
+    shapes: Shapes, batch_size: int | tf.Tensor, seed: tf.Tensor | Sequence[int], first: int | tf.Tensor = 0
+) -> list[tf.Tensor]:
+    """One draw `[batch, height, width, channels]` a group from one seed `[2]` for a whole batch (training).
+
+    The draws of an image depend on the seed and its place in the whole batch: `first` is that of the first of these
+    images, where others are drawn elsewhere.
+    """
     sizes = [height * width * channels for height, width, channels in shapes]
+    # A Philox counter gives four numbers; every image starts at a counter of its own.
+    counters = -(-sum(sizes) // _NUMBERS_PER_COUNTER)
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    start = tf.stack([tf.cast(first, tf.uint64) * counters, tf.constant(0, tf.uint64)])
     # Philox gives the same numbers eagerly, in a graph and on every device; the default does not. XLA has its own.
-    noise = tf.random.stateless_normal((batch_size, sum(sizes)), seed, alg="philox")
-    return _cut(noise, shapes, sizes)
+    noise = tf.raw_ops.StatelessRandomNormalV2(
+        shape=[batch_size, counters * _NUMBERS_PER_COUNTER],
+        key=key,
+        counter=counter + start,
+        alg=tf.random.Algorithm.PHILOX.value,
+    )
+    return _cut(noise[:, : sum(sizes)], shapes, sizes)
 
 
 def noise_per_image(shapes: Shapes, seeds: tf.Tensor) -> list[tf.Tensor]:

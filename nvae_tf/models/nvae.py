@@ -12,15 +12,19 @@ from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, ObjectiveConfig
 from nvae_tf.distributions import image_likelihood
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution
+from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization, StackedConvolution
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models.bottom_up import BottomUp
-from nvae_tf.models.images import check_image_size, frame_with_zeros, real_pixels, training_images
+from nvae_tf.models.images import check_image_size, frame_with_zeros, real_pixels
 from nvae_tf.models.inference import InferenceMixin
 from nvae_tf.models.latents import LatentSample, LatentSource, PosteriorSource
-from nvae_tf.models.noise import batch_noise, image_seeds, noise_per_image
+from nvae_tf.models.noise import image_seeds, noise_per_image
+from nvae_tf.models.step_figures import LatestFigures, RunningFigures
 from nvae_tf.models.top_down import TopDown
+from nvae_tf.models.training import TrainingMixin
 from nvae_tf.optimization.step_guard import StepGuard
+from nvae_tf.setting_checks import check_choice
+from nvae_tf.train_config import RECOMPUTATIONS
 
 
 class Decoded(NamedTuple):
@@ -42,7 +46,7 @@ class Decoded(NamedTuple):
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
-class NVAE(InferenceMixin, keras.Model):
+class NVAE(TrainingMixin, InferenceMixin, keras.Model):
     """Nouveau VAE (Vahdat & Kautz 2020).
 
     Example:
@@ -53,22 +57,43 @@ class NVAE(InferenceMixin, keras.Model):
 
     Images are `[batch, height, width, channels]` in [0, 1]; scores are nats per image.
 
+    Args:
+      config: the architecture.
+      objective: the training loss.
+      seed: of all draws in training.
+      recompute: what the backward pass computes again instead of keeping it: nothing ("none"), the cells of the latent
+        groups ("groups"), or those before and after them too ("all").
+      accumulate_steps: into how many parts a batch is cut in training, one after the other, for less memory.
+      **kwargs: of `keras.Model`; `dtype="mixed_bfloat16"` computes the networks in half precision.
+
     Raises:
       ValueError: the settings do not fit each other.
     """
 
-    def __init__(self, config: ModelConfig, objective: ObjectiveConfig | None = None, seed: int = 0, **kwargs):
+    def __init__(
+        self,
+        config: ModelConfig,
+        objective: ObjectiveConfig | None = None,
+        seed: int = 0,
+        recompute: str = "none",
+        accumulate_steps: int = 1,
+        **kwargs,
+    ):
         # The layers cast what they compute in half precision themselves; statistics and distributions stay in float32.
         super().__init__(autocast=False, **kwargs)
         self.config = config
         self.objective = objective or ObjectiveConfig()
         self.seed = seed
+        self.recompute = recompute
+        self.accumulate_steps = accumulate_steps
         self.plan = latent_plan(config)
         self.likelihood = image_likelihood(config.likelihood, config.num_mixtures, config.num_bits, config.exact_edges)
         shared = {"dtype": self.dtype_policy}
         self.bottom_up = BottomUp(config, self.plan, name="bottom_up", **shared)
         num_parameters = self.likelihood.num_parameters(config.image_channels)
         self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", **shared)
+        for cells in self._recomputed_cells():
+            cells.recomputed = True
         self.batch_norms = self._stacks(StackedBatchNormalization)
         self.convolutions = self._stacks(StackedConvolution)
         self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
@@ -80,19 +105,18 @@ class NVAE(InferenceMixin, keras.Model):
             trainable=False,
             aggregation="only_first_replica",
         )
-        self.loss_tracker = keras.metrics.Mean(name="loss")
-        self.reconstruction_tracker = keras.metrics.Mean(name="reconstruction")
-        self.kl_tracker = keras.metrics.Mean(name="kl")
-        self.skipped_tracker = keras.metrics.Sum(name="skipped_steps")
+        self.running = RunningFigures()
+        num_layers = sum(convolution.count for convolution in self.convolutions)
+        self.latest = LatestFigures(self.plan.num_groups, num_layers)
         self.step_guard = StepGuard()
         self.built = True
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """What `fit` and `evaluate` report: means of loss, reconstruction and KL in nats per image, and how many
-        steps were not taken because of NaN or infinity (`nvae_tf.optimization.StepGuard`).
+        """What `fit` reports: means of loss, reconstruction and KL in nats per image, the mean norm of the gradients,
+        and how many steps were not taken because of NaN or infinity (`nvae_tf.optimization.StepGuard`).
         """
-        return [self.loss_tracker, self.reconstruction_tracker, self.kl_tracker, self.skipped_tracker]
+        return self.running.of_training
 
     def infer(self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None) -> Decoded:
         """Bottom-up and top-down with every latent from the posterior.
@@ -137,54 +161,14 @@ class NVAE(InferenceMixin, keras.Model):
         forward.commit()
         return decoded.likelihood.mean()
 
-    @tf.autograph.experimental.do_not_convert
-    def train_step(self, data) -> dict[str, tf.Tensor]:
-        """One step of `fit` on a batch of images in [0, 1]; the draws depend on the seed and the step alone."""
-        images = self._images_of(data)
-        step = self.optimizer.iterations
-        if self.is_data_dependent:
-            tf.cond(self.data_initialised > 0.0, lambda: None, lambda: self._initialise_from(images))
-        forward = ForwardPass(training=True)
-        with tf.GradientTape() as tape:
-            elbo, loss = self.training_loss(images, self._training_noise(images, step), step, forward)
-            scaled_loss = self.optimizer.scale_loss(loss.loss)
-        gradients = tape.gradient(scaled_loss, self.trainable_weights)
-        self._take_step_if_sound(gradients, loss.loss, elbo, forward)
-        return self._results()
-
-    def training_loss(
-        self, images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
-    ) -> tuple[objectives.Elbo, objectives.TrainingLoss]:
-        """The bound's parts and the loss at a step, see `nvae_tf.objective`."""
-        spectral = tf.reduce_sum(tf.concat(self.spectral_regularizer.norms(forward), axis=0))
-        regularisers = spectral + (objectives.batch_norm_loss(self.batch_norms) if self.batch_norms else 0.0)
-        inputs, regularisers = objectives.gradients_after_network(images, regularisers)
-        decoded = self.infer(inputs, noise, forward)
-        elbo = decoded.elbo(images)
-        beta = objectives.kl_weight(step, self.objective)
-        weight = objectives.regularisation_weight(beta, self.objective)
-        scales = objectives.balancing_scales(self.plan)
-        return elbo, objectives.training_loss(elbo, beta, scales, regularisers, weight)
-
-    @tf.autograph.experimental.do_not_convert
-    def test_step(self, data) -> dict[str, tf.Tensor]:
-        """One step of `evaluate`: the negative bound in nats, with running batch-norm statistics.
-
-        Every batch gets the same draws; `nvae_tf.evaluation` gives each image its own.
-        """
-        images = self._images_of(data)
-        noise = batch_noise(self.plan.latent_shapes(), tf.shape(images)[0], (self.seed, -1))
-        decoded = self.infer(images, noise)
-        elbo = decoded.elbo(images)
-        self._track(elbo, tf.reduce_mean(elbo.nelbo))
-        return self._results()
-
     def get_config(self) -> dict:
         """The settings, for `save` and `from_config`."""
         return {
             "config": configuration.config_to_dict(self.config),
             "objective": configuration.config_to_dict(self.objective),
             "seed": self.seed,
+            "recompute": self.recompute,
+            "accumulate_steps": self.accumulate_steps,
             "name": self.name,
             "dtype": self.dtype_policy.name,
         }
@@ -197,48 +181,14 @@ class NVAE(InferenceMixin, keras.Model):
         objective = configuration.config_from_dict(ObjectiveConfig, settings.pop("objective"))
         return cls(model, objective, **settings)
 
-    def _training_noise(self, images: tf.Tensor, step: tf.Tensor) -> list[tf.Tensor]:
-        batch_size = images.shape[0] or tf.shape(images)[0]
-        return batch_noise(self.plan.latent_shapes(), batch_size, (self.seed, tf.cast(step, tf.int32)))
-
-    def _initialise_from(self, images: tf.Tensor) -> None:
-        forward = ForwardPass(training=True, initialising=True)
-        self.infer(images, self._training_noise(images, 0), forward)
-        for layer_variable, value in forward.updates:
-            layer_variable.assign(value)
-        self.data_initialised.assign(1.0)
-
-    def _take_step_if_sound(
-        self, gradients: list[tf.Tensor], loss: tf.Tensor, elbo: objectives.Elbo, forward: ForwardPass
-    ) -> None:
-        """Updates weights, slots and running statistics, all or none of them, as the step guard decides."""
-        norm = tf.linalg.global_norm(gradients)
-        accepted = self.step_guard.accepts(loss, norm)
-        scales_loss = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        # Gradients that overflow are how a scaler of the loss learns to scale less; it looks at them by itself.
-        applies = accepted | ~tf.math.is_finite(norm) if scales_loss else accepted
-
-        def follow() -> None:
-            forward.commit()
-            self._track(elbo, loss)
-
-        tf.cond(applies, lambda: self.optimizer.apply(gradients, self.trainable_weights), lambda: None)
-        tf.cond(accepted, follow, lambda: None)
-        self.step_guard.observe(loss, accepted)
-        self.skipped_tracker.update_state(tf.where(accepted, 0.0, 1.0))
-
-    def _track(self, elbo: objectives.Elbo, loss: tf.Tensor) -> None:
-        self.loss_tracker.update_state(loss)
-        self.reconstruction_tracker.update_state(elbo.reconstruction)
-        self.kl_tracker.update_state(tf.reduce_sum(elbo.kl, axis=1))
-
-    def _results(self) -> dict[str, tf.Tensor]:
-        return {metric.name: metric.result() for metric in self.metrics}
-
-    def _images_of(self, data) -> tf.Tensor:
-        """The images of a batch; a dataset may also give labels or weights, which are not used."""
-        images = tf.convert_to_tensor(data[0] if isinstance(data, (tuple, list)) else data)
-        return training_images(images, self.config)
+    def _recomputed_cells(self) -> list[ResidualCells]:
+        check_choice("recompute", self.recompute, RECOMPUTATIONS)
+        if self.recompute == "all":
+            return self._stacks(ResidualCells)
+        if self.recompute == "groups":
+            scales = (*self.bottom_up.scales, *self.top_down.scales)
+            return [scale.cells for scale in scales if scale.cells is not None]
+        return []
 
     def _stacks(self, kind: type) -> list:
         return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ObjectiveConfig
 from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.replicas import replica_means
 
 _SMALLEST_KL = 0.01
 
@@ -36,10 +37,11 @@ def balancing_scales(plan: LatentPlan) -> tuple[float, ...]:
 def group_weights(kl: tf.Tensor, beta: tf.Tensor, scales: tuple[float, ...]) -> tf.Tensor:
     """The weight of each group's KL `[groups]`, without gradient.
 
-    While beta < 1 the weights are beta times coefficients of mean 1, proportional to the batch mean of the group's KL
-    `[batch, groups]` and inversely to its alpha, so that no group is switched off early; at beta = 1 all are 1.
+    While beta < 1 the weights are beta times coefficients of mean 1, proportional to the mean of the group's KL
+    `[batch, groups]` over the images of all replicas, and inversely to its alpha, so that no group is switched off
+    early; at beta = 1 all are 1.
     """
-    sizes = tf.reduce_mean(tf.abs(tf.stop_gradient(kl)), axis=0) + _SMALLEST_KL
-    coefficients = sizes / tf.constant(scales)
+    (sizes,) = replica_means([tf.reduce_mean(tf.abs(tf.stop_gradient(kl)), axis=0)])
+    coefficients = (sizes + _SMALLEST_KL) / tf.constant(scales)
     balanced = beta * coefficients / tf.reduce_mean(coefficients)
     return tf.where(beta < 1.0, balanced, tf.ones_like(balanced))

@@ -36,7 +36,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.l2 = l2
-        self._latest: list[tf.Operation] = []
+        self._latest: dict[str, tf.Operation] = {}
         self._power: tf.Tensor | None = None
 
     def build(self, variables) -> None:
@@ -51,7 +51,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
         # Once for all variables: a training graph has hundreds, and each would make its own.
         self._power = self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
-        self._latest = []
+        self._latest = {}
         super().apply(grads, trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate) -> None:
@@ -62,7 +62,8 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         """
         index = self._get_variable_index(variable)
         momentum, norm = self._momentums[index].value, self._norms[index].value
-        with tf.control_dependencies(self._latest):
+        latest = self._latest.get(variable.device)
+        with tf.control_dependencies([] if latest is None else [latest]):
             decayed = gradient + self.l2 * variable
         norm.assign(norm - self.epsilon * (1.0 - self.beta_2) / self.beta_2, read_value=False)
         update = tf.raw_ops.ResourceApplyAdaMax(
@@ -77,7 +78,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
             grad=decayed,
         )
         if not tf.executing_eagerly() and variable.shape.num_elements() > _LARGE:
-            self._latest = [update]
+            self._latest[variable.device] = update
 
     def get_config(self) -> dict:
         """The settings, for saving."""

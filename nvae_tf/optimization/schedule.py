@@ -61,7 +61,7 @@ class LoweredRate(keras.optimizers.schedules.LearningRateSchedule):
     def get_config(self) -> dict:
         """The schedule and the present factor, for saving."""
         schedule = keras.optimizers.schedules.serialize(self.schedule)
-        return {"schedule": schedule, "factor": float(self.factor)}
+        return {"schedule": schedule, "factor": float(self.factor.numpy())}
 
     @classmethod
     def from_config(cls, config: dict) -> "LoweredRate":

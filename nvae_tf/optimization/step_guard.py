@@ -46,7 +46,7 @@ class RunawayGuard(StepGuard):
         self.tolerance = tolerance
         self.settling_steps = settling_steps
         self.level, self.spread, self.accepted_steps, self.refused_in_a_row = (
-            tf.Variable(0.0, trainable=False, name=name)
+            tf.Variable(0.0, trainable=False, name=name, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
             for name in ("level", "spread", "accepted_steps", "refused_in_a_row")
         )
 

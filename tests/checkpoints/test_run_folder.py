@@ -75,13 +75,13 @@ def test_a_moved_folder_loads(folder, saved_model, tmp_path):
 
 
 def test_restoring_brings_back_optimizer_step_and_running_means(folder, saved_model):
-    saved_model.loss_tracker.update_state(2.5)
+    saved_model.running.loss.update_state(2.5)
     state_of(folder, saved_model).save(12)
-    saved_model.loss_tracker.reset_state()
+    saved_model.running.loss.reset_state()
     other = model_of()
     assert state_of(folder, other).restore() == 12
     assert_same(values(other.optimizer.variables), values(saved_model.optimizer.variables))
-    assert float(other.loss_tracker.result()) == 2.5
+    assert float(other.running.loss.result()) == 2.5
 
 
 def test_only_the_latest_checkpoints_are_kept(folder, saved_model):

@@ -12,7 +12,7 @@ def size_of_training_graph(model, images):
         noise = [tf.zeros((4, *shape)) for shape in model.plan.latent_shapes()]
         forward = ForwardPass(training=True)
         with tf.GradientTape() as tape:
-            _, loss = model.training_loss(images, noise, tf.constant(0), forward)
+            _, loss, _ = model.training_loss(images, noise, tf.constant(0), forward)
         return tape.gradient(loss.loss, model.trainable_weights), [value for _, value in forward.updates]
 
     traced = tf.function(gradients, autograph=False).get_concrete_function(tf.TensorSpec(images.shape))

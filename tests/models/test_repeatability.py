@@ -40,7 +40,7 @@ def test_sums_of_many_gradients_have_an_order(variant, tiny):
     def gradients(images):
         noise = [tf.zeros((2, *shape)) for shape in model.plan.latent_shapes()]
         with tf.GradientTape() as tape:
-            _, loss = model.training_loss(images, noise, tf.constant(0), ForwardPass(training=True))
+            _, loss, _ = model.training_loss(images, noise, tf.constant(0), ForwardPass(training=True))
         return tape.gradient(loss.loss, model.trainable_weights)
 
     traced = tf.function(gradients, autograph=False).get_concrete_function(tf.TensorSpec(shape))

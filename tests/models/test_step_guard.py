@@ -10,7 +10,7 @@ from nvae_tf.optimization import NVAEAdamax
 
 def state_of(model):
     """All that a step may change, but for the count of skipped steps."""
-    skipped = model.skipped_tracker.variables
+    skipped = model.running.skipped_steps.variables
     variables = [v for v in (*model.variables, *model.optimizer.variables) if all(v is not s for s in skipped)]
     return {variable.path: variable.numpy() for variable in variables}
 
@@ -43,10 +43,10 @@ def test_bad_images_change_nothing(runs, poison):
     before = state_of(model)
     bad = images.copy()
     bad[1, 2, 3] = poison
-    skipped = float(model.skipped_tracker.result())
+    skipped = float(model.running.skipped_steps.result())
     step(bad)
     assert_same(state_of(model), before)
-    assert float(model.skipped_tracker.result()) == skipped + 1
+    assert float(model.running.skipped_steps.result()) == skipped + 1
 
 
 def test_gradients_that_overflow_change_nothing_though_the_loss_is_finite(runs, monkeypatch):

@@ -40,7 +40,7 @@ def trained(tiny):
 
 def test_the_bound_falls(trained):
     _, history = trained
-    assert set(history) == {"loss", "reconstruction", "kl", "skipped_steps"}
+    assert set(history) == {"loss", "reconstruction", "kl", "gradient_norm", "skipped_steps"}
     assert all(np.all(np.isfinite(values)) for values in history.values())
     bound = np.add(history["reconstruction"], history["kl"])
     assert np.mean(bound[-3:]) < 0.8 * bound[0]

@@ -60,7 +60,7 @@ def test_a_variant_trains_scores_and_generates(variant, tiny):
     model.compile(optimizer=NVAEAdamax(1e-3, l2=0.0))
     before = [weight.numpy() for weight in model.trainable_weights]
     report = model.train_step(tf.constant(images))
-    assert set(report) == {"loss", "reconstruction", "kl", "skipped_steps"}
+    assert set(report) == {"loss", "reconstruction", "kl", "gradient_norm", "skipped_steps"}
     assert all(np.isfinite(value) for value in report.values())
     assert all(np.all(np.isfinite(weight)) for weight in model.weights)
     # Every kernel has its part in the loss; a bias right before a batch norm has none.

@@ -13,9 +13,9 @@ from nvae_tf.models import NVAE
 original, tried = NVAE.training_loss, tf.Variable(0, dtype=tf.int32)
 
 def poisoned(self, images, noise, step, forward):
-    elbo, loss = original(self, images, noise, step, forward)
+    found = original(self, images, noise, step, forward)
     count, factor = tried.assign_add(1), self.optimizer._learning_rate.factor
-    return elbo, loss._replace(loss=tf.where({condition}, {value}, loss.loss))
+    return found._replace(loss=found.loss._replace(loss=tf.where({condition}, {value}, found.loss.loss)))
 
 NVAE.training_loss = poisoned
 from train.main import run

@@ -1,0 +1,118 @@
+"""Batch norm as an operation: by TensorFlow's fused kernel where that is enough, else written out.
+
+The fused kernel knows the images of one replica only, and on CPUs not every half-precision type.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from nvae_tf.replicas import replica_count, replica_means
+
+EPSILON = 1e-5
+_AXES = (0, 1, 2)
+
+
+class NormalisedBatch(NamedTuple):
+    """Images `[batch, height, width, channels]` normalised by their own statistics, each `[channels]` in float32.
+
+    Attributes:
+      outputs: as the inputs, in their type.
+      mean: of all replicas' images.
+      variance: theirs, unbiased.
+      biased_variance: makes the one that was divided by.
+      gradient: gradient of the outputs -> those of inputs, gamma and beta.
+    """
+
+    outputs: tf.Tensor
+    mean: tf.Tensor
+    variance: tf.Tensor
+    biased_variance: Callable[[], tf.Tensor]
+    gradient: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+
+
+def normalise(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    """Batch norm with given statistics; computed in float32, in the inputs' type outside."""
+    if inputs.dtype != tf.float32:
+        scale = gamma * tf.math.rsqrt(variance + EPSILON)
+        return tf.cast((tf.cast(inputs, tf.float32) - mean) * scale + beta, inputs.dtype)
+    return tf.raw_ops.FusedBatchNormV3(
+        x=inputs,
+        scale=gamma,
+        offset=beta,
+        mean=mean,
+        variance=variance,
+        epsilon=EPSILON,
+        is_training=False,
+    ).y
+
+
+def normalise_batch(inputs, gamma, beta) -> NormalisedBatch:
+    """Batch norm with the statistics of the batch, that of all replicas; without a gradient of its own."""
+    if replica_count() == 1 and inputs.dtype == tf.float32:
+        return _fused(inputs, gamma, beta)
+    return _written_out(inputs, gamma, beta)
+
+
+def _fused(inputs, gamma, beta) -> NormalisedBatch:
+    norm = tf.raw_ops.FusedBatchNormV3(
+        x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=EPSILON, is_training=True
+    )
+
+    def biased_variance() -> tf.Tensor:
+        size = numbers_a_channel(inputs)
+        return norm.batch_variance * ((size - 1.0) / size)
+
+    def gradient(upstream):
+        gradients = tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=upstream,
+            x=inputs,
+            scale=gamma,
+            reserve_space_1=norm.reserve_space_1,
+            reserve_space_2=norm.reserve_space_2,
+            reserve_space_3=norm.reserve_space_3,
+            epsilon=EPSILON,
+            is_training=True,
+        )
+        return tuple(gradients[:3])
+
+    return NormalisedBatch(norm.y, norm.batch_mean, norm.batch_variance, biased_variance, gradient)
+
+
+def _written_out(inputs, gamma, beta) -> NormalisedBatch:
+    mean, biased = moments(inputs)
+    size = numbers_a_channel(inputs)
+    outputs = normalise(inputs, gamma, beta, mean, biased)
+
+    def gradient(upstream):
+        # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
+        with tf.control_dependencies([upstream]):
+            inverse = tf.math.rsqrt(biased + EPSILON)
+            standardised = (tf.cast(inputs, tf.float32) - mean) * inverse
+        upstream = tf.cast(upstream, tf.float32)
+        beta_gradient = tf.reduce_sum(upstream, _AXES)
+        gamma_gradient = tf.reduce_sum(upstream * standardised, _AXES)
+        # All images of all replicas have moved the statistics.
+        shared = replica_means([beta_gradient, gamma_gradient])
+        beta_share, gamma_share = (replica_count() * value / size for value in shared)
+        inputs_gradient = gamma * inverse * (upstream - beta_share - standardised * gamma_share)
+        return tf.cast(inputs_gradient, inputs.dtype), gamma_gradient, beta_gradient
+
+    return NormalisedBatch(outputs, mean, biased * (size / (size - 1.0)), lambda: biased, gradient)
+
+
+def moments(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and biased variance `[channels]` in float32 of all replicas' images; each replica has as many."""
+    values = tf.cast(inputs, tf.float32)
+    mean = tf.reduce_mean(values, _AXES)
+    variance = tf.reduce_mean(tf.square(values - mean), _AXES)
+    if replica_count() == 1:
+        return mean, variance
+    common, square = replica_means([mean, variance + tf.square(mean)])
+    return common, tf.maximum(square - tf.square(common), 0.0)
+
+
+def numbers_a_channel(inputs: tf.Tensor) -> tf.Tensor:
+    """How many numbers the moments of a channel are of."""
+    return replica_count() * tf.cast(tf.size(inputs) / inputs.shape[-1], tf.float32)

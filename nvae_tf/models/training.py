@@ -1,0 +1,216 @@
+"""How a model learns: the loss of a batch, its gradients, and a step that is taken as a whole or not at all."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from nvae_tf import objective as objectives
+from nvae_tf.layers import ForwardPass
+from nvae_tf.models.gradients import sum_over_parts
+from nvae_tf.models.images import training_images
+from nvae_tf.models.noise import batch_noise
+from nvae_tf.models.step_figures import StepFigures
+from nvae_tf.replicas import replica_count, replica_index, replica_means
+
+
+class StepLoss(NamedTuple):
+    """The loss of one replica's images.
+
+    Attributes:
+      elbo: the bound's parts, an image.
+      loss: what is differentiated, and its parts.
+      spectral_norms: of every layer, `[layers]`.
+    """
+
+    elbo: objectives.Elbo
+    loss: objectives.TrainingLoss
+    spectral_norms: tf.Tensor
+
+
+class _Step(NamedTuple):
+    """A step that may be taken: the gradients of all replicas' mean loss / replicas, and what follows with them."""
+
+    gradients: list[tf.Tensor]
+    updates: list[tuple[keras.Variable, tf.Tensor]]
+    figures: StepFigures
+
+
+class TrainingMixin:
+    """The methods of `NVAE` that train and evaluate it, as `fit` and `evaluate` call them."""
+
+    @tf.autograph.experimental.do_not_convert
+    def train_step(self, data) -> dict[str, tf.Tensor]:
+        """One step of `fit` on a batch of images in [0, 1]; the draws depend on the seed and the step alone.
+
+        On several replicas each has its part of the batch, and all of them take the step of the whole batch.
+        """
+        images = self._images_of(data)
+        step = self.optimizer.iterations
+        if self.is_data_dependent:
+            _on_all_replicas_if(self.data_initialised < 1.0, self._initialise_from, images)
+        whole = self.accumulate_steps == 1
+        self._take_if_sound(self._step(images, step) if whole else self._step_in_parts(images, step))
+        return self._results(self.running.of_training)
+
+    def training_loss(
+        self, images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
+    ) -> StepLoss:
+        """The bound's parts and the loss at a step, see `nvae_tf.objective`."""
+        norms, regularisers = self._regularisers(forward)
+        inputs, regularisers = objectives.gradients_after_network(images, regularisers)
+        return self._loss(inputs, images, noise, step, forward, norms, regularisers)
+
+    @tf.autograph.experimental.do_not_convert
+    def test_step(self, data) -> dict[str, tf.Tensor]:
+        """One step of `evaluate`: the negative bound in nats, with running batch-norm statistics.
+
+        Every batch gets the same draws; `nvae_tf.evaluation` gives each image its own.
+        """
+        images = self._images_of(data)
+        elbo = self.infer(images, self._noise(images, -1)).elbo(images)
+        reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
+        total = tf.reduce_sum(kl)
+        self.running.track_bound(reconstruction + total, reconstruction, total)
+        return self._results(self.running.of_evaluation)
+
+    def _loss(self, inputs, images, noise, step, forward, norms, regularisers) -> StepLoss:
+        elbo = self.infer(inputs, noise, forward).elbo(images)
+        beta = objectives.kl_weight(step, self.objective)
+        weight = objectives.regularisation_weight(beta, self.objective)
+        scales = objectives.balancing_scales(self.plan)
+        return StepLoss(elbo, objectives.training_loss(elbo, beta, scales, regularisers, weight), norms)
+
+    def _regularisers(self, forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
+        """Every layer's spectral norm, and the sum of both regularisers."""
+        norms = tf.concat(self.spectral_regularizer.norms(forward), axis=0)
+        total = tf.reduce_sum(norms)
+        return norms, total + (objectives.batch_norm_loss(self.batch_norms) if self.batch_norms else 0.0)
+
+    def _step(self, images: tf.Tensor, step: tf.Tensor) -> _Step:
+        forward = ForwardPass(training=True)
+        with tf.GradientTape() as tape:
+            found = self.training_loss(images, self._noise(images, step), step, forward)
+            scaled_loss = self._scaled(found.loss.loss)
+        gradients = tape.gradient(scaled_loss, self.trainable_weights)
+        means = _means(found)
+        return _Step(gradients, forward.updates, self._figures(gradients, means, found.spectral_norms))
+
+    def _step_in_parts(self, images: tf.Tensor, step: tf.Tensor) -> _Step:
+        """The mean step of equal parts of the batch; each has its own batch statistics and KL balancing."""
+        count = self.accumulate_steps
+        size = _part_size(images, count)
+        forward = ForwardPass(training=True)
+        with tf.GradientTape() as tape:
+            norms, regularisers = self._regularisers(forward)
+            beta = objectives.kl_weight(step, self.objective)
+            regularisers = regularisers * objectives.regularisation_weight(beta, self.objective)
+            scaled_loss = self._scaled(regularisers)
+        gradients = tape.gradient(scaled_loss, self.trainable_weights, unconnected_gradients="zero")
+        statistics = [variable for norm in self.batch_norms for variable in norm.statistics]
+
+        def part(index: tf.Tensor) -> list[tf.Tensor]:
+            pass_of_part = ForwardPass(training=True)
+            some = tf.ensure_shape(images[index * size :][:size], (size, *images.shape[1:]))
+            noise = self._noise(some, step, replica_index() * count + index)
+            with tf.GradientTape() as tape:
+                found = self._loss(some, some, noise, step, pass_of_part, norms, 0.0)
+                scaled_loss = self._scaled(found.loss.loss) / count
+            gradients = tape.gradient(scaled_loss, self.trainable_weights, unconnected_gradients="zero")
+            values = {id(variable): value for variable, value in pass_of_part.updates}
+            return gradients + [value / count for value in (*(values[id(v)] for v in statistics), *_means(found))]
+
+        scalars = [tf.zeros([]), tf.zeros([]), tf.zeros([self.plan.num_groups])]
+        sums = sum_over_parts(part, count, [*self.trainable_weights, *statistics, *scalars])
+        gradients = [one + other for one, other in zip(gradients, sums, strict=False)]
+        loss, *means = sums[-3:]
+        forward.updates += zip(statistics, sums[len(gradients) : -3], strict=True)
+        return _Step(gradients, forward.updates, self._figures(gradients, [loss + regularisers, *means], norms))
+
+    def _figures(self, gradients: list[tf.Tensor], means: list[tf.Tensor], norms: tf.Tensor) -> StepFigures:
+        squares = tf.reduce_sum(tf.stack([2.0 * tf.nn.l2_loss(gradient) for gradient in gradients]))
+        *means, square = replica_means([*means, squares / tf.square(self._scaled(1.0))])
+        return StepFigures(*means, tf.stop_gradient(norms), tf.sqrt(square))
+
+    def _scaled(self, loss: tf.Tensor | float) -> tf.Tensor:
+        """The replica's share of the loss; the optimizer adds those of all, and may have it scaled."""
+        return self.optimizer.scale_loss(loss / replica_count())
+
+    def _take_if_sound(self, step: _Step) -> None:
+        """Updates weights, slots and running statistics, all or none of them, as the step guard decides."""
+        variables = [variable for variable, _ in step.updates]
+        values = [value for _, value in step.updates]
+        accepted = self.step_guard.accepts(step.figures.loss, step.figures.gradient_norm)
+        scales_loss = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        # Gradients that overflow are how a scaler of the loss learns to scale less; it looks at them by itself.
+        applies = accepted | ~tf.math.is_finite(step.figures.gradient_norm) if scales_loss else accepted
+
+        def apply(gradients: list[tf.Tensor]) -> None:
+            self.optimizer.apply(gradients, self.trainable_weights)
+
+        def follow(values: list[tf.Tensor], figures: StepFigures) -> None:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+            self.running.track(figures)
+
+        _on_all_replicas_if(applies, apply, step.gradients)
+        _on_all_replicas_if(accepted, follow, values, step.figures)
+        self.latest.keep(step.figures)
+        self.step_guard.observe(step.figures.loss, accepted)
+        self.running.skipped_steps.update_state(tf.where(accepted, 0.0, 1.0))
+
+    def _noise(self, images: tf.Tensor, step: tf.Tensor | int, part: int | tf.Tensor | None = None) -> list[tf.Tensor]:
+        """The draws of these images, which are a replica's, or one of all replicas' parts, counted from 0."""
+        batch_size = images.shape[0] or tf.shape(images)[0]
+        first = (replica_index() if part is None else part) * batch_size
+        return batch_noise(self.plan.latent_shapes(), batch_size, (self.seed, tf.cast(step, tf.int32)), first)
+
+    def _initialise_from(self, images: tf.Tensor) -> None:
+        """Data-dependent layers take their scales from the first batch."""
+        forward = ForwardPass(training=True, initialising=True)
+        self.infer(images, self._noise(images, 0), forward)
+        forward.commit()
+        self.data_initialised.assign(1.0)
+
+    def _results(self, metrics: Sequence[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
+        # Several workers' `fit` joins their figures along an axis, which scalars lack.
+        several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+        return {metric.name: tf.reshape(metric.result(), [1] if several else []) for metric in metrics}
+
+    def _images_of(self, data) -> tf.Tensor:
+        """The images of a batch; a dataset may also give labels or weights, which are not used."""
+        images = tf.convert_to_tensor(data[0] if isinstance(data, (tuple, list)) else data)
+        return training_images(images, self.config)
+
+
+def _means(found: StepLoss) -> list[tf.Tensor]:
+    """Loss, reconstruction and KL of every group."""
+    return [found.loss.loss, tf.reduce_mean(found.elbo.reconstruction), tf.reduce_mean(found.elbo.kl, axis=0)]
+
+
+def _part_size(images: tf.Tensor, count: int) -> int:
+    size = images.shape[0]
+    if size is None or size % count:
+        raise ValueError(
+            f"a batch of {'unknown size' if size is None else size} can't be cut into accumulate_steps = {count} "
+            "equal parts: give batches of a fixed size (drop_remainder=True) that it divides"
+        )
+    return size // count
+
+
+def _on_all_replicas_if(condition: tf.Tensor, function, *values) -> None:
+    """`function(*values)` on every replica if a condition holds, which is the same on all.
+
+    Replicas update variables together, and can do that under a condition only if all of them enter it as one.
+    """
+
+    def together(strategy: tf.distribute.Strategy, condition, *values) -> None:
+        condition = strategy.experimental_local_results(condition)[0]
+
+        def update() -> None:
+            strategy.extended.call_for_each_replica(function, args=values)
+
+        tf.cond(condition, update, lambda: None)
+
+    tf.distribute.get_replica_context().merge_call(together, args=(condition, *values))
