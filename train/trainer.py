@@ -52,7 +52,11 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     # Before anything is written: settings that make no model leave no folder behind.
     run = new_run(config, length, images, workdir, replicas)
     check_images_a_step(RunFolder(pathlib.Path(workdir)).images_file, run)
+    if not replicas.is_chief:
+        replicas.wait_for_all()
     folder = open_for_training(workdir, config)
+    if replicas.is_chief:
+        replicas.wait_for_all()
     kept = config.train.keep_checkpoints, config.train.keep_checkpoint_every_hours
     recovery = Recovery(run.model.step_guard, run.schedule, config.train)
     state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, *kept, recovery.variables)
