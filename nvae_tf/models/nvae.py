@@ -1,5 +1,6 @@
 """The model: a `keras.Model` that trains, scores, encodes, decodes and generates."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization, StackedConvolution
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models.bottom_up import BottomUp
-from nvae_tf.models.images import check_image_size, frame_with_zeros, real_pixels
+from nvae_tf.models.images import check_image_size, frame_with_zeros, real_pixels, training_images
 from nvae_tf.models.inference import InferenceMixin
 from nvae_tf.models.latents import LatentSample, LatentSource, PosteriorSource
 from nvae_tf.models.noise import image_seeds, noise_per_image
@@ -94,8 +95,6 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", **shared)
         for cells in self._recomputed_cells():
             cells.recomputed = True
-        self.batch_norms = self._stacks(StackedBatchNormalization)
-        self.convolutions = self._stacks(StackedConvolution)
         self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
         self.is_data_dependent = bool(self._stacks(DataDependentConvolution))
         self.data_initialised = self.add_weight(
@@ -110,6 +109,17 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         self.latest = LatestFigures(self.plan.num_groups, num_layers)
         self.step_guard = StepGuard()
         self.built = True
+
+    # Not set in the constructor: Keras would count and save these layers a second time.
+    @functools.cached_property
+    def batch_norms(self) -> list[StackedBatchNormalization]:
+        """The batch normalisations of both networks."""
+        return self._stacks(StackedBatchNormalization)
+
+    @functools.cached_property
+    def convolutions(self) -> list[StackedConvolution]:
+        """The convolutions of both networks."""
+        return self._stacks(StackedConvolution)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -156,6 +166,7 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0) -> tf.Tensor:
         """The mean of the reconstruction of `[batch, height, width, channels]`, in [0, 1]."""
         forward = ForwardPass(training)
+        images = training_images(images, self.config)
         noise = noise_per_image(self.plan.latent_shapes(), image_seeds(seed, tf.shape(images)[0]))
         decoded = self.infer(images, noise, forward)
         forward.commit()

@@ -35,7 +35,11 @@ class _SharedVariables:
 
 
 class SharedMean(_SharedVariables, keras.metrics.Mean):
-    """A running mean of what all replicas agree on."""
+    """A running mean of what all replicas agree on; NaN where there is nothing to take it of."""
+
+    def result(self):
+        """The mean since the last reset."""
+        return tf.where(self.count > 0.0, super().result(), float("nan"))
 
 
 class SharedSum(_SharedVariables, keras.metrics.Sum):
@@ -61,14 +65,14 @@ class RunningFigures:
         """Those that there are without a step."""
         return [self.loss, self.reconstruction, self.kl]
 
-    def track_bound(self, loss: tf.Tensor, reconstruction: tf.Tensor, kl: tf.Tensor) -> None:
-        """Takes in one batch; scalars."""
+    def track_bound(self, loss: tf.Tensor, reconstruction: tf.Tensor, kl: tf.Tensor, batch_size) -> None:
+        """Takes in the means of a batch of so many images; scalars."""
         for metric, value in zip(self.of_evaluation, (loss, reconstruction, kl), strict=True):
-            metric.update_state(value)
+            metric.update_state(value, sample_weight=tf.cast(batch_size, tf.float32))
 
-    def track(self, figures: StepFigures) -> None:
-        """Takes in an accepted step."""
-        self.track_bound(figures.loss, figures.reconstruction, tf.reduce_sum(figures.kl_per_group))
+    def track(self, figures: StepFigures, batch_size) -> None:
+        """Takes in an accepted step on so many images."""
+        self.track_bound(figures.loss, figures.reconstruction, tf.reduce_sum(figures.kl_per_group), batch_size)
         self.gradient_norm.update_state(figures.gradient_norm)
 
 

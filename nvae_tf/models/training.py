@@ -35,6 +35,7 @@ class _Step(NamedTuple):
     gradients: list[tf.Tensor]
     updates: list[tuple[keras.Variable, tf.Tensor]]
     figures: StepFigures
+    batch_size: int | tf.Tensor
 
 
 class TrainingMixin:
@@ -72,7 +73,7 @@ class TrainingMixin:
         elbo = self.infer(images, self._noise(images, -1)).elbo(images)
         reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
         total = tf.reduce_sum(kl)
-        self.running.track_bound(reconstruction + total, reconstruction, total)
+        self.running.track_bound(reconstruction + total, reconstruction, total, tf.shape(images)[0])
         return self._results(self.running.of_evaluation)
 
     def _loss(self, inputs, images, noise, step, forward, norms, regularisers) -> StepLoss:
@@ -94,8 +95,8 @@ class TrainingMixin:
             found = self.training_loss(images, self._noise(images, step), step, forward)
             scaled_loss = self._scaled(found.loss.loss)
         gradients = tape.gradient(scaled_loss, self.trainable_weights)
-        means = _means(found)
-        return _Step(gradients, forward.updates, self._figures(gradients, means, found.spectral_norms))
+        figures = self._figures(gradients, _means(found), found.spectral_norms)
+        return _Step(gradients, forward.updates, figures, _batch_size(images))
 
     def _step_in_parts(self, images: tf.Tensor, step: tf.Tensor) -> _Step:
         """The mean step of equal parts of the batch; each has its own batch statistics and KL balancing."""
@@ -107,7 +108,7 @@ class TrainingMixin:
             beta = objectives.kl_weight(step, self.objective)
             regularisers = regularisers * objectives.regularisation_weight(beta, self.objective)
             scaled_loss = self._scaled(regularisers)
-        gradients = tape.gradient(scaled_loss, self.trainable_weights, unconnected_gradients="zero")
+        gradients = self._gradients_or_zeros(tape, scaled_loss)
         statistics = [variable for norm in self.batch_norms for variable in norm.statistics]
 
         def part(index: tf.Tensor) -> list[tf.Tensor]:
@@ -117,7 +118,7 @@ class TrainingMixin:
             with tf.GradientTape() as tape:
                 found = self._loss(some, some, noise, step, pass_of_part, norms, 0.0)
                 scaled_loss = self._scaled(found.loss.loss) / count
-            gradients = tape.gradient(scaled_loss, self.trainable_weights, unconnected_gradients="zero")
+            gradients = self._gradients_or_zeros(tape, scaled_loss)
             values = {id(variable): value for variable, value in pass_of_part.updates}
             return gradients + [value / count for value in (*(values[id(v)] for v in statistics), *_means(found))]
 
@@ -126,7 +127,13 @@ class TrainingMixin:
         gradients = [one + other for one, other in zip(gradients, sums, strict=False)]
         loss, *means = sums[-3:]
         forward.updates += zip(statistics, sums[len(gradients) : -3], strict=True)
-        return _Step(gradients, forward.updates, self._figures(gradients, [loss + regularisers, *means], norms))
+        figures = self._figures(gradients, [loss + regularisers, *means], norms)
+        return _Step(gradients, forward.updates, figures, size * count)
+
+    def _gradients_or_zeros(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
+        weights = self.trainable_weights
+        pairs = zip(weights, tape.gradient(loss, weights), strict=True)
+        return [tf.zeros(weight.shape) if gradient is None else gradient for weight, gradient in pairs]
 
     def _figures(self, gradients: list[tf.Tensor], means: list[tf.Tensor], norms: tf.Tensor) -> StepFigures:
         squares = tf.reduce_sum(tf.stack([2.0 * tf.nn.l2_loss(gradient) for gradient in gradients]))
@@ -152,7 +159,7 @@ class TrainingMixin:
         def follow(values: list[tf.Tensor], figures: StepFigures) -> None:
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
-            self.running.track(figures)
+            self.running.track(figures, step.batch_size)
 
         _on_all_replicas_if(applies, apply, step.gradients)
         _on_all_replicas_if(accepted, follow, values, step.figures)
@@ -162,7 +169,7 @@ class TrainingMixin:
 
     def _noise(self, images: tf.Tensor, step: tf.Tensor | int, part: int | tf.Tensor | None = None) -> list[tf.Tensor]:
         """The draws of these images, which are a replica's, or one of all replicas' parts, counted from 0."""
-        batch_size = images.shape[0] or tf.shape(images)[0]
+        batch_size = _batch_size(images)
         first = (replica_index() if part is None else part) * batch_size
         return batch_noise(self.plan.latent_shapes(), batch_size, (self.seed, tf.cast(step, tf.int32)), first)
 
@@ -187,6 +194,10 @@ class TrainingMixin:
 def _means(found: StepLoss) -> list[tf.Tensor]:
     """Loss, reconstruction and KL of every group."""
     return [found.loss.loss, tf.reduce_mean(found.elbo.reconstruction), tf.reduce_mean(found.elbo.kl, axis=0)]
+
+
+def _batch_size(images: tf.Tensor) -> int | tf.Tensor:
+    return images.shape[0] or tf.shape(images)[0]
 
 
 def _part_size(images: tf.Tensor, count: int) -> int:
