@@ -1,24 +1,19 @@
-"""What a run writes on its way besides checkpoints: figures of training and test part, and sample grids."""
+"""What a run writes on its way besides checkpoints: figures of training and test part, and pictures."""
 
 import math
-import pathlib
 
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.checkpoints.run_folder import RunFolder
 from nvae_tf.data.pipeline import evaluation_batches, iterate
-from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator
-from nvae_tf.generation import ImageGenerator, image_grid, write_png
+from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator, active_units
 from nvae_tf.objective import bits_per_dimension, kl_weight, regularisation_weight
+from train.pictures import FIXED_SEED, Pictures
 from train.preparation import Run
 from train.progress import Speed, StatusLine
 from train.records import MetricsFile, TensorBoardWriter
 from train.stopping import StopRequest
-
-# The same images binarised in the same way, and the same latents, every time: so that only the model differs.
-_FIXED_SEED = 0
-_SAMPLE_COUNT = 64
-_SAMPLE_TEMPERATURE = 0.7
 
 
 class RunOutputs:
@@ -32,7 +27,7 @@ class RunOutputs:
         self._tensorboard = TensorBoardWriter(folder.tensorboard)
         self._batch_size = min(run.config.train.batch_size, run.images.test.count)
         self._evaluator = LikelihoodEvaluator(run.model, self._batch_size)
-        self._generator = ImageGenerator(run.model)
+        self._pictures = Pictures(run, self._tensorboard, stop)
 
     def continue_from(self, step: int) -> None:
         """Forgets the figures of steps that will be made again."""
@@ -59,7 +54,8 @@ class RunOutputs:
             self._write_evaluation(step)
         picture = self._folder.samples / f"step-{step:08d}.png"
         if self._is_due(step, settings.sample_every_steps) and not picture.exists():
-            self._write_samples(step, picture)
+            self.speed.pause()
+            self._pictures.write(step, picture)
 
     def running_means(self) -> dict[str, float]:
         """Loss, reconstruction and KL of training, in nats per image, since the means were last reset."""
@@ -88,10 +84,11 @@ class RunOutputs:
     def _write_evaluation(self, step: int) -> None:
         self.speed.pause()
         images = self._run.images
-        batches = evaluation_batches(images.test, images.spec, self._batch_size, _FIXED_SEED)
-        test = self._evaluator.evaluate(iterate(batches, images.test), _FIXED_SEED, self._show_evaluation)
+        batches = evaluation_batches(images.test, images.spec, self._batch_size, FIXED_SEED)
+        test = self._evaluator.evaluate(iterate(batches, images.test), FIXED_SEED, self._show_evaluation)
         bits = self.bits_per_dimension(test.nelbo_nats)
-        self._tensorboard.scalars(step, _test_scalars(test) | {"test/bits_per_dim": bits})
+        active = active_units(test.kl_per_channel_nats, self._run.model.plan.latent_shapes())
+        self._tensorboard.scalars(step, _test_scalars(test, active) | {"test/bits_per_dim": bits})
         training, schedules = self.running_means(), self.schedules(step)
         self._metrics.append(
             {
@@ -108,6 +105,7 @@ class RunOutputs:
                 "test_kl_nats": test.kl_nats,
                 "test_bits_per_dim": bits,
                 "images_per_second": self._images_per_second(),
+                "active_units": int(active.sum()),
             }
         )
 
@@ -116,17 +114,9 @@ class RunOutputs:
         if self.status.is_due:
             self.status.show(f"evaluating: {done:,} of {self._run.images.test.count:,} test images")
 
-    def _write_samples(self, step: int, picture: pathlib.Path) -> None:
-        self.speed.pause()
-        images = self._generator.generate(
-            _SAMPLE_COUNT, _SAMPLE_TEMPERATURE, _FIXED_SEED, lambda done: self._stop.check()
-        )
-        pixels = image_grid(images, enlarge=None)
-        write_png(picture, pixels)
-        self._tensorboard.picture(step, f"samples/temperature_{_SAMPLE_TEMPERATURE}", pixels)
 
-
-def _test_scalars(test: Likelihood) -> dict[str, float]:
-    groups = {f"kl_per_group/{index:02d}": value for index, value in enumerate(test.kl_per_group_nats)}
+def _test_scalars(test: Likelihood, active: np.ndarray) -> dict[str, float]:
     parts = {"nelbo": test.nelbo_nats, "reconstruction": test.reconstruction_nats, "kl": test.kl_nats}
-    return {f"test/{name}_nats": value for name, value in parts.items()} | groups
+    scalars = {f"test/{name}_nats": value for name, value in parts.items()} | {"test/active_units": active.sum()}
+    scalars |= {f"kl_per_group/{index:02d}": value for index, value in enumerate(test.kl_per_group_nats)}
+    return scalars | {f"active_units/{index:02d}": value for index, value in enumerate(active)}
