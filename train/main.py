@@ -26,7 +26,8 @@ others are listed and start as usual: images of another data set, size or likeli
 layers of a scale are one weight, so where only their number differs (more groups) they are not taken. The source
 is needed until the run's first checkpoint, then it may be gone.
 
-Exit code: 0 done, 2 a mistake in the command, 130 interrupted by Ctrl-C, 143 by SIGTERM. With
+Exit code: 0 done, 2 a mistake in the command, 75 another worker of the training is gone, 130 interrupted by
+Ctrl-C, 143 by SIGTERM. With
 NVAE_TF_TRACEBACK=1 in the environment a mistake is told with its traceback.
 """
 
@@ -41,6 +42,9 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import command_line
 
+# As sysexits.h has it: a failure that may be gone when one tries again.
+_WORKER_LOST_CODE = 75
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with the settings of the run.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: new, empty, or of the same run.", required=True)
 flags.mark_flag_as_required("config")
@@ -53,6 +57,7 @@ def main() -> None:
     # Not before: a mistake is told within a moment.
     start_tensorflow_quietly()
     from train.stopping import TrainingInterrupted
+    from train.strategy import WorkerLost
     from train.trainer import train_and_evaluate
 
     try:
@@ -61,6 +66,9 @@ def main() -> None:
         print(f"Run {interruption}; checkpoint saved. The same command goes on from there:")
         print(f"    {shlex.join(['python', '-m', 'train.main', *sys.argv[1:]])}", flush=True)
         sys.exit(interruption.exit_code)
+    except WorkerLost as loss:
+        print(f"error: {loss}", file=sys.stderr, flush=True)
+        sys.exit(_WORKER_LOST_CODE)
 
 
 def run() -> None:

@@ -1,24 +1,21 @@
-"""What a run writes on its way besides checkpoints: figures of training and test part, and sample grids."""
+"""What a run writes on its way besides checkpoints: figures of training and test part, and pictures."""
 
 import math
-import pathlib
 
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.checkpoints.run_folder import RunFolder
 from nvae_tf.data.pipeline import evaluation_batches, iterate
-from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator
-from nvae_tf.generation import ImageGenerator, image_grid, write_png
+from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator, active_units
+from nvae_tf.models.step_figures import RecentSteps
 from nvae_tf.objective import bits_per_dimension, kl_weight, regularisation_weight
+from nvae_tf.optimization import averaged_weights
+from train.pictures import FIXED_SEED, Pictures
 from train.preparation import Run
 from train.progress import Speed, StatusLine
 from train.records import MetricsFile, TensorBoardWriter
 from train.stopping import StopRequest
-
-# The same images binarised in the same way, and the same latents, every time: so that only the model differs.
-_FIXED_SEED = 0
-_SAMPLE_COUNT = 64
-_SAMPLE_TEMPERATURE = 0.7
 
 
 class RunOutputs:
@@ -27,14 +24,12 @@ class RunOutputs:
     def __init__(self, folder: RunFolder, run: Run, stop: StopRequest):
         self.status = StatusLine()
         self.speed = Speed()
-        self._folder, self._run = folder, run
-        # Several processes stop at a step, together.
-        self._check_stop = stop.check if run.replicas.share.count == 1 else lambda: None
+        self._folder, self._run, self._stop = folder, run, stop
         self._metrics = MetricsFile(folder.metrics_file)
         self._tensorboard = TensorBoardWriter(folder.tensorboard)
         self._batch_size = min(run.config.train.batch_size, run.images.test.count)
         self._evaluator = LikelihoodEvaluator(run.model, self._batch_size)
-        self._generator = ImageGenerator(run.model)
+        self._pictures = Pictures(run, self._tensorboard, stop)
 
     def continue_from(self, step: int) -> None:
         """Forgets the figures of steps that will be made again."""
@@ -45,6 +40,7 @@ class RunOutputs:
         if self._is_due(step, self._run.config.train.log_every_steps):
             values = {f"train/{name}": value for name, value in self.running_means().items()}
             values |= {f"schedule/{name}": value for name, value in self.schedules(step).items()}
+            values |= _latest_figures(self._run.model.recent.read())
             self._tensorboard.scalars(step, values | {"speed/images_per_second": self._images_per_second()})
 
     def write_due(self, step: int) -> None:
@@ -57,11 +53,21 @@ class RunOutputs:
         settings = self._run.config.train
         if step == 0:
             return
-        if self._is_due(step, settings.evaluate_every_steps) and not self._metrics.has(step):
-            self._write_evaluation(step)
+        evaluates = self._is_due(step, settings.evaluate_every_steps) and not self._metrics.has(step)
         picture = self._folder.samples / f"step-{step:08d}.png"
-        if self._is_due(step, settings.sample_every_steps) and not picture.exists():
-            self._write_samples(step, picture)
+        draws = self._is_due(step, settings.sample_every_steps) and not picture.exists()
+        if not evaluates and not draws:
+            return
+        self.speed.pause()
+        with averaged_weights(self._run.model):
+            if evaluates:
+                self._write_evaluation(step)
+            if draws:
+                self._pictures.write(step, picture)
+
+    def test_score(self, step: int) -> float | None:
+        """The test images' negative bound in nats after a step; None if it was not measured."""
+        return self._metrics.value(step, "test_nelbo_nats")
 
     def running_means(self) -> dict[str, float]:
         """Loss, reconstruction and KL of training, in nats per image, since the means were last reset."""
@@ -88,12 +94,12 @@ class RunOutputs:
         return (self.speed.steps_per_second or 0.0) * self._run.images_a_step
 
     def _write_evaluation(self, step: int) -> None:
-        self.speed.pause()
         images = self._run.images
-        batches = evaluation_batches(images.test, images.spec, self._batch_size, _FIXED_SEED)
-        test = self._evaluator.evaluate(iterate(batches, images.test), _FIXED_SEED, self._show_evaluation)
+        batches = evaluation_batches(images.test, images.spec, self._batch_size, FIXED_SEED)
+        test = self._evaluator.evaluate(iterate(batches, images.test), FIXED_SEED, self._show_evaluation)
         bits = self.bits_per_dimension(test.nelbo_nats)
-        self._tensorboard.scalars(step, _test_scalars(test) | {"test/bits_per_dim": bits})
+        active = active_units(test.kl_per_channel_nats, self._run.model.plan.latent_shapes())
+        self._tensorboard.scalars(step, _test_scalars(test, active) | {"test/bits_per_dim": bits})
         training, schedules = self.running_means(), self.schedules(step)
         self._metrics.append(
             {
@@ -110,25 +116,25 @@ class RunOutputs:
                 "test_kl_nats": test.kl_nats,
                 "test_bits_per_dim": bits,
                 "images_per_second": self._images_per_second(),
+                "active_units": int(active.sum()),
             }
         )
 
     def _show_evaluation(self, done: int) -> None:
-        self._check_stop()
+        self._stop.check()
         if self.status.is_due:
             self.status.show(f"evaluating: {done:,} of {self._run.images.test.count:,} test images")
 
-    def _write_samples(self, step: int, picture: pathlib.Path) -> None:
-        self.speed.pause()
-        images = self._generator.generate(
-            _SAMPLE_COUNT, _SAMPLE_TEMPERATURE, _FIXED_SEED, lambda done: self._check_stop()
-        )
-        pixels = image_grid(images, enlarge=None)
-        write_png(picture, pixels)
-        self._tensorboard.picture(step, f"samples/temperature_{_SAMPLE_TEMPERATURE}", pixels)
+
+def _latest_figures(recent: RecentSteps) -> dict[str, float]:
+    """Those of the latest step."""
+    kl, norms = recent.kl_per_group[-1], recent.spectral_norms[-1]
+    scalars = {f"train_kl_per_group/{index:02d}": value for index, value in enumerate(kl)}
+    return scalars | {"spectral_norm/largest": norms.max(), "spectral_norm/sum": norms.sum()}
 
 
-def _test_scalars(test: Likelihood) -> dict[str, float]:
-    groups = {f"kl_per_group/{index:02d}": value for index, value in enumerate(test.kl_per_group_nats)}
+def _test_scalars(test: Likelihood, active: np.ndarray) -> dict[str, float]:
     parts = {"nelbo": test.nelbo_nats, "reconstruction": test.reconstruction_nats, "kl": test.kl_nats}
-    return {f"test/{name}_nats": value for name, value in parts.items()} | groups
+    scalars = {f"test/{name}_nats": value for name, value in parts.items()} | {"test/active_units": active.sum()}
+    scalars |= {f"kl_per_group/{index:02d}": value for index, value in enumerate(test.kl_per_group_nats)}
+    return scalars | {f"active_units/{index:02d}": value for index, value in enumerate(active)}

@@ -26,6 +26,7 @@ COLUMNS = (
     "test_kl_nats",
     "test_bits_per_dim",
     "images_per_second",
+    "active_units",
 )
 
 
@@ -33,7 +34,10 @@ class MetricsFile:
     """`metrics.csv`: one line an evaluation, in the order of steps, each step once.
 
     `train_*` are means over the steps since the last multiple of `train.log_every_steps`, `test_*` over the
-    test part.
+    test part; `active_units` are counted over all groups, see `nvae_tf.evaluation.active_units`.
+
+    A file keeps all its columns. What one of an older version lacks is added at the end with the next line, and left
+    empty in the lines before.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -41,27 +45,44 @@ class MetricsFile:
 
     def keep_until(self, step: int) -> None:
         """Drops the lines after a step, which a run that goes on writes again, and half-written ones."""
-        if not self._path.exists():
-            return
-        kept = _text([row for row in self._rows() if int(row["step"]) <= step], with_header=True)
-        if kept != self._path.read_text(encoding="utf-8"):
+        columns, rows = self._read()
+        kept = _text([row for row in rows if int(row["step"]) <= step], columns, with_header=True)
+        if kept != self._content():
             write_whole(self._path, kept)
 
     def has(self, step: int) -> bool:
         """Whether there is a line for a step."""
-        return self._path.exists() and any(int(row["step"]) == step for row in self._rows())
+        return any(int(row["step"]) == step for row in self._read()[1])
+
+    def value(self, step: int, column: str) -> float | None:
+        """A number of the line for a step, as it is written; None where there is none."""
+        found = [row[column] for row in self._read()[1] if int(row["step"]) == step]
+        return float(found[0]) if found else None
 
     def append(self, row: Mapping[str, float]) -> None:
         """Adds the line of a later step; numbers are written with six digits."""
         written = {name: value if isinstance(value, int) else f"{value:.6g}" for name, value in row.items()}
-        text = _text([written], with_header=not self._path.exists())
+        columns, rows = self._read()
+        missing = [name for name in COLUMNS if name not in columns]
+        if missing:
+            write_whole(self._path, _text([*rows, written], [*columns, *missing], with_header=True))
+            return
         with self._path.open("a", encoding="utf-8", newline="") as file:
-            file.write(text)
+            file.write(_text([written], columns, with_header=False))
 
-    def _rows(self) -> list[dict[str, str]]:
-        with self._path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [row for row in rows if set(row) == set(COLUMNS) and None not in row.values()]
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """The columns of the file and its whole lines; none where there is no file, or not one of metrics."""
+        content = self._content()
+        # What the process was writing when it ended has no end of line.
+        reader = csv.DictReader(io.StringIO(content[: content.rfind("\n") + 1]))
+        columns = list(reader.fieldnames or [])
+        if "step" not in columns:
+            return [], []
+        whole = [row for row in reader if None not in row and None not in row.values()]
+        return columns, [row for row in whole if row["step"].isdecimal()]
+
+    def _content(self) -> str:
+        return self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
 
 
 class TensorBoardWriter:
@@ -97,10 +118,10 @@ class TensorBoardWriter:
             raise OSError(f"{self._folder}: TensorBoard's files can't be written ({reason})") from error
 
 
-def _text(rows: list, with_header: bool) -> str:
+def _text(rows: list[Mapping[str, str]], columns: list[str], with_header: bool) -> str:
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    if with_header:
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    if with_header and columns:
         writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()

@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-from nvae_tf.optimization import LoweredRate, RunawayGuard
-from nvae_tf.train_config import TrainConfig
+from train.growth import what_grew_first
+from train.preparation import Run
 
 # Looked at at fixed steps, so that an interruption does not show, and not at each: that would hold up an accelerator.
 _CHECK_EVERY_STEPS = 10
@@ -17,9 +17,10 @@ class Recovery:
     learning rate is half of what it would be from there on; after `train.rollbacks` of these it stops.
     """
 
-    def __init__(self, guard: RunawayGuard, rate: LoweredRate, settings: TrainConfig):
-        """Takes the guard that counts refused steps and the schedule whose rate can be lowered."""
-        self._guard, self._rate, self._settings = guard, rate, settings
+    def __init__(self, run: Run):
+        """Takes the run whose model's guard counts refused steps and whose schedule's rate can be lowered."""
+        self._model, self._guard, self._rate = run.model, run.model.step_guard, run.schedule
+        self._settings = run.config.train
         self._rollbacks = tf.Variable(0.0, trainable=False, name="rollbacks")
 
     @property
@@ -55,12 +56,13 @@ class Recovery:
         reason = f"{refused} steps in a row were refused: their loss is not finite or above the limit of {limit:,.4g}"
         if rollbacks > self._settings.rollbacks:
             raise ValueError(
-                f"{reason}, after {rollbacks - 1} returns to a checkpoint with half the learning rate each time. The "
-                "latest checkpoint is sound. Try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a "
+                f"{reason}, after {rollbacks - 1} returns to a checkpoint with half the learning rate each time. "
+                f"{what_grew_first(self._model)}. The latest checkpoint is sound. Try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a "
                 "higher objective.regularisation in a new run, or look for damaged images"
             )
         step = go_back()
         self._rollbacks.assign(rollbacks)
         self._rate.factor.assign(_RATE_FACTOR**rollbacks)
         self._guard.refused_in_a_row.assign(0.0)
+        self._model.recent.forget()
         return f"{reason}. Back to step {step:,}, with {_RATE_FACTOR**rollbacks:g} of the learning rate."

@@ -1,9 +1,12 @@
 """Which devices of which processes train, and what they do together."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
+import time
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -13,7 +16,19 @@ from nvae_tf.train_config import TrainConfig
 from train.devices import gpus, take_devices
 
 _CLUSTER_VARIABLE = "TF_CONFIG"
+_SECONDS_TO_LEAVE = 2.0
+_ERRORS_OF_LOSS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
 _STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class WorkerLost(Exception):
+    """Another process of the training has ended, so that this one can't go on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +87,36 @@ class Replicas:
             "workers must see the same --workdir: put it on a file system that they share",
         )
 
+    @contextlib.contextmanager
+    def loss_told(self) -> Iterator[None]:
+        """Tells in one line that another process is gone, which TensorFlow does by errors of many kinds.
+
+        Raises:
+          WorkerLost: it is.
+        """
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if self.share == ALL or not isinstance(error, _ERRORS_OF_LOSS):
+                raise
+            raise WorkerLost(
+                f"worker {self.share.index} of {self.share.count}: another worker has ended or can't be reached "
+                f"({str(error).splitlines()[0]}). Start all workers again with the same command; they go on from the "
+                "latest checkpoint"
+            ) from error
+
     def wait_for_all(self) -> None:
         """Returns when all processes have come here."""
         if self.share != ALL:
             self.sums([0.0])
+
+    def leave(self) -> None:
+        """At the end: all processes leave together, and the chief last, whose connections the others close."""
+        if self.share == ALL:
+            return
+        self.wait_for_all()
+        if self.is_chief:
+            time.sleep(_SECONDS_TO_LEAVE)
 
     def sums(self, values: list[float]) -> list[float]:
         """The sums of numbers over all processes, which all give at the same time."""

@@ -18,6 +18,7 @@ from train.devices import suit_devices
 from train.image_record import check_images_a_step, note_images
 from train.outputs import RunOutputs
 from train.preparation import Run, load_images, new_run, run_length, with_length
+from train.profiling import StepProfiler
 from train.progress import StatusLine, duration
 from train.recovery import Recovery
 from train.stopping import StopRequest, StopRequested, TrainingInterrupted
@@ -58,18 +59,21 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     if replicas.is_chief:
         replicas.wait_for_all()
     kept = config.train.keep_checkpoints, config.train.keep_checkpoint_every_hours
-    recovery = Recovery(run.model.step_guard, run.schedule, config.train)
+    recovery = Recovery(run)
     state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, *kept, recovery.variables)
     step = state.restore(StatusLine().keep)
     replicas.check_same_step(step, folder.path)
-    with StopRequest() as stop:
-        outputs = RunOutputs(folder, run, stop)
+    with StopRequest() as stop, replicas.loss_told():
+        # Several processes stop together, after a step.
+        outputs = RunOutputs(folder, run, stop if replicas.share.count == 1 else StopRequest())
         outputs.continue_from(step)
         outputs.status.keep(_first_words(folder, run, step))
         if replicas.is_chief:
             note_images(folder.images_file, run, outputs.status.keep)
-        TrainingLoop(run, state, recovery, outputs, stop, compiled).go_on_from(step)
-    replicas.wait_for_all()
+        profiled = config.train.profile_steps if replicas.is_chief else ()
+        with StepProfiler(profiled, folder.tensorboard, outputs.status.keep) as profiler:
+            TrainingLoop(run, state, recovery, outputs, stop, profiler, compiled).go_on_from(step)
+        replicas.leave()
     outputs.status.keep(f"{folder.path} has all its {length.total_steps:,} steps.")
 
 
@@ -83,9 +87,11 @@ class TrainingLoop:
         recovery: Recovery,
         outputs: RunOutputs,
         stop: StopRequest,
-        compiled: bool = False,
+        profiler: StepProfiler,
+        compiled: bool,
     ):
         self._run, self._state, self._recovery, self._outputs, self._stop = run, state, recovery, outputs, stop
+        self._profiler = profiler
         self._settings = run.config.train
         self._saved_at = time.monotonic()
         strategy = run.replicas.strategy
@@ -109,13 +115,13 @@ class TrainingLoop:
         batches = self._batches(step)
         try:
             while True:
-                if self._run.replicas.is_chief:
-                    self._outputs.write_due(step)
+                self._write_due(step)
                 if step >= total:
                     break
                 self._stop_if_agreed()
                 self._start_window(step)
-                self._train_step(self._run.replicas.divided(next(batches)))
+                with self._profiler.step(step + 1):
+                    self._train_step(self._run.replicas.divided(next(batches)))
                 step += 1
                 if self._recovery.must_go_back(step):
                     return self._go_back(step)
@@ -125,15 +131,14 @@ class TrainingLoop:
                 if self._is_checkpoint_due(step):
                     self._save(step)
                     saved = step
-        except StopRequested:
+        except (StopRequested, BadPicture) as reason:
+            # After a bad picture the run can go on once the file is mended.
             if saved != step:
                 self._save(step)
+            if isinstance(reason, BadPicture):
+                raise
+            self._run.replicas.leave()
             raise TrainingInterrupted(step, self._stop.signal_number) from None
-        except BadPicture:
-            # The run can go on once the file is mended.
-            if saved != step:
-                self._save(step)
-            raise
         finally:
             batches.close()
         return None
@@ -162,6 +167,14 @@ class TrainingLoop:
         """Stops all processes at the same step if one of them was told to stop."""
         self._stop.signal_number = self._run.replicas.agreed_signal(self._stop.signal_number)
         self._stop.check()
+
+    def _write_due(self, step: int) -> None:
+        if not self._run.replicas.is_chief:
+            return
+        self._outputs.write_due(step)
+        score = self._outputs.test_score(step) if self._settings.keep_best else None
+        if score is not None:
+            self._state.save_if_best(step, score)
 
     def _start_window(self, step: int) -> None:
         """Running means start anew at fixed steps and are in checkpoints: an interruption does not show."""

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
-from nvae_tf.checkpoints.kept_checkpoints import KeptCheckpoints
+from nvae_tf.checkpoints.kept_checkpoints import KeptCheckpoints, steps_of_files
 from nvae_tf.checkpoints.newest_checkpoint import FoundCheckpoint, first_line, newest_whole
 from nvae_tf.checkpoints.weight_names import named_weights, nested
-from nvae_tf.checkpoints.whole_files import remove_partial, write_checkpoint
+from nvae_tf.checkpoints.whole_files import remove_checkpoint, remove_partial, write_checkpoint
 from nvae_tf.models import NVAE
+from nvae_tf.optimization import average_of_weights
 
+# Folder of the checkpoint with the best score, beside the others.
+BEST = "best"
 _MODEL = "model/"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _NAMED_DIFFERENCES = 5
@@ -49,11 +52,15 @@ class TrainingState:
         self._folder = folder
         self._model = model
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self._best_score = tf.Variable(float("inf"), trainable=False, name="best_score")
+        weights, averages = named_weights(model), average_of_weights(model)
         self._checkpoint = tf.train.Checkpoint(
-            model=nested(named_weights(model)),
+            model=nested(weights),
+            averages=nested({name: averages[id(w)] for name, w in weights.items() if id(w) in averages}),
             optimizer=list(optimizer.variables),
             metrics={metric.name: list(metric.variables) for metric in model.metrics},
             step=self._step,
+            best_score=self._best_score,
             others=list(others),
         )
         self._kept = KeptCheckpoints(folder, keep, keep_every_hours)
@@ -65,11 +72,36 @@ class TrainingState:
         Raises:
           CheckpointNotWritten: the disk is full, or the folder can't be written to.
         """
-        self._step.assign(step)
-        try:
-            write_checkpoint(self._folder, step, self._checkpoint.write)
+        with self._failure_told(step):
+            self._write(self._folder, step)
             self._whole_step = step
             self._kept.add(step)
+
+    def save_if_best(self, step: int, score: float) -> None:
+        """Writes the checkpoint of a step into the folder `best` if no step before had as low a score.
+
+        Raises:
+          CheckpointNotWritten: the disk is full, or the folder can't be written to.
+        """
+        if not score < float(self._best_score):
+            return
+        self._best_score.assign(score)
+        folder = self._folder / BEST
+        with self._failure_told(step):
+            before = steps_of_files(folder, "index")
+            self._write(folder, step)
+            for other in before:
+                if other != step:
+                    remove_checkpoint(folder, other)
+
+    def _write(self, folder: pathlib.Path, step: int) -> None:
+        self._step.assign(step)
+        write_checkpoint(folder, step, self._checkpoint.write)
+
+    @contextlib.contextmanager
+    def _failure_told(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except (OSError, tf.errors.OpError) as error:
             before = "There is none before, the same command starts anew"
             if self._whole_step is not None:
@@ -104,6 +136,10 @@ class TrainingState:
 def restore_weights(model: NVAE, checkpoint: str) -> None:
     """Fills a model from a checkpoint of its architecture; nothing is assigned if it is of another.
 
+    Where the run keeps running means of its weights (`optimizer.ema_momentum`), the model gets those.
+
+    Where running means of the weights were kept (`optimizer.ema_momentum`), they are taken.
+
     Args:
       model: the model.
       checkpoint: a whole checkpoint, see `newest_whole`.
@@ -113,8 +149,11 @@ def restore_weights(model: NVAE, checkpoint: str) -> None:
     """
     check_architecture(model, checkpoint)
     with _damage_told(checkpoint):
-        status = tf.train.Checkpoint(model=nested(named_weights(model))).read(checkpoint)
+        weights = named_weights(model)
+        status = tf.train.Checkpoint(model=nested(weights)).read(checkpoint)
         status.assert_existing_objects_matched().expect_partial()
+        learned = nested({name: weight for name, weight in weights.items() if weight.trainable})
+        tf.train.Checkpoint(averages=learned).read(checkpoint).expect_partial()
 
 
 def check_architecture(model: NVAE, checkpoint: str) -> None:

@@ -1,5 +1,6 @@
 """How good a trained model is."""
 
+from nvae_tf.evaluation.latent_usage import active_units
 from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
 
-__all__ = ["Likelihood", "LikelihoodEvaluator"]
+__all__ = ["Likelihood", "LikelihoodEvaluator", "active_units"]

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from nvae_tf.models import NVAE
 from nvae_tf.models.noise import image_seeds, noise_per_image
+from nvae_tf.objective import kl_per_channel
 
 
 class Likelihood(NamedTuple):
@@ -15,21 +16,26 @@ class Likelihood(NamedTuple):
 
     Attributes:
       reconstruction_nats: -log p(x | z) of one sample from the posterior.
-      kl_per_group_nats: KL of posterior and prior, `[groups]`, top group first; without flows analytic, with
-        flows of the same sample.
+      kl_per_channel_nats: KL of posterior and prior, `[groups, latent channels]`, top group first, summed over
+        height and width; without flows analytic, with flows of the same sample.
       importance_weighted_nats: the importance-weighted bound, or None where it was not asked for.
       num_images: how many images the means are over.
     """
 
     reconstruction_nats: float
-    kl_per_group_nats: np.ndarray
+    kl_per_channel_nats: np.ndarray
     importance_weighted_nats: float | None
     num_images: int
 
     @property
+    def kl_per_group_nats(self) -> np.ndarray:
+        """KL summed over the channels, `[groups]`, top group first."""
+        return self.kl_per_channel_nats.sum(axis=1)
+
+    @property
     def kl_nats(self) -> float:
         """KL summed over the groups."""
-        return float(self.kl_per_group_nats.sum())
+        return float(self.kl_per_channel_nats.sum())
 
     @property
     def nelbo_nats(self) -> float:
@@ -90,25 +96,26 @@ class LikelihoodEvaluator:
         for images in batches:
             size = images.shape[0]
             values = self._bounds(self._filled(images), image_seeds(seed, self._batch_size, first=count))
-            of_batch = np.stack([np.asarray(value, np.float64)[:size].sum(axis=0) for value in values])
-            sums = of_batch if sums is None else sums + of_batch
+            of_batch = [np.asarray(value, np.float64)[:size].sum(axis=0) for value in values]
+            sums = of_batch if sums is None else [done + new for done, new in zip(sums, of_batch, strict=True)]
             count += size
             if progress:
                 progress(count)
         if sums is None:
             raise ValueError("there are no images to evaluate")
-        reconstruction, importance_weighted, *kl = sums / count
+        reconstruction, kl, importance_weighted = (value / count for value in sums)
         weighted = float(importance_weighted) if self._importance_samples else None
-        return Likelihood(float(reconstruction), np.array(kl), weighted, count)
+        return Likelihood(float(reconstruction), kl, weighted, count)
 
     def _bounds_of_batch(self, images: tf.Tensor, seeds: tf.Tensor) -> list[tf.Tensor]:
-        """Reconstruction, importance-weighted bound (or zeros) and the KL of every group, each `[batch]`."""
+        """Reconstruction `[batch]`, KL `[batch, groups, channels]`, importance-weighted bound (or zeros) `[batch]`."""
         decoded = self._model.infer(images, noise_per_image(self._model.plan.latent_shapes(), seeds))
-        elbo = decoded.elbo(images)
-        weighted = tf.zeros_like(elbo.reconstruction)
+        reconstruction = decoded.elbo(images).reconstruction
+        kl = tf.stack([kl_per_channel(latent) for latent in decoded.latents], axis=1)
+        weighted = tf.zeros_like(reconstruction)
         if self._importance_samples:
             weighted = self._model.importance_weighted(images, self._importance_samples, seeds)
-        return [elbo.reconstruction, weighted, *tf.unstack(elbo.kl, axis=1)]
+        return [reconstruction, kl, weighted]
 
     def _filled(self, images: tf.Tensor) -> tf.Tensor:
         missing = self._batch_size - images.shape[0]

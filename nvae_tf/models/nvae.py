@@ -20,7 +20,7 @@ from nvae_tf.models.images import check_image_size, frame_with_zeros, real_pixel
 from nvae_tf.models.inference import InferenceMixin
 from nvae_tf.models.latents import LatentSample, LatentSource, PosteriorSource
 from nvae_tf.models.noise import image_seeds, noise_per_image
-from nvae_tf.models.step_figures import LatestFigures, RunningFigures
+from nvae_tf.models.step_figures import RecentFigures, RunningFigures
 from nvae_tf.models.top_down import TopDown
 from nvae_tf.models.training import TrainingMixin
 from nvae_tf.optimization.step_guard import StepGuard
@@ -106,7 +106,7 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         )
         self.running = RunningFigures()
         num_layers = sum(convolution.count for convolution in self.convolutions)
-        self.latest = LatestFigures(self.plan.num_groups, num_layers)
+        self.recent = RecentFigures(self.plan.num_groups, num_layers)
         self.step_guard = StepGuard()
         self.built = True
 

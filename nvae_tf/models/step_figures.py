@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -76,21 +77,49 @@ class RunningFigures:
         self.gradient_norm.update_state(figures.gradient_norm)
 
 
-class LatestFigures:
-    """KL of every group and spectral norm of every layer at the latest step, also where it was refused."""
+class RecentFigures:
+    """KL of every group and spectral norm of every layer at the last steps, also at refused ones.
+
+    They are written where the step runs, and looked at only now and then: that would hold up an accelerator.
+    """
+
+    STEPS = 200
 
     def __init__(self, num_groups: int, num_layers: int):
-        self.kl_per_group, self.spectral_norms = (
-            tf.Variable(
-                tf.zeros([size]),
-                trainable=False,
-                name=name,
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            )
-            for name, size in (("latest_kl_per_group", num_groups), ("latest_spectral_norms", num_layers))
-        )
+        self._num_groups = num_groups
+        shared = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+        rows = tf.zeros([self.STEPS, 1 + num_groups + num_layers])
+        self._rows = tf.Variable(rows, name="recent_figures", **shared)
+        self._count = tf.Variable(0, dtype=tf.int64, name="recent_steps", **shared)
 
-    def keep(self, figures: StepFigures) -> None:
-        """Keeps those of a step."""
-        self.kl_per_group.assign(figures.kl_per_group)
-        self.spectral_norms.assign(figures.spectral_norms)
+    def keep(self, figures: StepFigures, accepted: tf.Tensor) -> None:
+        """Keeps those of a step, in place of the oldest."""
+        row = tf.concat([[tf.cast(accepted, tf.float32)], figures.kl_per_group, figures.spectral_norms], axis=0)
+        place = tf.convert_to_tensor(self._count) % self.STEPS
+        self._rows.assign(tf.tensor_scatter_nd_update(self._rows, [[place]], [row]))
+        self._count.assign(self._count + 1)
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self._count.assign(0)
+
+    def read(self) -> "RecentSteps":
+        """All that is kept."""
+        count, rows = int(self._count.numpy()), self._rows.numpy()
+        in_order = [step % self.STEPS for step in range(max(count - self.STEPS, 0), count)]
+        accepted, kl, norms = np.split(rows[in_order], [1, 1 + self._num_groups], axis=1)
+        return RecentSteps(accepted[:, 0] > 0.0, kl, norms)
+
+
+class RecentSteps(NamedTuple):
+    """The figures of the last steps, oldest first.
+
+    Attributes:
+      accepted: whether each was taken, `[steps]`.
+      kl_per_group: in nats per image, `[steps, groups]`.
+      spectral_norms: `[steps, layers]`.
+    """
+
+    accepted: np.ndarray
+    kl_per_group: np.ndarray
+    spectral_norms: np.ndarray

@@ -161,9 +161,14 @@ class TrainingMixin:
                 variable.assign(value)
             self.running.track(figures, step.batch_size)
 
-        _on_all_replicas_if(applies, apply, step.gradients)
+        gradients = step.gradients
+        if scales_loss:
+            # It looks at the replica's own gradients, and those of another may be the ones that overflow.
+            overflows = ~tf.math.is_finite(step.figures.gradient_norm)
+            gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
+        _on_all_replicas_if(applies, apply, gradients)
         _on_all_replicas_if(accepted, follow, values, step.figures)
-        self.latest.keep(step.figures)
+        self.recent.keep(step.figures, accepted)
         self.step_guard.observe(step.figures.loss, accepted)
         self.running.skipped_steps.update_state(tf.where(accepted, 0.0, 1.0))
 

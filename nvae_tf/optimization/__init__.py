@@ -1,7 +1,16 @@
 """The optimizer and the learning-rate schedule of the published training runs."""
 
 from nvae_tf.optimization.adamax import NVAEAdamax
+from nvae_tf.optimization.averaging import average_of_weights, averaged_weights
 from nvae_tf.optimization.schedule import LoweredRate, WarmupCosine
 from nvae_tf.optimization.step_guard import RunawayGuard, StepGuard
 
-__all__ = ["LoweredRate", "NVAEAdamax", "RunawayGuard", "StepGuard", "WarmupCosine"]
+__all__ = [
+    "LoweredRate",
+    "NVAEAdamax",
+    "RunawayGuard",
+    "StepGuard",
+    "WarmupCosine",
+    "average_of_weights",
+    "averaged_weights",
+]

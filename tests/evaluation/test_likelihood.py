@@ -8,7 +8,7 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.evaluation import LikelihoodEvaluator
 from nvae_tf.models.noise import image_seeds, noise_per_image
-from nvae_tf.objective import kl_per_group
+from nvae_tf.objective import kl_per_channel, kl_per_group
 from tests.tiny_model import tiny_config
 
 CONFIG = tiny_config(num_groups_per_scale=2)
@@ -35,6 +35,8 @@ def test_the_parts_are_those_of_the_model(model, images):
     kl = kl_per_group(decoded.latents).numpy().mean(axis=0)
     assert found.reconstruction_nats == pytest.approx(reconstruction, rel=1e-5)
     np.testing.assert_allclose(found.kl_per_group_nats, kl, rtol=1e-4)
+    per_channel = [kl_per_channel(latent).numpy().mean(axis=0) for latent in decoded.latents]
+    np.testing.assert_allclose(found.kl_per_channel_nats, per_channel, rtol=1e-4)
     assert found.kl_nats == pytest.approx(kl.sum(), rel=1e-4)
     assert found.nelbo_nats == pytest.approx(reconstruction + kl.sum(), rel=1e-5)
     assert found.num_images == 10

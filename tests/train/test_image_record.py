@@ -2,12 +2,26 @@
 
 import types
 
-from train.image_record import note_images
-from train.preparation import Images
+import pytest
+
+from nvae_tf.config import ExperimentConfig, TrainConfig
+from train.image_record import check_images_a_step, note_images
+from train.preparation import Images, Run
+from train.strategy import ONE_DEVICE
 
 
-def images(train, test):
-    return Images(None, types.SimpleNamespace(count=train), types.SimpleNamespace(count=test))
+def images(train, test, batch_size=10):
+    parts = Images(None, types.SimpleNamespace(count=train), types.SimpleNamespace(count=test))
+    return Run(ExperimentConfig(train=TrainConfig(batch_size=batch_size)), None, parts, None, None, ONE_DEVICE)
+
+
+def test_another_number_of_images_a_step_is_refused(tmp_path):
+    file = tmp_path / "images.json"
+    check_images_a_step(file, images(54, 6))
+    note_images(file, images(54, 6), print)
+    check_images_a_step(file, images(54, 6))
+    with pytest.raises(ValueError, match="makes 20 images a step; this run was begun with 10: set train.batch_size=10"):
+        check_images_a_step(file, images(54, 6, batch_size=20))
 
 
 def test_changes_are_told_once(tmp_path):

@@ -1,0 +1,65 @@
+"""Active units, counted on a model in which it is known which units tell something."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nvae_tf
+from nvae_tf.evaluation import LikelihoodEvaluator, active_units
+from tests.tiny_model import tiny_config
+
+CHANNELS = 3
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Four groups, two of 2x2 and two of 4x4 positions."""
+    return nvae_tf.NVAE(tiny_config(num_groups_per_scale=2, num_latent_per_group=CHANNELS))
+
+
+@pytest.fixture(scope="module")
+def count(model):
+    """`count()` gives the active units of the model as it is, over images that come in batches."""
+    images = tf.constant(np.random.RandomState(0).randint(0, 2, (10, 4, 4, 1)), tf.float32)
+    evaluator = LikelihoodEvaluator(model, 4)
+
+    def count():
+        likelihood = evaluator.evaluate([images[:4], images[4:8], images[8:]])
+        return active_units(likelihood.kl_per_channel_nats, model.plan.latent_shapes()).tolist()
+
+    return count
+
+
+def add_to_prior(model, means, log_scales):
+    """Makes the posterior of every image the prior with this added, `[groups, channels]`."""
+    added = np.concatenate([means, log_scales], axis=1)
+    for scale, of_scale in zip(model.top_down.scales, (added[:2], added[2:]), strict=True):
+        scale.posteriors.kernel.assign(tf.zeros_like(scale.posteriors.kernel))
+        scale.posteriors.bias.assign(of_scale)
+
+
+def test_a_posterior_that_is_the_prior_has_none(model, count):
+    add_to_prior(model, np.zeros((4, CHANNELS)), np.zeros((4, CHANNELS)))
+    assert count() == [0, 0, 0, 0]
+
+
+def test_units_that_differ_from_the_prior_are_counted_in_their_group(model, count):
+    means, log_scales = np.zeros((4, CHANNELS)), np.zeros((4, CHANNELS))
+    # The top group's prior has sigma 1.01: 0.0196 nats a position, and 0.0049.
+    means[0] = 0.2, 0.1, 0.0
+    log_scales[2] = -1.0
+    means[3, 1], log_scales[3, 2] = 3.0, 0.5
+    add_to_prior(model, means, log_scales)
+    assert count() == [1, 0, 3, 2]
+
+
+def test_it_is_the_mean_over_positions_that_counts():
+    shapes = [(2, 2, 2), (4, 4, 2)]
+    kl = np.array([[0.08, 0.03], [0.15, 0.17]])
+    assert active_units(kl, shapes).tolist() == [1, 1]
+    assert active_units(kl, shapes, active_from=0.005).tolist() == [2, 2]
+    assert active_units(kl, shapes, active_from=0.1).tolist() == [0, 0]
+
+
+def test_parts_of_an_estimate_may_be_negative():
+    assert active_units(np.array([[-1.0, 1.0]]), [(1, 1, 2)]).tolist() == [1]
