@@ -57,8 +57,9 @@ class Recovery:
         if rollbacks > self._settings.rollbacks:
             raise ValueError(
                 f"{reason}, after {rollbacks - 1} returns to a checkpoint with half the learning rate each time. "
-                f"{what_grew_first(self._model)}. The latest checkpoint is sound. Try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a "
-                "higher objective.regularisation in a new run, or look for damaged images"
+                f"{what_grew_first(self._model)}. The latest checkpoint is sound. Try a lower optimizer.learning_rate, "
+                "longer optimizer.warmup_epochs or a higher objective.regularisation in a new run, or look for damaged "
+                "images"
             )
         step = go_back()
         self._rollbacks.assign(rollbacks)

@@ -80,9 +80,9 @@ class Replicas:
         """
         if self.share == ALL:
             return
-        total, square = self.sums([float(step), float(step) ** 2])
+        (total,) = self.sums([float(step)])
         check(
-            square * self.share.count == total**2,
+            total == step * self.share.count,
             f"{folder}: worker {self.share.index} would go on from step {step}, and others from other steps. All "
             "workers must see the same --workdir: put it on a file system that they share",
         )
@@ -100,8 +100,8 @@ class Replicas:
             if self.share == ALL or not isinstance(error, _ERRORS_OF_LOSS):
                 raise
             raise WorkerLost(
-                f"worker {self.share.index} of {self.share.count}: another worker has ended or can't be reached "
-                f"({str(error).splitlines()[0]}). Start all workers again with the same command; they go on from the "
+                f"worker {self.share.index} of {self.share.count}: another worker has ended or can't be "
+                "reached. Start all workers again with the same command; they go on from the "
                 "latest checkpoint"
             ) from error
 
@@ -120,7 +120,7 @@ class Replicas:
 
     def sums(self, values: list[float]) -> list[float]:
         """The sums of numbers over all processes, which all give at the same time."""
-        return (_summed(self.strategy, tf.constant(values)) / self.local_count).numpy().tolist()
+        return (_summed(self.strategy, tf.constant(values, tf.float64)) / self.local_count).numpy().tolist()
 
 
 ONE_DEVICE = Replicas(tf.distribute.get_strategy())

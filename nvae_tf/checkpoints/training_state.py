@@ -87,12 +87,14 @@ class TrainingState:
             return
         self._best_score.assign(score)
         folder = self._folder / BEST
+        before = steps_of_files(folder, "index")
+        if step in before:
+            # Written by a process that was stopped before its next checkpoint.
+            return
         with self._failure_told(step):
-            before = steps_of_files(folder, "index")
             self._write(folder, step)
             for other in before:
-                if other != step:
-                    remove_checkpoint(folder, other)
+                remove_checkpoint(folder, other)
 
     def _write(self, folder: pathlib.Path, step: int) -> None:
         self._step.assign(step)
