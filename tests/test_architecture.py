@@ -33,6 +33,7 @@ ARROWS = {
     "evaluation": BELOW_MODELS | {"models"},
     "generation": BELOW_MODELS | {"models"},
     "checkpoints": BELOW_MODELS | {"models"},
+    "memory": set(),
     "command_errors": set(),
     "fan_out": set(),
     "quiet_tensorflow": set(),
