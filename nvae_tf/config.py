@@ -222,9 +222,9 @@ def _converted(value: Any, expected: Any, where: str) -> Any:
         return float(value)
     if expected is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if expected is tuple and isinstance(value, list):
-        # JSON knows no tuples.
-        return tuple(value)
+    if expected is tuple and (value is None or isinstance(value, list | tuple)):
+        # JSON knows no tuples, and a flag with nothing behind it gives one of nothing.
+        return tuple(item for item in value or () if item not in ("", None))
     matches = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
     check(matches, f"{where} = {value!r}: must be of type {expected.__name__}{' or None' if optional else ''}")
     return value

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import itertools
 import pathlib
 import re
 import sys
@@ -60,7 +61,7 @@ def check_config_flags(arguments: Sequence[str]) -> None:
       ValueError: there is no such file or setting; the message has the nearest one.
     """
     valid = valid_settings()
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         setting = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         if setting and setting[1] not in valid:
             nearest = difflib.get_close_matches(setting[1], valid, n=1, cutoff=0.0)[0]

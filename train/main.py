@@ -31,7 +31,6 @@ Ctrl-C, 143 by SIGTERM. With
 NVAE_TF_TRACEBACK=1 in the environment a mistake is told with its traceback.
 """
 
-import shlex
 import sys
 
 from absl import flags
@@ -56,6 +55,7 @@ def main() -> None:
     latent_plan(config.model)
     # Not before: a mistake is told within a moment.
     start_tensorflow_quietly()
+    from train.progress import StatusLine
     from train.stopping import TrainingInterrupted
     from train.strategy import WorkerLost
     from train.trainer import train_and_evaluate
@@ -63,8 +63,8 @@ def main() -> None:
     try:
         train_and_evaluate(config, WORKDIR.value)
     except TrainingInterrupted as interruption:
-        print(f"Run {interruption}; checkpoint saved. The same command goes on from there:")
-        print(f"    {shlex.join(['python', '-m', 'train.main', *sys.argv[1:]])}", flush=True)
+        status = StatusLine()
+        status.keep(f"Run {interruption}; checkpoint saved. The same command goes on from there.")
         sys.exit(interruption.exit_code)
     except WorkerLost as loss:
         print(f"error: {loss}", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """What a person sees of a run: one line written anew on a terminal, a plain line now and then elsewhere."""
 
+import contextlib
 import shutil
 import sys
 import time
@@ -47,8 +48,10 @@ class StatusLine:
     def _write(self, text: str) -> None:
         # Names of files need not be text.
         encoding = self._stream.encoding or "utf-8"
-        self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        self._stream.flush()
+        # A run goes on when the terminal that it writes to is closed.
+        with contextlib.suppress(OSError):
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self._stream.flush()
 
     def report(self) -> Report:
         """This line as the place where the loading of data tells what it is doing."""

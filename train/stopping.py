@@ -1,10 +1,11 @@
-"""Ctrl-C and SIGTERM: a run ends at its next step, with a checkpoint, and not in the middle of something."""
+"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP): a run ends at its next step, with a checkpoint, and not in the middle of something."""
 
+import contextlib
 import signal
 import threading
 from types import FrameType
 
-_STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequested(Exception):
@@ -45,7 +46,9 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         # Python lets the main thread alone set handlers; a run in another thread is stopped by its owner.
         if threading.current_thread() is threading.main_thread():
-            self._handlers_before = {number: signal.signal(number, self._remember) for number in _STOPPING_SIGNALS}
+            # `nohup` ignores the closing of the terminal.
+            heeded = [number for number in STOPPING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._handlers_before = {number: signal.signal(number, self._remember) for number in heeded}
         return self
 
     def __exit__(self, *_) -> None:
@@ -56,4 +59,6 @@ class StopRequest:
         if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number
-        print("\nStopping after this step, with a checkpoint ...", flush=True)
+        # The terminal may be gone: that is how some are told to stop.
+        with contextlib.suppress(OSError):
+            print("\nStopping after this step, with a checkpoint ...", flush=True)

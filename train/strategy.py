@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator
 
@@ -14,6 +13,7 @@ from nvae_tf.data.ordering import ALL, Share
 from nvae_tf.setting_checks import check
 from nvae_tf.train_config import TrainConfig
 from train.devices import gpus, take_devices
+from train.stopping import STOPPING_SIGNALS
 
 _CLUSTER_VARIABLE = "TF_CONFIG"
 _SECONDS_TO_LEAVE = 2.0
@@ -24,7 +24,6 @@ _ERRORS_OF_LOSS = (
     tf.errors.DeadlineExceededError,
     tf.errors.InternalError,
 )
-_STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class WorkerLost(Exception):
@@ -68,9 +67,9 @@ class Replicas:
         """The signal to stop that this or another process was given, if any; all must ask at the same step."""
         if self.share == ALL:
             return number
-        given = [float(number == candidate) for candidate in _STOPPING_SIGNALS]
+        given = [float(number == candidate) for candidate in STOPPING_SIGNALS]
         totals = self.sums(given)
-        return next((candidate for candidate, total in zip(_STOPPING_SIGNALS, totals, strict=True) if total), None)
+        return next((candidate for candidate, total in zip(STOPPING_SIGNALS, totals, strict=True) if total), None)
 
     def check_same_step(self, step: int, folder: os.PathLike) -> None:
         """Makes sure that all processes go on from the same checkpoint; none writes before all have read theirs.

@@ -131,7 +131,7 @@ def test_a_foreign_folder_and_other_settings_are_refused(commands, finished_run,
     check_refusal(commands.run(commands.tiny_training(tmp_path)), "not empty and not a run folder")
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
     process = commands.run(commands.tiny_training(finished_run[0], train__batch_size=50))
-    check_refusal(process, "train.batch_size was 100 and is now 50")
+    check_refusal(process, "makes 50 images a step; this run was begun with 100: set train.batch_size=100")
 
 
 @pytest.mark.parametrize(
