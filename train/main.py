@@ -26,11 +26,16 @@ others are listed and start as usual: images of another data set, size or likeli
 layers of a scale are one weight, so where only their number differs (more groups) they are not taken. The source
 is needed until the run's first checkpoint, then it may be gone.
 
-Exit code: 0 done, 2 a mistake in the command, 75 another worker of the training is gone, 130 interrupted by
-Ctrl-C, 143 by SIGTERM. With
-NVAE_TF_TRACEBACK=1 in the environment a mistake is told with its traceback.
+Several GPUs of a machine are all used; for several machines see docs/clusters.md, for mixed precision, memory and
+what happens to a NaN docs/training.md.
+
+Exit code: 0 done, 2 a mistake in the command, 75 another worker of the training is gone, 129 interrupted because the
+terminal was closed, 130 by Ctrl-C, 143 by SIGTERM. With NVAE_TF_TRACEBACK=1 in the environment a mistake is told
+with its traceback.
 """
 
+import os
+import shlex
 import sys
 
 from absl import flags
@@ -41,6 +46,7 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import command_line
 
+_CLUSTER_VARIABLE = "TF_CONFIG"
 # As sysexits.h has it: a failure that may be gone when one tries again.
 _WORKER_LOST_CODE = 75
 
@@ -63,12 +69,18 @@ def main() -> None:
     try:
         train_and_evaluate(config, WORKDIR.value)
     except TrainingInterrupted as interruption:
-        status = StatusLine()
-        status.keep(f"Run {interruption}; checkpoint saved. The same command goes on from there.")
+        StatusLine().keep(f"Run {interruption}; checkpoint saved. The same command goes on from there{_command()}")
         sys.exit(interruption.exit_code)
     except WorkerLost as loss:
         print(f"error: {loss}", file=sys.stderr, flush=True)
         sys.exit(_WORKER_LOST_CODE)
+
+
+def _command() -> str:
+    """What to type; not of one of several workers, which a launcher has started."""
+    if _CLUSTER_VARIABLE in os.environ:
+        return "."
+    return f":\n    {shlex.join(['python', '-m', 'train.main', *sys.argv[1:]])}"
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP): a run ends at its next step, with a checkpoint, and not in the middle of something."""
+"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP): a run ends at its next step, with a checkpoint."""
 
 import contextlib
 import signal

@@ -134,7 +134,7 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
     workers = _Cluster.from_environment()
     kind = settings.strategy
     if kind == "auto":
-        several = len(gpus()) > 1 or settings.replicas > 1
+        several = settings.replicas > 1 or (settings.replicas == 0 and len(gpus()) > 1)
         kind = "multi_worker" if workers.count > 1 else "mirrored" if several else "one_device"
     if kind == "multi_worker":
         return _several_processes(settings, workers)

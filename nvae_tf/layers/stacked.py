@@ -63,6 +63,11 @@ class StackedLayer(keras.layers.Layer):
         self._traced = functools.partial(traced)
         self.built = True
 
+    def add_weight(self, **keywords) -> keras.Variable:
+        """As `keras.layers.Layer.add_weight`; a layer casts what it computes in half precision by itself."""
+        # Keras casts the variables of an outermost layer even if that says `autocast=False`.
+        return super().add_weight(**{"autocast": False} | keywords)
+
     def slices(self, forward: ForwardPass) -> list[Any]:
         """The ready-to-use weights of every layer of the stack, computed for the whole stack at once."""
         return list(zip(*(part.slices(forward) for part in self.parts), strict=True))

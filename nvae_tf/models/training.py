@@ -73,7 +73,7 @@ class TrainingMixin:
         elbo = self.infer(images, self._noise(images, -1)).elbo(images)
         reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
         total = tf.reduce_sum(kl)
-        self.running.track_bound(reconstruction + total, reconstruction, total, tf.shape(images)[0])
+        self.running.track_bound(reconstruction + total, reconstruction, total, _batch_size(images) * replica_count())
         return self._results(self.running.of_evaluation)
 
     def _loss(self, inputs, images, noise, step, forward, norms, regularisers) -> StepLoss:
@@ -159,7 +159,7 @@ class TrainingMixin:
         def follow(values: list[tf.Tensor], figures: StepFigures) -> None:
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
-            self.running.track(figures, step.batch_size)
+            self.running.track(figures, step.batch_size * replica_count())
 
         gradients = step.gradients
         if scales_loss:

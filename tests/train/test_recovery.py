@@ -13,8 +13,9 @@ from nvae_tf.models import NVAE
 original, tried = NVAE.training_loss, tf.Variable(0, dtype=tf.int32)
 
 def poisoned(self, images, noise, step, forward):
-    found = original(self, images, noise, step, forward)
     count, factor = tried.assign_add(1), self.optimizer._learning_rate.factor
+    {also}
+    found = original(self, images, noise, step, forward)
     return found._replace(loss=found.loss._replace(loss=tf.where({condition}, {value}, found.loss.loss)))
 
 NVAE.training_loss = poisoned
@@ -27,9 +28,9 @@ run()
 def train(commands, tmp_path):
     """`train(condition, value, **settings)` runs a tiny training with the fault; its process and folder."""
 
-    def start(condition, value, **settings):
+    def start(condition, value, also="", **settings):
         script = tmp_path / "injected.py"
-        script.write_text(INJECTED.format(condition=condition, value=value))
+        script.write_text(INJECTED.format(condition=condition, value=value, also=also))
         settings = {"train__checkpoint_every_steps": 20, "train__refused_steps": 10} | settings
         _, _, *flags = commands.tiny_training(tmp_path / "run", **settings)
         return commands.run([script, *flags]), tmp_path / "run"
@@ -67,9 +68,20 @@ def test_trouble_that_nothing_cures(train):
 
 
 @pytest.mark.slow
+def test_the_report_names_what_grew_first(train):
+    grows = (
+        "norm = self.top_down.scales[1].combiners.log_norm; norm.assign(norm + 0.3 * tf.cast(count > 24, tf.float32))"
+    )
+    done, _ = train("count > 30", "float('inf')", grows, train__rollbacks=0)
+    assert done.returncode == 2
+    assert "the spectral norm of top_down/scales/1/combiners[0] grew first, from" in done.stderr
+    assert "after 0 returns to a checkpoint" in done.stderr and "In the last 40 steps: " in done.stderr
+
+
+@pytest.mark.slow
 def test_a_single_bad_step_costs_one_step(train):
     # After the 100 steps that the limit is learned from.
-    done, folder = train("count == 120", "1e6 * loss.loss", train__steps=150, train__evaluate_every_steps=150)
+    done, folder = train("count == 120", "1e6 * found.loss.loss", train__steps=150, train__evaluate_every_steps=150)
     assert done.returncode == 0, done.stderr
     assert "Back to" not in done.stdout
     assert max(int(value) for value in values_of(folder, 150, "optimizer/0/")) == 149
