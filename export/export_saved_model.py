@@ -1,7 +1,7 @@
 """Exports the model of a run as a SavedModel, which runs without this package.
 
     python -m export.export_saved_model --workdir=runs/digits --output=models/digits
-    python -m export.export_saved_model --workdir=runs/digits --output=models/digits --version=2
+    python -m export.export_saved_model --workdir=runs/digits --output=models/digits --version=2 --checkpoint=best
 
 The export is OUTPUT/VERSION, the place where TensorFlow Serving looks for it. It appears there after it has
 been run in a process that can't import this package and has given the model's numbers: about a minute.
@@ -28,12 +28,12 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import nvae_tf
 from export.version_folder import check_version_is_free
+from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.command_errors import exit_on_user_error
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
-_FLAGS = ("--workdir", "--output", "--version", "--help")
+_FLAGS = ("--workdir", "--output", "--version", "--checkpoint", "--help")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -44,10 +44,12 @@ def main(arguments: Sequence[str]) -> None:
         check_version_is_free(flags.output, flags.version)
         start_tensorflow_quietly()
         from export.saved_model import export_saved_model
+        from nvae_tf.checkpoints import load_run
 
-        model = nvae_tf.load(flags.workdir)
-        print(f"Exporting the model of {flags.workdir} and checking it, about a minute ...", flush=True)
-        folder = export_saved_model(model, flags.output, flags.version)
+        run = load_run(flags.workdir, flags.checkpoint)
+        print(f"Exporting {flags.workdir}, step {run.step:,}, and checking it, about a minute ...", flush=True)
+        source = {"checkpoint": flags.checkpoint, "step": run.step}
+        folder = export_saved_model(run.model, flags.output, flags.version, source)
     print(f"Exported to {folder}; it gives the model's numbers without this package.")
 
 
@@ -63,6 +65,7 @@ def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workdir", type=pathlib.Path, required=True, metavar="DIR", help="run folder of train.main")
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR", help="folder of all versions")
     parser.add_argument("--version", type=int, default=1, metavar="N", help="number of this version (default: 1)")
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default=CHECKPOINTS[0], help=CHECKPOINT_HELP)
     for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in _FLAGS:

@@ -1,9 +1,9 @@
 """Measures how well a trained model knows images that it has not seen.
 
     python -m train.evaluate --workdir=runs/digits
-    python -m train.evaluate --workdir=runs/cifar10 --importance_samples=1000
+    python -m train.evaluate --workdir=runs/cifar10 --importance_samples=1000 --checkpoint=best
 
-Takes the latest checkpoint of the run folder and prints, in nats per image and in bits per real value:
+Takes the latest checkpoint of the run folder, or the best, and prints, in nats per image and in bits per real value:
 
     NELBO                    the negative evidence lower bound: reconstruction + KL
     importance-weighted      a tighter bound, --importance_samples an image; the papers' test score
@@ -17,11 +17,13 @@ Exit code: 0 done, 2 a mistake in the command.
 
 from absl import flags
 
+from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.train_config import LARGEST_SEED
 from train import command_line
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
+CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 IMPORTANCE_SAMPLES = flags.DEFINE_integer(
     "importance_samples",
     100,
@@ -43,7 +45,15 @@ def main() -> None:
     start_tensorflow_quietly()
     from train.evaluation_report import evaluate_run
 
-    evaluate_run(WORKDIR.value, SPLIT.value, IMPORTANCE_SAMPLES.value, BATCH_SIZE.value, SEED.value, DATA_PATH.value)
+    evaluate_run(
+        WORKDIR.value,
+        SPLIT.value,
+        IMPORTANCE_SAMPLES.value,
+        BATCH_SIZE.value,
+        SEED.value,
+        DATA_PATH.value,
+        CHECKPOINT.value,
+    )
 
 
 def run() -> None:

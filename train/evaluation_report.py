@@ -7,14 +7,8 @@ import os
 import pathlib
 from typing import Any
 
-from nvae_tf.checkpoints.kept_checkpoints import step_of
-from nvae_tf.checkpoints.run_folder import (
-    RunFolder,
-    model_of_checkpoint,
-    newest_checkpoint,
-    read_run_config,
-    write_whole,
-)
+from nvae_tf.checkpoints import load_run
+from nvae_tf.checkpoints.run_folder import RunFolder, write_whole
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import evaluation_batches, iterate
@@ -32,9 +26,10 @@ def evaluate_run(
     batch_size: int | None = None,
     seed: int = 0,
     data_path: str | None = None,
+    checkpoint: str = "latest",
 ) -> dict[str, Any]:
-    """Evaluates the latest checkpoint of a run folder, prints the figures and writes them to its evaluation
-    file. Images are read from `data_path`, where it is given, and not from where they were during training.
+    """Evaluates the latest checkpoint of a run folder, or the best, prints the figures and writes them to its
+    evaluation file. Images are read from `data_path`, where it is given, and not from where they were during training.
 
     Returns:
       What was written, see `figures_of`.
@@ -43,16 +38,12 @@ def evaluate_run(
       FileNotFoundError, ValueError, ConnectionError: see `nvae_tf.load` and `load_split`.
     """
     folder = RunFolder(pathlib.Path(workdir))
-    config = read_run_config(folder)
-    # Looked for once: a training that runs beside this may save a later one meanwhile.
-    checkpoint = newest_checkpoint(folder)
-    model = model_of_checkpoint(config, checkpoint)
+    config, step, model = load_run(workdir, checkpoint)
     spec = spec_to_read(config, data_path)
     check_model_fits(config.model, spec)
     status = StatusLine()
     source = load_split(spec, split, status.report())
     batch_size = min(batch_size or config.train.batch_size, source.count)
-    step = step_of(checkpoint)
     status.keep(
         f"{folder.path}, step {step:,}: {source.count:,} images of the {split} part of {spec.name} ({place_of(spec)})"
     )
@@ -65,7 +56,8 @@ def evaluate_run(
     batches = iterate(evaluation_batches(source, spec, batch_size, seed), source)
     likelihood = evaluator.evaluate(batches, seed, show)
     figures = figures_of(likelihood, spec, importance_samples)
-    figures |= {"dataset": spec.name, "data": place_of(spec), "split": split, "seed": seed, "step": step}
+    figures |= {"dataset": spec.name, "data": place_of(spec), "split": split, "seed": seed}
+    figures |= {"checkpoint": checkpoint, "step": step}
     status.keep(table(figures))
     file = folder.evaluation_file(split)
     write_whole(file, json.dumps(figures, indent=2) + "\n")

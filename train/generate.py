@@ -14,11 +14,13 @@ import pathlib
 
 from absl import flags
 
+from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.train_config import LARGEST_SEED
 from train import command_line
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
+CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 OUTPUT = flags.DEFINE_string("output", None, "PNG file to write.", required=True)
 COUNT = flags.DEFINE_integer("count", 64, "Number of images.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "What multiplies every prior's sigma; greater than 0.")
@@ -34,20 +36,20 @@ def main() -> None:
     if not 0.0 < TEMPERATURE.value < float("inf"):
         raise ValueError(f"--temperature={TEMPERATURE.value}: must be greater than 0; 1 is the model as trained")
     start_tensorflow_quietly()
-    import nvae_tf
+    from nvae_tf.checkpoints import load_run
     from nvae_tf.generation import generate_images, image_grid, write_png
     from train.progress import StatusLine
 
-    model = nvae_tf.load(WORKDIR.value)
+    trained = load_run(WORKDIR.value, CHECKPOINT.value)
     status = StatusLine()
 
     def show(done: int) -> None:
         if status.is_due:
             status.show(f"{done:,} of {COUNT.value:,} images")
 
-    images = generate_images(model, COUNT.value, TEMPERATURE.value, SEED.value, show)
+    images = generate_images(trained.model, COUNT.value, TEMPERATURE.value, SEED.value, show)
     write_png(output, image_grid(images, COLUMNS.value, enlarge=None))
-    status.keep(f"{COUNT.value:,} images at temperature {TEMPERATURE.value:g} in {output}")
+    status.keep(f"{COUNT.value:,} images at temperature {TEMPERATURE.value:g}, from step {trained.step:,}, in {output}")
 
 
 def run() -> None:

@@ -13,11 +13,13 @@ import pathlib
 import numpy as np
 from absl import flags
 
+from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.train_config import LARGEST_SEED
 from train import command_line
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
+CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 OUTPUT = flags.DEFINE_string("output", None, "PNG file to write.", required=True)
 COUNT = flags.DEFINE_integer("count", None, "Number of images; 40, or all if there are fewer.", lower_bound=1)
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "train"], "Part of the data set.")
@@ -34,18 +36,17 @@ def main() -> None:
     output = pathlib.Path(OUTPUT.value)
     command_line.check_output(output, OVERWRITE.value)
     start_tensorflow_quietly()
-    import nvae_tf
-    from nvae_tf.checkpoints.run_folder import RunFolder, read_run_config
+    from nvae_tf.checkpoints import load_run
     from nvae_tf.generation import image_grid, write_png
     from train.evaluation_report import spec_to_read
 
-    model = nvae_tf.load(WORKDIR.value)
-    config = read_run_config(RunFolder(pathlib.Path(WORKDIR.value)))
-    originals = _first_images(spec_to_read(config, DATA_PATH.value), SPLIT.value, COUNT.value, SEED.value)
-    reconstructions = model(originals, seed=SEED.value).numpy()
+    trained = load_run(WORKDIR.value, CHECKPOINT.value)
+    originals = _first_images(spec_to_read(trained.config, DATA_PATH.value), SPLIT.value, COUNT.value, SEED.value)
+    reconstructions = trained.model(originals, seed=SEED.value).numpy()
     rows = pairs_of_rows(originals, reconstructions, COLUMNS.value)
     write_png(output, image_grid(rows, COLUMNS.value, enlarge=None))
-    print(f"{len(originals):,} images of the {SPLIT.value} part, each above its reconstruction, in {output}")
+    images = f"{len(originals):,} images of the {SPLIT.value} part"
+    print(f"{images}, each above its reconstruction from step {trained.step:,}, in {output}")
 
 
 def pairs_of_rows(originals: np.ndarray, reconstructions: np.ndarray, columns: int) -> np.ndarray:

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import keras
 
-from nvae_tf.checkpoints.kept_checkpoints import step_of
-from nvae_tf.checkpoints.run_folder import RunFolder, model_of_checkpoint, newest_checkpoint, read_run_config
+from nvae_tf.checkpoints.loading import load_run
 from nvae_tf.checkpoints.torch_files import from_torch_checkpoint
 from nvae_tf.checkpoints.weight_names import named_weights
 from nvae_tf.config import ModelConfig
@@ -97,7 +96,8 @@ def initialise(model: NVAE, path: str) -> Initialisation:
 
     Args:
       model: the model, new.
-      path: a run folder of train.main, whose latest checkpoint counts; or a published file (.pt).
+      path: a run folder of train.main, whose latest checkpoint counts, and in it the running means of the weights if
+        there are any: what the run's figures were measured with; or a published file (.pt).
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
@@ -125,11 +125,11 @@ def _read(path: str) -> Source:
     try:
         if place.is_file():
             return Source(path, from_torch_checkpoint(place))
-        folder = RunFolder(place)
-        config, checkpoint = read_run_config(folder), newest_checkpoint(folder)
-        return Source(f"{path}, step {step_of(checkpoint):,}", model_of_checkpoint(config, checkpoint))
+        run = load_run(place)
     except (ValueError, FileNotFoundError, ImportError) as error:
         raise ValueError(f"train.initialise_from: {error}") from error
+    averaged = ", running means of the weights" if run.config.optimizer.ema_momentum else ""
+    return Source(f"{path}, step {run.step:,}{averaged}", run.model)
 
 
 def _network(model: NVAE) -> dict[str, keras.Variable]:

@@ -43,7 +43,7 @@ def newest_whole(folder: pathlib.Path) -> FoundCheckpoint:
     steps = {*steps_of_files(folder, "index"), *steps_of_files(folder, "data"), *(listed.written if listed else ())}
     passed_over = {}
     for step in sorted(steps, reverse=True):
-        fault = _fault(folder, step)
+        fault = fault_of(folder, step)
         if fault is None:
             return FoundCheckpoint(str(folder / f"step-{step}"), passed_over)
         passed_over[step] = fault
@@ -61,8 +61,8 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _fault(folder: pathlib.Path, step: int) -> str | None:
-    """Why a checkpoint can't be used; None if it can."""
+def fault_of(folder: pathlib.Path, step: int) -> str | None:
+    """Why the checkpoint of a step can't be used; None if it can."""
     missing = [kind for kind in ("index", "data") if step not in steps_of_files(folder, kind)]
     if missing:
         return "its files are gone" if len(missing) == 2 else f"its {missing[0]} file is missing"

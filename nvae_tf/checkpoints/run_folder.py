@@ -1,17 +1,13 @@
-"""The folder of a training run: what lies where, who may write into it, and the model that it holds."""
+"""The folder of a training run: what lies where, and who may write into it."""
 
 import dataclasses
 import os
 import pathlib
-import warnings
 from typing import Any
 
 from nvae_tf.checkpoints.kept_checkpoints import latest_checkpoint, step_of
-from nvae_tf.checkpoints.newest_checkpoint import newest_whole
-from nvae_tf.checkpoints.training_state import restore_weights
 from nvae_tf.checkpoints.whole_files import write_whole
 from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, read_config
-from nvae_tf.models import NVAE
 
 # What may differ when a run goes on: how long it runs, what is written how often, and where the images lie now,
 # decoded or not, and what happens to those that can't be read. Nothing else, because the second half of a run must
@@ -60,7 +56,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> pathlib.Path:
-        """The folder of checkpoints, `step-N.index` and `step-N.data-*`."""
+        """The folder of checkpoints, `step-N.index` and `step-N.data-*`; in `best` in it, that with the best score."""
         return self.path / "checkpoints"
 
     @property
@@ -86,56 +82,6 @@ class RunFolder:
     def evaluation_file(self, split: str = "test") -> pathlib.Path:
         """What `train.evaluate` measured on a part of the data, as JSON."""
         return self.path / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
-
-
-def load(path: str | os.PathLike) -> NVAE:
-    """The model of a run folder, with the weights of its latest checkpoint.
-
-    Where that is damaged the newest whole one is taken, and a warning tells its step.
-
-    Example:
-      >>> model = nvae_tf.load("runs/digits")
-      >>> images = model.generate(64, temperature=0.7, seed=1)
-
-    Raises:
-      FileNotFoundError: there is no such folder, it is no run folder, or it has no checkpoint yet.
-      ValueError: `config.json` is damaged or asks for an impossible model; or all checkpoints are damaged; or the
-        newest is of another architecture, then the first differences are named.
-    """
-    folder = RunFolder(pathlib.Path(path))
-    config = read_run_config(folder)
-    return model_of_checkpoint(config, newest_checkpoint(folder))
-
-
-def newest_checkpoint(folder: RunFolder) -> str:
-    """The path of a run's latest checkpoint that is whole; a warning tells which were passed over.
-
-    Raises:
-      FileNotFoundError: there is none yet.
-      ValueError: all are damaged.
-    """
-    found = newest_whole(folder.checkpoints)
-    if found.path is None:
-        raise FileNotFoundError(
-            f"{folder.path}: no checkpoint in {folder.checkpoints}; train.main writes one every "
-            "train.checkpoint_every_steps steps, at its end, and when it is interrupted"
-        )
-    if found.passed_over:
-        # Without a line of source text: one line on a terminal.
-        text = f"{folder.checkpoints}: {found.passed_over_line()}"
-        warnings.warn_explicit(text, UserWarning, filename="nvae_tf", lineno=0)
-    return found.path
-
-
-def model_of_checkpoint(config: ExperimentConfig, checkpoint: str) -> NVAE:
-    """The model that a checkpoint of a run with these settings holds.
-
-    Raises:
-      ValueError: the settings make no model; or the checkpoint is damaged or of another architecture.
-    """
-    model = NVAE(config.model, config.objective, seed=config.train.seed)
-    restore_weights(model, checkpoint)
-    return model
 
 
 def read_run_config(folder: RunFolder) -> ExperimentConfig:

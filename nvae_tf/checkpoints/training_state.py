@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
-from nvae_tf.checkpoints.kept_checkpoints import KeptCheckpoints, steps_of_files
+from nvae_tf.checkpoints.best_checkpoint import BestCheckpoint, find_best
+from nvae_tf.checkpoints.kept_checkpoints import KeptCheckpoints
 from nvae_tf.checkpoints.newest_checkpoint import FoundCheckpoint, first_line, newest_whole
 from nvae_tf.checkpoints.weight_names import named_weights, nested
-from nvae_tf.checkpoints.whole_files import remove_checkpoint, remove_partial, write_checkpoint
+from nvae_tf.checkpoints.whole_files import remove_partial, write_checkpoint
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import average_of_weights
+from nvae_tf.optimization.averaging import start_averages
 
-# Folder of the checkpoint with the best score, beside the others.
-BEST = "best"
 _MODEL = "model/"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _NAMED_DIFFERENCES = 5
@@ -52,17 +52,18 @@ class TrainingState:
         self._folder = folder
         self._model = model
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
-        self._best_score = tf.Variable(float("inf"), trainable=False, name="best_score")
+        start_averages(model)
         weights, averages = named_weights(model), average_of_weights(model)
-        self._checkpoint = tf.train.Checkpoint(
+        parts = dict(
             model=nested(weights),
             averages=nested({name: averages[id(w)] for name, w in weights.items() if id(w) in averages}),
             optimizer=list(optimizer.variables),
             metrics={metric.name: list(metric.variables) for metric in model.metrics},
             step=self._step,
-            best_score=self._best_score,
             others=list(others),
         )
+        self._checkpoint = tf.train.Checkpoint(**parts)
+        self._best = BestCheckpoint(folder, parts)
         self._kept = KeptCheckpoints(folder, keep, keep_every_hours)
         self._whole_step: int | None = None
 
@@ -72,36 +73,28 @@ class TrainingState:
         Raises:
           CheckpointNotWritten: the disk is full, or the folder can't be written to.
         """
-        with self._failure_told(step):
-            self._write(self._folder, step)
+        with self._failure_told(self._folder, step):
+            self._step.assign(step)
+            write_checkpoint(self._folder, step, self._checkpoint.write)
             self._whole_step = step
             self._kept.add(step)
 
     def save_if_best(self, step: int, score: float) -> None:
-        """Writes the checkpoint of a step into the folder `best` if no step before had as low a score.
+        """Writes the checkpoint of a step into the folder of the best if no step before had as low a score.
+
+        It is a whole checkpoint, one that a run can go on from.
 
         Raises:
-          CheckpointNotWritten: the disk is full, or the folder can't be written to.
+          CheckpointNotWritten: the disk is full, or the folder can't be written to; the best one before is kept.
         """
-        if not score < float(self._best_score):
+        if not self._best.is_beaten_by(score):
             return
-        self._best_score.assign(score)
-        folder = self._folder / BEST
-        before = steps_of_files(folder, "index")
-        if step in before:
-            # Written by a process that was stopped before its next checkpoint.
-            return
-        with self._failure_told(step):
-            self._write(folder, step)
-            for other in before:
-                remove_checkpoint(folder, other)
-
-    def _write(self, folder: pathlib.Path, step: int) -> None:
-        self._step.assign(step)
-        write_checkpoint(folder, step, self._checkpoint.write)
+        with self._failure_told(self._best.folder, step):
+            self._step.assign(step)
+            self._best.write(step, score)
 
     @contextlib.contextmanager
-    def _failure_told(self, step: int) -> Iterator[None]:
+    def _failure_told(self, folder: pathlib.Path, step: int) -> Iterator[None]:
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
@@ -109,19 +102,20 @@ class TrainingState:
             if self._whole_step is not None:
                 before = f"That of step {self._whole_step} is whole, the same command goes on from there"
             raise CheckpointNotWritten(
-                f"{self._folder}: the checkpoint of step {step} could not be written ({_cause(error)}). {before}"
+                f"{folder}: the checkpoint of step {step} could not be written ({_cause(error)}). {before}"
             ) from error
 
     def restore(self, tell: Callable[[str], None] = print) -> int:
         """Takes over the newest whole checkpoint and returns its step; 0 where there is none.
 
         Args:
-          tell: is given a line about newer checkpoints that were passed over, if there are.
+          tell: is given a line about newer checkpoints that were passed over, if there are, and one about the best one
+            if it is damaged.
 
         Raises:
           ValueError: there are checkpoints, and all are damaged; or the newest is of another architecture.
         """
-        found = newest_whole(self._folder)
+        found = self._newest_whole()
         if found.path is not None:
             check_architecture(self._model, found.path)
             with _damage_told(found.path):
@@ -132,13 +126,24 @@ class TrainingState:
             found = FoundCheckpoint(found.path, half_written | found.passed_over)
             tell(f"{self._folder}: {found.passed_over_line()}.")
         self._kept.take_over(found.step, found.passed_over)
+        if unusable := self._best.take_over():
+            tell(f"{unusable}.")
         return found.step
+
+    def _newest_whole(self) -> FoundCheckpoint:
+        try:
+            return newest_whole(self._folder)
+        except ValueError as error:
+            best = find_best(self._best.folder).path
+            if best is None:
+                raise
+            raise ValueError(
+                f"{error}. Or copy {best}.* into {self._folder}: the best one is whole, and the run goes on from there"
+            ) from error
 
 
 def restore_weights(model: NVAE, checkpoint: str) -> None:
     """Fills a model from a checkpoint of its architecture; nothing is assigned if it is of another.
-
-    Where the run keeps running means of its weights (`optimizer.ema_momentum`), the model gets those.
 
     Where running means of the weights were kept (`optimizer.ema_momentum`), they are taken.
 
@@ -212,6 +217,11 @@ def _damage_told(checkpoint: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if not pathlib.Path(f"{checkpoint}.index").exists():
+            raise ValueError(
+                f"{checkpoint}: the checkpoint was there a moment ago and is gone; a training that runs beside this "
+                "has replaced it by a later one. Try again"
+            ) from error
         raise ValueError(
             f"{checkpoint}: the checkpoint is damaged ({first_line(error)}). Restore its files from a copy, or delete "
             f"{checkpoint}.* to go on from the one before"

@@ -14,10 +14,10 @@ from nvae_tf.checkpoints.initialisation import Initialisation, initialise
 from nvae_tf.checkpoints.run_folder import open_for_training
 from nvae_tf.checkpoints.training_state import TrainingState
 from nvae_tf.checkpoints.weight_names import named_weights
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import ExperimentConfig, OptimizerConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.noise import batch_noise
-from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.optimization import NVAEAdamax, average_of_weights
 from tests.tiny_model import tiny_config
 
 MODEL = tiny_config(num_flows=1)
@@ -34,10 +34,10 @@ def assert_taken(model, source, names):
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
-def compiled(config, seed):
+def compiled(config, seed, **optimizer_settings):
     tf.random.set_seed(seed)
     model = nvae_tf.NVAE(config)
-    optimizer = NVAEAdamax()
+    optimizer = NVAEAdamax(**optimizer_settings)
     optimizer.build(model.trainable_variables)
     model.compile(optimizer=optimizer)
     return model
@@ -77,6 +77,26 @@ def test_an_equal_architecture_is_taken_whole(run):
     assert loss_of(model, images) == expected
     for variable, before in zip(model.optimizer.variables, slots, strict=True):
         np.testing.assert_array_equal(variable.numpy(), before)
+
+
+def test_of_a_run_with_running_means_these_are_taken(tmp_path):
+    small, optimizer = tiny_config(), OptimizerConfig(ema_momentum=0.9)
+    source = compiled(small, seed=1, use_ema=True)
+    averages = average_of_weights(source)
+    for average in averages.values():
+        average.assign(tf.fill(average.shape, 0.5))
+    source.optimizer.iterations.assign(7)
+    folder = open_for_training(tmp_path / "source", ExperimentConfig(model=small, optimizer=optimizer))
+    TrainingState(folder.checkpoints, source, source.optimizer, 1).save(7)
+    model = compiled(small, seed=2)
+    found = initialise(model, str(folder.path))
+    assert found.report().startswith(f"Starts from {folder.path}, step 7, running means of the weights: all ")
+    # Running batch statistics have no other form.
+    learned = {id(weight) for weight in model.trainable_variables}
+    for name, weight in named_weights(model).items():
+        if id(weight) in learned:
+            np.testing.assert_array_equal(weight.numpy(), 0.5, err_msg=name)
+    assert_taken(model, source, [name for name in found.taken if name.endswith("mean")])
 
 
 def test_another_likelihood_changes_the_last_layer_only(run):

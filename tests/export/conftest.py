@@ -57,7 +57,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def folder(model, tmp_path_factory):
-    return export_saved_model(model, tmp_path_factory.mktemp("models") / "tiny" / "all", version=3)
+    return export_saved_model(model, tmp_path_factory.mktemp("models") / "tiny" / "all", 3, {"step": 1200})
 
 
 @pytest.fixture(scope="session")

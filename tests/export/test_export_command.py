@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-import nvae_tf
 from export import export_saved_model as command
+from nvae_tf import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -20,15 +20,22 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
-def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("flags", "checkpoint"), [([], "latest"), (["--checkpoint=best"], "best")])
+def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(tmp_path, monkeypatch, capsys, flags, checkpoint):
     from export import saved_model
 
     calls = []
-    monkeypatch.setattr(nvae_tf, "load", lambda workdir: f"model of {workdir}", raising=False)
+
+    def load_run(workdir, checkpoint):
+        return checkpoints.TrainedRun(None, 1200, f"{checkpoint} model of {workdir}")
+
+    monkeypatch.setattr(checkpoints, "load_run", load_run)
     monkeypatch.setattr(saved_model, "export_saved_model", lambda *given: calls.append(given) or given[1] / "4")
-    command.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}", "--version=4"])
-    assert calls == [(f"model of {tmp_path / 'run'}", tmp_path / "models", 4)]
-    assert str(tmp_path / "models" / "4") in capsys.readouterr().out
+    command.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}", "--version=4", *flags])
+    model, source = f"{checkpoint} model of {tmp_path / 'run'}", {"checkpoint": checkpoint, "step": 1200}
+    assert calls == [(model, tmp_path / "models", 4, source)]
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "models" / "4") in printed and ", step 1,200," in printed
 
 
 def test_a_missing_run_folder_is_told_and_nothing_written(tmp_path, capsys):
@@ -53,6 +60,7 @@ def test_a_mistyped_flag_is_told_with_the_nearest_one(capsys):
         (["--output=y"], "--workdir"),
         (["--workdir=x"], "--output"),
         (["--workdir=x", "--output=y", "--version=a"], "'a'"),
+        (["--workdir=x", "--output=y", "--checkpoint=bset"], "'bset' (choose from "),
     ],
 )
 def test_a_missing_or_senseless_flag_is_told(capsys, arguments, message):
@@ -67,5 +75,5 @@ def test_help_is_a_manual_page_and_does_not_wait_for_tensorflow():
     )
     process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert process.stdout.endswith("False\n")
-    for word in ("--workdir", "--output", "--version", "kl_per_group", "TensorFlow Serving"):
+    for word in ("--workdir", "--output", "--version", "--checkpoint", "kl_per_group", "TensorFlow Serving"):
         assert word in process.stdout

@@ -24,8 +24,9 @@ def test_the_export_is_whole_and_nothing_lies_beside_it(folder):
     assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == stat.S_IMODE(folder.parent.stat().st_mode) & 0o077
 
 
-def test_settings_and_latent_layout_travel_with_the_export(folder, model):
+def test_settings_origin_and_latent_layout_travel_with_the_export(folder, model):
     assert read_config(folder / "assets.extra" / "config.json").model == model.config
+    assert json.loads((folder / "assets.extra" / "source.json").read_text()) == {"step": 1200}
     layout = json.loads((folder / "assets.extra" / "latents.json").read_text())
     assert [tuple(shape) for shape in layout["shapes"]] == list(model.plan.latent_shapes())
     assert layout["total"] == sum(int(np.prod(shape)) for shape in model.plan.latent_shapes())

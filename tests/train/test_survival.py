@@ -21,28 +21,32 @@ SETTINGS = {
     "train__sample_every_steps": 1000,
     "train__log_every_steps": 6,
 }
+OF_PHOTOS = {"train__batch_size": 16, "optimizer__ema_momentum": 0.9}
 TENS = {"train__checkpoint_every_steps": 10, "train__keep_checkpoints": 4}
 
 
 def training(commands, preset, workdir, **changes):
-    """The command of a tiny training of digits or photos."""
-    changes = SETTINGS | ({"train__batch_size": 16} if preset == "photos" else {}) | changes
+    """The command of a tiny training of digits, or of photos with running means of the weights."""
+    changes = SETTINGS | (OF_PHOTOS if preset == "photos" else {}) | changes
     arguments = commands.tiny_training(workdir, **changes)
     return [f"--config=configs/{preset}.py" if name.startswith("--config=") else name for name in arguments]
 
 
-def tensors(workdir, step):
+def tensors(checkpoint):
     """All numbers of a checkpoint by name: weights, optimizer, step and running means."""
-    reader = tf.train.load_checkpoint(str(workdir / "checkpoints" / f"step-{step}"))
+    reader = tf.train.load_checkpoint(str(checkpoint))
     names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
     return {name: reader.get_tensor(name) for name in names}
 
 
 def assert_same_run(one, other, step):
-    expected, found = tensors(one, step), tensors(other, step)
-    assert set(found) == set(expected) and len(found) > 100
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    """The same numbers at a step, and in the best checkpoint."""
+    (best,) = (one / "checkpoints" / "best").glob("*.index")
+    for place in (f"step-{step}", f"best/{best.stem}"):
+        expected, found = (tensors(workdir / "checkpoints" / place) for workdir in (one, other))
+        assert set(found) == set(expected) and len(found) > 100
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 def saved_steps(workdir):
