@@ -8,9 +8,9 @@ changed with --config.GROUP.NAME=VALUE. --workdir is the run folder:
 
     config.json      the settings
     images.json      how many images there were
-    checkpoints/     the latest checkpoints (how many: train.keep_checkpoints)
+    checkpoints/     the latest checkpoints (how many: train.keep_checkpoints), and in best/ that with the best score
     metrics.csv      one line every train.evaluate_every_steps steps
-    samples/         a picture of 64 samples every train.sample_every_steps steps
+    samples/         64 samples at temperature 0.7 every train.sample_every_steps steps
     tensorboard/     the same and more: tensorboard --logdir=runs
 
 The run is train.steps steps long, or train.epochs passes over the data where that is 0. Ctrl-C or SIGTERM

@@ -53,7 +53,7 @@ class RunOutputs:
         settings = self._run.config.train
         if step == 0:
             return
-        evaluates = self._is_due(step, settings.evaluate_every_steps) and not self._metrics.has(step)
+        evaluates = self.is_evaluated(step) and not self._metrics.has(step)
         picture = self._folder.samples / f"step-{step:08d}.png"
         draws = self._is_due(step, settings.sample_every_steps) and not picture.exists()
         if not evaluates and not draws:
@@ -65,8 +65,12 @@ class RunOutputs:
             if draws:
                 self._pictures.write(step, picture)
 
-    def test_score(self, step: int) -> float | None:
-        """The test images' negative bound in nats after a step; None if it was not measured."""
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the test images are scored after a step."""
+        return step > 0 and self._is_due(step, self._run.config.train.evaluate_every_steps)
+
+    def test_score(self, step: int) -> float:
+        """The test images' negative bound in nats after a step at which they were scored."""
         return self._metrics.value(step, "test_nelbo_nats")
 
     def running_means(self) -> dict[str, float]:

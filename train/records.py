@@ -54,10 +54,10 @@ class MetricsFile:
         """Whether there is a line for a step."""
         return any(int(row["step"]) == step for row in self._read()[1])
 
-    def value(self, step: int, column: str) -> float | None:
-        """A number of the line for a step, as it is written; None where there is none."""
-        found = [row[column] for row in self._read()[1] if int(row["step"]) == step]
-        return float(found[0]) if found else None
+    def value(self, step: int, column: str) -> float:
+        """A number of the line for a step, as it is written."""
+        (row,) = (row for row in self._read()[1] if int(row["step"]) == step)
+        return float(row[column])
 
     def append(self, row: Mapping[str, float]) -> None:
         """Adds the line of a later step; numbers are written with six digits."""

@@ -165,16 +165,18 @@ class TrainingLoop:
 
     def _stop_if_agreed(self) -> None:
         """Stops all processes at the same step if one of them was told to stop."""
-        self._stop.signal_number = self._run.replicas.agreed_signal(self._stop.signal_number)
-        self._stop.check()
+        number = self._run.replicas.agreed_signal(self._stop.signal_number)
+        if number is not None:
+            # Not otherwise: one that has come while the others were asked is for the next step.
+            self._stop.signal_number = number
+            raise StopRequested
 
     def _write_due(self, step: int) -> None:
         if not self._run.replicas.is_chief:
             return
         self._outputs.write_due(step)
-        score = self._outputs.test_score(step) if self._settings.keep_best else None
-        if score is not None:
-            self._state.save_if_best(step, score)
+        if self._settings.keep_best and self._outputs.is_evaluated(step):
+            self._state.save_if_best(step, self._outputs.test_score(step))
 
     def _start_window(self, step: int) -> None:
         """Running means start anew at fixed steps and are in checkpoints: an interruption does not show."""

@@ -14,7 +14,7 @@ LAYERS = ["stem[0]", "cells[0]", "cells[1]"]
 
 def steps(count=20):
     """Even figures of steps that were all taken."""
-    noise = np.random.default_rng(3).uniform(0.9, 1.1, (count, 5))
+    noise = np.random.default_rng(3).uniform(1.0, 1.02, (count, 5))
     return RecentSteps(np.full(count, True), 4.0 * noise[:, :2], 2.0 * noise[:, 2:])
 
 

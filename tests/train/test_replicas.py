@@ -198,7 +198,11 @@ def test_two_workers_killed_three_times_end_as_if_nothing_had_happened(commands,
 
 @pytest.mark.slow
 def test_sigterm_to_the_launcher_stops_both_with_one_checkpoint(commands, tmp_path):
-    launcher = launched(commands.tiny_training(tmp_path / "run", **SETTINGS | {"train__steps": 100_000}))
+    launcher = launched(
+        commands.tiny_training(
+            tmp_path / "run", **SETTINGS | {"train__steps": 100_000, "train__sample_every_steps": 1000}
+        )
+    )
     for line in launcher.stdout:
         if line.startswith("step "):
             launcher.send_signal(signal.SIGTERM)
