@@ -31,7 +31,7 @@ class ScaledStep:
         import tensorflow as tf
 
         from nvae_tf.data.completion import complete_config
-        from train.compilation import compiles_whole_step
+        from train.compilation import compiles_whole_step, step_function
         from train.devices import suit_devices
         from train.preparation import Images, RunLength, new_run
         from train.strategy import chosen_replicas
@@ -48,10 +48,7 @@ class ScaledStep:
         run = new_run(config, length, Images(config.data, None, None), replicas=self.replicas)
         with tf.device("CPU:0"):  # where a run's batches come from
             self.images = random_images(config.model, run.images_a_step)
-        strategy = self.replicas.strategy
-        self._step = tf.function(
-            lambda images: strategy.run(run.model.train_step, (images,)), autograph=False, jit_compile=compiled
-        )
+        self._step = step_function(self.replicas.strategy, run.model, compiled)
         self._graph = self._step.get_concrete_function(self.replicas.divided(self.images)).graph
         self.trace_seconds = time.perf_counter() - start
         self.memory_before_first_step = present_bytes()

@@ -1,5 +1,8 @@
 """How the training step is compiled: by XLA as a whole, in parts, or not."""
 
+from collections.abc import Callable
+
+import keras
 import tensorflow as tf
 
 from nvae_tf.setting_checks import check
@@ -28,3 +31,9 @@ def compiles_whole_step(xla: str, replica_count: int) -> bool:
     if xla == "cluster":
         tf.config.optimizer.set_jit(True)
     return xla == "jit"
+
+
+def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled: bool) -> Callable:
+    """The training step on all replicas, as a function of their images (`train.strategy.Replicas.divided`)."""
+    # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
+    return tf.function(lambda images: strategy.run(model.train_step, (images,)), autograph=False, jit_compile=compiled)

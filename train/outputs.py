@@ -39,7 +39,7 @@ class RunOutputs:
         """Writes the points of TensorBoard's training curves, if it is the step's turn."""
         if self._is_due(step, self._run.config.train.log_every_steps):
             values = {f"train/{name}": value for name, value in self.running_means().items()}
-            values |= {f"schedule/{name}": value for name, value in self.schedules(step).items()}
+            values |= {f"schedule/{name}": value for name, value in self.schedules().items()}
             values |= _latest_figures(self._run.model.recent.read())
             self._tensorboard.scalars(step, values | {"speed/images_per_second": self._images_per_second()})
 
@@ -77,12 +77,12 @@ class RunOutputs:
         """Loss, reconstruction and KL of training, in nats per image, since the means were last reset."""
         return {metric.name: float(metric.result()) for metric in self._run.model.metrics}
 
-    def schedules(self, step: int) -> dict[str, float]:
-        """Learning rate, KL weight beta and regularisation weight lambda at a step."""
-        objective = self._run.config.objective
-        beta = kl_weight(tf.constant(step), objective)
+    def schedules(self) -> dict[str, float]:
+        """Learning rate, KL weight beta and regularisation weight lambda of the next step, refused ones not counted."""
+        objective, taken = self._run.config.objective, int(self._run.model.optimizer.iterations.numpy())
+        beta = kl_weight(tf.constant(taken), objective)
         return {
-            "learning_rate": float(self._run.schedule(step)),
+            "learning_rate": float(self._run.schedule(taken)),
             "kl_weight": float(beta),
             "regularisation_weight": float(regularisation_weight(beta, objective)),
         }
@@ -104,7 +104,7 @@ class RunOutputs:
         bits = self.bits_per_dimension(test.nelbo_nats)
         active = active_units(test.kl_per_channel_nats, self._run.model.plan.latent_shapes())
         self._tensorboard.scalars(step, _test_scalars(test, active) | {"test/bits_per_dim": bits})
-        training, schedules = self.running_means(), self.schedules(step)
+        training, schedules = self.running_means(), self.schedules()
         self._metrics.append(
             {
                 "step": step,

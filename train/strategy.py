@@ -79,9 +79,9 @@ class Replicas:
         """
         if self.share == ALL:
             return
-        (total,) = self.sums([float(step)])
+        total, squares = self.sums([float(step), float(step) ** 2])
         check(
-            total == step * self.share.count,
+            squares * self.share.count == total**2,
             f"{folder}: worker {self.share.index} would go on from step {step}, and others from other steps. All "
             "workers must see the same --workdir: put it on a file system that they share",
         )
@@ -99,9 +99,9 @@ class Replicas:
             if self.share == ALL or not isinstance(error, _ERRORS_OF_LOSS):
                 raise
             raise WorkerLost(
-                f"worker {self.share.index} of {self.share.count}: another worker has ended or can't be "
-                "reached. Start all workers again with the same command; they go on from the "
-                "latest checkpoint"
+                f"worker {self.share.index} of {self.share.count}: another worker has ended or can't be reached "
+                f"({_cause(error)}). Start all workers again with the same command; they go on from the latest "
+                "checkpoint"
             ) from error
 
     def wait_for_all(self) -> None:
@@ -199,6 +199,12 @@ class _Cluster:
             ) from error
         chiefs = len(addresses["chief"])
         return cls(index + (chiefs if kind == "worker" else 0), chiefs + len(addresses["worker"]))
+
+
+def _cause(error: tf.errors.OpError) -> str:
+    """What TensorFlow says, without the heading that all its errors have."""
+    lines = [line for line in str(error).splitlines() if line.strip() and "Graph execution error" not in line]
+    return lines[0].strip() if lines else type(error).__name__
 
 
 @tf.function(autograph=False)

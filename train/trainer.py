@@ -13,7 +13,7 @@ from nvae_tf.checkpoints.training_state import TrainingState
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.picture_files import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
-from train.compilation import compiles_whole_step
+from train.compilation import compiles_whole_step, step_function
 from train.devices import suit_devices
 from train.image_record import check_images_a_step, note_images
 from train.outputs import RunOutputs
@@ -22,7 +22,10 @@ from train.profiling import StepProfiler
 from train.progress import StatusLine, duration
 from train.recovery import Recovery
 from train.stopping import StopRequest, StopRequested, TrainingInterrupted
-from train.strategy import chosen_replicas
+from train.strategy import Replicas, chosen_replicas
+
+# Several processes ask each other whether to stop; not at each step, that would hold up accelerators.
+_AGREE_EVERY_STEPS = 10
 
 
 def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> None:
@@ -40,9 +43,15 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
         checkpoints are damaged, or training has diverged.
       CheckpointNotWritten: the disk is full, or the folder can't be written to.
       ConnectionError: the data must be downloaded and can't be.
-      TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint was saved.
+      TrainingInterrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint was saved.
+      WorkerLost: another of several processes has ended.
     """
     replicas = chosen_replicas(config.train)
+    with replicas.loss_told():
+        _train_on(replicas, config, workdir)
+
+
+def _train_on(replicas: Replicas, config: ExperimentConfig, workdir: str | os.PathLike) -> None:
     suit_devices()
     compiled = compiles_whole_step(config.train.xla, replicas.count)
     if config.train.deterministic:
@@ -53,28 +62,34 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
     # Before anything is written: settings that make no model leave no folder behind.
     run = new_run(config, length, images, workdir, replicas)
     check_images_a_step(RunFolder(pathlib.Path(workdir)).images_file, run)
-    if not replicas.is_chief:
-        replicas.wait_for_all()
-    folder = open_for_training(workdir, config)
-    if replicas.is_chief:
-        replicas.wait_for_all()
+    folder = _open_together(workdir, config, replicas)
     kept = config.train.keep_checkpoints, config.train.keep_checkpoint_every_hours
     recovery = Recovery(run)
     state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, *kept, recovery.variables)
-    step = state.restore(StatusLine().keep)
+    step = state.restore(StatusLine().keep, tidies=replicas.is_chief)
     replicas.check_same_step(step, folder.path)
-    with StopRequest() as stop, replicas.loss_told():
+    with StopRequest() as stop:
         # Several processes stop together, after a step.
         outputs = RunOutputs(folder, run, stop if replicas.share.count == 1 else StopRequest())
-        outputs.continue_from(step)
         outputs.status.keep(_first_words(folder, run, step))
         if replicas.is_chief:
+            outputs.continue_from(step)
             note_images(folder.images_file, run, outputs.status.keep)
         profiled = config.train.profile_steps if replicas.is_chief else ()
         with StepProfiler(profiled, folder.tensorboard, outputs.status.keep) as profiler:
             TrainingLoop(run, state, recovery, outputs, stop, profiler, compiled).go_on_from(step)
         replicas.leave()
     outputs.status.keep(f"{folder.path} has all its {length.total_steps:,} steps.")
+
+
+def _open_together(workdir: str | os.PathLike, config: ExperimentConfig, replicas: Replicas) -> RunFolder:
+    """Opens the run folder, the chief first: it may have to be made."""
+    if not replicas.is_chief:
+        replicas.wait_for_all()
+    folder = open_for_training(workdir, config)
+    if replicas.is_chief:
+        replicas.wait_for_all()
+    return folder
 
 
 class TrainingLoop:
@@ -94,11 +109,7 @@ class TrainingLoop:
         self._profiler = profiler
         self._settings = run.config.train
         self._saved_at = time.monotonic()
-        strategy = run.replicas.strategy
-        # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
-        self._train_step = tf.function(
-            lambda images: strategy.run(run.model.train_step, (images,)), autograph=False, jit_compile=compiled
-        )
+        self._train_step = step_function(run.replicas.strategy, run.model, compiled)
 
     def go_on_from(self, step: int) -> None:
         """Goes on from a step to the end.
@@ -111,14 +122,14 @@ class TrainingLoop:
 
     def _go_on_until_refused(self, step: int) -> int | None:
         """Goes on to the end, or until it has to go back: to the step that is returned."""
-        saved, total = step, self._run.length.total_steps
+        total = self._run.length.total_steps
         batches = self._batches(step)
         try:
             while True:
                 self._write_due(step)
                 if step >= total:
                     break
-                self._stop_if_agreed()
+                self._stop_if_agreed(step)
                 self._start_window(step)
                 with self._profiler.step(step + 1):
                     self._train_step(self._run.replicas.divided(next(batches)))
@@ -130,10 +141,9 @@ class TrainingLoop:
                     self._outputs.write_training_curves(step)
                 if self._is_checkpoint_due(step):
                     self._save(step)
-                    saved = step
         except (StopRequested, BadPicture) as reason:
             # After a bad picture the run can go on once the file is mended.
-            if saved != step:
+            if self._state.whole_step != step:
                 self._save(step)
             if isinstance(reason, BadPicture):
                 raise
@@ -153,18 +163,23 @@ class TrainingLoop:
     def _go_back(self, step: int) -> int:
         """To the latest checkpoint; where there is none yet, the weights are those of the last step that was taken."""
         reached = step
+        is_chief = self._run.replicas.is_chief
 
         def restore() -> int:
             nonlocal reached
-            reached = self._state.restore(self._outputs.status.keep) or step
+            reached = self._state.restore(self._outputs.status.keep, tidies=is_chief) or step
             return reached
 
         self._outputs.status.keep(self._recovery.lower_rate(restore))
-        self._outputs.continue_from(reached)
+        self._run.replicas.check_same_step(reached, self._state.folder)
+        if is_chief:
+            self._outputs.continue_from(reached)
         return reached
 
-    def _stop_if_agreed(self) -> None:
+    def _stop_if_agreed(self, step: int) -> None:
         """Stops all processes at the same step if one of them was told to stop."""
+        if self._run.replicas.share.count > 1 and step % _AGREE_EVERY_STEPS:
+            return
         number = self._run.replicas.agreed_signal(self._stop.signal_number)
         if number is not None:
             # Not otherwise: one that has come while the others were asked is for the next step.
@@ -202,7 +217,7 @@ class TrainingLoop:
             self._outputs.status.show(self._progress_line(step))
 
     def _progress_line(self, step: int) -> str:
-        means, schedules = self._outputs.running_means(), self._outputs.schedules(step)
+        means, schedules = self._outputs.running_means(), self._outputs.schedules()
         nelbo = means["reconstruction"] + means["kl"]
         in_bits = self._run.config.model.likelihood != "bernoulli"
         bound = f"{self._outputs.bits_per_dimension(nelbo):.4f} bits/dim" if in_bits else f"{nelbo:.2f} nats"

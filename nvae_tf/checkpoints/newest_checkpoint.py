@@ -3,9 +3,13 @@
 import pathlib
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.checkpoints.kept_checkpoints import latest_checkpoint, read_list, step_of, steps_of_files
+
+# Parts of a checkpoint that can't be gone on with if they hold NaN or infinity.
+_FINITE = ("model/", "averages/", "optimizer/")
 
 
 class FoundCheckpoint(NamedTuple):
@@ -69,7 +73,9 @@ def fault_of(folder: pathlib.Path, step: int) -> str | None:
     try:
         reader = tf.train.load_checkpoint(str(folder / f"step-{step}"))
         for name in reader.get_variable_to_shape_map():
-            reader.get_tensor(name)
+            value = reader.get_tensor(name)
+            if name.startswith(_FINITE) and value.dtype.kind == "f" and not np.isfinite(value).all():
+                return f"{name.partition('/.ATTRIBUTES')[0]} is not finite"
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise
     except Exception as error:

@@ -19,6 +19,7 @@ from nvae_tf.optimization.averaging import start_averages
 
 _MODEL = "model/"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_SCALE = f"loss_scale/0{_VALUE}"
 _NAMED_DIFFERENCES = 5
 
 
@@ -53,19 +54,34 @@ class TrainingState:
         self._model = model
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         start_averages(model)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        of_inner = {id(variable) for variable in inner.variables}
         weights, averages = named_weights(model), average_of_weights(model)
         parts = dict(
             model=nested(weights),
             averages=nested({name: averages[id(w)] for name, w in weights.items() if id(w) in averages}),
-            optimizer=list(optimizer.variables),
+            optimizer=list(inner.variables),
             metrics={metric.name: list(metric.variables) for metric in model.metrics},
             step=self._step,
             others=list(others),
         )
-        self._checkpoint = tf.train.Checkpoint(**parts)
-        self._best = BestCheckpoint(folder, parts)
+        # Apart, so that a run can go on in another precision, which may have no such scale.
+        scale = {"loss_scale": [variable for variable in optimizer.variables if id(variable) not in of_inner]}
+        self._without_scale = tf.train.Checkpoint(**parts)
+        self._checkpoint = tf.train.Checkpoint(**parts, **scale)
+        self._best = BestCheckpoint(folder, parts | scale)
         self._kept = KeptCheckpoints(folder, keep, keep_every_hours)
         self._whole_step: int | None = None
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where the checkpoints lie."""
+        return self._folder
+
+    @property
+    def whole_step(self) -> int | None:
+        """The step of the newest checkpoint that this has written or taken over; None where there is none."""
+        return self._whole_step
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step, which comes into its place only when it is whole.
@@ -105,10 +121,11 @@ class TrainingState:
                 f"{folder}: the checkpoint of step {step} could not be written ({_cause(error)}). {before}"
             ) from error
 
-    def restore(self, tell: Callable[[str], None] = print) -> int:
+    def restore(self, tell: Callable[[str], None] = print, tidies: bool = True) -> int:
         """Takes over the newest whole checkpoint and returns its step; 0 where there is none.
 
         Args:
+          tidies: whether to clear away what killed processes have left, which one of several processes does.
           tell: is given a line about newer checkpoints that were passed over, if there are, and one about the best one
             if it is damaged.
 
@@ -119,8 +136,12 @@ class TrainingState:
         if found.path is not None:
             check_architecture(self._model, found.path)
             with _damage_told(found.path):
-                self._checkpoint.read(found.path).assert_existing_objects_matched().expect_partial()
+                has_scale = _SCALE in tf.train.load_checkpoint(found.path).get_variable_to_shape_map()
+                checkpoint = self._checkpoint if has_scale else self._without_scale
+                checkpoint.read(found.path).assert_existing_objects_matched().expect_partial()
             self._whole_step = found.step
+        if not tidies:
+            return found.step
         half_written = {step: "half-written" for step in remove_partial(self._folder) if step > found.step}
         if half_written or found.passed_over:
             found = FoundCheckpoint(found.path, half_written | found.passed_over)

@@ -4,12 +4,14 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 from collections.abc import Callable
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes a text file so that a reader sees the old file or the whole new one, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Of several machines' processes more than one may have the same number.
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)

@@ -150,7 +150,7 @@ class DataDependentConvolution(StackedConvolution):
             return outputs
         mean, variance = moments(outputs)
         size = numbers_a_channel(outputs)
-        scale = 1.0 / (5.0 * tf.sqrt(variance * size / (size - 1.0)) + 1e-5)
+        scale = 1.0 / (5.0 * tf.sqrt(variance * size / tf.maximum(size - 1.0, 1.0)) + 1e-5)
         records.append((tf.math.log(scale), -mean * scale))
         return (outputs - tf.cast(mean, outputs.dtype)) * tf.cast(scale, outputs.dtype)
 

@@ -99,7 +99,7 @@ def _written_out(inputs, gamma, beta) -> NormalisedBatch:
         inputs_gradient = gamma * inverse * (upstream - beta_share - standardised * gamma_share)
         return tf.cast(inputs_gradient, inputs.dtype), gamma_gradient, beta_gradient
 
-    return NormalisedBatch(outputs, mean, biased * (size / (size - 1.0)), lambda: biased, gradient)
+    return NormalisedBatch(outputs, mean, biased * (size / tf.maximum(size - 1.0, 1.0)), lambda: biased, gradient)
 
 
 def moments(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -106,8 +106,8 @@ class TrainingMixin:
         with tf.GradientTape() as tape:
             norms, regularisers = self._regularisers(forward)
             beta = objectives.kl_weight(step, self.objective)
-            regularisers = regularisers * objectives.regularisation_weight(beta, self.objective)
-            scaled_loss = self._scaled(regularisers)
+            weighted = regularisers * objectives.regularisation_weight(beta, self.objective)
+            scaled_loss = self._scaled(weighted)
         gradients = self._gradients_or_zeros(tape, scaled_loss)
         statistics = [variable for norm in self.batch_norms for variable in norm.statistics]
 
@@ -127,7 +127,7 @@ class TrainingMixin:
         gradients = [one + other for one, other in zip(gradients, sums, strict=False)]
         loss, *means = sums[-3:]
         forward.updates += zip(statistics, sums[len(gradients) : -3], strict=True)
-        figures = self._figures(gradients, [loss + regularisers, *means], norms)
+        figures = self._figures(gradients, [loss + weighted, *means], norms)
         return _Step(gradients, forward.updates, figures, size * count)
 
     def _gradients_or_zeros(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
@@ -182,8 +182,11 @@ class TrainingMixin:
         """Data-dependent layers take their scales from the first batch."""
         forward = ForwardPass(training=True, initialising=True)
         self.infer(images, self._noise(images, 0), forward)
-        forward.commit()
-        self.data_initialised.assign(1.0)
+        # A bad image must not decide for good; the moments are those of all replicas, so all find the same.
+        sound = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
+        for variable, value in forward.updates:
+            variable.assign(tf.where(sound, value, variable))
+        self.data_initialised.assign(tf.cast(sound, tf.float32))
 
     def _results(self, metrics: Sequence[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
         # Several workers' `fit` joins their figures along an axis, which scalars lack.

@@ -236,3 +236,36 @@ def test_when_and_how_many_checkpoints_are_kept_may_change():
     TrainConfig(checkpoint_every_minutes=0.0, keep_checkpoint_every_hours=0.0)
     with pytest.raises(ValueError, match="train.checkpoint_every_minutes = -0.5: must be at least 0"):
         TrainConfig(checkpoint_every_minutes=-0.5)
+
+
+def test_a_checkpoint_with_nan_in_it_is_passed_over(folder, model):
+    state = state_of(folder, model)
+    save(state, model, 1, 2)
+    model.trainable_weights[3].assign(tf.fill(model.trainable_weights[3].shape, float("nan")))
+    state.save(3)
+    told = []
+    assert state_of(folder, model).restore(told.append) == 2
+    assert len(told) == 1 and "step-3" in told[0] and "is not finite" in told[0] and "step-2 is used" in told[0]
+    assert steps_of(model) == {2.0}
+
+
+def test_a_run_goes_on_in_another_precision(tmp_path):
+    """The scale of the loss is the only thing that a checkpoint of `mixed_float16` has besides."""
+    models = {}
+    for precision in ("float32", "mixed_float16"):
+        made = nvae_tf.NVAE(CONFIG.model, dtype=precision)
+        made.compile(optimizer=NVAEAdamax(), jit_compile=False)
+        made.optimizer.build(made.trainable_variables)
+        models[precision] = made
+    half, full = models["mixed_float16"], models["float32"]
+    half.optimizer.dynamic_scale.assign(64.0)
+    for step, (writer, reader) in enumerate([(full, half), (half, full), (half, half)], start=1):
+        for variable in [*writer.weights, *writer.optimizer.variables]:
+            if variable.path != half.optimizer.dynamic_scale.path and variable.dtype == "float32":
+                variable.assign(tf.fill(variable.shape, float(step)))
+        place = tmp_path / str(step)
+        TrainingState(place, writer, writer.optimizer, keep=1).save(step)
+        half.optimizer.dynamic_scale.assign(64.0 if step < 3 else 32.0)
+        assert TrainingState(place, reader, reader.optimizer, keep=1).restore() == step
+        assert all(np.all(weight.numpy() == step) for weight in reader.weights)
+    assert float(half.optimizer.dynamic_scale) == 64.0

@@ -95,3 +95,17 @@ def test_a_loss_scaler_learns_from_overflow_and_nothing_else_changes(tiny):
     changed = {name for name, value in after.items() if not np.array_equal(value, before[name])}
     assert len(changed) == 1 and "dynamic_scale" in changed.pop()
     assert float(scaler.dynamic_scale) == 2.0**126
+
+
+def test_scales_are_not_set_from_a_bad_first_batch(tiny):
+    """Self-normalising layers take their scales from the first batch that is sound."""
+    (with_bad, step), (without, other_step) = (compiled(tiny, cell_set="res_elu") for _ in range(2))
+    images = tiny.images_of(with_bad.config)
+    before = state_of(with_bad)
+    step(np.full_like(images, np.nan))
+    assert_same(state_of(with_bad), before)
+    step(images)
+    other_step(images)
+    assert float(with_bad.data_initialised) == 1.0
+    for value, expected in zip(state_of(with_bad).values(), state_of(without).values(), strict=True):
+        np.testing.assert_array_equal(value, expected)

@@ -6,10 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
+
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.models import NVAE
+from tests.tiny_model import tiny_config
+from train.stopping import StopRequest, StopRequested
+from train.strategy import Replicas
+from train.trainer import TrainingLoop
+from train.worker_environments import tf_configs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = {
@@ -122,7 +131,7 @@ def test_with_other_settings_too(commands, tmp_path, changes):
 
 
 @pytest.mark.slow
-def test_parts_of_a_batch_are_the_same_on_one_device_and_two(commands, tmp_path):
+def test_parts_of_a_batch_on_two_replicas(commands, tmp_path):
     # Each part has its own batch statistics: those of two replicas' first parts are not those of one device's.
     alone = finished(commands, tmp_path / "one", train__accumulate_steps=2)
     both = finished(commands, tmp_path / "two", train__accumulate_steps=2, **TWO_PARTS)
@@ -149,17 +158,51 @@ def test_two_processes_do_what_one_device_does(commands, on_one_device, tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_replicas(commands, on_one_device, tmp_path):
+def test_a_run_goes_on_with_another_number_of_replicas(commands, tmp_path):
     workdir = tmp_path / "run"
-    finished(commands, workdir, train__steps=3, objective__kl_anneal_portion=0.0)
-    whole = finished(commands, tmp_path / "whole", objective__kl_anneal_portion=0.0)
-    wrong = commands.run(
-        commands.tiny_training(workdir, **SETTINGS | {"train__replicas": 2, "objective__kl_anneal_portion": 0.0})
-    )
+    # What depends on the length of a run is the same after three steps and after five.
+    even = {"objective__kl_anneal_portion": 0.0, "objective__kl_constant_portion": 0.0, "optimizer__warmup_epochs": 2}
+    finished(commands, workdir, train__steps=3, **even)
+    whole = finished(commands, tmp_path / "whole", **even)
+    wrong = commands.run(commands.tiny_training(workdir, **SETTINGS | even | {"train__replicas": 2}))
     assert wrong.returncode == 2 and "makes 32 images a step; this run was begun with 16" in wrong.stderr
-    finished(commands, workdir, objective__kl_anneal_portion=0.0, **TWO_PARTS)
-    # The rate's schedule depends on the length; what is left is that all went on from the third step.
-    assert set(tensors(workdir, 5)) == set(tensors(whole, 5))
+    finished(commands, workdir, **even, **TWO_PARTS)
+    assert_close_runs(whole, workdir, 5)
+
+
+@pytest.mark.slow
+def test_a_worker_that_ends_before_the_first_step_is_one_line(commands, tmp_path):
+    """The chief refuses the folder: the other, which waits for it, ends within seconds and says why."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    workers = []
+    for setting in tf_configs(2):
+        command = [sys.executable, *map(str, commands.tiny_training(tmp_path / "run", **SETTINGS))]
+        environment = os.environ | {"TF_CONFIG": setting}
+        workers.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment))
+    errors = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [2, 75], errors
+    (line,) = [line for line in errors[1].splitlines() if line.startswith("error:")]
+    assert "another worker has ended or can't be reached" in line and "Traceback" not in errors[1]
+
+
+def test_a_signal_that_comes_while_workers_agree_is_not_lost():
+    """It comes when this worker has said already that it was told nothing."""
+    stop = StopRequest()
+
+    class Slow(Replicas):
+        def agreed_signal(self, number):
+            answer = number
+            stop.signal_number = signal.SIGTERM
+            return answer
+
+    run = types.SimpleNamespace(
+        replicas=Slow(tf.distribute.get_strategy()), config=ExperimentConfig(), model=NVAE(tiny_config())
+    )
+    loop = TrainingLoop(run, None, None, None, stop, None, False)
+    loop._stop_if_agreed(0)
+    with pytest.raises(StopRequested):
+        loop._stop_if_agreed(10)
 
 
 @pytest.mark.slow
