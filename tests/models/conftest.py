@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import nvae_tf
 from tests.tiny_model import tiny_config
@@ -56,3 +57,12 @@ def model(tiny):
 @pytest.fixture(scope="session")
 def images(tiny):
     return tiny.images_of(tiny.config())
+
+
+@pytest.fixture(scope="module")
+def without_rewriting():
+    """As in training on a CPU (`train.devices`): the first step of a graph comes sooner."""
+    before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})

@@ -1,11 +1,19 @@
-"""The training step under XLA: compiled once, whatever the weights have become."""
+"""The training step under XLA: compiled once, whatever the weights have become, and the same as without."""
 
 import os
 import pathlib
 import subprocess
 import sys
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
+
+import nvae_tf
+from nvae_tf.models.noise import batch_noise
+from nvae_tf.optimization import NVAEAdamax
+from tests.tiny_model import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -39,3 +47,82 @@ def test_the_training_step_is_compiled_once(cell_set):
     assert process.stdout.count("loss") == 3
     compilations = [line for line in process.stderr.splitlines() if "Compilation of XLA executable time" in line]
     assert len(compilations) == 1, compilations
+
+
+def model_of(**settings):
+    """A compiled model; all have the same weights."""
+    keras.utils.set_random_seed(3)
+    model = nvae_tf.NVAE(tiny_config(num_latent_scales=1, num_groups_per_scale=2, num_flows=1), **settings)
+    # At rate 1 and with momentum, weights and slots show the gradients themselves.
+    model.compile(optimizer=keras.optimizers.SGD(1.0, momentum=0.9))
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def after(model, jit_compile):
+    """What a step changes and tells."""
+    images = tf.constant(np.random.default_rng(0).integers(0, 2, (8, 4, 4, 1)), tf.float32)
+    report = tf.function(model.train_step, autograph=False, jit_compile=jit_compile)(images)
+    assert report["skipped_steps"] == 0.0
+    figures = model.recent.read()
+    values = [variable.numpy() for variable in (*model.variables, *model.optimizer.variables)]
+    return [*values, figures.kl_per_group, figures.spectral_norms]
+
+
+@pytest.fixture
+def given_draws(monkeypatch):
+    """Draws that are the same everywhere: XLA has Philox numbers of its own."""
+    shapes = model_of().plan.latent_shapes()
+    draws = [draw.numpy() for draw in batch_noise(shapes, 8, (3, 0))]
+
+    def noise(model, images, step, part=0):
+        size = images.shape[0]
+        return [tf.gather(draw, part * size + tf.range(size)) for draw in draws]
+
+    monkeypatch.setattr(nvae_tf.NVAE, "_noise", noise)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [{}, dict(recompute="all"), dict(accumulate_steps=2), dict(recompute="all", accumulate_steps=4)],
+    ids=["plain", "recomputed", "accumulated", "both"],
+)
+def test_the_compiled_step_is_the_same(settings, given_draws):
+    plain, compiled = (after(model_of(**settings), jit_compile) for jit_compile in (False, True))
+    for one, other in zip(compiled, plain, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * max(1.0, np.max(np.abs(other), initial=0.0)))
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_changes_nothing_under_xla_either():
+    model = model_of()
+    model.compile(optimizer=NVAEAdamax(0.01))
+    model.optimizer.build(model.trainable_variables)
+    step = tf.function(model.train_step, autograph=False, jit_compile=True)
+    images = np.zeros((8, 4, 4, 1), np.float32)
+    step(images)
+    before = [variable.numpy() for variable in (*model.weights, *model.optimizer.variables)]
+    images[3, 1, 2] = np.nan
+    assert float(step(images)["skipped_steps"]) == 1.0
+    for old, new in zip(before, (*model.weights, *model.optimizer.variables), strict=True):
+        np.testing.assert_array_equal(new, old)
+    images[3, 1, 2] = 1.0
+    assert float(step(images)["skipped_steps"]) == 1.0
+    assert int(model.optimizer.iterations) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_is_compiled_too(policy, given_draws):
+    values = []
+    for jit_compile in (False, True):
+        model = model_of(dtype=policy)
+        if policy == "mixed_float16":
+            model.optimizer.dynamic_scale.assign(64.0)
+        before = [weight.numpy() for weight in model.trainable_weights]
+        after(model, jit_compile)
+        taken = [old - new.numpy() for old, new in zip(before, model.trainable_weights, strict=True)]
+        values.append(np.concatenate([each.ravel() for each in taken]))
+    plain, compiled = values
+    assert plain @ compiled / np.linalg.norm(plain) / np.linalg.norm(compiled) > 0.99

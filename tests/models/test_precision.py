@@ -1,0 +1,308 @@
+"""Mixed precision: half where it saves memory, float32 where numbers need it, and steps that overflow."""
+
+import collections
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nvae_tf
+from nvae_tf.checkpoints.run_folder import open_for_training
+from nvae_tf.checkpoints.training_state import TrainingState
+from nvae_tf.config import ExperimentConfig, ObjectiveConfig, TrainConfig
+from nvae_tf.layers import ForwardPass
+from nvae_tf.layers.normalisation import moments
+from nvae_tf.models.noise import batch_noise
+from nvae_tf.optimization import NVAEAdamax
+from tests.models.test_variants import VARIANTS
+from tests.tiny_model import tiny_config
+
+HALF = {"mixed_bfloat16": tf.bfloat16, "mixed_float16": tf.float16}
+POLICIES = ("float32", *HALF)
+SETTINGS = dict(num_latent_scales=1, num_groups_per_scale=2, num_flows=1, num_latent_per_group=4)
+# What networks are made of, and their gradients.
+_NETWORK = (
+    "Conv2D Conv2DBackpropFilter Conv2DBackpropInput DepthwiseConv2dNative DepthwiseConv2dNativeBackpropFilter "
+    "DepthwiseConv2dNativeBackpropInput MatMul BiasAdd BiasAddGrad Elu EluGrad Relu SoftplusGrad"
+).split()
+# Of distributions, weight normalisation, batch statistics, spectral norms, the norm of the gradients, the draws.
+_FLOAT32 = "Exp Expm1 Log Log1p Tanh TanhGrad Rsqrt Sqrt L2Loss BatchMatMulV2 StatelessRandomNormalV2 Max".split()
+
+
+def images_of(config, count=16):
+    shape = (count, config.image_height, config.image_width, config.image_channels)
+    levels = 2**config.num_bits - 1
+    return tf.constant(np.random.default_rng(0).integers(0, levels + 1, shape) / levels, tf.float32)
+
+
+def model_of(policy, optimizer=None, objective=None, **changes):
+    """A compiled model; of the same settings all have the same weights."""
+    keras.utils.set_random_seed(3)
+    model = nvae_tf.NVAE(tiny_config(**SETTINGS | changes), objective, dtype=policy)
+    model.compile(optimizer=optimizer or NVAEAdamax(0.01))
+    model.optimizer.build(model.trainable_variables)
+    if scaling_of(model):
+        # What it finds by itself after some refused steps.
+        model.optimizer.dynamic_scale.assign(64.0)
+    return model
+
+
+def trained(model, images, steps=1):
+    """What the last step tells when so many were taken; in float16 some may be refused before."""
+    for _ in range(30):
+        model.reset_metrics()
+        report = model.train_step(images)
+        if int(model.optimizer.iterations) >= steps:
+            break
+    assert int(model.optimizer.iterations) == steps
+    return report
+
+
+def state_of(model):
+    variables = [*model.variables, *model.optimizer.variables]
+    metrics = {id(variable) for variable in model.running.skipped_steps.variables}
+    return {variable.path: variable.numpy() for variable in variables if id(variable) not in metrics}
+
+
+def changed(before, after):
+    return {name for name, value in after.items() if not np.array_equal(value, before[name])}
+
+
+def scaling_of(model):
+    """The variables by which the loss is scaled; there are some in float16 alone."""
+    optimizer = model.optimizer
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return {optimizer.dynamic_scale.path, optimizer.step_counter.path} if scales else set()
+
+
+@pytest.fixture(scope="module")
+def models():
+    """One a policy, that has taken two steps."""
+    made = {policy: model_of(policy) for policy in POLICIES}
+    for model in made.values():
+        trained(model, images_of(model.config), 2)
+    return made
+
+
+def operations(graph):
+    """Those of a graph and of all functions in it."""
+    graphs = {id(called.graph): called.graph for called in graph._functions.values()} | {id(graph): graph}
+    return [operation for each in graphs.values() for operation in each.get_operations()]
+
+
+def test_in_the_graph_of_a_step_networks_are_half_and_the_rest_is_float32():
+    model = model_of("mixed_bfloat16")
+    step = tf.function(model.train_step, autograph=False)
+    types = collections.defaultdict(collections.Counter)
+    for operation in operations(step.get_concrete_function(tf.TensorSpec((4, 4, 4, 1))).graph):
+        if operation.outputs:
+            types[operation.type][operation.outputs[0].dtype.name] += 1
+    for kind in ("Conv2D", "DepthwiseConv2dNative", "MatMul", "SoftplusGrad", "Elu"):
+        assert types[kind]["bfloat16"], kind
+    assert {kind for kind in _NETWORK if set(types[kind]) - {"bfloat16"}} == set()
+    for kind in ("Exp", "Log", "Tanh", "Rsqrt", "L2Loss", "BatchMatMulV2", "StatelessRandomNormalV2"):
+        assert types[kind]["float32"], kind
+    assert {kind for kind in _FLOAT32 if set(types[kind]) - {"float32"}} == set()
+
+
+@pytest.mark.parametrize("policy", HALF)
+def test_features_are_half_but_what_is_reported_and_updated_is_float32(models, policy):
+    model = models[policy]
+    images, forward = images_of(model.config), ForwardPass(training=True)
+    noise = batch_noise(model.plan.latent_shapes(), 16, (0, 0))
+    assert {feature.dtype for feature in model.features(images)} == {HALF[policy]}
+    decoded = model.infer(images, noise)
+    assert decoded.parameters.dtype == HALF[policy]
+    with tf.GradientTape() as tape:
+        found = model.training_loss(images, noise, tf.constant(0), forward)
+    gradients = tape.gradient(found.loss.loss, model.trainable_weights)
+    latents = [part for each in decoded.latents for part in (each.z, each.prior.loc, each.posterior.scale)]
+    elbo = decoded.elbo(images)
+    bound = [elbo.kl, elbo.reconstruction, decoded.likelihood.mean(), *found.elbo, *found.loss, found.spectral_norms]
+    kernels = list(forward.kernels.values())
+    values = [value for _, value in forward.updates]
+    for tensors in (latents, bound, kernels, values, gradients, model.weights, model.optimizer.variables[1:]):
+        assert {tf.as_dtype(each.dtype) for each in tensors} <= {tf.float32, tf.int32, tf.int64}
+        assert any(each.dtype == "float32" for each in tensors)
+
+
+@pytest.mark.parametrize("policy", HALF)
+def test_statistics_of_half_precision_images_are_as_good_as_those_of_float32(policy):
+    """Added up in half precision, or squared, they would be wrong in the second figure."""
+    images = tf.cast(tf.random.stateless_normal((64, 16, 16, 3), (0, 0), 20.0, 0.5), HALF[policy])
+    exact = np.float64(tf.cast(images, tf.float32))
+    mean, variance = moments(images)
+    np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(variance, exact.var((0, 1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("policy", HALF)
+def test_inference_in_half_precision_is_near_that_in_float32(models, policy):
+    exact, model = models["float32"], models[policy]
+    for mine, theirs in zip(model.weights, exact.weights, strict=True):
+        mine.assign(theirs)
+    images = images_of(model.config, 4)
+    latents = exact.encode(images)
+    for mine, theirs in zip(model.encode(images), latents, strict=True):
+        assert mine.dtype == tf.float32
+        np.testing.assert_allclose(mine, theirs, atol=0.2)
+    np.testing.assert_allclose(model.decode(latents), exact.decode(latents), atol=0.02)
+    np.testing.assert_allclose(model.score(images, 2), exact.score(images, 2), rtol=0.02)
+    np.testing.assert_allclose(model.generate(3), exact.generate(3), atol=0.1)
+    for each in (exact, model):
+        each.reset_metrics()
+    for report, expected in zip(model.test_step(images).values(), exact.test_step(images).values(), strict=True):
+        assert report.dtype == tf.float32
+        np.testing.assert_allclose(report, expected, rtol=0.05)
+
+
+def gradients_of(model, images):
+    """What a step with rate 1 takes from the weights, as one vector, and what the step reports."""
+    before = [weight.numpy() for weight in model.trainable_weights]
+    report = trained(model, images)
+    taken = [old - new.numpy() for old, new in zip(before, model.trainable_weights, strict=True)]
+    return np.concatenate([each.ravel() for each in taken]), {name: float(value) for name, value in report.items()}
+
+
+def assert_steps_are_near(policy, **changes):
+    objective = ObjectiveConfig(total_steps=10, kl_constant_weight=0.3)
+    models = [model_of(each, keras.optimizers.SGD(1.0), objective, **changes) for each in ("float32", policy)]
+    images = images_of(models[0].config)
+    if models[0].is_data_dependent:
+        models[0]._initialise_from(images)
+        for mine, theirs in zip(models[1].weights, models[0].weights, strict=True):
+            mine.assign(theirs)
+    (exact, expected), (found, report) = (gradients_of(model, images) for model in models)
+    assert report["loss"] == pytest.approx(expected["loss"], rel=0.01)
+    assert exact @ found / np.linalg.norm(exact) / np.linalg.norm(found) > 0.99
+    # Neither is it scaled with the loss.
+    for gradients, reported in ((exact, expected), (found, report)):
+        assert reported["gradient_norm"] == pytest.approx(np.linalg.norm(gradients), rel=1e-3)
+
+
+def test_a_step_goes_the_way_of_one_in_float32():
+    assert_steps_are_near("mixed_bfloat16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", HALF)
+@pytest.mark.parametrize("cell_set", ["res_mbconv", "res_elu", "res_bnelu", "res_bnswish", "mbconv_sep", "mbconv_den"])
+def test_a_step_goes_the_way_of_one_in_float32_with_other_cells(policy, cell_set):
+    assert_steps_are_near(
+        policy, cell_set=cell_set, num_latent_scales=2, num_channels_encoder=8, num_channels_decoder=8
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", HALF)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_trains_and_scores_in_half_precision(variant, policy, tiny):
+    model = nvae_tf.NVAE(tiny.config(**VARIANTS[variant]), dtype=policy)
+    images = tiny.images_of(model.config, count=3)
+    model.compile(optimizer=NVAEAdamax(1e-3, l2=0.0))
+    before = [weight.numpy() for weight in model.trainable_weights]
+    report = trained(model, tf.constant(images))
+    assert all(np.isfinite(value) for value in report.values())
+    assert all(np.all(np.isfinite(weight)) for weight in model.weights)
+    for weight, value in zip(model.trainable_weights, before, strict=True):
+        assert weight.name not in ("kernel", "gamma") or not value.size or np.any(weight.numpy() != value)
+    assert np.all(np.isfinite(model.score(images)))
+    assert np.all(np.isfinite(model.generate(2)))
+
+
+@pytest.mark.parametrize(("policy", "poison"), [("mixed_bfloat16", np.inf), ("mixed_float16", np.nan)])
+def test_bad_images_change_nothing(models, policy, poison):
+    model = models[policy]
+    images = images_of(model.config).numpy()
+    images[1, 2, 3] = poison
+    before, skipped = state_of(model), float(model.running.skipped_steps.result())
+    model.train_step(tf.constant(images))
+    # Nor the scale of the loss, which can't help: after some of these it would be 0.
+    assert not changed(before, state_of(model))
+    assert float(model.running.skipped_steps.result()) == skipped + 1
+
+
+def test_only_float16_scales_the_loss(models):
+    scaling = {policy for policy, model in models.items() if scaling_of(model)}
+    assert scaling == {"mixed_float16"}
+    assert isinstance(models["mixed_float16"].optimizer.inner_optimizer, NVAEAdamax)
+    assert int(models["mixed_float16"].optimizer.iterations) == 2
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "graph"])
+def test_a_step_that_overflows_changes_nothing_but_the_scale(compiled):
+    model = model_of("mixed_float16")
+    step = tf.function(model.train_step, autograph=False) if compiled else model.train_step
+    images, scale = images_of(model.config), model.optimizer.dynamic_scale
+    step(images)
+    assert int(model.optimizer.iterations) == 1
+    # The gradients of weights are finite in float32, those of activations are not in float16.
+    scale.assign(2.0**40)
+    before = state_of(model)
+    report = step(images)
+    assert np.isfinite(report["loss"]) and np.isfinite(report["gradient_norm"])
+    assert float(report["skipped_steps"]) == 1.0
+    assert changed(before, state_of(model)) == scaling_of(model)
+    assert float(scale) == 2.0**39
+    assert int(model.optimizer.step_counter) == 0
+    # And training goes on.
+    scale.assign(64.0)
+    step(images)
+    assert int(model.optimizer.iterations) == 2
+    assert float(scale) == 64.0
+    assert all(np.all(np.isfinite(value)) for value in state_of(model).values())
+
+
+@pytest.mark.slow
+def test_the_scale_is_found_again():
+    model = model_of("mixed_float16")
+    step = tf.function(model.train_step, autograph=False)
+    model.optimizer.dynamic_scale.assign(2.0**40)
+    for _ in range(40):
+        step(images_of(model.config))
+    assert 2.0**5 < float(model.optimizer.dynamic_scale) < 2.0**35
+    assert 0 < int(model.optimizer.iterations) < 40
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
+def test_a_keras_file_keeps_the_policy_in_every_layer(models, policy, tmp_path):
+    model = models[policy]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for mine, theirs in zip(*([*each._flatten_layers()] for each in (model, loaded)), strict=True):
+        assert mine.dtype_policy.name == theirs.dtype_policy.name, mine.path
+    networks = [layer for layer in (*loaded.convolutions, *loaded.batch_norms, loaded.bottom_up, loaded.top_down)]
+    assert {layer.compute_dtype for layer in networks} == {HALF[policy].name}
+    images = images_of(model.config, 2)
+    np.testing.assert_array_equal(loaded.score(images), model.score(images))
+    assert len(scaling_of(loaded)) == len(scaling_of(model))
+    assert float(loaded.train_step(images_of(model.config))["skipped_steps"]) == 0.0
+
+
+def test_a_checkpoint_of_a_mixed_run_is_loaded_in_float32(models, tmp_path):
+    model = models["mixed_float16"]
+    config = ExperimentConfig(model=model.config, train=TrainConfig(precision="mixed_float16"))
+    folder = open_for_training(tmp_path / "run", config)
+    TrainingState(folder.checkpoints, model, model.optimizer, 1).save(2)
+    loaded = nvae_tf.load(folder.path)
+    assert {layer.compute_dtype for layer in loaded._flatten_layers()} == {"float32"}
+    for mine, theirs in zip(loaded.trainable_weights, model.trainable_weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    images = images_of(model.config, 2)
+    np.testing.assert_allclose(loaded.score(images), model.score(images), rtol=0.02)
+
+
+@pytest.mark.parametrize(("before", "after"), [("float32", "mixed_float16"), ("mixed_float16", "float32")])
+def test_a_run_goes_on_in_another_precision(before, after, models, tmp_path):
+    """`train.precision` is one of the settings that may change."""
+    model, other = models[before], model_of(after)
+    TrainingState(tmp_path, model, model.optimizer, 1).save(2)
+    assert TrainingState(tmp_path, other, other.optimizer, 1).restore() == 2
+    inner = [getattr(each.optimizer, "inner_optimizer", each.optimizer) for each in (model, other)]
+    assert int(inner[1].iterations) == 2
+    for mine, theirs in zip(*(each._momentums + each._norms for each in inner), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    other.train_step(images_of(other.config))
+    assert int(inner[1].iterations) == 3
