@@ -24,8 +24,8 @@ from nvae_tf.models.step_figures import RecentFigures, RunningFigures
 from nvae_tf.models.top_down import TopDown
 from nvae_tf.models.training import TrainingMixin
 from nvae_tf.optimization.step_guard import StepGuard
-from nvae_tf.setting_checks import check_choice
-from nvae_tf.train_config import RECOMPUTATIONS
+from nvae_tf.setting_checks import check, check_choice
+from nvae_tf.train_config import PRECISIONS, RECOMPUTATIONS
 
 
 class Decoded(NamedTuple):
@@ -85,6 +85,12 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         self.config = config
         self.objective = objective or ObjectiveConfig()
         self.seed = seed
+        whole = isinstance(accumulate_steps, int) and not isinstance(accumulate_steps, bool)
+        check(
+            whole and accumulate_steps >= 1,
+            f"accumulate_steps = {accumulate_steps!r}: must be a whole number and at least 1",
+        )
+        check_choice("dtype", self.dtype_policy.name, PRECISIONS)
         self.recompute = recompute
         self.accumulate_steps = accumulate_steps
         self.plan = latent_plan(config)

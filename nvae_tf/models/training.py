@@ -113,7 +113,7 @@ class TrainingMixin:
 
         def part(index: tf.Tensor) -> list[tf.Tensor]:
             pass_of_part = ForwardPass(training=True)
-            some = tf.ensure_shape(images[index * size :][:size], (size, *images.shape[1:]))
+            some = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
             noise = self._noise(some, step, replica_index() * count + index)
             with tf.GradientTape() as tape:
                 found = self._loss(some, some, noise, step, pass_of_part, norms, 0.0)
@@ -149,9 +149,13 @@ class TrainingMixin:
         variables = [variable for variable, _ in step.updates]
         values = [value for _, value in step.updates]
         accepted = self.step_guard.accepts(step.figures.loss, step.figures.gradient_norm)
-        scales_loss = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        # Gradients that overflow are how a scaler of the loss learns to scale less; it looks at them by itself.
-        applies = accepted | ~tf.math.is_finite(step.figures.gradient_norm) if scales_loss else accepted
+        applies, gradients = accepted, step.gradients
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            # Gradients that overflow are how it learns to scale less. It looks at them by itself, but at those of its
+            # replica alone; and a loss that is not finite is no matter of the scale.
+            overflows = tf.math.is_finite(step.figures.loss) & ~tf.math.is_finite(step.figures.gradient_norm)
+            applies |= overflows
+            gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
 
         def apply(gradients: list[tf.Tensor]) -> None:
             self.optimizer.apply(gradients, self.trainable_weights)
@@ -161,11 +165,6 @@ class TrainingMixin:
                 variable.assign(value)
             self.running.track(figures, step.batch_size * replica_count())
 
-        gradients = step.gradients
-        if scales_loss:
-            # It looks at the replica's own gradients, and those of another may be the ones that overflow.
-            overflows = ~tf.math.is_finite(step.figures.gradient_norm)
-            gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
         _on_all_replicas_if(applies, apply, gradients)
         _on_all_replicas_if(accepted, follow, values, step.figures)
         self.recent.keep(step.figures, accepted)
