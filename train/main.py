@@ -45,8 +45,8 @@ from nvae_tf.data.completion import complete_config
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import command_line
+from train.worker_environments import TF_CONFIG
 
-_CLUSTER_VARIABLE = "TF_CONFIG"
 # As sysexits.h has it: a failure that may be gone when one tries again.
 _WORKER_LOST_CODE = 75
 
@@ -78,7 +78,7 @@ def main() -> None:
 
 def _command() -> str:
     """What to type; not of one of several workers, which a launcher has started."""
-    if _CLUSTER_VARIABLE in os.environ:
+    if TF_CONFIG in os.environ:
         return "."
     return f":\n    {shlex.join(['python', '-m', 'train.main', *sys.argv[1:]])}"
 

@@ -14,8 +14,8 @@ from nvae_tf.setting_checks import check
 from nvae_tf.train_config import TrainConfig
 from train.devices import gpus, take_devices
 from train.stopping import STOPPING_SIGNALS
+from train.worker_environments import TF_CONFIG
 
-_CLUSTER_VARIABLE = "TF_CONFIG"
 _SECONDS_TO_LEAVE = 2.0
 _ERRORS_OF_LOSS = (
     tf.errors.UnavailableError,
@@ -140,7 +140,7 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
         return _several_processes(settings, workers)
     check(
         workers.count == 1,
-        f"train.strategy = {kind!r}: {_CLUSTER_VARIABLE} names {workers.count} workers; set "
+        f"train.strategy = {kind!r}: {TF_CONFIG} names {workers.count} workers; set "
         "train.strategy=multi_worker (or auto), or unset the variable",
     )
     if kind == "one_device":
@@ -162,7 +162,7 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
 def _several_processes(settings: TrainConfig, workers: "_Cluster") -> Replicas:
     check(
         workers.count > 1,
-        f"train.strategy = 'multi_worker': the environment variable {_CLUSTER_VARIABLE} must name at least two "
+        f"train.strategy = 'multi_worker': the environment variable {TF_CONFIG} must name at least two "
         "workers, see docs/clusters.md; python -m train.launch sets it for processes on this machine",
     )
     check(
@@ -183,7 +183,7 @@ class _Cluster:
 
     @classmethod
     def from_environment(cls) -> "_Cluster":
-        text = os.environ.get(_CLUSTER_VARIABLE)
+        text = os.environ.get(TF_CONFIG)
         if not text:
             return cls(0, 1)
         try:
@@ -194,7 +194,7 @@ class _Cluster:
             check(kind in addresses and 0 <= index < len(addresses[kind]), f"it has no task {kind} {index}")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
-                f"the environment variable {_CLUSTER_VARIABLE} = {text!r} can't be used ({error!r}); it must look like "
+                f"the environment variable {TF_CONFIG} = {text!r} can't be used ({error!r}); it must look like "
                 '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
             ) from error
         chiefs = len(addresses["chief"])
