@@ -18,5 +18,7 @@ def check_choice(where: str, name: str, names: Iterable[str], what: str = "not o
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The valid name that looks most like `name`, as the end of a message; empty where nothing is near."""
-    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    # A part of a name means that name: "float16" is meant for "mixed_float16", not for "float32".
+    containing = [candidate for candidate in names if name and name in candidate]
+    matches = containing[:1] or difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -14,7 +14,7 @@ size they are (--config.data.height). Prints
 
 Batch sizes are per GPU, as train.batch_size is. Memory is in GiB (2^30 bytes).
 
-The peak on a CPU is that of the process, and within 6% of what was measured on the presets for MNIST, CIFAR-10 and
+The peak on a CPU is that of the process, and within 5% of what was measured on the presets for MNIST, CIFAR-10 and
 digits; the data set, reading ahead, scoring and sampling come on top. That on a GPU has 1 GiB for CUDA and its
 libraries and a tenth of the step for the scratch memory of convolutions: assumptions, for it has not been measured.
 XLA (train.xla) makes another program of the graph, and its memory is not estimated.

@@ -37,10 +37,12 @@ with its traceback.
 import os
 import shlex
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import config_flags
 
+from nvae_tf.command_errors import TRACEBACK_VARIABLE
 from nvae_tf.data.completion import complete_config
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
@@ -72,6 +74,8 @@ def main() -> None:
         StatusLine().keep(f"Run {interruption}; checkpoint saved. The same command goes on from there{_command()}")
         sys.exit(interruption.exit_code)
     except WorkerLost as loss:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exc()
         print(f"error: {loss}", file=sys.stderr, flush=True)
         sys.exit(_WORKER_LOST_CODE)
 

@@ -34,6 +34,12 @@ class StepProfiler:
     def __enter__(self) -> "StepProfiler":
         return self
 
+    def note_steps(self, first: int, last: int) -> None:
+        """Tells where a run from one step to another will have no profile."""
+        if self._steps and first <= last and not first <= self._steps[0] <= last:
+            begin = self._steps[0]
+            self._tell(f"No profile: train.profile_steps begin with {begin}, this run makes steps {first} to {last}.")
+
     def __exit__(self, *_: object) -> None:
         self._stop()
 

@@ -61,4 +61,4 @@ class StopRequest:
         self.signal_number = number
         # The terminal may be gone: that is how some are told to stop.
         with contextlib.suppress(OSError):
-            print("\nStopping after this step, with a checkpoint ...", flush=True)
+            print("\nStopping soon, with a checkpoint ...", flush=True)

@@ -99,9 +99,8 @@ class Replicas:
             if self.share == ALL or not isinstance(error, _ERRORS_OF_LOSS):
                 raise
             raise WorkerLost(
-                f"worker {self.share.index} of {self.share.count}: another worker has ended or can't be reached "
-                f"({_cause(error)}). Start all workers again with the same command; they go on from the latest "
-                "checkpoint"
+                f"worker {self.share.index} of {self.share.count}: another worker has ended or can't be reached. "
+                "All workers, started again with the same command, go on from the latest checkpoint"
             ) from error
 
     def wait_for_all(self) -> None:
@@ -199,12 +198,6 @@ class _Cluster:
             ) from error
         chiefs = len(addresses["chief"])
         return cls(index + (chiefs if kind == "worker" else 0), chiefs + len(addresses["worker"]))
-
-
-def _cause(error: tf.errors.OpError) -> str:
-    """What TensorFlow says, without the heading that all its errors have."""
-    lines = [line for line in str(error).splitlines() if line.strip() and "Graph execution error" not in line]
-    return lines[0].strip() if lines else type(error).__name__
 
 
 @tf.function(autograph=False)

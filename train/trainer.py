@@ -77,6 +77,7 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, workdir: str | os.Pa
             note_images(folder.images_file, run, outputs.status.keep)
         profiled = config.train.profile_steps if replicas.is_chief else ()
         with StepProfiler(profiled, folder.tensorboard, outputs.status.keep) as profiler:
+            profiler.note_steps(step + 1, length.total_steps)
             TrainingLoop(run, state, recovery, outputs, stop, profiler, compiled).go_on_from(step)
         replicas.leave()
     outputs.status.keep(f"{folder.path} has all its {length.total_steps:,} steps.")

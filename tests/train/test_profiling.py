@@ -110,3 +110,14 @@ def test_a_profile_that_can_not_be_saved_is_told_once(tmp_path, said):
         tf.profiler.experimental.stop(save=False)
         take_steps(profiler, range(3, 5))
     assert len(said) == 1 and said[0].startswith("No profile of steps 2 to 3: ")
+
+
+def test_steps_that_are_not_made_are_told(tmp_path):
+    told = []
+    profiler = StepProfiler((10, 20), tmp_path, told.append)
+    profiler.note_steps(1, 30)
+    profiler.note_steps(31, 30)
+    assert not told
+    profiler.note_steps(1, 9)
+    profiler.note_steps(11, 30)
+    assert [line.startswith("No profile: train.profile_steps begin with 10") for line in told] == [True, True]
