@@ -37,3 +37,8 @@ def exit_on_user_error() -> Iterator[None]:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(USER_ERROR_CODE) from None
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -4,6 +4,7 @@ Outside `tf.distribute.Strategy.run` there is one replica, and all of this chang
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -26,3 +27,32 @@ def replica_means(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         return list(tensors)
     tensors = [tf.stop_gradient(tensor) for tensor in tensors]
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, tensors)
+
+
+def divided(strategy: tf.distribute.Strategy, rows: Any) -> Any:
+    """Tensors in any structure, cut along their first axis into one equal part a replica of this process; as
+    `Strategy.run` takes them.
+    """
+    count = _local_count(strategy)
+    if count == 1:
+        return rows
+
+    def of_replicas(tensor: tf.Tensor) -> Any:
+        parts = tf.split(tensor, count)
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: parts[context.replica_id_in_sync_group % count]
+        )
+
+    return tf.nest.map_structure(of_replicas, rows)
+
+
+def joined(strategy: tf.distribute.Strategy, rows: Any) -> Any:
+    """What the replicas of this process have returned, put together along its first axis; undoes `divided`."""
+    if _local_count(strategy) == 1:
+        return rows
+    return tf.nest.map_structure(lambda part: tf.concat(strategy.experimental_local_results(part), axis=0), rows)
+
+
+def _local_count(strategy: tf.distribute.Strategy) -> int:
+    # TensorFlow's default strategy does not know its devices.
+    return 1 if strategy.num_replicas_in_sync == 1 else len(strategy.extended.worker_devices)

@@ -29,16 +29,17 @@ ARROWS = {
     "objective": SETTINGS | {"layers", "distributions", "replicas"},
     "optimization": set(),
     "models": BELOW_MODELS,
-    "data": BELOW_MODELS | {"models", "quiet_tensorflow"},
-    "evaluation": BELOW_MODELS | {"models"},
-    "generation": BELOW_MODELS | {"models"},
-    "checkpoints": BELOW_MODELS | {"checkpoint_choice", "models"},
+    "data": BELOW_MODELS | {"command_errors", "models", "quiet_tensorflow"},
+    "evaluation": BELOW_MODELS | {"memory", "models", "whole_files"},
+    "generation": BELOW_MODELS | {"models", "whole_files"},
+    "checkpoints": BELOW_MODELS | {"checkpoint_choice", "command_errors", "models", "whole_files"},
     "checkpoint_choice": set(),
     "memory": set(),
     "command_errors": set(),
     "fan_out": set(),
     "quiet_tensorflow": set(),
     "replicas": set(),
+    "whole_files": set(),
 }
 # What Keras and TFP have documented already.
 INHERITED = {"build", "call", "get_config", "from_config", "compute_output_shape", "compute_output_spec"}

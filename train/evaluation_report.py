@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from nvae_tf.checkpoints import load_run
-from nvae_tf.checkpoints.run_folder import RunFolder, write_whole
+from nvae_tf.checkpoints.run_folder import RunFolder
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import evaluation_batches, iterate
@@ -16,6 +16,7 @@ from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator
 from nvae_tf.objective import bits_per_dimension
+from nvae_tf.whole_files import write_whole
 from train.progress import StatusLine
 
 

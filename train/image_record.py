@@ -4,8 +4,8 @@ import json
 import pathlib
 from collections.abc import Callable
 
-from nvae_tf.checkpoints.run_folder import write_whole
 from nvae_tf.setting_checks import check
+from nvae_tf.whole_files import write_whole
 from train.preparation import Run
 
 

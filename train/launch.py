@@ -29,7 +29,7 @@ from absl import flags
 from nvae_tf.command_errors import exit_on_user_error
 from train import command_line
 from train.progress import StatusLine
-from train.worker_environments import check_environment, gpus_of_processes, worker_environments
+from train.worker_environments import GPUS_OF_DRIVER, check_environment, gpus_of_processes, worker_environments
 from train.worker_processes import STOPPED_CODES, WorkerPlan, run_workers
 
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of worker processes.", lower_bound=1, required=True)
@@ -124,6 +124,8 @@ def main(worker_arguments: Sequence[str]) -> None:
 
     if PROCESSES.value > 1:
         tell(f"{PROCESSES.value} worker processes; here is the output of worker 0, that of the others is in {folder}.")
+    if gpus and not GPUS_OF_DRIVER.is_dir():
+        tell("no NVIDIA driver was found on this machine; a worker without a GPU trains on the CPU.")
     plan = WorkerPlan(
         command=[sys.executable, "-m", "train.main", *worker_arguments],
         environments=lambda: worker_environments(PROCESSES.value, gpus),

@@ -5,8 +5,10 @@ import pathlib
 from typing import Any
 
 from nvae_tf.config import ExperimentConfig
-from train.memory_estimate import GIB, MemoryEstimate, estimate_memory
+from nvae_tf.whole_files import write_whole
+from train.memory_estimate import GIB, GPU_BASE_BYTES, MemoryEstimate, estimate_memory
 
+MIB = 2**20
 # Of GPUs that there are, in GiB.
 _GPU_SIZES = (8, 12, 16, 24, 40, 48, 80)
 _FEWEST_ROWS_UP_TO = 8
@@ -22,7 +24,7 @@ def report_memory(config: ExperimentConfig, gpu_memory_gib: float | None, json_f
     figures = figures_of(estimate, config, gpu_memory_gib)
     print(table(figures, config), flush=True)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+        write_whole(json_file, json.dumps(figures, indent=2) + "\n")
     if gpu_memory_gib is not None and not figures["largest_batch_sizes"][0]["batch_size"]:
         raise ValueError(_too_small(estimate, config, gpu_memory_gib))
 
@@ -67,10 +69,10 @@ def table(figures: dict[str, Any], config: ExperimentConfig) -> str:
         ("process", figures["process_bytes"], "on a CPU: Python, TensorFlow, the graph"),
     ]
     lines = [f"{spec.name}: images of {spec.height} x {spec.width} x {spec.channels}"]
-    lines += [f"{name:20s}{_gib(size):>10s}  {words}".rstrip() for name, size, words in state]
+    lines += [f"{name:20s}{_words(size):>10s}  {words}".rstrip() for name, size, words in state]
     lines += ["", f"{'batch size':20s}{'activations':>16s}{'peak on a CPU':>16s}{'peak on a GPU':>16s}"]
     for row in figures["batch_sizes"]:
-        peaks = (_gib(row[name]) for name in ("activations_bytes", "cpu_peak_bytes", "gpu_peak_bytes"))
+        peaks = (_words(row[name]) for name in ("activations_bytes", "cpu_peak_bytes", "gpu_peak_bytes"))
         own = "  (train.batch_size)" if row["batch_size"] == figures["batch_size"] else ""
         lines.append(f"{row['batch_size']:<20,d}" + "".join(f"{peak:>16s}" for peak in peaks) + own)
     lines += ["", "GPU's memory        largest batch size"]
@@ -99,16 +101,18 @@ def _batch_sizes(wanted: int, multiple: int) -> list[int]:
 
 
 def _too_small(estimate: MemoryEstimate, config: ExperimentConfig, gpu_memory_gib: float) -> str:
+    if gpu_memory_gib * GIB <= GPU_BASE_BYTES:
+        return f"--gpu_memory_gib={gpu_memory_gib:g}: CUDA and its libraries alone take about {_words(GPU_BASE_BYTES)}"
     smallest = estimate.multiple
     images = "1 image" if smallest == 1 else f"{smallest} images ({smallest} parts, train.accumulate_steps, of 1 each)"
     keep_less = "" if config.train.recompute == "all" else "keep less with --config.train.recompute=all, "
     return (
         f"--gpu_memory_gib={gpu_memory_gib:g}: not even a step of {images} fits, it takes "
-        f"{_gib(estimate.gpu_bytes(smallest))}. Take a larger GPU, {keep_less}or make the model smaller with fewer "
+        f"{_words(estimate.gpu_bytes(smallest))}. Take a larger GPU, {keep_less}or make the model smaller with fewer "
         "channels (--config.model.num_channels_encoder and num_channels_decoder) or groups "
         "(--config.model.num_groups_per_scale)"
     )
 
 
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f} GiB"
+def _words(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / MIB:.1f} MiB"

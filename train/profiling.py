@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
+from nvae_tf.command_errors import first_line
+
 
 class StepProfiler:
     """Profiles the steps from one to another, once; without steps it does nothing. Never ends a run.
@@ -87,7 +89,7 @@ class StepProfiler:
         self._end()
 
     def _give_up(self, error: Exception) -> None:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         self._tell(f"No profile of steps {self._steps[0]} to {self._steps[-1]}: {reason}. The run goes on.")
         self._end()
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.checkpoints.run_folder import write_whole
+from nvae_tf.command_errors import first_line
+from nvae_tf.whole_files import write_whole
 
 COLUMNS = (
     "step",
@@ -114,7 +115,7 @@ class TensorBoardWriter:
                 yield
             self._writer.flush()
         except tf.errors.OpError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise OSError(f"{self._folder}: TensorBoard's files can't be written ({reason})") from error
 
 

@@ -1,5 +1,7 @@
 """What becomes of a run whose steps are refused one after another: back to its checkpoint, on with smaller steps."""
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from train.growth import what_grew_first
@@ -8,6 +10,18 @@ from train.preparation import Run
 # Looked at at fixed steps, so that an interruption does not show, and not at each: that would hold up an accelerator.
 _CHECK_EVERY_STEPS = 10
 _RATE_FACTOR = 0.5
+
+
+class Trouble(NamedTuple):
+    """Why a run goes back to its checkpoint, for people, and how often it has then gone back."""
+
+    reason: str
+    rollbacks: int
+
+    @property
+    def rate_factor(self) -> float:
+        """What the learning rate is multiplied by from there on."""
+        return _RATE_FACTOR**self.rollbacks
 
 
 class Recovery:
@@ -39,17 +53,11 @@ class Recovery:
             return False
         return float(self._guard.refused_in_a_row.numpy()) >= self._settings.refused_steps
 
-    def lower_rate(self, go_back) -> str:
-        """Goes back and lowers the learning rate.
-
-        Args:
-          go_back: puts the run into the state of its latest checkpoint, these variables too, and returns its step.
-
-        Returns:
-          What was done, for people.
+    def trouble(self) -> Trouble:
+        """Why the run goes back; to be asked before it does, because these variables are in checkpoints too.
 
         Raises:
-          ValueError: the run has gone back as often as it may.
+          ValueError: it has gone back as often as it may.
         """
         refused, limit = int(self._guard.refused_in_a_row.numpy()), float(self._guard.limit)
         rollbacks = int(self._rollbacks.numpy()) + 1
@@ -61,9 +69,11 @@ class Recovery:
                 "longer optimizer.warmup_epochs or a higher objective.regularisation in a new run, or look for damaged "
                 "images"
             )
-        step = go_back()
-        self._rollbacks.assign(rollbacks)
-        self._rate.factor.assign(_RATE_FACTOR**rollbacks)
+        return Trouble(reason, rollbacks)
+
+    def lower_rate(self, trouble: Trouble) -> None:
+        """Lowers the learning rate, once the run is in the state of its latest checkpoint."""
+        self._rollbacks.assign(trouble.rollbacks)
+        self._rate.factor.assign(trouble.rate_factor)
         self._guard.refused_in_a_row.assign(0.0)
         self._model.recent.forget()
-        return f"{reason}. Back to step {step:,}, with {_RATE_FACTOR**rollbacks:g} of the learning rate."

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from nvae_tf.data.ordering import ALL, Share
+from nvae_tf.replicas import divided
 from nvae_tf.setting_checks import check
 from nvae_tf.train_config import TrainConfig
 from train.devices import gpus, take_devices
@@ -56,12 +57,7 @@ class Replicas:
 
     def divided(self, images: tf.Tensor):
         """This process's images, cut into one equal part a replica; as `Strategy.run` takes them."""
-        if self.local_count == 1 and self.share == ALL:
-            return images
-        parts = tf.split(images, self.local_count)
-        return self.strategy.experimental_distribute_values_from_function(
-            lambda context: parts[context.replica_id_in_sync_group % self.local_count]
-        )
+        return divided(self.strategy, images)
 
     def agreed_signal(self, number: int | None) -> int | None:
         """The signal to stop that this or another process was given, if any; all must ask at the same step."""

@@ -163,15 +163,12 @@ class TrainingLoop:
 
     def _go_back(self, step: int) -> int:
         """To the latest checkpoint; where there is none yet, the weights are those of the last step that was taken."""
-        reached = step
         is_chief = self._run.replicas.is_chief
-
-        def restore() -> int:
-            nonlocal reached
-            reached = self._state.restore(self._outputs.status.keep, tidies=is_chief) or step
-            return reached
-
-        self._outputs.status.keep(self._recovery.lower_rate(restore))
+        tell = self._outputs.status.keep
+        trouble = self._recovery.trouble()
+        reached = self._state.restore(tell, tidies=is_chief) or step
+        self._recovery.lower_rate(trouble)
+        tell(f"{trouble.reason}. Back to step {reached:,}, with {trouble.rate_factor:g} of the learning rate.")
         self._run.replicas.check_same_step(reached, self._state.folder)
         if is_chief:
             self._outputs.continue_from(reached)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 TF_CONFIG = "TF_CONFIG"
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 _HOST = "127.0.0.1"
-_GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
+GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
 
 
 def check_environment(environment: Mapping[str, str] = os.environ) -> None:
@@ -49,7 +49,7 @@ def gpus_of_processes(
     processes: int,
     gpus_per_process: int,
     environment: Mapping[str, str] = os.environ,
-    gpus_of_driver: pathlib.Path = _GPUS_OF_DRIVER,
+    gpus_of_driver: pathlib.Path = GPUS_OF_DRIVER,
 ) -> list[str] | None:
     """`CUDA_VISIBLE_DEVICES` of each process: a slice of this process's, or of 0, 1, 2 ...
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from nvae_tf.checkpoints.checkpoint_files import remove_checkpoint, remove_partial, write_checkpoint
 from nvae_tf.checkpoints.kept_checkpoints import step_of, steps_of_files
 from nvae_tf.checkpoints.newest_checkpoint import fault_of
-from nvae_tf.checkpoints.whole_files import remove_checkpoint, remove_partial, write_checkpoint
 
 _FOLDER = "best"
 _SCORE = "best_score/.ATTRIBUTES/VARIABLE_VALUE"

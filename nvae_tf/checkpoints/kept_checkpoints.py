@@ -8,7 +8,8 @@ from collections.abc import Collection
 
 import tensorflow as tf
 
-from nvae_tf.checkpoints.whole_files import remove_checkpoint, write_whole
+from nvae_tf.checkpoints.checkpoint_files import remove_checkpoint
+from nvae_tf.whole_files import write_whole
 
 # TensorFlow's name, for `tf.train.latest_checkpoint`.
 _LIST = "checkpoint"

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.checkpoints.kept_checkpoints import latest_checkpoint, read_list, step_of, steps_of_files
+from nvae_tf.command_errors import first_line
 
 # Parts of a checkpoint that can't be gone on with if they hold NaN or infinity.
 _FINITE = ("model/", "averages/", "optimizer/")
@@ -58,11 +59,6 @@ def newest_whole(folder: pathlib.Path) -> FoundCheckpoint:
             f"whole. Restore its files from a copy, or delete {folder} to start the run anew"
         )
     return FoundCheckpoint(None, passed_over)
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def fault_of(folder: pathlib.Path, step: int) -> str | None:

@@ -6,8 +6,8 @@ import pathlib
 from typing import Any
 
 from nvae_tf.checkpoints.kept_checkpoints import latest_checkpoint, step_of
-from nvae_tf.checkpoints.whole_files import write_whole
 from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, read_config
+from nvae_tf.whole_files import write_whole
 
 # What may differ when a run goes on: how long it runs, what is written how often, and where the images lie now,
 # decoded or not, and what happens to those that can't be read. Nothing else, because the second half of a run must

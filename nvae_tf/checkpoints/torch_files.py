@@ -15,6 +15,7 @@ from nvae_tf.checkpoints.published_settings import (
     objective_config_from_published,
 )
 from nvae_tf.checkpoints.published_weights import load_published_weights
+from nvae_tf.command_errors import first_line
 from nvae_tf.models import NVAE
 
 
@@ -52,7 +53,7 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path}: not a whole torch file, probably cut short or damaged; download it again ({_first_line(error)})"
+            f"{path}: not a whole torch file, probably cut short or damaged; download it again ({first_line(error)})"
         ) from error
     if not isinstance(content, dict) or not {"args", "state_dict"} <= content.keys():
         raise ValueError(f"{path}: a torch file, but not an NVAE checkpoint: it lacks 'args' or 'state_dict'")
@@ -110,7 +111,3 @@ def _arrays(path: pathlib.Path, state: Any) -> dict[str, np.ndarray]:
     if wrong:
         raise ValueError(f"{path}: 'state_dict' holds something else than tensors: {', '.join(wrong[:5])}")
     return {name: value.detach().float().numpy() for name, value in state.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

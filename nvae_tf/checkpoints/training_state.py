@@ -9,10 +9,11 @@ import keras
 import tensorflow as tf
 
 from nvae_tf.checkpoints.best_checkpoint import BestCheckpoint, find_best
+from nvae_tf.checkpoints.checkpoint_files import remove_partial, write_checkpoint
 from nvae_tf.checkpoints.kept_checkpoints import KeptCheckpoints
-from nvae_tf.checkpoints.newest_checkpoint import FoundCheckpoint, first_line, newest_whole
+from nvae_tf.checkpoints.newest_checkpoint import FoundCheckpoint, newest_whole
 from nvae_tf.checkpoints.weight_names import named_weights, nested
-from nvae_tf.checkpoints.whole_files import remove_partial, write_checkpoint
+from nvae_tf.command_errors import first_line
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.optimization.averaging import start_averages

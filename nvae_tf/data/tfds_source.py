@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
+from nvae_tf.command_errors import first_line
 from nvae_tf.data.closing import closed_at_exit
 from nvae_tf.data.decoded_cache import DecodedCache, fingerprint
 from nvae_tf.data.geometry import WrongSize, fit_pixels, geometry
@@ -141,7 +142,7 @@ def _builder(spec):
         ) from error
     # A name of another form, or of a collection that needs a package of its own.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(f"data.source_name = {name!r}: TensorFlow Datasets can't take it ({reason})") from error
 
 

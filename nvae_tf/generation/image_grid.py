@@ -7,6 +7,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from nvae_tf.whole_files import whole_file
+
 # The shortest side, in pixels, at which a person sees what an image shows.
 _VISIBLE_SIDE = 64
 # Mid-grey, so that the borders of black and of white images are seen.
@@ -69,12 +71,8 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
         )
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial:
         Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(partial, format="PNG")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_images(images):

@@ -1,30 +1,33 @@
-"""The gradients of one training step: in one go, or in parts of the batch one after the other."""
+"""Sums over the parts of a batch, one after the other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import TypeVar
 
 import tensorflow as tf
 
 from nvae_tf.replicas import replica_count
 
+Structure = TypeVar("Structure")
 
-def sum_over_parts(part: Callable[[tf.Tensor], list[tf.Tensor]], count: int, like: Sequence) -> list[tf.Tensor]:
+
+def sum_over_parts(part: Callable[[tf.Tensor], Structure], count: int, like: Structure) -> Structure:
     """`sum_i part(i)` for `i < count`, with the memory of one part.
 
     Args:
-      part: the number of a part, an int32 scalar -> tensors.
+      part: the number of a part, an int32 scalar -> tensors in any structure.
       count: how many parts there are.
-      like: variables or tensors of the same shapes, in float32.
+      like: variables or tensors of the same shapes and structure, in float32.
     """
-    sums = [tf.zeros(tensor.shape) for tensor in like]
+
+    def add(sums: Structure, index: tf.Tensor) -> Structure:
+        return tf.nest.map_structure(tf.add, sums, part(index))
+
+    sums = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape), like)
     if replica_count() == 1:
-        return tf.while_loop(
-            lambda index, *_: index < count,
-            lambda index, *sums: (index + 1, *map(tf.add, sums, part(index))),
-            (tf.constant(0), *sums),
-            parallel_iterations=1,
-        )[1:]
+        loop = (lambda index, _: index < count), (lambda index, sums: (index + 1, add(sums, index)))
+        return tf.while_loop(*loop, (tf.constant(0), sums), parallel_iterations=1)[1]
     # Replicas can't ask each other for anything from within a loop of the graph.
     for index in range(count):
-        with tf.control_dependencies(sums):
-            sums = [total + value for total, value in zip(sums, part(tf.constant(index)), strict=True)]
+        with tf.control_dependencies(tf.nest.flatten(sums)):
+            sums = add(sums, tf.constant(index))
     return sums

@@ -8,44 +8,69 @@ import tensorflow_probability as tfp
 from nvae_tf import objective as objectives
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.images import check_images
-from nvae_tf.models.latents import GivenSource, PriorSource
+from nvae_tf.models.latents import GivenSource, LatentSample, PriorSource, check_latents
 from nvae_tf.models.noise import folded, image_seeds, noise_per_image
+from nvae_tf.models.temperatures import Temperature, temperatures_of_groups
 
 
 class InferenceMixin:
     """The methods of `NVAE` that use its networks without training them."""
 
-    def encode(self, images: tf.Tensor, seed: int = 0) -> list[tf.Tensor]:
-        """Latents of images, a list `[batch, height, width, latent channels]` a group, top group first."""
+    def encode(self, images: tf.Tensor, seed: int = 0, mean: bool = False) -> list[tf.Tensor]:
+        """Latents of images, a list `[batch, height, width, latent channels]` a group, top group first.
+
+        They are drawn from the posterior; with `mean` they are its means, each given those of the groups above.
+        """
         images = check_images(images, self.config)
-        noise = noise_per_image(self.plan.latent_shapes(), image_seeds(seed, images.shape[0]))
-        return [latent.z for latent in self.infer(images, noise).latents]
+        latents = self.encode_from_seeds(images, image_seeds(seed, images.shape[0]), 0.0 if mean else 1.0)
+        return [latent.z for latent in latents]
 
-    def decode(self, latents: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Mean images `[batch, height, width, channels]` in [0, 1] from the latents of all groups."""
-        shapes = self.plan.latent_shapes()
-        given = [tuple(latent.shape[1:]) for latent in latents]
-        if given != list(shapes):
-            raise ValueError(f"latents have shapes {given} without the batch; this model's are {list(shapes)}")
-        if len({latent.shape[0] for latent in latents}) != 1:
-            raise ValueError(f"latents are of {[latent.shape[0] for latent in latents]} images; all must be of as many")
-        return self.top_down_pass([GivenSource(z) for z in latents], latents[0].shape[0]).likelihood.mean()
+    def encode_from_seeds(
+        self, images: tf.Tensor, seeds: tf.Tensor, noise_scale: float | tf.Tensor = 1.0
+    ) -> list[LatentSample]:
+        """Every group's latent of images, for one seed an image `[batch, 2]`.
 
-    def generate(self, count: int, temperature: float = 1.0, seed: int = 0) -> tf.Tensor:
+        `noise_scale` multiplies the posterior's sigma: 1 draws, 0 gives its means.
+        """
+        noise = [noise_scale * eps for eps in noise_per_image(self.plan.latent_shapes(), seeds)]
+        return self.infer(images, noise).latents
+
+    def decode(self, latents: Sequence[tf.Tensor], temperature: Temperature | None = None, seed: int = 0) -> tf.Tensor:
+        """Mean images `[batch, height, width, channels]` in [0, 1] from latents, a list as `encode` gives it.
+
+        Args:
+          latents: of all groups; with a temperature those of the top groups are enough, at least of one.
+          temperature: for groups that have no latent, drawn from the prior, see `generate`.
+          seed: of these draws.
+
+        Raises:
+          ValueError: the latents are of another architecture, or some are missing.
+        """
+        latents = check_latents(latents, self.plan, may_lack_groups=temperature is not None)
+        seeds = image_seeds(seed, latents[0].shape[0])
+        return self.generate_from_seeds(seeds, 1.0 if temperature is None else temperature, latents).mean()
+
+    def generate(self, count: int, temperature: Temperature = 1.0, seed: int = 0) -> tf.Tensor:
         """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
-        `temperature` multiplies every prior's sigma. Image i depends on the seed and i, not on `count`.
+        `temperature` multiplies the priors' sigma: a number for all groups, or a list with one a scale or one a group,
+        see `temperatures_of_groups`. Image i depends on the seed and i, not on `count`.
         """
-        if count < 1 or not temperature > 0.0:
-            raise ValueError(f"count = {count}, temperature = {temperature}: both must be greater than 0")
+        if count < 1:
+            raise ValueError(f"count = {count}: must be at least 1")
         return self.generate_from_seeds(image_seeds(seed, count), temperature).mean()
 
     def generate_from_seeds(
-        self, seeds: tf.Tensor, temperature: float | tf.Tensor = 1.0
+        self, seeds: tf.Tensor, temperature: Temperature = 1.0, latents: Sequence[tf.Tensor] = ()
     ) -> tfp.distributions.Distribution:
-        """The distribution of images for one seed an image `[batch, 2]`; the temperature is the priors' alone."""
+        """The distribution of images for one seed an image `[batch, 2]`; the temperature is the priors' alone.
+
+        Latents of the top groups may be given; the other groups' draws are the same as without.
+        """
         noise = noise_per_image(self.plan.latent_shapes(), seeds)
-        sources = [PriorSource(eps, temperature) for eps in noise]
+        temperatures = temperatures_of_groups(temperature, self.plan)
+        drawn = [PriorSource(*of_group) for of_group in zip(noise, temperatures, strict=True)]
+        sources = [*map(GivenSource, latents), *drawn[len(latents) :]]
         return self.top_down_pass(sources, tf.shape(seeds)[0]).likelihood
 
     def score(self, images: tf.Tensor, importance_samples: int = 1, seed: int = 0) -> tf.Tensor:
@@ -56,16 +81,47 @@ class InferenceMixin:
     @tf.autograph.experimental.do_not_convert
     def importance_weighted(self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor) -> tf.Tensor:
         """The bound `[batch]` in nats for one seed an image `[batch, 2]`; the bottom-up pass runs once."""
-        features = self.features(images)
+        objectives.check_importance_samples(importance_samples)
+        begun = objectives.ImportanceWeighting.begun(tf.shape(images)[0], num_numbers=1)
+        whole = 0, importance_samples, (importance_samples,)
+        return self.add_importance_samples(begun, images, self.features(images), seeds, *whole).bounds[:, 0]
+
+    def add_importance_samples(
+        self,
+        before: objectives.ImportanceWeighting,
+        images: tf.Tensor,
+        features: Sequence[tf.Tensor],
+        seeds: tf.Tensor,
+        first: int | tf.Tensor,
+        last: int | tf.Tensor,
+        numbers: Sequence[int],
+        samples_at_once: int = 1,
+    ) -> objectives.ImportanceWeighting:
+        """Adds samples `first ... last - 1` of every image; sample k depends on the image's seed and k.
+
+        Args:
+          before: the samples before.
+          images: `[batch, height, width, channels]` in [0, 1].
+          features: of the images, see `features`.
+          seeds: one an image, `[batch, 2]`.
+          first: number of the first sample.
+          last: the number after the last.
+          numbers: the numbers of samples for which there is to be a bound.
+          samples_at_once: so many top-down passes are one, with as many times the memory.
+        """
         # Once for all samples, not in every turn of the loop.
         forward = ForwardPass()
         for convolution in self.convolutions:
             convolution.kernels_of(forward)
+        rows = [tf.repeat(tensor, samples_at_once, axis=0) for tensor in (images, seeds, *features)]
+        images, seeds, *features = rows if samples_at_once > 1 else (images, seeds, *features)
+        batch_size = tf.shape(images)[0]
 
-        def log_weight(index: tf.Tensor) -> tf.Tensor:
-            noise = noise_per_image(self.plan.latent_shapes(), folded(seeds, index))
-            decoded = self.top_down_pass(self.posterior_sources(features, noise), tf.shape(images)[0], forward)
+        def log_weights(indices: tf.Tensor) -> tf.Tensor:
+            numbers = tf.tile(indices, [batch_size // samples_at_once])
+            noise = noise_per_image(self.plan.latent_shapes(), folded(seeds, numbers))
+            decoded = self.top_down_pass(self.posterior_sources(features, noise), batch_size, forward)
             log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
-            return decoded.likelihood.log_prob(images) + log_p - log_q
+            return tf.reshape(decoded.likelihood.log_prob(images) + log_p - log_q, [-1, samples_at_once])
 
-        return objectives.importance_weighted_bound(log_weight, importance_samples, tf.shape(images)[0])
+        return objectives.add_samples(log_weights, before, numbers, first, last, samples_at_once)

@@ -5,14 +5,16 @@ image and the rest from the prior) are the same pass.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from nvae_tf.distributions import SoftClampedNormal, soft_clamped_normal
 from nvae_tf.fan_out import fan_out
+from nvae_tf.latent_plan import LatentPlan
 
 Normal = tfp.distributions.Normal
 
@@ -118,3 +120,25 @@ class GivenSource:
         """The given latent, beside the prior that it could have come from."""
         z = tf.cast(self.latent, tf.float32)
         return LatentSample(z, z, soft_clamped_normal(*layers.prior(state)))
+
+
+def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_groups: bool = False) -> list[tf.Tensor]:
+    """Latents from outside, a list `[batch, height, width, latent channels]` a group, top group first, as float32.
+
+    Raises:
+      ValueError: they do not fit the plan, are not of equally many images or not finite, or groups are missing.
+    """
+    shapes = plan.latent_shapes()
+    given = [tuple(np.shape(latent)[1:]) for latent in latents]
+    if not given or given != list(shapes[: len(given)]) or (len(given) < len(shapes) and not may_lack_groups):
+        raise ValueError(
+            f"latents have shapes {given} without the batch; this model's are {list(shapes)}. They are of another "
+            "architecture, or groups are missing (decode takes the top groups alone if it is given a temperature)"
+        )
+    if len({np.shape(latent)[0] for latent in latents}) != 1:
+        raise ValueError(f"latents are of {[np.shape(latent)[0] for latent in latents]} images; all must be of as many")
+    arrays = [np.asarray(latent, np.float32) for latent in latents]
+    unsound = next((index for index, array in enumerate(arrays) if not np.isfinite(array).all()), None)
+    if unsound is not None:
+        raise ValueError(f"latents of group {unsound} are not all finite")
+    return [tf.convert_to_tensor(array) for array in arrays]

@@ -48,11 +48,13 @@ def image_seeds(seed: int | tf.Tensor, count: int | tf.Tensor, first: int | tf.T
     return tf.stack([tf.fill(tf.shape(indices), tf.cast(seed, tf.int32)), indices], axis=1)
 
 
-def folded(seeds: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
-    """Other seeds `[..., 2]` from the same ones, one independent stream for every number."""
-    if seeds.shape.rank == 1:
-        return tf.random.experimental.stateless_fold_in(seeds, number, alg="philox")
-    return tf.map_fn(lambda seed: tf.random.experimental.stateless_fold_in(seed, number, alg="philox"), seeds)
+def folded(seeds: tf.Tensor, numbers: int | tf.Tensor) -> tf.Tensor:
+    """Other seeds `[batch, 2]` from the same ones: an independent stream for every number `[batch]`, or one for all."""
+    return tf.map_fn(
+        lambda pair: tf.random.experimental.stateless_fold_in(pair[0], pair[1], alg="philox"),
+        (seeds, tf.broadcast_to(tf.convert_to_tensor(numbers, tf.int32), tf.shape(seeds)[:1])),
+        fn_output_signature=tf.TensorSpec((2,), seeds.dtype),
+    )
 
 
 def _cut(noise: tf.Tensor, shapes: Shapes, sizes: list[int]) -> list[tf.Tensor]:

@@ -38,6 +38,14 @@ class _Step(NamedTuple):
     batch_size: int | tf.Tensor
 
 
+class _Part(NamedTuple):
+    """What one part of a batch adds to a step; `means` as `_means` has them."""
+
+    gradients: list[tf.Tensor]
+    statistics: list[tf.Tensor]
+    means: list[tf.Tensor]
+
+
 class TrainingMixin:
     """The methods of `NVAE` that train and evaluate it, as `fit` and `evaluate` call them."""
 
@@ -111,7 +119,7 @@ class TrainingMixin:
         gradients = self._gradients_or_zeros(tape, scaled_loss)
         statistics = [variable for norm in self.batch_norms for variable in norm.statistics]
 
-        def part(index: tf.Tensor) -> list[tf.Tensor]:
+        def part(index: tf.Tensor) -> _Part:
             pass_of_part = ForwardPass(training=True)
             some = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
             noise = self._noise(some, step, replica_index() * count + index)
@@ -120,13 +128,14 @@ class TrainingMixin:
                 scaled_loss = self._scaled(found.loss.loss) / count
             gradients = self._gradients_or_zeros(tape, scaled_loss)
             values = {id(variable): value for variable, value in pass_of_part.updates}
-            return gradients + [value / count for value in (*(values[id(v)] for v in statistics), *_means(found))]
+            shares = [[value / count for value in of] for of in ([values[id(v)] for v in statistics], _means(found))]
+            return _Part(gradients, *shares)
 
-        scalars = [tf.zeros([]), tf.zeros([]), tf.zeros([self.plan.num_groups])]
-        sums = sum_over_parts(part, count, [*self.trainable_weights, *statistics, *scalars])
-        gradients = [one + other for one, other in zip(gradients, sums, strict=False)]
-        loss, *means = sums[-3:]
-        forward.updates += zip(statistics, sums[len(gradients) : -3], strict=True)
+        means = [tf.zeros([]), tf.zeros([]), tf.zeros([self.plan.num_groups])]
+        sums = sum_over_parts(part, count, _Part(self.trainable_weights, statistics, means))
+        gradients = [one + other for one, other in zip(gradients, sums.gradients, strict=True)]
+        loss, *means = sums.means
+        forward.updates += zip(statistics, sums.statistics, strict=True)
         figures = self._figures(gradients, [loss + weighted, *means], norms)
         return _Step(gradients, forward.updates, figures, size * count)
 

@@ -5,8 +5,8 @@ import time
 
 import tensorflow as tf
 
+from nvae_tf.checkpoints.checkpoint_files import write_checkpoint
 from nvae_tf.checkpoints.kept_checkpoints import CheckpointList, KeptCheckpoints, read_list, steps_of_files
-from nvae_tf.checkpoints.whole_files import write_checkpoint
 
 HOUR = 3600.0
 

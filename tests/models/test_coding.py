@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from nvae_tf.models.latents import GivenSource
+from nvae_tf.models.latents import GivenSource, PriorSource
 from nvae_tf.models.noise import folded, image_seeds, noise_per_image
 from nvae_tf.objective import kl_per_group
 
@@ -164,10 +164,70 @@ def test_latents_of_different_batches_are_refused(model):
         model.decode([np.zeros((2 + index, *shape)) for index, shape in enumerate(SHAPES)])
 
 
-@pytest.mark.parametrize(("count", "temperature"), [(0, 1.0), (-1, 1.0), (1, 0.0), (1, -1.0), (1, float("nan"))])
-def test_impossible_requests_are_refused(count, temperature, model):
-    with pytest.raises(ValueError, match=f"count = {count}, temperature = {temperature}"):
-        model.generate(count, temperature)
+@pytest.mark.parametrize("count", [0, -1])
+def test_at_least_one_image_is_generated(count, model):
+    with pytest.raises(ValueError, match=f"count = {count}: must be at least 1"):
+        model.generate(count)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), [0.7, 0.0, 0.7], [0.5, -1]])
+def test_impossible_temperatures_are_refused(temperature, model):
+    with pytest.raises(ValueError, match="temperature = .*: must be greater than 0 and finite"):
+        model.generate(1, temperature)
+
+
+@pytest.mark.parametrize("temperature", [[], [0.7], [0.7] * 4])
+def test_a_list_of_temperatures_must_fit_scales_or_groups(temperature, model):
+    with pytest.raises(ValueError, match=f"{len(temperature)} temperatures: .* the 2 scales .* the 3 groups"):
+        model.generate(1, temperature)
+
+
+def test_temperatures_may_differ_by_scale_and_by_group(model):
+    equal = model.generate(2, 0.7, seed=1)
+    for several in ([0.7, 0.7], [0.7] * 3, np.array([0.7, 0.7])):
+        np.testing.assert_array_equal(model.generate(2, several, seed=1), equal)
+    np.testing.assert_array_equal(model.generate(2, [0.5, 0.9], seed=1), model.generate(2, [0.5, 0.9, 0.9], seed=1))
+    # The top group decides what is below it, the last group nothing but itself.
+    assert np.max(np.abs(model.generate(2, [0.5, 0.7, 0.7], seed=1) - equal)) > 1e-4
+    assert np.max(np.abs(model.generate(2, [0.7, 0.7, 0.5], seed=1) - equal)) > 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
+def test_the_temperature_scales_the_spread_of_the_top_group_exactly(temperature, model):
+    noise = noise_per_image(model.plan.latent_shapes(), image_seeds(1, 4))
+    latents = model.top_down_pass([PriorSource(eps, temperature) for eps in noise], 4).latents
+    near(latents[0].z, temperature * 1.01 * noise[0], atol=1e-6)
+    near(latents[0].z, temperature * model.top_down_pass([PriorSource(eps) for eps in noise], 4).latents[0].z)
+
+
+def test_missing_latents_are_drawn_from_the_prior(model, images):
+    latents = model.encode(images, seed=3)
+    np.testing.assert_array_equal(model.decode(latents, 0.7), model.decode(latents))
+    for given in (1, 2):
+        drawn = model.decode(latents[:given], 0.7, seed=1)
+        np.testing.assert_array_equal(drawn, model.decode(latents[:given], 0.7, seed=1))
+        assert np.max(np.abs(drawn - model.decode(latents[:given], 0.7, seed=2))) > 1e-4
+        assert np.max(np.abs(drawn - model.decode(latents[:given], 0.1, seed=1))) > 1e-4
+        noise = noise_per_image(model.plan.latent_shapes(), image_seeds(1, 4))
+        given_sources = [GivenSource(z) for z in latents[:given]]
+        sources = given_sources + [PriorSource(eps, 0.7) for eps in noise[given:]]
+        near(drawn, model.top_down_pass(sources, 4).likelihood.mean())
+
+
+def test_the_mean_of_the_posterior(model, images):
+    means = model.encode(images, mean=True)
+    for one, other in zip(means, model.encode(images, seed=5, mean=True), strict=True):
+        np.testing.assert_array_equal(one, other)
+    silent = [tf.zeros((4, *shape)) for shape in SHAPES]
+    for mean, latent in zip(means, model.infer(images, silent).latents, strict=True):
+        near(mean, latent.posterior.loc)
+
+
+def test_latents_that_are_not_finite_are_refused(model):
+    latents = [np.zeros((3, *shape)) for shape in SHAPES]
+    latents[1][0, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="latents of group 1 are not all finite"):
+        model.decode(latents)
 
 
 @pytest.mark.parametrize("count", [0, -3])

@@ -79,5 +79,7 @@ def test_folded_seeds_are_independent_streams():
     streams = np.concatenate([folded(seeds, number) for number in range(20)])
     assert len(np.unique(streams, axis=0)) == 60
     np.testing.assert_array_equal(folded(seeds, 5), folded(seeds, tf.constant(5)))
-    # One seed alone is folded as the same seed among others.
-    np.testing.assert_array_equal(folded(seeds[1], 5), folded(seeds, 5)[1])
+    np.testing.assert_array_equal(folded(seeds[1:2], 5), folded(seeds, 5)[1:2])
+    numbers = tf.range(len(seeds))
+    for index, of_one in enumerate(folded(seeds, numbers)):
+        np.testing.assert_array_equal(of_one, folded(seeds, index)[index])

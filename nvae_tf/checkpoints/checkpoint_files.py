@@ -1,22 +1,10 @@
-"""Writing files so that a reader sees the old ones or the whole new ones, never a part."""
+"""The files of a checkpoint, written so that a reader sees the old ones or the whole new ones, never a part."""
 
 import os
 import pathlib
 import re
 import shutil
-import socket
 from collections.abc import Callable
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a text file so that a reader sees the old file or the whole new one, never a part."""
-    # Of several machines' processes more than one may have the same number.
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], object]) -> None:

@@ -1,0 +1,45 @@
+"""Temperatures of sampling: one for all groups, one a scale, or one a group."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.latent_plan import LatentPlan
+
+Temperature = float | tf.Tensor | Sequence[float] | np.ndarray
+
+
+def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[float | tf.Tensor]:
+    """The temperature of every group, top group first.
+
+    Args:
+      temperature: one number for all groups; or a list with one for every scale, the smallest first, or for every
+        group, the top one first. A tensor counts as one number, whatever its shape.
+      plan: of the model.
+
+    Raises:
+      ValueError: there are as many as neither scales nor groups, or one is not greater than 0 and finite.
+    """
+    if isinstance(temperature, tf.Tensor):
+        return [temperature] * plan.num_groups
+    several = isinstance(temperature, Sequence | np.ndarray) and np.ndim(temperature) == 1
+    values = [_checked(value) for value in (temperature if several else [temperature])]
+    if not several:
+        return values * plan.num_groups
+    if len(values) == plan.num_groups:
+        return values
+    if len(values) == len(plan.scales):
+        return [value for value, scale in zip(values, plan.scales, strict=True) for _ in scale.groups]
+    raise ValueError(
+        f"{len(values)} temperatures: give one for all, one for each of the {len(plan.scales)} scales or one for each "
+        f"of the {plan.num_groups} groups"
+    )
+
+
+def _checked(value: float) -> float:
+    value = float(value)
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"temperature = {value:g}: must be greater than 0 and finite; 1 is the model as trained")
+    return value
