@@ -19,7 +19,8 @@ class InferenceMixin:
     def encode(self, images: tf.Tensor, seed: int = 0, mean: bool = False) -> list[tf.Tensor]:
         """Latents of images, a list `[batch, height, width, latent channels]` a group, top group first.
 
-        They are drawn from the posterior; with `mean` they are its means, each given those of the groups above.
+        They are drawn from the posterior; with `mean` they are its means, each given those of the groups above (with
+        flows: what these make of the means).
         """
         images = check_images(images, self.config)
         latents = self.encode_from_seeds(images, image_seeds(seed, images.shape[0]), 0.0 if mean else 1.0)

@@ -220,7 +220,8 @@ def test_the_mean_of_the_posterior(model, images):
         np.testing.assert_array_equal(one, other)
     silent = [tf.zeros((4, *shape)) for shape in SHAPES]
     for mean, latent in zip(means, model.infer(images, silent).latents, strict=True):
-        near(mean, latent.posterior.loc)
+        near(mean, latent.z)
+        near(latent.z_before_flows, latent.posterior.loc)
 
 
 def test_latents_that_are_not_finite_are_refused(model):
