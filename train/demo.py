@@ -69,7 +69,7 @@ def steps(workdir: pathlib.Path) -> list[Step]:
         Step("Draw samples", ["-m", "train.generate", run, f"--output={samples}", *drawing], samples),
         Step(
             "Reconstruct test images",
-            ["-m", "train.reconstruct", run, f"--output={reconstructions}"],
+            ["-m", "train.generate", "reconstruct", run, f"--output={reconstructions}"],
             reconstructions,
         ),
         Step(

@@ -1,38 +1,54 @@
 """Measures how well a trained model knows images that it has not seen.
 
     python -m train.evaluate --workdir=runs/digits
-    python -m train.evaluate --workdir=runs/cifar10 --importance_samples=1000 --checkpoint=best
+    python -m train.evaluate --workdir=runs/cifar10 --metrics=elbo,iw,latents --checkpoint=best
 
-Takes the latest checkpoint of the run folder, or the best, and prints, in nats per image and in bits per real value:
+Takes the latest checkpoint of the run folder, or the best. --metrics says what to measure, in nats per image and in
+bits per real value, with 95% intervals of the means over the images:
 
-    NELBO                    the negative evidence lower bound: reconstruction + KL
-    importance-weighted      a tighter bound, --importance_samples an image; the papers' test score
+    elbo      NELBO, the negative evidence lower bound: reconstruction + KL, and the KL of every scale and group
+    iw        the importance-weighted bound with --importance_samples an image (the papers' test score), the bounds with
+              1, 10, 100 ... on the way, and the effective number of samples; elbo is measured with it
+    latents   active units of every group, and two pictures: the KL of every latent channel, and samples that share the
+              latents of their upper groups; elbo is measured with it
 
-and the KL of every latent group, from the top of the hierarchy. The figures go to evaluation.json in the run
-folder (evaluation-train.json for the training part). Binary data are binarised with the same --seed each
-time. The time grows with the number of importance samples; for a first look take --importance_samples=10.
+The figures go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
+evaluation.txt, with seed, step and SHA-256 of the checkpoint. What is there already is kept, if it is of the same
+checkpoint, images and seed. Binary data are binarised with the same --seed each time.
 
-Exit code: 0 done, 2 a mistake in the command.
+Finished batches are kept in the run folder: the same command, interrupted or killed, goes on from there. All GPUs are
+used (--replicas). Several machines share the work where each runs the same command with TF_CONFIG set as for
+training, and all see the run folder; see docs/evaluation.md. The time grows with the number of importance samples; for
+a first look take --importance_samples=10.
+
+Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
 from absl import flags
 
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.setting_checks import check_choice
 from nvae_tf.train_config import LARGEST_SEED
 from train import command_line
 
+_METRICS = ("elbo", "iw", "latents")
+
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
+METRICS = flags.DEFINE_list("metrics", ["elbo", "iw"], f"What to measure, of {', '.join(_METRICS)}.")
 IMPORTANCE_SAMPLES = flags.DEFINE_integer(
     "importance_samples",
-    100,
-    "Samples an image of the importance-weighted bound; 0 leaves it out.",
-    lower_bound=0,
+    1000,
+    "Samples an image of the importance-weighted bound, metric iw.",
+    lower_bound=1,
 )
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "train"], "Part of the data set.")
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Images at a time; that of the training if not given.", lower_bound=1
+    "batch_size", None, "Images at a time on each replica; that of the training if not given.", lower_bound=1
+)
+REPLICAS = flags.DEFINE_integer(
+    "replicas", 0, "So many GPUs, all for 0; without GPUs, so many parts of the CPU.", lower_bound=0
 )
 SEED = flags.DEFINE_integer(
     "seed", 0, "Of the binarisation and of the samples.", lower_bound=0, upper_bound=LARGEST_SEED
@@ -41,19 +57,18 @@ DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 
 def main() -> None:
-    """Evaluates, prints a table and writes the file."""
+    """Evaluates, prints a table and writes the files."""
+    if not METRICS.value:
+        raise ValueError(f"--metrics is empty: give some of {', '.join(_METRICS)}")
+    for name in METRICS.value:
+        check_choice("--metrics", name, _METRICS)
     start_tensorflow_quietly()
-    from train.evaluation_report import evaluate_run
+    from train.evaluation.evaluate_run import evaluate_run
+    from train.evaluation.task import open_task
 
-    evaluate_run(
-        WORKDIR.value,
-        SPLIT.value,
-        IMPORTANCE_SAMPLES.value,
-        BATCH_SIZE.value,
-        SEED.value,
-        DATA_PATH.value,
-        CHECKPOINT.value,
-    )
+    place = {"split": SPLIT.value, "batch_size": BATCH_SIZE.value, "seed": SEED.value, "data_path": DATA_PATH.value}
+    task = open_task(WORKDIR.value, CHECKPOINT.value, replicas=REPLICAS.value, **place)
+    evaluate_run(task, METRICS.value, IMPORTANCE_SAMPLES.value)
 
 
 def run() -> None:

@@ -1,60 +1,53 @@
-"""Draws images that a trained model dreams up, as one picture.
+"""What a trained model makes: samples, reconstructions, ways between pictures, variants, latents.
 
+    python -m train.generate MODE --workdir=runs/digits --output=...
+    python -m train.generate MODE --help
     python -m train.generate --workdir=runs/digits --output=samples.png
-    python -m train.generate --workdir=runs/digits --output=samples.png --count=100 --temperature=0.6 --seed=7
 
-The picture is a PNG grid of the likelihood's mean for latents from the prior. --temperature multiplies every
-prior's sigma: 1 is the model as trained, below 1 the images are cleaner and more alike (the paper shows 0.6 to 1).
-Image i depends on the seed and on i, not on how many there are.
+Without a mode it draws samples.
 
 Exit code: 0 done, 2 a mistake in the command.
 """
 
-import pathlib
+import contextlib
+import importlib
+import sys
 
-from absl import flags
-
-from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
-from nvae_tf.train_config import LARGEST_SEED
+from nvae_tf.command_errors import exit_on_user_error
+from nvae_tf.setting_checks import check_choice
 from train import command_line
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
-CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-OUTPUT = flags.DEFINE_string("output", None, "PNG file to write.", required=True)
-COUNT = flags.DEFINE_integer("count", 64, "Number of images.", lower_bound=1)
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "What multiplies every prior's sigma; greater than 0.")
-SEED = flags.DEFINE_integer("seed", 1, "Of the latents.", lower_bound=0, upper_bound=LARGEST_SEED)
-COLUMNS = flags.DEFINE_integer("columns", None, "Images a row; a nearly square picture if not given.", lower_bound=1)
-OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
+MODES = {
+    "sample": "images of latents from the prior",
+    "reconstruct": "what the model keeps of pictures, all of it or what the upper latent groups hold",
+    "interpolate": "the way from picture to picture, as a picture or an animation",
+    "vary": "variants of pictures that share the latents of the upper groups",
+    "encode": "pictures -> a file of latents",
+    "decode": "a file of latents -> pictures",
+    "nearest": "samples beside the training images that are most like them",
+}
+_HELP = ("h", "help", "helpshort", "helpfull")
 
 
-def main() -> None:
-    """Generates and writes the picture."""
-    output = pathlib.Path(OUTPUT.value)
-    command_line.check_output(output, OVERWRITE.value)
-    if not 0.0 < TEMPERATURE.value < float("inf"):
-        raise ValueError(f"--temperature={TEMPERATURE.value}: must be greater than 0; 1 is the model as trained")
-    start_tensorflow_quietly()
-    from nvae_tf.checkpoints import load_run
-    from nvae_tf.generation import generate_images, image_grid, write_png
-    from train.progress import StatusLine
-
-    trained = load_run(WORKDIR.value, CHECKPOINT.value)
-    status = StatusLine()
-
-    def show(done: int) -> None:
-        if status.is_due:
-            status.show(f"{done:,} of {COUNT.value:,} images")
-
-    images = generate_images(trained.model, COUNT.value, TEMPERATURE.value, SEED.value, show)
-    write_png(output, image_grid(images, COLUMNS.value, enlarge=None))
-    status.keep(f"{COUNT.value:,} images at temperature {TEMPERATURE.value:g}, from step {trained.step:,}, in {output}")
+def overview() -> str:
+    """The manual page of all modes."""
+    lines = [f"  {mode:<12} {text}" for mode, text in MODES.items()]
+    return "\n".join([__doc__.strip(), "", "Modes, each with a manual page of its own:", *lines])
 
 
 def run() -> None:
-    """The command `nvae-generate`."""
-    command_line.run(main)
+    """The command `nvae-generate`: looks at the mode, and hands over to its module in `train/generation/`."""
+    first = sys.argv[1] if len(sys.argv) > 1 else "-"
+    if first.startswith("-") and first.lstrip("-") in _HELP:
+        with contextlib.suppress(BrokenPipeError):
+            print(overview(), flush=True)
+        return
+    mode = "sample"
+    if not first.startswith("-"):
+        with exit_on_user_error():
+            check_choice("the mode of train.generate", first, MODES, "not one of the modes")
+        mode = sys.argv.pop(1)
+    command_line.run(importlib.import_module(f"train.generation.{mode}").main)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
     Raises:
       ValueError: they are not there, or TF_CONFIG is not as TensorFlow documents it.
     """
-    workers = _Cluster.from_environment()
+    workers = Cluster.from_environment()
     kind = settings.strategy
     if kind == "auto":
         several = settings.replicas > 1 or (settings.replicas == 0 and len(gpus()) > 1)
@@ -154,7 +154,7 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
     return Replicas(tf.distribute.MirroredStrategy(devices), len(devices))
 
 
-def _several_processes(settings: TrainConfig, workers: "_Cluster") -> Replicas:
+def _several_processes(settings: TrainConfig, workers: "Cluster") -> Replicas:
     check(
         workers.count > 1,
         f"train.strategy = 'multi_worker': the environment variable {TF_CONFIG} must name at least two "
@@ -170,14 +170,14 @@ def _several_processes(settings: TrainConfig, workers: "_Cluster") -> Replicas:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cluster:
+class Cluster:
     """The processes that TF_CONFIG names, and which of them this is."""
 
     index: int
     count: int
 
     @classmethod
-    def from_environment(cls) -> "_Cluster":
+    def from_environment(cls) -> "Cluster":
         text = os.environ.get(TF_CONFIG)
         if not text:
             return cls(0, 1)

@@ -1,5 +1,6 @@
 """The files of a checkpoint, written so that a reader sees the old ones or the whole new ones, never a part."""
 
+import hashlib
 import os
 import pathlib
 import re
@@ -36,6 +37,16 @@ def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], obj
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def checkpoint_sha256(prefix: str) -> str:
+    """The SHA-256 of a checkpoint's files, in the order of their names: what was evaluated, beyond doubt."""
+    digest = hashlib.sha256()
+    place = pathlib.Path(prefix)
+    for file in sorted(place.parent.glob(f"{place.name}.*")):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
 
 
 def remove_checkpoint(folder: pathlib.Path, step: int) -> None:

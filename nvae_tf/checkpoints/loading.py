@@ -23,13 +23,20 @@ class TrainedRun(NamedTuple):
 
     Attributes:
       config: its settings.
-      step: that of the checkpoint.
+      checkpoint: the prefix of the checkpoint's files.
       model: with the weights of the checkpoint; where the run keeps running means of them, with those.
+      has_running_means: whether they are running means.
     """
 
     config: ExperimentConfig
-    step: int
+    checkpoint: str
     model: NVAE
+    has_running_means: bool
+
+    @property
+    def step(self) -> int:
+        """That of the checkpoint."""
+        return step_of(self.checkpoint)
 
 
 def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
@@ -65,8 +72,7 @@ def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:
     config = read_run_config(folder)
     prefix = _best(folder) if checkpoint == "best" else _newest(folder)
     model = NVAE(config.model, config.objective, seed=config.train.seed)
-    restore_weights(model, prefix)
-    return TrainedRun(config, step_of(prefix), model)
+    return TrainedRun(config, prefix, model, restore_weights(model, prefix))
 
 
 def _newest(folder: RunFolder) -> str:

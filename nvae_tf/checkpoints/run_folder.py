@@ -79,6 +79,11 @@ class RunFolder:
         """The folder of sample grids, `step-N.png` with N in eight digits."""
         return self.path / "samples"
 
+    @property
+    def evaluation(self) -> pathlib.Path:
+        """The folder of what `train.evaluate` draws, and of what it has not finished."""
+        return self.path / "evaluation"
+
     def evaluation_file(self, split: str = "test") -> pathlib.Path:
         """What `train.evaluate` measured on a part of the data, as JSON."""
         return self.path / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")

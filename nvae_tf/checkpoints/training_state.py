@@ -18,7 +18,7 @@ from nvae_tf.models import NVAE
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.optimization.averaging import start_averages
 
-_MODEL = "model/"
+_MODEL, _AVERAGES = "model/", "averages/"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SCALE = f"loss_scale/0{_VALUE}"
 _NAMED_DIFFERENCES = 5
@@ -164,7 +164,7 @@ class TrainingState:
             ) from error
 
 
-def restore_weights(model: NVAE, checkpoint: str) -> None:
+def restore_weights(model: NVAE, checkpoint: str) -> bool:
     """Fills a model from a checkpoint of its architecture; nothing is assigned if it is of another.
 
     Where running means of the weights were kept (`optimizer.ema_momentum`), they are taken.
@@ -172,6 +172,9 @@ def restore_weights(model: NVAE, checkpoint: str) -> None:
     Args:
       model: the model.
       checkpoint: a whole checkpoint, see `newest_whole`.
+
+    Returns:
+      Whether they are running means.
 
     Raises:
       ValueError: the checkpoint is damaged or of another architecture.
@@ -183,6 +186,8 @@ def restore_weights(model: NVAE, checkpoint: str) -> None:
         status.assert_existing_objects_matched().expect_partial()
         learned = nested({name: weight for name, weight in weights.items() if weight.trainable})
         tf.train.Checkpoint(averages=learned).read(checkpoint).expect_partial()
+        names = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
+    return any(name.startswith(_AVERAGES) for name in names)
 
 
 def check_architecture(model: NVAE, checkpoint: str) -> None:

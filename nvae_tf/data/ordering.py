@@ -4,7 +4,9 @@ Both functions give batches as (first position, indices) pairs, before any image
 """
 
 import dataclasses
+from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.data.random_streams import RandomStream, permutation, stream_key
@@ -73,12 +75,19 @@ def shuffled_index_batches(
     )
 
 
-def sequential_index_batches(count: int, batch_size: int, share: Share = ALL) -> tf.data.Dataset:
-    """Returns every example once and in order, every `share.count`-th batch to one process; the last may be smaller.
+def sequential_index_batches(count: int, batch_size: int, numbers: Sequence[int] | None = None) -> tf.data.Dataset:
+    """Returns every example once and in order; the last batch may be smaller.
+
+    Args:
+        count: number of examples.
+        batch_size: examples per batch.
+        numbers: only these batches, in this order, counted from 0.
 
     Returns:
         A dataset of pairs: the first example's position, an int64 scalar, and indices, int64
         `[up to batch_size]`.
     """
-    starts = tf.data.Dataset.range(share.index * batch_size, count, share.count * batch_size)
+    if numbers is None:
+        numbers = range(-(-count // batch_size))
+    starts = tf.data.Dataset.from_tensor_slices(batch_size * np.array(numbers, np.int64))
     return starts.map(lambda start: (start, tf.range(start, tf.minimum(start + batch_size, count))))

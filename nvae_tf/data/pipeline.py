@@ -1,6 +1,6 @@
 """The input pipeline: batches of images in [0, 1] as a pure function of (seed, step)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
@@ -67,7 +67,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    source: ImageSource, spec: DataSpec, batch_size: int, seed: int, share: Share = ALL
+    source: ImageSource, spec: DataSpec, batch_size: int, seed: int, numbers: Sequence[int] | None = None
 ) -> tf.data.Dataset:
     """Returns every image of a split once and in order, never flipped; the last batch holds what is left.
 
@@ -79,7 +79,7 @@ def evaluation_batches(
         spec: the data set.
         batch_size: images per batch; one that is larger than the split gives a single batch.
         seed: of the binarisation; 0 or above.
-        share: which of the batches this process takes.
+        numbers: only these batches, in this order, counted from 0.
 
     Returns:
         A dataset of float32 `[up to batch_size, height, width, channels]` in [0, 1], at real size.
@@ -90,7 +90,7 @@ def evaluation_batches(
     """
     check_image_shape(source, spec)
     _check_batch_size(batch_size)
-    index_batches = sequential_index_batches(source.count, batch_size, share)
+    index_batches = sequential_index_batches(source.count, batch_size, numbers)
     return _image_batches(index_batches, source, spec, stream_key(seed, RandomStream.EVALUATION_BINARISATION))
 
 

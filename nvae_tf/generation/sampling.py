@@ -1,68 +1,123 @@
-"""Images from the prior, many at a time."""
+"""Images from latents, many at a time: all drawn from the prior, all given, or the top groups given and the rest drawn.
 
-from collections.abc import Callable
+Every picture that a model makes comes through here, so the same latents give the same bits.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.generation.fixed_batches import KeptGraphs, Progress, in_batches
 from nvae_tf.models import NVAE
+from nvae_tf.models.latents import check_latents
 from nvae_tf.models.noise import image_seeds
-
-# Always the same, so that the arithmetic of image i, and with it its last bit, does not depend on how many
-# there are.
-_BATCH_SIZE = 16
+from nvae_tf.models.temperatures import Temperature, temperatures_of_groups
 
 
 def generate_images(
     model: NVAE,
     count: int,
-    temperature: float = 1.0,
+    temperature: Temperature = 1.0,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
+    latents: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
     """Mean images of latents from the prior; image i depends on the seed and i alone.
 
     Args:
       model: used with running batch-norm statistics.
       count: number of images.
-      temperature: multiplies every prior's sigma; below 1 images are more alike.
+      temperature: multiplies the priors' sigma; below 1 images are more alike. A number, or a list with one a scale or
+        one a group, see `nvae_tf.models.temperatures`.
       seed: of the latents.
       progress: is called after each batch with the number of images done.
+      latents: of the top groups, `[count, height, width, latent channels]` each; the other groups are drawn.
 
     Returns:
       float32 `[count, height, width, channels]` in [0, 1].
 
     Raises:
-      ValueError: `count` or `temperature` is not greater than 0.
+      ValueError: `count` or a temperature is not greater than 0, there are too few or too many temperatures, or the
+        latents do not fit the model or are of another number of images.
     """
-    return ImageGenerator(model).generate(count, temperature, seed, progress)
+    return GENERATORS.of(model).generate(count, temperature, seed, progress, latents)
+
+
+def decode_images(
+    model: NVAE,
+    latents: Sequence[np.ndarray],
+    temperature: Temperature = 1.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Mean images `[count, height, width, channels]` of latents as `encode_images` gives them, or of the top groups'.
+
+    Args:
+      model: used with running batch-norm statistics.
+      latents: of all groups or the top groups, at least one, `[count, height, width, latent channels]` each.
+      temperature: of the groups that have no latent, see `generate_images`.
+      seed: of their draws.
+      progress: is called after each batch with the number of images done.
+
+    Raises:
+      ValueError: see `generate_images`, or there are no latents.
+    """
+    latents = _checked(latents, model)
+    return GENERATORS.of(model).generate(len(latents[0]), temperature, seed, progress, latents)
 
 
 class ImageGenerator:
-    """What `generate_images` does, for a model whose weights change in between; the graph is traced once."""
+    """What `generate_images` does, for a model whose weights change in between; each graph is traced once.
+
+    There is one graph for every number of groups whose latents are given.
+    """
 
     def __init__(self, model: NVAE):
+        self._model = model
         self._mean_images = tf.function(
-            lambda seeds, temperature: model.generate_from_seeds(seeds, temperature).mean(),
-            input_signature=[tf.TensorSpec((_BATCH_SIZE, 2), tf.int32), tf.TensorSpec(())],
+            lambda seeds, temperatures, latents: model.generate_from_seeds(
+                seeds, tf.unstack(temperatures), latents
+            ).mean(),
             autograph=False,
         )
 
     def generate(
         self,
         count: int,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         seed: int = 0,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
+        latents: Sequence[np.ndarray] = (),
     ) -> np.ndarray:
         """See `generate_images`."""
         if count < 1:
             raise ValueError(f"count = {count}: must be at least 1")
-        if not 0.0 < temperature < float("inf"):
-            raise ValueError(f"temperature = {temperature}: must be greater than 0 and finite")
-        images = []
-        for first in range(0, count, _BATCH_SIZE):
-            images.append(self._mean_images(image_seeds(seed, _BATCH_SIZE, first), temperature).numpy())
-            if progress:
-                progress(min(first + _BATCH_SIZE, count))
-        return np.concatenate(images)[:count]
+        return self.from_seeds(image_seeds(seed, count), temperature, latents, progress)
+
+    def from_seeds(
+        self,
+        seeds: tf.Tensor,
+        temperature: Temperature = 1.0,
+        latents: Sequence[np.ndarray] = (),
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Mean images `[count, height, width, channels]` for one seed an image `[count, 2]`, see `generate_images`."""
+        latents = _checked(latents, self._model) if len(latents) else []
+        if latents and len(latents[0]) != len(seeds):
+            raise ValueError(f"latents are of {len(latents[0])} images, but {len(seeds)} are asked for")
+        temperatures = tf.constant(temperatures_of_groups(temperature, self._model.plan), tf.float32)
+        (images,) = in_batches(
+            lambda seeds, *given: [self._mean_images(seeds, temperatures, list(given))],
+            [np.asarray(seeds), *latents],
+            progress,
+        )
+        return images
+
+
+# Of models that came to the functions here: a second call need not trace its graph again.
+GENERATORS = KeptGraphs(ImageGenerator)
+
+
+def _checked(latents: Sequence[np.ndarray], model: NVAE) -> list[np.ndarray]:
+    return [latent.numpy() for latent in check_latents(latents, model.plan, may_lack_groups=True)]

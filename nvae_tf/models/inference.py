@@ -8,8 +8,8 @@ import tensorflow_probability as tfp
 from nvae_tf import objective as objectives
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.images import check_images
-from nvae_tf.models.latents import GivenSource, LatentSample, PriorSource, check_latents
-from nvae_tf.models.noise import folded, image_seeds, noise_per_image
+from nvae_tf.models.latents import GivenSource, LatentSample, LatentSource, PriorSource, check_latents
+from nvae_tf.models.noise import image_seeds, noise_of_samples, noise_per_image
 from nvae_tf.models.temperatures import Temperature, temperatures_of_groups
 
 
@@ -68,10 +68,11 @@ class InferenceMixin:
 
         Latents of the top groups may be given; the other groups' draws are the same as without.
         """
-        noise = noise_per_image(self.plan.latent_shapes(), seeds)
-        temperatures = temperatures_of_groups(temperature, self.plan)
-        drawn = [PriorSource(*of_group) for of_group in zip(noise, temperatures, strict=True)]
-        sources = [*map(GivenSource, latents), *drawn[len(latents) :]]
+        sources: list[LatentSource] = [GivenSource(latent) for latent in latents]
+        if len(sources) < self.plan.num_groups:
+            noise = noise_per_image(self.plan.latent_shapes(), seeds)
+            drawn = map(PriorSource, noise, temperatures_of_groups(temperature, self.plan))
+            sources += list(drawn)[len(sources) :]
         return self.top_down_pass(sources, tf.shape(seeds)[0]).likelihood
 
     def score(self, images: tf.Tensor, importance_samples: int = 1, seed: int = 0) -> tf.Tensor:
@@ -114,14 +115,13 @@ class InferenceMixin:
         forward = ForwardPass()
         for convolution in self.convolutions:
             convolution.kernels_of(forward)
-        rows = [tf.repeat(tensor, samples_at_once, axis=0) for tensor in (images, seeds, *features)]
-        images, seeds, *features = rows if samples_at_once > 1 else (images, seeds, *features)
-        batch_size = tf.shape(images)[0]
+        if samples_at_once > 1:
+            images, *features = (tf.repeat(tensor, samples_at_once, axis=0) for tensor in (images, *features))
+        shapes, num_rows = self.plan.latent_shapes(), tf.shape(images)[0]
 
         def log_weights(indices: tf.Tensor) -> tf.Tensor:
-            numbers = tf.tile(indices, [batch_size // samples_at_once])
-            noise = noise_per_image(self.plan.latent_shapes(), folded(seeds, numbers))
-            decoded = self.top_down_pass(self.posterior_sources(features, noise), batch_size, forward)
+            noise = noise_of_samples(shapes, seeds, indices[0], samples_at_once)
+            decoded = self.top_down_pass(self.posterior_sources(features, noise), num_rows, forward)
             log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
             return tf.reshape(decoded.likelihood.log_prob(images) + log_p - log_q, [-1, samples_at_once])
 

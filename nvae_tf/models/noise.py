@@ -16,24 +16,13 @@ def batch_noise(
     The draws of an image depend on the seed and its place in the whole batch: `first` is that of the first of these
     images, where others are drawn elsewhere.
     """
-    sizes = [height * width * channels for height, width, channels in shapes]
-    # A Philox counter gives four numbers; every image starts at a counter of its own.
-    counters = -(-sum(sizes) // _NUMBERS_PER_COUNTER)
-    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-    start = tf.stack([tf.cast(first, tf.uint64) * counters, tf.constant(0, tf.uint64)])
-    # Philox gives the same numbers eagerly, in a graph and on every device; the default does not. XLA has its own.
-    noise = tf.raw_ops.StatelessRandomNormalV2(
-        shape=[batch_size, counters * _NUMBERS_PER_COUNTER],
-        key=key,
-        counter=counter + start,
-        alg=tf.random.Algorithm.PHILOX.value,
-    )
-    return _cut(noise[:, : sum(sizes)], shapes, sizes)
+    sizes = _sizes(shapes)
+    return _cut(_numbered_draws(sum(sizes), batch_size, seed, first), shapes, sizes)
 
 
 def noise_per_image(shapes: Shapes, seeds: tf.Tensor) -> list[tf.Tensor]:
     """As `batch_noise`, but from one seed an image `[batch, 2]`: an image's draw does not depend on its batch."""
-    sizes = [height * width * channels for height, width, channels in shapes]
+    sizes = _sizes(shapes)
     noise = tf.map_fn(
         lambda seed: tf.random.stateless_normal((sum(sizes),), seed, alg="philox"),
         seeds,
@@ -48,13 +37,41 @@ def image_seeds(seed: int | tf.Tensor, count: int | tf.Tensor, first: int | tf.T
     return tf.stack([tf.fill(tf.shape(indices), tf.cast(seed, tf.int32)), indices], axis=1)
 
 
-def folded(seeds: tf.Tensor, numbers: int | tf.Tensor) -> tf.Tensor:
-    """Other seeds `[batch, 2]` from the same ones: an independent stream for every number `[batch]`, or one for all."""
-    return tf.map_fn(
-        lambda pair: tf.random.experimental.stateless_fold_in(pair[0], pair[1], alg="philox"),
-        (seeds, tf.broadcast_to(tf.convert_to_tensor(numbers, tf.int32), tf.shape(seeds)[:1])),
-        fn_output_signature=tf.TensorSpec((2,), seeds.dtype),
+def noise_of_samples(shapes: Shapes, seeds: tf.Tensor, first: int | tf.Tensor, count: int) -> list[tf.Tensor]:
+    """The draws of samples `first ... first + count - 1` of every image, one seed an image `[batch, 2]`.
+
+    `[batch * count, height, width, channels]` a group, the samples of an image one after another. A sample's draw
+    depends on the image's seed and its number alone.
+    """
+    sizes = _sizes(shapes)
+    noise = tf.map_fn(
+        lambda seed: _numbered_draws(sum(sizes), count, seed, first),
+        seeds,
+        fn_output_signature=tf.TensorSpec((count, sum(sizes)), tf.float32),
     )
+    return _cut(tf.reshape(noise, [-1, sum(sizes)]), shapes, sizes)
+
+
+def _numbered_draws(
+    size: int, count: int | tf.Tensor, seed: tf.Tensor | Sequence[int], first: int | tf.Tensor
+) -> tf.Tensor:
+    """Draws `[count, size]`, each a function of the seed `[2]` and its number, counted from `first`."""
+    # A Philox counter gives four numbers; every draw starts at a counter of its own.
+    counters = -(-size // _NUMBERS_PER_COUNTER)
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    start = tf.stack([tf.cast(first, tf.uint64) * counters, tf.constant(0, tf.uint64)])
+    # Philox gives the same numbers eagerly, in a graph and on every device; the default does not. XLA has its own.
+    noise = tf.raw_ops.StatelessRandomNormalV2(
+        shape=[count, counters * _NUMBERS_PER_COUNTER],
+        key=key,
+        counter=counter + start,
+        alg=tf.random.Algorithm.PHILOX.value,
+    )
+    return noise[:, :size]
+
+
+def _sizes(shapes: Shapes) -> list[int]:
+    return [height * width * channels for height, width, channels in shapes]
 
 
 def _cut(noise: tf.Tensor, shapes: Shapes, sizes: list[int]) -> list[tf.Tensor]:

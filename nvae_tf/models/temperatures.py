@@ -16,7 +16,8 @@ def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[f
 
     Args:
       temperature: one number for all groups; or a list with one for every scale, the smallest first, or for every
-        group, the top one first. A tensor counts as one number, whatever its shape.
+        group, the top one first. A tensor counts as one number, whatever its shape, and its value is
+        not looked at; a list may hold tensors.
       plan: of the model.
 
     Raises:
@@ -24,7 +25,7 @@ def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[f
     """
     if isinstance(temperature, tf.Tensor):
         return [temperature] * plan.num_groups
-    several = isinstance(temperature, Sequence | np.ndarray) and np.ndim(temperature) == 1
+    several = isinstance(temperature, Sequence) or (isinstance(temperature, np.ndarray) and temperature.ndim == 1)
     values = [_checked(value) for value in (temperature if several else [temperature])]
     if not several:
         return values * plan.num_groups
@@ -38,7 +39,9 @@ def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[f
     )
 
 
-def _checked(value: float) -> float:
+def _checked(value: float | tf.Tensor) -> float | tf.Tensor:
+    if isinstance(value, tf.Tensor):
+        return value
     value = float(value)
     if not 0.0 < value < math.inf:
         raise ValueError(f"temperature = {value:g}: must be greater than 0 and finite; 1 is the model as trained")

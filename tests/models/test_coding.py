@@ -6,7 +6,7 @@ import scipy.stats
 import tensorflow as tf
 
 from nvae_tf.models.latents import GivenSource, PriorSource
-from nvae_tf.models.noise import folded, image_seeds, noise_per_image
+from nvae_tf.models.noise import image_seeds, noise_of_samples, noise_per_image
 from nvae_tf.objective import kl_per_group
 
 SHAPES = [(4, 4, 2), (8, 8, 2), (8, 8, 2)]
@@ -104,7 +104,7 @@ def test_scores_are_log_weights_from_scipy(model, images):
     """log p(x | z) + log p(z) - log q(z | x) of each draw, put together by hand."""
     seeds, weights = image_seeds(5, 4), []
     for sample in range(3):
-        decoded = model.infer(images, noise_per_image(model.plan.latent_shapes(), folded(seeds, sample)))
+        decoded = model.infer(images, noise_of_samples(SHAPES, seeds, sample, 1))
         weight = np.float64(decoded.likelihood.log_prob(images))
         for latent in decoded.latents:
             log_q = scipy.stats.norm.logpdf(latent.z_before_flows, latent.posterior.loc, latent.posterior.scale)

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from nvae_tf.models.noise import batch_noise, folded, image_seeds, noise_per_image
+from nvae_tf.models.noise import batch_noise, image_seeds, noise_of_samples, noise_per_image
 
 SHAPES = ((2, 3, 4), (4, 6, 4), (4, 6, 4))
 
@@ -74,12 +74,18 @@ def test_another_seed_or_step_is_another_draw(draw):
         assert not any(np.any(one == other) for other in draws[:index])
 
 
-def test_folded_seeds_are_independent_streams():
-    seeds = image_seeds(0, 3)
-    streams = np.concatenate([folded(seeds, number) for number in range(20)])
-    assert len(np.unique(streams, axis=0)) == 60
-    np.testing.assert_array_equal(folded(seeds, 5), folded(seeds, tf.constant(5)))
-    np.testing.assert_array_equal(folded(seeds[1:2], 5), folded(seeds, 5)[1:2])
-    numbers = tf.range(len(seeds))
-    for index, of_one in enumerate(folded(seeds, numbers)):
-        np.testing.assert_array_equal(of_one, folded(seeds, index)[index])
+def test_samples_of_an_image_are_a_function_of_its_seed_and_their_number():
+    seeds = image_seeds(4, 3)
+    whole = flat(noise_of_samples(SHAPES, seeds, 0, 8)).reshape(3, 8, -1)
+    for first, count in [(0, 3), (tf.constant(3), 4), (7, 1)]:
+        part = flat(noise_of_samples(SHAPES, seeds, first, count)).reshape(3, count, -1)
+        np.testing.assert_array_equal(part, whole[:, int(first) : int(first) + count])
+    alone = flat(noise_of_samples(SHAPES, seeds[1:2], 0, 8))
+    np.testing.assert_array_equal(alone, whole[1])
+
+
+def test_samples_are_independent_normals():
+    draws = flat(noise_of_samples(SHAPES, image_seeds(0, 20), 0, 50))
+    assert len(np.unique(draws[:, 0])) > 0.99 * len(draws)
+    assert scipy.stats.kstest(draws.ravel()[::3], "norm").pvalue > 1e-3
+    assert np.abs(np.corrcoef(draws.T) - np.eye(draws.shape[1])).max() < 0.2

@@ -1,0 +1,190 @@
+"""Running batch-norm statistics for sampling at a temperature (Vahdat & Kautz 2020, section 4).
+
+The running statistics are those of latents of training images. At a low temperature the generator sees others, and
+images come out wrong in colour and contrast. So the generator is run with batch statistics on latents of the prior at
+that temperature, and its running statistics follow, before images are drawn with them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization
+from nvae_tf.layers.normalisation import EPSILON
+from nvae_tf.models import NVAE
+from nvae_tf.models.latents import PriorSource
+from nvae_tf.models.noise import batch_noise
+from nvae_tf.models.temperatures import Temperature, temperatures_of_groups
+from nvae_tf.models.top_down import TopDown
+from nvae_tf.setting_checks import check
+
+# Images are drawn from seeds (seed, number of the image), so this stream has none of their latents.
+_STREAM = -1
+
+
+class StatisticsShift(NamedTuple):
+    """How far the running statistics of one layer moved, over its channels.
+
+    Attributes:
+      layer: its place in the model, as `top_down/scales/0/cells[3], batch norm 1`.
+      median_mean_shift: of |new mean - old mean| / old standard deviation.
+      largest_mean_shift: of the same.
+      median_log_ratio: of log(new variance / old variance).
+      largest_log_ratio: the one furthest from 0, with its sign.
+    """
+
+    layer: str
+    median_mean_shift: float
+    largest_mean_shift: float
+    median_log_ratio: float
+    largest_log_ratio: float
+
+
+class ReadjustedModel(NamedTuple):
+    """A model for sampling at a temperature.
+
+    Attributes:
+      model: a copy with other running statistics in its generator, the same weights otherwise.
+      shifts: how far they moved, of every layer, in the order in which the generator uses them.
+    """
+
+    model: NVAE
+    shifts: tuple[StatisticsShift, ...]
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        if not self.shifts:
+            return "the generator has no batch norm: nothing to readjust"
+        furthest = max(self.shifts, key=lambda shift: shift.largest_mean_shift)
+        widest = max(self.shifts, key=lambda shift: abs(shift.largest_log_ratio))
+        mean = np.median([shift.median_mean_shift for shift in self.shifts])
+        ratio = np.exp(np.median([shift.median_log_ratio for shift in self.shifts]))
+        return (
+            f"batch norm of {len(self.shifts)} layers: means moved by {mean:.2g} standard deviations (median), at most "
+            f"{furthest.largest_mean_shift:.2g} ({furthest.layer}); variances are {ratio:.2g} times the old (median), "
+            f"{np.exp(widest.largest_log_ratio):.2g} times at the extreme ({widest.layer})"
+        )
+
+
+class _Norm(NamedTuple):
+    """One layer of a stack of batch norms."""
+
+    name: str
+    stack: StackedBatchNormalization
+    index: int
+
+
+def readjusted(
+    model: NVAE,
+    temperature: Temperature,
+    iterations: int = 500,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> ReadjustedModel:
+    """A copy of a model whose generator's running batch-norm statistics are those of sampling at a temperature.
+
+    They follow the batches by the layers' own rule, `0.95 running + 0.05 batch`, so after some hundred iterations what
+    they were before is forgotten. The given model, the bottom-up network and all weights stay as they are.
+
+    Args:
+      model: the trained model; is not changed.
+      temperature: at which images are to be drawn, see `NVAE.generate`.
+      iterations: number of batches.
+      batch_size: images of a batch, at least 2; more make the statistics less noisy.
+      seed: of the latents; none of them is one that `NVAE.generate` draws.
+      progress: is called after each iteration with the number of those done.
+
+    Raises:
+      ValueError: a number is out of range, or a statistic is not finite; the message names its layer.
+    """
+    check(iterations >= 1, f"iterations = {iterations}: must be at least 1")
+    check(batch_size >= 2, f"batch_size = {batch_size}: must be at least 2, or there may be no variance")
+    temperatures = temperatures_of_groups(temperature, model.plan)
+    copy = _copy_of(model)
+    norms = list(_norms_of(copy.top_down))
+    if not norms:
+        return ReadjustedModel(copy, ())
+    before = _statistics_of(norms)
+    iterate = _iteration(copy, norms, temperatures, batch_size, seed)
+    for number in range(iterations):
+        finite = iterate(tf.constant(number * batch_size, tf.int64)).numpy()
+        if not finite.all():
+            raise ValueError(
+                f"batch norm can't be readjusted: the statistics of {norms[int(np.argmin(finite))].name} are not "
+                f"finite in iteration {number + 1} of {iterations}; weights before it are NaN, or what they compute "
+                "overflows"
+            )
+        if progress:
+            progress(number + 1)
+    after = _statistics_of(norms)
+    shifts = [_shift(norm.name, *pair) for norm, *pair in zip(norms, before, after, strict=True)]
+    return ReadjustedModel(copy, tuple(shifts))
+
+
+def _iteration(
+    model: NVAE, norms: Sequence[_Norm], temperatures: Sequence[float | tf.Tensor], batch_size: int, seed: int
+) -> tf.types.experimental.PolymorphicFunction:
+    """One batch: number of its first image -> whether the new statistics of each of the norms are finite, `[norms]`."""
+    stacks = {id(variable): norm.stack for norm in norms for variable in norm.stack.statistics}
+
+    def iterate(first: tf.Tensor) -> tf.Tensor:
+        forward = ForwardPass(training=True)
+        noise = batch_noise(model.plan.latent_shapes(), batch_size, (seed, _STREAM), first)
+        sources = [PriorSource(*of_group) for of_group in zip(noise, temperatures, strict=True)]
+        model.top_down_pass(sources, batch_size, forward)
+        forward.updates = [(variable, value) for variable, value in forward.updates if id(variable) in stacks]
+        finite: dict[int, tf.Tensor] = {}
+        for variable, value in forward.updates:
+            stack = id(stacks[id(variable)])
+            sound = tf.reduce_all(tf.math.is_finite(value), axis=1)
+            finite[stack] = sound & finite[stack] if stack in finite else sound
+        forward.commit()
+        return tf.stack([finite[id(norm.stack)][norm.index] for norm in norms])
+
+    return tf.function(iterate, input_signature=[tf.TensorSpec((), tf.int64)], autograph=False)
+
+
+def _norms_of(top_down: TopDown) -> Iterator[_Norm]:
+    """The batch norms of the generator in the order of their use."""
+    for name, cells in _cells_of(top_down):
+        stacks = [recorder for recorder in cells.recorders() if isinstance(recorder, StackedBatchNormalization)]
+        for index in range(cells.count):
+            for place, stack in enumerate(stacks):
+                yield _Norm(f"top_down/{name}[{index}], batch norm {place}", stack, index)
+
+
+def _cells_of(top_down: TopDown) -> Iterator[tuple[str, ResidualCells]]:
+    """What has batch norms, by the attributes that lead to it."""
+    holders = [(f"scales/{index}", scale, ("cells", "up")) for index, scale in enumerate(top_down.scales)]
+    holders += [(f"postprocess/{index}", block, ("up", "cells")) for index, block in enumerate(top_down.postprocess)]
+    for name, holder, parts in holders:
+        for part in parts:
+            cells = getattr(holder, part)
+            if cells is not None:
+                yield f"{name}/{part}", cells
+
+
+def _statistics_of(norms: Sequence[_Norm]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Running mean and variance of each, `[channels]`."""
+    values = {id(norm.stack): [variable.numpy() for variable in norm.stack.statistics] for norm in norms}
+    return [tuple(value[norm.index] for value in values[id(norm.stack)]) for norm in norms]
+
+
+def _shift(layer: str, before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]) -> StatisticsShift:
+    (old_mean, old_variance), (mean, variance) = before, after
+    # With the layer's own constant: where there is almost no variance, it is what the layer divides by.
+    moved = np.abs(mean - old_mean) / np.sqrt(old_variance + EPSILON)
+    ratios = np.log((variance + EPSILON) / (old_variance + EPSILON))
+    figures = np.median(moved), moved.max(), np.median(ratios), ratios[np.argmax(np.abs(ratios))]
+    return StatisticsShift(layer, *map(float, figures))
+
+
+def _copy_of(model: NVAE) -> NVAE:
+    copy = type(model).from_config(model.get_config())
+    for variable, value in zip(copy.weights, model.weights, strict=True):
+        variable.assign(value)
+    return copy

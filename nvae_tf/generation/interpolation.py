@@ -1,0 +1,147 @@
+"""Paths between latents, and what a model makes of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nvae_tf.generation.encoding import encode_images
+from nvae_tf.generation.fixed_batches import Progress
+from nvae_tf.generation.sampling import GENERATORS
+from nvae_tf.models import NVAE
+from nvae_tf.setting_checks import check_choice
+
+WAYS = ("spherical", "linear", "keep")
+# Of the angle between two latents, in radians. Below it, an arc and a straight line differ by less than float32 shows;
+# and of opposite latents nobody can say in which plane the arc lies.
+_SMALLEST_ANGLE = 1e-4
+
+
+def interpolate_latents(
+    start: Sequence[np.ndarray],
+    end: Sequence[np.ndarray],
+    fractions: Sequence[float],
+    how: str | Sequence[str] = "spherical",
+) -> list[np.ndarray]:
+    """Latents on the way from one image's to another's; fraction 0 gives exactly `start`, 1 exactly `end`.
+
+    With "spherical" a group's latent, taken as one vector, goes along the arc (Shoemake 1985; White 2016, "Sampling
+    generative networks"), so that a way between vectors of equal length keeps the length, as samples of a
+    high-dimensional Normal have it. Parallel, opposite and zero vectors have no such arc and go straight.
+
+    Args:
+      start: of one image, `[height, width, latent channels]` a group.
+      end: of another, alike.
+      fractions: places on the way.
+      how: "spherical", "linear" or "keep" (stays at `start`); for all groups, or a list with one for every scale, the
+        smallest first, or for every group, the top one first.
+
+    Returns:
+      float32 `[fractions, height, width, latent channels]` a group.
+
+    Raises:
+      ValueError: the two are not alike, or there is no such way.
+    """
+    shapes = [np.shape(latent) for latent in start]
+    if not shapes or shapes != [np.shape(latent) for latent in end] or any(len(shape) != 3 for shape in shapes):
+        raise ValueError(
+            f"latents of shapes {shapes} and {[np.shape(latent) for latent in end]}: both must be of one image, with "
+            "the same groups, [height, width, latent channels] each"
+        )
+    fractions = np.asarray(fractions, np.float64).reshape(-1, 1, 1, 1)
+    ways = ways_of_groups(how, shapes)
+    return [_between(*ends, fractions, way).astype(np.float32) for *ends, way in zip(start, end, ways, strict=True)]
+
+
+def interpolate_images(
+    model: NVAE,
+    images: np.ndarray,
+    steps: int,
+    how: str | Sequence[str] = "spherical",
+    seed: int = 0,
+    mean: bool = False,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Mean images on a path through pictures in turn; where it passes a picture it is exactly its reconstruction.
+
+    Groups with `how` "keep" have the first picture's latents all along, so the others are not met then.
+
+    Args:
+      model: used with running batch-norm statistics.
+      images: two or more, `[count, height, width, channels]` in [0, 1].
+      steps: steps from one picture to the next.
+      how: see `interpolate_latents`.
+      seed: of the pictures' latents, see `encode_images`.
+      mean: whether these are the posterior's means, not draws.
+      progress: is called after each batch with the number of images done.
+
+    Returns:
+      float32 `[(count - 1) * steps + 1, height, width, channels]` in [0, 1].
+
+    Raises:
+      ValueError: fewer than two images, images that do not fit the model, no step, or no such way.
+    """
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} image: an interpolation needs at least two")
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: must be at least 1")
+    ways = ways_of_groups(how, model.plan.latent_shapes())
+    latents = encode_images(model, images, seed, mean)
+    passed = [np.repeat(z[:1], len(z), axis=0) if way == "keep" else z for z, way in zip(latents, ways, strict=True)]
+    generator = GENERATORS.of(model)
+    # By themselves, in the places that they have in `reconstruct_images`.
+    ends = generator.generate(len(images), 1.0, seed, latents=passed)
+    if steps == 1:
+        return ends
+    fractions = np.arange(1, steps) / steps
+    pairs = [([z[i] for z in passed], [z[i + 1] for z in passed]) for i in range(len(images) - 1)]
+    ways_between = [interpolate_latents(start, end, fractions, ways) for start, end in pairs]
+    inner = [np.concatenate(of_group) for of_group in zip(*ways_between, strict=True)]
+    between = generator.generate(len(inner[0]), 1.0, seed, progress, inner)
+    frames = np.empty(((len(images) - 1) * steps + 1, *ends.shape[1:]), np.float32)
+    is_end = np.arange(len(frames)) % steps == 0
+    frames[is_end], frames[~is_end] = ends, between
+    return frames
+
+
+def ways_of_groups(how: str | Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> list[str]:
+    """The way of every group, top group first, see `interpolate_latents`.
+
+    Raises:
+      ValueError: there is no such way, or there are as many as neither scales nor groups.
+    """
+    given = [how] if isinstance(how, str) else list(how)
+    for way in given:
+        check_choice("how", way, WAYS)
+    scales = list(dict.fromkeys(shape[:2] for shape in shapes))
+    if isinstance(how, str):
+        return given * len(shapes)
+    if len(given) == len(shapes):
+        return given
+    if len(given) == len(scales):
+        return [given[scales.index(shape[:2])] for shape in shapes]
+    raise ValueError(
+        f"{len(given)} ways to interpolate: give one for all, one for each of the {len(scales)} scales or one for each "
+        f"of the {len(shapes)} groups"
+    )
+
+
+def _between(start: np.ndarray, end: np.ndarray, fractions: np.ndarray, way: str) -> np.ndarray:
+    start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
+    if way == "keep":
+        return np.broadcast_to(start, (len(fractions), *start.shape))
+    angle = _angle(start, end) if way == "spherical" else 0.0
+    if not _SMALLEST_ANGLE < angle < np.pi - _SMALLEST_ANGLE:
+        return (1.0 - fractions) * start + fractions * end
+    # Both weights are exactly 0 or 1 at the ends.
+    weights = np.sin((1.0 - fractions) * angle) / np.sin(angle), np.sin(fractions * angle) / np.sin(angle)
+    return weights[0] * start + weights[1] * end
+
+
+def _angle(start: np.ndarray, end: np.ndarray) -> float:
+    """Between two vectors, in radians; 0 where one of them is zero."""
+    lengths = np.linalg.norm(start), np.linalg.norm(end)
+    if min(lengths) == 0.0:
+        return 0.0
+    start, end = start / lengths[0], end / lengths[1]
+    # Kahan's formula: the arc cosine would lose half of the digits of small angles.
+    return 2.0 * np.arctan2(np.linalg.norm(start - end), np.linalg.norm(start + end))

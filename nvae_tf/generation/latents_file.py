@@ -1,0 +1,106 @@
+"""Latents as a `.npz` file: `group_00` (the top group), `group_01`, ..., the pictures' names, and what they fit."""
+
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.models import NVAE
+from nvae_tf.models.latents import check_latents
+from nvae_tf.whole_files import whole_file
+
+_FORMAT = "nvae_tf latents"
+_GROUP = "group_{:02d}"
+
+
+class StoredLatents(NamedTuple):
+    """What is in a file.
+
+    Attributes:
+      latents: float32 `[count, height, width, latent channels]` a group, top group first.
+      names: of the pictures, `[count]`; None where the file has none.
+    """
+
+    latents: list[np.ndarray]
+    names: list[str] | None
+
+
+def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: Sequence[str] | None = None) -> None:
+    """Writes latents as `encode_images` gives them; a reader sees the old file or the whole new one.
+
+    Args:
+      path: the file; its folder is made where it is missing.
+      latents: `[count, height, width, latent channels]` a group, top group first.
+      names: of the pictures.
+
+    Raises:
+      ValueError: there are no latents, or latents or names are not of equally many images.
+    """
+    latents = [np.asarray(latent, np.float32) for latent in latents]
+    counts = {len(latent) for latent in latents} | ({len(names)} if names is not None else set())
+    if not latents or len(counts) != 1 or any(latent.ndim != 4 for latent in latents):
+        shapes = [latent.shape for latent in latents]
+        raise ValueError(
+            f"latents of shapes {shapes}{'' if names is None else f' with {len(names)} names'}: they must be "
+            "[count, height, width, latent channels] of one count, with one name an image"
+        )
+    about = {"format": _FORMAT, "latent_shapes": [latent.shape[1:] for latent in latents]}
+    arrays = {_GROUP.format(index): latent for index, latent in enumerate(latents)}
+    if names is not None:
+        arrays["names"] = np.array(names, np.str_)
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        np.savez(file, about=np.array(json.dumps(about)), **arrays)
+
+
+def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLatents:
+    """Reads a file of `save_latents` for a model, or for the plan of one.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is something else, is damaged, or is of another architecture than the model.
+    """
+    plan = model if isinstance(model, LatentPlan) else model.plan
+    entries = _entries(path)
+    try:
+        shapes = [tuple(shape) for shape in json.loads(str(entries["about"]))["latent_shapes"]]
+        latents = [entries[_GROUP.format(index)] for index in range(len(shapes))]
+        names = [str(name) for name in entries["names"]] if "names" in entries else None
+        whole = [latent.shape[1:] for latent in latents] == shapes
+        whole = whole and len({len(part) for part in [*latents, *([names] if names is not None else [])]}) == 1
+    except (ValueError, KeyError, TypeError, IndexError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{path}: a damaged file of latents, its parts do not fit each other; encode the pictures again"
+        )
+    try:
+        return StoredLatents([latent.numpy() for latent in check_latents(latents, plan)], names)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _entries(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All arrays of the file; damage shows when they are read."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file of latents; train.generate encode writes one")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not a file of latents, or cut off; train.generate encode writes one")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            entries = {name: file[name] for name in file.files}
+    # Of damaged files zipfile and NumPy raise errors of many kinds.
+    except Exception as error:
+        raise ValueError(f"{path}: damaged, or not a file of latents ({error}); encode the pictures again") from None
+    if _FORMAT not in str(entries.get("about", "")):
+        raise ValueError(
+            f"{path}: a .npz file of something else ({', '.join(sorted(entries)[:5])}); train.generate encode writes "
+            "files of latents"
+        )
+    return entries

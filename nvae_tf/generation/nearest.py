@@ -1,0 +1,73 @@
+"""Which of many images are most like some samples: whether a model has learned its training images by heart."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class NearestImages(NamedTuple):
+    """For every sample the nearest images, the nearest first.
+
+    Attributes:
+      numbers: place of each among all images, int64 `[samples, count]`.
+      distances: mean squared difference of a pixel value, float64 `[samples, count]`.
+      images: their pixels, `[samples, count, height, width, channels]`.
+    """
+
+    numbers: np.ndarray
+    distances: np.ndarray
+    images: np.ndarray
+
+
+def nearest_images(samples: np.ndarray, batches: Iterable[np.ndarray], count: int) -> NearestImages:
+    """Looks through all images once, a batch at a time; of images that are equally near the earlier ones win.
+
+    Args:
+      samples: `[samples, height, width, channels]` in [0, 1].
+      batches: of all images, each `[batch, height, width, channels]` in [0, 1].
+      count: number of nearest images of every sample.
+
+    Raises:
+      ValueError: `count` is less than 1 or there are fewer images, or they have another size than the samples.
+    """
+    if count < 1:
+        raise ValueError(f"count = {count}: must be at least 1")
+    samples = np.asarray(samples)
+    flat = _flat(samples)
+    numbers = np.zeros((len(samples), 0), np.int64)
+    best = NearestImages(numbers, numbers.astype(np.float64), np.zeros((len(samples), 0, *samples.shape[1:])))
+    seen = 0
+    for batch in batches:
+        images = np.asarray(batch)
+        if images.shape[1:] != samples.shape[1:]:
+            raise ValueError(f"images of {images.shape[1:]} can't be compared with samples of {samples.shape[1:]}")
+        best = _merged(best, images, _squared_distances(flat, _flat(images)), seen, count)
+        seen += len(images)
+    if seen < count:
+        raise ValueError(f"count = {count}: there are only {seen} images to choose from")
+    return best
+
+
+def _merged(best: NearestImages, images: np.ndarray, distances: np.ndarray, first: int, count: int) -> NearestImages:
+    """The nearest of those so far and of a batch whose first image has this number."""
+    rows = np.arange(len(distances))[:, np.newaxis]
+    # In order of distance and, stable, of number.
+    chosen = np.argsort(distances, axis=1, kind="stable")[:, :count]
+    joined = NearestImages(
+        np.concatenate([best.numbers, first + chosen], axis=1),
+        np.concatenate([best.distances, distances[rows, chosen]], axis=1),
+        np.concatenate([best.images, images[chosen]], axis=1, dtype=images.dtype, casting="unsafe"),
+    )
+    order = np.argsort(joined.distances, axis=1, kind="stable")[:, :count]
+    return NearestImages(*(part[rows, order] for part in joined))
+
+
+def _squared_distances(samples: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """`[samples, images]`, of rows of numbers; |a - b|^2 = |a|^2 - 2 ab + |b|^2, in float64 because it cancels."""
+    squares = (samples**2).sum(axis=1)[:, np.newaxis] + (images**2).sum(axis=1)
+    return np.maximum(squares - 2.0 * samples @ images.T, 0.0) / samples.shape[1]
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1).astype(np.float64)

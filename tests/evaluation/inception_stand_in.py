@@ -1,0 +1,94 @@
+"""A small frozen graph with the names, the signature, the old operations and the batch size of 1 of Inception 2015."""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+NUM_FEATURES = 2048
+_KERNEL, _STRIDE, _CHANNELS, _EPSILON = 40, 37, 4, 1e-3
+
+
+class StandIn(NamedTuple):
+    """The graph and its weights."""
+
+    graph: tf.compat.v1.GraphDef
+    weights: dict[str, np.ndarray]
+
+    @property
+    def content(self):
+        return self.graph.SerializeToString()
+
+    def features(self, pixels):
+        """What the graph computes of `[height, width, 3]` from 0 to 255, in numpy and float64."""
+        weights = {name: value.astype(np.float64) for name, value in self.weights.items()}
+        resized = (_old_bilinear(pixels.astype(np.float64), 299) - 128.0) / 128.0
+        starts = range(0, 299 - _KERNEL + 1, _STRIDE)
+        windows = np.array([[resized[y : y + _KERNEL, x : x + _KERNEL] for x in starts] for y in starts])
+        state = np.einsum("ijyxc,yxco->ijo", windows, weights["kernel"])
+        state = (state - weights["mean"]) / np.sqrt(weights["variance"] + _EPSILON) + weights["beta"]
+        # Only the second batch norm uses its gamma.
+        state = np.maximum(state, 0.0) @ weights["wide"]
+        state = (state - weights["mean_2"]) / np.sqrt(weights["variance_2"] + _EPSILON)
+        return (state * weights["gamma_2"] + weights["beta_2"]).mean(axis=(0, 1))
+
+
+def stand_in():
+    random = np.random.RandomState(0)
+    shapes = {"kernel": (_KERNEL, _KERNEL, 3, _CHANNELS), "wide": (1, 1, _CHANNELS, NUM_FEATURES)}
+    weights = {name: random.normal(size=shape, scale=0.05) for name, shape in shapes.items()}
+    for ending, channels in (("", _CHANNELS), ("_2", NUM_FEATURES)):
+        weights |= {name + ending: random.normal(size=channels) for name in ("mean", "beta", "gamma")}
+        weights["variance" + ending] = random.uniform(0.5, 2.0, channels)
+    weights = {name: value.astype(np.float32) for name, value in weights.items()}
+    return StandIn(_graph(weights), weights | {"wide": weights["wide"][0, 0]})
+
+
+def _graph(weights):
+    with tf.Graph().as_default() as graph:
+        decoded = tf.raw_ops.DecodeJpeg(contents=tf.constant(b"", name="DecodeJpeg/contents"), name="DecodeJpeg")
+        image = tf.raw_ops.ExpandDims(input=tf.cast(decoded, tf.float32), axis=0, name="ExpandDims")
+        state = tf.raw_ops.ResizeBilinear(images=image, size=[299, 299], name="ResizeBilinear")
+        state = tf.raw_ops.Mul(x=tf.raw_ops.Sub(x=state, y=128.0, name="Sub"), y=1.0 / 128.0, name="Mul")
+        for ending, name, stride in (("", "kernel", _STRIDE), ("_2", "wide", 1)):
+            strides = [1, stride, stride, 1]
+            state = tf.raw_ops.Conv2D(input=state, filter=weights[name], strides=strides, padding="VALID")
+            for part in ("mean", "variance", "beta", "gamma"):
+                tf.constant(weights[part + ending], name=part + ending)
+            state = tf.identity(state, name=f"batchnorm{ending}")
+            if not ending:
+                with tf.control_dependencies([tf.debugging.check_numerics(state, "not finite")]):
+                    state = tf.nn.relu(tf.identity(state))
+        window = [1, 8, 8, 1]
+        pool = tf.raw_ops.AvgPool(value=state, ksize=window, strides=[1, 1, 1, 1], padding="VALID", name="pool_3")
+        tf.raw_ops.Reshape(tensor=pool, shape=[1, NUM_FEATURES], name="pool_3/_reshape")
+    definition = graph.as_graph_def(add_shapes=True)
+    definition.versions.producer = 8
+    for node in definition.node:
+        if node.name.startswith("batchnorm"):
+            _make_old_batch_norm(node)
+        elif node.name == "Mul":
+            # A graph says of what size its tensors are: of one image.
+            node.attr["_output_shapes"].list.shape.add().CopyFrom(tf.TensorShape([1, 299, 299, 3]).as_proto())
+    return definition
+
+
+def _make_old_batch_norm(node):
+    """TensorFlow no longer lets one be made, only be read."""
+    ending = node.name.removeprefix("batchnorm")
+    node.op = "BatchNormWithGlobalNormalization"
+    node.input.extend(name + ending for name in ("mean", "variance", "beta", "gamma"))
+    node.attr["variance_epsilon"].f = _EPSILON
+    node.attr["scale_after_normalization"].b = bool(ending)
+
+
+def _old_bilinear(image, size):
+    """TensorFlow 1's: a pixel of the result looks at its number times the ratio of the sizes."""
+    for axis in (0, 1):
+        length = image.shape[axis]
+        places = np.arange(size) * (length / size)
+        lower = np.floor(places).astype(int)
+        upper = np.minimum(lower + 1, length - 1)
+        share = (places - lower).reshape([-1 if axis == other else 1 for other in range(3)])
+        image = np.take(image, lower, axis) * (1.0 - share) + np.take(image, upper, axis) * share
+    return image

@@ -1,0 +1,147 @@
+"""Readjustment on a tiny model: what changes, what does not, and by which rule."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nvae_tf
+from nvae_tf.evaluation import readjusted
+from nvae_tf.layers import ForwardPass
+from nvae_tf.models.noise import batch_noise
+from tests.tiny_model import tiny_config
+
+ITERATIONS, BATCH_SIZE = 4, 8
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Below its top group, and in post-processing, it has batch norms, with running statistics of their own."""
+    changes = {"num_groups_per_scale": 2, "num_latent_scales": 1, "num_postprocess_blocks": 1}
+    model = nvae_tf.NVAE(tiny_config(num_preprocess_blocks=1, image_height=8, image_width=8, **changes))
+    random = np.random.RandomState(0)
+    for norm in model.batch_norms:
+        norm.moving_mean.assign(random.normal(size=norm.moving_mean.shape))
+        norm.moving_variance.assign(random.uniform(0.5, 2.0, norm.moving_variance.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def weights(model):
+    """Those that the model has before anything is done."""
+    return values_of(model)
+
+
+@pytest.fixture(scope="module")
+def result(model, weights):
+    return readjusted(model, 0.7, ITERATIONS, BATCH_SIZE, seed=3)
+
+
+def values_of(model):
+    return [variable.numpy() for variable in model.weights]
+
+
+def running_of_the_generator(model):
+    return {id(variable) for norm in generator_norms(model) for variable in norm.statistics}
+
+
+def generator_norms(model):
+    layers = model.top_down._flatten_layers(include_self=False)
+    return [layer for layer in layers if isinstance(layer, nvae_tf.layers.StackedBatchNormalization)]
+
+
+def test_the_copy_differs_in_the_statistics_of_its_generator_alone(model, weights, result):
+    for value, before in zip(values_of(model), weights, strict=True):
+        np.testing.assert_array_equal(value, before)
+    copy = result.model
+    running = running_of_the_generator(copy)
+    assert len(running) == 2 * len(generator_norms(model)) > 0
+    for variable, value, before in zip(copy.weights, values_of(copy), weights, strict=True):
+        assert np.array_equal(value, before) == (id(variable) not in running), variable.path
+    assert copy.config == model.config
+    assert copy is not model
+
+
+def test_statistics_are_the_moving_average_of_those_of_the_batches(model, weights, result):
+    norm = model.top_down.scales[0].cells.recorders()[0]  # sees the state below the top group, which has no batch norm
+    mean, variance = (value.numpy()[0].astype(np.float64) for value in norm.statistics)
+    scale = model.top_down.scales[0]
+    start = tf.broadcast_to(model.top_down.start, (BATCH_SIZE, *model.top_down.start.shape))
+    for number in range(ITERATIONS):
+        noise = batch_noise(model.plan.latent_shapes(), BATCH_SIZE, (3, -1), number * BATCH_SIZE)[0]
+        latent = 0.7 * (1.0 + 0.01) * noise  # the top prior's sigma at the temperature
+        with scale.combiners.unstacked(ForwardPass()) as combiners:
+            state = combiners[0](tf.concat([start, latent], -1)).numpy().astype(np.float64)
+        rows = state.reshape(-1, state.shape[-1])
+        mean = 0.95 * mean + 0.05 * rows.mean(axis=0)
+        variance = 0.95 * variance + 0.05 * rows.var(axis=0, ddof=1)
+    found = [value.numpy()[0] for value in result.model.top_down.scales[0].cells.recorders()[0].statistics]
+    np.testing.assert_allclose(found[0], mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[1], variance, rtol=1e-4)
+
+
+def test_the_shifts_are_those_of_the_statistics(model, result):
+    shift = result.shifts[0]
+    assert shift.layer == "top_down/scales/0/cells[0], batch norm 0"
+    old, new = (m.top_down.scales[0].cells.recorders()[0] for m in (model, result.model))
+    (old_mean, old_variance), (mean, variance) = (
+        [value.numpy()[0] for value in norm.statistics] for norm in (old, new)
+    )
+    moved = np.abs(mean - old_mean) / np.sqrt(old_variance)
+    assert shift.median_mean_shift == pytest.approx(np.median(moved), rel=1e-3)
+    assert shift.largest_mean_shift == pytest.approx(moved.max(), rel=1e-3)
+    ratios = np.log(variance / old_variance)
+    assert shift.median_log_ratio == pytest.approx(np.median(ratios), rel=1e-3, abs=1e-4)
+    assert shift.largest_log_ratio == pytest.approx(ratios[np.argmax(np.abs(ratios))], rel=1e-3)
+    assert len(result.shifts) == sum(norm.count for norm in generator_norms(model))
+    assert result.text.startswith(f"batch norm of {len(result.shifts)} layers: means moved by ")
+    assert "\n" not in result.text
+
+
+def test_images_are_finite_at_every_temperature_and_statistics_its_own(model, result):
+    shifts = {result.shifts}
+    for temperature in (0.3, 0.5, 1.0, [0.5] * model.plan.num_groups):
+        found = readjusted(model, temperature, ITERATIONS, BATCH_SIZE, seed=3)
+        assert np.isfinite(found.model.generate(4, temperature=temperature, seed=1)).all()
+        shifts.add(found.shifts)
+    assert np.isfinite(result.model.generate(4, temperature=0.7, seed=1)).all()
+    assert len(shifts) == 4  # one temperature for all groups is the same as a list of it
+
+
+def test_the_same_seed_gives_the_same_numbers_and_progress_is_told(model, result):
+    done = []
+    again = readjusted(model, 0.7, ITERATIONS, BATCH_SIZE, seed=3, progress=done.append)
+    assert done == [1, 2, 3, 4]
+    for one, other in zip(values_of(result.model), values_of(again.model), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert again.shifts == result.shifts
+    assert readjusted(model, 0.7, ITERATIONS, BATCH_SIZE, seed=4).shifts != result.shifts
+
+
+def test_what_is_not_finite_stops_it_where_it_begins():
+    model = nvae_tf.NVAE(tiny_config(num_groups_per_scale=3, num_cells_per_group_decoder=2))
+    kernel = model.top_down.scales[0].cells.branch.parts[1].kernel  # between batch norms 0 and 1 of each cell
+    poisoned = kernel.numpy()
+    poisoned[2, 0, 0, 0, 0] = np.nan
+    kernel.assign(poisoned)
+    with pytest.raises(ValueError, match=r"scales/0/cells\[2\], batch norm 1 are not finite in iteration 1 of 5"):
+        readjusted(model, 0.7, iterations=5, batch_size=4)
+
+
+def test_a_generator_without_batch_norm_has_nothing_to_readjust():
+    model = nvae_tf.NVAE(tiny_config(cell_set="res_elu"))
+    result = readjusted(model, 0.7, iterations=1)
+    assert result.shifts == ()
+    assert "nothing to readjust" in result.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 0.0}, "temperature = 0"),
+        ({"temperature": 0.7, "iterations": 0}, "iterations = 0"),
+        ({"temperature": 0.7, "batch_size": 1}, "batch_size = 1"),
+    ],
+)
+def test_numbers_out_of_range_are_told(model, changes, message):
+    with pytest.raises(ValueError, match=message):
+        readjusted(model, **changes)

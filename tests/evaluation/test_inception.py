@@ -1,0 +1,173 @@
+"""The way of images through a frozen graph like the published one, and of the distance through all of it."""
+
+import io
+import socket
+import tarfile
+import time
+
+import numpy as np
+import pytest
+
+from nvae_tf.evaluation import (
+    frechet_distance,
+    frechet_inception_distance,
+    image_statistics,
+    load_inception,
+)
+from nvae_tf.evaluation.inception import rgb_pixels
+from nvae_tf.evaluation.inception_file import GRAPH_NAME, downloaded_inception, graph_content
+from tests.evaluation.inception_stand_in import NUM_FEATURES, stand_in
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return stand_in()
+
+
+@pytest.fixture(scope="module")
+def folder(graph, tmp_path_factory):
+    """Has the graph as a file, and in an archive."""
+    folder = tmp_path_factory.mktemp("inception")
+    (folder / GRAPH_NAME).write_bytes(graph.content)
+    with tarfile.open(folder / "archive.tgz", "w:gz") as archive:
+        archive.add(folder / GRAPH_NAME, arcname=f"./{GRAPH_NAME}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def extractor(folder):
+    return load_inception(folder / GRAPH_NAME)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.RandomState(0).uniform(size=(35, 6, 5, 3)).astype(np.float32)
+
+
+def test_features_are_those_of_the_graph_written_in_numpy(graph, extractor, images):
+    expected = [graph.features(np.rint(image * 255.0)) for image in images[:2]]
+    np.testing.assert_allclose(extractor.features(images[:2]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_features_do_not_depend_on_the_batch(extractor, images):
+    together = extractor.features(images)
+    assert together.shape == (35, NUM_FEATURES)
+    one_by_one = np.concatenate([extractor.features(image[np.newaxis]) for image in images])
+    np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-5)
+    assert np.std(together, axis=0).max() > 0.01  # they are of different images
+
+
+def test_pixels_are_those_of_8_bit_pictures(images):
+    values = np.array([0.0, 0.4 / 255.0, 0.6 / 255.0, 127.4 / 255.0, 1.0]).reshape(1, 5, 1, 1)
+    np.testing.assert_array_equal(rgb_pixels(values)[0, :, 0], np.repeat([[0], [0], [1], [127], [255]], 3, axis=1))
+    levels = np.arange(256, dtype=np.float32).reshape(1, 16, 16, 1) / np.float32(255.0)
+    np.testing.assert_array_equal(rgb_pixels(levels)[0, :, :, 1].ravel(), np.arange(256))
+    np.testing.assert_array_equal(rgb_pixels(images), np.rint(images * 255.0))
+
+
+def test_what_is_no_image_is_told(extractor, images):
+    with pytest.raises(ValueError, match="without alpha"):
+        extractor.features(np.zeros((1, 4, 4, 4), np.float32))
+    with pytest.raises(ValueError, match="type uint8"):
+        extractor.features(np.zeros((1, 4, 4, 3), np.uint8))
+    for wrong in (255.0, -0.1, np.nan):
+        with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
+            extractor.features(np.full((1, 4, 4, 3), wrong, np.float32))
+
+
+def test_the_archive_gives_the_same_graph_and_another_graph_another_name(graph, folder, extractor, tmp_path):
+    assert load_inception(folder / "archive.tgz").name == extractor.name
+    assert not extractor.is_published
+    other = tmp_path / "other.pb"
+    changed = graph.graph.__class__.FromString(graph.content)
+    changed.node.add(name="one_more", op="NoOp")
+    other.write_bytes(changed.SerializeToString())
+    assert load_inception(other).name != extractor.name
+
+
+def test_a_wrong_file_is_told_of(graph, tmp_path):
+    wrong = tmp_path / "wrong.pb"
+    with pytest.raises(FileNotFoundError, match="--inception=PATH"):
+        load_inception(wrong)
+    wrong.write_bytes(b"a page of text")
+    with pytest.raises(ValueError, match=r"wrong\.pb: not a frozen graph"):
+        load_inception(wrong)
+    wrong.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"it lacks the nodes ExpandDims \(ExpandDims\), .*pool_3 \(AvgPool\)"):
+        load_inception(wrong)
+    other = graph.graph.__class__.FromString(graph.content)
+    next(node for node in other.node if node.name == "pool_3").input[0] = "Mul"
+    wrong.write_bytes(other.SerializeToString())
+    with pytest.raises(ValueError, match=r"not \[batch, 1, 1, 2048\]"):
+        load_inception(wrong)
+    next(node for node in other.node if node.name == "pool_3").input[0] = "missing"
+    wrong.write_bytes(other.SerializeToString())
+    with pytest.raises(ValueError, match=r"wrong\.pb: pool_3 can't be computed"):
+        load_inception(wrong)
+
+
+def test_a_wrong_archive_is_told_of(folder, tmp_path):
+    damaged = tmp_path / "damaged.tgz"
+    damaged.write_bytes((folder / "archive.tgz").read_bytes()[:5000])
+    with pytest.raises(ValueError, match="a damaged archive"):
+        graph_content(damaged)
+    with tarfile.open(damaged, "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("other.pb"), io.BytesIO())
+    with pytest.raises(ValueError, match=f"has no {GRAPH_NAME} in it"):
+        graph_content(damaged)
+
+
+def test_a_download_is_kept_whole_and_checked(folder, tmp_path):
+    archive = folder / "archive.tgz"
+    size = archive.stat().st_size
+    with pytest.raises(ConnectionError, match=f"gave {size:,} bytes, not the {size + 1:,} of the archive"):
+        downloaded_inception(tmp_path, archive.as_uri(), size + 1)
+    assert list(tmp_path.iterdir()) == []
+    assert downloaded_inception(tmp_path, archive.as_uri(), size).read_bytes() == archive.read_bytes()
+    # What is there is not fetched again.
+    assert downloaded_inception(tmp_path, "http://host.invalid/archive.tgz", size) == tmp_path / "archive.tgz"
+
+
+def test_a_host_that_refuses_or_keeps_silent_is_given_up_soon(monkeypatch, tmp_path):
+    monkeypatch.setenv("no_proxy", "*")
+    began = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        silent = f"http://127.0.0.1:{server.getsockname()[1]}/archive.tgz"
+        with pytest.raises(ConnectionError, match="timed out.*--inception=PATH"):
+            downloaded_inception(tmp_path, silent, 1, timeout_seconds=0.2)
+    with pytest.raises(ConnectionError, match="refused.*storage.googleapis.com.*--inception=PATH"):
+        downloaded_inception(tmp_path, silent, 1, timeout_seconds=0.2)
+    assert time.monotonic() - began < 5.0
+
+
+def test_a_name_that_is_never_resolved_is_given_up_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3.0))
+    began = time.monotonic()
+    with pytest.raises(ConnectionError, match="no answer within 0.1 seconds"):
+        downloaded_inception(tmp_path, "http://host.invalid/archive.tgz", 1, timeout_seconds=0.1)
+    assert time.monotonic() - began < 2.0
+
+
+class MeanAndRange:
+    """Two features of an image that can be told beforehand."""
+
+    name = "mean and range"
+
+    def features(self, images):
+        return np.stack([images.mean(axis=(1, 2, 3)), np.ptp(images, axis=(1, 2, 3))], axis=1)
+
+
+def test_the_distance_of_images_goes_through_any_extractor(images):
+    real, generated = images[:20], images[20:] * 0.5
+    done = []
+    found = frechet_inception_distance(
+        image_statistics([real[:7], real[7:]], MeanAndRange()),
+        [generated[:10], generated[10:]],
+        MeanAndRange(),
+        done.append,
+    )
+    whole = (image_statistics([part], MeanAndRange()) for part in (real, generated))
+    assert found == pytest.approx(frechet_distance(*whole), rel=1e-9)
+    assert done == [10, 15]
+    expected = np.cov(MeanAndRange().features(real), rowvar=False)
+    np.testing.assert_allclose(image_statistics([real], MeanAndRange()).covariance, expected, rtol=1e-4)

@@ -1,0 +1,18 @@
+"""A tiny model of two scales with two groups each, and pictures for it."""
+
+import numpy as np
+import pytest
+
+import nvae_tf
+from tests.tiny_model import tiny_config
+
+
+@pytest.fixture(scope="session")
+def four_groups():
+    return nvae_tf.NVAE(tiny_config(num_groups_per_scale=2))
+
+
+@pytest.fixture(scope="session")
+def binary_images():
+    """More than one batch, the last not full."""
+    return np.random.default_rng(0).integers(0, 2, (21, 4, 4, 1)).astype(np.float32)

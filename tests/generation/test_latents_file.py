@@ -1,0 +1,98 @@
+"""Files of latents: there and back, and what is said of files that can't be used."""
+
+import json
+
+import numpy as np
+import pytest
+
+from nvae_tf.generation import load_latents, save_latents
+from nvae_tf.latent_plan import latent_plan
+from tests.data.picture_factory import damaged_in_the_middle
+from tests.tiny_model import tiny_config
+
+PLAN = latent_plan(tiny_config(num_groups_per_scale=2))
+
+
+@pytest.fixture
+def latents():
+    random = np.random.default_rng(0)
+    return [random.normal(size=(3, *shape)).astype(np.float32) for shape in PLAN.latent_shapes()]
+
+
+@pytest.fixture
+def file(tmp_path, latents):
+    path = tmp_path / "new folder" / "latents.npz"
+    save_latents(path, latents, ["a.png", "b/ü.png", "c.png"])
+    return path
+
+
+def test_there_and_back(file, latents, tmp_path, four_groups):
+    for model in (PLAN, four_groups):
+        found = load_latents(file, model)
+        assert found.names == ["a.png", "b/ü.png", "c.png"]
+        for one, other in zip(found.latents, latents, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert [entry.name for entry in file.parent.iterdir()] == ["latents.npz"]
+    save_latents(tmp_path / "nameless.npz", latents)
+    assert load_latents(tmp_path / "nameless.npz", PLAN).names is None
+
+
+def test_the_file_is_numpys(file, latents):
+    with np.load(file, allow_pickle=False) as entries:
+        assert sorted(entries) == ["about", "group_00", "group_01", "group_02", "group_03", "names"]
+        np.testing.assert_array_equal(entries["group_03"], latents[3])
+        shapes = json.loads(str(entries["about"]))["latent_shapes"]
+    assert [tuple(shape) for shape in shapes] == list(PLAN.latent_shapes())
+
+
+def test_another_architecture_is_told(file):
+    with pytest.raises(
+        ValueError, match="latents.npz: latents have shapes .* this model's are .* another architecture"
+    ):
+        load_latents(file, latent_plan(tiny_config()))
+
+
+def refusal(path):
+    with pytest.raises(ValueError) as error:
+        load_latents(path, PLAN)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_damaged_files_are_told(file, tmp_path):
+    content = file.read_bytes()
+    file.write_bytes(content[:-30])
+    assert "not a file of latents, or cut off" in refusal(file)
+    file.write_bytes(damaged_in_the_middle(content))
+    assert "damaged" in refusal(file)
+    with pytest.raises(FileNotFoundError, match="no such file of latents"):
+        load_latents(tmp_path / "nowhere.npz", PLAN)
+
+
+def test_files_of_something_else_are_told(tmp_path, latents):
+    np.savez(tmp_path / "other.npz", images=np.zeros(3))
+    assert "a .npz file of something else (images)" in refusal(tmp_path / "other.npz")
+    np.savez(tmp_path / "pickled.npz", about=np.array([{}], dtype=object))
+    assert "damaged, or not a file of latents" in refusal(tmp_path / "pickled.npz")
+    (tmp_path / "text.npz").write_text("no archive")
+    assert "not a file of latents" in refusal(tmp_path / "text.npz")
+
+
+def test_parts_that_do_not_fit_are_told(file, latents):
+    with np.load(file) as stored:
+        entries = dict(stored)
+    for changes in ({"names": np.array(["a"])}, {"group_02": latents[2][:2]}, {"group_02": latents[0]}):
+        np.savez(file, **entries | changes)
+        assert "its parts do not fit each other" in refusal(file)
+    del entries["group_03"]
+    np.savez(file, **entries)
+    assert "its parts do not fit each other" in refusal(file)
+
+
+def test_what_can_not_be_saved_is_refused(tmp_path, latents):
+    for wrong in ([], latents[:1] + [latents[1][:2]], [latent[0] for latent in latents]):
+        with pytest.raises(ValueError, match="latents of shapes"):
+            save_latents(tmp_path / "x.npz", wrong)
+    with pytest.raises(ValueError, match="with 2 names"):
+        save_latents(tmp_path / "x.npz", latents, ["a", "b"])
+    assert list(tmp_path.iterdir()) == []

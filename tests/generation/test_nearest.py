@@ -1,0 +1,39 @@
+"""The nearest images, against looking at every pair."""
+
+import numpy as np
+import pytest
+
+from nvae_tf.generation import nearest_images
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).uniform(size=(23, 3, 5, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 23])
+@pytest.mark.parametrize("count", [1, 6, 23])
+def test_against_brute_force(images, batch_size, count):
+    samples = np.random.default_rng(1).uniform(size=(7, 3, 5, 2)).astype(np.float32)
+    batches = (images[first : first + batch_size] for first in range(0, 23, batch_size))
+    found = nearest_images(samples, batches, count)
+    every_pair = ((samples[:, None].astype(float) - images) ** 2).mean(axis=(2, 3, 4))
+    expected = np.argsort(every_pair, axis=1)[:, :count]
+    np.testing.assert_array_equal(found.numbers, expected)
+    np.testing.assert_allclose(found.distances, np.take_along_axis(every_pair, expected, axis=1), rtol=1e-9)
+    np.testing.assert_array_equal(found.images, images[expected])
+
+
+def test_an_image_is_nearest_to_itself_and_the_earlier_of_equals_wins(images):
+    found = nearest_images(images[4:6], [images, images], 2)
+    np.testing.assert_array_equal(found.numbers, [[4, 27], [5, 28]])
+    np.testing.assert_allclose(found.distances, 0.0, atol=1e-12)
+
+
+def test_wrong_arguments_are_refused(images):
+    with pytest.raises(ValueError, match="count = 0"):
+        nearest_images(images, [images], 0)
+    with pytest.raises(ValueError, match="count = 24: there are only 23 images"):
+        nearest_images(images, [images], 24)
+    with pytest.raises(ValueError, match="can't be compared"):
+        nearest_images(images[:, :2], [images], 1)

@@ -1,0 +1,1 @@
+"""What `train.evaluate` measures: a module a metric."""

@@ -1,0 +1,45 @@
+"""Draws images that a trained model dreams up, as one picture.
+
+    python -m train.generate sample --workdir=runs/digits --output=samples.png
+    python -m train.generate sample --workdir=runs/digits --output=samples.png --count=100 --temperature=0.6 --seed=7
+    python -m train.generate sample --workdir=runs/digits --output=samples/
+
+The picture is a PNG grid of the likelihood's mean for latents from the prior; with a folder (its name ends in a
+slash) every image is a PNG of its own, in the model's size. --temperature multiplies every prior's sigma: 1 is the
+model as trained, below 1 the images are cleaner and more alike (the paper shows 0.6 to 1). Image i depends on the seed
+and on i, not on how many there are.
+
+Exit code: 0 done, 2 a mistake in the command.
+"""
+
+from absl import flags
+
+from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from train.generation import shared_flags
+from train.generation.output_place import FOLDER, output_place
+
+RUN = shared_flags.define_run(__name__, "PNG file to write, or folder (DIR/) for a file an image.", "Of the latents.")
+COUNT = flags.DEFINE_integer("count", 64, "Number of images.", lower_bound=1)
+TEMPERATURE = shared_flags.define_temperature(__name__)
+COLUMNS = shared_flags.define_columns(__name__, None, "Images a row; a nearly square picture if not given.")
+
+
+def main() -> None:
+    """Generates and writes the picture."""
+    place = output_place(RUN.output.value, (".png", FOLDER), RUN.overwrite.value)
+    temperature = shared_flags.temperature_of(TEMPERATURE)
+    start_tensorflow_quietly()
+    from nvae_tf.generation import generate_images, image_grid, write_pictures, write_png
+    from nvae_tf.latent_plan import latent_plan
+    from nvae_tf.models.temperatures import temperatures_of_groups
+    from train.generation.status import at_temperature, images_done
+    from train.progress import StatusLine
+
+    temperatures_of_groups(temperature, latent_plan(RUN.config().model))
+    trained, status, count = RUN.load(), StatusLine(), COUNT.value
+    images = generate_images(trained.model, count, temperature, RUN.seed.value, images_done(status, count))
+    if place.kind == FOLDER:
+        write_pictures(place.path, images, [f"sample_{number:05d}" for number in range(count)])
+    else:
+        write_png(place.path, image_grid(images, COLUMNS.value, enlarge=None))
+    status.keep(f"{count:,} images at {at_temperature(temperature)}, from step {trained.step:,}, in {place.path}")
