@@ -9,6 +9,8 @@ bits per real value, with 95% intervals of the means over the images:
     elbo      NELBO, the negative evidence lower bound: reconstruction + KL, and the KL of every scale and group
     iw        the importance-weighted bound with --importance_samples an image (the papers' test score), the bounds with
               1, 10, 100 ... on the way, and the effective number of samples; elbo is measured with it
+    fid       the Fréchet inception distance of --fid_samples samples at --temperature from the training images, with
+              TensorFlow's Inception graph of 2015: downloaded once, or --inception=PATH; see docs/evaluation.md
     latents   active units of every group, and two pictures: the KL of every latent channel, and samples that share the
               latents of their upper groups; elbo is measured with it
 
@@ -31,8 +33,9 @@ from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.setting_checks import check_choice
 from nvae_tf.train_config import LARGEST_SEED
 from train import command_line
+from train.generation import shared_flags
 
-_METRICS = ("elbo", "iw", "latents")
+_METRICS = ("elbo", "iw", "fid", "latents")
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
@@ -53,6 +56,12 @@ REPLICAS = flags.DEFINE_integer(
 SEED = flags.DEFINE_integer(
     "seed", 0, "Of the binarisation and of the samples.", lower_bound=0, upper_bound=LARGEST_SEED
 )
+FID_SAMPLES = flags.DEFINE_integer("fid_samples", 50_000, "Samples of metric fid.", lower_bound=2)
+TEMPERATURE = shared_flags.define_temperature(__name__)
+INCEPTION = flags.DEFINE_string(
+    "inception", None, "File of the Inception graph for metric fid, classify_image_graph_def.pb or the .tgz it is in."
+)
+BATCH_NORM_ITERATIONS = shared_flags.define_batch_norm_iterations(__name__)
 DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 
@@ -62,13 +71,16 @@ def main() -> None:
         raise ValueError(f"--metrics is empty: give some of {', '.join(_METRICS)}")
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
+    temperature = shared_flags.temperature_of(TEMPERATURE)
     start_tensorflow_quietly()
     from train.evaluation.evaluate_run import evaluate_run
+    from train.evaluation.fid_metric import FidSettings
     from train.evaluation.task import open_task
 
     place = {"split": SPLIT.value, "batch_size": BATCH_SIZE.value, "seed": SEED.value, "data_path": DATA_PATH.value}
     task = open_task(WORKDIR.value, CHECKPOINT.value, replicas=REPLICAS.value, **place)
-    evaluate_run(task, METRICS.value, IMPORTANCE_SAMPLES.value)
+    fid = FidSettings(FID_SAMPLES.value, temperature, INCEPTION.value, BATCH_NORM_ITERATIONS.value)
+    evaluate_run(task, METRICS.value, IMPORTANCE_SAMPLES.value, fid)
 
 
 def run() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.evaluation.inception_stand_in import stand_in
 from train.worker_environments import tf_configs
 
 # How a figure may differ between evaluations of the same checkpoint with other batches.
@@ -77,7 +78,6 @@ def test_a_killed_evaluation_goes_on_where_it_was(commands, run, whole):
     assert process.wait() == -signal.SIGKILL
     kept = list(run.glob("evaluation/unfinished-*/batch-*.npz"))
     assert not (run / "evaluation.json").exists() and 3 <= len(kept) < 18
-    # One that the killed process could have damaged is told and done again.
     process = commands.run(evaluation(run, *flags))
     assert process.returncode == 0, process.stderr
     assert f"{len(kept)} of 18 batches are there already" in process.stdout
@@ -125,6 +125,25 @@ def test_figures_of_the_same_checkpoint_are_kept_and_of_another_are_not(commands
     assert "importance_weighted_nats" not in figures_of(run)
 
 
+def test_fid_with_a_graph_of_the_same_form(commands, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    graph = tmp_path / "classify_image_graph_def.pb"
+    graph.write_bytes(stand_in().content)
+    flags = ["--metrics=fid", f"--inception={graph}", "--fid_samples=40", "--temperature=0.8"]
+    process = commands.run(evaluation(run, *flags))
+    assert process.returncode == 0, process.stderr
+    assert "not the published Inception graph" in process.stdout and "features of the 1,437" in process.stdout
+    first = figures_of(run)["fid"]
+    assert first["value"] > 0.0 and first["real_images"] == 1437 and first["samples"] == 40
+    # The statistics of the real images are kept, and the samples of a readjusted model are others.
+    process = commands.run(evaluation(run, *flags, "--batch_norm_iterations=20"))
+    assert process.returncode == 0, process.stderr
+    assert "features of the 1,437" not in process.stdout and "batch norm of" in process.stdout
+    assert figures_of(run)["fid"]["value"] != first["value"]
+    check_missing = commands.run(evaluation(run, "--metrics=fid", f"--inception={tmp_path / 'no.pb'}"))
+    assert check_missing.returncode == 2 and "there is no such file" in check_missing.stderr
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -133,6 +152,8 @@ def test_figures_of_the_same_checkpoint_are_kept_and_of_another_are_not(commands
         ("--importance_samples=0", "importance_samples"),
         ("--batch_size=0", "batch_size"),
         ("--replicas=-1", "replicas"),
+        ("--temperature=0", "--temperature=0: must be greater than 0"),
+        ("--fid_samples=1", "fid_samples"),
     ],
 )
 def test_wrong_flags_are_told_in_one_line(commands, tmp_path, flag, message):

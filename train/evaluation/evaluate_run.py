@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from nvae_tf.checkpoints.checkpoint_files import checkpoint_sha256
 from nvae_tf.whole_files import write_whole
+from train.evaluation.fid_metric import FidSettings, fid_figures
 from train.evaluation.latents_metric import latents_figures
 from train.evaluation.likelihood_metric import likelihood_figures, measure_likelihood
 from train.evaluation.table import table
@@ -22,25 +23,32 @@ _LIKELIHOOD_METRICS = ("elbo", "iw", "latents")
 _SAME = ("checkpoint_sha256", "dataset", "data", "split", "num_images", "seed")
 
 
-def evaluate_run(task: EvaluationTask, metrics: Sequence[str], importance_samples: int) -> dict[str, Any] | None:
+def evaluate_run(
+    task: EvaluationTask, metrics: Sequence[str], importance_samples: int, fid: FidSettings
+) -> dict[str, Any] | None:
     """Measures, prints a table, and writes the evaluation file and the table into the run folder.
 
-    Figures that are in the file already stay there, if they are of the same checkpoint, images and seed.
+    Figures that are in the file already stay there, if they are of the same checkpoint, images and seed. Several
+    processes share what is measured of the likelihood; the chief alone does the rest.
 
     Returns:
       What was written; None in a process that is not the chief of several.
     """
     checkpoint = task.trained.checkpoint
     figures: dict[str, Any] = {}
+    likelihood = None
     if set(metrics) & set(_LIKELIHOOD_METRICS):
         likelihood = measure_likelihood(task, importance_samples if "iw" in metrics else 0)
-        if likelihood is None:
-            task.status.keep(f"worker {task.share.index}: done; worker 0 puts the figures together")
-            return None
+    if task.share.index:
+        task.status.keep(f"worker {task.share.index}: done; worker 0 puts the figures together")
+        return None
+    if likelihood is not None:
         plan = task.trained.model.plan
         figures |= likelihood_figures(likelihood, plan, math.prod(task.spec.image_shape))
         if "latents" in metrics:
             figures["latents"] = latents_figures(task, likelihood)
+    if "fid" in metrics:
+        figures["fid"] = fid_figures(task, fid)
     file = task.folder.evaluation_file(task.split)
     provenance = _provenance(task, checkpoint)
     figures = _joined(_earlier(file, provenance), provenance | figures)

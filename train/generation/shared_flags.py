@@ -99,6 +99,18 @@ def define_temperature(module: str) -> flags.FlagHolder:
     )
 
 
+def define_batch_norm_iterations(module: str) -> flags.FlagHolder:
+    """--batch_norm_iterations."""
+    return flags.DEFINE_integer(
+        "batch_norm_iterations",
+        0,
+        "Readjust the batch-norm statistics to the temperature with so many batches before samples are drawn (the "
+        "paper takes 500), in a copy of the model; 0 for none.",
+        lower_bound=0,
+        module_name=module,
+    )
+
+
 def define_kept_groups(module: str, default: int | None, text: str) -> flags.FlagHolder:
     """--kept_groups."""
     return flags.DEFINE_integer("kept_groups", default, text, lower_bound=0, module_name=module)
