@@ -162,20 +162,18 @@ def test_impossible_settings_are_one_line_of_the_workers_last_words():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alone", [False, True])
-def test_a_real_run(alone, tmp_path, capsys):
+def test_a_real_run(tmp_path, capsys):
     file = tmp_path / "figures.json"
     quick = ["--batch_size=4", "--recompute=none", "--rounds=1", "--seconds=0.1", f"--json={file}"]
-    rows = ["--replicas=1", "--accumulate_steps=2", "--alone"] if alone else ["--accumulate_steps=1"]
-    train_scaling.main(["--preset=digits", *quick, *rows])
+    train_scaling.main(["--preset=digits", *quick, "--accumulate_steps=1"])
     result = json.loads(file.read_text())
     first, second = result["rows"]
-    assert [first["images_a_step"], second["images_a_step"]] == [4, 4 if alone else 8]
+    assert [first["images_a_step"], second["images_a_step"]] == [4, 8]
     for row in (first, second):
         assert row["failure"] is None and row["refused_steps"] == 0.0
         assert row["memory_before_first_step_bytes"] < row["peak_memory_bytes"]
         assert 0.0 < row["step_seconds"] < row["first_step_seconds"]
         assert row["trace_seconds"] < row["first_step_seconds"]
     # Each replica's part of the graph is written out.
-    assert second["graph_nodes"] > (1.0 if alone else 1.8) * first["graph_nodes"]
+    assert second["graph_nodes"] > 1.8 * first["graph_nodes"]
     assert capsys.readouterr().out.count("GB |") == 4
