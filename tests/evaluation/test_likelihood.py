@@ -1,12 +1,16 @@
 """The bounds of a set of images: the same numbers in whatever batches they come, and what they are made
 of."""
 
+import types
+
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.evaluation import LikelihoodEvaluator
+from nvae_tf.evaluation.samples_at_once import samples_at_once
 from nvae_tf.models.noise import image_seeds, noise_per_image
 from nvae_tf.objective import kl_per_channel, kl_per_group
 from tests.tiny_model import tiny_config
@@ -57,6 +61,16 @@ def test_the_importance_weighted_bound_is_that_of_the_model_and_tighter(model, i
     expected = model.score(images, importance_samples=50, seed=2).numpy().mean()
     assert found.importance_weighted_nats == pytest.approx(expected, rel=1e-5)
     assert found.importance_weighted_nats < found.nelbo_nats
+
+
+@pytest.mark.parametrize(("free", "expected"), [(10**12, 25), (10**3, 1)])
+def test_as_many_samples_at_once_as_fit(model, images, monkeypatch, free, expected):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=free))
+    assert samples_at_once(model, batch_size=10, importance_samples=100) == expected
+    assert samples_at_once(model, batch_size=10, importance_samples=3) == min(expected, 3)
+    assert samples_at_once(model, batch_size=200, importance_samples=100) == 1
+    found = LikelihoodEvaluator(model, 10, importance_samples=30).evaluate([images], seed=2)
+    np.testing.assert_allclose(found.importance_weighted[:, -1], model.score(images, 30, seed=2), rtol=1e-5)
 
 
 def test_new_weights_are_seen_without_a_new_evaluator(images):

@@ -86,6 +86,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(commands, run, whole):
     assert found == expected
 
 
+@pytest.mark.slow
 def test_replicas_and_another_batch_size_find_the_same(commands, run, whole):
     process = commands.run(evaluation(run, "--importance_samples=150", "--seed=3", "--replicas=2", "--batch_size=60"))
     assert process.returncode == 0, process.stderr
@@ -96,6 +97,7 @@ def test_replicas_and_another_batch_size_find_the_same(commands, run, whole):
     np.testing.assert_allclose(found["kl_per_group_nats"], expected["kl_per_group_nats"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_work(run, whole):
     flags = ["--importance_samples=150", "--batch_size=20", "--seed=3"]
     workers = [
@@ -116,6 +118,7 @@ def test_two_workers_share_the_work(run, whole):
     assert found == expected
 
 
+@pytest.mark.slow
 def test_figures_of_the_same_checkpoint_are_kept_and_of_another_are_not(commands, run):
     assert commands.run(evaluation(run, "--metrics=iw", "--importance_samples=2")).returncode == 0
     first = figures_of(run)

@@ -83,13 +83,8 @@ def test_figures_and_table_of_scales_and_groups():
     about |= {"step": 3, "weights": "weights as trained", "checkpoint_sha256": 64 * "a"}
     text = table(figures | about)
     assert f"{measured.nelbo.mean():.3f}" in text and f"{half_width_95(measured.nelbo):.3f}" in text
-    for line in (
-        "KL of scale 2x2",
-        "KL of group 0 (2x2)",
-        "importance-weighted, 10 samples",
-        "effective samples of 10",
-    ):
-        assert line in text
+    for words in ("KL of scale 2x2", "KL of group 0 (2x2)", "importance-weighted, 10 samples", "samples of 10"):
+        assert words in text
     without = table(likelihood_figures(likelihood(7, ()), plan, 16) | about)
     assert "importance" not in without and "effective" not in without
 

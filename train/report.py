@@ -1,0 +1,61 @@
+"""One page about a run, to show and to compare: settings, curves, latent groups, pictures, evaluation.
+
+    python -m train.report --workdir=runs/digits
+    python -m train.report --workdir=runs/cifar10 --checkpoint=best --output=cifar10.html --overwrite
+
+The page is a single HTML file that needs neither network nor scripts: send it, put it on a server, print it. It has the
+curves of metrics.csv, the KL and the active units of every latent group over time (TensorBoard's files), samples at
+four temperatures, reconstructions, interpolations, samples that share their upper groups, and the figures of
+train.evaluate, where it has been run. It also works while the run is being trained. What is not there yet, or can't be
+read, is told in its place.
+
+Pictures come from the latest checkpoint of the run folder, or the best; on a CPU those of large models take minutes.
+
+Exit code: 0 done, 2 a mistake in the command.
+"""
+
+import os
+
+from absl import flags
+
+from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.train_config import LARGEST_SEED
+from nvae_tf.whole_files import write_whole
+from train import command_line
+from train.generation.output_place import output_place
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; report.html in the run folder if not given.")
+CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
+OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
+SEED = flags.DEFINE_integer("seed", 1, "Of the pictures and the binarisation.", lower_bound=0, upper_bound=LARGEST_SEED)
+DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
+
+
+def main() -> None:
+    """Writes the page."""
+    output = OUTPUT.value if OUTPUT.value is not None else os.path.join(WORKDIR.value, "report.html")
+    place = output_place(output, (".html", ".htm"), OVERWRITE.value)
+    if not os.path.isdir(WORKDIR.value):
+        raise FileNotFoundError(f"{WORKDIR.value}: no such folder; give the --workdir of a run of train.main")
+    start_tensorflow_quietly()
+    from train.progress import StatusLine
+    from train.report_page.run_report import report_of_run
+
+    status = StatusLine()
+    report = report_of_run(WORKDIR.value, CHECKPOINT.value, SEED.value, DATA_PATH.value, status)
+    place.path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(place.path, report.page)
+    for line in report.missing:
+        status.keep(f"not on the page: {line}")
+    status.keep(f"written to {place.path}")
+
+
+def run() -> None:
+    """The command `nvae-report`."""
+    command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()
