@@ -65,7 +65,11 @@ def steps(workdir: pathlib.Path) -> list[Step]:
             ["-m", "train.main", "--config=configs/digits.py", run],
             workdir / "checkpoints" / f"step-{total}.index",
         ),
-        Step("Evaluate on the test images", ["-m", "train.evaluate", run], workdir / "evaluation.json"),
+        Step(
+            "Evaluate on the test images",
+            ["-m", "train.evaluate", run, "--metrics=elbo,iw,latents", "--importance_samples=100"],
+            workdir / "evaluation.json",
+        ),
         Step("Draw samples", ["-m", "train.generate", run, f"--output={samples}", *drawing], samples),
         Step(
             "Reconstruct test images",
@@ -82,6 +86,7 @@ def steps(workdir: pathlib.Path) -> list[Step]:
             ["-m", "benchmarks.digits_quality", run, f"--temperature={TEMPERATURE}", f"--json={quality}"],
             quality,
         ),
+        Step("Write a page about the run", ["-m", "train.report", run], workdir / "report.html"),
         Step(
             "Export",
             ["-m", "export.export_saved_model", run, f"--output={saved_model}"],
@@ -137,6 +142,7 @@ def summary(workdir: pathlib.Path) -> str:
             f"  samples of each digit 0-9: {quality['samples_per_class']}",
             f"export against model, largest difference of a pixel: {difference} of 255",
             "pictures: " + ", ".join(str(workdir / name) for name in names),
+            f"page:     {workdir / 'report.html'}",
             f"export:   {workdir / 'saved_model' / '1'}",
         ]
     )
@@ -159,7 +165,7 @@ def _remove(output: pathlib.Path) -> None:
     """Removes what an earlier training has left; an export is its whole folder."""
     if output.name == "saved_model.pb":
         shutil.rmtree(output.parent, ignore_errors=True)
-    elif output.suffix in (".png", ".json"):
+    elif output.suffix in (".png", ".json", ".html"):
         output.unlink(missing_ok=True)
 
 

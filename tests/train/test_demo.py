@@ -52,11 +52,12 @@ def test_the_commands_exist(tmp_path):
         "reconstructions.png",
         "baseline.json",
         "quality.json",
+        "report.html",
         "saved_model.pb",
         "exported_samples.png",
     ]
     assert plan[-1].without_package
-    assert (tmp_path / "saved_model" / "1" / "saved_model.pb") == plan[6].output
+    assert (tmp_path / "saved_model" / "1" / "saved_model.pb") == plan[7].output
 
 
 def test_a_second_call_does_nothing_and_tells_the_same(done, capsys, tmp_path):
