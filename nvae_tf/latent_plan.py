@@ -5,10 +5,13 @@ from it (Vahdat & Kautz 2020, section 3.1 and figure 2).
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.setting_checks import did_you_mean
+
+Value = TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +130,28 @@ class LatentPlan:
     def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """`(height, width, channels)` of every group's latent, in top-down order."""
         return tuple((s.height, s.width, self.num_latent_per_group) for s in self.scale_of_groups())
+
+
+def of_groups(values: Sequence[Value], shapes: Sequence[tuple[int, int, int]], what: str) -> list[Value]:
+    """One value for every group, top group first, from a list with one for each scale or one for each group.
+
+    Args:
+      values: one for every scale, the smallest first, or for every group, the top one first.
+      shapes: of the groups' latents, see `LatentPlan.latent_shapes`.
+      what: the values' name, in the plural.
+
+    Raises:
+      ValueError: there are as many as neither scales nor groups.
+    """
+    scales = list(dict.fromkeys(shape[:2] for shape in shapes))
+    if len(values) == len(shapes):
+        return list(values)
+    if len(values) == len(scales):
+        return [values[scales.index(shape[:2])] for shape in shapes]
+    raise ValueError(
+        f"{len(values)} {what}: give one for all, one for each of the {len(scales)} scales or one for each of the "
+        f"{len(shapes)} groups"
+    )
 
 
 def groups_per_scale(config: ModelConfig) -> tuple[int, ...]:

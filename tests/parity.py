@@ -137,6 +137,16 @@ def _evaluation(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
     yield from recorded.compare("eval/log_q", log_q, NATS)
     yield from recorded.compare("eval/log_p", log_p, NATS)
     yield from recorded.compare("eval/log_iw", log_p - log_q - reconstruction, NATS)
+    yield from _decoded_again(model, recorded, decoded)
+
+
+def _decoded_again(model: NVAE, recorded: Recorded, encoded: Decoded) -> Iterator[Comparison]:
+    """The reconstruction once more, from the latents alone; over the real pixels."""
+    if "eval/mean" in recorded.arrays:
+        mean = channels_last(recorded.arrays["eval/mean"])
+        expected = real_pixels(mean, model.config.image_height, model.config.image_width)
+        images = model.decode([latent.z for latent in encoded.latents])
+        yield Comparison("eval/mean (decoded latents)", relative_error(images.numpy(), expected), VALUE)
 
 
 def _generation(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:

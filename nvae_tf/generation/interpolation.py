@@ -7,6 +7,7 @@ import numpy as np
 from nvae_tf.generation.encoding import encode_images
 from nvae_tf.generation.fixed_batches import Progress
 from nvae_tf.generation.sampling import GENERATORS
+from nvae_tf.latent_plan import of_groups
 from nvae_tf.models import NVAE
 from nvae_tf.setting_checks import check_choice
 
@@ -112,17 +113,7 @@ def ways_of_groups(how: str | Sequence[str], shapes: Sequence[tuple[int, int, in
     given = [how] if isinstance(how, str) else list(how)
     for way in given:
         check_choice("how", way, WAYS)
-    scales = list(dict.fromkeys(shape[:2] for shape in shapes))
-    if isinstance(how, str):
-        return given * len(shapes)
-    if len(given) == len(shapes):
-        return given
-    if len(given) == len(scales):
-        return [given[scales.index(shape[:2])] for shape in shapes]
-    raise ValueError(
-        f"{len(given)} ways to interpolate: give one for all, one for each of the {len(scales)} scales or one for each "
-        f"of the {len(shapes)} groups"
-    )
+    return given * len(shapes) if isinstance(how, str) else of_groups(given, shapes, "ways to interpolate")
 
 
 def _between(start: np.ndarray, end: np.ndarray, fractions: np.ndarray, way: str) -> np.ndarray:

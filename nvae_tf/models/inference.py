@@ -68,10 +68,11 @@ class InferenceMixin:
 
         Latents of the top groups may be given; the other groups' draws are the same as without.
         """
+        temperatures = temperatures_of_groups(temperature, self.plan)
         sources: list[LatentSource] = [GivenSource(latent) for latent in latents]
         if len(sources) < self.plan.num_groups:
             noise = noise_per_image(self.plan.latent_shapes(), seeds)
-            drawn = map(PriorSource, noise, temperatures_of_groups(temperature, self.plan))
+            drawn = map(PriorSource, noise, temperatures)
             sources += list(drawn)[len(sources) :]
         return self.top_down_pass(sources, tf.shape(seeds)[0]).likelihood
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.latent_plan import LatentPlan, of_groups
 
 Temperature = float | tf.Tensor | Sequence[float] | np.ndarray
 
@@ -29,14 +29,7 @@ def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[f
     values = [_checked(value) for value in (temperature if several else [temperature])]
     if not several:
         return values * plan.num_groups
-    if len(values) == plan.num_groups:
-        return values
-    if len(values) == len(plan.scales):
-        return [value for value, scale in zip(values, plan.scales, strict=True) for _ in scale.groups]
-    raise ValueError(
-        f"{len(values)} temperatures: give one for all, one for each of the {len(plan.scales)} scales or one for each "
-        f"of the {plan.num_groups} groups"
-    )
+    return of_groups(values, plan.latent_shapes(), "temperatures")
 
 
 def _checked(value: float | tf.Tensor) -> float | tf.Tensor:

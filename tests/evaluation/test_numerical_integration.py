@@ -8,7 +8,7 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.evaluation import LikelihoodEvaluator
 from nvae_tf.models.noise import image_seeds, noise_of_samples
-from nvae_tf.objective import kl_per_group
+from nvae_tf.objective import bits_per_dimension, kl_per_group
 from tests.tiny_model import tiny_config
 
 # One position, two latent channels.
@@ -76,3 +76,16 @@ def test_the_kl_is_that_of_monte_carlo(model):
     errors = ratios.std(axis=1) / np.sqrt(count)
     assert analytic.max() > 0.05
     assert np.all(np.abs(ratios.mean(axis=1) - analytic) < 4 * errors + 1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_uniform_model_takes_one_bit_a_binary_pixel(size):
+    model = nvae_tf.NVAE(tiny_config(image_height=size, image_width=size, num_latent_scales=1))
+    # No latent tells anything, and every pixel is as likely 0 as 1.
+    for stack in (model.top_down.image, *(scale.posteriors for scale in model.top_down.scales)):
+        stack.bias.assign(tf.zeros_like(stack.bias))
+        stack.log_norm.assign(tf.fill(stack.log_norm.shape, -100.0))
+    images = tf.constant(np.random.default_rng(0).integers(0, 2, (8, size, size, 1)), tf.float32)
+    found = LikelihoodEvaluator(model, 8, importance_samples=10).evaluate([images], seed=0)
+    for nats in (found.nelbo_nats, found.importance_weighted_nats):
+        assert bits_per_dimension(nats, size * size) == pytest.approx(1.0, abs=1e-6)

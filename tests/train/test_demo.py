@@ -62,14 +62,14 @@ def test_the_commands_exist(tmp_path):
 
 def test_a_second_call_does_nothing_and_tells_the_same(done, capsys, tmp_path):
     demo.main()
-    assert len(done) == 8
+    assert len(done) == 9
     first = capsys.readouterr().out
     for text in ("21.50 nats", "22.00 nats", "0.870", "difference of a pixel: 0 of 255", "samples.png"):
         assert text in first
     assert "$ python -m train.main --config=configs/digits.py" in first
     demo.main()
-    assert len(done) == 8
-    assert capsys.readouterr().out.count("done before") == 8
+    assert len(done) == 9
+    assert capsys.readouterr().out.count("done before") == 9
 
 
 def test_what_is_older_than_the_training_is_done_again(done, tmp_path):
@@ -79,7 +79,7 @@ def test_what_is_older_than_the_training_is_done_again(done, tmp_path):
     for step in plan[:4]:
         os.utime(step.output, (newer, newer))
     demo.main()
-    assert [step.title for step in done[8:]] == [step.title for step in plan[4:]]
+    assert [step.title for step in done[9:]] == [step.title for step in plan[4:]]
 
 
 def test_a_failing_step_ends_the_demo_with_its_code(tmp_path, capsys):
