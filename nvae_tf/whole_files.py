@@ -6,6 +6,10 @@ import pathlib
 import socket
 from collections.abc import Iterator
 
+import numpy as np
+
+from nvae_tf.command_errors import first_line
+
 
 @contextlib.contextmanager
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -23,3 +27,26 @@ def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes a text file, UTF-8."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a `.npz` file."""
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of a `.npz` file.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: the file is damaged or something else; the message has the reason alone.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise
+    # Of damaged files zipfile, zlib and NumPy raise errors of many kinds.
+    except Exception as error:
+        raise ValueError(first_line(error)) from error

@@ -39,7 +39,7 @@ ARROWS = {
     "fan_out": set(),
     "quiet_tensorflow": set(),
     "replicas": set(),
-    "whole_files": set(),
+    "whole_files": {"command_errors"},
 }
 # What Keras and TFP have documented already.
 INHERITED = {"build", "call", "get_config", "from_config", "compute_output_shape", "compute_output_spec"}

@@ -32,8 +32,7 @@ from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.setting_checks import check_choice
 from nvae_tf.train_config import LARGEST_SEED
-from train import command_line
-from train.generation import shared_flags
+from train import command_line, shared_flags
 
 _METRICS = ("elbo", "iw", "fid", "latents")
 

@@ -40,10 +40,17 @@ def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], obj
 
 
 def checkpoint_sha256(prefix: str) -> str:
-    """The SHA-256 of a checkpoint's files, in the order of their names: what was evaluated, beyond doubt."""
+    """The SHA-256 of a checkpoint's files, in the order of their names: what was evaluated, beyond doubt.
+
+    Raises:
+      FileNotFoundError: they are gone.
+    """
     digest = hashlib.sha256()
     place = pathlib.Path(prefix)
-    for file in sorted(place.parent.glob(f"{place.name}.*")):
+    files = sorted(place.parent.glob(f"{place.name}.*"))
+    if not files:
+        raise FileNotFoundError(f"{prefix}: the checkpoint is gone; a training that runs beside this has deleted it")
+    for file in files:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()

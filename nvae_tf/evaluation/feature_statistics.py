@@ -1,17 +1,14 @@
 """Mean and covariance of the features of many images, gathered batch by batch and kept in a file."""
 
 import pathlib
-import zipfile
-import zlib
 from typing import NamedTuple
 
 import numpy as np
 
 from nvae_tf.setting_checks import check
-from nvae_tf.whole_files import whole_file
+from nvae_tf.whole_files import read_arrays, write_arrays
 
 _FORM = 1
-_DAMAGED = (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, OSError, NotImplementedError)
 
 
 class FeatureStatistics(NamedTuple):
@@ -96,8 +93,8 @@ def save_statistics(path: str | pathlib.Path, statistics: FeatureStatistics, fin
       fingerprint: of what they are: data set, split, preprocessing, number of images and `FeatureExtractor.name`.
         `load_statistics` takes the file only for the same fingerprint.
     """
-    with whole_file(pathlib.Path(path)) as partial, partial.open("wb") as file:
-        np.savez(file, form=_FORM, fingerprint=fingerprint, **statistics._asdict())
+    about = {"form": np.array(_FORM), "fingerprint": np.array(fingerprint)}
+    write_arrays(pathlib.Path(path), about | {name: np.asarray(part) for name, part in statistics._asdict().items()})
 
 
 def load_statistics(path: str | pathlib.Path, fingerprint: str) -> FeatureStatistics | None:
@@ -110,15 +107,14 @@ def load_statistics(path: str | pathlib.Path, fingerprint: str) -> FeatureStatis
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if int(file["form"]) != _FORM or str(file["fingerprint"]) != fingerprint:
-                return None
-            statistics = FeatureStatistics(file["mean"], file["covariance"], int(file["count"]))
+        arrays = read_arrays(path)
+        if int(arrays["form"]) != _FORM or str(arrays["fingerprint"]) != fingerprint:
+            return None
+        statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
         _check_sound(statistics)
-    except _DAMAGED as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: the statistics of features are damaged ({reason}); remove the file, and they will be made again"
+            f"{path}: the statistics of features are damaged ({error}); remove the file, and they will be made again"
         ) from None
     return statistics
 

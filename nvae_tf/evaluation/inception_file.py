@@ -37,7 +37,7 @@ def downloaded_inception(
     Raises:
       ConnectionError: it can't be downloaded, or what comes is not of this size; the message has the way by hand.
     """
-    folder = pathlib.Path(cache_dir).expanduser() if cache_dir is not None else _cache_folder()
+    folder = pathlib.Path(cache_dir).expanduser() if cache_dir is not None else cache_folder()
     file = folder / url.rpartition("/")[2]
     if file.exists() and file.stat().st_size == size:
         return file
@@ -75,7 +75,8 @@ def graph_content(file: pathlib.Path) -> bytes:
         raise ValueError(f"{file}: a damaged archive ({error}); remove it, and get it anew: {_HELP}") from None
 
 
-def _cache_folder() -> pathlib.Path:
+def cache_folder() -> pathlib.Path:
+    """Where this package keeps what it has downloaded or computed for a user."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nvae_tf"
 
 

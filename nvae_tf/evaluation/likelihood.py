@@ -41,6 +41,10 @@ class Likelihood(NamedTuple):
         """Those with a row an image."""
         return self.reconstruction, self.kl, self.importance_weighted, self.effective_samples
 
+    def is_finite(self) -> bool:
+        """Whether all numbers are; if not, the model has diverged."""
+        return all(bool(np.isfinite(array).all()) for array in self.arrays())
+
     @property
     def num_images(self) -> int:
         """How many images there are."""

@@ -54,7 +54,7 @@ class LikelihoodEvaluator:
         self._model = model
         self._batch_size = batch_size
         self._numbers = numbers_of_samples(importance_samples)
-        self._at_once = samples_at_once(model, batch_size // replicas, importance_samples)
+        self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
         self._elbo = self._on_replicas(self._elbo_of)
         self._features = self._on_replicas(model.features)
         at_once = {"numbers": self._numbers, "samples_at_once": self._at_once}
@@ -87,8 +87,8 @@ class LikelihoodEvaluator:
         """As `evaluate`, for the images that are number `first` and the following of the set."""
         size = images.shape[0]
         tell = progress or (lambda done: None)
-        images, seeds = self._divided([self._filled(images), image_seeds(seed, self._batch_size, first)])
-        reconstruction, kl = self._joined(self._elbo(images, seeds))
+        images, seeds = divided(self._strategy, [self._filled(images), image_seeds(seed, self._batch_size, first)])
+        reconstruction, kl = joined(self._strategy, self._elbo(images, seeds))
         bounds, effective = tf.zeros([self._batch_size, 0]), tf.zeros([self._batch_size])
         if self._numbers:
             last = self._numbers[-1]
@@ -109,22 +109,16 @@ class LikelihoodEvaluator:
     def _importance_weights(self, images: Any, seeds: Any, progress: Callable[[int], None]) -> ImportanceWeighting:
         """All samples of a batch; tells how many are done."""
         features = self._features(images)
-        weighting = self._divided(ImportanceWeighting.begun(self._batch_size, len(self._numbers)))
+        weighting = divided(self._strategy, ImportanceWeighting.begun(self._batch_size, len(self._numbers)))
         count, step = self._numbers[-1], _TURNS * self._at_once
         for first in range(0, count, step):
             until = min(first + step, count)
             weighting = self._add_samples(weighting, images, features, seeds, tf.constant(first), tf.constant(until))
             progress(until)
-        return self._joined(weighting)
+        return joined(self._strategy, weighting)
 
     def _on_replicas(self, function: Callable) -> Callable:
         return tf.function(lambda *arguments: self._strategy.run(function, arguments), autograph=False)
-
-    def _divided(self, rows: Any) -> Any:
-        return divided(self._strategy, rows)
-
-    def _joined(self, rows: Any) -> Any:
-        return joined(self._strategy, rows)
 
     def _filled(self, images: tf.Tensor) -> tf.Tensor:
         missing = self._batch_size - images.shape[0]

@@ -14,7 +14,7 @@ _LARGEST_SHARE_OF_MEMORY = 0.25
 _BYTES_ON_GPU = 2 * 2**30
 
 
-def samples_at_once(model: NVAE, batch_size: int, importance_samples: int) -> int:
+def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, replicas: int = 1) -> int:
     """As many as make a pass wide enough to be fast, and as fit into a quarter of the free memory; at least 1.
 
     What a pass needs is read off its graph, see `nvae_tf.memory`; no step of it is run.
@@ -23,11 +23,12 @@ def samples_at_once(model: NVAE, batch_size: int, importance_samples: int) -> in
       model: the model.
       batch_size: images of a batch, of one replica.
       importance_samples: how many samples an image gets in all.
+      replicas: how many of them this process has; on a CPU they share the memory.
     """
     wanted = min(importance_samples, _ROWS // batch_size)
     if wanted < 2:
         return 1
-    free = _BYTES_ON_GPU if tf.config.get_visible_devices("GPU") else psutil.virtual_memory().available
+    free = _BYTES_ON_GPU if tf.config.get_visible_devices("GPU") else psutil.virtual_memory().available / replicas
     fitting = int(_LARGEST_SHARE_OF_MEMORY * free / _bytes_of_one(model, batch_size))
     return max(1, min(wanted, fitting))
 

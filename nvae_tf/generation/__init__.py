@@ -8,6 +8,7 @@ from nvae_tf.generation.latents_file import StoredLatents, load_latents, save_la
 from nvae_tf.generation.nearest import NearestImages, nearest_images
 from nvae_tf.generation.reconstruction import reconstruct_images, vary_images
 from nvae_tf.generation.sampling import ImageGenerator, decode_images, generate_images
+from nvae_tf.generation.shared_groups import samples_sharing_groups
 
 __all__ = [
     "ImageGenerator",
@@ -22,6 +23,7 @@ __all__ = [
     "load_latents",
     "nearest_images",
     "reconstruct_images",
+    "samples_sharing_groups",
     "save_latents",
     "vary_images",
     "write_animation",

@@ -1,5 +1,6 @@
 """Images one after the other: an animation, or a file each in a folder."""
 
+import collections
 import os
 import pathlib
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def write_pictures(folder: str | os.PathLike, images: np.ndarray, names: Sequenc
       The files.
 
     Raises:
-      ValueError: two names are the same, or the images can't be shown.
+      ValueError: two names are the same, one leads out of the folder, or the images can't be shown.
     """
     paths = [pathlib.Path(folder, name) for name in picture_names(names)]
     for path, image in zip(paths, images, strict=True):
@@ -80,13 +81,18 @@ def picture_names(names: Sequence[str]) -> list[str]:
     """Names of PNG files for pictures with these names, all different, see `write_pictures`.
 
     Raises:
-      ValueError: two names are the same.
+      ValueError: two names are the same, or one leads out of the folder.
     """
-    twice = [name for index, name in enumerate(names) if name in names[:index]]
-    if twice:
-        raise ValueError(f"two pictures are called {twice[0]}: one would replace the other; rename one")
-    short = [str(pathlib.PurePath(name).with_suffix(".png")) for name in names]
-    return [brief if short.count(brief) == 1 else f"{name}.png" for brief, name in zip(short, names, strict=True)]
+    outside = [name for name in names if pathlib.PurePath(name).is_absolute() or ".." in pathlib.PurePath(name).parts]
+    if outside:
+        raise ValueError(f"a picture is called {outside[0]}, which leads out of the folder")
+    briefly = [str(pathlib.PurePath(name).with_suffix(".png")) for name in names]
+    counts = collections.Counter(briefly)
+    files = [brief if counts[brief] == 1 else f"{name}.png" for brief, name in zip(briefly, names, strict=True)]
+    (most, count) = collections.Counter(files).most_common(1)[0] if files else ("", 1)
+    if count > 1:
+        raise ValueError(f"two pictures would be called {most}: one would replace the other; rename one")
+    return files
 
 
 def _picture(frame: np.ndarray) -> Image.Image:

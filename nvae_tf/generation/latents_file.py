@@ -12,7 +12,7 @@ import numpy as np
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import check_latents
-from nvae_tf.whole_files import whole_file
+from nvae_tf.whole_files import read_arrays, write_arrays
 
 _FORMAT = "nvae_tf latents"
 _GROUP = "group_{:02d}"
@@ -55,8 +55,7 @@ def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: 
         arrays["names"] = np.array(names, np.str_)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial, open(partial, "wb") as file:
-        np.savez(file, about=np.array(json.dumps(about)), **arrays)
+    write_arrays(path, {"about": np.array(json.dumps(about)), **arrays})
 
 
 def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLatents:
@@ -93,10 +92,8 @@ def _entries(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: not a file of latents, or cut off; train.generate encode writes one")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            entries = {name: file[name] for name in file.files}
-    # Of damaged files zipfile and NumPy raise errors of many kinds.
-    except Exception as error:
+        entries = read_arrays(pathlib.Path(path))
+    except ValueError as error:
         raise ValueError(f"{path}: damaged, or not a file of latents ({error}); encode the pictures again") from None
     if _FORMAT not in str(entries.get("about", "")):
         raise ValueError(

@@ -21,7 +21,6 @@ def generate_images(
     temperature: Temperature = 1.0,
     seed: int = 0,
     progress: Progress | None = None,
-    latents: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
     """Mean images of latents from the prior; image i depends on the seed and i alone.
 
@@ -32,22 +31,20 @@ def generate_images(
         one a group, see `nvae_tf.models.temperatures`.
       seed: of the latents.
       progress: is called after each batch with the number of images done.
-      latents: of the top groups, `[count, height, width, latent channels]` each; the other groups are drawn.
 
     Returns:
       float32 `[count, height, width, channels]` in [0, 1].
 
     Raises:
-      ValueError: `count` or a temperature is not greater than 0, there are too few or too many temperatures, or the
-        latents do not fit the model or are of another number of images.
+      ValueError: `count` or a temperature is not greater than 0, or there are too few or too many temperatures.
     """
-    return GENERATORS.of(model).generate(count, temperature, seed, progress, latents)
+    return GENERATORS.of(model).generate(count, temperature, seed, progress)
 
 
 def decode_images(
     model: NVAE,
     latents: Sequence[np.ndarray],
-    temperature: Temperature = 1.0,
+    temperature: Temperature | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> np.ndarray:
@@ -56,15 +53,16 @@ def decode_images(
     Args:
       model: used with running batch-norm statistics.
       latents: of all groups or the top groups, at least one, `[count, height, width, latent channels]` each.
-      temperature: of the groups that have no latent, see `generate_images`.
+      temperature: of the groups that have no latent, see `generate_images`; without it all must have one.
       seed: of their draws.
       progress: is called after each batch with the number of images done.
 
     Raises:
       ValueError: see `generate_images`, or there are no latents.
     """
-    latents = _checked(latents, model)
-    return GENERATORS.of(model).generate(len(latents[0]), temperature, seed, progress, latents)
+    latents = check_latents(latents, model.plan, may_lack_groups=temperature is not None)
+    generator = GENERATORS.of(model)
+    return generator.generate(len(latents[0]), 1.0 if temperature is None else temperature, seed, progress, latents)
 
 
 class ImageGenerator:

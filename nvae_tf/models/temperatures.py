@@ -16,13 +16,15 @@ def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[f
 
     Args:
       temperature: one number for all groups; or a list with one for every scale, the smallest first, or for every
-        group, the top one first. A tensor counts as one number, whatever its shape, and its value is
-        not looked at; a list may hold tensors.
+        group, the top one first. A tensor of one axis is such a list; any other counts as one number (one an image:
+        `[batch, 1, 1, 1]`). The values of tensors are not looked at.
       plan: of the model.
 
     Raises:
       ValueError: there are as many as neither scales nor groups, or one is not greater than 0 and finite.
     """
+    if isinstance(temperature, tf.Tensor) and temperature.shape.rank == 1:
+        temperature = tf.unstack(temperature)
     if isinstance(temperature, tf.Tensor):
         return [temperature] * plan.num_groups
     several = isinstance(temperature, Sequence) or (isinstance(temperature, np.ndarray) and temperature.ndim == 1)

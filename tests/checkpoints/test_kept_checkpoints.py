@@ -3,9 +3,10 @@
 import os
 import time
 
+import pytest
 import tensorflow as tf
 
-from nvae_tf.checkpoints.checkpoint_files import write_checkpoint
+from nvae_tf.checkpoints.checkpoint_files import checkpoint_sha256, write_checkpoint
 from nvae_tf.checkpoints.kept_checkpoints import CheckpointList, KeptCheckpoints, read_list, steps_of_files
 
 HOUR = 3600.0
@@ -108,3 +109,15 @@ def test_the_list_holds_for_a_moved_folder(tmp_path):
     moved = (tmp_path / "one").rename(tmp_path / "other")
     assert read_list(moved) == before and isinstance(before, CheckpointList)
     assert tf.train.latest_checkpoint(str(moved)) == str(moved / "step-2")
+
+
+def test_the_hash_of_a_checkpoint_is_of_its_files_and_a_lost_one_has_none(tmp_path):
+    for step, content in ((1, b"one"), (10, b"ten"), (11, b"one")):
+        for ending in ("index", "data-00000-of-00001"):
+            (tmp_path / f"step-{step}.{ending}").write_bytes(content)
+    sums = [checkpoint_sha256(str(tmp_path / f"step-{step}")) for step in (1, 10, 11)]
+    assert sums[0] == sums[2] != sums[1]
+    (tmp_path / "step-1.data-00000-of-00001").write_bytes(b"onf")
+    assert checkpoint_sha256(str(tmp_path / "step-1")) != sums[0]
+    with pytest.raises(FileNotFoundError, match="the checkpoint is gone"):
+        checkpoint_sha256(str(tmp_path / "step-2"))

@@ -11,6 +11,7 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.evaluation import LikelihoodEvaluator
 from nvae_tf.evaluation.samples_at_once import samples_at_once
+from nvae_tf.memory import memory_timeline
 from nvae_tf.models.noise import image_seeds, noise_per_image
 from nvae_tf.objective import kl_per_channel, kl_per_group
 from tests.tiny_model import tiny_config
@@ -71,6 +72,17 @@ def test_as_many_samples_at_once_as_fit(model, images, monkeypatch, free, expect
     assert samples_at_once(model, batch_size=200, importance_samples=100) == 1
     found = LikelihoodEvaluator(model, 10, importance_samples=30).evaluate([images], seed=2)
     np.testing.assert_allclose(found.importance_weighted[:, -1], model.score(images, 30, seed=2), rtol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(model):
+    def peak(count):
+        @tf.function(input_signature=[tf.TensorSpec([4, 4, 4, 1]), tf.TensorSpec([4, 2], tf.int32)], autograph=False)
+        def bound(images, seeds):
+            return model.importance_weighted(images, count, seeds)
+
+        return memory_timeline(bound.get_concrete_function()).peak_bytes
+
+    assert peak(1000) == peak(10) > 0
 
 
 def test_new_weights_are_seen_without_a_new_evaluator(images):

@@ -71,5 +71,12 @@ def test_a_picture_each_in_its_own_size(tmp_path):
 
 def test_no_picture_replaces_another():
     assert picture_names(["a.jpg", "a.webp", "b.jpg"]) == ["a.jpg.png", "a.webp.png", "b.png"]
-    with pytest.raises(ValueError, match="two pictures are called a.jpg"):
-        picture_names(["a.jpg", "a.jpg"])
+    for names in (["a.jpg", "a.jpg"], ["a.jpg", "a.webp", "a.jpg.png"]):
+        with pytest.raises(ValueError, match="two pictures would be called a.jpg.png"):
+            picture_names(names)
+
+
+@pytest.mark.parametrize("name", ["/tmp/x.png", "../up.png", "a/../../b.png"])
+def test_no_picture_leaves_the_folder(name):
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        picture_names(["a.jpg", name])

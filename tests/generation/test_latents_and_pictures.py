@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 import nvae_tf
-from nvae_tf.generation import decode_images, encode_images, generate_images, reconstruct_images, vary_images
+from nvae_tf.generation import (
+    ImageGenerator,
+    decode_images,
+    encode_images,
+    generate_images,
+    reconstruct_images,
+    vary_images,
+)
 from tests.tiny_model import tiny_config
 
 same = np.testing.assert_array_equal
@@ -87,7 +94,7 @@ def test_other_wrong_arguments_are_refused(four_groups, binary_images, latents):
     with pytest.raises(ValueError, match="3 temperatures"):
         generate_images(four_groups, 1, [0.5, 0.6, 0.7])
     with pytest.raises(ValueError, match="latents are of 21 images, but 3 are asked for"):
-        generate_images(four_groups, 3, latents=latents)
+        ImageGenerator(four_groups).generate(3, latents=latents)
     with pytest.raises(ValueError, match="latents have shapes"):
         decode_images(four_groups, [])
 

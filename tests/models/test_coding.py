@@ -184,7 +184,7 @@ def test_a_list_of_temperatures_must_fit_scales_or_groups(temperature, model):
 
 def test_temperatures_may_differ_by_scale_and_by_group(model):
     equal = model.generate(2, 0.7, seed=1)
-    for several in ([0.7, 0.7], [0.7] * 3, np.array([0.7, 0.7])):
+    for several in ([0.7, 0.7], [0.7] * 3, np.array([0.7, 0.7]), tf.constant([0.7, 0.7])):
         np.testing.assert_array_equal(model.generate(2, several, seed=1), equal)
     np.testing.assert_array_equal(model.generate(2, [0.5, 0.9], seed=1), model.generate(2, [0.5, 0.9, 0.9], seed=1))
     # The top group decides what is below it, the last group nothing but itself.

@@ -1,5 +1,7 @@
 """What `train.evaluate` is made of: kept batches, intervals, progress and the table."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from nvae_tf.evaluation import Likelihood
 from nvae_tf.latent_plan import latent_plan
 from tests.tiny_model import tiny_config
 from train.evaluation.kept_batches import KeptBatches
-from train.evaluation.likelihood_metric import half_width_95, likelihood_figures
+from train.evaluation.likelihood_metric import _arrays, _likelihood, half_width_95, likelihood_figures
 from train.evaluation.progress import ImageProgress
 from train.evaluation.table import table
 from train.progress import StatusLine
@@ -21,23 +23,33 @@ def likelihood(count, numbers=(1, 10), seed=0):
     return Likelihood(*values, tuple(numbers), random.normal(50.0, 5.0, (count, len(numbers))), np.ones(count))
 
 
-def assert_same(one, other):
-    assert one.numbers_of_samples == other.numbers_of_samples
-    for mine, theirs in zip(one.arrays(), other.arrays(), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+def read(kept):
+    found = []
+    kept.for_each(found.append)
+    return found
 
 
 def test_batches_are_kept_in_any_order(tmp_path):
-    parts = [likelihood(4, seed=number) for number in range(3)]
     kept = KeptBatches(tmp_path / "unfinished", 3)
     assert kept.is_over and kept.is_begun(ALL) and not kept.is_over
     for number in (2, 0):
-        kept.write(number, parts[number])
+        assert kept.write(number, {"values": np.arange(number, 4.0)})
     assert kept.missing(ALL) == [1]
-    kept.write(1, parts[1])
-    assert_same(KeptBatches(tmp_path / "unfinished", 3).read(), Likelihood.joined(parts))
+    kept.write(1, {"values": np.arange(1.0, 4.0)})
+    for number, arrays in enumerate(read(KeptBatches(tmp_path / "unfinished", 3))):
+        np.testing.assert_array_equal(arrays["values"], np.arange(number, 4.0))
     kept.remove()
     assert kept.is_over and not list(tmp_path.iterdir())
+    # Another process has put all together: what comes too late is not needed.
+    assert not kept.write(1, {"values": np.zeros(3)}) and kept.is_over
+
+
+def test_a_likelihood_is_kept_whole():
+    one = likelihood(4)
+    other = _likelihood(_arrays(one))
+    assert one.numbers_of_samples == other.numbers_of_samples
+    for mine, theirs in zip(one.arrays(), other.arrays(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize("count", [1, 5, 6])
@@ -53,12 +65,28 @@ def test_each_worker_begins_elsewhere_and_would_do_all(tmp_path, count, workers)
 def test_a_damaged_batch_is_told_and_done_again(tmp_path):
     kept = KeptBatches(tmp_path, 2)
     for number in range(2):
-        kept.write(number, likelihood(4))
+        kept.write(number, {"values": np.arange(50.0)})
     file = tmp_path / "batch-000001.npz"
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="batch-000001.npz: was damaged and is removed; the same command"):
-        kept.read()
+    with pytest.raises(ValueError, match="batch-000001.npz: was damaged and is removed .*; the same command"):
+        read(kept)
     assert kept.missing(ALL) == [1]
+
+
+def test_workers_of_any_speed_hardly_do_the_same_batch():
+    """One is three times as fast as the other: they meet in the middle of the slow one's part."""
+    done, computed, clock = set(), 0, {0: 0.0, 1: 0.0}
+    orders = {index: iter(KeptBatches(pathlib.Path("nowhere"), 100).missing(Share(index, 2))) for index in (0, 1)}
+    while len(done) < 100:
+        worker = min(clock, key=clock.get)
+        number = next((number for number in orders[worker] if number not in done), None)
+        if number is None:
+            clock[worker] = float("inf")
+            continue
+        clock[worker] += 1.0 if worker else 3.0
+        done.add(number)
+        computed += 1
+    assert computed == 100 and max(time for time in clock.values() if time < 1e9) < 80
 
 
 def test_the_interval_holds_the_mean_in_95_of_100_cases():

@@ -8,7 +8,8 @@ import pytest
 import nvae_tf
 from configs import digits
 from nvae_tf.data.sources import load_split
-from train.generation import chosen_pictures, shared_flags
+from train import shared_flags
+from train.generation import chosen_pictures
 from train.generation.grid_rows import pairs_of_rows, rows_of_path
 from train.generation.output_place import FOLDER, output_place
 

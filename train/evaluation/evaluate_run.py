@@ -9,78 +9,86 @@ from typing import Any
 
 import tensorflow as tf
 
-from nvae_tf.checkpoints.checkpoint_files import checkpoint_sha256
 from nvae_tf.whole_files import write_whole
-from train.evaluation.fid_metric import FidSettings, fid_figures
+from train.evaluation.fid_metric import FidSettings, load_extractor, measure_fid, samples_of
 from train.evaluation.latents_metric import latents_figures
-from train.evaluation.likelihood_metric import likelihood_figures, measure_likelihood
+from train.evaluation.likelihood_metric import batches_of, likelihood_figures, measure_likelihood
 from train.evaluation.table import table
 from train.evaluation.task import EvaluationTask
 
 # Of one pass over the images.
 _LIKELIHOOD_METRICS = ("elbo", "iw", "latents")
 # Figures of another evaluation are kept where all of these are the same.
-_SAME = ("checkpoint_sha256", "dataset", "data", "split", "num_images", "seed")
+_SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")
 
 
 def evaluate_run(
     task: EvaluationTask, metrics: Sequence[str], importance_samples: int, fid: FidSettings
 ) -> dict[str, Any] | None:
-    """Measures, prints a table, and writes the evaluation file and the table into the run folder.
+    """Measures, writes the evaluation file and the table into the run folder, and prints the table.
 
     Figures that are in the file already stay there, if they are of the same checkpoint, images and seed. Several
-    processes share what is measured of the likelihood; the chief alone does the rest.
+    processes share the work.
 
     Returns:
       What was written; None in a process that is not the chief of several.
     """
-    checkpoint = task.trained.checkpoint
-    figures: dict[str, Any] = {}
-    likelihood = None
+    # Before hours of work: the file may be missing, or the network.
+    extractor = load_extractor(task, fid) if "fid" in metrics else None
+    figures = None
     if set(metrics) & set(_LIKELIHOOD_METRICS):
-        likelihood = measure_likelihood(task, importance_samples if "iw" in metrics else 0)
-    if task.share.index:
-        task.status.keep(f"worker {task.share.index}: done; worker 0 puts the figures together")
-        return None
-    if likelihood is not None:
-        plan = task.trained.model.plan
-        figures |= likelihood_figures(likelihood, plan, math.prod(task.spec.image_shape))
-        if "latents" in metrics:
-            figures["latents"] = latents_figures(task, likelihood)
-    if "fid" in metrics:
-        figures["fid"] = fid_figures(task, fid)
-    file = task.folder.evaluation_file(task.split)
-    provenance = _provenance(task, checkpoint)
-    figures = _joined(_earlier(file, provenance), provenance | figures)
-    text = table(figures)
-    write_whole(file, json.dumps(figures, indent=2) + "\n")
-    write_whole(file.with_suffix(".txt"), f"{text}\n")
-    task.status.keep(f"{text}\n\nwritten to {file} and {file.with_suffix('.txt').name}")
+        samples = importance_samples if "iw" in metrics else 0
+        likelihood = measure_likelihood(task, samples)
+        if likelihood is not None:
+            plan = task.trained.model.plan
+            measured = likelihood_figures(likelihood, plan, math.prod(task.spec.image_shape))
+            if "latents" in metrics:
+                measured["latents"] = latents_figures(task, likelihood)
+            figures = _write(task, measured)
+            batches_of(task, samples).remove()
+    if extractor is not None:
+        distance = measure_fid(task, fid, extractor)
+        if distance is not None:
+            figures = _write(task, {"fid": distance})
+            samples_of(task, fid, extractor).remove()
+    if figures is not None:
+        file = task.folder.evaluation_file(task.split)
+        task.status.keep(f"{table(figures)}\n\nwritten to {file} and {file.with_suffix('.txt').name}")
     return figures
 
 
-def _provenance(task: EvaluationTask, checkpoint: str) -> dict[str, Any]:
+def _write(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:
+    """Adds to the evaluation file; returns all that it has then."""
+    file = task.folder.evaluation_file(task.split)
+    provenance = _provenance(task)
+    earlier = _earlier(file, provenance)
+    figures = earlier | provenance | measured
+    half_widths = earlier.get("half_widths_95", {}) | measured.get("half_widths_95", {})
+    if half_widths:
+        figures["half_widths_95"] = half_widths
+    write_whole(file, json.dumps(figures, indent=2, allow_nan=False) + "\n")
+    write_whole(file.with_suffix(".txt"), f"{table(figures)}\n")
+    return figures
+
+
+def _provenance(task: EvaluationTask) -> dict[str, Any]:
     """What was evaluated, when and with what."""
+    checkpoint = pathlib.Path(task.trained.checkpoint)
     return {
         "dataset": task.spec.name,
         "data": task.place,
+        "data_sha256": task.data_sha256,
         "split": task.split,
         "num_images": task.source.count,
         "seed": task.seed,
         "batch_size": task.batch_size,
-        "checkpoint": "best" if pathlib.Path(checkpoint).parent.name == "best" else "latest",
+        "checkpoint": "best" if checkpoint.parent.name == "best" else "latest",
         "step": task.trained.step,
-        "checkpoint_sha256": checkpoint_sha256(checkpoint),
+        "checkpoint_sha256": task.checkpoint_sha256,
         "weights": "running means of the weights" if task.trained.has_running_means else "weights as trained",
-        "precision": task.trained.model.dtype_policy.name,
         "tensorflow": tf.__version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def _joined(earlier: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
-    half_widths = earlier.get("half_widths_95", {}) | figures.get("half_widths_95", {})
-    return earlier | figures | ({"half_widths_95": half_widths} if half_widths else {})
 
 
 def _earlier(file: pathlib.Path, provenance: dict[str, Any]) -> dict[str, Any]:

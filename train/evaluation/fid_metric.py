@@ -2,35 +2,33 @@
 
 import dataclasses
 import hashlib
-import os
-import pathlib
-from collections.abc import Iterator
+import math
 from typing import Any
 
-import numpy as np
-
+from nvae_tf.data.content_digest import content_digest, stored_spec
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
-from nvae_tf.data_spec import DataSpec
 from nvae_tf.evaluation import (
     FeatureExtractor,
     FeatureStatistics,
-    frechet_inception_distance,
+    RunningFeatureStatistics,
+    frechet_distance,
     image_statistics,
     load_inception,
     load_statistics,
     readjusted,
     save_statistics,
 )
+from nvae_tf.evaluation.inception_file import cache_folder
 from nvae_tf.generation import ImageGenerator
-from nvae_tf.models import NVAE
 from nvae_tf.models.noise import image_seeds
-from nvae_tf.models.temperatures import Temperature
+from nvae_tf.models.temperatures import Temperature, temperatures_of_groups
+from train.evaluation.kept_batches import KeptBatches
 from train.evaluation.progress import ImageProgress
 from train.evaluation.task import EvaluationTask
 
 _REAL_BATCH = 64
-# Drawn at a time; a multiple of the generator's own batches.
+# Samples of one kept batch; a multiple of the generator's own batches.
 _SAMPLES = 256
 
 
@@ -51,29 +49,43 @@ class FidSettings:
     batch_norm_iterations: int = 0
 
 
-def fid_figures(task: EvaluationTask, settings: FidSettings) -> dict[str, Any]:
-    """Draws samples and measures their distance from the training images, as they are stored: 8 bits, not binarised.
+def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtractor:
+    """Inception, with a note if it may not be the published one; looks at the temperature as well.
 
     Raises:
-      FileNotFoundError, ConnectionError, ValueError: see `load_inception`.
+      FileNotFoundError, ConnectionError, ValueError: see `load_inception` and `temperatures_of_groups`.
     """
+    temperatures_of_groups(settings.temperature, task.trained.model.plan)
     extractor = load_inception(settings.inception)
     if not extractor.is_published:
         task.status.keep(
             "Note: this is not the published Inception graph to the last byte, as far as that is known; the distance "
             "may not be comparable with published ones."
         )
+    return extractor
+
+
+def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> dict[str, Any] | None:
+    """Draws samples and measures their distance from the training images, as they are stored.
+
+    Features of finished samples are kept, and several processes share them, see `KeptBatches`.
+
+    Returns:
+      None in a process that is not the chief of several, or where another one has been faster.
+    """
+    kept = samples_of(task, settings, extractor)
+    moved = _draw_missing(task, settings, extractor, kept) if kept.is_begun(task.share) else None
+    if task.share.index:
+        return None
     real = real_statistics(task, extractor)
-    model, moved = task.trained.model, None
-    if settings.batch_norm_iterations:
-        adjusted = readjusted(model, settings.temperature, settings.batch_norm_iterations, seed=task.seed)
-        model, moved = adjusted.model, adjusted.text
-        task.status.keep(moved)
-    progress = ImageProgress(task.status, settings.samples)
-    generated = samples(model, settings.samples, settings.temperature, task.seed)
-    value = frechet_inception_distance(real, generated, extractor, progress.of_batch(0))
+    running = RunningFeatureStatistics()
+    try:
+        kept.for_each(lambda arrays: running.add(arrays["features"]))
+    except FileNotFoundError:
+        task.status.keep("another train.evaluate has put the samples' features together meanwhile")
+        return None
     return {
-        "value": value,
+        "value": frechet_distance(real, running.statistics()),
         "samples": settings.samples,
         "temperature": settings.temperature,
         "real_images": real.count,
@@ -83,40 +95,52 @@ def fid_figures(task: EvaluationTask, settings: FidSettings) -> dict[str, Any]:
     }
 
 
-def samples(model: NVAE, count: int, temperature: Temperature, seed: int) -> Iterator[np.ndarray]:
-    """Batches of the images that `model.generate(count, temperature, seed)` draws."""
+def samples_of(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> KeptBatches:
+    """The features of samples of the same checkpoint, drawn in the same way."""
+    what = repr((task.checkpoint_sha256, task.seed, dataclasses.replace(settings, inception=None), extractor.name))
+    digest = hashlib.sha256(what.encode()).hexdigest()[:12]
+    folder = task.folder.evaluation / f"unfinished-fid-{digest}"
+    return KeptBatches(folder, math.ceil(settings.samples / _SAMPLES))
+
+
+def _draw_missing(
+    task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor, kept: KeptBatches
+) -> str | None:
+    """Draws what no process has drawn; returns how far batch norm was readjusted."""
+    model, moved = task.trained.model, None
+    if settings.batch_norm_iterations:
+        # Every process by itself, with the same result.
+        adjusted = readjusted(model, settings.temperature, settings.batch_norm_iterations, seed=task.seed)
+        model, moved = adjusted.model, adjusted.text
+        task.status.keep(moved)
     generator = ImageGenerator(model)
-    for first in range(0, count, _SAMPLES):
-        yield generator.from_seeds(image_seeds(seed, min(_SAMPLES, count - first), first), temperature)
+    missing = kept.missing(task.share)
+    sizes = {number: min(_SAMPLES, settings.samples - number * _SAMPLES) for number in missing}
+    progress = ImageProgress(task.status, settings.samples, settings.samples - sum(sizes.values()))
+    for number, size in sizes.items():
+        if kept.has(number):
+            progress.count_other(size)
+            continue
+        first = number * _SAMPLES
+        images = generator.from_seeds(image_seeds(task.seed, size, first), settings.temperature)
+        if not kept.write(number, {"features": extractor.features(images)}):
+            break
+        progress.of_batch(first)(first + size)
+    return moved
 
 
 def real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> FeatureStatistics:
     """Of the training images, from the user's cache folder where they are there."""
-    spec = dataclasses.replace(task.spec, num_bits=8, binarise=False, horizontal_flip=False)
+    spec = stored_spec(task.spec)
     source = load_split(spec, "train", task.status.report())
-    batches = evaluation_batches(source, spec, _REAL_BATCH, seed=0)
-    (last,) = iterate(evaluation_batches(source, spec, 1, seed=0, numbers=[source.count - 1]), source)
-    fingerprint = _fingerprint(spec, source.count, last.numpy(), extractor)
-    file = _cache_folder() / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.npz"
+    fingerprint = f"train, {content_digest(source, spec)}, {extractor.name}"
+    file = cache_folder() / "feature_statistics" / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.npz"
     statistics = load_statistics(file, fingerprint)
     if statistics is None:
         task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
         progress = ImageProgress(task.status, source.count).of_batch(0)
-        images = (batch.numpy() for batch in iterate(batches, source))
-        statistics = image_statistics(images, extractor, progress)
+        batches = iterate(evaluation_batches(source, spec, _REAL_BATCH, seed=0), source)
+        statistics = image_statistics((batch.numpy() for batch in batches), extractor, progress)
         file.parent.mkdir(parents=True, exist_ok=True)
         save_statistics(file, statistics, fingerprint)
     return statistics
-
-
-def _fingerprint(spec: DataSpec, count: int, last_image: np.ndarray, extractor: FeatureExtractor) -> str:
-    """What the statistics are of. Of the pixels only the last image's are looked at: all would take as long as the
-    features.
-    """
-    pixels = hashlib.sha256(last_image.tobytes()).hexdigest()
-    return repr((dataclasses.astuple(dataclasses.replace(spec, cache=None)), "train", count, pixels, extractor.name))
-
-
-def _cache_folder() -> pathlib.Path:
-    caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return caches / "nvae_tf" / "feature_statistics"

@@ -2,29 +2,25 @@
 processes share the work.
 """
 
-import contextlib
 import pathlib
 import shutil
 import time
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 from nvae_tf.data.ordering import Share
-from nvae_tf.evaluation import Likelihood
-from nvae_tf.whole_files import whole_file
+from nvae_tf.whole_files import read_arrays, write_arrays
 
-_NAMES = ("reconstruction", "kl", "importance_weighted", "effective_samples")
-_SECONDS_FOR_CHIEF = 120.0
+_SECONDS_FOR_CHIEF = 300.0
 
 
 class KeptBatches:
-    """One file a batch.
+    """One file of arrays a batch.
 
-    Processes need not talk to each other: each begins at another place, takes what is not there yet, and helps the
-    others when it is through with its own part. At worst the last batches are done twice, with the same result. The
-    chief makes the folder, and removes it when it has put all together.
+    Processes need not talk to each other: each does its own part, and then helps the others from their ends, so that
+    at worst the batches that are being done when they meet are done twice, with the same result. The chief makes the
+    folder, and removes it when it has put all together.
 
     Args:
       folder: of this evaluation alone.
@@ -32,10 +28,10 @@ class KeptBatches:
     """
 
     def __init__(self, folder: pathlib.Path, count: int):
-        self._folder, self._count = folder, count
+        self._folder, self.count = folder, count
 
     def is_begun(self, share: Share) -> bool:
-        """Makes the folder, as the chief; others wait for it. False where it does not come: the chief is through."""
+        """Makes the folder, as the chief; others wait for it. False where it does not come."""
         if share.index == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + _SECONDS_FOR_CHIEF
@@ -50,46 +46,43 @@ class KeptBatches:
 
     def missing(self, share: Share) -> list[int]:
         """The numbers of batches that are to be done, those of this process first."""
-        first = share.index * self._count // share.count
-        numbers = [*range(first, self._count), *range(first)]
-        return [number for number in numbers if not self.has(number)]
+        first, last = (index * self.count // share.count for index in (share.index, share.index + 1))
+        others = [*range(last, self.count), *range(first)]
+        return [number for number in [*range(first, last), *reversed(others)] if not self.has(number)]
 
     def has(self, number: int) -> bool:
         """Whether a batch is done."""
         return self._file(number).exists()
 
-    def write(self, number: int, part: Likelihood) -> None:
-        """Keeps a batch."""
-        arrays = dict(zip(_NAMES, part.arrays(), strict=True))
-        with whole_file(self._file(number)) as partial, partial.open("wb") as file:
-            np.savez(file, numbers_of_samples=np.array(part.numbers_of_samples, np.int64), **arrays)
+    def write(self, number: int, arrays: dict[str, np.ndarray]) -> bool:
+        """Keeps a batch; False where that is not needed any more."""
+        try:
+            write_arrays(self._file(number), arrays)
+        except FileNotFoundError:
+            return False
+        return True
 
-    def read(self) -> Likelihood:
-        """All batches in their order.
+    def for_each(self, use: Callable[[dict[str, np.ndarray]], None]) -> None:
+        """Calls a function with the arrays of every batch in their order.
 
         Raises:
+          FileNotFoundError: another process has put all together and removed them.
           ValueError: the file of one is damaged; it is removed, so that the same command does this batch again.
         """
-        return Likelihood.joined([self._read(number) for number in range(self._count)])
+        for number in range(self.count):
+            file = self._file(number)
+            try:
+                arrays = read_arrays(file)
+            except ValueError as error:
+                file.unlink(missing_ok=True)
+                raise ValueError(
+                    f"{file}: was damaged and is removed ({error}); the same command does this batch again"
+                ) from error
+            use(arrays)
 
     def remove(self) -> None:
         """Deletes all of them."""
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _read(self, number: int) -> Likelihood:
-        file = self._file(number)
-        with self._damage_told(file), np.load(file) as stored:
-            reconstruction, kl, importance_weighted, effective_samples = (stored[name] for name in _NAMES)
-            numbers = tuple(int(samples) for samples in stored["numbers_of_samples"])
-            return Likelihood(reconstruction, kl, numbers, importance_weighted, effective_samples)
-
-    @contextlib.contextmanager
-    def _damage_told(self, file: pathlib.Path) -> Iterator[None]:
-        try:
-            yield
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-            file.unlink()
-            raise ValueError(f"{file}: was damaged and is removed; the same command does this batch again") from error
 
     def _file(self, number: int) -> pathlib.Path:
         return self._folder / f"batch-{number:06d}.npz"

@@ -4,12 +4,10 @@ import contextlib
 import hashlib
 import json
 import math
-import pathlib
 from typing import Any
 
 import numpy as np
 
-from nvae_tf.checkpoints.checkpoint_files import checkpoint_sha256
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator
 from nvae_tf.latent_plan import LatentPlan
@@ -30,25 +28,50 @@ def measure_likelihood(task: EvaluationTask, importance_samples: int) -> Likelih
       importance_samples: K; 0 for the evidence lower bound alone.
 
     Returns:
-      None in a process that is not the chief of several.
+      None in a process that is not the chief of several, or where another one has been faster.
+
+    Raises:
+      ValueError: the model has diverged.
     """
-    count = math.ceil(task.source.count / task.batch_size)
-    kept = KeptBatches(_folder(task, importance_samples), count)
-    if kept.is_begun(task.share):
-        _do_missing(task, importance_samples, kept, count)
-    if task.share.index:
+    kept = batches_of(task, importance_samples)
+    if not kept.is_begun(task.share):
+        task.status.keep(
+            f"worker {task.share.index}: nothing to do; worker 0 is through, has not begun, or evaluates another "
+            "checkpoint or with another number of images at a time"
+        )
         return None
-    likelihood = kept.read()
-    kept.remove()
+    _do_missing(task, importance_samples, kept)
+    if task.share.index:
+        task.status.keep(f"worker {task.share.index}: done; worker 0 puts the figures together")
+        return None
+    parts: list[Likelihood] = []
+    try:
+        kept.for_each(lambda arrays: parts.append(_likelihood(arrays)))
+    except FileNotFoundError:
+        file = task.folder.evaluation_file(task.split)
+        task.status.keep(f"another train.evaluate has put the batches together meanwhile; the figures are in {file}")
+        return None
+    likelihood = Likelihood.joined(parts)
+    if not likelihood.is_finite():
+        kept.remove()
+        raise ValueError(f"{task.trained.checkpoint}: the model has diverged, its scores are not finite")
     return likelihood
 
 
-def _do_missing(task: EvaluationTask, importance_samples: int, kept: KeptBatches, count: int) -> None:
+def batches_of(task: EvaluationTask, importance_samples: int) -> KeptBatches:
+    """The batches of an evaluation: of the same checkpoint, the same images and the same draws."""
+    what = [task.checkpoint_sha256, task.data_sha256, task.spec.name, task.split]
+    what += [task.seed, task.batch_size, importance_samples]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    return KeptBatches(task.folder.evaluation / f"unfinished-{digest}", math.ceil(task.source.count / task.batch_size))
+
+
+def _do_missing(task: EvaluationTask, importance_samples: int, kept: KeptBatches) -> None:
     missing = kept.missing(task.share)
     if not missing:
         return
-    if len(missing) < count:
-        task.status.keep(f"{count - len(missing):,} of {count:,} batches are there already")
+    if len(missing) < kept.count:
+        task.status.keep(f"{kept.count - len(missing):,} of {kept.count:,} batches are there already")
     evaluator = LikelihoodEvaluator(task.trained.model, task.batch_size, importance_samples, task.strategy)
     progress = ImageProgress(task.status, task.source.count, task.source.count - _images_of(task, missing))
     batches = iterate(evaluation_batches(task.source, task.spec, task.batch_size, task.seed, missing), task.source)
@@ -60,21 +83,21 @@ def _do_missing(task: EvaluationTask, importance_samples: int, kept: KeptBatches
                 continue
             first = number * task.batch_size
             part = evaluator.evaluate_batch(images, task.seed, first, progress.of_batch(first))
-            if kept.is_over:
+            if not kept.write(number, _arrays(part)):
                 return
-            kept.write(number, part)
+
+
+def _arrays(part: Likelihood) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in part._asdict().items()}
+
+
+def _likelihood(arrays: dict[str, np.ndarray]) -> Likelihood:
+    numbers = tuple(int(number) for number in arrays.pop("numbers_of_samples"))
+    return Likelihood(numbers_of_samples=numbers, **arrays)
 
 
 def _images_of(task: EvaluationTask, batches: list[int]) -> int:
     return sum(min(task.batch_size, task.source.count - number * task.batch_size) for number in batches)
-
-
-def _folder(task: EvaluationTask, importance_samples: int) -> pathlib.Path:
-    """A folder for this evaluation: of the same checkpoint, the same images and the same draws."""
-    what = [checkpoint_sha256(task.trained.checkpoint), task.spec.name, task.place, task.split, task.source.count]
-    what += [task.seed, task.batch_size, importance_samples]
-    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
-    return task.folder.evaluation / f"unfinished-{digest}"
 
 
 def likelihood_figures(likelihood: Likelihood, plan: LatentPlan, num_values: int) -> dict[str, Any]:

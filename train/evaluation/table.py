@@ -71,4 +71,5 @@ def _fid(fid: dict[str, Any]) -> str:
     return (
         f"FID {fid['value']:.3f}: {fid['samples']:,} samples at temperature {fid['temperature']} against "
         f"{fid['real_images']:,} images, features of {fid['extractor']}"
+        + (f"\n  {fid['batch_norm_shift']}" if fid["batch_norm_iterations"] else "")
     )

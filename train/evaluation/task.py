@@ -8,6 +8,8 @@ import pathlib
 import tensorflow as tf
 
 from nvae_tf.checkpoints import RunFolder, TrainedRun, load_run
+from nvae_tf.checkpoints.checkpoint_files import checkpoint_sha256
+from nvae_tf.data.content_digest import content_digest
 from nvae_tf.data.image_sources import ImageSource
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.ordering import Share
@@ -26,9 +28,11 @@ class EvaluationTask:
     Attributes:
       folder: the run's.
       trained: its settings and the model, with the checkpoint's weights.
+      checkpoint_sha256: of the checkpoint's files, which may be deleted meanwhile by a training that runs.
       spec: the data set.
       split: "train" or "test".
       source: its images.
+      data_sha256: of some of them, see `content_digest`.
       batch_size: images at a time, of all replicas of this process.
       seed: of the binarisation and of all draws.
       strategy: where the replicas are.
@@ -38,9 +42,11 @@ class EvaluationTask:
 
     folder: RunFolder
     trained: TrainedRun
+    checkpoint_sha256: str
     spec: DataSpec
     split: str
     source: ImageSource
+    data_sha256: str
     batch_size: int
     seed: int
     strategy: tf.distribute.Strategy
@@ -81,6 +87,7 @@ def open_task(
     strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
     with strategy.scope():
         trained = load_run(workdir, checkpoint)
+    sha256 = checkpoint_sha256(trained.checkpoint)
     spec = spec_to_read(trained.config, data_path)
     check_model_fits(trained.config.model, spec)
     status = StatusLine()
@@ -89,9 +96,11 @@ def open_task(
     return EvaluationTask(
         RunFolder(pathlib.Path(workdir)),
         trained,
+        sha256,
         spec,
         split,
         source,
+        content_digest(source, spec),
         of_replica * len(devices),
         seed,
         strategy,

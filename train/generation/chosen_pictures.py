@@ -8,8 +8,8 @@ import numpy as np
 
 from nvae_tf.data.pictures_for_model import find_pictures, pictures_for_model
 from nvae_tf.setting_checks import check
-from train.generation.shared_flags import PictureFlags, numbers_of
 from train.generation.status import counted
+from train.shared_flags import PictureFlags, numbers_of
 
 _BATCH_SIZE = 64
 

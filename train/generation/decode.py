@@ -16,7 +16,7 @@ import pathlib
 from absl import flags
 
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
-from train.generation import shared_flags
+from train import shared_flags
 from train.generation.output_place import FOLDER, output_place
 
 RUN = shared_flags.define_run(
@@ -37,7 +37,7 @@ def main() -> None:
     if not pathlib.Path(INPUT.value).is_file():
         raise FileNotFoundError(f"--input={INPUT.value}: no such file; train.generate encode writes one")
     start_tensorflow_quietly()
-    from nvae_tf.generation import generate_images, image_grid, load_latents, write_pictures, write_png
+    from nvae_tf.generation import decode_images, generate_images, image_grid, load_latents, write_pictures, write_png
     from nvae_tf.generation.reconstruction import checked_kept_groups
     from nvae_tf.latent_plan import latent_plan
     from nvae_tf.models.temperatures import temperatures_of_groups
@@ -49,9 +49,11 @@ def main() -> None:
     temperatures_of_groups(temperature, plan)
     latents, names = load_latents(INPUT.value, plan)
     trained, status, count = RUN.load(), StatusLine(), len(latents[0])
-    images = generate_images(
-        trained.model, count, temperature, RUN.seed.value, images_done(status, count), latents[:kept_groups]
-    )
+    drawing = temperature, RUN.seed.value, images_done(status, count)
+    if kept_groups:
+        images = decode_images(trained.model, latents[:kept_groups], *drawing)
+    else:
+        images = generate_images(trained.model, count, *drawing)
     if place.kind == FOLDER:
         write_pictures(place.path, images, names or [f"picture_{number:05d}" for number in range(count)])
     else:

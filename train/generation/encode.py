@@ -11,7 +11,7 @@ Exit code: 0 done, 2 a mistake in the command.
 """
 
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
-from train.generation import shared_flags
+from train import shared_flags
 from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pictures
 from train.generation.output_place import output_place
 

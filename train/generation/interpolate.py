@@ -18,7 +18,7 @@ from absl import flags
 
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.setting_checks import check
-from train.generation import shared_flags
+from train import shared_flags
 from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pictures
 from train.generation.grid_rows import rows_of_path
 from train.generation.output_place import FOLDER, output_place

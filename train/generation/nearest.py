@@ -17,8 +17,7 @@ import numpy as np
 from absl import flags
 
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
-from train import command_line
-from train.generation import shared_flags
+from train import command_line, shared_flags
 from train.generation.output_place import output_place
 
 _BATCH_SIZE = 256

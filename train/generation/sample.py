@@ -16,7 +16,7 @@ Exit code: 0 done, 2 a mistake in the command.
 from absl import flags
 
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
-from train.generation import shared_flags
+from train import shared_flags
 from train.generation.output_place import FOLDER, output_place
 
 RUN = shared_flags.define_run(__name__, "PNG file to write, or folder (DIR/) for a file an image.", "Of the latents.")

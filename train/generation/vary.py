@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
-from train.generation import shared_flags
+from train import shared_flags
 from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pictures
 from train.generation.output_place import FOLDER, output_place
 
