@@ -79,6 +79,20 @@ def _check_config_file(path: pathlib.Path) -> None:
     raise ValueError(f"--config={path}: no such file" + (f"; did you mean {nearest[0]}?" if nearest else ""))
 
 
+def check_run_folder(path: str) -> None:
+    """Looks at the run folder of a command, before it begins to work.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    if not pathlib.Path(path).is_dir():
+        raise FileNotFoundError(f"--workdir={path}: no such folder; give the --workdir of a run of train.main")
+    if not pathlib.Path(path, "config.json").is_file():
+        raise FileNotFoundError(
+            f"--workdir={path}: not a run folder, it has no config.json; give the --workdir of a run of train.main"
+        )
+
+
 def check_output(path: pathlib.Path, overwrite: bool) -> None:
     """Looks at the file that a command is to write, before it begins to work.
 

@@ -18,10 +18,10 @@ The figures go to evaluation.json in the run folder (evaluation-train.json for t
 evaluation.txt, with seed, step and SHA-256 of the checkpoint. What is there already is kept, if it is of the same
 checkpoint, images and seed. Binary data are binarised with the same --seed each time.
 
-Finished batches are kept in the run folder: the same command, interrupted or killed, goes on from there. All GPUs are
-used (--replicas). Several machines share the work where each runs the same command with TF_CONFIG set as for
-training, and all see the run folder; see docs/evaluation.md. The time grows with the number of importance samples; for
-a first look take --importance_samples=10.
+Finished batches are kept in the run folder: the same command, interrupted or killed, goes on from there (with a smaller
+--batch_size less is lost). The bounds use all GPUs (--replicas). Several machines share the work where each runs the
+same command with TF_CONFIG set as for training, and all see the run folder; see docs/evaluation.md. The time grows with
+the number of importance samples; for a first look take --importance_samples=10.
 
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
@@ -70,6 +70,7 @@ def main() -> None:
         raise ValueError(f"--metrics is empty: give some of {', '.join(_METRICS)}")
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
+    command_line.check_run_folder(WORKDIR.value)
     temperature = shared_flags.temperature_of(TEMPERATURE)
     start_tensorflow_quietly()
     from train.evaluation.evaluate_run import evaluate_run

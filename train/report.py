@@ -37,8 +37,7 @@ def main() -> None:
     """Writes the page."""
     output = OUTPUT.value if OUTPUT.value is not None else os.path.join(WORKDIR.value, "report.html")
     place = output_place(output, (".html", ".htm"), OVERWRITE.value)
-    if not os.path.isdir(WORKDIR.value):
-        raise FileNotFoundError(f"{WORKDIR.value}: no such folder; give the --workdir of a run of train.main")
+    command_line.check_run_folder(WORKDIR.value)
     start_tensorflow_quietly()
     from train.progress import StatusLine
     from train.report_page.run_report import report_of_run

@@ -97,7 +97,7 @@ def _entries(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: damaged, or not a file of latents ({error}); encode the pictures again") from None
     if _FORMAT not in str(entries.get("about", "")):
         raise ValueError(
-            f"{path}: a .npz file of something else ({', '.join(sorted(entries)[:5])}); train.generate encode writes "
-            "files of latents"
+            f"{path}: a .npz file of something else ({', '.join(sorted(entries)[:5])}), without the entry `about` of "
+            "files of latents; write them with train.generate encode or nvae_tf.generation.save_latents"
         )
     return entries

@@ -71,6 +71,8 @@ def test_a_damaged_batch_is_told_and_done_again(tmp_path):
     with pytest.raises(ValueError, match="batch-000001.npz: was damaged and is removed .*; the same command"):
         read(kept)
     assert kept.missing(ALL) == [1]
+    (tmp_path / "batch-000000.npz").write_bytes(b"damaged")
+    assert kept.missing(ALL) == [0, 1] and not kept.has(0)
 
 
 def test_workers_of_any_speed_hardly_do_the_same_batch():

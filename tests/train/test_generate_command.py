@@ -157,10 +157,14 @@ def test_nearest_images_stand_beside_their_sample_and_in_the_figures(made):
         (["encode", "--output=x.png"], "--output=x.png: give a name that ends in .npz"),
         (["decode", "--output=x.png", "--input=nowhere.npz"], "--input=nowhere.npz: no such file"),
         (["reconstruct", "--output=x.png", "--input=nowhere"], "nowhere: there is no such file or folder of pictures"),
+        (["sample", "--output=x.png", "--workdir=nowhere"], "--workdir=nowhere: no such folder"),
+        (["sample", "--output=x.png", "--workdir=tests"], "--workdir=tests: not a run folder, it has no config.json"),
     ],
 )
-def test_what_the_flags_tell_is_one_line(commands, arguments, message):
-    refusal(commands.run(["-m", "train.generate", *arguments, "--workdir=nowhere"]), message)
+def test_what_the_flags_tell_is_one_line(commands, tmp_path, arguments, message):
+    (tmp_path / "config.json").touch()
+    mode, *others = arguments
+    refusal(commands.run(["-m", "train.generate", mode, f"--workdir={tmp_path}", *others]), message)
 
 
 def refusal(process, message):

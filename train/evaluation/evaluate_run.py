@@ -61,7 +61,7 @@ def _write(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:
     """Adds to the evaluation file; returns all that it has then."""
     file = task.folder.evaluation_file(task.split)
     provenance = _provenance(task)
-    earlier = _earlier(file, provenance)
+    earlier = _earlier(task, file, provenance)
     figures = earlier | provenance | measured
     half_widths = earlier.get("half_widths_95", {}) | measured.get("half_widths_95", {})
     if half_widths:
@@ -91,11 +91,19 @@ def _provenance(task: EvaluationTask) -> dict[str, Any]:
     }
 
 
-def _earlier(file: pathlib.Path, provenance: dict[str, Any]) -> dict[str, Any]:
-    """What the file has already, if it is of the same checkpoint and images."""
+def _earlier(task: EvaluationTask, file: pathlib.Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What the file has already, if it is of the same checkpoint and images; if not, it is put aside."""
+    if not file.exists():
+        return {}
     try:
         earlier = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    same = isinstance(earlier, dict) and all(earlier.get(name) == provenance[name] for name in _SAME)
-    return earlier if same else {}
+        if all(earlier.get(name) == provenance[name] for name in _SAME):
+            return earlier
+        aside = f"{file.stem}-step-{earlier['step']}-seed-{earlier['seed']}-{earlier['checkpoint_sha256'][:8]}.json"
+        what = "is of another checkpoint, other images or another seed"
+    except (AttributeError, KeyError, TypeError, ValueError):
+        aside, what = f"{file.stem}-damaged.json", "can't be read"
+    task.folder.evaluation.mkdir(exist_ok=True)
+    file.replace(task.folder.evaluation / aside)
+    task.status.keep(f"{file}: {what}; it is kept as {task.folder.evaluation / aside}")
+    return {}

@@ -9,8 +9,8 @@ from nvae_tf.data.content_digest import content_digest, stored_spec
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation import (
-    FeatureExtractor,
     FeatureStatistics,
+    Inception,
     RunningFeatureStatistics,
     frechet_distance,
     image_statistics,
@@ -49,7 +49,7 @@ class FidSettings:
     batch_norm_iterations: int = 0
 
 
-def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtractor:
+def load_extractor(task: EvaluationTask, settings: FidSettings) -> Inception:
     """Inception, with a note if it may not be the published one; looks at the temperature as well.
 
     Raises:
@@ -65,7 +65,7 @@ def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtrac
     return extractor
 
 
-def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> dict[str, Any] | None:
+def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: Inception) -> dict[str, Any] | None:
     """Draws samples and measures their distance from the training images, as they are stored.
 
     Features of finished samples are kept, and several processes share them, see `KeptBatches`.
@@ -90,12 +90,13 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureE
         "temperature": settings.temperature,
         "real_images": real.count,
         "extractor": extractor.name,
+        "extractor_is_published": extractor.is_published,
         "batch_norm_iterations": settings.batch_norm_iterations,
         "batch_norm_shift": moved,
     }
 
 
-def samples_of(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> KeptBatches:
+def samples_of(task: EvaluationTask, settings: FidSettings, extractor: Inception) -> KeptBatches:
     """The features of samples of the same checkpoint, drawn in the same way."""
     what = repr((task.checkpoint_sha256, task.seed, dataclasses.replace(settings, inception=None), extractor.name))
     digest = hashlib.sha256(what.encode()).hexdigest()[:12]
@@ -103,9 +104,7 @@ def samples_of(task: EvaluationTask, settings: FidSettings, extractor: FeatureEx
     return KeptBatches(folder, math.ceil(settings.samples / _SAMPLES))
 
 
-def _draw_missing(
-    task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor, kept: KeptBatches
-) -> str | None:
+def _draw_missing(task: EvaluationTask, settings: FidSettings, extractor: Inception, kept: KeptBatches) -> str | None:
     """Draws what no process has drawn; returns how far batch norm was readjusted."""
     model, moved = task.trained.model, None
     if settings.batch_norm_iterations:
@@ -129,7 +128,7 @@ def _draw_missing(
     return moved
 
 
-def real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> FeatureStatistics:
+def real_statistics(task: EvaluationTask, extractor: Inception) -> FeatureStatistics:
     """Of the training images, from the user's cache folder where they are there."""
     spec = stored_spec(task.spec)
     source = load_split(spec, "train", task.status.report())

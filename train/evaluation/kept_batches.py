@@ -48,7 +48,7 @@ class KeptBatches:
         """The numbers of batches that are to be done, those of this process first."""
         first, last = (index * self.count // share.count for index in (share.index, share.index + 1))
         others = [*range(last, self.count), *range(first)]
-        return [number for number in [*range(first, last), *reversed(others)] if not self.has(number)]
+        return [number for number in [*range(first, last), *reversed(others)] if not self._is_whole(number)]
 
     def has(self, number: int) -> bool:
         """Whether a batch is done."""
@@ -83,6 +83,17 @@ class KeptBatches:
     def remove(self) -> None:
         """Deletes all of them."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _is_whole(self, number: int) -> bool:
+        """Whether a batch is done; a damaged file is removed."""
+        try:
+            read_arrays(self._file(number))
+        except FileNotFoundError:
+            return False
+        except ValueError:
+            self._file(number).unlink(missing_ok=True)
+            return False
+        return True
 
     def _file(self, number: int) -> pathlib.Path:
         return self._folder / f"batch-{number:06d}.npz"

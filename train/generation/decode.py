@@ -17,7 +17,7 @@ from absl import flags
 
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import shared_flags
-from train.generation.output_place import FOLDER, output_place
+from train.generation.output_place import FOLDER
 
 RUN = shared_flags.define_run(
     __name__, "PNG file to write, or folder (DIR/) for a file a picture.", "Of the groups that are drawn."
@@ -32,7 +32,7 @@ COLUMNS = shared_flags.define_columns(__name__, None, "Images a row; a nearly sq
 
 def main() -> None:
     """Decodes and writes the picture."""
-    place = output_place(RUN.output.value, (".png", FOLDER), RUN.overwrite.value)
+    place = RUN.place((".png", FOLDER))
     temperature = shared_flags.temperature_of(TEMPERATURE)
     if not pathlib.Path(INPUT.value).is_file():
         raise FileNotFoundError(f"--input={INPUT.value}: no such file; train.generate encode writes one")

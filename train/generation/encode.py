@@ -13,7 +13,6 @@ Exit code: 0 done, 2 a mistake in the command.
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import shared_flags
 from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pictures
-from train.generation.output_place import output_place
 
 RUN = shared_flags.define_run(__name__, "File to write, .npz.", "Of the binarisation and the latents.")
 PICTURES = shared_flags.define_pictures(__name__, "Number of images of the data set; all if not given.")
@@ -22,7 +21,7 @@ MEAN = shared_flags.define_mean(__name__)
 
 def main() -> None:
     """Encodes and writes the file."""
-    place = output_place(RUN.output.value, (".npz",), RUN.overwrite.value)
+    place = RUN.place((".npz",))
     check_choice_of_pictures(PICTURES)
     start_tensorflow_quietly()
     from nvae_tf.generation import encode_images, save_latents

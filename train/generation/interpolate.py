@@ -21,7 +21,7 @@ from nvae_tf.setting_checks import check
 from train import shared_flags
 from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pictures
 from train.generation.grid_rows import rows_of_path
-from train.generation.output_place import FOLDER, output_place
+from train.generation.output_place import FOLDER
 
 RUN = shared_flags.define_run(
     __name__,
@@ -38,7 +38,7 @@ LOOP = flags.DEFINE_boolean("loop", True, "Whether a GIF or WebP begins again fo
 
 def main() -> None:
     """Interpolates and writes the picture."""
-    place = output_place(RUN.output.value, (".png", ".gif", ".webp", FOLDER), RUN.overwrite.value)
+    place = RUN.place((".png", ".gif", ".webp", FOLDER))
     check(
         bool(PICTURES.input.value or PICTURES.indices.value),
         "between which pictures? Give two or more with --input=FILE_OR_FOLDER, or by their numbers in the data set, as "

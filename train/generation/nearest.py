@@ -33,7 +33,7 @@ JSON = flags.DEFINE_string("json", None, "File to write numbers and distances to
 
 def main() -> None:
     """Draws samples, looks through the images, and writes picture and figures."""
-    place = output_place(RUN.output.value, (".png",), RUN.overwrite.value)
+    place = RUN.place((".png",))
     figures_file = JSON.value and output_place(JSON.value, (".json",), RUN.overwrite.value, "json").path
     temperature = shared_flags.temperature_of(TEMPERATURE)
     start_tensorflow_quietly()

@@ -17,7 +17,7 @@ from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import shared_flags
 from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pictures
 from train.generation.grid_rows import pairs_of_rows
-from train.generation.output_place import FOLDER, output_place
+from train.generation.output_place import FOLDER
 
 _COUNT = 40
 
@@ -37,7 +37,7 @@ COLUMNS = shared_flags.define_columns(__name__, 10, "At most so many images a ro
 
 def main() -> None:
     """Reconstructs and writes the picture."""
-    place = output_place(RUN.output.value, (".png", FOLDER), RUN.overwrite.value)
+    place = RUN.place((".png", FOLDER))
     temperature = shared_flags.temperature_of(TEMPERATURE)
     check_choice_of_pictures(PICTURES)
     start_tensorflow_quietly()

@@ -17,7 +17,7 @@ from absl import flags
 
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import shared_flags
-from train.generation.output_place import FOLDER, output_place
+from train.generation.output_place import FOLDER
 
 RUN = shared_flags.define_run(__name__, "PNG file to write, or folder (DIR/) for a file an image.", "Of the latents.")
 COUNT = flags.DEFINE_integer("count", 64, "Number of images.", lower_bound=1)
@@ -28,7 +28,7 @@ COLUMNS = shared_flags.define_columns(__name__, None, "Images a row; a nearly sq
 
 def main() -> None:
     """Generates and writes the picture."""
-    place = output_place(RUN.output.value, (".png", FOLDER), RUN.overwrite.value)
+    place = RUN.place((".png", FOLDER))
     temperature = shared_flags.temperature_of(TEMPERATURE)
     start_tensorflow_quietly()
     from nvae_tf.evaluation import readjusted

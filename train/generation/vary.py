@@ -19,7 +19,7 @@ from absl import flags
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import shared_flags
 from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pictures
-from train.generation.output_place import FOLDER, output_place
+from train.generation.output_place import FOLDER
 
 _COUNT = 8
 
@@ -39,7 +39,7 @@ MEAN = shared_flags.define_mean(__name__)
 
 def main() -> None:
     """Draws the variants and writes the picture."""
-    place = output_place(RUN.output.value, (".png", FOLDER), RUN.overwrite.value)
+    place = RUN.place((".png", FOLDER))
     temperature = shared_flags.temperature_of(TEMPERATURE)
     check_choice_of_pictures(PICTURES)
     start_tensorflow_quietly()
