@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import nvae_tf
+from nvae_tf.evaluation import readjusted
 from tests.evaluation.inception_stand_in import stand_in
 from train.worker_environments import tf_configs
 
@@ -155,6 +157,15 @@ def test_fid_with_a_graph_of_the_same_form(commands, run, tmp_path, monkeypatch)
     assert figures_of(run)["fid"]["value"] != first["value"]
     check_missing = commands.run(evaluation(run, "--metrics=fid", f"--inception={tmp_path / 'no.pb'}"))
     assert check_missing.returncode == 2 and "there is no such file" in check_missing.stderr
+
+
+@pytest.mark.slow
+def test_a_trained_model_stays_finite_when_it_is_readjusted(finished_run):
+    model = nvae_tf.load(finished_run[0])
+    for temperature in (0.3, 0.5, 0.7, 1.0):
+        adjusted = readjusted(model, temperature, iterations=60)
+        assert np.isfinite(adjusted.model.generate(16, temperature)).all()
+        assert all(np.isfinite(shift[1:]).all() for shift in adjusted.shifts)
 
 
 @pytest.mark.parametrize(

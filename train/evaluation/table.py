@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from train.evaluation.bound_rows import bound_rows, effective_samples_line
+
 
 def table(figures: dict[str, Any]) -> str:
     """A readable table of the evaluation file: what was evaluated, then what was measured."""
@@ -27,36 +29,11 @@ def _heading(figures: dict[str, Any]) -> str:
 
 
 def _bounds(figures: dict[str, Any]) -> str:
-    bits = figures["bits_per_dim"] / figures["nelbo_nats"] if figures["nelbo_nats"] else 0.0
-    half_widths = figures["half_widths_95"]
-
-    def line(name: str, nats: float, half_width: float | None = None) -> str:
-        spread = "" if half_width is None else f"{half_width:.3f}"
-        return f"{name:36s}{nats:12.3f}{spread:>10s}{nats * bits:10.4f}"
-
     lines = [f"{'':36s}{'nats':>12s}{'+- (95%)':>10s}{'bits/dim':>10s}"]
-    lines.append(line("NELBO", figures["nelbo_nats"], half_widths["nelbo_nats"]))
-    by_samples = figures.get("importance_weighted_nats_by_samples", {})
-    for number, nats in by_samples.items():
-        is_last = int(number) == figures["importance_samples"]
-        samples = "1 sample" if number == "1" else f"{int(number):,} samples"
-        half_width = half_widths["importance_weighted_nats"] if is_last else None
-        lines.append(line(f"importance-weighted, {samples}", nats, half_width))
-    lines.append(line("reconstruction", figures["reconstruction_nats"], half_widths["reconstruction_nats"]))
-    lines.append(line("KL", figures["kl_nats"], half_widths["kl_nats"]))
-    for scale, nats in zip(figures["scales"], figures["kl_per_scale_nats"], strict=True):
-        size = f"{scale['height']}x{scale['width']}"
-        lines.append(line(f"KL of scale {size}", nats))
-        lines += [
-            line(f"KL of group {group} ({size})", figures["kl_per_group_nats"][group]) for group in scale["groups"]
-        ]
-    if by_samples:
-        effective = figures["effective_samples"]
-        lines.append(
-            f"effective samples of {figures['importance_samples']:,}: {effective['mean']:.1f} in the mean, "
-            f"{effective['median']:.1f} in the median, at least {effective['smallest']:.1f}"
-        )
-    return "\n".join(lines)
+    for row in bound_rows(figures):
+        spread = "" if row.half_width is None else f"{row.half_width:.3f}"
+        lines.append(f"{row.name:36s}{row.nats:12.3f}{spread:>10s}{row.bits:10.4f}")
+    return "\n".join([*lines, *filter(None, [effective_samples_line(figures)])])
 
 
 def _latents(figures: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from nvae_tf.checkpoints.run_folder import RunFolder
 from nvae_tf.evaluation import kl_heat_map
 from nvae_tf.latent_plan import LatentPlan
+from train.evaluation.bound_rows import bound_rows, effective_samples_line
 from train.generation.status import at_temperature
 from train.report_page.markup import command, escaped, paragraph, picture, table
 
@@ -103,40 +104,19 @@ def _about(figures: dict[str, Any], sha256: str | None) -> str:
 def _bounds(figures: dict[str, Any]) -> str:
     if "nelbo_nats" not in figures:
         return paragraph("Bounds on the likelihood have not been measured (metrics elbo and iw).")
-    bits = figures["bits_per_dim"] / figures["nelbo_nats"] if figures["nelbo_nats"] else 0.0
-    half_widths = figures.get("half_widths_95", {})
-
-    def row(name: str, nats: float, half_width: float | None = None) -> list[str]:
-        spread = ["", ""] if half_width is None else [f"± {half_width:.3f}", f"± {half_width * bits:.4f}"]
-        return [name, f"{nats:.3f}", spread[0], f"{nats * bits:.4f}", spread[1]]
-
-    rows = [row("NELBO", figures["nelbo_nats"], half_widths.get("nelbo_nats"))]
-    for number, nats in figures.get("importance_weighted_nats_by_samples", {}).items():
-        is_last = int(number) == figures["importance_samples"]
-        name = f"Importance-weighted bound, {int(number):,} sample{'' if number == '1' else 's'}"
-        rows.append(row(name, nats, half_widths.get("importance_weighted_nats") if is_last else None))
-    rows.append(row("Reconstruction", figures["reconstruction_nats"], half_widths.get("reconstruction_nats")))
-    rows.append(row("KL", figures["kl_nats"], half_widths.get("kl_nats")))
-    for scale, nats in zip(figures["scales"], figures["kl_per_scale_nats"], strict=True):
-        groups = scale["groups"]
-        which = f"group {groups[0]}" if len(groups) == 1 else f"groups {groups[0]} to {groups[-1]}"
-        rows.append(row(f"KL of scale {scale['height']}×{scale['width']}, {which}", nats))
     header = ["Mean over the images", "nats per image", "95%", "bits per real value", "95%"]
-    per_group = [
-        row(f"KL of group {group}", nats)[:2] for group, nats in enumerate(figures.get("kl_per_group_nats", []))
-    ]
-    folded = f"<details><summary>KL of every group</summary>{table(['Group', 'nats per image'], per_group)}</details>"
-    return table(header, rows) + _effective(figures) + (folded if per_group else "")
-
-
-def _effective(figures: dict[str, Any]) -> str:
-    if "effective_samples" not in figures:
-        return ""
-    effective = figures["effective_samples"]
-    return paragraph(
-        f"Effective samples of {figures['importance_samples']:,} an image: {effective['mean']:.1f} in the mean, "
-        f"{effective['median']:.1f} in the median, at least {effective['smallest']:.1f}."
+    rows, of_groups = [], []
+    for row in bound_rows(figures):
+        cells = [row.name, f"{row.nats:.3f}", "", f"{row.bits:.4f}", ""]
+        if row.half_width is not None:
+            cells[2], cells[4] = f"± {row.half_width:.3f}", f"± {row.half_width * row.bits / row.nats:.4f}"
+        (of_groups if row.is_of_group else rows).append(cells)
+    groups = table(
+        ["Group", "nats per image", "bits per real value"], [[cells[0], cells[1], cells[3]] for cells in of_groups]
     )
+    folded = f"<details><summary>KL of every group</summary>{groups}</details>"
+    effective = effective_samples_line(figures)
+    return table(header, rows) + (paragraph(f"{effective}.") if effective else "") + folded
 
 
 def _latents(figures: dict[str, Any]) -> str:
