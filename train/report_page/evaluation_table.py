@@ -109,11 +109,9 @@ def _bounds(figures: dict[str, Any]) -> str:
     for row in bound_rows(figures):
         cells = [row.name, f"{row.nats:.3f}", "", f"{row.bits:.4f}", ""]
         if row.half_width is not None:
-            cells[2], cells[4] = f"± {row.half_width:.3f}", f"± {row.half_width * row.bits / row.nats:.4f}"
+            cells[2], cells[4] = f"± {row.half_width:.3f}", f"± {row.half_width_bits:.4f}"
         (of_groups if row.is_of_group else rows).append(cells)
-    groups = table(
-        ["Group", "nats per image", "bits per real value"], [[cells[0], cells[1], cells[3]] for cells in of_groups]
-    )
+    groups = table(["Group", header[1], header[3]], [[cells[0], cells[1], cells[3]] for cells in of_groups])
     folded = f"<details><summary>KL of every group</summary>{groups}</details>"
     effective = effective_samples_line(figures)
     return table(header, rows) + (paragraph(f"{effective}.") if effective else "") + folded
