@@ -1,5 +1,6 @@
 """Samples that share their upper groups."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from tests.tiny_model import tiny_config
 
 @pytest.fixture(scope="module")
 def model():
+    keras.utils.set_random_seed(1)
     return nvae_tf.NVAE(tiny_config(num_groups_per_scale=2))
 
 
