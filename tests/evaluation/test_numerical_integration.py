@@ -22,14 +22,13 @@ PRIOR_SCALE = 1.01
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(1)
+    keras.utils.set_random_seed(4)
     model = nvae_tf.NVAE(CONFIG)
     assert model.plan.latent_shapes() == ((1, 1, 2),)
-    # Decided by the latents: an untrained model hardly heeds them.
-    random = np.random.default_rng(0)
-    for weight in model.trainable_weights:
-        if weight.path.endswith("kernel") or "gain" in weight.path:
-            weight.assign(weight + 0.7 * random.normal(size=weight.shape))
+    # Decided by the latents, and the latents by the image: an untrained model hardly heeds them.
+    (scale,) = model.top_down.scales
+    for stack in (scale.posteriors, scale.combiners, model.top_down.image):
+        stack.log_norm.assign(stack.log_norm + 1.5)
     return model
 
 
