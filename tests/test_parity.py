@@ -28,9 +28,9 @@ def failures(comparisons):
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
-        ("mnist_tiny", []),
+        pytest.param("mnist_tiny", [], marks=pytest.mark.slow),
         ("cifar10_tiny", []),
-        ("celeba64_tiny", []),
+        pytest.param("celeba64_tiny", [], marks=pytest.mark.slow),
         ("normal_decoder_tiny", ["eval/mean", "sample/mean"]),
     ],
 )

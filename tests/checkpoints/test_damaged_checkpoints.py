@@ -115,6 +115,7 @@ def test_training_goes_on_from_the_one_before(folder, model, change, kinds):
     assert len(told) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "kinds"), DAMAGES)
 def test_loading_takes_the_one_before_and_warns(folder, change, kinds):
     damage(folder, 10, change, kinds)

@@ -158,6 +158,7 @@ def test_a_batch_of_stacked_mnist():
     np.testing.assert_array_equal(np.sort(numbers, axis=0), np.arange(200)[:, None].repeat(3, axis=1))
 
 
+@pytest.mark.slow
 def test_a_process_ends_while_pictures_are_being_decoded(tmp_path):
     """Threads that wait for the interpreter's lock and an interpreter that waits for them would wait for ever."""
     noise = np.random.default_rng(0).integers(0, 256, [1400, 2000, 3], np.uint8)

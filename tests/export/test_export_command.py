@@ -27,7 +27,7 @@ def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(tmp_path, m
     calls = []
 
     def load_run(workdir, checkpoint):
-        return checkpoints.TrainedRun(None, 1200, f"{checkpoint} model of {workdir}")
+        return checkpoints.TrainedRun(None, "run/checkpoints/step-1200", f"{checkpoint} model of {workdir}", False)
 
     monkeypatch.setattr(checkpoints, "load_run", load_run)
     monkeypatch.setattr(saved_model, "export_saved_model", lambda *given: calls.append(given) or given[1] / "4")

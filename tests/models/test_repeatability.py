@@ -27,6 +27,7 @@ def nodes_of(definition):
             yield node, producers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sums_of_many_gradients_have_an_order(variant, tiny):
     """AddN begins with any buffer that it can write to, so three terms have three sums.

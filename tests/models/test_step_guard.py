@@ -72,6 +72,7 @@ def test_the_step_after_a_bad_one_is_as_if_it_had_not_been(tiny):
     assert any(np.any(value) for value in one.values())
 
 
+@pytest.mark.slow
 def test_fit_goes_on_after_a_bad_batch(tiny):
     model = tiny.model(3)
     model.compile(optimizer=NVAEAdamax(0.01))
@@ -83,6 +84,7 @@ def test_fit_goes_on_after_a_bad_batch(tiny):
     assert int(model.optimizer.iterations) == 4
 
 
+@pytest.mark.slow
 def test_a_loss_scaler_learns_from_overflow_and_nothing_else_changes(tiny):
     model = tiny.model(3)
     scaler = keras.optimizers.LossScaleOptimizer(NVAEAdamax(0.01), initial_scale=2.0**127)
@@ -97,6 +99,7 @@ def test_a_loss_scaler_learns_from_overflow_and_nothing_else_changes(tiny):
     assert float(scaler.dynamic_scale) == 2.0**126
 
 
+@pytest.mark.slow
 def test_scales_are_not_set_from_a_bad_first_batch(tiny):
     """Self-normalising layers take their scales from the first batch that is sound."""
     (with_bad, step), (without, other_step) = (compiled(tiny, cell_set="res_elu") for _ in range(2))

@@ -105,8 +105,10 @@ def test_what_does_not_fit_is_told_with_what_to_do(estimate, config, monkeypatch
     # 25 images are the largest part of 100 that fits.
     assert "accumulate_steps=4" in capsys.readouterr().out
     with pytest.raises(ValueError, match="not even a step of 1 image fits.*recompute.*num_channels_encoder"):
-        report_memory(config, memory_estimate.GPU_BASE_BYTES / gib, None)
+        report_memory(config, memory_estimate.GPU_BASE_BYTES / gib + 1e-6, None)
     assert "none" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="gpu_memory_gib=1: CUDA and its libraries alone take about 1.00 GiB"):
+        report_memory(config, memory_estimate.GPU_BASE_BYTES / gib, None)
 
 
 @pytest.mark.slow

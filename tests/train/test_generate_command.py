@@ -85,11 +85,13 @@ def assert_shown(picture, images, columns):
     assert picture.shape == grid.shape and np.abs(picture.astype(int) - grid).max() <= 1
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_the_model(made, model):
     assert_shown(pixels(made[0] / "samples.png"), model.generate(8, [0.8, 0.9], seed=3).numpy(), 4)
     assert "8 images at temperatures 0.8, 0.9, from step 60" in made[1]["samples.png"]
 
 
+@pytest.mark.slow
 def test_reconstructions_stand_below_originals(made):
     picture = pixels(made[0] / "reconstructions.png")
     assert picture.shape == (4 * PITCH - 6, 5 * PITCH - 6)
@@ -99,6 +101,7 @@ def test_reconstructions_stand_below_originals(made):
     assert (picture[2 * PITCH : 2 * PITCH + SIDE, 2 * PITCH :] == 128).all()
 
 
+@pytest.mark.slow
 def test_pictures_from_outside_give_files_of_the_same_names(made, model, originals):
     # In the order of the names.
     names, expected = ["digit 17.png", "digit 3.png"], reconstruct_images(model, originals[::-1], seed=1)
@@ -109,6 +112,7 @@ def test_pictures_from_outside_give_files_of_the_same_names(made, model, origina
             assert found.shape == (16, 16) and np.abs(found - 255 * image[..., 0]).max() <= 1
 
 
+@pytest.mark.slow
 def test_latents_in_the_file_are_those_of_the_pictures(made, model, originals):
     found = load_latents(made[0] / "latents.npz", model)
     assert found.names == ["digit 17.bmp", "digit 3.bmp"]
@@ -116,6 +120,7 @@ def test_latents_in_the_file_are_those_of_the_pictures(made, model, originals):
         np.testing.assert_allclose(z, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_animation_begins_at_a_reconstruction(made, model, originals):
     with Image.open(made[0] / "path.gif") as animation:
         # Pillow shows a frame that is like the one before as one, for longer.
@@ -124,6 +129,7 @@ def test_an_animation_begins_at_a_reconstruction(made, model, originals):
     assert_shown(first, reconstruct_images(model, originals[::-1], seed=1)[:1], 1)
 
 
+@pytest.mark.slow
 def test_variants_stand_beside_their_picture(made, originals):
     picture = pixels(made[0] / "variants.png")
     assert picture.shape == (2 * PITCH - 6, 4 * PITCH - 6)
@@ -134,6 +140,7 @@ def test_variants_stand_beside_their_picture(made, originals):
     assert "the top 1 of 2 groups kept" in made[1]["variants.png"]
 
 
+@pytest.mark.slow
 def test_nearest_images_stand_beside_their_sample_and_in_the_figures(made):
     picture = pixels(made[0] / "nearest.png")
     assert picture.shape == (2 * PITCH - 6, 4 * PITCH - 6)
