@@ -18,7 +18,7 @@ from nvae_tf.models import NVAE
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.optimization.averaging import start_averages
 
-_MODEL, _AVERAGES = "model/", "averages/"
+_MODEL = "model/"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SCALE = f"loss_scale/0{_VALUE}"
 _NAMED_DIFFERENCES = 5
@@ -185,9 +185,13 @@ def restore_weights(model: NVAE, checkpoint: str) -> bool:
         status = tf.train.Checkpoint(model=nested(weights)).read(checkpoint)
         status.assert_existing_objects_matched().expect_partial()
         learned = nested({name: weight for name, weight in weights.items() if weight.trainable})
-        tf.train.Checkpoint(averages=learned).read(checkpoint).expect_partial()
-        names = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
-    return any(name.startswith(_AVERAGES) for name in names)
+        status = tf.train.Checkpoint(averages=learned).read(checkpoint).expect_partial()
+        # They are the optimizer's variables too, so a file may have them by that name alone.
+        try:
+            status.assert_existing_objects_matched()
+        except AssertionError:
+            return False
+    return True
 
 
 def check_architecture(model: NVAE, checkpoint: str) -> None:

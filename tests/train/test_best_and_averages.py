@@ -72,13 +72,14 @@ def test_the_commands_take_the_checkpoint_that_is_asked_for(commands, run, tmp_p
     workdir, _ = run
     flags = [f"--workdir={workdir}", f"--checkpoint={checkpoint}"]
     process = commands.run(["-m", "train.evaluate", *flags, "--metrics=elbo"])
-    assert process.returncode == 0 and f", step {step}: 360 images" in process.stdout, process.stderr
+    assert process.returncode == 0 and f"{checkpoint} checkpoint, step {step}, " in process.stdout, process.stderr
     figures = json.loads((workdir / "evaluation.json").read_text())
     assert (figures["checkpoint"], figures["step"]) == (checkpoint, step)
+    assert figures["weights"] == "running means of the weights"
     assert figures["nelbo_nats"] == pytest.approx(score_of(workdir, step), rel=1e-5)
-    for name in ("generate", "reconstruct"):
-        output = tmp_path / f"{name}.png"
-        process = commands.run(["-m", f"train.{name}", *flags, f"--output={output}", "--count=2"])
+    for mode in ("sample", "reconstruct"):
+        output = tmp_path / f"{mode}.png"
+        process = commands.run(["-m", "train.generate", mode, *flags, f"--output={output}", "--count=2"])
         assert process.returncode == 0 and f"from step {step}, in {output}" in process.stdout, process.stderr
         assert output.exists()
 

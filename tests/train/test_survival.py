@@ -167,9 +167,9 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(commands, who
     process = commands.run(training(commands, "digits", copied_run, **TENS))
     assert process.returncode == 0, process.stderr
     if damage == "delete list":
-        assert ", step 40:" in evaluation.stdout and "passed over" not in evaluation.stderr + process.stdout
+        assert ", step 40," in evaluation.stdout and "passed over" not in evaluation.stderr + process.stdout
     else:
-        assert ", step 30:" in evaluation.stdout and len(evaluation.stderr.splitlines()) == 1
+        assert ", step 30," in evaluation.stdout and len(evaluation.stderr.splitlines()) == 1
         assert passed_over in evaluation.stderr and used in evaluation.stderr
         assert passed_over in process.stdout and used in process.stdout
         assert ", from step 30 on" in process.stdout
