@@ -10,7 +10,8 @@ bits per real value, with 95% intervals of the means over the images:
     iw        the importance-weighted bound with --importance_samples an image (the papers' test score), the bounds with
               1, 10, 100 ... on the way, and the effective number of samples; elbo is measured with it
     fid       the Fréchet inception distance of --fid_samples samples at --temperature from the training images, with
-              TensorFlow's Inception graph of 2015: downloaded once, or --inception=PATH; see docs/evaluation.md
+              TensorFlow's Inception graph of 2015: downloaded once, or --inception=PATH; in other features with
+              --extractor; see docs/evaluation.md
     latents   active units of every group, and two pictures: the KL of every latent channel, and samples that share the
               latents of their upper groups; elbo is measured with it
 
@@ -19,7 +20,7 @@ evaluation.txt, with seed, step and SHA-256 of the checkpoint. What is there alr
 checkpoint, images and seed. Binary data are binarised with the same --seed each time.
 
 Finished batches are kept in the run folder: the same command, interrupted or killed, goes on from there (with a smaller
---batch_size less is lost). The bounds use all GPUs (--replicas). Several machines share the work where each runs the
+--batch_size less is lost). All GPUs share the work (--replicas). Several machines share the work where each runs the
 same command with TF_CONFIG set as for training, and all see the run folder; see docs/evaluation.md. The time grows with
 the number of importance samples; for a first look take --importance_samples=10.
 
@@ -60,6 +61,11 @@ TEMPERATURE = shared_flags.define_temperature(__name__)
 INCEPTION = flags.DEFINE_string(
     "inception", None, "File of the Inception graph for metric fid, classify_image_graph_def.pb or the .tgz it is in."
 )
+EXTRACTOR = flags.DEFINE_string(
+    "extractor",
+    None,
+    "Other features than Inception's for metric fid: MODULE:FUNCTION, a function of yours that makes the extractor.",
+)
 BATCH_NORM_ITERATIONS = shared_flags.define_batch_norm_iterations(__name__)
 DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
@@ -70,6 +76,7 @@ def main() -> None:
         raise ValueError(f"--metrics is empty: give some of {', '.join(_METRICS)}")
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
+    _check_fid_flags()
     command_line.check_run_folder(WORKDIR.value)
     temperature = shared_flags.temperature_of(TEMPERATURE)
     start_tensorflow_quietly()
@@ -79,8 +86,16 @@ def main() -> None:
 
     place = {"split": SPLIT.value, "batch_size": BATCH_SIZE.value, "seed": SEED.value, "data_path": DATA_PATH.value}
     task = open_task(WORKDIR.value, CHECKPOINT.value, replicas=REPLICAS.value, **place)
-    fid = FidSettings(FID_SAMPLES.value, temperature, INCEPTION.value, BATCH_NORM_ITERATIONS.value)
+    fid = FidSettings(FID_SAMPLES.value, temperature, INCEPTION.value, EXTRACTOR.value, BATCH_NORM_ITERATIONS.value)
     evaluate_run(task, METRICS.value, IMPORTANCE_SAMPLES.value, fid)
+
+
+def _check_fid_flags() -> None:
+    given = [flag.name for flag in (FID_SAMPLES, INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS) if flag.present]
+    if given and "fid" not in METRICS.value:
+        raise ValueError(f"--{given[0]} is of metric fid, which --metrics={','.join(METRICS.value)} does not have")
+    if INCEPTION.present and EXTRACTOR.present:
+        raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
 
 
 def run() -> None:

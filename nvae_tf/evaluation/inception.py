@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from nvae_tf.evaluation.frozen_graph import batch_function, graph_of
 from nvae_tf.evaluation.inception_file import downloaded_inception, graph_content
+from nvae_tf.replicas import divided, joined
 from nvae_tf.setting_checks import check
 
 NUM_FEATURES = 2048
@@ -57,15 +58,22 @@ class Inception:
         the distances may not be comparable with published ones.
     """
 
-    def __init__(self, content: bytes, where: str):
-        """Takes the graph's file as bytes, and where it comes from, for messages.
+    def __init__(self, content: bytes, where: str, strategy: tf.distribute.Strategy | None = None):
+        """Makes the extractor of a graph.
+
+        Args:
+          content: the graph's file.
+          where: it comes from, for messages.
+          strategy: all of its replicas, in this process, share the images.
 
         Raises:
           ValueError: it is not that graph.
         """
         graph = graph_of(content, where)
-        self._pool = batch_function(graph, _OPERATIONS, _INPUT, _OUTPUT, where)
-        found = self._pool.outputs[0].shape
+        pool = batch_function(graph, _OPERATIONS, _INPUT, _OUTPUT, where)
+        self._strategy = strategy or tf.distribute.get_strategy()
+        self._pool = tf.function(lambda pixels: self._strategy.run(pool, [pixels]), autograph=False)
+        found = pool.outputs[0].shape
         check(
             found[1:] == (1, 1, NUM_FEATURES),
             f"{where}: {_OUTPUT} has shape {found}, not [batch, 1, 1, {NUM_FEATURES}]: it is not the Inception of 2015",
@@ -83,13 +91,21 @@ class Inception:
         Raises:
           ValueError: the images are of another form or not all in [0, 1].
         """
-        pixels = rgb_pixels(images)
-        parts = [pixels[first : first + _IMAGES_AT_ONCE] for first in range(0, len(pixels), _IMAGES_AT_ONCE)]
-        rows = [self._pool(tf.constant(part)).numpy().reshape(-1, NUM_FEATURES) for part in parts]
-        return np.concatenate(rows) if rows else np.zeros((0, NUM_FEATURES), np.float32)
+        pixels, replicas = rgb_pixels(images), self._strategy.num_replicas_in_sync
+        # Each replica takes as many; black images that fill up are cut off again.
+        filled = np.pad(pixels, [(0, -len(pixels) % replicas), (0, 0), (0, 0), (0, 0)])
+        size, rows = _IMAGES_AT_ONCE * replicas, []
+        for first in range(0, len(filled), size):
+            parts = divided(self._strategy, tf.constant(filled[first : first + size]))
+            rows.append(joined(self._strategy, self._pool(parts)).numpy().reshape(-1, NUM_FEATURES))
+        return np.concatenate(rows)[: len(pixels)] if rows else np.zeros((0, NUM_FEATURES), np.float32)
 
 
-def load_inception(path: str | pathlib.Path | None = None, cache_dir: str | pathlib.Path | None = None) -> Inception:
+def load_inception(
+    path: str | pathlib.Path | None = None,
+    cache_dir: str | pathlib.Path | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Inception:
     """The extractor of published distances.
 
     The file is checked as far as is possible: a download by the archive's size, each graph by its operations and
@@ -99,6 +115,7 @@ def load_inception(path: str | pathlib.Path | None = None, cache_dir: str | path
     Args:
       path: `classify_image_graph_def.pb` or the archive that it is in; None to download the archive, once.
       cache_dir: where the download is kept; `nvae_tf` in the user's cache folder if not given.
+      strategy: see `Inception`.
 
     Raises:
       FileNotFoundError: there is no file at `path`.
@@ -106,7 +123,7 @@ def load_inception(path: str | pathlib.Path | None = None, cache_dir: str | path
       ValueError: the file is damaged or not this graph.
     """
     file = pathlib.Path(path).expanduser() if path is not None else downloaded_inception(cache_dir)
-    return Inception(graph_content(file), str(file))
+    return Inception(graph_content(file), str(file), strategy)
 
 
 def rgb_pixels(images: np.ndarray) -> np.ndarray:

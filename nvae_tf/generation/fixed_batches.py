@@ -16,24 +16,28 @@ Progress = Callable[[int], None]
 
 
 def in_batches(
-    compute: Callable[..., Sequence[tf.Tensor]], arrays: Sequence[np.ndarray], progress: Progress | None = None
+    compute: Callable[..., Sequence[tf.Tensor]],
+    arrays: Sequence[np.ndarray],
+    progress: Progress | None = None,
+    batches_at_once: int = 1,
 ) -> list[np.ndarray]:
     """Computes rows of arrays, `BATCH_SIZE` at a time; a last part of a batch is filled up with its last row.
 
     Args:
-      compute: from batches of the arrays `[BATCH_SIZE, ...]` to tensors `[BATCH_SIZE, ...]`.
+      compute: from rows of the arrays `[batches_at_once * BATCH_SIZE, ...]` to tensors of as many rows.
       arrays: each `[count, ...]`, of at least one row.
-      progress: is called after each batch with the number of rows done.
+      progress: is called after each turn with the number of rows done.
+      batches_at_once: how many batches are given in one turn: one for each replica that computes a batch.
 
     Returns:
       What `compute` gives, each for all rows, `[count, ...]`.
     """
-    count, parts = len(arrays[0]), []
-    for first in range(0, count, BATCH_SIZE):
-        batch = (_filled(array[first : first + BATCH_SIZE]) for array in arrays)
-        parts.append([np.asarray(tensor) for tensor in compute(*map(tf.convert_to_tensor, batch))])
+    count, size, parts = len(arrays[0]), batches_at_once * BATCH_SIZE, []
+    for first in range(0, count, size):
+        rows = (_filled(array[first : first + size], size) for array in arrays)
+        parts.append([np.asarray(tensor) for tensor in compute(*map(tf.convert_to_tensor, rows))])
         if progress:
-            progress(min(first + BATCH_SIZE, count))
+            progress(min(first + size, count))
     return [np.concatenate(of_batches)[:count] for of_batches in zip(*parts, strict=True)]
 
 
@@ -55,6 +59,6 @@ class KeptGraphs:
         return self._made[model]
 
 
-def _filled(rows: np.ndarray) -> np.ndarray:
-    missing = BATCH_SIZE - len(rows)
+def _filled(rows: np.ndarray, size: int) -> np.ndarray:
+    missing = size - len(rows)
     return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows

@@ -4,6 +4,7 @@ Every picture that a model makes comes through here, so the same latents give th
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +14,7 @@ from nvae_tf.models import NVAE
 from nvae_tf.models.latents import check_latents
 from nvae_tf.models.noise import image_seeds
 from nvae_tf.models.temperatures import Temperature, temperatures_of_groups
+from nvae_tf.replicas import divided, joined
 
 
 def generate_images(
@@ -69,16 +71,16 @@ class ImageGenerator:
     """What `generate_images` does, for a model whose weights change in between; each graph is traced once.
 
     There is one graph for every number of groups whose latents are given.
+
+    Args:
+      model: used with running batch-norm statistics.
+      strategy: where the model's replicas are, all in this process; each takes batches of its own.
     """
 
-    def __init__(self, model: NVAE):
+    def __init__(self, model: NVAE, strategy: tf.distribute.Strategy | None = None):
         self._model = model
-        self._mean_images = tf.function(
-            lambda seeds, temperatures, latents: model.generate_from_seeds(
-                seeds, tf.unstack(temperatures), latents
-            ).mean(),
-            autograph=False,
-        )
+        self._strategy = strategy or tf.distribute.get_strategy()
+        self._mean_images = tf.function(self._images_of, autograph=False)
 
     def generate(
         self,
@@ -105,12 +107,21 @@ class ImageGenerator:
         if latents and len(latents[0]) != len(seeds):
             raise ValueError(f"latents are of {len(latents[0])} images, but {len(seeds)} are asked for")
         temperatures = tf.constant(temperatures_of_groups(temperature, self._model.plan), tf.float32)
-        (images,) = in_batches(
-            lambda seeds, *given: [self._mean_images(seeds, temperatures, list(given))],
-            [np.asarray(seeds), *latents],
-            progress,
-        )
+
+        def images_of(*rows: tf.Tensor) -> list[tf.Tensor]:
+            return [joined(self._strategy, self._mean_images(temperatures, divided(self._strategy, rows)))]
+
+        batches = self._strategy.num_replicas_in_sync
+        (images,) = in_batches(images_of, [np.asarray(seeds), *latents], progress, batches)
         return images
+
+    def _images_of(self, temperatures: tf.Tensor, rows: Any) -> Any:
+        """The images that every replica makes of its rows: seeds and given latents."""
+
+        def of_replica(seeds: tf.Tensor, *latents: tf.Tensor) -> tf.Tensor:
+            return self._model.generate_from_seeds(seeds, tf.unstack(temperatures), latents).mean()
+
+        return self._strategy.run(of_replica, rows)
 
 
 # Of models that came to the functions here: a second call need not trace its graph again.

@@ -154,9 +154,37 @@ def test_fid_with_a_graph_of_the_same_form(commands, run, tmp_path, monkeypatch)
     process = commands.run(evaluation(run, *flags, "--batch_norm_iterations=20"))
     assert process.returncode == 0, process.stderr
     assert "features of the 1,437" not in process.stdout and "batch norm of" in process.stdout
-    assert figures_of(run)["fid"]["value"] != first["value"]
+    readjusted_value = figures_of(run)["fid"]["value"]
+    assert readjusted_value != first["value"]
+    # Two replicas share the samples, which stay the same.
+    process = commands.run(evaluation(run, *flags, "--batch_norm_iterations=20", "--replicas=2"))
+    assert process.returncode == 0, process.stderr
+    assert figures_of(run)["fid"]["value"] == pytest.approx(readjusted_value, rel=1e-3)
     check_missing = commands.run(evaluation(run, "--metrics=fid", f"--inception={tmp_path / 'no.pb'}"))
     assert check_missing.returncode == 2 and "there is no such file" in check_missing.stderr
+
+
+@pytest.mark.slow
+def test_fid_in_features_of_the_users_own(commands, run, tmp_path, monkeypatch):
+    (tmp_path / "my_features.py").write_text(
+        """
+class Quadrants:
+    name = "means of the quadrants"
+
+    def features(self, images):
+        return images.reshape(len(images), 2, 8, 2, 8).mean(axis=(2, 4)).reshape(len(images), 4)
+"""
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    process = commands.run(evaluation(run, "--metrics=fid", "--extractor=my_features:Quadrants", "--fid_samples=20"))
+    assert process.returncode == 0, process.stderr
+    found = figures_of(run)["fid"]
+    assert found["extractor"] == "means of the quadrants" and not found["extractor_is_published"]
+    assert 0.0 < found["value"] < 1.0
+    for name, message in (("my_features:Circles", "has no function 'Circles'"), ("no_such:Thing", "'no_such'")):
+        process = commands.run(evaluation(run, "--metrics=fid", f"--extractor={name}"))
+        assert process.returncode == 2 and message in process.stderr
 
 
 @pytest.mark.slow
@@ -178,6 +206,7 @@ def test_a_trained_model_stays_finite_when_it_is_readjusted(finished_run):
         ("--replicas=-1", "replicas"),
         ("--temperature=0", "--temperature=0: must be greater than 0"),
         ("--fid_samples=1", "fid_samples"),
+        ("--fid_samples=10", "--fid_samples is of metric fid"),
     ],
 )
 def test_wrong_flags_are_told_in_one_line(commands, tmp_path, flag, message):

@@ -9,6 +9,7 @@ from nvae_tf.data.content_digest import content_digest, stored_spec
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation import (
+    FeatureExtractor,
     FeatureStatistics,
     Inception,
     RunningFeatureStatistics,
@@ -24,6 +25,7 @@ from nvae_tf.generation import ImageGenerator
 from nvae_tf.models.noise import image_seeds
 from nvae_tf.models.temperatures import Temperature, temperatures_of_groups
 from train.evaluation.kept_batches import KeptBatches
+from train.evaluation.named_extractor import named_extractor
 from train.evaluation.progress import ImageProgress
 from train.evaluation.task import EvaluationTask
 
@@ -40,23 +42,28 @@ class FidSettings:
       samples: how many are drawn; published distances are of 50,000.
       temperature: of the priors.
       inception: the graph's file; None to download it once.
+      extractor: another one than Inception, see `named_extractor`.
       batch_norm_iterations: of the readjustment of batch-norm statistics before the samples are drawn; 0 for none.
     """
 
     samples: int = 50_000
     temperature: Temperature = 1.0
     inception: str | None = None
+    extractor: str | None = None
     batch_norm_iterations: int = 0
 
 
-def load_extractor(task: EvaluationTask, settings: FidSettings) -> Inception:
-    """Inception, with a note if it may not be the published one; looks at the temperature as well.
+def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtractor:
+    """Inception, with a note if it may not be the published one, or another one; looks at the temperature as well.
 
     Raises:
-      FileNotFoundError, ConnectionError, ValueError: see `load_inception` and `temperatures_of_groups`.
+      FileNotFoundError, ConnectionError, ValueError: see `load_inception`, `named_extractor` and
+        `temperatures_of_groups`.
     """
     temperatures_of_groups(settings.temperature, task.trained.model.plan)
-    extractor = load_inception(settings.inception)
+    if settings.extractor:
+        return named_extractor(settings.extractor)
+    extractor = load_inception(settings.inception, strategy=task.strategy)
     if not extractor.is_published:
         task.status.keep(
             "Note: this is not the published Inception graph to the last byte, as far as that is known; the distance "
@@ -65,10 +72,11 @@ def load_extractor(task: EvaluationTask, settings: FidSettings) -> Inception:
     return extractor
 
 
-def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: Inception) -> dict[str, Any] | None:
+def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> dict[str, Any] | None:
     """Draws samples and measures their distance from the training images, as they are stored.
 
-    Features of finished samples are kept, and several processes share them, see `KeptBatches`.
+    The replicas of a process share the samples. Features of finished ones are kept, and several processes share
+    them, see `KeptBatches`.
 
     Returns:
       None in a process that is not the chief of several, or where another one has been faster.
@@ -90,29 +98,33 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: Inceptio
         "temperature": settings.temperature,
         "real_images": real.count,
         "extractor": extractor.name,
-        "extractor_is_published": extractor.is_published,
+        "extractor_is_published": isinstance(extractor, Inception) and extractor.is_published,
         "batch_norm_iterations": settings.batch_norm_iterations,
         "batch_norm_shift": moved,
     }
 
 
-def samples_of(task: EvaluationTask, settings: FidSettings, extractor: Inception) -> KeptBatches:
+def samples_of(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> KeptBatches:
     """The features of samples of the same checkpoint, drawn in the same way."""
-    what = repr((task.checkpoint_sha256, task.seed, dataclasses.replace(settings, inception=None), extractor.name))
-    digest = hashlib.sha256(what.encode()).hexdigest()[:12]
+    drawing = dataclasses.replace(settings, inception=None, extractor=None)
+    what = task.checkpoint_sha256, task.seed, drawing, extractor.name
+    digest = hashlib.sha256(repr(what).encode()).hexdigest()[:12]
     folder = task.folder.evaluation / f"unfinished-fid-{digest}"
     return KeptBatches(folder, math.ceil(settings.samples / _SAMPLES))
 
 
-def _draw_missing(task: EvaluationTask, settings: FidSettings, extractor: Inception, kept: KeptBatches) -> str | None:
+def _draw_missing(
+    task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor, kept: KeptBatches
+) -> str | None:
     """Draws what no process has drawn; returns how far batch norm was readjusted."""
     model, moved = task.trained.model, None
     if settings.batch_norm_iterations:
-        # Every process by itself, with the same result.
-        adjusted = readjusted(model, settings.temperature, settings.batch_norm_iterations, seed=task.seed)
+        # Every process by itself, with the same result; the copy is on all replicas, as the model is.
+        with task.strategy.scope():
+            adjusted = readjusted(model, settings.temperature, settings.batch_norm_iterations, seed=task.seed)
         model, moved = adjusted.model, adjusted.text
         task.status.keep(moved)
-    generator = ImageGenerator(model)
+    generator = ImageGenerator(model, task.strategy)
     missing = kept.missing(task.share)
     sizes = {number: min(_SAMPLES, settings.samples - number * _SAMPLES) for number in missing}
     progress = ImageProgress(task.status, settings.samples, settings.samples - sum(sizes.values()))
@@ -128,7 +140,7 @@ def _draw_missing(task: EvaluationTask, settings: FidSettings, extractor: Incept
     return moved
 
 
-def real_statistics(task: EvaluationTask, extractor: Inception) -> FeatureStatistics:
+def real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> FeatureStatistics:
     """Of the training images, from the user's cache folder where they are there."""
     spec = stored_spec(task.spec)
     source = load_split(spec, "train", task.status.report())
