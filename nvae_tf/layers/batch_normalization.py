@@ -60,8 +60,15 @@ class StackedBatchNormalization(StackedLayer):
         )
         return [BatchNormalizationWeights(*row) for row in zip(*columns, strict=True)]
 
-    def apply_slice(self, weights: BatchNormalizationWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """Normalises `[batch, height, width, channels]`; records the batch's statistics in training."""
+    def apply_slice(
+        self, weights: BatchNormalizationWeights | None, inputs: tf.Tensor, records: list | None
+    ) -> tf.Tensor:
+        """Normalises `[batch, height, width, channels]`; records the batch's statistics in training.
+
+        Without weights it does nothing: it has been folded into a convolution.
+        """
+        if weights is None:
+            return inputs
         gamma, beta, mean, variance = weights
         if mean is not None:
             normalised = normalise(inputs, gamma, beta, mean, variance)

@@ -3,13 +3,15 @@
 `change` says what a cell does to the resolution: "none", "down" (halves it, doubles the channels) or "up".
 """
 
+import itertools
+
 import tensorflow as tf
 
 from nvae_tf import latent_plan
 from nvae_tf.layers.batch_normalization import StackedBatchNormalization
 from nvae_tf.layers.convolution import DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.resampling import nearest_upsampling
-from nvae_tf.layers.stacked import StackedLayer
+from nvae_tf.layers.stacked import Folding, StackedLayer
 from nvae_tf.layers.swish_convolution import SwishConvolution
 
 
@@ -24,15 +26,24 @@ class EluConvolution(StackedLayer):
         super().__init__(count, [*norm, convolution], **kwargs)
         self.upsampling = change == "up"
 
+    @property
+    def norm(self) -> StackedLayer | None:
+        """The batch norm that it begins with, if it has one."""
+        return self.parts[0] if len(self.parts) > 1 else None
+
+    @property
+    def convolution(self) -> StackedLayer:
+        """The convolution that it ends with."""
+        return self.parts[-1]
+
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """One operation on `[batch, height, width, channels]`."""
-        *norm, convolution = self.parts
-        if norm:
-            inputs = norm[0].apply_slice(weights[0], inputs, records)
+        if self.norm is not None:
+            inputs = self.norm.apply_slice(weights[0], inputs, records)
         inputs = tf.nn.elu(inputs)
         if self.upsampling:
             inputs = nearest_upsampling(inputs)
-        return convolution.apply_slice(weights[-1], inputs, records)
+        return self.convolution.apply_slice(weights[-1], inputs, records)
 
 
 def activated_convolution(
@@ -66,6 +77,11 @@ class OperationsBranch(StackedLayer):
             for operation in others
         ]
         super().__init__(count, parts, **kwargs)
+
+    def foldings(self) -> list[Folding]:
+        """Every operation but the first normalises what the convolution before it gives."""
+        pairs = itertools.pairwise(self.parts)
+        return [Folding(before.convolution, after.norm) for before, after in pairs if after.norm is not None]
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """The operations one after another."""
@@ -104,6 +120,16 @@ class InvertedResidualBranch(StackedLayer):
         ]
         super().__init__(count, parts, **kwargs)
         self.upsampling = change == "up"
+
+    def foldings(self) -> list[Folding]:
+        """All four batch norms: the first precedes a convolution that looks at single pixels, the others follow one."""
+        norm, widen, depthwise, narrow, last = self.parts
+        return [
+            Folding(widen, norm, on_outputs=False),
+            Folding(widen, depthwise.norm),
+            Folding(depthwise.convolution, narrow.norm),
+            Folding(narrow.convolution, last),
+        ]
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """One inverted residual on `[batch, height, width, channels]`."""

@@ -93,8 +93,9 @@ class StackedConvolution(StackedLayer):
 
     def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """Convolves `[batch, height, width, in]` to `[batch, height / strides, width / strides, out]`."""
-        outputs = self._convolve(inputs, weights.kernel)
-        return outputs if weights.bias is None else tf.nn.bias_add(outputs, weights.bias)
+        if self.kernel_size == 1 and self.strides == 1 and self.groups == 1:
+            return _pointwise(inputs, weights)
+        return _with_bias(self._convolve(inputs, weights.kernel), weights.bias)
 
     def _convolve(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         if self.is_depthwise and self.strides == 1:
@@ -107,8 +108,6 @@ class StackedConvolution(StackedLayer):
         if self.is_depthwise:
             kernel = tf.reshape(kernel, kernel.shape[:2] + (self.channels_in, 1))
             return tf.nn.depthwise_conv2d(inputs, kernel, (1, self.strides, self.strides, 1), padding)
-        if self.kernel_size == 1 and self.strides == 1 and self.groups == 1:
-            return _pointwise(inputs, kernel)
         if self.groups == 1:
             return self._dense(inputs, kernel, padding)
         # TensorFlow has no gradient for grouped convolutions on CPUs.
@@ -204,12 +203,19 @@ def _norms(kernels: tf.Tensor) -> tf.Tensor:
     return tf.sqrt(tf.reduce_sum(tf.square(kernels), axis=(1, 2, 3), keepdims=True) + 1e-30)
 
 
-def _pointwise(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """A 1x1 convolution as a matrix product: on CPUs its filter gradient takes half the time of a convolution's."""
+def _pointwise(inputs: tf.Tensor, weights: ConvolutionWeights) -> tf.Tensor:
+    """A 1x1 convolution as a matrix product: on CPUs its filter gradient takes half the time of a convolution's.
+
+    The bias comes right after the product, so that TensorFlow can make one operation of the two.
+    """
     _, height, width, channels_in = inputs.shape
-    pixels = tf.reshape(inputs, (-1, channels_in))
-    outputs = tf.matmul(pixels, tf.reshape(kernel, kernel.shape[2:]))
+    pixels, kernel = tf.reshape(inputs, (-1, channels_in)), weights.kernel
+    outputs = _with_bias(tf.matmul(pixels, tf.reshape(kernel, kernel.shape[2:])), weights.bias)
     return tf.reshape(outputs, (-1, height, width, kernel.shape[-1]))
+
+
+def _with_bias(outputs: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+    return outputs if bias is None else tf.nn.bias_add(outputs, bias)
 
 
 def _spread(kernel: tf.Tensor, dilation: int) -> tf.Tensor:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -38,6 +38,18 @@ class ForwardPass:
         """Assigns the gathered updates; apart from the pass itself, so that a bad step can be left without trace."""
         for variable, value in self.updates:
             variable.assign(value)
+
+    def slices_of(self, layer: "StackedLayer") -> list[Any]:
+        """The ready-to-use weights of a stack in this pass, see `StackedLayer.slices`."""
+        return layer.slices(self)
+
+
+class Folding(NamedTuple):
+    """A convolution, and the batch norm on its outputs, or on its inputs, with nothing between the two."""
+
+    convolution: "StackedLayer"
+    norm: "StackedLayer"
+    on_outputs: bool = True
 
 
 class StackedLayer(keras.layers.Layer):
@@ -70,7 +82,7 @@ class StackedLayer(keras.layers.Layer):
 
     def slices(self, forward: ForwardPass) -> list[Any]:
         """The ready-to-use weights of every layer of the stack, computed for the whole stack at once."""
-        return list(zip(*(part.slices(forward) for part in self.parts), strict=True))
+        return list(zip(*(forward.slices_of(part) for part in self.parts), strict=True))
 
     def apply_slice(self, weights: Any, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """One layer of the stack on `[batch, height, width, channels]`.
@@ -86,6 +98,10 @@ class StackedLayer(keras.layers.Layer):
         """The parts that append to `records`, in the order in which they do."""
         return [recorder for part in self.parts for recorder in part.recorders()]
 
+    def foldings(self) -> list["Folding"]:
+        """Where, between parts of this stack, batch norm can be folded into a convolution; in the order of doing it."""
+        return []
+
     def record(self, forward: ForwardPass, records: Sequence[Any]) -> None:
         """Adds to `forward.updates` what follows from the records of all layers of the stack (recorders only)."""
 
@@ -94,7 +110,7 @@ class StackedLayer(keras.layers.Layer):
         """Gives the stack's layers as functions of their input; leaving the block records the whole stack at once."""
         recording = forward.training or forward.initialising
         records: list[list[Any]] = [[] for _ in range(self.count)]
-        weights = self.slices(forward)
+        weights = forward.slices_of(self)
         apply = self._apply_and_record if self._is_traced_inline() else self._traced
         if self.recomputed and forward.training:
             apply = _recomputed(apply)

@@ -28,11 +28,13 @@ class SwishConvolution(StackedLayer):
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """One layer on `[batch, height, width, channels]`."""
-        (gamma, beta, mean, variance), convolution = weights
-        if mean is not None:
-            return self._convolve(swish(normalise(inputs, gamma, beta, mean, variance)), convolution)
+        norm, convolution = weights
+        if norm is None or norm.mean is not None:
+            return self._convolve(swish(self.norm.apply_slice(norm, inputs, None)), convolution)
         bias = [] if convolution.bias is None else [convolution.bias]
-        outputs, mean, variance = _without_keeping(self._convolve)(inputs, gamma, beta, convolution.kernel, *bias)
+        outputs, mean, variance = _without_keeping(self._convolve)(
+            inputs, norm.gamma, norm.beta, convolution.kernel, *bias
+        )
         if records is not None:
             records.append(BatchStatistics(mean, variance))
         return outputs

@@ -62,11 +62,16 @@ class InferenceMixin:
         return self.generate_from_seeds(image_seeds(seed, count), temperature).mean()
 
     def generate_from_seeds(
-        self, seeds: tf.Tensor, temperature: Temperature = 1.0, latents: Sequence[tf.Tensor] = ()
+        self,
+        seeds: tf.Tensor,
+        temperature: Temperature = 1.0,
+        latents: Sequence[tf.Tensor] = (),
+        forward: ForwardPass | None = None,
     ) -> tfp.distributions.Distribution:
         """The distribution of images for one seed an image `[batch, 2]`; the temperature is the priors' alone.
 
-        Latents of the top groups may be given; the other groups' draws are the same as without.
+        Latents of the top groups may be given; the other groups' draws are the same as without. `forward` is that of
+        `top_down_pass`.
         """
         temperatures = temperatures_of_groups(temperature, self.plan)
         sources: list[LatentSource] = [GivenSource(latent) for latent in latents]
@@ -74,7 +79,7 @@ class InferenceMixin:
             noise = noise_per_image(self.plan.latent_shapes(), seeds)
             drawn = map(PriorSource, noise, temperatures)
             sources += list(drawn)[len(sources) :]
-        return self.top_down_pass(sources, tf.shape(seeds)[0]).likelihood
+        return self.top_down_pass(sources, tf.shape(seeds)[0], forward).likelihood
 
     def score(self, images: tf.Tensor, importance_samples: int = 1, seed: int = 0) -> tf.Tensor:
         """Importance-weighted bound on the negative log-likelihood of each image `[batch]`, in nats."""

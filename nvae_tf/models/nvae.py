@@ -13,7 +13,7 @@ from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, ObjectiveConfig
 from nvae_tf.distributions import image_likelihood
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization, StackedConvolution
+from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization, StackedConvolution, StackedLayer
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import check_image_size, frame_with_zeros, real_pixels, training_images
@@ -121,6 +121,11 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
     def batch_norms(self) -> list[StackedBatchNormalization]:
         """The batch normalisations of both networks."""
         return self._stacks(StackedBatchNormalization)
+
+    @functools.cached_property
+    def stacks(self) -> list[StackedLayer]:
+        """All stacks of both networks, those that others are made of too."""
+        return self._stacks(StackedLayer)
 
     @functools.cached_property
     def convolutions(self) -> list[StackedConvolution]:

@@ -1,0 +1,71 @@
+"""Folded weights give the numbers of the layers that they were made of, with fewer operations."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.layers import FoldedPass, folded_weights
+from nvae_tf.models import NVAE
+from nvae_tf.models.noise import image_seeds, noise_per_image
+from tests.tiny_model import tiny_config
+
+IMAGES = np.random.default_rng(0).integers(0, 2, [2, 4, 4, 1]).astype(np.float32)
+
+
+def shaken_model(**changes):
+    """A model none of whose weights, running statistics included, is as it was initialised."""
+    model = NVAE(tiny_config(num_channels_encoder=4, num_channels_decoder=4, **changes))
+    generator = np.random.default_rng(1)
+    for weight in model.weights:
+        if weight.dtype == "float32" and len(weight.shape):
+            weight.assign(weight + 0.3 * generator.uniform(size=weight.shape))
+    return model
+
+
+def parameters(model, forward=None):
+    noise = noise_per_image(model.plan.latent_shapes(), image_seeds(3, 2))
+    return model.infer(tf.constant(IMAGES), noise, forward).parameters.numpy()
+
+
+@pytest.mark.parametrize("cell_set", ["res_mbconv", "res_bnswish", "res_bnelu", "res_elu", "mbconv_sep", "mbconv_res"])
+def test_the_same_numbers(cell_set):
+    model = shaken_model(cell_set=cell_set, num_preprocess_blocks=1, num_postprocess_blocks=1, num_flows=1)
+    folded = folded_weights(model.stacks)
+    expected = parameters(model)
+    np.testing.assert_allclose(
+        parameters(model, FoldedPass(folded=folded)), expected, atol=3e-6 * np.abs(expected).max()
+    )
+
+
+def test_batch_norms_beside_a_convolution_are_gone_and_the_weights_are_copies():
+    model = shaken_model()
+    folded = folded_weights(model.stacks)
+    decoder, encoder = model.top_down.scales[1].cells.branch, model.bottom_up.scales[0].cells.branch
+    # Of an inverted residual all four, of activated convolutions in a row all but the first, which follows a sum.
+    of_decoder = [norm for norm in decoder._flatten_layers() if norm in model.batch_norms]
+    assert [folded[norm][0] for norm in of_decoder] == [None] * 4
+    first, second = (folded[operation.norm][0] for operation in encoder.parts)
+    assert first is not None and second is None
+    before = parameters(model, FoldedPass(folded=folded))
+    for weight in model.top_down.scales[0].combiners.weights:
+        weight.assign(weight + 1.0)
+    np.testing.assert_array_equal(parameters(model, FoldedPass(folded=folded)), before)
+    assert np.abs(parameters(model) - before).max() > 1e-3
+
+
+def test_half_precision_keeps_kernels_alone():
+    model = shaken_model()
+    variables = [
+        variable
+        for slices in folded_weights(model.stacks, "bfloat16").values()
+        for variable in tf.nest.flatten(slices)
+        if variable is not None
+    ]
+    assert {variable.dtype for variable in variables if len(variable.shape) > 1} == {tf.bfloat16}
+    assert {variable.dtype for variable in variables if len(variable.shape) == 1} == {tf.float32}
+
+
+def test_a_model_in_half_precision_is_refused():
+    model = NVAE(tiny_config(), dtype="mixed_bfloat16")
+    with pytest.raises(ValueError, match="half precision can't be folded"):
+        folded_weights(model.stacks)
