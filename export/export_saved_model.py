@@ -4,22 +4,31 @@
     python -m export.export_saved_model --workdir=runs/digits --output=models/digits --version=2 --checkpoint=best
 
 The export is OUTPUT/VERSION, the place where TensorFlow Serving looks for it. It appears there after it has
-been run in a process that can't import this package and has given the model's numbers: about a minute.
+been run in a process that can't import this package and has given the model's numbers: one to some minutes.
 
 Signatures (the batch is the first axis of everything; a row's result depends on its own seed alone):
 
-    sample       seed, temperature -> image
-    encode       image, seed       -> latent
-    decode       latent            -> image
-    reconstruct  image, seed       -> image
-    score        image, seed       -> nats, bits_per_dim, kl_per_group
+    sample               seed, temperature -> image, image_uint8
+    encode               image, seed       -> latent
+    decode               latent            -> image, image_uint8
+    decode_upper_groups  latent, num_groups, seed, temperature -> image, image_uint8
+    reconstruct          image, seed       -> image, image_uint8
+    score                image, seed       -> nats, bits_per_dim, kl_per_group
 
-Images are float32 in [0, 1], seeds int64. To draw pictures with it, on any machine with TensorFlow:
+Images are float32 in [0, 1], seeds int64, num_groups int32. Each is there a second time as NAME_png, with pictures
+as the bytes of PNG files (image_bytes), for REST.
+
+Weight normalisation and batch norm are folded into the kernels. --weights=bfloat16 or float16 keeps the kernels in half
+the bytes; all is computed in float32 even so. assets.extra/ in the export has the settings, the signatures, the layout
+of latents, the step and the scores, and the requests with which a server warms up.
+
+To draw pictures with it, on any machine with TensorFlow; to check it where it has been copied to:
 
     python export/run_saved_model.py --saved_model=models/digits/1 --output=samples.png --temperature=0.7
+    python -m export.verify models/digits/1
 
-Exit code: 0 done, 2 a mistake in the command or an export that differs; then nothing is written. With
-NVAE_TF_TRACEBACK=1 in the environment a mistake is told with its traceback.
+docs/serving.md tells how it is served. Exit code: 0 done, 2 a mistake in the command or an export that differs; then
+nothing is written. With NVAE_TF_TRACEBACK=1 in the environment a mistake is told with its traceback.
 """
 
 import argparse
@@ -33,7 +42,8 @@ from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.command_errors import exit_on_user_error
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
-_FLAGS = ("--workdir", "--output", "--version", "--checkpoint", "--help")
+_FLAGS = ("--workdir", "--output", "--version", "--checkpoint", "--weights", "--help")
+_WEIGHTS = ("float32", "bfloat16", "float16")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,13 +53,15 @@ def main(arguments: Sequence[str]) -> None:
         # Before TensorFlow is started: a mistake is told within a moment.
         check_version_is_free(flags.output, flags.version)
         start_tensorflow_quietly()
+        from export.run_source import scores_of, source_of
         from export.saved_model import export_saved_model
         from nvae_tf.checkpoints import load_run
 
         run = load_run(flags.workdir, flags.checkpoint)
-        print(f"Exporting {flags.workdir}, step {run.step:,}, and checking it, about a minute ...", flush=True)
-        source = {"checkpoint": flags.checkpoint, "step": run.step}
-        folder = export_saved_model(run.model, flags.output, flags.version, source)
+        print(f"Exporting {flags.workdir}, step {run.step:,}, and checking it: one to some minutes ...", flush=True)
+        source = source_of(run)
+        scores = scores_of(flags.workdir, source)
+        folder = export_saved_model(run.model, flags.output, flags.version, flags.weights, source, scores)
     print(f"Exported to {folder}; it gives the model's numbers without this package.")
 
 
@@ -65,6 +77,9 @@ def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workdir", type=pathlib.Path, required=True, metavar="DIR", help="run folder of train.main")
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR", help="folder of all versions")
     parser.add_argument("--version", type=int, default=1, metavar="N", help="number of this version (default: 1)")
+    parser.add_argument(
+        "--weights", choices=_WEIGHTS, default=_WEIGHTS[0], help="how kernels are kept (default: float32)"
+    )
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default=CHECKPOINTS[0], help=CHECKPOINT_HELP)
     for argument in arguments:
         name = argument.partition("=")[0]

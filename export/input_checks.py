@@ -27,21 +27,29 @@ def checked_latent(latent: tf.Tensor) -> tf.Tensor:
     return _checked(latent, tf.math.is_finite(latent), "latent: values must be finite")
 
 
-def checked_seed(seed: tf.Tensor, beside: tf.Tensor, name: str) -> tf.Tensor:
-    """Seeds `[batch]`: as many as there are rows in `beside`, the input called `name`.
+def checked_num_groups(num_groups: tf.Tensor, beside: tf.Tensor, name: str, groups: int) -> tf.Tensor:
+    """Numbers of groups `[batch]`: each from 0 to `groups`, one for each row of `beside`, the input called `name`."""
+    valid = (num_groups >= 0) & (num_groups <= groups)
+    num_groups = _checked(num_groups, valid, f"num_groups: values must be from 0 to {groups}")
+    return checked_rows("num_groups", num_groups, beside, name)
 
-    One seed for many rows would broadcast and quietly give all of them the same draw.
+
+def checked_rows(own_name: str, value: tf.Tensor, beside: tf.Tensor, name: str) -> tf.Tensor:
+    """Values `[batch]`: as many as there are rows in `beside`, the input called `name`.
+
+    One for many rows would broadcast and quietly serve all of them.
     """
-    rows, wanted = tf.shape(seed)[0], tf.shape(beside)[0]
-    message = f"seed: there must be one for each row of {name}; seeds and rows given:"
-    return _tied(seed, tf.equal(rows, wanted), [message, rows, wanted])
+    rows, wanted = tf.shape(value)[0], tf.shape(beside)[0]
+    message = f"{own_name}: there must be one for each row of {name}; found and rows given:"
+    return tied(value, tf.equal(rows, wanted), [message, rows, wanted])
 
 
 def _checked(value: tf.Tensor, valid: tf.Tensor, message: str) -> tf.Tensor:
     wrong = tf.boolean_mask(value, ~valid)
-    return _tied(value, tf.reduce_all(valid), [f"{message}; wrong values:", wrong])
+    return tied(value, tf.reduce_all(valid), [f"{message}; wrong values:", wrong])
 
 
-def _tied(value: tf.Tensor, condition: tf.Tensor, message: list) -> tf.Tensor:
+def tied(value: tf.Tensor, condition: tf.Tensor, message: list) -> tf.Tensor:
+    """The value, tied to a check of the condition; the message is a text and tensors."""
     with tf.control_dependencies([tf.debugging.Assert(condition, message, summarize=_LISTED)]):
         return tf.identity(value)

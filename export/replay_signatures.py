@@ -27,7 +27,9 @@ def main(saved_model: str, inputs: str, outputs: str) -> None:
     results = {}
     with run_saved_model.session_of(saved_model) as run:
         for signature, values in arguments.items():
-            results |= {f"{signature}/{name}": array for name, array in run(signature, **values).items()}
+            for name, array in run(signature, **values).items():
+                # Files of pictures as an array that needs no pickle to be stored.
+                results[f"{signature}/{name}"] = array.astype("S") if array.dtype == object else array
     np.savez(outputs, **results)
 
 

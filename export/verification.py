@@ -1,61 +1,88 @@
-"""Runs an export where this package can't be imported, as a server would, and compares it with the model."""
+"""Runs an export where this package can't be imported, as a server would, and compares it with recorded numbers.
 
+What the model gave for some inputs is recorded when the export is made and travels in it, so that it can be checked again
+wherever it has been copied to.
+"""
+
+import io
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from export.signatures import SIGNATURES, Signatures
+from nvae_tf.whole_files import read_arrays, write_arrays
 
 # Largest difference that rounding may cause, relative to the largest number of the tensor.
 TOLERANCE = 1e-5
+# The file in an export.
+RECORD = "assets.extra/verification.npz"
 
 _REPLAY = pathlib.Path(__file__).with_name("replay_signatures.py")
-_SEEDS = np.array([1, 2 + 3 * 2**32, 2**40], np.int64)
-_TEMPERATURES = np.array([0.5, 0.7, 1.0], np.float32)
+_VALUES = {
+    "seed": np.array([1, 2 + 3 * 2**32, 2**40], np.int64),
+    "temperature": np.array([0.5, 0.7, 1.0], np.float32),
+    "num_groups": np.array([1, 0, 1], np.int32),
+}
 
 Arrays = dict[str, np.ndarray]
 
 
-def check_same_numbers(folder: pathlib.Path, signatures: Signatures) -> None:
-    """Checks that every signature of the SavedModel in `folder` gives the model's numbers.
+class Record(NamedTuple):
+    """Inputs as `signature/input`, and what the model gave for them as `signature/output`."""
 
-    The images for it are the model's own samples. Both sides compute on the CPU: what an accelerator rounds
-    may differ more than this check allows.
+    inputs: Arrays
+    outputs: Arrays
 
-    Raises:
-      ValueError: the numbers differ by more than `TOLERANCE` of their tensor's largest, the model's are not
-        finite, or the export can't be run.
-    """
-    inputs, expected = model_numbers(signatures)
-    found = clean_process_numbers(folder, inputs)
-    differences = {name: _relative_difference(found.get(name), array) for name, array in expected.items()}
-    worst = max(differences, key=differences.get)
-    if differences[worst] > TOLERANCE:
-        raise ValueError(
-            f"the export does not give the model's numbers: {worst} is off by {differences[worst]:.1e} of "
-            f"its largest value, {TOLERANCE:.0e} is allowed. It was not published"
-        )
+    def write(self, folder: pathlib.Path) -> None:
+        """Puts it into an export."""
+        arrays = {f"inputs/{name}": array for name, array in self.inputs.items()}
+        arrays |= {f"outputs/{name}": array for name, array in self.outputs.items()}
+        write_arrays(folder / RECORD, arrays)
+
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> "Record":
+        """That of an export.
+
+        Raises:
+          FileNotFoundError: there is no export, or none with a record.
+          ValueError: the file is damaged.
+        """
+        if not (folder / "saved_model.pb").is_file():
+            versions = sorted(str(file.parent) for file in folder.glob("*/saved_model.pb"))
+            raise FileNotFoundError(f"{folder}: no export in it (saved_model.pb); name one version {versions or ''}")
+        if not (folder / RECORD).is_file():
+            raise FileNotFoundError(f"{folder / RECORD}: missing, so there is nothing to compare the export with")
+        try:
+            arrays = read_arrays(folder / RECORD)
+        except ValueError as error:
+            raise ValueError(f"{folder / RECORD}: damaged ({error}); copy the export anew") from error
+        parts = [
+            {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
+            for kind in ("inputs/", "outputs/")
+        ]
+        return cls(*parts)
 
 
-def model_numbers(signatures: Signatures) -> tuple[Arrays, Arrays]:
-    """Inputs for all signatures, as `signature/input`, and the model's results, as `signature/output`.
+def recorded(signatures: Signatures) -> Record:
+    """What the model gives on the CPU; the images for it are the model's own samples.
 
     Raises:
       ValueError: a number that the model gives is not finite.
     """
-    inputs, outputs = {}, {}
-    values = {"seed": _SEEDS, "temperature": _TEMPERATURES}
+    inputs, outputs, values = {}, {}, dict(_VALUES)
     with tf.device("/CPU:0"):
         for signature in SIGNATURES:
             arguments = {spec.name: values[spec.name] for spec in signatures.input_specs(signature)}
-            tensors = getattr(signatures, signature)(*map(tf.constant, arguments.values()))
-            results = {name: tensor.numpy() for name, tensor in tensors.items()}
-            broken = [name for name, array in results.items() if not np.isfinite(array).all()]
+            tensors = signatures.function(signature)(*map(tf.constant, arguments.values()))
+            results = {name: _storable(tensor.numpy()) for name, tensor in tensors.items()}
+            broken = [name for name, array in results.items() if array.dtype.kind == "f" and not _is_finite(array)]
             if broken:
                 raise ValueError(
                     f"the model's {broken[0]} (signature {signature}) is not finite: its weights have "
@@ -65,7 +92,29 @@ def model_numbers(signatures: Signatures) -> tuple[Arrays, Arrays]:
             outputs |= {f"{signature}/{name}": array for name, array in results.items()}
             # What comes first stays: the samples and their latents are inputs of the other signatures.
             values = results | values
-    return inputs, outputs
+    return Record(inputs, outputs)
+
+
+def verified(folder: pathlib.Path) -> dict[str, float]:
+    """Runs every signature of an export in a process without this package, on the CPU, and compares with its record.
+
+    Returns:
+      The largest difference of every output, relative to its largest number; pictures may be one level of 256 apart.
+
+    Raises:
+      FileNotFoundError: see `Record.read`.
+      ValueError: a number differs by more than `TOLERANCE`, or the export can't be run.
+    """
+    record = Record.read(folder)
+    found = clean_process_numbers(folder, record.inputs)
+    differences = {name: difference(found.get(name), array) for name, array in record.outputs.items()}
+    worst = max(differences, key=differences.get)
+    if differences[worst] > TOLERANCE:
+        raise ValueError(
+            f"the export does not give the model's numbers: {worst} is off by {differences[worst]:.1e} of "
+            f"its largest value, {TOLERANCE:.0e} is allowed"
+        )
+    return differences
 
 
 def clean_process_numbers(folder: pathlib.Path, inputs: Arrays) -> Arrays:
@@ -89,9 +138,30 @@ def clean_process_numbers(folder: pathlib.Path, inputs: Arrays) -> Arrays:
             return dict(outputs)
 
 
-def _relative_difference(found: np.ndarray | None, expected: np.ndarray) -> float:
-    """The largest difference over the largest expected number; infinite for another shape or NaN."""
-    if found is None or found.shape != expected.shape or not np.isfinite(found).all():
+def difference(found: np.ndarray | None, expected: np.ndarray) -> float:
+    """The largest difference over the largest expected number; infinite for another shape or NaN.
+
+    That of pictures, 8-bit or in files, is 0 where no value is more than one level off: rounding may do that.
+    """
+    if expected.dtype.kind == "S":
+        found = None if found is None else _pixels(found)
+        expected = _pixels(expected)
+    if found is None or found.shape != expected.shape or not _is_finite(found):
         return np.inf
-    largest = max(np.abs(expected).max(), np.finfo(np.float32).tiny)
-    return float(np.abs(found - expected).max() / largest)
+    apart = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
+    if expected.dtype == np.uint8:
+        return 0.0 if apart <= 1.0 else float(apart / 255.0)
+    return float(apart / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
+
+
+def _pixels(files: np.ndarray) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(io.BytesIO(bytes(file)))) for file in files])
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """Bytes of any length as an array that needs no pickle to be stored; files of pictures don't end in zeros."""
+    return array.astype("S") if array.dtype == object else array
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    return bool(np.isfinite(array).all())

@@ -57,7 +57,9 @@ def model():
 
 @pytest.fixture(scope="session")
 def folder(model, tmp_path_factory):
-    return export_saved_model(model, tmp_path_factory.mktemp("models") / "tiny" / "all", 3, {"step": 1200})
+    place = tmp_path_factory.mktemp("models") / "tiny" / "all"
+    scores = {"nelbo_nats": 3.5, "data": "/home/someone/data"}
+    return export_saved_model(model, place, 3, source={"step": 1200}, evaluation=scores)
 
 
 @pytest.fixture(scope="session")

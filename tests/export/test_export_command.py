@@ -1,12 +1,15 @@
 """The command: from a run folder to a version, and what it says to mistakes."""
 
+import json
 import pathlib
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
 from export import export_saved_model as command
+from export.run_source import scores_of
 from nvae_tf import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -20,22 +23,44 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flags", "checkpoint"), [([], "latest"), (["--checkpoint=best"], "best")])
-def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(tmp_path, monkeypatch, capsys, flags, checkpoint):
-    from export import saved_model
+class Run(NamedTuple):
+    """What the command asks of a trained run."""
+
+    model: str
+    step: int = 1200
+
+
+@pytest.mark.parametrize(
+    ("flags", "checkpoint", "weights"),
+    [([], "latest", "float32"), (["--checkpoint=best", "--weights=float16"], "best", "float16")],
+)
+def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(
+    tmp_path, monkeypatch, capsys, flags, checkpoint, weights
+):
+    from export import run_source, saved_model
 
     calls = []
-
-    def load_run(workdir, checkpoint):
-        return checkpoints.TrainedRun(None, "run/checkpoints/step-1200", f"{checkpoint} model of {workdir}", False)
-
-    monkeypatch.setattr(checkpoints, "load_run", load_run)
+    monkeypatch.setattr(checkpoints, "load_run", lambda workdir, checkpoint: Run(f"{checkpoint} model of {workdir}"))
+    monkeypatch.setattr(run_source, "source_of", lambda run: {"step": run.step})
+    monkeypatch.setattr(run_source, "scores_of", lambda workdir, source: None)
     monkeypatch.setattr(saved_model, "export_saved_model", lambda *given: calls.append(given) or given[1] / "4")
     command.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}", "--version=4", *flags])
-    model, source = f"{checkpoint} model of {tmp_path / 'run'}", {"checkpoint": checkpoint, "step": 1200}
-    assert calls == [(model, tmp_path / "models", 4, source)]
+    model = f"{checkpoint} model of {tmp_path / 'run'}"
+    assert calls == [(model, tmp_path / "models", 4, weights, {"step": 1200}, None)]
     printed = capsys.readouterr().out
     assert str(tmp_path / "models" / "4") in printed and ", step 1,200," in printed
+
+
+def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):
+    file = tmp_path / "evaluation.json"
+    source = {"checkpoint_sha256": "ab"}
+    assert scores_of(tmp_path, source) is None
+    file.write_text(json.dumps({"checkpoint_sha256": "cd", "nelbo_nats": 1.0}))
+    assert scores_of(tmp_path, source) is None
+    file.write_text(json.dumps(source | {"nelbo_nats": 1.0}))
+    assert scores_of(tmp_path, source)["nelbo_nats"] == 1.0
+    file.write_text("{")
+    assert scores_of(tmp_path, source) is None
 
 
 def test_a_missing_run_folder_is_told_and_nothing_written(tmp_path, capsys):
@@ -61,6 +86,7 @@ def test_a_mistyped_flag_is_told_with_the_nearest_one(capsys):
         (["--workdir=x"], "--output"),
         (["--workdir=x", "--output=y", "--version=a"], "'a'"),
         (["--workdir=x", "--output=y", "--checkpoint=bset"], "'bset' (choose from "),
+        (["--workdir=x", "--output=y", "--weights=int8"], "'int8' (choose from "),
     ],
 )
 def test_a_missing_or_senseless_flag_is_told(capsys, arguments, message):

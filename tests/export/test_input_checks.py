@@ -35,3 +35,19 @@ def test_one_seed_for_many_rows_is_refused_by_the_export(run):
         run("encode", image=IMAGES, seed=SEEDS[:1])
     with pytest.raises(tf.errors.InvalidArgumentError, match="one for each row of temperature"):
         run("sample", seed=SEEDS, temperature=np.ones(1, np.float32))
+
+
+@pytest.mark.parametrize("number", [-1, 3])
+def test_a_number_of_groups_that_the_model_does_not_have_is_refused_by_the_export(run, number):
+    latent = run("encode", image=IMAGES, seed=SEEDS)["latent"]
+    ones = np.ones(2, np.float32)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="num_groups: values must be from 0 to 2"):
+        run("decode_upper_groups", latent=latent, num_groups=np.int32([1, number]), seed=SEEDS, temperature=ones)
+
+
+def test_bytes_that_are_no_picture_of_the_models_size_are_refused_by_the_export(run):
+    wide = tf.io.encode_png(np.zeros([8, 9, 3], np.uint8)).numpy()
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"must be of shape \[8, 8, 3\].*\[8 9 3\]"):
+        run("encode_png", image_bytes=np.array([wide, wide], object), seed=SEEDS)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        run("encode_png", image_bytes=np.array([b"no picture", b""], object), seed=SEEDS)

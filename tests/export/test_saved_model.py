@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
 
 from export import verification
 from export.saved_model import export_saved_model
 from export.signatures import SIGNATURES, Signatures
 from nvae_tf.config import read_config
+from nvae_tf.layers import folded_weights
 from nvae_tf.models import NVAE
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -26,27 +28,70 @@ def test_the_export_is_whole_and_nothing_lies_beside_it(folder):
 
 def test_settings_origin_and_latent_layout_travel_with_the_export(folder, model):
     assert read_config(folder / "assets.extra" / "config.json").model == model.config
-    assert json.loads((folder / "assets.extra" / "source.json").read_text()) == {"step": 1200}
+    source = json.loads((folder / "assets.extra" / "source.json").read_text())
+    assert source["step"] == 1200 and source["weights"] == "float32" and source["tensorflow"] == tf.__version__
+    # Where the data lay is a folder of the machine that has exported.
+    scores = json.loads((folder / "assets.extra" / "evaluation.json").read_text())
+    assert scores == {"nelbo_nats": 3.5}
     layout = json.loads((folder / "assets.extra" / "latents.json").read_text())
     assert [tuple(shape) for shape in layout["shapes"]] == list(model.plan.latent_shapes())
     assert layout["total"] == sum(int(np.prod(shape)) for shape in model.plan.latent_shapes())
 
 
-def test_inputs_and_outputs_are_named_typed_and_batch_first(folder):
+def test_inputs_and_outputs_are_named_typed_batch_first_and_described(folder, model):
     saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     definitions = saved.meta_graphs[0].signature_def
     found = {name: [sorted(definitions[name].inputs), sorted(definitions[name].outputs)] for name in SIGNATURES}
     assert found == {
-        "sample": [["seed", "temperature"], ["image"]],
+        "sample": [["seed", "temperature"], ["image", "image_uint8"]],
         "encode": [["image", "seed"], ["latent"]],
-        "decode": [["latent"], ["image"]],
-        "reconstruct": [["image", "seed"], ["image"]],
+        "decode": [["latent"], ["image", "image_uint8"]],
+        "decode_upper_groups": [["latent", "num_groups", "seed", "temperature"], ["image", "image_uint8"]],
+        "reconstruct": [["image", "seed"], ["image", "image_uint8"]],
         "score": [["image", "seed"], ["bits_per_dim", "kl_per_group", "nats"]],
+        "sample_png": [["seed", "temperature"], ["image_bytes"]],
+        "encode_png": [["image_bytes", "seed"], ["latent"]],
+        "decode_png": [["latent"], ["image_bytes"]],
+        "decode_upper_groups_png": [["latent", "num_groups", "seed", "temperature"], ["image_bytes"]],
+        "reconstruct_png": [["image_bytes", "seed"], ["image_bytes"]],
+        "score_png": [["image_bytes", "seed"], ["bits_per_dim", "kl_per_group", "nats"]],
     }
+    others = {"seed": tf.int64, "num_groups": tf.int32, "image_uint8": tf.uint8, "image_bytes": tf.string}
+    described = json.loads((folder / "assets.extra" / "signatures.json").read_text())
     for name in SIGNATURES:
-        for tensor_name, tensor in [*definitions[name].inputs.items(), *definitions[name].outputs.items()]:
+        assert list(described[name]["inputs"]) == [spec.name for spec in Signatures(model).input_specs(name)]
+        tensors = {**definitions[name].inputs, **definitions[name].outputs}
+        for tensor_name, tensor in tensors.items():
             assert tensor.tensor_shape.dim[0].size == -1
-            assert tensor.dtype == (tf.int64 if tensor_name == "seed" else tf.float32).as_datatype_enum
+            assert tensor.dtype == others.get(tensor_name, tf.float32).as_datatype_enum
+            description = (described[name]["inputs"] | described[name]["outputs"])[tensor_name]
+            assert tf.as_dtype(description["dtype"]).as_datatype_enum == tensor.dtype
+            assert description["shape"][1:] == [size.size for size in tensor.tensor_shape.dim][1:]
+
+
+def test_a_server_warms_up_with_one_request_for_every_signature(folder, model):
+    file = folder / "assets.extra" / "tf_serving_warmup_requests"
+    logs = [
+        prediction_log_pb2.PredictionLog.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(file))
+    ]
+    requests = [log.predict_log.request for log in logs]
+    assert [request.model_spec.signature_name for request in requests] == list(SIGNATURES)
+    for request in requests:
+        specs = Signatures(model).input_specs(request.model_spec.signature_name)
+        assert request.model_spec.name == "all" and sorted(request.inputs) == sorted(spec.name for spec in specs)
+        for spec in specs:
+            tensor = tf.make_ndarray(request.inputs[spec.name])
+            assert tensor.shape[0] == 1 and spec.is_compatible_with(tf.constant(tensor))
+
+
+@pytest.mark.slow
+def test_half_precision_weights_halve_the_file_and_hardly_move_the_pictures(vanilla_model, folder, tmp_path):
+    half = export_saved_model(vanilla_model, tmp_path / "half", weights="bfloat16")
+    whole = export_saved_model(vanilla_model, tmp_path / "whole")
+    sizes = [(path / "variables" / "variables.data-00000-of-00001").stat().st_size for path in (half, whole)]
+    assert sizes[0] < 0.7 * sizes[1]
+    source = json.loads((half / "assets.extra" / "source.json").read_text())
+    assert source["weights"] == "bfloat16" and 0.0 < source["largest_difference_from_model"] < 0.05
 
 
 def test_no_python_no_paths_no_xla_and_no_training_state_in_the_export(folder, model):
@@ -62,8 +107,9 @@ def test_no_python_no_paths_no_xla_and_no_training_state_in_the_export(folder, m
             assert str(ROOT).encode() not in content and b".py" not in content, file
     variables = tf.train.list_variables(str(folder / "variables" / "variables"))
     stored = sum(int(np.prod(shape)) for name, shape in variables if "VARIABLE_VALUE" in name)
-    spectral = sum(int(np.prod(vector.shape)) for vector in model.spectral_regularizer.variables)
-    assert stored == model.count_params() - spectral - 1  # data_initialised
+    folded = [variable for slices in folded_weights(model.stacks).values() for variable in tf.nest.flatten(slices)]
+    values = sum(variable.shape.num_elements() for variable in folded if variable is not None)
+    assert stored == values + int(np.prod(model.top_down.start.shape))
 
 
 class SmallArchive:
@@ -79,7 +125,7 @@ def test_an_export_with_other_numbers_is_not_published(vanilla_model, tmp_path, 
 
     def off_by_little(folder, inputs):
         assert (folder / "saved_model.pb").is_file()
-        outputs = verification.model_numbers(signatures)[1]
+        outputs = verification.recorded(signatures).outputs
         outputs["score/kl_per_group"] *= np.float32(1 + 3e-5)
         return outputs
 
@@ -102,4 +148,4 @@ def test_a_model_that_has_diverged_is_not_exported(vanilla_model):
     model = NVAE(vanilla_model.config)
     model.top_down.image.kernel.assign(model.top_down.image.kernel * np.nan)
     with pytest.raises(ValueError, match="image .signature sample. is not finite"):
-        verification.model_numbers(Signatures(model))
+        verification.recorded(Signatures(model))

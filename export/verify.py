@@ -1,0 +1,44 @@
+"""Checks an export wherever it has been copied to: every signature is run and compared with the model's numbers.
+
+    python -m export.verify models/digits/1
+
+The export is run on the CPU by TensorFlow's session loader, as TensorFlow Serving does it, in a process that can't import
+this package. The inputs and the model's numbers are in the export, assets.extra/verification.npz.
+
+Exit code: 0 the same numbers, 2 others, a damaged export, or a mistake in the command.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from nvae_tf.command_errors import exit_on_user_error
+from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Reads the path and checks."""
+    parser = argparse.ArgumentParser(
+        prog="export.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", type=pathlib.Path, metavar="PATH", help="one version, as models/digits/1")
+    flags = parser.parse_args(arguments)
+    with exit_on_user_error():
+        start_tensorflow_quietly()
+        from export.verification import TOLERANCE, verified
+
+        differences = verified(flags.path)
+        width = max(map(len, differences))
+        for name, difference in differences.items():
+            print(f"{name:{width}}  {difference:.1e}")
+    print(f"{flags.path}: gives the model's numbers, to {TOLERANCE:.0e} of the largest of each.")
+
+
+def run() -> None:
+    """The command `nvae-verify`."""
+    main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    run()
