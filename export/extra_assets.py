@@ -1,4 +1,4 @@
-"""What travels with an export for people and clients, in `assets.extra/`: no server reads it but the warm-up requests."""
+"""What travels with an export for people and clients, in `assets.extra/`; a server reads the warm-up requests alone."""
 
 import importlib.metadata
 import inspect

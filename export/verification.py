@@ -1,7 +1,7 @@
 """Runs an export where this package can't be imported, as a server would, and compares it with recorded numbers.
 
-What the model gave for some inputs is recorded when the export is made and travels in it, so that it can be checked again
-wherever it has been copied to.
+What the model gave for some inputs is recorded when the export is made and travels in it, so that it can be checked
+again wherever it has been copied to.
 """
 
 import io

@@ -2,8 +2,8 @@
 
     python -m export.verify models/digits/1
 
-The export is run on the CPU by TensorFlow's session loader, as TensorFlow Serving does it, in a process that can't import
-this package. The inputs and the model's numbers are in the export, assets.extra/verification.npz.
+The export is run on the CPU by TensorFlow's session loader, as TensorFlow Serving does it, in a process that can't
+import this package. The inputs and the model's numbers are in the export, assets.extra/verification.npz.
 
 Exit code: 0 the same numbers, 2 others, a damaged export, or a mistake in the command.
 """

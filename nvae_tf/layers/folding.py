@@ -1,8 +1,8 @@
 """Weights made ready once, for models that are not trained any more: fewer operations, the same images.
 
-In a network as it is trained, every pass normalises the weights and applies batch norm by its running statistics. Both are
-fixed when training is over: `exp(s) w / ||w||` is a kernel, and batch norm beside a convolution, with nothing between
-the two, is a factor and a shift that the convolution can take over.
+In a network as it is trained, every pass normalises the weights and applies batch norm by its running statistics. Both
+are fixed when training is over: `exp(s) w / ||w||` is a kernel, and batch norm beside a convolution, with nothing
+between the two, is a factor and a shift that the convolution can take over.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from nvae_tf.layers.normalisation import EPSILON
 from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 from nvae_tf.setting_checks import check
 
-# Of every stack that owns variables, one element a layer: a tuple of variables, or None for a batch norm that is folded.
+# Of every stack that owns variables one element a layer: a tuple of variables, or None for a batch norm that is folded.
 FoldedWeights = Mapping[StackedLayer, list[Any]]
 
 
@@ -81,7 +81,7 @@ def _scale_and_shift(norm: BatchNormalizationWeights) -> tuple[np.ndarray, np.nd
 
 
 def _scaled_outputs(weights: ConvolutionWeights, scale: np.ndarray, shift: np.ndarray) -> ConvolutionWeights:
-    """`scale * convolution(x) + shift`; the output channels are the kernel's last axis, those of a depthwise one too."""
+    """`scale * convolution(x) + shift`; output channels are the kernel's last axis, of a depthwise one too."""
     bias = 0.0 if weights.bias is None else weights.bias
     return ConvolutionWeights(weights.kernel * scale, bias * scale + shift)
 
