@@ -1,4 +1,4 @@
-"""The whole way in some minutes: digits are learned, measured, drawn, exported and drawn by the export.
+"""The whole way in some minutes: digits are learned, measured, drawn, exported, drawn by the export, and served.
 
     python -m train.demo --workdir=runs/demo
 
@@ -103,6 +103,11 @@ def steps(workdir: pathlib.Path) -> list[Step]:
             exported,
             without_package=True,
         ),
+        Step(
+            "Serve the export for a moment, and ask it for samples by gRPC and by REST",
+            ["-m", "export.try_serving", f"--path={saved_model}", f"--output={workdir}", *drawing],
+            workdir / "served_rest.png",
+        ),
     ]
 
 
@@ -128,9 +133,10 @@ def summary(workdir: pathlib.Path) -> str:
     evaluation, baseline, quality = (
         json.loads((workdir / name).read_text()) for name in ("evaluation.json", "baseline.json", "quality.json")
     )
-    names = ("samples.png", "exported_samples.png", "reconstructions.png")
-    own, exported = (np.asarray(Image.open(workdir / name), np.int32) for name in names[:2])
-    difference = int(np.abs(own - exported).max()) if own.shape == exported.shape else "another size"
+    names = ("samples.png", "exported_samples.png", "served_grpc.png", "served_rest.png", "reconstructions.png")
+    own, *others = (np.asarray(Image.open(workdir / name), np.int32) for name in names[:4])
+    same_size = all(other.shape == own.shape for other in others)
+    difference = max(int(np.abs(own - other).max()) for other in others) if same_size else "another size"
     return "\n".join(
         [
             f"test images, NELBO                     {evaluation['nelbo_nats']:7.2f} nats",
@@ -140,7 +146,7 @@ def summary(workdir: pathlib.Path) -> str:
             f"classifier's confidence, real test digits  {quality['confidence_on_real']:.3f}",
             f"  samples at temperature {TEMPERATURE:<4}               {quality['confidence_on_samples']:.3f}",
             f"  samples of each digit 0-9: {quality['samples_per_class']}",
-            f"export against model, largest difference of a pixel: {difference} of 255",
+            f"export, alone and served, against model: largest difference of a pixel: {difference} of 255",
             "pictures: " + ", ".join(str(workdir / name) for name in names),
             f"page:     {workdir / 'report.html'}",
             f"export:   {workdir / 'saved_model' / '1'}",
