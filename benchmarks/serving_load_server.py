@@ -83,9 +83,9 @@ def _free_port() -> int:
 
 
 def _wait(process: subprocess.Popen, port: int, log: pathlib.Path, model: str) -> None:
-    from export.model_client import AVAILABLE
+    from export.clients.model_client import AVAILABLE
+    from export.clients.serving_errors import ServingError
     from export.serving_client import ServingClient
-    from export.serving_errors import ServingError
 
     until = time.monotonic() + _SECONDS_TO_START
     while process.poll() is None and time.monotonic() < until:

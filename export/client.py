@@ -23,14 +23,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from export import client_files
-from export.client_files import FOLDER
+from export.clients import client_files
+from export.clients.client_files import FOLDER
+from export.clients.model_client import ModelClient
+from export.clients.progress_bar import ProgressBar
+from export.clients.request_patience import Patience
+from export.clients.served_model import LARGEST_SEED, ServedModel
+from export.clients.signature_specs import nearest
 from export.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
-from export.model_client import ModelClient
-from export.progress_bar import ProgressBar
-from export.request_patience import Patience
-from export.served_model import LARGEST_SEED, ServedModel
-from export.signature_specs import nearest
 
 COMMANDS = {
     "sample": "draw pictures",
@@ -139,7 +139,7 @@ def _client(flags: argparse.Namespace) -> ModelClient:
     patience = Patience(request=flags.timeout, total=flags.total_timeout)
     # The other protocol's libraries are not waited for.
     if flags.rest:
-        from export.rest_client import RestClient as Client
+        from export.clients.rest_client import RestClient as Client
     else:
         from export.serving_client import ServingClient as Client
     server = flags.server or ("localhost:8501" if flags.rest else "localhost:8500")

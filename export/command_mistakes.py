@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Collection, Iterator, Sequence
 from typing import NoReturn
 
-from export.serving_errors import ServingError
-from export.signature_specs import nearest
+from export.clients.serving_errors import ServingError
+from export.clients.signature_specs import nearest
 
 USER_ERROR_CODE = 2
 INTERRUPTED_CODE = 130

@@ -32,17 +32,16 @@ nothing is written. With NVAE_TF_TRACEBACK=1 in the environment a mistake is tol
 """
 
 import argparse
-import difflib
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from export.version_folder import check_version_is_free
+from export.command_mistakes import check_flag_names, flag_names
+from export.saved_models.version_folder import check_version_is_free
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.command_errors import exit_on_user_error
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
-_FLAGS = ("--workdir", "--output", "--version", "--checkpoint", "--weights", "--help")
 _WEIGHTS = ("float32", "bfloat16", "float16")
 
 
@@ -53,8 +52,8 @@ def main(arguments: Sequence[str]) -> None:
         # Before TensorFlow is started: a mistake is told within a moment.
         check_version_is_free(flags.output, flags.version)
         start_tensorflow_quietly()
-        from export.run_source import scores_of, source_of
-        from export.saved_model import export_saved_model
+        from export.saved_models.run_source import scores_of, source_of
+        from export.saved_models.saved_model import export_saved_model
         from nvae_tf.checkpoints import load_run
 
         run = load_run(flags.workdir, flags.checkpoint)
@@ -81,11 +80,7 @@ def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
         "--weights", choices=_WEIGHTS, default=_WEIGHTS[0], help="how kernels are kept (default: float32)"
     )
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default=CHECKPOINTS[0], help=CHECKPOINT_HELP)
-    for argument in arguments:
-        name = argument.partition("=")[0]
-        if name.startswith("--") and name not in _FLAGS:
-            nearest = difflib.get_close_matches(name, _FLAGS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{name}: no such flag; did you mean {nearest}?")
+    check_flag_names(arguments, flag_names(parser))
     return parser.parse_args(arguments)
 
 

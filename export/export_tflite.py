@@ -13,7 +13,7 @@ Signatures (float32; one picture at a time, the batch of 1 is the first axis of 
     reconstruct  image, noise       -> image
 
 Images are in [0, 1]. Noise is standard-normal, as long as a latent; for encode, zeros give the posterior's
-means. The file's metadata, which export.tflite_metadata.read_metadata reads, has the latents' layout.
+means. The file's metadata, which export.devices.tflite_metadata.read_metadata reads, has the latents' layout.
 
 Numbers (--quantize), all of them with TFLite's builtin operations alone:
 
@@ -31,12 +31,12 @@ NVAE_TF_TRACEBACK=1 in the environment a mistake is told with its traceback.
 """
 
 import argparse
-import difflib
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from export.tflite_choices import (
+from export.command_mistakes import check_flag_names, flag_names
+from export.devices.tflite_choices import (
     DEVICE_SIGNATURES,
     MODES,
     SMALLEST_PSNR,
@@ -48,17 +48,6 @@ from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.command_errors import exit_on_user_error
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
-_FLAGS = (
-    "--workdir",
-    "--output",
-    "--signature",
-    "--quantize",
-    "--checkpoint",
-    "--smallest_psnr",
-    "--data_path",
-    "--help",
-)
-
 
 def main(arguments: Sequence[str]) -> None:
     """Reads the flags and exports."""
@@ -68,21 +57,20 @@ def main(arguments: Sequence[str]) -> None:
         check_output_is_free(flags.output)
         check_smallest_psnr(flags.smallest_psnr)
         start_tensorflow_quietly()
-        from export.run_pictures import run_pictures
-        from export.tflite import checkpoint_digest, export_tflite
+        from export.devices.run_pictures import run_pictures
+        from export.devices.tflite import export_tflite
+        from export.saved_models.run_source import source_of
         from nvae_tf.checkpoints import load_run
 
         run = load_run(flags.workdir, flags.checkpoint)
         print(f"Exporting {flags.signature} of {flags.workdir}, step {run.step:,}, and comparing it ...", flush=True)
-        digest = checkpoint_digest(run.checkpoint)
-        source = {"checkpoint": flags.checkpoint, "step": run.step, "checkpoint_sha256": digest}
         measured = export_tflite(
             run.model,
             flags.output,
             flags.signature,
             flags.quantize,
             run_pictures(run.config, flags.data_path),
-            source,
+            source_of(run),
             flags.smallest_psnr,
         )
     print(measured.text())
@@ -112,11 +100,7 @@ def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"decibels that a quantised model's pictures must reach (default: {SMALLEST_PSNR:g})",
     )
     add("--data_path", metavar="PATH", help="where the run's data lie now, if they have moved")
-    for argument in arguments:
-        name = argument.partition("=")[0]
-        if name.startswith("--") and name not in _FLAGS:
-            nearest = difflib.get_close_matches(name, _FLAGS, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{name}: no such flag; did you mean {nearest}?")
+    check_flag_names(arguments, flag_names(parser))
     return parser.parse_args(arguments)
 
 

@@ -4,8 +4,8 @@
         pictures = client.predict("sample", seed=[1, 2], temperature=[1.0, 1.0])["image"]
 
 It needs NumPy and the packages grpcio and tensorflow-serving-api; TensorFlow is not started
-(`export.serving_messages`), and nothing of the model's own code is needed. `export.rest_client` is the same over HTTP,
-`export.served_model` draws, encodes and scores with either.
+(`export.clients.serving_messages`), and nothing of the model's own code is needed. `export.clients.rest_client` is the
+same over HTTP, `export.clients.served_model` draws, encodes and scores with either.
 """
 
 from collections.abc import Collection, Iterator
@@ -14,11 +14,11 @@ from contextlib import contextmanager
 import grpc
 import numpy as np
 
-from export import serving_errors
-from export.model_client import ModelClient, VersionStatus
-from export.request_patience import Job, Patience
-from export.serving_errors import ServerFailed, in_one_line
-from export.serving_messages import (
+from export.clients import serving_errors
+from export.clients.model_client import ModelClient, VersionStatus
+from export.clients.request_patience import Job, Patience
+from export.clients.serving_errors import ServerFailed, in_one_line
+from export.clients.serving_messages import (
     error_codes_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -27,8 +27,8 @@ from export.serving_messages import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
-from export.signature_specs import ModelMetadata, signature_specs
-from export.tensor_messages import array_of, tensor_message
+from export.clients.signature_specs import ModelMetadata, signature_specs
+from export.clients.tensor_messages import array_of, tensor_message
 
 # gRPC's own limit of 4 MB is a batch of 85 float pictures of 64x64x3.
 LARGEST_MESSAGE_BYTES = 256 * 2**20

@@ -13,9 +13,15 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from export.input_checks import checked_image, checked_latent, checked_num_groups, checked_rows, checked_temperature
-from export.latent_sources import UpperGroupsSource
-from export.picture_bytes import bytes_of_images, images_from_bytes, pixels_of_images
+from export.saved_models.input_checks import (
+    checked_image,
+    checked_latent,
+    checked_num_groups,
+    checked_rows,
+    checked_temperature,
+)
+from export.saved_models.latent_sources import UpperGroupsSource
+from export.saved_models.picture_bytes import bytes_of_images, images_from_bytes, pixels_of_images
 from nvae_tf import objective
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE

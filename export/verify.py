@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser.parse_args(arguments)
     with exit_on_user_error():
         start_tensorflow_quietly()
-        from export.verification import TOLERANCE, verified
+        from export.saved_models.verification import TOLERANCE, verified
 
         differences = verified(flags.path)
         width = max(map(len, differences))

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 
 import grpc
 
-from export.local_server.request_errors import RequestError, invalid, request_error
-from export.local_server.served_versions import ServedVersions
-from export.serving_messages import (
+from export.clients.serving_messages import (
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_pb2,
@@ -16,7 +14,9 @@ from export.serving_messages import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
-from export.tensor_messages import array_of, tensor_message_in_fields
+from export.clients.tensor_messages import array_of, tensor_message_in_fields
+from export.local_server.request_errors import RequestError, invalid, request_error
+from export.local_server.served_versions import ServedVersions
 
 Models = Mapping[str, ServedVersions]
 SIGNATURE_DEF = "signature_def"

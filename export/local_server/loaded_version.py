@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Mapping
 import grpc
 import numpy as np
 
+from export.clients.signature_specs import SignatureSpec, check_inputs, signature_specs
 from export.local_server.batching import Batcher, Batching
 from export.local_server.request_errors import RequestError, invalid
-from export.signature_specs import SignatureSpec, check_inputs, signature_specs
 
 DEFAULT_SIGNATURE = "serving_default"
 

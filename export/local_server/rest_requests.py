@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from export.clients.rest_values import BYTES_SUFFIX, array_of_json, json_of
+from export.clients.signature_specs import SignatureSpec
 from export.local_server.loaded_version import DEFAULT_SIGNATURE, LoadedVersion
 from export.local_server.request_errors import invalid
-from export.rest_values import BYTES_SUFFIX, array_of_json, json_of
-from export.signature_specs import SignatureSpec
 
 ROWS, COLUMNS = "instances", "inputs"
 _PREDICTIONS, _OUTPUTS = "predictions", "outputs"

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf import json_format
 
+from export.clients.serving_messages import get_model_metadata_pb2
 from export.local_server.grpc_service import SIGNATURE_DEF, Models, model_named, status_message
 from export.local_server.request_errors import RequestError, invalid, request_error
 from export.local_server.rest_requests import answer_to, read_request
-from export.serving_messages import get_model_metadata_pb2
 
 # Seconds after which a connection that says nothing is closed.
 _IDLE_SECONDS = 120

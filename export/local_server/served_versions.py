@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import grpc
 
+from export.clients.serving_errors import in_one_line
+from export.clients.serving_messages import error_codes_pb2, get_model_status_pb2
 from export.local_server.batching import Batching
 from export.local_server.loaded_version import LoadedVersion
 from export.local_server.request_errors import RequestError, invalid
-from export.serving_errors import in_one_line
-from export.serving_messages import error_codes_pb2, get_model_status_pb2
 
 State = get_model_status_pb2.ModelVersionStatus.State
 # How long requests may take that still use a version which is being dropped.

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
+from export.clients.serving_messages import model_service_pb2_grpc, prediction_service_pb2_grpc
 from export.local_server.grpc_service import ModelService, PredictionService
 from export.local_server.rest_service import RestServer
 from export.local_server.served_versions import ServedVersions
-from export.serving_messages import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 _MESSAGE_BYTES = 64 * 2**20
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from export import run_saved_model
-from export.saved_model import export_saved_model
+from export.saved_models.saved_model import export_saved_model
 from nvae_tf.config import ModelConfig
 from nvae_tf.models import NVAE
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from export.clients.request_patience import Patience
+from export.clients.rest_client import RestClient
 from export.local_server.served_versions import ServedVersions
 from export.local_server.server import LocalServer
-from export.request_patience import Patience
-from export.rest_client import RestClient
 from export.serving_client import ServingClient
 
 REAL_SERVER = os.environ.get("TF_MODEL_SERVER")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from export import client as command
-from export.progress_bar import ProgressBar
+from export.clients.progress_bar import ProgressBar
 from tests.export.model_servers import CLIENTS, free_port
 
 pytest_plugins = ("tests.export.serving_fixtures",)

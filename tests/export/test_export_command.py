@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from export import export_saved_model as command
-from export.run_source import scores_of
+from export.saved_models.run_source import scores_of
 from nvae_tf import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ class Run(NamedTuple):
 def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(
     tmp_path, monkeypatch, capsys, flags, checkpoint, weights
 ):
-    from export import run_source, saved_model
+    from export.saved_models import run_source, saved_model
 
     calls = []
     monkeypatch.setattr(checkpoints, "load_run", lambda workdir, checkpoint: Run(f"{checkpoint} model of {workdir}"))

@@ -1,6 +1,5 @@
 """The command: from a run folder to a .tflite file, and what it says to mistakes."""
 
-import hashlib
 import json
 import pathlib
 import subprocess
@@ -10,15 +9,15 @@ import numpy as np
 import pytest
 
 from export import export_tflite as command
-from export.tflite_comparison import Comparison
+from export.devices.tflite_comparison import Comparison
 from nvae_tf import checkpoints
+from nvae_tf.checkpoints.checkpoint_files import checkpoint_sha256
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import data_spec
 from nvae_tf.models import NVAE
 from tests.tiny_model import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-DIGEST = hashlib.sha256(b"weightsindex").hexdigest()
 MEASURED = Comparison(
     size_bytes=1234,
     latency_ms=0.5,
@@ -53,7 +52,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_the_flags_reach_the_export(run, tmp_path, monkeypatch, capsys):
-    from export import tflite
+    from export.devices import tflite
 
     calls = []
     monkeypatch.setattr(tflite, "export_tflite", lambda *given: calls.append(given) or MEASURED)
@@ -63,7 +62,8 @@ def test_the_flags_reach_the_export(run, tmp_path, monkeypatch, capsys):
     assert run == [(tmp_path / "run", "latest")]
     ((model, *place, pictures, source, smallest_psnr),) = calls
     assert model.config.image_height == 16 and place == [output, "sample", "dynamic"] and smallest_psnr == 41.5
-    assert source == {"checkpoint": "latest", "step": 12, "checkpoint_sha256": DIGEST}
+    assert source["step"] == 12 and source["data"] == "digits"
+    assert source["checkpoint_sha256"] == checkpoint_sha256(str(tmp_path / "step-12"))
     images = pictures("test", 5)
     assert images.shape == (5, 16, 16, 1) and set(np.unique(images)) == {0.0, 1.0}
     assert pictures("test", 1000).shape[0] == 360
@@ -133,5 +133,15 @@ def test_help_is_a_manual_page_and_does_not_wait_for_tensorflow():
     )
     process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert process.stdout.endswith("False\n")
-    for word in (*command._FLAGS, "reconstruct", "float16", "Exit code"):
+    for word in (
+        "--workdir",
+        "--output",
+        "--signature",
+        "--quantize",
+        "--smallest_psnr",
+        "--data_path",
+        "reconstruct",
+        "float16",
+        "Exit code",
+    ):
         assert word in process.stdout

@@ -1,4 +1,4 @@
-"""The export gives the model's numbers without the package, whatever the batch.
+"""The export gives the model's numbers, whatever the batch.
 
 A row alone and in a batch may differ in the last bit: kernels add in another order for another batch size.
 """
@@ -13,8 +13,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from export import verification
-from export.picture_bytes import images_from_bytes
+from export.saved_models import verification
+from export.saved_models.picture_bytes import images_from_bytes
 from export.signatures import SIGNATURES, Signatures
 from nvae_tf.generation import image_grid
 from nvae_tf.models.latents import PriorSource
@@ -32,41 +32,14 @@ def assert_same(found, expected, tolerance=1e-5):
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.fixture(scope="module")
-def clean_process(folder, model, tmp_path_factory):
-    """A folder with what a process without the package makes of the export: outputs.npz and a picture."""
-    place = tmp_path_factory.mktemp("clean")
-    latent = Signatures(model).encode(tf.constant(IMAGES), tf.constant(SEEDS))["latent"].numpy()
-    inputs = {
-        "sample/seed": SEEDS,
-        "sample/temperature": np.float32([1, 1, 0.6, 1]),
-        "decode/latent": latent,
-        **{f"{name}/image": IMAGES for name in ("encode", "reconstruct", "score")},
-        **{f"{name}/seed": SEEDS for name in ("encode", "reconstruct", "score")},
+def test_every_signature_gives_the_numbers_of_the_models_methods(run, model):
+    images_and_seeds = {"image": IMAGES, "seed": SEEDS}
+    found = {
+        "sample/image": run("sample", seed=SEEDS, temperature=np.float32([1, 1, 0.6, 1]))["image"],
+        "encode/latent": run("encode", **images_and_seeds)["latent"],
+        "reconstruct/image": run("reconstruct", **images_and_seeds)["image"],
     }
-    np.savez(place / "inputs.npz", **inputs)
-    replay = ["replay_signatures.py", str(folder), str(place / "inputs.npz"), str(place / "outputs.npz")]
-    draw = ["run_saved_model.py", f"--saved_model={folder}", f"--output={place}/new/samples.png"]
-    program = place / "program.py"
-    program.write_text(
-        f"""
-import runpy, sys
-for command in {[replay, [*draw, "--count=5", "--seed=4"]]}:
-    sys.argv = command
-    runpy.run_path({str(ROOT / "export")!r} + "/" + command[0], run_name="__main__")
-assert not [name for name in sys.modules if name.startswith("nvae_tf.")]
-import nvae_tf
-"""
-    )
-    command = [sys.executable, "-I", str(program)]
-    process = subprocess.run(command, cwd=place, capture_output=True, text=True)
-    assert process.stderr.endswith("ModuleNotFoundError: import of nvae_tf halted; None in sys.modules\n")
-    assert f"5 pictures in {place}/new/samples.png" in process.stdout
-    return place
-
-
-def test_every_signature_gives_the_models_numbers_in_a_clean_process(clean_process, model):
-    found = np.load(clean_process / "outputs.npz")
+    found["decode/image"] = run("decode", latent=found["encode/latent"])["image"]
     # Seed s is image 0 of the series s, and s + i * 2**32 is image i.
     assert_same(found["sample/image"][[0]], model.generate(1, seed=5))
     assert_same(found["sample/image"][[1]], model.generate(1, seed=6))
@@ -84,9 +57,26 @@ def test_every_signature_gives_the_models_numbers_in_a_clean_process(clean_proce
     assert_same(found["decode/image"], found["reconstruct/image"])
 
 
-def test_the_plain_script_draws_the_models_pictures_in_a_clean_process(clean_process, model):
+@pytest.mark.slow
+def test_the_plain_script_draws_the_models_pictures_where_the_package_cannot_be_imported(folder, model, tmp_path):
+    draw = ["run_saved_model.py", f"--saved_model={folder}", f"--output={tmp_path}/new/samples.png"]
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"""
+import runpy, sys
+sys.modules["nvae_tf"] = None
+sys.argv = {[*draw, "--count=5", "--seed=4"]}
+runpy.run_path({str(ROOT / "export" / draw[0])!r}, run_name="__main__")
+assert not [name for name in sys.modules if name.startswith("nvae_tf.")]
+import nvae_tf
+"""
+    )
+    command = [sys.executable, "-I", str(program)]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.stderr.endswith("ModuleNotFoundError: import of nvae_tf halted; None in sys.modules\n")
+    assert f"5 pictures in {tmp_path}/new/samples.png" in process.stdout
     expected = image_grid(model.generate(5, seed=4).numpy(), enlarge=None)
-    found = np.asarray(Image.open(clean_process / "new" / "samples.png")).astype(int)
+    found = np.asarray(Image.open(tmp_path / "new" / "samples.png")).astype(int)
     assert found.shape == expected.shape and np.abs(found - expected).max() <= 1
 
 
@@ -144,6 +134,7 @@ def test_seeds_differ(run):
         assert np.abs(pictures[0] - pictures[other]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_tf_saved_model_load_works_too_for_a_padded_model_of_one_group(vanilla_model, tmp_path):
     signatures = Signatures(vanilla_model)
     signatures.archive().write_out(str(tmp_path / "1"), verbose=False)

@@ -5,7 +5,7 @@ import http.server
 import subprocess
 import threading
 
-from export.serving_configuration import HEALTH_CHECK
+from export.server_files.serving_configuration import HEALTH_CHECK
 
 
 class Server(http.server.BaseHTTPRequestHandler):

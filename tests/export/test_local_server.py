@@ -18,13 +18,13 @@ import pytest
 import requests
 from tensorflow_serving.apis import classification_pb2, inference_pb2, model_management_pb2, regression_pb2
 
+from export.clients.request_patience import Patience
+from export.clients.serving_errors import ModelNotFound, ServerNotReady, TooLarge
+from export.clients.serving_messages import model_service_pb2_grpc, predict_pb2, prediction_service_pb2_grpc
+from export.clients.tensor_messages import tensor_message
 from export.local_server.batching import Batcher, Batching
 from export.local_server.loaded_version import LoadedVersion
 from export.local_server.server import LocalServer
-from export.request_patience import Patience
-from export.serving_errors import ModelNotFound, ServerNotReady, TooLarge
-from export.serving_messages import model_service_pb2_grpc, predict_pb2, prediction_service_pb2_grpc
-from export.tensor_messages import tensor_message
 from tests.export.model_servers import IMAGES, SEEDS, Servers, local_servers, served
 
 pytest_plugins = ("tests.export.serving_fixtures",)

@@ -9,11 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from export.request_patience import Patience
-from export.rest_client import RestClient
-from export.rest_values import array_of_json, json_of
+from export.clients.request_patience import Patience
+from export.clients.rest_client import RestClient
+from export.clients.rest_values import array_of_json, json_of
+from export.clients.serving_errors import BadRequest, DeadlineExceeded, ServerFailed, ServerNotReady, TooLarge
 from export.serving_client import ServingClient
-from export.serving_errors import BadRequest, DeadlineExceeded, ServerFailed, ServerNotReady, TooLarge
 from tests.export.model_servers import IMAGES, QUICK, SEEDS, free_port
 
 pytest_plugins = ("tests.export.serving_fixtures",)

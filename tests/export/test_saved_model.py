@@ -10,8 +10,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export import verification
-from export.saved_model import export_saved_model
+from export.saved_models import verification
+from export.saved_models.saved_model import export_saved_model
 from export.signatures import SIGNATURES, Signatures
 from nvae_tf.config import read_config
 from nvae_tf.layers import folded_weights

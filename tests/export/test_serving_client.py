@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.batched_requests import batches_of, predict_batches
-from export.model_client import ModelClient
-from export.request_patience import Patience
-from export.served_model import ServedModel, row_seeds
-from export.served_pictures import image_arrays, pil_images, pixels_of, pixels_of_files, png_files
+from export.clients.batched_requests import batches_of, predict_batches
+from export.clients.model_client import ModelClient
+from export.clients.request_patience import Patience
+from export.clients.served_model import ServedModel, row_seeds
+from export.clients.served_pictures import image_arrays, pil_images, pixels_of, pixels_of_files, png_files
+from export.clients.serving_errors import BadRequest, DeadlineExceeded, ModelNotFound, ServerFailed, ServerNotReady
+from export.clients.serving_messages import predict_pb2, prediction_service_pb2_grpc
+from export.clients.signature_specs import ModelMetadata, SignatureSpec, TensorSpec
+from export.clients.tensor_messages import array_of, tensor_message, tensor_message_in_fields
 from export.serving_client import ServingClient
-from export.serving_errors import BadRequest, DeadlineExceeded, ModelNotFound, ServerFailed, ServerNotReady
-from export.serving_messages import predict_pb2, prediction_service_pb2_grpc
-from export.signature_specs import ModelMetadata, SignatureSpec, TensorSpec
-from export.tensor_messages import array_of, tensor_message, tensor_message_in_fields
 from tests.export.model_servers import IMAGES, QUICK, SEEDS, free_port
 
 pytest_plugins = ("tests.export.serving_fixtures",)
@@ -373,7 +373,9 @@ def output_of(program):
     return process.stdout
 
 
-IMPORTS = "import sys\nfrom export import client, rest_client, served_model, serving_client\n"
+IMPORTS = (
+    "import sys\nfrom export import client, serving_client\nfrom export.clients import rest_client, served_model\n"
+)
 
 
 def test_clients_start_without_tensorflow_and_without_the_models_code():
@@ -385,7 +387,7 @@ def test_clients_start_without_tensorflow_and_without_the_models_code():
 def test_a_program_with_clients_can_import_all_of_tensorflow():
     program = (
         f"{IMPORTS}import tensorflow as tf\n"
-        "from export.serving_messages import tensor_pb2\n"
+        "from export.clients.serving_messages import tensor_pb2\n"
         "assert isinstance(tf.make_tensor_proto([1.0]), tensor_pb2.TensorProto)\n"
         "print(tf.reduce_sum([1, 2]).numpy())\n"
     )

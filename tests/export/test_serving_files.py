@@ -10,9 +10,9 @@ import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from export import compose_file
 from export import serving_files as command
-from export.exported_models import ServedExports
+from export.server_files import compose_file
+from export.server_files.exported_models import ServedExports
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = {"models.config", "monitoring.config", "prometheus.yml", "health_check.sh", "docker-compose.yml"}

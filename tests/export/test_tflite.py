@@ -12,13 +12,13 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 
-from export import tflite
-from export.device_inputs import device_inputs
-from export.device_signatures import DeviceSignatures
-from export.tflite_choices import DEVICE_SIGNATURES, MODES
-from export.tflite_comparison import compare
-from export.tflite_metadata import foreign_operations, read_metadata, with_metadata
-from export.tflite_quantization import convert, write_for_devices
+from export.devices import tflite
+from export.devices.device_inputs import device_inputs
+from export.devices.device_signatures import DeviceSignatures
+from export.devices.tflite_choices import DEVICE_SIGNATURES, MODES
+from export.devices.tflite_comparison import compare
+from export.devices.tflite_metadata import foreign_operations, read_metadata, with_metadata
+from export.devices.tflite_quantization import convert, write_for_devices
 from nvae_tf.generation import save_latents
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.noise import image_seeds, noise_per_image

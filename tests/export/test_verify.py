@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from export import verify
-from export.verification import RECORD
+from export.saved_models.verification import RECORD
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from export.version_folder import check_version_is_free, new_version
+from export.saved_models.version_folder import check_version_is_free, new_version
 
 
 def write_version(output, version, text="new"):

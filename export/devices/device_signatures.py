@@ -23,7 +23,7 @@ DEVICE_BATCH = 1
 
 
 class DeviceSignatures:
-    """The device's signatures of one model, a method each; `export.tflite_choices` has their names.
+    """The device's signatures of one model, a method each; `export.devices.tflite_choices` has their names.
 
     H, W and C are the height, width and channels of images, `total` is the number of latent values of an image. A
     flat latent and flat noise have the groups one after another, the top group first, each flattened from `[height,

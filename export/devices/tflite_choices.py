@@ -3,7 +3,7 @@
 import math
 import pathlib
 
-# `export.device_signatures` says what each computes.
+# `export.devices.device_signatures` says what each computes.
 DEVICE_SIGNATURES = ("decode", "encode", "sample", "reconstruct")
 
 MODES = {

@@ -1,26 +1,26 @@
 """Writes one signature of a model as a .tflite file for devices, after it has been run as a device runs it."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from export.device_inputs import Arrays, device_inputs, takes_images
-from export.device_signatures import DeviceSignatures
-from export.run_pictures import Pictures
-from export.tflite_choices import MODES, SMALLEST_PSNR, check_output_is_free, report_file
-from export.tflite_comparison import Comparison, compare
-from export.tflite_metadata import with_metadata
-from export.tflite_quantization import convert, write_for_devices
+from export.devices.device_inputs import Arrays, device_inputs, takes_images
+from export.devices.device_signatures import DeviceSignatures
+from export.devices.run_pictures import Pictures
+from export.devices.tflite_choices import MODES, SMALLEST_PSNR, check_output_is_free, report_file
+from export.devices.tflite_comparison import Comparison, compare
+from export.devices.tflite_metadata import with_metadata
+from export.devices.tflite_quantization import convert, write_for_devices
+from export.latent_layout import latent_layout
 from nvae_tf.config import config_to_dict
-from nvae_tf.layers import ForwardPass
+from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models import NVAE
 from nvae_tf.whole_files import whole_file, write_whole
 
@@ -42,12 +42,12 @@ def export_tflite(
     pictures: Pictures,
     source: Mapping[str, Any] | None = None,
     smallest_psnr: float = SMALLEST_PSNR,
-    forward: Callable[[], ForwardPass] = ForwardPass,
 ) -> Comparison:
     """Writes `output`, a .tflite file of builtin operations, and beside it what was measured, `output`.json.
 
+    Weight normalisation and batch norm are folded into the kernels; it is compared with the model as it is trained.
     In the file are, beside the graph, the model's settings, the layout of a flat latent, where the weights come from
-    and how they are stored: see `export.tflite_metadata.read_metadata`.
+    and how they are stored: see `export.devices.tflite_metadata.read_metadata`.
 
     Args:
       model: the model, with its weights.
@@ -58,14 +58,14 @@ def export_tflite(
         comparison, where the signature has to do with images.
       source: what to note of where the weights come from.
       smallest_psnr: in decibels, what the pictures of a quantised model must reach against the model's.
-      forward: see `DeviceSignatures`.
 
     Raises:
       ValueError: a file exists, TFLite can't convert the model, or its numbers differ too much; nothing is written.
     """
     output = pathlib.Path(output)
     check_output_is_free(output)
-    exact, exported = DeviceSignatures(model), DeviceSignatures(model, forward)
+    folded = folded_weights(model.stacks)
+    exact, exported = DeviceSignatures(model), DeviceSignatures(model, lambda: FoldedPass(folded=folded))
     # Ranges of int8 are those of real images' latents too; nothing else of a decoder needs the data.
     with_images = takes_images(signature) or (signature == "decode" and quantize == "int8")
 
@@ -91,17 +91,6 @@ def export_tflite(
     return comparison
 
 
-def checkpoint_digest(prefix: str) -> str:
-    """The SHA-256 of a checkpoint's files, one after another in the order of their names, in hexadecimal."""
-    path = pathlib.Path(prefix)
-    digest = hashlib.sha256()
-    for name in sorted(file.name for file in path.parent.iterdir() if file.name.startswith(f"{path.name}.")):
-        with (path.parent / name).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def _metadata(
     signatures: DeviceSignatures,
     name: str,
@@ -115,11 +104,7 @@ def _metadata(
         "signature": name,
         # The model's settings alone: those of a run may name a folder of this machine.
         "config": {"model": config},
-        "latents": {
-            "order": "group after group, the top group first; each [height, width, channels], row-major",
-            "shapes": [list(shape) for shape in signatures.latent_shapes],
-            "total": signatures.total,
-        },
+        "latents": latent_layout(signatures.latent_shapes),
         "quantization": {"mode": quantize, "numbers": MODES[quantize], "representative_inputs": examples},
         "source": dict(source or {}),
         "versions": {"tensorflow": tf.__version__, "ai-edge-litert": importlib.metadata.version("ai-edge-litert")},

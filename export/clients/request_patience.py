@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from export.serving_errors import Cancelled, DeadlineExceeded, ServerNotReady
+from export.clients.serving_errors import Cancelled, DeadlineExceeded, ServerNotReady
 
 Result = TypeVar("Result")
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from export import extra_assets
+from export.saved_models import extra_assets
+from export.saved_models.verification import Record, difference, recorded, verified
+from export.saved_models.version_folder import new_version
 from export.signatures import Signatures
-from export.verification import Record, difference, recorded, verified
-from export.version_folder import new_version
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models import NVAE
 from nvae_tf.setting_checks import check_choice

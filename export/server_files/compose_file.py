@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from export.exported_models import ServedExports
-from export.serving_configuration import GRPC_PORT, MODELS, REST_PORT
+from export.server_files.exported_models import ServedExports
+from export.server_files.serving_configuration import GRPC_PORT, MODELS, REST_PORT
 
 # The release whose TensorFlow, 2.21, is the one that writes the exports.
 SERVING_IMAGE = "tensorflow/serving:2.21.0"

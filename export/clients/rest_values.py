@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from export.tensor_messages import STRING
+from export.clients.tensor_messages import STRING
 
 BASE64 = "b64"
 BYTES_SUFFIX = "_bytes"

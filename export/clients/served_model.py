@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.batched_requests import Progress, batches_of, predict_batches
-from export.model_client import ModelClient
-from export.served_pictures import Images, image_arrays, pixels_of, pixels_of_files, png_files
-from export.serving_errors import BadRequest
-from export.signature_specs import SignatureSpec, nearest
+from export.clients.batched_requests import Progress, batches_of, predict_batches
+from export.clients.model_client import ModelClient
+from export.clients.served_pictures import Images, image_arrays, pixels_of, pixels_of_files, png_files
+from export.clients.serving_errors import BadRequest
+from export.clients.signature_specs import SignatureSpec, nearest
 
 LARGEST_SEED = 2**31 - 1
 # The ending of signatures whose pictures are the bytes of PNG files.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.serving_messages import tensor_pb2, types_pb2
+from export.clients.serving_messages import tensor_pb2, types_pb2
 
 STRING = "string"
 LARGEST_BYTES = 2**31 - 1  # of a protocol buffer message

@@ -19,13 +19,13 @@ import requests
 import urllib3
 from google.protobuf import json_format
 
-from export import serving_errors
-from export.model_client import ModelClient, VersionStatus
-from export.request_patience import Job, Patience
-from export.rest_values import array_of_json, json_of
-from export.serving_errors import ServerFailed, in_one_line
-from export.serving_messages import get_model_metadata_pb2
-from export.signature_specs import ModelMetadata, SignatureSpec, signature_specs
+from export.clients import serving_errors
+from export.clients.model_client import ModelClient, VersionStatus
+from export.clients.request_patience import Job, Patience
+from export.clients.rest_values import array_of_json, json_of
+from export.clients.serving_errors import ServerFailed, in_one_line
+from export.clients.serving_messages import get_model_metadata_pb2
+from export.clients.signature_specs import ModelMetadata, SignatureSpec, signature_specs
 
 CONNECTIONS = 64
 _PIECE = 2**20

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from export.serving_messages import meta_graph_pb2
-from export.tensor_messages import STRING, dtype_of
+from export.clients.serving_messages import meta_graph_pb2
+from export.clients.tensor_messages import STRING, dtype_of
 
 
 class TensorSpec(NamedTuple):

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from export.input_checks import tied
+from export.saved_models.input_checks import tied
 from nvae_tf.config import ModelConfig
 from nvae_tf.data.preprocessing import intensity_table
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from export.request_patience import Job, Patience
-from export.serving_errors import BadRequest, NotSupported, in_one_line
-from export.signature_specs import ModelMetadata, SignatureSpec, as_arrays, check_inputs, nearest
+from export.clients.request_patience import Job, Patience
+from export.clients.serving_errors import BadRequest, NotSupported, in_one_line
+from export.clients.signature_specs import ModelMetadata, SignatureSpec, as_arrays, check_inputs, nearest
 
 AVAILABLE = "AVAILABLE"
 Client = TypeVar("Client", bound="ModelClient")

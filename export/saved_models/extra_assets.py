@@ -11,8 +11,9 @@ from typing import Any
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
+from export.latent_layout import latent_layout
+from export.saved_models.verification import Record
 from export.signatures import SIGNATURES, Signatures
-from export.verification import Record
 from nvae_tf.config import config_to_dict
 from nvae_tf.whole_files import write_whole
 
@@ -25,12 +26,7 @@ def write_settings(folder: pathlib.Path, signatures: Signatures) -> None:
     """`config.json`, the model's settings, and `latents.json`, the layout of a flat latent."""
     # The model's settings alone: those of a run may name a folder of this machine.
     _write_json(folder / "config.json", {"model": config_to_dict(signatures.model.config)})
-    layout = {
-        "order": "group after group, the top group first; each [height, width, channels], row-major",
-        "shapes": [list(shape) for shape in signatures.latent_shapes],
-        "total": sum(signatures.latent_sizes),
-    }
-    _write_json(folder / "latents.json", layout)
+    _write_json(folder / "latents.json", latent_layout(signatures.latent_shapes))
 
 
 def write_signatures(folder: pathlib.Path, signatures: Signatures, record: Record) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from export.exported_models import ServedExports
+from export.server_files.exported_models import ServedExports
 
 GRPC_PORT, REST_PORT = 8500, 8501
 # Where the container has the models.

@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 
-from export.batching_fit import MOST_ROWS, BatchTiming, largest_worthwhile
+from export.clients.signature_specs import SignatureSpec, signature_specs
 from export.run_saved_model import Run, session_of
-from export.signature_specs import SignatureSpec, signature_specs
+from export.server_files.batching_fit import MOST_ROWS, BatchTiming, largest_worthwhile
 
 BATCHES = (1, 2, 4, 8, 16, 32, MOST_ROWS)
 # A median is over so many runs; over fewer, not below the least, once they have taken so long.

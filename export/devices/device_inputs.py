@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from export.device_signatures import DeviceSignatures
+from export.devices.device_signatures import DeviceSignatures
 
 Arrays = dict[str, np.ndarray]
 

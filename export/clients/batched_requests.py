@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from export.model_client import ModelClient
-from export.serving_errors import Cancelled
+from export.clients.model_client import ModelClient
+from export.clients.serving_errors import Cancelled
 
 Batch = Mapping[str, np.ndarray]
 # Is called with the number of rows done so far.

@@ -6,9 +6,9 @@ import time
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from export.device_inputs import Arrays, in_batches, single_rows
-from export.device_signatures import DeviceSignatures
-from export.native_messages import native_messages_kept_back
+from export.devices.device_inputs import Arrays, in_batches, single_rows
+from export.devices.device_signatures import DeviceSignatures
+from export.devices.native_messages import native_messages_kept_back
 
 THREADS = 1
 # Equal pictures have no PSNR; what float32 rounds off is some 140 dB down.

@@ -4,7 +4,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from export.signature_specs import nearest
+from export.clients.signature_specs import nearest
 
 # What a model or a label may be called: it becomes a part of addresses, `/v1/models/NAME/labels/LABEL`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

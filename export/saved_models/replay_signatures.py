@@ -1,6 +1,6 @@
 """Runs the signatures of a SavedModel on recorded inputs, where the package that made it can't be imported.
 
-    python -I export/replay_signatures.py SAVED_MODEL INPUTS.npz OUTPUTS.npz
+    python -I export/saved_models/replay_signatures.py SAVED_MODEL INPUTS.npz OUTPUTS.npz
 
 The files hold arrays called `signature/input` and `signature/output`. Every new export is checked by this.
 """
@@ -16,7 +16,7 @@ def main(saved_model: str, inputs: str, outputs: str) -> None:
     """Runs every signature that `inputs` has arrays for, and writes what they give to `outputs`."""
     # An installed package can be imported from anywhere; None in its place makes that fail.
     sys.modules.update(dict.fromkeys(("nvae_tf", "export", "train", "configs")))
-    sys.path.append(str(pathlib.Path(__file__).parent))
+    sys.path.append(str(pathlib.Path(__file__).parents[1]))
     run_saved_model = importlib.import_module("run_saved_model")
 
     arguments: dict[str, dict[str, np.ndarray]] = {}

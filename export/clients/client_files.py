@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
+from export.clients.served_model import Scores
+from export.clients.served_pictures import pil_images
 from export.run_saved_model import picture_grid
-from export.served_model import Scores
-from export.served_pictures import pil_images
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 FOLDER = "/"

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from export.builtin_operations import rewrite_for_builtins
-from export.device_inputs import Arrays, single_rows
-from export.device_signatures import DeviceSignatures
-from export.native_messages import native_messages_kept_back
-from export.tflite_metadata import foreign_operations
+from export.devices.builtin_operations import rewrite_for_builtins
+from export.devices.device_inputs import Arrays, single_rows
+from export.devices.device_signatures import DeviceSignatures
+from export.devices.native_messages import native_messages_kept_back
+from export.devices.tflite_metadata import foreign_operations
 from nvae_tf.command_errors import first_line
 
 # Most of what the converter says in an error is the whole graph.

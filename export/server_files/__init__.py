@@ -1,0 +1,1 @@
+"""What TensorFlow Serving is started with: versions, labels, fitted batching, Docker."""
