@@ -99,6 +99,7 @@ def norms_in_place_of_gradients(arrays):
     return names
 
 
+@pytest.mark.slow
 def test_recorded_numbers_that_are_off_fail_alone_also_where_gradients_are_norms(changed_copy):
     running = "train/after_forward/pre_process.0._ops.0.bn_act.running_var"
     off = ("eval/kl_diag/1", "sample/logits", "train/bn_loss", "train/kl_alpha", running)

@@ -154,6 +154,7 @@ def test_the_batch_is_the_presets_and_parts_divide_it():
     assert parse_arguments(["--batch_size=6"]).accumulate_steps == [1, 2]
 
 
+@pytest.mark.slow
 def test_impossible_settings_are_one_line_of_the_workers_last_words():
     options = parse_arguments(["--xla=jit", "--replicas=1"])
     with pytest.raises(WorkerEnded, match="train.xla = 'jit': not possible with 2 replicas"):

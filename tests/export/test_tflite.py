@@ -89,8 +89,7 @@ def expected_numbers(model, name):
         pytest.param("flows", "reconstruct", marks=pytest.mark.slow),
         pytest.param("vanilla", "decode", marks=pytest.mark.slow),
         ("vanilla", "encode"),
-        ("vanilla", "sample"),
-        pytest.param("vanilla", "reconstruct", marks=pytest.mark.slow),
+        *(pytest.param("vanilla", name, marks=pytest.mark.slow) for name in ("sample", "reconstruct")),
     ],
 )
 def test_a_device_computes_what_the_models_own_methods_give(request, float32, kind, name):
@@ -112,7 +111,7 @@ def operations(content):
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("flows", "decode"), *(pytest.param("flows", name, marks=pytest.mark.slow) for name in DEVICE_SIGNATURES[1:])],
+    [pytest.param("flows", name, marks=pytest.mark.slow) for name in DEVICE_SIGNATURES],
 )
 def test_every_mode_has_builtins_alone_smaller_weights_and_similar_pictures(model, saved, float32, kind, name):
     signatures, folder = DeviceSignatures(model), saved(kind, name)

@@ -58,6 +58,7 @@ def test_callbacks_get_the_numbers(compiled, tiny, tmp_path):
     assert len(list((tmp_path / "logs").rglob("events.*"))) == 2
 
 
+@pytest.mark.slow
 def test_backup_and_restore_ends_with_the_same_weights(compiled, tiny, tmp_path):
     whole, interrupted = compiled(), compiled()
     images = tiny.images_of(whole.config, count=8)

@@ -26,8 +26,8 @@ def count_of(config):
     [
         ("mnist", 33_363_134),
         ("cifar10", 130_852_480),
-        ("celeba64", 153_281_364),
-        ("imagenet32", 268_509_444),
+        pytest.param("celeba64", 153_281_364, marks=pytest.mark.slow),
+        pytest.param("imagenet32", 268_509_444, marks=pytest.mark.slow),
         ("celebahq256", 330_798_664),
     ],
 )

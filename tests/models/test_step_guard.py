@@ -36,7 +36,7 @@ def runs(tiny):
     return model, step, tiny.images_of(model.config)
 
 
-@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("poison", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)])
 def test_bad_images_change_nothing(runs, poison):
     model, step, images = runs
     step(images)
@@ -59,6 +59,7 @@ def test_gradients_that_overflow_change_nothing_though_the_loss_is_finite(runs, 
     assert float(results["skipped_steps"]) > 0
 
 
+@pytest.mark.slow
 def test_the_step_after_a_bad_one_is_as_if_it_had_not_been(tiny):
     (with_bad, step), (without, other_step) = (compiled(tiny) for _ in range(2))
     images = tiny.images_of(with_bad.config)

@@ -92,6 +92,7 @@ def history_of(tiny, seed):
     return reports, [weight.numpy() for weight in model.weights]
 
 
+@pytest.mark.slow
 def test_the_same_seeds_give_the_same_run(tiny):
     reports, weights = history_of(tiny, seed=3)
     again, weights_again = history_of(tiny, seed=3)

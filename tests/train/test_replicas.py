@@ -250,9 +250,19 @@ def test_sigterm_to_the_launcher_stops_both_with_one_checkpoint(commands, tmp_pa
     ("changes", "message"),
     [
         ({"train__strategy": "miror"}, "train.strategy = 'miror': not one of the choices"),
-        ({"train__strategy": "mirrored"}, "there is one device only; set train.strategy=one_device"),
-        ({"train__strategy": "one_device", "train__replicas": 2}, "strategy one_device has one"),
-        ({"train__strategy": "multi_worker"}, "TF_CONFIG must name at least two workers"),
+        pytest.param(
+            {"train__strategy": "mirrored"},
+            "there is one device only; set train.strategy=one_device",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"train__strategy": "one_device", "train__replicas": 2},
+            "strategy one_device has one",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"train__strategy": "multi_worker"}, "TF_CONFIG must name at least two workers", marks=pytest.mark.slow
+        ),
         ({"train__replicas": 2, "train__xla": "jit"}, "not possible with 2 replicas; set train.xla=cluster"),
     ],
 )

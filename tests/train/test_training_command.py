@@ -68,6 +68,7 @@ def test_tensorboard_has_curves_of_every_group_and_pictures(finished_run):
     assert {("schedule/learning_rate", 56), ("samples/temperature_0.7", 40)} <= tags
 
 
+@pytest.mark.slow
 def test_interrupted_and_continued_is_the_same_run(commands, finished_run, tmp_path):
     workdir = tmp_path / "interrupted"
     # Checkpoints of other steps make no difference.
@@ -91,6 +92,7 @@ def test_sigterm_does_the_same_and_another_seed_is_another_run(commands, finishe
     assert any((found[name] != expected[name]).any() for name in expected)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_done_again(commands, finished_run):
     workdir, _ = finished_run
     before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*") if file.is_file()}
