@@ -64,8 +64,7 @@ def export_tflite(
     """
     output = pathlib.Path(output)
     check_output_is_free(output)
-    folded = folded_weights(model.stacks)
-    exact, exported = DeviceSignatures(model), DeviceSignatures(model, lambda: FoldedPass(folded=folded))
+    exact, exported = DeviceSignatures(model), folded_signatures(model)
     # Ranges of int8 are those of real images' latents too; nothing else of a decoder needs the data.
     with_images = takes_images(signature) or (signature == "decode" and quantize == "int8")
 
@@ -89,6 +88,14 @@ def export_tflite(
         partial.write_bytes(content)
     write_whole(report_file(output), json.dumps(report, indent=2) + "\n")
     return comparison
+
+
+def folded_signatures(model: NVAE) -> DeviceSignatures:
+    """The signatures with folded weights, as they are converted."""
+    folded = folded_weights(model.stacks)
+    # Inline: where a function is called for several layers, each with weights that are constants for the converter, it
+    # takes the weights of one for all.
+    return DeviceSignatures(model, lambda: FoldedPass(traced_inline=True, folded=folded))
 
 
 def _metadata(

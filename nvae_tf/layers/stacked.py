@@ -24,6 +24,7 @@ class ForwardPass:
     Attributes:
       training: whether batch statistics are used (and recorded) or the running ones.
       initialising: whether data-dependent layers set their scales from this batch (see `DataDependentConvolution`).
+      traced_inline: whether a graph has every layer of a stack on its own, where it could have one function for all.
       updates: pairs of a non-trainable variable and its new value, not yet assigned.
       kernels: the effective kernels `[count, height, width, in, out]` of every convolution stack,
         so that network and spectral regulariser need not both compute them.
@@ -31,6 +32,7 @@ class ForwardPass:
 
     training: bool = False
     initialising: bool = False
+    traced_inline: bool = False
     updates: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
 
@@ -111,7 +113,8 @@ class StackedLayer(keras.layers.Layer):
         recording = forward.training or forward.initialising
         records: list[list[Any]] = [[] for _ in range(self.count)]
         weights = forward.slices_of(self)
-        apply = self._apply_and_record if self._is_traced_inline() else self._traced
+        inline = forward.traced_inline or self._must_be_traced_inline()
+        apply = self._apply_and_record if inline else self._traced
         if self.recomputed and forward.training:
             apply = _recomputed(apply)
 
@@ -127,7 +130,7 @@ class StackedLayer(keras.layers.Layer):
             for position, recorder in enumerate(self.recorders()):
                 recorder.record(forward, [record[position] for record in records])
 
-    def _is_traced_inline(self) -> bool:
+    def _must_be_traced_inline(self) -> bool:
         """Whether each layer is traced on its own; in a graph a composite one is traced once for the whole stack.
 
         Not on several replicas: what they must agree on can't be asked for from within a function.

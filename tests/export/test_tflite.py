@@ -1,5 +1,6 @@
 """The models for devices: their numbers, names, operations and metadata, and which of them are refused."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -15,6 +16,7 @@ from PIL import Image
 from export.devices import tflite
 from export.devices.device_inputs import device_inputs
 from export.devices.device_signatures import DeviceSignatures
+from export.devices.tflite import folded_signatures
 from export.devices.tflite_choices import DEVICE_SIGNATURES, MODES
 from export.devices.tflite_comparison import compare
 from export.devices.tflite_metadata import foreign_operations, read_metadata, with_metadata
@@ -22,6 +24,7 @@ from export.devices.tflite_quantization import convert, write_for_devices
 from nvae_tf.generation import save_latents
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.noise import image_seeds, noise_per_image
+from tests.export.conftest import CONFIG, model_of
 
 EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "export" / "examples" / "decode_on_device.py"
 TEMPERATURE = 0.7
@@ -40,12 +43,18 @@ def flat(latents):
 
 
 @pytest.fixture(scope="module")
+def model():
+    """Has stacks of several layers, whose weights the converter may not confuse."""
+    return model_of(dataclasses.replace(CONFIG, num_groups_per_scale=2, num_cells_per_group_decoder=2))
+
+
+@pytest.fixture(scope="module")
 def saved(model, vanilla_model, tmp_path_factory):
     """The folder of a signature's SavedModel: of the model with flows and colours, or of the binary one of a group."""
 
     def folder_of(kind, name):
         folder = tmp_path_factory.mktemp("saved") / name
-        write_for_devices(DeviceSignatures({"flows": model, "vanilla": vanilla_model}[kind]), name, folder)
+        write_for_devices(folded_signatures({"flows": model, "vanilla": vanilla_model}[kind]), name, folder)
         return folder
 
     return functools.cache(folder_of)
