@@ -329,6 +329,10 @@ def test_a_served_model_gives_the_series_of_the_seed(client, run):
     np.testing.assert_allclose(latents, run("encode", image=images, seed=seeds)["latent"], atol=1e-4)
     again = served.reconstruct(pil_images(images), seed=4)
     np.testing.assert_allclose(again, served.decode(latents), atol=1e-5)
+    upper = served.decode_upper_groups(latents, 2, seed=1)
+    np.testing.assert_allclose(upper, again, atol=1e-5)
+    drawn = served.decode_upper_groups(latents, 0, seed=4, temperature=0.7)
+    np.testing.assert_allclose(drawn, expected, atol=1e-5)
     pixels = served.decode(latents, as_pixels=True)
     assert pixels.dtype == np.uint8 and np.abs(pixels / 255 - again).max() <= 0.5 / 255 + 1e-5
     scores = served.score(np.rint(images * 255).astype(np.uint8), seed=4)
