@@ -9,7 +9,6 @@ x images / hours of table 6 of the paper). Last, a folder of --files small PNG f
 whose peak memory is told. Let nothing else run meanwhile.
 """
 
-import argparse
 import datetime
 import json
 import pathlib
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.command_line import benchmark_parser, positive_seconds, write_figures
 from benchmarks.train_step import describe_machine, say
 
 ROUNDS = 5
@@ -179,26 +179,17 @@ def table(result: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.data_throughput",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = benchmark_parser("data_throughput", __doc__)
     parser.add_argument("--files", type=int, default=100_000, help="PNG files of the large folder (default: 100000)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="seconds a source and round (default: 2)")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--seconds", type=positive_seconds, default=2.0, help="seconds a source and round (default: 2)")
     options = parser.parse_args(arguments)
-    if options.files < 1000 or options.seconds <= 0:
-        parser.error("--files must be at least 1000, --seconds more than 0")
-    if options.json and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        parser.error(f"--json={options.json}: not a file in an existing folder")
+    if options.files < 1000:
+        parser.error("--files must be at least 1000")
     from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
     start_tensorflow_quietly()
     result = measure(options.files, options.seconds)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_figures(result, options.json)
     print(table(result))
 
 

@@ -17,14 +17,13 @@ run meanwhile.
 import argparse
 import datetime
 import importlib
-import json
-import pathlib
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.train_step import UNEVEN, describe_machine, say
+from benchmarks.command_line import at_least_one, benchmark_parser, tell_uneven, write_figures
+from benchmarks.train_step import describe_machine, say
 
 BATCH_SIZES = {"digits": 60, "mnist": 16, "cifar10": 4}
 
@@ -121,23 +120,11 @@ def table(result: dict[str, Any]) -> str:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evaluation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = benchmark_parser("evaluation", __doc__)
     parser.add_argument("--preset", choices=sorted(BATCH_SIZES), required=True, help="whose architecture")
-    parser.add_argument("--importance_samples", type=int, default=100, help="K of the bound (default: 100)")
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default: 3)")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the figures there as well")
-    options = parser.parse_args(arguments)
-    for name in ("importance_samples", "rounds"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name}={getattr(options, name)}: must be at least 1")
-    if options.json and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        parser.error(f"--json={options.json}: not a file in an existing folder")
-    return options
+    parser.add_argument("--importance_samples", type=at_least_one, default=100, help="K of the bound (default: 100)")
+    parser.add_argument("--rounds", type=at_least_one, default=3, help="timed rounds (default: 3)")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -145,11 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     result = measure(options.preset, options.importance_samples, options.rounds)
     print(table(result))
-    for name, times in result["every_seconds_an_image"].items():
-        if max(times) > UNEVEN * min(times):
-            say(f"note: the times of {name} are uneven; something else was running, so measure again")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    tell_uneven(result["every_seconds_an_image"])
+    write_figures(result, options.json)
 
 
 if __name__ == "__main__":

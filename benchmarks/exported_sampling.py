@@ -19,7 +19,6 @@ import contextlib
 import datetime
 import functools
 import importlib
-import json
 import pathlib
 import statistics
 import tempfile
@@ -29,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.train_step import UNEVEN, describe_machine, say
+from benchmarks.command_line import at_least_one, benchmark_parser, tell_uneven, write_figures
+from benchmarks.train_step import describe_machine, say
 
 PRESETS = ("digits", "mnist", "cifar10")
 # Nodes that compute nothing.
@@ -176,23 +176,11 @@ def table(result: dict[str, Any]) -> str:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.exported_sampling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = benchmark_parser("exported_sampling", __doc__)
     parser.add_argument("--preset", choices=PRESETS, required=True, help="whose architecture")
-    parser.add_argument("--batch_size", type=int, default=16, help="samples at once (default: 16)")
-    parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default: 9)")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the figures there as well")
-    options = parser.parse_args(arguments)
-    for name in ("batch_size", "rounds"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name}={getattr(options, name)}: must be at least 1")
-    if options.json and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        parser.error(f"--json={options.json}: not a file in an existing folder")
-    return options
+    parser.add_argument("--batch_size", type=at_least_one, default=16, help="samples at once (default: 16)")
+    parser.add_argument("--rounds", type=at_least_one, default=9, help="timed rounds (default: 9)")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -200,11 +188,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     result = measure(options.preset, options.batch_size, options.rounds)
     print(table(result))
-    for name, times in result["every_seconds"].items():
-        if max(times) > UNEVEN * min(times):
-            say(f"note: the times of {name} are uneven; something else was running, so measure again")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    tell_uneven(result["every_seconds"])
+    write_figures(result, options.json)
 
 
 if __name__ == "__main__":

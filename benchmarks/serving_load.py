@@ -13,11 +13,11 @@ Exit code: 0 no request failed that should not, 1 otherwise.
 
 import argparse
 import datetime
-import json
 import pathlib
 import sys
 from typing import Any
 
+from benchmarks.command_line import at_least_one, benchmark_parser, positive_seconds, write_figures
 from benchmarks.serving_load_requests import MALFORMED, Requests
 from benchmarks.serving_load_rounds import Round, run_round, soak
 from benchmarks.serving_load_server import started_server
@@ -27,7 +27,7 @@ CLIENTS = (1, 2, 4, 8, 16, 32)
 SIGNATURES = ("sample", "encode", "decode", "reconstruct", "score")
 
 
-def measure(path: pathlib.Path, seconds: float, requests: int, clients: tuple[int, ...]) -> dict[str, Any]:
+def measure(path: pathlib.Path, round_seconds: float, requests: int, clients: tuple[int, ...]) -> dict[str, Any]:
     """All rounds and the soak; the figures as `--json` writes them."""
     machine = describe_machine()
     rounds: list[dict[str, Any]] = []
@@ -36,7 +36,7 @@ def measure(path: pathlib.Path, seconds: float, requests: int, clients: tuple[in
             made = Requests(server.address, server.model)
             for signature in SIGNATURES:
                 for count in clients:
-                    figures = run_round(made.one_row(signature), count, seconds)
+                    figures = run_round(made.one_row(signature), count, round_seconds)
                     rounds.append({"signature": signature, "batching": batching} | figures._asdict())
                     say(_told(signature, batching, figures))
             made.close()
@@ -48,7 +48,7 @@ def measure(path: pathlib.Path, seconds: float, requests: int, clients: tuple[in
     return {
         "path": path.name,
         "server": server.name,
-        "seconds_a_round": seconds,
+        "seconds_a_round": round_seconds,
         "rounds": rounds,
         "soak": stood._asdict(),
         "machine": machine,
@@ -91,22 +91,15 @@ def table(result: dict[str, Any]) -> str:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving_load",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = benchmark_parser("serving_load", __doc__)
     parser.add_argument("--path", type=pathlib.Path, required=True, metavar="DIR", help="a folder of exported versions")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each round (default: 2)")
-    parser.add_argument("--requests", type=int, default=10_000, help="of the soak (default: 10,000)")
-    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="how many at once (default: 1 to 32)")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--seconds", type=positive_seconds, default=2.0, help="of each round (default: 2)")
+    parser.add_argument("--requests", type=at_least_one, default=10_000, help="of the soak (default: 10,000)")
+    clients_help = "how many at once (default: 1 to 32)"
+    parser.add_argument("--clients", type=at_least_one, nargs="+", default=CLIENTS, help=clients_help)
     options = parser.parse_args(arguments)
-    if options.seconds <= 0 or options.requests < 20 or min(options.clients) < 1:
-        parser.error("--seconds must be above 0, --requests at least 20, --clients at least 1")
-    if options.json and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        parser.error(f"--json={options.json}: not a file in an existing folder")
+    if options.requests < 50:
+        parser.error(f"--requests={options.requests}: must be at least 50, so that each kind is among them")
     return options
 
 
@@ -115,8 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     result = measure(options.path, options.seconds, options.requests, tuple(options.clients))
     print(table(result))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_figures(result, options.json)
     stood = result["soak"]
     if stood["errors"] or stood["refused"] != stood["malformed"] or any(row["errors"] for row in result["rounds"]):
         sys.exit(1)
