@@ -59,39 +59,54 @@ def predict_batches(
     """
     if in_flight < 1:
         raise ValueError(f"{in_flight} requests in flight: must be 1 or more")
-    job = client.new_job()
-    failures: list[BaseException] = []
-    waiting: collections.deque = collections.deque()
+    requests = _Requests(client, signature, outputs, in_flight)
     done = 0
+    try:
+        for rows, result in requests.of(batches):
+            done += rows
+            if progress:
+                progress(done)
+            yield result
+    finally:
+        requests.give_up()
 
-    def ask(batch: Batch) -> tuple[int, dict[str, np.ndarray]]:
+
+class _Requests:
+    """The requests of one job, some of them in flight."""
+
+    def __init__(self, client: ModelClient, signature: str, outputs: Collection[str], in_flight: int):
+        self._client, self._signature, self._outputs, self._in_flight = client, signature, outputs, in_flight
+        self._job = client.new_job()
+        self._failures: list[BaseException] = []
+        self._waiting: collections.deque = collections.deque()
+        self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="prediction")
+
+    def of(self, batches: Iterable[Batch]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """The number of rows and the result of each batch, in their order."""
+        for batch in batches:
+            self._waiting.append(self._pool.submit(self._ask, batch))
+            if len(self._waiting) >= 2 * self._in_flight:
+                yield self._next_result()
+        while self._waiting:
+            yield self._next_result()
+
+    def give_up(self) -> None:
+        """Cancels what is not done; nothing where all is."""
+        self._job.cancel()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _ask(self, batch: Batch) -> tuple[int, dict[str, np.ndarray]]:
         try:
-            return len(next(iter(batch.values()))), client.predict_in(job, signature, batch, outputs)
+            result = self._client.predict_in(self._job, self._signature, batch, self._outputs)
+            return len(next(iter(batch.values()))), result
         except BaseException as error:
-            failures.append(error)
-            job.cancel()
+            self._failures.append(error)
+            self._job.cancel()
             raise
 
-    def next_result() -> dict[str, np.ndarray]:
-        nonlocal done
+    def _next_result(self) -> tuple[int, dict[str, np.ndarray]]:
         try:
-            rows, result = waiting.popleft().result()
+            return self._waiting.popleft().result()
         except Cancelled:
             # An earlier batch that was given up because a later one failed.
-            raise failures[0] from None
-        done += rows
-        if progress:
-            progress(done)
-        return result
-
-    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="prediction")
-    try:
-        for batch in batches:
-            waiting.append(pool.submit(ask, batch))
-            if len(waiting) >= 2 * in_flight:
-                yield next_result()
-        while waiting:
-            yield next_result()
-    finally:
-        job.cancel()
-        pool.shutdown(wait=True, cancel_futures=True)
+            raise self._failures[0] from None

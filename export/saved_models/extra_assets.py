@@ -22,14 +22,41 @@ FOLDER = "assets.extra"
 _WARM_UP = "tf_serving_warmup_requests"
 
 
-def write_settings(folder: pathlib.Path, signatures: Signatures) -> None:
+def write_all(
+    export: pathlib.Path,
+    model_name: str,
+    signatures: Signatures,
+    record: Record,
+    source: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None,
+) -> None:
+    """Makes the folder of an export, and all that is in it.
+
+    Args:
+      export: the version's folder.
+      model_name: the model's name on a server.
+      signatures: of the model.
+      record: what it gives.
+      source: where the weights come from.
+      evaluation: the model's scores, if they are known.
+    """
+    folder = export / FOLDER
+    folder.mkdir()
+    _write_settings(folder, signatures)
+    _write_signatures(folder, signatures, record)
+    _write_source(folder, source, evaluation)
+    _write_warm_up(folder, model_name, record)
+    record.write(export)
+
+
+def _write_settings(folder: pathlib.Path, signatures: Signatures) -> None:
     """`config.json`, the model's settings, and `latents.json`, the layout of a flat latent."""
     # The model's settings alone: those of a run may name a folder of this machine.
     _write_json(folder / "config.json", {"model": config_to_dict(signatures.model.config)})
     _write_json(folder / "latents.json", latent_layout(signatures.latent_shapes))
 
 
-def write_signatures(folder: pathlib.Path, signatures: Signatures, record: Record) -> None:
+def _write_signatures(folder: pathlib.Path, signatures: Signatures, record: Record) -> None:
     """`signatures.json`: what each of them does, takes and gives."""
     described = {}
     for name in SIGNATURES:
@@ -51,7 +78,7 @@ def write_signatures(folder: pathlib.Path, signatures: Signatures, record: Recor
     _write_json(folder / "signatures.json", described)
 
 
-def write_source(folder: pathlib.Path, source: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> None:
+def _write_source(folder: pathlib.Path, source: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> None:
     """`source.json`, where the export comes from, and `evaluation.json`, how good the model is, if that is known."""
     versions = {
         "nvae_tf": importlib.metadata.version("nvae_tf") if _is_installed() else None,
@@ -64,7 +91,7 @@ def write_source(folder: pathlib.Path, source: Mapping[str, Any], evaluation: Ma
         _write_json(folder / "evaluation.json", {name: value for name, value in evaluation.items() if name != "data"})
 
 
-def write_warm_up(folder: pathlib.Path, model_name: str, record: Record) -> None:
+def _write_warm_up(folder: pathlib.Path, model_name: str, record: Record) -> None:
     """One request of one row for every signature: a server runs them before it serves the version."""
     with tf.io.TFRecordWriter(str(folder / _WARM_UP)) as writer:
         for signature in SIGNATURES:

@@ -57,20 +57,16 @@ def export_saved_model(
     output = pathlib.Path(output)
     folded = folded_weights(model.stacks, weights)
     signatures = Signatures(model, lambda: FoldedPass(folded=folded))
-    # A server takes no gradients: those of custom operations would be traced and stored for nothing.
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with new_version(output, version) as folder:
         of_model = recorded(Signatures(model))
         record = of_model if weights == "float32" else recorded(signatures)
+        # A server takes no gradients: those of custom operations would be traced and stored for nothing.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         signatures.archive().write_out(str(folder), options=options, verbose=False)
-        extra = folder / extra_assets.FOLDER
-        extra.mkdir()
-        extra_assets.write_settings(extra, signatures)
-        extra_assets.write_signatures(extra, signatures, record)
-        extra_assets.write_warm_up(extra, output.resolve().name, record)
         rounding = {"weights": weights, "largest_difference_from_model": _largest_difference(record, of_model)}
-        extra_assets.write_source(extra, dict(source or {}) | rounding, evaluation)
-        record.write(folder)
+        extra_assets.write_all(
+            folder, output.resolve().name, signatures, record, dict(source or {}) | rounding, evaluation
+        )
         try:
             verified(folder)
         except ValueError as error:
