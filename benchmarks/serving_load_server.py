@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 import psutil
 
-_SECONDS_TO_START = 180.0
+_SECONDS_TO_START, _SECONDS_TO_END = 180.0, 30.0
 
 
 class Server(NamedTuple):
@@ -58,8 +57,12 @@ def started_server(path: pathlib.Path, batching: bool) -> Iterator[Server]:
                 "tensorflow_model_server" if binary else "export.serve", f"localhost:{port}", path.name, process.pid
             )
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+            process.terminate()
+            try:
+                process.wait(_SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _own_command(path: pathlib.Path, port: int, batching: bool) -> list[str]:

@@ -35,14 +35,17 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from export.command_mistakes import check_flag_names, flag_names
+from export.command_mistakes import OneLineParser, check_flag_names, flag_names
+from export.saved_models.choices import WEIGHTS
 from export.saved_models.version_folder import check_version_is_free
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.command_errors import exit_on_user_error
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
-_WEIGHTS = ("float32", "bfloat16", "float16")
+if TYPE_CHECKING:
+    from export.saved_models.saved_model import Exported
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -52,16 +55,15 @@ def main(arguments: Sequence[str]) -> None:
         # Before TensorFlow is started: a mistake is told within a moment.
         check_version_is_free(flags.output, flags.version)
         start_tensorflow_quietly()
-        from export.saved_models.run_source import scores_of, source_of
+        from export.saved_models.run_source import origin_of
         from export.saved_models.saved_model import export_saved_model
         from nvae_tf.checkpoints import load_run
 
         run = load_run(flags.workdir, flags.checkpoint)
         print(f"Exporting {flags.workdir}, step {run.step:,}, and checking it: one to some minutes ...", flush=True)
-        source = source_of(run)
-        scores = scores_of(flags.workdir, source)
-        folder = export_saved_model(run.model, flags.output, flags.version, flags.weights, source, scores)
-    print(f"Exported to {folder}; it gives the model's numbers without this package.")
+        origin = origin_of(run, flags.workdir)
+        exported = export_saved_model(run.model, flags.output, flags.version, flags.weights, origin)
+    print(f"Exported to {exported.folder}; it gives {_numbers(flags.weights, exported)} without this package.")
 
 
 def run() -> None:
@@ -69,15 +71,19 @@ def run() -> None:
     main(sys.argv[1:])
 
 
+def _numbers(weights: str, exported: "Exported") -> str:
+    if weights == WEIGHTS[0]:
+        return "the model's numbers"
+    return f"the numbers of {weights} weights, {exported.largest_difference:.2g} of the largest off at most,"
+
+
 def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser(prog="export.export_saved_model", description=__doc__)
     parser.add_argument("--workdir", type=pathlib.Path, required=True, metavar="DIR", help="run folder of train.main")
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR", help="folder of all versions")
     parser.add_argument("--version", type=int, default=1, metavar="N", help="number of this version (default: 1)")
     parser.add_argument(
-        "--weights", choices=_WEIGHTS, default=_WEIGHTS[0], help="how kernels are kept (default: float32)"
+        "--weights", choices=WEIGHTS, default=WEIGHTS[0], help="how kernels are kept (default: float32)"
     )
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, default=CHECKPOINTS[0], help=CHECKPOINT_HELP)
     check_flag_names(arguments, flag_names(parser))

@@ -35,7 +35,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from export.command_mistakes import check_flag_names, flag_names
+from export.command_mistakes import OneLineParser, check_flag_names, flag_names
 from export.devices.tflite_choices import (
     DEVICE_SIGNATURES,
     MODES,
@@ -83,9 +83,7 @@ def run() -> None:
 
 
 def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser(prog="export.export_tflite", description=__doc__)
     add = parser.add_argument
     add("--workdir", type=pathlib.Path, required=True, metavar="DIR", help="run folder of train.main")
     add("--output", type=pathlib.Path, required=True, metavar="FILE", help="the .tflite file; must not exist yet")

@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 
 from export.clients import serving_errors
-from export.clients.model_client import ModelClient, VersionStatus
+from export.clients.model_client import ModelClient, VersionStatus, is_this_machine
 from export.clients.request_patience import Job, Patience
 from export.clients.serving_errors import ServerFailed, in_one_line
 from export.clients.serving_messages import (
@@ -70,6 +70,7 @@ class ServingClient(ModelClient):
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.enable_http_proxy", int(not is_this_machine(server))),
         ]
         self._channel = grpc.insecure_channel(server, options)
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)

@@ -34,7 +34,7 @@ import platform
 import sys
 from collections.abc import Sequence
 
-from export.command_mistakes import check_flag_names, exit_on_mistake, flag_names
+from export.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
 from export.server_files.batching_fit import batching_file, fit_batching, timing_table
 from export.server_files.compose_file import SERVING_IMAGE, ComposeSettings, check_image, compose_file
 from export.server_files.exported_models import ServedExports, find_exports, with_labels
@@ -121,9 +121,7 @@ def _seconds(text: str) -> float:
 
 
 def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser(prog="export.serving_files", description=__doc__)
     parser.add_argument("--models", type=pathlib.Path, required=True, metavar="DIR", help="has NAME/VERSION of exports")
     parser.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR", help="folder of the files")
     image_help = f"a release of TensorFlow Serving (default: {SERVING_IMAGE})"

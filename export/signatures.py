@@ -13,10 +13,12 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from export.latent_layout import flat_of_groups, groups_of_flat, latent_sizes
 from export.saved_models.input_checks import (
     checked_image,
     checked_latent,
     checked_num_groups,
+    checked_result,
     checked_rows,
     checked_temperature,
 )
@@ -34,16 +36,17 @@ _OF_IMAGES = ("sample", "encode", "decode", "decode_upper_groups", "reconstruct"
 # The same with pictures as the bytes of PNG files in place of tensors.
 _SUFFIX = "_png"
 SIGNATURES = (*_OF_IMAGES, *(f"{name}{_SUFFIX}" for name in _OF_IMAGES))
+_MOST_PNG_CHANNELS = 4
 
 
 class Signatures:
-    """The signatures of one model; `SIGNATURES` has their names.
+    """The signatures of one model; `SIGNATURES` has their names, those with pictures as files for up to 4 channels.
 
     H, W and C are the height, width and channels of images, `total` is the number of latent values of an
     image, `groups` the number of latent groups. Images are float32 in [0, 1], seeds int64.
 
-    `NAME_png` is NAME with `image_bytes` `[batch]`, pictures as the bytes of files (PNG, in also JPEG), wherever NAME
-    has `image`; for REST, which sends bytes as base64.
+    `NAME_png` is NAME with `image_bytes` `[batch]`, pictures as the bytes of PNG files, wherever NAME has `image`; for
+    REST, which sends bytes as base64.
 
     Args:
       model: the model.
@@ -57,7 +60,11 @@ class Signatures:
         self.model = model
         self._forward = forward
         self.latent_shapes = model.plan.latent_shapes()
-        self.latent_sizes = [height * width * channels for height, width, channels in self.latent_shapes]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of this model's signatures."""
+        return SIGNATURES if self.model.config.image_channels <= _MOST_PNG_CHANNELS else _OF_IMAGES
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """The inputs of the signature called `name`, in the order of its arguments."""
@@ -68,7 +75,7 @@ class Signatures:
         image = tf.TensorSpec(image_shape, tf.float32, "image")
         if name.endswith(_SUFFIX):
             image = tf.TensorSpec([None], tf.string, "image_bytes")
-        latent = tf.TensorSpec([None, sum(self.latent_sizes)], tf.float32, "latent")
+        latent = tf.TensorSpec([None, sum(latent_sizes(self.latent_shapes))], tf.float32, "latent")
         num_groups = tf.TensorSpec([None], tf.int32, "num_groups")
         return {
             "sample": [seed, temperature],
@@ -93,7 +100,7 @@ class Signatures:
             name: tf.function(getattr(self, name), input_signature=self.input_specs(name), autograph=False)
             for name in _OF_IMAGES
         }
-        for name in SIGNATURES:
+        for name in self.names:
             base = traced[name.removesuffix(_SUFFIX)]
             function = self._with_bytes(base, self.input_specs(name)) if name.endswith(_SUFFIX) else _calling(base)
             archive.add_endpoint(name, function, self.input_specs(name))
@@ -125,8 +132,8 @@ class Signatures:
           `latent` `[batch, total]`: the groups one after another, the top group first, each flattened from
           `[height, width, channels]`; `assets.extra/latents.json` has their shapes.
         """
-        latents = zip(self._infer(image, seed).latents, self.latent_sizes, strict=True)
-        return {"latent": tf.concat([tf.reshape(latent.z, [-1, size]) for latent, size in latents], axis=1)}
+        latents = [latent.z for latent in self._infer(image, seed).latents]
+        return {"latent": flat_of_groups(latents, self.latent_shapes)}
 
     def decode(self, latent: tf.Tensor) -> Tensors:
         """The likelihood's mean, for latents from anywhere.
@@ -137,7 +144,7 @@ class Signatures:
         Returns:
           See `sample`.
         """
-        sources = [GivenSource(group) for group in self._groups_of(checked_latent(latent))]
+        sources = [GivenSource(group) for group in groups_of_flat(checked_latent(latent), self.latent_shapes)]
         return _images(self.model.top_down_pass(sources, tf.shape(latent)[0], self._forward()).likelihood.mean())
 
     def decode_upper_groups(
@@ -155,13 +162,13 @@ class Signatures:
           See `sample`.
         """
         latent = checked_latent(latent)
-        num_groups = checked_num_groups(num_groups, latent, "latent", len(self.latent_sizes))
+        num_groups = checked_num_groups(num_groups, latent, "latent", len(self.latent_shapes))
         seeds = _words(checked_rows("seed", seed, latent, "latent"))
         temperature = checked_rows("temperature", checked_temperature(temperature), latent, "latent")
         noise = noise_per_image(self.latent_shapes, seeds)
         sources = [
             UpperGroupsSource(group, eps, _over_pixels(temperature), _over_pixels(num_groups > index))
-            for index, (group, eps) in enumerate(zip(self._groups_of(latent), noise, strict=True))
+            for index, (group, eps) in enumerate(zip(groups_of_flat(latent, self.latent_shapes), noise, strict=True))
         ]
         return _images(self.model.top_down_pass(sources, tf.shape(latent)[0], self._forward()).likelihood.mean())
 
@@ -205,11 +212,6 @@ class Signatures:
         seeds = _words(checked_rows("seed", seed, image, "image"))
         return self.model.infer(image, noise_per_image(self.latent_shapes, seeds), self._forward())
 
-    def _groups_of(self, latent: tf.Tensor) -> list[tf.Tensor]:
-        """The groups' latents `[batch, height, width, channels]` of flat ones."""
-        groups = zip(tf.split(latent, self.latent_sizes, axis=1), self.latent_shapes, strict=True)
-        return [tf.reshape(group, [-1, *shape]) for group, shape in groups]
-
     def _with_bytes(self, signature: Callable[..., Tensors], specs: list[tf.TensorSpec]) -> Callable[..., Tensors]:
         """A signature with pictures as bytes in place of tensors; the specs are of its own inputs."""
 
@@ -230,6 +232,7 @@ def _calling(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
 
 
 def _images(image: tf.Tensor) -> Tensors:
+    image = checked_result(image)
     return {"image": image, "image_uint8": pixels_of_images(image)}
 
 

@@ -15,12 +15,14 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 
-from export.command_mistakes import check_flag_names, exit_on_mistake, flag_names
+from export.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
 
 PICTURES = ("served_grpc.png", "served_rest.png")
 _MODEL = "model"
+_SECONDS_TO_START, _SECONDS_TO_END = 300.0, 30.0
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,17 +50,26 @@ def _served(path: pathlib.Path) -> Iterator[tuple[str, str]]:
     print(f"$ python {shlex.join(command)}", flush=True)
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=said, text=True)
+        # A server that hangs is ended, and what it has said is told.
+        deadline = threading.Timer(_SECONDS_TO_START, process.kill)
+        deadline.start()
         try:
             ready = process.stdout.readline()
             if not ready.startswith("ready"):
                 said.seek(0)
                 lines = said.read().strip().splitlines() or ["it said nothing"]
                 raise ValueError(lines[-1].removeprefix("error: "))
+            deadline.cancel()
             print(ready, end="", flush=True)
             yield tuple(word.rpartition(":")[2].strip() for word in ready.split(","))
         finally:
+            deadline.cancel()
             process.terminate()
-            process.wait()
+            try:
+                process.wait(_SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _run(command: list[str]) -> None:
@@ -69,12 +80,7 @@ def _run(command: list[str]) -> None:
 
 
 def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="export.try_serving",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(prog="export.try_serving", description=__doc__)
     add = parser.add_argument
     add("--path", type=pathlib.Path, required=True, metavar="DIR", help="a folder of exported versions")
     add("--output", type=pathlib.Path, required=True, metavar="DIR", help="where the two pictures go")

@@ -8,23 +8,22 @@ import this package. The inputs and the model's numbers are in the export, asset
 Exit code: 0 the same numbers, 2 others, a damaged export, or a mistake in the command.
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
 
+from export.command_mistakes import OneLineParser, check_flag_names, flag_names
 from nvae_tf.command_errors import exit_on_user_error
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
 
 def main(arguments: Sequence[str]) -> None:
     """Reads the path and checks."""
-    parser = argparse.ArgumentParser(
-        prog="export.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("path", type=pathlib.Path, metavar="PATH", help="one version, as models/digits/1")
-    flags = parser.parse_args(arguments)
     with exit_on_user_error():
+        parser = OneLineParser(prog="export.verify", description=__doc__)
+        parser.add_argument("path", type=pathlib.Path, metavar="PATH", help="one version, as models/digits/1")
+        check_flag_names(arguments, flag_names(parser))
+        flags = parser.parse_args(arguments)
         start_tensorflow_quietly()
         from export.saved_models.verification import TOLERANCE, verified
 

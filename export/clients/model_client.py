@@ -168,6 +168,12 @@ class ModelClient(abc.ABC):
             raise BadRequest(f"{self._told(signature)}: {in_one_line(str(error))}") from None
 
 
+def is_this_machine(server: str) -> bool:
+    """Whether `HOST:PORT` is on this machine, which no proxy leads to."""
+    host = server.rpartition("@")[2].rpartition(":")[0].strip("[]") or server
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def _fitting(known: ModelMetadata | None, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if known is None:
         return as_arrays(inputs, None)

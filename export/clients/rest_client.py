@@ -20,7 +20,7 @@ import urllib3
 from google.protobuf import json_format
 
 from export.clients import serving_errors
-from export.clients.model_client import ModelClient, VersionStatus
+from export.clients.model_client import ModelClient, VersionStatus, is_this_machine
 from export.clients.request_patience import Job, Patience
 from export.clients.rest_values import array_of_json, json_of
 from export.clients.serving_errors import ServerFailed, in_one_line
@@ -64,6 +64,7 @@ class RestClient(ModelClient):
         chosen = f"/labels/{urllib.parse.quote(label, safe='')}" if label is not None else chosen
         self._url = f"{base}/v1/models/{urllib.parse.quote(model, safe='')}{chosen}"
         self._session = requests.Session()
+        self._session.trust_env = not is_this_machine(urllib.parse.urlsplit(base).netloc)
         adapter = requests.adapters.HTTPAdapter(pool_maxsize=CONNECTIONS, max_retries=0)
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, adapter)

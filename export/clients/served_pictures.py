@@ -23,7 +23,7 @@ def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
         mode = _MODES.get(shape[-1])
         if mode is None:
             raise ValueError(f"pictures for a model of {shape[-1]} channels: give arrays")
-        images = [_with_channels(np.asarray(image.convert(mode))) for image in images]
+        images = [_with_channels(np.asarray(_eight_bits(image).convert(mode))) for image in images]
         for number, image in enumerate(images):
             _check_size(f"picture {number}", image.shape, shape)
         return np.stack(images) if images else np.zeros([0, *(size or 0 for size in shape)], np.uint8)
@@ -63,6 +63,19 @@ def pil_images(images: np.ndarray) -> list[Image.Image]:
     """Pictures of images `[count, height, width, 1 to 4]`, uint8 or float in [0, 1]."""
     pixels = images if images.dtype == np.uint8 else pixels_of(images)
     return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A picture of 16 bits with the upper ones, as a model's graph reads such files; Pillow would cut at 255.
+
+    Raises:
+      ValueError: a picture of floats, or of 32 bits.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"a picture of Pillow's mode {image.mode!r}: save it with 8 or 16 bits a channel")
+    return image
 
 
 def _with_channels(image: np.ndarray) -> np.ndarray:

@@ -54,7 +54,8 @@ def tensor_message(array: np.ndarray) -> tensor_pb2.TensorProto:
     if array.dtype == object:
         message.string_val.extend(array.ravel().tolist())
     else:
-        message.tensor_content = np.ascontiguousarray(array).tobytes()
+        # Little-endian, whatever the array's own order of bytes.
+        message.tensor_content = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     return message
 
 

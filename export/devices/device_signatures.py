@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
+from export.latent_layout import flat_of_groups, groups_of_flat, latent_sizes
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import GivenSource, LatentSource, PriorSource
@@ -38,13 +39,12 @@ class DeviceSignatures:
     def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass):
         self.model = model
         self.latent_shapes = model.plan.latent_shapes()
-        self.latent_sizes = [height * width * channels for height, width, channels in self.latent_shapes]
         self._forward = forward
 
     @property
     def total(self) -> int:
         """Number of latent values of an image."""
-        return sum(self.latent_sizes)
+        return sum(latent_sizes(self.latent_shapes))
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """The exported inputs of the signature called `name`, in the order of its arguments."""
@@ -75,7 +75,7 @@ class DeviceSignatures:
         Returns:
           `image` `[batch, H, W, C]`.
         """
-        sources = [GivenSource(z) for z in self._groups(latent)]
+        sources = [GivenSource(z) for z in groups_of_flat(latent, self.latent_shapes)]
         return {"image": self._decoded(sources, latent).likelihood.mean()}
 
     def encode(self, image: tf.Tensor, noise: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -120,21 +120,15 @@ class DeviceSignatures:
 
     def _drawn(self, noise: tf.Tensor, temperature: tf.Tensor) -> Decoded:
         temperature = temperature[:, tf.newaxis, tf.newaxis, tf.newaxis]
-        return self._decoded([PriorSource(eps, temperature) for eps in self._groups(noise)], noise)
+        groups = groups_of_flat(noise, self.latent_shapes)
+        return self._decoded([PriorSource(eps, temperature) for eps in groups], noise)
 
     def _inferred(self, image: tf.Tensor, noise: tf.Tensor) -> Decoded:
-        return self.model.infer(image, self._groups(noise), self._forward())
+        return self.model.infer(image, groups_of_flat(noise, self.latent_shapes), self._forward())
 
     def _decoded(self, sources: Sequence[LatentSource], flat: tf.Tensor) -> Decoded:
         # Where the number of rows is known it is no operation of the graph.
         return self.model.top_down_pass(sources, flat.shape[0] or tf.shape(flat)[0], self._forward())
 
-    def _groups(self, flat: tf.Tensor) -> list[tf.Tensor]:
-        """`[batch, total]` -> `[batch, height, width, channels]` a group."""
-        groups = tf.split(flat, self.latent_sizes, axis=1)
-        return [tf.reshape(group, [-1, *shape]) for group, shape in zip(groups, self.latent_shapes, strict=True)]
-
     def _flat(self, decoded: Decoded) -> tf.Tensor:
-        """`[batch, total]` of all groups' latents."""
-        latents = zip(decoded.latents, self.latent_sizes, strict=True)
-        return tf.concat([tf.reshape(latent.z, [-1, size]) for latent, size in latents], axis=1)
+        return flat_of_groups([latent.z for latent in decoded.latents], self.latent_shapes)

@@ -22,7 +22,7 @@ from export.latent_layout import latent_layout
 from nvae_tf.config import config_to_dict
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models import NVAE
-from nvae_tf.whole_files import whole_file, write_whole
+from nvae_tf.whole_files import whole_file
 
 # For the ranges of int8. On the demo 16 to 128 gave pictures within 0.5 dB of each other, 512 gave 0.5 to 1.5 dB less:
 # rare values widen the ranges.
@@ -84,9 +84,9 @@ def export_tflite(
     check_output_is_free(output)  # another export may have been quicker
     report = metadata | {"measured": dataclasses.asdict(comparison), "smallest_psnr_db": smallest_psnr}
     output.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(output) as partial:
+    with whole_file(report_file(output)) as report_partial, whole_file(output) as partial:
+        report_partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         partial.write_bytes(content)
-    write_whole(report_file(output), json.dumps(report, indent=2) + "\n")
     return comparison
 
 

@@ -30,7 +30,7 @@ def main(model: str, output: str, latents: str | None = None) -> None:
         _, total = sample.get_input_details()["noise"]["shape"]
         rows = np.random.default_rng().standard_normal((COUNT, total)).astype(np.float32)
         pictures = [sample(noise=row[np.newaxis], temperature=TEMPERATURE)["image"][0] for row in rows]
-    pixels = np.rint(255 * np.concatenate(pictures, axis=1)).astype(np.uint8)
+    pixels = np.rint(255 * np.clip(np.concatenate(pictures, axis=1), 0, 1)).astype(np.uint8)
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(output)
 
 

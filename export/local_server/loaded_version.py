@@ -13,6 +13,8 @@ from export.local_server.batching import Batcher, Batching
 from export.local_server.request_errors import RequestError, invalid
 
 DEFAULT_SIGNATURE = "serving_default"
+# Of a request: a message of a few bytes may claim millions of them.
+LARGEST_ROWS = 1024
 
 
 class LoadedVersion:
@@ -65,6 +67,9 @@ class LoadedVersion:
         for name in outputs:
             if name not in spec.outputs:
                 raise invalid(f"output tensor alias not found in signature: {name}")
+        rows = max((len(array) for array in arrays.values() if array.ndim), default=0)
+        if rows > LARGEST_ROWS:
+            raise invalid(f"{rows:,} rows in a request; at most {LARGEST_ROWS:,} are taken")
         wanted = tuple(sorted(set(outputs) or spec.outputs))
         if self._batcher and _is_batch_first(spec):
             return self._batcher.run(signature, dict(arrays), wanted)

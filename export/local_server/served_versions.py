@@ -150,6 +150,8 @@ class ServedVersions:
             missing = wanted - set(self._loaded)
             if not missing:
                 break
+            for number in missing:
+                self._set_status(number, Status(State.LOADING))
             self._load(max(missing), found[max(missing)])
         else:
             return

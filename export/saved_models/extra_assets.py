@@ -12,8 +12,9 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from export.latent_layout import latent_layout
+from export.saved_models.run_source import Origin
 from export.saved_models.verification import Record
-from export.signatures import SIGNATURES, Signatures
+from export.signatures import Signatures
 from nvae_tf.config import config_to_dict
 from nvae_tf.whole_files import write_whole
 
@@ -27,8 +28,8 @@ def write_all(
     model_name: str,
     signatures: Signatures,
     record: Record,
-    source: Mapping[str, Any],
-    evaluation: Mapping[str, Any] | None,
+    origin: Origin,
+    rounding: Mapping[str, Any],
 ) -> None:
     """Makes the folder of an export, and all that is in it.
 
@@ -37,29 +38,34 @@ def write_all(
       model_name: the model's name on a server.
       signatures: of the model.
       record: what it gives.
-      source: where the weights come from.
-      evaluation: the model's scores, if they are known.
+      origin: where the weights come from.
+      rounding: what storing them has changed.
     """
     folder = export / FOLDER
     folder.mkdir()
-    _write_settings(folder, signatures)
+    settings = origin.settings or {"model": config_to_dict(signatures.model.config)}
+    _write_json(folder / "config.json", settings)
+    _write_json(folder / "latents.json", latent_layout(signatures.latent_shapes))
+    _write_json(folder / "source.json", {**origin.source, **rounding, **_versions()})
+    if origin.scores is not None:
+        _write_json(folder / "evaluation.json", origin.scores)
     _write_signatures(folder, signatures, record)
-    _write_source(folder, source, evaluation)
     _write_warm_up(folder, model_name, record)
     record.write(export)
 
 
-def _write_settings(folder: pathlib.Path, signatures: Signatures) -> None:
-    """`config.json`, the model's settings, and `latents.json`, the layout of a flat latent."""
-    # The model's settings alone: those of a run may name a folder of this machine.
-    _write_json(folder / "config.json", {"model": config_to_dict(signatures.model.config)})
-    _write_json(folder / "latents.json", latent_layout(signatures.latent_shapes))
+def _versions() -> dict[str, str | None]:
+    return {
+        "nvae_tf": importlib.metadata.version("nvae_tf") if _is_installed() else None,
+        "git_revision": git_revision(),
+        "tensorflow": tf.__version__,
+    }
 
 
 def _write_signatures(folder: pathlib.Path, signatures: Signatures, record: Record) -> None:
     """`signatures.json`: what each of them does, takes and gives."""
     described = {}
-    for name in SIGNATURES:
+    for name in signatures.names:
         documented = getattr(signatures, name.removesuffix("_png"))
         outputs = {
             key.partition("/")[2]: {"dtype": _dtype(array.dtype), "shape": ["batch", *array.shape[1:]]}
@@ -78,23 +84,10 @@ def _write_signatures(folder: pathlib.Path, signatures: Signatures, record: Reco
     _write_json(folder / "signatures.json", described)
 
 
-def _write_source(folder: pathlib.Path, source: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> None:
-    """`source.json`, where the export comes from, and `evaluation.json`, how good the model is, if that is known."""
-    versions = {
-        "nvae_tf": importlib.metadata.version("nvae_tf") if _is_installed() else None,
-        "git_revision": _git_revision(),
-        "tensorflow": tf.__version__,
-    }
-    _write_json(folder / "source.json", dict(source) | versions)
-    if evaluation is not None:
-        # Where the data lay is a folder of this machine.
-        _write_json(folder / "evaluation.json", {name: value for name, value in evaluation.items() if name != "data"})
-
-
 def _write_warm_up(folder: pathlib.Path, model_name: str, record: Record) -> None:
     """One request of one row for every signature: a server runs them before it serves the version."""
     with tf.io.TFRecordWriter(str(folder / _WARM_UP)) as writer:
-        for signature in SIGNATURES:
+        for signature in dict.fromkeys(name.partition("/")[0] for name in record.inputs):
             request = predict_pb2.PredictRequest()
             request.model_spec.name = model_name
             request.model_spec.signature_name = signature
@@ -114,9 +107,9 @@ def _is_installed() -> bool:
     return True
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """That of this code, with "-dirty" where files have been changed; None where it is no checkout."""
-    place = pathlib.Path(__file__).resolve().parents[1]
+    place = pathlib.Path(__file__).resolve().parents[2]
     if not (place / ".git").exists():
         return None
     try:
@@ -130,5 +123,5 @@ def _dtype(dtype: Any) -> str:
     return "string" if dtype.kind == "S" else dtype.name
 
 
-def _write_json(path: pathlib.Path, content: dict) -> None:
-    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(dict(content), indent=2, allow_nan=False) + "\n")

@@ -27,6 +27,11 @@ def checked_latent(latent: tf.Tensor) -> tf.Tensor:
     return _checked(latent, tf.math.is_finite(latent), "latent: values must be finite")
 
 
+def checked_result(image: tf.Tensor) -> tf.Tensor:
+    """Images that the network has made: all finite, as they are unless temperatures or latents are beyond all sense."""
+    return _checked(image, tf.math.is_finite(image), "image: not finite; a temperature or a latent is too large")
+
+
 def checked_num_groups(num_groups: tf.Tensor, beside: tf.Tensor, name: str, groups: int) -> tf.Tensor:
     """Numbers of groups `[batch]`: each from 0 to `groups`, one for each row of `beside`, the input called `name`."""
     valid = (num_groups >= 0) & (num_groups <= groups)

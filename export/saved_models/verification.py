@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from export.signatures import SIGNATURES, Signatures
+from export.signatures import Signatures
 from nvae_tf.whole_files import read_arrays, write_arrays
 
 # Largest difference that rounding may cause, relative to the largest number of the tensor.
@@ -70,29 +70,42 @@ class Record(NamedTuple):
         return cls(*parts)
 
 
-def recorded(signatures: Signatures) -> Record:
-    """What the model gives on the CPU; the images for it are the model's own samples.
+def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
+    """What the model gives on the CPU.
+
+    Args:
+      signatures: of the model.
+      inputs: those of another record; without them the images are the model's own samples.
 
     Raises:
       ValueError: a number that the model gives is not finite.
     """
-    inputs, outputs, values = {}, {}, dict(_VALUES)
+    used, outputs, values = {}, {}, dict(_VALUES)
     with tf.device("/CPU:0"):
-        for signature in SIGNATURES:
-            arguments = {spec.name: values[spec.name] for spec in signatures.input_specs(signature)}
-            tensors = signatures.function(signature)(*map(tf.constant, arguments.values()))
+        for signature in signatures.names:
+            names = [spec.name for spec in signatures.input_specs(signature)]
+            arguments = {name: inputs[f"{signature}/{name}"] if inputs else values[name] for name in names}
+            try:
+                tensors = signatures.function(signature)(*map(tf.constant, arguments.values()))
+            except tf.errors.InvalidArgumentError as error:
+                # The inputs are sound, so it is what the model makes of them that is refused.
+                raise ValueError(_diverged(signature, "image")) from error
             results = {name: _storable(tensor.numpy()) for name, tensor in tensors.items()}
             broken = [name for name, array in results.items() if array.dtype.kind == "f" and not _is_finite(array)]
             if broken:
-                raise ValueError(
-                    f"the model's {broken[0]} (signature {signature}) is not finite: its weights have "
-                    "diverged; export an earlier checkpoint"
-                )
-            inputs |= {f"{signature}/{name}": array for name, array in arguments.items()}
+                raise ValueError(_diverged(signature, broken[0]))
+            used |= {f"{signature}/{name}": array for name, array in arguments.items()}
             outputs |= {f"{signature}/{name}": array for name, array in results.items()}
             # What comes first stays: the samples and their latents are inputs of the other signatures.
             values = results | values
-    return Record(inputs, outputs)
+    return Record(used, outputs)
+
+
+def _diverged(signature: str, output: str) -> str:
+    return (
+        f"the model's {output} (signature {signature}) is not finite: its weights have diverged; export an earlier "
+        "checkpoint"
+    )
 
 
 def verified(folder: pathlib.Path) -> dict[str, float]:

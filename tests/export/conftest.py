@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from export import run_saved_model
+from export.saved_models.run_source import Origin
 from export.saved_models.saved_model import export_saved_model
 from nvae_tf.config import ModelConfig
 from nvae_tf.models import NVAE
@@ -58,8 +59,7 @@ def model():
 @pytest.fixture(scope="session")
 def folder(model, tmp_path_factory):
     place = tmp_path_factory.mktemp("models") / "tiny" / "all"
-    scores = {"nelbo_nats": 3.5, "data": "/home/someone/data"}
-    return export_saved_model(model, place, 3, source={"step": 1200}, evaluation=scores)
+    return export_saved_model(model, place, 3, origin=Origin({"step": 1200}, {"nelbo_nats": 3.5})).folder
 
 
 @pytest.fixture(scope="session")

@@ -41,14 +41,19 @@ def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(
 
     calls = []
     monkeypatch.setattr(checkpoints, "load_run", lambda workdir, checkpoint: Run(f"{checkpoint} model of {workdir}"))
-    monkeypatch.setattr(run_source, "source_of", lambda run: {"step": run.step})
-    monkeypatch.setattr(run_source, "scores_of", lambda workdir, source: None)
-    monkeypatch.setattr(saved_model, "export_saved_model", lambda *given: calls.append(given) or given[1] / "4")
+    monkeypatch.setattr(run_source, "origin_of", lambda run, workdir: run_source.Origin({"step": run.step}))
+
+    def export(*given):
+        calls.append(given)
+        return saved_model.Exported(given[1] / "4", 0.004)
+
+    monkeypatch.setattr(saved_model, "export_saved_model", export)
     command.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}", "--version=4", *flags])
     model = f"{checkpoint} model of {tmp_path / 'run'}"
-    assert calls == [(model, tmp_path / "models", 4, weights, {"step": 1200}, None)]
+    assert calls == [(model, tmp_path / "models", 4, weights, run_source.Origin({"step": 1200}))]
     printed = capsys.readouterr().out
     assert str(tmp_path / "models" / "4") in printed and ", step 1,200," in printed
+    assert ("the model's numbers" if weights == "float32" else "0.004 of the largest off at most") in printed
 
 
 def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):
@@ -57,8 +62,9 @@ def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):
     assert scores_of(tmp_path, source) is None
     file.write_text(json.dumps({"checkpoint_sha256": "cd", "nelbo_nats": 1.0}))
     assert scores_of(tmp_path, source) is None
-    file.write_text(json.dumps(source | {"nelbo_nats": 1.0}))
-    assert scores_of(tmp_path, source)["nelbo_nats"] == 1.0
+    # Where the data lay is a folder of the machine that has exported.
+    file.write_text(json.dumps(source | {"nelbo_nats": 1.0, "data": "/home/someone/data"}))
+    assert scores_of(tmp_path, source) == source | {"nelbo_nats": 1.0}
     file.write_text("{")
     assert scores_of(tmp_path, source) is None
 

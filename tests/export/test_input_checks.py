@@ -45,9 +45,29 @@ def test_a_number_of_groups_that_the_model_does_not_have_is_refused_by_the_expor
         run("decode_upper_groups", latent=latent, num_groups=np.int32([1, number]), seed=SEEDS, temperature=ones)
 
 
+def refusal(run, content):
+    """What the export says of a file in the place of a picture."""
+    with pytest.raises(tf.errors.InvalidArgumentError) as refused:
+        run("encode_png", image_bytes=np.array([content, content], object), seed=SEEDS)
+    return str(refused.value)
+
+
 def test_bytes_that_are_no_picture_of_the_models_size_are_refused_by_the_export(run):
+    picture = tf.io.encode_png(np.zeros([8, 8, 3], np.uint8)).numpy()
+    assert run("encode_png", image_bytes=np.array([picture] * 2, object), seed=SEEDS)["latent"].shape[0] == 2
     wide = tf.io.encode_png(np.zeros([8, 9, 3], np.uint8)).numpy()
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"must be of shape \[8, 8, 3\].*\[8 9 3\]"):
-        run("encode_png", image_bytes=np.array([wide, wide], object), seed=SEEDS)
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        run("encode_png", image_bytes=np.array([b"no picture", b""], object), seed=SEEDS)
+    assert "must be of size [8, 8]" in refusal(run, wide) and "[8 9]" in refusal(run, wide)
+    for content in (b"no picture", b"", tf.io.encode_jpeg(np.zeros([8, 8, 3], np.uint8)).numpy()):
+        assert "image_bytes: must be PNG files" in refusal(run, content)
+    refusal(run, picture[:40])
+
+
+def test_a_picture_is_refused_by_what_its_header_says_before_it_is_decoded(run):
+    # The size is told by the header alone: nothing behind it could be decoded.
+    header = tf.io.encode_png(np.zeros([8, 8, 3], np.uint8)).numpy()[:16] + np.array([2000, 1000], ">i4").tobytes()
+    assert "[1000 2000]" in refusal(run, header)
+
+
+def test_a_temperature_beyond_all_sense_is_refused_by_the_export(run):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image: not finite; a temperature or a latent is too"):
+        run("sample", seed=SEEDS, temperature=np.float32([1.0, 3e38]))

@@ -70,6 +70,7 @@ def refusal(servers, signature, arrays, model="tiny"):
         ("encode", {"image": IMAGES.reshape(4, -1), "seed": SEEDS}, "input 'image' is float32[4, 192]"),
         ("decode", {"latent": np.zeros([2_500_000], np.float32)}, "input 'latent' is float32[2500000]"),
         ("decode", {"latent": np.array([bytes(10**7)], object)}, "input 'latent' is string[1]"),
+        ("sample", {"seed": np.zeros(1025, np.int64), "temperature": np.ones(1025, np.float32)}, "1,025 rows in a"),
     ],
 )
 def test_malformed_requests_are_refused_and_the_server_goes_on(local, signature, inputs, message):
@@ -312,17 +313,22 @@ def test_a_version_is_not_closed_under_a_request(texts_folder):
         assert not usable
 
 
-def test_a_model_that_is_being_loaded_is_unavailable(texts_folder, monkeypatch):
+def test_a_model_that_is_being_loaded_is_unavailable(texts_folder, monkeypatch, tmp_path):
     go_on = threading.Event()
     load = LoadedVersion.__init__
     monkeypatch.setattr(LoadedVersion, "__init__", lambda *arguments: go_on.wait(20) and load(*arguments))
-    with LocalServer([served("texts", texts_folder.parent)]) as server:
+    for version in ("1", "2"):
+        shutil.copytree(texts_folder, tmp_path / version)
+    with LocalServer([served("texts", tmp_path, labels={"old": 1})]) as server:
         servers = Servers(f"127.0.0.1:{server.port}", f"127.0.0.1:{server.rest_port}")
         for protocol in ("grpc", "rest"):
             with servers.client(protocol, "texts") as client, pytest.raises(ServerNotReady, match="is being loaded"):
                 client.metadata()
         with servers.client("grpc", "texts", patience=Patience(tries=50, first_wait=0.05)) as client:
-            wait_for(lambda: versions_of(client) == {1: "LOADING"})
+            wait_for(lambda: versions_of(client) == {1: "LOADING", 2: "LOADING"})
+            # Also the one that is behind another.
+            with servers.client("grpc", "texts", label="old") as waiting, pytest.raises(ServerNotReady):
+                waiting.metadata()
             threading.Timer(0.2, go_on.set).start()
             assert client.predict("twice", value=[[2.0]])["value"] == [[4.0]]
 

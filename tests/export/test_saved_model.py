@@ -1,7 +1,9 @@
 """What an export consists of, and that it is published only when it is right."""
 
+import dataclasses
 import json
 import pathlib
+import re
 import stat
 
 import numpy as np
@@ -10,12 +12,13 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export.saved_models import verification
+from export.saved_models import saved_model, verification
 from export.saved_models.saved_model import export_saved_model
 from export.signatures import SIGNATURES, Signatures
 from nvae_tf.config import read_config
 from nvae_tf.layers import folded_weights
 from nvae_tf.models import NVAE
+from tests.export.conftest import VANILLA_CONFIG
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -30,7 +33,9 @@ def test_settings_origin_and_latent_layout_travel_with_the_export(folder, model)
     assert read_config(folder / "assets.extra" / "config.json").model == model.config
     source = json.loads((folder / "assets.extra" / "source.json").read_text())
     assert source["step"] == 1200 and source["weights"] == "float32" and source["tensorflow"] == tf.__version__
-    # Where the data lay is a folder of the machine that has exported.
+    if (ROOT / ".git").exists():
+        assert re.fullmatch("[0-9a-f]{40}(-dirty)?", source["git_revision"])
+    assert max(source["difference_from_model"].values()) < 1e-5
     scores = json.loads((folder / "assets.extra" / "evaluation.json").read_text())
     assert scores == {"nelbo_nats": 3.5}
     layout = json.loads((folder / "assets.extra" / "latents.json").read_text())
@@ -86,12 +91,26 @@ def test_a_server_warms_up_with_one_request_for_every_signature(folder, model):
 
 @pytest.mark.slow
 def test_half_precision_weights_halve_the_file_and_hardly_move_the_pictures(vanilla_model, folder, tmp_path):
-    half = export_saved_model(vanilla_model, tmp_path / "half", weights="bfloat16")
-    whole = export_saved_model(vanilla_model, tmp_path / "whole")
+    half = export_saved_model(vanilla_model, tmp_path / "half", weights="bfloat16").folder
+    whole = export_saved_model(vanilla_model, tmp_path / "whole").folder
     sizes = [(path / "variables" / "variables.data-00000-of-00001").stat().st_size for path in (half, whole)]
     assert sizes[0] < 0.7 * sizes[1]
     source = json.loads((half / "assets.extra" / "source.json").read_text())
-    assert source["weights"] == "bfloat16" and 0.0 < source["largest_difference_from_model"] < 0.05
+    assert source["weights"] == "bfloat16" and 0.0 < source["difference_from_model"]["sample/image"] < 0.05
+
+
+def test_weights_that_are_rounded_too_much_are_not_published(vanilla_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(saved_model, "LARGEST_DIFFERENCE", 1e-6)
+    with pytest.raises(ValueError, match="weights=bfloat16 change too much.*export float32. It was not published"):
+        export_saved_model(vanilla_model, tmp_path / "half", weights="bfloat16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_many_channels_has_no_signatures_for_files():
+    config = dataclasses.replace(VANILLA_CONFIG, image_channels=5)
+    signatures = Signatures(NVAE(config))
+    assert "sample" in signatures.names and not any(name.endswith("_png") for name in signatures.names)
+    assert set(verification.recorded(signatures).outputs) >= {"score/nats", "sample/image_uint8"}
 
 
 def test_no_python_no_paths_no_xla_and_no_training_state_in_the_export(folder, model):

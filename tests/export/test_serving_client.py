@@ -347,6 +347,10 @@ def test_pictures_are_converted_to_the_models_channels_and_other_sizes_told():
         image_arrays([grey], (28, 28, 1))
     with pytest.raises(ValueError, match="give uint8 in 0 to 255 or float"):
         image_arrays(np.ones([1, 8, 8, 3], np.int64), (8, 8, 3))
+    fine = Image.fromarray(np.full([8, 8], 40_000, np.uint16))
+    np.testing.assert_array_equal(image_arrays([fine], (8, 8, 1)), np.full([1, 8, 8, 1], 156, np.uint8))
+    with pytest.raises(ValueError, match="mode 'F'"):
+        image_arrays([Image.fromarray(np.ones([8, 8], np.float32))], (8, 8, 1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "uint8", "bool"])
@@ -357,6 +361,9 @@ def test_messages_are_tensorflows_own(dtype):
     for message in (tensor_message(array), tensor_message_in_fields(array)):
         np.testing.assert_array_equal(tf.make_ndarray(message), array)
         np.testing.assert_array_equal(array_of(message), array)
+    # As IDX files have it.
+    big_endian = array.astype(array.dtype.newbyteorder(">"))
+    np.testing.assert_array_equal(tf.make_ndarray(tensor_message(big_endian)), array)
     theirs = tf.make_tensor_proto(np.full([50, 40], array[1, 1]))
     np.testing.assert_array_equal(array_of(theirs), np.full([50, 40], array[1, 1]))
     repeated = tensor_message_in_fields(array[0, :1])

@@ -1,6 +1,8 @@
 """A feature extractor of the user's own, for the Fréchet distance in other features than Inception's."""
 
 import importlib
+import os
+import sys
 
 from nvae_tf.evaluation import FeatureExtractor
 
@@ -17,6 +19,9 @@ def named_extractor(name: str) -> FeatureExtractor:
     module_name, colon, function_name = name.partition(":")
     if not (module_name and colon and function_name):
         raise ValueError(f"--extractor={name}: name it as MODULE:FUNCTION, e.g. my_features:make_extractor")
+    # An installed command has its own folder there in place of the working directory.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
