@@ -18,10 +18,12 @@ Exit code: 0 done, 2 a mistake in the command, or a server that does not answer 
 
 import argparse
 import math
+import pathlib
 import sys
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 from export.clients import client_files
 from export.clients.client_files import FOLDER
@@ -67,9 +69,22 @@ def _sample(flags: argparse.Namespace, client: ModelClient) -> None:
     _write_pictures(flags, images, names)
 
 
+def _pictures(flags: argparse.Namespace, client: ModelClient, files: Sequence[pathlib.Path]) -> list[Image.Image]:
+    """The pictures of files, all in the model's size."""
+    height, width, _ = ServedModel(client).image_shape(flags.command)
+    pictures = client_files.read_pictures(files)
+    for file, picture in zip(files, pictures, strict=True):
+        if (picture.height, picture.width) != (height, width):
+            raise ValueError(
+                f"--images={file}: is {picture.height}x{picture.width} (height x width), the model takes "
+                f"{height}x{width}; resize it"
+            )
+    return pictures
+
+
 def _encode(flags: argparse.Namespace, client: ModelClient) -> None:
     client_files.check_output(flags.output, (".npz",))
-    pictures = client_files.read_pictures(client_files.picture_files(flags.images))
+    pictures = _pictures(flags, client, client_files.picture_files(flags.images))
     with ProgressBar(len(pictures), "images") as bar:
         latents = _model(flags, client, bar).encode(pictures, flags.seed)
     client_files.write_latents(flags.output, latents)
@@ -87,7 +102,7 @@ def _decode(flags: argparse.Namespace, client: ModelClient) -> None:
 def _reconstruct(flags: argparse.Namespace, client: ModelClient) -> None:
     client_files.check_output(flags.output, (".png", FOLDER))
     files = client_files.picture_files(flags.images)
-    pictures = client_files.read_pictures(files)
+    pictures = _pictures(flags, client, files)
     with ProgressBar(len(pictures), "images") as bar:
         images = _model(flags, client, bar).reconstruct(pictures, flags.seed, as_pixels=True)
     _write_pictures(flags, images, client_files.numbered_names(files))
@@ -97,7 +112,7 @@ def _score(flags: argparse.Namespace, client: ModelClient) -> None:
     if flags.output:
         client_files.check_output(flags.output, (".json",))
     files = client_files.picture_files(flags.images)
-    pictures = client_files.read_pictures(files)
+    pictures = _pictures(flags, client, files)
     with ProgressBar(len(pictures), "images") as bar:
         scores = _model(flags, client, bar).score(pictures, flags.seed)
     if flags.output:

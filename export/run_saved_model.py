@@ -119,14 +119,19 @@ def main() -> None:
         parser.error(f"--temperature={flags.temperature}: must be above 0")
     if not 0 <= flags.seed <= LARGEST_SEED:
         parser.error(f"--seed={flags.seed}: must be from 0 to {LARGEST_SEED}")
+    output = pathlib.Path(flags.output)
+    if output.suffix.lower() != ".png" or output.is_dir():
+        parser.error(f"--output={output}: give a name in .png")
     try:
         with session_of(flags.saved_model) as run:
             pictures = sample(run, flags.count, flags.seed, flags.temperature)
     except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        # Its first line may say no more than that the graph could not be run.
+        lines = [line for line in str(error).splitlines() if line.strip() and "Graph execution error" not in line]
+        reason = lines[0] if lines else type(error).__name__
         print(f"error: --saved_model={folder}: can't be run, a damaged or foreign export ({reason})", file=sys.stderr)
         sys.exit(2)
-    write(picture_grid(pictures), pathlib.Path(flags.output))
+    write(picture_grid(pictures), output)
     print(f"{flags.count} pictures in {flags.output}")
 
 

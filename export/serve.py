@@ -64,6 +64,10 @@ def _serve(flags: argparse.Namespace, ended: threading.Event) -> None:
                 pass
             if not ended.is_set() and not versions.serves():
                 raise ValueError(f"--path={versions.path}: none of its versions can be served, see above")
+            unknown = {label: number for label, number in labels.items() if number not in versions.statuses()}
+            if unknown and not ended.is_set():
+                label, number = next(iter(unknown.items()))
+                raise ValueError(f"--label={label}={number}: {versions.path} has no version {number}")
         if not ended.is_set():
             print(f"ready: gRPC on {flags.host}:{server.port}, REST on {flags.host}:{server.rest_port}", flush=True)
         ended.wait()

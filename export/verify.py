@@ -2,8 +2,9 @@
 
     python -m export.verify models/digits/1
 
-The export is run on the CPU by TensorFlow's session loader, as TensorFlow Serving does it, in a process that can't
-import this package. The inputs and the model's numbers are in the export, assets.extra/verification.npz.
+Every file is compared with the SHA-256 that was noted when the export was made. Then the export is run on the CPU by
+TensorFlow's session loader, as TensorFlow Serving does it, in a process that can't import this package. The inputs and
+the model's numbers are in the export, assets.extra/verification.npz.
 
 Exit code: 0 the same numbers, 2 others, a damaged export, or a mistake in the command.
 """
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from export.command_mistakes import OneLineParser, check_flag_names, flag_names
+from export.saved_models.file_digests import check_digests
 from nvae_tf.command_errors import exit_on_user_error
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
@@ -25,8 +27,10 @@ def main(arguments: Sequence[str]) -> None:
         check_flag_names(arguments, flag_names(parser))
         flags = parser.parse_args(arguments)
         start_tensorflow_quietly()
-        from export.saved_models.verification import TOLERANCE, verified
+        from export.saved_models.verification import TOLERANCE, check_is_export, verified
 
+        check_is_export(flags.path)
+        check_digests(flags.path)
         differences = verified(flags.path)
         width = max(map(len, differences))
         for name, difference in differences.items():

@@ -33,6 +33,9 @@ def check_output(output: str, endings: Sequence[str]) -> None:
             raise ValueError(f"--output={output}: exists and is not empty; name a new folder")
     elif path.is_dir():
         raise ValueError(f"--output={output}: is a folder; name a file")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise ValueError(f"--output={output}: {parent} is a file, not a folder")
 
 
 def picture_files(places: Sequence[str]) -> list[pathlib.Path]:
@@ -100,7 +103,7 @@ def write_latents(output: str, latents: np.ndarray) -> None:
 
 
 def read_latents(path: str) -> np.ndarray:
-    """The latents of a file that `write_latents` wrote.
+    """The latents of a file that `write_latents` or `train.generate encode` wrote.
 
     Raises:
       FileNotFoundError, ValueError: there is none, or it is something else.
@@ -109,7 +112,11 @@ def read_latents(path: str) -> np.ndarray:
         raise FileNotFoundError(f"--latents={path}: no such file")
     try:
         with np.load(path, allow_pickle=False) as file:
-            return file[_LATENT]
+            if _LATENT in file:
+                return file[_LATENT]
+            # A file of `train.generate encode` has the groups each by itself, the top group first.
+            groups = [file[name] for name in sorted(file.files) if name.startswith("group_")]
+            return np.concatenate([group.reshape(len(group), -1) for group in groups], axis=1)
     # Of damaged files zipfile, zlib and NumPy raise errors of many kinds.
     except Exception as error:
         raise ValueError(f"--latents={path}: no file of latents as `encode` writes it ({error})") from None

@@ -7,7 +7,7 @@ It needs ai-edge-litert, NumPy and Pillow. Random latents are for the signature 
 the groups above, which `decode` leaves to whoever gives them.
 """
 
-import sys
+import argparse
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -35,4 +35,8 @@ def main(model: str, output: str, latents: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a .tflite file of the signature decode, or sample where no latents are given")
+    parser.add_argument("output", help="the picture, .png")
+    parser.add_argument("latents", nargs="?", help="an .npz file of train.generate encode")
+    main(**vars(parser.parse_args()))

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from export.latent_layout import latent_layout
+from export.saved_models.file_digests import write_digests
 from export.saved_models.run_source import Origin
 from export.saved_models.verification import Record
 from export.signatures import Signatures
@@ -52,6 +53,7 @@ def write_all(
     _write_signatures(folder, signatures, record)
     _write_warm_up(folder, model_name, record)
     record.write(export)
+    write_digests(export)
 
 
 def _versions() -> dict[str, str | None]:

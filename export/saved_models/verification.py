@@ -54,9 +54,7 @@ class Record(NamedTuple):
           FileNotFoundError: there is no export, or none with a record.
           ValueError: the file is damaged.
         """
-        if not (folder / "saved_model.pb").is_file():
-            versions = sorted(str(file.parent) for file in folder.glob("*/saved_model.pb"))
-            raise FileNotFoundError(f"{folder}: no export in it (saved_model.pb); name one version {versions or ''}")
+        check_is_export(folder)
         if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"{folder / RECORD}: missing, so there is nothing to compare the export with")
         try:
@@ -68,6 +66,20 @@ class Record(NamedTuple):
             for kind in ("inputs/", "outputs/")
         ]
         return cls(*parts)
+
+
+def check_is_export(folder: pathlib.Path) -> None:
+    """Checks that a folder is one version of an export.
+
+    Raises:
+      FileNotFoundError: it is not.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; name one version, as models/digits/1")
+    if not (folder / "saved_model.pb").is_file():
+        versions = sorted(str(file.parent) for file in folder.glob("*/saved_model.pb"))
+        there = f"; there is {', '.join(versions)}" if versions else ""
+        raise FileNotFoundError(f"{folder}: no export in it (saved_model.pb); name one version{there}")
 
 
 def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
@@ -134,7 +146,7 @@ def clean_process_numbers(folder: pathlib.Path, inputs: Arrays) -> Arrays:
     """What the SavedModel in `folder` gives for such inputs in a new process, without this package.
 
     Raises:
-      ValueError: the process failed; the message has the end of what it said.
+      ValueError: the process failed; the message has the last line that it said.
     """
     with tempfile.TemporaryDirectory() as elsewhere:
         given, made = pathlib.Path(elsewhere, "inputs.npz"), pathlib.Path(elsewhere, "outputs.npz")
@@ -146,7 +158,9 @@ def clean_process_numbers(folder: pathlib.Path, inputs: Arrays) -> Arrays:
             command, cwd=elsewhere, env=environment, capture_output=True, text=True, errors="replace"
         )
         if process.returncode:
-            raise ValueError(f"the export can't be run in a clean process:\n{process.stderr.strip()[-2000:]}")
+            # The last line of a traceback has the reason.
+            reason = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise ValueError(f"the export can't be run in a clean process ({reason})")
         with np.load(made) as outputs:
             return dict(outputs)
 

@@ -1,9 +1,13 @@
 """The folder of numbered versions that TensorFlow Serving watches; one appears in it whole or not at all."""
 
 import contextlib
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
+
+# What a server can count to.
+LARGEST_VERSION = 2**63 - 1
 
 
 def check_version_is_free(output: pathlib.Path, version: int) -> None:
@@ -12,9 +16,14 @@ def check_version_is_free(output: pathlib.Path, version: int) -> None:
     Raises:
       ValueError: the version exists, or `output` is something else than a folder of versions.
     """
-    if version < 1:
-        raise ValueError(f"version {version}: versions are whole numbers from 1")
+    if not 1 <= version <= LARGEST_VERSION:
+        raise ValueError(f"version {version}: versions are whole numbers from 1 to {LARGEST_VERSION}")
     if not output.exists():
+        parent = next(folder for folder in output.absolute().parents if folder.exists())
+        if not parent.is_dir():
+            raise ValueError(f"{output}: can't be made, {parent} is a file; name another folder")
+        if not os.access(parent, os.W_OK):
+            raise ValueError(f"{output}: can't be made, {parent} can't be written to; name another folder")
         return
     if not output.is_dir():
         raise ValueError(f"{output}: a file; name a folder, the export will be {output}/{version} in it")

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from export import client as command
+from export.clients import client_files
 from export.clients.progress_bar import ProgressBar
 from tests.export.model_servers import CLIENTS, free_port
 
@@ -85,7 +86,7 @@ def test_a_refused_job_writes_nothing(local, tmp_path, capsys):
     (tmp_path / "text.png").write_text("no picture")
     encode = ["encode", f"--server={local.grpc}", f"--output={tmp_path / 'x.npz'}"]
     told = refused(capsys, *encode, "--model=tiny", f"--images={tmp_path / 'wide.png'}")
-    assert "picture 0 is 8x9x3, the model takes 8x8x3" in told
+    assert "wide.png: is 8x9 (height x width), the model takes 8x8; resize it" in told
     told = refused(capsys, *encode, "--model=tiny", f"--images={tmp_path / 'text.png'}")
     assert "text.png: no picture" in told
     told = refused(capsys, *encode, "--model=tiny", f"--images={tmp_path / 'none'}")
@@ -139,3 +140,15 @@ def test_help_is_a_manual_page_without_tensorflow():
 def test_the_bar_shows_how_far_it_is():
     line = ProgressBar(200, "images").line(50, 2.0)
     assert line == "[#######.......................] 50 of 200 images, 6 s left"
+
+
+def test_latents_of_both_commands_are_read(tmp_path):
+    groups = [np.arange(12, dtype=np.float32).reshape(2, 1, 2, 3), np.arange(8, dtype=np.float32).reshape(2, 2, 2, 1)]
+    np.savez(tmp_path / "groups.npz", **{f"group_{number:02d}": group for number, group in enumerate(groups)})
+    flat = client_files.read_latents(str(tmp_path / "groups.npz"))
+    np.testing.assert_array_equal(flat, np.concatenate([group.reshape(2, -1) for group in groups], axis=1))
+    client_files.write_latents(str(tmp_path / "flat.npz"), flat)
+    np.testing.assert_array_equal(client_files.read_latents(str(tmp_path / "flat.npz")), flat)
+    np.savez(tmp_path / "other.npz", weights=flat)
+    with pytest.raises(ValueError, match="no file of latents as `encode` writes it"):
+        client_files.read_latents(str(tmp_path / "other.npz"))

@@ -374,3 +374,10 @@ def test_the_command_tells_mistakes(texts_folder, tmp_path, capsys, flags, messa
     with pytest.raises(SystemExit) as stopped:
         serve.main([flag.format(**places) for flag in flags])
     assert stopped.value.code == 2 and message.format(**places) in capsys.readouterr().err
+
+
+def test_a_label_of_a_version_that_is_not_there_ends_the_command(texts_folder):
+    flags = [f"--path={texts_folder.parent}", "--model=texts", "--port=0", "--rest_port=0", "--label=stable=7"]
+    process = subprocess.run([sys.executable, "-m", "export.serve", *flags], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert f"error: --label=stable=7: {texts_folder.parent} has no version 7" in process.stderr

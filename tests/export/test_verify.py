@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from export import verify
-from export.saved_models.verification import RECORD
+from export.saved_models.file_digests import FILE
+from export.saved_models.verification import RECORD, verified
 
 
 @pytest.fixture
@@ -27,10 +28,31 @@ def test_a_copy_gives_the_same_numbers(copied, capsys):
     assert "reconstruct_png/image_bytes" in printed and "gives the model's numbers" in printed
 
 
-def test_no_export_one_with_a_damaged_record_and_one_without_a_record(copied, tmp_path, capsys):
-    assert "no export in it (saved_model.pb); name one version ['" in refused(capsys, copied.parent)
-    assert "no export" in refused(capsys, tmp_path / "missing")
+def test_every_file_is_looked_at(copied, capsys):
+    (copied / "assets.extra" / "latents.json").write_text("{}")
+    (copied / "assets.extra" / "tf_serving_warmup_requests").unlink()
+    assert "assets.extra/tf_serving_warmup_requests missing; copy the export anew" in refused(capsys, copied)
+    (copied / "assets.extra" / "tf_serving_warmup_requests").touch()
+    said = refused(capsys, copied)
+    assert "latents.json, assets.extra/tf_serving_warmup_requests damaged or changed" in said
+    assert said.count("\n") == 1
+    (copied / FILE).write_text("[")
+    assert f"{FILE}: missing or damaged" in refused(capsys, copied)
+
+
+def test_what_is_no_export_is_told(folder, tmp_path, capsys):
+    assert f"name one version; there is {folder}" in refused(capsys, folder.parent)
+    assert "no such folder; name one version" in refused(capsys, tmp_path / "missing")
+    assert "no such flag" in refused(capsys, "--pth=x")
+
+
+def test_an_export_without_a_record_and_one_that_cannot_be_run(copied):
+    (copied / "variables" / "variables.index").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"can't be run in a clean process \(.*\)$"):
+        verified(copied)
     (copied / RECORD).write_bytes(b"PK")
-    assert "verification.npz" in refused(capsys, copied)
+    with pytest.raises(ValueError, match="verification.npz: damaged"):
+        verified(copied)
     (copied / RECORD).unlink()
-    assert "nothing to compare the export with" in refused(capsys, copied)
+    with pytest.raises(FileNotFoundError, match="nothing to compare the export with"):
+        verified(copied)

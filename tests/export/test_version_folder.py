@@ -78,3 +78,11 @@ def test_an_error_leaves_nothing(tmp_path, error):
         (folder / "file").write_text("half")
         raise error
     assert names(tmp_path) == []
+
+
+def test_places_and_numbers_that_cannot_be_are_told_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file; name another folder"):
+        check_version_is_free(tmp_path / "file" / "models", 1)
+    with pytest.raises(ValueError, match="whole numbers from 1 to 9223372036854775807"):
+        check_version_is_free(tmp_path / "models", 2**63)

@@ -5,6 +5,8 @@ import hashlib
 import math
 from typing import Any
 
+import numpy as np
+
 from nvae_tf.data.content_digest import content_digest, stored_spec
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
@@ -134,6 +136,8 @@ def _draw_missing(
             continue
         first = number * _SAMPLES
         images = generator.from_seeds(image_seeds(task.seed, size, first), settings.temperature)
+        # As they would be in a PNG file, and as the training images are.
+        images = np.rint(images * np.float32(255.0)) / np.float32(255.0)
         if not kept.write(number, {"features": extractor.features(images)}):
             break
         progress.of_batch(first)(first + size)

@@ -1,10 +1,24 @@
 """A feature extractor of the user's own, for the Fréchet distance in other features than Inception's."""
 
+import hashlib
 import importlib
 import os
+import pathlib
 import sys
+import types
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
 
 from nvae_tf.evaluation import FeatureExtractor
+
+
+class NamedExtractor(NamedTuple):
+    """An extractor whose name tells its module and the version of its file, see `FeatureExtractor`."""
+
+    name: str
+    features: Callable[[np.ndarray], np.ndarray]
 
 
 def named_extractor(name: str) -> FeatureExtractor:
@@ -38,4 +52,10 @@ def named_extractor(name: str) -> FeatureExtractor:
             f"--extractor={name}: gives an object of type {type(extractor).__name__}; it must have a `name`, a string, "
             "and a method `features(images)`, see nvae_tf.evaluation.FeatureExtractor"
         )
-    return extractor
+    return NamedExtractor(f"{extractor.name} ({module_name}, {_digest(module)})", extractor.features)
+
+
+def _digest(module: types.ModuleType) -> str:
+    """Of the module's file: features that are kept belong to this version of it."""
+    file = getattr(module, "__file__", None)
+    return hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:8] if file else "no file"
