@@ -145,6 +145,6 @@ def _answered(context, answer: Callable):
         return answer()
     except Exception as error:
         told = request_error(error)
-    if told.code == grpc.StatusCode.INTERNAL:
-        traceback.print_exc(file=sys.stderr)
+        if told.code == grpc.StatusCode.INTERNAL:
+            traceback.print_exc(file=sys.stderr)
     context.abort(told.code, str(told))
