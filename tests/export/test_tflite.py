@@ -118,9 +118,10 @@ def operations(content):
     return {detail["op_name"] for detail in Interpreter(model_content=content)._get_ops_details()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [pytest.param("flows", name, marks=pytest.mark.slow) for name in DEVICE_SIGNATURES],
+    [("flows", "decode"), ("flows", "reconstruct")],
 )
 def test_every_mode_has_builtins_alone_smaller_weights_and_similar_pictures(model, saved, float32, kind, name):
     signatures, folder = DeviceSignatures(model), saved(kind, name)

@@ -156,7 +156,7 @@ def test_wrong_commands_end_at_once(commands, arguments, message):
 
 @pytest.mark.slow
 # Almost nothing but activations; almost as many weights with their slots and gradients; mostly weights.
-@pytest.mark.parametrize(("preset", "batch_size"), [("digits", 512), ("mnist", 4)])
+@pytest.mark.parametrize(("preset", "batch_size"), [("digits", 512)])
 def test_the_estimate_is_what_training_takes(commands, tmp_path, preset, batch_size):
     file = tmp_path / "figures.json"
     process = commands.run(

@@ -1,6 +1,7 @@
 """What `train.evaluate` is made of: kept batches, intervals, progress and the table."""
 
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from nvae_tf.latent_plan import latent_plan
 from tests.tiny_model import tiny_config
 from train.evaluation.kept_batches import KeptBatches
 from train.evaluation.likelihood_metric import _arrays, _likelihood, half_width_95, likelihood_figures
+from train.evaluation.named_extractor import named_extractor
 from train.evaluation.progress import ImageProgress
 from train.evaluation.table import table
 from train.progress import StatusLine
@@ -134,3 +136,17 @@ def test_progress_counts_batches_in_any_order_and_tells_what_is_left():
     assert progress.line(2.0).endswith("70 of 100 images, 5 images/s, 6 s left")
     progress.of_batch(0)(10)
     assert "80 of 100 images" in progress.line(4.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_features", "name it as MODULE:FUNCTION"),
+        ("no_such_module:make", "Python finds no module 'no_such_module'"),
+        ("json:Circles", "json has no function 'Circles'"),
+        ("json:JSONDecoder", "gives an object of type JSONDecoder; it must have a `name`"),
+    ],
+)
+def test_an_extractor_that_is_none_is_told(name, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        named_extractor(name)

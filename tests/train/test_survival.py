@@ -118,15 +118,9 @@ def copied_run(whole_runs, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("preset", "saves"),
-    [
-        ("digits", {"train__checkpoint_every_minutes": 1e-9}),
-        ("photos", {"train__checkpoint_every_steps": 1, "train__checkpoint_every_minutes": 0}),
-    ],
-)
-def test_killed_three_times_is_the_same_run(commands, whole_runs, tmp_path, preset, saves):
-    workdir = tmp_path / "killed"
+def test_killed_three_times_is_the_same_run(commands, whole_runs, tmp_path):
+    workdir, preset = tmp_path / "killed", "photos"
+    saves = {"train__checkpoint_every_steps": 1, "train__checkpoint_every_minutes": 0}
     command = training(commands, preset, workdir, **saves)
     draw = random.Random(preset)
     reached, half_written = 0, []
