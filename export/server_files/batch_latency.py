@@ -46,8 +46,10 @@ def measure_batches(folder: pathlib.Path, longest_seconds: float) -> tuple[str, 
                         break
         return signature, timings
     except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{folder}: its batches can't be measured ({reason}); --no-measure leaves it out") from error
+        # Its first line may say no more than that the graph could not be run.
+        lines = [line for line in str(error).splitlines() if line.strip() and "Graph execution error" not in line]
+        reason = lines[0] if lines else type(error).__name__
+        raise ValueError(f"{folder}: its batches can't be measured ({reason}); is the export whole?") from error
 
 
 def _median_seconds(run: Run, signature: str, inputs: dict[str, np.ndarray]) -> float:
