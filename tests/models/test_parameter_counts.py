@@ -28,7 +28,7 @@ def count_of(config):
         ("cifar10", 130_852_480),
         pytest.param("celeba64", 153_281_364, marks=pytest.mark.slow),
         pytest.param("imagenet32", 268_509_444, marks=pytest.mark.slow),
-        ("celebahq256", 330_798_664),
+        pytest.param("celebahq256", 330_798_664, marks=pytest.mark.slow),
     ],
 )
 def test_parameter_counts(name, count):

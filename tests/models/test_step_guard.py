@@ -49,6 +49,7 @@ def test_bad_images_change_nothing(runs, poison):
     assert float(model.running.skipped_steps.result()) == skipped + 1
 
 
+@pytest.mark.slow
 def test_gradients_that_overflow_change_nothing_though_the_loss_is_finite(runs, monkeypatch):
     model, _, images = runs
     before = state_of(model)
