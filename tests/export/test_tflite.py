@@ -140,7 +140,7 @@ def test_every_mode_has_builtins_alone_smaller_weights_and_similar_pictures(mode
     tensors = Interpreter(model_content=content).get_tensor_details()
     assert mode == "int8" and sum(tensor["dtype"] == np.int8 for tensor in tensors) > len(tensors) / 2
     assert max(sizes[mode] for mode in MODES if mode != "none") < 0.9 * sizes["none"]
-    assert psnr["none"] > 120 > min(psnr["float16"], psnr["dynamic"]) > psnr["int8"] > 25
+    assert psnr["none"] > 120 > min(psnr["float16"], psnr["dynamic"]) > psnr["int8"] > 20
 
 
 def test_inputs_of_decode_are_latents_of_the_prior_and_with_images_of_the_posterior_too(vanilla_model):
