@@ -9,7 +9,7 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def native_messages_kept_back() -> Iterator[None]:
     """Keeps them from the terminal: TFLite's converter answers a failure with all of the graph, and the interpreter
-    tells at every start which delegate it has. What an exception says is not touched.
+    that it takes the ranges of int8 with tells its delegate. What an exception says is not touched.
     """
     sys.stderr.flush()
     standard_error = os.dup(2)
