@@ -129,8 +129,12 @@ class RestClient(ModelClient):
             told = f"{what}: no answer within {seconds:.3g} s"
             raise serving_errors.DeadlineExceeded(f"{told}; send fewer rows at once or allow more time") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            if _refused(error):
+            if _comes_of(error, ConnectionRefusedError):
                 told = f"{what}: nobody answers there; is it running, and is this its REST port?"
+                raise serving_errors.ServerNotReady(told) from None
+            # A request changes nothing, so that it may be sent again; gRPC calls this UNAVAILABLE too.
+            if _comes_of(error, ConnectionResetError, BrokenPipeError, urllib3.exceptions.IncompleteRead):
+                told = f"{what}: the connection broke before there was an answer; has the server ended? See its log"
                 raise serving_errors.ServerNotReady(told) from None
             raise ServerFailed(f"{what}: {in_one_line(str(error))}; is this its REST port?") from None
         return self._object_of(what, response.status_code, bytes(content))
@@ -170,10 +174,10 @@ def _version_status(found: dict[str, Any]) -> VersionStatus:
     return VersionStatus(int(found["version"]), found["state"], error)
 
 
-def _refused(error: BaseException | None) -> bool:
-    """Whether nobody listens there, which the libraries wrap several times."""
+def _comes_of(error: BaseException | None, *kinds: type[BaseException]) -> bool:
+    """Whether an error of such a kind is behind it; the libraries wrap them several times."""
     while error is not None:
-        if isinstance(error, ConnectionRefusedError):
+        if isinstance(error, kinds):
             return True
         error = (
             getattr(error, "reason", None)

@@ -22,13 +22,20 @@ STATUS = {"model_version_status": [{"version": "4", "state": "AVAILABLE", "statu
 
 @contextlib.contextmanager
 def web_server(*answers, piece_seconds=0.0, port=0):
-    """Gives one answer (code and text) after another, piece by piece, the last one for ever; and their count."""
+    """Gives one answer (code and text) after another, piece by piece, the last one for ever; and their count.
+
+    Where the code is None the text is all of the answer, and the connection ends.
+    """
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):  # noqa: N802
             code, text = answers[min(len(asked), len(answers) - 1)]
             asked.append(self.path)
+            if code is None:
+                self.close_connection = True
+                self.wfile.write(text.encode())
+                return
             self.send_response(code)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
@@ -80,6 +87,14 @@ def test_nobody_there_is_tried_again_and_told():
         client.model_status()
     assert str(told.value).startswith(f"{server}, model 'digits': nobody answers there; is it running")
     assert "tried 3 times" in str(told.value)
+
+
+@pytest.mark.parametrize("part", ["", "HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n{"])
+def test_a_connection_that_breaks_is_tried_again_and_told(part):
+    with web_server((None, part)) as (server, asked), RestClient(server, "digits", patience=QUICK) as client:
+        with pytest.raises(ServerNotReady, match="broke before there was an answer; has the server ended"):
+            client.model_status()
+    assert len(asked) == 3
 
 
 def test_an_answer_that_trickles_in_ends_at_the_deadline():
