@@ -35,6 +35,7 @@ ARROWS = {
     "checkpoints": BELOW_MODELS | {"checkpoint_choice", "command_errors", "models", "whole_files"},
     "checkpoint_choice": set(),
     "memory": set(),
+    "model_card": SETTINGS | {"checkpoints", "whole_files"},
     "command_errors": set(),
     "fan_out": set(),
     "quiet_tensorflow": set(),

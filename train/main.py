@@ -6,6 +6,7 @@
 --config names a file with the settings, configs/ has one for each data set; any of its settings can be
 changed with --config.GROUP.NAME=VALUE. --workdir is the run folder:
 
+    README.md        the model card, with scores and a part of your own
     config.json      the settings
     images.json      how many images there were
     checkpoints/     the latest checkpoints (how many: train.keep_checkpoints), and in best/ that with the best score

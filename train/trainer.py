@@ -16,6 +16,7 @@ from nvae_tf.data.pipeline import iterate, training_batches
 from train.compilation import compiles_whole_step, step_function
 from train.devices import suit_devices
 from train.image_record import check_images_a_step, note_images
+from train.model_card import keep_model_card
 from train.outputs import RunOutputs
 from train.preparation import Run, load_images, new_run, run_length, with_length
 from train.profiling import StepProfiler
@@ -75,10 +76,15 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, workdir: str | os.Pa
         if replicas.is_chief:
             outputs.continue_from(step)
             note_images(folder.images_file, run, outputs.status.keep)
+            keep_model_card(folder, run.model, outputs.status.keep)
         profiled = config.train.profile_steps if replicas.is_chief else ()
         with StepProfiler(profiled, folder.tensorboard, outputs.status.keep) as profiler:
             profiler.note_steps(step + 1, length.total_steps)
-            TrainingLoop(run, state, recovery, outputs, stop, profiler, compiled).go_on_from(step)
+            try:
+                TrainingLoop(run, state, recovery, outputs, stop, profiler, compiled).go_on_from(step)
+            finally:
+                if replicas.is_chief:
+                    keep_model_card(folder, run.model, outputs.status.keep)
         replicas.leave()
     outputs.status.keep(f"{folder.path} has all its {length.total_steps:,} steps.")
 

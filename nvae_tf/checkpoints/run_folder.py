@@ -84,6 +84,16 @@ class RunFolder:
         """The folder of what `train.evaluate` draws, and of what it has not finished."""
         return self.path / "evaluation"
 
+    @property
+    def card_file(self) -> pathlib.Path:
+        """The model card, see `nvae_tf.model_card`."""
+        return self.path / "README.md"
+
+    @property
+    def origin_file(self) -> pathlib.Path:
+        """Where imported weights came from and under which licence, as JSON; most runs have none."""
+        return self.path / "origin.json"
+
     def evaluation_file(self, split: str = "test") -> pathlib.Path:
         """What `train.evaluate` measured on a part of the data, as JSON."""
         return self.path / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")

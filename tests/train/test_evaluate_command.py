@@ -53,7 +53,7 @@ def whole(commands, finished_run, tmp_path_factory):
     return workdir, process.stdout
 
 
-def test_what_is_measured(whole):
+def test_what_is_measured(whole, finished_run):
     workdir, printed = whole
     figures = figures_of(workdir)
     assert figures["kl_nats"] == pytest.approx(sum(figures["kl_per_scale_nats"]))
@@ -69,6 +69,14 @@ def test_what_is_measured(whole):
         assert np.asarray(Image.open(workdir / name)).std() > 1.0
     assert (workdir / "evaluation.txt").read_text() in printed
     assert not list((workdir / "evaluation").glob("unfinished-*"))
+    card = (workdir / "README.md").read_text()
+    assert f'"nelbo"\n            value: {figures["nelbo_nats"]!r}' in card
+    assert f"| {figures['importance_weighted_nats']:.3f} | nats an image |" in card
+    assert "--metrics=elbo,iw,latents --seed=3 --importance_samples=150" in card
+    assert all(f"({name})" in card for name in figures["latents"]["pictures"])
+    # That of the training, which knows no evaluation.
+    card = (finished_run[0] / "README.md").read_text()
+    assert "newest checkpoint | step 60 |" in card and "(samples/step-00000060.png)" in card
 
 
 @pytest.mark.slow

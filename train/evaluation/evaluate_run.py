@@ -15,6 +15,7 @@ from train.evaluation.latents_metric import latents_figures
 from train.evaluation.likelihood_metric import batches_of, likelihood_figures, measure_likelihood
 from train.evaluation.table import table
 from train.evaluation.task import EvaluationTask
+from train.model_card import keep_model_card
 
 # Of one pass over the images.
 _LIKELIHOOD_METRICS = ("elbo", "iw", "latents")
@@ -58,7 +59,7 @@ def evaluate_run(
 
 
 def _write(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:
-    """Adds to the evaluation file; returns all that it has then."""
+    """Adds to the evaluation file and tells it on the model card; returns all that the file has then."""
     file = task.folder.evaluation_file(task.split)
     provenance = _provenance(task)
     earlier = _earlier(task, file, provenance)
@@ -68,6 +69,7 @@ def _write(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:
         figures["half_widths_95"] = half_widths
     write_whole(file, json.dumps(figures, indent=2, allow_nan=False) + "\n")
     write_whole(file.with_suffix(".txt"), f"{table(figures)}\n")
+    keep_model_card(task.folder, task.trained.model, task.status.keep)
     return figures
 
 
