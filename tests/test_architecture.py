@@ -16,17 +16,26 @@ LONGEST_FILE = 260
 
 SETTINGS = {"config", "data_spec", "latent_plan", "setting_checks", "train_config"}
 # Which parts of the library each part may import, besides itself.
-BELOW_MODELS = SETTINGS | {"fan_out", "replicas", "layers", "distributions", "flows", "objective", "optimization"}
+BELOW_MODELS = SETTINGS | {
+    "fan_out",
+    "processors",
+    "replicas",
+    "layers",
+    "distributions",
+    "flows",
+    "objective",
+    "optimization",
+}
 ARROWS = {
     "setting_checks": set(),
     "data_spec": {"setting_checks"},
     "config": {"data_spec", "setting_checks", "train_config"},
     "train_config": {"setting_checks"},
     "latent_plan": {"config", "setting_checks"},
-    "layers": {"latent_plan", "replicas", "setting_checks"},  # the plan's words for a cell: plain data
+    "layers": {"latent_plan", "processors", "replicas", "setting_checks"},  # the plan's words for a cell: plain data
     "distributions": {"fan_out"},
     "flows": {"layers"},
-    "objective": SETTINGS | {"layers", "distributions", "replicas"},
+    "objective": SETTINGS | {"layers", "distributions", "processors", "replicas"},
     "optimization": set(),
     "models": BELOW_MODELS,
     "data": BELOW_MODELS | {"command_errors", "models", "quiet_tensorflow"},
@@ -39,6 +48,7 @@ ARROWS = {
     "command_errors": set(),
     "fan_out": set(),
     "quiet_tensorflow": set(),
+    "processors": {"replicas"},
     "replicas": set(),
     "whole_files": {"command_errors"},
 }

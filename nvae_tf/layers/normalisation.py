@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from nvae_tf.processors import in_one_pass
 from nvae_tf.replicas import replica_count, replica_means
 
 EPSILON = 1e-5
@@ -35,8 +36,7 @@ class NormalisedBatch(NamedTuple):
 def normalise(inputs, gamma, beta, mean, variance) -> tf.Tensor:
     """Batch norm with given statistics; computed in float32, in the inputs' type outside."""
     if inputs.dtype != tf.float32:
-        scale = gamma * tf.math.rsqrt(variance + EPSILON)
-        return tf.cast((tf.cast(inputs, tf.float32) - mean) * scale + beta, inputs.dtype)
+        return tf.cast(_written_out_norm(inputs, gamma, beta, mean, variance), inputs.dtype)
     return tf.raw_ops.FusedBatchNormV3(
         x=inputs,
         scale=gamma,
@@ -48,11 +48,36 @@ def normalise(inputs, gamma, beta, mean, variance) -> tf.Tensor:
     ).y
 
 
+def normalised_swish(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    """Batch norm with given statistics, then swish; for training, where the shapes of images stay the same."""
+    return in_one_pass(_normalised_swish)(inputs, gamma, beta, mean, variance)
+
+
+def normalised_swish_gradient(upstream, inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    """The gradient of what swish is taken of in `normalised_swish`, from that of its outputs."""
+    return in_one_pass(_normalised_swish_gradient)(upstream, inputs, gamma, beta, mean, variance)
+
+
 def normalise_batch(inputs, gamma, beta) -> NormalisedBatch:
     """Batch norm with the statistics of the batch, that of all replicas; without a gradient of its own."""
     if replica_count() == 1 and inputs.dtype == tf.float32:
         return _fused(inputs, gamma, beta)
     return _written_out(inputs, gamma, beta)
+
+
+def _normalised_swish(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    normalised = _written_out_norm(inputs, gamma, beta, mean, variance)
+    return tf.cast(normalised * tf.sigmoid(normalised), inputs.dtype)
+
+
+def _normalised_swish_gradient(upstream, inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    normalised = _written_out_norm(inputs, gamma, beta, mean, variance)
+    slope = tf.sigmoid(normalised)
+    return tf.cast(tf.cast(upstream, tf.float32) * slope * (1.0 + normalised * (1.0 - slope)), inputs.dtype)
+
+
+def _written_out_norm(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    return (tf.cast(inputs, tf.float32) - mean) * (gamma * tf.math.rsqrt(variance + EPSILON)) + beta
 
 
 def _fused(inputs, gamma, beta) -> NormalisedBatch:

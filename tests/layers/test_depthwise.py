@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nvae_tf.layers import depthwise
 from nvae_tf.layers.depthwise import depthwise_convolution
 
 
+@pytest.fixture(params=[False, True], ids=["cpu", "gpu"])
+def processor(request, monkeypatch):
+    """The form for CPUs, and that for GPUs."""
+    monkeypatch.setattr(depthwise, "has_gpus", lambda: request.param)
+
+
+@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize(
     ("size", "height", "width"), [(3, 5, 4), (5, 8, 8), (5, 6, 3), (5, 2, 2), (11, 8, 8), (1, 3, 3)]
