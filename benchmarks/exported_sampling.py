@@ -52,10 +52,10 @@ def measure(preset: str, batch_size: int, rounds: int) -> dict[str, Any]:
         for name, forward in _forwards(model).items():
             say(f"{preset}: writing {name}")
             folder = place / name
-            _write(model, forward, folder)
+            write_sampling(model, forward, folder)
             stored[name] = (folder / "variables" / "variables.data-00000-of-00001").stat().st_size
             operations[name] = operations_of(folder, "sample")
-            ways[name] = _session(stack, folder, batch_size)
+            ways[name] = sampling_session(stack, folder, batch_size)
         seconds = _seconds(ways, rounds)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return {
@@ -83,7 +83,7 @@ def _forwards(model: Any) -> dict[str, Callable]:
     }
 
 
-def _write(model: Any, forward: Callable, folder: pathlib.Path) -> None:
+def write_sampling(model: Any, forward: Callable, folder: pathlib.Path) -> None:
     """A SavedModel with the signature `sample` alone."""
     import keras
     import tensorflow as tf
@@ -107,7 +107,7 @@ def _keras(model: Any, batch_size: int) -> Callable[[], None]:
     return lambda: generator.generate(batch_size)
 
 
-def _session(stack: contextlib.ExitStack, folder: pathlib.Path, batch_size: int) -> Callable[[], None]:
+def sampling_session(stack: contextlib.ExitStack, folder: pathlib.Path, batch_size: int) -> Callable[[], None]:
     """Draws a batch with an export."""
     import tensorflow as tf
 

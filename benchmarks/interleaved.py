@@ -11,6 +11,7 @@ shown if it fails.
         ours.ask("step")["seconds"]
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -64,7 +65,10 @@ class Worker:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._process.kill()
+        if self._process.returncode is None:
+            # With the processes that it has started, which are in its session.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._answers.close()
         self._log.close()
@@ -81,13 +85,13 @@ class Worker:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            how = _how_it_ended(self._process.wait())
+            how = how_it_ended(self._process.wait())
             self._log.seek(0)
             raise WorkerEnded(f"{self._log.read()}The worker `{self.name}` {how}.")
         return json.loads(answer)
 
 
-def _how_it_ended(status: int) -> str:
+def how_it_ended(status: int) -> str:
     """Returns a process's exit status in words."""
     if status == -signal.SIGKILL:
         return "was killed, most likely because the machine's memory ran out"

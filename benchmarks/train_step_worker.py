@@ -14,10 +14,12 @@ class TrainStep:
     """A compiled model, one batch of random images, and the training step that `fit` runs on it.
 
     Args:
-      preset: a name of `BATCH_SIZES`, which is also that of a file in configs/.
+      preset: the name of a file in configs/.
+      batch_size: images a step; that of `BATCH_SIZES` if not given.
+      recompute: what the backward pass computes again, see `train.recompute`.
     """
 
-    def __init__(self, preset: str):
+    def __init__(self, preset: str, batch_size: int | None = None, recompute: str = "none"):
         start = time.perf_counter()
         # Imported here and not above: how long that takes is one of the figures.
         import tensorflow as tf
@@ -33,10 +35,10 @@ class TrainStep:
 
         start = time.perf_counter()
         config = experiment_config(settings)
-        self.model = NVAE(config.model, config.objective)
+        self.model = NVAE(config.model, config.objective, recompute=recompute)
         self.model.compile(optimizer=NVAEAdamax(learning_rate=config.optimizer.learning_rate))
         self.model.optimizer.build(self.model.trainable_variables)
-        self.images = random_images(config.model, BATCH_SIZES[preset])
+        self.images = random_images(config.model, batch_size or BATCH_SIZES[preset])
         self._step = tf.function(self.model.train_step, autograph=False)
         self.run()
         self.first_step_seconds = time.perf_counter() - start

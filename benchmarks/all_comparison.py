@@ -1,0 +1,194 @@
+"""What has become slower or larger since an earlier file of `benchmarks.all --json`.
+
+    python -m benchmarks.all_comparison EARLIER.json LATER.json
+
+Times are compared as ratios to the yardstick where both files have the same one, else in seconds. A time is a
+regression where it grew by more than its noise explains: 3 standard deviations of both medians together, or, as rounds
+are few, the quantile of Student's t that is as rare; and by more than 5%, by which two runs of the same code differ, or
+10% in seconds without a yardstick. A time of a single round has no noise: 15%. Peak memory may grow by 5%, the time to
+the first step, which is measured once, by 20%. Exit code: 0 none, 2 a mistake in the command, 3 a regression.
+"""
+
+import argparse
+import math
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from scipy.special import ndtr, stdtrit
+
+from benchmarks.all_table import markdown
+from benchmarks.noise import relative_standard_error
+from benchmarks.result_file import read_result
+from nvae_tf.command_errors import exit_on_user_error
+
+REGRESSION_CODE = 3
+DEVIATIONS = 3.0
+RATIO_FLOOR, SECONDS_FLOOR, SINGLE_ROUND = 0.05, 0.10, 0.15
+MEMORY_LIMIT, FIRST_STEP_LIMIT = 0.05, 0.20
+# What of a machine must be the same.
+_MACHINE = ("processor", "cores", "system", "threads_used", "memory_bytes")
+
+
+class Change(NamedTuple):
+    """A figure that both files have.
+
+    Attributes:
+      name: workload and preset.
+      figure: which of its figures, with its unit.
+      before: in the earlier file.
+      after: in the later one.
+      limit: the relative growth that is still no regression.
+    """
+
+    name: str
+    figure: str
+    before: float
+    after: float
+    limit: float
+
+    @property
+    def relative(self) -> float:
+        """The growth: 0.1 for ten per cent more."""
+        return self.after / self.before - 1.0
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether it grew by more than the limit."""
+        return self.relative > self.limit
+
+    @property
+    def verdict(self) -> str:
+        """For the table."""
+        if self.is_regression:
+            return "**regression**"
+        return "better" if 1.0 / (1.0 + self.relative) - 1.0 > self.limit else ""
+
+
+class Comparison(NamedTuple):
+    """All changes, and what a reader must know of them."""
+
+    changes: list[Change]
+    notes: list[str]
+
+    @property
+    def has_regression(self) -> bool:
+        """Whether any figure grew by more than its limit."""
+        return any(change.is_regression for change in self.changes)
+
+
+def compare(earlier: dict[str, Any], later: dict[str, Any]) -> Comparison:
+    """Compares the contents of two files; workloads that only one has are passed over, and noted."""
+    before, after = _by_name(earlier), _by_name(later)
+    notes = list(_notes(earlier, later))
+    changes, in_seconds = [], False
+    for name, row in after.items():
+        old = before.get(name)
+        if old is None or old["failure"] is not None:
+            notes.append(f"{name}: the earlier file has no figures of it")
+        elif row["failure"] is not None:
+            notes.append(f"{name}: has failed, and had not in the earlier file")
+        elif old["batch_size"] != row["batch_size"]:
+            notes.append(f"{name}: not compared, the batch was {old['batch_size']} and is {row['batch_size']}")
+        else:
+            changes += _changes(name, old, row)
+            in_seconds |= not _have_same_clock(old, row)
+    if in_seconds:
+        notes.append("times in seconds, without a yardstick, change with whatever else the machine does")
+    if missing := [name for name in before if name not in after]:
+        notes.append(f"not measured this time: {', '.join(missing)}")
+    return Comparison(changes, notes)
+
+
+def time_limit(noises: list[float | None], rounds: list[int], floor: float) -> float:
+    """The relative growth of a time that is still no regression, see above.
+
+    Args:
+      noises: the relative standard errors of both medians; None where there was one round.
+      rounds: how many there were.
+      floor: the least that the limit can be.
+    """
+    if None in noises:
+        return max(floor, SINGLE_ROUND)
+    factor = float(stdtrit(sum(rounds) - 2, ndtr(DEVIATIONS)))
+    return max(floor, factor * math.hypot(*noises))
+
+
+def _changes(name: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
+    rows = (before, after)
+    same_clock = _have_same_clock(before, after)
+    key, unit, floor = ("ratio", "yardstick", RATIO_FLOOR) if same_clock else ("median_seconds", "s", SECONDS_FLOOR)
+    # That of the ratio, or where only one has a yardstick, of what is compared.
+    noises = [row["noise"] if same_clock else relative_standard_error(row["seconds"]) for row in rows]
+    limit = time_limit(noises, [len(row["seconds"]) for row in rows], floor)
+    yield Change(name, f"time, {unit}", before[key], after[key], limit)
+    firsts = [row["first_step_seconds"] for row in rows]
+    if None not in firsts:
+        # A yardstick step says how fast the machine was at that hour.
+        clocks = [row["median_seconds"] / row["ratio"] if same_clock else 1.0 for row in rows]
+        yield Change(name, f"first step, {unit}", firsts[0] / clocks[0], firsts[1] / clocks[1], FIRST_STEP_LIMIT)
+    peaks = [row["peak_memory_bytes"] / 1e9 for row in rows]
+    yield Change(name, "peak memory, GB", *peaks, MEMORY_LIMIT)
+
+
+def _have_same_clock(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    return before["yardstick"] is not None and before["yardstick"] == after["yardstick"]
+
+
+def _by_name(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {f"{row['workload']} {row['preset']}": row for row in result["results"]}
+
+
+def _notes(earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[str]:
+    for name in _MACHINE:
+        pair = [result["machine"].get(name) for result in (earlier, later)]
+        if pair[0] != pair[1]:
+            yield f"another machine: {name} was {pair[0]} and is {pair[1]}; ratios differ less than seconds"
+    for name in sorted(earlier["versions"].keys() | later["versions"].keys()):
+        pair = [result["versions"].get(name, "missing") for result in (earlier, later)]
+        if pair[0] != pair[1]:
+            yield f"other versions: {name} was {pair[0]} and is {pair[1]}"
+
+
+def table_of_changes(comparison: Comparison, earlier: dict[str, Any]) -> str:
+    """The comparison for people, as Markdown."""
+    rows = [
+        [
+            change.name,
+            change.figure,
+            f"{change.before:.3g}",
+            f"{change.after:.3g}",
+            f"{change.relative:+.1%}",
+            f"{change.limit:.1%}",
+            change.verdict,
+        ]
+        for change in comparison.changes
+    ]
+    lines = [f"Compared with revision {earlier.get('revision') or 'unknown'}, {earlier['date']}", ""]
+    lines += markdown(("workload", "figure", "before", "now", "change", "may grow by", ""), rows) if rows else []
+    lines += ["", *(f"note: {note}" for note in comparison.notes)] if comparison.notes else []
+    found = sum(change.is_regression for change in comparison.changes)
+    return "\n".join([*lines, "", f"{found} regressions" if found != 1 else "1 regression"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compares two files."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.all_comparison",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("earlier", type=pathlib.Path, metavar="EARLIER.json")
+    parser.add_argument("later", type=pathlib.Path, metavar="LATER.json")
+    options = parser.parse_args(arguments)
+    with exit_on_user_error():
+        earlier, later = read_result(options.earlier), read_result(options.later)
+    comparison = compare(earlier, later)
+    print(table_of_changes(comparison, earlier))
+    if comparison.has_regression:
+        sys.exit(REGRESSION_CODE)
+
+
+if __name__ == "__main__":
+    main()
