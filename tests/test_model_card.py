@@ -37,6 +37,11 @@ def new_folder(place, **changes):
     return open_for_training(place, dataclasses.replace(CONFIG, **changes))
 
 
+def checkpoint(folder, step):
+    folder.checkpoints.mkdir(exist_ok=True)
+    (folder.checkpoints / f"step-{step}.index").touch()
+
+
 def evaluate(folder, config=CONFIG, split="test", **measured):
     """Writes figures of invented draws as train.evaluate does, the card too; returns those figures."""
     random = np.random.default_rng(0)
@@ -185,14 +190,17 @@ def test_a_card_that_is_not_ours_is_not_touched(tmp_path, content):
 )
 def test_the_licence_of_imported_weights_stays(tmp_path, given, expected):
     folder = new_folder(tmp_path / "imported")
-    write_origin(folder, "cifar10.pt", SHA256, given)
+    checkpoint(folder, 60)
+    write_origin(folder, "cifar10.pt", SHA256, 60, given)
+    # As the import may note it.
+    folder.images_file.write_text('{"train": 9, "test": 3}')
     evaluate(folder)
     text = folder.card_file.read_text()
     assert {name: value for name, value in metadata(folder).items() if name.startswith("license")} == expected
     assert f"imported from `cifar10.pt` (SHA-256 `{SHA256}`)" in text and (given or "None is recorded") in text
     # How they were trained is not known, whatever the settings say.
     assert "learning rate" not in text
-    folder.images_file.write_text('{"train": 9, "test": 3}')
+    checkpoint(folder, 61)
     write_model_card(folder)
     text = folder.card_file.read_text()
     assert "Imported weights were trained further (imported from `cifar10.pt`" in text and "learning rate" in text
@@ -200,9 +208,9 @@ def test_the_licence_of_imported_weights_stays(tmp_path, given, expected):
 
 def test_a_fine_tuned_run_names_its_source_and_keeps_its_licence(tmp_path):
     source = new_folder(tmp_path / "source")
-    write_origin(source, "cifar10.pt", SHA256, "cc-by-nc-4.0")
+    write_origin(source, "cifar10.pt", SHA256, 60, "cc-by-nc-4.0")
     folder = new_folder(tmp_path / "tuned", train=TrainConfig(initialise_from=str(source.path)))
-    folder.images_file.write_text('{"train": 9, "test": 3}')
+    checkpoint(folder, 60)
     write_model_card(folder)
     source.origin_file.unlink()
     write_model_card(folder)

@@ -5,8 +5,6 @@ import os
 import pathlib
 from typing import NamedTuple
 
-import keras
-
 import nvae_tf
 from nvae_tf.checkpoints.initialisation import initialise
 from nvae_tf.checkpoints.kept_checkpoints import steps_of_files
@@ -17,7 +15,8 @@ from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import steps_per_epoch
 from nvae_tf.data.sources import load_split
 from nvae_tf.data_spec import DataSpec
-from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, WarmupCosine
+from nvae_tf.models.for_training import ModelForTraining, model_for_training
+from nvae_tf.optimization import LoweredRate
 from train.progress import StatusLine
 from train.strategy import ONE_DEVICE, Replicas
 
@@ -116,31 +115,6 @@ def new_run(
     return Run(config, length, images, model, schedule, replicas)
 
 
-def new_model(config: ExperimentConfig, length: RunLength) -> tuple[nvae_tf.NVAE, LoweredRate]:
+def new_model(config: ExperimentConfig, length: RunLength) -> ModelForTraining:
     """The model with its first weights, compiled, and its schedule: step -> learning rate."""
-    settings = config.train
-    keras.utils.set_random_seed(settings.seed)
-    model = nvae_tf.NVAE(
-        config.model,
-        config.objective,
-        seed=settings.seed,
-        recompute=settings.recompute,
-        accumulate_steps=settings.accumulate_steps,
-        dtype=settings.precision,
-    )
-    schedule = LoweredRate(
-        WarmupCosine(
-            config.optimizer.learning_rate,
-            config.optimizer.learning_rate_min,
-            warmup_steps=round(config.optimizer.warmup_epochs * length.steps_per_epoch),
-            steps_per_epoch=length.steps_per_epoch,
-            total_steps=length.total_steps,
-        )
-    )
-    model.step_guard = RunawayGuard(settings.loss_tolerance)
-    momentum = config.optimizer.ema_momentum
-    average = {"use_ema": True, "ema_momentum": momentum} if momentum else {}
-    optimizer = NVAEAdamax(learning_rate=schedule, l2=config.optimizer.weight_decay, **average)
-    # What compiles is the step with all that is around it, see `train.compilation`.
-    model.compile(optimizer=optimizer, jit_compile=False)
-    return model, schedule
+    return model_for_training(config, length.steps_per_epoch, length.total_steps)

@@ -35,12 +35,11 @@ class Recovery:
         """Takes the run whose model's guard counts refused steps and whose schedule's rate can be lowered."""
         self._model, self._guard, self._rate = run.model, run.model.step_guard, run.schedule
         self._settings = run.config.train
-        self._rollbacks = tf.Variable(0.0, trainable=False, name="rollbacks")
 
     @property
     def variables(self) -> list[tf.Variable]:
         """What a checkpoint must hold for this."""
-        return [*self._guard.variables, self._rate.factor, self._rollbacks]
+        return [*self._guard.variables, *self._rate.variables]
 
     @property
     def is_sound(self) -> bool:
@@ -60,7 +59,7 @@ class Recovery:
           ValueError: it has gone back as often as it may.
         """
         refused, limit = int(self._guard.refused_in_a_row.numpy()), float(self._guard.limit)
-        rollbacks = int(self._rollbacks.numpy()) + 1
+        rollbacks = int(self._rate.rollbacks.numpy()) + 1
         reason = f"{refused} steps in a row were refused: their loss is not finite or above the limit of {limit:,.4g}"
         if rollbacks > self._settings.rollbacks:
             raise ValueError(
@@ -73,7 +72,7 @@ class Recovery:
 
     def lower_rate(self, trouble: Trouble) -> None:
         """Lowers the learning rate, once the run is in the state of its latest checkpoint."""
-        self._rollbacks.assign(trouble.rollbacks)
+        self._rate.rollbacks.assign(trouble.rollbacks)
         self._rate.factor.assign(trouble.rate_factor)
         self._guard.refused_in_a_row.assign(0.0)
         self._model.recent.forget()

@@ -18,6 +18,13 @@ from nvae_tf.setting_checks import check_choice
 _LATEST_INSTEAD = 'take the latest: checkpoint="latest", or the flag --checkpoint=latest'
 
 
+class FoundRun(NamedTuple):
+    """The settings of a run, and the prefix of one of its checkpoints, which is whole."""
+
+    config: ExperimentConfig
+    checkpoint: str
+
+
 class TrainedRun(NamedTuple):
     """What a run has come to.
 
@@ -67,12 +74,21 @@ def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:
     Raises:
       FileNotFoundError, ValueError: see `load`.
     """
+    config, prefix = find_run(path, checkpoint)
+    model = NVAE(config.model, config.objective, seed=config.train.seed)
+    return TrainedRun(config, prefix, model, restore_weights(model, prefix))
+
+
+def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> FoundRun:
+    """What `load_run` would load, without loading it.
+
+    Raises:
+      FileNotFoundError, ValueError: see `load`.
+    """
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
     folder = RunFolder(pathlib.Path(path))
     config = read_run_config(folder)
-    prefix = _best(folder) if checkpoint == "best" else _newest(folder)
-    model = NVAE(config.model, config.objective, seed=config.train.seed)
-    return TrainedRun(config, prefix, model, restore_weights(model, prefix))
+    return FoundRun(config, _best(folder) if checkpoint == "best" else _newest(folder))
 
 
 def _newest(folder: RunFolder) -> str:

@@ -27,6 +27,8 @@ class PublishedTensor(NamedTuple):
       from_published: the other way.
       cancelled: whether a batch norm right after it takes its effect on the image away, so that its gradient is in
         theory zero but for the regularisers'.
+      companion: the name of an entry that stands after it in published files and carries nothing: the counter of a
+        norm, or the second copy of a plain kernel.
     """
 
     names: tuple[str, ...]
@@ -35,12 +37,14 @@ class PublishedTensor(NamedTuple):
     to_published: Callable[[np.ndarray], np.ndarray]
     from_published: Callable[[np.ndarray], np.ndarray]
     cancelled: bool = False
+    companion: str | None = None
 
 
 def _same(array: np.ndarray) -> np.ndarray:
     return array
 
 
+COUNTER, COPY = "num_batches_tracked", "weight_normalized"
 _VECTOR = (_same, _same)
 _DENSE = (np.transpose, np.transpose)
 _KERNEL = (lambda a: a.transpose(3, 2, 0, 1), lambda a: a.transpose(2, 3, 1, 0))
@@ -49,13 +53,19 @@ _CHANNELS_FIRST = (lambda a: a.transpose(2, 0, 1), lambda a: a.transpose(1, 2, 0
 
 
 def published_tensors(model: NVAE) -> Iterator[PublishedTensor]:
-    """Walks the model and yields every tensor that a published file of the same architecture holds."""
+    """Walks the model and yields every tensor that a published file of the same architecture holds, in its order.
+
+    That of the recorded files; they have no one-group model, whose `stem_decoder` is put where the tower would stand.
+    """
     bottom_up, top_down = model.bottom_up, model.top_down
     yield PublishedTensor(("prior_ftr0",), top_down.start, None, *_CHANNELS_FIRST)
     yield from _convolution("stem", bottom_up.stem, 0)
     yield from _preprocess(model)
     yield from _encoder_tower(model)
     yield from _convolution("enc0.1", bottom_up.top, 0)
+    yield from _posteriors(model)
+    yield from _priors(model)
+    yield from _flows(model)
     yield from _decoder_tower(model)
     yield from _postprocess(model)
     yield from _convolution("image_conditional.1", top_down.image, 0)
@@ -96,41 +106,61 @@ def _encoder_tower(model: NVAE) -> Iterator[PublishedTensor]:
             position += 1
 
 
-def _decoder_tower(model: NVAE) -> Iterator[PublishedTensor]:
-    position = first_group = 0
+def _groups(model: NVAE) -> Iterator[tuple[int, Any, int]]:
+    """Every group's number from the top, its scale, and its place there."""
+    number = 0
     for scale in model.top_down.scales:
         for index in range(scale.num_groups):
-            group, below = first_group + index, index - scale.num_top_groups
-            yield from _convolution(f"enc_sampler.{group}", scale.posteriors, index)
-            if below >= 0:
-                yield from _convolution(f"dec_sampler.{group - 1}.1", scale.priors, below)
-                for cell in range(below * scale.cells_per_group, (below + 1) * scale.cells_per_group):
-                    yield from _cell(f"dec_tower.{position}", scale.cells, cell)
-                    position += 1
-            for flow in range(scale.num_flows):
-                name = f"nf_cells.{group * scale.num_flows + flow}"
-                yield from _flow_pair(name, scale.flows, index * scale.num_flows + flow)
-            combiner = "stem_decoder" if scale.is_vanilla else f"dec_tower.{position}.conv"
-            yield from _convolution(combiner, scale.combiners, index)
-            position += 1
-        if scale.up is not None:
+            yield number, scale, index
+            number += 1
+
+
+def _posteriors(model: NVAE) -> Iterator[PublishedTensor]:
+    for group, scale, index in _groups(model):
+        yield from _convolution(f"enc_sampler.{group}", scale.posteriors, index)
+
+
+def _priors(model: NVAE) -> Iterator[PublishedTensor]:
+    for group, scale, index in _groups(model):
+        if index >= scale.num_top_groups:
+            yield from _convolution(f"dec_sampler.{group - 1}.1", scale.priors, index - scale.num_top_groups)
+
+
+def _flows(model: NVAE) -> Iterator[PublishedTensor]:
+    for group, scale, index in _groups(model):
+        for flow in range(scale.num_flows):
+            name = f"nf_cells.{group * scale.num_flows + flow}"
+            yield from _flow_pair(name, scale.flows, index * scale.num_flows + flow)
+
+
+def _decoder_tower(model: NVAE) -> Iterator[PublishedTensor]:
+    position = 0
+    for _, scale, index in _groups(model):
+        below = index - scale.num_top_groups
+        if below >= 0:
+            for cell in range(below * scale.cells_per_group, (below + 1) * scale.cells_per_group):
+                yield from _cell(f"dec_tower.{position}", scale.cells, cell)
+                position += 1
+        combiner = "stem_decoder" if scale.is_vanilla else f"dec_tower.{position}.conv"
+        yield from _convolution(combiner, scale.combiners, index)
+        position += 1
+        if scale.up is not None and index == scale.num_groups - 1:
             yield from _cell(f"dec_tower.{position}", scale.up, 0)
             position += 1
-        first_group += scale.num_groups
 
 
 def _cell(name: str, cells: ResidualCells, index: int) -> Iterator[PublishedTensor]:
+    if cells.skip is not None:
+        parts = cells.skip.parts
+        names = ["1"] if len(parts) == 1 else [f"conv_{number + 1}" for number in range(len(parts))]
+        for part_name, part in zip(names, parts, strict=True):
+            yield from _convolution(f"{name}.skip.{part_name}", part, index)
     if isinstance(cells.branch, OperationsBranch):
         yield from _operations(name, cells.branch, index)
     else:
         yield from _inverted_residual(f"{name}._ops.0.conv", cells.branch, index)
     if cells.gate is not None:
         yield from _squeeze_excite(f"{name}.se.se", cells.gate, index)
-    if cells.skip is not None:
-        parts = cells.skip.parts
-        names = ["1"] if len(parts) == 1 else [f"conv_{number + 1}" for number in range(len(parts))]
-        for part_name, part in zip(names, parts, strict=True):
-            yield from _convolution(f"{name}.skip.{part_name}", part, index)
 
 
 def _operations(name: str, branch: OperationsBranch, index: int) -> Iterator[PublishedTensor]:
@@ -172,7 +202,8 @@ def _squeeze_excite(name: str, gate: StackedSqueezeExcite, index: int) -> Iterat
 def _convolution(
     name: str, stack: StackedConvolution, index: int, followed_by_norm: bool = False
 ) -> Iterator[PublishedTensor]:
-    yield PublishedTensor((f"{name}.weight",), stack.kernel, index, *_KERNEL)
+    copy = f"{name}.{COPY}" if stack.log_norm is None else None
+    yield PublishedTensor((f"{name}.weight",), stack.kernel, index, *_KERNEL, companion=copy)
     if stack.bias is not None:
         yield PublishedTensor((f"{name}.bias",), stack.bias, index, *_VECTOR, followed_by_norm)
     if stack.log_norm is not None:
@@ -194,4 +225,5 @@ def _batch_norm(
         ("running_var", stack.moving_variance),
     ):
         names = (f"{name}.bn.{tensor}", f"{name}.{tensor}") if has_own_module else (f"{name}.{tensor}",)
-        yield PublishedTensor(names, variable, index, *_VECTOR, cancelled and tensor == "bias")
+        counter = names[0].replace(tensor, COUNTER) if tensor == "running_var" else None
+        yield PublishedTensor(names, variable, index, *_VECTOR, cancelled and tensor == "bias", counter)

@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 from nvae_tf.config import ModelConfig, ObjectiveConfig
 
 
-class _Images(NamedTuple):
+class Images(NamedTuple):
+    """Those of a published data set: square; padded to a size; of 1 bit if they are binary.
+
+    Attributes:
+      data_name: this project's name of the data set.
+    """
+
+    data_name: str
     size: int
     channels: int
     padded_size: int | None = None
@@ -14,24 +21,24 @@ class _Images(NamedTuple):
 
 
 # The data sets that the published code knows, by its names for them.
-_PUBLISHED_IMAGES = {
-    "mnist": _Images(28, 1, 32, binary=True),
-    "omniglot": _Images(28, 1, 32, binary=True),
-    "stacked_mnist": _Images(28, 3, 32),
-    "cifar10": _Images(32, 3),
-    "celeba_64": _Images(64, 3),
-    "celeba_256": _Images(256, 3),
-    "imagenet_32": _Images(32, 3),
-    "imagenet_64": _Images(64, 3),
-    "ffhq": _Images(256, 3),
-    "lsun_bedroom_128": _Images(128, 3),
-    "lsun_bedroom_256": _Images(256, 3),
-    "lsun_church_64": _Images(64, 3),
-    "lsun_church_128": _Images(128, 3),
+PUBLISHED_IMAGES = {
+    "mnist": Images("mnist", 28, 1, 32, binary=True),
+    "omniglot": Images("omniglot", 28, 1, 32, binary=True),
+    "stacked_mnist": Images("stacked_mnist", 28, 3, 32),
+    "cifar10": Images("cifar10", 32, 3),
+    "celeba_64": Images("celeba64", 64, 3),
+    "celeba_256": Images("celebahq256", 256, 3),
+    "imagenet_32": Images("imagenet32", 32, 3),
+    "imagenet_64": Images("imagenet64", 64, 3),
+    "ffhq": Images("ffhq256", 256, 3),
+    "lsun_bedroom_128": Images("lsun_bedroom128", 128, 3),
+    "lsun_bedroom_256": Images("lsun_bedroom256", 256, 3),
+    "lsun_church_64": Images("lsun_church64", 64, 3),
+    "lsun_church_128": Images("lsun_church128", 128, 3),
 }
 
 # Settings that mean the same under another name.
-_MODEL_SETTINGS = {
+MODEL_SETTINGS = {
     "num_latent_scales": "num_latent_scales",
     "num_groups_per_scale": "num_groups_per_scale",
     "num_latent_per_group": "num_latent_per_group",
@@ -49,6 +56,22 @@ _MODEL_SETTINGS = {
     "residual_distributions": "res_dist",
 }
 
+OBJECTIVE_SETTINGS = {
+    "kl_anneal_portion": "kl_anneal_portion",
+    "kl_constant_portion": "kl_const_portion",
+    "kl_constant_weight": "kl_const_coeff",
+    "regularisation": "weight_decay_norm",
+    "anneal_regularisation": "weight_decay_norm_anneal",
+    "regularisation_initial": "weight_decay_norm_init",
+}
+OPTIMIZER_SETTINGS = {
+    "learning_rate": "learning_rate",
+    "learning_rate_min": "learning_rate_min",
+    "warmup_epochs": "warmup_epochs",
+    "weight_decay": "weight_decay",
+}
+TRAIN_SETTINGS = {"batch_size": "batch_size", "epochs": "epochs", "seed": "seed"}
+
 # Old files lack these.
 _DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10}
 
@@ -61,14 +84,14 @@ def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
     """
     settings = {**_DEFAULTS, **settings}
     dataset = _setting(settings, "dataset")
-    if dataset not in _PUBLISHED_IMAGES:
+    if dataset not in PUBLISHED_IMAGES:
         raise ValueError(
-            f"the checkpoint's data set {dataset!r} is not one of {', '.join(sorted(_PUBLISHED_IMAGES))}, "
+            f"the checkpoint's data set {dataset!r} is not one of {', '.join(sorted(PUBLISHED_IMAGES))}, "
             "so the size of its images is not known"
         )
-    images = _PUBLISHED_IMAGES[dataset]
+    images = PUBLISHED_IMAGES[dataset]
     num_mixtures = _setting(settings, "num_mixture_dec")
-    values = {name: _setting(settings, published) for name, published in _MODEL_SETTINGS.items()}
+    values = {name: _setting(settings, published) for name, published in MODEL_SETTINGS.items()}
     for name in ("squeeze_excite", "residual_distributions"):
         values[name] = bool(values[name])
     return ModelConfig(
@@ -88,14 +111,8 @@ def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
 
 def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveConfig:
     """The loss of a published checkpoint from its `args`; the number of steps is not in them."""
-    return ObjectiveConfig(
-        kl_anneal_portion=_setting(settings, "kl_anneal_portion"),
-        kl_constant_portion=_setting(settings, "kl_const_portion"),
-        kl_constant_weight=_setting(settings, "kl_const_coeff"),
-        regularisation=_setting(settings, "weight_decay_norm"),
-        anneal_regularisation=bool(_setting(settings, "weight_decay_norm_anneal")),
-        regularisation_initial=_setting(settings, "weight_decay_norm_init"),
-    )
+    values = {name: _setting(settings, published) for name, published in OBJECTIVE_SETTINGS.items()}
+    return ObjectiveConfig(**values | {"anneal_regularisation": bool(values["anneal_regularisation"])})
 
 
 def _setting(settings: Mapping[str, Any], name: str) -> Any:

@@ -1,46 +1,93 @@
 """Weights of a published checkpoint into a model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from nvae_tf.checkpoints.published_names import PublishedTensor, published_tensors
+from nvae_tf.checkpoints.published_names import COPY, COUNTER, PublishedTensor, published_tensors
+from nvae_tf.checkpoints.stacks import Piece, assign_pieces, pass_over
 from nvae_tf.models import NVAE
 
 # Copies of other tensors and counters, which carry nothing.
-_IGNORED_ENDINGS = (".weight_normalized", ".num_batches_tracked")
+_IGNORED_ENDINGS = (f".{COPY}", f".{COUNTER}")
+_NAMED = 5
 
 
-def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray]) -> None:
-    """Fills the model from a published `state_dict` of arrays in the published layout.
+class Match(NamedTuple):
+    """Which tensors of a file go where, by their names in the file.
 
-    Nothing is assigned unless every tensor fits.
-
-    Raises:
-      ValueError: tensors are missing, left over or of another shape; the message names them.
+    Attributes:
+      found: those that fit, in the order of published files.
+      ignored: those that carry nothing.
+      missing: the names of those that the file lacks.
+      misshapen: those of another shape, and the shape that the architecture needs.
+      unknown: those that the architecture has no place for.
     """
-    remaining = {name for name in state if not name.endswith(_IGNORED_ENDINGS)}
-    values: dict[int, tuple] = {}
-    missing, misshapen = [], []
+
+    found: dict[str, PublishedTensor]
+    ignored: list[str]
+    missing: list[str]
+    misshapen: dict[str, tuple[int, ...]]
+    unknown: list[str]
+
+    def pieces(self, state: Mapping[str, np.ndarray]) -> list[Piece]:
+        """The arrays of a state and the places that they fill."""
+        return [
+            Piece(tensor.variable, tensor.index, np.asarray(state[name]), tensor.from_published)
+            for name, tensor in self.found.items()
+        ]
+
+    def check(self, state: Mapping[str, np.ndarray]) -> None:
+        """Raises ValueError unless the state has all tensors, in the right shapes, and no other ones."""
+        shapes = [
+            f"{name} has shape {np.shape(state[name])}, this architecture needs {needed}"
+            for name, needed in self.misshapen.items()
+        ]
+        faults = (("missing", self.missing), ("of another shape", shapes), ("unknown", self.unknown))
+        problems = [f"{len(names)} {what}: {_some(names)}" for what, names in faults if names]
+        if problems:
+            raise ValueError(
+                "the published weights do not fit this architecture; tensors "
+                + "; ".join(problems)
+                + ". Take the settings from the same file as the weights"
+            )
+
+
+def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
+    """Compares names and shapes of a state with what the model needs; no number is looked at."""
+    found, missing, misshapen = {}, [], {}
     for tensor in published_tensors(model):
         name = next((name for name in tensor.names if name in state), None)
         if name is None:
             missing.append(tensor.names[-1])
-            continue
-        remaining.discard(name)
-        variable, target = values.setdefault(
-            id(tensor.variable), (tensor.variable, np.zeros(tensor.variable.shape, np.float32))
-        )
-        place = target if tensor.index is None else target[tensor.index]
-        expected = tensor.to_published(place).shape
-        array = np.asarray(state[name], np.float32)
-        if array.shape != expected:
-            misshapen.append(f"{name} has shape {array.shape}, this architecture needs {expected}")
-            continue
-        place[...] = tensor.from_published(array)
-    _check(missing, misshapen, sorted(remaining))
-    for variable, value in values.values():
-        variable.assign(value)
+        elif np.shape(state[name]) != published_shape(tensor):
+            misshapen[name] = published_shape(tensor)
+        else:
+            found[name] = tensor
+    ignored = [name for name in state if name.endswith(_IGNORED_ENDINGS)]
+    unknown = sorted(state.keys() - found.keys() - misshapen.keys() - set(ignored))
+    return Match(found, ignored, missing, misshapen, unknown)
+
+
+def load_published_weights(
+    model: NVAE, state: Mapping[str, np.ndarray], report: Callable[[int], None] = pass_over
+) -> None:
+    """Fills the model from a published `state_dict` of arrays in the published layout, one variable after the other.
+
+    Nothing is assigned unless every tensor fits.
+
+    Args:
+      model: the model.
+      state: arrays by name; they may lie in a file that is mapped into memory.
+      report: is given the bytes that are assigned so far.
+
+    Raises:
+      ValueError: tensors are missing, left over or of another shape; the message names them.
+    """
+    matched = match(model, state)
+    matched.check(state)
+    assign_pieces(matched.pieces(state), report)
     model.data_initialised.assign(1.0)
 
 
@@ -49,15 +96,12 @@ def published_array(tensor: PublishedTensor, value: np.ndarray) -> np.ndarray:
     return tensor.to_published(value if tensor.index is None else value[tensor.index])
 
 
-def _check(missing: list[str], misshapen: list[str], left_over: list[str]) -> None:
-    problems = [
-        f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-        for what, names in (("missing", missing), ("of another shape", misshapen), ("unknown", left_over))
-        if names
-    ]
-    if problems:
-        raise ValueError(
-            "the published weights do not fit this architecture; tensors "
-            + "; ".join(problems)
-            + ". Take the settings from the same file as the weights"
-        )
+def published_shape(tensor: PublishedTensor) -> tuple[int, ...]:
+    """The shape of a tensor in published files."""
+    # Without memory for its numbers.
+    return published_array(tensor, np.broadcast_to(np.float32(0.0), tuple(tensor.variable.shape))).shape
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:_NAMED]) + (" ..." if len(names) > _NAMED else "")

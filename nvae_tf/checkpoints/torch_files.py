@@ -5,7 +5,7 @@ import pathlib
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,19 +15,44 @@ from nvae_tf.checkpoints.published_settings import (
     objective_config_from_published,
 )
 from nvae_tf.checkpoints.published_weights import load_published_weights
+from nvae_tf.checkpoints.stacks import pass_over
 from nvae_tf.command_errors import first_line
 from nvae_tf.models import NVAE
 
+# Of this project, in files that it has written: what the published form has no place for. Other code passes over it.
+OWN_KEY = "nvae_tf"
+
 
 class TorchCheckpoint(NamedTuple):
-    """What is kept of a published file: its settings and its weights in the published layout."""
+    """What a published file holds; tensors as arrays in the published layout, which lie in the mapped file.
+
+    Attributes:
+      settings: its `args`.
+      state: the weights by name, its `state_dict`.
+      optimizer: the optimizer's state; empty where the file has none.
+      epoch: how many passes over the data it was trained; None where the file does not tell.
+      global_step: how many steps; None where the file does not tell.
+      own: what this project has added to a file that it wrote; empty in all others.
+      is_mapped: whether the tensors lie in the file itself, mapped into memory; those of very old files do not.
+    """
 
     settings: Mapping[str, Any]
     state: Mapping[str, np.ndarray]
+    optimizer: Mapping[str, Any] = {}
+    epoch: int | None = None
+    global_step: int | None = None
+    own: Mapping[str, Any] = {}
+    is_mapped: bool = False
 
 
-def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
+def read_torch_checkpoint(path: str | pathlib.Path, report: Callable[[int], None] = pass_over) -> TorchCheckpoint:
     """Reads a published `.pt` file; no object but tensors, plain data and the settings' namespace is ever built.
+
+    Its checksums are looked at; the numbers of its tensors stay in the file until they are used.
+
+    Args:
+      path: the file.
+      report: is given the bytes whose checksums are looked at so far.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -42,7 +67,7 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
         # Torch itself maps a file into memory without a look at its checksums; files before torch 1.6 are no archives.
         archive = zipfile.is_zipfile(path)
         if archive:
-            _check_sums(path)
+            _check_sums(path, report)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
@@ -57,7 +82,15 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
         ) from error
     if not isinstance(content, dict) or not {"args", "state_dict"} <= content.keys():
         raise ValueError(f"{path}: a torch file, but not an NVAE checkpoint: it lacks 'args' or 'state_dict'")
-    return TorchCheckpoint(_plain_settings(path, content["args"]), _arrays(path, content["state_dict"]))
+    return TorchCheckpoint(
+        _plain_settings(path, content["args"]),
+        _weights(path, content["state_dict"]),
+        _group(path, content, "optimizer"),
+        _count(path, content, "epoch"),
+        _count(path, content, "global_step"),
+        _group(path, content, OWN_KEY),
+        archive,
+    )
 
 
 def from_torch_checkpoint(path: str | pathlib.Path) -> NVAE:
@@ -86,15 +119,17 @@ def _torch():
     return torch
 
 
-def _check_sums(path: pathlib.Path) -> None:
+def _check_sums(path: pathlib.Path, report: Callable[[int], None]) -> None:
     """Reads every part of an archive; `zipfile` raises BadZipFile at one whose checksum is wrong."""
+    done = 0
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             # Torch writes 0 where it was told to make no checksums.
             if entry.CRC:
                 with archive.open(entry) as part:
-                    while part.read(1 << 20):
-                        pass
+                    while chunk := part.read(1 << 20):
+                        done += len(chunk)
+                        report(done)
 
 
 def _plain_settings(path: pathlib.Path, args: Any) -> dict[str, Any]:
@@ -103,11 +138,39 @@ def _plain_settings(path: pathlib.Path, args: Any) -> dict[str, Any]:
     return dict(args) if isinstance(args, dict) else dict(vars(args))
 
 
-def _arrays(path: pathlib.Path, state: Any) -> dict[str, np.ndarray]:
+def _weights(path: pathlib.Path, state: Any) -> dict[str, np.ndarray]:
     if not isinstance(state, Mapping):
         raise ValueError(f"{path}: 'state_dict' holds no weights by name, but a {type(state).__name__}")
     tensor = _torch().Tensor
     wrong = [str(name) for name, value in state.items() if not isinstance(value, tensor)]
     if wrong:
         raise ValueError(f"{path}: 'state_dict' holds something else than tensors: {', '.join(wrong[:5])}")
-    return {name: value.detach().float().numpy() for name, value in state.items()}
+    return {name: _array(value) for name, value in state.items()}
+
+
+def _group(path: pathlib.Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    group = content.get(key) or {}
+    if not isinstance(group, Mapping):
+        raise ValueError(f"{path}: {key!r} holds no state by name, but a {type(group).__name__}")
+    return _with_arrays(group)
+
+
+def _with_arrays(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _with_arrays(inner) for name, inner in value.items()}
+    return _array(value) if isinstance(value, _torch().Tensor) else value
+
+
+def _array(tensor: Any) -> np.ndarray:
+    """The tensor's own memory, and a copy only where NumPy has no such type."""
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.dtype == _torch().bfloat16 else tensor).numpy()
+
+
+def _count(path: pathlib.Path, content: Mapping[str, Any], key: str) -> int | None:
+    value = content.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{path}: {key!r} = {value!r} is no number of steps or epochs")
+    return value

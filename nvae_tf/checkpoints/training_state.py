@@ -12,15 +12,14 @@ from nvae_tf.checkpoints.best_checkpoint import BestCheckpoint, find_best
 from nvae_tf.checkpoints.checkpoint_files import remove_partial, write_checkpoint
 from nvae_tf.checkpoints.kept_checkpoints import KeptCheckpoints
 from nvae_tf.checkpoints.newest_checkpoint import FoundCheckpoint, newest_whole
+from nvae_tf.checkpoints.training_parts import VALUE, loss_scale, training_parts
 from nvae_tf.checkpoints.weight_names import named_weights, nested
 from nvae_tf.command_errors import first_line
 from nvae_tf.models import NVAE
-from nvae_tf.optimization import average_of_weights
 from nvae_tf.optimization.averaging import start_averages
 
 _MODEL = "model/"
-_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-_SCALE = f"loss_scale/0{_VALUE}"
+_SCALE = f"loss_scale/0{VALUE}"
 _NAMED_DIFFERENCES = 5
 
 
@@ -55,19 +54,9 @@ class TrainingState:
         self._model = model
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         start_averages(model)
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        of_inner = {id(variable) for variable in inner.variables}
-        weights, averages = named_weights(model), average_of_weights(model)
-        parts = dict(
-            model=nested(weights),
-            averages=nested({name: averages[id(w)] for name, w in weights.items() if id(w) in averages}),
-            optimizer=list(inner.variables),
-            metrics={metric.name: list(metric.variables) for metric in model.metrics},
-            step=self._step,
-            others=list(others),
-        )
+        parts = training_parts(model, optimizer, others) | {"step": self._step}
         # Apart, so that a run can go on in another precision, which may have no such scale.
-        scale = {"loss_scale": [variable for variable in optimizer.variables if id(variable) not in of_inner]}
+        scale = {"loss_scale": loss_scale(optimizer)}
         self._without_scale = tf.train.Checkpoint(**parts)
         self._checkpoint = tf.train.Checkpoint(**parts, **scale)
         self._best = BestCheckpoint(folder, parts | scale)
@@ -224,9 +213,9 @@ def check_architecture(model: NVAE, checkpoint: str) -> None:
 def _stored_shapes(checkpoint: str) -> dict[str, tuple[int, ...]]:
     shapes = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
     return {
-        name.removeprefix(_MODEL).removesuffix(_VALUE): tuple(shape)
+        name.removeprefix(_MODEL).removesuffix(VALUE): tuple(shape)
         for name, shape in sorted(shapes.items())
-        if name.startswith(_MODEL) and name.endswith(_VALUE)
+        if name.startswith(_MODEL) and name.endswith(VALUE)
     }
 
 

@@ -46,7 +46,7 @@ class RunFacts:
       parameters: how many numbers are trained; None where the caller did not say.
       step: of the newest checkpoint; None before the first.
       best_step: of the checkpoint with the best test score, if there is one.
-      images: how many there were in training; None where the run was not trained here.
+      images: how many there were in training; None where that is not noted.
       origin: what is known of the weights' source and licence.
       evaluations: those of the test part, then of the training part.
       training_score: the test images' last score in training.
@@ -67,8 +67,8 @@ class RunFacts:
 
     @property
     def is_imported(self) -> bool:
-        """Whether the weights came from a file and not out of a training in this folder."""
-        return self.origin is not None and self.origin.source_file is not None and self.images is None
+        """Whether the newest weights are those of a file, as it was imported."""
+        return self.origin is not None and self.origin.step is not None and self.origin.step == self.step
 
 
 def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 
 from nvae_tf.checkpoints.run_folder import RunFolder
 from nvae_tf.whole_files import write_whole
@@ -17,26 +18,29 @@ class Origin:
       source_file: the name of the file that they were imported from.
       sha256: of that file, in hexadecimal digits.
       license: that of the weights: an identifier of the Hugging Face Hub (`mit`), any other name, or an address.
+      step: that of the imported checkpoint; None where the run has started from other weights.
     """
 
     source_file: str | None = None
     sha256: str | None = None
     license: str | None = None
+    step: int | None = None
 
 
-def write_origin(folder: RunFolder, source_file: str, sha256: str, license: str | None = None) -> Origin:
+def write_origin(folder: RunFolder, source_file: str, sha256: str, step: int, license: str | None = None) -> Origin:
     """Writes the file for imported weights; `write_model_card` then tells it.
 
     Args:
       folder: the run folder, which exists.
       source_file: the name of the imported file, without its folders.
       sha256: of the file's content, in hexadecimal digits.
+      step: of the checkpoint that was made of it.
       license: that of the weights, see `Origin`; None where it is not known.
 
     Raises:
       OSError: the file can't be written.
     """
-    origin = Origin(source_file, sha256, license)
+    origin = Origin(source_file, sha256, license, step)
     _write(folder, origin)
     return origin
 
@@ -45,7 +49,7 @@ def read_origin(folder: RunFolder) -> Origin | None:
     """What the file says; None where there is none.
 
     Raises:
-      ValueError: it is no JSON object of texts; the message says where.
+      ValueError: it is no JSON object of these; the message says where.
     """
     file = folder.origin_file
     if not file.is_file():
@@ -54,10 +58,13 @@ def read_origin(folder: RunFolder) -> Origin | None:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file}: not JSON ({error}); mend or delete it") from error
-    names = [field.name for field in dataclasses.fields(Origin)]
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), str | None) for name in names):
-        raise ValueError(f"{file}: must be a JSON object with texts for {', '.join(names)}; mend or delete it")
-    return Origin(*(found.get(name) for name in names))
+    kinds = typing.get_type_hints(Origin)
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError(
+            f"{file}: must be a JSON object with texts for source_file, sha256 and license, and a number for step; "
+            "mend or delete it"
+        )
+    return Origin(*map(found.get, kinds))
 
 
 def take_over_origin(folder: RunFolder, source: RunFolder) -> Origin | None:
@@ -67,8 +74,10 @@ def take_over_origin(folder: RunFolder, source: RunFolder) -> Origin | None:
       OSError, ValueError: see `write_origin` and `read_origin`.
     """
     origin = read_origin(source)
-    if origin is not None:
-        _write(folder, origin)
+    if origin is None:
+        return None
+    origin = dataclasses.replace(origin, step=None)
+    _write(folder, origin)
     return origin
 
 

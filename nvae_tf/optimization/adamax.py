@@ -1,11 +1,20 @@
 """The Adamax of the published training runs."""
 
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
 # Weights from this many numbers on are updated one variable after the other: all at once, their temporaries would need
 # as much memory as the activations.
 _LARGE = 2**16
+
+
+class Slots(NamedTuple):
+    """What the optimizer keeps of a weight: the momentum m, and u - epsilon."""
+
+    momentum: keras.Variable
+    norm: keras.Variable
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -47,6 +56,11 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         initializers = ["zeros", keras.initializers.Constant(-self.epsilon)]
         self._momentums, self._norms = self.add_optimizer_variables(variables, ["momentum", "norm"], initializers)
 
+    def slots_of(self, variable: keras.Variable) -> Slots:
+        """The slots of a trained variable; `build` must have made them."""
+        index = self._get_variable_index(variable)
+        return Slots(self._momentums[index], self._norms[index])
+
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
         # Once for all variables: a training graph has hundreds, and each would make its own.
@@ -60,8 +74,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         TensorFlow's own kernel has `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`. With v = u - epsilon, lowered
         first so that its decay is that of u, this is the rule above, in half of the passes over the memory.
         """
-        index = self._get_variable_index(variable)
-        momentum, norm = self._momentums[index].value, self._norms[index].value
+        momentum, norm = (slot.value for slot in self.slots_of(variable))
         latest = self._latest.get(variable.device)
         with tf.control_dependencies([] if latest is None else [latest]):
             decayed = gradient + self.l2 * variable

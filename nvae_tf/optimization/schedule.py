@@ -48,11 +48,22 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable("nvae_tf")
 class LoweredRate(keras.optimizers.schedules.LearningRateSchedule):
-    """Another schedule times a factor that may be lowered while training goes on."""
+    """Another schedule times a factor that may be lowered while training goes on.
+
+    Attributes:
+      factor: the factor.
+      rollbacks: how often training has gone back to a checkpoint, for which the factor is lowered.
+    """
 
     def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, factor: float = 1.0):
         self.schedule = schedule
         self.factor = tf.Variable(factor, trainable=False, dtype=tf.float32, name="learning_rate_factor")
+        self.rollbacks = tf.Variable(0.0, trainable=False, dtype=tf.float32, name="rollbacks")
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """What a checkpoint must hold for a run to go on as if it had not stopped."""
+        return [self.factor, self.rollbacks]
 
     def __call__(self, step):
         """The learning rate at a step counted from 0."""

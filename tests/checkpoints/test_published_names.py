@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from nvae_tf.checkpoints import read_torch_checkpoint
 from nvae_tf.checkpoints.published_names import published_tensors
 from nvae_tf.checkpoints.published_settings import model_config_from_published
 from nvae_tf.latent_plan import CELL_SETS
@@ -27,6 +28,17 @@ def test_the_names_of_the_recorded_files(name, published):
     assert sorted(names) == sorted(set(state) - ignored)
     for tensor in published_tensors(model):
         assert math.prod(shape_of(tensor)) == state[tensor.names[-1]].size
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["mnist_tiny", "cifar10_tiny", "celeba64_tiny", "normal_decoder_tiny"])
+def test_the_order_of_the_recorded_files(name, published):
+    """With all entries that carry nothing: optimizers count parameters by it."""
+    settings, _ = published.recorded(name)
+    model = published.without_arrays(model_config_from_published(settings))
+    names = [(tensor.names[0], tensor.companion) for tensor in published_tensors(model)]
+    entries = [entry for pair in names for entry in pair if entry is not None]
+    assert entries == list(read_torch_checkpoint(published.path(f"{name}.pt")).state)
 
 
 # One scale has every kind of cell that changes the names: normal, down and up.

@@ -1,0 +1,1 @@
+"""Published PyTorch files into run folders, and back."""

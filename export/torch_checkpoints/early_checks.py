@@ -1,0 +1,34 @@
+"""What can be told of a command before TensorFlow or torch is started."""
+
+import importlib.util
+import os
+import pathlib
+
+
+def check_torch() -> None:
+    """Raises ValueError where torch is not installed; the message says how it is."""
+    try:
+        found = importlib.util.find_spec("torch")
+    except ValueError:
+        found = None
+    if found is None:
+        raise ValueError("published .pt files need PyTorch, an optional extra: `make torch` installs it")
+
+
+def check_file(path: pathlib.Path) -> None:
+    """Raises FileNotFoundError or ValueError unless there is a file at `path`."""
+    if path.is_dir():
+        raise ValueError(f"--checkpoint={path}: a folder; give the path of a published checkpoint (.pt)")
+    if not path.is_file():
+        raise FileNotFoundError(f"--checkpoint={path}: no such file; give the path of a published checkpoint (.pt)")
+
+
+def check_new_file(flag: str, path: pathlib.Path) -> None:
+    """Raises ValueError if a new file can't be written at `path`, or if there is something."""
+    if path.exists():
+        raise ValueError(f"{flag}={path}: is there already; give another name")
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise ValueError(f"{flag}={path}: there is no folder {parent}; make it, or give another name")
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"{flag}={path}: {parent} can't be written to; give another name")
