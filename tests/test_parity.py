@@ -31,7 +31,7 @@ def failures(comparisons):
         pytest.param("mnist_tiny", [], marks=pytest.mark.slow),
         ("cifar10_tiny", []),
         pytest.param("celeba64_tiny", [], marks=pytest.mark.slow),
-        ("normal_decoder_tiny", ["eval/mean", "sample/mean"]),
+        pytest.param("normal_decoder_tiny", ["eval/mean", "sample/mean"], marks=pytest.mark.slow),
     ],
 )
 def test_a_recorded_file(name, missing):

@@ -54,6 +54,7 @@ def test_weights_alone(tiny, images, tmp_path):
     assert_same_numbers(model, other, images)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_on_where_it_was_saved(tiny, tmp_path):
     images = tf.constant(tiny.images_of(tiny.config()))
     model = tiny.model(seed=3)

@@ -181,6 +181,7 @@ def test_inspect_data_prints_counts_and_writes_a_picture(commands, tmp_path):
         assert picture.size == (10 * 100 + 9 * 6, 2 * 70 + 6)
 
 
+@pytest.mark.slow
 def test_inspect_data_names_a_bad_picture_in_one_line(commands, tmp_path):
     pictures(3)(tmp_path / "train")
     pictures(3)(tmp_path / "test")

@@ -128,6 +128,7 @@ def test_settings_that_do_not_fit_the_data_are_one_line(commands, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_foreign_folder_and_other_settings_are_refused(commands, finished_run, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     check_refusal(commands.run(commands.tiny_training(tmp_path)), "not empty and not a run folder")
