@@ -6,6 +6,7 @@ import tensorflow as tf
 from nvae_tf.memory import memory_timeline
 from nvae_tf.models import NVAE
 from nvae_tf.objective import ImportanceWeighting
+from nvae_tf.processors import has_gpus
 
 # More rows in one pass do not make a row cheaper.
 _ROWS = 256
@@ -28,7 +29,7 @@ def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, repli
     wanted = min(importance_samples, _ROWS // batch_size)
     if wanted < 2:
         return 1
-    free = _BYTES_ON_GPU if tf.config.get_visible_devices("GPU") else psutil.virtual_memory().available / replicas
+    free = _BYTES_ON_GPU if has_gpus() else psutil.virtual_memory().available / replicas
     fitting = int(_LARGEST_SHARE_OF_MEMORY * free / _bytes_of_one(model, batch_size))
     return max(1, min(wanted, fitting))
 
