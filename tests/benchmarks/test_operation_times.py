@@ -1,0 +1,53 @@
+"""The profile of a workload: types of operations, their groups, and what is no operation."""
+
+import pytest
+import tensorflow as tf
+
+from benchmarks import operation_times
+
+
+@pytest.fixture(scope="module")
+def operations(tmp_path_factory):
+    """Of three turns with two matrix products and a swish each."""
+    log = tmp_path_factory.mktemp("profile")
+    matrix = tf.random.normal([300, 300])
+
+    @tf.function(autograph=False)
+    def turn():
+        return tf.raw_ops.SoftplusGrad(gradients=matrix, features=matrix @ (matrix @ matrix))
+
+    turn()
+    with tf.profiler.experimental.Profile(str(log)):
+        for _ in range(3):
+            turn()
+    return operation_times.operation_times(log, turns=3)
+
+
+def test_operations_are_counted_a_turn(operations):
+    (products,) = (figures for name, figures in operations.items() if "MatMul" in name)
+    assert products["count"] == 2 and operations["SoftplusGrad"]["count"] == 1
+    assert 0 < operations["SoftplusGrad"]["seconds"] < 1
+    assert not {"turn", "Run", "FunctionRun"} & set(operations)
+    assert list(operations.values()) == sorted(operations.values(), key=lambda figures: -figures["seconds"])
+
+
+def test_groups_hold_every_operation_once(operations):
+    groups = operation_times.by_kind(operations)
+    for figure in ("seconds", "count"):
+        of_groups = sum(group[figure] for group in groups.values())
+        assert of_groups == pytest.approx(sum(figures[figure] for figures in operations.values()))
+    assert groups["swish"]["count"] == 1 and groups["matrix products (1x1 convolutions, dense)"]["count"] == 2
+
+
+def test_the_table_has_the_groups_and_the_largest_of_the_others(operations):
+    machine = {"processor": "a", "cores": 2, "load_average_at_start": 0.1}
+    result = {"workload": "training", "preset": "digits", "batch_size": 60, "turn_seconds": 0.5, "machine": machine}
+    text = operation_times.table(result | {"operations": operations, "tensorflow": "2", "date": "today"})
+    assert "| swish | " in text and "batch 60: 0.500 s" in text and "Most of the others: " in text
+
+
+@pytest.mark.parametrize("arguments", [["--workload=export", "--preset=digits"], ["--workload=training"]])
+def test_mistakes_are_told(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        operation_times.main(arguments)
+    assert stopped.value.code == 2 and "error: " in capsys.readouterr().err
