@@ -204,7 +204,7 @@ def test_every_command_takes_an_imported_run(tmp_path):
     (run_folder / "config.json").write_text(config.replace('"path": null', f'"path": "{place}"'))
     run("train.evaluate", f"--workdir={run_folder}", "--importance_samples=2", "--batch_size=8")
     assert (run_folder / "evaluation.json").is_file()
-    run("train.generate", f"--workdir={run_folder}", f"--output={tmp_path / 'x.png'}")
+    run("train.generate", f"--workdir={run_folder}", f"--output={tmp_path / 'x.png'}", "--count=2")
     assert (tmp_path / "x.png").is_file()
     run("export.export_saved_model", f"--workdir={run_folder}", f"--output={tmp_path / 'saved'}")
     tflite = f"--output={tmp_path / 'x.tflite'}"
