@@ -56,7 +56,7 @@ class Command:
 
     def flags(self, output: pathlib.Path) -> dict[str, pathlib.Path]:
         """Its flags, with the folder that it shall write."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say with which flags its command is run")
 
 
 class Export(Command):
