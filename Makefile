@@ -11,8 +11,11 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 BIN := .venv/bin
 # Which tests `make test` runs, a pytest marker expression: `make test MARKERS=` runs all.
 MARKERS ?= not slow
+# How many tests run side by side, each file's in one process: each process takes some gigabytes.
+TEST_PROCESSES ?= 2
 # More arguments of pytest: `make test PYTEST_ARGS="tests/layers -x"`.
 PYTEST_ARGS ?=
+PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile
 # Another Python than the first that fits: `make demo PYTHON=/usr/local/bin/python3.12`.
 export PYTHON ?=
 
@@ -29,10 +32,10 @@ demo: .venv/.installed  ## Train on handwritten digits, look at samples, export;
 	$(BIN)/python -m train.demo --workdir=runs/demo
 
 test: .venv/.installed  ## The test suite, less the slow tests.
-	$(BIN)/python -m pytest -m "$(MARKERS)" $(PYTEST_ARGS)
+	$(PYTEST) -m "$(MARKERS)" $(PYTEST_ARGS)
 
 test-slow: .venv/.installed  ## The slow tests alone.
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 lint: .venv/.installed  ## Check style and formatting.
 	$(BIN)/ruff check
