@@ -26,6 +26,10 @@ class BatchStatistics(NamedTuple):
     mean: tf.Tensor
     variance: tf.Tensor
 
+    def of_repeated(self, count: tf.Tensor, times: int) -> "BatchStatistics":
+        """Those of a batch in which each of the `count` numbers of a channel comes so many times."""
+        return self._replace(variance=self.variance * (times * (count - 1.0) / (times * count - 1.0)))
+
 
 class StackedBatchNormalization(StackedLayer):
     """`count` batch normalisations over batch, height and width, and over all replicas.

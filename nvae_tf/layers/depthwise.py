@@ -17,7 +17,8 @@ def depthwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tens
       inputs: `[batch, height, width, channels]`.
       kernel: `[size, size, channels, 1]` with an odd size.
 
-    The same numbers as `tf.nn.depthwise_conv2d`.
+    Returns:
+      `[batch, height, width, channels]`, the same numbers as `tf.nn.depthwise_conv2d` gives.
     """
     outputs = tf.raw_ops.DepthwiseConv2dNative(input=inputs, filter=kernel, strides=_UNIT_STRIDES, padding="SAME")
 
@@ -50,12 +51,13 @@ def _filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int) -> tf.Te
     """The gradient of the kernel `[size, size, channels, 1]`, on CPUs.
 
     It is itself a depthwise convolution, of the inputs by what comes from above, with the images side by side as
-    channels. TensorFlow's operation for it takes 1.1 to 11 times as long.
+    channels; all in float32, because every number is a sum over all pixels. TensorFlow's operation for it takes 1.1 to
+    11 times as long.
     """
     _, height, width, channels = inputs.shape
     batch_size = tf.shape(inputs)[0]
     images, filters = (
-        tf.reshape(tf.transpose(tensor, (1, 2, 0, 3)), (1, height, width, batch_size * channels))
+        tf.reshape(tf.transpose(tf.cast(tensor, tf.float32), (1, 2, 0, 3)), (1, height, width, batch_size * channels))
         for tensor in (inputs, upstream)
     )
     margin = [size // 2] * 2
@@ -68,4 +70,4 @@ def _filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int) -> tf.Te
         explicit_paddings=[0, 0, *margin, *margin, 0, 0],
     )
     gradient = tf.reduce_sum(tf.reshape(of_images, (size, size, batch_size, channels)), axis=2)
-    return tf.expand_dims(gradient, -1)
+    return tf.cast(tf.expand_dims(gradient, -1), inputs.dtype)

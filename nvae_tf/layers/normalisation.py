@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from nvae_tf.processors import in_one_pass
+from nvae_tf.layers.activations import swish, swish_gradient
+from nvae_tf.processors import on_one_cpu
 from nvae_tf.replicas import replica_count, replica_means
 
 EPSILON = 1e-5
@@ -34,7 +35,7 @@ class NormalisedBatch(NamedTuple):
 
 
 def normalise(inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    """Batch norm with given statistics; computed in float32, in the inputs' type outside."""
+    """Batch norm with given statistics `[channels]`; computed in float32, in the inputs' type outside."""
     if inputs.dtype != tf.float32:
         return tf.cast(_written_out_norm(inputs, gamma, beta, mean, variance), inputs.dtype)
     return tf.raw_ops.FusedBatchNormV3(
@@ -48,14 +49,26 @@ def normalise(inputs, gamma, beta, mean, variance) -> tf.Tensor:
     ).y
 
 
-def normalised_swish(inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    """Batch norm with given statistics, then swish; for training, where the shapes of images stay the same."""
-    return in_one_pass(_normalised_swish)(inputs, gamma, beta, mean, variance)
+def normalised_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """Batch norm with given statistics, then swish; without a gradient of its own.
 
+    Args:
+      inputs: `[batch, height, width, channels]`.
+      gamma: scale `[channels]`, float32 as the three that follow.
+      beta: shift.
+      mean: what is subtracted.
+      variance: makes the deviation that is divided by.
 
-def normalised_swish_gradient(upstream, inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    """The gradient of what swish is taken of in `normalised_swish`, from that of its outputs."""
-    return in_one_pass(_normalised_swish_gradient)(upstream, inputs, gamma, beta, mean, variance)
+    Returns:
+      The outputs, in the inputs' shape and type, and a function: gradient of the outputs -> that of what swish is
+      taken of. In training on one CPU both are compiled to a single pass over the memory, anew for every shape.
+    """
+    if on_one_cpu():
+        arguments = inputs, gamma, beta, mean, variance
+        return _swish_in_one_pass(*arguments), lambda upstream: _swish_gradient_in_one_pass(upstream, *arguments)
+    normalised = normalise(inputs, gamma, beta, mean, variance)
+    outputs = swish(normalised)
+    return outputs, lambda upstream: swish_gradient(upstream, normalised, outputs)
 
 
 def normalise_batch(inputs, gamma, beta) -> NormalisedBatch:
@@ -65,12 +78,14 @@ def normalise_batch(inputs, gamma, beta) -> NormalisedBatch:
     return _written_out(inputs, gamma, beta)
 
 
-def _normalised_swish(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+@tf.function(autograph=False, jit_compile=True)
+def _swish_in_one_pass(inputs, gamma, beta, mean, variance) -> tf.Tensor:
     normalised = _written_out_norm(inputs, gamma, beta, mean, variance)
     return tf.cast(normalised * tf.sigmoid(normalised), inputs.dtype)
 
 
-def _normalised_swish_gradient(upstream, inputs, gamma, beta, mean, variance) -> tf.Tensor:
+@tf.function(autograph=False, jit_compile=True)
+def _swish_gradient_in_one_pass(upstream, inputs, gamma, beta, mean, variance) -> tf.Tensor:
     normalised = _written_out_norm(inputs, gamma, beta, mean, variance)
     slope = tf.sigmoid(normalised)
     return tf.cast(tf.cast(upstream, tf.float32) * slope * (1.0 + normalised * (1.0 - slope)), inputs.dtype)

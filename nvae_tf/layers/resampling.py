@@ -27,7 +27,8 @@ def aligned_bilinear_upsampling(inputs: tf.Tensor) -> tf.Tensor:
 class FactorizedReduce(StackedLayer):
     """The skip of down cells: swish, then four 1x1 convolutions at stride 2, each on its own shift of the image."""
 
-    SHIFTS = ((0, 0), (1, 1), (0, 1), (1, 0))
+    # Of the four pixels of a square, row by row, the one that each convolution sees: (0, 0), (1, 1), (0, 1), (1, 0).
+    PIXELS = (0, 3, 1, 2)
 
     def __init__(self, count: int, channels_in: int, channels_out: int, **kwargs):
         quarter = channels_out // 4
@@ -40,11 +41,12 @@ class FactorizedReduce(StackedLayer):
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, height / 2, width / 2, out]`."""
-        active = swish(inputs)
+        # One rearrangement: the gradients of four strided slices take ten times as long on CPUs.
+        pixels = tf.split(tf.nn.space_to_depth(swish(inputs), 2), 4, axis=-1)
         return joined(
             [
-                part.apply_slice(slice_, active[:, down::2, right::2], records)
-                for part, slice_, (down, right) in zip(self.parts, weights, self.SHIFTS, strict=True)
+                part.apply_slice(slice_, pixels[pixel], records)
+                for part, slice_, pixel in zip(self.parts, weights, self.PIXELS, strict=True)
             ]
         )
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from nvae_tf.layers.activations import swish
 from nvae_tf.layers.batch_normalization import BatchStatistics, StackedBatchNormalization
 from nvae_tf.layers.convolution import ConvolutionWeights, StackedConvolution
-from nvae_tf.layers.normalisation import normalise_batch, normalised_swish, normalised_swish_gradient
+from nvae_tf.layers.normalisation import normalise_batch, normalised_swish
 from nvae_tf.layers.resampling import nearest_upsampling
 from nvae_tf.layers.stacked import StackedLayer
 
@@ -56,13 +56,12 @@ def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tens
         def gradient(upstream, *_):
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
-                norm = gamma, beta, batch.mean, batch.biased_variance()
-                active = normalised_swish(inputs, *norm)
+                active, swish_gradient = normalised_swish(inputs, gamma, beta, batch.mean, batch.biased_variance())
             with tf.GradientTape() as tape:
                 tape.watch((active, weights))
                 again = convolve(active, _convolution_weights(*weights))
             active_gradient, weight_gradients = tape.gradient(again, (active, weights), upstream)
-            return *batch.gradient(normalised_swish_gradient(active_gradient, inputs, *norm)), *weight_gradients
+            return *batch.gradient(swish_gradient(active_gradient)), *weight_gradients
 
         return (outputs, batch.mean, batch.variance), gradient
 

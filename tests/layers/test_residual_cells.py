@@ -33,6 +33,7 @@ class Expected:
     def __init__(self, branch, change, layer, training):
         self.branch, self.change, self.training = branch, change, training
         self.norms, self.convolutions = map(iter, leaves(layer))
+        self.statistics = []
 
     def __call__(self, images):
         outputs = self.inverted(images) if isinstance(self.branch, InvertedBranch) else self.operations(images)
@@ -45,6 +46,8 @@ class Expected:
         if self.training:
             mean = tf.reduce_mean(images, axis=(0, 1, 2))
             variance = tf.reduce_mean(tf.square(images - mean), axis=(0, 1, 2))
+            count = np.prod(images.shape[:3])
+            self.statistics.append((mean, variance * count / (count - 1)))
         return layer.gamma[0] * (images - mean) / tf.sqrt(variance + 1e-5) + layer.beta[0]
 
     def convolution(self, images, strides=1, dilation=1, groups=1):
@@ -124,6 +127,24 @@ def test_a_branch_and_its_gradients_are_what_the_specification_says(branch, chan
     for value, target in zip(found, expected, strict=True):
         # A bias right before a norm has a gradient of zero in theory: hence the small absolute tolerance.
         np.testing.assert_allclose(value, target, rtol=1e-3, atol=1e-3 * max(np.max(np.abs(target)), 1e-1))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("branch", BRANCHES, ids=name_of)
+def test_running_statistics_are_of_what_the_specification_normalises(branch, change, normal, shaken):
+    channels_in, channels_out, _ = CHANGES[change]
+    layer = shaken(ResidualCells(1, branch, channels_in, channels_out, squeeze_excite=False)).branch
+    images = tf.constant(normal(3, 4, 2, channels_in))
+    expected = Expected(branch, change, layer, training=True)
+    expected(images)
+    norms, _ = leaves(layer)
+    before = [[variable.numpy() for variable in norm.statistics] for norm in norms]
+    forward = ForwardPass(training=True)
+    layer.single(images, forward)
+    forward.commit()
+    for norm, start, batch in zip(norms, before, expected.statistics, strict=True):
+        for running, old, new in zip(norm.statistics, start, batch, strict=True):
+            np.testing.assert_allclose(running, 0.95 * old + 0.05 * new[None], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("squeeze_excite", [False, True], ids=["no gate", "gate"])
