@@ -73,11 +73,13 @@ def chosen_jobs(options: argparse.Namespace) -> list[Job]:
     """The workloads that are asked for, each with its own presets or with those that are asked for and possible.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none, or one that is asked for by name needs PyTorch.
     """
     jobs = []
     for name in options.only or WORKLOADS:
         if name in NEED_TORCH and importlib.util.find_spec("torch") is None:
+            if options.only:
+                raise ValueError(f"--only={name}: needs PyTorch, which is not installed: `make torch`")
             say(f"note: {name} is left out: it needs PyTorch, which is not installed (`make torch`)")
             continue
         possible = WORKLOADS[name].batch_sizes
@@ -141,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
     has_regression = False
     if options.earlier:
         comparison = compare(options.earlier, result)
-        has_regression = comparison.has_regression
+        has_regression = comparison.regressions > 0
         print(f"\n{table_of_changes(comparison, options.earlier)}")
     if code := exit_code(result, has_regression):
         sys.exit(code)

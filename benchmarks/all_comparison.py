@@ -6,7 +6,8 @@ Times are compared as ratios to the yardstick where both files have the same one
 regression where it grew by more than its noise explains: 3 standard deviations of both medians together, or, as rounds
 are few, the quantile of Student's t that is as rare; and by more than 5%, by which two runs of the same code differ, or
 10% in seconds without a yardstick. A time of a single round has no noise: 15%. Peak memory may grow by 5%, the time to
-the first step, which is measured once, by 20%. Exit code: 0 none, 2 a mistake in the command, 3 a regression.
+the first step, which is measured once, by 20%. What has failed and had not before is a regression as well. Exit code:
+0 none, 2 a mistake in the command, 3 a regression.
 """
 
 import argparse
@@ -67,28 +68,29 @@ class Change(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """All changes, and what a reader must know of them."""
+    """All changes, the workloads that have failed and had not before, and what a reader must know."""
 
     changes: list[Change]
+    failures: list[str]
     notes: list[str]
 
     @property
-    def has_regression(self) -> bool:
-        """Whether any figure grew by more than its limit."""
-        return any(change.is_regression for change in self.changes)
+    def regressions(self) -> int:
+        """How many figures grew by more than their limit, or are there no more because the workload has failed."""
+        return sum(change.is_regression for change in self.changes) + len(self.failures)
 
 
 def compare(earlier: dict[str, Any], later: dict[str, Any]) -> Comparison:
     """Compares the contents of two files; workloads that only one has are passed over, and noted."""
     before, after = _by_name(earlier), _by_name(later)
     notes = list(_notes(earlier, later))
-    changes, in_seconds = [], False
+    changes, failures, in_seconds = [], [], False
     for name, row in after.items():
         old = before.get(name)
         if old is None or old["failure"] is not None:
             notes.append(f"{name}: the earlier file has no figures of it")
         elif row["failure"] is not None:
-            notes.append(f"{name}: has failed, and had not in the earlier file")
+            failures.append(f"{name}: has failed, and had not in the earlier file: {row['failure']}")
         elif old["batch_size"] != row["batch_size"]:
             notes.append(f"{name}: not compared, the batch was {old['batch_size']} and is {row['batch_size']}")
         else:
@@ -98,7 +100,7 @@ def compare(earlier: dict[str, Any], later: dict[str, Any]) -> Comparison:
         notes.append("times in seconds, without a yardstick, change with whatever else the machine does")
     if missing := [name for name in before if name not in after]:
         notes.append(f"not measured this time: {', '.join(missing)}")
-    return Comparison(changes, notes)
+    return Comparison(changes, failures, notes)
 
 
 def time_limit(noises: list[float | None], rounds: list[int], floor: float) -> float:
@@ -167,8 +169,10 @@ def table_of_changes(comparison: Comparison, earlier: dict[str, Any]) -> str:
     ]
     lines = [f"Compared with revision {earlier.get('revision') or 'unknown'}, {earlier['date']}", ""]
     lines += markdown(("workload", "figure", "before", "now", "change", "may grow by", ""), rows) if rows else []
-    lines += ["", *(f"note: {note}" for note in comparison.notes)] if comparison.notes else []
-    found = sum(change.is_regression for change in comparison.changes)
+    told = [f"**regression**: {failure}" for failure in comparison.failures]
+    told += [f"note: {note}" for note in comparison.notes]
+    lines += ["", *told] if told else []
+    found = comparison.regressions
     return "\n".join([*lines, "", f"{found} regressions" if found != 1 else "1 regression"])
 
 
@@ -186,7 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
         earlier, later = read_result(options.earlier), read_result(options.later)
     comparison = compare(earlier, later)
     print(table_of_changes(comparison, earlier))
-    if comparison.has_regression:
+    if comparison.regressions:
         sys.exit(REGRESSION_CODE)
 
 

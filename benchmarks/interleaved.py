@@ -45,7 +45,10 @@ class Worker:
         self._answers = os.fdopen(answers)
         self._log = tempfile.TemporaryFile("w+")
         environment = {
+            # PyTorch's threads, and TensorFlow's where a program does not set them.
             "OMP_NUM_THREADS": str(THREADS),
+            "TF_NUM_INTRAOP_THREADS": str(THREADS),
+            "TF_NUM_INTEROP_THREADS": str(THREADS),
             _ANSWERS: str(answers_of_worker),
         }
         # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker quietly.

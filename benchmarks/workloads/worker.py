@@ -44,7 +44,10 @@ class TimedWorkload:
     def step(self) -> float:
         """Does the work once, or several times if it is quick, and returns the seconds of one time."""
         if self._times is None:
-            self._times = min(max(round(SECONDS_AT_A_TIME / self._seconds(1)), 1), MOST_AT_A_TIME)
+            once = self._seconds(1)
+            self._times = min(max(round(SECONDS_AT_A_TIME / once), 1), MOST_AT_A_TIME)
+            if self._times == 1:
+                return once
         return self._seconds(self._times)
 
     def _seconds(self, times: int) -> float:

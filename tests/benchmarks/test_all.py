@@ -159,6 +159,15 @@ def test_wrong_arguments_are_told_before_anything_starts(arguments, message, cap
     assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_what_is_asked_for_by_name_and_needs_torch_is_refused_without_it(capsys, monkeypatch):
+    monkeypatch.setattr(all_benchmarks.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        all_benchmarks.parse_arguments(["--only=import", "--no-yardstick"])
+    assert ended.value.code == 2 and "--only=import: needs PyTorch" in capsys.readouterr().err
+    jobs = all_benchmarks.parse_arguments(["--no-yardstick"]).jobs
+    assert "import" not in {job.workload for job in jobs} and "left out: it needs PyTorch" in capsys.readouterr().err
+
+
 def test_help_lists_the_workloads_without_tensorflow():
     show = (
         "import sys\nfrom benchmarks import all\ntry:\n    all.main(['--help'])\nfinally:\n    print(list(sys.modules))"

@@ -123,11 +123,20 @@ def test_what_can_not_be_compared_is_noted():
         "keras was 3 and is 4",
         "torch was missing and is 2",
         "training mnist: not compared, the batch was 16 and is 8",
-        "nelbo mnist: has failed",
         "export mnist: the earlier file has no figures",
         "not measured this time: training cifar10",
     ):
         assert part in notes
+
+
+def test_what_has_failed_since_is_a_regression():
+    failed = {"workload": "nelbo", "preset": "mnist", "batch_size": 16, "failure": "killed"}
+    comparison = compare(result(row(workload="nelbo")), result(failed))
+    assert comparison.regressions == 1
+    text = table_of_changes(comparison, result())
+    assert "**regression**: nelbo mnist: has failed, and had not in the earlier file: killed" in text
+    assert text.endswith("1 regression")
+    assert compare(result(failed), result(failed)).regressions == 0
 
 
 def test_the_table_of_changes_tells_both_directions():
