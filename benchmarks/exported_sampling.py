@@ -78,8 +78,8 @@ def _forwards(model: Any) -> dict[str, Callable]:
     folded = {name: folded_weights(model.stacks, name) for name in ("float32", "bfloat16")}
     return {
         "unfolded": ForwardPass,
-        "folded": lambda: FoldedPass(folded=folded["float32"]),
-        "bfloat16": lambda: FoldedPass(folded=folded["bfloat16"]),
+        "folded": lambda: FoldedPass(traced_inline=True, folded=folded["float32"]),
+        "bfloat16": lambda: FoldedPass(traced_inline=True, folded=folded["bfloat16"]),
     }
 
 
@@ -111,7 +111,9 @@ def sampling_session(stack: contextlib.ExitStack, folder: pathlib.Path, batch_si
     """Draws a batch with an export."""
     import tensorflow as tf
 
-    session = stack.enter_context(contextlib.closing(tf.compat.v1.Session(graph=tf.Graph())))
+    # With the rewriting of graphs, as TensorFlow Serving has it: a session takes over what `suit_devices` has set.
+    config = tf.compat.v1.ConfigProto()
+    session = stack.enter_context(contextlib.closing(tf.compat.v1.Session(graph=tf.Graph(), config=config)))
     loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder))
     definition = loaded.signature_def["sample"]
     image = definition.outputs["image"].name

@@ -28,11 +28,11 @@ from PIL import Image
 from export.clients import client_files
 from export.clients.client_files import FOLDER
 from export.clients.model_client import ModelClient
-from export.clients.progress_bar import ProgressBar
 from export.clients.request_patience import Patience
 from export.clients.served_model import LARGEST_SEED, ServedModel
 from export.clients.signature_specs import nearest
 from export.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
+from export.progress_bar import ProgressBar
 
 COMMANDS = {
     "sample": "draw pictures",

@@ -14,9 +14,10 @@ which the optimizer's state belongs to, and the means are under nvae_tf. The run
 --running_means they are in the state_dict instead, for whoever evaluates the file with other code; then without the
 optimizer's state.
 
-The file tells where the run's images lay on this machine (data.path). Settings that the published form can't say are
-told, and nothing is written. Needs PyTorch (`make torch`) and room in memory for the file. docs/published_weights.md
-tells more. Exit code: 0 done, 2 a mistake in the command or a run that can't be exported. With NVAE_TF_TRACEBACK=1 in
+The file tells where the run's images lay on this machine (data.path), and the first file and the license of imported
+weights (origin.json), which an import keeps. Settings that the published form can't say are told, and nothing is
+written. Needs PyTorch (`make torch`) and room in memory for the file. docs/published_weights.md tells more. Exit code:
+0 done, 2 a mistake in the command, a run that can't be exported, or no room for the file. With NVAE_TF_TRACEBACK=1 in
 the environment a mistake is told with its traceback.
 """
 

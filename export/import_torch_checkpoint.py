@@ -10,15 +10,17 @@ which goes on with the training; a new run starts from its weights with train.in
     config.py        the same for train.main: --config=OUTPUT/config.py --workdir=OUTPUT
     checkpoints/     weights, batch-norm statistics and the optimizer's state, at the file's step
     images.json      with how many images it was trained, where the file's length and the known data set agree
-    origin.json      the name and the SHA-256 of the file, and the license of the weights
+    origin.json      the name and the SHA-256 of the file, and the license of the weights; of a file that
+                     export.export_torch_checkpoint wrote, what its run had there
     README.md        the model card
 
 and appears when all of it is written. Optimizer: where the file has Adamax' moments and step, they are taken over, and
 training goes on as it would have. Where it has none, or with --without_optimizer, the moments start at zero, but the
 run still stands at the file's step: its learning rate and its KL weight are those of the end of training, and not
-those of a warm-up, which would undo it. The vectors of the spectral norms, which published files lack, are iterated 40
-times at the first step. To train the weights on something else, or from step 0, start a new run from them
-(--config.train.initialise_from=OUTPUT).
+those of a warm-up, which would undo it. Where the file lacks its steps or epochs, or no number of GPUs explains them,
+the command says what it has assumed, and train.steps is the length of the run. The vectors of the spectral norms,
+which published files lack, are iterated 40 times at the first step. To train the weights on something else, or from
+step 0, start a new run from them (--config.train.initialise_from=OUTPUT).
 
 --report=FILE writes a table (CSV) of every tensor: its name, shape and type in the file, the variable and the place in
 it that it fills, or why it is left out; also where a tensor is missing, unknown or misshapen, and nothing is imported.
@@ -36,7 +38,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from export.command_mistakes import OneLineParser, check_flag_names, flag_names
-from export.torch_checkpoints.early_checks import check_file, check_new_file, check_torch
+from export.torch_checkpoints.early_checks import check_apart, check_file, check_new_file, check_torch
 from export.torch_checkpoints.new_run_folder import check_output_is_free
 from nvae_tf.command_errors import exit_on_user_error
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str]) -> None:
         check_output_is_free(flags.output)
         if flags.report is not None:
             check_new_file("--report", flags.report)
+            check_apart(flags.report, flags.output)
         check_torch()
         start_tensorflow_quietly()
         from export.torch_checkpoints.import_run import ImportChoices, import_run
@@ -85,6 +88,8 @@ def _summary(imported: "Imported", output: pathlib.Path) -> str:
     lines = [f"Imported to {output}: {config.data.name}, step {imported.step:,}, {optimizer} the optimizer's state."]
     if imported.defaults:
         lines.append(f"Not in the file, so this project's defaults: {', '.join(imported.defaults)}.")
+    if imported.assumed is not None:
+        lines.append(imported.assumed)
     path = ""
     if SOURCES[config.data.source].needs and config.data.path is None:
         lines.append(f"Its images, {SOURCES[config.data.source].needs}, are needed to evaluate it or to train it on.")
@@ -105,7 +110,7 @@ def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     add("--output", type=pathlib.Path, required=True, metavar="DIR", help="the run folder; new or empty")
     add("--without_optimizer", action="store_true", help="leave the optimizer's moments and step out")
     add("--data_path", metavar="PATH", help="where the images lie, for the run's settings (data.path)")
-    add("--license", default="other", help="license of the weights, for the model card (default: other)")
+    add("--license", help="license of the weights, for the model card (default: that of the file's run, else none)")
     add("--report", type=pathlib.Path, metavar="FILE", help="table of every tensor's source and target, .csv")
     check_flag_names(arguments, flag_names(parser))
     return parser.parse_args(arguments)

@@ -15,7 +15,8 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.evaluation import Likelihood
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.model_card import MARKER, write_model_card, write_origin
+from nvae_tf.model_card import MARKER, Origin, write_model_card, write_origin
+from nvae_tf.model_card.facts import gather
 from nvae_tf.train_config import TrainConfig
 from tests.tiny_model import tiny_config
 from train.evaluation import evaluate_run
@@ -191,7 +192,7 @@ def test_a_card_that_is_not_ours_is_not_touched(tmp_path, content):
 def test_the_licence_of_imported_weights_stays(tmp_path, given, expected):
     folder = new_folder(tmp_path / "imported")
     checkpoint(folder, 60)
-    write_origin(folder, "cifar10.pt", SHA256, 60, given)
+    write_origin(folder, Origin("cifar10.pt", SHA256, given, 60))
     # As the import may note it.
     folder.images_file.write_text('{"train": 9, "test": 3}')
     evaluate(folder)
@@ -208,7 +209,7 @@ def test_the_licence_of_imported_weights_stays(tmp_path, given, expected):
 
 def test_a_fine_tuned_run_names_its_source_and_keeps_its_licence(tmp_path):
     source = new_folder(tmp_path / "source")
-    write_origin(source, "cifar10.pt", SHA256, 60, "cc-by-nc-4.0")
+    write_origin(source, Origin("cifar10.pt", SHA256, "cc-by-nc-4.0", 60))
     folder = new_folder(tmp_path / "tuned", train=TrainConfig(initialise_from=str(source.path)))
     checkpoint(folder, 60)
     write_model_card(folder)
@@ -220,6 +221,21 @@ def test_a_fine_tuned_run_names_its_source_and_keeps_its_licence(tmp_path):
     folder.origin_file.write_text('{"license": 4}')
     with pytest.raises(ValueError, match="origin.json: must be a JSON object with texts"):
         write_model_card(folder)
+
+
+def test_what_a_card_tells_is_gathered_without_writing(tmp_path):
+    source = new_folder(tmp_path / "source")
+    write_origin(source, Origin("cifar10.pt", SHA256, "mit", 60))
+    folder = new_folder(tmp_path / "tuned", train=TrainConfig(initialise_from=str(source.path)))
+    before = sorted(folder.path.iterdir())
+    assert gather(folder).origin == Origin("cifar10.pt", SHA256, "mit") and sorted(folder.path.iterdir()) == before
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"train": 9}', '{"train": 9, "test": 3, "a_step": 0}'])
+def test_numbers_of_images_that_can_not_be_read_are_left_out(tmp_path, text):
+    folder = new_folder(tmp_path)
+    folder.images_file.write_text(text)
+    assert write_model_card(folder) and gather(folder).images is None
 
 
 def test_a_card_that_cannot_be_written_does_not_end_the_work(tmp_path, monkeypatch):

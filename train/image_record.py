@@ -1,9 +1,9 @@
 """With how many images a run was begun, in all and a step: where that changes, it is another run."""
 
-import json
 import pathlib
 from collections.abc import Callable
 
+from nvae_tf.checkpoints.image_counts import ImageCounts, read_image_counts
 from nvae_tf.setting_checks import check
 from nvae_tf.whole_files import write_whole
 from train.preparation import Run
@@ -16,30 +16,34 @@ def note_images(file: pathlib.Path, run: Run, tell: Callable[[str], None]) -> No
       file: the run folder's `images.json`.
       run: the run as it is now.
       tell: takes a line for people.
+
+    Raises:
+      ValueError: see `read_image_counts`.
     """
     images = run.images
-    now = {"train": images.train.count, "test": images.test.count, "a_step": run.images_a_step}
-    before = _noted(file)
+    now = ImageCounts(images.train.count, images.test.count, run.images_a_step)
+    before = read_image_counts(file)
     if before == now:
         return
-    if before and (before["train"], before["test"]) != (now["train"], now["test"]):
+    if before is not None and (before.train, before.test) != (now.train, now.test):
         tell(
-            f"Note: the run began with {before['train']:,} training and {before['test']:,} test images, and there are "
-            f"{now['train']:,} and {now['test']:,} now. It goes on, in another order of images; figures before and "
+            f"Note: the run began with {before.train:,} training and {before.test:,} test images, and there are "
+            f"{now.train:,} and {now.test:,} now. It goes on, in another order of images; figures before and "
             "after can't be compared."
         )
-    write_whole(file, json.dumps(now) + "\n")
+    write_whole(file, now.text())
 
 
 def check_images_a_step(file: pathlib.Path, run: Run) -> None:
     """Refuses to go on with another number of images a step, on other devices or not.
 
     Raises:
-      ValueError: it differs from that in the run folder's `images.json`; the message says what would fit.
+      ValueError: it differs from that in the run folder's `images.json`, the message says what would fit; or see
+        `read_image_counts`.
     """
     batch, count = run.config.train.batch_size, run.replicas.count
-    # Runs of older versions do not say it.
-    before = _noted(file).get("a_step", batch * count)
+    noted = read_image_counts(file)
+    before = batch * count if noted is None or noted.a_step is None else noted.a_step
     fitting = (
         f"set train.batch_size={before // count}" if before % count == 0 else f"take a divisor of {before} replicas"
     )
@@ -48,7 +52,3 @@ def check_images_a_step(file: pathlib.Path, run: Run) -> None:
         f"train.batch_size = {batch} on {count} replicas makes {batch * count} images a step; this run was begun with "
         f"{before}: {fitting}",
     )
-
-
-def _noted(file: pathlib.Path) -> dict[str, int]:
-    return json.loads(file.read_text()) if file.is_file() else {}

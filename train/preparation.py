@@ -15,7 +15,7 @@ from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import steps_per_epoch
 from nvae_tf.data.sources import load_split
 from nvae_tf.data_spec import DataSpec
-from nvae_tf.models.for_training import ModelForTraining, model_for_training
+from nvae_tf.models.for_training import model_for_training
 from nvae_tf.optimization import LoweredRate
 from train.progress import StatusLine
 from train.strategy import ONE_DEVICE, Replicas
@@ -107,14 +107,9 @@ def new_run(
       ValueError, FileNotFoundError: see `nvae_tf.checkpoints.initialisation.initialise`.
     """
     with replicas.strategy.scope():
-        model, schedule = new_model(config, length)
+        model, schedule = model_for_training(config, length.steps_per_epoch, length.total_steps)
         goes_on = workdir is not None and steps_of_files(RunFolder(pathlib.Path(workdir)).checkpoints, "index")
         if config.train.initialise_from is not None and not goes_on:
             StatusLine().keep(initialise(model, config.train.initialise_from).report())
         model.optimizer.build(model.trainable_variables)
     return Run(config, length, images, model, schedule, replicas)
-
-
-def new_model(config: ExperimentConfig, length: RunLength) -> ModelForTraining:
-    """The model with its first weights, compiled, and its schedule: step -> learning rate."""
-    return model_for_training(config, length.steps_per_epoch, length.total_steps)

@@ -55,7 +55,7 @@ def write_saved_model(preset: str, folder: pathlib.Path) -> None:
     """A SavedModel that can do nothing but draw."""
     model = untrained_model(preset)
     folded = folded_weights(model.stacks, "float32")
-    write_sampling(model, lambda: FoldedPass(folded=folded), folder / "saved_model")
+    write_sampling(model, lambda: FoldedPass(traced_inline=True, folded=folded), folder / "saved_model")
 
 
 WRITERS = {"run": write_run, "published": write_published, "saved_model": write_saved_model}

@@ -66,7 +66,8 @@ def export_saved_model(
     check_choice("weights", weights, WEIGHTS)
     output = pathlib.Path(output)
     folded = folded_weights(model.stacks, weights)
-    signatures = Signatures(model, lambda: FoldedPass(folded=folded))
+    # Inline: TensorFlow does not rewrite functions that are called, and fuses bias and swish with what is before them.
+    signatures = Signatures(model, lambda: FoldedPass(traced_inline=True, folded=folded))
     with new_version(output, version) as folder:
         of_model = recorded(Signatures(model))
         of_export = recorded(signatures, of_model.inputs)

@@ -32,3 +32,10 @@ def check_new_file(flag: str, path: pathlib.Path) -> None:
         raise ValueError(f"{flag}={path}: there is no folder {parent}; make it, or give another name")
     if not os.access(parent, os.W_OK):
         raise ValueError(f"{flag}={path}: {parent} can't be written to; give another name")
+
+
+def check_apart(report: pathlib.Path, output: pathlib.Path) -> None:
+    """Raises ValueError if the report would lie in the run folder, or where that or a folder above it is to be made."""
+    file, folder = report.resolve(), output.resolve()
+    if folder in (file, *file.parents) or file in folder.parents:
+        raise ValueError(f"--report={report}: in the way of --output={output}, which is made as a whole; name another")

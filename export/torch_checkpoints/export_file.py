@@ -1,29 +1,33 @@
 """From a run folder to a file of the published form."""
 
 import argparse
-import json
+import contextlib
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from export.clients.progress_bar import ProgressBar
-from export.torch_checkpoints.own_state import checkpoint_names, own_variables
+from export.progress_bar import ProgressBar
+from export.torch_checkpoints.checkpoint_reader import CheckpointReader
+from export.torch_checkpoints.own_state import own_variables
+from nvae_tf.checkpoints.image_counts import ImageCounts, read_image_counts
 from nvae_tf.checkpoints.kept_checkpoints import step_of
 from nvae_tf.checkpoints.loading import find_run
 from nvae_tf.checkpoints.published_names import COUNTER, PublishedTensor, published_tensors
-from nvae_tf.checkpoints.published_optimizer import MOMENTUM, NORM, STEP, trained_tensors
+from nvae_tf.checkpoints.published_optimizer import MOMENTUM, NORM, STEP, published_norm, trained_tensors
 from nvae_tf.checkpoints.published_weights import published_array
 from nvae_tf.checkpoints.run_folder import RunFolder
 from nvae_tf.checkpoints.settings_to_publish import cell_tables, published_settings
 from nvae_tf.checkpoints.torch_files import OWN_KEY
-from nvae_tf.checkpoints.training_parts import VALUE
-from nvae_tf.checkpoints.training_state import check_architecture
+from nvae_tf.checkpoints.training_state import check_architecture, damage_told
+from nvae_tf.command_errors import first_line
 from nvae_tf.config import ExperimentConfig, config_to_json
+from nvae_tf.model_card import Origin, origin_of_run
 from nvae_tf.models.for_training import ModelForTraining, model_for_training
-from nvae_tf.optimization import average_of_weights
+from nvae_tf.optimization import average_of_weights, inner_optimizer
 from nvae_tf.whole_files import whole_file
 
 _MEGABYTE = 1 << 20
@@ -64,36 +68,22 @@ class Exported(NamedTuple):
     leaves_means: bool
 
 
-class _Checkpoint:
-    """The numbers of a checkpoint, read variable by variable; the model has none."""
+class _Run(NamedTuple):
+    """What a run folder says of its run, and the step of the checkpoint that is exported."""
 
-    def __init__(self, prefix: str, made: ModelForTraining, report: Callable[[int], None]):
-        self._reader = tf.train.load_checkpoint(prefix)
-        self._prefix, self._report, self._done = prefix, report, 0
-        stored = self._reader.get_variable_to_shape_map()
-        self._keys: dict[int, str] = {}
-        for name, variable in checkpoint_names(made):
-            if name + VALUE in stored:
-                self._keys.setdefault(id(variable), name + VALUE)
+    config: ExperimentConfig
+    images: ImageCounts | None
+    origin: Origin | None
+    step: int
 
-    def has(self, variable: Any) -> bool:
-        """Whether the checkpoint has a variable."""
-        return id(variable) in self._keys
-
-    def read(self, variable: Any) -> np.ndarray:
-        """The value of a variable.
-
-        Raises:
-          ValueError: the checkpoint lacks it.
-        """
-        if not self.has(variable):
-            raise ValueError(
-                f"{self._prefix}: lacks {variable.name}, so it was not written by train.main; give --without_optimizer"
-            )
-        value = self._reader.get_tensor(self._keys[id(variable)])
-        self._done += value.nbytes
-        self._report(self._done)
-        return value
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished at the step."""
+        if self.images is not None and self.images.a_step is not None:
+            steps_per_epoch = self.images.train // self.images.a_step
+        else:
+            steps_per_epoch = self.config.objective.total_steps // self.config.train.epochs
+        return self.step // max(steps_per_epoch, 1)
 
 
 def export_file(choices: ExportChoices) -> Exported:
@@ -102,7 +92,9 @@ def export_file(choices: ExportChoices) -> Exported:
     Raises:
       FileNotFoundError: there is no such run, or it has no checkpoint.
       ImportError: torch is not installed.
-      ValueError: the published form can't say the run's settings, or the checkpoint is damaged.
+      OSError: the file can't be written.
+      ValueError: the published form can't say the run's settings; or the checkpoint is damaged, or gone by now; or
+        `images.json` or `origin.json` is damaged.
     """
     import torch
 
@@ -113,50 +105,69 @@ def export_file(choices: ExportChoices) -> Exported:
         args = published_settings(config)
     except ValueError as error:
         raise ValueError(f"{choices.workdir}: {error}") from error
+    folder = RunFolder(choices.workdir)
+    origin = origin_of_run(folder, config.train.initialise_from)
+    run = _Run(config, read_image_counts(folder.images_file), origin, step_of(prefix))
     # A model in a graph: names and shapes, but no numbers.
     with tf.Graph().as_default():
         made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
         made.model.optimizer.build(made.model.trainable_variables)
     check_architecture(made.model, prefix)
-    total = max(sum(file.stat().st_size for file in _files(prefix)) // _MEGABYTE, 1)
+    with damage_told(prefix):
+        total = max(sum(file.stat().st_size for file in _files(prefix)) // _MEGABYTE, 1)
     with ProgressBar(total, "MB read") as bar:
-        checkpoint = _Checkpoint(prefix, made, lambda done: bar.show(min(done // _MEGABYTE, total)))
-        content = _content(config, args, step_of(prefix), made, checkpoint, choices)
-    with whole_file(choices.output) as partial:
-        torch.save(content, partial)
+        checkpoint = CheckpointReader(prefix, made, lambda done: bar.show(min(done // _MEGABYTE, total)))
+        content = _content(run, args, made, checkpoint, choices)
+    with whole_file(choices.output) as partial, _failure_told(choices.output), partial.open("wb") as file:
+        torch.save(content, file)
     leaves_means = bool(config.optimizer.ema_momentum) and not choices.running_means
-    return Exported(config, step_of(prefix), args["dataset"], leaves_means)
+    return Exported(config, run.step, args["dataset"], leaves_means)
+
+
+@contextlib.contextmanager
+def _failure_told(path: pathlib.Path) -> Iterator[None]:
+    """Tells that a file could not be written; torch does so by a RuntimeError, with a place in its own source."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(path.absolute().parent).free // _MEGABYTE
+        raise OSError(
+            f"{path}: could not be written, {free:,} MB were left on its disk ({first_line(error)}). Make room there, "
+            "or give a name on another disk"
+        ) from error
 
 
 def _content(
-    config: ExperimentConfig,
-    args: Mapping[str, Any],
-    step: int,
-    made: ModelForTraining,
-    checkpoint: _Checkpoint,
-    choices: ExportChoices,
+    run: _Run, args: Mapping[str, Any], made: ModelForTraining, checkpoint: CheckpointReader, choices: ExportChoices
 ) -> dict[str, Any]:
-    images = RunFolder(choices.workdir).images_file
-    images_text = images.read_text() if images.is_file() else None
     goes_on = choices.with_optimizer and not choices.running_means
+    if choices.running_means:
+        checkpoint.check_has(average_of_weights(made.model).values(), "leave --running_means out")
+    if goes_on:
+        checkpoint.check_has(_optimizer_variables(made), "give --without_optimizer")
     own = own_variables(made, with_training=goes_on)
     if choices.running_means:
         own = {name: variable for name, variable in own.items() if not name.startswith("averages/")}
     state = {name: _tensor(checkpoint.read(variable)) for name, variable in own.items() if checkpoint.has(variable)}
     return {
-        "epoch": step // _steps_per_epoch(config, images_text),
-        "state_dict": _weights(made, checkpoint, step, choices.running_means),
-        "optimizer": _optimizer(config, made, checkpoint) if goes_on else {},
-        "global_step": step,
+        "epoch": run.epoch,
+        "state_dict": _weights(made, checkpoint, run.step, choices.running_means),
+        "optimizer": _optimizer(run.config, made, checkpoint) if goes_on else {},
+        "global_step": run.step,
         "args": argparse.Namespace(**args),
-        "arch_instance": cell_tables(config.model.cell_set),
+        "arch_instance": cell_tables(run.config.model.cell_set),
         "scheduler": {},
         "grad_scalar": {},
-        OWN_KEY: {"config": config_to_json(config), "images": images_text, "state": state},
+        OWN_KEY: {
+            "config": config_to_json(run.config),
+            "images": run.images and run.images.text(),
+            "origin": run.origin and run.origin.text(),
+            "state": state,
+        },
     }
 
 
-def _weights(made: ModelForTraining, checkpoint: _Checkpoint, step: int, running_means: bool) -> dict[str, Any]:
+def _weights(made: ModelForTraining, checkpoint: CheckpointReader, step: int, running_means: bool) -> dict[str, Any]:
     import torch
 
     averages = average_of_weights(made.model) if running_means else {}
@@ -171,16 +182,11 @@ def _weights(made: ModelForTraining, checkpoint: _Checkpoint, step: int, running
     return state
 
 
-def _optimizer(config: ExperimentConfig, made: ModelForTraining, checkpoint: _Checkpoint) -> dict[str, Any]:
-    inner = getattr(made.model.optimizer, "inner_optimizer", made.model.optimizer)
-    epsilon = np.float64(np.float32(inner.epsilon))
+def _optimizer(config: ExperimentConfig, made: ModelForTraining, checkpoint: CheckpointReader) -> dict[str, Any]:
+    inner, tensors = inner_optimizer(made.model.optimizer), trained_tensors(made.model)
     step = int(checkpoint.read(inner.iterations))
-    tensors = trained_tensors(made.model)
     momenta = _by_tensor(tensors, lambda variable: checkpoint.read(inner.slots_of(variable).momentum))
-    norms = _by_tensor(
-        tensors,
-        lambda variable: np.float32(checkpoint.read(inner.slots_of(variable).norm).astype(np.float64) + epsilon),
-    )
+    norms = _by_tensor(tensors, lambda variable: published_norm(checkpoint.read(inner.slots_of(variable).norm), inner))
     group = {
         "lr": config.optimizer.learning_rate,
         "betas": (inner.beta_1, inner.beta_2),
@@ -191,6 +197,12 @@ def _optimizer(config: ExperimentConfig, made: ModelForTraining, checkpoint: _Ch
     moments = zip(momenta, norms, strict=True)
     state = {number: {STEP: step, MOMENTUM: m, NORM: u} for number, (m, u) in enumerate(moments)}
     return {"state": state, "param_groups": [group]}
+
+
+def _optimizer_variables(made: ModelForTraining) -> list[Any]:
+    inner = inner_optimizer(made.model.optimizer)
+    slots = map(inner.slots_of, made.model.trainable_variables)
+    return [inner.iterations, *(variable for pair in slots for variable in pair)]
 
 
 def _by_tensor(tensors: Iterable[PublishedTensor], read: Callable[[Any], np.ndarray]) -> list[Any]:
@@ -212,14 +224,6 @@ def _tensor(array: np.ndarray) -> Any:
 
     # Of its own: a view would bring the whole stack into the file. (`ascontiguousarray` makes vectors of scalars.)
     return torch.from_numpy(np.array(array, order="C"))
-
-
-def _steps_per_epoch(config: ExperimentConfig, images: str | None) -> int:
-    if images is not None:
-        counts = json.loads(images)
-        if counts.get("a_step"):
-            return max(counts["train"] // counts["a_step"], 1)
-    return max(config.objective.total_steps // config.train.epochs, 1)
 
 
 def _files(prefix: str) -> list[pathlib.Path]:

@@ -1,15 +1,16 @@
 """From a published file to a run folder."""
 
+import dataclasses
 import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from export.clients.progress_bar import ProgressBar
+from export.progress_bar import ProgressBar
 from export.torch_checkpoints.imported_settings import imported_settings
 from export.torch_checkpoints.less_memory import forget_pages, give_back_freed
 from export.torch_checkpoints.mapping_report import (
@@ -21,19 +22,25 @@ from export.torch_checkpoints.mapping_report import (
 from export.torch_checkpoints.new_run_folder import CONFIG_NAME, CONFIG_TEXT, new_run_folder
 from export.torch_checkpoints.own_state import check_own_state, is_of_training, own_variables
 from nvae_tf.checkpoints import RunFolder, model_config_from_published, read_torch_checkpoint
-from nvae_tf.checkpoints.published_optimizer import SavedOptimizer, saved_optimizer
+from nvae_tf.checkpoints.finite_numbers import check_finite, only_finite
+from nvae_tf.checkpoints.image_counts import ImageCounts, image_counts_from_text
+from nvae_tf.checkpoints.published_optimizer import LEAVE_OUT, SavedOptimizer, saved_optimizer, saved_step
 from nvae_tf.checkpoints.published_weights import match
 from nvae_tf.checkpoints.settings_to_publish import differing_settings
 from nvae_tf.checkpoints.stacks import Piece, assign_pieces, pass_over, size_of
 from nvae_tf.checkpoints.torch_files import TorchCheckpoint
 from nvae_tf.checkpoints.training_state import TrainingState
+from nvae_tf.command_errors import first_line
 from nvae_tf.config import ExperimentConfig, config_to_json, experiment_config
-from nvae_tf.model_card import write_model_card, write_origin
+from nvae_tf.model_card import Origin, origin_from_text, write_model_card, write_origin
 from nvae_tf.models.for_training import ModelForTraining, model_for_training
 from nvae_tf.optimization.averaging import average_of_weights
 from nvae_tf.whole_files import write_whole
 
 _MEGABYTE = 1 << 20
+_BROKEN_WEIGHTS = "no run can go on from it. Take a file from before its training diverged"
+# Of what this project has added to a file; figures and what watches over the loss may hold NaN for a while.
+_FINITE = ("model/", "averages/", "optimizer/")
 
 
 class ImportChoices(NamedTuple):
@@ -44,7 +51,7 @@ class ImportChoices(NamedTuple):
       output: the run folder that is made.
       with_optimizer: whether the optimizer's state is taken over, if the file has it.
       data_path: where the images lie; None leaves it to the settings.
-      license: that of the weights, for the model card.
+      license: that of the weights, for the model card; None leaves it to the file, where this project wrote it.
       report: where to write the table of all tensors; None for none.
     """
 
@@ -52,7 +59,7 @@ class ImportChoices(NamedTuple):
     output: pathlib.Path
     with_optimizer: bool = True
     data_path: str | None = None
-    license: str = "other"
+    license: str | None = None
     report: pathlib.Path | None = None
 
 
@@ -65,6 +72,7 @@ class Imported(NamedTuple):
       has_optimizer: whether the optimizer's state was taken over.
       images_a_step: with how many images a step it was trained; None where that is not known.
       defaults: settings that the file lacks, which are this project's defaults.
+      assumed: a sentence about what was assumed of the run's length; None where it follows from the file.
     """
 
     config: ExperimentConfig
@@ -72,12 +80,16 @@ class Imported(NamedTuple):
     has_optimizer: bool
     images_a_step: int | None
     defaults: tuple[str, ...]
+    assumed: str | None
 
 
 class _Settings(NamedTuple):
     config: ExperimentConfig
-    images: str | None
-    defaults: tuple[str, ...]
+    step: int
+    images: ImageCounts | None
+    origin: Origin
+    defaults: tuple[str, ...] = ()
+    assumed: str | None = None
 
 
 def import_run(choices: ImportChoices) -> Imported:
@@ -86,8 +98,9 @@ def import_run(choices: ImportChoices) -> Imported:
     Raises:
       FileNotFoundError: there is no such file.
       ImportError: torch is not installed.
-      ValueError: the file is damaged or no NVAE checkpoint, its tensors do not fit its settings, or a run folder can't
-        be made at `choices.output`.
+      OSError: the run folder can't be written.
+      ValueError: the file is damaged or no NVAE checkpoint, its tensors do not fit its settings or hold NaN, or a run
+        folder can't be made at `choices.output`.
     """
     total = max(choices.file.stat().st_size // _MEGABYTE, 1) if choices.file.is_file() else 1
     with ProgressBar(total, "MB checked") as bar:
@@ -97,41 +110,62 @@ def import_run(choices: ImportChoices) -> Imported:
         total_steps = settings.config.objective.total_steps
         # Which steps have which learning rate is asked when training goes on, with the images at hand.
         made = model_for_training(settings.config, steps_per_epoch=1, total_steps=total_steps)
-        saved = _fill(made, checkpoint, choices)
+        saved = _fill(made, checkpoint, settings.step, choices)
     except ValueError as error:
         raise ValueError(f"{choices.file}: {error}") from error
-    step = checkpoint.global_step or 0
+    settings = settings._replace(origin=_origin(settings.origin, settings.step, choices))
     # The file need not stay in memory while the run is written.
     del checkpoint
     with new_run_folder(choices.output) as folder:
-        _write(RunFolder(folder), made, settings, step, choices)
-    images_a_step = json.loads(settings.images)["a_step"] if settings.images else None
-    return Imported(settings.config, step, saved is not None, images_a_step, settings.defaults)
+        _write(RunFolder(folder), made, settings)
+    images_a_step = settings.images.a_step if settings.images else None
+    return Imported(
+        settings.config, settings.step, saved is not None, images_a_step, settings.defaults, settings.assumed
+    )
 
 
 def _settings(checkpoint: TorchCheckpoint, data_path: str | None) -> _Settings:
     """Those of the `args`, or, in a file that this project wrote, those that it was written from."""
+    step = saved_step(checkpoint.optimizer) if checkpoint.global_step is None else checkpoint.global_step
     own = checkpoint.own
     if not own:
-        found = imported_settings(checkpoint.settings, checkpoint.epoch, checkpoint.global_step, data_path)
-        return _Settings(found.config, found.images.text() if found.images else None, found.defaults)
+        found = imported_settings(checkpoint.settings, checkpoint.epoch, step, data_path)
+        return _Settings(found.config, found.step, found.images, Origin(), found.defaults, found.assumed)
     try:
-        settings = json.loads(own["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"'nvae_tf' has no settings that can be read ({error}); the file is damaged") from error
+        config = experiment_config(json.loads(own["config"]))
+    # Crooked JSON, and JSON of another form.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"'nvae_tf' has no settings that can be read ({first_line(error)}); the file is damaged, or of another "
+            "version of this project"
+        ) from error
     if data_path is not None:
-        settings["data"]["path"] = data_path
-    config = experiment_config(settings)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data_path))
     if unlike := differing_settings(config.model, model_config_from_published(checkpoint.settings)):
         raise ValueError(f"'args' and 'nvae_tf' in the file contradict each other; 'nvae_tf' has {', '.join(unlike)}")
-    return _Settings(config, own.get("images"), ())
+    images = own.get("images") and _parsed(image_counts_from_text, own, "images")
+    origin = own.get("origin") and _parsed(origin_from_text, own, "origin")
+    return _Settings(config, step or 0, images, origin or Origin())
 
 
-def _fill(made: ModelForTraining, checkpoint: TorchCheckpoint, choices: ImportChoices) -> SavedOptimizer | None:
-    """Weights, the optimizer's state and what a file of this project has besides; nothing unless everything fits.
+def _parsed(parse: Callable[[str], Any], own: Mapping[str, Any], name: str) -> Any:
+    try:
+        return parse(own[name])
+    except ValueError as error:
+        raise ValueError(f"'nvae_tf' has {name!r} that can't be read ({error}); the file is damaged") from error
+
+
+def _fill(
+    made: ModelForTraining, checkpoint: TorchCheckpoint, step: int, choices: ImportChoices
+) -> SavedOptimizer | None:
+    """Weights, the optimizer's state and what a file of this project has besides.
 
     Returns:
       The optimizer's state, if it was taken over.
+
+    Raises:
+      ValueError: something does not fit, which for weights and moments is told before a number is read; or numbers are
+        not finite. The model is then of no use.
     """
     model, state = made.model, checkpoint.state
     matched = match(model, state)
@@ -142,18 +176,23 @@ def _fill(made: ModelForTraining, checkpoint: TorchCheckpoint, choices: ImportCh
     try:
         matched.check(state)
         if choices.with_optimizer:
-            saved = saved_optimizer(model, checkpoint.optimizer)
+            in_order = {name: matched.found[name] for name in state if name in matched.found}
+            saved = saved_optimizer(in_order, model.optimizer, checkpoint.optimizer)
             rows += rows_of_moments(model, saved) if saved else ()
     finally:
         # Where something does not fit, it is needed most.
         if choices.report is not None:
             write_report(choices.report, rows)
     # Weights first: what is needed to fill them is gone when the slots are made.
-    _assign_with_bar(matched.pieces(state), checkpoint.is_mapped, "MB of weights")
+    weights = [
+        piece._replace(convert=only_finite(piece.convert, name, _BROKEN_WEIGHTS))
+        for name, piece in zip(matched.found, matched.pieces(state), strict=True)
+    ]
+    _assign_with_bar(weights, checkpoint.is_mapped, "MB of weights")
     model.data_initialised.assign(1.0)
     give_back_freed()
     model.optimizer.build(model.trainable_variables)
-    model.optimizer.iterations.assign(saved.step if saved else checkpoint.global_step or 0)
+    model.optimizer.iterations.assign(saved.step if saved else step)
     # As before a first step; what the file has of them follows.
     averages = average_of_weights(model)
     for weight in model.trainable_variables:
@@ -188,25 +227,30 @@ def _take_own_state(made: ModelForTraining, values: Mapping[str, np.ndarray]) ->
     variables = own_variables(made)
     check_own_state(values, variables)
     for name, value in values.items():
+        if name.startswith(_FINITE):
+            check_finite(value, f"'nvae_tf' {name}", LEAVE_OUT if is_of_training(name) else _BROKEN_WEIGHTS)
         variables[name].assign(value)
     return {id(variables[name]) for name in values}
 
 
-def _write(
-    folder: RunFolder,
-    made: ModelForTraining,
-    settings: _Settings,
-    step: int,
-    choices: ImportChoices,
-) -> None:
+def _write(folder: RunFolder, made: ModelForTraining, settings: _Settings) -> None:
     config = settings.config
     keep = config.train.keep_checkpoints
-    TrainingState(folder.checkpoints, made.model, made.model.optimizer, keep, others=made.variables).save(step)
+    TrainingState(folder.checkpoints, made.model, made.model.optimizer, keep, others=made.variables).save(settings.step)
     write_whole(folder.path / CONFIG_NAME, CONFIG_TEXT)
     if settings.images:
-        write_whole(folder.images_file, settings.images)
-    with choices.file.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    write_origin(folder, choices.file.name, sha256, step, choices.license)
+        write_whole(folder.images_file, settings.images.text())
+    write_origin(folder, settings.origin)
     write_whole(folder.config_file, config_to_json(config))
     write_model_card(folder, sum(math.prod(weight.shape) for weight in made.model.trainable_variables))
+
+
+def _origin(known: Origin, step: int, choices: ImportChoices) -> Origin:
+    """Where the weights came from first, if the file says so, else the file itself."""
+    if choices.license is not None:
+        known = dataclasses.replace(known, license=choices.license)
+    if known.source_file is not None:
+        return known
+    with choices.file.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return dataclasses.replace(known, source_file=choices.file.name, sha256=sha256, step=step)

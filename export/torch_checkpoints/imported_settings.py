@@ -1,10 +1,10 @@
 """The settings of a whole experiment from those of a published file."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from nvae_tf.checkpoints.image_counts import ImageCounts
 from nvae_tf.checkpoints.published_settings import (
     OPTIMIZER_SETTINGS,
     PUBLISHED_IMAGES,
@@ -12,9 +12,11 @@ from nvae_tf.checkpoints.published_settings import (
     model_config_from_published,
     objective_config_from_published,
 )
+from nvae_tf.command_errors import first_line
 from nvae_tf.config import ExperimentConfig, ModelConfig, config_to_dict, experiment_config
 from nvae_tf.data.specs import DATA_SPECS, LSUN_BEDROOM64, LSUN_CHURCH64
 from nvae_tf.data_spec import DataSpec
+from nvae_tf.train_config import TrainConfig
 
 # Training and test images of the published data sets, by this project's names for them.
 _COUNTS = {
@@ -32,30 +34,23 @@ _COUNTS = {
 _MOST_REPLICAS = 256
 
 
-class ImageCounts(NamedTuple):
-    """With how many images a run was trained, in all and a step."""
-
-    train: int
-    test: int
-    a_step: int
-
-    def text(self) -> str:
-        """For the run folder's `images.json`."""
-        return json.dumps(self._asdict()) + "\n"
-
-
 class ImportedSettings(NamedTuple):
     """The settings of an imported run.
 
     Attributes:
-      config: all settings; `objective.total_steps` and `train.batch_size` are those of the published run.
+      config: all settings; `objective.total_steps` and `train.batch_size` are those of the published run. `train.steps`
+        says its length where that of `train.epochs` would depend on the number of GPUs, which does not follow.
+      step: the step that the file is of.
       images: the numbers of images, where the file's length and those of the data set agree.
       defaults: settings that the file lacks, which are this project's defaults.
+      assumed: a sentence about what was assumed of the run's length; None where it follows.
     """
 
     config: ExperimentConfig
+    step: int
     images: ImageCounts | None
     defaults: tuple[str, ...]
+    assumed: str | None
 
 
 def imported_settings(
@@ -72,8 +67,11 @@ def imported_settings(
     Raises:
       ValueError: a setting is missing, of a wrong type or impossible.
     """
-    model = model_config_from_published(args)
-    settings = config_to_dict(ExperimentConfig(model=model, objective=objective_config_from_published(args)))
+    try:
+        model, objective = model_config_from_published(args), objective_config_from_published(args)
+    except TypeError as error:
+        raise ValueError(f"'args' has a setting of a wrong type ({first_line(error)}); the file is damaged") from error
+    settings = config_to_dict(ExperimentConfig(model=model, objective=objective))
     settings["data"] = dataclasses.asdict(_data_spec(args["dataset"], model, data_path))
     defaults = []
     for group, words in (("optimizer", OPTIMIZER_SETTINGS), ("train", TRAIN_SETTINGS)):
@@ -82,30 +80,70 @@ def imported_settings(
     # The types of all settings are looked at, before they are calculated with.
     config = experiment_config(settings)
     counts = _COUNTS.get(config.data.name)
-    length = _length(epoch or 0, global_step or 0, config.train.batch_size, counts[0] if counts else None)
-    total_steps = max(config.train.epochs * length.steps_per_epoch, global_step or 0)
-    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, total_steps=total_steps))
+    length = _length(epoch, global_step, config.train, counts[0] if counts else None)
+    objective = dataclasses.replace(config.objective, total_steps=length.total_steps)
+    follows = length.replicas is not None or length.step == 0
+    train = config.train if follows else dataclasses.replace(config.train, steps=length.total_steps)
+    config = dataclasses.replace(config, objective=objective, train=train)
     images = ImageCounts(*counts, length.replicas * config.train.batch_size) if counts and length.replicas else None
-    return ImportedSettings(config, images, tuple(defaults))
+    return ImportedSettings(config, length.step, images, tuple(defaults), length.assumed)
 
 
 class _Length(NamedTuple):
-    """The steps of an epoch, and on how many GPUs; None where that does not follow."""
+    """How far a published run is and how long, in steps, and on how many GPUs.
 
-    steps_per_epoch: int
-    replicas: int | None
+    Where the GPUs do not follow they are None, and a sentence tells what was assumed of the length.
+    """
+
+    step: int
+    total_steps: int
+    replicas: int | None = None
+    assumed: str | None = None
 
 
-def _length(epoch: int, step: int, batch_size: int, num_images: int | None) -> _Length:
-    """The file tells neither; it does tell steps and epochs, of which an early stop may have cut the last."""
-    if num_images is None:
-        return _Length(max(step // max(epoch, 1), 1), None)
+def _length(epoch: int | None, step: int | None, train: TrainConfig, num_images: int | None) -> _Length:
+    """Whatever is missing, learning rate and KL weight must be those of the part of the run that is over."""
+    replicas = _replicas(epoch, step, train.batch_size, num_images)
+    if replicas is not None:
+        total = train.epochs * (num_images // (train.batch_size * replicas))
+        return _Length(step, max(total, step), replicas)
+    if step and epoch is None:
+        told = f"The file tells no epoch, so it is taken to be of the end of its run: train.steps = {step:,}."
+        return _Length(step, step, assumed=told)
+    if step:
+        total = max(round(train.epochs * step / max(epoch, 1)), step)
+        told = (
+            f"On how many GPUs it was trained does not follow from {step:,} steps in {epoch} epochs. At that rate its "
+            f"{train.epochs} epochs are train.steps = {total:,}."
+        )
+        return _Length(step, total, assumed=told)
+    # As on one GPU.
+    an_epoch = max((num_images or 0) // train.batch_size, 1)
+    total = train.epochs * an_epoch
+    if step is None and epoch:
+        step, total = epoch * an_epoch, max(epoch * an_epoch, total)
+        told = (
+            f"The file tells no steps, so its {epoch} epochs are counted as {an_epoch:,} steps each, as on one GPU: it "
+            f"is of step {step:,} of train.steps = {total:,}."
+        )
+        return _Length(step, total, assumed=told)
+    told = (
+        "The file tells neither steps nor epochs, so the run is at step 0, where its warm-ups begin. To train the "
+        "weights on, start a new run from them (train.initialise_from)."
+    )
+    return _Length(0, total, assumed=told if step is None and epoch is None else None)
+
+
+def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: int | None) -> int | None:
+    """The file tells steps and epochs, of which an early stop may have cut the last; one number may explain both."""
+    if epoch is None or not step or num_images is None:
+        return None
     for finished in (epoch, epoch + 1):
-        if finished and step and step % finished == 0:
+        if finished and step % finished == 0:
             for replicas in range(1, _MOST_REPLICAS + 1):
                 if num_images // (batch_size * replicas) == step // finished:
-                    return _Length(step // finished, replicas)
-    return _Length(max(num_images // batch_size, 1), None)
+                    return replicas
+    return None
 
 
 def _data_spec(published: str, model: ModelConfig, path: str | None) -> DataSpec:

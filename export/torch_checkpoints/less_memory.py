@@ -12,8 +12,13 @@ _NOT_NEEDED = 4  # MADV_DONTNEED
 def forget_pages(array: np.ndarray) -> None:
     """Lets go of the memory of an array that lies in a mapped file; who looks at it again reads it from the file.
 
-    Only for those: other memory would be zero afterwards.
+    NumPy's own memory is left as it is: it would be zero afterwards.
     """
+    owner = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    if owner.flags.owndata:
+        return
     begin = array.ctypes.data
     first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (begin + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE

@@ -56,7 +56,7 @@ def rows_of_weights(model: NVAE, matched: Match, state: Mapping[str, np.ndarray]
 def rows_of_moments(model: NVAE, saved: SavedOptimizer) -> Iterator[Row]:
     """A row for each of the optimizer's tensors."""
     names = {id(weight): name for name, weight in named_weights(model).items()}
-    for number, tensor, arrays in saved.moments:
+    for number, _, tensor, arrays in saved.moments:
         for name, slot in ((MOMENTUM, "momentum"), (NORM, "norm")):
             if arrays:
                 row = _with_target(

@@ -6,6 +6,8 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 
+from nvae_tf.command_errors import first_line
+
 CONFIG_NAME = "config.py"
 # `train.main` takes its settings from a Python file; this one takes them from where all other commands do.
 CONFIG_TEXT = '''"""The settings of this run, for train.main: those of config.json beside this file.
@@ -35,18 +37,22 @@ def check_output_is_free(output: pathlib.Path) -> None:
     Raises:
       ValueError: it can't.
     """
-    if not output.exists():
-        parent = next(folder for folder in output.absolute().parents if folder.exists())
-        if not parent.is_dir():
-            raise ValueError(f"--output={output}: can't be made, {parent} is a file; name another folder")
-        if not os.access(parent, os.W_OK):
-            raise ValueError(f"--output={output}: can't be made, {parent} can't be written to; name another folder")
-        return
-    if not output.is_dir():
-        raise ValueError(f"--output={output}: a file; name a new or an empty folder")
-    found = sorted(entry.name for entry in output.iterdir())
-    if found:
-        raise ValueError(f"--output={output}: not empty, it holds {found[0]}; name a new or an empty folder")
+    place = output.resolve()
+    if place.exists():
+        if not place.is_dir():
+            raise ValueError(f"--output={output}: a file; name a new or an empty folder")
+        found = sorted(entry.name for entry in place.iterdir())
+        if found:
+            raise ValueError(f"--output={output}: not empty, it holds {found[0]}; name a new or an empty folder")
+        # An empty folder is replaced by the whole one.
+        if place.is_mount() or place == pathlib.Path.cwd():
+            what = "a mount point" if place.is_mount() else "the folder that the command runs in"
+            raise ValueError(f"--output={output}: {what}, which can't be replaced; name a new folder, {output / 'run'}")
+    parent = next(folder for folder in place.parents if folder.exists())
+    if not parent.is_dir():
+        raise ValueError(f"--output={output}: can't be made, {parent} is a file; name another folder")
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"--output={output}: can't be made, {parent} can't be written to; name another folder")
 
 
 @contextlib.contextmanager
@@ -56,22 +62,38 @@ def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     After a block that ends with an error nothing is left; a killed process may leave `.NAME.partial-*` behind.
 
     Raises:
+      OSError: in the block something could not be written.
       ValueError: see `check_output_is_free`.
     """
     check_output_is_free(output)
-    parent = output.absolute().parent
+    place = output.resolve()
+    parent = place.parent
     missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     try:
         # Others may not enter the hidden folder; the one inside it has the usual permissions.
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.partial-", dir=parent) as hidden:
-            written = pathlib.Path(hidden) / output.name
-            written.mkdir()
-            yield written
-            check_output_is_free(output)  # somebody else may have been quicker
-            written.rename(output)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.partial-", dir=parent) as hidden:
+            written = pathlib.Path(hidden) / place.name
+            with _failure_told(output, written):
+                written.mkdir()
+                yield written
+                check_output_is_free(output)  # somebody else may have been quicker
+                written.rename(place)
     except BaseException:
         for folder in missing:
             with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
                 folder.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def _failure_told(output: pathlib.Path, written: pathlib.Path) -> Iterator[None]:
+    """Names the folder that the user knows: the hidden one is gone when the message is read."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or first_line(error).replace(f"{written}/", "")
+        raise OSError(
+            f"--output={output}: could not be written, and nothing of it is left ({reason}). Make room on its disk, or "
+            "name a folder on another one"
+        ) from error

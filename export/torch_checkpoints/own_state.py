@@ -12,6 +12,7 @@ import numpy as np
 from nvae_tf.checkpoints.published_names import published_tensors
 from nvae_tf.checkpoints.training_parts import loss_scale, names_of_variables, training_parts
 from nvae_tf.models.for_training import ModelForTraining
+from nvae_tf.optimization import inner_optimizer
 
 _OF_TRAINING = ("optimizer/", "metrics/", "others/", "loss_scale/")
 
@@ -30,7 +31,7 @@ def own_variables(made: ModelForTraining, with_training: bool = True) -> dict[st
       made: the model; its optimizer is built.
       with_training: whether also those that say how training goes on.
     """
-    inner = _inner_optimizer(made)
+    inner = inner_optimizer(made.model.optimizer)
     elsewhere = {id(tensor.variable) for tensor in published_tensors(made.model)}
     elsewhere |= {id(inner.slots_of(variable).momentum) for variable in made.model.trainable_variables}
     elsewhere.add(id(inner.iterations))
@@ -60,7 +61,3 @@ def check_own_state(state: Mapping[str, np.ndarray], variables: Mapping[str, Any
                 f"'nvae_tf' has {name}: {list(value.shape)} in the file, {needed} in this run's model; the file is "
                 "damaged, or of another version of this project"
             )
-
-
-def _inner_optimizer(made: ModelForTraining) -> Any:
-    return getattr(made.model.optimizer, "inner_optimizer", made.model.optimizer)

@@ -1,7 +1,7 @@
 """The optimizer's state of a published checkpoint: Adamax' moments of every parameter, as torch keeps them.
 
 `{"state": {number: {"step", "exp_avg", "exp_inf"}}, "param_groups": [{"params": [number, ...], ...}]}`; parameters are
-numbered in the order of the `state_dict`, running statistics left out.
+numbered in the order of the file's own `state_dict`; running statistics, and whatever else is not trained, don't count.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from nvae_tf.checkpoints.finite_numbers import only_finite
 from nvae_tf.checkpoints.published_names import PublishedTensor, published_tensors
 from nvae_tf.checkpoints.published_weights import published_shape
 from nvae_tf.checkpoints.stacks import Piece
 from nvae_tf.models import NVAE
-from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.optimization import NVAEAdamax, inner_optimizer
 
 MOMENTUM, NORM, STEP = "exp_avg", "exp_inf", "step"
-_LEAVE_OUT = "import the file without its optimizer's state (--without_optimizer)"
+LEAVE_OUT = "import the file without its optimizer's state (--without_optimizer)"
 
 
 class SavedMoments(NamedTuple):
@@ -25,11 +26,13 @@ class SavedMoments(NamedTuple):
 
     Attributes:
       number: the parameter's in the file.
-      tensor: the parameter.
+      name: its name in the file's `state_dict`.
+      tensor: its place in the model.
       arrays: `exp_avg` and `exp_inf` in the published layout; empty for a parameter that never had a gradient.
     """
 
-    number: Any
+    number: int
+    name: str
     tensor: PublishedTensor
     arrays: Mapping[str, np.ndarray]
 
@@ -41,80 +44,144 @@ class SavedOptimizer(NamedTuple):
     moments: list[SavedMoments]
 
     def pieces(self, optimizer: keras.optimizers.Optimizer) -> Iterator[Piece]:
-        """The arrays for the slots of an optimizer, which must be built."""
-        inner: NVAEAdamax = getattr(optimizer, "inner_optimizer", optimizer)
-        # As the optimizer's kernel has it.
-        epsilon = np.float64(np.float32(inner.epsilon))
-        for _, tensor, arrays in self.moments:
+        """The arrays for the slots of an optimizer, which must be built; converting one with NaN raises ValueError."""
+        inner: NVAEAdamax = inner_optimizer(optimizer)
+        for _, name, tensor, arrays in self.moments:
             slots, convert = inner.slots_of(tensor.variable), tensor.from_published
 
             def lowered(norm: np.ndarray, convert=convert) -> np.ndarray:
-                return convert(norm.astype(np.float64) - epsilon)
+                return convert(norm_from_published(norm, inner))
 
-            if arrays:
-                yield Piece(slots.momentum, tensor.index, arrays[MOMENTUM], convert)
-                yield Piece(slots.norm, tensor.index, arrays[NORM], lowered)
-            else:
-                untouched = np.zeros(published_shape(tensor), np.float32)
-                yield Piece(slots.momentum, tensor.index, untouched, convert)
-                yield Piece(slots.norm, tensor.index, untouched, lowered)
+            if not arrays:
+                arrays = dict.fromkeys((MOMENTUM, NORM), np.zeros(published_shape(tensor), np.float32))
+            for slot, moment, into in ((slots.momentum, MOMENTUM, convert), (slots.norm, NORM, lowered)):
+                checked = only_finite(into, f"the optimizer's {moment} of {name}", LEAVE_OUT)
+                yield Piece(slot, tensor.index, arrays[moment], checked)
+
+
+def norm_from_published(norm: np.ndarray, optimizer: NVAEAdamax) -> np.ndarray:
+    """The slot of `exp_inf`: u - epsilon, in double precision."""
+    return norm.astype(np.float64) - _epsilon(optimizer)
+
+
+def published_norm(norm: np.ndarray, optimizer: NVAEAdamax) -> np.ndarray:
+    """`exp_inf` of the slot, which has u - epsilon."""
+    return np.float32(norm.astype(np.float64) + _epsilon(optimizer))
 
 
 def trained_tensors(model: NVAE) -> list[PublishedTensor]:
-    """The tensors that published optimizers count, in their order."""
+    """The tensors that published optimizers count, in the order of `published_tensors`."""
     return [tensor for tensor in published_tensors(model) if tensor.variable.trainable]
 
 
-def saved_optimizer(model: NVAE, content: Mapping[str, Any]) -> SavedOptimizer | None:
+def saved_optimizer(
+    found: Mapping[str, PublishedTensor], optimizer: keras.optimizers.Optimizer, content: Mapping[str, Any]
+) -> SavedOptimizer | None:
     """Looks at the optimizer's state of a published file; no number of the moments is read.
 
     Args:
-      model: the model of the file's architecture.
+      found: the model's tensors by their names in the file, in the order of its `state_dict`.
+      optimizer: the optimizer that is to go on from there.
       content: what the file has under `optimizer`, its tensors as arrays.
 
     Returns:
       What was found; None where the file has no optimizer's state.
 
     Raises:
-      ValueError: it is of another form, or does not fit the parameters; the message names the first.
+      ValueError: it is of another form, of an Adamax with other settings, or does not fit the parameters; the message
+        names the first.
     """
     state = content.get("state")
     if not state:
         return None
-    tensors, numbers = trained_tensors(model), _numbers(content)
-    if not isinstance(state, Mapping) or len(numbers) != len(tensors) or state.keys() - set(numbers):
+    group = _only_group(content)
+    _check_settings(group, inner_optimizer(optimizer))
+    numbers = _numbers(group)
+    parameters = [(name, tensor) for name, tensor in found.items() if tensor.variable.trainable]
+    if not isinstance(state, Mapping) or len(numbers) != len(parameters) or state.keys() - set(numbers):
         raise ValueError(
-            f"the optimizer's state is that of {len(numbers)} parameters, and the model has {len(tensors)}; "
-            + _LEAVE_OUT
+            f"the optimizer's state is that of {len(numbers)} parameters, and the model has {len(parameters)}; "
+            + LEAVE_OUT
         )
     moments = [
-        SavedMoments(number, tensor, _moments(number, tensor, state.get(number, {})))
-        for number, tensor in zip(numbers, tensors, strict=True)
+        SavedMoments(number, name, tensor, _moments(number, name, tensor, state.get(number, {})))
+        for number, (name, tensor) in zip(numbers, parameters, strict=True)
     ]
     return SavedOptimizer(max(_step(number, saved) for number, saved in state.items()), moments)
 
 
-def _numbers(content: Mapping[str, Any]) -> list:
+def saved_step(content: Mapping[str, Any]) -> int | None:
+    """The steps that the optimizer of a published file has taken; None where the file does not tell.
+
+    Args:
+      content: what the file has under `optimizer`, its tensors as arrays.
+    """
+    state = content.get("state")
+    if not isinstance(state, Mapping) or not state:
+        return None
+    try:
+        return max(_step(number, saved) for number, saved in state.items())
+    except ValueError:
+        return None
+
+
+def _epsilon(optimizer: NVAEAdamax) -> np.float64:
+    # As the optimizer's kernel has it.
+    return np.float64(np.float32(optimizer.epsilon))
+
+
+def _only_group(content: Mapping[str, Any]) -> Mapping[str, Any]:
     groups = content.get("param_groups")
     if not isinstance(groups, list) or not all(isinstance(group, Mapping) for group in groups):
-        raise ValueError(f"the optimizer's state has no param_groups that tell its parameters' order; {_LEAVE_OUT}")
-    return [number for group in groups for number in group.get("params", ())]
+        raise ValueError(f"the optimizer's state has no param_groups that tell its parameters' order; {LEAVE_OUT}")
+    if len(groups) != 1:
+        # Which parameters are in which of several the file does not tell.
+        raise ValueError(f"the optimizer's state has {len(groups)} param_groups, and not one; {LEAVE_OUT}")
+    return groups[0]
 
 
-def _moments(number: Any, tensor: PublishedTensor, saved: Any) -> dict[str, np.ndarray]:
-    if saved == {}:
-        return {}
-    what, needed = f"the optimizer's state of parameter {number}, {tensor.names[0]},", published_shape(tensor)
-    for name in (MOMENTUM, NORM):
-        if not isinstance(saved, Mapping) or not isinstance(saved.get(name), np.ndarray):
-            raise ValueError(f"{what} has no {name}, so it is no Adamax' of the form that is known; {_LEAVE_OUT}")
-        if saved[name].shape != needed:
-            raise ValueError(f"{what} has {name} of shape {saved[name].shape}, and not {needed}; {_LEAVE_OUT}")
-    return {name: saved[name] for name in (MOMENTUM, NORM)}
+def _check_settings(group: Mapping[str, Any], optimizer: NVAEAdamax) -> None:
+    for name, needed in (("betas", (optimizer.beta_1, optimizer.beta_2)), ("eps", optimizer.epsilon)):
+        if name in group and not _is_close(group[name], needed):
+            raise ValueError(
+                f"the optimizer's state was made with {name} = {group[name]!r}, and the run would go on with {needed}; "
+                + LEAVE_OUT
+            )
 
 
-def _step(number: Any, saved: Mapping[str, Any]) -> int:
+def _is_close(found: Any, needed: float | tuple[float, float]) -> bool:
     try:
-        return int(saved[STEP])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the optimizer's state of parameter {number} does not tell its step; {_LEAVE_OUT}") from error
+        return np.shape(found) == np.shape(needed) and np.allclose(found, needed, rtol=1e-6, atol=0.0)
+    except (TypeError, ValueError):
+        return False
+
+
+def _numbers(group: Mapping[str, Any]) -> list[int]:
+    numbers = group.get("params")
+    if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
+        raise ValueError(f"the optimizer's state has params that are no list of numbers; {LEAVE_OUT}")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"the optimizer's state has params that name a parameter twice; {LEAVE_OUT}")
+    return numbers
+
+
+def _moments(number: int, name: str, tensor: PublishedTensor, saved: Any) -> dict[str, np.ndarray]:
+    if isinstance(saved, Mapping) and not saved:
+        return {}
+    what, needed = f"the optimizer's state of parameter {number}, {name},", published_shape(tensor)
+    for moment in (MOMENTUM, NORM):
+        if not isinstance(saved, Mapping) or not isinstance(saved.get(moment), np.ndarray):
+            raise ValueError(f"{what} has no {moment}, so it is no Adamax' of the form that is known; {LEAVE_OUT}")
+        if saved[moment].shape != needed:
+            raise ValueError(f"{what} has {moment} of shape {saved[moment].shape}, and not {needed}; {LEAVE_OUT}")
+    return {moment: saved[moment] for moment in (MOMENTUM, NORM)}
+
+
+def _step(number: Any, saved: Any) -> int:
+    try:
+        step = int(saved[STEP])
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"the optimizer's state of parameter {number} does not tell its step; {LEAVE_OUT}") from error
+    if step < 0:
+        raise ValueError(f"the optimizer's state of parameter {number} is of step {step}; {LEAVE_OUT}")
+    return step

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from nvae_tf.checkpoints.published_settings import (
     model_config_from_published,
@@ -76,7 +77,10 @@ def read_torch_checkpoint(path: str | pathlib.Path, report: Callable[[int], None
         raise ValueError(
             f"{path}: {found}; it was not loaded. Get the file again from where it was published"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    # Garbled bytes end torch's reader by exceptions of many kinds, struct.error and AssertionError among them.
+    except Exception as error:
         raise ValueError(
             f"{path}: not a whole torch file, probably cut short or damaged; download it again ({first_line(error)})"
         ) from error
@@ -135,36 +139,47 @@ def _check_sums(path: pathlib.Path, report: Callable[[int], None]) -> None:
 def _plain_settings(path: pathlib.Path, args: Any) -> dict[str, Any]:
     if not isinstance(args, dict | argparse.Namespace):
         raise ValueError(f"{path}: 'args' holds no settings, but a {type(args).__name__}")
-    return dict(args) if isinstance(args, dict) else dict(vars(args))
+    settings = dict(args) if isinstance(args, dict) else dict(vars(args))
+    if not all(isinstance(name, str) for name in settings):
+        raise ValueError(f"{path}: 'args' holds settings whose names are no text")
+    return settings
 
 
 def _weights(path: pathlib.Path, state: Any) -> dict[str, np.ndarray]:
     if not isinstance(state, Mapping):
         raise ValueError(f"{path}: 'state_dict' holds no weights by name, but a {type(state).__name__}")
     tensor = _torch().Tensor
-    wrong = [str(name) for name, value in state.items() if not isinstance(value, tensor)]
+    wrong = [str(name) for name, value in state.items() if not isinstance(name, str) or not isinstance(value, tensor)]
     if wrong:
-        raise ValueError(f"{path}: 'state_dict' holds something else than tensors: {', '.join(wrong[:5])}")
-    return {name: _array(value) for name, value in state.items()}
+        raise ValueError(f"{path}: 'state_dict' holds something else than tensors by name: {', '.join(wrong[:5])}")
+    return {name: _array(path, name, value) for name, value in state.items()}
 
 
 def _group(path: pathlib.Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
     group = content.get(key) or {}
     if not isinstance(group, Mapping):
         raise ValueError(f"{path}: {key!r} holds no state by name, but a {type(group).__name__}")
-    return _with_arrays(group)
+    return _with_arrays(path, key, group)
 
 
-def _with_arrays(value: Any) -> Any:
+def _with_arrays(path: pathlib.Path, place: str, value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _with_arrays(inner) for name, inner in value.items()}
-    return _array(value) if isinstance(value, _torch().Tensor) else value
+        return {name: _with_arrays(path, f"{place}.{name}", inner) for name, inner in value.items()}
+    return _array(path, place, value) if isinstance(value, _torch().Tensor) else value
 
 
-def _array(tensor: Any) -> np.ndarray:
-    """The tensor's own memory, and a copy only where NumPy has no such type."""
-    tensor = tensor.detach()
-    return (tensor.float() if tensor.dtype == _torch().bfloat16 else tensor).numpy()
+def _array(path: pathlib.Path, name: str, tensor: Any) -> np.ndarray:
+    """The tensor's own memory, never a copy."""
+    torch, tensor = _torch(), tensor.detach()
+    try:
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.int16).numpy().view(tf.bfloat16.as_numpy_dtype)
+        return tensor.numpy()
+    except (TypeError, RuntimeError) as error:
+        kind = f"{tensor.layout}, {tensor.dtype}".replace("torch.", "")
+        raise ValueError(
+            f"{path}: {name} is a tensor of a kind that no NVAE checkpoint has ({kind}); save it as a plain float32 one"
+        ) from error
 
 
 def _count(path: pathlib.Path, content: Mapping[str, Any], key: str) -> int | None:

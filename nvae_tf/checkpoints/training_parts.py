@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from nvae_tf.checkpoints.weight_names import named_weights, nested
 from nvae_tf.models import NVAE
-from nvae_tf.optimization import average_of_weights
+from nvae_tf.optimization import average_of_weights, inner_optimizer
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
@@ -23,12 +23,11 @@ def training_parts(
       optimizer: the model's optimizer, built.
       others: what else decides it.
     """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
     weights, averages = named_weights(model), average_of_weights(model)
     return dict(
         model=nested(weights),
         averages=nested({name: averages[id(weight)] for name, weight in weights.items() if id(weight) in averages}),
-        optimizer=list(inner.variables),
+        optimizer=list(inner_optimizer(optimizer).variables),
         metrics={metric.name: list(metric.variables) for metric in model.metrics},
         others=list(others),
     )
@@ -36,7 +35,7 @@ def training_parts(
 
 def loss_scale(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """The variables of an optimizer's loss scaling; none where it does not scale."""
-    of_inner = {id(variable) for variable in getattr(optimizer, "inner_optimizer", optimizer).variables}
+    of_inner = {id(variable) for variable in inner_optimizer(optimizer).variables}
     return [variable for variable in optimizer.variables if id(variable) not in of_inner]
 
 

@@ -3,6 +3,7 @@
 from nvae_tf.checkpoints.run_folder import RunFolder
 from nvae_tf.model_card.facts import gather
 from nvae_tf.model_card.front_matter import front_matter
+from nvae_tf.model_card.origin import write_origin
 from nvae_tf.model_card.sections import sections
 from nvae_tf.whole_files import whole_file
 
@@ -13,7 +14,8 @@ def write_model_card(folder: RunFolder, parameters: int | None = None) -> bool:
     """Writes the card of a run from what its folder holds, or brings it up to date.
 
     What stands below `MARKER` in the file is kept, byte by byte. A file without that line is somebody's own and is
-    left as it is; so is one that says the same already.
+    left as it is; so is one that says the same already. For a fine-tuned run, what its source says of its weights'
+    origin is noted in the folder too: the source may be gone later.
 
     Example:
       >>> write_model_card(RunFolder(pathlib.Path("runs/digits")))
@@ -27,7 +29,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None) -> bool:
 
     Raises:
       FileNotFoundError, ValueError: the folder is no run folder, or its settings or `origin.json` can't be read.
-      OSError: the file can't be written.
+      OSError: a file can't be written.
     """
     file = folder.card_file
     before = file.read_bytes() if file.exists() else None
@@ -35,6 +37,8 @@ def write_model_card(folder: RunFolder, parameters: int | None = None) -> bool:
     if kept is None:
         return False
     facts = gather(folder, parameters)
+    if facts.origin is not None and not folder.origin_file.is_file():
+        write_origin(folder, facts.origin)
     text = f"{front_matter(facts)}\n\n{sections(facts)}\n\n{MARKER}"
     # A folder's name may be no text at all.
     content = text.encode("utf-8", errors="replace") + kept

@@ -2,17 +2,17 @@
 
 import csv
 import dataclasses
-import json
 import math
 import pathlib
 from typing import NamedTuple
 
 from nvae_tf.checkpoints.best_checkpoint import folder_of_best
+from nvae_tf.checkpoints.image_counts import ImageCounts, read_image_counts
 from nvae_tf.checkpoints.kept_checkpoints import steps_of_files
 from nvae_tf.checkpoints.run_folder import RunFolder, read_run_config
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.latent_plan import LatentPlan, latent_plan
-from nvae_tf.model_card.origin import Origin, read_origin, take_over_origin
+from nvae_tf.model_card.origin import Origin, origin_of_run
 from nvae_tf.model_card.scores import Evaluation, read_evaluation
 
 _SPLITS = ("test", "train")
@@ -25,14 +25,6 @@ class TrainingScore(NamedTuple):
     step: int
     nelbo_nats: float
     bits_per_dim: float
-
-
-class ImageCounts(NamedTuple):
-    """The images of both parts of the data set, and those of one training step."""
-
-    train: int
-    test: int
-    a_step: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +66,9 @@ class RunFacts:
 def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
     """Reads the files of a run folder. Figures that can't be read are left out.
 
-    For a fine-tuned run, what its source says of its weights' origin is noted in the folder.
-
     Raises:
-      FileNotFoundError, ValueError: see `read_run_config` and `read_origin`, or the settings make no model.
-      OSError: a file can't be read, or `origin.json` not written.
+      FileNotFoundError, ValueError: see `read_run_config` and `origin_of_run`, or the settings make no model.
+      OSError: a file can't be read.
     """
     config = read_run_config(folder)
     name = folder.path.resolve().name
@@ -93,26 +83,17 @@ def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
         step=steps[-1] if steps else None,
         best_step=best[-1] if best else None,
         images=_image_counts(folder.images_file),
-        origin=_origin(folder, config.train.initialise_from),
+        origin=origin_of_run(folder, config.train.initialise_from),
         evaluations=tuple(filter(None, evaluations)),
         training_score=_training_score(folder.metrics_file),
         samples=_newest_samples(folder),
     )
 
 
-def _origin(folder: RunFolder, initialise_from: str | None) -> Origin | None:
-    origin = read_origin(folder)
-    if origin is None and initialise_from:
-        origin = take_over_origin(folder, RunFolder(pathlib.Path(initialise_from)))
-    return origin
-
-
 def _image_counts(file: pathlib.Path) -> ImageCounts | None:
     try:
-        counts = json.loads(file.read_text(encoding="utf-8"))
-        a_step = counts.get("a_step")
-        return ImageCounts(int(counts["train"]), int(counts["test"]), None if a_step is None else int(a_step))
-    except (AttributeError, *_UNREADABLE):
+        return read_image_counts(file)
+    except (OSError, ValueError):
         return None
 
 

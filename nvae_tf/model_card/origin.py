@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import typing
 
 from nvae_tf.checkpoints.run_folder import RunFolder
@@ -26,23 +27,19 @@ class Origin:
     license: str | None = None
     step: int | None = None
 
+    def text(self) -> str:
+        """What the file says."""
+        known = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return json.dumps(known, indent=2) + "\n"
 
-def write_origin(folder: RunFolder, source_file: str, sha256: str, step: int, license: str | None = None) -> Origin:
-    """Writes the file for imported weights; `write_model_card` then tells it.
 
-    Args:
-      folder: the run folder, which exists.
-      source_file: the name of the imported file, without its folders.
-      sha256: of the file's content, in hexadecimal digits.
-      step: of the checkpoint that was made of it.
-      license: that of the weights, see `Origin`; None where it is not known.
+def write_origin(folder: RunFolder, origin: Origin) -> None:
+    """Writes the file of a run folder; `write_model_card` then tells it.
 
     Raises:
       OSError: the file can't be written.
     """
-    origin = Origin(source_file, sha256, license, step)
-    _write(folder, origin)
-    return origin
+    write_whole(folder.origin_file, origin.text())
 
 
 def read_origin(folder: RunFolder) -> Origin | None:
@@ -55,32 +52,39 @@ def read_origin(folder: RunFolder) -> Origin | None:
     if not file.is_file():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        return origin_from_text(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); mend or delete it") from error
+        raise ValueError(f"{file}: {error}; mend or delete it") from error
+
+
+def origin_from_text(text: str) -> Origin:
+    """What `Origin.text` has written.
+
+    Raises:
+      ValueError: the text is of another form; the message says which is needed.
+    """
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"not JSON ({error})") from error
     kinds = typing.get_type_hints(Origin)
     if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
-        raise ValueError(
-            f"{file}: must be a JSON object with texts for source_file, sha256 and license, and a number for step; "
-            "mend or delete it"
-        )
+        raise ValueError("must be a JSON object with texts for source_file, sha256 and license, and a number for step")
     return Origin(*map(found.get, kinds))
 
 
-def take_over_origin(folder: RunFolder, source: RunFolder) -> Origin | None:
-    """Notes for a fine-tuned run what the source of its weights says of theirs: the source may be gone later.
+def origin_of_run(folder: RunFolder, initialise_from: str | None) -> Origin | None:
+    """What is known of a run's weights: by its own file, or, for a fine-tuned run, by that of its weights' source.
+
+    Args:
+      folder: the run's.
+      initialise_from: `train.initialise_from` of its settings.
 
     Raises:
-      OSError, ValueError: see `write_origin` and `read_origin`.
+      ValueError: see `read_origin`.
     """
-    origin = read_origin(source)
-    if origin is None:
-        return None
-    origin = dataclasses.replace(origin, step=None)
-    _write(folder, origin)
+    origin = read_origin(folder)
+    if origin is None and initialise_from:
+        source = read_origin(RunFolder(pathlib.Path(initialise_from)))
+        origin = source and dataclasses.replace(source, step=None)
     return origin
-
-
-def _write(folder: RunFolder, origin: Origin) -> None:
-    known = {name: value for name, value in dataclasses.asdict(origin).items() if value is not None}
-    write_whole(folder.origin_file, json.dumps(known, indent=2) + "\n")

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import keras
 
+from nvae_tf.optimization.loss_scaling import inner_optimizer
+
 
 def average_of_weights(model: keras.Model) -> dict[int, keras.Variable]:
     """The running mean of every trained weight by its `id`; empty where the optimizer keeps none."""
@@ -40,8 +42,7 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
 def _pairs(model: keras.Model) -> list[tuple[keras.Variable, keras.Variable]]:
     """Every weight that the optimizer trains, with its running mean."""
     # A model that was never compiled has no such attribute.
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = inner_optimizer(getattr(model, "optimizer", None))
     if not getattr(optimizer, "use_ema", False) or not optimizer.built:
         return []
     return list(zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True))

@@ -163,7 +163,14 @@ def test_torch_files_that_are_no_checkpoint(torch, content, saved):
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "changes",
-    [dict(args=None), dict(args=5), dict(state_dict=None), dict(state_dict=[1]), dict(state_dict={1: None})],
+    [
+        dict(args=None),
+        dict(args=5),
+        dict(state_dict=None),
+        dict(state_dict=[1]),
+        dict(state_dict={1: None}),
+        dict(args={1: 2}),
+    ],
     ids=str,
 )
 def test_checkpoints_of_another_form(changes, content, saved):
@@ -173,8 +180,40 @@ def test_checkpoints_of_another_form(changes, content, saved):
 
 @pytest.mark.torch
 def test_weights_that_are_no_tensors(content, saved):
-    with pytest.raises(ValueError, match=r"saved\.pt: 'state_dict' holds something else than tensors: stem\.weight"):
+    with pytest.raises(
+        ValueError, match=r"saved\.pt: 'state_dict' holds something else than tensors by name: stem\.weight"
+    ):
         read_torch_checkpoint(saved({**content, "state_dict": {"stem.weight": "text"}}))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (lambda torch: torch.eye(3).to_sparse(), "sparse_coo, float32"),
+        (lambda torch: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "strided, qint8"),
+    ],
+    ids=["sparse", "quantised"],
+)
+def test_tensors_of_other_kinds_are_named(kind, told, torch, content, saved):
+    content["state_dict"]["stem.weight"] = kind(torch)
+    with pytest.raises(ValueError, match=rf"saved\.pt: stem\.weight is a tensor of a kind .*\({told}\)"):
+        read_torch_checkpoint(saved(content))
+    content["state_dict"].pop("stem.weight")
+    content["optimizer"] = {"state": {0: {"exp_avg": kind(torch)}}}
+    with pytest.raises(ValueError, match=rf"saved\.pt: optimizer\.state\.0\.exp_avg is .*\({told}\)"):
+        read_torch_checkpoint(saved(content))
+
+
+@pytest.mark.torch
+def test_half_precision_is_read_where_it_lies(torch, content, saved):
+    weight = content["state_dict"]["enc0.1.weight"].bfloat16()
+    content["state_dict"]["enc0.1.weight"] = weight
+    checkpoint = read_torch_checkpoint(saved(content))
+    array = checkpoint.state["enc0.1.weight"]
+    np.testing.assert_array_equal(array.astype(np.float32), weight.float().numpy())
+    # Not a copy of NumPy's: the import lets go of its pages.
+    assert checkpoint.is_mapped and not array.base.flags.owndata
 
 
 @pytest.mark.torch
@@ -197,6 +236,26 @@ def test_weights_that_do_not_fit_their_settings_are_named_with_the_file(content,
 def test_the_format_of_older_torch_versions(content, saved):
     path = saved(content, _use_new_zipfile_serialization=False)
     assert read_torch_checkpoint(path).state.keys() == content["state_dict"].keys()
+
+
+@pytest.mark.torch
+def test_garbled_files_of_older_torch_versions(torch, saved):
+    """Whatever exception the reader ends with, struct.error, IndexError, TypeError or AssertionError."""
+    content = {"args": argparse.Namespace(a=1), "state_dict": {"a": torch.ones(2, 3)}}
+    path = saved(content, _use_new_zipfile_serialization=False)
+    data, told = path.read_bytes(), 0
+    generator = np.random.default_rng(0)
+    garbled = [data[:length] for length in range(0, len(data), 5)]
+    for place in generator.choice(len(data), 150, replace=False):
+        garbled.append(data[:place] + bytes([generator.integers(256)]) + data[place + 1 :])
+    for other in garbled:
+        path.write_bytes(other)
+        try:
+            read_torch_checkpoint(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            told += 1
+    assert told > 100
 
 
 @pytest.mark.torch

@@ -12,7 +12,7 @@ from PIL import Image
 
 from export import client as command
 from export.clients import client_files
-from export.clients.progress_bar import ProgressBar
+from export.progress_bar import ProgressBar
 from tests.export.model_servers import CLIENTS, free_port
 
 pytest_plugins = ("tests.export.serving_fixtures",)

@@ -45,7 +45,8 @@ def flat(latents):
 @pytest.fixture(scope="module")
 def model():
     """Has stacks of several layers, whose weights the converter may not confuse."""
-    return model_of(dataclasses.replace(CONFIG, num_groups_per_scale=2, num_cells_per_group_decoder=2))
+    # With the seed 1 hidden layers of gates are 0 for nearly all inputs, which int8 takes badly.
+    return model_of(dataclasses.replace(CONFIG, num_groups_per_scale=2, num_cells_per_group_decoder=2), seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +141,8 @@ def test_every_mode_has_builtins_alone_smaller_weights_and_similar_pictures(mode
     tensors = Interpreter(model_content=content).get_tensor_details()
     assert mode == "int8" and sum(tensor["dtype"] == np.int8 for tensor in tensors) > len(tensors) / 2
     assert max(sizes[mode] for mode in MODES if mode != "none") < 0.9 * sizes["none"]
-    # Through so many layers of random weights int8 reaches 24 and 30 dB, folded or not: for its quality see below.
-    assert psnr["none"] > 120 > min(psnr["float16"], psnr["dynamic"]) > psnr["int8"] > 20
+    # Through so many layers of random weights int8 reaches 33 and 34 dB: for its quality see below.
+    assert psnr["none"] > 120 > min(psnr["float16"], psnr["dynamic"]) > psnr["int8"] > 30
 
 
 @pytest.mark.parametrize("name", ["decode", pytest.param("reconstruct", marks=pytest.mark.slow)])

@@ -12,6 +12,8 @@ import pytest
 import tensorflow as tf
 
 from export import export_torch_checkpoint, import_torch_checkpoint
+from export.torch_checkpoints.new_run_folder import new_run_folder
+from nvae_tf.checkpoints.training_state import CheckpointNotWritten
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIXTURE = ROOT / "tests" / "fixtures" / "normal_decoder_tiny.pt"
@@ -30,7 +32,7 @@ def refused(capsys, command, *arguments):
 def run(*arguments):
     """Runs `python -m ARGUMENTS` in the project's folder, which must end well, and returns what it printed."""
     command = [sys.executable, "-m", *map(str, arguments)]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr
     return process.stdout
 
@@ -41,6 +43,7 @@ def test_there_and_back(tmp_path, capsys):
     import_torch_checkpoint.main([f"--checkpoint={FIXTURE}", f"--output={runs}", f"--report={tmp_path}/map.csv"])
     printed = capsys.readouterr().out
     assert "cifar10, step 7, without the optimizer's state" in printed
+    assert "does not follow from 7 steps in 3 epochs" in printed
     assert f"python -m train.evaluate --workdir='{runs}'\n" in printed and (tmp_path / "map.csv").is_file()
     export_torch_checkpoint.main([f"--workdir={runs}", f"--output={tmp_path / 'back.pt'}"])
     assert f"Exported step 7 to {tmp_path / 'back.pt'}, as a checkpoint of cifar10.\n" == capsys.readouterr().out
@@ -84,6 +87,47 @@ def test_mistakes_are_told_before_anything_is_started(tmp_path, capsys, monkeypa
     assert "`make torch`" in refused(capsys, ours, f"--checkpoint={file}", new)
     assert "`make torch`" in refused(capsys, theirs, f"--workdir={full}", f"--output={tmp_path / 'y.pt'}")
     assert not (tmp_path / "new").exists()
+
+
+def test_places_that_can_not_be_written_are_told_before_anything_is_started(tmp_path, capsys, monkeypatch):
+    ours = import_torch_checkpoint
+    monkeypatch.setattr(ours, "start_tensorflow_quietly", lambda: pytest.fail("TensorFlow is started"))
+    monkeypatch.setattr(ours, "check_torch", lambda: pytest.fail("the places are not looked at first"))
+    file, empty = tmp_path / "x.pt", tmp_path / "empty"
+    file.touch()
+    empty.mkdir()
+    checkpoint, output = f"--checkpoint={file}", f"--output={empty}"
+    for report in (empty, empty / "map.csv"):
+        told = "is there already" if report == empty else f"in the way of --output={empty}"
+        assert told in refused(capsys, ours, checkpoint, output, f"--report={report}")
+    new = tmp_path / "new"
+    for folder in (new, new / "run"):
+        assert "in the way of" in refused(capsys, ours, checkpoint, f"--output={folder}", f"--report={new}")
+    with monkeypatch.context() as patched:
+        patched.chdir(empty)
+        assert "--output=.: the folder that the command runs in" in refused(capsys, ours, f"{checkpoint}", "--output=.")
+    with monkeypatch.context() as patched:
+        patched.setattr(pathlib.Path, "is_mount", lambda path: path == empty)
+        assert "a mount point, which can't be replaced" in refused(capsys, ours, checkpoint, output)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.access", lambda path, mode: False)
+        assert f"{tmp_path} can't be written to" in refused(capsys, ours, checkpoint, output)
+
+
+def test_a_link_to_an_empty_folder_leads_to_the_run(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with new_run_folder(tmp_path / "link") as folder:
+        (folder / "config.json").touch()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("error", [CheckpointNotWritten("{}/checkpoints: no room left"), OSError(28, "no room left")])
+def test_a_full_disk_is_told_by_the_name_that_was_given(error, tmp_path):
+    with pytest.raises(OSError, match=r"--output=\S+/run: could not be written.*no room left\)\. Make room") as caught:
+        with new_run_folder(tmp_path / "run") as folder:
+            raise error if error.errno else CheckpointNotWritten(str(error).format(folder))
+    assert "partial" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.torch

@@ -16,6 +16,7 @@ import nvae_tf
 from export.torch_checkpoints import import_run as importing
 from export.torch_checkpoints.export_file import ExportChoices, export_file
 from export.torch_checkpoints.import_run import ImportChoices, import_run
+from export.torch_checkpoints.less_memory import forget_pages
 from nvae_tf.checkpoints import RunFolder, load_run, read_torch_checkpoint
 from nvae_tf.checkpoints.run_folder import read_run_config
 from nvae_tf.checkpoints.training_state import TrainingState
@@ -208,6 +209,30 @@ def test_the_first_step_finds_the_spectral_norms(trained_run):
     assert float(model.spectral_regularizer.warmed_up.numpy()) == 0.0
 
 
+def test_parameters_are_counted_in_the_order_of_the_file(trained_file, trained_run, tmp_path):
+    content = read(trained_file)
+    names = parameters(content)
+    turned = dict(reversed(content["state_dict"].items()))
+    moments = content["optimizer"]["state"]
+    last = len(names) - 1
+    content |= {"state_dict": turned}
+    content["optimizer"]["state"] = {last - number: saved for number, saved in moments.items()}
+    assert parameters(content) == names[::-1]
+    import_run(ImportChoices(saved(content, tmp_path / "turned.pt"), tmp_path / "run"))
+    assert numbers(tmp_path / "run") == numbers(trained_run)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_steps_that_only_the_optimizer_tells(taken, trained_file, tmp_path):
+    content = read(trained_file)
+    del content["global_step"]
+    choices = ImportChoices(saved(content, tmp_path / "x.pt"), tmp_path / "run", with_optimizer=taken)
+    imported = import_run(choices)
+    assert imported.step == STEP and imported.has_optimizer == taken
+    assert "7 steps in 3 epochs" in imported.assumed
+    assert int(restored(tmp_path / "run").optimizer.iterations.numpy()) == STEP
+
+
 @pytest.mark.slow
 def test_without_the_optimizers_state(trained_file, tmp_path):
     imported = import_run(ImportChoices(trained_file, tmp_path / "run", with_optimizer=False))
@@ -348,6 +373,17 @@ def one_too_few(content):
     content["optimizer"]["param_groups"][0]["params"].pop()
 
 
+def with_group(**settings):
+    """Damage to the settings of the optimizer's only group."""
+    return lambda content: content["optimizer"]["param_groups"][0].update(settings)
+
+
+def two_groups(content):
+    (group,) = content["optimizer"]["param_groups"]
+    first, second = group["params"][:9], group["params"][9:]
+    content["optimizer"]["param_groups"] = [{**group, "params": first}, {**group, "params": second}]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -355,17 +391,38 @@ def one_too_few(content):
         (misshapen, r"parameter 0, prior_ftr0, has exp_avg of shape \(1, .*--without_optimizer"),
         (one_too_few, r"is that of 225 parameters, and the model has 226.*--without_optimizer"),
         (lambda content: content["optimizer"].pop("param_groups"), "param_groups"),
+        (two_groups, "has 2 param_groups, and not one; .*--without_optimizer"),
+        (with_group(betas=(0.9, 0.99)), r"was made with betas = \(0\.9, 0\.99\), .* \(0\.9, 0\.999\); .*--without_opt"),
+        (with_group(eps=1e-8), r"was made with eps = 1e-08, and .* 0\.001; .*--without_optimizer"),
+        (with_group(betas=None), "was made with betas = None"),
+        (with_group(params=None), "params that are no list of numbers; .*--without_optimizer"),
+        (with_group(params=[[number] for number in range(226)]), "params that are no list of numbers"),
+        (with_group(params=[0] * 226), "params that name a parameter twice"),
         (lambda content: content["optimizer"]["state"][3].pop("step"), "parameter 3 does not tell its step"),
+        (
+            lambda content: content["optimizer"]["state"][3].update(step=float("inf")),
+            "parameter 3 does not tell its step",
+        ),
+        (
+            lambda content: content["optimizer"]["state"][0]["exp_inf"].view(-1)[1:2].fill_(float("nan")),
+            "the optimizer's exp_inf of prior_ftr0 holds NaN or infinity; .*--without_optimizer",
+        ),
+        (
+            lambda content: content["state_dict"]["enc0.1.weight"].view(-1)[1:2].fill_(float("inf")),
+            r"bad\.pt: enc0\.1\.weight holds NaN or infinity; .* before its training diverged",
+        ),
         (lambda content: content.update(optimizer=[1]), "'optimizer' holds no state by name"),
         (lambda content: content.update(global_step="7"), "'global_step' = '7' is no number"),
         (lambda content: content.update(nvae_tf={"config": "{"}), "'nvae_tf' has no settings that can be read"),
+        (lambda content: content.update(nvae_tf={"config": "[]"}), "'nvae_tf' has no settings that can be read"),
+        (lambda content: content.update(nvae_tf={"config": '{"data": []}'}), "'nvae_tf' has no settings .*data is a"),
     ],
 )
 def test_a_state_of_another_form_is_told(damage, message, trained_file, tmp_path):
     content = read(trained_file)
     damage(content)
     with pytest.raises(ValueError, match=message):
-        import_run(ImportChoices(saved(content, tmp_path / "bad.pt"), tmp_path / "run"))
+        import_run(ImportChoices(saved(content, tmp_path / "bad.pt"), tmp_path / "run", data_path="images"))
     assert {entry.name for entry in tmp_path.iterdir()} == {"bad.pt"}
 
 
@@ -394,6 +451,17 @@ def test_an_old_file_without_some_settings_and_without_steps(tmp_path):
     assert (imported.step, imported.defaults) == (0, ("optimizer.warmup_epochs",))
     expected = nvae_tf.from_torch_checkpoint(FIXTURES / "normal_decoder_tiny.pt")
     np.testing.assert_array_equal(nvae_tf.load(tmp_path / "run").generate(2, seed=1), expected.generate(2, seed=1))
+
+
+def test_only_pages_of_files_are_let_go(tmp_path):
+    own = np.ones([1 << 16])
+    forget_pages(own)
+    forget_pages(own.reshape(256, 256)[:128])
+    np.testing.assert_array_equal(own, 1.0)
+    own.tofile(tmp_path / "x.bin")
+    mapped = np.memmap(tmp_path / "x.bin", mode="c")
+    forget_pages(mapped)
+    assert mapped.tobytes() == own.tobytes()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])

@@ -19,11 +19,15 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.checkpoints.published_names import published_tensors
+from export.torch_checkpoints.own_state import checkpoint_names
+from nvae_tf.checkpoints.published_names import PublishedTensor, published_tensors
 from nvae_tf.checkpoints.published_weights import published_shape
 from nvae_tf.checkpoints.settings_to_publish import cell_tables, published_settings
 from nvae_tf.checkpoints.training_parts import VALUE
+from nvae_tf.checkpoints.weight_names import named_weights
 from nvae_tf.config import experiment_config
+from nvae_tf.models.for_training import model_for_training
+from nvae_tf.optimization import inner_optimizer
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -51,11 +55,19 @@ print(peak() - before)
 """
 
 
+class Stored(NamedTuple):
+    """A tensor of a file, and where it belongs."""
+
+    value: np.ndarray
+    place: PublishedTensor
+
+
 class Published(NamedTuple):
-    """A file, and some of its tensors."""
+    """A file, some of its tensors by their names in the report, and the checkpoint's names of the report's targets."""
 
     path: pathlib.Path
-    some: dict[str, np.ndarray]
+    some: dict[str, Stored]
+    keys: dict[str, str]
     parameters: int
 
 
@@ -65,10 +77,11 @@ def published_file(name, path, with_moments=False):
 
     config = experiment_config(importlib.import_module(f"configs.{name}").get_config())
     with tf.Graph().as_default():
-        model = nvae_tf.NVAE(config.model)
+        made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
+        made.model.optimizer.build(made.model.trainable_variables)
     drawn = 0.05 * torch.randn(30_000_000, generator=torch.Generator().manual_seed(0))
-    state, optimizer, parameters = {}, {}, 0
-    for number, tensor in enumerate(published_tensors(model)):
+    state, optimizer, weights, momenta, parameters = {}, {}, {}, {}, 0
+    for number, tensor in enumerate(published_tensors(made.model)):
         shape = published_shape(tensor)
         size = int(np.prod(shape))
 
@@ -78,12 +91,14 @@ def published_file(name, path, with_moments=False):
 
         value = cut(7 * number)
         state[tensor.names[0]] = value.abs() + 0.5 if tensor.names[0].endswith("running_var") else value
+        weights[tensor.names[0]] = Stored(state[tensor.names[0]], tensor)
         if tensor.companion is not None:
             state[tensor.companion] = value if tensor.companion.endswith("weight_normalized") else torch.tensor(9)
         if tensor.variable.trainable:
             parameters += size
             if with_moments:
                 moments = {"exp_avg": cut(11 * number), "exp_inf": cut(13 * number).abs() + 1e-3}
+                momenta[f"optimizer.{len(optimizer)}.exp_avg"] = Stored(moments["exp_avg"], tensor)
                 optimizer[len(optimizer)] = {"step": 78_000, **moments}
     group = {"lr": 1e-2, "params": list(range(len(optimizer)))}
     content = {
@@ -97,9 +112,25 @@ def published_file(name, path, with_moments=False):
         "grad_scalar": {},
     }
     torch.save(content, path)
-    names = list(state)
-    some = {key: state[key].numpy().copy() for key in [*names[:: len(names) // 40], names[-1]]}
-    return Published(path, some, parameters)
+    return Published(path, some_of(weights) | some_of(momenta), checkpoint_keys(made), parameters)
+
+
+def some_of(tensors):
+    """About forty and the last, as arrays of their own."""
+    names = list(tensors)
+    names = {*names[:: max(len(names) // 40, 1)], *names[-1:]}
+    return {name: tensors[name]._replace(value=tensors[name].value.numpy().copy()) for name in names}
+
+
+def checkpoint_keys(made):
+    """The checkpoint's names of weights and momenta by the words that the report has for them."""
+    inner, numbered = inner_optimizer(made.model.optimizer), {}
+    for name, variable in checkpoint_names(made):
+        numbered.setdefault(id(variable), name + VALUE)
+    weights = named_weights(made.model)
+    momenta = {name: inner.slots_of(weight).momentum for name, weight in weights.items() if weight.trainable}
+    keys = {name: f"model/{name}{VALUE}" for name in weights}
+    return keys | {f"momentum of {name}": numbered[id(momentum)] for name, momentum in momenta.items()}
 
 
 class Cost(NamedTuple):
@@ -122,16 +153,15 @@ def imported(file, folder):
 
 
 def check_places(file, folder):
-    """That the numbers of some tensors are where the report says."""
+    """That the numbers of some tensors, and their momenta, are where the report says, each number at its own place."""
     reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(folder / "run" / "checkpoints"))
     with (folder / "map.csv").open(newline="") as report:
         rows = {row["source"]: row for row in csv.DictReader(report)}
-    for name, value in file.some.items():
+    for name, (value, place) in file.some.items():
         row = rows[name]
-        if not row["note"]:
-            found = reader.get_tensor(f"model/{row['target']}{VALUE}")
-            found = found[int(row["index"])] if row["index"] else found
-            np.testing.assert_array_equal(np.sort(found, axis=None), np.sort(value, axis=None), err_msg=name)
+        found = reader.get_tensor(file.keys[row["target"]])
+        found = found[int(row["index"])] if row["index"] else found
+        np.testing.assert_array_equal(place.to_published(found), value, err_msg=name)
 
 
 def remove(folder):

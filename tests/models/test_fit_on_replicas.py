@@ -43,7 +43,7 @@ print(json.dumps(history))
 
 def fitted(replicas, file):
     command = [sys.executable, "-c", FIT, str(replicas), str(file)]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1]), np.load(file)
 

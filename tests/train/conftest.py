@@ -42,7 +42,7 @@ def tiny_training(workdir, **changes):
 def run_command(arguments):
     """Runs `python ARGUMENTS` in the project's folder and returns the finished process."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=quiet(), timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=quiet(), timeout=600)
 
 
 def run_until_training(arguments, then_send):
@@ -57,7 +57,7 @@ def run_until_training(arguments, then_send):
         if line.startswith(TRAINING) and not sent:
             process.send_signal(then_send)
             sent = True
-    return process.wait(timeout=300), output
+    return process.wait(timeout=600), output
 
 
 def quiet():

@@ -123,7 +123,7 @@ def test_two_workers_share_the_work(run, whole):
         )
         for tf_config in tf_configs(2)
     ]
-    printed = [worker.communicate(timeout=300)[0] for worker in workers]
+    printed = [worker.communicate(timeout=600)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], printed
     assert "NELBO" in printed[0] and "worker 1: done" in printed[1]
     found, expected = figures_of(run), figures_of(whole[0])

@@ -141,7 +141,7 @@ def test_half_precision_on_two_replicas(commands, tmp_path):
 def test_two_processes_do_what_one_device_does(commands, on_one_device, tmp_path):
     workdir = tmp_path / "processes"
     launcher = launched(commands.tiny_training(workdir, **SETTINGS | {"train__batch_size": 8}))
-    output, _ = launcher.communicate(timeout=300)
+    output, _ = launcher.communicate(timeout=600)
     assert launcher.returncode == 0, output
     assert_close_runs(on_one_device, workdir, 5)
     assert "has all its 5 steps" in (tmp_path / "processes-logs" / "worker-1.log").read_text()
@@ -205,7 +205,7 @@ def test_two_workers_killed_three_times_end_as_if_nothing_had_happened(commands,
         "train__deterministic": True,
     }
     whole = launched(commands.tiny_training(tmp_path / "whole", **settings))
-    output, _ = whole.communicate(timeout=300)
+    output, _ = whole.communicate(timeout=600)
     assert whole.returncode == 0, output
     command = commands.tiny_training(tmp_path / "killed", **settings)
     moments = np.random.default_rng()
@@ -221,7 +221,7 @@ def test_two_workers_killed_three_times_end_as_if_nothing_had_happened(commands,
         launcher.communicate(timeout=120)
         assert launcher.returncode in (0, 137), f"after {delay} s"
     launcher = launched(command)
-    output, _ = launcher.communicate(timeout=300)
+    output, _ = launcher.communicate(timeout=600)
     assert launcher.returncode == 0, output
     expected, found = tensors(tmp_path / "whole", 60), tensors(tmp_path / "killed", 60)
     assert set(found) == set(expected)

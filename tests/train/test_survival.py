@@ -92,7 +92,7 @@ class StartedCommand:
         assert self.wait() == -signal.SIGKILL, self.output
 
     def wait(self):
-        return self._process.wait(timeout=300)
+        return self._process.wait(timeout=600)
 
 
 @pytest.fixture(scope="module")
