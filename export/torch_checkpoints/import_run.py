@@ -22,10 +22,10 @@ from export.torch_checkpoints.mapping_report import (
 from export.torch_checkpoints.new_run_folder import CONFIG_NAME, CONFIG_TEXT, new_run_folder
 from export.torch_checkpoints.own_state import check_own_state, is_of_training, own_variables
 from nvae_tf.checkpoints import RunFolder, model_config_from_published, read_torch_checkpoint
-from nvae_tf.checkpoints.finite_numbers import check_finite, only_finite
+from nvae_tf.checkpoints.finite_numbers import check_finite
 from nvae_tf.checkpoints.image_counts import ImageCounts, image_counts_from_text
 from nvae_tf.checkpoints.published_optimizer import LEAVE_OUT, SavedOptimizer, saved_optimizer, saved_step
-from nvae_tf.checkpoints.published_weights import match
+from nvae_tf.checkpoints.published_weights import BROKEN_WEIGHTS, match
 from nvae_tf.checkpoints.settings_to_publish import differing_settings
 from nvae_tf.checkpoints.stacks import Piece, assign_pieces, pass_over, size_of
 from nvae_tf.checkpoints.torch_files import TorchCheckpoint
@@ -38,7 +38,6 @@ from nvae_tf.optimization.averaging import average_of_weights
 from nvae_tf.whole_files import write_whole
 
 _MEGABYTE = 1 << 20
-_BROKEN_WEIGHTS = "no run can go on from it. Take a file from before its training diverged"
 # Of what this project has added to a file; figures and what watches over the loss may hold NaN for a while.
 _FINITE = ("model/", "averages/", "optimizer/")
 
@@ -184,11 +183,7 @@ def _fill(
         if choices.report is not None:
             write_report(choices.report, rows)
     # Weights first: what is needed to fill them is gone when the slots are made.
-    weights = [
-        piece._replace(convert=only_finite(piece.convert, name, _BROKEN_WEIGHTS))
-        for name, piece in zip(matched.found, matched.pieces(state), strict=True)
-    ]
-    _assign_with_bar(weights, checkpoint.is_mapped, "MB of weights")
+    _assign_with_bar(matched.pieces(state), checkpoint.is_mapped, "MB of weights")
     model.data_initialised.assign(1.0)
     give_back_freed()
     model.optimizer.build(model.trainable_variables)
@@ -228,7 +223,7 @@ def _take_own_state(made: ModelForTraining, values: Mapping[str, np.ndarray]) ->
     check_own_state(values, variables)
     for name, value in values.items():
         if name.startswith(_FINITE):
-            check_finite(value, f"'nvae_tf' {name}", LEAVE_OUT if is_of_training(name) else _BROKEN_WEIGHTS)
+            check_finite(value, f"'nvae_tf' {name}", LEAVE_OUT if is_of_training(name) else BROKEN_WEIGHTS)
         variables[name].assign(value)
     return {id(variables[name]) for name in values}
 

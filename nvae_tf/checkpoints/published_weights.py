@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nvae_tf.checkpoints.finite_numbers import only_finite
 from nvae_tf.checkpoints.published_names import COPY, COUNTER, PublishedTensor, published_tensors
 from nvae_tf.checkpoints.stacks import Piece, assign_pieces, pass_over
 from nvae_tf.models import NVAE
@@ -12,6 +13,7 @@ from nvae_tf.models import NVAE
 # Copies of other tensors and counters, which carry nothing.
 _IGNORED_ENDINGS = (f".{COPY}", f".{COUNTER}")
 _NAMED = 5
+BROKEN_WEIGHTS = "nothing can go on from it. Take a file from before its training diverged"
 
 
 class Match(NamedTuple):
@@ -32,9 +34,14 @@ class Match(NamedTuple):
     unknown: list[str]
 
     def pieces(self, state: Mapping[str, np.ndarray]) -> list[Piece]:
-        """The arrays of a state and the places that they fill."""
+        """The arrays of a state and the places that they fill; one that is not finite ends it by ValueError."""
         return [
-            Piece(tensor.variable, tensor.index, np.asarray(state[name]), tensor.from_published)
+            Piece(
+                tensor.variable,
+                tensor.index,
+                np.asarray(state[name]),
+                only_finite(tensor.from_published, name, BROKEN_WEIGHTS),
+            )
             for name, tensor in self.found.items()
         ]
 
@@ -75,7 +82,7 @@ def load_published_weights(
 ) -> None:
     """Fills the model from a published `state_dict` of arrays in the published layout, one variable after the other.
 
-    Nothing is assigned unless every tensor fits.
+    Nothing is assigned unless every tensor fits; where one then turns out to hold NaN, the model is of no use.
 
     Args:
       model: the model.
@@ -83,7 +90,7 @@ def load_published_weights(
       report: is given the bytes that are assigned so far.
 
     Raises:
-      ValueError: tensors are missing, left over or of another shape; the message names them.
+      ValueError: tensors are missing, left over, of another shape or not finite; the message names them.
     """
     matched = match(model, state)
     matched.check(state)
