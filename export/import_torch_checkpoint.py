@@ -2,6 +2,7 @@
 
     python -m export.import_torch_checkpoint --checkpoint=cifar10.pt --output=runs/cifar10
     python -m export.import_torch_checkpoint --checkpoint=ffhq.pt --output=runs/ffhq256 --data_path=images/ffhq
+    python -m export.import_torch_checkpoint --checkpoint=mnist.pt --output=runs/mnist --data_source=idx --data_path=idx
 
 The run folder is one that every other command accepts: train.evaluate, train.generate, all exports, and train.main,
 which goes on with the training; a new run starts from its weights with train.initialise_from. It has
@@ -24,6 +25,7 @@ step 0, start a new run from them (--config.train.initialise_from=OUTPUT).
 
 --report=FILE writes a table (CSV) of every tensor: its name, shape and type in the file, the variable and the place in
 it that it fills, or why it is left out; also where a tensor is missing, unknown or misshapen, and nothing is imported.
+There may be no FILE yet: after an import that failed or was killed, remove it or name another.
 
 Files are read with torch's safe reader: no object of the file's choice is ever built. Needs PyTorch (`make torch`).
 docs/published_weights.md tells more. Exit code: 0 done, 2 a mistake in the command or a file that does not fit; then
@@ -42,6 +44,7 @@ from export.torch_checkpoints.early_checks import check_apart, check_file, check
 from export.torch_checkpoints.new_run_folder import check_output_is_free
 from nvae_tf.command_errors import exit_on_user_error
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.setting_checks import check_choice
 
 if TYPE_CHECKING:
     from export.torch_checkpoints.import_run import Imported
@@ -60,7 +63,10 @@ def main(arguments: Sequence[str]) -> None:
         check_torch()
         start_tensorflow_quietly()
         from export.torch_checkpoints.import_run import ImportChoices, import_run
+        from nvae_tf.data.sources import SOURCES
 
+        if flags.data_source is not None:
+            check_choice("--data_source", flags.data_source, SOURCES)
         print(f"Importing {flags.checkpoint} ...", flush=True)
         imported = import_run(
             ImportChoices(
@@ -68,6 +74,7 @@ def main(arguments: Sequence[str]) -> None:
                 flags.output,
                 not flags.without_optimizer,
                 flags.data_path,
+                flags.data_source,
                 flags.license,
                 flags.report,
             )
@@ -103,6 +110,12 @@ def _summary(imported: "Imported", output: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
+def _license(text: str) -> str:
+    if not text.strip() or len(text.splitlines()) > 1:
+        raise argparse.ArgumentTypeError("must be one line, such as cc-by-nc-sa-4.0, or be left out")
+    return text.strip()
+
+
 def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser = OneLineParser(prog="export.import_torch_checkpoint", description=__doc__)
     add = parser.add_argument
@@ -110,8 +123,9 @@ def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     add("--output", type=pathlib.Path, required=True, metavar="DIR", help="the run folder; new or empty")
     add("--without_optimizer", action="store_true", help="leave the optimizer's moments and step out")
     add("--data_path", metavar="PATH", help="where the images lie, for the run's settings (data.path)")
-    add("--license", help="license of the weights, for the model card (default: that of the file's run, else none)")
-    add("--report", type=pathlib.Path, metavar="FILE", help="table of every tensor's source and target, .csv")
+    add("--data_source", metavar="KIND", help="what lies there, if not the set's usual source: idx, folder ...")
+    add("--license", type=_license, help="that of the weights, for the model card (default: the file's own, or none)")
+    add("--report", type=pathlib.Path, metavar="FILE", help="table of every tensor's source and target, .csv; new")
     check_flag_names(arguments, flag_names(parser))
     return parser.parse_args(arguments)
 

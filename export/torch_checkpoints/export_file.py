@@ -100,7 +100,9 @@ def export_file(choices: ExportChoices) -> Exported:
 
     config, prefix = find_run(choices.workdir, choices.checkpoint)
     if choices.running_means and not config.optimizer.ema_momentum:
-        raise ValueError(f"{choices.workdir}: keeps no running means (optimizer.ema_momentum = 0); leave them out")
+        raise ValueError(
+            f"{choices.workdir}: keeps no running means (optimizer.ema_momentum = 0); leave --running_means out"
+        )
     try:
         args = published_settings(config)
     except ValueError as error:

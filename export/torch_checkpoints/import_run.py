@@ -49,7 +49,8 @@ class ImportChoices(NamedTuple):
       file: the published file.
       output: the run folder that is made.
       with_optimizer: whether the optimizer's state is taken over, if the file has it.
-      data_path: where the images lie; None leaves it to the settings.
+      data_path: where the images lie (`data.path`); None leaves it to the settings.
+      data_source: what kind of source that is (`data.source`); None leaves it to the settings.
       license: that of the weights, for the model card; None leaves it to the file, where this project wrote it.
       report: where to write the table of all tensors; None for none.
     """
@@ -58,6 +59,7 @@ class ImportChoices(NamedTuple):
     output: pathlib.Path
     with_optimizer: bool = True
     data_path: str | None = None
+    data_source: str | None = None
     license: str | None = None
     report: pathlib.Path | None = None
 
@@ -105,7 +107,8 @@ def import_run(choices: ImportChoices) -> Imported:
     with ProgressBar(total, "MB checked") as bar:
         checkpoint = read_torch_checkpoint(choices.file, lambda done: bar.show(min(done // _MEGABYTE, total)))
     try:
-        settings = _settings(checkpoint, choices.data_path)
+        settings = _settings(checkpoint)
+        settings = settings._replace(config=_with_images_at(settings.config, choices))
         total_steps = settings.config.objective.total_steps
         # Which steps have which learning rate is asked when training goes on, with the images at hand.
         made = model_for_training(settings.config, steps_per_epoch=1, total_steps=total_steps)
@@ -123,12 +126,12 @@ def import_run(choices: ImportChoices) -> Imported:
     )
 
 
-def _settings(checkpoint: TorchCheckpoint, data_path: str | None) -> _Settings:
+def _settings(checkpoint: TorchCheckpoint) -> _Settings:
     """Those of the `args`, or, in a file that this project wrote, those that it was written from."""
     step = saved_step(checkpoint.optimizer) if checkpoint.global_step is None else checkpoint.global_step
     own = checkpoint.own
     if not own:
-        found = imported_settings(checkpoint.settings, checkpoint.epoch, step, data_path)
+        found = imported_settings(checkpoint.settings, checkpoint.epoch, step)
         return _Settings(found.config, found.step, found.images, Origin(), found.defaults, found.assumed)
     try:
         config = experiment_config(json.loads(own["config"]))
@@ -138,13 +141,17 @@ def _settings(checkpoint: TorchCheckpoint, data_path: str | None) -> _Settings:
             f"'nvae_tf' has no settings that can be read ({first_line(error)}); the file is damaged, or of another "
             "version of this project"
         ) from error
-    if data_path is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data_path))
     if unlike := differing_settings(config.model, model_config_from_published(checkpoint.settings)):
         raise ValueError(f"'args' and 'nvae_tf' in the file contradict each other; 'nvae_tf' has {', '.join(unlike)}")
     images = own.get("images") and _parsed(image_counts_from_text, own, "images")
     origin = own.get("origin") and _parsed(origin_from_text, own, "origin")
     return _Settings(config, step or 0, images, origin or Origin())
+
+
+def _with_images_at(config: ExperimentConfig, choices: ImportChoices) -> ExperimentConfig:
+    given = {"path": choices.data_path, "source": choices.data_source}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
 def _parsed(parse: Callable[[str], Any], own: Mapping[str, Any], name: str) -> Any:

@@ -53,16 +53,13 @@ class ImportedSettings(NamedTuple):
     assumed: str | None
 
 
-def imported_settings(
-    args: Mapping[str, Any], epoch: int | None, global_step: int | None, data_path: str | None = None
-) -> ImportedSettings:
+def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: int | None) -> ImportedSettings:
     """All settings of the run that a published file is of.
 
     Args:
       args: the file's settings.
       epoch: how many passes over the data it was trained; None where the file does not tell.
       global_step: how many steps; None where the file does not tell.
-      data_path: where the images lie.
 
     Raises:
       ValueError: a setting is missing, of a wrong type or impossible.
@@ -72,7 +69,7 @@ def imported_settings(
     except TypeError as error:
         raise ValueError(f"'args' has a setting of a wrong type ({first_line(error)}); the file is damaged") from error
     settings = config_to_dict(ExperimentConfig(model=model, objective=objective))
-    settings["data"] = dataclasses.asdict(_data_spec(args["dataset"], model, data_path))
+    settings["data"] = dataclasses.asdict(_data_spec(args["dataset"], model))
     defaults = []
     for group, words in (("optimizer", OPTIMIZER_SETTINGS), ("train", TRAIN_SETTINGS)):
         settings[group] |= {name: args[published] for name, published in words.items() if published in args}
@@ -146,11 +143,11 @@ def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: 
     return None
 
 
-def _data_spec(published: str, model: ModelConfig, path: str | None) -> DataSpec:
+def _data_spec(published: str, model: ModelConfig) -> DataSpec:
     images = PUBLISHED_IMAGES[published]
     spec = DATA_SPECS.get(images.data_name)
     if spec is None:
         # The same pictures in another size.
         spec = LSUN_BEDROOM64 if "bedroom" in images.data_name else LSUN_CHURCH64
         spec = dataclasses.replace(spec, name=images.data_name, height=images.size, width=images.size)
-    return dataclasses.replace(spec, num_bits=model.num_bits, likelihood=model.likelihood, path=path)
+    return dataclasses.replace(spec, num_bits=model.num_bits, likelihood=model.likelihood)

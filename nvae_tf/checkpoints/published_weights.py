@@ -55,9 +55,9 @@ class Match(NamedTuple):
         problems = [f"{len(names)} {what}: {_some(names)}" for what, names in faults if names]
         if problems:
             raise ValueError(
-                "the published weights do not fit this architecture; tensors "
+                "the published weights do not fit this architecture; tensors: "
                 + "; ".join(problems)
-                + ". Take the settings from the same file as the weights"
+                + ". Settings and weights must be those of one file, and that file whole"
             )
 
 

@@ -81,6 +81,8 @@ def read_torch_checkpoint(path: str | pathlib.Path, report: Callable[[int], None
         raise
     # Garbled bytes end torch's reader by exceptions of many kinds, struct.error and AssertionError among them.
     except Exception as error:
+        if not archive and not _is_pickle(path):
+            raise ValueError(f"{path}: no torch file at all; give the path of a published checkpoint (.pt)") from error
         raise ValueError(
             f"{path}: not a whole torch file, probably cut short or damaged; download it again ({first_line(error)})"
         ) from error
@@ -121,6 +123,13 @@ def _torch():
             "reading a published .pt file needs PyTorch, an optional extra: `make torch` installs it"
         ) from error
     return torch
+
+
+def _is_pickle(path: pathlib.Path) -> bool:
+    """Whether a file begins as files before torch 1.6 do, and archives that were cut short."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    return start == b"PK" or start[:1] == b"\x80"
 
 
 def _check_sums(path: pathlib.Path, report: Callable[[int], None]) -> None:

@@ -180,6 +180,8 @@ def _first_origin(facts: RunFacts) -> str:
 def _license(facts: RunFacts) -> str:
     origin = facts.origin
     if origin is None or not origin.license:
+        if facts.is_imported:
+            return "None is recorded. Whoever published the imported weights has stated their terms."
         if origin is not None or facts.config.train.initialise_from:
             return "None is recorded. That of the weights that this run started from may apply."
         return "None has been stated for these weights."

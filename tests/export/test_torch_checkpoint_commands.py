@@ -1,6 +1,7 @@
 """The two commands: what they say and refuse, and a training that goes on after both as if nothing had been."""
 
 import argparse
+import json
 import pathlib
 import shutil
 import signal
@@ -60,6 +61,25 @@ def test_images_that_must_be_given_are_told(tmp_path, capsys):
     import_torch_checkpoint.main([f"--checkpoint={tmp_path / 'x.pt'}", f"--output={tmp_path / 'run'}"])
     printed = capsys.readouterr().out
     assert "chardata.mat" in printed and "--data_path=PATH" in printed and "--config.data.path=PATH" in printed
+
+
+@pytest.mark.torch
+def test_another_source_of_the_images(tmp_path, capsys):
+    file = f"--checkpoint={ROOT / 'tests' / 'fixtures' / 'mnist_tiny.pt'}"
+    run = tmp_path / "run"
+    message = refused(capsys, import_torch_checkpoint, file, f"--output={run}", "--data_source=idxx")
+    assert "--data_source = 'idxx': not one of the choices" in message and not run.exists()
+    import_torch_checkpoint.main([file, f"--output={run}", "--data_source=idx", "--data_path=my_mnist"])
+    data = json.loads((run / "config.json").read_text())["data"]
+    assert (data["name"], data["source"], data["path"]) == ("mnist", "idx", "my_mnist")
+
+
+@pytest.mark.parametrize("text", ["", " ", "a\nb"])
+def test_a_license_is_one_line(text, tmp_path, capsys):
+    message = refused(
+        capsys, import_torch_checkpoint, f"--checkpoint={tmp_path}", f"--output={tmp_path}", f"--license={text}"
+    )
+    assert "--license: must be one line" in message
 
 
 def test_mistakes_are_told_before_anything_is_started(tmp_path, capsys, monkeypatch):

@@ -272,8 +272,9 @@ def test_import_after_export_is_the_identity(own_run, tmp_path):
     assert numbers(tmp_path / "back") == numbers(own_run)
     for name in ("config.json", "images.json"):
         assert (tmp_path / "back" / name).read_text() == (own_run / name).read_text()
-    place = import_run(ImportChoices(tmp_path / "own.pt", tmp_path / "moved", data_path="/elsewhere")).config.data.path
-    assert place == "/elsewhere"
+    moved = ImportChoices(tmp_path / "own.pt", tmp_path / "moved", data_path="/elsewhere", data_source="folder")
+    data = import_run(moved).config.data
+    assert (data.path, data.source) == ("/elsewhere", "folder")
 
 
 @pytest.mark.slow
