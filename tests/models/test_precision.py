@@ -96,7 +96,7 @@ def test_in_the_graph_of_a_step_networks_are_half_and_the_rest_is_float32():
     step = tf.function(model.train_step, autograph=False)
     types = collections.defaultdict(collections.Counter)
     for operation in operations(step.get_concrete_function(tf.TensorSpec((4, 4, 4, 1))).graph):
-        # The gradient of a depthwise filter, a sum over all pixels, is such a convolution of a single image, in float32.
+        # The gradient of a depthwise filter, a sum over all pixels, is one of a single image, in float32.
         if operation.outputs and not (operation.type == "DepthwiseConv2dNative" and operation.outputs[0].shape[0] == 1):
             types[operation.type][operation.outputs[0].dtype.name] += 1
     for kind in ("Conv2D", "DepthwiseConv2dNative", "MatMul", "SoftplusGrad", "Elu"):
