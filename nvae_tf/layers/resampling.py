@@ -1,5 +1,7 @@
 """Changes of resolution: nearest and aligned bilinear doubling, and the skip connections of resampling cells."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from nvae_tf.layers.activations import swish
@@ -7,11 +9,17 @@ from nvae_tf.layers.convolution import StackedConvolution, joined
 from nvae_tf.layers.stacked import StackedLayer
 
 
-def nearest_upsampling(inputs: tf.Tensor) -> tf.Tensor:
+@tf.custom_gradient
+def nearest_upsampling(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Doubles height and width of `[batch, height, width, channels]` by repeating every pixel."""
     _, height, width, channels = inputs.shape
     repeated = tf.broadcast_to(inputs[:, :, None, :, None, :], (tf.shape(inputs)[0], height, 2, width, 2, channels))
-    return tf.reshape(repeated, (-1, 2 * height, 2 * width, channels))
+
+    def gradient(upstream: tf.Tensor) -> tf.Tensor:
+        # The sums of squares of four. TensorFlow's own, a sum over two axes, takes ten times as long on CPUs.
+        return 4.0 * tf.nn.avg_pool2d(upstream, 2, 2, "VALID")
+
+    return tf.reshape(repeated, (-1, 2 * height, 2 * width, channels)), gradient
 
 
 def aligned_bilinear_upsampling(inputs: tf.Tensor) -> tf.Tensor:

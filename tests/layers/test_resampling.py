@@ -46,6 +46,16 @@ def test_nearest(height, width, normal):
     np.testing.assert_array_equal(nearest_upsampling(tf.constant(images)), images.repeat(2, axis=1).repeat(2, axis=2))
 
 
+def test_the_gradient_of_nearest_sums_what_comes_from_every_copy(normal):
+    images, upstream = tf.constant(normal(2, 3, 5, 4)), normal(2, 6, 10, 4)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = nearest_upsampling(images)
+    gradient = tape.gradient(outputs, images, output_gradients=tf.constant(upstream))
+    expected = upstream.reshape(2, 3, 2, 5, 2, 4).sum(axis=(2, 4))
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("upsampling", [aligned_bilinear_upsampling, nearest_upsampling])
 def test_upsampling_keeps_the_type(upsampling):
     assert upsampling(tf.zeros((1, 2, 2, 3), tf.bfloat16)).dtype == tf.bfloat16
