@@ -4,8 +4,8 @@
     python -m benchmarks.all --json=now.json --compare=earlier.json
     python -m benchmarks.all --presets=digits --rounds=2
 
-The last is a trial of some minutes. Workloads, each with the architecture of a preset and untrained weights (time does
-not depend on them):
+The first takes half an hour on two cores, the last, a trial, some minutes. Workloads, each with the architecture of a
+preset and untrained weights (time does not depend on them), by default of those in brackets:
 
 WORKLOADS
 Each has a process of its own, so its peak memory is its own (that of a GPU is not in it), and takes turns with the
@@ -92,11 +92,13 @@ def chosen_jobs(options: argparse.Namespace) -> list[Job]:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The options, with `jobs` and the content of the file of `--compare`, `earlier`."""
-    workloads = "".join(f"    {name:<22}{workload.what}\n" for name, workload in WORKLOADS.items())
+    workloads = "".join(
+        f"    {name:<22}{workload.what} ({', '.join(workload.presets)})\n" for name, workload in WORKLOADS.items()
+    )
     parser = benchmark_parser("all", __doc__.replace("WORKLOADS\n", f"{workloads}\n"))
     add = parser.add_argument
     add("--only", type=names(WORKLOADS), metavar="NAME,...", help="some of the workloads (default: all)")
-    add("--presets", type=names(PRESETS), metavar="NAME,...", help=f"of {', '.join(PRESETS)} (default: by workload)")
+    add("--presets", type=names(PRESETS), metavar="NAME,...", help=f"of {', '.join(PRESETS)} (default: see above)")
     add("--rounds", type=at_least_one, default=MANY_ROUNDS, metavar="N", help=f"turns of each ({MANY_ROUNDS})")
     add("--compare", type=pathlib.Path, metavar="FILE", help="an earlier file of --json")
     add("--no-yardstick", action="store_true", help="our own figures alone, without a ratio")
@@ -106,8 +108,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if options.compare and options.json and options.compare.resolve() == options.json.resolve():
         parser.error(f"--json={options.json}: would overwrite the file that it is compared with; name another")
     try:
-        options.jobs = chosen_jobs(options)
         options.earlier = read_result(options.compare) if options.compare else None
+    except ValueError as error:
+        parser.error(f"--compare: {error}")
+    try:
+        options.jobs = chosen_jobs(options)
     except ValueError as error:
         parser.error(str(error))
     return options

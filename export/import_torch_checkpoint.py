@@ -80,6 +80,9 @@ def main(arguments: Sequence[str]) -> None:
             )
         )
     print(_summary(imported, flags.output))
+    # No mistake: images may come after the weights.
+    if flags.data_path is not None and not pathlib.Path(flags.data_path).exists():
+        print(f"note: there is nothing at --data_path={flags.data_path} yet; the run will look for its images there")
 
 
 def run() -> None:

@@ -148,7 +148,7 @@ def test_each_yardstick_is_the_one_that_resembles_the_work():
         (["--rounds=0"], "at least 1"),
         (["--only=import", "--presets=digits"], "possible presets are, import: mnist, cifar10"),
         (["--json=/no/such/folder/file.json"], "existing folder"),
-        (["--compare=/no/such/file.json"], "/no/such/file.json: can't be read"),
+        (["--compare=/no/such/file.json"], "--compare: /no/such/file.json: can't be read"),
         (["--json=a.json", "--compare=./a.json"], "would overwrite"),
     ],
 )

@@ -69,9 +69,10 @@ def test_another_source_of_the_images(tmp_path, capsys):
     run = tmp_path / "run"
     message = refused(capsys, import_torch_checkpoint, file, f"--output={run}", "--data_source=idxx")
     assert "--data_source = 'idxx': not one of the choices" in message and not run.exists()
-    import_torch_checkpoint.main([file, f"--output={run}", "--data_source=idx", "--data_path=my_mnist"])
+    import_torch_checkpoint.main([file, f"--output={run}", "--data_source=idx", "--data_path=no/mnist"])
+    assert "nothing at --data_path=no/mnist yet" in capsys.readouterr().out
     data = json.loads((run / "config.json").read_text())["data"]
-    assert (data["name"], data["source"], data["path"]) == ("mnist", "idx", "my_mnist")
+    assert (data["name"], data["source"], data["path"]) == ("mnist", "idx", "no/mnist")
 
 
 @pytest.mark.parametrize("text", ["", " ", "a\nb"])
