@@ -73,7 +73,7 @@ def chosen_jobs(options: argparse.Namespace) -> list[Job]:
     """The workloads that are asked for, each with its own presets or with those that are asked for and possible.
 
     Raises:
-      ValueError: there is none, or one that is asked for by name needs PyTorch.
+      ValueError: one that is asked for by name needs PyTorch, or other presets.
     """
     jobs = []
     for name in options.only or WORKLOADS:
@@ -83,10 +83,10 @@ def chosen_jobs(options: argparse.Namespace) -> list[Job]:
             say(f"note: {name} is left out: it needs PyTorch, which is not installed (`make torch`)")
             continue
         possible = WORKLOADS[name].batch_sizes
-        jobs += [Job(name, preset) for preset in options.presets or WORKLOADS[name].presets if preset in possible]
-    if not jobs:
-        of_workloads = "; ".join(f"{name}: {', '.join(WORKLOADS[name].batch_sizes)}" for name in options.only or ())
-        raise ValueError(f"nothing to measure; possible presets are, {of_workloads}" if of_workloads else "no workload")
+        chosen = [preset for preset in options.presets or WORKLOADS[name].presets if preset in possible]
+        if options.only and not chosen:
+            raise ValueError(f"--only={name}: is not measured with these --presets, but with {', '.join(possible)}")
+        jobs += [Job(name, preset) for preset in chosen]
     return jobs
 
 

@@ -26,9 +26,9 @@ def table(result: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB, "
         f"{machine['system']}, {machine['threads_used']} threads, load {machine['load_average_at_start']:.1f}"
     )
-    parts = [place, ", ".join(f"{name} {version}" for name, version in result["versions"].items())]
+    parts = [f"{name} {version}" for name, version in result["versions"].items()]
     parts.append(f"revision {result['revision'] or 'unknown'}, {result['date']}")
-    lines = [", ".join(parts[1:]), "", place, "", *markdown(COLUMNS, [cells(row) for row in result["results"]])]
+    lines = [", ".join(parts), "", place, "", *markdown(COLUMNS, [cells(row) for row in result["results"]])]
     lines += ["", *explanations(result["results"])]
     if not result["complete"]:
         lines += ["", "Interrupted: not all workloads were measured."]

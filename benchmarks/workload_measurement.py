@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from benchmarks.interleaved import Worker
 from benchmarks.noise import relative_standard_error
 from benchmarks.train_step import WARM_UP_STEPS, say
-from benchmarks.workloads import FEW_ROUNDS, WORKLOADS
+from benchmarks.workloads import MOST_ROUNDS_OF_SLOW, WORKLOADS
 
 # Of a yardstick after a turn that takes long: one step would be a bad clock.
 YARDSTICK_STEPS_OF_SLOW = 3
@@ -50,7 +50,7 @@ def measure(job: Job, rounds: int, with_yardstick: bool) -> dict[str, Any]:
         clock = None
         if yardstick:
             clock = stack.enter_context(Worker("yardstick", python("benchmarks.yardstick_worker", yardstick)))
-        turns = take_turns(job, ours, clock, min(rounds, workload.most_rounds))
+        turns = take_turns(job, ours, clock, min(rounds, MOST_ROUNDS_OF_SLOW) if workload.is_slow else rounds)
     return figures(job, yardstick, turns)
 
 
@@ -60,10 +60,10 @@ def python(module: str, *arguments: str) -> list[str]:
 
 def take_turns(job: Job, ours: Worker, clock: Worker | None, rounds: int) -> Turns:
     """Times both in turn; quick workloads warm up before."""
-    slow = WORKLOADS[job.workload].most_rounds <= FEW_ROUNDS
-    clock_steps = YARDSTICK_STEPS_OF_SLOW if slow else 1
+    is_slow = WORKLOADS[job.workload].is_slow
+    clock_steps = YARDSTICK_STEPS_OF_SLOW if is_slow else 1
     for _ in range(WARM_UP_STEPS):
-        if not slow:
+        if not is_slow:
             ours.ask("step")
         if clock:
             clock.ask("step")

@@ -1,6 +1,7 @@
-"""How the commands that speak with servers tell a mistake: one line and exit code 2.
+"""How commands tell a mistake: one line and exit code 2; and flags that are read so.
 
-Like `nvae_tf.command_errors`, which they don't use: a client's machine has none of the model's code.
+`exit_on_mistake` is for those that speak with servers. It is like `nvae_tf.command_errors`, which they don't use: a
+client's machine has none of the model's code.
 """
 
 import argparse

@@ -33,6 +33,7 @@ nothing is written but the report. With NVAE_TF_TRACEBACK=1 in the environment a
 """
 
 import argparse
+import os
 import pathlib
 import shlex
 import sys
@@ -43,6 +44,7 @@ from export.command_mistakes import OneLineParser, check_flag_names, flag_names
 from export.torch_checkpoints.early_checks import check_apart, check_file, check_new_file, check_torch
 from export.torch_checkpoints.new_run_folder import check_output_is_free
 from nvae_tf.command_errors import exit_on_user_error
+from nvae_tf.data.sources import SOURCES
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.setting_checks import check_choice
 
@@ -60,13 +62,12 @@ def main(arguments: Sequence[str]) -> None:
         if flags.report is not None:
             check_new_file("--report", flags.report)
             check_apart(flags.report, flags.output)
+        if flags.data_source is not None:
+            check_choice("--data_source", flags.data_source, SOURCES)
         check_torch()
         start_tensorflow_quietly()
         from export.torch_checkpoints.import_run import ImportChoices, import_run
-        from nvae_tf.data.sources import SOURCES
 
-        if flags.data_source is not None:
-            check_choice("--data_source", flags.data_source, SOURCES)
         print(f"Importing {flags.checkpoint} ...", flush=True)
         imported = import_run(
             ImportChoices(
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
         )
     print(_summary(imported, flags.output))
     # No mistake: images may come after the weights.
-    if flags.data_path is not None and not pathlib.Path(flags.data_path).exists():
+    if flags.data_path is not None and not os.path.exists(os.path.expanduser(flags.data_path)):
         print(f"note: there is nothing at --data_path={flags.data_path} yet; the run will look for its images there")
 
 
@@ -91,8 +92,6 @@ def run() -> None:
 
 
 def _summary(imported: "Imported", output: pathlib.Path) -> str:
-    from nvae_tf.data.sources import SOURCES
-
     config, place = imported.config, shlex.quote(str(output))
     optimizer = "with" if imported.has_optimizer else "without"
     lines = [f"Imported to {output}: {config.data.name}, step {imported.step:,}, {optimizer} the optimizer's state."]
@@ -124,7 +123,7 @@ def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--checkpoint", type=pathlib.Path, required=True, metavar="FILE", help="the published file, .pt")
     add("--output", type=pathlib.Path, required=True, metavar="DIR", help="the run folder; new or empty")
-    add("--without_optimizer", action="store_true", help="leave the optimizer's moments and step out")
+    add("--without_optimizer", action="store_true", help="leave the optimizer's moments out")
     add("--data_path", metavar="PATH", help="where the images lie, for the run's settings (data.path)")
     add("--data_source", metavar="KIND", help="what lies there, if not the set's usual source: idx, folder ...")
     add("--license", type=_license, help="that of the weights, for the model card (default: the file's own, or none)")

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
-# Times that take turns often; and slow ones, a turn of which takes up to minutes.
-MANY_ROUNDS, FEW_ROUNDS = 15, 3
+MANY_ROUNDS = 15
+# Of slow workloads, a turn of which takes up to minutes.
+MOST_ROUNDS_OF_SLOW = 3
 IMPORTANCE_SAMPLES = 100
 SAMPLES_A_BATCH = 16
 
@@ -23,7 +24,7 @@ class Workload(NamedTuple):
       place: module in this package and class, `module:Class`; see `benchmarks.workloads.worker`.
       batch_sizes: images at a time for every preset that it can be measured with; None where there is no batch.
       presets: those that it is measured with if none are named.
-      most_rounds: timed turns at most.
+      is_slow: whether it gets few turns, and none to warm up.
       is_command: whether a turn is a whole command in a process anew, so that there is no first step.
       yardstick_of_preset: whether the yardstick of the same name is its clock, where there is one.
     """
@@ -32,7 +33,7 @@ class Workload(NamedTuple):
     place: str
     batch_sizes: dict[str, int | None]
     presets: tuple[str, ...] = _USUAL
-    most_rounds: int = MANY_ROUNDS
+    is_slow: bool = False
     is_command: bool = False
     yardstick_of_preset: bool = False
 
@@ -58,21 +59,21 @@ WORKLOADS = {
         f"importance-weighted bound of a batch, K = {IMPORTANCE_SAMPLES}",
         "evaluation:ImportanceWeighted",
         _TRAINING,
-        most_rounds=FEW_ROUNDS,
+        is_slow=True,
     ),
     "saved_model_sampling": Workload(
         "sampling, the exported SavedModel", "saved_model_sampling:SavedModelSampling", _SAMPLING
     ),
     "export": Workload(
-        "export.export_saved_model, checked", "commands:Export", _COMMAND, most_rounds=FEW_ROUNDS, is_command=True
+        "export.export_saved_model, checked", "commands:Export", _COMMAND, is_slow=True, is_command=True
     ),
     "import": Workload(
         "export.import_torch_checkpoint",
         "commands:Import",
-        # The published form has no data set like the digits.
+        # Of which a published file can be made without training: the digits are no data set that the form knows.
         {"mnist": None, "cifar10": None},
         ("cifar10",),
-        most_rounds=FEW_ROUNDS,
+        is_slow=True,
         is_command=True,
     ),
 }

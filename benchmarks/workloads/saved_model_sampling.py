@@ -8,7 +8,7 @@ import tensorflow as tf  # noqa: F401  (so that its import is no part of the tim
 
 from benchmarks.exported_sampling import sampling_session
 from benchmarks.workloads.commands import run_python
-from train.devices import suit_devices
+from benchmarks.workloads.untrained import suit_process
 
 
 class SavedModelSampling:
@@ -17,7 +17,7 @@ class SavedModelSampling:
     def __init__(self, preset: str, batch_size: int, folder: pathlib.Path):
         run_python("benchmarks.workloads.preparation", "saved_model", preset, str(folder))
         start = time.perf_counter()
-        suit_devices()
+        suit_process()
         # Open as long as this process lives.
         self._draw = sampling_session(contextlib.ExitStack(), folder / "saved_model", batch_size)
         self.run()

@@ -39,7 +39,7 @@ class TimedWorkload:
             "import_seconds": None if workload.is_command else imported - start,
             "first_step_seconds": None if workload.is_command else getattr(self._work, "first_seconds", first),
         }
-        self._times = None if not workload.is_command else 1
+        self._times = 1 if workload.is_command else None
 
     def step(self) -> float:
         """Does the work once, or several times if it is quick, and returns the seconds of one time."""

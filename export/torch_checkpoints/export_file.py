@@ -80,10 +80,9 @@ class _Run(NamedTuple):
     def epoch(self) -> int:
         """How many epochs are finished at the step."""
         if self.images is not None and self.images.a_step is not None:
-            steps_per_epoch = self.images.train // self.images.a_step
-        else:
-            steps_per_epoch = self.config.objective.total_steps // self.config.train.epochs
-        return self.step // max(steps_per_epoch, 1)
+            return self.step // max(self.images.train // self.images.a_step, 1)
+        # Of these together: an epoch may have no whole number of steps.
+        return self.step * self.config.train.epochs // self.config.objective.total_steps
 
 
 def export_file(choices: ExportChoices) -> Exported:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,9 @@ from export.progress_bar import ProgressBar
 from export.torch_checkpoints.imported_settings import imported_settings
 from export.torch_checkpoints.less_memory import forget_pages, give_back_freed
 from export.torch_checkpoints.mapping_report import (
+    Row,
     rows_of_moments,
+    rows_of_moments_left_out,
     rows_of_own_state,
     rows_of_weights,
     write_report,
@@ -33,6 +35,7 @@ from nvae_tf.checkpoints.training_state import TrainingState
 from nvae_tf.command_errors import first_line
 from nvae_tf.config import ExperimentConfig, config_to_json, experiment_config
 from nvae_tf.model_card import Origin, origin_from_text, write_model_card, write_origin
+from nvae_tf.models import NVAE
 from nvae_tf.models.for_training import ModelForTraining, model_for_training
 from nvae_tf.optimization.averaging import average_of_weights
 from nvae_tf.whole_files import write_whole
@@ -184,11 +187,10 @@ def _fill(
         if choices.with_optimizer:
             in_order = {name: matched.found[name] for name in state if name in matched.found}
             saved = saved_optimizer(in_order, model.optimizer, checkpoint.optimizer)
-            rows += rows_of_moments(model, saved) if saved else ()
     finally:
         # Where something does not fit, it is needed most.
         if choices.report is not None:
-            write_report(choices.report, rows)
+            write_report(choices.report, [*rows, *_rows_of_optimizer(model, checkpoint, saved, taken, choices)])
     # Weights first: what is needed to fill them is gone when the slots are made.
     _assign_with_bar(matched.pieces(state), checkpoint.is_mapped, "MB of weights")
     model.data_initialised.assign(1.0)
@@ -206,6 +208,15 @@ def _fill(
         _assign_with_bar(moments, checkpoint.is_mapped, "MB of the optimizer's state")
     give_back_freed()
     return saved
+
+
+def _rows_of_optimizer(
+    model: NVAE, checkpoint: TorchCheckpoint, saved: SavedOptimizer | None, own: Set[str], choices: ImportChoices
+) -> Iterator[Row]:
+    if saved is None:
+        why = "nothing was imported" if choices.with_optimizer else "--without_optimizer"
+        return rows_of_moments_left_out(checkpoint.optimizer, f"ignored: {why}")
+    return rows_of_moments(model, saved, any(name.startswith("optimizer/") for name in own))
 
 
 def _assign_with_bar(pieces: Sequence[Piece], are_mapped: bool, what: str) -> None:

@@ -12,7 +12,6 @@ from nvae_tf.checkpoints.published_settings import (
     model_config_from_published,
     objective_config_from_published,
 )
-from nvae_tf.command_errors import first_line
 from nvae_tf.config import ExperimentConfig, ModelConfig, config_to_dict, experiment_config
 from nvae_tf.data.specs import DATA_SPECS, LSUN_BEDROOM64, LSUN_CHURCH64
 from nvae_tf.data_spec import DataSpec
@@ -64,10 +63,7 @@ def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: i
     Raises:
       ValueError: a setting is missing, of a wrong type or impossible.
     """
-    try:
-        model, objective = model_config_from_published(args), objective_config_from_published(args)
-    except TypeError as error:
-        raise ValueError(f"'args' has a setting of a wrong type ({first_line(error)}); the file is damaged") from error
+    model, objective = model_config_from_published(args), objective_config_from_published(args)
     settings = config_to_dict(ExperimentConfig(model=model, objective=objective))
     settings["data"] = dataclasses.asdict(_data_spec(args["dataset"], model))
     defaults = []

@@ -14,6 +14,9 @@ from nvae_tf.checkpoints.weight_names import named_weights
 from nvae_tf.models import NVAE
 from nvae_tf.whole_files import write_whole
 
+# The optimizer's slots, by the names of what fills them.
+_SLOTS = {MOMENTUM: "momentum", NORM: "norm"}
+
 
 class Row(NamedTuple):
     """A tensor of the file and the place that it fills.
@@ -53,16 +56,37 @@ def rows_of_weights(model: NVAE, matched: Match, state: Mapping[str, np.ndarray]
     yield from (Row(name, note="missing") for name in matched.missing)
 
 
-def rows_of_moments(model: NVAE, saved: SavedOptimizer) -> Iterator[Row]:
-    """A row for each of the optimizer's tensors."""
+def rows_of_moments(model: NVAE, saved: SavedOptimizer, has_own_norms: bool) -> Iterator[Row]:
+    """A row for each of the optimizer's tensors that are taken over.
+
+    Args:
+      model: the model.
+      saved: what the file has of the optimizer.
+      has_own_norms: whether this project has added the norms to the file, in its own form.
+    """
     names = {id(weight): name for name, weight in named_weights(model).items()}
     for number, _, tensor, arrays in saved.moments:
-        for name, slot in ((MOMENTUM, "momentum"), (NORM, "norm")):
-            if arrays:
-                row = _with_target(
-                    _source(f"optimizer.{number}.{name}", arrays[name]), names, tensor.variable, tensor.index
-                )
-                yield row._replace(target=f"{slot} of {row.target}")
+        for name in arrays:
+            row = _source(f"optimizer.{number}.{name}", arrays[name])
+            if name == NORM and has_own_norms:
+                yield row._replace(note="ignored: nvae_tf.optimizer has it to the last bit")
+                continue
+            row = _with_target(row, names, tensor.variable, tensor.index)
+            yield row._replace(target=f"{_SLOTS[name]} of {row.target}")
+
+
+def rows_of_moments_left_out(content: Mapping[str, Any], note: str) -> Iterator[Row]:
+    """A row for each of the optimizer's tensors, where none is taken over.
+
+    Args:
+      content: what the file has under `optimizer`.
+      note: why.
+    """
+    state = content.get("state")
+    for number, arrays in state.items() if isinstance(state, Mapping) else ():
+        for name, value in arrays.items() if isinstance(arrays, Mapping) else ():
+            if isinstance(value, np.ndarray) and name in _SLOTS:
+                yield _source(f"optimizer.{number}.{name}", value)._replace(note=note)
 
 
 def rows_of_own_state(values: Mapping[str, np.ndarray], taken: Collection[str]) -> Iterator[Row]:

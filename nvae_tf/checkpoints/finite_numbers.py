@@ -8,7 +8,7 @@ import numpy as np
 def only_finite(
     convert: Callable[[np.ndarray], np.ndarray], what: str, mend: str
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The same conversion, but an array that holds NaN or infinity raises ValueError.
+    """The same conversion, to float32, but an array that then holds NaN or infinity raises ValueError.
 
     Args:
       convert: takes an array.
@@ -17,8 +17,11 @@ def only_finite(
     """
 
     def checked(array: np.ndarray) -> np.ndarray:
-        check_finite(array, what, mend)
-        return convert(array)
+        # What is too large for float32 is told as infinity, by the check that follows.
+        with np.errstate(over="ignore"):
+            converted = np.asarray(convert(array), np.float32)
+        check_finite(converted, what, mend)
+        return converted
 
     return checked
 

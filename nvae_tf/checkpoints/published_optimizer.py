@@ -98,10 +98,16 @@ def saved_optimizer(
     _check_settings(group, inner_optimizer(optimizer))
     numbers = _numbers(group)
     parameters = [(name, tensor) for name, tensor in found.items() if tensor.variable.trainable]
-    if not isinstance(state, Mapping) or len(numbers) != len(parameters) or state.keys() - set(numbers):
+    if not isinstance(state, Mapping):
+        raise ValueError(f"the optimizer's state is no mapping from parameters to their moments; {LEAVE_OUT}")
+    if len(numbers) != len(parameters):
         raise ValueError(
             f"the optimizer's state is that of {len(numbers)} parameters, and the model has {len(parameters)}; "
             + LEAVE_OUT
+        )
+    if foreign := state.keys() - set(numbers):
+        raise ValueError(
+            f"the optimizer's state is of parameter {next(iter(foreign))!r}, which its params lack; {LEAVE_OUT}"
         )
     moments = [
         SavedMoments(number, name, tensor, _moments(number, name, tensor, state.get(number, {})))

@@ -1,8 +1,10 @@
 """The settings of a published checkpoint in this project's words."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from nvae_tf.command_errors import first_line
 from nvae_tf.config import ModelConfig, ObjectiveConfig
 
 
@@ -80,8 +82,24 @@ def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a published checkpoint from its `args`.
 
     Raises:
-      ValueError: a setting is missing, or the data set is not one that the published code knows.
+      ValueError: a setting is missing or of a wrong type, or the data set is not one that the published code knows.
     """
+    with _wrong_types_told():
+        return _model_config(settings)
+
+
+def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveConfig:
+    """The loss of a published checkpoint from its `args`; the number of steps is not in them.
+
+    Raises:
+      ValueError: a setting is missing or of a wrong type.
+    """
+    values = {name: _setting(settings, published) for name, published in OBJECTIVE_SETTINGS.items()}
+    with _wrong_types_told():
+        return ObjectiveConfig(**values | {"anneal_regularisation": bool(values["anneal_regularisation"])})
+
+
+def _model_config(settings: Mapping[str, Any]) -> ModelConfig:
     settings = {**_DEFAULTS, **settings}
     dataset = _setting(settings, "dataset")
     if dataset not in PUBLISHED_IMAGES:
@@ -109,10 +127,12 @@ def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveConfig:
-    """The loss of a published checkpoint from its `args`; the number of steps is not in them."""
-    values = {name: _setting(settings, published) for name, published in OBJECTIVE_SETTINGS.items()}
-    return ObjectiveConfig(**values | {"anneal_regularisation": bool(values["anneal_regularisation"])})
+@contextlib.contextmanager
+def _wrong_types_told() -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(f"'args' has a setting of a wrong type ({first_line(error)}); the file is damaged") from error
 
 
 def _setting(settings: Mapping[str, Any], name: str) -> Any:

@@ -10,7 +10,7 @@ from nvae_tf.checkpoints.published_names import COPY, COUNTER, PublishedTensor, 
 from nvae_tf.checkpoints.stacks import Piece, assign_pieces, pass_over
 from nvae_tf.models import NVAE
 
-# Copies of other tensors and counters, which carry nothing.
+# Copies of other tensors of the same layer, and counters, which carry nothing.
 _IGNORED_ENDINGS = (f".{COPY}", f".{COUNTER}")
 _NAMED = 5
 BROKEN_WEIGHTS = "nothing can go on from it. Take a file from before its training diverged"
@@ -72,7 +72,8 @@ def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
             misshapen[name] = published_shape(tensor)
         else:
             found[name] = tensor
-    ignored = [name for name in state if name.endswith(_IGNORED_ENDINGS)]
+    layers = {_layer(name) for name in (*found, *misshapen)}
+    ignored = [name for name in state if name.endswith(_IGNORED_ENDINGS) and _layer(name) in layers]
     unknown = sorted(state.keys() - found.keys() - misshapen.keys() - set(ignored))
     return Match(found, ignored, missing, misshapen, unknown)
 
@@ -107,6 +108,10 @@ def published_shape(tensor: PublishedTensor) -> tuple[int, ...]:
     """The shape of a tensor in published files."""
     # Without memory for its numbers.
     return published_array(tensor, np.broadcast_to(np.float32(0.0), tuple(tensor.variable.shape))).shape
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _some(names: Iterable[str]) -> str:

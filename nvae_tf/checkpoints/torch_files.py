@@ -165,7 +165,9 @@ def _weights(path: pathlib.Path, state: Any) -> dict[str, np.ndarray]:
 
 
 def _group(path: pathlib.Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    group = content.get(key) or {}
+    group = content.get(key)
+    if group is None:
+        return {}
     if not isinstance(group, Mapping):
         raise ValueError(f"{path}: {key!r} holds no state by name, but a {type(group).__name__}")
     return _with_arrays(path, key, group)

@@ -16,15 +16,16 @@ class ConvolutionWeights(NamedTuple):
     """An effective kernel `[height, width, in / groups, out]` and a bias `[out]` or None, in the compute type."""
 
     kernel: tf.Tensor
-    bias: tf.Tensor | None
+    bias: tf.Tensor | None = None
 
 
 class StackedConvolution(StackedLayer):
-    """`count` convolutions with symmetric padding; the kernel variable is `[count, height, width, in / groups, out]`.
+    """`count` convolutions of an odd size with symmetric padding.
 
-    With weight normalisation the effective kernel is, per output channel, `exp(s) w / (||w|| + 1e-5)`, where
-    `s` starts at `log(||w|| + 1e-2)`. `mask` (`[height, width, in / groups, out]`, zeros and ones) is applied to `w`
-    before it is normalised. `w` and the bias start from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    The kernel variable is `[count, height, width, in / groups, out]`. With weight normalisation the effective kernel
+    is, per output channel, `exp(s) w / (||w|| + 1e-5)`, where `s` starts at `log(||w|| + 1e-2)`. `mask` (`[height,
+    width, in / groups, out]`, zeros and ones) is applied to `w` before it is normalised. `w` and the bias start from
+    U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
     Padding is `kernel_size // 2 * dilation` on every side, also at stride 2, where TensorFlow's SAME would pad
     otherwise.
@@ -87,7 +88,7 @@ class StackedConvolution(StackedLayer):
         """The effective weights of each convolution."""
         kernels = tf.unstack(tf.cast(self.kernels_of(forward), self.compute_dtype))
         if self.bias is None:
-            return [ConvolutionWeights(kernel, None) for kernel in kernels]
+            return [ConvolutionWeights(kernel) for kernel in kernels]
         biases = tf.unstack(tf.cast(self.bias, self.compute_dtype))
         return [ConvolutionWeights(kernel, bias) for kernel, bias in zip(kernels, biases, strict=True)]
 
@@ -138,7 +139,7 @@ class DataDependentConvolution(StackedConvolution):
             return super().slices(forward)
         kernel = self._masked_kernel()
         directions = tf.unstack(tf.cast(kernel / (_norms(kernel) + 1e-5), self.compute_dtype))
-        return [ConvolutionWeights(direction, None) for direction in directions]
+        return [ConvolutionWeights(direction) for direction in directions]
 
     def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """Convolves; without a bias (an initialising pass) it finds scale and bias first and records them."""

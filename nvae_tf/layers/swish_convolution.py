@@ -54,7 +54,7 @@ def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tens
     @tf.custom_gradient
     def operation(inputs, gamma, beta, *weights):
         batch = normalise_batch(inputs, gamma, beta)
-        outputs = convolve(swish(batch.outputs), _convolution_weights(*weights))
+        outputs = convolve(swish(batch.outputs), ConvolutionWeights(*weights))
 
         def gradient(upstream, *_):
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
@@ -62,14 +62,10 @@ def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tens
                 active, swish_gradient = normalised_swish(inputs, gamma, beta, batch.mean, batch.biased_variance())
             with tf.GradientTape() as tape:
                 tape.watch((active, weights))
-                again = convolve(active, _convolution_weights(*weights))
+                again = convolve(active, ConvolutionWeights(*weights))
             active_gradient, weight_gradients = tape.gradient(again, (active, weights), upstream)
             return *batch.gradient(swish_gradient(active_gradient)), *weight_gradients
 
         return (outputs, batch.mean, batch.variance), gradient
 
     return operation
-
-
-def _convolution_weights(kernel: tf.Tensor, bias: tf.Tensor | None = None) -> ConvolutionWeights:
-    return ConvolutionWeights(kernel, bias)

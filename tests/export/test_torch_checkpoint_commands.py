@@ -67,8 +67,6 @@ def test_images_that_must_be_given_are_told(tmp_path, capsys):
 def test_another_source_of_the_images(tmp_path, capsys):
     file = f"--checkpoint={ROOT / 'tests' / 'fixtures' / 'mnist_tiny.pt'}"
     run = tmp_path / "run"
-    message = refused(capsys, import_torch_checkpoint, file, f"--output={run}", "--data_source=idxx")
-    assert "--data_source = 'idxx': not one of the choices" in message and not run.exists()
     import_torch_checkpoint.main([file, f"--output={run}", "--data_source=idx", "--data_path=no/mnist"])
     assert "nothing at --data_path=no/mnist yet" in capsys.readouterr().out
     data = json.loads((run / "config.json").read_text())["data"]
@@ -95,6 +93,8 @@ def test_mistakes_are_told_before_anything_is_started(tmp_path, capsys, monkeypa
     new = f"--output={tmp_path / 'new'}"
     assert "no such file" in refused(capsys, ours, "--checkpoint=none.pt", new)
     assert "a folder" in refused(capsys, ours, f"--checkpoint={full}", new)
+    message = refused(capsys, ours, f"--checkpoint={file}", new, "--data_source=idxx")
+    assert "--data_source = 'idxx': not one of the choices" in message
     assert "holds notes.txt" in refused(capsys, ours, f"--checkpoint={file}", f"--output={full}")
     assert "a file; name a new" in refused(capsys, ours, f"--checkpoint={file}", f"--output={file}")
     assert "is a file" in refused(capsys, ours, f"--checkpoint={file}", f"--output={file}/below")

@@ -230,6 +230,9 @@ def test_steps_that_only_the_optimizer_tells(taken, trained_file, tmp_path):
     imported = import_run(choices)
     assert imported.step == STEP and imported.has_optimizer == taken
     assert "7 steps in 3 epochs" in imported.assumed
+    # Which are no whole number of steps each.
+    export_file(ExportChoices(tmp_path / "run", tmp_path / "back.pt"))
+    assert read(tmp_path / "back.pt")["epoch"] == 3
     assert int(restored(tmp_path / "run").optimizer.iterations.numpy()) == STEP
 
 
@@ -240,7 +243,9 @@ def test_without_the_optimizers_state(trained_file, tmp_path):
     model = restored(tmp_path / "run")
     assert int(model.optimizer.iterations.numpy()) == STEP
     slots = [model.optimizer.slots_of(variable) for variable in model.trainable_variables]
-    assert all(np.all(slot.momentum.numpy() == 0.0) for slot in slots)
+    assert all(
+        np.all(slot.momentum.numpy() == 0.0) and np.all(slot.norm.numpy() == np.float32(-1e-3)) for slot in slots
+    )
 
 
 @pytest.fixture(scope="module")
@@ -362,6 +367,18 @@ def test_faults_are_named_and_reported_and_nothing_is_written(tmp_path):
     assert {entry.name for entry in tmp_path.iterdir()} == {"bad.pt", "report.csv"}
 
 
+def test_the_report_tells_why_moments_are_left_out(trained_file, own_run, tmp_path):
+    report = tmp_path / "left_out.csv"
+    import_run(ImportChoices(trained_file, tmp_path / "run", with_optimizer=False, report=report))
+    row = rows_of(report)["optimizer.3.exp_avg"]
+    assert (row["target"], row["note"]) == ("", "ignored: --without_optimizer")
+    export_file(ExportChoices(own_run, tmp_path / "own.pt"))
+    import_run(ImportChoices(tmp_path / "own.pt", tmp_path / "back", report=tmp_path / "own.csv"))
+    rows = rows_of(tmp_path / "own.csv")
+    assert rows["optimizer.3.exp_avg"]["target"].startswith("momentum of ")
+    assert rows["optimizer.3.exp_inf"]["note"].startswith("ignored: nvae_tf.optimizer has it")
+
+
 def without_second_norm(content):
     content["optimizer"]["state"][5]["exp_inf"] = None
 
@@ -411,6 +428,16 @@ def two_groups(content):
         (
             lambda content: content["state_dict"]["enc0.1.weight"].view(-1)[1:2].fill_(float("inf")),
             r"bad\.pt: enc0\.1\.weight holds NaN or infinity; .* before its training diverged",
+        ),
+        (
+            lambda content: content["optimizer"]["state"].update({226: content["optimizer"]["state"][3]}),
+            "is of parameter 226, which its params lack; .*--without_optimizer",
+        ),
+        (lambda content: content["optimizer"].update(state=[1]), "no mapping from parameters to their moments"),
+        (lambda content: setattr(content["args"], "num_x_bits", "8"), "'args' has a setting of a wrong type"),
+        (
+            lambda content: content["state_dict"].update({"x.num_batches_tracked": content["state_dict"]["stem.bias"]}),
+            r"1 unknown: x\.num_batches_tracked",
         ),
         (lambda content: content.update(optimizer=[1]), "'optimizer' holds no state by name"),
         (lambda content: content.update(global_step="7"), "'global_step' = '7' is no number"),
