@@ -57,8 +57,13 @@ def write_figures(result: dict[str, Any], file: pathlib.Path | None) -> None:
         file.write_text(json.dumps(result, indent=2) + "\n")
 
 
+def are_uneven(repeated: Sequence[float]) -> bool:
+    """Whether repeated times are too uneven to be believed."""
+    return bool(repeated) and max(repeated) > UNEVEN * min(repeated)
+
+
 def tell_uneven(times: Mapping[str, Sequence[float]]) -> None:
     """Says which of the repeated times are too uneven to be believed."""
     for name, repeated in times.items():
-        if repeated and max(repeated) > UNEVEN * min(repeated):
+        if are_uneven(repeated):
             say(f"note: the times of {name} are uneven; something else was running, so measure again")
