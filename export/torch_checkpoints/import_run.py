@@ -2,16 +2,14 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from export.progress_bar import ProgressBar
-from export.torch_checkpoints.imported_settings import imported_settings
 from export.torch_checkpoints.less_memory import forget_pages, give_back_freed
 from export.torch_checkpoints.mapping_report import (
     Row,
@@ -23,18 +21,16 @@ from export.torch_checkpoints.mapping_report import (
 )
 from export.torch_checkpoints.new_run_folder import CONFIG_NAME, CONFIG_TEXT, new_run_folder
 from export.torch_checkpoints.own_state import check_own_state, is_of_training, own_variables
-from nvae_tf.checkpoints import RunFolder, model_config_from_published, read_torch_checkpoint
+from export.torch_checkpoints.run_settings import RunSettings, settings_of_run
+from nvae_tf.checkpoints import RunFolder, read_torch_checkpoint
 from nvae_tf.checkpoints.finite_numbers import check_finite
-from nvae_tf.checkpoints.image_counts import ImageCounts, image_counts_from_text
-from nvae_tf.checkpoints.published_optimizer import LEAVE_OUT, SavedOptimizer, saved_optimizer, saved_step
+from nvae_tf.checkpoints.published_optimizer import LEAVE_OUT, SavedOptimizer, saved_optimizer
 from nvae_tf.checkpoints.published_weights import BROKEN_WEIGHTS, match
-from nvae_tf.checkpoints.settings_to_publish import differing_settings
 from nvae_tf.checkpoints.stacks import Piece, assign_pieces, pass_over, size_of
 from nvae_tf.checkpoints.torch_files import TorchCheckpoint
 from nvae_tf.checkpoints.training_state import TrainingState
-from nvae_tf.command_errors import first_line
-from nvae_tf.config import ExperimentConfig, config_to_json, experiment_config
-from nvae_tf.model_card import Origin, origin_from_text, write_model_card, write_origin
+from nvae_tf.config import ExperimentConfig, config_to_json
+from nvae_tf.model_card import Origin, write_model_card, write_origin
 from nvae_tf.models import NVAE
 from nvae_tf.models.for_training import ModelForTraining, model_for_training
 from nvae_tf.optimization.averaging import average_of_weights
@@ -87,15 +83,6 @@ class Imported(NamedTuple):
     assumed: str | None
 
 
-class _Settings(NamedTuple):
-    config: ExperimentConfig
-    step: int
-    images: ImageCounts | None
-    origin: Origin
-    defaults: tuple[str, ...] = ()
-    assumed: str | None = None
-
-
 def import_run(choices: ImportChoices) -> Imported:
     """Makes the run folder; nothing of it is there before all is.
 
@@ -110,8 +97,7 @@ def import_run(choices: ImportChoices) -> Imported:
     with ProgressBar(total, "MB checked") as bar:
         checkpoint = read_torch_checkpoint(choices.file, lambda done: bar.show(min(done // _MEGABYTE, total)))
     try:
-        settings = _settings(checkpoint)
-        settings = settings._replace(config=_with_images_at(settings.config, choices))
+        settings = settings_of_run(checkpoint, choices.data_path, choices.data_source)
         total_steps = settings.config.objective.total_steps
         # Which steps have which learning rate is asked when training goes on, with the images at hand.
         made = model_for_training(settings.config, steps_per_epoch=1, total_steps=total_steps)
@@ -127,41 +113,6 @@ def import_run(choices: ImportChoices) -> Imported:
     return Imported(
         settings.config, settings.step, saved is not None, images_a_step, settings.defaults, settings.assumed
     )
-
-
-def _settings(checkpoint: TorchCheckpoint) -> _Settings:
-    """Those of the `args`, or, in a file that this project wrote, those that it was written from."""
-    step = saved_step(checkpoint.optimizer) if checkpoint.global_step is None else checkpoint.global_step
-    own = checkpoint.own
-    if not own:
-        found = imported_settings(checkpoint.settings, checkpoint.epoch, step)
-        return _Settings(found.config, found.step, found.images, Origin(), found.defaults, found.assumed)
-    try:
-        config = experiment_config(json.loads(own["config"]))
-    # Crooked JSON, and JSON of another form.
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"'nvae_tf' has no settings that can be read ({first_line(error)}); the file is damaged, or of another "
-            "version of this project"
-        ) from error
-    if unlike := differing_settings(config.model, model_config_from_published(checkpoint.settings)):
-        raise ValueError(f"'args' and 'nvae_tf' in the file contradict each other; 'nvae_tf' has {', '.join(unlike)}")
-    images = own.get("images") and _parsed(image_counts_from_text, own, "images")
-    origin = own.get("origin") and _parsed(origin_from_text, own, "origin")
-    return _Settings(config, step or 0, images, origin or Origin())
-
-
-def _with_images_at(config: ExperimentConfig, choices: ImportChoices) -> ExperimentConfig:
-    given = {"path": choices.data_path, "source": choices.data_source}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
-
-
-def _parsed(parse: Callable[[str], Any], own: Mapping[str, Any], name: str) -> Any:
-    try:
-        return parse(own[name])
-    except ValueError as error:
-        raise ValueError(f"'nvae_tf' has {name!r} that can't be read ({error}); the file is damaged") from error
 
 
 def _fill(
@@ -246,7 +197,7 @@ def _take_own_state(made: ModelForTraining, values: Mapping[str, np.ndarray]) ->
     return {id(variables[name]) for name in values}
 
 
-def _write(folder: RunFolder, made: ModelForTraining, settings: _Settings) -> None:
+def _write(folder: RunFolder, made: ModelForTraining, settings: RunSettings) -> None:
     config = settings.config
     keep = config.train.keep_checkpoints
     TrainingState(folder.checkpoints, made.model, made.model.optimizer, keep, others=made.variables).save(settings.step)
