@@ -16,7 +16,7 @@ def nearest_upsampling(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     repeated = tf.broadcast_to(inputs[:, :, None, :, None, :], (tf.shape(inputs)[0], height, 2, width, 2, channels))
 
     def gradient(upstream: tf.Tensor) -> tf.Tensor:
-        # The sums of squares of four. TensorFlow's own, a sum over two axes, takes ten times as long on CPUs.
+        # Sums over 2x2 pixels. TensorFlow's own, a sum over two axes, takes ten times as long on CPUs.
         return 4.0 * tf.nn.avg_pool2d(upstream, 2, 2, "VALID")
 
     return tf.reshape(repeated, (-1, 2 * height, 2 * width, channels)), gradient
