@@ -4,11 +4,11 @@
 
 Times are compared as ratios to the yardstick where both files have the same one, else in seconds. A time is a
 regression where it grew by more than its noise explains: 3 standard deviations of both medians together, or, as rounds
-are few, the quantile of Student's t that is as rare; and by more than 10%, because processes of the same code differ,
-by up to 6%, whatever the noise within each. A time of a single round has no noise: 15%. Where the slowest turn, ours or
-the yardstick's, took more than 1.5 of the fastest, times are not compared, and that is noted. Peak memory may grow by
-5%, the time to the first step, which is measured once, by 30%. What has failed and had not before is a regression as
-well. Exit code: 0 none, 2 a mistake in the command, 3 a regression.
+are few, the quantile of Student's t that is as rare; and by more than 7%, because processes of the same code differ, by
+up to 6%, whatever the noise within each, or by 10% in seconds without a yardstick. A time of a single round has no
+noise: 15%. Where the slowest turn, ours or the yardstick's, took more than 1.5 of the fastest, times are not compared,
+and that is noted. Peak memory may grow by 5%, the time to the first step, which is measured once, by 30%. What has
+failed and had not before is a regression as well. Exit code: 0 none, 2 a mistake in the command, 3 a regression.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from nvae_tf.command_errors import exit_on_user_error
 
 REGRESSION_CODE = 3
 DEVIATIONS = 3.0
-FLOOR, SINGLE_ROUND = 0.10, 0.15
+RATIO_FLOOR, SECONDS_FLOOR, SINGLE_ROUND = 0.07, 0.10, 0.15
 MEMORY_LIMIT, FIRST_STEP_LIMIT = 0.05, 0.30
 # What of a machine must be the same.
 _MACHINE = ("processor", "cores", "system", "threads_used", "memory_bytes")
@@ -108,17 +108,18 @@ def compare(earlier: dict[str, Any], later: dict[str, Any]) -> Comparison:
     return Comparison(changes, failures, notes)
 
 
-def time_limit(noises: list[float | None], rounds: list[int]) -> float:
+def time_limit(noises: list[float | None], rounds: list[int], floor: float) -> float:
     """The relative growth of a time that is still no regression, see above.
 
     Args:
       noises: the relative standard errors of both medians; None where there was one round.
       rounds: how many there were.
+      floor: the least that the limit can be.
     """
     if None in noises:
         return SINGLE_ROUND
     factor = float(stdtrit(sum(rounds) - 2, ndtr(DEVIATIONS)))
-    return max(FLOOR, factor * math.hypot(*noises))
+    return max(floor, factor * math.hypot(*noises))
 
 
 def _is_uneven(row: dict[str, Any]) -> bool:
@@ -128,10 +129,10 @@ def _is_uneven(row: dict[str, Any]) -> bool:
 def _changes_of_times(name: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
     rows = (before, after)
     same_clock = _have_same_clock(before, after)
-    key, unit = ("ratio", "yardstick") if same_clock else ("median_seconds", "s")
+    key, unit, floor = ("ratio", "yardstick", RATIO_FLOOR) if same_clock else ("median_seconds", "s", SECONDS_FLOOR)
     # That of the ratio, or where only one has a yardstick, of what is compared.
     noises = [row["noise"] if same_clock else relative_standard_error(row["seconds"]) for row in rows]
-    limit = time_limit(noises, [len(row["seconds"]) for row in rows])
+    limit = time_limit(noises, [len(row["seconds"]) for row in rows], floor)
     yield Change(name, f"time, {unit}", before[key], after[key], limit)
     firsts = [row["first_step_seconds"] for row in rows]
     if None not in firsts:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from export.progress_bar import ProgressBar
+from export.torch_checkpoints.imported_settings import RunSettings
 from export.torch_checkpoints.less_memory import forget_pages, give_back_freed
 from export.torch_checkpoints.mapping_report import (
     Row,
@@ -21,7 +22,7 @@ from export.torch_checkpoints.mapping_report import (
 )
 from export.torch_checkpoints.new_run_folder import CONFIG_NAME, CONFIG_TEXT, new_run_folder
 from export.torch_checkpoints.own_state import check_own_state, is_of_training, own_variables
-from export.torch_checkpoints.run_settings import RunSettings, settings_of_run
+from export.torch_checkpoints.run_settings import settings_of_run
 from nvae_tf.checkpoints import RunFolder, read_torch_checkpoint
 from nvae_tf.checkpoints.finite_numbers import check_finite
 from nvae_tf.checkpoints.published_optimizer import LEAVE_OUT, SavedOptimizer, saved_optimizer

@@ -15,6 +15,7 @@ from nvae_tf.checkpoints.published_settings import (
 from nvae_tf.config import ExperimentConfig, ModelConfig, config_to_dict, experiment_config
 from nvae_tf.data.specs import DATA_SPECS, LSUN_BEDROOM64, LSUN_CHURCH64
 from nvae_tf.data_spec import DataSpec
+from nvae_tf.model_card import Origin
 from nvae_tf.train_config import TrainConfig
 
 # Training and test images of the published data sets, by this project's names for them.
@@ -33,26 +34,28 @@ _COUNTS = {
 _MOST_REPLICAS = 256
 
 
-class ImportedSettings(NamedTuple):
-    """The settings of an imported run.
+class RunSettings(NamedTuple):
+    """What is known of the run that a file becomes, before its weights are looked at.
 
     Attributes:
       config: all settings; `objective.total_steps` and `train.batch_size` are those of the published run. `train.steps`
         says its length where that of `train.epochs` would depend on the number of GPUs, which does not follow.
       step: the step that the file is of.
-      images: the numbers of images, where the file's length and those of the data set agree.
+      images: the numbers of images, where they are known.
+      origin: where the weights came from first, as far as the file says so.
       defaults: settings that the file lacks, which are this project's defaults.
-      assumed: a sentence about what was assumed of the run's length; None where it follows.
+      assumed: a sentence about what was assumed of the run's length; None where it follows from the file.
     """
 
     config: ExperimentConfig
     step: int
     images: ImageCounts | None
-    defaults: tuple[str, ...]
-    assumed: str | None
+    origin: Origin = Origin()
+    defaults: tuple[str, ...] = ()
+    assumed: str | None = None
 
 
-def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: int | None) -> ImportedSettings:
+def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: int | None) -> RunSettings:
     """All settings of the run that a published file is of.
 
     Args:
@@ -79,7 +82,7 @@ def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: i
     train = config.train if follows else dataclasses.replace(config.train, steps=length.total_steps)
     config = dataclasses.replace(config, objective=objective, train=train)
     images = ImageCounts(*counts, length.replicas * config.train.batch_size) if counts and length.replicas else None
-    return ImportedSettings(config, length.step, images, tuple(defaults), length.assumed)
+    return RunSettings(config, length.step, images, defaults=tuple(defaults), assumed=length.assumed)
 
 
 class _Length(NamedTuple):

@@ -3,37 +3,17 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from export.torch_checkpoints.imported_settings import imported_settings
+from export.torch_checkpoints.imported_settings import RunSettings, imported_settings
 from nvae_tf.checkpoints import model_config_from_published
-from nvae_tf.checkpoints.image_counts import ImageCounts, image_counts_from_text
+from nvae_tf.checkpoints.image_counts import image_counts_from_text
 from nvae_tf.checkpoints.published_optimizer import saved_step
 from nvae_tf.checkpoints.settings_to_publish import differing_settings
 from nvae_tf.checkpoints.torch_files import TorchCheckpoint
 from nvae_tf.command_errors import first_line
-from nvae_tf.config import ExperimentConfig, experiment_config
+from nvae_tf.config import experiment_config
 from nvae_tf.model_card import Origin, origin_from_text
-
-
-class RunSettings(NamedTuple):
-    """What is known of a run before its weights are looked at.
-
-    Attributes:
-      config: all settings.
-      step: the step that the file is of.
-      images: the numbers of images, where they are known.
-      origin: where the weights came from first, as far as the file says so.
-      defaults: settings that the file lacks, which are this project's defaults.
-      assumed: a sentence about what was assumed of the run's length; None where it follows from the file.
-    """
-
-    config: ExperimentConfig
-    step: int
-    images: ImageCounts | None
-    origin: Origin
-    defaults: tuple[str, ...] = ()
-    assumed: str | None = None
 
 
 def settings_of_run(checkpoint: TorchCheckpoint, data_path: str | None, data_source: str | None) -> RunSettings:
@@ -47,16 +27,14 @@ def settings_of_run(checkpoint: TorchCheckpoint, data_path: str | None, data_sou
     Raises:
       ValueError: a setting is missing, of a wrong type or impossible; or what this project wrote can't be read.
     """
-    settings = _own_settings(checkpoint) if checkpoint.own else _published_settings(checkpoint)
+    if checkpoint.own:
+        settings = _own_settings(checkpoint)
+    else:
+        settings = imported_settings(checkpoint.settings, checkpoint.epoch, _step(checkpoint))
     given = {"path": data_path, "source": data_source}
     changes = {name: value for name, value in given.items() if value is not None}
     config = dataclasses.replace(settings.config, data=dataclasses.replace(settings.config.data, **changes))
     return settings._replace(config=config)
-
-
-def _published_settings(checkpoint: TorchCheckpoint) -> RunSettings:
-    found = imported_settings(checkpoint.settings, checkpoint.epoch, _step(checkpoint))
-    return RunSettings(found.config, found.step, found.images, Origin(), found.defaults, found.assumed)
 
 
 def _own_settings(checkpoint: TorchCheckpoint) -> RunSettings:
