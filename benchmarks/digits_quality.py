@@ -57,8 +57,8 @@ def main() -> None:
 
     start_tensorflow_quietly()
     import nvae_tf
+    from nvae_tf.files import write_whole
     from nvae_tf.generation import generate_images
-    from nvae_tf.whole_files import write_whole
 
     model = nvae_tf.load(arguments.workdir)
     figures = measure(generate_images(model, arguments.count, arguments.temperature, arguments.seed))

@@ -71,7 +71,7 @@ def _workloads(preset: str, importance_samples: int) -> dict[str, Callable[[], i
     from nvae_tf.generation import ImageGenerator
     from nvae_tf.models.noise import image_seeds, noise_of_samples
     from nvae_tf.objective import log_posterior_and_prior
-    from train.devices import suit_devices
+    from nvae_tf.training.devices import suit_devices
 
     suit_devices()
     config = experiment_config(importlib.import_module(f"configs.{preset}").get_config())

@@ -41,7 +41,7 @@ def measure(preset: str, batch_size: int, rounds: int) -> dict[str, Any]:
     import tensorflow as tf
 
     from nvae_tf import NVAE, experiment_config
-    from train.devices import suit_devices
+    from nvae_tf.training.devices import suit_devices
 
     machine = describe_machine()
     suit_devices()
@@ -88,7 +88,7 @@ def write_sampling(model: Any, forward: Callable, folder: pathlib.Path) -> None:
     import keras
     import tensorflow as tf
 
-    from export.signatures import Signatures
+    from nvae_tf.serving.signatures import Signatures
 
     signatures = Signatures(model, forward)
     archive = keras.export.ExportArchive()

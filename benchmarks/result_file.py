@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 
 from benchmarks.train_step import describe_machine
-from nvae_tf.command_errors import first_line
-from nvae_tf.whole_files import write_whole
+from nvae_tf.errors import first_line
+from nvae_tf.files import write_whole
 
 FORMAT = 1
 _PACKAGES = ("tensorflow", "keras", "numpy", "torch")

@@ -25,7 +25,7 @@ class TrainStep:
         import tensorflow as tf
 
         from nvae_tf import NVAE, NVAEAdamax, experiment_config
-        from train.devices import suit_devices
+        from nvae_tf.training.devices import suit_devices
 
         suit_devices()
         tf.config.threading.set_intra_op_parallelism_threads(interleaved.THREADS)

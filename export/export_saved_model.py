@@ -37,15 +37,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from export.command_mistakes import OneLineParser, check_flag_names, flag_names
-from export.saved_models.choices import WEIGHTS
-from export.saved_models.version_folder import check_version_is_free
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.command_errors import exit_on_user_error
+from nvae_tf.errors import exit_on_user_error
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
+from nvae_tf.serving.saved_models.choices import WEIGHTS
+from nvae_tf.serving.saved_models.version_folder import check_version_is_free
 
 if TYPE_CHECKING:
-    from export.saved_models.saved_model import Exported
+    from nvae_tf.serving.saved_models.saved_model import Exported
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str]) -> None:
         # Before TensorFlow is started: a mistake is told within a moment.
         check_version_is_free(flags.output, flags.version)
         start_tensorflow_quietly()
-        from export.saved_models.run_source import origin_of
-        from export.saved_models.saved_model import export_saved_model
-        from nvae_tf.checkpoints import load_run
+        from nvae_tf.serving.saved_models.run_source import origin_of
+        from nvae_tf.serving.saved_models.saved_model import export_saved_model
+        from nvae_tf.training.loading import load_run
 
         run = load_run(flags.workdir, flags.checkpoint)
         print(f"Exporting {flags.workdir}, step {run.step:,}, and checking it: one to some minutes ...", flush=True)

@@ -13,7 +13,7 @@ Signatures (float32; one picture at a time, the batch of 1 is the first axis of 
     reconstruct  image, noise       -> image
 
 Images are in [0, 1]. Noise is standard-normal, as long as a latent; for encode, zeros give the posterior's
-means. The file's metadata, which export.devices.tflite_metadata.read_metadata reads, has the latents' layout.
+means. The file's metadata, which nvae_tf.serving.devices.tflite_metadata.read_metadata reads, has the latents' layout.
 
 Numbers (--quantize), all of them with TFLite's builtin operations alone:
 
@@ -35,8 +35,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from export.command_mistakes import OneLineParser, check_flag_names, flag_names
-from export.devices.tflite_choices import (
+from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.errors import exit_on_user_error
+from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
+from nvae_tf.serving.devices.tflite_choices import (
     DEVICE_SIGNATURES,
     MODES,
     SMALLEST_PSNR,
@@ -44,9 +47,6 @@ from export.devices.tflite_choices import (
     check_smallest_psnr,
     report_file,
 )
-from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.command_errors import exit_on_user_error
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -57,10 +57,10 @@ def main(arguments: Sequence[str]) -> None:
         check_output_is_free(flags.output)
         check_smallest_psnr(flags.smallest_psnr)
         start_tensorflow_quietly()
-        from export.devices.run_pictures import run_pictures
-        from export.devices.tflite import export_tflite
-        from export.saved_models.run_source import source_of
-        from nvae_tf.checkpoints import load_run
+        from nvae_tf.serving.devices.run_pictures import run_pictures
+        from nvae_tf.serving.devices.tflite import export_tflite
+        from nvae_tf.serving.saved_models.run_source import source_of
+        from nvae_tf.training.loading import load_run
 
         run = load_run(flags.workdir, flags.checkpoint)
         print(f"Exporting {flags.signature} of {flags.workdir}, step {run.step:,}, and comparing it ...", flush=True)

@@ -14,18 +14,18 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import objective
-from nvae_tf.checkpoints.published_names import published_tensors
-from nvae_tf.checkpoints.published_settings import (
-    model_config_from_published,
-    objective_config_from_published,
-)
-from nvae_tf.checkpoints.published_weights import load_published_weights, published_array
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
 from nvae_tf.models.images import real_pixels
 from nvae_tf.models.latents import PriorSource
 from nvae_tf.models.nvae import Decoded
 from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.published.names import published_tensors
+from nvae_tf.published.settings import (
+    model_config_from_published,
+    objective_config_from_published,
+)
+from nvae_tf.published.weights import load_published_weights, published_array
 
 VALUE, NATS, GRADIENT, STEP = 1e-4, 1e-4, 1e-3, 1e-4
 ITERATIONS = 10

@@ -80,9 +80,9 @@ def main() -> None:
     command_line.check_run_folder(WORKDIR.value)
     temperature = shared_flags.temperature_of(TEMPERATURE)
     start_tensorflow_quietly()
-    from train.evaluation.evaluate_run import evaluate_run
-    from train.evaluation.fid_metric import FidSettings
-    from train.evaluation.task import open_task
+    from nvae_tf.evaluation.evaluate_run import evaluate_run
+    from nvae_tf.evaluation.fid_metric import FidSettings
+    from nvae_tf.evaluation.task import open_task
 
     place = {"split": SPLIT.value, "batch_size": BATCH_SIZE.value, "seed": SEED.value, "data_path": DATA_PATH.value}
     task = open_task(WORKDIR.value, CHECKPOINT.value, replicas=REPLICAS.value, **place)

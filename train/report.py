@@ -19,11 +19,11 @@ import os
 from absl import flags
 
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.files import write_whole
+from nvae_tf.generation.output_place import output_place
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.train_config import LARGEST_SEED
-from nvae_tf.whole_files import write_whole
 from train import command_line
-from train.generation.output_place import output_place
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; report.html in the run folder if not given.")
@@ -39,8 +39,8 @@ def main() -> None:
     place = output_place(output, (".html", ".htm"), OVERWRITE.value)
     command_line.check_run_folder(WORKDIR.value)
     start_tensorflow_quietly()
-    from train.progress import StatusLine
-    from train.report_page.run_report import report_of_run
+    from nvae_tf.progress import StatusLine
+    from nvae_tf.reports.page.run_report import report_of_run
 
     status = StatusLine()
     report = report_of_run(WORKDIR.value, CHECKPOINT.value, SEED.value, DATA_PATH.value, status)

@@ -8,7 +8,7 @@ from benchmarks import interleaved
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.completion import complete_config
 from nvae_tf.models import NVAE
-from train.devices import suit_devices
+from nvae_tf.training.devices import suit_devices
 
 
 def suit_process() -> None:

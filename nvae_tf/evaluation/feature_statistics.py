@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.setting_checks import check
-from nvae_tf.whole_files import read_arrays, write_arrays
 
 _FORM = 1
 

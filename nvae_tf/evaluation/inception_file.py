@@ -10,8 +10,8 @@ import urllib.request
 import zlib
 from typing import Any
 
+from nvae_tf.files import whole_file
 from nvae_tf.setting_checks import check
-from nvae_tf.whole_files import whole_file
 
 # What is also http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz, over a secure connection.
 URL = "https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"

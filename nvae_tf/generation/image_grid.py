@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from nvae_tf.whole_files import whole_file
+from nvae_tf.files import whole_file
 
 # The shortest side, in pixels, at which a person sees what an image shows.
 _VISIBLE_SIDE = 64

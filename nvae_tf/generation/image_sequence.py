@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from nvae_tf.files import whole_file
 from nvae_tf.generation.image_grid import image_grid, write_png
-from nvae_tf.whole_files import whole_file
 
 ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import check_latents
-from nvae_tf.whole_files import read_arrays, write_arrays
 
 _FORMAT = "nvae_tf latents"
 _GROUP = "group_{:02d}"

@@ -8,13 +8,13 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.checkpoints.run_folder import open_for_training
-from nvae_tf.checkpoints.training_state import TrainingState
 from nvae_tf.config import ExperimentConfig, ObjectiveConfig, TrainConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.normalisation import moments
 from nvae_tf.models.noise import batch_noise
 from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.training.run_folder import open_for_training
+from nvae_tf.training.training_state import TrainingState
 from tests.models.test_variants import VARIANTS
 from tests.tiny_model import tiny_config
 

@@ -25,8 +25,8 @@ def main() -> None:
     check_choice_of_pictures(PICTURES)
     start_tensorflow_quietly()
     from nvae_tf.generation import encode_images, save_latents
-    from train.generation.status import images_done
-    from train.progress import StatusLine
+    from nvae_tf.generation.status import images_done
+    from nvae_tf.progress import StatusLine
 
     images, names, words = chosen_pictures(PICTURES, RUN.config(), RUN.seed.value, at_most=None)
     trained, status = RUN.load(), StatusLine()

@@ -16,12 +16,12 @@ Exit code: 0 done, 2 a mistake in the command.
 import numpy as np
 from absl import flags
 
+from nvae_tf.generation.grid_rows import rows_of_path
+from nvae_tf.generation.output_place import FOLDER
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.setting_checks import check
 from train import shared_flags
 from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pictures
-from train.generation.grid_rows import rows_of_path
-from train.generation.output_place import FOLDER
 
 RUN = shared_flags.define_run(
     __name__,
@@ -48,9 +48,9 @@ def main() -> None:
     start_tensorflow_quietly()
     from nvae_tf.generation import interpolate_images
     from nvae_tf.generation.interpolation import ways_of_groups
+    from nvae_tf.generation.status import images_done
     from nvae_tf.latent_plan import latent_plan
-    from train.generation.status import images_done
-    from train.progress import StatusLine
+    from nvae_tf.progress import StatusLine
 
     config, seed = RUN.config(), RUN.seed.value
     how = HOW.value if len(HOW.value) > 1 else HOW.value[0]

@@ -16,9 +16,9 @@ import json
 import numpy as np
 from absl import flags
 
+from nvae_tf.generation.output_place import output_place
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import command_line, shared_flags
-from train.generation.output_place import output_place
 
 _BATCH_SIZE = 256
 
@@ -38,12 +38,12 @@ def main() -> None:
     temperature = shared_flags.temperature_of(TEMPERATURE)
     start_tensorflow_quietly()
     from nvae_tf.data.sources import load_split
+    from nvae_tf.files import write_whole
     from nvae_tf.generation import generate_images, image_grid, write_png
     from nvae_tf.latent_plan import latent_plan
     from nvae_tf.models.temperatures import temperatures_of_groups
-    from nvae_tf.whole_files import write_whole
-    from train.progress import StatusLine
-    from train.run_data import spec_to_read
+    from nvae_tf.progress import StatusLine
+    from nvae_tf.training.run_data import spec_to_read
 
     config, status = RUN.config(), StatusLine()
     temperatures_of_groups(temperature, latent_plan(config.model))

@@ -15,9 +15,9 @@ Exit code: 0 done, 2 a mistake in the command.
 
 from absl import flags
 
+from nvae_tf.generation.output_place import FOLDER
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import shared_flags
-from train.generation.output_place import FOLDER
 
 RUN = shared_flags.define_run(__name__, "PNG file to write, or folder (DIR/) for a file an image.", "Of the latents.")
 COUNT = flags.DEFINE_integer("count", 64, "Number of images.", lower_bound=1)
@@ -33,10 +33,10 @@ def main() -> None:
     start_tensorflow_quietly()
     from nvae_tf.evaluation import readjusted
     from nvae_tf.generation import generate_images, image_grid, write_pictures, write_png
+    from nvae_tf.generation.status import at_temperature, images_done
     from nvae_tf.latent_plan import latent_plan
     from nvae_tf.models.temperatures import temperatures_of_groups
-    from train.generation.status import at_temperature, images_done
-    from train.progress import StatusLine
+    from nvae_tf.progress import StatusLine
 
     temperatures_of_groups(temperature, latent_plan(RUN.config().model))
     trained, status, count = RUN.load(), StatusLine(), COUNT.value

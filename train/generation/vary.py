@@ -16,10 +16,10 @@ import pathlib
 import numpy as np
 from absl import flags
 
+from nvae_tf.generation.output_place import FOLDER
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import shared_flags
 from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pictures
-from train.generation.output_place import FOLDER
 
 _COUNT = 8
 
@@ -46,10 +46,10 @@ def main() -> None:
     from nvae_tf.generation import image_grid, vary_images, write_pictures, write_png
     from nvae_tf.generation.image_sequence import picture_names
     from nvae_tf.generation.reconstruction import checked_kept_groups
+    from nvae_tf.generation.status import images_done
     from nvae_tf.latent_plan import latent_plan
     from nvae_tf.models.temperatures import temperatures_of_groups
-    from train.generation.status import images_done
-    from train.progress import StatusLine
+    from nvae_tf.progress import StatusLine
 
     config, seed, count = RUN.config(), RUN.seed.value, VARIANTS.value
     plan = latent_plan(config.model)
