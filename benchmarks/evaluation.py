@@ -71,9 +71,9 @@ def _workloads(preset: str, importance_samples: int) -> dict[str, Callable[[], i
     from nvae_tf.generation import ImageGenerator
     from nvae_tf.models.noise import image_seeds, noise_of_samples
     from nvae_tf.objective import log_posterior_and_prior
-    from nvae_tf.training.devices import suit_devices
+    from nvae_tf.training.devices import configure_runtime
 
-    suit_devices()
+    configure_runtime()
     config = experiment_config(importlib.import_module(f"configs.{preset}").get_config())
     model, batch_size = NVAE(config.model), BATCH_SIZES[preset]
     images = random_images(config.model, batch_size)

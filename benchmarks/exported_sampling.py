@@ -41,10 +41,10 @@ def measure(preset: str, batch_size: int, rounds: int) -> dict[str, Any]:
     import tensorflow as tf
 
     from nvae_tf import NVAE, experiment_config
-    from nvae_tf.training.devices import suit_devices
+    from nvae_tf.training.devices import configure_runtime
 
     machine = describe_machine()
-    suit_devices()
+    configure_runtime()
     model = NVAE(experiment_config(importlib.import_module(f"configs.{preset}").get_config()).model)
     with contextlib.ExitStack() as stack:
         place = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -111,7 +111,7 @@ def sampling_session(stack: contextlib.ExitStack, folder: pathlib.Path, batch_si
     """Draws a batch with an export."""
     import tensorflow as tf
 
-    # With the rewriting of graphs, as TensorFlow Serving has it: a session takes over what `suit_devices` has set.
+    # With the rewriting of graphs, as TensorFlow Serving has it: a session takes over what `configure_runtime` has set.
     config = tf.compat.v1.ConfigProto()
     session = stack.enter_context(contextlib.closing(tf.compat.v1.Session(graph=tf.Graph(), config=config)))
     loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder))

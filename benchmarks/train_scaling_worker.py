@@ -32,7 +32,7 @@ class ScaledStep:
 
         from nvae_tf.data.completion import complete_config
         from nvae_tf.training.compilation import compiles_whole_step, step_function
-        from nvae_tf.training.devices import suit_devices
+        from nvae_tf.training.devices import configure_runtime
         from nvae_tf.training.run import Images, RunLength, new_run
         from nvae_tf.training.strategy import chosen_replicas
 
@@ -41,7 +41,7 @@ class ScaledStep:
         settings.train.update(training)
         config = complete_config(settings)
         self.replicas = chosen_replicas(config.train)
-        suit_devices()
+        configure_runtime()
         compiled = compiles_whole_step(config.train.xla, self.replicas.count)
         # The learning rate alone knows how long a run is; so far from its end it is still small.
         length = RunLength(steps_per_epoch=1000, total_steps=1_000_000)

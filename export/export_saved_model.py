@@ -18,7 +18,7 @@ Signatures (the batch is the first axis of everything; a row's result depends on
 Images are float32 in [0, 1], seeds int64, num_groups int32. Each is there a second time as NAME_png, with pictures
 as the bytes of PNG files (image_bytes), for REST.
 
-Weight normalisation and batch norm are folded into the kernels. --weights=bfloat16 or float16 keeps the kernels in half
+Weight normalization and batch norm are folded into the kernels. --weights=bfloat16 or float16 keeps the kernels in half
 the bytes; all is computed in float32 even so. assets.extra/ in the export has the settings, the signatures, the layout
 of latents, the step and the scores, and the requests with which a server warms up.
 

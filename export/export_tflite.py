@@ -23,7 +23,7 @@ Numbers (--quantize), all of them with TFLite's builtin operations alone:
     int8         int8 weights and activations, with ranges from training images of the run; inputs and outputs
                  stay float32
 
-A quantised model whose pictures have less than --smallest_psnr against the model's (for encode: those that
+A quantized model whose pictures have less than --smallest_psnr against the model's (for encode: those that
 the float32 model decodes from its latents) is refused.
 
 Exit code: 0 done, 2 a mistake in the command or a model that differs; then nothing is written. With
@@ -95,7 +95,7 @@ def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
         type=float,
         default=SMALLEST_PSNR,
         metavar="DB",
-        help=f"decibels that a quantised model's pictures must reach (default: {SMALLEST_PSNR:g})",
+        help=f"decibels that a quantized model's pictures must reach (default: {SMALLEST_PSNR:g})",
     )
     add("--data_path", metavar="PATH", help="where the run's data lie now, if they have moved")
     check_flag_names(arguments, flag_names(parser))

@@ -34,7 +34,7 @@ import platform
 import sys
 from collections.abc import Sequence
 
-from nvae_tf.files import write_whole
+from nvae_tf.files import atomic_write
 from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
 from nvae_tf.serving.server_files.batching_fit import batching_file, fit_batching, timing_table
 from nvae_tf.serving.server_files.compose_file import SERVING_IMAGE, ComposeSettings, check_image, compose_file
@@ -95,7 +95,7 @@ def _write(output: pathlib.Path, files: dict[str, str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     replaced = [name for name in files if (output / name).exists()]
     for name, text in files.items():
-        write_whole(output / name, text)
+        atomic_write(output / name, text)
     print(f"Wrote {', '.join(files)} to {output}.")
     if replaced:
         print(f"Replaced what was there of {', '.join(replaced)}.")

@@ -270,7 +270,7 @@ def _gradients(model: NVAE, recorded: Recorded, gradients: list[tf.Tensor]) -> I
         value = published_array(tensor, by_variable[id(tensor.variable)].numpy())
         value = np.asarray(np.linalg.norm(value.astype(np.float64))) if reduced else value
         target = np.asarray(expected[name])
-        if tensor.cancelled or not np.any(target):
+        if tensor.canceled or not np.any(target):
             yield Comparison(
                 f"train/grad/{name} (zero in theory)", relative_error(value, target, median), ROUNDING_NOISE
             )

@@ -15,7 +15,7 @@ from benchmarks.exported_sampling import write_sampling
 from benchmarks.workloads.commands import run_python
 from benchmarks.workloads.untrained import config_of, suit_process, untrained_model
 from nvae_tf.config import config_to_json
-from nvae_tf.files import write_whole
+from nvae_tf.files import atomic_write
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models.for_training import model_for_training
 from nvae_tf.published.torch_file import OWN_KEY
@@ -35,7 +35,7 @@ def write_run(preset: str, folder: pathlib.Path) -> None:
     made.model.data_initialised.assign(1.0)
     made.model.optimizer.iterations.assign(_STEP)
     TrainingState(run.checkpoints, made.model, made.model.optimizer, keep=1, others=made.variables).save(_STEP)
-    write_whole(run.config_file, config_to_json(config))
+    atomic_write(run.config_file, config_to_json(config))
 
 
 def write_published(preset: str, folder: pathlib.Path) -> None:

@@ -107,7 +107,7 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
         _counted(spec.channels, "channel"),
         _counted(spec.num_bits, "bit"),
         *(["of 16-bit files the upper bits"] if spec.file_bits == 16 else []),
-        *(["binarised at every access"] if spec.binarise else []),
+        *(["binarized at every access"] if spec.binarise else []),
         *(["mirrored at random in training"] if spec.horizontal_flip else []),
     ]
     lines = [f"{spec.name}, from {place_of(spec)}", f"images       {', '.join(form)}"]
@@ -137,6 +137,6 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _whole_rows(images: np.ndarray) -> np.ndarray:
-    """The images with grey ones behind them until the last row of the picture is full."""
+    """The images with gray ones behind them until the last row of the picture is full."""
     missing = -len(images) % _COLUMNS
     return np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)], constant_values=0.5)

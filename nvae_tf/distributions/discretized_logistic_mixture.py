@@ -1,6 +1,6 @@
-"""The discretised mixture of logistics: a mass over pixel values, channels autoregressive within a pixel.
+"""The discretized mixture of logistics: a mass over pixel values, channels autoregressive within a pixel.
 
-After Salimans et al. 2017 (PixelCNN++, section 2) as Vahdat & Kautz 2020 use it for colour images.
+After Salimans et al. 2017 (PixelCNN++, section 2) as Vahdat & Kautz 2020 use it for color images.
 """
 
 import math
@@ -48,7 +48,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     and h = 1 / (2^num_bits - 1) half the width of a bin; the lowest and highest bin take F's whole tails.
 
     By default the mass has the quirks of the published scores: values above 0.99 (so at 8 bits level 254 too,
-    not only 255) take the upper tail, and masses below 1e-5 become density at the bin's centre times its
+    not only 255) take the upper tail, and masses below 1e-5 become density at the bin's center times its
     width. Hence it may sum to more than 1. `exact_edges=True` gives the proper mass, without either quirk.
 
     Samples are continuous in [0, 1], not rounded to the grid, as published. `mean` is not the exact mean but
@@ -76,7 +76,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         """Builds the distribution from constrained parameters; `from_parameters` takes a network's output.
 
         Args:
-          mixture_logits: `[..., M]`, unnormalised log-weights of the M components.
+          mixture_logits: `[..., M]`, unnormalized log-weights of the M components.
           means: `[..., C, M]`, on the [-1, 1] scale.
           log_scales: `[..., C, M]`, of the logistics on the [-1, 1] scale. -7 and above is safe in float32.
           coefficients: `[..., C(C-1)/2, M]`, row by row of the strict lower triangle: for RGB green from red,
@@ -177,10 +177,10 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         """
         inverse_scale = tf.math.exp(-log_scale)
         # In pairs: no tensor has more than two uses, see `fan_out`.
-        centred, centred_in_density = fan_out((value - mean) * inverse_scale, 2)
+        centered, centered_in_density = fan_out((value - mean) * inverse_scale, 2)
         half_width, half_of_relative_width = fan_out(self._half_width * inverse_scale, 2)
-        log_lower_tail = tf.math.log_sigmoid(centred + half_width)
-        log_upper_tail = tf.math.log_sigmoid(half_width - centred)
+        log_lower_tail = tf.math.log_sigmoid(centered + half_width)
+        log_upper_tail = tf.math.log_sigmoid(half_width - centered)
         relative_width = tf.maximum(2.0 * half_of_relative_width, MINIMUM_RELATIVE_WIDTH)
         log_inner = log_lower_tail + log_upper_tail + tf.math.log(-tf.math.expm1(-relative_width))
         if self._exact_edges:
@@ -188,10 +188,10 @@ class DiscretizedLogisticMixture(tfd.Distribution):
             is_lowest, is_highest = value < self._half_width - 1.0, value > 1.0 - self._half_width
         else:
             is_lowest, is_highest = value < PUBLISHED_LOWER_EDGE, value > PUBLISHED_UPPER_EDGE
-            both_tails = tf.math.log_sigmoid(centred_in_density) + tf.math.log_sigmoid(-centred_in_density)
+            both_tails = tf.math.log_sigmoid(centered_in_density) + tf.math.log_sigmoid(-centered_in_density)
             log_density = both_tails - log_scale
-            log_at_centre = log_density + math.log(2.0 * self._half_width)
-            log_inner = tf.where(log_inner < LOG_SMALL_MASS, log_at_centre, log_inner)
+            log_at_center = log_density + math.log(2.0 * self._half_width)
+            log_inner = tf.where(log_inner < LOG_SMALL_MASS, log_at_center, log_inner)
         return tf.where(is_lowest, log_lower_tail, tf.where(is_highest, log_upper_tail, log_inner))
 
     def _sample_n(self, n: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

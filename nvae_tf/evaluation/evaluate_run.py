@@ -14,7 +14,7 @@ from nvae_tf.evaluation.latents_metric import latents_figures
 from nvae_tf.evaluation.likelihood_metric import batches_of, likelihood_figures, measure_likelihood
 from nvae_tf.evaluation.table import table
 from nvae_tf.evaluation.task import EvaluationTask
-from nvae_tf.files import write_whole
+from nvae_tf.files import atomic_write
 from nvae_tf.reports.keep_model_card import keep_model_card
 
 # Of one pass over the images.
@@ -67,8 +67,8 @@ def _write(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:
     half_widths = earlier.get("half_widths_95", {}) | measured.get("half_widths_95", {})
     if half_widths:
         figures["half_widths_95"] = half_widths
-    write_whole(file, json.dumps(figures, indent=2, allow_nan=False) + "\n")
-    write_whole(file.with_suffix(".txt"), f"{table(figures)}\n")
+    atomic_write(file, json.dumps(figures, indent=2, allow_nan=False) + "\n")
+    atomic_write(file.with_suffix(".txt"), f"{table(figures)}\n")
     keep_model_card(task.folder, task.trained.model, task.status.keep)
     return figures
 

@@ -65,8 +65,8 @@ class RunningFeatureStatistics:
         if not count:
             return
         mean = features.mean(axis=0)
-        centred = features - mean
-        scatter = centred.T @ centred
+        centered = features - mean
+        scatter = centered.T @ centered
         if self._count:
             difference = mean - self._mean
             total = self._count + count

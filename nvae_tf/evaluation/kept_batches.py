@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nvae_tf.data.ordering import Share
+from nvae_tf.data.ordering import Shard
 from nvae_tf.files import read_arrays, write_arrays
 
 _SECONDS_FOR_CHIEF = 300.0
@@ -30,7 +30,7 @@ class KeptBatches:
     def __init__(self, folder: pathlib.Path, count: int):
         self._folder, self.count = folder, count
 
-    def is_begun(self, share: Share) -> bool:
+    def is_begun(self, share: Shard) -> bool:
         """Makes the folder, as the chief; others wait for it. False where it does not come."""
         if share.index == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ class KeptBatches:
         """Whether the chief has put all together meanwhile."""
         return not self._folder.is_dir()
 
-    def missing(self, share: Share) -> list[int]:
+    def missing(self, share: Shard) -> list[int]:
         """The numbers of batches that are to be done, those of this process first."""
         first, last = (index * self.count // share.count for index in (share.index, share.index + 1))
         others = [*range(last, self.count), *range(first)]

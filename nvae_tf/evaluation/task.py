@@ -10,12 +10,12 @@ import tensorflow as tf
 from nvae_tf.data.content_digest import content_digest
 from nvae_tf.data.image_sources import ImageSource
 from nvae_tf.data.model_settings import check_model_fits
-from nvae_tf.data.ordering import Share
+from nvae_tf.data.ordering import Shard
 from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.progress import StatusLine
 from nvae_tf.training.checkpoint_files import checkpoint_sha256
-from nvae_tf.training.devices import take_devices
+from nvae_tf.training.devices import select_devices
 from nvae_tf.training.loading import TrainedRun, load_run
 from nvae_tf.training.run_data import spec_to_read
 from nvae_tf.training.run_folder import RunFolder
@@ -35,7 +35,7 @@ class EvaluationTask:
       source: its images.
       data_sha256: of some of them, see `content_digest`.
       batch_size: images at a time, of all replicas of this process.
-      seed: of the binarisation and of all draws.
+      seed: of the binarization and of all draws.
       strategy: where the replicas are.
       share: which of several processes this is.
       status: where progress is shown.
@@ -51,7 +51,7 @@ class EvaluationTask:
     batch_size: int
     seed: int
     strategy: tf.distribute.Strategy
-    share: Share
+    share: Shard
     status: StatusLine
 
     @property
@@ -76,7 +76,7 @@ def open_task(
       checkpoint: "latest" or "best".
       split: "train" or "test".
       batch_size: images at a time on a replica; that of the training if not given.
-      seed: of the binarisation and of all draws.
+      seed: of the binarization and of all draws.
       data_path: where the images lie, if no longer where they were during training.
       replicas: so many GPUs, all for 0; where there are none, so many parts of the CPU.
 
@@ -84,7 +84,7 @@ def open_task(
       FileNotFoundError, ValueError, ConnectionError: see `nvae_tf.load` and `load_split`; or the devices are not there.
     """
     cluster = Cluster.from_environment()
-    devices = take_devices(replicas)
+    devices = select_devices(replicas)
     strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
     with strategy.scope():
         trained = load_run(workdir, checkpoint)
@@ -105,6 +105,6 @@ def open_task(
         of_replica * len(devices),
         seed,
         strategy,
-        Share(cluster.index, cluster.count),
+        Shard(cluster.index, cluster.count),
         status,
     )

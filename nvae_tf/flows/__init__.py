@@ -1,4 +1,4 @@
-"""Normalising flows of the posterior."""
+"""Normalizing flows of the posterior."""
 
 from nvae_tf.flows.masked_autoregressive import FlowCells, FlowPairs, causal_mask
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from nvae_tf import latent_plan
 from nvae_tf.layers.batch_normalization import StackedBatchNormalization
 from nvae_tf.layers.convolution import DataDependentConvolution, StackedConvolution
-from nvae_tf.layers.normalisation import numbers_a_channel
+from nvae_tf.layers.normalization import numbers_a_channel
 from nvae_tf.layers.resampling import nearest_upsampling
 from nvae_tf.layers.stacked import Folding, StackedLayer
 from nvae_tf.layers.swish_convolution import SwishConvolution
@@ -19,10 +19,10 @@ from nvae_tf.layers.swish_convolution import SwishConvolution
 class EluConvolution(StackedLayer):
     """(Batch norm, in `bnelu`) -> ELU -> (nearest doubling) -> 3x3 convolution with bias."""
 
-    def __init__(self, count: int, normalised: bool, channels_in: int, channels_out: int, change: str, **kwargs):
+    def __init__(self, count: int, normalized: bool, channels_in: int, channels_out: int, change: str, **kwargs):
         shared = {"dtype": kwargs.get("dtype")}
-        norm = [StackedBatchNormalization(count, channels_in, **shared)] if normalised else []
-        kind = StackedConvolution if normalised else DataDependentConvolution
+        norm = [StackedBatchNormalization(count, channels_in, **shared)] if normalized else []
+        kind = StackedConvolution if normalized else DataDependentConvolution
         convolution = kind(count, channels_in, channels_out, 3, 2 if change == "down" else 1, **shared)
         super().__init__(count, [*norm, convolution], **kwargs)
         self.upsampling = change == "up"
@@ -80,7 +80,7 @@ class OperationsBranch(StackedLayer):
         super().__init__(count, parts, **kwargs)
 
     def foldings(self) -> list[Folding]:
-        """Every operation but the first normalises what the convolution before it gives."""
+        """Every operation but the first normalizes what the convolution before it gives."""
         pairs = itertools.pairwise(self.parts)
         return [Folding(before.convolution, after.norm) for before, after in pairs if after.norm is not None]
 
@@ -94,7 +94,7 @@ class OperationsBranch(StackedLayer):
 class InvertedResidualBranch(StackedLayer):
     """BN -> 1x1 to h -> BN -> swish -> (nearest doubling) -> depthwise or grouped -> BN -> swish -> 1x1 -> BN.
 
-    `h` is `expansion` times the branch's input channels; the convolutions are plain (no weight normalisation, no bias).
+    `h` is `expansion` times the branch's input channels; the convolutions are plain (no weight normalization, no bias).
     The published network doubles first. All before the depthwise convolution acts on pixels by themselves, so the
     numbers are the same at a quarter of the cost.
     """
@@ -110,7 +110,7 @@ class InvertedResidualBranch(StackedLayer):
     ):
         hidden = branch.expansion * channels_in
         shared = {"dtype": kwargs.get("dtype")}
-        plain = {"use_bias": False, "weight_normalised": False, **shared}
+        plain = {"use_bias": False, "weight_normalized": False, **shared}
         stride = 2 if change == "down" else 1
         groups = branch.groups or hidden
         depthwise = StackedConvolution(count, hidden, hidden, branch.kernel_size, stride, groups=groups, **plain)

@@ -1,4 +1,4 @@
-"""Stacked convolutions: weight-normalised or plain, dense, depthwise, grouped or masked."""
+"""Stacked convolutions: weight-normalized or plain, dense, depthwise, grouped or masked."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.layers.depthwise import depthwise_convolution
-from nvae_tf.layers.normalisation import moments, numbers_a_channel
+from nvae_tf.layers.normalization import moments, numbers_a_channel
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
 
@@ -22,9 +22,9 @@ class ConvolutionWeights(NamedTuple):
 class StackedConvolution(StackedLayer):
     """`count` convolutions of an odd size with symmetric padding.
 
-    The kernel variable is `[count, height, width, in / groups, out]`. With weight normalisation the effective kernel
+    The kernel variable is `[count, height, width, in / groups, out]`. With weight normalization the effective kernel
     is, per output channel, `exp(s) w / (||w|| + 1e-5)`, where `s` starts at `log(||w|| + 1e-2)`. `mask` (`[height,
-    width, in / groups, out]`, zeros and ones) is applied to `w` before it is normalised. `w` and the bias start from
+    width, in / groups, out]`, zeros and ones) is applied to `w` before it is normalized. `w` and the bias start from
     U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
     Padding is `kernel_size // 2 * dilation` on every side, also at stride 2, where TensorFlow's SAME would pad
@@ -41,7 +41,7 @@ class StackedConvolution(StackedLayer):
         dilation: int = 1,
         groups: int = 1,
         use_bias: bool = True,
-        weight_normalised: bool = True,
+        weight_normalized: bool = True,
         mask: np.ndarray | None = None,
         log_norm_offset: float = 0.0,
         **kwargs,
@@ -61,7 +61,7 @@ class StackedConvolution(StackedLayer):
         self.bias = self.log_norm = None
         if use_bias:
             self.bias = self.add_weight(name="bias", shape=(count, channels_out), initializer=uniform)
-        if weight_normalised:
+        if weight_normalized:
             self.log_norm = self.add_weight(name="log_norm", shape=(count, channels_out))
             start = tf.math.log(_norms(self._masked_kernel())[:, 0, 0, 0] + 1e-2) + log_norm_offset
             self.log_norm.assign(start)
@@ -72,11 +72,11 @@ class StackedConvolution(StackedLayer):
         return self.groups > 1 and self.groups == self.channels_in == self.channels_out
 
     def effective_kernels(self) -> tf.Tensor:
-        """The kernels that are convolved with: masked and normalised, float32 `[count, height, width, in, out]`."""
+        """The kernels that are convolved with: masked and normalized, float32 `[count, height, width, in, out]`."""
         kernel = self._masked_kernel()
         if self.log_norm is None:
             return kernel
-        return weight_normalised(kernel, tf.convert_to_tensor(self.log_norm))
+        return weight_normalized(kernel, tf.convert_to_tensor(self.log_norm))
 
     def kernels_of(self, forward: ForwardPass) -> tf.Tensor:
         """The effective kernels, computed once in a pass."""
@@ -127,22 +127,22 @@ class StackedConvolution(StackedLayer):
 
 
 class DataDependentConvolution(StackedConvolution):
-    """Weight-normalised convolutions whose scale and bias are set from the first training batch.
+    """Weight-normalized convolutions whose scale and bias are set from the first training batch.
 
-    In an initialising pass, with `y` the convolution by `w / (||w|| + 1e-5)` and `d` five times the (unbiased) standard
+    In an initializing pass, with `y` the convolution by `w / (||w|| + 1e-5)` and `d` five times the (unbiased) standard
     deviation of `y` per channel, `s = -log(d + 1e-5)` and the bias is `-mean(y) / (d + 1e-5)`.
     """
 
     def slices(self, forward: ForwardPass) -> list[ConvolutionWeights]:
-        """As for every stack, but unscaled directions in an initialising pass."""
-        if not forward.initialising:
+        """As for every stack, but unscaled directions in an initializing pass."""
+        if not forward.initializing:
             return super().slices(forward)
         kernel = self._masked_kernel()
         directions = tf.unstack(tf.cast(kernel / (_norms(kernel) + 1e-5), self.compute_dtype))
         return [ConvolutionWeights(direction) for direction in directions]
 
     def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """Convolves; without a bias (an initialising pass) it finds scale and bias first and records them."""
+        """Convolves; without a bias (an initializing pass) it finds scale and bias first and records them."""
         outputs = super().apply_slice(weights, inputs, records)
         if weights.bias is not None:
             if records is not None:
@@ -159,8 +159,8 @@ class DataDependentConvolution(StackedConvolution):
         return [self]
 
     def record(self, forward: ForwardPass, records: list) -> None:
-        """Hands the new scales and biases of the whole stack to the pass, if it is an initialising one."""
-        if forward.initialising:
+        """Hands the new scales and biases of the whole stack to the pass, if it is an initializing one."""
+        if forward.initializing:
             log_norms, biases = zip(*records, strict=True)
             forward.updates += [(self.log_norm, tf.stack(log_norms)), (self.bias, tf.stack(biases))]
 
@@ -181,7 +181,7 @@ def joined(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 @tf.custom_gradient
-def weight_normalised(kernels: tf.Tensor, log_norms: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+def weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """`exp(s) w / (||w|| + 1e-5)` of every output channel of `[count, height, width, in, out]`; `s` is `[count, out]`.
 
     The gradient is in closed form: what TensorFlow derives has three more arrays of the kernels' size, and as many

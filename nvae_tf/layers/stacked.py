@@ -1,6 +1,6 @@
 """Layers held as one stack: `count` identical layers whose weights share variables with a leading axis.
 
-A hierarchical VAE has hundreds of small identical layers. Held as one variable each, weight normalisation, spectral
+A hierarchical VAE has hundreds of small identical layers. Held as one variable each, weight normalization, spectral
 norms, gradients, weight decay and the optimizer act on thousands of tensors, and building the graph takes minutes. Here
 they act on about a hundred, and one layer of the stack is a pure function of its input and its slice of the weights.
 """
@@ -23,15 +23,15 @@ class ForwardPass:
 
     Attributes:
       training: whether batch statistics are used (and recorded) or the running ones.
-      initialising: whether data-dependent layers set their scales from this batch (see `DataDependentConvolution`).
+      initializing: whether data-dependent layers set their scales from this batch (see `DataDependentConvolution`).
       traced_inline: whether a graph has every layer of a stack on its own, where it could have one function for all.
       updates: pairs of a non-trainable variable and its new value, not yet assigned.
       kernels: the effective kernels `[count, height, width, in, out]` of every convolution stack,
-        so that network and spectral regulariser need not both compute them.
+        so that network and spectral regularizer need not both compute them.
     """
 
     training: bool = False
-    initialising: bool = False
+    initializing: bool = False
     traced_inline: bool = False
     updates: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
@@ -110,7 +110,7 @@ class StackedLayer(keras.layers.Layer):
     @contextlib.contextmanager
     def unstacked(self, forward: ForwardPass) -> Iterator[list[Callable[[tf.Tensor], tf.Tensor]]]:
         """Gives the stack's layers as functions of their input; leaving the block records the whole stack at once."""
-        recording = forward.training or forward.initialising
+        recording = forward.training or forward.initializing
         records: list[list[Any]] = [[] for _ in range(self.count)]
         weights = forward.slices_of(self)
         inline = forward.traced_inline or self._must_be_traced_inline()

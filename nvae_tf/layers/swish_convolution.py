@@ -7,7 +7,7 @@ import tensorflow as tf
 from nvae_tf.layers.activations import swish
 from nvae_tf.layers.batch_normalization import BatchStatistics, StackedBatchNormalization
 from nvae_tf.layers.convolution import ConvolutionWeights, StackedConvolution
-from nvae_tf.layers.normalisation import normalise_batch, normalised_swish
+from nvae_tf.layers.normalization import normalize_batch, normalized_swish
 from nvae_tf.layers.resampling import nearest_upsampling
 from nvae_tf.layers.stacked import StackedLayer
 
@@ -16,7 +16,7 @@ class SwishConvolution(StackedLayer):
     """Batch norm -> swish -> (nearest doubling) -> convolution, a stack as deep as that of the convolution.
 
     Most of a network's memory is what lies between these three. In training none of it is kept: the backward pass
-    normalises and activates once more, which costs two cheap passes over the input and halves the activations.
+    normalizes and activates once more, which costs two cheap passes over the input and halves the activations.
     """
 
     def __init__(self, convolution: StackedConvolution, upsampling: bool = False, **kwargs):
@@ -53,13 +53,13 @@ def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tens
 
     @tf.custom_gradient
     def operation(inputs, gamma, beta, *weights):
-        batch = normalise_batch(inputs, gamma, beta)
+        batch = normalize_batch(inputs, gamma, beta)
         outputs = convolve(swish(batch.outputs), ConvolutionWeights(*weights))
 
         def gradient(upstream, *_):
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
-                active, swish_gradient = normalised_swish(inputs, gamma, beta, batch.mean, batch.biased_variance())
+                active, swish_gradient = normalized_swish(inputs, gamma, beta, batch.mean, batch.biased_variance())
             with tf.GradientTape() as tape:
                 tape.watch((active, weights))
                 again = convolve(active, ConvolutionWeights(*weights))

@@ -8,7 +8,7 @@ from nvae_tf.objective.elbo import (
     log_posterior_and_prior,
 )
 from nvae_tf.objective.importance_weighting import ImportanceWeighting, add_samples, check_importance_samples
-from nvae_tf.objective.kl_schedule import balancing_scales, group_weights, kl_weight, regularisation_weight
+from nvae_tf.objective.kl_schedule import balancing_scales, group_weights, kl_weight, regularization_weight
 from nvae_tf.objective.regularization import SpectralRegularizer, batch_norm_loss, gradients_after_network
 from nvae_tf.objective.training_loss import TrainingLoss, training_loss
 
@@ -28,6 +28,6 @@ __all__ = [
     "kl_per_group",
     "kl_weight",
     "log_posterior_and_prior",
-    "regularisation_weight",
+    "regularization_weight",
     "training_loss",
 ]

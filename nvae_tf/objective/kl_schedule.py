@@ -20,8 +20,8 @@ def kl_weight(step: tf.Tensor, config: ObjectiveConfig) -> tf.Tensor:
     return tf.clip_by_value(risen, config.kl_constant_weight, 1.0)
 
 
-def regularisation_weight(beta: tf.Tensor, config: ObjectiveConfig) -> tf.Tensor:
-    """lambda, the weight of the spectral and batch-norm regularisers, constant or annealed with beta."""
+def regularization_weight(beta: tf.Tensor, config: ObjectiveConfig) -> tf.Tensor:
+    """lambda, the weight of the spectral and batch-norm regularizers, constant or annealed with beta."""
     if not config.anneal_regularisation:
         return tf.constant(config.regularisation)
     initial, final = math.log(config.regularisation_initial), math.log(config.regularisation)

@@ -34,10 +34,10 @@ def power_iteration(
 def _iterated(matrices: tf.Tensor, pair: Vectors) -> Vectors:
     """One power iteration. A row times the transpose is twice as fast on CPUs as `tf.linalg.matvec`."""
     _, u = pair
-    v = _normalised(tf.matmul(u, matrices, transpose_b=True))
-    return v, _normalised(tf.matmul(v, matrices))
+    v = _normalized(tf.matmul(u, matrices, transpose_b=True))
+    return v, _normalized(tf.matmul(v, matrices))
 
 
-def _normalised(rows: tf.Tensor) -> tf.Tensor:
+def _normalized(rows: tf.Tensor) -> tf.Tensor:
     """Every row `[count, 1, size]` divided by its norm, but not by less than the smallest."""
     return tf.math.l2_normalize(rows, axis=-1, epsilon=_SMALLEST_NORM**2)

@@ -1,4 +1,4 @@
-"""Spectral regularisation and the batch-norm regulariser (Vahdat & Kautz 2020, section 3.2)."""
+"""Spectral regularisation and the batch-norm regularizer (Vahdat & Kautz 2020, section 3.2)."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ class SpectralRegularizer(keras.layers.Layer):
 
 
 def batch_norm_loss(norms: Sequence[StackedBatchNormalization]) -> tf.Tensor:
-    """The sum over all batch normalisations of max |gamma|; tied channels share the gradient evenly."""
+    """The sum over all batch normalizations of max |gamma|; tied channels share the gradient evenly."""
     by_width = collections.defaultdict(list)
     for norm in norms:
         by_width[norm.gamma.shape[1]].append(norm.gamma)
@@ -64,18 +64,18 @@ def batch_norm_loss(norms: Sequence[StackedBatchNormalization]) -> tf.Tensor:
 
 
 @tf.custom_gradient
-def gradients_after_network(images: tf.Tensor, regularisers: tf.Tensor) -> tuple[tuple, Callable]:
-    """Both as they are, but the gradient of the regularisers waits for that of the images.
+def gradients_after_network(images: tf.Tensor, regularizers: tf.Tensor) -> tuple[tuple, Callable]:
+    """Both as they are, but the gradient of the regularizers waits for that of the images.
 
     Images are the network's input: by then the backward pass is through and its activations are gone. Otherwise an
     array of the size of all weights would be made before it starts, and kept beside the activations.
     """
 
-    def gradient(images_gradient: tf.Tensor, regularisers_gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def gradient(images_gradient: tf.Tensor, regularizers_gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.control_dependencies([images_gradient]):
-            return images_gradient, tf.identity(regularisers_gradient)
+            return images_gradient, tf.identity(regularizers_gradient)
 
-    return (tf.identity(images), tf.identity(regularisers)), gradient
+    return (tf.identity(images), tf.identity(regularizers)), gradient
 
 
 def _matrices(kernels: tf.Tensor) -> tf.Tensor:

@@ -9,7 +9,7 @@ from nvae_tf.objective.kl_schedule import group_weights
 
 
 class TrainingLoss(NamedTuple):
-    """The loss and what it is made of, in nats per image (the regularisers have no unit).
+    """The loss and what it is made of, in nats per image (the regularizers have no unit).
 
     Attributes:
       loss: scalar; what is differentiated.
@@ -26,19 +26,19 @@ def training_loss(
     elbo: Elbo,
     beta: tf.Tensor,
     scales: tuple[float, ...],
-    regularisers: tf.Tensor,
-    regularisation_weight: tf.Tensor,
+    regularizers: tf.Tensor,
+    regularization_weight: tf.Tensor,
 ) -> TrainingLoss:
-    """`mean(recon + sum_g w_g KL_g) + lambda * regularisers`.
+    """`mean(recon + sum_g w_g KL_g) + lambda * regularizers`.
 
     Args:
       elbo: the parts of the bound.
       beta: the KL warm-up weight.
       scales: alpha of every group, see `balancing_scales`.
-      regularisers: the sum of the spectral and batch-norm regularisers, scalar.
-      regularisation_weight: lambda.
+      regularizers: the sum of the spectral and batch-norm regularizers, scalar.
+      regularization_weight: lambda.
     """
     weights = group_weights(elbo.kl, beta, scales)
     balanced_kl = tf.reduce_sum(weights * elbo.kl, axis=1)
-    loss = tf.reduce_mean(elbo.reconstruction + balanced_kl) + regularisation_weight * regularisers
+    loss = tf.reduce_mean(elbo.reconstruction + balanced_kl) + regularization_weight * regularizers
     return TrainingLoss(loss, balanced_kl, weights)

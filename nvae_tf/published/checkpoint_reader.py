@@ -9,7 +9,7 @@ import tensorflow as tf
 from nvae_tf.models.for_training import ModelForTraining
 from nvae_tf.published.own_state import checkpoint_names
 from nvae_tf.training.training_parts import VALUE
-from nvae_tf.training.training_state import damage_told
+from nvae_tf.training.training_state import wrap_read_errors
 
 
 class CheckpointReader:
@@ -25,7 +25,7 @@ class CheckpointReader:
     """
 
     def __init__(self, prefix: str, made: ModelForTraining, report: Callable[[int], None]):
-        with damage_told(prefix):
+        with wrap_read_errors(prefix):
             self._reader = tf.train.load_checkpoint(prefix)
             stored = self._reader.get_variable_to_shape_map()
         self._prefix, self._report, self._done = prefix, report, 0
@@ -55,7 +55,7 @@ class CheckpointReader:
           ValueError: the checkpoint is damaged or gone.
         """
         key = self._keys[id(variable)]
-        with damage_told(self._prefix):
+        with wrap_read_errors(self._prefix):
             value = self._reader.get_tensor(key)
         self._done += value.nbytes
         self._report(self._done)

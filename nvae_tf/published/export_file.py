@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, config_to_json
 from nvae_tf.errors import first_line
-from nvae_tf.files import whole_file
+from nvae_tf.files import atomic_file
 from nvae_tf.models.for_training import ModelForTraining, model_for_training
 from nvae_tf.optimization import average_of_weights, inner_optimizer
 from nvae_tf.published.checkpoint_reader import CheckpointReader
@@ -28,7 +28,7 @@ from nvae_tf.training.image_counts import ImageCounts, read_image_counts
 from nvae_tf.training.kept_checkpoints import step_of
 from nvae_tf.training.loading import find_run
 from nvae_tf.training.run_folder import RunFolder
-from nvae_tf.training.training_state import check_architecture, damage_told
+from nvae_tf.training.training_state import check_architecture, wrap_read_errors
 
 _MEGABYTE = 1 << 20
 
@@ -114,12 +114,12 @@ def export_file(choices: ExportChoices) -> Exported:
         made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
         made.model.optimizer.build(made.model.trainable_variables)
     check_architecture(made.model, prefix)
-    with damage_told(prefix):
+    with wrap_read_errors(prefix):
         total = max(sum(file.stat().st_size for file in _files(prefix)) // _MEGABYTE, 1)
     with ProgressBar(total, "MB read") as bar:
         checkpoint = CheckpointReader(prefix, made, lambda done: bar.show(min(done // _MEGABYTE, total)))
         content = _content(run, args, made, checkpoint, choices)
-    with whole_file(choices.output) as partial, _failure_told(choices.output), partial.open("wb") as file:
+    with atomic_file(choices.output) as partial, _failure_told(choices.output), partial.open("wb") as file:
         torch.save(content, file)
     leaves_means = bool(config.optimizer.ema_momentum) and not choices.running_means
     return Exported(config, run.step, args["dataset"], leaves_means)

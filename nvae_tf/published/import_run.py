@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nvae_tf.config import ExperimentConfig, config_to_json
-from nvae_tf.files import write_whole
+from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.models.for_training import ModelForTraining, model_for_training
 from nvae_tf.optimization.averaging import average_of_weights
@@ -202,11 +202,11 @@ def _write(folder: RunFolder, made: ModelForTraining, settings: RunSettings) -> 
     config = settings.config
     keep = config.train.keep_checkpoints
     TrainingState(folder.checkpoints, made.model, made.model.optimizer, keep, others=made.variables).save(settings.step)
-    write_whole(folder.path / CONFIG_NAME, CONFIG_TEXT)
+    atomic_write(folder.path / CONFIG_NAME, CONFIG_TEXT)
     if settings.images:
-        write_whole(folder.images_file, settings.images.text())
+        atomic_write(folder.images_file, settings.images.text())
     write_origin(folder, settings.origin)
-    write_whole(folder.config_file, config_to_json(config))
+    atomic_write(folder.config_file, config_to_json(config))
     write_model_card(folder, sum(math.prod(weight.shape) for weight in made.model.trainable_variables))
 
 

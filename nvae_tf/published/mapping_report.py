@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.files import write_whole
+from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.published.optimizer import MOMENTUM, NORM, SavedOptimizer
 from nvae_tf.published.weight_names import named_weights
@@ -105,7 +105,7 @@ def write_report(path: pathlib.Path, rows: list[Row]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row._fields)
     writer.writerows(rows)
-    write_whole(path, text.getvalue())
+    atomic_write(path, text.getvalue())
 
 
 def _source(name: str, value: np.ndarray) -> Row:

@@ -25,8 +25,8 @@ class PublishedTensor(NamedTuple):
       index: its place on the variable's leading axis, or None where the variable is not a stack.
       to_published: turns this model's layout into the published one.
       from_published: the other way.
-      cancelled: whether a batch norm right after it takes its effect on the image away, so that its gradient is in
-        theory zero but for the regularisers'.
+      canceled: whether a batch norm right after it takes its effect on the image away, so that its gradient is in
+        theory zero but for the regularizers'.
       companion: the name of an entry that stands after it in published files and carries nothing: the counter of a
         norm, or the second copy of a plain kernel.
     """
@@ -36,7 +36,7 @@ class PublishedTensor(NamedTuple):
     index: int | None
     to_published: Callable[[np.ndarray], np.ndarray]
     from_published: Callable[[np.ndarray], np.ndarray]
-    cancelled: bool = False
+    canceled: bool = False
     companion: str | None = None
 
 
@@ -178,7 +178,7 @@ def _operations(name: str, branch: OperationsBranch, index: int) -> Iterator[Pub
 def _inverted_residual(name: str, branch, index: int) -> Iterator[PublishedTensor]:
     first = 1 if branch.upsampling else 0
     norm, widen, depthwise, narrow, last = branch.parts
-    yield from _batch_norm(f"{name}.{first}", norm, index, has_own_module=True, cancelled=True)
+    yield from _batch_norm(f"{name}.{first}", norm, index, has_own_module=True, canceled=True)
     yield from _convolution(f"{name}.{first + 1}.conv.0", widen, index)
     yield from _batch_norm(f"{name}.{first + 1}.conv.1", depthwise.norm, index)
     yield from _convolution(f"{name}.{first + 2}.conv.0", depthwise.convolution, index)
@@ -215,7 +215,7 @@ def _batch_norm(
     stack: StackedBatchNormalization,
     index: int,
     has_own_module: bool = False,
-    cancelled: bool = False,
+    canceled: bool = False,
 ) -> Iterator[PublishedTensor]:
     """A norm without a fused swish is wrapped once more in the published files, but not in all copies of them."""
     for tensor, variable in (
@@ -226,4 +226,4 @@ def _batch_norm(
     ):
         names = (f"{name}.bn.{tensor}", f"{name}.{tensor}") if has_own_module else (f"{name}.{tensor}",)
         counter = names[0].replace(tensor, COUNTER) if tensor == "running_var" else None
-        yield PublishedTensor(names, variable, index, *_VECTOR, cancelled and tensor == "bias", counter)
+        yield PublishedTensor(names, variable, index, *_VECTOR, canceled and tensor == "bias", counter)

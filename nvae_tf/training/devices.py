@@ -5,7 +5,7 @@ import tensorflow as tf
 from nvae_tf.setting_checks import check
 
 
-def suit_devices() -> None:
+def configure_runtime() -> None:
     """On a CPU alone, leaves out grappler's rewriting of graphs.
 
     It takes longer than everything else before the first step (on the MNIST preset 16 s of processor time, 10 s
@@ -21,7 +21,7 @@ def gpus() -> list:
     return tf.config.get_visible_devices("GPU")
 
 
-def take_devices(count: int) -> list[str]:
+def select_devices(count: int) -> list[str]:
     """Takes so many GPUs, all for 0, or where there is none, so many parts of the CPU.
 
     Returns:

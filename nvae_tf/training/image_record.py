@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Callable
 
-from nvae_tf.files import write_whole
+from nvae_tf.files import atomic_write
 from nvae_tf.setting_checks import check
 from nvae_tf.training.image_counts import ImageCounts, read_image_counts
 from nvae_tf.training.run import Run
@@ -31,7 +31,7 @@ def note_images(file: pathlib.Path, run: Run, tell: Callable[[str], None]) -> No
             f"{now.train:,} and {now.test:,} now. It goes on, in another order of images; figures before and "
             "after can't be compared."
         )
-    write_whole(file, now.text())
+    atomic_write(file, now.text())
 
 
 def check_images_a_step(file: pathlib.Path, run: Run) -> None:

@@ -34,7 +34,7 @@ class Source(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Initialisation:
+class Initialization:
     """What was taken from a source and what was not; weights by their names, see `weight_names`.
 
     Attributes:
@@ -89,7 +89,7 @@ class Initialisation:
         return f"{name}: {list(self.source_shapes[name])} in the source, {list(self.shapes[name])} here"
 
 
-def initialise(model: NVAE, path: str) -> Initialisation:
+def initialize(model: NVAE, path: str) -> Initialization:
     """Gives a model all weights of a source that fit: weights, running batch statistics, vectors of power iterations.
 
     Steps, the optimizer's slots and running means are not touched.
@@ -105,7 +105,7 @@ def initialise(model: NVAE, path: str) -> Initialisation:
     """
     source = _read(path)
     names, source_names = _network(model), _network(source.model)
-    found = Initialisation(source.name, _shapes(names), _shapes(source_names))
+    found = Initialization(source.name, _shapes(names), _shapes(source_names))
     if not found.taken:
         raise ValueError(_nothing_fits(path, found, source.model.config, model.config))
     for name in found.taken:
@@ -151,7 +151,7 @@ def _take_power_vectors(model: NVAE, source: NVAE, taken: set[str]) -> None:
 
 
 def _power_vectors(model: NVAE) -> dict[str, keras.Variable]:
-    """The vectors of the spectral regulariser by the names of their kernels."""
+    """The vectors of the spectral regularizer by the names of their kernels."""
     names = {id(weight): name for name, weight in named_weights(model).items()}
     kernels = (names[id(convolution.kernel)] for convolution in model.convolutions)
     return dict(zip(kernels, model.spectral_regularizer.vectors, strict=True))
@@ -164,7 +164,7 @@ def _keep_scales(model: NVAE, source: NVAE, taken: set[int]) -> None:
         model.data_initialised.assign(source.data_initialised.numpy())
 
 
-def _nothing_fits(path: str, found: Initialisation, there: ModelConfig, here: ModelConfig) -> str:
+def _nothing_fits(path: str, found: Initialization, there: ModelConfig, here: ModelConfig) -> str:
     both = ((field.name, getattr(there, field.name), getattr(here, field.name)) for field in dataclasses.fields(here))
     settings = [f"model.{name} is {old!r} there and {new!r} here" for name, old, new in both if old != new]
     example = f", e.g. {found.shapes_of(found.misshapen[0])}" if found.misshapen else ""

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 import tensorflow as tf
 
-from nvae_tf.files import write_whole
+from nvae_tf.files import atomic_write
 from nvae_tf.training.checkpoint_files import remove_checkpoint
 
 # TensorFlow's name, for `tf.train.latest_checkpoint`.
@@ -97,7 +97,7 @@ class KeptCheckpoints:
         state = tf.compat.v1.train.generate_checkpoint_state_proto(
             str(self._folder.absolute()), names[-1], names, list(self._list.written.values()), self._list.kept_at
         )
-        write_whole(self._folder / _LIST, str(state))
+        atomic_write(self._folder / _LIST, str(state))
 
 
 def read_list(folder: pathlib.Path) -> CheckpointList | None:

@@ -14,7 +14,7 @@ from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports.keep_model_card import keep_model_card
 from nvae_tf.training.compilation import compiles_whole_step, step_function
-from nvae_tf.training.devices import suit_devices
+from nvae_tf.training.devices import configure_runtime
 from nvae_tf.training.image_record import check_images_a_step, note_images
 from nvae_tf.training.outputs import RunOutputs
 from nvae_tf.training.profiling import StepProfiler
@@ -48,12 +48,12 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
       WorkerLost: another of several processes has ended.
     """
     replicas = chosen_replicas(config.train)
-    with replicas.loss_told():
+    with replicas.raising_worker_lost():
         _train_on(replicas, config, workdir)
 
 
 def _train_on(replicas: Replicas, config: ExperimentConfig, workdir: str | os.PathLike) -> None:
-    suit_devices()
+    configure_runtime()
     compiled = compiles_whole_step(config.train.xla, replicas.count)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()

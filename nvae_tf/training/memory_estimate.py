@@ -11,7 +11,7 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.memory import Timeline, memory_timeline, reserved_bytes
-from nvae_tf.training.devices import suit_devices
+from nvae_tf.training.devices import configure_runtime
 from nvae_tf.training.run import Images, Run, RunLength, new_run
 
 GIB = 2**30
@@ -117,7 +117,7 @@ def estimate_memory(config: ExperimentConfig) -> MemoryEstimate:
       ValueError: the settings do not fit each other.
     """
     check_model_fits(config.model, config.data)
-    suit_devices()
+    configure_runtime()
     # What it would start from need not be there.
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, initialise_from=None))
     run = new_run(config, _ANY_LENGTH, Images(config.data, None, None))

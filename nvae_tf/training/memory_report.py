@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.files import write_whole
+from nvae_tf.files import atomic_write
 from nvae_tf.training.memory_estimate import GIB, GPU_BASE_BYTES, MemoryEstimate, estimate_memory
 
 MIB = 2**20
@@ -24,7 +24,7 @@ def report_memory(config: ExperimentConfig, gpu_memory_gib: float | None, json_f
     figures = figures_of(estimate, config, gpu_memory_gib)
     print(table(figures, config), flush=True)
     if json_file is not None:
-        write_whole(json_file, json.dumps(figures, indent=2) + "\n")
+        atomic_write(json_file, json.dumps(figures, indent=2) + "\n")
     if gpu_memory_gib is not None and not figures["largest_batch_sizes"][0]["batch_size"]:
         raise ValueError(_too_small(estimate, config, gpu_memory_gib))
 

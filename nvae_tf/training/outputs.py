@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator, active_units
-from nvae_tf.models.step_figures import RecentSteps
-from nvae_tf.objective import bits_per_dimension, kl_weight, regularisation_weight
+from nvae_tf.models.metrics import RecentSteps
+from nvae_tf.objective import bits_per_dimension, kl_weight, regularization_weight
 from nvae_tf.optimization import averaged_weights
 from nvae_tf.progress import Speed, StatusLine
 from nvae_tf.training.pictures import FIXED_SEED, Pictures
@@ -84,7 +84,7 @@ class RunOutputs:
         return {
             "learning_rate": float(self._run.schedule(taken)),
             "kl_weight": float(beta),
-            "regularisation_weight": float(regularisation_weight(beta, objective)),
+            "regularization_weight": float(regularization_weight(beta, objective)),
         }
 
     def bits_per_dimension(self, nats: float) -> float:

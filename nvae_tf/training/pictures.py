@@ -13,11 +13,11 @@ from nvae_tf.training.records import TensorBoardWriter
 from nvae_tf.training.run import Run
 from nvae_tf.training.stopping import StopRequest
 
-# The same latents, images and binarisation every time: so that only the model differs.
+# The same latents, images and binarization every time: so that only the model differs.
 FIXED_SEED = 0
 # The temperature of the picture in `samples/`, and how many samples that has.
 _MAIN_TEMPERATURE, _MAIN_COUNT = 0.7, 64
-# The paper shows samples from 1.0, of small grey images, down to 0.6 and less, of large photographs.
+# The paper shows samples from 1.0, of small gray images, down to 0.6 and less, of large photographs.
 _OTHER_TEMPERATURES, _OTHER_COUNT = (1.0, 0.9, 0.8, 0.6), 16
 _RECONSTRUCTION_COUNT = 8
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.errors import first_line
-from nvae_tf.files import write_whole
+from nvae_tf.files import atomic_write
 
 COLUMNS = (
     "step",
@@ -49,7 +49,7 @@ class MetricsFile:
         columns, rows = self._read()
         kept = _text([row for row in rows if int(row["step"]) <= step], columns, with_header=True)
         if kept != self._content():
-            write_whole(self._path, kept)
+            atomic_write(self._path, kept)
 
     def has(self, step: int) -> bool:
         """Whether there is a line for a step."""
@@ -66,7 +66,7 @@ class MetricsFile:
         columns, rows = self._read()
         missing = [name for name in COLUMNS if name not in columns]
         if missing:
-            write_whole(self._path, _text([*rows, written], [*columns, *missing], with_header=True))
+            atomic_write(self._path, _text([*rows, written], [*columns, *missing], with_header=True))
             return
         with self._path.open("a", encoding="utf-8", newline="") as file:
             file.write(_text([written], columns, with_header=False))

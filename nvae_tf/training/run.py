@@ -15,7 +15,7 @@ from nvae_tf.data_spec import DataSpec
 from nvae_tf.models.for_training import model_for_training
 from nvae_tf.optimization import LoweredRate
 from nvae_tf.progress import StatusLine
-from nvae_tf.training.initialization import initialise
+from nvae_tf.training.initialization import initialize
 from nvae_tf.training.kept_checkpoints import steps_of_files
 from nvae_tf.training.run_folder import RunFolder
 from nvae_tf.training.strategy import ONE_DEVICE, Replicas
@@ -104,12 +104,12 @@ def new_run(
     then the run goes on from there, and the source may be gone.
 
     Raises:
-      ValueError, FileNotFoundError: see `nvae_tf.training.initialization.initialise`.
+      ValueError, FileNotFoundError: see `nvae_tf.training.initialization.initialize`.
     """
     with replicas.strategy.scope():
         model, schedule = model_for_training(config, length.steps_per_epoch, length.total_steps)
         goes_on = workdir is not None and steps_of_files(RunFolder(pathlib.Path(workdir)).checkpoints, "index")
         if config.train.initialise_from is not None and not goes_on:
-            StatusLine().keep(initialise(model, config.train.initialise_from).report())
+            StatusLine().keep(initialize(model, config.train.initialise_from).report())
         model.optimizer.build(model.trainable_variables)
     return Run(config, length, images, model, schedule, replicas)

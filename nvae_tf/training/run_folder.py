@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, read_config
-from nvae_tf.files import write_whole
+from nvae_tf.files import atomic_write
 from nvae_tf.training.kept_checkpoints import latest_checkpoint, step_of
 
 # What may differ when a run goes on: how long it runs, what is written how often, and where the images lie now,
@@ -91,7 +91,7 @@ class RunFolder:
 
     @property
     def origin_file(self) -> pathlib.Path:
-        """Where imported weights came from and under which licence, as JSON; most runs have none."""
+        """Where imported weights came from and under which license, as JSON; most runs have none."""
         return self.path / "origin.json"
 
     def evaluation_file(self, split: str = "test") -> pathlib.Path:
@@ -138,7 +138,7 @@ def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunF
     else:
         _check_empty(folder)
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_whole(folder.config_file, config_to_json(config))
+    atomic_write(folder.config_file, config_to_json(config))
     return folder
 
 

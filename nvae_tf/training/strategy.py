@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from nvae_tf.data.ordering import ALL, Share
+from nvae_tf.data.ordering import ALL, Shard
 from nvae_tf.replicas import divided
 from nvae_tf.setting_checks import check
 from nvae_tf.train_config import TrainConfig
-from nvae_tf.training.devices import gpus, take_devices
+from nvae_tf.training.devices import gpus, select_devices
 from nvae_tf.training.stopping import STOPPING_SIGNALS
 from nvae_tf.training.worker_environments import TF_CONFIG
 
@@ -43,7 +43,7 @@ class Replicas:
 
     strategy: tf.distribute.Strategy
     local_count: int = 1
-    share: Share = ALL
+    share: Shard = ALL
 
     @property
     def count(self) -> int:
@@ -83,7 +83,7 @@ class Replicas:
         )
 
     @contextlib.contextmanager
-    def loss_told(self) -> Iterator[None]:
+    def raising_worker_lost(self) -> Iterator[None]:
         """Tells in one line that another process is gone, which TensorFlow does by errors of many kinds.
 
         Raises:
@@ -143,9 +143,9 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
             settings.replicas <= 1,
             f"train.replicas = {settings.replicas}: strategy one_device has one; set train.strategy=mirrored (or auto)",
         )
-        take_devices(1)
+        select_devices(1)
         return ONE_DEVICE
-    devices = take_devices(settings.replicas)
+    devices = select_devices(settings.replicas)
     check(
         len(devices) > 1,
         "train.strategy = 'mirrored': there is one device only; set train.strategy=one_device (or auto), or to try "
@@ -164,9 +164,9 @@ def _several_processes(settings: TrainConfig, workers: "Cluster") -> Replicas:
         bool(gpus()) or settings.replicas <= 1,
         f"train.replicas = {settings.replicas}: without GPUs each of several workers has one replica",
     )
-    local_count = len(take_devices(settings.replicas)) if gpus() else 1
+    local_count = len(select_devices(settings.replicas)) if gpus() else 1
     print(f"Worker {workers.index} of {workers.count}: waiting for the others.", flush=True)
-    return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), local_count, Share(workers.index, workers.count))
+    return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), local_count, Shard(workers.index, workers.count))
 
 
 @dataclasses.dataclass(frozen=True)

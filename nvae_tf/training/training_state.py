@@ -125,7 +125,7 @@ class TrainingState:
         found = self._newest_whole()
         if found.path is not None:
             check_architecture(self._model, found.path)
-            with damage_told(found.path):
+            with wrap_read_errors(found.path):
                 has_scale = _SCALE in tf.train.load_checkpoint(found.path).get_variable_to_shape_map()
                 checkpoint = self._checkpoint if has_scale else self._without_scale
                 checkpoint.read(found.path).assert_existing_objects_matched().expect_partial()
@@ -169,7 +169,7 @@ def restore_weights(model: NVAE, checkpoint: str) -> bool:
       ValueError: the checkpoint is damaged or of another architecture.
     """
     check_architecture(model, checkpoint)
-    with damage_told(checkpoint):
+    with wrap_read_errors(checkpoint):
         weights = named_weights(model)
         status = tf.train.Checkpoint(model=nested(weights)).read(checkpoint)
         status.assert_existing_objects_matched().expect_partial()
@@ -189,7 +189,7 @@ def check_architecture(model: NVAE, checkpoint: str) -> None:
     Raises:
       ValueError: they differ, and the message names the first differences; or the checkpoint is damaged.
     """
-    with damage_told(checkpoint):
+    with wrap_read_errors(checkpoint):
         stored = _stored_shapes(checkpoint)
     expected = {name: tuple(weight.shape) for name, weight in named_weights(model).items()}
     differing = [name for name in expected | stored if stored.get(name) != expected.get(name)]
@@ -232,7 +232,7 @@ def _cause(error: OSError | tf.errors.OpError) -> str:
 
 
 @contextlib.contextmanager
-def damage_told(checkpoint: str) -> Iterator[None]:
+def wrap_read_errors(checkpoint: str) -> Iterator[None]:
     """Around reading a checkpoint: tells that it is damaged, or gone.
 
     Raises:

@@ -24,11 +24,11 @@ TRAINING_STEPS = """
 import importlib, sys
 from benchmarks.interleaved import peak_memory_bytes
 from nvae_tf import experiment_config
-from nvae_tf.training.devices import suit_devices
+from nvae_tf.training.devices import configure_runtime
 from nvae_tf.training.run import Images, RunLength, new_run
 import tensorflow as tf
 
-suit_devices()
+configure_runtime()
 settings = importlib.import_module(f"configs.{sys.argv[1]}").get_config()
 settings.train.batch_size = int(sys.argv[2])
 config = experiment_config(settings)

@@ -50,7 +50,7 @@ def made(commands, finished_run, outside, tmp_path_factory):
         "path.gif": ["interpolate", pictures, "--steps=4", "--how=keep,linear", "--milliseconds=200"],
         "variants.png": ["vary", indices, "--variants=3", *kept],
         "latents.npz": ["encode", pictures],
-        "nearest.png": ["nearest", "--count=2", "--neighbours=3", f"--json={folder / 'nearest.json'}"],
+        "nearest.png": ["nearest", "--count=2", "--neighbors=3", f"--json={folder / 'nearest.json'}"],
     }
     after = {"decoded/": ["decode", f"--input={folder / 'latents.npz'}"]}
     said = {}
@@ -97,7 +97,7 @@ def test_reconstructions_stand_below_originals(made):
     assert picture.shape == (4 * PITCH - 6, 5 * PITCH - 6)
     assert set(np.unique(picture[:SIDE])) <= {0, 128, 255}
     assert len(np.unique(picture[PITCH : PITCH + SIDE, :SIDE])) > 2
-    # The places that no image fills are grey.
+    # The places that no image fills are gray.
     assert (picture[2 * PITCH : 2 * PITCH + SIDE, 2 * PITCH :] == 128).all()
 
 

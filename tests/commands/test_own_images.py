@@ -74,16 +74,16 @@ def cropped(place):
 
 # What makes the images and the settings for them, and the images' channels.
 SOURCES = {
-    "grey PNG": (pictures(1), 1),
-    "grey PNG of 16 bits": (pictures(1, np.uint16), 1),
-    "grey and alpha PNG": (pictures(2), 2),
+    "gray PNG": (pictures(1), 1),
+    "gray PNG of 16 bits": (pictures(1, np.uint16), 1),
+    "gray and alpha PNG": (pictures(2), 2),
     "RGB PNG": (pictures(3), 3),
     "RGB PNG of 16 bits": (pictures(3, np.uint16), 3),
     "RGBA PNG": (pictures(4), 4),
     "WebP": (pictures(3, encode=by_pillow("WEBP")), 3),
     "WebP with alpha": (pictures(4, encode=by_pillow("WEBP")), 4),
     "JPEG": (pictures(3, encode=by_pillow("JPEG")), 3),
-    "grey JPEG": (pictures(1, encode=by_pillow("JPEG")), 1),
+    "gray JPEG": (pictures(1, encode=by_pillow("JPEG")), 1),
     "pictures of several sizes": (cropped, 3),
     "npy": (arrays(3), 3),
     "npy of 16 bits": (arrays(2, np.uint16), 2),

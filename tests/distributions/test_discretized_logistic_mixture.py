@@ -17,15 +17,15 @@ def log_sigmoid(value):
 def logistic_log_mass(value, mean, log_scale, num_bits, exact_edges):
     """One logistic's log-mass in one bin, from the textbook formulas in float64."""
     half_width, scale = 1 / (2**num_bits - 1), np.exp(log_scale)
-    centre, half = (value - mean) / scale, half_width / scale
+    center, half = (value - mean) / scale, half_width / scale
     if value < (-1 + half_width if exact_edges else -0.999):
-        return log_sigmoid(centre + half)
+        return log_sigmoid(center + half)
     if value > (1 - half_width if exact_edges else 0.99):
-        return log_sigmoid(half - centre)
-    upper, lower = log_sigmoid(half - abs(centre)), log_sigmoid(-half - abs(centre))
+        return log_sigmoid(half - center)
+    upper, lower = log_sigmoid(half - abs(center)), log_sigmoid(-half - abs(center))
     log_mass = upper + np.log1p(-np.exp(lower - upper))
     if log_mass < np.log(1e-5) and not exact_edges:
-        return log_sigmoid(centre) + log_sigmoid(-centre) - log_scale + np.log(2 * half_width)
+        return log_sigmoid(center) + log_sigmoid(-center) - log_scale + np.log(2 * half_width)
     return log_mass
 
 

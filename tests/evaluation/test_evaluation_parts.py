@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.data.ordering import ALL, Share
+from nvae_tf.data.ordering import ALL, Shard
 from nvae_tf.evaluation import Likelihood
 from nvae_tf.evaluation.kept_batches import KeptBatches
 from nvae_tf.evaluation.likelihood_metric import _arrays, _likelihood, half_width_95, likelihood_figures
@@ -58,7 +58,7 @@ def test_a_likelihood_is_kept_whole():
 @pytest.mark.parametrize("workers", [1, 2, 4, 7])
 def test_each_worker_begins_elsewhere_and_would_do_all(tmp_path, count, workers):
     kept = KeptBatches(tmp_path, count)
-    orders = [kept.missing(Share(index, workers)) for index in range(workers)]
+    orders = [kept.missing(Shard(index, workers)) for index in range(workers)]
     assert all(sorted(order) == list(range(count)) for order in orders)
     if workers <= count:
         assert len({order[0] for order in orders}) == workers
@@ -80,7 +80,7 @@ def test_a_damaged_batch_is_told_and_done_again(tmp_path):
 def test_workers_of_any_speed_hardly_do_the_same_batch():
     """One is three times as fast as the other: they meet in the middle of the slow one's part."""
     done, computed, clock = set(), 0, {0: 0.0, 1: 0.0}
-    orders = {index: iter(KeptBatches(pathlib.Path("nowhere"), 100).missing(Share(index, 2))) for index in (0, 1)}
+    orders = {index: iter(KeptBatches(pathlib.Path("nowhere"), 100).missing(Shard(index, 2))) for index in (0, 1)}
     while len(done) < 100:
         worker = min(clock, key=clock.get)
         number = next((number for number in orders[worker] if number not in done), None)

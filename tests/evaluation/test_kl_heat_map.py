@@ -9,7 +9,7 @@ DARK, LIGHT = (68, 1, 84), (253, 231, 37)
 
 
 def cells(picture):
-    """The colours of a picture's places, in rows of groups."""
+    """The colors of a picture's places, in rows of groups."""
     return picture[24 + 8 :: 16, 118 + 8 :: 16][:2, :3]
 
 

@@ -26,14 +26,14 @@ def convolution(count=1, channels_in=4, channels_out=6, **settings):
     return StackedConvolution(count, channels_in, channels_out, **settings)
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["normalised", "plain"])
+@pytest.mark.parametrize("plain", [False, True], ids=["normalized", "plain"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_against_loops(kind, plain, reference, normal, shaken):
-    settings = KINDS[kind] | {"use_bias": not plain, "weight_normalised": not plain}
+    settings = KINDS[kind] | {"use_bias": not plain, "weight_normalized": not plain}
     layer = shaken(convolution(**settings))
     kernel = layer.kernel.numpy()[0]
     if not plain:
-        kernel = reference.normalised_kernel(kernel, layer.log_norm.numpy()[0])
+        kernel = reference.normalized_kernel(kernel, layer.log_norm.numpy()[0])
     for height, width in ((6, 8), (5, 7)):  # TensorFlow's SAME is only wrong on even sizes
         images = normal(2, height, width, 4)
         expected = reference.convolve(images, kernel, layer.strides, layer.dilation, settings.get("groups", 1))
@@ -44,7 +44,7 @@ def test_against_loops(kind, plain, reference, normal, shaken):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradients_are_those_of_a_linear_map(kind, reference, normal, shaken):
-    layer = shaken(convolution(**KINDS[kind], weight_normalised=False, use_bias=False))
+    layer = shaken(convolution(**KINDS[kind], weight_normalized=False, use_bias=False))
     images = tf.constant(normal(2, 6, 8, 4))
     with tf.GradientTape() as tape:
         tape.watch(images)
@@ -78,7 +78,7 @@ def test_where_the_weights_start(groups):
 
 
 def test_a_plain_convolution_has_neither_bias_nor_norm():
-    layer = convolution(kernel_size=3, use_bias=False, weight_normalised=False)
+    layer = convolution(kernel_size=3, use_bias=False, weight_normalized=False)
     assert layer.bias is None and layer.log_norm is None
     assert [weight.name for weight in layer.weights] == ["kernel"]
     np.testing.assert_array_equal(layer.effective_kernels(), layer.kernel)
@@ -94,7 +94,7 @@ def test_a_mask_comes_before_the_norm(reference, normal, shaken):
     np.testing.assert_allclose(layer.log_norm, np.log((lengths + 1e-2) / 10.0), rtol=1e-4, atol=1e-4)
     shaken(layer)
     for index, effective in enumerate(layer.effective_kernels().numpy()):
-        expected = reference.normalised_kernel(layer.kernel.numpy()[index], layer.log_norm.numpy()[index], mask)
+        expected = reference.normalized_kernel(layer.kernel.numpy()[index], layer.log_norm.numpy()[index], mask)
         np.testing.assert_allclose(effective, expected, rtol=1e-4, atol=1e-6)
     images = normal(2, 5, 5, 4)
     with layer.unstacked(ForwardPass()) as layers:
@@ -120,7 +120,7 @@ def test_every_layer_of_a_stack_has_its_own_weights(reference, normal, shaken):
     with layer.unstacked(forward) as layers:
         outputs = [one(images) for one in layers]
     for index, output in enumerate(outputs):
-        kernel = reference.normalised_kernel(layer.kernel.numpy()[index], layer.log_norm.numpy()[index])
+        kernel = reference.normalized_kernel(layer.kernel.numpy()[index], layer.log_norm.numpy()[index])
         expected = reference.convolve(images, kernel) + layer.bias.numpy()[index]
         np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(forward.kernels[layer], layer.effective_kernels())
@@ -135,8 +135,8 @@ def test_computes_in_half_precision_and_keeps_kernels_exact(normal):
     assert forward.kernels[layer].dtype == tf.float32
 
 
-def initialised(layer, images):
-    forward = ForwardPass(training=True, initialising=True)
+def initialized(layer, images):
+    forward = ForwardPass(training=True, initializing=True)
     outputs = layer.single(images, forward)
     return forward, outputs
 
@@ -146,11 +146,11 @@ def test_data_dependent_scale_and_bias(strides, reference, normal):
     layer = DataDependentConvolution(1, 3, 5, 3, strides=strides)
     before = [weight.numpy() for weight in layer.weights]
     images = 2.0 * normal(3, 6, 6, 3) + 1.0
-    forward, outputs = initialised(layer, images)
+    forward, outputs = initialized(layer, images)
     for weight, value in zip(layer.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)  # nothing before the commit
     forward.commit()
-    direction = reference.normalised_kernel(before[0][0], np.zeros(5))
+    direction = reference.normalized_kernel(before[0][0], np.zeros(5))
     values = reference.convolve(images, direction, strides).reshape(-1, 5)
     spread = 5.0 * np.sqrt(np.sum((values - values.mean(axis=0)) ** 2, axis=0) / (len(values) - 1))
     np.testing.assert_allclose(layer.bias.numpy()[0], -values.mean(axis=0) / (spread + 1e-5), rtol=1e-3, atol=1e-4)
@@ -166,7 +166,7 @@ def test_data_dependent_scale_and_bias(strides, reference, normal):
 def test_each_data_dependent_layer_of_a_stack_sets_its_own(normal):
     layer = DataDependentConvolution(2, 3, 3, 3)
     images = normal(3, 6, 6, 3)
-    forward = ForwardPass(training=True, initialising=True)
+    forward = ForwardPass(training=True, initializing=True)
     with layer.unstacked(forward) as (first, second):
         second(first(images))
     forward.commit()

@@ -131,7 +131,7 @@ def test_a_branch_and_its_gradients_are_what_the_specification_says(branch, chan
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("branch", BRANCHES, ids=name_of)
-def test_running_statistics_are_of_what_the_specification_normalises(branch, change, normal, shaken):
+def test_running_statistics_are_of_what_the_specification_normalizes(branch, change, normal, shaken):
     channels_in, channels_out, _ = CHANGES[change]
     layer = shaken(ResidualCells(1, branch, channels_in, channels_out, squeeze_excite=False)).branch
     images = tf.constant(normal(3, 4, 2, channels_in))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.layers import ForwardPass, StackedConvolution, normalisation
+from nvae_tf.layers import ForwardPass, StackedConvolution, normalization
 from nvae_tf.layers.swish_convolution import SwishConvolution
 from nvae_tf.memory import memory_timeline
 
@@ -15,7 +15,7 @@ TOLERANCES = {"float32": 1e-3, "mixed_float16": 2e-2, "mixed_bfloat16": 1e-1}
 @pytest.fixture(params=[True, False], ids=["compiled", "operations"])
 def form(request, monkeypatch):
     """That for one CPU, and that for all else."""
-    monkeypatch.setattr(normalisation, "on_one_cpu", lambda: request.param)
+    monkeypatch.setattr(normalization, "on_one_cpu", lambda: request.param)
 
 
 @pytest.mark.usefixtures("form")

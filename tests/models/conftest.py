@@ -23,7 +23,7 @@ def images_of(config, count=4):
 
 
 def shaken(model):
-    """The model, none of whose weights, running statistics included, is as it was initialised."""
+    """The model, none of whose weights, running statistics included, is as it was initialized."""
     generator = np.random.default_rng(1)
     for weight in model.weights:
         if weight.dtype == "float32" and len(weight.shape):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig, ObjectiveConfig
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.objective import balancing_scales, group_weights, kl_weight, regularisation_weight
+from nvae_tf.objective import balancing_scales, group_weights, kl_weight, regularization_weight
 
 SCHEDULE = ObjectiveConfig(total_steps=100_000)
 
@@ -94,15 +94,15 @@ def test_no_gradient_goes_through_the_weights():
     assert tape.gradient(weights, kl) is None
 
 
-def test_constant_regularisation():
+def test_constant_regularization():
     config = ObjectiveConfig(regularisation=0.3)
-    assert [float(regularisation_weight(tf.constant(beta), config)) for beta in (0.0, 1.0)] == pytest.approx([0.3, 0.3])
+    assert [float(regularization_weight(tf.constant(beta), config)) for beta in (0.0, 1.0)] == pytest.approx([0.3, 0.3])
 
 
-def test_regularisation_is_annealed_on_a_log_scale():
+def test_regularization_is_annealed_on_a_log_scale():
     config = ObjectiveConfig(regularisation=0.01, anneal_regularisation=True, regularisation_initial=1.0)
-    found = [float(regularisation_weight(tf.constant(beta), config)) for beta in (0.0, 0.25, 0.5, 1.0)]
+    found = [float(regularization_weight(tf.constant(beta), config)) for beta in (0.0, 0.25, 0.5, 1.0)]
     assert found == pytest.approx([1.0, 10.0**-0.5, 0.1, 0.01], rel=1e-5)
     other = dataclasses.replace(config, regularisation_initial=10.0)
     expected = math.exp(0.7 * math.log(10.0) + 0.3 * math.log(0.01))
-    assert float(regularisation_weight(tf.constant(0.3), other)) == pytest.approx(expected, rel=1e-5)
+    assert float(regularization_weight(tf.constant(0.3), other)) == pytest.approx(expected, rel=1e-5)

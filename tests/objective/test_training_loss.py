@@ -25,7 +25,7 @@ def test_during_the_warm_up():
     assert float(found.loss) == pytest.approx(np.mean(RECONSTRUCTION + KL @ weights) + 0.1 * 7.0)
 
 
-def test_after_the_warm_up_it_is_the_bound_and_the_regularisers():
+def test_after_the_warm_up_it_is_the_bound_and_the_regularizers():
     found = loss_of(1.0)
     np.testing.assert_allclose(found.balanced_kl, [7.0, 5.0])
     assert float(found.loss) == pytest.approx(15.0 + 6.0 + 0.7)

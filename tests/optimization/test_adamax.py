@@ -114,9 +114,9 @@ def test_rebuilt_with_a_schedule():
     assert_near(weights_after(rebuilt, steps), weights_after(NVAEAdamax(schedule), steps), rtol=1e-6)
 
 
-def test_keras_finds_it_by_its_serialised_form():
-    serialised = keras.optimizers.serialize(NVAEAdamax(0.03, l2=0.2))
-    assert keras.optimizers.deserialize(serialised).l2 == 0.2
+def test_keras_finds_it_by_its_serialized_form():
+    serialized = keras.optimizers.serialize(NVAEAdamax(0.03, l2=0.2))
+    assert keras.optimizers.deserialize(serialized).l2 == 0.2
 
 
 def test_steps_in_a_graph_and_eager_steps_mix():

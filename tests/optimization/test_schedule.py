@@ -77,7 +77,7 @@ def test_rebuilt_from_its_settings():
     assert [float(rebuilt(step)) for step in range(40)] == [float(schedule(step)) for step in range(40)]
 
 
-def test_keras_finds_it_by_its_serialised_form():
+def test_keras_finds_it_by_its_serialized_form():
     schedule = WarmupCosine(1e-2, 1e-4, warmup_steps=5, steps_per_epoch=3, total_steps=40)
-    serialised = keras.optimizers.schedules.serialize(schedule)
-    assert keras.optimizers.schedules.deserialize(serialised).warmup_steps == 5
+    serialized = keras.optimizers.schedules.serialize(schedule)
+    assert keras.optimizers.schedules.deserialize(serialized).warmup_steps == 5

@@ -191,7 +191,7 @@ def test_weights_that_are_no_tensors(content, saved):
         (lambda torch: torch.eye(3).to_sparse(), "sparse_coo, float32"),
         (lambda torch: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "strided, qint8"),
     ],
-    ids=["sparse", "quantised"],
+    ids=["sparse", "quantized"],
 )
 def test_tensors_of_other_kinds_are_named(kind, told, torch, content, saved):
     content["state_dict"]["stem.weight"] = kind(torch)

@@ -146,7 +146,7 @@ def test_weights_of_another_architecture(published, state):
         load_published_weights(published.model(num_flows=0), state)
 
 
-def test_loaded_self_normalising_layers_are_not_set_again(published):
+def test_loaded_self_normalizing_layers_are_not_set_again(published):
     """A later training step must not take its scales from its batch: that would undo the loaded ones."""
     model = published.model(cell_set="res_elu", num_latent_scales=1)
     assert float(model.data_initialised) == 0.0

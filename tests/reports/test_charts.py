@@ -79,9 +79,9 @@ def test_a_heat_map_of_many_groups_and_steps():
     drawn = heat_maps.heat_map("A", "nats", [f"<{row}>" for row in range(36)], range(200), values, True)
     cells = re.findall(r'fill="(#\w+)"><title>([^<]*)</title>', drawn)
     assert len(cells) == 36 * 60 - 26 and drawn.count("&lt;35&gt;, mean of steps") == 60
-    told = dict((title, colour) for colour, title in cells)
+    told = dict((title, color) for color, title in cells)
     assert told["&lt;35&gt;, mean of steps 0 to 3: 10 nats"] == "#fde725"
     assert told["&lt;0&gt;, mean of steps 0 to 3: 1e-06 nats"] == "#440154"
     shades = heat_maps.shades_of(values, is_logarithmic=False)
-    assert shades.value(0.5) == pytest.approx(5.0) and shades.colour(5.0) == "#21918c"
-    assert heat_maps.shades_of(np.full([1, 1], np.nan), True).colour(0.0) == "#440154"
+    assert shades.value(0.5) == pytest.approx(5.0) and shades.color(5.0) == "#21918c"
+    assert heat_maps.shades_of(np.full([1, 1], np.nan), True).color(0.0) == "#440154"

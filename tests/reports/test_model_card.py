@@ -188,7 +188,7 @@ def test_a_card_that_is_not_ours_is_not_touched(tmp_path, content):
         (None, {}),
     ],
 )
-def test_the_licence_of_imported_weights_stays(tmp_path, given, expected):
+def test_the_license_of_imported_weights_stays(tmp_path, given, expected):
     folder = new_folder(tmp_path / "imported")
     checkpoint(folder, 60)
     write_origin(folder, Origin("cifar10.pt", SHA256, given, 60))
@@ -206,7 +206,7 @@ def test_the_licence_of_imported_weights_stays(tmp_path, given, expected):
     assert "Imported weights were trained further (imported from `cifar10.pt`" in text and "learning rate" in text
 
 
-def test_a_fine_tuned_run_names_its_source_and_keeps_its_licence(tmp_path):
+def test_a_fine_tuned_run_names_its_source_and_keeps_its_license(tmp_path):
     source = new_folder(tmp_path / "source")
     write_origin(source, Origin("cifar10.pt", SHA256, "cc-by-nc-4.0", 60))
     folder = new_folder(tmp_path / "tuned", train=TrainConfig(initialise_from=str(source.path)))

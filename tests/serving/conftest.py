@@ -43,7 +43,7 @@ VANILLA_CONFIG = ModelConfig(
 
 
 def model_of(config, seed=1):
-    """A model none of whose weights, running statistics included, is as it was initialised."""
+    """A model none of whose weights, running statistics included, is as it was initialized."""
     keras.utils.set_random_seed(seed)
     model = NVAE(config)
     generator = np.random.default_rng(1)

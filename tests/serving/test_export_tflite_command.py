@@ -41,7 +41,7 @@ def refused(capsys, *arguments):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run on the digits, whose weights are as they were initialised."""
+    """A run on the digits, whose weights are as they were initialized."""
     (tmp_path / "step-12.data").write_bytes(b"weights")
     (tmp_path / "step-12.index").write_bytes(b"index")
     config = ExperimentConfig(model=tiny_config(image_height=16, image_width=16), data=data_spec("digits"))

@@ -104,7 +104,7 @@ def test_score_and_one_importance_sample_have_the_same_mean(vanilla_model):
     assert nats.std() < single.std()
 
 
-def test_a_row_does_not_depend_on_its_neighbours_or_the_batch_size(run):
+def test_a_row_does_not_depend_on_its_neighbors_or_the_batch_size(run):
     temperatures = np.float32([1, 0.5, 2, 1])
     batches = {
         "sample": {"seed": SEEDS, "temperature": temperatures},

@@ -216,11 +216,11 @@ class ScriptedService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     def __init__(self, *codes, seconds=0.0):
         self.codes, self.seconds, self.calls = list(codes), seconds, 0
-        self.cancelled = threading.Event()
+        self.canceled = threading.Event()
 
     def Predict(self, request, context):  # noqa: N802
         self.calls += 1
-        context.add_callback(self.cancelled.set)
+        context.add_callback(self.canceled.set)
         time.sleep(self.seconds)
         if self.codes:
             context.abort(self.codes.pop(0), "scripted")
@@ -268,7 +268,7 @@ def test_a_deadline_is_kept_and_the_server_sees_it():
     began = time.monotonic()
     with client, pytest.raises(DeadlineExceeded, match="allow more time"):
         client.predict("any", x=[1.0])
-    assert time.monotonic() - began < 1.0 and service.cancelled.wait(1)
+    assert time.monotonic() - began < 1.0 and service.canceled.wait(1)
     server.stop(None)
 
 
@@ -319,9 +319,9 @@ def test_a_job_that_is_left_cancels_what_is_in_flight():
         next(results)
         while service.calls < 2:
             time.sleep(0.005)
-        service.cancelled.clear()
+        service.canceled.clear()
         results.close()
-        assert service.cancelled.wait(0.4)  # the call itself takes longer
+        assert service.canceled.wait(0.4)  # the call itself takes longer
     server.stop(None)
     assert service.calls == 2
 
@@ -347,10 +347,10 @@ def test_a_served_model_gives_the_series_of_the_seed(client, run):
 
 
 def test_pictures_are_converted_to_the_models_channels_and_other_sizes_told():
-    grey = Image.fromarray(np.full([8, 8], 51, np.uint8))
-    np.testing.assert_array_equal(image_arrays([grey], (8, 8, 3)), np.full([1, 8, 8, 3], 51, np.uint8))
+    gray = Image.fromarray(np.full([8, 8], 51, np.uint8))
+    np.testing.assert_array_equal(image_arrays([gray], (8, 8, 3)), np.full([1, 8, 8, 3], 51, np.uint8))
     with pytest.raises(ValueError, match="picture 0 is 8x8x1, the model takes 28x28x1"):
-        image_arrays([grey], (28, 28, 1))
+        image_arrays([gray], (28, 28, 1))
     with pytest.raises(ValueError, match="give uint8 in 0 to 255 or float"):
         image_arrays(np.ones([1, 8, 8, 3], np.int64), (8, 8, 3))
     fine = Image.fromarray(np.full([8, 8], 40_000, np.uint16))

@@ -51,7 +51,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def saved(model, vanilla_model, tmp_path_factory):
-    """The folder of a signature's SavedModel: of the model with flows and colours, or of the binary one of a group."""
+    """The folder of a signature's SavedModel: of the model with flows and colors, or of the binary one of a group."""
 
     def folder_of(kind, name):
         folder = tmp_path_factory.mktemp("saved") / name
@@ -155,7 +155,7 @@ def test_8_bits_are_enough_for_a_shallow_model(vanilla_model, saved, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["decode", "reconstruct"])
-def test_8_bits_are_enough_for_one_cell_a_scale_with_flows_and_colours(tmp_path, name):
+def test_8_bits_are_enough_for_one_cell_a_scale_with_flows_and_colors(tmp_path, name):
     # With the seed 1 a gate's hidden layer is 0 for all inputs, see below.
     model = model_of(CONFIG, seed=2)
     signatures = DeviceSignatures(model)

@@ -134,7 +134,7 @@ def test_a_slurm_job_whose_time_is_up_is_stopped_and_queued_again(slurm_job):
     assert calls.read_text().splitlines()[1:] == ["scancel --signal=TERM 42", "scontrol requeue 42"]
 
 
-def test_a_cancelled_slurm_job_waits_for_its_workers_and_stays_cancelled(slurm_job):
+def test_a_canceled_slurm_job_waits_for_its_workers_and_stays_canceled(slurm_job):
     process, calls = slurm_job(f'trap "sleep 0.3; echo stopped; exit 143" TERM; {SLEEP}')
     assert process.stdout.readline() == "ready\n"
     process.terminate()

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.models import NVAE
-from nvae_tf.models.step_figures import RecentFigures, RecentSteps, StepFigures
+from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.training.growth import layer_names, told_growth
 from tests.tiny_model import tiny_config
 
@@ -50,10 +50,10 @@ def test_without_a_step_there_is_nothing_to_tell():
 
 
 def test_the_model_remembers_its_last_steps_in_order():
-    recent = RecentFigures(2, 1)
+    recent = RecentMetrics(2, 1)
     for step in range(recent.STEPS + 7):
         value = tf.constant(float(step))
-        figures = StepFigures(value, value, tf.stack([value, -value]), tf.reshape(value, [1]), value)
+        figures = StepMetrics(value, value, tf.stack([value, -value]), tf.reshape(value, [1]), value)
         recent.keep(figures, tf.constant(step % 2 == 0))
     read = recent.read()
     expected = np.arange(7, recent.STEPS + 7)

@@ -15,7 +15,7 @@ from nvae_tf.models.noise import batch_noise
 from nvae_tf.optimization import NVAEAdamax, average_of_weights
 from nvae_tf.published.settings import model_config_from_published
 from nvae_tf.published.weight_names import named_weights
-from nvae_tf.training.initialization import Initialisation, initialise
+from nvae_tf.training.initialization import Initialization, initialize
 from nvae_tf.training.run_folder import open_for_training
 from nvae_tf.training.training_state import TrainingState
 from tests.tiny_model import tiny_config
@@ -71,7 +71,7 @@ def test_an_equal_architecture_is_taken_whole(run):
     images = tf.cast(np.random.RandomState(3).uniform(size=(6, 4, 4, 1)) > 0.5, tf.float32)
     expected = loss_of(source, images)
     assert loss_of(model, images) != expected
-    found = initialise(model, path)
+    found = initialize(model, path)
     assert found.report() == f"Starts from {path}, step 1,234: all {len(found.taken)} weights taken."
     assert_taken(model, source, named_weights(source).keys() - {"data_initialised"})
     assert loss_of(model, images) == expected
@@ -89,7 +89,7 @@ def test_of_a_run_with_running_means_these_are_taken(tmp_path):
     folder = open_for_training(tmp_path / "source", ExperimentConfig(model=small, optimizer=optimizer))
     TrainingState(folder.checkpoints, source, source.optimizer, 1).save(7)
     model = compiled(small, seed=2)
-    found = initialise(model, str(folder.path))
+    found = initialize(model, str(folder.path))
     assert found.report().startswith(f"Starts from {folder.path}, step 7, running means of the weights: all ")
     # Running batch statistics have no other form.
     learned = {id(weight) for weight in model.trainable_variables}
@@ -104,7 +104,7 @@ def test_another_likelihood_changes_the_last_layer_only(run):
     config = dataclasses.replace(MODEL, num_bits=8, likelihood="logistic_mixture", num_mixtures=3)
     model = compiled(config, seed=2)
     before = model.top_down.image.kernel.numpy()
-    found = initialise(model, path)
+    found = initialize(model, path)
     assert {name.rpartition("/")[0] for name in found.misshapen} == {"top_down/image"}
     assert not found.missing and not found.unused
     assert_taken(model, source, found.taken)
@@ -120,7 +120,7 @@ def test_another_likelihood_changes_the_last_layer_only(run):
 def test_another_number_of_channels_takes_what_does_not_depend_on_it(run):
     path, source = run
     model = compiled(dataclasses.replace(MODEL, num_channels_decoder=4), seed=2)
-    found = initialise(model, path)
+    found = initialize(model, path)
     assert_taken(model, source, found.taken)
     assert "bottom_up/stem/kernel" in found.taken and "top_down/scales/0/combiners/kernel" in found.misshapen
     assert not found.missing and not found.unused
@@ -131,7 +131,7 @@ def test_stacks_of_another_count_are_not_taken_in_part(run):
     model = compiled(dataclasses.replace(MODEL, num_groups_per_scale=2), seed=2)
     posteriors = model.top_down.scales[0].posteriors.kernel
     before = posteriors.numpy()
-    found = initialise(model, path)
+    found = initialize(model, path)
     name = "top_down/scales/0/posteriors/kernel"
     assert name in found.misshapen
     assert found.shapes_of(name) == f"{name}: [1, 3, 3, 4, 4] in the source, [2, 3, 3, 4, 4] here"
@@ -143,7 +143,7 @@ def test_power_vectors_go_with_their_kernels(run):
     path, source = run
     # Without flows, all kernels behind them have other numbers.
     model = compiled(dataclasses.replace(MODEL, num_flows=0), seed=2)
-    found = initialise(model, path)
+    found = initialize(model, path)
     assert not found.missing and not found.misshapen
     assert found.unused and all("/flows/" in name for name in found.unused)
     of_kernels = {
@@ -162,7 +162,7 @@ def test_power_vectors_go_with_their_kernels(run):
 def test_weights_that_the_source_lacks_are_listed(tmp_path):
     path, source = saved_run(tmp_path / "plain", tiny_config())
     model = compiled(MODEL, seed=2)
-    found = initialise(model, path)
+    found = initialize(model, path)
     assert found.missing and all("/flows/" in name for name in found.missing)
     assert_taken(model, source, found.taken)
     assert f"Not taken, because they are not in the source: {len(found.missing)}" in found.report()
@@ -176,13 +176,13 @@ def test_the_first_batch_sets_scales_unless_trained_ones_were_taken(tmp_path, so
     # Other cells have other names or, without batch norm, other channels.
     model = compiled(tiny_config(cell_set="res_elu", num_channels_encoder=4), seed=2)
     assert model.is_data_dependent
-    initialise(model, path)
+    initialize(model, path)
     assert bool(model.data_initialised.numpy() > 0.0) is kept
 
 
 def test_long_lists_end_with_a_count():
     shapes = {f"top_down/{index}": (index,) for index in range(30)}
-    found = Initialisation("there", shapes | {"new": (1,)}, {name: (99,) for name in shapes} | {"old": (2,)})
+    found = Initialization("there", shapes | {"new": (1,)}, {name: (99,) for name in shapes} | {"old": (2,)})
     assert found.report().splitlines() == [
         "Starts from there: 0 of 31 weights taken.",
         "Not taken, because of another shape in the source: 30",
@@ -202,7 +202,7 @@ def test_a_source_of_which_nothing_fits_is_refused_and_nothing_assigned(tmp_path
     model = compiled(dataclasses.replace(MODEL, num_bits=8, likelihood="normal", num_groups_per_scale=2, **other), 2)
     before = values(model)
     with pytest.raises(ValueError, match=r"none of its \d+ weights fits one of the \d+ of this model") as error:
-        initialise(model, path)
+        initialize(model, path)
     assert path in str(error.value) and "model.num_groups_per_scale is 1 there and 2 here" in str(error.value)
     assert " in the source, " in str(error.value) and "\n" not in str(error.value)
     for name, value in values(model).items():
@@ -224,7 +224,7 @@ def test_a_wrong_source_is_told(run, tmp_path, place, kind, message):
     (tmp_path / "notes.txt").write_text("years of work")
     open_for_training(tmp_path / "new", ExperimentConfig(model=MODEL))
     with pytest.raises(kind, match=message):
-        initialise(run[1], str(tmp_path / place) if place else "")
+        initialize(run[1], str(tmp_path / place) if place else "")
 
 
 def test_a_damaged_checkpoint_is_told(run, tmp_path):
@@ -233,7 +233,7 @@ def test_a_damaged_checkpoint_is_told(run, tmp_path):
     data = next((copy / "checkpoints").glob("step-1234.data*"))
     data.write_bytes(data.read_bytes()[:500])
     with pytest.raises(ValueError, match=r"train\.initialise_from: .*step-1234: the checkpoint is damaged"):
-        initialise(source, str(copy))
+        initialize(source, str(copy))
 
 
 @pytest.mark.torch
@@ -241,7 +241,7 @@ def test_a_published_file_is_taken_whole(published):
     path = str(published.path("mnist_tiny.pt"))
     source = nvae_tf.from_torch_checkpoint(path)
     model = compiled(source.config, seed=2)
-    found = initialise(model, path)
+    found = initialize(model, path)
     assert found.report() == f"Starts from {path}: all {len(found.taken)} weights taken."
     state, expected = published.state_of(model), published.state_of(source)
     assert state.keys() == expected.keys()
@@ -254,7 +254,7 @@ def test_a_published_file_of_another_data_set_is_taken_in_part(published):
     settings, _ = published.recorded("cifar10_tiny")
     config = dataclasses.replace(model_config_from_published(settings), num_mixtures=2)
     model = compiled(config, seed=2)
-    found = initialise(model, str(published.path("cifar10_tiny.pt")))
+    found = initialize(model, str(published.path("cifar10_tiny.pt")))
     assert {name.rpartition("/")[0] for name in found.misshapen} == {"top_down/image"}
     np.testing.assert_array_equal(
         model.bottom_up.stem.kernel.numpy(),
@@ -265,4 +265,4 @@ def test_a_published_file_of_another_data_set_is_taken_in_part(published):
 def test_a_published_file_without_torch_is_an_error_of_the_setting(run, published, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match=r"train\.initialise_from: .*optional extra: `make torch`"):
-        initialise(run[1], str(published.path("mnist_tiny.pt")))
+        initialize(run[1], str(published.path("mnist_tiny.pt")))

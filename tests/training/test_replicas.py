@@ -34,7 +34,7 @@ SETTINGS = {
     "objective__kl_anneal_portion": 0.9,
 }
 TWO_PARTS = {"train__replicas": 2, "train__batch_size": 8}
-# Alone on its replica a step knows its own gradients only, see `StepFigures.gradient_norm`.
+# Alone on its replica a step knows its own gradients only, see `StepMetrics.gradient_norm`.
 OF_ONE_REPLICA = "gradient_norm"
 
 

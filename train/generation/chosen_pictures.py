@@ -53,7 +53,7 @@ def chosen_pictures(chosen: PictureFlags, config, seed: int, at_most: int | None
     Args:
       chosen: the flags, checked.
       config: settings of the run.
-      seed: of the binarisation.
+      seed: of the binarization.
       at_most: of the data set, where no flag says how many; None for all.
 
     Raises:

@@ -14,7 +14,7 @@ from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import shared_flags
 from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pictures
 
-RUN = shared_flags.define_run(__name__, "File to write, .npz.", "Of the binarisation and the latents.")
+RUN = shared_flags.define_run(__name__, "File to write, .npz.", "Of the binarization and the latents.")
 PICTURES = shared_flags.define_pictures(__name__, "Number of images of the data set; all if not given.")
 MEAN = shared_flags.define_mean(__name__)
 

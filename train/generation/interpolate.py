@@ -7,7 +7,7 @@
 The path goes through all pictures in turn and begins and ends at their reconstructions. --how says how the latents go:
 spherical (along an arc, which keeps their length), linear, or keep (they stay those of the first picture: what the
 other groups alone change); one word for all, or one for every scale (the smallest first) or every latent group (the
-top one first). A PNG has a row for the way from one picture to the next, both ends included; a GIF (256 colours) or
+top one first). A PNG has a row for the way from one picture to the next, both ends included; a GIF (256 colors) or
 WebP (without loss) shows one image after the other; in a folder (its name ends in a slash) every image is a PNG.
 
 Exit code: 0 done, 2 a mistake in the command.
@@ -26,7 +26,7 @@ from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pi
 RUN = shared_flags.define_run(
     __name__,
     "PNG, GIF or WebP file to write, or folder (DIR/) for a file an image.",
-    "Of the binarisation and the latents.",
+    "Of the binarization and the latents.",
 )
 PICTURES = shared_flags.define_pictures(__name__, count=None)
 STEPS = flags.DEFINE_integer("steps", 10, "Steps from one picture to the next.", lower_bound=1)

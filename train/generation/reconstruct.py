@@ -5,7 +5,7 @@
     python -m train.generate reconstruct --workdir=runs/faces --input=my_pictures --kept_groups=5 --output=out/
 
 The picture is a PNG of pairs of rows. The upper of a pair has the first images of the test part, or the pictures of
---input, as the model sees them (binary data are binarised); the lower the likelihood's mean for latents from the
+--input, as the model sees them (binary data are binarized); the lower the likelihood's mean for latents from the
 posterior. With --kept_groups only the latents of so many groups, from the top, are the picture's, and the rest come
 from the prior at --temperature. With a folder (its name ends in a slash) every reconstruction is a PNG of its own, in
 the model's size and with the name of its picture.
@@ -22,7 +22,7 @@ from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pi
 _COUNT = 40
 
 RUN = shared_flags.define_run(
-    __name__, "PNG file to write, or folder (DIR/) for a file a picture.", "Of the binarisation and the latents."
+    __name__, "PNG file to write, or folder (DIR/) for a file a picture.", "Of the binarization and the latents."
 )
 PICTURES = shared_flags.define_pictures(
     __name__, f"Number of images of the data set; {_COUNT}, or all if there are fewer."

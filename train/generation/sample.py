@@ -8,7 +8,7 @@ The picture is a PNG grid of the likelihood's mean for latents from the prior; w
 slash) every image is a PNG of its own, in the model's size. --temperature multiplies every prior's sigma: 1 is the
 model as trained, below 1 the images are cleaner and more alike (the paper shows 0.6 to 1). Image i depends on the seed
 and on i, not on how many there are. With --batch_norm_iterations=500 the statistics of batch norm are those of samples
-at this temperature, which takes a while and helps where low temperatures come out wrong in colour or contrast.
+at this temperature, which takes a while and helps where low temperatures come out wrong in color or contrast.
 
 Exit code: 0 done, 2 a mistake in the command.
 """

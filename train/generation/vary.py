@@ -24,7 +24,7 @@ from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pi
 _COUNT = 8
 
 RUN = shared_flags.define_run(
-    __name__, "PNG file to write, or folder (DIR/) for a file a variant.", "Of the binarisation and the latents."
+    __name__, "PNG file to write, or folder (DIR/) for a file a variant.", "Of the binarization and the latents."
 )
 PICTURES = shared_flags.define_pictures(
     __name__, f"Number of images of the data set; {_COUNT}, or all if there are fewer."

@@ -1,6 +1,6 @@
 """Writing a run folder's README.md without losing what a person has written in it."""
 
-from nvae_tf.files import whole_file
+from nvae_tf.files import atomic_file
 from nvae_tf.reports.model_card.facts import gather
 from nvae_tf.reports.model_card.front_matter import front_matter
 from nvae_tf.reports.model_card.origin import write_origin
@@ -43,7 +43,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None) -> bool:
     # A folder's name may be no text at all.
     content = text.encode("utf-8", errors="replace") + kept
     if content != before:
-        with whole_file(file) as partial:
+        with atomic_file(file) as partial:
             partial.write_bytes(content)
     return True
 

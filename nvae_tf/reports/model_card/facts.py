@@ -39,7 +39,7 @@ class RunFacts:
       step: of the newest checkpoint; None before the first.
       best_step: of the checkpoint with the best test score, if there is one.
       images: how many there were in training; None where that is not noted.
-      origin: what is known of the weights' source and licence.
+      origin: what is known of the weights' source and license.
       evaluations: those of the test part, then of the training part.
       training_score: the test images' last score in training.
       samples: the newest picture of samples and its step.

@@ -1,11 +1,11 @@
-"""Where the weights of a run folder came from and under which licence: `origin.json`, for all later model cards."""
+"""Where the weights of a run folder came from and under which license: `origin.json`, for all later model cards."""
 
 import dataclasses
 import json
 import pathlib
 import typing
 
-from nvae_tf.files import write_whole
+from nvae_tf.files import atomic_write
 from nvae_tf.training.run_folder import RunFolder
 
 
@@ -39,7 +39,7 @@ def write_origin(folder: RunFolder, origin: Origin) -> None:
     Raises:
       OSError: the file can't be written.
     """
-    write_whole(folder.origin_file, origin.text())
+    atomic_write(folder.origin_file, origin.text())
 
 
 def read_origin(folder: RunFolder) -> Origin | None:

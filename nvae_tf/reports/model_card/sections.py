@@ -10,7 +10,7 @@ from nvae_tf.reports.model_card.score_section import score_section
 _PAPER = "[Vahdat & Kautz 2020](https://arxiv.org/abs/2007.03898)"
 _LIKELIHOODS = {
     "bernoulli": "Bernoulli, of binary pixels",
-    "logistic_mixture": "discretised mixture of logistics",
+    "logistic_mixture": "discretized mixture of logistics",
     "normal": "soft-clamped Normal, a density on [-1, 1]: scores of other likelihoods can't be compared with it",
 }
 _USE = """import nvae_tf
@@ -48,7 +48,7 @@ def sections(facts: RunFacts) -> str:
         "Training": _training(facts),
         "Scores": score_section(facts),
         "Limits and intended use": _LIMITS,
-        "Licence": _license(facts),
+        "License": _license(facts),
         "Citation": code_block(_CITATION, "bibtex"),
     }
     title = f"# NVAE: {plain(facts.config.data.name)}"
@@ -185,12 +185,12 @@ def _license(facts: RunFacts) -> str:
         if origin is not None or facts.config.train.initialise_from:
             return "None is recorded. That of the weights that this run started from may apply."
         return "None has been stated for these weights."
-    licence = plain(origin.license)
+    license = plain(origin.license)
     if origin.source_file is None:
-        return f"The weights are under: {licence}."
+        return f"The weights are under: {license}."
     if facts.is_imported:
-        return f"The imported weights are under: {licence}."
-    return f"The weights that training started from are under: {licence}. It may apply to what was made of them."
+        return f"The imported weights are under: {license}."
+    return f"The weights that training started from are under: {license}. It may apply to what was made of them."
 
 
 def _bits(number: int) -> str:

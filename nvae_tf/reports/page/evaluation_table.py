@@ -71,7 +71,7 @@ def latent_use_section(folder: RunFolder, checkpoint: str, sha256: str | None, p
         kl_heat_map(per_channel, plan.latent_shapes()),
         "KL per latent channel",
         "nats of an image and position, mean over the test images; a row is a group, a cell one of its channels, the "
-        "largest first; the colours are logarithmic. Dark channels tell nothing of an image.",
+        "largest first; the colors are logarithmic. Dark channels tell nothing of an image.",
     )
     return _other_checkpoint(read_evaluation(folder), sha256) + drawn
 

@@ -20,14 +20,14 @@ _LEGEND_CELLS = 24
 
 
 class Shades(NamedTuple):
-    """The colours of values from `low`, dark, to `high`, light."""
+    """The colors of values from `low`, dark, to `high`, light."""
 
     low: float
     high: float
     is_logarithmic: bool
 
-    def colour(self, value: float) -> str:
-        """`#rrggbb`; values outside have the colour of the nearest end."""
+    def color(self, value: float) -> str:
+        """`#rrggbb`; values outside have the color of the nearest end."""
         low, high, value = self.low, self.high, min(max(value, self.low), self.high)
         if self.is_logarithmic:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -43,7 +43,7 @@ class Shades(NamedTuple):
 
 
 def shades_of(values: np.ndarray, is_logarithmic: bool) -> Shades:
-    """Colours for all of the values, NaN aside: from 0, or logarithmic from a thousandth of the largest."""
+    """Colors for all of the values, NaN aside: from 0, or logarithmic from a thousandth of the largest."""
     largest = float(np.max(values, initial=0.0, where=np.isfinite(values)))
     if largest <= 0.0:
         return Shades(0.0, 1.0, is_logarithmic=False)
@@ -53,7 +53,7 @@ def shades_of(values: np.ndarray, is_logarithmic: bool) -> Shades:
 def heat_map(
     title: str, unit: str, rows: Sequence[str], steps: Sequence[int], values: np.ndarray, is_logarithmic: bool = False
 ) -> str:
-    """A figure with title and unit, the map with the latest values beside its rows, and a legend of its colours.
+    """A figure with title and unit, the map with the latest values beside its rows, and a legend of its colors.
 
     Where there are more steps than can be seen, a column is the mean of several.
 
@@ -63,7 +63,7 @@ def heat_map(
       rows: their names, from the top.
       steps: of the columns, in ascending order.
       values: `[rows, steps]`, not negative; NaN leaves a gap.
-      is_logarithmic: whether the colours go by the logarithm.
+      is_logarithmic: whether the colors go by the logarithm.
     """
     parts = np.array_split(np.arange(len(steps)), min(len(steps), _MOST_COLUMNS))
     shades, width = shades_of(values, is_logarithmic), (RIGHT - LEFT) / len(parts)
@@ -79,7 +79,7 @@ def heat_map(
                 told = f"{name}, {_steps_told(steps, part)}: {written(mean)} {unit}"
                 drawn.append(
                     f'<rect x="{LEFT + column * width:.1f}" y="{y}" width="{width + 0.2:.1f}" height="{ROW}" '
-                    f'fill="{shades.colour(mean)}"><title>{escaped(told)}</title></rect>'
+                    f'fill="{shades.color(mean)}"><title>{escaped(told)}</title></rect>'
                 )
     drawn.append(f'<text x="{LEFT}" y="{bottom + 16}">{steps[0]:,}</text>')
     if len(steps) > 1:
@@ -87,7 +87,7 @@ def heat_map(
     drawn.append(f'<text x="{(LEFT + RIGHT) // 2}" y="{bottom + 16}" text-anchor="middle">training step</text>')
     drawn.append(_legend(shades, bottom + 28))
     svg = f'<svg viewBox="0 0 {WIDTH} {bottom + 62}" role="img" aria-label="{escaped(title)}">{"".join(drawn)}</svg>'
-    scale = "; logarithmic colours" if shades.is_logarithmic else ""
+    scale = "; logarithmic colors" if shades.is_logarithmic else ""
     return figure(f"<b>{escaped(title)}</b> {escaped(unit + scale)}", svg)
 
 
@@ -95,7 +95,7 @@ def _legend(shades: Shades, y: int) -> str:
     width = (RIGHT - LEFT) / _LEGEND_CELLS
     cells = [
         f'<rect x="{LEFT + cell * width:.1f}" y="{y}" width="{width + 0.2:.1f}" height="12" '
-        f'fill="{shades.colour(shades.value(cell / (_LEGEND_CELLS - 1)))}"/>'
+        f'fill="{shades.color(shades.value(cell / (_LEGEND_CELLS - 1)))}"/>'
         for cell in range(_LEGEND_CELLS)
     ]
     below = f'y="{y + 28}"'

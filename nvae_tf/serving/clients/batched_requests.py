@@ -40,7 +40,7 @@ def predict_batches(
     """The results of batches, in the order of the batches, while the next ones are on their way.
 
     At most `in_flight` requests run and as many results wait to be taken, however many batches there are:
-    `batches` may be a generator. If one fails, or the caller stops, the rest is cancelled.
+    `batches` may be a generator. If one fails, or the caller stops, the rest is canceled.
 
     Args:
       client: whom to ask; its patience's `total` is for all batches together.

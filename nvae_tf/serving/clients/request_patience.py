@@ -62,7 +62,7 @@ class Job:
         self._running: set[Callable[[], object]] = set()
 
     def cancel(self) -> None:
-        """Gives it up: waits end, requests in flight are cancelled where the protocol can."""
+        """Gives it up: waits end, requests in flight are canceled where the protocol can."""
         with self._lock:
             self._given_up.set()
             running = list(self._running)

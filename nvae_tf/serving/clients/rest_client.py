@@ -45,7 +45,7 @@ _ERRORS = {
 class RestClient(ModelClient):
     """See `ModelClient`; `server` is `HOST:PORT`, of TensorFlow Serving's `--rest_api_port` (8501), or a URL.
 
-    A request that is given up is not cancelled at once, as HTTP has no word for it: it ends by itself.
+    A request that is given up is not canceled at once, as HTTP has no word for it: it ends by itself.
     """
 
     numbers_are_text = True

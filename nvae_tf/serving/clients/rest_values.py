@@ -57,7 +57,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _flat(value: Any, depth: int) -> list:
-    """All items in one list; every list on the way must be as long as its neighbours."""
+    """All items in one list; every list on the way must be as long as its neighbors."""
     level = [value]
     for _ in range(depth):
         if not all(isinstance(item, list) for item in level) or len({len(item) for item in level}) > 1:

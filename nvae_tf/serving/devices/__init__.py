@@ -1,1 +1,1 @@
-"""TFLite files: functions with noise as an input, conversion, quantisation, comparison with the model."""
+"""TFLite files: functions with noise as an input, conversion, quantization, comparison with the model."""

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from nvae_tf.config import config_to_dict
-from nvae_tf.files import whole_file
+from nvae_tf.files import atomic_file
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models import NVAE
 from nvae_tf.serving.devices.device_inputs import Arrays, device_inputs, takes_images
@@ -45,7 +45,7 @@ def export_tflite(
 ) -> Comparison:
     """Writes `output`, a .tflite file of builtin operations, and beside it what was measured, `output`.json.
 
-    Weight normalisation and batch norm are folded into the kernels; it is compared with the model as it is trained.
+    Weight normalization and batch norm are folded into the kernels; it is compared with the model as it is trained.
     In the file are, beside the graph, the model's settings, the layout of a flat latent, where the weights come from
     and how they are stored: see `nvae_tf.serving.devices.tflite_metadata.read_metadata`.
 
@@ -57,7 +57,7 @@ def export_tflite(
       pictures: gives images of the data; asked for those of "train" for the ranges of int8, of "test" for the
         comparison, where the signature has to do with images.
       source: what to note of where the weights come from.
-      smallest_psnr: in decibels, what the pictures of a quantised model must reach against the model's.
+      smallest_psnr: in decibels, what the pictures of a quantized model must reach against the model's.
 
     Raises:
       ValueError: a file exists, TFLite can't convert the model, or its numbers differ too much; nothing is written.
@@ -84,7 +84,7 @@ def export_tflite(
     check_output_is_free(output)  # another export may have been quicker
     report = metadata | {"measured": dataclasses.asdict(comparison), "smallest_psnr_db": smallest_psnr}
     output.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(report_file(output)) as report_partial, whole_file(output) as partial:
+    with atomic_file(report_file(output)) as report_partial, atomic_file(output) as partial:
         report_partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         partial.write_bytes(content)
     return comparison

@@ -13,9 +13,9 @@ MODES = {
     "int8": "int8 weights and activations, with ranges from the run's images; inputs and outputs stay float32",
 }
 
-# In decibels, against the model's pictures; below this a quantised model is refused. Of the demo's digits int8 gives 34
+# In decibels, against the model's pictures; below this a quantized model is refused. Of the demo's digits int8 gives 34
 # to 41 dB, and the worst single picture, of 28 dB, differs visibly only side by side; of decoders with ever worse
-# ranges one of 29 dB still looked right, those of 26 and 22 dB had wrong greys.
+# ranges one of 29 dB still looked right, those of 26 and 22 dB had wrong grays.
 SMALLEST_PSNR = 30.0
 
 

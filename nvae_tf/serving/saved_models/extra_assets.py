@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from nvae_tf.config import config_to_dict
-from nvae_tf.files import write_whole
+from nvae_tf.files import atomic_write
 from nvae_tf.serving.latent_layout import latent_layout
 from nvae_tf.serving.saved_models.file_digests import write_digests
 from nvae_tf.serving.saved_models.run_source import Origin
@@ -126,4 +126,4 @@ def _dtype(dtype: Any) -> str:
 
 
 def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(dict(content), indent=2, allow_nan=False) + "\n")
+    atomic_write(path, json.dumps(dict(content), indent=2, allow_nan=False) + "\n")

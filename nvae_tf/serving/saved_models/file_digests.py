@@ -4,14 +4,14 @@ import hashlib
 import json
 import pathlib
 
-from nvae_tf.files import write_whole
+from nvae_tf.files import atomic_write
 
 FILE = "assets.extra/sha256.json"
 
 
 def write_digests(folder: pathlib.Path) -> None:
     """Notes the files that are in an export now."""
-    write_whole(folder / FILE, json.dumps(_digests(folder), indent=2) + "\n")
+    atomic_write(folder / FILE, json.dumps(_digests(folder), indent=2) + "\n")
 
 
 def check_digests(folder: pathlib.Path) -> None:

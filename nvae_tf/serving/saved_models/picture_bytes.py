@@ -14,8 +14,8 @@ _HEADER_LENGTH = 24
 def images_from_bytes(image_bytes: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     """Images `[batch, height, width, channels]` in [0, 1] of PNG files `[batch]`.
 
-    They are brought to the bits of the model's data as the data are: with 1 bit, values from 128 up are white. Grey
-    is converted to colour and back where the model has other channels.
+    They are brought to the bits of the model's data as the data are: with 1 bit, values from 128 up are white. Gray
+    is converted to color and back where the model has other channels.
 
     Raises:
       tf.errors.InvalidArgumentError: a file is no PNG file, or of another size than the model's.
@@ -24,7 +24,7 @@ def images_from_bytes(image_bytes: tf.Tensor, config: ModelConfig) -> tf.Tensor:
 
     def pixels_of(content: tf.Tensor) -> tf.Tensor:
         content = _of_size(content, config.image_height, config.image_width)
-        # The operation has no grey with alpha to ask for: 0 takes what the file has.
+        # The operation has no gray with alpha to ask for: 0 takes what the file has.
         channels = 0 if config.image_channels == 2 else config.image_channels
         pixels = tf.io.decode_png(content, channels=channels, dtype=tf.uint8)
         message = f"image_bytes: a picture must be of shape {list(shape)} (height, width, channels); this one is of:"

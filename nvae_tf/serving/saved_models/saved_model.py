@@ -42,7 +42,7 @@ def export_saved_model(
 ) -> Exported:
     """Writes `output/version` with the signatures of `nvae_tf.serving.signatures`, as TensorFlow Serving loads it.
 
-    In it are the weights that the signatures use, with weight normalisation and batch norm folded into kernels and
+    In it are the weights that the signatures use, with weight normalization and batch norm folded into kernels and
     biases: no optimizer state, no Python, no path of this machine. `assets.extra/` has the settings (`config.json`),
     the signatures (`signatures.json`), the layout of a flat latent (`latents.json`), where the weights come from
     (`source.json`), the model's scores (`evaluation.json`), a request for every signature, with which a server warms

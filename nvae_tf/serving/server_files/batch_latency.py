@@ -53,7 +53,7 @@ def measure_batches(folder: pathlib.Path, longest_seconds: float) -> tuple[str, 
 
 
 def _median_seconds(run: Run, signature: str, inputs: dict[str, np.ndarray]) -> float:
-    run(signature, **inputs)  # the first run optimises the graph
+    run(signature, **inputs)  # the first run optimizes the graph
     seconds: list[float] = []
     while len(seconds) < MOST_RUNS and (len(seconds) < LEAST_RUNS or sum(seconds) < ENOUGH_SECONDS):
         start = time.perf_counter()

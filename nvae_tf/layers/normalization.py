@@ -16,8 +16,8 @@ EPSILON = 1e-5
 _AXES = (0, 1, 2)
 
 
-class NormalisedBatch(NamedTuple):
-    """Images `[batch, height, width, channels]` normalised by their own statistics, each `[channels]` in float32.
+class NormalizedBatch(NamedTuple):
+    """Images `[batch, height, width, channels]` normalized by their own statistics, each `[channels]` in float32.
 
     Attributes:
       outputs: as the inputs, in their type.
@@ -34,7 +34,7 @@ class NormalisedBatch(NamedTuple):
     gradient: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
 
 
-def normalise(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+def normalize(inputs, gamma, beta, mean, variance) -> tf.Tensor:
     """Batch norm with given statistics `[channels]`; computed in float32, in the inputs' type outside."""
     if inputs.dtype != tf.float32:
         return tf.cast(_written_out_norm(inputs, gamma, beta, mean, variance), inputs.dtype)
@@ -49,7 +49,7 @@ def normalise(inputs, gamma, beta, mean, variance) -> tf.Tensor:
     ).y
 
 
-def normalised_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+def normalized_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """Batch norm with given statistics, then swish; without a gradient of its own.
 
     Args:
@@ -66,12 +66,12 @@ def normalised_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Ca
     if on_one_cpu():
         arguments = inputs, gamma, beta, mean, variance
         return _swish_in_one_pass(*arguments), lambda upstream: _swish_gradient_in_one_pass(upstream, *arguments)
-    normalised = normalise(inputs, gamma, beta, mean, variance)
-    outputs = swish(normalised)
-    return outputs, lambda upstream: swish_gradient(upstream, normalised, outputs)
+    normalized = normalize(inputs, gamma, beta, mean, variance)
+    outputs = swish(normalized)
+    return outputs, lambda upstream: swish_gradient(upstream, normalized, outputs)
 
 
-def normalise_batch(inputs, gamma, beta) -> NormalisedBatch:
+def normalize_batch(inputs, gamma, beta) -> NormalizedBatch:
     """Batch norm with the statistics of the batch, that of all replicas; without a gradient of its own."""
     if replica_count() == 1 and inputs.dtype == tf.float32:
         return _fused(inputs, gamma, beta)
@@ -80,22 +80,22 @@ def normalise_batch(inputs, gamma, beta) -> NormalisedBatch:
 
 @tf.function(autograph=False, jit_compile=True)
 def _swish_in_one_pass(inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    normalised = _written_out_norm(inputs, gamma, beta, mean, variance)
-    return tf.cast(normalised * tf.sigmoid(normalised), inputs.dtype)
+    normalized = _written_out_norm(inputs, gamma, beta, mean, variance)
+    return tf.cast(normalized * tf.sigmoid(normalized), inputs.dtype)
 
 
 @tf.function(autograph=False, jit_compile=True)
 def _swish_gradient_in_one_pass(upstream, inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    normalised = _written_out_norm(inputs, gamma, beta, mean, variance)
-    slope = tf.sigmoid(normalised)
-    return tf.cast(tf.cast(upstream, tf.float32) * slope * (1.0 + normalised * (1.0 - slope)), inputs.dtype)
+    normalized = _written_out_norm(inputs, gamma, beta, mean, variance)
+    slope = tf.sigmoid(normalized)
+    return tf.cast(tf.cast(upstream, tf.float32) * slope * (1.0 + normalized * (1.0 - slope)), inputs.dtype)
 
 
 def _written_out_norm(inputs, gamma, beta, mean, variance) -> tf.Tensor:
     return (tf.cast(inputs, tf.float32) - mean) * (gamma * tf.math.rsqrt(variance + EPSILON)) + beta
 
 
-def _fused(inputs, gamma, beta) -> NormalisedBatch:
+def _fused(inputs, gamma, beta) -> NormalizedBatch:
     norm = tf.raw_ops.FusedBatchNormV3(
         x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=EPSILON, is_training=True
     )
@@ -117,29 +117,29 @@ def _fused(inputs, gamma, beta) -> NormalisedBatch:
         )
         return tuple(gradients[:3])
 
-    return NormalisedBatch(norm.y, norm.batch_mean, norm.batch_variance, biased_variance, gradient)
+    return NormalizedBatch(norm.y, norm.batch_mean, norm.batch_variance, biased_variance, gradient)
 
 
-def _written_out(inputs, gamma, beta) -> NormalisedBatch:
+def _written_out(inputs, gamma, beta) -> NormalizedBatch:
     mean, biased = moments(inputs)
     size = numbers_a_channel(inputs)
-    outputs = normalise(inputs, gamma, beta, mean, biased)
+    outputs = normalize(inputs, gamma, beta, mean, biased)
 
     def gradient(upstream):
         # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
         with tf.control_dependencies([upstream]):
             inverse = tf.math.rsqrt(biased + EPSILON)
-            standardised = (tf.cast(inputs, tf.float32) - mean) * inverse
+            standardized = (tf.cast(inputs, tf.float32) - mean) * inverse
         upstream = tf.cast(upstream, tf.float32)
         beta_gradient = tf.reduce_sum(upstream, _AXES)
-        gamma_gradient = tf.reduce_sum(upstream * standardised, _AXES)
+        gamma_gradient = tf.reduce_sum(upstream * standardized, _AXES)
         # All images of all replicas have moved the statistics.
         shared = replica_means([beta_gradient, gamma_gradient])
         beta_share, gamma_share = (replica_count() * value / size for value in shared)
-        inputs_gradient = gamma * inverse * (upstream - beta_share - standardised * gamma_share)
+        inputs_gradient = gamma * inverse * (upstream - beta_share - standardized * gamma_share)
         return tf.cast(inputs_gradient, inputs.dtype), gamma_gradient, beta_gradient
 
-    return NormalisedBatch(outputs, mean, biased * (size / tf.maximum(size - 1.0, 1.0)), lambda: biased, gradient)
+    return NormalizedBatch(outputs, mean, biased * (size / tf.maximum(size - 1.0, 1.0)), lambda: biased, gradient)
 
 
 def moments(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

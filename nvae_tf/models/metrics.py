@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 
-class StepFigures(NamedTuple):
+class StepMetrics(NamedTuple):
     """Means over the images of all replicas, in nats per image.
 
     Attributes:
@@ -47,7 +47,7 @@ class SharedSum(_SharedVariables, keras.metrics.Sum):
     """A running sum of what all replicas agree on."""
 
 
-class RunningFigures:
+class RunningMetrics:
     """Running means of the figures of accepted steps, and how many steps were refused since they were reset."""
 
     def __init__(self):
@@ -71,13 +71,13 @@ class RunningFigures:
         for metric, value in zip(self.of_evaluation, (loss, reconstruction, kl), strict=True):
             metric.update_state(value, sample_weight=tf.cast(batch_size, tf.float32))
 
-    def track(self, figures: StepFigures, batch_size) -> None:
+    def track(self, figures: StepMetrics, batch_size) -> None:
         """Takes in an accepted step on so many images."""
         self.track_bound(figures.loss, figures.reconstruction, tf.reduce_sum(figures.kl_per_group), batch_size)
         self.gradient_norm.update_state(figures.gradient_norm)
 
 
-class RecentFigures:
+class RecentMetrics:
     """KL of every group and spectral norm of every layer at the last steps, also at refused ones.
 
     They are written where the step runs, and looked at only now and then: that would hold up an accelerator.
@@ -92,7 +92,7 @@ class RecentFigures:
         self._rows = tf.Variable(rows, name="recent_figures", **shared)
         self._count = tf.Variable(0, dtype=tf.int64, name="recent_steps", **shared)
 
-    def keep(self, figures: StepFigures, accepted: tf.Tensor) -> None:
+    def keep(self, figures: StepMetrics, accepted: tf.Tensor) -> None:
         """Keeps those of a step, in place of the oldest."""
         row = tf.concat([[tf.cast(accepted, tf.float32)], figures.kl_per_group, figures.spectral_norms], axis=0)
         place = tf.convert_to_tensor(self._count) % self.STEPS
