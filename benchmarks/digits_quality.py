@@ -58,7 +58,7 @@ def main() -> None:
     start_tensorflow_quietly()
     import nvae_tf
     from nvae_tf.files import atomic_write
-    from nvae_tf.generation import generate_images
+    from nvae_tf.generation.sampling import generate_images
 
     model = nvae_tf.load(arguments.workdir)
     figures = measure(generate_images(model, arguments.count, arguments.temperature, arguments.seed))

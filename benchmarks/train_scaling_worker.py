@@ -1,4 +1,4 @@
-"""The process of one variant in `benchmarks.train_scaling`: a run's training step, as `nvae_tf.training.loop` takes it."""
+"""The process of one variant in `benchmarks.train_scaling`: a run's training step, as a run takes it."""
 
 import importlib
 import json

@@ -13,7 +13,7 @@ from nvae_tf.data.image_sources import ImageSource
 from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.sources import place_of
 from nvae_tf.data_spec import DataSpec
-from nvae_tf.generation import image_grid, write_png
+from nvae_tf.generation.image_grid import image_grid, write_png
 from nvae_tf.progress import StatusLine
 from nvae_tf.training.run import load_images, run_length
 

@@ -10,24 +10,22 @@ import numpy as np
 from nvae_tf.data.content_digest import content_digest, stored_spec
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
-from nvae_tf.evaluation import (
-    FeatureExtractor,
+from nvae_tf.evaluation.batch_norm_statistics import readjusted
+from nvae_tf.evaluation.feature_statistics import (
     FeatureStatistics,
-    Inception,
     RunningFeatureStatistics,
-    frechet_distance,
-    image_statistics,
-    load_inception,
     load_statistics,
-    readjusted,
     save_statistics,
 )
+from nvae_tf.evaluation.fid import image_statistics
+from nvae_tf.evaluation.frechet_distance.frechet_distance import frechet_distance
+from nvae_tf.evaluation.inception import FeatureExtractor, Inception, load_inception
 from nvae_tf.evaluation.inception_file import cache_folder
 from nvae_tf.evaluation.kept_batches import KeptBatches
 from nvae_tf.evaluation.named_extractor import named_extractor
 from nvae_tf.evaluation.progress import ImageProgress
 from nvae_tf.evaluation.task import EvaluationTask
-from nvae_tf.generation import ImageGenerator
+from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.models.noise import image_seeds
 from nvae_tf.models.temperatures import Temperature, temperatures_of_groups
 

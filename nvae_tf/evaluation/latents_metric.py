@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf.evaluation import ACTIVE_FROM, Likelihood, active_units, kl_heat_map
+from nvae_tf.evaluation.kl_heat_map.kl_heat_map import kl_heat_map
+from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
+from nvae_tf.evaluation.likelihood import Likelihood
 from nvae_tf.evaluation.task import EvaluationTask
-from nvae_tf.generation import image_grid, write_png
+from nvae_tf.generation.image_grid import image_grid, write_png
 from nvae_tf.generation.shared_groups import numbers_of_shared_groups, samples_sharing_groups
 
 _COLUMNS = 8

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from nvae_tf.data.pipeline import evaluation_batches, iterate
-from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.kept_batches import KeptBatches
+from nvae_tf.evaluation.likelihood import Likelihood
+from nvae_tf.evaluation.likelihood_evaluator import LikelihoodEvaluator
 from nvae_tf.evaluation.progress import ImageProgress
 from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.latent_plan import LatentPlan

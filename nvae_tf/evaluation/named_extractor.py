@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvae_tf.evaluation import FeatureExtractor
+from nvae_tf.evaluation.inception import FeatureExtractor
 
 
 class NamedExtractor(NamedTuple):
@@ -50,7 +50,7 @@ def named_extractor(name: str) -> FeatureExtractor:
     if not (isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None))):
         raise ValueError(
             f"--extractor={name}: gives an object of type {type(extractor).__name__}; it must have a `name`, a string, "
-            "and a method `features(images)`, see nvae_tf.evaluation.FeatureExtractor"
+            "and a method `features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor"
         )
     return NamedExtractor(f"{extractor.name} ({module_name}, {_digest(module)})", extractor.features)
 

@@ -98,6 +98,6 @@ def _entries(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if _FORMAT not in str(entries.get("about", "")):
         raise ValueError(
             f"{path}: a .npz file of something else ({', '.join(sorted(entries)[:5])}), without the entry `about` of "
-            "files of latents; write them with train.generate encode or nvae_tf.generation.save_latents"
+            "files of latents; write them with train.generate encode or nvae_tf.generation.latents_file.save_latents"
         )
     return entries

@@ -34,6 +34,6 @@ def compiles_whole_step(xla: str, replica_count: int) -> bool:
 
 
 def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled: bool) -> Callable:
-    """The training step on all replicas, as a function of their images (`nvae_tf.training.strategy.Replicas.divided`)."""
+    """The training step on all replicas, as a function of their images (`Replicas.divided`)."""
     # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
     return tf.function(lambda images: strategy.run(model.train_step, (images,)), autograph=False, jit_compile=compiled)

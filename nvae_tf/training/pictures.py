@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.data.pipeline import evaluation_batches, iterate
-from nvae_tf.generation import ImageGenerator, image_grid, write_png
+from nvae_tf.generation.image_grid import image_grid, write_png
+from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.training.records import TensorBoardWriter
 from nvae_tf.training.run import Run
 from nvae_tf.training.stopping import StopRequest

@@ -35,7 +35,7 @@ class MetricsFile:
     """`metrics.csv`: one line an evaluation, in the order of steps, each step once.
 
     `train_*` are means over the steps since the last multiple of `train.log_every_steps`, `test_*` over the
-    test part; `active_units` are counted over all groups, see `nvae_tf.evaluation.active_units`.
+    test part; `active_units` are counted over all groups, see `nvae_tf.evaluation.latent_usage.active_units`.
 
     A file keeps all its columns. What one of an older version lacks is added at the end with the next line, and left
     empty in the lines before.

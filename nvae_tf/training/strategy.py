@@ -178,6 +178,7 @@ class Cluster:
 
     @classmethod
     def from_environment(cls) -> "Cluster":
+        """Reads TF_CONFIG; one process where it is not set."""
         text = os.environ.get(TF_CONFIG)
         if not text:
             return cls(0, 1)

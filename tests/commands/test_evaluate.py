@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import nvae_tf
-from nvae_tf.evaluation import readjusted
+from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.training.worker_environments import tf_configs
 from tests.evaluation.inception_stand_in import stand_in
 

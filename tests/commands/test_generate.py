@@ -10,7 +10,9 @@ from PIL import Image
 import nvae_tf
 from configs import digits
 from nvae_tf.data.sources import load_split
-from nvae_tf.generation import image_grid, load_latents, reconstruct_images
+from nvae_tf.generation.image_grid import image_grid
+from nvae_tf.generation.latents_file import load_latents
+from nvae_tf.generation.reconstruction import reconstruct_images
 from train import generate
 
 PITCH, SIDE = 70, 64

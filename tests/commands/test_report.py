@@ -15,7 +15,8 @@ from PIL import Image
 from nvae_tf.evaluation.evaluate_run import evaluate_run
 from nvae_tf.evaluation.fid_metric import FidSettings
 from nvae_tf.evaluation.task import open_task
-from nvae_tf.generation import image_grid, reconstruct_images
+from nvae_tf.generation.image_grid import image_grid
+from nvae_tf.generation.reconstruction import reconstruct_images
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.page.evaluation_table import evaluation_section, latent_use_section
 from nvae_tf.reports.page.pictures import TEMPERATURES, ReportPictures

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvae_tf.generation import write_animation, write_pictures
-from nvae_tf.generation.image_sequence import picture_names
+from nvae_tf.generation.image_sequence import picture_names, write_animation, write_pictures
 
 
 def gray_frames(count=3):

@@ -11,7 +11,8 @@ import pytest
 
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data_spec import DataSpec
-from nvae_tf.evaluation import Likelihood, evaluate_run
+from nvae_tf.evaluation import evaluate_run
+from nvae_tf.evaluation.likelihood import Likelihood
 from nvae_tf.evaluation.likelihood_metric import likelihood_figures
 from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.latent_plan import latent_plan

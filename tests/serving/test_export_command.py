@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from export import export_saved_model as command
-from nvae_tf import checkpoints
 from nvae_tf.serving.saved_models.run_source import scores_of
+from nvae_tf.training import loading
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -40,7 +40,7 @@ def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(
     from nvae_tf.serving.saved_models import run_source, saved_model
 
     calls = []
-    monkeypatch.setattr(checkpoints, "load_run", lambda workdir, checkpoint: Run(f"{checkpoint} model of {workdir}"))
+    monkeypatch.setattr(loading, "load_run", lambda workdir, checkpoint: Run(f"{checkpoint} model of {workdir}"))
     monkeypatch.setattr(run_source, "origin_of", lambda run, workdir: run_source.Origin({"step": run.step}))
 
     def export(*given):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from export import export_tflite as command
-from nvae_tf import checkpoints
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import data_spec
 from nvae_tf.models import NVAE
 from nvae_tf.serving.devices.tflite_comparison import Comparison
+from nvae_tf.training import loading
 from nvae_tf.training.checkpoint_files import checkpoint_sha256
 from tests.tiny_model import tiny_config
 
@@ -45,9 +45,9 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "step-12.data").write_bytes(b"weights")
     (tmp_path / "step-12.index").write_bytes(b"index")
     config = ExperimentConfig(model=tiny_config(image_height=16, image_width=16), data=data_spec("digits"))
-    trained = checkpoints.TrainedRun(config, str(tmp_path / "step-12"), NVAE(config.model), False)
+    trained = loading.TrainedRun(config, str(tmp_path / "step-12"), NVAE(config.model), False)
     asked = []
-    monkeypatch.setattr(checkpoints, "load_run", lambda *given: asked.append(given) or trained)
+    monkeypatch.setattr(loading, "load_run", lambda *given: asked.append(given) or trained)
     return asked
 
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from nvae_tf.generation import image_grid
+from nvae_tf.generation.image_grid import image_grid
 from nvae_tf.models.latents import PriorSource
 from nvae_tf.models.noise import image_seeds, noise_per_image
 from nvae_tf.serving.saved_models import verification

@@ -13,7 +13,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 
-from nvae_tf.generation import save_latents
+from nvae_tf.generation.latents_file import save_latents
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.noise import image_seeds, noise_per_image
 from nvae_tf.serving.devices import tflite

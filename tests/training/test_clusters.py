@@ -11,7 +11,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CLUSTERS = ROOT / "train" / "clusters"
+CLUSTERS = ROOT / "nvae_tf" / "training" / "clusters"
 # What srun tells the last of four tasks on two nodes.
 LAST_TASK = {
     "SLURM_JOB_ID": "70003",

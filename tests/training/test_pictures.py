@@ -12,7 +12,8 @@ from tensorboard.util.tensor_util import make_ndarray
 import nvae_tf
 from nvae_tf.data.pipeline import evaluation_batches
 from nvae_tf.data.sources import load_split
-from nvae_tf.generation import generate_images, image_grid
+from nvae_tf.generation.image_grid import image_grid
+from nvae_tf.generation.sampling import generate_images
 from nvae_tf.training.run_folder import RunFolder, read_run_config
 
 

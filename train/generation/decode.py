@@ -37,8 +37,11 @@ def main() -> None:
     if not pathlib.Path(INPUT.value).is_file():
         raise FileNotFoundError(f"--input={INPUT.value}: no such file; train.generate encode writes one")
     start_tensorflow_quietly()
-    from nvae_tf.generation import decode_images, generate_images, image_grid, load_latents, write_pictures, write_png
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.generation.image_sequence import write_pictures
+    from nvae_tf.generation.latents_file import load_latents
     from nvae_tf.generation.reconstruction import checked_kept_groups
+    from nvae_tf.generation.sampling import decode_images, generate_images
     from nvae_tf.generation.status import images_done
     from nvae_tf.latent_plan import latent_plan
     from nvae_tf.models.temperatures import temperatures_of_groups

@@ -5,7 +5,7 @@
 
 The file is NumPy's: group_00 is the top group's latent, float32 [count, height, width, latent channels], group_01 the
 next, and so on; names are the pictures' names, about is JSON with the latent shapes. All images of the test part are
-taken if nothing else is said. In Python nvae_tf.generation.load_latents reads it.
+taken if nothing else is said. In Python nvae_tf.generation.latents_file.load_latents reads it.
 
 Exit code: 0 done, 2 a mistake in the command.
 """
@@ -24,7 +24,8 @@ def main() -> None:
     place = RUN.place((".npz",))
     check_choice_of_pictures(PICTURES)
     start_tensorflow_quietly()
-    from nvae_tf.generation import encode_images, save_latents
+    from nvae_tf.generation.encoding import encode_images
+    from nvae_tf.generation.latents_file import save_latents
     from nvae_tf.generation.status import images_done
     from nvae_tf.progress import StatusLine
 

@@ -46,8 +46,7 @@ def main() -> None:
     )
     check_choice_of_pictures(PICTURES)
     start_tensorflow_quietly()
-    from nvae_tf.generation import interpolate_images
-    from nvae_tf.generation.interpolation import ways_of_groups
+    from nvae_tf.generation.interpolation import interpolate_images, ways_of_groups
     from nvae_tf.generation.status import images_done
     from nvae_tf.latent_plan import latent_plan
     from nvae_tf.progress import StatusLine
@@ -65,7 +64,8 @@ def main() -> None:
 
 
 def _write(place, path: np.ndarray) -> None:
-    from nvae_tf.generation import image_grid, write_animation, write_pictures, write_png
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.generation.image_sequence import write_animation, write_pictures
 
     if place.kind == FOLDER:
         write_pictures(place.path, path, [f"image_{number:05d}" for number in range(len(path))])

@@ -39,7 +39,8 @@ def main() -> None:
     start_tensorflow_quietly()
     from nvae_tf.data.sources import load_split
     from nvae_tf.files import atomic_write
-    from nvae_tf.generation import generate_images, image_grid, write_png
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.generation.sampling import generate_images
     from nvae_tf.latent_plan import latent_plan
     from nvae_tf.models.temperatures import temperatures_of_groups
     from nvae_tf.progress import StatusLine
@@ -70,7 +71,7 @@ def main() -> None:
 
 def _nearest(samples, source, spec, status):
     from nvae_tf.data.pipeline import evaluation_batches, iterate
-    from nvae_tf.generation import nearest_images
+    from nvae_tf.generation.nearest import nearest_images
 
     def batches():
         seen = 0

@@ -31,8 +31,10 @@ def main() -> None:
     place = RUN.place((".png", FOLDER))
     temperature = shared_flags.temperature_of(TEMPERATURE)
     start_tensorflow_quietly()
-    from nvae_tf.evaluation import readjusted
-    from nvae_tf.generation import generate_images, image_grid, write_pictures, write_png
+    from nvae_tf.evaluation.batch_norm_statistics import readjusted
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.generation.image_sequence import write_pictures
+    from nvae_tf.generation.sampling import generate_images
     from nvae_tf.generation.status import at_temperature, images_done
     from nvae_tf.latent_plan import latent_plan
     from nvae_tf.models.temperatures import temperatures_of_groups

@@ -43,9 +43,9 @@ def main() -> None:
     temperature = shared_flags.temperature_of(TEMPERATURE)
     check_choice_of_pictures(PICTURES)
     start_tensorflow_quietly()
-    from nvae_tf.generation import image_grid, vary_images, write_pictures, write_png
-    from nvae_tf.generation.image_sequence import picture_names
-    from nvae_tf.generation.reconstruction import checked_kept_groups
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.generation.image_sequence import picture_names, write_pictures
+    from nvae_tf.generation.reconstruction import checked_kept_groups, vary_images
     from nvae_tf.generation.status import images_done
     from nvae_tf.latent_plan import latent_plan
     from nvae_tf.models.temperatures import temperatures_of_groups

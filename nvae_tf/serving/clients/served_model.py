@@ -5,8 +5,8 @@
         pictures = pil_images(model.sample(64, seed=1, temperature=0.7, as_pixels=True))
         latents = model.encode([Image.open("seven.png")])
 
-Row i of a job with seed s is asked for with the seed `s + i * 2**32` (`nvae_tf.serving.signatures`), so it is image i of the
-same series as in the library's own `generate`, `encode` and so on, however the job is cut into batches.
+Row i of a job with seed s is asked for with the seed `s + i * 2**32` (`nvae_tf.serving.signatures`), so it is image i
+of the same series as in the library's own `generate`, `encode` and so on, however the job is cut into batches.
 """
 
 from collections.abc import Collection, Sequence

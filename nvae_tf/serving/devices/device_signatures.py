@@ -1,7 +1,7 @@
 """What a model can do on a device: functions of named tensors whose random draws come from outside.
 
-Beside those of `nvae_tf.serving.signatures` there are no seeds, because TFLite has no builtin that draws random numbers from
-one, and no checks of inputs, because it has no builtin that stops: what a caller gives is computed with.
+Beside those of `nvae_tf.serving.signatures` there are no seeds, because TFLite has no builtin that draws random numbers
+from one, and no checks of inputs, because it has no builtin that stops: what a caller gives is computed with.
 
 A device computes one picture at a time: the batch, the first axis of everything, is 1 in what is exported. TFLite could
 leave it open, but shapes that are known only at run time cost more operations (47 reshapes instead of 3 in the
