@@ -4,8 +4,8 @@
         pictures = client.predict("sample", seed=[1, 2], temperature=[1.0, 1.0])["image"]
 
 It needs NumPy and the packages grpcio and tensorflow-serving-api; TensorFlow is not started
-(`clients.serving_messages`), and nothing of the model's own code is needed. `clients.rest_client` is the same over HTTP,
-`clients.served_model` draws, encodes and scores with either.
+(`clients.serving_messages`), and nothing of the model's own code is needed. `clients.rest_client` is the same over
+HTTP, `clients.served_model` draws, encodes and scores with either.
 """
 
 from collections.abc import Collection, Iterator
