@@ -12,7 +12,7 @@ from nvae_tf.checkpoints.published_settings import (
     Images,
     model_config_from_published,
 )
-from nvae_tf.config import ExperimentConfig, ModelConfig
+from nvae_tf.config import ExperimentConfig, ModelConfig, resolve_lengths
 from nvae_tf.latent_plan import CELL_SETS, Branch, InvertedBranch
 
 # Which branch of a cell set stands in which of the published tables.
@@ -28,7 +28,9 @@ def published_settings(config: ExperimentConfig) -> dict[str, Any]:
     Raises:
       ValueError: the published form can't say all settings of the model; the message names those.
     """
-    model = config.model
+    model, total_steps = config.model, config.objective.total_steps
+    # A warm-up that is not set is that of the run's length.
+    config = resolve_lengths(config, max(total_steps // config.train.epochs, 1), total_steps)
     values = {published: getattr(model, name) for name, published in MODEL_SETTINGS.items()}
     values |= {
         "ada_groups": model.adaptive_groups,
