@@ -18,8 +18,8 @@ The run is train.steps steps long, or train.epochs passes over the data where th
 from its length: optimizer.warmup_epochs is 5, but at most a tenth of the run, and train.evaluate_every_steps,
 sample_every_steps and checkpoint_every_steps are a tenth of it, from 10 to 1,000 steps; config.json has the numbers.
 
-Ctrl-C or SIGTERM ends it with a checkpoint. The same command goes on from there, and the result is the same as without the
-interruption; so it does after a crash or a kill, from the newest checkpoint that is whole. A folder that holds
+Ctrl-C or SIGTERM ends it with a checkpoint. The same command goes on from there, and the result is the same as without
+the interruption; so it does after a crash or a kill, from the newest checkpoint that is whole. A folder that holds
 something else, or a run with other settings, is refused and not touched; only the length of a run may grow (the
 learning rate's schedule then is that of the new length), and where data lies and how often something is written
 may change.

@@ -12,7 +12,7 @@ from nvae_tf.config import ExperimentConfig, resolve_lengths
 from nvae_tf.data.image_sources import ImageSource
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import steps_per_epoch
-from nvae_tf.data.sources import load_split
+from nvae_tf.data.sources import holds_out, load_split
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.models.for_training import model_for_training
 from nvae_tf.optimization import LoweredRate
@@ -21,11 +21,19 @@ from train.strategy import ONE_DEVICE, Replicas
 
 
 class Images(NamedTuple):
-    """A data set and its two parts."""
+    """A data set and its two parts.
+
+    Attributes:
+      spec: the data set.
+      train: its images for training.
+      test: those for testing.
+      held_out: whether these were drawn at random, see `nvae_tf.data.sources.holds_out`.
+    """
 
     spec: DataSpec
     train: ImageSource
     test: ImageSource
+    held_out: bool | None = None
 
 
 class RunLength(NamedTuple):
@@ -71,7 +79,7 @@ def load_images(config: ExperimentConfig) -> Images:
     check_model_fits(config.model, config.data)
     report = StatusLine().report()
     train, test = (load_split(config.data, split, report) for split in ("train", "test"))
-    return Images(config.data, train, test)
+    return Images(config.data, train, test, holds_out(config.data))
 
 
 def run_length(config: ExperimentConfig, num_images: int, replica_count: int = 1) -> RunLength:
