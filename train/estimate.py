@@ -25,20 +25,19 @@ Exit code: 0 done, 2 a mistake in the command, or a GPU that can't take a single
 import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
 from nvae_tf.data.completion import complete_config
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.training.sized_settings import sized_settings
 from train import command_line
+from train.config_file import define_config
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "File with the settings of the run.")
+CONFIG = define_config()
 GPU_MEMORY_GIB = flags.DEFINE_float(
     "gpu_memory_gib", None, "Memory of one GPU in GiB, for the largest batch size.", lower_bound=0.1
 )
 JSON = flags.DEFINE_string("json", None, "File to write the figures to as well, in bytes.")
-flags.mark_flag_as_required("config")
 
 
 def main() -> None:

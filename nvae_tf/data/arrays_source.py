@@ -61,11 +61,26 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
     return ReadSource(len(numbers), spec.image_shape, read)
 
 
+def holds_out(spec: DataSpec) -> bool:
+    """Whether the test images are a random part of all, because there are no arrays for the parts.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = pathlib.Path(spec.path)
+    names = {file.stem for file in path.glob("*.npy")} if path.is_dir() else set(getattr(_open(path), "files", ()))
+    return not any(names.issuperset(parts) for parts in _names_of_parts(spec))
+
+
+def _names_of_parts(spec: DataSpec) -> tuple[tuple[str, str], ...]:
+    return (spec.train_split, spec.test_split), ("x_train", "x_test")
+
+
 def _arrays_of_parts(spec: DataSpec) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """For "train" and "test" an array of images and the numbers of those that belong to the part."""
     path = pathlib.Path(spec.path)
     arrays = _arrays_of_folder(path) if path.is_dir() else _arrays_of_file(path)
-    for train, test in ((spec.train_split, spec.test_split), ("x_train", "x_test")):
+    for train, test in _names_of_parts(spec):
         if train in arrays and test in arrays:
             parts = {"train": _images(path, arrays[train]), "test": _images(path, arrays[test])}
             return {part: (images, np.arange(len(images))) for part, images in parts.items()}

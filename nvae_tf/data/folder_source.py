@@ -81,6 +81,11 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
     return cache.source()
 
 
+def holds_out(spec: DataSpec) -> bool:
+    """Whether the test pictures are a random part of all, because the folder has no sub-folders for the parts."""
+    return not all(pathlib.Path(spec.path, name).is_dir() for name in (spec.train_split, spec.test_split))
+
+
 def _source(spec: DataSpec, names: Sequence[str]) -> ReadSource:
     fit = geometry(spec)
 

@@ -19,7 +19,7 @@ from nvae_tf.training.image_record import check_images_a_step, note_images
 from nvae_tf.training.outputs import RunOutputs
 from nvae_tf.training.profiling import StepProfiler
 from nvae_tf.training.recovery import Recovery
-from nvae_tf.training.run import Run, load_images, new_run, run_length, with_length
+from nvae_tf.training.run import Run, length_warnings, load_images, new_run, run_length, with_length
 from nvae_tf.training.run_folder import RunFolder, open_for_training
 from nvae_tf.training.stopping import StopRequest, StopRequested, TrainingInterrupted
 from nvae_tf.training.strategy import Replicas, chosen_replicas
@@ -59,7 +59,7 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, workdir: str | os.Pa
         tf.config.experimental.enable_op_determinism()
     images = load_images(config)
     length = run_length(config, images.train.count, replicas.count)
-    config = with_length(config, length)
+    config = with_length(config, length, workdir)
     # Before anything is written: settings that make no model leave no folder behind.
     run = new_run(config, length, images, workdir, replicas)
     check_images_a_step(RunFolder(pathlib.Path(workdir)).images_file, run)
@@ -245,10 +245,11 @@ def _first_words(folder: RunFolder, run: Run, step: int) -> str:
     count = run.replicas.count
     on = f" on {count} replicas" if count > 1 else ""
     weights = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
-    return (
+    words = (
         f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "
         f"{run.model.plan.num_groups} latent groups, {weights:,} weights.\n"
         f"{length.total_steps:,} steps of {run.images_a_step} images{on}, {length.steps_per_epoch} an "
         f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
         "The first step takes longer: TensorFlow builds its graph."
     )
+    return "\n".join([words, *length_warnings(run.config, length)])

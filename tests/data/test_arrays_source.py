@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nvae_tf.data.pipeline import evaluation_batches
-from nvae_tf.data.sources import load_split
+from nvae_tf.data.sources import holds_out, load_split
 from tests.data.picture_factory import own_images, random_pixels, stored_pixels
 
 IMAGES = random_pixels(30, 5, 6, 3)
@@ -69,7 +69,7 @@ def test_what_is_held_out_is_seeded(tmp_path):
     spec = own_images(saved(tmp_path / "images.npy", IMAGES))
     first, again, other = parts(spec), parts(spec), parts(dataclasses.replace(spec, split_seed=1))
     np.testing.assert_array_equal(first[1], again[1])
-    assert len(first[1]) == len(other[1]) == 3 and (first[1] != other[1]).any()
+    assert len(first[1]) == len(other[1]) == 3 and (first[1] != other[1]).any() and holds_out(spec)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,9 @@ def test_what_is_held_out_is_seeded(tmp_path):
 def test_both_parts_in_one_file(names, settings, tmp_path):
     labels = {"y_train": np.arange(30), "y_test": np.arange(4)}
     np.savez(tmp_path / "set.npz", **dict(zip(names, (IMAGES, OTHERS), strict=True)), **labels)
-    train, test = parts(own_images(tmp_path / "set.npz", **settings))
+    spec = own_images(tmp_path / "set.npz", **settings)
+    assert not holds_out(spec)
+    train, test = parts(spec)
     np.testing.assert_array_equal(train, IMAGES)
     np.testing.assert_array_equal(test, OTHERS)
 
@@ -91,14 +93,14 @@ def test_both_parts_in_one_file(names, settings, tmp_path):
 def test_images_beside_labels_are_found(tmp_path):
     np.savez(tmp_path / "set.npz", digits=IMAGES[..., 0], labels=np.arange(30), one_hot=np.eye(30))
     train, test = parts(own_images(tmp_path / "set.npz"))
-    assert (train.shape, test.shape) == ((27, 5, 6, 1), (3, 5, 6, 1))
+    assert (train.shape, test.shape) == ((27, 5, 6, 1), (3, 5, 6, 1)) and holds_out(own_images(tmp_path / "set.npz"))
 
 
 def test_a_folder_with_a_file_for_each_part(tmp_path):
     saved(tmp_path / "train.npy", IMAGES)
     saved(tmp_path / "test.npy", OTHERS)
     spec = own_images(tmp_path)
-    assert spec.source == "arrays"
+    assert spec.source == "arrays" and not holds_out(spec)
     train, test = parts(spec)
     np.testing.assert_array_equal(train, IMAGES)
     np.testing.assert_array_equal(test, OTHERS)
