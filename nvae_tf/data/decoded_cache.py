@@ -15,11 +15,11 @@ from nvae_tf.data.reports import Report
 from nvae_tf.data_spec import DataSpec
 
 # To be raised whenever the code makes other pixels of the same pictures: what is decoded then is decoded anew.
-_FORM = 2
+_FORM = 3
 # What decides about the pixels, besides the files.
 _PIXEL_SETTINGS = (
     *("source", "source_name", "train_split", "test_split", "test_fraction", "split_seed"),
-    *("height", "width", "channels", "file_bits", "convert", "crop_box", "resize", "on_bad_file"),
+    *("height", "width", "channels", "file_bits", "convert", "crop_box", "resize", "on_bad_file", "max_pixels"),
 )
 
 

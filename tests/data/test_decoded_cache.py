@@ -89,6 +89,7 @@ def test_a_changed_picture_is_seen(pictures, cache):
 def test_other_settings_are_other_images(pictures, cache):
     spec = own_images(pictures, cache=str(cache), resize="crop", height=2)
     changes = [{}, {"resize": "stretch"}, {"width": 4}, {"crop_box": (0, 0, 3, 3)}, {"channels": 1, "convert": True}]
+    changes.append({"max_pixels": 10**6})
     for change in changes:
         other = dataclasses.replace(spec, **change)
         plain = load_split(dataclasses.replace(other, cache=None), "train")
