@@ -199,11 +199,14 @@ def _arrays_at(path: pathlib.Path) -> dict[str, _StoredArray]:
             return {path.stem: _StoredArray(path)}
     try:
         with zipfile.ZipFile(path) as archive:
-            # Other entries are not arrays: a text about them.
-            entries = [name for name in archive.namelist() if name.endswith(_ENDING)]
+            names = archive.namelist()
+            for name in names:
+                # Looks whether the entry has the same name: a damaged one could hide an array.
+                archive.open(name).close()
     except Exception as error:
         raise _StoredArray(path).damaged(first_line(error)) from None
-    return {entry.removesuffix(_ENDING): _StoredArray(path, entry) for entry in entries}
+    # Other entries are not arrays: a text about them.
+    return {name.removesuffix(_ENDING): _StoredArray(path, name) for name in names if name.endswith(_ENDING)}
 
 
 def _checked(path: pathlib.Path, stored: _StoredArray, header: ArrayHeader) -> ArrayHeader:

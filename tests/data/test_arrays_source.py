@@ -254,7 +254,16 @@ def test_a_locked_archive_is_refused(tmp_path):
     content = bytearray((tmp_path / "set.npz").read_bytes())
     content[content.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "set.npz").write_bytes(content)
-    assert_refused(tmp_path / "set.npz", "a damaged .npz file, .*encrypted")
+    assert_refused(tmp_path / "set.npz", "not a whole NumPy file .*encrypted")
+
+
+def test_an_array_with_a_damaged_name_is_not_passed_over(tmp_path):
+    """Without it the other one would be taken for the whole set, and divided."""
+    np.savez(tmp_path / "set.npz", x_train=IMAGES, x_test=OTHERS)
+    content = (tmp_path / "set.npz").read_bytes()
+    at = content.rindex(b"x_test.npy")
+    (tmp_path / "set.npz").write_bytes(content[:at] + b"x_test.np\r" + content[at + 10 :])
+    assert_refused(tmp_path / "set.npz", "not a whole NumPy file .*differ")
 
 
 def test_more_than_the_memory_is_not_unpacked(monkeypatch, tmp_path):
