@@ -17,6 +17,7 @@ CHANGEABLE_SETTINGS = (
     "data.path",
     "data.cache",
     "data.on_bad_file",
+    "data.max_pixels",
     "train.steps",
     "train.epochs",
     "train.batch_size",

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nvae_tf.data import data_spec
 from nvae_tf.data.held_out import held_out
@@ -113,8 +114,8 @@ def test_no_folder_and_no_pictures_are_told(tmp_path):
         own_images(tmp_path / "gone")
     with pytest.raises(ValueError, match=r"no pictures in it; .*\.png, \.jpg, .* \(it is empty\)"):
         own_images(tmp_path)
-    write_files(tmp_path, {"scan.tif": b"II*\0", "more/scan.tif": b"II*\0"})
-    with pytest.raises(ValueError, match=r"no pictures in it; they are files with names in .*\(there are: .*\.tif"):
+    write_files(tmp_path, {"scan.psd": b"8BPS", "more/scan.psd": b"8BPS"})
+    with pytest.raises(ValueError, match=r"no pictures in it; they are files with names in .*\(there are: .*\.psd"):
         own_images(tmp_path)
 
 
@@ -139,6 +140,16 @@ BAD_FILES = {
     ),
     "cut off": (CUT_JPEG, {}, "a damaged or cut-off JPEG file .*Mend or remove the file"),
     "text": (b"Dear diary", {}, "not a picture, whatever its name says, .*Mend or remove the file"),
+    "too many pixels": (
+        png(random_pixels(20, 30, 3)),
+        {"max_pixels": 599},
+        r"is 20x30 \(height x width\), 600 pixels, which is more than data.max_pixels = 599; scale it down, or raise",
+    ),
+    "an animation": (
+        encoded(RGB[0], "GIF", save_all=True, append_images=[Image.fromarray(RGB[1])]),
+        {},
+        "has several frames or pages, but one file is one picture; save those that you want as files of their own",
+    ),
     "empty": (b"", {}, "an empty file.*Mend or remove the file"),
 }
 

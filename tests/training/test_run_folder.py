@@ -165,7 +165,7 @@ def with_data(**changes):
 
 
 def test_a_run_goes_on_where_its_images_lie_now(folder):
-    moved = with_data(path="/elsewhere", cache="/decoded", on_bad_file="skip")
+    moved = with_data(path="/elsewhere", cache="/decoded", on_bad_file="skip", max_pixels=10**6)
     open_for_training(folder.path, moved)
     assert folder.config_file.read_text() == config_to_json(moved)
 
