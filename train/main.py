@@ -36,6 +36,7 @@ with its traceback.
 """
 
 import os
+import pathlib
 import shlex
 import sys
 import traceback
@@ -60,6 +61,7 @@ flags.mark_flag_as_required("config")
 
 def main() -> None:
     """Checks the settings, then trains."""
+    command_line.check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
     # Not before: a mistake is told within a moment.
