@@ -14,12 +14,12 @@ changed with --config.GROUP.NAME=VALUE. --workdir is the run folder:
     samples/         64 samples at temperature 0.7 every train.sample_every_steps steps
     tensorboard/     the same and more: tensorboard --logdir=runs
 
-The run is train.steps steps long, or train.epochs passes over the data where that is 0. Ctrl-C or SIGTERM
-ends it with a checkpoint. The same command goes on from there, and the result is the same as without the
+The run is train.steps steps long, or train.epochs passes over the data where that is 0. Ctrl-C or SIGTERM ends
+it with a checkpoint. The same command goes on from there, and the result is the same as without the
 interruption; so it does after a crash or a kill, from the newest checkpoint that is whole. A folder that holds
-something else, or a run with other settings, is refused and not touched; only the length of a run may grow (the
-learning rate's schedule then is that of the new length), and where data lies and how often something is written
-may change.
+something else, or a run with other settings, is refused and not touched, and so is one in which another process
+trains; only the length of a run may grow (the learning rate's schedule then is that of the new length), and
+where data lies and how often something is written may change.
 
 Fine-tuning: with --config.train.initialise_from=runs/other (or a published file.pt, with the extra torch) a new
 run starts with the weights of that run's latest checkpoint. All that have the same name and shape are taken, the

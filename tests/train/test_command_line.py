@@ -67,20 +67,19 @@ finally:
 
 
 @pytest.mark.parametrize(
-    ("command", "flag"),
+    "command",
     [
-        ("main", "--workdir={}/new/run"),
-        ("inspect_data", "--output={}/new.png"),
-        ("estimate", "--json={}/new.json"),
-        ("evaluate", "--workdir={}"),
-        ("report", "--workdir={}"),
+        "main --config=configs/digits.py --workdir={}/new/run",
+        "inspect_data --config=configs/digits.py --output={}/new.png",
+        "estimate --config=configs/digits.py --json={}/new.json",
+        "evaluate --workdir={}",
+        "report --workdir={}",
+        "launch --processes=2 --log_dir={}/logs -- --workdir=elsewhere",
     ],
 )
-def test_a_place_that_cannot_be_written_to_is_told_at_once(tmp_path, command, flag):
+def test_a_place_that_cannot_be_written_to_is_told_at_once(tmp_path, command):
     (tmp_path / "config.json").write_text("{}")
-    arguments = [command, flag.format(tmp_path), *(["--config=configs/digits.py"] if flag[2] != "w" else [])]
-    if command == "main":
-        arguments.append("--config=configs/digits.py")
+    arguments = command.format(tmp_path).split()
     process = subprocess.run([sys.executable, "-c", UNWRITABLE, *arguments], capture_output=True, text=True)
     assert process.returncode == 2 and process.stdout == "False\n", process.stderr
     (line,) = process.stderr.splitlines()
