@@ -238,10 +238,11 @@ def read_config(path: str | pathlib.Path) -> ExperimentConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a run folder written by train.main has one")
     try:
-        settings = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        check(isinstance(settings, Mapping), f"{path} is no JSON object of settings; restore it from a copy of the run")
+        return experiment_config(settings)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy of the run") from error
-    return experiment_config(settings)
 
 
 def _with_defaults(group: Any, values: Mapping[str, Any]) -> Any:

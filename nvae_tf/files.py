@@ -13,14 +13,25 @@ from nvae_tf.errors import first_line
 
 @contextlib.contextmanager
 def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a file beside `path` to write; it comes into its place when the block ends without an error."""
+    """Gives a file beside `path` to write; it comes into its place when the block ends without an error.
+
+    Raises:
+      OSError: the file can't be written; of the kind that the system has raised, with the name of `path`.
+    """
     # Of several machines' processes more than one may have the same number.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        # Pillow says neither which file nor why.
+        is_ours = error.filename in (None, str(partial)) and (error.errno is not None or type(error) is OSError)
+        if not is_ours:
+            raise
+        raise type(error)(f"{path}: can't be written ({error.strerror or first_line(error)})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def atomic_write(path: pathlib.Path, text: str) -> None:

@@ -99,19 +99,36 @@ def check_run_folder(path: str) -> None:
         )
 
 
+def check_writable(folder: pathlib.Path, flag: str) -> None:
+    """Looks whether files can be written in a folder, or it can be made, before a command begins to work.
+
+    Args:
+      folder: the folder.
+      flag: what named it, `--workdir=runs/x`, for the message.
+
+    Raises:
+      ValueError: they can't.
+    """
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    if not existing.is_dir():
+        raise ValueError(f"{flag}: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{flag}: nothing can be written in {existing}; make that folder writable, or give another place"
+        )
+
+
 def check_output(path: pathlib.Path, overwrite: bool) -> None:
     """Looks at the file that a command is to write, before it begins to work.
 
     Raises:
-      ValueError: it is there already and is not to be overwritten, or no PNG file can be there.
+      ValueError: it is there already and is not to be overwritten, or no PNG file can be there or be written.
     """
     if path.is_dir():
         raise ValueError(f"--output={path}: a folder; give the name of a file")
     if path.suffix.lower() != ".png":
         raise ValueError(f"--output={path}: the picture is a PNG file; give a name that ends in .png")
-    existing = next(folder for folder in path.absolute().parents if folder.exists())
-    if not existing.is_dir():
-        raise ValueError(f"--output={path}: {existing} is a file, not a folder")
+    check_writable(path.parent, f"--output={path}")
     if path.exists() and not overwrite:
         raise ValueError(f"--output={path}: there is such a file; give another name, or --overwrite to replace it")
 

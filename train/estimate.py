@@ -45,6 +45,8 @@ def main() -> None:
     json_file = pathlib.Path(JSON.value) if JSON.value else None
     if json_file and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise ValueError(f"--json={json_file}: not a file in an existing folder")
+    if json_file:
+        command_line.check_writable(json_file.parent, f"--json={json_file}")
     config = complete_config(sized_settings(CONFIG.value))
     latent_plan(config.model)
     start_tensorflow_quietly()

@@ -27,6 +27,8 @@ the number of importance samples; for a first look take --importance_samples=10.
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
+import pathlib
+
 from absl import flags
 
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
@@ -78,6 +80,7 @@ def main() -> None:
         check_choice("--metrics", name, _METRICS)
     _check_fid_flags()
     command_line.check_run_folder(WORKDIR.value)
+    command_line.check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     temperature = shared_flags.temperature_of(TEMPERATURE)
     start_tensorflow_quietly()
     from nvae_tf.evaluation.evaluate_run import evaluate_run

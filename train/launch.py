@@ -119,6 +119,8 @@ def main(worker_arguments: Sequence[str]) -> None:
         raise ValueError(f"nothing after the --: give the flags of train.main there, as in `{_EXAMPLE}`")
     command_line.check_config_flags(worker_arguments)
     folder = log_folder(run_folder(worker_arguments), LOG_DIR.value)
+    if PROCESSES.value > 1:
+        command_line.check_writable(folder, f"--log_dir={folder}")
     gpus = gpus_of_processes(PROCESSES.value, GPUS_PER_PROCESS.value)
     status = StatusLine(sys.stderr)
 

@@ -20,9 +20,9 @@ sample_every_steps and checkpoint_every_steps are a tenth of it, from 10 to 1,00
 
 Ctrl-C or SIGTERM ends it with a checkpoint. The same command goes on from there, and the result is the same as without
 the interruption; so it does after a crash or a kill, from the newest checkpoint that is whole. A folder that holds
-something else, or a run with other settings, is refused and not touched; only the length of a run may grow (the
-learning rate's schedule then is that of the new length), and where data lies and how often something is written
-may change.
+something else, or a run with other settings, is refused and not touched, and so is one in which another process
+trains; only the length of a run may grow (the learning rate's schedule then is that of the new length), and
+where data lies and how often something is written may change.
 
 Fine-tuning: with --config.train.initialise_from=runs/other (or a published file.pt, with the extra torch) a new
 run starts with the weights of that run's latest checkpoint. All that have the same name and shape are taken, the
@@ -39,6 +39,7 @@ with its traceback.
 """
 
 import os
+import pathlib
 import shlex
 import sys
 import traceback
@@ -62,6 +63,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: new, empty, or of th
 
 def main() -> None:
     """Checks the settings, then trains."""
+    command_line.check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
     # Not before: a mistake is told within a moment.

@@ -51,7 +51,7 @@ def image_counts_from_text(text: str) -> ImageCounts:
     """
     try:
         found = json.loads(text)
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{_FORM} ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(_FORM)

@@ -66,7 +66,7 @@ def origin_from_text(text: str) -> Origin:
     """
     try:
         found = json.loads(text)
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"not JSON ({error})") from error
     kinds = typing.get_type_hints(Origin)
     if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
