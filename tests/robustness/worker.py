@@ -38,8 +38,6 @@ def digest_of_checkpoint(prefix: str) -> str:
 
 
 def reader_of_published(base: pathlib.Path):
-    import keras
-
     from nvae_tf.published.import_run import ImportChoices, import_run
 
     def read(path):
@@ -48,7 +46,6 @@ def reader_of_published(base: pathlib.Path):
             imported = import_run(ImportChoices(path, output))
             return {"imported": digest_of_checkpoint(str(output / "checkpoints" / f"step-{imported.step}"))}
         finally:
-            keras.backend.clear_session()
             shutil.rmtree(output, ignore_errors=True)
 
     return read
@@ -56,8 +53,6 @@ def reader_of_published(base: pathlib.Path):
 
 def reader_of_runs(base: pathlib.Path):
     """What generation and evaluation, resumed training, the model card and the report read."""
-    import keras
-
     from nvae_tf.models.for_training import model_for_training
     from nvae_tf.reports.keep_model_card import keep_model_card
     from nvae_tf.reports.page.evaluation_table import evaluation_section
@@ -102,9 +97,7 @@ def reader_of_runs(base: pathlib.Path):
         evaluation_section(folder, "latest", None)
         read_metrics(folder.metrics_file), read_scalars(folder.tensorboard, ["kl_per_group"])
         # In this order: training clears away what is damaged.
-        results = {part.__name__: result_of(functools.partial(part, path)) for part in (loaded, best, resumed)}
-        keras.backend.clear_session()
-        return results
+        return {part.__name__: result_of(functools.partial(part, path)) for part in (loaded, best, resumed)}
 
     return read
 
