@@ -1,7 +1,7 @@
 """Probability distributions of NVAE: latent Normals and image likelihoods, on TensorFlow Probability."""
 
 from nvae_tf.distributions.discretized_logistic_mixture import DiscretizedLogisticMixture
-from nvae_tf.distributions.image_likelihoods import (
+from nvae_tf.distributions.image_likelihood import (
     IMAGE_LIKELIHOODS,
     BernoulliLikelihood,
     ImageLikelihood,

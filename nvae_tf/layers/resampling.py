@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from nvae_tf.layers.activations import swish
 from nvae_tf.layers.convolution import StackedConvolution, joined
+from nvae_tf.layers.cpu_kernels import swish
 from nvae_tf.layers.stacked import StackedLayer
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from nvae_tf.layers.activations import swish
 from nvae_tf.layers.batch_normalization import BatchStatistics, StackedBatchNormalization
 from nvae_tf.layers.convolution import ConvolutionWeights, StackedConvolution
+from nvae_tf.layers.cpu_kernels import swish
 from nvae_tf.layers.normalisation import normalise_batch, normalised_swish
 from nvae_tf.layers.resampling import nearest_upsampling
 from nvae_tf.layers.stacked import StackedLayer
