@@ -9,7 +9,7 @@ from nvae_tf.checkpoints.run_folder import RunFolder
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.evaluation import Likelihood, LikelihoodEvaluator, active_units
 from nvae_tf.models.step_figures import RecentSteps
-from nvae_tf.objective import bits_per_dimension, kl_weight, regularisation_weight
+from nvae_tf.objective import bits_per_dimension, kl_weight, regularization_weight
 from nvae_tf.optimization import averaged_weights
 from train.pictures import FIXED_SEED, Pictures
 from train.preparation import Run
@@ -84,7 +84,7 @@ class RunOutputs:
         return {
             "learning_rate": float(self._run.schedule(taken)),
             "kl_weight": float(beta),
-            "regularisation_weight": float(regularisation_weight(beta, objective)),
+            "regularisation_weight": float(regularization_weight(beta, objective)),
         }
 
     def bits_per_dimension(self, nats: float) -> float:

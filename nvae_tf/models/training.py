@@ -87,7 +87,7 @@ class TrainingMixin:
     def _loss(self, inputs, images, noise, step, forward, norms, regularisers) -> StepLoss:
         elbo = self.infer(inputs, noise, forward).elbo(images)
         beta = objectives.kl_weight(step, self.objective)
-        weight = objectives.regularisation_weight(beta, self.objective)
+        weight = objectives.regularization_weight(beta, self.objective)
         scales = objectives.balancing_scales(self.plan)
         return StepLoss(elbo, objectives.training_loss(elbo, beta, scales, regularisers, weight), norms)
 
@@ -114,7 +114,7 @@ class TrainingMixin:
         with tf.GradientTape() as tape:
             norms, regularisers = self._regularisers(forward)
             beta = objectives.kl_weight(step, self.objective)
-            weighted = regularisers * objectives.regularisation_weight(beta, self.objective)
+            weighted = regularisers * objectives.regularization_weight(beta, self.objective)
             scaled_loss = self._scaled(weighted)
         gradients = self._gradients_or_zeros(tape, scaled_loss)
         statistics = [variable for norm in self.batch_norms for variable in norm.statistics]
