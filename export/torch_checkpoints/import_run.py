@@ -34,7 +34,7 @@ from nvae_tf.config import ExperimentConfig, config_to_json
 from nvae_tf.model_card import Origin, write_model_card, write_origin
 from nvae_tf.models import NVAE
 from nvae_tf.models.for_training import ModelForTraining, model_for_training
-from nvae_tf.optimization.averaging import average_of_weights
+from nvae_tf.optimization.adamax import average_of_weights
 from nvae_tf.whole_files import write_whole
 
 _MEGABYTE = 1 << 20

@@ -16,7 +16,7 @@ from nvae_tf.checkpoints.training_parts import VALUE, loss_scale, training_parts
 from nvae_tf.checkpoints.weight_names import named_weights, nested
 from nvae_tf.command_errors import first_line
 from nvae_tf.models import NVAE
-from nvae_tf.optimization.averaging import start_averages
+from nvae_tf.optimization.adamax import start_averages
 
 _MODEL = "model/"
 _SCALE = f"loss_scale/0{VALUE}"
