@@ -16,8 +16,6 @@ ALL_FILES = LIBRARY_FILES + COMMAND_FILES
 SETTINGS = {"config", "data_spec", "latent_plan", "setting_checks", "train_config"}
 # Which parts of the library each part may import, besides itself.
 BELOW_MODELS = SETTINGS | {
-    "fan_out",
-    "processors",
     "replicas",
     "layers",
     "distributions",
@@ -31,10 +29,10 @@ ARROWS = {
     "config": {"data_spec", "setting_checks", "train_config"},
     "train_config": {"setting_checks"},
     "latent_plan": {"config", "setting_checks"},
-    "layers": {"latent_plan", "processors", "replicas", "setting_checks"},  # the plan's words for a cell: plain data
-    "distributions": {"fan_out"},
+    "layers": {"latent_plan", "replicas", "setting_checks"},  # the plan's words for a cell: plain data
+    "distributions": {"layers"},  # its sums in a fixed order
     "flows": {"layers"},
-    "objective": SETTINGS | {"layers", "distributions", "processors", "replicas"},
+    "objective": SETTINGS | {"layers", "distributions", "replicas"},
     "optimization": set(),
     "models": BELOW_MODELS,
     "data": BELOW_MODELS | {"command_errors", "models", "quiet_tensorflow"},
@@ -45,9 +43,7 @@ ARROWS = {
     "memory": set(),
     "model_card": SETTINGS | {"checkpoints", "whole_files"},
     "command_errors": set(),
-    "fan_out": set(),
     "quiet_tensorflow": set(),
-    "processors": {"replicas"},
     "replicas": set(),
     "whole_files": {"command_errors"},
 }

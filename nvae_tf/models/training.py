@@ -188,7 +188,7 @@ class TrainingMixin:
 
     def _initialise_from(self, images: tf.Tensor) -> None:
         """Data-dependent layers take their scales from the first batch."""
-        forward = ForwardPass(training=True, initialising=True)
+        forward = ForwardPass(training=True, initializing=True)
         self.infer(images, self._noise(images, 0), forward)
         # A bad image must not decide for good; the moments are those of all replicas, so all find the same.
         sound = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])

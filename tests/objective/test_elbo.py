@@ -10,7 +10,7 @@ import scipy.stats
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig, ObjectiveConfig
-from nvae_tf.distributions import soft_clamped_normal
+from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.objective.elbo import (
     Elbo,

@@ -11,7 +11,7 @@ from nvae_tf.objective import SpectralRegularizer, batch_norm_loss, gradients_af
 
 def convolutions():
     """Stacks of several shapes and kinds, among them two of the same shape."""
-    plain = dict(use_bias=False, weight_normalised=False)
+    plain = dict(use_bias=False, weight_normalized=False)
     return [
         StackedConvolution(3, 4, 6, 3),
         StackedConvolution(2, 4, 6, 3, **plain),
@@ -50,7 +50,7 @@ def slow_stack():
     left, _ = np.linalg.qr(generator.normal(size=(9 * 2, 4)))
     right, _ = np.linalg.qr(generator.normal(size=(4, 4)))
     matrix = left @ np.diag([1.0, 0.99, 0.97, 0.9]) @ right.T
-    stack = StackedConvolution(1, 2, 4, 3, use_bias=False, weight_normalised=False)
+    stack = StackedConvolution(1, 2, 4, 3, use_bias=False, weight_normalized=False)
     stack.kernel.assign(matrix.reshape(1, 3, 3, 2, 4).astype(np.float32))
     return stack, matrix
 
@@ -101,7 +101,7 @@ def test_vectors_are_left_alone_until_the_commit_and_are_part_of_the_state():
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
 def test_the_gradient_is_the_outer_product_of_the_singular_vectors(compiled):
     generator = np.random.default_rng(3)
-    stack = StackedConvolution(2, 3, 4, 3, use_bias=False, weight_normalised=False)
+    stack = StackedConvolution(2, 3, 4, 3, use_bias=False, weight_normalized=False)
     stack.kernel.assign(generator.normal(size=stack.kernel.shape).astype(np.float32))
     regularizer = SpectralRegularizer([stack])
 
@@ -117,7 +117,7 @@ def test_the_gradient_is_the_outer_product_of_the_singular_vectors(compiled):
 
 
 def test_a_kernel_of_zeros_is_harmless():
-    stack = StackedConvolution(1, 3, 4, 3, use_bias=False, weight_normalised=False)
+    stack = StackedConvolution(1, 3, 4, 3, use_bias=False, weight_normalized=False)
     stack.kernel.assign(tf.zeros_like(stack.kernel))
     regularizer = SpectralRegularizer([stack])
     with tf.GradientTape() as tape:
