@@ -24,7 +24,7 @@ from benchmarks.all_table import markdown
 from benchmarks.command_line import are_uneven
 from benchmarks.noise import relative_standard_error
 from benchmarks.result_file import read_result
-from nvae_tf.command_errors import exit_on_user_error
+from nvae_tf.errors import exit_on_user_error
 
 REGRESSION_CODE = 3
 DEVIATIONS = 3.0

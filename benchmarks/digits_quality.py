@@ -57,8 +57,8 @@ def main() -> None:
 
     start_tensorflow_quietly()
     import nvae_tf
-    from nvae_tf.generation import generate_images
-    from nvae_tf.whole_files import write_whole
+    from nvae_tf.files import atomic_write
+    from nvae_tf.generation.sampling import generate_images
 
     model = nvae_tf.load(arguments.workdir)
     figures = measure(generate_images(model, arguments.count, arguments.temperature, arguments.seed))
@@ -67,7 +67,7 @@ def main() -> None:
     print(f"mean confidence on samples at temperature {arguments.temperature:g} {figures['confidence_on_samples']:.3f}")
     print(f"samples of each class 0-9: {figures['samples_per_class']}")
     if arguments.json:
-        write_whole(arguments.json, json.dumps(figures | {"temperature": arguments.temperature}, indent=2) + "\n")
+        atomic_write(arguments.json, json.dumps(figures | {"temperature": arguments.temperature}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -67,13 +67,13 @@ def _workloads(preset: str, importance_samples: int) -> dict[str, Callable[[], i
 
     from benchmarks.train_step_worker import random_images
     from nvae_tf import NVAE, experiment_config
-    from nvae_tf.evaluation import LikelihoodEvaluator
-    from nvae_tf.generation import ImageGenerator
+    from nvae_tf.evaluation.likelihood_evaluator import LikelihoodEvaluator
+    from nvae_tf.generation.sampling import ImageGenerator
     from nvae_tf.models.noise import image_seeds, noise_of_samples
     from nvae_tf.objective import log_posterior_and_prior
-    from train.devices import suit_devices
+    from nvae_tf.training.devices import configure_runtime
 
-    suit_devices()
+    configure_runtime()
     config = experiment_config(importlib.import_module(f"configs.{preset}").get_config())
     model, batch_size = NVAE(config.model), BATCH_SIZES[preset]
     images = random_images(config.model, batch_size)

@@ -41,10 +41,10 @@ def measure(preset: str, batch_size: int, rounds: int) -> dict[str, Any]:
     import tensorflow as tf
 
     from nvae_tf import NVAE, experiment_config
-    from train.devices import suit_devices
+    from nvae_tf.training.devices import configure_runtime
 
     machine = describe_machine()
-    suit_devices()
+    configure_runtime()
     model = NVAE(experiment_config(importlib.import_module(f"configs.{preset}").get_config()).model)
     with contextlib.ExitStack() as stack:
         place = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -88,7 +88,7 @@ def write_sampling(model: Any, forward: Callable, folder: pathlib.Path) -> None:
     import keras
     import tensorflow as tf
 
-    from export.signatures import Signatures
+    from nvae_tf.serving.signatures import Signatures
 
     signatures = Signatures(model, forward)
     archive = keras.export.ExportArchive()
@@ -98,8 +98,8 @@ def write_sampling(model: Any, forward: Callable, folder: pathlib.Path) -> None:
 
 
 def _keras(model: Any, batch_size: int) -> Callable[[], None]:
-    from nvae_tf.generation import ImageGenerator
     from nvae_tf.generation.fixed_batches import BATCH_SIZE
+    from nvae_tf.generation.sampling import ImageGenerator
 
     if batch_size % BATCH_SIZE:
         raise SystemExit(f"--batch_size={batch_size}: must be a multiple of {BATCH_SIZE}, what the model draws at once")
@@ -111,7 +111,7 @@ def sampling_session(stack: contextlib.ExitStack, folder: pathlib.Path, batch_si
     """Draws a batch with an export."""
     import tensorflow as tf
 
-    # With the rewriting of graphs, as TensorFlow Serving has it: a session takes over what `suit_devices` has set.
+    # With the rewriting of graphs, as TensorFlow Serving has it: a session takes over what `configure_runtime` has set.
     config = tf.compat.v1.ConfigProto()
     session = stack.enter_context(contextlib.closing(tf.compat.v1.Session(graph=tf.Graph(), config=config)))
     loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder))

@@ -89,9 +89,9 @@ def main() -> None:
     figures = measure(arguments.components)
     print(f"mixture of {figures['components']} Bernoullis: {figures['test_nats']:.3f} nats on the test images")
     if arguments.json:
-        from nvae_tf.whole_files import write_whole
+        from nvae_tf.files import atomic_write
 
-        write_whole(arguments.json, json.dumps(figures, indent=2) + "\n")
+        atomic_write(arguments.json, json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

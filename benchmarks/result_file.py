@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 
 from benchmarks.train_step import describe_machine
-from nvae_tf.command_errors import first_line
-from nvae_tf.whole_files import write_whole
+from nvae_tf.errors import first_line
+from nvae_tf.files import atomic_write
 
 FORMAT = 1
 _PACKAGES = ("tensorflow", "keras", "numpy", "torch")
@@ -62,7 +62,7 @@ def _git(*arguments: str) -> str:
 
 def write_result(file: pathlib.Path, result: dict[str, Any]) -> None:
     """Writes the file, which a reader sees whole."""
-    write_whole(file, json.dumps(result, indent=2) + "\n")
+    atomic_write(file, json.dumps(result, indent=2) + "\n")
 
 
 def read_result(file: pathlib.Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import grpc
 import numpy as np
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from export.clients.tensor_messages import tensor_message
-from export.serving_client import LARGEST_MESSAGE_BYTES, ServingClient
+from nvae_tf.serving.clients.tensor_messages import tensor_message
+from nvae_tf.serving.serving_client import LARGEST_MESSAGE_BYTES, ServingClient
 
 # What a request is asked for with, and how a malformed one differs.
 MALFORMED = ("wrong type", "NaN", "negative temperature", "blob", "wrong size")

@@ -86,9 +86,9 @@ def _free_port() -> int:
 
 
 def _wait(process: subprocess.Popen, port: int, log: pathlib.Path, model: str) -> None:
-    from export.clients.model_client import AVAILABLE
-    from export.clients.serving_errors import ServingError
-    from export.serving_client import ServingClient
+    from nvae_tf.serving.clients.model_client import AVAILABLE
+    from nvae_tf.serving.clients.serving_errors import ServingError
+    from nvae_tf.serving.serving_client import ServingClient
 
     until = time.monotonic() + _SECONDS_TO_START
     while process.poll() is None and time.monotonic() < until:

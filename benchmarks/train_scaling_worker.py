@@ -1,4 +1,4 @@
-"""The process of one variant in `benchmarks.train_scaling`: a run's training step, as `train.trainer` takes it."""
+"""The process of one variant in `benchmarks.train_scaling`: a run's training step, as a run takes it."""
 
 import importlib
 import json
@@ -31,17 +31,17 @@ class ScaledStep:
         import tensorflow as tf
 
         from nvae_tf.data.completion import complete_config
-        from train.compilation import compiles_whole_step, step_function
-        from train.devices import suit_devices
-        from train.preparation import Images, RunLength, new_run
-        from train.strategy import chosen_replicas
+        from nvae_tf.training.compilation import compiles_whole_step, step_function
+        from nvae_tf.training.devices import configure_runtime
+        from nvae_tf.training.run import Images, RunLength, new_run
+        from nvae_tf.training.strategy import chosen_replicas
 
         start = time.perf_counter()
         settings = importlib.import_module(f"configs.{preset}").get_config()
         settings.train.update(training)
         config = complete_config(settings)
         self.replicas = chosen_replicas(config.train)
-        suit_devices()
+        configure_runtime()
         compiled = compiles_whole_step(config.train.xla, self.replicas.count)
         # The learning rate alone knows how long a run is; so far from its end it is still small.
         length = RunLength(steps_per_epoch=1000, total_steps=1_000_000)

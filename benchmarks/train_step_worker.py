@@ -25,9 +25,9 @@ class TrainStep:
         import tensorflow as tf
 
         from nvae_tf import NVAE, NVAEAdamax, experiment_config
-        from train.devices import suit_devices
+        from nvae_tf.training.devices import configure_runtime
 
-        suit_devices()
+        configure_runtime()
         tf.config.threading.set_intra_op_parallelism_threads(interleaved.THREADS)
         tf.config.threading.set_inter_op_parallelism_threads(interleaved.THREADS)
         settings = importlib.import_module(f"configs.{preset}").get_config()

@@ -1,4 +1,4 @@
-"""FFHQ at 256x256 with 5 bits, as published (Vahdat & Kautz 2020, table 6): CelebA HQ's model, regularised more.
+"""FFHQ at 256x256 with 5 bits, as published (Vahdat & Kautz 2020, table 6): CelebA HQ's model, regularized more.
 
     python -m train.main --config=configs/ffhq256.py --workdir=runs/ffhq256 --config.data.path=FOLDER
 

@@ -1,4 +1,4 @@
-"""MNIST, dynamically binarised, as published (Vahdat & Kautz 2020, table 6).
+"""MNIST, dynamically binarized, as published (Vahdat & Kautz 2020, table 6).
 
     python -m train.main --config=configs/mnist.py --workdir=runs/mnist
     python -m train.evaluate --workdir=runs/mnist --importance_samples=1000

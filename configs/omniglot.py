@@ -1,4 +1,4 @@
-"""OMNIGLOT, dynamically binarised: handwritten characters of 28x28 (Burda et al. 2016), with MNIST's model.
+"""OMNIGLOT, dynamically binarized: handwritten characters of 28x28 (Burda et al. 2016), with MNIST's model.
 
     python -m train.main --config=configs/omniglot.py --workdir=runs/omniglot --config.data.path=FOLDER
     python -m train.evaluate --workdir=runs/omniglot --importance_samples=1000

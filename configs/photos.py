@@ -1,13 +1,13 @@
-"""Patches of 32x32 from scikit-learn's two photographs: a small model of colour pictures, to try things with.
+"""Patches of 32x32 from scikit-learn's two photographs: a small model of color pictures, to try things with.
 
     python -m train.main --config=configs/photos.py --workdir=runs/photos
 
 Hardware and time: 6 to 9 minutes on two cores of an AMD EPYC, which others used too. The data comes with scikit-learn:
 no network.
 Score: 3.7 bits/dim (NELBO on the 350 test patches; 3.67 to 3.76 in three runs on the way to this version), measured
-with this configuration. The histogram of each channel, which knows nothing of a pixel's neighbours, needs 7.48. Test
+with this configuration. The histogram of each channel, which knows nothing of a pixel's neighbors, needs 7.48. Test
 patches are from other parts of the same photographs, and smoother than the 6,100 for training (4.4 bits/dim). Samples
-are clouds of the right colours.
+are clouds of the right colors.
 
 Two scales (16x16, 8x8) of two groups each, 539,608 weights.
 """

@@ -25,14 +25,14 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from export.clients import client_files
-from export.clients.client_files import FOLDER
-from export.clients.model_client import ModelClient
-from export.clients.request_patience import Patience
-from export.clients.served_model import LARGEST_SEED, ServedModel
-from export.clients.signature_specs import nearest
-from export.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
-from export.progress_bar import ProgressBar
+from nvae_tf.serving.clients import client_files
+from nvae_tf.serving.clients.client_files import FOLDER
+from nvae_tf.serving.clients.model_client import ModelClient
+from nvae_tf.serving.clients.request_patience import Patience
+from nvae_tf.serving.clients.served_model import LARGEST_SEED, ServedModel
+from nvae_tf.serving.clients.signature_specs import nearest
+from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
+from nvae_tf.serving.progress_bar import ProgressBar
 
 COMMANDS = {
     "sample": "draw pictures",
@@ -154,9 +154,9 @@ def _client(flags: argparse.Namespace) -> ModelClient:
     patience = Patience(request=flags.timeout, total=flags.total_timeout)
     # The other protocol's libraries are not waited for.
     if flags.rest:
-        from export.clients.rest_client import RestClient as Client
+        from nvae_tf.serving.clients.rest_client import RestClient as Client
     else:
-        from export.serving_client import ServingClient as Client
+        from nvae_tf.serving.serving_client import ServingClient as Client
     server = flags.server or ("localhost:8501" if flags.rest else "localhost:8500")
     return Client(server, flags.model, flags.version, flags.label, patience)
 

@@ -18,7 +18,7 @@ Signatures (the batch is the first axis of everything; a row's result depends on
 Images are float32 in [0, 1], seeds int64, num_groups int32. Each is there a second time as NAME_png, with pictures
 as the bytes of PNG files (image_bytes), for REST.
 
-Weight normalisation and batch norm are folded into the kernels. --weights=bfloat16 or float16 keeps the kernels in half
+Weight normalization and batch norm are folded into the kernels. --weights=bfloat16 or float16 keeps the kernels in half
 the bytes; all is computed in float32 even so. assets.extra/ in the export has the settings, the signatures, the layout
 of latents, the step and the scores, and the requests with which a server warms up.
 
@@ -37,15 +37,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from export.command_mistakes import OneLineParser, check_flag_names, flag_names
-from export.saved_models.choices import WEIGHTS
-from export.saved_models.version_folder import check_version_is_free
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.command_errors import exit_on_user_error
+from nvae_tf.errors import exit_on_user_error
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
+from nvae_tf.serving.saved_models.choices import WEIGHTS
+from nvae_tf.serving.saved_models.version_folder import check_version_is_free
 
 if TYPE_CHECKING:
-    from export.saved_models.saved_model import Exported
+    from nvae_tf.serving.saved_models.saved_model import Exported
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str]) -> None:
         # Before TensorFlow is started: a mistake is told within a moment.
         check_version_is_free(flags.output, flags.version)
         start_tensorflow_quietly()
-        from export.saved_models.run_source import origin_of
-        from export.saved_models.saved_model import export_saved_model
-        from nvae_tf.checkpoints import load_run
+        from nvae_tf.serving.saved_models.run_source import origin_of
+        from nvae_tf.serving.saved_models.saved_model import export_saved_model
+        from nvae_tf.training.loading import load_run
 
         run = load_run(flags.workdir, flags.checkpoint)
         print(f"Exporting {flags.workdir}, step {run.step:,}, and checking it: one to some minutes ...", flush=True)

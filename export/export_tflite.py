@@ -13,7 +13,7 @@ Signatures (float32; one picture at a time, the batch of 1 is the first axis of 
     reconstruct  image, noise       -> image
 
 Images are in [0, 1]. Noise is standard-normal, as long as a latent; for encode, zeros give the posterior's
-means. The file's metadata, which export.devices.tflite_metadata.read_metadata reads, has the latents' layout.
+means. The file's metadata, which nvae_tf.serving.devices.tflite_metadata.read_metadata reads, has the latents' layout.
 
 Numbers (--quantize), all of them with TFLite's builtin operations alone:
 
@@ -23,7 +23,7 @@ Numbers (--quantize), all of them with TFLite's builtin operations alone:
     int8         int8 weights and activations, with ranges from training images of the run; inputs and outputs
                  stay float32
 
-A quantised model whose pictures have less than --smallest_psnr against the model's (for encode: those that
+A quantized model whose pictures have less than --smallest_psnr against the model's (for encode: those that
 the float32 model decodes from its latents) is refused.
 
 Exit code: 0 done, 2 a mistake in the command or a model that differs; then nothing is written. With
@@ -35,8 +35,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from export.command_mistakes import OneLineParser, check_flag_names, flag_names
-from export.devices.tflite_choices import (
+from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.errors import exit_on_user_error
+from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
+from nvae_tf.serving.devices.tflite_choices import (
     DEVICE_SIGNATURES,
     MODES,
     SMALLEST_PSNR,
@@ -44,9 +47,6 @@ from export.devices.tflite_choices import (
     check_smallest_psnr,
     report_file,
 )
-from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.command_errors import exit_on_user_error
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -57,10 +57,10 @@ def main(arguments: Sequence[str]) -> None:
         check_output_is_free(flags.output)
         check_smallest_psnr(flags.smallest_psnr)
         start_tensorflow_quietly()
-        from export.devices.run_pictures import run_pictures
-        from export.devices.tflite import export_tflite
-        from export.saved_models.run_source import source_of
-        from nvae_tf.checkpoints import load_run
+        from nvae_tf.serving.devices.run_pictures import run_pictures
+        from nvae_tf.serving.devices.tflite import export_tflite
+        from nvae_tf.serving.saved_models.run_source import source_of
+        from nvae_tf.training.loading import load_run
 
         run = load_run(flags.workdir, flags.checkpoint)
         print(f"Exporting {flags.signature} of {flags.workdir}, step {run.step:,}, and comparing it ...", flush=True)
@@ -95,7 +95,7 @@ def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
         type=float,
         default=SMALLEST_PSNR,
         metavar="DB",
-        help=f"decibels that a quantised model's pictures must reach (default: {SMALLEST_PSNR:g})",
+        help=f"decibels that a quantized model's pictures must reach (default: {SMALLEST_PSNR:g})",
     )
     add("--data_path", metavar="PATH", help="where the run's data lie now, if they have moved")
     check_flag_names(arguments, flag_names(parser))

@@ -27,14 +27,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from export.command_mistakes import OneLineParser, check_flag_names, flag_names
-from export.torch_checkpoints.early_checks import check_new_file, check_torch
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.command_errors import exit_on_user_error
+from nvae_tf.errors import exit_on_user_error
+from nvae_tf.published.early_checks import check_new_file, check_torch
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
 
 if TYPE_CHECKING:
-    from export.torch_checkpoints.export_file import Exported
+    from nvae_tf.published.export_file import Exported
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         check_new_file("--output", flags.output)
         check_torch()
         start_tensorflow_quietly()
-        from export.torch_checkpoints.export_file import ExportChoices, export_file
+        from nvae_tf.published.export_file import ExportChoices, export_file
 
         choices = ExportChoices(
             flags.workdir, flags.output, flags.checkpoint, not flags.without_optimizer, flags.running_means

@@ -40,16 +40,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from export.command_mistakes import OneLineParser, check_flag_names, flag_names
-from export.torch_checkpoints.early_checks import check_apart, check_file, check_new_file, check_torch
-from export.torch_checkpoints.new_run_folder import check_output_is_free
-from nvae_tf.command_errors import exit_on_user_error
 from nvae_tf.data.sources import SOURCES
+from nvae_tf.errors import exit_on_user_error
+from nvae_tf.published.early_checks import check_apart, check_file, check_new_file, check_torch
+from nvae_tf.published.new_run_folder import check_output_is_free
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
 from nvae_tf.setting_checks import check_choice
 
 if TYPE_CHECKING:
-    from export.torch_checkpoints.import_run import Imported
+    from nvae_tf.published.import_run import Imported
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
             check_choice("--data_source", flags.data_source, SOURCES)
         check_torch()
         start_tensorflow_quietly()
-        from export.torch_checkpoints.import_run import ImportChoices, import_run
+        from nvae_tf.published.import_run import ImportChoices, import_run
 
         print(f"Importing {flags.checkpoint} ...", flush=True)
         imported = import_run(

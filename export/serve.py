@@ -24,7 +24,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from export.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
+from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
 
 _LARGEST_PORT = 65535
 
@@ -48,9 +48,9 @@ def run() -> None:
 
 
 def _serve(flags: argparse.Namespace, ended: threading.Event) -> None:
-    from export.local_server.batching import Batching
-    from export.local_server.served_versions import ServedVersions
-    from export.local_server.server import LocalServer
+    from nvae_tf.serving.local_server.batching import Batching
+    from nvae_tf.serving.local_server.served_versions import ServedVersions
+    from nvae_tf.serving.local_server.server import LocalServer
 
     batching = Batching(flags.max_batch_size, flags.batch_timeout_ms / 1000) if flags.batching else None
     labels = _labels(flags.label)

@@ -34,12 +34,12 @@ import platform
 import sys
 from collections.abc import Sequence
 
-from export.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
-from export.server_files.batching_fit import batching_file, fit_batching, timing_table
-from export.server_files.compose_file import SERVING_IMAGE, ComposeSettings, check_image, compose_file
-from export.server_files.exported_models import ServedExports, find_exports, with_labels
-from export.server_files.serving_configuration import HEALTH_CHECK, MONITORING, PROMETHEUS, models_config
-from nvae_tf.whole_files import write_whole
+from nvae_tf.files import atomic_write
+from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
+from nvae_tf.serving.server_files.batching_fit import batching_file, fit_batching, timing_table
+from nvae_tf.serving.server_files.compose_file import SERVING_IMAGE, ComposeSettings, check_image, compose_file
+from nvae_tf.serving.server_files.exported_models import ServedExports, find_exports, with_labels
+from nvae_tf.serving.server_files.serving_configuration import HEALTH_CHECK, MONITORING, PROMETHEUS, models_config
 
 _BATCHING = "batching_parameters.txt"
 
@@ -76,7 +76,7 @@ def run() -> None:
 
 def _measured_batching(models: pathlib.Path, exports: list[ServedExports], cores: int, longest_seconds: float) -> str:
     """Measures every version that is served, which all share the parameters."""
-    from export.server_files.batch_latency import MOST_RUNS, measure_batches
+    from nvae_tf.serving.server_files.batch_latency import MOST_RUNS, measure_batches
 
     timings = {}
     for name, version in [(model.name, version) for model in exports for version in model.served]:
@@ -95,7 +95,7 @@ def _write(output: pathlib.Path, files: dict[str, str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     replaced = [name for name in files if (output / name).exists()]
     for name, text in files.items():
-        write_whole(output / name, text)
+        atomic_write(output / name, text)
     print(f"Wrote {', '.join(files)} to {output}.")
     if replaced:
         print(f"Replaced what was there of {', '.join(replaced)}.")

@@ -18,7 +18,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 
-from export.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
+from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
 
 PICTURES = ("served_grpc.png", "served_rest.png")
 _MODEL = "model"

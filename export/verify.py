@@ -13,10 +13,10 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from export.command_mistakes import OneLineParser, check_flag_names, flag_names
-from export.saved_models.file_digests import check_digests
-from nvae_tf.command_errors import exit_on_user_error
+from nvae_tf.errors import exit_on_user_error
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
+from nvae_tf.serving.saved_models.file_digests import check_digests
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
         check_flag_names(arguments, flag_names(parser))
         flags = parser.parse_args(arguments)
         start_tensorflow_quietly()
-        from export.saved_models.verification import TOLERANCE, check_is_export, verified
+        from nvae_tf.serving.saved_models.verification import TOLERANCE, check_is_export, verified
 
         check_is_export(flags.path)
         check_digests(flags.path)

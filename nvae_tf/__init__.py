@@ -18,8 +18,8 @@ _PLACES = {
     "ModelConfig": "nvae_tf.config",
     "ObjectiveConfig": "nvae_tf.config",
     "experiment_config": "nvae_tf.config",
-    "from_torch_checkpoint": "nvae_tf.checkpoints",
-    "load": "nvae_tf.checkpoints",
+    "from_torch_checkpoint": "nvae_tf.published.torch_file",
+    "load": "nvae_tf.training.loading",
 }
 
 __all__ = sorted(_PLACES)  # noqa: PLE0605

@@ -82,7 +82,7 @@ class ModelConfig:
 class ObjectiveConfig:
     """The training loss (Vahdat & Kautz 2020, section 3.2 and appendix A).
 
-    `regularisation` is lambda, the weight of the spectral and the batch-norm regularisers; with
+    `regularisation` is lambda, the weight of the spectral and the batch-norm regularizers; with
     `anneal_regularisation` it goes log-linearly from `regularisation_initial` to `regularisation` with the KL weight.
     The KL weight stays at `kl_constant_weight` for `kl_constant_portion` of all steps and rises to 1 over
     `kl_anneal_portion` of them; `total_steps` is their number.

@@ -91,7 +91,7 @@ class DataSpec:
             check_choice("data.likelihood", self.likelihood, LIKELIHOODS)
         check(
             not self.binarise or self.num_bits == 1,
-            f"data.num_bits = {self.num_bits}: images that are binarised (data.binarise) have 1 bit; set it to 1",
+            f"data.num_bits = {self.num_bits}: images that are binarized (data.binarise) have 1 bit; set it to 1",
         )
         check(
             self.stacked_images in (1, self.channels),

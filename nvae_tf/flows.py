@@ -18,19 +18,19 @@ HIDDEN_MULTIPLE = 6
 def causal_mask(size: int, channels_in: int, channels_out: int, strict: bool, mirrored: bool) -> np.ndarray:
     """Mask `[size, size, in, out]` of a convolution that looks only at what comes earlier in raster order.
 
-    Earlier are all rows above and the same row to the left. At the centre, channels are ordered in blocks (the wider
+    Earlier are all rows above and the same row to the left. At the center, channels are ordered in blocks (the wider
     side is cut into equal runs, one for each channel of the narrower side): output block `i` sees input blocks `< i`
     where `strict`, else `<= i`. `mirrored` flips height and width, not the channels.
     """
-    centre = size // 2
+    center = size // 2
     mask = np.zeros((size, size, channels_in, channels_out), np.float32)
-    mask[:centre] = 1.0
-    mask[centre, :centre] = 1.0
+    mask[:center] = 1.0
+    mask[center, :center] = 1.0
     narrower = min(channels_in, channels_out)
     block_in = np.arange(channels_in) * narrower // channels_in
     block_out = np.arange(channels_out) * narrower // channels_out
     before = block_in[:, None] < block_out[None, :]
-    mask[centre, centre] = before if strict else before | (block_in[:, None] == block_out[None, :])
+    mask[center, center] = before if strict else before | (block_in[:, None] == block_out[None, :])
     return mask[::-1, ::-1].copy() if mirrored else mask
 
 

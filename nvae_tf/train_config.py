@@ -39,7 +39,7 @@ class TrainConfig:
       sample_every_steps: a picture of samples is written after so many steps.
       log_every_steps: a point of the training curves is written after so many steps.
       initialise_from: run folder, or published file (.pt), with whose weights the run starts
-        (`nvae_tf.checkpoints.initialisation`).
+        (`nvae_tf.training.initialization`).
       loss_tolerance: a step whose loss lies so many spreads above the running level is refused, see
         `nvae_tf.optimization.RunawayGuard`; 0 refuses only what is not finite.
       refused_steps: after so many refused steps in a row the run goes back to its latest checkpoint, with half the

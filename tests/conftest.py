@@ -16,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import pytest
 
+pytest_plugins = ("tests.command_fixtures", "tests.published_fixtures")
 REQUIRE_ALL = "NVAE_TF_REQUIRE_ALL"
 WITHOUT_TORCH = "PyTorch is not installed"
 

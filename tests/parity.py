@@ -14,18 +14,18 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf import objective
-from nvae_tf.checkpoints.published_names import published_tensors
-from nvae_tf.checkpoints.published_settings import (
-    model_config_from_published,
-    objective_config_from_published,
-)
-from nvae_tf.checkpoints.published_weights import load_published_weights, published_array
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
 from nvae_tf.models.images import real_pixels
 from nvae_tf.models.latents import PriorSource
 from nvae_tf.models.nvae import Decoded
 from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.published.names import published_tensors
+from nvae_tf.published.settings import (
+    model_config_from_published,
+    objective_config_from_published,
+)
+from nvae_tf.published.weights import load_published_weights, published_array
 
 VALUE, NATS, GRADIENT, STEP = 1e-4, 1e-4, 1e-3, 1e-4
 ITERATIONS = 10
@@ -270,7 +270,7 @@ def _gradients(model: NVAE, recorded: Recorded, gradients: list[tf.Tensor]) -> I
         value = published_array(tensor, by_variable[id(tensor.variable)].numpy())
         value = np.asarray(np.linalg.norm(value.astype(np.float64))) if reduced else value
         target = np.asarray(expected[name])
-        if tensor.cancelled or not np.any(target):
+        if tensor.canceled or not np.any(target):
             yield Comparison(
                 f"train/grad/{name} (zero in theory)", relative_error(value, target, median), ROUNDING_NOISE
             )

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pytest
 
-from nvae_tf.checkpoints.run_folder import open_for_training
-from nvae_tf.checkpoints.training_state import TrainingState
 from nvae_tf.config import ExperimentConfig
+from nvae_tf.training.run_folder import open_for_training
+from nvae_tf.training.training_state import TrainingState
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "keras.md"

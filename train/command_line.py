@@ -13,8 +13,8 @@ from types import ModuleType
 
 from absl import app, flags, logging
 
-from nvae_tf.command_errors import USER_ERROR_CODE, exit_on_user_error
 from nvae_tf.config import ExperimentConfig, config_to_dict
+from nvae_tf.errors import USER_ERROR_CODE, exit_on_user_error
 
 _HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 _WIDTH = 100

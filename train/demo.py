@@ -22,8 +22,8 @@ from absl import flags
 from PIL import Image
 
 from configs import digits
+from nvae_tf.progress import duration
 from train import command_line
-from train.progress import duration
 
 TEMPERATURE = 1.0
 

@@ -30,8 +30,8 @@ from ml_collections import config_flags
 from nvae_tf.data.completion import complete_config
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.training.sized_settings import sized_settings
 from train import command_line
-from train.sized_settings import sized_settings
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with the settings of the run.")
 GPU_MEMORY_GIB = flags.DEFINE_float(
@@ -51,7 +51,7 @@ def main() -> None:
     start_tensorflow_quietly()
     import tensorflow as tf
 
-    from train.memory_report import report_memory
+    from nvae_tf.training.memory_report import report_memory
 
     # Somebody may be training on it.
     tf.config.set_visible_devices([], "GPU")

@@ -17,7 +17,7 @@ bits per real value, with 95% intervals of the means over the images:
 
 The figures go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
 evaluation.txt, with seed, step and SHA-256 of the checkpoint. What is there already is kept, if it is of the same
-checkpoint, images and seed. Binary data are binarised with the same --seed each time.
+checkpoint, images and seed. Binary data are binarized with the same --seed each time.
 
 Finished batches are kept in the run folder: the same command, interrupted or killed, goes on from there (with a smaller
 --batch_size less is lost). All GPUs share the work (--replicas). Several machines share the work where each runs the
@@ -54,7 +54,7 @@ REPLICAS = flags.DEFINE_integer(
     "replicas", 0, "So many GPUs, all for 0; without GPUs, so many parts of the CPU.", lower_bound=0
 )
 SEED = flags.DEFINE_integer(
-    "seed", 0, "Of the binarisation and of the samples.", lower_bound=0, upper_bound=LARGEST_SEED
+    "seed", 0, "Of the binarization and of the samples.", lower_bound=0, upper_bound=LARGEST_SEED
 )
 FID_SAMPLES = flags.DEFINE_integer("fid_samples", 50_000, "Samples of metric fid.", lower_bound=2)
 TEMPERATURE = shared_flags.define_temperature(__name__)
@@ -80,9 +80,9 @@ def main() -> None:
     command_line.check_run_folder(WORKDIR.value)
     temperature = shared_flags.temperature_of(TEMPERATURE)
     start_tensorflow_quietly()
-    from train.evaluation.evaluate_run import evaluate_run
-    from train.evaluation.fid_metric import FidSettings
-    from train.evaluation.task import open_task
+    from nvae_tf.evaluation.evaluate_run import evaluate_run
+    from nvae_tf.evaluation.fid_metric import FidSettings
+    from nvae_tf.evaluation.task import open_task
 
     place = {"split": SPLIT.value, "batch_size": BATCH_SIZE.value, "seed": SEED.value, "data_path": DATA_PATH.value}
     task = open_task(WORKDIR.value, CHECKPOINT.value, replicas=REPLICAS.value, **place)

@@ -13,7 +13,7 @@ import contextlib
 import importlib
 import sys
 
-from nvae_tf.command_errors import exit_on_user_error
+from nvae_tf.errors import exit_on_user_error
 from nvae_tf.setting_checks import check_choice
 from train import command_line
 

@@ -38,7 +38,7 @@ def main() -> None:
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
     start_tensorflow_quietly()
-    from train.data_report import inspect
+    from nvae_tf.data.inspection import inspect
 
     inspect(config, output, COUNT.value, SECONDS.value)
 

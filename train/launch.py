@@ -26,11 +26,16 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from nvae_tf.command_errors import exit_on_user_error
+from nvae_tf.errors import exit_on_user_error
+from nvae_tf.progress import StatusLine
+from nvae_tf.training.worker_environments import (
+    GPUS_OF_DRIVER,
+    check_environment,
+    gpus_of_processes,
+    worker_environments,
+)
+from nvae_tf.training.worker_processes import STOPPED_CODES, WorkerPlan, run_workers
 from train import command_line
-from train.progress import StatusLine
-from train.worker_environments import GPUS_OF_DRIVER, check_environment, gpus_of_processes, worker_environments
-from train.worker_processes import STOPPED_CODES, WorkerPlan, run_workers
 
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of worker processes.", lower_bound=1, required=True)
 GPUS_PER_PROCESS = flags.DEFINE_integer(

@@ -43,12 +43,12 @@ import traceback
 from absl import flags
 from ml_collections import config_flags
 
-from nvae_tf.command_errors import TRACEBACK_VARIABLE
 from nvae_tf.data.completion import complete_config
+from nvae_tf.errors import TRACEBACK_VARIABLE
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.training.worker_environments import TF_CONFIG
 from train import command_line
-from train.worker_environments import TF_CONFIG
 
 # As sysexits.h has it: a failure that may be gone when one tries again.
 _WORKER_LOST_CODE = 75
@@ -64,10 +64,10 @@ def main() -> None:
     latent_plan(config.model)
     # Not before: a mistake is told within a moment.
     start_tensorflow_quietly()
-    from train.progress import StatusLine
-    from train.stopping import TrainingInterrupted
-    from train.strategy import WorkerLost
-    from train.trainer import train_and_evaluate
+    from nvae_tf.progress import StatusLine
+    from nvae_tf.training.loop import train_and_evaluate
+    from nvae_tf.training.stopping import TrainingInterrupted
+    from nvae_tf.training.strategy import WorkerLost
 
     try:
         train_and_evaluate(config, WORKDIR.value)

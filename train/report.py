@@ -19,17 +19,17 @@ import os
 from absl import flags
 
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.files import atomic_write
+from nvae_tf.generation.output_place import output_place
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.train_config import LARGEST_SEED
-from nvae_tf.whole_files import write_whole
 from train import command_line
-from train.generation.output_place import output_place
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; report.html in the run folder if not given.")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
-SEED = flags.DEFINE_integer("seed", 1, "Of the pictures and the binarisation.", lower_bound=0, upper_bound=LARGEST_SEED)
+SEED = flags.DEFINE_integer("seed", 1, "Of the pictures and the binarization.", lower_bound=0, upper_bound=LARGEST_SEED)
 DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 
@@ -39,13 +39,13 @@ def main() -> None:
     place = output_place(output, (".html", ".htm"), OVERWRITE.value)
     command_line.check_run_folder(WORKDIR.value)
     start_tensorflow_quietly()
-    from train.progress import StatusLine
-    from train.report_page.run_report import report_of_run
+    from nvae_tf.progress import StatusLine
+    from nvae_tf.reports.page.run_report import report_of_run
 
     status = StatusLine()
     report = report_of_run(WORKDIR.value, CHECKPOINT.value, SEED.value, DATA_PATH.value, status)
     place.path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(place.path, report.page)
+    atomic_write(place.path, report.page)
     for line in report.missing:
         status.keep(f"not on the page: {line}")
     status.keep(f"written to {place.path}")

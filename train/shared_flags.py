@@ -8,10 +8,10 @@ from typing import NamedTuple
 from absl import flags
 
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.generation.output_place import OutputPlace, output_place
 from nvae_tf.setting_checks import check
 from nvae_tf.train_config import LARGEST_SEED
 from train import command_line
-from train.generation.output_place import OutputPlace, output_place
 
 
 class RunFlags(NamedTuple):
@@ -30,13 +30,13 @@ class RunFlags(NamedTuple):
 
     def config(self):
         """The run's settings, before its model is loaded."""
-        from nvae_tf.checkpoints.run_folder import RunFolder, read_run_config
+        from nvae_tf.training.run_folder import RunFolder, read_run_config
 
         return read_run_config(RunFolder(pathlib.Path(self.workdir.value)))
 
     def load(self):
         """The run's model, see `load_run`."""
-        from nvae_tf.checkpoints import load_run
+        from nvae_tf.training.loading import load_run
 
         return load_run(self.workdir.value, self.checkpoint.value)
 

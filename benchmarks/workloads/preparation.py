@@ -14,13 +14,13 @@ import sys
 from benchmarks.exported_sampling import write_sampling
 from benchmarks.workloads.commands import run_python
 from benchmarks.workloads.untrained import config_of, suit_process, untrained_model
-from nvae_tf.checkpoints.run_folder import RunFolder
-from nvae_tf.checkpoints.torch_files import OWN_KEY
-from nvae_tf.checkpoints.training_state import TrainingState
 from nvae_tf.config import config_to_json
+from nvae_tf.files import atomic_write
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models.for_training import model_for_training
-from nvae_tf.whole_files import write_whole
+from nvae_tf.published.torch_file import OWN_KEY
+from nvae_tf.training.run_folder import RunFolder
+from nvae_tf.training.training_state import TrainingState
 
 # Any: published files are of a step, too.
 _STEP = 1000
@@ -35,7 +35,7 @@ def write_run(preset: str, folder: pathlib.Path) -> None:
     made.model.data_initialised.assign(1.0)
     made.model.optimizer.iterations.assign(_STEP)
     TrainingState(run.checkpoints, made.model, made.model.optimizer, keep=1, others=made.variables).save(_STEP)
-    write_whole(run.config_file, config_to_json(config))
+    atomic_write(run.config_file, config_to_json(config))
 
 
 def write_published(preset: str, folder: pathlib.Path) -> None:

@@ -3,7 +3,7 @@
 import pathlib
 
 from benchmarks.workloads.untrained import untrained_model
-from nvae_tf.generation import ImageGenerator
+from nvae_tf.generation.sampling import ImageGenerator
 
 
 class Sampling:

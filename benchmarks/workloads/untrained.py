@@ -8,12 +8,12 @@ from benchmarks import interleaved
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.completion import complete_config
 from nvae_tf.models import NVAE
-from train.devices import suit_devices
+from nvae_tf.training.devices import configure_runtime
 
 
 def suit_process() -> None:
     """TensorFlow's settings as the commands have them, and threads as the yardstick has; before its first use."""
-    suit_devices()
+    configure_runtime()
     tf.config.threading.set_intra_op_parallelism_threads(interleaved.THREADS)
     tf.config.threading.set_inter_op_parallelism_threads(interleaved.THREADS)
 

@@ -14,7 +14,7 @@ _LOOKED_AT = 256
 
 
 def stored_spec(spec: DataSpec) -> DataSpec:
-    """The data set with its images as they are stored: 8 bits, neither binarised nor mirrored."""
+    """The data set with its images as they are stored: 8 bits, neither binarized nor mirrored."""
     return dataclasses.replace(spec, num_bits=8, binarise=False, horizontal_flip=False)
 
 

@@ -18,7 +18,7 @@ _UINT8 = 8
 
 
 def first_image(spec: DataSpec) -> PictureHeader:
-    """What the images of the training part are like: grey, 8 bits.
+    """What the images of the training part are like: gray, 8 bits.
 
     Raises:
         ValueError: see `load`.

@@ -17,7 +17,7 @@ _SIZE = 28
 
 
 def first_image(spec: DataSpec) -> PictureHeader:
-    """What the images are like: 28x28, grey, 8 bits."""
+    """What the images are like: 28x28, gray, 8 bits."""
     del spec
     return PictureHeader(_SIZE, _SIZE, 1, 8)
 

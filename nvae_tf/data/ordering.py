@@ -13,7 +13,7 @@ from nvae_tf.data.random_streams import RandomStream, permutation, stream_key
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class Shard:
     """What one of several processes takes: share number `index` of `count`, numbered from 0.
 
     Raises:
@@ -28,11 +28,11 @@ class Share:
             raise ValueError(f"There is no share {self.index} of {self.count}; they are numbered from 0.")
 
 
-ALL = Share(0, 1)
+ALL = Shard(0, 1)
 
 
 def shuffled_index_batches(
-    count: int, batch_size: int, seed: int, start_step: int, share: Share = ALL
+    count: int, batch_size: int, seed: int, start_step: int, share: Shard = ALL
 ) -> tf.data.Dataset:
     """Returns the endless training order, a new permutation in every epoch, from `start_step` on.
 

@@ -23,7 +23,7 @@ _TURNS = {
 # Pillow's modes of pictures with 1 to 4 channels.
 CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "LA": 2, "La": 2, "RGB": 3, "CMYK": 3, "YCbCr": 3}
-# Where a PNG file says its bits per channel, and then its colour type; and the channels of these types.
+# Where a PNG file says its bits per channel, and then its color type; and the channels of these types.
 _PNG_FORM_AT = 24
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 # How a whole file ends; what follows the end in some files makes them only suspect.
@@ -140,10 +140,10 @@ def _form(picture, path):
     """Channels and bits."""
     if picture.format == "PNG":
         with open(path, "rb") as file:
-            bits, colour_type = file.read(_PNG_FORM_AT + 2)[_PNG_FORM_AT:]
+            bits, color_type = file.read(_PNG_FORM_AT + 2)[_PNG_FORM_AT:]
         if bits == 16:
-            # Pillow does not show that there are 16 bits, nor that grey has an alpha channel.
-            return _PNG_CHANNELS[colour_type], 16
+            # Pillow does not show that there are 16 bits, nor that gray has an alpha channel.
+            return _PNG_CHANNELS[color_type], 16
     mode = picture.mode
     if mode == "P":
         # Some formats have their palette among the pixels.
@@ -157,8 +157,8 @@ def _palette_channels(picture):
         return 4
     if picture.mode != "P":
         return _CHANNELS[picture.mode]
-    colours = np.reshape(picture.getpalette(), (-1, 3))
-    return 1 if (colours == colours[:, :1]).all() else 3
+    colors = np.reshape(picture.getpalette(), (-1, 3))
+    return 1 if (colors == colors[:, :1]).all() else 3
 
 
 def _orientation(picture):

@@ -1,4 +1,4 @@
-"""Pictures from anywhere, as a trained model has to see them: with the geometry, the bits and the binarisation of the
+"""Pictures from anywhere, as a trained model has to see them: with the geometry, the bits and the binarization of the
 data that it was trained on.
 """
 
@@ -66,7 +66,7 @@ def pictures_for_model(
     Args:
       places: a file, a folder, or several.
       spec: the data set that the model was trained on, complete: `data` of the run's settings.
-      seed: of the binarisation, if there is one; that of a picture depends on the seed and its number.
+      seed: of the binarization, if there is one; that of a picture depends on the seed and its number.
       resize: another rule than the data set's for pictures of another size, "crop" or "stretch", see `DataSpec`.
       convert: whether pictures with other channels are converted; None: as the data set has it.
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from nvae_tf.data.closing import closed_at_exit
 from nvae_tf.data.image_sources import ImageSource
-from nvae_tf.data.ordering import ALL, Share, sequential_index_batches, shuffled_index_batches
+from nvae_tf.data.ordering import ALL, Shard, sequential_index_batches, shuffled_index_batches
 from nvae_tf.data.preprocessing import binarise, flip_horizontally, intensity_table
 from nvae_tf.data.random_streams import RandomStream, stream_key
 from nvae_tf.data.sources import check_image_shape
@@ -32,19 +32,19 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 
 def training_batches(
-    source: ImageSource, spec: DataSpec, batch_size: int, seed: int, start_step: int = 0, share: Share = ALL
+    source: ImageSource, spec: DataSpec, batch_size: int, seed: int, start_step: int = 0, share: Shard = ALL
 ) -> tf.data.Dataset:
     """Returns endless training batches.
 
-    Batch number `step` is a pure function of (source, spec, batch size, seed, step), with its binarisation
+    Batch number `step` is a pure function of (source, spec, batch size, seed, step), with its binarization
     and flips: starting at any step gives bit for bit the batches that come from step 0, and replays nothing.
-    Every epoch is a new permutation; its last partial batch is dropped. Every access binarises afresh.
+    Every epoch is a new permutation; its last partial batch is dropped. Every access binarizes afresh.
 
     Args:
         source: the training split.
         spec: the data set.
         batch_size: images per batch, over all replicas.
-        seed: of the order, the binarisation and the flips; 0 or above.
+        seed: of the order, the binarization and the flips; 0 or above.
         start_step: number of the first batch.
         share: which part of every batch this process takes; together the processes have the whole batches.
 
@@ -62,8 +62,8 @@ def training_batches(
         raise ValueError(f"The start step is {start_step}; it must be 0 or above.")
     index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, share)
     flip_key = stream_key(seed, RandomStream.HORIZONTAL_FLIP) if spec.horizontal_flip else None
-    binarise_key = stream_key(seed, RandomStream.TRAINING_BINARISATION)
-    return _image_batches(index_batches, source, spec, binarise_key, flip_key)
+    binarize_key = stream_key(seed, RandomStream.TRAINING_BINARIZATION)
+    return _image_batches(index_batches, source, spec, binarize_key, flip_key)
 
 
 def evaluation_batches(
@@ -71,14 +71,14 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """Returns every image of a split once and in order, never flipped; the last batch holds what is left.
 
-    The binarisation of an image depends on (seed, its number in the split), not on the batch size. It is the
+    The binarization of an image depends on (seed, its number in the split), not on the batch size. It is the
     same each time the dataset is iterated; for a fresh one, as training's validation wants, pass a new seed.
 
     Args:
         source: the split.
         spec: the data set.
         batch_size: images per batch; one that is larger than the split gives a single batch.
-        seed: of the binarisation; 0 or above.
+        seed: of the binarization; 0 or above.
         numbers: only these batches, in this order, counted from 0.
 
     Returns:
@@ -91,7 +91,7 @@ def evaluation_batches(
     check_image_shape(source, spec)
     _check_batch_size(batch_size)
     index_batches = sequential_index_batches(source.count, batch_size, numbers)
-    return _image_batches(index_batches, source, spec, stream_key(seed, RandomStream.EVALUATION_BINARISATION))
+    return _image_batches(index_batches, source, spec, stream_key(seed, RandomStream.EVALUATION_BINARIZATION))
 
 
 def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor]:
@@ -111,10 +111,10 @@ def _iterate(batches, source):
         raise (news[0] if news else error) from None
 
 
-def _image_batches(index_batches, source, spec, binarise_key, flip_key=None):
+def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
     """Reads and preprocesses whole batches, several at a time, in order."""
     read = source.reader()
-    # What is to be binarised keeps its intensities until then.
+    # What is to be binarized keeps its intensities until then.
     table = intensity_table(8 if spec.binarise else spec.num_bits)
 
     def images_of(first_position, indices):
@@ -123,7 +123,7 @@ def _image_batches(index_batches, source, spec, binarise_key, flip_key=None):
             values = flip_horizontally(values, flip_key, first_position)
         images = tf.gather(table, tf.cast(values, tf.int32))
         if spec.binarise:
-            images = binarise(images, binarise_key, first_position)
+            images = binarise(images, binarize_key, first_position)
         return images
 
     batches = index_batches.map(images_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

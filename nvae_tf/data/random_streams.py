@@ -21,8 +21,8 @@ class RandomStream(enum.IntEnum):
 
     ORDER = 0
     HORIZONTAL_FLIP = 1
-    TRAINING_BINARISATION = 2
-    EVALUATION_BINARISATION = 3
+    TRAINING_BINARIZATION = 2
+    EVALUATION_BINARIZATION = 3
 
 
 def stream_key(seed: int, stream: RandomStream) -> np.ndarray:

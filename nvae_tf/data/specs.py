@@ -24,7 +24,7 @@ DIGITS = DataSpec(
 # Patches of the two photographs that come with scikit-learn; any size up to 96x96.
 PHOTOS = DataSpec(name="photos", source="bundled", source_name="photos")
 
-# 60,000 / 10,000. Padded to 32x32 and binarised afresh at every access (Vahdat & Kautz 2020).
+# 60,000 / 10,000. Padded to 32x32 and binarized afresh at every access (Vahdat & Kautz 2020).
 MNIST = DataSpec(
     name="mnist",
     source="tfds",
@@ -54,7 +54,7 @@ STACKED_MNIST = dataclasses.replace(
 # 24,345 / 8,070: the 28x28 set of Burda et al. 2016, chardata.mat.
 OMNIGLOT = dataclasses.replace(MNIST, name="omniglot", source="mat", source_name=None)
 
-# 60,000 / 10,000 grey pictures of 28x28 in MNIST's format, not binarised.
+# 60,000 / 10,000 gray pictures of 28x28 in MNIST's format, not binarized.
 FASHION_MNIST = dataclasses.replace(
     MNIST,
     name="fashion_mnist",

@@ -10,7 +10,6 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from nvae_tf.command_errors import first_line
 from nvae_tf.data.closing import closed_at_exit
 from nvae_tf.data.decoded_cache import DecodedCache, fingerprint
 from nvae_tf.data.geometry import WrongSize, fit_pixels, geometry
@@ -19,6 +18,7 @@ from nvae_tf.data.picture_files import PictureHeader
 from nvae_tf.data.reports import Report
 from nvae_tf.data.tfds_download import download_and_prepare
 from nvae_tf.data_spec import DataSpec
+from nvae_tf.errors import first_line
 from nvae_tf.setting_checks import did_you_mean
 
 _READ_BATCH = 256

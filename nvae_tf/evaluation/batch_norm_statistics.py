@@ -1,7 +1,7 @@
 """Running batch-norm statistics for sampling at a temperature (Vahdat & Kautz 2020, section 4).
 
 The running statistics are those of latents of training images. At a low temperature the generator sees others, and
-images come out wrong in colour and contrast. So the generator is run with batch statistics on latents of the prior at
+images come out wrong in color and contrast. So the generator is run with batch statistics on latents of the prior at
 that temperature, and its running statistics follow, before images are drawn with them.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization
-from nvae_tf.layers.normalisation import EPSILON
+from nvae_tf.layers.normalization import EPSILON
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import PriorSource
 from nvae_tf.models.noise import batch_noise

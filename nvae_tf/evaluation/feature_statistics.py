@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.setting_checks import check
-from nvae_tf.whole_files import read_arrays, write_arrays
 
 _FORM = 1
 
@@ -65,8 +65,8 @@ class RunningFeatureStatistics:
         if not count:
             return
         mean = features.mean(axis=0)
-        centred = features - mean
-        scatter = centred.T @ centred
+        centered = features - mean
+        scatter = centered.T @ centered
         if self._count:
             difference = mean - self._mean
             total = self._count + count

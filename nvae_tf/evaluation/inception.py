@@ -5,9 +5,9 @@ The distance of Heusel et al. (2017) is defined with this very graph, `classify_
 
 * Pixels are in 0 .. 255 and are those of 8-bit pictures: values are rounded to whole numbers.
 * The graph resizes to 299 x 299 from any size, by TensorFlow's old bilinear operation, which neither aligns corners nor
-  half-pixel centres, nor smooths where it makes images smaller. Nothing is resized outside.
-* The graph normalises: 128 is subtracted and the result divided by 128.
-* Grey images are repeated to three channels. An alpha channel has no place in it.
+  half-pixel centers, nor smooths where it makes images smaller. Nothing is resized outside.
+* The graph normalizes: 128 is subtracted and the result divided by 128.
+* Gray images are repeated to three channels. An alpha channel has no place in it.
 * Images go in at `ExpandDims:0` `[batch, height, width, 3]`; the 2,048 features are `pool_3:0` `[batch, 1, 1, 2048]`.
 * The statistics of 50,000 generated images are compared with those of the training set.
 """
@@ -130,7 +130,7 @@ def rgb_pixels(images: np.ndarray) -> np.ndarray:
     """Images as the graph takes them, float32 `[batch, height, width, 3]` of whole numbers from 0 to 255.
 
     Args:
-      images: float `[batch, height, width, 1 or 3]` in [0, 1]; grey is repeated.
+      images: float `[batch, height, width, 1 or 3]` in [0, 1]; gray is repeated.
 
     Raises:
       ValueError: they are of another form, of whole numbers, or not all in [0, 1].
@@ -138,7 +138,7 @@ def rgb_pixels(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
     check(
         images.ndim == 4 and images.shape[-1] in (1, 3) and min(images.shape[1:]) > 0,
-        f"images have shape {images.shape}; features are of grey or RGB images [batch, height, width, 1 or 3], "
+        f"images have shape {images.shape}; features are of gray or RGB images [batch, height, width, 1 or 3], "
         "without alpha",
     )
     check(images.dtype.kind == "f", f"images are of type {images.dtype}; they must be floats in [0, 1]")

@@ -10,8 +10,8 @@ import urllib.request
 import zlib
 from typing import Any
 
+from nvae_tf.files import atomic_file
 from nvae_tf.setting_checks import check
-from nvae_tf.whole_files import whole_file
 
 # What is also http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz, over a secure connection.
 URL = "https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"
@@ -42,7 +42,7 @@ def downloaded_inception(
     if file.exists() and file.stat().st_size == size:
         return file
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as partial:
+    with atomic_file(file) as partial:
         try:
             with _opened(url, timeout_seconds) as response, partial.open("wb") as target:
                 shutil.copyfileobj(response, target)

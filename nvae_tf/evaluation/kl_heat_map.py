@@ -18,7 +18,7 @@ _DARKEST, _LIGHTEST = 1e-3, 1e1
 def kl_heat_map(kl_per_channel_nats: np.ndarray, latent_shapes: Sequence[tuple[int, int, int]]) -> np.ndarray:
     """One row a group, the top one first, one column a latent channel; channels in descending order in each row.
 
-    The colour is the logarithm of the KL of an image and position, from 0.001 nats (dark) to 10 nats (light): groups of
+    The color is the logarithm of the KL of an image and position, from 0.001 nats (dark) to 10 nats (light): groups of
     different sizes can be compared.
 
     Args:
@@ -30,9 +30,9 @@ def kl_heat_map(kl_per_channel_nats: np.ndarray, latent_shapes: Sequence[tuple[i
     """
     positions = np.array([[height * width] for height, width, _ in latent_shapes])
     ordered = -np.sort(-kl_per_channel_nats / positions, axis=1)
-    cells = _coloured(ordered).repeat(_CELL, axis=0).repeat(_CELL, axis=1)
+    cells = _colored(ordered).repeat(_CELL, axis=0).repeat(_CELL, axis=1)
     groups, channels = ordered.shape
-    legend = _coloured(np.geomspace(_DARKEST, _LIGHTEST, max(cells.shape[1], 160))[np.newaxis]).repeat(_CELL, axis=0)
+    legend = _colored(np.geomspace(_DARKEST, _LIGHTEST, max(cells.shape[1], 160))[np.newaxis]).repeat(_CELL, axis=0)
     width = _MARGIN + _TEXT_WIDTH + max(cells.shape[1], legend.shape[1]) + 2 * _MARGIN
     top = _MARGIN + _TEXT_HEIGHT
     height = top + cells.shape[0] + 2 * _MARGIN + _TEXT_HEIGHT + _CELL + _MARGIN
@@ -52,7 +52,7 @@ def kl_heat_map(kl_per_channel_nats: np.ndarray, latent_shapes: Sequence[tuple[i
     return np.asarray(picture)
 
 
-def _coloured(values: np.ndarray) -> np.ndarray:
+def _colored(values: np.ndarray) -> np.ndarray:
     logarithms = np.log(np.clip(values, _DARKEST, _LIGHTEST) / _DARKEST) / np.log(_LIGHTEST / _DARKEST)
     places = np.linspace(0.0, 1.0, len(_COLOURS))
     channels = [np.interp(logarithms, places, _COLOURS[:, channel]) for channel in range(3)]

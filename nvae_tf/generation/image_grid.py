@@ -7,11 +7,11 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from nvae_tf.whole_files import whole_file
+from nvae_tf.files import atomic_file
 
 # The shortest side, in pixels, at which a person sees what an image shows.
 _VISIBLE_SIDE = 64
-# Mid-grey, so that the borders of black and of white images are seen.
+# Mid-gray, so that the borders of black and of white images are seen.
 _GAP_VALUE = 128
 _CHANNELS = (1, 2, 3, 4)
 _WITH_ALPHA = (2, 4)
@@ -21,15 +21,15 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     """Lays images out in rows, from the top left.
 
     Args:
-        images: float `[count, height, width, channels]` in [0, 1], with 1 to 4 channels (grey, RGB, each with
+        images: float `[count, height, width, channels]` in [0, 1], with 1 to 4 channels (gray, RGB, each with
             alpha or without); values outside are clipped.
         columns: images per row; None for a nearly square grid.
         enlarge: whole factor by which each pixel is repeated; None for the smallest that makes the images'
             shorter side at least 64 pixels.
-        gap: grey pixels between images, not enlarged.
+        gap: gray pixels between images, not enlarged.
 
     Returns:
-        uint8 `[grid height, grid width, channels]`, places left over are grey.
+        uint8 `[grid height, grid width, channels]`, places left over are gray.
 
     Raises:
         ValueError: another shape, no image, values that are not finite, or a number out of range.
@@ -71,7 +71,7 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
         )
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(partial, format="PNG")
 
 

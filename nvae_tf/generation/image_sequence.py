@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from nvae_tf.files import atomic_file
 from nvae_tf.generation.image_grid import image_grid, write_png
-from nvae_tf.whole_files import whole_file
 
 ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 
@@ -19,7 +19,7 @@ def write_animation(
 ) -> None:
     """Writes a GIF or a WebP file, as the name says; a reader sees the old file or the whole new one.
 
-    GIF has at most 256 colours a frame; WebP is written without loss.
+    GIF has at most 256 colors a frame; WebP is written without loss.
 
     Args:
       path: the file; its folder is made where it is missing.
@@ -45,7 +45,7 @@ def write_animation(
     if loop or path.suffix.lower() == ".webp":
         options["loop"] = 0 if loop else 1
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         pictures[0].save(
             partial,
             format=ANIMATION_FORMATS[path.suffix.lower()],
@@ -101,5 +101,5 @@ def _picture(frame: np.ndarray) -> Image.Image:
     if frame.ndim != 3 or frame.shape[2] not in (1, 2, 3, 4):
         raise ValueError(f"a frame has shape {list(frame.shape)}; it must be [height, width, 1 to 4]")
     picture = Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame)
-    # Neither format has grey with alpha.
+    # Neither format has gray with alpha.
     return picture.convert("RGBA") if picture.mode == "LA" else picture

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import check_latents
-from nvae_tf.whole_files import read_arrays, write_arrays
 
 _FORMAT = "nvae_tf latents"
 _GROUP = "group_{:02d}"
@@ -98,6 +98,6 @@ def _entries(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if _FORMAT not in str(entries.get("about", "")):
         raise ValueError(
             f"{path}: a .npz file of something else ({', '.join(sorted(entries)[:5])}), without the entry `about` of "
-            "files of latents; write them with train.generate encode or nvae_tf.generation.save_latents"
+            "files of latents; write them with train.generate encode or nvae_tf.generation.latents_file.save_latents"
         )
     return entries

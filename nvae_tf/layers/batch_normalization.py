@@ -1,11 +1,11 @@
-"""Stacked batch normalisation."""
+"""Stacked batch normalization."""
 
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
-from nvae_tf.layers.normalisation import normalise, normalise_batch
+from nvae_tf.layers.normalization import normalize, normalize_batch
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
 MOMENTUM = 0.95
@@ -32,9 +32,9 @@ class BatchStatistics(NamedTuple):
 
 
 class StackedBatchNormalization(StackedLayer):
-    """`count` batch normalisations over batch, height and width, and over all replicas.
+    """`count` batch normalizations over batch, height and width, and over all replicas.
 
-    Normalises with the biased variance of the batch, while the running variance follows the unbiased one (as
+    Normalizes with the biased variance of the batch, while the running variance follows the unbiased one (as
     cuDNN and PyTorch do; Keras' own layer follows the biased one): `running = 0.95 running + 0.05 batch`.
     """
 
@@ -67,7 +67,7 @@ class StackedBatchNormalization(StackedLayer):
     def apply_slice(
         self, weights: BatchNormalizationWeights | None, inputs: tf.Tensor, records: list | None
     ) -> tf.Tensor:
-        """Normalises `[batch, height, width, channels]`; records the batch's statistics in training.
+        """Normalizes `[batch, height, width, channels]`; records the batch's statistics in training.
 
         Without weights it does nothing: it has been folded into a convolution.
         """
@@ -75,12 +75,12 @@ class StackedBatchNormalization(StackedLayer):
             return inputs
         gamma, beta, mean, variance = weights
         if mean is not None:
-            normalised = normalise(inputs, gamma, beta, mean, variance)
+            normalized = normalize(inputs, gamma, beta, mean, variance)
         else:
-            normalised, mean, variance = _normalised_by_batch(inputs, gamma, beta)
+            normalized, mean, variance = _normalized_by_batch(inputs, gamma, beta)
         if records is not None:
             records.append(BatchStatistics(mean, variance))
-        return normalised
+        return normalized
 
     def recorders(self) -> list[StackedLayer]:
         """This stack records its batch statistics."""
@@ -94,6 +94,6 @@ class StackedBatchNormalization(StackedLayer):
 
 
 @tf.custom_gradient
-def _normalised_by_batch(inputs, gamma, beta):
-    batch = normalise_batch(inputs, gamma, beta)
+def _normalized_by_batch(inputs, gamma, beta):
+    batch = normalize_batch(inputs, gamma, beta)
     return (batch.outputs, batch.mean, batch.variance), lambda upstream, *_: batch.gradient(upstream)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.layers import cpu_kernels
-from nvae_tf.layers.normalisation import moments, numbers_a_channel
+from nvae_tf.layers.normalization import moments, numbers_a_channel
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
 

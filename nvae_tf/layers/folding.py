@@ -1,6 +1,6 @@
 """Weights made ready once, for models that are not trained any more: fewer operations, the same images.
 
-In a network as it is trained, every pass normalises the weights and applies batch norm by its running statistics. Both
+In a network as it is trained, every pass normalizes the weights and applies batch norm by its running statistics. Both
 are fixed when training is over: `exp(s) w / ||w||` is a kernel, and batch norm beside a convolution, with nothing
 between the two, is a factor and a shift that the convolution can take over.
 """
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from nvae_tf.layers.batch_normalization import BatchNormalizationWeights
 from nvae_tf.layers.convolution import ConvolutionWeights
-from nvae_tf.layers.normalisation import EPSILON
+from nvae_tf.layers.normalization import EPSILON
 from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 from nvae_tf.setting_checks import check
 
@@ -40,7 +40,7 @@ class FoldedPass(ForwardPass):
 
 
 def folded_weights(stacks: Iterable[StackedLayer], kernel_dtype: str = "float32") -> FoldedWeights:
-    """Weight normalisation and, where that is possible, inference batch norm, folded into kernels and biases.
+    """Weight normalization and, where that is possible, inference batch norm, folded into kernels and biases.
 
     Every layer has variables of its own: a slice of a stack would be copied at each use. They do not follow the stacks'
     variables.

@@ -13,7 +13,7 @@ from nvae_tf import latent_plan
 from nvae_tf.layers.batch_normalization import BatchStatistics, StackedBatchNormalization
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.cpu_kernels import nearest_upsampling, swish
-from nvae_tf.layers.normalisation import normalise_batch, normalised_swish, numbers_a_channel
+from nvae_tf.layers.normalization import normalize_batch, normalized_swish, numbers_a_channel
 from nvae_tf.layers.resampling import BilinearExpand, FactorizedReduce
 from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 
@@ -226,13 +226,13 @@ def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tens
 
     @tf.custom_gradient
     def operation(inputs, gamma, beta, *weights):
-        batch = normalise_batch(inputs, gamma, beta)
+        batch = normalize_batch(inputs, gamma, beta)
         outputs = convolve(swish(batch.outputs), ConvolutionWeights(*weights))
 
         def gradient(upstream, *_):
             # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
             with tf.control_dependencies([upstream]):
-                active, swish_gradient = normalised_swish(inputs, gamma, beta, batch.mean, batch.biased_variance())
+                active, swish_gradient = normalized_swish(inputs, gamma, beta, batch.mean, batch.biased_variance())
             with tf.GradientTape() as tape:
                 tape.watch((active, weights))
                 again = convolve(active, ConvolutionWeights(*weights))

@@ -50,7 +50,7 @@ class _BestFit:
         return start
 
     def free(self, start: int) -> None:
-        """Frees the chunk that begins there, and joins it with its free neighbours."""
+        """Frees the chunk that begins there, and joins it with its free neighbors."""
         size = self._taken.pop(start)
         if start + size in self._free_at:
             size += self._remove(start + size)

@@ -19,8 +19,8 @@ from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import check_image_size, frame_with_zeros, real_pixels, training_images
 from nvae_tf.models.inference import InferenceMixin
 from nvae_tf.models.latents import LatentSample, LatentSource, PosteriorSource
+from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
 from nvae_tf.models.noise import image_seeds, noise_per_image
-from nvae_tf.models.step_figures import RecentFigures, RunningFigures
 from nvae_tf.models.top_down import TopDown
 from nvae_tf.models.training import TrainingMixin
 from nvae_tf.optimization.step_guard import StepGuard
@@ -110,16 +110,16 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
             trainable=False,
             aggregation="only_first_replica",
         )
-        self.running = RunningFigures()
+        self.running = RunningMetrics()
         num_layers = sum(convolution.count for convolution in self.convolutions)
-        self.recent = RecentFigures(self.plan.num_groups, num_layers)
+        self.recent = RecentMetrics(self.plan.num_groups, num_layers)
         self.step_guard = StepGuard()
         self.built = True
 
     # Not set in the constructor: Keras would count and save these layers a second time.
     @functools.cached_property
     def batch_norms(self) -> list[StackedBatchNormalization]:
-        """The batch normalisations of both networks."""
+        """The batch normalizations of both networks."""
         return self._stacks(StackedBatchNormalization)
 
     @functools.cached_property

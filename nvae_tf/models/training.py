@@ -10,8 +10,8 @@ from nvae_tf import objective as objectives
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.gradients import sum_over_parts
 from nvae_tf.models.images import training_images
+from nvae_tf.models.metrics import StepMetrics
 from nvae_tf.models.noise import batch_noise
-from nvae_tf.models.step_figures import StepFigures
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 
@@ -34,7 +34,7 @@ class _Step(NamedTuple):
 
     gradients: list[tf.Tensor]
     updates: list[tuple[keras.Variable, tf.Tensor]]
-    figures: StepFigures
+    figures: StepMetrics
     batch_size: int | tf.Tensor
 
 
@@ -67,9 +67,9 @@ class TrainingMixin:
         self, images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
     ) -> StepLoss:
         """The bound's parts and the loss at a step, see `nvae_tf.objective`."""
-        norms, regularisers = self._regularisers(forward)
-        inputs, regularisers = objectives.gradients_after_network(images, regularisers)
-        return self._loss(inputs, images, noise, step, forward, norms, regularisers)
+        norms, regularizers = self._regularizers(forward)
+        inputs, regularizers = objectives.gradients_after_network(images, regularizers)
+        return self._loss(inputs, images, noise, step, forward, norms, regularizers)
 
     @tf.autograph.experimental.do_not_convert
     def test_step(self, data) -> dict[str, tf.Tensor]:
@@ -84,15 +84,15 @@ class TrainingMixin:
         self.running.track_bound(reconstruction + total, reconstruction, total, _batch_size(images) * replica_count())
         return self._results(self.running.of_evaluation)
 
-    def _loss(self, inputs, images, noise, step, forward, norms, regularisers) -> StepLoss:
+    def _loss(self, inputs, images, noise, step, forward, norms, regularizers) -> StepLoss:
         elbo = self.infer(inputs, noise, forward).elbo(images)
         beta = objectives.kl_weight(step, self.objective)
         weight = objectives.regularization_weight(beta, self.objective)
         scales = objectives.balancing_scales(self.plan)
-        return StepLoss(elbo, objectives.training_loss(elbo, beta, scales, regularisers, weight), norms)
+        return StepLoss(elbo, objectives.training_loss(elbo, beta, scales, regularizers, weight), norms)
 
-    def _regularisers(self, forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
-        """Every layer's spectral norm, and the sum of both regularisers."""
+    def _regularizers(self, forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
+        """Every layer's spectral norm, and the sum of both regularizers."""
         norms = tf.concat(self.spectral_regularizer.norms(forward), axis=0)
         total = tf.reduce_sum(norms)
         return norms, total + (objectives.batch_norm_loss(self.batch_norms) if self.batch_norms else 0.0)
@@ -112,9 +112,9 @@ class TrainingMixin:
         size = _part_size(images, count)
         forward = ForwardPass(training=True)
         with tf.GradientTape() as tape:
-            norms, regularisers = self._regularisers(forward)
+            norms, regularizers = self._regularizers(forward)
             beta = objectives.kl_weight(step, self.objective)
-            weighted = regularisers * objectives.regularization_weight(beta, self.objective)
+            weighted = regularizers * objectives.regularization_weight(beta, self.objective)
             scaled_loss = self._scaled(weighted)
         gradients = self._gradients_or_zeros(tape, scaled_loss)
         statistics = [variable for norm in self.batch_norms for variable in norm.statistics]
@@ -144,10 +144,10 @@ class TrainingMixin:
         pairs = zip(weights, tape.gradient(loss, weights), strict=True)
         return [tf.zeros(weight.shape) if gradient is None else gradient for weight, gradient in pairs]
 
-    def _figures(self, gradients: list[tf.Tensor], means: list[tf.Tensor], norms: tf.Tensor) -> StepFigures:
+    def _figures(self, gradients: list[tf.Tensor], means: list[tf.Tensor], norms: tf.Tensor) -> StepMetrics:
         squares = tf.reduce_sum(tf.stack([2.0 * tf.nn.l2_loss(gradient) for gradient in gradients]))
         *means, square = replica_means([*means, squares / tf.square(self._scaled(1.0))])
-        return StepFigures(*means, tf.stop_gradient(norms), tf.sqrt(square))
+        return StepMetrics(*means, tf.stop_gradient(norms), tf.sqrt(square))
 
     def _scaled(self, loss: tf.Tensor | float) -> tf.Tensor:
         """The replica's share of the loss; the optimizer adds those of all, and may have it scaled."""
@@ -169,7 +169,7 @@ class TrainingMixin:
         def apply(gradients: list[tf.Tensor]) -> None:
             self.optimizer.apply(gradients, self.trainable_weights)
 
-        def follow(values: list[tf.Tensor], figures: StepFigures) -> None:
+        def follow(values: list[tf.Tensor], figures: StepMetrics) -> None:
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
             self.running.track(figures, step.batch_size * replica_count())

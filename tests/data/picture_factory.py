@@ -12,7 +12,7 @@ from nvae_tf.data import DataSpec, data_spec
 from nvae_tf.data.completion import complete_spec
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# PNG's colour type by the number of channels: grey, grey and alpha, RGB, RGBA.
+# PNG's color type by the number of channels: gray, gray and alpha, RGB, RGBA.
 _PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 
 
@@ -46,10 +46,10 @@ def encoded(picture, kind, **options):
     return file.getvalue()
 
 
-def with_palette(numbers, colours):
-    """A picture of mode P: `numbers` `[height, width]` of `colours` `[count, 3]`."""
+def with_palette(numbers, colors):
+    """A picture of mode P: `numbers` `[height, width]` of `colors` `[count, 3]`."""
     picture = Image.frombytes("P", numbers.shape[::-1], numbers.astype(np.uint8).tobytes())
-    picture.putpalette(colours.astype(np.uint8).tobytes())
+    picture.putpalette(colors.astype(np.uint8).tobytes())
     return picture
 
 
@@ -71,7 +71,7 @@ def write_files(folder, contents):
 
 
 def write_numbered(folder, count, first=0, size=(4, 4)):
-    """Grey PNGs `000.png`, ... whose pixels are all their own number."""
+    """Gray PNGs `000.png`, ... whose pixels are all their own number."""
     names = range(first, first + count)
     return write_files(folder, {f"{number:03d}.png": png(np.full((*size, 1), number, np.uint8)) for number in names})
 

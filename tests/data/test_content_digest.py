@@ -21,8 +21,8 @@ def test_the_same_images_have_the_same_whatever_is_made_of_them():
     expected = digest(IMAGES)
     assert len(expected) == 64
     assert digest(IMAGES.copy(), num_bits=5, horizontal_flip=False, name="others", path="elsewhere") == expected
-    grey = dataclasses.replace(data_spec("mnist"), height=3, width=2, channels=3, padded_height=None, padded_width=None)
-    assert content_digest(ArraySource(IMAGES), grey) == expected
+    gray = dataclasses.replace(data_spec("mnist"), height=3, width=2, channels=3, padded_height=None, padded_width=None)
+    assert content_digest(ArraySource(IMAGES), gray) == expected
 
 
 @pytest.mark.parametrize(

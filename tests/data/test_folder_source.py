@@ -216,8 +216,8 @@ def test_pictures_of_all_kinds_are_converted_on_demand(tmp_path):
     write_files(tmp_path, {f"train/{name}.png": png(pixels) for name, pixels in kinds.items()})
     write_files(tmp_path, {"test/a.png": png(RGB[1])})
     source = load_split(own_images(tmp_path, convert=True), "train")
-    grey = RGB[0][..., :1].repeat(3, axis=-1)
-    np.testing.assert_array_equal(stored_pixels(source), [RGB[0], grey, RGB[0], RGB[0], grey])
+    gray = RGB[0][..., :1].repeat(3, axis=-1)
+    np.testing.assert_array_equal(stored_pixels(source), [RGB[0], gray, RGB[0], RGB[0], gray])
     found = stored_pixels(load_split(own_images(tmp_path, convert=True, channels=1), "train"))[..., 0].astype(int)
     luminance = RGB[0] @ np.array([0.299, 0.587, 0.114])
     for number, expected in enumerate([luminance, RGB[0][..., 0], luminance, luminance, RGB[0][..., 0]]):

@@ -30,7 +30,7 @@ def assert_shows(found, columns, rows, tolerance=0.0):
     assert np.abs(found[..., 1] - np.asarray(rows)[:, np.newaxis]).max() <= tolerance
 
 
-def centres(start, stop, count):
+def centers(start, stop, count):
     """The middle of each of `count` equal cells between two borders; pixel 0 goes from 0 to 1 and is called 0."""
     return start + (np.arange(count) + 0.5) * (stop - start) / count - 0.5
 
@@ -75,7 +75,7 @@ def test_crop_without_scaling_takes_the_middle(height, width, columns, rows):
 )
 def test_crop_scales_the_shorter_side(picture, size, columns, rows):
     found = applied(Geometry(*size, None, "crop"), coordinates(*picture))
-    expected = centres(*columns, size[1]), centres(*rows, size[0])
+    expected = centers(*columns, size[1]), centers(*rows, size[0])
     assert_shows(found, *(np.clip(places, 0, None) for places in expected), tolerance=0.76)
     inner = slice(2, -2)
     assert_shows(found[inner, inner], *(places[inner] for places in expected), tolerance=0.6)
@@ -83,7 +83,7 @@ def test_crop_scales_the_shorter_side(picture, size, columns, rows):
 
 def test_stretch_takes_all_of_the_picture():
     found = applied(Geometry(20, 50, None, "stretch"), coordinates(100, 200))
-    assert_shows(found, centres(0, 200, 50), centres(0, 100, 20), tolerance=0.76)
+    assert_shows(found, centers(0, 200, 50), centers(0, 100, 20), tolerance=0.76)
 
 
 def test_scaling_down_averages_all_pixels():
@@ -95,10 +95,10 @@ def test_scaling_down_averages_all_pixels():
         assert np.abs(found - 127.5).max() < 10
 
 
-def test_the_square_of_celeba_comes_out_at_the_centres_of_its_cells():
+def test_the_square_of_celeba_comes_out_at_the_centers_of_its_cells():
     assert CELEBA.crop_box == (15, 40, 163, 188) and CELEBA.image_shape == (64, 64, 3)
     found = fit_pixels(coordinates(218, 178), CELEBA).astype(int)
-    assert_shows(found, centres(15, 163, 64), centres(40, 188, 64), tolerance=0.5)
+    assert_shows(found, centers(15, 163, 64), centers(40, 188, 64), tolerance=0.5)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -112,8 +112,8 @@ def test_arrays_get_the_same_as_pictures(channels):
         picture = Image.fromarray(pixels[..., number]).crop((1, 2, 11, 22))
         np.testing.assert_array_equal(found[..., number], picture.resize((5, 6), Image.Resampling.BILINEAR))
     if channels == 3:
-        colours = Image.fromarray(pixels).crop((1, 2, 11, 22)).resize((5, 6), Image.Resampling.BILINEAR)
-        np.testing.assert_array_equal(found, colours)
+        colors = Image.fromarray(pixels).crop((1, 2, 11, 22)).resize((5, 6), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(found, colors)
 
 
 @pytest.mark.parametrize("size", [(64, 30), (30, 64), (64, 63)])

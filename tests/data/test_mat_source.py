@@ -57,7 +57,7 @@ def test_the_transformation_is_that_of_the_published_model(folder):
     np.testing.assert_array_equal(load_split(spec_of(folder), "train").images[..., 0], expected)
 
 
-def test_batches_are_binarised(tmp_path):
+def test_batches_are_binarized(tmp_path):
     count = 200
     scipy.io.savemat(tmp_path / "chardata.mat", {"data": columns([letter_f()] * count), "testdata": columns(LETTERS)})
     spec = spec_of(tmp_path)

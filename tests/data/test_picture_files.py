@@ -19,7 +19,7 @@ GREY = RGB[..., :1]
 EXACT = {
     **{f"png-{channels}": (png(RGBA[..., :channels]), RGBA[..., :channels]) for channels in (1, 2, 3, 4)},
     "png-palette": (encoded(with_palette(NUMBERS, COLOURS), "PNG"), COLOURS[NUMBERS]),
-    "png-grey-palette": (encoded(with_palette(NUMBERS, GREYS), "PNG"), GREYS[NUMBERS][..., :1]),
+    "png-gray-palette": (encoded(with_palette(NUMBERS, GREYS), "PNG"), GREYS[NUMBERS][..., :1]),
     "png-transparent-palette": (
         encoded(with_palette(NUMBERS, COLOURS), "PNG", transparency=bytes(ALPHA.tolist())),
         np.concatenate([COLOURS[NUMBERS], ALPHA[NUMBERS][..., np.newaxis]], axis=-1),
@@ -27,11 +27,11 @@ EXACT = {
     "png-1-bit": (encoded(Image.fromarray(GREY[..., 0] > 100), "PNG"), (GREY > 100) * 255),
     "webp-rgb": (encoded(RGB, "WEBP", lossless=True), RGB),
     "webp-rgba": (encoded(RGBA, "WEBP", lossless=True, exact=True), RGBA),
-    "bmp-grey": (encoded(GREY, "BMP"), GREY),
+    "bmp-gray": (encoded(GREY, "BMP"), GREY),
     "bmp-rgb": (encoded(RGB, "BMP"), RGB),
     "bmp-palette": (encoded(with_palette(NUMBERS, COLOURS), "BMP"), COLOURS[NUMBERS]),
-    "gif-grey": (encoded(GREY, "GIF"), GREY),
-    "gif-colour": (encoded(with_palette(NUMBERS, COLOURS), "GIF"), COLOURS[NUMBERS]),
+    "gif-gray": (encoded(GREY, "GIF"), GREY),
+    "gif-color": (encoded(with_palette(NUMBERS, COLOURS), "GIF"), COLOURS[NUMBERS]),
     "gif-animated": (
         encoded(
             with_palette(NUMBERS, COLOURS),
@@ -48,7 +48,7 @@ SMOOTH = np.add.outer(np.arange(HEIGHT) * 6, np.arange(WIDTH) * 7).astype(np.uin
 SMOOTH_RGB = np.concatenate([SMOOTH, 255 - SMOOTH, SMOOTH // 2 + 60], axis=-1)
 INK = np.concatenate([SMOOTH, SMOOTH // 2, 220 - SMOOTH // 2, np.full_like(SMOOTH, 51)], axis=-1)
 LOSSY = {
-    "jpeg-grey": (encoded(SMOOTH, "JPEG", quality=95), SMOOTH),
+    "jpeg-gray": (encoded(SMOOTH, "JPEG", quality=95), SMOOTH),
     "jpeg-rgb": (encoded(SMOOTH_RGB, "JPEG", quality=95, subsampling=0), SMOOTH_RGB),
     # Cyan, magenta, yellow and black ink take away red, green, blue and all of them.
     "jpeg-cmyk": (
@@ -100,8 +100,8 @@ def test_of_16_bits_the_upper_8_are_taken(channels, tmp_path):
 
 
 def test_other_channels_on_demand(tmp_path):
-    write_files(tmp_path, {"grey.png": png(GREY), "rgba.png": png(RGBA), "deep.png": png(GREY.astype(np.uint16) << 8)})
-    for name in ("grey.png", "deep.png"):
+    write_files(tmp_path, {"gray.png": png(GREY), "rgba.png": png(RGBA), "deep.png": png(GREY.astype(np.uint16) << 8)})
+    for name in ("gray.png", "deep.png"):
         np.testing.assert_array_equal(pixels(tmp_path / name, 3), GREY.repeat(3, axis=-1))
         np.testing.assert_array_equal(pixels(tmp_path / name, 2), np.insert(GREY, 1, 255, axis=-1))
     np.testing.assert_array_equal(pixels(tmp_path / "rgba.png", 3), RGBA[..., :3])
@@ -136,7 +136,7 @@ def test_a_cut_off_file_is_refused(form, kept, tmp_path):
             read(path)
 
 
-@pytest.mark.parametrize("form", ["gif-grey", "gif-colour", "gif-animated", "png-palette", "bmp-grey"])
+@pytest.mark.parametrize("form", ["gif-gray", "gif-color", "gif-animated", "png-palette", "bmp-gray"])
 @pytest.mark.parametrize("kept", [0.05, 0.3])
 def test_a_cut_off_file_with_a_palette_is_refused(form, kept, tmp_path):
     content = EXACT[form][0]
@@ -225,7 +225,7 @@ def test_a_missing_file_and_a_broken_link_are_named(tmp_path):
             read_header(tmp_path / name)
 
 
-@pytest.mark.parametrize("form", ["jpeg-grey", "jpeg-rgb", "webp-lossy"])
+@pytest.mark.parametrize("form", ["jpeg-gray", "jpeg-rgb", "webp-lossy"])
 def test_bytes_behind_the_end_do_no_harm(form, tmp_path):
     content, expected = LOSSY[form]
     write_files(tmp_path, {"whole.jpg": content, "longer.jpg": content + b"written by a camera" * 9})

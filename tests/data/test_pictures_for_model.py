@@ -14,7 +14,7 @@ from tests.data.picture_factory import damaged_in_the_middle, own_images, png, r
 MNIST = data_spec("mnist")
 
 
-def grey(*size, seed=0):
+def gray(*size, seed=0):
     return png(random_pixels(*size, 1, seed=seed))
 
 
@@ -39,7 +39,7 @@ def test_a_folder_gives_what_training_would_see(tmp_path, changes):
 
 
 def test_files_come_in_their_order(tmp_path):
-    write_files(tmp_path, {"a.png": grey(28, 28), "b.png": grey(28, 28, seed=1), "more/c.png": grey(28, 28, seed=2)})
+    write_files(tmp_path, {"a.png": gray(28, 28), "b.png": gray(28, 28, seed=1), "more/c.png": gray(28, 28, seed=2)})
     spec = dataclasses.replace(MNIST, binarise=False, num_bits=8, likelihood="logistic_mixture")
     found = pictures_for_model([tmp_path / "b.png", tmp_path / "more"], spec)
     assert found.names == ["b.png", "c.png"]
@@ -62,15 +62,15 @@ def refusal(place, spec=MNIST):
 
 
 def test_one_that_does_not_fit_is_named_with_the_mend(tmp_path):
-    good = {"a.png": grey(28, 28)}
+    good = {"a.png": gray(28, 28)}
     wrong_size, wrong_channels, broken = (tmp_path / name for name in ("size", "channels", "broken"))
-    write_files(wrong_size, good | {"b.png": grey(30, 28)})
+    write_files(wrong_size, good | {"b.png": gray(30, 28)})
     message = f"{wrong_size / 'b.png'}: is 30x28 (height x width), but the model takes 28x28; --resize=crop"
     assert message in refusal(wrong_size)
     write_files(wrong_channels, good | {"b.png": png(random_pixels(28, 28, 3))})
     message = f"{wrong_channels / 'b.png'}: has 3 channels, but the model was trained on pictures with 1; --convert"
     assert message in refusal(wrong_channels)
-    write_files(broken, good | {"b.png": damaged_in_the_middle(grey(28, 28))})
+    write_files(broken, good | {"b.png": damaged_in_the_middle(gray(28, 28))})
     assert refusal(broken).startswith(f"{broken / 'b.png'}: ") and "Mend or remove the file" in refusal(broken)
     write_files(broken, {"b.png": b"no picture"})
     assert "not a picture" in refusal(broken)

@@ -12,11 +12,11 @@ from nvae_tf.data import data_spec
 from nvae_tf.data.image_sources import ArraySource
 from nvae_tf.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
 
-# Grey digits of 8x8 pixels, binarised at every access.
-DIGITS = dataclasses.replace(data_spec("mnist"), name="grey_digits", height=8, width=8, padded_height=8, padded_width=8)
+# Gray digits of 8x8 pixels, binarized at every access.
+DIGITS = dataclasses.replace(data_spec("mnist"), name="gray_digits", height=8, width=8, padded_height=8, padded_width=8)
 # The file's intensities are from 0 to 16.
 GREY = ArraySource(np.minimum(load_digits().images * 16, 255).astype(np.uint8)[:360, ..., np.newaxis])
-# Grey images of 4x2 pixels with an asymmetric pair of columns: they show which example they are and whether
+# Gray images of 4x2 pixels with an asymmetric pair of columns: they show which example they are and whether
 # mirrored.
 NUMBERED = dataclasses.replace(data_spec("cifar10"), height=4, width=2, channels=1, horizontal_flip=False)
 
@@ -38,7 +38,7 @@ def example_numbers(batches):
 
 @pytest.mark.parametrize("start_step", [1, 2, 3, 5, 7, 31])
 def test_starting_late_gives_the_same_batches_bit_for_bit(start_step):
-    # 3 steps an epoch: starts inside, at the end and at the start of an epoch; binarised and flipped.
+    # 3 steps an epoch: starts inside, at the end and at the start of an epoch; binarized and flipped.
     source = ArraySource(GREY.images[:100])
     spec = dataclasses.replace(DIGITS, horizontal_flip=True)
     whole = take(training_batches(source, spec, batch_size=33, seed=4), start_step + 8)
@@ -69,7 +69,7 @@ def test_another_seed_gives_another_order():
     assert (one != other).mean() > 0.8
 
 
-def test_training_binarisation_follows_the_intensities_and_is_fresh_every_epoch():
+def test_training_binarization_follows_the_intensities_and_is_fresh_every_epoch():
     image = GREY.images[:1]
     source = ArraySource(np.repeat(image, 100, axis=0))
     epochs = take(training_batches(source, DIGITS, batch_size=100, seed=2), 50)
@@ -110,7 +110,7 @@ def test_evaluation_gives_every_example_once_in_order():
     assert len(single) == 50
 
 
-def test_evaluation_binarises_by_seed_and_number_whatever_the_batch_size():
+def test_evaluation_binarizes_by_seed_and_number_whatever_the_batch_size():
     def images(batch_size, seed):
         return np.concatenate(list(evaluation_batches(GREY, DIGITS, batch_size, seed).as_numpy_iterator()))
 

@@ -1,4 +1,4 @@
-"""Quantisation, binarisation and flips."""
+"""Quantization, binarization and flips."""
 
 from fractions import Fraction
 
@@ -9,12 +9,12 @@ import tensorflow as tf
 from nvae_tf.data.preprocessing import binarise, flip_horizontally, intensity_table
 from nvae_tf.data.random_streams import RandomStream, stream_key
 
-KEY = stream_key(5, RandomStream.TRAINING_BINARISATION)
+KEY = stream_key(5, RandomStream.TRAINING_BINARIZATION)
 START = tf.constant(0, tf.int64)
 
 
 @pytest.mark.parametrize("num_bits", range(1, 9))
-def test_quantisation_is_the_published_formula_in_exact_arithmetic(num_bits):
+def test_quantization_is_the_published_formula_in_exact_arithmetic(num_bits):
     table = intensity_table(num_bits)
     assert table.dtype == np.float32 and table.shape == (256,)
     levels = 2**num_bits - 1
@@ -22,15 +22,15 @@ def test_quantisation_is_the_published_formula_in_exact_arithmetic(num_bits):
         # floor(x * 255 / 2^(8 - b)) / (2^b - 1) of x = value / 255.
         level = (Fraction(value, 255) * 255 / 2 ** (8 - num_bits)).__floor__()
         exact = Fraction(level, levels)
-        # The nearest float32: neither neighbour is nearer.
+        # The nearest float32: neither neighbor is nearer.
         error = abs(Fraction(float(table[value])) - exact)
-        for neighbour in np.nextafter(table[value], np.float32([-1, 2])):
-            assert error <= abs(Fraction(float(neighbour)) - exact)
+        for neighbor in np.nextafter(table[value], np.float32([-1, 2])):
+            assert error <= abs(Fraction(float(neighbor)) - exact)
     assert len(np.unique(table)) == 2**num_bits and table[0] == 0 and table[255] == 1
 
 
 @pytest.mark.parametrize("num_bits", range(1, 9))
-def test_quantisation_keeps_the_upper_bits(num_bits):
+def test_quantization_keeps_the_upper_bits(num_bits):
     values = np.arange(256, dtype=np.uint8)
     levels = np.packbits(np.unpackbits(values[:, None], axis=1)[:, :num_bits], axis=1)[:, 0] >> (8 - num_bits)
     np.testing.assert_array_equal(intensity_table(num_bits), levels / np.float32(2**num_bits - 1))
@@ -50,7 +50,7 @@ def test_sixteen_bits_need_only_their_upper_eight(num_bits):
     np.testing.assert_array_equal(levels, values >> (16 - num_bits))
 
 
-def test_binarisation_frequencies_are_the_intensities():
+def test_binarization_frequencies_are_the_intensities():
     intensities = np.arange(17, dtype=np.float32).reshape(1, 17, 1, 1) / 16
     trials = 20_000
     drawn = binarise(tf.constant(np.repeat(intensities, trials, axis=0)), KEY, START).numpy()
@@ -60,13 +60,13 @@ def test_binarisation_frequencies_are_the_intensities():
     assert frequency[0] == 0 and frequency[16] == 1
 
 
-def test_neighbouring_pixels_are_drawn_independently():
+def test_neighboring_pixels_are_drawn_independently():
     drawn = binarise(tf.fill([20_000, 8, 1, 1], 0.5), KEY, START).numpy().reshape(20_000, 8)
     correlation = np.corrcoef(drawn.T) - np.eye(8)
     assert np.abs(correlation).max() < 5 / np.sqrt(20_000)
 
 
-def test_binarisation_is_fresh_at_every_position():
+def test_binarization_is_fresh_at_every_position():
     images = tf.fill([4, 8, 8, 1], 0.5)
     first = binarise(images, KEY, START).numpy()
     np.testing.assert_array_equal(first, binarise(images, KEY, START))

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from nvae_tf.data.random_streams import RandomStream, permutation, stream_key, uniform
 
-KEY = stream_key(3, RandomStream.TRAINING_BINARISATION)
+KEY = stream_key(3, RandomStream.TRAINING_BINARIZATION)
 
 
 def numbers(first_position, batch_size, shape, key=KEY):

@@ -8,21 +8,21 @@ import tensorflow as tf
 
 from nvae_tf.data import data_spec
 from nvae_tf.data.image_sources import ArraySource
-from nvae_tf.data.ordering import Share
+from nvae_tf.data.ordering import Shard
 from nvae_tf.data.pipeline import evaluation_batches, training_batches
 
 SOURCE = ArraySource(np.random.default_rng(0).integers(0, 256, [100, 5, 4, 3], dtype=np.uint8))
 FLIPPED = dataclasses.replace(data_spec("cifar10"), height=5, width=4, num_bits=5)
-BINARISED = dataclasses.replace(
+BINARIZED = dataclasses.replace(
     data_spec("mnist"), height=5, width=4, channels=3, padded_height=None, padded_width=None, horizontal_flip=True
 )
-SPECS = pytest.mark.parametrize("spec", [FLIPPED, BINARISED], ids=["flipped", "flipped and binarised"])
+SPECS = pytest.mark.parametrize("spec", [FLIPPED, BINARIZED], ids=["flipped", "flipped and binarized"])
 # Four steps an epoch of 100 images: an epoch drops 4.
 BATCH_SIZE = 24
 
 
 def shares_of(count):
-    return [Share(index, count) for index in range(count)]
+    return [Shard(index, count) for index in range(count)]
 
 
 def training(spec, share, steps, start_step=0, source=SOURCE):
@@ -33,7 +33,7 @@ def training(spec, share, steps, start_step=0, source=SOURCE):
 @SPECS
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_shares_of_a_batch_are_the_batch_of_one_process(spec, processes):
-    whole = training(spec, Share(0, 1), steps=10)
+    whole = training(spec, Shard(0, 1), steps=10)
     shares = [training(spec, share, steps=10) for share in shares_of(processes)]
     assert all(share.shape == (10, BATCH_SIZE // processes, 5, 4, 3) for share in shares)
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
@@ -41,7 +41,7 @@ def test_the_shares_of_a_batch_are_the_batch_of_one_process(spec, processes):
 
 def test_one_share_is_the_default():
     whole = training_batches(SOURCE, FLIPPED, BATCH_SIZE, seed=7).take(3)
-    np.testing.assert_array_equal(training(FLIPPED, Share(0, 1), steps=3), np.stack(list(whole.as_numpy_iterator())))
+    np.testing.assert_array_equal(training(FLIPPED, Shard(0, 1), steps=3), np.stack(list(whole.as_numpy_iterator())))
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
@@ -56,7 +56,7 @@ def test_the_shares_of_an_epoch_are_disjoint_and_complete(processes):
 
 @SPECS
 def test_a_share_goes_on_where_it_was_interrupted(spec):
-    share = Share(1, 2)
+    share = Shard(1, 2)
     whole = training(spec, share, steps=11)
     # In the first epoch, at its end, and in the second.
     for start_step in (1, 4, 6):
@@ -76,7 +76,7 @@ def test_evaluation_batches_can_be_had_by_number(spec, numbers):
 
 
 def test_the_shape_of_a_share_is_static():
-    batches = training_batches(SOURCE, FLIPPED, BATCH_SIZE, seed=7, share=Share(1, 4))
+    batches = training_batches(SOURCE, FLIPPED, BATCH_SIZE, seed=7, share=Shard(1, 4))
     assert batches.element_spec == tf.TensorSpec([6, 5, 4, 3], tf.float32)
     assert batches.cardinality() == tf.data.INFINITE_CARDINALITY
 
@@ -84,10 +84,10 @@ def test_the_shape_of_a_share_is_static():
 @pytest.mark.parametrize(("index", "count"), [(-1, 2), (2, 2), (0, 0)])
 def test_there_is_no_such_share(index, count):
     with pytest.raises(ValueError, match=f"no share {index} of {count}"):
-        Share(index, count)
+        Shard(index, count)
 
 
 @pytest.mark.parametrize("processes", [5, 7, 48])
 def test_a_batch_that_can_not_be_shared_evenly_is_refused(processes):
     with pytest.raises(ValueError, match=f"batch of 24 can't be shared evenly by {processes} processes: .* multiple"):
-        training_batches(SOURCE, FLIPPED, BATCH_SIZE, seed=7, share=Share(0, processes))
+        training_batches(SOURCE, FLIPPED, BATCH_SIZE, seed=7, share=Shard(0, processes))

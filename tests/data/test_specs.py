@@ -17,7 +17,7 @@ from nvae_tf.latent_plan import latent_plan
 KNOWN = [spec for spec in DATA_SPECS.values() if spec.name != "own_images"]
 each_known_set = pytest.mark.parametrize("spec", KNOWN, ids=lambda spec: spec.name)
 
-# Image shape, bits, binarised, mirrored, likelihood, padded size, crop box, resize.
+# Image shape, bits, binarized, mirrored, likelihood, padded size, crop box, resize.
 GREY = ((28, 28, 1), 8, False, False, "logistic_mixture", (32, 32), None, "none")
 BINARY = ((28, 28, 1), 1, True, False, "bernoulli", (32, 32), None, "none")
 
@@ -131,7 +131,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, nearest):
     [
         ({"num_bits": 9, "binarise": False}, "data.num_bits = 9: must be from 1 to 8"),
         ({"num_bits": 0, "binarise": False}, "data.num_bits = 0: must be from 1 to 8"),
-        ({"num_bits": 2}, r"data.num_bits = 2: images that are binarised \(data.binarise\) have 1 bit; set it to 1"),
+        ({"num_bits": 2}, r"data.num_bits = 2: images that are binarized \(data.binarise\) have 1 bit; set it to 1"),
         ({"height": 0}, "data.height = 0: must be at least 1"),
         ({"padded_width": -1}, "data.padded_width = -1: must be at least 1"),
         ({"channels": 0}, "data.channels = 0: must be from 1 to 4"),

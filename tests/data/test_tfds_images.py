@@ -67,9 +67,9 @@ def test_a_look_at_the_first_image(own_set, celeba64):
 
 
 def test_images_of_different_sizes_need_a_rule(own_set):
-    colours = [40, 120, 200]
+    colors = [40, 120, 200]
     sizes = [(20, 30), (24, 18), (16, 16)]
-    pictures = [np.full([*size, 3], colour, np.uint8) for size, colour in zip(sizes, colours, strict=True)]
+    pictures = [np.full([*size, 3], color, np.uint8) for size, color in zip(sizes, colors, strict=True)]
     spec = own_set(pictures)
     with pytest.raises(ValueError) as caught:
         load_split(dataclasses.replace(spec, height=16, width=16), "train")
@@ -78,7 +78,7 @@ def test_images_of_different_sizes_need_a_rule(own_set):
     assert "--config.data.resize=crop" in message and "--config.data.height=16" in message
     assert "\n" not in message and caught.value.__suppress_context__
     source = load_split(dataclasses.replace(spec, height=16, width=12, resize="crop"), "train")
-    np.testing.assert_array_equal(source.images, np.array(colours)[:, None, None, None] * np.ones([1, 16, 12, 3]))
+    np.testing.assert_array_equal(source.images, np.array(colors)[:, None, None, None] * np.ones([1, 16, 12, 3]))
 
 
 def test_a_box_that_is_too_large_is_told(own_set):

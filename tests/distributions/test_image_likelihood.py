@@ -102,7 +102,7 @@ def test_bernoulli_mean_is_the_sigmoid_of_tempered_logits():
 
 
 def test_normal_is_a_density_on_the_signed_scale():
-    """One grey-alpha pixel: two means, then two log-sigmas; no factor for the change of scale."""
+    """One gray-alpha pixel: two means, then two log-sigmas; no factor for the change of scale."""
     parameters = np.array([0.5, 7.0, -1.0, -2.0]).reshape(1, 1, 1, 4)
     images = np.array([0.6, 0.9]).reshape(1, 1, 1, 2)
     location, scale = (

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from nvae_tf.evaluation import FeatureStatistics, RunningFeatureStatistics, load_statistics, save_statistics
+from nvae_tf.evaluation.feature_statistics import (
+    FeatureStatistics,
+    RunningFeatureStatistics,
+    load_statistics,
+    save_statistics,
+)
 
 FINGERPRINT = "digits train 8x8 1,437 images inception-2015-12-05"
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from nvae_tf.evaluation import FeatureStatistics, frechet_distance
+from nvae_tf.evaluation.feature_statistics import FeatureStatistics
+from nvae_tf.evaluation.frechet_distance.frechet_distance import frechet_distance
 
 
 def gaussian(mean, covariance, count=1000):

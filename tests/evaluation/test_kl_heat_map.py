@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from nvae_tf.evaluation import kl_heat_map
+from nvae_tf.evaluation.kl_heat_map.kl_heat_map import kl_heat_map
 
 SHAPES = [(1, 1, 3), (4, 4, 3)]
 DARK, LIGHT = (68, 1, 84), (253, 231, 37)
 
 
 def cells(picture):
-    """The colours of a picture's places, in rows of groups."""
+    """The colors of a picture's places, in rows of groups."""
     return picture[24 + 8 :: 16, 118 + 8 :: 16][:2, :3]
 
 

@@ -15,7 +15,7 @@ def shades(count, height=2, width=3, channels=1):
     return np.broadcast_to(values[:, None, None, None], [count, height, width, channels])
 
 
-def test_images_lie_row_by_row_with_grey_between():
+def test_images_lie_row_by_row_with_gray_between():
     grid = image_grid(shades(5), columns=3, gap=1)
     assert grid.shape == (2 * 2 + 1, 3 * 3 + 2, 1) and grid.dtype == np.uint8
     expected = np.full([5, 11, 1], 128, np.uint8)

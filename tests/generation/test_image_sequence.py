@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvae_tf.generation import write_animation, write_pictures
-from nvae_tf.generation.image_sequence import picture_names
+from nvae_tf.generation.image_sequence import picture_names, write_animation, write_pictures
 
 
-def grey_frames(count=3):
+def gray_frames(count=3):
     return np.stack([np.full((8, 6, 1), 80 * number, np.uint8) for number in range(count)])
 
 
@@ -21,13 +20,13 @@ def frames_of(path, mode):
         return np.stack(found)
 
 
-def test_grey_frames_of_a_gif(tmp_path):
+def test_gray_frames_of_a_gif(tmp_path):
     path = tmp_path / "new" / "x.gif"
-    write_animation(path, grey_frames(), milliseconds=120)
-    np.testing.assert_array_equal(frames_of(path, "L"), grey_frames())
+    write_animation(path, gray_frames(), milliseconds=120)
+    np.testing.assert_array_equal(frames_of(path, "L"), gray_frames())
     with Image.open(path) as picture:
         assert picture.info["duration"] == 120 and picture.info["loop"] == 0
-    write_animation(path, grey_frames(), loop=False)
+    write_animation(path, gray_frames(), loop=False)
     with Image.open(path) as picture:
         assert "loop" not in picture.info
     assert [entry.name for entry in path.parent.iterdir()] == ["x.gif"]
@@ -51,11 +50,11 @@ def test_float_frames_are_enlarged(tmp_path):
 
 def test_wrong_animations_are_refused(tmp_path):
     with pytest.raises(ValueError, match="ends in .gif or .webp"):
-        write_animation(tmp_path / "x.mp4", grey_frames())
+        write_animation(tmp_path / "x.mp4", gray_frames())
     with pytest.raises(ValueError, match="milliseconds = 5"):
-        write_animation(tmp_path / "x.gif", grey_frames(), milliseconds=5)
+        write_animation(tmp_path / "x.gif", gray_frames(), milliseconds=5)
     with pytest.raises(ValueError, match="all of one size"):
-        write_animation(tmp_path / "x.gif", [grey_frames()[0], grey_frames()[0, :4]])
+        write_animation(tmp_path / "x.gif", [gray_frames()[0], gray_frames()[0, :4]])
     with pytest.raises(ValueError, match="at least one frame"):
         write_animation(tmp_path / "x.gif", [])
     assert list(tmp_path.iterdir()) == []

@@ -7,14 +7,9 @@ import numpy as np
 import pytest
 
 import nvae_tf
-from nvae_tf.generation import (
-    ImageGenerator,
-    decode_images,
-    encode_images,
-    generate_images,
-    reconstruct_images,
-    vary_images,
-)
+from nvae_tf.generation.encoding import encode_images
+from nvae_tf.generation.reconstruction import reconstruct_images, vary_images
+from nvae_tf.generation.sampling import ImageGenerator, decode_images, generate_images
 from tests.tiny_model import tiny_config
 
 same = np.testing.assert_array_equal

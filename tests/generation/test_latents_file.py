@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from nvae_tf.generation import load_latents, save_latents
+from nvae_tf.generation.latents_file import load_latents, save_latents
 from nvae_tf.latent_plan import latent_plan
 from tests.data.picture_factory import damaged_in_the_middle
 from tests.tiny_model import tiny_config

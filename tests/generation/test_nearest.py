@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nvae_tf.generation import nearest_images
+from nvae_tf.generation.nearest import nearest_images
 
 
 @pytest.fixture

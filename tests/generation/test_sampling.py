@@ -5,7 +5,7 @@ import pytest
 
 import nvae_tf
 from nvae_tf.config import ModelConfig
-from nvae_tf.generation import generate_images
+from nvae_tf.generation.sampling import generate_images
 
 CONFIG = ModelConfig(
     image_height=4,

@@ -22,8 +22,8 @@ def convolve_by_loops(images, kernel, strides=1, dilation=1, groups=1):
     return outputs
 
 
-def normalised_kernel(kernel, log_norm, mask=1.0):
-    """The effective kernel of one weight-normalised convolution, one output channel after another."""
+def normalized_kernel(kernel, log_norm, mask=1.0):
+    """The effective kernel of one weight-normalized convolution, one output channel after another."""
     kernel = kernel.astype(np.float64) * mask
     effective = np.empty_like(kernel)
     for out in range(kernel.shape[-1]):
@@ -36,7 +36,7 @@ class Reference:
     """Independent maths; a fixture, because tests are no package to import from."""
 
     convolve = staticmethod(convolve_by_loops)
-    normalised_kernel = staticmethod(normalised_kernel)
+    normalized_kernel = staticmethod(normalized_kernel)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Batch normalisation against numpy, its gradient against autodiff, and when running statistics change."""
+"""Batch normalization against numpy, its gradient against autodiff, and when running statistics change."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from nvae_tf.layers import ForwardPass, StackedBatchNormalization
 SHAPE = (4, 3, 5, 6)
 
 
-def normalised(images, gamma, beta, mean, variance):
+def normalized(images, gamma, beta, mean, variance):
     return (images - mean) / np.sqrt(variance + 1e-5) * gamma + beta
 
 
@@ -17,10 +17,10 @@ def of_batch(images):
     return images.mean(axis=(0, 1, 2), dtype=np.float64), images.var(axis=(0, 1, 2), dtype=np.float64)
 
 
-def test_training_normalises_with_the_biased_variance(normal, shaken):
+def test_training_normalizes_with_the_biased_variance(normal, shaken):
     layer = shaken(StackedBatchNormalization(1, 6))
     images = 3.0 * normal(*SHAPE) + 2.0
-    expected = normalised(images, layer.gamma.numpy()[0], layer.beta.numpy()[0], *of_batch(images))
+    expected = normalized(images, layer.gamma.numpy()[0], layer.beta.numpy()[0], *of_batch(images))
     outputs = layer.single(images, ForwardPass(training=True))
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
 
@@ -44,7 +44,7 @@ def test_inference_uses_the_running_statistics_and_leaves_them(normal, shaken):
     layer = shaken(StackedBatchNormalization(1, 6))
     images = normal(*SHAPE)
     variables = (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
-    expected = normalised(images, *(variable.numpy()[0] for variable in variables))
+    expected = normalized(images, *(variable.numpy()[0] for variable in variables))
     forward = ForwardPass()
     np.testing.assert_allclose(layer.single(images, forward), expected, rtol=1e-4, atol=1e-5)
     assert forward.updates == []
@@ -63,10 +63,10 @@ def test_the_gradient_in_training(compiled, normal, shaken):
     images, upstream = tf.constant(3.0 * normal(*SHAPE) + 2.0), tf.constant(normal(*SHAPE))
     gamma, beta = layer.gamma.value, layer.beta.value
 
-    def gradients(normalise):
+    def gradients(normalize):
         with tf.GradientTape() as tape:
             tape.watch(images)
-            outputs = normalise()
+            outputs = normalize()
         return tape.gradient(outputs, [images, gamma, beta], output_gradients=upstream)
 
     def fused():

@@ -1,4 +1,4 @@
-"""Batch normalisation over two replicas where means are 1,000 deviations, against float64 on the whole batch."""
+"""Batch normalization over two replicas where means are 1,000 deviations, against float64 on the whole batch."""
 
 import pathlib
 import subprocess

@@ -26,14 +26,14 @@ def convolution(count=1, channels_in=4, channels_out=6, **settings):
     return StackedConvolution(count, channels_in, channels_out, **settings)
 
 
-@pytest.mark.parametrize("plain", [False, True], ids=["normalised", "plain"])
+@pytest.mark.parametrize("plain", [False, True], ids=["normalized", "plain"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_against_loops(kind, plain, reference, normal, shaken):
     settings = KINDS[kind] | {"use_bias": not plain, "weight_normalized": not plain}
     layer = shaken(convolution(**settings))
     kernel = layer.kernel.numpy()[0]
     if not plain:
-        kernel = reference.normalised_kernel(kernel, layer.log_norm.numpy()[0])
+        kernel = reference.normalized_kernel(kernel, layer.log_norm.numpy()[0])
     for height, width in ((6, 8), (5, 7)):  # TensorFlow's SAME is only wrong on even sizes
         images = normal(2, height, width, 4)
         expected = reference.convolve(images, kernel, layer.strides, layer.dilation, settings.get("groups", 1))
@@ -86,7 +86,7 @@ def test_a_mask_comes_before_the_norm(reference, normal, shaken):
     np.testing.assert_allclose(layer.log_norm, np.log((lengths + 1e-2) / 10.0), rtol=1e-4, atol=1e-4)
     shaken(layer)
     for index, effective in enumerate(layer.effective_kernels().numpy()):
-        expected = reference.normalised_kernel(layer.kernel.numpy()[index], layer.log_norm.numpy()[index], mask)
+        expected = reference.normalized_kernel(layer.kernel.numpy()[index], layer.log_norm.numpy()[index], mask)
         np.testing.assert_allclose(effective, expected, rtol=1e-4, atol=1e-6)
     images = normal(2, 5, 5, 4)
     with layer.unstacked(ForwardPass()) as layers:
@@ -124,7 +124,7 @@ def test_data_dependent_scale_and_bias(strides, reference, normal):
     for weight, value in zip(layer.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)  # nothing before the commit
     forward.commit()
-    direction = reference.normalised_kernel(before[0][0], np.zeros(5))
+    direction = reference.normalized_kernel(before[0][0], np.zeros(5))
     values = reference.convolve(images, direction, strides).reshape(-1, 5)
     spread = 5.0 * np.sqrt(np.sum((values - values.mean(axis=0)) ** 2, axis=0) / (len(values) - 1))
     np.testing.assert_allclose(layer.bias.numpy()[0], -values.mean(axis=0) / (spread + 1e-5), rtol=1e-3, atol=1e-4)

@@ -13,7 +13,7 @@ IMAGES = np.random.default_rng(0).integers(0, 2, [2, 4, 4, 1]).astype(np.float32
 
 
 def shaken_model(**changes):
-    """A model none of whose weights, running statistics included, is as it was initialised."""
+    """A model none of whose weights, running statistics included, is as it was initialized."""
     model = NVAE(tiny_config(num_channels_encoder=4, num_channels_decoder=4, **changes))
     generator = np.random.default_rng(1)
     for weight in model.weights:

@@ -48,7 +48,7 @@ def test_factorized_reduce(channels_out, reference, normal, shaken):
     shifted = [active, active[:, 1:, 1:], active[:, :, 1:], active[:, 1:]]
     for index, (part, image) in enumerate(zip(layer.parts, shifted, strict=True)):
         width = channels_out - 3 * quarter if index == 3 else quarter
-        kernel = reference.normalised_kernel(part.kernel.numpy()[0], part.log_norm.numpy()[0])
+        kernel = reference.normalized_kernel(part.kernel.numpy()[0], part.log_norm.numpy()[0])
         expected = image[:, ::2, ::2] @ kernel[0, 0] + part.bias.numpy()[0]
         np.testing.assert_allclose(outputs[..., first : first + width], expected, rtol=1e-4, atol=1e-5)
         first += width
@@ -60,6 +60,6 @@ def test_bilinear_expand(reference, normal, shaken):
     convolution = layer.parts[0]
     assert convolution.bias is None
     images = normal(2, 3, 4, 6)
-    kernel = reference.normalised_kernel(convolution.kernel.numpy()[0], convolution.log_norm.numpy()[0])
+    kernel = reference.normalized_kernel(convolution.kernel.numpy()[0], convolution.log_norm.numpy()[0])
     expected = interpolated(images) @ kernel[0, 0]
     np.testing.assert_allclose(layer.single(images, ForwardPass()), expected, rtol=1e-4, atol=1e-5)

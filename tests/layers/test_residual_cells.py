@@ -11,7 +11,7 @@ from nvae_tf.layers import (
     StackedBatchNormalization,
     StackedConvolution,
     StackedSqueezeExcite,
-    normalisation,
+    normalization,
 )
 from nvae_tf.layers.residual_cells import SwishConvolution
 from nvae_tf.memory import memory_timeline
@@ -135,7 +135,7 @@ def test_a_branch_and_its_gradients_are_what_the_specification_says(branch, chan
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("branch", BRANCHES, ids=name_of)
-def test_running_statistics_are_of_what_the_specification_normalises(branch, change, normal, shaken):
+def test_running_statistics_are_of_what_the_specification_normalizes(branch, change, normal, shaken):
     channels_in, channels_out, _ = CHANGES[change]
     layer = shaken(ResidualCells(1, branch, channels_in, channels_out, squeeze_excite=False)).branch
     images = tf.constant(normal(3, 4, 2, channels_in))
@@ -172,7 +172,7 @@ def test_a_cell_is_skip_plus_a_tenth_of_the_gated_branch(change, squeeze_excite,
 @pytest.fixture(params=[True, False], ids=["compiled", "operations"])
 def form(request, monkeypatch):
     """The backward pass for one CPU, and that for all else."""
-    monkeypatch.setattr(normalisation, "on_one_cpu", lambda: request.param)
+    monkeypatch.setattr(normalization, "on_one_cpu", lambda: request.param)
 
 
 @pytest.mark.usefixtures("form")

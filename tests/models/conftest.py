@@ -23,7 +23,7 @@ def images_of(config, count=4):
 
 
 def shaken(model):
-    """The model, none of whose weights, running statistics included, is as it was initialised."""
+    """The model, none of whose weights, running statistics included, is as it was initialized."""
     generator = np.random.default_rng(1)
     for weight in model.weights:
         if weight.dtype == "float32" and len(weight.shape):
@@ -61,7 +61,7 @@ def images(tiny):
 
 @pytest.fixture(scope="module")
 def without_rewriting():
-    """As in training on a CPU (`train.devices`): the first step of a graph comes sooner."""
+    """As in training on a CPU (`nvae_tf.training.devices`): the first step of a graph comes sooner."""
     before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     yield

@@ -90,9 +90,9 @@ def test_a_step_is_the_mean_of_those_of_the_parts(step_in_parts):
 def test_statistics_are_the_mean_of_those_of_the_parts_and_power_vectors_advance_once(step_in_parts):
     model, _, _, (_, updates, _) = step_in_parts
     variables = {variable.path: variable for variable in model.non_trainable_variables}
-    of_regulariser = [*model.spectral_regularizer.vectors, model.spectral_regularizer.warmed_up]
+    of_regularizer = [*model.spectral_regularizer.vectors, model.spectral_regularizer.warmed_up]
     statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
-    assert updates.keys() == {variable.path for variable in (*of_regulariser, *statistics)}
+    assert updates.keys() == {variable.path for variable in (*of_regularizer, *statistics)}
     for path, expected in updates.items():
         np.testing.assert_allclose(variables[path], expected, rtol=1e-3, atol=1e-4, err_msg=path)
 

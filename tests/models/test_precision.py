@@ -8,13 +8,13 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.checkpoints.run_folder import open_for_training
-from nvae_tf.checkpoints.training_state import TrainingState
 from nvae_tf.config import ExperimentConfig, ObjectiveConfig, TrainConfig
 from nvae_tf.layers import ForwardPass
-from nvae_tf.layers.normalisation import moments
+from nvae_tf.layers.normalization import moments
 from nvae_tf.models.noise import batch_noise
 from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.training.run_folder import open_for_training
+from nvae_tf.training.training_state import TrainingState
 from tests.models.test_variants import VARIANTS
 from tests.tiny_model import tiny_config
 
@@ -26,7 +26,7 @@ _NETWORK = (
     "Conv2D Conv2DBackpropFilter Conv2DBackpropInput DepthwiseConv2dNative DepthwiseConv2dNativeBackpropFilter "
     "DepthwiseConv2dNativeBackpropInput MatMul BiasAdd BiasAddGrad Elu EluGrad Relu SoftplusGrad"
 ).split()
-# Of distributions, weight normalisation, batch statistics, spectral norms, the norm of the gradients, the draws.
+# Of distributions, weight normalization, batch statistics, spectral norms, the norm of the gradients, the draws.
 _FLOAT32 = "Exp Expm1 Log Log1p Tanh TanhGrad Rsqrt Sqrt L2Loss BatchMatMulV2 StatelessRandomNormalV2 Max".split()
 
 

@@ -103,7 +103,7 @@ def test_a_loss_scaler_learns_from_overflow_and_nothing_else_changes(tiny):
 
 @pytest.mark.slow
 def test_scales_are_not_set_from_a_bad_first_batch(tiny):
-    """Self-normalising layers take their scales from the first batch that is sound."""
+    """Self-normalizing layers take their scales from the first batch that is sound."""
     (with_bad, step), (without, other_step) = (compiled(tiny, cell_set="res_elu") for _ in range(2))
     images = tiny.images_of(with_bad.config)
     before = state_of(with_bad)

@@ -1,4 +1,4 @@
-"""Training through Keras: fit, evaluate, learning, equal runs, and the first batch of self-normalising models."""
+"""Training through Keras: fit, evaluate, learning, equal runs, and the first batch of self-normalizing models."""
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ def stripes(count=32):
 
 @pytest.fixture(scope="module")
 def trained(tiny):
-    """A model after some steps of `fit` on labelled batches, and its history."""
+    """A model after some steps of `fit` on labeled batches, and its history."""
     objective = ObjectiveConfig(total_steps=STEPS)
     model = tiny.model(3, objective, num_latent_scales=1, num_groups_per_scale=2)
     model.compile(optimizer=NVAEAdamax(0.01))
@@ -117,7 +117,7 @@ def test_the_draws_depend_on_the_step(tiny):
     assert len(set(reconstructions)) == 2
 
 
-def test_self_normalising_layers_are_set_by_the_first_batch_only(tiny):
+def test_self_normalizing_layers_are_set_by_the_first_batch_only(tiny):
     model = tiny.model(cell_set="res_elu")
     layers = [layer for layer in model.convolutions if isinstance(layer, DataDependentConvolution)]
     assert len(layers) > 0
@@ -137,7 +137,7 @@ def test_self_normalising_layers_are_set_by_the_first_batch_only(tiny):
         np.testing.assert_array_equal(before, after)
 
 
-def test_self_normalising_layers_start_in_a_graph_too(tiny):
+def test_self_normalizing_layers_start_in_a_graph_too(tiny):
     eager, compiled = tiny.model(cell_set="res_elu"), tiny.model(cell_set="res_elu")
     images = tf.constant(stripes(8))
     for mine, theirs in zip(compiled.weights, eager.weights, strict=True):

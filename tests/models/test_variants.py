@@ -24,7 +24,7 @@ VARIANTS = {
         num_channels_encoder=2,
         num_channels_decoder=6,
     ),
-    "logistic mixture of grey images; narrow decoder": COLOUR
+    "logistic mixture of gray images; narrow decoder": COLOUR
     | dict(num_bits=8, image_channels=1, num_channels_encoder=6, num_channels_decoder=2),
     "normal; absolute posteriors": COLOUR
     | dict(num_bits=8, likelihood="normal", num_mixtures=1, residual_distributions=False),

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from nvae_tf.data.pictures_for_model import find_pictures, pictures_for_model
+from nvae_tf.generation.status import counted
 from nvae_tf.setting_checks import check
-from train.generation.status import counted
 from train.shared_flags import PictureFlags, numbers_of
 
 _BATCH_SIZE = 64
@@ -53,7 +53,7 @@ def chosen_pictures(chosen: PictureFlags, config, seed: int, at_most: int | None
     Args:
       chosen: the flags, checked.
       config: settings of the run.
-      seed: of the binarisation.
+      seed: of the binarization.
       at_most: of the data set, where no flag says how many; None for all.
 
     Raises:
@@ -69,8 +69,8 @@ def chosen_pictures(chosen: PictureFlags, config, seed: int, at_most: int | None
 def _of_data_set(chosen, config, seed, at_most) -> ChosenPictures:
     from nvae_tf.data.pipeline import evaluation_batches, iterate
     from nvae_tf.data.sources import load_split
-    from train.progress import StatusLine
-    from train.run_data import spec_to_read
+    from nvae_tf.progress import StatusLine
+    from nvae_tf.training.run_data import spec_to_read
 
     spec, split = spec_to_read(config, chosen.data_path.value), chosen.split.value
     source = load_split(spec, split, StatusLine().report())

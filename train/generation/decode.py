@@ -15,9 +15,9 @@ import pathlib
 
 from absl import flags
 
+from nvae_tf.generation.output_place import FOLDER
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import shared_flags
-from train.generation.output_place import FOLDER
 
 RUN = shared_flags.define_run(
     __name__, "PNG file to write, or folder (DIR/) for a file a picture.", "Of the groups that are drawn."
@@ -37,12 +37,15 @@ def main() -> None:
     if not pathlib.Path(INPUT.value).is_file():
         raise FileNotFoundError(f"--input={INPUT.value}: no such file; train.generate encode writes one")
     start_tensorflow_quietly()
-    from nvae_tf.generation import decode_images, generate_images, image_grid, load_latents, write_pictures, write_png
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.generation.image_sequence import write_pictures
+    from nvae_tf.generation.latents_file import load_latents
     from nvae_tf.generation.reconstruction import checked_kept_groups
+    from nvae_tf.generation.sampling import decode_images, generate_images
+    from nvae_tf.generation.status import images_done
     from nvae_tf.latent_plan import latent_plan
     from nvae_tf.models.temperatures import temperatures_of_groups
-    from train.generation.status import images_done
-    from train.progress import StatusLine
+    from nvae_tf.progress import StatusLine
 
     plan = latent_plan(RUN.config().model)
     kept_groups = checked_kept_groups(KEPT_GROUPS.value, plan)

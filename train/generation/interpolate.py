@@ -7,7 +7,7 @@
 The path goes through all pictures in turn and begins and ends at their reconstructions. --how says how the latents go:
 spherical (along an arc, which keeps their length), linear, or keep (they stay those of the first picture: what the
 other groups alone change); one word for all, or one for every scale (the smallest first) or every latent group (the
-top one first). A PNG has a row for the way from one picture to the next, both ends included; a GIF (256 colours) or
+top one first). A PNG has a row for the way from one picture to the next, both ends included; a GIF (256 colors) or
 WebP (without loss) shows one image after the other; in a folder (its name ends in a slash) every image is a PNG.
 
 Exit code: 0 done, 2 a mistake in the command.
@@ -16,17 +16,17 @@ Exit code: 0 done, 2 a mistake in the command.
 import numpy as np
 from absl import flags
 
+from nvae_tf.generation.grid_rows import rows_of_path
+from nvae_tf.generation.output_place import FOLDER
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.setting_checks import check
 from train import shared_flags
 from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pictures
-from train.generation.grid_rows import rows_of_path
-from train.generation.output_place import FOLDER
 
 RUN = shared_flags.define_run(
     __name__,
     "PNG, GIF or WebP file to write, or folder (DIR/) for a file an image.",
-    "Of the binarisation and the latents.",
+    "Of the binarization and the latents.",
 )
 PICTURES = shared_flags.define_pictures(__name__, count=None)
 STEPS = flags.DEFINE_integer("steps", 10, "Steps from one picture to the next.", lower_bound=1)
@@ -46,11 +46,10 @@ def main() -> None:
     )
     check_choice_of_pictures(PICTURES)
     start_tensorflow_quietly()
-    from nvae_tf.generation import interpolate_images
-    from nvae_tf.generation.interpolation import ways_of_groups
+    from nvae_tf.generation.interpolation import interpolate_images, ways_of_groups
+    from nvae_tf.generation.status import images_done
     from nvae_tf.latent_plan import latent_plan
-    from train.generation.status import images_done
-    from train.progress import StatusLine
+    from nvae_tf.progress import StatusLine
 
     config, seed = RUN.config(), RUN.seed.value
     how = HOW.value if len(HOW.value) > 1 else HOW.value[0]
@@ -65,7 +64,8 @@ def main() -> None:
 
 
 def _write(place, path: np.ndarray) -> None:
-    from nvae_tf.generation import image_grid, write_animation, write_pictures, write_png
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.generation.image_sequence import write_animation, write_pictures
 
     if place.kind == FOLDER:
         write_pictures(place.path, path, [f"image_{number:05d}" for number in range(len(path))])

@@ -5,7 +5,7 @@
 
 The picture is a PNG with a row for every sample: the sample, then the training images that are nearest to it, the
 nearest first. The distance is the mean squared difference of a pixel value in [0, 1] between the likelihood's mean and
-the image as the model sees it; binary data are binarised once, with --seed. With --json the images' numbers and their
+the image as the model sees it; binary data are binarized once, with --seed. With --json the images' numbers and their
 distances are written too.
 
 Exit code: 0 done, 2 a mistake in the command.
@@ -16,15 +16,15 @@ import json
 import numpy as np
 from absl import flags
 
+from nvae_tf.generation.output_place import output_place
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import command_line, shared_flags
-from train.generation.output_place import output_place
 
 _BATCH_SIZE = 256
 
-RUN = shared_flags.define_run(__name__, "PNG file to write.", "Of the latents and the binarisation.")
+RUN = shared_flags.define_run(__name__, "PNG file to write.", "Of the latents and the binarization.")
 COUNT = flags.DEFINE_integer("count", 8, "Number of samples.", lower_bound=1)
-NEIGHBOURS = flags.DEFINE_integer("neighbours", 8, "Number of nearest images of each sample.", lower_bound=1)
+NEIGHBOURS = flags.DEFINE_integer("neighbors", 8, "Number of nearest images of each sample.", lower_bound=1)
 TEMPERATURE = shared_flags.define_temperature(__name__)
 SPLIT = flags.DEFINE_enum("split", "train", ["test", "train"], "Part of the data set.")
 DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
@@ -38,19 +38,20 @@ def main() -> None:
     temperature = shared_flags.temperature_of(TEMPERATURE)
     start_tensorflow_quietly()
     from nvae_tf.data.sources import load_split
-    from nvae_tf.generation import generate_images, image_grid, write_png
+    from nvae_tf.files import atomic_write
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.generation.sampling import generate_images
     from nvae_tf.latent_plan import latent_plan
     from nvae_tf.models.temperatures import temperatures_of_groups
-    from nvae_tf.whole_files import write_whole
-    from train.progress import StatusLine
-    from train.run_data import spec_to_read
+    from nvae_tf.progress import StatusLine
+    from nvae_tf.training.run_data import spec_to_read
 
     config, status = RUN.config(), StatusLine()
     temperatures_of_groups(temperature, latent_plan(config.model))
     spec = spec_to_read(config, DATA_PATH.value)
     source = load_split(spec, SPLIT.value, status.report())
     if NEIGHBOURS.value > source.count:
-        raise ValueError(f"--neighbours={NEIGHBOURS.value}: the {SPLIT.value} part has only {source.count} images")
+        raise ValueError(f"--neighbors={NEIGHBOURS.value}: the {SPLIT.value} part has only {source.count} images")
     trained = RUN.load()
     samples = generate_images(trained.model, COUNT.value, temperature, RUN.seed.value)
     nearest = _nearest(samples, source, spec, status)
@@ -60,7 +61,7 @@ def main() -> None:
         about = {"step": trained.step, "seed": RUN.seed.value, "temperature": temperature, "split": SPLIT.value}
         figures = about | {"numbers": nearest.numbers.tolist(), "distances": nearest.distances.tolist()}
         figures_file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(figures_file, json.dumps(figures, indent=2) + "\n")
+        atomic_write(figures_file, json.dumps(figures, indent=2) + "\n")
     status.keep(
         f"{COUNT.value:,} samples from step {trained.step:,}, each before the nearest of {source.count:,} images of "
         f"the {SPLIT.value} part, in {place.path}; mean squared difference from the nearest "
@@ -70,7 +71,7 @@ def main() -> None:
 
 def _nearest(samples, source, spec, status):
     from nvae_tf.data.pipeline import evaluation_batches, iterate
-    from nvae_tf.generation import nearest_images
+    from nvae_tf.generation.nearest import nearest_images
 
     def batches():
         seen = 0

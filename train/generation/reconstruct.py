@@ -5,7 +5,7 @@
     python -m train.generate reconstruct --workdir=runs/faces --input=my_pictures --kept_groups=5 --output=out/
 
 The picture is a PNG of pairs of rows. The upper of a pair has the first images of the test part, or the pictures of
---input, as the model sees them (binary data are binarised); the lower the likelihood's mean for latents from the
+--input, as the model sees them (binary data are binarized); the lower the likelihood's mean for latents from the
 posterior. With --kept_groups only the latents of so many groups, from the top, are the picture's, and the rest come
 from the prior at --temperature. With a folder (its name ends in a slash) every reconstruction is a PNG of its own, in
 the model's size and with the name of its picture.
@@ -13,16 +13,16 @@ the model's size and with the name of its picture.
 Exit code: 0 done, 2 a mistake in the command.
 """
 
+from nvae_tf.generation.grid_rows import pairs_of_rows
+from nvae_tf.generation.output_place import FOLDER
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import shared_flags
 from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pictures
-from train.generation.grid_rows import pairs_of_rows
-from train.generation.output_place import FOLDER
 
 _COUNT = 40
 
 RUN = shared_flags.define_run(
-    __name__, "PNG file to write, or folder (DIR/) for a file a picture.", "Of the binarisation and the latents."
+    __name__, "PNG file to write, or folder (DIR/) for a file a picture.", "Of the binarization and the latents."
 )
 PICTURES = shared_flags.define_pictures(
     __name__, f"Number of images of the data set; {_COUNT}, or all if there are fewer."
@@ -41,13 +41,13 @@ def main() -> None:
     temperature = shared_flags.temperature_of(TEMPERATURE)
     check_choice_of_pictures(PICTURES)
     start_tensorflow_quietly()
-    from nvae_tf.generation import image_grid, reconstruct_images, write_pictures, write_png
-    from nvae_tf.generation.image_sequence import picture_names
-    from nvae_tf.generation.reconstruction import checked_kept_groups
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.generation.image_sequence import picture_names, write_pictures
+    from nvae_tf.generation.reconstruction import checked_kept_groups, reconstruct_images
+    from nvae_tf.generation.status import images_done
     from nvae_tf.latent_plan import latent_plan
     from nvae_tf.models.temperatures import temperatures_of_groups
-    from train.generation.status import images_done
-    from train.progress import StatusLine
+    from nvae_tf.progress import StatusLine
 
     config, seed = RUN.config(), RUN.seed.value
     plan = latent_plan(config.model)

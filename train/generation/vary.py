@@ -16,15 +16,15 @@ import pathlib
 import numpy as np
 from absl import flags
 
+from nvae_tf.generation.output_place import FOLDER
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import shared_flags
 from train.generation.chosen_pictures import check_choice_of_pictures, chosen_pictures
-from train.generation.output_place import FOLDER
 
 _COUNT = 8
 
 RUN = shared_flags.define_run(
-    __name__, "PNG file to write, or folder (DIR/) for a file a variant.", "Of the binarisation and the latents."
+    __name__, "PNG file to write, or folder (DIR/) for a file a variant.", "Of the binarization and the latents."
 )
 PICTURES = shared_flags.define_pictures(
     __name__, f"Number of images of the data set; {_COUNT}, or all if there are fewer."
@@ -43,13 +43,13 @@ def main() -> None:
     temperature = shared_flags.temperature_of(TEMPERATURE)
     check_choice_of_pictures(PICTURES)
     start_tensorflow_quietly()
-    from nvae_tf.generation import image_grid, vary_images, write_pictures, write_png
-    from nvae_tf.generation.image_sequence import picture_names
-    from nvae_tf.generation.reconstruction import checked_kept_groups
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.generation.image_sequence import picture_names, write_pictures
+    from nvae_tf.generation.reconstruction import checked_kept_groups, vary_images
+    from nvae_tf.generation.status import images_done
     from nvae_tf.latent_plan import latent_plan
     from nvae_tf.models.temperatures import temperatures_of_groups
-    from train.generation.status import images_done
-    from train.progress import StatusLine
+    from nvae_tf.progress import StatusLine
 
     config, seed, count = RUN.config(), RUN.seed.value, VARIANTS.value
     plan = latent_plan(config.model)

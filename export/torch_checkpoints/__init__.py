@@ -1,1 +1,0 @@
-"""Published PyTorch files into run folders, and back."""

@@ -1,0 +1,125 @@
+"""What a training step tells of itself: running means for `fit`, and the latest figures group by group."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class StepMetrics(NamedTuple):
+    """Means over the images of all replicas, in nats per image.
+
+    Attributes:
+      loss: what is differentiated, scalar.
+      reconstruction: -log p(x | z), scalar.
+      kl_per_group: unweighted KL `[groups]`, top group first.
+      spectral_norms: largest singular value of every convolution `[layers]`, in the order of
+        `SpectralRegularizer.layer_names`; without unit.
+      gradient_norm: of all gradients as one vector; on several replicas the root of the mean of its square over the
+        replicas, each for its own images. Not finite if one gradient is not.
+    """
+
+    loss: tf.Tensor
+    reconstruction: tf.Tensor
+    kl_per_group: tf.Tensor
+    spectral_norms: tf.Tensor
+    gradient_norm: tf.Tensor
+
+
+class _SharedVariables:
+    """Metrics whose values are the same on all replicas: to be read and saved anywhere, without asking the others."""
+
+    def add_variable(self, shape, initializer, dtype=None, aggregation=None, name=None):
+        """As `keras.metrics.Metric.add_variable`; what it says of aggregation is not followed."""
+        return super().add_variable(shape, initializer, dtype, "only_first_replica", name)
+
+
+class SharedMean(_SharedVariables, keras.metrics.Mean):
+    """A running mean of what all replicas agree on; NaN where there is nothing to take it of."""
+
+    def result(self):
+        """The mean since the last reset."""
+        return tf.where(self.count > 0.0, super().result(), float("nan"))
+
+
+class SharedSum(_SharedVariables, keras.metrics.Sum):
+    """A running sum of what all replicas agree on."""
+
+
+class RunningMetrics:
+    """Running means of the figures of accepted steps, and how many steps were refused since they were reset."""
+
+    def __init__(self):
+        self.loss, self.reconstruction, self.kl, self.gradient_norm = (
+            SharedMean(name=name) for name in ("loss", "reconstruction", "kl", "gradient_norm")
+        )
+        self.skipped_steps = SharedSum(name="skipped_steps")
+
+    @property
+    def of_training(self) -> list[keras.metrics.Metric]:
+        """All of them."""
+        return [self.loss, self.reconstruction, self.kl, self.gradient_norm, self.skipped_steps]
+
+    @property
+    def of_evaluation(self) -> list[keras.metrics.Metric]:
+        """Those that there are without a step."""
+        return [self.loss, self.reconstruction, self.kl]
+
+    def track_bound(self, loss: tf.Tensor, reconstruction: tf.Tensor, kl: tf.Tensor, batch_size) -> None:
+        """Takes in the means of a batch of so many images; scalars."""
+        for metric, value in zip(self.of_evaluation, (loss, reconstruction, kl), strict=True):
+            metric.update_state(value, sample_weight=tf.cast(batch_size, tf.float32))
+
+    def track(self, figures: StepMetrics, batch_size) -> None:
+        """Takes in an accepted step on so many images."""
+        self.track_bound(figures.loss, figures.reconstruction, tf.reduce_sum(figures.kl_per_group), batch_size)
+        self.gradient_norm.update_state(figures.gradient_norm)
+
+
+class RecentMetrics:
+    """KL of every group and spectral norm of every layer at the last steps, also at refused ones.
+
+    They are written where the step runs, and looked at only now and then: that would hold up an accelerator.
+    """
+
+    STEPS = 200
+
+    def __init__(self, num_groups: int, num_layers: int):
+        self._num_groups = num_groups
+        shared = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+        rows = tf.zeros([self.STEPS, 1 + num_groups + num_layers])
+        self._rows = tf.Variable(rows, name="recent_figures", **shared)
+        self._count = tf.Variable(0, dtype=tf.int64, name="recent_steps", **shared)
+
+    def keep(self, figures: StepMetrics, accepted: tf.Tensor) -> None:
+        """Keeps those of a step, in place of the oldest."""
+        row = tf.concat([[tf.cast(accepted, tf.float32)], figures.kl_per_group, figures.spectral_norms], axis=0)
+        place = tf.convert_to_tensor(self._count) % self.STEPS
+        self._rows.assign(tf.tensor_scatter_nd_update(self._rows, [[place]], [row]))
+        self._count.assign(self._count + 1)
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self._count.assign(0)
+
+    def read(self) -> "RecentSteps":
+        """All that is kept."""
+        count, rows = int(self._count.numpy()), self._rows.numpy()
+        in_order = [step % self.STEPS for step in range(max(count - self.STEPS, 0), count)]
+        accepted, kl, norms = np.split(rows[in_order], [1, 1 + self._num_groups], axis=1)
+        return RecentSteps(accepted[:, 0] > 0.0, kl, norms)
+
+
+class RecentSteps(NamedTuple):
+    """The figures of the last steps, oldest first.
+
+    Attributes:
+      accepted: whether each was taken, `[steps]`.
+      kl_per_group: in nats per image, `[steps, groups]`.
+      spectral_norms: `[steps, layers]`.
+    """
+
+    accepted: np.ndarray
+    kl_per_group: np.ndarray
+    spectral_norms: np.ndarray

@@ -1,0 +1,1 @@
+"""TFLite files: functions with noise as an input, conversion, quantization, comparison with the model."""

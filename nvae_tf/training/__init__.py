@@ -1,0 +1,1 @@
+"""Runs: loop, folder, checkpoints, devices, recovery."""

@@ -1,0 +1,133 @@
+"""The model of a run folder: from which of its checkpoints, and what is said where that is missing or damaged."""
+
+import os
+import pathlib
+import warnings
+from typing import NamedTuple
+
+from nvae_tf.checkpoint_choice import CHECKPOINTS
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.models import NVAE
+from nvae_tf.setting_checks import check_choice
+from nvae_tf.training.best_checkpoint import find_best, folder_of_best
+from nvae_tf.training.kept_checkpoints import step_of
+from nvae_tf.training.newest_checkpoint import newest_whole
+from nvae_tf.training.run_folder import RunFolder, read_run_config
+from nvae_tf.training.training_state import restore_weights
+
+_LATEST_INSTEAD = 'take the latest: checkpoint="latest", or the flag --checkpoint=latest'
+
+
+class FoundRun(NamedTuple):
+    """The settings of a run, and the prefix of one of its checkpoints, which is whole."""
+
+    config: ExperimentConfig
+    checkpoint: str
+
+
+class TrainedRun(NamedTuple):
+    """What a run has come to.
+
+    Attributes:
+      config: its settings.
+      checkpoint: the prefix of the checkpoint's files.
+      model: with the weights of the checkpoint; where the run keeps running means of them, with those.
+      has_running_means: whether they are running means.
+    """
+
+    config: ExperimentConfig
+    checkpoint: str
+    model: NVAE
+    has_running_means: bool
+
+    @property
+    def step(self) -> int:
+        """That of the checkpoint."""
+        return step_of(self.checkpoint)
+
+
+def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
+    """The model of a run folder, with the weights of one of its checkpoints, or with the running means of the weights
+    where the run keeps them (`optimizer.ema_momentum`).
+
+    Where the latest is damaged the newest whole one is taken, and a warning tells its step.
+
+    Example:
+      >>> model = nvae_tf.load("runs/digits")
+      >>> images = model.generate(64, temperature=0.7, seed=1)
+
+    Args:
+      path: the `--workdir` of train.main.
+      checkpoint: "latest", or "best" for the one with the best test score (`train.keep_best`).
+
+    Raises:
+      FileNotFoundError: there is no such folder, it is no run folder, or it has no such checkpoint yet.
+      ValueError: `config.json` is damaged or asks for an impossible model; or all checkpoints, or the best, are
+        damaged; or the checkpoint is of another architecture, then the first differences are named.
+    """
+    return load_run(path, checkpoint).model
+
+
+def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:
+    """The model as `load` gives it, with its settings and its step.
+
+    Raises:
+      FileNotFoundError, ValueError: see `load`.
+    """
+    config, prefix = find_run(path, checkpoint)
+    model = NVAE(config.model, config.objective, seed=config.train.seed)
+    return TrainedRun(config, prefix, model, restore_weights(model, prefix))
+
+
+def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> FoundRun:
+    """What `load_run` would load, without loading it.
+
+    Raises:
+      FileNotFoundError, ValueError: see `load`.
+    """
+    check_choice("checkpoint", checkpoint, CHECKPOINTS)
+    folder = RunFolder(pathlib.Path(path))
+    config = read_run_config(folder)
+    return FoundRun(config, _best(folder) if checkpoint == "best" else _newest(folder))
+
+
+def _newest(folder: RunFolder) -> str:
+    """The path of a run's latest checkpoint that is whole; a warning tells which were passed over."""
+    try:
+        found = newest_whole(folder.checkpoints)
+    except ValueError as error:
+        raise ValueError(f"{error}{_best_instead(folder)}") from error
+    if found.path is None:
+        raise FileNotFoundError(
+            f"{folder.path}: no checkpoint in {folder.checkpoints}; train.main writes one every "
+            "train.checkpoint_every_steps steps, at its end, and when it is interrupted" + _best_instead(folder)
+        )
+    if found.passed_over:
+        # Without a line of source text: one line on a terminal.
+        text = f"{folder.checkpoints}: {found.passed_over_line()}"
+        warnings.warn_explicit(text, UserWarning, filename="nvae_tf", lineno=0)
+    return found.path
+
+
+def _best_instead(folder: RunFolder) -> str:
+    best = find_best(folder_of_best(folder.checkpoints)).path
+    if best is None:
+        return ""
+    return f'. The best one, of step {step_of(best)}, is whole: checkpoint="best", or the flag --checkpoint=best'
+
+
+def _best(folder: RunFolder) -> str:
+    """The path of a run's checkpoint with the best score."""
+    place = folder_of_best(folder.checkpoints)
+    found = find_best(place)
+    if found.path is not None:
+        return found.path
+    if found.unusable:
+        raise ValueError(
+            f"{place}: the best checkpoint is damaged: {found.unusable_words()}. Restore its files from a copy, or "
+            f"{_LATEST_INSTEAD}"
+        )
+    raise FileNotFoundError(
+        f"{folder.path}: no best checkpoint in {place}; with train.keep_best train.main writes it when the test images "
+        f"have been scored, every train.evaluate_every_steps steps. Train on, or {_LATEST_INSTEAD}"
+    )

@@ -1,0 +1,93 @@
+"""A run that keeps running means of its weights and, for a part of its way, the best checkpoint; and what is made of
+both afterwards.
+"""
+
+import csv
+import json
+
+import pytest
+import tensorflow as tf
+
+import nvae_tf
+from nvae_tf.data.pipeline import evaluation_batches, iterate
+from nvae_tf.data.sources import load_split
+from nvae_tf.evaluation.likelihood_evaluator import LikelihoodEvaluator
+from nvae_tf.published.weight_names import named_weights, nested
+from nvae_tf.training.run_folder import RunFolder, read_run_config
+
+
+def steps_of(folder):
+    return sorted(int(file.stem.removeprefix("step-")) for file in folder.glob("step-*.index"))
+
+
+@pytest.fixture(scope="module")
+def run(commands, tmp_path_factory):
+    """A run of 60 steps that kept the best of the steps until 40 only, and the steps in `best` after each of its parts.
+
+    The second part goes on at a step that the first has evaluated, but not kept as the best.
+    """
+    workdir = tmp_path_factory.mktemp("runs") / "averaged"
+    kept = []
+    for steps, keep_best in ((20, False), (40, True), (60, False)):
+        changes = {"train__steps": steps, "train__keep_best": keep_best, "optimizer__ema_momentum": 0.9}
+        process = commands.run(commands.tiny_training(workdir, **changes))
+        assert process.returncode == 0, process.stderr
+        kept.append(steps_of(workdir / "checkpoints" / "best"))
+    return workdir, kept
+
+
+def score_of(workdir, step):
+    with (workdir / "metrics.csv").open(newline="") as file:
+        return next(float(row["test_nelbo_nats"]) for row in csv.DictReader(file) if int(row["step"]) == step)
+
+
+def nelbo(workdir, model):
+    """The score of a model with the draws of the evaluation during training."""
+    spec = read_run_config(RunFolder(workdir)).data
+    source = load_split(spec, "test")
+    evaluator = LikelihoodEvaluator(model, batch_size=100)
+    return evaluator.evaluate(iterate(evaluation_batches(source, spec, 100, 0), source), 0).nelbo_nats
+
+
+@pytest.mark.slow
+def test_the_best_is_kept_only_where_it_is_asked_for(run):
+    workdir, kept = run
+    assert score_of(workdir, 40) < score_of(workdir, 20)
+    assert kept == [[], [40], [40]] and steps_of(workdir / "checkpoints") == [40, 60]
+
+
+@pytest.mark.slow
+def test_training_evaluates_the_means(run):
+    workdir, _ = run
+    loaded = nvae_tf.load(workdir)
+    assert nelbo(workdir, loaded) == pytest.approx(score_of(workdir, 60), rel=1e-5)
+    weights = nested(named_weights(loaded))
+    tf.train.Checkpoint(model=weights).read(str(workdir / "checkpoints" / "step-60")).expect_partial()
+    assert abs(nelbo(workdir, loaded) - score_of(workdir, 60)) > 1e-3 * score_of(workdir, 60)
+
+
+@pytest.mark.slow
+def test_the_commands_take_the_checkpoint_that_is_asked_for(commands, run, tmp_path):
+    workdir, _ = run
+    flags = [f"--workdir={workdir}", "--checkpoint=best"]
+    process = commands.run(["-m", "train.evaluate", *flags, "--metrics=elbo"])
+    assert process.returncode == 0 and "best checkpoint, step 40, " in process.stdout, process.stderr
+    figures = json.loads((workdir / "evaluation.json").read_text())
+    assert (figures["checkpoint"], figures["step"]) == ("best", 40)
+    assert figures["weights"] == "running means of the weights"
+    assert figures["nelbo_nats"] == pytest.approx(score_of(workdir, 40), rel=1e-5)
+    for mode in ("sample", "reconstruct"):
+        output = tmp_path / f"{mode}.png"
+        process = commands.run(["-m", "train.generate", mode, *flags, f"--output={output}", "--count=2"])
+        assert process.returncode == 0 and f"from step 40, in {output}" in process.stdout, process.stderr
+        assert output.exists()
+
+
+@pytest.mark.slow
+def test_a_run_without_a_best_one_is_told_in_one_line(commands, run, tmp_path):
+    workdir = tmp_path / "copy"
+    (workdir / "checkpoints").mkdir(parents=True)
+    (workdir / "config.json").write_text((run[0] / "config.json").read_text())
+    process = commands.run(["-m", "train.evaluate", f"--workdir={workdir}", "--checkpoint=best"])
+    assert process.returncode == 2 and len(process.stderr.splitlines()) == 1
+    assert "no best checkpoint in" in process.stderr and "--checkpoint=latest" in process.stderr

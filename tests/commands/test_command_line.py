@@ -1,0 +1,83 @@
+"""Flags of configs, manual pages and errors of one line, without starting TensorFlow."""
+
+import subprocess
+import sys
+
+import pytest
+
+from nvae_tf.errors import exit_on_user_error
+from train import command_line
+
+
+def test_every_setting_is_known_but_the_derived_one():
+    valid = command_line.valid_settings()
+    assert {"train.batch_size", "model.num_flows", "data.path"} <= set(valid)
+    assert "objective.total_steps" not in valid
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config=configs/digits.py", "--config.train.batch_size=3"],
+        ["--config", "configs/digits.py", "--config.train.batch_size", "3"],
+        ["-config=configs/digits.py:some-argument", "--noconfig.model.squeeze_excite", "--workdir=x"],
+    ],
+)
+def test_right_flags_pass(arguments):
+    command_line.check_config_flags(arguments)
+
+
+@pytest.mark.parametrize(
+    ("argument", "nearest"),
+    [
+        ("--config.train.batch_sise=3", "--config.train.batch_size"),
+        ("--config.trian.batch_size=3", "--config.train.batch_size"),
+        ("--config.num_flows=3", "--config.model.num_flows"),
+        ("--config=config/digits.py", "configs/digits.py"),
+        ("--config=configs/cifar.py", "configs/cifar10.py"),
+    ],
+)
+def test_a_wrong_name_is_told_with_the_nearest(argument, nearest):
+    with pytest.raises(ValueError, match=f"did you mean {nearest}"):
+        command_line.check_config_flags([argument])
+
+
+def test_an_existing_output_is_refused(tmp_path):
+    file = tmp_path / "x.png"
+    command_line.check_output(file, overwrite=False)
+    file.touch()
+    command_line.check_output(file, overwrite=True)
+    with pytest.raises(ValueError, match="--overwrite to replace it"):
+        command_line.check_output(file, overwrite=False)
+    with pytest.raises(ValueError, match="a folder"):
+        command_line.check_output(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, ConnectionError, PermissionError])
+def test_a_users_mistake_is_one_line(error, capsys, monkeypatch):
+    monkeypatch.delenv("NVAE_TF_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as exit_, exit_on_user_error():
+        raise error("no such thing")
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: no such thing\n"
+
+
+def test_the_traceback_is_there_for_those_who_ask(capsys, monkeypatch):
+    monkeypatch.setenv("NVAE_TF_TRACEBACK", "1")
+    with pytest.raises(SystemExit), exit_on_user_error():
+        raise ValueError("no such thing")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_other_errors_are_bugs_and_keep_their_traceback():
+    with pytest.raises(TypeError), exit_on_user_error():
+        raise TypeError("a bug")
+
+
+@pytest.mark.parametrize(
+    "name", ["main", "evaluate", "generate", "generation.reconstruct", "generation.nearest", "demo"]
+)
+def test_a_command_starts_without_tensorflow(name):
+    program = f"import sys, train.{name}; print('tensorflow' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output == "False\n"

@@ -1,0 +1,192 @@
+"""The modes of `train.generate` as a user types them, on a finished run; and what is refused, and how soon."""
+
+import concurrent.futures
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import nvae_tf
+from configs import digits
+from nvae_tf.data.sources import load_split
+from nvae_tf.generation.image_grid import image_grid
+from nvae_tf.generation.latents_file import load_latents
+from nvae_tf.generation.reconstruction import reconstruct_images
+from train import generate
+
+PITCH, SIDE = 70, 64
+# The test part's numbers of the pictures that are given from outside.
+OUTSIDE = (3, 17)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+@pytest.fixture(scope="module")
+def config():
+    return nvae_tf.experiment_config(digits.get_config())
+
+
+@pytest.fixture(scope="module")
+def outside(config, tmp_path_factory):
+    """Two test digits as pictures of one's own."""
+    folder = tmp_path_factory.mktemp("outside")
+    images = load_split(config.data, "test").images
+    for number in OUTSIDE:
+        Image.fromarray(images[number, ..., 0]).save(folder / f"digit {number}.bmp")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(commands, finished_run, outside, tmp_path_factory):
+    """The folder of what all modes have written, and what they said."""
+    folder, run = tmp_path_factory.mktemp("made"), f"--workdir={finished_run[0]}"
+    indices, pictures = f"--indices={','.join(map(str, OUTSIDE))}", f"--input={outside}"
+    kept = ["--kept_groups=1", "--temperature=0.8"]
+    both = {
+        "samples.png": ["--temperature=0.8,0.9", "--seed=3", "--columns=4", "--count=8", "--overwrite"],
+        "reconstructions.png": ["reconstruct", "--count=7", "--columns=5"],
+        "by name/": ["reconstruct", pictures],
+        "path.gif": ["interpolate", pictures, "--steps=4", "--how=keep,linear", "--milliseconds=200"],
+        "variants.png": ["vary", indices, "--variants=3", *kept],
+        "latents.npz": ["encode", pictures],
+        "nearest.png": ["nearest", "--count=2", "--neighbors=3", f"--json={folder / 'nearest.json'}"],
+    }
+    after = {"decoded/": ["decode", f"--input={folder / 'latents.npz'}"]}
+    said = {}
+    (folder / "samples.png").write_bytes(b"to be replaced")
+
+    def run_mode(item):
+        name, arguments = item
+        process = commands.run(["-m", "train.generate", *arguments, run, f"--output={folder}/{name}"])
+        assert process.returncode == 0, process.stderr
+        said[name] = process.stdout
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        list(threads.map(run_mode, both.items()))
+    run_mode(*after.items())
+    return folder, said
+
+
+@pytest.fixture(scope="module")
+def model(finished_run):
+    return nvae_tf.load(finished_run[0])
+
+
+@pytest.fixture(scope="module")
+def originals(outside):
+    images = [pixels(outside / f"digit {number}.bmp")[..., np.newaxis] / 255 for number in OUTSIDE]
+    return np.stack(images).astype(np.float32)
+
+
+def assert_shown(picture, images, columns):
+    """A different thread count of another process may round another way."""
+    grid = image_grid(images, columns, enlarge=None)[..., 0]
+    assert picture.shape == grid.shape and np.abs(picture.astype(int) - grid).max() <= 1
+
+
+@pytest.mark.slow
+def test_samples_are_those_of_the_model(made, model):
+    assert_shown(pixels(made[0] / "samples.png"), model.generate(8, [0.8, 0.9], seed=3).numpy(), 4)
+    assert "8 images at temperatures 0.8, 0.9, from step 60" in made[1]["samples.png"]
+
+
+@pytest.mark.slow
+def test_reconstructions_stand_below_originals(made):
+    picture = pixels(made[0] / "reconstructions.png")
+    assert picture.shape == (4 * PITCH - 6, 5 * PITCH - 6)
+    assert set(np.unique(picture[:SIDE])) <= {0, 128, 255}
+    assert len(np.unique(picture[PITCH : PITCH + SIDE, :SIDE])) > 2
+    # The places that no image fills are gray.
+    assert (picture[2 * PITCH : 2 * PITCH + SIDE, 2 * PITCH :] == 128).all()
+
+
+@pytest.mark.slow
+def test_pictures_from_outside_give_files_of_the_same_names(made, model, originals):
+    # In the order of the names.
+    names, expected = ["digit 17.png", "digit 3.png"], reconstruct_images(model, originals[::-1], seed=1)
+    for folder in ("by name", "decoded"):
+        assert sorted(path.name for path in (made[0] / folder).iterdir()) == names
+        for name, image in zip(names, expected, strict=True):
+            found = pixels(made[0] / folder / name)
+            assert found.shape == (16, 16) and np.abs(found - 255 * image[..., 0]).max() <= 1
+
+
+@pytest.mark.slow
+def test_latents_in_the_file_are_those_of_the_pictures(made, model, originals):
+    found = load_latents(made[0] / "latents.npz", model)
+    assert found.names == ["digit 17.bmp", "digit 3.bmp"]
+    for z, expected in zip(found.latents, model.encode(originals[::-1], seed=1), strict=True):
+        np.testing.assert_allclose(z, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_animation_begins_at_a_reconstruction(made, model, originals):
+    with Image.open(made[0] / "path.gif") as animation:
+        # Pillow shows a frame that is like the one before as one, for longer.
+        assert animation.info["duration"] % 200 == 0 and 1 < animation.n_frames <= 5
+        first = np.asarray(animation.convert("L"))
+    assert_shown(first, reconstruct_images(model, originals[::-1], seed=1)[:1], 1)
+
+
+@pytest.mark.slow
+def test_variants_stand_beside_their_picture(made, originals):
+    picture = pixels(made[0] / "variants.png")
+    assert picture.shape == (2 * PITCH - 6, 4 * PITCH - 6)
+    for row, original in enumerate(originals):
+        assert_shown(picture[row * PITCH : row * PITCH + SIDE, :SIDE], original[None], 1)
+    variants = [picture[:SIDE, column * PITCH : column * PITCH + SIDE] for column in (1, 2, 3)]
+    assert len({variant.tobytes() for variant in variants}) == 3
+    assert "the top 1 of 2 groups kept" in made[1]["variants.png"]
+
+
+@pytest.mark.slow
+def test_nearest_images_stand_beside_their_sample_and_in_the_figures(made):
+    picture = pixels(made[0] / "nearest.png")
+    assert picture.shape == (2 * PITCH - 6, 4 * PITCH - 6)
+    figures = json.loads((made[0] / "nearest.json").read_text())
+    assert (figures["split"], figures["step"], figures["temperature"], figures["seed"]) == ("train", 60, 1.0, 1)
+    assert np.shape(figures["numbers"]) == np.shape(figures["distances"]) == (2, 3)
+    # Every pixel of a digit is four wide.
+    sample, nearest = picture[:SIDE:4, :SIDE:4] / 255, picture[:SIDE:4, PITCH : PITCH + SIDE : 4] / 255
+    assert np.mean((sample - nearest) ** 2) == pytest.approx(figures["distances"][0][0], abs=0.005)
+    assert figures["distances"][0] == sorted(figures["distances"][0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["recnostruct"],
+            "not one of the modes (sample, reconstruct, interpolate, vary, encode, decode, nearest); did",
+        ),
+        (["interpolate", "--output=x.png"], "between which pictures?"),
+        (["encode", "--output=x.png"], "--output=x.png: give a name that ends in .npz"),
+        (["decode", "--output=x.png", "--input=nowhere.npz"], "--input=nowhere.npz: no such file"),
+        (["reconstruct", "--output=x.png", "--input=nowhere"], "nowhere: there is no such file or folder of pictures"),
+        (["sample", "--output=x.png", "--workdir=nowhere"], "--workdir=nowhere: no such folder"),
+        (["sample", "--output=x.png", "--workdir=tests"], "--workdir=tests: not a run folder, it has no config.json"),
+    ],
+)
+def test_what_the_flags_tell_is_one_line(commands, tmp_path, arguments, message):
+    (tmp_path / "config.json").touch()
+    mode, *others = arguments
+    refusal(commands.run(["-m", "train.generate", mode, f"--workdir={tmp_path}", *others]), message)
+
+
+def refusal(process, message):
+    assert process.returncode == 2
+    assert len(process.stderr.strip().splitlines()) == 1, process.stderr
+    assert process.stderr.startswith("error: ") and message in process.stderr
+
+
+@pytest.mark.parametrize("mode", generate.MODES)
+def test_every_mode_has_a_manual_page(commands, mode):
+    process = commands.run(["-m", "train.generate", mode, "--help"])
+    assert process.returncode == 0
+    assert f"python -m train.generate {mode} --workdir=" in process.stdout and "Exit code: 0" in process.stdout
+    for flag in ("--workdir", "--checkpoint", "--output", "--overwrite", "--seed"):
+        assert f"\n  {flag}\n" in process.stdout
+    assert mode in generate.overview()

@@ -1,0 +1,216 @@
+"""Images of every kind of source through to a training step and back to pictures; and the commands on a folder."""
+
+import gzip
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from configs import own_images as preset
+from nvae_tf.data.completion import complete_config
+from nvae_tf.data.ordering import shuffled_index_batches
+from nvae_tf.data.pipeline import iterate, training_batches
+from nvae_tf.training.run import load_images, new_run, run_length, with_length
+from tests.data.picture_factory import damaged_in_the_middle, encoded, idx, png, random_pixels, write_files
+from tests.tiny_model import TINY
+
+COUNT, HEIGHT, WIDTH = 10, 7, 10
+BATCH_SIZE = 4
+ARCHITECTURE = {f"model.{name}": value for name, value in TINY.items() if not name.startswith("image_")}
+for followed in ("model.num_bits", "model.likelihood"):
+    del ARCHITECTURE[followed]
+
+
+def pixels(channels, dtype=np.uint8):
+    return random_pixels(COUNT, HEIGHT, WIDTH, channels, dtype=dtype)
+
+
+def pictures(channels, dtype=np.uint8, encode=png):
+    """A maker of a folder of pictures."""
+
+    def make(place):
+        write_files(place, {f"{n}.png": encode(image) for n, image in enumerate(pixels(channels, dtype))})
+        return {"path": place}
+
+    return make
+
+
+def by_pillow(kind):
+    return lambda image: encoded(image, kind)
+
+
+def arrays(channels, dtype=np.uint8, ending="npy"):
+    def make(place):
+        path = place / f"images.{ending}"
+        np.save(path, pixels(channels, dtype)) if ending == "npy" else np.savez(path, pixels(channels, dtype))
+        return {"path": path}
+
+    return make
+
+
+def idx_files(place):
+    content = gzip.compress(idx(pixels(1)[..., 0]))
+    names = ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")
+    return {"path": write_files(place, {name: content for name in names})}
+
+
+def mat_file(place):
+    columns = np.random.default_rng(0).uniform(size=(784, COUNT))
+    scipy.io.savemat(place / "chardata.mat", {"data": columns, "testdata": columns})
+    return {"path": place, "source": "mat", "num_bits": 1, "binarise": True}
+
+
+def bundled_photos(place):
+    del place
+    return {"source": "bundled", "source_name": "photos", "height": HEIGHT, "width": WIDTH}
+
+
+def cropped(place):
+    sizes = [(9, 30), (30, 9), (14, 20)] * 3
+    write_files(place, {f"{n}.png": png(random_pixels(*size, 3)) for n, size in enumerate(sizes)})
+    return {"path": place, "resize": "crop", "height": HEIGHT, "width": WIDTH}
+
+
+# What makes the images and the settings for them, and the images' channels.
+SOURCES = {
+    "gray PNG": (pictures(1), 1),
+    "gray PNG of 16 bits": (pictures(1, np.uint16), 1),
+    "gray and alpha PNG": (pictures(2), 2),
+    "RGB PNG": (pictures(3), 3),
+    "RGB PNG of 16 bits": (pictures(3, np.uint16), 3),
+    "RGBA PNG": (pictures(4), 4),
+    "WebP": (pictures(3, encode=by_pillow("WEBP")), 3),
+    "WebP with alpha": (pictures(4, encode=by_pillow("WEBP")), 4),
+    "JPEG": (pictures(3, encode=by_pillow("JPEG")), 3),
+    "gray JPEG": (pictures(1, encode=by_pillow("JPEG")), 1),
+    "pictures of several sizes": (cropped, 3),
+    "npy": (arrays(3), 3),
+    "npy of 16 bits": (arrays(2, np.uint16), 2),
+    "npz": (arrays(1, ending="npz"), 1),
+    "IDX": (idx_files, 1),
+    "mat": (mat_file, 1),
+    "bundled photos": (bundled_photos, 3),
+}
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """The models so far by their settings: images of the same size and channels share one."""
+    return {}
+
+
+def configured(settings):
+    config = preset.get_config()
+    config.update_from_flattened_dict(ARCHITECTURE)
+    config.train.batch_size, config.train.steps = BATCH_SIZE, 10
+    # The first step then has a learning rate.
+    config.optimizer.warmup_epochs = 0.0
+    for name, value in settings.items():
+        config.data[name] = str(value) if name == "path" else value
+    return complete_config(config)
+
+
+def run_of(runs, config, images):
+    if config.model not in runs:
+        length = run_length(config, images.train.count)
+        runs[config.model] = new_run(with_length(config, length), length, images)
+    return runs[config.model]
+
+
+def values_of(model):
+    return [weight.value.numpy() for weight in model.trainable_variables]
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_training_step_and_back_to_pictures(kind, runs, tmp_path):
+    make, channels = SOURCES[kind]
+    config = configured(make(tmp_path))
+    images = load_images(config)
+    size = (28, 28) if kind == "mat" else (HEIGHT, WIDTH)
+    assert images.spec.image_shape == (*size, channels) and images.test.count >= 1
+    model = run_of(runs, config, images).model
+    batch = next(iterate(training_batches(images.train, images.spec, BATCH_SIZE, seed=0), images.train))
+    assert batch.shape == (BATCH_SIZE, *size, channels)
+    assert 0.0 <= np.min(batch) < np.max(batch) <= 1.0
+    before = values_of(model)
+    losses = model.train_step(batch)
+    assert all(np.isfinite(value) for value in losses.values())
+    changed = [(value != now).any() for value, now in zip(before, values_of(model), strict=True)]
+    assert np.mean(changed) > 0.9
+    generated = np.asarray(model.generate(3, temperature=0.7, seed=1))
+    assert generated.shape == (3, *size, channels) and np.isfinite(generated).all()
+    assert 0.0 <= generated.min() <= generated.max() <= 1.0
+    assert generated.std() > 0.0
+
+
+def test_sizes_that_cannot_be_halved_are_padded_for_the_network_alone(tmp_path):
+    model = configured(pictures(3)(tmp_path)).model
+    assert (model.image_height, model.image_width) == (7, 10)
+    assert (model.network_height, model.network_width) == (8, 10)
+
+
+def command(name, folder, **settings):
+    flags = {**ARCHITECTURE, "train.batch_size": BATCH_SIZE, "data.path": folder, **settings}
+    return ["-m", name, "--config=configs/own_images.py", *(f"--config.{key}={value}" for key, value in flags.items())]
+
+
+def assert_one_line(process, start):
+    assert process.returncode == 2
+    assert len(process.stderr.strip().splitlines()) == 1, process.stderr
+    assert process.stderr.startswith(f"error: {start}")
+
+
+def test_inspect_data_prints_counts_and_writes_a_picture(commands, tmp_path):
+    pictures(3)(tmp_path / "images")
+    output = tmp_path / "look.png"
+    flags = [f"--output={output}", "--seconds=0.1", "--count=9"]
+    process = commands.run([*command("train.inspect_data", tmp_path / "images"), *flags])
+    assert process.returncode == 0, process.stderr
+    for text in (
+        f"own_images, from folder {tmp_path / 'images'}",
+        "7 x 10 (height x width), 3 channels, 8 bits",
+        "zeros around them to 8 x 10",
+        "train        9 images",
+        "test         1 images",
+        "An epoch is 2 steps of 4 images",
+    ):
+        assert text in process.stdout
+    # Ten columns and two rows, enlarged until the shorter side is 70 pixels, with gaps of 6.
+    with Image.open(output) as picture:
+        assert picture.size == (10 * 100 + 9 * 6, 2 * 70 + 6)
+
+
+@pytest.mark.slow
+def test_inspect_data_names_a_bad_picture_in_one_line(commands, tmp_path):
+    pictures(3)(tmp_path / "train")
+    pictures(3)(tmp_path / "test")
+    bad = tmp_path / "train" / "4.png"
+    bad.write_bytes(b"Dear diary")
+    output = tmp_path / "look.png"
+    process = commands.run([*command("train.inspect_data", tmp_path), f"--output={output}"])
+    assert_one_line(process, f"{bad}: not a picture, whatever its name says")
+    assert "--config.data.on_bad_file=skip" in process.stderr and not output.exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(commands, tmp_path):
+    count, met_at_step = 32, 5
+    folder, workdir = tmp_path / "images", tmp_path / "run"
+    for part in ("train", "test"):
+        write_files(folder / part, {f"{n:02d}.png": png(random_pixels(6, 6, 1, seed=n)) for n in range(count)})
+    batches = shuffled_index_batches(count, BATCH_SIZE, seed=0, start_step=0)
+    _, numbers = next(iter(batches.skip(met_at_step)))
+    bad = folder / "train" / f"{int(numbers[0]):02d}.png"
+    bad.write_bytes(damaged_in_the_middle(bad.read_bytes()))
+    settings = {"train.steps": 12, "train.seed": 0, "data.num_bits": 1}
+    process = commands.run([*command("train.main", folder, **settings), f"--workdir={workdir}"])
+    assert_one_line(process, f"{bad}: a damaged or cut-off PNG file")
+    assert "32 training and 32 test images" in process.stdout
+    assert (workdir / "checkpoints" / f"step-{met_at_step}.index").is_file()
+    settings["data.on_bad_file"] = "skip"
+    process = commands.run([*command("train.main", folder, **settings), f"--workdir={workdir}"])
+    assert process.returncode == 0, process.stderr
+    assert f"Skipped 1 of 32 pictures of the train part of {folder}:\n    {bad}: a damaged" in process.stdout
+    assert f", from step {met_at_step} on" in process.stdout and "has all its 12 steps" in process.stdout
+    assert (workdir / "checkpoints" / "step-12.index").is_file()

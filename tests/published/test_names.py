@@ -1,0 +1,196 @@
+"""Published names against the recorded files, against the written rules, and each weight with a name of its own."""
+
+import collections
+import math
+
+import pytest
+
+from nvae_tf.latent_plan import CELL_SETS
+from nvae_tf.published.names import published_tensors
+from nvae_tf.published.settings import model_config_from_published
+from nvae_tf.published.torch_file import read_torch_checkpoint
+
+PLAIN = dict(squeeze_excite=False, num_flows=0)
+ONE_SCALE = dict(num_latent_scales=1, **PLAIN)
+
+
+def shape_of(tensor):
+    shape = tuple(tensor.variable.shape)
+    return shape if tensor.index is None else shape[1:]
+
+
+@pytest.mark.parametrize("name", ["mnist_tiny", "cifar10_tiny", "celeba64_tiny", "normal_decoder_tiny"])
+def test_the_names_of_the_recorded_files(name, published):
+    settings, state = published.recorded(name)
+    model = published.without_arrays(model_config_from_published(settings))
+    names = [tensor.names[-1] for tensor in published_tensors(model)]
+    ignored = {key for key in state if key.endswith((".weight_normalized", ".num_batches_tracked"))}
+    assert sorted(names) == sorted(set(state) - ignored)
+    for tensor in published_tensors(model):
+        assert math.prod(shape_of(tensor)) == state[tensor.names[-1]].size
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["mnist_tiny", "cifar10_tiny", "celeba64_tiny", "normal_decoder_tiny"])
+def test_the_order_of_the_recorded_files(name, published):
+    """With all entries that carry nothing: optimizers count parameters by it."""
+    settings, _ = published.recorded(name)
+    model = published.without_arrays(model_config_from_published(settings))
+    names = [(tensor.names[0], tensor.companion) for tensor in published_tensors(model)]
+    entries = [entry for pair in names for entry in pair if entry is not None]
+    assert entries == list(read_torch_checkpoint(published.path(f"{name}.pt")).state)
+
+
+# One scale has every kind of cell that changes the names: normal, down and up.
+VARIANTS = [dict(cell_set=name, **ONE_SCALE) for name in CELL_SETS] + [
+    dict(num_latent_scales=1, num_groups_per_scale=1, num_flows=2),
+    dict(num_latent_scales=3, num_groups_per_scale=4, adaptive_groups=True, num_cells_per_group_decoder=2, **PLAIN),
+    dict(num_preprocess_blocks=0, num_postprocess_blocks=0),
+    dict(
+        num_preprocess_blocks=2,
+        num_postprocess_blocks=2,
+        num_preprocess_cells=1,
+        num_postprocess_cells=1,
+        **ONE_SCALE,
+    ),
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: ", ".join(map(str, changes.values())))
+def test_every_weight_has_one_name(changes, published):
+    model = published.without_arrays(published.config(**changes))
+    tensors = list(published_tensors(model))
+    names = [name for tensor in tensors for name in tensor.names]
+    assert [name for name, count in collections.Counter(names).items() if count > 1] == []
+    # Every place of every variable of the network is filled once; what is not published is known by name.
+    places = collections.Counter((id(tensor.variable), tensor.index) for tensor in tensors)
+    assert set(places.values()) == {1}
+    published_variables = {id(tensor.variable) for tensor in tensors}
+    others = {variable.name for variable in model.weights if id(variable) not in published_variables}
+    assert {name.split("_")[0] for name in others} <= {"vectors", "warmed", "data", "total", "count"}
+    for variable in model.weights:
+        if id(variable) in published_variables and (id(variable), None) not in places:
+            filled = [index for place, index in places if place == id(variable)]
+            assert sorted(filled) == list(range(variable.shape[0]))
+
+
+def names_below(published, prefix, **changes):
+    """Names under a prefix, with all their forms, without what stands inside a layer."""
+    model = published.without_arrays(published.config(**changes))
+    found = set()
+    for tensor in published_tensors(model):
+        for name in tensor.names:
+            if name.startswith(prefix + "."):
+                found.add(name[len(prefix) + 1 :].rpartition(".")[0])
+    return found
+
+
+BRANCHES = {
+    "res_bnswish": {"_ops.0.bn_act", "_ops.0.conv_0", "_ops.1.bn_act", "_ops.1.conv_0"},
+    "res55_mbconv": {"_ops.0.bn_act", "_ops.0.conv_0", "_ops.1.bn_act", "_ops.1.conv_0"},
+    "res_bnelu": {
+        *("_ops.0.bn", "_ops.0.bn.bn", "_ops.0.conv_0"),
+        *("_ops.1.bn", "_ops.1.bn.bn", "_ops.1.conv_0"),
+    },
+    "res_elu": {"_ops.0.conv_0", "_ops.1.conv_0"},
+}
+INVERTED = {
+    *("_ops.0.conv.0", "_ops.0.conv.0.bn"),
+    *("_ops.0.conv.1.conv.0", "_ops.0.conv.1.conv.1"),
+    *("_ops.0.conv.2.conv.0", "_ops.0.conv.2.conv.1"),
+    *("_ops.0.conv.3", "_ops.0.conv.4", "_ops.0.conv.4.bn"),
+}
+GATE = {"se.se.0", "se.se.2"}
+
+
+@pytest.mark.parametrize("cell_set", BRANCHES)
+def test_a_normal_and_a_down_cell(cell_set, published):
+    settings = dict(cell_set=cell_set, **ONE_SCALE)
+    assert names_below(published, "pre_process.0", **settings) == BRANCHES[cell_set]
+    down = {f"skip.conv_{number}" for number in (1, 2, 3, 4)}
+    assert names_below(published, "pre_process.1", **settings) == BRANCHES[cell_set] | down
+
+
+@pytest.mark.parametrize("cell_set", ["mbconv_sep", "mbconv_sep11", "mbconv_den", "mbconv_res"])
+def test_an_inverted_residual(cell_set, published):
+    assert names_below(published, "enc_tower.0", cell_set=cell_set, **ONE_SCALE) == INVERTED
+
+
+def test_a_gate(published):
+    assert names_below(published, "pre_process.0") == BRANCHES["res_bnswish"] | GATE
+
+
+def test_an_up_cell_counts_its_upsampling(published):
+    shifted = {
+        *("_ops.0.conv.1", "_ops.0.conv.1.bn"),
+        *("_ops.0.conv.2.conv.0", "_ops.0.conv.2.conv.1"),
+        *("_ops.0.conv.3.conv.0", "_ops.0.conv.3.conv.1"),
+        *("_ops.0.conv.4", "_ops.0.conv.5", "_ops.0.conv.5.bn"),
+    }
+    assert names_below(published, "post_process.0") == shifted | GATE | {"skip.1"}
+    assert names_below(published, "post_process.1") == INVERTED | GATE
+
+
+def test_what_stands_inside_a_layer(published):
+    model = published.without_arrays(published.config())
+    names = {tensor.names[-1] for tensor in published_tensors(model)}
+    norm = {"weight", "bias", "running_mean", "running_var"}
+    assert {name.rpartition(".")[2] for name in names if ".bn_act." in name} == norm
+    assert {name for name in names if name.startswith("stem.")} == {
+        "stem.weight",
+        "stem.bias",
+        "stem.log_weight_norm",
+    }
+    assert "post_process.0.skip.1.bias" not in names
+    assert "post_process.0.skip.1.log_weight_norm" in names
+    # Plain convolutions have a weight alone.
+    assert {name for name in names if name.startswith("post_process.0._ops.0.conv.4.")} == {
+        "post_process.0._ops.0.conv.4.weight"
+    }
+    assert {name for name in names if name.startswith("nf_cells.0.cell2.")} == {
+        "nf_cells.0.cell2.conv.convz.0.weight",
+        "nf_cells.0.cell2.conv.convz.0.log_weight_norm",
+        "nf_cells.0.cell2.conv.convz.2.weight",
+        "nf_cells.0.cell2.conv.convz.2.log_weight_norm",
+        "nf_cells.0.cell2.mu.conv_0.weight",
+        "nf_cells.0.cell2.mu.conv_0.bias",
+        "nf_cells.0.cell2.mu.conv_0.log_weight_norm",
+    }
+
+
+def test_the_towers_are_counted_through(published):
+    """Two scales of two groups, one cell a group: cells, combiners and changes of scale in one running count."""
+    model = published.without_arrays(published.config(num_cells_per_group_encoder=2, num_flows=2, squeeze_excite=False))
+    names = {tensor.names[-1] for tensor in published_tensors(model)}
+
+    def kinds(tower):
+        found = {}
+        for name in names:
+            if name.startswith(tower):
+                number, rest = name[len(tower) + 1 :].split(".", 1)
+                kind = "combiner" if rest.startswith("conv.") else "skip" if rest.startswith("skip.") else "cell"
+                found.setdefault(int(number), set()).add(kind)
+        return ["+".join(sorted(found[number])) for number in sorted(found)]
+
+    assert kinds("enc_tower") == [
+        *("cell", "cell", "combiner", "cell", "cell", "combiner", "cell+skip"),
+        *("cell", "cell", "combiner", "cell", "cell"),  # the top-most group has no combiner
+    ]
+    assert kinds("dec_tower") == [
+        *("combiner", "cell", "combiner", "cell+skip"),  # the first group has no cells
+        *("cell", "combiner", "cell", "combiner"),
+    ]
+    numbers = {
+        prefix: sorted({int(name.split(".")[1]) for name in names if name.startswith(prefix + ".")})
+        for prefix in ("enc_sampler", "dec_sampler", "nf_cells")
+    }
+    assert numbers == {"enc_sampler": [0, 1, 2, 3], "dec_sampler": [0, 1, 2], "nf_cells": list(range(8))}
+
+
+def test_the_one_group_model(published):
+    model = published.without_arrays(published.config(num_latent_scales=1, num_groups_per_scale=1))
+    parts = {tensor.names[-1].split(".")[0] for tensor in published_tensors(model)}
+    assert parts == {
+        *("prior_ftr0", "stem", "pre_process", "enc0", "enc_sampler", "nf_cells"),
+        *("stem_decoder", "post_process", "image_conditional"),
+    }

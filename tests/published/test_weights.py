@@ -1,0 +1,173 @@
+"""Published weights into a model: their layout, both forms of their names, and all or nothing."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.layers import ForwardPass
+from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.published.names import published_tensors
+from nvae_tf.published.weights import load_published_weights
+
+
+@pytest.fixture(scope="module")
+def model(published):
+    return published.model()
+
+
+@pytest.fixture(scope="module")
+def state(published, model):
+    return published.random_state(model)
+
+
+def values_of(model):
+    return [weight.numpy() for weight in model.weights]
+
+
+def assert_unchanged(model, before):
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_what_goes_in_comes_out(model, state, published):
+    load_published_weights(model, state)
+    found = published.state_of(model)
+    assert found.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_the_layout(model, state):
+    """One layer of each kind, computed from the published tensors by hand."""
+    load_published_weights(model, state)
+    images = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype(np.float32)
+    weight, scale = state["stem.weight"], np.exp(state["stem.log_weight_norm"])
+    assert weight.shape == (8, 1, 3, 3) and scale.shape == (8, 1, 1, 1)
+    length = np.sqrt(np.sum(weight**2, axis=(1, 2, 3), keepdims=True))
+    kernel = (scale * weight / (length + 1e-5)).transpose(2, 3, 1, 0)
+    expected = tf.nn.conv2d(images, kernel.astype(np.float32), 1, "SAME") + state["stem.bias"]
+    found = model.bottom_up.stem.single(images, ForwardPass())
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert state["prior_ftr0"].shape == (32, 2, 2)
+    np.testing.assert_allclose(model.top_down.start, state["prior_ftr0"].transpose(1, 2, 0), rtol=1e-6)
+    gate = model.bottom_up.preprocess[0].cells.gate
+    features = np.random.default_rng(1).normal(size=(2, 3, 3, 8)).astype(np.float32)
+    dense = [state[f"pre_process.0.se.se.{part}"] for part in ("0.weight", "0.bias", "2.weight", "2.bias")]
+    hidden = np.maximum(features.mean(axis=(1, 2)) @ dense[0].T + dense[1], 0.0)
+    expected = 1.0 / (1.0 + np.exp(-(hidden @ dense[2].T + dense[3])))
+    np.testing.assert_allclose(gate.single(features, ForwardPass())[:, 0, 0], expected, rtol=1e-4)
+
+
+def with_inner_norms(state, model):
+    """The same state under the longer form of those names that have one."""
+    longer = {tensor.names[-1]: tensor.names[0] for tensor in published_tensors(model)}
+    assert any(".bn.bn." in name or ".bn." in name for name in longer.values())
+    return {longer[name]: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("cell_set", ["res_mbconv", "res_bnelu"])
+def test_both_forms_of_the_names_of_norms(cell_set, published):
+    model = published.model(cell_set=cell_set)
+    state = published.random_state(model)
+    longer = with_inner_norms(state, model)
+    assert set(longer) != set(state)
+    load_published_weights(model, state)
+    expected = values_of(model)
+    load_published_weights(model, {name: 0.0 * value for name, value in state.items()})
+    load_published_weights(model, longer)
+    assert_unchanged(model, expected)
+
+
+def test_copies_and_counters_are_passed_over(model, state):
+    load_published_weights(model, state)
+    before = values_of(model)
+    more = dict(state)
+    more["post_process.0._ops.0.conv.4.weight_normalized"] = np.zeros((1, 2))
+    more["pre_process.0._ops.0.bn_act.num_batches_tracked"] = np.array(7)
+    load_published_weights(model, more)
+    assert_unchanged(model, before)
+
+
+def changed(state, **changes):
+    state = {name: 2.0 * value for name, value in state.items()}
+    for name, value in changes.items():
+        name = name.replace("__", ".")
+        if value is None:
+            del state[name]
+        else:
+            state[name] = value
+    return state
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(stem__weight=None), "1 missing: stem.weight"),
+        (dict(enc_sampler__3__bias=None, prior_ftr0=None), "2 missing: prior_ftr0, enc_sampler.3.bias"),
+        (dict(enc_sampler__4__bias=np.zeros(4)), "1 unknown: enc_sampler.4.bias"),
+        (dict(stem__wight=np.zeros(4)), "1 unknown: stem.wight"),
+        (
+            dict(stem__weight=np.zeros((8, 1, 3, 5))),
+            r"1 of another shape: stem.weight has shape \(8, 1, 3, 5\), this architecture needs \(8, 1, 3, 3\)",
+        ),
+        # The right number of values in this project's own layout.
+        (dict(stem__weight=np.zeros((3, 3, 1, 8))), r"needs \(8, 1, 3, 3\)"),
+        (dict(stem__bias=np.zeros((8, 1))), r"stem.bias has shape \(8, 1\), this architecture needs \(8,\)"),
+        (dict(stem__bias=np.float32(0.0)), r"stem.bias has shape \(\)"),
+        (
+            {"stem__bias": None, "enc0__1__bias": np.zeros(3), "other": np.zeros(1)},
+            "1 missing: stem.bias; 1 of another shape: enc0.1.bias .*; 1 unknown: other",
+        ),
+    ],
+)
+def test_all_or_nothing(changes, message, model, state):
+    load_published_weights(model, state)
+    before = values_of(model)
+    with pytest.raises(ValueError, match=message):
+        load_published_weights(model, changed(state, **changes))
+    assert_unchanged(model, before)
+
+
+def test_many_faults_are_counted_and_some_named(model):
+    count = len(list(published_tensors(model)))
+    with pytest.raises(ValueError, match=rf"{count} missing: prior_ftr0, stem.weight, .* \.\.\."):
+        load_published_weights(model, {})
+
+
+def test_both_forms_of_one_name_at_once_are_one_too_many(model, state):
+    longer = with_inner_norms(state, model)
+    name = next(name for name in longer if name not in state)
+    with pytest.raises(ValueError, match="1 unknown: "):
+        load_published_weights(model, {**state, name: longer[name]})
+
+
+def test_weights_of_another_architecture(published, state):
+    with pytest.raises(ValueError, match=r"unknown: nf_cells\.0\.cell1"):
+        load_published_weights(published.model(num_flows=0), state)
+
+
+def test_loaded_self_normalizing_layers_are_not_set_again(published):
+    """A later training step must not take its scales from its batch: that would undo the loaded ones."""
+    model = published.model(cell_set="res_elu", num_latent_scales=1)
+    assert float(model.data_initialised) == 0.0
+    load_published_weights(model, published.random_state(model))
+    assert float(model.data_initialised) == 1.0
+    before = published.state_of(model)
+    model.compile(optimizer=NVAEAdamax(0.0))
+    model.train_step(tf.constant(np.random.default_rng(0).integers(0, 2, (4, 8, 8, 1)), tf.float32))
+    after = published.state_of(model)
+    for name, value in before.items():
+        if not name.endswith(("running_mean", "running_var")):
+            np.testing.assert_array_equal(after[name], value, err_msg=name)
+
+
+# The last is too large for float32, the type of the model's weights.
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_a_tensor_that_is_not_finite_is_named(published, value):
+    model = published.model()
+    state = published.random_state(model)
+    name = next(name for name in reversed(state) if state[name].size > 1)
+    of_double = state[name].astype(np.float64)
+    state[name] = np.where(np.arange(of_double.size).reshape(of_double.shape) == 1, value, of_double)
+    with pytest.raises(ValueError, match=f"{name} holds NaN or infinity; nothing can go on from it"):
+        load_published_weights(model, state)

@@ -1,0 +1,268 @@
+"""The model card of a run folder: that machines can read it, that it says what the files say, and what it keeps."""
+
+import dataclasses
+import json
+import pathlib
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.data_spec import DataSpec
+from nvae_tf.evaluation import evaluate_run
+from nvae_tf.evaluation.likelihood import Likelihood
+from nvae_tf.evaluation.likelihood_metric import likelihood_figures
+from nvae_tf.evaluation.task import EvaluationTask
+from nvae_tf.latent_plan import latent_plan
+from nvae_tf.progress import StatusLine
+from nvae_tf.reports.keep_model_card import keep_model_card
+from nvae_tf.reports.model_card import MARKER, Origin, write_model_card, write_origin
+from nvae_tf.reports.model_card.facts import gather
+from nvae_tf.train_config import TrainConfig
+from nvae_tf.training.loading import TrainedRun
+from nvae_tf.training.run_folder import RunFolder, open_for_training
+from tests.tiny_model import tiny_config
+
+SHA256 = "0123456789abcdef" * 4
+# What would end a quoted text, a table's cell, a comment, or a line.
+AWKWARD = 'my "set": #1 | <b>\\ 100%\n---\n'
+DATA = DataSpec(name="digits", source="bundled", source_name="digits", height=4, width=4, channels=1, num_bits=1)
+CONFIG = ExperimentConfig(model=tiny_config(), data=DATA)
+MODEL = SimpleNamespace(trainable_variables=[np.zeros((30, 40)), np.zeros(34)])
+LINE = re.compile(r"(?P<indent> *(?:- )?)(?:(?P<key>[a-z_0-9-]+):)? ?(?P<value>[^ ].*)?")
+
+
+def new_folder(place, **changes):
+    return open_for_training(place, dataclasses.replace(CONFIG, **changes))
+
+
+def checkpoint(folder, step):
+    folder.checkpoints.mkdir(exist_ok=True)
+    (folder.checkpoints / f"step-{step}.index").touch()
+
+
+def evaluate(folder, config=CONFIG, split="test", **measured):
+    """Writes figures of invented draws as train.evaluate does, the card too; returns those figures."""
+    random = np.random.default_rng(0)
+    likelihood = Likelihood(
+        reconstruction=random.uniform(5.0, 9.0, 40),
+        kl=random.uniform(0.0, 1.0, (40, 2, 2)),
+        numbers_of_samples=(1, 10, 50),
+        importance_weighted=random.uniform(4.0, 5.0, (40, 3)),
+        effective_samples=random.uniform(1.0, 50.0, 40),
+    )
+    trained = TrainedRun(config, str(folder.checkpoints / "step-60"), MODEL, has_running_means=False)
+    place = {"spec": config.data, "split": split, "source": SimpleNamespace(count=40), "data_sha256": "d"}
+    devices = {"batch_size": 8, "seed": 3, "strategy": None, "share": None, "status": StatusLine()}
+    task = EvaluationTask(folder, trained, SHA256, **place, **devices)
+    figures = likelihood_figures(likelihood, latent_plan(config.model), num_values=16)
+    return evaluate_run._write(task, figures | measured)
+
+
+def metadata(folder):
+    """The head, read as YAML; without PyYAML its lines are looked at, and a mapping of the outermost ones given."""
+    head = re.match(r"---\n(.*?)\n---\n", folder.card_file.read_text("utf-8"), re.DOTALL)[1]
+    outermost = {}
+    for line in head.splitlines():
+        found = LINE.fullmatch(line)
+        value = found["value"] and json.loads(found["value"])
+        if found["key"] and not found["indent"]:
+            outermost[found["key"]] = value
+    try:
+        import yaml
+    except ImportError:
+        return outermost
+    return yaml.safe_load(head)
+
+
+@pytest.fixture(scope="module")
+def has_yaml():
+    return pytest.importorskip("yaml")
+
+
+def test_a_new_run_has_a_card_without_what_is_not_known(tmp_path):
+    folder = new_folder(tmp_path / "new")
+    assert write_model_card(folder)
+    found = metadata(folder)
+    assert found["library_name"] == "keras" and found["pipeline_tag"] == "unconditional-image-generation"
+    assert not {"license", "datasets", "model-index"} & found.keys()
+    text = folder.card_file.read_text()
+    assert "| latent groups | 2: 1 of 2x2, 1 of 4x4 |" in text and "4x4x1, 1 bit a channel" in text
+    assert "None yet: `python -m train.evaluate` makes them." in text and "None has been stated" in text
+    assert "parameters" not in text and "newest checkpoint" not in text and "![" not in text
+    assert "None" not in text.replace("None yet", "").replace("None has", "")
+
+
+def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path, has_yaml):
+    folder = new_folder(tmp_path / "run")
+    distance = dict(samples=5000, temperature=[0.7, 0.8], real_images=60, extractor="inception-2015-12-05 1a")
+    distance |= dict(value=1e-05, extractor_is_published=False, batch_norm_iterations=9, batch_norm_shift="moved")
+    figures = evaluate(folder, fid=distance)
+    evaluate(folder, split="train")
+    (index,) = metadata(folder)["model-index"]
+    test, train = index["results"]
+    assert index["name"] == "run" and train["dataset"] == {"type": "digits", "name": "digits", "split": "train"}
+    found = {metric["type"]: metric for metric in test["metrics"]}
+    names = {"nelbo": "nelbo_nats", "bits_per_dim": "bits_per_dim", "kl": "kl_nats"}
+    names |= {"importance_weighted_bound": "importance_weighted_nats"}
+    assert {kind: found[kind]["value"] for kind in names} == {kind: figures[name] for kind, name in names.items()}
+    assert found["fid"]["value"] == 1e-05 and "num_images" not in found["fid"]["args"]
+    how = {"importance_samples": 50, "seed": 3, "num_images": 40, "step": 60, "checkpoint_sha256": SHA256}
+    assert how.items() <= found["importance_weighted_bound"]["args"].items()
+    text = folder.card_file.read_text()
+    assert f"| {figures['nelbo_nats']:.3f} | nats an image | ± {figures['half_widths_95']['nelbo_nats']:.3f} |" in text
+    assert (
+        "python -m train.evaluate --workdir=run --checkpoint=latest --split=test --metrics=elbo,iw,fid --seed=3 "
+        "--importance_samples=50 --fid_samples=5000 --temperature=0.7,0.8 --batch_norm_iterations=9\n" in text
+    )
+    assert "| parameters | 1,234 |" in text and "weights as trained, SHA-256" in text
+
+
+def test_a_file_that_is_no_evaluation_is_left_out(tmp_path):
+    folder = new_folder(tmp_path)
+    for content in (b"{", b"[]", b"\xff", b'{"seed": 1}', b'{"dataset": 1, "split": "test", "nelbo_nats": "low"}'):
+        folder.evaluation_file().write_bytes(content)
+        assert write_model_card(folder) and "None yet" in folder.card_file.read_text()
+
+
+def test_what_lies_in_the_folder_is_told(tmp_path):
+    folder = new_folder(tmp_path)
+    (folder.checkpoints / "best").mkdir(parents=True)
+    for name in ("step-20.index", "step-1000.index", "best/step-20.index"):
+        (folder.checkpoints / name).touch()
+    folder.samples.mkdir()
+    for name in ("step-00000900.png", "step-00001000.png", "step-mine.png"):
+        (folder.samples / name).touch()
+    folder.images_file.write_text('{"train": 1437, "test": 360, "a_step": 64}')
+    head = "step,test_nelbo_nats,test_bits_per_dim"
+    folder.metrics_file.write_text(f"{head}\n900,41.5,0.3\n1000,39.25,0.25\n")
+    write_model_card(folder)
+    text = folder.card_file.read_text()
+    assert "| step 1,000 |" in text and "| step 20 |" in text and "![samples](samples/step-00001000.png)" in text
+    assert "1,437 for training, 360 for testing" in text and "| images a step | 64 |" in text
+    assert "after step 1,000" in text and "39.25 nats an image, 0.25 bits per dimension" in text
+
+
+def test_any_name_makes_a_readable_card(tmp_path, has_yaml):
+    data = dataclasses.replace(DATA, name=f"{AWKWARD}{MARKER}\n\x85\u2028\x7f\U0001f600")
+    folder = new_folder(tmp_path / 'it\'s: "a" # folder \udcff', data=data)
+    evaluate(folder, dataclasses.replace(CONFIG, data=data))
+    before = folder.card_file.read_bytes()
+    (index,) = metadata(folder)["model-index"]
+    dataset = index["results"][0]["dataset"]
+    assert index["name"] == folder.path.name and dataset["name"].startswith(AWKWARD) and "\U0001f600" in dataset["name"]
+    assert dataset["type"] == "my-set-1-b-100-yours-what-stands-below-this-line-is-kept"
+    assert [line for line in before.decode().split("\n") if line.startswith("# ")][0].endswith("😀")
+    # The marker in the name is not that of the file.
+    assert write_model_card(folder, 1234) and folder.card_file.read_bytes() == before
+
+
+def test_what_a_person_has_written_is_kept(tmp_path):
+    folder = new_folder(tmp_path)
+    write_model_card(folder)
+    own = f"\r\n# Mine\n{MARKER}\n---\nlicense: mine\n".encode() + b"\xff\n"
+    folder.card_file.write_bytes(folder.card_file.read_bytes().rstrip() + own)
+    before = folder.card_file.stat().st_mtime_ns
+    assert write_model_card(folder) and folder.card_file.stat().st_mtime_ns == before
+    evaluate(folder)
+    content = folder.card_file.read_bytes()
+    assert content.endswith(MARKER.encode() + own) and b'"nelbo"' in content and content.count(b"# Mine") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"---\nlicense: mit\n---\nmine\n", b"\xff\xfe", f"see {MARKER}".encode()])
+def test_a_card_that_is_not_ours_is_not_touched(tmp_path, content):
+    folder = new_folder(tmp_path)
+    folder.card_file.write_bytes(content)
+    assert not write_model_card(folder)
+    evaluate(folder)
+    assert folder.card_file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("MIT", {"license": "mit"}),
+        ("NVIDIA Source Code License", {"license": "other", "license_name": "nvidia-source-code-license"}),
+        ("https://example.org/x", {"license": "other", "license_link": "https://example.org/x"}),
+        (None, {}),
+    ],
+)
+def test_the_license_of_imported_weights_stays(tmp_path, given, expected):
+    folder = new_folder(tmp_path / "imported")
+    checkpoint(folder, 60)
+    write_origin(folder, Origin("cifar10.pt", SHA256, given, 60))
+    # As the import may note it.
+    folder.images_file.write_text('{"train": 9, "test": 3}')
+    evaluate(folder)
+    text = folder.card_file.read_text()
+    assert {name: value for name, value in metadata(folder).items() if name.startswith("license")} == expected
+    assert f"imported from `cifar10.pt` (SHA-256 `{SHA256}`)" in text and (given or "None is recorded") in text
+    # How they were trained is not known, whatever the settings say.
+    assert "learning rate" not in text
+    checkpoint(folder, 61)
+    write_model_card(folder)
+    text = folder.card_file.read_text()
+    assert "Imported weights were trained further (imported from `cifar10.pt`" in text and "learning rate" in text
+
+
+def test_a_fine_tuned_run_names_its_source_and_keeps_its_license(tmp_path):
+    source = new_folder(tmp_path / "source")
+    write_origin(source, Origin("cifar10.pt", SHA256, "cc-by-nc-4.0", 60))
+    folder = new_folder(tmp_path / "tuned", train=TrainConfig(initialise_from=str(source.path)))
+    checkpoint(folder, 60)
+    write_model_card(folder)
+    source.origin_file.unlink()
+    write_model_card(folder)
+    text = folder.card_file.read_text()
+    assert f"started from the weights of `{source.path}` (imported from `cifar10.pt`" in text
+    assert metadata(folder)["license"] == "cc-by-nc-4.0"
+    folder.origin_file.write_text('{"license": 4}')
+    with pytest.raises(ValueError, match="origin.json: must be a JSON object with texts"):
+        write_model_card(folder)
+
+
+def test_what_a_card_tells_is_gathered_without_writing(tmp_path):
+    source = new_folder(tmp_path / "source")
+    write_origin(source, Origin("cifar10.pt", SHA256, "mit", 60))
+    folder = new_folder(tmp_path / "tuned", train=TrainConfig(initialise_from=str(source.path)))
+    before = sorted(folder.path.iterdir())
+    assert gather(folder).origin == Origin("cifar10.pt", SHA256, "mit") and sorted(folder.path.iterdir()) == before
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"train": 9}', '{"train": 9, "test": 3, "a_step": 0}'])
+def test_numbers_of_images_that_can_not_be_read_are_left_out(tmp_path, text):
+    folder = new_folder(tmp_path)
+    folder.images_file.write_text(text)
+    assert write_model_card(folder) and gather(folder).images is None
+
+
+def test_a_card_that_cannot_be_written_does_not_end_the_work(tmp_path, monkeypatch):
+    folder, told = new_folder(tmp_path), []
+    keep_model_card(folder, MODEL, told.append)
+    before = folder.card_file.read_bytes()
+    folder.images_file.write_text('{"train": 9, "test": 3}')
+
+    def full(path, content):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    keep_model_card(folder, MODEL, told.append)
+    assert told == [f"{folder.card_file}: the model card could not be written (No space left on device)"]
+    assert folder.card_file.read_bytes() == before and not list(tmp_path.glob(".*"))
+
+
+def test_a_card_alone_makes_no_run_folder(tmp_path):
+    (tmp_path / "README.md").write_text(MARKER)
+    with pytest.raises(ValueError, match="not empty and not a run folder, it holds README.md"):
+        open_for_training(tmp_path, CONFIG)
+    with pytest.raises(FileNotFoundError, match="no config.json"):
+        write_model_card(RunFolder(tmp_path))
+
+
+def test_a_data_set_of_the_hub_is_named_as_it_is_there(tmp_path):
+    data = DataSpec(num_bits=1, likelihood="bernoulli")
+    folder = new_folder(tmp_path, data=data)
+    write_model_card(folder)
+    assert 'datasets:\n  - "uoft-cs/cifar10"' in folder.card_file.read_text()

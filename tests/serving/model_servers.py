@@ -1,0 +1,132 @@
+"""Servers for the tests of the clients: this repository's own, and a real one where there is one.
+
+With `TF_MODEL_SERVER` in the environment (the path of a `tensorflow_model_server`) the tests of the clients run against
+both. The models are the export of conftest.py and a small one of strings, which has its pictures as bytes.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.serving.clients.request_patience import Patience
+from nvae_tf.serving.clients.rest_client import RestClient
+from nvae_tf.serving.local_server.served_versions import ServedVersions
+from nvae_tf.serving.local_server.server import LocalServer
+from nvae_tf.serving.serving_client import ServingClient
+
+REAL_SERVER = os.environ.get("TF_MODEL_SERVER")
+SECONDS_TO_START = 120
+CLIENTS = {"grpc": ServingClient, "rest": RestClient}
+SEEDS = np.array([5, 6, 5, 5 + 2 * 2**32], np.int64)
+IMAGES = (np.random.default_rng(0).integers(0, 256, [4, 8, 8, 3]) / 255).astype(np.float32)
+QUICK = Patience(request=30.0, total=60.0, tries=3, first_wait=0.01)
+
+
+class Servers(NamedTuple):
+    """Where a server of the models `tiny` (version 3, label `stable`) and `texts` (version 1) is."""
+
+    grpc: str
+    rest: str
+
+    def client(self, protocol, model="tiny", **arguments):
+        arguments.setdefault("patience", QUICK)
+        return CLIENTS[protocol](getattr(self, protocol), model, **arguments)
+
+
+class Texts(tf.Module):
+    """Strings in and out, as the signatures whose pictures are files have them; and two simple numbers."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    def echo_png(self, image_bytes):
+        return {
+            "image_bytes": tf.strings.join([image_bytes, tf.constant(b"\x00\xff\x00")]),
+            "size": tf.strings.length(image_bytes),
+            "word": tf.fill(tf.shape(image_bytes), "wörd"),
+        }
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.float32, "value")])
+    def twice(self, value):
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(value < 100.0), ["too large", value])]):
+            return {"value": 2.0 * value}
+
+
+def save_texts(folder):
+    module = Texts()
+    tf.saved_model.save(module, str(folder), {"echo_png": module.echo_png, "twice": module.twice})
+
+
+def served(name, path, **arguments):
+    return ServedVersions(name, path, poll_seconds=0.05, **arguments)
+
+
+@contextlib.contextmanager
+def local_servers(*models, **arguments):
+    """A server in this process, whose models are loaded."""
+    with LocalServer(models, **arguments) as server:
+        for versions in models:
+            assert versions.wait_until_looked(60)
+        yield Servers(f"127.0.0.1:{server.port}", f"127.0.0.1:{server.rest_port}")
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+CONFIGURATION = """
+model_config_list {{
+  config {{
+    name: "tiny" base_path: "{tiny}" model_platform: "tensorflow"
+    version_labels {{ key: "stable" value: 3 }}
+  }}
+  config {{ name: "texts" base_path: "{texts}" model_platform: "tensorflow" }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def real_servers(tiny, texts, place):
+    """TensorFlow Serving's own binary, in a process of its own."""
+    configuration, log = place / "models.config", place / "server.log"
+    configuration.write_text(CONFIGURATION.format(tiny=tiny, texts=texts))
+    ports = free_port(), free_port()
+    command = [
+        REAL_SERVER,
+        f"--port={ports[0]}",
+        f"--rest_api_port={ports[1]}",
+        f"--model_config_file={configuration}",
+        "--allow_version_labels_for_unavailable_models=true",
+    ]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            servers = Servers(f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
+            wait_until_available(servers, process, log)
+            yield servers
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def wait_until_available(servers, process, log):
+    patience = Patience(total=SECONDS_TO_START, tries=1000, first_wait=0.2, longest_wait=0.5)
+    for model in ("tiny", "texts"):
+        for protocol in CLIENTS:
+            with servers.client(protocol, model, patience=patience) as client:
+                end = time.monotonic() + SECONDS_TO_START
+                while process.poll() is None and time.monotonic() < end:
+                    if [status.state for status in client.model_status()] == ["AVAILABLE"]:
+                        break
+                    time.sleep(0.2)
+                else:
+                    pytest.fail(f"{REAL_SERVER} does not serve {model}:\n{log.read_text(errors='replace')[-2000:]}")

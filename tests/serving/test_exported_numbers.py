@@ -1,0 +1,190 @@
+"""The export gives the model's numbers, whatever the batch.
+
+A row alone and in a batch may differ in the last bit: kernels add in another order for another batch size.
+"""
+
+import io
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from nvae_tf.generation.image_grid import image_grid
+from nvae_tf.models.latents import PriorSource
+from nvae_tf.models.noise import image_seeds, noise_per_image
+from nvae_tf.serving.saved_models import verification
+from nvae_tf.serving.saved_models.picture_bytes import images_from_bytes
+from nvae_tf.serving.signatures import SIGNATURES, Signatures
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SEEDS = np.array([5, 6, 5, 5 + 2 * 2**32], np.int64)
+IMAGES = (np.random.default_rng(0).integers(0, 256, [4, 8, 8, 3]) / 255).astype(np.float32)
+
+
+def assert_same(found, expected, tolerance=1e-5):
+    expected = np.asarray(expected)
+    assert found.shape == expected.shape
+    found, expected = (array.astype(np.float64) for array in (found, expected))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def test_every_signature_gives_the_numbers_of_the_models_methods(run, model):
+    images_and_seeds = {"image": IMAGES, "seed": SEEDS}
+    found = {
+        "sample/image": run("sample", seed=SEEDS, temperature=np.float32([1, 1, 0.6, 1]))["image"],
+        "encode/latent": run("encode", **images_and_seeds)["latent"],
+        "reconstruct/image": run("reconstruct", **images_and_seeds)["image"],
+    }
+    found["decode/image"] = run("decode", latent=found["encode/latent"])["image"]
+    # Seed s is image 0 of the series s, and s + i * 2**32 is image i.
+    assert_same(found["sample/image"][[0]], model.generate(1, seed=5))
+    assert_same(found["sample/image"][[1]], model.generate(1, seed=6))
+    assert_same(found["sample/image"][[3]], model.generate(3, seed=5)[2:])
+    noise = noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1))
+    cooler = model.top_down_pass([PriorSource(draw, 0.6) for draw in noise], 1)
+    assert_same(found["sample/image"][[2]], cooler.likelihood.mean())
+    assert np.abs(found["sample/image"][2] - found["sample/image"][0]).max() > 1e-3
+
+    for row, seed in [(0, 5), (1, 6)]:
+        latents = model.encode(IMAGES[[row]], seed=seed)
+        assert_same(found["encode/latent"][row], np.concatenate([np.ravel(z) for z in latents]))
+        assert_same(found["reconstruct/image"][[row]], model.call(tf.constant(IMAGES[[row]]), seed=seed))
+        assert_same(found["decode/image"][[row]], model.decode(latents))
+    assert_same(found["decode/image"], found["reconstruct/image"])
+
+
+@pytest.mark.slow
+def test_the_plain_script_draws_the_models_pictures_where_the_package_cannot_be_imported(folder, model, tmp_path):
+    draw = ["run_saved_model.py", f"--saved_model={folder}", f"--output={tmp_path}/new/samples.png"]
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"""
+import runpy, sys
+sys.modules["nvae_tf"] = None
+sys.argv = {[*draw, "--count=5", "--seed=4"]}
+runpy.run_path({str(ROOT / "export" / draw[0])!r}, run_name="__main__")
+assert not [name for name in sys.modules if name.startswith("nvae_tf.")]
+import nvae_tf
+"""
+    )
+    command = [sys.executable, "-I", str(program)]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.stderr.endswith("ModuleNotFoundError: import of nvae_tf halted; None in sys.modules\n")
+    assert f"5 pictures in {tmp_path}/new/samples.png" in process.stdout
+    expected = image_grid(model.generate(5, seed=4).numpy(), enlarge=None)
+    found = np.asarray(Image.open(tmp_path / "new" / "samples.png")).astype(int)
+    assert found.shape == expected.shape and np.abs(found - expected).max() <= 1
+
+
+def test_score_is_the_bound_and_its_parts_add_up(run, model, vanilla_model):
+    found = run("score", image=IMAGES, seed=SEEDS)
+    decoded = model.infer(tf.constant(IMAGES[:1]), noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1)))
+    # With flows the KL is a one-sample estimate, so the bound is that of one importance sample.
+    log_q = sum(tf.reduce_sum(latent.posterior.log_prob(latent.z_before_flows)) for latent in decoded.latents)
+    log_p = sum(tf.reduce_sum(latent.prior.log_prob(latent.z)) for latent in decoded.latents)
+    log_likelihood = decoded.likelihood.log_prob(IMAGES[:1])
+    assert_same(found["nats"][:1], log_q - log_p - log_likelihood)
+    assert_same(found["kl_per_group"][0].sum(), log_q - log_p)
+    assert_same(found["bits_per_dim"], found["nats"] / np.log(2) / (8 * 8 * 3))
+    assert found["kl_per_group"].shape == (4, 2)
+
+
+def test_score_and_one_importance_sample_have_the_same_mean(vanilla_model):
+    image = np.random.default_rng(2).integers(0, 2, [1, 6, 6, 1]).astype(np.float32)
+    seeds = np.arange(300)
+    images = np.broadcast_to(image, [len(seeds), 6, 6, 1])
+    nats = Signatures(vanilla_model).score(tf.constant(images), tf.constant(seeds))["nats"].numpy()
+    single = vanilla_model.score(images, seed=0).numpy()
+    error = np.sqrt((nats.var() + single.var()) / len(seeds))
+    assert abs(nats.mean() - single.mean()) < 4 * error
+    assert nats.std() < single.std()
+
+
+def test_a_row_does_not_depend_on_its_neighbors_or_the_batch_size(run):
+    temperatures = np.float32([1, 0.5, 2, 1])
+    batches = {
+        "sample": {"seed": SEEDS, "temperature": temperatures},
+        "encode": {"image": IMAGES, "seed": SEEDS},
+        "reconstruct": {"image": IMAGES, "seed": SEEDS},
+        "score": {"image": IMAGES, "seed": SEEDS},
+        "decode": {"latent": run("encode", image=IMAGES, seed=SEEDS)["latent"]},
+    }
+    of_upper_groups = {"num_groups": np.int32([1, 0, 2, 1]), "seed": SEEDS, "temperature": temperatures}
+    batches["decode_upper_groups"] = batches["decode"] | of_upper_groups
+    for signature, inputs in batches.items():
+        together = run(signature, **inputs)
+        others = [1, 3, 2]
+        elsewhere = run(signature, **{name: array[others] for name, array in inputs.items()})
+        alone = run(signature, **{name: array[:1] for name, array in inputs.items()})
+        for name, array in together.items():
+            # A value that lies between two levels may be rounded to either.
+            tolerance = 1 / array.max() if array.dtype == np.uint8 else 1e-5
+            assert_same(elsewhere[name], array[others], tolerance)
+            assert_same(alone[name], array[:1], tolerance)
+
+
+def test_seeds_differ(run):
+    pictures = run("sample", seed=SEEDS, temperature=np.ones(4, np.float32))["image"]
+    np.testing.assert_array_equal(pictures[0], pictures[2])
+    for other in (1, 3):
+        assert np.abs(pictures[0] - pictures[other]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_tf_saved_model_load_works_too_for_a_padded_model_of_one_group(vanilla_model, tmp_path):
+    signatures = Signatures(vanilla_model)
+    signatures.archive().write_out(str(tmp_path / "1"), verbose=False)
+    loaded = tf.saved_model.load(str(tmp_path / "1"))
+    inputs, expected = verification.recorded(signatures)
+    for name in SIGNATURES:
+        arguments = {key.split("/")[1]: tf.constant(a) for key, a in inputs.items() if key.startswith(f"{name}/")}
+        for key, tensor in loaded.signatures[name](**arguments).items():
+            assert verification.difference(storable(tensor.numpy()), expected[f"{name}/{key}"]) <= 1e-5
+
+
+def storable(array):
+    return array.astype("S") if array.dtype == object else array
+
+
+def test_upper_groups_are_taken_and_the_others_drawn_row_by_row(run, model):
+    latent = run("encode", image=IMAGES, seed=SEEDS)["latent"]
+    temperature = np.float32([1, 0.5, 0.7, 1])
+    inputs = {"latent": latent, "seed": SEEDS, "temperature": temperature}
+    found = run("decode_upper_groups", num_groups=np.int32([0, 1, 2, 2]), **inputs)["image"]
+    # All groups drawn, as `sample` draws them; one group taken, as `model.decode` does it; all taken.
+    sampled = run("sample", seed=SEEDS, temperature=temperature)["image"]
+    assert_same(found[0], sampled[0])
+    upper = latent[[1], : np.prod(model.plan.latent_shapes()[0])].reshape(1, *model.plan.latent_shapes()[0])
+    assert_same(found[[1]], model.decode([upper], temperature=0.5, seed=6))
+    assert_same(found[2:], run("decode", latent=latent[2:])["image"])
+    assert np.abs(found[1] - sampled[1]).max() > 1e-3
+
+
+def test_pictures_as_bytes_are_those_of_the_tensors(run):
+    def png(pixels):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, format="PNG")
+        return file.getvalue()
+
+    pixels = np.rint(IMAGES * 255).astype(np.uint8)
+    files = np.array([png(array) for array in pixels], object)
+    for name in ("encode", "score"):
+        expected = run(name, image=IMAGES, seed=SEEDS)
+        for key, array in run(f"{name}_png", image_bytes=files, seed=SEEDS).items():
+            assert_same(array, expected[key])
+    as_tensor = run("reconstruct", image=IMAGES, seed=SEEDS)
+    as_bytes = run("reconstruct_png", image_bytes=files, seed=SEEDS)["image_bytes"]
+    decoded = np.stack([np.asarray(Image.open(io.BytesIO(content))) for content in as_bytes])
+    np.testing.assert_array_equal(decoded, as_tensor["image_uint8"])
+    np.testing.assert_array_equal(np.rint(as_tensor["image"] * 255), decoded)
+
+
+def test_bytes_are_brought_to_the_bits_of_the_models_data(vanilla_model):
+    pixels = np.arange(36, dtype=np.uint8).reshape(1, 6, 6, 1) * 7
+    content = tf.io.encode_png(pixels[0])
+    images = images_from_bytes(tf.reshape(content, [1]), vanilla_model.config)
+    np.testing.assert_array_equal(images, pixels >= 128)

@@ -1,0 +1,60 @@
+"""The load benchmark against the server of this process: figures of real requests, and malformed ones refused."""
+
+import pathlib
+
+import pytest
+
+from benchmarks import serving_load
+from benchmarks.exported_sampling import operations_of
+from benchmarks.serving_load_requests import MALFORMED, Requests
+from benchmarks.serving_load_rounds import run_round, soak
+
+pytest_plugins = ("tests.serving.serving_fixtures",)
+
+
+@pytest.fixture
+def made(local):
+    requests = Requests(local.grpc, "tiny")
+    yield requests
+    requests.close()
+
+
+def test_a_round_counts_what_was_answered(made):
+    figures = run_round(made.one_row("decode"), clients=2, seconds=0.2)
+    assert figures.clients == 2 and figures.errors == 0
+    assert figures.requests_per_second > 1.0 and 0.0 < figures.p50_ms <= figures.p99_ms
+
+
+def test_malformed_requests_are_refused_and_sound_ones_answered(made):
+    memory = iter(range(100, 200))
+    stood = soak(made, ("sample", "decode"), MALFORMED, 60, lambda: next(memory))
+    assert stood.errors == 0 and stood.malformed == stood.refused == 6
+    assert stood.memory_bytes == list(range(100, 110))
+
+
+def test_errors_are_counted(made):
+    figures = run_round_of_failing(made)
+    assert figures.errors > 0 and figures.requests_per_second == 0.0
+
+
+def run_round_of_failing(made):
+    """A round whose requests are refused, but for the first, which is not counted."""
+    asked = []
+
+    def ask():
+        asked.append(made.malformed("wrong size") if asked else made.one_row("decode"))
+        asked[-1]()
+
+    return run_round(ask, clients=1, seconds=0.1)
+
+
+def test_operations_are_those_of_the_calls(folder):
+    # The same network with its pictures as files has the operations of that, and some more.
+    assert operations_of(folder, "sample") < operations_of(folder, "sample_png") < 2 * operations_of(folder, "sample")
+
+
+@pytest.mark.parametrize("flag", ["--seconds=0", "--requests=5", "--json=/no/such/folder/x.json"])
+def test_flags_that_make_no_sense_are_refused(flag, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        serving_load.parse_arguments([f"--path={pathlib.Path.cwd()}", flag])
+    assert stopped.value.code == 2 and flag.partition("=")[0] in capsys.readouterr().err

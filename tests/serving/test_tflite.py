@@ -1,0 +1,332 @@
+"""The models for devices: their numbers, names, operations and metadata, and which of them are refused."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+from PIL import Image
+
+from nvae_tf.generation.latents_file import save_latents
+from nvae_tf.layers import ForwardPass
+from nvae_tf.models.noise import image_seeds, noise_per_image
+from nvae_tf.serving.devices import tflite
+from nvae_tf.serving.devices.device_inputs import device_inputs
+from nvae_tf.serving.devices.device_signatures import DeviceSignatures
+from nvae_tf.serving.devices.tflite import folded_signatures
+from nvae_tf.serving.devices.tflite_choices import DEVICE_SIGNATURES, MODES
+from nvae_tf.serving.devices.tflite_comparison import compare
+from nvae_tf.serving.devices.tflite_metadata import foreign_operations, read_metadata, with_metadata
+from nvae_tf.serving.devices.tflite_quantization import convert, write_for_devices
+from tests.serving.conftest import CONFIG, VANILLA_CONFIG, model_of
+
+EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "export" / "examples" / "decode_on_device.py"
+TEMPERATURE = 0.7
+COUNT, SEED = 2, 5
+
+
+def images_of(model, count=COUNT):
+    config = model.config
+    shape = (count, config.image_height, config.image_width, config.image_channels)
+    levels = np.random.default_rng(0).integers(0, 2**config.num_bits, shape)
+    return (levels / (2**config.num_bits - 1)).astype(np.float32)
+
+
+def flat(latents):
+    return np.concatenate([np.reshape(latent, [len(latent), -1]) for latent in latents], axis=1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Has stacks of several layers, whose weights the converter may not confuse."""
+    # With the seed 1 hidden layers of gates are 0 for nearly all inputs, which int8 takes badly.
+    return model_of(dataclasses.replace(CONFIG, num_groups_per_scale=2, num_cells_per_group_decoder=2), seed=2)
+
+
+@pytest.fixture(scope="module")
+def saved(model, vanilla_model, tmp_path_factory):
+    """The folder of a signature's SavedModel: of the model with flows and colors, or of the binary one of a group."""
+
+    def folder_of(kind, name):
+        folder = tmp_path_factory.mktemp("saved") / name
+        write_for_devices(folded_signatures({"flows": model, "vanilla": vanilla_model}[kind]), name, folder)
+        return folder
+
+    return functools.cache(folder_of)
+
+
+@pytest.fixture(scope="module")
+def float32(saved):
+    """A signature's .tflite model in float32."""
+    return functools.cache(lambda kind, name: convert(saved(kind, name), name, "none"))
+
+
+def runner_of(content, name):
+    interpreter = Interpreter(model_content=content)
+    assert list(interpreter.get_signature_list()) == [name]
+    return interpreter.get_signature_runner(name)
+
+
+def expected_numbers(model, name):
+    """Inputs of a signature, and what the model's own methods give for them."""
+    images = images_of(model)
+    noise = flat(noise_per_image(model.plan.latent_shapes(), image_seeds(SEED, COUNT)))
+    latents = model.encode(images, seed=SEED)
+    inputs, output = {
+        "decode": ({"latent": flat(latents)}, lambda: model.decode(latents)),
+        "encode": ({"image": images, "noise": noise}, lambda: flat(latents)),
+        "sample": (
+            {"noise": noise, "temperature": np.full(COUNT, TEMPERATURE, np.float32)},
+            lambda: model.generate(COUNT, TEMPERATURE, seed=SEED),
+        ),
+        "reconstruct": ({"image": images, "noise": noise}, lambda: model.decode(latents)),
+    }[name]
+    return inputs, np.asarray(output())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("flows", "decode"),
+        pytest.param("flows", "encode", marks=pytest.mark.slow),
+        pytest.param("flows", "sample", marks=pytest.mark.slow),
+        pytest.param("flows", "reconstruct", marks=pytest.mark.slow),
+        pytest.param("vanilla", "decode", marks=pytest.mark.slow),
+        ("vanilla", "encode"),
+        *(pytest.param("vanilla", name, marks=pytest.mark.slow) for name in ("sample", "reconstruct")),
+    ],
+)
+def test_a_device_computes_what_the_models_own_methods_give(request, float32, kind, name):
+    model = request.getfixturevalue({"flows": "model", "vanilla": "vanilla_model"}[kind])
+    run = runner_of(float32(kind, name), name)
+    inputs, expected = expected_numbers(model, name)
+    assert set(run.get_input_details()) == set(inputs)
+    (output,) = run.get_output_details()
+    assert output == ("latent" if name == "encode" else "image")
+    for index, row in enumerate(expected):
+        found = run(**{key: array[index : index + 1] for key, array in inputs.items()})[output]
+        assert found.shape == (1, *row.shape) and found.dtype == np.float32
+        np.testing.assert_allclose(found[0], row, atol=1e-5 * np.abs(expected).max())
+
+
+def operations(content):
+    return {detail["op_name"] for detail in Interpreter(model_content=content)._get_ops_details()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("flows", "decode"), ("flows", "reconstruct")],
+)
+def test_every_mode_has_builtins_alone_smaller_weights_and_similar_pictures(model, saved, float32, kind, name):
+    signatures, folder = DeviceSignatures(model), saved(kind, name)
+    inputs = device_inputs(signatures, name, 4, images_of(model, 4), seed=1)
+    sizes, psnr = {}, {}
+    for mode in MODES:
+        examples = inputs if mode == "int8" else None
+        content = float32(kind, name) if mode == "none" else convert(folder, name, mode, examples)
+        assert not foreign_operations(content)
+        # Nearest doubling is one operation of the device, not a broadcast of rank 6 that it may not know.
+        assert "RESIZE_NEAREST_NEIGHBOR" in operations(content)
+        compared = compare(content, signatures, name, inputs)
+        sizes[mode], psnr[mode] = compared.size_bytes, compared.psnr_db
+        details = runner_of(content, name).get_input_details()
+        assert {detail["dtype"] for detail in details.values()} == {np.float32}
+    tensors = Interpreter(model_content=content).get_tensor_details()
+    assert mode == "int8" and sum(tensor["dtype"] == np.int8 for tensor in tensors) > len(tensors) / 2
+    assert max(sizes[mode] for mode in MODES if mode != "none") < 0.9 * sizes["none"]
+    # Through so many layers of random weights int8 reaches 33 and 34 dB: for its quality see below.
+    assert psnr["none"] > 120 > min(psnr["float16"], psnr["dynamic"]) > psnr["int8"] > 30
+
+
+@pytest.mark.parametrize("name", ["decode", pytest.param("reconstruct", marks=pytest.mark.slow)])
+def test_8_bits_are_enough_for_a_shallow_model(vanilla_model, saved, name):
+    signatures, images = DeviceSignatures(vanilla_model), images_of(vanilla_model, 4)
+    inputs = device_inputs(signatures, name, 4, images, seed=1)
+    compared = compare(convert(saved("vanilla", name), name, "int8", inputs), signatures, name, inputs)
+    assert compared.worst_psnr_db > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["decode", "reconstruct"])
+def test_8_bits_are_enough_for_one_cell_a_scale_with_flows_and_colors(tmp_path, name):
+    # With the seed 1 a gate's hidden layer is 0 for all inputs, see below.
+    model = model_of(CONFIG, seed=2)
+    signatures = DeviceSignatures(model)
+    inputs = device_inputs(signatures, name, 4, images_of(model, 4), seed=1)
+    write_for_devices(folded_signatures(model), name, tmp_path / "saved")
+    compared = compare(convert(tmp_path / "saved", name, "int8", inputs), signatures, name, inputs)
+    assert compared.worst_psnr_db > 40
+
+
+def test_an_activation_without_range_is_told_in_one_error(tmp_path):
+    """The hidden layer of a squeeze-excite gate that is 0 for all inputs: XNNPACK frees its weights twice."""
+    model = model_of(VANILLA_CONFIG)
+    for weight in model.weights:
+        if weight.path.endswith("/reduce_bias"):
+            weight.assign(tf.fill(weight.shape, -10.0))
+    output = tmp_path / "a" / "decode.tflite"
+    with pytest.raises(ValueError, match="can't run the converted model .*activation is 0 for all.*--quantize=dynamic"):
+        tflite.export_tflite(model, output, "decode", "int8", lambda split, count: images_of(model, 3))
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_of_decode_are_latents_of_the_prior_and_with_images_of_the_posterior_too(vanilla_model):
+    signatures, images = DeviceSignatures(vanilla_model), images_of(vanilla_model, 4)
+    prior = device_inputs(signatures, "decode", 4, None, seed=1)["latent"]
+    both = device_inputs(signatures, "decode", 4, images, seed=1)["latent"]
+    np.testing.assert_array_equal(both[::2], prior[::2])
+    noise = device_inputs(signatures, "encode", 4, images, seed=1)["noise"]
+    posterior = signatures.encode(tf.constant(images), tf.constant(noise))["latent"].numpy()
+    np.testing.assert_allclose(both[1::2], posterior[1::2], rtol=1e-6)
+
+
+def test_an_operation_that_is_no_builtin_is_refused_and_named(vanilla_model, tmp_path):
+    class Drawing(DeviceSignatures):
+        def decode(self, latent):
+            return {"image": latent + tf.random.stateless_normal([1, self.total], [1, 2])}
+
+    write_for_devices(Drawing(vanilla_model), "decode", tmp_path / "saved")
+    with pytest.raises(ValueError, match="--signature=decode --quantize=none: TFLite can't convert it: .*Stateless"):
+        convert(tmp_path / "saved", "decode", "none")
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved"), signature_keys=["decode"])
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
+    assert any(name.startswith("FlexStatelessRandom") for name in foreign_operations(converter.convert()))
+
+
+@pytest.fixture(scope="module")
+def exported(vanilla_model, tmp_path_factory):
+    """The place of a small int8 decoder, and the parts of the data that it has asked for."""
+    asked = []
+
+    def pictures(split, count):
+        asked.append((split, count))
+        return images_of(vanilla_model, 3)
+
+    output = tmp_path_factory.mktemp("models") / "all" / "decode.tflite"
+    tflite.export_tflite(vanilla_model, output, "decode", "int8", pictures, {"step": 1200})
+    return output, asked
+
+
+def test_the_file_says_what_it_is_and_the_report_what_was_measured(exported, vanilla_model):
+    output, asked = exported
+    assert asked == [("test", tflite.TEST_INPUTS), ("train", tflite.REPRESENTATIVE_INPUTS)]
+    assert sorted(file.name for file in output.parent.iterdir()) == ["decode.tflite", "decode.tflite.json"]
+    metadata = read_metadata(output)
+    assert metadata["signature"] == "decode" and metadata["source"] == {"step": 1200}
+    assert metadata["quantization"]["mode"] == "int8" and metadata["quantization"]["representative_inputs"] == 3
+    assert metadata["config"]["model"]["likelihood"] == "bernoulli"
+    assert [tuple(shape) for shape in metadata["latents"]["shapes"]] == list(vanilla_model.plan.latent_shapes())
+    report = json.loads(output.with_name("decode.tflite.json").read_text())
+    measured = report.pop("measured")
+    assert measured["size_bytes"] == output.stat().st_size and measured["test_inputs"] == 3
+    assert measured["latency_ms"] > 0 and measured["psnr_db"] >= measured["worst_psnr_db"] > 30
+    assert report.pop("smallest_psnr_db") == 30 and report == metadata
+
+
+def test_the_comparison_counts_as_the_definitions_do(exported, vanilla_model):
+    content = exported[0].read_bytes()
+    latent = np.random.default_rng(3).normal(size=(5, DeviceSignatures(vanilla_model).total)).astype(np.float32)
+    run = runner_of(content, "decode")
+    found = np.concatenate([run(latent=row[np.newaxis])["image"] for row in latent])
+    expected = vanilla_model.decode([latent.reshape(-1, *vanilla_model.plan.latent_shapes()[0])]).numpy()
+    squares = (found - expected) ** 2
+    compared = compare(content, DeviceSignatures(vanilla_model), "decode", {"latent": latent})
+    assert compared.largest_error == pytest.approx(np.sqrt(squares.max()), rel=1e-3)
+    assert compared.psnr_db == pytest.approx(-10 * np.log10(squares.mean()), abs=0.01)
+    assert compared.worst_psnr_db == pytest.approx(-10 * np.log10(squares.mean(axis=(1, 2, 3)).max()), abs=0.01)
+
+
+def test_ruined_pictures_are_refused_with_the_numbers_and_nothing_is_written(vanilla_model, tmp_path):
+    with pytest.raises(ValueError, match=r"int8 ruins .* PSNR is \d+\.\d dB.*at least 140 dB.*--quantize=dynamic"):
+        tflite.export_tflite(
+            vanilla_model,
+            tmp_path / "a" / "decode.tflite",
+            "decode",
+            "int8",
+            lambda split, count: images_of(vanilla_model, 3),
+            smallest_psnr=140,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_float32_model_with_other_numbers_is_refused(vanilla_model, tmp_path, monkeypatch):
+    def scaled(self, latent):
+        return {"image": 1.001 * self._decoded_image(latent)}
+
+    decode = DeviceSignatures.decode
+    monkeypatch.setattr(DeviceSignatures, "_decoded_image", lambda self, z: decode(self, z)["image"], raising=False)
+
+    def write_other(signatures, name, folder):
+        with monkeypatch.context() as patched:
+            patched.setattr(DeviceSignatures, "decode", scaled)
+            write_for_devices(signatures, name, folder)
+
+    monkeypatch.setattr(tflite, "write_for_devices", write_other)
+    with pytest.raises(ValueError, match="does not give the model's numbers: the largest error is 1.0e-03"):
+        tflite.export_tflite(vanilla_model, tmp_path / "decode.tflite", "decode", "none", None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_metadata_are_read_of_exports_alone(tmp_path, exported):
+    with pytest.raises(FileNotFoundError):
+        read_metadata(tmp_path / "missing.tflite")
+    content = exported[0].read_bytes()
+    for name, damaged in {"text": b"no flatbuffer at all", "cut": content[:200]}.items():
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{name}: not a .tflite file, or damaged"):
+            read_metadata(tmp_path / name)
+
+
+def test_metadata_leave_the_model_as_it_is(float32, tmp_path):
+    content = float32("vanilla", "sample")
+    (tmp_path / "a.tflite").write_bytes(content)
+    with pytest.raises(ValueError, match="has no metadata"):
+        read_metadata(tmp_path / "a.tflite")
+    (tmp_path / "b.tflite").write_bytes(with_metadata(content, {"a": "ä"}))
+    assert read_metadata(tmp_path / "b.tflite") == {"a": "ä"}
+    inputs = {"noise": np.ones([1, 32], np.float32), "temperature": np.ones(1, np.float32)}
+    results = [runner_of(file.read_bytes(), "sample")(**inputs)["image"] for file in sorted(tmp_path.iterdir())]
+    np.testing.assert_array_equal(*results)
+
+
+def test_the_example_draws_without_tensorflow(float32, vanilla_model, tmp_path):
+    decoder, latents, picture = (str(tmp_path / name) for name in ("decode.tflite", "latents.npz", "picture.png"))
+    pathlib.Path(decoder).write_bytes(float32("vanilla", "decode"))
+    groups = vanilla_model.encode(images_of(vanilla_model), seed=SEED)
+    save_latents(latents, groups)
+    draw(decoder, picture, latents)
+    expected = 255 * np.concatenate(list(vanilla_model.decode(groups).numpy()[..., 0]), axis=1)
+    np.testing.assert_allclose(np.asarray(Image.open(picture)), expected, atol=0.51)
+
+
+def test_the_example_draws_random_pictures_with_a_sampler(float32, tmp_path):
+    sampler, picture = str(tmp_path / "sample.tflite"), str(tmp_path / "picture.png")
+    pathlib.Path(sampler).write_bytes(float32("vanilla", "sample"))
+    draw(sampler, picture)
+    assert Image.open(picture).size == (8 * 6, 6)
+
+
+def draw(*arguments):
+    """Runs the example where neither TensorFlow nor this package can be imported."""
+    program = (
+        "import runpy, sys; sys.modules.update(dict.fromkeys(['tensorflow', 'keras', 'nvae_tf', 'export']))\n"
+        f"sys.argv[1:] = {list(arguments)}; runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
+    )
+    subprocess.run([sys.executable, "-I", "-c", program], check=True)
+
+
+def test_every_signature_computes_with_the_forward_pass_that_is_given(vanilla_model):
+    made = []
+    signatures = DeviceSignatures(vanilla_model, lambda: made.append(ForwardPass()) or made[-1])
+    images = images_of(vanilla_model)
+    for number, name in enumerate(DEVICE_SIGNATURES, 1):
+        inputs = device_inputs(DeviceSignatures(vanilla_model), name, COUNT, images, seed=1)
+        getattr(signatures, name)(**{key: tf.constant(array) for key, array in inputs.items()})
+        assert len(made) == number and made[-1].kernels

@@ -1,0 +1,188 @@
+"""The scripts for Slurm and Kubernetes: their syntax, and what they do where the cluster's commands are stand-ins."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CLUSTERS = ROOT / "nvae_tf" / "training" / "clusters"
+# What srun tells the last of four tasks on two nodes.
+LAST_TASK = {
+    "SLURM_JOB_ID": "70003",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "node[07-08]",
+    "SLURM_PROCID": "3",
+    "SLURM_NODEID": "1",
+    "SLURM_LOCALID": "1",
+}
+FLAGS = ["--config=configs/digits.py", "--workdir=a folder"]
+SHOWS_ITS_TASK = 'echo "$TF_CONFIG"; printf "%s\\n" "$@"'
+# In the background, because bash holds a signal back until a program in the foreground ends.
+SLEEP = "echo ready; sleep 30 > /dev/null 2>&1 & wait"
+STOPS_AS_TOLD = f'trap "echo stopped; exit 143" TERM; {SLEEP}'
+
+
+@pytest.fixture
+def commands_in(tmp_path):
+    """Makes stand-ins for commands; gives the environment in which they are found."""
+
+    def make(**bodies):
+        for name, body in bodies.items():
+            file = tmp_path / "bin" / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(f"#!/usr/bin/env bash\n{body}\n")
+            file.chmod(0o755)
+        return {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+
+    return make
+
+
+def start(arguments, environment):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(["bash", *map(str, arguments)], cwd=ROOT, env=environment, **pipes)
+
+
+def run(arguments, environment):
+    process = start(arguments, environment)
+    output, errors = process.communicate(timeout=30)
+    return process.returncode, output, errors
+
+
+def slurm_worker(commands_in, python, **changes):
+    scontrol = '[ "$*" = "show hostnames node[07-08]" ] && printf "node07\\nnode08\\n"'
+    environment = commands_in(python=python, scontrol=scontrol) | LAST_TASK | changes
+    return start([CLUSTERS / "slurm_worker.sh", *FLAGS], environment)
+
+
+@pytest.mark.parametrize("script", ["slurm.sbatch", "slurm_worker.sh"])
+def test_bash_can_read_the_scripts(script):
+    subprocess.run(["bash", "-n", CLUSTERS / script], check=True)
+
+
+def test_a_slurm_task_finds_its_cluster(commands_in):
+    output, _ = slurm_worker(commands_in, SHOWS_ITS_TASK).communicate(timeout=30)
+    tf_config, *arguments = output.splitlines()
+    assert arguments == ["-m", "train.main", *FLAGS]
+    tf_config = json.loads(tf_config)
+    assert tf_config["task"] == {"type": "worker", "index": 3}
+    nodes, ports = zip(*(worker.split(":") for worker in tf_config["cluster"]["worker"]), strict=True)
+    assert nodes == ("node07", "node07", "node08", "node08")
+    assert ports[:2] == ports[2:] and len(set(ports)) == 2
+    assert all(1024 < int(port) < 32768 for port in ports)
+
+
+@pytest.mark.parametrize(("code", "seen"), [(0, 0), (1, 1), (2, 2), (143, 0)])
+def test_only_a_failure_is_one_for_srun(commands_in, code, seen):
+    assert slurm_worker(commands_in, f"exit {code}").wait(timeout=30) == seen
+
+
+def test_a_slurm_task_passes_the_stop_on_and_waits(commands_in):
+    process = slurm_worker(commands_in, STOPS_AS_TOLD)
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.communicate(timeout=30)[0] == "stopped\n"
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("changes", [{"SLURM_PROCID": "2"}, {"SLURM_NTASKS": "5"}])
+def test_slurm_tasks_in_another_order_are_refused(commands_in, changes):
+    process = slurm_worker(commands_in, SHOWS_ITS_TASK, **changes)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (2, "") and "--distribution=block" in errors
+
+
+@pytest.fixture
+def slurm_job(commands_in, tmp_path):
+    """Starts slurm.sbatch with stand-ins for Slurm; what they were called with is in a file."""
+    calls = tmp_path / "calls"
+
+    def make(srun):
+        note = f'echo "$(basename "$0") $*" >> "{calls}"'
+        environment = commands_in(
+            srun=f'{note}; echo $$ > "{tmp_path}/srun"; {srun}',
+            scancel=f'{note}; kill -TERM "$(cat "{tmp_path}/srun")"',
+            scontrol=note,
+        )
+        return start([CLUSTERS / "slurm.sbatch", *FLAGS], environment | {"SLURM_JOB_ID": "42"}), calls
+
+    return make
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_a_slurm_job_ends_as_its_workers_do(slurm_job, code):
+    process, calls = slurm_job(f"exit {code}")
+    assert process.wait(timeout=30) == code
+    (call,) = calls.read_text().splitlines()
+    assert call.startswith("srun ") and call.endswith(
+        f"bash nvae_tf/training/clusters/slurm_worker.sh {' '.join(FLAGS)}"
+    )
+
+
+def test_a_slurm_job_whose_time_is_up_is_stopped_and_queued_again(slurm_job):
+    process, calls = slurm_job(STOPS_AS_TOLD)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=30)
+    assert output.endswith("\nstopped\n")
+    assert calls.read_text().splitlines()[1:] == ["scancel --signal=TERM 42", "scontrol requeue 42"]
+
+
+def test_a_canceled_slurm_job_waits_for_its_workers_and_stays_canceled(slurm_job):
+    process, calls = slurm_job(f'trap "sleep 0.3; echo stopped; exit 143" TERM; {SLEEP}')
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    # Slurm sends it to the workers itself.
+    time.sleep(0.1)
+    os.kill(int((calls.parent / "srun").read_text()), signal.SIGTERM)
+    assert process.communicate(timeout=30)[0] == "stopped\n"
+    assert process.returncode == 143
+    assert len(calls.read_text().splitlines()) == 1
+
+
+def manifest():
+    yaml = pytest.importorskip("yaml")
+    return {part["kind"]: part for part in yaml.safe_load_all((CLUSTERS / "kubernetes.yaml").read_text())}
+
+
+def test_the_parts_of_the_kubernetes_manifest_belong_together():
+    parts = manifest()
+    claim, service, job = parts["PersistentVolumeClaim"], parts["Service"], parts["Job"]["spec"]
+    pod = job["template"]["spec"]
+    container = pod["containers"][0]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == {"job-name": parts["Job"]["metadata"]["name"]}
+    assert job["completions"] == job["parallelism"] == int(container["env"][0]["value"])
+    assert [volume["name"] for volume in pod["volumes"]] == [mount["name"] for mount in container["volumeMounts"]]
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+
+
+def test_a_pod_finds_its_cluster(commands_in):
+    parts = manifest()
+    container = parts["Job"]["spec"]["template"]["spec"]["containers"][0]
+    assert container["command"] == ["bash", "-c"]
+    environment = commands_in(python=SHOWS_ITS_TASK) | {each["name"]: each["value"] for each in container["env"]}
+    code, output, errors = run(["-c", *container["args"]], environment | {"JOB_COMPLETION_INDEX": "1"})
+    assert code == 0, errors
+    tf_config, *arguments = output.splitlines()
+    assert arguments[:2] == ["-m", "train.main"] and arguments[2:] == container["args"][2:]
+    job, service = parts["Job"]["metadata"]["name"], parts["Service"]["metadata"]["name"]
+    port = container["ports"][0]["containerPort"]
+    assert json.loads(tf_config) == {
+        "cluster": {"worker": [f"{job}-{index}.{service}:{port}" for index in (0, 1)]},
+        "task": {"type": "worker", "index": 1},
+    }
+
+
+def test_the_page_links_to_files_that_are_there():
+    page = ROOT / "docs" / "clusters.md"
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert len(links) >= 3
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []

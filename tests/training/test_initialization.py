@@ -1,0 +1,268 @@
+"""Weights of another run or of a published file in a new model: what is taken, what is not, and what is told of it."""
+
+import dataclasses
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nvae_tf
+from nvae_tf.config import ExperimentConfig, OptimizerConfig
+from nvae_tf.layers import ForwardPass
+from nvae_tf.models.noise import batch_noise
+from nvae_tf.optimization import NVAEAdamax, average_of_weights
+from nvae_tf.published.settings import model_config_from_published
+from nvae_tf.published.weight_names import named_weights
+from nvae_tf.training.initialization import Initialization, initialize
+from nvae_tf.training.run_folder import open_for_training
+from nvae_tf.training.training_state import TrainingState
+from tests.tiny_model import tiny_config
+
+MODEL = tiny_config(num_flows=1)
+
+
+def values(model):
+    return {name: weight.numpy() for name, weight in named_weights(model).items()}
+
+
+def assert_taken(model, source, names):
+    assert names
+    found, expected = values(model), values(source)
+    for name in names:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def compiled(config, seed, **optimizer_settings):
+    tf.random.set_seed(seed)
+    model = nvae_tf.NVAE(config)
+    optimizer = NVAEAdamax(**optimizer_settings)
+    optimizer.build(model.trainable_variables)
+    model.compile(optimizer=optimizer)
+    return model
+
+
+def saved_run(path, config):
+    """A run folder of a model whose weights are no new model's, and that model."""
+    model = compiled(config, seed=1)
+    random = np.random.RandomState(1)
+    for variable in [*model.weights, *model.optimizer.variables[1:]]:
+        variable.assign(random.uniform(0.1, 1.0, variable.shape))
+    folder = open_for_training(path, ExperimentConfig(model=config))
+    TrainingState(folder.checkpoints, model, model.optimizer, 1).save(1234)
+    return str(folder.path), model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return saved_run(tmp_path_factory.mktemp("runs") / "source", MODEL)
+
+
+def loss_of(model, images):
+    noise = batch_noise(model.plan.latent_shapes(), len(images), (5, 0))
+    return model.training_loss(images, noise, tf.constant(0), ForwardPass(training=True))[1].loss.numpy()
+
+
+def test_an_equal_architecture_is_taken_whole(run):
+    path, source = run
+    model = compiled(MODEL, seed=2)
+    slots = [variable.numpy() for variable in model.optimizer.variables]
+    images = tf.cast(np.random.RandomState(3).uniform(size=(6, 4, 4, 1)) > 0.5, tf.float32)
+    expected = loss_of(source, images)
+    assert loss_of(model, images) != expected
+    found = initialize(model, path)
+    assert found.report() == f"Starts from {path}, step 1,234: all {len(found.taken)} weights taken."
+    assert_taken(model, source, named_weights(source).keys() - {"data_initialised"})
+    assert loss_of(model, images) == expected
+    for variable, before in zip(model.optimizer.variables, slots, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), before)
+
+
+def test_of_a_run_with_running_means_these_are_taken(tmp_path):
+    small, optimizer = tiny_config(), OptimizerConfig(ema_momentum=0.9)
+    source = compiled(small, seed=1, use_ema=True)
+    averages = average_of_weights(source)
+    for average in averages.values():
+        average.assign(tf.fill(average.shape, 0.5))
+    source.optimizer.iterations.assign(7)
+    folder = open_for_training(tmp_path / "source", ExperimentConfig(model=small, optimizer=optimizer))
+    TrainingState(folder.checkpoints, source, source.optimizer, 1).save(7)
+    model = compiled(small, seed=2)
+    found = initialize(model, str(folder.path))
+    assert found.report().startswith(f"Starts from {folder.path}, step 7, running means of the weights: all ")
+    # Running batch statistics have no other form.
+    learned = {id(weight) for weight in model.trainable_variables}
+    for name, weight in named_weights(model).items():
+        if id(weight) in learned:
+            np.testing.assert_array_equal(weight.numpy(), 0.5, err_msg=name)
+    assert_taken(model, source, [name for name in found.taken if name.endswith("mean")])
+
+
+def test_another_likelihood_changes_the_last_layer_only(run):
+    path, source = run
+    config = dataclasses.replace(MODEL, num_bits=8, likelihood="logistic_mixture", num_mixtures=3)
+    model = compiled(config, seed=2)
+    before = model.top_down.image.kernel.numpy()
+    found = initialize(model, path)
+    assert {name.rpartition("/")[0] for name in found.misshapen} == {"top_down/image"}
+    assert not found.missing and not found.unused
+    assert_taken(model, source, found.taken)
+    np.testing.assert_array_equal(model.top_down.image.kernel.numpy(), before)
+    report = found.report()
+    assert f"{len(found.taken)} of {len(found.shapes)} weights taken" in report
+    parameters = model.top_down.image.channels_out
+    assert f"  top_down/image/kernel: [1, 3, 3, 2, 1] in the source, [1, 3, 3, 2, {parameters}] here" in report
+    # New kernels need the long power iteration of a model's first step.
+    assert float(model.spectral_regularizer.warmed_up.numpy()) == 0.0
+
+
+def test_another_number_of_channels_takes_what_does_not_depend_on_it(run):
+    path, source = run
+    model = compiled(dataclasses.replace(MODEL, num_channels_decoder=4), seed=2)
+    found = initialize(model, path)
+    assert_taken(model, source, found.taken)
+    assert "bottom_up/stem/kernel" in found.taken and "top_down/scales/0/combiners/kernel" in found.misshapen
+    assert not found.missing and not found.unused
+
+
+def test_stacks_of_another_count_are_not_taken_in_part(run):
+    path, source = run
+    model = compiled(dataclasses.replace(MODEL, num_groups_per_scale=2), seed=2)
+    posteriors = model.top_down.scales[0].posteriors.kernel
+    before = posteriors.numpy()
+    found = initialize(model, path)
+    name = "top_down/scales/0/posteriors/kernel"
+    assert name in found.misshapen
+    assert found.shapes_of(name) == f"{name}: [1, 3, 3, 4, 4] in the source, [2, 3, 3, 4, 4] here"
+    np.testing.assert_array_equal(posteriors.numpy(), before)
+    assert_taken(model, source, ["bottom_up/stem/kernel", "top_down/image/kernel"])
+
+
+def test_power_vectors_go_with_their_kernels(run):
+    path, source = run
+    # Without flows, all kernels behind them have other numbers.
+    model = compiled(dataclasses.replace(MODEL, num_flows=0), seed=2)
+    found = initialize(model, path)
+    assert not found.missing and not found.misshapen
+    assert found.unused and all("/flows/" in name for name in found.unused)
+    of_kernels = {
+        id(c.kernel): v for c, v in zip(source.convolutions, source.spectral_regularizer.vectors, strict=True)
+    }
+    shifted = 0
+    for index, (layer, vector) in enumerate(zip(model.convolutions, model.spectral_regularizer.vectors, strict=True)):
+        name = next(name for name, weight in named_weights(model).items() if weight is layer.kernel)
+        expected = of_kernels[id(named_weights(source)[name])]
+        shifted += expected is not source.spectral_regularizer.vectors[index]
+        np.testing.assert_array_equal(vector.numpy(), expected.numpy(), err_msg=name)
+    assert shifted
+    assert model.spectral_regularizer.warmed_up.numpy() == source.spectral_regularizer.warmed_up.numpy()
+
+
+def test_weights_that_the_source_lacks_are_listed(tmp_path):
+    path, source = saved_run(tmp_path / "plain", tiny_config())
+    model = compiled(MODEL, seed=2)
+    found = initialize(model, path)
+    assert found.missing and all("/flows/" in name for name in found.missing)
+    assert_taken(model, source, found.taken)
+    assert f"Not taken, because they are not in the source: {len(found.missing)}" in found.report()
+    assert f"  {found.missing[0]}\n" in found.report()
+
+
+@pytest.mark.parametrize(("source_cells", "kept"), [("res_elu", True), ("res_bnelu", False)])
+def test_the_first_batch_sets_scales_unless_trained_ones_were_taken(tmp_path, source_cells, kept):
+    path, source = saved_run(tmp_path / "source", tiny_config(cell_set=source_cells, num_channels_encoder=4))
+    assert source.is_data_dependent is kept
+    # Other cells have other names or, without batch norm, other channels.
+    model = compiled(tiny_config(cell_set="res_elu", num_channels_encoder=4), seed=2)
+    assert model.is_data_dependent
+    initialize(model, path)
+    assert bool(model.data_initialised.numpy() > 0.0) is kept
+
+
+def test_long_lists_end_with_a_count():
+    shapes = {f"top_down/{index}": (index,) for index in range(30)}
+    found = Initialization("there", shapes | {"new": (1,)}, {name: (99,) for name in shapes} | {"old": (2,)})
+    assert found.report().splitlines() == [
+        "Starts from there: 0 of 31 weights taken.",
+        "Not taken, because of another shape in the source: 30",
+        *(f"  top_down/{index}: [99] in the source, [{index}] here" for index in range(20)),
+        "  and 10 more",
+        "Not taken, because they are not in the source: 1",
+        "  new",
+        "Not used of the source, because this model has no such weights: 1",
+        "  old",
+    ]
+
+
+def test_a_source_of_which_nothing_fits_is_refused_and_nothing_assigned(tmp_path):
+    small = tiny_config(image_height=8, image_width=8)
+    other = dict(num_latent_per_group=3, num_channels_encoder=20, num_channels_decoder=20, squeeze_excite=False)
+    path, _ = saved_run(tmp_path / "small", dataclasses.replace(small, likelihood="bernoulli", squeeze_excite=False))
+    model = compiled(dataclasses.replace(MODEL, num_bits=8, likelihood="normal", num_groups_per_scale=2, **other), 2)
+    before = values(model)
+    with pytest.raises(ValueError, match=r"none of its \d+ weights fits one of the \d+ of this model") as error:
+        initialize(model, path)
+    assert path in str(error.value) and "model.num_groups_per_scale is 1 there and 2 here" in str(error.value)
+    assert " in the source, " in str(error.value) and "\n" not in str(error.value)
+    for name, value in values(model).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "message"),
+    [
+        ("nowhere", FileNotFoundError, "nowhere': no such file or folder; give the --workdir"),
+        ("", FileNotFoundError, "train.initialise_from = '': no such file or folder"),
+        ("empty", ValueError, "train.initialise_from: .*empty: not a run folder"),
+        ("new", ValueError, "train.initialise_from: .*new: no checkpoint"),
+        ("notes.txt", ValueError, "notes.txt': neither a run folder nor a published file"),
+    ],
+)
+def test_a_wrong_source_is_told(run, tmp_path, place, kind, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("years of work")
+    open_for_training(tmp_path / "new", ExperimentConfig(model=MODEL))
+    with pytest.raises(kind, match=message):
+        initialize(run[1], str(tmp_path / place) if place else "")
+
+
+def test_a_damaged_checkpoint_is_told(run, tmp_path):
+    path, source = run
+    copy = shutil.copytree(path, tmp_path / "damaged")
+    data = next((copy / "checkpoints").glob("step-1234.data*"))
+    data.write_bytes(data.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"train\.initialise_from: .*step-1234: the checkpoint is damaged"):
+        initialize(source, str(copy))
+
+
+@pytest.mark.torch
+def test_a_published_file_is_taken_whole(published):
+    path = str(published.path("mnist_tiny.pt"))
+    source = nvae_tf.from_torch_checkpoint(path)
+    model = compiled(source.config, seed=2)
+    found = initialize(model, path)
+    assert found.report() == f"Starts from {path}: all {len(found.taken)} weights taken."
+    state, expected = published.state_of(model), published.state_of(source)
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(state[name], value, err_msg=name)
+
+
+@pytest.mark.torch
+def test_a_published_file_of_another_data_set_is_taken_in_part(published):
+    settings, _ = published.recorded("cifar10_tiny")
+    config = dataclasses.replace(model_config_from_published(settings), num_mixtures=2)
+    model = compiled(config, seed=2)
+    found = initialize(model, str(published.path("cifar10_tiny.pt")))
+    assert {name.rpartition("/")[0] for name in found.misshapen} == {"top_down/image"}
+    np.testing.assert_array_equal(
+        model.bottom_up.stem.kernel.numpy(),
+        nvae_tf.from_torch_checkpoint(published.path("cifar10_tiny.pt")).bottom_up.stem.kernel.numpy(),
+    )
+
+
+def test_a_published_file_without_torch_is_an_error_of_the_setting(run, published, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ValueError, match=r"train\.initialise_from: .*optional extra: `make torch`"):
+        initialize(run[1], str(published.path("mnist_tiny.pt")))

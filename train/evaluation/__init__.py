@@ -1,1 +1,0 @@
-"""What `train.evaluate` measures: a module a metric."""
