@@ -17,8 +17,6 @@ SETTINGS = {"config", "data_spec", "latent_plan", "setting_checks", "train_confi
 BASICS = {"checkpoint_choice", "errors", "files", "memory", "progress", "quiet_tensorflow"}
 # Which parts of the library each part may import, besides itself.
 BELOW_MODELS = SETTINGS | {
-    "fan_out",
-    "processors",
     "replicas",
     "layers",
     "distributions",
@@ -32,18 +30,16 @@ ARROWS = {
     "config": {"data_spec", "setting_checks", "train_config"},
     "train_config": {"setting_checks"},
     "latent_plan": {"config", "setting_checks"},
-    "layers": {"latent_plan", "processors", "replicas", "setting_checks"},  # the plan's words for a cell: plain data
-    "distributions": {"fan_out"},
+    "layers": {"latent_plan", "replicas", "setting_checks"},  # the plan's words for a cell: plain data
+    "distributions": {"layers"},  # its sums in a fixed order
     "flows": {"layers"},
-    "objective": SETTINGS | {"layers", "distributions", "processors", "replicas"},
+    "objective": SETTINGS | {"layers", "distributions", "replicas"},
     "optimization": set(),
     "models": BELOW_MODELS,
     "checkpoint_choice": set(),
     "memory": set(),
     "errors": set(),
-    "fan_out": set(),
     "quiet_tensorflow": set(),
-    "processors": {"replicas"},
     "replicas": set(),
     "files": {"errors"},
     "progress": {"data"},

@@ -93,7 +93,7 @@ class LikelihoodEvaluator:
         if self._numbers:
             last = self._numbers[-1]
             weighting = self._importance_weights(images, seeds, lambda done: tell(first + size * done // last))
-            bounds, effective = weighting.bounds, weighting.sums.effective_samples
+            bounds, effective = weighting.bounds, weighting.effective_samples
         else:
             tell(first + size)
         rows = (value.numpy()[:size] for value in (reconstruction, kl, bounds, effective))

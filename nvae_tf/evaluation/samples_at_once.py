@@ -3,10 +3,10 @@
 import psutil
 import tensorflow as tf
 
+from nvae_tf.layers.cpu_kernels import has_gpus
 from nvae_tf.memory import memory_timeline
 from nvae_tf.models import NVAE
 from nvae_tf.objective import ImportanceWeighting
-from nvae_tf.processors import has_gpus
 
 # More rows in one pass do not make a row cheaper.
 _ROWS = 256

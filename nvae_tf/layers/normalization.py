@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from nvae_tf.layers.activations import swish, swish_gradient
-from nvae_tf.processors import on_one_cpu
+from nvae_tf.layers.cpu_kernels import on_one_cpu, swish, swish_gradient
 from nvae_tf.replicas import replica_count, replica_means
 
 EPSILON = 1e-5

@@ -11,7 +11,7 @@ import tensorflow_probability as tfp
 from nvae_tf import config as configuration
 from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, ObjectiveConfig
-from nvae_tf.distributions import image_likelihood
+from nvae_tf.distributions.image_likelihood import image_likelihood
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization, StackedConvolution, StackedLayer
 from nvae_tf.layers.convolution import DataDependentConvolution

@@ -13,7 +13,7 @@ from nvae_tf.config import ExperimentConfig, config_to_json
 from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.models.for_training import ModelForTraining, model_for_training
-from nvae_tf.optimization.averaging import average_of_weights
+from nvae_tf.optimization.adamax import average_of_weights
 from nvae_tf.published.imported_settings import RunSettings
 from nvae_tf.published.less_memory import forget_pages, give_back_freed
 from nvae_tf.published.mapping_report import (

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.distributions import soft_clamp, soft_clamped_normal
+from nvae_tf.distributions.soft_clamped_normal import soft_clamp, soft_clamped_normal
 
 tfd = tfp.distributions
 

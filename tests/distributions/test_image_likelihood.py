@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.distributions import IMAGE_LIKELIHOODS, image_likelihood
+from nvae_tf.distributions.image_likelihood import IMAGE_LIKELIHOODS, image_likelihood
 
 FIXTURES = pathlib.Path(__file__).parent.parent / "fixtures"
 RECORDED = {
