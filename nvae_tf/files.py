@@ -61,3 +61,22 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     # Of damaged files zipfile, zlib and NumPy raise errors of many kinds.
     except Exception as error:
         raise ValueError(first_line(error)) from error
+
+
+def check_writable(folder: pathlib.Path, flag: str) -> None:
+    """Looks whether files can be written in a folder, or it can be made, before a command begins to work.
+
+    Args:
+      folder: the folder.
+      flag: what named it, `--workdir=runs/x`, for the message.
+
+    Raises:
+      ValueError: they can't.
+    """
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    if not existing.is_dir():
+        raise ValueError(f"{flag}: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{flag}: nothing can be written in {existing}; make that folder writable, or give another place"
+        )

@@ -17,6 +17,7 @@ from absl import app, flags, logging
 
 from nvae_tf.config import ExperimentConfig, config_to_dict
 from nvae_tf.errors import TRACEBACK_VARIABLE, USER_ERROR_CODE, exit_on_user_error
+from nvae_tf.files import check_writable
 
 _HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 _WIDTH = 100
@@ -96,25 +97,6 @@ def check_run_folder(path: str) -> None:
     if not pathlib.Path(path, "config.json").is_file():
         raise FileNotFoundError(
             f"--workdir={path}: not a run folder, it has no config.json; give the --workdir of a run of train.main"
-        )
-
-
-def check_writable(folder: pathlib.Path, flag: str) -> None:
-    """Looks whether files can be written in a folder, or it can be made, before a command begins to work.
-
-    Args:
-      folder: the folder.
-      flag: what named it, `--workdir=runs/x`, for the message.
-
-    Raises:
-      ValueError: they can't.
-    """
-    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
-    if not existing.is_dir():
-        raise ValueError(f"{flag}: {existing} is a file, not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"{flag}: nothing can be written in {existing}; make that folder writable, or give another place"
         )
 
 

@@ -27,6 +27,7 @@ import pathlib
 from absl import flags
 
 from nvae_tf.data.completion import complete_config
+from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.training.sized_settings import sized_settings
@@ -46,7 +47,7 @@ def main() -> None:
     if json_file and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise ValueError(f"--json={json_file}: not a file in an existing folder")
     if json_file:
-        command_line.check_writable(json_file.parent, f"--json={json_file}")
+        check_writable(json_file.parent, f"--json={json_file}")
     config = complete_config(sized_settings(CONFIG.value))
     latent_plan(config.model)
     start_tensorflow_quietly()

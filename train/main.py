@@ -48,6 +48,7 @@ from absl import flags
 
 from nvae_tf.data.completion import complete_config
 from nvae_tf.errors import TRACEBACK_VARIABLE
+from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.training.worker_environments import TF_CONFIG
@@ -63,7 +64,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: new, empty, or of th
 
 def main() -> None:
     """Checks the settings, then trains."""
-    command_line.check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
+    check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
     # Not before: a mistake is told within a moment.

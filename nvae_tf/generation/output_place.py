@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from train.command_line import check_writable
+from nvae_tf.files import check_writable
 
 FOLDER = "folder"
 

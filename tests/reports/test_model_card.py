@@ -350,7 +350,7 @@ def test_a_card_that_cannot_be_written_does_not_end_the_work(tmp_path, monkeypat
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", full)
     keep_model_card(folder, MODEL, told.append)
-    assert told == [f"{folder.card_file}: the model card could not be written (No space left on device)"]
+    assert told == [f"the model card was not written: {folder.card_file}: can't be written (No space left on device)"]
     assert folder.card_file.read_bytes() == before and not list(tmp_path.glob(".*"))
 
 
