@@ -16,7 +16,6 @@ run meanwhile.
 
 import argparse
 import datetime
-import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -74,7 +73,9 @@ def _workloads(preset: str, importance_samples: int) -> dict[str, Callable[[], i
     from nvae_tf.training.devices import configure_runtime
 
     configure_runtime()
-    config = experiment_config(importlib.import_module(f"configs.{preset}").get_config())
+    from nvae_tf import presets
+
+    config = experiment_config(presets.preset(preset))
     model, batch_size = NVAE(config.model), BATCH_SIZES[preset]
     images = random_images(config.model, batch_size)
     evaluator = LikelihoodEvaluator(model, batch_size, importance_samples)

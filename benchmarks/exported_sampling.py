@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import datetime
 import functools
-import importlib
 import pathlib
 import statistics
 import tempfile
@@ -45,7 +44,9 @@ def measure(preset: str, batch_size: int, rounds: int) -> dict[str, Any]:
 
     machine = describe_machine()
     configure_runtime()
-    model = NVAE(experiment_config(importlib.import_module(f"configs.{preset}").get_config()).model)
+    from nvae_tf import presets
+
+    model = NVAE(experiment_config(presets.preset(preset)).model)
     with contextlib.ExitStack() as stack:
         place = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ways, operations, stored = {"keras": _keras(model, batch_size)}, {}, {}

@@ -63,6 +63,12 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(first_line(error)) from error
 
 
+def beside_package(name: str) -> pathlib.Path:
+    """The folder of scripts or presets called `name`: inside an installed package, beside it in a checkout."""
+    package = pathlib.Path(__file__).resolve().parent
+    return next(place for place in (package / name, package.parent / name) if place.is_dir())
+
+
 def check_writable(folder: pathlib.Path, flag: str) -> None:
     """Looks whether files can be written in a folder, or it can be made, before a command begins to work.
 

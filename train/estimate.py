@@ -26,15 +26,14 @@ import pathlib
 
 from absl import flags
 
+from nvae_tf import command_line
 from nvae_tf.data.completion import complete_config
 from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.training.sized_settings import sized_settings
-from train import command_line
-from train.config_file import define_config
 
-CONFIG = define_config()
+CONFIG = command_line.define_config(flags)
 GPU_MEMORY_GIB = flags.DEFINE_float(
     "gpu_memory_gib", None, "Memory of one GPU in GiB, for the largest batch size.", lower_bound=0.1
 )
@@ -62,7 +61,7 @@ def main() -> None:
 
 def run() -> None:
     """The command `nvae-estimate`."""
-    command_line.run(main)
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":

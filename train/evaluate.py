@@ -31,12 +31,13 @@ import pathlib
 
 from absl import flags
 
+from nvae_tf import command_line
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.files import check_writable
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.setting_checks import check_choice
 from nvae_tf.train_config import LARGEST_SEED
-from train import command_line, shared_flags
+from train import shared_flags
 
 _METRICS = ("elbo", "iw", "fid", "latents")
 
@@ -104,7 +105,7 @@ def _check_fid_flags() -> None:
 
 def run() -> None:
     """The command `nvae-evaluate`."""
-    command_line.run(main)
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ import contextlib
 import importlib
 import sys
 
+from absl import flags
+
+from nvae_tf import command_line
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.setting_checks import check_choice
-from train import command_line
 
 MODES = {
     "sample": "images of latents from the prior",
@@ -47,7 +49,7 @@ def run() -> None:
         with exit_on_user_error():
             check_choice("the mode of train.generate", first, MODES, "not one of the modes")
         mode = sys.argv.pop(1)
-    command_line.run(importlib.import_module(f"train.generation.{mode}").main)
+    command_line.run(importlib.import_module(f"train.generation.{mode}").main, flags)
 
 
 if __name__ == "__main__":

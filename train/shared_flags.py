@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from absl import flags
 
+from nvae_tf import command_line
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.generation.output_place import OutputPlace, output_place
 from nvae_tf.setting_checks import check
 from nvae_tf.train_config import LARGEST_SEED
-from train import command_line
 
 
 class RunFlags(NamedTuple):

@@ -18,7 +18,7 @@ CONFIG_TEXT = '''"""The settings of this run, for train.main: those of config.js
 import json
 import pathlib
 
-from configs.common import default_config
+from nvae_tf.presets import default_config
 
 
 def get_config():

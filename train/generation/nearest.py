@@ -16,9 +16,10 @@ import json
 import numpy as np
 from absl import flags
 
+from nvae_tf import command_line
 from nvae_tf.generation.output_place import output_place
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
-from train import command_line, shared_flags
+from train import shared_flags
 
 _BATCH_SIZE = 256
 
