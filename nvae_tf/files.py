@@ -16,7 +16,8 @@ def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a file beside `path` to write; it comes into its place when the block ends without an error.
 
     Raises:
-      OSError: the file can't be written; of the kind that the system has raised, with the name of `path`.
+      OSError: the file can't be written; of the kind that the system has raised. Its text has the name of `path`, its
+        `strerror` the reason alone.
     """
     # Of several machines' processes more than one may have the same number.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
@@ -28,7 +29,10 @@ def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
         is_ours = error.filename in (None, str(partial)) and (error.errno is not None or type(error) is OSError)
         if not is_ours:
             raise
-        raise type(error)(f"{path}: can't be written ({error.strerror or first_line(error)})") from error
+        reason = error.strerror or first_line(error)
+        told = type(error)(f"{path}: can't be written ({reason})")
+        told.strerror = reason
+        raise told from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
