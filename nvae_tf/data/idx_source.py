@@ -15,6 +15,8 @@ from nvae_tf.data_spec import DataSpec
 
 _WORDS = {"train": ("train",), "test": ("t10k", "test")}
 _UINT8 = 8
+# How many bytes gzip can make of one, at most.
+_GZIP_RATIO = 1032
 
 
 def first_image(spec: DataSpec) -> PictureHeader:
@@ -85,6 +87,9 @@ def _read(file, dimensions):
             shape = tuple(int(size) for size in np.frombuffer(header, ">u4", dimensions, offset=4))
             said, count = " x ".join(map(str, shape)), math.prod(shape)
             check_memory(count, f"{file}: its images, {said} as its header says,", "write them to a .npy file")
+            if count > file.stat().st_size * (_GZIP_RATIO if packed else 1):
+                # Room for them would be made before they are missed.
+                raise ValueError(f"{file}: too short for {said} values, as its header says: cut off; get it anew")
             # However much is packed behind them, no more than one value too many is unpacked.
             content = stream.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:

@@ -92,6 +92,7 @@ def test_images_are_scaled_on_demand(tmp_path):
         (idx(TRAIN) + b"\0", "has more than the 432 values of its header, 9 x 6 x 8: damaged; get it anew"),
         (idx(TRAIN[:0]), "has no images; its header says 0 x 6 x 8"),
         (idx(TRAIN)[:4] + b"\xff" * 12 + bytes(99), "its images, 4294967295 x .* GB of memory"),
+        (idx(TRAIN)[:4] + b"\0\0\x01\0" * 3 + bytes(99), "too short for 256 x 256 x 256 values"),
         (idx(TRAIN)[:15], "not an IDX file of bytes with 3 dimensions"),
         (idx(TRAIN_LABELS), "not an IDX file of bytes with 3 dimensions"),
         (b"\0\0\x0d" + idx(TRAIN)[3:], "not an IDX file of bytes"),

@@ -1,0 +1,432 @@
+"""Seeded damage to files, and files made to do harm: published files, run folders, picture and array files.
+
+Every mutant is a function of its base files and its seed alone.
+"""
+
+import argparse
+import functools
+import io
+import json
+import math
+import os
+import pathlib
+import pickle
+import re
+import shutil
+import struct
+import zipfile
+import zlib
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+
+# More than may be used in all, less than a field of four bytes can say.
+_BOMB_BYTES = 3900 << 20
+_DEEP = 100_000
+_HUGE = (0, -1, 4096, 10**9, 10**30, 0.5, 1e308, math.nan, True, "8", "", None, [8], {"a": 1}, "x" * 10**6)
+
+
+class Mutant(NamedTuple):
+    """What a reader gets.
+
+    Attributes:
+      path: the file or folder.
+      base: the name of what it is made of.
+      how: which file of it was changed, and how.
+      is_exact: whether numbers that are read must be those of the base.
+      is_sound: whether they must be read: what was changed stands beside them.
+    """
+
+    path: pathlib.Path
+    base: str
+    how: str
+    is_exact: bool = True
+    is_sound: bool = False
+
+
+def published(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathlib.Path) -> Mutant:
+    """A mutant of one of the `.pt` files in a folder."""
+    random = Random(seed)
+    file = random.choice(sorted(base.iterdir()))
+    changes = *_BYTES, _change_archive, _change_archive, _change_contents, _change_contents, _replace_pickle
+    change = random.choice(changes)
+    path = place / "published.pt"
+    path.write_bytes(change(file.read_bytes(), random, canary))
+    return Mutant(path, file.name, change.__name__)
+
+
+def run_folder(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathlib.Path) -> Mutant:
+    """A mutant of a run folder: one file of it is other, gone, or another's."""
+    random = Random(seed)
+    run = shutil.copytree(base, place / "run")
+    files = sorted(str(file.relative_to(run)) for file in run.rglob("*") if file.is_file())
+    # Each as often as the others, although there are more checkpoints.
+    kind = random.choice(sorted({re.sub(r"\d+.*", "", name) for name in files}))
+    name = random.choice([name for name in files if name.startswith(kind)])
+    file, changes = run / name, [*_BYTES, _remove, _become_folder, _swap_files]
+    if name.endswith(".json"):
+        changes += [_change_json] * 6
+    elif not name.endswith((".index", "00001", ".png", ".v2")):
+        changes += [_change_lines] * 6
+    elif kind.startswith("checkpoints"):
+        changes += [_copy_as_later, _change_tensor, _change_tensor]
+    change = random.choice(changes)
+    changed = change(file, random) if change in _OF_FILES else change(file.read_bytes(), random, canary)
+    if changed is not None:
+        file.write_bytes(changed)
+    (run / "config.py").write_text(f"open({str(canary)!r}, 'w').close()")
+    # Whole, checksums and all: what was changed in a tensor can't be seen.
+    beside = not name.startswith(("config.json", "images.json", "checkpoints/step", "checkpoints/best"))
+    is_sound = beside and change not in (_become_folder, _swap_files)
+    return Mutant(run, base.name, f"{name}, {change.__name__}", change is not _change_tensor, is_sound)
+
+
+def pictures(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathlib.Path) -> Mutant:
+    """A mutant of one of the data sets in a folder, one file of which is other; `exact-*` have checksums."""
+    random = Random(seed)
+    data_set = random.choice(sorted(base.iterdir()))
+    copy = shutil.copytree(data_set, place / data_set.name)
+    file = random.choice(sorted(copy.iterdir()))
+    content, suffix = file.read_bytes(), file.suffix
+    special = {".png": _change_png, ".npz": _change_archive, ".npy": _change_npy, ".gz": _change_gzip}
+    change = random.choice((*_BYTES, *[special.get(suffix, _claim_much)] * 5, _become_pickle))
+    file.write_bytes(change(content, random, canary))
+    # With its checksums right, what was changed can't be seen.
+    is_exact = data_set.name.startswith("exact") and change not in (_change_png, _change_gzip, _change_archive)
+    path = file if suffix == ".npz" else copy
+    return Mutant(path, data_set.name, f"{file.name}, {change.__name__}", is_exact)
+
+
+# Bytes, whatever they mean.
+
+
+def _flip_bits(content, random, canary):
+    changed = bytearray(content)
+    # Most of them near the ends, where most formats have what others are found by.
+    ends = (0, len(content)), (0, min(len(content), 300)), (max(len(content) - 3000, 0), len(content))
+    for _ in range(random.choice((1, 1, 1, 8))):
+        changed[random.randrange(*random.choice(ends))] ^= 1 << random.randrange(8)
+    return bytes(changed)
+
+
+def _cut(content, random, canary):
+    return content[: random.choice((0, 1, len(content) - 1, random.randrange(len(content))))]
+
+
+def _change_block(content, random, canary):
+    """Zeros, removes, repeats or moves a part."""
+    start = random.randrange(len(content))
+    end = start + random.choice((1, 16, 512, len(content) // 4 + 1))
+    before, block, after = content[:start], content[start:end], content[end:]
+    zeroed, repeated = before + bytes(len(block)) + after, before + block + block + after
+    return random.choice((zeroed, repeated, before + after, after + before + block))
+
+
+def _other_content(content, random, canary):
+    nested = b"[" * _DEEP, b"[" * _DEEP + b"]" * _DEEP, b'{"a":' * _DEEP + b"1" + b"}" * _DEEP
+    others = b"\xff\xfe\0", b"null", b"[]", b"5", b"9" * 5000, b"a,b\n" * 5000, random.randbytes(500)
+    return random.choice((*nested, *others, content + random.randbytes(100), b"\xef\xbb\xbf" + content))
+
+
+def _become_pickle(content, random, canary):
+    return pickle.dumps(random.choice(_hostile_objects(canary)), protocol=random.choice((0, 2, 4)))
+
+
+_BYTES = (_flip_bits, _flip_bits, _flip_bits, _cut, _change_block, _other_content, _become_pickle)
+
+
+# Pickles: `canary` is a file that must never come to be.
+
+
+class _Harm:
+    def __init__(self, called, *arguments):
+        self._call = called, arguments
+
+    def __reduce__(self):
+        return self._call
+
+
+def _hostile_objects(canary):
+    name, code = str(canary), f"open({str(canary)!r}, 'w').close()"
+    calls = (os.system, f"touch {name}"), (exec, code), (eval, code), (open, name, "w"), (os.mkdir, name)
+    return [_Harm(*call) for call in calls]
+
+
+def _odd_pickle(random):
+    """Nested deeply, or claiming much: the settings of a published file, or all of it."""
+    name = struct.Struct("<cI").pack
+    claims = b"\x8d" + struct.pack("<Q", 1 << 62), b"X" + struct.pack("<I", 1 << 31), b"\x8e" + b"\xff" * 8
+    value = random.choice((b"]" * _DEEP + b"a" * (_DEEP - 1), b")" + b"\x85" * _DEEP, *claims))
+    whole = b"}(" + name(b"X", 4) + b"args" + value + name(b"X", 10) + b"state_dict}u"
+    return b"\x80\x02" + random.choice((whole, value)) + b"."
+
+
+def _shared(depth):
+    """A dictionary of a few bytes which has 2^depth leaves for one who goes through it."""
+    value = {}
+    for _ in range(depth):
+        value = {"a": value, "b": value}
+    return value
+
+
+# Archives: `.pt` and `.npz`.
+
+
+@functools.cache
+def _bomb():
+    """Deflated zeros and their CRC: a few megabytes that become gigabytes."""
+    zeros, compressor = bytes(1 << 20), zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = compressor.compress(zeros) + compressor.flush(zlib.Z_FULL_FLUSH)
+    checksum = 0
+    for _ in range(_BOMB_BYTES >> 20):
+        checksum = zlib.crc32(zeros, checksum)
+    return block * (_BOMB_BYTES >> 20) + b"\x03\0", checksum
+
+
+def _entries(content):
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return [[info.filename, archive.read(info), info.compress_type] for info in archive.infolist()]
+
+
+def _zipped(entries):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data, method in entries:
+            archive.writestr(zipfile.ZipInfo(name), data, method)
+    return file.getvalue()
+
+
+# In the central directory; in the header of an entry two bytes before.
+_FIELDS = {"flags": ("<H", 8), "method": ("<H", 10), "crc": ("<I", 16), "packed": ("<I", 20), "size": ("<I", 24)}
+
+
+def _patched(content, number, **values):
+    """Changes what both headers of an entry say of it."""
+    changed, place = bytearray(content), -1
+    for _ in range(number + 1):
+        place = content.index(b"PK\x01\x02", place + 1)
+    (local,) = struct.unpack_from("<I", content, place + 42)
+    for name, value in values.items():
+        form, offset = _FIELDS[name]
+        for header in (place + offset, local + offset - 2):
+            struct.pack_into(form, changed, header, value & (0xFFFF if form == "<H" else 0xFFFFFFFF))
+    return bytes(changed)
+
+
+def _change_archive(content, random, canary):
+    entries = _entries(content)
+    one, other = (random.randrange(len(entries)) for _ in range(2))
+    name, data, _ = entries[one]
+    how = random.randrange(10)
+    if how == 0:
+        entries[one][2] = zipfile.ZIP_DEFLATED
+    elif how == 1:
+        entries = [[name, data, random.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))] for name, data, _ in entries]
+    elif how <= 3:
+        entries[one][1] = random.choice((data[: len(data) // 2], b"", data[:-1], data + data, data + bytes(4)))
+    elif how == 4 and len(data) != len(entries[other][1]):
+        # With right checksums: what is as long can't be told apart.
+        entries[one][1], entries[other][1] = entries[other][1], data
+    elif how == 5:
+        del entries[one]
+    elif how == 6:
+        entries[one][0] = random.choice((name + "x", "/" + name, "../" + name, "x" * 60_000))
+    elif how == 7:
+        place = name.partition("/")[0]
+        entries = [entry for entry in entries if not entry[0].endswith("byteorder")]
+        entries.append([f"{place}/byteorder", b"big", zipfile.ZIP_STORED])
+    elif how == 8:
+        packed, checksum = _bomb()
+        entries[one] = [name, packed, zipfile.ZIP_STORED]
+        return _patched(_zipped(entries), one, method=8, crc=checksum, size=_BOMB_BYTES)
+    else:
+        claim = random.choice((0, 1, len(data) * 2, 1 << 30, 2**32 - 2))
+        return _patched(_zipped(entries), one, **{random.choice(list(_FIELDS)): claim})
+    return _zipped(entries)
+
+
+# Published files.
+
+
+def _other_tensor(tensor, random):
+    import torch
+
+    kinds = torch.float64, torch.int32, torch.int64, torch.bool, torch.complex64, torch.uint8
+    others = tensor.reshape(-1)[:0], tensor.reshape(-1)[:-1], tensor.to_sparse(), torch.full(tensor.shape, math.nan)
+    others += torch.zeros(1).expand(10**6, 10**6), torch.empty(10**5, 10**5, device="meta"), _shared(40)
+    return random.choice((*map(tensor.to, kinds), *others, tensor.tolist(), None, "x", 5, [tensor], {"a": tensor}))
+
+
+def _change_contents(content, random, canary):
+    import torch
+
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        held = torch.load(io.BytesIO(content), weights_only=True)
+    args, state = vars(held["args"]), held["state_dict"]
+    sizes = [name for name in sorted(args) if name.startswith("num_")]
+    name = random.choice(sorted(state))
+    how = random.randrange(9)
+    if how < 2:
+        args[random.choice(sorted(args))] = random.choice(_HUGE)
+    elif how < 4:
+        args[random.choice(sizes)] = random.choice((10**3, 4096, 10**5, 10**9, 10**18))
+    elif how < 6:
+        state[name] = _other_tensor(state[name], random)
+    elif how == 6:
+        group = random.choice(("args", "state_dict", "optimizer", "epoch", "global_step", "nvae_tf", "unknown"))
+        held[group] = random.choice((*_HUGE, _shared(40), [state], state[name]))
+    else:
+        place = random.choice((held, args, state, held.setdefault("optimizer", {})))
+        place[random.choice(sorted(place) or ["state"])] = random.choice(_hostile_objects(canary))
+    file = io.BytesIO()
+    torch.save(held, file, _use_new_zipfile_serialization=random.random() < 0.8)
+    return file.getvalue()
+
+
+def _replace_pickle(content, random, canary):
+    entries = _entries(content)
+    for entry in entries:
+        if entry[0].endswith("/data.pkl"):
+            entry[1] = random.choice((_become_pickle(b"", random, canary), _odd_pickle(random)))
+    return _zipped(entries)
+
+
+# Run folders.
+
+
+def _change_json(content, random, canary):
+    settings = json.loads(content)
+    group = settings
+    while isinstance(value := group[key := random.choice(sorted(group))], dict) and value:
+        group = value
+    if random.random() < 0.2:
+        group["unknown" if random.random() < 0.5 else key + "x"] = group.pop(key)
+    else:
+        group[key] = random.choice((*_HUGE, 10**3, 10**6, -value if isinstance(value, int) else [value] * 1000))
+    return json.dumps(settings).encode()
+
+
+def _change_lines(content, random, canary):
+    lines = content.splitlines(keepends=True)
+    number = random.randrange(len(lines))
+    line, how = lines[number], random.randrange(7)
+    if how == 0:
+        del lines[number]
+    elif how == 1:
+        lines.insert(random.randrange(len(lines)), line)
+    elif how == 2:
+        lines[number] = line[: random.randrange(len(line))] + random.choice((b"", b"\n"))
+    elif how == 3:
+        random.shuffle(lines)
+    else:
+        parts = re.split(rb"([,: ])", line)
+        values = b"", b"x", b"-1", b"nan", b"9" * 5000, b"1e999", b"\0", b'"', b"a" * 10**6, b"1,2", b"\n\n", b"../../x"
+        parts[random.randrange(0, len(parts), 2)] = random.choice(values)
+        lines[number] = b"".join(parts)
+    return b"".join(lines)
+
+
+def _remove(file, random):
+    file.unlink()
+
+
+def _become_folder(file, random):
+    file.unlink()
+    (file / "x").mkdir(parents=True)
+
+
+def _swap_files(file, random):
+    """With another of its folder."""
+    other = random.choice([name for name in sorted(file.parent.iterdir()) if name.is_file()])
+    content = other.read_bytes()
+    other.write_bytes(file.read_bytes())
+    return content
+
+
+def _copy_as_later(file, random):
+    step, later = file.name.partition(".")[0], random.choice((1000, 3, 10**9, 10**30))
+    for part in file.parent.glob(f"{step}.*"):
+        shutil.copy(part, file.parent / part.name.replace(step, f"step-{later}"))
+
+
+def _change_tensor(file, random):
+    """A whole checkpoint, checksums and all, one tensor of which is other."""
+    import tensorflow as tf
+
+    prefix = str(file.parent / file.name.partition(".")[0])
+    reader = tf.train.load_checkpoint(prefix)
+    tensors = {name: reader.get_tensor(name) for name in sorted(reader.get_variable_to_shape_map())}
+    name = random.choice([name for name in tensors if name != "_CHECKPOINTABLE_OBJECT_GRAPH"])
+    value = np.asarray(tensors.pop(name))
+    others = value.astype(np.int64), value.astype(np.float64), value.astype(np.complex64), value[..., np.newaxis], b"x"
+    other = random.choice((None, *others, np.full_like(value, -1), value.astype(np.float32) * np.nan, np.zeros(0)))
+    tensors |= {} if other is None else {name: other}
+    tf.raw_ops.SaveV2(
+        prefix=prefix, tensor_names=list(tensors), shape_and_slices=[""] * len(tensors), tensors=list(tensors.values())
+    )
+
+
+_OF_FILES = (_remove, _become_folder, _swap_files, _copy_as_later, _change_tensor)
+
+
+# Pictures and arrays.
+
+
+def _change_png(content, random, canary):
+    """Other chunks, with the checksums right."""
+    chunks, place = [], 8
+    while place < len(content):
+        (size,) = struct.unpack_from(">I", content, place)
+        chunks.append([content[place + 4 : place + 8], content[place + 8 : place + 8 + size]])
+        place += 12 + size
+    how, number = random.randrange(6), random.randrange(len(chunks))
+    if how == 0:
+        side = random.choice((0, 1, 13_000, 65_000, 2**31 - 1, 2**32 - 1))
+        chunks[0][1] = struct.pack(">II", side, random.choice((side, 12))) + chunks[0][1][8:]
+    elif how == 1:
+        chunks[0][1] = chunks[0][1][:8] + bytes(random.choice((0, 1, 2, 3, 4, 6, 8, 16, 255)) for _ in range(5))
+    elif how == 2:
+        chunks.insert(1, [random.choice((b"zTXt", b"iCCP")), b"a\0\0" + zlib.compress(bytes(100 << 20), 1)])
+    elif how == 3:
+        chunks[number:number] = [chunks[number]] * random.choice((1, 20_000))
+    elif how == 4:
+        chunks[number][1] = _change_block(chunks[number][1] or b"x", random, canary)
+    else:
+        chunks.insert(1, [random.choice((b"eXIf", b"acTL", b"fcTL", b"tRNS", b"PLTE", b"IEND")), random.randbytes(30)])
+    return content[:8] + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def _claim_much(content, random, canary):
+    """Sizes in the header of a picture, or of IDX, that it does not have."""
+    if content[:2] == b"\xff\xd8":
+        place, form = re.search(rb"\xff[\xc0-\xc2]", content).start() + 5, ">HH"
+    else:
+        starts = {b"BM": (18, "<II"), b"GI": (6, "<HH"), b"RI": (26, "<HH"), b"\0\0": (random.choice((4, 8)), ">II")}
+        place, form = starts.get(content[:2], (8, "<HH"))
+    most = 2**16 - 1 if "H" in form else 2**32 - 1
+    claims = [random.choice((0, 1, 13_000, 16_000, most // 2, most)) for _ in range(2)]
+    return content[:place] + struct.pack(form, *claims) + content[place + struct.calcsize(form) :]
+
+
+def _change_npy(content, random, canary):
+    end = 10 + struct.unpack_from("<H", content, 8)[0]
+    shapes = "(-1, 12, 12, 3)", f"({10**15}, 12, 12, 3)", "(1, 12, 12, 3)", "()", "(6, 12, 1.5, 3)", "(" * 5000
+    kinds = "'|O'", "'<f8'", "'>u2'", "'|S3'", "'<M8[s]'", "[('a', '|u1')]", f"open({str(canary)!r}, 'w')"
+    shape, kind = random.choice((("(6, 12, 12, 3)", random.choice(kinds)), (random.choice(shapes), "'|u1'")))
+    header = f"{{'descr': {kind}, 'fortran_order': {random.random() < 0.3}, 'shape': {shape}}}\n".encode()
+    body = random.choice((content[end:], _become_pickle(b"", random, canary)))
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + body
+
+
+def _change_gzip(content, random, canary):
+    """Another content of a gzip file, or one that is far larger than it."""
+    values = zlib.decompress(content, 31)
+    if random.random() < 0.5:
+        packed, checksum = _bomb()
+        return content[:10] + packed + struct.pack("<II", checksum, _BOMB_BYTES)
+    other = random.choice((_claim_much, _cut, _other_content))(values, random, canary)
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return compressor.compress(other) + compressor.flush()

@@ -1,0 +1,219 @@
+"""Hundreds of mutants of published files, run folders, picture and array files: right numbers, or one line."""
+
+import concurrent.futures
+import gzip
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from tests.data.picture_factory import encoded, idx, png, random_pixels, write_files
+from tests.robustness import mutations
+from tests.robustness.worker import GIGABYTES, SECONDS
+
+pytestmark = [pytest.mark.slow, pytest.mark.torch]
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FIXTURES = ROOT / "tests" / "fixtures"
+COUNT = 300
+BY_COMMAND = 3
+WORKERS = 2
+TRAINING = {
+    "model.num_latent_scales": 2,
+    "model.num_groups_per_scale": 1,
+    "model.num_latent_per_group": 2,
+    "model.num_channels_encoder": 2,
+    "model.num_channels_decoder": 2,
+    "model.num_preprocess_blocks": 0,
+    "model.num_postprocess_blocks": 0,
+    "model.num_cells_per_group_encoder": 1,
+    "model.num_cells_per_group_decoder": 1,
+    "train.batch_size": 100,
+    "train.steps": 4,
+    "train.checkpoint_every_steps": 2,
+    "train.evaluate_every_steps": 2,
+    "train.log_every_steps": 2,
+    "train.keep_best": True,
+}
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if name != "NVAE_TF_TRACEBACK"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """What is changed: published files, a run folder, and data sets; `exact` are those whose format has checksums."""
+    folder = tmp_path_factory.mktemp("bases")
+    published, imported = folder / "published", folder / "imported"
+    published.mkdir()
+    for name in ("cifar10_tiny.pt", "normal_decoder_tiny.pt"):
+        shutil.copy(FIXTURES / name, published)
+    settings = [f"--config.{name}={value}" for name, value in TRAINING.items()]
+    for command in (
+        ("train.main", "--config=configs/digits.py", f"--workdir={folder / 'run_folder'}", *settings),
+        ("export.import_torch_checkpoint", f"--checkpoint={published / 'cifar10_tiny.pt'}", f"--output={imported}"),
+        ("export.export_torch_checkpoint", f"--workdir={imported}", f"--output={published / 'own.pt'}"),
+    ):
+        done = run(*command)
+        assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(FIXTURES / "cifar10_tiny.pt") as stored:
+        with zipfile.ZipFile(published / "deflated.pt", "w", zipfile.ZIP_DEFLATED) as deflated:
+            for name in stored.namelist():
+                deflated.writestr(name, stored.read(name))
+    data_sets(folder / "pictures")
+    return folder
+
+
+def data_sets(folder):
+    images = random_pixels(6, 12, 12, 3)
+    grey = images[..., 0]
+    files = {"exact-png": {f"{number}.png": png(image) for number, image in enumerate(images)}}
+    files["exact-png-16"] = {f"{number}.png": png(image.astype(np.uint16) * 257) for number, image in enumerate(images)}
+    for kind in ("jpeg", "bmp", "gif", "webp", "tiff"):
+        files[kind] = {f"{number}.{kind}": encoded(image, kind) for number, image in enumerate(images)}
+    files["idx"] = {f"{part}-images-idx3-ubyte": idx(grey) for part in ("train", "t10k")}
+    files["exact-gzip"] = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in files["idx"].items()}
+    for name, content in files.items():
+        write_files(folder / name, content)
+    for name in ("exact-npz", "exact-npz-parts", "npy"):
+        (folder / name).mkdir()
+    np.savez_compressed(folder / "exact-npz" / "images.npz", images=images)
+    np.savez(folder / "exact-npz-parts" / "images.npz", train=images, test=images[:3])
+    np.save(folder / "npy" / "images.npy", images)
+
+
+class Worker:
+    """A process that reads mutants; it is started anew after its death."""
+
+    def __init__(self, kind, base, log):
+        self._arguments, self._log, self._process = (kind, str(base)), log, None
+
+    def read(self, path):
+        if self._process is None:
+            command = [sys.executable, "-m", "tests.robustness.worker", *self._arguments]
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+            )
+        self._process.stdin.write(f"{path}\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if line:
+            found = json.loads(line)
+            if found["gigabytes"] > GIGABYTES:
+                self.close()
+            return found
+        code = self._process.wait()
+        self._process = None
+        return {"died": f"more than {SECONDS} s" if code == -signal.SIGALRM else f"exit code {code}"}
+
+    def close(self):
+        if self._process is not None:
+            self._process.stdin.close()
+            self._process.wait()
+            self._process = None
+
+
+def faults(found, mutant, canary, known):
+    """What is wrong with what a mutant led to; `known` are the results of the base, the first the newest."""
+    wrong = [found[name] for name in ("died", "traceback") if name in found]
+    if canary.exists():
+        wrong.append("its code was run")
+    if found.get("gigabytes", 0) > GIGABYTES:
+        wrong.append(f"{found['gigabytes']:.1f} GB")
+    lines = list(found.get("warnings", []))
+    for name, result in found.get("results", {}).items():
+        if result.startswith("refused: "):
+            lines.append(result)
+            wrong += [f"{name}: {result}"] if mutant.is_sound else []
+            wrong += [] if str(mutant.path) in result else [f"{name} does not name the file: {result}"]
+        elif mutant.is_exact and result not in [results.get(name) for results in known]:
+            wrong.append(f"{name}: wrong numbers")
+        elif mutant.is_exact and result != known[0].get(name) and "step-" not in " ".join(lines):
+            wrong.append(f"{name}: older numbers without a word")
+    return wrong + [f"more than a line: {line!r}" for line in lines if len(line.splitlines()) > 1]
+
+
+def known_results(base, place, worker):
+    """What is read of what nobody has damaged, by the name of the base; of a run also without its latest checkpoint."""
+    if base.name != "run_folder":
+        files = {entry.name: next(entry.glob("*.npz"), entry) for entry in base.iterdir()}
+        return {name: [worker.read(file)["results"]] for name, file in files.items()}
+    earlier = shutil.copytree(base, place / "earlier")
+    for file in earlier.glob("checkpoints/step-4.*"):
+        file.unlink()
+    whole = shutil.copytree(base, place / "whole")
+    return {base.name: [worker.read(folder)["results"] for folder in (whole, earlier)]}
+
+
+COMMANDS = {
+    "published": lambda path: (
+        "export.import_torch_checkpoint",
+        f"--checkpoint={path}",
+        f"--output={path.parent / 'imported'}",
+    ),
+    "run_folder": lambda path: ("train.generate", f"--workdir={path}", f"--output={path.parent / 'samples.png'}"),
+    "pictures": lambda path: (
+        "train.inspect_data",
+        "--config=configs/own_images.py",
+        f"--config.data.path={path}",
+        f"--output={path.parent / 'look.png'}",
+    ),
+}
+
+
+def try_all(kind, bases, folder, log):
+    """What is wrong with mutants, in words, and the seeds of those of which nothing can be read."""
+    base, workers = bases / kind, [Worker(kind, bases / kind, log) for _ in range(WORKERS)]
+    known = known_results(base, folder, workers[0])
+
+    def try_one(seed, worker):
+        place, canary = folder / str(seed), folder / f"canary-{seed}"
+        place.mkdir()
+        mutant = getattr(mutations, kind)(base, place, seed, canary)
+        found = worker.read(mutant.path)
+        shutil.rmtree(place)
+        wrong = faults(found, mutant, canary, known[mutant.base])
+        results = found.get("results", {"": ""}).values()
+        return (
+            [f"seed {seed}: {mutant.base}, {mutant.how}: {fault}" for fault in wrong],
+            [seed] if all(result.startswith("refused: ") for result in results) else [],
+        )
+
+    def try_some(number):
+        return [try_one(seed, workers[number]) for seed in range(number, COUNT, WORKERS)]
+
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as threads:
+        tried = [one for some in threads.map(try_some, range(WORKERS)) for one in some]
+    for worker in workers:
+        worker.close()
+    return [fault for wrong, _ in tried for fault in wrong], [seed for _, refused in tried for seed in refused]
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_right_numbers_or_one_line(bases, kind, tmp_path):
+    with open(tmp_path / "log", "w") as log:
+        wrong, refused = try_all(kind, bases, tmp_path, log)
+    assert not wrong, "\n".join(wrong)
+
+    def refuse(seed):
+        place, canary = tmp_path / str(seed), tmp_path / f"canary-{seed}"
+        place.mkdir()
+        path = getattr(mutations, kind)(bases / kind, place, seed, canary).path
+        before = sorted(place.iterdir())
+        done = run(*COMMANDS[kind](path))
+        assert done.returncode == 2, f"seed {seed}: {done.stderr}"
+        assert len(done.stderr.splitlines()) == 1 and str(path) in done.stderr, f"seed {seed}: {done.stderr}"
+        assert sorted(place.iterdir()) == before and not canary.exists(), f"seed {seed}"
+
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as threads:
+        list(threads.map(refuse, refused[:: len(refused) // BY_COMMAND][:BY_COMMAND]))

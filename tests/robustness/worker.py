@@ -1,0 +1,186 @@
+"""Reads mutants one after another, as the commands do: `python -m tests.robustness.worker KIND BASE`.
+
+Gets a path a line on standard input and answers a JSON object a line: what was read, as sums over the numbers, or the
+error of a kind that commands report in a line, or a traceback. A minute for one mutant ends the process.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import sys
+import traceback
+import warnings
+
+SECONDS, GIGABYTES = 60, 3
+
+
+def digest(named) -> str:
+    """A sum over arrays, their names and types."""
+    total = hashlib.sha256()
+    for name, value in sorted(named):
+        total.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
+    return total.hexdigest()
+
+
+def digest_of_checkpoint(prefix: str) -> str:
+    """Of weights and moments; not of counters, and of the spectral vectors, which published files lack."""
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(prefix)
+    names = filter(re.compile("model/(?!spectral_)|optimizer/[1-9]").match, reader.get_variable_to_shape_map())
+    return digest((name, reader.get_tensor(name)) for name in names)
+
+
+def reader_of_published(base: pathlib.Path):
+    import keras
+
+    from nvae_tf.published.import_run import ImportChoices, import_run
+
+    def read(path):
+        output = path.parent / "imported"
+        try:
+            imported = import_run(ImportChoices(path, output))
+            return {"imported": digest_of_checkpoint(str(output / "checkpoints" / f"step-{imported.step}"))}
+        finally:
+            keras.backend.clear_session()
+            shutil.rmtree(output, ignore_errors=True)
+
+    return read
+
+
+def reader_of_runs(base: pathlib.Path):
+    """What generation and evaluation, resumed training, the model card and the report read."""
+    import keras
+
+    from nvae_tf.models.for_training import model_for_training
+    from nvae_tf.reports.keep_model_card import keep_model_card
+    from nvae_tf.reports.page.evaluation_table import evaluation_section
+    from nvae_tf.reports.page.run_curves import read_metrics, read_scalars
+    from nvae_tf.training.image_counts import read_image_counts
+    from nvae_tf.training.kept_checkpoints import step_of
+    from nvae_tf.training.loading import find_run, load_run
+    from nvae_tf.training.records import MetricsFile
+    from nvae_tf.training.run_folder import RunFolder, open_for_training, read_run_config
+    from nvae_tf.training.training_state import TrainingState
+
+    config = read_run_config(RunFolder(base))
+    made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
+    made.model.optimizer.build(made.model.trainable_variables)
+
+    def numbered(step, variables):
+        return f"{step} {digest((str(number), value.numpy()) for number, value in enumerate(variables))}"
+
+    def loaded(path):
+        trained = load_run(path)
+        return numbered(trained.step, trained.model.weights)
+
+    def best(path):
+        # Not loaded: to make a model takes the most time.
+        prefix = find_run(path, "best").checkpoint
+        return f"{step_of(prefix)} {digest_of_checkpoint(prefix)}"
+
+    def resumed(path):
+        folder = open_for_training(path, config)
+        state = TrainingState(folder.checkpoints, made.model, made.model.optimizer, 2, others=made.variables)
+        step = state.restore(warnings.warn)
+        read_image_counts(folder.images_file)
+        metrics = MetricsFile(folder.metrics_file)
+        metrics.keep_until(step)
+        if metrics.has(step):
+            metrics.value(step, "test_nelbo_nats")
+        keep_model_card(folder, made.model, warnings.warn)
+        return numbered(step, [*made.model.weights, *made.model.optimizer.variables])
+
+    def read(path):
+        folder = RunFolder(path)
+        evaluation_section(folder, "latest", None)
+        read_metrics(folder.metrics_file), read_scalars(folder.tensorboard, ["kl_per_group"])
+        # In this order: training clears away what is damaged.
+        results = {part.__name__: result_of(functools.partial(part, path)) for part in (loaded, best, resumed)}
+        keras.backend.clear_session()
+        return results
+
+    return read
+
+
+def reader_of_pictures(base: pathlib.Path):
+    import numpy as np
+
+    from nvae_tf.data.pipeline import evaluation_batches, iterate
+    from nvae_tf.data.sources import load_split
+    from tests.data.picture_factory import own_images
+
+    def images_of(path, split, changes):
+        spec = own_images(path, **changes)
+        source = load_split(spec, split)
+        batches = iterate(evaluation_batches(source, spec, 4, seed=0), source)
+        images = np.concatenate([batch.numpy() for batch in batches])
+        assert images.shape == (source.count, *spec.image_shape) and 0.0 <= images.min() <= images.max() <= 1.0
+        return digest([("", images)])
+
+    def read(path):
+        # Scaled to the size that they have: then no size is refused by its header.
+        ways = {"": {}, "scaled ": dict(resize="crop", height=12, width=12)}
+        return {
+            way + split: result_of(functools.partial(images_of, path, split, changes))
+            for way, changes in ways.items()
+            for split in ("train", "test")
+        }
+
+    return read
+
+
+READERS = {"published": reader_of_published, "run_folder": reader_of_runs, "pictures": reader_of_pictures}
+
+
+def result_of(read):
+    """What it returns, or, where that is an error which commands report in a line, `refused: ` and the line."""
+    try:
+        return read()
+    except (ValueError, OSError) as error:
+        return f"refused: {error}"
+
+
+def answer(read, path: pathlib.Path) -> dict:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        # As the commands do.
+        warnings.filterwarnings("ignore", module="PIL")
+        try:
+            result = result_of(lambda: read(path))
+            found = {"results": result if isinstance(result, dict) else {"": result}}
+        except BaseException:
+            found = {"traceback": traceback.format_exc()}
+    return found | {"warnings": [str(warning.message) for warning in warned]}
+
+
+def kilobytes(name: str) -> int:
+    """A figure of this process, as Linux has it."""
+    return int(pathlib.Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
+
+
+def main() -> None:
+    kind, base = sys.argv[1], pathlib.Path(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    read, limited = READERS[kind](base), False
+    for line in sys.stdin:
+        signal.alarm(SECONDS)
+        found = answer(read, pathlib.Path(line.strip()))
+        signal.alarm(0)
+        if not limited:
+            # The first is sound and shows what the libraries reserve.
+            most = (kilobytes("VmSize") << 10) + (GIGABYTES << 30)
+            resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+            limited = True
+        print(json.dumps(found | {"gigabytes": kilobytes("VmHWM") / 2**20}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
