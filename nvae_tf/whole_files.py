@@ -19,6 +19,11 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        # The hidden file is gone when the message is read.
+        if error.filename == str(partial):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

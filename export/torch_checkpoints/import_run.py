@@ -18,6 +18,7 @@ from export.torch_checkpoints.mapping_report import (
     rows_of_moments_left_out,
     rows_of_own_state,
     rows_of_weights,
+    rows_without_model,
     write_report,
 )
 from export.torch_checkpoints.new_run_folder import CONFIG_NAME, CONFIG_TEXT, new_run_folder
@@ -25,12 +26,13 @@ from export.torch_checkpoints.own_state import check_own_state, is_of_training, 
 from export.torch_checkpoints.run_settings import settings_of_run
 from nvae_tf.checkpoints import RunFolder, read_torch_checkpoint
 from nvae_tf.checkpoints.finite_numbers import check_finite
+from nvae_tf.checkpoints.implied_size import check_implied_size
 from nvae_tf.checkpoints.published_optimizer import LEAVE_OUT, SavedOptimizer, saved_optimizer
 from nvae_tf.checkpoints.published_weights import BROKEN_WEIGHTS, match
 from nvae_tf.checkpoints.stacks import Piece, assign_pieces, pass_over, size_of
 from nvae_tf.checkpoints.torch_files import TorchCheckpoint
 from nvae_tf.checkpoints.training_state import TrainingState
-from nvae_tf.config import ExperimentConfig, config_to_json
+from nvae_tf.config import ExperimentConfig, ModelConfig, config_to_json
 from nvae_tf.model_card import Origin, write_model_card, write_origin
 from nvae_tf.models import NVAE
 from nvae_tf.models.for_training import ModelForTraining, model_for_training
@@ -99,6 +101,7 @@ def import_run(choices: ImportChoices) -> Imported:
         checkpoint = read_torch_checkpoint(choices.file, lambda done: bar.show(min(done // _MEGABYTE, total)))
     try:
         settings = settings_of_run(checkpoint, choices.data_path, choices.data_source)
+        _check_size(settings.config.model, checkpoint.state, choices)
         total_steps = settings.config.objective.total_steps
         # Which steps have which learning rate is asked when training goes on, with the images at hand.
         made = model_for_training(settings.config, steps_per_epoch=1, total_steps=total_steps)
@@ -114,6 +117,18 @@ def import_run(choices: ImportChoices) -> Imported:
     return Imported(
         settings.config, settings.step, saved is not None, images_a_step, settings.defaults, settings.assumed
     )
+
+
+def _check_size(config: ModelConfig, state: Mapping[str, np.ndarray], choices: ImportChoices) -> None:
+    """Raises ValueError where the settings ask for far more than the file has, before a model of that size is made."""
+    try:
+        check_implied_size(config, state)
+    except ValueError:
+        if choices.report is not None:
+            write_report(
+                choices.report, rows_without_model(state, "not looked at: the settings ask for a larger model")
+            )
+        raise
 
 
 def _fill(
