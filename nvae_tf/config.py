@@ -21,6 +21,9 @@ from nvae_tf.train_config import INTERVALS, TrainConfig
 _LONGEST_WARMUP_EPOCHS = 5.0
 _SHORTEST_INTERVAL, _LONGEST_INTERVAL = 10, 1000
 
+# What is left of images of 65,536 pixels is then one.
+_MOST_HALVINGS = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -94,6 +97,11 @@ class ModelConfig:
                 check(value >= smallest, f"model.{field.name} = {value}: must be at least {smallest}")
         check(self.num_bits <= 8, f"model.num_bits = {self.num_bits}: must be from 1 to 8")
         check_choice("model.likelihood", self.likelihood, LIKELIHOODS)
+        check(
+            self.num_preprocess_blocks + self.num_latent_scales <= _MOST_HALVINGS,
+            f"model.num_preprocess_blocks = {self.num_preprocess_blocks} and num_latent_scales = "
+            f"{self.num_latent_scales}: more than {_MOST_HALVINGS} together, and each halves the images; use fewer",
+        )
 
     @property
     def size_divisor(self) -> int:

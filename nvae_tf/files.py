@@ -30,9 +30,9 @@ def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
         if not is_ours:
             raise
         reason = error.strerror or first_line(error)
-        told = type(error)(f"{path}: can't be written ({reason})")
-        told.strerror = reason
-        raise told from error
+        named = type(error)(f"{path}: can't be written ({reason})")
+        named.strerror = reason
+        raise named from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
