@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.flows.masked_autoregressive import HIDDEN_MULTIPLE
+from nvae_tf.flows import HIDDEN_MULTIPLE
 from nvae_tf.latent_plan import Branch, InvertedBranch, groups_per_scale, latent_plan
 
 
