@@ -15,7 +15,7 @@ bits per real value, with 95% intervals of the means over the images:
     latents   active units of every group, and two pictures: the KL of every latent channel, and samples that share the
               latents of their upper groups; elbo is measured with it
 
-The figures go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
+The metrics go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
 evaluation.txt, with seed, step and SHA-256 of the checkpoint. What is there already is kept, if it is of the same
 checkpoint, images and seed. Binary data are binarized with the same --seed each time.
 
@@ -27,13 +27,17 @@ the number of importance samples; for a first look take --importance_samples=10.
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
+import pathlib
+
 from absl import flags
 
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.generation.arguments import BATCH_NORM_HELP, TEMPERATURE_HELP, parse_temperature
+from nvae_tf.progress import StatusLine
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.setting_checks import check_choice
 from nvae_tf.train_config import LARGEST_SEED
-from train import command_line, shared_flags
+from train import command_line
 
 _METRICS = ("elbo", "iw", "fid", "latents")
 
@@ -57,7 +61,7 @@ SEED = flags.DEFINE_integer(
     "seed", 0, "Of the binarization and of the samples.", lower_bound=0, upper_bound=LARGEST_SEED
 )
 FID_SAMPLES = flags.DEFINE_integer("fid_samples", 50_000, "Samples of metric fid.", lower_bound=2)
-TEMPERATURE = shared_flags.define_temperature(__name__)
+TEMPERATURE = flags.DEFINE_string("temperature", "1.0", TEMPERATURE_HELP)
 INCEPTION = flags.DEFINE_string(
     "inception", None, "File of the Inception graph for metric fid, classify_image_graph_def.pb or the .tgz it is in."
 )
@@ -66,7 +70,7 @@ EXTRACTOR = flags.DEFINE_string(
     None,
     "Other features than Inception's for metric fid: MODULE:FUNCTION, a function of yours that makes the extractor.",
 )
-BATCH_NORM_ITERATIONS = shared_flags.define_batch_norm_iterations(__name__)
+BATCH_NORM_ITERATIONS = flags.DEFINE_integer("batch_norm_iterations", 0, BATCH_NORM_HELP, lower_bound=0)
 DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 
@@ -78,16 +82,27 @@ def main() -> None:
         check_choice("--metrics", name, _METRICS)
     _check_fid_flags()
     command_line.check_run_folder(WORKDIR.value)
-    temperature = shared_flags.temperature_of(TEMPERATURE)
+    temperature = parse_temperature(TEMPERATURE.value)
     start_tensorflow_quietly()
-    from nvae_tf.evaluation.evaluate_run import evaluate_run
-    from nvae_tf.evaluation.fid_metric import FidSettings
-    from nvae_tf.evaluation.task import open_task
+    from nvae_tf.evaluation.evaluate import evaluate_run, table
+    from nvae_tf.evaluation.fid import FidSettings
+    from nvae_tf.training.run_folder import RunFolder
 
-    place = {"split": SPLIT.value, "batch_size": BATCH_SIZE.value, "seed": SEED.value, "data_path": DATA_PATH.value}
-    task = open_task(WORKDIR.value, CHECKPOINT.value, replicas=REPLICAS.value, **place)
-    fid = FidSettings(FID_SAMPLES.value, temperature, INCEPTION.value, EXTRACTOR.value, BATCH_NORM_ITERATIONS.value)
-    evaluate_run(task, METRICS.value, IMPORTANCE_SAMPLES.value, fid)
+    written = evaluate_run(
+        WORKDIR.value,
+        METRICS.value,
+        IMPORTANCE_SAMPLES.value,
+        FidSettings(FID_SAMPLES.value, temperature, INCEPTION.value, EXTRACTOR.value, BATCH_NORM_ITERATIONS.value),
+        CHECKPOINT.value,
+        SPLIT.value,
+        BATCH_SIZE.value,
+        SEED.value,
+        DATA_PATH.value,
+        REPLICAS.value,
+    )
+    if written is not None:
+        file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)
+        StatusLine().keep(f"{table(written)}\n\nwritten to {file} and {file.with_suffix('.txt').name}")
 
 
 def _check_fid_flags() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nvae_tf.evaluation.feature_statistics import (
+from nvae_tf.evaluation.fid import (
     FeatureStatistics,
     RunningFeatureStatistics,
     load_statistics,

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.evaluation.latent_usage import active_units
-from nvae_tf.evaluation.likelihood_evaluator import LikelihoodEvaluator
+from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from tests.tiny_model import tiny_config
 
 CHANNELS = 3

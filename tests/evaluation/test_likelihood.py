@@ -9,8 +9,7 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.evaluation.likelihood_evaluator import LikelihoodEvaluator
-from nvae_tf.evaluation.samples_at_once import samples_at_once
+from nvae_tf.evaluation.likelihood import LikelihoodEvaluator, samples_at_once
 from nvae_tf.memory import memory_timeline
 from nvae_tf.models.noise import image_seeds, noise_per_image
 from nvae_tf.objective import kl_per_channel, kl_per_group

@@ -7,7 +7,7 @@ import scipy.special
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.evaluation.likelihood_evaluator import LikelihoodEvaluator
+from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.models.noise import image_seeds, noise_of_samples
 from nvae_tf.objective import bits_per_dimension, kl_per_group
 from tests.tiny_model import tiny_config

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from nvae_tf.generation.encoding import encode_images
 from nvae_tf.generation.interpolation import interpolate_images, interpolate_latents
 from nvae_tf.generation.reconstruction import reconstruct_images
-from nvae_tf.generation.sampling import decode_images
+from nvae_tf.generation.sampling import decode_images, encode_images
 
 SHAPE = (2, 2, 3)
 
