@@ -45,10 +45,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", requ
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 METRICS = flags.DEFINE_list("metrics", ["elbo", "iw"], f"What to measure, of {', '.join(_METRICS)}.")
 IMPORTANCE_SAMPLES = flags.DEFINE_integer(
-    "importance_samples",
-    1000,
-    "Samples an image of the importance-weighted bound, metric iw.",
-    lower_bound=1,
+    "importance_samples", 1000, "Samples an image of the importance-weighted bound, metric iw.", lower_bound=1
 )
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "train"], "Part of the data set.")
 BATCH_SIZE = flags.DEFINE_integer(
@@ -93,12 +90,7 @@ def main() -> None:
         METRICS.value,
         IMPORTANCE_SAMPLES.value,
         FidSettings(FID_SAMPLES.value, temperature, INCEPTION.value, EXTRACTOR.value, BATCH_NORM_ITERATIONS.value),
-        CHECKPOINT.value,
-        SPLIT.value,
-        BATCH_SIZE.value,
-        SEED.value,
-        DATA_PATH.value,
-        REPLICAS.value,
+        *(flag.value for flag in (CHECKPOINT, SPLIT, BATCH_SIZE, SEED, DATA_PATH, REPLICAS)),
     )
     if written is not None:
         file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)

@@ -280,6 +280,7 @@ def nearest() -> None:
     json_file = FLAGS.json and output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json").path
     temperature, split = parse_temperature(FLAGS.temperature), FLAGS.split
     start_tensorflow_quietly()
+    from nvae_tf.data.pipeline import evaluation_batches, iterate
     from nvae_tf.data.sources import load_split
     from nvae_tf.generation.nearest import nearest_images
     from nvae_tf.generation.sampling import generate_images
@@ -292,7 +293,8 @@ def nearest() -> None:
         raise ValueError(f"--neighbors={FLAGS.neighbors}: the {split} part has only {source.count} images")
     trained = _load()
     samples = generate_images(trained.model, FLAGS.count, temperature, FLAGS.seed)
-    found = nearest_images(samples, _batches(source, spec), FLAGS.neighbors)
+    batches = iterate(evaluation_batches(source, spec, _BATCH_SIZE, FLAGS.seed), source)
+    found = nearest_images(samples, batches, FLAGS.neighbors, _progress(source.count, " looked at"))
     rows = np.concatenate([samples[:, np.newaxis], found.images], axis=1)
     write_png(place.path, image_grid(rows.reshape(-1, *samples.shape[1:]), FLAGS.neighbors + 1, enlarge=None))
     if json_file:
@@ -305,17 +307,6 @@ def nearest() -> None:
         f"the {split} part, in {place.path}; mean squared difference from the nearest "
         f"{found.distances[:, 0].min():.4g} to {found.distances[:, 0].max():.4g}"
     )
-
-
-def _batches(source, spec):
-    """All images of the data set as the model sees them."""
-    from nvae_tf.data.pipeline import evaluation_batches, iterate
-
-    show, seen = _progress(source.count, " looked at"), 0
-    for batch in iterate(evaluation_batches(source, spec, _BATCH_SIZE, FLAGS.seed), source):
-        yield batch.numpy()
-        seen += len(batch)
-        show(seen)
 
 
 def _place(*kinds: str) -> OutputPlace:
@@ -424,21 +415,14 @@ _OUTPUTS = {
     "decode": "PNG file to write, or folder (DIR/) for a file a picture.",
     "nearest": "PNG file to write.",
 }
-_SEEDS = {
-    "sample": "Of the latents.",
-    "decode": "Of the groups that are drawn.",
-    "nearest": "Of the latents and the binarization.",
-}
+_SEEDS = {"sample": "Of the latents.", "decode": "Of the groups that are drawn."}
 _KEPT_GROUPS = {
     "reconstruct": (None, "So many groups, from the top, keep the picture's latents; all if not given."),
     "vary": (1, "So many groups, from the top, keep the picture's latents; 0 gives plain samples."),
     "decode": (None, "So many groups, from the top, keep the file's latents; all if not given."),
 }
-_COLUMNS = {
-    "sample": (None, "Images a row; a nearly square picture if not given."),
-    "reconstruct": (10, "At most so many images a row."),
-    "decode": (None, "Images a row; a nearly square picture if not given."),
-}
+_SQUARE = (None, "Images a row; a nearly square picture if not given.")
+_COLUMNS = {"sample": _SQUARE, "reconstruct": (10, "At most so many images a row."), "decode": _SQUARE}
 _COUNTS = {
     "sample": (64, "Number of images."),
     "reconstruct": (None, f"Number of images of the data set; {_RECONSTRUCTED}, or all if there are fewer."),

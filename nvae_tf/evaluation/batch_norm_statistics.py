@@ -5,7 +5,7 @@ images come out wrong in color and contrast. So the generator is run with batch 
 that temperature, and its running statistics follow, before images are drawn with them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,11 +45,8 @@ class StatisticsShift(NamedTuple):
 
 
 class ReadjustedModel(NamedTuple):
-    """A model for sampling at a temperature.
-
-    Attributes:
-      model: a copy with other running statistics in its generator, the same weights otherwise.
-      shifts: how far they moved, of every layer, in the order in which the generator uses them.
+    """A copy of a model with other running statistics in its generator, and how far they moved, layer by layer in the
+    order of their use.
     """
 
     model: NVAE
@@ -77,20 +74,12 @@ def readjusted(
     iterations: int = 500,
     batch_size: int = 16,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
 ) -> ReadjustedModel:
     """A copy of a model whose generator's running batch-norm statistics are those of sampling at a temperature.
 
-    They follow the batches by the layers' own rule, `0.95 running + 0.05 batch`, so after some hundred iterations what
-    they were before is forgotten. The given model, the bottom-up network and all weights stay as they are.
-
-    Args:
-      model: the trained model; is not changed.
-      temperature: at which images are to be drawn, see `NVAE.generate`.
-      iterations: number of batches.
-      batch_size: images of a batch, at least 2; more make the statistics less noisy.
-      seed: of the latents; none of them is one that `NVAE.generate` draws.
-      progress: is called after each iteration with the number of those done.
+    They follow `iterations` batches by the layers' own rule, `0.95 running + 0.05 batch`, so after some hundred what
+    they were before is forgotten; larger batches, of at least 2, make them less noisy. The given model, the bottom-up
+    network and all weights stay as they are. None of the latents is one that `NVAE.generate` draws from the same seed.
 
     Raises:
       ValueError: a number is out of range, or a statistic is not finite; the message names its layer.
@@ -114,8 +103,6 @@ def readjusted(
                 f"finite in iteration {number + 1} of {iterations}; weights before it are NaN, or what they compute "
                 "overflows"
             )
-        if progress:
-            progress(number + 1)
     after = _statistics_of(norms)
     shifts = [_shift(name, *pair) for (name, *_), *pair in zip(norms, before, after, strict=True)]
     return ReadjustedModel(copy, tuple(shifts))

@@ -95,11 +95,7 @@ def evaluate_run(
 
 
 def measure_likelihood(task: EvaluationTask, importance_samples: int) -> Likelihood | None:
-    """Evaluates the batches that no process has evaluated yet, and joins all.
-
-    Args:
-      task: what to evaluate.
-      importance_samples: K; 0 for the evidence lower bound alone.
+    """Evaluates the batches that no process has evaluated yet, and joins all; no samples: the NELBO alone.
 
     Returns:
       None in a process that is not the chief of several, or where another one has been faster.
@@ -290,15 +286,8 @@ def _earlier(task: EvaluationTask, file: pathlib.Path, provenance: dict[str, Any
 
 
 class BoundRow(NamedTuple):
-    """A row of the table of bounds: a mean over the images.
-
-    Attributes:
-      name: of the bound or its part.
-      nats: per image.
-      bits: per dimension.
-      half_width: half of the 95% confidence interval, in nats; None where it was not measured.
-      half_width_bits: the same in bits per dimension.
-      is_of_group: whether it is the KL of one group.
+    """A row of the table of bounds: a mean over the images in nats per image and in bits per dimension, and half of its
+    95% confidence interval, None where it was not measured.
     """
 
     name: str

@@ -92,15 +92,10 @@ class RunningFeatureStatistics:
 def image_statistics(
     batches: Iterable[np.ndarray], extractor: FeatureExtractor, progress: Callable[[int], None] | None = None
 ) -> FeatureStatistics:
-    """Mean and covariance of the features of all images.
+    """Mean and covariance of the features of images, in batches `[batch, height, width, channels]` in [0, 1].
 
-    Args:
-      batches: float `[batch, height, width, channels]` in [0, 1].
-      extractor: gives the features.
-      progress: is called after each batch with the number of images done.
-
-    Raises:
-      ValueError: there are not two images, or images or features are invalid.
+    `progress` is called after each with the number of images done. ValueError where there are not two images, or images
+    or features are invalid.
     """
     running = RunningFeatureStatistics()
     for images in batches:
@@ -111,21 +106,15 @@ def image_statistics(
 
 
 def save_statistics(path: str | pathlib.Path, statistics: FeatureStatistics, fingerprint: str) -> None:
-    """Writes an `.npz` file into an existing folder.
-
-    `fingerprint` says of what they are: data set, split, preprocessing, number of images and `FeatureExtractor.name`;
-    `load_statistics` takes the file only for the same.
+    """Writes an `.npz` file into an existing folder; `load_statistics` takes it only for the same fingerprint, which
+    says of what data and extractor the statistics are.
     """
     about = {"form": np.array(_FORM), "fingerprint": np.array(fingerprint)}
     write_arrays(pathlib.Path(path), about | {name: np.asarray(part) for name, part in statistics._asdict().items()})
 
 
 def load_statistics(path: str | pathlib.Path, fingerprint: str) -> FeatureStatistics | None:
-    """What `save_statistics` wrote; None where there is no file, or it is of another fingerprint.
-
-    Raises:
-      ValueError: the file is damaged.
-    """
+    """What `save_statistics` wrote; None where there is no file, or of another fingerprint; ValueError if damaged."""
     path = pathlib.Path(path)
     if not path.exists():
         return None
@@ -165,10 +154,9 @@ def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     is small is not squared before its root is taken. Variances that are zero but for rounding count as zero: the root
     of a rounding error of 1e-16 is 1e-8, and there can be thousands of them.
 
-    With fewer images than features a covariance is singular. The formula holds for such Gaussians too, and the distance
-    is that of the two samples. As an estimate of the distance of the two distributions it is far too large, though: its
-    bias falls about as one over the number of images. So distances compare only where the numbers of images are the
-    same; published ones are of 50,000.
+    With fewer images than features a covariance is singular. The formula still gives the distance of the two samples,
+    but as an estimate of that of the distributions it is far too large: its bias falls about as one over the number of
+    images. So distances compare only where the numbers of images are the same; published ones are of 50,000.
 
     Returns:
       At least 0, in the features' unit squared; the same with both sets exchanged.
@@ -192,19 +180,6 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     # Up to there an eigenvalue may be nothing but rounding.
     kept = values > len(values) * np.finfo(np.float64).eps * np.abs(values).max(initial=0.0)
     return vectors[:, kept] * np.sqrt(values[kept])
-
-
-def frechet_inception_distance(
-    real: FeatureStatistics,
-    generated: Iterable[np.ndarray],
-    extractor: FeatureExtractor,
-    progress: Callable[[int], None] | None = None,
-) -> float:
-    """The distance of generated images (batches, see `image_statistics`) from real ones.
-
-    What makes it comparable with published ones stands in `nvae_tf.evaluation.inception`.
-    """
-    return frechet_distance(real, image_statistics(generated, extractor, progress))
 
 
 class _NamedExtractor(NamedTuple):
@@ -266,12 +241,7 @@ class FidSettings:
 
 
 def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtractor:
-    """Inception, with a note if it may not be the published one, or the user's extractor; checks the temperature too.
-
-    Raises:
-      FileNotFoundError, ConnectionError, ValueError: see `load_inception`, `named_extractor` and
-        `temperatures_of_groups`.
-    """
+    """Inception, with a note if it may not be the published one, or the user's extractor; checks the temperature."""
     temperatures_of_groups(settings.temperature, task.trained.model.plan)
     if settings.extractor:
         return named_extractor(settings.extractor)

@@ -101,38 +101,27 @@ class Inception:
         return np.concatenate(rows)[: len(pixels)] if rows else np.zeros((0, NUM_FEATURES), np.float32)
 
 
-def load_inception(
-    path: str | pathlib.Path | None = None,
-    cache_dir: str | pathlib.Path | None = None,
-    strategy: tf.distribute.Strategy | None = None,
-) -> Inception:
+def load_inception(path: str | pathlib.Path | None = None, strategy: tf.distribute.Strategy | None = None) -> Inception:
     """The extractor of published distances.
 
     The file is checked as far as is possible: a download by the archive's size, each graph by its operations and
     by the number of its features.
 
     Args:
-      path: `classify_image_graph_def.pb` or the archive that it is in; None to download the archive, once.
-      cache_dir: where the download is kept; `nvae_tf` in the user's cache folder if not given.
+      path: `classify_image_graph_def.pb` or the archive that it is in; None to download the archive, once, into the
+        folder `nvae_tf` of the user's cache.
       strategy: see `Inception`.
 
     Raises:
-      FileNotFoundError: there is no file at `path`.
-      ConnectionError: it can't be downloaded; known within seconds where nothing answers.
-      ValueError: the file is damaged or not this graph.
+      FileNotFoundError, ConnectionError, ValueError: there is no file, it can't be downloaded, is damaged or another.
     """
-    file = pathlib.Path(path).expanduser() if path is not None else downloaded_inception(cache_dir)
+    file = pathlib.Path(path).expanduser() if path is not None else downloaded_inception()
     return Inception(graph_content(file), str(file), strategy)
 
 
 def rgb_pixels(images: np.ndarray) -> np.ndarray:
-    """Images as the graph takes them, float32 `[batch, height, width, 3]` of whole numbers from 0 to 255.
-
-    Args:
-      images: float `[batch, height, width, 1 or 3]` in [0, 1]; gray is repeated.
-
-    Raises:
-      ValueError: they are of another shape, of whole numbers, or not all in [0, 1].
+    """Images `[batch, height, width, 1 or 3]` in [0, 1] as the graph takes them: float32 of whole numbers 0 ... 255,
+    gray repeated to three channels; ValueError for any other shape, type or values.
     """
     images = np.asarray(images)
     check(
@@ -161,7 +150,7 @@ def _batch_function(content: bytes, where: str) -> tf.types.experimental.Concret
     other = [f"{name} ({kind})" for name, kind in _OPERATIONS.items() if found.get(name) != kind]
     check(not other, f"{where}: another graph than expected, it lacks the nodes {', '.join(other)}")
     try:
-        part = _with_new_batch_norm(_between(graph, _INPUT, _OUTPUT))
+        part = _with_new_batch_norm(_from_image_to_pool(graph))
         wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(part, name=""), [])
         function = wrapped.prune(f"{_INPUT}:0", f"{_OUTPUT}:0")
     except (ValueError, tf.errors.OpError) as error:
@@ -176,16 +165,16 @@ def _batch_function(content: bytes, where: str) -> tf.types.experimental.Concret
     return function
 
 
-def _between(graph: tf.compat.v1.GraphDef, image: str, output: str) -> tf.compat.v1.GraphDef:
+def _from_image_to_pool(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
     """What the output needs, with a place for a batch of images instead of what made one image."""
     part = tf.compat.v1.GraphDef()
     # The operations are the same as ever; with an old version number some are read by rules that functions don't know.
     part.versions.producer = tf.version.GRAPH_DEF_VERSION
-    batch = part.node.add(name=image, op="Placeholder")
+    batch = part.node.add(name=_INPUT, op="Placeholder")
     batch.attr["dtype"].type = _FLOAT
     batch.attr["shape"].shape.CopyFrom(tf.TensorShape([None, None, None, 3]).as_proto())
     nodes = {node.name: node for node in graph.node}
-    seen, waiting = {image}, [output]
+    seen, waiting = {_INPUT}, [_OUTPUT]
     while waiting:
         name = waiting.pop()
         if name in seen or name not in nodes:
@@ -252,12 +241,7 @@ def downloaded_inception(
 
 
 def graph_content(file: pathlib.Path) -> bytes:
-    """The graph's file as bytes, from itself or from the archive that it is in.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is a damaged archive or one of something else.
-    """
+    """The graph's file as bytes, from itself or from the archive that it is in."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file; {_HELP}")
     # Any file of zeros is a tar archive, so its name decides.

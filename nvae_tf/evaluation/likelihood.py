@@ -61,11 +61,6 @@ class Likelihood(NamedTuple):
         return all(bool(np.isfinite(array).all()) for array in self.arrays())
 
     @property
-    def num_images(self) -> int:
-        """How many images there are."""
-        return len(self.reconstruction)
-
-    @property
     def nelbo(self) -> np.ndarray:
         """The negative evidence lower bound of every image, reconstruction and KL."""
         return self.reconstruction + self.kl.sum(axis=(1, 2))
@@ -146,17 +141,10 @@ class LikelihoodEvaluator:
     def evaluate(
         self, batches: Iterable[tf.Tensor], seed: int = 0, progress: Callable[[int], None] | None = None
     ) -> Likelihood:
-        """Goes once through all batches.
+        """Goes once through batches `[up to batch_size, height, width, channels]` in [0, 1].
 
-        The draws of an image depend on the seed and on its number, not on the batches.
-
-        Args:
-          batches: float `[up to batch_size, height, width, channels]` in [0, 1].
-          seed: of the posterior's samples.
-          progress: is called now and then with the number of images done.
-
-        Raises:
-          ValueError: there is no image, or a batch is too large or of another size than the model's images.
+        The draws of an image depend on the seed and on its number, not on the batches. `progress` is called now and
+        then with the number of images done. ValueError where there is no image, or a batch does not fit.
         """
         parts, count = [], 0
         report = progress or (lambda done: None)
@@ -210,14 +198,9 @@ class LikelihoodEvaluator:
 def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, replicas: int = 1) -> int:
     """How many importance samples of a batch go through the network together, at least 1.
 
-    As many as make a pass wide enough to be fast, and as fit into a quarter of the free memory. What a pass needs is
-    read off its graph, see `nvae_tf.memory`; no step of it is run.
-
-    Args:
-      model: the model.
-      batch_size: images of a batch, of one replica.
-      importance_samples: how many samples an image gets in all.
-      replicas: how many of them this process has; on a CPU they share the memory.
+    As many as make a pass wide enough to be fast, and as fit into a quarter of the free memory, which replicas on a CPU
+    share. What a pass needs is read off its graph, see `nvae_tf.memory`; no step of it is run. `batch_size` is that of
+    one replica.
     """
     wanted = min(importance_samples, _ROWS // batch_size)
     if wanted < 2:

@@ -35,16 +35,12 @@ class EvaluationTask:
     """A checkpoint of a run and one split of its data set.
 
     Attributes:
-      folder: the run folder.
-      trained: its settings, and the model with the checkpoint's weights.
+      trained: settings, and the model with the checkpoint's weights.
       checkpoint_sha256: of the checkpoint's files, which a training that still runs may delete meanwhile.
-      spec: the data set.
-      split: "train" or "test".
-      source: its images.
+      source: the images of the split of the data set `spec`.
       data_sha256: of some of them, see `content_digest`.
       batch_size: images of a batch, over all replicas of this process.
       seed: of the binarization and of all draws.
-      strategy: where the replicas are.
       shard: which of several processes this is.
       status: where progress is shown.
     """
@@ -72,11 +68,7 @@ def open_task(
     data_path: str | None = None,
     replicas: int = 0,
 ) -> EvaluationTask:
-    """Loads the model and finds the images; the arguments are those of `nvae_tf.evaluation.evaluate.evaluate_run`.
-
-    Raises:
-      FileNotFoundError, ValueError, ConnectionError: see `nvae_tf.load` and `load_split`, or devices are missing.
-    """
+    """Loads the model and finds the images; the arguments are those of `nvae_tf.evaluation.evaluate.evaluate_run`."""
     cluster = Cluster.from_environment()
     devices = select_devices(replicas)
     strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
@@ -88,20 +80,9 @@ def open_task(
     status = StatusLine()
     source = load_split(spec, split, status.report())
     of_replica = min(batch_size or trained.config.train.batch_size, math.ceil(source.count / len(devices)))
-    return EvaluationTask(
-        RunFolder(pathlib.Path(workdir)),
-        trained,
-        sha256,
-        spec,
-        split,
-        source,
-        content_digest(source, spec),
-        of_replica * len(devices),
-        seed,
-        strategy,
-        Shard(cluster.index, cluster.count),
-        status,
-    )
+    folder, digest, size = RunFolder(pathlib.Path(workdir)), content_digest(source, spec), of_replica * len(devices)
+    shard = Shard(cluster.index, cluster.count)
+    return EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, shard, status)
 
 
 class KeptBatches:
@@ -148,11 +129,8 @@ class KeptBatches:
         return True
 
     def read(self) -> Iterator[dict[str, np.ndarray]]:
-        """The arrays of every batch in their order.
-
-        Raises:
-          FileNotFoundError: another process has combined and removed them.
-          ValueError: the file of one is damaged; it is removed, so that the same command computes this batch again.
+        """The arrays of every batch in their order; FileNotFoundError where another process has combined and removed
+        them, ValueError where a file was damaged: it is removed, so that the same command computes this batch again.
         """
         for number in range(self.count):
             file = self._file(number)
@@ -183,13 +161,7 @@ class KeptBatches:
 
 
 class ImageProgress:
-    """A bar, images per second and the time left, for batches in any order.
-
-    Args:
-      status: where it is shown.
-      total: how many images there are.
-      done: how many were done before.
-    """
+    """A bar, images per second and the time left, of `total` images, of which `done` were done before."""
 
     def __init__(self, status: StatusLine, total: int, done: int = 0):
         self._status, self._total = status, total

@@ -80,11 +80,7 @@ def rows_of_path(path: np.ndarray, steps: int) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
-    """Writes uint8 `[height, width, 1 to 4 channels]` atomically; the folder is made where it is missing.
-
-    Raises:
-      ValueError: the array has another type or shape.
-    """
+    """Writes uint8 `[height, width, 1 to 4 channels]` atomically; the folder is made where it is missing."""
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in _CHANNELS or not array.size:
         raise ValueError(
@@ -103,13 +99,10 @@ def write_animation(
 
     Args:
       path: the file; its folder is made where it is missing.
-      frames: `[frames, height, width, channels]` with 1 to 4 channels, all of one size: uint8 is written as it is,
-        floats in [0, 1] are enlarged until they can be seen (`image_grid`).
+      frames: `[frames, height, width, 1 to 4 channels]`: uint8 is written as it is, floats in [0, 1] are enlarged until
+        they can be seen (`image_grid`).
       milliseconds: how long each frame is shown, from 20; GIF counts in tens.
       loop: whether it repeats for ever.
-
-    Raises:
-      ValueError: another ending, no frames, frames of different or impossible shapes, or too short a time.
     """
     path = pathlib.Path(path)
     ending = path.suffix.lower()
@@ -144,18 +137,10 @@ def _picture(frame: np.ndarray) -> Image.Image:
 
 
 def write_pictures(folder: str | os.PathLike, images: np.ndarray, names: Sequence[str]) -> list[pathlib.Path]:
-    """Writes every image of `[count, height, width, channels]` in [0, 1] as a PNG of its own size.
-
-    Args:
-      folder: is made where it is missing.
-      images: see `image_grid`.
-      names: of the images, see `picture_names`.
-
-    Returns:
-      The files.
+    """Writes every image of `[count, height, width, channels]` in [0, 1] as a PNG of its own size; returns the files.
 
     Raises:
-      ValueError: two names are the same, one leads out of the folder, or the images can't be shown.
+      ValueError: see `picture_names` and `image_grid`.
     """
     paths = [pathlib.Path(folder, name) for name in picture_names(names)]
     for path, image in zip(paths, images, strict=True):

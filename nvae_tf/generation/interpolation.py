@@ -30,15 +30,9 @@ def interpolate_latents(
     Args:
       start: of one image, `[height, width, latent channels]` for each group.
       end: of another, of the same shapes.
-      fractions: places on the path.
+      fractions: places on the path, the first axis of the latents that are returned.
       how: "spherical", "linear" or "keep" (stays at `start`); for all groups, or a list with one for every scale, the
         smallest first, or for every group, the top one first.
-
-    Returns:
-      float32 `[fractions, height, width, latent channels]` for each group.
-
-    Raises:
-      ValueError: the two have different shapes, or `how` is unknown.
     """
     shapes = [np.shape(latent) for latent in start]
     if not shapes or shapes != [np.shape(latent) for latent in end] or any(len(shape) != 3 for shape in shapes):
@@ -69,15 +63,12 @@ def interpolate_images(
       images: two or more, `[count, height, width, channels]` in [0, 1].
       steps: steps from one image to the next.
       how: see `interpolate_latents`.
-      seed: of the images' latents, see `encode_images`.
-      mean: whether these are the posterior's means, not draws.
+      seed: of the images' latents; these and `mean` as in `encode_images`.
+      mean: see there.
       progress: is called after each batch with the number of images done.
 
     Returns:
-      float32 `[(count - 1) * steps + 1, height, width, channels]` in [0, 1].
-
-    Raises:
-      ValueError: fewer than two images, images that do not fit the model, no step, or `how` is unknown.
+      float32 `[(count - 1) * steps + 1, height, width, channels]`.
     """
     check(len(images) >= 2, f"{len(images)} image: an interpolation needs at least two")
     check(steps >= 1, f"steps = {steps}: must be at least 1")

@@ -26,12 +26,7 @@ class StoredLatents(NamedTuple):
 
 
 def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: Sequence[str] | None = None) -> None:
-    """Writes latents as `encode_images` gives them, atomically.
-
-    Args:
-      path: the file; its folder is made where it is missing.
-      latents: `[count, height, width, latent channels]` for each group, top group first.
-      names: of the images.
+    """Writes latents as `encode_images` gives them, and names of the images, atomically; makes the folder.
 
     Raises:
       ValueError: there are no latents, or latents or names are not of equally many images.

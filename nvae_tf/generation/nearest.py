@@ -1,6 +1,6 @@
 """The images most like some samples: whether a model has memorized its training images."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,16 +22,13 @@ class NearestImages(NamedTuple):
     images: np.ndarray
 
 
-def nearest_images(samples: np.ndarray, batches: Iterable[np.ndarray], count: int) -> NearestImages:
+def nearest_images(
+    samples: np.ndarray, batches: Iterable[np.ndarray], count: int, progress: Callable[[int], None] | None = None
+) -> NearestImages:
     """Looks through all images once, a batch at a time; of images that are equally near the earlier ones win.
 
-    Args:
-      samples: `[samples, height, width, channels]` in [0, 1].
-      batches: of all images, each `[batch, height, width, channels]` in [0, 1].
-      count: number of nearest images of every sample.
-
-    Raises:
-      ValueError: `count` is less than 1 or there are fewer images, or they have another size than the samples.
+    Samples and batches are `[images, height, width, channels]` in [0, 1]; ValueError where their sizes differ, or
+    `count` is less than 1 or more than there are images.
     """
     check(count >= 1, f"count = {count}: must be at least 1")
     samples = np.asarray(samples)
@@ -51,6 +48,8 @@ def nearest_images(samples: np.ndarray, batches: Iterable[np.ndarray], count: in
         distances = np.maximum(squares - 2.0 * flat @ rows.T, 0.0) / flat.shape[1]
         best = _merged(best, images, distances, seen, count)
         seen += len(images)
+        if progress:
+            progress(seen)
     check(seen >= count, f"count = {count}: there are only {seen} images to choose from")
     return best
 

@@ -34,18 +34,12 @@ def reconstruct_images(
     Args:
       model: used with running batch-norm statistics.
       images: `[count, height, width, channels]` in [0, 1].
-      kept_groups: number of groups, from the top, whose latents are the image's; None for all. With 0 the images
-        play no part: the result is that of `generate_images`.
+      kept_groups: number of groups, from the top, whose latents are the image's; None for all. With 0 the result is
+        that of `generate_images`.
       temperature: of the other groups' priors, see `generate_images`.
       seed: of all draws; those of image i depend on the seed and i.
       mean: whether the kept latents are the posterior's means, not draws.
       progress: is called after each batch with the number of images done.
-
-    Returns:
-      float32 `[count, height, width, channels]` in [0, 1].
-
-    Raises:
-      ValueError: the images do not fit the model, or a number is out of range.
     """
     kept_groups = checked_kept_groups(kept_groups, model.plan)
     latents = encode_images(model, images, seed, mean)[:kept_groups]
@@ -65,14 +59,8 @@ def vary_images(
     """Variants of images: the top groups' latents are the same for all variants of an image, the rest differ.
 
     Variant j of image i depends on the seed, i and j, not on `count`. With all groups kept there is nothing to
-    draw, and every variant is the reconstruction. Arguments as for `reconstruct_images`; `count` is the number of
-    variants of each image.
-
-    Returns:
-      float32 `[images, count, height, width, channels]` in [0, 1].
-
-    Raises:
-      ValueError: the images do not fit the model, or a number is out of range.
+    draw, and every variant is the reconstruction. Arguments as for `reconstruct_images`; returns float32 `[images,
+    count, height, width, channels]` in [0, 1].
     """
     kept_groups = checked_kept_groups(kept_groups, model.plan)
     check(count >= 1, f"count = {count}: must be at least 1")
@@ -81,17 +69,15 @@ def vary_images(
         return np.repeat(reconstructions[:, np.newaxis], count, axis=1)
     latents = encode_images(model, images, seed, mean)[:kept_groups]
     # All images' first variants, then all second ones: so more variants leave the earlier ones in their places.
-    seeds = tf.concat([_seeds_of_variant(seed, len(images), number) for number in range(count)], axis=0)
+    seeds = tf.concat([_folded(image_seeds(seed, len(images)), number) for number in range(count)], axis=0)
     tiled = [np.tile(latent, (count, 1, 1, 1)) for latent in latents]
     variants = generator_of(model).from_seeds(seeds, temperature, tiled, progress)
     return variants.reshape(count, len(images), *variants.shape[1:]).swapaxes(0, 1)
 
 
-def _seeds_of_variant(seed: int, images: int, number: int) -> tf.Tensor:
+def _folded(seeds: tf.Tensor, number: int) -> tf.Tensor:
     """Seeds `[images, 2]` of the variant with this number, other ones than the images' own."""
-    return tf.map_fn(
-        lambda pair: tf.random.experimental.stateless_fold_in(pair, number, alg="philox"), image_seeds(seed, images)
-    )
+    return tf.map_fn(lambda pair: tf.random.experimental.stateless_fold_in(pair, number, alg="philox"), seeds)
 
 
 def checked_kept_groups(kept_groups: int | None, plan: LatentPlan) -> int:
@@ -121,13 +107,10 @@ def data_set_images(
       config: settings of the run.
       split: "train" or "test".
       indices: numbers of the images, counted from 0.
-      count: without indices: so many, the first.
+      count: without indices: so many, the first; an error if there are fewer.
       at_most: without a count: so many, or all if there are fewer; None for all.
       seed: of the binarization.
       data_path: where the images are, if no longer at the run's `data.path`.
-
-    Returns:
-      float32 `[count, height, width, channels]` in [0, 1], and names such as `test_00017`.
 
     Raises:
       FileNotFoundError, ValueError, ConnectionError: the data set has fewer images, is missing or can't be used.

@@ -28,18 +28,11 @@ Progress = Callable[[int], None]
 def generate_images(
     model: NVAE, count: int, temperature: Temperature = 1.0, seed: int = 0, progress: Progress | None = None
 ) -> np.ndarray:
-    """Mean images of latents from the prior; image i depends on the seed and i alone.
+    """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
-    Args:
-      model: used with running batch-norm statistics.
-      count: number of images.
-      temperature: multiplies the priors' sigma; below 1 images are more alike. A number, or a list with one a scale or
-        one a group, see `temperatures_of_groups`.
-      seed: of the latents.
-      progress: is called after each batch with the number of images done.
-
-    Returns:
-      float32 `[count, height, width, channels]` in [0, 1].
+    Image i depends on the seed and i alone. The temperature multiplies the priors' sigma; below 1 images are more
+    alike. It is a number, or a list with one a scale or one a group, see `temperatures_of_groups`. `progress` is called
+    after each batch with the number of images done.
 
     Raises:
       ValueError: `count` or a temperature is not greater than 0, or there are too few or too many temperatures.
@@ -50,14 +43,9 @@ def generate_images(
 def encode_images(
     model: NVAE, images: np.ndarray, seed: int = 0, mean: bool = False, progress: Progress | None = None
 ) -> list[np.ndarray]:
-    """Latents of images from the posterior; those of image i depend on the image, the seed and i alone.
+    """Latents of images `[count, height, width, channels]` in [0, 1] from the posterior, or with `mean` its means.
 
-    Args:
-      model: used with running batch-norm statistics.
-      images: `[count, height, width, channels]` in [0, 1].
-      seed: of the draws.
-      mean: whether the posterior's means are taken instead, each given those of the groups above.
-      progress: is called after each batch with the number of images done.
+    Those of image i depend on the image, the seed and i alone.
 
     Returns:
       float32 `[count, height, width, latent channels]` for each group, top group first.
@@ -81,17 +69,9 @@ def decode_images(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Mean images `[count, height, width, channels]` of latents as `encode_images` gives them, or of the top groups'.
+    """Mean images `[count, height, width, channels]` of latents as `encode_images` gives them.
 
-    Args:
-      model: used with running batch-norm statistics.
-      latents: of all groups or the top groups, at least one, `[count, height, width, latent channels]` each.
-      temperature: of the groups that have no latent, see `generate_images`; without it all must have one.
-      seed: of their draws.
-      progress: is called after each batch with the number of images done.
-
-    Raises:
-      ValueError: see `generate_images`, or there are no latents.
+    With a temperature those of the top groups are enough, at least of one; the others are drawn, see `generate_images`.
     """
     latents = check_latents(latents, model.plan, may_lack_groups=temperature is not None)
     temperature = 1.0 if temperature is None else temperature
@@ -99,13 +79,8 @@ def decode_images(
 
 
 class ImageGenerator:
-    """What `generate_images` does, for a model whose weights change in between; each graph is traced once.
-
-    There is one graph for every number of groups whose latents are given.
-
-    Args:
-      model: used with running batch-norm statistics.
-      strategy: where the model's replicas are, all in this process; each takes batches of its own.
+    """What `generate_images` does, for a model whose weights change in between; a graph is traced once for every number
+    of groups whose latents are given. Each of the strategy's replicas, all in this process, takes batches of its own.
     """
 
     def __init__(self, model: NVAE, strategy: tf.distribute.Strategy | None = None):
@@ -190,16 +165,8 @@ def _in_batches(
     progress: Progress | None = None,
     batches_at_once: int = 1,
 ) -> list[np.ndarray]:
-    """Computes rows of arrays, `BATCH_SIZE` at a time; the last batch is padded with its last row.
-
-    Args:
-      compute: from rows of the arrays `[batches_at_once * BATCH_SIZE, ...]` to tensors of as many rows.
-      arrays: each `[count, ...]`, of at least one row.
-      progress: is called after each turn with the number of rows done.
-      batches_at_once: how many batches are given in one turn: one for each replica that computes a batch.
-
-    Returns:
-      What `compute` gives, each for all rows, `[count, ...]`.
+    """What `compute` gives for all rows of arrays `[count, ...]`, `batches_at_once * BATCH_SIZE` rows at a time; the
+    last batch is padded with its last row.
     """
     count, size, parts = len(arrays[0]), batches_at_once * BATCH_SIZE, []
     for first in range(0, count, size):

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import nvae_tf
-from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.training.worker_environments import tf_configs
 from tests.evaluation.inception_stand_in import stand_in
 
@@ -203,15 +201,6 @@ class Quadrants:
     process = commands.run(evaluation(run, "--metrics=fid", "--extractor=my_features:Quadrants", "--fid_samples=20"))
     assert process.returncode == 0 and "features of the 1,437" in process.stdout
     assert metrics_of(run)["fid"]["extractor"] != found["extractor"]
-
-
-@pytest.mark.slow
-def test_a_trained_model_stays_finite_when_it_is_readjusted(finished_run):
-    model = nvae_tf.load(finished_run[0])
-    for temperature in (0.3, 0.5, 0.7, 1.0):
-        adjusted = readjusted(model, temperature, iterations=60)
-        assert np.isfinite(adjusted.model.generate(16, temperature)).all()
-        assert all(np.isfinite(shift[1:]).all() for shift in adjusted.shifts)
 
 
 @pytest.mark.parametrize(

@@ -110,14 +110,11 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", half_a_file)
+    with pytest.raises(ValueError, match=r"not float32 \[4, 4, 1\]"):
+        write_png(path, np.zeros([4, 4, 1], np.float32))
     with pytest.raises(OSError, match="No space left"):
         write_png(path, np.ones([4, 4, 1], np.uint8))
     assert path.read_bytes() == old and os.listdir(tmp_path) == ["grid.png"]
-
-
-def test_only_8_bit_pictures_are_written(tmp_path):
-    with pytest.raises(ValueError, match=r"not float32 \[4, 4, 1\]"):
-        write_png(tmp_path / "grid.png", np.zeros([4, 4, 1], np.float32))
 
 
 def gray_frames(count=3):
@@ -186,9 +183,6 @@ def test_no_picture_replaces_another():
     for names in (["a.jpg", "a.jpg"], ["a.jpg", "a.webp", "a.jpg.png"]):
         with pytest.raises(ValueError, match="two pictures would be called a.jpg.png"):
             picture_names(names)
-
-
-@pytest.mark.parametrize("name", ["/tmp/x.png", "../up.png", "a/../../b.png"])
-def test_no_picture_leaves_the_folder(name):
-    with pytest.raises(ValueError, match="leads out of the folder"):
-        picture_names(["a.jpg", name])
+    for name in ("/tmp/x.png", "../up.png", "a/../../b.png"):
+        with pytest.raises(ValueError, match="leads out of the folder"):
+            picture_names(["a.jpg", name])

@@ -1,7 +1,6 @@
 """What an evaluation is made of: kept batches, intervals, progress and the table."""
 
 import pathlib
-import re
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import pytest
 from nvae_tf.config import ModelConfig
 from nvae_tf.data.ordering import ALL, Shard
 from nvae_tf.evaluation.evaluate import half_width_95, likelihood_metrics, table
-from nvae_tf.evaluation.fid import named_extractor
 from nvae_tf.evaluation.likelihood import Likelihood
 from nvae_tf.evaluation.task import ImageProgress, KeptBatches
 from nvae_tf.latent_plan import latent_plan
@@ -123,17 +121,3 @@ def test_progress_counts_batches_of_any_process_and_shows_what_is_left():
     progress.add(10)
     progress.add(40, computed_here=False)
     assert progress.line(2.0).endswith("70 of 100 images, 5 images/s, 6 s left")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("my_features", "name it as MODULE:FUNCTION"),
-        ("no_such_module:make", "Python finds no module 'no_such_module'"),
-        ("json:Circles", "json has no function 'Circles'"),
-        ("json:JSONDecoder", "gives an object of type JSONDecoder; it must have a `name`"),
-    ],
-)
-def test_an_extractor_that_is_none_is_told(name, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        named_extractor(name)
