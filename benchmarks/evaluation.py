@@ -66,7 +66,7 @@ def _workloads(preset: str, importance_samples: int) -> dict[str, Callable[[], i
 
     from benchmarks.train_step_worker import random_images
     from nvae_tf import NVAE, experiment_config
-    from nvae_tf.evaluation.likelihood_evaluator import LikelihoodEvaluator
+    from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
     from nvae_tf.generation.sampling import ImageGenerator
     from nvae_tf.models.noise import image_seeds, noise_of_samples
     from nvae_tf.objective import log_posterior_and_prior

@@ -99,8 +99,7 @@ def write_sampling(model: Any, forward: Callable, folder: pathlib.Path) -> None:
 
 
 def _keras(model: Any, batch_size: int) -> Callable[[], None]:
-    from nvae_tf.generation.fixed_batches import BATCH_SIZE
-    from nvae_tf.generation.sampling import ImageGenerator
+    from nvae_tf.generation.sampling import BATCH_SIZE, ImageGenerator
 
     if batch_size % BATCH_SIZE:
         raise SystemExit(f"--batch_size={batch_size}: must be a multiple of {BATCH_SIZE}, what the model draws at once")

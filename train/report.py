@@ -21,7 +21,7 @@ from absl import flags
 from nvae_tf import command_line
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.files import atomic_write
-from nvae_tf.generation.output_place import output_place
+from nvae_tf.generation.arguments import output_place
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.train_config import LARGEST_SEED
 

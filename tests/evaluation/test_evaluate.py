@@ -1,19 +1,15 @@
-"""What `train.evaluate` is made of: kept batches, intervals, progress and the table."""
+"""What an evaluation is made of: kept batches, intervals, progress and the table."""
 
 import pathlib
-import re
 
 import numpy as np
 import pytest
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.data.ordering import ALL, Shard
-from nvae_tf.evaluation.kept_batches import KeptBatches
+from nvae_tf.evaluation.evaluate import half_width_95, likelihood_metrics, table
 from nvae_tf.evaluation.likelihood import Likelihood
-from nvae_tf.evaluation.likelihood_metric import _arrays, _likelihood, half_width_95, likelihood_figures
-from nvae_tf.evaluation.named_extractor import named_extractor
-from nvae_tf.evaluation.progress import ImageProgress
-from nvae_tf.evaluation.table import table
+from nvae_tf.evaluation.task import ImageProgress, KeptBatches
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 from tests.tiny_model import tiny_config
@@ -26,32 +22,23 @@ def likelihood(count, numbers=(1, 10), seed=0):
 
 
 def read(kept):
-    found = []
-    kept.for_each(found.append)
-    return found
+    return list(kept.read())
 
 
 def test_batches_are_kept_in_any_order(tmp_path):
-    kept = KeptBatches(tmp_path / "unfinished", 3)
-    assert kept.is_over and kept.is_begun(ALL) and not kept.is_over
+    folder = tmp_path / "unfinished"
+    kept = KeptBatches(folder, 3)
+    assert kept.begin(ALL) and folder.is_dir()
     for number in (2, 0):
         assert kept.write(number, {"values": np.arange(number, 4.0)})
     assert kept.missing(ALL) == [1]
     kept.write(1, {"values": np.arange(1.0, 4.0)})
-    for number, arrays in enumerate(read(KeptBatches(tmp_path / "unfinished", 3))):
+    for number, arrays in enumerate(read(KeptBatches(folder, 3))):
         np.testing.assert_array_equal(arrays["values"], np.arange(number, 4.0))
     kept.remove()
-    assert kept.is_over and not list(tmp_path.iterdir())
-    # Another process has put all together: what comes too late is not needed.
-    assert not kept.write(1, {"values": np.zeros(3)}) and kept.is_over
-
-
-def test_a_likelihood_is_kept_whole():
-    one = likelihood(4)
-    other = _likelihood(_arrays(one))
-    assert one.numbers_of_samples == other.numbers_of_samples
-    for mine, theirs in zip(one.arrays(), other.arrays(), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    assert not list(tmp_path.iterdir())
+    # Another process has combined all: what comes too late is not needed.
+    assert not kept.write(1, {"values": np.zeros(3)}) and not folder.exists()
 
 
 @pytest.mark.parametrize("count", [1, 5, 6])
@@ -101,52 +88,36 @@ def test_the_interval_holds_the_mean_in_95_of_100_cases():
     assert half_width_95(np.array([1.0])) is None
 
 
-def test_figures_and_table_of_scales_and_groups():
+def test_metrics_and_table_of_scales_and_groups():
     plan = latent_plan(tiny_config())
     assert [len(scale.groups) for scale in plan.scales] == [1, 1]
     measured = likelihood(7)
-    figures = likelihood_figures(measured, plan, num_values=16)
-    assert figures["bits_per_dim"] == pytest.approx(measured.nelbo.mean() / 16 / np.log(2))
-    np.testing.assert_allclose(figures["kl_per_scale_nats"], measured.kl.sum(axis=2).mean(axis=0))
-    assert figures["importance_weighted_nats_by_samples"]["10"] == pytest.approx(
+    metrics = likelihood_metrics(measured, plan, num_values=16)
+    assert metrics["bits_per_dim"] == pytest.approx(measured.nelbo.mean() / 16 / np.log(2))
+    np.testing.assert_allclose(metrics["kl_per_scale_nats"], measured.kl.sum(axis=2).mean(axis=0))
+    assert metrics["importance_weighted_nats_by_samples"]["10"] == pytest.approx(
         measured.importance_weighted[:, 1].mean()
     )
     about = {"num_images": 7, "split": "test", "dataset": "digits", "data": "here", "seed": 0, "checkpoint": "latest"}
     about |= {"step": 3, "weights": "weights as trained", "checkpoint_sha256": 64 * "a"}
-    text = table(figures | about)
+    text = table(metrics | about)
     assert f"{measured.nelbo.mean():.3f}" in text and f"{half_width_95(measured.nelbo):.3f}" in text
     for words in ("KL of scale 2x2", "KL of group 0 (2x2)", "importance-weighted, 10 samples", "samples of 10"):
         assert words in text
-    without = table(likelihood_figures(likelihood(7, ()), plan, 16) | about)
+    without = table(likelihood_metrics(likelihood(7, ()), plan, 16) | about)
     assert "importance" not in without and "effective" not in without
 
 
 def test_groups_of_a_scale_are_added_up():
     plan = latent_plan(ModelConfig(image_height=16, image_width=16, num_latent_scales=2, num_groups_per_scale=2))
     measured = likelihood(5)._replace(kl=np.ones((5, 4, 3)))
-    assert likelihood_figures(measured, plan, 768)["kl_per_scale_nats"] == [6.0, 6.0]
+    assert likelihood_metrics(measured, plan, 768)["kl_per_scale_nats"] == [6.0, 6.0]
 
 
-def test_progress_counts_batches_in_any_order_and_tells_what_is_left():
+def test_progress_counts_batches_of_any_process_and_shows_what_is_left():
     progress = ImageProgress(StatusLine(), total=100, done=20)
     assert progress.line(0.0) == "[#####...................] 20 of 100 images"
-    progress.of_batch(60)(70)
-    assert progress.line(2.0).endswith("30 of 100 images, 5 images/s, 14 s left")
-    progress.count_other(40)
+    assert progress.line(2.0, of_batch=10).endswith("30 of 100 images, 5 images/s, 14 s left")
+    progress.add(10)
+    progress.add(40, computed_here=False)
     assert progress.line(2.0).endswith("70 of 100 images, 5 images/s, 6 s left")
-    progress.of_batch(0)(10)
-    assert "80 of 100 images" in progress.line(4.0)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("my_features", "name it as MODULE:FUNCTION"),
-        ("no_such_module:make", "Python finds no module 'no_such_module'"),
-        ("json:Circles", "json has no function 'Circles'"),
-        ("json:JSONDecoder", "gives an object of type JSONDecoder; it must have a `name`"),
-    ],
-)
-def test_an_extractor_that_is_none_is_told(name, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        named_extractor(name)
