@@ -3,9 +3,9 @@
     python -m train.inspect_data --config=configs/own_images.py --config.data.path=my_pictures
     python -m train.main --config=configs/own_images.py --config.data.path=my_pictures --workdir=runs/mine
 
-The path is a folder of pictures (PNG, JPEG, WebP, BMP, GIF; any tree of sub-folders), a .npy or .npz file, or a folder
-of IDX files; with --config.data.source=tfds --config.data.source_name=NAME the images come from TensorFlow Datasets.
-Their size, channels (1 to 4) and bits are found by looking. Where they have different sizes, say what to do:
+The path is a folder of pictures (PNG, JPEG, WebP, BMP, GIF, TIFF; any tree of sub-folders), a .npy or .npz file, or a
+folder of IDX files; with --config.data.source=tfds --config.data.source_name=NAME the images come from TensorFlow
+Datasets. Their size, channels (1 to 4) and bits are found by looking. Where they have different sizes, say what to do:
 
     --config.data.resize=crop --config.data.height=64      (or stretch; data.width too where it is another)
 

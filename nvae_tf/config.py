@@ -13,7 +13,11 @@ from typing import Any
 
 from nvae_tf.data_spec import LIKELIHOODS, DataSpec
 from nvae_tf.setting_checks import check, check_choice
-from nvae_tf.train_config import TrainConfig
+from nvae_tf.train_config import INTERVALS, TrainConfig
+
+# For what follows from the length of a run, see `resolve_lengths`.
+_LONGEST_WARMUP_EPOCHS = 5.0
+_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 10, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +119,14 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """Adamax and its learning-rate schedule (Vahdat & Kautz 2020, appendix A).
 
-    With an `ema_momentum` above 0 a running mean of the weights is kept (`ema = momentum * ema + (1 - momentum) *
-    weight` at every step), which evaluation and generation then use.
+    `warmup_epochs` None stands for 5, but at most a tenth of the run (`resolve_lengths`). With an `ema_momentum` above
+    0 a running mean of the weights is kept (`ema = momentum * ema + (1 - momentum) * weight` at every step), which
+    evaluation and generation then use.
     """
 
     learning_rate: float = 1e-2
     learning_rate_min: float = 1e-4
-    warmup_epochs: float = 5.0
+    warmup_epochs: float | None = None
     weight_decay: float = 3e-4
     ema_momentum: float = 0.0
 
@@ -132,7 +137,7 @@ class OptimizerConfig:
         )
         for name in ("learning_rate_min", "warmup_epochs", "weight_decay"):
             value = getattr(self, name)
-            check(value >= 0.0, f"optimizer.{name} = {value}: must not be negative")
+            check(value is None or value >= 0.0, f"optimizer.{name} = {value}: must not be negative")
         check(0.0 <= self.ema_momentum < 1.0, f"optimizer.ema_momentum = {self.ema_momentum}: must lie in [0, 1)")
 
 
@@ -145,6 +150,39 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     data: DataSpec = dataclasses.field(default_factory=DataSpec)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+
+def resolve_lengths(
+    config: ExperimentConfig, steps_per_epoch: int, total_steps: int, recorded: ExperimentConfig | None = None
+) -> ExperimentConfig:
+    """The settings of a run of known length, with a number for each that follows from it: where None is set.
+
+    `objective.total_steps` is that length. `optimizer.warmup_epochs` is 5 epochs, as published, but at most a tenth of
+    the run. `train.checkpoint_every_steps`, `evaluate_every_steps` and `sample_every_steps` are a tenth of the run, but
+    at least 10 steps and at most 1,000.
+
+    Args:
+      config: the settings; what is not None is kept.
+      steps_per_epoch: whole batches in the training images.
+      total_steps: the length of the run.
+      recorded: the settings in the folder of a run that is continued. Its warm-up is kept, and the intervals too unless
+        the length has changed.
+    """
+    tenth = total_steps // 10
+    # The last rate of a warm-up of one step, from which the schedule goes on, is 0.
+    warmup_epochs = min(_LONGEST_WARMUP_EPOCHS, tenth / steps_per_epoch) if tenth > 1 else 0.0
+    interval = min(max(tenth, _SHORTEST_INTERVAL), _LONGEST_INTERVAL, total_steps)
+    optimizer, train = config.optimizer, config.train
+    if recorded is not None:
+        optimizer = _with_defaults(optimizer, {"warmup_epochs": recorded.optimizer.warmup_epochs})
+        if recorded.objective.total_steps == total_steps:
+            train = _with_defaults(train, {name: getattr(recorded.train, name) for name in INTERVALS})
+    return dataclasses.replace(
+        config,
+        objective=dataclasses.replace(config.objective, total_steps=total_steps),
+        optimizer=_with_defaults(optimizer, {"warmup_epochs": warmup_epochs}),
+        train=_with_defaults(train, dict.fromkeys(INTERVALS, interval)),
+    )
 
 
 def experiment_config(settings: Mapping[str, Any]) -> ExperimentConfig:
@@ -200,10 +238,16 @@ def read_config(path: str | pathlib.Path) -> ExperimentConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a run folder written by train.main has one")
     try:
-        settings = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        check(isinstance(settings, Mapping), f"{path} is no JSON object of settings; restore it from a copy of the run")
+        return experiment_config(settings)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy of the run") from error
-    return experiment_config(settings)
+
+
+def _with_defaults(group: Any, values: Mapping[str, Any]) -> Any:
+    """The group with those of the values whose setting is None."""
+    return dataclasses.replace(group, **{name: value for name, value in values.items() if getattr(group, name) is None})
 
 
 def _round_up(size: int, divisor: int) -> int:

@@ -7,6 +7,9 @@ from nvae_tf.setting_checks import check, check_choice
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 RESIZE_RULES = ("none", "crop", "stretch")
 BAD_FILE_RULES = ("stop", "skip")
+MAX_PIXELS = 64_000_000
+# Pillow opens no larger picture.
+_LARGEST_MAX_PIXELS = 178_956_970
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,8 @@ class DataSpec:
         its hierarchy can halve. The likelihood counts the real pixels only.
       padded_width: width of that frame.
       on_bad_file: "stop" at a picture that can't be used, or "skip" it and say so.
+      max_pixels: height times width of the largest picture file that is decoded; a larger one, as its header says,
+        can't be used. Up to 178,956,970.
       cache: folder for images that are decoded once and then read from there; None decodes at every access.
 
     Raises:
@@ -71,6 +76,7 @@ class DataSpec:
     padded_width: int | None = None
     on_bad_file: str = "stop"
     cache: str | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         for name in ("height", "width", "padded_height", "padded_width", "stacked_images"):
@@ -84,6 +90,10 @@ class DataSpec:
         check(
             self.train_split != self.test_split,
             f"data.train_split and data.test_split are both {self.train_split!r}: the parts must differ",
+        )
+        check(
+            1 <= self.max_pixels <= _LARGEST_MAX_PIXELS,
+            f"data.max_pixels = {self.max_pixels}: must be from 1 to {_LARGEST_MAX_PIXELS}, Pillow's own limit",
         )
         check_choice("data.resize", self.resize, RESIZE_RULES)
         check_choice("data.on_bad_file", self.on_bad_file, BAD_FILE_RULES)

@@ -13,14 +13,25 @@ from nvae_tf.errors import first_line
 
 @contextlib.contextmanager
 def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a file beside `path` to write; it comes into its place when the block ends without an error."""
+    """Gives a file beside `path` to write; it comes into its place when the block ends without an error.
+
+    Raises:
+      OSError: the file can't be written; of the kind that the system has raised, with the name of `path`.
+    """
     # Of several machines' processes more than one may have the same number.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        # Pillow says neither which file nor why.
+        is_ours = error.filename in (None, str(partial)) and (error.errno is not None or type(error) is OSError)
+        if not is_ours:
+            raise
+        raise type(error)(f"{path}: can't be written ({error.strerror or first_line(error)})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def atomic_write(path: pathlib.Path, text: str) -> None:
@@ -50,3 +61,22 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     # Of damaged files zipfile, zlib and NumPy raise errors of many kinds.
     except Exception as error:
         raise ValueError(first_line(error)) from error
+
+
+def check_writable(folder: pathlib.Path, flag: str) -> None:
+    """Looks whether files can be written in a folder, or it can be made, before a command begins to work.
+
+    Args:
+      folder: the folder.
+      flag: what named it, `--workdir=runs/x`, for the message.
+
+    Raises:
+      ValueError: they can't.
+    """
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    if not existing.is_dir():
+        raise ValueError(f"{flag}: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{flag}: nothing can be written in {existing}; make that folder writable, or give another place"
+        )

@@ -9,6 +9,8 @@ STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 XLA_USES = ("auto", "off", "jit", "cluster")
 RECOMPUTATIONS = ("none", "groups", "all")
+# Settings of which None stands for a number that follows from the length of the run (`nvae_tf.config.resolve_lengths`).
+INTERVALS = ("checkpoint_every_steps", "evaluate_every_steps", "sample_every_steps")
 
 _CHOICES = {"strategy": STRATEGIES, "precision": PRECISIONS, "xla": XLA_USES, "recompute": RECOMPUTATIONS}
 _ZERO_ALLOWED = {
@@ -31,12 +33,12 @@ class TrainConfig:
       epochs: length of the run in passes over the training images, where `steps` is 0.
       steps: its length in steps; 0 leaves it to `epochs`.
       seed: of the initial weights, the order of images and all draws.
-      checkpoint_every_steps: a checkpoint is due after so many steps.
+      checkpoint_every_steps: a checkpoint is due after so many steps; None for a tenth of the run, from 10 to 1,000.
       checkpoint_every_minutes: and after so many minutes; 0 for none by time.
       keep_checkpoints: how many of the latest checkpoints are kept.
       keep_checkpoint_every_hours: of the others one is kept for good when so many hours have passed; 0 for none.
-      evaluate_every_steps: the test images are scored after so many steps.
-      sample_every_steps: a picture of samples is written after so many steps.
+      evaluate_every_steps: the test images are scored after so many steps; None for the same.
+      sample_every_steps: a picture of samples is written after so many steps; None for the same.
       log_every_steps: a point of the training curves is written after so many steps.
       initialise_from: run folder, or published file (.pt), with whose weights the run starts
         (`nvae_tf.training.initialization`).
@@ -63,12 +65,12 @@ class TrainConfig:
     epochs: int = 400
     steps: int = 0
     seed: int = 0
-    checkpoint_every_steps: int = 1000
+    checkpoint_every_steps: int | None = None
     checkpoint_every_minutes: float = 10.0
     keep_checkpoints: int = 2
     keep_checkpoint_every_hours: float = 0.0
-    evaluate_every_steps: int = 1000
-    sample_every_steps: int = 1000
+    evaluate_every_steps: int | None = None
+    sample_every_steps: int | None = None
     log_every_steps: int = 50
     initialise_from: str | None = None
     loss_tolerance: float = 10.0

@@ -77,6 +77,7 @@ CHANGED = ExperimentConfig(
         padded_width=24,
         on_bad_file="skip",
         cache="decoded",
+        max_pixels=1_000_000,
     ),
     train=TrainConfig(
         *(3, 5, 7, 11, 13, 17.0, 19, 23.0, 29, 31, 37),

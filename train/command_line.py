@@ -3,10 +3,12 @@
 import contextlib
 import difflib
 import itertools
+import os
 import pathlib
 import re
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -14,7 +16,8 @@ from types import ModuleType
 from absl import app, flags, logging
 
 from nvae_tf.config import ExperimentConfig, config_to_dict
-from nvae_tf.errors import USER_ERROR_CODE, exit_on_user_error
+from nvae_tf.errors import TRACEBACK_VARIABLE, USER_ERROR_CODE, exit_on_user_error
+from nvae_tf.files import check_writable
 
 _HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 _WIDTH = 100
@@ -74,7 +77,11 @@ def check_config_flags(arguments: Sequence[str]) -> None:
 def _check_config_file(path: pathlib.Path) -> None:
     if path.is_file():
         return
-    present = [str(file) for file in path.parent.glob("*.py")] or [str(file) for file in PRESETS.glob("[a-z]*.py")]
+    if path.is_dir():
+        example = path / "config.json"
+        raise ValueError(f"--config={path}: a folder; give a file" + (f": {example}" if example.is_file() else ""))
+    present = [str(file) for file in (*path.parent.glob("*.py"), *path.parent.glob("*.json"))]
+    present = present or [str(file) for file in PRESETS.glob("[a-z]*.py")]
     nearest = difflib.get_close_matches(str(path), present, n=1, cutoff=0.0)
     raise ValueError(f"--config={path}: no such file" + (f"; did you mean {nearest[0]}?" if nearest else ""))
 
@@ -97,15 +104,13 @@ def check_output(path: pathlib.Path, overwrite: bool) -> None:
     """Looks at the file that a command is to write, before it begins to work.
 
     Raises:
-      ValueError: it is there already and is not to be overwritten, or no PNG file can be there.
+      ValueError: it is there already and is not to be overwritten, or no PNG file can be there or be written.
     """
     if path.is_dir():
         raise ValueError(f"--output={path}: a folder; give the name of a file")
     if path.suffix.lower() != ".png":
         raise ValueError(f"--output={path}: the picture is a PNG file; give a name that ends in .png")
-    existing = next(folder for folder in path.absolute().parents if folder.exists())
-    if not existing.is_dir():
-        raise ValueError(f"--output={path}: {existing} is a file, not a folder")
+    check_writable(path.parent, f"--output={path}")
     if path.exists() and not overwrite:
         raise ValueError(f"--output={path}: there is such a file; give another name, or --overwrite to replace it")
 
@@ -129,6 +134,8 @@ def _read_flags(arguments: Sequence[str], module: ModuleType) -> list[str]:
                 raise ValueError(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)")
         return rest
     except flags.Error as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exc()
         missing = re.match(r"flag --(\w+)=None: ", str(error))
         message = f"--{missing[1]} is missing" if missing else _in_plain_words(str(error))
         print(f"error: {message} (see --help)", file=sys.stderr)

@@ -25,20 +25,20 @@ Exit code: 0 done, 2 a mistake in the command, or a GPU that can't take a single
 import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
 from nvae_tf.data.completion import complete_config
+from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.training.sized_settings import sized_settings
 from train import command_line
+from train.config_file import define_config
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "File with the settings of the run.")
+CONFIG = define_config()
 GPU_MEMORY_GIB = flags.DEFINE_float(
     "gpu_memory_gib", None, "Memory of one GPU in GiB, for the largest batch size.", lower_bound=0.1
 )
 JSON = flags.DEFINE_string("json", None, "File to write the figures to as well, in bytes.")
-flags.mark_flag_as_required("config")
 
 
 def main() -> None:
@@ -46,6 +46,8 @@ def main() -> None:
     json_file = pathlib.Path(JSON.value) if JSON.value else None
     if json_file and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise ValueError(f"--json={json_file}: not a file in an existing folder")
+    if json_file:
+        check_writable(json_file.parent, f"--json={json_file}")
     config = complete_config(sized_settings(CONFIG.value))
     latent_plan(config.model)
     start_tensorflow_quietly()

@@ -27,9 +27,12 @@ the number of importance samples; for a first look take --importance_samples=10.
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
 
+import pathlib
+
 from absl import flags
 
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.files import check_writable
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.setting_checks import check_choice
 from nvae_tf.train_config import LARGEST_SEED
@@ -78,6 +81,7 @@ def main() -> None:
         check_choice("--metrics", name, _METRICS)
     _check_fid_flags()
     command_line.check_run_folder(WORKDIR.value)
+    check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     temperature = shared_flags.temperature_of(TEMPERATURE)
     start_tensorflow_quietly()
     from nvae_tf.evaluation.evaluate_run import evaluate_run

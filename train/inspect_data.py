@@ -12,14 +12,14 @@ Exit code: 0 done, 2 a mistake in the command or in the data.
 import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
 from nvae_tf.data.completion import complete_config
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from train import command_line
+from train.config_file import define_config
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "File with the settings of the run.")
+CONFIG = define_config()
 OUTPUT = flags.DEFINE_string(
     "output",
     "inspect_data.png",
@@ -28,7 +28,6 @@ OUTPUT = flags.DEFINE_string(
 COUNT = flags.DEFINE_integer("count", 40, "Images of each part in the picture.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to measure the reading of each part.", lower_bound=0.1)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
-flags.mark_flag_as_required("config")
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from nvae_tf.errors import exit_on_user_error
+from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 from nvae_tf.training.worker_environments import (
     GPUS_OF_DRIVER,
@@ -119,6 +120,8 @@ def main(worker_arguments: Sequence[str]) -> None:
         raise ValueError(f"nothing after the --: give the flags of train.main there, as in `{_EXAMPLE}`")
     command_line.check_config_flags(worker_arguments)
     folder = log_folder(run_folder(worker_arguments), LOG_DIR.value)
+    if PROCESSES.value > 1:
+        check_writable(folder, f"--log_dir={folder}")
     gpus = gpus_of_processes(PROCESSES.value, GPUS_PER_PROCESS.value)
     status = StatusLine(sys.stderr)
 

@@ -3,8 +3,8 @@
     python -m train.main --config=configs/digits.py --workdir=runs/digits
     python -m train.main --config=configs/cifar10.py --workdir=runs/cifar10 --config.train.batch_size=16
 
---config names a file with the settings, configs/ has one for each data set; any of its settings can be
-changed with --config.GROUP.NAME=VALUE. --workdir is the run folder:
+--config names a file with the settings: configs/ has one for each data set, and the config.json of another run is one
+too. Any of its settings can be changed with --config.GROUP.NAME=VALUE. --workdir is the run folder:
 
     README.md        the model card, with scores and a part of your own
     config.json      the settings
@@ -14,12 +14,15 @@ changed with --config.GROUP.NAME=VALUE. --workdir is the run folder:
     samples/         64 samples at temperature 0.7 every train.sample_every_steps steps
     tensorboard/     the same and more: tensorboard --logdir=runs
 
-The run is train.steps steps long, or train.epochs passes over the data where that is 0. Ctrl-C or SIGTERM
-ends it with a checkpoint. The same command goes on from there, and the result is the same as without the
-interruption; so it does after a crash or a kill, from the newest checkpoint that is whole. A folder that holds
-something else, or a run with other settings, is refused and not touched; only the length of a run may grow (the
-learning rate's schedule then is that of the new length), and where data lies and how often something is written
-may change.
+The run is train.steps steps long, or train.epochs passes over the data where that is 0. Settings that are None follow
+from its length: optimizer.warmup_epochs is 5, but at most a tenth of the run, and train.evaluate_every_steps,
+sample_every_steps and checkpoint_every_steps are a tenth of it, from 10 to 1,000 steps; config.json has the numbers.
+
+Ctrl-C or SIGTERM ends it with a checkpoint. The same command goes on from there, and the result is the same as without
+the interruption; so it does after a crash or a kill, from the newest checkpoint that is whole. A folder that holds
+something else, or a run with other settings, is refused and not touched, and so is one in which another process
+trains; only the length of a run may grow (the learning rate's schedule then is that of the new length), and
+where data lies and how often something is written may change.
 
 Fine-tuning: with --config.train.initialise_from=runs/other (or a published file.pt, with the extra torch) a new
 run starts with the weights of that run's latest checkpoint. All that have the same name and shape are taken, the
@@ -36,30 +39,32 @@ with its traceback.
 """
 
 import os
+import pathlib
 import shlex
 import sys
 import traceback
 
 from absl import flags
-from ml_collections import config_flags
 
 from nvae_tf.data.completion import complete_config
 from nvae_tf.errors import TRACEBACK_VARIABLE
+from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.training.worker_environments import TF_CONFIG
 from train import command_line
+from train.config_file import define_config
 
 # As sysexits.h has it: a failure that may be gone when one tries again.
 _WORKER_LOST_CODE = 75
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "File with the settings of the run.")
+CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: new, empty, or of the same run.", required=True)
-flags.mark_flag_as_required("config")
 
 
 def main() -> None:
     """Checks the settings, then trains."""
+    check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
     # Not before: a mistake is told within a moment.

@@ -10,16 +10,18 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from nvae_tf.data.arrays_source import map_array
 from nvae_tf.data.image_sources import ReadSource
 from nvae_tf.data.reports import Report
 from nvae_tf.data_spec import DataSpec
+from nvae_tf.errors import first_line
 
 # To be raised whenever the code makes other pixels of the same pictures: what is decoded then is decoded anew.
-_FORM = 2
+_FORM = 3
 # What decides about the pixels, besides the files.
 _PIXEL_SETTINGS = (
     *("source", "source_name", "train_split", "test_split", "test_fraction", "split_seed"),
-    *("height", "width", "channels", "file_bits", "convert", "crop_box", "resize", "on_bad_file"),
+    *("height", "width", "channels", "file_bits", "convert", "crop_box", "resize", "on_bad_file", "max_pixels"),
 )
 
 
@@ -59,9 +61,13 @@ class DecodedCache:
           ValueError: the file is damaged.
         """
         try:
-            images = np.load(self._file, mmap_mode="r")
-        except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"{self._file}: damaged ({error}); remove it, and it will be made again") from None
+            images = map_array(self._file)
+            if images.dtype != np.uint8 or images.shape[1:] != self._spec.image_shape:
+                raise ValueError(f"it has {images.dtype} {list(images.shape)}")
+        # NumPy raises errors of many kinds for damaged files.
+        except Exception as error:
+            reason = first_line(error)
+            raise ValueError(f"{self._file}: damaged ({reason}); remove it, and it will be made again") from None
         return ReadSource(len(images), images.shape[1:], lambda numbers: images[numbers])
 
     def write(self, batches: Iterable[np.ndarray], count: int, report: Report) -> None:

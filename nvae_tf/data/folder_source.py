@@ -40,7 +40,7 @@ def first_image(spec: DataSpec) -> PictureHeader:
     headers, problems = [], []
     for name in names[:: -(-len(names) // _LOOKED_AT_FIRST)]:
         try:
-            headers.append(read_header(pathlib.Path(spec.path, name)))
+            headers.append(read_header(pathlib.Path(spec.path, name), spec.max_pixels))
         except BadPicture as error:
             problems.append(str(error))
     if not headers:
@@ -81,6 +81,11 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
     return cache.source()
 
 
+def holds_out(spec: DataSpec) -> bool:
+    """Whether the test pictures are a random part of all, because the folder has no sub-folders for the parts."""
+    return not all(pathlib.Path(spec.path, name).is_dir() for name in (spec.train_split, spec.test_split))
+
+
 def _source(spec: DataSpec, names: Sequence[str]) -> ReadSource:
     fit = geometry(spec)
 
@@ -92,7 +97,8 @@ def _source(spec: DataSpec, names: Sequence[str]) -> ReadSource:
 
 def _pixels(path, spec, fit):
     try:
-        return np.asarray(fit.apply(read_picture(path, spec.channels))).reshape(spec.image_shape)
+        picture = read_picture(path, spec.channels, spec.max_pixels, fit.apply)
+        return np.asarray(picture).reshape(spec.image_shape)
     except BadPicture as error:
         raise BadPicture(f"{error}. {_mend(1)}") from None
     except WrongSize as error:
@@ -183,9 +189,9 @@ def _examine(spec: DataSpec, name: str) -> str | None:
     """Why a picture can't be used; None if it can, as far as its header (with "skip": its pixels) tells."""
     path = pathlib.Path(spec.path, name)
     try:
-        _check_form(path, read_header(path), spec)
+        _check_form(path, read_header(path, spec.max_pixels), spec)
         if spec.on_bad_file == "skip":
-            read_picture(path, spec.channels)
+            read_picture(path, spec.channels, spec.max_pixels)
     except BadPicture as error:
         return str(error)
     return None

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 
 from nvae_tf.data.geometry import check_array, fit_array
-from nvae_tf.data.image_sources import ArraySource, ImageSource
+from nvae_tf.data.image_sources import ArraySource, ImageSource, check_memory
 from nvae_tf.data.picture_files import PictureHeader
 from nvae_tf.data.reports import Report
 from nvae_tf.data_spec import DataSpec
@@ -76,17 +76,26 @@ def _file(spec, split, content):
 
 def _read(file, dimensions):
     """The array of an IDX file: two zero bytes, the type, the number of dimensions, their sizes, the values."""
+    packed = file.suffix == ".gz"
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if packed else file.open("rb") as stream:
+            header = stream.read(4 + 4 * dimensions)
+            if len(header) < 4 + 4 * dimensions or tuple(header[:4]) != (0, 0, _UINT8, dimensions):
+                raise ValueError(f"{file}: not an IDX file of bytes with {dimensions} dimensions")
+            shape = tuple(int(size) for size in np.frombuffer(header, ">u4", dimensions, offset=4))
+            said, count = " x ".join(map(str, shape)), math.prod(shape)
+            check_memory(count, f"{file}: its images, {said} as its header says,", "write them to a .npy file")
+            # However much is packed behind them, no more than one value too many is unpacked.
+            content = stream.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file}: a damaged gzip file ({error}); get it anew") from None
-    header = 4 + 4 * dimensions
-    if len(content) < header or tuple(content[:4]) != (0, 0, _UINT8, dimensions):
-        raise ValueError(f"{file}: not an IDX file of bytes with {dimensions} dimensions")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, offset=4))
-    if len(content) != header + math.prod(shape):
+        problem = "a damaged gzip file" if packed else "unreadable"
+        raise ValueError(f"{file}: {problem} ({error}); get it anew") from None
+    if len(content) < count:
         raise ValueError(
-            f"{file}: has {len(content) - header:,} values, but its header says {' x '.join(map(str, shape))}: it was "
-            "cut off; get it anew"
+            f"{file}: has {len(content):,} values, but its header says {said}: it was cut off; get it anew"
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    if len(content) > count:
+        raise ValueError(f"{file}: has more than the {count:,} values of its header, {said}: damaged; get it anew")
+    if not count:
+        raise ValueError(f"{file}: has no images; its header says {said}")
+    return np.frombuffer(content, np.uint8).reshape(shape)

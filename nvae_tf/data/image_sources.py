@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import psutil
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -165,3 +166,20 @@ class StackedSource:
         with tf.device("/CPU:0"):
             orders = [tf.constant(order) for order in self.orders]
         return lambda indices: tf.concat([read(tf.gather(order, indices)) for order in orders], axis=-1)
+
+
+def check_memory(needed: int, what: str, fix: str) -> None:
+    """Looks, before images are read, whether there is memory for them.
+
+    Args:
+        needed: bytes of the images.
+        what: the images, for the message: "... need 4.7 GB of memory".
+        fix: what to do about it.
+
+    Raises:
+        ValueError: there is too little.
+    """
+    free = psutil.virtual_memory().available
+    # The array, and its copy in TensorFlow; the model wants some too.
+    if needed > free / 3:
+        raise ValueError(f"{what} need {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: {fix}")

@@ -1,14 +1,22 @@
 """Files that hold one picture each: finding them, their headers, their pixels. Reading is Pillow's."""
 
+import contextlib
 import os
-import pathlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+from nvae_tf.data_spec import MAX_PIXELS
+from nvae_tf.errors import first_line
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+# Those that may hold several frames or pages. (What follows the first in a JPEG file is for the camera's own use.)
+_FORMATS_WITH_FRAMES = ("PNG", "WEBP", "GIF", "TIFF")
 _ORIENTATION = ExifTags.Base.Orientation
 # What turns a picture of this orientation upright.
 _TURNS = {
@@ -28,6 +36,17 @@ _PNG_FORM_AT = 24
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 # How a whole file ends; what follows the end in some files makes them only suspect.
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b"\x3b"}
+_PNG_TAIL = 4096
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# TIFF's numbers for what a sample means, and for where the channels lie.
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK = 0, 1, 2, 3, 5
+_UNSIGNED, _CHANNEL_BY_CHANNEL = 1, 2
+# None, LZW, Deflate by its two numbers, and PackBits. Damaged JPEG data in a TIFF file may pass for whole.
+_TIFF_COMPRESSIONS = (1, 5, 8, 32946, 32773)
+_ODD_TIFF = (
+    "a damaged TIFF file, or one of a form that is not read: it must have whole numbers of 8 or 16 bits a channel "
+    "(gray with alpha: of 8), and no compression but LZW, Deflate or PackBits; save it as a PNG file"
+)
 
 
 class BadPicture(ValueError):
@@ -66,35 +85,55 @@ def list_pictures(folder: str | os.PathLike) -> list[str]:
     return sorted(names)
 
 
-def read_header(path: str | os.PathLike) -> PictureHeader:
+# Larger pictures are decoded one at a time.
+_LARGE = 16_000_000
+_ONE_LARGE_PICTURE = threading.Lock()
+
+
+def read_header(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> PictureHeader:
     """Reads a picture's header, and looks whether the file has its end.
 
+    Args:
+      path: the file.
+      max_pixels: a picture that says it has more is refused, before anything of it is decoded.
+
     Raises:
-      BadPicture: it is not a picture, or was cut off.
+      BadPicture: it is not a picture, is too large or several pictures in one file, or was cut off.
     """
-    with _opened(path) as picture:
-        height, width = (
-            (picture.width, picture.height) if _lies_on_its_side(picture) else (picture.height, picture.width)
+    with _opened(path, max_pixels) as picture:
+        channels, bits = _form(picture, path)
+        has_palette = picture.mode == "P"
+        if not has_palette and _seems_whole(picture, path):
+            return _header(picture, channels, bits)
+        # Some formats have their palette among the pixels; and of a file without its end only decoding tells, since
+        # some cameras write more behind it.
+        return _of_decoded(
+            picture, path, lambda: _header(picture, _palette_channels(picture) if has_palette else channels, bits)
         )
-        header = PictureHeader(height, width, *_form(picture, path))
-        if not _seems_whole(picture, path):
-            # Only decoding tells: some cameras write more behind the end.
-            _decode(picture, path)
-    return header
 
 
-def read_picture(path: str | os.PathLike, channels: int) -> Image.Image:
-    """Reads a picture of 8 bits with this many channels, upright; of an animation the first frame.
+def read_picture(
+    path: str | os.PathLike,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+    fit: Callable[[Image.Image], Image.Image] | None = None,
+) -> Image.Image:
+    """Reads a picture of 8 bits with this many channels, upright.
 
-    Of 16 bits the upper 8 are taken: the b-bit levels that follow, b <= 8, are those of the 16-bit values.
+    Of 16 bits the upper 8 are taken: the b-bit levels that follow, b <= 8, are those of the 16-bit values. Of large
+    pictures only one is in memory at a time, however many threads read.
+
+    Args:
+      path: the file.
+      channels: 1 to 4.
+      max_pixels: see `read_header`.
+      fit: what is made of the picture before another large one is decoded, such as a smaller one.
 
     Raises:
-      BadPicture: it is not a picture, was cut off, or is damaged.
+      BadPicture: it is not a picture, is too large or several pictures in one file, was cut off, or is damaged.
     """
-    with _opened(path) as picture:
-        _decode(picture, path)
-        turn = _TURNS.get(_orientation(picture))
-        return as_eight_bits(picture if turn is None else picture.transpose(turn), channels)
+    with _opened(path, max_pixels) as picture:
+        return _of_decoded(picture, path, lambda: _fitted(picture, channels, fit))
 
 
 def as_eight_bits(picture: Image.Image, channels: int) -> Image.Image:
@@ -102,54 +141,143 @@ def as_eight_bits(picture: Image.Image, channels: int) -> Image.Image:
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     mode = CHANNEL_MODES[channels]
-    return picture.copy() if picture.mode == mode else picture.convert(mode)
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _header(picture, channels, bits):
+    lies_on_its_side = _orientation(picture) >= 5
+    height, width = (picture.width, picture.height) if lies_on_its_side else (picture.height, picture.width)
+    return PictureHeader(height, width, channels, bits)
+
+
+def _fitted(picture, channels, fit):
+    turn = _TURNS.get(_orientation(picture))
+    upright = as_eight_bits(picture if turn is None else picture.transpose(turn), channels)
+    fitted = upright if fit is None else fit(upright)
+    return fitted.copy() if fitted is picture else fitted
 
 
 def _refuse_unreadable(error):
     raise ValueError(f"{error.filename}: this folder can't be read ({error.strerror}); its pictures would be missing")
 
 
-def _opened(path):
+@contextlib.contextmanager
+def _opened(path, max_pixels):
+    """The picture with its header read and found to be one that is decoded as it is meant."""
     if not os.path.isfile(path):
         raise BadPicture(f"{path}: no file, or a link to nothing")
     try:
-        return Image.open(path, formats=_FORMATS)
+        picture = Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError:
         raise BadPicture(f"{path}: {_what_else(path)}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadPicture(f"{path}: can't be read ({error})") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadPicture(f"{path}: too large ({first_line(error)}); scale it down") from None
+    # Pillow raises errors of many kinds for damaged files.
+    except Exception as error:
+        raise BadPicture(f"{path}: can't be read ({first_line(error)})") from None
+    with picture:
+        try:
+            problem = _problem(picture, max_pixels)
+        except Exception as error:
+            raise _damaged(picture, path, error) from None
+        if problem:
+            raise BadPicture(f"{path}: {problem}")
+        yield picture
+
+
+def _problem(picture, max_pixels):
+    """Why a picture is not decoded, as far as its header tells; None if it is."""
+    pixels = picture.width * picture.height
+    if picture.format == "TIFF":
+        # One tile may be larger than the picture, and is decoded whole.
+        tags = picture.tag_v2
+        pixels = max(pixels, tags.get(ExifTags.Base.TileWidth, 0) * tags.get(ExifTags.Base.TileLength, 0))
+    if pixels > max_pixels:
+        return (
+            f"is {picture.height}x{picture.width} (height x width), {pixels:,} pixels, which is more than "
+            f"data.max_pixels = {max_pixels:,}; scale it down, or raise data.max_pixels"
+        )
+    if picture.format == "TIFF" and not _is_plain_tiff(tags):
+        return _ODD_TIFF
+    if picture.format in _FORMATS_WITH_FRAMES and picture.is_animated:
+        return (
+            "has several frames or pages, but one file is one picture; save those that you want as files of their own"
+        )
+    return None
+
+
+def _is_plain_tiff(tags):
+    """Whether Pillow decodes a TIFF file of this form to the right pixels: of some it makes others, without a word."""
+    base = ExifTags.Base
+    bits = set(tags.get(base.BitsPerSample, (1,)))
+    meaning = tags.get(base.PhotometricInterpretation, _WHITE_IS_ZERO)
+    if bits == {16}:
+        bits_are_read = meaning != _WHITE_IS_ZERO and tags.get(base.FillOrder, 1) == 1
+    else:
+        bits_are_read = bits <= {1, 2, 4, 8}
+    return (
+        bits_are_read
+        and meaning in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK)
+        and set(tags.get(base.SampleFormat, (_UNSIGNED,))) == {_UNSIGNED}
+        and tags.get(base.Compression, 1) in _TIFF_COMPRESSIONS
+        and (tags.get(base.PlanarConfiguration) != _CHANNEL_BY_CHANNEL or (meaning == _RGB and bits == {8}))
+    )
+
+
+def _of_decoded(picture, path, make):
+    """What `make` makes of the picture once it has pixels; these are gone when it returns."""
+
+    def decode_and_make():
+        with contextlib.closing(picture):
+            _decode(picture, path)
+            return make()
+
+    if picture.width * picture.height <= _LARGE:
+        return decode_and_make()
+    # In a thread that ends: memory that a thread frees may be kept for it, and many threads would keep much.
+    with _ONE_LARGE_PICTURE, ThreadPoolExecutor(1) as thread:
+        return thread.submit(decode_and_make).result()
 
 
 def _decode(picture, path):
     try:
+        if picture.format == "PNG":
+            # Decoding ends with the last row, and looks at none of the checksums on its way.
+            with Image.open(path, formats=("PNG",)) as same_picture:
+                same_picture.verify()
         picture.load()
     # Pillow's decoders raise errors of many kinds for damaged files, SyntaxError among them.
     except Exception as error:
-        raise BadPicture(f"{path}: a damaged or cut-off {picture.format} file ({error})") from None
+        raise _damaged(picture, path, error) from None
+
+
+def _damaged(picture, path, error):
+    return BadPicture(f"{path}: a damaged or cut-off {picture.format} file ({first_line(error)})")
 
 
 def _what_else(path):
-    size = pathlib.Path(path).stat().st_size
-    if not size:
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if not start:
         return "an empty file"
+    if start in _TIFF_STARTS:
+        return _ODD_TIFF
     kinds = ", ".join(suffix.strip(".").upper() for suffix in SUFFIXES)
     return f"not a picture, whatever its name says, or one of another kind than {kinds}"
 
 
 def _form(picture, path):
-    """Channels and bits."""
+    """Channels and bits; of a palette, before it is looked at, its numbers'."""
+    if picture.format == "TIFF":
+        bits = 16 if 16 in picture.tag_v2.get(ExifTags.Base.BitsPerSample, ()) else 8
+        return _CHANNELS.get(picture.mode, 4), bits
     if picture.format == "PNG":
         with open(path, "rb") as file:
             bits, color_type = file.read(_PNG_FORM_AT + 2)[_PNG_FORM_AT:]
-        if bits == 16:
+        if bits == 16 and color_type in _PNG_CHANNELS:
             # Pillow does not show that there are 16 bits, nor that gray has an alpha channel.
             return _PNG_CHANNELS[color_type], 16
-    mode = picture.mode
-    if mode == "P":
-        # Some formats have their palette among the pixels.
-        _decode(picture, path)
-        return _palette_channels(picture), 8
-    return _CHANNELS.get(mode, 4), 8
+    return _CHANNELS.get(picture.mode, 4), 8
 
 
 def _palette_channels(picture):
@@ -162,27 +290,40 @@ def _palette_channels(picture):
 
 
 def _orientation(picture):
-    """1 is upright; 5 to 8 lie on their side (EXIF). Cameras write it, into these formats."""
+    """1 is upright; 5 to 8 lie on their side (EXIF). A TIFF file is turned by Pillow."""
+    if picture.format == "TIFF":
+        return 1
     try:
-        orientation = picture.getexif().get(_ORIENTATION, 1) if picture.format in ("JPEG", "MPO", "WEBP") else 1
+        # PNG's own `getexif` decodes the picture, because metadata may follow the pixels.
+        orientation = Image.Image.getexif(picture).get(_ORIENTATION, 1)
     # What Pillow raises for odd metadata; the pixels may be whole.
     except Exception:
         return 1
     return orientation if orientation in _TURNS else 1
 
 
-def _lies_on_its_side(picture):
-    return _orientation(picture) >= 5
-
-
 def _seems_whole(picture, path):
     size = os.path.getsize(path)
+    if picture.format == "TIFF":
+        return _strips_lie_within(picture.tag_v2, size)
     with open(path, "rb") as file:
         if picture.format == "WEBP":
             return int.from_bytes(file.read(8)[4:], "little") + 8 <= size
         if picture.format not in _ENDS:
             # A BMP's size may be left out of its header; decoding is quick.
             return False
-        end = _ENDS[picture.format]
-        file.seek(-len(end), os.SEEK_END)
-        return file.read() == end
+        file.seek(-min(size, _PNG_TAIL), os.SEEK_END)
+        tail = file.read()
+    # Metadata behind a PNG's pixels may say that it lies on its side.
+    return tail.endswith(_ENDS[picture.format]) and not (picture.format == "PNG" and b"eXIf" in tail)
+
+
+def _strips_lie_within(tags, size):
+    base = ExifTags.Base
+    try:
+        name = base.TileOffsets if base.TileOffsets in tags else base.StripOffsets
+        counts = base.TileByteCounts if name == base.TileOffsets else base.StripByteCounts
+        return all(offset + count <= size for offset, count in zip(tags[name], tags[counts], strict=True))
+    # What Pillow raises for tags that are missing or odd; decoding tells.
+    except Exception:
+        return False

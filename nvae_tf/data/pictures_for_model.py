@@ -85,12 +85,14 @@ def pictures_for_model(
 
 def _pixels(path: pathlib.Path, spec: DataSpec) -> np.ndarray:
     try:
-        header = read_header(path)
+        header = read_header(path, spec.max_pixels)
         _check_channels(path, header.channels, spec)
         _check_size(path, header.height, header.width, spec)
-        picture = geometry(spec).apply(read_picture(path, spec.channels))
+        picture = read_picture(path, spec.channels, spec.max_pixels, geometry(spec).apply)
     except BadPicture as error:
         raise BadPicture(f"{error}. Mend or remove the file") from None
+    except WrongSize as error:
+        raise BadPicture(f"{path}: {error}") from None
     return np.asarray(picture).reshape(spec.image_shape)
 
 

@@ -75,6 +75,16 @@ def first_image(spec: DataSpec) -> PictureHeader:
     return _module(spec).first_image(_with_home(spec))
 
 
+def holds_out(spec: DataSpec) -> bool:
+    """Whether the test part is `test_fraction` of the images, drawn at random: the source has no parts of its own.
+
+    Raises:
+        ValueError, FileNotFoundError: see `load_split`.
+    """
+    module = _module(spec)
+    return hasattr(module, "holds_out") and module.holds_out(_with_home(spec))
+
+
 def source_at(path: str | None) -> str:
     """The kind of source that lies at a path.
 

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Iterator
 
 import numpy as np
-import psutil
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
@@ -13,7 +12,7 @@ from absl import logging
 from nvae_tf.data.closing import closed_at_exit
 from nvae_tf.data.decoded_cache import DecodedCache, fingerprint
 from nvae_tf.data.geometry import WrongSize, fit_pixels, geometry
-from nvae_tf.data.image_sources import ArraySource, ImageSource
+from nvae_tf.data.image_sources import ArraySource, ImageSource, check_memory
 from nvae_tf.data.picture_files import PictureHeader
 from nvae_tf.data.reports import Report
 from nvae_tf.data.tfds_download import download_and_prepare
@@ -61,7 +60,11 @@ def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
     count = _number_of_examples(builder, name, split, spec)
     cache = DecodedCache(spec, split, fingerprint(spec, _contents(builder))) if spec.cache else None
     if cache is None:
-        _check_memory(spec, count)
+        check_memory(
+            count * int(np.prod(spec.image_shape)),
+            f"{spec.source_name}: {count:,} images of {spec.image_shape}",
+            "name a folder for the decoded images, --config.data.cache=FOLDER",
+        )
         return _in_memory(builder, name, spec, count, report)
     if not cache.exists:
         cache.write(_batches(builder, name, spec), count, report)
@@ -205,13 +208,3 @@ def _number_of_examples(builder, name, split, spec):
             f"data.{split}_split = {name!r}: TFDS set {builder.info.full_name} has the splits {present}. A part of one "
             "is written --config.data.train_split='train[:90%]' --config.data.test_split='train[90%:]'"
         ) from None
-
-
-def _check_memory(spec, count):
-    needed, free = count * int(np.prod(spec.image_shape)), psutil.virtual_memory().available
-    # The array, and its copy in TensorFlow; the model wants some too.
-    if needed > free / 3:
-        raise ValueError(
-            f"{spec.source_name}: {count:,} images of {spec.image_shape} need {needed / 1e9:.1f} GB of memory, and "
-            f"{free / 1e9:.1f} GB are free: name a folder for the decoded images, --config.data.cache=FOLDER"
-        )

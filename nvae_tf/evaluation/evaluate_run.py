@@ -103,7 +103,7 @@ def _earlier(task: EvaluationTask, file: pathlib.Path, provenance: dict[str, Any
             return earlier
         aside = f"{file.stem}-step-{earlier['step']}-seed-{earlier['seed']}-{earlier['checkpoint_sha256'][:8]}.json"
         what = "is of another checkpoint, other images or another seed"
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         aside, what = f"{file.stem}-damaged.json", "can't be read"
     task.folder.evaluation.mkdir(exist_ok=True)
     file.replace(task.folder.evaluation / aside)

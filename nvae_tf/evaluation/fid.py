@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from nvae_tf.evaluation.feature_statistics import FeatureStatistics, RunningFeatureStatistics
-from nvae_tf.evaluation.frechet_distance.frechet_distance import frechet_distance
+from nvae_tf.evaluation.frechet_distance import frechet_distance
 from nvae_tf.evaluation.inception import FeatureExtractor
 
 

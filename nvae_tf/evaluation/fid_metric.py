@@ -18,7 +18,7 @@ from nvae_tf.evaluation.feature_statistics import (
     save_statistics,
 )
 from nvae_tf.evaluation.fid import image_statistics
-from nvae_tf.evaluation.frechet_distance.frechet_distance import frechet_distance
+from nvae_tf.evaluation.frechet_distance import frechet_distance
 from nvae_tf.evaluation.inception import FeatureExtractor, Inception, load_inception
 from nvae_tf.evaluation.inception_file import cache_folder
 from nvae_tf.evaluation.kept_batches import KeptBatches

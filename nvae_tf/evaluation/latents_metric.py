@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf.evaluation.kl_heat_map.kl_heat_map import kl_heat_map
+from nvae_tf.evaluation.kl_heat_map import kl_heat_map
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.evaluation.likelihood import Likelihood
 from nvae_tf.evaluation.task import EvaluationTask

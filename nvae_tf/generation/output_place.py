@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from nvae_tf.files import check_writable
+
 FOLDER = "folder"
 
 
@@ -47,11 +49,6 @@ def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = 
 
 
 def _check_parent(path: pathlib.Path, told: str) -> None:
-    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    if existing.is_file() and existing == path.absolute() and told.endswith(("/", os.sep)):
+    if path.is_file() and told.endswith(("/", os.sep)):
         raise ValueError(f"{told}: this is a file, not a folder")
-    existing = existing.parent if existing == path.absolute() and existing.is_file() else existing
-    if not existing.is_dir():
-        raise ValueError(f"{told}: {existing} is a file, not a folder")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"{told}: nothing can be written in {existing}")
+    check_writable(path if path.is_dir() else path.parent, told)

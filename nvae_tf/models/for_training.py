@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import keras
 
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import ExperimentConfig, resolve_lengths
 from nvae_tf.models.nvae import NVAE
 from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, WarmupCosine
 
@@ -34,7 +34,7 @@ def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_ste
       steps_per_epoch: whole batches in the training images.
       total_steps: the length of the run.
     """
-    settings, rates = config.train, config.optimizer
+    settings, rates = config.train, resolve_lengths(config, steps_per_epoch, total_steps).optimizer
     keras.utils.set_random_seed(settings.seed)
     model = NVAE(
         config.model,

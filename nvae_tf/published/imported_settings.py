@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from nvae_tf.config import ExperimentConfig, ModelConfig, config_to_dict, experiment_config
+from nvae_tf.config import ExperimentConfig, ModelConfig, config_to_dict, experiment_config, resolve_lengths
 from nvae_tf.data.specs import DATA_SPECS, LSUN_BEDROOM64, LSUN_CHURCH64
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.published.settings import (
@@ -77,10 +77,10 @@ def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: i
     config = experiment_config(settings)
     counts = _COUNTS.get(config.data.name)
     length = _length(epoch, global_step, config.train, counts[0] if counts else None)
-    objective = dataclasses.replace(config.objective, total_steps=length.total_steps)
     follows = length.replicas is not None or length.step == 0
     train = config.train if follows else dataclasses.replace(config.train, steps=length.total_steps)
-    config = dataclasses.replace(config, objective=objective, train=train)
+    config = dataclasses.replace(config, train=train)
+    config = resolve_lengths(config, max(length.total_steps // train.epochs, 1), length.total_steps)
     images = ImageCounts(*counts, length.replicas * config.train.batch_size) if counts and length.replicas else None
     return RunSettings(config, length.step, images, defaults=tuple(defaults), assumed=length.assumed)
 

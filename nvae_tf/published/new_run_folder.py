@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from nvae_tf.errors import first_line
 
 CONFIG_NAME = "config.py"
-# `train.main` takes its settings from a Python file; this one takes them from where all other commands do.
+# For those who want to change settings in a file; `--config` takes config.json too.
 CONFIG_TEXT = '''"""The settings of this run, for train.main: those of config.json beside this file.
 
     python -m train.main --config=RUN/config.py --workdir=RUN

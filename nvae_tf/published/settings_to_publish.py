@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from nvae_tf.config import ExperimentConfig, ModelConfig
+from nvae_tf.config import ExperimentConfig, ModelConfig, resolve_lengths
 from nvae_tf.latent_plan import CELL_SETS, Branch, InvertedBranch
 from nvae_tf.published.settings import (
     MODEL_SETTINGS,
@@ -28,7 +28,9 @@ def published_settings(config: ExperimentConfig) -> dict[str, Any]:
     Raises:
       ValueError: the published form can't say all settings of the model; the message names those.
     """
-    model = config.model
+    model, total_steps = config.model, config.objective.total_steps
+    # A warm-up that is not set is that of the run's length.
+    config = resolve_lengths(config, max(total_steps // config.train.epochs, 1), total_steps)
     values = {published: getattr(model, name) for name, published in MODEL_SETTINGS.items()}
     values |= {
         "ada_groups": model.adaptive_groups,

@@ -45,11 +45,14 @@ def _first_growth(values: np.ndarray, accepted: np.ndarray, names: Sequence[str]
     usual = np.median(values[taken[: max(len(taken) // 2, 1)]], axis=0) if len(taken) else values[0]
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         ratios = np.where(np.isfinite(values), np.abs(values) / np.maximum(np.abs(usual), 1e-6), np.inf)
+    ratios = np.nan_to_num(ratios, nan=0.0, posinf=np.inf)
     grown = (ratios > _GROWN).any(axis=1)
     step = int(np.argmax(grown)) if grown.any() else int(np.argmax(ratios.max(axis=1)))
     place = int(np.argmax(ratios[step]))
     before_last = len(values) - 1 - step
     when = "at the last step" if before_last == 0 else f"{before_last} steps before the last"
+    if not np.isfinite(usual[place]):
+        return f"the {what} of {names[place]} was {values[step, place]:,.4g} {when}"
     change = f"{usual[place]:,.4g} to {values[step, place]:,.4g}{unit} {when}"
     if not grown.any():
         return f"no {what} has tripled, that of {names[place]} grew most, from {change}"

@@ -1,4 +1,4 @@
-"""With how many images a run was begun, in all and a step: `images.json` of its folder."""
+"""With how many images a run was begun, in all and a step, and how they were split: `images.json` of its folder."""
 
 import json
 import pathlib
@@ -8,11 +8,19 @@ _FORM = "must be a JSON object with whole numbers for train and test, and one ab
 
 
 class ImageCounts(NamedTuple):
-    """The images of both parts of the data set, and those of one training step; None where that is not known."""
+    """The images of a run; None where something is not known.
+
+    Attributes:
+      train: how many are for training.
+      test: how many for testing.
+      a_step: how many one training step takes.
+      held_out: whether those for testing were drawn at random, because the source has no parts of its own.
+    """
 
     train: int
     test: int
     a_step: int | None = None
+    held_out: bool | None = None
 
     def text(self) -> str:
         """What the file says."""
@@ -21,7 +29,8 @@ class ImageCounts(NamedTuple):
 
 
 def read_image_counts(file: pathlib.Path) -> ImageCounts | None:
-    """What a run folder's `images.json` says; None where there is none. Runs of older versions do not say `a_step`.
+    """What a run folder's `images.json` says; None where there is none. Runs of older versions do not say the
+    last two.
 
     Raises:
       ValueError: it is damaged; the message names the file and the mend.
@@ -42,11 +51,13 @@ def image_counts_from_text(text: str) -> ImageCounts:
     """
     try:
         found = json.loads(text)
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{_FORM} ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(_FORM)
-    counts = ImageCounts(found.get("train"), found.get("test"), found.get("a_step"))
+    counts = ImageCounts(*map(found.get, ImageCounts._fields))
+    if not isinstance(counts.held_out, bool | None):
+        raise ValueError(f"{_FORM} (its held_out is {counts.held_out!r}, neither true nor false)")
     at_least = {"train": 0, "test": 0} | ({} if counts.a_step is None else {"a_step": 1})
     for name, least in at_least.items():
         value = getattr(counts, name)

@@ -21,7 +21,7 @@ def note_images(file: pathlib.Path, run: Run, tell: Callable[[str], None]) -> No
       ValueError: see `read_image_counts`.
     """
     images = run.images
-    now = ImageCounts(images.train.count, images.test.count, run.images_a_step)
+    now = ImageCounts(images.train.count, images.test.count, run.images_a_step, images.held_out)
     before = read_image_counts(file)
     if before == now:
         return

@@ -21,8 +21,8 @@ class CheckpointList:
     """What the list file says.
 
     Attributes:
-      written: when the checkpoint of each step was written, in seconds since 1970, oldest first; those that are kept
-        for good are not among them.
+      written: when the checkpoint of each step was written, in seconds since 1970, oldest first, 0 where that is not
+        known; those that are kept for good are not among them.
       kept_at: when the last of those that are kept for good was written; before there is one, when the run began.
     """
 
@@ -32,6 +32,8 @@ class CheckpointList:
 
 class KeptCheckpoints:
     """The list of a folder's checkpoints, and the deletion of old ones.
+
+    That of step 0, where a run goes back to if it diverges early, is deleted when there is a later one.
 
     Args:
       folder: where the checkpoints lie.
@@ -76,10 +78,12 @@ class KeptCheckpoints:
         # Before and after: a process that is killed in between leaves a list that names deleted ones, and not ones that
         # nobody deletes.
         self._write()
-        while len(written) > self._keep:
-            oldest = next(iter(written))
+        while len(written) > self._keep or (len(written) > 1 and 0 in written):
+            oldest = 0 if 0 in written else next(iter(written))
             time_of_oldest = written.pop(oldest)
-            if 0.0 < self._keep_every_hours * _SECONDS <= time_of_oldest - self._list.kept_at:
+            # A clock that was ahead and is right again: the hours count from here on.
+            self._list.kept_at = min(self._list.kept_at, time_of_oldest)
+            if oldest > 0 and 0.0 < self._keep_every_hours * _SECONDS <= time_of_oldest - self._list.kept_at:
                 self._list.kept_at = time_of_oldest
             else:
                 remove_checkpoint(self._folder, oldest)
@@ -109,9 +113,11 @@ def read_list(folder: pathlib.Path) -> CheckpointList | None:
         steps = [step_of(prefix) for prefix in state.all_model_checkpoint_paths]
     except ValueError:
         return None
-    kept_at = state.last_preserved_timestamp
-    times = list(state.all_model_checkpoint_timestamps) or [kept_at] * len(steps)
-    return CheckpointList(dict(zip(steps, times, strict=True)), kept_at)
+    times = list(state.all_model_checkpoint_timestamps)
+    if len(times) != len(steps):
+        # Which is missing nobody knows; the files have times too.
+        times = [0.0] * len(steps)
+    return CheckpointList(dict(zip(steps, times, strict=True)), state.last_preserved_timestamp)
 
 
 def steps_of_files(folder: pathlib.Path, kind: str) -> list[int]:

@@ -92,7 +92,9 @@ def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> FoundRun:
 
 
 def _newest(folder: RunFolder) -> str:
-    """The path of a run's latest checkpoint that is whole; a warning tells which were passed over."""
+    """The path of a run's latest checkpoint that is whole; a warning says which were passed over, and where it is of
+    weights that no step has trained yet.
+    """
     try:
         found = newest_whole(folder.checkpoints)
     except ValueError as error:
@@ -103,10 +105,17 @@ def _newest(folder: RunFolder) -> str:
             "train.checkpoint_every_steps steps, at its end, and when it is interrupted" + _best_instead(folder)
         )
     if found.passed_over:
-        # Without a line of source text: one line on a terminal.
-        text = f"{folder.checkpoints}: {found.passed_over_line()}"
-        warnings.warn_explicit(text, UserWarning, filename="nvae_tf", lineno=0)
+        _warn(f"{folder.checkpoints}: {found.passed_over_line()}")
+    if found.step == 0 and not folder.origin_file.is_file():
+        _warn(
+            f"{folder.checkpoints}: step-0 is used, the weights before the first training step; there is no later one"
+        )
     return found.path
+
+
+def _warn(text: str) -> None:
+    # Without a line of source text: one line on a terminal.
+    warnings.warn_explicit(text, UserWarning, filename="nvae_tf", lineno=0)
 
 
 def _best_instead(folder: RunFolder) -> str:

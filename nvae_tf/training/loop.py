@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import math
 import os
 import pathlib
@@ -13,14 +14,17 @@ from nvae_tf.data.picture_files import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports.keep_model_card import keep_model_card
+from nvae_tf.setting_checks import check
 from nvae_tf.training.compilation import compiles_whole_step, step_function
 from nvae_tf.training.devices import configure_runtime
 from nvae_tf.training.image_record import check_images_a_step, note_images
+from nvae_tf.training.kept_checkpoints import latest_checkpoint, step_of
 from nvae_tf.training.outputs import RunOutputs
 from nvae_tf.training.profiling import StepProfiler
 from nvae_tf.training.recovery import Recovery
-from nvae_tf.training.run import Run, load_images, new_run, run_length, with_length
+from nvae_tf.training.run import Run, length_warnings, load_images, new_run, run_length, with_length
 from nvae_tf.training.run_folder import RunFolder, open_for_training
+from nvae_tf.training.run_lock import lock_for_training
 from nvae_tf.training.stopping import StopRequest, StopRequested, TrainingInterrupted
 from nvae_tf.training.strategy import Replicas, chosen_replicas
 from nvae_tf.training.training_state import TrainingState
@@ -40,15 +44,17 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
       workdir: a new or empty folder, or that of the same run.
 
     Raises:
-      ValueError: the settings do not fit each other, the devices or the data, the folder holds something else, all its
-        checkpoints are damaged, or training has diverged.
-      CheckpointNotWritten: the disk is full, or the folder can't be written to.
+      ValueError: the settings do not fit each other, the devices or the data, the folder holds something else, another
+        process trains in it, all its checkpoints are damaged, or training has diverged.
+      OSError: the folder can't be written to; CheckpointNotWritten where that is noticed, or the disk is full, later.
       ConnectionError: the data must be downloaded and can't be.
       TrainingInterrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint was saved.
       WorkerLost: another of several processes has ended.
     """
     replicas = chosen_replicas(config.train)
-    with replicas.raising_worker_lost():
+    folder = RunFolder(pathlib.Path(workdir))
+    lock = lock_for_training(folder, StatusLine().keep) if replicas.is_chief else contextlib.nullcontext()
+    with replicas.raising_worker_lost(), lock:
         _train_on(replicas, config, workdir)
 
 
@@ -59,7 +65,7 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, workdir: str | os.Pa
         tf.config.experimental.enable_op_determinism()
     images = load_images(config)
     length = run_length(config, images.train.count, replicas.count)
-    config = with_length(config, length)
+    config = with_length(config, length, workdir)
     # Before anything is written: settings that make no model leave no folder behind.
     run = new_run(config, length, images, workdir, replicas)
     check_images_a_step(RunFolder(pathlib.Path(workdir)).images_file, run)
@@ -124,6 +130,9 @@ class TrainingLoop:
         Raises:
           ValueError, CheckpointNotWritten, TrainingInterrupted: see `train_and_evaluate`.
         """
+        if self._state.whole_step is None:
+            # What the run goes back to if it diverges before the next.
+            self._save(step)
         while step is not None:
             step = self._go_on_until_refused(step)
 
@@ -142,7 +151,7 @@ class TrainingLoop:
                     self._train_step(self._run.replicas.divided(next(batches)))
                 step += 1
                 if self._recovery.must_go_back(step):
-                    return self._go_back(step)
+                    return self._go_back()
                 self._show_progress(step)
                 if self._run.replicas.is_chief:
                     self._outputs.write_training_curves(step)
@@ -167,12 +176,21 @@ class TrainingLoop:
         batches = training_batches(images.train, images.spec, run.images_a_step, self._settings.seed, step, share)
         return iterate(batches, images.train)
 
-    def _go_back(self, step: int) -> int:
-        """To the latest checkpoint; where there is none yet, the weights are those of the last step that was taken."""
+    def _go_back(self) -> int:
+        """To the latest checkpoint.
+
+        Raises:
+          ValueError: the run has gone back as often as it may, or its checkpoints are gone or damaged.
+        """
         is_chief = self._run.replicas.is_chief
         tell = self._outputs.status.keep
-        trouble = self._recovery.trouble()
-        reached = self._state.restore(tell, tidies=is_chief) or step
+        trouble = self._recovery.trouble(step_of(latest_checkpoint(self._state.folder) or "step-0"))
+        reached = self._state.restore(tell, tidies=is_chief)
+        check(
+            self._state.whole_step is not None,
+            f"{trouble.reason}, and there is nothing to go back to: somebody has deleted the checkpoints in "
+            f"{self._state.folder}",
+        )
         self._recovery.lower_rate(trouble)
         tell(f"{trouble.reason}. Back to step {reached:,}, with {trouble.rate_factor:g} of the learning rate.")
         self._run.replicas.check_same_step(reached, self._state.folder)
@@ -245,10 +263,11 @@ def _first_words(folder: RunFolder, run: Run, step: int) -> str:
     count = run.replicas.count
     on = f" on {count} replicas" if count > 1 else ""
     weights = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
-    return (
+    words = (
         f"{images.spec.name}: {images.train.count:,} training and {images.test.count:,} test images; "
         f"{run.model.plan.num_groups} latent groups, {weights:,} weights.\n"
         f"{length.total_steps:,} steps of {run.images_a_step} images{on}, {length.steps_per_epoch} an "
         f"epoch, into {folder.path}{f', from step {step:,} on' if step else ''}. "
         "The first step takes longer: TensorFlow builds its graph."
     )
+    return "\n".join([words, *length_warnings(run.config, length)])

@@ -8,7 +8,9 @@ import tensorflow as tf
 
 from nvae_tf.errors import first_line
 from nvae_tf.training.kept_checkpoints import latest_checkpoint, read_list, step_of, steps_of_files
+from nvae_tf.training.training_parts import VALUE
 
+_STEP = f"step{VALUE}"
 # Parts of a checkpoint that can't be gone on with if they hold NaN or infinity.
 _FINITE = ("model/", "averages/", "optimizer/")
 
@@ -68,6 +70,8 @@ def fault_of(folder: pathlib.Path, step: int) -> str | None:
         return "its files are gone" if len(missing) == 2 else f"its {missing[0]} file is missing"
     try:
         reader = tf.train.load_checkpoint(str(folder / f"step-{step}"))
+        if reader.has_tensor(_STEP) and (stored := int(reader.get_tensor(_STEP))) != step:
+            return f"its files hold the checkpoint of step {stored}"
         for name in reader.get_variable_to_shape_map():
             value = reader.get_tensor(name)
             if name.startswith(_FINITE) and value.dtype.kind == "f" and not np.isfinite(value).all():

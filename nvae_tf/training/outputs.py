@@ -34,8 +34,10 @@ class RunOutputs:
         self._pictures = Pictures(run, self._tensorboard, stop)
 
     def continue_from(self, step: int) -> None:
-        """Forgets the figures of steps that will be made again."""
-        self._metrics.keep_until(step)
+        """Forgets the figures of steps that will be made again, and what is damaged."""
+        damaged = self._metrics.keep_until(step)
+        if damaged:
+            self.status.keep(f"{self._folder.metrics_file}: lines that are damaged or there twice: {damaged}, dropped.")
 
     def write_training_curves(self, step: int) -> None:
         """Writes the points of TensorBoard's training curves, if it is the step's turn."""

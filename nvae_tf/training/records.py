@@ -6,6 +6,7 @@ import functools
 import io
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -29,6 +30,7 @@ COLUMNS = (
     "images_per_second",
     "active_units",
 )
+_LONGEST_LINE = 10_000
 
 
 class MetricsFile:
@@ -44,26 +46,31 @@ class MetricsFile:
     def __init__(self, path: pathlib.Path):
         self._path = path
 
-    def keep_until(self, step: int) -> None:
-        """Drops the lines after a step, which a run that goes on writes again, and half-written ones."""
-        columns, rows = self._read()
+    def keep_until(self, step: int) -> int:
+        """Drops the lines after a step, which a run that goes on writes again, and damaged and half-written ones.
+
+        Returns:
+          How many were damaged, or there twice; a last one that a process was writing when it ended does not count.
+        """
+        columns, rows, damaged = self._read()
         kept = _text([row for row in rows if int(row["step"]) <= step], columns, with_header=True)
         if kept != self._content():
             atomic_write(self._path, kept)
+        return damaged
 
     def has(self, step: int) -> bool:
         """Whether there is a line for a step."""
-        return any(int(row["step"]) == step for row in self._read()[1])
+        return any(int(row["step"]) == step for row in self._read().rows)
 
     def value(self, step: int, column: str) -> float:
         """A number of the line for a step, as it is written."""
-        (row,) = (row for row in self._read()[1] if int(row["step"]) == step)
+        (row,) = (row for row in self._read().rows if int(row["step"]) == step)
         return float(row[column])
 
     def append(self, row: Mapping[str, float]) -> None:
         """Adds the line of a later step; numbers are written with six digits."""
         written = {name: value if isinstance(value, int) else f"{value:.6g}" for name, value in row.items()}
-        columns, rows = self._read()
+        columns, rows, _ = self._read()
         missing = [name for name in COLUMNS if name not in columns]
         if missing:
             atomic_write(self._path, _text([*rows, written], [*columns, *missing], with_header=True))
@@ -71,19 +78,44 @@ class MetricsFile:
         with self._path.open("a", encoding="utf-8", newline="") as file:
             file.write(_text([written], columns, with_header=False))
 
-    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        """The columns of the file and its whole lines; none where there is no file, or not one of metrics."""
+    def _read(self) -> "_Lines":
+        """What is whole in the file; nothing where there is no file, or not one of metrics."""
         content = self._content()
         # What the process was writing when it ended has no end of line.
-        reader = csv.DictReader(io.StringIO(content[: content.rfind("\n") + 1]))
+        lines = [line for line in content[: content.rfind("\n") + 1].splitlines() if line.strip()]
+        # Numbers need no quotes: one that damage has brought would make a single field of all that follows.
+        short = [line for line in lines if len(line) < _LONGEST_LINE]
+        reader = csv.DictReader(short, quoting=csv.QUOTE_NONE)
         columns = list(reader.fieldnames or [])
         if "step" not in columns:
-            return [], []
-        whole = [row for row in reader if None not in row and None not in row.values()]
-        return columns, [row for row in whole if row["step"].isdecimal()]
+            return _Lines([], [], len(lines))
+        by_step = {int(row["step"]): row for row in reader if _is_whole(row)}
+        return _Lines(columns, [by_step[step] for step in sorted(by_step)], len(lines) - 1 - len(by_step))
 
     def _content(self) -> str:
         return self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+
+
+class _Lines(NamedTuple):
+    """The columns of a file of metrics, its whole lines in the order of steps, and how many others it has."""
+
+    columns: list[str]
+    rows: list[dict[str, str]]
+    damaged: int
+
+
+def _is_whole(row: Mapping[str | None, str | None]) -> bool:
+    """Whether a line has all its fields and a score, and numbers where numbers belong."""
+    if None in row or None in row.values() or not row["step"].isdecimal() or row.get("test_nelbo_nats") == "":
+        return False
+    try:
+        int(row["step"])
+        for name in COLUMNS:
+            # A column that is newer than the line is empty.
+            float(row.get(name) or 0.0)
+    except ValueError:
+        return False
+    return True
 
 
 class TensorBoardWriter:

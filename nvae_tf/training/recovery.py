@@ -1,5 +1,6 @@
 """What becomes of a run whose steps are refused one after another: back to its checkpoint, on with smaller steps."""
 
+import math
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -27,8 +28,9 @@ class Trouble(NamedTuple):
 class Recovery:
     """Decides when to go back, and how to go on.
 
-    The rule: after `train.refused_steps` refused steps in a row the run goes back to its latest checkpoint, and the
-    learning rate is half of what it would be from there on; after `train.rollbacks` of these it stops.
+    The rule: after `train.refused_steps` refused steps in a row the run goes back to its latest checkpoint, of step 0
+    if there is no later one, and the learning rate is half of what it would be from there on; after `train.rollbacks`
+    of these it stops.
     """
 
     def __init__(self, run: Run):
@@ -52,21 +54,26 @@ class Recovery:
             return False
         return float(self._guard.skipped_in_a_row.numpy()) >= self._settings.refused_steps
 
-    def trouble(self) -> Trouble:
+    def trouble(self, latest: int) -> Trouble:
         """Why the run goes back; to be asked before it does, because these variables are in checkpoints too.
+
+        Args:
+          latest: the step of the run's latest checkpoint.
 
         Raises:
           ValueError: it has gone back as often as it may.
         """
         refused, limit = int(self._guard.skipped_in_a_row.numpy()), float(self._guard.limit)
         rollbacks = int(self._rate.rollbacks.numpy()) + 1
-        reason = f"{refused} steps in a row were refused: their loss is not finite or above the limit of {limit:,.4g}"
+        or_above = "" if math.isinf(limit) else f", or their loss is above the limit of {limit:,.4g}"
+        reason = f"{refused} steps in a row were refused: their loss or gradients are not finite{or_above}"
         if rollbacks > self._settings.rollbacks:
+            left = f"The latest checkpoint is that of step {latest:,}"
             raise ValueError(
                 f"{reason}, after {rollbacks - 1} returns to a checkpoint with half the learning rate each time. "
-                f"{what_grew_first(self._model)}. The latest checkpoint is sound. Try a lower optimizer.learning_rate, "
-                "longer optimizer.warmup_epochs or a higher objective.regularisation in a new run, or look for damaged "
-                "images"
+                f"{what_grew_first(self._model)}. {left}{'' if latest else ', where the run began'}. Try a lower "
+                "optimizer.learning_rate, longer optimizer.warmup_epochs or a higher objective.regularisation in a new "
+                "run, or look for damaged images"
             )
         return Trouble(reason, rollbacks)
 

@@ -1,32 +1,39 @@
 """From the settings of a run to its images, its length and its model."""
 
-import dataclasses
 import os
 import pathlib
 from typing import NamedTuple
 
 import nvae_tf
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import ExperimentConfig, resolve_lengths
 from nvae_tf.data.image_sources import ImageSource
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import steps_per_epoch
-from nvae_tf.data.sources import load_split
+from nvae_tf.data.sources import holds_out, load_split
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.models.for_training import model_for_training
 from nvae_tf.optimization import LoweredRate
 from nvae_tf.progress import StatusLine
 from nvae_tf.training.initialization import initialize
 from nvae_tf.training.kept_checkpoints import steps_of_files
-from nvae_tf.training.run_folder import RunFolder
+from nvae_tf.training.run_folder import RunFolder, read_run_config
 from nvae_tf.training.strategy import ONE_DEVICE, Replicas
 
 
 class Images(NamedTuple):
-    """A data set and its two parts."""
+    """A data set and its two parts.
+
+    Attributes:
+      spec: the data set.
+      train: its images for training.
+      test: those for testing.
+      held_out: whether these were drawn at random, see `nvae_tf.data.sources.holds_out`.
+    """
 
     spec: DataSpec
     train: ImageSource
     test: ImageSource
+    held_out: bool | None = None
 
 
 class RunLength(NamedTuple):
@@ -72,7 +79,7 @@ def load_images(config: ExperimentConfig) -> Images:
     check_model_fits(config.model, config.data)
     report = StatusLine().report()
     train, test = (load_split(config.data, split, report) for split in ("train", "test"))
-    return Images(config.data, train, test)
+    return Images(config.data, train, test, holds_out(config.data))
 
 
 def run_length(config: ExperimentConfig, num_images: int, replica_count: int = 1) -> RunLength:
@@ -85,10 +92,45 @@ def run_length(config: ExperimentConfig, num_images: int, replica_count: int = 1
     return RunLength(epoch, config.train.steps or config.train.epochs * epoch)
 
 
-def with_length(config: ExperimentConfig, length: RunLength) -> ExperimentConfig:
-    """The settings with the number of steps that the KL warm-up is measured by."""
-    objective = dataclasses.replace(config.objective, total_steps=length.total_steps)
-    return dataclasses.replace(config, objective=objective)
+def with_length(
+    config: ExperimentConfig, length: RunLength, workdir: str | os.PathLike | None = None
+) -> ExperimentConfig:
+    """The settings with all that follows from the length of the run, see `resolve_lengths`.
+
+    Args:
+      config: the settings.
+      length: how long the run is.
+      workdir: its folder, whose recorded settings count where it is continued.
+
+    Raises:
+      ValueError: the `config.json` of the folder is damaged.
+    """
+    folder = None if workdir is None else RunFolder(pathlib.Path(workdir))
+    recorded = read_run_config(folder) if folder is not None and folder.config_file.is_file() else None
+    return resolve_lengths(config, length.steps_per_epoch, length.total_steps, recorded)
+
+
+def length_warnings(config: ExperimentConfig, length: RunLength) -> list[str]:
+    """One line for each setting that does not fit the length of the run.
+
+    Args:
+      config: the settings, see `with_length`.
+      length: how long the run is.
+    """
+    total, optimizer, train, lines = length.total_steps, config.optimizer, config.train, []
+    warmup_steps = round(optimizer.warmup_epochs * length.steps_per_epoch)
+    if warmup_steps > total:
+        lines.append(
+            f"Warning: optimizer.warmup_epochs = {optimizer.warmup_epochs:g} is {warmup_steps:,} steps, more than the "
+            f"run's {total:,}: the learning rate never reaches {optimizer.learning_rate:g}. Set at most "
+            f"{total / 10 / length.steps_per_epoch:.3g}, a tenth of the run."
+        )
+    if train.evaluate_every_steps > total:
+        lines.append(
+            f"Warning: train.evaluate_every_steps = {train.evaluate_every_steps:,} is more than the run's {total:,} "
+            "steps: the test images are scored only at its end."
+        )
+    return lines
 
 
 def new_run(

@@ -17,6 +17,7 @@ CHANGEABLE_SETTINGS = (
     "data.path",
     "data.cache",
     "data.on_bad_file",
+    "data.max_pixels",
     "train.steps",
     "train.epochs",
     "train.batch_size",
@@ -53,6 +54,11 @@ class RunFolder:
     def config_file(self) -> pathlib.Path:
         """All settings of the run, as JSON; what makes a folder a run folder."""
         return self.path / "config.json"
+
+    @property
+    def lock_file(self) -> pathlib.Path:
+        """Which process trains here, see `nvae_tf.training.run_lock`."""
+        return self.path / ".lock"
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -114,7 +120,7 @@ def read_run_config(folder: RunFolder) -> ExperimentConfig:
         )
     try:
         return read_config(folder.config_file)
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         place = "" if str(folder.config_file) in str(error) else f"{folder.config_file}: "
         raise ValueError(f"{place}{error}") from error
 
@@ -128,21 +134,27 @@ def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunF
       ValueError: the folder holds something else, or a run with other settings; nothing is written then.
     """
     folder = RunFolder(pathlib.Path(path))
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"{folder.path}: a file; give a new or empty folder, or one of the same run")
+    check_place(folder)
     if folder.config_file.exists():
         before = read_run_config(folder)
         _check_same_run(folder, before, config)
         if before == config:
             return folder
-    else:
-        _check_empty(folder)
     folder.path.mkdir(parents=True, exist_ok=True)
     atomic_write(folder.config_file, config_to_json(config))
     return folder
 
 
-def _check_empty(folder: RunFolder) -> None:
+def check_place(folder: RunFolder) -> None:
+    """Refuses a place where something else lies than a run, before anything is written.
+
+    Raises:
+      ValueError: it is a file, or a folder that is not empty and holds no run.
+    """
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"{folder.path}: a file; give a new or empty folder, or one of the same run")
+    if folder.config_file.exists():
+        return
     # Hidden files are what a file manager or an interrupted first write leaves behind.
     found = sorted(entry.name for entry in folder.path.glob("*") if not entry.name.startswith("."))
     if found:

@@ -129,7 +129,7 @@ class TrainingState:
                 has_scale = _SCALE in tf.train.load_checkpoint(found.path).get_variable_to_shape_map()
                 checkpoint = self._checkpoint if has_scale else self._without_scale
                 checkpoint.read(found.path).assert_existing_objects_matched().expect_partial()
-            self._whole_step = found.step
+        self._whole_step = None if found.path is None else found.step
         if not tidies:
             return found.step
         half_written = {step: "half-written" for step in remove_partial(self._folder) if step > found.step}

@@ -53,6 +53,39 @@ def test_an_existing_output_is_refused(tmp_path):
         command_line.check_output(tmp_path, overwrite=True)
 
 
+# Access is denied to root, too.
+UNWRITABLE = """
+import os, sys
+os.access = lambda place, mode: False
+import importlib
+command = importlib.import_module(f"train.{sys.argv.pop(1)}")
+try:
+    command.run()
+finally:
+    print("tensorflow" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "main --config=configs/digits.py --workdir={}/new/run",
+        "inspect_data --config=configs/digits.py --output={}/new.png",
+        "estimate --config=configs/digits.py --json={}/new.json",
+        "evaluate --workdir={}",
+        "report --workdir={}",
+        "launch --processes=2 --log_dir={}/logs -- --workdir=elsewhere",
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_told_at_once(tmp_path, command):
+    (tmp_path / "config.json").write_text("{}")
+    arguments = command.format(tmp_path).split()
+    process = subprocess.run([sys.executable, "-c", UNWRITABLE, *arguments], capture_output=True, text=True)
+    assert process.returncode == 2 and process.stdout == "False\n", process.stderr
+    (line,) = process.stderr.splitlines()
+    assert f": nothing can be written in {tmp_path}; make that folder writable" in line and line.startswith("error: --")
+
+
 @pytest.mark.parametrize("error", [ValueError, FileNotFoundError, ConnectionError, PermissionError])
 def test_a_users_mistake_is_one_line(error, capsys, monkeypatch):
     monkeypatch.delenv("NVAE_TF_TRACEBACK", raising=False)

@@ -129,6 +129,7 @@ def test_a_training_step_and_back_to_pictures(kind, runs, tmp_path):
     images = load_images(config)
     size = (28, 28) if kind == "mat" else (HEIGHT, WIDTH)
     assert images.spec.image_shape == (*size, channels) and images.test.count >= 1
+    assert images.held_out == (kind not in ("IDX", "mat", "bundled photos"))
     model = run_of(runs, config, images).model
     batch = next(iterate(training_batches(images.train, images.spec, BATCH_SIZE, seed=0), images.train))
     assert batch.shape == (BATCH_SIZE, *size, channels)

@@ -52,6 +52,35 @@ def test_a_run_leaves_its_records(finished_run):
     assert (workdir / "checkpoints" / "step-60.index").is_file()
 
 
+@pytest.mark.slow
+def test_a_short_run_warms_up_and_is_measured_on_its_way(commands, tmp_path):
+    settings = {"train.steps": 40, "train.batch_size": 100, "data.path": "", "data.source_name": "digits"}
+    settings |= {"data.source": "bundled", "data.height": 16, "data.channels": 1, "data.num_bits": 1}
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    small = [flag for flag in commands.tiny_training(tmp_path / "short") if "config.model" in flag]
+    command = ["-m", "train.main", "--config=configs/own_images.py", f"--workdir={tmp_path / 'short'}", *flags, *small]
+    process = commands.run(command)
+    assert process.returncode == 0, process.stderr
+    assert "Warning" not in process.stdout + process.stderr
+    found = rows(tmp_path / "short")
+    assert [row["step"] for row in found] == [10, 20, 30, 40]
+    # The warm-up is of 4 steps, of which the last has three quarters of the rate.
+    assert max(row["learning_rate"] for row in found) == pytest.approx(0.0075)
+    settings = json.loads((tmp_path / "short" / "config.json").read_text())
+    assert settings["optimizer"]["warmup_epochs"] == pytest.approx(4 / 14)
+    assert {settings["train"][f"{what}_every_steps"] for what in ("checkpoint", "evaluate", "sample")} == {10}
+    assert len(list((tmp_path / "short" / "samples").iterdir())) == 4
+
+
+@pytest.mark.slow
+def test_a_warm_up_longer_than_the_run_is_warned_about_once(commands, tmp_path):
+    changes = {"train__steps": 10, "train__sample_every_steps": 1000, "optimizer__warmup_epochs": 1}
+    process = commands.run(commands.tiny_training(tmp_path / "run", **changes))
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("Warning: optimizer.warmup_epochs = 1 is 14 steps, more than the run's 10") == 1
+    assert process.stdout.count("Warning: train.evaluate_every_steps = 20 is more than the run's 10 steps") == 1
+
+
 def test_tensorboard_has_curves_of_every_group_and_pictures(finished_run):
     workdir, _ = finished_run
     tags = set()

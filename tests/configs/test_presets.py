@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from nvae_tf.config import experiment_config
+from nvae_tf.config import experiment_config, resolve_lengths
 from nvae_tf.data import data_spec
 from nvae_tf.data.completion import complete_config
 from nvae_tf.data.model_settings import MODEL_SETTINGS, check_model_fits
@@ -35,6 +35,26 @@ LIKE = {
     "lsun_bedroom64": "celeba64",
     "lsun_church64": "celeba64",
 }
+# Training images, and the GPUs that the docstring's run had.
+IMAGES_AND_GPUS = {
+    "mnist": (60_000, 2),
+    "stacked_mnist": (60_000, 2),
+    "fashion_mnist": (60_000, 2),
+    "omniglot": (24_345, 2),
+    "cifar10": (50_000, 8),
+    "celeba64": (162_770, 8),
+    "lsun_church64": (126_227, 8),
+    "lsun_bedroom64": (3_033_042, 8),
+    "imagenet32": (1_281_149, 24),
+    "imagenet64": (1_281_149, 8),
+    "celebahq256": (27_000, 24),
+    "ffhq256": (63_000, 24),
+    "digits": (1_437, 1),
+    "photos": (6_100, 1),
+}
+# Of `optimizer.warmup_epochs` and of the intervals of `train`, where they are not 5 and 1,000.
+WARMUP_EPOCHS = {"imagenet32": 1, "imagenet64": 1, "lsun_bedroom64": 0.25, "photos": 0.5}
+INTERVALS = {"digits": 200, "photos": 400}
 # All but those whose images must be looked at first.
 WHOLE = [name for name in PRESETS if name != "own_images"]
 
@@ -45,6 +65,13 @@ def settings_of(name):
 
 def preset(name):
     return experiment_config(settings_of(name))
+
+
+def of_published_length(name, gpus=None):
+    """The settings of a run, on the GPUs that the docstring has or on so many."""
+    config, (images, published_gpus) = preset(name), IMAGES_AND_GPUS[name]
+    steps_per_epoch = images // (config.train.batch_size * (gpus or published_gpus))
+    return resolve_lengths(config, steps_per_epoch, config.train.steps or config.train.epochs * steps_per_epoch)
 
 
 def text_of(name):
@@ -143,10 +170,20 @@ def test_the_published_settings(name, groups, channels, flows, bits, blocks, reg
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_optimizer(name):
-    optimizer = preset(name).optimizer
+    optimizer = of_published_length(name).optimizer
     assert optimizer.learning_rate == (8e-3 if name == "ffhq256" else 1e-2)
     assert optimizer.warmup_epochs == (1 if name == "imagenet32" else 5)
     assert (optimizer.learning_rate_min, optimizer.weight_decay) == (1e-4, 3e-4)
+
+
+@pytest.mark.parametrize("gpus", [None, 1])
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_follows_from_the_length_is_what_it_was(name, gpus):
+    config, train = of_published_length(name, gpus), preset(name).train
+    assert config.optimizer.warmup_epochs == WARMUP_EPOCHS.get(name, 5)
+    intervals = dict.fromkeys(("checkpoint", "evaluate", "sample"), INTERVALS.get(name, 1000))
+    intervals = {f"{what}_every_steps": steps for what, steps in intervals.items()}
+    assert config.train == dataclasses.replace(train, **intervals)
 
 
 @pytest.mark.parametrize("name", LIKE)

@@ -1,4 +1,7 @@
-"""Files of pictures and arrays whose pixels are known, in every form that the sources take; PNGs by our own writer."""
+"""Files of pictures and arrays whose pixels are known, in every form that the sources take.
+
+PNG and TIFF files are written here, because Pillow does not write all of their forms.
+"""
 
 import dataclasses
 import io
@@ -6,7 +9,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from nvae_tf.data import DataSpec, data_spec
 from nvae_tf.data.completion import complete_spec
@@ -28,13 +31,55 @@ def png(pixels):
     header = struct.pack(">IIBBBBB", width, height, bits, _PNG_COLOUR_TYPES[channels], 0, 0, 0)
     # Each row begins with its filter, 0 for none.
     rows = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in pixels)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return png_of_chunks(header, zlib.compress(rows))
+
+
+def png_of_chunks(header, packed_rows, *others):
+    """The bytes of a PNG file of its header, its packed rows and `(kind, content)` of chunks that follow them."""
+    chunks = ((b"IHDR", header), (b"IDAT", packed_rows), *others, (b"IEND", b""))
     return _PNG_SIGNATURE + b"".join(_png_chunk(kind, content) for kind, content in chunks)
 
 
 def _png_chunk(kind, content):
     checksum = zlib.crc32(kind + content)
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def tiff(pixels, order="<", packed=False, **tags):
+    """The bytes of a TIFF file of 1 to 4 channels, `[height, width, channels]`, in strips of five rows.
+
+    Args:
+      pixels: numbers of any type.
+      order: of the bytes of a number, "<" or ">".
+      packed: whether the strips are compressed by Deflate.
+      **tags: numbers in place of those that follow from the pixels: `PlanarConfiguration=2`.
+    """
+    height, width, channels = pixels.shape
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    by_channel = tags.get("PlanarConfiguration") == 2
+    planes = np.split(pixels, channels, axis=-1) if by_channel else [pixels]
+    ordered = pixels.dtype.newbyteorder(order)
+    strips = [plane[row : row + 5].astype(ordered).tobytes() for plane in planes for row in range(0, height, 5)]
+    strips = [zlib.compress(strip) if packed else strip for strip in strips]
+    starts = [8 + sum(map(len, strips[:number])) for number in range(len(strips))]
+    values = {
+        **dict(ImageWidth=width, ImageLength=height, BitsPerSample=[pixels.dtype.itemsize * 8] * channels),
+        **dict(Compression=8 if packed else 1, PhotometricInterpretation=1 if channels < 3 else 2),
+        **dict(StripOffsets=starts, SamplesPerPixel=channels, RowsPerStrip=5, StripByteCounts=[*map(len, strips)]),
+        **({"ExtraSamples": 2} if channels in (2, 4) else {}),
+        **dict(SampleFormat=[kind] * channels, **tags),
+    }
+    numbers = {ExifTags.Base[name].value: np.atleast_1d(value) for name, value in values.items()}
+    end = 8 + sum(map(len, strips))
+    entries, behind = b"", b""
+    for tag, value in sorted(numbers.items()):
+        content = value.astype(f"{order}u4").tobytes()
+        if len(content) > 4:
+            behind, content = behind + content, struct.pack(f"{order}I", end + 2 + 12 * len(numbers) + 4 + len(behind))
+        entries += struct.pack(f"{order}HHI", tag, 4, len(value)) + content
+    start = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, end)
+    count = struct.pack(f"{order}H", len(numbers))
+    return start + b"".join(strips) + count + entries + bytes(4) + behind
 
 
 def encoded(picture, kind, **options):

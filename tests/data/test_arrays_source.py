@@ -1,12 +1,16 @@
 """Images in .npy and .npz files: where both parts come from, types and shapes, and what is refused."""
 
 import dataclasses
+import io
+import zipfile
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
 from nvae_tf.data.pipeline import evaluation_batches
-from nvae_tf.data.sources import load_split
+from nvae_tf.data.sources import holds_out, load_split
 from tests.data.picture_factory import own_images, random_pixels, stored_pixels
 
 IMAGES = random_pixels(30, 5, 6, 3)
@@ -69,7 +73,7 @@ def test_what_is_held_out_is_seeded(tmp_path):
     spec = own_images(saved(tmp_path / "images.npy", IMAGES))
     first, again, other = parts(spec), parts(spec), parts(dataclasses.replace(spec, split_seed=1))
     np.testing.assert_array_equal(first[1], again[1])
-    assert len(first[1]) == len(other[1]) == 3 and (first[1] != other[1]).any()
+    assert len(first[1]) == len(other[1]) == 3 and (first[1] != other[1]).any() and holds_out(spec)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +87,9 @@ def test_what_is_held_out_is_seeded(tmp_path):
 def test_both_parts_in_one_file(names, settings, tmp_path):
     labels = {"y_train": np.arange(30), "y_test": np.arange(4)}
     np.savez(tmp_path / "set.npz", **dict(zip(names, (IMAGES, OTHERS), strict=True)), **labels)
-    train, test = parts(own_images(tmp_path / "set.npz", **settings))
+    spec = own_images(tmp_path / "set.npz", **settings)
+    assert not holds_out(spec)
+    train, test = parts(spec)
     np.testing.assert_array_equal(train, IMAGES)
     np.testing.assert_array_equal(test, OTHERS)
 
@@ -91,14 +97,14 @@ def test_both_parts_in_one_file(names, settings, tmp_path):
 def test_images_beside_labels_are_found(tmp_path):
     np.savez(tmp_path / "set.npz", digits=IMAGES[..., 0], labels=np.arange(30), one_hot=np.eye(30))
     train, test = parts(own_images(tmp_path / "set.npz"))
-    assert (train.shape, test.shape) == ((27, 5, 6, 1), (3, 5, 6, 1))
+    assert (train.shape, test.shape) == ((27, 5, 6, 1), (3, 5, 6, 1)) and holds_out(own_images(tmp_path / "set.npz"))
 
 
 def test_a_folder_with_a_file_for_each_part(tmp_path):
     saved(tmp_path / "train.npy", IMAGES)
     saved(tmp_path / "test.npy", OTHERS)
     spec = own_images(tmp_path)
-    assert spec.source == "arrays"
+    assert spec.source == "arrays" and not holds_out(spec)
     train, test = parts(spec)
     np.testing.assert_array_equal(train, IMAGES)
     np.testing.assert_array_equal(test, OTHERS)
@@ -177,6 +183,99 @@ def test_text_and_a_damaged_archive_are_refused(tmp_path):
     content[1500] ^= 0x55
     (tmp_path / "set.npz").write_bytes(content)
     assert_refused(tmp_path / "set.npz", "a damaged .npz file")
+
+
+def header_bytes(*shape, dtype="|u1"):
+    """The header of an array in NumPy's format."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def archive(path, **contents):
+    """A `.npz` file of entries `{name: bytes}`."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in contents.items():
+            file.writestr(name, content)
+    return path
+
+
+UNTRUE_HEADERS = {
+    "-1": header_bytes(-1, 5, 6, 3) + IMAGES.tobytes(),
+    "two of -1": header_bytes(-30, 5, -6, 3) + IMAGES.tobytes(),
+    "10^15 bytes": header_bytes(10**10, 1000, 100) + IMAGES.tobytes(),
+    "beyond all numbers": header_bytes(10**90, 28, 28) + IMAGES.tobytes(),
+    "more images": header_bytes(31, 5, 6, 3) + IMAGES.tobytes(),
+    "fewer images": header_bytes(29, 5, 6, 3) + IMAGES.tobytes(),
+    "narrower images": header_bytes(30, 5, 5, 3) + IMAGES.tobytes(),
+    "3 GB of header": b"\x93NUMPY\x02\x00" + (3 * 10**9).to_bytes(4, "little") + bytes(10**6),
+    "a nested header": b"\x93NUMPY\x01\x00" + (9000).to_bytes(2, "little") + b"(" * 9000,
+}
+
+
+@pytest.mark.parametrize("claim", UNTRUE_HEADERS)
+def test_headers_that_are_not_true_are_refused(claim, tmp_path):
+    content = UNTRUE_HEADERS[claim]
+    (tmp_path / "images.npy").write_bytes(content)
+    assert_refused(tmp_path / "images.npy", "not a whole NumPy file of plain numbers")
+    archive(tmp_path / "set.npz", **{"images.npy": content})
+    assert_refused(tmp_path / "set.npz", "a damaged .npz file, or one with Python objects .images.npy: ")
+
+
+def test_what_is_not_wanted_may_be_anything(tmp_path):
+    """A text, Python objects, damaged arrays."""
+    objects, images, others = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    np.save(objects, np.array([{}, None], object))
+    np.save(images, IMAGES)
+    np.save(others, OTHERS)
+    beside = {"readme.txt": "Dear diary", "names.npy": objects.getvalue(), "labels.npy": header_bytes(30) + b"cut off"}
+    train, test = parts(own_images(archive(tmp_path / "one.npz", **beside, **{"images.npy": images.getvalue()})))
+    assert len(train) + len(test) == len(IMAGES)
+    beside["notes.npy"] = "not even an array"
+    both = {"x_train.npy": images.getvalue(), "x_test.npy": others.getvalue()}
+    train, test = parts(own_images(archive(tmp_path / "both.npz", **beside, **both)))
+    np.testing.assert_array_equal(train, IMAGES)
+    np.testing.assert_array_equal(test, OTHERS)
+    saved(tmp_path / "train.npy", IMAGES)
+    saved(tmp_path / "test.npy", OTHERS)
+    (tmp_path / "labels.npy").write_text("Dear diary")
+    np.testing.assert_array_equal(parts(own_images(tmp_path))[1], OTHERS)
+
+
+def test_where_a_damaged_array_may_be_the_wanted_one_the_file_is_refused(tmp_path):
+    images = io.BytesIO()
+    np.save(images, IMAGES)
+    archive(tmp_path / "set.npz", **{"a.npy": images.getvalue(), "b.npy": b"Dear diary"})
+    assert_refused(tmp_path / "set.npz", r"a damaged .npz file, .* \(b.npy: ")
+    archive(tmp_path / "text.npz", **{"readme.txt": "Dear diary"})
+    assert_refused(tmp_path / "text.npz", r"has the arrays \(none\); there must be one")
+
+
+def test_a_locked_archive_is_refused(tmp_path):
+    np.savez(tmp_path / "set.npz", images=IMAGES)
+    content = bytearray((tmp_path / "set.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "set.npz").write_bytes(content)
+    assert_refused(tmp_path / "set.npz", "not a whole NumPy file .*encrypted")
+
+
+def test_an_array_with_a_damaged_name_is_not_passed_over(tmp_path):
+    """Without it the other one would be taken for the whole set, and divided."""
+    np.savez(tmp_path / "set.npz", x_train=IMAGES, x_test=OTHERS)
+    content = (tmp_path / "set.npz").read_bytes()
+    at = content.rindex(b"x_test.npy")
+    (tmp_path / "set.npz").write_bytes(content[:at] + b"x_test.np\r" + content[at + 10 :])
+    assert_refused(tmp_path / "set.npz", "not a whole NumPy file .*differ")
+
+
+def test_more_than_the_memory_is_not_unpacked(monkeypatch, tmp_path):
+    np.savez_compressed(tmp_path / "set.npz", images=np.zeros_like(IMAGES))
+    spec = own_images(tmp_path / "set.npz")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * IMAGES.size - 1))
+    with pytest.raises(ValueError, match="set.npz: its images need .* GB of memory, .* are free: numpy.save them as"):
+        load_split(spec, "train")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * IMAGES.size))
+    assert load_split(spec, "train").count == 27
 
 
 def test_images_of_another_form_than_was_said_are_refused(tmp_path):

@@ -89,6 +89,7 @@ def test_a_changed_picture_is_seen(pictures, cache):
 def test_other_settings_are_other_images(pictures, cache):
     spec = own_images(pictures, cache=str(cache), resize="crop", height=2)
     changes = [{}, {"resize": "stretch"}, {"width": 4}, {"crop_box": (0, 0, 3, 3)}, {"channels": 1, "convert": True}]
+    changes.append({"max_pixels": 10**6})
     for change in changes:
         other = dataclasses.replace(spec, **change)
         plain = load_split(dataclasses.replace(other, cache=None), "train")
@@ -131,6 +132,28 @@ def test_too_little_room_is_told_before_anything_is_decoded(pictures, cache, mon
     ):
         load_split(spec, "train")
     assert not files(cache)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "fewer images", "negative", "other images", "text"])
+def test_a_damaged_file_is_named(damage, pictures, cache):
+    spec = own_images(pictures, cache=str(cache))
+    load_split(spec, "train")
+    (file,) = cache.iterdir()
+    content, images = file.read_bytes(), np.load(file)
+    changed = {
+        "cut off": content[:-7],
+        "fewer images": content.replace(b"(100, ", b"(99, ", 1).replace(b"\n", b" \n", 1),
+        "negative": content.replace(b"(100, ", b"(-1, ", 1).replace(b"\n", b" \n", 1),
+        "other images": None,
+        "text": b"Dear diary",
+    }[damage]
+    if changed is None:
+        np.save(file, images[:, :3])
+    else:
+        file.write_bytes(changed)
+    with pytest.raises(ValueError, match=f"^{file}: damaged .*; remove it, and it will be made again") as caught:
+        load_split(spec, "train")
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_unfinished_is_left_after_a_failure(pictures, cache):

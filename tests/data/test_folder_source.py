@@ -4,13 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nvae_tf.data import data_spec
 from nvae_tf.data.held_out import held_out
 from nvae_tf.data.picture_files import BadPicture
 from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.reports import Report
-from nvae_tf.data.sources import load_split
+from nvae_tf.data.sources import holds_out, load_split
 from tests.data.picture_factory import (
     damaged_in_the_middle,
     encoded,
@@ -49,14 +50,14 @@ def test_folders_for_training_and_testing(tmp_path):
     write_numbered(tmp_path / "train" / "dogs", 2, first=20)
     write_numbered(tmp_path / "test", 2, first=30)
     spec = own_images(tmp_path)
-    assert parts(spec) == ([10, 11, 12, 20, 21], [30, 31])
+    assert parts(spec) == ([10, 11, 12, 20, 21], [30, 31]) and not holds_out(spec)
     assert parts(dataclasses.replace(spec, train_split="test", test_split="train")) == ([30, 31], [10, 11, 12, 20, 21])
 
 
 def test_a_part_is_held_out_where_there_are_no_such_folders(tmp_path):
     spec = own_images(write_numbered(tmp_path, 40), test_fraction=0.25)
     train, test = parts(spec)
-    assert len(test) == 10 and sorted(train + test) == list(range(40))
+    assert len(test) == 10 and sorted(train + test) == list(range(40)) and holds_out(spec)
     assert train == sorted(train) and test == sorted(test)
     assert parts(spec) == (train, test)
     other_train, other_test = parts(dataclasses.replace(spec, split_seed=1))
@@ -68,6 +69,7 @@ def test_a_part_is_held_out_where_there_are_no_such_folders(tmp_path):
 def test_a_sole_folder_called_train_is_divided_too(tmp_path):
     write_numbered(tmp_path / "train", 10)
     train, test = parts(own_images(tmp_path))
+    assert holds_out(own_images(tmp_path))
     assert (len(train), len(test)) == (9, 1) and sorted(train + test) == list(range(10))
 
 
@@ -112,8 +114,8 @@ def test_no_folder_and_no_pictures_are_told(tmp_path):
         own_images(tmp_path / "gone")
     with pytest.raises(ValueError, match=r"no pictures in it; .*\.png, \.jpg, .* \(it is empty\)"):
         own_images(tmp_path)
-    write_files(tmp_path, {"scan.tif": b"II*\0", "more/scan.tif": b"II*\0"})
-    with pytest.raises(ValueError, match=r"no pictures in it; they are files with names in .*\(there are: .*\.tif"):
+    write_files(tmp_path, {"scan.psd": b"8BPS", "more/scan.psd": b"8BPS"})
+    with pytest.raises(ValueError, match=r"no pictures in it; they are files with names in .*\(there are: .*\.psd"):
         own_images(tmp_path)
 
 
@@ -138,6 +140,16 @@ BAD_FILES = {
     ),
     "cut off": (CUT_JPEG, {}, "a damaged or cut-off JPEG file .*Mend or remove the file"),
     "text": (b"Dear diary", {}, "not a picture, whatever its name says, .*Mend or remove the file"),
+    "too many pixels": (
+        png(random_pixels(20, 30, 3)),
+        {"max_pixels": 599},
+        r"is 20x30 \(height x width\), 600 pixels, which is more than data.max_pixels = 599; scale it down, or raise",
+    ),
+    "an animation": (
+        encoded(RGB[0], "GIF", save_all=True, append_images=[Image.fromarray(RGB[1])]),
+        {},
+        "has several frames or pages, but one file is one picture; save those that you want as files of their own",
+    ),
     "empty": (b"", {}, "an empty file.*Mend or remove the file"),
 }
 

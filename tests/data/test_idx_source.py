@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -88,7 +89,9 @@ def test_images_are_scaled_on_demand(tmp_path):
     ("content", "message"),
     [
         (idx(TRAIN)[:-1], "has 431 values, but its header says 9 x 6 x 8: it was cut off; get it anew"),
-        (idx(TRAIN) + b"\0", "has 433 values, but its header says 9 x 6 x 8"),
+        (idx(TRAIN) + b"\0", "has more than the 432 values of its header, 9 x 6 x 8: damaged; get it anew"),
+        (idx(TRAIN[:0]), "has no images; its header says 0 x 6 x 8"),
+        (idx(TRAIN)[:4] + b"\xff" * 12 + bytes(99), "its images, 4294967295 x .* GB of memory"),
         (idx(TRAIN)[:15], "not an IDX file of bytes with 3 dimensions"),
         (idx(TRAIN_LABELS), "not an IDX file of bytes with 3 dimensions"),
         (b"\0\0\x0d" + idx(TRAIN)[3:], "not an IDX file of bytes"),
@@ -116,6 +119,19 @@ def test_a_damaged_gzip_file_is_refused(kept, tmp_path):
     (tmp_path / name).write_bytes(damaged)
     with pytest.raises(ValueError, match=f"^{tmp_path / name}: a damaged gzip file .*get it anew"):
         own_images(tmp_path)
+
+
+def test_of_a_packed_file_no_more_is_unpacked_than_its_header_says(tmp_path):
+    """What comes behind unpacks to 300 MB."""
+    zeros = gzip.compress(bytes(30_000_000))
+    write_files(tmp_path, {"train-images-idx3-ubyte.gz": gzip.compress(idx(TRAIN)) + zeros * 10})
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="idx3-ubyte.gz: has more than the 432 values of its header, 9 x 6 x 8"):
+            own_images(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """OMNIGLOT's MATLAB file: the letters stand upright, intensities are cut to whole numbers, other files are refused."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import scipy.io
+import scipy.sparse
 
 from nvae_tf.data import data_spec
 from nvae_tf.data.pipeline import evaluation_batches
@@ -85,6 +88,9 @@ def test_a_missing_file_is_told(tmp_path):
         ({"data": CONTENTS["data"].T}, r"variable 'data' is \[3, 784\]; it must be \[784, images\], from 0 to 1"),
         ({"data": CONTENTS["data"] * 255}, r"variable 'data' is \[784, 3\]; it must be \[784, images\], from 0 to 1"),
         ({"data": CONTENTS["data"] - 0.5}, "from 0 to 1"),
+        ({"data": np.where(CONTENTS["data"] == 1.0, np.nan, CONTENTS["data"])}, "from 0 to 1"),
+        ({"data": CONTENTS["data"] * 1j}, "from 0 to 1"),
+        ({"data": scipy.sparse.csc_matrix(CONTENTS["data"])}, "from 0 to 1"),
         ({"data": CONTENTS["data"][:, :0]}, r"variable 'data' is \[784, 0\]"),
     ],
 )
@@ -93,6 +99,12 @@ def test_other_contents_are_refused(contents, message, tmp_path):
     scipy.io.savemat(file, contents)
     with pytest.raises(ValueError, match=f"^{file}: .*{message}"):
         load_split(spec_of(file), "train")
+
+
+def test_more_than_the_memory_is_not_unpacked(folder, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * LETTERS.nbytes - 1))
+    with pytest.raises(ValueError, match="chardata.mat: its images need .* GB of memory"):
+        load_split(spec_of(folder), "train")
 
 
 @pytest.mark.parametrize("kept", [0, 50, 130, 2000])

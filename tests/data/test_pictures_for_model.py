@@ -4,12 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nvae_tf.data import data_spec
 from nvae_tf.data.pictures_for_model import find_pictures, pictures_for_model
 from nvae_tf.data.pipeline import evaluation_batches
 from nvae_tf.data.sources import load_split
-from tests.data.picture_factory import damaged_in_the_middle, own_images, png, random_pixels, write_files
+from tests.data.picture_factory import damaged_in_the_middle, encoded, own_images, png, random_pixels, write_files
 
 MNIST = data_spec("mnist")
 
@@ -74,6 +75,16 @@ def test_one_that_does_not_fit_is_named_with_the_mend(tmp_path):
     assert refusal(broken).startswith(f"{broken / 'b.png'}: ") and "Mend or remove the file" in refusal(broken)
     write_files(broken, {"b.png": b"no picture"})
     assert "not a picture" in refusal(broken)
+
+
+def test_one_too_large_or_with_frames_is_named(tmp_path):
+    write_files(tmp_path, {"a.png": gray(300, 200)})
+    message = f"{tmp_path / 'a.png'}: is 300x200 (height x width), 60,000 pixels, which is more than data.max_pixels"
+    assert message in refusal(tmp_path, dataclasses.replace(MNIST, resize="crop", max_pixels=59_999))
+    frames = [Image.fromarray(random_pixels(28, 28, seed=seed)) for seed in range(2)]
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    write_files(tmp_path, {"a.png": content})
+    assert f"{tmp_path / 'a.png'}: has several frames or pages" in refusal(tmp_path)
 
 
 def test_one_too_small_to_be_cut_is_named(tmp_path):

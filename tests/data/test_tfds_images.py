@@ -4,6 +4,7 @@ import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -111,11 +112,11 @@ def test_other_channels_are_converted_only_when_asked(own_set):
 
 def test_a_set_too_large_for_the_memory_names_the_cache(celeba64, monkeypatch, tmp_path):
     size = 10 * 64 * 64 * 3
-    monkeypatch.setattr(tfds_source.psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * size - 1))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * size - 1))
     with pytest.raises(ValueError, match=r"celeb_a: 10 images of \(64, 64, 3\) need .*--config.data.cache=FOLDER"):
         load_split(celeba64, "train")
     assert load_split(dataclasses.replace(celeba64, cache=str(tmp_path / "cache")), "train").count == 10
-    monkeypatch.setattr(tfds_source.psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * size))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * size))
     assert load_split(celeba64, "train").count == 10
 
 

@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 
 from nvae_tf.evaluation.feature_statistics import FeatureStatistics
-from nvae_tf.evaluation.frechet_distance.frechet_distance import frechet_distance
+from nvae_tf.evaluation.frechet_distance import frechet_distance
 
 
 def gaussian(mean, covariance, count=1000):

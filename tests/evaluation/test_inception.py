@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nvae_tf.evaluation.fid import frechet_inception_distance, image_statistics
-from nvae_tf.evaluation.frechet_distance.frechet_distance import frechet_distance
+from nvae_tf.evaluation.frechet_distance import frechet_distance
 from nvae_tf.evaluation.inception import load_inception, rgb_pixels
 from nvae_tf.evaluation.inception_file import GRAPH_NAME, downloaded_inception, graph_content
 from tests.evaluation.inception_stand_in import NUM_FEATURES, stand_in

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nvae_tf.evaluation.kl_heat_map.kl_heat_map import kl_heat_map
+from nvae_tf.evaluation.kl_heat_map import kl_heat_map
 
 SHAPES = [(1, 1, 3), (4, 4, 3)]
 DARK, LIGHT = (68, 1, 84), (253, 231, 37)

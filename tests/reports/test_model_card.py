@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import ExperimentConfig, OptimizerConfig
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.evaluation import evaluate_run
 from nvae_tf.evaluation.likelihood import Likelihood
@@ -127,6 +127,62 @@ def test_a_file_that_is_no_evaluation_is_left_out(tmp_path):
         assert write_model_card(folder) and "None yet" in folder.card_file.read_text()
 
 
+@pytest.mark.parametrize(
+    ("source", "noted", "parts"),
+    [
+        ("folder", ', "held_out": true', "0.1 of the images, drawn at random (seed 0), for testing, the others for"),
+        ("folder", ', "held_out": false', "`train` for training, `test` for testing |"),
+        # A run of an older version does not say.
+        ("folder", "", "`train` for training, `test` for testing, or, if the source has no such parts, 0.1 of the"),
+        ("tfds", "", "`train` for training, `test` for testing |"),
+    ],
+)
+def test_the_card_says_how_the_images_were_split(tmp_path, source, noted, parts):
+    folder = new_folder(tmp_path, data=dataclasses.replace(DATA, source=source, path="somewhere"))
+    folder.images_file.write_text(f'{{"train": 90, "test": 10, "a_step": 4{noted}}}')
+    write_model_card(folder)
+    assert f"| parts | {parts}" in folder.card_file.read_text()
+
+
+def test_the_card_says_what_the_learning_rate_was(tmp_path):
+    config = {"optimizer": OptimizerConfig(learning_rate=0.01, warmup_epochs=5.0)}
+    folder = new_folder(tmp_path, **config)
+    write_model_card(folder)
+    expected = "| learning rate | set to 0.01, after a warm-up (epochs: 5) falling as a cosine to 0.0001"
+    assert f"{expected} |" in folder.card_file.read_text()
+    # The run ended in its warm-up; before, it went back to a checkpoint with half the rate.
+    folder.metrics_file.write_text("step,learning_rate\n10,0.0002\n20,0.0004\n30,0.0003\n")
+    write_model_card(folder)
+    was = "in [metrics.csv](metrics.csv) it is 0.0004 at most, after step 20, and 0.0003 in the end, after step 30"
+    assert f"{expected}; {was} |" in folder.card_file.read_text()
+    for content in ("", "step\n10\n", "step,learning_rate\n10,high\n"):
+        folder.metrics_file.write_text(content)
+        assert write_model_card(folder) and f"{expected} |" in folder.card_file.read_text()
+
+
+def test_the_commands_take_the_checkpoint_that_was_scored(tmp_path):
+    folder = new_folder(tmp_path / "run")
+    best = folder.checkpoints / "best" / "step-20.index"
+    best.parent.mkdir(parents=True)
+    best.touch()
+    write_model_card(folder)
+    # There is no other, as in a folder that was published with the best alone.
+    assert "nvae_tf.load('run', checkpoint=\"best\")" in folder.card_file.read_text()
+    checkpoint(folder, 60)
+    write_model_card(folder)
+    text = folder.card_file.read_text()
+    assert "nvae_tf.load('run')" in text and "python -m train.evaluate --workdir=run --checkpoint=latest\n" in text
+    evaluate(folder)
+    file = folder.evaluation_file()
+    file.write_text(file.read_text().replace('"checkpoint": "latest"', '"checkpoint": "best"'))
+    write_model_card(folder)
+    commands = re.findall("^python -m .*", folder.card_file.read_text(), re.MULTILINE)
+    assert len(commands) == 5 and all("--workdir=run --checkpoint=best " in f"{command} " for command in commands)
+    best.unlink()
+    write_model_card(folder)
+    assert "python -m train.evaluate --workdir=run --checkpoint=latest\n" in folder.card_file.read_text()
+
+
 def test_what_lies_in_the_folder_is_told(tmp_path):
     folder = new_folder(tmp_path)
     (folder.checkpoints / "best").mkdir(parents=True)
@@ -157,6 +213,20 @@ def test_any_name_makes_a_readable_card(tmp_path, has_yaml):
     assert [line for line in before.decode().split("\n") if line.startswith("# ")][0].endswith("😀")
     # The marker in the name is not that of the file.
     assert write_model_card(folder, 1234) and folder.card_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_a_marker_in_a_name_does_not_make_the_card_grow(tmp_path, end):
+    name = f"a{end}{MARKER}{end}b"
+    data = dataclasses.replace(DATA, name=name, source_name=name, train_split=name)
+    folder = new_folder(tmp_path / name, data=data)
+    evaluate(folder, dataclasses.replace(CONFIG, data=data))
+    folder.evaluation_file().write_text(folder.evaluation_file().read_text().replace('"test"', json.dumps(name)))
+    assert write_model_card(folder)
+    before = folder.card_file.read_bytes()
+    assert write_model_card(folder) and folder.card_file.read_bytes() == before
+    folder.card_file.write_bytes(before + b"mine\n")
+    assert write_model_card(folder) and folder.card_file.read_bytes() == before + b"mine\n"
 
 
 def test_what_a_person_has_written_is_kept(tmp_path):
@@ -223,6 +293,37 @@ def test_a_fine_tuned_run_names_its_source_and_keeps_its_license(tmp_path):
         write_model_card(folder)
 
 
+def test_a_license_that_was_stated_for_the_source_is_told_as_that_of_the_source(tmp_path):
+    source = new_folder(tmp_path / "source")
+    source.origin_file.write_text('{"license": "mit"}')
+    write_model_card(source)
+    assert "The weights are under: mit." in source.card_file.read_text()
+    folder = new_folder(tmp_path / "tuned", train=TrainConfig(initialise_from=str(source.path)))
+    for _ in range(2):
+        # The second time from its own note.
+        write_model_card(folder)
+        text = folder.card_file.read_text()
+        assert f"The run started from the weights of `{source.path}`." in text
+        assert "The weights that training started from are under: mit. It may apply to what was made of them." in text
+        source.origin_file.unlink(missing_ok=True)
+    again = new_folder(tmp_path / "again", train=TrainConfig(initialise_from=str(folder.path)))
+    write_model_card(again)
+    text = again.card_file.read_text()
+    assert f"the weights of `{folder.path}` (made from those of `{source.path}`)" in text
+    assert "started from are under: mit" in text
+
+
+def test_the_license_of_the_source_is_noted_beside_a_card_that_is_not_ours(tmp_path):
+    source = new_folder(tmp_path / "source")
+    write_origin(source, Origin("cifar10.pt", SHA256, "cc-by-nc-4.0", 60))
+    folder = new_folder(tmp_path / "tuned", train=TrainConfig(initialise_from=str(source.path)))
+    folder.card_file.write_text("mine\n")
+    assert not write_model_card(folder)
+    source.origin_file.unlink()
+    folder.card_file.unlink()
+    assert write_model_card(folder) and metadata(folder)["license"] == "cc-by-nc-4.0"
+
+
 def test_what_a_card_tells_is_gathered_without_writing(tmp_path):
     source = new_folder(tmp_path / "source")
     write_origin(source, Origin("cifar10.pt", SHA256, "mit", 60))
@@ -249,7 +350,7 @@ def test_a_card_that_cannot_be_written_does_not_end_the_work(tmp_path, monkeypat
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", full)
     keep_model_card(folder, MODEL, told.append)
-    assert told == [f"{folder.card_file}: the model card could not be written (No space left on device)"]
+    assert told == [f"the model card was not written: {folder.card_file}: can't be written (No space left on device)"]
     assert folder.card_file.read_bytes() == before and not list(tmp_path.glob(".*"))
 
 

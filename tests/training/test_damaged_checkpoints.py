@@ -2,6 +2,7 @@
 
 import re
 import resource
+import shutil
 import warnings
 
 import numpy as np
@@ -124,6 +125,29 @@ def test_loading_takes_the_one_before_and_warns(folder, change, kinds):
     assert {float(weight.numpy().max()) for weight in loaded.weights} == {5.0}
     first = warned[0]
     assert "\n" not in warnings.formatwarning(first.message, first.category, first.filename, first.lineno).strip()
+
+
+def test_one_that_was_copied_to_another_step_is_passed_over(folder, model):
+    for file in files_of(folder, 5):
+        shutil.copy(file, file.with_name(file.name.replace("step-5", "step-20")))
+    told = []
+    state = state_of(folder, model)
+    assert state.restore(told.append) == 10 and steps_of(model) == {10.0}
+    assert told == [
+        f"{folder.checkpoints}: passed over step-20 (its files hold the checkpoint of step 5); step-10 is used."
+    ]
+
+
+def test_weights_that_no_step_has_trained_are_loaded_with_a_warning(tmp_path, model):
+    opened = open_for_training(tmp_path / "run", CONFIG)
+    save(state_of(opened, model), model, 0)
+    with pytest.warns(UserWarning, match="step-0 is used, the weights before the first training step"):
+        nvae_tf.load(opened.path)
+    # Those of an imported file whose step is not known are trained.
+    opened.origin_file.write_text('{"source_file": "x.pt", "step": 0}')
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nvae_tf.load(opened.path)
 
 
 def test_nothing_is_told_of_a_folder_that_is_right(folder, model):

@@ -38,6 +38,19 @@ def test_what_is_not_finite_has_grown():
     assert "no spectral norm has tripled, that of" in told
 
 
+def test_what_was_never_finite_has_not_grown_from_nan_to_nan():
+    recent = steps()
+    recent.accepted[:] = False
+    recent.kl_per_group[:, 1] = np.nan
+    # Finite once, and usual is NaN.
+    recent.spectral_norms[0, 1] = np.nan
+    told = told_growth(recent, GROUPS, LAYERS)
+    assert told == (
+        "In the last 20 steps: the KL of group 1 (4x4) was nan 19 steps before the last; the spectral norm of cells[0] "
+        "was nan 19 steps before the last"
+    )
+
+
 def test_refused_steps_do_not_say_what_is_usual():
     recent = steps()
     recent.accepted[4:] = False

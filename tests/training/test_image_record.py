@@ -5,13 +5,14 @@ import types
 import pytest
 
 from nvae_tf.config import ExperimentConfig, TrainConfig
+from nvae_tf.training.image_counts import read_image_counts
 from nvae_tf.training.image_record import check_images_a_step, note_images
 from nvae_tf.training.run import Images, Run
 from nvae_tf.training.strategy import ONE_DEVICE
 
 
-def images(train, test, batch_size=10):
-    parts = Images(None, types.SimpleNamespace(count=train), types.SimpleNamespace(count=test))
+def images(train, test, batch_size=10, held_out=None):
+    parts = Images(None, types.SimpleNamespace(count=train), types.SimpleNamespace(count=test), held_out)
     return Run(ExperimentConfig(train=TrainConfig(batch_size=batch_size)), None, parts, None, None, ONE_DEVICE)
 
 
@@ -43,8 +44,24 @@ def test_the_numbers_of_an_older_version_fit_any_step(tmp_path):
     assert not told and file.read_text() == '{"train": 54, "test": 6, "a_step": 10}\n'
 
 
+@pytest.mark.parametrize("held_out", [True, False])
+def test_how_the_images_were_split_is_noted(held_out, tmp_path):
+    file, told = tmp_path / "images.json", []
+    file.write_text('{"train": 54, "test": 6, "a_step": 10}')
+    note_images(file, images(54, 6, held_out=held_out), told.append)
+    assert not told and read_image_counts(file) == (54, 6, 10, held_out)
+    check_images_a_step(file, images(54, 6, held_out=held_out))
+
+
 @pytest.mark.parametrize(
-    "text", ["{", '{"test": 6}', '{"train": true, "test": 6}', '{"train": 54, "test": 6, "a_step": 0}']
+    "text",
+    [
+        "{",
+        '{"test": 6}',
+        '{"train": true, "test": 6}',
+        '{"train": 54, "test": 6, "a_step": 0}',
+        '{"train": 54, "test": 6, "held_out": 1}',
+    ],
 )
 def test_a_damaged_file_is_named(text, tmp_path):
     file = tmp_path / "images.json"

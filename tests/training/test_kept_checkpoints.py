@@ -62,6 +62,37 @@ def test_now_and_then_one_is_kept_for_good(tmp_path):
     assert saved_steps(tmp_path) == [4, 6, 9]
 
 
+def test_a_clock_that_was_ahead_for_a_while_does_not_end_the_keeping(tmp_path, monkeypatch):
+    begin = time.time()
+    for step in range(13):
+        hours = step / 2 + (1000.0 if step == 3 else 0.0)
+        monkeypatch.setattr(time, "time", lambda hours=hours: begin + hours * HOUR)
+        add(tmp_path, after_a_restart(tmp_path, max(step - 1, 0), keep=1, hours=1.0), step + 1)
+    # 3 was written after an hour, 4 with the clock ahead; from 5 on every hour again.
+    assert saved_steps(tmp_path) == [3, 4, 7, 9, 11, 13]
+
+
+def test_a_list_with_a_time_missing_is_used_with_the_times_of_the_files(tmp_path):
+    add(tmp_path, after_a_restart(tmp_path, 0, keep=3), 1, 2, 3)
+    path = tmp_path / "checkpoint"
+    lines = path.read_text().splitlines()
+    del lines[next(index for index, line in enumerate(lines) if "timestamp" in line)]
+    path.write_text("\n".join(lines))
+    kept = after_a_restart(tmp_path, 3, keep=3)
+    ages = {step: (tmp_path / f"step-{step}.index").stat().st_mtime for step in (1, 2, 3)}
+    assert read_list(tmp_path).written == pytest.approx(ages)
+    add(tmp_path, kept, 4)
+    assert saved_steps(tmp_path) == [2, 3, 4]
+
+
+def test_step_0_is_kept_until_there_is_another(tmp_path):
+    add(tmp_path, after_a_restart(tmp_path, 0, keep=3, hours=0.5), 0)
+    assert saved_steps(tmp_path) == [0]
+    made_older(tmp_path, -1.0)
+    add(tmp_path, after_a_restart(tmp_path, 0, keep=3, hours=0.5), 5)
+    assert saved_steps(tmp_path) == [5] and list(read_list(tmp_path).written) == [5]
+
+
 def test_without_hours_none_is_kept_for_good(tmp_path):
     add(tmp_path, after_a_restart(tmp_path, 0), 1, 2)
     made_older(tmp_path, 1000.0)

@@ -62,6 +62,30 @@ def test_a_file_that_was_destroyed_is_begun_anew(tmp_path, content):
     assert steps(path) == [40, 50] and path.read_text().startswith("step,epoch,")
 
 
+DAMAGES = {
+    "a line twice": (lambda lines: [*lines[:3], lines[2], *lines[3:]], [10, 20, 30], 1),
+    "a line twice, with other numbers": (lambda lines: [*lines, lines[2].replace("0.1", "0.2")], [10, 20, 30], 1),
+    "a second header": (lambda lines: [*lines, lines[0]], [10, 20, 30], 1),
+    "a cut line": (lambda lines: [*lines[:2], lines[2][:40], lines[3]], [10, 30], 1),
+    "no score": (lambda lines: [*lines[:2], lines[2].replace("0.123457", ""), lines[3]], [10, 30], 1),
+    "letters": (lambda lines: [*lines[:2], lines[2].replace("0.1", "0.x", 3), lines[3]], [10, 30], 1),
+    "a quote": (lambda lines: [*lines[:2], lines[2].replace(",0", ',"0', 1), lines[3]], [10, 30], 1),
+    "a long line": (lambda lines: [*lines[:2], "9" * 200_000, *lines[2:]], [10, 20, 30], 1),
+    "a large step": (lambda lines: [*lines, "9" * 5000 + lines[1][2:]], [10, 20, 30], 1),
+    "a carriage return": (lambda lines: [*lines[:2], lines[2].replace(",0", "\r,0", 1), lines[3]], [10, 30], 2),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_and_doubled_lines_are_dropped_and_counted(metrics, tmp_path, damage):
+    change, left, damaged = DAMAGES[damage]
+    path = tmp_path / "metrics.csv"
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n", newline="")
+    assert metrics.keep_until(30) == damaged
+    assert steps(path) == left and metrics.value(30, "test_nelbo_nats") == 0.123457 and metrics.has(20) == (20 in left)
+    assert metrics.keep_until(30) == 0
+
+
 @pytest.fixture
 def older_file(tmp_path):
     """A file of a version that did not know the last column yet."""

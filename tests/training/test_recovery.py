@@ -1,9 +1,13 @@
 """Runs with injected faults: a single bad step, trouble that smaller steps cure, and trouble that nothing cures."""
 
 import csv
+import shutil
 
+import numpy as np
 import pytest
 import tensorflow as tf
+
+import nvae_tf
 
 # Puts something else in place of the loss where CONDITION holds; `count` is the number of the step that is tried.
 INJECTED = """
@@ -36,6 +40,10 @@ def train(commands, tmp_path):
         return commands.run([script, *flags]), tmp_path / "run"
 
     return start
+
+
+def saved_steps(folder):
+    return sorted(file.stem for file in (folder / "checkpoints").glob("step-*.index"))
 
 
 def values_of(folder, step, part):
@@ -88,7 +96,36 @@ def test_a_single_bad_step_costs_one_step(train):
 
 
 @pytest.mark.slow
-def test_trouble_before_the_first_checkpoint_goes_on_where_it_is(train):
-    done, _ = train("(count > 5) & (factor > 0.9)", "float('nan')", train__checkpoint_every_steps=1000)
-    assert done.returncode == 0, done.stderr
-    assert "Back to step 20, with 0.5 of the learning rate." in done.stdout
+def test_divergence_before_the_first_checkpoint_starts_again_with_half_the_rate(train):
+    """The same numbers as of a run that has had half the learning rate from its first step on."""
+    found = []
+    for condition, changes in (
+        ("(count > 5) & (factor > 0.9)", {}),
+        ("count < 0", {"optimizer__learning_rate": 1.5e-2, "optimizer__learning_rate_min": 5e-5}),
+    ):
+        done, folder = train(condition, "float('nan')", train__checkpoint_every_steps=1000, **changes)
+        assert done.returncode == 0, done.stderr
+        assert ("Back to step 0, with 0.5 of the learning rate." in done.stdout) == (not changes)
+        assert saved_steps(folder) == ["step-60"]
+        reader = tf.train.load_checkpoint(str(folder / "checkpoints" / "step-60"))
+        names = [name for name in reader.get_variable_to_shape_map() if name.startswith(("model/", "optimizer/"))]
+        found.append({name: reader.get_tensor(name) for name in names})
+        shutil.rmtree(folder)
+    assert set(found[0]) == set(found[1]) and len(found[0]) > 50
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(found[1][name], value, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_far_too_large_learning_rate_leaves_the_first_weights_and_says_what_is_true(commands, tmp_path):
+    changes = {"optimizer__learning_rate": 1000.0, "train__rollbacks": 1, "train__evaluate_every_steps": 1000}
+    done = commands.run(commands.tiny_training(tmp_path / "run", **changes))
+    assert done.returncode == 2 and done.stdout.count("Back to step 0") == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "their loss or gradients are not finite, after 1 returns" in line
+    assert "The latest checkpoint is that of step 0, where the run began." in line
+    assert "nan to nan" not in line and "limit of inf" not in line
+    assert saved_steps(tmp_path / "run") == ["step-0"]
+    with pytest.warns(UserWarning, match="step-0 is used, the weights before the first training step"):
+        loaded = nvae_tf.load(tmp_path / "run")
+    assert all(np.isfinite(weight.numpy()).all() for weight in loaded.weights)

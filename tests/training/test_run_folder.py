@@ -121,11 +121,16 @@ def test_what_is_missing_is_told(folder, tmp_path):
         nvae_tf.load(new.path)
 
 
-@pytest.mark.parametrize("content", [b'{"model": ', b"\xff\xfe\x80", b'{"architecture": 3}'])
+DAMAGED = [b'{"model": ', b"\xff\xfe\x80", b'{"architecture": 3}', b"[]", b"null", b"[" * 10**5, b'{"model":' * 10**5]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=lambda content: repr(content[:12]))
 def test_a_damaged_config_is_told_with_its_place(folder, content):
     folder.config_file.write_bytes(content)
-    with pytest.raises(ValueError, match="config.json"):
-        nvae_tf.load(folder.path)
+    for use in (nvae_tf.load, lambda path: open_for_training(path, CONFIG)):
+        with pytest.raises(ValueError, match="config.json") as error:
+            use(folder.path)
+        assert "\n" not in str(error.value)
 
 
 def test_an_impossible_config_is_told(folder):
@@ -165,7 +170,7 @@ def with_data(**changes):
 
 
 def test_a_run_goes_on_where_its_images_lie_now(folder):
-    moved = with_data(path="/elsewhere", cache="/decoded", on_bad_file="skip")
+    moved = with_data(path="/elsewhere", cache="/decoded", on_bad_file="skip", max_pixels=10**6)
     open_for_training(folder.path, moved)
     assert folder.config_file.read_text() == config_to_json(moved)
 

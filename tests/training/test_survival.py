@@ -87,8 +87,15 @@ class StartedCommand:
     def wait_for_step(self, workdir, step):
         self.wait_until(lambda: max(saved_steps(workdir), default=0) >= step)
 
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def send(self, number):
+        self._process.send_signal(number)
+
     def kill(self):
-        self._process.send_signal(signal.SIGKILL)
+        self.send(signal.SIGKILL)
         assert self.wait() == -signal.SIGKILL, self.output
 
     def wait(self):
@@ -191,6 +198,26 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_later(commands, who
     process = commands.run(command)
     assert process.returncode == 0 and ", from step 10 on" in process.stdout, process.stderr
     assert_same_run(whole_runs("digits"), copied_run, 40)
+
+
+@pytest.mark.slow
+def test_a_second_training_is_told_who_trains_and_changes_nothing(commands, whole_runs, tmp_path):
+    workdir = tmp_path / "run"
+    command = training(commands, "digits", workdir, **TENS)
+    first = StartedCommand(command, tmp_path / "output")
+    first.wait_for_step(workdir, 10)
+    # It would be at its end before the second has begun.
+    first.send(signal.SIGSTOP)
+    before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
+    second = commands.run(command)
+    assert second.returncode == 2
+    (line,) = [line for line in second.stderr.splitlines() if line.startswith("error:")]
+    assert f"{workdir}: another training writes into this folder: process {first.pid} on " in line
+    assert {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()} == before
+    first.send(signal.SIGCONT)
+    assert first.wait() == 0, first.output
+    assert_same_run(whole_runs("digits"), workdir, 40)
+    assert not (workdir / ".lock").exists()
 
 
 def limit_file_size(size):

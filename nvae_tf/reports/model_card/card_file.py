@@ -34,12 +34,14 @@ def write_model_card(folder: RunFolder, parameters: int | None = None) -> bool:
     file = folder.card_file
     before = file.read_bytes() if file.exists() else None
     kept = b"\n" if before is None else _below_marker(before)
-    if kept is None:
-        return False
     facts = gather(folder, parameters)
     if facts.origin is not None and not folder.origin_file.is_file():
         write_origin(folder, facts.origin)
-    text = f"{front_matter(facts)}\n\n{sections(facts)}\n\n{MARKER}"
+    if kept is None:
+        return False
+    # A name may have the marker in it, on a line of its own: what stands below that is not somebody's.
+    body = sections(facts).replace(MARKER, MARKER.replace("<!--", "<! --"))
+    text = f"{front_matter(facts)}\n\n{body}\n\n{MARKER}"
     # A folder's name may be no text at all.
     content = text.encode("utf-8", errors="replace") + kept
     if content != before:

@@ -27,6 +27,15 @@ class TrainingScore(NamedTuple):
     bits_per_dim: float
 
 
+class LearningRates(NamedTuple):
+    """The learning rate as `metrics.csv` has it: the highest and the last, each with the step after which it was so."""
+
+    highest: float
+    highest_step: int
+    last: float
+    last_step: int
+
+
 @dataclasses.dataclass(frozen=True)
 class RunFacts:
     """What the card is about.
@@ -42,6 +51,7 @@ class RunFacts:
       origin: what is known of the weights' source and license.
       evaluations: those of the test part, then of the training part.
       training_score: the test images' last score in training.
+      learning_rates: what the learning rate really was; None before the first evaluation.
       samples: the newest picture of samples and its step.
     """
 
@@ -55,12 +65,20 @@ class RunFacts:
     origin: Origin | None
     evaluations: tuple[Evaluation, ...]
     training_score: TrainingScore | None
+    learning_rates: LearningRates | None
     samples: tuple[str, int] | None
 
     @property
     def is_imported(self) -> bool:
         """Whether the newest weights are those of a file, as it was imported."""
         return self.origin is not None and self.origin.step is not None and self.origin.step == self.step
+
+    @property
+    def checkpoint(self) -> str:
+        """Which checkpoint the card's commands take, "latest" or "best": that of the scores, if it is still there."""
+        of_scores = [evaluation.made_with.get("checkpoint") for evaluation in self.evaluations if evaluation.scores]
+        wants_best = self.step is None or of_scores[:1] == ["best"]
+        return "best" if wants_best and self.best_step is not None else "latest"
 
 
 def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
@@ -86,6 +104,7 @@ def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
         origin=origin_of_run(folder, config.train.initialise_from),
         evaluations=tuple(filter(None, evaluations)),
         training_score=_training_score(folder.metrics_file),
+        learning_rates=_learning_rates(folder.metrics_file),
         samples=_newest_samples(folder),
     )
 
@@ -99,12 +118,24 @@ def _image_counts(file: pathlib.Path) -> ImageCounts | None:
 
 def _training_score(file: pathlib.Path) -> TrainingScore | None:
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            *_, last = csv.DictReader(lines)
+        *_, last = _rows(file)
         figures = float(last["test_nelbo_nats"]), float(last["test_bits_per_dim"])
         return TrainingScore(int(last["step"]), *figures) if all(map(math.isfinite, figures)) else None
     except (csv.Error, *_UNREADABLE):
         return None
+
+
+def _learning_rates(file: pathlib.Path) -> LearningRates | None:
+    try:
+        rates = [(float(row["learning_rate"]), int(row["step"])) for row in _rows(file)]
+        return LearningRates(*max(rates, key=lambda rate: rate[0]), *rates[-1])
+    except (csv.Error, *_UNREADABLE):
+        return None
+
+
+def _rows(file: pathlib.Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 def _newest_samples(folder: RunFolder) -> tuple[str, int] | None:

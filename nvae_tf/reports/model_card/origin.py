@@ -16,7 +16,8 @@ class Origin:
     A person may write the file too, `{"license": "mit"}`, for weights that were trained here.
 
     Attributes:
-      source_file: the name of the file that they were imported from.
+      source_file: the name of the file that they were imported from, or of the run folder whose weights were the first
+        where a person has stated the license of those.
       sha256: of that file, in hexadecimal digits.
       license: that of the weights: an identifier of the Hugging Face Hub (`mit`), any other name, or an address.
       step: that of the imported checkpoint; None where the run has started from other weights.
@@ -65,7 +66,7 @@ def origin_from_text(text: str) -> Origin:
     """
     try:
         found = json.loads(text)
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"not JSON ({error})") from error
     kinds = typing.get_type_hints(Origin)
     if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
@@ -86,5 +87,6 @@ def origin_of_run(folder: RunFolder, initialise_from: str | None) -> Origin | No
     origin = read_origin(folder)
     if origin is None and initialise_from:
         source = read_origin(RunFolder(pathlib.Path(initialise_from)))
-        origin = source and dataclasses.replace(source, step=None)
+        # A license that was stated for the source's weights is not one of these.
+        origin = source and dataclasses.replace(source, source_file=source.source_file or initialise_from, step=None)
     return origin

@@ -28,7 +28,7 @@ _MADE_WITH = {
     "date": str,
 }
 # Whatever a damaged file, or one of another version, may lead to.
-_UNREADABLE = (AttributeError, LookupError, OSError, TypeError, ValueError)
+_UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,16 +13,18 @@ _LIKELIHOODS = {
     "logistic_mixture": "discretized mixture of logistics",
     "normal": "soft-clamped Normal, a density on [-1, 1]: scores of other likelihoods can't be compared with it",
 }
+# Sources that hold images out where there is no test part.
+_MAY_HOLD_OUT = ("auto", "arrays", "folder")
 _USE = """import nvae_tf
 
-model = nvae_tf.load({place})
+model = nvae_tf.load({place}{checkpoint})
 images = model.generate(16, temperature=0.7, seed=1)  # [16, {height}, {width}, {channels}] in [0, 1]
 latents = model.encode(images, seed=1)
 nats = model.score(images, importance_samples=100, seed=1)"""
-_COMMANDS = """python -m train.generate --workdir={workdir} --output=samples.png
-python -m train.evaluate --workdir={workdir}
-python -m export.export_saved_model --workdir={workdir} --output=saved_model
-python -m export.export_tflite --workdir={workdir} --output=decode.tflite --signature=decode"""
+_COMMANDS = """python -m train.generate {run} --output=samples.png
+python -m train.evaluate {run}
+python -m export.export_saved_model {run} --output=saved_model
+python -m export.export_tflite {run} --output=decode.tflite --signature=decode"""
 _CITATION = """@inproceedings{vahdat2020nvae,
   title     = {{NVAE}: A Deep Hierarchical Variational Autoencoder},
   author    = {Vahdat, Arash and Kautz, Jan},
@@ -89,8 +91,9 @@ def _model(facts: RunFacts) -> str:
 def _use(facts: RunFacts) -> str:
     model = facts.config.model
     size = {"height": model.image_height, "width": model.image_width, "channels": model.image_channels}
-    use = _USE.format(place=ascii(facts.name), **size)
-    commands = _COMMANDS.format(workdir=shlex.quote(facts.name))
+    checkpoint = ', checkpoint="best"' if facts.checkpoint == "best" else ""
+    use = _USE.format(place=ascii(facts.name), checkpoint=checkpoint, **size)
+    commands = _COMMANDS.format(run=f"--workdir={shlex.quote(facts.name)} --checkpoint={facts.checkpoint}")
     return paragraphs(
         f"With `nvae_tf` installed, and this folder as {code(facts.name)}:",
         code_block(use, "python"),
@@ -107,7 +110,7 @@ def _data(facts: RunFacts) -> str:
     if facts.images is not None:
         counts = f"{facts.images.train:,} for training, {facts.images.test:,} for testing"
         rows.append(["images", counts])
-    rows.append(["parts", f"{code(data.train_split)} for training, {code(data.test_split)} for testing"])
+    rows.append(["parts", _parts(facts)])
     steps = []
     if data.stacked_images > 1:
         steps.append(f"{data.stacked_images} images drawn at random are the channels of one")
@@ -127,6 +130,18 @@ def _data(facts: RunFacts) -> str:
     return table(["", ""], rows)
 
 
+def _parts(facts: RunFacts) -> str:
+    """How the images were split, which `images.json` says since runs note it."""
+    data, held_out = facts.config.data, facts.images and facts.images.held_out
+    drawn = f"{data.test_fraction:g} of the images, drawn at random (seed {data.split_seed}), for testing"
+    if held_out:
+        return f"{drawn}, the others for training: the source has no parts of its own"
+    own = f"{code(data.train_split)} for training, {code(data.test_split)} for testing"
+    if held_out is None and data.source in _MAY_HOLD_OUT:
+        return f"{own}, or, if the source has no such parts, {drawn}"
+    return own
+
+
 def _training(facts: RunFacts) -> str:
     origin, config = facts.origin, facts.config
     if facts.is_imported:
@@ -142,11 +157,7 @@ def _training(facts: RunFacts) -> str:
         ["steps", f"{objective.total_steps:,}" + _reached(facts)],
         ["images a step", _images_a_step(facts)],
         ["optimizer", f"Adamax, weight decay {optimizer.weight_decay:g}"],
-        [
-            "learning rate",
-            f"{optimizer.learning_rate:g}, after a warm-up (epochs: {optimizer.warmup_epochs:g}) falling as a cosine "
-            f"to {optimizer.learning_rate_min:g}",
-        ],
+        ["learning rate", _learning_rate(facts)],
         ["KL warm-up", f"over {objective.kl_anneal_portion:g} of the steps"],
         ["spectral and batch-norm regularisation", f"{objective.regularisation:g}"],
         ["running mean of the weights", f"{optimizer.ema_momentum:g}" if optimizer.ema_momentum else "none"],
@@ -154,6 +165,20 @@ def _training(facts: RunFacts) -> str:
         ["seed", str(train.seed)],
     ]
     return paragraphs(source, table(["", ""], rows), "All settings are in [config.json](config.json).")
+
+
+def _learning_rate(facts: RunFacts) -> str:
+    """As it was set, and as it was: a run may end before its warm-up, or go on with half the rate."""
+    optimizer, rates = facts.config.optimizer, facts.learning_rates
+    epochs = "" if optimizer.warmup_epochs is None else f" (epochs: {optimizer.warmup_epochs:g})"
+    rate, least = optimizer.learning_rate, optimizer.learning_rate_min
+    words = f"set to {rate:g}, after a warm-up{epochs} falling as a cosine to {least:g}"
+    if rates is None:
+        return words
+    return (
+        f"{words}; in [metrics.csv](metrics.csv) it is {rates.highest:g} at most, after step {rates.highest_step:,}, "
+        f"and {rates.last:g} in the end, after step {rates.last_step:,}"
+    )
 
 
 def _reached(facts: RunFacts) -> str:
@@ -171,10 +196,12 @@ def _images_a_step(facts: RunFacts) -> str:
 
 def _first_origin(facts: RunFacts) -> str:
     """Where the weights came from that a run started with, in words that follow others."""
-    if facts.origin is None or not facts.origin.source_file:
+    origin = facts.origin
+    if origin is None or origin.source_file in (None, facts.config.train.initialise_from):
         return ""
-    sha256 = f", SHA-256 {code(facts.origin.sha256)}" if facts.origin.sha256 else ""
-    return f" (imported from {code(facts.origin.source_file)}{sha256})"
+    if not origin.sha256:
+        return f" (made from those of {code(origin.source_file)})"
+    return f" (imported from {code(origin.source_file)}, SHA-256 {code(origin.sha256)})"
 
 
 def _license(facts: RunFacts) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nvae_tf.evaluation.bound_rows import bound_rows, effective_samples_line
-from nvae_tf.evaluation.kl_heat_map.kl_heat_map import kl_heat_map
+from nvae_tf.evaluation.kl_heat_map import kl_heat_map
 from nvae_tf.generation.status import at_temperature
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.reports.page.markup import command, escaped, paragraph, picture, table

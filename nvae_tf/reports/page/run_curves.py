@@ -36,8 +36,8 @@ class GroupCurves(NamedTuple):
 
 
 def read_metrics(file: pathlib.Path) -> dict[str, Curve]:
-    """The columns of `metrics.csv`; what is no number is NaN. None where the file is missing or of another kind."""
-    with contextlib.suppress(OSError):
+    """The columns of `metrics.csv`; what is no number is NaN. None where the file is missing or another kind."""
+    with contextlib.suppress(OSError, ValueError, csv.Error):
         text = file.read_text(encoding="utf-8", errors="replace")
         # What a running training is writing has no end of line yet.
         reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))

@@ -1,0 +1,126 @@
+"""`--config`: files of one's own with whatever is wrong in them, and the settings of another run."""
+
+import json
+
+import pytest
+
+from configs import digits
+from configs.common import completed_config
+from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, experiment_config, resolve_lengths
+from nvae_tf.data.completion import complete_config
+from train.config_file import load_settings
+
+DIGITS = resolve_lengths(experiment_config(digits.get_config()), 11, 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\ndef get_config(:\n", "line 2: SyntaxError: invalid syntax"),
+        ("def get_config():\n  x = 1\n    y = 2\n", "line 3: IndentationError: unexpected indent"),
+        ("x = 1\nimport no_such_module\n", "line 2: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("\ndef get_config():\n    return misspelt\n", "line 3: NameError: name 'misspelt' is not defined"),
+        ("def get_config():\n    raise ValueError('a\\nb')\n", "line 2: ValueError: a b"),
+        # Raised in a library: the line that called it.
+        (
+            "from configs.digits import get_config as base\n\ndef get_config():\n    config = base()\n"
+            "    config.train.batch_size = 'many'\n",
+            "line 5: TypeError: Could not override field 'batch_size'",
+        ),
+        ("\n\ndef get_config():\n    return 5\n", "line 3: get_config returns 5, not settings: an ml_collections"),
+        ("def get_config():\n    pass\n", "line 1: get_config returns None, not settings"),
+        ("def get_config(name):\n    return {}\n", "line 1: TypeError: get_config() missing 1 required positional"),
+        ("def get_config():\n    return {'trian': {}}\n", "line 1: setting trian = 'trian': no such setting"),
+        (
+            "def get_config():\n    return {'train': 5}\n",
+            "line 1: train is a group of settings, not the single",
+        ),
+        ("config = {}\n", "has no function get_config"),
+        ("\0", "null bytes"),
+    ],
+)
+def test_what_is_wrong_with_a_python_file_is_one_line_with_its_number(tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        load_settings(str(file))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_error_in_another_file_names_that_one(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_helper.py").write_text("\n)\n")
+    (tmp_path / "mine.py").write_text("import my_helper\n")
+    with pytest.raises(ValueError, match=r"my_helper\.py, line 2: SyntaxError: unmatched '\)'"):
+        load_settings(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (config_to_json(DIGITS)[:-40], "config.json is not valid JSON ("),
+        ('{"trian": {}}', "did you mean 'train'"),
+        ('{"train": {"batch_size": 0}}', "train.batch_size = 0: must be at least 1"),
+        ("[]", ""),
+        ("null", ""),
+        ("[" * 100_000, ""),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_one_line(tmp_path, text, message):
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        load_settings(str(file))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_settings_of_another_run(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(config_to_json(DIGITS))
+    settings = load_settings(str(file))
+    assert resolve_lengths(complete_config(settings), 11, 1000) == DIGITS
+    # As with a preset: the model follows the data, and what is None can be set.
+    settings.lock()
+    settings.data.num_bits, settings.data.height, settings.data.path = 5, 12, "somewhere"
+    config = experiment_config(settings)
+    assert (config.model.num_bits, config.model.image_height, config.data.path) == (5, 12, "somewhere")
+
+
+def test_a_file_that_leaves_settings_out_has_the_defaults(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def get_config(steps='5'):\n    return {'train': {'steps': int(steps)}, 'data': {'path': None}}\n")
+    assert load_settings(f"{file}:7").train.steps == 7
+    settings = load_settings(str(file))
+    expected = config_to_dict(ExperimentConfig())
+    expected["train"]["steps"] = 5
+    assert complete_config(settings) == experiment_config(expected)
+    settings.data.path, settings.data.num_bits, settings.model.num_flows = "somewhere", 5, 3
+    config = complete_config(settings)
+    assert (config.data.path, config.model.num_bits, config.model.num_flows) == ("somewhere", 5, 3)
+    assert completed_config(settings) == settings
+
+
+def test_a_command_says_what_is_wrong_in_one_line(commands, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def get_config():\n    return 5\n")
+    for path, message in (
+        (file, "mine.py: line 1: get_config returns 5"),
+        (tmp_path, f"--config={tmp_path}: a folder"),
+    ):
+        process = commands.run(["-m", "train.main", f"--config={path}", f"--workdir={tmp_path / 'run'}"])
+        assert process.returncode == 2 and not process.stdout
+        (line,) = process.stderr.splitlines()
+        assert line.startswith("error: ") and message in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_with_the_settings_of_another(commands, finished_run, tmp_path):
+    config = f"--config={finished_run[0] / 'config.json'}"
+    process = commands.run(["-m", "train.main", config, f"--workdir={finished_run[0]}"])
+    assert process.returncode == 0 and "a finished run" in process.stdout, process.stderr
+    process = commands.run(["-m", "train.main", config, f"--workdir={tmp_path / 'new'}", "--config.train.steps=20"])
+    assert process.returncode == 0 and "step 20/20" in process.stdout, process.stderr
+    before, now = (json.loads((folder / "config.json").read_text()) for folder in (finished_run[0], tmp_path / "new"))
+    before["train"]["steps"] = before["objective"]["total_steps"] = 20
+    assert now == before

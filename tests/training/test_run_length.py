@@ -1,0 +1,70 @@
+"""Settings that follow from the length of a run: new ones, those of a run that is continued, and warnings."""
+
+import dataclasses
+import json
+
+import pytest
+
+from nvae_tf.config import ExperimentConfig, OptimizerConfig, TrainConfig
+from nvae_tf.train_config import INTERVALS
+from nvae_tf.training.run import RunLength, length_warnings, with_length
+from nvae_tf.training.run_folder import open_for_training
+
+
+def found(config):
+    intervals = {getattr(config.train, name) for name in INTERVALS}
+    return round(config.optimizer.warmup_epochs, 9), *sorted(intervals)
+
+
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "total_steps", "expected"),
+    [
+        (100, 40_000, (5.0, 1000)),
+        (100, 10_000, (5.0, 1000)),
+        # A tenth of the run is shorter than what is usual.
+        (100, 4_000, (4.0, 400)),
+        (100, 105, (0.1, 10)),
+        (7, 25, (0.285714286, 10)),
+        # No warm-up of one step; no ten evaluations of a run of some steps.
+        (100, 19, (0.0, 10)),
+        (1, 4, (0.0, 4)),
+    ],
+)
+def test_what_is_not_set_scales_with_the_run(steps_per_epoch, total_steps, expected):
+    config = with_length(ExperimentConfig(), RunLength(steps_per_epoch, total_steps))
+    assert found(config) == expected and config.objective.total_steps == total_steps
+    assert length_warnings(config, RunLength(steps_per_epoch, total_steps)) == []
+
+
+def test_what_is_set_stays():
+    train = TrainConfig(evaluate_every_steps=70, sample_every_steps=80, checkpoint_every_steps=90)
+    config = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=0.0), train=train)
+    assert found(with_length(config, RunLength(10, 100))) == (0.0, 70, 80, 90)
+
+
+def test_a_run_that_goes_on_keeps_its_settings(tmp_path):
+    begun = with_length(ExperimentConfig(), RunLength(10, 100), tmp_path)
+    assert found(begun) == (1.0, 10)
+    # An older version wrote these, whatever the length.
+    old = dataclasses.replace(begun, optimizer=OptimizerConfig(warmup_epochs=5.0))
+    old = dataclasses.replace(old, train=TrainConfig(**dict.fromkeys(INTERVALS, 1000)))
+    folder = open_for_training(tmp_path / "old", old)
+    before = folder.config_file.read_bytes()
+    now = with_length(ExperimentConfig(), RunLength(10, 100), folder.path)
+    assert now == old and open_for_training(folder.path, now) and folder.config_file.read_bytes() == before
+    # Longer: its warm-up may be over, but it need not be evaluated as often.
+    folder = open_for_training(tmp_path / "new", begun)
+    longer = with_length(ExperimentConfig(), RunLength(10, 4000), folder.path)
+    assert found(longer) == (1.0, 400) and open_for_training(folder.path, longer)
+    assert json.loads(folder.config_file.read_text())["train"]["evaluate_every_steps"] == 400
+
+
+def test_what_can_not_work_is_warned_about_in_one_line_each():
+    length = RunLength(10, 40)
+    config = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=5.0), train=TrainConfig(evaluate_every_steps=41))
+    warmup, evaluation = length_warnings(with_length(config, length), length)
+    assert "optimizer.warmup_epochs = 5 is 50 steps, more than the run's 40: the learning rate never reaches" in warmup
+    assert "Set at most 0.4," in warmup and "train.evaluate_every_steps = 41 is more than" in evaluation
+    assert "\n" not in warmup + evaluation
+    exact = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=4.0), train=TrainConfig(evaluate_every_steps=40))
+    assert length_warnings(with_length(exact, length), length) == []
