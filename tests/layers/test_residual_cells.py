@@ -157,13 +157,6 @@ def test_a_cell_is_skip_plus_a_tenth_of_the_gated_branch(change, squeeze_excite,
     np.testing.assert_allclose(outputs, skipped + 0.1 * residual, rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture(params=[True, False], ids=["compiled", "operations"])
-def form(request, monkeypatch):
-    """The backward pass for one CPU, and that for all else."""
-    monkeypatch.setattr(cpu_kernels, "on_one_cpu", lambda: request.param)
-
-
-@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("kernel_size", "upsampling"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("policy", TOLERANCES)
 def test_swish_convolution_and_its_gradients(policy, upsampling, kernel_size, normal, shaken):
@@ -195,8 +188,9 @@ def test_swish_convolution_and_its_gradients(policy, upsampling, kernel_size, no
         np.testing.assert_allclose(value, target, atol=TOLERANCES[policy] * np.max(np.abs(target)))
 
 
-@pytest.mark.usefixtures("form")
-def test_swish_convolution_keeps_only_its_inputs_for_the_backward_pass():
+@pytest.mark.parametrize("one_cpu", [True, False], ids=["one CPU", "all else"])
+def test_swish_convolution_keeps_only_its_inputs_for_the_backward_pass(one_cpu, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "on_one_cpu", lambda: one_cpu)
     count, shape = 6, (8, 32, 32, 8)
     layer = SwishConvolution(StackedConvolution(count, 8, 8, 1))
 
