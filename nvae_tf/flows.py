@@ -37,61 +37,31 @@ def causal_mask(size: int, channels_in: int, channels_out: int, strict: bool, mi
 class FlowCells(StackedLayer):
     """`count` masked cells `z - m(z)` on latents `[batch, height, width, channels]`."""
 
-    def __init__(self, count: int, channels: int, mirrored: bool, **kwargs):
+    def __init__(self, count: int, channels: int, mirrored: bool, dtype=None):
+        def masked(channels_in: int, channels_out: int, size: int, strict: bool = False, groups: int = 1, **settings):
+            mask = causal_mask(size, channels_in // groups, channels_out, strict, mirrored)
+            settings = {"groups": groups, "mask": mask, "dtype": dtype, **settings}
+            return StackedConvolution(count, channels_in, channels_out, size, **settings)
+
         hidden = HIDDEN_MULTIPLE * channels
-        shared = {"dtype": kwargs.get("dtype")}
         parts = [
-            StackedConvolution(
-                count,
-                channels,
-                hidden,
-                3,
-                use_bias=False,
-                mask=causal_mask(3, channels, hidden, True, mirrored),
-                **shared,
-            ),
-            StackedConvolution(
-                count,
-                hidden,
-                hidden,
-                5,
-                groups=hidden,
-                use_bias=False,
-                mask=causal_mask(5, 1, hidden, False, mirrored),
-                **shared,
-            ),
-            StackedConvolution(
-                count,
-                hidden,
-                channels,
-                1,
-                mask=causal_mask(1, hidden, channels, False, mirrored),
-                log_norm_offset=-math.log(10.0),
-                **shared,
-            ),
+            masked(channels, hidden, 3, strict=True, use_bias=False),
+            masked(hidden, hidden, 5, groups=hidden, use_bias=False),
+            masked(hidden, channels, 1, log_norm_offset=-math.log(10.0)),
         ]
-        super().__init__(count, parts, **kwargs)
+        super().__init__(count, parts, dtype=dtype)
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """One cell; float32 in, float32 out, whatever the compute type."""
-        first, depthwise, last = (
-            lambda x, part=part, slice_=slice_: part.apply_slice(slice_, x, records)
-            for part, slice_ in zip(self.parts, weights, strict=True)
-        )
-        hidden = tf.nn.elu(first(tf.cast(inputs, self.compute_dtype)))
-        shift = last(tf.nn.elu(tf.nn.elu(depthwise(hidden))))
-        return inputs - tf.cast(shift, inputs.dtype)
+        first, depthwise, last = self.parts
+        hidden = tf.nn.elu(first.apply_slice(weights[0], tf.cast(inputs, self.compute_dtype), records))
+        hidden = tf.nn.elu(tf.nn.elu(depthwise.apply_slice(weights[1], hidden, records)))
+        return inputs - tf.cast(last.apply_slice(weights[2], hidden, records), inputs.dtype)
 
 
 class FlowPairs(StackedLayer):
-    """`count` pairs of cells, the second of each with the mirrored mask."""
+    """`count` pairs of cells on `[batch, height, width, channels]`, the second of each with the mirrored mask."""
 
-    def __init__(self, count: int, channels: int, **kwargs):
-        cells = [FlowCells(count, channels, mirrored, dtype=kwargs.get("dtype")) for mirrored in (False, True)]
-        super().__init__(count, cells, **kwargs)
-
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """One pair on `[batch, height, width, channels]`."""
-        for cell, slice_ in zip(self.parts, weights, strict=True):
-            inputs = cell.apply_slice(slice_, inputs, records)
-        return inputs
+    def __init__(self, count: int, channels: int, dtype=None):
+        cells = [FlowCells(count, channels, mirrored, dtype=dtype) for mirrored in (False, True)]
+        super().__init__(count, cells, dtype=dtype)

@@ -32,8 +32,8 @@ ARROWS = {
     "command_line": SETTINGS | {"errors", "files", "presets"},
     "train_config": {"setting_checks"},
     "latent_plan": {"config", "setting_checks"},
-    "layers": {"latent_plan", "replicas", "setting_checks"},  # the plan's words for a cell: plain data
-    "distributions": {"layers"},  # its sums in a fixed order
+    "layers": {"latent_plan", "replicas"},  # the plan's words for a cell: plain data
+    "distributions": {"layers", "setting_checks"},  # of the layers only `fan_out`
     "flows": {"layers"},
     "objective": SETTINGS | {"layers", "distributions", "replicas"},
     "optimization": set(),

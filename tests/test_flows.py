@@ -111,11 +111,7 @@ def test_a_cell_against_its_formula(mirrored, latent):
 
 def test_the_convolutions_of_a_cell(mirrored):
     cell = FlowCells(2, 3, mirrored)
-    assert [tuple(part.kernel.shape) for part in cell.parts] == [
-        (2, 3, 3, 3, 18),
-        (2, 5, 5, 1, 18),
-        (2, 1, 1, 18, 3),
-    ]
+    assert [tuple(part.kernel.shape) for part in cell.parts] == [(2, 3, 3, 3, 18), (2, 5, 5, 1, 18), (2, 1, 1, 18, 3)]
     assert [part.bias is None for part in cell.parts] == [True, True, False]
     for part, channels_in, strict, factor in zip(
         cell.parts, (3, 1, 18), (True, False, False), (1.0, 1.0, 0.1), strict=True

@@ -32,25 +32,13 @@ def num_mixture_parameters(channels: int, num_mixtures: int) -> int:
     return num_mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
 
 
-def channels_of_width(width: int, num_mixtures: int) -> int:
-    """The number of image channels for which a network's output is `width` numbers a pixel."""
-    widths = {num_mixture_parameters(channels, num_mixtures): channels for channels in range(1, MAXIMUM_CHANNELS + 1)}
-    if width not in widths:
-        raise ValueError(
-            f"No mixture of {num_mixtures} logistics has {width} parameters a pixel; "
-            f"1 to {MAXIMUM_CHANNELS} channels have {', '.join(map(str, widths))}."
-        )
-    return widths[width]
-
-
 def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures: int) -> tuple[tf.Tensor, ...]:
     """Cuts a network's output `[..., num_mixture_parameters(C, M)]` into constrained parameters of M logistics.
 
-    The last axis holds M logits first. For RGB the rest is the published layout, channel after channel:
-    M means, M log-scales, M coefficients, so that the coefficient rows c0, c1, c2 (green from red, blue from
-    red, blue from green) are the three channels' in order. For 1, 2 and 4 channels, which the published model
-    does not have: channel after channel M means, M log-scales; then all C(C-1)/2 coefficient rows of M,
-    row by row of the strict lower triangle.
+    The last axis holds M logits first. For RGB the rest is the published layout, channel after channel: M means, M
+    log-scales, M coefficients, so that the coefficient rows (green from red, blue from red, blue from green) are the
+    three channels' in order. For 1, 2 and 4 channels, which the published model does not have: channel after channel M
+    means, M log-scales; then all C(C-1)/2 coefficient rows of M, row by row of the strict lower triangle.
 
     Returns:
       In float32, on the [-1, 1] pixel scale: mixture logits `[..., M]`, means `[..., C, M]`, log-scales `[..., C, M]`,
@@ -98,13 +86,22 @@ class DiscretizedLogisticMixture(tfd.Distribution):
 
     Samples are continuous in [0, 1], not rounded to the grid, as published. `mean` is not the exact mean but
     the published one: each channel in turn from softmax-weighted means and coefficients, clamped to [-1, 1].
-
-    All computation is in float32. Wrap it in `tfd.Independent(..., 2)` for whole images.
+    All computation is in float32.
 
     Example:
       parameters = tf.zeros([8, 32, 32, 100])    # 10 components, RGB
       pixels = DiscretizedLogisticMixture.from_parameters(parameters, channels=3, num_mixtures=10)
       pixels.log_prob(images)                    # [8, 32, 32], nats a pixel, for images [8, 32, 32, 3]
+
+    Args:
+      mixture_logits: `[..., M]`, unnormalized log-weights of the M components.
+      means: `[..., C, M]`, on the [-1, 1] scale.
+      log_scales: `[..., C, M]`, of the logistics on the [-1, 1] scale. -7 and above is safe in float32.
+      coefficients: `[..., C(C-1)/2, M]`, row by row of the strict lower triangle.
+      temperature: divides the mixture logits and multiplies the scales; scalar or shaped as the batch.
+      num_bits: bits a channel, 1 to 8.
+      exact_edges: False for published scores, True for the mass that sums to 1.
+      name: name of the operations.
     """
 
     def __init__(
@@ -118,19 +115,6 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         exact_edges: bool = False,
         name: str = "DiscretizedLogisticMixture",
     ):
-        """Builds the distribution from constrained parameters; `from_parameters` takes a network's output.
-
-        Args:
-          mixture_logits: `[..., M]`, unnormalized log-weights of the M components.
-          means: `[..., C, M]`, on the [-1, 1] scale.
-          log_scales: `[..., C, M]`, of the logistics on the [-1, 1] scale. -7 and above is safe in float32.
-          coefficients: `[..., C(C-1)/2, M]`, row by row of the strict lower triangle: for RGB green from red,
-            blue from red, blue from green. Zero rows for one channel.
-          temperature: divides the mixture logits and multiplies the scales; scalar or shaped as the batch.
-          num_bits: bits a channel, 1 to 8.
-          exact_edges: False for published scores, True for the mass that sums to 1.
-          name: name of the operations.
-        """
         parameters = dict(locals())
         if not 1 <= num_bits <= MAXIMUM_BITS:
             raise ValueError(f"num_bits must be from 1 to {MAXIMUM_BITS}, got {num_bits}.")
@@ -174,14 +158,8 @@ class DiscretizedLogisticMixture(tfd.Distribution):
 
     @classmethod
     def _parameter_properties(cls, dtype, num_classes=None):
-        del dtype, num_classes
-        return {
-            "mixture_logits": tfp.util.ParameterProperties(event_ndims=1),
-            "means": tfp.util.ParameterProperties(event_ndims=2),
-            "log_scales": tfp.util.ParameterProperties(event_ndims=2),
-            "coefficients": tfp.util.ParameterProperties(event_ndims=2),
-            "temperature": tfp.util.ParameterProperties(event_ndims=0),
-        }
+        event_ndims = {"mixture_logits": 1, "means": 2, "log_scales": 2, "coefficients": 2, "temperature": 0}
+        return {name: tfp.util.ParameterProperties(event_ndims=ndims) for name, ndims in event_ndims.items()}
 
     def _event_shape(self) -> tf.TensorShape:
         return tf.TensorShape([self._channels])

@@ -1,131 +1,82 @@
-"""The likelihoods p(x | z) of whole images, by name, behind one interface."""
+"""The likelihood p(x | z) of whole images, by name."""
 
 import dataclasses
-import difflib
-from typing import Protocol
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.distributions.discretized_logistic_mixture import (
-    DiscretizedLogisticMixture,
-    channels_of_width,
-    num_mixture_parameters,
-)
+from nvae_tf.distributions.discretized_logistic_mixture import DiscretizedLogisticMixture, num_mixture_parameters
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
+from nvae_tf.setting_checks import check_choice
 
 tfd = tfp.distributions
 
-
-class ImageLikelihood(Protocol):
-    """What a decoder's last layer and its users need of a likelihood."""
-
-    def num_parameters(self, channels: int) -> int:
-        """How many numbers a pixel the decoder must give for images of that many channels."""
-
-    def distribution(self, parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> tfd.Distribution:
-        """The distribution over images `[H, W, C]` in [0, 1].
-
-        Args:
-          parameters: `[..., H, W, num_parameters(C)]`, any floating type; computed in float32.
-          temperature: above 0; below 1 narrows the distribution.
-
-        Returns:
-          A distribution with event shape `[H, W, C]`: `log_prob(images)` is in nats an image, `mean()` and
-          `sample(seed=...)` are images in [0, 1].
-        """
+LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 
 
 @dataclasses.dataclass(frozen=True)
-class BernoulliLikelihood(ImageLikelihood):
-    """Binary images: an independent Bernoulli a value, from logits. Temperature divides the logits."""
+class ImageLikelihood:
+    """Distributions of images with C channels in [0, 1], from a decoder's output.
 
-    def num_parameters(self, channels: int) -> int:
-        return channels
+    Attributes:
+      name: `bernoulli`: an independent Bernoulli a value, from logits, which the temperature divides;
+        `logistic_mixture`: a `DiscretizedLogisticMixture` a pixel, of 1 to 4 channels on `2^num_bits` levels;
+        `normal`: a `PixelNormal` a value, from C means, then C log standard deviations; a density, for data that need
+        no exact bits per dimension.
+      channels: C.
+      num_mixtures: components a pixel of the mixture.
+      num_bits: bits a channel of the mixture, 1 to 8.
+      exact_edges: of the mixture; False for published scores, True for a mass that sums to 1.
+    """
 
-    def distribution(self, parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> tfd.Distribution:
-        _check_temperature(temperature)
-        logits = tf.cast(parameters, tf.float32) / tf.cast(temperature, tf.float32)
-        return tfd.Independent(tfd.Bernoulli(logits=logits, dtype=tf.float32), 3)
-
-
-@dataclasses.dataclass(frozen=True)
-class LogisticMixtureLikelihood(ImageLikelihood):
-    """Images of 1 to 4 channels on `2^num_bits` levels: a `DiscretizedLogisticMixture` a pixel."""
-
+    name: str
+    channels: int
     num_mixtures: int = 10
     num_bits: int = 8
     exact_edges: bool = False
 
-    def num_parameters(self, channels: int) -> int:
-        return num_mixture_parameters(channels, self.num_mixtures)
+    def __post_init__(self):
+        check_choice("likelihood", self.name, LIKELIHOODS)
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers a pixel the decoder must give."""
+        if self.name == "logistic_mixture":
+            return num_mixture_parameters(self.channels, self.num_mixtures)
+        return self.channels if self.name == "bernoulli" else 2 * self.channels
 
     def distribution(self, parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> tfd.Distribution:
-        _check_temperature(temperature)
-        pixels = DiscretizedLogisticMixture.from_parameters(
-            parameters,
-            channels=channels_of_width(parameters.shape[-1], self.num_mixtures),
-            temperature=temperature,
-            **dataclasses.asdict(self),
-        )
-        return tfd.Independent(pixels, 2)
+        """The distribution with event shape `[H, W, C]` for parameters `[..., H, W, num_parameters]` of any type.
 
-
-@dataclasses.dataclass(frozen=True)
-class NormalLikelihood(ImageLikelihood):
-    """A soft-clamped Normal a value: a `PixelNormal`, a density, for data that need no exact bits per dimension.
-
-    The parameters of a pixel are C means, then C log standard deviations. Temperature multiplies the standard
-    deviation.
-    """
-
-    def num_parameters(self, channels: int) -> int:
-        return 2 * channels
-
-    def distribution(self, parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> tfd.Distribution:
-        _check_temperature(temperature)
-        if parameters.shape[-1] % 2:
+        `log_prob(images)` is in nats an image, `mean()` and `sample(seed=...)` are images in [0, 1], all in float32.
+        A temperature below 1 narrows the distribution.
+        """
+        if isinstance(temperature, (int, float)) and not temperature > 0:
+            raise ValueError(f"The temperature of an image likelihood must be above 0, got {temperature}.")
+        if parameters.shape[-1] != self.num_parameters:
             raise ValueError(
-                f"The normal likelihood needs C means and C log-scales in the last axis, got shape {parameters.shape}."
+                f"The {self.name} likelihood of {self.channels} channels needs {self.num_parameters} parameters a "
+                f"pixel, which the last axis of shape {parameters.shape} does not have."
             )
-        return tfd.Independent(PixelNormal(*tf.split(parameters, 2, axis=-1), temperature), 3)
-
-
-IMAGE_LIKELIHOODS: dict[str, type[ImageLikelihood]] = {
-    "bernoulli": BernoulliLikelihood,
-    "logistic_mixture": LogisticMixtureLikelihood,
-    "normal": NormalLikelihood,
-}
-
-
-def image_likelihood(
-    name: str, num_mixtures: int = 10, num_bits: int = 8, exact_edges: bool = False
-) -> ImageLikelihood:
-    """The likelihood called `name`, one of `IMAGE_LIKELIHOODS`, with those of the settings that it has."""
-    if name not in IMAGE_LIKELIHOODS:
-        nearest = difflib.get_close_matches(name, IMAGE_LIKELIHOODS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"Unknown image likelihood {name!r}; did you mean {nearest!r}? There are {', '.join(IMAGE_LIKELIHOODS)}."
-        )
-    if name == "logistic_mixture":
-        return LogisticMixtureLikelihood(num_mixtures, num_bits, exact_edges)
-    return IMAGE_LIKELIHOODS[name]()
+        if self.name == "bernoulli":
+            logits = tf.cast(parameters, tf.float32) / tf.cast(temperature, tf.float32)
+            return tfd.Independent(tfd.Bernoulli(logits=logits, dtype=tf.float32), 3)
+        if self.name == "normal":
+            return tfd.Independent(PixelNormal(*tf.split(parameters, 2, axis=-1), temperature), 3)
+        mixture = self.num_mixtures, temperature, self.num_bits, self.exact_edges
+        return tfd.Independent(DiscretizedLogisticMixture.from_parameters(parameters, self.channels, *mixture), 2)
 
 
 class PixelNormal(tfd.Distribution):
-    """Values x in [0, 1] with a soft-clamped Normal density on `2x - 1`.
+    """Values x in [0, 1] with the density of a `soft_clamped_normal(loc, log_scale, temperature)` on `2x - 1`.
 
     `log_prob` is the density *on the [-1, 1] scale*, as published: without the log 2 a value that the change
     of scale would add, so it is neither a density over [0, 1] nor a mass. Samples and the mean are mapped to
-    [0, 1] and clipped. `loc` and `log_scale` are mean and log standard deviation before clamping, on the [-1, 1] scale.
+    [0, 1] and clipped.
     """
 
     def __init__(
-        self,
-        loc: tf.Tensor,
-        log_scale: tf.Tensor,
-        temperature: float | tf.Tensor = 1.0,
-        name: str = "PixelNormal",
+        self, loc: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor = 1.0, name: str = "PixelNormal"
     ):
         parameters = dict(locals())
         with tf.name_scope(name) as name:
@@ -141,7 +92,6 @@ class PixelNormal(tfd.Distribution):
 
     @classmethod
     def _parameter_properties(cls, dtype, num_classes=None):
-        del dtype, num_classes
         return {name: tfp.util.ParameterProperties() for name in ("loc", "log_scale", "temperature")}
 
     def _event_shape(self) -> tf.TensorShape:
@@ -154,17 +104,7 @@ class PixelNormal(tfd.Distribution):
         return self._normal.log_prob(2.0 * tf.cast(value, tf.float32) - 1.0)
 
     def _sample_n(self, n: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return _to_unit_range(self._normal.sample(n, seed=seed))
+        return tf.clip_by_value((self._normal.sample(n, seed=seed) + 1.0) / 2.0, 0.0, 1.0)
 
     def _mean(self) -> tf.Tensor:
-        return _to_unit_range(self._normal.mean())
-
-
-def _to_unit_range(value: tf.Tensor) -> tf.Tensor:
-    return tf.clip_by_value((value + 1.0) / 2.0, 0.0, 1.0)
-
-
-def _check_temperature(temperature: float | tf.Tensor) -> None:
-    """Refuses a plain number that is not above 0; a tensor's value is the caller's to check."""
-    if isinstance(temperature, (int, float)) and not temperature > 0:
-        raise ValueError(f"The temperature of an image likelihood must be above 0, got {temperature}.")
+        return tf.clip_by_value((self._normal.mean() + 1.0) / 2.0, 0.0, 1.0)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.layers import ForwardPass, StackedBatchNormalization
-from nvae_tf.layers.normalization import EPSILON
+from nvae_tf.layers.cpu_kernels import EPSILON
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import PriorSource
 from nvae_tf.models.noise import batch_noise

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from nvae_tf.replicas import replica_count
 
+EPSILON = 1e-5  # of batch norm
 _UNIT_STRIDES = [1, 1, 1, 1]
 
 
@@ -57,6 +58,48 @@ def swish_gradient(upstream: tf.Tensor, inputs: tf.Tensor, outputs: tf.Tensor) -
     # Without this the executor would compute the other factor in the forward pass and keep it until now.
     with tf.control_dependencies([sloped]):
         return sloped * (1.0 + (inputs - outputs))
+
+
+def normalize(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    """Batch norm with given statistics `[channels]`; computed in float32, in the inputs' type outside.
+
+    By TensorFlow's fused kernel, or written out: on CPUs the kernel does not know every half-precision type.
+    """
+    if inputs.dtype != tf.float32:
+        return tf.cast(_written_out_norm(inputs, gamma, beta, mean, variance), inputs.dtype)
+    return tf.raw_ops.FusedBatchNormV3(
+        x=inputs, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=EPSILON, is_training=False
+    ).y
+
+
+def normalized_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """`swish(normalize(inputs, ...))`, and a function: gradient of the outputs -> that of what swish is taken of.
+
+    On one CPU both are compiled to a single pass over the memory, anew for every shape.
+    """
+    if on_one_cpu():
+        arguments = inputs, gamma, beta, mean, variance
+        return _swish_in_one_pass(*arguments), lambda upstream: _swish_gradient_in_one_pass(upstream, *arguments)
+    normalized = normalize(inputs, gamma, beta, mean, variance)
+    outputs = swish(normalized)
+    return outputs, lambda upstream: swish_gradient(upstream, normalized, outputs)
+
+
+@tf.function(autograph=False, jit_compile=True)
+def _swish_in_one_pass(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    normalized = _written_out_norm(inputs, gamma, beta, mean, variance)
+    return tf.cast(normalized * tf.sigmoid(normalized), inputs.dtype)
+
+
+@tf.function(autograph=False, jit_compile=True)
+def _swish_gradient_in_one_pass(upstream, inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    normalized = _written_out_norm(inputs, gamma, beta, mean, variance)
+    slope = tf.sigmoid(normalized)
+    return tf.cast(tf.cast(upstream, tf.float32) * slope * (1.0 + normalized * (1.0 - slope)), inputs.dtype)
+
+
+def _written_out_norm(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    return (tf.cast(inputs, tf.float32) - mean) * (gamma * tf.math.rsqrt(variance + EPSILON)) + beta
 
 
 @tf.custom_gradient

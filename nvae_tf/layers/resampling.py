@@ -26,13 +26,11 @@ class FactorizedReduce(StackedLayer):
     # Of the four pixels of a square, row by row, the one that each convolution sees: (0, 0), (1, 1), (0, 1), (1, 0).
     PIXELS = (0, 3, 1, 2)
 
-    def __init__(self, count: int, channels_in: int, channels_out: int, **kwargs):
+    def __init__(self, count: int, channels_in: int, channels_out: int, dtype=None):
         quarter = channels_out // 4
         widths = (quarter, quarter, quarter, channels_out - 3 * quarter)
-        shared = {"dtype": kwargs.get("dtype")}
-        super().__init__(
-            count, [StackedConvolution(count, channels_in, width, 1, **shared) for width in widths], **kwargs
-        )
+        parts = [StackedConvolution(count, channels_in, width, 1, dtype=dtype) for width in widths]
+        super().__init__(count, parts, dtype=dtype)
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, height / 2, width / 2, out]`."""
@@ -52,9 +50,9 @@ class BilinearExpand(StackedLayer):
     quarter of the cost.
     """
 
-    def __init__(self, count: int, channels_in: int, channels_out: int, **kwargs):
-        convolution = StackedConvolution(count, channels_in, channels_out, 1, use_bias=False, dtype=kwargs.get("dtype"))
-        super().__init__(count, [convolution], **kwargs)
+    def __init__(self, count: int, channels_in: int, channels_out: int, dtype=None):
+        convolution = StackedConvolution(count, channels_in, channels_out, 1, use_bias=False, dtype=dtype)
+        super().__init__(count, [convolution], dtype=dtype)
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, 2 height, 2 width, out]`."""

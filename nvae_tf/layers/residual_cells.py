@@ -9,11 +9,10 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from nvae_tf import latent_plan
-from nvae_tf.layers.batch_normalization import BatchStatistics, StackedBatchNormalization
+from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
-from nvae_tf.layers.cpu_kernels import nearest_upsampling, swish
-from nvae_tf.layers.normalization import normalize_batch, normalized_swish, numbers_a_channel
+from nvae_tf.layers.cpu_kernels import nearest_upsampling, normalized_swish, swish
+from nvae_tf.layers.normalization import StackedBatchNormalization, normalize_batch, numbers_a_channel
 from nvae_tf.layers.resampling import BilinearExpand, FactorizedReduce
 from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 
@@ -28,26 +27,17 @@ class ResidualCells(StackedLayer):
     """
 
     def __init__(
-        self,
-        count: int,
-        branch: latent_plan.Branch,
-        channels_in: int,
-        channels_out: int,
-        squeeze_excite: bool,
-        **kwargs,
+        self, count: int, branch: Branch, channels_in: int, channels_out: int, squeeze_excite: bool, dtype=None
     ):
-        shared = {"dtype": kwargs.get("dtype")}
         change = "none" if channels_in == channels_out else "down" if channels_out > channels_in else "up"
         skip = {"none": None, "down": FactorizedReduce, "up": BilinearExpand}[change]
-        if isinstance(branch, latent_plan.InvertedBranch):
-            parts = [InvertedResidualBranch(count, branch, channels_in, channels_out, change, **shared)]
-        else:
-            parts = [OperationsBranch(count, branch.operations, channels_in, channels_out, change, **shared)]
+        kind = InvertedResidualBranch if isinstance(branch, InvertedBranch) else OperationsBranch
+        parts = [kind(count, branch, channels_in, channels_out, change, dtype=dtype)]
         if squeeze_excite:
-            parts.append(StackedSqueezeExcite(count, channels_out, **shared))
+            parts.append(StackedSqueezeExcite(count, channels_out, dtype=dtype))
         if skip is not None:
-            parts.append(skip(count, channels_in, channels_out, **shared))
-        super().__init__(count, parts, **kwargs)
+            parts.append(skip(count, channels_in, channels_out, dtype=dtype))
+        super().__init__(count, parts, dtype=dtype)
         self.branch = parts[0]
         self.gate = parts[1] if squeeze_excite else None
         self.skip = parts[-1] if skip is not None else None
@@ -59,9 +49,8 @@ class ResidualCells(StackedLayer):
             residual = RESIDUAL_SCALE * residual
         else:
             residual = residual * (RESIDUAL_SCALE * self.gate.apply_slice(weights[1], residual, records))
-        if self.skip is None:
-            return inputs + residual
-        return self.skip.apply_slice(weights[-1], inputs, records) + residual
+        skipped = inputs if self.skip is None else self.skip.apply_slice(weights[-1], inputs, records)
+        return skipped + residual
 
 
 class InvertedResidualBranch(StackedLayer):
@@ -73,28 +62,21 @@ class InvertedResidualBranch(StackedLayer):
     """
 
     def __init__(
-        self,
-        count: int,
-        branch: latent_plan.InvertedBranch,
-        channels_in: int,
-        channels_out: int,
-        change: str,
-        **kwargs,
+        self, count: int, branch: InvertedBranch, channels_in: int, channels_out: int, change: str, dtype=None
     ):
         hidden = branch.expansion * channels_in
-        shared = {"dtype": kwargs.get("dtype")}
-        plain = {"use_bias": False, "weight_normalized": False, **shared}
+        plain = {"use_bias": False, "weight_normalized": False, "dtype": dtype}
         stride = 2 if change == "down" else 1
         groups = branch.groups or hidden
         depthwise = StackedConvolution(count, hidden, hidden, branch.kernel_size, stride, groups=groups, **plain)
         parts = [
-            StackedBatchNormalization(count, channels_in, **shared),
+            StackedBatchNormalization(count, channels_in, dtype=dtype),
             StackedConvolution(count, channels_in, hidden, 1, **plain),
-            SwishConvolution(depthwise, upsampling=change == "up", **shared),
-            SwishConvolution(StackedConvolution(count, hidden, channels_out, 1, **plain), **shared),
-            StackedBatchNormalization(count, channels_out, **shared),
+            SwishConvolution(depthwise, upsampling=change == "up", dtype=dtype),
+            SwishConvolution(StackedConvolution(count, hidden, channels_out, 1, **plain), dtype=dtype),
+            StackedBatchNormalization(count, channels_out, dtype=dtype),
         ]
-        super().__init__(count, parts, **kwargs)
+        super().__init__(count, parts, dtype=dtype)
         self.upsampling = change == "up"
 
     def foldings(self) -> list[Folding]:
@@ -109,60 +91,46 @@ class InvertedResidualBranch(StackedLayer):
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """One inverted residual on `[batch, height, width, channels]`."""
-        outputs = _in_a_row(self.parts, weights, inputs, records)
+        outputs = super().apply_slice(weights, inputs, records)
         if self.upsampling and records is not None:
             # The first two batch norms have seen every pixel once, those of the published network four times.
             count = numbers_a_channel(inputs)
-            records[-4:-2] = [statistics.of_repeated(count, 4) for statistics in records[-4:-2]]
+            of_repeated = 4 * (count - 1.0) / (4 * count - 1.0)
+            records[-4:-2] = [(mean, variance * of_repeated) for mean, variance in records[-4:-2]]
         return outputs
 
 
 class OperationsBranch(StackedLayer):
-    """Activated convolutions in a row: `bnswish`, `bnswish5` (dilated), `bnelu` or `elu`, then 3x3.
-
-    The first carries the change of resolution and of channels.
-    """
+    """`bnswish`, `bnswish5` (dilated), `bnelu` or `elu` in a row; the first changes resolution and channels."""
 
     def __init__(
-        self,
-        count: int,
-        operations: tuple[str, ...],
-        channels_in: int,
-        channels_out: int,
-        change: str,
-        **kwargs,
+        self, count: int, branch: ConvolutionBranch, channels_in: int, channels_out: int, change: str, dtype=None
     ):
         def stack(operation: str, channels_in: int, change: str) -> StackedLayer:
-            shared = {"dtype": kwargs.get("dtype")}
             if operation in ("elu", "bnelu"):
-                return EluConvolution(count, operation == "bnelu", channels_in, channels_out, change, **shared)
+                return EluConvolution(count, operation == "bnelu", channels_in, channels_out, change, dtype=dtype)
             strides, dilation = 2 if change == "down" else 1, 2 if operation == "bnswish5" else 1
-            convolution = StackedConvolution(count, channels_in, channels_out, 3, strides, dilation, **shared)
-            return SwishConvolution(convolution, upsampling=change == "up", **shared)
+            convolution = StackedConvolution(count, channels_in, channels_out, 3, strides, dilation, dtype=dtype)
+            return SwishConvolution(convolution, upsampling=change == "up", dtype=dtype)
 
-        first, *others = operations
+        first, *others = branch.operations
         parts = [stack(first, channels_in, change), *(stack(each, channels_out, "none") for each in others)]
-        super().__init__(count, parts, **kwargs)
+        super().__init__(count, parts, dtype=dtype)
 
     def foldings(self) -> list[Folding]:
         """Every operation but the first normalizes the output of the convolution before it."""
         pairs = itertools.pairwise(self.parts)
         return [Folding(before.convolution, after.norm) for before, after in pairs if after.norm is not None]
 
-    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """The operations one after another."""
-        return _in_a_row(self.parts, weights, inputs, records)
-
 
 class EluConvolution(StackedLayer):
     """(Batch norm, in `bnelu`) -> ELU -> (nearest doubling) -> 3x3 convolution with bias."""
 
-    def __init__(self, count: int, normalized: bool, channels_in: int, channels_out: int, change: str, **kwargs):
-        shared = {"dtype": kwargs.get("dtype")}
-        norm = [StackedBatchNormalization(count, channels_in, **shared)] if normalized else []
+    def __init__(self, count: int, normalized: bool, channels_in: int, channels_out: int, change: str, dtype=None):
+        norm = [StackedBatchNormalization(count, channels_in, dtype=dtype)] if normalized else []
         kind = StackedConvolution if normalized else DataDependentConvolution
-        convolution = kind(count, channels_in, channels_out, 3, 2 if change == "down" else 1, **shared)
-        super().__init__(count, [*norm, convolution], **kwargs)
+        convolution = kind(count, channels_in, channels_out, 3, 2 if change == "down" else 1, dtype=dtype)
+        super().__init__(count, [*norm, convolution], dtype=dtype)
         self.upsampling = change == "up"
 
     @property
@@ -192,9 +160,9 @@ class SwishConvolution(StackedLayer):
     normalizes and activates once more, which costs two cheap passes over the input and halves the activations.
     """
 
-    def __init__(self, convolution: StackedConvolution, upsampling: bool = False, **kwargs):
-        norm = StackedBatchNormalization(convolution.count, convolution.channels_in, dtype=kwargs.get("dtype"))
-        super().__init__(convolution.count, [norm, convolution], **kwargs)
+    def __init__(self, convolution: StackedConvolution, upsampling: bool = False, dtype=None):
+        norm = StackedBatchNormalization(convolution.count, convolution.channels_in, dtype=dtype)
+        super().__init__(convolution.count, [norm, convolution], dtype=dtype)
         self.norm = norm
         self.convolution = convolution
         self.upsampling = upsampling
@@ -208,11 +176,10 @@ class SwishConvolution(StackedLayer):
         if norm.mean is not None:
             return self._convolve(swish(self.norm.apply_slice(norm, inputs, None)), convolution)
         bias = [] if convolution.bias is None else [convolution.bias]
-        outputs, mean, variance = _without_keeping(self._convolve)(
-            inputs, norm.gamma, norm.beta, convolution.kernel, *bias
-        )
+        operation = _without_keeping(self._convolve)
+        outputs, mean, variance = operation(inputs, norm.gamma, norm.beta, convolution.kernel, *bias)
         if records is not None:
-            records.append(BatchStatistics(mean, variance))
+            records.append((mean, variance))
         return outputs
 
     def _convolve(self, active: tf.Tensor, weights: ConvolutionWeights) -> tf.Tensor:
@@ -247,8 +214,8 @@ def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tens
 class StackedSqueezeExcite(StackedLayer):
     """`count` gates: channel mean -> dense to `max(channels // 16, 4)` -> ReLU -> dense -> sigmoid (Hu et al. 2018)."""
 
-    def __init__(self, count: int, channels: int, **kwargs):
-        super().__init__(count, **kwargs)
+    def __init__(self, count: int, channels: int, dtype=None):
+        super().__init__(count, dtype=dtype)
         hidden = max(channels // 16, 4)
         for name, units_in, units_out in (("reduce", channels, hidden), ("expand", hidden, channels)):
             uniform = keras.initializers.RandomUniform(-(units_in**-0.5), units_in**-0.5)
@@ -269,9 +236,3 @@ class StackedSqueezeExcite(StackedLayer):
         hidden = tf.nn.relu(tf.matmul(tf.reduce_mean(inputs, axis=(1, 2)), reduce_kernel) + reduce_bias)
         gate = tf.sigmoid(tf.matmul(hidden, expand_kernel) + expand_bias)
         return tf.reshape(gate, (-1, 1, 1, gate.shape[-1]))
-
-
-def _in_a_row(parts: list[StackedLayer], weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-    for part, slice_ in zip(parts, weights, strict=True):
-        inputs = part.apply_slice(slice_, inputs, records)
-    return inputs

@@ -19,21 +19,14 @@ from nvae_tf.replicas import replica_count
 
 @dataclasses.dataclass
 class ForwardPass:
-    """What one pass through the network gathers besides its output.
+    """What one pass through the network gathers besides its output."""
 
-    Attributes:
-      training: whether batch statistics are used (and recorded) or the running ones.
-      initializing: whether data-dependent layers set their scales from this batch (see `DataDependentConvolution`).
-      traced_inline: whether a graph has every layer of a stack on its own instead of one function for all.
-      updates: pairs of a non-trainable variable and its new value, not yet assigned.
-      kernels: the effective kernels `[count, height, width, in, out]` of every convolution stack, so that network and
-        spectral regularizer do not both compute them.
-    """
-
-    training: bool = False
-    initializing: bool = False
-    traced_inline: bool = False
+    training: bool = False  # with batch statistics, which are recorded, instead of the running ones
+    initializing: bool = False  # data-dependent layers set their scales from this batch
+    traced_inline: bool = False  # a graph has every layer of a stack on its own instead of one function for all
+    # Non-trainable variables and their new values, not yet assigned.
     updates: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
+    # The effective kernels of all convolutions: network and spectral regularizer need not both compute them.
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
 
     def commit(self) -> None:
@@ -57,10 +50,10 @@ class Folding(NamedTuple):
 class StackedLayer(keras.layers.Layer):
     """Base of all stacks: `count` identical layers, one variable a weight with a leading axis of `count`.
 
-    A subclass either owns variables (and overrides `slices`) or is made of `parts`, stacks of the same count.
-    `apply_slice` is one layer of the stack as a pure function. All weights are made at construction: their shapes are
-    known from the plan. With `recomputed` the backward pass computes each layer again, and the forward pass keeps only
-    the layer's input.
+    A subclass either owns variables (and overrides `slices` and `apply_slice`) or is made of `parts`, stacks of the
+    same count, which act one after another unless it says otherwise. All weights are made at construction: their
+    shapes are known from the plan. With `recomputed` the backward pass computes each layer again, and the forward pass
+    keeps only the layer's input.
     """
 
     def __init__(self, count: int, parts: Sequence["StackedLayer"] = (), **kwargs):
@@ -85,14 +78,13 @@ class StackedLayer(keras.layers.Layer):
         return list(zip(*(forward.slices_of(part) for part in self.parts), strict=True))
 
     def apply_slice(self, weights: Any, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """One layer of the stack on `[batch, height, width, channels]`.
+        """One layer of the stack, a pure function of `[batch, height, width, channels]` and its element of `slices`.
 
-        Args:
-          weights: this layer's element of `slices`.
-          inputs: the layer's input.
-          records: a list to which recording layers append their statistics in order, or None in inference.
+        Recording layers append their statistics to `records` in order; None in inference.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define `apply_slice`")
+        for part, slice_ in zip(self.parts, weights, strict=True):
+            inputs = part.apply_slice(slice_, inputs, records)
+        return inputs
 
     def recorders(self) -> list["StackedLayer"]:
         """The parts that append to `records`, in the order in which they do."""

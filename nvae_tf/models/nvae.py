@@ -12,7 +12,7 @@ import tensorflow_probability as tfp
 from nvae_tf import config as configuration
 from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, ObjectiveConfig
-from nvae_tf.distributions.image_likelihood import image_likelihood
+from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization, StackedConvolution, StackedLayer
 from nvae_tf.layers.convolution import DataDependentConvolution
@@ -108,11 +108,11 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         self.recompute = recompute
         self.accumulate_steps = accumulate_steps
         self.plan = latent_plan(config)
-        self.likelihood = image_likelihood(config.likelihood, config.num_mixtures, config.num_bits, config.exact_edges)
+        mixture = config.num_mixtures, config.num_bits, config.exact_edges
+        self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
         shared = {"dtype": self.dtype_policy}
         self.bottom_up = BottomUp(config, self.plan, name="bottom_up", **shared)
-        num_parameters = self.likelihood.num_parameters(config.image_channels)
-        self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", **shared)
+        self.top_down = TopDown(config, self.plan, self.likelihood.num_parameters, name="top_down", **shared)
         for cells in self._recomputed_cells():
             cells.recomputed = True
         self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)

@@ -5,7 +5,7 @@ Vahdat & Kautz 2020, equation 1, section 3.2 and appendix A.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -16,15 +16,7 @@ from nvae_tf.replicas import replica_means
 
 _SMALLEST_KL = 0.01
 
-
-class Latent(Protocol):
-    """What the bound needs of one group's latent, see `nvae_tf.models.latents.LatentSample`."""
-
-    z: tf.Tensor
-    z_before_flows: tf.Tensor
-    prior: tfp.distributions.Normal
-    posterior: tfp.distributions.Normal
-    has_flows: bool
+Latent = Any  # a `nvae_tf.models.latents.LatentSample`
 
 
 class Elbo(NamedTuple):
@@ -107,10 +99,7 @@ def group_weights(kl: tf.Tensor, beta: tf.Tensor, scales: tuple[float, ...]) -> 
 
 
 class TrainingLoss(NamedTuple):
-    """The scalar `loss` to differentiate, the weighted KL `[batch]` and the weight of every group's KL `[groups]`.
-
-    In nats per image, but for the regularizers in `loss`, which have no unit.
-    """
+    """The scalar to differentiate, the weighted KL `[batch]` in nats, and the weight of every group's KL `[groups]`."""
 
     loss: tf.Tensor
     balanced_kl: tf.Tensor
@@ -122,12 +111,8 @@ def training_loss(
 ) -> TrainingLoss:
     """`mean(reconstruction + sum_g w_g KL_g) + weight * regularizers`.
 
-    Args:
-      elbo: the parts of the bound.
-      beta: the KL warm-up weight.
-      scales: alpha of every group, see `balancing_scales`.
-      regularizers: the sum of the spectral and batch-norm regularizers, scalar.
-      weight: lambda, see `regularization_weight`.
+    beta is that of `kl_weight`, scales those of `balancing_scales`, weight that of `regularization_weight`, and
+    regularizers the sum of the spectral norms and of `batch_norm_loss`.
     """
     weights = group_weights(elbo.kl, beta, scales)
     balanced_kl = tf.reduce_sum(weights * elbo.kl, axis=1)

@@ -7,19 +7,12 @@ import tensorflow as tf
 
 
 class ImportanceWeighting(NamedTuple):
-    """The state after some samples: running sums of their weights `w = p(x, z) / q(z | x)`, and bounds.
+    """The state after some samples with weights `w = p(x, z) / q(z | x)`: running sums, each `[batch]`, and bounds."""
 
-    Attributes:
-      largest: the largest `log w`, `[batch]`, in nats.
-      total: sum of `w / largest w`, `[batch]`.
-      squares: sum of `(w / largest w)^2`, `[batch]`.
-      bounds: the bounds for the requested numbers of samples, `[batch, numbers]`, in nats; NaN for those not reached.
-    """
-
-    largest: tf.Tensor
-    total: tf.Tensor
-    squares: tf.Tensor
-    bounds: tf.Tensor
+    largest: tf.Tensor  # `log w`, in nats
+    total: tf.Tensor  # sum of `w / largest w`
+    squares: tf.Tensor  # sum of `(w / largest w)^2`
+    bounds: tf.Tensor  # for the requested numbers of samples, `[batch, numbers]`, in nats; NaN for those not reached
 
     @classmethod
     def begun(cls, batch_size: int | tf.Tensor, num_numbers: int) -> "ImportanceWeighting":
@@ -57,16 +50,11 @@ def add_samples(
     last: int | tf.Tensor,
     samples_at_once: int = 1,
 ) -> ImportanceWeighting:
-    """Adds the samples with indices `first ... last - 1`.
+    """Adds the samples with indices `first ... last - 1` to the state `before`, that of the samples up to `first`.
 
-    Args:
-      log_weights: indices of samples `[samples_at_once]`, int32 -> `log p(x | z) + log p(z) - log q(z | x)`
-        `[batch, samples_at_once]`, in nats.
-      before: the state after samples `0 ... first - 1`.
-      numbers: the numbers of samples that `bounds` are for.
-      first: index of the first sample.
-      last: the index after the last.
-      samples_at_once: indices per call of `log_weights`; those from `last` on are requested but not counted.
+    `log_weights` takes indices `[samples_at_once]`, int32, and gives `log p(x | z) + log p(z) - log q(z | x)`
+    `[batch, samples_at_once]`, in nats; indices from `last` on are requested but not counted. `numbers` are the numbers
+    of samples that `bounds` are for.
     """
     at = tf.constant(list(numbers), tf.int32)
 

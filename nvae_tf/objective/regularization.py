@@ -59,10 +59,7 @@ def power_iteration(
 ) -> Sequence[tuple[tf.Tensor, tf.Tensor]]:
     """The singular vectors v `[count, 1, in]` and u `[count, 1, out]` of stacks of matrices `[count, in, out]`.
 
-    Args:
-      matrices: the stacks.
-      starts: the vectors u of each to start from.
-      iterations: how many, at least 1.
+    They start from vectors u; at least one iteration is needed for v.
     """
 
     def iterated(matrices: tf.Tensor, pair: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:

@@ -84,3 +84,19 @@ def test_swish_far_from_zero():
         with_gradients(cpu_kernels.swish, values), with_gradients(tf.nn.silu, values), strict=True
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("one_cpu", [True, False], ids=["one pass", "plain"])
+def test_normalized_swish_and_its_gradient(one_cpu, dtype, normal, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "on_one_cpu", lambda: one_cpu)
+    images, upstream = (tf.cast(normal(2, 3, 4, 5), dtype) for _ in range(2))
+    gamma, beta, mean = normal(3, 5)
+    variance = np.abs(normal(5)) + 0.2
+    outputs, gradient = cpu_kernels.normalized_swish(images, gamma, beta, mean, variance)
+    standard = tf.nn.batch_normalization(tf.cast(images, tf.float32), mean, variance, beta, gamma, cpu_kernels.EPSILON)
+    with tf.GradientTape() as tape:
+        tape.watch(standard)
+        expected = tf.nn.silu(standard)
+    of_standard = tape.gradient(expected, standard, output_gradients=tf.cast(upstream, tf.float32))
+    assert_near((outputs, gradient(upstream)), (expected, of_standard), dtype)

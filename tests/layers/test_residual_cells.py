@@ -11,7 +11,7 @@ from nvae_tf.layers import (
     StackedBatchNormalization,
     StackedConvolution,
     StackedSqueezeExcite,
-    normalization,
+    cpu_kernels,
 )
 from nvae_tf.layers.residual_cells import SwishConvolution
 from nvae_tf.memory import memory_timeline
@@ -112,7 +112,7 @@ def widened(kernel, dilation, groups):
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("branch", BRANCHES, ids=name_of)
-def test_a_branch_and_its_gradients_are_what_the_specification_says(branch, change, normal, shaken):
+def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(branch, change, normal, shaken):
     channels_in, channels_out, _ = CHANGES[change]
     layer = shaken(ResidualCells(1, branch, channels_in, channels_out, squeeze_excite=False)).branch
     images = tf.constant(normal(3, 4, 2, channels_in))
@@ -126,27 +126,15 @@ def test_a_branch_and_its_gradients_are_what_the_specification_says(branch, chan
             outputs = function(images)
         return outputs, *tape.gradient(outputs, [images, *layer.trainable_weights], output_gradients=upstream)
 
-    found = outputs_and_gradients(lambda x: layer.single(x, ForwardPass(training=True)))
-    expected = outputs_and_gradients(Expected(branch, change, layer, training=True))
+    forward, reference = ForwardPass(training=True), Expected(branch, change, layer, training=True)
+    found, expected = outputs_and_gradients(lambda x: layer.single(x, forward)), outputs_and_gradients(reference)
     for value, target in zip(found, expected, strict=True):
         # A bias right before a norm has a gradient of zero in theory: hence the small absolute tolerance.
         np.testing.assert_allclose(value, target, rtol=1e-3, atol=1e-3 * max(np.max(np.abs(target)), 1e-1))
-
-
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("branch", BRANCHES, ids=name_of)
-def test_running_statistics_are_of_what_the_specification_normalizes(branch, change, normal, shaken):
-    channels_in, channels_out, _ = CHANGES[change]
-    layer = shaken(ResidualCells(1, branch, channels_in, channels_out, squeeze_excite=False)).branch
-    images = tf.constant(normal(3, 4, 2, channels_in))
-    expected = Expected(branch, change, layer, training=True)
-    expected(images)
     norms, _ = leaves(layer)
     before = [[variable.numpy() for variable in norm.statistics] for norm in norms]
-    forward = ForwardPass(training=True)
-    layer.single(images, forward)
     forward.commit()
-    for norm, start, batch in zip(norms, before, expected.statistics, strict=True):
+    for norm, start, batch in zip(norms, before, reference.statistics, strict=True):
         for running, old, new in zip(norm.statistics, start, batch, strict=True):
             np.testing.assert_allclose(running, 0.95 * old + 0.05 * new[None], rtol=1e-3, atol=1e-5)
 
@@ -169,13 +157,6 @@ def test_a_cell_is_skip_plus_a_tenth_of_the_gated_branch(change, squeeze_excite,
     np.testing.assert_allclose(outputs, skipped + 0.1 * residual, rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture(params=[True, False], ids=["compiled", "operations"])
-def form(request, monkeypatch):
-    """The backward pass for one CPU, and that for all else."""
-    monkeypatch.setattr(normalization, "on_one_cpu", lambda: request.param)
-
-
-@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("kernel_size", "upsampling"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("policy", TOLERANCES)
 def test_swish_convolution_and_its_gradients(policy, upsampling, kernel_size, normal, shaken):
@@ -207,8 +188,9 @@ def test_swish_convolution_and_its_gradients(policy, upsampling, kernel_size, no
         np.testing.assert_allclose(value, target, atol=TOLERANCES[policy] * np.max(np.abs(target)))
 
 
-@pytest.mark.usefixtures("form")
-def test_swish_convolution_keeps_only_its_inputs_for_the_backward_pass():
+@pytest.mark.parametrize("one_cpu", [True, False], ids=["one CPU", "all else"])
+def test_swish_convolution_keeps_only_its_inputs_for_the_backward_pass(one_cpu, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "on_one_cpu", lambda: one_cpu)
     count, shape = 6, (8, 32, 32, 8)
     layer = SwishConvolution(StackedConvolution(count, 8, 8, 1))
 

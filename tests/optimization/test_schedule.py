@@ -36,18 +36,7 @@ def test_every_step_of_a_run(warmup_epochs, epochs, steps_per_epoch):
     expected = rates_by_loop(1e-2, 1e-4, warmup_epochs, epochs, steps_per_epoch)
     found = [float(schedule(step)) for step in range(epochs * steps_per_epoch)]
     assert found == pytest.approx(expected, rel=1e-4)
-
-
-def test_what_the_text_says():
-    # 5 warm-up epochs and 10 in all, of 4 steps.
-    schedule = WarmupCosine(1e-2, 1e-4, warmup_steps=20, steps_per_epoch=4, total_steps=40)
-    assert float(schedule(0)) == 0.0
-    assert float(schedule(10)) == pytest.approx(1e-2 * 10 / 20)
-    kept = 1e-2 * 19 / 20
-    assert [float(schedule(step)) for step in range(19, 24)] == pytest.approx([kept] * 5)
-    assert float(schedule(24)) == pytest.approx(1e-4 + (kept - 1e-4) * (1 + math.cos(math.pi / 4)) / 2)
-    assert [float(schedule(step)) for step in range(36, 40)] == pytest.approx([1e-4] * 4)
-    assert float(schedule(1000)) == pytest.approx(1e-4)  # longer than planned: never below the minimum
+    assert float(schedule(epochs * steps_per_epoch + 1000)) == pytest.approx(1e-4)  # longer than planned
 
 
 def test_without_a_warmup_the_first_epoch_has_the_whole_rate():
