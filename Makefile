@@ -41,7 +41,7 @@ lint: .venv/.installed  ## Check style and formatting.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-format: .venv/.installed  ## Mend formatting and the order of imports.
+format: .venv/.installed  ## Fix formatting and the order of imports.
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
@@ -52,9 +52,9 @@ clean:  ## Remove .venv and caches; runs/ stays.
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt $(if $(HEALTHY),,not-healthy)
-	@bash scripts/set_up_environment.sh test
+	@bash scripts/set_up_environment.sh serving,tflite,test
 
 .venv/.installed-torch: .venv/.installed
 	@echo "Adding PyTorch (from 200 MB for a CPU to 3 GB with CUDA, as the package index has it for this machine)."
-	@bash scripts/set_up_environment.sh test,torch
+	@bash scripts/set_up_environment.sh serving,tflite,test,torch
 	@touch $@

@@ -16,7 +16,6 @@ run meanwhile.
 
 import argparse
 import datetime
-import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -67,14 +66,16 @@ def _workloads(preset: str, importance_samples: int) -> dict[str, Callable[[], i
 
     from benchmarks.train_step_worker import random_images
     from nvae_tf import NVAE, experiment_config
-    from nvae_tf.evaluation.likelihood_evaluator import LikelihoodEvaluator
+    from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
     from nvae_tf.generation.sampling import ImageGenerator
     from nvae_tf.models.noise import image_seeds, noise_of_samples
     from nvae_tf.objective import log_posterior_and_prior
     from nvae_tf.training.devices import configure_runtime
 
     configure_runtime()
-    config = experiment_config(importlib.import_module(f"configs.{preset}").get_config())
+    from nvae_tf import presets
+
+    config = experiment_config(presets.preset(preset))
     model, batch_size = NVAE(config.model), BATCH_SIZES[preset]
     images = random_images(config.model, batch_size)
     evaluator = LikelihoodEvaluator(model, batch_size, importance_samples)

@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import datetime
 import functools
-import importlib
 import pathlib
 import statistics
 import tempfile
@@ -45,7 +44,9 @@ def measure(preset: str, batch_size: int, rounds: int) -> dict[str, Any]:
 
     machine = describe_machine()
     configure_runtime()
-    model = NVAE(experiment_config(importlib.import_module(f"configs.{preset}").get_config()).model)
+    from nvae_tf import presets
+
+    model = NVAE(experiment_config(presets.preset(preset)).model)
     with contextlib.ExitStack() as stack:
         place = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ways, operations, stored = {"keras": _keras(model, batch_size)}, {}, {}
@@ -98,8 +99,7 @@ def write_sampling(model: Any, forward: Callable, folder: pathlib.Path) -> None:
 
 
 def _keras(model: Any, batch_size: int) -> Callable[[], None]:
-    from nvae_tf.generation.fixed_batches import BATCH_SIZE
-    from nvae_tf.generation.sampling import ImageGenerator
+    from nvae_tf.generation.sampling import BATCH_SIZE, ImageGenerator
 
     if batch_size % BATCH_SIZE:
         raise SystemExit(f"--batch_size={batch_size}: must be a multiple of {BATCH_SIZE}, what the model draws at once")

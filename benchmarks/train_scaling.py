@@ -14,7 +14,6 @@ then enough. The images are random ones in memory (benchmarks.data_throughput re
 
 import argparse
 import contextlib
-import importlib
 import json
 import pathlib
 import subprocess
@@ -29,6 +28,7 @@ from benchmarks.interleaved import Worker, WorkerEnded
 from benchmarks.train_scaling_table import Record, Variant, doubts, figures, table
 from benchmarks.train_scaling_worker import LIST_GPUS
 from benchmarks.train_step import BUSY, describe_machine, say
+from nvae_tf import presets
 from nvae_tf.train_config import PRECISIONS, RECOMPUTATIONS, XLA_USES, TrainConfig
 
 WORKER = (sys.executable, "-m", "benchmarks.train_scaling_worker")
@@ -171,7 +171,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--json", type=pathlib.Path, metavar="FILE", help="write the figures there as well")
     options = parser.parse_args(arguments)
     if options.batch_size is None:
-        options.batch_size = importlib.import_module(f"configs.{options.preset}").get_config().train.batch_size
+        options.batch_size = presets.preset(options.preset).train.batch_size
     if options.accumulate_steps is None:
         options.accumulate_steps = [parts for parts in PARTS if options.batch_size % parts == 0]
     try:

@@ -1,6 +1,5 @@
 """The process of one variant in `benchmarks.train_scaling`: a run's training step, as a run takes it."""
 
-import importlib
 import json
 import os
 import sys
@@ -37,7 +36,9 @@ class ScaledStep:
         from nvae_tf.training.strategy import chosen_replicas
 
         start = time.perf_counter()
-        settings = importlib.import_module(f"configs.{preset}").get_config()
+        from nvae_tf import presets
+
+        settings = presets.preset(preset)
         settings.train.update(training)
         config = complete_config(settings)
         self.replicas = chosen_replicas(config.train)

@@ -1,6 +1,5 @@
 """Our own process in `benchmarks.train_step`: the whole training step of a preset's model, step by step."""
 
-import importlib
 import sys
 import time
 
@@ -30,7 +29,9 @@ class TrainStep:
         configure_runtime()
         tf.config.threading.set_intra_op_parallelism_threads(interleaved.THREADS)
         tf.config.threading.set_inter_op_parallelism_threads(interleaved.THREADS)
-        settings = importlib.import_module(f"configs.{preset}").get_config()
+        from nvae_tf import presets
+
+        settings = presets.preset(preset)
         self.import_seconds = time.perf_counter() - start
 
         start = time.perf_counter()

@@ -10,7 +10,7 @@ often refuses: docs/data.md says which files to fetch by hand, and how to train 
 
 from ml_collections import ConfigDict
 
-from configs.common import config_for_data
+from nvae_tf.presets import config_for_data
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ records, whose first address no longer answers; docs/data.md has a script that u
 
 from ml_collections import ConfigDict
 
-from configs.common import config_for_data
+from nvae_tf.presets import config_for_data
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ Data: through TensorFlow Datasets, at the first run.
 
 from ml_collections import ConfigDict
 
-from configs.common import config_for_data
+from nvae_tf.presets import config_for_data
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ Three scales (8x8, 4x4, 2x2) of one group each. Squeeze-excite is off: on a 2x2 
 
 from ml_collections import ConfigDict
 
-from configs.common import config_for_data
+from nvae_tf.presets import config_for_data
 
 
 def get_config() -> ConfigDict:

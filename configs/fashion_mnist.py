@@ -11,9 +11,8 @@ into /usr/share/datasets/fashion-mnist; docs/data.md says where else they are.
 
 from ml_collections import ConfigDict
 
-from configs import mnist
-from configs.common import config_like
+from nvae_tf.presets import config_like
 
 
 def get_config() -> ConfigDict:
-    return config_like(mnist.get_config(), "fashion_mnist").lock()
+    return config_like("mnist", "fashion_mnist").lock()

@@ -10,12 +10,11 @@ which a tenth is held out then. Larger pictures are scaled to 256x256. See docs/
 
 from ml_collections import ConfigDict
 
-from configs import celebahq256
-from configs.common import config_like
+from nvae_tf.presets import config_like
 
 
 def get_config() -> ConfigDict:
-    config = config_like(celebahq256.get_config(), "ffhq256")
+    config = config_like("celebahq256", "ffhq256")
     config.objective.regularisation = 1e-1
     config.optimizer.learning_rate = 8e-3
     config.train.epochs = 200

@@ -10,7 +10,7 @@ them. The images take 3.9 GB of memory. The "Imagenet32" of Chrabaszcz et al. 20
 
 from ml_collections import ConfigDict
 
-from configs.common import config_for_data
+from nvae_tf.presets import config_for_data
 
 
 def get_config() -> ConfigDict:

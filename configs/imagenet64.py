@@ -11,12 +11,11 @@ them. The images take 15.7 GB of memory, or of a disk with --config.data.cache=F
 
 from ml_collections import ConfigDict
 
-from configs import celeba64
-from configs.common import config_like
+from nvae_tf.presets import config_like
 
 
 def get_config() -> ConfigDict:
-    config = config_like(celeba64.get_config(), "imagenet64")
+    config = config_like("celeba64", "imagenet64")
     config.optimizer.warmup_epochs = 1.0
     config.train.epochs = 45
     return config.lock()

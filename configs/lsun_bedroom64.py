@@ -12,12 +12,11 @@ on a disk.
 
 from ml_collections import ConfigDict
 
-from configs import celeba64
-from configs.common import config_like
+from nvae_tf.presets import config_like
 
 
 def get_config() -> ConfigDict:
-    config = config_like(celeba64.get_config(), "lsun_bedroom64")
+    config = config_like("celeba64", "lsun_bedroom64")
     # Eighteen times CelebA's images: fewer epochs, and a warm-up of nearly as many steps.
     config.optimizer.warmup_epochs = 0.25
     config.train.epochs = 10

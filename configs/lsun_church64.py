@@ -10,9 +10,8 @@ a script. TensorFlow Datasets can't prepare LSUN with this TensorFlow.
 
 from ml_collections import ConfigDict
 
-from configs import celeba64
-from configs.common import config_like
+from nvae_tf.presets import config_like
 
 
 def get_config() -> ConfigDict:
-    return config_like(celeba64.get_config(), "lsun_church64").lock()
+    return config_like("celeba64", "lsun_church64").lock()

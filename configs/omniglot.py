@@ -10,9 +10,8 @@ Data: FOLDER has the file chardata.mat, which is not downloaded for you. See doc
 
 from ml_collections import ConfigDict
 
-from configs import mnist
-from configs.common import config_like
+from nvae_tf.presets import config_like
 
 
 def get_config() -> ConfigDict:
-    return config_like(mnist.get_config(), "omniglot").lock()
+    return config_like("mnist", "omniglot").lock()

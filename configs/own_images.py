@@ -20,7 +20,7 @@ channels, 5 bits (configs/celebahq256.py).
 
 from ml_collections import ConfigDict
 
-from configs.common import config_for_data
+from nvae_tf.presets import config_for_data
 
 
 def get_config() -> ConfigDict:

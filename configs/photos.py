@@ -14,7 +14,7 @@ Two scales (16x16, 8x8) of two groups each, 539,608 weights.
 
 from ml_collections import ConfigDict
 
-from configs.common import config_for_data
+from nvae_tf.presets import config_for_data
 
 
 def get_config() -> ConfigDict:

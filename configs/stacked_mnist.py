@@ -13,9 +13,8 @@ together.
 
 from ml_collections import ConfigDict
 
-from configs import mnist
-from configs.common import config_like
+from nvae_tf.presets import config_like
 
 
 def get_config() -> ConfigDict:
-    return config_like(mnist.get_config(), "stacked_mnist").lock()
+    return config_like("mnist", "stacked_mnist").lock()

@@ -3,7 +3,7 @@
     python -m export.export_tflite --workdir=runs/digits --output=decode.tflite --signature=decode --quantize=float16
 
 It is run with ai-edge-litert and compared with the model before it appears; what was measured is printed and
-written to OUTPUT.json. export/examples/decode_on_device.py draws a picture with it, without TensorFlow.
+written to OUTPUT.json. export/decode_on_device.py draws a picture with it, without TensorFlow.
 
 Signatures (float32; one picture at a time, the batch of 1 is the first axis of everything):
 

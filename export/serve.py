@@ -24,6 +24,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
 
 _LARGEST_PORT = 65535
@@ -35,10 +36,8 @@ def main(arguments: Sequence[str]) -> None:
         flags = _read_flags(arguments)
         _check_paths(flags.path)
         ended = _on_signals()
-        from export.run_saved_model import tensorflow_without_notes
-
         print("starting TensorFlow ...", file=sys.stderr, flush=True)
-        tensorflow_without_notes()
+        start_tensorflow_quietly()
         _serve(flags, ended)
 
 

@@ -4,8 +4,10 @@ Nothing here imports TensorFlow, so that a wrong setting is told within a moment
 """
 
 import dataclasses
+import inspect
 import json
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -19,14 +21,44 @@ from nvae_tf.train_config import INTERVALS, TrainConfig
 _LONGEST_WARMUP_EPOCHS = 5.0
 _SHORTEST_INTERVAL, _LONGEST_INTERVAL = 10, 1000
 
+# What is left of images of 65,536 pixels is then one.
+_MOST_HALVINGS = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The architecture and the likelihood (Vahdat & Kautz 2020, section 3 and table 6).
 
     Images are `[batch, image_height, image_width, image_channels]` in [0, 1]. The network sees the image in the middle
-    of a frame of zeros of `padded_height` and `padded_width`, and the likelihood counts the real pixels only (MNIST: 28
-    in 32). Where these are None they are the smallest that `size_divisor` divides: often the image's own size.
+    of a frame of zeros, and the likelihood counts the real pixels only (MNIST: 28 in 32).
+
+    Attributes:
+      image_height: height of the images in pixels; follows `data.height`.
+      image_width: width of the images in pixels; follows `data.width`.
+      image_channels: channels of the images, 1 to 4; follows `data.channels`.
+      padded_height: height of the frame; None: the smallest that the hierarchy can halve, often the image's own.
+      padded_width: width of the frame; None likewise.
+      num_bits: bits per channel that the likelihood resolves, 1 to 8; follows `data.num_bits`.
+      likelihood: p(x | z): "bernoulli", "logistic_mixture" (discretized) or "normal".
+      num_mixtures: components of the mixture of logistics.
+      exact_edges: whether the lowest and highest level of the mixture have their exact mass; False as published.
+      num_latent_scales: scales of the latent hierarchy, each half as high and wide as the one below.
+      num_groups_per_scale: latent groups of a scale, of the largest where `adaptive_groups` is set.
+      adaptive_groups: whether each smaller scale has half as many groups.
+      min_groups_per_scale: but at least so many.
+      num_latent_per_group: channels of a group's latent.
+      num_channels_encoder: channels of the encoder at the image's own resolution; twice as many after each halving.
+      num_channels_decoder: the same for the decoder.
+      num_preprocess_blocks: blocks before the latent scales, each of which halves height and width.
+      num_preprocess_cells: residual cells of such a block.
+      num_postprocess_blocks: blocks after the latent scales, each of which doubles height and width.
+      num_postprocess_cells: residual cells of such a block.
+      num_cells_per_group_encoder: residual cells of the encoder for each group.
+      num_cells_per_group_decoder: residual cells of the decoder for each group.
+      num_flows: pairs of autoregressive flow cells on each posterior; 0 for Normal posteriors.
+      cell_set: which residual cells: "res_mbconv" (the paper's) or another of `nvae_tf.latent_plan`.
+      squeeze_excite: whether each cell ends with squeeze and excitation.
+      residual_distributions: whether posteriors are relative to the priors (section 3.2).
     """
 
     image_height: int = 32
@@ -65,6 +97,11 @@ class ModelConfig:
                 check(value >= smallest, f"model.{field.name} = {value}: must be at least {smallest}")
         check(self.num_bits <= 8, f"model.num_bits = {self.num_bits}: must be from 1 to 8")
         check_choice("model.likelihood", self.likelihood, LIKELIHOODS)
+        check(
+            self.num_preprocess_blocks + self.num_latent_scales <= _MOST_HALVINGS,
+            f"model.num_preprocess_blocks = {self.num_preprocess_blocks} and num_latent_scales = "
+            f"{self.num_latent_scales}: more than {_MOST_HALVINGS} together, and each halves the images; use fewer",
+        )
 
     @property
     def size_divisor(self) -> int:
@@ -86,10 +123,15 @@ class ModelConfig:
 class ObjectiveConfig:
     """The training loss (Vahdat & Kautz 2020, section 3.2 and appendix A).
 
-    `regularisation` is lambda, the weight of the spectral and the batch-norm regularizers; with
-    `anneal_regularisation` it goes log-linearly from `regularisation_initial` to `regularisation` with the KL weight.
-    The KL weight stays at `kl_constant_weight` for `kl_constant_portion` of all steps and rises to 1 over
-    `kl_anneal_portion` of them; `total_steps` is their number.
+    Attributes:
+      total_steps: length of the run in steps, which the KL schedule is relative to.
+      kl_anneal_portion: part of the run over which the KL weight rises linearly to 1.
+      kl_constant_portion: part of the run before that, with the weight `kl_constant_weight`.
+      kl_constant_weight: the KL weight at the start.
+      regularisation: lambda, the weight of the spectral and the batch-norm regularizers.
+      anneal_regularisation: whether lambda goes log-linearly from `regularisation_initial` to `regularisation` as the
+        KL weight rises.
+      regularisation_initial: lambda at the start where it is annealed.
     """
 
     total_steps: int = 100_000
@@ -119,9 +161,13 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """Adamax and its learning-rate schedule (Vahdat & Kautz 2020, appendix A).
 
-    `warmup_epochs` None stands for 5, but at most a tenth of the run (`resolve_lengths`). With an `ema_momentum` above
-    0 a running mean of the weights is kept (`ema = momentum * ema + (1 - momentum) * weight` at every step), which
-    evaluation and generation then use.
+    Attributes:
+      learning_rate: the highest learning rate, reached after the warm-up.
+      learning_rate_min: the rate at the end of the cosine decay.
+      warmup_epochs: length of the linear warm-up in epochs; None: 5, but at most a tenth of the run.
+      weight_decay: L2 penalty of Adamax, added to the gradients.
+      ema_momentum: above 0 an exponential moving average of the weights is kept (`ema = momentum * ema +
+        (1 - momentum) * weight` at every step), which evaluation and generation then use.
     """
 
     learning_rate: float = 1e-2
@@ -215,6 +261,30 @@ def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "") -
         else:
             values[name] = _converted(value, expected, f"{where}{name}")
     return kind(**values)
+
+
+def preset(name: str) -> Any:
+    """The settings of a preset by its name, as an `ml_collections.ConfigDict` that may be changed.
+
+    Example:
+      >>> config = nvae_tf.experiment_config(nvae_tf.config.preset("mnist"))
+
+    Raises:
+      ValueError: there is no such preset; the message has the nearest name.
+    """
+    # Not at the top: presets are made of the settings here.
+    from nvae_tf import presets
+
+    return presets.preset(name)
+
+
+def setting_meanings(kind: type) -> dict[str, str]:
+    """What each setting of a dataclass means, from the section Attributes of its docstring."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    section = inspect.getdoc(kind).partition("Attributes:\n")[2].partition("\n\n")[0]
+    parts = re.split(rf"^ *({'|'.join(names)}): ", section, flags=re.MULTILINE)
+    found = dict(zip(parts[1::2], (" ".join(text.split()) for text in parts[2::2]), strict=True))
+    return {name: found[name] for name in names}
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

@@ -16,7 +16,8 @@ def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a file beside `path` to write; it comes into its place when the block ends without an error.
 
     Raises:
-      OSError: the file can't be written; of the kind that the system has raised, with the name of `path`.
+      OSError: the file can't be written; of the kind that the system has raised. Its text has the name of `path`, its
+        `strerror` the reason alone.
     """
     # Of several machines' processes more than one may have the same number.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
@@ -28,7 +29,10 @@ def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
         is_ours = error.filename in (None, str(partial)) and (error.errno is not None or type(error) is OSError)
         if not is_ours:
             raise
-        raise type(error)(f"{path}: can't be written ({error.strerror or first_line(error)})") from error
+        reason = error.strerror or first_line(error)
+        named = type(error)(f"{path}: can't be written ({reason})")
+        named.strerror = reason
+        raise named from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -61,3 +65,28 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     # Of damaged files zipfile, zlib and NumPy raise errors of many kinds.
     except Exception as error:
         raise ValueError(first_line(error)) from error
+
+
+def beside_package(name: str) -> pathlib.Path:
+    """The folder of scripts or presets called `name`: inside an installed package, beside it in a checkout."""
+    package = pathlib.Path(__file__).resolve().parent
+    return next(place for place in (package / name, package.parent / name) if place.is_dir())
+
+
+def check_writable(folder: pathlib.Path, flag: str) -> None:
+    """Looks whether files can be written in a folder, or it can be made, before a command begins to work.
+
+    Args:
+      folder: the folder.
+      flag: what named it, `--workdir=runs/x`, for the message.
+
+    Raises:
+      ValueError: they can't.
+    """
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    if not existing.is_dir():
+        raise ValueError(f"{flag}: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{flag}: nothing can be written in {existing}; make that folder writable, or give another place"
+        )

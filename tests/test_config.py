@@ -164,6 +164,14 @@ def test_the_smallest_possible_values_are_accepted():
     assert config.model.num_preprocess_blocks == 0
 
 
+def test_images_are_halved_a_few_times_only():
+    """The size of the frame is a power of two, which would fill the memory."""
+    with pytest.raises(
+        ValueError, match=r"num_preprocess_blocks = 1 and num_latent_scales = 1000000000000: more than 16"
+    ):
+        ModelConfig(num_latent_scales=10**12)
+
+
 def test_the_size_that_the_network_sees():
     plain, padded = ModelConfig(image_height=6, image_width=4), CHANGED.model
     assert (plain.network_height, plain.network_width) == (6, 4)

@@ -21,9 +21,9 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from configs import digits
+from nvae_tf import command_line
+from nvae_tf.config import preset
 from nvae_tf.progress import duration
-from train import command_line
 
 TEMPERATURE = 1.0
 
@@ -54,7 +54,7 @@ class Step(NamedTuple):
 
 def steps(workdir: pathlib.Path) -> list[Step]:
     """All commands in their order; the first makes what the others need."""
-    run, total = f"--workdir={workdir}", digits.get_config().train.steps
+    run, total = f"--workdir={workdir}", preset("digits").train.steps
     drawing = [f"--temperature={TEMPERATURE}", "--seed=1", "--count=64"]
     samples, exported = workdir / "samples.png", workdir / "exported_samples.png"
     reconstructions, quality = workdir / "reconstructions.png", workdir / "quality.json"
@@ -177,7 +177,7 @@ def _remove(output: pathlib.Path) -> None:
 
 def run() -> None:
     """The demo as a command."""
-    command_line.run(main)
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,14 @@ import pathlib
 
 from absl import flags
 
+from nvae_tf import command_line
 from nvae_tf.data.completion import complete_config
+from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.training.sized_settings import sized_settings
-from train import command_line
-from train.config_file import define_config
 
-CONFIG = define_config()
+CONFIG = command_line.define_config(flags)
 GPU_MEMORY_GIB = flags.DEFINE_float(
     "gpu_memory_gib", None, "Memory of one GPU in GiB, for the largest batch size.", lower_bound=0.1
 )
@@ -46,7 +46,7 @@ def main() -> None:
     if json_file and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise ValueError(f"--json={json_file}: not a file in an existing folder")
     if json_file:
-        command_line.check_writable(json_file.parent, f"--json={json_file}")
+        check_writable(json_file.parent, f"--json={json_file}")
     config = complete_config(sized_settings(CONFIG.value))
     latent_plan(config.model)
     start_tensorflow_quietly()
@@ -61,7 +61,7 @@ def main() -> None:
 
 def run() -> None:
     """The command `nvae-estimate`."""
-    command_line.run(main)
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ bits per real value, with 95% intervals of the means over the images:
     latents   active units of every group, and two pictures: the KL of every latent channel, and samples that share the
               latents of their upper groups; elbo is measured with it
 
-The figures go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
+The metrics go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
 evaluation.txt, with seed, step and SHA-256 of the checkpoint. What is there already is kept, if it is of the same
 checkpoint, images and seed. Binary data are binarized with the same --seed each time.
 
@@ -31,11 +31,14 @@ import pathlib
 
 from absl import flags
 
+from nvae_tf import command_line
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.files import check_writable
+from nvae_tf.generation.arguments import BATCH_NORM_HELP, TEMPERATURE_HELP, parse_temperature
+from nvae_tf.progress import StatusLine
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.setting_checks import check_choice
 from nvae_tf.train_config import LARGEST_SEED
-from train import command_line, shared_flags
 
 _METRICS = ("elbo", "iw", "fid", "latents")
 
@@ -43,10 +46,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", requ
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 METRICS = flags.DEFINE_list("metrics", ["elbo", "iw"], f"What to measure, of {', '.join(_METRICS)}.")
 IMPORTANCE_SAMPLES = flags.DEFINE_integer(
-    "importance_samples",
-    1000,
-    "Samples an image of the importance-weighted bound, metric iw.",
-    lower_bound=1,
+    "importance_samples", 1000, "Samples an image of the importance-weighted bound, metric iw.", lower_bound=1
 )
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "train"], "Part of the data set.")
 BATCH_SIZE = flags.DEFINE_integer(
@@ -59,7 +59,7 @@ SEED = flags.DEFINE_integer(
     "seed", 0, "Of the binarization and of the samples.", lower_bound=0, upper_bound=LARGEST_SEED
 )
 FID_SAMPLES = flags.DEFINE_integer("fid_samples", 50_000, "Samples of metric fid.", lower_bound=2)
-TEMPERATURE = shared_flags.define_temperature(__name__)
+TEMPERATURE = flags.DEFINE_string("temperature", "1.0", TEMPERATURE_HELP)
 INCEPTION = flags.DEFINE_string(
     "inception", None, "File of the Inception graph for metric fid, classify_image_graph_def.pb or the .tgz it is in."
 )
@@ -68,7 +68,7 @@ EXTRACTOR = flags.DEFINE_string(
     None,
     "Other features than Inception's for metric fid: MODULE:FUNCTION, a function of yours that makes the extractor.",
 )
-BATCH_NORM_ITERATIONS = shared_flags.define_batch_norm_iterations(__name__)
+BATCH_NORM_ITERATIONS = flags.DEFINE_integer("batch_norm_iterations", 0, BATCH_NORM_HELP, lower_bound=0)
 DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 
@@ -80,17 +80,23 @@ def main() -> None:
         check_choice("--metrics", name, _METRICS)
     _check_fid_flags()
     command_line.check_run_folder(WORKDIR.value)
-    command_line.check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
-    temperature = shared_flags.temperature_of(TEMPERATURE)
+    check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
+    temperature = parse_temperature(TEMPERATURE.value)
     start_tensorflow_quietly()
-    from nvae_tf.evaluation.evaluate_run import evaluate_run
-    from nvae_tf.evaluation.fid_metric import FidSettings
-    from nvae_tf.evaluation.task import open_task
+    from nvae_tf.evaluation.evaluate import evaluate_run, table
+    from nvae_tf.evaluation.fid import FidSettings
+    from nvae_tf.training.run_folder import RunFolder
 
-    place = {"split": SPLIT.value, "batch_size": BATCH_SIZE.value, "seed": SEED.value, "data_path": DATA_PATH.value}
-    task = open_task(WORKDIR.value, CHECKPOINT.value, replicas=REPLICAS.value, **place)
-    fid = FidSettings(FID_SAMPLES.value, temperature, INCEPTION.value, EXTRACTOR.value, BATCH_NORM_ITERATIONS.value)
-    evaluate_run(task, METRICS.value, IMPORTANCE_SAMPLES.value, fid)
+    written = evaluate_run(
+        WORKDIR.value,
+        METRICS.value,
+        IMPORTANCE_SAMPLES.value,
+        FidSettings(FID_SAMPLES.value, temperature, INCEPTION.value, EXTRACTOR.value, BATCH_NORM_ITERATIONS.value),
+        *(flag.value for flag in (CHECKPOINT, SPLIT, BATCH_SIZE, SEED, DATA_PATH, REPLICAS)),
+    )
+    if written is not None:
+        file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)
+        StatusLine().keep(f"{table(written)}\n\nwritten to {file} and {file.with_suffix('.txt').name}")
 
 
 def _check_fid_flags() -> None:
@@ -103,7 +109,7 @@ def _check_fid_flags() -> None:
 
 def run() -> None:
     """The command `nvae-evaluate`."""
-    command_line.run(main)
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,12 @@ import pathlib
 
 from absl import flags
 
+from nvae_tf import command_line
 from nvae_tf.data.completion import complete_config
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
-from train import command_line
-from train.config_file import define_config
 
-CONFIG = define_config()
+CONFIG = command_line.define_config(flags)
 OUTPUT = flags.DEFINE_string(
     "output",
     "inspect_data.png",
@@ -44,7 +43,7 @@ def main() -> None:
 
 def run() -> None:
     """The command `nvae-inspect-data`."""
-    command_line.run(main)
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from nvae_tf import command_line
 from nvae_tf.errors import exit_on_user_error
+from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 from nvae_tf.training.worker_environments import (
     GPUS_OF_DRIVER,
@@ -35,7 +37,6 @@ from nvae_tf.training.worker_environments import (
     worker_environments,
 )
 from nvae_tf.training.worker_processes import STOPPED_CODES, WorkerPlan, run_workers
-from train import command_line
 
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of worker processes.", lower_bound=1, required=True)
 GPUS_PER_PROCESS = flags.DEFINE_integer(
@@ -120,7 +121,7 @@ def main(worker_arguments: Sequence[str]) -> None:
     command_line.check_config_flags(worker_arguments)
     folder = log_folder(run_folder(worker_arguments), LOG_DIR.value)
     if PROCESSES.value > 1:
-        command_line.check_writable(folder, f"--log_dir={folder}")
+        check_writable(folder, f"--log_dir={folder}")
     gpus = gpus_of_processes(PROCESSES.value, GPUS_PER_PROCESS.value)
     status = StatusLine(sys.stderr)
 
@@ -134,7 +135,7 @@ def main(worker_arguments: Sequence[str]) -> None:
     if gpus and not GPUS_OF_DRIVER.is_dir():
         tell("no NVIDIA driver was found on this machine; a worker without a GPU trains on the CPU.")
     plan = WorkerPlan(
-        command=[sys.executable, "-m", "train.main", *worker_arguments],
+        command=[sys.executable, "-m", f"{__package__}.main", *worker_arguments],
         environments=lambda: worker_environments(PROCESSES.value, gpus),
         log_folder=folder,
         grace_seconds=GRACE_SECONDS.value,
@@ -156,7 +157,7 @@ def run() -> None:
         main(worker_arguments)
 
     # The module's flags are read from what is left in sys.argv.
-    command_line.run(main_with_arguments)
+    command_line.run(main_with_arguments, flags)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Trains a model.
 
-    python -m train.main --config=configs/digits.py --workdir=runs/digits
-    python -m train.main --config=configs/cifar10.py --workdir=runs/cifar10 --config.train.batch_size=16
+    python -m train.main --config=digits --workdir=runs/digits
+    python -m train.main --config=cifar10 --workdir=runs/cifar10 --config.train.batch_size=16
+    python -m train.main --workdir=runs/cifar10
 
---config names a file with the settings: configs/ has one for each data set, and the config.json of another run is one
-too. Any of its settings can be changed with --config.GROUP.NAME=VALUE. --workdir is the run folder:
+--config is the name of a preset (the files of the folder configs), a file of your own with settings, or the config.json
+of another run; without it the run in the folder is continued with its own settings. Any setting can be changed with
+--config.GROUP.NAME=VALUE. --workdir is the run folder:
 
     README.md        the model card, with scores and a part of your own
     config.json      the settings
@@ -46,24 +48,24 @@ import traceback
 
 from absl import flags
 
+from nvae_tf import command_line
 from nvae_tf.data.completion import complete_config
 from nvae_tf.errors import TRACEBACK_VARIABLE
+from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.training.worker_environments import TF_CONFIG
-from train import command_line
-from train.config_file import define_config
 
 # As sysexits.h has it: a failure that may be gone when one tries again.
 _WORKER_LOST_CODE = 75
 
-CONFIG = define_config()
+CONFIG = command_line.define_config(flags)
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: new, empty, or of the same run.", required=True)
 
 
 def main() -> None:
     """Checks the settings, then trains."""
-    command_line.check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
+    check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
     # Not before: a mistake is told within a moment.
@@ -94,7 +96,7 @@ def _command() -> str:
 
 def run() -> None:
     """The command `nvae-train`."""
-    command_line.run(main)
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":

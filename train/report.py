@@ -18,12 +18,12 @@ import os
 
 from absl import flags
 
+from nvae_tf import command_line
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.files import atomic_write
-from nvae_tf.generation.output_place import output_place
+from nvae_tf.generation.arguments import output_place
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.train_config import LARGEST_SEED
-from train import command_line
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; report.html in the run folder if not given.")
@@ -53,7 +53,7 @@ def main() -> None:
 
 def run() -> None:
     """The command `nvae-report`."""
-    command_line.run(main)
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":

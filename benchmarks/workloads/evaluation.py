@@ -5,7 +5,7 @@ import pathlib
 from benchmarks.train_step_worker import random_images
 from benchmarks.workloads import IMPORTANCE_SAMPLES
 from benchmarks.workloads.untrained import untrained_model
-from nvae_tf.evaluation.likelihood_evaluator import LikelihoodEvaluator
+from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 
 
 class Nelbo:

@@ -1,10 +1,9 @@
 """Models of presets with their first weights: time and memory do not depend on the weights."""
 
-import importlib
-
 import tensorflow as tf
 
 from benchmarks import interleaved
+from nvae_tf import presets
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.completion import complete_config
 from nvae_tf.models import NVAE
@@ -20,7 +19,7 @@ def suit_process() -> None:
 
 def config_of(preset: str) -> ExperimentConfig:
     """The settings of a file in configs/."""
-    return complete_config(importlib.import_module(f"configs.{preset}").get_config())
+    return complete_config(presets.preset(preset))
 
 
 def untrained_model(preset: str) -> NVAE:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.distributions.mixture_layout import split_mixture_parameters
-from nvae_tf.fan_out import fan_out
+from nvae_tf.layers.cpu_kernels import fan_out
 
 tfd = tfp.distributions
 
 MAXIMUM_BITS = 8
+MAXIMUM_CHANNELS = 4
+MINIMUM_LOG_SCALE = -7.0
 # The published edge bins, on the [-1, 1] scale. At 8 bits level 254 (0.9922) lies past the upper one.
 PUBLISHED_LOWER_EDGE = -0.999
 PUBLISHED_UPPER_EDGE = 0.99
@@ -26,15 +27,47 @@ MINIMUM_RELATIVE_WIDTH = 1e-30
 SMALLEST_UNIFORM = 2.0**-24
 
 
-def autoregressive_mean(
-    channel: int, means: Sequence[tf.Tensor], coefficients: Sequence[tf.Tensor], values: Sequence[tf.Tensor]
-) -> tf.Tensor:
-    """The mean of `channel` given the `values` of the channels below it, all on the [-1, 1] scale."""
-    mean = means[channel]
-    first_coefficient = channel * (channel - 1) // 2
-    for lower_channel in range(channel):
-        mean += coefficients[first_coefficient + lower_channel] * values[lower_channel]
-    return mean
+def num_mixture_parameters(channels: int, num_mixtures: int) -> int:
+    """Numbers a pixel for M components and C channels: `M (1 + 2C + C(C-1)/2)`, which is 10 M for RGB."""
+    return num_mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
+
+
+def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures: int) -> tuple[tf.Tensor, ...]:
+    """Cuts a network's output `[..., num_mixture_parameters(C, M)]` into constrained parameters of M logistics.
+
+    The last axis holds M logits first. For RGB the rest is the published layout, channel after channel: M means, M
+    log-scales, M coefficients, so that the coefficient rows (green from red, blue from red, blue from green) are the
+    three channels' in order. For 1, 2 and 4 channels, which the published model does not have: channel after channel M
+    means, M log-scales; then all C(C-1)/2 coefficient rows of M, row by row of the strict lower triangle.
+
+    Returns:
+      In float32, on the [-1, 1] pixel scale: mixture logits `[..., M]`, means `[..., C, M]`, log-scales `[..., C, M]`,
+      raised to at least -7, and coefficients `[..., C(C-1)/2, M]`, in (-1, 1) by tanh.
+    """
+    if not 1 <= channels <= MAXIMUM_CHANNELS:
+        raise ValueError(f"A mixture of logistics has 1 to {MAXIMUM_CHANNELS} image channels, got {channels}.")
+    expected = num_mixture_parameters(channels, num_mixtures)
+    if parameters.shape[-1] != expected:
+        raise ValueError(
+            f"{num_mixtures} logistics over {channels} channels need {expected} parameters a pixel, "
+            f"which the last axis of shape {parameters.shape} does not have. Check num_mixtures, and that "
+            "channels are last."
+        )
+
+    def rows(flat: tf.Tensor, *shape: int) -> tf.Tensor:
+        return tf.reshape(flat, tf.concat([tf.shape(flat)[:-1], [*shape, num_mixtures]], axis=0))
+
+    parameters = tf.cast(parameters, tf.float32)
+    if channels == 3:
+        logits, rest = tf.split(parameters, [num_mixtures, -1], axis=-1)
+        means, log_scales, coefficients = tf.unstack(rows(rest, channels, 3), axis=-2)
+    else:
+        per_channel = 2 * channels * num_mixtures
+        widths = [num_mixtures, per_channel, expected - num_mixtures - per_channel]
+        logits, rest, coefficients = tf.split(parameters, widths, axis=-1)
+        means, log_scales = tf.unstack(rows(rest, channels, 2), axis=-2)
+        coefficients = rows(coefficients, channels * (channels - 1) // 2)
+    return logits, means, tf.maximum(log_scales, MINIMUM_LOG_SCALE), tf.math.tanh(coefficients)
 
 
 class DiscretizedLogisticMixture(tfd.Distribution):
@@ -53,13 +86,22 @@ class DiscretizedLogisticMixture(tfd.Distribution):
 
     Samples are continuous in [0, 1], not rounded to the grid, as published. `mean` is not the exact mean but
     the published one: each channel in turn from softmax-weighted means and coefficients, clamped to [-1, 1].
-
-    All computation is in float32. Wrap it in `tfd.Independent(..., 2)` for whole images.
+    All computation is in float32.
 
     Example:
       parameters = tf.zeros([8, 32, 32, 100])    # 10 components, RGB
       pixels = DiscretizedLogisticMixture.from_parameters(parameters, channels=3, num_mixtures=10)
       pixels.log_prob(images)                    # [8, 32, 32], nats a pixel, for images [8, 32, 32, 3]
+
+    Args:
+      mixture_logits: `[..., M]`, unnormalized log-weights of the M components.
+      means: `[..., C, M]`, on the [-1, 1] scale.
+      log_scales: `[..., C, M]`, of the logistics on the [-1, 1] scale. -7 and above is safe in float32.
+      coefficients: `[..., C(C-1)/2, M]`, row by row of the strict lower triangle.
+      temperature: divides the mixture logits and multiplies the scales; scalar or shaped as the batch.
+      num_bits: bits a channel, 1 to 8.
+      exact_edges: False for published scores, True for the mass that sums to 1.
+      name: name of the operations.
     """
 
     def __init__(
@@ -73,22 +115,6 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         exact_edges: bool = False,
         name: str = "DiscretizedLogisticMixture",
     ):
-        """Builds the distribution from constrained parameters; `from_parameters` takes a network's output.
-
-        Args:
-          mixture_logits: `[..., M]`, unnormalized log-weights of the M components.
-          means: `[..., C, M]`, on the [-1, 1] scale.
-          log_scales: `[..., C, M]`, of the logistics on the [-1, 1] scale. -7 and above is safe in float32.
-          coefficients: `[..., C(C-1)/2, M]`, row by row of the strict lower triangle: for RGB green from red,
-            blue from red, blue from green. Zero rows for one channel.
-          temperature: divides the mixture logits and multiplies the scales; scalar or shaped as the batch.
-          num_bits: bits a channel, 1 to 8.
-          exact_edges: False for published scores, True for the mass that sums to 1.
-          name: name of the operations.
-
-        Raises:
-          ValueError: if `num_bits` is out of range or the parameters' channels disagree.
-        """
         parameters = dict(locals())
         if not 1 <= num_bits <= MAXIMUM_BITS:
             raise ValueError(f"num_bits must be from 1 to {MAXIMUM_BITS}, got {num_bits}.")
@@ -126,24 +152,14 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         num_bits: int = 8,
         exact_edges: bool = False,
     ) -> "DiscretizedLogisticMixture":
-        """Reads a network's output `[..., M (1 + 2C + C(C-1)/2)]`, laid out as in `split_mixture_parameters`.
-
-        Raises:
-          ValueError: if the last axis has another width, or `channels` is not from 1 to 4.
-        """
-        mixture = split_mixture_parameters(parameters, channels, num_mixtures)
-        return cls(**mixture._asdict(), temperature=temperature, num_bits=num_bits, exact_edges=exact_edges)
+        """Reads a network's output `[..., M (1 + 2C + C(C-1)/2)]`, laid out as in `split_mixture_parameters`."""
+        split = split_mixture_parameters(parameters, channels, num_mixtures)
+        return cls(*split, temperature=temperature, num_bits=num_bits, exact_edges=exact_edges)
 
     @classmethod
     def _parameter_properties(cls, dtype, num_classes=None):
-        del dtype, num_classes
-        return {
-            "mixture_logits": tfp.util.ParameterProperties(event_ndims=1),
-            "means": tfp.util.ParameterProperties(event_ndims=2),
-            "log_scales": tfp.util.ParameterProperties(event_ndims=2),
-            "coefficients": tfp.util.ParameterProperties(event_ndims=2),
-            "temperature": tfp.util.ParameterProperties(event_ndims=0),
-        }
+        event_ndims = {"mixture_logits": 1, "means": 2, "log_scales": 2, "coefficients": 2, "temperature": 0}
+        return {name: tfp.util.ParameterProperties(event_ndims=ndims) for name, ndims in event_ndims.items()}
 
     def _event_shape(self) -> tf.TensorShape:
         return tf.TensorShape([self._channels])
@@ -165,7 +181,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         log_scales = tf.unstack(self._tempered_log_scales(), axis=-2)
         log_weighted = tf.math.log_softmax(self._tempered_logits(), axis=-1)
         for channel, (channel_value, log_scale) in enumerate(zip(values, log_scales, strict=True)):
-            mean = autoregressive_mean(channel, means, coefficients, values)
+            mean = _autoregressive_mean(channel, means, coefficients, values)
             log_weighted += self._log_bin_mass(channel_value, mean, log_scale)
         return tf.math.reduce_logsumexp(log_weighted, axis=-1)
 
@@ -198,20 +214,18 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         # Not salted with self.name, which graphs make unique: one seed must draw the same there as eagerly.
         component_seed, noise_seed = tfp.random.split_seed(seed, n=2, salt="DiscretizedLogisticMixture")
         pixel_shape = tf.concat([[n], self.batch_shape_tensor()], axis=0)
-        gumbel = -tf.math.log(-tf.math.log(self._uniform(pixel_shape, self._means.shape[-1], component_seed)))
-        component = tf.argmax(self._tempered_logits() + gumbel, axis=-1)
-        # One row of weights a pixel, so that the same contraction serves the sample and the mean.
-        weights = tf.one_hot(component, self._means.shape[-1])
-        uniform = self._uniform(pixel_shape, self._channels, noise_seed)
-        noise = tf.math.log(uniform) - tf.math.log1p(-uniform)
-        scales = tf.math.exp(_select(self._tempered_log_scales(), weights))
-        return self._chain(weights, noise * scales)
 
-    @staticmethod
-    def _uniform(pixel_shape: tf.Tensor, depth: int, seed: tf.Tensor) -> tf.Tensor:
-        """Uniforms inside (0, 1), `[*pixel_shape, depth]`."""
-        shape = tf.concat([pixel_shape, [depth]], axis=0)
-        return tf.random.stateless_uniform(shape, seed, minval=SMALLEST_UNIFORM, maxval=1.0)
+        def uniform(depth: int, seed: tf.Tensor) -> tf.Tensor:
+            shape = tf.concat([pixel_shape, [depth]], axis=0)
+            return tf.random.stateless_uniform(shape, seed, minval=SMALLEST_UNIFORM, maxval=1.0)
+
+        num_mixtures = self._means.shape[-1]
+        gumbel = -tf.math.log(-tf.math.log(uniform(num_mixtures, component_seed)))
+        # One row of weights a pixel, so that the same contraction serves the sample and the mean.
+        weights = tf.one_hot(tf.argmax(self._tempered_logits() + gumbel, axis=-1), num_mixtures)
+        quantile = uniform(self._channels, noise_seed)
+        noise = tf.math.log(quantile) - tf.math.log1p(-quantile)
+        return self._chain(weights, noise * tf.math.exp(_select(self._tempered_log_scales(), weights)))
 
     def _mean(self) -> tf.Tensor:
         weights = tf.nn.softmax(self._tempered_logits())
@@ -224,9 +238,20 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         coefficients = tf.unstack(_select(self._coefficients, weights), axis=-1)
         values = []
         for channel, channel_noise in enumerate(tf.unstack(noise, num=self._channels, axis=-1)):
-            mean = autoregressive_mean(channel, means, coefficients, values)
+            mean = _autoregressive_mean(channel, means, coefficients, values)
             values.append(tf.clip_by_value(mean + channel_noise, -1.0, 1.0))
         return (tf.stack(values, axis=-1) + 1.0) / 2.0
+
+
+def _autoregressive_mean(
+    channel: int, means: Sequence[tf.Tensor], coefficients: Sequence[tf.Tensor], values: Sequence[tf.Tensor]
+) -> tf.Tensor:
+    """The mean of `channel` given the `values` of the channels below it, all on the [-1, 1] scale."""
+    mean = means[channel]
+    first_coefficient = channel * (channel - 1) // 2
+    for lower_channel in range(channel):
+        mean += coefficients[first_coefficient + lower_channel] * values[lower_channel]
+    return mean
 
 
 def _select(parameter: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

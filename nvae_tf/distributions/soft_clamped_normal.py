@@ -35,20 +35,11 @@ def _kl_divergence(a: SoftClampedNormal, b: SoftClampedNormal, name: str | None 
 def soft_clamped_normal(
     mean: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor = 1.0
 ) -> SoftClampedNormal:
-    """The Normal with mean `clamp(mean)` and scale `(exp(clamp(log_scale)) + 0.01) * temperature`.
+    """The Normal with mean `clamp(mean)` and scale `(exp(clamp(log_scale)) + 0.01) * temperature`, in float32.
 
-    Bounding both keeps the KL divergence of a deep hierarchy finite early in training
-    (Vahdat & Kautz 2020, section 3). Where a residual is added to a prior, add it before calling this.
-
-    Args:
-      mean: `[..., channels]`, any floating type. Computed in float32, since the KL loses its small
-        differences in half precision.
-      log_scale: the log standard deviation before clamping, shaped as `mean`.
-      temperature: multiplies the standard deviation; below 1 narrows samples, 0 makes them the mean.
-
-    Returns:
-      A float32 Normal with batch shape `mean.shape`, one independent scalar an element;
-      log-probabilities and KL are in nats.
+    Bounding both keeps the KL divergence of a deep hierarchy finite early in training (Vahdat & Kautz 2020, section 3);
+    half precision would lose its small differences. Where a residual is added to a prior, add it before calling this.
+    Each element is a scalar of its own; at temperature 0 samples are the mean.
     """
     location = soft_clamp(tf.cast(mean, tf.float32))
     scale = tf.math.exp(soft_clamp(tf.cast(log_scale, tf.float32))) + MINIMUM_SCALE

@@ -5,14 +5,14 @@ images come out wrong in color and contrast. So the generator is run with batch 
 that temperature, and its running statistics follow, before images are drawn with them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization
-from nvae_tf.layers.normalization import EPSILON
+from nvae_tf.layers import ForwardPass, StackedBatchNormalization
+from nvae_tf.layers.cpu_kernels import EPSILON
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import PriorSource
 from nvae_tf.models.noise import batch_noise
@@ -22,6 +22,8 @@ from nvae_tf.setting_checks import check
 
 # Images are drawn from seeds (seed, number of the image), so this stream has none of their latents.
 _STREAM = -1
+# One layer of a stack of batch norms: its name, the stack, and its index there.
+_Norm = tuple[str, StackedBatchNormalization, int]
 
 
 class StatisticsShift(NamedTuple):
@@ -43,11 +45,8 @@ class StatisticsShift(NamedTuple):
 
 
 class ReadjustedModel(NamedTuple):
-    """A model for sampling at a temperature.
-
-    Attributes:
-      model: a copy with other running statistics in its generator, the same weights otherwise.
-      shifts: how far they moved, of every layer, in the order in which the generator uses them.
+    """A copy of a model with other running statistics in its generator, and how far they moved, layer by layer in the
+    order of their use.
     """
 
     model: NVAE
@@ -69,34 +68,18 @@ class ReadjustedModel(NamedTuple):
         )
 
 
-class _Norm(NamedTuple):
-    """One layer of a stack of batch norms."""
-
-    name: str
-    stack: StackedBatchNormalization
-    index: int
-
-
 def readjusted(
     model: NVAE,
     temperature: Temperature,
     iterations: int = 500,
     batch_size: int = 16,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
 ) -> ReadjustedModel:
     """A copy of a model whose generator's running batch-norm statistics are those of sampling at a temperature.
 
-    They follow the batches by the layers' own rule, `0.95 running + 0.05 batch`, so after some hundred iterations what
-    they were before is forgotten. The given model, the bottom-up network and all weights stay as they are.
-
-    Args:
-      model: the trained model; is not changed.
-      temperature: at which images are to be drawn, see `NVAE.generate`.
-      iterations: number of batches.
-      batch_size: images of a batch, at least 2; more make the statistics less noisy.
-      seed: of the latents; none of them is one that `NVAE.generate` draws.
-      progress: is called after each iteration with the number of those done.
+    They follow `iterations` batches by the layers' own rule, `0.95 running + 0.05 batch`, so after some hundred what
+    they were before is forgotten; larger batches, of at least 2, make them less noisy. The given model, the bottom-up
+    network and all weights stay as they are. None of the latents is one that `NVAE.generate` draws from the same seed.
 
     Raises:
       ValueError: a number is out of range, or a statistic is not finite; the message names its layer.
@@ -104,7 +87,9 @@ def readjusted(
     check(iterations >= 1, f"iterations = {iterations}: must be at least 1")
     check(batch_size >= 2, f"batch_size = {batch_size}: must be at least 2, or there may be no variance")
     temperatures = temperatures_of_groups(temperature, model.plan)
-    copy = _copy_of(model)
+    copy = type(model).from_config(model.get_config())
+    for variable, value in zip(copy.weights, model.weights, strict=True):
+        variable.assign(value)
     norms = list(_norms_of(copy.top_down))
     if not norms:
         return ReadjustedModel(copy, ())
@@ -114,14 +99,12 @@ def readjusted(
         finite = iterate(tf.constant(number * batch_size, tf.int64)).numpy()
         if not finite.all():
             raise ValueError(
-                f"batch norm can't be readjusted: the statistics of {norms[int(np.argmin(finite))].name} are not "
+                f"batch norm can't be readjusted: the statistics of {norms[int(np.argmin(finite))][0]} are not "
                 f"finite in iteration {number + 1} of {iterations}; weights before it are NaN, or what they compute "
                 "overflows"
             )
-        if progress:
-            progress(number + 1)
     after = _statistics_of(norms)
-    shifts = [_shift(norm.name, *pair) for norm, *pair in zip(norms, before, after, strict=True)]
+    shifts = [_shift(name, *pair) for (name, *_), *pair in zip(norms, before, after, strict=True)]
     return ReadjustedModel(copy, tuple(shifts))
 
 
@@ -129,7 +112,7 @@ def _iteration(
     model: NVAE, norms: Sequence[_Norm], temperatures: Sequence[float | tf.Tensor], batch_size: int, seed: int
 ) -> tf.types.experimental.PolymorphicFunction:
     """One batch: number of its first image -> whether the new statistics of each of the norms are finite, `[norms]`."""
-    stacks = {id(variable): norm.stack for norm in norms for variable in norm.stack.statistics}
+    stacks = {id(variable): id(stack) for _, stack, _ in norms for variable in stack.statistics}
 
     def iterate(first: tf.Tensor) -> tf.Tensor:
         forward = ForwardPass(training=True)
@@ -139,39 +122,34 @@ def _iteration(
         forward.updates = [(variable, value) for variable, value in forward.updates if id(variable) in stacks]
         finite: dict[int, tf.Tensor] = {}
         for variable, value in forward.updates:
-            stack = id(stacks[id(variable)])
+            stack = stacks[id(variable)]
             sound = tf.reduce_all(tf.math.is_finite(value), axis=1)
             finite[stack] = sound & finite[stack] if stack in finite else sound
         forward.commit()
-        return tf.stack([finite[id(norm.stack)][norm.index] for norm in norms])
+        return tf.stack([finite[id(stack)][index] for _, stack, index in norms])
 
     return tf.function(iterate, input_signature=[tf.TensorSpec((), tf.int64)], autograph=False)
 
 
 def _norms_of(top_down: TopDown) -> Iterator[_Norm]:
     """The batch norms of the generator in the order of their use."""
-    for name, cells in _cells_of(top_down):
-        stacks = [recorder for recorder in cells.recorders() if isinstance(recorder, StackedBatchNormalization)]
-        for index in range(cells.count):
-            for place, stack in enumerate(stacks):
-                yield _Norm(f"top_down/{name}[{index}], batch norm {place}", stack, index)
-
-
-def _cells_of(top_down: TopDown) -> Iterator[tuple[str, ResidualCells]]:
-    """What has batch norms, by the attributes that lead to it."""
     holders = [(f"scales/{index}", scale, ("cells", "up")) for index, scale in enumerate(top_down.scales)]
     holders += [(f"postprocess/{index}", block, ("up", "cells")) for index, block in enumerate(top_down.postprocess)]
-    for name, holder, parts in holders:
+    for holder_name, holder, parts in holders:
         for part in parts:
             cells = getattr(holder, part)
-            if cells is not None:
-                yield f"{name}/{part}", cells
+            if cells is None:
+                continue
+            stacks = [recorder for recorder in cells.recorders() if isinstance(recorder, StackedBatchNormalization)]
+            for index in range(cells.count):
+                for place, stack in enumerate(stacks):
+                    yield f"top_down/{holder_name}/{part}[{index}], batch norm {place}", stack, index
 
 
 def _statistics_of(norms: Sequence[_Norm]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Running mean and variance of each, `[channels]`."""
-    values = {id(norm.stack): [variable.numpy() for variable in norm.stack.statistics] for norm in norms}
-    return [tuple(value[norm.index] for value in values[id(norm.stack)]) for norm in norms]
+    values = {id(stack): [variable.numpy() for variable in stack.statistics] for _, stack, _ in norms}
+    return [tuple(value[index] for value in values[id(stack)]) for _, stack, index in norms]
 
 
 def _shift(layer: str, before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]) -> StatisticsShift:
@@ -179,12 +157,5 @@ def _shift(layer: str, before: tuple[np.ndarray, np.ndarray], after: tuple[np.nd
     # With the layer's own constant: where there is almost no variance, it is what the layer divides by.
     moved = np.abs(mean - old_mean) / np.sqrt(old_variance + EPSILON)
     ratios = np.log((variance + EPSILON) / (old_variance + EPSILON))
-    figures = np.median(moved), moved.max(), np.median(ratios), ratios[np.argmax(np.abs(ratios))]
-    return StatisticsShift(layer, *map(float, figures))
-
-
-def _copy_of(model: NVAE) -> NVAE:
-    copy = type(model).from_config(model.get_config())
-    for variable, value in zip(copy.weights, model.weights, strict=True):
-        variable.assign(value)
-    return copy
+    values = np.median(moved), moved.max(), np.median(ratios), ratios[np.argmax(np.abs(ratios))]
+    return StatisticsShift(layer, *map(float, values))

@@ -1,26 +1,101 @@
-"""The Fréchet inception distance of generated images (Heusel et al. 2017)."""
+"""The Fréchet inception distance of samples from the training images (Heusel et al. 2017): the metric `fid`."""
 
+import dataclasses
+import hashlib
+import importlib
+import math
+import os
+import pathlib
+import sys
 from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.evaluation.feature_statistics import FeatureStatistics, RunningFeatureStatistics
-from nvae_tf.evaluation.frechet_distance import frechet_distance
-from nvae_tf.evaluation.inception import FeatureExtractor
+from nvae_tf.data.content_digest import content_digest, stored_spec
+from nvae_tf.data.pipeline import evaluation_batches, iterate
+from nvae_tf.data.sources import load_split
+from nvae_tf.evaluation.batch_norm_statistics import readjusted
+from nvae_tf.evaluation.inception import FeatureExtractor, Inception, cache_folder, load_inception
+from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches
+from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf.generation.sampling import ImageGenerator
+from nvae_tf.models.noise import image_seeds
+from nvae_tf.models.temperatures import Temperature, temperatures_of_groups
+from nvae_tf.setting_checks import check
+
+_REAL_BATCH = 64
+# Samples of one kept batch; a multiple of the generator's own batches.
+_SAMPLES = 256
+# Of the file of statistics.
+_FORM = 1
+
+
+class FeatureStatistics(NamedTuple):
+    """Of the features of `count` images, in float64.
+
+    Attributes:
+      mean: `[features]`.
+      covariance: `[features, features]`, unbiased: divided by `count - 1`.
+      count: number of images.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int
+
+
+class RunningFeatureStatistics:
+    """Mean and covariance of features that come in batches; the memory does not grow with the number of images.
+
+    Two parts are merged by the difference of their means (Chan, Golub & LeVeque 1983), so nothing large is subtracted
+    from something large, as it is where sums of squares are gathered.
+    """
+
+    def __init__(self):
+        self.count = 0
+        self._mean = np.zeros(0)
+        self._scatter = np.zeros((0, 0))  # sum of the outer products of deviations from the mean
+
+    def add(self, features: np.ndarray) -> None:
+        """Takes in the features `[images, features]` of a batch.
+
+        Raises:
+          ValueError: they have another shape, another number of features than before, or are not all finite.
+        """
+        features = np.asarray(features, np.float64)
+        check(features.ndim == 2, f"features have shape {features.shape}; they must be [images, features]")
+        count, size = features.shape
+        check(
+            size == len(self._mean) or not self.count,
+            f"a batch has {size} features an image, those before had {len(self._mean)}",
+        )
+        check(bool(np.isfinite(features).all()), f"features of the images from number {self.count} are not all finite")
+        if not count:
+            return
+        mean = features.mean(axis=0)
+        centered = features - mean
+        scatter = centered.T @ centered
+        if self.count:
+            difference = mean - self._mean
+            total = self.count + count
+            scatter += self._scatter + np.outer(difference, difference) * (self.count * count / total)
+            mean = self._mean + difference * (count / total)
+        self.count, self._mean, self._scatter = self.count + count, mean, scatter
+
+    def statistics(self) -> FeatureStatistics:
+        """Of all images so far; ValueError where there are not two, so that there is no covariance."""
+        check(self.count >= 2, f"the covariance of features needs at least 2 images, there are {self.count}")
+        return FeatureStatistics(self._mean.copy(), self._scatter / (self.count - 1), self.count)
 
 
 def image_statistics(
     batches: Iterable[np.ndarray], extractor: FeatureExtractor, progress: Callable[[int], None] | None = None
 ) -> FeatureStatistics:
-    """Mean and covariance of the features of all images.
+    """Mean and covariance of the features of images, in batches `[batch, height, width, channels]` in [0, 1].
 
-    Args:
-      batches: float `[batch, height, width, channels]` in [0, 1].
-      extractor: gives the features.
-      progress: is called after each batch with the number of images done.
-
-    Raises:
-      ValueError: there are not two images, or an image or a feature is not sound.
+    `progress` is called after each with the number of images done. ValueError where there are not two images, or images
+    or features are invalid.
     """
     running = RunningFeatureStatistics()
     for images in batches:
@@ -30,23 +105,238 @@ def image_statistics(
     return running.statistics()
 
 
-def frechet_inception_distance(
-    real: FeatureStatistics,
-    generated: Iterable[np.ndarray],
-    extractor: FeatureExtractor,
-    progress: Callable[[int], None] | None = None,
-) -> float:
-    """The distance of generated images from real ones, whose statistics may come from `load_statistics`.
+def save_statistics(path: str | pathlib.Path, statistics: FeatureStatistics, fingerprint: str) -> None:
+    """Writes an `.npz` file into an existing folder; `load_statistics` takes it only for the same fingerprint, which
+    says of what data and extractor the statistics are.
+    """
+    about = {"form": np.array(_FORM), "fingerprint": np.array(fingerprint)}
+    write_arrays(pathlib.Path(path), about | {name: np.asarray(part) for name, part in statistics._asdict().items()})
 
-    What makes it the published number is told in `nvae_tf.evaluation.inception`.
 
-    Args:
-      real: of the real images, by the same extractor.
-      generated: batches, see `image_statistics`.
-      extractor: see there.
-      progress: see there.
+def load_statistics(path: str | pathlib.Path, fingerprint: str) -> FeatureStatistics | None:
+    """What `save_statistics` wrote; None where there is no file, or of another fingerprint; ValueError if damaged."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return None
+    try:
+        arrays = read_arrays(path)
+        if int(arrays["form"]) != _FORM or str(arrays["fingerprint"]) != fingerprint:
+            return None
+        statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
+        _check_statistics(statistics)
+        check(statistics.mean.dtype == statistics.covariance.dtype == np.float64, "they are not in float64")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: the statistics of features are damaged ({error}); remove the file, and they will be made again"
+        ) from None
+    return statistics
+
+
+def _check_statistics(statistics: FeatureStatistics) -> None:
+    mean, covariance, count = statistics
+    check(count >= 2, f"the Fréchet distance needs at least 2 images on each side, one has {count}")
+    check(
+        mean.ndim == 1 and covariance.shape == (len(mean), len(mean)),
+        f"mean {mean.shape} and covariance {covariance.shape} are not of the same features",
+    )
+    check(
+        bool(np.isfinite(mean).all() and np.isfinite(covariance).all()),
+        "the statistics of features are not all finite: an image or a feature has NaN or infinity in it",
+    )
+
+
+def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
+    """`|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))` (Heusel et al. 2017, eq. 6), each set taken for a Gaussian.
+
+    The trace of the root is the sum of the roots of the eigenvalues of `C1^(1/2) C2 C1^(1/2)`, which are those of
+    `C1 C2`: the singular values of `C1^(1/2) C2^(1/2)`. The roots of the covariances come from their eigenvalues. So no
+    complex number appears, as it does where the root of `C1 C2` itself is taken of nearly singular matrices, and what
+    is small is not squared before its root is taken. Variances that are zero but for rounding count as zero: the root
+    of a rounding error of 1e-16 is 1e-8, and there can be thousands of them.
+
+    With fewer images than features a covariance is singular. The formula still gives the distance of the two samples,
+    but as an estimate of that of the distributions it is far too large: its bias falls about as one over the number of
+    images. So distances compare only where the numbers of images are the same; published ones are of 50,000.
+
+    Returns:
+      At least 0, in the features' unit squared; the same with both sets exchanged.
 
     Raises:
-      ValueError: see `image_statistics` and `frechet_distance`.
+      ValueError: a set has fewer than 2 images, the numbers of features differ, or not all values are finite.
     """
-    return frechet_distance(real, image_statistics(generated, extractor, progress))
+    _check_statistics(one)
+    _check_statistics(other)
+    sizes = len(one.mean), len(other.mean)
+    check(sizes[0] == sizes[1], f"the sets have {sizes[0]} and {sizes[1]} features: they are of different extractors")
+    difference = one.mean - other.mean
+    traces = np.trace(one.covariance) + np.trace(other.covariance)
+    roots = np.linalg.svd(_root(one.covariance).T @ _root(other.covariance), compute_uv=False)
+    return max(float(difference @ difference + traces - 2.0 * float(roots.sum())), 0.0)
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """`R [features, rank]` with `R R^T` the covariance; the directions without variance are left out."""
+    values, vectors = np.linalg.eigh(covariance)
+    # Up to there an eigenvalue may be nothing but rounding.
+    kept = values > len(values) * np.finfo(np.float64).eps * np.abs(values).max(initial=0.0)
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+class _NamedExtractor(NamedTuple):
+    name: str
+    features: Callable[[np.ndarray], np.ndarray]
+
+
+def named_extractor(name: str) -> FeatureExtractor:
+    """The extractor that `function()` of `module` makes, for "module:function".
+
+    Its name has the digest of the module's file too: features that are kept belong to this version of it.
+
+    Raises:
+      ValueError: Python finds no such module or function, or what it makes is no `FeatureExtractor`.
+    """
+    module_name, colon, function_name = name.partition(":")
+    if not (module_name and colon and function_name):
+        raise ValueError(f"--extractor={name}: name it as MODULE:FUNCTION, e.g. my_features:make_extractor")
+    # An installed command has its own folder there in place of the working directory.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--extractor={name}: Python finds no module {error.name!r}; it looks in the working directory, in "
+            "PYTHONPATH and among the installed packages"
+        ) from None
+    make = getattr(module, function_name, None)
+    check(callable(make), f"--extractor={name}: {module_name} has no function {function_name!r}")
+    extractor = make()
+    if not (isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None))):
+        raise ValueError(
+            f"--extractor={name}: gives an object of type {type(extractor).__name__}; it must have a `name`, a string, "
+            "and a method `features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor"
+        )
+    file = getattr(module, "__file__", None)
+    digest = hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:8] if file else "no file"
+    return _NamedExtractor(f"{extractor.name} ({module_name}, {digest})", extractor.features)
+
+
+@dataclasses.dataclass(frozen=True)
+class FidSettings:
+    """How samples are drawn and compared.
+
+    Attributes:
+      samples: how many are drawn; published distances are of 50,000.
+      temperature: of the priors.
+      inception: the graph's file; None to download it once.
+      extractor: another one than Inception, see `named_extractor`.
+      batch_norm_iterations: of the readjustment of batch-norm statistics before the samples are drawn; 0 for none.
+    """
+
+    samples: int = 50_000
+    temperature: Temperature = 1.0
+    inception: str | None = None
+    extractor: str | None = None
+    batch_norm_iterations: int = 0
+
+
+def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtractor:
+    """Inception, with a note if it may not be the published one, or the user's extractor; checks the temperature."""
+    temperatures_of_groups(settings.temperature, task.trained.model.plan)
+    if settings.extractor:
+        return named_extractor(settings.extractor)
+    extractor = load_inception(settings.inception, strategy=task.strategy)
+    if not extractor.is_published:
+        task.status.keep(
+            "Note: this is not the published Inception graph to the last byte, as far as that is known; the distance "
+            "may not be comparable with published ones."
+        )
+    return extractor
+
+
+def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> dict[str, Any] | None:
+    """Draws samples and measures their distance from the training images, as these are stored.
+
+    The replicas of a process share the samples. Features of finished samples are kept, and several processes share
+    them, see `KeptBatches`.
+
+    Returns:
+      The entry `fid` of the evaluation file; None in a process that is not the chief, or where another was faster.
+    """
+    kept = kept_samples(task, settings, extractor)
+    moved = _draw_missing(task, settings, extractor, kept) if kept.begin(task.shard) else None
+    if task.shard.index:
+        return None
+    real = real_statistics(task, extractor)
+    running = RunningFeatureStatistics()
+    try:
+        for arrays in kept.read():
+            running.add(arrays["features"])
+    except FileNotFoundError:
+        task.status.keep("another train.evaluate has put the samples' features together meanwhile")
+        return None
+    return {
+        "value": frechet_distance(real, running.statistics()),
+        "samples": settings.samples,
+        "temperature": settings.temperature,
+        "real_images": real.count,
+        "extractor": extractor.name,
+        "extractor_is_published": isinstance(extractor, Inception) and extractor.is_published,
+        "batch_norm_iterations": settings.batch_norm_iterations,
+        "batch_norm_shift": moved,
+    }
+
+
+def kept_samples(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> KeptBatches:
+    """The features of samples of the same checkpoint, drawn in the same way."""
+    drawing = dataclasses.replace(settings, inception=None, extractor=None)
+    what = task.checkpoint_sha256, task.seed, drawing, extractor.name
+    digest = hashlib.sha256(repr(what).encode()).hexdigest()[:12]
+    folder = task.folder.evaluation / f"unfinished-fid-{digest}"
+    return KeptBatches(folder, math.ceil(settings.samples / _SAMPLES))
+
+
+def _draw_missing(
+    task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor, kept: KeptBatches
+) -> str | None:
+    """Draws what no process has drawn; returns how far batch norm was readjusted."""
+    model, moved = task.trained.model, None
+    if settings.batch_norm_iterations:
+        # Every process by itself, with the same result; the copy is on all replicas, as the model is.
+        with task.strategy.scope():
+            adjusted = readjusted(model, settings.temperature, settings.batch_norm_iterations, seed=task.seed)
+        model, moved = adjusted.model, adjusted.text
+        task.status.keep(moved)
+    generator = ImageGenerator(model, task.strategy)
+    missing = kept.missing(task.shard)
+    sizes = {number: min(_SAMPLES, settings.samples - number * _SAMPLES) for number in missing}
+    progress = ImageProgress(task.status, settings.samples, settings.samples - sum(sizes.values()))
+    for number, size in sizes.items():
+        if kept.has(number):
+            progress.add(size, computed_here=False)
+            continue
+        images = generator.from_seeds(image_seeds(task.seed, size, number * _SAMPLES), settings.temperature)
+        # As they would be in a PNG file, and as the training images are.
+        images = np.rint(images * np.float32(255.0)) / np.float32(255.0)
+        if not kept.write(number, {"features": extractor.features(images)}):
+            break
+        progress.add(size)
+        progress.show(0)
+    return moved
+
+
+def real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> FeatureStatistics:
+    """Of the training images, kept in the user's cache folder."""
+    spec = stored_spec(task.spec)
+    source = load_split(spec, "train", task.status.report())
+    fingerprint = f"train, {content_digest(source, spec)}, {extractor.name}"
+    file = cache_folder() / "feature_statistics" / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.npz"
+    statistics = load_statistics(file, fingerprint)
+    if statistics is None:
+        task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
+        progress = ImageProgress(task.status, source.count)
+        batches = iterate(evaluation_batches(source, spec, _REAL_BATCH, seed=0), source)
+        statistics = image_statistics((batch.numpy() for batch in batches), extractor, progress.show)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_statistics(file, statistics, fingerprint)
+    return statistics

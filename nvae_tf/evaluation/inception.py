@@ -13,25 +13,40 @@ The distance of Heusel et al. (2017) is defined with this very graph, `classify_
 """
 
 import hashlib
+import os
 import pathlib
-from typing import Protocol
+import queue
+import shutil
+import tarfile
+import threading
+import urllib.request
+import zlib
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
-from nvae_tf.evaluation.frozen_graph import batch_function, graph_of
-from nvae_tf.evaluation.inception_file import downloaded_inception, graph_content
+from nvae_tf.files import atomic_file
 from nvae_tf.replicas import divided, joined
 from nvae_tf.setting_checks import check
 
 NUM_FEATURES = 2048
+GRAPH_NAME = "classify_image_graph_def.pb"
+# What is also http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz, over a secure connection.
+URL = "https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"
+_HELP = f"download {URL} where there is a network, and name that file, or the {GRAPH_NAME} in it, with --inception=PATH"
+# As programs that download the archive have stated for years.
+_ARCHIVE_SIZE = 88_931_400
+# The size is given by several listings of the archive. The MD5 was found in one public project, beside the same size;
+# no source for a SHA-256 was found. So they say whether this is the file, and nothing is rejected because of them.
+_PUBLISHED_SIZE = 95_673_916
+_PUBLISHED_MD5 = "e6bb154e85f5d4331c22abcddb5dcf31"
 _INPUT, _OUTPUT = "ExpandDims", "pool_3"
 # The operations that say that this is the graph and that it resizes by itself.
 _OPERATIONS = {_INPUT: "ExpandDims", "ResizeBilinear": "ResizeBilinear", "Sub": "Sub", "Mul": "Mul", _OUTPUT: "AvgPool"}
-# The size is told by several listings of the archive. The MD5 was found in one public project, beside the same size;
-# no source for a SHA-256 was found. So they tell whether this is the file, and nothing is refused because of them.
-_PUBLISHED_SIZE = 95_673_916
-_PUBLISHED_MD5 = "e6bb154e85f5d4331c22abcddb5dcf31"
+_OLD_BATCH_NORM = "BatchNormWithGlobalNormalization"
+_FLOAT = tf.float32.as_datatype_enum
 # Each takes some tens of megabytes on its way through the network.
 _IMAGES_AT_ONCE = 32
 
@@ -52,88 +67,61 @@ class FeatureExtractor(Protocol):
 class Inception:
     """Inception 2015, up to pool 3; made by `load_inception`.
 
+    Args:
+      content: the graph's file.
+      where: it comes from, for messages.
+      strategy: all of its replicas, in this process, share the images.
+
     Attributes:
       name: "inception-2015-12-05" with the beginning of the SHA-256 of the graph's file.
-      is_published: whether the graph's file has the size and the MD5 that are told of the published one; if not,
-        the distances may not be comparable with published ones.
+      is_published: whether the graph's file has the size and the MD5 given for the published one; if not, the
+        distances may not be comparable with published ones.
+
+    Raises:
+      ValueError: it is not that graph.
     """
 
     def __init__(self, content: bytes, where: str, strategy: tf.distribute.Strategy | None = None):
-        """Makes the extractor of a graph.
-
-        Args:
-          content: the graph's file.
-          where: it comes from, for messages.
-          strategy: all of its replicas, in this process, share the images.
-
-        Raises:
-          ValueError: it is not that graph.
-        """
-        graph = graph_of(content, where)
-        pool = batch_function(graph, _OPERATIONS, _INPUT, _OUTPUT, where)
+        pool = _batch_function(content, where)
         self._strategy = strategy or tf.distribute.get_strategy()
         self._pool = tf.function(lambda pixels: self._strategy.run(pool, [pixels]), autograph=False)
-        found = pool.outputs[0].shape
-        check(
-            found[1:] == (1, 1, NUM_FEATURES),
-            f"{where}: {_OUTPUT} has shape {found}, not [batch, 1, 1, {NUM_FEATURES}]: it is not the Inception of 2015",
-        )
         self.name = f"inception-2015-12-05 {hashlib.sha256(content).hexdigest()[:16]}"
         md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
         self.is_published = len(content) == _PUBLISHED_SIZE and md5 == _PUBLISHED_MD5
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """float32 `[batch, 2048]`; those of an image do not depend on its batch, but for the last bits.
-
-        Args:
-          images: float `[batch, height, width, 1 or 3]` in [0, 1].
-
-        Raises:
-          ValueError: the images are of another form or not all in [0, 1].
-        """
+        """float32 `[batch, 2048]` of images as `rgb_pixels` takes them, whatever the batch, but for the last bits."""
         pixels, replicas = rgb_pixels(images), self._strategy.num_replicas_in_sync
-        # Each replica takes as many; black images that fill up are cut off again.
-        filled = np.pad(pixels, [(0, -len(pixels) % replicas), (0, 0), (0, 0), (0, 0)])
+        # Each replica takes as many; the padding is cut off again.
+        padded = np.pad(pixels, [(0, -len(pixels) % replicas), (0, 0), (0, 0), (0, 0)])
         size, rows = _IMAGES_AT_ONCE * replicas, []
-        for first in range(0, len(filled), size):
-            parts = divided(self._strategy, tf.constant(filled[first : first + size]))
+        for first in range(0, len(padded), size):
+            parts = divided(self._strategy, tf.constant(padded[first : first + size]))
             rows.append(joined(self._strategy, self._pool(parts)).numpy().reshape(-1, NUM_FEATURES))
         return np.concatenate(rows)[: len(pixels)] if rows else np.zeros((0, NUM_FEATURES), np.float32)
 
 
-def load_inception(
-    path: str | pathlib.Path | None = None,
-    cache_dir: str | pathlib.Path | None = None,
-    strategy: tf.distribute.Strategy | None = None,
-) -> Inception:
+def load_inception(path: str | pathlib.Path | None = None, strategy: tf.distribute.Strategy | None = None) -> Inception:
     """The extractor of published distances.
 
     The file is checked as far as is possible: a download by the archive's size, each graph by its operations and
-    by the number of its features. Whether it is the published one to the last byte is told by
-    `Inception.is_published`, see there.
+    by the number of its features.
 
     Args:
-      path: `classify_image_graph_def.pb` or the archive that it is in; None to download the archive, once.
-      cache_dir: where the download is kept; `nvae_tf` in the user's cache folder if not given.
+      path: `classify_image_graph_def.pb` or the archive that it is in; None to download the archive, once, into the
+        folder `nvae_tf` of the user's cache.
       strategy: see `Inception`.
 
     Raises:
-      FileNotFoundError: there is no file at `path`.
-      ConnectionError: it can't be downloaded; that is known within seconds where nothing answers.
-      ValueError: the file is damaged or not this graph.
+      FileNotFoundError, ConnectionError, ValueError: there is no file, it can't be downloaded, is damaged or another.
     """
-    file = pathlib.Path(path).expanduser() if path is not None else downloaded_inception(cache_dir)
+    file = pathlib.Path(path).expanduser() if path is not None else downloaded_inception()
     return Inception(graph_content(file), str(file), strategy)
 
 
 def rgb_pixels(images: np.ndarray) -> np.ndarray:
-    """Images as the graph takes them, float32 `[batch, height, width, 3]` of whole numbers from 0 to 255.
-
-    Args:
-      images: float `[batch, height, width, 1 or 3]` in [0, 1]; gray is repeated.
-
-    Raises:
-      ValueError: they are of another form, of whole numbers, or not all in [0, 1].
+    """Images `[batch, height, width, 1 or 3]` in [0, 1] as the graph takes them: float32 of whole numbers 0 ... 255,
+    gray repeated to three channels; ValueError for any other shape, type or values.
     """
     images = np.asarray(images)
     check(
@@ -146,3 +134,150 @@ def rgb_pixels(images: np.ndarray) -> np.ndarray:
     check(within, "images have values outside [0, 1], or NaN, so they have no features")
     pixels = np.rint(images.astype(np.float32) * np.float32(255.0))
     return np.repeat(pixels, 3, axis=-1) if images.shape[-1] == 1 else pixels
+
+
+def _batch_function(content: bytes, where: str) -> tf.types.experimental.ConcreteFunction:
+    """The graph from the decoded image to pool 3, for any number of images of any size.
+
+    It is a frozen graph of TensorFlow 1, built for one image. Messages begin with `where`.
+    """
+    graph = tf.compat.v1.GraphDef()
+    try:
+        graph.ParseFromString(content)
+    except DecodeError:
+        raise ValueError(f"{where}: not a frozen graph of TensorFlow, or cut off; get it anew") from None
+    found = {node.name: node.op for node in graph.node}
+    other = [f"{name} ({kind})" for name, kind in _OPERATIONS.items() if found.get(name) != kind]
+    check(not other, f"{where}: another graph than expected, it lacks the nodes {', '.join(other)}")
+    try:
+        part = _with_new_batch_norm(_from_image_to_pool(graph))
+        wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(part, name=""), [])
+        function = wrapped.prune(f"{_INPUT}:0", f"{_OUTPUT}:0")
+    except (ValueError, tf.errors.OpError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{where}: {_OUTPUT} can't be computed from {_INPUT} ({reason})") from None
+    shape = function.outputs[0].shape
+    check(shape[0] is None, f"{where}: {_OUTPUT} is of {shape[0]} images, whatever is given at {_INPUT}")
+    check(
+        shape[1:] == (1, 1, NUM_FEATURES),
+        f"{where}: {_OUTPUT} has shape {shape}, not [batch, 1, 1, {NUM_FEATURES}]: it is not the Inception of 2015",
+    )
+    return function
+
+
+def _from_image_to_pool(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
+    """What the output needs, with a place for a batch of images instead of what made one image."""
+    part = tf.compat.v1.GraphDef()
+    # The operations are the same as ever; with an old version number some are read by rules that functions don't know.
+    part.versions.producer = tf.version.GRAPH_DEF_VERSION
+    batch = part.node.add(name=_INPUT, op="Placeholder")
+    batch.attr["dtype"].type = _FLOAT
+    batch.attr["shape"].shape.CopyFrom(tf.TensorShape([None, None, None, 3]).as_proto())
+    nodes = {node.name: node for node in graph.node}
+    seen, waiting = {_INPUT}, [_OUTPUT]
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in nodes:
+            continue  # the import reports what is missing
+        seen.add(name)
+        copy = part.node.add()
+        copy.CopyFrom(nodes[name])
+        # What was inferred for one image.
+        copy.attr.pop("_output_shapes", None)
+        waiting.extend(source.removeprefix("^").partition(":")[0] for source in copy.input)
+    return part
+
+
+def _with_new_batch_norm(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
+    """The graph with today's batch norm for the old one, which TensorFlow refuses in functions."""
+    renewed = tf.compat.v1.GraphDef()
+    renewed.versions.CopyFrom(graph.versions)
+    for node in graph.node:
+        copy = renewed.node.add()
+        copy.CopyFrom(node)
+        if node.op != _OLD_BATCH_NORM:
+            continue
+        inputs, mean, variance, beta, gamma, *others = node.input
+        if not node.attr["scale_after_normalization"].b:
+            # It has a gamma, but does not use it.
+            ones = renewed.node.add(name=f"{node.name}/no_scale", op="OnesLike", input=[gamma])
+            ones.attr["T"].type = _FLOAT
+            gamma = ones.name
+        copy.Clear()
+        copy.name, copy.op = node.name, "FusedBatchNormV3"
+        copy.input.extend([inputs, gamma, beta, mean, variance, *others])
+        copy.attr["T"].type = copy.attr["U"].type = _FLOAT
+        copy.attr["epsilon"].f = node.attr["variance_epsilon"].f
+        copy.attr["is_training"].b = False
+    return renewed
+
+
+def downloaded_inception(
+    cache_dir: str | pathlib.Path | None = None, url: str = URL, size: int = _ARCHIVE_SIZE, timeout_seconds: float = 8.0
+) -> pathlib.Path:
+    """The archive of `size` bytes, downloaded if it is not in the folder yet.
+
+    `keras.utils.get_file` waits without end for a host that is silent; this gives up after `timeout_seconds`, which
+    count for the host's answer and later for more of the file.
+
+    Raises:
+      ConnectionError: it can't be downloaded, or is not of this size; the message says how to do it by hand.
+    """
+    folder = pathlib.Path(cache_dir).expanduser() if cache_dir is not None else cache_folder()
+    file = folder / url.rpartition("/")[2]
+    if file.exists() and file.stat().st_size == size:
+        return file
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(file) as partial:
+        try:
+            with _opened(url, timeout_seconds) as response, partial.open("wb") as target:
+                shutil.copyfileobj(response, target)
+        except OSError as error:
+            raise ConnectionError(f"Inception can't be downloaded ({error}): {_HELP}") from None
+        found = partial.stat().st_size
+        if found != size:
+            raise ConnectionError(f"{url} gave {found:,} bytes, not the {size:,} of the archive: try again, or {_HELP}")
+    return file
+
+
+def graph_content(file: pathlib.Path) -> bytes:
+    """The graph's file as bytes, from itself or from the archive that it is in."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: there is no such file; {_HELP}")
+    # Any file of zeros is a tar archive, so its name decides.
+    if not file.name.endswith((".tgz", ".tar.gz", ".tar")):
+        return file.read_bytes()
+    try:
+        with tarfile.open(file) as archive:
+            members = [member for member in archive if pathlib.PurePosixPath(member.name).name == GRAPH_NAME]
+            check(len(members) == 1 and members[0].isfile(), f"{file}: has no {GRAPH_NAME} in it; {_HELP}")
+            return archive.extractfile(members[0]).read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{file}: a damaged archive ({error}); remove it, and get it anew: {_HELP}") from None
+
+
+def cache_folder() -> pathlib.Path:
+    """Where this package keeps what it has downloaded or computed for a user."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nvae_tf"
+
+
+def _opened(url: str, timeout_seconds: float) -> Any:
+    """The response of a host; OSError where none comes in time."""
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def open_url() -> None:
+        try:
+            answers.put(urllib.request.urlopen(url, timeout=timeout_seconds))
+        except Exception as error:  # the thread that waits raises it
+            answers.put(error)
+
+    # A daemon, because resolving a name ignores every time-out and must not hold up the process' end.
+    threading.Thread(target=open_url, daemon=True).start()
+    try:
+        # A little longer, so that the more exact cause comes first.
+        answer = answers.get(timeout=timeout_seconds + 1.0)
+    except queue.Empty:
+        raise OSError(f"no answer within {timeout_seconds:g} seconds") from None
+    if isinstance(answer, Exception):
+        raise answer if isinstance(answer, OSError) else OSError(str(answer))
+    return answer

@@ -1,9 +1,29 @@
-"""What is measured of the likelihood of a set of images (Vahdat & Kautz 2020, section 4.1)."""
+"""Bounds on the likelihood of a set of images (Vahdat & Kautz 2020, section 4.1), measured batch by batch."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
+import tensorflow as tf
+
+from nvae_tf.layers.cpu_kernels import has_gpus
+from nvae_tf.memory import memory_timeline
+from nvae_tf.models import NVAE
+from nvae_tf.models.noise import image_seeds, noise_per_image
+from nvae_tf.objective import ImportanceWeighting, kl_per_channel
+from nvae_tf.replicas import divided, joined
+from nvae_tf.setting_checks import check
+
+# Turns of the samples' loop between two reports of progress.
+_TURNS = 25
+# More rows in one pass do not make a row cheaper.
+_ROWS = 256
+_LARGEST_SHARE_OF_MEMORY = 0.25
+# TensorFlow does not say how much of a GPU's memory is free; beside the weights this fits into 8 GiB.
+_BYTES_ON_GPU = 2 * 2**30
 
 
 class Likelihood(NamedTuple):
@@ -12,7 +32,7 @@ class Likelihood(NamedTuple):
     Attributes:
       reconstruction: -log p(x | z) of one sample from the posterior, `[images]`.
       kl: KL of posterior and prior, `[images, groups, latent channels]`, top group first, summed over height and width;
-        without flows analytic, with flows of the same sample.
+        analytic without flows, with flows of the same sample.
       numbers_of_samples: the K of every importance-weighted bound, ascending; empty where there is none.
       importance_weighted: those bounds, `[images, number of Ks]`.
       effective_samples: of the largest K, `[images]`; zeros where there is none.
@@ -26,29 +46,19 @@ class Likelihood(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence["Likelihood"]) -> "Likelihood":
-        """Of the images of all parts, in their order.
-
-        Raises:
-          ValueError: there is no image.
-        """
-        if not parts:
-            raise ValueError("there are no images to evaluate")
+        """Of the images of all parts, in their order; ValueError where there is no image."""
+        check(bool(parts), "there are no images to evaluate")
         arrays = (np.concatenate(columns) for columns in zip(*(part.arrays() for part in parts), strict=True))
         reconstruction, kl, importance_weighted, effective_samples = arrays
         return cls(reconstruction, kl, parts[0].numbers_of_samples, importance_weighted, effective_samples)
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """Those with a row an image."""
+        """Those with a row per image."""
         return self.reconstruction, self.kl, self.importance_weighted, self.effective_samples
 
     def is_finite(self) -> bool:
         """Whether all numbers are; if not, the model has diverged."""
         return all(bool(np.isfinite(array).all()) for array in self.arrays())
-
-    @property
-    def num_images(self) -> int:
-        """How many images there are."""
-        return len(self.reconstruction)
 
     @property
     def nelbo(self) -> np.ndarray:
@@ -58,7 +68,7 @@ class Likelihood(NamedTuple):
     @property
     def reconstruction_nats(self) -> float:
         """The mean over the images."""
-        return _mean(self.reconstruction)
+        return float(self.reconstruction.mean(dtype=np.float64))
 
     @property
     def kl_per_channel_nats(self) -> np.ndarray:
@@ -83,8 +93,127 @@ class Likelihood(NamedTuple):
     @property
     def importance_weighted_nats(self) -> float | None:
         """The mean importance-weighted bound with the most samples; None where there is none."""
-        return _mean(self.importance_weighted[:, -1]) if self.numbers_of_samples else None
+        return float(self.importance_weighted[:, -1].mean(dtype=np.float64)) if self.numbers_of_samples else None
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean(dtype=np.float64))
+class LikelihoodEvaluator:
+    """Evaluates a model, with running batch-norm statistics, on batches of one size; its graphs are traced once.
+
+    Example:
+      >>> evaluator = LikelihoodEvaluator(model, batch_size=100, importance_samples=1000)
+      >>> evaluator.evaluate(evaluation_batches(source, spec, 100, seed=0), seed=0).importance_weighted_nats
+
+    Args:
+      model: its weights are read at each evaluation, so one evaluator serves a whole training run.
+      batch_size: the largest batch; smaller ones are padded.
+      importance_samples: K of the importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are
+        measured on the way.
+      strategy: where the model's replicas are, all in this process; each takes an equal part of every batch.
+
+    Raises:
+      ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: NVAE,
+        batch_size: int,
+        importance_samples: int = 0,
+        strategy: tf.distribute.Strategy | None = None,
+    ):
+        self._strategy = strategy or tf.distribute.get_strategy()
+        replicas = self._strategy.num_replicas_in_sync
+        check(importance_samples >= 0, f"importance_samples = {importance_samples}: must be at least 0")
+        check(
+            batch_size >= 1 and batch_size % replicas == 0,
+            f"batch_size = {batch_size}: must be at least 1, and a multiple of the {replicas} replicas",
+        )
+        self._model = model
+        self._batch_size = batch_size
+        powers = itertools.takewhile(lambda power: power < importance_samples, (10**exponent for exponent in range(20)))
+        self._numbers = (*powers, importance_samples) if importance_samples else ()
+        self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
+        self._elbo = self._on_replicas(self._elbo_of)
+        self._features = self._on_replicas(model.features)
+        at_once = {"numbers": self._numbers, "samples_at_once": self._at_once}
+        self._add_samples = self._on_replicas(functools.partial(model.add_importance_samples, **at_once))
+
+    def evaluate(
+        self, batches: Iterable[tf.Tensor], seed: int = 0, progress: Callable[[int], None] | None = None
+    ) -> Likelihood:
+        """Goes once through batches `[up to batch_size, height, width, channels]` in [0, 1].
+
+        The draws of an image depend on the seed and on its number, not on the batches. `progress` is called now and
+        then with the number of images done. ValueError where there is no image, or a batch does not fit.
+        """
+        parts, count = [], 0
+        report = progress or (lambda done: None)
+        for images in batches:
+            parts.append(self.evaluate_batch(images, seed, count, lambda done, before=count: report(before + done)))
+            count += len(images)
+        return Likelihood.joined(parts)
+
+    def evaluate_batch(
+        self, images: tf.Tensor, seed: int, first: int, progress: Callable[[int], None] | None = None
+    ) -> Likelihood:
+        """Of a batch whose first image is number `first` of the set; `progress` gets the images of the batch done."""
+        size = images.shape[0]
+        report = progress or (lambda done: None)
+        check(size <= self._batch_size, f"a batch of {size} images is larger than batch_size = {self._batch_size}")
+        padded = tf.pad(images, [(0, self._batch_size - size), (0, 0), (0, 0), (0, 0)])
+        images, seeds = divided(self._strategy, [padded, image_seeds(seed, self._batch_size, first)])
+        reconstruction, kl = joined(self._strategy, self._elbo(images, seeds))
+        bounds, effective = tf.zeros([self._batch_size, 0]), tf.zeros([self._batch_size])
+        if self._numbers:
+            last = self._numbers[-1]
+            weighting = self._importance_weights(images, seeds, lambda done: report(size * done // last))
+            bounds, effective = weighting.bounds, weighting.effective_samples
+        else:
+            report(size)
+        rows = (value.numpy()[:size] for value in (reconstruction, kl, bounds, effective))
+        reconstruction, kl, bounds, effective = rows
+        return Likelihood(reconstruction, kl, self._numbers, bounds, effective)
+
+    def _elbo_of(self, images: tf.Tensor, seeds: tf.Tensor) -> list[tf.Tensor]:
+        """Reconstruction `[batch]` and KL `[batch, groups, channels]`."""
+        decoded = self._model.infer(images, noise_per_image(self._model.plan.latent_shapes(), seeds))
+        reconstruction = -decoded.likelihood.log_prob(images)
+        return [reconstruction, tf.stack([kl_per_channel(latent) for latent in decoded.latents], axis=1)]
+
+    def _importance_weights(self, images: Any, seeds: Any, progress: Callable[[int], None]) -> ImportanceWeighting:
+        """All samples of a batch; `progress` gets how many are done."""
+        features = self._features(images)
+        weighting = divided(self._strategy, ImportanceWeighting.begun(self._batch_size, len(self._numbers)))
+        count, step = self._numbers[-1], _TURNS * self._at_once
+        for first in range(0, count, step):
+            until = min(first + step, count)
+            weighting = self._add_samples(weighting, images, features, seeds, tf.constant(first), tf.constant(until))
+            progress(until)
+        return joined(self._strategy, weighting)
+
+    def _on_replicas(self, function: Callable) -> Callable:
+        return tf.function(lambda *arguments: self._strategy.run(function, arguments), autograph=False)
+
+
+def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, replicas: int = 1) -> int:
+    """How many importance samples of a batch go through the network together, at least 1.
+
+    As many as make a pass wide enough to be fast, and as fit into a quarter of the free memory, which replicas on a CPU
+    share. What a pass needs is read off its graph, see `nvae_tf.memory`; no step of it is run. `batch_size` is that of
+    one replica.
+    """
+    wanted = min(importance_samples, _ROWS // batch_size)
+    if wanted < 2:
+        return 1
+    config = model.config
+    images = tf.TensorSpec([batch_size, config.image_height, config.image_width, config.image_channels])
+    seeds = tf.TensorSpec([batch_size, 2], tf.int32)
+
+    @tf.function(input_signature=[images, seeds], autograph=False)
+    def one_sample(images: tf.Tensor, seeds: tf.Tensor) -> ImportanceWeighting:
+        begun = ImportanceWeighting.begun(batch_size, num_numbers=1)
+        return model.add_importance_samples(begun, images, model.features(images), seeds, 0, 1, (1,))
+
+    needed = memory_timeline(one_sample.get_concrete_function()).peak_bytes
+    free = _BYTES_ON_GPU if has_gpus() else psutil.virtual_memory().available / replicas
+    return max(1, min(wanted, int(_LARGEST_SHARE_OF_MEMORY * free / needed)))

@@ -1,19 +1,24 @@
-"""What is evaluated, and on which devices."""
+"""What is evaluated and on which devices, and the finished batches of an evaluation in files."""
 
 import dataclasses
 import math
 import os
 import pathlib
+import shutil
+import time
+from collections.abc import Iterator
 
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.data.content_digest import content_digest
 from nvae_tf.data.image_sources import ImageSource
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.ordering import Shard
-from nvae_tf.data.sources import load_split, place_of
+from nvae_tf.data.sources import load_split
 from nvae_tf.data_spec import DataSpec
-from nvae_tf.progress import StatusLine
+from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf.progress import StatusLine, duration
 from nvae_tf.training.checkpoint_files import checkpoint_sha256
 from nvae_tf.training.devices import select_devices
 from nvae_tf.training.loading import TrainedRun, load_run
@@ -21,23 +26,22 @@ from nvae_tf.training.run_data import spec_to_read
 from nvae_tf.training.run_folder import RunFolder
 from nvae_tf.training.strategy import Cluster
 
+_SECONDS_FOR_CHIEF = 300.0
+_BAR_WIDTH = 24
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationTask:
-    """A checkpoint of a run and a part of its data set.
+    """A checkpoint of a run and one split of its data set.
 
     Attributes:
-      folder: the run's.
-      trained: its settings and the model, with the checkpoint's weights.
-      checkpoint_sha256: of the checkpoint's files, which may be deleted meanwhile by a training that runs.
-      spec: the data set.
-      split: "train" or "test".
-      source: its images.
+      trained: settings, and the model with the checkpoint's weights.
+      checkpoint_sha256: of the checkpoint's files, which a training that still runs may delete meanwhile.
+      source: the images of the split of the data set `spec`.
       data_sha256: of some of them, see `content_digest`.
-      batch_size: images at a time, of all replicas of this process.
+      batch_size: images of a batch, over all replicas of this process.
       seed: of the binarization and of all draws.
-      strategy: where the replicas are.
-      share: which of several processes this is.
+      shard: which of several processes this is.
       status: where progress is shown.
     """
 
@@ -51,13 +55,8 @@ class EvaluationTask:
     batch_size: int
     seed: int
     strategy: tf.distribute.Strategy
-    share: Shard
+    shard: Shard
     status: StatusLine
-
-    @property
-    def place(self) -> str:
-        """Where the data lie, for people."""
-        return place_of(self.spec)
 
 
 def open_task(
@@ -69,20 +68,7 @@ def open_task(
     data_path: str | None = None,
     replicas: int = 0,
 ) -> EvaluationTask:
-    """Loads the model and finds the images.
-
-    Args:
-      workdir: the run folder.
-      checkpoint: "latest" or "best".
-      split: "train" or "test".
-      batch_size: images at a time on a replica; that of the training if not given.
-      seed: of the binarization and of all draws.
-      data_path: where the images lie, if no longer where they were during training.
-      replicas: so many GPUs, all for 0; where there are none, so many parts of the CPU.
-
-    Raises:
-      FileNotFoundError, ValueError, ConnectionError: see `nvae_tf.load` and `load_split`; or the devices are not there.
-    """
+    """Loads the model and finds the images; the arguments are those of `nvae_tf.evaluation.evaluate.evaluate_run`."""
     cluster = Cluster.from_environment()
     devices = select_devices(replicas)
     strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
@@ -94,17 +80,110 @@ def open_task(
     status = StatusLine()
     source = load_split(spec, split, status.report())
     of_replica = min(batch_size or trained.config.train.batch_size, math.ceil(source.count / len(devices)))
-    return EvaluationTask(
-        RunFolder(pathlib.Path(workdir)),
-        trained,
-        sha256,
-        spec,
-        split,
-        source,
-        content_digest(source, spec),
-        of_replica * len(devices),
-        seed,
-        strategy,
-        Shard(cluster.index, cluster.count),
-        status,
-    )
+    folder, digest, size = RunFolder(pathlib.Path(workdir)), content_digest(source, spec), of_replica * len(devices)
+    shard = Shard(cluster.index, cluster.count)
+    return EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, shard, status)
+
+
+class KeptBatches:
+    """The finished batches of an evaluation, a file of arrays each.
+
+    The same command continues from them after an interruption, and several processes share the work without talking
+    to each other: each computes its own batches and then helps the others from their ends, so that at worst the
+    batches in progress when they meet are computed twice, with the same result. The chief (process 0) makes the
+    folder, and removes it when it has combined all batches.
+
+    Args:
+      folder: of this evaluation alone.
+      count: how many batches there are.
+    """
+
+    def __init__(self, folder: pathlib.Path, count: int):
+        self._folder, self.count = folder, count
+
+    def begin(self, shard: Shard) -> bool:
+        """Makes the folder, as the chief; others wait for it. False where it does not appear."""
+        if shard.index == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + _SECONDS_FOR_CHIEF
+        while not self._folder.is_dir() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return self._folder.is_dir()
+
+    def missing(self, shard: Shard) -> list[int]:
+        """The numbers of batches that are still to be computed, those of this process first; removes damaged files."""
+        first, last = (index * self.count // shard.count for index in (shard.index, shard.index + 1))
+        others = [*range(last, self.count), *range(first)]
+        return [number for number in [*range(first, last), *reversed(others)] if not self._is_readable(number)]
+
+    def has(self, number: int) -> bool:
+        """Whether a batch is finished."""
+        return self._file(number).exists()
+
+    def write(self, number: int, arrays: dict[str, np.ndarray]) -> bool:
+        """Keeps a batch; False where another process has combined all of them meanwhile."""
+        try:
+            write_arrays(self._file(number), arrays)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def read(self) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of every batch in their order; FileNotFoundError where another process has combined and removed
+        them, ValueError where a file was damaged: it is removed, so that the same command computes this batch again.
+        """
+        for number in range(self.count):
+            file = self._file(number)
+            try:
+                yield read_arrays(file)
+            except ValueError as error:
+                file.unlink(missing_ok=True)
+                raise ValueError(
+                    f"{file}: was damaged and is removed ({error}); the same command does this batch again"
+                ) from error
+
+    def remove(self) -> None:
+        """Deletes all of them."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _is_readable(self, number: int) -> bool:
+        try:
+            read_arrays(self._file(number))
+        except FileNotFoundError:
+            return False
+        except ValueError:
+            self._file(number).unlink(missing_ok=True)
+            return False
+        return True
+
+    def _file(self, number: int) -> pathlib.Path:
+        return self._folder / f"batch-{number:06d}.npz"
+
+
+class ImageProgress:
+    """A bar, images per second and the time left, of `total` images, of which `done` were done before."""
+
+    def __init__(self, status: StatusLine, total: int, done: int = 0):
+        self._status, self._total = status, total
+        self._before = self._done = done
+        self._started = time.monotonic()
+
+    def show(self, of_batch: int) -> None:
+        """Shows, if it is time, that so many images of the current batch are done."""
+        self._status.show_if_due(self.line(time.monotonic() - self._started, of_batch))
+
+    def add(self, images: int, computed_here: bool = True) -> None:
+        """Counts the images of a finished batch."""
+        self._done += images
+        self._before += 0 if computed_here else images
+
+    def line(self, seconds: float, of_batch: int = 0) -> str:
+        """What is shown after so many seconds."""
+        done = self._done + of_batch
+        filled = round(_BAR_WIDTH * done / self._total)
+        text = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {done:,} of {self._total:,} images"
+        here = done - self._before
+        if here and seconds > 1.0:
+            rate = here / seconds
+            text += f", {rate:,.3g} images/s, {duration((self._total - done) / rate)} left"
+        return text

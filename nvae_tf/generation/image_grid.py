@@ -1,14 +1,18 @@
-"""Many images as one picture, for people to look at."""
+"""Images as files for people: grids, animations, and a file per image in a folder."""
 
+import collections
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from nvae_tf.files import atomic_file
+from nvae_tf.setting_checks import check
 
+ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 # The shortest side, in pixels, at which a person sees what an image shows.
 _VISIBLE_SIDE = 64
 # Mid-gray, so that the borders of black and of white images are seen.
@@ -21,21 +25,27 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     """Lays images out in rows, from the top left.
 
     Args:
-        images: float `[count, height, width, channels]` in [0, 1], with 1 to 4 channels (gray, RGB, each with
-            alpha or without); values outside are clipped.
-        columns: images per row; None for a nearly square grid.
-        enlarge: whole factor by which each pixel is repeated; None for the smallest that makes the images'
-            shorter side at least 64 pixels.
-        gap: gray pixels between images, not enlarged.
+      images: float `[count, height, width, channels]` in [0, 1], with 1 to 4 channels (gray, RGB, each with
+        alpha or without); values outside are clipped.
+      columns: images per row; None for a nearly square grid.
+      enlarge: whole factor by which each pixel is repeated; None for the smallest that makes the images'
+        shorter side at least 64 pixels.
+      gap: gray pixels between images, not enlarged.
 
     Returns:
-        uint8 `[grid height, grid width, channels]`, places left over are gray.
+      uint8 `[grid height, grid width, channels]`; empty places are gray.
 
     Raises:
-        ValueError: another shape, no image, values that are not finite, or a number out of range.
+      ValueError: another shape, no image, values that are not finite, or a number out of range.
     """
     images = np.asarray(images, dtype=np.float32)
-    _check_images(images)
+    if images.ndim != 4 or images.shape[3] not in _CHANNELS or not images.size:
+        raise ValueError(f"An image grid is made of [count, height, width, 1 to 4], not of {list(images.shape)}.")
+    if not np.isfinite(images).all():
+        bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
+        raise ValueError(
+            f"{bad} of {len(images)} images hold values that are not finite: the model that made them has diverged."
+        )
     count, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
     enlarge = max(1, math.ceil(_VISIBLE_SIDE / min(height, width))) if enlarge is None else enlarge
@@ -54,16 +64,23 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     return grid
 
 
+def pairs_of_rows(originals: np.ndarray, reconstructions: np.ndarray, columns: int) -> np.ndarray:
+    """Images of a grid `[count, height, width, channels]`: each original stands above its reconstruction."""
+    missing = -len(originals) % columns
+    rows = []
+    for images in (originals, reconstructions):
+        padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)], constant_values=0.5)
+        rows.append(padded.reshape(-1, columns, *images.shape[1:]))
+    return np.stack(rows, axis=1).reshape(-1, *originals.shape[1:])
+
+
+def rows_of_path(path: np.ndarray, steps: int) -> np.ndarray:
+    """Images of a grid of `steps` + 1 columns: a row begins with the image that the row before ends with."""
+    return np.concatenate([path[first : first + steps + 1] for first in range(0, len(path) - 1, steps)])
+
+
 def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
-    """Writes a PNG file; a reader sees the old file or the whole new one, never a part.
-
-    Args:
-        path: the file; its folder is made where it is missing.
-        array: uint8 `[height, width, channels]` with 1 to 4 channels.
-
-    Raises:
-        ValueError: the array has another type or shape.
-    """
+    """Writes uint8 `[height, width, 1 to 4 channels]` atomically; the folder is made where it is missing."""
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in _CHANNELS or not array.size:
         raise ValueError(
@@ -75,11 +92,77 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
         Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(partial, format="PNG")
 
 
-def _check_images(images):
-    if images.ndim != 4 or images.shape[3] not in _CHANNELS or not images.size:
-        raise ValueError(f"An image grid is made of [count, height, width, 1 to 4], not of {list(images.shape)}.")
-    if not np.isfinite(images).all():
-        bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
-        raise ValueError(
-            f"{bad} of {len(images)} images hold values that are not finite: the model that made them has diverged."
-        )
+def write_animation(
+    path: str | os.PathLike, frames: np.ndarray | Sequence[np.ndarray], milliseconds: int = 80, loop: bool = True
+) -> None:
+    """Writes a GIF (at most 256 colors a frame) or a lossless WebP file, as the name says, atomically.
+
+    Args:
+      path: the file; its folder is made where it is missing.
+      frames: `[frames, height, width, 1 to 4 channels]`: uint8 is written as it is, floats in [0, 1] are enlarged until
+        they can be seen (`image_grid`).
+      milliseconds: how long each frame is shown, from 20; GIF counts in tens.
+      loop: whether it repeats for ever.
+    """
+    path = pathlib.Path(path)
+    ending = path.suffix.lower()
+    if ending not in ANIMATION_FORMATS:
+        raise ValueError(f"{path}: an animation is a file whose name ends in {' or '.join(ANIMATION_FORMATS)}")
+    if milliseconds < 20:
+        raise ValueError(f"milliseconds = {milliseconds}: must be at least 20; shorter frames are not shown as such")
+    frames = [np.asarray(frame) for frame in frames]
+    if not frames or len({frame.shape for frame in frames}) != 1:
+        raise ValueError(f"{path}: an animation needs at least one frame, and all of one size")
+    pictures = [_picture(frame) for frame in frames]
+    options = {"lossless": True} if ending == ".webp" else {}
+    # Pillow's number of turns: 0 for no end; a GIF without the number is shown once.
+    if loop or ending == ".webp":
+        options["loop"] = 0 if loop else 1
+    options |= {"save_all": True, "append_images": pictures[1:], "duration": milliseconds}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial:
+        pictures[0].save(partial, format=ANIMATION_FORMATS[ending], **options)
+
+
+def _picture(frame: np.ndarray) -> Image.Image:
+    if frame.dtype != np.uint8:
+        frame = image_grid(frame[np.newaxis], enlarge=None)
+    check(
+        frame.ndim == 3 and frame.shape[2] in _CHANNELS,
+        f"a frame has shape {list(frame.shape)}; it must be [height, width, 1 to 4]",
+    )
+    picture = Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame)
+    # Neither format has gray with alpha.
+    return picture.convert("RGBA") if picture.mode == "LA" else picture
+
+
+def write_pictures(folder: str | os.PathLike, images: np.ndarray, names: Sequence[str]) -> list[pathlib.Path]:
+    """Writes every image of `[count, height, width, channels]` in [0, 1] as a PNG of its own size; returns the files.
+
+    Raises:
+      ValueError: see `picture_names` and `image_grid`.
+    """
+    paths = [pathlib.Path(folder, name) for name in picture_names(names)]
+    for path, image in zip(paths, images, strict=True):
+        write_png(path, image_grid(image[np.newaxis]))
+    return paths
+
+
+def picture_names(names: Sequence[str]) -> list[str]:
+    """Names of PNG files for images with these names, with sub-folders or without, all different.
+
+    `cat.jpg` becomes `cat.png`, or `cat.jpg.png` where there is a `cat.webp` too.
+
+    Raises:
+      ValueError: two names are the same, or one leads out of the folder.
+    """
+    outside = [name for name in names if pathlib.PurePath(name).is_absolute() or ".." in pathlib.PurePath(name).parts]
+    if outside:
+        raise ValueError(f"a picture is called {outside[0]}, which leads out of the folder")
+    briefly = [str(pathlib.PurePath(name).with_suffix(".png")) for name in names]
+    counts = collections.Counter(briefly)
+    files = [brief if counts[brief] == 1 else f"{name}.png" for brief, name in zip(briefly, names, strict=True)]
+    twice = [name for name, count in collections.Counter(files).items() if count > 1]
+    if twice:
+        raise ValueError(f"two pictures would be called {twice[0]}: one would replace the other; rename one")
+    return files

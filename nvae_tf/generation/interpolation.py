@@ -1,19 +1,17 @@
-"""Paths between latents, and what a model makes of them."""
+"""Paths between latents, and the images that a model makes of them."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from nvae_tf.generation.encoding import encode_images
-from nvae_tf.generation.fixed_batches import Progress
-from nvae_tf.generation.sampling import GENERATORS
+from nvae_tf.generation.sampling import Progress, encode_images, generator_of
 from nvae_tf.latent_plan import of_groups
 from nvae_tf.models import NVAE
-from nvae_tf.setting_checks import check_choice
+from nvae_tf.setting_checks import check, check_choice
 
 WAYS = ("spherical", "linear", "keep")
 # Of the angle between two latents, in radians. Below it, an arc and a straight line differ by less than float32 shows;
-# and of opposite latents nobody can say in which plane the arc lies.
+# and between opposite latents the plane of the arc is undefined.
 _SMALLEST_ANGLE = 1e-4
 
 
@@ -23,24 +21,18 @@ def interpolate_latents(
     fractions: Sequence[float],
     how: str | Sequence[str] = "spherical",
 ) -> list[np.ndarray]:
-    """Latents on the way from one image's to another's; fraction 0 gives exactly `start`, 1 exactly `end`.
+    """Latents between one image's and another's; fraction 0 gives exactly `start`, 1 exactly `end`.
 
     With "spherical" a group's latent, taken as one vector, goes along the arc (Shoemake 1985; White 2016, "Sampling
-    generative networks"), so that a way between vectors of equal length keeps the length, as samples of a
+    generative networks"), so that a path between vectors of equal length keeps the length, as samples of a
     high-dimensional Normal have it. Parallel, opposite and zero vectors have no such arc and go straight.
 
     Args:
-      start: of one image, `[height, width, latent channels]` a group.
-      end: of another, alike.
-      fractions: places on the way.
+      start: of one image, `[height, width, latent channels]` for each group.
+      end: of another, of the same shapes.
+      fractions: places on the path, the first axis of the latents that are returned.
       how: "spherical", "linear" or "keep" (stays at `start`); for all groups, or a list with one for every scale, the
         smallest first, or for every group, the top one first.
-
-    Returns:
-      float32 `[fractions, height, width, latent channels]` a group.
-
-    Raises:
-      ValueError: the two are not alike, or there is no such way.
     """
     shapes = [np.shape(latent) for latent in start]
     if not shapes or shapes != [np.shape(latent) for latent in end] or any(len(shape) != 3 for shape in shapes):
@@ -62,33 +54,28 @@ def interpolate_images(
     mean: bool = False,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Mean images on a path through pictures in turn; where it passes a picture it is exactly its reconstruction.
+    """Mean images on a path through images in turn; where it passes an image it is exactly its reconstruction.
 
-    Groups with `how` "keep" have the first picture's latents all along, so the others are not met then.
+    Groups with `how` "keep" have the first image's latents all along, so the other images are not met then.
 
     Args:
       model: used with running batch-norm statistics.
       images: two or more, `[count, height, width, channels]` in [0, 1].
-      steps: steps from one picture to the next.
+      steps: steps from one image to the next.
       how: see `interpolate_latents`.
-      seed: of the pictures' latents, see `encode_images`.
-      mean: whether these are the posterior's means, not draws.
+      seed: of the images' latents; these and `mean` as in `encode_images`.
+      mean: see there.
       progress: is called after each batch with the number of images done.
 
     Returns:
-      float32 `[(count - 1) * steps + 1, height, width, channels]` in [0, 1].
-
-    Raises:
-      ValueError: fewer than two images, images that do not fit the model, no step, or no such way.
+      float32 `[(count - 1) * steps + 1, height, width, channels]`.
     """
-    if len(images) < 2:
-        raise ValueError(f"{len(images)} image: an interpolation needs at least two")
-    if steps < 1:
-        raise ValueError(f"steps = {steps}: must be at least 1")
+    check(len(images) >= 2, f"{len(images)} image: an interpolation needs at least two")
+    check(steps >= 1, f"steps = {steps}: must be at least 1")
     ways = ways_of_groups(how, model.plan.latent_shapes())
     latents = encode_images(model, images, seed, mean)
     passed = [np.repeat(z[:1], len(z), axis=0) if way == "keep" else z for z, way in zip(latents, ways, strict=True)]
-    generator = GENERATORS.of(model)
+    generator = generator_of(model)
     # By themselves, in the places that they have in `reconstruct_images`.
     ends = generator.generate(len(images), 1.0, seed, latents=passed)
     if steps == 1:
@@ -105,10 +92,8 @@ def interpolate_images(
 
 
 def ways_of_groups(how: str | Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> list[str]:
-    """The way of every group, top group first, see `interpolate_latents`.
-
-    Raises:
-      ValueError: there is no such way, or there are as many as neither scales nor groups.
+    """`how` of every group, top group first, see `interpolate_latents`; ValueError where it is unknown, or the number
+    fits neither scales nor groups.
     """
     given = [how] if isinstance(how, str) else list(how)
     for way in given:
@@ -129,7 +114,7 @@ def _between(start: np.ndarray, end: np.ndarray, fractions: np.ndarray, way: str
 
 
 def _angle(start: np.ndarray, end: np.ndarray) -> float:
-    """Between two vectors, in radians; 0 where one of them is zero."""
+    """Between two vectors, in radians; 0 where one is zero."""
     lengths = np.linalg.norm(start), np.linalg.norm(end)
     if min(lengths) == 0.0:
         return 0.0

@@ -1,4 +1,4 @@
-"""Latents as a `.npz` file: `group_00` (the top group), `group_01`, ..., the pictures' names, and what they fit."""
+"""Latents as a `.npz` file: `group_00` (the top group), `group_01`, ..., the images' names, and the latent shapes."""
 
 import json
 import os
@@ -19,24 +19,14 @@ _GROUP = "group_{:02d}"
 
 
 class StoredLatents(NamedTuple):
-    """What is in a file.
-
-    Attributes:
-      latents: float32 `[count, height, width, latent channels]` a group, top group first.
-      names: of the pictures, `[count]`; None where the file has none.
-    """
+    """Latents, see `save_latents`, and the images' names `[count]`, None where the file has none."""
 
     latents: list[np.ndarray]
     names: list[str] | None
 
 
 def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: Sequence[str] | None = None) -> None:
-    """Writes latents as `encode_images` gives them; a reader sees the old file or the whole new one.
-
-    Args:
-      path: the file; its folder is made where it is missing.
-      latents: `[count, height, width, latent channels]` a group, top group first.
-      names: of the pictures.
+    """Writes latents as `encode_images` gives them, and names of the images, atomically; makes the folder.
 
     Raises:
       ValueError: there are no latents, or latents or names are not of equally many images.
@@ -63,7 +53,7 @@ def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLat
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is something else, is damaged, or is of another architecture than the model.
+      ValueError: it is something else, damaged, or of another architecture than the model.
     """
     plan = model if isinstance(model, LatentPlan) else model.plan
     entries = _entries(path)

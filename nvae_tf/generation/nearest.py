@@ -1,9 +1,11 @@
-"""Which of many images are most like some samples: whether a model has learned its training images by heart."""
+"""The images most like some samples: whether a model has memorized its training images."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
+
+from nvae_tf.setting_checks import check
 
 
 class NearestImages(NamedTuple):
@@ -20,19 +22,15 @@ class NearestImages(NamedTuple):
     images: np.ndarray
 
 
-def nearest_images(samples: np.ndarray, batches: Iterable[np.ndarray], count: int) -> NearestImages:
+def nearest_images(
+    samples: np.ndarray, batches: Iterable[np.ndarray], count: int, progress: Callable[[int], None] | None = None
+) -> NearestImages:
     """Looks through all images once, a batch at a time; of images that are equally near the earlier ones win.
 
-    Args:
-      samples: `[samples, height, width, channels]` in [0, 1].
-      batches: of all images, each `[batch, height, width, channels]` in [0, 1].
-      count: number of nearest images of every sample.
-
-    Raises:
-      ValueError: `count` is less than 1 or there are fewer images, or they have another size than the samples.
+    Samples and batches are `[images, height, width, channels]` in [0, 1]; ValueError where their sizes differ, or
+    `count` is less than 1 or more than there are images.
     """
-    if count < 1:
-        raise ValueError(f"count = {count}: must be at least 1")
+    check(count >= 1, f"count = {count}: must be at least 1")
     samples = np.asarray(samples)
     flat = _flat(samples)
     numbers = np.zeros((len(samples), 0), np.int64)
@@ -40,12 +38,19 @@ def nearest_images(samples: np.ndarray, batches: Iterable[np.ndarray], count: in
     seen = 0
     for batch in batches:
         images = np.asarray(batch)
-        if images.shape[1:] != samples.shape[1:]:
-            raise ValueError(f"images of {images.shape[1:]} can't be compared with samples of {samples.shape[1:]}")
-        best = _merged(best, images, _squared_distances(flat, _flat(images)), seen, count)
+        check(
+            images.shape[1:] == samples.shape[1:],
+            f"images of {images.shape[1:]} can't be compared with samples of {samples.shape[1:]}",
+        )
+        rows = _flat(images)
+        # |a - b|^2 = |a|^2 - 2 ab + |b|^2, in float64 because it cancels.
+        squares = (flat**2).sum(axis=1)[:, np.newaxis] + (rows**2).sum(axis=1)
+        distances = np.maximum(squares - 2.0 * flat @ rows.T, 0.0) / flat.shape[1]
+        best = _merged(best, images, distances, seen, count)
         seen += len(images)
-    if seen < count:
-        raise ValueError(f"count = {count}: there are only {seen} images to choose from")
+        if progress:
+            progress(seen)
+    check(seen >= count, f"count = {count}: there are only {seen} images to choose from")
     return best
 
 
@@ -61,12 +66,6 @@ def _merged(best: NearestImages, images: np.ndarray, distances: np.ndarray, firs
     )
     order = np.argsort(joined.distances, axis=1, kind="stable")[:, :count]
     return NearestImages(*(part[rows, order] for part in joined))
-
-
-def _squared_distances(samples: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """`[samples, images]`, of rows of numbers; |a - b|^2 = |a|^2 - 2 ab + |b|^2, in float64 because it cancels."""
-    squares = (samples**2).sum(axis=1)[:, np.newaxis] + (images**2).sum(axis=1)
-    return np.maximum(squares - 2.0 * samples @ images.T, 0.0) / samples.shape[1]
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

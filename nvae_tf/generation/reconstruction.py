@@ -1,15 +1,23 @@
-"""What a model makes of pictures: reconstructions, and variants that share only the latents of the top groups."""
+"""What a model makes of images: reconstructions, and variants that share only the latents of the top groups."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.generation.encoding import encode_images
-from nvae_tf.generation.fixed_batches import Progress
-from nvae_tf.generation.sampling import GENERATORS
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.data.pipeline import evaluation_batches, iterate
+from nvae_tf.data.sources import load_split
+from nvae_tf.generation.sampling import Progress, encode_images, generator_of
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models import NVAE
 from nvae_tf.models.noise import image_seeds
 from nvae_tf.models.temperatures import Temperature
+from nvae_tf.progress import StatusLine
+from nvae_tf.setting_checks import check
+from nvae_tf.training.run_data import spec_to_read
+
+_BATCH_SIZE = 64
 
 
 def reconstruct_images(
@@ -21,27 +29,21 @@ def reconstruct_images(
     mean: bool = False,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Mean images of latents of which the top groups' come from pictures and the rest from the prior.
+    """Mean images of latents of which the top groups' come from images and the rest from the prior.
 
     Args:
       model: used with running batch-norm statistics.
       images: `[count, height, width, channels]` in [0, 1].
-      kept_groups: number of groups, from the top, whose latents are the picture's; None for all. With 0 the pictures
-        play no part: these are the images of `generate_images`.
+      kept_groups: number of groups, from the top, whose latents are the image's; None for all. With 0 the result is
+        that of `generate_images`.
       temperature: of the other groups' priors, see `generate_images`.
       seed: of all draws; those of image i depend on the seed and i.
       mean: whether the kept latents are the posterior's means, not draws.
       progress: is called after each batch with the number of images done.
-
-    Returns:
-      float32 `[count, height, width, channels]` in [0, 1].
-
-    Raises:
-      ValueError: the images do not fit the model, or a number is out of range.
     """
     kept_groups = checked_kept_groups(kept_groups, model.plan)
     latents = encode_images(model, images, seed, mean)[:kept_groups]
-    return GENERATORS.of(model).generate(len(images), temperature, seed, progress, latents)
+    return generator_of(model).generate(len(images), temperature, seed, progress, latents)
 
 
 def vary_images(
@@ -54,59 +56,79 @@ def vary_images(
     mean: bool = False,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Variants of pictures: the top groups' latents are the same for all variants of a picture, the rest differ.
+    """Variants of images: the top groups' latents are the same for all variants of an image, the rest differ.
 
-    Variant j of picture i depends on the seed, i and j, not on `count`. With all groups kept there is nothing to
-    draw, and every variant is the reconstruction.
-
-    Args:
-      model: used with running batch-norm statistics.
-      images: `[images, height, width, channels]` in [0, 1].
-      kept_groups: number of groups, from the top, whose latents are the picture's; from 0, plain samples, to all.
-      count: number of variants of each picture.
-      temperature: of the other groups' priors, see `generate_images`.
-      seed: of all draws.
-      mean: whether the kept latents are the posterior's means, not draws.
-      progress: is called after each batch with the number of variants done.
-
-    Returns:
-      float32 `[images, count, height, width, channels]` in [0, 1].
-
-    Raises:
-      ValueError: the images do not fit the model, or a number is out of range.
+    Variant j of image i depends on the seed, i and j, not on `count`. With all groups kept there is nothing to
+    draw, and every variant is the reconstruction. Arguments as for `reconstruct_images`; returns float32 `[images,
+    count, height, width, channels]` in [0, 1].
     """
     kept_groups = checked_kept_groups(kept_groups, model.plan)
-    if count < 1:
-        raise ValueError(f"count = {count}: must be at least 1")
+    check(count >= 1, f"count = {count}: must be at least 1")
     if kept_groups == model.plan.num_groups:
         reconstructions = reconstruct_images(model, images, kept_groups, temperature, seed, mean, progress)
         return np.repeat(reconstructions[:, np.newaxis], count, axis=1)
     latents = encode_images(model, images, seed, mean)[:kept_groups]
-    # All pictures' first variants, then all second ones: so more variants leave the earlier ones in their places.
-    seeds = tf.concat([_seeds_of_variant(seed, len(images), number) for number in range(count)], axis=0)
+    # All images' first variants, then all second ones: so more variants leave the earlier ones in their places.
+    seeds = tf.concat([_folded(image_seeds(seed, len(images)), number) for number in range(count)], axis=0)
     tiled = [np.tile(latent, (count, 1, 1, 1)) for latent in latents]
-    variants = GENERATORS.of(model).from_seeds(seeds, temperature, tiled, progress)
+    variants = generator_of(model).from_seeds(seeds, temperature, tiled, progress)
     return variants.reshape(count, len(images), *variants.shape[1:]).swapaxes(0, 1)
 
 
-def _seeds_of_variant(seed: int, images: int, number: int) -> tf.Tensor:
-    """Seeds `[images, 2]` of the variant with this number, other ones than the pictures' own."""
-    return tf.map_fn(
-        lambda pair: tf.random.experimental.stateless_fold_in(pair, number, alg="philox"), image_seeds(seed, images)
-    )
+def _folded(seeds: tf.Tensor, number: int) -> tf.Tensor:
+    """Seeds `[images, 2]` of the variant with this number, other ones than the images' own."""
+    return tf.map_fn(lambda pair: tf.random.experimental.stateless_fold_in(pair, number, alg="philox"), seeds)
 
 
 def checked_kept_groups(kept_groups: int | None, plan: LatentPlan) -> int:
-    """How many groups are kept; all for None.
-
-    Raises:
-      ValueError: the model has not so many.
-    """
+    """How many groups are kept, all for None; ValueError where the model has fewer."""
     if kept_groups is None:
         return plan.num_groups
-    if not 0 <= kept_groups <= plan.num_groups:
-        raise ValueError(
-            f"kept_groups = {kept_groups}: this model has {plan.num_groups} latent groups, so it must be from 0 to "
-            f"{plan.num_groups}; 1 keeps the top group alone"
-        )
+    check(
+        0 <= kept_groups <= plan.num_groups,
+        f"kept_groups = {kept_groups}: this model has {plan.num_groups} latent groups, so it must be from 0 to "
+        f"{plan.num_groups}; 1 keeps the top group alone",
+    )
     return kept_groups
+
+
+def data_set_images(
+    config: ExperimentConfig,
+    split: str = "test",
+    indices: Sequence[int] | None = None,
+    count: int | None = None,
+    at_most: int | None = None,
+    seed: int = 0,
+    data_path: str | None = None,
+) -> tuple[np.ndarray, list[str]]:
+    """Images of a run's data set as the model sees them, and a name for each.
+
+    Args:
+      config: settings of the run.
+      split: "train" or "test".
+      indices: numbers of the images, counted from 0.
+      count: without indices: so many, the first; an error if there are fewer.
+      at_most: without a count: so many, or all if there are fewer; None for all.
+      seed: of the binarization.
+      data_path: where the images are, if no longer at the run's `data.path`.
+
+    Raises:
+      FileNotFoundError, ValueError, ConnectionError: the data set has fewer images, is missing or can't be used.
+    """
+    spec = spec_to_read(config, data_path)
+    source = load_split(spec, split, StatusLine().report())
+    if indices is None:
+        count = count or min(at_most or source.count, source.count)
+        check(count <= source.count, f"--count={count}: the {split} part of {spec.name} has only {source.count} images")
+        batches = evaluation_batches(source, spec, _BATCH_SIZE, seed, range(-(-count // _BATCH_SIZE)))
+        indices = range(count)
+    else:
+        beyond = [index for index in indices if index >= source.count]
+        if beyond:
+            raise ValueError(
+                f"--indices={beyond[0]}: the {split} part of {spec.name} has {source.count} images, "
+                f"numbers 0 to {source.count - 1}"
+            )
+        batches = evaluation_batches(source, spec, 1, seed, indices)
+    images = np.concatenate([batch.numpy() for batch in iterate(batches, source)])[: len(indices)]
+    return images, [f"{split}_{index:05d}" for index in indices]

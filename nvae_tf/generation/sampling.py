@@ -1,46 +1,65 @@
-"""Images from latents, many at a time: all drawn from the prior, all given, or the top groups given and the rest drawn.
+"""Latents of images and images of latents, many at a time: encoded, drawn from the prior, or given for the top groups.
 
-Every picture that a model makes comes through here, so the same latents give the same bits.
+Every image that a model makes comes through here, so the same latents give the same bits.
 """
 
-from collections.abc import Sequence
+import functools
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.generation.fixed_batches import KeptGraphs, Progress, in_batches
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import check_latents
-from nvae_tf.models.noise import image_seeds
+from nvae_tf.models.images import check_images
+from nvae_tf.models.latents import PriorSource, check_latents
+from nvae_tf.models.noise import image_seeds, noise_per_image
 from nvae_tf.models.temperatures import Temperature, temperatures_of_groups
 from nvae_tf.replicas import divided, joined
+from nvae_tf.setting_checks import check
+
+# Always the same, so that the arithmetic of image i, and with it its last bit, does not depend on how many
+# there are.
+BATCH_SIZE = 16
+Progress = Callable[[int], None]
 
 
 def generate_images(
-    model: NVAE,
-    count: int,
-    temperature: Temperature = 1.0,
-    seed: int = 0,
-    progress: Progress | None = None,
+    model: NVAE, count: int, temperature: Temperature = 1.0, seed: int = 0, progress: Progress | None = None
 ) -> np.ndarray:
-    """Mean images of latents from the prior; image i depends on the seed and i alone.
+    """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
-    Args:
-      model: used with running batch-norm statistics.
-      count: number of images.
-      temperature: multiplies the priors' sigma; below 1 images are more alike. A number, or a list with one a scale or
-        one a group, see `nvae_tf.models.temperatures`.
-      seed: of the latents.
-      progress: is called after each batch with the number of images done.
-
-    Returns:
-      float32 `[count, height, width, channels]` in [0, 1].
+    Image i depends on the seed and i alone. The temperature multiplies the priors' sigma; below 1 images are more
+    alike. It is a number, or a list with one a scale or one a group, see `temperatures_of_groups`. `progress` is called
+    after each batch with the number of images done.
 
     Raises:
       ValueError: `count` or a temperature is not greater than 0, or there are too few or too many temperatures.
     """
-    return GENERATORS.of(model).generate(count, temperature, seed, progress)
+    return generator_of(model).generate(count, temperature, seed, progress)
+
+
+def encode_images(
+    model: NVAE, images: np.ndarray, seed: int = 0, mean: bool = False, progress: Progress | None = None
+) -> list[np.ndarray]:
+    """Latents of images `[count, height, width, channels]` in [0, 1] from the posterior, or with `mean` its means.
+
+    Those of image i depend on the image, the seed and i alone.
+
+    Returns:
+      float32 `[count, height, width, latent channels]` for each group, top group first.
+
+    Raises:
+      ValueError: the images have another size than the model's, or are not all in [0, 1].
+    """
+    images = check_images(images, model.config).numpy()
+    # The scale is an argument, not a constant: means then come from the arithmetic of draws.
+    noise_scale = tf.constant(0.0 if mean else 1.0)
+    encode = _encoder_of(model)
+    return _in_batches(
+        lambda *batch: encode(*batch, noise_scale), [images, image_seeds(seed, len(images)).numpy()], progress
+    )
 
 
 def decode_images(
@@ -50,31 +69,18 @@ def decode_images(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Mean images `[count, height, width, channels]` of latents as `encode_images` gives them, or of the top groups'.
+    """Mean images `[count, height, width, channels]` of latents as `encode_images` gives them.
 
-    Args:
-      model: used with running batch-norm statistics.
-      latents: of all groups or the top groups, at least one, `[count, height, width, latent channels]` each.
-      temperature: of the groups that have no latent, see `generate_images`; without it all must have one.
-      seed: of their draws.
-      progress: is called after each batch with the number of images done.
-
-    Raises:
-      ValueError: see `generate_images`, or there are no latents.
+    With a temperature those of the top groups are enough, at least of one; the others are drawn, see `generate_images`.
     """
     latents = check_latents(latents, model.plan, may_lack_groups=temperature is not None)
-    generator = GENERATORS.of(model)
-    return generator.generate(len(latents[0]), 1.0 if temperature is None else temperature, seed, progress, latents)
+    temperature = 1.0 if temperature is None else temperature
+    return generator_of(model).generate(len(latents[0]), temperature, seed, progress, latents)
 
 
 class ImageGenerator:
-    """What `generate_images` does, for a model whose weights change in between; each graph is traced once.
-
-    There is one graph for every number of groups whose latents are given.
-
-    Args:
-      model: used with running batch-norm statistics.
-      strategy: where the model's replicas are, all in this process; each takes batches of its own.
+    """What `generate_images` does, for a model whose weights change in between; a graph is traced once for every number
+    of groups whose latents are given. Each of the strategy's replicas, all in this process, takes batches of its own.
     """
 
     def __init__(self, model: NVAE, strategy: tf.distribute.Strategy | None = None):
@@ -90,9 +96,8 @@ class ImageGenerator:
         progress: Progress | None = None,
         latents: Sequence[np.ndarray] = (),
     ) -> np.ndarray:
-        """See `generate_images`."""
-        if count < 1:
-            raise ValueError(f"count = {count}: must be at least 1")
+        """See `generate_images`; latents of the top groups may be given."""
+        check(count >= 1, f"count = {count}: must be at least 1")
         return self.from_seeds(image_seeds(seed, count), temperature, latents, progress)
 
     def from_seeds(
@@ -103,16 +108,18 @@ class ImageGenerator:
         progress: Progress | None = None,
     ) -> np.ndarray:
         """Mean images `[count, height, width, channels]` for one seed an image `[count, 2]`, see `generate_images`."""
-        latents = _checked(latents, self._model) if len(latents) else []
-        if latents and len(latents[0]) != len(seeds):
-            raise ValueError(f"latents are of {len(latents[0])} images, but {len(seeds)} are asked for")
+        if len(latents):
+            checked = check_latents(latents, self._model.plan, may_lack_groups=True)
+            latents = [latent.numpy() for latent in checked]
+            given = len(latents[0])
+            check(given == len(seeds), f"latents are of {given} images, but {len(seeds)} are asked for")
         temperatures = tf.constant(temperatures_of_groups(temperature, self._model.plan), tf.float32)
 
         def images_of(*rows: tf.Tensor) -> list[tf.Tensor]:
             return [joined(self._strategy, self._mean_images(temperatures, divided(self._strategy, rows)))]
 
         batches = self._strategy.num_replicas_in_sync
-        (images,) = in_batches(images_of, [np.asarray(seeds), *latents], progress, batches)
+        (images,) = _in_batches(images_of, [np.asarray(seeds), *latents], progress, batches)
         return images
 
     def _images_of(self, temperatures: tf.Tensor, rows: Any) -> Any:
@@ -124,9 +131,77 @@ class ImageGenerator:
         return self._strategy.run(of_replica, rows)
 
 
-# Of models that came to the functions here: a second call need not trace its graph again.
-GENERATORS = KeptGraphs(ImageGenerator)
+def _once_per_model(make: Callable[[NVAE], Any]) -> Callable[[NVAE], Any]:
+    """Keeps what `make` gives for a model, so that its graphs are traced once, until the model is gone."""
+    made = weakref.WeakKeyDictionary()
+
+    @functools.wraps(make)
+    def of_model(model: NVAE) -> Any:
+        if model not in made:
+            # A proxy, so that the graphs do not keep the model alive.
+            made[model] = make(weakref.proxy(model))
+        return made[model]
+
+    return of_model
 
 
-def _checked(latents: Sequence[np.ndarray], model: NVAE) -> list[np.ndarray]:
-    return [latent.numpy() for latent in check_latents(latents, model.plan, may_lack_groups=True)]
+@_once_per_model
+def generator_of(model: NVAE) -> ImageGenerator:
+    """The generator that the functions here share; a second call need not trace its graph again."""
+    return ImageGenerator(model)
+
+
+@_once_per_model
+def _encoder_of(model: NVAE) -> Callable[..., list[tf.Tensor]]:
+    def encode(images, seeds, noise_scale):
+        return [latent.z for latent in model.encode_from_seeds(images, seeds, noise_scale)]
+
+    return tf.function(encode, autograph=False)
+
+
+def _in_batches(
+    compute: Callable[..., Sequence[tf.Tensor]],
+    arrays: Sequence[np.ndarray],
+    progress: Progress | None = None,
+    batches_at_once: int = 1,
+) -> list[np.ndarray]:
+    """What `compute` gives for all rows of arrays `[count, ...]`, `batches_at_once * BATCH_SIZE` rows at a time; the
+    last batch is padded with its last row.
+    """
+    count, size, parts = len(arrays[0]), batches_at_once * BATCH_SIZE, []
+    for first in range(0, count, size):
+        rows = [array[first : first + size] for array in arrays]
+        missing = size - len(rows[0])
+        if missing:
+            rows = [np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) for part in rows]
+        parts.append([np.asarray(tensor) for tensor in compute(*map(tf.convert_to_tensor, rows))])
+        if progress:
+            progress(min(first + size, count))
+    return [np.concatenate(of_batches)[:count] for of_batches in zip(*parts, strict=True)]
+
+
+def samples_sharing_groups(
+    model: NVAE, shared_groups: int, count: int, temperature: Temperature = 1.0, seed: int = 0
+) -> np.ndarray:
+    """Mean images `[count, height, width, channels]` of samples with the same latents in the upper groups.
+
+    The first is the first of `model.generate` with the same seed and temperature, the others have its latents in the
+    upper `shared_groups` groups and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
+
+    Raises:
+      ValueError: `shared_groups` is not one of 0 ... groups, or see `model.generate`.
+    """
+    groups = model.plan.num_groups
+    check(0 <= shared_groups <= groups, f"shared_groups = {shared_groups}: must be from 0 to {groups}")
+    check(count >= 1, f"count = {count}: must be at least 1")
+    noise = noise_per_image(model.plan.latent_shapes(), image_seeds(seed, count))
+    mixed = [tf.repeat(eps[:1], count, axis=0) if group < shared_groups else eps for group, eps in enumerate(noise)]
+    temperatures = temperatures_of_groups(temperature, model.plan)
+    sources = [PriorSource(*of_group) for of_group in zip(mixed, temperatures, strict=True)]
+    return model.top_down_pass(sources, count).likelihood.mean().numpy()
+
+
+def numbers_of_shared_groups(groups: int) -> list[int]:
+    """None, 1, 2, 4 ... and all but the last: the rows of a figure of `samples_sharing_groups`."""
+    powers = [2**power for power in range(groups.bit_length()) if 2**power < groups - 1]
+    return sorted({0, *powers, groups - 1})

@@ -1,13 +1,13 @@
 """Stacked convolutions: weight-normalized or plain, dense, depthwise, grouped or masked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.layers.depthwise import depthwise_convolution
+from nvae_tf.layers import cpu_kernels
 from nvae_tf.layers.normalization import moments, numbers_a_channel
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
@@ -20,15 +20,12 @@ class ConvolutionWeights(NamedTuple):
 
 
 class StackedConvolution(StackedLayer):
-    """`count` convolutions of an odd size with symmetric padding.
+    """`count` convolutions of an odd size with padding `kernel_size // 2 * dilation` on every side.
 
-    The kernel variable is `[count, height, width, in / groups, out]`. With weight normalization the effective kernel
-    is, per output channel, `exp(s) w / (||w|| + 1e-5)`, where `s` starts at `log(||w|| + 1e-2)`. `mask` (`[height,
-    width, in / groups, out]`, zeros and ones) is applied to `w` before it is normalized. `w` and the bias start from
-    U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
-    Padding is `kernel_size // 2 * dilation` on every side, also at stride 2, where TensorFlow's SAME would pad
-    otherwise.
+    (At stride 2 TensorFlow's SAME pads otherwise.) The kernel variable is `[count, height, width, in / groups, out]`.
+    With weight normalization the effective kernel is, per output channel, `exp(s) w / (||w|| + 1e-5)`, where `s`
+    starts at `log(||w|| + 1e-2) + log_norm_offset`. `mask` (`[height, width, in / groups, out]`, zeros and ones) is
+    applied to `w` before it is normalized. `w` and the bias start from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
     """
 
     def __init__(
@@ -66,17 +63,12 @@ class StackedConvolution(StackedLayer):
             start = tf.math.log(_norms(self._masked_kernel())[:, 0, 0, 0] + 1e-2) + log_norm_offset
             self.log_norm.assign(start)
 
-    @property
-    def is_depthwise(self) -> bool:
-        """Whether every channel is convolved by itself."""
-        return self.groups > 1 and self.groups == self.channels_in == self.channels_out
-
     def effective_kernels(self) -> tf.Tensor:
-        """The kernels that are convolved with: masked and normalized, float32 `[count, height, width, in, out]`."""
+        """The masked and normalized kernels, float32 `[count, height, width, in / groups, out]`."""
         kernel = self._masked_kernel()
         if self.log_norm is None:
             return kernel
-        return weight_normalized(kernel, tf.convert_to_tensor(self.log_norm))
+        return _weight_normalized(kernel, tf.convert_to_tensor(self.log_norm))
 
     def kernels_of(self, forward: ForwardPass) -> tf.Tensor:
         """The effective kernels, computed once in a pass."""
@@ -95,31 +87,28 @@ class StackedConvolution(StackedLayer):
     def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """Convolves `[batch, height, width, in]` to `[batch, height / strides, width / strides, out]`."""
         if self.kernel_size == 1 and self.strides == 1 and self.groups == 1:
-            return _pointwise(inputs, weights)
-        return _with_bias(self._convolve(inputs, weights.kernel), weights.bias)
+            return cpu_kernels.pointwise_convolution(inputs, *weights)
+        outputs = self._convolve(inputs, weights.kernel)
+        return outputs if weights.bias is None else tf.nn.bias_add(outputs, weights.bias)
 
     def _convolve(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        if self.is_depthwise and self.strides == 1:
-            return depthwise_convolution(inputs, tf.reshape(kernel, kernel.shape[:2] + (self.channels_in, 1)))
         padding = "SAME"
         if self.strides > 1 and self.kernel_size > 1:
             margin = self.kernel_size // 2 * self.dilation
             inputs = tf.pad(inputs, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
             padding = "VALID"
-        if self.is_depthwise:
+        if self.groups > 1 and self.groups == self.channels_in == self.channels_out:
             kernel = tf.reshape(kernel, kernel.shape[:2] + (self.channels_in, 1))
+            if self.strides == 1:
+                return cpu_kernels.depthwise_convolution(inputs, kernel)
             return tf.nn.depthwise_conv2d(inputs, kernel, (1, self.strides, self.strides, 1), padding)
-        if self.groups == 1:
-            return self._dense(inputs, kernel, padding)
-        # TensorFlow has no gradient for grouped convolutions on CPUs.
-        pieces = zip(tf.split(inputs, self.groups, -1), tf.split(kernel, self.groups, -1), strict=True)
-        return joined([self._dense(x, k, padding) for x, k in pieces])
-
-    def _dense(self, inputs: tf.Tensor, kernel: tf.Tensor, padding: str) -> tf.Tensor:
         if self.dilation > 1:
-            # As one larger kernel with zeros between: dilated gradients exist on GPUs only.
-            kernel = _spread(kernel, self.dilation)
-        return tf.nn.conv2d(inputs, kernel, self.strides, padding)
+            kernel = cpu_kernels.dilated_kernel(kernel, self.dilation)
+        if self.groups == 1:
+            return tf.nn.conv2d(inputs, kernel, self.strides, padding)
+        # TensorFlow has no gradient for grouped convolutions on CPUs.
+        groups = zip(tf.split(inputs, self.groups, -1), tf.split(kernel, self.groups, -1), strict=True)
+        return cpu_kernels.concatenated([tf.nn.conv2d(*group, self.strides, padding) for group in groups])
 
     def _masked_kernel(self) -> tf.Tensor:
         kernel = tf.convert_to_tensor(self.kernel)
@@ -159,29 +148,14 @@ class DataDependentConvolution(StackedConvolution):
         return [self]
 
     def record(self, forward: ForwardPass, records: list) -> None:
-        """Hands the new scales and biases of the whole stack to the pass, if it is an initializing one."""
+        """Adds the new scales and biases of the whole stack to an initializing pass."""
         if forward.initializing:
             log_norms, biases = zip(*records, strict=True)
             forward.updates += [(self.log_norm, tf.stack(log_norms)), (self.bias, tf.stack(biases))]
 
 
-def joined(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
-    """`[..., channels]` of all pieces behind one another.
-
-    TensorFlow's own gradient computes where each piece lies; behind a call that is not inlined XLA takes that for
-    something that changes, and compiles the training step anew at every step.
-    """
-    widths = [piece.shape[-1] for piece in pieces]
-
-    @tf.custom_gradient
-    def operation(*pieces):
-        return tf.concat(pieces, -1), lambda upstream: tuple(tf.split(upstream, widths, -1))
-
-    return operation(*pieces)
-
-
 @tf.custom_gradient
-def weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """`exp(s) w / (||w|| + 1e-5)` of every output channel of `[count, height, width, in, out]`; `s` is `[count, out]`.
 
     The gradient is in closed form: what TensorFlow derives has three more arrays of the kernels' size, and as many
@@ -202,27 +176,3 @@ def _norms(kernels: tf.Tensor) -> tf.Tensor:
     """The norm of every output channel, `[count, 1, 1, 1, out]`."""
     # The tiny number keeps the gradient finite for a filter that is all zeros.
     return tf.sqrt(tf.reduce_sum(tf.square(kernels), axis=(1, 2, 3), keepdims=True) + 1e-30)
-
-
-def _pointwise(inputs: tf.Tensor, weights: ConvolutionWeights) -> tf.Tensor:
-    """A 1x1 convolution as a matrix product: on CPUs its filter gradient takes half the time of a convolution's.
-
-    The bias comes right after the product, so that TensorFlow can make one operation of the two.
-    """
-    _, height, width, channels_in = inputs.shape
-    pixels, kernel = tf.reshape(inputs, (-1, channels_in)), weights.kernel
-    outputs = _with_bias(tf.matmul(pixels, tf.reshape(kernel, kernel.shape[2:])), weights.bias)
-    return tf.reshape(outputs, (-1, height, width, kernel.shape[-1]))
-
-
-def _with_bias(outputs: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-    return outputs if bias is None else tf.nn.bias_add(outputs, bias)
-
-
-def _spread(kernel: tf.Tensor, dilation: int) -> tf.Tensor:
-    """The kernel `[height, width, in, out]` with `dilation - 1` zeros between its taps."""
-    size = (kernel.shape[0] - 1) * dilation + 1
-    spread = np.zeros((size, kernel.shape[0]), np.float32)
-    spread[np.arange(0, size, dilation), np.arange(kernel.shape[0])] = 1.0
-    spread = tf.constant(spread, kernel.dtype)
-    return tf.einsum("yh,xw,hwio->yxio", spread, spread, kernel)

@@ -1,101 +1,46 @@
-"""Batch norm as an operation: by TensorFlow's fused kernel where that is enough, else written out.
+"""Batch normalization over all replicas: as an operation, as a stack of layers, and folded into convolutions."""
 
-The fused kernel knows the images of one replica only, and on CPUs not every half-precision type.
-"""
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
-from collections.abc import Callable
-from typing import NamedTuple
-
+import keras
+import numpy as np
 import tensorflow as tf
 
-from nvae_tf.layers.activations import swish, swish_gradient
-from nvae_tf.processors import on_one_cpu
+from nvae_tf.layers.cpu_kernels import EPSILON, normalize
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 from nvae_tf.replicas import replica_count, replica_means
 
-EPSILON = 1e-5
+MOMENTUM = 0.95
 _AXES = (0, 1, 2)
+
+# Of every stack that owns variables one element a layer: a tuple of variables, or None for a batch norm that is folded.
+FoldedWeights = Mapping[StackedLayer, list[Any]]
 
 
 class NormalizedBatch(NamedTuple):
-    """Images `[batch, height, width, channels]` normalized by their own statistics, each `[channels]` in float32.
-
-    Attributes:
-      outputs: as the inputs, in their type.
-      mean: of all replicas' images.
-      variance: theirs, unbiased.
-      biased_variance: makes the one that was divided by.
-      gradient: gradient of the outputs -> those of inputs, gamma and beta.
-    """
+    """Images `[batch, height, width, channels]` normalized by the statistics of all replicas, `[channels]`, float32."""
 
     outputs: tf.Tensor
     mean: tf.Tensor
-    variance: tf.Tensor
-    biased_variance: Callable[[], tf.Tensor]
-    gradient: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+    variance: tf.Tensor  # unbiased
+    biased_variance: Callable[[], tf.Tensor]  # makes the one that was divided by
+    gradient: Callable[[tf.Tensor], tuple[tf.Tensor, ...]]  # of the outputs -> those of inputs, gamma and beta
 
 
-def normalize(inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    """Batch norm with given statistics `[channels]`; computed in float32, in the inputs' type outside."""
-    if inputs.dtype != tf.float32:
-        return tf.cast(_written_out_norm(inputs, gamma, beta, mean, variance), inputs.dtype)
-    return tf.raw_ops.FusedBatchNormV3(
-        x=inputs,
-        scale=gamma,
-        offset=beta,
-        mean=mean,
-        variance=variance,
-        epsilon=EPSILON,
-        is_training=False,
-    ).y
+def normalize_batch(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBatch:
+    """Batch norm with the statistics of the batch, that of all replicas; without a gradient of its own.
 
-
-def normalized_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """Batch norm with given statistics, then swish; without a gradient of its own.
-
-    Args:
-      inputs: `[batch, height, width, channels]`.
-      gamma: scale `[channels]`, float32 as the three that follow.
-      beta: shift.
-      mean: what is subtracted.
-      variance: makes the deviation that is divided by.
-
-    Returns:
-      The outputs, in the inputs' shape and type, and a function: gradient of the outputs -> that of what swish is
-      taken of. In training on one CPU both are compiled to a single pass over the memory, anew for every shape.
+    By TensorFlow's fused kernel, or written out: the kernel knows the images of one replica only, and on CPUs not
+    every half-precision type.
     """
-    if on_one_cpu():
-        arguments = inputs, gamma, beta, mean, variance
-        return _swish_in_one_pass(*arguments), lambda upstream: _swish_gradient_in_one_pass(upstream, *arguments)
-    normalized = normalize(inputs, gamma, beta, mean, variance)
-    outputs = swish(normalized)
-    return outputs, lambda upstream: swish_gradient(upstream, normalized, outputs)
-
-
-def normalize_batch(inputs, gamma, beta) -> NormalizedBatch:
-    """Batch norm with the statistics of the batch, that of all replicas; without a gradient of its own."""
     if replica_count() == 1 and inputs.dtype == tf.float32:
         return _fused(inputs, gamma, beta)
     return _written_out(inputs, gamma, beta)
 
 
-@tf.function(autograph=False, jit_compile=True)
-def _swish_in_one_pass(inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    normalized = _written_out_norm(inputs, gamma, beta, mean, variance)
-    return tf.cast(normalized * tf.sigmoid(normalized), inputs.dtype)
-
-
-@tf.function(autograph=False, jit_compile=True)
-def _swish_gradient_in_one_pass(upstream, inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    normalized = _written_out_norm(inputs, gamma, beta, mean, variance)
-    slope = tf.sigmoid(normalized)
-    return tf.cast(tf.cast(upstream, tf.float32) * slope * (1.0 + normalized * (1.0 - slope)), inputs.dtype)
-
-
-def _written_out_norm(inputs, gamma, beta, mean, variance) -> tf.Tensor:
-    return (tf.cast(inputs, tf.float32) - mean) * (gamma * tf.math.rsqrt(variance + EPSILON)) + beta
-
-
-def _fused(inputs, gamma, beta) -> NormalizedBatch:
+def _fused(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBatch:
     norm = tf.raw_ops.FusedBatchNormV3(
         x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=EPSILON, is_training=True
     )
@@ -104,7 +49,7 @@ def _fused(inputs, gamma, beta) -> NormalizedBatch:
         size = numbers_a_channel(inputs)
         return norm.batch_variance * ((size - 1.0) / size)
 
-    def gradient(upstream):
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
         gradients = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=upstream,
             x=inputs,
@@ -120,12 +65,12 @@ def _fused(inputs, gamma, beta) -> NormalizedBatch:
     return NormalizedBatch(norm.y, norm.batch_mean, norm.batch_variance, biased_variance, gradient)
 
 
-def _written_out(inputs, gamma, beta) -> NormalizedBatch:
+def _written_out(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBatch:
     mean, biased = moments(inputs)
     size = numbers_a_channel(inputs)
     outputs = normalize(inputs, gamma, beta, mean, biased)
 
-    def gradient(upstream):
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
         # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
         with tf.control_dependencies([upstream]):
             inverse = tf.math.rsqrt(biased + EPSILON)
@@ -163,3 +108,132 @@ def moments(inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def numbers_a_channel(inputs: tf.Tensor) -> tf.Tensor:
     """How many numbers the moments of a channel are of."""
     return replica_count() * tf.cast(tf.size(inputs) / inputs.shape[-1], tf.float32)
+
+
+class BatchNormalizationWeights(NamedTuple):
+    """Scale, shift and, in inference, the running statistics of one layer, each `[channels]` in float32."""
+
+    gamma: tf.Tensor
+    beta: tf.Tensor
+    mean: tf.Tensor | None
+    variance: tf.Tensor | None
+
+
+class StackedBatchNormalization(StackedLayer):
+    """`count` batch normalizations over batch, height and width, and over all replicas.
+
+    Normalizes with the biased variance of the batch, while the running variance follows the unbiased one (as
+    cuDNN and PyTorch do; Keras' own layer follows the biased one): `running = 0.95 running + 0.05 batch`.
+    """
+
+    def __init__(self, count: int, channels: int, **kwargs):
+        super().__init__(count, **kwargs)
+        shape = (count, channels)
+        self.gamma = self.add_weight(name="gamma", shape=shape, initializer="ones")
+        self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
+        # The statistics are those of all replicas, so the same on each.
+        running = {"trainable": False, "aggregation": "only_first_replica"}
+        self.moving_mean = self.add_weight(name="moving_mean", shape=shape, initializer="zeros", **running)
+        self.moving_variance = self.add_weight(name="moving_variance", shape=shape, initializer="ones", **running)
+
+    @property
+    def statistics(self) -> tuple[keras.Variable, keras.Variable]:
+        """The running mean and variance of all layers, each `[count, channels]`."""
+        return self.moving_mean, self.moving_variance
+
+    def slices(self, forward: ForwardPass) -> list[BatchNormalizationWeights]:
+        """Scale and shift of every layer, and the running statistics unless this pass uses the batch's."""
+        variables = (self.gamma, self.beta) if forward.training else (self.gamma, self.beta, *self.statistics)
+        columns = [tf.unstack(tf.convert_to_tensor(variable)) for variable in variables]
+        columns += [[None] * self.count] * (4 - len(columns))
+        return [BatchNormalizationWeights(*row) for row in zip(*columns, strict=True)]
+
+    def apply_slice(
+        self, weights: BatchNormalizationWeights | None, inputs: tf.Tensor, records: list | None
+    ) -> tf.Tensor:
+        """Normalizes `[batch, height, width, channels]`; records mean and unbiased variance of a training batch.
+
+        Without weights it does nothing: it has been folded into a convolution.
+        """
+        if weights is None:
+            return inputs
+        gamma, beta, mean, variance = weights
+        if mean is not None:
+            normalized = normalize(inputs, gamma, beta, mean, variance)
+        else:
+            normalized, mean, variance = _normalized_by_batch(inputs, gamma, beta)
+        if records is not None:
+            records.append((mean, variance))
+        return normalized
+
+    def recorders(self) -> list[StackedLayer]:
+        """This stack records its batch statistics."""
+        return [self]
+
+    def record(self, forward: ForwardPass, records: list[tuple[tf.Tensor, tf.Tensor]]) -> None:
+        """Adds the new running statistics of the whole stack to the pass."""
+        for running, batch in zip(self.statistics, zip(*records, strict=True), strict=True):
+            forward.updates.append((running, MOMENTUM * running + (1.0 - MOMENTUM) * tf.stack(batch)))
+
+
+@tf.custom_gradient
+def _normalized_by_batch(inputs, gamma, beta):
+    batch = normalize_batch(inputs, gamma, beta)
+    return (batch.outputs, batch.mean, batch.variance), lambda upstream, *_: batch.gradient(upstream)
+
+
+@dataclasses.dataclass
+class FoldedPass(ForwardPass):
+    """An inference pass with `folded` weights, from `folded_weights`."""
+
+    folded: FoldedWeights = dataclasses.field(default_factory=dict)
+
+    def slices_of(self, layer: StackedLayer) -> list[Any]:
+        """The folded weights of a stack in float32; of one made of parts as ever."""
+        if layer not in self.folded:
+            return super().slices_of(layer)
+        return _map(lambda weight: tf.cast(weight, tf.float32), self.folded[layer])
+
+
+def folded_weights(stacks: Iterable[StackedLayer], kernel_dtype: str = "float32") -> FoldedWeights:
+    """Weights made ready once, for a model that is not trained any more: fewer operations, the same images.
+
+    `exp(s) w / ||w||` is a kernel, and inference batch norm beside a convolution, with nothing between the two, is a
+    factor and a shift that the convolution can take over. Every layer has variables of its own, because a slice of a
+    stack would be copied at each use; they do not follow the stacks' variables. `stacks` are all of a model, those that
+    others are made of too. Kernels are stored in `kernel_dtype`, vectors in float32; all is computed in float32.
+    """
+    stacks = list(stacks)
+    if any(stack.compute_dtype != "float32" for stack in stacks):
+        raise ValueError("weights of a model in half precision can't be folded: make it with dtype='float32'")
+    # In double precision, so that each number is rounded once.
+    owners = [stack for stack in stacks if not stack.parts]
+    folded = {
+        stack: _map(lambda weight: np.asarray(weight, np.float64), stack.slices(ForwardPass())) for stack in owners
+    }
+    for stack in stacks:
+        for convolution, norm, on_outputs in stack.foldings():
+            pairs = zip(folded[convolution], folded[norm], strict=True)
+            folded[convolution] = [_folded(*pair, on_outputs) for pair in pairs]
+            folded[norm] = [None] * norm.count
+
+    def variable(array: np.ndarray) -> tf.Variable:
+        return tf.Variable(tf.cast(array, kernel_dtype if array.ndim > 1 else tf.float32), trainable=False)
+
+    return {stack: _map(variable, slices) for stack, slices in folded.items()}
+
+
+def _folded(weights: Any, norm: BatchNormalizationWeights, on_outputs: bool) -> Any:
+    """The `ConvolutionWeights` of a convolution together with the batch norm after it, or before it."""
+    scale = norm.gamma / np.sqrt(norm.variance + EPSILON)
+    shift = norm.beta - norm.mean * scale
+    bias = 0.0 if weights.bias is None else weights.bias
+    if on_outputs:
+        # `scale * convolution(x) + shift`; output channels are the kernel's last axis, of a depthwise one too.
+        return weights._replace(kernel=weights.kernel * scale, bias=bias * scale + shift)
+    # `convolution(scale * x + shift)` of a 1x1 kernel: a larger one would see its zero padding shifted too.
+    return weights._replace(kernel=weights.kernel * scale[:, np.newaxis], bias=bias + shift @ weights.kernel[0, 0])
+
+
+def _map(function: Callable[[Any], Any], slices: list[Any]) -> list[Any]:
+    return tf.nest.map_structure(lambda weight: None if weight is None else function(weight), slices)

@@ -1,12 +1,20 @@
-"""Stacked residual cells: `skip(x) + 0.1 * gate * branch(x)` (Vahdat & Kautz 2020, figure 3 and appendix A)."""
+"""Stacked residual cells: `skip(x) + 0.1 * gate * branch(x)` (Vahdat & Kautz 2020, figure 3 and appendix A).
 
+`change` is what a cell or a branch does to the resolution: "none", "down" (halves it, doubles the channels) or "up".
+"""
+
+import itertools
+from collections.abc import Callable
+
+import keras
 import tensorflow as tf
 
-from nvae_tf import latent_plan
-from nvae_tf.layers.branches import residual_branch
+from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
+from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
+from nvae_tf.layers.cpu_kernels import nearest_upsampling, normalized_swish, swish
+from nvae_tf.layers.normalization import StackedBatchNormalization, normalize_batch, numbers_a_channel
 from nvae_tf.layers.resampling import BilinearExpand, FactorizedReduce
-from nvae_tf.layers.squeeze_excite import StackedSqueezeExcite
-from nvae_tf.layers.stacked import StackedLayer
+from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 
 RESIDUAL_SCALE = 0.1
 
@@ -19,23 +27,17 @@ class ResidualCells(StackedLayer):
     """
 
     def __init__(
-        self,
-        count: int,
-        branch: latent_plan.Branch,
-        channels_in: int,
-        channels_out: int,
-        squeeze_excite: bool,
-        **kwargs,
+        self, count: int, branch: Branch, channels_in: int, channels_out: int, squeeze_excite: bool, dtype=None
     ):
-        shared = {"dtype": kwargs.get("dtype")}
         change = "none" if channels_in == channels_out else "down" if channels_out > channels_in else "up"
         skip = {"none": None, "down": FactorizedReduce, "up": BilinearExpand}[change]
-        parts = [residual_branch(count, branch, channels_in, channels_out, change, **shared)]
+        kind = InvertedResidualBranch if isinstance(branch, InvertedBranch) else OperationsBranch
+        parts = [kind(count, branch, channels_in, channels_out, change, dtype=dtype)]
         if squeeze_excite:
-            parts.append(StackedSqueezeExcite(count, channels_out, **shared))
+            parts.append(StackedSqueezeExcite(count, channels_out, dtype=dtype))
         if skip is not None:
-            parts.append(skip(count, channels_in, channels_out, **shared))
-        super().__init__(count, parts, **kwargs)
+            parts.append(skip(count, channels_in, channels_out, dtype=dtype))
+        super().__init__(count, parts, dtype=dtype)
         self.branch = parts[0]
         self.gate = parts[1] if squeeze_excite else None
         self.skip = parts[-1] if skip is not None else None
@@ -47,6 +49,190 @@ class ResidualCells(StackedLayer):
             residual = RESIDUAL_SCALE * residual
         else:
             residual = residual * (RESIDUAL_SCALE * self.gate.apply_slice(weights[1], residual, records))
-        if self.skip is None:
-            return inputs + residual
-        return self.skip.apply_slice(weights[-1], inputs, records) + residual
+        skipped = inputs if self.skip is None else self.skip.apply_slice(weights[-1], inputs, records)
+        return skipped + residual
+
+
+class InvertedResidualBranch(StackedLayer):
+    """BN -> 1x1 to h -> BN -> swish -> (nearest doubling) -> depthwise or grouped -> BN -> swish -> 1x1 -> BN.
+
+    `h` is `expansion` times the branch's input channels; the convolutions are plain (no weight normalization, no bias).
+    The published network doubles first. All before the depthwise convolution acts on pixels by themselves, so the
+    numbers are the same at a quarter of the cost.
+    """
+
+    def __init__(
+        self, count: int, branch: InvertedBranch, channels_in: int, channels_out: int, change: str, dtype=None
+    ):
+        hidden = branch.expansion * channels_in
+        plain = {"use_bias": False, "weight_normalized": False, "dtype": dtype}
+        stride = 2 if change == "down" else 1
+        groups = branch.groups or hidden
+        depthwise = StackedConvolution(count, hidden, hidden, branch.kernel_size, stride, groups=groups, **plain)
+        parts = [
+            StackedBatchNormalization(count, channels_in, dtype=dtype),
+            StackedConvolution(count, channels_in, hidden, 1, **plain),
+            SwishConvolution(depthwise, upsampling=change == "up", dtype=dtype),
+            SwishConvolution(StackedConvolution(count, hidden, channels_out, 1, **plain), dtype=dtype),
+            StackedBatchNormalization(count, channels_out, dtype=dtype),
+        ]
+        super().__init__(count, parts, dtype=dtype)
+        self.upsampling = change == "up"
+
+    def foldings(self) -> list[Folding]:
+        """All four batch norms: the first precedes a convolution of single pixels, the others follow one."""
+        norm, widen, depthwise, narrow, last = self.parts
+        return [
+            Folding(widen, norm, on_outputs=False),
+            Folding(widen, depthwise.norm),
+            Folding(depthwise.convolution, narrow.norm),
+            Folding(narrow.convolution, last),
+        ]
+
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        """One inverted residual on `[batch, height, width, channels]`."""
+        outputs = super().apply_slice(weights, inputs, records)
+        if self.upsampling and records is not None:
+            # The first two batch norms have seen every pixel once, those of the published network four times.
+            count = numbers_a_channel(inputs)
+            of_repeated = 4 * (count - 1.0) / (4 * count - 1.0)
+            records[-4:-2] = [(mean, variance * of_repeated) for mean, variance in records[-4:-2]]
+        return outputs
+
+
+class OperationsBranch(StackedLayer):
+    """`bnswish`, `bnswish5` (dilated), `bnelu` or `elu` in a row; the first changes resolution and channels."""
+
+    def __init__(
+        self, count: int, branch: ConvolutionBranch, channels_in: int, channels_out: int, change: str, dtype=None
+    ):
+        def stack(operation: str, channels_in: int, change: str) -> StackedLayer:
+            if operation in ("elu", "bnelu"):
+                return EluConvolution(count, operation == "bnelu", channels_in, channels_out, change, dtype=dtype)
+            strides, dilation = 2 if change == "down" else 1, 2 if operation == "bnswish5" else 1
+            convolution = StackedConvolution(count, channels_in, channels_out, 3, strides, dilation, dtype=dtype)
+            return SwishConvolution(convolution, upsampling=change == "up", dtype=dtype)
+
+        first, *others = branch.operations
+        parts = [stack(first, channels_in, change), *(stack(each, channels_out, "none") for each in others)]
+        super().__init__(count, parts, dtype=dtype)
+
+    def foldings(self) -> list[Folding]:
+        """Every operation but the first normalizes the output of the convolution before it."""
+        pairs = itertools.pairwise(self.parts)
+        return [Folding(before.convolution, after.norm) for before, after in pairs if after.norm is not None]
+
+
+class EluConvolution(StackedLayer):
+    """(Batch norm, in `bnelu`) -> ELU -> (nearest doubling) -> 3x3 convolution with bias."""
+
+    def __init__(self, count: int, normalized: bool, channels_in: int, channels_out: int, change: str, dtype=None):
+        norm = [StackedBatchNormalization(count, channels_in, dtype=dtype)] if normalized else []
+        kind = StackedConvolution if normalized else DataDependentConvolution
+        convolution = kind(count, channels_in, channels_out, 3, 2 if change == "down" else 1, dtype=dtype)
+        super().__init__(count, [*norm, convolution], dtype=dtype)
+        self.upsampling = change == "up"
+
+    @property
+    def norm(self) -> StackedLayer | None:
+        """The batch norm that it begins with, if it has one."""
+        return self.parts[0] if len(self.parts) > 1 else None
+
+    @property
+    def convolution(self) -> StackedLayer:
+        """The convolution that it ends with."""
+        return self.parts[-1]
+
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        """One operation on `[batch, height, width, channels]`."""
+        if self.norm is not None:
+            inputs = self.norm.apply_slice(weights[0], inputs, records)
+        inputs = tf.nn.elu(inputs)
+        if self.upsampling:
+            inputs = nearest_upsampling(inputs)
+        return self.convolution.apply_slice(weights[-1], inputs, records)
+
+
+class SwishConvolution(StackedLayer):
+    """Batch norm -> swish -> (nearest doubling) -> convolution, a stack as deep as that of the convolution.
+
+    Most of a network's memory is what lies between these three. In training none of it is kept: the backward pass
+    normalizes and activates once more, which costs two cheap passes over the input and halves the activations.
+    """
+
+    def __init__(self, convolution: StackedConvolution, upsampling: bool = False, dtype=None):
+        norm = StackedBatchNormalization(convolution.count, convolution.channels_in, dtype=dtype)
+        super().__init__(convolution.count, [norm, convolution], dtype=dtype)
+        self.norm = norm
+        self.convolution = convolution
+        self.upsampling = upsampling
+
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        """One layer on `[batch, height, width, channels]`."""
+        norm, convolution = weights
+        if norm is None:
+            # Folded, for an export: servers rewrite this to one operation, which takes less time than `swish`.
+            return self._convolve(inputs * tf.sigmoid(inputs), convolution)
+        if norm.mean is not None:
+            return self._convolve(swish(self.norm.apply_slice(norm, inputs, None)), convolution)
+        bias = [] if convolution.bias is None else [convolution.bias]
+        operation = _without_keeping(self._convolve)
+        outputs, mean, variance = operation(inputs, norm.gamma, norm.beta, convolution.kernel, *bias)
+        if records is not None:
+            records.append((mean, variance))
+        return outputs
+
+    def _convolve(self, active: tf.Tensor, weights: ConvolutionWeights) -> tf.Tensor:
+        if self.upsampling:
+            active = nearest_upsampling(active)
+        return self.convolution.apply_slice(weights, active, None)
+
+
+def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tensor]) -> Callable:
+    """`convolve(swish(batch norm(x)), weights)` as an operation whose gradient computes its way there again."""
+
+    @tf.custom_gradient
+    def operation(inputs, gamma, beta, *weights):
+        batch = normalize_batch(inputs, gamma, beta)
+        outputs = convolve(swish(batch.outputs), ConvolutionWeights(*weights))
+
+        def gradient(upstream, *_):
+            # Without this the executor would do it as soon as it can, in the forward pass, and keep the results.
+            with tf.control_dependencies([upstream]):
+                active, swish_gradient = normalized_swish(inputs, gamma, beta, batch.mean, batch.biased_variance())
+            with tf.GradientTape() as tape:
+                tape.watch((active, weights))
+                again = convolve(active, ConvolutionWeights(*weights))
+            active_gradient, weight_gradients = tape.gradient(again, (active, weights), upstream)
+            return *batch.gradient(swish_gradient(active_gradient)), *weight_gradients
+
+        return (outputs, batch.mean, batch.variance), gradient
+
+    return operation
+
+
+class StackedSqueezeExcite(StackedLayer):
+    """`count` gates: channel mean -> dense to `max(channels // 16, 4)` -> ReLU -> dense -> sigmoid (Hu et al. 2018)."""
+
+    def __init__(self, count: int, channels: int, dtype=None):
+        super().__init__(count, dtype=dtype)
+        hidden = max(channels // 16, 4)
+        for name, units_in, units_out in (("reduce", channels, hidden), ("expand", hidden, channels)):
+            uniform = keras.initializers.RandomUniform(-(units_in**-0.5), units_in**-0.5)
+            kernel = self.add_weight(name=f"{name}_kernel", shape=(count, units_in, units_out), initializer=uniform)
+            bias = self.add_weight(name=f"{name}_bias", shape=(count, units_out), initializer=uniform)
+            setattr(self, f"{name}_kernel", kernel)
+            setattr(self, f"{name}_bias", bias)
+
+    def slices(self, forward: ForwardPass) -> list[tuple[tf.Tensor, ...]]:
+        """Kernel and bias of both dense layers of every gate, in the compute type."""
+        variables = (self.reduce_kernel, self.reduce_bias, self.expand_kernel, self.expand_bias)
+        columns = [tf.unstack(tf.cast(variable, self.compute_dtype)) for variable in variables]
+        return list(zip(*columns, strict=True))
+
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        """The gate `[batch, 1, 1, channels]` in (0, 1) for `[batch, height, width, channels]`."""
+        reduce_kernel, reduce_bias, expand_kernel, expand_bias = weights
+        hidden = tf.nn.relu(tf.matmul(tf.reduce_mean(inputs, axis=(1, 2)), reduce_kernel) + reduce_bias)
+        gate = tf.sigmoid(tf.matmul(hidden, expand_kernel) + expand_bias)
+        return tf.reshape(gate, (-1, 1, 1, gate.shape[-1]))

@@ -1,8 +1,8 @@
 """Layers held as one stack: `count` identical layers whose weights share variables with a leading axis.
 
-A hierarchical VAE has hundreds of small identical layers. Held as one variable each, weight normalization, spectral
-norms, gradients, weight decay and the optimizer act on thousands of tensors, and building the graph takes minutes. Here
-they act on about a hundred, and one layer of the stack is a pure function of its input and its slice of the weights.
+A hierarchical VAE has hundreds of small identical layers. With one variable each, weight normalization, spectral norms,
+gradients, weight decay and the optimizer act on thousands of tensors, and building the graph takes minutes. Here they
+act on about a hundred, and one layer of the stack is a pure function of its input and its slice of the weights.
 """
 
 import contextlib
@@ -19,21 +19,14 @@ from nvae_tf.replicas import replica_count
 
 @dataclasses.dataclass
 class ForwardPass:
-    """What one pass through the network gathers besides its output.
+    """What one pass through the network gathers besides its output."""
 
-    Attributes:
-      training: whether batch statistics are used (and recorded) or the running ones.
-      initializing: whether data-dependent layers set their scales from this batch (see `DataDependentConvolution`).
-      traced_inline: whether a graph has every layer of a stack on its own, where it could have one function for all.
-      updates: pairs of a non-trainable variable and its new value, not yet assigned.
-      kernels: the effective kernels `[count, height, width, in, out]` of every convolution stack,
-        so that network and spectral regularizer need not both compute them.
-    """
-
-    training: bool = False
-    initializing: bool = False
-    traced_inline: bool = False
+    training: bool = False  # with batch statistics, which are recorded, instead of the running ones
+    initializing: bool = False  # data-dependent layers set their scales from this batch
+    traced_inline: bool = False  # a graph has every layer of a stack on its own instead of one function for all
+    # Non-trainable variables and their new values, not yet assigned.
     updates: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
+    # The effective kernels of all convolutions: network and spectral regularizer need not both compute them.
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
 
     def commit(self) -> None:
@@ -57,12 +50,10 @@ class Folding(NamedTuple):
 class StackedLayer(keras.layers.Layer):
     """Base of all stacks: `count` identical layers, one variable a weight with a leading axis of `count`.
 
-    A subclass either owns variables (and overrides `slices`) or is made of `parts`, stacks of the same count.
-    `apply_slice` is one layer of the stack as a pure function. All weights are made at construction: their shapes are
-    known from the plan.
-
-    Attributes:
-      recomputed: whether the backward pass computes each layer again, so that the forward pass keeps its input alone.
+    A subclass either owns variables (and overrides `slices` and `apply_slice`) or is made of `parts`, stacks of the
+    same count, which act one after another unless it says otherwise. All weights are made at construction: their
+    shapes are known from the plan. With `recomputed` the backward pass computes each layer again, and the forward pass
+    keeps only the layer's input.
     """
 
     def __init__(self, count: int, parts: Sequence["StackedLayer"] = (), **kwargs):
@@ -87,20 +78,19 @@ class StackedLayer(keras.layers.Layer):
         return list(zip(*(forward.slices_of(part) for part in self.parts), strict=True))
 
     def apply_slice(self, weights: Any, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """One layer of the stack on `[batch, height, width, channels]`.
+        """One layer of the stack, a pure function of `[batch, height, width, channels]` and its element of `slices`.
 
-        Args:
-          weights: this layer's element of `slices`.
-          inputs: the layer's input.
-          records: a list to which recording layers append their statistics in order, or None in inference.
+        Recording layers append their statistics to `records` in order; None in inference.
         """
-        raise NotImplementedError(f"{type(self).__name__} must say what one of its layers computes")
+        for part, slice_ in zip(self.parts, weights, strict=True):
+            inputs = part.apply_slice(slice_, inputs, records)
+        return inputs
 
     def recorders(self) -> list["StackedLayer"]:
         """The parts that append to `records`, in the order in which they do."""
         return [recorder for part in self.parts for recorder in part.recorders()]
 
-    def foldings(self) -> list["Folding"]:
+    def foldings(self) -> list[Folding]:
         """Where, between parts of this stack, batch norm can be folded into a convolution; in the order of doing it."""
         return []
 
@@ -113,7 +103,9 @@ class StackedLayer(keras.layers.Layer):
         recording = forward.training or forward.initializing
         records: list[list[Any]] = [[] for _ in range(self.count)]
         weights = forward.slices_of(self)
-        inline = forward.traced_inline or self._must_be_traced_inline()
+        # In a graph a composite layer is traced once for the whole stack. Not on several replicas: what they must agree
+        # on can't be requested from within a function.
+        inline = forward.traced_inline or tf.executing_eagerly() or not self.parts or replica_count() > 1
         apply = self._apply_and_record if inline else self._traced
         if self.recomputed and forward.training:
             apply = _recomputed(apply)
@@ -130,13 +122,6 @@ class StackedLayer(keras.layers.Layer):
             for position, recorder in enumerate(self.recorders()):
                 recorder.record(forward, [record[position] for record in records])
 
-    def _must_be_traced_inline(self) -> bool:
-        """Whether each layer is traced on its own; in a graph a composite one is traced once for the whole stack.
-
-        Not on several replicas: what they must agree on can't be asked for from within a function.
-        """
-        return tf.executing_eagerly() or not self.parts or replica_count() > 1
-
     def _apply_and_record(self, weights: Any, inputs: tf.Tensor, recording: bool) -> tuple[tf.Tensor, list[Any]]:
         records: list[Any] = []
         outputs = self.apply_slice(weights, inputs, records if recording else None)
@@ -152,7 +137,7 @@ def _recomputed(apply: Callable) -> Callable:
     """`apply(weights, inputs, recording)`, keeping nothing but its arguments for the backward pass."""
 
     def again(weights: Any, inputs: tf.Tensor, recording: bool) -> tuple[tf.Tensor, list[Any]]:
-        tensors = [weight for weight in tf.nest.flatten(weights) if weight is not None]
+        # `tf.recompute_grad` takes and returns flat tensors, without None.
         structure: list[Any] = []
 
         def flat(inputs: tf.Tensor, *tensors: tf.Tensor) -> list[tf.Tensor]:
@@ -162,6 +147,7 @@ def _recomputed(apply: Callable) -> Callable:
             structure[:] = [results]
             return [result for result in tf.nest.flatten(results) if result is not None]
 
+        tensors = [weight for weight in tf.nest.flatten(weights) if weight is not None]
         results = iter(tf.recompute_grad(flat)(inputs, *tensors))
         return tf.nest.map_structure(lambda result: None if result is None else next(results), structure[0])
 

@@ -89,7 +89,8 @@ class InferenceMixin:
     @tf.autograph.experimental.do_not_convert
     def importance_weighted(self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor) -> tf.Tensor:
         """The bound `[batch]` in nats for one seed an image `[batch, 2]`; the bottom-up pass runs once."""
-        objectives.check_importance_samples(importance_samples)
+        if importance_samples < 1:
+            raise ValueError(f"importance_samples = {importance_samples}: at least 1 sample is needed")
         begun = objectives.ImportanceWeighting.begun(tf.shape(images)[0], num_numbers=1)
         whole = 0, importance_samples, (importance_samples,)
         return self.add_importance_samples(begun, images, self.features(images), seeds, *whole).bounds[:, 0]

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.distributions import SoftClampedNormal, soft_clamped_normal
-from nvae_tf.fan_out import fan_out
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal
 from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.layers.cpu_kernels import fan_out
 
 Normal = tfp.distributions.Normal
 

@@ -1,6 +1,7 @@
 """The model: a `keras.Model` that trains, scores, encodes, decodes and generates."""
 
 import functools
+import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,12 +12,19 @@ import tensorflow_probability as tfp
 from nvae_tf import config as configuration
 from nvae_tf import objective as objectives
 from nvae_tf.config import ModelConfig, ObjectiveConfig
-from nvae_tf.distributions import image_likelihood
+from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization, StackedConvolution, StackedLayer
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models.bottom_up import BottomUp
-from nvae_tf.models.images import check_image_size, frame_with_zeros, real_pixels, training_images
+from nvae_tf.models.images import (
+    assert_unit_range,
+    check_image_size,
+    frame_with_zeros,
+    real_pixels,
+    training_images,
+    with_one_line_errors,
+)
 from nvae_tf.models.inference import InferenceMixin
 from nvae_tf.models.latents import LatentSample, LatentSource, PosteriorSource
 from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
@@ -25,7 +33,7 @@ from nvae_tf.models.top_down import TopDown
 from nvae_tf.models.training import TrainingMixin
 from nvae_tf.optimization.step_guard import StepGuard
 from nvae_tf.setting_checks import check, check_choice
-from nvae_tf.train_config import PRECISIONS, RECOMPUTATIONS
+from nvae_tf.train_config import LARGEST_SEED, PRECISIONS, RECOMPUTATIONS
 
 
 class Decoded(NamedTuple):
@@ -82,9 +90,15 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
     ):
         # The layers cast what they compute in half precision themselves; statistics and distributions stay in float32.
         super().__init__(autocast=False, **kwargs)
+        objective = ObjectiveConfig() if objective is None else objective
+        for where, value, expected in (("config", config, ModelConfig), ("objective", objective, ObjectiveConfig)):
+            found = type(value).__name__
+            check(isinstance(value, expected), f"{where} is of type {found}: must be a nvae_tf.{expected.__name__}")
+        whole = isinstance(seed, numbers.Integral)
+        check(whole and abs(seed) <= LARGEST_SEED, f"seed = {seed!r}: must be a whole number up to {LARGEST_SEED}")
         self.config = config
-        self.objective = objective or ObjectiveConfig()
-        self.seed = seed
+        self.objective = objective
+        self.seed = int(seed)
         whole = isinstance(accumulate_steps, int) and not isinstance(accumulate_steps, bool)
         check(
             whole and accumulate_steps >= 1,
@@ -94,11 +108,11 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         self.recompute = recompute
         self.accumulate_steps = accumulate_steps
         self.plan = latent_plan(config)
-        self.likelihood = image_likelihood(config.likelihood, config.num_mixtures, config.num_bits, config.exact_edges)
+        mixture = config.num_mixtures, config.num_bits, config.exact_edges
+        self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
         shared = {"dtype": self.dtype_policy}
         self.bottom_up = BottomUp(config, self.plan, name="bottom_up", **shared)
-        num_parameters = self.likelihood.num_parameters(config.image_channels)
-        self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", **shared)
+        self.top_down = TopDown(config, self.plan, self.likelihood.num_parameters, name="top_down", **shared)
         for cells in self._recomputed_cells():
             cells.recomputed = True
         self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
@@ -114,6 +128,8 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         num_layers = sum(convolution.count for convolution in self.convolutions)
         self.recent = RecentMetrics(self.plan.num_groups, num_layers)
         self.step_guard = StepGuard()
+        # TensorFlow does not look into Keras' lists: `tf.train.Checkpoint(model=...)` would leave their weights out.
+        self._weights_of_checkpoint = tf.train.Checkpoint(weights=self.weights)
         self.built = True
 
     # Not set in the constructor: Keras would count and save these layers a second time.
@@ -175,13 +191,27 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         return Decoded(parameters, likelihood, latents)
 
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0) -> tf.Tensor:
-        """The mean of the reconstruction of `[batch, height, width, channels]`, in [0, 1]."""
+        """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""
         forward = ForwardPass(training)
         images = training_images(images, self.config)
+        if tf.executing_eagerly():
+            with_one_line_errors(assert_unit_range)(images, nan_allowed=False)
         noise = noise_per_image(self.plan.latent_shapes(), image_seeds(seed, tf.shape(images)[0]))
         decoded = self.infer(images, noise, forward)
         forward.commit()
         return decoded.likelihood.mean()
+
+    def export(self, filepath, *args, **kwargs) -> None:
+        """Not this way: a SavedModel has several signatures, and is written by the command for it.
+
+        Raises:
+          ValueError: always; the message names the command.
+        """
+        raise ValueError(
+            f"{filepath}: not written; `python -m export.export_saved_model --workdir=RUN --output=DIR` exports a run "
+            "folder of train.main; in Python, nvae_tf.serving.saved_models.saved_model.export_saved_model(model, DIR) "
+            "exports a model"
+        )
 
     def get_config(self) -> dict:
         """The settings, for `save` and `from_config`."""

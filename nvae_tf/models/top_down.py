@@ -7,10 +7,10 @@ import keras
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.fan_out import fan_out
 from nvae_tf.flows import FlowPairs
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, stack_of, unstacked
+from nvae_tf.layers.cpu_kernels import fan_out
 from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, standard_prior
 
 

@@ -1,6 +1,7 @@
 """How a model learns: the loss of a batch, its gradients, and a step that is taken as a whole or not at all."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -9,10 +10,11 @@ import tensorflow as tf
 from nvae_tf import objective as objectives
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.gradients import sum_over_parts
-from nvae_tf.models.images import training_images
+from nvae_tf.models.images import assert_unit_range, training_images, with_one_line_errors
 from nvae_tf.models.metrics import StepMetrics
 from nvae_tf.models.noise import batch_noise
 from nvae_tf.replicas import replica_count, replica_index, replica_means
+from nvae_tf.setting_checks import check
 
 
 class StepLoss(NamedTuple):
@@ -83,6 +85,63 @@ class TrainingMixin:
         total = tf.reduce_sum(kl)
         self.running.track_bound(reconstruction + total, reconstruction, total, _batch_size(images) * replica_count())
         return self._results(self.running.of_evaluation)
+
+    def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
+        """As `keras.Model.fit`.
+
+        Raises:
+          ValueError: the images are not floats in [0, 1] of the model's size; the model stays as it was. Or there are
+            weights of classes.
+        """
+        _refuse_class_weight(class_weight)
+        return super().fit(*args, **kwargs)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+        """As `keras.Model.train_on_batch`; refuses what `fit` does."""
+        _refuse_class_weight(class_weight)
+        return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes what `fit` runs. Images with NaN pass, and the step guard refuses their step."""
+        if self.optimizer is None:
+            raise ValueError("the model has no optimizer: compile(optimizer=nvae_tf.NVAEAdamax())")
+        if self._compile_loss is not None or self._compile_metrics is not None:
+            warnings.warn("loss and metrics of `compile` have no effect: the model has its own", stacklevel=2)
+        if not self.optimizer.built:
+            # Else they would be made by the first trace of the step, which a refused batch breaks off.
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        self._make_function_of("train", super().make_train_function, force, nan_allowed=True)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Makes what `evaluate` runs."""
+        self._make_function_of("test", super().make_test_function, force)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        """Makes what `predict` runs."""
+        self._make_function_of("predict", super().make_predict_function, force)
+
+    def _make_function_of(self, kind: str, make: Callable, force: bool, nan_allowed: bool = False) -> None:
+        name = f"{kind}_function"
+        if getattr(self, name) is None or force:
+            self._nan_allowed = nan_allowed
+            make(force)
+            setattr(self, name, with_one_line_errors(getattr(self, name)))
+
+    def _autoconvert_optionals(self, step_func: Callable) -> Callable:
+        # Keras wraps in this what it does with a batch, be it compiled by XLA or not: the one place outside of that.
+        step, nan_allowed = super()._autoconvert_optionals(step_func), self._nan_allowed
+
+        def checked(data):
+            images, *others = data if isinstance(data, (tuple, list)) else (data,)
+            if len(others) > 1 and others[1] is not None:
+                warnings.warn("sample weights have no effect: the loss is the mean over all images", stacklevel=2)
+            replicas = self.distribute_strategy.experimental_local_results(images)
+            checks = [assert_unit_range(training_images(part, self.config), nan_allowed) for part in replicas]
+            with tf.control_dependencies(checks):
+                return step(data)
+
+        return checked
 
     def _loss(self, inputs, images, noise, step, forward, norms, regularizers) -> StepLoss:
         elbo = self.infer(inputs, noise, forward).elbo(images)
@@ -203,13 +262,19 @@ class TrainingMixin:
 
     def _images_of(self, data) -> tf.Tensor:
         """The images of a batch; a dataset may also give labels or weights, which are not used."""
-        images = tf.convert_to_tensor(data[0] if isinstance(data, (tuple, list)) else data)
-        return training_images(images, self.config)
+        return training_images(data[0] if isinstance(data, (tuple, list)) else data, self.config)
 
 
 def _means(found: StepLoss) -> list[tf.Tensor]:
     """Loss, reconstruction and KL of every group."""
     return [found.loss.loss, tf.reduce_mean(found.elbo.reconstruction), tf.reduce_mean(found.elbo.kl, axis=0)]
+
+
+def _refuse_class_weight(class_weight: object) -> None:
+    check(
+        class_weight is None,
+        "class_weight has no effect: the loss is the mean over all images, whatever their class; leave it out",
+    )
 
 
 def _batch_size(images: tf.Tensor) -> int | tf.Tensor:

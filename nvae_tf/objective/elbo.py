@@ -1,30 +1,26 @@
-"""The evidence lower bound and its parts, in nats (Vahdat & Kautz 2020, equation 1)."""
+"""The evidence lower bound in nats, KL warm-up and balancing, and the training loss.
+
+Vahdat & Kautz 2020, equation 1, section 3.2 and appendix A.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from nvae_tf.config import ObjectiveConfig
+from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.replicas import replica_means
 
-class Latent(Protocol):
-    """What the bound needs to know of one group's latent; see `nvae_tf.models.latents.LatentSample`."""
+_SMALLEST_KL = 0.01
 
-    z: tf.Tensor
-    z_before_flows: tf.Tensor
-    prior: tfp.distributions.Normal
-    posterior: tfp.distributions.Normal
-    has_flows: bool
+Latent = Any  # a `nvae_tf.models.latents.LatentSample`
 
 
 class Elbo(NamedTuple):
-    """The negative bound of every image in two parts, in nats.
-
-    Attributes:
-      reconstruction: -log p(x | z), `[batch]`.
-      kl: KL of posterior and prior, `[batch, groups]`, top group first.
-    """
+    """The two parts of the negative bound, in nats: -log p(x | z) `[batch]`, and KL `[batch, groups]`, top first."""
 
     reconstruction: tf.Tensor
     kl: tf.Tensor
@@ -62,5 +58,63 @@ def log_posterior_and_prior(latents: Sequence[Latent]) -> tuple[tf.Tensor, tf.Te
 
 
 def bits_per_dimension(nats: float | tf.Tensor, num_dimensions: int) -> float | tf.Tensor:
-    """Nats of an image as bits for each of its `height * width * channels` real values."""
+    """Nats per image as bits for each of its `height * width * channels` values."""
     return nats / (math.log(2.0) * num_dimensions)
+
+
+def kl_weight(step: tf.Tensor, config: ObjectiveConfig) -> tf.Tensor:
+    """The KL warm-up weight beta at a step: from `kl_constant_weight` to 1."""
+    constant_steps = config.kl_constant_portion * config.total_steps
+    # A portion of 0 means no warm-up at all: one step would be past its end.
+    anneal_steps = max(config.kl_anneal_portion * config.total_steps, 1e-6)
+    risen = (tf.cast(step, tf.float32) - constant_steps) / anneal_steps
+    return tf.clip_by_value(risen, config.kl_constant_weight, 1.0)
+
+
+def regularization_weight(beta: tf.Tensor, config: ObjectiveConfig) -> tf.Tensor:
+    """lambda, the weight of the spectral and batch-norm regularizers, constant or annealed with beta."""
+    if not config.anneal_regularisation:
+        return tf.constant(config.regularisation)
+    initial, final = math.log(config.regularisation_initial), math.log(config.regularisation)
+    return tf.exp((1.0 - beta) * initial + beta * final)
+
+
+def balancing_scales(plan: LatentPlan) -> tuple[float, ...]:
+    """Alpha of every group, top group first: how much information a group of its resolution is meant to carry."""
+    scales = [4.0**index / len(scale.groups) for index, scale in enumerate(plan.scales)]
+    return tuple(alpha / min(scales) for alpha, scale in zip(scales, plan.scales, strict=True) for _ in scale.groups)
+
+
+def group_weights(kl: tf.Tensor, beta: tf.Tensor, scales: tuple[float, ...]) -> tf.Tensor:
+    """The weight of each group's KL `[groups]`, without gradient.
+
+    While beta < 1 the weights are beta times coefficients of mean 1, proportional to the mean of the group's KL
+    `[batch, groups]` over the images of all replicas, and inversely to its alpha, so that no group is switched off
+    early; at beta = 1 all are 1.
+    """
+    (sizes,) = replica_means([tf.reduce_mean(tf.abs(tf.stop_gradient(kl)), axis=0)])
+    coefficients = (sizes + _SMALLEST_KL) / tf.constant(scales)
+    balanced = beta * coefficients / tf.reduce_mean(coefficients)
+    return tf.where(beta < 1.0, balanced, tf.ones_like(balanced))
+
+
+class TrainingLoss(NamedTuple):
+    """The scalar to differentiate, the weighted KL `[batch]` in nats, and the weight of every group's KL `[groups]`."""
+
+    loss: tf.Tensor
+    balanced_kl: tf.Tensor
+    group_weights: tf.Tensor
+
+
+def training_loss(
+    elbo: Elbo, beta: tf.Tensor, scales: tuple[float, ...], regularizers: tf.Tensor, weight: tf.Tensor
+) -> TrainingLoss:
+    """`mean(reconstruction + sum_g w_g KL_g) + weight * regularizers`.
+
+    beta is that of `kl_weight`, scales those of `balancing_scales`, weight that of `regularization_weight`, and
+    regularizers the sum of the spectral norms and of `batch_norm_loss`.
+    """
+    weights = group_weights(elbo.kl, beta, scales)
+    balanced_kl = tf.reduce_sum(weights * elbo.kl, axis=1)
+    loss = tf.reduce_mean(elbo.reconstruction + balanced_kl) + weight * regularizers
+    return TrainingLoss(loss, balanced_kl, weights)

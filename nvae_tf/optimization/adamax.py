@@ -1,12 +1,14 @@
-"""The Adamax of the published training runs."""
+"""The Adamax of the published training runs, and the exponential moving averages that any Keras optimizer can keep."""
 
-from typing import NamedTuple
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-# Weights from this many numbers on are updated one variable after the other: all at once, their temporaries would need
-# as much memory as the activations.
+# Larger weights are updated one after the other: all at once, their temporaries would need as much memory as the
+# activations.
 _LARGE = 2**16
 
 
@@ -49,7 +51,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self._power: tf.Tensor | None = None
 
     def build(self, variables) -> None:
-        """Makes the two slots of every variable: m, and u - epsilon (see `update_step`)."""
+        """Makes the slots of every variable."""
         if self.built:
             return
         super().build(variables)
@@ -97,3 +99,47 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         """The settings, for saving."""
         settings = {name: getattr(self, name) for name in ("beta_1", "beta_2", "epsilon", "l2")}
         return {**super().get_config(), **settings}
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """The optimizer that updates the weights: the one inside Keras' `LossScaleOptimizer`, else the given one itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def average_of_weights(model: keras.Model) -> dict[int, keras.Variable]:
+    """The exponential moving average of every trained weight by its `id`; empty if the optimizer keeps none."""
+    return {id(weight): average for weight, average in _weights_and_averages(model)}
+
+
+def start_averages(model: keras.Model) -> None:
+    """Sets the averages to the weights before the first step, where Keras begins with zeros.
+
+    The first step that is taken sets them to the weights, but the first ones may be skipped, or overflow.
+    """
+    pairs = _weights_and_averages(model)
+    if pairs and int(model.optimizer.iterations.numpy()) == 0:
+        for weight, average in pairs:
+            average.assign(weight)
+
+
+@contextlib.contextmanager
+def averaged_weights(model: keras.Model) -> Iterator[None]:
+    """Inside the `with` block the model has the averages in place of its weights, if there are any."""
+    start_averages(model)
+    pairs = _weights_and_averages(model)
+    kept = [weight.numpy() for weight, _ in pairs]
+    try:
+        for weight, average in pairs:
+            weight.assign(average)
+        yield
+    finally:
+        for (weight, _), value in zip(pairs, kept, strict=True):
+            weight.assign(value)
+
+
+def _weights_and_averages(model: keras.Model) -> list[tuple[keras.Variable, keras.Variable]]:
+    # A model that was never compiled has no such attribute.
+    optimizer = inner_optimizer(getattr(model, "optimizer", None))
+    if not getattr(optimizer, "use_ema", False) or not optimizer.built:
+        return []
+    return list(zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True))

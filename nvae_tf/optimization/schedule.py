@@ -1,4 +1,4 @@
-"""The learning-rate schedule of the published training runs."""
+"""The learning-rate schedule of the published training runs, and a factor on it that a run can lower."""
 
 import math
 
@@ -17,14 +17,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     (Vahdat & Kautz 2020, appendix A, as the published runs did it).
     """
 
-    def __init__(
-        self,
-        learning_rate: float,
-        minimum: float,
-        warmup_steps: int,
-        steps_per_epoch: int,
-        total_steps: int,
-    ):
+    def __init__(self, learning_rate: float, minimum: float, warmup_steps: int, steps_per_epoch: int, total_steps: int):
         self.learning_rate = learning_rate
         self.minimum = minimum
         self.warmup_steps = warmup_steps
@@ -48,11 +41,9 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable("nvae_tf")
 class LoweredRate(keras.optimizers.schedules.LearningRateSchedule):
-    """Another schedule times a factor that may be lowered while training goes on.
+    """Another schedule times a `factor` that is lowered when training returns to a checkpoint.
 
-    Attributes:
-      factor: the factor.
-      rollbacks: how often training has gone back to a checkpoint, for which the factor is lowered.
+    `rollbacks` counts how often that has happened.
     """
 
     def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, factor: float = 1.0):
@@ -62,7 +53,7 @@ class LoweredRate(keras.optimizers.schedules.LearningRateSchedule):
 
     @property
     def variables(self) -> list[tf.Variable]:
-        """What a checkpoint must hold for a run to go on as if it had not stopped."""
+        """What a checkpoint must hold for a run to resume exactly."""
         return [self.factor, self.rollbacks]
 
     def __call__(self, step):

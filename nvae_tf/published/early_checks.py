@@ -1,8 +1,8 @@
 """What can be told of a command before TensorFlow or torch is started."""
 
 import importlib.util
-import os
 import pathlib
+import tempfile
 
 
 def check_torch() -> None:
@@ -30,8 +30,21 @@ def check_new_file(flag: str, path: pathlib.Path) -> None:
     parent = path.absolute().parent
     if not parent.is_dir():
         raise ValueError(f"{flag}={path}: there is no folder {parent}; make it, or give another name")
-    if not os.access(parent, os.W_OK):
-        raise ValueError(f"{flag}={path}: {parent} can't be written to; give another name")
+    check_writable(flag, path, parent)
+
+
+def check_writable(flag: str, path: pathlib.Path, folder: pathlib.Path) -> None:
+    """Raises ValueError if nothing named as `path` can be made in a folder.
+
+    It is tried: permissions say nothing of read-only disks, of folders of the system, or of names that are too long.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{flag}={path}: can't be made, {folder} can't be written to ({error.strerror}); give another name"
+        ) from error
 
 
 def check_apart(report: pathlib.Path, output: pathlib.Path) -> None:

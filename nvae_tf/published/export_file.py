@@ -119,7 +119,7 @@ def export_file(choices: ExportChoices) -> Exported:
     with ProgressBar(total, "MB read") as bar:
         checkpoint = CheckpointReader(prefix, made, lambda done: bar.show(min(done // _MEGABYTE, total)))
         content = _content(run, args, made, checkpoint, choices)
-    with atomic_file(choices.output) as partial, _failure_told(choices.output), partial.open("wb") as file:
+    with _failure_told(choices.output), atomic_file(choices.output) as partial, partial.open("wb") as file:
         torch.save(content, file)
     leaves_means = bool(config.optimizer.ema_momentum) and not choices.running_means
     return Exported(config, run.step, args["dataset"], leaves_means)
@@ -131,9 +131,10 @@ def _failure_told(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
         free = shutil.disk_usage(path.absolute().parent).free // _MEGABYTE
         raise OSError(
-            f"{path}: could not be written, {free:,} MB were left on its disk ({first_line(error)}). Make room there, "
+            f"{path}: could not be written, {free:,} MB were left on its disk ({reason}). Make room there, "
             "or give a name on another disk"
         ) from error
 

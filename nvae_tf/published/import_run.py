@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import ExperimentConfig, config_to_json
+from nvae_tf.config import ExperimentConfig, ModelConfig, config_to_json
 from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.models.for_training import ModelForTraining, model_for_training
-from nvae_tf.optimization.averaging import average_of_weights
+from nvae_tf.optimization.adamax import average_of_weights
+from nvae_tf.published.implied_size import check_implied_size
 from nvae_tf.published.imported_settings import RunSettings
 from nvae_tf.published.less_memory import forget_pages, give_back_freed
 from nvae_tf.published.mapping_report import (
@@ -22,6 +23,7 @@ from nvae_tf.published.mapping_report import (
     rows_of_moments_left_out,
     rows_of_own_state,
     rows_of_weights,
+    rows_without_model,
     write_report,
 )
 from nvae_tf.published.new_run_folder import CONFIG_NAME, CONFIG_TEXT, new_run_folder
@@ -99,6 +101,7 @@ def import_run(choices: ImportChoices) -> Imported:
         checkpoint = read_torch_checkpoint(choices.file, lambda done: bar.show(min(done // _MEGABYTE, total)))
     try:
         settings = settings_of_run(checkpoint, choices.data_path, choices.data_source)
+        _check_size(settings.config.model, checkpoint.state, choices)
         total_steps = settings.config.objective.total_steps
         # Which steps have which learning rate is asked when training goes on, with the images at hand.
         made = model_for_training(settings.config, steps_per_epoch=1, total_steps=total_steps)
@@ -114,6 +117,18 @@ def import_run(choices: ImportChoices) -> Imported:
     return Imported(
         settings.config, settings.step, saved is not None, images_a_step, settings.defaults, settings.assumed
     )
+
+
+def _check_size(config: ModelConfig, state: Mapping[str, np.ndarray], choices: ImportChoices) -> None:
+    """Raises ValueError where the settings ask for far more than the file has, before a model of that size is made."""
+    try:
+        check_implied_size(config, state)
+    except ValueError:
+        if choices.report is not None:
+            write_report(
+                choices.report, rows_without_model(state, "not looked at: the settings ask for a larger model")
+            )
+        raise
 
 
 def _fill(

@@ -56,6 +56,16 @@ def rows_of_weights(model: NVAE, matched: Match, state: Mapping[str, np.ndarray]
     yield from (Row(name, note="missing") for name in matched.missing)
 
 
+def rows_without_model(state: Mapping[str, np.ndarray], note: str) -> list[Row]:
+    """A row for each tensor of the `state_dict`, where no model is made.
+
+    Args:
+      state: the tensors.
+      note: why.
+    """
+    return [_source(name, value)._replace(note=note) for name, value in state.items()]
+
+
 def rows_of_moments(model: NVAE, saved: SavedOptimizer, has_own_norms: bool) -> Iterator[Row]:
     """A row for each of the optimizer's tensors that are taken over.
 

@@ -11,8 +11,7 @@ import numpy as np
 
 from nvae_tf.flows import FlowPairs
 from nvae_tf.layers import ResidualCells, StackedBatchNormalization, StackedConvolution, StackedSqueezeExcite
-from nvae_tf.layers.branches import OperationsBranch
-from nvae_tf.layers.swish_convolution import SwishConvolution
+from nvae_tf.layers.residual_cells import OperationsBranch, SwishConvolution
 from nvae_tf.models import NVAE
 
 

@@ -1,12 +1,12 @@
 """A run folder that appears whole or not at all."""
 
 import contextlib
-import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
 
 from nvae_tf.errors import first_line
+from nvae_tf.published.early_checks import check_writable
 
 CONFIG_NAME = "config.py"
 # For those who want to change settings in a file; `--config` takes config.json too.
@@ -18,7 +18,7 @@ CONFIG_TEXT = '''"""The settings of this run, for train.main: those of config.js
 import json
 import pathlib
 
-from configs.common import default_config
+from nvae_tf.presets import default_config
 
 
 def get_config():
@@ -51,8 +51,7 @@ def check_output_is_free(output: pathlib.Path) -> None:
     parent = next(folder for folder in place.parents if folder.exists())
     if not parent.is_dir():
         raise ValueError(f"--output={output}: can't be made, {parent} is a file; name another folder")
-    if not os.access(parent, os.W_OK):
-        raise ValueError(f"--output={output}: can't be made, {parent} can't be written to; name another folder")
+    check_writable("--output", output, parent)
 
 
 @contextlib.contextmanager
@@ -72,13 +71,12 @@ def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     parent.mkdir(parents=True, exist_ok=True)
     try:
         # Others may not enter the hidden folder; the one inside it has the usual permissions.
-        with tempfile.TemporaryDirectory(prefix=f".{place.name}.partial-", dir=parent) as hidden:
+        with _failure_told(output), tempfile.TemporaryDirectory(prefix=f".{place.name}.partial-", dir=parent) as hidden:
             written = pathlib.Path(hidden) / place.name
-            with _failure_told(output, written):
-                written.mkdir()
-                yield written
-                check_output_is_free(output)  # somebody else may have been quicker
-                written.rename(place)
+            written.mkdir()
+            yield written
+            check_output_is_free(output)  # somebody else may have been quicker
+            written.rename(place)
     except BaseException:
         for folder in missing:
             with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
@@ -87,12 +85,12 @@ def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _failure_told(output: pathlib.Path, written: pathlib.Path) -> Iterator[None]:
+def _failure_told(output: pathlib.Path) -> Iterator[None]:
     """Names the folder that the user knows: the hidden one is gone when the message is read."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or first_line(error).replace(f"{written}/", "")
+        reason = error.strerror or first_line(error).rpartition(f"/{output.resolve().name}/")[2]
         raise OSError(
             f"--output={output}: could not be written, and nothing of it is left ({reason}). Make room on its disk, or "
             "name a folder on another one"

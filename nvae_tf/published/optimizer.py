@@ -4,6 +4,7 @@
 numbered in the order of the file's own `state_dict`; running statistics, and whatever else is not trained, don't count.
 """
 
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -150,8 +151,8 @@ def _check_settings(group: Mapping[str, Any], optimizer: NVAEAdamax) -> None:
     for name, needed in (("betas", (optimizer.beta_1, optimizer.beta_2)), ("eps", optimizer.epsilon)):
         if name in group and not _is_close(group[name], needed):
             raise ValueError(
-                f"the optimizer's state was made with {name} = {group[name]!r}, and the run would go on with {needed}; "
-                + LEAVE_OUT
+                f"the optimizer's state was made with {name} = {reprlib.repr(group[name])}, and the run would go on "
+                f"with {needed}; {LEAVE_OUT}"
             )
 
 
@@ -178,6 +179,8 @@ def _moments(number: int, name: str, tensor: PublishedTensor, saved: Any) -> dic
     for moment in (MOMENTUM, NORM):
         if not isinstance(saved, Mapping) or not isinstance(saved.get(moment), np.ndarray):
             raise ValueError(f"{what} has no {moment}, so it is no Adamax' of the form that is known; {LEAVE_OUT}")
+        if saved[moment].dtype.kind in "biuc":
+            raise ValueError(f"{what} has {moment} of type {saved[moment].dtype}, and not of floats; {LEAVE_OUT}")
         if saved[moment].shape != needed:
             raise ValueError(f"{what} has {moment} of shape {saved[moment].shape}, and not {needed}; {LEAVE_OUT}")
     return {moment: saved[moment] for moment in (MOMENTUM, NORM)}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from nvae_tf.models.for_training import ModelForTraining
 from nvae_tf.optimization import inner_optimizer
@@ -52,12 +53,14 @@ def check_own_state(state: Mapping[str, np.ndarray], variables: Mapping[str, Any
     """Compares what a file has with the variables that it is for.
 
     Raises:
-      ValueError: it has others, or in other shapes; the message names the first.
+      ValueError: it has others, or in other shapes or types; the message names the first.
     """
     for name, value in state.items():
-        needed = list(variables[name].shape) if name in variables else "no such variable"
-        if list(value.shape) != needed:
+        needed, found = list(variables[name].shape) if name in variables else "no such variable", list(value.shape)
+        if found == needed:
+            needed, found = tf.as_dtype(variables[name].dtype).name, value.dtype.name
+        if found != needed:
             raise ValueError(
-                f"'nvae_tf' has {name}: {list(value.shape)} in the file, {needed} in this run's model; the file is "
-                "damaged, or of another version of this project"
+                f"'nvae_tf' has {name}: {found} in the file, {needed} in this run's model; the file is damaged, or of "
+                "another version of this project"
             )

@@ -41,8 +41,8 @@ def _own_settings(checkpoint: TorchCheckpoint) -> RunSettings:
     own = checkpoint.own
     try:
         config = experiment_config(json.loads(own["config"]))
-    # Crooked JSON, and JSON of another form.
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    # Crooked JSON, JSON of another form, and JSON that is nested without end.
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"'nvae_tf' has no settings that can be read ({first_line(error)}); the file is damaged, or of another "
             "version of this project"
@@ -61,5 +61,5 @@ def _step(checkpoint: TorchCheckpoint) -> int | None:
 def _parsed(parse: Callable[[str], Any], own: Mapping[str, Any], name: str) -> Any:
     try:
         return parse(own[name])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'nvae_tf' has {name!r} that can't be read ({error}); the file is damaged") from error

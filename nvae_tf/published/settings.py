@@ -76,6 +76,10 @@ TRAIN_SETTINGS = {"batch_size": "batch_size", "epochs": "epochs", "seed": "seed"
 
 # Old files lack these.
 _DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10}
+# Of the `args` of a file; others have no effect.
+USED_SETTINGS = {"dataset", "num_x_bits", *_DEFAULTS}.union(
+    *(group.values() for group in (MODEL_SETTINGS, OBJECTIVE_SETTINGS, OPTIMIZER_SETTINGS, TRAIN_SETTINGS))
+)
 
 
 def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:

@@ -20,4 +20,4 @@ def keep_model_card(folder: RunFolder, model: nvae_tf.NVAE, tell: Callable[[str]
     try:
         write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))
     except (OSError, ValueError) as error:
-        tell(f"{folder.card_file}: the model card could not be written ({first_line(error)})")
+        tell(f"the model card was not written: {first_line(error)}")

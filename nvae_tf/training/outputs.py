@@ -7,8 +7,7 @@ import tensorflow as tf
 
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.evaluation.latent_usage import active_units
-from nvae_tf.evaluation.likelihood import Likelihood
-from nvae_tf.evaluation.likelihood_evaluator import LikelihoodEvaluator
+from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
 from nvae_tf.models.metrics import RecentSteps
 from nvae_tf.objective import bits_per_dimension, kl_weight, regularization_weight
 from nvae_tf.optimization import averaged_weights

@@ -46,13 +46,13 @@ class Recovery:
     @property
     def is_sound(self) -> bool:
         """Whether the latest step was taken: only then is a checkpoint worth going back to."""
-        return float(self._guard.refused_in_a_row.numpy()) == 0.0
+        return float(self._guard.skipped_in_a_row.numpy()) == 0.0
 
     def must_go_back(self, step: int) -> bool:
         """Whether too many steps in a row were refused; looked at every tenth step."""
         if step % _CHECK_EVERY_STEPS:
             return False
-        return float(self._guard.refused_in_a_row.numpy()) >= self._settings.refused_steps
+        return float(self._guard.skipped_in_a_row.numpy()) >= self._settings.refused_steps
 
     def trouble(self, latest: int) -> Trouble:
         """Why the run goes back; to be asked before it does, because these variables are in checkpoints too.
@@ -63,7 +63,7 @@ class Recovery:
         Raises:
           ValueError: it has gone back as often as it may.
         """
-        refused, limit = int(self._guard.refused_in_a_row.numpy()), float(self._guard.limit)
+        refused, limit = int(self._guard.skipped_in_a_row.numpy()), float(self._guard.limit)
         rollbacks = int(self._rate.rollbacks.numpy()) + 1
         or_above = "" if math.isinf(limit) else f", or their loss is above the limit of {limit:,.4g}"
         reason = f"{refused} steps in a row were refused: their loss or gradients are not finite{or_above}"
@@ -81,5 +81,5 @@ class Recovery:
         """Lowers the learning rate, once the run is in the state of its latest checkpoint."""
         self._rate.rollbacks.assign(trouble.rollbacks)
         self._rate.factor.assign(trouble.rate_factor)
-        self._guard.refused_in_a_row.assign(0.0)
+        self._guard.skipped_in_a_row.assign(0.0)
         self._model.recent.forget()

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from nvae_tf import command_line
 from nvae_tf.errors import exit_on_user_error
-from train import command_line
 
 
 def test_every_setting_is_known_but_the_derived_one():
@@ -33,7 +33,7 @@ def test_right_flags_pass(arguments):
         ("--config.train.batch_sise=3", "--config.train.batch_size"),
         ("--config.trian.batch_size=3", "--config.train.batch_size"),
         ("--config.num_flows=3", "--config.model.num_flows"),
-        ("--config=config/digits.py", "configs/digits.py"),
+        ("--config=config/digits.py", "digits"),
         ("--config=configs/cifar.py", "configs/cifar10.py"),
     ],
 )

@@ -29,7 +29,7 @@ from nvae_tf.training.run import Images, RunLength, new_run
 import tensorflow as tf
 
 configure_runtime()
-settings = importlib.import_module(f"configs.{sys.argv[1]}").get_config()
+settings = presets.preset(sys.argv[1])
 settings.train.batch_size = int(sys.argv[2])
 config = experiment_config(settings)
 run = new_run(config, RunLength(100, 1000), Images(config.data, None, None))

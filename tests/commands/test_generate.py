@@ -1,7 +1,8 @@
-"""The modes of `train.generate` as a user types them, on a finished run; and what is refused, and how soon."""
+"""The modes of `train.generate` as a user types them, on a finished run; and the errors of wrong flags."""
 
 import concurrent.futures
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def outside(config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(commands, finished_run, outside, tmp_path_factory):
-    """The folder of what all modes have written, and what they said."""
+    """The folder of what all modes have written, and what they printed."""
     folder, run = tmp_path_factory.mktemp("made"), f"--workdir={finished_run[0]}"
     indices, pictures = f"--indices={','.join(map(str, OUTSIDE))}", f"--input={outside}"
     kept = ["--kept_groups=1", "--temperature=0.8"]
@@ -55,19 +56,19 @@ def made(commands, finished_run, outside, tmp_path_factory):
         "nearest.png": ["nearest", "--count=2", "--neighbors=3", f"--json={folder / 'nearest.json'}"],
     }
     after = {"decoded/": ["decode", f"--input={folder / 'latents.npz'}"]}
-    said = {}
+    printed = {}
     (folder / "samples.png").write_bytes(b"to be replaced")
 
     def run_mode(item):
         name, arguments = item
         process = commands.run(["-m", "train.generate", *arguments, run, f"--output={folder}/{name}"])
         assert process.returncode == 0, process.stderr
-        said[name] = process.stdout
+        printed[name] = process.stdout
 
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         list(threads.map(run_mode, both.items()))
     run_mode(*after.items())
-    return folder, said
+    return folder, printed
 
 
 @pytest.fixture(scope="module")
@@ -143,16 +144,16 @@ def test_variants_stand_beside_their_picture(made, originals):
 
 
 @pytest.mark.slow
-def test_nearest_images_stand_beside_their_sample_and_in_the_figures(made):
+def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made):
     picture = pixels(made[0] / "nearest.png")
     assert picture.shape == (2 * PITCH - 6, 4 * PITCH - 6)
-    figures = json.loads((made[0] / "nearest.json").read_text())
-    assert (figures["split"], figures["step"], figures["temperature"], figures["seed"]) == ("train", 60, 1.0, 1)
-    assert np.shape(figures["numbers"]) == np.shape(figures["distances"]) == (2, 3)
+    stored = json.loads((made[0] / "nearest.json").read_text())
+    assert (stored["split"], stored["step"], stored["temperature"], stored["seed"]) == ("train", 60, 1.0, 1)
+    assert np.shape(stored["numbers"]) == np.shape(stored["distances"]) == (2, 3)
     # Every pixel of a digit is four wide.
     sample, nearest = picture[:SIDE:4, :SIDE:4] / 255, picture[:SIDE:4, PITCH : PITCH + SIDE : 4] / 255
-    assert np.mean((sample - nearest) ** 2) == pytest.approx(figures["distances"][0][0], abs=0.005)
-    assert figures["distances"][0] == sorted(figures["distances"][0])
+    assert np.mean((sample - nearest) ** 2) == pytest.approx(stored["distances"][0][0], abs=0.005)
+    assert stored["distances"][0] == sorted(stored["distances"][0])
 
 
 @pytest.mark.parametrize(
@@ -162,21 +163,39 @@ def test_nearest_images_stand_beside_their_sample_and_in_the_figures(made):
             ["recnostruct"],
             "not one of the modes (sample, reconstruct, interpolate, vary, encode, decode, nearest); did",
         ),
-        (["interpolate", "--output=x.png"], "between which pictures?"),
-        (["encode", "--output=x.png"], "--output=x.png: give a name that ends in .npz"),
-        (["decode", "--output=x.png", "--input=nowhere.npz"], "--input=nowhere.npz: no such file"),
-        (["reconstruct", "--output=x.png", "--input=nowhere"], "nowhere: there is no such file or folder of pictures"),
-        (["sample", "--output=x.png", "--workdir=nowhere"], "--workdir=nowhere: no such folder"),
+        (["sample"], "--output is missing"),
+        (["sample", "--output=x.png", "--count=0"], "flag --count=0"),
+        (["sample", "--output=x.png", "--temperature=0"], "--temperature=0: must be greater than 0"),
+        (["sample", "--output=x.png", "--workdir=nowhere"], "nowhere: no such folder; give the --workdir of a run"),
         (["sample", "--output=x.png", "--workdir=tests"], "--workdir=tests: not a run folder, it has no config.json"),
+        (["reconstruct", "--output=x.png", "--cuont=3"], "Unknown command line flag 'cuont'. Did you mean: count ?"),
+        (["reconstruct", "--output=x.png", "--input=nowhere"], "nowhere: there is no such file or folder of pictures"),
+        (["reconstruct", "--output=x.png", "--input=x", "--indices=3"], "--input and --indices: give one of them"),
+        (["vary", "--output=x.png", "--input=x", "--data_path=y"], "--input and --data_path"),
+        (["vary", "--output=x.png", "--indices=3,-1"], "--indices=3,-1: ['-1'] is not a whole number"),
+        (["encode", "--output=x.npz", "--resize=crop"], "--resize is for pictures of --input"),
+        (["encode", "--output=x.png"], "--output=x.png: give a name that ends in .npz"),
+        (["interpolate", "--output=x.png"], "between which pictures?"),
+        (["decode", "--output=x.png", "--input=nowhere.npz"], "--input=nowhere.npz: no such file"),
     ],
 )
-def test_what_the_flags_tell_is_one_line(commands, tmp_path, arguments, message):
+def test_a_wrong_flag_is_one_line(commands, tmp_path, arguments, message):
     (tmp_path / "config.json").touch()
     mode, *others = arguments
-    refusal(commands.run(["-m", "train.generate", mode, f"--workdir={tmp_path}", *others]), message)
+    check_error(commands.run(["-m", "train.generate", mode, f"--workdir={tmp_path}", *others]), message)
 
 
-def refusal(process, message):
+def test_a_checkpoint_of_another_architecture_is_one_line(commands, finished_run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run[0], copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["model"]["num_groups_per_scale"] = 2
+    (copy / "config.json").write_text(json.dumps(config))
+    process = commands.run(["-m", "train.generate", f"--workdir={copy}", f"--output={tmp_path / 'x.png'}"])
+    check_error(process, "a checkpoint of another architecture than the settings")
+
+
+def check_error(process, message):
     assert process.returncode == 2
     assert len(process.stderr.strip().splitlines()) == 1, process.stderr
     assert process.stderr.startswith("error: ") and message in process.stderr

@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvae_tf.evaluation.evaluate_run import evaluate_run
-from nvae_tf.evaluation.fid_metric import FidSettings
-from nvae_tf.evaluation.task import open_task
+from nvae_tf.evaluation.evaluate import evaluate_run
 from nvae_tf.generation.image_grid import image_grid
 from nvae_tf.generation.reconstruction import reconstruct_images
 from nvae_tf.progress import StatusLine
@@ -76,7 +74,7 @@ def run(finished_run, tmp_path_factory):
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["name"] = NAME
     (workdir / "config.json").write_text(json.dumps(config))
-    evaluate_run(open_task(workdir), ["elbo", "iw", "latents"], 5, FidSettings())
+    evaluate_run(workdir, ["elbo", "iw", "latents"], 5)
     return workdir
 
 

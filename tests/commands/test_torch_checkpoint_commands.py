@@ -130,9 +130,18 @@ def test_places_that_can_not_be_written_are_told_before_anything_is_started(tmp_
     with monkeypatch.context() as patched:
         patched.setattr(pathlib.Path, "is_mount", lambda path: path == empty)
         assert "a mount point, which can't be replaced" in refused(capsys, ours, checkpoint, output)
-    with monkeypatch.context() as patched:
-        patched.setattr("os.access", lambda path, mode: False)
-        assert f"{tmp_path} can't be written to" in refused(capsys, ours, checkpoint, output)
+    # Where not even the superuser can make anything, whatever the permissions say.
+    for place in ("--output=/proc/run", "--output=/proc/a/b/run"):
+        assert f"{place}: can't be made, /proc can't be written to (" in refused(capsys, ours, checkpoint, place)
+    long = f"--output={tmp_path / ('x' * 255)}"
+    assert f"{tmp_path} can't be written to (File name too long)" in refused(capsys, ours, checkpoint, long)
+    report = refused(capsys, ours, checkpoint, f"--output={new}", "--report=/proc/map.csv")
+    assert "--report=/proc/map.csv: can't be made, /proc can't be written to (" in report
+    theirs = export_torch_checkpoint
+    monkeypatch.setattr(theirs, "check_torch", lambda: pytest.fail("the place is not looked at first"))
+    message = refused(capsys, theirs, f"--workdir={empty}", "--output=/proc/x.pt")
+    assert "--output=/proc/x.pt: can't be made, /proc can't be written to (" in message
+    assert {entry.name for entry in tmp_path.iterdir()} == {"x.pt", "empty"}
 
 
 def test_a_link_to_an_empty_folder_leads_to_the_run(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from nvae_tf import presets
 from nvae_tf.config import experiment_config, resolve_lengths
 from nvae_tf.data import data_spec
 from nvae_tf.data.completion import complete_config
@@ -60,7 +61,7 @@ WHOLE = [name for name in PRESETS if name != "own_images"]
 
 
 def settings_of(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    return presets.preset(name)
 
 
 def preset(name):

@@ -1,4 +1,4 @@
-"""The way of images through a frozen graph like the published one, and of the distance through all of it."""
+"""The way of images through a frozen graph like the published one, and files and downloads of the graph."""
 
 import io
 import socket
@@ -8,10 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from nvae_tf.evaluation.fid import frechet_inception_distance, image_statistics
-from nvae_tf.evaluation.frechet_distance import frechet_distance
-from nvae_tf.evaluation.inception import load_inception, rgb_pixels
-from nvae_tf.evaluation.inception_file import GRAPH_NAME, downloaded_inception, graph_content
+from nvae_tf.evaluation.inception import GRAPH_NAME, downloaded_inception, graph_content, load_inception, rgb_pixels
 from tests.evaluation.inception_stand_in import NUM_FEATURES, stand_in
 
 
@@ -61,7 +58,7 @@ def test_pixels_are_those_of_8_bit_pictures(images):
     np.testing.assert_array_equal(rgb_pixels(images), np.rint(images * 255.0))
 
 
-def test_what_is_no_image_is_told(extractor, images):
+def test_wrong_images(extractor, images):
     with pytest.raises(ValueError, match="without alpha"):
         extractor.features(np.zeros((1, 4, 4, 4), np.float32))
     with pytest.raises(ValueError, match="type uint8"):
@@ -81,7 +78,7 @@ def test_the_archive_gives_the_same_graph_and_another_graph_another_name(graph, 
     assert load_inception(other).name != extractor.name
 
 
-def test_a_wrong_file_is_told_of(graph, tmp_path):
+def test_a_wrong_file(graph, tmp_path):
     wrong = tmp_path / "wrong.pb"
     with pytest.raises(FileNotFoundError, match="--inception=PATH"):
         load_inception(wrong)
@@ -102,7 +99,7 @@ def test_a_wrong_file_is_told_of(graph, tmp_path):
         load_inception(wrong)
 
 
-def test_a_wrong_archive_is_told_of(folder, tmp_path):
+def test_a_wrong_archive(folder, tmp_path):
     damaged = tmp_path / "damaged.tgz"
     damaged.write_bytes((folder / "archive.tgz").read_bytes()[:5000])
     with pytest.raises(ValueError, match="a damaged archive"):
@@ -142,28 +139,3 @@ def test_a_name_that_is_never_resolved_is_given_up_too(monkeypatch, tmp_path):
     with pytest.raises(ConnectionError, match="no answer within 0.1 seconds"):
         downloaded_inception(tmp_path, "http://host.invalid/archive.tgz", 1, timeout_seconds=0.1)
     assert time.monotonic() - began < 2.0
-
-
-class MeanAndRange:
-    """Two features of an image that can be told beforehand."""
-
-    name = "mean and range"
-
-    def features(self, images):
-        return np.stack([images.mean(axis=(1, 2, 3)), np.ptp(images, axis=(1, 2, 3))], axis=1)
-
-
-def test_the_distance_of_images_goes_through_any_extractor(images):
-    real, generated = images[:20], images[20:] * 0.5
-    done = []
-    found = frechet_inception_distance(
-        image_statistics([real[:7], real[7:]], MeanAndRange()),
-        [generated[:10], generated[10:]],
-        MeanAndRange(),
-        done.append,
-    )
-    whole = (image_statistics([part], MeanAndRange()) for part in (real, generated))
-    assert found == pytest.approx(frechet_distance(*whole), rel=1e-9)
-    assert done == [10, 15]
-    expected = np.cov(MeanAndRange().features(real), rowvar=False)
-    np.testing.assert_allclose(image_statistics([real], MeanAndRange()).covariance, expected, rtol=1e-4)

@@ -1,5 +1,6 @@
-"""A tiny model of two scales with two groups each, and pictures for it."""
+"""A tiny model of two scales with two groups each, and images for it."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from tests.tiny_model import tiny_config
 
 @pytest.fixture(scope="session")
 def four_groups():
+    keras.utils.set_random_seed(0)
     return nvae_tf.NVAE(tiny_config(num_groups_per_scale=2))
 
 

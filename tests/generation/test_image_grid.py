@@ -1,4 +1,4 @@
-"""Picture grids and their files."""
+"""Grids of images, and files of grids, animations and single images."""
 
 import os
 
@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvae_tf.generation.image_grid import image_grid, write_png
+from nvae_tf.generation.image_grid import (
+    image_grid,
+    pairs_of_rows,
+    picture_names,
+    rows_of_path,
+    write_animation,
+    write_pictures,
+    write_png,
+)
 
 
 def shades(count, height=2, width=3, channels=1):
@@ -40,12 +48,10 @@ def test_gaps_are_opaque(channels):
     assert (grid[:, :3] == 0).all()
 
 
-@pytest.mark.parametrize(("size", "side"), [(8, 64), (28, 84), (64, 64), (100, 100)])
-def test_small_images_are_enlarged_until_they_can_be_seen(size, side):
-    assert image_grid(shades(1, size, size), enlarge=None).shape == (side, side, 1)
-
-
-def test_grids_are_nearly_square_by_default():
+def test_small_images_are_enlarged_until_they_can_be_seen():
+    for size, side in ((8, 64), (28, 84), (64, 64), (100, 100)):
+        assert image_grid(shades(1, size, size), enlarge=None).shape == (side, side, 1)
+    # Nearly square by default.
     assert image_grid(shades(10), gap=0).shape == (3 * 2, 4 * 3, 1)
 
 
@@ -53,11 +59,15 @@ def test_every_8_bit_value_comes_back_exactly():
     values = np.arange(256, dtype=np.uint8)
     images = (values.astype(np.float32) / np.float32(255)).reshape(256, 1, 1, 1)
     np.testing.assert_array_equal(image_grid(images, columns=256, gap=0).ravel(), values)
+    outside = np.array([-0.5, 1.5], np.float32).reshape(2, 1, 1, 1)
+    np.testing.assert_array_equal(image_grid(outside, columns=2, gap=0).ravel(), [0, 255])
 
 
-def test_values_outside_are_clipped():
-    images = np.array([-0.5, 1.5], np.float32).reshape(2, 1, 1, 1)
-    np.testing.assert_array_equal(image_grid(images, columns=2, gap=0).ravel(), [0, 255])
+def test_orders_of_images_in_grids():
+    rows = pairs_of_rows(np.zeros((3, 1, 1, 1)), np.ones((3, 1, 1, 1)), 2)
+    assert rows.ravel().tolist() == [0, 0, 1, 1, 0, 0.5, 1, 0.5]
+    path = np.arange(7).reshape(7, 1, 1, 1)
+    assert rows_of_path(path, 3).ravel().tolist() == [0, 1, 2, 3, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +84,7 @@ def test_values_outside_are_clipped():
         ({"images": np.zeros([2, 3, 3, 1]), "enlarge": 0}, "columns, enlarge >= 1.*not 2, 0 and 6"),
     ],
 )
-def test_wrong_arguments_are_refused(arguments, message):
+def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         image_grid(**arguments)
 
@@ -100,11 +110,79 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", half_a_file)
+    with pytest.raises(ValueError, match=r"not float32 \[4, 4, 1\]"):
+        write_png(path, np.zeros([4, 4, 1], np.float32))
     with pytest.raises(OSError, match="No space left"):
         write_png(path, np.ones([4, 4, 1], np.uint8))
     assert path.read_bytes() == old and os.listdir(tmp_path) == ["grid.png"]
 
 
-def test_only_8_bit_pictures_are_written(tmp_path):
-    with pytest.raises(ValueError, match=r"not float32 \[4, 4, 1\]"):
-        write_png(tmp_path / "grid.png", np.zeros([4, 4, 1], np.float32))
+def gray_frames(count=3):
+    return np.stack([np.full((8, 6, 1), 80 * number, np.uint8) for number in range(count)])
+
+
+def frames_of(path, mode):
+    with Image.open(path) as picture:
+        found = []
+        for number in range(picture.n_frames):
+            picture.seek(number)
+            found.append(np.asarray(picture.convert(mode)).reshape(picture.height, picture.width, -1))
+        return np.stack(found)
+
+
+def test_gray_frames_of_a_gif(tmp_path):
+    path = tmp_path / "new" / "x.gif"
+    write_animation(path, gray_frames(), milliseconds=120)
+    np.testing.assert_array_equal(frames_of(path, "L"), gray_frames())
+    with Image.open(path) as picture:
+        assert picture.info["duration"] == 120 and picture.info["loop"] == 0
+    write_animation(path, gray_frames(), loop=False)
+    with Image.open(path) as picture:
+        assert "loop" not in picture.info
+    assert [entry.name for entry in path.parent.iterdir()] == ["x.gif"]
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
+def test_frames_of_a_webp_are_exact(tmp_path, channels, mode):
+    frames = np.random.default_rng(0).integers(1, 256, (4, 9, 7, channels)).astype(np.uint8)
+    write_animation(tmp_path / "x.webp", frames, loop=False)
+    np.testing.assert_array_equal(frames_of(tmp_path / "x.webp", mode), frames)
+    with Image.open(tmp_path / "x.webp") as picture:
+        assert picture.info["loop"] == 1
+
+
+def test_float_frames_are_enlarged(tmp_path):
+    frames = np.stack([np.zeros((4, 4, 1)), np.ones((4, 4, 1))])
+    write_animation(tmp_path / "x.gif", frames)
+    found = frames_of(tmp_path / "x.gif", "L")
+    assert found.shape == (2, 64, 64, 1) and (found[0] == 0).all() and (found[1] == 255).all()
+
+
+def test_wrong_animations(tmp_path):
+    with pytest.raises(ValueError, match="ends in .gif or .webp"):
+        write_animation(tmp_path / "x.mp4", gray_frames())
+    with pytest.raises(ValueError, match="milliseconds = 5"):
+        write_animation(tmp_path / "x.gif", gray_frames(), milliseconds=5)
+    with pytest.raises(ValueError, match="all of one size"):
+        write_animation(tmp_path / "x.gif", [gray_frames()[0], gray_frames()[0, :4]])
+    with pytest.raises(ValueError, match="at least one frame"):
+        write_animation(tmp_path / "x.gif", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_each_in_its_own_size(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 4, 3)) / 255
+    paths = write_pictures(tmp_path / "new", images, ["a.jpg", "sub/b.png", "c"])
+    assert paths == [tmp_path / "new" / name for name in ("a.png", "sub/b.png", "c.png")]
+    for path, image in zip(paths, images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.rint(image * 255))
+
+
+def test_no_picture_replaces_another():
+    assert picture_names(["a.jpg", "a.webp", "b.jpg"]) == ["a.jpg.png", "a.webp.png", "b.png"]
+    for names in (["a.jpg", "a.jpg"], ["a.jpg", "a.webp", "a.jpg.png"]):
+        with pytest.raises(ValueError, match="two pictures would be called a.jpg.png"):
+            picture_names(names)
+    for name in ("/tmp/x.png", "../up.png", "a/../../b.png"):
+        with pytest.raises(ValueError, match="leads out of the folder"):
+            picture_names(["a.jpg", name])

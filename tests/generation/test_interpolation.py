@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from nvae_tf.generation.encoding import encode_images
 from nvae_tf.generation.interpolation import interpolate_images, interpolate_latents
 from nvae_tf.generation.reconstruction import reconstruct_images
-from nvae_tf.generation.sampling import decode_images
+from nvae_tf.generation.sampling import decode_images, encode_images
 
 SHAPE = (2, 2, 3)
 
@@ -87,7 +86,7 @@ def test_kept_scales_stay_those_of_the_first_picture(four_groups, binary_images)
     assert np.ptp(still, axis=0).max() < 1e-6
 
 
-def test_wrong_arguments_are_refused(four_groups, binary_images):
+def test_wrong_arguments(four_groups, binary_images):
     with pytest.raises(ValueError, match="at least two"):
         interpolate_images(four_groups, binary_images[:1], 2)
     with pytest.raises(ValueError, match="steps = 0"):

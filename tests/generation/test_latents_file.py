@@ -1,4 +1,4 @@
-"""Files of latents: there and back, and what is said of files that can't be used."""
+"""Files of latents: there and back, and the errors of files that can't be used."""
 
 import json
 
@@ -45,51 +45,44 @@ def test_the_file_is_numpys(file, latents):
     assert [tuple(shape) for shape in shapes] == list(PLAN.latent_shapes())
 
 
-def test_another_architecture_is_told(file):
-    with pytest.raises(
-        ValueError, match="latents.npz: latents have shapes .* this model's are .* another architecture"
-    ):
-        load_latents(file, latent_plan(tiny_config()))
-
-
-def refusal(path):
+def error_of(path):
     with pytest.raises(ValueError) as error:
         load_latents(path, PLAN)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_damaged_files_are_told(file, tmp_path):
+def test_damaged_and_other_files(file, tmp_path):
+    with pytest.raises(ValueError, match="latents.npz: latents have .* this model's are .* another architecture"):
+        load_latents(file, latent_plan(tiny_config()))
     content = file.read_bytes()
-    file.write_bytes(content[:-30])
-    assert "not a file of latents, or cut off" in refusal(file)
-    file.write_bytes(damaged_in_the_middle(content))
-    assert "damaged" in refusal(file)
+    for damaged, message in (
+        (content[:-30], "not a file of latents, or cut off"),
+        (b"no archive", "not a file of latents"),
+        (damaged_in_the_middle(content), "damaged"),
+    ):
+        file.write_bytes(damaged)
+        assert message in error_of(file)
+    np.savez(file, images=np.zeros(3))
+    assert "a .npz file of something else (images)" in error_of(file)
+    np.savez(file, about=np.array([{}], dtype=object))
+    assert "damaged, or not a file of latents" in error_of(file)
     with pytest.raises(FileNotFoundError, match="no such file of latents"):
         load_latents(tmp_path / "nowhere.npz", PLAN)
 
 
-def test_files_of_something_else_are_told(tmp_path, latents):
-    np.savez(tmp_path / "other.npz", images=np.zeros(3))
-    assert "a .npz file of something else (images)" in refusal(tmp_path / "other.npz")
-    np.savez(tmp_path / "pickled.npz", about=np.array([{}], dtype=object))
-    assert "damaged, or not a file of latents" in refusal(tmp_path / "pickled.npz")
-    (tmp_path / "text.npz").write_text("no archive")
-    assert "not a file of latents" in refusal(tmp_path / "text.npz")
-
-
-def test_parts_that_do_not_fit_are_told(file, latents):
+def test_parts_that_do_not_fit(file, latents):
     with np.load(file) as stored:
         entries = dict(stored)
     for changes in ({"names": np.array(["a"])}, {"group_02": latents[2][:2]}, {"group_02": latents[0]}):
         np.savez(file, **entries | changes)
-        assert "its parts do not fit each other" in refusal(file)
+        assert "its parts do not fit each other" in error_of(file)
     del entries["group_03"]
     np.savez(file, **entries)
-    assert "its parts do not fit each other" in refusal(file)
+    assert "its parts do not fit each other" in error_of(file)
 
 
-def test_what_can_not_be_saved_is_refused(tmp_path, latents):
+def test_what_can_not_be_saved(tmp_path, latents):
     for wrong in ([], latents[:1] + [latents[1][:2]], [latent[0] for latent in latents]):
         with pytest.raises(ValueError, match="latents of shapes"):
             save_latents(tmp_path / "x.npz", wrong)

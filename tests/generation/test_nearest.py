@@ -30,7 +30,7 @@ def test_an_image_is_nearest_to_itself_and_the_earlier_of_equals_wins(images):
     np.testing.assert_allclose(found.distances, 0.0, atol=1e-12)
 
 
-def test_wrong_arguments_are_refused(images):
+def test_wrong_arguments(images):
     with pytest.raises(ValueError, match="count = 0"):
         nearest_images(images, [images], 0)
     with pytest.raises(ValueError, match="count = 24: there are only 23 images"):

@@ -1,63 +1,105 @@
-"""Images from the prior: a function of seed and number, whatever else is drawn."""
+"""Sampling, encoding and decoding: what must be the same, bit for bit, and what must differ."""
+
+import gc
+import weakref
 
 import numpy as np
 import pytest
 
 import nvae_tf
-from nvae_tf.config import ModelConfig
-from nvae_tf.generation.sampling import generate_images
-
-CONFIG = ModelConfig(
-    image_height=4,
-    image_width=4,
-    image_channels=3,
-    num_latent_scales=2,
-    num_groups_per_scale=1,
-    num_latent_per_group=2,
-    num_channels_encoder=2,
-    num_channels_decoder=2,
-    num_preprocess_blocks=0,
-    num_postprocess_blocks=0,
-    num_mixtures=2,
+from nvae_tf.generation.sampling import (
+    ImageGenerator,
+    decode_images,
+    encode_images,
+    generate_images,
+    numbers_of_shared_groups,
+    samples_sharing_groups,
 )
+from tests.tiny_model import tiny_config
+
+same = np.testing.assert_array_equal
+SEED = 3
 
 
 @pytest.fixture(scope="module")
-def model():
-    return nvae_tf.NVAE(CONFIG)
+def latents(four_groups, binary_images):
+    return encode_images(four_groups, binary_images, SEED)
 
 
-def test_an_image_does_not_depend_on_how_many_there_are(model):
-    many = generate_images(model, 35, temperature=0.8, seed=3)
-    few = generate_images(model, 5, temperature=0.8, seed=3)
-    assert many.shape == (35, 4, 4, 3)
-    np.testing.assert_array_equal(many[:5], few)
-
-
-def test_images_are_those_of_the_model(model):
-    np.testing.assert_allclose(
-        generate_images(model, 20, 0.7, seed=2), model.generate(20, 0.7, seed=2).numpy(), atol=1e-5
-    )
-
-
-def test_seed_and_temperature_matter(model):
-    first = generate_images(model, 4, 1.0, seed=0)
-    assert np.abs(first - generate_images(model, 4, 1.0, seed=1)).max() > 1e-4
-    assert np.abs(first - generate_images(model, 4, 0.1, seed=0)).max() > 1e-4
-
-
-def test_progress_counts_images(model):
+def test_samples_are_those_of_the_model_however_many_there_are(four_groups):
     seen = []
-    generate_images(model, 40, progress=seen.append)
-    assert seen == [16, 32, 40]
+    many = generate_images(four_groups, 35, [0.5, 0.9], SEED, seen.append)
+    assert seen == [16, 32, 35]
+    same(many[:5], generate_images(four_groups, 5, [0.5, 0.9], SEED))
+    np.testing.assert_allclose(many, four_groups.generate(35, [0.5, 0.5, 0.9, 0.9], SEED), atol=1e-5)
+    for other in (generate_images(four_groups, 5, [0.5, 0.9], 4), generate_images(four_groups, 5, [0.1, 0.9], SEED)):
+        assert np.abs(many[:5] - other).max() > 1e-4
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
-def test_an_impossible_temperature_is_told(model, temperature):
-    with pytest.raises(ValueError, match="temperature"):
-        generate_images(model, 1, temperature)
+def test_images_of_three_channels():
+    model = nvae_tf.NVAE(tiny_config(image_channels=3, num_bits=8, likelihood="logistic_mixture", num_mixtures=2))
+    images = generate_images(model, 3, 0.7, seed=2)
+    assert images.shape == (3, 4, 4, 3)
+    np.testing.assert_allclose(images, model.generate(3, 0.7, seed=2), atol=1e-5)
 
 
-def test_an_impossible_count_is_told(model):
-    with pytest.raises(ValueError, match="count = 0"):
-        generate_images(model, 0)
+def test_latents_are_those_of_the_model_however_many_there_are(four_groups, binary_images, latents):
+    assert [z.shape for z in latents] == [(21, 2, 2, 2)] * 2 + [(21, 4, 4, 2)] * 2
+    for z, expected in zip(latents, four_groups.encode(binary_images, seed=SEED), strict=True):
+        np.testing.assert_allclose(z, expected, atol=1e-5)
+    means = encode_images(four_groups, binary_images, mean=True)
+    for z, expected in zip(means, four_groups.encode(binary_images, mean=True), strict=True):
+        np.testing.assert_allclose(z, expected, atol=1e-5)
+    for count in (1, 16):
+        for few, many in zip(encode_images(four_groups, binary_images[:count], SEED), latents, strict=True):
+            same(few, many[:count])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": 0}, "count = 0"),
+        ({"count": 1, "temperature": [0.5, 0.6, 0.7]}, "3 temperatures"),
+        ({"count": 1, "temperature": 0.0}, "temperature = 0"),
+        ({"count": 1, "temperature": float("inf")}, "temperature = inf"),
+    ],
+)
+def test_impossible_samples(four_groups, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        generate_images(four_groups, **arguments)
+
+
+def test_latents_and_images_that_do_not_fit(four_groups, binary_images, latents):
+    with pytest.raises(ValueError, match=r"shape \(21, 2, 4, 1\)"):
+        encode_images(four_groups, binary_images[:, :2])
+    with pytest.raises(ValueError, match="latents are of 21 images, but 3 are asked for"):
+        ImageGenerator(four_groups).generate(3, latents=latents)
+    with pytest.raises(ValueError, match="latents have shapes"):
+        decode_images(four_groups, [])
+
+
+def test_kept_graphs_see_new_weights_and_do_not_keep_the_model():
+    model = nvae_tf.NVAE(tiny_config())
+    before = generate_images(model, 2)
+    model.top_down.start.assign(model.top_down.start + 1.0)
+    after = generate_images(model, 2)
+    assert np.abs(after - before).max() > 1e-4
+    np.testing.assert_allclose(after, model.generate(2), atol=1e-5)
+    model = weakref.ref(model)
+    gc.collect()
+    assert model() is None
+
+
+def test_samples_that_share_groups(four_groups):
+    plain = four_groups.generate(5, 0.8, seed=2).numpy()
+    rows = [samples_sharing_groups(four_groups, number, 5, 0.8, seed=2) for number in range(5)]
+    np.testing.assert_allclose(rows[0], plain, atol=1e-6)
+    np.testing.assert_allclose(rows[4], np.repeat(plain[:1], 5, axis=0), atol=1e-6)
+    for row in rows:
+        np.testing.assert_allclose(row[0], plain[0], atol=1e-6)
+    assert min(row.std(axis=0).mean() for row in rows[:4]) > 1e-6
+    for number in (-1, 5):
+        with pytest.raises(ValueError, match=f"shared_groups = {number}: must be from 0 to 4"):
+            samples_sharing_groups(four_groups, number, 2)
+    assert [numbers_of_shared_groups(groups) for groups in (1, 2, 4)] == [[0], [0, 1], [0, 1, 2, 3]]
+    assert numbers_of_shared_groups(30) == [0, 1, 2, 4, 8, 16, 29]

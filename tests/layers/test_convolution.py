@@ -52,7 +52,6 @@ def test_the_gradients_are_those_of_a_linear_map(kind, reference, normal, shaken
         upstream = normal(*outputs.shape)
         total = tf.reduce_sum(outputs * upstream)
     gradients = tape.gradient(total, [images, layer.kernel.value])
-    assert layer.kernel.shape[1:] == layer.kernel.numpy()[0].shape
     # <upstream, K x'> + <upstream, K' x> for directions x', K' drawn at random.
     other_images, other_kernel = normal(*images.shape), normal(*layer.kernel.shape)
     rest = layer.strides, layer.dilation, layer.groups
@@ -73,15 +72,8 @@ def test_where_the_weights_start(groups):
         assert abs(np.mean(values)) < 0.1 * bound
     lengths = np.sqrt(np.sum(layer.kernel.numpy() ** 2, axis=(1, 2, 3)))
     np.testing.assert_allclose(layer.log_norm, np.log(lengths + 1e-2), rtol=1e-4, atol=1e-5)
-    effective = np.sqrt(np.sum(layer.effective_kernels().numpy() ** 2, axis=(1, 2, 3)))
-    np.testing.assert_allclose(effective, (lengths + 1e-2) * lengths / (lengths + 1e-5), rtol=1e-4)
-
-
-def test_a_plain_convolution_has_neither_bias_nor_norm():
-    layer = convolution(kernel_size=3, use_bias=False, weight_normalized=False)
-    assert layer.bias is None and layer.log_norm is None
-    assert [weight.name for weight in layer.weights] == ["kernel"]
-    np.testing.assert_array_equal(layer.effective_kernels(), layer.kernel)
+    plain = convolution(kernel_size=3, use_bias=False, weight_normalized=False)
+    assert [weight.name for weight in plain.weights] == ["kernel"]
 
 
 def test_a_mask_comes_before_the_norm(reference, normal, shaken):
@@ -113,19 +105,6 @@ def test_a_filter_of_zeros_has_a_finite_gradient(normal):
     assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
 
 
-def test_every_layer_of_a_stack_has_its_own_weights(reference, normal, shaken):
-    layer = shaken(convolution(count=3, kernel_size=3))
-    images = normal(2, 4, 4, 4)
-    forward = ForwardPass()
-    with layer.unstacked(forward) as layers:
-        outputs = [one(images) for one in layers]
-    for index, output in enumerate(outputs):
-        kernel = reference.normalized_kernel(layer.kernel.numpy()[index], layer.log_norm.numpy()[index])
-        expected = reference.convolve(images, kernel) + layer.bias.numpy()[index]
-        np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(forward.kernels[layer], layer.effective_kernels())
-
-
 def test_computes_in_half_precision_and_keeps_kernels_exact(normal):
     layer = convolution(kernel_size=3, dtype="mixed_bfloat16")
     forward = ForwardPass()
@@ -135,18 +114,13 @@ def test_computes_in_half_precision_and_keeps_kernels_exact(normal):
     assert forward.kernels[layer].dtype == tf.float32
 
 
-def initialized(layer, images):
-    forward = ForwardPass(training=True, initializing=True)
-    outputs = layer.single(images, forward)
-    return forward, outputs
-
-
 @pytest.mark.parametrize("strides", [1, 2])
 def test_data_dependent_scale_and_bias(strides, reference, normal):
     layer = DataDependentConvolution(1, 3, 5, 3, strides=strides)
     before = [weight.numpy() for weight in layer.weights]
     images = 2.0 * normal(3, 6, 6, 3) + 1.0
-    forward, outputs = initialized(layer, images)
+    forward = ForwardPass(training=True, initializing=True)
+    outputs = layer.single(images, forward)
     for weight, value in zip(layer.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)  # nothing before the commit
     forward.commit()
@@ -161,20 +135,6 @@ def test_data_dependent_scale_and_bias(strides, reference, normal):
     np.testing.assert_allclose(again, outputs, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(np.mean(again, axis=(0, 1, 2)), np.zeros(5), atol=1e-4)
     np.testing.assert_allclose(np.std(again, axis=(0, 1, 2), ddof=1), np.full(5, 0.2), rtol=1e-3)
-
-
-def test_each_data_dependent_layer_of_a_stack_sets_its_own(normal):
-    layer = DataDependentConvolution(2, 3, 3, 3)
-    images = normal(3, 6, 6, 3)
-    forward = ForwardPass(training=True, initializing=True)
-    with layer.unstacked(forward) as (first, second):
-        second(first(images))
-    forward.commit()
-    with layer.unstacked(ForwardPass()) as (first, second):
-        middle = first(images)
-        last = second(middle)
-    for outputs in (middle, last):
-        np.testing.assert_allclose(np.std(outputs, axis=(0, 1, 2), ddof=1), np.full(3, 0.2), rtol=1e-3)
 
 
 def test_later_training_passes_leave_scale_and_bias_alone(normal):

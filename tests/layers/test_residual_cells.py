@@ -1,15 +1,26 @@
-"""Residual cells of every cell set against plain operations: values, gradients, shapes."""
+"""Residual cells of every cell set against plain operations: values, gradients, shapes, and what is kept of them."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from nvae_tf.latent_plan import CELL_SETS, ConvolutionBranch, InvertedBranch
-from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization
+from nvae_tf.layers import (
+    ForwardPass,
+    ResidualCells,
+    StackedBatchNormalization,
+    StackedConvolution,
+    StackedSqueezeExcite,
+    cpu_kernels,
+)
+from nvae_tf.layers.residual_cells import SwishConvolution
+from nvae_tf.memory import memory_timeline
 
 BRANCHES = sorted({branch for cells in CELL_SETS.values() for branch in vars(cells).values()}, key=str)
 # Channels in and out, and the factor of the resolution.
 CHANGES = {"normal": (8, 8, 1.0), "down": (8, 16, 0.5), "up": (8, 4, 2.0)}
+# Of half precision's errors those of sums over all pixels are the largest.
+TOLERANCES = {"float32": 1e-3, "mixed_float16": 2e-2, "mixed_bfloat16": 1e-1}
 
 
 def name_of(branch):
@@ -56,17 +67,10 @@ class Expected:
         if layer.log_norm is not None:
             length = tf.sqrt(tf.reduce_sum(kernel**2, axis=(0, 1, 2)))
             kernel = tf.exp(layer.log_norm[0]) * kernel / (length + 1e-5)
-        outputs = tf.nn.conv2d(
-            self.padded(images, kernel.shape[0] // 2 * dilation),
-            widened(kernel, dilation, groups),
-            strides,
-            "VALID",
-        )
+        margin = [kernel.shape[0] // 2 * dilation] * 2
+        padded = tf.pad(images, ([0, 0], margin, margin, [0, 0]))
+        outputs = tf.nn.conv2d(padded, widened(kernel, dilation, groups), strides, "VALID")
         return outputs if layer.bias is None else outputs + layer.bias[0]
-
-    @staticmethod
-    def padded(images, margin):
-        return tf.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
 
     def operations(self, images):
         for number, operation in enumerate(self.branch.operations):
@@ -108,7 +112,7 @@ def widened(kernel, dilation, groups):
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("branch", BRANCHES, ids=name_of)
-def test_a_branch_and_its_gradients_are_what_the_specification_says(branch, change, normal, shaken):
+def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(branch, change, normal, shaken):
     channels_in, channels_out, _ = CHANGES[change]
     layer = shaken(ResidualCells(1, branch, channels_in, channels_out, squeeze_excite=False)).branch
     images = tf.constant(normal(3, 4, 2, channels_in))
@@ -122,27 +126,15 @@ def test_a_branch_and_its_gradients_are_what_the_specification_says(branch, chan
             outputs = function(images)
         return outputs, *tape.gradient(outputs, [images, *layer.trainable_weights], output_gradients=upstream)
 
-    found = outputs_and_gradients(lambda x: layer.single(x, ForwardPass(training=True)))
-    expected = outputs_and_gradients(Expected(branch, change, layer, training=True))
+    forward, reference = ForwardPass(training=True), Expected(branch, change, layer, training=True)
+    found, expected = outputs_and_gradients(lambda x: layer.single(x, forward)), outputs_and_gradients(reference)
     for value, target in zip(found, expected, strict=True):
         # A bias right before a norm has a gradient of zero in theory: hence the small absolute tolerance.
         np.testing.assert_allclose(value, target, rtol=1e-3, atol=1e-3 * max(np.max(np.abs(target)), 1e-1))
-
-
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("branch", BRANCHES, ids=name_of)
-def test_running_statistics_are_of_what_the_specification_normalizes(branch, change, normal, shaken):
-    channels_in, channels_out, _ = CHANGES[change]
-    layer = shaken(ResidualCells(1, branch, channels_in, channels_out, squeeze_excite=False)).branch
-    images = tf.constant(normal(3, 4, 2, channels_in))
-    expected = Expected(branch, change, layer, training=True)
-    expected(images)
     norms, _ = leaves(layer)
     before = [[variable.numpy() for variable in norm.statistics] for norm in norms]
-    forward = ForwardPass(training=True)
-    layer.single(images, forward)
     forward.commit()
-    for norm, start, batch in zip(norms, before, expected.statistics, strict=True):
+    for norm, start, batch in zip(norms, before, reference.statistics, strict=True):
         for running, old, new in zip(norm.statistics, start, batch, strict=True):
             np.testing.assert_allclose(running, 0.95 * old + 0.05 * new[None], rtol=1e-3, atol=1e-5)
 
@@ -165,31 +157,72 @@ def test_a_cell_is_skip_plus_a_tenth_of_the_gated_branch(change, squeeze_excite,
     np.testing.assert_allclose(outputs, skipped + 0.1 * residual, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("branch", BRANCHES, ids=name_of)
-def test_stacks_of_every_kind_of_cell_in_training(branch, normal):
-    for channels_in, channels_out, factor in CHANGES.values():
-        cells = ResidualCells(2, branch, channels_in, channels_out, squeeze_excite=True)
-        images = tf.constant(normal(2, 4, 4, channels_in))
-        forward = ForwardPass(training=True)
+@pytest.mark.parametrize(("kernel_size", "upsampling"), [(1, False), (3, False), (3, True)])
+@pytest.mark.parametrize("policy", TOLERANCES)
+def test_swish_convolution_and_its_gradients(policy, upsampling, kernel_size, normal, shaken):
+    convolution = StackedConvolution(1, 6, 4, kernel_size, dtype=policy)
+    layer = shaken(SwishConvolution(convolution, upsampling, dtype=policy))
+    dtype = layer.compute_dtype
+    images = tf.constant(normal(3, 5, 4, 6), dtype)
+    upstream = normal(3, *(size * (1 + upsampling) for size in (5, 4)), 4)
+
+    def plain(images):
+        mean, variance = tf.nn.moments(images, (0, 1, 2))
+        active = tf.nn.silu(tf.nn.batch_normalization(images, mean, variance, layer.norm.beta, layer.norm.gamma, 1e-5))
+        active = doubled(active) if upsampling else active
+        return tf.nn.conv2d(active, convolution.effective_kernels()[0], 1, "SAME") + convolution.bias[0]
+
+    @tf.function
+    def with_gradients(function, images):
         with tf.GradientTape() as tape:
-            with cells.unstacked(forward) as (first, second):
-                outputs = first(images), second(images)
-            total = tf.add_n([tf.reduce_sum(output**2) for output in outputs])
-        assert tuple(outputs[0].shape) == (2, 4 * factor, 4 * factor, channels_out)
-        gradients = tape.gradient(total, cells.trainable_weights)
-        forward.commit()
-        assert all(np.all(np.isfinite(value)) for value in [*gradients, *cells.weights])
-        # Both layers of the stack have their part in the gradient.
-        assert all(np.any(gradient[0]) and np.any(gradient[1]) for gradient in gradients)
+            tape.watch(images)
+            outputs = function(images)
+        of = [images, *layer.trainable_weights]
+        return outputs, *tape.gradient(outputs, of, output_gradients=tf.cast(upstream, outputs.dtype))
+
+    found = with_gradients(lambda x: layer.single(x, ForwardPass(training=True)), images)
+    expected = with_gradients(plain, tf.cast(images, tf.float32))
+    assert found[0].dtype == found[1].dtype == dtype
+    for value, target in zip(found, expected, strict=True):
+        value = tf.cast(value, tf.float32)
+        np.testing.assert_allclose(value, target, atol=TOLERANCES[policy] * np.max(np.abs(target)))
 
 
-def test_training_records_every_norm_once(normal):
-    cells = ResidualCells(2, InvertedBranch(5, 3), 4, 4, squeeze_excite=True)
-    norms, _ = leaves(cells.branch)
-    forward = ForwardPass(training=True)
-    with cells.unstacked(forward) as (first, second):
-        second(first(normal(2, 4, 4, 4)))
-    updated = [id(variable) for variable, _ in forward.updates]
-    expected = [id(variable) for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
-    assert len(norms) == 4
-    assert sorted(updated) == sorted(expected)
+@pytest.mark.parametrize("one_cpu", [True, False], ids=["one CPU", "all else"])
+def test_swish_convolution_keeps_only_its_inputs_for_the_backward_pass(one_cpu, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "on_one_cpu", lambda: one_cpu)
+    count, shape = 6, (8, 32, 32, 8)
+    layer = SwishConvolution(StackedConvolution(count, 8, 8, 1))
+
+    @tf.function(input_signature=[tf.TensorSpec(shape)])
+    def gradients(images):
+        forward = ForwardPass(training=True, traced_inline=True)
+        with tf.GradientTape() as tape, layer.unstacked(forward) as calls:
+            state = images
+            for call in calls:
+                state = call(state)
+        return tape.gradient(state, layer.trainable_weights)
+
+    images_bytes = 4 * np.prod(shape)
+    peak = memory_timeline(gradients.get_concrete_function()).peak_bytes
+    # The inputs of all layers but the first, and what the backward pass of one layer needs.
+    assert peak < (count - 1 + 6.5) * images_bytes
+
+
+@pytest.mark.parametrize(("channels", "hidden"), [(6, 4), (80, 5)])
+def test_the_gate(channels, hidden, normal, shaken):
+    layer = shaken(StackedSqueezeExcite(1, channels))
+    images = normal(3, 4, 5, channels)
+    reduce_kernel, reduce_bias, expand_kernel, expand_bias = (weight.numpy()[0] for weight in layer.weights)
+    assert reduce_kernel.shape == (channels, hidden)
+    middle = np.maximum(images.mean(axis=(1, 2)) @ reduce_kernel + reduce_bias, 0.0)
+    expected = 1.0 / (1.0 + np.exp(-(middle @ expand_kernel + expand_bias)))
+    np.testing.assert_allclose(layer.single(images, ForwardPass()), expected[:, None, None], rtol=1e-5)
+
+
+def test_dense_layers_start_like_convolutions():
+    layer = StackedSqueezeExcite(500, 64)
+    for weight, fan_in in zip(layer.weights, (64, 64, 4, 4), strict=True):
+        values = weight.numpy()
+        assert np.max(np.abs(values)) <= fan_in**-0.5
+        assert np.std(values) == pytest.approx(fan_in**-0.5 / np.sqrt(3.0), rel=0.1)

@@ -34,6 +34,14 @@ with strategy.scope():
     model.compile(optimizer=NVAEAdamax(1e-2), jit_compile=False)
 images = (np.random.default_rng(0).random((32, 4, 4, 1)) < 0.5).astype(np.float32)
 batches = tf.data.Dataset.from_tensor_slices(images).batch(8, drop_remainder=True)
+# One pixel of the second replica's images.
+too_bright = np.where(np.arange(32)[:, None, None, None] == 7, 255.0 * images, images)
+for refused in (np.uint8(255.0 * images), too_bright):
+    try:
+        model.fit(tf.data.Dataset.from_tensor_slices(refused).batch(8), shuffle=False, verbose=0)
+        raise SystemExit("not refused")
+    except ValueError as error:
+        assert "must be " in str(error) and "\\n" not in str(error), error
 stopping = keras.callbacks.EarlyStopping(patience=5)
 history = model.fit(batches, epochs=2, shuffle=False, verbose=0, validation_data=batches, callbacks=[stopping]).history
 np.savez(file, **{weight.path: weight.numpy() for weight in model.trainable_weights})

@@ -1,18 +1,18 @@
 """The parameter counts of the published architectures, counted in graphs that hold no arrays."""
 
 import dataclasses
-import importlib
 import math
 
 import pytest
 import tensorflow as tf
 
 import nvae_tf
+from nvae_tf import presets
 from nvae_tf.config import experiment_config
 
 
 def model_config(name):
-    return experiment_config(importlib.import_module(f"configs.{name}").get_config()).model
+    return experiment_config(presets.preset(name)).model
 
 
 def count_of(config):

@@ -54,6 +54,15 @@ def test_weights_alone(tiny, images, tmp_path):
     assert_same_numbers(model, other, images)
 
 
+def test_a_checkpoint_of_tensorflow_has_all_weights(tiny, tmp_path):
+    """Also those of layers in lists, which TensorFlow does not find by itself in a model of Keras."""
+    model, other = tiny.shaken(tiny.model(num_flows=1)), tiny.model(num_flows=1)
+    file = tf.train.Checkpoint(model=model).save(tmp_path / "model")
+    tf.train.Checkpoint(model=other).restore(file).assert_existing_objects_matched()
+    for mine, theirs in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 @pytest.mark.slow
 def test_a_compiled_model_trains_on_where_it_was_saved(tiny, tmp_path):
     images = tf.constant(tiny.images_of(tiny.config()))

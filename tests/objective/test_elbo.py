@@ -1,5 +1,6 @@
-"""The bound's parts against samples, against scipy, and in bits."""
+"""The bound against samples and scipy, KL warm-up and balancing by hand, and the loss of a step from its parts."""
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -8,20 +9,31 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from nvae_tf.distributions import soft_clamped_normal
-from nvae_tf.objective import (
+from nvae_tf.config import ModelConfig, ObjectiveConfig
+from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
+from nvae_tf.latent_plan import latent_plan
+from nvae_tf.objective.elbo import (
     Elbo,
+    balancing_scales,
     bits_per_dimension,
+    group_weights,
     kl_per_channel,
     kl_per_group,
+    kl_weight,
     log_posterior_and_prior,
+    regularization_weight,
+    training_loss,
 )
 
 SHAPE = (2, 3, 2, 4)
+SCHEDULE = ObjectiveConfig(total_steps=100_000)
+RECONSTRUCTION = np.float32([10.0, 20.0])
+KL = np.float32([[3.0, 0.0, -1.0], [5.0, 0.0, 3.0]])
+ALPHA = (1.0, 2.0, 4.0)
 
 
 class Latent(NamedTuple):
-    """What the bound needs to know of a group."""
+    """What the bound needs of a group."""
 
     z: tf.Tensor
     z_before_flows: tf.Tensor
@@ -30,11 +42,9 @@ class Latent(NamedTuple):
     has_flows: bool
 
 
-def random_normal(generator, batch=SHAPE):
-    return soft_clamped_normal(
-        tf.constant(generator.normal(size=batch), tf.float32),
-        tf.constant(0.5 * generator.normal(size=batch), tf.float32),
-    )
+def random_normal(generator):
+    mean, log_scale = generator.normal(size=SHAPE), 0.5 * generator.normal(size=SHAPE)
+    return soft_clamped_normal(tf.constant(mean, tf.float32), tf.constant(log_scale, tf.float32))
 
 
 def latent(seed=0, shift=None):
@@ -46,13 +56,12 @@ def latent(seed=0, shift=None):
     return Latent(after, before, prior, posterior, shift is not None)
 
 
-def kl_by_formula(mean_q, scale_q, mean_p, scale_p):
-    variances = (scale_q**2 + (mean_q - mean_p) ** 2) / (2.0 * scale_p**2)
-    return np.log(scale_p / scale_q) + variances - 0.5
-
-
 def parameters(group):
     return [x.numpy() for p in (group.posterior, group.prior) for x in (p.loc, p.scale)]
+
+
+def kl_by_formula(mean_q, scale_q, mean_p, scale_p):
+    return np.log(scale_p / scale_q) + (scale_q**2 + (mean_q - mean_p) ** 2) / (2.0 * scale_p**2) - 0.5
 
 
 def test_the_analytic_kl():
@@ -63,41 +72,26 @@ def test_the_analytic_kl():
     np.testing.assert_array_equal(kl_per_channel(group._replace(z=group.z + 1.0)), kl_per_channel(group))
 
 
-@pytest.mark.parametrize("shift", [None, 0.7], ids=["no flows", "flows"])
-def test_the_kl_against_samples(shift):
-    """With flows the pushed-forward posterior is known here: a Normal with a shifted mean."""
-    count = 20_000
+def test_the_kl_with_flows_is_estimated_from_the_sample():
+    """Its mean is the KL of the pushed-forward posterior, which is known here: a Normal with a shifted mean."""
+    shift, count = 0.7, 20_000
     group = latent(shift=shift)
     mean_q, scale_q, mean_p, scale_p = parameters(group)
-    expected = kl_by_formula(mean_q + (shift or 0.0), scale_q, mean_p, scale_p)[0].sum(axis=(0, 1))
-    noise = np.random.default_rng(1).normal(size=(count, *SHAPE[1:]))
-    before = mean_q[0] + scale_q[0] * noise
-    after = before + (shift or 0.0)
+    expected = kl_by_formula(mean_q + shift, scale_q, mean_p, scale_p)[0].sum(axis=(0, 1))
+    before = mean_q[0] + scale_q[0] * np.random.default_rng(1).normal(size=(count, *SHAPE[1:]))
     log_ratio = scipy.stats.norm.logpdf(before, mean_q[0], scale_q[0])
-    log_ratio -= scipy.stats.norm.logpdf(after, mean_p[0], scale_p[0])
-    by_samples = log_ratio.sum(axis=(1, 2))
-    error = by_samples.std(axis=0) / math.sqrt(count)
-    assert np.all(np.abs(by_samples.mean(axis=0) - expected) < 5.0 * error)
-    if shift is None:
-        np.testing.assert_allclose(kl_per_channel(group)[0], expected, rtol=1e-4)
-    else:
-        one = group._replace(z=tf.constant(after, tf.float32), z_before_flows=tf.constant(before, tf.float32))
-        estimates = kl_per_channel(one._replace(prior=first(group.prior), posterior=first(group.posterior)))
-        np.testing.assert_allclose(estimates, by_samples, rtol=1e-3, atol=1e-2)
-        assert np.all(np.abs(np.mean(estimates, axis=0) - expected) < 5.0 * error)
-
-
-def first(normal):
-    """The distribution of the first image alone, for any number of samples."""
-    return type(normal)(normal.loc[:1], normal.scale[:1])
+    log_ratio -= scipy.stats.norm.logpdf(before + shift, mean_p[0], scale_p[0])
+    of_first_image = [type(normal)(normal.loc[:1], normal.scale[:1]) for normal in (group.prior, group.posterior)]
+    drawn = [tf.constant(values, tf.float32) for values in (before + shift, before)]
+    estimates = kl_per_channel(Latent(*drawn, *of_first_image, has_flows=True)).numpy()
+    np.testing.assert_allclose(estimates, log_ratio.sum(axis=(1, 2)), rtol=1e-3, atol=1e-2)
+    assert np.all(np.abs(estimates.mean(axis=0) - expected) < 5.0 * estimates.std(axis=0) / math.sqrt(count))
 
 
 def test_groups_are_summed_over_all_but_the_batch():
     groups = [latent(0), latent(1, shift=0.3), latent(2)]
-    found = kl_per_group(groups)
-    assert found.shape == (2, 3)
-    for index, group in enumerate(groups):
-        np.testing.assert_allclose(found[:, index], np.sum(kl_per_channel(group), axis=1), rtol=1e-5)
+    expected = np.stack([np.sum(kl_per_channel(group), axis=1) for group in groups], axis=1)
+    np.testing.assert_allclose(kl_per_group(groups), expected, rtol=1e-5)
 
 
 def test_log_posterior_and_prior():
@@ -113,12 +107,88 @@ def test_log_posterior_and_prior():
     np.testing.assert_allclose(log_p, expected_p, rtol=1e-4)
 
 
-def test_the_negative_bound():
+def test_the_negative_bound_in_nats_and_bits():
     elbo = Elbo(tf.constant([1.0, 2.0]), tf.constant([[3.0, 4.0], [5.0, 6.5]]))
     np.testing.assert_allclose(elbo.nelbo, [8.0, 13.5])
-
-
-def test_bits_per_dimension():
+    np.testing.assert_allclose(bits_per_dimension(elbo.nelbo, 10), [0.8 / math.log(2.0), 1.35 / math.log(2.0)])
     assert bits_per_dimension(3072 * math.log(2.0), 32 * 32 * 3) == pytest.approx(1.0)
-    assert bits_per_dimension(78.01, 28 * 28) == pytest.approx(78.01 * math.log2(math.e) / 784)
-    np.testing.assert_allclose(bits_per_dimension(tf.constant([0.0, 7.0]), 10), [0.0, 0.7 / math.log(2.0)])
+
+
+@pytest.mark.parametrize(
+    ("step", "beta"),
+    [
+        (0, 1e-4),
+        (13, 1e-4),  # (13 - 10) / 30000 is just the smallest weight
+        (3_010, 0.1),
+        (15_010, 0.5),
+        (30_009, 29_999 / 30_000),
+        (30_010, 1.0),
+        (99_999, 1.0),
+    ],
+)
+@pytest.mark.parametrize("kind", [np.int64, np.int32])
+def test_the_weight_of_the_kl(step, beta, kind):
+    assert float(kl_weight(tf.constant(kind(step)), SCHEDULE)) == pytest.approx(beta, rel=1e-4)
+
+
+def test_no_warm_up():
+    at_once = dataclasses.replace(SCHEDULE, kl_anneal_portion=0.0, kl_constant_portion=0.0)
+    assert [float(kl_weight(tf.constant(step), at_once)) for step in (1, 2)] == [1.0, 1.0]
+    constant = dataclasses.replace(SCHEDULE, kl_constant_weight=1.0)
+    assert float(kl_weight(tf.constant(0), constant)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scales", "groups", "adaptive", "minimum", "expected"),
+    [
+        (1, 3, False, 1, [1.0] * 3),
+        # Top first: 1 / 5 and 4 / 10 of each group.
+        (2, 10, True, 1, [1.0] * 5 + [2.0] * 10),
+        (3, 4, True, 1, [1.0] + [2.0] * 2 + [4.0] * 4),
+        (2, 2, True, 4, [1.0] * 4 + [8.0] * 2),
+    ],
+)
+def test_how_much_a_group_is_meant_to_carry(scales, groups, adaptive, minimum, expected):
+    settings = dict(num_latent_scales=scales, num_groups_per_scale=groups, adaptive_groups=adaptive)
+    plan = latent_plan(ModelConfig(**settings, min_groups_per_scale=minimum))
+    assert balancing_scales(plan) == pytest.approx(expected)
+
+
+def test_the_smallest_alpha_is_one_wherever_it_stands():
+    plan = latent_plan(ModelConfig(num_latent_scales=2, num_groups_per_scale=9))
+    many = dataclasses.replace(plan, scales=(dataclasses.replace(plan.scales[0], groups=(0,)), plan.scales[1]))
+    # 1 / 1 at the top and 4 / 9 below it.
+    assert balancing_scales(many) == pytest.approx([9.0 / 4.0] + [1.0] * 9)
+
+
+@pytest.mark.parametrize("beta", [1e-4, 0.3, 0.9999])
+def test_balanced_weights(beta):
+    coefficients = (np.abs(KL).mean(axis=0) + 0.01) / np.array(ALPHA)
+    found = group_weights(tf.constant(KL), tf.constant(beta), ALPHA)
+    np.testing.assert_allclose(found, beta * coefficients / coefficients.mean(), rtol=1e-5)
+
+
+def test_regularization_is_constant_or_annealed_on_a_log_scale():
+    constant = ObjectiveConfig(regularisation=0.3)
+    found = [float(regularization_weight(tf.constant(beta), constant)) for beta in (0.0, 1.0)]
+    assert found == pytest.approx([0.3, 0.3])
+    config = ObjectiveConfig(regularisation=0.01, anneal_regularisation=True, regularisation_initial=10.0)
+    found = [float(regularization_weight(tf.constant(beta), config)) for beta in (0.0, 0.3, 1.0)]
+    expected = math.exp(0.7 * math.log(10.0) + 0.3 * math.log(0.01))
+    assert found == pytest.approx([10.0, expected, 0.01], rel=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0], ids=["warm-up", "after it"])
+def test_the_training_loss_and_its_gradient(beta):
+    """After the warm-up it is the bound and the regularizers; no gradient goes through the weights."""
+    reconstruction, kl = tf.constant(RECONSTRUCTION), tf.constant(KL)
+    with tf.GradientTape() as tape:
+        tape.watch([reconstruction, kl])
+        found = training_loss(Elbo(reconstruction, kl), tf.constant(beta), ALPHA, tf.constant(7.0), tf.constant(0.1))
+    weights = group_weights(kl, tf.constant(beta), ALPHA).numpy() if beta < 1.0 else np.ones(3)
+    np.testing.assert_allclose(found.group_weights, weights)
+    np.testing.assert_allclose(found.balanced_kl, KL @ weights, rtol=1e-6)
+    assert float(found.loss) == pytest.approx(np.mean(RECONSTRUCTION + KL @ weights) + 0.1 * 7.0)
+    gradients = tape.gradient(found.loss, [reconstruction, kl])
+    np.testing.assert_allclose(gradients[0], [0.5, 0.5])
+    np.testing.assert_allclose(gradients[1], np.tile(weights / 2.0, (2, 1)), rtol=1e-6)

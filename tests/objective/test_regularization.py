@@ -57,7 +57,6 @@ def slow_stack():
 
 def estimates(matrix, start, counts):
     """The norm that power iteration estimates after each of the numbers of iterations."""
-    matrix = matrix if len(start) == matrix.shape[1] else matrix.T
     right, found = start.astype(np.float64), {}
     for iteration in range(1, max(counts) + 1):
         left = matrix @ right
@@ -130,17 +129,9 @@ def test_a_kernel_of_zeros_is_harmless():
     assert np.all(np.isfinite(regularizer.vectors[0]))
 
 
-def norms_with(*gammas):
-    stacks = []
-    for gamma in gammas:
-        stack = StackedBatchNormalization(len(gamma), len(gamma[0]))
-        stack.gamma.assign(np.float32(gamma))
-        stacks.append(stack)
-    return stacks
-
-
 def test_the_batch_norm_loss_and_its_gradient():
-    stacks = norms_with([[0.5, -2.0, 1.0], [3.0, 1.0, -3.0]], [[1.0, 1.0]])
+    stacks = [StackedBatchNormalization(2, 3), StackedBatchNormalization(1, 2)]
+    stacks[0].gamma.assign([[0.5, -2.0, 1.0], [3.0, 1.0, -3.0]])
     with tf.GradientTape() as tape:
         loss = batch_norm_loss(stacks)
     gradients = tape.gradient(loss, [stack.gamma.value for stack in stacks])
@@ -148,14 +139,6 @@ def test_the_batch_norm_loss_and_its_gradient():
     # Tied channels share the gradient evenly, each with its sign.
     np.testing.assert_allclose(gradients[0], [[0.0, -1.0, 0.0], [0.5, 0.0, -0.5]])
     np.testing.assert_allclose(gradients[1], [[0.5, 0.5]])
-
-
-def test_all_channels_tie_at_the_start():
-    stack = StackedBatchNormalization(2, 8)
-    with tf.GradientTape() as tape:
-        loss = batch_norm_loss([stack])
-    np.testing.assert_allclose(tape.gradient(loss, stack.gamma.value), np.full((2, 8), 1 / 8))
-    assert float(loss) == 2.0
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])

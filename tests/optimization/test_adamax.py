@@ -1,13 +1,23 @@
-"""The optimizer against a loop in numpy, eagerly, in a graph, and rebuilt from its settings."""
+"""The optimizer against a loop in numpy, and the averages of the weights: their values, and where they are saved."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.optimization import NVAEAdamax, WarmupCosine
+import nvae_tf
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.optimization import NVAEAdamax, WarmupCosine, average_of_weights, averaged_weights
+from nvae_tf.training.run_folder import open_for_training
+from nvae_tf.training.training_state import TrainingState
+from tests.tiny_model import tiny_config
 
 SHAPES = [(3, 4), (5,), (), (300, 300), (400, 200)]  # the last two are updated one after the other
+OTHER_SETTINGS = dict(learning_rate=0.05, beta_1=0.8, beta_2=0.9, epsilon=0.1, l2=0.2)
+SCHEDULE = WarmupCosine(0.1, 0.01, warmup_steps=2, steps_per_epoch=2, total_steps=6)
+MODEL = tiny_config(num_latent_scales=1, squeeze_excite=False)
+MOMENTUM = 0.9
+IMAGES = np.float32(np.random.default_rng(0).integers(0, 2, (4, 4, 4, 1)))
 
 
 def gradients_of_steps(count=6):
@@ -22,110 +32,201 @@ def start():
     return [np.float32(generator.normal(size=shape)) for shape in SHAPES]
 
 
-def expected_weights(steps, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-3, l2=3e-4):
+def expected_weights(steps, learning_rate=1e-2, beta_1=0.9, beta_2=0.999, epsilon=1e-3, l2=3e-4):
+    """By the rule, with the paper's settings where none are given."""
     weights = [np.float64(value) for value in start()]
     momentum = [np.zeros(shape) for shape in SHAPES]
     largest = [np.zeros(shape) for shape in SHAPES]
     for t, gradients in enumerate(steps, start=1):
+        rate = float(learning_rate(t - 1)) if callable(learning_rate) else learning_rate
         for i, gradient in enumerate(gradients):
             gradient = gradient + l2 * weights[i]
             momentum[i] = beta_1 * momentum[i] + (1.0 - beta_1) * gradient
             largest[i] = np.maximum(beta_2 * largest[i], np.abs(gradient) + epsilon)
-            weights[i] = weights[i] - rate(t - 1) / (1.0 - beta_1**t) * momentum[i] / largest[i]
+            weights[i] = weights[i] - rate / (1.0 - beta_1**t) * momentum[i] / largest[i]
     return weights
 
 
-def eagerly(optimizer, variables):
-    return lambda gradients: optimizer.apply(gradients, variables)
-
-
-def in_graph(optimizer, variables):
-    return tf.function(lambda gradients: optimizer.apply(gradients, variables))
-
-
-def weights_after(optimizer, steps, compiled=False):
+def weights_after(optimizer, steps, modes):
+    """The weights after steps taken in the modes in turn."""
     variables = [keras.Variable(value) for value in start()]
     optimizer.build(variables)
-    apply = in_graph(optimizer, variables) if compiled else eagerly(optimizer, variables)
-    for gradients in steps:
-        apply([tf.constant(gradient) for gradient in gradients])
+    eager = lambda gradients: optimizer.apply(gradients, variables)  # noqa: E731
+    apply = {"eager": eager, "graph": tf.function(eager)}
+    for index, gradients in enumerate(steps):
+        apply[modes[index % len(modes)]]([tf.constant(gradient) for gradient in gradients])
+    assert int(optimizer.iterations) == len(steps)
     return [variable.numpy() for variable in variables]
 
 
-def assert_near(values, expected, rtol=1e-4):
-    for value, target in zip(values, expected, strict=True):
-        np.testing.assert_allclose(value, target, rtol=rtol, atol=1e-6)
+def assert_close(found, expected, rtol=1e-4):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=1e-6)
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
-@pytest.mark.parametrize("l2", [0.0, 0.1], ids=["no decay", "decay"])
-def test_several_steps(l2, compiled):
+@pytest.mark.parametrize("modes", [["eager"], ["graph"], ["graph", "eager"]], ids="-".join)
+@pytest.mark.parametrize(
+    "settings", [{}, OTHER_SETTINGS, dict(learning_rate=SCHEDULE, l2=0.0)], ids=["defaults", "others", "schedule"]
+)
+def test_several_steps(settings, modes):
     steps = gradients_of_steps()
-    found = weights_after(NVAEAdamax(0.05, l2=l2), steps, compiled)
-    assert_near(found, expected_weights(steps, lambda step: 0.05, l2=l2))
+    assert_close(weights_after(NVAEAdamax(**settings), steps, modes), expected_weights(steps, **settings))
 
 
-def test_other_settings():
+@pytest.mark.parametrize("rate", [0.05, SCHEDULE], ids=["rate", "schedule"])
+def test_rebuilt_from_its_serialized_form(rate):
+    settings = OTHER_SETTINGS | dict(learning_rate=rate)
+    rebuilt = keras.optimizers.deserialize(keras.optimizers.serialize(NVAEAdamax(**settings)))
     steps = gradients_of_steps()
-    settings = dict(beta_1=0.8, beta_2=0.9, epsilon=0.1, l2=0.2)
-    found = weights_after(NVAEAdamax(0.05, **settings), steps)
-    assert_near(found, expected_weights(steps, lambda step: 0.05, **settings))
+    assert_close(weights_after(rebuilt, steps, ["graph"]), expected_weights(steps, **settings))
 
 
-def test_the_defaults_are_those_of_the_paper():
-    optimizer = NVAEAdamax()
-    assert float(optimizer.learning_rate) == pytest.approx(1e-2)
-    settings = (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon, optimizer.l2)
-    assert settings == (0.9, 0.999, 1e-3, 3e-4)
+def model_with(optimizer=None, dtype="float32", **compilation):
+    """A new model, the same each time; its optimizer keeps averages unless another is given."""
+    keras.utils.set_random_seed(3)
+    model = nvae_tf.NVAE(MODEL, dtype=dtype)
+    model.compile(optimizer=optimizer or NVAEAdamax(use_ema=True, ema_momentum=MOMENTUM), **compilation)
+    model.optimizer.build(model.trainable_variables)
+    return model
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
-def test_the_rate_of_a_schedule_is_that_of_the_step(compiled):
-    schedule = WarmupCosine(0.1, 0.01, warmup_steps=2, steps_per_epoch=2, total_steps=6)
-    steps = gradients_of_steps()
-    rates = [float(schedule(step)) for step in range(6)]
-    found = weights_after(NVAEAdamax(schedule), steps, compiled)
-    assert_near(found, expected_weights(steps, rates.__getitem__))
+def weights_of(model):
+    return [weight.numpy() for weight in model.trainable_variables]
 
 
-def test_the_first_step_moves_by_the_rate_where_the_gradient_is_large():
-    variable = keras.Variable(np.zeros(2, np.float32))
-    NVAEAdamax(0.5, l2=0.0).apply([tf.constant([1e6, -1e6])], [variable])
-    np.testing.assert_allclose(variable, [-0.5, 0.5], rtol=1e-5)
-    # Where it is small against epsilon, hardly.
-    variable = keras.Variable(np.zeros(1, np.float32))
-    NVAEAdamax(0.5, l2=0.0).apply([tf.constant([1e-5])], [variable])
-    np.testing.assert_allclose(variable, [-0.5 * 1e-5 / (1e-5 + 1e-3)], rtol=1e-4)
+def averages_of(model):
+    averages = average_of_weights(model)
+    return [averages[id(weight)].numpy() for weight in model.trainable_variables]
 
 
-def test_rebuilt_from_its_settings():
-    optimizer = NVAEAdamax(0.03, beta_1=0.8, beta_2=0.9, epsilon=0.1, l2=0.2, name="mine")
-    rebuilt = NVAEAdamax.from_config(optimizer.get_config())
-    assert rebuilt.get_config() == optimizer.get_config()
-    steps = gradients_of_steps()
-    assert_near(weights_after(rebuilt, steps), weights_after(optimizer, steps), rtol=1e-6)
+def train(model, steps):
+    """Takes steps and returns the weights after each."""
+    after = []
+    for _ in range(steps):
+        model.train_step(tf.constant(IMAGES))
+        after.append(weights_of(model))
+    return after
 
 
-def test_rebuilt_with_a_schedule():
-    schedule = WarmupCosine(0.1, 0.01, warmup_steps=2, steps_per_epoch=2, total_steps=6)
-    custom = {"WarmupCosine": WarmupCosine}
-    rebuilt = NVAEAdamax.from_config(NVAEAdamax(schedule).get_config(), custom_objects=custom)
-    steps = gradients_of_steps()
-    assert_near(weights_after(rebuilt, steps), weights_after(NVAEAdamax(schedule), steps), rtol=1e-6)
+def recursion(weights_after_steps):
+    """The averages by their definition; they start as the first weights."""
+    averages = weights_after_steps[0]
+    for weights in weights_after_steps[1:]:
+        averages = [MOMENTUM * mean + (1.0 - MOMENTUM) * new for mean, new in zip(averages, weights, strict=True)]
+    return averages
 
 
-def test_keras_finds_it_by_its_serialized_form():
-    serialized = keras.optimizers.serialize(NVAEAdamax(0.03, l2=0.2))
-    assert keras.optimizers.deserialize(serialized).l2 == 0.2
+def assert_same(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
-def test_steps_in_a_graph_and_eager_steps_mix():
-    steps = gradients_of_steps()
-    optimizer = NVAEAdamax(0.05)
-    variables = [keras.Variable(value) for value in start()]
-    optimizer.build(variables)
-    both = eagerly(optimizer, variables), in_graph(optimizer, variables)
-    for index, gradients in enumerate(steps):
-        both[index % 2]([tf.constant(gradient) for gradient in gradients])
-    assert_near([variable.numpy() for variable in variables], expected_weights(steps, lambda step: 0.05))
-    assert int(optimizer.iterations) == len(steps)
+def state_of(folder, model):
+    return TrainingState(folder.checkpoints, model, model.optimizer, 2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return open_for_training(tmp_path / "run", ExperimentConfig(model=MODEL))
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_loading_gives_the_averages_and_resuming_the_weights(folder, precision):
+    model = model_with(dtype=precision)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (precision == "mixed_float16")
+    after = train(model, 3)
+    assert_close(averages_of(model), recursion(after), rtol=1e-5)
+    assert max(np.abs(a - b).max() for a, b in zip(averages_of(model), after[-1], strict=True)) > 1e-3
+    state = state_of(folder, model)
+    state.save(3)
+    state.save_if_best(3, 1.0)
+    for checkpoint in ("latest", "best"):
+        assert_same(weights_of(nvae_tf.load(folder.path, checkpoint)), averages_of(model))
+    other = model_with(dtype=precision)
+    assert state_of(folder, other).restore() == 3
+    assert_same(weights_of(other), after[-1])
+    assert_same(averages_of(other), averages_of(model))
+    assert_same(train(other, 1)[-1], train(model, 1)[-1])
+    assert_same(averages_of(other), averages_of(model))
+
+
+def test_training_is_not_changed_by_the_averages_nor_by_their_use():
+    plain, averaged = model_with(NVAEAdamax()), model_with()
+    for _ in range(3):
+        train(plain, 1)
+        train(averaged, 1)
+        with averaged_weights(averaged):
+            averaged.test_step(tf.constant(IMAGES))
+    assert_same([weight.numpy() for weight in averaged.weights], [weight.numpy() for weight in plain.weights])
+
+
+def test_inside_the_block_the_model_has_the_averages_and_after_an_error_the_weights():
+    model = model_with()
+    (*_, weights) = train(model, 3)
+    averages = averages_of(model)
+    with pytest.raises(KeyboardInterrupt):
+        with averaged_weights(model):
+            assert_same(weights_of(model), averages)
+            raise KeyboardInterrupt
+    assert_same(weights_of(model), weights)
+    assert_same(averages_of(model), averages)
+
+
+def test_without_averages_the_block_changes_nothing():
+    for model in (model_with(NVAEAdamax()), nvae_tf.NVAE(MODEL)):
+        assert average_of_weights(model) == {}
+        before = weights_of(model)
+        with averaged_weights(model):
+            assert_same(weights_of(model), before)
+
+
+@pytest.mark.parametrize("reason", ["bad images", "overflow"])
+def test_a_skipped_step_leaves_the_averages_and_before_the_first_step_they_are_the_weights(folder, reason):
+    overflow = reason == "overflow"
+    model = model_with(dtype="mixed_float16" if overflow else "float32")
+    bad = tf.constant(IMAGES if overflow else np.where(IMAGES > 0.0, np.float32("nan"), IMAGES))
+
+    def scale_by(scale):
+        if overflow:
+            model.optimizer.dynamic_scale.assign(scale)
+
+    before = weights_of(model)
+    scale_by(3e38)
+    model.train_step(bad)
+    with averaged_weights(model):
+        assert_same(weights_of(model), before)
+    state_of(folder, model).save(1)
+    assert_same(weights_of(nvae_tf.load(folder.path)), before)
+    scale_by(1024.0)
+    after = train(model, 2)
+    averages = averages_of(model)
+    assert_close(averages, recursion(after), rtol=1e-5)
+    scale_by(3e38)
+    model.train_step(bad)
+    assert_same(averages_of(model), averages)
+
+
+class InsideFit(keras.callbacks.Callback):
+    """Uses the averages and saves them during `fit`."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self._folder, self.after = folder, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.after.append(weights_of(self.model))
+        with averaged_weights(self.model):
+            self.inside = weights_of(self.model)
+        assert_same(weights_of(self.model), self.after[-1])
+        state_of(self._folder, self.model).save(batch + 1)
+
+
+def test_an_optimizer_of_keras_in_fit(folder):
+    model = model_with(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=MOMENTUM), run_eagerly=True)
+    callback = InsideFit(folder)
+    model.fit(np.concatenate([IMAGES] * 3), batch_size=4, shuffle=False, verbose=0, callbacks=[callback])
+    assert len(callback.after) == 3
+    assert_close(callback.inside, recursion(callback.after), rtol=1e-5)
+    assert_same(weights_of(nvae_tf.load(folder.path)), callback.inside)
+    # Keras itself ends with them.
+    assert_same(weights_of(model), callback.inside)

@@ -1,4 +1,4 @@
-"""The running limit of the loss: what it lets through, what it refuses, and that outliers do not move it."""
+"""The running limit of the loss: what it lets through, what it skips, and that outliers do not move it."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def noisy(level, count, spread=1.0, seed=0):
 
 @pytest.mark.parametrize("guard", [StepGuard(), RunawayGuard()])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_refused(guard, bad):
+def test_what_is_not_finite_is_skipped(guard, bad):
     assert offered(guard, [5.0, bad, 6.0]).tolist() == [True, False, True]
     assert not offered(guard, [5.0], gradient_norm=bad).any()
 
@@ -38,14 +38,14 @@ def test_a_training_run_is_let_through():
     assert offered(RunawayGuard(), level + noisy(0, len(level), 4.0)).all()
 
 
-def test_a_runaway_loss_is_refused_and_moves_nothing():
+def test_a_runaway_loss_is_skipped_and_moves_nothing():
     guard = RunawayGuard()
     assert offered(guard, noisy(100, 500)).all()
     state = [float(variable) for variable in guard.variables]
     assert not offered(guard, [150.0, 1e4, 1e30]).any()
     assert [float(variable) for variable in guard.variables[:3]] == state[:3]
-    assert float(guard.refused_in_a_row) == 3
-    assert offered(guard, [101.0]).all() and float(guard.refused_in_a_row) == 0
+    assert float(guard.skipped_in_a_row) == 3
+    assert offered(guard, [101.0]).all() and float(guard.skipped_in_a_row) == 0
 
 
 def test_accepted_outliers_hardly_raise_the_limit():
@@ -73,5 +73,5 @@ def test_there_is_no_limit_at_first_nor_at_tolerance_zero():
     assert offered(RunawayGuard(tolerance=0.0), [1.0] * 300 + [1e6]).all()
 
 
-def test_very_even_losses_are_not_taken_for_a_reason_to_refuse():
+def test_very_even_losses_are_not_taken_for_a_reason_to_skip():
     assert offered(RunawayGuard(), [100.0] * 300 + [105.0]).all()

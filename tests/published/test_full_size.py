@@ -5,7 +5,6 @@ FFHQ's architecture is that of CelebA HQ. These are files of the published form,
 
 import argparse
 import csv
-import importlib
 import os
 import pathlib
 import resource
@@ -19,6 +18,7 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
+from nvae_tf import presets
 from nvae_tf.config import experiment_config
 from nvae_tf.models.for_training import model_for_training
 from nvae_tf.optimization import inner_optimizer
@@ -75,7 +75,7 @@ def published_file(name, path, with_moments=False):
     """Writes a file of a preset's architecture; its numbers are drawn once, and a tensor is a cut of them."""
     import torch
 
-    config = experiment_config(importlib.import_module(f"configs.{name}").get_config())
+    config = experiment_config(presets.preset(name))
     with tf.Graph().as_default():
         made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
         made.model.optimizer.build(made.model.trainable_variables)

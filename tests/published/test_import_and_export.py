@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import zipfile
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from nvae_tf.published import import_run as importing
 from nvae_tf.published.export_file import ExportChoices, export_file
 from nvae_tf.published.import_run import ImportChoices, import_run
 from nvae_tf.published.less_memory import forget_pages
+from nvae_tf.published.mapping_report import write_report
 from nvae_tf.published.torch_file import read_torch_checkpoint
 from nvae_tf.training.loading import load_run
 from nvae_tf.training.run_folder import RunFolder, read_run_config
@@ -336,6 +338,20 @@ def rows_of(path):
         return {row["source"]: row for row in csv.DictReader(file)}
 
 
+def test_no_message_names_a_hidden_file(trained_run, tmp_path, monkeypatch):
+    def fail(path, target):
+        raise OSError(28, "No space left on device", str(path), None, str(target))
+
+    monkeypatch.setattr(pathlib.Path, "replace", fail)
+    with pytest.raises(OSError, match=r"/report\.csv: can't be written \(No space left on device\)$"):
+        write_report(tmp_path / "report.csv", [])
+    with pytest.raises(
+        OSError, match=r"/x\.pt: could not be written, .* left on its disk \(No space left on device\)\."
+    ):
+        export_file(ExportChoices(trained_run, tmp_path / "x.pt"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_report_has_every_tensor(trained_file, trained_run, place):
     content, rows = read(trained_file), rows_of(place / "report.csv")
     moments = {
@@ -366,6 +382,28 @@ def test_faults_are_named_and_reported_and_nothing_is_written(tmp_path):
     assert rows["stem.bias"]["note"] == "missing" and rows["other"]["note"] == "unknown"
     assert "needs" in rows["enc0.1.bias"]["note"]
     assert {entry.name for entry in tmp_path.iterdir()} == {"bad.pt", "report.csv"}
+
+
+def test_a_far_larger_model_is_refused_and_reported_before_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(importing, "model_for_training", lambda *_, **__: pytest.fail("the model is made"))
+    content = read(FIXTURES / "mnist_tiny.pt")
+    content["args"].num_channels_dec = 4096
+    choices = ImportChoices(saved(content, tmp_path / "bad.pt"), tmp_path / "run", report=tmp_path / "report.csv")
+    with pytest.raises(ValueError, match=r"bad\.pt: the published weights do not fit .* has at least [\d,]+ numbers"):
+        import_run(choices)
+    assert "a larger model" in rows_of(choices.report)["stem.bias"]["note"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"bad.pt", "report.csv"}
+
+
+def test_a_deflated_archive_becomes_the_same_run(trained_file, trained_run, tmp_path):
+    with (
+        zipfile.ZipFile(trained_file) as stored,
+        zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    import_run(ImportChoices(tmp_path / "x.pt", tmp_path / "run"))
+    assert numbers(tmp_path / "run") == numbers(trained_run)
 
 
 def test_the_report_tells_why_moments_are_left_out(trained_file, own_run, tmp_path):
@@ -408,6 +446,12 @@ def two_groups(content):
     [
         (without_second_norm, r"parameter 5, .*has no exp_inf.*--without_optimizer"),
         (misshapen, r"parameter 0, prior_ftr0, has exp_avg of shape \(1, .*--without_optimizer"),
+        (
+            lambda content: content["optimizer"]["state"][0].update(
+                exp_avg=content["optimizer"]["state"][0]["exp_avg"].long()
+            ),
+            "parameter 0, prior_ftr0, has exp_avg of type int64, and not of floats; .*--without_optimizer",
+        ),
         (one_too_few, r"is that of 225 parameters, and the model has 226.*--without_optimizer"),
         (lambda content: content["optimizer"].pop("param_groups"), "param_groups"),
         (two_groups, "has 2 param_groups, and not one; .*--without_optimizer"),
@@ -443,6 +487,7 @@ def two_groups(content):
         (lambda content: content.update(optimizer=[1]), "'optimizer' holds no state by name"),
         (lambda content: content.update(global_step="7"), "'global_step' = '7' is no number"),
         (lambda content: content.update(nvae_tf={"config": "{"}), "'nvae_tf' has no settings that can be read"),
+        (lambda content: content.update(nvae_tf={"config": "[" * 10**5}), "'nvae_tf' has no settings .*recursion"),
         (lambda content: content.update(nvae_tf={"config": "[]"}), "'nvae_tf' has no settings that can be read"),
         (lambda content: content.update(nvae_tf={"config": '{"data": []}'}), "'nvae_tf' has no settings .*data is a"),
     ],
@@ -462,6 +507,15 @@ def test_settings_that_contradict_each_other(own_run, tmp_path):
     changed = copy.deepcopy(content)
     changed["args"].num_nf = 2
     with pytest.raises(ValueError, match=r"contradict each other; 'nvae_tf' has model\.num_flows = 1"):
+        import_run(ImportChoices(saved(changed, tmp_path / "bad.pt"), tmp_path / "run"))
+    changed = copy.deepcopy(content)
+    changed["nvae_tf"]["images"] = "[" * 10**5
+    with pytest.raises(ValueError, match="'nvae_tf' has 'images' that can't be read .*recursion"):
+        import_run(ImportChoices(saved(changed, tmp_path / "bad.pt"), tmp_path / "run"))
+    name, value = next(iter(content["nvae_tf"]["state"].items()))
+    changed = copy.deepcopy(content)
+    changed["nvae_tf"]["state"][name] = value.long()
+    with pytest.raises(ValueError, match=f"'nvae_tf' has {name}: int64 in the file, float32 in this run's model"):
         import_run(ImportChoices(saved(changed, tmp_path / "bad.pt"), tmp_path / "run"))
     content["nvae_tf"]["state"]["others/17"] = content["nvae_tf"]["state"]["others/0"]
     with pytest.raises(ValueError, match=r"'nvae_tf' has others/17: \[\] in the file, no such variable"):

@@ -1,10 +1,10 @@
 """The settings of an imported run: from the file's own, with a length that fits its data set."""
 
-import importlib
 import re
 
 import pytest
 
+from nvae_tf import presets
 from nvae_tf.config import experiment_config, resolve_lengths
 from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.published.imported_settings import imported_settings
@@ -12,7 +12,7 @@ from nvae_tf.published.settings_to_publish import published_settings
 
 
 def preset(name):
-    return experiment_config(importlib.import_module(f"configs.{name}").get_config())
+    return experiment_config(presets.preset(name))
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
 import argparse
 import dataclasses
-import importlib
 
 import pytest
 
+from nvae_tf import presets
 from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, experiment_config
 from nvae_tf.latent_plan import CELL_SETS
 from nvae_tf.published.settings import model_config_from_published, objective_config_from_published
@@ -25,7 +25,7 @@ PUBLISHED = {
 
 
 def preset(name):
-    return experiment_config(importlib.import_module(f"configs.{name}").get_config())
+    return experiment_config(presets.preset(name))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

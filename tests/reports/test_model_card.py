@@ -11,9 +11,8 @@ import pytest
 
 from nvae_tf.config import ExperimentConfig, OptimizerConfig
 from nvae_tf.data_spec import DataSpec
-from nvae_tf.evaluation import evaluate_run
+from nvae_tf.evaluation.evaluate import likelihood_metrics, write_evaluation
 from nvae_tf.evaluation.likelihood import Likelihood
-from nvae_tf.evaluation.likelihood_metric import likelihood_figures
 from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
@@ -55,10 +54,10 @@ def evaluate(folder, config=CONFIG, split="test", **measured):
     )
     trained = TrainedRun(config, str(folder.checkpoints / "step-60"), MODEL, has_running_means=False)
     place = {"spec": config.data, "split": split, "source": SimpleNamespace(count=40), "data_sha256": "d"}
-    devices = {"batch_size": 8, "seed": 3, "strategy": None, "share": None, "status": StatusLine()}
+    devices = {"batch_size": 8, "seed": 3, "strategy": None, "shard": None, "status": StatusLine()}
     task = EvaluationTask(folder, trained, SHA256, **place, **devices)
-    figures = likelihood_figures(likelihood, latent_plan(config.model), num_values=16)
-    return evaluate_run._write(task, figures | measured)
+    figures = likelihood_metrics(likelihood, latent_plan(config.model), num_values=16)
+    return write_evaluation(task, figures | measured)
 
 
 def metadata(folder):
@@ -350,7 +349,7 @@ def test_a_card_that_cannot_be_written_does_not_end_the_work(tmp_path, monkeypat
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", full)
     keep_model_card(folder, MODEL, told.append)
-    assert told == [f"{folder.card_file}: the model card could not be written (No space left on device)"]
+    assert told == [f"the model card was not written: {folder.card_file}: can't be written (No space left on device)"]
     assert folder.card_file.read_bytes() == before and not list(tmp_path.glob(".*"))
 
 

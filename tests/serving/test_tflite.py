@@ -26,7 +26,7 @@ from nvae_tf.serving.devices.tflite_metadata import foreign_operations, read_met
 from nvae_tf.serving.devices.tflite_quantization import convert, write_for_devices
 from tests.serving.conftest import CONFIG, VANILLA_CONFIG, model_of
 
-EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "export" / "examples" / "decode_on_device.py"
+EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "export" / "decode_on_device.py"
 TEMPERATURE = 0.7
 COUNT, SEED = 2, 5
 

@@ -84,7 +84,7 @@ def test_a_run_ends_near_one_that_is_not_compiled(settings, commands, finished_r
     workdir = tmp_path / "run"
     process = commands.run(commands.tiny_training(workdir, **settings))
     assert process.returncode == 0, process.stderr
-    # What follows a norm in the backward pass is compiled in any case (`nvae_tf.processors.on_one_cpu`); it has none.
+    # What follows a norm in the backward pass is compiled in any case (`cpu_kernels.on_one_cpu`); it has none.
     texts = (file.read_text(errors="replace") for file in tmp_path.glob("compiled/*.txt"))
     assert any("convolution(" in text for text in texts) == (settings["train__xla"] == "jit")
     found, expected = last_scores(workdir), last_scores(finished_run[0])

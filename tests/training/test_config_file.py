@@ -5,10 +5,9 @@ import json
 import pytest
 
 from configs import digits
-from configs.common import completed_config
 from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, experiment_config, resolve_lengths
 from nvae_tf.data.completion import complete_config
-from train.config_file import load_settings
+from nvae_tf.presets import completed_config, load_settings
 
 DIGITS = resolve_lengths(experiment_config(digits.get_config()), 11, 1000)
 
@@ -23,7 +22,7 @@ DIGITS = resolve_lengths(experiment_config(digits.get_config()), 11, 1000)
         ("def get_config():\n    raise ValueError('a\\nb')\n", "line 2: ValueError: a b"),
         # Raised in a library: the line that called it.
         (
-            "from configs.digits import get_config as base\n\ndef get_config():\n    config = base()\n"
+            "from nvae_tf.presets import preset\n\ndef get_config():\n    config = preset('digits')\n"
             "    config.train.batch_size = 'many'\n",
             "line 5: TypeError: Could not override field 'batch_size'",
         ),

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf.evaluation.bound_rows import bound_rows, effective_samples_line
-from nvae_tf.evaluation.kl_heat_map import kl_heat_map
-from nvae_tf.generation.status import at_temperature
+from nvae_tf.evaluation.evaluate import bound_rows, effective_samples_line
+from nvae_tf.evaluation.latent_usage import kl_heat_map
+from nvae_tf.generation.arguments import temperature_text
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.reports.page.markup import command, escaped, paragraph, picture, table
 from nvae_tf.training.run_folder import RunFolder
@@ -132,6 +132,6 @@ def _fid(figures: dict[str, Any]) -> str:
     readjusted = f"; {fid['batch_norm_shift']}" if fid.get("batch_norm_iterations") else ""
     return paragraph(
         f"FID (Fréchet Inception distance, no unit, lower is better) {fid['value']:.3f}: {fid['samples']:,} samples at "
-        f"{at_temperature(fid['temperature'])} against {fid['real_images']:,} images, features of {fid['extractor']}"
+        f"{temperature_text(fid['temperature'])} against {fid['real_images']:,} images, features of {fid['extractor']}"
         f"{readjusted}."
     )

@@ -8,12 +8,10 @@ import numpy as np
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
-from nvae_tf.generation.grid_rows import rows_of_path
-from nvae_tf.generation.image_grid import image_grid
+from nvae_tf.generation.image_grid import image_grid, rows_of_path
 from nvae_tf.generation.interpolation import interpolate_images
 from nvae_tf.generation.reconstruction import reconstruct_images
-from nvae_tf.generation.sampling import ImageGenerator
-from nvae_tf.generation.shared_groups import numbers_of_shared_groups, samples_sharing_groups
+from nvae_tf.generation.sampling import ImageGenerator, numbers_of_shared_groups, samples_sharing_groups
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.page.markup import paragraph, picture
 from nvae_tf.training.loading import TrainedRun

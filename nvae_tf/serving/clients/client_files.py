@@ -4,12 +4,13 @@ import contextlib
 import json
 import os
 import pathlib
+import runpy
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
-from export.run_saved_model import picture_grid
+from nvae_tf.files import beside_package
 from nvae_tf.serving.clients.served_model import Scores
 from nvae_tf.serving.clients.served_pictures import pil_images
 
@@ -80,6 +81,7 @@ def write_pictures(output: str, images: np.ndarray, names: Sequence[str]) -> Non
     if not output.endswith(FOLDER):
         with written_whole(pathlib.Path(output)) as partial:
             floats = images if images.dtype != np.uint8 else images.astype(np.float32) / np.float32(255.0)
+            picture_grid = runpy.run_path(str(beside_package("export") / "run_saved_model.py"))["picture_grid"]
             picture_grid(floats).save(partial, format="PNG")
         return
     with written_whole(pathlib.Path(output)) as partial:

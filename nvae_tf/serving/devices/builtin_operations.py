@@ -4,8 +4,8 @@ The numbers stay the same up to rounding. What is rewritten, in every function o
 
 - functions marked as not to be inlined (`nvae_tf.layers.stacked`: for a quick first step) may be: a call of a
   function is no builtin;
-- swish, written as SoftplusGrad (`nvae_tf.layers.activations`: one pass over memory), becomes `x * sigmoid(x)`;
-- nearest doubling, written as a broadcast of rank 6 (`nvae_tf.layers.resampling`), becomes ResizeNearestNeighbor:
+- swish, written as SoftplusGrad (`nvae_tf.layers.cpu_kernels`: one pass over memory), becomes `x * sigmoid(x)`;
+- nearest doubling, written as a broadcast of rank 6 (`nvae_tf.layers.cpu_kernels`), becomes ResizeNearestNeighbor:
   TFLite slices at most 5 axes, and its delegates know the resize.
 """
 

@@ -8,11 +8,12 @@ import tempfile
 
 import numpy as np
 
+from nvae_tf.files import beside_package
 from nvae_tf.serving.devices.device_inputs import Arrays, in_batches
 from nvae_tf.serving.devices.device_signatures import DeviceSignatures
 
 THREADS = 1
-_RUN = pathlib.Path(__file__).parents[3] / "export" / "run_tflite.py"
+_RUN = beside_package("export") / "run_tflite.py"
 # Equal pictures have no PSNR; what float32 rounds off is some 140 dB down.
 _SMALLEST_SQUARE = 1e-15
 

@@ -16,7 +16,9 @@ def main(saved_model: str, inputs: str, outputs: str) -> None:
     """Runs every signature that `inputs` has arrays for, and writes what they give to `outputs`."""
     # An installed package can be imported from anywhere; None in its place makes that fail.
     sys.modules.update(dict.fromkeys(("nvae_tf", "export", "train", "configs")))
-    sys.path.append(str(pathlib.Path(__file__).parents[3] / "export"))
+    package = pathlib.Path(__file__).resolve().parents[2]
+    # Inside an installed package, beside it in a checkout.
+    sys.path += [str(package / "export"), str(package.parent / "export")]
     run_saved_model = importlib.import_module("run_saved_model")
 
     arguments: dict[str, dict[str, np.ndarray]] = {}

@@ -1,12 +1,14 @@
 """How long an export takes for batches of 1, 2, 4, ... rows, loaded as a server loads it."""
 
 import pathlib
+import runpy
 import statistics
 import time
+from collections.abc import Callable
 
 import numpy as np
 
-from export.run_saved_model import Run, session_of
+from nvae_tf.files import beside_package
 from nvae_tf.serving.clients.signature_specs import SignatureSpec, signature_specs
 from nvae_tf.serving.server_files.batching_fit import MOST_ROWS, BatchTiming, largest_worthwhile
 
@@ -32,6 +34,7 @@ def measure_batches(folder: pathlib.Path, longest_seconds: float) -> tuple[str, 
       ValueError: the export can't be loaded or run, or has no signature for images.
     """
     try:
+        session_of = runpy.run_path(str(beside_package("export") / "run_saved_model.py"))["session_of"]
         with session_of(str(folder)) as run:
             signature, spec = _image_signature(folder)
             timings: list[BatchTiming] = []
@@ -52,7 +55,7 @@ def measure_batches(folder: pathlib.Path, longest_seconds: float) -> tuple[str, 
         raise ValueError(f"{folder}: its batches can't be measured ({reason}); is the export whole?") from error
 
 
-def _median_seconds(run: Run, signature: str, inputs: dict[str, np.ndarray]) -> float:
+def _median_seconds(run: Callable[..., dict[str, np.ndarray]], signature: str, inputs: dict[str, np.ndarray]) -> float:
     run(signature, **inputs)  # the first run optimizes the graph
     seconds: list[float] = []
     while len(seconds) < MOST_RUNS and (len(seconds) < LEAST_RUNS or sum(seconds) < ENOUGH_SECONDS):

@@ -1,0 +1,227 @@
+"""What the scripts in `train` and `export` share: reading flags, the page of `--help`, and errors of one line.
+
+The flags themselves belong to the scripts, so they hand over the module `absl.flags`; the library has none.
+"""
+
+import contextlib
+import difflib
+import itertools
+import os
+import pathlib
+import re
+import sys
+import textwrap
+import traceback
+import typing
+import warnings
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from absl import app, logging
+from ml_collections import ConfigDict, config_flags
+
+from nvae_tf.config import ExperimentConfig, config_to_dict, setting_meanings
+from nvae_tf.errors import TRACEBACK_VARIABLE, USER_ERROR_CODE, exit_on_user_error
+from nvae_tf.files import check_writable
+from nvae_tf.presets import default_config, load_settings, settings_file
+
+_HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
+_WIDTH = 100
+# Follows from the length of the run, so no one sets it.
+DERIVED_SETTINGS = ("objective.total_steps",)
+_CONVERSION_ERRORS = {
+    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not a whole number",
+    r"could not convert string to float: (.*)": r"\1 is not a number",
+    r"\('Non-boolean argument to boolean flag', (.*)\)": r"\1 is neither True nor False",
+}
+DATA_PATH_HELP = "Where the images lie now, if no longer at the run's data.path."
+
+
+def run(main: Callable[[], None], flags: ModuleType) -> None:
+    """Reads the flags of the script that `main` belongs to, and runs it.
+
+    `--help` prints the script's docstring and its flags. A wrong flag, and an error of the kinds that a user can cause,
+    end the process with one line and exit code 2.
+
+    Args:
+      main: is called when the flags have been read.
+      flags: the module `absl.flags`.
+    """
+    module = sys.modules[main.__module__]
+
+    # Of odd metadata, which do no harm, and of large pictures.
+    warnings.filterwarnings("ignore", module="PIL")
+
+    def guarded(_: Sequence[str]) -> None:
+        with exit_on_user_error():
+            main()
+
+    app.run(guarded, flags_parser=lambda arguments: _read_flags(arguments, module, flags))
+
+
+def define_config(flags: ModuleType) -> Any:
+    """Defines --config, and with it a flag --config.GROUP.NAME for each setting; returns its holder."""
+
+    class SettingsParser(flags.ArgumentParser):
+        def parse(self, text: str) -> ConfigDict:
+            return load_settings(settings_file(text)).lock()
+
+    # The flag belongs to the script that asks for it, and is on its page of --help.
+    flags.disclaim_key_flags()
+    text = "The settings of the run: the name of a preset (digits), a file of your own, or the config.json of a run."
+    holder = config_flags.DEFINE_config_file("config", None, text)
+    flags.FLAGS["config"].parser = SettingsParser()
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+def valid_settings() -> tuple[str, ...]:
+    """All settings that a config and its flags know, as `train.batch_size`."""
+    groups = config_to_dict(ExperimentConfig())
+    names = (f"{group}.{name}" for group, settings in groups.items() for name in settings)
+    return tuple(name for name in names if name not in DERIVED_SETTINGS)
+
+
+def check_config_flags(arguments: Sequence[str]) -> None:
+    """Looks at `--config` and at the names of all `--config.group.setting` flags before any of them is used.
+
+    Raises:
+      ValueError: there is no such preset, file or setting; the message has the nearest one.
+    """
+    valid = valid_settings()
+    for argument in arguments:
+        setting = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if setting and setting[1] not in valid:
+            nearest = difflib.get_close_matches(setting[1], valid, n=1, cutoff=0.0)[0]
+            raise ValueError(f"--config.{setting[1]}: no such setting; did you mean --config.{nearest}?")
+    config = flag_value(arguments, "config")
+    if config is not None:
+        settings_file(config)
+
+
+def flag_value(arguments: Sequence[str], name: str) -> str | None:
+    """The value of a flag, written `--name=value` or `--name value`; the last one, None without."""
+    value = None
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        found = re.fullmatch(rf"--?{name}(?:=(.*))?", argument)
+        if found:
+            value = following if found[1] is None else found[1]
+    return value
+
+
+def check_run_folder(path: str) -> None:
+    """Looks at the run folder of a command, before it begins to work.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    if not pathlib.Path(path).is_dir():
+        raise FileNotFoundError(f"--workdir={path}: no such folder; give the --workdir of a run of train.main")
+    if not pathlib.Path(path, "config.json").is_file():
+        raise FileNotFoundError(
+            f"--workdir={path}: not a run folder, it has no config.json; give the --workdir of a run of train.main"
+        )
+
+
+def check_output(path: pathlib.Path, overwrite: bool) -> None:
+    """Looks at the file that a command is to write, before it begins to work.
+
+    Raises:
+      ValueError: it is there already and is not to be overwritten, or no PNG file can be there or be written.
+    """
+    if path.is_dir():
+        raise ValueError(f"--output={path}: a folder; give the name of a file")
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--output={path}: the picture is a PNG file; give a name that ends in .png")
+    check_writable(path.parent, f"--output={path}")
+    if path.exists() and not overwrite:
+        raise ValueError(f"--output={path}: there is such a file; give another name, or --overwrite to replace it")
+
+
+def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType) -> list[str]:
+    try:
+        with exit_on_user_error():
+            if _HELP & set(arguments[1:]):
+                _print_help(manual_page(module, flags, arguments[1:]))
+            if hasattr(module, "CONFIG"):
+                check_config_flags(arguments[1:])
+                arguments = _with_recorded_config(arguments)
+            _check_names(arguments[1:], flags, valid_settings() if hasattr(module, "CONFIG") else ())
+            rest = flags.FLAGS(arguments)
+            # TensorFlow's Python side logs trifles at level INFO, which absl would set now.
+            if flags.FLAGS["verbosity"].using_default_value:
+                flags.FLAGS.verbosity = logging.WARNING
+            if rest[1:]:
+                raise ValueError(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)")
+        return rest
+    except flags.Error as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exc()
+        missing = re.match(r"flag --(\w+)=None: ", str(error))
+        message = f"--{missing[1]} is missing" if missing else _in_plain_words(str(error))
+        print(f"error: {message} (see --help)", file=sys.stderr)
+        sys.exit(USER_ERROR_CODE)
+
+
+def _with_recorded_config(arguments: Sequence[str]) -> list[str]:
+    """The arguments; where they name the folder of a run and no settings, with the settings of that run."""
+    recorded = pathlib.Path(flag_value(arguments, "workdir") or "", "config.json")
+    if flag_value(arguments, "config") is None and recorded.parent.name and recorded.is_file():
+        return [arguments[0], f"--config={recorded}", *arguments[1:]]
+    return list(arguments)
+
+
+def _check_names(arguments: Sequence[str], flags: ModuleType, settings: Sequence[str]) -> None:
+    """Looks for settings that were given as flags of their own, `--batch_size` for `--config.train.batch_size`."""
+    by_name = {setting.rpartition(".")[2]: setting for setting in settings}
+    for argument in arguments:
+        name = argument.partition("=")[0].lstrip("-")
+        if argument.startswith("-") and name not in flags.FLAGS and name in by_name:
+            raise ValueError(f"--{name}: no such flag; did you mean --config.{by_name[name]}?")
+
+
+def _print_help(page: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(page, flush=True)
+        sys.exit(0)
+    # Whoever reads has seen enough; nothing is left to be flushed at the end.
+    sys.stdout = None
+    sys.exit(0)
+
+
+def _in_plain_words(message: str) -> str:
+    """What Python says of a value that is not of a setting's type, without Python's words."""
+    for pattern, words in _CONVERSION_ERRORS.items():
+        message = re.sub(pattern, words, message)
+    return message
+
+
+def manual_page(module: ModuleType, flags: ModuleType, arguments: Sequence[str] = ()) -> str:
+    """The docstring of a script, what its flags mean, and the settings of the config that the arguments choose."""
+    sections = [(module.__doc__ or "").strip(), "Flags:"]
+    for flag in flags.FLAGS.get_flags_for_module(module):
+        default = "" if flag.default is None else f" (default: {flag.default})"
+        sections.append(_entry(f"--{flag.name}", f"{flag.help or ''}{default}"))
+    if hasattr(module, "CONFIG"):
+        chosen = flag_value(arguments, "config")
+        of = "the default settings" if chosen is None else f"--config={chosen}"
+        config = default_config() if chosen is None else load_settings(settings_file(chosen))
+        sections.append(f"Settings, each a flag --config.GROUP.NAME=VALUE; the values are those of {of}:")
+        sections += _list_of_settings(config)
+    return "\n\n".join(sections)
+
+
+def _list_of_settings(config: ConfigDict) -> list[str]:
+    """A text for each group: every setting with its value and its meaning."""
+    texts = []
+    for group, kind in typing.get_type_hints(ExperimentConfig).items():
+        meanings = setting_meanings(kind)
+        names = [name for name in meanings if f"{group}.{name}" not in DERIVED_SETTINGS]
+        entries = [_entry(f"{group}.{name} = {config[group].get(name)}", meanings[name]) for name in names]
+        texts.append("\n".join(entries))
+    return texts
+
+
+def _entry(head: str, text: str) -> str:
+    return f"  {head}\n{textwrap.indent(textwrap.fill(' '.join(text.split()), _WIDTH - 6), ' ' * 6)}"

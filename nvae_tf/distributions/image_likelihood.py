@@ -1,0 +1,110 @@
+"""The likelihood p(x | z) of whole images, by name."""
+
+import dataclasses
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from nvae_tf.distributions.discretized_logistic_mixture import DiscretizedLogisticMixture, num_mixture_parameters
+from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
+from nvae_tf.setting_checks import check_choice
+
+tfd = tfp.distributions
+
+LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageLikelihood:
+    """Distributions of images with C channels in [0, 1], from a decoder's output.
+
+    Attributes:
+      name: `bernoulli`: an independent Bernoulli a value, from logits, which the temperature divides;
+        `logistic_mixture`: a `DiscretizedLogisticMixture` a pixel, of 1 to 4 channels on `2^num_bits` levels;
+        `normal`: a `PixelNormal` a value, from C means, then C log standard deviations; a density, for data that need
+        no exact bits per dimension.
+      channels: C.
+      num_mixtures: components a pixel of the mixture.
+      num_bits: bits a channel of the mixture, 1 to 8.
+      exact_edges: of the mixture; False for published scores, True for a mass that sums to 1.
+    """
+
+    name: str
+    channels: int
+    num_mixtures: int = 10
+    num_bits: int = 8
+    exact_edges: bool = False
+
+    def __post_init__(self):
+        check_choice("likelihood", self.name, LIKELIHOODS)
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers a pixel the decoder must give."""
+        if self.name == "logistic_mixture":
+            return num_mixture_parameters(self.channels, self.num_mixtures)
+        return self.channels if self.name == "bernoulli" else 2 * self.channels
+
+    def distribution(self, parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> tfd.Distribution:
+        """The distribution with event shape `[H, W, C]` for parameters `[..., H, W, num_parameters]` of any type.
+
+        `log_prob(images)` is in nats an image, `mean()` and `sample(seed=...)` are images in [0, 1], all in float32.
+        A temperature below 1 narrows the distribution.
+        """
+        if isinstance(temperature, (int, float)) and not temperature > 0:
+            raise ValueError(f"The temperature of an image likelihood must be above 0, got {temperature}.")
+        if parameters.shape[-1] != self.num_parameters:
+            raise ValueError(
+                f"The {self.name} likelihood of {self.channels} channels needs {self.num_parameters} parameters a "
+                f"pixel, which the last axis of shape {parameters.shape} does not have."
+            )
+        if self.name == "bernoulli":
+            logits = tf.cast(parameters, tf.float32) / tf.cast(temperature, tf.float32)
+            return tfd.Independent(tfd.Bernoulli(logits=logits, dtype=tf.float32), 3)
+        if self.name == "normal":
+            return tfd.Independent(PixelNormal(*tf.split(parameters, 2, axis=-1), temperature), 3)
+        mixture = self.num_mixtures, temperature, self.num_bits, self.exact_edges
+        return tfd.Independent(DiscretizedLogisticMixture.from_parameters(parameters, self.channels, *mixture), 2)
+
+
+class PixelNormal(tfd.Distribution):
+    """Values x in [0, 1] with the density of a `soft_clamped_normal(loc, log_scale, temperature)` on `2x - 1`.
+
+    `log_prob` is the density *on the [-1, 1] scale*, as published: without the log 2 a value that the change
+    of scale would add, so it is neither a density over [0, 1] nor a mass. Samples and the mean are mapped to
+    [0, 1] and clipped.
+    """
+
+    def __init__(
+        self, loc: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor = 1.0, name: str = "PixelNormal"
+    ):
+        parameters = dict(locals())
+        with tf.name_scope(name) as name:
+            self._normal = soft_clamped_normal(loc, log_scale, temperature)
+        super().__init__(
+            dtype=tf.float32,
+            reparameterization_type=tfd.NOT_REPARAMETERIZED,
+            validate_args=False,
+            allow_nan_stats=True,
+            parameters=parameters,
+            name=name,
+        )
+
+    @classmethod
+    def _parameter_properties(cls, dtype, num_classes=None):
+        return {name: tfp.util.ParameterProperties() for name in ("loc", "log_scale", "temperature")}
+
+    def _event_shape(self) -> tf.TensorShape:
+        return tf.TensorShape([])
+
+    def _event_shape_tensor(self) -> tf.Tensor:
+        return tf.constant([], tf.int32)
+
+    def _log_prob(self, value: tf.Tensor) -> tf.Tensor:
+        return self._normal.log_prob(2.0 * tf.cast(value, tf.float32) - 1.0)
+
+    def _sample_n(self, n: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return tf.clip_by_value((self._normal.sample(n, seed=seed) + 1.0) / 2.0, 0.0, 1.0)
+
+    def _mean(self) -> tf.Tensor:
+        return tf.clip_by_value((self._normal.mean() + 1.0) / 2.0, 0.0, 1.0)

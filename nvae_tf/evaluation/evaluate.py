@@ -1,0 +1,361 @@
+"""Evaluates one checkpoint: the metrics `elbo`, `iw`, `latents` and `fid`, in the run folder's evaluation file."""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.data.pipeline import evaluation_batches, iterate
+from nvae_tf.data.sources import place_of
+from nvae_tf.evaluation.fid import FidSettings, kept_samples, load_extractor, measure_fid
+from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units, kl_heat_map
+from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
+from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches, open_task
+from nvae_tf.files import atomic_write
+from nvae_tf.generation.image_grid import image_grid, write_png
+from nvae_tf.generation.sampling import numbers_of_shared_groups, samples_sharing_groups
+from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.objective import bits_per_dimension
+from nvae_tf.reports.keep_model_card import keep_model_card
+
+# All come from one pass over the images.
+_LIKELIHOOD_METRICS = ("elbo", "iw", "latents")
+# Metrics of another evaluation are kept where all of these are the same.
+_SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")
+# Of the normal distribution, for means over many images.
+_QUANTILE_95 = 1.959964
+_COLUMNS = 8
+
+
+def evaluate_run(
+    workdir: str | os.PathLike,
+    metrics: Sequence[str] = ("elbo", "iw"),
+    importance_samples: int = 1000,
+    fid: FidSettings | None = None,
+    checkpoint: str = "latest",
+    split: str = "test",
+    batch_size: int | None = None,
+    seed: int = 0,
+    data_path: str | None = None,
+    replicas: int = 0,
+) -> dict[str, Any] | None:
+    """Measures a checkpoint and writes the evaluation file and its table into the run folder.
+
+    What is in the file already stays there, if it is of the same checkpoint, images and seed. Several processes with
+    `TF_CONFIG` set share the work.
+
+    Args:
+      workdir: the run folder.
+      metrics: of "elbo", "iw", "fid", "latents".
+      importance_samples: K of the importance-weighted bound, for "iw".
+      fid: how samples are drawn and compared, for "fid".
+      checkpoint: "latest" or "best".
+      split: "train" or "test".
+      batch_size: images of a batch on each replica; that of the training if not given.
+      seed: of the binarization and of all draws.
+      data_path: where the images are, if no longer where they were during training.
+      replicas: number of GPUs, all for 0; where there are none, number of parts of the CPU.
+
+    Returns:
+      What the evaluation file has now; None in a process that is not the chief of several.
+
+    Raises:
+      FileNotFoundError, ValueError, ConnectionError: see `nvae_tf.load`, `load_split` and `load_extractor`; or the
+        model has diverged.
+    """
+    fid = fid or FidSettings()
+    task = open_task(workdir, checkpoint, split, batch_size, seed, data_path, replicas)
+    # Before hours of work: the file may be missing, or the network.
+    extractor = load_extractor(task, fid) if "fid" in metrics else None
+    written = None
+    if set(metrics) & set(_LIKELIHOOD_METRICS):
+        samples = importance_samples if "iw" in metrics else 0
+        likelihood = measure_likelihood(task, samples)
+        if likelihood is not None:
+            plan = task.trained.model.plan
+            measured = likelihood_metrics(likelihood, plan, math.prod(task.spec.image_shape))
+            if "latents" in metrics:
+                measured["latents"] = _latents_metrics(task, likelihood)
+            written = write_evaluation(task, measured)
+            _kept_likelihood(task, samples).remove()
+    if extractor is not None:
+        distance = measure_fid(task, fid, extractor)
+        if distance is not None:
+            written = write_evaluation(task, {"fid": distance})
+            kept_samples(task, fid, extractor).remove()
+    return written
+
+
+def measure_likelihood(task: EvaluationTask, importance_samples: int) -> Likelihood | None:
+    """Evaluates the batches that no process has evaluated yet, and joins all; no samples: the NELBO alone.
+
+    Returns:
+      None in a process that is not the chief of several, or where another one has been faster.
+
+    Raises:
+      ValueError: the model has diverged.
+    """
+    kept = _kept_likelihood(task, importance_samples)
+    index = task.shard.index
+    if not kept.begin(task.shard):
+        task.status.keep(
+            f"worker {index}: nothing to do; worker 0 is through, has not begun, or evaluates another "
+            "checkpoint or with another number of images at a time"
+        )
+        return None
+    _evaluate_missing(task, importance_samples, kept)
+    if index:
+        task.status.keep(f"worker {index}: done; worker 0 puts the metrics together")
+        return None
+    try:
+        stored = [
+            arrays | {"numbers_of_samples": tuple(arrays["numbers_of_samples"].tolist())} for arrays in kept.read()
+        ]
+    except FileNotFoundError:
+        file = task.folder.evaluation_file(task.split)
+        task.status.keep(f"another train.evaluate has put the batches together meanwhile; the metrics are in {file}")
+        return None
+    likelihood = Likelihood.joined([Likelihood(**arrays) for arrays in stored])
+    if not likelihood.is_finite():
+        kept.remove()
+        raise ValueError(f"{task.trained.checkpoint}: the model has diverged, its scores are not finite")
+    return likelihood
+
+
+def _kept_likelihood(task: EvaluationTask, importance_samples: int) -> KeptBatches:
+    """The batches of an evaluation of the same checkpoint, the same images and the same draws."""
+    what = [task.checkpoint_sha256, task.data_sha256, task.spec.name, task.split]
+    what += [task.seed, task.batch_size, importance_samples]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    return KeptBatches(task.folder.evaluation / f"unfinished-{digest}", math.ceil(task.source.count / task.batch_size))
+
+
+def _evaluate_missing(task: EvaluationTask, importance_samples: int, kept: KeptBatches) -> None:
+    missing = kept.missing(task.shard)
+    if not missing:
+        return
+    if len(missing) < kept.count:
+        task.status.keep(f"{kept.count - len(missing):,} of {kept.count:,} batches are there already")
+    evaluator = LikelihoodEvaluator(task.trained.model, task.batch_size, importance_samples, task.strategy)
+    count, size = task.source.count, task.batch_size
+    progress = ImageProgress(task.status, count, count - sum(min(size, count - number * size) for number in missing))
+    batches = iterate(evaluation_batches(task.source, task.spec, size, task.seed, missing), task.source)
+    with contextlib.closing(batches):
+        for number, images in zip(missing, batches, strict=True):
+            if kept.has(number):
+                # Another process has been here meanwhile.
+                progress.add(len(images), computed_here=False)
+                continue
+            part = evaluator.evaluate_batch(images, task.seed, number * size, progress.show)
+            if not kept.write(number, {name: np.asarray(value) for name, value in part._asdict().items()}):
+                return
+            progress.add(len(images))
+
+
+def likelihood_metrics(likelihood: Likelihood, plan: LatentPlan, num_values: int) -> dict[str, Any]:
+    """The measured bounds under the names of the evaluation file: means over images, in nats per image or bits per
+    dimension; `num_values` is height * width * channels of an image.
+    """
+    per_group = likelihood.kl_per_group_nats
+    metrics = {
+        "nelbo_nats": likelihood.nelbo_nats,
+        "bits_per_dim": bits_per_dimension(likelihood.nelbo_nats, num_values),
+        "reconstruction_nats": likelihood.reconstruction_nats,
+        "kl_nats": likelihood.kl_nats,
+        "kl_per_group_nats": per_group.tolist(),
+        "kl_per_scale_nats": [float(per_group[list(scale.groups)].sum()) for scale in plan.scales],
+        "scales": [
+            {"height": scale.height, "width": scale.width, "groups": list(scale.groups)} for scale in plan.scales
+        ],
+        "num_values": num_values,
+        "half_widths_95": {
+            "nelbo_nats": half_width_95(likelihood.nelbo),
+            "reconstruction_nats": half_width_95(likelihood.reconstruction),
+            "kl_nats": half_width_95(likelihood.kl.sum(axis=(1, 2))),
+        },
+    }
+    if not likelihood.numbers_of_samples:
+        return metrics
+    means = likelihood.importance_weighted.mean(axis=0, dtype=np.float64)
+    effective = likelihood.effective_samples
+    metrics["half_widths_95"]["importance_weighted_nats"] = half_width_95(likelihood.importance_weighted[:, -1])
+    return metrics | {
+        "importance_samples": likelihood.numbers_of_samples[-1],
+        "importance_weighted_nats": float(means[-1]),
+        "importance_weighted_bits_per_dim": bits_per_dimension(float(means[-1]), num_values),
+        "importance_weighted_nats_by_samples": {
+            str(number): float(mean) for number, mean in zip(likelihood.numbers_of_samples, means, strict=True)
+        },
+        "effective_samples": {
+            "mean": float(effective.mean()),
+            "median": float(np.median(effective)),
+            "smallest": float(effective.min()),
+        },
+    }
+
+
+def half_width_95(values: np.ndarray) -> float | None:
+    """Half the width of the 95% confidence interval of the mean of independent values; None for a single one."""
+    if len(values) < 2:
+        return None
+    return float(_QUANTILE_95 * values.std(ddof=1, dtype=np.float64) / math.sqrt(len(values)))
+
+
+def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, Any]:
+    """Active units of every group, and two images in the run's `evaluation/`: the KL of every latent channel, and rows
+    of samples that share the latents of the upper 0, 1, 2, 4 ... groups: what differs in a row is decided below.
+    """
+    model = task.trained.model
+    plan, per_channel = model.plan, likelihood.kl_per_channel_nats
+    active = active_units(per_channel, plan.latent_shapes())
+    heat_map = task.folder.evaluation / f"kl_per_channel-{task.split}.png"
+    write_png(heat_map, kl_heat_map(per_channel, plan.latent_shapes()))
+    numbers = numbers_of_shared_groups(plan.num_groups)
+    rows = [samples_sharing_groups(model, number, _COLUMNS, seed=task.seed) for number in numbers]
+    shared = task.folder.evaluation / "samples_with_shared_groups.png"
+    write_png(shared, image_grid(np.concatenate(rows), _COLUMNS, enlarge=None))
+    return {
+        "active_units_per_group": active.tolist(),
+        "active_units": int(active.sum()),
+        "active_from_nats": ACTIVE_FROM,
+        "latent_channels": plan.num_latent_per_group,
+        "kl_per_channel_nats": per_channel.tolist(),
+        "pictures": [str(file.relative_to(task.folder.path)) for file in (heat_map, shared)],
+    }
+
+
+def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:
+    """Adds metrics to the evaluation file, its table and the model card; returns all that the file has then."""
+    file = task.folder.evaluation_file(task.split)
+    provenance = _provenance(task)
+    earlier = _earlier(task, file, provenance)
+    metrics = earlier | provenance | measured
+    half_widths = earlier.get("half_widths_95", {}) | measured.get("half_widths_95", {})
+    if half_widths:
+        metrics["half_widths_95"] = half_widths
+    atomic_write(file, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    atomic_write(file.with_suffix(".txt"), f"{table(metrics)}\n")
+    keep_model_card(task.folder, task.trained.model, task.status.keep)
+    return metrics
+
+
+def _provenance(task: EvaluationTask) -> dict[str, Any]:
+    """What was evaluated, when and with what."""
+    checkpoint = pathlib.Path(task.trained.checkpoint)
+    return {
+        "dataset": task.spec.name,
+        "data": place_of(task.spec),
+        "data_sha256": task.data_sha256,
+        "split": task.split,
+        "num_images": task.source.count,
+        "seed": task.seed,
+        "batch_size": task.batch_size,
+        "checkpoint": "best" if checkpoint.parent.name == "best" else "latest",
+        "step": task.trained.step,
+        "checkpoint_sha256": task.checkpoint_sha256,
+        "weights": "running means of the weights" if task.trained.has_running_means else "weights as trained",
+        "tensorflow": tf.__version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _earlier(task: EvaluationTask, file: pathlib.Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What the file has already, if it is of the same checkpoint and images; if not, it is put aside."""
+    if not file.exists():
+        return {}
+    try:
+        earlier = json.loads(file.read_text())
+        if all(earlier.get(name) == provenance[name] for name in _SAME):
+            return earlier
+        aside = f"{file.stem}-step-{earlier['step']}-seed-{earlier['seed']}-{earlier['checkpoint_sha256'][:8]}.json"
+        what = "is of another checkpoint, other images or another seed"
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        aside, what = f"{file.stem}-damaged.json", "can't be read"
+    task.folder.evaluation.mkdir(exist_ok=True)
+    file.replace(task.folder.evaluation / aside)
+    task.status.keep(f"{file}: {what}; it is kept as {task.folder.evaluation / aside}")
+    return {}
+
+
+class BoundRow(NamedTuple):
+    """A row of the table of bounds: a mean over the images in nats per image and in bits per dimension, and half of its
+    95% confidence interval, None where it was not measured.
+    """
+
+    name: str
+    nats: float
+    bits: float
+    half_width: float | None = None
+    half_width_bits: float | None = None
+    is_of_group: bool = False
+
+
+def bound_rows(metrics: Mapping[str, Any]) -> list[BoundRow]:
+    """Bounds, their parts, and the KL of every scale, each followed by those of its groups."""
+    bits_of_nats = metrics["bits_per_dim"] / metrics["nelbo_nats"] if metrics["nelbo_nats"] else 0.0
+    half_widths = metrics.get("half_widths_95", {})
+
+    def row(name: str, nats: float, measured: str | None = None, is_of_group: bool = False) -> BoundRow:
+        half_width = half_widths.get(measured)
+        in_bits = None if half_width is None else half_width * bits_of_nats
+        return BoundRow(name, nats, nats * bits_of_nats, half_width, in_bits, is_of_group)
+
+    rows = [row("NELBO", metrics["nelbo_nats"], "nelbo_nats")]
+    for number, nats in metrics.get("importance_weighted_nats_by_samples", {}).items():
+        is_last = int(number) == metrics["importance_samples"]
+        name = f"importance-weighted, {int(number):,} sample{'' if number == '1' else 's'}"
+        rows.append(row(name, nats, "importance_weighted_nats" if is_last else None))
+    rows.append(row("reconstruction", metrics["reconstruction_nats"], "reconstruction_nats"))
+    rows.append(row("KL", metrics["kl_nats"], "kl_nats"))
+    for scale, nats in zip(metrics["scales"], metrics["kl_per_scale_nats"], strict=True):
+        size = f"{scale['height']}x{scale['width']}"
+        rows.append(row(f"KL of scale {size}", nats))
+        of_groups = [(group, metrics["kl_per_group_nats"][group]) for group in scale["groups"]]
+        rows += [row(f"KL of group {group} ({size})", value, is_of_group=True) for group, value in of_groups]
+    return rows
+
+
+def effective_samples_line(metrics: Mapping[str, Any]) -> str | None:
+    """The effective number of importance samples in words; None where there is no importance-weighted bound."""
+    effective = metrics.get("effective_samples")
+    return effective and (
+        f"effective samples of {metrics['importance_samples']:,}: {effective['mean']:.1f} in the mean, "
+        f"{effective['median']:.1f} in the median, at least {effective['smallest']:.1f}"
+    )
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+    """The evaluation file for people: what was evaluated, then what was measured."""
+    parts = [
+        f"{metrics['num_images']:,} images of the {metrics['split']} part of {metrics['dataset']} "
+        f"({metrics['data']}), seed {metrics['seed']}\n"
+        f"{metrics['checkpoint']} checkpoint, step {metrics['step']:,}, {metrics['weights']}, "
+        f"SHA-256 {metrics['checkpoint_sha256'][:16]}..."
+    ]
+    if "nelbo_nats" in metrics:
+        lines = [f"{'':36s}{'nats':>12s}{'+- (95%)':>10s}{'bits/dim':>10s}"]
+        for row in bound_rows(metrics):
+            spread = "" if row.half_width is None else f"{row.half_width:.3f}"
+            lines.append(f"{row.name:36s}{row.nats:12.3f}{spread:>10s}{row.bits:10.4f}")
+        parts.append("\n".join([*lines, *filter(None, [effective_samples_line(metrics)])]))
+    if "latents" in metrics:
+        active, channels = metrics["latents"]["active_units_per_group"], metrics["latents"]["latent_channels"]
+        lines = [f"active units: {sum(active):,} of {channels * len(active):,} latent channels"]
+        lines += [f"  group {group:3d}: {count} of {channels}" for group, count in enumerate(active)]
+        parts.append("\n".join(lines + [f"picture: {name}" for name in metrics["latents"]["pictures"]]))
+    if "fid" in metrics:
+        fid = metrics["fid"]
+        parts.append(
+            f"FID {fid['value']:.3f}: {fid['samples']:,} samples at temperature {fid['temperature']} against "
+            f"{fid['real_images']:,} images, features of {fid['extractor']}"
+            + (f"\n  {fid['batch_norm_shift']}" if fid["batch_norm_iterations"] else "")
+        )
+    return "\n\n".join(parts)

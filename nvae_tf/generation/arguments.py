@@ -1,0 +1,82 @@
+"""What people ask for on a command line, checked before TensorFlow starts: places to write, temperatures, numbers."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from nvae_tf.files import check_writable
+from nvae_tf.setting_checks import check
+
+FOLDER = "folder"
+TEMPERATURE_HELP = (
+    "What multiplies the priors' sigma, greater than 0: one number, or one for every scale (the smallest first) or "
+    "every latent group (the top one first), as 0.7,0.8."
+)
+BATCH_NORM_HELP = (
+    "Readjust the batch-norm statistics to the temperature with so many batches before samples are drawn (the "
+    "paper takes 500), in a copy of the model; 0 for none."
+)
+
+
+class OutputPlace(NamedTuple):
+    """A file or a folder to write; `kind` is the file's ending in small letters, or FOLDER."""
+
+    path: pathlib.Path
+    kind: str
+
+
+def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = "output") -> OutputPlace:
+    """The file or folder that a flag names; a folder is meant where it exists or the name ends in a slash.
+
+    Args:
+      value: of the flag.
+      kinds: which are possible: ".png", ... and FOLDER.
+      overwrite: whether what is there may be replaced.
+      flag: its name.
+
+    Raises:
+      ValueError: something is there already and is not to be replaced, or no such file can be written there.
+    """
+    path, given = pathlib.Path(value), f"--{flag}={value}"
+    endings = [kind for kind in kinds if kind != FOLDER]
+    if path.is_dir() or value.endswith(("/", os.sep)):
+        if FOLDER not in kinds:
+            raise ValueError(f"{given}: a folder; give the name of a file that ends in {' or '.join(endings)}")
+        check(not path.is_file(), f"{given}: this is a file, not a folder")
+        check_writable(path if path.is_dir() else path.parent, given)
+        if path.is_dir() and any(path.iterdir()) and not overwrite:
+            raise ValueError(f"{given}: there are files in this folder; give another, or --overwrite to write into it")
+        return OutputPlace(path, FOLDER)
+    kind = path.suffix.lower()
+    if kind not in endings:
+        folder = ", or a folder that ends in /" if FOLDER in kinds else ""
+        raise ValueError(f"{given}: give a name that ends in {' or '.join(endings)}{folder}")
+    check_writable(path.parent, given)
+    if path.exists() and not overwrite:
+        raise ValueError(f"{given}: there is such a file; give another name, or --overwrite to replace it")
+    return OutputPlace(path, kind)
+
+
+def parse_temperature(text: str) -> float | list[float]:
+    """A number, or the numbers of a list such as `0.7,0.8`.
+
+    Raises:
+      ValueError: one is no number, or not greater than 0 and finite.
+    """
+    values = []
+    for word in text.split(","):
+        try:
+            value = float(word)
+        except ValueError:
+            raise ValueError(f"--temperature: {word!r} is not a number; several are written 0.7,0.8") from None
+        check(0.0 < value < float("inf"), f"--temperature={word}: must be greater than 0; 1 is the model as trained")
+        values.append(value)
+    return values if len(values) > 1 else values[0]
+
+
+def temperature_text(temperature: float | list[float]) -> str:
+    """`temperature 0.7` or `temperatures 0.7, 0.8`."""
+    if isinstance(temperature, list):
+        return f"temperatures {', '.join(f'{value:g}' for value in temperature)}"
+    return f"temperature {temperature:g}"

@@ -1,0 +1,207 @@
+"""Operations in forms that are faster on CPUs, need less memory, or add in a fixed order.
+
+Each names or has beside it the plain TensorFlow expression that it equals. A form that is slower on GPUs is left out
+there (`has_gpus`, `on_one_cpu`).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.replicas import replica_count
+
+EPSILON = 1e-5  # of batch norm
+_UNIT_STRIDES = [1, 1, 1, 1]
+
+
+def has_gpus() -> bool:
+    """Whether this process may use a GPU."""
+    return bool(tf.config.get_visible_devices("GPU"))
+
+
+def on_one_cpu() -> bool:
+    """Whether there is one replica and no GPU."""
+    return not has_gpus() and replica_count() == 1
+
+
+def fan_out(tensor: tf.Tensor, count: int) -> list[tf.Tensor]:
+    """`count` copies of a tensor, one for each of its uses; their gradients are added one after the other.
+
+    If a tensor has three uses or more, TensorFlow adds the gradients by one AddN, which begins with whichever buffer
+    it can write to: the sum's last bits then depend on the order in which the CPU's threads have run. A sum of two is
+    the same either way.
+    """
+
+    @tf.custom_gradient
+    def copies(value: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
+        return [tf.identity(value) for _ in range(count)], lambda *upstream: functools.reduce(tf.add, upstream)
+
+    return copies(tensor)
+
+
+@tf.custom_gradient
+def swish(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """`tf.nn.silu(inputs)` in fewer passes over memory.
+
+    TensorFlow's gradient of softplus, `SoftplusGrad(g, x) = g * sigmoid(x)`, gives both halves of swish in one pass:
+    the value is `SoftplusGrad(x, x)` and the gradient `SoftplusGrad(g, x) * (1 + x - swish(x))`.
+    """
+    outputs = tf.raw_ops.SoftplusGrad(gradients=inputs, features=inputs)
+    return outputs, lambda upstream: swish_gradient(upstream, inputs, outputs)
+
+
+def swish_gradient(upstream: tf.Tensor, inputs: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """The gradient of the inputs of `swish`, from that of the outputs and both of them."""
+    sloped = tf.raw_ops.SoftplusGrad(gradients=upstream, features=inputs)
+    # Without this the executor would compute the other factor in the forward pass and keep it until now.
+    with tf.control_dependencies([sloped]):
+        return sloped * (1.0 + (inputs - outputs))
+
+
+def normalize(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    """Batch norm with given statistics `[channels]`; computed in float32, in the inputs' type outside.
+
+    By TensorFlow's fused kernel, or written out: on CPUs the kernel does not know every half-precision type.
+    """
+    if inputs.dtype != tf.float32:
+        return tf.cast(_written_out_norm(inputs, gamma, beta, mean, variance), inputs.dtype)
+    return tf.raw_ops.FusedBatchNormV3(
+        x=inputs, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=EPSILON, is_training=False
+    ).y
+
+
+def normalized_swish(inputs, gamma, beta, mean, variance) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """`swish(normalize(inputs, ...))`, and a function: gradient of the outputs -> that of what swish is taken of.
+
+    On one CPU both are compiled to a single pass over the memory, anew for every shape.
+    """
+    if on_one_cpu():
+        arguments = inputs, gamma, beta, mean, variance
+        return _swish_in_one_pass(*arguments), lambda upstream: _swish_gradient_in_one_pass(upstream, *arguments)
+    normalized = normalize(inputs, gamma, beta, mean, variance)
+    outputs = swish(normalized)
+    return outputs, lambda upstream: swish_gradient(upstream, normalized, outputs)
+
+
+@tf.function(autograph=False, jit_compile=True)
+def _swish_in_one_pass(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    normalized = _written_out_norm(inputs, gamma, beta, mean, variance)
+    return tf.cast(normalized * tf.sigmoid(normalized), inputs.dtype)
+
+
+@tf.function(autograph=False, jit_compile=True)
+def _swish_gradient_in_one_pass(upstream, inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    normalized = _written_out_norm(inputs, gamma, beta, mean, variance)
+    slope = tf.sigmoid(normalized)
+    return tf.cast(tf.cast(upstream, tf.float32) * slope * (1.0 + normalized * (1.0 - slope)), inputs.dtype)
+
+
+def _written_out_norm(inputs, gamma, beta, mean, variance) -> tf.Tensor:
+    return (tf.cast(inputs, tf.float32) - mean) * (gamma * tf.math.rsqrt(variance + EPSILON)) + beta
+
+
+@tf.custom_gradient
+def nearest_upsampling(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Repeats every pixel of `[batch, height, width, channels]` twice in both directions: `tf.repeat` on axes 1 and 2.
+
+    The gradient sums over 2x2 pixels; TensorFlow's own, a sum over two axes, takes ten times as long on CPUs.
+    """
+    _, height, width, channels = inputs.shape
+    repeated = tf.broadcast_to(inputs[:, :, None, :, None, :], (tf.shape(inputs)[0], height, 2, width, 2, channels))
+    outputs = tf.reshape(repeated, (-1, 2 * height, 2 * width, channels))
+    return outputs, lambda upstream: 4.0 * tf.nn.avg_pool2d(upstream, 2, 2, "VALID")
+
+
+@tf.custom_gradient
+def depthwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """`tf.nn.depthwise_conv2d` of `[batch, height, width, channels]` with stride 1 and padding that keeps the size.
+
+    `kernel` is `[size, size, channels, 1]` with an odd size.
+    """
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        of_kernel = _plain_filter_gradient if has_gpus() else _filter_gradient
+        # The inputs' gradient is a convolution too, by the turned kernel. TensorFlow's operation for it takes 1.1 to 2
+        # times as long on CPUs.
+        return _depthwise(upstream, tf.reverse(kernel, (0, 1))), of_kernel(inputs, upstream, kernel.shape[0])
+
+    return _depthwise(inputs, kernel), gradient
+
+
+def _depthwise(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    return tf.raw_ops.DepthwiseConv2dNative(input=inputs, filter=kernel, strides=_UNIT_STRIDES, padding="SAME")
+
+
+def _plain_filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int) -> tf.Tensor:
+    return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+        input=inputs,
+        filter_sizes=[size, size, inputs.shape[-1], 1],
+        out_backprop=upstream,
+        strides=_UNIT_STRIDES,
+        padding="SAME",
+    )
+
+
+def _filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int) -> tf.Tensor:
+    """As `_plain_filter_gradient`, which takes 1.1 to 11 times as long on CPUs.
+
+    It is itself a depthwise convolution, of the inputs by the outputs' gradient, with the images side by side as
+    channels; all in float32, because every number is a sum over all pixels.
+    """
+    _, height, width, channels = inputs.shape
+    batch_size = tf.shape(inputs)[0]
+    images, filters = (
+        tf.reshape(tf.transpose(tf.cast(tensor, tf.float32), (1, 2, 0, 3)), (1, height, width, batch_size * channels))
+        for tensor in (inputs, upstream)
+    )
+    margin = [size // 2] * 2
+    of_images = tf.raw_ops.DepthwiseConv2dNative(
+        input=images,
+        filter=tf.reshape(filters, (height, width, batch_size * channels, 1)),
+        strides=_UNIT_STRIDES,
+        # As explicit padding: that keeps oneDNN off, whose kernel is slower for filters as large as images.
+        padding="EXPLICIT",
+        explicit_paddings=[0, 0, *margin, *margin, 0, 0],
+    )
+    gradient = tf.reduce_sum(tf.reshape(of_images, (size, size, batch_size, channels)), axis=2)
+    return tf.cast(tf.expand_dims(gradient, -1), inputs.dtype)
+
+
+def pointwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+    """`tf.nn.conv2d` by a 1x1 kernel as a matrix product: on CPUs its filter gradient takes half the time.
+
+    The bias comes right after the product, so that TensorFlow can make one operation of the two.
+    """
+    _, height, width, channels_in = inputs.shape
+    outputs = tf.matmul(tf.reshape(inputs, (-1, channels_in)), tf.reshape(kernel, kernel.shape[2:]))
+    outputs = outputs if bias is None else tf.nn.bias_add(outputs, bias)
+    return tf.reshape(outputs, (-1, height, width, kernel.shape[-1]))
+
+
+def dilated_kernel(kernel: tf.Tensor, dilation: int) -> tf.Tensor:
+    """The kernel `[height, width, in, out]` with `dilation - 1` zeros between its taps.
+
+    For `tf.nn.conv2d` with `dilations`, whose gradients exist on GPUs only.
+    """
+    size = (kernel.shape[0] - 1) * dilation + 1
+    spread = np.zeros((size, kernel.shape[0]), np.float32)
+    spread[np.arange(0, size, dilation), np.arange(kernel.shape[0])] = 1.0
+    spread = tf.constant(spread, kernel.dtype)
+    return tf.einsum("yh,xw,hwio->yxio", spread, spread, kernel)
+
+
+def concatenated(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
+    """`tf.concat(pieces, -1)`, with a gradient that XLA compiles once.
+
+    TensorFlow's own computes where each piece lies; behind a call that is not inlined XLA takes that for something
+    that changes, and compiles the training step anew at every step.
+    """
+    widths = [piece.shape[-1] for piece in pieces]
+
+    @tf.custom_gradient
+    def operation(*pieces):
+        return tf.concat(pieces, -1), lambda upstream: tuple(tf.split(upstream, widths, -1))
+
+    return operation(*pieces)

@@ -1,0 +1,197 @@
+"""Settings as an `ml_collections.ConfigDict` to be changed: presets by name, files of one's own, those of a run.
+
+The presets are the files of the folder `configs`: one a data set, each with a function `get_config`.
+"""
+
+import dataclasses
+import difflib
+import os
+import pathlib
+import runpy
+import traceback
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference, config_dict
+
+from nvae_tf.config import ExperimentConfig, config_to_dict, read_config
+from nvae_tf.data.model_settings import MODEL_SETTINGS
+from nvae_tf.data.specs import data_spec
+from nvae_tf.data_spec import DataSpec
+from nvae_tf.files import beside_package
+from nvae_tf.setting_checks import check, check_choice
+
+
+def preset(name: str) -> ConfigDict:
+    """The settings of a preset: `preset("mnist")` those of configs/mnist.py. Values may be changed, no names added.
+
+    Raises:
+      ValueError: there is no such preset; the message has the nearest name.
+    """
+    files = preset_files()
+    check_choice("preset", name, tuple(files), what="no such preset")
+    return load_settings(str(files[name])).lock()
+
+
+def preset_files() -> dict[str, pathlib.Path]:
+    """The file of each preset, by name."""
+    return {file.stem: file for file in sorted(beside_package("configs").glob("[a-z]*.py"))}
+
+
+def settings_file(text: str) -> str:
+    """The file that the value of a flag `--config` means: a preset's name, or a path, after a colon an argument.
+
+    Raises:
+      ValueError: there is no such preset and no such file; the message has the nearest one.
+    """
+    name, colon, argument = text.partition(":")
+    path, presets = pathlib.Path(name), preset_files()
+    if path.is_file():
+        return text
+    if name in presets:
+        return f"{presets[name]}{colon}{argument}"
+    if path.is_dir():
+        example = path / "config.json"
+        raise ValueError(f"--config={path}: a folder; give a file" + (f": {example}" if example.is_file() else ""))
+    beside = [str(file) for file in (*path.parent.glob("*.py"), *path.parent.glob("*.json"))] if path.suffix else []
+    nearest = difflib.get_close_matches(name if beside else path.stem, beside or presets, n=1, cutoff=0.0)
+    raise ValueError(f"--config={name}: no such preset or file" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+
+
+def default_config() -> ConfigDict:
+    """The settings of `nvae_tf.config` in groups, unlocked.
+
+    `objective.total_steps` is left out: the length of the run gives it.
+    """
+    return _unlocked(ExperimentConfig())
+
+
+def recorded_config(path: str | os.PathLike) -> ConfigDict:
+    """The settings of a run from its `config.json`, unlocked.
+
+    Those of the model follow those of the data, as in a preset, where both are the same.
+
+    Raises:
+      FileNotFoundError, ValueError: see `nvae_tf.config.read_config`.
+    """
+    config = _unlocked(read_config(path))
+    for setting, data_setting in MODEL_SETTINGS.items():
+        if config.model[setting] == config.data[data_setting]:
+            config.model[setting] = config.data.get_ref(data_setting)
+    return config
+
+
+def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
+    """Settings of some groups, with all that is left out of them at its default, unlocked.
+
+    Settings of the model that follow from the data are left to `nvae_tf.data.completion`.
+
+    Raises:
+      ValueError: there is no such group, or a single value in the place of one.
+    """
+    config, groups = ConfigDict(settings).unlock(), typing.get_type_hints(ExperimentConfig)
+    for group, values in config.items():
+        check_choice(f"setting {group}", group, groups, what="no such setting")
+        check(isinstance(values, ConfigDict), f"{group} is a group of settings, not the single value {values!r}")
+    for group, defaults in default_config().items():
+        if group not in config:
+            config[group] = ConfigDict()
+        for name, default in defaults.items():
+            if name not in config[group]:
+                config[group][name] = None if group == "model" and name in MODEL_SETTINGS else default
+            if config[group].get_type(name) is type(None):
+                config[group][name] = _placeholder(groups[group], name)
+    return config
+
+
+def config_for_data(name: str) -> ConfigDict:
+    """The default settings for the images of a data set that `nvae_tf.data` knows, unlocked.
+
+    The model's input settings follow those of the data: `--config.data.num_bits=5` changes both.
+    """
+    config = default_config()
+    for setting, value in dataclasses.asdict(data_spec(name)).items():
+        if value is not None:
+            config.data[setting] = value
+        else:
+            config.data[setting] = _placeholder(DataSpec, setting)
+    for setting, data_setting in MODEL_SETTINGS.items():
+        config.model[setting] = config.data.get_ref(data_setting)
+    return config
+
+
+def config_like(other: str, name: str) -> ConfigDict:
+    """The settings of the preset `other` for the images of another data set, unlocked.
+
+    All of `data`, and the settings of the model that follow from it, are those of the data set called `name`.
+    """
+    config, settings = config_for_data(name), preset(other)
+    for group in ("model", "objective", "optimizer", "train"):
+        for setting, value in settings[group].items():
+            if group != "model" or setting not in MODEL_SETTINGS:
+                config[group][setting] = value
+    return config
+
+
+def load_settings(path: str) -> ConfigDict:
+    """The settings of a file, unlocked; those that it leaves out are at their defaults.
+
+    Args:
+      path: a file that ends in .json, as `config.json` of a run folder; or any other, which is Python, and after a
+        colon what its function `get_config` is called with.
+
+    Raises:
+      ValueError: whatever is wrong with the file, in one line, with the number of its line where there is one.
+    """
+    name, colon, argument = path.partition(":")
+    try:
+        if name.endswith(".json"):
+            return recorded_config(name)
+        get_config = runpy.run_path(name).get("get_config")
+        check(callable(get_config), "has no function get_config")
+    # A file of somebody may raise anything.
+    except Exception as error:
+        raise ValueError(_in_one_line(error, name)) from error
+    try:
+        settings = get_config(argument) if colon else get_config()
+        check(
+            isinstance(settings, Mapping | ConfigDict),
+            f"get_config returns {settings!r}, not settings: an ml_collections.ConfigDict, as those of configs/ do",
+        )
+        return completed_config(settings)
+    except Exception as error:
+        first_line = getattr(get_config, "__code__", None) and get_config.__code__.co_firstlineno
+        raise ValueError(_in_one_line(error, name, first_line)) from error
+
+
+def _unlocked(config: ExperimentConfig) -> ConfigDict:
+    """The settings in groups, without that which follows from the length of the run."""
+    settings = ConfigDict(config_to_dict(config))
+    del settings.objective.total_steps
+    for group, kind in typing.get_type_hints(ExperimentConfig).items():
+        for name, value in settings[group].items():
+            if value is None:
+                settings[group][name] = _placeholder(kind, name)
+    return settings
+
+
+def _placeholder(kind: type, setting: str) -> FieldReference:
+    """Stands for None and takes a value of the setting's type, which a plain None does not."""
+    expected = typing.get_type_hints(kind)[setting]
+    return config_dict.placeholder(next(iter(typing.get_args(expected)), expected))
+
+
+def _in_one_line(error: Exception, name: str, line: int | None = None) -> str:
+    """What is wrong with the file, and in which line; `line` where no line of the file has raised the error."""
+    kind, text = f"{type(error).__name__}: ", " ".join(str(error).split())
+    if isinstance(error, SyntaxError) and error.filename:
+        # Maybe that of another file, which this one imports.
+        place = "" if pathlib.Path(error.filename) == pathlib.Path(name) else f"{error.filename}, "
+        return f"{place}line {error.lineno}: {kind}{error.msg}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
+    if frames:
+        return f"line {frames[-1].lineno}: {kind}{text}"
+    # One of this project's, of a file that says what it should not.
+    kind = "" if isinstance(error, ValueError | OSError) else kind
+    return (f"line {line}: " if line else "") + kind + text

@@ -1,0 +1,91 @@
+"""The wheel, installed into an environment of its own: one package, whose commands work in any folder."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import sysconfig
+import zipfile
+
+import pytest
+
+from tests.command_fixtures import TINY
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def run(*command, cwd):
+    process = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "NVAE_TF_"))},
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built of a copy: a build leaves folders behind."""
+    source, folder = tmp_path_factory.mktemp("source") / "nvae_tf", tmp_path_factory.mktemp("wheel")
+    run("git", "clone", "--quiet", ROOT, source, cwd=ROOT)
+    # What is not committed yet is tested too.
+    files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+    for name in run("git", "ls-files", cwd=source).splitlines():
+        (source / name).unlink()
+    for name in files:
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    options = ("--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", folder)
+    run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=folder)
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def bin_folder(wheel, tmp_path_factory):
+    """The commands of an environment that has the wheel, and from this one all that it depends on."""
+    environment = tmp_path_factory.mktemp("environment") / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=ROOT)
+    paths = {"base": str(environment), "platbase": str(environment)}
+    site = pathlib.Path(sysconfig.get_path("purelib", vars=paths))
+    target = ("--python", environment / "bin" / "python", "install", "--no-deps", "--no-index", "--quiet")
+    run(sys.executable, "-m", "pip", *target, wheel, cwd=ROOT)
+    # Looked in after the environment's own packages. The editable installation of this checkout
+    # has a .pth file of its own there, which is not read.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return environment / "bin"
+
+
+def test_there_is_one_package_with_everything_in_it(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (top_level,) = (name for name in names if name.endswith("top_level.txt"))
+        assert archive.read(top_level).decode().split() == ["nvae_tf"]
+    tracked = run("git", "ls-files", "nvae_tf", "train", "export", "configs", cwd=ROOT).splitlines()
+    here = {name if name.startswith("nvae_tf/") else f"nvae_tf/{name}" for name in tracked if (ROOT / name).is_file()}
+    assert here - set(names) == set()
+
+
+@pytest.mark.slow
+def test_the_commands_work_in_a_folder_with_names_like_ours(bin_folder, tmp_path):
+    (tmp_path / "train.py").write_text("raise AssertionError('a file of the user was imported')\n")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.py").write_text("raise AssertionError('a file of the user was imported')\n")
+    settings = [f"--config.{name}={value}" for name, value in (TINY | {"train.steps": 20}).items()]
+
+    def nvae(command, *arguments):
+        return run(bin_folder / f"nvae-{command}", *arguments, cwd=tmp_path)
+
+    nvae("train", "--config=digits", "--workdir=runs/mine", *settings)
+    assert "finished run" in nvae("train", "--workdir=runs/mine")
+    nvae("evaluate", "--workdir=runs/mine", "--importance_samples=2")
+    nvae("generate", "--workdir=runs/mine", "--output=samples.png", "--count=4")
+    nvae("export", "--workdir=runs/mine", "--output=models/mine")
+    nvae("report", "--workdir=runs/mine")
+    for name in ("samples.png", "models/mine/1/saved_model.pb", "runs/mine/report.html", "runs/mine/evaluation.json"):
+        assert (tmp_path / name).is_file(), name

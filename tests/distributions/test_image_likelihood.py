@@ -1,0 +1,126 @@
+"""The likelihoods of whole images: recorded numbers of the published model, and the common interface."""
+
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.distributions.image_likelihood import LIKELIHOODS, ImageLikelihood
+
+FIXTURES = pathlib.Path(__file__).parent.parent / "fixtures"
+RECORDED = {
+    "mnist_tiny": ImageLikelihood("bernoulli", 1),
+    "cifar10_tiny": ImageLikelihood("logistic_mixture", 3, num_mixtures=5, num_bits=8),
+    "celeba64_tiny": ImageLikelihood("logistic_mixture", 3, num_mixtures=3, num_bits=5),
+    "normal_decoder_tiny": ImageLikelihood("normal", 3),
+}
+
+
+@pytest.mark.parametrize("phase", ["eval", "train"])
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_numbers(name, phase):
+    with np.load(FIXTURES / f"{name}.npz") as file:
+        images, logits = (np.moveaxis(file[key], 1, -1) for key in ("x", f"{phase}/logits"))
+        recon_loss, mean = file[f"{phase}/recon_loss"], file.get(f"{phase}/mean")
+    distribution = RECORDED[name].distribution(logits)
+    if mean is not None:
+        np.testing.assert_allclose(distribution.mean(), np.moveaxis(mean, 1, -1), rtol=1e-5, atol=1e-6)
+    if name == "mnist_tiny":  # the likelihood counts the inner 28x28 only
+        images, distribution = images[:, 2:-2, 2:-2], RECORDED[name].distribution(logits[:, 2:-2, 2:-2])
+    np.testing.assert_allclose(-distribution.log_prob(images), recon_loss, rtol=2e-6)
+
+
+@pytest.fixture(params=[(name, channels) for name in LIKELIHOODS for channels in (1, 2, 3, 4)])
+def named(request):
+    """A likelihood with random parameters for two images of 4x6 pixels."""
+    likelihood = ImageLikelihood(*request.param, num_mixtures=3, num_bits=5)
+    shape = [2, 4, 6, likelihood.num_parameters]
+    return likelihood, np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def test_events_are_whole_images(named):
+    likelihood, parameters = named
+    shape = [4, 6, likelihood.channels]
+    distribution = likelihood.distribution(parameters)
+    assert (distribution.batch_shape, distribution.event_shape) == ([2], shape)
+    images = distribution.sample(seed=(1, 2))
+    assert distribution.log_prob(images).shape == [2]
+    for values in (images, distribution.sample(5, seed=1), distribution.mean()):
+        assert values.shape[-4:] == [2, *shape] and values.dtype == tf.float32
+        assert np.min(values) >= 0 and np.max(values) <= 1
+    np.testing.assert_array_equal(images, distribution.sample(seed=(1, 2)))
+
+
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
+def test_half_precision_is_computed_in_float32(named, dtype):
+    likelihood, parameters = named
+    images = tf.round(tf.random.stateless_uniform([2, 4, 6, likelihood.channels], seed=(1, 1)))
+    half = tf.cast(parameters, dtype)
+    log_prob = likelihood.distribution(half).log_prob(tf.cast(images, dtype))
+    assert log_prob.dtype == tf.float32
+    np.testing.assert_array_equal(log_prob, likelihood.distribution(tf.cast(half, tf.float32)).log_prob(images))
+
+
+def test_low_temperature_narrows_samples(named):
+    likelihood, parameters = named
+
+    def spread(temperature):
+        images = likelihood.distribution(parameters, temperature).sample(400, seed=(1, 2))
+        return np.mean(np.std(images, axis=0))
+
+    cold = spread(0.2)
+    assert cold < 0.9 * spread(1.0)
+    np.testing.assert_allclose(spread(tf.constant(0.2)), cold, rtol=1e-5)
+
+
+def test_extreme_parameters_are_finite_in_value_and_gradient(named):
+    likelihood, parameters = named
+    levels = tf.round(tf.linspace(0.0, 31.0, 48 * likelihood.channels)) / 31
+    images = tf.reshape(levels, [2, 4, 6, likelihood.channels])
+    for scale in (100.0, 1e4):
+        variables = tf.constant(parameters * scale)
+        with tf.GradientTape() as tape:
+            tape.watch(variables)
+            log_prob = likelihood.distribution(variables).log_prob(images)
+        assert np.all(np.isfinite(log_prob))
+        assert np.all(np.isfinite(tape.gradient(log_prob, variables)))
+
+
+def test_bernoulli_mean_is_the_sigmoid_of_tempered_logits():
+    logits = np.array([-100.0, -1.0, 0.0, 2.0], np.float32).reshape(1, 2, 2, 1)
+    mean = ImageLikelihood("bernoulli", 1).distribution(logits, 0.5).mean()
+    np.testing.assert_allclose(mean, 1 / (1 + np.exp(-logits.astype(np.float64) / 0.5)), rtol=1e-6, atol=1e-30)
+
+
+def test_normal_is_a_density_on_the_signed_scale():
+    """One grey-alpha pixel: two means, then two log-sigmas; no factor for the change of scale."""
+    parameters = np.array([0.5, 7.0, -1.0, -2.0]).reshape(1, 1, 1, 4)
+    images = np.array([0.6, 0.9]).reshape(1, 1, 1, 2)
+    location, scale = 5 * np.tanh(parameters[..., :2] / 5), np.exp(5 * np.tanh(parameters[..., 2:] / 5)) + 0.01
+    deviation = (2 * images - 1 - location) / scale
+    expected = np.sum(-0.5 * deviation**2 - np.log(scale * np.sqrt(2 * np.pi)))
+    distribution = ImageLikelihood("normal", 2).distribution(tf.constant(parameters, tf.float32))
+    np.testing.assert_allclose(distribution.log_prob(tf.constant(images, tf.float32)), [expected], rtol=1e-5)
+    np.testing.assert_allclose(np.ravel(distribution.mean()), [(1 + location[0, 0, 0, 0]) / 2, 1.0], rtol=1e-6)
+
+
+def test_exact_edges_reach_the_distribution():
+    parameters, image = tf.constant([[[[0.0, 0.99, -3.0]]]]), tf.fill([1, 1, 1, 1], 254 / 255)
+    published, exact = (
+        ImageLikelihood("logistic_mixture", 1, 1, exact_edges=exact_edges).distribution(parameters).prob(image)
+        for exact_edges in (False, True)
+    )
+    assert published > 5 * exact
+
+
+def test_what_fits_no_likelihood_is_refused():
+    with pytest.raises(ValueError, match="likelihood = 'logistic': .*; did you mean 'logistic_mixture'"):
+        ImageLikelihood("logistic", 3)
+    for name in LIKELIHOODS:
+        likelihood = ImageLikelihood(name, 3)
+        for temperature in (0, -1.0, float("nan")):
+            with pytest.raises(ValueError, match="temperature of an image likelihood must be above 0"):
+                likelihood.distribution(tf.zeros([1, 2, 2, likelihood.num_parameters]), temperature)
+        with pytest.raises(ValueError, match=f"The {name} likelihood of 3 channels needs .* parameters a pixel"):
+            likelihood.distribution(tf.zeros([1, 2, 2, 99]))

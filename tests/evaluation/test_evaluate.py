@@ -1,0 +1,123 @@
+"""What an evaluation is made of: kept batches, intervals, progress and the table."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from nvae_tf.config import ModelConfig
+from nvae_tf.data.ordering import ALL, Shard
+from nvae_tf.evaluation.evaluate import half_width_95, likelihood_metrics, table
+from nvae_tf.evaluation.likelihood import Likelihood
+from nvae_tf.evaluation.task import ImageProgress, KeptBatches
+from nvae_tf.latent_plan import latent_plan
+from nvae_tf.progress import StatusLine
+from tests.tiny_model import tiny_config
+
+
+def likelihood(count, numbers=(1, 10), seed=0):
+    random = np.random.default_rng(seed)
+    values = random.normal(50.0, 5.0, count), random.gamma(1.0, 1.0, (count, 2, 3))
+    return Likelihood(*values, tuple(numbers), random.normal(50.0, 5.0, (count, len(numbers))), np.ones(count))
+
+
+def read(kept):
+    return list(kept.read())
+
+
+def test_batches_are_kept_in_any_order(tmp_path):
+    folder = tmp_path / "unfinished"
+    kept = KeptBatches(folder, 3)
+    assert kept.begin(ALL) and folder.is_dir()
+    for number in (2, 0):
+        assert kept.write(number, {"values": np.arange(number, 4.0)})
+    assert kept.missing(ALL) == [1]
+    kept.write(1, {"values": np.arange(1.0, 4.0)})
+    for number, arrays in enumerate(read(KeptBatches(folder, 3))):
+        np.testing.assert_array_equal(arrays["values"], np.arange(number, 4.0))
+    kept.remove()
+    assert not list(tmp_path.iterdir())
+    # Another process has combined all: what comes too late is not needed.
+    assert not kept.write(1, {"values": np.zeros(3)}) and not folder.exists()
+
+
+@pytest.mark.parametrize("count", [1, 5, 6])
+@pytest.mark.parametrize("workers", [1, 2, 4, 7])
+def test_each_worker_begins_elsewhere_and_would_do_all(tmp_path, count, workers):
+    kept = KeptBatches(tmp_path, count)
+    orders = [kept.missing(Shard(index, workers)) for index in range(workers)]
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    if workers <= count:
+        assert len({order[0] for order in orders}) == workers
+
+
+def test_a_damaged_batch_is_told_and_done_again(tmp_path):
+    kept = KeptBatches(tmp_path, 2)
+    for number in range(2):
+        kept.write(number, {"values": np.arange(50.0)})
+    file = tmp_path / "batch-000001.npz"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="batch-000001.npz: was damaged and is removed .*; the same command"):
+        read(kept)
+    assert kept.missing(ALL) == [1]
+    (tmp_path / "batch-000000.npz").write_bytes(b"damaged")
+    assert kept.missing(ALL) == [0, 1] and not kept.has(0)
+
+
+def test_workers_of_any_speed_hardly_do_the_same_batch():
+    """One is three times as fast as the other: they meet in the middle of the slow one's part."""
+    done, computed, clock = set(), 0, {0: 0.0, 1: 0.0}
+    orders = {index: iter(KeptBatches(pathlib.Path("nowhere"), 100).missing(Shard(index, 2))) for index in (0, 1)}
+    while len(done) < 100:
+        worker = min(clock, key=clock.get)
+        number = next((number for number in orders[worker] if number not in done), None)
+        if number is None:
+            clock[worker] = float("inf")
+            continue
+        clock[worker] += 1.0 if worker else 3.0
+        done.add(number)
+        computed += 1
+    assert computed == 100 and max(time for time in clock.values() if time < 1e9) < 80
+
+
+def test_the_interval_holds_the_mean_in_95_of_100_cases():
+    random = np.random.default_rng(0)
+    samples = random.normal(3.0, 2.0, (2000, 100))
+    hits = [abs(sample.mean() - 3.0) < half_width_95(sample) for sample in samples]
+    assert np.mean(hits) == pytest.approx(0.945, abs=0.015)
+    assert half_width_95(np.array([1.0])) is None
+
+
+def test_metrics_and_table_of_scales_and_groups():
+    plan = latent_plan(tiny_config())
+    assert [len(scale.groups) for scale in plan.scales] == [1, 1]
+    measured = likelihood(7)
+    metrics = likelihood_metrics(measured, plan, num_values=16)
+    assert metrics["bits_per_dim"] == pytest.approx(measured.nelbo.mean() / 16 / np.log(2))
+    np.testing.assert_allclose(metrics["kl_per_scale_nats"], measured.kl.sum(axis=2).mean(axis=0))
+    assert metrics["importance_weighted_nats_by_samples"]["10"] == pytest.approx(
+        measured.importance_weighted[:, 1].mean()
+    )
+    about = {"num_images": 7, "split": "test", "dataset": "digits", "data": "here", "seed": 0, "checkpoint": "latest"}
+    about |= {"step": 3, "weights": "weights as trained", "checkpoint_sha256": 64 * "a"}
+    text = table(metrics | about)
+    assert f"{measured.nelbo.mean():.3f}" in text and f"{half_width_95(measured.nelbo):.3f}" in text
+    for words in ("KL of scale 2x2", "KL of group 0 (2x2)", "importance-weighted, 10 samples", "samples of 10"):
+        assert words in text
+    without = table(likelihood_metrics(likelihood(7, ()), plan, 16) | about)
+    assert "importance" not in without and "effective" not in without
+
+
+def test_groups_of_a_scale_are_added_up():
+    plan = latent_plan(ModelConfig(image_height=16, image_width=16, num_latent_scales=2, num_groups_per_scale=2))
+    measured = likelihood(5)._replace(kl=np.ones((5, 4, 3)))
+    assert likelihood_metrics(measured, plan, 768)["kl_per_scale_nats"] == [6.0, 6.0]
+
+
+def test_progress_counts_batches_of_any_process_and_shows_what_is_left():
+    progress = ImageProgress(StatusLine(), total=100, done=20)
+    assert progress.line(0.0) == "[#####...................] 20 of 100 images"
+    assert progress.line(2.0, of_batch=10).endswith("30 of 100 images, 5 images/s, 14 s left")
+    progress.add(10)
+    progress.add(40, computed_here=False)
+    assert progress.line(2.0).endswith("70 of 100 images, 5 images/s, 6 s left")

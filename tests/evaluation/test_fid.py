@@ -1,0 +1,197 @@
+"""The Fréchet distance against closed forms and SciPy, the statistics that it is made of, and named extractors."""
+
+import re
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from nvae_tf.evaluation.fid import (
+    FeatureStatistics,
+    RunningFeatureStatistics,
+    frechet_distance,
+    image_statistics,
+    load_statistics,
+    named_extractor,
+    save_statistics,
+)
+
+FINGERPRINT = "digits train 8x8 1,437 images inception-2015-12-05"
+
+
+def of_batches(*batches):
+    running = RunningFeatureStatistics()
+    for batch in batches:
+        running.add(batch)
+    return running.statistics()
+
+
+@pytest.fixture
+def statistics():
+    return of_batches(np.random.RandomState(1).normal(size=(9, 4)))
+
+
+def test_uneven_batches_give_what_numpy_gives_for_all():
+    features = np.random.RandomState(0).normal(size=(50, 6)) * [1, 2, 3, 4, 5, 6] + np.arange(6)
+    features = features.astype(np.float32)
+    found = of_batches(features[:1], features[1:20], features[20:20], features[20:49], features[49:])
+    np.testing.assert_allclose(found.mean, features.astype(np.float64).mean(axis=0), rtol=1e-13)
+    np.testing.assert_allclose(found.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-12)
+    assert found.count == 50
+    assert found.mean.dtype == found.covariance.dtype == np.float64
+
+
+def test_a_mean_far_from_zero_costs_no_accuracy():
+    features = np.random.RandomState(0).normal(size=(4000, 3))
+    shifted = features + 1e8  # sums of squares would lose all digits of a variance of 1
+    found = of_batches(*np.split(shifted, 40))
+    np.testing.assert_allclose(found.covariance, np.cov(features, rowvar=False), atol=1e-7)
+
+
+def test_wrong_features():
+    running = RunningFeatureStatistics()
+    running.add(np.zeros((1, 3)))
+    with pytest.raises(ValueError, match="at least 2 images, there are 1"):
+        running.statistics()
+    with pytest.raises(ValueError, match="4 features an image, those before had 3"):
+        running.add(np.zeros((1, 4)))
+    with pytest.raises(ValueError, match=r"shape \(3,\)"):
+        running.add(np.zeros(3))
+    with pytest.raises(ValueError, match="from number 1 are not all finite"):
+        running.add(np.full((1, 3), np.nan))
+
+
+def test_a_file_gives_back_what_was_written_for_the_same_fingerprint_alone(tmp_path, statistics):
+    path = tmp_path / "real.npz"
+    assert load_statistics(path, FINGERPRINT) is None
+    save_statistics(path, statistics, FINGERPRINT)
+    found = load_statistics(path, FINGERPRINT)
+    assert found.count == 9
+    np.testing.assert_array_equal(found.mean, statistics.mean)
+    np.testing.assert_array_equal(found.covariance, statistics.covariance)
+    assert load_statistics(path, FINGERPRINT + " other") is None
+    assert [file.name for file in tmp_path.iterdir()] == ["real.npz"]
+
+
+def test_a_damaged_file(tmp_path, statistics):
+    path = tmp_path / "real.npz"
+    save_statistics(path, statistics, FINGERPRINT)
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    place = content.index(statistics.covariance.tobytes()) + 5
+    flipped[place] ^= 0xFF
+    for damaged in (content[: len(content) // 2], b"", b"no archive at all", bytes(flipped)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"real\.npz: the statistics of features are damaged \(.*remove the file"):
+            load_statistics(path, FINGERPRINT)
+    save_statistics(path, FeatureStatistics(np.zeros(3), np.full((3, 3), np.nan), 5), FINGERPRINT)
+    with pytest.raises(ValueError, match="not all finite"):
+        load_statistics(path, FINGERPRINT)
+
+
+def gaussian(mean, covariance, count=1000):
+    return FeatureStatistics(np.asarray(mean, np.float64), np.asarray(covariance, np.float64), count)
+
+
+def sample(seed, images, features, scale=1.0):
+    values = np.random.RandomState(seed).normal(size=(images, features))
+    mixed = scale * values @ np.random.RandomState(seed + 50).normal(size=(features, features))
+    return gaussian(mixed.mean(axis=0), np.cov(mixed, rowvar=False), images)
+
+
+def by_scipy(one, other):
+    root = scipy.linalg.sqrtm(one.covariance @ other.covariance)
+    difference = one.mean - other.mean
+    return difference @ difference + np.trace(one.covariance + other.covariance - 2.0 * root.real)
+
+
+def test_shifted_means_count_squared_and_diagonal_covariances_by_their_roots():
+    covariance = sample(0, 200, 3).covariance
+    assert frechet_distance(gaussian([1, 2, 3], covariance), gaussian([1, 5, -1], covariance)) == pytest.approx(25.0)
+    one, other = np.array([4.0, 9.0, 0.0]), np.array([1.0, 16.0, 25.0])
+    expected = np.sum((np.sqrt(one) - np.sqrt(other)) ** 2)
+    found = frechet_distance(gaussian(np.zeros(3), np.diag(one)), gaussian(np.zeros(3), np.diag(other)))
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_full_covariances_agree_with_scipy_and_are_symmetric():
+    one, other = sample(1, 100, 30), sample(2, 80, 30, scale=1.5)
+    expected = by_scipy(one, other)
+    assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(other, one) == pytest.approx(expected, rel=1e-9)
+    assert 0.0 <= frechet_distance(one, one) < 1e-9 * np.trace(one.covariance)
+
+
+def test_small_variances_beside_large_ones_keep_their_digits():
+    # Squared, the smallest would vanish beside the largest.
+    variances = 10.0 ** -np.arange(9)
+    basis = np.linalg.qr(np.random.RandomState(5).normal(size=(9, 9)))[0]
+    one = gaussian(np.zeros(9), basis @ np.diag(variances) @ basis.T)
+    other = gaussian(np.zeros(9), 4.0 * one.covariance)
+    assert frechet_distance(one, other) == pytest.approx(variances.sum(), rel=1e-10)
+
+
+def test_fewer_images_than_features():
+    features, directions = 40, np.linalg.qr(np.random.RandomState(3).normal(size=(40, 40)))[0]
+
+    def within(columns, variances):
+        basis = directions[:, columns]
+        return gaussian(np.zeros(features), basis @ np.diag(variances) @ basis.T, len(columns) + 1)
+
+    # Common directions count by their roots, the others with their whole variance.
+    one, other = within([0, 1, 2], [4.0, 9.0, 16.0]), within([1, 2, 3, 4], [25.0, 1.0, 7.0, 0.5])
+    expected = (3.0 - 5.0) ** 2 + (4.0 - 1.0) ** 2 + 4.0 + 7.0 + 0.5
+    assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-10)
+    few = sample(4, 12, features)
+    # Rounding counted as variance would show as sqrt(1e-16) of it here.
+    assert frechet_distance(few, few) < 1e-10 * np.trace(few.covariance)
+
+
+def test_images_that_are_all_the_same_have_a_distance():
+    one = sample(6, 50, 4)
+    still = gaussian(one.mean + 1.0, np.zeros((4, 4)))
+    assert frechet_distance(one, still) == pytest.approx(4.0 + np.trace(one.covariance))
+    assert frechet_distance(still, still) == 0.0
+
+
+def test_wrong_statistics():
+    sound = gaussian(np.zeros(2), np.eye(2))
+    with pytest.raises(ValueError, match="at least 2 images on each side, one has 1"):
+        frechet_distance(sound, gaussian(np.zeros(2), np.eye(2), count=1))
+    with pytest.raises(ValueError, match="2 and 3 features"):
+        frechet_distance(sound, gaussian(np.zeros(3), np.eye(3)))
+    with pytest.raises(ValueError, match="not all finite"):
+        frechet_distance(gaussian([0.0, np.inf], np.eye(2)), sound)
+    with pytest.raises(ValueError, match="not of the same features"):
+        frechet_distance(gaussian(np.zeros(3), np.eye(2)), sound)
+
+
+class MeanAndRange:
+    """Two features of an image that are known beforehand."""
+
+    name = "mean and range"
+
+    def features(self, images):
+        return np.stack([images.mean(axis=(1, 2, 3)), np.ptp(images, axis=(1, 2, 3))], axis=1)
+
+
+def test_statistics_of_images_go_through_any_extractor():
+    images, done = np.random.RandomState(0).uniform(size=(20, 6, 5, 3)), []
+    found = image_statistics([images[:7], images[7:]], MeanAndRange(), done.append)
+    assert done == [7, 20]
+    expected = np.cov(MeanAndRange().features(images), rowvar=False)
+    np.testing.assert_allclose(found.covariance, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_features", "name it as MODULE:FUNCTION"),
+        ("no_such_module:make", "Python finds no module 'no_such_module'"),
+        ("json:Circles", "json has no function 'Circles'"),
+        ("json:JSONDecoder", "gives an object of type JSONDecoder; it must have a `name`"),
+    ],
+)
+def test_an_extractor_that_is_none(name, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        named_extractor(name)

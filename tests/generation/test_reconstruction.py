@@ -1,0 +1,76 @@
+"""Reconstructions, variants, and the images of a data set that they are made of."""
+
+import numpy as np
+import pytest
+
+import nvae_tf
+from configs import digits
+from nvae_tf.data.sources import load_split
+from nvae_tf.generation.reconstruction import data_set_images, reconstruct_images, vary_images
+from nvae_tf.generation.sampling import decode_images, encode_images, generate_images
+
+same = np.testing.assert_array_equal
+SEED = 3
+
+
+@pytest.fixture(scope="module")
+def latents(four_groups, binary_images):
+    return encode_images(four_groups, binary_images, SEED)
+
+
+def test_decoding_latents_is_reconstructing(four_groups, binary_images, latents):
+    reconstructions = reconstruct_images(four_groups, binary_images, seed=SEED)
+    same(decode_images(four_groups, latents), reconstructions)
+    same(decode_images(four_groups, [z[:2] for z in latents]), reconstructions[:2])
+    np.testing.assert_allclose(reconstructions, four_groups(binary_images, seed=SEED), atol=1e-5)
+
+
+def test_a_reconstruction_by_the_top_groups_draws_the_rest(four_groups, binary_images, latents):
+    images = reconstruct_images(four_groups, binary_images[:5], 2, [0.5, 0.9], SEED)
+    expected = four_groups.decode([z[:5] for z in latents[:2]], [0.5, 0.9], SEED)
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+    same(images, decode_images(four_groups, [z[:5] for z in latents[:2]], [0.5, 0.9], SEED))
+    samples = generate_images(four_groups, 21, [0.5, 0.9], SEED)
+    same(reconstruct_images(four_groups, binary_images, 0, [0.5, 0.9], SEED), samples)
+
+
+def test_variants_with_all_groups_kept_are_the_reconstruction(four_groups, binary_images):
+    variants = vary_images(four_groups, binary_images[:3], 4, 5, seed=SEED)
+    assert variants.shape == (3, 5, 4, 4, 1)
+    same(variants, np.repeat(reconstruct_images(four_groups, binary_images[:3], seed=SEED)[:, None], 5, axis=1))
+
+
+def test_variants_have_their_images_latents_and_draws_of_their_own(four_groups, binary_images):
+    many = vary_images(four_groups, binary_images[:3], 2, 7, seed=SEED)
+    same(many[:, :2], vary_images(four_groups, binary_images[:3], 2, 2, seed=SEED))
+    assert len(np.unique(many.reshape(21, -1), axis=0)) == 21
+    # Hardly any temperature leaves only what is kept.
+    cold = vary_images(four_groups, binary_images[:3], 2, 7, 1e-6, SEED)
+    assert cold.std(axis=1).max() < 1e-5 < 1e-3 < cold.std(axis=0).max()
+
+
+@pytest.mark.parametrize("kept_groups", [-1, 5])
+def test_impossible_numbers(four_groups, binary_images, kept_groups):
+    message = f"kept_groups = {kept_groups}: this model has 4 latent groups, so it must be from 0 to 4"
+    with pytest.raises(ValueError, match=message):
+        reconstruct_images(four_groups, binary_images, kept_groups)
+    with pytest.raises(ValueError, match=message):
+        vary_images(four_groups, binary_images, kept_groups, 1)
+    with pytest.raises(ValueError, match="count = 0"):
+        vary_images(four_groups, binary_images, 1, 0)
+
+
+def test_images_of_the_data_set_are_chosen_by_number():
+    config = nvae_tf.experiment_config(digits.get_config())
+    test = load_split(config.data, "test").images / np.float32(255)
+    by_number, names = data_set_images(config, indices=[17, 3])
+    same(by_number, test[[17, 3]])
+    assert names == ["test_00017", "test_00003"]
+    for values, count in (({"count": 70, "at_most": 5}, 70), ({"at_most": 5}, 5), ({}, 360)):
+        same(data_set_images(config, **values)[0], test[:count])
+    for values, message in (
+        ({"indices": [0, 360]}, "--indices=360: the test part of digits has 360 images, numbers 0 to 359"),
+        ({"count": 361}, "--count=361: the test part of digits has only 360 images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data_set_images(config, **values)

@@ -1,0 +1,102 @@
+"""Every kernel in each of its forms against the plain TensorFlow expression: outputs and gradients."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.layers import cpu_kernels
+
+# The kernel, the plain expression, and the shapes of what both take.
+KERNELS = {
+    "swish": (cpu_kernels.swish, tf.nn.silu, [(2, 3, 4, 5)]),
+    "nearest": (
+        cpu_kernels.nearest_upsampling,
+        lambda images: tf.repeat(tf.repeat(images, 2, axis=1), 2, axis=2),
+        [(2, 3, 5, 4)],
+    ),
+    "nearest of one pixel": (cpu_kernels.nearest_upsampling, lambda x: tf.tile(x, (1, 2, 2, 1)), [(2, 1, 1, 3)]),
+    "pointwise": (
+        cpu_kernels.pointwise_convolution,
+        lambda images, kernel, bias: tf.nn.conv2d(images, kernel, 1, "SAME") + bias,
+        [(2, 4, 3, 5), (1, 1, 5, 6), (6,)],
+    ),
+    "concatenated": (
+        lambda *pieces: cpu_kernels.concatenated(pieces),
+        lambda *pieces: tf.concat(pieces, -1),
+        [(2, 3, 2, 4), (2, 3, 2, 1), (2, 3, 2, 2)],
+    ),
+    "fan-out": (
+        lambda x: tf.add_n([(1.0 + i) * copy for i, copy in enumerate(cpu_kernels.fan_out(x, 3))]),
+        lambda x: 6.0 * x,
+        [(2, 3)],
+    ),
+    **{
+        f"depthwise {size}x{size} on {height}x{width}": (
+            cpu_kernels.depthwise_convolution,
+            lambda images, kernel: tf.nn.depthwise_conv2d(images, kernel, (1, 1, 1, 1), "SAME"),
+            [(2, height, width, 3), (size, size, 3, 1)],
+        )
+        for size, height, width in [(3, 5, 4), (5, 8, 8), (5, 6, 3), (5, 2, 2), (11, 8, 8), (1, 3, 3)]
+    },
+}
+TOLERANCES = {tf.float32: 1e-4, tf.float16: 1e-2, tf.bfloat16: 5e-2}
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def processor(request, monkeypatch):
+    """The form for CPUs, and that for GPUs."""
+    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: request.param == "gpu")
+
+
+def with_gradients(function, inputs):
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = function(*inputs)
+    upstream = tf.random.stateless_normal(outputs.shape, (1, 2), dtype=outputs.dtype)
+    return outputs, *tape.gradient(outputs, inputs, output_gradients=upstream)
+
+
+def assert_near(found, expected, dtype):
+    for value, target in zip(found, expected, strict=True):
+        assert value.dtype == dtype
+        value = tf.cast(value, tf.float32)
+        np.testing.assert_allclose(value, target, atol=TOLERANCES[dtype] * max(1.0, np.max(np.abs(target))))
+
+
+@pytest.mark.usefixtures("processor")
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_equals_its_plain_expression(name, compiled, dtype, normal):
+    kernel, plain, shapes = KERNELS[name]
+    inputs = [tf.cast(normal(*shape), dtype) for shape in shapes]
+
+    def run():
+        return with_gradients(kernel, inputs)
+
+    expected = with_gradients(plain, [tf.cast(tensor, tf.float32) for tensor in inputs])
+    assert_near(tf.function(run)() if compiled else run(), expected, dtype)
+
+
+def test_swish_far_from_zero():
+    values = [tf.constant([-100.0, -20.0, -3.0, 0.0, 3.0, 20.0, 100.0])]
+    for found, expected in zip(
+        with_gradients(cpu_kernels.swish, values), with_gradients(tf.nn.silu, values), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("one_cpu", [True, False], ids=["one pass", "plain"])
+def test_normalized_swish_and_its_gradient(one_cpu, dtype, normal, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "on_one_cpu", lambda: one_cpu)
+    images, upstream = (tf.cast(normal(2, 3, 4, 5), dtype) for _ in range(2))
+    gamma, beta, mean = normal(3, 5)
+    variance = np.abs(normal(5)) + 0.2
+    outputs, gradient = cpu_kernels.normalized_swish(images, gamma, beta, mean, variance)
+    standard = tf.nn.batch_normalization(tf.cast(images, tf.float32), mean, variance, beta, gamma, cpu_kernels.EPSILON)
+    with tf.GradientTape() as tape:
+        tape.watch(standard)
+        expected = tf.nn.silu(standard)
+    of_standard = tape.gradient(expected, standard, output_gradients=tf.cast(upstream, tf.float32))
+    assert_near((outputs, gradient(upstream)), (expected, of_standard), dtype)

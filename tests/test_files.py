@@ -1,0 +1,46 @@
+"""Files that are written whole: what is said, and what is left, where they can't be."""
+
+import resource
+
+import pytest
+
+from nvae_tf.files import atomic_file, atomic_write
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file_itself(tmp_path):
+    file = tmp_path / "scores.txt"
+    atomic_write(file, "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"scores\.txt: can't be written \(File too large\)$") as error:
+            atomic_write(file, 100 * "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "partial" not in str(error.value) and error.value.strerror == "File too large"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["scores.txt"] and file.read_text() == "old"
+
+
+def test_a_missing_folder_and_a_file_in_its_place_keep_their_kinds_of_error(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for place, kind, reason in (
+        ("gone/a.txt", FileNotFoundError, "No such file or directory"),
+        ("file/a.txt", NotADirectoryError, "Not a directory"),
+        ("folder", IsADirectoryError, "Is a directory"),
+    ):
+        with pytest.raises(kind) as error:
+            atomic_write(tmp_path / place, "text")
+        assert str(error.value) == f"{tmp_path / place}: can't be written ({reason})"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_other_errors_of_the_block_stay_as_they_are(tmp_path):
+    for error in (
+        FileNotFoundError(2, "No such file", "elsewhere"),
+        ConnectionError("no network"),
+        ValueError("wrong"),
+    ):
+        with pytest.raises(type(error)) as raised, atomic_file(tmp_path / "a.txt"):
+            raise error
+        assert raised.value is error

@@ -1,0 +1,130 @@
+"""The flows: masks by their rule, exactly nothing against causality, volume kept."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nvae_tf.flows import FlowCells, FlowPairs, causal_mask
+from nvae_tf.layers import ForwardPass
+
+HEIGHT, WIDTH, CHANNELS = 3, 4, 2
+
+
+def moved(layer):
+    """The layer with weights that are large enough for every dependence to be seen."""
+    generator = np.random.default_rng(5)
+    for variable in layer.weights:
+        variable.assign(variable + 0.3 * generator.normal(size=variable.shape))
+    return layer
+
+
+def jacobian(layer, latent):
+    """d outputs / d inputs as a matrix over (row, column, channel), for one image."""
+    size = latent.size
+    with tf.GradientTape(persistent=True) as tape:
+        inputs = tf.constant(latent[None])
+        tape.watch(inputs)
+        outputs = layer.single(inputs, ForwardPass())
+    matrix = tape.jacobian(outputs, inputs, experimental_use_pfor=False)
+    return tf.reshape(matrix, (size, size)).numpy()
+
+
+def places(mirrored):
+    """The place of every (row, column, channel) in the order in which a cell may look at them."""
+    order = sorted(
+        itertools.product(range(HEIGHT), range(WIDTH), range(CHANNELS)),
+        key=lambda place: (-place[0], -place[1], place[2]) if mirrored else place,
+    )
+    rank = {place: index for index, place in enumerate(order)}
+    grid = itertools.product(range(HEIGHT), range(WIDTH), range(CHANNELS))
+    return np.array([rank[place] for place in grid])
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "mirrored"])
+def mirrored(request):
+    return request.param
+
+
+@pytest.fixture
+def latent():
+    return np.random.default_rng(1).normal(size=(HEIGHT, WIDTH, CHANNELS)).astype(np.float32)
+
+
+def allowed(size, channels_in, channels_out, strict, mirrored):
+    """The rule of the specification, one tap after another."""
+    mask = np.zeros((size, size, channels_in, channels_out))
+    narrow = min(channels_in, channels_out)
+    for row, column, i, o in np.ndindex(mask.shape):
+        above, left = row - size // 2, column - size // 2
+        if mirrored:
+            above, left = -above, -left
+        block_in, block_out = i // (channels_in // narrow), o // (channels_out // narrow)
+        if above < 0 or (above == 0 and left < 0):
+            mask[row, column, i, o] = 1.0
+        elif above == 0 and left == 0:
+            mask[row, column, i, o] = block_in < block_out or (not strict and block_in == block_out)
+    return mask
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["weak", "strict"])
+@pytest.mark.parametrize(
+    ("size", "channels_in", "channels_out"), [(3, 3, 18), (3, 4, 4), (5, 1, 12), (1, 18, 3), (1, 4, 4)]
+)
+def test_the_mask_follows_its_rule(size, channels_in, channels_out, strict, mirrored):
+    mask = causal_mask(size, channels_in, channels_out, strict, mirrored)
+    assert mask.dtype == np.float32
+    np.testing.assert_array_equal(mask, allowed(size, channels_in, channels_out, strict, mirrored))
+
+
+def test_a_cell_depends_on_earlier_places_only(mirrored, latent):
+    matrix = jacobian(moved(FlowCells(1, CHANNELS, mirrored)), latent)
+    rank = places(mirrored)
+    later = rank[None, :] > rank[:, None]
+    assert not np.any(matrix[later])
+    np.testing.assert_array_equal(np.diag(matrix), np.ones(latent.size))
+    # And on all of them that its 3x3 and 5x5 filters can reach: within three pixels.
+    earlier = rank[None, :] < rank[:, None]
+    assert np.count_nonzero(matrix[earlier]) > 0.9 * np.count_nonzero(earlier)
+
+
+def test_a_pair_sees_every_other_pixel_and_its_log_determinant_is_zero(latent):
+    matrix = jacobian(moved(FlowPairs(1, CHANNELS)), latent)
+    sign, log_determinant = np.linalg.slogdet(matrix.astype(np.float64))
+    assert sign == 1.0 and abs(log_determinant) < 1e-4
+    by_pixel = np.abs(matrix).reshape(HEIGHT * WIDTH, CHANNELS, HEIGHT * WIDTH, CHANNELS).sum(axis=(1, 3))
+    assert np.all(by_pixel > 0.0)
+
+
+def test_a_cell_against_its_formula(mirrored, latent):
+    cell = moved(FlowCells(1, CHANNELS, mirrored))
+    first, depthwise, last = (part.effective_kernels()[0] for part in cell.parts)
+    hidden = tf.nn.elu(tf.nn.conv2d(latent[None], first, 1, "SAME"))
+    filters = tf.transpose(depthwise, (0, 1, 3, 2))
+    hidden = tf.nn.elu(tf.nn.elu(tf.nn.depthwise_conv2d(hidden, filters, (1, 1, 1, 1), "SAME")))
+    shift = tf.nn.conv2d(hidden, last, 1, "SAME") + cell.parts[2].bias[0]
+    np.testing.assert_allclose(
+        cell.single(tf.constant(latent[None]), ForwardPass()), latent - shift, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_convolutions_of_a_cell(mirrored):
+    cell = FlowCells(2, 3, mirrored)
+    assert [tuple(part.kernel.shape) for part in cell.parts] == [(2, 3, 3, 3, 18), (2, 5, 5, 1, 18), (2, 1, 1, 18, 3)]
+    assert [part.bias is None for part in cell.parts] == [True, True, False]
+    for part, channels_in, strict, factor in zip(
+        cell.parts, (3, 1, 18), (True, False, False), (1.0, 1.0, 0.1), strict=True
+    ):
+        size, channels_out = part.kernel_size, part.channels_out
+        mask = allowed(size, channels_in, channels_out, strict, mirrored)
+        np.testing.assert_array_equal(part.mask, mask)
+        # Weights start from the fan-in without the mask, their scale from the norm with it; the last one is small.
+        assert np.max(np.abs(part.kernel)) <= (size * size * channels_in) ** -0.5
+        lengths = np.sqrt(np.sum((part.kernel.numpy() * mask) ** 2, axis=(1, 2, 3)))
+        np.testing.assert_allclose(np.exp(part.log_norm), factor * (lengths + 1e-2), rtol=1e-4)
+
+
+def test_latents_stay_float32_in_half_precision(latent):
+    cell = FlowCells(1, CHANNELS, False, dtype="mixed_bfloat16")
+    assert cell.single(tf.constant(latent[None]), ForwardPass()).dtype == tf.float32
