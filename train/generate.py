@@ -58,7 +58,7 @@ _BATCH_SIZE = 256
 
 
 def sample() -> None:
-    """Draws images that a trained model dreams up, as one picture.
+    """Draws samples from a trained model, as one picture.
 
         python -m train.generate sample --workdir=runs/digits --output=samples.png
         python -m train.generate --workdir=runs/digits --output=samples.png --count=100 --temperature=0.6 --seed=7
@@ -264,7 +264,7 @@ def decode() -> None:
 
 
 def nearest() -> None:
-    """Shows samples beside the training images that are most like them: does the model only repeat what it has seen?
+    """Shows samples beside the training images that are most like them: has the model memorized them?
 
         python -m train.generate nearest --workdir=runs/digits --output=nearest.png
         python -m train.generate nearest --workdir=runs/digits --output=nearest.png --count=16 --json=nearest.json

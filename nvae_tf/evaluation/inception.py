@@ -189,7 +189,7 @@ def _from_image_to_pool(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
 
 
 def _with_new_batch_norm(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
-    """The graph with today's batch norm for the old one, which TensorFlow refuses in functions."""
+    """The graph with today's batch norm for the old one, which TensorFlow does not allow in functions."""
     renewed = tf.compat.v1.GraphDef()
     renewed.versions.CopyFrom(graph.versions)
     for node in graph.node:

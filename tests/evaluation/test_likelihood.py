@@ -117,7 +117,7 @@ def two_latents():
     keras.utils.set_random_seed(4)
     model = nvae_tf.NVAE(TWO_LATENTS)
     assert model.plan.latent_shapes() == ((1, 1, 2),)
-    # Decided by the latents, and the latents by the image: an untrained model hardly heeds them.
+    # Decided by the latents, and the latents by the image: an untrained model hardly depends on them.
     (scale,) = model.top_down.scales
     for stack in (scale.posteriors, scale.combiners, model.top_down.image):
         stack.log_norm.assign(stack.log_norm + 1.5)
@@ -176,7 +176,7 @@ def test_the_kl_is_that_of_monte_carlo(two_latents):
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_uniform_model_takes_one_bit_a_binary_pixel(size):
     model = nvae_tf.NVAE(tiny_config(image_height=size, image_width=size, num_latent_scales=1))
-    # No latent tells anything, and every pixel is as likely 0 as 1.
+    # No latent carries information, and every pixel is as likely 0 as 1.
     for stack in (model.top_down.image, *(scale.posteriors for scale in model.top_down.scales)):
         stack.bias.assign(tf.zeros_like(stack.bias))
         stack.log_norm.assign(tf.fill(stack.log_norm.shape, -100.0))
