@@ -1,6 +1,7 @@
 """The settings of a published checkpoint in this project's words."""
 
 import contextlib
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -116,17 +117,24 @@ def _model_config(settings: Mapping[str, Any]) -> ModelConfig:
     values = {name: _setting(settings, published) for name, published in MODEL_SETTINGS.items()}
     for name in ("squeeze_excite", "residual_distributions"):
         values[name] = bool(values[name])
+    values |= {
+        "num_bits": 1 if images.binary else _setting(settings, "num_x_bits"),
+        "num_mixtures": num_mixtures,
+        "min_groups_per_scale": settings["min_groups_per_scale"],
+    }
+    # Sizes are calculated from them before anything else looks at their types.
+    for name, value in values.items():
+        kind = str if name == "cell_set" else int
+        if not isinstance(value, kind):
+            raise TypeError(f"model.{name} = {reprlib.repr(value)}: must be of type {kind.__name__}")
     return ModelConfig(
         image_height=images.size,
         image_width=images.size,
         image_channels=images.channels,
         padded_height=images.padded_size,
         padded_width=images.padded_size,
-        num_bits=1 if images.binary else _setting(settings, "num_x_bits"),
         likelihood="bernoulli" if images.binary else "normal" if num_mixtures == 1 else "logistic_mixture",
-        num_mixtures=num_mixtures,
         adaptive_groups=bool(settings["ada_groups"]),
-        min_groups_per_scale=settings["min_groups_per_scale"],
         **values,
     )
 

@@ -100,7 +100,7 @@ def read_torch_checkpoint(path: str | pathlib.Path, report: Callable[[int], None
         raise
     # What is wrong in the pickle ends torch's reader by exceptions of many kinds, AssertionError among them.
     except Exception as error:
-        raise ValueError(f"{path}: torch can't read it ({first_line(error)}); {AGAIN}") from error
+        raise ValueError(f"{path}: torch can't read it ({first_line(error)[:200]}); {AGAIN}") from error
 
 
 def from_torch_checkpoint(path: str | pathlib.Path) -> NVAE:

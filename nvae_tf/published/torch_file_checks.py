@@ -5,12 +5,13 @@ at neither sizes nor checksums. Here the pickle is walked through, opcode by opc
 """
 
 import io
+import mmap
 import pathlib
 import pickletools
 import sys
 import zipfile
-from collections.abc import Callable
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from nvae_tf.errors import first_line
 
@@ -92,7 +93,9 @@ def check_torch_file(path: pathlib.Path, report: Callable[[int], None]) -> bool:
         with path.open("rb") as file:
             start = file.read(len(_OLD_START))
             if start == _OLD_START:
-                _check_old_form(file, path.stat().st_size)
+                # Reads no more than there is, however long a text is said to be.
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                    _check_old_form(mapped)
                 return False
         if not start.startswith(_ARCHIVE_START):
             raise WrongFile(NO_TORCH_FILE)
@@ -103,7 +106,7 @@ def check_torch_file(path: pathlib.Path, report: Callable[[int], None]) -> bool:
     # Of damaged files zipfile, zlib and pickletools raise errors of many kinds.
     except Exception as error:
         raise WrongFile(
-            f"not a whole torch file, cut short or damaged; download it again ({first_line(error)})"
+            f"not a whole torch file, cut short or damaged; download it again ({first_line(error)[:200]})"
         ) from error
 
 
@@ -133,6 +136,7 @@ def _check_archive(archive: zipfile.ZipFile, size: int, report: Callable[[int], 
         if entry is None or entry.file_size != needed:
             has = "is missing" if entry is None else f"has {entry.file_size} bytes"
             raise WrongFile(f"its part {key[:50]!r} {has} where its tensors need {needed}; {AGAIN}")
+    _check_all_used(folder, found, storages)
     done = 0
     for entry in entries:
         with archive.open(entry) as part:
@@ -158,7 +162,16 @@ def _check_directory(entries: list[zipfile.ZipInfo], size: int) -> None:
         raise WrongFile(f"would unpack to {unpacked / 1e6:,.0f} MB from {size / 1e6:,.1f}: no model's weights; {AGAIN}")
 
 
-def _check_old_form(file: BinaryIO, size: int) -> None:
+def _check_all_used(folder: str, found: Iterable[str], storages: Iterable[str]) -> None:
+    """Torch writes no numbers without a tensor: where some are left over, a tensor has those of another."""
+    start = f"{folder}/data/"
+    unused = {name.removeprefix(start) for name in found if name.startswith(start)}.difference(storages, {""})
+    if unused:
+        raise WrongFile(f"its part {min(unused)[:50]!r} belongs to none of its tensors; {AGAIN}")
+
+
+def _check_old_form(file: mmap.mmap) -> None:
+    file.seek(len(_OLD_START))
     for _ in ("version", "machine"):
         _storages(file)
     storages = _storages(file)
@@ -170,11 +183,11 @@ def _check_old_form(file: BinaryIO, size: int) -> None:
     if sorted(keys) != sorted(storages):
         raise WrongFile(f"its list of storages is not that of its tensors; {AGAIN}")
     needed = end + sum(8 + count for count in storages.values())
-    if size < needed:
-        raise WrongFile(f"cut short: it has {size} bytes of {needed}; {AGAIN}")
+    if len(file) < needed:
+        raise WrongFile(f"cut short: it has {len(file)} bytes of {needed}; {AGAIN}")
 
 
-def _storages(pickled: BinaryIO) -> dict[str, int]:
+def _storages(pickled: io.BytesIO | mmap.mmap) -> dict[str, int]:
     """The bytes of each storage that a pickle asks for, by key.
 
     Raises:
@@ -289,4 +302,5 @@ def _check_call(called: Any, arguments: Any) -> None:
         name = called.name.replace(" ", ".")[:200] if isinstance(called, _Global) else "something"
         raise WrongFile(f"wants to call {name!r}, which no NVAE checkpoint needs; not loaded")
     if called.name in _EMPTY and arguments:
-        raise WrongFile(f"makes a {called.name.split()[1]} in a way that no NVAE checkpoint does; not loaded")
+        name = called.name.replace(" ", ".")
+        raise WrongFile(f"wants to call {name!r} with arguments, which no NVAE checkpoint needs; not loaded")

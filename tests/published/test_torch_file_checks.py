@@ -3,7 +3,6 @@
 import argparse
 import collections
 import itertools
-import pickle
 import struct
 import zipfile
 
@@ -110,6 +109,7 @@ def test_swapped_missing_and_doubled_records(published, archive):
     swapped[one], swapped[other] = (records[one][0], records[other][1]), (records[other][0], records[one][1])
     assert "where its tensors need" in refused(archive(swapped))
     assert "'97' is missing" in refused(archive(records[:one] + records[one + 1 :]))
+    assert "'x' belongs to none of its tensors" in refused(archive([*records, (f"{NAME}/data/x", b"1234")]))
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = archive([*records, (records[one][0], bytes(len(records[one][1])))])
     assert "two parts of one name" in refused(path)
@@ -178,7 +178,7 @@ def nested(count):
         # Python would hash it by recursion in C, and the process would end there.
         (PROTO + b"}" + nested(300_000) + b"K\x01s.", "nested deeper"),
         (PROTO + b"}" + nested(1) + b"K\x01s.", "neither text nor numbers"),
-        (PROTO + ORDERED_DICT + b"]" + nested(1) + b"K\x01\x86a\x85R.", "makes a OrderedDict in a way"),
+        (PROTO + ORDERED_DICT + b"]" + nested(1) + b"K\x01\x86a\x85R.", "with arguments"),
         (PROTO + b"ctorch\nFloatStorage\n\x8a\x06\x00\x00\x00\x00\x00\x01\x85R.", "wants to call 'torch.FloatStorage'"),
         (PROTO + b"ctorch\nload\nX\x01\x00\x00\x00x\x85R.", "wants to call 'torch.load'"),
         (PROTO + b"\x8a\x09" + bytes(8) + b"\x01.", "whole number of 65 bits"),
@@ -227,7 +227,9 @@ def test_tensors_that_repeat_their_numbers(content, saved):
     np.testing.assert_array_equal(state["stem.weight"], state["enc0.1.weight"])
 
 
-@pytest.mark.parametrize("name", ["a\nb", "a" * 10_000, "\x1b[31m", "\ud800"], ids=ascii)
+@pytest.mark.parametrize(
+    "name", ["a\nb", "a" * 10_000, "\x1b[31m", "\ud800"], ids=["newline", "long", "escape", "surrogate"]
+)
 def test_names_that_are_not_one_line_of_text(name, content, saved):
     plain = {**content, "args": argparse.Namespace(**vars(content["args"]))}
     content["state_dict"][name] = content["state_dict"]["stem.weight"]
@@ -258,11 +260,21 @@ def test_states_that_are_nested_or_repeated_without_end(content, saved):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [1], "x" * 10_000, {1: {2: 3}}], ids=type)
-def test_settings_of_other_kinds(value, content, saved):
+def test_settings_that_are_no_plain_values(value, content, saved):
     content["args"].node_rank = value
     read_torch_checkpoint(saved(content))
     content["args"].num_nf = value
     assert "'args' has a value of num_nf that is neither" in refused(saved(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_latent_scales", -1e308), ("num_nf", 2.5), ("num_x_bits", "8"), ("arch_instance", 5)],
+)
+def test_settings_of_wrong_types(name, value, content, saved):
+    setattr(content["args"], name, value)
+    with pytest.raises(ValueError, match=r"saved\.pt: 'args' has a setting of a wrong type \(model\..*must be of type"):
+        nvae_tf.from_torch_checkpoint(saved(content))
 
 
 @pytest.mark.parametrize(
@@ -315,8 +327,10 @@ def test_old_files_that_were_cut_are_refused_before_their_tensors_are_made(conte
     data = path.read_bytes()
     path.write_bytes(data[:-1])
     assert "cut short: it has" in refused(path)
-    keys = pickle.dumps(["0", "1"], protocol=2)[2:]
-    assert keys not in data
+    # Texts that are said to be longer than any memory.
+    place = data.index(b"X\x04\x00\x00\x00args")
+    path.write_bytes(data[:place] + b"\x8d" + b"\xff" * 7 + b"\x7f" + data[place:])
+    assert "cut short or damaged" in refused(path)
     small = {"args": {}, "state_dict": collections.OrderedDict()}
     path = saved(small, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes().replace(b"]q\x00.", b"]q\x00X\x01\x00\x00\x000a."))
