@@ -66,7 +66,7 @@ def new_notebook(tmp_path_factory):
 def quick(new_notebook):
     """All of it that is about one model, but with the smallest model and few steps."""
     notebook = new_notebook()
-    notebook.run_until("from configs import digits")
+    notebook.run_until("preset = nvae_tf.config.preset")
     smallest = dict(num_groups_per_scale=1, num_preprocess_blocks=0, num_postprocess_blocks=0)
     channels = dict(num_latent_per_group=2, num_channels_encoder=2, num_channels_decoder=2)
     notebook.names["settings"] = dataclasses.replace(notebook["settings"], **smallest, **channels)

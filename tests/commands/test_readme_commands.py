@@ -23,8 +23,7 @@ def commands():
 
 @pytest.fixture
 def folder_of_a_newcomer(tmp_path):
-    """A folder with the project's configs, and with pictures of different sizes in sub-folders."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    """A folder with pictures of different sizes in sub-folders."""
     random = np.random.default_rng(0)
     for number in range(40):
         photograph = load_sample_images().images[number % 2]
