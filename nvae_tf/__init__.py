@@ -26,6 +26,8 @@ __all__ = sorted(_PLACES)  # noqa: PLE0605
 
 
 def __getattr__(name: str):
+    if name == "config":
+        return importlib.import_module("nvae_tf.config")
     if name not in _PLACES:
         raise AttributeError(f"module 'nvae_tf' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_PLACES[name]), name)

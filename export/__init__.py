@@ -1,0 +1,1 @@
+"""The commands of export and serving: one script each."""

@@ -1,0 +1,1 @@
+"""The commands of training, evaluation and generation: one script each."""
