@@ -3,7 +3,6 @@
 Every mutant is a function of its base files and its seed alone.
 """
 
-import argparse
 import functools
 import io
 import json
@@ -261,8 +260,8 @@ def _other_tensor(tensor, random):
 def _change_contents(content, random, canary):
     import torch
 
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        held = torch.load(io.BytesIO(content), weights_only=True)
+    # A sound file of this project's; torch's list of safe classes is not one of a thread.
+    held = torch.load(io.BytesIO(content), weights_only=False)
     args, state = vars(held["args"]), held["state_dict"]
     sizes = [name for name in sorted(args) if name.startswith("num_")]
     name = random.choice(sorted(state))
