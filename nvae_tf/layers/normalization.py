@@ -189,7 +189,7 @@ class FoldedPass(ForwardPass):
     folded: FoldedWeights = dataclasses.field(default_factory=dict)
 
     def slices_of(self, layer: StackedLayer) -> list[Any]:
-        """The folded weights of a stack in float32; of one made of parts as ever."""
+        """The folded weights of a stack in float32; a stack made of parts gathers those of its parts."""
         if layer not in self.folded:
             return super().slices_of(layer)
         return _map(lambda weight: tf.cast(weight, tf.float32), self.folded[layer])

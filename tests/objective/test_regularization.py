@@ -78,7 +78,7 @@ def test_forty_iterations_at_first_then_four_a_pass_from_where_they_ended():
         forward.commit()
     counts = [40, 44, 48, 52]
     expected = estimates(matrix, start, counts)
-    # Far enough apart to tell the numbers of iterations.
+    # Far enough apart to distinguish the numbers of iterations.
     assert np.diff(expected).min() > 1e-5 and expected[-1] < 1.0
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
