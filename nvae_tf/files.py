@@ -4,11 +4,13 @@ import contextlib
 import os
 import pathlib
 import socket
+import typing
 from collections.abc import Iterator
 
-import numpy as np
-
 from nvae_tf.errors import first_line
+
+if typing.TYPE_CHECKING:
+    import numpy as np
 
 
 @contextlib.contextmanager
@@ -44,19 +46,24 @@ def atomic_write(path: pathlib.Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+def write_arrays(path: pathlib.Path, arrays: dict[str, "np.ndarray"]) -> None:
     """Writes a `.npz` file."""
+    # Not at the top: the launcher needs no arrays, and starts sooner without.
+    import numpy as np
+
     with atomic_file(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
 
 
-def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_arrays(path: pathlib.Path) -> dict[str, "np.ndarray"]:
     """All arrays of a `.npz` file.
 
     Raises:
       FileNotFoundError: there is none.
       ValueError: the file is damaged or something else; the message has the reason alone.
     """
+    import numpy as np
+
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

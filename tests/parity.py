@@ -26,6 +26,7 @@ from nvae_tf.published.settings import (
     objective_config_from_published,
 )
 from nvae_tf.published.weights import load_published_weights, published_array
+from nvae_tf.training.devices import configure_runtime
 
 VALUE, NATS, GRADIENT, STEP = 1e-4, 1e-4, 1e-3, 1e-4
 ITERATIONS = 10
@@ -316,4 +317,6 @@ def main(paths: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # As train.main and the tests: without grappler's rewriting on CPUs.
+    configure_runtime()
     sys.exit(main(sys.argv[1:]))
