@@ -169,7 +169,7 @@ def test_a_foreign_folder_and_other_settings_are_refused(commands, finished_run,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config=configs/digts.py", "--workdir=x"], "no such file; did you mean configs/digits.py?"),
+        (["--config=configs/digts.py", "--workdir=x"], "no such preset or file; did you mean configs/digits.py?"),
         (
             ["--config=configs/digits.py", "--wrkdir=x"],
             "Unknown command line flag 'wrkdir'. Did you mean: workdir ?",
