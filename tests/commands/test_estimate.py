@@ -21,9 +21,9 @@ from tests.tiny_model import TINY
 TOLERANCE = 0.25
 # Takes some training steps, and tells the most memory that the process has had.
 TRAINING_STEPS = """
-import importlib, sys
+import sys
 from benchmarks.interleaved import peak_memory_bytes
-from nvae_tf import experiment_config
+from nvae_tf import experiment_config, presets
 from nvae_tf.training.devices import configure_runtime
 from nvae_tf.training.run import Images, RunLength, new_run
 import tensorflow as tf
