@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nvae_tf.data.ordering import Shard
+from nvae_tf.data.pipeline import Shard
 from nvae_tf.files import read_arrays, write_arrays
 
 _SECONDS_FOR_CHIEF = 300.0

@@ -7,11 +7,9 @@ import pathlib
 
 import tensorflow as tf
 
-from nvae_tf.data.content_digest import content_digest
-from nvae_tf.data.image_sources import ImageSource
-from nvae_tf.data.model_settings import check_model_fits
-from nvae_tf.data.ordering import Shard
-from nvae_tf.data.sources import load_split, place_of
+from nvae_tf.data.pipeline import Shard, content_digest
+from nvae_tf.data.sources import ImageSource, load_split, place_of
+from nvae_tf.data.spec import check_model_fits
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.progress import StatusLine
 from nvae_tf.training.checkpoint_files import checkpoint_sha256

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.data.ordering import ALL, Shard
+from nvae_tf.data.pipeline import ALL, Shard
 from nvae_tf.evaluation.kept_batches import KeptBatches
 from nvae_tf.evaluation.likelihood import Likelihood
 from nvae_tf.evaluation.likelihood_metric import _arrays, _likelihood, half_width_95, likelihood_figures

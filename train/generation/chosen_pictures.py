@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvae_tf.data.pictures_for_model import find_pictures, pictures_for_model
+from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
 from nvae_tf.generation.status import counted
 from nvae_tf.setting_checks import check
 from train.shared_flags import PictureFlags, numbers_of
