@@ -23,7 +23,7 @@ def poisoned(self, images, noise, step, forward):
     return found._replace(loss=found.loss._replace(loss=tf.where({condition}, {value}, found.loss.loss)))
 
 NVAE.training_loss = poisoned
-from train.main import run
+from nvae_tf.train.main import run
 run()
 """
 
