@@ -101,7 +101,12 @@ def find_best(folder: pathlib.Path) -> FoundBest:
     put there, counts as the worst.
     """
     faults = {step: fault_of(folder, step) for step in _steps_of(folder)}
-    scores = {step: _score_of(folder, step) for step, fault in faults.items() if fault is None}
+    scores = {}
+    for step in [step for step, fault in faults.items() if fault is None]:
+        try:
+            scores[step] = _score_of(folder, step)
+        except (TypeError, ValueError):
+            faults[step] = "its score is not a number"
     unusable = {step: fault for step, fault in faults.items() if fault is not None}
     if not scores:
         return FoundBest(None, float("inf"), unusable)

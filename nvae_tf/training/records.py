@@ -30,6 +30,8 @@ COLUMNS = (
     "images_per_second",
     "active_units",
 )
+# What every line has, besides its step.
+_SCORE = "test_nelbo_nats"
 _LONGEST_LINE = 10_000
 
 
@@ -87,7 +89,7 @@ class MetricsFile:
         short = [line for line in lines if len(line) < _LONGEST_LINE]
         reader = csv.DictReader(short, quoting=csv.QUOTE_NONE)
         columns = list(reader.fieldnames or [])
-        if "step" not in columns:
+        if not {"step", _SCORE} <= {*columns}:
             return _Lines([], [], len(lines))
         by_step = {int(row["step"]): row for row in reader if _is_whole(row)}
         return _Lines(columns, [by_step[step] for step in sorted(by_step)], len(lines) - 1 - len(by_step))
@@ -106,7 +108,7 @@ class _Lines(NamedTuple):
 
 def _is_whole(row: Mapping[str | None, str | None]) -> bool:
     """Whether a line has all its fields and a score, and numbers where numbers belong."""
-    if None in row or None in row.values() or not row["step"].isdecimal() or row.get("test_nelbo_nats") == "":
+    if None in row or None in row.values() or not row["step"].isdecimal() or row[_SCORE] == "":
         return False
     try:
         int(row["step"])

@@ -10,6 +10,7 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.training.best_checkpoint import find_best
 from nvae_tf.training.kept_checkpoints import steps_of_files
 from nvae_tf.training.run_folder import open_for_training
 from nvae_tf.training.training_state import CheckpointNotWritten, TrainingState, restore_weights
@@ -201,6 +202,15 @@ def test_a_damaged_one_is_told_and_the_next_score_counts(folder, model):
     assert len(told) == 1 and "best: step-10 (" in told[0] and "the next step that is evaluated counts" in told[0]
     evaluated(later, model, 15, 3.0)
     assert best_steps(folder) == [15]
+
+
+def test_one_whose_score_is_no_number_is_not_used(tmp_path):
+    best = tmp_path / "best"
+    best.mkdir()
+    step = tf.Variable(4, dtype=tf.int64)
+    tf.train.Checkpoint(step=step, best_score=tf.Variable("x")).write(str(best / "step-4"))
+    found = find_best(best)
+    assert found.path is None and found.unusable == {4: "its score is not a number"}
 
 
 def test_what_is_missing_is_told_with_what_to_do(folder, model):

@@ -50,7 +50,7 @@ def test_a_half_written_line_is_dropped(metrics, tmp_path, cut):
     assert path.read_text().endswith("\n") and len(path.read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize("content", [b"", b"step,epo", b"\0" * 300, b"\xff\xfe\n\x00\n"])
+@pytest.mark.parametrize("content", [b"", b"step,epo", b"step,epoch\n10,1\n", b"\0" * 300, b"\xff\xfe\n\x00\n"])
 def test_a_file_that_was_destroyed_is_begun_anew(tmp_path, content):
     path = tmp_path / "metrics.csv"
     path.write_bytes(content)
