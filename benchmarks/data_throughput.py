@@ -62,8 +62,7 @@ def measure(files: int, seconds: float) -> dict[str, Any]:
 
 def make_sources(root: pathlib.Path) -> dict[str, Any]:
     """A name and a complete data spec for each kind of source, with its files below `root`."""
-    from nvae_tf.data.completion import complete_spec
-    from nvae_tf.data.specs import DATA_SPECS
+    from nvae_tf.data.spec import DATA_SPECS, complete_spec
     from nvae_tf.data_spec import DataSpec
 
     def own(path: pathlib.Path, **settings: Any) -> DataSpec:

@@ -16,10 +16,9 @@ def main() -> None:
     from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
     start_tensorflow_quietly()
-    from nvae_tf.data.completion import complete_spec
     from nvae_tf.data.pipeline import iterate, training_batches
     from nvae_tf.data.sources import load_split
-    from nvae_tf.data.specs import OWN_IMAGES
+    from nvae_tf.data.spec import OWN_IMAGES, complete_spec
     from nvae_tf.data_spec import DataSpec
 
     spec = complete_spec(DataSpec(**vars(OWN_IMAGES) | {"path": folder}))

@@ -29,7 +29,7 @@ class ScaledStep:
     def __init__(self, preset: str, training: dict):
         import tensorflow as tf
 
-        from nvae_tf.data.completion import complete_config
+        from nvae_tf.data.spec import complete_config
         from nvae_tf.training.compilation import compiles_whole_step, step_function
         from nvae_tf.training.devices import configure_runtime
         from nvae_tf.training.run import Images, RunLength, new_run

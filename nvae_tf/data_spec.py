@@ -16,7 +16,7 @@ _LARGEST_MAX_PIXELS = 178_956_970
 class DataSpec:
     """One data set: the group `data` of a run's settings.
 
-    What is None is looked up in the data, by `nvae_tf.data.completion`, before a run starts.
+    What is None is looked up in the data, by `nvae_tf.data.spec`, before a run starts.
 
     Attributes:
       name: the name by which reports call the set. Nothing else depends on it.

@@ -16,8 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference, config_dict
 
 from nvae_tf.config import ExperimentConfig, config_to_dict, read_config
-from nvae_tf.data.model_settings import MODEL_SETTINGS
-from nvae_tf.data.specs import data_spec
+from nvae_tf.data.spec import MODEL_SETTINGS, data_spec
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.files import beside_package
 from nvae_tf.setting_checks import check, check_choice
@@ -85,7 +84,7 @@ def recorded_config(path: str | os.PathLike) -> ConfigDict:
 def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     """Settings of some groups, with all that is left out of them at its default, unlocked.
 
-    Settings of the model that follow from the data are left to `nvae_tf.data.completion`.
+    Settings of the model that follow from the data are left to `nvae_tf.data.spec`.
 
     Raises:
       ValueError: there is no such group, or a single value in the place of one.

@@ -4,13 +4,19 @@ import contextlib
 import shutil
 import sys
 import time
-from typing import TextIO
-
-from nvae_tf.data.reports import Report
+from collections.abc import Callable
+from typing import NamedTuple, TextIO
 
 _SECONDS_BETWEEN_UPDATES = 0.2
 _SECONDS_BETWEEN_LINES = 10.0
 _CLEAR_TO_END = "\x1b[K"
+
+
+class Report(NamedTuple):
+    """Where work that may take minutes reports: a line that the next one may replace, and text that stays."""
+
+    progress: Callable[[str], object] = lambda text: None
+    keep: Callable[[str], object] = lambda text: None
 
 
 class StatusLine:
@@ -54,8 +60,8 @@ class StatusLine:
             self._stream.flush()
 
     def report(self) -> Report:
-        """This line as the place where the loading of data tells what it is doing."""
-        # A moment's work need not be told.
+        """This line as the place where the loading of data reports."""
+        # A moment's work need not be reported.
         self._shown_at = time.monotonic()
         return Report(self.show_if_due, self.keep)
 

@@ -27,7 +27,7 @@ import pathlib
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.data.completion import complete_config
+from nvae_tf.data.spec import complete_config
 from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly

@@ -22,7 +22,7 @@ from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.data.pictures_for_model import find_pictures, pictures_for_model
+from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import atomic_write
 from nvae_tf.generation.arguments import (

@@ -14,7 +14,7 @@ import pathlib
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.data.completion import complete_config
+from nvae_tf.data.spec import complete_config
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
@@ -27,6 +27,7 @@ OUTPUT = flags.DEFINE_string(
 COUNT = flags.DEFINE_integer("count", 40, "Images of each part in the picture.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to measure the reading of each part.", lower_bound=0.1)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
+_COLUMNS = 10
 
 
 def main() -> None:
@@ -36,9 +37,20 @@ def main() -> None:
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
     start_tensorflow_quietly()
-    from nvae_tf.data.inspection import inspect
+    import numpy as np
 
-    inspect(config, output, COUNT.value, SECONDS.value)
+    from nvae_tf.data.inspection import inspect
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.progress import StatusLine
+
+    status = StatusLine()
+    shown = inspect(config, COUNT.value, SECONDS.value, status)
+    # Gray images fill the last row of each part.
+    rows = [
+        np.pad(images, [(0, -len(images) % _COLUMNS), (0, 0), (0, 0), (0, 0)], constant_values=0.5) for images in shown
+    ]
+    write_png(output, image_grid(np.concatenate(rows), _COLUMNS, enlarge=None))
+    status.keep(f"{len(shown[0])} training images above {len(shown[1])} test images in {output}")
 
 
 def run() -> None:

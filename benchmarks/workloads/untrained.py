@@ -5,7 +5,7 @@ import tensorflow as tf
 from benchmarks import interleaved
 from nvae_tf import presets
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.data.completion import complete_config
+from nvae_tf.data.spec import complete_config
 from nvae_tf.models import NVAE
 from nvae_tf.training.devices import configure_runtime
 

@@ -1,4 +1,4 @@
-"""Decoded images on disk, memory-mapped: decoding, cutting and resizing happen once, not at every access."""
+"""Decoded images on disk, memory-mapped: decoding, cropping and resizing happen once, not at every access."""
 
 import hashlib
 import os
@@ -10,13 +10,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from nvae_tf.data.arrays_source import map_array
-from nvae_tf.data.image_sources import ReadSource
-from nvae_tf.data.reports import Report
+from nvae_tf.data.array_files import map_array
+from nvae_tf.data.sources import ReadSource
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.errors import first_line
+from nvae_tf.progress import Report
 
-# To be raised whenever the code makes other pixels of the same pictures: what is decoded then is decoded anew.
+# To be raised whenever the code makes other pixels of the same pictures: all are then decoded again.
 _FORM = 3
 # What decides about the pixels, besides the files.
 _PIXEL_SETTINGS = (
@@ -25,27 +25,23 @@ _PIXEL_SETTINGS = (
 )
 
 
-def fingerprint(spec: DataSpec, contents: Iterable[object]) -> str:
-    """A short name for decoded images: another one for other settings or contents, each of which needs a `repr`."""
-    settings = [getattr(spec, name) for name in _PIXEL_SETTINGS]
-    digest = hashlib.sha256(repr((_FORM, settings)).encode())
-    for content in contents:
-        digest.update(repr(content).encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
-
-
 class DecodedCache:
-    """The decoded images of one part of a data set: an array file in the folder `spec.cache`."""
+    """The decoded images of one part of a data set: an array file in the folder `spec.cache`.
 
-    def __init__(self, spec: DataSpec, split: str, identity: str):
-        """Takes the part ("train" or "test") and its `fingerprint`.
+    Its name has a hash of the settings and of `contents`, which need a `repr`: others give another file.
 
-        Raises:
-          ValueError: nothing can be written to the folder.
-        """
+    Raises:
+      ValueError: nothing can be written to the folder.
+    """
+
+    def __init__(self, spec: DataSpec, split: str, contents: Iterable[object]):
+        digest = hashlib.sha256(repr((_FORM, [getattr(spec, name) for name in _PIXEL_SETTINGS])).encode())
+        for content in contents:
+            digest.update(repr(content).encode(errors="surrogateescape"))
+        name = re.sub("[^A-Za-z0-9]+", "_", spec.name)
         self._spec = spec
         self._folder = pathlib.Path(spec.cache).expanduser()
-        self._file = self._folder / f"{re.sub('[^A-Za-z0-9]+', '_', spec.name)}-{split}-{identity}.npy"
+        self._file = self._folder / f"{name}-{split}-{digest.hexdigest()[:16]}.npy"
         if not self.exists:
             self._check_writable()
 
@@ -55,7 +51,7 @@ class DecodedCache:
         return self._file.is_file()
 
     def source(self) -> ReadSource:
-        """The images, read from the file when they are asked for.
+        """The images, read from the file on demand.
 
         Raises:
           ValueError: the file is damaged.
@@ -71,13 +67,13 @@ class DecodedCache:
         return ReadSource(len(images), images.shape[1:], lambda numbers: images[numbers])
 
     def write(self, batches: Iterable[np.ndarray], count: int, report: Report) -> None:
-        """Writes `count` images from batches uint8 `[batch, height, width, channels]`: whole, or not at all.
+        """Writes `count` images from batches uint8 `[batch, height, width, channels]`, atomically.
 
         Raises:
           ValueError: there is no room on the disk.
         """
         shape = (count, *self._spec.image_shape)
-        # A name of its own: other processes, on other machines too, may be at the same.
+        # A name of its own: other processes, on other machines too, may be writing the same images.
         descriptor, unfinished = tempfile.mkstemp(prefix=f"{self._file.name}.unfinished-", dir=self._folder)
         os.close(descriptor)
         try:

@@ -1,23 +1,134 @@
-"""The input pipeline: batches of images in [0, 1] as a pure function of (seed, step)."""
+"""The input pipeline: batches of images in [0, 1] as a pure function of (seed, step).
 
-from collections.abc import Iterator, Sequence
+Random numbers come from Philox, a function of a key and a counter (Salmon et al. 2011, "Parallel random numbers: as
+easy as 1, 2, 3"). The key holds the seed and what the numbers are for, the counter the position in the stream of
+images: nothing to save, nothing to replay.
+"""
 
+import atexit
+import dataclasses
+import enum
+import hashlib
+import math
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+
+import numpy as np
 import tensorflow as tf
 
-from nvae_tf.data.closing import closed_at_exit
-from nvae_tf.data.image_sources import ImageSource
-from nvae_tf.data.ordering import ALL, Shard, sequential_index_batches, shuffled_index_batches
-from nvae_tf.data.preprocessing import binarise, flip_horizontally, intensity_table
-from nvae_tf.data.random_streams import RandomStream, stream_key
-from nvae_tf.data.sources import check_image_shape
+from nvae_tf.data.sources import ImageSource, check_image_shape
 from nvae_tf.data_spec import DataSpec
 
 # Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
 _BATCHES_AHEAD = 4
+# A Philox counter gives four 32-bit numbers.
+_NUMBERS_PER_COUNTER = 4
+_PHILOX = tf.random.Algorithm.PHILOX.value
+# All images of a large set would take as long as what the result is kept for.
+_IMAGES_IN_DIGEST = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """The part of every batch that one of several processes takes: number `index` of `count`, from 0.
+
+    Raises:
+        ValueError: there is no such shard.
+    """
+
+    index: int
+    count: int
+
+    def __post_init__(self):
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"There is no shard {self.index} of {self.count}; they are numbered from 0.")
+
+
+ALL = Shard(0, 1)
+
+
+class RandomStream(enum.IntEnum):
+    """What random numbers are for; each stream is independent of the others under the same seed."""
+
+    ORDER = 0
+    HORIZONTAL_FLIP = 1
+    TRAINING_BINARIZATION = 2
+    EVALUATION_BINARIZATION = 3
+
+
+def stream_key(seed: int, stream: RandomStream) -> np.ndarray:
+    """Returns the Philox key of a stream, uint64 `[1]`.
+
+    Raises:
+        ValueError: the seed is negative.
+    """
+    if seed < 0:
+        raise ValueError(f"The data seed is {seed}; it must be 0 or above.")
+    return np.random.SeedSequence(seed, spawn_key=(int(stream),)).generate_state(1, np.uint64)
+
+
+def uniform(key: np.ndarray, first_position: tf.Tensor, batch_size: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    """Returns uniform numbers in [0, 1) for a run of positions, float32 `[batch_size, *shape]`.
+
+    Those of a position depend on the key and the position alone. All uses of a key have the same `shape`.
+    """
+    size = math.prod(shape)
+    # Whole counters per position, so that every position starts at a counter of its own.
+    counters = -(-size // _NUMBERS_PER_COUNTER)
+    start = tf.cast(first_position, tf.uint64) * counters
+    numbers = tf.raw_ops.StatelessRandomUniformV2(
+        shape=[batch_size, counters * _NUMBERS_PER_COUNTER],
+        key=key,
+        counter=tf.stack([start, tf.constant(0, tf.uint64)]),
+        alg=_PHILOX,
+    )
+    return tf.reshape(numbers[:, :size], [batch_size, *shape])
+
+
+def permutation(key: np.ndarray, epoch: tf.Tensor, count: int) -> tf.Tensor:
+    """Returns the epoch's permutation of `0 .. count - 1`, int32 `[count]`.
+
+    `tf.random.experimental.index_shuffle` would need no memory, but with the epoch in its seed it came back
+    to the same 256 permutations of 1,437 examples (TensorFlow 2.21).
+    """
+    keys = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[count],
+        key=key,
+        counter=tf.stack([tf.constant(0, tf.uint64), tf.cast(epoch, tf.uint64)]),
+        alg=_PHILOX,
+        dtype=tf.int64,
+    )
+    return tf.argsort(keys)
+
+
+def intensity_table(num_bits: int) -> np.ndarray:
+    """Returns the intensity in [0, 1] of every stored value from 0 to 255, float32 `[256]`.
+
+    With b bits, 1 to 8, there are 2^b levels, `floor(value / 2^(8 - b)) / (2^b - 1)` (Vahdat & Kautz 2020). The floor
+    is taken in whole numbers, so that no rounding error moves a value to the level below; each entry is the float32
+    nearest to the exact fraction.
+    """
+    levels = np.arange(256) >> (8 - num_bits)
+    return levels.astype(np.float32) / np.float32(2**num_bits - 1)
+
+
+def binarize(intensities: tf.Tensor, key: np.ndarray, first_position: tf.Tensor) -> tf.Tensor:
+    """Draws each pixel, 0 or 1, from Bernoulli(intensity): float32 `[batch, height, width, channels]` in [0, 1].
+
+    `first_position`, an int64 scalar, is the position in the stream of the batch's first image.
+    """
+    shape = tuple(intensities.shape[1:])
+    return tf.cast(uniform(key, first_position, tf.shape(intensities)[0], shape) < intensities, tf.float32)
+
+
+def flip_horizontally(images: tf.Tensor, key: np.ndarray, first_position: tf.Tensor) -> tf.Tensor:
+    """Mirrors each image of `[batch, height, width, channels]` left to right with probability one half."""
+    mirrored = uniform(key, first_position, tf.shape(images)[0], (1, 1, 1)) < 0.5
+    return tf.where(mirrored, tf.reverse(images, axis=[2]), images)
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Returns the number of whole batches in `count` examples; a last partial batch is dropped.
+    """Returns the number of full batches in `count` examples; a last partial batch is dropped.
 
     Raises:
         ValueError: the batch size is not positive, or larger than the split.
@@ -32,7 +143,7 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 
 def training_batches(
-    source: ImageSource, spec: DataSpec, batch_size: int, seed: int, start_step: int = 0, share: Shard = ALL
+    source: ImageSource, spec: DataSpec, batch_size: int, seed: int, start_step: int = 0, shard: Shard = ALL
 ) -> tf.data.Dataset:
     """Returns endless training batches.
 
@@ -46,21 +157,25 @@ def training_batches(
         batch_size: images per batch, over all replicas.
         seed: of the order, the binarization and the flips; 0 or above.
         start_step: number of the first batch.
-        share: which part of every batch this process takes; together the processes have the whole batches.
+        shard: which part of every batch this process takes.
 
     Returns:
-        A dataset of float32 `[batch_size / share.count, height, width, channels]` in [0, 1], at the images' real
+        A dataset of float32 `[batch_size / shard.count, height, width, channels]` in [0, 1], at the images' real
         size: the model pads.
 
     Raises:
-        ValueError: the batch size is larger than the split or can't be shared evenly, the seed or start step is
+        ValueError: the batch size is larger than the split or can't be divided evenly, the seed or start step is
             negative, or the images have another size than the spec's.
     """
     check_image_shape(source, spec)
     steps_per_epoch(source.count, batch_size)
     if start_step < 0:
         raise ValueError(f"The start step is {start_step}; it must be 0 or above.")
-    index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, share)
+    if batch_size % shard.count:
+        raise ValueError(
+            f"A batch of {batch_size} can't be shared evenly by {shard.count} processes: make it a multiple of that."
+        )
+    index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, shard)
     flip_key = stream_key(seed, RandomStream.HORIZONTAL_FLIP) if spec.horizontal_flip else None
     binarize_key = stream_key(seed, RandomStream.TRAINING_BINARIZATION)
     return _image_batches(index_batches, source, spec, binarize_key, flip_key)
@@ -90,25 +205,41 @@ def evaluation_batches(
     """
     check_image_shape(source, spec)
     _check_batch_size(batch_size)
-    index_batches = sequential_index_batches(source.count, batch_size, numbers)
+    count = source.count
+    numbers = range(-(-count // batch_size)) if numbers is None else numbers
+    starts = tf.data.Dataset.from_tensor_slices(batch_size * np.array(numbers, np.int64))
+    index_batches = starts.map(lambda start: (start, tf.range(start, tf.minimum(start + batch_size, count))))
     return _image_batches(index_batches, source, spec, stream_key(seed, RandomStream.EVALUATION_BINARIZATION))
 
 
-def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor]:
-    """Goes through batches; where an image of the source can't be read, raises what reading it raised.
+def shuffled_index_batches(
+    count: int, batch_size: int, seed: int, start_step: int, shard: Shard = ALL
+) -> tf.data.Dataset:
+    """Returns the endless training order, before any image is read; see `training_batches`.
 
-    TensorFlow would raise an error of its own, with the other's text and a traceback in it.
+    Starting late replays nothing: the permutation of the starting epoch is made and cut. Memory holds one epoch's
+    permutation at a time.
+
+    Returns:
+        A dataset of pairs: the position in the stream of the shard's first example, an int64 scalar (that of a batch's
+        first is `step * batch_size`); and indices of examples, int32 `[batch_size / shard.count]`.
     """
-    return closed_at_exit(_iterate(batches, source))
+    size = batch_size // shard.count
+    offset = shard.index * size
+    steps = count // batch_size
+    key = stream_key(seed, RandomStream.ORDER)
 
+    def batches_of_epoch(epoch):
+        first_step = epoch * steps
+        skipped = tf.maximum(start_step - first_step, 0)
+        indices = tf.reshape(permutation(key, epoch, count)[: steps * batch_size], [steps, batch_size])
+        positions = (first_step + tf.range(steps, dtype=tf.int64)) * batch_size + offset
+        return tf.data.Dataset.from_tensor_slices((positions[skipped:], indices[:, offset : offset + size][skipped:]))
 
-def _iterate(batches, source):
-    known = len(source.failures)
-    try:
-        yield from batches
-    except tf.errors.OpError as error:
-        news = source.failures[known:]
-        raise (news[0] if news else error) from None
+    epochs = tf.data.Dataset.counter(start=start_step // steps)
+    return epochs.flat_map(batches_of_epoch).apply(
+        tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    )
 
 
 def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
@@ -123,7 +254,7 @@ def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
             values = flip_horizontally(values, flip_key, first_position)
         images = tf.gather(table, tf.cast(values, tf.int32))
         if spec.binarise:
-            images = binarise(images, binarize_key, first_position)
+            images = binarize(images, binarize_key, first_position)
         return images
 
     batches = index_batches.map(images_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -133,3 +264,53 @@ def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
 def _check_batch_size(batch_size):
     if batch_size < 1:
         raise ValueError(f"The batch size is {batch_size}; it must be 1 or above.")
+
+
+def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor]:
+    """Iterates over batches; where an image of the source can't be read, raises what reading it raised.
+
+    TensorFlow would raise an error of its own, with the other's text and a traceback in it.
+    """
+
+    def read():
+        known = len(source.failures)
+        try:
+            yield from batches
+        except tf.errors.OpError as error:
+            news = source.failures[known:]
+            raise (news[0] if news else error) from None
+
+    return closed_at_exit(read())
+
+
+_OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
+
+
+def closed_at_exit(iteration: Generator) -> Generator:
+    """The same generator, which is closed when the process ends, if it still runs.
+
+    Threads of tf.data that call Python must be gone before the interpreter is taken down: otherwise they wait for its
+    lock, and it waits for them, for ever.
+    """
+    _OPEN.add(iteration)
+    return iteration
+
+
+@atexit.register
+def _close_all() -> None:
+    for iteration in list(_OPEN):
+        iteration.close()
+
+
+def stored_spec(spec: DataSpec) -> DataSpec:
+    """The data set with its images as they are stored: 8 bits, neither binarized nor mirrored."""
+    return dataclasses.replace(spec, num_bits=8, binarise=False, horizontal_flip=False)
+
+
+def content_digest(source: ImageSource, spec: DataSpec) -> str:
+    """A fingerprint for results that are kept: the SHA-256 of the number of images and of up to 256 spread evenly."""
+    numbers = np.unique(np.linspace(0, source.count - 1, min(source.count, _IMAGES_IN_DIGEST)).astype(np.int64))
+    digest = hashlib.sha256(f"{source.count} {spec.image_shape}".encode())
+    for image in iterate(evaluation_batches(source, stored_spec(spec), 1, seed=0, numbers=numbers), source):
+        digest.update(image.numpy().tobytes())
+    return digest.hexdigest()

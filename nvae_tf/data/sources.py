@@ -1,52 +1,162 @@
-"""From a data spec to its images. A new kind of source is a module with `first_image` and `load`, and a line here."""
+"""From a data spec to its images.
+
+A new kind of source is a line in `SOURCES` and a module with the functions `load_KIND`, `first_KIND_image` and, where
+it may have no test part, `KIND_holds_out`. TensorFlow is imported when a pipeline is made: settings are completed and
+checked with the sources before.
+"""
+
+from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import os
 import pathlib
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from nvae_tf.data.image_sources import ImageSource, StackedSource
-from nvae_tf.data.picture_files import PictureHeader, list_pictures
-from nvae_tf.data.reports import Report
+import numpy as np
+import psutil
+
+from nvae_tf.data.pictures import PictureHeader, list_pictures
 from nvae_tf.data_spec import DataSpec
+from nvae_tf.progress import Report
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.setting_checks import check_choice
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 SPLITS = ("train", "test")
-_NUMPY_SUFFIXES = (".npy", ".npz")
 
 
 class _Source(NamedTuple):
-    """A kind of source: its module; what must lie at `data.path`; whether the set has a name within the source."""
+    """A kind of source: its module, what `data.path` names, whether `data.source_name` must be set."""
 
     module: str
     needs: str | None = None
     needs_folder: bool = False
     needs_name: bool = False
-    starts_tensorflow: bool = False
 
 
 SOURCES = {
-    "bundled": _Source("bundled_source", needs_name=True),
-    "tfds": _Source("tfds_source", needs_name=True, starts_tensorflow=True),
-    "folder": _Source("folder_source", needs="a folder of pictures", needs_folder=True),
-    "arrays": _Source("arrays_source", needs="a .npy or .npz file, or a folder with train.npy and test.npy"),
-    "idx": _Source("idx_source", needs="a folder of IDX files, *-ubyte or *-ubyte.gz", needs_folder=True),
-    "mat": _Source("mat_source", needs="the file chardata.mat, or its folder"),
+    "bundled": _Source("bundled", needs_name=True),
+    "tfds": _Source("tfds", needs_name=True),
+    "folder": _Source("picture_folder", needs="a folder of pictures", needs_folder=True),
+    "arrays": _Source("array_files", needs="a .npy or .npz file, or a folder with train.npy and test.npy"),
+    "idx": _Source("array_files", needs="a folder of IDX files, *-ubyte or *-ubyte.gz", needs_folder=True),
+    "mat": _Source("array_files", needs="the file chardata.mat, or its folder"),
 }
 
 
+class ImageSource:
+    """One part of a data set: numbered images with values from 0 to 255.
+
+    Attributes:
+        count: number of images.
+        image_shape: size of one image, `(height, width, channels)`.
+        failures: errors of reading images; TensorFlow passes on no more than their text.
+    """
+
+    count: int
+    image_shape: tuple[int, int, int]
+    failures: Sequence[Exception] = ()
+
+    def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Returns a function from indices `[batch]` to uint8 images `[batch, height, width, channels]`.
+
+        Called once per pipeline, eagerly; the function is traced into the pipeline's graph.
+        """
+        raise NotImplementedError
+
+
+class ArraySource(ImageSource):
+    """Images in memory, uint8 `[count, height, width, channels]`, and labels `[count]` where the set has some.
+
+    Raises:
+        ValueError: the arrays have another type or shape.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
+        if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+            raise ValueError(
+                "Images must be a non-empty uint8 array [count, height, width, channels], "
+                f"not {images.dtype} {list(images.shape)}."
+            )
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise ValueError(f"Labels have shape {list(labels.shape)}, but there are {len(images)} images.")
+        self.images, self.labels = images, labels
+        self.count, self.image_shape = len(images), images.shape[1:]
+        self._tensor = None
+
+    def reader(self):
+        import tensorflow as tf
+
+        # An eager tensor, one for all pipelines, is captured by reference; an array would be copied into the graph.
+        # It lies where tf.data runs, not on an accelerator.
+        if self._tensor is None:
+            with tf.device("/CPU:0"):
+                self._tensor = tf.constant(self.images)
+        images = self._tensor
+        return lambda indices: tf.gather(images, indices)
+
+
+class ReadSource(ImageSource):
+    """Images that a Python function reads on demand: from files, or a memory-mapped array.
+
+    `read` takes numbers `[batch]` and returns uint8 `[batch, height, width, channels]`; several threads call it.
+    """
+
+    def __init__(self, count: int, image_shape: tuple[int, int, int], read: Callable[[np.ndarray], np.ndarray]):
+        self.count, self.image_shape, self.read = count, image_shape, read
+        self.failures = []
+
+    def reader(self):
+        import tensorflow as tf
+
+        def read_or_note(indices):
+            try:
+                return self.read(indices)
+            except Exception as error:
+                self.failures.append(error)
+                raise
+
+        def images_at(indices):
+            images = tf.numpy_function(read_or_note, [indices], tf.uint8, stateful=False)
+            return tf.ensure_shape(images, [indices.shape[0], *self.image_shape])
+
+        return images_at
+
+
+class StackedSource(ImageSource):
+    """Images whose channels are images of another source of one channel: stacked MNIST.
+
+    `orders` `[channels, count]` has for each channel a permutation of the numbers of `base`.
+    """
+
+    def __init__(self, base: ImageSource, orders: np.ndarray):
+        self.base, self.orders = base, orders
+        self.count, self.failures = base.count, base.failures
+        self.image_shape = (*base.image_shape[:2], len(orders))
+
+    @classmethod
+    def at_random(cls, base: ImageSource, channels: int, seed: int) -> StackedSource:
+        """Every image of `base` once in each channel, in orders that depend on the seed alone."""
+        # RandomState, because NumPy promises never to change its numbers; those of Generator may change.
+        random = np.random.RandomState(seed)
+        return cls(base, np.stack([random.permutation(base.count) for _ in range(channels)]))
+
+    def reader(self):
+        import tensorflow as tf
+
+        read = self.base.reader()
+        with tf.device("/CPU:0"):
+            orders = [tf.constant(order) for order in self.orders]
+        return lambda indices: tf.concat([read(tf.gather(order, indices)) for order in orders], axis=-1)
+
+
 def load_split(spec: DataSpec, split: str, report: Report | None = None) -> ImageSource:
-    """Loads one part of a data set.
-
-    Args:
-        spec: the data set, complete (`nvae_tf.data.completion`).
-        split: "train" or "test".
-        report: where to tell what is going on.
-
-    Returns:
-        The part's images and, where the set has them in memory, its labels.
+    """Loads one part, "train" or "test", of a data set whose spec is complete (`nvae_tf.data.spec.complete_spec`).
 
     Raises:
         ValueError: an unknown part or source, or images that can't be used.
@@ -55,24 +165,24 @@ def load_split(spec: DataSpec, split: str, report: Report | None = None) -> Imag
     """
     if split not in SPLITS:
         raise ValueError(f"There is no split '{split}'. Valid: {', '.join(SPLITS)}.")
-    module, spec = _module(spec), _with_home(spec)
+    load, spec = _function(spec, "load_{}"), _with_home(spec)
     report = report or Report()
     if spec.stacked_images == 1:
-        source = module.load(spec, split, report)
+        source = load(spec, split, report)
     else:
-        base = module.load(_one_channel(spec), split, report)
+        base = load(dataclasses.replace(spec, channels=1, stacked_images=1), split, report)
         source = StackedSource.at_random(base, spec.stacked_images, spec.split_seed)
     check_image_shape(source, spec)
     return source
 
 
 def first_image(spec: DataSpec) -> PictureHeader:
-    """What the images of a data set are like, from a look at one of them; a size is None where they differ.
+    """Size, channels and bits of a data set's images, from one of them; a size is None where they differ.
 
     Raises:
         ValueError, FileNotFoundError, ConnectionError: see `load_split`.
     """
-    return _module(spec).first_image(_with_home(spec))
+    return _function(spec, "first_{}_image")(_with_home(spec))
 
 
 def holds_out(spec: DataSpec) -> bool:
@@ -81,12 +191,12 @@ def holds_out(spec: DataSpec) -> bool:
     Raises:
         ValueError, FileNotFoundError: see `load_split`.
     """
-    module = _module(spec)
-    return hasattr(module, "holds_out") and module.holds_out(_with_home(spec))
+    function = _function(spec, "{}_holds_out")
+    return function is not None and function(_with_home(spec))
 
 
 def source_at(path: str | None) -> str:
-    """The kind of source that lies at a path.
+    """The kind of source at a path.
 
     Raises:
         ValueError: there is no path, or it is a file that no source reads.
@@ -94,7 +204,7 @@ def source_at(path: str | None) -> str:
     """
     place = _place(path, "a folder of pictures, a .npy or .npz file, or a folder of IDX files")
     if place.is_file():
-        if place.suffix in _NUMPY_SUFFIXES:
+        if place.suffix in (".npy", ".npz"):
             return "arrays"
         raise ValueError(f"data.path = {path}: a file that is neither .npy nor .npz; name a folder of pictures instead")
     names = [entry.name for entry in place.iterdir() if entry.is_file()]
@@ -119,10 +229,11 @@ def check_image_shape(source: ImageSource, spec: DataSpec) -> None:
         )
 
 
-def _module(spec):
-    """The source's module, imported when it is needed: some take seconds."""
+def _function(spec, name):
+    """A function of the source's module, after checks of the path and the name; None where it has none."""
     check_choice("data.source", spec.source, ("auto", *SOURCES))
-    source = SOURCES[source_at(spec.path) if spec.source == "auto" else spec.source]
+    kind = source_at(spec.path) if spec.source == "auto" else spec.source
+    source = SOURCES[kind]
     if source.needs:
         place = _place(spec.path, source.needs)
         if source.needs_folder and not place.is_dir():
@@ -134,9 +245,10 @@ def _module(spec):
             f"data.source_name is not set: the name of the set within data.source = {spec.source}, "
             "for example --config.data.source_name=oxford_flowers102 for TensorFlow Datasets"
         )
-    if source.starts_tensorflow:
+    if kind == "tfds":
         start_tensorflow_quietly()
-    return importlib.import_module(f"nvae_tf.data.{source.module}")
+    # Imported when it is needed: some modules take seconds.
+    return getattr(importlib.import_module(f"nvae_tf.data.{source.module}"), name.format(kind), None)
 
 
 def _place(path, needs):
@@ -155,5 +267,43 @@ def _with_home(spec):
     return dataclasses.replace(spec, path=os.path.expanduser(spec.path)) if spec.path else spec
 
 
-def _one_channel(spec):
-    return dataclasses.replace(spec, channels=1, stacked_images=1)
+def held_out(names: Sequence[str], spec: DataSpec) -> tuple[list[int], list[int]]:
+    """Divides images by `test_fraction` and `split_seed` into a training and a test part.
+
+    An image's place in the order of choice is a hash of its name, so that few images change sides when some are added.
+
+    Args:
+        names: of the images, unique and the same at every call.
+        spec: the data set.
+
+    Returns:
+        The numbers of the images for training, and of those for testing, in order.
+
+    Raises:
+        ValueError: there are not two images.
+    """
+    if len(names) < 2:
+        raise ValueError(
+            f"{spec.path}: {len(names)} image can't be divided into a training and a test part: add more images"
+        )
+    count = min(max(round(spec.test_fraction * len(names)), 1), len(names) - 1)
+    key = str(spec.split_seed).encode()
+    order = sorted(
+        range(len(names)),
+        key=lambda number: hashlib.blake2b(
+            names[number].encode(errors="surrogateescape"), digest_size=8, key=key
+        ).digest(),
+    )
+    return sorted(order[count:]), sorted(order[:count])
+
+
+def check_memory(needed: int, what: str, fix: str) -> None:
+    """Checks, before images are read, that there is memory for `needed` bytes of images.
+
+    Raises:
+        ValueError: there is too little: "WHAT need 4.7 GB of memory, and ...: FIX".
+    """
+    free = psutil.virtual_memory().available
+    # The array, and its copy in TensorFlow; the model wants some too.
+    if needed > free / 3:
+        raise ValueError(f"{what} need {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: {fix}")

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.data.content_digest import content_digest
-from nvae_tf.data.image_sources import ImageSource
-from nvae_tf.data.model_settings import check_model_fits
-from nvae_tf.data.ordering import Shard
-from nvae_tf.data.sources import load_split
+from nvae_tf.data.pipeline import Shard, content_digest
+from nvae_tf.data.sources import ImageSource, load_split
+from nvae_tf.data.spec import check_model_fits
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.progress import StatusLine, duration

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from nvae_tf.config import ExperimentConfig, ModelConfig, config_to_dict, experiment_config, resolve_lengths
-from nvae_tf.data.specs import DATA_SPECS, LSUN_BEDROOM64, LSUN_CHURCH64
+from nvae_tf.data.spec import DATA_SPECS, LSUN_BEDROOM64, LSUN_CHURCH64
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.published.settings import (
     OPTIMIZER_SETTINGS,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.data.picture_files import BadPicture
+from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports.keep_model_card import keep_model_card

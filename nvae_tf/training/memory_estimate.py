@@ -9,7 +9,7 @@ import psutil
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.data.model_settings import check_model_fits
+from nvae_tf.data.spec import check_model_fits
 from nvae_tf.memory import Timeline, memory_timeline, reserved_bytes
 from nvae_tf.training.devices import configure_runtime
 from nvae_tf.training.run import Images, Run, RunLength, new_run

@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, resolve_lengths
-from nvae_tf.data.image_sources import ImageSource
-from nvae_tf.data.model_settings import check_model_fits
 from nvae_tf.data.pipeline import steps_per_epoch
-from nvae_tf.data.sources import holds_out, load_split
+from nvae_tf.data.sources import ImageSource, holds_out, load_split
+from nvae_tf.data.spec import check_model_fits
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.models.for_training import model_for_training
 from nvae_tf.optimization import LoweredRate

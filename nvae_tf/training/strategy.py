@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from nvae_tf.data.ordering import ALL, Shard
+from nvae_tf.data.pipeline import ALL, Shard
 from nvae_tf.replicas import divided
 from nvae_tf.setting_checks import check
 from nvae_tf.train_config import TrainConfig

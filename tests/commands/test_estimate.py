@@ -7,8 +7,7 @@ import pytest
 import tensorflow as tf
 
 from configs import digits, own_images
-from nvae_tf.data.completion import complete_config
-from nvae_tf.data.model_settings import MODEL_SETTINGS
+from nvae_tf.data.spec import MODEL_SETTINGS, complete_config
 from nvae_tf.memory import memory_timeline
 from nvae_tf.training import memory_estimate
 from nvae_tf.training.memory_estimate import estimate_memory

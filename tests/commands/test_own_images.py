@@ -8,9 +8,8 @@ import scipy.io
 from PIL import Image
 
 from configs import own_images as preset
-from nvae_tf.data.completion import complete_config
-from nvae_tf.data.ordering import shuffled_index_batches
-from nvae_tf.data.pipeline import iterate, training_batches
+from nvae_tf.data.pipeline import iterate, shuffled_index_batches, training_batches
+from nvae_tf.data.spec import complete_config
 from nvae_tf.training.run import load_images, new_run, run_length, with_length
 from tests.data.picture_factory import damaged_in_the_middle, encoded, idx, png, random_pixels, write_files
 from tests.tiny_model import TINY

@@ -15,9 +15,8 @@ from ml_collections import config_flags
 from nvae_tf import presets
 from nvae_tf.config import experiment_config, resolve_lengths
 from nvae_tf.data import data_spec
-from nvae_tf.data.completion import complete_config
-from nvae_tf.data.model_settings import MODEL_SETTINGS, check_model_fits
 from nvae_tf.data.sources import SOURCES
+from nvae_tf.data.spec import MODEL_SETTINGS, check_model_fits, complete_config
 from nvae_tf.latent_plan import groups_per_scale, latent_plan
 
 # ml_collections reads the files of configs in an old way.

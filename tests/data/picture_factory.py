@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from nvae_tf.data import DataSpec, data_spec
-from nvae_tf.data.completion import complete_spec
+from nvae_tf.data.spec import complete_spec
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # PNG's color type by the number of channels: gray, gray and alpha, RGB, RGBA.

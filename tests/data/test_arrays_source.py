@@ -142,10 +142,10 @@ def test_batches_have_the_values(tmp_path):
         (random_pixels(30, 5, 6, 7), r"shape \[30, 5, 6, 7\] is not \[count, height, width, channels\] with 1 to 4"),
         (random_pixels(0, 5, 6, 3), r"shape \[0, 5, 6, 3\] is not"),
         (random_pixels(2, 2, 5, 6, 3), r"shape \[2, 2, 5, 6, 3\] is not"),
-        (random_pixels(5, 6), r"the array's shape \[5, 6\] is not \[count, height, width, channels\] or"),
+        (random_pixels(5, 6), r"the array's shape \[5, 6\] is not \[count, height, width, channels\] with"),
         (random_pixels(5, 6, 3), r"\[5, 6, 3\] seems to be a single image; a set of images has one axis more"),
         (IMAGES[:1], "1 image can't be divided into a training and a test part: add more images"),
-        (np.array([{}, None], object), "not a whole NumPy file of plain numbers .*numpy.save writes one"),
+        (np.array([{}, None], object), "not a complete NumPy file of plain numbers .*numpy.save writes one"),
     ],
 )
 def test_wrong_arrays_are_refused(array, message, tmp_path):
@@ -172,12 +172,12 @@ def test_damaged_files_are_refused(kept, tmp_path):
     np.savez(tmp_path / "set.npz", images=IMAGES)
     for name in ("images.npy", "set.npz"):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:kept])
-        assert_refused(tmp_path / name, "not a whole NumPy file of plain numbers")
+        assert_refused(tmp_path / name, "not a complete NumPy file of plain numbers")
 
 
 def test_text_and_a_damaged_archive_are_refused(tmp_path):
     (tmp_path / "text.npy").write_text("Dear diary")
-    assert_refused(tmp_path / "text.npy", "not a whole NumPy file of plain numbers")
+    assert_refused(tmp_path / "text.npy", "not a complete NumPy file of plain numbers")
     np.savez(tmp_path / "set.npz", images=IMAGES)
     content = bytearray((tmp_path / "set.npz").read_bytes())
     content[1500] ^= 0x55
@@ -217,7 +217,7 @@ UNTRUE_HEADERS = {
 def test_headers_that_are_not_true_are_refused(claim, tmp_path):
     content = UNTRUE_HEADERS[claim]
     (tmp_path / "images.npy").write_bytes(content)
-    assert_refused(tmp_path / "images.npy", "not a whole NumPy file of plain numbers")
+    assert_refused(tmp_path / "images.npy", "not a complete NumPy file of plain numbers")
     archive(tmp_path / "set.npz", **{"images.npy": content})
     assert_refused(tmp_path / "set.npz", "a damaged .npz file, or one with Python objects .images.npy: ")
 
@@ -256,7 +256,7 @@ def test_a_locked_archive_is_refused(tmp_path):
     content = bytearray((tmp_path / "set.npz").read_bytes())
     content[content.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "set.npz").write_bytes(content)
-    assert_refused(tmp_path / "set.npz", "not a whole NumPy file .*encrypted")
+    assert_refused(tmp_path / "set.npz", "not a complete NumPy file .*encrypted")
 
 
 def test_an_array_with_a_damaged_name_is_not_passed_over(tmp_path):
@@ -265,7 +265,7 @@ def test_an_array_with_a_damaged_name_is_not_passed_over(tmp_path):
     content = (tmp_path / "set.npz").read_bytes()
     at = content.rindex(b"x_test.npy")
     (tmp_path / "set.npz").write_bytes(content[:at] + b"x_test.np\r" + content[at + 10 :])
-    assert_refused(tmp_path / "set.npz", "not a whole NumPy file .*differ")
+    assert_refused(tmp_path / "set.npz", "not a complete NumPy file .*differ")
 
 
 def test_more_than_the_memory_is_not_unpacked(monkeypatch, tmp_path):

@@ -11,8 +11,8 @@ import pytest
 
 from configs import own_images as preset
 from nvae_tf.data import data_spec
-from nvae_tf.data.completion import complete_config, complete_spec
 from nvae_tf.data.sources import load_split
+from nvae_tf.data.spec import complete_config, complete_spec
 from nvae_tf.latent_plan import latent_plan
 from tests.data.picture_factory import encoded, idx, png, random_pixels, write_files
 
@@ -143,7 +143,7 @@ def test_a_rule_without_a_size_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "settings", [{"height": 16}, {"height": 14, "width": 20}, {"crop_box": (0, 0, 9, 9), "height": 8}]
 )
-def test_a_size_that_the_pictures_do_not_have_is_an_error_that_names_the_mend(settings, tmp_path):
+def test_a_size_that_the_pictures_do_not_have_is_an_error_that_names_the_fix(settings, tmp_path):
     spec = completed(pictures(tmp_path), **settings).data
     with pytest.raises(
         ValueError, match=rf"not {spec.height}x{spec.width}: .*set --config.data.resize=crop \(or stretch"
@@ -217,7 +217,7 @@ def test_a_folder_is_looked_at_before_tensorflow_is_loaded(tmp_path):
     program = """
 import sys
 from configs import own_images
-from nvae_tf.data.completion import complete_config
+from nvae_tf.data.spec import complete_config
 config = own_images.get_config()
 config.data.path = sys.argv[1]
 print(complete_config(config).data.image_shape, "tensorflow" in sys.modules)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from nvae_tf.data import data_spec
-from nvae_tf.data.content_digest import content_digest
-from nvae_tf.data.image_sources import ArraySource
+from nvae_tf.data.pipeline import content_digest
+from nvae_tf.data.sources import ArraySource
 
 SPEC = dataclasses.replace(data_spec("cifar10"), height=3, width=2)
 IMAGES = np.random.default_rng(0).integers(0, 256, [300, 3, 2, 3], dtype=np.uint8)

@@ -7,9 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from nvae_tf.data.picture_files import BadPicture
-from nvae_tf.data.reports import Report
+from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.sources import load_split
+from nvae_tf.progress import Report
 from tests.data.picture_factory import (
     damaged_in_the_middle,
     own_images,

@@ -7,11 +7,10 @@ import pytest
 from PIL import Image
 
 from nvae_tf.data import data_spec
-from nvae_tf.data.held_out import held_out
-from nvae_tf.data.picture_files import BadPicture
+from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
-from nvae_tf.data.reports import Report
-from nvae_tf.data.sources import holds_out, load_split
+from nvae_tf.data.sources import held_out, holds_out, load_split
+from nvae_tf.progress import Report
 from tests.data.picture_factory import (
     damaged_in_the_middle,
     encoded,
@@ -138,8 +137,8 @@ BAD_FILES = {
         {"crop_box": (1, 1, 6, 5)},
         r"is 4x4 \(height x width\), too small for data.crop_box .*: make the box smaller",
     ),
-    "cut off": (CUT_JPEG, {}, "a damaged or cut-off JPEG file .*Mend or remove the file"),
-    "text": (b"Dear diary", {}, "not a picture, whatever its name says, .*Mend or remove the file"),
+    "cut off": (CUT_JPEG, {}, "a damaged or cut-off JPEG file .*Fix or remove the file"),
+    "text": (b"Dear diary", {}, "not a picture, whatever its name says, .*Fix or remove the file"),
     "too many pixels": (
         png(random_pixels(20, 30, 3)),
         {"max_pixels": 599},
@@ -150,12 +149,12 @@ BAD_FILES = {
         {},
         "has several frames or pages, but one file is one picture; save those that you want as files of their own",
     ),
-    "empty": (b"", {}, "an empty file.*Mend or remove the file"),
+    "empty": (b"", {}, "an empty file.*Fix or remove the file"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_picture_that_cannot_be_used_is_named_with_the_mend(kind, tmp_path):
+def test_a_picture_that_cannot_be_used_is_named_with_the_fix(kind, tmp_path):
     bad, settings, message = BAD_FILES[kind]
     spec = own_images(train_and_test(tmp_path, bad), **settings)
     with pytest.raises(ValueError, match=f"^{tmp_path / 'train' / 'b.png'}: {message}") as caught:
@@ -199,7 +198,7 @@ def test_nothing_is_told_where_nothing_is_skipped(tmp_path):
 
 def test_a_folder_of_nothing_but_bad_pictures_is_an_error(tmp_path):
     write_files(tmp_path, {f"{number}.png": b"text" for number in range(4)})
-    with pytest.raises(ValueError, match=f"{tmp_path}/.*: not a picture.*Mend or remove the file"):
+    with pytest.raises(ValueError, match=f"{tmp_path}/.*: not a picture.*Fix or remove the file"):
         own_images(tmp_path, on_bad_file="skip")
     spec = own_images(tmp_path, on_bad_file="skip", height=6, width=9, channels=3, file_bits=8)
     with pytest.raises(
@@ -213,7 +212,7 @@ def test_damage_in_the_middle_is_met_when_the_picture_is_read(tmp_path):
     source = load_split(spec, "train")
     assert source.count == 7
     read = []
-    with pytest.raises(BadPicture, match=f"^{tmp_path / 'train' / 'b.png'}: a damaged .*Mend or remove") as caught:
+    with pytest.raises(BadPicture, match=f"^{tmp_path / 'train' / 'b.png'}: a damaged .*Fix or remove") as caught:
         for batch in iterate(evaluation_batches(source, spec, batch_size=1, seed=0), source):
             read.append(batch)
     assert len(read) == 1 and "\n" not in str(caught.value)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from nvae_tf.data import data_spec
-from nvae_tf.data.geometry import Geometry, WrongSize, fit_pixels
+from nvae_tf.data.pictures import Geometry, WrongSize, fit_pixels
 from tests.data.picture_factory import random_pixels
 
 CELEBA = data_spec("celeba64")

@@ -88,8 +88,8 @@ def test_images_are_scaled_on_demand(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (idx(TRAIN)[:-1], "has 431 values, but its header says 9 x 6 x 8: it was cut off; get it anew"),
-        (idx(TRAIN) + b"\0", "has more than the 432 values of its header, 9 x 6 x 8: damaged; get it anew"),
+        (idx(TRAIN)[:-1], "has 431 values, but its header says 9 x 6 x 8: it was cut off; download it again"),
+        (idx(TRAIN) + b"\0", "has more than the 432 values of its header, 9 x 6 x 8: damaged; download it again"),
         (idx(TRAIN[:0]), "has no images; its header says 0 x 6 x 8"),
         (idx(TRAIN)[:4] + b"\xff" * 12 + bytes(99), "its images, 4294967295 x .* GB of memory"),
         (idx(TRAIN)[:4] + b"\0\0\x01\0" * 3 + bytes(99), "too short for 256 x 256 x 256 values"),
@@ -118,7 +118,7 @@ def test_a_damaged_gzip_file_is_refused(kept, tmp_path):
     damaged = bytearray(content)
     damaged[len(content) // 2] ^= 0x55
     (tmp_path / name).write_bytes(damaged)
-    with pytest.raises(ValueError, match=f"^{tmp_path / name}: a damaged gzip file .*get it anew"):
+    with pytest.raises(ValueError, match=f"^{tmp_path / name}: a damaged gzip file .*download it again"):
         own_images(tmp_path)
 
 

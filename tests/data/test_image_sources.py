@@ -11,8 +11,8 @@ import tensorflow as tf
 from PIL import Image
 
 from nvae_tf.data import data_spec
-from nvae_tf.data.image_sources import ArraySource, ReadSource, StackedSource
 from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
+from nvae_tf.data.sources import ArraySource, ReadSource, StackedSource
 
 IMAGES = np.random.default_rng(0).integers(0, 256, [50, 4, 3, 1], dtype=np.uint8)
 SPEC = dataclasses.replace(data_spec("cifar10"), name="small", height=4, width=3, channels=1)
@@ -166,10 +166,10 @@ def test_a_process_ends_while_pictures_are_being_decoded(tmp_path):
         Image.fromarray(noise).save(tmp_path / f"{number}.jpg")
     script = """
 import dataclasses, sys
-from nvae_tf.data.completion import complete_spec
+from nvae_tf.data.spec import complete_spec
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.data.sources import load_split
-from nvae_tf.data.specs import OWN_IMAGES
+from nvae_tf.data.spec import OWN_IMAGES
 
 spec = complete_spec(dataclasses.replace(OWN_IMAGES, path=sys.argv[1], resize="crop", height=16))
 source = load_split(spec, "train")

@@ -113,5 +113,5 @@ def test_what_is_no_whole_matlab_file_is_refused(kept, folder):
     content = file.read_bytes()
     for damaged in (content[:kept], b"Dear diary,\n" * (kept // 10)):
         file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"^{file}: not a whole MATLAB file .*get it anew"):
+        with pytest.raises(ValueError, match=f"^{file}: not a complete MATLAB file .*download it again"):
             load_split(spec_of(file), "train")

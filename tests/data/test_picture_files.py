@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from nvae_tf.data.picture_files import BadPicture, PictureHeader, list_pictures, read_header, read_picture
+from nvae_tf.data.pictures import BadPicture, PictureHeader, list_pictures, read_header, read_picture
 from tests.data.picture_factory import (
     damaged_in_the_middle,
     encoded,
@@ -335,7 +335,7 @@ def test_the_largest_pictures_are_refused_in_one_line(tmp_path):
 _PEAK_OF_READING = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from nvae_tf.data.picture_files import BadPicture, read_picture
+from nvae_tf.data.pictures import BadPicture, read_picture
 
 def read(path):
     try:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from nvae_tf.data import data_spec
-from nvae_tf.data.pictures_for_model import find_pictures, pictures_for_model
+from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
 from nvae_tf.data.pipeline import evaluation_batches
 from nvae_tf.data.sources import load_split
 from tests.data.picture_factory import damaged_in_the_middle, encoded, own_images, png, random_pixels, write_files
@@ -62,7 +62,7 @@ def refusal(place, spec=MNIST):
     return str(error.value)
 
 
-def test_one_that_does_not_fit_is_named_with_the_mend(tmp_path):
+def test_one_that_does_not_fit_is_named_with_the_fix(tmp_path):
     good = {"a.png": gray(28, 28)}
     wrong_size, wrong_channels, broken = (tmp_path / name for name in ("size", "channels", "broken"))
     write_files(wrong_size, good | {"b.png": gray(30, 28)})
@@ -72,7 +72,7 @@ def test_one_that_does_not_fit_is_named_with_the_mend(tmp_path):
     message = f"{wrong_channels / 'b.png'}: has 3 channels, but the model was trained on pictures with 1; --convert"
     assert message in refusal(wrong_channels)
     write_files(broken, good | {"b.png": damaged_in_the_middle(gray(28, 28))})
-    assert refusal(broken).startswith(f"{broken / 'b.png'}: ") and "Mend or remove the file" in refusal(broken)
+    assert refusal(broken).startswith(f"{broken / 'b.png'}: ") and "Fix or remove the file" in refusal(broken)
     write_files(broken, {"b.png": b"no picture"})
     assert "not a picture" in refusal(broken)
 

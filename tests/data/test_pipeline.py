@@ -9,8 +9,8 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from nvae_tf.data import data_spec
-from nvae_tf.data.image_sources import ArraySource
 from nvae_tf.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
+from nvae_tf.data.sources import ArraySource
 
 # Gray digits of 8x8 pixels, binarized at every access.
 DIGITS = dataclasses.replace(data_spec("mnist"), name="gray_digits", height=8, width=8, padded_height=8, padded_width=8)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.data.preprocessing import binarise, flip_horizontally, intensity_table
-from nvae_tf.data.random_streams import RandomStream, stream_key
+from nvae_tf.data.pipeline import RandomStream, binarize, flip_horizontally, intensity_table, stream_key
 
 KEY = stream_key(5, RandomStream.TRAINING_BINARIZATION)
 START = tf.constant(0, tf.int64)
@@ -53,7 +52,7 @@ def test_sixteen_bits_need_only_their_upper_eight(num_bits):
 def test_binarization_frequencies_are_the_intensities():
     intensities = np.arange(17, dtype=np.float32).reshape(1, 17, 1, 1) / 16
     trials = 20_000
-    drawn = binarise(tf.constant(np.repeat(intensities, trials, axis=0)), KEY, START).numpy()
+    drawn = binarize(tf.constant(np.repeat(intensities, trials, axis=0)), KEY, START).numpy()
     assert set(np.unique(drawn)) == {0.0, 1.0} and drawn.dtype == np.float32
     frequency, p = drawn.mean(axis=0).ravel(), intensities.ravel()
     assert (np.abs(frequency - p) <= 4.5 * np.sqrt(p * (1 - p) / trials)).all()
@@ -61,17 +60,17 @@ def test_binarization_frequencies_are_the_intensities():
 
 
 def test_neighboring_pixels_are_drawn_independently():
-    drawn = binarise(tf.fill([20_000, 8, 1, 1], 0.5), KEY, START).numpy().reshape(20_000, 8)
+    drawn = binarize(tf.fill([20_000, 8, 1, 1], 0.5), KEY, START).numpy().reshape(20_000, 8)
     correlation = np.corrcoef(drawn.T) - np.eye(8)
     assert np.abs(correlation).max() < 5 / np.sqrt(20_000)
 
 
 def test_binarization_is_fresh_at_every_position():
     images = tf.fill([4, 8, 8, 1], 0.5)
-    first = binarise(images, KEY, START).numpy()
-    np.testing.assert_array_equal(first, binarise(images, KEY, START))
-    np.testing.assert_array_equal(first[2:], binarise(images[2:], KEY, START + 2))
-    later = binarise(images, KEY, START + 4).numpy()
+    first = binarize(images, KEY, START).numpy()
+    np.testing.assert_array_equal(first, binarize(images, KEY, START))
+    np.testing.assert_array_equal(first[2:], binarize(images[2:], KEY, START + 2))
+    later = binarize(images, KEY, START + 4).numpy()
     assert 0.3 < (first != later).mean() < 0.7
 
 

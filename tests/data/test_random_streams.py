@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.data.random_streams import RandomStream, permutation, stream_key, uniform
+from nvae_tf.data.pipeline import RandomStream, permutation, stream_key, uniform
 
 KEY = stream_key(3, RandomStream.TRAINING_BINARIZATION)
 

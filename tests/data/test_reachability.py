@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from nvae_tf.data import reachability
-from nvae_tf.data.reachability import unreachable_hosts
+from nvae_tf.data import tfds
+from nvae_tf.data.tfds import unreachable_hosts
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_a_silent_host_is_given_up(monkeypatch):
         silence.wait()
         raise OSError("too late")
 
-    monkeypatch.setattr(reachability.socket, "create_connection", keep_silent)
+    monkeypatch.setattr(tfds.socket, "create_connection", keep_silent)
     causes = unreachable_hosts(["https://data.example/x"], timeout_seconds=0.1)
     silence.set()
     assert causes == {"data.example:443": "no answer within 0.1 seconds"}

@@ -7,9 +7,8 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.data import data_spec
-from nvae_tf.data.image_sources import ArraySource
-from nvae_tf.data.ordering import Shard
-from nvae_tf.data.pipeline import evaluation_batches, training_batches
+from nvae_tf.data.pipeline import Shard, evaluation_batches, training_batches
+from nvae_tf.data.sources import ArraySource
 
 SOURCE = ArraySource(np.random.default_rng(0).integers(0, 256, [100, 5, 4, 3], dtype=np.uint8))
 FLIPPED = dataclasses.replace(data_spec("cifar10"), height=5, width=4, num_bits=5)
@@ -21,46 +20,46 @@ SPECS = pytest.mark.parametrize("spec", [FLIPPED, BINARIZED], ids=["flipped", "f
 BATCH_SIZE = 24
 
 
-def shares_of(count):
+def shards_of(count):
     return [Shard(index, count) for index in range(count)]
 
 
-def training(spec, share, steps, start_step=0, source=SOURCE):
-    batches = training_batches(source, spec, BATCH_SIZE, seed=7, start_step=start_step, share=share)
+def training(spec, shard, steps, start_step=0, source=SOURCE):
+    batches = training_batches(source, spec, BATCH_SIZE, seed=7, start_step=start_step, shard=shard)
     return np.stack([batch.numpy() for batch in batches.take(steps)])
 
 
 @SPECS
 @pytest.mark.parametrize("processes", [2, 4])
-def test_the_shares_of_a_batch_are_the_batch_of_one_process(spec, processes):
+def test_the_shards_of_a_batch_are_the_batch_of_one_process(spec, processes):
     whole = training(spec, Shard(0, 1), steps=10)
-    shares = [training(spec, share, steps=10) for share in shares_of(processes)]
-    assert all(share.shape == (10, BATCH_SIZE // processes, 5, 4, 3) for share in shares)
-    np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
+    shards = [training(spec, shard, steps=10) for shard in shards_of(processes)]
+    assert all(shard.shape == (10, BATCH_SIZE // processes, 5, 4, 3) for shard in shards)
+    np.testing.assert_array_equal(np.concatenate(shards, axis=1), whole)
 
 
-def test_one_share_is_the_default():
+def test_one_shard_is_the_default():
     whole = training_batches(SOURCE, FLIPPED, BATCH_SIZE, seed=7).take(3)
     np.testing.assert_array_equal(training(FLIPPED, Shard(0, 1), steps=3), np.stack(list(whole.as_numpy_iterator())))
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
-def test_the_shares_of_an_epoch_are_disjoint_and_complete(processes):
+def test_the_shards_of_an_epoch_are_disjoint_and_complete(processes):
     spec = dataclasses.replace(FLIPPED, height=1, width=1, channels=1, num_bits=8)
     numbered = ArraySource(np.arange(96, dtype=np.uint8).reshape(96, 1, 1, 1))
-    epochs = [training(spec, share, steps=8, source=numbered).reshape(2, -1) for share in shares_of(processes)]
+    epochs = [training(spec, shard, steps=8, source=numbered).reshape(2, -1) for shard in shards_of(processes)]
     for epoch in range(2):
-        taken = [set(np.rint(share[epoch] * 255).astype(int)) for share in epochs]
+        taken = [set(np.rint(shard[epoch] * 255).astype(int)) for shard in epochs]
         assert sum(map(len, taken)) == 96 and set().union(*taken) == set(range(96))
 
 
 @SPECS
-def test_a_share_goes_on_where_it_was_interrupted(spec):
-    share = Shard(1, 2)
-    whole = training(spec, share, steps=11)
+def test_a_shard_goes_on_where_it_was_interrupted(spec):
+    shard = Shard(1, 2)
+    whole = training(spec, shard, steps=11)
     # In the first epoch, at its end, and in the second.
     for start_step in (1, 4, 6):
-        np.testing.assert_array_equal(training(spec, share, 5, start_step), whole[start_step : start_step + 5])
+        np.testing.assert_array_equal(training(spec, shard, 5, start_step), whole[start_step : start_step + 5])
 
 
 @SPECS
@@ -75,19 +74,19 @@ def test_evaluation_batches_can_be_had_by_number(spec, numbers):
         np.testing.assert_array_equal(batch, whole[number])
 
 
-def test_the_shape_of_a_share_is_static():
-    batches = training_batches(SOURCE, FLIPPED, BATCH_SIZE, seed=7, share=Shard(1, 4))
+def test_the_shape_of_a_shard_is_static():
+    batches = training_batches(SOURCE, FLIPPED, BATCH_SIZE, seed=7, shard=Shard(1, 4))
     assert batches.element_spec == tf.TensorSpec([6, 5, 4, 3], tf.float32)
     assert batches.cardinality() == tf.data.INFINITE_CARDINALITY
 
 
 @pytest.mark.parametrize(("index", "count"), [(-1, 2), (2, 2), (0, 0)])
-def test_there_is_no_such_share(index, count):
-    with pytest.raises(ValueError, match=f"no share {index} of {count}"):
+def test_there_is_no_such_shard(index, count):
+    with pytest.raises(ValueError, match=f"no shard {index} of {count}"):
         Shard(index, count)
 
 
 @pytest.mark.parametrize("processes", [5, 7, 48])
 def test_a_batch_that_can_not_be_shared_evenly_is_refused(processes):
     with pytest.raises(ValueError, match=f"batch of 24 can't be shared evenly by {processes} processes: .* multiple"):
-        training_batches(SOURCE, FLIPPED, BATCH_SIZE, seed=7, share=Shard(0, processes))
+        training_batches(SOURCE, FLIPPED, BATCH_SIZE, seed=7, shard=Shard(0, processes))

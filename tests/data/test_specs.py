@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from nvae_tf.config import ModelConfig, config_from_dict, config_to_dict
-from nvae_tf.data import DATA_SPECS, DataSpec, data_spec, specs
-from nvae_tf.data.model_settings import MODEL_SETTINGS
+from nvae_tf.data import DATA_SPECS, DataSpec, data_spec
+from nvae_tf.data import spec as spec_module
 from nvae_tf.data.sources import SOURCES
+from nvae_tf.data.spec import MODEL_SETTINGS
 from nvae_tf.latent_plan import latent_plan
 
 KNOWN = [spec for spec in DATA_SPECS.values() if spec.name != "own_images"]
@@ -168,8 +169,8 @@ import sys, types
 package = types.ModuleType("nvae_tf")
 package.__path__ = [sys.argv[1]]
 sys.modules["nvae_tf"] = package
-import nvae_tf.data.specs
+import nvae_tf.data.spec
 sys.exit("tensorflow" in sys.modules)
 """
-    package_folder = pathlib.Path(specs.__file__).parents[1]
+    package_folder = pathlib.Path(spec_module.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code, package_folder], check=False).returncode == 0

@@ -10,7 +10,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from nvae_tf.data import data_spec, tfds_source
+from nvae_tf.data import data_spec
+from nvae_tf.data import tfds as tfds_source
 from nvae_tf.data.pipeline import evaluation_batches
 from nvae_tf.data.sources import first_image, load_split
 from tests.data.stored_sets import store_known_set, store_own_set
@@ -166,7 +167,7 @@ def test_a_failed_decoding_leaves_nothing_behind(own_set, tmp_path):
 
 
 def test_a_mocked_set_through_to_a_batch(monkeypatch, tmp_path):
-    monkeypatch.setattr("nvae_tf.data.tfds_download.unreachable_hosts", lambda urls: {})
+    monkeypatch.setattr("nvae_tf.data.tfds.unreachable_hosts", lambda urls: {})
     spec = dataclasses.replace(data_spec("celeba64"), path=str(tmp_path))
     with tfds.testing.mock_data(num_examples=12):
         source = load_split(spec, "train")

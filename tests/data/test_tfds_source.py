@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from nvae_tf.data import data_spec, tfds_download, tfds_source
+from nvae_tf.data import data_spec
+from nvae_tf.data import tfds as tfds_source
 from nvae_tf.data.pipeline import evaluation_batches, training_batches
 from nvae_tf.data.sources import load_split
 from tests.data.stored_sets import store_known_set
@@ -27,7 +28,7 @@ def load(spec, split, folder):
 @pytest.fixture
 def network(monkeypatch):
     """A network on which every host answers, whether this machine has one or not."""
-    monkeypatch.setattr(tfds_download, "unreachable_hosts", lambda urls: {})
+    monkeypatch.setattr(tfds_source, "unreachable_hosts", lambda urls: {})
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.data.ordering import ALL, Shard
+from nvae_tf.data.pipeline import ALL, Shard
 from nvae_tf.evaluation.evaluate import half_width_95, likelihood_metrics, table
 from nvae_tf.evaluation.likelihood import Likelihood
 from nvae_tf.evaluation.task import ImageProgress, KeptBatches

@@ -6,7 +6,7 @@ import pytest
 
 from nvae_tf import presets
 from nvae_tf.config import experiment_config, resolve_lengths
-from nvae_tf.data.model_settings import check_model_fits
+from nvae_tf.data.spec import check_model_fits
 from nvae_tf.published.imported_settings import imported_settings
 from nvae_tf.published.settings_to_publish import published_settings
 

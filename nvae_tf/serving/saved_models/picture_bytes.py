@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.data.preprocessing import intensity_table
+from nvae_tf.data.pipeline import intensity_table
 from nvae_tf.serving.saved_models.input_checks import tied
 
 # What a PNG file begins with, and up to where its size stands.

@@ -3,10 +3,10 @@
 import numpy as np
 from PIL import Image
 
-from nvae_tf.data.image_sources import ArraySource, ImageSource
-from nvae_tf.data.picture_files import PictureHeader
-from nvae_tf.data.reports import Report
+from nvae_tf.data.pictures import PictureHeader
+from nvae_tf.data.sources import ArraySource, ImageSource
 from nvae_tf.data_spec import DataSpec
+from nvae_tf.progress import Report
 
 _SPLIT_SEED = 20200708
 _TEST_EVERY = 5
@@ -17,24 +17,15 @@ _TEST_COLUMNS_FROM = 512
 _PATCH_STEPS = {"train": 8, "test": 16}
 
 
-def first_image(spec: DataSpec) -> PictureHeader:
-    """What the images of a set are like.
-
-    Raises:
-        ValueError: there is no such set.
-    """
+def first_bundled_image(spec: DataSpec) -> PictureHeader:
+    """What the images of a set are like."""
     _check_set(spec)
     size, channels = (_DIGITS_SIZE, 1) if spec.source_name == "digits" else (spec.height or 32, 3)
     return PictureHeader(size, spec.width or size, channels, 8)
 
 
-def load(spec: DataSpec, split: str, report: Report) -> ImageSource:
-    """Makes one part of a bundled set.
-
-    Args:
-        spec: a spec with source "bundled"; `source_name` is "digits" or "photos".
-        split: "train" or "test".
-        report: not used; this takes a moment.
+def load_bundled(spec: DataSpec, split: str, report: Report) -> ImageSource:
+    """Makes one part of the set `spec.source_name`, "digits" or "photos".
 
     Raises:
         ValueError: a path was given, or there is no such set, or the photographs are too small for such patches.
@@ -80,39 +71,32 @@ def _photos(spec, split):
 
 
 def _digits(spec, split):
-    """The 1,797 handwritten digits of scikit-learn as 16x16 bitmaps: 1,437 train, 360 test."""
+    """The 1,797 handwritten digits of scikit-learn as 16x16 bitmaps: 1,437 train, 360 test.
+
+    Their 8x8 intensities were made from bitmaps of 32x32 by counting each 4x4 block's pixels (Alpaydin & Kaynak 1998,
+    UCI "Optical Recognition of Handwritten Digits"). Interpolated and cut at one half they are bitmaps again, with
+    complete strokes; drawn from Bernoulli(intensity) they would be mostly noise.
+    """
     del spec
     # Here, because importing scikit-learn takes a second that no other data set needs.
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = _bitmaps(bunch.images / 16, _DIGITS_SIZE)
-    labels = bunch.target.astype(np.int64)
-    chosen = _held_out(labels) == (split == "test")
-    return ArraySource(images[chosen], labels=labels[chosen])
-
-
-def _bitmaps(coverage, size):
-    """Bitmaps `[count, size, size, 1]` of 0 and 255, from `[count, height, width]` in [0, 1].
-
-    The 8x8 digits were made from bitmaps of 32x32 by counting each 4x4 block's pixels (Alpaydin & Kaynak 1998, UCI
-    "Optical Recognition of Handwritten Digits"). Interpolated and cut at one half they are bitmaps again, with whole
-    strokes; drawn from Bernoulli(coverage) they would be mostly noise.
-    """
+    size = (_DIGITS_SIZE, _DIGITS_SIZE)
     enlarged = [
-        Image.fromarray(image.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC) for image in coverage
+        Image.fromarray((image / 16).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+        for image in bunch.images
     ]
-    return np.where(np.stack([np.asarray(image) for image in enlarged]) > 0.5, 255, 0).astype(np.uint8)[..., np.newaxis]
-
-
-def _held_out(labels):
-    """Marks every fifth example of a fixed random order, grouped by label: a fifth of each label."""
-    # RandomState, because NumPy promises never to change its numbers; those of Generator may change.
+    images = np.where(np.stack([np.asarray(image) for image in enlarged]) > 0.5, 255, 0).astype(np.uint8)
+    labels = bunch.target.astype(np.int64)
+    # Every fifth of a fixed random order, grouped by label, is for testing: a fifth of each label. RandomState,
+    # because NumPy promises never to change its numbers; those of Generator may change.
     order = np.random.RandomState(_SPLIT_SEED).permutation(len(labels))
     grouped = order[np.argsort(labels[order], kind="stable")]
     is_test = np.zeros(len(labels), dtype=bool)
     is_test[grouped[::_TEST_EVERY]] = True
-    return is_test
+    chosen = is_test == (split == "test")
+    return ArraySource(images[chosen][..., np.newaxis], labels=labels[chosen])
 
 
 _SETS = {"digits": _digits, "photos": _photos}

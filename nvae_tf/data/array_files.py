@@ -1,0 +1,367 @@
+"""Images in files of arrays: NumPy's `.npy` (read on demand) and `.npz`, MNIST's IDX files, OMNIGLOT's MATLAB file."""
+
+import contextlib
+import dataclasses
+import gzip
+import io
+import math
+import os
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from nvae_tf.data.pictures import PictureHeader, check_array, fit_array
+from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, check_memory, held_out
+from nvae_tf.data_spec import DataSpec
+from nvae_tf.errors import first_line
+from nvae_tf.progress import Report
+
+_BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16, np.dtype(np.bool_): 8}
+# NumPy refuses longer headers.
+_LONGEST_HEADER = 2**14
+_IDX_WORDS = {"train": ("train",), "test": ("t10k", "test")}
+_MAT_FILE = "chardata.mat"
+_MAT_VARIABLES = {"train": "data", "test": "testdata"}
+_MAT_SIZE = 28
+
+
+class _ArrayHeader(NamedTuple):
+    """Shape and type of an array in NumPy's format, and why its values can't be read (None if they can)."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    problem: str | None
+
+
+def _read_header(stream: BinaryIO, size: int) -> _ArrayHeader:
+    """Reads the header of an array of `size` bytes in all; NumPy's errors for damaged ones are of many kinds."""
+    start = io.BytesIO(stream.read(_LONGEST_HEADER))
+    version = np.lib.format.read_magic(start)
+    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
+    shape, _, dtype = read(start)
+    promised = start.tell() + math.prod(shape) * dtype.itemsize
+    problem = None
+    if dtype.hasobject:
+        problem = "it has Python objects"
+    elif min(shape, default=0) < 0 or promised != size:
+        problem = f"its header says {dtype} {list(shape)}, {promised:,} bytes in all, and there are {size:,}"
+    return _ArrayHeader(shape, dtype, problem)
+
+
+def map_array(file: str | os.PathLike) -> np.ndarray:
+    """The array of a `.npy` file, memory-mapped.
+
+    Raises:
+        Exception: what NumPy raises for damaged headers, of many kinds.
+        ValueError: the file is cut off, or has Python objects.
+    """
+    with open(file, "rb") as stream:
+        header = _read_header(stream, os.path.getsize(file))
+    if header.problem:
+        raise ValueError(header.problem)
+    return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _StoredArray:
+    """An array in a `.npy` file, or in an entry of a `.npz` file; nothing is read before it is asked for."""
+
+    file: pathlib.Path
+    entry: str | None = None
+
+    def header(self) -> _ArrayHeader:
+        try:
+            with self._opened() as (stream, size):
+                return _read_header(stream, size)
+        # NumPy, zipfile and zlib raise errors of many kinds for damaged files.
+        except Exception as error:
+            raise self.damaged(first_line(error)) from None
+
+    def read(self, header: _ArrayHeader) -> np.ndarray:
+        """The array, whose header has no problem: mapped where it can be, otherwise in memory."""
+        if self.entry is not None:
+            size = math.prod(header.shape) * header.dtype.itemsize
+            check_memory(
+                size, f"{self.file}: its images", "numpy.save them as a .npy file, which is read only as needed"
+            )
+        try:
+            if self.entry is None:
+                return map_array(self.file)
+            with self._opened() as (stream, _):
+                return np.lib.format.read_array(stream, allow_pickle=False)
+        except Exception as error:
+            raise self.damaged(first_line(error)) from None
+
+    def damaged(self, reason: str) -> ValueError:
+        if self.entry is None:
+            return ValueError(
+                f"{self.file}: not a complete NumPy file of plain numbers ({reason}); numpy.save writes one"
+            )
+        return ValueError(f"{self.file}: a damaged .npz file, or one with Python objects ({self.entry}: {reason})")
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[BinaryIO, int]]:
+        """The array's bytes and their number."""
+        if self.entry is None:
+            with self.file.open("rb") as stream:
+                yield stream, self.file.stat().st_size
+        else:
+            with zipfile.ZipFile(self.file) as archive, archive.open(self.entry) as stream:
+                yield stream, archive.getinfo(self.entry).file_size
+
+
+def first_arrays_image(spec: DataSpec) -> PictureHeader:
+    """What the images of the training part are like, by the header of their array."""
+    _, header, _ = _part(spec, "train")
+    return PictureHeader(*header.shape[1:], _bits(header.dtype))
+
+
+def load_arrays(spec: DataSpec, split: str, report: Report) -> ImageSource:
+    """Opens one part of the images.
+
+    `path` is a `.npy` file with all images; a `.npz` file with one array of images, or with arrays called
+    `train_split` and `test_split` (or `x_train` and `x_test`); or a folder with `train.npy` and `test.npy`. Arrays are
+    uint8, uint16 or bool, `[count, height, width, channels]` or `[count, height, width]`. Where there is no test part,
+    a fraction of the images is held out. Of other arrays no more than the headers are read.
+
+    Raises:
+        ValueError: a file is damaged or has no such arrays, its images are of another size or type, or there is too
+            little memory for those of a `.npz` file.
+    """
+    del report
+    stored, header, numbers = _part(spec, split)
+    images = stored.read(header).reshape(header.shape)
+    check_array(images, spec, spec.path)
+    if not isinstance(images, np.memmap):
+        # Of what lies in memory, only this part.
+        images, numbers = images[numbers], np.arange(len(numbers))
+
+    def read(chosen):
+        found = images[numbers[chosen]]
+        if _bits(found.dtype) == 16:
+            found = (found >> 8).astype(np.uint8)
+        elif found.dtype == np.bool_:
+            found = found.astype(np.uint8) * np.uint8(255)
+        return fit_array(found, spec)
+
+    return ReadSource(len(numbers), spec.image_shape, read)
+
+
+def arrays_holds_out(spec: DataSpec) -> bool:
+    """Whether the test images are a random part of all, because there are no arrays for the parts."""
+    arrays = _arrays_at(pathlib.Path(spec.path))
+    return not any(arrays.keys() >= set(names) for names in _names_of_parts(spec))
+
+
+def _names_of_parts(spec):
+    return (spec.train_split, spec.test_split), ("x_train", "x_test")
+
+
+def _part(spec: DataSpec, split: str) -> tuple[_StoredArray, _ArrayHeader, np.ndarray]:
+    """The array that has the images of a part, its header, and the numbers of those that belong to the part."""
+    path, part = pathlib.Path(spec.path), ("train", "test").index(split)
+    arrays = _arrays_at(path)
+    for names in _names_of_parts(spec):
+        if arrays.keys() >= set(names):
+            stored = arrays[names[part]]
+            header = _checked(path, stored, stored.header())
+            return stored, header, np.arange(header.shape[0])
+    headers = {name: stored.header() for name, stored in arrays.items()}
+    candidates = [name for name, header in headers.items() if len(header.shape) >= 3]
+    if len(headers) == 1 and not candidates:
+        candidates = [*headers]
+    if len(candidates) != 1:
+        raise ValueError(
+            f"{path}: has the arrays {', '.join(arrays) or '(none)'}; there must be one array of images, or two that "
+            f"are called {spec.train_split} and {spec.test_split} (settings data.train_split and data.test_split)"
+        )
+    (name,) = candidates
+    header = _checked(path, arrays[name], headers[name])
+    chosen = held_out([str(number) for number in range(header.shape[0])], spec)
+    return arrays[name], header, np.array(chosen[part])
+
+
+def _arrays_at(path: pathlib.Path) -> dict[str, _StoredArray]:
+    """All arrays of a folder or a file, by name."""
+    if path.is_dir():
+        return {file.stem: _StoredArray(file) for file in sorted(path.glob("*.npy"))}
+    with path.open("rb") as file:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+            return {path.stem: _StoredArray(path)}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            for name in names:
+                # Checks that the entry has the same name: a damaged one could hide an array.
+                archive.open(name).close()
+    except Exception as error:
+        raise _StoredArray(path).damaged(first_line(error)) from None
+    # Other entries are not arrays: a text about them.
+    return {name.removesuffix(".npy"): _StoredArray(path, name) for name in names if name.endswith(".npy")}
+
+
+def _checked(path: pathlib.Path, stored: _StoredArray, header: _ArrayHeader) -> _ArrayHeader:
+    """The header with the shape `[count, height, width, channels]`, if the array is complete and of images."""
+    if header.problem:
+        raise stored.damaged(header.problem)
+    shape = header.shape
+    array = f"{path}: the array {list(shape)} seems"
+    if len(shape) == 3 and shape[-1] in (2, 3, 4):
+        raise ValueError(
+            f"{array} to be a single image; a set of images has one axis more: [count, height, width, channels]"
+        )
+    if len(shape) == 3:
+        shape = (*shape, 1)
+    if len(shape) == 4 and shape[-1] not in (1, 2, 3, 4) and shape[1] in (1, 2, 3, 4):
+        raise ValueError(f"{array} to have its channels first; they must be last: images.transpose(0, 2, 3, 1)")
+    if len(shape) != 4 or shape[-1] not in (1, 2, 3, 4) or 0 in shape:
+        raise ValueError(
+            f"{path}: the array's shape {list(shape)} is not [count, height, width, channels] with 1 to 4 "
+            "channels, or [count, height, width]; reshape it"
+        )
+    if header.dtype.newbyteorder("=") not in _BITS:
+        raise ValueError(
+            f"{path}: the array is of type {header.dtype}; images are uint8 (0 to 255), uint16 (0 to 65535) or bool. "
+            "From floats in [0, 1]: numpy.round(images * 255).astype('uint8')"
+        )
+    return header._replace(shape=shape)
+
+
+def _bits(dtype):
+    return _BITS[dtype.newbyteorder("=")]
+
+
+def first_idx_image(spec: DataSpec) -> PictureHeader:
+    """What the images of the training part are like: gray, 8 bits."""
+    return PictureHeader(*_read_idx(_idx_file(spec, "train")).shape[1:], 1, 8)
+
+
+def load_idx(spec: DataSpec, split: str, report: Report) -> ImageSource:
+    """Reads one part of a folder of `*-ubyte` or `*-ubyte.gz` files into memory.
+
+    Where a folder has several sets, `source_name` is how the names of the right files begin (`emnist-letters`).
+
+    Raises:
+        ValueError: the folder has no such file or several, or a file is damaged.
+    """
+    del report
+    file = _idx_file(spec, split)
+    images = _read_idx(file)[..., np.newaxis]
+    check_array(images, spec, file)
+    return ArraySource(fit_array(images, spec))
+
+
+def _idx_file(spec, split):
+    found = sorted(
+        file
+        for file in pathlib.Path(spec.path).iterdir()
+        if file.name.removesuffix(".gz").endswith("ubyte")
+        and "images" in file.name
+        and any(word in file.name for word in _IDX_WORDS[split])
+    )
+    # A name that no file has belongs to another kind of source.
+    found = [file for file in found if file.name.startswith(spec.source_name or "")] or found
+    # The same file packed and unpacked is one.
+    if len({file.name.removesuffix(".gz") for file in found}) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"{spec.path}: several files could be the {split} images: {', '.join(file.name for file in found)}; set "
+            "--config.data.source_name to how the right one's name begins"
+        )
+    raise ValueError(
+        f"{spec.path}: no file is the {split} images in IDX format; it is called like "
+        f"{_IDX_WORDS[split][0]}-images-idx3-ubyte or ...-ubyte.gz"
+    )
+
+
+def _read_idx(file):
+    """The images `[count, height, width]` of an IDX file.
+
+    It has two zero bytes, the type (8 for bytes), the number of dimensions, their sizes, the values.
+    """
+    packed = file.suffix == ".gz"
+    try:
+        with gzip.open(file) if packed else file.open("rb") as stream:
+            header = stream.read(16)
+            if len(header) < 16 or tuple(header[:4]) != (0, 0, 8, 3):
+                raise ValueError(f"{file}: not an IDX file of bytes with 3 dimensions")
+            shape = tuple(int(size) for size in np.frombuffer(header, ">u4", 3, offset=4))
+            said, count = " x ".join(map(str, shape)), math.prod(shape)
+            check_memory(count, f"{file}: its images, {said} as its header says,", "write them to a .npy file")
+            # gzip makes of one byte 1,032 at most; room for what can't be there would be made before it is missed.
+            if count > file.stat().st_size * (1032 if packed else 1):
+                raise ValueError(f"{file}: too short for {said} values, as its header says: cut off; download it again")
+            # However much is packed behind them, no more than one value too many is unpacked.
+            content = stream.read(count + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        problem = "a damaged gzip file" if packed else "unreadable"
+        raise ValueError(f"{file}: {problem} ({error}); download it again") from None
+    if len(content) < count:
+        raise ValueError(
+            f"{file}: has {len(content):,} values, but its header says {said}: it was cut off; download it again"
+        )
+    if len(content) > count:
+        raise ValueError(
+            f"{file}: has more than the {count:,} values of its header, {said}: damaged; download it again"
+        )
+    if not count:
+        raise ValueError(f"{file}: has no images; its header says {said}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def first_mat_image(spec: DataSpec) -> PictureHeader:
+    """What the images are like: 28x28, gray, 8 bits."""
+    del spec
+    return PictureHeader(_MAT_SIZE, _MAT_SIZE, 1, 8)
+
+
+def load_mat(spec: DataSpec, split: str, report: Report) -> ImageSource:
+    """Reads one part of OMNIGLOT as Burda et al. 2016 published it ("Importance weighted autoencoders") into memory.
+
+    The file has an image a column, with intensities from 0 to 1; they are multiplied by 255 and cut to whole numbers,
+    as in the published model. `path` is the file, or the folder where `chardata.mat` lies.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a MATLAB file, or has other contents.
+    """
+    del report
+    # Here, because no other source needs it.
+    import scipy.io
+
+    path, variable = pathlib.Path(spec.path), _MAT_VARIABLES[split]
+    file = path / _MAT_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; docs/data.md says where it comes from")
+    # SciPy raises many kinds of errors for damaged files. The headers are read before anything is unpacked.
+    try:
+        shapes = {name: shape for name, shape, _ in scipy.io.whosmat(file)}
+    except Exception as error:
+        raise _damaged_mat(file, error) from None
+    if variable not in shapes:
+        raise ValueError(f"{file}: has no variable {variable!r}; it is not the {_MAT_FILE} of Burda et al.")
+    shape = tuple(shapes[variable])
+    form = f"{file}: variable {variable!r} is {list(shape)}; it must be [{_MAT_SIZE**2}, images], from 0 to 1"
+    if len(shape) != 2 or shape[0] != _MAT_SIZE**2 or not shape[1]:
+        raise ValueError(form)
+    check_memory(math.prod(shape) * 8, f"{file}: its images", "download the file again")
+    try:
+        columns = scipy.io.loadmat(file, variable_names=[variable])[variable]
+    except Exception as error:
+        raise _damaged_mat(file, error) from None
+    is_plain = isinstance(columns, np.ndarray) and columns.shape == shape and columns.dtype.kind in "fiu"
+    if not is_plain or not (columns.min() >= 0.0 and columns.max() <= 1.0):
+        raise ValueError(form)
+    images = columns.reshape(_MAT_SIZE, _MAT_SIZE, -1).transpose(2, 1, 0)
+    images = (images * 255).astype(np.uint8)[..., np.newaxis]
+    check_array(images, spec, file)
+    return ArraySource(fit_array(images, spec))
+
+
+def _damaged_mat(file, error):
+    return ValueError(f"{file}: not a complete MATLAB file ({first_line(error)}); download it again")

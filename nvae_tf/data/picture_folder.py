@@ -1,0 +1,280 @@
+"""Pictures in a folder, one file each, in any tree of sub-folders: as a data set, and for a trained model."""
+
+import collections
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from nvae_tf.data.decoded_cache import DecodedCache
+from nvae_tf.data.pictures import (
+    SUFFIXES,
+    BadPicture,
+    PictureHeader,
+    WrongSize,
+    geometry,
+    list_pictures,
+    read_header,
+    read_picture,
+)
+from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, held_out
+from nvae_tf.data_spec import DataSpec
+from nvae_tf.progress import Report
+
+_THREADS = 8
+_EXAMINED_PER_REPORT = 5_000
+_EXAMINED_FIRST = 200
+_READ_BATCH = 64
+_SKIPPED_NAMES_SHOWN = 5
+_FIX = "Fix or remove the file"
+
+
+def first_folder_image(spec: DataSpec) -> PictureHeader:
+    """What most pictures of the training part are like, by the headers of up to 200 spread all over it."""
+    names = _names_of_parts(spec)["train"]
+    headers, problems = [], []
+    for name in names[:: -(-len(names) // _EXAMINED_FIRST)]:
+        try:
+            headers.append(read_header(pathlib.Path(spec.path, name), spec.max_pixels))
+        except BadPicture as error:
+            problems.append(str(error))
+    if not headers:
+        raise ValueError(f"{problems[0]}. {_fix(len(problems))}")
+    # Separately: where all sizes differ, the channels may still be the same.
+    (size, _), *_ = collections.Counter((header.height, header.width) for header in headers).most_common(1)
+    (form, _), *_ = collections.Counter((header.channels, header.bits) for header in headers).most_common(1)
+    return PictureHeader(*size, *form)
+
+
+def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
+    """Finds the pictures of one part and checks the header of each; pixels are read on demand.
+
+    Where the folder has the sub-folders `train_split` and `test_split`, these are the parts; otherwise a fraction of
+    all pictures is held out for testing.
+
+    Raises:
+        ValueError: the folder has no pictures, or one of them can't be used and `on_bad_file` is "stop".
+    """
+    names = _names_of_parts(spec)[split]
+    if spec.cache is None:
+        return _source(spec, _usable(spec, split, names, report))
+    with ThreadPoolExecutor(_THREADS) as threads:
+        stamp = functools.partial(_stamp, spec)
+        chunks = (names[start : start + _EXAMINED_PER_REPORT] for start in range(0, len(names), _EXAMINED_PER_REPORT))
+        cache = DecodedCache(spec, split, (entry for chunk in chunks for entry in threads.map(stamp, chunk)))
+    if not cache.exists:
+        source = _source(spec, _usable(spec, split, names, report))
+        numbers = np.array_split(np.arange(source.count), -(-source.count // _READ_BATCH))
+        cache.write((source.read(batch) for batch in numbers), source.count, report)
+    return cache.source()
+
+
+def folder_holds_out(spec: DataSpec) -> bool:
+    """Whether the test pictures are a random part of all, because the folder has no sub-folders for the parts."""
+    return not all(pathlib.Path(spec.path, name).is_dir() for name in (spec.train_split, spec.test_split))
+
+
+def _source(spec: DataSpec, names: Sequence[str]) -> ReadSource:
+    def read(numbers):
+        return np.stack([_pixels(pathlib.Path(spec.path, names[number]), spec, _fix(1)) for number in numbers])
+
+    return ReadSource(len(names), spec.image_shape, read)
+
+
+def _pixels(path: pathlib.Path, spec: DataSpec, fix: str) -> np.ndarray:
+    """A picture as the spec has it, uint8 `[height, width, channels]`; every error has its name and how to fix it."""
+    try:
+        picture = read_picture(path, spec.channels, spec.max_pixels, geometry(spec).apply)
+        return np.asarray(picture).reshape(spec.image_shape)
+    except BadPicture as error:
+        raise BadPicture(f"{error}. {fix}") from None
+    except WrongSize as error:
+        raise BadPicture(f"{path}: {error}") from None
+    except Exception as error:
+        raise BadPicture(f"{path}: can't be converted ({error}). {fix}") from None
+
+
+def _names_of_parts(spec: DataSpec) -> dict[str, list[str]]:
+    """The pictures of the training and the test part, relative to the folder."""
+    root = pathlib.Path(spec.path)
+    has_train, has_test = ((root / name).is_dir() for name in (spec.train_split, spec.test_split))
+    if has_train and has_test:
+        return {"train": _pictures(root, spec.train_split), "test": _pictures(root, spec.test_split)}
+    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if has_test or (has_train and len(folders) > 1):
+        missing, setting = (spec.test_split, "test_split") if has_train else (spec.train_split, "train_split")
+        raise ValueError(
+            f"{root} has the sub-folders {', '.join(folders)}, but no {missing!r}: set --config.data.{setting} to the "
+            f"one that is for {setting.removesuffix('_split')}ing, or rename it"
+        )
+    names = _pictures(root, "")
+    train, test = held_out(names, spec)
+    return {"train": [names[number] for number in train], "test": [names[number] for number in test]}
+
+
+def _pictures(root, folder):
+    names = [str(pathlib.PurePath(folder, name)) for name in list_pictures(root / folder)]
+    if not names:
+        there = sorted({path.suffix.lower() or path.name for path in (root / folder).iterdir()})[:5]
+        raise ValueError(
+            f"{root / folder}: no pictures in it; they are files with names in {', '.join(SUFFIXES)}"
+            + (f" (there are: {', '.join(there)})" if there else " (it is empty)")
+        )
+    return names
+
+
+def _stamp(spec, name):
+    try:
+        status = pathlib.Path(spec.path, name).stat()
+    except OSError:
+        # A link to nothing; whether that matters is decided where pictures are examined.
+        return name, None, None
+    return name, status.st_size, status.st_mtime_ns
+
+
+def _usable(spec: DataSpec, split: str, names: Sequence[str], report: Report) -> list[str]:
+    """The names of the pictures that can be used; "stop" raises at one that can't, "skip" decodes every picture."""
+    examine = functools.partial(_examine, spec)
+    usable, problems = [], []
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for start in range(0, len(names), _EXAMINED_PER_REPORT):
+            chunk = names[start : start + _EXAMINED_PER_REPORT]
+            for name, problem in zip(chunk, threads.map(examine, chunk), strict=True):
+                if problem is None:
+                    usable.append(name)
+                else:
+                    problems.append(problem)
+            if spec.on_bad_file == "stop" and problems:
+                raise ValueError(f"{problems[0]}. {_fix(len(problems))}")
+            report.progress(f"looking at the pictures in {spec.path}: {start + len(chunk):,} of {len(names):,}")
+    if not usable:
+        raise ValueError(f"{spec.path}: none of {len(names):,} pictures can be used; the first: {problems[0]}")
+    if problems:
+        shown = "".join(f"\n    {problem}" for problem in problems[:_SKIPPED_NAMES_SHOWN])
+        rest = len(problems) - _SKIPPED_NAMES_SHOWN
+        report.keep(
+            f"Skipped {len(problems):,} of {len(names):,} pictures of the {split} part of {spec.path}:{shown}"
+            + (f"\n    and {rest:,} more" if rest > 0 else "")
+        )
+    return usable
+
+
+def _fix(count):
+    others = f" ({count - 1} more can't be used, for this or other reasons)" if count > 1 else ""
+    return f"{_FIX}{others}, or leave such files out with --config.data.on_bad_file=skip"
+
+
+def _examine(spec: DataSpec, name: str) -> str | None:
+    """Why a picture can't be used, by its header and, with "skip", its pixels; None if it can."""
+    path = pathlib.Path(spec.path, name)
+    try:
+        header = read_header(path, spec.max_pixels)
+        geometry(spec).check_size(header.height, header.width)
+        if not spec.convert:
+            for found, expected, what, setting in (
+                (header.channels, spec.channels, "channels", "channels"),
+                (header.bits, spec.file_bits, "bits a channel", "file_bits"),
+            ):
+                if found != expected:
+                    return (
+                        f"{path}: has {found} {what}, but data.{setting} is {expected}; --config.data.convert=True "
+                        "converts such files when they are read"
+                    )
+        if spec.on_bad_file == "skip":
+            read_picture(path, spec.channels, spec.max_pixels)
+    except BadPicture as error:
+        return str(error)
+    except WrongSize as error:
+        return f"{path}: {error}"
+    return None
+
+
+class ModelPictures(NamedTuple):
+    """Images that a model takes, float32 `[count, height, width, channels]` in [0, 1], and the names of their files."""
+
+    images: np.ndarray
+    names: list[str]
+
+
+def find_pictures(places: str | os.PathLike | Sequence[str | os.PathLike]) -> list[tuple[pathlib.Path, str]]:
+    """The picture files that are named, in their order, and all in the trees of the folders that are named.
+
+    Returns:
+      Paths, and names for people: relative to the folder, if one was given.
+
+    Raises:
+      FileNotFoundError: there is no such file or folder.
+      ValueError: a folder has no pictures.
+    """
+    found = []
+    for place in [places] if isinstance(places, str | os.PathLike) else places:
+        path = pathlib.Path(place).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(f"{place}: there is no such file or folder of pictures")
+        names = list_pictures(path) if path.is_dir() else []
+        if path.is_dir() and not names:
+            raise ValueError(f"{place}: no pictures in this folder; they are files with names in {', '.join(SUFFIXES)}")
+        found += [(path / name, name) for name in names] or [(path, path.name)]
+    return found
+
+
+def pictures_for_model(
+    places: str | os.PathLike | Sequence[str | os.PathLike],
+    spec: DataSpec,
+    seed: int = 0,
+    resize: str | None = None,
+    convert: bool | None = None,
+) -> ModelPictures:
+    """Reads pictures as a model's training data were read: with the same geometry, bits and binarization.
+
+    Args:
+      places: a file, a folder, or several.
+      spec: the data set that the model was trained on, complete: `data` of the run's settings.
+      seed: of the binarization, if there is one; that of a picture depends on the seed and its number.
+      resize: another rule than the data set's for pictures of another size, "crop" or "stretch".
+      convert: whether pictures with other channels are converted; None: as the data set has it.
+
+    Raises:
+      FileNotFoundError: there is no such file or folder.
+      ValueError: a picture can't be used.
+    """
+    from nvae_tf.data.pipeline import evaluation_batches, iterate
+
+    spec = dataclasses.replace(spec, resize=resize or spec.resize, convert=spec.convert if convert is None else convert)
+    files = find_pictures(places)
+    for path, _ in files:
+        _check_for_model(path, spec)
+    source = ArraySource(np.stack([_pixels(path, spec, _FIX) for path, _ in files]))
+    (images,) = iterate(evaluation_batches(source, spec, len(files), seed), source)
+    return ModelPictures(images.numpy(), [name for _, name in files])
+
+
+def _check_for_model(path: pathlib.Path, spec: DataSpec) -> None:
+    try:
+        header = read_header(path, spec.max_pixels)
+    except BadPicture as error:
+        raise BadPicture(f"{error}. {_FIX}") from None
+    if header.channels != spec.channels and not spec.convert:
+        raise ValueError(
+            f"{path}: has {header.channels} channels, but the model was trained on pictures with {spec.channels}; "
+            "--convert (in Python convert=True) converts such pictures when they are read"
+        )
+    try:
+        geometry(spec).check_size(header.height, header.width)
+    except WrongSize:
+        found = f"{path}: is {header.height}x{header.width} (height x width)"
+        wanted = f"{spec.height}x{spec.width}"
+        if spec.crop_box is not None:
+            raise ValueError(
+                f"{found}; the model's data are cropped from larger pictures with data.crop_box {spec.crop_box} (left, "
+                f"top, right, bottom) and brought to {wanted}: give such pictures"
+            ) from None
+        raise ValueError(
+            f"{found}, but the model takes {wanted}; --resize=crop or --resize=stretch (in Python resize=) brings "
+            "pictures to this size"
+        ) from None

@@ -1,0 +1,280 @@
+"""Image sets through TensorFlow Datasets (TFDS): prepared on disk, or downloaded where the hosts answer."""
+
+import contextlib
+import pathlib
+import queue
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import requests
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+
+from nvae_tf.data.decoded_cache import DecodedCache
+from nvae_tf.data.pictures import PictureHeader, WrongSize, fit_pixels, geometry
+from nvae_tf.data.pipeline import closed_at_exit
+from nvae_tf.data.sources import ArraySource, ImageSource, check_memory
+from nvae_tf.data_spec import DataSpec
+from nvae_tf.errors import first_line
+from nvae_tf.progress import Report
+from nvae_tf.setting_checks import did_you_mean
+
+_READ_BATCH = 256
+# TFDS looks there for sets that are prepared already.
+_TFDS_HOST = "https://storage.googleapis.com"
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ftp": 21}
+# A file that can't be fetched; a page of text in its place; one that must be put into the manual folder (that is an
+# AssertionError); a package that preparing it needs.
+_PREPARATION_ERRORS = (
+    tfds.download.DownloadError,
+    tfds.download.download_manager.NonMatchingChecksumError,
+    requests.RequestException,
+    AssertionError,
+    ImportError,
+)
+
+
+def first_tfds_image(spec: DataSpec) -> PictureHeader:
+    """The form of the images by TFDS' description: a size is None where they differ."""
+    feature = _image_feature(_builder(spec))
+    height, width, channels = feature.shape
+    return PictureHeader(height, width, channels or 3, _bits(feature))
+
+
+def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
+    """Loads one part into memory, or into `spec.cache`, in TFDS' stored order.
+
+    `source_name` is the TFDS name, `name` or `name/config`, and `path` TFDS' data folder, None for TFDS' default. A set
+    that is prepared on disk is used without any network.
+
+    Raises:
+        ValueError: TFDS knows no such set or split, its examples have no "image", the images have another size, or they
+            do not fit into memory.
+        ConnectionError: the set is not on disk and can't be downloaded; the message has the manual way.
+    """
+    builder = _builder(spec)
+    _check_form(builder, spec)
+    # TFDS' builder of a folder of pictures needs no preparation and never says that it is prepared.
+    if not builder.is_prepared() and not isinstance(builder, tfds.folder_dataset.ImageFolder):
+        _download_and_prepare(builder)
+    name = {"train": spec.train_split, "test": spec.test_split}[split]
+    count = _number_of_examples(builder, name, split, spec)
+    if spec.cache:
+        # What distinguishes prepared sets of the same name.
+        info = pathlib.Path(builder.data_path) / "dataset_info.json"
+        cache = DecodedCache(spec, split, (builder.info.full_name, info.read_bytes(), info.stat().st_mtime_ns))
+        if not cache.exists:
+            cache.write(_batches(builder, name, spec), count, report)
+        return cache.source()
+    check_memory(
+        count * int(np.prod(spec.image_shape)),
+        f"{spec.source_name}: {count:,} images of {spec.image_shape}",
+        "name a folder for the decoded images, --config.data.cache=FOLDER",
+    )
+    images, done = np.empty((count, *spec.image_shape), np.uint8), 0
+    for batch in _batches(builder, name, spec):
+        images[done : done + len(batch)] = batch
+        done += len(batch)
+        report.progress(f"reading {builder.info.full_name}: {done:,} of {count:,} images")
+    if done != count:
+        raise ValueError(f"{builder.data_path}: has {done} images, and says that it has {count}; prepare the set anew")
+    return ArraySource(images)
+
+
+def _batches(builder, name, spec) -> Iterator[np.ndarray]:
+    """Batches of images, uint8 of the spec's size."""
+    # File order, so that an example keeps its number from one run to the next.
+    dataset = builder.as_dataset(split=name, shuffle_files=False)
+    problems = []
+
+    def fit(pixels):
+        if pixels.dtype == np.uint16:
+            pixels = (pixels >> 8).astype(np.uint8)
+        if geometry(spec).changes_nothing and pixels.shape == spec.image_shape:
+            return pixels
+        try:
+            return fit_pixels(pixels, spec)
+        except WrongSize as error:
+            problems.append(f"{builder.info.full_name}: an image {error}")
+            raise
+
+    def fitted(example):
+        image = tf.numpy_function(fit, [example["image"]], tf.uint8, stateful=False)
+        return tf.ensure_shape(image, spec.image_shape)
+
+    batches = dataset.map(fitted, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(_READ_BATCH)
+
+    def read():
+        try:
+            yield from batches.as_numpy_iterator()
+        except tf.errors.OpError as error:
+            raise ValueError(problems[0] if problems else f"{builder.info.full_name}: {error.message}") from None
+
+    return closed_at_exit(read())
+
+
+def _builder(spec):
+    name, path = spec.source_name, spec.path
+    if path and pathlib.Path(path).is_file():
+        raise ValueError(f"data.path = {path}: a file; for TFDS it names the folder with its data, or is left out")
+    base, _, config = name.partition("/")
+    try:
+        with _without_warnings():
+            return tfds.builder(name, data_dir=pathlib.Path(path) if path else None)
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        # TFDS' own message lists several hundred names: not chained, so that this one is seen.
+        raise ValueError(
+            f"data.source_name = {name!r}: TensorFlow Datasets {tfds.__version__} has no such set"
+            f"{did_you_mean(base, known)} (https://www.tensorflow.org/datasets/catalog has the list)"
+        ) from None
+    # TFDS raises AssertionError where there is no such version.
+    except (ValueError, AssertionError) as error:
+        configs = [known.name for known in tfds.builder_cls(base.partition(":")[0]).BUILDER_CONFIGS]
+        if not config or config in configs:
+            raise ValueError(f"data.source_name = {name!r}: {error}") from error
+        present = f"only {', '.join(configs)}" if configs else "nor any other: leave it out"
+        raise ValueError(
+            f"data.source_name = {name!r}: the set {base!r} has no configuration {config!r}, {present}"
+            f"{did_you_mean(config, configs)}"
+        ) from error
+    # A name of another form, or of a collection that needs a package of its own.
+    except Exception as error:
+        reason = first_line(error)
+        raise ValueError(f"data.source_name = {name!r}: TensorFlow Datasets can't take it ({reason})") from error
+
+
+@contextlib.contextmanager
+def _without_warnings():
+    """Hides TFDS' warnings about half-prepared sets: the error that follows says it better."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _image_feature(builder):
+    if "image" not in builder.info.features:
+        raise ValueError(f"TFDS set '{builder.name}' has no feature 'image', only {', '.join(builder.info.features)}.")
+    feature = builder.info.features["image"]
+    if feature.np_dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"TFDS set '{builder.name}' has images of type {np.dtype(feature.np_dtype).name}, not uint8 or "
+            "uint16: write them to a .npy file in one of these types, and use data.source = arrays"
+        )
+    return feature
+
+
+def _bits(feature):
+    return np.dtype(feature.np_dtype).itemsize * 8
+
+
+def _check_form(builder, spec):
+    feature = _image_feature(builder)
+    for found, expected, setting in (
+        (_bits(feature), spec.file_bits, "file_bits"),
+        (feature.shape[-1], spec.channels, "channels"),
+    ):
+        if found != expected and found is not None and not spec.convert:
+            raise ValueError(
+                f"{builder.info.full_name}: data.{setting} is {expected}, but TFDS has {found}; "
+                "--config.data.convert=True converts the images when they are read"
+            )
+
+
+def _number_of_examples(builder, name, split, spec):
+    if not builder.info.splits:
+        # A set that does not record its size, as TFDS' mocks: it is read once to count.
+        return sum(len(batch) for batch in _batches(builder, name, spec))
+    try:
+        count = builder.info.splits[name].num_examples
+        if count < 1:
+            raise ValueError
+        return count
+    except (KeyError, ValueError):
+        present = ", ".join(f"{key} ({info.num_examples:,} images)" for key, info in builder.info.splits.items())
+        raise ValueError(
+            f"data.{split}_split = {name!r}: TFDS set {builder.info.full_name} has the splits {present}. A part of one "
+            "is written --config.data.train_split='train[:90%]' --config.data.test_split='train[90%:]'"
+        ) from None
+
+
+def _download_and_prepare(builder):
+    """Checks that the hosts answer, then lets TFDS prepare the set: TFDS waits for minutes when they don't."""
+    registered = builder.url_infos or {}
+    config = builder.builder_config.name if builder.builder_config else ""
+    manual = pathlib.Path(builder.data_dir_root) / "downloads" / "manual"
+    # A set with several configurations names the files of all; those of one mostly have its name.
+    of_config = {url: info for url, info in registered.items() if config and config in url} or registered
+    missing = {
+        url: info.filename or url.rpartition("/")[2]
+        for url, info in of_config.items()
+        if not (info.filename and (manual / info.filename).exists())
+    }
+    causes = unreachable_hosts(missing if registered else [_TFDS_HOST])
+    if causes:
+        raise ConnectionError(_cannot_download(builder, manual, missing, causes))
+    try:
+        builder.download_and_prepare()
+    except _PREPARATION_ERRORS as error:
+        raise ConnectionError(_cannot_download(builder, manual, missing, {"TFDS": str(error)})) from error
+
+
+def _cannot_download(builder, manual, missing, causes):
+    files = "\n".join(f"    {name} from {url}" for url, name in missing.items())
+    name = builder.info.full_name.rpartition("/")[0]
+    reasons = "; ".join(f"{host}: {cause}" for host, cause in causes.items())
+    return (
+        f"Data set '{builder.info.full_name}' is not prepared in {builder.data_path} and can't be downloaded "
+        f"({reasons}).\n"
+        f"Either put these files, under these names, into\n    {manual}\n{files}\n"
+        f"or prepare the set on a machine with network, with the same version of TFDS ({tfds.__version__}):\n"
+        f'    python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', data_dir='tfds_data').download_and_prepare()\"\n"
+        f"and copy the folder tfds_data/{builder.info.full_name} to {builder.data_path},\n"
+        "or copy all of tfds_data to any place and name that in --config.data.path."
+    )
+
+
+def unreachable_hosts(urls: Iterable[str], timeout_seconds: float = 4.0) -> dict[str, str]:
+    """Tries a connection to each host of the addresses, or to its proxy, all at once.
+
+    Returns:
+        The hosts that did not answer in time, as `{"host:port": cause}`; empty when all did.
+    """
+    endpoints = {_endpoint(url) for url in urls}
+    answers = queue.SimpleQueue()
+
+    def connect(endpoint):
+        try:
+            socket.create_connection(endpoint, timeout=timeout_seconds).close()
+        except OSError as error:
+            answers.put((endpoint, str(error)))
+        else:
+            answers.put((endpoint, ""))
+
+    for endpoint in endpoints:
+        # Daemons, because resolving a name ignores every time-out and must not hold up the process' end.
+        threading.Thread(target=connect, args=(endpoint,), daemon=True).start()
+    causes = {endpoint: f"no answer within {timeout_seconds:g} seconds" for endpoint in endpoints}
+    with contextlib.suppress(queue.Empty):
+        for _ in endpoints:
+            endpoint, cause = answers.get(timeout=timeout_seconds)
+            causes[endpoint] = cause
+    return {f"{host}:{port}": cause for (host, port), cause in sorted(causes.items()) if cause}
+
+
+def _endpoint(url):
+    """The host and port to which a client would really connect for `url`."""
+    parts = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and not urllib.request.proxy_bypass(parts.hostname):
+        parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    return parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme, 443)
