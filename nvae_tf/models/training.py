@@ -138,8 +138,13 @@ class TrainingMixin:
                 warnings.warn("sample weights have no effect: the loss is the mean over all images", stacklevel=2)
             replicas = self.distribute_strategy.experimental_local_results(images)
             checks = [assert_unit_range(training_images(part, self.config), nan_allowed) for part in replicas]
+            # The data itself waits for the checks: on several replicas a reduction that has begun when a check fails
+            # is broken off, and with it every later one of the process.
             with tf.control_dependencies(checks):
-                return step(data)
+                checked_data = tf.nest.map_structure(
+                    lambda value: None if value is None else tf.identity(value), data, expand_composites=True
+                )
+            return step(checked_data)
 
         return checked
 
