@@ -1,9 +1,8 @@
 """What the scripts in `train` and `export` share: reading flags, the page of `--help`, and errors of one line.
 
-The flags themselves belong to the scripts, so they hand over the module `absl.flags`; the library has none.
+The library defines no flags: a script hands over its module `absl.flags`.
 """
 
-import contextlib
 import difflib
 import itertools
 import os
@@ -27,9 +26,9 @@ from nvae_tf.files import check_writable
 from nvae_tf.presets import default_config, load_settings, settings_file
 
 _HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
-_WIDTH = 100
 # Follows from the length of the run, so no one sets it.
-DERIVED_SETTINGS = ("objective.total_steps",)
+_DERIVED_SETTING = "objective.total_steps"
+# Python's messages about a value that is not of a setting's type.
 _CONVERSION_ERRORS = {
     r"invalid literal for int\(\) with base 10: (.*)": r"\1 is not a whole number",
     r"could not convert string to float: (.*)": r"\1 is not a number",
@@ -39,18 +38,14 @@ DATA_PATH_HELP = "Where the images lie now, if no longer at the run's data.path.
 
 
 def run(main: Callable[[], None], flags: ModuleType) -> None:
-    """Reads the flags of the script that `main` belongs to, and runs it.
+    """Reads the flags of the script that `main` belongs to, and calls it; `flags` is the module `absl.flags`.
 
     `--help` prints the script's docstring and its flags. A wrong flag, and an error of the kinds that a user can cause,
     end the process with one line and exit code 2.
-
-    Args:
-      main: is called when the flags have been read.
-      flags: the module `absl.flags`.
     """
     module = sys.modules[main.__module__]
 
-    # Of odd metadata, which do no harm, and of large pictures.
+    # Pillow warns of odd metadata, which do no harm, and of large pictures.
     warnings.filterwarnings("ignore", module="PIL")
 
     def guarded(_: Sequence[str]) -> None:
@@ -80,11 +75,11 @@ def valid_settings() -> tuple[str, ...]:
     """All settings that a config and its flags know, as `train.batch_size`."""
     groups = config_to_dict(ExperimentConfig())
     names = (f"{group}.{name}" for group, settings in groups.items() for name in settings)
-    return tuple(name for name in names if name not in DERIVED_SETTINGS)
+    return tuple(name for name in names if name != _DERIVED_SETTING)
 
 
 def check_config_flags(arguments: Sequence[str]) -> None:
-    """Looks at `--config` and at the names of all `--config.group.setting` flags before any of them is used.
+    """Checks `--config` and the names of all `--config.group.setting` flags before any of them is used.
 
     Raises:
       ValueError: there is no such preset, file or setting; the message has the nearest one.
@@ -111,29 +106,26 @@ def flag_value(arguments: Sequence[str], name: str) -> str | None:
 
 
 def check_run_folder(path: str) -> None:
-    """Looks at the run folder of a command, before it begins to work.
+    """Checks the run folder of a command, before it begins to work.
 
     Raises:
       FileNotFoundError: there is none.
     """
-    if not pathlib.Path(path).is_dir():
-        raise FileNotFoundError(f"--workdir={path}: no such folder; give the --workdir of a run of train.main")
     if not pathlib.Path(path, "config.json").is_file():
-        raise FileNotFoundError(
-            f"--workdir={path}: not a run folder, it has no config.json; give the --workdir of a run of train.main"
-        )
+        found = "not a run folder, it has no config.json" if pathlib.Path(path).is_dir() else "no such folder"
+        raise FileNotFoundError(f"--workdir={path}: {found}; give the --workdir of a run of train.main")
 
 
 def check_output(path: pathlib.Path, overwrite: bool) -> None:
-    """Looks at the file that a command is to write, before it begins to work.
+    """Checks the PNG file that a command is to write, before it begins to work.
 
     Raises:
-      ValueError: it is there already and is not to be overwritten, or no PNG file can be there or be written.
+      ValueError: it exists and is not to be overwritten, has another ending, or can't be written.
     """
     if path.is_dir():
         raise ValueError(f"--output={path}: a folder; give the name of a file")
     if path.suffix.lower() != ".png":
-        raise ValueError(f"--output={path}: the picture is a PNG file; give a name that ends in .png")
+        raise ValueError(f"--output={path}: the image is a PNG file; give a name that ends in .png")
     check_writable(path.parent, f"--output={path}")
     if path.exists() and not overwrite:
         raise ValueError(f"--output={path}: there is such a file; give another name, or --overwrite to replace it")
@@ -146,10 +138,10 @@ def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType)
                 _print_help(manual_page(module, flags, arguments[1:]))
             if hasattr(module, "CONFIG"):
                 check_config_flags(arguments[1:])
+                _check_no_bare_settings(arguments[1:], flags)
                 arguments = _with_recorded_config(arguments)
-            _check_names(arguments[1:], flags, valid_settings() if hasattr(module, "CONFIG") else ())
             rest = flags.FLAGS(arguments)
-            # TensorFlow's Python side logs trifles at level INFO, which absl would set now.
+            # At level INFO, absl's default, TensorFlow's Python side logs trifles.
             if flags.FLAGS["verbosity"].using_default_value:
                 flags.FLAGS.verbosity = logging.WARNING
             if rest[1:]:
@@ -159,7 +151,9 @@ def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType)
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
         missing = re.match(r"flag --(\w+)=None: ", str(error))
-        message = f"--{missing[1]} is missing" if missing else _in_plain_words(str(error))
+        message = f"--{missing[1]} is missing" if missing else str(error)
+        for pattern, words in _CONVERSION_ERRORS.items():
+            message = re.sub(pattern, words, message)
         print(f"error: {message} (see --help)", file=sys.stderr)
         sys.exit(USER_ERROR_CODE)
 
@@ -172,9 +166,9 @@ def _with_recorded_config(arguments: Sequence[str]) -> list[str]:
     return list(arguments)
 
 
-def _check_names(arguments: Sequence[str], flags: ModuleType, settings: Sequence[str]) -> None:
-    """Looks for settings that were given as flags of their own, `--batch_size` for `--config.train.batch_size`."""
-    by_name = {setting.rpartition(".")[2]: setting for setting in settings}
+def _check_no_bare_settings(arguments: Sequence[str], flags: ModuleType) -> None:
+    """Refuses a setting given as a flag of its own, `--batch_size` for `--config.train.batch_size`."""
+    by_name = {setting.rpartition(".")[2]: setting for setting in valid_settings()}
     for argument in arguments:
         name = argument.partition("=")[0].lstrip("-")
         if argument.startswith("-") and name not in flags.FLAGS and name in by_name:
@@ -182,19 +176,12 @@ def _check_names(arguments: Sequence[str], flags: ModuleType, settings: Sequence
 
 
 def _print_help(page: str) -> None:
-    with contextlib.suppress(BrokenPipeError):
+    try:
         print(page, flush=True)
-        sys.exit(0)
-    # Whoever reads has seen enough; nothing is left to be flushed at the end.
-    sys.stdout = None
+    except BrokenPipeError:
+        # The reader, a pager, has closed the pipe; nothing is left to be flushed at the end.
+        sys.stdout = None
     sys.exit(0)
-
-
-def _in_plain_words(message: str) -> str:
-    """What Python says of a value that is not of a setting's type, without Python's words."""
-    for pattern, words in _CONVERSION_ERRORS.items():
-        message = re.sub(pattern, words, message)
-    return message
 
 
 def manual_page(module: ModuleType, flags: ModuleType, arguments: Sequence[str] = ()) -> str:
@@ -208,20 +195,14 @@ def manual_page(module: ModuleType, flags: ModuleType, arguments: Sequence[str] 
         of = "the default settings" if chosen is None else f"--config={chosen}"
         config = default_config() if chosen is None else load_settings(settings_file(chosen))
         sections.append(f"Settings, each a flag --config.GROUP.NAME=VALUE; the values are those of {of}:")
-        sections += _list_of_settings(config)
+        for group, kind in typing.get_type_hints(ExperimentConfig).items():
+            meanings = {f"{group}.{name}": meaning for name, meaning in setting_meanings(kind).items()}
+            meanings.pop(_DERIVED_SETTING, None)
+            values = config[group]
+            entries = [_entry(f"{name} = {values.get(name.split('.')[1])}", text) for name, text in meanings.items()]
+            sections.append("\n".join(entries))
     return "\n\n".join(sections)
 
 
-def _list_of_settings(config: ConfigDict) -> list[str]:
-    """A text for each group: every setting with its value and its meaning."""
-    texts = []
-    for group, kind in typing.get_type_hints(ExperimentConfig).items():
-        meanings = setting_meanings(kind)
-        names = [name for name in meanings if f"{group}.{name}" not in DERIVED_SETTINGS]
-        entries = [_entry(f"{group}.{name} = {config[group].get(name)}", meanings[name]) for name in names]
-        texts.append("\n".join(entries))
-    return texts
-
-
 def _entry(head: str, text: str) -> str:
-    return f"  {head}\n{textwrap.indent(textwrap.fill(' '.join(text.split()), _WIDTH - 6), ' ' * 6)}"
+    return f"  {head}\n{textwrap.indent(textwrap.fill(' '.join(text.split()), 94), ' ' * 6)}"

@@ -1,28 +1,66 @@
-"""The settings of a whole experiment: frozen dataclasses, validated, to and from plain dictionaries and JSON.
+"""The settings of an experiment: frozen dataclasses, validated, to and from plain dictionaries and JSON.
 
-Nothing here imports TensorFlow, so that a wrong setting is told within a moment and before any work is done.
+Nothing here imports TensorFlow, so that a wrong setting is reported at once, before any work is done.
 """
 
 import dataclasses
+import difflib
 import inspect
 import json
+import math
 import pathlib
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nvae_tf.data_spec import LIKELIHOODS, DataSpec
-from nvae_tf.setting_checks import check, check_choice
-from nvae_tf.train_config import INTERVALS, TrainConfig
+LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+XLA_USES = ("auto", "off", "jit", "cluster")
+RECOMPUTATIONS = ("none", "groups", "all")
+LARGEST_SEED = 2**31 - 1
+MAX_PIXELS = 64_000_000
+# Settings of which None stands for a number that follows from the length of the run, see `resolve_lengths`.
+INTERVALS = ("checkpoint_every_steps", "evaluate_every_steps", "sample_every_steps")
 
-# For what follows from the length of a run, see `resolve_lengths`.
-_LONGEST_WARMUP_EPOCHS = 5.0
-_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 10, 1000
+# A run's checkpoints by name, for `nvae_tf.load` and the commands.
+CHECKPOINTS = ("latest", "best")
+CHECKPOINT_HELP = "Which of the run's checkpoints: the latest, or the one with the best test score (train.keep_best)."
 
 # What is left of images of 65,536 pixels is then one.
 _MOST_HALVINGS = 16
+# Pillow opens no larger picture.
+_LARGEST_MAX_PIXELS = 178_956_970
+
+
+def check(valid: bool, message: str) -> None:
+    """Raises ValueError with the message unless `valid`."""
+    if not valid:
+        raise ValueError(message)
+
+
+def check_choice(where: str, name: str, names: Iterable[str], what: str = "not one of the choices") -> None:
+    """Raises ValueError unless `name` is one of `names`; the message lists them, and suggests the nearest."""
+    names = tuple(names)
+    check(name in names, f"{where} = {name!r}: {what} ({', '.join(names)}){did_you_mean(str(name), names)}")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The valid name nearest to `name`, as the end of a message; empty where nothing is near."""
+    # A part of a name means that name: "float16" is meant for "mixed_float16", not for "float32".
+    containing = [candidate for candidate in names if name and name in candidate]
+    matches = containing[:1] or difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def _check_numbers(group: str, settings: Any, smallest: float, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Checks each number of a group against its limits; one without limits of its own must be at least `smallest`."""
+    for name, value in vars(settings).items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            low, high = limits.get(name, (smallest, math.inf))
+            allowed = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            check(low <= value <= high, f"{group}.{name} = {value}: must be {allowed}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +127,8 @@ class ModelConfig:
     residual_distributions: bool = True
 
     def __post_init__(self):
-        zero_allowed = {"num_flows", "num_preprocess_blocks", "num_postprocess_blocks"}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                smallest = 0 if field.name in zero_allowed else 1
-                check(value >= smallest, f"model.{field.name} = {value}: must be at least {smallest}")
-        check(self.num_bits <= 8, f"model.num_bits = {self.num_bits}: must be from 1 to 8")
+        zero_allowed = ("num_flows", "num_preprocess_blocks", "num_postprocess_blocks")
+        _check_numbers("model", self, 1, {"num_bits": (1, 8)} | dict.fromkeys(zero_allowed, (0, math.inf)))
         check_choice("model.likelihood", self.likelihood, LIKELIHOODS)
         check(
             self.num_preprocess_blocks + self.num_latent_scales <= _MOST_HALVINGS,
@@ -111,12 +144,12 @@ class ModelConfig:
     @property
     def network_height(self) -> int:
         """Height that the network sees, the frame of padding included."""
-        return self.padded_height or _round_up(self.image_height, self.size_divisor)
+        return self.padded_height or -(-self.image_height // self.size_divisor) * self.size_divisor
 
     @property
     def network_width(self) -> int:
         """Width that the network sees, the frame of padding included."""
-        return self.padded_width or _round_up(self.image_width, self.size_divisor)
+        return self.padded_width or -(-self.image_width // self.size_divisor) * self.size_divisor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,18 +176,14 @@ class ObjectiveConfig:
     regularisation_initial: float = 10.0
 
     def __post_init__(self):
-        check(self.total_steps >= 1, f"objective.total_steps = {self.total_steps}: must be at least 1")
-        for name in ("kl_anneal_portion", "kl_constant_portion", "kl_constant_weight"):
+        portions = dict.fromkeys(("kl_anneal_portion", "kl_constant_portion", "kl_constant_weight"), (0, 1))
+        _check_numbers("objective", self, 0, portions | {"total_steps": (1, math.inf)})
+        for name in ("regularisation", "regularisation_initial"):
             value = getattr(self, name)
-            check(0.0 <= value <= 1.0, f"objective.{name} = {value}: must lie in [0, 1]")
-        check(
-            self.regularisation >= 0.0,
-            f"objective.regularisation = {self.regularisation}: must not be negative",
-        )
-        if self.anneal_regularisation:
-            for name in ("regularisation", "regularisation_initial"):
-                value = getattr(self, name)
-                check(value > 0.0, f"objective.{name} = {value}: must be positive to be annealed on a log scale")
+            check(
+                value > 0.0 or not self.anneal_regularisation,
+                f"objective.{name} = {value}: must be positive to be annealed on a log scale",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,14 +206,196 @@ class OptimizerConfig:
     ema_momentum: float = 0.0
 
     def __post_init__(self):
+        check(self.learning_rate > 0.0, f"optimizer.learning_rate = {self.learning_rate}: must be greater than 0")
+        _check_numbers("optimizer", self, 0, {})
+        check(self.ema_momentum < 1.0, f"optimizer.ema_momentum = {self.ema_momentum}: must be less than 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """One data set: the group `data` of a run's settings.
+
+    What is None is looked up in the data, by `nvae_tf.data.spec`, before a run starts.
+
+    Attributes:
+      name: the name by which reports call the set. Nothing else depends on it.
+      source: the kind of source, a key of `nvae_tf.data.sources.SOURCES`, or "auto": what lies at `path`.
+      source_name: the set's name within its source, for a source that has several (a TFDS name: `name/config`).
+      path: the file or folder with the images; for TFDS its data folder, None for TFDS' default.
+      train_split: the source's own name of the training part: a TFDS split such as `train[:90%]`, a sub-folder.
+      test_split: the source's own name of the test part.
+      test_fraction: the part of the images that is held out for testing where the source has no test part.
+      split_seed: decides which images these are.
+      height: height of the images that the model gets, in pixels.
+      width: their width in pixels.
+      channels: their channels, 1 to 4.
+      file_bits: bits per channel of the stored images, 8 or 16.
+      convert: whether pictures that have other channels or bits than these are converted, rather than refused.
+      crop_box: `(left, top, right, bottom)` in pixels, cut out of every image first; None cuts nothing.
+      resize: how images come to `height` and `width`: "none" (they have this size), "crop" (the shorter side is
+        scaled to fit and the longer one cut evenly at both ends), "stretch". Bilinear, antialiased.
+      stacked_images: how many images of one channel, drawn at random, make one image, as its channels.
+      num_bits: bits per channel that the model sees and the likelihood resolves, 1 to 8.
+      binarise: whether each pixel is drawn afresh from Bernoulli(intensity) at every access, to 1 bit.
+      horizontal_flip: whether training images are mirrored at random.
+      likelihood: "bernoulli", "logistic_mixture" or "normal"; None: the first for 1 bit, else the second.
+      padded_height: height of the frame of zeros in which the network sees the images; None: the smallest that
+        its hierarchy can halve. The likelihood counts the real pixels only.
+      padded_width: width of that frame.
+      on_bad_file: "stop" at a picture that can't be used, or "skip" it and report it.
+      max_pixels: height times width of the largest picture file that is decoded; a larger one, by its header,
+        can't be used. Up to 178,956,970.
+      cache: folder for images that are decoded once and then read from there; None decodes at every access.
+    """
+
+    name: str = "cifar10"
+    source: str = "tfds"
+    source_name: str | None = "cifar10"
+    path: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    test_fraction: float = 0.1
+    split_seed: int = 0
+    height: int | None = 32
+    width: int | None = 32
+    channels: int | None = 3
+    file_bits: int | None = 8
+    convert: bool = False
+    crop_box: tuple | None = None
+    resize: str = "none"
+    stacked_images: int = 1
+    num_bits: int = 8
+    binarise: bool = False
+    horizontal_flip: bool = True
+    likelihood: str | None = "logistic_mixture"
+    padded_height: int | None = None
+    padded_width: int | None = None
+    on_bad_file: str = "stop"
+    cache: str | None = None
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self):
+        limits = {
+            "channels": (1, 4),
+            "num_bits": (1, 8),
+            "test_fraction": (0, 1),
+            "split_seed": (0, 2**32 - 1),
+            "max_pixels": (1, _LARGEST_MAX_PIXELS),
+        }
+        check(self.file_bits in (None, 8, 16), f"data.file_bits = {self.file_bits}: must be 8 or 16")
+        check(0.0 < self.test_fraction < 1.0, f"data.test_fraction = {self.test_fraction}: must lie between 0 and 1")
+        _check_numbers("data", self, 1, limits)
         check(
-            self.learning_rate > 0.0,
-            f"optimizer.learning_rate = {self.learning_rate}: must be greater than 0",
+            self.train_split != self.test_split,
+            f"data.train_split and data.test_split are both {self.train_split!r}: the parts must differ",
         )
-        for name in ("learning_rate_min", "warmup_epochs", "weight_decay"):
-            value = getattr(self, name)
-            check(value is None or value >= 0.0, f"optimizer.{name} = {value}: must not be negative")
-        check(0.0 <= self.ema_momentum < 1.0, f"optimizer.ema_momentum = {self.ema_momentum}: must lie in [0, 1)")
+        check_choice("data.resize", self.resize, ("none", "crop", "stretch"))
+        check_choice("data.on_bad_file", self.on_bad_file, ("stop", "skip"))
+        if self.likelihood is not None:
+            check_choice("data.likelihood", self.likelihood, LIKELIHOODS)
+        check(
+            not self.binarise or self.num_bits == 1,
+            f"data.num_bits = {self.num_bits}: images that are binarized (data.binarise) have 1 bit; set it to 1",
+        )
+        check(
+            self.stacked_images in (1, self.channels),
+            f"data.stacked_images = {self.stacked_images}: must be 1 or the number of channels; set data.channels to "
+            f"{self.stacked_images} too",
+        )
+        box = (0, 0, 1, 1) if self.crop_box is None else self.crop_box
+        is_box = len(box) == 4 and all(isinstance(side, int) and side >= 0 for side in box)
+        check(
+            is_box and box[0] < box[2] and box[1] < box[3],
+            f"data.crop_box = {box}: must be (left, top, right, bottom) in whole pixels, "
+            "with left < right and top < bottom",
+        )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Size of one image, `(height, width, channels)`, once all three are known."""
+        return (self.height, self.width, self.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The group `train` of a run's settings.
+
+    Attributes:
+      batch_size: images a step and replica.
+      epochs: length of the run in passes over the training images, where `steps` is 0.
+      steps: its length in steps; 0 leaves it to `epochs`.
+      seed: of the initial weights, the order of images and all draws.
+      checkpoint_every_steps: a checkpoint is due after so many steps; None for a tenth of the run, from 10 to 1,000.
+      checkpoint_every_minutes: and after so many minutes; 0 for none by time.
+      keep_checkpoints: how many of the latest checkpoints are kept.
+      keep_checkpoint_every_hours: of the others one is kept for good when so many hours have passed; 0 for none.
+      evaluate_every_steps: the test images are scored after so many steps; None for the same.
+      sample_every_steps: an image grid of samples is written after so many steps; None for the same.
+      log_every_steps: a point of the training curves is written after so many steps.
+      initialise_from: run folder, or published file (.pt), with whose weights the run starts
+        (`nvae_tf.training.initialization`).
+      loss_tolerance: a step whose loss lies so many spreads above the running level is skipped, see
+        `nvae_tf.optimization.RunawayGuard`; 0 skips only what is not finite.
+      refused_steps: after so many skipped steps in a row the run goes back to its latest checkpoint, with half the
+        learning rate.
+      rollbacks: how often it does; then it stops.
+      strategy: which devices train: "one_device", all of this machine ("mirrored"), all of several processes that
+        TF_CONFIG names ("multi_worker"), or "auto", whatever is there.
+      replicas: how many devices a process takes; 0 for all GPUs. Without GPUs the CPU is divided into so many.
+      precision: "float32", or "mixed_bfloat16" or "mixed_float16": networks in half precision, everything else in
+        float32.
+      xla: whether XLA compiles the training step: whole ("jit"), in parts ("cluster"), not ("off"), or "auto".
+      recompute: what the backward pass computes again instead of keeping it: nothing ("none"), the cells of the
+        latent groups ("groups"), or all cells ("all"). Takes time, saves memory; the numbers stay.
+      accumulate_steps: into how many microbatches a replica's batch is cut, one after the other, for less memory.
+      deterministic: whether TensorFlow may use only operations that can be repeated bit for bit.
+      profile_steps: first and last step of a profile for TensorBoard; empty for none.
+      keep_best: whether the checkpoint with the best test score is kept too.
+    """
+
+    batch_size: int = 32
+    epochs: int = 400
+    steps: int = 0
+    seed: int = 0
+    checkpoint_every_steps: int | None = None
+    checkpoint_every_minutes: float = 10.0
+    keep_checkpoints: int = 2
+    keep_checkpoint_every_hours: float = 0.0
+    evaluate_every_steps: int | None = None
+    sample_every_steps: int | None = None
+    log_every_steps: int = 50
+    initialise_from: str | None = None
+    loss_tolerance: float = 10.0
+    refused_steps: int = 20
+    rollbacks: int = 3
+    strategy: str = "auto"
+    replicas: int = 0
+    precision: str = "float32"
+    xla: str = "auto"
+    recompute: str = "none"
+    accumulate_steps: int = 1
+    deterministic: bool = False
+    profile_steps: tuple = ()
+    keep_best: bool = True
+
+    def __post_init__(self):
+        strategies = ("auto", "one_device", "mirrored", "multi_worker")
+        check_choice("train.strategy", self.strategy, strategies)
+        check_choice("train.precision", self.precision, PRECISIONS)
+        check_choice("train.xla", self.xla, XLA_USES)
+        check_choice("train.recompute", self.recompute, RECOMPUTATIONS)
+        minutes_and_hours = ("checkpoint_every_minutes", "keep_checkpoint_every_hours")
+        zero_allowed = ("steps", "loss_tolerance", "rollbacks", "replicas", *minutes_and_hours)
+        _check_numbers("train", self, 1, {"seed": (0, LARGEST_SEED)} | dict.fromkeys(zero_allowed, (0, math.inf)))
+        check(
+            self.batch_size % self.accumulate_steps == 0,
+            f"train.accumulate_steps = {self.accumulate_steps}: must divide train.batch_size = {self.batch_size}",
+        )
+        first_and_last = self.profile_steps or (1, 1)
+        check(
+            [type(step) for step in first_and_last] == [int, int] and 1 <= first_and_last[0] <= first_and_last[1],
+            f"train.profile_steps = {self.profile_steps}: must be the first and the last step to profile, as 10,20",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +412,7 @@ class ExperimentConfig:
 def resolve_lengths(
     config: ExperimentConfig, steps_per_epoch: int, total_steps: int, recorded: ExperimentConfig | None = None
 ) -> ExperimentConfig:
-    """The settings of a run of known length, with a number for each that follows from it: where None is set.
+    """The settings of a run of known length, with a number in place of each None that follows from the length.
 
     `objective.total_steps` is that length. `optimizer.warmup_epochs` is 5 epochs, as published, but at most a tenth of
     the run. `train.checkpoint_every_steps`, `evaluate_every_steps` and `sample_every_steps` are a tenth of the run, but
@@ -216,8 +427,8 @@ def resolve_lengths(
     """
     tenth = total_steps // 10
     # The last rate of a warm-up of one step, from which the schedule goes on, is 0.
-    warmup_epochs = min(_LONGEST_WARMUP_EPOCHS, tenth / steps_per_epoch) if tenth > 1 else 0.0
-    interval = min(max(tenth, _SHORTEST_INTERVAL), _LONGEST_INTERVAL, total_steps)
+    warmup_epochs = min(5.0, tenth / steps_per_epoch) if tenth > 1 else 0.0
+    interval = min(max(tenth, 10), 1000, total_steps)
     optimizer, train = config.optimizer, config.train
     if recorded is not None:
         optimizer = _with_defaults(optimizer, {"warmup_epochs": recorded.optimizer.warmup_epochs})
@@ -229,6 +440,11 @@ def resolve_lengths(
         optimizer=_with_defaults(optimizer, {"warmup_epochs": warmup_epochs}),
         train=_with_defaults(train, dict.fromkeys(INTERVALS, interval)),
     )
+
+
+def _with_defaults(group: Any, values: Mapping[str, Any]) -> Any:
+    """The group with those of the values whose setting is None."""
+    return dataclasses.replace(group, **{name: value for name, value in values.items() if getattr(group, name) is None})
 
 
 def experiment_config(settings: Mapping[str, Any]) -> ExperimentConfig:
@@ -249,11 +465,11 @@ def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "") -
     types_of_fields = typing.get_type_hints(kind)
     values = {}
     for name, value in settings.items():
-        check_choice(f"setting {where}{name}", name, tuple(types_of_fields), what="no such setting")
+        check_choice(f"setting {where}{name}", name, types_of_fields, what="no such setting")
         expected = types_of_fields[name]
         if dataclasses.is_dataclass(expected):
             check(
-                isinstance(value, Mapping) or hasattr(value, "items"),
+                hasattr(value, "items"),
                 f"{where}{name} is a group of settings ({', '.join(typing.get_type_hints(expected))}), "
                 f"not the single value {value!r}",
             )
@@ -263,28 +479,24 @@ def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "") -
     return kind(**values)
 
 
-def preset(name: str) -> Any:
-    """The settings of a preset by its name, as an `ml_collections.ConfigDict` that may be changed.
-
-    Example:
-      >>> config = nvae_tf.experiment_config(nvae_tf.config.preset("mnist"))
-
-    Raises:
-      ValueError: there is no such preset; the message has the nearest name.
-    """
-    # Not at the top: presets are made of the settings here.
-    from nvae_tf import presets
-
-    return presets.preset(name)
-
-
-def setting_meanings(kind: type) -> dict[str, str]:
-    """What each setting of a dataclass means, from the section Attributes of its docstring."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    section = inspect.getdoc(kind).partition("Attributes:\n")[2].partition("\n\n")[0]
-    parts = re.split(rf"^ *({'|'.join(names)}): ", section, flags=re.MULTILINE)
-    found = dict(zip(parts[1::2], (" ".join(text.split()) for text in parts[2::2]), strict=True))
-    return {name: found[name] for name in names}
+def _converted(value: Any, expected: Any, where: str) -> Any:
+    """Checks the type of one value; whole floats pass for integers and integers for floats, as flags give them."""
+    optional = isinstance(expected, types.UnionType)
+    if optional:
+        # None and nothing are how a flag sets back what a config file has set.
+        if value in (None, "", "None", (), (None,), ("None",)):
+            return None
+        expected = typing.get_args(expected)[0]
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if expected is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if expected is tuple and (value is None or isinstance(value, list | tuple)):
+        # JSON knows no tuples, and a flag with nothing behind it gives one of nothing.
+        return tuple(item for item in value or () if item not in ("", None))
+    matches = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+    check(matches, f"{where} = {value!r}: must be of type {expected.__name__}{' or None' if optional else ''}")
+    return value
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -309,36 +521,31 @@ def read_config(path: str | pathlib.Path) -> ExperimentConfig:
         raise FileNotFoundError(f"{path}: no such file; a run folder written by train.main has one")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        check(isinstance(settings, Mapping), f"{path} is no JSON object of settings; restore it from a copy of the run")
-        return experiment_config(settings)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy of the run") from error
+    check(isinstance(settings, dict), f"{path} is no JSON object of settings; restore it from a copy of the run")
+    return experiment_config(settings)
 
 
-def _with_defaults(group: Any, values: Mapping[str, Any]) -> Any:
-    """The group with those of the values whose setting is None."""
-    return dataclasses.replace(group, **{name: value for name, value in values.items() if getattr(group, name) is None})
+def preset(name: str) -> Any:
+    """The settings of a preset by its name, as an `ml_collections.ConfigDict` that may be changed.
+
+    Example:
+      >>> config = nvae_tf.experiment_config(nvae_tf.config.preset("mnist"))
+
+    Raises:
+      ValueError: there is no such preset; the message has the nearest name.
+    """
+    # Not at the top: presets are made of the settings here.
+    from nvae_tf import presets
+
+    return presets.preset(name)
 
 
-def _round_up(size: int, divisor: int) -> int:
-    return -(-size // divisor) * divisor
-
-
-def _converted(value: Any, expected: Any, where: str) -> Any:
-    """Checks the type of one value; whole floats pass for integers and integers for floats, as flags give them."""
-    optional = isinstance(expected, types.UnionType)
-    if optional:
-        # None and nothing are how a flag sets back what a config file has set.
-        if value in (None, "", "None", (), (None,), ("None",)):
-            return None
-        expected = typing.get_args(expected)[0]
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if expected is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if expected is tuple and (value is None or isinstance(value, list | tuple)):
-        # JSON knows no tuples, and a flag with nothing behind it gives one of nothing.
-        return tuple(item for item in value or () if item not in ("", None))
-    matches = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
-    check(matches, f"{where} = {value!r}: must be of type {expected.__name__}{' or None' if optional else ''}")
-    return value
+def setting_meanings(kind: type) -> dict[str, str]:
+    """What each setting of a dataclass means, from the section Attributes of its docstring."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    section = inspect.getdoc(kind).partition("Attributes:\n")[2].partition("\n\n")[0]
+    parts = re.split(rf"^ *({'|'.join(names)}): ", section, flags=re.MULTILINE)
+    found = dict(zip(parts[1::2], (" ".join(text.split()) for text in parts[2::2]), strict=True))
+    return {name: found[name] for name in names}

@@ -1,8 +1,9 @@
-"""How every command tells a user's mistake: one line and exit code 2 instead of a traceback."""
+"""What a command writes on standard error: a user's mistake in one line, and TensorFlow's start without its notes."""
 
 import contextlib
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 
@@ -10,19 +11,22 @@ USER_ERROR_CODE = 2
 INTERRUPTED_CODE = 130
 TRACEBACK_VARIABLE = "NVAE_TF_TRACEBACK"
 
+# Written at every start on a machine without a GPU, by code that does not know TF_CPP_MIN_LOG_LEVEL yet.
+_NOTES = (
+    "before absl::InitializeLog()",
+    "oneDNN custom operations are on",
+    "Could not find cuda drivers",
+    "optimized to use available CPU instructions",
+    "To enable the following instructions",
+)
+
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turns the errors that a user can cause into `error: ...` on standard error and exit code 2.
 
-    Those are ValueError (a setting, an image, a checkpoint that does not fit), ConnectionError (data that
-    can't be fetched) and the other OSErrors of files and folders (missing, existing, not writable). With the
-    environment variable `NVAE_TF_TRACEBACK` set to something, the traceback is printed too. Ctrl-C ends with code 130.
-
-    Example:
-      >>> def main(_):
-      ...     with exit_on_user_error():
-      ...         run_everything()
+    Those are ValueError (a setting, an image, a checkpoint that does not fit) and OSError (files and folders, and data
+    that can't be fetched). With the environment variable `NVAE_TF_TRACEBACK` the traceback is printed too.
 
     Raises:
       SystemExit: code 2 for such an error, 130 for Ctrl-C.
@@ -40,5 +44,27 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, in one line; its kind where it says nothing."""
+    """The first line of an exception's message; the name of its class where that is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def start_tensorflow_quietly() -> None:
+    """Imports TensorFlow and looks for devices, without the notes about its build that it writes on standard error."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # That no GPU answers is worth knowing where there is a driver for one.
+    notes = _NOTES if os.path.exists("/proc/driver/nvidia") else (*_NOTES, "failed call to cuInit")
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as written:
+        standard_error = os.dup(2)
+        os.dup2(written.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+            written.seek(0)
+            for line in written.read().decode(errors="replace").splitlines():
+                if not any(note in line for note in notes):
+                    print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Files that a reader sees whole: the old one or the new one, never a part."""
+"""Files that a reader sees complete: the old one or the new one, never a part."""
 
 import contextlib
 import os
@@ -15,21 +15,20 @@ if typing.TYPE_CHECKING:
 
 @contextlib.contextmanager
 def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a file beside `path` to write; it comes into its place when the block ends without an error.
+    """Gives a file beside `path` to write; it is renamed to `path` when the block ends without an error.
 
     Raises:
-      OSError: the file can't be written; of the kind that the system has raised. Its text has the name of `path`, its
-        `strerror` the reason alone.
+      OSError: the file can't be written, in the subclass that the system has raised. Its text has the name of `path`,
+        its `strerror` the reason alone.
     """
-    # Of several machines' processes more than one may have the same number.
+    # Processes of several machines may have the same number.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         yield partial
         partial.replace(path)
     except OSError as error:
         # Pillow says neither which file nor why.
-        is_ours = error.filename in (None, str(partial)) and (error.errno is not None or type(error) is OSError)
-        if not is_ours:
+        if error.filename not in (None, str(partial)) or (error.errno is None and type(error) is not OSError):
             raise
         reason = error.strerror or first_line(error)
         named = type(error)(f"{path}: can't be written ({reason})")
@@ -81,11 +80,7 @@ def beside_package(name: str) -> pathlib.Path:
 
 
 def check_writable(folder: pathlib.Path, flag: str) -> None:
-    """Looks whether files can be written in a folder, or it can be made, before a command begins to work.
-
-    Args:
-      folder: the folder.
-      flag: what named it, `--workdir=runs/x`, for the message.
+    """Checks that files can be written in a folder, or that it can be made; `flag`, `--workdir=runs/x`, named it.
 
     Raises:
       ValueError: they can't.

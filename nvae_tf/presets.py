@@ -3,7 +3,6 @@
 The presets are the files of the folder `configs`: one a data set, each with a function `get_config`.
 """
 
-import dataclasses
 import difflib
 import os
 import pathlib
@@ -15,11 +14,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference, config_dict
 
-from nvae_tf.config import ExperimentConfig, config_to_dict, read_config
+from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, read_config
 from nvae_tf.data.spec import MODEL_SETTINGS, data_spec
-from nvae_tf.data_spec import DataSpec
 from nvae_tf.files import beside_package
-from nvae_tf.setting_checks import check, check_choice
 
 
 def preset(name: str) -> ConfigDict:
@@ -29,7 +26,7 @@ def preset(name: str) -> ConfigDict:
       ValueError: there is no such preset; the message has the nearest name.
     """
     files = preset_files()
-    check_choice("preset", name, tuple(files), what="no such preset")
+    check_choice("preset", name, files, what="no such preset")
     return load_settings(str(files[name])).lock()
 
 
@@ -59,11 +56,32 @@ def settings_file(text: str) -> str:
 
 
 def default_config() -> ConfigDict:
-    """The settings of `nvae_tf.config` in groups, unlocked.
-
-    `objective.total_steps` is left out: the length of the run gives it.
-    """
+    """The default settings in groups, unlocked; without `objective.total_steps`, which the length of the run gives."""
     return _unlocked(ExperimentConfig())
+
+
+def config_for_data(name: str) -> ConfigDict:
+    """The default settings for the images of a data set that `nvae_tf.data` knows, unlocked.
+
+    The model's input settings follow those of the data: `--config.data.num_bits=5` changes both.
+    """
+    config = _unlocked(ExperimentConfig(data=data_spec(name)))
+    for setting, data_setting in MODEL_SETTINGS.items():
+        config.model[setting] = config.data.get_ref(data_setting)
+    return config
+
+
+def config_like(other: str, name: str) -> ConfigDict:
+    """The settings of the preset `other` for the images of another data set, unlocked.
+
+    All of `data`, and the settings of the model that follow from it, are those of the data set called `name`.
+    """
+    config, settings = config_for_data(name), preset(other)
+    for group in ("model", "objective", "optimizer", "train"):
+        for setting, value in settings[group].items():
+            if group != "model" or setting not in MODEL_SETTINGS:
+                config[group][setting] = value
+    return config
 
 
 def recorded_config(path: str | os.PathLike) -> ConfigDict:
@@ -104,35 +122,6 @@ def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     return config
 
 
-def config_for_data(name: str) -> ConfigDict:
-    """The default settings for the images of a data set that `nvae_tf.data` knows, unlocked.
-
-    The model's input settings follow those of the data: `--config.data.num_bits=5` changes both.
-    """
-    config = default_config()
-    for setting, value in dataclasses.asdict(data_spec(name)).items():
-        if value is not None:
-            config.data[setting] = value
-        else:
-            config.data[setting] = _placeholder(DataSpec, setting)
-    for setting, data_setting in MODEL_SETTINGS.items():
-        config.model[setting] = config.data.get_ref(data_setting)
-    return config
-
-
-def config_like(other: str, name: str) -> ConfigDict:
-    """The settings of the preset `other` for the images of another data set, unlocked.
-
-    All of `data`, and the settings of the model that follow from it, are those of the data set called `name`.
-    """
-    config, settings = config_for_data(name), preset(other)
-    for group in ("model", "objective", "optimizer", "train"):
-        for setting, value in settings[group].items():
-            if group != "model" or setting not in MODEL_SETTINGS:
-                config[group][setting] = value
-    return config
-
-
 def load_settings(path: str) -> ConfigDict:
     """The settings of a file, unlocked; those that it leaves out are at their defaults.
 
@@ -144,15 +133,13 @@ def load_settings(path: str) -> ConfigDict:
       ValueError: whatever is wrong with the file, in one line, with the number of its line where there is one.
     """
     name, colon, argument = path.partition(":")
+    get_config = None
+    # A user's file may raise anything.
     try:
         if name.endswith(".json"):
             return recorded_config(name)
         get_config = runpy.run_path(name).get("get_config")
         check(callable(get_config), "has no function get_config")
-    # A file of somebody may raise anything.
-    except Exception as error:
-        raise ValueError(_in_one_line(error, name)) from error
-    try:
         settings = get_config(argument) if colon else get_config()
         check(
             isinstance(settings, Mapping | ConfigDict),
@@ -160,8 +147,8 @@ def load_settings(path: str) -> ConfigDict:
         )
         return completed_config(settings)
     except Exception as error:
-        first_line = getattr(get_config, "__code__", None) and get_config.__code__.co_firstlineno
-        raise ValueError(_in_one_line(error, name, first_line)) from error
+        code = getattr(get_config, "__code__", None)
+        raise ValueError(_in_one_line(error, name, code and code.co_firstlineno)) from error
 
 
 def _unlocked(config: ExperimentConfig) -> ConfigDict:
@@ -181,7 +168,7 @@ def _placeholder(kind: type, setting: str) -> FieldReference:
     return config_dict.placeholder(next(iter(typing.get_args(expected)), expected))
 
 
-def _in_one_line(error: Exception, name: str, line: int | None = None) -> str:
+def _in_one_line(error: Exception, name: str, line: int | None) -> str:
     """What is wrong with the file, and in which line; `line` where no line of the file has raised the error."""
     kind, text = f"{type(error).__name__}: ", " ".join(str(error).split())
     if isinstance(error, SyntaxError) and error.filename:
@@ -191,6 +178,6 @@ def _in_one_line(error: Exception, name: str, line: int | None = None) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
     if frames:
         return f"line {frames[-1].lineno}: {kind}{text}"
-    # One of this project's, of a file that says what it should not.
+    # A check of this project names the setting, so the kind of error adds nothing.
     kind = "" if isinstance(error, ValueError | OSError) else kind
     return (f"line {line}: " if line else "") + kind + text

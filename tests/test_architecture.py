@@ -13,8 +13,8 @@ COMMANDS = ("configs", "export", "train")
 COMMAND_FILES = sorted(file for name in COMMANDS for file in (ROOT / name).rglob("*.py"))
 ALL_FILES = LIBRARY_FILES + COMMAND_FILES
 
-SETTINGS = {"config", "data_spec", "latent_plan", "setting_checks", "train_config"}
-BASICS = {"checkpoint_choice", "errors", "files", "memory", "progress", "quiet_tensorflow"}
+SETTINGS = {"config", "latent_plan"}
+BASICS = {"errors", "files", "memory", "progress"}
 # Which parts of the library each part may import, besides itself.
 BELOW_MODELS = SETTINGS | {
     "replicas",
@@ -25,23 +25,18 @@ BELOW_MODELS = SETTINGS | {
     "optimization",
 }
 ARROWS = {
-    "setting_checks": set(),
-    "data_spec": {"setting_checks"},
-    "config": {"data_spec", "presets", "setting_checks", "train_config"},
+    "config": {"presets"},
     "presets": SETTINGS | {"data", "files"},
     "command_line": SETTINGS | {"errors", "files", "presets"},
-    "train_config": {"setting_checks"},
-    "latent_plan": {"config", "setting_checks"},
+    "latent_plan": {"config"},
     "layers": {"latent_plan", "replicas"},  # the plan's words for a cell: plain data
-    "distributions": {"layers", "setting_checks"},  # of the layers only `fan_out`
+    "distributions": {"config", "layers"},  # of the layers only `fan_out`
     "flows": {"layers"},
     "objective": SETTINGS | {"layers", "distributions", "replicas"},
     "optimization": set(),
     "models": BELOW_MODELS,
-    "checkpoint_choice": set(),
     "memory": set(),
     "errors": set(),
-    "quiet_tensorflow": set(),
     "replicas": set(),
     "files": {"errors"},
     "progress": set(),

@@ -2,8 +2,7 @@
 
 import pytest
 
-from nvae_tf.config import ObjectiveConfig, TrainConfig, experiment_config
-from nvae_tf.setting_checks import did_you_mean
+from nvae_tf.config import ObjectiveConfig, TrainConfig, did_you_mean, experiment_config
 
 
 @pytest.mark.parametrize(
@@ -69,19 +68,19 @@ def test_a_wrong_type_is_told(settings, message):
         ("model", "num_latent_per_group", 0, "must be at least 1"),
         ("model", "num_flows", -1, "must be at least 0"),
         ("model", "num_preprocess_blocks", -1, "must be at least 0"),
-        ("model", "num_bits", 0, "must be at least 1"),
+        ("model", "num_bits", 0, "must be from 1 to 8"),
         ("model", "num_bits", 9, "must be from 1 to 8"),
         ("model", "likelihood", "bernouli", "did you mean 'bernoulli'"),
         ("objective", "total_steps", 0, "must be at least 1"),
-        ("objective", "kl_anneal_portion", 1.5, r"must lie in \[0, 1\]"),
-        ("objective", "kl_constant_weight", -0.1, r"must lie in \[0, 1\]"),
-        ("objective", "kl_constant_portion", float("nan"), r"must lie in \[0, 1\]"),
-        ("objective", "regularisation", -1.0, "must not be negative"),
+        ("objective", "kl_anneal_portion", 1.5, "must be from 0 to 1"),
+        ("objective", "kl_constant_weight", -0.1, "must be from 0 to 1"),
+        ("objective", "kl_constant_portion", float("nan"), "must be from 0 to 1"),
+        ("objective", "regularisation", -1.0, "must be at least 0"),
         ("optimizer", "learning_rate", 0.0, "must be greater than 0"),
         ("optimizer", "learning_rate", float("nan"), "must be greater than 0"),
-        ("optimizer", "learning_rate_min", -1e-4, "must not be negative"),
-        ("optimizer", "warmup_epochs", -1.0, "must not be negative"),
-        ("optimizer", "weight_decay", -1.0, "must not be negative"),
+        ("optimizer", "learning_rate_min", -1e-4, "must be at least 0"),
+        ("optimizer", "warmup_epochs", -1.0, "must be at least 0"),
+        ("optimizer", "weight_decay", -1.0, "must be at least 0"),
         ("data", "num_bits", 9, "must be from 1 to 8"),
         ("data", "height", 0, "must be at least 1"),
         ("data", "test_fraction", float("nan"), "must lie between 0 and 1"),
@@ -89,7 +88,7 @@ def test_a_wrong_type_is_told(settings, message):
         ("data", "crop_box", [0, 0, 0, 8], "must be .left, top, right, bottom."),
         ("train", "batch_size", 0, "must be at least 1"),
         ("train", "steps", -1, "must be at least 0"),
-        ("train", "seed", -1, "must be at least 0"),
+        ("train", "seed", -1, "must be from 0 to 2147483647"),
         ("train", "log_every_steps", 0, "must be at least 1"),
     ],
 )
@@ -106,5 +105,5 @@ def test_what_is_annealed_on_a_log_scale_must_be_positive(name):
 
 
 def test_a_seed_that_no_command_could_give_is_refused():
-    with pytest.raises(ValueError, match=r"train\.seed = 5000000000: must be at most 2147483647"):
+    with pytest.raises(ValueError, match=r"train\.seed = 5000000000: must be from 0 to 2147483647"):
         TrainConfig(seed=5_000_000_000)

@@ -14,16 +14,10 @@ class PreprocessBlock(keras.layers.Layer):
     def __init__(self, block, branch, squeeze_excite: bool, **kwargs):
         super().__init__(**kwargs)
         shared = {"dtype": kwargs.get("dtype")}
-        self.cells = stack_of(
-            ResidualCells,
-            block.num_cells - 1,
-            branch,
-            block.channels_in,
-            block.channels_in,
-            squeeze_excite,
-            **shared,
-        )
-        self.down = ResidualCells(1, branch, block.channels_in, block.channels_out, squeeze_excite, **shared)
+        channels_in, channels_out = block.channels_in, block.channels_out
+        normal = branch, channels_in, channels_in, squeeze_excite
+        self.cells = stack_of(ResidualCells, block.num_cells - 1, *normal, **shared)
+        self.down = ResidualCells(1, branch, channels_in, channels_out, squeeze_excite, **shared)
         self.built = True
 
     def forward(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
@@ -43,9 +37,8 @@ class BottomUpScale(keras.layers.Layer):
         self.num_groups = len(scale.groups)
         self.cells_per_group = cells_per_group
         channels = scale.encoder_channels
-        self.cells = ResidualCells(
-            self.num_groups * cells_per_group, branch, channels, channels, squeeze_excite, **shared
-        )
+        num_cells = self.num_groups * cells_per_group
+        self.cells = ResidualCells(num_cells, branch, channels, channels, squeeze_excite, **shared)
         self.down = None
         if smaller_scale is not None:
             self.down = ResidualCells(1, branch, channels, smaller_scale.encoder_channels, squeeze_excite, **shared)
@@ -58,23 +51,16 @@ class BottomUp(keras.layers.Layer):
     def __init__(self, config: ModelConfig, plan: LatentPlan, **kwargs):
         super().__init__(**kwargs)
         shared = {"dtype": kwargs.get("dtype")}
-        squeeze_excite = config.squeeze_excite
         self.stem = StackedConvolution(1, config.image_channels, config.num_channels_encoder, 3, **shared)
         self.preprocess = [
-            PreprocessBlock(block, plan.cells.preprocess, squeeze_excite, **shared) for block in plan.preprocess
+            PreprocessBlock(block, plan.cells.preprocess, config.squeeze_excite, **shared) for block in plan.preprocess
         ]
         smaller_scales = (None, *plan.scales)
         self.scales = []
         if not plan.is_vanilla:
+            cells = plan.cells.encoder, config.num_cells_per_group_encoder, config.squeeze_excite
             self.scales = [
-                BottomUpScale(
-                    scale,
-                    smaller,
-                    plan.cells.encoder,
-                    config.num_cells_per_group_encoder,
-                    squeeze_excite,
-                    **shared,
-                )
+                BottomUpScale(scale, smaller, *cells, **shared)
                 for scale, smaller in reversed(list(zip(plan.scales, smaller_scales, strict=False)))
             ]
         top_channels = plan.scales[0].encoder_channels

@@ -1,14 +1,13 @@
-"""The frame of zeros around small images, and the check of images that come from outside."""
+"""The frame of zeros around small images, and the checks of images that a user gives to a model."""
 
 import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ModelConfig
+from nvae_tf.config import ModelConfig, check
 
 # Rounding: half precision has 1 + 1/1024 next to 1. One of 256 levels is 1/255.
 _RANGE_TOLERANCE = 1e-3
@@ -31,19 +30,27 @@ def real_pixels(framed: tf.Tensor, height: int, width: int) -> tf.Tensor:
     return framed[:, top : top + height, left : left + width]
 
 
-def check_image_size(images: tf.Tensor, config: ModelConfig) -> None:
-    """Refuses a batch whose images have another size than the model's, or than its padded frame's.
+def batch_size_of(images: tf.Tensor) -> int | tf.Tensor:
+    """The length of the first axis: a number where it is known in the graph, else a tensor."""
+    return images.shape[0] or tf.shape(images)[0]
+
+
+def check_image_size(images: tf.Tensor, config: ModelConfig, framed: bool = False) -> None:
+    """Refuses a batch whose images have another size than the model's, or with `framed` than its padded frame's.
 
     Raises:
       ValueError: the message names both sizes.
     """
     expected = (config.image_height, config.image_width, config.image_channels)
-    framed = (config.network_height, config.network_width, config.image_channels)
-    if len(images.shape) != 4 or tuple(images.shape[1:]) not in (expected, framed):
-        raise ValueError(_wrong_size(images.shape, expected))
+    sizes = [expected, (config.network_height, config.network_width, config.image_channels)][: 1 + framed]
+    check(
+        len(images.shape) == 4 and tuple(images.shape[1:]) in sizes and images.shape[0] != 0,
+        f"images have shape {tuple(images.shape)}; this model takes [batch, {', '.join(map(str, expected))}] with at "
+        "least one image: resize them, or set model.image_height, image_width and image_channels to what they are",
+    )
 
 
-def training_images(images: Any, config: ModelConfig) -> tf.Tensor:
+def check_batch(images: Any, config: ModelConfig) -> tf.Tensor:
     """A batch of `fit`, `evaluate` or `predict` as float32; for its values see `assert_unit_range`.
 
     Raises:
@@ -55,12 +62,24 @@ def training_images(images: Any, config: ModelConfig) -> tf.Tensor:
             "map the dataset to them, such as dataset.map(lambda batch: batch['image'] / 255)"
         )
     images = tf.convert_to_tensor(images)
-    expected = (config.image_height, config.image_width, config.image_channels)
-    if len(images.shape) != 4 or tuple(images.shape[1:]) != expected:
-        raise ValueError(_wrong_size(images.shape, expected))
-    if not (images.dtype.is_floating or images.dtype.is_bool):
-        raise ValueError(_wrong_type(images.dtype.name))
+    check_image_size(images, config)
+    check(
+        images.dtype.is_floating or images.dtype.is_bool,
+        f"images are of type {images.dtype.name}; they must be floats in [0, 1]: divide 8-bit values by 255",
+    )
     return tf.cast(images, tf.float32)
+
+
+def check_images(images: Any, config: ModelConfig) -> tf.Tensor:
+    """Images from outside as a float32 tensor `[batch, height, width, channels]`.
+
+    Raises:
+      ValueError: see `check_batch`; or, where this runs eagerly, they are not all in [0, 1].
+    """
+    images = check_batch(images, config)
+    if tf.executing_eagerly():
+        with_one_line_errors(assert_unit_range)(images, nan_allowed=False)
+    return images
 
 
 def assert_unit_range(images: tf.Tensor, nan_allowed: bool) -> tf.Operation | None:
@@ -100,34 +119,3 @@ def with_one_line_errors(function: Callable) -> Callable:
             raise ValueError(found[1]) from None
 
     return run
-
-
-def check_images(images: tf.Tensor | np.ndarray, config: ModelConfig) -> tf.Tensor:
-    """Images from outside as a float32 tensor.
-
-    Raises:
-      ValueError: they are not `[batch, height, width, channels]` of the model's size, or not all in [0, 1].
-    """
-    images = np.asarray(images)
-    expected = (config.image_height, config.image_width, config.image_channels)
-    if images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
-        raise ValueError(
-            f"images have shape {images.shape}; this model takes [batch, {', '.join(map(str, expected))}] "
-            "with at least one image: resize them or add the missing axis"
-        )
-    if images.dtype.kind not in "fb":
-        raise ValueError(_wrong_type(images.dtype))
-    if not (images.min() >= 0.0 and images.max() <= 1.0):
-        raise ValueError(_WRONG_RANGE.format(images.min(), images.max()))
-    return tf.convert_to_tensor(images.astype(np.float32))
-
-
-def _wrong_size(shape: tf.TensorShape, expected: tuple[int, int, int]) -> str:
-    return (
-        f"images have shape {tuple(shape)}; this model takes [batch, {', '.join(map(str, expected))}]: "
-        "resize them, or set model.image_height, image_width and image_channels to what they are"
-    )
-
-
-def _wrong_type(found: object) -> str:
-    return f"images are of type {found}; they must be floats in [0, 1]: divide 8-bit values by 255"

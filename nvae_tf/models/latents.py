@@ -1,10 +1,11 @@
-"""Where a group's latent comes from: the posterior of an image, the prior, or given from outside.
+"""Where each group's latent comes from: its sources, the draws behind them, and the temperatures of sampling.
 
 The top-down pass asks one source a group, so inference, generation and everything between (the upper groups from an
 image and the rest from the prior) are the same pass.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -12,11 +13,15 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from nvae_tf.config import check
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal
-from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.latent_plan import LatentPlan, of_groups
 from nvae_tf.layers.cpu_kernels import fan_out
 
 Normal = tfp.distributions.Normal
+Shapes = Sequence[tuple[int, int, int]]
+Temperature = float | tf.Tensor | Sequence[float] | np.ndarray
+_NUMBERS_PER_COUNTER = 4
 
 
 class LatentSample(NamedTuple):
@@ -62,13 +67,6 @@ class LatentSource(Protocol):
         """The latent of the group whose layers and incoming state these are."""
 
 
-def standard_prior(state: tf.Tensor, channels: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and log-scale of the top group's prior: zeros, so that sigma is 1.01 (see `soft_clamped_normal`)."""
-    batch_size = state.shape[0] or tf.shape(state)[0]
-    zeros = tf.zeros((batch_size, *state.shape[1:3], channels))
-    return zeros, zeros
-
-
 @dataclasses.dataclass(frozen=True)
 class PosteriorSource:
     """Draws from q(z | x, groups above) with standard-normal `noise` `[batch, height, width, latent channels]`."""
@@ -78,7 +76,7 @@ class PosteriorSource:
     residual: bool = True
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        """A reparameterised sample, pushed through the group's flows."""
+        """A reparameterized sample, pushed through the group's flows."""
         prior_mean, prior_log_scale = layers.prior(state)
         mean, log_scale = layers.posterior(state, self.feature)
         if self.residual:
@@ -126,19 +124,114 @@ def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_group
     """Latents from outside, a list `[batch, height, width, latent channels]` a group, top group first, as float32.
 
     Raises:
-      ValueError: they do not fit the plan, are not of equally many images or not finite, or groups are missing.
+      ValueError: they do not fit the plan, are not of equally many images or not finite, or groups are missing. Whether
+        they are finite is checked eagerly only.
     """
+    tensors = [tf.cast(tf.convert_to_tensor(latent), tf.float32) for latent in latents]
     shapes = plan.latent_shapes()
-    given = [tuple(np.shape(latent)[1:]) for latent in latents]
-    if not given or given != list(shapes[: len(given)]) or (len(given) < len(shapes) and not may_lack_groups):
-        raise ValueError(
-            f"latents have shapes {given} without the batch; this model's are {list(shapes)}. They are of another "
-            "architecture, or groups are missing (decode takes the top groups alone if it is given a temperature)"
-        )
-    if len({np.shape(latent)[0] for latent in latents}) != 1:
-        raise ValueError(f"latents are of {[np.shape(latent)[0] for latent in latents]} images; all must be of as many")
-    arrays = [np.asarray(latent, np.float32) for latent in latents]
-    unsound = next((index for index, array in enumerate(arrays) if not np.isfinite(array).all()), None)
-    if unsound is not None:
-        raise ValueError(f"latents of group {unsound} are not all finite")
-    return [tf.convert_to_tensor(array) for array in arrays]
+    given = [tuple(tensor.shape[1:]) for tensor in tensors]
+    check(
+        bool(given) and given == list(shapes[: len(given)]) and (len(given) == len(shapes) or may_lack_groups),
+        f"latents have shapes {given} without the batch; this model's are {list(shapes)}. They are of another "
+        "architecture, or groups are missing (decode takes the top groups alone if it is given a temperature)",
+    )
+    counts = [tensor.shape[0] for tensor in tensors]
+    check(len(set(counts)) == 1, f"latents are of {counts} images; all must be of as many")
+    for group, tensor in enumerate(tensors if tf.executing_eagerly() else ()):
+        check(bool(tf.reduce_all(tf.math.is_finite(tensor))), f"latents of group {group} are not all finite")
+    return tensors
+
+
+def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[float | tf.Tensor]:
+    """The temperature of every group, top group first.
+
+    Args:
+      temperature: one number for all groups; or a list with one for every scale, the smallest first, or for every
+        group, the top one first. A tensor of one axis is such a list; any other counts as one number (one an image:
+        `[batch, 1, 1, 1]`). The values of tensors are not checked.
+      plan: of the model.
+
+    Raises:
+      ValueError: there are as many as neither scales nor groups, or one is not greater than 0 and finite.
+    """
+    if isinstance(temperature, tf.Tensor) and temperature.shape.rank == 1:
+        temperature = tf.unstack(temperature)
+    several = isinstance(temperature, Sequence) or (isinstance(temperature, np.ndarray) and temperature.ndim == 1)
+    values = []
+    for value in temperature if several else [temperature]:
+        if not isinstance(value, tf.Tensor):
+            value = float(value)
+            message = f"temperature = {value:g}: must be greater than 0 and finite; 1 is the model as trained"
+            check(0.0 < value < math.inf, message)
+        values.append(value)
+    return of_groups(values, plan.latent_shapes(), "temperatures") if several else values * plan.num_groups
+
+
+def batch_noise(
+    shapes: Shapes, batch_size: int | tf.Tensor, seed: tf.Tensor | Sequence[int], first: int | tf.Tensor = 0
+) -> list[tf.Tensor]:
+    """One standard-normal draw `[batch, height, width, channels]` a group, from one seed `[2]` for a batch (training).
+
+    The draws of an image depend on the seed and its place in the batch: `first` is that of the first of these images,
+    where those before it are drawn elsewhere.
+    """
+    return _split_groups(_numbered_draws(_total_size(shapes), batch_size, seed, first), shapes)
+
+
+def noise_per_image(shapes: Shapes, seeds: tf.Tensor) -> list[tf.Tensor]:
+    """As `batch_noise`, but from one seed an image `[batch, 2]`: an image's draw does not depend on its batch."""
+    size = _total_size(shapes)
+    noise = tf.map_fn(
+        lambda seed: tf.random.stateless_normal((size,), seed, alg="philox"),
+        seeds,
+        fn_output_signature=tf.TensorSpec((size,), tf.float32),
+    )
+    return _split_groups(noise, shapes)
+
+
+def noise_of_samples(shapes: Shapes, seeds: tf.Tensor, first: int | tf.Tensor, count: int) -> list[tf.Tensor]:
+    """The draws of samples `first ... first + count - 1` of every image, one seed an image `[batch, 2]`.
+
+    `[batch * count, height, width, channels]` a group, the samples of an image one after another. A sample's draw
+    depends on the image's seed and its number alone.
+    """
+    size = _total_size(shapes)
+    noise = tf.map_fn(
+        lambda seed: _numbered_draws(size, count, seed, first),
+        seeds,
+        fn_output_signature=tf.TensorSpec((count, size), tf.float32),
+    )
+    return _split_groups(tf.reshape(noise, [-1, size]), shapes)
+
+
+def image_seeds(seed: int | tf.Tensor, count: int | tf.Tensor, first: int | tf.Tensor = 0) -> tf.Tensor:
+    """Seeds `[count, 2]` of the images `first .. first + count - 1` of a stream."""
+    indices = tf.range(first, first + count, dtype=tf.int32)
+    return tf.stack([tf.fill(tf.shape(indices), tf.cast(seed, tf.int32)), indices], axis=1)
+
+
+def _numbered_draws(
+    size: int, count: int | tf.Tensor, seed: tf.Tensor | Sequence[int], first: int | tf.Tensor
+) -> tf.Tensor:
+    """Draws `[count, size]`, each a function of the seed `[2]` and its number, counted from `first`."""
+    # A Philox counter gives four numbers; every draw starts at a counter of its own.
+    counters = -(-size // _NUMBERS_PER_COUNTER)
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    start = tf.stack([tf.cast(first, tf.uint64) * counters, tf.constant(0, tf.uint64)])
+    # Philox gives the same numbers eagerly, in a graph and on every device; the default does not. XLA has its own.
+    noise = tf.raw_ops.StatelessRandomNormalV2(
+        shape=[count, counters * _NUMBERS_PER_COUNTER],
+        key=key,
+        counter=counter + start,
+        alg=tf.random.Algorithm.PHILOX.value,
+    )
+    return noise[:, :size]
+
+
+def _total_size(shapes: Shapes) -> int:
+    return sum(map(math.prod, shapes))
+
+
+def _split_groups(noise: tf.Tensor, shapes: Shapes) -> list[tf.Tensor]:
+    of_groups = tf.split(noise, [math.prod(shape) for shape in shapes], axis=1)
+    return [tf.reshape(draws, (-1, *shape)) for draws, shape in zip(of_groups, shapes, strict=True)]

@@ -1,4 +1,4 @@
-"""What a training step tells of itself: running means for `fit`, and the latest figures group by group."""
+"""What is measured at a training step: running means for `fit`, and the last steps group by group."""
 
 from typing import NamedTuple
 
@@ -28,15 +28,15 @@ class StepMetrics(NamedTuple):
 
 
 class _SharedVariables:
-    """Metrics whose values are the same on all replicas: to be read and saved anywhere, without asking the others."""
+    """Metrics whose values are the same on all replicas: any of them can read and save them without the others."""
 
     def add_variable(self, shape, initializer, dtype=None, aggregation=None, name=None):
-        """As `keras.metrics.Metric.add_variable`; what it says of aggregation is not followed."""
+        """As `keras.metrics.Metric.add_variable`, but for the given aggregation."""
         return super().add_variable(shape, initializer, dtype, "only_first_replica", name)
 
 
 class SharedMean(_SharedVariables, keras.metrics.Mean):
-    """A running mean of what all replicas agree on; NaN where there is nothing to take it of."""
+    """A running mean of what all replicas agree on; NaN before the first value."""
 
     def result(self):
         """The mean since the last reset."""
@@ -48,71 +48,28 @@ class SharedSum(_SharedVariables, keras.metrics.Sum):
 
 
 class RunningMetrics:
-    """Running means of the figures of accepted steps, and how many steps were refused since they were reset."""
+    """Running means over accepted steps, and the number of steps skipped since the last reset."""
 
     def __init__(self):
-        self.loss, self.reconstruction, self.kl, self.gradient_norm = (
-            SharedMean(name=name) for name in ("loss", "reconstruction", "kl", "gradient_norm")
-        )
+        names = ("loss", "reconstruction", "kl", "gradient_norm")
+        self.loss, self.reconstruction, self.kl, self.gradient_norm = (SharedMean(name=name) for name in names)
         self.skipped_steps = SharedSum(name="skipped_steps")
-
-    @property
-    def of_training(self) -> list[keras.metrics.Metric]:
-        """All of them."""
-        return [self.loss, self.reconstruction, self.kl, self.gradient_norm, self.skipped_steps]
-
-    @property
-    def of_evaluation(self) -> list[keras.metrics.Metric]:
-        """Those that there are without a step."""
-        return [self.loss, self.reconstruction, self.kl]
+        self.of_evaluation = [self.loss, self.reconstruction, self.kl]
+        self.of_training = [*self.of_evaluation, self.gradient_norm, self.skipped_steps]
 
     def track_bound(self, loss: tf.Tensor, reconstruction: tf.Tensor, kl: tf.Tensor, batch_size) -> None:
         """Takes in the means of a batch of so many images; scalars."""
         for metric, value in zip(self.of_evaluation, (loss, reconstruction, kl), strict=True):
             metric.update_state(value, sample_weight=tf.cast(batch_size, tf.float32))
 
-    def track(self, figures: StepMetrics, batch_size) -> None:
+    def track(self, metrics: StepMetrics, batch_size) -> None:
         """Takes in an accepted step on so many images."""
-        self.track_bound(figures.loss, figures.reconstruction, tf.reduce_sum(figures.kl_per_group), batch_size)
-        self.gradient_norm.update_state(figures.gradient_norm)
-
-
-class RecentMetrics:
-    """KL of every group and spectral norm of every layer at the last steps, also at refused ones.
-
-    They are written where the step runs, and looked at only now and then: that would hold up an accelerator.
-    """
-
-    STEPS = 200
-
-    def __init__(self, num_groups: int, num_layers: int):
-        self._num_groups = num_groups
-        shared = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
-        rows = tf.zeros([self.STEPS, 1 + num_groups + num_layers])
-        self._rows = tf.Variable(rows, name="recent_figures", **shared)
-        self._count = tf.Variable(0, dtype=tf.int64, name="recent_steps", **shared)
-
-    def keep(self, figures: StepMetrics, accepted: tf.Tensor) -> None:
-        """Keeps those of a step, in place of the oldest."""
-        row = tf.concat([[tf.cast(accepted, tf.float32)], figures.kl_per_group, figures.spectral_norms], axis=0)
-        place = tf.convert_to_tensor(self._count) % self.STEPS
-        self._rows.assign(tf.tensor_scatter_nd_update(self._rows, [[place]], [row]))
-        self._count.assign(self._count + 1)
-
-    def forget(self) -> None:
-        """Begins anew."""
-        self._count.assign(0)
-
-    def read(self) -> "RecentSteps":
-        """All that is kept."""
-        count, rows = int(self._count.numpy()), self._rows.numpy()
-        in_order = [step % self.STEPS for step in range(max(count - self.STEPS, 0), count)]
-        accepted, kl, norms = np.split(rows[in_order], [1, 1 + self._num_groups], axis=1)
-        return RecentSteps(accepted[:, 0] > 0.0, kl, norms)
+        self.track_bound(metrics.loss, metrics.reconstruction, tf.reduce_sum(metrics.kl_per_group), batch_size)
+        self.gradient_norm.update_state(metrics.gradient_norm)
 
 
 class RecentSteps(NamedTuple):
-    """The figures of the last steps, oldest first.
+    """The last steps, oldest first.
 
     Attributes:
       accepted: whether each was taken, `[steps]`.
@@ -123,3 +80,37 @@ class RecentSteps(NamedTuple):
     accepted: np.ndarray
     kl_per_group: np.ndarray
     spectral_norms: np.ndarray
+
+
+class RecentMetrics:
+    """KL of every group and spectral norm of every layer at the last steps, skipped ones included.
+
+    They are written where the step runs, and read now and then only: reading holds up an accelerator.
+    """
+
+    STEPS = 200
+
+    def __init__(self, num_groups: int, num_layers: int):
+        self._num_groups = num_groups
+        shared = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+        rows = tf.zeros([self.STEPS, 1 + num_groups + num_layers])
+        self._rows = tf.Variable(rows, name="recent_metrics", **shared)
+        self._count = tf.Variable(0, dtype=tf.int64, name="recent_steps", **shared)
+
+    def keep(self, metrics: StepMetrics, accepted: tf.Tensor) -> None:
+        """Keeps those of a step, in place of the oldest."""
+        row = tf.concat([[tf.cast(accepted, tf.float32)], metrics.kl_per_group, metrics.spectral_norms], axis=0)
+        place = tf.convert_to_tensor(self._count) % self.STEPS
+        self._rows.assign(tf.tensor_scatter_nd_update(self._rows, [[place]], [row]))
+        self._count.assign(self._count + 1)
+
+    def forget(self) -> None:
+        """Drops all that is kept."""
+        self._count.assign(0)
+
+    def read(self) -> RecentSteps:
+        """All that is kept."""
+        count, rows = int(self._count.numpy()), self._rows.numpy()
+        in_order = [step % self.STEPS for step in range(max(count - self.STEPS, 0), count)]
+        accepted, kl, norms = np.split(rows[in_order], [1, 1 + self._num_groups], axis=1)
+        return RecentSteps(accepted[:, 0] > 0.0, kl, norms)

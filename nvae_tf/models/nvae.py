@@ -1,8 +1,9 @@
 """The model: a `keras.Model` that trains, scores, encodes, decodes and generates."""
 
 import functools
-import numbers
-from collections.abc import Sequence
+import numbers as number_types
+import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -11,29 +12,49 @@ import tensorflow_probability as tfp
 
 from nvae_tf import config as configuration
 from nvae_tf import objective as objectives
-from nvae_tf.config import ModelConfig, ObjectiveConfig
+from nvae_tf.config import (
+    LARGEST_SEED,
+    PRECISIONS,
+    RECOMPUTATIONS,
+    ExperimentConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    check,
+    check_choice,
+)
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization, StackedConvolution, StackedLayer
 from nvae_tf.layers.convolution import DataDependentConvolution
+from nvae_tf.models import training_step
 from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import (
     assert_unit_range,
+    batch_size_of,
+    check_batch,
     check_image_size,
+    check_images,
     frame_with_zeros,
     real_pixels,
-    training_images,
     with_one_line_errors,
 )
-from nvae_tf.models.inference import InferenceMixin
-from nvae_tf.models.latents import LatentSample, LatentSource, PosteriorSource
+from nvae_tf.models.latents import (
+    GivenSource,
+    LatentSample,
+    LatentSource,
+    PosteriorSource,
+    PriorSource,
+    Temperature,
+    check_latents,
+    image_seeds,
+    noise_of_samples,
+    noise_per_image,
+    temperatures_of_groups,
+)
 from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
-from nvae_tf.models.noise import image_seeds, noise_per_image
 from nvae_tf.models.top_down import TopDown
-from nvae_tf.models.training import TrainingMixin
-from nvae_tf.optimization.step_guard import StepGuard
-from nvae_tf.setting_checks import check, check_choice
-from nvae_tf.train_config import LARGEST_SEED, PRECISIONS, RECOMPUTATIONS
+from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, StepGuard, WarmupCosine
+from nvae_tf.replicas import replica_count, replica_means
 
 
 class Decoded(NamedTuple):
@@ -55,7 +76,7 @@ class Decoded(NamedTuple):
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
-class NVAE(TrainingMixin, InferenceMixin, keras.Model):
+class NVAE(keras.Model):
     """Nouveau VAE (Vahdat & Kautz 2020).
 
     Example:
@@ -72,7 +93,7 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
       seed: of all draws in training.
       recompute: what the backward pass computes again instead of keeping it: nothing ("none"), the cells of the latent
         groups ("groups"), or those before and after them too ("all").
-      accumulate_steps: into how many parts a batch is cut in training, one after the other, for less memory.
+      accumulate_steps: into how many microbatches a batch is cut in training, for less memory.
       **kwargs: of `keras.Model`; `dtype="mixed_bfloat16"` computes the networks in half precision.
 
     Raises:
@@ -94,17 +115,15 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         for where, value, expected in (("config", config, ModelConfig), ("objective", objective, ObjectiveConfig)):
             found = type(value).__name__
             check(isinstance(value, expected), f"{where} is of type {found}: must be a nvae_tf.{expected.__name__}")
-        whole = isinstance(seed, numbers.Integral)
-        check(whole and abs(seed) <= LARGEST_SEED, f"seed = {seed!r}: must be a whole number up to {LARGEST_SEED}")
+        is_seed = isinstance(seed, number_types.Integral) and abs(seed) <= LARGEST_SEED
+        check(is_seed, f"seed = {seed!r}: must be a whole number up to {LARGEST_SEED}")
+        is_count = isinstance(accumulate_steps, int) and accumulate_steps is not True and accumulate_steps >= 1
+        check(is_count, f"accumulate_steps = {accumulate_steps!r}: must be a whole number and at least 1")
+        check_choice("dtype", self.dtype_policy.name, PRECISIONS)
+        check_choice("recompute", recompute, RECOMPUTATIONS)
         self.config = config
         self.objective = objective
         self.seed = int(seed)
-        whole = isinstance(accumulate_steps, int) and not isinstance(accumulate_steps, bool)
-        check(
-            whole and accumulate_steps >= 1,
-            f"accumulate_steps = {accumulate_steps!r}: must be a whole number and at least 1",
-        )
-        check_choice("dtype", self.dtype_policy.name, PRECISIONS)
         self.recompute = recompute
         self.accumulate_steps = accumulate_steps
         self.plan = latent_plan(config)
@@ -113,24 +132,24 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         shared = {"dtype": self.dtype_policy}
         self.bottom_up = BottomUp(config, self.plan, name="bottom_up", **shared)
         self.top_down = TopDown(config, self.plan, self.likelihood.num_parameters, name="top_down", **shared)
-        for cells in self._recomputed_cells():
+        scales = (*self.bottom_up.scales, *self.top_down.scales)
+        cells_of_groups = [scale.cells for scale in scales if scale.cells is not None]
+        cells_of_choice = {"none": [], "groups": cells_of_groups, "all": self._stacks(ResidualCells)}
+        for cells in cells_of_choice[recompute]:
             cells.recomputed = True
         self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
         self.is_data_dependent = bool(self._stacks(DataDependentConvolution))
-        self.data_initialised = self.add_weight(
-            name="data_initialised",
-            shape=(),
-            initializer="zeros",
-            trainable=False,
-            aggregation="only_first_replica",
-        )
+        shared = {"trainable": False, "aggregation": "only_first_replica"}
+        self.data_initialised = self.add_weight(name="data_initialised", shape=(), initializer="zeros", **shared)
         self.running = RunningMetrics()
-        num_layers = sum(convolution.count for convolution in self.convolutions)
-        self.recent = RecentMetrics(self.plan.num_groups, num_layers)
+        self.recent = RecentMetrics(self.plan.num_groups, sum(layer.count for layer in self.convolutions))
         self.step_guard = StepGuard()
         # TensorFlow does not look into Keras' lists: `tf.train.Checkpoint(model=...)` would leave their weights out.
         self._weights_of_checkpoint = tf.train.Checkpoint(weights=self.weights)
         self.built = True
+
+    def _stacks(self, kind: type) -> list:
+        return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
 
     # Not set in the constructor: Keras would count and save these layers a second time.
     @functools.cached_property
@@ -148,12 +167,7 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         """The convolutions of both networks."""
         return self._stacks(StackedConvolution)
 
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """What `fit` reports: means of loss, reconstruction and KL in nats per image, the mean norm of the gradients,
-        and how many steps were not taken because of NaN or infinity (`nvae_tf.optimization.StepGuard`).
-        """
-        return self.running.of_training
+    # The networks: images -> features -> latents -> the distribution of images.
 
     def infer(self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None) -> Decoded:
         """Bottom-up and top-down with every latent from the posterior.
@@ -165,24 +179,16 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         """
         forward = forward or ForwardPass()
         features = self.features(images, forward)
-        return self.top_down_pass(self.posterior_sources(features, noise), tf.shape(images)[0], forward)
+        return self.top_down_pass(self._posterior_sources(features, noise), tf.shape(images)[0], forward)
 
     def features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
         """The bottom-up feature of every group, top group first; they do not depend on any random draw."""
-        check_image_size(images, self.config)
+        check_image_size(images, self.config, framed=True)
         framed = frame_with_zeros(images, self.config.network_height, self.config.network_width)
         return self.bottom_up.forward(framed, forward or ForwardPass())
 
-    def posterior_sources(self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]) -> list[LatentSource]:
-        """Sources that draw every group from the posterior."""
-        residual = self.config.residual_distributions
-        return [PosteriorSource(feature, eps, residual) for feature, eps in zip(features, noise, strict=True)]
-
     def top_down_pass(
-        self,
-        sources: Sequence[LatentSource],
-        batch_size: int | tf.Tensor,
-        forward: ForwardPass | None = None,
+        self, sources: Sequence[LatentSource], batch_size: int | tf.Tensor, forward: ForwardPass | None = None
     ) -> Decoded:
         """From one latent source a group to the distribution of images."""
         parameters, latents = self.top_down.forward(sources, batch_size, forward or ForwardPass())
@@ -190,27 +196,260 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         likelihood = self.likelihood.distribution(real_pixels(parameters, height, width))
         return Decoded(parameters, likelihood, latents)
 
+    def _posterior_sources(self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]) -> list[LatentSource]:
+        residual = self.config.residual_distributions
+        return [PosteriorSource(feature, eps, residual) for feature, eps in zip(features, noise, strict=True)]
+
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0) -> tf.Tensor:
         """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""
         forward = ForwardPass(training)
-        images = training_images(images, self.config)
-        if tf.executing_eagerly():
-            with_one_line_errors(assert_unit_range)(images, nan_allowed=False)
+        images = check_images(images, self.config)
         noise = noise_per_image(self.plan.latent_shapes(), image_seeds(seed, tf.shape(images)[0]))
         decoded = self.infer(images, noise, forward)
         forward.commit()
         return decoded.likelihood.mean()
 
+    # Encoding, decoding, generating and scoring.
+
+    def encode(self, images: tf.Tensor, seed: int = 0, mean: bool = False) -> list[tf.Tensor]:
+        """Latents of images, a list `[batch, height, width, latent channels]` a group, top group first.
+
+        They are drawn from the posterior; with `mean` they are its means, each given those of the groups above (with
+        flows: what these make of the means).
+        """
+        images = check_images(images, self.config)
+        seeds = image_seeds(seed, batch_size_of(images))
+        return [latent.z for latent in self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0)]
+
+    def encode_from_seeds(
+        self, images: tf.Tensor, seeds: tf.Tensor, noise_scale: float | tf.Tensor = 1.0
+    ) -> list[LatentSample]:
+        """Every group's latent of images, for one seed an image `[batch, 2]`.
+
+        `noise_scale` multiplies the posterior's sigma: 1 draws, 0 gives its means.
+        """
+        noise = [noise_scale * eps for eps in noise_per_image(self.plan.latent_shapes(), seeds)]
+        return self.infer(images, noise).latents
+
+    def decode(self, latents: Sequence[tf.Tensor], temperature: Temperature | None = None, seed: int = 0) -> tf.Tensor:
+        """Mean images `[batch, height, width, channels]` in [0, 1] from latents, a list as `encode` gives it.
+
+        Args:
+          latents: of all groups; with a temperature those of the top groups are enough, at least of one.
+          temperature: for groups that have no latent, drawn from the prior, see `generate`.
+          seed: of these draws.
+
+        Raises:
+          ValueError: the latents are of another architecture, or some are missing.
+        """
+        latents = check_latents(latents, self.plan, may_lack_groups=temperature is not None)
+        seeds = image_seeds(seed, batch_size_of(latents[0]))
+        return self.generate_from_seeds(seeds, 1.0 if temperature is None else temperature, latents).mean()
+
+    def generate(self, count: int, temperature: Temperature = 1.0, seed: int = 0) -> tf.Tensor:
+        """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
+
+        `temperature` multiplies the priors' sigma: a number for all groups, or a list with one a scale or one a group,
+        see `temperatures_of_groups`. Image i depends on the seed and i, not on `count`.
+        """
+        check(count >= 1, f"count = {count}: must be at least 1")
+        return self.generate_from_seeds(image_seeds(seed, count), temperature).mean()
+
+    def generate_from_seeds(
+        self,
+        seeds: tf.Tensor,
+        temperature: Temperature = 1.0,
+        latents: Sequence[tf.Tensor] = (),
+        forward: ForwardPass | None = None,
+    ) -> tfp.distributions.Distribution:
+        """The distribution of images for one seed an image `[batch, 2]`; the temperature is the priors' alone.
+
+        Latents of the top groups may be given; the other groups' draws are the same as without. `forward` is that of
+        `top_down_pass`.
+        """
+        temperatures = temperatures_of_groups(temperature, self.plan)
+        sources: list[LatentSource] = [GivenSource(latent) for latent in latents]
+        if len(sources) < self.plan.num_groups:
+            drawn = map(PriorSource, noise_per_image(self.plan.latent_shapes(), seeds), temperatures)
+            sources += list(drawn)[len(sources) :]
+        return self.top_down_pass(sources, tf.shape(seeds)[0], forward).likelihood
+
+    def score(self, images: tf.Tensor, importance_samples: int = 1, seed: int = 0) -> tf.Tensor:
+        """Importance-weighted bound on the negative log-likelihood of each image `[batch]`, in nats."""
+        images = check_images(images, self.config)
+        return self.importance_weighted(images, importance_samples, image_seeds(seed, batch_size_of(images)))
+
+    @tf.autograph.experimental.do_not_convert
+    def importance_weighted(self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor) -> tf.Tensor:
+        """The bound `[batch]` in nats for one seed an image `[batch, 2]`; the bottom-up pass runs once."""
+        check(importance_samples >= 1, f"importance_samples = {importance_samples}: at least 1 sample is needed")
+        begun = objectives.ImportanceWeighting.begun(tf.shape(images)[0], num_numbers=1)
+        whole = 0, importance_samples, (importance_samples,)
+        return self.add_importance_samples(begun, images, self.features(images), seeds, *whole).bounds[:, 0]
+
+    def add_importance_samples(
+        self,
+        before: objectives.ImportanceWeighting,
+        images: tf.Tensor,
+        features: Sequence[tf.Tensor],
+        seeds: tf.Tensor,
+        first: int | tf.Tensor,
+        last: int | tf.Tensor,
+        numbers: Sequence[int],
+        samples_at_once: int = 1,
+    ) -> objectives.ImportanceWeighting:
+        """Adds samples `first ... last - 1` of every image; sample k depends on the image's seed and k.
+
+        Args:
+          before: the samples before.
+          images: `[batch, height, width, channels]` in [0, 1].
+          features: of the images, see `features`.
+          seeds: one an image, `[batch, 2]`.
+          first: number of the first sample.
+          last: the number after the last.
+          numbers: the numbers of samples for which there is to be a bound.
+          samples_at_once: so many top-down passes are one, with as many times the memory.
+        """
+        # Once for all samples, not in every turn of the loop.
+        forward = ForwardPass()
+        for convolution in self.convolutions:
+            convolution.kernels_of(forward)
+        if samples_at_once > 1:
+            images, *features = (tf.repeat(tensor, samples_at_once, axis=0) for tensor in (images, *features))
+        shapes, num_rows = self.plan.latent_shapes(), tf.shape(images)[0]
+
+        def log_weights(indices: tf.Tensor) -> tf.Tensor:
+            noise = noise_of_samples(shapes, seeds, indices[0], samples_at_once)
+            decoded = self.top_down_pass(self._posterior_sources(features, noise), num_rows, forward)
+            log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
+            return tf.reshape(decoded.likelihood.log_prob(images) + log_p - log_q, [-1, samples_at_once])
+
+        return objectives.add_samples(log_weights, before, numbers, first, last, samples_at_once)
+
+    # Training and evaluation through Keras; the step itself is in `training_step`.
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """What `fit` reports: means of loss, reconstruction and KL in nats per image, the mean norm of the gradients,
+        and how many steps were skipped because of NaN or infinity (`nvae_tf.optimization.StepGuard`).
+        """
+        return self.running.of_training
+
+    def training_loss(
+        self, images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
+    ) -> training_step.StepLoss:
+        """The bound's parts and the loss at a step, see `nvae_tf.objective`."""
+        norms, total = training_step.regularizers_of(self, forward)
+        inputs, total = objectives.gradients_after_network(images, total)
+        return training_step.loss_of(self, images, noise, step, forward, (norms, total), inputs)
+
+    @tf.autograph.experimental.do_not_convert
+    def train_step(self, data) -> dict[str, tf.Tensor]:
+        """One step of `fit` on a batch of images in [0, 1]."""
+        training_step.train(self, self._images_of(data))
+        return _results(self.running.of_training)
+
+    @tf.autograph.experimental.do_not_convert
+    def test_step(self, data) -> dict[str, tf.Tensor]:
+        """One step of `evaluate`: the negative bound in nats, with running batch-norm statistics.
+
+        Every batch gets the same draws; `nvae_tf.evaluation` gives each image its own.
+        """
+        images = self._images_of(data)
+        elbo = self.infer(images, training_step.draws(self, images, -1)).elbo(images)
+        reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
+        kl = tf.reduce_sum(kl)
+        self.running.track_bound(reconstruction + kl, reconstruction, kl, batch_size_of(images) * replica_count())
+        return _results(self.running.of_evaluation)
+
+    def _images_of(self, data) -> tf.Tensor:
+        """The images of a batch; a dataset may also give labels or weights, which are not used."""
+        return check_batch(data[0] if isinstance(data, (tuple, list)) else data, self.config)
+
+    def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
+        """As `keras.Model.fit`.
+
+        Raises:
+          ValueError: the images are not floats in [0, 1] of the model's size; the model stays as it was. Or there are
+            weights of classes.
+        """
+        _refuse_class_weight(class_weight)
+        return super().fit(*args, **kwargs)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+        """As `keras.Model.train_on_batch`; refuses what `fit` does."""
+        _refuse_class_weight(class_weight)
+        return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes what `fit` runs. Images with NaN pass, and the step guard skips their step."""
+        check(self.optimizer is not None, "the model has no optimizer: compile(optimizer=nvae_tf.NVAEAdamax())")
+        if self._compile_loss is not None or self._compile_metrics is not None:
+            warnings.warn("loss and metrics of `compile` have no effect: the model has its own", stacklevel=2)
+        if not self.optimizer.built:
+            # Else they would be made by the first trace of the step, which a refused batch breaks off.
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        self._make_function("train", super().make_train_function, force, nan_allowed=True)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Makes what `evaluate` runs."""
+        self._make_function("test", super().make_test_function, force)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        """Makes what `predict` runs."""
+        self._make_function("predict", super().make_predict_function, force)
+
+    def _make_function(self, kind: str, make: Callable, force: bool, nan_allowed: bool = False) -> None:
+        name = f"{kind}_function"
+        if getattr(self, name) is None or force:
+            self._nan_allowed = nan_allowed
+            make(force)
+            setattr(self, name, with_one_line_errors(getattr(self, name)))
+
+    def _autoconvert_optionals(self, step_func: Callable) -> Callable:
+        # Keras wraps in this what it does with a batch, be it compiled by XLA or not: the one place outside of that.
+        step, nan_allowed = super()._autoconvert_optionals(step_func), self._nan_allowed
+
+        def checked(data):
+            images, *others = data if isinstance(data, (tuple, list)) else (data,)
+            if len(others) > 1 and others[1] is not None:
+                warnings.warn("sample weights have no effect: the loss is the mean over all images", stacklevel=2)
+            replicas = self.distribute_strategy.experimental_local_results(images)
+            checks = [assert_unit_range(check_batch(shard, self.config), nan_allowed) for shard in replicas]
+            # The data itself waits for the checks: on several replicas a reduction that has begun when a check fails
+            # is broken off, and with it every later one of the process.
+            with tf.control_dependencies(checks):
+                checked_data = tf.nest.map_structure(
+                    lambda value: None if value is None else tf.identity(value), data, expand_composites=True
+                )
+            return step(checked_data)
+
+        return checked
+
+    # Saving.
+
+    def save(self, filepath, *args, **kwargs) -> None:
+        """As `keras.Model.save`.
+
+        Raises:
+          ValueError: the file is to be HDF5, which would lack the optimizer's state.
+        """
+        check(
+            not str(filepath).endswith((".h5", ".hdf5")),
+            f"{filepath}: HDF5 files of models lack the optimizer's state; give a name that ends in .keras",
+        )
+        super().save(filepath, *args, **kwargs)
+
     def export(self, filepath, *args, **kwargs) -> None:
-        """Not this way: a SavedModel has several signatures, and is written by the command for it.
+        """Not available: a SavedModel has several signatures, and is written by the command for it.
 
         Raises:
           ValueError: always; the message names the command.
         """
         raise ValueError(
             f"{filepath}: not written; `python -m export.export_saved_model --workdir=RUN --output=DIR` exports a run "
-            "folder of train.main; in Python, nvae_tf.serving.saved_models.saved_model.export_saved_model(model, DIR) "
-            "exports a model"
+            "folder of train.main; in Python, export_saved_model(model, DIR) of nvae_tf.serving exports a model"
         )
 
     def get_config(self) -> dict:
@@ -233,14 +472,61 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         objective = configuration.config_from_dict(ObjectiveConfig, settings.pop("objective"))
         return cls(model, objective, **settings)
 
-    def _recomputed_cells(self) -> list[ResidualCells]:
-        check_choice("recompute", self.recompute, RECOMPUTATIONS)
-        if self.recompute == "all":
-            return self._stacks(ResidualCells)
-        if self.recompute == "groups":
-            scales = (*self.bottom_up.scales, *self.top_down.scales)
-            return [scale.cells for scale in scales if scale.cells is not None]
-        return []
 
-    def _stacks(self, kind: type) -> list:
-        return [layer for layer in self._flatten_layers(include_self=False) if isinstance(layer, kind)]
+def _results(metrics: Sequence[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
+    # Several workers' `fit` joins their metrics along an axis, which scalars lack.
+    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+    return {metric.name: tf.reshape(metric.result(), [1] if several else []) for metric in metrics}
+
+
+def _refuse_class_weight(class_weight: object) -> None:
+    check(
+        class_weight is None,
+        "class_weight has no effect: the loss is the mean over all images, whatever their class; leave it out",
+    )
+
+
+class ModelForTraining(NamedTuple):
+    """A model with its first weights, compiled; the optimizer's slots are not made yet.
+
+    Attributes:
+      model: the model, with a `RunawayGuard`.
+      schedule: step -> learning rate.
+    """
+
+    model: NVAE
+    schedule: LoweredRate
+
+    @property
+    def variables(self) -> list:
+        """What a checkpoint must hold besides weights, metrics and the optimizer's variables."""
+        return [*self.model.step_guard.variables, *self.schedule.variables]
+
+
+def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_steps: int) -> ModelForTraining:
+    """Makes the model of an experiment; the same settings give the same first weights.
+
+    Args:
+      config: the settings.
+      steps_per_epoch: whole batches in the training images.
+      total_steps: the length of the run.
+    """
+    settings, rates = config.train, configuration.resolve_lengths(config, steps_per_epoch, total_steps).optimizer
+    keras.utils.set_random_seed(settings.seed)
+    of_training = {"recompute": settings.recompute, "accumulate_steps": settings.accumulate_steps}
+    model = NVAE(config.model, config.objective, seed=settings.seed, dtype=settings.precision, **of_training)
+    schedule = LoweredRate(
+        WarmupCosine(
+            rates.learning_rate,
+            rates.learning_rate_min,
+            warmup_steps=round(rates.warmup_epochs * steps_per_epoch),
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
+        )
+    )
+    model.step_guard = RunawayGuard(settings.loss_tolerance)
+    average = {"use_ema": True, "ema_momentum": rates.ema_momentum} if rates.ema_momentum else {}
+    optimizer = NVAEAdamax(learning_rate=schedule, l2=rates.weight_decay, **average)
+    # The step is compiled with all that is around it, see `nvae_tf.training.compilation`.
+    model.compile(optimizer=optimizer, jit_compile=False)
+    return ModelForTraining(model, schedule)

@@ -11,7 +11,8 @@ from nvae_tf.flows import FlowPairs
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, stack_of, unstacked
 from nvae_tf.layers.cpu_kernels import fan_out
-from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, standard_prior
+from nvae_tf.models.images import batch_size_of
+from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource
 
 
 class TopDownScale(keras.layers.Layer):
@@ -49,16 +50,9 @@ class TopDownScale(keras.layers.Layer):
     def unstacked(self, forward: ForwardPass) -> Iterator[list[GroupLayers]]:
         """The layers of each group, from the top; leaving the block records batch statistics."""
         with contextlib.ExitStack() as stack:
+            stacks = self.cells, self.priors, self.feature_combiners, self.posteriors, self.flows, self.combiners
             cells, priors, feature_combiners, posteriors, flows, combiners = (
-                stack.enter_context(unstacked(part, forward))
-                for part in (
-                    self.cells,
-                    self.priors,
-                    self.feature_combiners,
-                    self.posteriors,
-                    self.flows,
-                    self.combiners,
-                )
+                stack.enter_context(unstacked(layer, forward)) for layer in stacks
             )
             groups = []
             for position in range(self.num_groups):
@@ -99,16 +93,10 @@ class PostprocessBlock(keras.layers.Layer):
     def __init__(self, block, branch, squeeze_excite: bool, **kwargs):
         super().__init__(**kwargs)
         shared = {"dtype": kwargs.get("dtype")}
-        self.up = ResidualCells(1, branch, block.channels_in, block.channels_out, squeeze_excite, **shared)
-        self.cells = stack_of(
-            ResidualCells,
-            block.num_cells - 1,
-            branch,
-            block.channels_out,
-            block.channels_out,
-            squeeze_excite,
-            **shared,
-        )
+        channels_in, channels_out = block.channels_in, block.channels_out
+        self.up = ResidualCells(1, branch, channels_in, channels_out, squeeze_excite, **shared)
+        normal = branch, channels_out, channels_out, squeeze_excite
+        self.cells = stack_of(ResidualCells, block.num_cells - 1, *normal, **shared)
         self.built = True
 
     def forward(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
@@ -171,6 +159,12 @@ class TopDown(keras.layers.Layer):
         for block in self.postprocess:
             state = block.forward(state, forward)
         return self.image.single(tf.nn.elu(state), forward), latents
+
+
+def standard_prior(state: tf.Tensor, channels: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and log-scale of the top group's prior: zeros, so that sigma is 1.01 (see `soft_clamped_normal`)."""
+    zeros = tf.zeros((batch_size_of(state), *state.shape[1:3], channels))
+    return zeros, zeros
 
 
 def _mean_and_log_scale(parameters: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models import NVAE
-from nvae_tf.models.noise import image_seeds, noise_per_image
+from nvae_tf.models.latents import image_seeds, noise_per_image
 from tests.tiny_model import tiny_config
 
 IMAGES = np.random.default_rng(0).integers(0, 2, [2, 4, 4, 1]).astype(np.float32)

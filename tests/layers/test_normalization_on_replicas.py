@@ -19,7 +19,7 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 from nvae_tf.layers import ForwardPass, StackedBatchNormalization
-from nvae_tf.models.gradients import sum_over_parts
+from nvae_tf.models.training_step import sum_over_microbatches
 from nvae_tf.replicas import divided, joined
 
 file, parts = sys.argv[1], int(sys.argv[2])
@@ -43,7 +43,7 @@ def step(images, upstream):
         return [place * outputs, place * of_images, *of_weights, *(value / parts for _, value in forward.updates)]
 
     placed = [tf.zeros((parts, size, *images.shape[1:]))] * 2
-    *placed, of_gamma, of_beta, mean, variance = sum_over_parts(part, parts, [*placed, *layer.weights])
+    *placed, of_gamma, of_beta, mean, variance = sum_over_microbatches(part, parts, [*placed, *layer.weights])
     return *(tf.reshape(value, images.shape) for value in placed), of_gamma, of_beta, mean, variance
 
 

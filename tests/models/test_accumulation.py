@@ -9,7 +9,8 @@ import nvae_tf
 from nvae_tf.config import ObjectiveConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.memory import memory_timeline
-from nvae_tf.models.noise import batch_noise
+from nvae_tf.models.latents import batch_noise
+from nvae_tf.models.training_step import initialize_scales
 from tests.tiny_model import tiny_config
 
 SEED = 3
@@ -103,7 +104,7 @@ def test_without_batch_norm_the_parts_make_up_the_whole(dtype):
     assert not whole.batch_norms
     images = images_of(whole)
     # The first batch sets the scales of the layers.
-    whole._initialise_from(images)
+    initialize_scales(whole, images)
     for mine, theirs in zip(cut.weights, whole.weights, strict=True):
         mine.assign(theirs)
     before = values(whole.trainable_weights)
@@ -112,15 +113,6 @@ def test_without_batch_norm_the_parts_make_up_the_whole(dtype):
     near = {} if dtype is None else dict(rtol=0.05, atol=5e-3)
     assert_near(values(cut.weights), values(whole.weights), **near)
     assert_near([*reports[1].values()], [*reports[0].values()], **near)
-
-
-@pytest.mark.slow
-def test_the_first_batch_sets_the_scales_as_a_whole():
-    whole, cut = (model_of(count, WARM, cell_set="res_elu") for count in (1, 2))
-    for model in (whole, cut):
-        model.train_step(images_of(model))
-        assert float(model.data_initialised) == 1.0
-    assert_near(values(cut.weights), values(whole.weights), rtol=1e-3, atol=1e-4)
 
 
 def test_nan_in_one_part_refuses_the_whole_step(step_in_parts):
@@ -146,20 +138,6 @@ def test_the_more_parts_the_less_memory_a_step_needs(changes):
     assert peaks[1] < 0.35 * peaks[0]
 
 
-@pytest.mark.slow
-def test_fit_takes_one_step_a_batch():
-    model = model_of(2)
-    model.optimizer.learning_rate = 1e-3
-    images = images_of(model, 3 * BATCH)
-    dataset = tf.data.Dataset.from_tensor_slices(images).batch(BATCH, drop_remainder=True)
-    history = model.fit(dataset, epochs=2, shuffle=False, verbose=0).history
-    assert int(model.optimizer.iterations) == 6
-    assert history["skipped_steps"] == [0.0, 0.0] and np.all(np.isfinite(history["loss"]))
-    # Arrays too, where they divide evenly.
-    model.fit(images.numpy(), batch_size=BATCH, verbose=0)
-    assert int(model.optimizer.iterations) == 9
-
-
 def test_a_batch_that_can_not_be_cut_evenly_is_told():
     model = model_of(4, num_flows=0)
     with pytest.raises(ValueError, match="a batch of 6 can't be cut into accumulate_steps = 4 equal parts: give batch"):
@@ -168,9 +146,3 @@ def test_a_batch_that_can_not_be_cut_evenly_is_told():
     with pytest.raises(ValueError, match=r"a batch of unknown size can't be cut .*drop_remainder=True"):
         step(images_of(model))
     assert int(model.optimizer.iterations) == 0
-
-
-@pytest.mark.parametrize("count", [0, -1, 2.5, "2", None, True])
-def test_a_number_of_parts_that_can_not_be_is_told(count):
-    with pytest.raises(ValueError, match=f"accumulate_steps = {count!r}: must be"):
-        nvae_tf.NVAE(tiny_config(), accumulate_steps=count)

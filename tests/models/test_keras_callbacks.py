@@ -92,21 +92,6 @@ def test_accumulated_gradients_count_as_one_step(compiled, tiny):
     assert steps == [0, 1, 1, 2]
 
 
-def test_an_accumulated_step_is_one_of_the_mean_gradient():
-    first, second = np.float32([1.0, -2.0]), np.float32([0.5, 4.0])
-    weights = []
-    for settings, gradients in ((dict(gradient_accumulation_steps=2), (first, second)), ({}, ((first + second) / 2,))):
-        variable = keras.Variable(np.float32([1.0, 2.0]))
-        optimizer = NVAEAdamax(0.1, **settings)
-        optimizer.build([variable])
-        for _ in range(2):
-            for gradient in gradients:
-                optimizer.apply([keras.ops.convert_to_tensor(gradient)])
-        weights.append(variable.numpy())
-    np.testing.assert_allclose(weights[0], weights[1], rtol=1e-6)
-    assert np.all(weights[0] != np.float32([1.0, 2.0]))
-
-
 def test_labels_in_a_generator_and_a_dataset_of_tuples_are_passed_over(compiled, tiny):
     model = compiled()
     model.run_eagerly = True

@@ -95,16 +95,6 @@ def test_every_method_refuses_another_range(eager, name):
     assert_same(values_of(eager), before)
 
 
-def test_a_call_refuses_another_range(eager):
-    with pytest.raises(ValueError, match="values from 0 to 255;"):
-        eager(BRIGHT)
-
-
-def test_validation_images_are_checked_too():
-    with pytest.raises(ValueError, match=WRONG_RANGE):
-        fit(compiled(run_eagerly=True), IMAGES, validation_data=BRIGHT)
-
-
 def test_images_with_nan_are_not_scored(eager):
     """`fit` skips their steps and counts them."""
     images = IMAGES.copy()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.models.latents import GivenSource, GroupLayers, PosteriorSource, PriorSource, standard_prior
+from nvae_tf.models.latents import GivenSource, GroupLayers, PosteriorSource, PriorSource
+from nvae_tf.models.top_down import standard_prior
 
 SHAPE = (2, 3, 3, 4)
 

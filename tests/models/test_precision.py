@@ -11,11 +11,11 @@ import nvae_tf
 from nvae_tf.config import ExperimentConfig, ObjectiveConfig, TrainConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.normalization import moments
-from nvae_tf.models.noise import batch_noise
+from nvae_tf.models.latents import batch_noise
+from nvae_tf.models.training_step import initialize_scales
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.training.run_folder import open_for_training
 from nvae_tf.training.training_state import TrainingState
-from tests.models.test_variants import VARIANTS
 from tests.tiny_model import tiny_config
 
 HALF = {"mixed_bfloat16": tf.bfloat16, "mixed_float16": tf.float16}
@@ -171,7 +171,7 @@ def assert_steps_are_near(policy, **changes):
     models = [model_of(each, keras.optimizers.SGD(1.0), objective, **changes) for each in ("float32", policy)]
     images = images_of(models[0].config)
     if models[0].is_data_dependent:
-        models[0]._initialise_from(images)
+        initialize_scales(models[0], images)
         for mine, theirs in zip(models[1].weights, models[0].weights, strict=True):
             mine.assign(theirs)
     (exact, expected), (found, report) = (gradients_of(model, images) for model in models)
@@ -195,23 +195,6 @@ def test_a_step_goes_the_way_of_one_in_float32_with_other_cells(policy, cell_set
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("policy", HALF)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variant_trains_and_scores_in_half_precision(variant, policy, tiny):
-    model = nvae_tf.NVAE(tiny.config(**VARIANTS[variant]), dtype=policy)
-    images = tiny.images_of(model.config, count=3)
-    model.compile(optimizer=NVAEAdamax(1e-3, l2=0.0))
-    before = [weight.numpy() for weight in model.trainable_weights]
-    report = trained(model, tf.constant(images))
-    assert all(np.isfinite(value) for value in report.values())
-    assert all(np.all(np.isfinite(weight)) for weight in model.weights)
-    for weight, value in zip(model.trainable_weights, before, strict=True):
-        assert weight.name not in ("kernel", "gamma") or not value.size or np.any(weight.numpy() != value)
-    assert np.all(np.isfinite(model.score(images)))
-    assert np.all(np.isfinite(model.generate(2)))
-
-
 @pytest.mark.parametrize(("policy", "poison"), [("mixed_bfloat16", np.inf), ("mixed_float16", np.nan)])
 def test_bad_images_change_nothing(models, policy, poison):
     model = models[policy]
@@ -222,13 +205,6 @@ def test_bad_images_change_nothing(models, policy, poison):
     # Nor the scale of the loss, which can't help: after some of these it would be 0.
     assert not changed(before, state_of(model))
     assert float(model.running.skipped_steps.result()) == skipped + 1
-
-
-def test_only_float16_scales_the_loss(models):
-    scaling = {policy for policy, model in models.items() if scaling_of(model)}
-    assert scaling == {"mixed_float16"}
-    assert isinstance(models["mixed_float16"].optimizer.inner_optimizer, NVAEAdamax)
-    assert int(models["mixed_float16"].optimizer.iterations) == 2
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "graph"])
@@ -253,17 +229,6 @@ def test_a_step_that_overflows_changes_nothing_but_the_scale(compiled):
     assert int(model.optimizer.iterations) == 2
     assert float(scale) == 64.0
     assert all(np.all(np.isfinite(value)) for value in state_of(model).values())
-
-
-@pytest.mark.slow
-def test_the_scale_is_found_again():
-    model = model_of("mixed_float16")
-    step = tf.function(model.train_step, autograph=False)
-    model.optimizer.dynamic_scale.assign(2.0**40)
-    for _ in range(40):
-        step(images_of(model.config))
-    assert 2.0**5 < float(model.optimizer.dynamic_scale) < 2.0**35
-    assert 0 < int(model.optimizer.iterations) < 40
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

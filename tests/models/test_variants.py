@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import nvae_tf
 from nvae_tf.config import ObjectiveConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.optimization import NVAEAdamax
@@ -118,11 +117,6 @@ def test_the_network_sees_the_frame_as_zeros_from_minus_one_to_one(model, images
 def test_one_feature_for_every_group(model, images):
     shapes = [tuple(feature.shape) for feature in model.features(images)]
     assert shapes == [(4, 4, 4, 4), (4, 8, 8, 2), (4, 8, 8, 2)]
-
-
-def test_settings_that_do_not_fit_are_refused(tiny):
-    with pytest.raises(ValueError, match=r"model.padded_height = 6: not divisible by 4"):
-        nvae_tf.NVAE(tiny.config(num_latent_scales=3, padded_height=6))
 
 
 def test_the_objective_is_that_of_the_settings(tiny):

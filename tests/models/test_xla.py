@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.models.noise import batch_noise
+from nvae_tf.models import training_step
+from nvae_tf.models.latents import batch_noise
 from nvae_tf.optimization import NVAEAdamax
 from tests.tiny_model import tiny_config
 
@@ -77,7 +78,7 @@ def given_draws(monkeypatch):
         size = images.shape[0]
         return [tf.gather(draw, part * size + tf.range(size)) for draw in draws]
 
-    monkeypatch.setattr(nvae_tf.NVAE, "_noise", noise)
+    monkeypatch.setattr(training_step, "draws", noise)
 
 
 @pytest.mark.slow
@@ -108,16 +109,3 @@ def test_what_is_not_finite_changes_nothing_under_xla_either():
     images[3, 1, 2] = 1.0
     assert float(step(images)["skipped_steps"]) == 1.0
     assert int(model.optimizer.iterations) == 2
-
-
-@pytest.mark.slow
-def test_half_precision_is_compiled_too(given_draws):
-    values = []
-    for jit_compile in (False, True):
-        model = model_of(dtype="mixed_bfloat16")
-        before = [weight.numpy() for weight in model.trainable_weights]
-        after(model, jit_compile)
-        taken = [old - new.numpy() for old, new in zip(before, model.trainable_weights, strict=True)]
-        values.append(np.concatenate([each.ravel() for each in taken]))
-    plain, compiled = values
-    assert plain @ compiled / np.linalg.norm(plain) / np.linalg.norm(compiled) > 0.99

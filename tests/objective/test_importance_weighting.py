@@ -55,13 +55,6 @@ def test_bounds_on_the_way_are_those_of_fewer_samples(samples_at_once, ends):
     np.testing.assert_allclose(found.effective_samples, weights.sum(axis=0) ** 2 / (weights**2).sum(axis=0), rtol=1e-4)
 
 
-def test_effective_samples_at_both_ends():
-    equal = weighted(np.full([20, 2], -3.0), [20], samples_at_once=3)
-    np.testing.assert_allclose(equal.effective_samples, [20.0, 20.0], rtol=1e-6)
-    one_outweighs = weighted([[0.0], [-100.0], [-200.0]], [3])
-    np.testing.assert_allclose(one_outweighs.effective_samples, [1.0], rtol=1e-6)
-
-
 def test_each_sample_is_requested_once():
     requested = []
 
@@ -71,14 +64,3 @@ def test_each_sample_is_requested_once():
 
     add_samples(log_weights, ImportanceWeighting.begun(2, 0), [], 0, 4, samples_at_once=2)
     assert requested == [0, 1, 2, 3]
-
-
-def test_in_a_graph_with_any_number_of_images():
-    @tf.function(input_signature=[tf.TensorSpec([4, None])])
-    def bound(table):
-        begun = ImportanceWeighting.begun(tf.shape(table)[1], 1)
-        return add_samples(lambda indices: tf.transpose(tf.gather(table, indices)), begun, [4], 0, 4).bounds[:, 0]
-
-    for size in (1, 3):
-        table = np.random.default_rng(size).normal(size=(4, size)).astype(np.float32)
-        np.testing.assert_allclose(bound(table), bound_of(table), rtol=1e-5, atol=1e-6)

@@ -150,16 +150,6 @@ def test_loading_gives_the_averages_and_resuming_the_weights(folder, precision):
     assert_same(averages_of(other), averages_of(model))
 
 
-def test_training_is_not_changed_by_the_averages_nor_by_their_use():
-    plain, averaged = model_with(NVAEAdamax()), model_with()
-    for _ in range(3):
-        train(plain, 1)
-        train(averaged, 1)
-        with averaged_weights(averaged):
-            averaged.test_step(tf.constant(IMAGES))
-    assert_same([weight.numpy() for weight in averaged.weights], [weight.numpy() for weight in plain.weights])
-
-
 def test_inside_the_block_the_model_has_the_averages_and_after_an_error_the_weights():
     model = model_with()
     (*_, weights) = train(model, 3)

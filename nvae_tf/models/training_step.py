@@ -1,0 +1,255 @@
+"""One step of training: the loss of a batch, its gradients, and an update that happens as a whole or not at all."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from nvae_tf import objective as objectives
+from nvae_tf.config import check
+from nvae_tf.layers import ForwardPass
+from nvae_tf.models.images import batch_size_of
+from nvae_tf.models.latents import batch_noise
+from nvae_tf.models.metrics import StepMetrics
+from nvae_tf.replicas import replica_count, replica_index, replica_means
+
+if TYPE_CHECKING:
+    from nvae_tf.models.nvae import NVAE
+
+
+class StepLoss(NamedTuple):
+    """The loss of one replica's images.
+
+    Attributes:
+      elbo: the bound's parts, an image.
+      loss: what is differentiated, and its parts.
+      spectral_norms: of every layer, `[layers]`.
+    """
+
+    elbo: objectives.Elbo
+    loss: objectives.TrainingLoss
+    spectral_norms: tf.Tensor
+
+    @property
+    def means(self) -> list[tf.Tensor]:
+        """Loss, reconstruction and KL of every group."""
+        return [self.loss.loss, tf.reduce_mean(self.elbo.reconstruction), tf.reduce_mean(self.elbo.kl, axis=0)]
+
+
+class Step(NamedTuple):
+    """A step that may be taken: the gradients of all replicas' mean loss / replicas, and what follows with them."""
+
+    gradients: list[tf.Tensor]
+    updates: list[tuple[keras.Variable, tf.Tensor]]
+    metrics: StepMetrics
+    batch_size: int | tf.Tensor
+
+
+def train(model: "NVAE", images: tf.Tensor) -> None:
+    """One step on a batch `[batch, height, width, channels]` in [0, 1], unless the step guard skips it.
+
+    The draws depend on the model's seed and the step alone. On several replicas each has its part of the batch, and all
+    of them take the step of the whole batch.
+    """
+    if model.is_data_dependent:
+        _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
+    find_step = step_of_batch if model.accumulate_steps == 1 else step_of_microbatches
+    take_if_accepted(model, find_step(model, images, model.optimizer.iterations))
+
+
+def draws(
+    model: "NVAE", images: tf.Tensor, step: tf.Tensor | int, shard: int | tf.Tensor | None = None
+) -> list[tf.Tensor]:
+    """The posterior's noise for these images: a replica's, or those of one shard of all replicas' images."""
+    batch_size = batch_size_of(images)
+    first = (replica_index() if shard is None else shard) * batch_size
+    return batch_noise(model.plan.latent_shapes(), batch_size, (model.seed, tf.cast(step, tf.int32)), first)
+
+
+def regularizers_of(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
+    """Every layer's spectral norm, and the sum of both regularizers."""
+    norms = tf.concat(model.spectral_regularizer.norms(forward), axis=0)
+    total = tf.reduce_sum(norms)
+    return norms, total + (objectives.batch_norm_loss(model.batch_norms) if model.batch_norms else 0.0)
+
+
+def loss_of(
+    model: "NVAE",
+    images: tf.Tensor,
+    noise: Sequence[tf.Tensor],
+    step: tf.Tensor,
+    forward: ForwardPass,
+    regularizers: tuple[tf.Tensor, tf.Tensor | float],
+    inputs: tf.Tensor | None = None,
+) -> StepLoss:
+    """The loss of images at a step, see `nvae_tf.objective`.
+
+    Args:
+      model: the model.
+      images: `[batch, height, width, channels]` in [0, 1].
+      noise: the groups' draws, see `draws`.
+      step: the number of steps taken before.
+      forward: the training pass.
+      regularizers: the layers' spectral norms, and the sum of both regularizers.
+      inputs: what the network sees, where it differs from the images in its gradient.
+    """
+    norms, total = regularizers
+    elbo = model.infer(images if inputs is None else inputs, noise, forward).elbo(images)
+    beta = objectives.kl_weight(step, model.objective)
+    weight = objectives.regularization_weight(beta, model.objective)
+    scales = objectives.balancing_scales(model.plan)
+    return StepLoss(elbo, objectives.training_loss(elbo, beta, scales, total, weight), norms)
+
+
+def step_of_batch(model: "NVAE", images: tf.Tensor, step: tf.Tensor) -> Step:
+    """The step of a batch at once."""
+    forward = ForwardPass(training=True)
+    with tf.GradientTape() as tape:
+        found = model.training_loss(images, draws(model, images, step), step, forward)
+        scaled_loss = _scaled(model, found.loss.loss)
+    gradients = tape.gradient(scaled_loss, model.trainable_weights)
+    metrics = _metrics(model, gradients, found.means, found.spectral_norms)
+    return Step(gradients, forward.updates, metrics, batch_size_of(images))
+
+
+def step_of_microbatches(model: "NVAE", images: tf.Tensor, step: tf.Tensor) -> Step:
+    """The mean step of equal microbatches; each has its own batch statistics and KL balancing.
+
+    Raises:
+      ValueError: the batch can't be divided evenly, or its size is unknown.
+    """
+    count, size = model.accumulate_steps, images.shape[0]
+    check(
+        size is not None and size % count == 0,
+        f"a batch of {'unknown size' if size is None else size} can't be cut into accumulate_steps = {count} "
+        "equal parts: give batches of a fixed size (drop_remainder=True) that it divides",
+    )
+    size //= count
+    forward = ForwardPass(training=True)
+    with tf.GradientTape() as tape:
+        norms, regularizers = regularizers_of(model, forward)
+        beta = objectives.kl_weight(step, model.objective)
+        weighted = regularizers * objectives.regularization_weight(beta, model.objective)
+        scaled_loss = _scaled(model, weighted)
+    gradients = _gradients_or_zeros(model, tape, scaled_loss)
+    statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
+
+    def microbatch(index: tf.Tensor) -> list[list[tf.Tensor]]:
+        """What it adds to gradients, statistics and means."""
+        forward = ForwardPass(training=True)
+        some = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
+        noise = draws(model, some, step, replica_index() * count + index)
+        with tf.GradientTape() as tape:
+            found = loss_of(model, some, noise, step, forward, (norms, 0.0))
+            scaled_loss = _scaled(model, found.loss.loss) / count
+        gradients = _gradients_or_zeros(model, tape, scaled_loss)
+        values = {id(variable): value for variable, value in forward.updates}
+        moved = [values[id(variable)] for variable in statistics]
+        return [gradients, *([value / count for value in values] for values in (moved, found.means))]
+
+    means = [tf.zeros([]), tf.zeros([]), tf.zeros([model.plan.num_groups])]
+    sums = sum_over_microbatches(microbatch, count, [model.trainable_weights, statistics, means])
+    gradients = [one + other for one, other in zip(gradients, sums[0], strict=True)]
+    forward.updates += zip(statistics, sums[1], strict=True)
+    loss, *means = sums[2]
+    metrics = _metrics(model, gradients, [loss + weighted, *means], norms)
+    return Step(gradients, forward.updates, metrics, size * count)
+
+
+def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Sequence[tf.Tensor]]) -> list:
+    """`sum_i microbatch(i)` for `i < count`, with the memory of one.
+
+    Args:
+      microbatch: its number, an int32 scalar -> lists of tensors.
+      count: how many microbatches there are.
+      like: lists of variables or tensors of the same shapes, in float32.
+    """
+
+    def add(sums: list, index: tf.Tensor) -> list:
+        return tf.nest.map_structure(tf.add, sums, microbatch(index))
+
+    sums = tf.nest.map_structure(lambda tensor: tf.zeros(tensor.shape), like)
+    if replica_count() == 1:
+        loop = (lambda index, _: index < count), (lambda index, sums: (index + 1, add(sums, index)))
+        return tf.while_loop(*loop, (tf.constant(0), sums), parallel_iterations=1)[1]
+    # Replicas can't communicate from within a loop of the graph.
+    for index in range(count):
+        with tf.control_dependencies(tf.nest.flatten(sums)):
+            sums = add(sums, tf.constant(index))
+    return sums
+
+
+def take_if_accepted(model: "NVAE", step: Step) -> None:
+    """Updates weights, slots and running statistics, all or none of them, as the step guard decides."""
+    variables = [variable for variable, _ in step.updates]
+    values = [value for _, value in step.updates]
+    loss, gradient_norm = step.metrics.loss, step.metrics.gradient_norm
+    accepted = model.step_guard.accepts(loss, gradient_norm)
+    applies, gradients = accepted, step.gradients
+    if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+        # It lowers its scale when gradients overflow, but looks at those of its replica alone; and a loss that is not
+        # finite has nothing to do with the scale.
+        overflows = tf.math.is_finite(loss) & ~tf.math.is_finite(gradient_norm)
+        applies |= overflows
+        gradients = [tf.where(overflows, float("nan"), gradients[0]), *gradients[1:]]
+
+    def apply(gradients: list[tf.Tensor]) -> None:
+        model.optimizer.apply(gradients, model.trainable_weights)
+
+    def follow(values: list[tf.Tensor], metrics: StepMetrics) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        model.running.track(metrics, step.batch_size * replica_count())
+
+    _on_all_replicas_if(applies, apply, gradients)
+    _on_all_replicas_if(accepted, follow, values, step.metrics)
+    model.recent.keep(step.metrics, accepted)
+    model.step_guard.observe(loss, accepted)
+    model.running.skipped_steps.update_state(tf.where(accepted, 0.0, 1.0))
+
+
+def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
+    """Sets the scales of data-dependent layers from the first batch."""
+    forward = ForwardPass(training=True, initializing=True)
+    model.infer(images, draws(model, images, 0), forward)
+    # A bad image must not decide for good; the moments are those of all replicas, so all find the same.
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
+    for variable, value in forward.updates:
+        variable.assign(tf.where(finite, value, variable))
+    model.data_initialised.assign(tf.cast(finite, tf.float32))
+
+
+def _scaled(model: "NVAE", loss: tf.Tensor | float) -> tf.Tensor:
+    """The replica's part of the loss; the optimizer adds those of all, and may have it scaled."""
+    return model.optimizer.scale_loss(loss / replica_count())
+
+
+def _gradients_or_zeros(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
+    pairs = zip(model.trainable_weights, tape.gradient(loss, model.trainable_weights), strict=True)
+    return [tf.zeros(weight.shape) if gradient is None else gradient for weight, gradient in pairs]
+
+
+def _metrics(
+    model: "NVAE", gradients: list[tf.Tensor], means: list[tf.Tensor], spectral_norms: tf.Tensor
+) -> StepMetrics:
+    squares = tf.reduce_sum(tf.stack([2.0 * tf.nn.l2_loss(gradient) for gradient in gradients]))
+    *means, square = replica_means([*means, squares / tf.square(_scaled(model, 1.0))])
+    return StepMetrics(*means, tf.stop_gradient(spectral_norms), tf.sqrt(square))
+
+
+def _on_all_replicas_if(condition: tf.Tensor, function: Callable, *values) -> None:
+    """`function(*values)` on every replica if a condition holds, which is the same on all.
+
+    Replicas update variables together, and can do that under a condition only if all of them enter it as one.
+    """
+
+    def together(strategy: tf.distribute.Strategy, condition, *values) -> None:
+        condition = strategy.experimental_local_results(condition)[0]
+
+        def update() -> None:
+            strategy.extended.call_for_each_replica(function, args=values)
+
+        tf.cond(condition, update, lambda: None)
+
+    tf.distribute.get_replica_context().merge_call(together, args=(condition, *values))
