@@ -1,4 +1,4 @@
-"""Fashion-MNIST: gray pictures of clothes, 28x28 with 8 bits, with MNIST's model.
+"""Fashion-MNIST: gray images of clothes, 28x28 with 8 bits, with MNIST's model.
 
     python -m train.main --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist --config.data.path=FOLDER
     python -m train.evaluate --workdir=runs/fashion_mnist --importance_samples=100

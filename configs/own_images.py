@@ -1,4 +1,4 @@
-"""Your own pictures: whatever lies at --config.data.path.
+"""Your own images: whatever lies at --config.data.path.
 
     python -m train.inspect_data --config=configs/own_images.py --config.data.path=my_pictures
     python -m train.main --config=configs/own_images.py --config.data.path=my_pictures --workdir=runs/mine
@@ -12,7 +12,7 @@ Datasets. Their size, channels (1 to 4) and bits are found by looking. Where the
 A tenth of the images is held out for testing (data.test_fraction), unless there are folders train/ and test/.
 docs/data.md has all of data.*, and what each source takes.
 
-Hardware and time: one GPU for pictures of 64x64, hours to days; the score to see depends on the pictures. The model is
+Hardware and time: one GPU for images of 64x64, hours to days; the score to see depends on the images. The model is
 a middling one: three scales of 8, 4 and 2 groups. The paper's were: up to 32x32, 1 scale of 30 groups and 128 channels
 (configs/cifar10.py); 64x64, 3 scales, 20 groups, 64 channels (configs/celeba64.py); 256x256, 5 scales, 16 groups, 30
 channels, 5 bits (configs/celebahq256.py).

@@ -1,4 +1,4 @@
-"""Patches of 32x32 from scikit-learn's two photographs: a small model of color pictures, to try things with.
+"""Patches of 32x32 from scikit-learn's two photographs: a small model of color images, to try things with.
 
     python -m train.main --config=configs/photos.py --workdir=runs/photos
 

@@ -1,4 +1,4 @@
-"""Settings: there and back as dictionaries and JSON, and what follows from them."""
+"""Settings: there and back as dictionaries and JSON, and the messages about wrong ones."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from nvae_tf.config import (
     TrainConfig,
     config_to_dict,
     config_to_json,
+    did_you_mean,
     experiment_config,
     read_config,
 )
@@ -22,61 +23,16 @@ from nvae_tf.config import (
 # No setting is at its default.
 CHANGED = ExperimentConfig(
     model=ModelConfig(
-        image_height=28,
-        image_width=20,
-        image_channels=1,
-        padded_height=32,
-        padded_width=24,
-        num_bits=1,
-        likelihood="bernoulli",
-        num_mixtures=3,
-        exact_edges=True,
-        num_latent_scales=2,
-        num_groups_per_scale=4,
-        adaptive_groups=True,
-        min_groups_per_scale=2,
-        num_latent_per_group=5,
-        num_channels_encoder=16,
-        num_channels_decoder=24,
-        num_preprocess_blocks=2,
-        num_preprocess_cells=3,
-        num_postprocess_blocks=2,
-        num_postprocess_cells=3,
-        num_cells_per_group_encoder=1,
-        num_cells_per_group_decoder=3,
-        num_flows=2,
-        cell_set="res_elu",
-        squeeze_excite=False,
-        residual_distributions=False,
+        *(28, 20, 1, 32, 24, 1, "bernoulli", 3, True),
+        *(2, 4, True, 2, 5, 16, 24),
+        *(2, 3, 2, 3, 1, 3, 2, "res_elu", False, False),
     ),
     objective=ObjectiveConfig(7, 0.5, 0.25, 0.125, 0.5, True, 2.0),
     optimizer=OptimizerConfig(0.25, 0.125, 1.5, 0.0, 0.5),
     data=DataSpec(
-        name="my_faces",
-        source="folder",
-        source_name="left",
-        path="somewhere",
-        train_split="training",
-        test_split="testing",
-        test_fraction=0.25,
-        split_seed=3,
-        height=28,
-        width=20,
-        channels=2,
-        file_bits=16,
-        convert=True,
-        crop_box=(1, 2, 30, 40),
-        resize="crop",
-        stacked_images=2,
-        num_bits=1,
-        binarise=True,
-        horizontal_flip=False,
-        likelihood="bernoulli",
-        padded_height=32,
-        padded_width=24,
-        on_bad_file="skip",
-        cache="decoded",
-        max_pixels=1_000_000,
+        *("my_faces", "folder", "left", "somewhere", "training", "testing", 0.25, 3),
+        *(28, 20, 2, 16, True, (1, 2, 30, 40), "crop", 2),
+        *(1, True, False, "bernoulli", 32, 24, "skip", "decoded", 1_000_000),
     ),
     train=TrainConfig(
         *(3, 5, 7, 11, 13, 17.0, 19, 23.0, 29, 31, 37),
@@ -141,31 +97,6 @@ def test_numbers_as_flags_give_them():
     assert type(config.optimizer.learning_rate) is float
 
 
-def test_the_smallest_possible_values_are_accepted():
-    config = experiment_config(
-        {
-            "model": {"num_flows": 0, "num_preprocess_blocks": 0, "num_postprocess_blocks": 0, "num_bits": 1},
-            "objective": {"kl_anneal_portion": 0.0, "kl_constant_weight": 1.0, "regularisation": 0.0},
-            "train": {"steps": 0, "seed": 0, "batch_size": 1},
-        }
-    )
-    assert config.model.num_preprocess_blocks == 0
-
-
-def test_images_are_halved_a_few_times_only():
-    """The size of the frame is a power of two, which would fill the memory."""
-    with pytest.raises(
-        ValueError, match=r"num_preprocess_blocks = 1 and num_latent_scales = 1000000000000: more than 16"
-    ):
-        ModelConfig(num_latent_scales=10**12)
-
-
-def test_the_size_that_the_network_sees():
-    plain, padded = ModelConfig(image_height=6, image_width=4), CHANGED.model
-    assert (plain.network_height, plain.network_width) == (6, 4)
-    assert (padded.network_height, padded.network_width) == (32, 24)
-
-
 @pytest.mark.parametrize(
     ("size", "blocks", "scales", "divisor", "network_size"),
     [
@@ -186,14 +117,97 @@ def test_the_smallest_frame_that_can_be_halved(size, blocks, scales, divisor, ne
     assert dataclasses.replace(config, padded_height=size + 40).network_height == size + 40
 
 
-def test_a_config_file_that_can_not_be_read(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        read_config(tmp_path / "config.json")
-    broken = tmp_path / "broken.json"
-    broken.write_text(config_to_json(CHANGED)[:-20])
-    with pytest.raises(ValueError, match=r"broken\.json is not valid JSON"):
-        read_config(broken)
-    foreign = tmp_path / "foreign.json"
-    foreign.write_text('{"trian": {}}')
-    with pytest.raises(ValueError, match="did you mean 'train'"):
-        read_config(foreign)
+@pytest.mark.parametrize(
+    ("settings", "place", "nearest"),
+    [
+        ({"modle": {}}, "modle", "model"),
+        ({"model": {"num_group_per_scale": 3}}, "model.num_group_per_scale", "num_groups_per_scale"),
+        ({"train": {"batchsize": 3}}, "train.batchsize", "batch_size"),
+        ({"objective": {"regularization": 1.0}}, "objective.regularization", "regularisation"),
+        ({"optimizer": {"weight_dekay": 1.0}}, "optimizer.weight_dekay", "weight_decay"),
+        ({"data": {"pth": "x"}}, "data.pth", "path"),
+        ({"data": {"train_spilt": "x"}}, "data.train_spilt", "train_split"),
+        ({"data": {"binarize": True}}, "data.binarize", "binarise"),
+    ],
+)
+def test_an_unknown_setting_names_the_nearest(settings, place, nearest):
+    with pytest.raises(ValueError, match=f"setting {place} .*no such setting.*did you mean '{nearest}'"):
+        experiment_config(settings)
+
+
+def test_a_name_like_nothing_gets_no_suggestion():
+    assert did_you_mean("zzzzzz", ["model", "data"]) == ""
+    with pytest.raises(ValueError, match=r"setting train\.qqqq") as caught:
+        experiment_config({"train": {"qqqq": 1}})
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": {"num_flows": "two"}}, r"model\.num_flows = 'two': must be of type int"),
+        ({"model": {"num_flows": 2.5}}, r"model\.num_flows = 2\.5: must be of type int"),
+        ({"model": {"num_flows": True}}, r"model\.num_flows = True: must be of type int"),
+        ({"model": {"num_flows": None}}, r"model\.num_flows = None: must be of type int"),
+        ({"model": {"padded_height": "a"}}, r"model\.padded_height = 'a': must be of type int or None"),
+        ({"model": {"squeeze_excite": 1}}, r"model\.squeeze_excite = 1: must be of type bool"),
+        ({"model": {"cell_set": 3}}, r"model\.cell_set = 3: must be of type str"),
+        (
+            {"optimizer": {"learning_rate": "1e-2"}},
+            r"optimizer\.learning_rate = '1e-2': must be of type float",
+        ),
+        ({"optimizer": {"learning_rate": False}}, r"optimizer\.learning_rate = False: must be of type float"),
+        ({"data": {"path": 3}}, r"data\.path = 3: must be of type str or None"),
+        ({"data": {"height": "64"}}, r"data\.height = '64': must be of type int or None"),
+        ({"data": {"height": 64.5}}, r"data\.height = 64\.5: must be of type int or None"),
+        ({"data": {"crop_box": "all"}}, r"data\.crop_box = 'all': must be of type tuple or None"),
+        ({"data": {"horizontal_flip": 1}}, r"data\.horizontal_flip = 1: must be of type bool"),
+        ({"data": {"source": None}}, r"data\.source = None: must be of type str$"),
+        ({"model": 3}, r"model is a group of settings \(.*num_flows.*\), not the single value 3"),
+    ],
+)
+def test_a_wrong_type_is_reported(settings, message):
+    with pytest.raises(ValueError, match=message):
+        experiment_config(settings)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value", "message"),
+    [
+        ("model", "image_height", 0, "must be at least 1"),
+        ("model", "padded_width", 0, "must be at least 1"),
+        ("model", "num_groups_per_scale", -1, "must be at least 1"),
+        ("model", "num_flows", -1, "must be at least 0"),
+        ("model", "num_bits", 9, "must be from 1 to 8"),
+        ("model", "likelihood", "bernouli", "did you mean 'bernoulli'"),
+        ("objective", "total_steps", 0, "must be at least 1"),
+        ("objective", "kl_anneal_portion", 1.5, "must be from 0 to 1"),
+        ("objective", "kl_constant_portion", float("nan"), "must be from 0 to 1"),
+        ("objective", "regularisation", -1.0, "must be at least 0"),
+        ("optimizer", "learning_rate", 0.0, "must be greater than 0"),
+        ("optimizer", "learning_rate", float("nan"), "must be greater than 0"),
+        ("optimizer", "learning_rate_min", -1e-4, "must be at least 0"),
+        ("optimizer", "warmup_epochs", -1.0, "must be at least 0"),
+        ("data", "num_bits", 9, "must be from 1 to 8"),
+        ("data", "height", 0, "must be at least 1"),
+        ("data", "test_fraction", float("nan"), "must lie between 0 and 1"),
+        ("data", "resize", "streched", "did you mean 'stretch'"),
+        ("data", "crop_box", [0, 0, 0, 8], "must be .left, top, right, bottom."),
+        ("train", "batch_size", 0, "must be at least 1"),
+        ("train", "seed", -1, "must be from 0 to 2147483647"),
+        ("train", "seed", 5_000_000_000, "must be from 0 to 2147483647"),
+        ("train", "profile_steps", [20, 10], "must be the first and the last step"),
+        ("model", "num_preprocess_blocks", 10**12, "more than 16 together"),
+        ("train", "log_every_steps", 0, "must be at least 1"),
+    ],
+)
+def test_an_impossible_value_is_reported_with_its_place(group, name, value, message):
+    with pytest.raises(ValueError, match=rf"{group}\.{name} = .*{message}"):
+        experiment_config({group: {name: value}})
+
+
+@pytest.mark.parametrize("name", ["regularisation", "regularisation_initial"])
+def test_what_is_annealed_on_a_log_scale_must_be_positive(name):
+    with pytest.raises(ValueError, match=rf"objective\.{name} = 0\.0: must be positive"):
+        ObjectiveConfig(**{"anneal_regularisation": True, name: 0.0})
+    assert getattr(ObjectiveConfig(**{name: 0.0}), name) == 0.0

@@ -3,8 +3,6 @@
 import dataclasses
 import pathlib
 import re
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -114,20 +112,6 @@ def test_a_model_is_fitted_scored_and_saved(quick):
     assert_same_model(quick["model"], quick["loaded"], quick["some"])
 
 
-def test_early_stopping_stops(quick):
-    impatient = keras.callbacks.EarlyStopping("val_loss", patience=1, min_delta=1e9)
-    history = quick["model"].fit(
-        quick["train_batches"],
-        steps_per_epoch=1,
-        epochs=9,
-        validation_data=quick["test_batches"],
-        callbacks=[impatient],
-        shuffle=False,
-        verbose=0,
-    )
-    assert history.epoch == [0, 1]
-
-
 @pytest.mark.slow
 def test_the_whole_notebook_keeps_its_promises(whole):
     history = whole["history"]
@@ -179,15 +163,3 @@ def test_a_trained_model_goes_on_with_the_full_weight_of_the_kl(whole):
     assert loss < 1.05 * whole["history"]["loss"][-1]
     (parts,) = np.add(whole["trained"].history.history["reconstruction"], whole["trained"].history.history["kl"])
     assert loss >= parts
-
-
-@pytest.mark.slow
-def test_a_saved_model_is_loaded_in_another_process(whole):
-    block = blocks()[number_of_block("loaded = ")]
-    score = "import numpy as np; np.save('scores.npy', loaded.score(np.load('images.npy'), 2, seed=1))"
-    np.save(whole.folder / "images.npy", whole["some"])
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{block}\n{score}"]
-    process = subprocess.run(command, cwd=whole.folder, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    scores = whole["model"].score(whole["some"], 2, seed=1)
-    np.testing.assert_array_equal(np.load(whole.folder / "scores.npy"), scores)

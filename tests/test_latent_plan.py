@@ -1,7 +1,5 @@
 """The topology as data: groups, shapes and channels of every part, and what is said where they do not fit."""
 
-import dataclasses
-
 import pytest
 
 from nvae_tf.config import ModelConfig
@@ -45,6 +43,13 @@ def test_groups_per_scale_from_the_largest_down(scales, groups, adaptive, minimu
     assert groups_per_scale(settings) == expected
 
 
+def test_the_frame_counts_and_without_blocks_the_largest_scale_has_its_size():
+    sizes = dict(image_height=28, image_width=28, padded_height=32, padded_width=32, num_channels_encoder=9)
+    plan = latent_plan(config(num_preprocess_blocks=0, num_postprocess_blocks=0, **sizes))
+    assert (plan.preprocess, plan.postprocess) == ((), ())
+    assert plan.scales[0] == Scale(32, 32, 9, 32, tuple(range(10)))
+
+
 def test_scales_from_the_top_with_sizes_channels_and_groups():
     plan = latent_plan(
         config(
@@ -86,17 +91,6 @@ def test_blocks_double_and_halve_the_channels():
     assert plan.scales[0].decoder_channels == 28
 
 
-def test_without_blocks_the_largest_scale_has_the_size_of_the_image():
-    plan = latent_plan(config(num_preprocess_blocks=0, num_postprocess_blocks=0, num_channels_encoder=9))
-    assert (plan.preprocess, plan.postprocess) == ((), ())
-    assert (plan.scales[0].height, plan.scales[0].encoder_channels) == (32, 9)
-
-
-def test_the_frame_counts_not_the_image():
-    plan = latent_plan(config(image_height=28, image_width=28, padded_height=32, padded_width=32))
-    assert (plan.scales[0].height, plan.scales[0].width) == (16, 16)
-
-
 def test_one_group_in_all_is_the_vanilla_model():
     assert latent_plan(config(num_groups_per_scale=1)).is_vanilla
     assert not latent_plan(config(num_groups_per_scale=2)).is_vanilla
@@ -125,19 +119,10 @@ def test_the_cell_sets(name, preprocess, encoder, decoder, postprocess):
             return ConvolutionBranch(tuple(words.split()))
         return InvertedBranch(*words)
 
+    assert len(CELL_SETS) == 11  # all of them are above
     cells = latent_plan(config(cell_set=name, num_channels_encoder=8, num_channels_decoder=8)).cells
     expected = tuple(map(branch, (preprocess, encoder, decoder, postprocess)))
     assert (cells.preprocess, cells.encoder, cells.decoder, cells.postprocess) == expected
-
-
-def test_no_cell_set_is_left_out_above():
-    assert len(CELL_SETS) == 11
-
-
-def message_of(**settings):
-    with pytest.raises(ValueError) as caught:
-        latent_plan(config(**settings))
-    return str(caught.value)
 
 
 def test_any_size_fits_with_the_smallest_frame_around_it():
@@ -147,49 +132,33 @@ def test_any_size_fits_with_the_smallest_frame_around_it():
     assert latent_plan(asked_for) == plan
 
 
-def test_a_frame_that_does_not_fit():
-    message = message_of(image_height=28, padded_height=28, num_latent_scales=3)
-    assert "model.padded_height = 28: not divisible by 8" in message
-    assert "1 preprocess blocks and 3 scales halve it 3 times" in message
-    assert "leave it out for the smallest that is" in message
-    assert "model.padded_width = 33: not divisible by 2" in message_of(padded_width=33)
-    # The other side's frame is chosen.
-    assert "model.padded_width = 36: not divisible by 8" in message_of(padded_width=36, num_latent_scales=3)
+TIGHT = dict(image_height=28, padded_height=28, num_latent_scales=3)
+GROUPED = dict(cell_set="mbconv_den", num_channels_encoder=8, num_channels_decoder=8)
 
 
-def test_a_frame_smaller_than_the_image():
-    assert "model.padded_width = 16: smaller than the image's width of 32" in message_of(padded_width=16)
-    assert "model.padded_height = 24: smaller than the image's height of 32" in message_of(padded_height=24)
-
-
-def test_blocks_that_differ():
-    message = message_of(num_preprocess_blocks=2, num_postprocess_blocks=1)
-    assert "model.num_postprocess_blocks = 1: must equal num_preprocess_blocks = 2" in message
-
-
-def test_an_unknown_cell_set_names_the_nearest():
-    message = message_of(cell_set="res_mbcov")
-    assert "model.cell_set = 'res_mbcov'" in message
-    assert "did you mean 'res_mbconv'?" in message
-    assert "did you mean" not in message_of(cell_set="zzzz")
-
-
-def test_channels_that_can_not_be_cut_into_groups():
-    message = message_of(cell_set="mbconv_den", num_channels_encoder=12, num_channels_decoder=8)
-    assert "its preprocess cells widen 12 channels 3 times, and 36 can't be cut into 8 groups" in message
-    message = message_of(cell_set="mbconv_den", num_channels_encoder=8, num_channels_decoder=12)
-    assert "its postprocess cells widen 12 channels 3 times" in message
-    latent_plan(config(cell_set="mbconv_den", num_channels_encoder=8, num_channels_decoder=16))
-
-
-def test_likelihoods_that_do_not_fit_the_images():
-    message = message_of(likelihood="bernoulli", num_bits=8)
-    assert "model.num_bits = 8: the Bernoulli likelihood is for 1-bit images" in message
-    message = message_of(likelihood="logistic_mixture", image_channels=5)
-    assert "model.image_channels = 5: the logistic mixture takes 1 to 4 channels" in message
-
-
-def test_plans_are_equal_where_the_settings_are():
-    settings = config()
-    assert latent_plan(settings) == latent_plan(dataclasses.replace(settings))
-    assert latent_plan(settings) != latent_plan(dataclasses.replace(settings, num_groups_per_scale=11))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            TIGHT,
+            r"padded_height = 28: not divisible by 8 .1 preprocess blocks and 3 scales halve it 3 times.; leave it",
+        ),
+        (dict(padded_width=33), "model.padded_width = 33: not divisible by 2"),
+        # The other side's frame is chosen.
+        (dict(padded_width=36, num_latent_scales=3), "model.padded_width = 36: not divisible by 8"),
+        (dict(padded_width=16), "model.padded_width = 16: smaller than the image's width of 32"),
+        (dict(padded_height=24), "model.padded_height = 24: smaller than the image's height of 32"),
+        (dict(num_preprocess_blocks=2), "num_postprocess_blocks = 1: must equal num_preprocess_blocks = 2"),
+        (dict(cell_set="res_mbcov"), "model.cell_set = 'res_mbcov'.*did you mean 'res_mbconv'"),
+        (
+            GROUPED | dict(num_channels_encoder=12),
+            "preprocess cells widen 12 channels 3 times, and 36 can't be cut into 8",
+        ),
+        (GROUPED | dict(num_channels_decoder=12), "its postprocess cells widen 12 channels 3 times"),
+        (dict(likelihood="bernoulli", num_bits=8), "num_bits = 8: the Bernoulli likelihood is for 1-bit images"),
+        (dict(image_channels=5), "model.image_channels = 5: the logistic mixture takes 1 to 4 channels"),
+    ],
+)
+def test_what_does_not_fit_is_reported(settings, message):
+    with pytest.raises(ValueError, match=message):
+        latent_plan(config(**settings))

@@ -1,4 +1,7 @@
-"""Settings of the smallest model of binary images that has a hierarchy: for tests that need any model."""
+"""The smallest model of binary images that has a hierarchy, and what tests do with it."""
+
+import keras
+import numpy as np
 
 from nvae_tf.config import ModelConfig
 
@@ -18,8 +21,69 @@ TINY = dict(
     num_cells_per_group_encoder=1,
     num_cells_per_group_decoder=1,
 )
+# Padded on all sides.
+PADDED = dict(image_height=6, image_width=6, padded_height=8, padded_width=8)
 
 
 def tiny_config(**changes) -> ModelConfig:
     """The settings with some of them changed."""
     return ModelConfig(**TINY | changes)
+
+
+def images_of(config, count=4):
+    """Images of the right size and number of levels."""
+    shape = (count, config.image_height, config.image_width, config.image_channels)
+    levels = 2**config.num_bits
+    return np.float32(np.random.default_rng(0).integers(0, levels, shape) / (levels - 1))
+
+
+def tiny_model(optimizer=None, objective=None, seed=3, recompute="none", accumulate_steps=1, dtype=None, **changes):
+    """A model with its optimizer's slots where one is given; with the same settings all have the same weights."""
+    # Not at the top: tests of settings need no TensorFlow.
+    from nvae_tf import NVAE
+
+    keras.utils.set_random_seed(3)
+    model = NVAE(tiny_config(**changes), objective, seed, recompute, accumulate_steps, dtype=dtype)
+    if optimizer is not None:
+        model.compile(optimizer=optimizer)
+        model.optimizer.build(model.trainable_variables)
+        if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+            # What it finds by itself after some skipped steps.
+            model.optimizer.dynamic_scale.assign(64.0)
+    return model
+
+
+def shaken(model, by=0.1):
+    """The model, none of whose weights, running statistics included, is as it was initialized."""
+    generator = np.random.default_rng(1)
+    for weight in model.weights:
+        if weight.dtype == "float32" and len(weight.shape):
+            weight.assign(weight + by * generator.uniform(size=weight.shape))
+    return model
+
+
+def values(variables):
+    """The values of variables now."""
+    return [variable.numpy() for variable in variables]
+
+
+def state_of(model):
+    """All that a step may change, but for the count of skipped steps."""
+    skipped = {id(variable) for variable in model.running.skipped_steps.variables}
+    variables = [*model.variables, *model.optimizer.variables]
+    return {variable.path: variable.numpy() for variable in variables if id(variable) not in skipped}
+
+
+def assert_same(found, expected):
+    """The same arrays, bit for bit, in lists or dictionaries."""
+    if isinstance(found, dict):
+        assert found.keys() == expected.keys()
+        found, expected = found.values(), expected.values()
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def assert_near(found, expected, rtol=1e-4, atol=1e-5):
+    """Nearly the same arrays; `atol` is relative to an array's largest number where that is above 1."""
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol, atol * max(1.0, np.max(np.abs(other), initial=0.0)))

@@ -71,7 +71,7 @@ class Decoded(NamedTuple):
     latents: list[LatentSample]
 
     def elbo(self, images: tf.Tensor) -> objectives.Elbo:
-        """The bound's parts for the images that the latents were inferred from, in nats."""
+        """The bound's terms for the images that the latents were inferred from, in nats."""
         return objectives.Elbo(-self.likelihood.log_prob(images), objectives.kl_per_group(self.latents))
 
 
@@ -338,7 +338,7 @@ class NVAE(keras.Model):
     def training_loss(
         self, images: tf.Tensor, noise: Sequence[tf.Tensor], step: tf.Tensor, forward: ForwardPass
     ) -> training_step.StepLoss:
-        """The bound's parts and the loss at a step, see `nvae_tf.objective`."""
+        """The bound's terms and the loss at a step, see `nvae_tf.objective`."""
         norms, total = training_step.regularizers_of(self, forward)
         inputs, total = objectives.gradients_after_network(images, total)
         return training_step.loss_of(self, images, noise, step, forward, (norms, total), inputs)
@@ -390,17 +390,17 @@ class NVAE(keras.Model):
             # Else they would be made by the first trace of the step, which a refused batch breaks off.
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
-        self._make_function("train", super().make_train_function, force, nan_allowed=True)
+        self._make_checked_function("train", super().make_train_function, force, nan_allowed=True)
 
     def make_test_function(self, force: bool = False) -> None:
         """Makes what `evaluate` runs."""
-        self._make_function("test", super().make_test_function, force)
+        self._make_checked_function("test", super().make_test_function, force)
 
     def make_predict_function(self, force: bool = False) -> None:
         """Makes what `predict` runs."""
-        self._make_function("predict", super().make_predict_function, force)
+        self._make_checked_function("predict", super().make_predict_function, force)
 
-    def _make_function(self, kind: str, make: Callable, force: bool, nan_allowed: bool = False) -> None:
+    def _make_checked_function(self, kind: str, make: Callable, force: bool, nan_allowed: bool = False) -> None:
         name = f"{kind}_function"
         if getattr(self, name) is None or force:
             self._nan_allowed = nan_allowed

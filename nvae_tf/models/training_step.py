@@ -22,8 +22,8 @@ class StepLoss(NamedTuple):
     """The loss of one replica's images.
 
     Attributes:
-      elbo: the bound's parts, an image.
-      loss: what is differentiated, and its parts.
+      elbo: the bound's terms, an image.
+      loss: what is differentiated, and its terms.
       spectral_norms: of every layer, `[layers]`.
     """
 

@@ -7,19 +7,13 @@ import tensorflow as tf
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import image_seeds, noise_per_image
-from tests.tiny_model import tiny_config
+from tests.tiny_model import images_of, shaken, tiny_config
 
-IMAGES = np.random.default_rng(0).integers(0, 2, [2, 4, 4, 1]).astype(np.float32)
+IMAGES = images_of(tiny_config(), 2)
 
 
 def shaken_model(**changes):
-    """A model none of whose weights, running statistics included, is as it was initialized."""
-    model = NVAE(tiny_config(num_channels_encoder=4, num_channels_decoder=4, **changes))
-    generator = np.random.default_rng(1)
-    for weight in model.weights:
-        if weight.dtype == "float32" and len(weight.shape):
-            weight.assign(weight + 0.3 * generator.uniform(size=weight.shape))
-    return model
+    return shaken(NVAE(tiny_config(num_channels_encoder=4, num_channels_decoder=4, **changes)), by=0.3)
 
 
 def parameters(model, forward=None):

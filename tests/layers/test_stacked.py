@@ -90,14 +90,6 @@ def test_layers_may_be_used_in_any_order(cells, normal):
         np.testing.assert_array_equal(first, second)
 
 
-def test_commit_assigns_what_was_gathered():
-    variable = tf.Variable([1.0, 2.0])
-    forward = ForwardPass(updates=[(variable, tf.constant([3.0, 4.0]))])
-    np.testing.assert_array_equal(variable, [1.0, 2.0])
-    forward.commit()
-    np.testing.assert_array_equal(variable, [3.0, 4.0])
-
-
 def test_the_kernels_of_all_convolutions_are_left_with_the_pass(cells):
     forward = ForwardPass()
     with cells.unstacked(forward):

@@ -1,108 +1,79 @@
-"""A batch cut into parts: the mean of their gradients, one step, less memory."""
+"""Microbatches: the mean of their gradients, one step, less memory."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import nvae_tf
 from nvae_tf.config import ObjectiveConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.memory import memory_timeline
 from nvae_tf.models.latents import batch_noise
 from nvae_tf.models.training_step import initialize_scales
-from tests.tiny_model import tiny_config
+from tests.tiny_model import assert_near, assert_same, images_of, tiny_model, values
 
-SEED = 3
 BATCH = 8
-# Beta is neither 0 nor 1, so that each part balances the groups by itself.
+# Beta is neither 0 nor 1, so that each microbatch balances the groups by itself.
 WARMING_UP = ObjectiveConfig(total_steps=10, kl_constant_weight=0.3)
 WARM = ObjectiveConfig(total_steps=10, kl_constant_weight=1.0)
 
 
-def images_of(model, count=BATCH):
-    config = model.config
-    shape = (count, config.image_height, config.image_width, config.image_channels)
-    return tf.constant(np.random.default_rng(0).integers(0, 2, shape), tf.float32)
-
-
 def model_of(count, objective=WARMING_UP, dtype=None, **changes):
-    """A model that cuts batches into so many parts; all have the same weights, and show gradients in their steps."""
-    keras.utils.set_random_seed(SEED)
-    settings = dict(num_latent_scales=1, num_groups_per_scale=2, num_flows=1) | changes
-    model = nvae_tf.NVAE(tiny_config(**settings), objective, SEED, accumulate_steps=count, dtype=dtype)
-    model.compile(optimizer=keras.optimizers.SGD(1.0))
-    model.optimizer.build(model.trainable_variables)
-    if dtype == "mixed_float16":
-        # What it finds by itself after some refused steps.
-        model.optimizer.dynamic_scale.assign(64.0)
-    return model
+    """A model of so many microbatches, whose steps are its gradients."""
+    changes = dict(num_latent_scales=1, num_groups_per_scale=2, num_flows=1) | changes
+    return tiny_model(keras.optimizers.SGD(1.0), objective, accumulate_steps=count, dtype=dtype, **changes)
 
 
-def values(variables):
-    return [variable.numpy() for variable in variables]
-
-
-def assert_near(found, expected, rtol=1e-4, atol=1e-5):
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol, atol * max(1.0, np.max(np.abs(other), initial=0.0)))
+def batch_of(model, count=BATCH):
+    return tf.constant(images_of(model.config, count))
 
 
 def by_hand(model, images, count):
     """Of equal parts of the batch, each by itself: the mean gradients, updates, losses, reconstructions and KL."""
     size = len(images) // count
+    draws = batch_noise(model.plan.latent_shapes(), len(images), (model.seed, 0))
     found = []
     for part in range(count):
-        forward, some = ForwardPass(training=True), images[part * size :][:size]
-        # Those of the whole batch, and of it those of these images.
-        noise = [draw[part * size :][:size] for draw in batch_noise(model.plan.latent_shapes(), len(images), (SEED, 0))]
+        forward, rows = ForwardPass(training=True), slice(part * size, (part + 1) * size)
         with tf.GradientTape() as tape:
-            loss = model.training_loss(some, noise, tf.constant(0), forward)
-        gradients = tape.gradient(loss.loss.loss, model.trainable_weights)
+            loss = model.training_loss(images[rows], [draw[rows] for draw in draws], tf.constant(0), forward)
         updates = {variable.path: value for variable, value in forward.updates}
-        means = [loss.loss.loss, tf.reduce_mean(loss.elbo.reconstruction), tf.reduce_mean(loss.elbo.kl, axis=0)]
-        found.append((gradients, updates, means))
+        found.append((tape.gradient(loss.loss.loss, model.trainable_weights), updates, loss.means))
     return tf.nest.map_structure(lambda *parts: np.mean([part.numpy() for part in parts], axis=0), *found)
 
 
 @pytest.fixture(scope="module")
-def step_in_parts(without_rewriting):
-    """A model, its step of four parts in a graph, and what it should do to the first weights."""
+def step_of_four(without_rewriting):
+    """A model, its first weights, what its step of four microbatches reports, and what it should."""
     model = model_of(4)
-    expected = by_hand(model, images_of(model), 4)
+    expected = by_hand(model, batch_of(model), 4)
     before = values(model.trainable_weights)
-    report = tf.function(model.train_step, autograph=False)(images_of(model))
+    report = tf.function(model.train_step, autograph=False)(batch_of(model))
     return model, before, report, expected
 
 
-def test_a_step_is_the_mean_of_those_of_the_parts(step_in_parts):
-    model, before, report, (gradients, updates, (loss, reconstruction, kl)) = step_in_parts
-    taken = [old - new for old, new in zip(before, values(model.trainable_weights), strict=True)]
-    assert_near(taken, gradients)
+def test_a_step_is_the_mean_of_those_of_the_microbatches(step_of_four):
+    model, before, report, (gradients, updates, (loss, reconstruction, kl)) = step_of_four
+    assert_near([old - new for old, new in zip(before, values(model.trainable_weights), strict=True)], gradients)
     assert int(model.optimizer.iterations) == 1
-    assert float(report["loss"]) == pytest.approx(loss, rel=1e-5)
-    assert float(report["reconstruction"]) == pytest.approx(reconstruction, rel=1e-5)
-    assert float(report["kl"]) == pytest.approx(np.sum(kl), rel=1e-4)
     norm = np.sqrt(sum(np.sum(np.square(gradient)) for gradient in gradients))
-    assert float(report["gradient_norm"]) == pytest.approx(norm, rel=1e-4)
+    expected = dict(loss=loss, reconstruction=reconstruction, kl=np.sum(kl), gradient_norm=norm, skipped_steps=0)
+    assert {name: float(value) for name, value in report.items()} == pytest.approx(expected, rel=1e-4)
     np.testing.assert_allclose(model.recent.read().kl_per_group[0], kl, rtol=1e-3, atol=1e-5)
-
-
-def test_statistics_are_the_mean_of_those_of_the_parts_and_power_vectors_advance_once(step_in_parts):
-    model, _, _, (_, updates, _) = step_in_parts
+    # Statistics are the mean of theirs, and power vectors advance once.
     variables = {variable.path: variable for variable in model.non_trainable_variables}
-    of_regularizer = [*model.spectral_regularizer.vectors, model.spectral_regularizer.warmed_up]
-    statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
-    assert updates.keys() == {variable.path for variable in (*of_regularizer, *statistics)}
-    for path, expected in updates.items():
-        np.testing.assert_allclose(variables[path], expected, rtol=1e-3, atol=1e-4, err_msg=path)
+    regularizer = model.spectral_regularizer
+    moved = [*regularizer.vectors, regularizer.warmed_up, *(v for norm in model.batch_norms for v in norm.statistics)]
+    assert updates.keys() == {variable.path for variable in moved}
+    for path, value in updates.items():
+        np.testing.assert_allclose(variables[path], value, rtol=1e-3, atol=1e-4, err_msg=path)
 
 
 @pytest.mark.parametrize("dtype", [None, pytest.param("mixed_float16", marks=pytest.mark.slow)])
-def test_without_batch_norm_the_parts_make_up_the_whole(dtype):
+def test_without_batch_norm_microbatches_make_up_the_batch(dtype):
     whole, cut = (model_of(count, WARM, dtype, cell_set="res_elu") for count in (1, 4))
     assert not whole.batch_norms
-    images = images_of(whole)
+    images = batch_of(whole)
     # The first batch sets the scales of the layers.
     initialize_scales(whole, images)
     for mine, theirs in zip(cut.weights, whole.weights, strict=True):
@@ -115,34 +86,31 @@ def test_without_batch_norm_the_parts_make_up_the_whole(dtype):
     assert_near([*reports[1].values()], [*reports[0].values()], **near)
 
 
-def test_nan_in_one_part_refuses_the_whole_step(step_in_parts):
-    model = step_in_parts[0]
+def test_nan_in_one_microbatch_skips_the_step(step_of_four):
+    model = step_of_four[0]
     before = values([*model.weights, *model.optimizer.variables])
-    images = images_of(model).numpy()
+    images = batch_of(model).numpy()
     images[5, 1, 2] = np.nan
     model.reset_metrics()
     assert float(model.train_step(tf.constant(images))["skipped_steps"]) == 1.0
-    for old, new in zip(before, values([*model.weights, *model.optimizer.variables]), strict=True):
-        np.testing.assert_array_equal(new, old)
+    assert_same(values([*model.weights, *model.optimizer.variables]), before)
 
 
 @pytest.mark.parametrize("changes", [{}, pytest.param(dict(cell_set="res_elu"), marks=pytest.mark.slow)])
-def test_the_more_parts_the_less_memory_a_step_needs(changes):
-    settings = dict(num_flows=0) | changes
+def test_the_more_microbatches_the_less_memory_a_step_needs(changes):
     peaks = []
     for count in (1, 4):
-        model = model_of(count, **settings)
+        model = model_of(count, **dict(num_flows=0) | changes)
         step = tf.function(model.train_step, autograph=False)
-        function = step.get_concrete_function(tf.TensorSpec(images_of(model, 128).shape))
-        peaks.append(memory_timeline(function).peak_bytes)
+        peaks.append(memory_timeline(step.get_concrete_function(tf.TensorSpec((128, 4, 4, 1)))).peak_bytes)
     assert peaks[1] < 0.35 * peaks[0]
 
 
-def test_a_batch_that_can_not_be_cut_evenly_is_told():
+def test_a_batch_that_can_not_be_cut_evenly_is_refused():
     model = model_of(4, num_flows=0)
     with pytest.raises(ValueError, match="a batch of 6 can't be cut into accumulate_steps = 4 equal parts: give batch"):
-        model.train_step(images_of(model, 6))
+        model.train_step(batch_of(model, 6))
     step = tf.function(model.train_step, autograph=False, input_signature=[tf.TensorSpec((None, 4, 4, 1))])
     with pytest.raises(ValueError, match=r"a batch of unknown size can't be cut .*drop_remainder=True"):
-        step(images_of(model))
+        step(batch_of(model))
     assert int(model.optimizer.iterations) == 0

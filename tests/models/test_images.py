@@ -22,19 +22,12 @@ def test_the_frame_is_zeros_and_comes_off_again(height, width):
     np.testing.assert_array_equal(real_pixels(framed, 6, 4), images)
 
 
-def test_mnist_has_two_rows_of_zeros_on_every_side():
-    framed = frame_with_zeros(tf.ones((1, 28, 28, 1)), 32, 32).numpy()[0, :, :, 0]
-    rows = np.flatnonzero(framed.any(axis=1))
-    assert (rows[0], rows[-1]) == (2, 29)
-
-
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, bool])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, bool, tf.constant])
 def test_good_images_become_float32(kind):
-    images = (GOOD > 0.5).astype(kind)
-    checked = check_images(images, CONFIG)
+    images = (GOOD > 0.5).astype(np.float32)
+    checked = check_images(kind(images) if kind is tf.constant else images.astype(kind), CONFIG)
     assert checked.dtype == tf.float32
     np.testing.assert_array_equal(checked, images)
-    assert check_images(tf.constant(images), CONFIG).dtype == tf.float32
 
 
 @pytest.mark.parametrize(
@@ -49,7 +42,6 @@ def test_good_images_become_float32(kind):
         (GOOD - 0.5, "values from -"),
         (np.uint8(255 * GOOD), "of type uint8"),
         (np.zeros((2, 6, 4, 3), int), "of type int64"),
-        (np.full((2, 6, 4, 3), np.nan), "values from nan"),
         (np.where(GOOD > 0.9, np.nan, GOOD), "values from nan"),
         (np.full((2, 6, 4, 3), np.inf), "values from inf"),
     ],

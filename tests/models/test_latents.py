@@ -1,13 +1,23 @@
-"""Where a latent comes from: posterior, prior or outside, with layers that are plain formulas."""
+"""Where a latent comes from: its sources, with layers that are plain formulas, and the draws as a function of seeds."""
 
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 
-from nvae_tf.models.latents import GivenSource, GroupLayers, PosteriorSource, PriorSource
+from nvae_tf.models.latents import (
+    GivenSource,
+    GroupLayers,
+    PosteriorSource,
+    PriorSource,
+    batch_noise,
+    image_seeds,
+    noise_of_samples,
+    noise_per_image,
+)
 from nvae_tf.models.top_down import standard_prior
 
-SHAPE = (2, 3, 3, 4)
+SHAPES = ((2, 3, 4), (4, 6, 4), (4, 6, 4))
 
 
 def layers(flows=()):
@@ -23,7 +33,7 @@ def layers(flows=()):
 @pytest.fixture
 def tensors():
     generator = np.random.default_rng(0)
-    return [2.0 * generator.normal(size=SHAPE).astype(np.float32) for _ in range(3)]
+    return [2.0 * generator.normal(size=(2, 3, 3, 4)).astype(np.float32) for _ in range(3)]
 
 
 def clamped(mean, log_scale):
@@ -43,30 +53,26 @@ def test_the_posterior_is_relative_to_the_prior_or_absolute(residual, tensors):
     near(sample.posterior.loc, mean)
     near(sample.posterior.scale, scale)
     near(sample.z, mean + scale * noise)
-    near(sample.prior.loc, clamped(state, 0.5 * state)[0])
-    near(sample.prior.scale, clamped(state, 0.5 * state)[1])
+    near((sample.prior.loc, sample.prior.scale), clamped(state, 0.5 * state))
     assert sample.z_before_flows is sample.z
     assert not sample.has_flows
 
 
 def test_flows_act_on_the_posterior_one_after_another(tensors):
     state, feature, noise = tensors
-    flows = [lambda z: 2.0 * z, lambda z: z + 1.0]
     plain = PosteriorSource(feature, noise).draw(layers(), state)
-    sample = PosteriorSource(feature, noise).draw(layers(flows), state)
+    sample = PosteriorSource(feature, noise).draw(layers([lambda z: 2.0 * z, lambda z: z + 1.0]), state)
     near(sample.z_before_flows, plain.z)
     near(sample.z, 2.0 * plain.z + 1.0)
     assert sample.has_flows
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 1e-3])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 1e-3, tf.constant(0.5)])
 def test_the_temperature_scales_the_prior_and_no_flow_acts(temperature, tensors):
     state, _, noise = tensors
-    flows = [lambda z: 100.0 * z]
-    sample = PriorSource(noise, temperature).draw(layers(flows), state)
+    sample = PriorSource(noise, temperature).draw(layers([lambda z: 100.0 * z]), state)
     mean, scale = clamped(state, 0.5 * state)
-    near(sample.z, mean + temperature * scale * noise)
-    near(PriorSource(noise, tf.constant(temperature)).draw(layers(flows), state).z, sample.z)
+    near(sample.z, mean + float(temperature) * scale * noise)
     assert sample.posterior is None and not sample.has_flows
 
 
@@ -78,10 +84,60 @@ def test_given_latents_are_taken_as_they_are(tensors):
     near(sample.prior.loc, clamped(state, 0.5 * state)[0])
 
 
-def test_the_prior_of_the_top_group():
-    mean, log_scale = standard_prior(tf.zeros((2, 3, 5, 8)), 4)
-    np.testing.assert_array_equal(mean, np.zeros((2, 3, 5, 4)))
-    np.testing.assert_array_equal(log_scale, np.zeros((2, 3, 5, 4)))
+def test_the_prior_of_the_top_group_is_standard_with_scale_1_01():
     top = layers()._replace(prior=lambda state: standard_prior(state, 4))
     sample = PriorSource(tf.ones((2, 3, 5, 4))).draw(top, tf.zeros((2, 3, 5, 8)))
+    near(sample.prior.loc, np.zeros((2, 3, 5, 4)))
     near(sample.z, np.full((2, 3, 5, 4), 1.01))
+
+
+# The draws of a number of images, or samples, for a seed and a step.
+DRAWS = {
+    "batch": lambda count, seed=2, step=0: batch_noise(SHAPES, count, (seed, step)),
+    "per image": lambda count, seed=2, step=0: noise_per_image(SHAPES, image_seeds(seed, count, first=step)),
+    "samples": lambda count, seed=2, step=0: noise_of_samples(SHAPES, image_seeds(seed, 1), step, count),
+}
+
+
+def flat(noise):
+    return np.concatenate([np.reshape(draw, (len(draw), -1)) for draw in noise], axis=1)
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_draws_are_standard_normal_and_independent_between_images_and_groups(kind):
+    noise = DRAWS[kind](300)
+    assert [tuple(draw.shape) for draw in noise] == [(300, *shape) for shape in SHAPES]
+    drawn = flat(noise)
+    assert scipy.stats.kstest(drawn.ravel(), "norm").pvalue > 1e-3
+    for rows in (drawn.T, drawn):
+        assert np.max(np.abs(np.corrcoef(rows) - np.eye(len(rows)))) < 6.0 / np.sqrt(rows.shape[1])
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_draws_are_the_same_in_a_graph_and_others_for_another_seed_or_step(kind):
+    draw = DRAWS[kind]
+    drawn = flat(draw(4))
+    np.testing.assert_array_equal(flat(draw(4)), drawn)
+    np.testing.assert_array_equal(flat(tf.function(draw)(4)), drawn)
+    for settings in (dict(seed=0), dict(seed=-1), dict(seed=2**31 - 1), dict(step=7)):
+        assert np.all(np.any(flat(draw(4, **settings)) != drawn, axis=1))
+
+
+def test_the_draw_of_an_image_does_not_depend_on_its_batch():
+    np.testing.assert_array_equal(image_seeds(7, 2, first=4), [[7, 4], [7, 5]])
+    many, seeds = flat(noise_per_image(SHAPES, image_seeds(3, 6))), image_seeds(3, 6)
+    np.testing.assert_array_equal(flat(noise_per_image(SHAPES, image_seeds(3, 2, first=4))), many[4:])
+    np.testing.assert_array_equal(flat(noise_per_image(SHAPES, seeds[::-1]))[::-1], many)
+    # Of a batch it depends on the place.
+    np.testing.assert_array_equal(
+        flat(batch_noise(SHAPES, 2, (3, 0), first=4)), flat(batch_noise(SHAPES, 6, (3, 0)))[4:]
+    )
+
+
+def test_samples_of_an_image_are_a_function_of_its_seed_and_their_number():
+    seeds = image_seeds(4, 3)
+    whole = flat(noise_of_samples(SHAPES, seeds, 0, 8)).reshape(3, 8, -1)
+    for first, count in [(0, 3), (tf.constant(3), 4), (7, 1)]:
+        part = flat(noise_of_samples(SHAPES, seeds, first, count)).reshape(3, count, -1)
+        np.testing.assert_array_equal(part, whole[:, int(first) : int(first) + count])
+    np.testing.assert_array_equal(flat(noise_of_samples(SHAPES, seeds[1:2], 0, 8)), whole[1])

@@ -1,5 +1,7 @@
-"""The model rebuilt from its settings and from Keras' own file: the same numbers."""
+"""The model rebuilt from its settings, from Keras' files and from checkpoints: the same numbers."""
 
+import json
+import zipfile
 
 import keras
 import numpy as np
@@ -9,58 +11,77 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.config import ObjectiveConfig
 from nvae_tf.optimization import NVAEAdamax, WarmupCosine
+from tests.tiny_model import PADDED, assert_same, images_of, shaken, tiny_config, tiny_model
 
 # Of Keras' own code that saves.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-def assert_same_numbers(first, second, images):
+def shaken_model():
+    return shaken(tiny_model(**PADDED, num_flows=1))
+
+
+def assert_same_model(first, second, images):
+    assert type(second) is nvae_tf.NVAE and (second.config, second.seed) == (first.config, first.seed)
+    assert_same(second.weights, first.weights)
     np.testing.assert_array_equal(first.generate(3, 0.7, seed=1), second.generate(3, 0.7, seed=1))
     np.testing.assert_array_equal(first.score(images, 2, seed=1), second.score(images, 2, seed=1))
-    for mine, theirs in zip(first.encode(images), second.encode(images), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    assert_same(first.encode(images), second.encode(images))
 
 
-def test_rebuilt_from_its_settings(tiny):
-    objective = ObjectiveConfig(total_steps=17, regularisation=0.3)
-    model = tiny.model(seed=3, objective=objective, num_flows=1)
-    rebuilt = nvae_tf.NVAE.from_config(model.get_config())
-    assert (rebuilt.config, rebuilt.objective, rebuilt.seed) == (model.config, objective, 3)
-    assert rebuilt.name == model.name
+@pytest.mark.parametrize(
+    "rebuild",
+    [
+        lambda model: nvae_tf.NVAE.from_config(model.get_config()),
+        lambda model: keras.models.model_from_json(model.to_json()),
+        keras.models.clone_model,
+    ],
+    ids=["config", "json", "clone"],
+)
+def test_rebuilt_from_its_settings(rebuild):
+    settings = dict(seed=7, recompute="groups", accumulate_steps=2, name="mine", dtype="mixed_bfloat16")
+    model = nvae_tf.NVAE(tiny_config(num_flows=1), ObjectiveConfig(total_steps=17, regularisation=0.3), **settings)
+    rebuilt = rebuild(model)
+    assert type(rebuilt) is nvae_tf.NVAE and rebuilt.get_config() == model.get_config()
     assert [weight.shape for weight in rebuilt.weights] == [weight.shape for weight in model.weights]
+    assert not {id(weight) for weight in rebuilt.weights} & {id(weight) for weight in model.weights}
 
 
-def test_saved_and_loaded(tiny, images, tmp_path):
-    model = tiny.shaken(tiny.model(seed=3, num_flows=1))
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert type(loaded) is nvae_tf.NVAE
-    assert (loaded.config, loaded.seed) == (model.config, 3)
-    for mine, theirs in zip(model.weights, loaded.weights, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-    assert_same_numbers(model, loaded, images)
+def test_a_keras_file_also_one_from_before_a_setting_existed(images, tmp_path):
+    model, path = shaken_model(), tmp_path / "model.keras"
+    model.save(path)
+    assert_same_model(model, keras.models.load_model(path), images)
+    with zipfile.ZipFile(path) as before:
+        files = {name: before.read(name) for name in before.namelist()}
+    config = json.loads(files["config.json"])
+    settings = config["config"]
+    del settings["config"]["exact_edges"], settings["objective"]["kl_constant_weight"], settings["recompute"]
+    files["config.json"] = json.dumps(config)
+    with zipfile.ZipFile(path, "w") as after:
+        for name, content in files.items():
+            after.writestr(name, content)
+    assert_same_model(model, keras.models.load_model(path), images)
 
 
-def test_weights_alone(tiny, images, tmp_path):
-    model, other = tiny.shaken(tiny.model(num_flows=1)), tiny.model(num_flows=1)
+def test_weights_alone(images, tmp_path):
+    model, other = shaken_model(), tiny_model(**PADDED, num_flows=1)
     model.save_weights(tmp_path / "model.weights.h5")
     other.load_weights(tmp_path / "model.weights.h5")
-    assert_same_numbers(model, other, images)
+    assert_same_model(model, other, images)
 
 
-def test_a_checkpoint_of_tensorflow_has_all_weights(tiny, tmp_path):
+def test_a_checkpoint_of_tensorflow_has_all_weights(tmp_path):
     """Also those of layers in lists, which TensorFlow does not find by itself in a model of Keras."""
-    model, other = tiny.shaken(tiny.model(num_flows=1)), tiny.model(num_flows=1)
+    model, other = shaken_model(), tiny_model(**PADDED, num_flows=1)
     file = tf.train.Checkpoint(model=model).save(tmp_path / "model")
     tf.train.Checkpoint(model=other).restore(file).assert_existing_objects_matched()
-    for mine, theirs in zip(model.weights, other.weights, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    assert_same(other.weights, model.weights)
 
 
 @pytest.mark.slow
-def test_a_compiled_model_trains_on_where_it_was_saved(tiny, tmp_path):
-    images = tf.constant(tiny.images_of(tiny.config()))
-    model = tiny.model(seed=3)
+def test_a_compiled_model_trains_on_where_it_was_saved(tmp_path):
+    model = tiny_model()
+    images = tf.constant(images_of(model.config))
     model.compile(optimizer=NVAEAdamax(WarmupCosine(0.01, 0.001, 1, 2, 10)), run_eagerly=True)
     model.train_step(images)
     model.save(tmp_path / "model.keras")
@@ -72,3 +93,16 @@ def test_a_compiled_model_trains_on_where_it_was_saved(tiny, tmp_path):
         each.train_step(images)
         reports.append({name: float(value) for name, value in each.train_step(images).items()})
     assert reports[0] == pytest.approx(reports[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.hdf5"])
+def test_an_hdf5_file_is_refused_for_the_optimizer_state_it_lacks(name, tmp_path):
+    with pytest.raises(ValueError, match=rf"{name}: HDF5 .* lack the optimizer's state; give .* ends in \.keras$"):
+        tiny_model().save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_names_the_command(tmp_path):
+    with pytest.raises(ValueError, match="python -m export.export_saved_model --workdir=RUN --output=DIR"):
+        tiny_model().export(tmp_path / "exported")
+    assert not list(tmp_path.iterdir())

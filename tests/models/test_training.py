@@ -1,6 +1,5 @@
-"""Training through Keras: fit, evaluate, learning, equal runs, and the first batch of self-normalizing models."""
+"""Training: what is learned, equal runs, skipped steps, and the first batch of self-normalizing models."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,6 +7,7 @@ import tensorflow as tf
 from nvae_tf.config import ObjectiveConfig
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.optimization import NVAEAdamax
+from tests.tiny_model import PADDED, assert_same, images_of, state_of, tiny_model, values
 
 STEPS = 40
 
@@ -17,36 +17,35 @@ def stripes(count=32):
     images = np.zeros((count, 6, 6, 1), np.float32)
     generator = np.random.default_rng(0)
     for image in images:
-        place = generator.integers(6)
-        image[place] = 1.0
+        image[generator.integers(6)] = 1.0
         if generator.uniform() < 0.5:
             image[:] = image.transpose(1, 0, 2).copy()
     return images
 
 
+def compiled(rate=0.01, **changes):
+    """A model and its step in a graph."""
+    model = tiny_model(NVAEAdamax(rate), **PADDED | changes)
+    return model, tf.function(model.train_step, autograph=False)
+
+
 @pytest.fixture(scope="module")
-def trained(tiny):
+def trained():
     """A model after some steps of `fit` on labeled batches, and its history."""
     objective = ObjectiveConfig(total_steps=STEPS)
-    model = tiny.model(3, objective, num_latent_scales=1, num_groups_per_scale=2)
-    model.compile(optimizer=NVAEAdamax(0.01))
-    images = stripes()
-    dataset = tf.data.Dataset.from_tensor_slices((images, np.arange(32))).batch(16, drop_remainder=True)
+    model, _ = compiled(objective=objective, num_latent_scales=1, num_groups_per_scale=2)
+    dataset = tf.data.Dataset.from_tensor_slices((stripes(), np.arange(32))).batch(16, drop_remainder=True)
     history = model.fit(dataset.repeat(2), epochs=STEPS // 4, shuffle=False, verbose=0).history
     return model, history
 
 
 def test_the_bound_falls(trained):
-    _, history = trained
+    model, history = trained
     assert set(history) == {"loss", "reconstruction", "kl", "gradient_norm", "skipped_steps"}
-    assert all(np.all(np.isfinite(values)) for values in history.values())
+    assert all(np.all(np.isfinite(metric)) for metric in history.values())
     bound = np.add(history["reconstruction"], history["kl"])
     assert np.mean(bound[-3:]) < 0.8 * bound[0]
     assert min(history["kl"]) > 0.0
-
-
-def test_the_state_after_training(trained):
-    model, _ = trained
     assert int(model.optimizer.iterations) == STEPS
     assert float(model.spectral_regularizer.warmed_up) == 1.0
     for vectors in model.spectral_regularizer.vectors:
@@ -57,72 +56,113 @@ def test_the_state_after_training(trained):
 
 def test_evaluation_gives_the_bound_and_changes_nothing(trained):
     model, _ = trained
-    before = [weight.numpy() for weight in model.weights]
-    images = stripes()
+    before, images = values(model.weights), stripes()
     results = [model.evaluate(images, batch_size=16, verbose=0, return_dict=True) for _ in range(2)]
     assert results[0] == results[1]
     assert results[0]["loss"] == pytest.approx(results[0]["reconstruction"] + results[0]["kl"], rel=1e-5)
-    for weight, value in zip(model.weights, before, strict=True):
-        np.testing.assert_array_equal(weight, value)
-
-
-def test_the_importance_weighted_bound_lies_below_the_plain_one(trained):
-    model, _ = trained
-    images = stripes(16)
-    plain = model.evaluate(images, batch_size=16, verbose=0, return_dict=True)["loss"]
-    assert float(np.mean(model.score(images, importance_samples=10))) < plain
-
-
-def history_of(tiny, seed):
-    """What two eager steps report, and the weights after them."""
-    keras.utils.set_random_seed(1)
-    model = tiny.model(seed)
-    model.compile(optimizer=NVAEAdamax(0.01))
-    images = tf.constant(stripes(8))
-    reports = [{name: float(value) for name, value in model.train_step(images).items()} for _ in range(2)]
-    return reports, [weight.numpy() for weight in model.weights]
+    assert_same(model.weights, before)
+    # The importance-weighted bound lies below the plain one.
+    assert float(np.mean(model.score(images, importance_samples=10))) < results[0]["loss"]
 
 
 @pytest.mark.slow
-def test_the_same_seeds_give_the_same_run(tiny):
-    reports, weights = history_of(tiny, seed=3)
-    again, weights_again = history_of(tiny, seed=3)
-    for first, second in zip(reports, again, strict=True):
-        assert first == pytest.approx(second, rel=1e-5)
-    for first, second in zip(weights, weights_again, strict=True):
+def test_the_same_seeds_give_the_same_run():
+    runs = []
+    for seed in (3, 3, 4):
+        model, _ = compiled(seed=seed)
+        reports = [{name: float(value) for name, value in model.train_step(stripes(8)).items()} for _ in range(2)]
+        runs.append((reports, values(model.weights)))
+    (first, weights), (second, same_weights), (other, _) = runs
+    for one, same, another in zip(first, second, other, strict=True):
+        assert one == pytest.approx(same, rel=1e-5) and one["kl"] != another["kl"]
+    for one, same in zip(weights, same_weights, strict=True):
         # Sums over threads are not always added in the same order.
-        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-6)
-    other, _ = history_of(tiny, seed=4)
-    assert all(mine["kl"] != theirs["kl"] for mine, theirs in zip(reports, other, strict=True))
+        np.testing.assert_allclose(one, same, rtol=1e-4, atol=1e-6)
 
 
-def test_the_draws_depend_on_the_step(tiny):
+def test_the_draws_depend_on_the_step():
     """A step at rate 0 changes no weight, but the next one has new draws."""
-    model = tiny.model()
-    model.compile(optimizer=NVAEAdamax(0.0))
-    images = tf.constant(stripes(8))
-    reconstructions = []
+    model, _ = compiled(rate=0.0)
+    reconstructions = set()
     for _ in range(2):
         model.reset_metrics()
-        reconstructions.append(float(model.train_step(images)["reconstruction"]))
-    assert len(set(reconstructions)) == 2
+        reconstructions.add(float(model.train_step(stripes(8))["reconstruction"]))
+    assert len(reconstructions) == 2
 
 
-def test_self_normalizing_layers_are_set_by_the_first_batch_only(tiny):
-    model = tiny.model(cell_set="res_elu")
+def test_self_normalizing_layers_are_set_by_the_first_batch_only():
+    model, _ = compiled(rate=0.0, cell_set="res_elu")  # so that nothing else moves a weight
     layers = [layer for layer in model.convolutions if isinstance(layer, DataDependentConvolution)]
-    assert len(layers) > 0
-    model.compile(optimizer=NVAEAdamax(0.0))  # so that nothing else moves a weight
-    images = tf.constant(stripes(8))
-
-    def state():
-        return [variable.numpy() for layer in layers for variable in (layer.log_norm, layer.bias)]
-
-    start = state()
-    model.train_step(images)
-    first = state()
+    variables = [variable for layer in layers for variable in (layer.log_norm, layer.bias)]
+    assert layers
+    start = values(variables)
+    model.train_step(stripes(8))
+    first = values(variables)
     assert float(model.data_initialised) == 1.0
     assert all(np.all(before != after) for before, after in zip(start, first, strict=True))
-    model.train_step(1.0 - images)
-    for before, after in zip(first, state(), strict=True):
-        np.testing.assert_array_equal(before, after)
+    model.train_step(1.0 - stripes(8))
+    assert_same(variables, first)
+
+
+@pytest.fixture(scope="module")
+def run():
+    """A model, its step, and the images."""
+    model, step = compiled(num_flows=1)
+    return model, step, images_of(model.config)
+
+
+@pytest.mark.parametrize("poison", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)])
+def test_bad_images_change_nothing(run, poison):
+    model, step, images = run
+    step(images)
+    before, skipped = state_of(model), float(model.running.skipped_steps.result())
+    bad = images.copy()
+    bad[1, 2, 3] = poison
+    step(bad)
+    assert_same(state_of(model), before)
+    assert float(model.running.skipped_steps.result()) == skipped + 1
+
+
+@pytest.mark.slow
+def test_gradients_that_overflow_change_nothing_though_the_loss_is_finite(run, monkeypatch):
+    model, _, images = run
+    before = state_of(model)
+    monkeypatch.setattr(model, "objective", ObjectiveConfig(regularisation=3e38))
+    results = tf.function(model.train_step, autograph=False)(images)
+    assert_same(state_of(model), before)
+    assert float(results["skipped_steps"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell_set", ["res_mbconv", "res_elu"])
+def test_the_steps_after_a_bad_one_are_as_if_it_had_not_been(cell_set):
+    """Self-normalizing layers, of res_elu, take their scales from the first batch that is sound."""
+    (with_bad, step), (without, other_step) = (compiled(cell_set=cell_set) for _ in range(2))
+    images = images_of(with_bad.config)
+    bad = np.full_like(images, np.nan)
+    for batch in (bad, images, bad, images[::-1]):
+        step(batch)
+    for batch in (images, images[::-1]):
+        other_step(batch)
+    assert_same([*state_of(with_bad).values()], [*state_of(without).values()])
+    assert int(with_bad.optimizer.iterations) == 2
+
+
+@pytest.mark.slow
+def test_fit_goes_on_after_a_bad_batch():
+    model, _ = compiled()
+    images = images_of(model.config, count=12)
+    images[5] = np.nan
+    history = model.fit(images, batch_size=4, epochs=2, shuffle=False, verbose=0).history
+    assert history["skipped_steps"] == [1.0, 1.0]
+    assert np.all(np.isfinite(history["loss"]))
+    assert int(model.optimizer.iterations) == 4
+
+
+def test_the_objective_is_that_of_the_settings():
+    """The loss of a step is put together from its reported parts."""
+    objective = ObjectiveConfig(total_steps=10, kl_anneal_portion=0.0, kl_constant_portion=0.0, regularisation=0.0)
+    model = tiny_model(NVAEAdamax(), objective)
+    model.optimizer.iterations.assign(5)
+    report = model.train_step(tf.constant(images_of(model.config)))
+    assert float(report["loss"]) == pytest.approx(float(report["reconstruction"] + report["kl"]), rel=1e-5)

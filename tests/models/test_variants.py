@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.config import ObjectiveConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.optimization import NVAEAdamax
+from tests.tiny_model import PADDED, images_of, tiny_model, values
 
 PLAIN = dict(padded_height=None, padded_width=None, image_height=4, image_width=4)
 COLOUR = dict(**PLAIN, image_channels=3, likelihood="logistic_mixture", num_mixtures=2)
@@ -53,11 +53,10 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variant_trains_scores_and_generates(variant, tiny):
-    model = tiny.model(**VARIANTS[variant])
-    images = tiny.images_of(model.config, count=3)
-    model.compile(optimizer=NVAEAdamax(1e-3, l2=0.0))
-    before = [weight.numpy() for weight in model.trainable_weights]
+def test_a_variant_trains_scores_and_generates(variant):
+    model = tiny_model(NVAEAdamax(1e-3, l2=0.0), **PADDED | VARIANTS[variant])
+    images = images_of(model.config, count=3)
+    before = values(model.trainable_weights)
     report = model.train_step(tf.constant(images))
     assert set(report) == {"loss", "reconstruction", "kl", "gradient_norm", "skipped_steps"}
     assert all(np.isfinite(value) for value in report.values())
@@ -72,20 +71,19 @@ def test_a_variant_trains_scores_and_generates(variant, tiny):
     assert [tuple(latent.shape[1:]) for latent in model.encode(images)] == list(model.plan.latent_shapes())
 
 
-def test_the_one_group_model_leaves_its_start_alone(tiny):
+def test_the_one_group_model_leaves_its_start_alone():
     """It has the learned start of the published file, but neither gradient nor decay reaches it."""
-    model = tiny.model(num_latent_scales=1)
+    model = tiny_model(NVAEAdamax(0.1, l2=0.5), num_latent_scales=1)
     start = model.top_down.start
     before = start.numpy()
     assert np.all((before >= 0.0) & (before < 1.0)) and np.std(before) > 0.1
-    model.compile(optimizer=NVAEAdamax(0.1, l2=0.5))
-    model.train_step(tf.constant(tiny.images_of(model.config)))
+    model.train_step(tf.constant(images_of(model.config)))
     np.testing.assert_array_equal(start, before)
     assert any(start is weight for weight in model.non_trainable_weights)
 
 
-def test_other_models_learn_their_start(tiny):
-    model = tiny.model()
+def test_other_models_learn_their_start():
+    model = tiny_model(**PADDED)
     start = model.top_down.start.numpy()
     assert tuple(start.shape) == (4, 4, 4)
     assert np.all((start >= 0.0) & (start < 1.0)) and np.std(start) > 0.1
@@ -112,19 +110,3 @@ def test_the_network_sees_the_frame_as_zeros_from_minus_one_to_one(model, images
     kernel = stem.effective_kernels()[0]
     expected = tf.nn.conv2d(2.0 * framed - 1.0, kernel, 1, "SAME") + stem.bias[0]
     np.testing.assert_allclose(stem.single(2.0 * framed - 1.0, ForwardPass()), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_one_feature_for_every_group(model, images):
-    shapes = [tuple(feature.shape) for feature in model.features(images)]
-    assert shapes == [(4, 4, 4, 4), (4, 8, 8, 2), (4, 8, 8, 2)]
-
-
-def test_the_objective_is_that_of_the_settings(tiny):
-    """The loss of a step is put together from its reported parts."""
-    objective = ObjectiveConfig(total_steps=10, kl_anneal_portion=0.0, kl_constant_portion=0.0, regularisation=0.0)
-    model = tiny.model(objective=objective)
-    model.compile(optimizer=NVAEAdamax())
-    images = tf.constant(tiny.images_of(model.config))
-    model.optimizer.iterations.assign(5)
-    report = model.train_step(images)
-    assert float(report["loss"]) == pytest.approx(float(report["reconstruction"] + report["kl"]), rel=1e-5)

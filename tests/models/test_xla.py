@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import nvae_tf
 from nvae_tf.models import training_step
 from nvae_tf.models.latents import batch_noise
 from nvae_tf.optimization import NVAEAdamax
-from tests.tiny_model import tiny_config
+from tests.tiny_model import assert_near, assert_same, tiny_model, values
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -48,24 +47,19 @@ def test_the_training_step_is_compiled_once():
     assert len(compilations) == 1, compilations
 
 
-def model_of(**settings):
-    """A compiled model; all have the same weights."""
-    keras.utils.set_random_seed(3)
-    model = nvae_tf.NVAE(tiny_config(num_latent_scales=1, num_groups_per_scale=2, num_flows=1), **settings)
+def model_of(optimizer=None, **settings):
     # At rate 1 and with momentum, weights and slots show the gradients themselves.
-    model.compile(optimizer=keras.optimizers.SGD(1.0, momentum=0.9))
-    model.optimizer.build(model.trainable_variables)
-    return model
+    optimizer = optimizer or keras.optimizers.SGD(1.0, momentum=0.9)
+    return tiny_model(optimizer, num_latent_scales=1, num_groups_per_scale=2, num_flows=1, **settings)
 
 
 def after(model, jit_compile):
-    """What a step changes and tells."""
+    """What a step changes, and its metrics."""
     images = tf.constant(np.random.default_rng(0).integers(0, 2, (8, 4, 4, 1)), tf.float32)
     report = tf.function(model.train_step, autograph=False, jit_compile=jit_compile)(images)
     assert report["skipped_steps"] == 0.0
-    figures = model.recent.read()
-    values = [variable.numpy() for variable in (*model.variables, *model.optimizer.variables)]
-    return [*values, figures.kl_per_group, figures.spectral_norms]
+    recent = model.recent.read()
+    return [*values([*model.variables, *model.optimizer.variables]), recent.kl_per_group, recent.spectral_norms]
 
 
 @pytest.fixture
@@ -89,23 +83,19 @@ def given_draws(monkeypatch):
 )
 def test_the_compiled_step_is_the_same(settings, given_draws):
     plain, compiled = (after(model_of(**settings), jit_compile) for jit_compile in (False, True))
-    for one, other in zip(compiled, plain, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * max(1.0, np.max(np.abs(other), initial=0.0)))
+    assert_near(compiled, plain)
 
 
 @pytest.mark.slow
 def test_what_is_not_finite_changes_nothing_under_xla_either():
-    model = model_of()
-    model.compile(optimizer=NVAEAdamax(0.01))
-    model.optimizer.build(model.trainable_variables)
+    model = model_of(NVAEAdamax(0.01))
     step = tf.function(model.train_step, autograph=False, jit_compile=True)
     images = np.zeros((8, 4, 4, 1), np.float32)
     step(images)
-    before = [variable.numpy() for variable in (*model.weights, *model.optimizer.variables)]
+    before = values([*model.weights, *model.optimizer.variables])
     images[3, 1, 2] = np.nan
     assert float(step(images)["skipped_steps"]) == 1.0
-    for old, new in zip(before, (*model.weights, *model.optimizer.variables), strict=True):
-        np.testing.assert_array_equal(new, old)
+    assert_same([*model.weights, *model.optimizer.variables], before)
     images[3, 1, 2] = 1.0
     assert float(step(images)["skipped_steps"]) == 1.0
     assert int(model.optimizer.iterations) == 2

@@ -53,14 +53,3 @@ def test_bounds_on_the_way_are_those_of_fewer_samples(samples_at_once, ends):
     np.testing.assert_allclose(found.bounds, np.transpose(expected), rtol=1e-5, atol=1e-5)
     weights = np.exp(log_weights)
     np.testing.assert_allclose(found.effective_samples, weights.sum(axis=0) ** 2 / (weights**2).sum(axis=0), rtol=1e-4)
-
-
-def test_each_sample_is_requested_once():
-    requested = []
-
-    def log_weights(indices):
-        requested.extend(indices.numpy())
-        return tf.zeros([2, 2])
-
-    add_samples(log_weights, ImportanceWeighting.begun(2, 0), [], 0, 4, samples_at_once=2)
-    assert requested == [0, 1, 2, 3]

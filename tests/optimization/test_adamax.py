@@ -10,14 +10,14 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.optimization import NVAEAdamax, WarmupCosine, average_of_weights, averaged_weights
 from nvae_tf.training.run_folder import open_for_training
 from nvae_tf.training.training_state import TrainingState
-from tests.tiny_model import tiny_config
+from tests.tiny_model import assert_near, assert_same, images_of, tiny_config, tiny_model, values
 
 SHAPES = [(3, 4), (5,), (), (300, 300), (400, 200)]  # the last two are updated one after the other
 OTHER_SETTINGS = dict(learning_rate=0.05, beta_1=0.8, beta_2=0.9, epsilon=0.1, l2=0.2)
 SCHEDULE = WarmupCosine(0.1, 0.01, warmup_steps=2, steps_per_epoch=2, total_steps=6)
-MODEL = tiny_config(num_latent_scales=1, squeeze_excite=False)
+MODEL = dict(num_latent_scales=1, squeeze_excite=False)
 MOMENTUM = 0.9
-IMAGES = np.float32(np.random.default_rng(0).integers(0, 2, (4, 4, 4, 1)))
+IMAGES = images_of(tiny_config())
 
 
 def gradients_of_steps(count=6):
@@ -59,18 +59,13 @@ def weights_after(optimizer, steps, modes):
     return [variable.numpy() for variable in variables]
 
 
-def assert_close(found, expected, rtol=1e-4):
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=rtol, atol=1e-6)
-
-
 @pytest.mark.parametrize("modes", [["eager"], ["graph"], ["graph", "eager"]], ids="-".join)
 @pytest.mark.parametrize(
     "settings", [{}, OTHER_SETTINGS, dict(learning_rate=SCHEDULE, l2=0.0)], ids=["defaults", "others", "schedule"]
 )
 def test_several_steps(settings, modes):
     steps = gradients_of_steps()
-    assert_close(weights_after(NVAEAdamax(**settings), steps, modes), expected_weights(steps, **settings))
+    assert_near(weights_after(NVAEAdamax(**settings), steps, modes), expected_weights(steps, **settings))
 
 
 @pytest.mark.parametrize("rate", [0.05, SCHEDULE], ids=["rate", "schedule"])
@@ -78,20 +73,16 @@ def test_rebuilt_from_its_serialized_form(rate):
     settings = OTHER_SETTINGS | dict(learning_rate=rate)
     rebuilt = keras.optimizers.deserialize(keras.optimizers.serialize(NVAEAdamax(**settings)))
     steps = gradients_of_steps()
-    assert_close(weights_after(rebuilt, steps, ["graph"]), expected_weights(steps, **settings))
+    assert_near(weights_after(rebuilt, steps, ["graph"]), expected_weights(steps, **settings))
 
 
-def model_with(optimizer=None, dtype="float32", **compilation):
+def model_with(optimizer=None, dtype="float32"):
     """A new model, the same each time; its optimizer keeps averages unless another is given."""
-    keras.utils.set_random_seed(3)
-    model = nvae_tf.NVAE(MODEL, dtype=dtype)
-    model.compile(optimizer=optimizer or NVAEAdamax(use_ema=True, ema_momentum=MOMENTUM), **compilation)
-    model.optimizer.build(model.trainable_variables)
-    return model
+    return tiny_model(optimizer or NVAEAdamax(use_ema=True, ema_momentum=MOMENTUM), dtype=dtype, **MODEL)
 
 
 def weights_of(model):
-    return [weight.numpy() for weight in model.trainable_variables]
+    return values(model.trainable_variables)
 
 
 def averages_of(model):
@@ -116,18 +107,13 @@ def recursion(weights_after_steps):
     return averages
 
 
-def assert_same(found, expected):
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def state_of(folder, model):
+def state_in(folder, model):
     return TrainingState(folder.checkpoints, model, model.optimizer, 2)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return open_for_training(tmp_path / "run", ExperimentConfig(model=MODEL))
+    return open_for_training(tmp_path / "run", ExperimentConfig(model=tiny_config(**MODEL)))
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
@@ -135,15 +121,15 @@ def test_loading_gives_the_averages_and_resuming_the_weights(folder, precision):
     model = model_with(dtype=precision)
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (precision == "mixed_float16")
     after = train(model, 3)
-    assert_close(averages_of(model), recursion(after), rtol=1e-5)
+    assert_near(averages_of(model), recursion(after), rtol=1e-5)
     assert max(np.abs(a - b).max() for a, b in zip(averages_of(model), after[-1], strict=True)) > 1e-3
-    state = state_of(folder, model)
+    state = state_in(folder, model)
     state.save(3)
     state.save_if_best(3, 1.0)
     for checkpoint in ("latest", "best"):
         assert_same(weights_of(nvae_tf.load(folder.path, checkpoint)), averages_of(model))
     other = model_with(dtype=precision)
-    assert state_of(folder, other).restore() == 3
+    assert state_in(folder, other).restore() == 3
     assert_same(weights_of(other), after[-1])
     assert_same(averages_of(other), averages_of(model))
     assert_same(train(other, 1)[-1], train(model, 1)[-1])
@@ -163,7 +149,7 @@ def test_inside_the_block_the_model_has_the_averages_and_after_an_error_the_weig
 
 
 def test_without_averages_the_block_changes_nothing():
-    for model in (model_with(NVAEAdamax()), nvae_tf.NVAE(MODEL)):
+    for model in (model_with(NVAEAdamax()), tiny_model(**MODEL)):
         assert average_of_weights(model) == {}
         before = weights_of(model)
         with averaged_weights(model):
@@ -185,12 +171,12 @@ def test_a_skipped_step_leaves_the_averages_and_before_the_first_step_they_are_t
     model.train_step(bad)
     with averaged_weights(model):
         assert_same(weights_of(model), before)
-    state_of(folder, model).save(1)
+    state_in(folder, model).save(1)
     assert_same(weights_of(nvae_tf.load(folder.path)), before)
     scale_by(1024.0)
     after = train(model, 2)
     averages = averages_of(model)
-    assert_close(averages, recursion(after), rtol=1e-5)
+    assert_near(averages, recursion(after), rtol=1e-5)
     scale_by(3e38)
     model.train_step(bad)
     assert_same(averages_of(model), averages)
@@ -208,15 +194,16 @@ class InsideFit(keras.callbacks.Callback):
         with averaged_weights(self.model):
             self.inside = weights_of(self.model)
         assert_same(weights_of(self.model), self.after[-1])
-        state_of(self._folder, self.model).save(batch + 1)
+        state_in(self._folder, self.model).save(batch + 1)
 
 
 def test_an_optimizer_of_keras_in_fit(folder):
-    model = model_with(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=MOMENTUM), run_eagerly=True)
+    model = model_with(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=MOMENTUM))
+    model.run_eagerly = True
     callback = InsideFit(folder)
     model.fit(np.concatenate([IMAGES] * 3), batch_size=4, shuffle=False, verbose=0, callbacks=[callback])
     assert len(callback.after) == 3
-    assert_close(callback.inside, recursion(callback.after), rtol=1e-5)
+    assert_near(callback.inside, recursion(callback.after), rtol=1e-5)
     assert_same(weights_of(nvae_tf.load(folder.path)), callback.inside)
     # Keras itself ends with them.
     assert_same(weights_of(model), callback.inside)

@@ -1,6 +1,5 @@
 """`--config`: files of one's own with whatever is wrong in them, and the settings of another run."""
 
-import json
 
 import pytest
 
@@ -111,15 +110,3 @@ def test_a_command_says_what_is_wrong_in_one_line(commands, tmp_path):
         (line,) = process.stderr.splitlines()
         assert line.startswith("error: ") and message in line
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_a_run_with_the_settings_of_another(commands, finished_run, tmp_path):
-    config = f"--config={finished_run[0] / 'config.json'}"
-    process = commands.run(["-m", "train.main", config, f"--workdir={finished_run[0]}"])
-    assert process.returncode == 0 and "a finished run" in process.stdout, process.stderr
-    process = commands.run(["-m", "train.main", config, f"--workdir={tmp_path / 'new'}", "--config.train.steps=20"])
-    assert process.returncode == 0 and "step 20/20" in process.stdout, process.stderr
-    before, now = (json.loads((folder / "config.json").read_text()) for folder in (finished_run[0], tmp_path / "new"))
-    before["train"]["steps"] = before["objective"]["total_steps"] = 20
-    assert now == before

@@ -1,4 +1,6 @@
-"""What `fit` and its relatives refuse, in one line, and that a refusal leaves the model as it was."""
+"""Keras' methods on the model: callbacks, what is refused in one line, and that a refusal leaves no trace."""
+
+import csv
 
 import keras
 import numpy as np
@@ -7,22 +9,23 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.optimization import NVAEAdamax
-from tests.tiny_model import tiny_config
+from tests.tiny_model import assert_same, images_of, tiny_config, values
 
 # Of Keras' own code that saves.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-SMALLEST = dict(num_latent_scales=1, squeeze_excite=False)
-IMAGES = np.random.default_rng(0).integers(0, 2, (8, 4, 4, 1)).astype(np.float32)
+SMALLEST = tiny_config(num_latent_scales=1, squeeze_excite=False)
+IMAGES = images_of(SMALLEST, 8)
 BRIGHT = 255.0 * IMAGES
 WRONG_RANGE = r"^images have values from 0 to 255; they must be in \[0, 1\]: divide 8-bit values by 255$"
+METHODS = ["train_on_batch", "test_on_batch", "predict_on_batch", "fit", "evaluate", "predict"]
 
 
 def compiled(**settings):
     """A model ready for `fit`; all have the same weights."""
     keras.utils.set_random_seed(3)
-    model = nvae_tf.NVAE(tiny_config(**SMALLEST))
-    model.compile(NVAEAdamax(0.01), **settings)
+    model = nvae_tf.NVAE(SMALLEST)
+    model.compile(**dict(optimizer=NVAEAdamax(0.01)) | settings)
     return model
 
 
@@ -34,33 +37,24 @@ def eager():
 
 def fit(model, images, **settings):
     """What `fit` reports; the batches are of 4."""
-    return model.fit(images, batch_size=4, shuffle=False, verbose=0, **settings).history
-
-
-def values_of(model):
-    return [weight.numpy() for weight in model.weights]
-
-
-def assert_same(values, others):
-    for value, other in zip(values, others, strict=True):
-        np.testing.assert_array_equal(value, other)
+    return model.fit(images, **dict(batch_size=4, shuffle=False, verbose=0) | settings).history
 
 
 def assert_refusals_leave_no_trace(model, refusals, tmp_path):
     """Refuses these images, and is then a model like one that never saw them."""
-    before = values_of(model)
+    before = values(model.weights)
     for images, message in refusals:
         with pytest.raises(ValueError, match=message):
             fit(model, images)
-        assert_same(values_of(model), before)
+        assert_same(values(model.weights), before)
     model.save(tmp_path / "refused.keras")
-    assert_same(values_of(keras.models.load_model(tmp_path / "refused.keras")), before)
+    assert_same(values(keras.models.load_model(tmp_path / "refused.keras").weights), before)
     history = fit(model, IMAGES)
     assert history["skipped_steps"] == [0.0] and int(model.optimizer.iterations) == 2
     model.save(tmp_path / "fitted.keras")
     loaded = keras.models.load_model(tmp_path / "fitted.keras")
-    assert_same(values_of(loaded), values_of(model))
-    assert_same([v.numpy() for v in loaded.optimizer.variables], [v.numpy() for v in model.optimizer.variables])
+    assert_same(values(loaded.weights), values(model.weights))
+    assert_same(values(loaded.optimizer.variables), values(model.optimizer.variables))
     return history
 
 
@@ -87,12 +81,17 @@ def test_another_range_is_refused_however_the_step_is_compiled(settings, tmp_pat
             method(BRIGHT, batch_size=4, verbose=0)
 
 
-@pytest.mark.parametrize("name", ["train_on_batch", "test_on_batch", "predict_on_batch", "fit", "evaluate", "predict"])
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_refuses_another_range(eager, name):
-    before = values_of(eager)
+    before = values(eager.weights)
     with pytest.raises(ValueError, match=WRONG_RANGE):
         getattr(eager, name)(BRIGHT)
-    assert_same(values_of(eager), before)
+    assert_same(values(eager.weights), before)
+
+
+def test_a_call_refuses_another_range(eager):
+    with pytest.raises(ValueError, match="values from 0 to 255;"):
+        eager(BRIGHT)
 
 
 def test_images_with_nan_are_not_scored(eager):
@@ -142,22 +141,90 @@ def test_without_an_optimizer_there_is_no_fit():
         fit(model, IMAGES)
 
 
-def test_export_names_the_command(eager, tmp_path):
-    with pytest.raises(ValueError, match="python -m export.export_saved_model --workdir=RUN --output=DIR"):
-        eager.export(tmp_path / "exported")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (dict(config={"image_height": 4}), "config is of type dict: must be a nvae_tf.ModelConfig"),
-        (dict(config=nvae_tf.ExperimentConfig()), "config is of type ExperimentConfig"),
         (dict(objective={"total_steps": 3}), "objective is of type dict: must be a nvae_tf.ObjectiveConfig"),
         (dict(seed="one"), "seed = 'one': must be a whole number"),
         (dict(seed=2**31), "seed = 2147483648: must be a whole number up to 2147483647"),
+        (dict(recompute="group"), r"recompute = 'group': not one of the choices \(none, groups, all\)"),
+        (dict(recompute=None), "recompute = None: not one of"),
+        (dict(dtype="float64"), "dtype = 'float64': not one of"),
+        *((dict(accumulate_steps=bad), f"accumulate_steps = {bad!r}: must be") for bad in (0, -1, 2.5, "2", True)),
     ],
 )
 def test_a_model_is_made_of_the_right_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        nvae_tf.NVAE(**dict(config=tiny_config(**SMALLEST)) | settings)
+        nvae_tf.NVAE(**dict(config=SMALLEST) | settings)
+
+
+def test_callbacks_get_the_numbers(tmp_path):
+    model = compiled()
+    callbacks = [
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2),
+        keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.1, patience=1, min_delta=1e9),
+        keras.callbacks.TerminateOnNaN(),
+        keras.callbacks.TensorBoard(tmp_path / "logs", histogram_freq=1, update_freq=1),
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+    ]
+    history = fit(model, IMAGES, y=np.arange(8), epochs=2, validation_split=0.5, callbacks=callbacks)
+    # The second epoch is no better by so much: a tenth of a quarter.
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.01 / 4 / 10)
+    with open(tmp_path / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("loss", "reconstruction", "kl", "skipped_steps", "val_loss", "val_reconstruction", "val_kl"):
+        assert [float(row[name]) for row in rows] == pytest.approx(history[name])
+    assert len(list((tmp_path / "logs").rglob("events.*"))) == 2
+
+
+class Interruption(keras.callbacks.Callback):
+    """A user's Ctrl-C in the third epoch."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == 5:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_backup_and_restore_ends_with_the_same_weights(tmp_path):
+    whole, interrupted, restored = compiled(), compiled(), compiled()
+    fit(whole, IMAGES, epochs=4)
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(interrupted, IMAGES, epochs=4, callbacks=[backup(), Interruption()])
+    fit(restored, IMAGES, epochs=4, callbacks=[backup()])
+    assert restored.history.epoch == [2, 3]
+    assert_same(restored.weights, whole.weights)
+
+
+def test_accumulated_gradients_of_the_optimizer_count_as_one_step():
+    model = compiled(optimizer=NVAEAdamax(0.01, gradient_accumulation_steps=2), run_eagerly=True)
+    changes, steps = [], []
+    for _ in range(4):
+        before = values(model.trainable_weights)
+        model.train_on_batch(IMAGES)
+        pairs = zip(before, values(model.trainable_weights), strict=True)
+        changes.append(any(np.any(old != new) for old, new in pairs))
+        steps.append(int(model.optimizer.iterations))
+    assert (changes, steps) == ([False, True, False, True], [0, 1, 1, 2])
+
+
+def test_labels_in_a_generator_and_a_dataset_of_tuples_are_passed_over(eager):
+    losses = []
+    for batch in ((IMAGES,), (IMAGES, np.arange(8)), (IMAGES, np.arange(8), np.zeros(8))):
+        generator = (batch for _ in range(2))
+        losses.append(eager.evaluate(generator, steps=1, return_dict=True, verbose=0)["loss"])
+    assert len(set(losses)) == 1 and np.isfinite(losses[0])
+
+
+def test_predict_gives_mean_reconstructions(eager):
+    predicted = eager.predict(np.concatenate([IMAGES, IMAGES]), batch_size=8, verbose=0)
+    assert predicted.shape == (16, *IMAGES.shape[1:])
+    assert predicted.min() >= 0.0 and predicted.max() <= 1.0
+    # The draws depend on the place in a batch.
+    np.testing.assert_allclose(predicted[:8], predicted[8:], rtol=1e-5)
+    np.testing.assert_allclose(predicted[:8], eager(IMAGES), rtol=1e-4, atol=1e-6)
