@@ -135,7 +135,13 @@ def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType)
     try:
         with exit_on_user_error():
             if _HELP & set(arguments[1:]):
-                _print_help(manual_page(module, flags, arguments[1:]))
+                page = manual_page(module, flags, arguments[1:])
+                try:
+                    print(page, flush=True)
+                except BrokenPipeError:
+                    # The reader, a pager, has closed the pipe; nothing is left to be flushed at the end.
+                    sys.stdout = None
+                sys.exit(0)
             if hasattr(module, "CONFIG"):
                 check_config_flags(arguments[1:])
                 _check_no_bare_settings(arguments[1:], flags)
@@ -173,15 +179,6 @@ def _check_no_bare_settings(arguments: Sequence[str], flags: ModuleType) -> None
         name = argument.partition("=")[0].lstrip("-")
         if argument.startswith("-") and name not in flags.FLAGS and name in by_name:
             raise ValueError(f"--{name}: no such flag; did you mean --config.{by_name[name]}?")
-
-
-def _print_help(page: str) -> None:
-    try:
-        print(page, flush=True)
-    except BrokenPipeError:
-        # The reader, a pager, has closed the pipe; nothing is left to be flushed at the end.
-        sys.stdout = None
-    sys.exit(0)
 
 
 def manual_page(module: ModuleType, flags: ModuleType, arguments: Sequence[str] = ()) -> str:

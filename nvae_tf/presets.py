@@ -4,7 +4,6 @@ The presets are the files of the folder `configs`: one a data set, each with a f
 """
 
 import difflib
-import os
 import pathlib
 import runpy
 import traceback
@@ -84,21 +83,6 @@ def config_like(other: str, name: str) -> ConfigDict:
     return config
 
 
-def recorded_config(path: str | os.PathLike) -> ConfigDict:
-    """The settings of a run from its `config.json`, unlocked.
-
-    Those of the model follow those of the data, as in a preset, where both are the same.
-
-    Raises:
-      FileNotFoundError, ValueError: see `nvae_tf.config.read_config`.
-    """
-    config = _unlocked(read_config(path))
-    for setting, data_setting in MODEL_SETTINGS.items():
-        if config.model[setting] == config.data[data_setting]:
-            config.model[setting] = config.data.get_ref(data_setting)
-    return config
-
-
 def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     """Settings of some groups, with all that is left out of them at its default, unlocked.
 
@@ -137,7 +121,12 @@ def load_settings(path: str) -> ConfigDict:
     # A user's file may raise anything.
     try:
         if name.endswith(".json"):
-            return recorded_config(name)
+            config = _unlocked(read_config(name))
+            # The model follows the data, as in a preset, in what is the same for both.
+            for setting, data_setting in MODEL_SETTINGS.items():
+                if config.model[setting] == config.data[data_setting]:
+                    config.model[setting] = config.data.get_ref(data_setting)
+            return config
         get_config = runpy.run_path(name).get("get_config")
         check(callable(get_config), "has no function get_config")
         settings = get_config(argument) if colon else get_config()

@@ -1,4 +1,4 @@
-"""Files that are written whole: what is said, and what is left, where they can't be."""
+"""Files that are written atomically: the message, and what is left, where they can't be."""
 
 import resource
 
@@ -7,7 +7,7 @@ import pytest
 from nvae_tf.files import atomic_file, atomic_write
 
 
-def test_a_full_disk_is_told_with_the_name_of_the_file_itself(tmp_path):
+def test_a_full_disk_is_reported_with_the_name_of_the_file_itself(tmp_path):
     file = tmp_path / "scores.txt"
     atomic_write(file, "old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

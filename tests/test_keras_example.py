@@ -150,7 +150,7 @@ def test_an_array_and_any_optimizer(whole):
     own, history = whole["own"], whole["own_history"]
     assert history["val_loss"][-1] < history["val_loss"][0]
     assert history["learning_rate"] == pytest.approx([0.01, 0.005, 0.0025, 0.00125])
-    # Noise of 8 bits can't be told with fewer.
+    # Noise of 8 bits can't be described with fewer.
     assert 8.0 < whole["bits_per_dim"] < 8.6
     assert int(own.optimizer.iterations) == 256 // 16 // 2
 

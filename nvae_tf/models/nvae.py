@@ -12,16 +12,7 @@ import tensorflow_probability as tfp
 
 from nvae_tf import config as configuration
 from nvae_tf import objective as objectives
-from nvae_tf.config import (
-    LARGEST_SEED,
-    PRECISIONS,
-    RECOMPUTATIONS,
-    ExperimentConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    check,
-    check_choice,
-)
+from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, check, check_choice
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization, StackedConvolution, StackedLayer
@@ -115,12 +106,12 @@ class NVAE(keras.Model):
         for where, value, expected in (("config", config, ModelConfig), ("objective", objective, ObjectiveConfig)):
             found = type(value).__name__
             check(isinstance(value, expected), f"{where} is of type {found}: must be a nvae_tf.{expected.__name__}")
-        is_seed = isinstance(seed, number_types.Integral) and abs(seed) <= LARGEST_SEED
-        check(is_seed, f"seed = {seed!r}: must be a whole number up to {LARGEST_SEED}")
+        is_seed = isinstance(seed, number_types.Integral) and abs(seed) <= configuration.LARGEST_SEED
+        check(is_seed, f"seed = {seed!r}: must be a whole number up to {configuration.LARGEST_SEED}")
         is_count = isinstance(accumulate_steps, int) and accumulate_steps is not True and accumulate_steps >= 1
         check(is_count, f"accumulate_steps = {accumulate_steps!r}: must be a whole number and at least 1")
-        check_choice("dtype", self.dtype_policy.name, PRECISIONS)
-        check_choice("recompute", recompute, RECOMPUTATIONS)
+        check_choice("dtype", self.dtype_policy.name, configuration.PRECISIONS)
+        check_choice("recompute", recompute, configuration.RECOMPUTATIONS)
         self.config = config
         self.objective = objective
         self.seed = int(seed)
@@ -139,8 +130,9 @@ class NVAE(keras.Model):
             cells.recomputed = True
         self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
         self.is_data_dependent = bool(self._stacks(DataDependentConvolution))
-        shared = {"trainable": False, "aggregation": "only_first_replica"}
-        self.data_initialised = self.add_weight(name="data_initialised", shape=(), initializer="zeros", **shared)
+        self.data_initialised = self.add_weight(
+            shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica", name="data_initialised"
+        )
         self.running = RunningMetrics()
         self.recent = RecentMetrics(self.plan.num_groups, sum(layer.count for layer in self.convolutions))
         self.step_guard = StepGuard()

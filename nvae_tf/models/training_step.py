@@ -83,16 +83,10 @@ def loss_of(
     regularizers: tuple[tf.Tensor, tf.Tensor | float],
     inputs: tf.Tensor | None = None,
 ) -> StepLoss:
-    """The loss of images at a step, see `nvae_tf.objective`.
+    """The loss of images `[batch, height, width, channels]` after so many steps, see `nvae_tf.objective`.
 
-    Args:
-      model: the model.
-      images: `[batch, height, width, channels]` in [0, 1].
-      noise: the groups' draws, see `draws`.
-      step: the number of steps taken before.
-      forward: the training pass.
-      regularizers: the layers' spectral norms, and the sum of both regularizers.
-      inputs: what the network sees, where it differs from the images in its gradient.
+    `regularizers` are as `regularizers_of` gives them. `inputs` are what the network sees, where they differ from the
+    images in their gradient.
     """
     norms, total = regularizers
     elbo = model.infer(images if inputs is None else inputs, noise, forward).elbo(images)
@@ -160,10 +154,7 @@ def step_of_microbatches(model: "NVAE", images: tf.Tensor, step: tf.Tensor) -> S
 def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Sequence[tf.Tensor]]) -> list:
     """`sum_i microbatch(i)` for `i < count`, with the memory of one.
 
-    Args:
-      microbatch: its number, an int32 scalar -> lists of tensors.
-      count: how many microbatches there are.
-      like: lists of variables or tensors of the same shapes, in float32.
+    `microbatch` takes an int32 scalar and gives lists of float32 tensors; `like` has the same lists and shapes.
     """
 
     def add(sums: list, index: tf.Tensor) -> list:

@@ -37,7 +37,7 @@ def test_right_flags_pass(arguments):
         ("--config=configs/cifar.py", "configs/cifar10.py"),
     ],
 )
-def test_a_wrong_name_is_told_with_the_nearest(argument, nearest):
+def test_a_wrong_name_is_reported_with_the_nearest(argument, nearest):
     with pytest.raises(ValueError, match=f"did you mean {nearest}"):
         command_line.check_config_flags([argument])
 
@@ -77,7 +77,7 @@ finally:
         "launch --processes=2 --log_dir={}/logs -- --workdir=elsewhere",
     ],
 )
-def test_a_place_that_cannot_be_written_to_is_told_at_once(tmp_path, command):
+def test_a_place_that_cannot_be_written_to_is_reported_at_once(tmp_path, command):
     (tmp_path / "config.json").write_text("{}")
     arguments = command.format(tmp_path).split()
     process = subprocess.run([sys.executable, "-c", UNWRITABLE, *arguments], capture_output=True, text=True)
