@@ -83,7 +83,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(one, other)
 
 
-def assert_near(found, expected, rtol=1e-4, atol=1e-5):
-    """Nearly the same arrays; `atol` is relative to an array's largest number where that is above 1."""
+def assert_near(found, expected, rtol=1e-4, atol=1e-5, floor=1.0):
+    """Nearly the same arrays; `atol` is relative to an array's largest number, or to `floor` if that is larger."""
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol, atol * max(1.0, np.max(np.abs(other), initial=0.0)))
+        np.testing.assert_allclose(one, other, rtol, atol * max(floor, np.max(np.abs(other), initial=0.0)))

@@ -45,16 +45,15 @@ def test_decoding_what_was_encoded_is_the_reconstruction_with_the_same_draws(mod
 
 
 def test_encoding_and_decoding_in_a_graph_and_their_gradient(model, images):
-    @tf.function
+    @tf.function(autograph=False)
     def reconstruct(images):
         with tf.GradientTape() as tape:
             tape.watch(images)
             reconstructed = model.decode(model.encode(images, seed=3))
-        return reconstructed, tape.gradient(reconstructed, images), model.score(images, 2, seed=3)
+        return reconstructed, tape.gradient(reconstructed, images)
 
-    reconstructed, gradient, scores = reconstruct(tf.constant(images))
+    reconstructed, gradient = reconstruct(tf.constant(images))
     near(reconstructed, model.decode(model.encode(images, seed=3)))
-    near(scores, model.score(images, 2, seed=3))
     assert np.all(np.isfinite(gradient)) and np.any(gradient != 0.0)
 
 

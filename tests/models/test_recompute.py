@@ -50,7 +50,7 @@ def peak(step):
 def test_a_step_is_the_same_with_less_memory(without_rewriting):
     kept, recomputed = steps_of("none", "all")
     assert peak(recomputed[1]) < 0.6 * peak(kept[1])
-    assert_near(after(*recomputed), after(*kept))
+    assert_near(after(*recomputed), after(*kept), floor=1e-3)
 
 
 @pytest.mark.slow
@@ -61,4 +61,4 @@ def test_the_cells_of_groups_alone_save_less(without_rewriting):
     assert peaks[2] < 0.95 * peaks[1] < 0.85 * peaks[0], peaks
     expected, *others = (after(*each) for each in steps)
     for found in others:
-        assert_near(found, expected)
+        assert_near(found, expected, floor=1e-3)

@@ -1,6 +1,5 @@
 """`--config`: files of one's own with whatever is wrong in them, and the settings of another run."""
 
-
 import pytest
 
 from configs import digits
