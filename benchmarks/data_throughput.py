@@ -62,8 +62,8 @@ def measure(files: int, seconds: float) -> dict[str, Any]:
 
 def make_sources(root: pathlib.Path) -> dict[str, Any]:
     """A name and a complete data spec for each kind of source, with its files below `root`."""
+    from nvae_tf.config import DataSpec
     from nvae_tf.data.spec import DATA_SPECS, complete_spec
-    from nvae_tf.data_spec import DataSpec
 
     def own(path: pathlib.Path, **settings: Any) -> DataSpec:
         return complete_spec(DataSpec(**vars(DATA_SPECS["own_images"]) | {"path": str(path)} | settings))
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.files < 1000:
         parser.error("--files must be at least 1000")
-    from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+    from nvae_tf.errors import start_tensorflow_quietly
 
     start_tensorflow_quietly()
     result = measure(options.files, options.seconds)

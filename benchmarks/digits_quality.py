@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
     arguments = parser.parse_args()
-    from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+    from nvae_tf.errors import start_tensorflow_quietly
 
     start_tensorflow_quietly()
     import nvae_tf

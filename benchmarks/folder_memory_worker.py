@@ -13,13 +13,13 @@ from benchmarks.interleaved import peak_memory_bytes
 def main() -> None:
     """Prints one line of JSON: seconds to list and check the files, images, and bytes after each stage."""
     folder, batches = sys.argv[1], int(sys.argv[2])
-    from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+    from nvae_tf.errors import start_tensorflow_quietly
 
     start_tensorflow_quietly()
+    from nvae_tf.config import DataSpec
     from nvae_tf.data.pipeline import iterate, training_batches
     from nvae_tf.data.sources import load_split
     from nvae_tf.data.spec import OWN_IMAGES, complete_spec
-    from nvae_tf.data_spec import DataSpec
 
     spec = complete_spec(DataSpec(**vars(OWN_IMAGES) | {"path": folder}))
     imported = peak_memory_bytes()

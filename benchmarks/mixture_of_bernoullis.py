@@ -50,7 +50,7 @@ class MixtureOfBernoullis:
 
 def bitmaps(split: str) -> np.ndarray:
     """The digits of a part, 0 or 1, `[count, pixels]`."""
-    from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+    from nvae_tf.errors import start_tensorflow_quietly
 
     start_tensorflow_quietly()
     from nvae_tf.data import data_spec

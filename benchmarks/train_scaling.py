@@ -29,7 +29,7 @@ from benchmarks.train_scaling_table import Record, Variant, doubts, figures, tab
 from benchmarks.train_scaling_worker import LIST_GPUS
 from benchmarks.train_step import BUSY, describe_machine, say
 from nvae_tf import presets
-from nvae_tf.train_config import PRECISIONS, RECOMPUTATIONS, XLA_USES, TrainConfig
+from nvae_tf.config import PRECISIONS, RECOMPUTATIONS, XLA_USES, TrainConfig
 
 WORKER = (sys.executable, "-m", "benchmarks.train_scaling_worker")
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

@@ -37,9 +37,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.errors import exit_on_user_error
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
 from nvae_tf.serving.saved_models.choices import WEIGHTS
 from nvae_tf.serving.saved_models.version_folder import check_version_is_free

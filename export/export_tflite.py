@@ -35,9 +35,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.errors import exit_on_user_error
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
 from nvae_tf.serving.devices.tflite_choices import (
     DEVICE_SIGNATURES,

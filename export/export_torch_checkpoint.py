@@ -27,10 +27,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.errors import exit_on_user_error
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.published.early_checks import check_new_file, check_torch
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
 
 if TYPE_CHECKING:

@@ -40,13 +40,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nvae_tf.config import check_choice
 from nvae_tf.data.sources import SOURCES
-from nvae_tf.errors import exit_on_user_error
+from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.published.early_checks import check_apart, check_file, check_new_file, check_torch
 from nvae_tf.published.new_run_folder import check_output_is_free
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
-from nvae_tf.setting_checks import check_choice
 
 if TYPE_CHECKING:
     from nvae_tf.published.import_run import Imported

@@ -24,7 +24,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, exit_on_mistake, flag_names
 
 _LARGEST_PORT = 65535

@@ -8,8 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from nvae_tf.config import ModelConfig
-from nvae_tf.setting_checks import did_you_mean
+from nvae_tf.config import ModelConfig, did_you_mean
 
 Value = TypeVar("Value")
 

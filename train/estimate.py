@@ -28,9 +28,9 @@ from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
+from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 from nvae_tf.training.sized_settings import sized_settings
 
 CONFIG = command_line.define_config(flags)

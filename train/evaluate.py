@@ -32,13 +32,11 @@ import pathlib
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, check_choice
+from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.generation.arguments import BATCH_NORM_HELP, TEMPERATURE_HELP, parse_temperature
 from nvae_tf.progress import StatusLine
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
-from nvae_tf.setting_checks import check_choice
-from nvae_tf.train_config import LARGEST_SEED
 
 _METRICS = ("elbo", "iw", "fid", "latents")
 

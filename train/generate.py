@@ -21,9 +21,9 @@ import numpy as np
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, check, check_choice
 from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
-from nvae_tf.errors import exit_on_user_error
+from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 from nvae_tf.generation.arguments import (
     BATCH_NORM_HELP,
@@ -45,9 +45,6 @@ from nvae_tf.generation.image_grid import (
 )
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
-from nvae_tf.setting_checks import check, check_choice
-from nvae_tf.train_config import LARGEST_SEED
 
 FLAGS = flags.FLAGS
 _HELP = ("h", "help", "helpshort", "helpfull")
@@ -338,7 +335,7 @@ def _input_places() -> list[str]:
 
 def _run_settings(temperature: float | Sequence[float] | None = None):
     """The run's settings and latent plan, before its model is loaded; checks that the temperature fits."""
-    from nvae_tf.models.temperatures import temperatures_of_groups
+    from nvae_tf.models.latents import temperatures_of_groups
     from nvae_tf.training.run_folder import RunFolder, read_run_config
 
     config = read_run_config(RunFolder(pathlib.Path(FLAGS.workdir)))

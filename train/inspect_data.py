@@ -15,8 +15,8 @@ from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
+from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
 CONFIG = command_line.define_config(flags)
 OUTPUT = flags.DEFINE_string(

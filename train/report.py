@@ -19,11 +19,10 @@ import os
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.checkpoint_choice import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED
+from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 from nvae_tf.generation.arguments import output_place
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
-from nvae_tf.train_config import LARGEST_SEED
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; report.html in the run folder if not given.")

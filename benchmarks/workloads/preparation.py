@@ -17,7 +17,7 @@ from benchmarks.workloads.untrained import config_of, suit_process, untrained_mo
 from nvae_tf.config import config_to_json
 from nvae_tf.files import atomic_write
 from nvae_tf.layers import FoldedPass, folded_weights
-from nvae_tf.models.for_training import model_for_training
+from nvae_tf.models.nvae import model_for_training
 from nvae_tf.published.torch_file import OWN_KEY
 from nvae_tf.training.run_folder import RunFolder
 from nvae_tf.training.training_state import TrainingState

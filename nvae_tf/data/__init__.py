@@ -4,7 +4,7 @@ Exported is only what needs no TensorFlow, because configs are read before it is
 module: `sources.load_split`, `pipeline.training_batches`, `pipeline.evaluation_batches`.
 """
 
+from nvae_tf.config import DataSpec
 from nvae_tf.data.spec import DATA_SPECS, data_spec
-from nvae_tf.data_spec import DataSpec
 
 __all__ = ["DATA_SPECS", "DataSpec", "data_spec"]

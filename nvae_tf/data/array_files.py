@@ -14,9 +14,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from nvae_tf.config import DataSpec
 from nvae_tf.data.pictures import PictureHeader, check_array, fit_array
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, check_memory, held_out
-from nvae_tf.data_spec import DataSpec
 from nvae_tf.errors import first_line
 from nvae_tf.progress import Report
 

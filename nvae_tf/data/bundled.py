@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image
 
+from nvae_tf.config import DataSpec
 from nvae_tf.data.pictures import PictureHeader
 from nvae_tf.data.sources import ArraySource, ImageSource
-from nvae_tf.data_spec import DataSpec
 from nvae_tf.progress import Report
 
 _SPLIT_SEED = 20200708

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from nvae_tf.config import DataSpec
 from nvae_tf.data.array_files import map_array
 from nvae_tf.data.sources import ReadSource
-from nvae_tf.data_spec import DataSpec
 from nvae_tf.errors import first_line
 from nvae_tf.progress import Report
 

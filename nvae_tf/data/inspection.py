@@ -6,11 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import DataSpec, ExperimentConfig
 from nvae_tf.data.pipeline import evaluation_batches, iterate, steps_per_epoch, training_batches
 from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data.spec import check_model_fits
-from nvae_tf.data_spec import DataSpec
 from nvae_tf.progress import StatusLine
 
 _HISTOGRAM_BARS = 8

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nvae_tf.config import DataSpec
 from nvae_tf.data.decoded_cache import DecodedCache
 from nvae_tf.data.pictures import (
     SUFFIXES,
@@ -23,7 +24,6 @@ from nvae_tf.data.pictures import (
     read_picture,
 )
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, held_out
-from nvae_tf.data_spec import DataSpec
 from nvae_tf.progress import Report
 
 _THREADS = 8

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from nvae_tf.data_spec import MAX_PIXELS, DataSpec
+from nvae_tf.config import MAX_PIXELS, DataSpec
 from nvae_tf.errors import first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -16,8 +16,8 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.config import DataSpec
 from nvae_tf.data.sources import ImageSource, check_image_shape
-from nvae_tf.data_spec import DataSpec
 
 # Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
 _BATCHES_AHEAD = 4

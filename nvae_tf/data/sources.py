@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import psutil
 
+from nvae_tf.config import DataSpec, check_choice
 from nvae_tf.data.pictures import PictureHeader, list_pictures
-from nvae_tf.data_spec import DataSpec
+from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.progress import Report
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
-from nvae_tf.setting_checks import check_choice
 
 if TYPE_CHECKING:
     import tensorflow as tf

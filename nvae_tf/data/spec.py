@@ -8,11 +8,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from nvae_tf.config import ExperimentConfig, ModelConfig, config_from_dict, experiment_config
+from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, config_from_dict, did_you_mean, experiment_config
 from nvae_tf.data.pictures import PictureHeader
 from nvae_tf.data.sources import first_image, source_at
-from nvae_tf.data_spec import DataSpec
-from nvae_tf.setting_checks import did_you_mean
 
 # scikit-learn's handwritten digits as bitmaps: 1,437 for training and 360 for testing.
 DIGITS = DataSpec(

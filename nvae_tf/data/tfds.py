@@ -15,14 +15,13 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
+from nvae_tf.config import DataSpec, did_you_mean
 from nvae_tf.data.decoded_cache import DecodedCache
 from nvae_tf.data.pictures import PictureHeader, WrongSize, fit_pixels, geometry
 from nvae_tf.data.pipeline import closed_at_exit
 from nvae_tf.data.sources import ArraySource, ImageSource, check_memory
-from nvae_tf.data_spec import DataSpec
 from nvae_tf.errors import first_line
 from nvae_tf.progress import Report
-from nvae_tf.setting_checks import did_you_mean
 
 _READ_BATCH = 256
 # TFDS looks there for sets that are prepared already.

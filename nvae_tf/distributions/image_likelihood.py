@@ -5,9 +5,9 @@ import dataclasses
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from nvae_tf.config import check_choice
 from nvae_tf.distributions.discretized_logistic_mixture import DiscretizedLogisticMixture, num_mixture_parameters
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
-from nvae_tf.setting_checks import check_choice
 
 tfd = tfp.distributions
 

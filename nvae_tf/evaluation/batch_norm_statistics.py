@@ -11,14 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.config import check
 from nvae_tf.layers import ForwardPass, StackedBatchNormalization
 from nvae_tf.layers.cpu_kernels import EPSILON
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import PriorSource
-from nvae_tf.models.noise import batch_noise
-from nvae_tf.models.temperatures import Temperature, temperatures_of_groups
+from nvae_tf.models.latents import PriorSource, Temperature, batch_noise, temperatures_of_groups
 from nvae_tf.models.top_down import TopDown
-from nvae_tf.setting_checks import check
 
 # Images are drawn from seeds (seed, number of the image), so this stream has none of their latents.
 _STREAM = -1

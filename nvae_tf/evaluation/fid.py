@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nvae_tf.config import check
 from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate, stored_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
@@ -19,9 +20,7 @@ from nvae_tf.evaluation.inception import FeatureExtractor, Inception, cache_fold
 from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.generation.sampling import ImageGenerator
-from nvae_tf.models.noise import image_seeds
-from nvae_tf.models.temperatures import Temperature, temperatures_of_groups
-from nvae_tf.setting_checks import check
+from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_groups
 
 _REAL_BATCH = 64
 # Samples of one kept batch; a multiple of the generator's own batches.

@@ -27,9 +27,9 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from nvae_tf.config import check
 from nvae_tf.files import atomic_file
 from nvae_tf.replicas import divided, joined
-from nvae_tf.setting_checks import check
 
 NUM_FEATURES = 2048
 GRAPH_NAME = "classify_image_graph_def.pb"

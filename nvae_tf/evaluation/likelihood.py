@@ -9,13 +9,13 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
+from nvae_tf.config import check
 from nvae_tf.layers.cpu_kernels import has_gpus
 from nvae_tf.memory import memory_timeline
 from nvae_tf.models import NVAE
-from nvae_tf.models.noise import image_seeds, noise_per_image
+from nvae_tf.models.latents import image_seeds, noise_per_image
 from nvae_tf.objective import ImportanceWeighting, kl_per_channel
 from nvae_tf.replicas import divided, joined
-from nvae_tf.setting_checks import check
 
 # Turns of the samples' loop between two reports of progress.
 _TURNS = 25

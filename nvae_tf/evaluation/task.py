@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.config import DataSpec
 from nvae_tf.data.pipeline import Shard, content_digest
 from nvae_tf.data.sources import ImageSource, load_split
 from nvae_tf.data.spec import check_model_fits
-from nvae_tf.data_spec import DataSpec
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.training.checkpoint_files import checkpoint_sha256

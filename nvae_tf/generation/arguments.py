@@ -5,8 +5,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from nvae_tf.config import check
 from nvae_tf.files import check_writable
-from nvae_tf.setting_checks import check
 
 FOLDER = "folder"
 TEMPERATURE_HELP = (

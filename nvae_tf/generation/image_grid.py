@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from nvae_tf.config import check
 from nvae_tf.files import atomic_file
-from nvae_tf.setting_checks import check
 
 ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 # The shortest side, in pixels, at which a person sees what an image shows.

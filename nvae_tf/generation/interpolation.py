@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nvae_tf.config import check, check_choice
 from nvae_tf.generation.sampling import Progress, encode_images, generator_of
 from nvae_tf.latent_plan import of_groups
 from nvae_tf.models import NVAE
-from nvae_tf.setting_checks import check, check_choice
 
 WAYS = ("spherical", "linear", "keep")
 # Of the angle between two latents, in radians. Below it, an arc and a straight line differ by less than float32 shows;

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvae_tf.setting_checks import check
+from nvae_tf.config import check
 
 
 class NearestImages(NamedTuple):

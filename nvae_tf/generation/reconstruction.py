@@ -5,16 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import ExperimentConfig, check
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.sampling import Progress, encode_images, generator_of
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models import NVAE
-from nvae_tf.models.noise import image_seeds
-from nvae_tf.models.temperatures import Temperature
+from nvae_tf.models.latents import Temperature, image_seeds
 from nvae_tf.progress import StatusLine
-from nvae_tf.setting_checks import check
 from nvae_tf.training.run_data import spec_to_read
 
 _BATCH_SIZE = 64

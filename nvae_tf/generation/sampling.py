@@ -11,13 +11,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.config import check
 from nvae_tf.models import NVAE
 from nvae_tf.models.images import check_images
-from nvae_tf.models.latents import PriorSource, check_latents
-from nvae_tf.models.noise import image_seeds, noise_per_image
-from nvae_tf.models.temperatures import Temperature, temperatures_of_groups
+from nvae_tf.models.latents import (
+    PriorSource,
+    Temperature,
+    check_latents,
+    image_seeds,
+    noise_per_image,
+    temperatures_of_groups,
+)
 from nvae_tf.replicas import divided, joined
-from nvae_tf.setting_checks import check
 
 # Always the same, so that the arithmetic of image i, and with it its last bit, does not depend on how many
 # there are.

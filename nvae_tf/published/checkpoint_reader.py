@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.models.for_training import ModelForTraining
+from nvae_tf.models.nvae import ModelForTraining
 from nvae_tf.published.own_state import checkpoint_names
 from nvae_tf.training.training_parts import VALUE
 from nvae_tf.training.training_state import wrap_read_errors

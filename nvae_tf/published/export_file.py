@@ -13,7 +13,7 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig, config_to_json
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file
-from nvae_tf.models.for_training import ModelForTraining, model_for_training
+from nvae_tf.models.nvae import ModelForTraining, model_for_training
 from nvae_tf.optimization import average_of_weights, inner_optimizer
 from nvae_tf.published.checkpoint_reader import CheckpointReader
 from nvae_tf.published.names import COUNTER, PublishedTensor, published_tensors

@@ -12,7 +12,7 @@ import numpy as np
 from nvae_tf.config import ExperimentConfig, ModelConfig, config_to_json
 from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
-from nvae_tf.models.for_training import ModelForTraining, model_for_training
+from nvae_tf.models.nvae import ModelForTraining, model_for_training
 from nvae_tf.optimization.adamax import average_of_weights
 from nvae_tf.published.implied_size import check_implied_size
 from nvae_tf.published.imported_settings import RunSettings

@@ -4,9 +4,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from nvae_tf.config import ExperimentConfig, ModelConfig, config_to_dict, experiment_config, resolve_lengths
+from nvae_tf.config import (
+    DataSpec,
+    ExperimentConfig,
+    ModelConfig,
+    TrainConfig,
+    config_to_dict,
+    experiment_config,
+    resolve_lengths,
+)
 from nvae_tf.data.spec import DATA_SPECS, LSUN_BEDROOM64, LSUN_CHURCH64
-from nvae_tf.data_spec import DataSpec
 from nvae_tf.published.settings import (
     OPTIMIZER_SETTINGS,
     PUBLISHED_IMAGES,
@@ -15,7 +22,6 @@ from nvae_tf.published.settings import (
     objective_config_from_published,
 )
 from nvae_tf.reports.model_card import Origin
-from nvae_tf.train_config import TrainConfig
 from nvae_tf.training.image_counts import ImageCounts
 
 # Training and test images of the published data sets, by this project's names for them.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.models.for_training import ModelForTraining
+from nvae_tf.models.nvae import ModelForTraining
 from nvae_tf.optimization import inner_optimizer
 from nvae_tf.published.names import published_tensors
 from nvae_tf.training.training_parts import loss_scale, names_of_variables, training_parts

@@ -3,7 +3,7 @@
 The batch is the first axis of every input and output, as TensorFlow Serving's batching asks. Where latents
 are drawn there is one seed a row, so that a row's result depends on that row alone, whatever batch it is in.
 
-A seed has 64 bits, the two words of the model's own seeds (`nvae_tf.models.noise.image_seeds`), low word
+A seed has 64 bits, the two words of the model's own seeds (`nvae_tf.models.latents.image_seeds`), low word
 first: for 0 <= s < 2**31 the seed `s + i * 2**32` gives a row the draws of image i in
 `model.generate(count, seed=s)`, `model.encode(images, seed=s)` and so on. Plain `s` gives those of image 0.
 """
@@ -16,8 +16,7 @@ import tensorflow as tf
 from nvae_tf import objective
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import GivenSource
-from nvae_tf.models.noise import noise_per_image
+from nvae_tf.models.latents import GivenSource, noise_per_image
 from nvae_tf.models.nvae import Decoded
 from nvae_tf.serving.latent_layout import flat_of_groups, groups_of_flat, latent_sizes
 from nvae_tf.serving.saved_models.input_checks import (

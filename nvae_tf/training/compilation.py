@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from nvae_tf.setting_checks import check
+from nvae_tf.config import check
 from nvae_tf.training.devices import gpus
 
 

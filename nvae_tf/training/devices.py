@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from nvae_tf.setting_checks import check
+from nvae_tf.config import check
 
 
 def configure_runtime() -> None:

@@ -3,8 +3,8 @@
 import pathlib
 from collections.abc import Callable
 
+from nvae_tf.config import check
 from nvae_tf.files import atomic_write
-from nvae_tf.setting_checks import check
 from nvae_tf.training.image_counts import ImageCounts, read_image_counts
 from nvae_tf.training.run import Run
 

@@ -5,10 +5,8 @@ import pathlib
 import warnings
 from typing import NamedTuple
 
-from nvae_tf.checkpoint_choice import CHECKPOINTS
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import CHECKPOINTS, ExperimentConfig, check_choice
 from nvae_tf.models import NVAE
-from nvae_tf.setting_checks import check_choice
 from nvae_tf.training.best_checkpoint import find_best, folder_of_best
 from nvae_tf.training.kept_checkpoints import step_of
 from nvae_tf.training.newest_checkpoint import newest_whole

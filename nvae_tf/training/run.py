@@ -5,12 +5,11 @@ import pathlib
 from typing import NamedTuple
 
 import nvae_tf
-from nvae_tf.config import ExperimentConfig, resolve_lengths
+from nvae_tf.config import DataSpec, ExperimentConfig, resolve_lengths
 from nvae_tf.data.pipeline import steps_per_epoch
 from nvae_tf.data.sources import ImageSource, holds_out, load_split
 from nvae_tf.data.spec import check_model_fits
-from nvae_tf.data_spec import DataSpec
-from nvae_tf.models.for_training import model_for_training
+from nvae_tf.models.nvae import model_for_training
 from nvae_tf.optimization import LoweredRate
 from nvae_tf.progress import StatusLine
 from nvae_tf.training.initialization import initialize

@@ -3,8 +3,7 @@
 import dataclasses
 import pathlib
 
-from nvae_tf.config import ExperimentConfig
-from nvae_tf.data_spec import DataSpec
+from nvae_tf.config import DataSpec, ExperimentConfig
 
 
 def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from nvae_tf.config import TrainConfig, check
 from nvae_tf.data.pipeline import ALL, Shard
 from nvae_tf.replicas import divided
-from nvae_tf.setting_checks import check
-from nvae_tf.train_config import TrainConfig
 from nvae_tf.training.devices import gpus, select_devices
 from nvae_tf.training.stopping import STOPPING_SIGNALS
 from nvae_tf.training.worker_environments import TF_CONFIG

@@ -7,7 +7,7 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.layers import ForwardPass
-from nvae_tf.models.noise import batch_noise
+from nvae_tf.models.latents import batch_noise
 from tests.tiny_model import tiny_config
 
 ITERATIONS, BATCH_SIZE = 4, 8

@@ -20,7 +20,7 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf import presets
 from nvae_tf.config import experiment_config
-from nvae_tf.models.for_training import model_for_training
+from nvae_tf.models.nvae import model_for_training
 from nvae_tf.optimization import inner_optimizer
 from nvae_tf.published.names import PublishedTensor, published_tensors
 from nvae_tf.published.own_state import checkpoint_names
@@ -43,7 +43,7 @@ MEGABYTE = 1 << 20
 # Imports, and tells the peak of the process's memory above that of one which has only started its libraries, in kB.
 PROGRAM = """
 import sys
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.errors import start_tensorflow_quietly
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 start_tensorflow_quietly()

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, ModelConfig, OptimizerConfig, config_to_json
-from nvae_tf.models.for_training import model_for_training
+from nvae_tf.models.nvae import model_for_training
 from nvae_tf.published import import_run as importing
 from nvae_tf.published.export_file import ExportChoices, export_file
 from nvae_tf.published.import_run import ImportChoices, import_run

@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from nvae_tf.config import ExperimentConfig, OptimizerConfig
-from nvae_tf.data_spec import DataSpec
+from nvae_tf.config import DataSpec, ExperimentConfig, OptimizerConfig, TrainConfig
 from nvae_tf.evaluation.evaluate import likelihood_metrics, write_evaluation
 from nvae_tf.evaluation.likelihood import Likelihood
 from nvae_tf.evaluation.task import EvaluationTask
@@ -19,7 +18,6 @@ from nvae_tf.progress import StatusLine
 from nvae_tf.reports.keep_model_card import keep_model_card
 from nvae_tf.reports.model_card import MARKER, Origin, write_model_card, write_origin
 from nvae_tf.reports.model_card.facts import gather
-from nvae_tf.train_config import TrainConfig
 from nvae_tf.training.loading import TrainedRun
 from nvae_tf.training.run_folder import RunFolder, open_for_training
 from tests.tiny_model import tiny_config

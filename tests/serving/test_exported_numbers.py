@@ -14,8 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from nvae_tf.generation.image_grid import image_grid
-from nvae_tf.models.latents import PriorSource
-from nvae_tf.models.noise import image_seeds, noise_per_image
+from nvae_tf.models.latents import PriorSource, image_seeds, noise_per_image
 from nvae_tf.serving.saved_models import verification
 from nvae_tf.serving.saved_models.picture_bytes import images_from_bytes
 from nvae_tf.serving.signatures import SIGNATURES, Signatures

@@ -15,7 +15,7 @@ from PIL import Image
 
 from nvae_tf.generation.latents_file import save_latents
 from nvae_tf.layers import ForwardPass
-from nvae_tf.models.noise import image_seeds, noise_per_image
+from nvae_tf.models.latents import image_seeds, noise_per_image
 from nvae_tf.serving.devices import tflite
 from nvae_tf.serving.devices.device_inputs import device_inputs
 from nvae_tf.serving.devices.device_signatures import DeviceSignatures

@@ -11,7 +11,7 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, OptimizerConfig
 from nvae_tf.layers import ForwardPass
-from nvae_tf.models.noise import batch_noise
+from nvae_tf.models.latents import batch_noise
 from nvae_tf.optimization import NVAEAdamax, average_of_weights
 from nvae_tf.published.settings import model_config_from_published
 from nvae_tf.published.weight_names import named_weights

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from nvae_tf.data_spec import DataSpec
+from nvae_tf.config import DataSpec
 from nvae_tf.reports.model_card.facts import RunFacts
 from nvae_tf.reports.model_card.scores import Evaluation, Score
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from nvae_tf.config import check_choice
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models import NVAE
 from nvae_tf.serving.saved_models import extra_assets
@@ -14,7 +15,6 @@ from nvae_tf.serving.saved_models.run_source import Origin
 from nvae_tf.serving.saved_models.verification import Record, difference, recorded, verified
 from nvae_tf.serving.saved_models.version_folder import new_version
 from nvae_tf.serving.signatures import Signatures
-from nvae_tf.setting_checks import check_choice
 
 # Half-precision weights that move a number by more of the largest of its tensor are not published.
 LARGEST_DIFFERENCE = 0.2
