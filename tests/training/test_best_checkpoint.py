@@ -10,10 +10,8 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.training.best_checkpoint import find_best
-from nvae_tf.training.kept_checkpoints import steps_of_files
+from nvae_tf.training.checkpoints import CheckpointNotWritten, TrainingState, find_best, restore_weights, steps_of_files
 from nvae_tf.training.run_folder import open_for_training
-from nvae_tf.training.training_state import CheckpointNotWritten, TrainingState, restore_weights
 from tests.tiny_model import tiny_config
 
 CONFIG = ExperimentConfig(model=tiny_config(num_latent_scales=1), train=TrainConfig(seed=3))

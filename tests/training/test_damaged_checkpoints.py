@@ -12,9 +12,8 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.training.kept_checkpoints import read_list
+from nvae_tf.training.checkpoints import CheckpointNotWritten, TrainingState, read_list
 from nvae_tf.training.run_folder import CHANGEABLE_SETTINGS, open_for_training
-from nvae_tf.training.training_state import CheckpointNotWritten, TrainingState
 from tests.tiny_model import tiny_config
 
 CONFIG = ExperimentConfig(model=tiny_config(), train=TrainConfig(seed=3))

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from nvae_tf.models import NVAE
 from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
-from nvae_tf.training.growth import layer_names, told_growth
+from nvae_tf.training.recovery import growth_sentence, layer_names
 from tests.tiny_model import tiny_config
 
 GROUPS = ["group 0 (2x2)", "group 1 (4x4)"]
@@ -24,7 +24,7 @@ def test_the_first_that_triples_is_named_and_not_the_largest():
     recent.kl_per_group[17:, 0] = 1e6
     recent.spectral_norms[12:, 2] = 7.0
     recent.spectral_norms[14:, 0] = 1e4
-    told = told_growth(recent, GROUPS, LAYERS)
+    told = growth_sentence(recent, GROUPS, LAYERS)
     assert "In the last 20 steps: the KL of group 1 (4x4) grew first, from 4" in told
     assert "to 13 nats 4 steps before the last" in told
     assert "the spectral norm of cells[1] grew first, from 2" in told and "to 7 7 steps before the last" in told
@@ -33,7 +33,7 @@ def test_the_first_that_triples_is_named_and_not_the_largest():
 def test_what_is_not_finite_has_grown():
     recent = steps()
     recent.kl_per_group[-1, 0] = np.nan
-    told = told_growth(recent, GROUPS, LAYERS)
+    told = growth_sentence(recent, GROUPS, LAYERS)
     assert "the KL of group 0 (2x2) grew first" in told and "to nan nats at the last step" in told
     assert "no spectral norm has tripled, that of" in told
 
@@ -44,7 +44,7 @@ def test_what_was_never_finite_has_not_grown_from_nan_to_nan():
     recent.kl_per_group[:, 1] = np.nan
     # Finite once, and usual is NaN.
     recent.spectral_norms[0, 1] = np.nan
-    told = told_growth(recent, GROUPS, LAYERS)
+    told = growth_sentence(recent, GROUPS, LAYERS)
     assert told == (
         "In the last 20 steps: the KL of group 1 (4x4) was nan 19 steps before the last; the spectral norm of cells[0] "
         "was nan 19 steps before the last"
@@ -55,11 +55,11 @@ def test_refused_steps_do_not_say_what_is_usual():
     recent = steps()
     recent.accepted[4:] = False
     recent.kl_per_group[4:, 1] = 50.0
-    assert "the KL of group 1 (4x4) grew first, from 4" in told_growth(recent, GROUPS, LAYERS)
+    assert "the KL of group 1 (4x4) grew first, from 4" in growth_sentence(recent, GROUPS, LAYERS)
 
 
 def test_without_a_step_there_is_nothing_to_tell():
-    assert told_growth(RecentSteps(np.zeros(0, bool), np.zeros((0, 2)), np.zeros((0, 3))), GROUPS, LAYERS)
+    assert growth_sentence(RecentSteps(np.zeros(0, bool), np.zeros((0, 2)), np.zeros((0, 3))), GROUPS, LAYERS)
 
 
 def test_the_model_remembers_its_last_steps_in_order():

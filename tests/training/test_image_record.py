@@ -5,9 +5,8 @@ import types
 import pytest
 
 from nvae_tf.config import ExperimentConfig, TrainConfig
-from nvae_tf.training.image_counts import read_image_counts
-from nvae_tf.training.image_record import check_images_a_step, note_images
-from nvae_tf.training.run import Images, Run
+from nvae_tf.training.run import Images, Run, check_images_a_step, note_images
+from nvae_tf.training.run_folder import read_image_counts
 from nvae_tf.training.strategy import ONE_DEVICE
 
 

@@ -15,9 +15,9 @@ from nvae_tf.models.noise import batch_noise
 from nvae_tf.optimization import NVAEAdamax, average_of_weights
 from nvae_tf.published.settings import model_config_from_published
 from nvae_tf.published.weight_names import named_weights
+from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.initialization import Initialization, initialize
 from nvae_tf.training.run_folder import open_for_training
-from nvae_tf.training.training_state import TrainingState
 from tests.tiny_model import tiny_config
 
 MODEL = tiny_config(num_flows=1)

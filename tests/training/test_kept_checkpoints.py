@@ -6,8 +6,14 @@ import time
 import pytest
 import tensorflow as tf
 
-from nvae_tf.training.checkpoint_files import checkpoint_sha256, write_checkpoint
-from nvae_tf.training.kept_checkpoints import CheckpointList, KeptCheckpoints, read_list, steps_of_files
+from nvae_tf.training.checkpoints import (
+    CheckpointList,
+    KeptCheckpoints,
+    checkpoint_sha256,
+    read_list,
+    steps_of_files,
+    write_checkpoint,
+)
 
 HOUR = 3600.0
 

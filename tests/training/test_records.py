@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from nvae_tf.training.records import COLUMNS, MetricsFile
+from nvae_tf.training.outputs import COLUMNS, MetricsFile
 
 
 def row(step):

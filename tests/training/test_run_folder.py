@@ -10,9 +10,8 @@ import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig, config_to_json
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.published.weight_names import named_weights, nested
-from nvae_tf.training.kept_checkpoints import step_of
+from nvae_tf.training.checkpoints import TrainingState, step_of
 from nvae_tf.training.run_folder import CHANGEABLE_SETTINGS, RunFolder, open_for_training
-from nvae_tf.training.training_state import TrainingState
 from tests.tiny_model import tiny_config
 
 MODEL = tiny_config(num_flows=1)

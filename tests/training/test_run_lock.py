@@ -9,8 +9,7 @@ import socket
 
 import pytest
 
-from nvae_tf.training.run_folder import RunFolder
-from nvae_tf.training.run_lock import lock_for_training
+from nvae_tf.training.run_folder import RunFolder, lock_for_training
 
 
 @pytest.fixture
