@@ -41,14 +41,11 @@ class CheckpointNotWritten(OSError):
 
 
 class TrainingState:
-    """All that a run needs to continue as if it had never stopped.
-
-    Random numbers need no place here: they are functions of (seed, step).
+    """All that a run needs to continue as if it had never stopped; random numbers are functions of (seed, step).
 
     Args:
       folder: of the checkpoints; made when the first is written.
-      model: the model; its metrics are saved too.
-      optimizer: the model's optimizer, built.
+      model, optimizer: the model, whose metrics are saved too, and its optimizer, built.
       keep: how many of the latest checkpoints to keep.
       keep_every_hours: of the others one is kept for good when this time has passed since the one before; 0: none.
       others: further variables that decide how the run continues.
@@ -79,11 +76,7 @@ class TrainingState:
         self._kept = KeptCheckpoints(folder, keep, keep_every_hours)
 
     def save(self, step: int) -> None:
-        """Writes the checkpoint of a step; `whole_step` is then that step.
-
-        Raises:
-          CheckpointNotWritten: the disk is full, or the folder can't be written to.
-        """
+        """Writes the checkpoint of a step; raises CheckpointNotWritten, of a full disk for example."""
         with self._raising_not_written(self.folder, step):
             write_checkpoint(self.folder, step, self._checkpoint.write)
             self.whole_step = step
@@ -92,8 +85,7 @@ class TrainingState:
     def save_if_best(self, step: int, score: float) -> None:
         """Writes the checkpoint of a step into the folder of the best if no earlier score was as low; NaN never is.
 
-        Raises:
-          CheckpointNotWritten: the disk is full, or the folder can't be written to; the best one before is kept.
+        Raises CheckpointNotWritten; the best one before is kept then.
         """
         if self._lowest is None:
             self._take_over_best()
@@ -206,14 +198,7 @@ def names_of_variables(parts: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def restore_weights(model: NVAE, checkpoint: str) -> bool:
-    """Restores a model's weights, as their exponential moving averages where the run keeps them.
-
-    Args:
-      model: the model.
-      checkpoint: a whole checkpoint, see `newest_whole`.
-
-    Returns:
-      Whether they are averages.
+    """Restores a model's weights; returns whether they are exponential moving averages, which a run may keep.
 
     Raises:
       ValueError: the checkpoint is damaged or of another architecture; nothing is assigned then.
@@ -266,11 +251,7 @@ def check_architecture(model: NVAE, checkpoint: str) -> None:
 
 @contextlib.contextmanager
 def wrap_read_errors(checkpoint: str) -> Iterator[None]:
-    """Around reading a checkpoint: turns TensorFlow's errors into one that says it is damaged, or gone.
-
-    Raises:
-      ValueError: for an error of any kind but a lack of memory: damage raises many, IndexError among them.
-    """
+    """Raises a ValueError, the checkpoint is damaged or gone, for TensorFlow's errors of many kinds in its block."""
     try:
         yield
     except (MemoryError, tf.errors.ResourceExhaustedError):
@@ -411,13 +392,8 @@ def _prefix(folder: pathlib.Path, step: int) -> str:
 
 
 def checkpoint_sha256(prefix: str) -> str:
-    """The SHA-256 of a checkpoint's files, in the order of their names.
-
-    Raises:
-      FileNotFoundError: they are gone.
-    """
-    digest = hashlib.sha256()
-    place = pathlib.Path(prefix)
+    """The SHA-256 of a checkpoint's files, in the order of their names; FileNotFoundError where they are gone."""
+    digest, place = hashlib.sha256(), pathlib.Path(prefix)
     files = sorted(place.parent.glob(f"{place.name}.*"))
     if not files:
         raise FileNotFoundError(
@@ -432,12 +408,8 @@ def checkpoint_sha256(prefix: str) -> str:
 def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], object]) -> None:
     """Writes a step's checkpoint beside its place and moves it there when it is on the disk, the index last.
 
-    Files of the step that are there already are replaced. If anything fails, nothing of the step is left.
-
-    Args:
-      folder: of the checkpoints; made if it is missing.
-      step: the step.
-      write: writes the checkpoint at a prefix.
+    `write` writes it at a prefix. Files of the step that are there already are replaced. If anything fails, nothing of
+    the step is left.
     """
     partial = folder / f".step-{step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -525,13 +497,10 @@ def read_list(folder: pathlib.Path) -> CheckpointList | None:
 
 
 class KeptCheckpoints:
-    """The list of a folder's checkpoints, and the deletion of old ones.
+    """The list of a folder's checkpoints, and the deletion of old ones; the arguments are those of `TrainingState`.
 
     `tf.train.CheckpointManager` can't do it: it writes in place, keeps step 0 as any other and counts damaged ones.
     Step 0, to which a run that diverges early is rolled back, is deleted when there is a later one.
-
-    Args:
-      folder, keep, keep_every_hours: see `TrainingState`.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int, keep_every_hours: float):
@@ -539,11 +508,8 @@ class KeptCheckpoints:
         self._list = read_list(folder) or CheckpointList({}, time.time())
 
     def take_over(self, newest: int, unusable: Collection[int]) -> None:
-        """Updates the list where a process was killed, or files were deleted or damaged.
-
-        Args:
-          newest: the step that the run continues from.
-          unusable: steps whose checkpoints can't be used; they do not count as kept, and their files stay.
+        """Updates the list where a process was killed, or files were deleted or damaged: the files of `unusable` steps
+        do not count as kept, and stay. The run continues from step `newest`.
         """
         listed = read_list(self._folder)
         whole = [step for step in steps_of_files(self._folder, "index") if step not in unusable]

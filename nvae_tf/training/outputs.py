@@ -10,7 +10,6 @@ import io
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -85,11 +84,7 @@ class RunOutputs:
     def write_due(self, step: int) -> bool:
         """Writes the test metrics and samples of a step, if they are due and not there yet.
 
-        Returns:
-          Whether all is there: False where a stop was requested meanwhile.
-
-        Raises:
-          ValueError: the model has diverged.
+        Returns False where a stop was requested meanwhile; raises a ValueError if the model has diverged.
         """
         if step == 0:
             return True
@@ -224,10 +219,9 @@ class MetricsFile:
         self._path = path
 
     def keep_until(self, step: int) -> int:
-        """Drops the lines after a step, which a continued run writes again, and damaged and half-written ones.
+        """Drops the lines after a step, which a continued run writes again, and damaged ones.
 
-        Returns:
-          How many were damaged, or there twice; a last one that a process was writing when it ended does not count.
+        Returns how many were damaged or there twice; a last one that a killed process was writing does not count.
         """
         columns, rows, damaged = self._read()
         kept = _text([row for row in rows if int(row["step"]) <= step], columns, with_header=True)
@@ -237,11 +231,11 @@ class MetricsFile:
 
     def has(self, step: int) -> bool:
         """Whether there is a line for a step."""
-        return any(int(row["step"]) == step for row in self._read().rows)
+        return any(int(row["step"]) == step for row in self._read()[1])
 
     def value(self, step: int, column: str) -> float:
         """A number of the line for a step, as it is written."""
-        (row,) = (row for row in self._read().rows if int(row["step"]) == step)
+        (row,) = (row for row in self._read()[1] if int(row["step"]) == step)
         return float(row[column])
 
     def append(self, row: Mapping[str, float]) -> None:
@@ -255,8 +249,8 @@ class MetricsFile:
         with self._path.open("a", encoding="utf-8", newline="") as file:
             file.write(_text([written], columns, with_header=False))
 
-    def _read(self) -> "_Lines":
-        """The intact lines of the file; none where there is no file, or not one of metrics."""
+    def _read(self) -> tuple[list[str], list[dict[str, str]], int]:
+        """The columns of the file, its intact lines in the order of steps, and how many others it has."""
         content = self._content()
         # What the process was writing when it ended has no end of line.
         lines = [line for line in content[: content.rfind("\n") + 1].splitlines() if line.strip()]
@@ -265,20 +259,12 @@ class MetricsFile:
         reader = csv.DictReader(short, quoting=csv.QUOTE_NONE)
         columns = list(reader.fieldnames or [])
         if not {"step", _SCORE} <= {*columns}:
-            return _Lines([], [], len(lines))
+            return [], [], len(lines)
         by_step = {int(row["step"]): row for row in reader if _is_intact(row)}
-        return _Lines(columns, [by_step[step] for step in sorted(by_step)], len(lines) - 1 - len(by_step))
+        return columns, [by_step[step] for step in sorted(by_step)], len(lines) - 1 - len(by_step)
 
     def _content(self) -> str:
         return self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
-
-
-class _Lines(NamedTuple):
-    """The columns of a file of metrics, its intact lines in the order of steps, and how many others it has."""
-
-    columns: list[str]
-    rows: list[dict[str, str]]
-    damaged: int
 
 
 def _is_intact(row: Mapping[str | None, str | None]) -> bool:

@@ -23,10 +23,7 @@ from nvae_tf.training.strategy import ONE_DEVICE, Replicas
 
 
 class Images(NamedTuple):
-    """A data set with its training and test images.
-
-    `held_out` says whether the test images were drawn at random, see `nvae_tf.data.sources.holds_out`.
-    """
+    """A data set with its training and test images, and whether these were drawn at random (`holds_out`)."""
 
     spec: DataSpec
     train: ImageSource
@@ -44,13 +41,8 @@ class RunLength(NamedTuple):
 class Run(NamedTuple):
     """What a run is made of, besides its folder.
 
-    Attributes:
-      config: the settings, see `with_length`.
-      length: the length.
-      images: the data set.
-      model: the model, compiled, with all weights made.
-      schedule: step -> learning rate.
-      replicas: the devices that train.
+    `config` is complete, see `with_length`; `model` is compiled and all its weights are made; `schedule` gives the
+    learning rate of a step, and `replicas` are the devices that train.
     """
 
     config: ExperimentConfig
@@ -81,11 +73,7 @@ def load_images(config: ExperimentConfig) -> Images:
 
 
 def run_length(config: ExperimentConfig, num_images: int, replica_count: int = 1) -> RunLength:
-    """Steps per epoch and in total: `train.steps`, or `train.epochs` whole epochs.
-
-    Raises:
-      ValueError: a batch is larger than the training set.
-    """
+    """Steps per epoch and in total: `train.steps`, or `train.epochs` epochs. ValueError: a batch exceeds an epoch."""
     epoch = steps_per_epoch(num_images, config.train.batch_size * replica_count)
     return RunLength(epoch, config.train.steps or config.train.epochs * epoch)
 
@@ -95,10 +83,7 @@ def with_length(
 ) -> ExperimentConfig:
     """The settings with all that follows from the length of the run, see `resolve_lengths`.
 
-    Where `workdir` has a run, its recorded settings count.
-
-    Raises:
-      ValueError: the `config.json` of the folder is damaged.
+    Where `workdir` has a run, its recorded settings count; ValueError where its `config.json` is damaged.
     """
     recorded = None
     if workdir is not None and RunFolder(workdir).config_file.is_file():
@@ -133,10 +118,8 @@ def new_run(
 ) -> Run:
     """A run before its first step; the same settings give the same initial weights.
 
-    Weights are taken from `train.initialise_from`, unless `workdir` has a checkpoint to continue from.
-
-    Raises:
-      ValueError, FileNotFoundError: see `nvae_tf.training.initialization.initialize`.
+    They are taken from `train.initialise_from`, unless `workdir` has a checkpoint to continue from; raises what
+    `nvae_tf.training.initialization.initialize` raises.
     """
     with replicas.strategy.scope():
         model, schedule = model_for_training(config, length.steps_per_epoch, length.total_steps)
@@ -148,15 +131,7 @@ def new_run(
 
 
 def check_images_a_step(file: pathlib.Path, run: Run) -> None:
-    """Refuses to continue a run with another number of images per step, on other devices or not.
-
-    Args:
-      file: the run folder's `images.json`.
-      run: the run as it is now.
-
-    Raises:
-      ValueError: the numbers differ, and the message says what would fit; or the file is damaged.
-    """
+    """Raises a ValueError if a run would continue with another number of images per step than `images.json` has."""
     batch, count = run.config.train.batch_size, run.replicas.count
     noted = read_image_counts(file)
     before = batch * count if noted is None or noted.a_step is None else noted.a_step
@@ -171,11 +146,7 @@ def check_images_a_step(file: pathlib.Path, run: Run) -> None:
 
 
 def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> None:
-    """Writes the numbers of images into `images.json`, and reports it where those of the data set have changed.
-
-    Raises:
-      ValueError: the file is damaged.
-    """
+    """Writes the numbers of images into `images.json`, and reports it where those of the data set have changed."""
     images = run.images
     now = ImageCounts(images.train.count, images.test.count, run.images_a_step, images.held_out)
     before = read_image_counts(file)

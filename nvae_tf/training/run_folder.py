@@ -66,12 +66,7 @@ class RunFolder:
 
 
 def read_run_config(folder: RunFolder) -> ExperimentConfig:
-    """The settings of a run.
-
-    Raises:
-      FileNotFoundError: there is no such folder, or it has no `config.json`.
-      ValueError: `config.json` is not JSON, or a setting in it is unknown or impossible.
-    """
+    """The settings of a run; FileNotFoundError where there is none, ValueError where its `config.json` is damaged."""
     if not folder.path.is_dir():
         raise FileNotFoundError(f"{folder.path}: no such folder; give the --workdir of a run of train.main")
     if not folder.config_file.is_file():
@@ -147,13 +142,8 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class ImageCounts(NamedTuple):
-    """The images of a run, its `images.json`; None where something is not known, as in runs of older versions.
-
-    Attributes:
-      train: how many are for training.
-      test: how many for testing.
-      a_step: how many one training step takes.
-      held_out: whether those for testing were drawn at random, because the source has no parts of its own.
+    """How many images a run has for training, for testing and per step, and whether those for testing were drawn at
+    random (`held_out`): its `images.json`. None where something is not known, as in runs of older versions.
     """
 
     train: int
@@ -167,11 +157,7 @@ class ImageCounts(NamedTuple):
 
 
 def read_image_counts(file: pathlib.Path) -> ImageCounts | None:
-    """The contents of a run folder's `images.json`; None where there is none.
-
-    Raises:
-      ValueError: it is damaged; the message names the file and the fix.
-    """
+    """The contents of a run folder's `images.json`, None where there is none; ValueError where it is damaged."""
     if not file.is_file():
         return None
     try:
@@ -181,11 +167,7 @@ def read_image_counts(file: pathlib.Path) -> ImageCounts | None:
 
 
 def image_counts_from_text(text: str) -> ImageCounts:
-    """The numbers that `ImageCounts.text` has written.
-
-    Raises:
-      ValueError: the text is of another form; the message says which is needed.
-    """
+    """The numbers that `ImageCounts.text` has written; a ValueError says which form is needed."""
     try:
         found = json.loads(text)
     except (RecursionError, TypeError, ValueError) as error:
@@ -193,13 +175,11 @@ def image_counts_from_text(text: str) -> ImageCounts:
     if not isinstance(found, dict):
         raise ValueError(_COUNTS_FORM)
     counts = ImageCounts(*map(found.get, ImageCounts._fields))
-    if not isinstance(counts.held_out, bool | None):
-        raise ValueError(f"{_COUNTS_FORM} (its held_out is {counts.held_out!r}, neither true nor false)")
-    at_least = {"train": 0, "test": 0} | ({} if counts.a_step is None else {"a_step": 1})
-    for name, least in at_least.items():
-        value = getattr(counts, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{_COUNTS_FORM} (its {name} is {value!r})")
+    numbers = [(counts.train, 0), (counts.test, 0), (1 if counts.a_step is None else counts.a_step, 1)]
+    # Not by `isinstance`: true and false are whole numbers to Python.
+    are_counts = all(type(value) is int and value >= least for value, least in numbers)
+    if not are_counts or not isinstance(counts.held_out, bool | None):
+        raise ValueError(f"{_COUNTS_FORM} (it is {text.strip()[:100]!r})")
     return counts
 
 
