@@ -18,6 +18,7 @@ from nvae_tf.training.checkpoints import (
     KeptCheckpoints,
     TrainingState,
     checkpoint_sha256,
+    find_best,
     read_list,
     restore_weights,
     steps_of_files,

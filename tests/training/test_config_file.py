@@ -91,20 +91,6 @@ def test_a_file_that_leaves_settings_out_has_the_defaults(tmp_path):
     assert completed_config(settings) == settings
 
 
-def test_a_command_says_what_is_wrong_in_one_line(commands, tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text("def get_config():\n    return 5\n")
-    for path, message in (
-        (file, "mine.py: line 1: get_config returns 5"),
-        (tmp_path, f"--config={tmp_path}: a folder"),
-    ):
-        process = commands.run(["-m", "train.main", f"--config={path}", f"--workdir={tmp_path / 'run'}"])
-        assert process.returncode == 2 and not process.stdout
-        (line,) = process.stderr.splitlines()
-        assert line.startswith("error: ") and message in line
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.slow
 def test_a_run_with_the_settings_of_another(commands, finished_run, tmp_path):
     config = f"--config={finished_run[0] / 'config.json'}"
