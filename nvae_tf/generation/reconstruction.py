@@ -15,7 +15,7 @@ from nvae_tf.models.noise import image_seeds
 from nvae_tf.models.temperatures import Temperature
 from nvae_tf.progress import StatusLine
 from nvae_tf.setting_checks import check
-from nvae_tf.training.run_data import spec_to_read
+from nvae_tf.training.loading import spec_to_read
 
 _BATCH_SIZE = 64
 

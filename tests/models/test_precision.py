@@ -13,8 +13,8 @@ from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.normalization import moments
 from nvae_tf.models.noise import batch_noise
 from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run_folder import open_for_training
-from nvae_tf.training.training_state import TrainingState
 from tests.models.test_variants import VARIANTS
 from tests.tiny_model import tiny_config
 
