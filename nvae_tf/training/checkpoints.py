@@ -98,14 +98,11 @@ class TrainingState:
             self._remove_all_best_but({step})
 
     def restore(self, report: Callable[[str], object] = print, tidies: bool = True) -> int:
-        """Restores the newest whole checkpoint; `whole_step` is then its step, or None where there is none.
+        """Restores the newest whole checkpoint and returns its step; 0, and `whole_step` None, where there is none.
 
         Args:
           report: takes a line about newer checkpoints that can't be used, and one about a damaged best checkpoint.
           tidies: whether to remove what killed processes have left; of several processes one does.
-
-        Returns:
-          The checkpoint's step; 0 where there is none.
 
         Raises:
           ValueError: there are checkpoints, and all are damaged; or the newest is of another architecture.
@@ -269,12 +266,8 @@ def wrap_read_errors(checkpoint: str) -> Iterator[None]:
 
 
 class FoundCheckpoint(NamedTuple):
-    """What a search in a folder has found.
-
-    Attributes:
-      path: the prefix of the checkpoint's files; None where there is none that can be used.
-      unusable: why others can't be used, by step.
-      score: the score that a best checkpoint was saved for; infinity where there is none.
+    """The prefix of the checkpoint that was found in a folder, None where there is none that can be used; why others
+    can't be used, by step; and the score that a best checkpoint was saved for, infinity where there is none.
     """
 
     path: str | None
@@ -468,12 +461,10 @@ def _cause(error: OSError | tf.errors.OpError) -> str:
 
 @dataclasses.dataclass
 class CheckpointList:
-    """The contents of TensorFlow's list file, for `tf.train.latest_checkpoint`.
+    """The contents of TensorFlow's list file.
 
-    Attributes:
-      written: when the checkpoint of each step was written, in seconds since 1970, oldest first, 0 where that is not
-        known; those that are kept for good are not among them.
-      kept_at: when the last of those that are kept for good was written; before there is one, when the run began.
+    `written` is when the checkpoint of each step was written, oldest first, in seconds since 1970, 0 where that is not
+    known, without those that are kept for good; `kept_at` when the last of these was, at first when the run began.
     """
 
     written: dict[int, float]

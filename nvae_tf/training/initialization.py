@@ -25,15 +25,8 @@ _EXPECTED = "give the --workdir of a run of train.main, or a published file (.pt
 
 @dataclasses.dataclass
 class Initialization:
-    """What was taken from a source and what was not, as names of weights.
-
-    Attributes:
-      source: where it came from, in words.
-      shapes, source_shapes: those of all weights of the model's network and of the source's.
-      taken: the weights that are now as in the source.
-      misshapen: those that the source has in another shape.
-      missing: those that the source lacks.
-      unused: those of the source that the model lacks.
+    """Which weights of a network were `taken` from a source, and which were not: `misshapen` have another shape there,
+    `missing` are not there, and `unused` ones of the source have no place here.
     """
 
     source: str

@@ -42,12 +42,7 @@ _AGREE_EVERY_STEPS = 10
 
 
 class TrainingResult(NamedTuple):
-    """Where a training has ended.
-
-    Attributes:
-      step: the step of the last checkpoint.
-      signal_number: the signal that interrupted it; None for a run that has all its steps.
-    """
+    """At which step a training has ended, and the signal that interrupted it: None for a run that has all its steps."""
 
     step: int
     signal_number: int | None = None
@@ -152,21 +147,18 @@ class TrainingLoop:
         self._train_step = step_function(run.replicas.strategy, run.model, compiled)
 
     def continue_from(self, step: int) -> TrainingResult:
-        """Trains from a step to the end, or until a signal interrupts it.
-
-        Raises:
-          ValueError, CheckpointNotWritten: see `train_and_evaluate`.
-        """
+        """Trains from a step to the end, or until a signal interrupts it; raises what `train_and_evaluate` raises."""
         if self._state.whole_step is None:
             # The run is rolled back to it if it diverges before the next.
             self._save(step)
-        result = None
-        while result is None:
-            with contextlib.closing(self._batches(step)) as batches:
-                result = self._train(step, batches)
-            if result is None:
-                step = self._roll_back()
-        return result
+        run, images, seed = self._run, self._run.images, self._settings.seed
+        while True:
+            batches = training_batches(images.train, images.spec, run.images_a_step, seed, step, run.replicas.share)
+            with contextlib.closing(iterate(batches, images.train)) as iterator:
+                result = self._train(step, iterator)
+            if result is not None:
+                return result
+            step = self._roll_back()
 
     def _train(self, start: int, batches: Iterator[tf.Tensor]) -> TrainingResult | None:
         """Trains from a step on; None where the run has diverged and must be rolled back."""
@@ -208,13 +200,6 @@ class TrainingLoop:
             self._save(step)
         return TrainingResult(step, signal_number)
 
-    def _batches(self, step: int) -> Iterator[tf.Tensor]:
-        """This process's shard of the batches from a step on."""
-        run, images = self._run, self._run.images
-        share = run.replicas.share
-        batches = training_batches(images.train, images.spec, run.images_a_step, self._settings.seed, step, share)
-        return iterate(batches, images.train)
-
     @contextlib.contextmanager
     def _saved_if_bad_picture(self, step: int) -> Iterator[None]:
         """Around reading images: the run can continue once a damaged file is fixed."""
@@ -228,8 +213,7 @@ class TrainingLoop:
     def _roll_back(self) -> int:
         """Restores the latest checkpoint, lowers the learning rate and returns the checkpoint's step.
 
-        Raises:
-          ValueError: the run was rolled back as often as it may, or its checkpoints are gone or damaged.
+        Raises a ValueError if the run was rolled back as often as it may, or its checkpoints are gone or damaged.
         """
         is_chief, report = self._run.replicas.is_chief, self._outputs.status.keep
         number, reason = self._recovery.next_rollback(step_of(latest_checkpoint(self._state.folder) or "step-0"))

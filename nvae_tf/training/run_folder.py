@@ -187,11 +187,8 @@ def image_counts_from_text(text: str) -> ImageCounts:
 def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterator[None]:
     """Holds the lock of a run folder, which the operating system releases when this process ends or dies.
 
-    The folder is made if it is missing; if it is still empty at the end, it is removed.
-
-    Args:
-      folder: the run's.
-      warn: takes a line where the file system has no locks; the block runs without one then.
+    The folder is made if it is missing; if it is still empty at the end, it is removed. `warn` takes a line where the
+    file system has no locks; the block runs without one then.
 
     Raises:
       ValueError: another process holds the lock, or the folder holds something else than a run.
