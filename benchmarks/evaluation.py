@@ -65,10 +65,12 @@ def _workloads(preset: str, importance_samples: int) -> dict[str, Callable[[], i
     import tensorflow as tf
 
     from benchmarks.train_step_worker import random_images
-    from nvae_tf import NVAE, experiment_config, presets
+    from nvae_tf import presets
+    from nvae_tf.config import experiment_config
     from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
     from nvae_tf.generation.sampling import ImageGenerator
     from nvae_tf.models.latents import image_seeds, noise_of_samples
+    from nvae_tf.models.nvae import NVAE
     from nvae_tf.objective import log_posterior_and_prior
     from nvae_tf.training.devices import configure_runtime
 

@@ -39,7 +39,8 @@ def measure(preset: str, batch_size: int, rounds: int) -> dict[str, Any]:
     """Runs the four ways in turn and returns the figures, in seconds a batch, as `--json` writes them."""
     import tensorflow as tf
 
-    from nvae_tf import NVAE, experiment_config
+    from nvae_tf.config import experiment_config
+    from nvae_tf.models.nvae import NVAE
     from nvae_tf.training.devices import configure_runtime
 
     machine = describe_machine()

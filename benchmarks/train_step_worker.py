@@ -23,7 +23,9 @@ class TrainStep:
         # Imported here and not above: how long that takes is one of the figures.
         import tensorflow as tf
 
-        from nvae_tf import NVAE, NVAEAdamax, experiment_config
+        from nvae_tf.config import experiment_config
+        from nvae_tf.models.nvae import NVAE
+        from nvae_tf.optimization.adamax import NVAEAdamax
         from nvae_tf.training.devices import configure_runtime
 
         configure_runtime()

@@ -1,15 +1,15 @@
-"""What a person sees of a run: one line written anew on a terminal, a plain line now and then elsewhere."""
+"""The progress of every command: a bar on a terminal, a plain line a minute elsewhere."""
 
 import contextlib
-import shutil
 import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple, TextIO
 
+from tqdm import tqdm
+
 _SECONDS_BETWEEN_UPDATES = 0.2
-_SECONDS_BETWEEN_LINES = 10.0
-_CLEAR_TO_END = "\x1b[K"
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 class Report(NamedTuple):
@@ -19,45 +19,57 @@ class Report(NamedTuple):
     keep: Callable[[str], object] = lambda text: None
 
 
+class _Bar(tqdm):
+    # No thread that watches bars: every update is drawn.
+    monitor_interval = 0
+
+
 class StatusLine:
-    """A line of text that is shown now and then; never more often than a reader or a log file wants it."""
+    """A line of text, with a bar where the fraction that is done is known."""
 
     def __init__(self, stream: TextIO | None = None):
         self._stream = stream or sys.stdout
         self._is_terminal = self._stream.isatty()
         self._interval = _SECONDS_BETWEEN_UPDATES if self._is_terminal else _SECONDS_BETWEEN_LINES
         self._shown_at = float("-inf")
+        self._bar: tqdm | None = None
 
     @property
     def is_due(self) -> bool:
         """Whether enough time has passed since the line was shown."""
         return time.monotonic() - self._shown_at >= self._interval
 
-    def show(self, text: str) -> None:
-        """Shows a line that the next one replaces, where that is possible."""
-        self._shown_at = time.monotonic()
-        if self._is_terminal:
-            columns = shutil.get_terminal_size().columns
-            self._write(f"\r{text[: columns - 1]}{_CLEAR_TO_END}")
-        else:
-            self._write(f"{text}\n")
+    def show(self, text: str, fraction: float | None = None) -> None:
+        """Shows a line that the next one replaces on a terminal, cut to its width.
 
-    def show_if_due(self, text: str) -> None:
+        Args:
+          text: the line.
+          fraction: how much is done, from 0 to 1, for a bar before the text.
+        """
+        self._shown_at = time.monotonic()
+        if not self._is_terminal:
+            self._write(f"{text}\n")
+            return
+        with contextlib.suppress(OSError):
+            if self._bar is None:
+                self._bar = _Bar(total=1.0, file=self._stream, bar_format="{bar}", dynamic_ncols=True, leave=False)
+            # A bar without an end, blank, makes tqdm cut the text too.
+            self._bar.total, self._bar.n = (None, 0) if fraction is None else (1.0, fraction)
+            self._bar.bar_format = "{desc}{bar}" if fraction is None else "{bar:12} {desc}"
+            self._bar.set_description_str(self._encodable(text), refresh=True)
+
+    def show_if_due(self, text: str, fraction: float | None = None) -> None:
         """Shows a line, if enough time has passed since the last."""
         if self.is_due:
-            self.show(text)
+            self.show(text, fraction)
 
     def keep(self, text: str) -> None:
         """Writes a line that stays."""
-        self._write(f"\r{text}{_CLEAR_TO_END}\n" if self._is_terminal else f"{text}\n")
-
-    def _write(self, text: str) -> None:
-        # Names of files need not be text.
-        encoding = self._stream.encoding or "utf-8"
-        # A run goes on when the terminal that it writes to is closed.
-        with contextlib.suppress(OSError):
-            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            self._stream.flush()
+        if self._bar is not None:
+            with contextlib.suppress(OSError):
+                self._bar.close()
+            self._bar = None
+        self._write(f"{text}\n")
 
     def report(self) -> Report:
         """This line as the place where the loading of data reports."""
@@ -65,9 +77,20 @@ class StatusLine:
         self._shown_at = time.monotonic()
         return Report(self.show_if_due, self.keep)
 
+    def _write(self, text: str) -> None:
+        # A run continues when the terminal that it writes to is closed.
+        with contextlib.suppress(OSError):
+            self._stream.write(self._encodable(text))
+            self._stream.flush()
+
+    def _encodable(self, text: str) -> str:
+        # Names of files need not be text.
+        encoding = self._stream.encoding or "utf-8"
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+
 
 class Speed:
-    """Steps a second of late, without the pauses between them."""
+    """Steps per second of late, without the pauses between them."""
 
     _WEIGHT_OF_NEW = 0.3
 
@@ -77,12 +100,12 @@ class Speed:
         self._started: float | None = None
 
     def pause(self) -> None:
-        """What comes now, until the next step, does not count."""
+        """Excludes the time from now until the next step."""
         self._measure()
         self._started = None
 
     def count_step(self) -> None:
-        """One step is done. The first after a pause starts the clock and does not count: it may build a graph."""
+        """Counts a step. The first after a pause only starts the clock: it may build a graph."""
         if self._started is None:
             self._started = time.monotonic()
             self._steps = 0
@@ -101,7 +124,7 @@ class Speed:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `42 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`."""
+    """Seconds in the two largest units: `42 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`."""
     seconds = round(seconds)
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     for (name, size), (smaller_name, smaller_size) in zip(units, units[1:], strict=False):

@@ -1,6 +1,11 @@
-"""The status line on a terminal and in a log, the speed, and how durations are said."""
+"""The bar on a terminal, the lines in a log, the speed, and durations."""
 
+import fcntl
 import io
+import os
+import pty
+import struct
+import termios
 
 import pytest
 
@@ -18,11 +23,6 @@ class Clock:
         return self.now
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
@@ -30,35 +30,30 @@ def clock(monkeypatch):
     return clock
 
 
-def test_a_log_gets_plain_lines_now_and_then(clock):
+def test_a_log_gets_a_plain_line_a_minute(clock):
     stream = io.StringIO()
     status = StatusLine(stream)
-    assert status.is_due
-    status.show("step 1")
-    assert not status.is_due
-    clock.now += 11.0
-    assert status.is_due
-    status.show("step 50")
+    for text in ("step 1", "step 20", "step 50"):
+        status.show_if_due(text, 0.5)
+        clock.now += 31.0
     status.keep("done")
     assert stream.getvalue() == "step 1\nstep 50\ndone\n"
 
 
-def test_a_terminal_gets_one_line_that_changes(clock):
-    stream = Terminal()
-    status = StatusLine(stream)
-    status.show("step 1")
-    clock.now += 0.5
-    assert status.is_due
-    status.show("step 2")
-    status.keep("done")
-    assert stream.getvalue() == "\rstep 1\x1b[K\rstep 2\x1b[K\rdone\x1b[K\n"
-
-
-def test_a_line_longer_than_the_terminal_is_cut(clock, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "20")
-    stream = Terminal()
-    StatusLine(stream).show("x" * 50)
-    assert stream.getvalue() == "\r" + "x" * 19 + "\x1b[K"
+def test_a_terminal_gets_one_line_with_a_bar_that_is_cut_to_its_width():
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    with open(writer, "w", encoding="ascii") as stream:
+        status = StatusLine(stream)
+        status.show("loading " + "x" * 50)
+        status.show("step 50/100  loss 3.25 " + "x" * 50, 0.5)
+        status.keep("done \udcff")
+    shown = [line.strip("\n") for line in os.read(reader, 10_000).decode().split("\r")]
+    os.close(reader)
+    assert shown[-2].rstrip() == "done \\udcff"
+    shown = [line for line in shown[:-2] if line.strip()]
+    assert shown[0].startswith("loading xxx") and shown[1].startswith("######       step 50/100  loss 3.25 xxx")
+    assert all(len(line) < 40 for line in shown)
 
 
 def test_speed_counts_steps_without_pauses_and_without_the_first(clock):
@@ -66,16 +61,13 @@ def test_speed_counts_steps_without_pauses_and_without_the_first(clock):
     clock.now += 30.0  # the graph is built
     speed.count_step()
     assert speed.steps_per_second is None
-    for _ in range(30):
-        clock.now += 0.1
-        speed.count_step()
-    assert speed.steps_per_second == pytest.approx(10.0, rel=0.01)
-    speed.pause()
-    clock.now += 500.0  # an evaluation
-    for _ in range(30):
-        clock.now += 0.1
-        speed.count_step()
-    assert speed.steps_per_second == pytest.approx(10.0, rel=0.01)
+    for pause in (500.0, 0.0):
+        for _ in range(30):
+            clock.now += 0.1
+            speed.count_step()
+        assert speed.steps_per_second == pytest.approx(10.0, rel=0.01)
+        speed.pause()
+        clock.now += pause  # an evaluation
 
 
 def test_speed_follows_a_change(clock):
@@ -87,14 +79,7 @@ def test_speed_follows_a_change(clock):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.2, "0 s"),
-        (59.4, "59 s"),
-        (185, "3 min 5 s"),
-        (7800, "2 h 10 min"),
-        (3 * 86400 + 4 * 3600 + 59, "3 d 4 h"),
-    ],
+    ("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (185, "3 min 5 s"), (7800, "2 h 10 min"), (273659, "3 d 4 h")]
 )
 def test_durations_have_two_units(seconds, text):
     assert duration(seconds) == text

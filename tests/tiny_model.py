@@ -40,7 +40,7 @@ def images_of(config, count=4):
 def tiny_model(optimizer=None, objective=None, seed=3, recompute="none", accumulate_steps=1, dtype=None, **changes):
     """A model with its optimizer's slots where one is given; with the same settings all have the same weights."""
     # Not at the top: tests of settings need no TensorFlow.
-    from nvae_tf import NVAE
+    from nvae_tf.models.nvae import NVAE
 
     keras.utils.set_random_seed(3)
     model = NVAE(tiny_config(**changes), objective, seed, recompute, accumulate_steps, dtype=dtype)

@@ -281,7 +281,7 @@ def nearest() -> None:
     from nvae_tf.data.sources import load_split
     from nvae_tf.generation.nearest import nearest_images
     from nvae_tf.generation.sampling import generate_images
-    from nvae_tf.training.run_data import spec_to_read
+    from nvae_tf.training.loading import spec_to_read
 
     config, _ = _run_settings(temperature)
     spec = spec_to_read(config, FLAGS.data_path)

@@ -36,7 +36,7 @@ Several GPUs of a machine are all used; for several machines see docs/clusters.m
 what happens to a NaN docs/training.md.
 
 Exit code: 0 done, 2 a mistake in the command, 75 another worker of the training is gone, 129 interrupted because the
-terminal was closed, 130 by Ctrl-C, 143 by SIGTERM. With NVAE_TF_TRACEBACK=1 in the environment a mistake is told
+terminal was closed, 130 by Ctrl-C, 143 by SIGTERM. With NVAE_TF_TRACEBACK=1 in the environment a mistake is reported
 with its traceback.
 """
 
@@ -67,30 +67,26 @@ def main() -> None:
     check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
-    # Not before: a mistake is told within a moment.
+    # Not before: a mistake is reported within a moment.
     start_tensorflow_quietly()
     from nvae_tf.progress import StatusLine
     from nvae_tf.training.loop import train_and_evaluate
-    from nvae_tf.training.stopping import TrainingInterrupted
     from nvae_tf.training.strategy import WorkerLost
 
     try:
-        train_and_evaluate(config, WORKDIR.value)
-    except TrainingInterrupted as interruption:
-        StatusLine().keep(f"Run {interruption}; checkpoint saved. The same command goes on from there{_command()}")
-        sys.exit(interruption.exit_code)
+        result = train_and_evaluate(config, WORKDIR.value)
     except WorkerLost as loss:
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
         print(f"error: {loss}", file=sys.stderr, flush=True)
         sys.exit(_WORKER_LOST_CODE)
-
-
-def _command() -> str:
-    """What to type; not of one of several workers, which a launcher has started."""
-    if TF_CONFIG in os.environ:
-        return "."
-    return f":\n    {shlex.join(['python', '-m', 'train.main', *sys.argv[1:]])}"
+    if result.signal_number is not None:
+        # Not the command of one of several workers, which a launcher has started.
+        command = (
+            "." if TF_CONFIG in os.environ else f":\n    {shlex.join(['python', '-m', 'train.main', *sys.argv[1:]])}"
+        )
+        StatusLine().keep(f"Run {result}; checkpoint saved. The same command continues from there{command}")
+        sys.exit(result.exit_code)
 
 
 def run() -> None:

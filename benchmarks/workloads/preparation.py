@@ -19,8 +19,8 @@ from nvae_tf.files import atomic_write
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models.nvae import model_for_training
 from nvae_tf.published.torch_file import OWN_KEY
+from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run_folder import RunFolder
-from nvae_tf.training.training_state import TrainingState
 
 # Any: published files are of a step, too.
 _STEP = 1000

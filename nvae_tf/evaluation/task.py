@@ -17,10 +17,9 @@ from nvae_tf.data.sources import ImageSource, load_split
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.progress import StatusLine, duration
-from nvae_tf.training.checkpoint_files import checkpoint_sha256
+from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.devices import select_devices
-from nvae_tf.training.loading import TrainedRun, load_run
-from nvae_tf.training.run_data import spec_to_read
+from nvae_tf.training.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.training.run_folder import RunFolder
 from nvae_tf.training.strategy import Cluster
 

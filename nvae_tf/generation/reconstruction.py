@@ -13,7 +13,7 @@ from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import Temperature, image_seeds
 from nvae_tf.progress import StatusLine
-from nvae_tf.training.run_data import spec_to_read
+from nvae_tf.training.loading import spec_to_read
 
 _BATCH_SIZE = 64
 

@@ -8,8 +8,7 @@ import tensorflow as tf
 
 from nvae_tf.models.nvae import ModelForTraining
 from nvae_tf.published.own_state import checkpoint_names
-from nvae_tf.training.training_parts import VALUE
-from nvae_tf.training.training_state import wrap_read_errors
+from nvae_tf.training.checkpoints import VALUE, wrap_read_errors
 
 
 class CheckpointReader:

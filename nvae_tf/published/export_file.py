@@ -24,11 +24,9 @@ from nvae_tf.published.torch_file import OWN_KEY
 from nvae_tf.published.weights import published_array
 from nvae_tf.reports.model_card import Origin, origin_of_run
 from nvae_tf.serving.progress_bar import ProgressBar
-from nvae_tf.training.image_counts import ImageCounts, read_image_counts
-from nvae_tf.training.kept_checkpoints import step_of
+from nvae_tf.training.checkpoints import check_architecture, step_of, wrap_read_errors
 from nvae_tf.training.loading import find_run
-from nvae_tf.training.run_folder import RunFolder
-from nvae_tf.training.training_state import check_architecture, wrap_read_errors
+from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts
 
 _MEGABYTE = 1 << 20
 

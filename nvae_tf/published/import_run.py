@@ -35,9 +35,9 @@ from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.published.weights import BROKEN_WEIGHTS, match
 from nvae_tf.reports.model_card import Origin, write_model_card, write_origin
 from nvae_tf.serving.progress_bar import ProgressBar
+from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.finite_numbers import check_finite
 from nvae_tf.training.run_folder import RunFolder
-from nvae_tf.training.training_state import TrainingState
 
 _MEGABYTE = 1 << 20
 # Of what this project has added to a file; figures and what watches over the loss may hold NaN for a while.

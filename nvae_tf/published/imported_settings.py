@@ -22,7 +22,7 @@ from nvae_tf.published.settings import (
     objective_config_from_published,
 )
 from nvae_tf.reports.model_card import Origin
-from nvae_tf.training.image_counts import ImageCounts
+from nvae_tf.training.run_folder import ImageCounts
 
 # Training and test images of the published data sets, by this project's names for them.
 _COUNTS = {

@@ -13,7 +13,7 @@ import tensorflow as tf
 from nvae_tf.models.nvae import ModelForTraining
 from nvae_tf.optimization import inner_optimizer
 from nvae_tf.published.names import published_tensors
-from nvae_tf.training.training_parts import loss_scale, names_of_variables, training_parts
+from nvae_tf.training.checkpoints import loss_scale, names_of_variables, training_parts
 
 _OF_TRAINING = ("optimizer/", "metrics/", "others/", "loss_scale/")
 

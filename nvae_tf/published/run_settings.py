@@ -13,7 +13,7 @@ from nvae_tf.published.settings import model_config_from_published
 from nvae_tf.published.settings_to_publish import differing_settings
 from nvae_tf.published.torch_file import TorchCheckpoint
 from nvae_tf.reports.model_card import Origin, origin_from_text
-from nvae_tf.training.image_counts import image_counts_from_text
+from nvae_tf.training.run_folder import image_counts_from_text
 
 
 def settings_of_run(checkpoint: TorchCheckpoint, data_path: str | None, data_source: str | None) -> RunSettings:

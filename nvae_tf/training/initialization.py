@@ -7,11 +7,9 @@ cells) it is of another shape, and not taken in part, because its layers then st
 
 import dataclasses
 import pathlib
-from typing import NamedTuple
 
 import keras
 
-from nvae_tf.config import ModelConfig
 from nvae_tf.layers import DataDependentConvolution
 from nvae_tf.models import NVAE
 from nvae_tf.published.torch_file import from_torch_checkpoint
@@ -22,50 +20,25 @@ from nvae_tf.training.loading import load_run
 _NETWORK = ("bottom_up/", "top_down/")
 _LISTED = 20
 _NAMED_SETTINGS = 5
-
-Shape = tuple[int, ...]
-
-
-class Source(NamedTuple):
-    """Where weights come from: the model that holds them, and the words for it in messages."""
-
-    name: str
-    model: NVAE
+_EXPECTED = "give the --workdir of a run of train.main, or a published file (.pt)"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Initialization:
-    """What was taken from a source and what was not; weights by their names, see `weight_names`.
-
-    Attributes:
-      source: where it came from, in words.
-      shapes: those of all weights of the model's network.
-      source_shapes: those of the source's.
+    """Which weights of a network were `taken` from a source, and which were not: `misshapen` have another shape there,
+    `missing` are not there, and `unused` ones of the source have no place here.
     """
 
     source: str
-    shapes: dict[str, Shape]
-    source_shapes: dict[str, Shape]
+    shapes: dict[str, tuple[int, ...]]
+    source_shapes: dict[str, tuple[int, ...]]
 
-    @property
-    def taken(self) -> list[str]:
-        """The weights that are now as in the source."""
-        return [name for name, shape in self.shapes.items() if self.source_shapes.get(name) == shape]
-
-    @property
-    def misshapen(self) -> list[str]:
-        """The weights that the source has in another shape."""
-        return [name for name, shape in self.shapes.items() if self.source_shapes.get(name, shape) != shape]
-
-    @property
-    def missing(self) -> list[str]:
-        """The weights that the source lacks."""
-        return [name for name in self.shapes if name not in self.source_shapes]
-
-    @property
-    def unused(self) -> list[str]:
-        """The weights of the source that the model lacks."""
-        return [name for name in self.source_shapes if name not in self.shapes]
+    def __post_init__(self):
+        both = [name for name in self.shapes if name in self.source_shapes]
+        self.taken = [name for name in both if self.source_shapes[name] == self.shapes[name]]
+        self.misshapen = [name for name in both if self.source_shapes[name] != self.shapes[name]]
+        self.missing = [name for name in self.shapes if name not in self.source_shapes]
+        self.unused = [name for name in self.source_shapes if name not in self.shapes]
 
     def report(self) -> str:
         """What was taken, and a list of what was not, by the reason."""
@@ -92,62 +65,61 @@ class Initialization:
 def initialize(model: NVAE, path: str) -> Initialization:
     """Gives a model all weights of a source that fit: weights, running batch statistics, vectors of power iterations.
 
-    Steps, the optimizer's slots and running means are not touched.
+    Steps, the optimizer's slots and moving averages are not touched.
 
     Args:
       model: the model, new.
-      path: a run folder of train.main, whose latest checkpoint counts, and in it the running means of the weights if
-        there are any: what the run's figures were measured with; or a published file (.pt).
+      path: a run folder, of whose latest checkpoint the exponential moving averages (EMA) of the weights are taken
+        where there are any; or a published file (.pt).
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
       ValueError: `path` is neither of both, or damaged, or none of its weights fits; nothing is assigned then.
     """
-    source = _read(path)
-    names, source_names = _network(model), _network(source.model)
-    found = Initialization(source.name, _shapes(names), _shapes(source_names))
+    source_name, source = _read(path)
+    weights, source_weights = _network(model), _network(source)
+    shapes, source_shapes = (
+        {name: tuple(weight.shape) for name, weight in one.items()} for one in (weights, source_weights)
+    )
+    found = Initialization(source_name, shapes, source_shapes)
     if not found.taken:
-        raise ValueError(_nothing_fits(path, found, source.model.config, model.config))
+        raise ValueError(_nothing_fits(path, found, source, model))
     for name in found.taken:
-        names[name].assign(source_names[name].numpy())
-    _take_power_vectors(model, source.model, set(found.taken))
-    _keep_scales(model, source.model, {id(names[name]) for name in found.taken})
+        weights[name].assign(source_weights[name].numpy())
+    # The vectors of kernels are numbered, and another architecture numbers them otherwise.
+    vectors, source_vectors = _power_vectors(model), _power_vectors(source)
+    for kernel in set(found.taken) & vectors.keys():
+        vectors[kernel].assign(source_vectors[kernel].numpy())
+    # With new kernels among them the first step iterates longer, as that of a new model does.
+    if set(found.taken) >= vectors.keys():
+        model.spectral_regularizer.warmed_up.assign(source.spectral_regularizer.warmed_up.numpy())
+    # Or the first batch would set scales anew in all data-dependent layers, taken or not.
+    taken = {id(weights[name]) for name in found.taken}
+    layers = [layer for layer in model.convolutions if isinstance(layer, DataDependentConvolution)]
+    if any(id(layer.log_norm) in taken for layer in layers):
+        model.data_initialised.assign(source.data_initialised.numpy())
     return found
 
 
-def _read(path: str) -> Source:
+def _read(path: str) -> tuple[str, NVAE]:
+    """The source of weights: its name for messages, and a model that holds them."""
     place = pathlib.Path(path)
-    expected = "give the --workdir of a run of train.main, or a published file (.pt)"
     if not path or not place.exists():
-        raise FileNotFoundError(f"train.initialise_from = {path!r}: no such file or folder; {expected}")
+        raise FileNotFoundError(f"train.initialise_from = {path!r}: no such file or folder; {_EXPECTED}")
     if place.is_file() and place.suffix != ".pt":
-        raise ValueError(f"train.initialise_from = {path!r}: neither a run folder nor a published file; {expected}")
+        raise ValueError(f"train.initialise_from = {path!r}: neither a run folder nor a published file; {_EXPECTED}")
     try:
         if place.is_file():
-            return Source(path, from_torch_checkpoint(place))
+            return path, from_torch_checkpoint(place)
         run = load_run(place)
     except (ValueError, FileNotFoundError, ImportError) as error:
         raise ValueError(f"train.initialise_from: {error}") from error
-    averaged = ", running means of the weights" if run.config.optimizer.ema_momentum else ""
-    return Source(f"{path}, step {run.step:,}{averaged}", run.model)
+    averaged = ", moving averages (EMA) of the weights" if run.config.optimizer.ema_momentum else ""
+    return f"{path}, step {run.step:,}{averaged}", run.model
 
 
 def _network(model: NVAE) -> dict[str, keras.Variable]:
     return {name: weight for name, weight in named_weights(model).items() if name.startswith(_NETWORK)}
-
-
-def _shapes(weights: dict[str, keras.Variable]) -> dict[str, Shape]:
-    return {name: tuple(weight.shape) for name, weight in weights.items()}
-
-
-def _take_power_vectors(model: NVAE, source: NVAE, taken: set[str]) -> None:
-    """The vectors of kernels that were taken; they are numbered, and another architecture numbers them otherwise."""
-    vectors, source_vectors = _power_vectors(model), _power_vectors(source)
-    for kernel in taken & vectors.keys():
-        vectors[kernel].assign(source_vectors[kernel].numpy())
-    # With new kernels among them the first step iterates longer, as that of a new model does.
-    if taken >= vectors.keys():
-        model.spectral_regularizer.warmed_up.assign(source.spectral_regularizer.warmed_up.numpy())
 
 
 def _power_vectors(model: NVAE) -> dict[str, keras.Variable]:
@@ -157,15 +129,9 @@ def _power_vectors(model: NVAE) -> dict[str, keras.Variable]:
     return dict(zip(kernels, model.spectral_regularizer.vectors, strict=True))
 
 
-def _keep_scales(model: NVAE, source: NVAE, taken: set[int]) -> None:
-    """Keeps the first batch from setting scales anew, which it would in all data-dependent layers, taken or not."""
-    layers = [layer for layer in model.convolutions if isinstance(layer, DataDependentConvolution)]
-    if any(id(layer.log_norm) in taken for layer in layers):
-        model.data_initialised.assign(source.data_initialised.numpy())
-
-
-def _nothing_fits(path: str, found: Initialization, there: ModelConfig, here: ModelConfig) -> str:
-    both = ((field.name, getattr(there, field.name), getattr(here, field.name)) for field in dataclasses.fields(here))
+def _nothing_fits(path: str, found: Initialization, source: NVAE, model: NVAE) -> str:
+    names = [field.name for field in dataclasses.fields(model.config)]
+    both = ((name, getattr(source.config, name), getattr(model.config, name)) for name in names)
     settings = [f"model.{name} is {old!r} there and {new!r} here" for name, old, new in both if old != new]
     example = f", e.g. {found.shapes_of(found.misshapen[0])}" if found.misshapen else ""
     return (

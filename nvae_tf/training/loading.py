@@ -1,17 +1,15 @@
-"""The model of a run folder: from which of its checkpoints, and what is said where that is missing or damaged."""
+"""The model of a run folder, from the checkpoint that is asked for, and the data that it was trained on."""
 
+import dataclasses
 import os
 import pathlib
 import warnings
 from typing import NamedTuple
 
-from nvae_tf.config import CHECKPOINTS, ExperimentConfig, check_choice
+from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check_choice
 from nvae_tf.models import NVAE
-from nvae_tf.training.best_checkpoint import find_best, folder_of_best
-from nvae_tf.training.kept_checkpoints import step_of
-from nvae_tf.training.newest_checkpoint import newest_whole
+from nvae_tf.training.checkpoints import find_best, folder_of_best, newest_whole, restore_weights, step_of
 from nvae_tf.training.run_folder import RunFolder, read_run_config
-from nvae_tf.training.training_state import restore_weights
 
 _LATEST_INSTEAD = 'take the latest: checkpoint="latest", or the flag --checkpoint=latest'
 
@@ -24,13 +22,13 @@ class FoundRun(NamedTuple):
 
 
 class TrainedRun(NamedTuple):
-    """What a run has come to.
+    """A run's model with the weights of one of its checkpoints.
 
     Attributes:
-      config: its settings.
+      config: the run's settings.
       checkpoint: the prefix of the checkpoint's files.
-      model: with the weights of the checkpoint; where the run keeps running means of them, with those.
-      has_running_means: whether they are running means.
+      model: the model; where the run keeps exponential moving averages (EMA) of its weights, with those.
+      has_running_means: whether they are averages.
     """
 
     config: ExperimentConfig
@@ -40,15 +38,15 @@ class TrainedRun(NamedTuple):
 
     @property
     def step(self) -> int:
-        """That of the checkpoint."""
+        """The checkpoint's step."""
         return step_of(self.checkpoint)
 
 
 def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
-    """The model of a run folder, with the weights of one of its checkpoints, or with the running means of the weights
-    where the run keeps them (`optimizer.ema_momentum`).
+    """The model of a run folder, with the weights of one of its checkpoints, or with the exponential moving averages
+    of the weights where the run keeps them (`optimizer.ema_momentum`).
 
-    Where the latest is damaged the newest whole one is taken, and a warning tells its step.
+    Where the latest is damaged the newest whole one is taken, and a warning names its step.
 
     Example:
       >>> model = nvae_tf.load("runs/digits")
@@ -67,32 +65,27 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
 
 
 def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:
-    """The model as `load` gives it, with its settings and its step.
-
-    Raises:
-      FileNotFoundError, ValueError: see `load`.
-    """
+    """The model as `load` gives it, with its settings and its step; raises what `load` raises."""
     config, prefix = find_run(path, checkpoint)
     model = NVAE(config.model, config.objective, seed=config.train.seed)
     return TrainedRun(config, prefix, model, restore_weights(model, prefix))
 
 
 def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> FoundRun:
-    """What `load_run` would load, without loading it.
-
-    Raises:
-      FileNotFoundError, ValueError: see `load`.
-    """
+    """What `load_run` would load; raises what `load` raises."""
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
-    folder = RunFolder(pathlib.Path(path))
+    folder = RunFolder(path)
     config = read_run_config(folder)
     return FoundRun(config, _best(folder) if checkpoint == "best" else _newest(folder))
 
 
+def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
+    """The data spec of a finished run, whose images may lie at another path now, and whose cache may be gone."""
+    cache = config.data.cache if config.data.cache and pathlib.Path(config.data.cache).expanduser().is_dir() else None
+    return dataclasses.replace(config.data, path=data_path or config.data.path, cache=cache)
+
+
 def _newest(folder: RunFolder) -> str:
-    """The path of a run's latest checkpoint that is whole; a warning says which were passed over, and where it is of
-    weights that no step has trained yet.
-    """
     try:
         found = newest_whole(folder.checkpoints)
     except ValueError as error:
@@ -100,9 +93,9 @@ def _newest(folder: RunFolder) -> str:
     if found.path is None:
         raise FileNotFoundError(
             f"{folder.path}: no checkpoint in {folder.checkpoints}; train.main writes one every "
-            "train.checkpoint_every_steps steps, at its end, and when it is interrupted" + _best_instead(folder)
+            f"train.checkpoint_every_steps steps, at its end, and when it is interrupted{_best_instead(folder)}"
         )
-    if found.passed_over:
+    if found.unusable:
         _warn(f"{folder.checkpoints}: {found.passed_over_line()}")
     if found.step == 0 and not folder.origin_file.is_file():
         _warn(
@@ -111,20 +104,14 @@ def _newest(folder: RunFolder) -> str:
     return found.path
 
 
-def _warn(text: str) -> None:
-    # Without a line of source text: one line on a terminal.
-    warnings.warn_explicit(text, UserWarning, filename="nvae_tf", lineno=0)
-
-
 def _best_instead(folder: RunFolder) -> str:
-    best = find_best(folder_of_best(folder.checkpoints)).path
-    if best is None:
+    best = find_best(folder_of_best(folder.checkpoints))
+    if best.path is None:
         return ""
-    return f'. The best one, of step {step_of(best)}, is whole: checkpoint="best", or the flag --checkpoint=best'
+    return f'. The best one, of step {best.step}, is whole: checkpoint="best", or the flag --checkpoint=best'
 
 
 def _best(folder: RunFolder) -> str:
-    """The path of a run's checkpoint with the best score."""
     place = folder_of_best(folder.checkpoints)
     found = find_best(place)
     if found.path is not None:
@@ -138,3 +125,8 @@ def _best(folder: RunFolder) -> str:
         f"{folder.path}: no best checkpoint in {place}; with train.keep_best train.main writes it when the test images "
         f"have been scored, every train.evaluate_every_steps steps. Train on, or {_LATEST_INSTEAD}"
     )
+
+
+def _warn(text: str) -> None:
+    # Without a line of source text: one line on a terminal.
+    warnings.warn_explicit(text, UserWarning, filename="nvae_tf", lineno=0)

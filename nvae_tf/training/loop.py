@@ -3,9 +3,11 @@
 import contextlib
 import math
 import os
-import pathlib
+import shlex
+import signal
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -14,29 +16,53 @@ from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports.keep_model_card import keep_model_card
+from nvae_tf.training.checkpoints import TrainingState, latest_checkpoint, step_of
 from nvae_tf.training.compilation import compiles_whole_step, step_function
 from nvae_tf.training.devices import configure_runtime
-from nvae_tf.training.image_record import check_images_a_step, note_images
-from nvae_tf.training.kept_checkpoints import latest_checkpoint, step_of
 from nvae_tf.training.outputs import RunOutputs
 from nvae_tf.training.profiling import StepProfiler
 from nvae_tf.training.recovery import Recovery
-from nvae_tf.training.run import Run, length_warnings, load_images, new_run, run_length, with_length
-from nvae_tf.training.run_folder import RunFolder, open_for_training
-from nvae_tf.training.run_lock import lock_for_training
-from nvae_tf.training.stopping import StopRequest, StopRequested, TrainingInterrupted
+from nvae_tf.training.run import (
+    Run,
+    check_images_a_step,
+    length_warnings,
+    load_images,
+    new_run,
+    note_images,
+    run_length,
+    with_length,
+)
+from nvae_tf.training.run_folder import RunFolder, lock_for_training, open_for_training
+from nvae_tf.training.stopping import StopRequest
 from nvae_tf.training.strategy import Replicas, chosen_replicas
-from nvae_tf.training.training_state import TrainingState
 
 # Several processes ask each other whether to stop; not at each step, that would hold up accelerators.
 _AGREE_EVERY_STEPS = 10
 
 
-def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> None:
+class TrainingResult(NamedTuple):
+    """At which step a training has ended, and the signal that interrupted it: None for a run that has all its steps."""
+
+    step: int
+    signal_number: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 128 and the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 0 if self.signal_number is None else 128 + self.signal_number
+
+    def __str__(self) -> str:
+        if self.signal_number is None:
+            return f"finished at step {self.step}"
+        return f"interrupted at step {self.step} by {signal.Signals(self.signal_number).name}"
+
+
+def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> TrainingResult:
     """Trains a model in a run folder, from its latest checkpoint on if it has one.
 
     The weights after step n are a function of the settings alone: interrupted and continued runs end with the
-    same. Several processes call this with the same arguments; the first of them, the chief, writes.
+    same. Several processes call this with the same arguments; the first of them, the chief, writes. SIGINT, SIGTERM and
+    SIGHUP end it with a checkpoint.
 
     Args:
       config: the settings.
@@ -47,61 +73,57 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
         process trains in it, all its checkpoints are damaged, or training has diverged.
       OSError: the folder can't be written to; CheckpointNotWritten where that is noticed, or the disk is full, later.
       ConnectionError: the data must be downloaded and can't be.
-      TrainingInterrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint was saved.
       WorkerLost: another of several processes has ended.
     """
-    replicas = chosen_replicas(config.train)
-    folder = RunFolder(pathlib.Path(workdir))
+    replicas, folder = chosen_replicas(config.train), RunFolder(workdir)
     lock = lock_for_training(folder, StatusLine().keep) if replicas.is_chief else contextlib.nullcontext()
     with replicas.raising_worker_lost(), lock:
-        _train_on(replicas, config, workdir)
+        return _train_on(replicas, config, folder)
 
 
-def _train_on(replicas: Replicas, config: ExperimentConfig, workdir: str | os.PathLike) -> None:
+def _train_on(replicas: Replicas, config: ExperimentConfig, folder: RunFolder) -> TrainingResult:
     configure_runtime()
     compiled = compiles_whole_step(config.train.xla, replicas.count)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
     images = load_images(config)
     length = run_length(config, images.train.count, replicas.count)
-    config = with_length(config, length, workdir)
+    config = with_length(config, length, folder.path)
     # Before anything is written: settings that make no model leave no folder behind.
-    run = new_run(config, length, images, workdir, replicas)
-    check_images_a_step(RunFolder(pathlib.Path(workdir)).images_file, run)
-    folder = _open_together(workdir, config, replicas)
-    kept = config.train.keep_checkpoints, config.train.keep_checkpoint_every_hours
+    run = new_run(config, length, images, folder.path, replicas)
+    check_images_a_step(folder.images_file, run)
+    # The chief first: the folder may have to be made.
+    if not replicas.is_chief:
+        replicas.wait_for_all()
+    open_for_training(folder.path, config)
+    if replicas.is_chief:
+        replicas.wait_for_all()
     recovery = Recovery(run)
+    kept = config.train.keep_checkpoints, config.train.keep_checkpoint_every_hours
     state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, *kept, recovery.variables)
     step = state.restore(StatusLine().keep, tidies=replicas.is_chief)
     replicas.check_same_step(step, folder.path)
     with StopRequest() as stop:
         # Several processes stop together, after a step.
         outputs = RunOutputs(folder, run, stop if replicas.share.count == 1 else StopRequest())
-        outputs.status.keep(_first_words(folder, run, step))
+        report = outputs.status.keep
+        report(_first_words(folder, run, step))
         if replicas.is_chief:
             outputs.continue_from(step)
-            note_images(folder.images_file, run, outputs.status.keep)
-            keep_model_card(folder, run.model, outputs.status.keep)
+            note_images(folder.images_file, run, report)
+            keep_model_card(folder, run.model, report)
         profiled = config.train.profile_steps if replicas.is_chief else ()
-        with StepProfiler(profiled, folder.tensorboard, outputs.status.keep) as profiler:
+        with StepProfiler(profiled, folder.tensorboard, report) as profiler:
             profiler.note_steps(step + 1, length.total_steps)
             try:
-                TrainingLoop(run, state, recovery, outputs, stop, profiler, compiled).go_on_from(step)
+                result = TrainingLoop(run, state, recovery, outputs, stop, profiler, compiled).continue_from(step)
             finally:
                 if replicas.is_chief:
-                    keep_model_card(folder, run.model, outputs.status.keep)
+                    keep_model_card(folder, run.model, report)
         replicas.leave()
-    outputs.status.keep(f"{folder.path} has all its {length.total_steps:,} steps.")
-
-
-def _open_together(workdir: str | os.PathLike, config: ExperimentConfig, replicas: Replicas) -> RunFolder:
-    """Opens the run folder, the chief first: it may have to be made."""
-    if not replicas.is_chief:
-        replicas.wait_for_all()
-    folder = open_for_training(workdir, config)
-    if replicas.is_chief:
-        replicas.wait_for_all()
-    return folder
+    if result.signal_number is None:
+        report(_last_words(folder, run, outputs))
+    return result
 
 
 class TrainingLoop:
@@ -123,108 +145,105 @@ class TrainingLoop:
         self._saved_at = time.monotonic()
         self._train_step = step_function(run.replicas.strategy, run.model, compiled)
 
-    def go_on_from(self, step: int) -> None:
-        """Goes on from a step to the end.
-
-        Raises:
-          ValueError, CheckpointNotWritten, TrainingInterrupted: see `train_and_evaluate`.
-        """
+    def continue_from(self, step: int) -> TrainingResult:
+        """Trains from a step to the end, or until a signal interrupts it; raises what `train_and_evaluate` raises."""
         if self._state.whole_step is None:
-            # What the run goes back to if it diverges before the next.
+            # The run is rolled back to it if it diverges before the next.
             self._save(step)
-        while step is not None:
-            step = self._go_on_until_refused(step)
+        run, images, seed = self._run, self._run.images, self._settings.seed
+        while True:
+            batches = training_batches(images.train, images.spec, run.images_a_step, seed, step, run.replicas.share)
+            with contextlib.closing(iterate(batches, images.train)) as iterator:
+                result = self._train(step, iterator)
+            if result is not None:
+                return result
+            step = self._roll_back()
 
-    def _go_on_until_refused(self, step: int) -> int | None:
-        """Goes on to the end, or until it has to go back: to the step that is returned."""
+    def _train(self, start: int, batches: Iterator[tf.Tensor]) -> TrainingResult | None:
+        """Trains from a step on; None where the run has diverged and must be rolled back."""
         total = self._run.length.total_steps
-        batches = self._batches(step)
+        if not self._write_due(start):
+            return self._interrupted(start, self._stop.signal_number)
+        for step in range(start, total):
+            number = self.agreed_signal(step)
+            if number is not None:
+                return self._interrupted(step, number)
+            if step % self._settings.log_every_steps == 0:
+                # Means start anew at fixed steps and are in checkpoints: an interruption does not show.
+                for metric in self._run.model.metrics:
+                    metric.reset_state()
+            with self._profiler.step(step + 1):
+                with self._saved_if_bad_picture(step):
+                    images = next(batches)
+                self._train_step(self._run.replicas.divided(images))
+            if self._recovery.must_roll_back(step + 1):
+                return None
+            self._show_progress(step + 1)
+            if self._run.replicas.is_chief:
+                self._outputs.write_training_curves(step + 1)
+            if self._is_checkpoint_due(step + 1):
+                self._save(step + 1)
+            if not self._write_due(step + 1):
+                return self._interrupted(step + 1, self._stop.signal_number)
+        return TrainingResult(total)
+
+    def agreed_signal(self, step: int) -> int | None:
+        """The signal that all processes stop for at this step, because one of them has received it."""
+        if self._run.replicas.share.count > 1 and step % _AGREE_EVERY_STEPS:
+            return None
+        # Not `self._stop.signal_number`: one that has come while the others were asked is for the next step.
+        return self._run.replicas.agreed_signal(self._stop.signal_number)
+
+    def _interrupted(self, step: int, signal_number: int) -> TrainingResult:
+        if self._state.whole_step != step:
+            self._save(step)
+        return TrainingResult(step, signal_number)
+
+    @contextlib.contextmanager
+    def _saved_if_bad_picture(self, step: int) -> Iterator[None]:
+        """Around reading images: the run can continue once a damaged file is fixed."""
         try:
-            while True:
-                self._write_due(step)
-                if step >= total:
-                    break
-                self._stop_if_agreed(step)
-                self._start_window(step)
-                with self._profiler.step(step + 1):
-                    self._train_step(self._run.replicas.divided(next(batches)))
-                step += 1
-                if self._recovery.must_go_back(step):
-                    return self._go_back()
-                self._show_progress(step)
-                if self._run.replicas.is_chief:
-                    self._outputs.write_training_curves(step)
-                if self._is_checkpoint_due(step):
-                    self._save(step)
-        except (StopRequested, BadPicture) as reason:
-            # After a bad picture the run can go on once the file is mended.
+            yield
+        except BadPicture:
             if self._state.whole_step != step:
                 self._save(step)
-            if isinstance(reason, BadPicture):
-                raise
-            self._run.replicas.leave()
-            raise TrainingInterrupted(step, self._stop.signal_number) from None
-        finally:
-            batches.close()
-        return None
+            raise
 
-    def _batches(self, step: int) -> Iterator[tf.Tensor]:
-        """This process's part of the batches from a step on."""
-        run, images = self._run, self._run.images
-        share = run.replicas.share
-        batches = training_batches(images.train, images.spec, run.images_a_step, self._settings.seed, step, share)
-        return iterate(batches, images.train)
+    def _roll_back(self) -> int:
+        """Restores the latest checkpoint, lowers the learning rate and returns the checkpoint's step.
 
-    def _go_back(self) -> int:
-        """To the latest checkpoint.
-
-        Raises:
-          ValueError: the run has gone back as often as it may, or its checkpoints are gone or damaged.
+        Raises a ValueError if the run was rolled back as often as it may, or its checkpoints are gone or damaged.
         """
-        is_chief = self._run.replicas.is_chief
-        tell = self._outputs.status.keep
-        trouble = self._recovery.trouble(step_of(latest_checkpoint(self._state.folder) or "step-0"))
-        reached = self._state.restore(tell, tidies=is_chief)
+        is_chief, report = self._run.replicas.is_chief, self._outputs.status.keep
+        number, reason = self._recovery.next_rollback(step_of(latest_checkpoint(self._state.folder) or "step-0"))
+        step = self._state.restore(report, tidies=is_chief)
         check(
             self._state.whole_step is not None,
-            f"{trouble.reason}, and there is nothing to go back to: somebody has deleted the checkpoints in "
+            f"{reason}, and there is nothing to go back to: somebody has deleted the checkpoints in "
             f"{self._state.folder}",
         )
-        self._recovery.lower_rate(trouble)
-        tell(f"{trouble.reason}. Back to step {reached:,}, with {trouble.rate_factor:g} of the learning rate.")
-        self._run.replicas.check_same_step(reached, self._state.folder)
+        factor = self._recovery.lower_rate(number)
+        report(f"{reason}. Back to step {step:,}, with {factor:g} of the learning rate.")
+        self._run.replicas.check_same_step(step, self._state.folder)
         if is_chief:
-            self._outputs.continue_from(reached)
-        return reached
+            self._outputs.continue_from(step)
+        return step
 
-    def _stop_if_agreed(self, step: int) -> None:
-        """Stops all processes at the same step if one of them was told to stop."""
-        if self._run.replicas.share.count > 1 and step % _AGREE_EVERY_STEPS:
-            return
-        number = self._run.replicas.agreed_signal(self._stop.signal_number)
-        if number is not None:
-            # Not otherwise: one that has come while the others were asked is for the next step.
-            self._stop.signal_number = number
-            raise StopRequested
-
-    def _write_due(self, step: int) -> None:
+    def _write_due(self, step: int) -> bool:
+        """Writes the outputs of a step that are due; False where a stop was requested meanwhile."""
         if not self._run.replicas.is_chief:
-            return
-        self._outputs.write_due(step)
-        if self._settings.keep_best and self._outputs.is_evaluated(step):
+            return True
+        with self._saved_if_bad_picture(step):
+            is_whole = self._outputs.write_due(step)
+        if is_whole and self._settings.keep_best and self._outputs.is_evaluated(step):
             self._state.save_if_best(step, self._outputs.test_score(step))
-
-    def _start_window(self, step: int) -> None:
-        """Running means start anew at fixed steps and are in checkpoints: an interruption does not show."""
-        if step % self._settings.log_every_steps == 0:
-            for metric in self._run.model.metrics:
-                metric.reset_state()
+        return is_whole
 
     def _is_checkpoint_due(self, step: int) -> bool:
         minutes = (time.monotonic() - self._saved_at) / 60.0
         by_time = 0.0 < self._settings.checkpoint_every_minutes <= minutes
         by_step = step % self._settings.checkpoint_every_steps == 0
-        # Not in the middle of trouble: it is to be gone back to.
+        # Not among skipped steps: a roll-back needs a sound state.
         return step >= self._run.length.total_steps or ((by_time or by_step) and self._recovery.is_sound)
 
     def _save(self, step: int) -> None:
@@ -235,7 +254,7 @@ class TrainingLoop:
     def _show_progress(self, step: int) -> None:
         self._outputs.speed.count_step()
         if self._outputs.status.is_due or step == self._run.length.total_steps:
-            self._outputs.status.show(self._progress_line(step))
+            self._outputs.status.show(self._progress_line(step), step / self._run.length.total_steps)
 
     def _progress_line(self, step: int) -> str:
         means, schedules = self._outputs.running_means(), self._outputs.schedules()
@@ -247,11 +266,11 @@ class TrainingLoop:
             f"KL {means['kl']:.2f}  rate {schedules['learning_rate']:.2g}  beta {schedules['kl_weight']:.2f}"
         )
         if means["skipped_steps"]:
-            line += f"  {means['skipped_steps']:.0f} steps refused"
+            line += f"  {means['skipped_steps']:.0f} steps skipped"
         steps_per_second = self._outputs.speed.steps_per_second
         if steps_per_second:
             left = duration((self._run.length.total_steps - step) / steps_per_second)
-            line += f"  {steps_per_second * self._run.images_a_step:,.0f} images/s  {left} left"
+            line += f"  {self._outputs.images_per_second:,.0f} images/s  {left} left"
         return line
 
 
@@ -270,3 +289,17 @@ def _first_words(folder: RunFolder, run: Run, step: int) -> str:
         "The first step takes longer: TensorFlow builds its graph."
     )
     return "\n".join([words, *length_warnings(run.config, length)])
+
+
+def _last_words(folder: RunFolder, run: Run, outputs: RunOutputs) -> str:
+    words = f"{folder.path} has all its {run.length.total_steps:,} steps."
+    if not run.replicas.is_chief:
+        return words
+    nelbo = outputs.test_score(run.length.total_steps)
+    place = shlex.quote(str(folder.path))
+    return (
+        f"{words}\nTest score: NELBO {nelbo:.2f} nats per image, {outputs.bits_per_dimension(nelbo):.4f} bits/dim "
+        f"({run.images.test.count:,} images; an upper bound of the negative log-likelihood, lower is better).\n"
+        f"Next: nvae-evaluate --workdir={place}\n"
+        f"      nvae-generate --workdir={place} --output=samples.png"
+    )

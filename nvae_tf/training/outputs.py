@@ -1,26 +1,54 @@
-"""What a run writes on its way besides checkpoints: figures of training and test part, and pictures."""
+"""What a run writes besides checkpoints: metrics of training and test images, and grids of samples.
 
+`metrics.csv` is for people and spreadsheets; TensorBoard's event files have the same numbers and more.
+"""
+
+import contextlib
+import csv
+import functools
+import io
 import math
+import pathlib
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from nvae_tf.data.pipeline import evaluation_batches, iterate
+from nvae_tf.errors import first_line
 from nvae_tf.evaluation.latent_usage import active_units
-from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
-from nvae_tf.models.metrics import RecentSteps
+from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
+from nvae_tf.files import atomic_write
+from nvae_tf.generation.image_grid import image_grid, write_png
+from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.objective import bits_per_dimension, kl_weight, regularization_weight
 from nvae_tf.optimization import averaged_weights
 from nvae_tf.progress import Speed, StatusLine
-from nvae_tf.training.pictures import FIXED_SEED, Pictures
-from nvae_tf.training.records import MetricsFile, TensorBoardWriter
 from nvae_tf.training.run import Run
 from nvae_tf.training.run_folder import RunFolder
-from nvae_tf.training.stopping import StopRequest
+from nvae_tf.training.stopping import StopRequest, StopRequested
+
+COLUMNS = (
+    *("step", "epoch", "learning_rate", "kl_weight"),
+    *("train_loss", "train_nelbo_nats", "train_reconstruction_nats", "train_kl_nats"),
+    *("test_nelbo_nats", "test_reconstruction_nats", "test_kl_nats", "test_bits_per_dim"),
+    *("images_per_second", "active_units"),
+)
+# What every line has, besides its step.
+_SCORE = "test_nelbo_nats"
+_LONGEST_LINE = 10_000
+
+# The same latents, images and binarization every time: so that only the model differs.
+_FIXED_SEED = 0
+# The temperature of the samples in `samples/`, and how many these are.
+_MAIN_TEMPERATURE, _MAIN_COUNT = 0.7, 64
+# The paper shows samples from 1.0, of small gray images, down to 0.6 and less, of large photographs.
+_OTHER_TEMPERATURES, _OTHER_COUNT = (1.0, 0.9, 0.8, 0.6), 16
+_RECONSTRUCTION_COUNT = 8
 
 
 class RunOutputs:
-    """Writes what is due at a step, and not again what is there already, so a run can go on at any step."""
+    """Writes what is due at a step, and not again what is there already, so a run can continue at any step."""
 
     def __init__(self, folder: RunFolder, run: Run, stop: StopRequest):
         self.status = StatusLine()
@@ -30,43 +58,51 @@ class RunOutputs:
         self._tensorboard = TensorBoardWriter(folder.tensorboard)
         self._batch_size = min(run.config.train.batch_size, run.images.test.count)
         self._evaluator = LikelihoodEvaluator(run.model, self._batch_size)
-        self._pictures = Pictures(run, self._tensorboard, stop)
+        self._generator = ImageGenerator(run.model)
 
     def continue_from(self, step: int) -> None:
-        """Forgets the figures of steps that will be made again, and what is damaged."""
+        """Drops the metrics of steps that will be made again, and damaged ones."""
         damaged = self._metrics.keep_until(step)
         if damaged:
             self.status.keep(f"{self._folder.metrics_file}: lines that are damaged or there twice: {damaged}, dropped.")
 
     def write_training_curves(self, step: int) -> None:
-        """Writes the points of TensorBoard's training curves, if it is the step's turn."""
-        if self._is_due(step, self._run.config.train.log_every_steps):
-            values = {f"train/{name}": value for name, value in self.running_means().items()}
-            values |= {f"schedule/{name}": value for name, value in self.schedules().items()}
-            values |= _latest_figures(self._run.model.recent.read())
-            self._tensorboard.scalars(step, values | {"speed/images_per_second": self._images_per_second()})
+        """Writes the points of TensorBoard's training curves, if they are due."""
+        if not self._is_due(step, self._run.config.train.log_every_steps):
+            return
+        recent = self._run.model.recent.read()
+        kl, norms = recent.kl_per_group[-1], recent.spectral_norms[-1]
+        self._tensorboard.scalars(
+            step,
+            {f"train/{name}": value for name, value in self.running_means().items()}
+            | {f"schedule/{name}": value for name, value in self.schedules().items()}
+            | {f"train_kl_per_group/{index:02d}": value for index, value in enumerate(kl)}
+            | {"spectral_norm/largest": norms.max(), "spectral_norm/sum": norms.sum()}
+            | {"speed/images_per_second": self.images_per_second},
+        )
 
-    def write_due(self, step: int) -> None:
-        """Writes what is measured and drawn after a step, if it is its turn and not there yet.
+    def write_due(self, step: int) -> bool:
+        """Writes the test metrics and samples of a step, if they are due and not there yet.
 
-        Raises:
-          StopRequested: the process was told to stop.
-          ValueError: the model has diverged.
+        Returns False where a stop was requested meanwhile; raises a ValueError if the model has diverged.
         """
-        settings = self._run.config.train
         if step == 0:
-            return
+            return True
         evaluates = self.is_evaluated(step) and not self._metrics.has(step)
-        picture = self._folder.samples / f"step-{step:08d}.png"
-        draws = self._is_due(step, settings.sample_every_steps) and not picture.exists()
+        grid = self._folder.samples / f"step-{step:08d}.png"
+        draws = self._is_due(step, self._run.config.train.sample_every_steps) and not grid.exists()
         if not evaluates and not draws:
-            return
+            return True
         self.speed.pause()
-        with averaged_weights(self._run.model):
-            if evaluates:
-                self._write_evaluation(step)
-            if draws:
-                self._pictures.write(step, picture)
+        try:
+            with averaged_weights(self._run.model):
+                if evaluates:
+                    self._write_evaluation(step)
+                if draws:
+                    self._write_images(step, grid)
+        except StopRequested:
+            return False
+        return True
 
     def is_evaluated(self, step: int) -> bool:
         """Whether the test images are scored after a step."""
@@ -74,14 +110,14 @@ class RunOutputs:
 
     def test_score(self, step: int) -> float:
         """The test images' negative bound in nats after a step at which they were scored."""
-        return self._metrics.value(step, "test_nelbo_nats")
+        return self._metrics.value(step, _SCORE)
 
     def running_means(self) -> dict[str, float]:
         """Loss, reconstruction and KL of training, in nats per image, since the means were last reset."""
         return {metric.name: float(metric.result()) for metric in self._run.model.metrics}
 
     def schedules(self) -> dict[str, float]:
-        """Learning rate, KL weight beta and regularisation weight lambda of the next step, refused ones not counted."""
+        """Learning rate, KL weight beta and regularization weight lambda of the next step; skipped ones don't count."""
         objective, taken = self._run.config.objective, int(self._run.model.optimizer.iterations.numpy())
         beta = kl_weight(tf.constant(taken), objective)
         return {
@@ -91,22 +127,35 @@ class RunOutputs:
         }
 
     def bits_per_dimension(self, nats: float) -> float:
-        """Nats of an image as bits a real value."""
+        """Nats of an image as bits per real value."""
         return bits_per_dimension(nats, math.prod(self._run.images.spec.image_shape))
+
+    @property
+    def images_per_second(self) -> float:
+        """The speed of training."""
+        return (self.speed.steps_per_second or 0.0) * self._run.images_a_step
 
     def _is_due(self, step: int, interval: int) -> bool:
         return step % interval == 0 or step == self._run.length.total_steps
 
-    def _images_per_second(self) -> float:
-        return (self.speed.steps_per_second or 0.0) * self._run.images_a_step
-
     def _write_evaluation(self, step: int) -> None:
         images = self._run.images
-        batches = evaluation_batches(images.test, images.spec, self._batch_size, FIXED_SEED)
-        test = self._evaluator.evaluate(iterate(batches, images.test), FIXED_SEED, self._show_evaluation)
-        bits = self.bits_per_dimension(test.nelbo_nats)
+        batches = evaluation_batches(images.test, images.spec, self._batch_size, _FIXED_SEED)
+        test = self._evaluator.evaluate(iterate(batches, images.test), _FIXED_SEED, self._show_evaluation)
         active = active_units(test.kl_per_channel_nats, self._run.model.plan.latent_shapes())
-        self._tensorboard.scalars(step, _test_scalars(test, active) | {"test/bits_per_dim": bits})
+        measured = {
+            "nelbo_nats": test.nelbo_nats,
+            "reconstruction_nats": test.reconstruction_nats,
+            "kl_nats": test.kl_nats,
+            "bits_per_dim": self.bits_per_dimension(test.nelbo_nats),
+        }
+        self._tensorboard.scalars(
+            step,
+            {f"test/{name}": value for name, value in measured.items()}
+            | {"test/active_units": active.sum()}
+            | {f"kl_per_group/{index:02d}": value for index, value in enumerate(test.kl_per_group_nats)}
+            | {f"active_units/{index:02d}": value for index, value in enumerate(active)},
+        )
         training, schedules = self.running_means(), self.schedules()
         self._metrics.append(
             {
@@ -118,30 +167,157 @@ class RunOutputs:
                 "train_nelbo_nats": training["reconstruction"] + training["kl"],
                 "train_reconstruction_nats": training["reconstruction"],
                 "train_kl_nats": training["kl"],
-                "test_nelbo_nats": test.nelbo_nats,
-                "test_reconstruction_nats": test.reconstruction_nats,
-                "test_kl_nats": test.kl_nats,
-                "test_bits_per_dim": bits,
-                "images_per_second": self._images_per_second(),
+                **{f"test_{name}": value for name, value in measured.items()},
+                "images_per_second": self.images_per_second,
                 "active_units": int(active.sum()),
             }
         )
 
     def _show_evaluation(self, done: int) -> None:
         self._stop.check()
-        if self.status.is_due:
-            self.status.show(f"evaluating: {done:,} of {self._run.images.test.count:,} test images")
+        self.status.show_if_due(f"evaluating: {done:,} of {self._run.images.test.count:,} test images")
+
+    def _write_images(self, step: int, file: pathlib.Path) -> None:
+        """Samples of the main temperature as a PNG file, and these, those of other temperatures and reconstructions for
+        TensorBoard. The file comes last: where it is, all of the step are.
+        """
+        for temperature in _OTHER_TEMPERATURES:
+            self._write_samples(step, _OTHER_COUNT, temperature)
+        # Eagerly: for a handful of images a graph takes longer to build than it saves.
+        reconstructions = self._run.model(self._originals, seed=_FIXED_SEED)
+        self._stop.check()
+        rows = tf.concat([self._originals, reconstructions], axis=0)
+        self._tensorboard.image(step, "reconstructions", image_grid(rows, columns=len(self._originals), enlarge=None))
+        write_png(file, self._write_samples(step, _MAIN_COUNT, _MAIN_TEMPERATURE))
+
+    def _write_samples(self, step: int, count: int, temperature: float) -> np.ndarray:
+        images = self._generator.generate(count, temperature, _FIXED_SEED, lambda done: self._stop.check())
+        grid = image_grid(images, enlarge=None)
+        self._tensorboard.image(step, f"samples/temperature_{temperature}", grid)
+        return grid
+
+    @functools.cached_property
+    def _originals(self) -> tf.Tensor:
+        """The first test images as the model sees them."""
+        spec, test = self._run.images.spec, self._run.images.test
+        count = min(_RECONSTRUCTION_COUNT, test.count)
+        with contextlib.closing(iterate(evaluation_batches(test, spec, count, _FIXED_SEED), test)) as batches:
+            return next(batches)
 
 
-def _latest_figures(recent: RecentSteps) -> dict[str, float]:
-    """Those of the latest step."""
-    kl, norms = recent.kl_per_group[-1], recent.spectral_norms[-1]
-    scalars = {f"train_kl_per_group/{index:02d}": value for index, value in enumerate(kl)}
-    return scalars | {"spectral_norm/largest": norms.max(), "spectral_norm/sum": norms.sum()}
+class MetricsFile:
+    """`metrics.csv`: one line an evaluation, in the order of steps, each step once.
+
+    `train_*` are means over the steps since the last multiple of `train.log_every_steps`, `test_*` over the test
+    images; `active_units` are counted over all groups, see `nvae_tf.evaluation.latent_usage.active_units`.
+
+    A file keeps all its columns. What one of an older version lacks is added at the end with the next line, and left
+    empty in the lines before.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+
+    def keep_until(self, step: int) -> int:
+        """Drops the lines after a step, which a continued run writes again, and damaged ones.
+
+        Returns how many were damaged or there twice; a last one that a killed process was writing does not count.
+        """
+        columns, rows, damaged = self._read()
+        kept = _text([row for row in rows if int(row["step"]) <= step], columns, with_header=True)
+        if kept != self._content():
+            atomic_write(self._path, kept)
+        return damaged
+
+    def has(self, step: int) -> bool:
+        """Whether there is a line for a step."""
+        return any(int(row["step"]) == step for row in self._read()[1])
+
+    def value(self, step: int, column: str) -> float:
+        """A number of the line for a step, as it is written."""
+        (row,) = (row for row in self._read()[1] if int(row["step"]) == step)
+        return float(row[column])
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Adds the line of a later step; numbers are written with six digits."""
+        written = {name: value if isinstance(value, int) else f"{value:.6g}" for name, value in row.items()}
+        columns, rows, _ = self._read()
+        missing = [name for name in COLUMNS if name not in columns]
+        if missing:
+            atomic_write(self._path, _text([*rows, written], [*columns, *missing], with_header=True))
+            return
+        with self._path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_text([written], columns, with_header=False))
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]], int]:
+        """The columns of the file, its intact lines in the order of steps, and how many others it has."""
+        content = self._content()
+        # What the process was writing when it ended has no end of line.
+        lines = [line for line in content[: content.rfind("\n") + 1].splitlines() if line.strip()]
+        # Numbers need no quotes: one that damage has brought would make a single field of all that follows.
+        short = [line for line in lines if len(line) < _LONGEST_LINE]
+        reader = csv.DictReader(short, quoting=csv.QUOTE_NONE)
+        columns = list(reader.fieldnames or [])
+        if not {"step", _SCORE} <= {*columns}:
+            return [], [], len(lines)
+        by_step = {int(row["step"]): row for row in reader if _is_intact(row)}
+        return columns, [by_step[step] for step in sorted(by_step)], len(lines) - 1 - len(by_step)
+
+    def _content(self) -> str:
+        return self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
 
 
-def _test_scalars(test: Likelihood, active: np.ndarray) -> dict[str, float]:
-    parts = {"nelbo": test.nelbo_nats, "reconstruction": test.reconstruction_nats, "kl": test.kl_nats}
-    scalars = {f"test/{name}_nats": value for name, value in parts.items()} | {"test/active_units": active.sum()}
-    scalars |= {f"kl_per_group/{index:02d}": value for index, value in enumerate(test.kl_per_group_nats)}
-    return scalars | {f"active_units/{index:02d}": value for index, value in enumerate(active)}
+def _is_intact(row: Mapping[str | None, str | None]) -> bool:
+    """Whether a line has all its fields and a score, and numbers where numbers belong."""
+    if None in row or None in row.values() or not row["step"].isdecimal() or row[_SCORE] == "":
+        return False
+    try:
+        int(row["step"])
+        for name in COLUMNS:
+            # A column that is newer than the line is empty.
+            float(row.get(name) or 0.0)
+    except ValueError:
+        return False
+    return True
+
+
+def _text(rows: list[Mapping[str, str]], columns: list[str], with_header: bool) -> str:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    if with_header and columns:
+        writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+class TensorBoardWriter:
+    """Scalars and images for TensorBoard."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+
+    @functools.cached_property
+    def _writer(self) -> tf.summary.SummaryWriter:
+        # Only when something is written, or every look at a finished run would leave an empty file.
+        return tf.summary.create_file_writer(str(self._folder))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one point of each curve."""
+        with self._written(step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Writes an image, uint8 `[height, width, channels]`."""
+        with self._written(step):
+            tf.summary.image(name, pixels[np.newaxis])
+
+    @contextlib.contextmanager
+    def _written(self, step: int) -> Iterator[None]:
+        try:
+            with self._writer.as_default(step):
+                yield
+            self._writer.flush()
+        except tf.errors.OpError as error:
+            reason = first_line(error)
+            raise OSError(f"{self._folder}: TensorBoard's files can't be written ({reason})") from error

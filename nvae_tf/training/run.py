@@ -1,32 +1,27 @@
-"""From the settings of a run to its images, its length and its model."""
+"""What a run is: from its settings to its images, its length and its model."""
 
 import os
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import nvae_tf
-from nvae_tf.config import DataSpec, ExperimentConfig, resolve_lengths
+from nvae_tf.config import DataSpec, ExperimentConfig, check, resolve_lengths
 from nvae_tf.data.pipeline import steps_per_epoch
 from nvae_tf.data.sources import ImageSource, holds_out, load_split
 from nvae_tf.data.spec import check_model_fits
+from nvae_tf.files import atomic_write
 from nvae_tf.models.nvae import model_for_training
 from nvae_tf.optimization import LoweredRate
 from nvae_tf.progress import StatusLine
+from nvae_tf.training.checkpoints import steps_of_files
 from nvae_tf.training.initialization import initialize
-from nvae_tf.training.kept_checkpoints import steps_of_files
-from nvae_tf.training.run_folder import RunFolder, read_run_config
+from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
 from nvae_tf.training.strategy import ONE_DEVICE, Replicas
 
 
 class Images(NamedTuple):
-    """A data set and its two parts.
-
-    Attributes:
-      spec: the data set.
-      train: its images for training.
-      test: those for testing.
-      held_out: whether these were drawn at random, see `nvae_tf.data.sources.holds_out`.
-    """
+    """A data set with its training and test images, and whether these were drawn at random (`holds_out`)."""
 
     spec: DataSpec
     train: ImageSource
@@ -35,7 +30,7 @@ class Images(NamedTuple):
 
 
 class RunLength(NamedTuple):
-    """How long a run is, in steps; an epoch's last partial batch is dropped."""
+    """The length of a run in steps; an epoch's last partial batch is dropped."""
 
     steps_per_epoch: int
     total_steps: int
@@ -44,13 +39,8 @@ class RunLength(NamedTuple):
 class Run(NamedTuple):
     """What a run is made of, besides its folder.
 
-    Attributes:
-      config: the settings, see `with_length`.
-      length: how long it is.
-      images: the data set.
-      model: the model, compiled, with all weights made.
-      schedule: step -> learning rate.
-      replicas: the devices that train.
+    `config` is complete, see `with_length`; `model` is compiled and all its weights are made; `schedule` gives the
+    learning rate of a step, and `replicas` are the devices that train.
     """
 
     config: ExperimentConfig
@@ -67,7 +57,7 @@ class Run(NamedTuple):
 
 
 def load_images(config: ExperimentConfig) -> Images:
-    """Both parts of the data set that the settings name.
+    """The training and test images of the data set that the settings name.
 
     Raises:
       ValueError: images can't be used, or the model does not fit them.
@@ -81,11 +71,7 @@ def load_images(config: ExperimentConfig) -> Images:
 
 
 def run_length(config: ExperimentConfig, num_images: int, replica_count: int = 1) -> RunLength:
-    """Steps an epoch and in all: `train.steps`, or `train.epochs` whole epochs.
-
-    Raises:
-      ValueError: a batch is larger than the training part.
-    """
+    """Steps per epoch and in total: `train.steps`, or `train.epochs` epochs. ValueError: a batch exceeds an epoch."""
     epoch = steps_per_epoch(num_images, config.train.batch_size * replica_count)
     return RunLength(epoch, config.train.steps or config.train.epochs * epoch)
 
@@ -95,26 +81,16 @@ def with_length(
 ) -> ExperimentConfig:
     """The settings with all that follows from the length of the run, see `resolve_lengths`.
 
-    Args:
-      config: the settings.
-      length: how long the run is.
-      workdir: its folder, whose recorded settings count where it is continued.
-
-    Raises:
-      ValueError: the `config.json` of the folder is damaged.
+    Where `workdir` has a run, its recorded settings count; ValueError where its `config.json` is damaged.
     """
-    folder = None if workdir is None else RunFolder(pathlib.Path(workdir))
-    recorded = read_run_config(folder) if folder is not None and folder.config_file.is_file() else None
+    recorded = None
+    if workdir is not None and RunFolder(workdir).config_file.is_file():
+        recorded = read_run_config(RunFolder(workdir))
     return resolve_lengths(config, length.steps_per_epoch, length.total_steps, recorded)
 
 
 def length_warnings(config: ExperimentConfig, length: RunLength) -> list[str]:
-    """One line for each setting that does not fit the length of the run.
-
-    Args:
-      config: the settings, see `with_length`.
-      length: how long the run is.
-    """
+    """One line for each setting (see `with_length`) that does not fit the length of the run."""
     total, optimizer, train, lines = length.total_steps, config.optimizer, config.train, []
     warmup_steps = round(optimizer.warmup_epochs * length.steps_per_epoch)
     if warmup_steps > total:
@@ -140,16 +116,44 @@ def new_run(
 ) -> Run:
     """A run before its first step; the same settings give the same initial weights.
 
-    Those of `train.initialise_from` are taken over, and what does not fit is listed, unless `workdir` has a checkpoint:
-    then the run goes on from there, and the source may be gone.
-
-    Raises:
-      ValueError, FileNotFoundError: see `nvae_tf.training.initialization.initialize`.
+    They are taken from `train.initialise_from`, unless `workdir` has a checkpoint to continue from; raises what
+    `nvae_tf.training.initialization.initialize` raises.
     """
     with replicas.strategy.scope():
         model, schedule = model_for_training(config, length.steps_per_epoch, length.total_steps)
-        goes_on = workdir is not None and steps_of_files(RunFolder(pathlib.Path(workdir)).checkpoints, "index")
-        if config.train.initialise_from is not None and not goes_on:
+        is_continued = workdir is not None and steps_of_files(RunFolder(workdir).checkpoints, "index")
+        if config.train.initialise_from is not None and not is_continued:
             StatusLine().keep(initialize(model, config.train.initialise_from).report())
         model.optimizer.build(model.trainable_variables)
     return Run(config, length, images, model, schedule, replicas)
+
+
+def check_images_a_step(file: pathlib.Path, run: Run) -> None:
+    """Raises a ValueError if a run would continue with another number of images per step than `images.json` has."""
+    batch, count = run.config.train.batch_size, run.replicas.count
+    noted = read_image_counts(file)
+    before = batch * count if noted is None or noted.a_step is None else noted.a_step
+    fitting = (
+        f"set train.batch_size={before // count}" if before % count == 0 else f"take a divisor of {before} replicas"
+    )
+    check(
+        before == batch * count,
+        f"train.batch_size = {batch} on {count} replicas makes {batch * count} images a step; this run was begun with "
+        f"{before}: {fitting}",
+    )
+
+
+def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> None:
+    """Writes the numbers of images into `images.json`, and reports it where those of the data set have changed."""
+    images = run.images
+    now = ImageCounts(images.train.count, images.test.count, run.images_a_step, images.held_out)
+    before = read_image_counts(file)
+    if before == now:
+        return
+    if before is not None and (before.train, before.test) != (now.train, now.test):
+        report(
+            f"Note: the run began with {before.train:,} training and {before.test:,} test images, and there are "
+            f"{now.train:,} and {now.test:,} now. It continues, in another order of images; metrics before and "
+            "after can't be compared."
+        )
+    atomic_write(file, now.text())

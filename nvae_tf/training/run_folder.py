@@ -1,104 +1,64 @@
-"""The folder of a training run: what lies where, and who may write into it."""
+"""The folder of a training run: what lies where, who may write into it, and what it says of its settings and images."""
 
-import dataclasses
+import contextlib
+import datetime
+import fcntl
+import json
 import os
 import pathlib
-from typing import Any
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, read_config
 from nvae_tf.files import atomic_write
-from nvae_tf.training.kept_checkpoints import latest_checkpoint, step_of
+from nvae_tf.training.checkpoints import latest_checkpoint, step_of
 
-# What may differ when a run goes on: how long it runs, what is written how often, and where the images lie now,
-# decoded or not, and what happens to those that can't be read. Nothing else, because the second half of a run must
-# belong to the first. `objective.total_steps` follows from the length.
-CHANGEABLE_SETTINGS = (
-    "objective.total_steps",
-    "data.path",
-    "data.cache",
-    "data.on_bad_file",
-    "data.max_pixels",
-    "train.steps",
-    "train.epochs",
-    "train.batch_size",
-    "train.strategy",
-    "train.replicas",
-    "train.precision",
-    "train.xla",
-    "train.recompute",
-    "train.accumulate_steps",
-    "train.deterministic",
-    "train.profile_steps",
-    "train.keep_best",
-    "train.checkpoint_every_steps",
-    "train.checkpoint_every_minutes",
-    "train.keep_checkpoints",
-    "train.keep_checkpoint_every_hours",
-    "train.evaluate_every_steps",
-    "train.sample_every_steps",
-    "train.log_every_steps",
+# What may differ when a run is continued: its length, what is written how often, on which devices it runs, where the
+# images lie now and what happens to unreadable ones. Nothing else, because the second half of a run must belong to the
+# first. `objective.total_steps` follows from the length.
+CHANGEABLE_SETTINGS = tuple(
+    """
+    objective.total_steps data.path data.cache data.on_bad_file data.max_pixels train.steps train.epochs
+    train.batch_size train.accumulate_steps train.strategy train.replicas train.precision train.xla train.recompute
+    train.deterministic train.profile_steps train.keep_best train.checkpoint_every_steps
+    train.checkpoint_every_minutes train.keep_checkpoints train.keep_checkpoint_every_hours
+    train.evaluate_every_steps train.sample_every_steps train.log_every_steps
+    """.split()
 )
+_COUNTS_FORM = "must be a JSON object with whole numbers for train and test, and one above zero for a_step"
+_LONGEST_NAME = 300
 
 
-@dataclasses.dataclass(frozen=True)
 class RunFolder:
     """The places in a run folder; making this object touches no file.
 
     Attributes:
       path: the folder, `--workdir` of the commands.
+      config_file: all settings, as JSON; what makes a folder a run folder.
+      lock_file: which process trains here, see `lock_for_training`.
+      images_file: the numbers of images that the run was begun with, as JSON, see `ImageCounts`.
+      checkpoints: the folder of checkpoints, see `nvae_tf.training.checkpoints`.
+      metrics_file: one line an evaluation, as CSV.
+      tensorboard: the folder of TensorBoard's event files.
+      samples: the folder of sample grids, `step-N.png` with N in eight digits.
+      evaluation: the folder of what `train.evaluate` draws, and of what it has not finished.
+      card_file: the model card.
+      origin_file: where imported weights came from and under which license, as JSON; most runs have none.
     """
 
-    path: pathlib.Path
-
-    @property
-    def config_file(self) -> pathlib.Path:
-        """All settings of the run, as JSON; what makes a folder a run folder."""
-        return self.path / "config.json"
-
-    @property
-    def lock_file(self) -> pathlib.Path:
-        """Which process trains here, see `nvae_tf.training.run_lock`."""
-        return self.path / ".lock"
-
-    @property
-    def checkpoints(self) -> pathlib.Path:
-        """The folder of checkpoints, `step-N.index` and `step-N.data-*`; in `best` in it, that with the best score."""
-        return self.path / "checkpoints"
-
-    @property
-    def metrics_file(self) -> pathlib.Path:
-        """One line an evaluation interval, as CSV."""
-        return self.path / "metrics.csv"
-
-    @property
-    def images_file(self) -> pathlib.Path:
-        """The numbers of images that the run was begun with, as JSON."""
-        return self.path / "images.json"
-
-    @property
-    def tensorboard(self) -> pathlib.Path:
-        """The folder of TensorBoard's event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def samples(self) -> pathlib.Path:
-        """The folder of sample grids, `step-N.png` with N in eight digits."""
-        return self.path / "samples"
-
-    @property
-    def evaluation(self) -> pathlib.Path:
-        """The folder of what `train.evaluate` draws, and of what it has not finished."""
-        return self.path / "evaluation"
-
-    @property
-    def card_file(self) -> pathlib.Path:
-        """The model card, see `nvae_tf.reports.model_card`."""
-        return self.path / "README.md"
-
-    @property
-    def origin_file(self) -> pathlib.Path:
-        """Where imported weights came from and under which license, as JSON; most runs have none."""
-        return self.path / "origin.json"
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        self.config_file = self.path / "config.json"
+        self.lock_file = self.path / ".lock"
+        self.images_file = self.path / "images.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics_file = self.path / "metrics.csv"
+        self.tensorboard = self.path / "tensorboard"
+        self.samples = self.path / "samples"
+        self.evaluation = self.path / "evaluation"
+        self.card_file = self.path / "README.md"
+        self.origin_file = self.path / "origin.json"
 
     def evaluation_file(self, split: str = "test") -> pathlib.Path:
         """What `train.evaluate` measured on a part of the data, as JSON."""
@@ -106,12 +66,7 @@ class RunFolder:
 
 
 def read_run_config(folder: RunFolder) -> ExperimentConfig:
-    """The settings of a run.
-
-    Raises:
-      FileNotFoundError: there is no such folder, or it has no `config.json`.
-      ValueError: `config.json` is not JSON, or a setting in it is unknown or impossible.
-    """
+    """The settings of a run; FileNotFoundError where there is none, ValueError where its `config.json` is damaged."""
     if not folder.path.is_dir():
         raise FileNotFoundError(f"{folder.path}: no such folder; give the --workdir of a run of train.main")
     if not folder.config_file.is_file():
@@ -128,13 +83,13 @@ def read_run_config(folder: RunFolder) -> ExperimentConfig:
 def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunFolder:
     """Makes a run folder, or opens one to continue its run, which needs the same settings.
 
-    Settings of `CHANGEABLE_SETTINGS` may differ; `config.json` then tells the new ones.
+    Settings of `CHANGEABLE_SETTINGS` may differ; `config.json` then has the new ones.
 
     Raises:
       ValueError: the folder holds something else, or a run with other settings; nothing is written then.
     """
-    folder = RunFolder(pathlib.Path(path))
-    check_place(folder)
+    folder = RunFolder(path)
+    _check_place(folder)
     if folder.config_file.exists():
         before = read_run_config(folder)
         _check_same_run(folder, before, config)
@@ -145,12 +100,7 @@ def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunF
     return folder
 
 
-def check_place(folder: RunFolder) -> None:
-    """Refuses a place where something else lies than a run, before anything is written.
-
-    Raises:
-      ValueError: it is a file, or a folder that is not empty and holds no run.
-    """
+def _check_place(folder: RunFolder) -> None:
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{folder.path}: a file; give a new or empty folder, or one of the same run")
     if folder.config_file.exists():
@@ -189,3 +139,114 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
+
+
+class ImageCounts(NamedTuple):
+    """How many images a run has for training, for testing and per step, and whether those for testing were drawn at
+    random (`held_out`): its `images.json`. None where something is not known, as in runs of older versions.
+    """
+
+    train: int
+    test: int
+    a_step: int | None = None
+    held_out: bool | None = None
+
+    def text(self) -> str:
+        """The contents of the file."""
+        return json.dumps({name: value for name, value in self._asdict().items() if value is not None}) + "\n"
+
+
+def read_image_counts(file: pathlib.Path) -> ImageCounts | None:
+    """The contents of a run folder's `images.json`, None where there is none; ValueError where it is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        return image_counts_from_text(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; fix it, or delete it: training then notes the numbers anew") from error
+
+
+def image_counts_from_text(text: str) -> ImageCounts:
+    """The numbers that `ImageCounts.text` has written; a ValueError says which form is needed."""
+    try:
+        found = json.loads(text)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{_COUNTS_FORM} ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(_COUNTS_FORM)
+    counts = ImageCounts(*map(found.get, ImageCounts._fields))
+    numbers = [(counts.train, 0), (counts.test, 0), (1 if counts.a_step is None else counts.a_step, 1)]
+    # Not by `isinstance`: true and false are whole numbers to Python.
+    are_counts = all(type(value) is int and value >= least for value, least in numbers)
+    if not are_counts or not isinstance(counts.held_out, bool | None):
+        raise ValueError(f"{_COUNTS_FORM} (it is {text.strip()[:100]!r})")
+    return counts
+
+
+@contextlib.contextmanager
+def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterator[None]:
+    """Holds the lock of a run folder, which the operating system releases when this process ends or dies.
+
+    The folder is made if it is missing; if it is still empty at the end, it is removed. `warn` takes a line where the
+    file system has no locks; the block runs without one then.
+
+    Raises:
+      ValueError: another process holds the lock, or the folder holds something else than a run.
+      OSError: the folder can't be made or written to.
+    """
+    _check_place(folder)
+    made = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
+    try:
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            descriptor = _open_locked(folder, warn)
+        except OSError as error:
+            raise OSError(
+                f"{folder.path}: nothing can be written there ({error.strerror}); give another --workdir"
+            ) from error
+        try:
+            yield
+        finally:
+            # While it is locked: a process that opened it before finds it gone, see `_open_locked`.
+            with contextlib.suppress(OSError):
+                folder.lock_file.unlink()
+            os.close(descriptor)
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def _open_locked(folder: RunFolder, warn: Callable[[str], None]) -> int:
+    """The descriptor of the lock file, locked, with this process's name in it."""
+    while True:
+        descriptor = os.open(folder.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, folder, warn)
+            # Its holder may have removed the file after it was opened here.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(folder.lock_file), os.fstat(descriptor)):
+                    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {now}".encode())
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: RunFolder, warn: Callable[[str], None]) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        holder = os.read(descriptor, _LONGEST_NAME).decode(errors="replace").strip() or "a process that has just begun"
+        raise ValueError(
+            f"{folder.path}: another training writes into this folder: {holder}. Wait until it has ended, or give "
+            f"another --workdir; if its machine is gone, delete {folder.lock_file}"
+        ) from None
+    except OSError as error:
+        warn(
+            f"{folder.path}: this file system has no locks ({error.strerror}); make sure that no other training writes "
+            "into this folder."
+        )

@@ -9,37 +9,22 @@ STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequested(Exception):
-    """Raised by `StopRequest.check` once the process was told to stop."""
-
-
-class TrainingInterrupted(Exception):
-    """A run was told to stop and has left a checkpoint to go on from.
-
-    Attributes:
-      step: the checkpoint's step.
-      signal_number: what told it to stop.
-    """
-
-    def __init__(self, step: int, signal_number: int):
-        super().__init__(f"interrupted at step {step} by {signal.Signals(signal_number).name}")
-        self.step = step
-        self.signal_number = signal_number
-
-    @property
-    def exit_code(self) -> int:
-        """128 and the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + self.signal_number
+    """Raised by `StopRequest.check`, to leave an evaluation or the drawing of samples in the middle."""
 
 
 class StopRequest:
-    """Inside its `with` block the first signal only asks to stop; a second Ctrl-C ends the process at once."""
+    """Inside its `with` block the first signal only requests a stop; a second Ctrl-C ends the process at once.
+
+    Attributes:
+      signal_number: the signal that has come, or None.
+    """
 
     def __init__(self):
         self.signal_number: int | None = None
         self._handlers_before: dict[int, object] = {}
 
     def check(self) -> None:
-        """Raises StopRequested if a signal has come; called wherever the run can be left."""
+        """Raises StopRequested if a signal has come."""
         if self.signal_number is not None:
             raise StopRequested
 
@@ -59,6 +44,6 @@ class StopRequest:
         if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number
-        # The terminal may be gone: that is how some are told to stop.
+        # The terminal may be gone: closing it sends SIGHUP.
         with contextlib.suppress(OSError):
             print("\nStopping soon, with a checkpoint ...", flush=True)

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from export import export_torch_checkpoint, import_torch_checkpoint
 from nvae_tf.published.new_run_folder import new_run_folder
-from nvae_tf.training.training_state import CheckpointNotWritten
+from nvae_tf.training.checkpoints import CheckpointNotWritten
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIXTURE = ROOT / "tests" / "fixtures" / "normal_decoder_tiny.pt"
@@ -191,7 +191,7 @@ def test_help_is_a_manual_page_and_does_not_wait_for_tensorflow(name):
 def test_a_killed_import_leaves_no_run_folder(tmp_path):
     program = (
         "import os, signal, sys\n"
-        "from nvae_tf.training.training_state import TrainingState\n"
+        "from nvae_tf.training.checkpoints import TrainingState\n"
         "save = TrainingState.save\n"
         "def killed(self, step):\n"
         "    save(self, step)\n"

@@ -5,9 +5,10 @@ import math
 import pytest
 import tensorflow as tf
 
-from nvae_tf import NVAE, presets
+from nvae_tf import presets
 from nvae_tf.config import experiment_config
 from nvae_tf.layers import ForwardPass
+from nvae_tf.models.nvae import NVAE
 from tests.tiny_model import tiny_config, tiny_model
 
 VARIANTS = {

@@ -14,8 +14,8 @@ from nvae_tf.layers.normalization import moments
 from nvae_tf.models.latents import batch_noise
 from nvae_tf.models.training_step import initialize_scales
 from nvae_tf.optimization import NVAEAdamax
+from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run_folder import open_for_training
-from nvae_tf.training.training_state import TrainingState
 from tests.tiny_model import images_of, state_of, tiny_model, values
 
 HALF = {"mixed_bfloat16": tf.bfloat16, "mixed_float16": tf.float16}

@@ -8,8 +8,8 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.optimization import NVAEAdamax, WarmupCosine, average_of_weights, averaged_weights
+from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run_folder import open_for_training
-from nvae_tf.training.training_state import TrainingState
 from tests.tiny_model import assert_near, assert_same, images_of, tiny_config, tiny_model, values
 
 SHAPES = [(3, 4), (5,), (), (300, 300), (400, 200)]  # the last two are updated one after the other

@@ -16,8 +16,8 @@ from nvae_tf.published.export_file import ExportChoices, export_file
 from nvae_tf.published.import_run import ImportChoices, import_run
 from nvae_tf.published.weight_names import nested
 from nvae_tf.reports.model_card import Origin, read_origin
+from nvae_tf.training.checkpoints import VALUE
 from nvae_tf.training.run_folder import RunFolder
-from nvae_tf.training.training_parts import VALUE
 
 pytestmark = pytest.mark.torch
 
@@ -114,7 +114,7 @@ def test_a_fine_tuned_run_names_the_first_source(imported, run, choices):
 )
 def test_damaged_numbers_of_images_are_named(text, run, choices):
     (run / "images.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"run/images\.json: .*; mend it, or delete it"):
+    with pytest.raises(ValueError, match=r"run/images\.json: .*; fix it, or delete it"):
         export_file(choices)
     assert not choices.output.exists()
 

@@ -27,7 +27,7 @@ from nvae_tf.published.own_state import checkpoint_names
 from nvae_tf.published.settings_to_publish import cell_tables, published_settings
 from nvae_tf.published.weight_names import named_weights
 from nvae_tf.published.weights import published_shape
-from nvae_tf.training.training_parts import VALUE
+from nvae_tf.training.checkpoints import VALUE
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 

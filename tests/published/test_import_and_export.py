@@ -22,9 +22,9 @@ from nvae_tf.published.import_run import ImportChoices, import_run
 from nvae_tf.published.less_memory import forget_pages
 from nvae_tf.published.mapping_report import write_report
 from nvae_tf.published.torch_file import read_torch_checkpoint
+from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.loading import load_run
 from nvae_tf.training.run_folder import RunFolder, read_run_config
-from nvae_tf.training.training_state import TrainingState
 
 pytestmark = pytest.mark.torch
 

@@ -7,7 +7,7 @@ import pytest
 
 from nvae_tf.reports.page import axes, charts, heat_maps, run_curves
 from nvae_tf.reports.page.curve_sections import loss_curves
-from nvae_tf.training.records import TensorBoardWriter
+from nvae_tf.training.outputs import TensorBoardWriter
 
 
 def test_one_line_of_metrics_and_a_half_written_one(tmp_path):
@@ -22,7 +22,7 @@ def test_one_line_of_metrics_and_a_half_written_one(tmp_path):
 def test_event_files_of_a_run_that_went_back_and_was_cut_off(tmp_path):
     for first, value in ((1, 1.0), (3, 2.0)):
         writer = TensorBoardWriter(tmp_path / str(first))
-        writer.picture(first, "kl_per_group/picture", np.zeros([2, 2, 1], np.uint8))
+        writer.image(first, "kl_per_group/picture", np.zeros([2, 2, 1], np.uint8))
         for step in range(first, first + 3):
             writer.scalars(step, {"train/loss": 3.0, "kl_per_group/00": value, "kl_per_group/01": value})
         writer._writer.close()

@@ -57,12 +57,10 @@ def reader_of_runs(base: pathlib.Path):
     from nvae_tf.reports.keep_model_card import keep_model_card
     from nvae_tf.reports.page.evaluation_table import evaluation_section
     from nvae_tf.reports.page.run_curves import read_metrics, read_scalars
-    from nvae_tf.training.image_counts import read_image_counts
-    from nvae_tf.training.kept_checkpoints import step_of
+    from nvae_tf.training.checkpoints import TrainingState, step_of
     from nvae_tf.training.loading import find_run, load_run
-    from nvae_tf.training.records import MetricsFile
-    from nvae_tf.training.run_folder import RunFolder, open_for_training, read_run_config
-    from nvae_tf.training.training_state import TrainingState
+    from nvae_tf.training.outputs import MetricsFile
+    from nvae_tf.training.run_folder import RunFolder, open_for_training, read_image_counts, read_run_config
 
     config = read_run_config(RunFolder(base))
     made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)

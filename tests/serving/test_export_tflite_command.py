@@ -14,7 +14,7 @@ from nvae_tf.data import data_spec
 from nvae_tf.models import NVAE
 from nvae_tf.serving.devices.tflite_comparison import Comparison
 from nvae_tf.training import loading
-from nvae_tf.training.checkpoint_files import checkpoint_sha256
+from nvae_tf.training.checkpoints import checkpoint_sha256
 from tests.tiny_model import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -17,7 +17,6 @@ DIGITS = resolve_lengths(experiment_config(digits.get_config()), 11, 1000)
         ("def get_config():\n  x = 1\n    y = 2\n", "line 3: IndentationError: unexpected indent"),
         ("x = 1\nimport no_such_module\n", "line 2: ModuleNotFoundError: No module named 'no_such_module'"),
         ("\ndef get_config():\n    return misspelt\n", "line 3: NameError: name 'misspelt' is not defined"),
-        ("def get_config():\n    raise ValueError('a\\nb')\n", "line 2: ValueError: a b"),
         # Raised in a library: the line that called it.
         (
             "from nvae_tf.presets import preset\n\ndef get_config():\n    config = preset('digits')\n"
@@ -25,13 +24,8 @@ DIGITS = resolve_lengths(experiment_config(digits.get_config()), 11, 1000)
             "line 5: TypeError: Could not override field 'batch_size'",
         ),
         ("\n\ndef get_config():\n    return 5\n", "line 3: get_config returns 5, not settings: an ml_collections"),
-        ("def get_config():\n    pass\n", "line 1: get_config returns None, not settings"),
         ("def get_config(name):\n    return {}\n", "line 1: TypeError: get_config() missing 1 required positional"),
         ("def get_config():\n    return {'trian': {}}\n", "line 1: setting trian = 'trian': no such setting"),
-        (
-            "def get_config():\n    return {'train': 5}\n",
-            "line 1: train is a group of settings, not the single",
-        ),
         ("config = {}\n", "has no function get_config"),
         ("\0", "null bytes"),
     ],
@@ -58,8 +52,6 @@ def test_an_error_in_another_file_names_that_one(tmp_path, monkeypatch):
         (config_to_json(DIGITS)[:-40], "config.json is not valid JSON ("),
         ('{"trian": {}}', "did you mean 'train'"),
         ('{"train": {"batch_size": 0}}', "train.batch_size = 0: must be at least 1"),
-        ("[]", ""),
-        ("null", ""),
         ("[" * 100_000, ""),
     ],
 )

@@ -15,7 +15,7 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.models import NVAE
 from nvae_tf.training.loop import TrainingLoop
-from nvae_tf.training.stopping import StopRequest, StopRequested
+from nvae_tf.training.stopping import StopRequest
 from nvae_tf.training.strategy import Replicas
 from nvae_tf.training.worker_environments import tf_configs
 from tests.tiny_model import tiny_config
@@ -190,9 +190,8 @@ def test_a_signal_that_comes_while_workers_agree_is_not_lost():
         replicas=Slow(tf.distribute.get_strategy()), config=ExperimentConfig(), model=NVAE(tiny_config())
     )
     loop = TrainingLoop(run, None, None, None, stop, None, False)
-    loop._stop_if_agreed(0)
-    with pytest.raises(StopRequested):
-        loop._stop_if_agreed(10)
+    assert loop.agreed_signal(0) is None
+    assert loop.agreed_signal(10) == signal.SIGTERM
 
 
 @pytest.mark.slow

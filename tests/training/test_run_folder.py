@@ -1,7 +1,14 @@
-"""Run folders: what is refused, what is continued, and what loading tells of a folder that is not right."""
+"""Run folders: what is refused, what is continued, who may write, and what is said of a damaged one."""
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
+import os
 import re
+import signal
+import socket
+import types
 
 import numpy as np
 import pytest
@@ -10,9 +17,10 @@ import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig, config_to_json
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.published.weight_names import named_weights, nested
-from nvae_tf.training.kept_checkpoints import step_of
-from nvae_tf.training.run_folder import CHANGEABLE_SETTINGS, RunFolder, open_for_training
-from nvae_tf.training.training_state import TrainingState
+from nvae_tf.training.checkpoints import TrainingState
+from nvae_tf.training.run import Images, Run, check_images_a_step, note_images
+from nvae_tf.training.run_folder import RunFolder, lock_for_training, open_for_training, read_image_counts
+from nvae_tf.training.strategy import ONE_DEVICE
 from tests.tiny_model import tiny_config
 
 MODEL = tiny_config(num_flows=1)
@@ -21,21 +29,25 @@ CONFIG = ExperimentConfig(model=MODEL, train=TrainConfig(seed=3))
 
 def model_of(config=MODEL):
     model = nvae_tf.NVAE(config)
-    optimizer = NVAEAdamax()
-    optimizer.build(model.trainable_variables)
-    model.compile(optimizer=optimizer)
+    model.compile(optimizer=NVAEAdamax())
+    model.optimizer.build(model.trainable_variables)
     return model
 
 
-def with_other_weights(model):
-    random = np.random.RandomState(1)
+@pytest.fixture(scope="module")
+def saved_model():
+    model, random = model_of(), np.random.RandomState(1)
     for variable in [*model.weights, *model.optimizer.variables[1:]]:
         variable.assign(random.uniform(0.1, 1.0, variable.shape))
     return model
 
 
-def values(variables):
-    return [variable.numpy() for variable in variables]
+@pytest.fixture
+def folder(tmp_path, saved_model):
+    """A run folder with a checkpoint of step 10."""
+    opened = open_for_training(tmp_path / "runs" / "one", CONFIG)
+    TrainingState(opened.checkpoints, saved_model, saved_model.optimizer, 2).save(10)
+    return opened
 
 
 def assert_same(found, expected):
@@ -43,89 +55,47 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(one, other)
 
 
-def state_of(folder, model, keep=2):
-    return TrainingState(folder.checkpoints, model, model.optimizer, keep)
+def with_train(config=CONFIG, **changes):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
 
 
-@pytest.fixture(scope="module")
-def saved_model():
-    return with_other_weights(model_of())
+def with_data(**changes):
+    return dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, **changes))
 
 
-@pytest.fixture
-def folder(tmp_path, saved_model):
-    """A run folder with checkpoints of the steps 5 and 10."""
-    opened = open_for_training(tmp_path / "runs" / "one", CONFIG)
-    state = state_of(opened, saved_model)
-    for step in (2, 5, 10):
-        state.save(step)
-    return opened
-
-
-def test_loading_gives_the_model_with_its_weights_and_seed(folder, saved_model):
-    loaded = nvae_tf.load(folder.path)
+def test_loading_gives_the_model_with_its_weights_and_seed_wherever_the_folder_lies(folder, saved_model, tmp_path):
+    loaded = nvae_tf.load(str(folder.path.rename(tmp_path / "elsewhere")))
     assert loaded.config == MODEL and loaded.seed == 3
-    assert_same(values(loaded.weights), values(saved_model.weights))
+    assert_same(loaded.get_weights(), saved_model.get_weights())
     assert_same([loaded.generate(3, seed=1)], [saved_model.generate(3, seed=1)])
 
 
-def test_a_moved_folder_loads(folder, saved_model, tmp_path):
-    moved = folder.path.rename(tmp_path / "elsewhere")
-    assert_same(values(nvae_tf.load(str(moved)).weights), values(saved_model.weights))
-
-
-def test_restoring_brings_back_optimizer_step_and_running_means(folder, saved_model):
-    saved_model.running.loss.update_state(2.5)
-    state_of(folder, saved_model).save(12)
-    saved_model.running.loss.reset_state()
-    other = model_of()
-    assert state_of(folder, other).restore() == 12
-    assert_same(values(other.optimizer.variables), values(saved_model.optimizer.variables))
-    assert float(other.running.loss.result()) == 2.5
-
-
-def test_only_the_latest_checkpoints_are_kept(folder, saved_model):
-    assert sorted(step_of(file.stem) for file in folder.checkpoints.glob("*.index")) == [5, 10]
-    # A later process goes on counting.
-    state_of(folder, saved_model, keep=1).save(11)
-    assert [step_of(file.stem) for file in folder.checkpoints.glob("*.index")] == [11]
-
-
-def test_nothing_to_restore_is_step_0(tmp_path, saved_model):
-    assert state_of(RunFolder(tmp_path), saved_model).restore() == 0
-
-
-@pytest.mark.parametrize("change", [{"num_flows": 0}, {"num_groups_per_scale": 2}, {"num_channels_decoder": 4}])
+@pytest.mark.parametrize("change", [{"num_flows": 0}, {"num_groups_per_scale": 2}])
 def test_a_checkpoint_of_another_architecture_is_named_and_not_loaded(folder, change):
     other = dataclasses.replace(MODEL, **change)
     folder.config_file.write_text(config_to_json(dataclasses.replace(CONFIG, model=other)))
-    with pytest.raises(
-        ValueError, match=r"step-10: a checkpoint of another architecture.*top_down/.*in the checkpoint"
-    ):
+    message = r"step-10: a checkpoint of another architecture.*top_down/.*in the checkpoint"
+    with pytest.raises(ValueError, match=message):
         nvae_tf.load(folder.path)
     model = model_of(other)
-    before = values(model.weights)
-    with pytest.raises(ValueError, match="another architecture"):
-        state_of(folder, model).restore()
-    assert_same(values(model.weights), before)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        TrainingState(folder.checkpoints, model, model.optimizer, 2).restore()
+    assert_same(model.get_weights(), before)
 
 
-def test_what_is_missing_is_told(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
-        nvae_tf.load(tmp_path / "nowhere")
+def test_what_is_no_run_folder_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty: not a run folder, it has no config.json"):
-        nvae_tf.load(tmp_path / "empty")
-    new = open_for_training(tmp_path / "new", CONFIG)
-    with pytest.raises(FileNotFoundError, match="new: no checkpoint in .*checkpoints"):
-        nvae_tf.load(new.path)
+    for place, message in (("nowhere", "no such folder"), ("empty", "not a run folder, it has no config.json")):
+        with pytest.raises(FileNotFoundError, match=f"{place}: {message}"):
+            nvae_tf.load(tmp_path / place)
 
 
-DAMAGED = [b'{"model": ', b"\xff\xfe\x80", b'{"architecture": 3}', b"[]", b"null", b"[" * 10**5, b'{"model":' * 10**5]
+DAMAGED = [b'{"model": ', b"\xff\xfe\x80", b'{"architecture": 3}', b"[]", b"[" * 10**5, b'{"model":' * 10**5]
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=lambda content: repr(content[:12]))
-def test_a_damaged_config_is_told_with_its_place(folder, content):
+def test_a_damaged_config_is_named(folder, content):
     folder.config_file.write_bytes(content)
     for use in (nvae_tf.load, lambda path: open_for_training(path, CONFIG)):
         with pytest.raises(ValueError, match="config.json") as error:
@@ -133,80 +103,198 @@ def test_a_damaged_config_is_told_with_its_place(folder, content):
         assert "\n" not in str(error.value)
 
 
-def test_an_impossible_config_is_told(folder):
-    impossible = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, padded_height=5))
-    folder.config_file.write_text(config_to_json(impossible))
-    with pytest.raises(ValueError, match="model.padded_height = 5: not divisible by 2"):
-        nvae_tf.load(folder.path)
-
-
 def test_a_foreign_folder_is_refused_and_not_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="not empty and not a run folder, it holds thesis.txt"):
-        open_for_training(tmp_path, CONFIG)
+    for use in (lambda path: open_for_training(path, CONFIG), lambda path: locked(RunFolder(path)).__enter__()):
+        with pytest.raises(ValueError, match="not empty and not a run folder, it holds thesis.txt"):
+            use(tmp_path)
+        with pytest.raises(ValueError, match="thesis.txt: a file"):
+            use(tmp_path / "thesis.txt")
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
-    with pytest.raises(ValueError, match="thesis.txt: a file"):
-        open_for_training(tmp_path / "thesis.txt", CONFIG)
-
-
-def test_a_run_with_other_settings_is_refused_and_not_touched(folder):
-    before = folder.config_file.read_text()
-    other = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, seed=64, steps=7))
-    with pytest.raises(ValueError, match="train.seed was 3 and is now 64") as error:
-        open_for_training(folder.path, other)
-    assert "train.steps" not in str(error.value)
-    assert folder.config_file.read_text() == before
-
-
-def test_a_longer_run_with_other_intervals_goes_on_and_is_written_down(folder):
-    longer = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, steps=7, log_every_steps=1))
-    open_for_training(folder.path, longer)
-    assert folder.config_file.read_text() == config_to_json(longer)
-    assert {"train.steps", "train.log_every_steps"} <= set(CHANGEABLE_SETTINGS)
-
-
-def with_data(**changes):
-    return dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, **changes))
-
-
-def test_a_run_goes_on_where_its_images_lie_now(folder):
-    moved = with_data(path="/elsewhere", cache="/decoded", on_bad_file="skip", max_pixels=10**6)
-    open_for_training(folder.path, moved)
-    assert folder.config_file.read_text() == config_to_json(moved)
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_bits": 5}, {"source_name": "cifar100"}, {"crop_box": (0, 0, 8, 8)}, {"test_fraction": 0.2}]
+    ("other", "message"),
+    [
+        (with_train(seed=64, steps=7), "train.seed was 3 and is now 64. Give"),
+        (with_data(num_bits=5), f"data.num_bits was {CONFIG.data.num_bits!r} and is now 5"),
+        (with_data(crop_box=(0, 0, 8, 8)), "data.crop_box was None and is now"),
+    ],
 )
-def test_a_run_does_not_go_on_with_other_images(folder, change):
-    ((name, value),) = change.items()
+def test_a_run_with_other_settings_is_refused_and_not_touched(folder, other, message):
     before = folder.config_file.read_text()
-    with pytest.raises(ValueError, match=re.escape(f"data.{name} was {getattr(CONFIG.data, name)!r}")) as error:
-        open_for_training(folder.path, with_data(**change))
-    assert str(value) in str(error.value) and folder.config_file.read_text() == before
+    with pytest.raises(ValueError, match=re.escape(message)):
+        open_for_training(folder.path, other)
+    assert folder.config_file.read_text() == before
 
 
-def test_a_box_is_the_same_after_it_was_written_down(tmp_path):
-    config = with_data(crop_box=(1, 2, 30, 40))
-    open_for_training(tmp_path, config)
-    open_for_training(tmp_path, config)
+@pytest.mark.parametrize(
+    "other",
+    [
+        with_train(steps=7, log_every_steps=1, checkpoint_every_minutes=1.0, keep_checkpoint_every_hours=2.0),
+        with_data(path="/elsewhere", cache="/decoded", on_bad_file="skip", max_pixels=10**6),
+    ],
+)
+def test_a_longer_run_with_other_intervals_or_moved_images_is_continued_and_written_down(folder, other):
+    # Twice: settings are the same after they were written down.
+    for _ in range(2):
+        open_for_training(folder.path, other)
+        assert folder.config_file.read_text() == config_to_json(other)
+
+
+def test_a_run_is_not_made_shorter_than_it_is(folder):
+    shorter = dataclasses.replace(CONFIG, objective=dataclasses.replace(CONFIG.objective, total_steps=9))
+    with pytest.raises(ValueError, match="has 10 steps already, more than the 9 asked for"):
+        open_for_training(folder.path, shorter)
 
 
 def test_every_weight_has_one_readable_name(saved_model):
     names = named_weights(saved_model)
     assert {id(variable) for variable in names.values()} == {id(variable) for variable in saved_model.weights}
     assert "top_down/scales/0/posteriors/kernel" in names
-    assert list(names) == list(named_weights(nvae_tf.NVAE(MODEL)))
-    tree = nested({"a/b": 1, "a/c/0": 2, "d": 3})
-    assert tree == {"a": {"b": 1, "c": {"0": 2}}, "d": 3}
+    assert nested({"a/b": 1, "a/c/0": 2, "d": 3}) == {"a": {"b": 1, "c": {"0": 2}}, "d": 3}
 
 
-def test_a_run_is_not_made_shorter_than_it_is(tmp_path):
-    config = dataclasses.replace(CONFIG, objective=dataclasses.replace(CONFIG.objective, total_steps=20))
-    folder = open_for_training(tmp_path, config)
-    folder.checkpoints.mkdir()
-    (folder.checkpoints / "step-20.index").touch()
-    shorter = dataclasses.replace(config, objective=dataclasses.replace(config.objective, total_steps=10))
-    with pytest.raises(ValueError, match="has 20 steps already, more than the 10 asked for"):
-        open_for_training(tmp_path, shorter)
-    assert folder.config_file.read_text() == config_to_json(config)
+# images.json
+
+
+def run_with(train, test, batch_size=10, held_out=None):
+    images = Images(None, types.SimpleNamespace(count=train), types.SimpleNamespace(count=test), held_out)
+    return Run(ExperimentConfig(train=TrainConfig(batch_size=batch_size)), None, images, None, None, ONE_DEVICE)
+
+
+def test_another_number_of_images_a_step_is_refused(tmp_path):
+    file = tmp_path / "images.json"
+    check_images_a_step(file, run_with(54, 6))
+    note_images(file, run_with(54, 6), pytest.fail)
+    with pytest.raises(ValueError, match="makes 20 images a step; this run was begun with 10: set train.batch_size=10"):
+        check_images_a_step(file, run_with(54, 6, batch_size=20))
+
+
+def test_another_number_of_images_is_reported_once(tmp_path):
+    file, reported = tmp_path / "images.json", []
+    for counts in ((54, 6), (54, 6), (49, 5), (49, 5)):
+        note_images(file, run_with(*counts), reported.append)
+    (line,) = reported
+    assert "began with 54 training and 6 test images, and there are 49 and 5 now" in line
+
+
+def test_what_an_older_version_did_not_note_is_added(tmp_path):
+    file = tmp_path / "images.json"
+    file.write_text('{"train": 54, "test": 6}')
+    check_images_a_step(file, run_with(54, 6, batch_size=20))
+    note_images(file, run_with(54, 6, held_out=True), pytest.fail)
+    assert file.read_text() == '{"train": 54, "test": 6, "a_step": 10, "held_out": true}\n'
+    assert read_image_counts(file) == (54, 6, 10, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        '{"test": 6}',
+        '{"train": true, "test": 6}',
+        '{"train": 54, "test": 6, "a_step": 0}',
+        '{"train": 54, "test": 6, "held_out": 1}',
+    ],
+)
+def test_damaged_image_counts_are_named(text, tmp_path):
+    file = tmp_path / "images.json"
+    file.write_text(text)
+    for use in (check_images_a_step, lambda *given: note_images(*given, print)):
+        with pytest.raises(ValueError, match=r"images\.json: must be a JSON object .*; fix it, or delete it"):
+            use(file, run_with(54, 6))
+    assert file.read_text() == text
+
+
+# The lock.
+
+
+@pytest.fixture
+def to_lock(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    return RunFolder(tmp_path / "run")
+
+
+def locked(folder):
+    return lock_for_training(folder, pytest.fail)
+
+
+@contextlib.contextmanager
+def child_that_trains(folder):
+    """The number of a process that holds the lock; it is killed at the end."""
+    ready, answers = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with lock_for_training(folder, print):
+            os.write(answers, b".")
+            signal.pause()
+    assert os.read(ready, 1) == b"."
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(answers)
+
+
+def test_a_second_training_is_refused_until_the_first_is_killed(to_lock):
+    with child_that_trains(to_lock) as child:
+        before = {entry: entry.read_bytes() for entry in to_lock.path.iterdir()}
+        holder = rf"process {child} on {socket.gethostname()}, since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+        with pytest.raises(ValueError, match=f"run: another training writes into this folder: {holder}") as error:
+            locked(to_lock).__enter__()
+        assert "\n" not in str(error.value)
+        assert {entry: entry.read_bytes() for entry in to_lock.path.iterdir()} == before
+    assert to_lock.lock_file.exists()
+    with locked(to_lock), pytest.raises(ValueError, match=f"process {os.getpid()} on"):
+        # Nor may the same process train twice.
+        locked(to_lock).__enter__()
+    assert not to_lock.lock_file.exists()
+
+
+def test_one_that_was_released_while_another_opened_it_is_locked_anew(to_lock, monkeypatch):
+    flock, calls = fcntl.flock, []
+
+    def released_before(descriptor, operation):
+        calls.append(descriptor)
+        if len(calls) == 1:
+            to_lock.lock_file.unlink()
+        return flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", released_before)
+    with locked(to_lock):
+        assert len(calls) == 2
+        with pytest.raises(ValueError, match="another training"):
+            locked(to_lock).__enter__()
+
+
+def test_without_locks_it_is_said_once_and_the_block_runs(to_lock, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    reported = []
+    with lock_for_training(to_lock, reported.append):
+        pass
+    (line,) = reported
+    assert "run: this file system has no locks (No locks available); make sure that no other" in line
+
+
+def test_a_new_folder_that_stays_empty_is_removed(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "new")
+    with pytest.raises(ValueError, match="impossible settings"), locked(folder):
+        raise ValueError("impossible settings")
+    assert not list(tmp_path.iterdir())
+    with locked(folder):
+        folder.config_file.touch()
+    assert [file.name for file in folder.path.iterdir()] == ["config.json"]
+
+
+def test_where_nothing_can_be_written_is_one_line(tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(OSError, match=r"thesis.txt/run: nothing can be written there \(Not a directory\)") as error:
+        locked(RunFolder(tmp_path / "thesis.txt" / "run")).__enter__()
+    assert "\n" not in str(error.value) and "Errno" not in str(error.value)

@@ -1,10 +1,8 @@
-"""Runs that are killed, that find damaged checkpoints, or whose disk is full: what is lost, and what is told."""
+"""Runs that are killed at the worst moments, and one that meets another in its folder."""
 
 import os
 import pathlib
 import random
-import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,26 +12,27 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nvae_tf.training.run_folder import RunFolder, lock_for_training
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = {
     "train__steps": 40,
     "train__evaluate_every_steps": 15,
     "train__sample_every_steps": 1000,
     "train__log_every_steps": 6,
+    "train__batch_size": 16,
+    "optimizer__ema_momentum": 0.9,
 }
-OF_PHOTOS = {"train__batch_size": 16, "optimizer__ema_momentum": 0.9}
-TENS = {"train__checkpoint_every_steps": 10, "train__keep_checkpoints": 4}
 
 
-def training(commands, preset, workdir, **changes):
-    """The command of a tiny training of digits, or of photos with running means of the weights."""
-    changes = SETTINGS | (OF_PHOTOS if preset == "photos" else {}) | changes
-    arguments = commands.tiny_training(workdir, **changes)
-    return [f"--config=configs/{preset}.py" if name.startswith("--config=") else name for name in arguments]
+def training(commands, workdir, **changes):
+    """The command of a tiny training of photos with averages of the weights (EMA)."""
+    arguments = commands.tiny_training(workdir, **SETTINGS | changes)
+    return ["--config=photos" if name.startswith("--config=") else name for name in arguments]
 
 
 def tensors(checkpoint):
-    """All numbers of a checkpoint by name: weights, optimizer, step and running means."""
+    """All numbers of a checkpoint by name: weights, optimizer, step and metrics."""
     reader = tf.train.load_checkpoint(str(checkpoint))
     names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
     return {name: reader.get_tensor(name) for name in names}
@@ -59,167 +58,55 @@ def half_written_steps(workdir):
     return [int(entry.name.removeprefix(".step-").removesuffix(".partial")) for entry in found]
 
 
-class StartedCommand:
-    """A command that runs beside the test."""
-
-    def __init__(self, arguments, output, **options):
-        self._output = output
-        with output.open("w") as stream:
-            self._process = subprocess.Popen(
-                [sys.executable, *map(str, arguments)],
-                cwd=ROOT,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
-                **options,
-            )
-
-    @property
-    def output(self):
-        return self._output.read_text()
-
-    def wait_until(self, happened):
-        """Looks as often as it can; a process that ends meanwhile is a failure."""
-        while not happened():
-            assert self._process.poll() is None, self.output
-            time.sleep(0.0005)
-
-    def wait_for_step(self, workdir, step):
-        self.wait_until(lambda: max(saved_steps(workdir), default=0) >= step)
-
-    @property
-    def pid(self):
-        return self._process.pid
-
-    def send(self, number):
-        self._process.send_signal(number)
-
-    def kill(self):
-        self.send(signal.SIGKILL)
-        assert self.wait() == -signal.SIGKILL, self.output
-
-    def wait(self):
-        return self._process.wait(timeout=600)
-
-
-@pytest.fixture(scope="module")
-def whole_runs(commands, tmp_path_factory):
-    """Makes the run of a preset that nothing interrupted, once, with checkpoints of the steps 10, 20, 30 and 40."""
-    made = {}
-
-    def run_of(preset):
-        if preset not in made:
-            workdir = tmp_path_factory.mktemp("whole") / preset
-            process = commands.run(training(commands, preset, workdir, **TENS))
-            assert process.returncode == 0, process.stderr
-            made[preset] = workdir
-        return made[preset]
-
-    return run_of
-
-
-@pytest.fixture
-def copied_run(whole_runs, tmp_path):
-    """A copy of the whole run of digits, to be damaged."""
-    return shutil.copytree(whole_runs("digits"), tmp_path / "copied")
-
-
 @pytest.mark.slow
-def test_killed_three_times_is_the_same_run(commands, whole_runs, tmp_path):
-    workdir, preset = tmp_path / "killed", "photos"
-    saves = {"train__checkpoint_every_steps": 1, "train__checkpoint_every_minutes": 0}
-    command = training(commands, preset, workdir, **saves)
-    draw = random.Random(preset)
+def test_killed_three_times_is_the_same_run(commands, tmp_path):
+    whole, workdir = tmp_path / "whole", tmp_path / "killed"
+    process = commands.run(training(commands, whole))
+    assert process.returncode == 0, process.stderr
+    command = training(commands, workdir, train__checkpoint_every_steps=1, train__checkpoint_every_minutes=0)
+    draw = random.Random("photos")
     reached, half_written = 0, []
     for number, earliest in enumerate((1, 12, 23)):
-        started = StartedCommand(command, tmp_path / f"output-{number}")
-        started.wait_for_step(workdir, earliest + draw.randrange(8))
+        log = tmp_path / f"output-{number}"
+        with log.open("w") as stream:
+            arguments = [sys.executable, *map(str, command)]
+            environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+            started = subprocess.Popen(arguments, cwd=ROOT, stdout=stream, stderr=stream, env=environment)
+        step = earliest + draw.randrange(8)
+        wait_until(started, log, lambda step=step: max(saved_steps(workdir), default=0) >= step)
         time.sleep(draw.uniform(0.0, 0.05))
         if number == 1:
             # Within a save, whatever the machine's speed.
-            started.wait_until(lambda: half_written_steps(workdir))
+            wait_until(started, log, lambda: half_written_steps(workdir))
         started.kill()
+        assert started.wait() == -signal.SIGKILL, log.read_text()
         if reached:
-            assert f", from step {reached:,} on" in started.output
+            assert f", from step {reached:,} on" in log.read_text()
         for step in half_written:
-            assert f"passed over step-{step} (half-written); step-{reached} is used" in started.output
+            assert f"passed over step-{step} (half-written); step-{reached} is used" in log.read_text()
         reached, half_written = max(saved_steps(workdir)), half_written_steps(workdir)
         assert earliest <= reached < 40
     process = commands.run(command)
     assert process.returncode == 0 and f", from step {reached} on" in process.stdout, process.stderr
-    assert_same_run(whole_runs(preset), workdir, 40)
+    assert_same_run(whole, workdir, 40)
     assert saved_steps(workdir) == [39, 40]
     assert not list((workdir / "checkpoints").glob(".*"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("damage", ["delete index", "delete list and cut data"])
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(commands, whole_runs, copied_run, damage):
-    checkpoints = copied_run / "checkpoints"
-    if "list" in damage:
-        (checkpoints / "checkpoint").unlink()
-    if "data" in damage:
-        os.truncate(next(checkpoints.glob("step-40.data*")), 2000)
-    if "index" in damage:
-        (checkpoints / "step-40.index").unlink()
-    passed_over, used = f"{checkpoints}: passed over step-40 (", "); step-30 is used"
-    evaluation = commands.run(["-m", "train.evaluate", f"--workdir={copied_run}", "--metrics=elbo"])
-    assert evaluation.returncode == 0, evaluation.stderr
-    process = commands.run(training(commands, "digits", copied_run, **TENS))
-    assert process.returncode == 0, process.stderr
-    if damage == "delete list":
-        assert ", step 40," in evaluation.stdout and "passed over" not in evaluation.stderr + process.stdout
-    else:
-        assert ", step 30," in evaluation.stdout and len(evaluation.stderr.splitlines()) == 1
-        assert passed_over in evaluation.stderr and used in evaluation.stderr
-        assert passed_over in process.stdout and used in process.stdout
-        assert ", from step 30 on" in process.stdout
-    assert_same_run(whole_runs("digits"), copied_run, 40)
-    assert saved_steps(copied_run) == [10, 20, 30, 40]
+def wait_until(process, log, happened):
+    """Looks as often as it can; a process that ends meanwhile is a failure."""
+    while not happened():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.0005)
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_later(commands, whole_runs, copied_run, tmp_path):
-    checkpoints = copied_run / "checkpoints"
-    for step in (20, 30, 40):
-        for file in checkpoints.glob(f"step-{step}.*"):
-            file.unlink()
-    before = {file: file.read_bytes() for file in checkpoints.glob("step-*")}
-    command = training(commands, "digits", copied_run, **TENS)
-    # Larger than the other files of the run and smaller than a checkpoint.
-    limited = StartedCommand(command, tmp_path / "output", preexec_fn=lambda: limit_file_size(24_000))
-    assert limited.wait() == 2
-    error = limited.output.splitlines()[-1]
-    assert error.startswith(f"error: {checkpoints}: the checkpoint of step 20 could not be written (File too large)")
-    assert "That of step 10 is whole, the same command goes on from there" in error
-    assert "Traceback" not in limited.output
-    assert {file: file.read_bytes() for file in checkpoints.glob("step-*")} == before
-    assert not list(checkpoints.glob(".*"))
-    process = commands.run(command)
-    assert process.returncode == 0 and ", from step 10 on" in process.stdout, process.stderr
-    assert_same_run(whole_runs("digits"), copied_run, 40)
-
-
-@pytest.mark.slow
-def test_a_second_training_is_told_who_trains_and_changes_nothing(commands, whole_runs, tmp_path):
+def test_a_second_training_is_refused_and_changes_nothing(commands, tmp_path):
     workdir = tmp_path / "run"
-    command = training(commands, "digits", workdir, **TENS)
-    first = StartedCommand(command, tmp_path / "output")
-    first.wait_for_step(workdir, 10)
-    # It would be at its end before the second has begun.
-    first.send(signal.SIGSTOP)
-    before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
-    second = commands.run(command)
-    assert second.returncode == 2
-    (line,) = [line for line in second.stderr.splitlines() if line.startswith("error:")]
-    assert f"{workdir}: another training writes into this folder: process {first.pid} on " in line
-    assert {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()} == before
-    first.send(signal.SIGCONT)
-    assert first.wait() == 0, first.output
-    assert_same_run(whole_runs("digits"), workdir, 40)
-    assert not (workdir / ".lock").exists()
-
-
-def limit_file_size(size):
-    """Ends writing beyond a size with an error, as a full disk does; for the process and all that it starts."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    with lock_for_training(RunFolder(workdir), pytest.fail):
+        before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
+        second = commands.run(training(commands, workdir))
+        assert second.returncode == 2
+        (line,) = [line for line in second.stderr.splitlines() if line.startswith("error:")]
+        assert f"{workdir}: another training writes into this folder: process {os.getpid()} on " in line
+        assert {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()} == before

@@ -10,10 +10,8 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.reports.model_card.origin import Origin, origin_of_run
 from nvae_tf.reports.model_card.scores import Evaluation, read_evaluation
-from nvae_tf.training.best_checkpoint import folder_of_best
-from nvae_tf.training.image_counts import ImageCounts, read_image_counts
-from nvae_tf.training.kept_checkpoints import steps_of_files
-from nvae_tf.training.run_folder import RunFolder, read_run_config
+from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
+from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
 
 _SPLITS = ("test", "train")
 _UNREADABLE = (LookupError, OSError, TypeError, ValueError)

@@ -14,8 +14,7 @@ from nvae_tf.generation.reconstruction import reconstruct_images
 from nvae_tf.generation.sampling import ImageGenerator, numbers_of_shared_groups, samples_sharing_groups
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.page.markup import paragraph, picture
-from nvae_tf.training.loading import TrainedRun
-from nvae_tf.training.run_data import spec_to_read
+from nvae_tf.training.loading import TrainedRun, spec_to_read
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
 # Of small images and of large ones, which show more each.

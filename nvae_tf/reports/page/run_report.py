@@ -17,7 +17,7 @@ from nvae_tf.reports.page.page import Section, whole_page
 from nvae_tf.reports.page.pictures import ReportPictures
 from nvae_tf.reports.page.run_curves import read_metrics, read_scalars
 from nvae_tf.reports.page.settings_table import settings_section
-from nvae_tf.training.checkpoint_files import checkpoint_sha256
+from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.loading import TrainedRun, load_run
 from nvae_tf.training.run_folder import RunFolder, read_run_config
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from nvae_tf.config import ExperimentConfig, config_to_dict
-from nvae_tf.training.checkpoint_files import checkpoint_sha256
+from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.loading import TrainedRun
 from nvae_tf.training.run_folder import RunFolder
 

@@ -1,0 +1,547 @@
+"""The checkpoints of a run: what they hold, how they are written and found, and which of them are kept.
+
+A checkpoint is TensorFlow's files `step-N.index` and `step-N.data-*`. The index is moved into place last: without it
+there is no checkpoint, so a killed process leaves none that is half-written. `checkpoint` is TensorFlow's list of them,
+and the folder `best` holds the checkpoint with the best test score.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.errors import first_line
+from nvae_tf.files import atomic_write
+from nvae_tf.models import NVAE
+from nvae_tf.optimization import average_of_weights, inner_optimizer
+from nvae_tf.optimization.adamax import start_averages
+from nvae_tf.published.weight_names import named_weights, nested
+
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_STEP, _SCORE, _LOSS_SCALE = f"step{VALUE}", f"best_score{VALUE}", f"loss_scale/0{VALUE}"
+# A checkpoint with NaN or infinity in one of these can't be continued.
+_FINITE = ("model/", "averages/", "optimizer/")
+_LIST = "checkpoint"
+_SECONDS_PER_HOUR = 3600.0
+_NAMED_DIFFERENCES = 5
+
+
+class CheckpointNotWritten(OSError):
+    """A checkpoint could not be written; nothing of it was left behind."""
+
+
+class TrainingState:
+    """All that a run needs to continue as if it had never stopped; random numbers are functions of (seed, step).
+
+    Args:
+      folder: of the checkpoints; made when the first is written.
+      model, optimizer: the model, whose metrics are saved too, and its optimizer, built.
+      keep: how many of the latest checkpoints to keep.
+      keep_every_hours: of the others one is kept for good when this time has passed since the one before; 0: none.
+      others: further variables that decide how the run continues.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        model: NVAE,
+        optimizer: keras.optimizers.Optimizer,
+        keep: int,
+        keep_every_hours: float = 0.0,
+        others: Sequence[tf.Variable] = (),
+    ):
+        self.folder, self.whole_step = folder, None
+        self._model, self._best_folder = model, folder_of_best(folder)
+        self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        # Double precision: a score must be equal to itself when it is read back.
+        self._score = tf.Variable(float("inf"), dtype=tf.float64, trainable=False, name="best_score")
+        self._lowest: float | None = None
+        start_averages(model)
+        variables = training_parts(model, optimizer, others) | {"step": self._step}
+        # Separate, so that a run can continue in another precision, which may have no loss scale.
+        scale = {"loss_scale": loss_scale(optimizer)}
+        self._without_scale = tf.train.Checkpoint(**variables)
+        self._checkpoint = tf.train.Checkpoint(**variables, **scale)
+        self._best_checkpoint = tf.train.Checkpoint(**variables, **scale, best_score=self._score)
+        self._kept = KeptCheckpoints(folder, keep, keep_every_hours)
+
+    def save(self, step: int) -> None:
+        """Writes the checkpoint of a step; raises CheckpointNotWritten, of a full disk for example."""
+        with self._raising_not_written(self.folder, step):
+            write_checkpoint(self.folder, step, self._checkpoint.write)
+            self.whole_step = step
+            self._kept.add(step)
+
+    def save_if_best(self, step: int, score: float) -> None:
+        """Writes the checkpoint of a step into the folder of the best if no earlier score was as low; NaN never is.
+
+        Raises CheckpointNotWritten; the best one before is kept then.
+        """
+        if self._lowest is None:
+            self._take_over_best()
+        if not score < self._lowest:
+            return
+        with self._raising_not_written(self._best_folder, step):
+            self._score.assign(score)
+            write_checkpoint(self._best_folder, step, self._best_checkpoint.write)
+            self._lowest = score
+            self._remove_all_best_but({step})
+
+    def restore(self, report: Callable[[str], object] = print, tidies: bool = True) -> int:
+        """Restores the newest whole checkpoint and returns its step; 0, and `whole_step` None, where there is none.
+
+        Args:
+          report: takes a line about newer checkpoints that can't be used, and one about a damaged best checkpoint.
+          tidies: whether to remove what killed processes have left; of several processes one does.
+
+        Raises:
+          ValueError: there are checkpoints, and all are damaged; or the newest is of another architecture.
+        """
+        found = self._newest_whole()
+        if found.path is not None:
+            check_architecture(self._model, found.path)
+            with wrap_read_errors(found.path):
+                has_scale = _LOSS_SCALE in tf.train.load_checkpoint(found.path).get_variable_to_shape_map()
+                checkpoint = self._checkpoint if has_scale else self._without_scale
+                checkpoint.read(found.path).assert_existing_objects_matched().expect_partial()
+        self.whole_step = None if found.path is None else found.step
+        if tidies:
+            half_written = {step: "half-written" for step in _remove_partial(self.folder) if step > found.step}
+            if unusable := half_written | found.unusable:
+                report(f"{self.folder}: {found._replace(unusable=unusable).passed_over_line()}.")
+            self._kept.take_over(found.step, found.unusable)
+            self._take_over_best(report)
+        return found.step
+
+    def _newest_whole(self) -> "FoundCheckpoint":
+        try:
+            return newest_whole(self.folder)
+        except ValueError as error:
+            best = find_best(self._best_folder).path
+            if best is None:
+                raise
+            raise ValueError(
+                f"{error}. Or copy {best}.* into {self.folder}: the best one is whole, and the run continues from there"
+            ) from error
+
+    def _take_over_best(self, report: Callable[[str], object] = lambda line: None) -> None:
+        _remove_partial(self._best_folder)
+        found = find_best(self._best_folder)
+        self._lowest = found.score
+        if found.path is not None:
+            self._remove_all_best_but({found.step, *found.unusable})
+        elif found.unusable:
+            words = found.unusable_words()
+            report(f"{self._best_folder}: {words} can't be used; the next step that is evaluated counts as best.")
+
+    def _remove_all_best_but(self, kept: Collection[int]) -> None:
+        for step in _steps_of_any(self._best_folder) - {*kept}:
+            _remove_checkpoint(self._best_folder, step)
+
+    @contextlib.contextmanager
+    def _raising_not_written(self, folder: pathlib.Path, step: int) -> Iterator[None]:
+        self._step.assign(step)
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            before = "There is none before, the same command starts anew"
+            if self.whole_step is not None:
+                before = f"That of step {self.whole_step} is whole, the same command continues from there"
+            raise CheckpointNotWritten(
+                f"{folder}: the checkpoint of step {step} could not be written ({_cause(error)}). {before}"
+            ) from error
+
+
+def training_parts(
+    model: NVAE, optimizer: keras.optimizers.Optimizer, others: Sequence[tf.Variable] = ()
+) -> dict[str, Any]:
+    """What a training checkpoint holds, by name: weights, their exponential moving averages, the variables of the
+    (built) optimizer, metrics, and others.
+    """
+    weights, averages = named_weights(model), average_of_weights(model)
+    return dict(
+        model=nested(weights),
+        averages=nested({name: averages[id(weight)] for name, weight in weights.items() if id(weight) in averages}),
+        optimizer=list(inner_optimizer(optimizer).variables),
+        metrics={metric.name: list(metric.variables) for metric in model.metrics},
+        others=list(others),
+    )
+
+
+def loss_scale(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The variables of an optimizer's loss scaling; none where it does not scale."""
+    of_inner = {id(variable) for variable in inner_optimizer(optimizer).variables}
+    return [variable for variable in optimizer.variables if id(variable) not in of_inner]
+
+
+def names_of_variables(parts: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Every variable with its name in a checkpoint, `model/top_down/start`; once for each of its names."""
+    for name, value in parts.items():
+        inside = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(inside, Mapping):
+            yield from ((f"{name}/{rest}", variable) for rest, variable in names_of_variables(inside))
+        else:
+            yield str(name), value
+
+
+def restore_weights(model: NVAE, checkpoint: str) -> bool:
+    """Restores a model's weights; returns whether they are exponential moving averages, which a run may keep.
+
+    Raises:
+      ValueError: the checkpoint is damaged or of another architecture; nothing is assigned then.
+    """
+    check_architecture(model, checkpoint)
+    with wrap_read_errors(checkpoint):
+        weights = named_weights(model)
+        status = tf.train.Checkpoint(model=nested(weights)).read(checkpoint)
+        status.assert_existing_objects_matched().expect_partial()
+        learned = nested({name: weight for name, weight in weights.items() if weight.trainable})
+        status = tf.train.Checkpoint(averages=learned).read(checkpoint).expect_partial()
+        # They are the optimizer's variables too, so a file may have them by that name alone.
+        try:
+            status.assert_existing_objects_matched()
+        except AssertionError:
+            return False
+    return True
+
+
+def check_architecture(model: NVAE, checkpoint: str) -> None:
+    """Compares the names and shapes of a model's weights with those in a checkpoint.
+
+    Raises:
+      ValueError: they differ, and the message names the first differences; or the checkpoint is damaged.
+    """
+    with wrap_read_errors(checkpoint):
+        shapes = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
+    found = {
+        name.removeprefix("model/").removesuffix(VALUE): list(shape)
+        for name, shape in sorted(shapes.items())
+        if name.startswith("model/") and name.endswith(VALUE)
+    }
+    expected = {name: list(weight.shape) for name, weight in named_weights(model).items()}
+    differing = [name for name in expected | found if found.get(name) != expected.get(name)]
+    if not differing:
+        return
+    # What one side lacks says most about the architecture, the vectors that belong to every kernel say least.
+    differing.sort(key=lambda name: (name.startswith("spectral_"), name in found and name in expected))
+    differences = [
+        f"{name}: {found.get(name, 'missing')} in the checkpoint, {expected.get(name, 'missing')} in the model"
+        for name in differing[:_NAMED_DIFFERENCES]
+    ]
+    more = len(differing) - len(differences)
+    raise ValueError(
+        f"{checkpoint}: a checkpoint of another architecture than the settings; {len(differing)} weights differ: "
+        f"{'; '.join(differences)}{f'; and {more} more' if more else ''}. "
+        "Use the config.json that was written with the checkpoint"
+    )
+
+
+@contextlib.contextmanager
+def wrap_read_errors(checkpoint: str) -> Iterator[None]:
+    """Raises a ValueError, the checkpoint is damaged or gone, for TensorFlow's errors of many kinds in its block."""
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise
+    except Exception as error:
+        if not pathlib.Path(f"{checkpoint}.index").exists():
+            raise ValueError(
+                f"{checkpoint}: the checkpoint was there a moment ago and is gone; a training that runs at the same "
+                "time has replaced it by a later one. Try again"
+            ) from error
+        raise ValueError(
+            f"{checkpoint}: the checkpoint is damaged ({first_line(error)}). Restore its files from a copy, or delete "
+            f"{checkpoint}.* to continue from the one before"
+        ) from error
+
+
+class FoundCheckpoint(NamedTuple):
+    """The prefix of the checkpoint that was found in a folder, None where there is none that can be used; why others
+    can't be used, by step; and the score that a best checkpoint was saved for, infinity where there is none.
+    """
+
+    path: str | None
+    unusable: dict[int, str]
+    score: float = float("inf")
+
+    @property
+    def step(self) -> int:
+        """The checkpoint's step; 0 where there is none."""
+        return 0 if self.path is None else step_of(self.path)
+
+    def unusable_words(self) -> str:
+        """Which checkpoints can't be used, and why."""
+        return "; ".join(f"step-{step} ({reason})" for step, reason in self.unusable.items())
+
+    def passed_over_line(self) -> str:
+        """The same, and which is used instead."""
+        used = "there is none before" if self.path is None else f"step-{self.step} is used"
+        return f"passed over {self.unusable_words()}; {used}"
+
+
+def newest_whole(folder: pathlib.Path) -> FoundCheckpoint:
+    """Finds the newest checkpoint whose numbers can all be read and match their checksums, listed or not.
+
+    Raises:
+      ValueError: there are checkpoints, and all are damaged.
+    """
+    listed = read_list(folder) if folder.is_dir() else None
+    unusable = {}
+    # The list names what was deleted, too.
+    for step in sorted(_steps_of_any(folder) | {*(listed.written if listed else ())}, reverse=True):
+        fault = _fault_of(folder, step)
+        if fault is None:
+            return FoundCheckpoint(_prefix(folder, step), unusable)
+        unusable[step] = fault
+    newest = latest_checkpoint(folder)
+    if newest is not None:
+        raise ValueError(
+            f"{newest}: the checkpoint is damaged ({unusable[step_of(newest)]}), and there is no other that is "
+            f"whole. Restore its files from a copy, or delete {folder} to start the run anew"
+        )
+    return FoundCheckpoint(None, unusable)
+
+
+def folder_of_best(checkpoints: pathlib.Path) -> pathlib.Path:
+    """The folder of the best checkpoint, for that of all checkpoints."""
+    return checkpoints / "best"
+
+
+def find_best(folder: pathlib.Path) -> FoundCheckpoint:
+    """Finds the whole checkpoint with the lowest score in a folder of the best.
+
+    There are two where a process was killed before it deleted the one before. One without a score, which somebody has
+    put there, counts as the worst.
+    """
+    unusable, scores = {}, {}
+    for step in sorted(_steps_of_any(folder)):
+        if fault := _fault_of(folder, step):
+            unusable[step] = fault
+            continue
+        reader = tf.train.load_checkpoint(_prefix(folder, step))
+        try:
+            scores[step] = float(reader.get_tensor(_SCORE)) if reader.has_tensor(_SCORE) else float("inf")
+        except (TypeError, ValueError):
+            unusable[step] = "its score is not a number"
+    if not scores:
+        return FoundCheckpoint(None, unusable)
+    best = min(scores, key=scores.get)
+    return FoundCheckpoint(_prefix(folder, best), unusable, scores[best])
+
+
+def _fault_of(folder: pathlib.Path, step: int) -> str | None:
+    """Why the checkpoint of a step can't be used; None if it can."""
+    missing = [kind for kind in ("index", "data") if step not in steps_of_files(folder, kind)]
+    if missing:
+        return "its files are gone" if len(missing) == 2 else f"its {missing[0]} file is missing"
+    try:
+        reader = tf.train.load_checkpoint(_prefix(folder, step))
+        if reader.has_tensor(_STEP) and (stored := int(reader.get_tensor(_STEP))) != step:
+            return f"its files hold the checkpoint of step {stored}"
+        for name in reader.get_variable_to_shape_map():
+            value = reader.get_tensor(name)
+            if name.startswith(_FINITE) and value.dtype.kind == "f" and not np.isfinite(value).all():
+                return f"{name.partition('/.ATTRIBUTES')[0]} is not finite"
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise
+    except Exception as error:
+        return first_line(error)
+    return None
+
+
+def steps_of_files(folder: pathlib.Path, kind: str) -> list[int]:
+    """The steps of which a folder has an `index` or a `data` file, in order."""
+    found = (re.fullmatch(rf"step-(\d+)\.{kind}(-.*)?", entry.name) for entry in folder.glob("step-*"))
+    return sorted({int(match[1]) for match in found if match})
+
+
+def _steps_of_any(folder: pathlib.Path) -> set[int]:
+    return {*steps_of_files(folder, "index"), *steps_of_files(folder, "data")}
+
+
+def latest_checkpoint(folder: pathlib.Path) -> str | None:
+    """The prefix of the latest checkpoint of a folder, damaged or not, or None."""
+    steps = steps_of_files(folder, "index")
+    return _prefix(folder, steps[-1]) if steps else None
+
+
+def step_of(checkpoint: str) -> int:
+    """The step in the prefix of a checkpoint's files."""
+    return int(checkpoint.rpartition("-")[2])
+
+
+def _prefix(folder: pathlib.Path, step: int) -> str:
+    return str(folder / f"step-{step}")
+
+
+def checkpoint_sha256(prefix: str) -> str:
+    """The SHA-256 of a checkpoint's files, in the order of their names; FileNotFoundError where they are gone."""
+    digest, place = hashlib.sha256(), pathlib.Path(prefix)
+    files = sorted(place.parent.glob(f"{place.name}.*"))
+    if not files:
+        raise FileNotFoundError(
+            f"{prefix}: the checkpoint is gone; a training that runs at the same time has deleted it"
+        )
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], object]) -> None:
+    """Writes a step's checkpoint beside its place and moves it there when it is on the disk, the index last.
+
+    `write` writes it at a prefix. Files of the step that are there already are replaced. If anything fails, nothing of
+    the step is left.
+    """
+    partial = folder / f".step-{step}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(_prefix(partial, step))
+        files = sorted(partial.iterdir(), key=lambda file: file.suffix == ".index")
+        for file in files:
+            # Some file systems report a full disk only now.
+            _flush(file)
+        _remove_checkpoint(folder, step)
+        try:
+            for file in files:
+                file.replace(folder / file.name)
+            _flush(folder)
+        except BaseException:
+            _remove_checkpoint(folder, step)
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_checkpoint(folder: pathlib.Path, step: int) -> None:
+    (folder / f"step-{step}.index").unlink(missing_ok=True)
+    for file in folder.glob(f"step-{step}.data-*"):
+        file.unlink(missing_ok=True)
+
+
+def _remove_partial(folder: pathlib.Path) -> set[int]:
+    """Removes what killed processes have left half-written, and returns the steps of checkpoints among it."""
+    steps = set()
+    for entry in folder.glob(".*.partial"):
+        if match := re.fullmatch(r"\.step-(\d+)\.partial", entry.name):
+            steps.add(int(match[1]))
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    return steps
+
+
+def _cause(error: OSError | tf.errors.OpError) -> str:
+    """Why a file could not be written, without TensorFlow's names of operations and temporary files."""
+    if isinstance(error, OSError):
+        return error.strerror or first_line(error)
+    reason = re.search(r"; ([^;]+?)( \[Op:.*)?$", first_line(error))
+    return reason[1] if reason else first_line(error)
+
+
+@dataclasses.dataclass
+class CheckpointList:
+    """The contents of TensorFlow's list file.
+
+    `written` is when the checkpoint of each step was written, oldest first, in seconds since 1970, 0 where that is not
+    known, without those that are kept for good; `kept_at` when the last of these was, at first when the run began.
+    """
+
+    written: dict[int, float]
+    kept_at: float
+
+
+def read_list(folder: pathlib.Path) -> CheckpointList | None:
+    """The list of a folder's checkpoints; None where it is missing or unreadable."""
+    try:
+        state = tf.train.get_checkpoint_state(str(folder))
+        if state is None:
+            return None
+        steps = [step_of(prefix) for prefix in state.all_model_checkpoint_paths]
+    except ValueError:
+        return None
+    times = list(state.all_model_checkpoint_timestamps)
+    if len(times) != len(steps):
+        # Nobody knows which is missing; the files have times too.
+        times = [0.0] * len(steps)
+    return CheckpointList(dict(zip(steps, times, strict=True)), state.last_preserved_timestamp)
+
+
+class KeptCheckpoints:
+    """The list of a folder's checkpoints, and the deletion of old ones; the arguments are those of `TrainingState`.
+
+    `tf.train.CheckpointManager` can't do it: it writes in place, keeps step 0 as any other and counts damaged ones.
+    Step 0, to which a run that diverges early is rolled back, is deleted when there is a later one.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int, keep_every_hours: float):
+        self._folder, self._keep, self._keep_seconds = folder, keep, keep_every_hours * _SECONDS_PER_HOUR
+        self._list = read_list(folder) or CheckpointList({}, time.time())
+
+    def take_over(self, newest: int, unusable: Collection[int]) -> None:
+        """Updates the list where a process was killed, or files were deleted or damaged: the files of `unusable` steps
+        do not count as kept, and stay. The run continues from step `newest`.
+        """
+        listed = read_list(self._folder)
+        whole = [step for step in steps_of_files(self._folder, "index") if step not in unusable]
+        if listed is None:
+            # Those that are kept for good are older than the last ones.
+            kept, before = whole[-self._keep :], self._list
+        else:
+            last = max(listed.written, default=-1)
+            kept, before = [step for step in whole if step in listed.written or step > last], listed
+        ages = {step: (self._folder / f"step-{step}.index").stat().st_mtime for step in kept}
+        self._list = CheckpointList({step: before.written.get(step) or ages[step] for step in kept}, before.kept_at)
+        if self._list != listed:
+            self._write()
+        for step in steps_of_files(self._folder, "data"):
+            if step < newest and not (self._folder / f"step-{step}.index").exists():
+                # The deletion was cut short.
+                _remove_checkpoint(self._folder, step)
+
+    def add(self, step: int) -> None:
+        """Lists a checkpoint that was written, and deletes the oldest where there are too many."""
+        written = self._list.written
+        written.pop(step, None)
+        written[step] = time.time()
+        while len(written) > self._keep or (len(written) > 1 and 0 in written):
+            oldest = 0 if 0 in written else next(iter(written))
+            time_of_oldest = written.pop(oldest)
+            # A clock that was ahead and is right again: the hours count from here on.
+            self._list.kept_at = min(self._list.kept_at, time_of_oldest)
+            if oldest > 0 and 0.0 < self._keep_seconds <= time_of_oldest - self._list.kept_at:
+                self._list.kept_at = time_of_oldest
+            else:
+                _remove_checkpoint(self._folder, oldest)
+        self._write()
+
+    def _write(self) -> None:
+        names = [f"step-{step}" for step in self._list.written]
+        if not names:
+            # TensorFlow takes an empty list for a damaged one.
+            (self._folder / _LIST).unlink(missing_ok=True)
+            return
+        state = tf.compat.v1.train.generate_checkpoint_state_proto(
+            str(self._folder.absolute()), names[-1], names, list(self._list.written.values()), self._list.kept_at
+        )
+        atomic_write(self._folder / _LIST, str(state))
