@@ -70,7 +70,7 @@ def _workloads(preset: str, importance_samples: int) -> dict[str, Callable[[], i
     from nvae_tf.generation.sampling import ImageGenerator
     from nvae_tf.models.noise import image_seeds, noise_of_samples
     from nvae_tf.objective import log_posterior_and_prior
-    from nvae_tf.training.devices import configure_runtime
+    from nvae_tf.training.strategy import configure_runtime
 
     configure_runtime()
     from nvae_tf import presets

@@ -40,7 +40,7 @@ def measure(preset: str, batch_size: int, rounds: int) -> dict[str, Any]:
     import tensorflow as tf
 
     from nvae_tf import NVAE, experiment_config
-    from nvae_tf.training.devices import configure_runtime
+    from nvae_tf.training.strategy import configure_runtime
 
     machine = describe_machine()
     configure_runtime()

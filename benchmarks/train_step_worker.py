@@ -24,7 +24,7 @@ class TrainStep:
         import tensorflow as tf
 
         from nvae_tf import NVAE, NVAEAdamax, experiment_config
-        from nvae_tf.training.devices import configure_runtime
+        from nvae_tf.training.strategy import configure_runtime
 
         configure_runtime()
         tf.config.threading.set_intra_op_parallelism_threads(interleaved.THREADS)

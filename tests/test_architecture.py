@@ -14,7 +14,7 @@ COMMAND_FILES = sorted(file for name in COMMANDS for file in (ROOT / name).rglob
 ALL_FILES = LIBRARY_FILES + COMMAND_FILES
 
 SETTINGS = {"config", "data_spec", "latent_plan", "setting_checks", "train_config"}
-BASICS = {"checkpoint_choice", "errors", "files", "memory", "progress", "quiet_tensorflow"}
+BASICS = {"checkpoint_choice", "errors", "files", "progress", "quiet_tensorflow"}
 # Which parts of the library each part may import, besides itself.
 BELOW_MODELS = SETTINGS | {
     "replicas",
@@ -39,7 +39,6 @@ ARROWS = {
     "optimization": set(),
     "models": BELOW_MODELS,
     "checkpoint_choice": set(),
-    "memory": set(),
     "errors": set(),
     "quiet_tensorflow": set(),
     "replicas": set(),

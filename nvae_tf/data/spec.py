@@ -6,13 +6,14 @@ takes it. docs/data.md says where the images come from. Nothing here needs Tenso
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvae_tf.config import ExperimentConfig, ModelConfig, config_from_dict, experiment_config
-from nvae_tf.data.pictures import PictureHeader
-from nvae_tf.data.sources import first_image, source_at
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.setting_checks import did_you_mean
+
+if TYPE_CHECKING:
+    from nvae_tf.data.pictures import PictureHeader
 
 # scikit-learn's handwritten digits as bitmaps: 1,437 for training and 360 for testing.
 DIGITS = DataSpec(
@@ -208,6 +209,9 @@ def complete_spec(spec: DataSpec) -> DataSpec:
     Raises:
       ValueError, FileNotFoundError, ConnectionError: see `complete_config`.
     """
+    # Not at the top: presets and the launcher need no NumPy, and start sooner without.
+    from nvae_tf.data.sources import first_image, source_at
+
     if spec.source == "auto":
         spec = dataclasses.replace(spec, source=source_at(spec.path))
     if spec.likelihood is None:
@@ -220,7 +224,7 @@ def complete_spec(spec: DataSpec) -> DataSpec:
     return spec
 
 
-def _size(spec: DataSpec, found: PictureHeader) -> tuple[int, int]:
+def _size(spec: DataSpec, found: "PictureHeader") -> tuple[int, int]:
     """Height and width for the model; one that is not set follows from the other, or from the first image."""
     if spec.height or spec.width:
         return spec.height or spec.width, spec.width or spec.height

@@ -15,8 +15,6 @@ from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports.keep_model_card import keep_model_card
 from nvae_tf.setting_checks import check
-from nvae_tf.training.compilation import compiles_whole_step, step_function
-from nvae_tf.training.devices import configure_runtime
 from nvae_tf.training.image_record import check_images_a_step, note_images
 from nvae_tf.training.kept_checkpoints import latest_checkpoint, step_of
 from nvae_tf.training.outputs import RunOutputs
@@ -26,7 +24,7 @@ from nvae_tf.training.run import Run, length_warnings, load_images, new_run, run
 from nvae_tf.training.run_folder import RunFolder, open_for_training
 from nvae_tf.training.run_lock import lock_for_training
 from nvae_tf.training.stopping import StopRequest, StopRequested, TrainingInterrupted
-from nvae_tf.training.strategy import Replicas, chosen_replicas
+from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, configure_runtime, step_function
 from nvae_tf.training.training_state import TrainingState
 
 # Several processes ask each other whether to stop; not at each step, that would hold up accelerators.
@@ -77,7 +75,7 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, workdir: str | os.Pa
     replicas.check_same_step(step, folder.path)
     with StopRequest() as stop:
         # Several processes stop together, after a step.
-        outputs = RunOutputs(folder, run, stop if replicas.share.count == 1 else StopRequest())
+        outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
         outputs.status.keep(_first_words(folder, run, step))
         if replicas.is_chief:
             outputs.continue_from(step)
@@ -172,8 +170,8 @@ class TrainingLoop:
     def _batches(self, step: int) -> Iterator[tf.Tensor]:
         """This process's part of the batches from a step on."""
         run, images = self._run, self._run.images
-        share = run.replicas.share
-        batches = training_batches(images.train, images.spec, run.images_a_step, self._settings.seed, step, share)
+        shard = run.replicas.shard
+        batches = training_batches(images.train, images.spec, run.images_a_step, self._settings.seed, step, shard)
         return iterate(batches, images.train)
 
     def _go_back(self) -> int:
@@ -200,7 +198,7 @@ class TrainingLoop:
 
     def _stop_if_agreed(self, step: int) -> None:
         """Stops all processes at the same step if one of them was told to stop."""
-        if self._run.replicas.share.count > 1 and step % _AGREE_EVERY_STEPS:
+        if self._run.replicas.shard.count > 1 and step % _AGREE_EVERY_STEPS:
             return
         number = self._run.replicas.agreed_signal(self._stop.signal_number)
         if number is not None:

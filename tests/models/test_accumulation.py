@@ -8,8 +8,8 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.config import ObjectiveConfig
 from nvae_tf.layers import ForwardPass
-from nvae_tf.memory import memory_timeline
 from nvae_tf.models.noise import batch_noise
+from nvae_tf.training.graph_memory import memory_timeline
 from tests.tiny_model import tiny_config
 
 SEED = 3

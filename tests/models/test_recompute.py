@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.memory import memory_timeline
+from nvae_tf.training.graph_memory import memory_timeline
 from tests.tiny_model import tiny_config
 
 BATCH = 32
