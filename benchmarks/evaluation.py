@@ -72,7 +72,7 @@ def _workloads(preset: str, importance_samples: int) -> dict[str, Callable[[], i
     from nvae_tf.models.latents import image_seeds, noise_of_samples
     from nvae_tf.models.nvae import NVAE
     from nvae_tf.objective import log_posterior_and_prior
-    from nvae_tf.training.devices import configure_runtime
+    from nvae_tf.training.strategy import configure_runtime
 
     configure_runtime()
 

@@ -41,7 +41,7 @@ def measure(preset: str, batch_size: int, rounds: int) -> dict[str, Any]:
 
     from nvae_tf.config import experiment_config
     from nvae_tf.models.nvae import NVAE
-    from nvae_tf.training.devices import configure_runtime
+    from nvae_tf.training.strategy import configure_runtime
 
     machine = describe_machine()
     configure_runtime()

@@ -30,10 +30,8 @@ class ScaledStep:
         import tensorflow as tf
 
         from nvae_tf.data.spec import complete_config
-        from nvae_tf.training.compilation import compiles_whole_step, step_function
-        from nvae_tf.training.devices import configure_runtime
         from nvae_tf.training.run import Images, RunLength, new_run
-        from nvae_tf.training.strategy import chosen_replicas
+        from nvae_tf.training.strategy import chosen_replicas, compiles_whole_step, configure_runtime, step_function
 
         start = time.perf_counter()
         from nvae_tf import presets

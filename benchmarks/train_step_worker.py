@@ -26,7 +26,7 @@ class TrainStep:
         from nvae_tf.config import experiment_config
         from nvae_tf.models.nvae import NVAE
         from nvae_tf.optimization.adamax import NVAEAdamax
-        from nvae_tf.training.devices import configure_runtime
+        from nvae_tf.training.strategy import configure_runtime
 
         configure_runtime()
         tf.config.threading.set_intra_op_parallelism_threads(interleaved.THREADS)

@@ -42,41 +42,27 @@ class CellSet:
     postprocess: Branch
 
 
-def _convolutions(first: str, second: str) -> ConvolutionBranch:
-    return ConvolutionBranch((first, second))
+def _inverted_decoder(*encoder: str) -> CellSet:
+    branch = ConvolutionBranch(encoder)
+    return CellSet(branch, branch, InvertedBranch(5, 6), InvertedBranch(5, 3))
 
 
-def _everywhere(operation: str) -> CellSet:
-    branch = _convolutions(operation, operation)
-    return CellSet(branch, branch, branch, branch)
-
-
-def _inverted_decoder(encoder: Branch) -> CellSet:
-    return CellSet(encoder, encoder, InvertedBranch(5, 6), InvertedBranch(5, 3))
-
+_BNSWISH = ConvolutionBranch(("bnswish", "bnswish"))
+_THREE_TIMES, _SIX_TIMES, _SIX_TIMES_11 = InvertedBranch(5, 3), InvertedBranch(5, 6), InvertedBranch(11, 6)
+_IN_8_GROUPS = InvertedBranch(5, 3, groups=8)
 
 CELL_SETS = {
-    "res_mbconv": _inverted_decoder(_convolutions("bnswish", "bnswish")),
-    "res_bnswish": _everywhere("bnswish"),
-    "res_bnelu": _everywhere("bnelu"),
-    "res_elu": _everywhere("elu"),
-    "mbconv_sep": CellSet(InvertedBranch(5, 3), InvertedBranch(5, 6), InvertedBranch(5, 6), InvertedBranch(5, 3)),
-    "mbconv_sep11": CellSet(InvertedBranch(5, 3), InvertedBranch(11, 6), InvertedBranch(11, 6), InvertedBranch(5, 3)),
-    "mbconv_den": CellSet(
-        InvertedBranch(5, 3, groups=8),
-        InvertedBranch(5, 6),
-        InvertedBranch(5, 6),
-        InvertedBranch(5, 3, groups=8),
-    ),
-    "res53_mbconv": _inverted_decoder(_convolutions("bnswish5", "bnswish")),
-    "res35_mbconv": _inverted_decoder(_convolutions("bnswish", "bnswish5")),
-    "res55_mbconv": _inverted_decoder(_convolutions("bnswish5", "bnswish5")),
-    "mbconv_res": CellSet(
-        InvertedBranch(5, 3),
-        InvertedBranch(5, 6),
-        _convolutions("bnswish", "bnswish"),
-        _convolutions("bnswish", "bnswish"),
-    ),
+    "res_mbconv": _inverted_decoder("bnswish", "bnswish"),
+    "res_bnswish": CellSet(*[_BNSWISH] * 4),
+    "res_bnelu": CellSet(*[ConvolutionBranch(("bnelu", "bnelu"))] * 4),
+    "res_elu": CellSet(*[ConvolutionBranch(("elu", "elu"))] * 4),
+    "mbconv_sep": CellSet(_THREE_TIMES, _SIX_TIMES, _SIX_TIMES, _THREE_TIMES),
+    "mbconv_sep11": CellSet(_THREE_TIMES, _SIX_TIMES_11, _SIX_TIMES_11, _THREE_TIMES),
+    "mbconv_den": CellSet(_IN_8_GROUPS, _SIX_TIMES, _SIX_TIMES, _IN_8_GROUPS),
+    "res53_mbconv": _inverted_decoder("bnswish5", "bnswish"),
+    "res35_mbconv": _inverted_decoder("bnswish", "bnswish5"),
+    "res55_mbconv": _inverted_decoder("bnswish5", "bnswish5"),
+    "mbconv_res": CellSet(_THREE_TIMES, _SIX_TIMES, _BNSWISH, _BNSWISH),
 }
 
 
@@ -166,7 +152,7 @@ def latent_plan(config: ModelConfig) -> LatentPlan:
     """Lays out the hierarchy that the settings ask for.
 
     Raises:
-      ValueError: the settings do not fit each other; the message has the numbers and the mend.
+      ValueError: the settings do not fit each other; the message has the numbers and the fix.
     """
     _check_architecture(config)
     before_scales = 2**config.num_preprocess_blocks
@@ -184,23 +170,14 @@ def latent_plan(config: ModelConfig) -> LatentPlan:
             )
         )
         first_group += counts[index]
-    preprocess = tuple(
-        Block(
-            config.num_channels_encoder * 2**i,
-            config.num_channels_encoder * 2 ** (i + 1),
-            config.num_preprocess_cells,
-        )
-        for i in range(config.num_preprocess_blocks)
-    )
-    postprocess = tuple(
-        Block(
-            config.num_channels_decoder * 2 ** (i + 1),
-            config.num_channels_decoder * 2**i,
-            config.num_postprocess_cells,
-        )
-        for i in reversed(range(config.num_postprocess_blocks))
-    )
-    return LatentPlan(tuple(scales), preprocess, postprocess, config.num_latent_per_group, CELL_SETS[config.cell_set])
+    narrowest, preprocess, postprocess = config.num_channels_encoder, [], []
+    for index in range(config.num_preprocess_blocks):
+        preprocess.append(Block(narrowest * 2**index, narrowest * 2 ** (index + 1), config.num_preprocess_cells))
+    narrowest = config.num_channels_decoder
+    for index in reversed(range(config.num_postprocess_blocks)):
+        postprocess.append(Block(narrowest * 2 ** (index + 1), narrowest * 2**index, config.num_postprocess_cells))
+    num_latent, cells = config.num_latent_per_group, CELL_SETS[config.cell_set]
+    return LatentPlan(tuple(scales), tuple(preprocess), tuple(postprocess), num_latent, cells)
 
 
 def _check_architecture(config: ModelConfig) -> None:
@@ -246,10 +223,7 @@ def _check_size(config: ModelConfig) -> None:
 
 def _check_grouped_convolutions(config: ModelConfig) -> None:
     cells = CELL_SETS[config.cell_set]
-    for part, channels in (
-        ("preprocess", config.num_channels_encoder),
-        ("postprocess", config.num_channels_decoder),
-    ):
+    for part, channels in (("preprocess", config.num_channels_encoder), ("postprocess", config.num_channels_decoder)):
         branch = getattr(cells, part)
         if isinstance(branch, InvertedBranch) and branch.groups and channels * branch.expansion % branch.groups:
             raise ValueError(

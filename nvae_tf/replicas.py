@@ -1,4 +1,4 @@
-"""What replicas of a model on several devices must agree on: means over all of them, and who draws which numbers.
+"""What the replicas of a model share: means over all of them, their numbers, and batches split over them.
 
 Outside `tf.distribute.Strategy.run` there is one replica, and all of this changes nothing.
 """
@@ -30,24 +30,22 @@ def replica_means(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def divided(strategy: tf.distribute.Strategy, rows: Any) -> Any:
-    """Tensors in any structure, cut along their first axis into one equal part a replica of this process; as
-    `Strategy.run` takes them.
-    """
+    """Tensors in any structure, split evenly along axis 0 over the replicas of this process, for `Strategy.run`."""
     count = _local_count(strategy)
     if count == 1:
         return rows
 
     def of_replicas(tensor: tf.Tensor) -> Any:
-        parts = tf.split(tensor, count)
+        split = tf.split(tensor, count)
         return strategy.experimental_distribute_values_from_function(
-            lambda context: parts[context.replica_id_in_sync_group % count]
+            lambda context: split[context.replica_id_in_sync_group % count]
         )
 
     return tf.nest.map_structure(of_replicas, rows)
 
 
 def joined(strategy: tf.distribute.Strategy, rows: Any) -> Any:
-    """What the replicas of this process have returned, put together along its first axis; undoes `divided`."""
+    """What the replicas of this process have returned, concatenated along axis 0; undoes `divided`."""
     if _local_count(strategy) == 1:
         return rows
     return tf.nest.map_structure(lambda part: tf.concat(strategy.experimental_local_results(part), axis=0), rows)

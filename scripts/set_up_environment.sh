@@ -9,7 +9,7 @@ venv=.venv
 oldest="(3, 11)"
 newest="(3, 13)"
 
-# pip says hundreds of lines; these are the ones that tell what is being waited for. Errors come on stderr, whole.
+# Of the hundreds of lines of pip, those that show what is being waited for. Errors come on stderr, unfiltered.
 show_progress() {
   local line
   while IFS= read -r line; do

@@ -26,7 +26,7 @@ from nvae_tf.published.settings import (
     objective_config_from_published,
 )
 from nvae_tf.published.weights import load_published_weights, published_array
-from nvae_tf.training.devices import configure_runtime
+from nvae_tf.training.strategy import configure_runtime
 
 VALUE, NATS, GRADIENT, STEP = 1e-4, 1e-4, 1e-3, 1e-4
 ITERATIONS = 10

@@ -14,7 +14,7 @@ COMMAND_FILES = sorted(file for name in COMMANDS for file in (ROOT / name).rglob
 ALL_FILES = LIBRARY_FILES + COMMAND_FILES
 
 SETTINGS = {"config", "latent_plan"}
-BASICS = {"errors", "files", "memory", "progress"}
+BASICS = {"errors", "files", "progress"}
 # Which parts of the library each part may import, besides itself.
 BELOW_MODELS = SETTINGS | {
     "replicas",
@@ -35,7 +35,6 @@ ARROWS = {
     "objective": SETTINGS | {"layers", "distributions", "replicas"},
     "optimization": set(),
     "models": BELOW_MODELS,
-    "memory": set(),
     "errors": set(),
     "replicas": set(),
     "files": {"errors"},

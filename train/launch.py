@@ -1,23 +1,23 @@
 """Trains with several worker processes on this machine.
 
-    python -m train.launch --processes=2 -- --config=configs/digits.py --workdir=runs/two --config.train.batch_size=16
+    python -m train.launch --processes=2 -- --config=digits --workdir=runs/two --config.train.batch_size=16
 
-Starts N processes of `python -m train.main` with the flags after the --, and with TF_CONFIG in their environment, by
-which they find each other on ports of 127.0.0.1. train.batch_size counts for each device of each process. For all
-GPUs of one machine a single `python -m train.main` is enough, and simpler; docs/clusters.md also has several machines.
+Starts N processes of `python -m train.main` with the flags after the --. They find each other by TF_CONFIG, on ports of
+127.0.0.1. train.batch_size counts for each device of each process. For all GPUs of one machine a single
+`python -m train.main` is enough, and simpler; docs/clusters.md also has several machines.
 
 The output of worker 0 is shown. Those of the others are appended to worker-1.log, worker-2.log ... in --log_dir.
 
 Ctrl-C and SIGTERM are passed on to all workers, which end with a checkpoint; a second Ctrl-C ends them at once, a third
-kills them. The same command goes on from the checkpoint. When a worker crashes the others are ended, since they would
+kills them. The same command continues from the checkpoint. When a worker crashes the others are ended, since they would
 wait for it, and the last lines of its output are shown; with --restarts all start again, from the latest checkpoint.
-Should this process itself be killed, its workers are ended too. A closed terminal ends them as well: use nohup or tmux.
+If this process itself is killed, its workers are ended too. A closed terminal ends them as well: use nohup or tmux.
 
 Exit code: that of the workers, 0 done, 2 a mistake in the command, 130 interrupted by Ctrl-C, 143 by SIGTERM; after a
 crash that of the worker that crashed first, 128 and the signal's number if it was killed by one.
 """
 
-import contextlib
+import os
 import pathlib
 import re
 import shlex
@@ -30,20 +30,21 @@ from nvae_tf import command_line
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
-from nvae_tf.training.worker_environments import (
+from nvae_tf.training.launcher import (
     GPUS_OF_DRIVER,
-    check_environment,
+    STOPPED_CODES,
+    TF_CONFIG,
+    WorkerPlan,
     gpus_of_processes,
-    worker_environments,
+    run_workers,
 )
-from nvae_tf.training.worker_processes import STOPPED_CODES, WorkerPlan, run_workers
 
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of worker processes.", lower_bound=1, required=True)
 GPUS_PER_PROCESS = flags.DEFINE_integer(
     "gpus_per_process",
     0,
-    "So many GPUs for each process and for no other, through CUDA_VISIBLE_DEVICES: those that it names, or all from "
-    "0 on. 0: every process sees all.",
+    "GPUs that belong to one process alone, by CUDA_VISIBLE_DEVICES: those that it names, or all from 0 on. "
+    "0: every process sees all.",
     lower_bound=0,
 )
 RESTARTS = flags.DEFINE_integer("restarts", 0, "How often all workers start again after a crash of one.", lower_bound=0)
@@ -56,55 +57,28 @@ GRACE_SECONDS = flags.DEFINE_float(
 LOG_DIR = flags.DEFINE_string(
     "log_dir",
     None,
-    "Folder for the output of workers 1, 2 ... If not given, the run folder's name and -logs: beside the run folder, "
-    "because train.main wants that for itself, and lasting, for the log of a crash is read later.",
+    "Folder for the output of workers 1, 2 ... If not given, the run folder's name and -logs, beside the run folder.",
     # absl.logging has a flag of this name, for programs that let it write files.
     allow_override=True,
 )
-_EXAMPLE = "python -m train.launch --processes=2 -- --config=configs/digits.py --workdir=runs/two"
+_EXAMPLE = "python -m train.launch --processes=2 -- --config=digits --workdir=runs/two"
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """This command's own arguments, and those after the first `--`.
-
-    Raises:
-      ValueError: there is no `--`, and flags that are train.main's.
-    """
-    own, following = list(arguments), []
-    if "--" in own:
-        place = own.index("--")
-        own, following = own[:place], own[place + 1 :]
-    misplaced = next((word for word in own if re.match(r"--?(no)?(config|workdir)\b", word)), None)
-    if misplaced:
-        raise ValueError(f"{misplaced}: a flag of train.main; these come after a --, as in `{_EXAMPLE}`")
+    """This command's own arguments, and those after the first `--`; ValueError where a flag is on the wrong side."""
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    own, following = list(arguments[:place]), list(arguments[place + 1 :])
+    for argument in own:
+        if re.match(r"--?(no)?(config|workdir)\b", argument):
+            raise ValueError(f"{argument}: a flag of train.main; these come after a --, as in `{_EXAMPLE}`")
     return own, following
 
 
-def run_folder(arguments: Sequence[str]) -> pathlib.Path:
-    """What `--workdir` is among the flags of train.main.
-
-    Raises:
-      ValueError: there is none.
-    """
-    found = None
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        flag = re.fullmatch(r"--?workdir(?:=(.*))?", argument)
-        if flag:
-            found = following if flag[1] is None else flag[1]
-    if not found:
-        raise ValueError(f"--workdir is missing after the --; for example `{_EXAMPLE}`")
-    return pathlib.Path(found)
-
-
 def log_folder(workdir: pathlib.Path, log_dir: str | None) -> pathlib.Path:
-    """Where the workers' output goes.
-
-    Raises:
-      ValueError: it would be in the run folder, or is a file.
-    """
+    """Where the workers' output goes: not into the run folder, which `train.main` accepts only empty for a new run."""
     if log_dir is None:
-        whole = workdir if workdir.name else workdir.absolute()
-        return whole.with_name(f"{whole.name}-logs")
+        named = workdir if workdir.name else workdir.absolute()
+        return named.with_name(f"{named.name}-logs")
     folder = pathlib.Path(log_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--log_dir={log_dir}: a file; give the name of a folder")
@@ -115,36 +89,35 @@ def log_folder(workdir: pathlib.Path, log_dir: str | None) -> pathlib.Path:
 
 def main(worker_arguments: Sequence[str]) -> None:
     """Checks what can be checked here, then starts the workers; ends the process with their exit code."""
-    check_environment()
+    if TF_CONFIG in os.environ:
+        raise ValueError(
+            f"{TF_CONFIG} is set in the environment: train.launch sets it itself, for each of its workers. Unset it; "
+            "or start `python -m train.main` instead, where something else (Slurm, Kubernetes, ...) starts the workers"
+        )
     if not worker_arguments:
         raise ValueError(f"nothing after the --: give the flags of train.main there, as in `{_EXAMPLE}`")
     command_line.check_config_flags(worker_arguments)
-    folder = log_folder(run_folder(worker_arguments), LOG_DIR.value)
-    if PROCESSES.value > 1:
-        check_writable(folder, f"--log_dir={folder}")
+    workdir = command_line.flag_value(worker_arguments, "workdir")
+    if not workdir:
+        raise ValueError(f"--workdir is missing after the --; for example `{_EXAMPLE}`")
+    folder = log_folder(pathlib.Path(workdir), LOG_DIR.value)
     gpus = gpus_of_processes(PROCESSES.value, GPUS_PER_PROCESS.value)
     status = StatusLine(sys.stderr)
 
-    def tell(text: str) -> None:
-        # Workers that are saving outlive a terminal that was closed, and so must we.
-        with contextlib.suppress(OSError):
-            status.keep(f"train.launch: {text}")
+    def report(text: str) -> None:
+        status.keep(f"train.launch: {text}")
 
     if PROCESSES.value > 1:
-        tell(f"{PROCESSES.value} worker processes; here is the output of worker 0, that of the others is in {folder}.")
+        check_writable(folder, f"--log_dir={folder}")
+        report(f"{PROCESSES.value} worker processes; here is the output of worker 0, the others' is in {folder}.")
     if gpus and not GPUS_OF_DRIVER.is_dir():
-        tell("no NVIDIA driver was found on this machine; a worker without a GPU trains on the CPU.")
-    plan = WorkerPlan(
-        command=[sys.executable, "-m", f"{__package__}.main", *worker_arguments],
-        environments=lambda: worker_environments(PROCESSES.value, gpus),
-        log_folder=folder,
-        grace_seconds=GRACE_SECONDS.value,
-        restarts=RESTARTS.value,
-    )
-    exit_code = run_workers(plan, tell)
+        report("no NVIDIA driver was found on this machine; a worker without a GPU trains on the CPU.")
+    command = [sys.executable, "-m", f"{__package__}.main", *worker_arguments]
+    plan = WorkerPlan(command, PROCESSES.value, gpus, folder, GRACE_SECONDS.value, RESTARTS.value)
+    exit_code = run_workers(plan, report)
     if exit_code in STOPPED_CODES:
         again = shlex.join(["python", "-m", "train.launch", *sys.argv[1:], "--", *worker_arguments])
-        tell(f"all workers have stopped. The same command starts them again, from the latest checkpoint:\n    {again}")
+        report(f"all workers have stopped. The same command continues from the latest checkpoint:\n    {again}")
     sys.exit(exit_code)
 
 

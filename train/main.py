@@ -53,7 +53,7 @@ from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import TRACEBACK_VARIABLE, start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.training.worker_environments import TF_CONFIG
+from nvae_tf.training.launcher import TF_CONFIG
 
 # As sysexits.h has it: a failure that may be gone when one tries again.
 _WORKER_LOST_CODE = 75

@@ -7,7 +7,7 @@ from nvae_tf import presets
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.spec import complete_config
 from nvae_tf.models import NVAE
-from nvae_tf.training.devices import configure_runtime
+from nvae_tf.training.strategy import configure_runtime
 
 
 def suit_process() -> None:

@@ -6,11 +6,14 @@ takes it. docs/data.md says where the images come from. Nothing here needs Tenso
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, config_from_dict, did_you_mean, experiment_config
 from nvae_tf.data.pictures import PictureHeader
 from nvae_tf.data.sources import first_image, source_at
+
+if TYPE_CHECKING:
+    from nvae_tf.data.pictures import PictureHeader
 
 # scikit-learn's handwritten digits as bitmaps: 1,437 for training and 360 for testing.
 DIGITS = DataSpec(
@@ -206,6 +209,8 @@ def complete_spec(spec: DataSpec) -> DataSpec:
     Raises:
       ValueError, FileNotFoundError, ConnectionError: see `complete_config`.
     """
+    # Not at the top: presets and the launcher need no NumPy, and start sooner without.
+
     if spec.source == "auto":
         spec = dataclasses.replace(spec, source=source_at(spec.path))
     if spec.likelihood is None:
@@ -218,7 +223,7 @@ def complete_spec(spec: DataSpec) -> DataSpec:
     return spec
 
 
-def _size(spec: DataSpec, found: PictureHeader) -> tuple[int, int]:
+def _size(spec: DataSpec, found: "PictureHeader") -> tuple[int, int]:
     """Height and width for the model; one that is not set follows from the other, or from the first image."""
     if spec.height or spec.width:
         return spec.height or spec.width, spec.width or spec.height

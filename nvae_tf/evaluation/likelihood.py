@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from nvae_tf.config import check
 from nvae_tf.layers.cpu_kernels import has_gpus
-from nvae_tf.memory import memory_timeline
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import image_seeds, noise_per_image
 from nvae_tf.objective import ImportanceWeighting, kl_per_channel
 from nvae_tf.replicas import divided, joined
+from nvae_tf.training.graph_memory import memory_timeline
 
 # Turns of the samples' loop between two reports of progress.
 _TURNS = 25
@@ -199,7 +199,7 @@ def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, repli
     """How many importance samples of a batch go through the network together, at least 1.
 
     As many as make a pass wide enough to be fast, and as fit into a quarter of the free memory, which replicas on a CPU
-    share. What a pass needs is read off its graph, see `nvae_tf.memory`; no step of it is run. `batch_size` is that of
+    share. What a pass needs follows from its graph (`memory_timeline`); no step of it is run. `batch_size` is that of
     one replica.
     """
     wanted = min(importance_samples, _ROWS // batch_size)

@@ -18,10 +18,9 @@ from nvae_tf.data.spec import check_model_fits
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.training.checkpoints import checkpoint_sha256
-from nvae_tf.training.devices import select_devices
 from nvae_tf.training.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.training.run_folder import RunFolder
-from nvae_tf.training.strategy import Cluster
+from nvae_tf.training.strategy import select_devices, shard_from_environment
 
 _SECONDS_FOR_CHIEF = 300.0
 _BAR_WIDTH = 24
@@ -66,7 +65,7 @@ def open_task(
     replicas: int = 0,
 ) -> EvaluationTask:
     """Loads the model and finds the images; the arguments are those of `nvae_tf.evaluation.evaluate.evaluate_run`."""
-    cluster = Cluster.from_environment()
+    cluster = shard_from_environment()
     devices = select_devices(replicas)
     strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
     with strategy.scope():

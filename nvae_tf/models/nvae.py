@@ -519,6 +519,6 @@ def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_ste
     model.step_guard = RunawayGuard(settings.loss_tolerance)
     average = {"use_ema": True, "ema_momentum": rates.ema_momentum} if rates.ema_momentum else {}
     optimizer = NVAEAdamax(learning_rate=schedule, l2=rates.weight_decay, **average)
-    # The step is compiled with all that is around it, see `nvae_tf.training.compilation`.
+    # The step is compiled with all that is around it, see `nvae_tf.training.strategy`.
     model.compile(optimizer=optimizer, jit_compile=False)
     return ModelForTraining(model, schedule)

@@ -17,8 +17,6 @@ from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports.keep_model_card import keep_model_card
 from nvae_tf.training.checkpoints import TrainingState, latest_checkpoint, step_of
-from nvae_tf.training.compilation import compiles_whole_step, step_function
-from nvae_tf.training.devices import configure_runtime
 from nvae_tf.training.outputs import RunOutputs
 from nvae_tf.training.profiling import StepProfiler
 from nvae_tf.training.recovery import Recovery
@@ -34,7 +32,7 @@ from nvae_tf.training.run import (
 )
 from nvae_tf.training.run_folder import RunFolder, lock_for_training, open_for_training
 from nvae_tf.training.stopping import StopRequest
-from nvae_tf.training.strategy import Replicas, chosen_replicas
+from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, configure_runtime, step_function
 
 # Several processes ask each other whether to stop; not at each step, that would hold up accelerators.
 _AGREE_EVERY_STEPS = 10
@@ -105,7 +103,7 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, folder: RunFolder) -
     replicas.check_same_step(step, folder.path)
     with StopRequest() as stop:
         # Several processes stop together, after a step.
-        outputs = RunOutputs(folder, run, stop if replicas.share.count == 1 else StopRequest())
+        outputs = RunOutputs(folder, run, stop if replicas.shard.count == 1 else StopRequest())
         report = outputs.status.keep
         report(_first_words(folder, run, step))
         if replicas.is_chief:
@@ -152,7 +150,7 @@ class TrainingLoop:
             self._save(step)
         run, images, seed = self._run, self._run.images, self._settings.seed
         while True:
-            batches = training_batches(images.train, images.spec, run.images_a_step, seed, step, run.replicas.share)
+            batches = training_batches(images.train, images.spec, run.images_a_step, seed, step, run.replicas.shard)
             with contextlib.closing(iterate(batches, images.train)) as iterator:
                 result = self._train(step, iterator)
             if result is not None:
@@ -189,7 +187,7 @@ class TrainingLoop:
 
     def agreed_signal(self, step: int) -> int | None:
         """The signal that all processes stop for at this step, because one of them has received it."""
-        if self._run.replicas.share.count > 1 and step % _AGREE_EVERY_STEPS:
+        if self._run.replicas.shard.count > 1 and step % _AGREE_EVERY_STEPS:
             return None
         # Not `self._stop.signal_number`: one that has come while the others were asked is for the next step.
         return self._run.replicas.agreed_signal(self._stop.signal_number)

@@ -12,47 +12,43 @@ from nvae_tf.errors import first_line
 class StepProfiler:
     """Profiles the steps from one to another, once; without steps it does nothing. Never ends a run.
 
-    Example:
-      >>> with StepProfiler((10, 20), folder.tensorboard, print) as profiler:
-      ...   for step in range(1, 101):
-      ...     with profiler.step(step):
-      ...       train_step()
-
-    A profile begins with its first step alone: a run that goes on behind it has none, because the first steps of a
+    A profile begins with its first step alone: a run that continues behind it has none, because the first steps of a
     process, which build graphs, are not what one wants to see. It ends after its last step, at a step outside (a run
     may go back to a checkpoint), or with the block.
 
     Args:
       steps: the first and the last step, counted from 1; empty for none.
       folder: that of TensorBoard's files.
-      tell: is given one line when the profile is written, or why it can't be.
+      report: takes one line when the profile is written, or why it can't be.
     """
 
-    def __init__(self, steps: tuple[int, ...], folder: pathlib.Path, tell: Callable[[str], None]):
+    def __init__(self, steps: tuple[int, ...], folder: pathlib.Path, report: Callable[[str], None]):
         self._steps = range(steps[0], steps[1] + 1) if steps else range(0)
-        self._folder, self._tell = folder, tell
-        self._newest: int | None = None
+        self._folder, self._report = folder, report
+        self._newest: int | None = None  # of the steps in the profile that is running
 
     def __enter__(self) -> "StepProfiler":
         return self
 
-    def note_steps(self, first: int, last: int) -> None:
-        """Tells where a run from one step to another will have no profile."""
-        if self._steps and first <= last and not first <= self._steps[0] <= last:
-            begin = self._steps[0]
-            self._tell(f"No profile: train.profile_steps begin with {begin}, this run makes steps {first} to {last}.")
-
     def __exit__(self, *_: object) -> None:
         self._stop()
+
+    def note_steps(self, first: int, last: int) -> None:
+        """Reports that a run from one step to another will have no profile, if that is so."""
+        if self._steps and first <= last and not first <= self._steps[0] <= last:
+            begin = self._steps[0]
+            self._report(f"No profile: train.profile_steps begin with {begin}, this run makes steps {first} to {last}.")
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
         """Around the step of this number."""
         if number not in self._steps:
             self._stop()
-        elif number == self._steps[0] and not self._is_running:
-            self._start()
-        if not self._is_running:
+        elif self._newest is None and number == self._steps[0]:
+            with self._giving_up():
+                tf.profiler.experimental.start(str(self._folder))
+                self._newest = number
+        if self._newest is None:
             yield
             return
         self._newest = number
@@ -62,36 +58,22 @@ class StepProfiler:
         if number == self._steps[-1]:
             self._stop()
 
-    @property
-    def _is_running(self) -> bool:
-        return self._newest is not None
-
-    def _start(self) -> None:
-        try:
-            tf.profiler.experimental.start(str(self._folder))
-        # Whatever a profiler's driver raises: a run of days is worth more than its profile.
-        except Exception as error:
-            self._give_up(error)
-        else:
-            self._newest = self._steps[0]
-
     def _stop(self) -> None:
-        if not self._is_running:
+        if self._newest is None:
             return
-        try:
+        with self._giving_up():
             # A GPU may still be busy with the last step.
             tf.test.experimental.sync_devices()
             tf.profiler.experimental.stop()
-        except Exception as error:
-            self._give_up(error)
-            return
-        self._tell(f"A profile of steps {self._steps[0]} to {self._newest} is in {self._folder}.")
-        self._end()
-
-    def _give_up(self, error: Exception) -> None:
-        reason = first_line(error).rstrip(".")
-        self._tell(f"No profile of steps {self._steps[0]} to {self._steps[-1]}: {reason}. The run goes on.")
-        self._end()
-
-    def _end(self) -> None:
+            self._report(f"A profile of steps {self._steps[0]} to {self._newest} is in {self._folder}.")
         self._steps, self._newest = range(0), None
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        try:
+            yield
+        # Whatever a profiler's driver raises: a run of days is worth more than its profile.
+        except Exception as error:
+            reason = first_line(error).rstrip(".")
+            self._report(f"No profile of steps {self._steps[0]} to {self._steps[-1]}: {reason}. The run goes on.")
+            self._steps, self._newest = range(0), None

@@ -1,20 +1,20 @@
-"""Which devices of which processes train, and what they do together."""
+"""The devices that train: which there are, what their replicas do together, and how XLA compiles the step for them."""
 
 import contextlib
 import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import keras
 import tensorflow as tf
 
 from nvae_tf.config import TrainConfig, check
 from nvae_tf.data.pipeline import ALL, Shard
 from nvae_tf.replicas import divided
-from nvae_tf.training.devices import gpus, select_devices
+from nvae_tf.training.launcher import TF_CONFIG
 from nvae_tf.training.stopping import STOPPING_SIGNALS
-from nvae_tf.training.worker_environments import TF_CONFIG
 
 _SECONDS_TO_LEAVE = 2.0
 _ERRORS_OF_LOSS = (
@@ -26,6 +26,77 @@ _ERRORS_OF_LOSS = (
 )
 
 
+def configure_runtime() -> None:
+    """Turns off grappler's rewriting of graphs where there is no GPU; call it before the first graph is built.
+
+    On a CPU it takes 6 of 16 s of processor time before the first step (MNIST preset), and the steps are no faster for
+    it: graphs are small to begin with, see `nvae_tf.layers.stacked`.
+    """
+    if not gpus():
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+def gpus() -> list:
+    """The GPUs that this process may use."""
+    return tf.config.get_visible_devices("GPU")
+
+
+def select_devices(count: int) -> list[str]:
+    """Makes `count` GPUs visible to TensorFlow, all for 0; without GPUs, splits the CPU into `count` logical devices.
+
+    Returns:
+      The names of the devices.
+
+    Raises:
+      ValueError: there are fewer GPUs, or TensorFlow has used its devices already.
+    """
+    found = gpus()
+    check(
+        not found or count <= len(found),
+        f"train.replicas = {count}: there are {len(found)} GPUs; take no more, or 0 for all of them",
+    )
+    wanted = count or len(found) or 1
+    try:
+        if found and wanted < len(found):
+            tf.config.set_visible_devices(found[:wanted], "GPU")
+        if not found and wanted > 1:
+            (cpu,) = tf.config.list_physical_devices("CPU")
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * wanted)
+    except RuntimeError as error:
+        raise ValueError(
+            "train.replicas can't be followed any more: TensorFlow has used its devices in this process. "
+            "Train in a process of its own"
+        ) from error
+    return [f"{'GPU' if found else 'CPU'}:{index}" for index in range(wanted)]
+
+
+def compiles_whole_step(xla: str, replica_count: int) -> bool:
+    """Applies `train.xla` and returns whether to give `jit_compile=True`; call it before the first graph is built.
+
+    "auto" compiles the whole step for one GPU. Several replicas exchange values in the middle of it, so that XLA
+    compiles what lies between ("cluster"). On CPUs XLA runs this model's convolutions 30 to 50 times slower than
+    TensorFlow's own kernels, so there it is off.
+
+    Raises:
+      ValueError: "jit" for several replicas.
+    """
+    if xla == "auto":
+        xla = "off" if not gpus() else "jit" if replica_count == 1 else "cluster"
+    check(
+        xla != "jit" or replica_count == 1,
+        f"train.xla = 'jit': not possible with {replica_count} replicas; set train.xla=cluster (or auto)",
+    )
+    if xla == "cluster":
+        tf.config.optimizer.set_jit(True)
+    return xla == "jit"
+
+
+def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled: bool) -> Callable:
+    """The training step on all replicas, as a function of their images (`Replicas.divided`)."""
+    # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.
+    return tf.function(lambda images: strategy.run(model.train_step, (images,)), autograph=False, jit_compile=compiled)
+
+
 class WorkerLost(Exception):
     """Another process of the training has ended, so that this one can't go on."""
 
@@ -35,116 +106,120 @@ class Replicas:
     """The devices that hold a copy of the model each, in this process and in others.
 
     Attributes:
-      strategy: TensorFlow's own name for it.
+      strategy: TensorFlow's own object for them.
       local_count: how many are in this process.
-      share: which part of every batch belongs to this process.
+      shard: which part of every batch belongs to this process.
     """
 
     strategy: tf.distribute.Strategy
     local_count: int = 1
-    share: Shard = ALL
+    shard: Shard = ALL
 
     @property
     def count(self) -> int:
         """How many there are in all processes."""
-        return self.local_count * self.share.count
+        return self.local_count * self.shard.count
 
     @property
     def is_chief(self) -> bool:
         """Whether this is the process that writes the run folder."""
-        return self.share.index == 0
+        return self.shard.index == 0
 
     def divided(self, images: tf.Tensor):
-        """This process's images, cut into one equal part a replica; as `Strategy.run` takes them."""
+        """This process's images, split evenly over its replicas, as `Strategy.run` takes them."""
         return divided(self.strategy, images)
 
     def agreed_signal(self, number: int | None) -> int | None:
-        """The signal to stop that this or another process was given, if any; all must ask at the same step."""
-        if self.share == ALL:
+        """The signal to stop that this or another process has received, if any; all call this at the same step."""
+        if self.shard == ALL:
             return number
-        given = [float(number == candidate) for candidate in STOPPING_SIGNALS]
-        totals = self.sums(given)
+        totals = self.sums([float(number == candidate) for candidate in STOPPING_SIGNALS])
         return next((candidate for candidate, total in zip(STOPPING_SIGNALS, totals, strict=True) if total), None)
 
     def check_same_step(self, step: int, folder: os.PathLike) -> None:
-        """Makes sure that all processes go on from the same checkpoint; none writes before all have read theirs.
+        """Checks that all processes continue from the same checkpoint, and waits until all have read theirs.
 
         Raises:
           ValueError: they do not, or another process sees another folder.
         """
-        if self.share == ALL:
+        if self.shard == ALL:
             return
         total, squares = self.sums([float(step), float(step) ** 2])
         check(
-            squares * self.share.count == total**2,
-            f"{folder}: worker {self.share.index} would go on from step {step}, and others from other steps. All "
+            squares * self.shard.count == total**2,
+            f"{folder}: worker {self.shard.index} would go on from step {step}, and others from other steps. All "
             "workers must see the same --workdir: put it on a file system that they share",
         )
 
     @contextlib.contextmanager
     def raising_worker_lost(self) -> Iterator[None]:
-        """Tells in one line that another process is gone, which TensorFlow does by errors of many kinds.
-
-        Raises:
-          WorkerLost: it is.
-        """
+        """Raises `WorkerLost` in place of the many errors by which TensorFlow reports that another process is gone."""
         try:
             yield
         except tf.errors.OpError as error:
-            if self.share == ALL or not isinstance(error, _ERRORS_OF_LOSS):
+            if self.shard == ALL or not isinstance(error, _ERRORS_OF_LOSS):
                 raise
             raise WorkerLost(
-                f"worker {self.share.index} of {self.share.count}: another worker has ended or can't be reached. "
+                f"worker {self.shard.index} of {self.shard.count}: another worker has ended or can't be reached. "
                 "All workers, started again with the same command, go on from the latest checkpoint"
             ) from error
 
     def wait_for_all(self) -> None:
         """Returns when all processes have come here."""
-        if self.share != ALL:
+        if self.shard != ALL:
             self.sums([0.0])
 
     def leave(self) -> None:
-        """At the end: all processes leave together, and the chief last, whose connections the others close."""
-        if self.share == ALL:
-            return
+        """At the end: all processes leave together, the chief last, because the others close their connections."""
         self.wait_for_all()
-        if self.is_chief:
+        if self.shard != ALL and self.is_chief:
             time.sleep(_SECONDS_TO_LEAVE)
 
     def sums(self, values: list[float]) -> list[float]:
-        """The sums of numbers over all processes, which all give at the same time."""
-        return (_summed(self.strategy, tf.constant(values, tf.float64)) / self.local_count).numpy().tolist()
+        """The sums of numbers over all processes, which all call this at the same time."""
+        return (_sums(self.strategy, tf.constant(values, tf.float64)) / self.local_count).numpy().tolist()
+
+
+@tf.function(autograph=False)
+def _sums(strategy: tf.distribute.Strategy, values: tf.Tensor) -> tf.Tensor:
+    return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: values), axis=None)
 
 
 ONE_DEVICE = Replicas(tf.distribute.get_strategy())
 
 
 def chosen_replicas(settings: TrainConfig) -> Replicas:
-    """The devices that `train.strategy` asks for; waits for the other processes if there are any.
+    """The devices that `train.strategy` and `train.replicas` ask for; waits for the other processes if there are any.
 
     Raises:
       ValueError: they are not there, or TF_CONFIG is not as TensorFlow documents it.
     """
-    workers = Cluster.from_environment()
-    kind = settings.strategy
+    shard, kind, count = shard_from_environment(), settings.strategy, settings.replicas
     if kind == "auto":
-        several = settings.replicas > 1 or (settings.replicas == 0 and len(gpus()) > 1)
-        kind = "multi_worker" if workers.count > 1 else "mirrored" if several else "one_device"
+        several = count > 1 or (count == 0 and len(gpus()) > 1)
+        kind = "multi_worker" if shard.count > 1 else "mirrored" if several else "one_device"
     if kind == "multi_worker":
-        return _several_processes(settings, workers)
+        check(
+            shard.count > 1,
+            f"train.strategy = 'multi_worker': the environment variable {TF_CONFIG} must name at least two "
+            "workers, see docs/clusters.md; python -m train.launch sets it for processes on this machine",
+        )
+        check(bool(gpus()) or count <= 1, f"train.replicas = {count}: without GPUs each worker has one replica")
+        local_count = len(select_devices(count)) if gpus() else 1
+        print(f"Worker {shard.index} of {shard.count}: waiting for the others.", flush=True)
+        return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), local_count, shard)
     check(
-        workers.count == 1,
-        f"train.strategy = {kind!r}: {TF_CONFIG} names {workers.count} workers; set "
+        shard.count == 1,
+        f"train.strategy = {kind!r}: {TF_CONFIG} names {shard.count} workers; set "
         "train.strategy=multi_worker (or auto), or unset the variable",
     )
     if kind == "one_device":
         check(
-            settings.replicas <= 1,
-            f"train.replicas = {settings.replicas}: strategy one_device has one; set train.strategy=mirrored (or auto)",
+            count <= 1, f"train.replicas = {count}: strategy one_device has one; set train.strategy=mirrored (or auto)"
         )
         select_devices(1)
         return ONE_DEVICE
-    devices = select_devices(settings.replicas)
+    devices = select_devices(count)
     check(
         len(devices) > 1,
         "train.strategy = 'mirrored': there is one device only; set train.strategy=one_device (or auto), or to try "
@@ -153,49 +228,24 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
     return Replicas(tf.distribute.MirroredStrategy(devices), len(devices))
 
 
-def _several_processes(settings: TrainConfig, workers: "Cluster") -> Replicas:
-    check(
-        workers.count > 1,
-        f"train.strategy = 'multi_worker': the environment variable {TF_CONFIG} must name at least two "
-        "workers, see docs/clusters.md; python -m train.launch sets it for processes on this machine",
-    )
-    check(
-        bool(gpus()) or settings.replicas <= 1,
-        f"train.replicas = {settings.replicas}: without GPUs each of several workers has one replica",
-    )
-    local_count = len(select_devices(settings.replicas)) if gpus() else 1
-    print(f"Worker {workers.index} of {workers.count}: waiting for the others.", flush=True)
-    return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), local_count, Shard(workers.index, workers.count))
+def shard_from_environment() -> Shard:
+    """Which of the processes that TF_CONFIG names this is; the only one where it is not set.
 
-
-@dataclasses.dataclass(frozen=True)
-class Cluster:
-    """The processes that TF_CONFIG names, and which of them this is."""
-
-    index: int
-    count: int
-
-    @classmethod
-    def from_environment(cls) -> "Cluster":
-        """Reads TF_CONFIG; one process where it is not set."""
-        text = os.environ.get(TF_CONFIG)
-        if not text:
-            return cls(0, 1)
-        try:
-            setting = json.loads(text)
-            cluster, task = setting["cluster"], setting["task"]
-            kind, index = task["type"], int(task["index"])
-            addresses = {name: list(cluster.get(name, ())) for name in ("chief", "worker")}
-            check(kind in addresses and 0 <= index < len(addresses[kind]), f"it has no task {kind} {index}")
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"the environment variable {TF_CONFIG} = {text!r} can't be used ({error!r}); it must look like "
-                '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
-            ) from error
-        chiefs = len(addresses["chief"])
-        return cls(index + (chiefs if kind == "worker" else 0), chiefs + len(addresses["worker"]))
-
-
-@tf.function(autograph=False)
-def _summed(strategy: tf.distribute.Strategy, values: tf.Tensor) -> tf.Tensor:
-    return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: values), axis=None)
+    Raises:
+      ValueError: it is not as TensorFlow documents it.
+    """
+    text = os.environ.get(TF_CONFIG)
+    if not text:
+        return ALL
+    try:
+        setting = json.loads(text)
+        cluster, task = setting["cluster"], setting["task"]
+        kind, index = task["type"], int(task["index"])
+        counts = {name: len(list(cluster.get(name, ()))) for name in ("chief", "worker")}
+        check(kind in counts and 0 <= index < counts[kind], f"it has no task {kind} {index}")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"the environment variable {TF_CONFIG} = {text!r} can't be used ({error!r}); it must look like "
+            '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
+        ) from error
+    return Shard(index + (counts["chief"] if kind == "worker" else 0), sum(counts.values()))

@@ -1,4 +1,4 @@
-"""`train.estimate`: the figures of a small model, the measured peak of real training steps, and wrong commands."""
+"""`train.estimate`: the numbers of a small model, the measured peak of real training steps, and wrong commands."""
 
 import json
 
@@ -6,25 +6,29 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from configs import digits, own_images
+from configs import digits
 from nvae_tf.data.spec import MODEL_SETTINGS, complete_config
-from nvae_tf.memory import memory_timeline
-from nvae_tf.training import memory_estimate
-from nvae_tf.training.memory_estimate import estimate_memory
-from nvae_tf.training.memory_report import figures_of, report_memory, table
+from nvae_tf.training.graph_memory import memory_timeline
+from nvae_tf.training.memory import (
+    GIB,
+    GPU_BASE_BYTES,
+    check_one_image_fits,
+    estimate_memory,
+    memory_summary,
+    memory_table,
+)
 from nvae_tf.training.run import Images, RunLength, new_run
-from nvae_tf.training.sized_settings import sized_settings
 from tests.tiny_model import TINY
 
 # The largest error that the estimate may have.
 TOLERANCE = 0.25
-# Takes some training steps, and tells the most memory that the process has had.
+# Takes some training steps, and prints the most memory that the process has had.
 TRAINING_STEPS = """
 import sys
 from benchmarks.interleaved import peak_memory_bytes
 from nvae_tf import experiment_config, presets
-from nvae_tf.training.devices import configure_runtime
 from nvae_tf.training.run import Images, RunLength, new_run
+from nvae_tf.training.strategy import configure_runtime
 import tensorflow as tf
 
 configure_runtime()
@@ -58,14 +62,14 @@ def estimate(config):
 
 
 def test_what_stays_from_step_to_step(estimate):
-    state = estimate.state
-    assert state.weights == 4 * state.parameters > 0
+    weights = estimate.weights_bytes
+    assert weights == 4 * estimate.parameters > 0
     # Two slots a weight; the step and the factor of the learning rate beside them.
-    assert 2 * state.weights < state.slots <= 2 * state.weights + 64
-    assert 0 < state.other < state.weights
+    assert 2 * weights < estimate.slots_bytes <= 2 * weights + 64
+    assert 0 < estimate.other_bytes < weights
 
 
-def test_each_buffer_is_taken_and_freed_once(estimate):
+def test_each_buffer_is_allocated_and_freed_once(estimate):
     for timeline in (*estimate.timelines, estimate.timeline(3)):
         assert set(np.bincount(timeline.buffers)) == {2}
         assert set(np.bincount(timeline.buffers, timeline.changes)) == {0.0}
@@ -75,9 +79,9 @@ def test_each_buffer_is_taken_and_freed_once(estimate):
 
 def test_more_images_need_more(estimate):
     sizes = [1, 2, 3, 7, 8, 50, 64, 1000]
-    for figure in (estimate.activations_bytes, estimate.cpu_bytes, estimate.gpu_bytes):
-        figures = [figure(size) for size in sizes]
-        assert figures == sorted(figures) and figures[0] < figures[-1]
+    for bytes_at in (estimate.activations_bytes, estimate.cpu_bytes, estimate.gpu_bytes):
+        found = [bytes_at(size) for size in sizes]
+        assert found == sorted(found) and found[0] < found[-1]
     assert all(estimate.reserved_bytes(size) >= estimate.activations_bytes(size) for size in sizes)
 
 
@@ -86,55 +90,60 @@ def test_the_largest_batch_is_the_largest_that_fits(estimate):
     largest = estimate.largest_batch_size(memory)
     assert largest >= 1000
     assert estimate.gpu_bytes(largest) <= memory < estimate.gpu_bytes(largest + 1)
-    assert estimate.largest_batch_size(memory_estimate.GPU_BASE_BYTES) == 0
+    assert estimate.largest_batch_size(GPU_BASE_BYTES) == 0
 
 
-def test_the_table_has_the_own_batch_size_among_powers_of_two(estimate, config):
-    figures = figures_of(estimate, config, None)
-    assert [row["batch_size"] for row in figures["batch_sizes"]] == [1, 2, 4, 8, 16, 32, 64, 100]
-    printed = table(figures, config)
-    assert f"{estimate.state.parameters:,} parameters" in printed
+def test_the_table_has_the_own_batch_size_and_the_microbatches_that_fit(estimate, config):
+    summary = memory_summary(estimate, config, estimate.gpu_bytes(30) / GIB)
+    assert [row["batch_size"] for row in summary["batch_sizes"]] == [1, 2, 4, 8, 16, 32, 64, 100]
+    printed = memory_table(summary, config)
+    assert f"{estimate.parameters:,} parameters" in printed
     assert printed.count("(train.batch_size)") == 1
+    # 25 images are the largest equal microbatch of 100 that fits.
+    assert "accumulate_steps=4" in printed
 
 
-def test_what_does_not_fit_is_told_with_what_to_do(estimate, config, monkeypatch, capsys):
-    monkeypatch.setattr("nvae_tf.training.memory_report.estimate_memory", lambda _: estimate)
-    gib = memory_estimate.GIB
-    report_memory(config, estimate.gpu_bytes(30) / gib, None)
-    # 25 images are the largest part of 100 that fits.
-    assert "accumulate_steps=4" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="not even a step of 1 image fits.*recompute.*num_channels_encoder"):
-        report_memory(config, memory_estimate.GPU_BASE_BYTES / gib + 1e-6, None)
-    assert "none" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="gpu_memory_gib=1: CUDA and its libraries alone take about 1.00 GiB"):
-        report_memory(config, memory_estimate.GPU_BASE_BYTES / gib, None)
+@pytest.mark.parametrize(
+    ("more_bytes", "message"),
+    [
+        (1000, "not even a step of 1 image fits.*recompute.*num_channels_encoder"),
+        (0, "gpu_memory_gib=1: CUDA and its libraries alone take about 1.00 GiB"),
+    ],
+)
+def test_a_gpu_that_can_not_take_one_image(estimate, config, more_bytes, message):
+    gib = (GPU_BASE_BYTES + more_bytes) / GIB
+    assert "none" in memory_table(memory_summary(estimate, config, gib), config)
+    with pytest.raises(ValueError, match=message):
+        check_one_image_fits(estimate, config, gib)
 
 
 @pytest.mark.slow
 def test_other_batch_sizes_are_those_of_their_own_graphs(config, estimate):
     model = new_run(config, RunLength(100, 1000), Images(config.data, None, None)).model
-    for size in (3, 16, 100):
+    for size in (3, 100):
         images = tf.TensorSpec([size, *config.data.image_shape])
         traced = tf.function(model.train_step, autograph=False).get_concrete_function(images)
         assert estimate.activations_bytes(size) == pytest.approx(memory_timeline(traced).peak_bytes, rel=0.02)
 
 
 @pytest.mark.slow
-def test_a_batch_that_is_cut_has_whole_parts():
+def test_a_batch_size_is_a_multiple_of_the_microbatches():
     estimate = estimate_memory(tiny_config(accumulate_steps=4))
     assert estimate.largest_batch_size(estimate.gpu_bytes(100) + 1) % 4 == 0
 
 
-def test_images_need_not_be_there_where_their_size_is_set():
-    settings = own_images.get_config()
-    settings.data.height = 64
-    config = complete_config(sized_settings(settings))
-    assert config.data.image_shape == (64, 64, 3) and config.model.image_width == 64
+def test_images_need_not_be_there_where_their_size_is_set(commands):
+    # In a process of its own: two scripts with a --config can't be imported in one.
+    program = (
+        "from configs import own_images; from nvae_tf.data.spec import complete_config\n"
+        "from train.estimate import sized_settings; settings = own_images.get_config(); settings.data.height = 64\n"
+        "config = complete_config(sized_settings(settings)); print(config.data.image_shape, config.model.image_width)"
+    )
+    process = commands.run(["-c", program])
+    assert process.stdout == "(64, 64, 3) 64\n", process.stderr
     # Everything else is looked up as in a run.
-    with pytest.raises(ValueError, match="data.path"):
-        complete_config(sized_settings(own_images.get_config()))
-    settings = digits.get_config()
-    assert complete_config(sized_settings(settings)) == complete_config(settings)
+    process = commands.run(["-m", "train.estimate", "--config=own_images"])
+    assert process.returncode == 2 and "data.path" in process.stderr
 
 
 @pytest.mark.parametrize(
@@ -142,7 +151,6 @@ def test_images_need_not_be_there_where_their_size_is_set():
     [
         (["--gpu_memory=24"], "Unknown command line flag 'gpu_memory'. Did you mean: gpu_memory_gib"),
         (["--gpu_memory_gib=0"], "0.1"),
-        (["--config.train.batch_size=0"], "train.batch_size = 0: must be at least 1"),
         (["--json=no/such/folder.json"], "--json=no/such/folder.json: not a file in an existing folder"),
     ],
 )
@@ -154,21 +162,19 @@ def test_wrong_commands_end_at_once(commands, arguments, message):
 
 
 @pytest.mark.slow
-# Almost nothing but activations; almost as many weights with their slots and gradients; mostly weights.
-@pytest.mark.parametrize(("preset", "batch_size"), [("digits", 512)])
-def test_the_estimate_is_what_training_takes(commands, tmp_path, preset, batch_size):
-    file = tmp_path / "figures.json"
+def test_the_estimate_is_what_training_takes(commands, tmp_path):
+    file = tmp_path / "numbers.json"
     process = commands.run(
-        ["-m", "train.estimate", f"--config=configs/{preset}.py", f"--json={file}", "--gpu_memory_gib=24"]
-        + [f"--config.train.batch_size={batch_size}"]
+        ["-m", "train.estimate", "--config=digits", f"--json={file}", "--gpu_memory_gib=24"]
+        + ["--config.train.batch_size=512"]
     )
     assert process.returncode == 0, process.stderr
-    figures = json.loads(file.read_text())
-    (row,) = (row for row in figures["batch_sizes"] if row["batch_size"] == batch_size)
-    trained = commands.run(["-c", TRAINING_STEPS, preset, batch_size])
+    numbers = json.loads(file.read_text())
+    (row,) = (row for row in numbers["batch_sizes"] if row["batch_size"] == 512)
+    trained = commands.run(["-c", TRAINING_STEPS, "digits", 512])
     assert trained.returncode == 0, trained.stderr
     measured = int(trained.stdout)
     assert abs(row["cpu_peak_bytes"] / measured - 1.0) < TOLERANCE
     # And not because the process alone is large.
-    without_process = measured - figures["process_bytes"]
-    assert abs((row["cpu_peak_bytes"] - figures["process_bytes"]) / without_process - 1.0) < TOLERANCE
+    without_process = measured - numbers["process_bytes"]
+    assert abs((row["cpu_peak_bytes"] - numbers["process_bytes"]) / without_process - 1.0) < TOLERANCE

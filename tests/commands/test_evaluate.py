@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvae_tf.training.worker_environments import tf_configs
+from nvae_tf.training.launcher import tf_configs
 from tests.evaluation.inception_stand_in import stand_in
 
 # How a metric may differ between evaluations of the same checkpoint with other batches.

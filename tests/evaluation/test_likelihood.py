@@ -12,9 +12,9 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator, samples_at_once
-from nvae_tf.memory import memory_timeline
 from nvae_tf.models.latents import image_seeds, noise_of_samples, noise_per_image
 from nvae_tf.objective import bits_per_dimension, kl_per_channel, kl_per_group
+from nvae_tf.training.graph_memory import memory_timeline
 from tests.tiny_model import tiny_config
 
 CONFIG = tiny_config(num_groups_per_scale=2)

@@ -14,7 +14,7 @@ from nvae_tf.layers import (
     cpu_kernels,
 )
 from nvae_tf.layers.residual_cells import SwishConvolution
-from nvae_tf.memory import memory_timeline
+from nvae_tf.training.graph_memory import memory_timeline
 
 BRANCHES = sorted({branch for cells in CELL_SETS.values() for branch in vars(cells).values()}, key=str)
 # Channels in and out, and the factor of the resolution.

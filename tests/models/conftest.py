@@ -20,7 +20,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def without_rewriting():
-    """As in training on a CPU (`nvae_tf.training.devices`): the first step of a graph comes sooner."""
+    """As in training on a CPU (`nvae_tf.training.strategy`): the first step of a graph comes sooner."""
     before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     yield

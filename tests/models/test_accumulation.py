@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from nvae_tf.config import ObjectiveConfig
 from nvae_tf.layers import ForwardPass
-from nvae_tf.memory import memory_timeline
 from nvae_tf.models.latents import batch_noise
 from nvae_tf.models.training_step import initialize_scales
+from nvae_tf.training.graph_memory import memory_timeline
 from tests.tiny_model import assert_near, assert_same, images_of, tiny_model, values
 
 BATCH = 8

@@ -4,7 +4,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from nvae_tf.memory import memory_timeline
+from nvae_tf.training.graph_memory import memory_timeline
 from tests.tiny_model import assert_near, images_of, tiny_model, values
 
 BATCH = 32

@@ -1,4 +1,4 @@
-"""The launcher with real processes: small programs in place of train.main, no TensorFlow."""
+"""`train.launch` with real processes: small programs in place of train.main, no TensorFlow."""
 
 import contextlib
 import json
@@ -11,13 +11,12 @@ import time
 
 import pytest
 
-from nvae_tf.training.worker_environments import check_environment, gpus_of_processes, worker_environments
-from nvae_tf.training.worker_processes import WorkerPlan, run_workers
+from nvae_tf.training.launcher import WorkerPlan, gpus_of_processes, run_workers, worker_environments
 from train import launch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GRACE = 0.4
-# A worker knows its number, `remember` leaves a line for the test, and `ready` tells that signals may come.
+# A worker knows its number, `remember` leaves a line for the test, and after `ready` signals may come.
 PREFACE = """
 import json, os, pathlib, signal, sys, time
 index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
@@ -36,16 +35,13 @@ def ready():
     remember(f"process {os.getpid()}")
     time.sleep(60)
 """
-STOPS_AS_TOLD = "signal.signal(signal.SIGINT, stop); signal.signal(signal.SIGTERM, stop); ready()"
+STOPS_WHEN_ASKED = "signal.signal(signal.SIGINT, stop); signal.signal(signal.SIGTERM, stop); ready()"
 STOPS_UNLESS_ITS_NUMBER_IS_1 = "signal.signal(signal.SIGTERM, signal.SIG_IGN if index == 1 else stop); ready()"
 LAUNCHER = """
 import pathlib, sys
-from nvae_tf.training.worker_environments import worker_environments
-from nvae_tf.training.worker_processes import WorkerPlan, run_workers
+from nvae_tf.training.launcher import WorkerPlan, run_workers
 folder, program, grace = pathlib.Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-plan = WorkerPlan(
-    [sys.executable, "-S", "-c", program, str(folder)], lambda: worker_environments(2, None), folder / "logs", grace, 1
-)
+plan = WorkerPlan([sys.executable, "-S", "-c", program, str(folder)], 2, None, folder / "logs", grace, 1)
 sys.exit(run_workers(plan, lambda text: print(text, flush=True)))
 """
 
@@ -53,13 +49,13 @@ sys.exit(run_workers(plan, lambda text: print(text, flush=True)))
 def plan(folder, program, processes=2, **changes):
     command = [sys.executable, "-S", "-c", PREFACE + program, str(folder)]
     settings = {"grace_seconds": 30.0, "patience_seconds": 0.2} | changes
-    return WorkerPlan(command, lambda: worker_environments(processes, None), folder / "logs", **settings)
+    return WorkerPlan(command, processes, None, folder / "logs", **settings)
 
 
 def run(folder, program, **changes):
-    """Runs workers; returns the exit code and what was told."""
-    told = []
-    return run_workers(plan(folder, program, **changes), told.append), told
+    """Runs workers; returns the exit code and what was reported."""
+    lines = []
+    return run_workers(plan(folder, program, **changes), lines.append), lines
 
 
 def remembered(folder, index):
@@ -103,32 +99,27 @@ def launcher(folder, program, grace=30.0, through=()):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_every_worker_knows_the_cluster_and_its_place(tmp_path):
-    code, told = run(tmp_path, "remember(os.environ['TF_CONFIG'])", processes=3)
-    assert (code, told) == (0, [])
+def test_workers_know_their_places_and_the_output_of_the_first_is_shown(tmp_path, capfd):
+    program = "remember(os.environ['TF_CONFIG']); print('out', index); print('error', index, file=sys.stderr)"
+    assert run(tmp_path, program, processes=3) == (0, [])
+    run(tmp_path, "print('again', index)", processes=3)
     configs = [json.loads(remembered(tmp_path, index)[0]) for index in range(3)]
     assert [config["task"] for config in configs] == [{"type": "worker", "index": index} for index in range(3)]
     workers = configs[0]["cluster"]["worker"]
     assert all(config["cluster"] == {"worker": workers} for config in configs)
     assert len(set(workers)) == 3 and all(worker.startswith("127.0.0.1:") for worker in workers)
-
-
-def test_the_first_workers_output_is_shown_and_the_others_kept(tmp_path, capfd):
-    run(tmp_path, "print('out', index); print('error', index, file=sys.stderr)")
-    run(tmp_path, "print('again', index)")
-    shown = capfd.readouterr()
-    assert (shown.out, shown.err) == ("out 0\nagain 0\n", "error 0\n")
-    assert [file.name for file in (tmp_path / "logs").iterdir()] == ["worker-1.log"]
+    assert capfd.readouterr() == ("out 0\nagain 0\n", "error 0\n")
+    assert {file.name for file in (tmp_path / "logs").iterdir()} == {"worker-1.log", "worker-2.log"}
     log = (tmp_path / "logs" / "worker-1.log").read_text()
     assert log.index("out 1\n") < log.index("again 1\n") and "error 1\n" in log
 
 
 def test_when_one_fails_the_others_are_stopped(tmp_path):
-    program = "index == 1 and [wait_for([0, 2]), print('the cause'), sys.exit(3)]\n" + STOPS_AS_TOLD
-    code, told = run(tmp_path, program, processes=3)
+    program = "index == 1 and [wait_for([0, 2]), print('the cause'), sys.exit(3)]\n" + STOPS_WHEN_ASKED
+    code, reported = run(tmp_path, program, processes=3)
     assert code == 3
-    assert told[0].startswith("worker 1 ended with exit code 3") and told[0].endswith("the cause")
-    assert told[1].endswith("told to stop: worker 0, 2.") and len(told) == 2
+    assert reported[0].startswith("worker 1 ended with exit code 3") and reported[0].endswith("the cause")
+    assert reported[1].endswith("are stopped: worker 0, 2.") and len(reported) == 2
     for index in (0, 2):
         assert remembered(tmp_path, index)[1:] == [f"signal {signal.SIGTERM}"]
 
@@ -141,17 +132,18 @@ def test_one_that_does_not_stop_is_killed_with_all_it_has_started(tmp_path):
         '    import subprocess; remember(f\'process {subprocess.Popen(["sleep", "60"]).pid}\'); ready()\n'
         "wait_for([0]); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    code, told = run(tmp_path, deaf, grace_seconds=GRACE)
+    code, reported = run(tmp_path, deaf, grace_seconds=GRACE)
     assert code == 128 + signal.SIGKILL
-    assert "worker 1 was killed by SIGKILL" in told[0] and "killed: worker 0." in told[2]
+    assert "worker 1 was killed by SIGKILL" in reported[0] and "killed: worker 0." in reported[2]
     assert len(pids(tmp_path)) == 2
     until(lambda: not any(map(is_there, pids(tmp_path))))
 
 
-def test_a_mistake_that_all_have_made_is_told_by_the_first(tmp_path):
+def test_a_mistake_that_all_have_made_is_reported_by_the_first(tmp_path):
     # Worker 1 is first to find it.
-    code, told = run(tmp_path, "time.sleep(0.2 * (1 - index)); print('error: --x'); sys.exit(2)", patience_seconds=10.0)
-    assert (code, told) == (2, ["worker 0 ended with exit code 2."])
+    program = "time.sleep(0.2 * (1 - index)); print('error: --x'); sys.exit(2)"
+    code, reported = run(tmp_path, program, patience_seconds=10.0)
+    assert (code, reported) == (2, ["worker 0 ended with exit code 2."])
 
 
 def test_what_follows_from_a_failure_is_not_its_cause(tmp_path):
@@ -161,13 +153,13 @@ def test_what_follows_from_a_failure_is_not_its_cause(tmp_path):
         "while pathlib.Path(f'/proc/{first}').exists(): time.sleep(0.01)\n"
         "sys.exit(1)"
     )
-    code, told = run(tmp_path, program, patience_seconds=10.0)
+    code, reported = run(tmp_path, program, patience_seconds=10.0)
     assert code == 5
-    assert told[0].startswith("worker 1 ended with exit code 5")
-    assert told[1:] == ["after that worker 0 ended with exit code 1."]
+    assert reported[0].startswith("worker 1 ended with exit code 5")
+    assert reported[1:] == ["after that worker 0 ended with exit code 1."]
 
 
-@pytest.mark.parametrize(("restarts", "crashes", "code", "starts"), [(2, 1, 0, 2), (2, 2, 0, 3), (1, 9, 3, 2)])
+@pytest.mark.parametrize(("restarts", "crashes", "code", "starts"), [(2, 2, 0, 3), (1, 9, 3, 2)])
 def test_a_crash_starts_all_again_but_not_for_ever(tmp_path, restarts, crashes, code, starts):
     program = (
         "def starts(of): return pathlib.Path(sys.argv[1], f'remembered-{of}').read_text().count('start')\n"
@@ -175,24 +167,24 @@ def test_a_crash_starts_all_again_but_not_for_ever(tmp_path, restarts, crashes, 
         "while starts(0) < starts(index): time.sleep(0.01)\n"
         f"sys.exit(3 if index and starts(index) <= {crashes} else 0)"
     )
-    done, told = run(tmp_path, program, restarts=restarts)
+    done, reported = run(tmp_path, program, restarts=restarts)
     assert done == code
     assert remembered(tmp_path, 0) == remembered(tmp_path, 1) == ["start"] * starts
-    assert [line[:14] for line in told if line.startswith("restart")] == [
+    assert [line[:14] for line in reported if line.startswith("restart")] == [
         f"restart {i} of {restarts}" for i in range(1, starts)
     ]
-    failures = [line for line in told if line.startswith("worker 1")]
-    # The log has all starts, what is told of one is its own.
+    failures = [line for line in reported if line.startswith("worker 1")]
+    # The log has all starts, what is reported of one is its own.
     assert [line.splitlines()[1:] for line in failures] == [
         [f"    this is start {number}"] for number in range(1, len(failures) + 1)
     ]
 
 
-@pytest.mark.parametrize("code", [0, 2, 130, 143])
+@pytest.mark.parametrize("code", [2, 143])
 def test_an_end_that_is_no_crash_is_the_end(tmp_path, code):
-    done, told = run(tmp_path, f"remember('start'); sys.exit({code})", restarts=3)
+    done, reported = run(tmp_path, f"remember('start'); sys.exit({code})", restarts=3)
     assert done == code and remembered(tmp_path, 1) == ["start"]
-    assert not [line for line in told if "restart" in line]
+    assert not [line for line in reported if "restart" in line]
 
 
 def test_a_start_that_fails_leaves_no_worker(tmp_path):
@@ -202,30 +194,24 @@ def test_a_start_that_fails_leaves_no_worker(tmp_path):
     assert remembered(tmp_path, 0) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_whole_group_reaches_each_worker_once(tmp_path, number):
-    with launcher(tmp_path, STOPS_AS_TOLD) as process:
-        os.killpg(process.pid, number)
+@pytest.mark.parametrize(
+    ("numbers", "passed_on", "through"),
+    [
+        (["SIGINT"], "SIGINT", []),
+        (["SIGTERM"], "SIGTERM", []),
+        (["SIGHUP"], "SIGTERM", []),
+        (["SIGHUP", "SIGINT"], "SIGINT", ["nohup"]),
+    ],
+)
+def test_a_signal_to_the_whole_group_reaches_each_worker_once(tmp_path, numbers, passed_on, through):
+    with launcher(tmp_path, STOPS_WHEN_ASKED, through=through) as process:
+        for number in numbers:
+            os.killpg(process.pid, signal.Signals[number])
         output, _ = process.communicate(timeout=30)
-    assert process.returncode == 128 + number
-    assert output == ""
+    assert process.returncode == 128 + signal.Signals[passed_on]
+    assert output in ("", "nohup: ignoring input\n")
     for index in (0, 1):
-        assert remembered(tmp_path, index)[1:] == [f"signal {number}"]
-
-
-def test_a_closed_terminal_lets_workers_save_what_they_have(tmp_path):
-    with launcher(tmp_path, STOPS_AS_TOLD) as process:
-        process.send_signal(signal.SIGHUP)
-        assert process.wait(timeout=30) == 143
-    assert remembered(tmp_path, 1)[1:] == [f"signal {signal.SIGTERM}"]
-
-
-def test_with_nohup_a_closed_terminal_means_nothing(tmp_path):
-    with launcher(tmp_path, STOPS_AS_TOLD, through=["nohup"]) as process:
-        process.send_signal(signal.SIGHUP)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 143
-    assert remembered(tmp_path, 1)[1:] == [f"signal {signal.SIGTERM}"]
+        assert remembered(tmp_path, index)[1:] == [f"signal {signal.Signals[passed_on].value}"]
 
 
 def test_a_worker_that_saves_is_waited_for_but_not_for_ever(tmp_path):
@@ -253,77 +239,61 @@ def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
     assert remembered(tmp_path, 0)[1:] == [f"signal {signal.SIGTERM}"]
 
 
-def test_gpus_are_dealt_out(tmp_path):
-    no_driver = tmp_path / "none"
-    assert gpus_of_processes(2, 0, {}, no_driver) is None
-    assert gpus_of_processes(2, 1, {}, no_driver) == ["0", "1"]
-    assert gpus_of_processes(2, 2, {"CUDA_VISIBLE_DEVICES": "7, 5,GPU-ab,1,0"}, no_driver) == ["7,5", "GPU-ab,1"]
-    environments = worker_environments(2, ["7,5", "GPU-ab,1"])
-    assert [each["CUDA_VISIBLE_DEVICES"] for each in environments] == ["7,5", "GPU-ab,1"]
+@pytest.mark.parametrize(
+    ("arguments", "visible", "num_known", "expected"),
+    [
+        ((2, 0), None, None, None),
+        ((2, 1), None, None, ["0", "1"]),
+        ((2, 1), None, 2, ["0", "1"]),
+        ((2, 2), "7, 5,GPU-ab,1,0", None, ["7,5", "GPU-ab,1"]),
+        ((2, 2), None, 2, "takes 4 GPUs, the machine's driver knows 2"),
+        ((2, 1), "0,-1,2", None, "takes 2 GPUs, CUDA_VISIBLE_DEVICES=0,-1,2 has 1$"),
+        ((2, 1), "", None, "takes 2 GPUs, CUDA_VISIBLE_DEVICES= has 0$"),
+    ],
+)
+def test_gpus_are_assigned(tmp_path, arguments, visible, num_known, expected):
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    for index in range(num_known or 0):
+        (tmp_path / "driver" / f"0000:{index}:00.0").mkdir(parents=True)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            gpus_of_processes(*arguments, environment, tmp_path / "driver")
+        return
+    found = gpus_of_processes(*arguments, environment, tmp_path / "driver")
+    assert found == expected
+    assert found is None or [each["CUDA_VISIBLE_DEVICES"] for each in worker_environments(2, found)] == expected
 
 
-@pytest.mark.parametrize("visible", ["", "0", "0,-1,2", "-1"])
-def test_too_few_visible_gpus_are_told(visible):
-    with pytest.raises(ValueError, match=f"takes 2 GPUs, CUDA_VISIBLE_DEVICES={visible} has [01]$"):
-        gpus_of_processes(2, 1, {"CUDA_VISIBLE_DEVICES": visible})
-
-
-def test_the_driver_knows_how_many_gpus_there_are(tmp_path):
-    for name in ("0000:17:00.0", "0000:65:00.0"):
-        (tmp_path / name).mkdir()
-    assert gpus_of_processes(2, 1, {}, tmp_path) == ["0", "1"]
-    with pytest.raises(ValueError, match="takes 4 GPUs, the machine's driver knows 2"):
-        gpus_of_processes(2, 2, {}, tmp_path)
-
-
-def test_a_cluster_inside_a_cluster_is_refused():
-    check_environment({})
-    with pytest.raises(ValueError, match="^TF_CONFIG is set"):
-        check_environment({"TF_CONFIG": "{}"})
-
-
-def test_arguments_after_the_dashes_are_the_workers():
-    assert launch.split_arguments(["launch", "--processes=2", "--", "--workdir=x", "--"]) == (
-        ["launch", "--processes=2"],
-        ["--workdir=x", "--"],
-    )
-    assert launch.split_arguments(["launch", "--help"]) == (["launch", "--help"], [])
-    with pytest.raises(ValueError, match="^--config.train.seed=1: .* come after a --"):
-        launch.split_arguments(["launch", "--processes=2", "--config.train.seed=1"])
-
-
-@pytest.mark.parametrize("arguments", [["--workdir=runs/two/"], ["-workdir", "runs/two", "--config=x"]])
-def test_logs_lie_beside_the_run_folder(arguments):
-    assert launch.log_folder(launch.run_folder(arguments), None) == pathlib.Path("runs/two-logs")
-
-
-def test_logs_lie_nowhere_in_the_run_folder(tmp_path, monkeypatch):
+def test_logs_lie_beside_the_run_folder_and_nowhere_in_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    assert launch.log_folder(pathlib.Path("runs/two/"), None) == pathlib.Path("runs/two-logs")
     assert launch.log_folder(pathlib.Path("."), None) == tmp_path.with_name(f"{tmp_path.name}-logs")
     (tmp_path / "file").touch()
     for wrong in ("runs/two", "runs/two/logs", f"{tmp_path}/runs/two/logs", "file"):
         with pytest.raises(ValueError, match=f"^--log_dir={wrong}"):
             launch.log_folder(pathlib.Path("runs/two"), wrong)
-    with pytest.raises(ValueError, match="^--workdir is missing"):
-        launch.run_folder(["--config=x"])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "tf_config", "message"),
     [
-        (["--processes=0", "--", "--workdir=x"], "--processes=0"),
-        (["--processes=2", "--"], "nothing after the --"),
-        (["--proceses=2", "--", "--workdir=x"], "proceses"),
-        (["--processes=2", "--", "--config.train.batch_sise=2", "--workdir=x"], "--config.train.batch_size"),
+        ("--processes=0 -- --workdir=x", "", "--processes=0"),
+        ("--processes=2 --", "", "nothing after the --"),
+        ("--processes=2 -- --config=digits", "", "--workdir is missing"),
+        ("--processes=2 --config.train.seed=1", "", "--config.train.seed=1: a flag of train.main; these come after a"),
+        ("--processes=2 -- --config.train.batch_sise=2 --workdir=x", "", "--config.train.batch_size"),
+        ("--processes=2 -- --workdir=x", "{}", "TF_CONFIG is set"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(commands, arguments, told):
-    process = commands.run(["-m", "train.launch", *arguments])
+def test_a_mistake_is_one_line_and_code_2(commands, monkeypatch, arguments, tf_config, message):
+    if tf_config:
+        monkeypatch.setenv("TF_CONFIG", tf_config)
+    process = commands.run(["-m", "train.launch", *arguments.split()])
     assert (process.returncode, process.stdout) == (2, "")
-    assert told in process.stderr and process.stderr.count("\n") == 1 and process.stderr.startswith("error: ")
+    assert message in process.stderr and process.stderr.count("\n") == 1 and process.stderr.startswith("error: ")
 
 
-def test_a_mistake_that_train_main_finds_is_told_once(commands, tmp_path):
+def test_a_mistake_that_train_main_finds_is_reported_once(commands, tmp_path):
     flags = ["--config=configs/digits.py", f"--workdir={tmp_path / 'two'}", "--config.train.batch_size=0"]
     process = commands.run(["-m", "train.launch", "--processes=2", "--", *flags])
     assert process.returncode == 2

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One worker of slurm.sbatch: makes TF_CONFIG out of what srun tells this task, and runs train.main with its flags.
-# Exit code 0 when the run is done and when it was told to stop, with a checkpoint.
+# One worker of slurm.sbatch: makes TF_CONFIG out of srun's environment variables, and runs train.main with its flags.
+# Exit code 0 when the run is done and when it was asked to stop, with a checkpoint.
 set -euo pipefail
 
 tasks_per_node=$((SLURM_NTASKS / SLURM_STEP_NUM_NODES))

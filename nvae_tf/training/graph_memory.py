@@ -1,20 +1,23 @@
-"""How much memory a traced function needs when it runs: its graph is walked as TensorFlow would, nothing is run."""
+"""The peak memory of a traced function, from its graph alone: the graph is walked as TensorFlow would run it.
 
+`memory_timeline` lists what is allocated and freed; `reserved_bytes` places that as TensorFlow's allocator does.
+"""
+
+import bisect
 import collections
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-# Operations that give an input on as it is: output i is input i.
+# Operations whose output i is input i, unchanged.
 _VIEWS = frozenset(
     "CheckNumerics EnsureShape ExpandDims Identity IdentityN PlaceholderWithDefault PreventGradient Reshape Snapshot "
     "Squeeze StopGradient".split()
 )
-# These do where there is nothing to put together or to repeat.
+# Views where there is nothing to concatenate or to repeat.
 _VIEWS_OF_THE_SAME_SIZE = frozenset(["BroadcastTo", "Pack", "Tile"])
-# What is there before the function runs, and what belongs to its caller or to a variable.
+# What exists before the function runs, and what belongs to its caller or to a variable.
 _KEPT = frozenset(["Const", "FakeParam", "Placeholder", "ReadVariableOp", "VarHandleOp"])
 # Element-wise kernels write into an input of the output's size that nothing else needs.
 _IN_PLACE = frozenset(
@@ -24,7 +27,6 @@ _IN_PLACE = frozenset(
     "SeluGrad Sigmoid SigmoidGrad Sign Sin Softmax Softplus SoftplusGrad Sqrt SqrtGrad Square SquaredDifference Sub "
     "Tanh TanhGrad Xlogy ZerosLike".split()
 )
-_CONDITIONS = frozenset(["If", "StatelessIf"])
 _CALLS = {
     "PartitionedCall": ["f"],
     "StatefulPartitionedCall": ["f"],
@@ -35,16 +37,20 @@ _CALLS = {
 }
 # Their outputs of unknown shape are some bytes.
 _SMALL_UNKNOWN = frozenset(["BroadcastGradientArgs", "FusedBatchNormV3", "ZerosLike"])
-# What Unpack cuts off shares the tensor's memory where all parts begin at such multiples.
+# Unpack makes views where all of them begin at multiples of this.
 _ALIGNMENT = 64
+# The allocator rounds sizes up, and splits a chunk where so much is left over or it is twice as large as asked for.
+_ROUNDING = 256
+_LARGEST_REST = 2**27
+_END_OF_MEMORY = 2**60
 
 
 class Timeline(NamedTuple):
-    """What a function takes and gives back while it runs, in the order of time.
+    """What a function allocates and frees while it runs, in the order of time.
 
     Attributes:
-      changes: bytes, positive where a buffer is taken and negative where it is freed, `[events]`.
-      buffers: which buffer that is, `[events]`; each is taken once and freed once.
+      changes: bytes, positive where a buffer is allocated and negative where it is freed, `[events]`.
+      buffers: which buffer that is, `[events]`; each is allocated once and freed once.
       nodes: how many nodes the graph has, with each function that it calls.
       unknown: names of the operations whose outputs have no size that is known before they run; counted as nothing.
     """
@@ -56,17 +62,17 @@ class Timeline(NamedTuple):
 
     @property
     def peak_bytes(self) -> int:
-        """The largest sum of all that is taken and not yet freed."""
+        """The largest sum of all that is allocated and not yet freed."""
         return int(np.cumsum(self.changes).max(initial=0))
 
 
 def memory_timeline(function: Any) -> Timeline:
-    """The memory that a concrete function takes and frees in one run on a CPU's executor with one thread.
+    """The memory that a concrete function allocates and frees in one run on a CPU's executor with one thread.
 
     Operations run in the order in which they become ready, by data and control dependencies. A buffer is freed after
     the last operation that reads it. Views share their input's buffer, element-wise operations write into an input that
-    nothing else reads. Functions are walked too, of a condition the longer branch, of a loop one turn. Arguments,
-    constants and variables are there before and are not counted; nor is what a kernel takes for itself while it runs.
+    nothing else reads. Called functions are walked too, of a condition the longer branch, of a loop one turn. Not
+    counted: arguments, constants, variables, and a kernel's own scratch memory.
 
     Args:
       function: a `tf.types.experimental.ConcreteFunction`, traced with known shapes.
@@ -81,20 +87,15 @@ def memory_timeline(function: Any) -> Timeline:
 
 
 class _Buffer:
-    """Memory of one tensor and its views; `uses` counts who still needs it."""
+    """Memory of one tensor and its views; `uses` counts who still needs it. Only numbered ones are counted."""
 
     def __init__(self, size: int = 0, number: int | None = None):
         self.size, self.number, self.uses = size, number, 0
 
-    @property
-    def is_counted(self) -> bool:
-        """Whether the function takes and frees it, and may write into it."""
-        return self.number is not None
-
 
 class _Node(NamedTuple):
     """An operation; `inputs` are pairs of a node's place in the list and an output of it, `uses` counts the readers of
-    each output.
+    each output, `argument` is the number of the function's argument that it stands for.
     """
 
     operation: tf.Operation
@@ -102,6 +103,7 @@ class _Node(NamedTuple):
     uses: list[int]
     successors: list[int]
     num_awaited: int
+    argument: int | None
 
 
 class _Walk:
@@ -111,7 +113,7 @@ class _Walk:
         self.functions = graph._functions  # There is no public way to the graphs of called functions.
         self.events: list[tuple[int, int]] = []
         self.unknown: list[str] = []
-        self._nodes: dict[tuple[int, int], list[_Node]] = {}
+        self._nodes: dict[tuple[int, int], tuple[list[_Node], list[tuple[int, int]]]] = {}
         self._num_buffers = 0
 
     def run(self, graph: tf.Graph, num_outputs: int, arguments: list[_Buffer], is_held: bool) -> list[_Buffer]:
@@ -124,9 +126,14 @@ class _Walk:
           is_held: whether only at the end, as a call does that is not inlined.
         """
         key = id(graph), num_outputs
-        nodes = self._nodes[key] = self._nodes.get(key) or _nodes_of(graph, num_outputs)
-        made = _place_arguments(graph, nodes, arguments)
-        given = set(made)
+        if key not in self._nodes:
+            self._nodes[key] = _nodes_of(graph, num_outputs)
+        nodes, outputs = self._nodes[key]
+        made: dict[int, list[_Buffer]] = {}
+        for place, node in enumerate(nodes):
+            if node.argument is not None:
+                made[place] = [arguments[node.argument]]
+                made[place][0].uses += node.uses[0]
         if not is_held:
             self.release(arguments)
         awaited = [node.num_awaited for node in nodes]
@@ -134,23 +141,21 @@ class _Walk:
         while ready:
             place = ready.popleft()
             node = nodes[place]
-            if place not in given:
+            if node.argument is None:
                 made[place] = self._execute(node, [made[source][output] for source, output in node.inputs])
             for successor in node.successors:
                 awaited[successor] -= 1
                 if awaited[successor] == 0:
                     ready.append(successor)
-        places = {node.operation.name: place for place, node in enumerate(nodes)}
-        outputs = [made[places[tensor.op.name]][tensor.value_index] for tensor in graph.outputs[:num_outputs]]
         if is_held:
             self.release(arguments)
-        return outputs
+        return [made[place][output] for place, output in outputs]
 
-    def release(self, buffers: Sequence[_Buffer]) -> None:
+    def release(self, buffers: list[_Buffer]) -> None:
         """Takes one use from each buffer and frees those that had no other."""
         for buffer in buffers:
             buffer.uses -= 1
-            if buffer.uses == 0 and buffer.is_counted:
+            if buffer.uses == 0 and buffer.number is not None:
                 self.events.append((-buffer.size, buffer.number))
 
     def _execute(self, node: _Node, inputs: list[_Buffer]) -> list[_Buffer]:
@@ -169,7 +174,7 @@ class _Walk:
     def _call(self, operation: tf.Operation, inputs: list[_Buffer]) -> list[_Buffer]:
         names = [operation.get_attr(attribute).name for attribute in _CALLS[operation.type]]
         function = max((self.functions[name] for name in names), key=lambda called: len(called.graph.get_operations()))
-        num_decisions = 1 if operation.type in _CONDITIONS else 0
+        num_decisions = 1 if len(names) == 2 else 0
         self.release(inputs[:num_decisions])
         is_held = function.cached_definition.attr["_noinline"].b
         return self.run(function.graph, len(operation.outputs), inputs[num_decisions:], is_held)
@@ -186,12 +191,12 @@ class _Walk:
             return [inputs[0]]
         outputs = []
         for place, size in enumerate(sizes):
-            free = [buffer for buffer in inputs if buffer.is_counted and buffer.uses == 1 and buffer.size == size]
-            in_place = place == 0 and operation.type in _IN_PLACE and free
-            outputs.append(free[0] if in_place else self._take(size))
+            can_reuse = place == 0 and operation.type in _IN_PLACE
+            free = [each for each in inputs if each.number is not None and each.uses == 1 and each.size == size]
+            outputs.append(free[0] if can_reuse and free else self._allocate(size))
         return outputs
 
-    def _take(self, size: int) -> _Buffer:
+    def _allocate(self, size: int) -> _Buffer:
         buffer = _Buffer(size, self._num_buffers)
         self._num_buffers += 1
         self.events.append((size, buffer.number))
@@ -210,19 +215,8 @@ def _size_in_bytes(tensor: tf.Tensor) -> int | None:
     return tensor.shape.num_elements() * tensor.dtype.size if tensor.shape.is_fully_defined() else None
 
 
-def _place_arguments(graph: tf.Graph, nodes: list[_Node], arguments: list[_Buffer]) -> dict[int, list[_Buffer]]:
-    """The buffers of a graph's placeholders, by their place among its nodes, with the uses that they have there."""
-    numbers = {tensor.op.name: number for number, tensor in enumerate(graph.inputs)}
-    made = {}
-    for place, node in enumerate(nodes):
-        if node.operation.name in numbers:
-            made[place] = [arguments[numbers[node.operation.name]]]
-            made[place][0].uses += node.uses[0]
-    return made
-
-
-def _nodes_of(graph: tf.Graph, num_outputs: int) -> list[_Node]:
-    """The operations that the outputs and the side effects of a function need, in the order of the graph."""
+def _nodes_of(graph: tf.Graph, num_outputs: int) -> tuple[list[_Node], list[tuple[int, int]]]:
+    """The operations that outputs and side effects of a function need, in the graph's order; where its outputs are."""
     asked = graph.outputs[:num_outputs]
     needed, left = set(), [tensor.op for tensor in asked] + list(graph.control_outputs)
     while left:
@@ -232,20 +226,82 @@ def _nodes_of(graph: tf.Graph, num_outputs: int) -> list[_Node]:
             left += _awaited(operation)
     operations = [operation for operation in graph.get_operations() if operation in needed]
     places = {operation.name: place for place, operation in enumerate(operations)}
+    arguments = {tensor.op.name: number for number, tensor in enumerate(graph.inputs)}
+    outputs = [(places[tensor.op.name], tensor.value_index) for tensor in asked]
     nodes = []
     for operation in operations:
         inputs = [(places[tensor.op.name], tensor.value_index) for tensor in operation.inputs]
-        nodes.append(_Node(operation, inputs, [0] * len(operation.outputs), [], len(_awaited(operation))))
+        uses, argument = [0] * len(operation.outputs), arguments.get(operation.name)
+        nodes.append(_Node(operation, inputs, uses, [], len(_awaited(operation)), argument))
     for place, node in enumerate(nodes):
         for awaited in _awaited(node.operation):
             nodes[places[awaited.name]].successors.append(place)
-        for source, output in node.inputs:
-            nodes[source].uses[output] += 1
-    for tensor in asked:
-        nodes[places[tensor.op.name]].uses[tensor.value_index] += 1
-    return nodes
+    for source, output in [*(each for node in nodes for each in node.inputs), *outputs]:
+        nodes[source].uses[output] += 1
+    return nodes, outputs
 
 
 def _awaited(operation: tf.Operation) -> list[tf.Operation]:
     """What must have run before an operation, each once."""
     return list({tensor.op: None for tensor in operation.inputs} | dict.fromkeys(operation.control_inputs))
+
+
+def reserved_bytes(timeline: Timeline) -> int:
+    """The end of the highest buffer when TensorFlow's allocator has placed all of them.
+
+    GPUs have it, and CPUs with oneDNN: best fit with coalescing, which returns nothing to the system. At least the
+    timeline's peak; more where a new buffer fits into none of the gaps.
+    """
+    allocator = _BestFit()
+    starts: dict[int, int] = {}
+    for change, buffer in zip(timeline.changes.tolist(), timeline.buffers.tolist(), strict=True):
+        if change > 0:
+            starts[buffer] = allocator.allocate(change)
+        elif change < 0:
+            allocator.free(starts.pop(buffer))
+    return allocator.end
+
+
+class _BestFit:
+    """The chunks of one region of memory, which begins at 0 and has no end."""
+
+    def __init__(self):
+        self.end = 0
+        self._allocated: dict[int, int] = {}  # start -> size
+        self._free: list[tuple[int, int]] = []  # size and start, the smallest first
+        self._free_at: dict[int, int] = {}  # start -> size
+        self._free_before: dict[int, int] = {}  # end -> start
+        self._add(0, _END_OF_MEMORY)
+
+    def allocate(self, size: int) -> int:
+        """Allocates the smallest free chunk that has room for `size` bytes; returns its start."""
+        size = -(-size // _ROUNDING) * _ROUNDING
+        chunk, start = self._free[bisect.bisect_left(self._free, (size, -1))]
+        self._remove(start)
+        if chunk >= 2 * size or chunk - size >= _LARGEST_REST:
+            self._add(start + size, chunk - size)
+            chunk = size
+        self._allocated[start] = chunk
+        self.end = max(self.end, start + chunk)
+        return start
+
+    def free(self, start: int) -> None:
+        """Frees the chunk that begins there, and joins it with its free neighbors."""
+        size = self._allocated.pop(start)
+        if start + size in self._free_at:
+            size += self._remove(start + size)
+        if start in self._free_before:
+            start = self._free_before[start]
+            size += self._remove(start)
+        self._add(start, size)
+
+    def _add(self, start: int, size: int) -> None:
+        bisect.insort(self._free, (size, start))
+        self._free_at[start] = size
+        self._free_before[start + size] = start
+
+    def _remove(self, start: int) -> int:
+        size = self._free_at.pop(start)
+        del self._free[bisect.bisect_left(self._free, (size, start))]
+        del self._free_before[start + size]
+        return size

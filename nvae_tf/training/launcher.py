@@ -1,0 +1,307 @@
+"""Worker processes of one training on this machine: started together, stopped together, restarted after a crash.
+
+Imports neither NumPy nor TensorFlow: `train.launch` starts at once.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pathlib
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import psutil
+
+from nvae_tf.errors import INTERRUPTED_CODE, USER_ERROR_CODE
+
+TF_CONFIG = "TF_CONFIG"
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+# NVIDIA's driver keeps one entry per GPU here.
+GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPED_CODES = (INTERRUPTED_CODE, 128 + signal.SIGTERM)
+
+_HOST = "127.0.0.1"
+_NO_CRASH = (0, USER_ERROR_CODE, *STOPPED_CODES)
+_CTRL_C_TO_KILL = 3
+_SECONDS_BETWEEN_LOOKS = 0.02
+_LAST_LINES = 20
+_LAST_BYTES = 2**16
+
+
+def tf_configs(processes: int) -> list[str]:
+    """`TF_CONFIG` of each worker; each has a port on this machine that was free a moment ago."""
+    with contextlib.ExitStack() as held:
+        # All are held at the same time, so that no two are the same.
+        sockets = [held.enter_context(socket.socket()) for _ in range(processes)]
+        for each in sockets:
+            each.bind((_HOST, 0))
+        workers = [f"{_HOST}:{each.getsockname()[1]}" for each in sockets]
+    return [
+        json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
+        for index in range(processes)
+    ]
+
+
+def worker_environments(processes: int, gpus: list[str] | None) -> list[dict[str, str]]:
+    """The environment of each worker: this process's, with `TF_CONFIG` and its own GPUs (`gpus_of_processes`)."""
+    own_gpus = [{}] * processes if gpus is None else [{VISIBLE_GPUS: names} for names in gpus]
+    return [os.environ | {TF_CONFIG: text} | own for text, own in zip(tf_configs(processes), own_gpus, strict=True)]
+
+
+def gpus_of_processes(
+    processes: int,
+    gpus_per_process: int,
+    environment: Mapping[str, str] = os.environ,
+    gpus_of_driver: pathlib.Path = GPUS_OF_DRIVER,
+) -> list[str] | None:
+    """`CUDA_VISIBLE_DEVICES` of each process: a slice of this process's, or of 0, 1, 2 ...; None for 0 per process.
+
+    Raises:
+      ValueError: there are fewer GPUs.
+    """
+    if not gpus_per_process:
+        return None
+    wanted = processes * gpus_per_process
+    visible = environment.get(VISIBLE_GPUS)
+    if visible is None:
+        # Without the driver's folder their number is unknown.
+        count = len(list(gpus_of_driver.glob("*"))) if gpus_of_driver.is_dir() else wanted
+        names, where = [str(index) for index in range(count)], "the machine's driver knows"
+    else:
+        # CUDA ignores everything from the first negative number on.
+        names = itertools.takewhile(lambda name: not name.startswith("-"), visible.replace(" ", "").split(","))
+        names, where = list(filter(None, names)), f"{VISIBLE_GPUS}={visible} has"
+    if len(names) < wanted:
+        raise ValueError(
+            f"--processes={processes} --gpus_per_process={gpus_per_process}: takes {wanted} GPUs, {where} {len(names)}"
+        )
+    return [",".join(names[first : first + gpus_per_process]) for first in range(0, wanted, gpus_per_process)]
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerPlan:
+    """What is started, and how it ends.
+
+    Attributes:
+      command: of every worker.
+      processes: how many workers.
+      gpus: `CUDA_VISIBLE_DEVICES` of each, see `gpus_of_processes`.
+      log_folder: gets the output of all workers but the first, whose output is this process's.
+      grace_seconds: how long workers may take to stop once another has ended; then they are killed.
+      restarts: how often all workers are restarted after a crash.
+      patience_seconds: how long the others are left alone after a failure: those that have made the same mistake, or
+        notice the lost peer, end by themselves meanwhile.
+    """
+
+    command: Sequence[str]
+    processes: int
+    gpus: list[str] | None
+    log_folder: pathlib.Path
+    grace_seconds: float
+    restarts: int = 0
+    patience_seconds: float = 3.0
+
+
+def run_workers(plan: WorkerPlan, report: Callable[[str], None]) -> int:
+    """Starts the workers, passes signals on to them and waits for their end.
+
+    SIGINT and SIGTERM are passed on to all workers, SIGHUP (a closed terminal) as SIGTERM; the third SIGINT kills
+    them. When one ends with another exit code than 0, the others are stopped, since they would wait for it. That is a
+    crash, after which all may be restarted, unless the exit code is that of a user's mistake or of an interruption.
+    If this process is killed, a watchdog process stops the workers.
+
+    Returns:
+      The exit code of the first worker that failed, as shells have it (128 and the number of the signal that killed
+      it), or 0.
+
+    Raises:
+      OSError: a process or the log folder can't be made.
+    """
+    signals: list[int] = []
+    # nohup ignores SIGHUP, and so must we.
+    is_deaf = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in STOPPING_SIGNALS if not (is_deaf and number == signal.SIGHUP)]
+    handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in numbers}
+    command = [sys.executable, "-m", __name__, str(plan.grace_seconds)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "bufsize": 0}
+    try:
+        with subprocess.Popen(command, start_new_session=True, **pipes) as watchdog:
+            for attempt in range(plan.restarts + 1):
+                if attempt:
+                    report(
+                        f"restart {attempt} of {plan.restarts}: all workers start again, from the latest checkpoint."
+                    )
+                exit_code = _Workers(plan, watchdog, signals, report).run()
+                if exit_code in _NO_CRASH or signals:
+                    return exit_code
+        return exit_code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+class _Worker:
+    """A process in a session of its own: a terminal's Ctrl-C reaches it through the launcher alone, not twice."""
+
+    def __init__(self, index: int, plan: WorkerPlan, environment: Mapping[str, str]):
+        self.index, self.is_killed = index, False
+        self._log, self._log_start = plan.log_folder / f"worker-{index}.log" if index else None, 0
+        options = {"env": environment, "stdin": subprocess.DEVNULL, "start_new_session": True}
+        if self._log is None:
+            self.process = subprocess.Popen(plan.command, **options)
+            return
+        plan.log_folder.mkdir(parents=True, exist_ok=True)
+        with open(self._log, "ab") as output:
+            output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(plan.command)}\n".encode())
+            output.flush()
+            self._log_start = output.tell()
+            self.process = subprocess.Popen(plan.command, stdout=output, stderr=subprocess.STDOUT, **options)
+
+    @property
+    def exit_code(self) -> int:
+        code = self.process.returncode
+        return code if code >= 0 else 128 - code
+
+    def kill(self) -> None:
+        """Kills it, with all that it has started."""
+        self.is_killed = True
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def ending(self) -> str:
+        """How it ended, in words."""
+        number = -self.process.returncode
+        if number <= 0:
+            return f"worker {self.index} ended with exit code {-number}"
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        hint = " (by the system, if memory has run out)" if number == signal.SIGKILL and not self.is_killed else ""
+        return f"worker {self.index} was killed by {name}{hint}"
+
+    def ending_with_log(self) -> str:
+        """How it ended, and the last lines of its output since its start, unless they have been shown."""
+        if self._log is None:
+            return f"{self.ending()}."
+        try:
+            with open(self._log, "rb") as file:
+                file.seek(max(self._log_start, self._log.stat().st_size - _LAST_BYTES))
+                lines = file.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
+        except OSError:
+            return f"{self.ending()}; its output was in {self._log}, which can't be read."
+        return "\n    ".join([f"{self.ending()}; the end of {self._log}:", *lines])
+
+
+class _Workers:
+    """The workers of one start, until all have ended."""
+
+    def __init__(self, plan: WorkerPlan, watchdog: subprocess.Popen, signals: list[int], report: Callable[[str], None]):
+        self._plan, self._watchdog, self._signals, self._report = plan, watchdog, signals, report
+        self._running: list[_Worker] = []
+        self._ended: list[_Worker] = []
+        self._failed: _Worker | None = None  # the first
+        self._is_failure_reported = self._are_stopping = False
+        self._num_passed_on, self._deadline = 0, math.inf
+
+    def run(self) -> int:
+        """Starts the workers and waits for them; returns the exit code of the first that failed, or 0."""
+        try:
+            # Anew at every start: ports may be taken meanwhile.
+            for index, environment in enumerate(worker_environments(self._plan.processes, self._plan.gpus)):
+                self._running.append(_Worker(index, self._plan, environment))
+                # Without its watchdog, which somebody has killed, the training goes on.
+                with contextlib.suppress(BrokenPipeError):
+                    self._watchdog.stdin.write(f"{self._running[-1].process.pid}\n".encode())
+            while self._running:
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                self._look()
+        finally:
+            # Not empty after an error of this process.
+            for worker in self._running:
+                worker.kill()
+                worker.process.wait()
+        if self._failed is None:
+            return 0
+        self._report_failure()
+        known = {0, self._failed.exit_code, *STOPPED_CODES}
+        for worker in self._ended:
+            if worker.exit_code not in known and not worker.is_killed:
+                self._report(f"after that {worker.ending()}.")
+        return self._failed.exit_code
+
+    def _look(self) -> None:
+        """Notes which workers have ended, passes on signals that have come, and acts at the deadline."""
+        for worker in [worker for worker in self._running if worker.process.poll() is not None]:
+            self._running.remove(worker)
+            self._ended.append(worker)
+            if worker.exit_code and self._failed is None:
+                self._failed = worker
+                self._wait(self._plan.grace_seconds if self._are_stopping else self._plan.patience_seconds)
+        while self._num_passed_on < len(self._signals):
+            number = self._signals[self._num_passed_on]
+            self._num_passed_on += 1
+            must_die = self._signals[: self._num_passed_on].count(signal.SIGINT) >= _CTRL_C_TO_KILL
+            self._stop(signal.SIGKILL if must_die else signal.SIGTERM if number == signal.SIGHUP else number)
+            self._wait(self._plan.grace_seconds if self._failed else math.inf)
+        if self._running and time.monotonic() > self._deadline:
+            self._report_failure()
+            names = ", ".join(str(worker.index) for worker in self._running)
+            if self._are_stopping:
+                self._report(f"not ended within {self._plan.grace_seconds:g} s and killed: worker {names}.")
+                self._stop(signal.SIGKILL)
+                self._wait(math.inf)
+            else:
+                self._report(f"the others would wait for it and are stopped: worker {names}.")
+                self._stop(signal.SIGTERM)
+                self._wait(self._plan.grace_seconds)
+
+    def _stop(self, number: int) -> None:
+        self._are_stopping = True
+        for worker in self._running:
+            worker.kill() if number == signal.SIGKILL else worker.process.send_signal(number)
+
+    def _wait(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+
+    def _report_failure(self) -> None:
+        """Once: which worker failed first, and how. What the user has asked for is no failure."""
+        first = self._failed
+        if not self._is_failure_reported and not (self._signals and first.exit_code in STOPPED_CODES):
+            # All have reported the same mistake; the output of worker 0 has been seen.
+            same = [worker for worker in self._ended if worker.index == 0 and worker.exit_code == first.exit_code]
+            self._report((same or [first])[0].ending_with_log())
+        self._is_failure_reported = True
+
+
+def _stop_orphans(grace_seconds: float) -> None:
+    """The watchdog process: when its launcher is gone, even by SIGKILL, stops the workers that are left.
+
+    The launcher writes their process ids to a pipe, which ends with the launcher. Workers can't do this themselves,
+    because they run any command; PR_SET_PDEATHSIG has one signal only, on Linux only.
+    """
+    workers = []
+    for line in sys.stdin:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            workers.append(psutil.Process(int(line)))
+    workers = [worker for worker in workers if worker.is_running()]
+    if not workers:
+        return
+    with contextlib.suppress(OSError):
+        print("train.launch is gone; its workers are stopped.", file=sys.stderr, flush=True)
+    for worker in workers:
+        with contextlib.suppress(psutil.Error):
+            worker.terminate()
+    for worker in psutil.wait_procs(workers, timeout=grace_seconds)[1]:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(worker.pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _stop_orphans(float(sys.argv[1]))

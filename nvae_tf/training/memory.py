@@ -1,0 +1,210 @@
+"""The memory of a training step at any batch size, from its traced graph: no step is run and no image is read."""
+
+import bisect
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import psutil
+import tensorflow as tf
+
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.data.spec import check_model_fits
+from nvae_tf.training.graph_memory import Timeline, memory_timeline, reserved_bytes
+from nvae_tf.training.run import Images, Run, RunLength, new_run
+from nvae_tf.training.strategy import configure_runtime
+
+GIB = 2**30
+# Not measured: CUDA's context and libraries, and the scratch memory of convolutions as a fraction of the step's.
+GPU_BASE_BYTES = GIB
+_GPU_SCRATCH = 0.1
+# What the runtime allocates per node at the first step, measured on CPUs: 14 to 20 kB in graphs of 16,000 to 23,000.
+_NODE_BYTES = 16_000
+# Traced at so many images, times train.accumulate_steps; other sizes follow, because every tensor grows linearly. Not
+# at multiples of 32, whether a slice of a tensor is a view depends on its alignment.
+_TRACED = (32, 64)
+_LARGEST_BATCH = 2**20
+# Only the learning rate depends on it.
+_ANY_LENGTH = RunLength(steps_per_epoch=1000, total_steps=1_000_000)
+_USUAL_GPUS_GIB = (8, 12, 16, 24, 40, 48, 80)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MemoryEstimate:
+    """What a training step needs, at any batch size.
+
+    Attributes:
+      parameters: how many numbers are trained.
+      weights_bytes: those of the trained weights.
+      slots_bytes: those of the optimizer's variables.
+      other_bytes: those of running statistics, power vectors and the like.
+      process_bytes: the process itself once the step is traced: Python, TensorFlow and its graph.
+      timelines: the step's memory at the batch sizes `traced_at`.
+      traced_at: two batch sizes.
+      multiple: what a batch size must be a multiple of: `train.accumulate_steps`.
+    """
+
+    parameters: int
+    weights_bytes: int
+    slots_bytes: int
+    other_bytes: int
+    process_bytes: int
+    timelines: tuple[Timeline, Timeline]
+    traced_at: tuple[int, int]
+    multiple: int
+
+    @property
+    def state_bytes(self) -> int:
+        """All that stays from step to step."""
+        return self.weights_bytes + self.slots_bytes + self.other_bytes
+
+    def timeline(self, batch_size: int) -> Timeline:
+        """The step's memory over time; exact as far as every tensor's size is linear in the batch size."""
+        first, second = self.timelines
+        small, large = np.abs(first.changes), np.abs(second.changes)
+        smaller, larger = self.traced_at
+        sizes = np.maximum(small + (large - small) * (batch_size - smaller) // (larger - smaller), 0)
+        return first._replace(changes=np.sign(first.changes) * sizes)
+
+    def activations_bytes(self, batch_size: int) -> int:
+        """The peak of all that a step makes: activations, gradients and what is in between."""
+        return self.timeline(batch_size).peak_bytes
+
+    @functools.cache  # noqa: B019
+    def reserved_bytes(self, batch_size: int) -> int:
+        """What TensorFlow's allocator holds for that: the gaps between buffers count as well."""
+        return reserved_bytes(self.timeline(batch_size))
+
+    def cpu_bytes(self, batch_size: int) -> int:
+        """The peak of a process that trains on a CPU, without its data."""
+        return self.process_bytes + self.state_bytes + self.reserved_bytes(batch_size)
+
+    def gpu_bytes(self, batch_size: int) -> int:
+        """The peak on a GPU, with an allowance for what could not be measured."""
+        step = (1.0 + _GPU_SCRATCH) * self.reserved_bytes(batch_size)
+        return GPU_BASE_BYTES + self.state_bytes + round(step)
+
+    def largest_batch_size(self, gpu_bytes: int) -> int:
+        """The largest batch size that fits into a GPU's memory; 0 where none does."""
+        sizes = range(self.multiple, _LARGEST_BATCH * self.multiple, self.multiple)
+        return self.multiple * bisect.bisect_right(sizes, gpu_bytes, key=self.gpu_bytes)
+
+
+def estimate_memory(config: ExperimentConfig) -> MemoryEstimate:
+    """Builds the model of a run and traces its training step at two batch sizes.
+
+    Raises:
+      ValueError: the settings do not fit each other.
+    """
+    check_model_fits(config.model, config.data)
+    configure_runtime()
+    # The weights that it would start from need not be there.
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, initialise_from=None))
+    run = new_run(config, _ANY_LENGTH, Images(config.data, None, None))
+    multiple = config.train.accumulate_steps
+    traced_at = tuple(count * multiple for count in _TRACED)
+    first = _step_timeline(run, traced_at[0])
+    trained = run.model.trainable_variables
+    others = [*run.model.non_trainable_variables, *getattr(run.model.step_guard, "variables", [])]
+    state = [
+        sum(math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in variables)
+        for variables in (trained, run.model.optimizer.variables, others)
+    ]
+    # Before the second trace: a process that trains traces once.
+    process = max(psutil.Process().memory_info().rss - sum(state), 0) + _NODE_BYTES * first.nodes
+    second = _step_timeline(run, traced_at[1])
+    if len(first.changes) != len(second.changes):
+        raise RuntimeError(f"The training step's graph differs between batch sizes {traced_at[0]} and {traced_at[1]}.")
+    parameters = sum(math.prod(weight.shape) for weight in trained)
+    return MemoryEstimate(parameters, *state, process, (first, second), traced_at, multiple)
+
+
+def _step_timeline(run: Run, batch_size: int) -> Timeline:
+    images = tf.TensorSpec((batch_size, *run.images.spec.image_shape))
+    step = tf.function(run.model.train_step, input_signature=[images], autograph=False)
+    return memory_timeline(step.get_concrete_function())
+
+
+def memory_summary(estimate: MemoryEstimate, config: ExperimentConfig, gpu_memory_gib: float | None) -> dict[str, Any]:
+    """All numbers that `train.estimate` prints and writes, in bytes where the name says so."""
+    wanted = config.train.batch_size
+    # Powers of two times what a batch size must be a multiple of, from 1 to 8 at least, and the one that is set.
+    powers = (estimate.multiple * 2**power for power in range(wanted.bit_length() + 3))
+    batch_sizes = sorted({size for size in powers if size <= max(wanted, 8 * estimate.multiple)} | {wanted})
+    return {
+        "parameters": estimate.parameters,
+        "weights_bytes": estimate.weights_bytes,
+        "optimizer_slots_bytes": estimate.slots_bytes,
+        "other_state_bytes": estimate.other_bytes,
+        # One number per weight, in the weight's own type.
+        "gradients_bytes": estimate.weights_bytes,
+        "process_bytes": estimate.process_bytes,
+        "batch_size": wanted,
+        "batch_sizes": [
+            {
+                "batch_size": size,
+                "activations_bytes": estimate.activations_bytes(size),
+                "cpu_peak_bytes": estimate.cpu_bytes(size),
+                "gpu_peak_bytes": estimate.gpu_bytes(size),
+            }
+            for size in batch_sizes
+        ],
+        "largest_batch_sizes": [
+            {"gpu_memory_gib": size, "batch_size": estimate.largest_batch_size(round(size * GIB))}
+            for size in (_USUAL_GPUS_GIB if gpu_memory_gib is None else (gpu_memory_gib,))
+        ],
+        "uncounted_tensors": len(estimate.timelines[0].unknown),
+    }
+
+
+def memory_table(summary: dict[str, Any], config: ExperimentConfig) -> str:
+    """The numbers of `memory_summary` as text."""
+    spec = config.data
+    state = [
+        ("weights", "weights_bytes", f"{summary['parameters']:,} parameters"),
+        ("optimizer's slots", "optimizer_slots_bytes", ""),
+        ("other state", "other_state_bytes", "running statistics, power vectors"),
+        ("gradients", "gradients_bytes", "in the activations below, as far as they are there at the peak"),
+        ("process", "process_bytes", "on a CPU: Python, TensorFlow, the graph"),
+    ]
+    lines = [f"{spec.name}: images of {spec.height} x {spec.width} x {spec.channels}"]
+    lines += [f"{name:20s}{_in_words(summary[key]):>10s}  {note}".rstrip() for name, key, note in state]
+    lines += ["", f"{'batch size':20s}{'activations':>16s}{'peak on a CPU':>16s}{'peak on a GPU':>16s}"]
+    for row in summary["batch_sizes"]:
+        size, *peaks = row.values()
+        own = "  (train.batch_size)" if size == summary["batch_size"] else ""
+        lines.append(f"{size:<20,d}" + "".join(f"{_in_words(peak):>16s}" for peak in peaks) + own)
+    lines += ["", "GPU's memory        largest batch size"]
+    for row in summary["largest_batch_sizes"]:
+        largest, wanted = row["batch_size"], summary["batch_size"]
+        line = f"{row['gpu_memory_gib']:<4g} GiB{f'{largest:,}' if largest else 'none':>30s}"
+        if 0 < largest < wanted:
+            count = next(n for n in range(2, wanted + 1) if wanted % n == 0 and wanted // n <= largest)
+            line += f"  {wanted:,} in {count} microbatches: --config.train.accumulate_steps={count}"
+        lines.append(line)
+    if summary["uncounted_tensors"]:
+        lines.append(f"note: not counted: {summary['uncounted_tensors']:,} tensors of unknown size")
+    return "\n".join(lines)
+
+
+def check_one_image_fits(estimate: MemoryEstimate, config: ExperimentConfig, gpu_memory_gib: float) -> None:
+    """Raises ValueError if a GPU with this memory can't take a single image."""
+    smallest, needed = estimate.multiple, estimate.gpu_bytes(estimate.multiple)
+    if needed <= round(gpu_memory_gib * GIB):
+        return
+    where = f"--gpu_memory_gib={gpu_memory_gib:g}"
+    if gpu_memory_gib * GIB <= GPU_BASE_BYTES:
+        raise ValueError(f"{where}: CUDA and its libraries alone take about {_in_words(GPU_BASE_BYTES)}")
+    images = "1 image" if smallest == 1 else f"{smallest} images (train.accumulate_steps microbatches of 1 each)"
+    keep_less = "" if config.train.recompute == "all" else "keep less with --config.train.recompute=all, "
+    raise ValueError(
+        f"{where}: not even a step of {images} fits, it takes {_in_words(needed)}. Take a larger GPU, {keep_less}or "
+        "make the model smaller with fewer channels (--config.model.num_channels_encoder and num_channels_decoder) or "
+        "groups (--config.model.num_groups_per_scale)"
+    )
+
+
+def _in_words(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"

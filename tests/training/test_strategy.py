@@ -1,0 +1,320 @@
+"""Devices: which are chosen, and that replicas and processes compute what one device does, whatever happens."""
+
+import contextlib
+import csv
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import psutil
+import pytest
+import tensorflow as tf
+
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.models import NVAE
+from nvae_tf.training.launcher import tf_configs
+from nvae_tf.training.loop import TrainingLoop
+from nvae_tf.training.stopping import StopRequest
+from nvae_tf.training.strategy import Replicas, compiles_whole_step, shard_from_environment
+from tests.tiny_model import tiny_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SETTINGS = {
+    "train__steps": 5,
+    "train__batch_size": 16,
+    "optimizer__warmup_epochs": 2,
+    "train__log_every_steps": 100,
+    "train__evaluate_every_steps": 5,
+    "train__sample_every_steps": 5,
+    "model__num_latent_scales": 2,
+    "model__num_channels_encoder": 4,
+    "model__num_channels_decoder": 4,
+    "objective__kl_anneal_portion": 0.9,
+}
+ON_TWO_REPLICAS = {"train__replicas": 2, "train__batch_size": 8}
+# Alone on its replica a step knows its own gradients only, see `StepMetrics.gradient_norm`.
+OF_ONE_REPLICA = "gradient_norm"
+
+
+@pytest.fixture
+def clusters():
+    """`clusters()`: whether XLA is set to compile parts of graphs; not so afterwards."""
+    before = tf.config.optimizer.get_jit()
+    tf.config.optimizer.set_jit(False)
+    yield lambda: tf.config.optimizer.get_jit() == "autoclustering"
+    tf.config.optimizer.set_jit(before or False)
+
+
+@pytest.mark.parametrize(
+    ("xla", "num_gpus", "replicas", "whole", "in_parts"),
+    [
+        ("auto", 0, 1, False, False),
+        ("auto", 0, 2, False, False),
+        ("auto", 1, 1, True, False),
+        ("auto", 2, 1, True, False),  # one of them trains
+        ("auto", 2, 2, False, True),
+        ("auto", 1, 2, False, True),  # two machines of one
+        ("off", 1, 1, False, False),
+        ("jit", 0, 1, True, False),
+        ("cluster", 0, 1, False, True),
+        ("cluster", 2, 2, False, True),
+    ],
+)
+def test_what_xla_compiles(xla, num_gpus, replicas, whole, in_parts, clusters, monkeypatch):
+    monkeypatch.setattr("nvae_tf.training.strategy.gpus", lambda: [f"GPU:{index}" for index in range(num_gpus)])
+    assert compiles_whole_step(xla, replicas) is whole
+    assert clusters() is in_parts
+
+
+def test_replicas_can_not_be_compiled_as_a_whole():
+    with pytest.raises(ValueError, match=r"train.xla = 'jit': not possible with 2 replicas; set train.xla=cluster"):
+        compiles_whole_step("jit", 2)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "task", "expected"),
+    [
+        ('{"worker": ["a:1", "b:1"]}', '{"type": "worker", "index": 1}', (1, 2)),
+        ('{"chief": ["c:1"], "worker": ["a:1", "b:1"]}', '{"type": "worker", "index": 1}', (2, 3)),
+        ('{"chief": ["c:1"], "worker": ["a:1", "b:1"]}', '{"type": "chief", "index": 0}', (0, 3)),
+        ('{"worker": ["a:1", "b:1"]}', '{"type": "worker", "index": 2}', "it has no task worker 2"),
+        ('{"worker": ["a:1", "b:1"]}', '{"index": 0}', "TF_CONFIG = .* can't be used .*must look like"),
+    ],
+)
+def test_the_place_in_a_cluster(cluster, task, expected, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", f'{{"cluster": {cluster}, "task": {task}}}')
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            shard_from_environment()
+    else:
+        shard = shard_from_environment()
+        assert (shard.index, shard.count) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__strategy": "miror"}, "train.strategy = 'miror': not one of the choices"),
+        ({"train__strategy": "mirrored"}, "there is one device only; set train.strategy=one_device"),
+        ({"train__strategy": "one_device", "train__replicas": 2}, "strategy one_device has one"),
+        ({"train__strategy": "multi_worker"}, "TF_CONFIG must name at least two workers"),
+    ],
+)
+@pytest.mark.slow
+def test_devices_that_are_not_there_are_one_line(commands, tmp_path, changes, message):
+    process = commands.run(commands.tiny_training(tmp_path / "run", **changes))
+    assert process.returncode == 2 and process.stderr.count("\n") == 1 and message in process.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_that_comes_while_workers_agree_is_not_lost():
+    """It comes when this worker has said already that it has received none."""
+    stop = StopRequest()
+
+    class Slow(Replicas):
+        def agreed_signal(self, number):
+            answer = number
+            stop.signal_number = signal.SIGTERM
+            return answer
+
+    run = types.SimpleNamespace(
+        replicas=Slow(tf.distribute.get_strategy()), config=ExperimentConfig(), model=NVAE(tiny_config())
+    )
+    loop = TrainingLoop(run, None, None, None, stop, None, False)
+    assert loop.agreed_signal(0) is None
+    assert loop.agreed_signal(10) == signal.SIGTERM
+
+
+def last_scores(workdir):
+    with open(workdir / "metrics.csv") as file:
+        return {name: float(value) for name, value in [*csv.DictReader(file)][-1].items() if "second" not in name}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(train__xla="jit"),
+        dict(train__xla="cluster"),
+        dict(train__precision="mixed_float16", train__recompute="all", train__accumulate_steps=2),
+    ],
+    ids=["jit", "cluster", "all that saves memory"],
+)
+def test_a_run_ends_near_one_with_the_default_settings(settings, commands, finished_run, tmp_path, monkeypatch):
+    # XLA writes what it compiles.
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to={tmp_path / 'compiled'}")
+    workdir = tmp_path / "run"
+    process = commands.run(commands.tiny_training(workdir, **settings))
+    assert process.returncode == 0, process.stderr
+    # What follows a norm in the backward pass is compiled in any case (`cpu_kernels.on_one_cpu`); it has none.
+    texts = (file.read_text(errors="replace") for file in tmp_path.glob("compiled/*.txt"))
+    assert any("convolution(" in text for text in texts) == (settings.get("train__xla") == "jit")
+    found, expected = last_scores(workdir), last_scores(finished_run[0])
+    assert found.keys() == expected.keys() and found["step"] == expected["step"] == 60
+    assert all(np.isfinite(value) for value in found.values())
+    assert found["test_nelbo_nats"] == pytest.approx(expected["test_nelbo_nats"], rel=0.15)
+
+
+def tensors(workdir, step):
+    reader = tf.train.load_checkpoint(str(workdir / "checkpoints" / f"step-{step}"))
+    names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
+    return {name: reader.get_tensor(name) for name in names if OF_ONE_REPLICA not in name}
+
+
+def assert_close_runs(one, other, step, tolerance=1e-5):
+    expected, found = tensors(one, step), tensors(other, step)
+    assert set(found) == set(expected) and len(found) > 100
+    for name, value in expected.items():
+        if name.startswith(("model/", "averages/")):
+            np.testing.assert_allclose(found[name], value, atol=tolerance, rtol=0.0, err_msg=name)
+        elif name.startswith("metrics/"):
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+        elif name.startswith("optimizer/"):
+            # The moments show also gradients of a wrong size, which Adamax hides.
+            size = max(1.0, float(np.max(np.abs(value), initial=0.0)))
+            np.testing.assert_allclose(found[name] / size, value / size, atol=1e-3, err_msg=name)
+
+
+def finished(commands, workdir, **changes):
+    process = commands.run(commands.tiny_training(workdir, **SETTINGS | changes))
+    assert process.returncode == 0, process.stderr
+    return workdir
+
+
+def launched(arguments):
+    """Two worker processes of a training, started by `train.launch`."""
+    command = [sys.executable, "-m", "train.launch", "--processes=2", "--", *map(str, arguments[2:])]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"}, **pipes)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(commands, tmp_path_factory):
+    return finished(commands, tmp_path_factory.mktemp("replicas") / "one", train__strategy="one_device")
+
+
+@pytest.mark.slow
+def test_two_replicas_do_what_one_device_does(commands, on_one_device, tmp_path):
+    workdir = finished(commands, tmp_path / "two", train__strategy="mirrored", **ON_TWO_REPLICAS)
+    assert_close_runs(on_one_device, workdir, 5)
+    assert (workdir / "samples" / "step-00000005.png").exists()
+
+
+@pytest.mark.slow
+def test_with_scales_recomputation_averages_and_flows_too(commands, tmp_path):
+    changes = {
+        "model__cell_set": "res_elu",  # its scales are set by the first batch
+        "train__recompute": "all",
+        "optimizer__ema_momentum": 0.5,
+        "model__num_flows": 1,
+    }
+    one = finished(commands, tmp_path / "one", **changes)
+    two = finished(commands, tmp_path / "two", **changes | ON_TWO_REPLICAS)
+    assert_close_runs(one, two, 5)
+
+
+@pytest.mark.slow
+def test_accumulation_on_two_replicas(commands, tmp_path):
+    # Each microbatch has its own batch statistics: those of two replicas are not those of one device.
+    alone = finished(commands, tmp_path / "one", train__accumulate_steps=2)
+    both = finished(commands, tmp_path / "two", train__accumulate_steps=2, **ON_TWO_REPLICAS)
+    assert set(tensors(alone, 5)) == set(tensors(both, 5))
+    losses = [tensors(run, 5)["metrics/loss/0/.ATTRIBUTES/VARIABLE_VALUE"] for run in (alone, both)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
+
+
+@pytest.mark.slow
+def test_half_precision_on_two_replicas(commands, tmp_path):
+    workdir = finished(commands, tmp_path / "two", train__precision="mixed_float16", train__steps=30, **ON_TWO_REPLICAS)
+    assert all(np.all(np.isfinite(value)) for value in tensors(workdir, 30).values())
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_device_does(commands, on_one_device, tmp_path):
+    workdir = tmp_path / "processes"
+    launcher = launched(commands.tiny_training(workdir, **SETTINGS | {"train__batch_size": 8}))
+    output, _ = launcher.communicate(timeout=600)
+    assert launcher.returncode == 0, output
+    assert_close_runs(on_one_device, workdir, 5)
+    assert "has all its 5 steps" in (tmp_path / "processes-logs" / "worker-1.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_replicas(commands, tmp_path):
+    workdir = tmp_path / "run"
+    # What depends on the length of a run is the same after three steps and after five.
+    even = {"objective__kl_anneal_portion": 0.0, "objective__kl_constant_portion": 0.0}
+    finished(commands, workdir, train__steps=3, **even)
+    whole = finished(commands, tmp_path / "whole", **even)
+    wrong = commands.run(commands.tiny_training(workdir, **SETTINGS | even | {"train__replicas": 2}))
+    assert wrong.returncode == 2 and "makes 32 images a step; this run was begun with 16" in wrong.stderr
+    finished(commands, workdir, **even, **ON_TWO_REPLICAS)
+    assert_close_runs(whole, workdir, 5)
+
+
+@pytest.mark.slow
+def test_a_worker_that_ends_before_the_first_step_is_one_line(commands, tmp_path):
+    """The chief refuses the folder: the other, which waits for it, ends within seconds and says why."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    workers = []
+    for setting in tf_configs(2):
+        command = [sys.executable, *map(str, commands.tiny_training(tmp_path / "run", **SETTINGS))]
+        environment = os.environ | {"TF_CONFIG": setting}
+        workers.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment))
+    errors = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [2, 75], errors
+    (line,) = [line for line in errors[1].splitlines() if line.startswith("error:")]
+    assert "another worker has ended or can't be reached" in line and "Traceback" not in errors[1]
+
+
+@pytest.mark.slow
+def test_two_workers_killed_three_times_end_as_if_nothing_had_happened(commands, tmp_path):
+    """SIGKILL at a random moment, to one worker or the other: bit for bit the run that was not touched."""
+    settings = SETTINGS | {
+        "train__steps": 60,
+        "train__batch_size": 8,
+        "train__checkpoint_every_steps": 5,
+        "train__deterministic": True,
+    }
+    whole = launched(commands.tiny_training(tmp_path / "whole", **settings))
+    output, _ = whole.communicate(timeout=600)
+    assert whole.returncode == 0, output
+    command = commands.tiny_training(tmp_path / "killed", **settings)
+    moments = np.random.default_rng()
+    for victim in (1, 0, 1):
+        launcher = launched(command)
+        next(line for line in launcher.stdout if line.startswith("step "))
+        delay = moments.uniform(0.0, 0.5)
+        time.sleep(delay)
+        # The run may be over by now.
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+            children = psutil.Process(launcher.pid).children()
+            workers = [child for child in children if "train.main" in child.cmdline()]
+            sorted(workers, key=psutil.Process.create_time)[victim].kill()
+        launcher.communicate(timeout=120)
+        assert launcher.returncode in (0, 137), f"after {delay} s"
+    launcher = launched(command)
+    output, _ = launcher.communicate(timeout=600)
+    assert launcher.returncode == 0, output
+    expected, found = tensors(tmp_path / "whole", 60), tensors(tmp_path / "killed", 60)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_stops_both_with_one_checkpoint(commands, tmp_path):
+    endless = SETTINGS | {"train__steps": 100_000, "train__sample_every_steps": 1000}
+    launcher = launched(commands.tiny_training(tmp_path / "run", **endless))
+    next(line for line in launcher.stdout if line.startswith("step "))
+    launcher.send_signal(signal.SIGTERM)
+    output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 143, output
+    assert "by SIGTERM; checkpoint saved" in output
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*.index"))
