@@ -53,12 +53,7 @@ def _read_header(stream: BinaryIO, size: int) -> _ArrayHeader:
 
 
 def map_array(file: str | os.PathLike) -> np.ndarray:
-    """The array of a `.npy` file, memory-mapped.
-
-    Raises:
-        Exception: what NumPy raises for damaged headers, of many kinds.
-        ValueError: the file is cut off, or has Python objects.
-    """
+    """The array of a `.npy` file, memory-mapped; for damaged files it raises what NumPy does: errors of many kinds."""
     with open(file, "rb") as stream:
         header = _read_header(stream, os.path.getsize(file))
     if header.problem:
@@ -127,10 +122,6 @@ def load_arrays(spec: DataSpec, split: str, report: Report) -> ImageSource:
     `train_split` and `test_split` (or `x_train` and `x_test`); or a folder with `train.npy` and `test.npy`. Arrays are
     uint8, uint16 or bool, `[count, height, width, channels]` or `[count, height, width]`. Where there is no test part,
     a fraction of the images is held out. Of other arrays no more than the headers are read.
-
-    Raises:
-        ValueError: a file is damaged or has no such arrays, its images are of another size or type, or there is too
-            little memory for those of a `.npz` file.
     """
     del report
     stored, header, numbers = _part(spec, split)
@@ -244,9 +235,6 @@ def load_idx(spec: DataSpec, split: str, report: Report) -> ImageSource:
     """Reads one part of a folder of `*-ubyte` or `*-ubyte.gz` files into memory.
 
     Where a folder has several sets, `source_name` is how the names of the right files begin (`emnist-letters`).
-
-    Raises:
-        ValueError: the folder has no such file or several, or a file is damaged.
     """
     del report
     file = _idx_file(spec, split)
@@ -325,10 +313,6 @@ def load_mat(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
     The file has an image a column, with intensities from 0 to 1; they are multiplied by 255 and cut to whole numbers,
     as in the published model. `path` is the file, or the folder where `chardata.mat` lies.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a MATLAB file, or has other contents.
     """
     del report
     # Here, because no other source needs it.

@@ -25,6 +25,7 @@ from nvae_tf.data.pictures import (
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, held_out
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.progress import Report
+from nvae_tf.setting_checks import check
 
 _THREADS = 8
 _EXAMINED_PER_REPORT = 5_000
@@ -56,9 +57,6 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
     Where the folder has the sub-folders `train_split` and `test_split`, these are the parts; otherwise a fraction of
     all pictures is held out for testing.
-
-    Raises:
-        ValueError: the folder has no pictures, or one of them can't be used and `on_bad_file` is "stop".
     """
     names = _names_of_parts(spec)[split]
     if spec.cache is None:
@@ -152,8 +150,7 @@ def _usable(spec: DataSpec, split: str, names: Sequence[str], report: Report) ->
             if spec.on_bad_file == "stop" and problems:
                 raise ValueError(f"{problems[0]}. {_fix(len(problems))}")
             report.progress(f"looking at the pictures in {spec.path}: {start + len(chunk):,} of {len(names):,}")
-    if not usable:
-        raise ValueError(f"{spec.path}: none of {len(names):,} pictures can be used; the first: {problems[0]}")
+    check(bool(usable), f"{spec.path}: none of {len(names):,} pictures can be used; the first: {[*problems, ''][0]}")
     if problems:
         shown = "".join(f"\n    {problem}" for problem in problems[:_SKIPPED_NAMES_SHOWN])
         rest = len(problems) - _SKIPPED_NAMES_SHOWN
@@ -204,12 +201,7 @@ class ModelPictures(NamedTuple):
 def find_pictures(places: str | os.PathLike | Sequence[str | os.PathLike]) -> list[tuple[pathlib.Path, str]]:
     """The picture files that are named, in their order, and all in the trees of the folders that are named.
 
-    Returns:
-      Paths, and names for people: relative to the folder, if one was given.
-
-    Raises:
-      FileNotFoundError: there is no such file or folder.
-      ValueError: a folder has no pictures.
+    Returns paths, and names for people: relative to the folder, if one was given.
     """
     found = []
     for place in [places] if isinstance(places, str | os.PathLike) else places:
@@ -240,8 +232,7 @@ def pictures_for_model(
       convert: whether pictures with other channels are converted; None: as the data set has it.
 
     Raises:
-      FileNotFoundError: there is no such file or folder.
-      ValueError: a picture can't be used.
+      FileNotFoundError, ValueError: there is no such file or folder, or a picture can't be used.
     """
     from nvae_tf.data.pipeline import evaluation_batches, iterate
 
@@ -259,11 +250,11 @@ def _check_for_model(path: pathlib.Path, spec: DataSpec) -> None:
         header = read_header(path, spec.max_pixels)
     except BadPicture as error:
         raise BadPicture(f"{error}. {_FIX}") from None
-    if header.channels != spec.channels and not spec.convert:
-        raise ValueError(
-            f"{path}: has {header.channels} channels, but the model was trained on pictures with {spec.channels}; "
-            "--convert (in Python convert=True) converts such pictures when they are read"
-        )
+    check(
+        spec.convert or header.channels == spec.channels,
+        f"{path}: has {header.channels} channels, but the model was trained on pictures with {spec.channels}; "
+        "--convert (in Python convert=True) converts such pictures when they are read",
+    )
     try:
         geometry(spec).check_size(header.height, header.width)
     except WrongSize:

@@ -12,7 +12,7 @@ from nvae_tf.config import ExperimentConfig, ModelConfig, config_from_dict, expe
 from nvae_tf.data.pictures import PictureHeader
 from nvae_tf.data.sources import first_image, source_at
 from nvae_tf.data_spec import DataSpec
-from nvae_tf.setting_checks import did_you_mean
+from nvae_tf.setting_checks import check, did_you_mean
 
 # scikit-learn's handwritten digits as bitmaps: 1,437 for training and 360 for testing.
 DIGITS = DataSpec(
@@ -156,24 +156,14 @@ MODEL_SETTINGS = {
 
 
 def data_spec(name: str) -> DataSpec:
-    """Returns the spec of the data set called `name`.
-
-    Raises:
-        ValueError: there is no such data set; the message names the nearest one and all valid ones.
-    """
-    if name not in DATA_SPECS:
-        raise ValueError(
-            f"there is no data set '{name}' ({', '.join(sorted(DATA_SPECS))}){did_you_mean(name, DATA_SPECS)}"
-        )
+    """Returns the spec of the data set called `name`."""
+    known = ", ".join(sorted(DATA_SPECS))
+    check(name in DATA_SPECS, f"there is no data set '{name}' ({known}){did_you_mean(name, DATA_SPECS)}")
     return DATA_SPECS[name]
 
 
 def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
-    """Checks that a model takes the images of a data set; padding and a continuous likelihood are free.
-
-    Raises:
-      ValueError: the size, channels or bits differ, or one of the two is for binary images and the other is not.
-    """
+    """Raises ValueError unless a model takes the images of a data set; padding and a continuous likelihood are free."""
     names = ["image_height", "image_width", "image_channels", "num_bits"]
     if "bernoulli" in (config.likelihood, spec.likelihood):
         names.append("likelihood")
@@ -203,11 +193,7 @@ def complete_config(settings: Mapping[str, Any]) -> ExperimentConfig:
 
 
 def complete_spec(spec: DataSpec) -> DataSpec:
-    """The spec with what is None or "auto" decided: by the first image, and by `num_bits` for the likelihood.
-
-    Raises:
-      ValueError, FileNotFoundError, ConnectionError: see `complete_config`.
-    """
+    """The spec with what is None or "auto" decided: by the first image, and by `num_bits` for the likelihood."""
     if spec.source == "auto":
         spec = dataclasses.replace(spec, source=source_at(spec.path))
     if spec.likelihood is None:

@@ -1,7 +1,8 @@
-"""What the settings of a run leave to the data: kind of source, size, channels, bits, likelihood, padding."""
+"""The specs of the data sets, wrong ones, and what the settings of a run leave to the data."""
 
 import dataclasses
 import gzip
+import math
 import pathlib
 import subprocess
 import sys
@@ -10,15 +11,113 @@ import numpy as np
 import pytest
 
 from configs import own_images as preset
-from nvae_tf.data import data_spec
-from nvae_tf.data.sources import load_split
-from nvae_tf.data.spec import complete_config, complete_spec
+from nvae_tf.config import ModelConfig, config_from_dict, config_to_dict
+from nvae_tf.data import DATA_SPECS, DataSpec, data_spec
+from nvae_tf.data.sources import SOURCES, load_split
+from nvae_tf.data.spec import MODEL_SETTINGS, complete_config, complete_spec
 from nvae_tf.latent_plan import latent_plan
 from tests.data.picture_factory import encoded, idx, png, random_pixels, write_files
 
+KNOWN = [spec for spec in DATA_SPECS.values() if spec.name != "own_images"]
+# Image shape, bits, binarized, mirrored, likelihood, padded size, crop box, resize.
+# Image shape, bits, binarized, mirrored, likelihood, padded size, crop box, resize.
+GRAY = ((28, 28, 1), 8, False, False, "logistic_mixture", (32, 32), None, "none")
+BINARY = ((28, 28, 1), 1, True, False, "bernoulli", (32, 32), None, "none")
+
+
+def natural(size, bits=8, crop_box=None, resize="none"):
+    return ((size, size, 3), bits, False, True, "logistic_mixture", (None, None), crop_box, resize)
+
+
+# As the paper and the published checkpoints have them.
+IMAGES = {
+    "digits": ((16, 16, 1), 1, False, False, "bernoulli", (None, None), None, "none"),
+    "photos": natural(32),
+    "mnist": BINARY,
+    "stacked_mnist": ((28, 28, 3), *GRAY[1:]),
+    "omniglot": BINARY,
+    "fashion_mnist": GRAY,
+    "cifar10": natural(32),
+    "celeba64": natural(64, crop_box=(15, 40, 163, 188), resize="stretch"),
+    "imagenet32": natural(32),
+    "imagenet64": natural(64),
+    "celebahq256": natural(256, bits=5),
+    "ffhq256": natural(256, bits=5, resize="stretch"),
+    "lsun_bedroom64": natural(64, resize="crop"),
+    "lsun_church64": natural(64, resize="crop"),
+}
+
+
+@pytest.mark.parametrize("spec", KNOWN, ids=lambda spec: spec.name)
+def test_the_images_are_as_the_paper_has_them(spec):
+    found = (spec.image_shape, spec.num_bits, spec.binarise, spec.horizontal_flip, spec.likelihood)
+    found += ((spec.padded_height, spec.padded_width), spec.crop_box, spec.resize)
+    assert found == IMAGES[spec.name]
+    assert spec.stacked_images == (3 if spec.name == "stacked_mnist" else 1)
+    assert bool(spec.source_name) == SOURCES[spec.source].needs_name
+    # Nothing is guessed, converted or left out unless a user says so.
+    assert (spec.file_bits, spec.convert, spec.on_bad_file) == (8, False, "stop")
+    assert data_spec(spec.name) is spec and config_from_dict(DataSpec, config_to_dict(spec)) == spec
+    model = ModelConfig(**{name: getattr(spec, data_name) for name, data_name in MODEL_SETTINGS.items()})
+    assert latent_plan(model).scales[-1].height == math.ceil((spec.padded_height or spec.height) / 2)
+
+
+def test_where_the_images_come_from():
+    sources = {
+        "tfds": {"mnist", "stacked_mnist", "cifar10", "celeba64", "imagenet32", "imagenet64"},
+        "folder": {"celebahq256", "ffhq256", "lsun_bedroom64", "lsun_church64"},
+        **{"bundled": {"digits", "photos"}, "mat": {"omniglot"}, "idx": {"fashion_mnist"}, "auto": {"own_images"}},
+    }
+    assert {spec.name: spec.source for spec in DATA_SPECS.values()} == {
+        name: source for source, names in sources.items() for name in names
+    }
+    names = {spec.name: spec.source_name for spec in DATA_SPECS.values() if spec.source == "tfds"}
+    imagenet = {f"imagenet{size}": f"downsampled_imagenet/{size}x{size}" for size in (32, 64)}
+    assert names == {"mnist": "mnist", "stacked_mnist": "mnist", "cifar10": "cifar10", "celeba64": "celeb_a"} | imagenet
+    validated = {*imagenet, "celebahq256", "lsun_bedroom64", "lsun_church64"}
+    for spec in DATA_SPECS.values():
+        assert spec.test_split == ("validation" if spec.name in validated else "test")
+        assert (spec.train_split, spec.path, spec.cache) == ("train", None, None)
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("cifar", "cifar10"), ("stacked-mnist", "stacked_mnist")])
+def test_an_unknown_name_is_answered_with_the_nearest(name, nearest):
+    with pytest.raises(ValueError, match=rf"no data set '{name}' \(.*\); did you mean '{nearest}'") as caught:
+        data_spec(name)
+    assert all(known in str(caught.value) for known in DATA_SPECS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_bits": 9, "binarise": False}, "data.num_bits = 9: must be from 1 to 8"),
+        ({"num_bits": 2}, r"data.num_bits = 2: images that are binarized \(data.binarise\) have 1 bit; set it to 1"),
+        ({"height": 0}, "data.height = 0: must be at least 1"),
+        ({"padded_width": -1}, "data.padded_width = -1: must be at least 1"),
+        ({"channels": 5}, "data.channels = 5: must be from 1 to 4"),
+        ({"file_bits": 12}, "data.file_bits = 12: must be 8 or 16"),
+        ({"stacked_images": 3}, "data.stacked_images = 3: must be 1 or the number of channels; set data.channels to 3"),
+        ({"stacked_images": 0}, "data.stacked_images = 0: must be at least 1"),
+        ({"test_fraction": 0.0}, "data.test_fraction = 0.0: must lie between 0 and 1"),
+        ({"max_pixels": 10**9}, "data.max_pixels = 1000000000: must be from 1 to 178956970, Pillow's own limit"),
+        ({"split_seed": 2**32}, "data.split_seed = 4294967296: must be from 0 to"),
+        ({"test_split": "train"}, "data.train_split and data.test_split are both 'train'"),
+        ({"likelihood": "bernouli"}, "data.likelihood = 'bernouli': .*; did you mean 'bernoulli'"),
+        ({"resize": "croped"}, "data.resize = 'croped': .*none, crop, stretch.*; did you mean 'crop'"),
+        ({"on_bad_file": "ignore"}, "data.on_bad_file = 'ignore': .*stop, skip"),
+        ({"crop_box": (15, 40, 163)}, r"data.crop_box = \(15, 40, 163\): must be \(left, top, right, bottom\)"),
+        ({"crop_box": (163, 40, 15, 188)}, "left < right"),
+        ({"crop_box": (15, 40.5, 163, 188)}, "in whole pixels"),
+    ],
+)
+def test_impossible_specs_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(data_spec("mnist"), **change)
+
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OWN = data_spec("own_images")
-IMAGES = random_pixels(12, 20, 14, 3)
+PIXELS = random_pixels(12, 20, 14, 3)
 
 
 def completed(path, **settings):
@@ -29,7 +128,7 @@ def completed(path, **settings):
     return complete_config(config)
 
 
-def pictures(folder, images=IMAGES):
+def pictures(folder, images=PIXELS):
     return write_files(folder, {f"{number:02d}.png": png(image) for number, image in enumerate(images)})
 
 
@@ -116,39 +215,21 @@ def test_the_size_is_what_was_asked_for(settings, size, tmp_path):
     assert load_split(spec, "train").image_shape == (*size, 3)
 
 
-def test_a_home_folder_is_found(tmp_path, monkeypatch):
-    pictures(tmp_path / "album")
+def test_a_home_folder_is_found_and_arrays_beside_pictures_do_not_hide_them(tmp_path, monkeypatch):
+    np.save(pictures(tmp_path / "album") / "labels.npy", np.arange(12))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert completed("~/album").data.image_shape == (20, 14, 3)
     assert load_split(completed("~/album").data, "test").count == 1
 
 
-def test_arrays_beside_pictures_do_not_hide_them(tmp_path):
-    np.save(pictures(tmp_path) / "labels.npy", np.arange(12))
-    assert completed(tmp_path).data.source == "folder"
-
-
-def test_a_file_where_a_folder_must_be_is_told(tmp_path):
-    (tmp_path / "cat.png").write_bytes(png(IMAGES[0]))
-    for source in ("folder", "idx"):
-        with pytest.raises(ValueError, match=f"cat.png: a file; for data.source = {source} it names a folder of"):
-            completed(tmp_path / "cat.png", source=source)
-
-
 def test_a_rule_without_a_size_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="data.resize = 'crop', but to which size.* Set --config.data.height=64"):
         completed(pictures(tmp_path), resize="crop")
-
-
-@pytest.mark.parametrize(
-    "settings", [{"height": 16}, {"height": 14, "width": 20}, {"crop_box": (0, 0, 9, 9), "height": 8}]
-)
-def test_a_size_that_the_pictures_do_not_have_is_an_error_that_names_the_fix(settings, tmp_path):
-    spec = completed(pictures(tmp_path), **settings).data
-    with pytest.raises(
-        ValueError, match=rf"not {spec.height}x{spec.width}: .*set --config.data.resize=crop \(or stretch"
-    ):
-        load_split(spec, "train")
+    for settings in ({"height": 16}, {"height": 14, "width": 20}, {"crop_box": (0, 0, 9, 9), "height": 8}):
+        spec = completed(tmp_path, **settings).data
+        message = rf"not {spec.height}x{spec.width}: .*set --config.data.resize=crop \(or stretch"
+        with pytest.raises(ValueError, match=message):
+            load_split(spec, "train")
 
 
 @pytest.mark.parametrize(
@@ -170,14 +251,14 @@ def test_the_likelihood_follows_from_the_bits(num_bits, given, likelihood, tmp_p
 def test_given_channels_and_bits_are_kept(tmp_path):
     spec = completed(pictures(tmp_path), channels=1, file_bits=16, convert=True).data
     assert (spec.channels, spec.file_bits) == (1, 16)
-    np.testing.assert_array_equal(load_split(spec, "test").image_shape, (20, 14, 1))
+    assert load_split(spec, "test").image_shape == (20, 14, 1)
 
 
 def test_most_pictures_decide_and_not_the_first(tmp_path):
-    alpha = np.concatenate([IMAGES[0], IMAGES[0][..., :1]], axis=-1)
+    alpha = np.concatenate([PIXELS[0], PIXELS[0][..., :1]], axis=-1)
     pictures(tmp_path / "train")
     write_files(
-        tmp_path, {"train/0.png": b"text", "train/00.png": png(alpha[:9]), "test/0.png": encoded(IMAGES[0], "PNG")}
+        tmp_path, {"train/0.png": b"text", "train/00.png": png(alpha[:9]), "test/0.png": encoded(PIXELS[0], "PNG")}
     )
     spec = completed(tmp_path).data
     assert (spec.image_shape, spec.file_bits) == ((20, 14, 3), 8)
@@ -195,6 +276,7 @@ def test_most_pictures_decide_and_not_the_first(tmp_path):
             ValueError,
             "data.path = .*: a file that is neither .npy nor .npz; name a folder of pictures",
         ),
+        ({"path": __file__, "source": "folder"}, ValueError, "a file; for data.source = folder it names a folder of"),
         ({"source": "tfds"}, ValueError, "data.source_name is not set: .* for example --config.data.source_name="),
         ({"source": "bundled"}, ValueError, "data.source_name is not set"),
         ({"source": "folder"}, ValueError, "data.path is not set: --config.data.path=... names a folder of pictures"),
@@ -202,15 +284,10 @@ def test_most_pictures_decide_and_not_the_first(tmp_path):
         ({"source": "fodler"}, ValueError, "data.source = 'fodler': .*did you mean 'folder'"),
     ],
 )
-def test_what_leads_to_no_images_is_told(settings, error, message):
+def test_what_leads_to_no_images_is_reported(settings, error, message):
     with pytest.raises(error, match=message) as caught:
         complete_spec(dataclasses.replace(OWN, **settings))
     assert "\n" not in str(caught.value)
-
-
-def test_bundled_photos_need_no_path():
-    spec = complete_spec(dataclasses.replace(OWN, source="bundled", source_name="photos", height=24))
-    assert spec.image_shape == (24, 24, 3) and spec.file_bits == 8
 
 
 def test_a_folder_is_looked_at_before_tensorflow_is_loaded(tmp_path):
