@@ -37,7 +37,7 @@ from nvae_tf.files import check_writable
 from nvae_tf.generation.arguments import BATCH_NORM_HELP, TEMPERATURE_HELP, parse_temperature
 from nvae_tf.progress import StatusLine
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
-from nvae_tf.setting_checks import check_choice
+from nvae_tf.setting_checks import check, check_choice
 from nvae_tf.train_config import LARGEST_SEED
 
 _METRICS = ("elbo", "iw", "fid", "latents")
@@ -74,11 +74,14 @@ DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 def main() -> None:
     """Evaluates, prints a table and writes the files."""
-    if not METRICS.value:
-        raise ValueError(f"--metrics is empty: give some of {', '.join(_METRICS)}")
+    check(bool(METRICS.value), f"--metrics is empty: give some of {', '.join(_METRICS)}")
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
-    _check_fid_flags()
+    for flag in (FID_SAMPLES, INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS):
+        given, metrics = flag.present, ",".join(METRICS.value)
+        check(not given or "fid" in metrics, f"--{flag.name} is of metric fid, which --metrics={metrics} does not have")
+    if INCEPTION.present and EXTRACTOR.present:
+        raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
     command_line.check_run_folder(WORKDIR.value)
     check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     temperature = parse_temperature(TEMPERATURE.value)
@@ -97,14 +100,6 @@ def main() -> None:
     if written is not None:
         file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)
         StatusLine().keep(f"{table(written)}\n\nwritten to {file} and {file.with_suffix('.txt').name}")
-
-
-def _check_fid_flags() -> None:
-    given = [flag.name for flag in (FID_SAMPLES, INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS) if flag.present]
-    if given and "fid" not in METRICS.value:
-        raise ValueError(f"--{given[0]} is of metric fid, which --metrics={','.join(METRICS.value)} does not have")
-    if INCEPTION.present and EXTRACTOR.present:
-        raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
 
 
 def run() -> None:

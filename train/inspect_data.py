@@ -3,8 +3,8 @@
     python -m train.inspect_data --config=configs/own_images.py --config.data.path=my_pictures
 
 Takes the same --config flags as train.main. Prints for the training and the test part the number of images and their
-form, where their values lie, how many bits they really use, and how many images a second can be read; and writes a
-picture: the upper half has the first training images, as the model gets them, the lower half the first test images.
+form, where their values lie, how many bits they really use, and how many images a second can be read. Writes a PNG
+file: above the first training images as the model gets them, below the first test images.
 
 Exit code: 0 done, 2 a mistake in the command or in the data.
 """
@@ -40,15 +40,12 @@ def main() -> None:
     import numpy as np
 
     from nvae_tf.data.inspection import inspect
-    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.generation.image_grid import filled_rows, image_grid, write_png
     from nvae_tf.progress import StatusLine
 
     status = StatusLine()
     shown = inspect(config, COUNT.value, SECONDS.value, status)
-    # Gray images fill the last row of each part.
-    rows = [
-        np.pad(images, [(0, -len(images) % _COLUMNS), (0, 0), (0, 0), (0, 0)], constant_values=0.5) for images in shown
-    ]
+    rows = [filled_rows(images, _COLUMNS) for images in shown]
     write_png(output, image_grid(np.concatenate(rows), _COLUMNS, enlarge=None))
     status.keep(f"{len(shown[0])} training images above {len(shown[1])} test images in {output}")
 

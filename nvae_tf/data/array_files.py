@@ -19,6 +19,7 @@ from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, check_mem
 from nvae_tf.data_spec import DataSpec
 from nvae_tf.errors import first_line
 from nvae_tf.progress import Report
+from nvae_tf.setting_checks import check
 
 _BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16, np.dtype(np.bool_): 8}
 # NumPy refuses longer headers.
@@ -144,8 +145,8 @@ def load_arrays(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
 def arrays_holds_out(spec: DataSpec) -> bool:
     """Whether the test images are a random part of all, because there are no arrays for the parts."""
-    arrays = _arrays_at(pathlib.Path(spec.path))
-    return not any(arrays.keys() >= set(names) for names in _names_of_parts(spec))
+    names_in_file = _arrays_at(pathlib.Path(spec.path)).keys()
+    return not any(names_in_file >= set(names) for names in _names_of_parts(spec))
 
 
 def _names_of_parts(spec):
@@ -244,13 +245,9 @@ def load_idx(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
 
 def _idx_file(spec, split):
-    found = sorted(
-        file
-        for file in pathlib.Path(spec.path).iterdir()
-        if file.name.removesuffix(".gz").endswith("ubyte")
-        and "images" in file.name
-        and any(word in file.name for word in _IDX_WORDS[split])
-    )
+    found = sorted(file for file in pathlib.Path(spec.path).iterdir() if "images" in file.name)
+    found = [file for file in found if file.name.removesuffix(".gz").endswith("ubyte")]
+    found = [file for file in found if any(word in file.name for word in _IDX_WORDS[split])]
     # A name that no file has belongs to another kind of source.
     found = [file for file in found if file.name.startswith(spec.source_name or "")] or found
     # The same file packed and unpacked is one.
@@ -289,16 +286,11 @@ def _read_idx(file):
     except (OSError, EOFError, zlib.error) as error:
         problem = "a damaged gzip file" if packed else "unreadable"
         raise ValueError(f"{file}: {problem} ({error}); download it again") from None
-    if len(content) < count:
-        raise ValueError(
-            f"{file}: has {len(content):,} values, but its header says {said}: it was cut off; download it again"
-        )
-    if len(content) > count:
-        raise ValueError(
-            f"{file}: has more than the {count:,} values of its header, {said}: damaged; download it again"
-        )
-    if not count:
-        raise ValueError(f"{file}: has no images; its header says {said}")
+    found = f"{file}: has {len(content):,} values, but its header says {said}"
+    check(len(content) >= count, f"{found}: it was cut off; download it again")
+    more = f"{file}: has more than the {count:,} values of its header, {said}"
+    check(len(content) <= count, f"{more}: damaged; download it again")
+    check(count > 0, f"{file}: has no images; its header says {said}")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 

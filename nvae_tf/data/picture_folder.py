@@ -150,7 +150,8 @@ def _usable(spec: DataSpec, split: str, names: Sequence[str], report: Report) ->
             if spec.on_bad_file == "stop" and problems:
                 raise ValueError(f"{problems[0]}. {_fix(len(problems))}")
             report.progress(f"looking at the pictures in {spec.path}: {start + len(chunk):,} of {len(names):,}")
-    check(bool(usable), f"{spec.path}: none of {len(names):,} pictures can be used; the first: {[*problems, ''][0]}")
+    if not usable:
+        raise ValueError(f"{spec.path}: none of {len(names):,} pictures can be used; the first: {problems[0]}")
     if problems:
         shown = "".join(f"\n    {problem}" for problem in problems[:_SKIPPED_NAMES_SHOWN])
         rest = len(problems) - _SKIPPED_NAMES_SHOWN
@@ -208,10 +209,9 @@ def find_pictures(places: str | os.PathLike | Sequence[str | os.PathLike]) -> li
         path = pathlib.Path(place).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"{place}: there is no such file or folder of pictures")
-        names = list_pictures(path) if path.is_dir() else []
-        if path.is_dir() and not names:
-            raise ValueError(f"{place}: no pictures in this folder; they are files with names in {', '.join(SUFFIXES)}")
-        found += [(path / name, name) for name in names] or [(path, path.name)]
+        inside = [(path / name, name) for name in list_pictures(path)] if path.is_dir() else [(path, path.name)]
+        check(bool(inside), f"{place}: no pictures in this folder; they are files with names in {', '.join(SUFFIXES)}")
+        found += inside
     return found
 
 

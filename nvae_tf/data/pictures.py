@@ -95,11 +95,7 @@ def list_pictures(folder: str | os.PathLike) -> list[str]:
 
 
 def read_header(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> PictureHeader:
-    """Reads a picture's header, and checks that the file is not cut off.
-
-    Raises:
-      BadPicture: it is not a picture, has more than `max_pixels` or several frames, or was cut off.
-    """
+    """Reads a picture's header; BadPicture for other files, several frames, too many pixels, a cut-off file."""
     with _opened(path, max_pixels) as picture:
         channels, bits = _form(picture, path)
         has_palette = picture.mode == "P"

@@ -159,8 +159,7 @@ def load_split(spec: DataSpec, split: str, report: Report | None = None) -> Imag
         FileNotFoundError: nothing lies at `data.path`.
         ConnectionError: the data must be downloaded and can't be.
     """
-    if split not in SPLITS:
-        raise ValueError(f"There is no split '{split}'. Valid: {', '.join(SPLITS)}.")
+    check(split in SPLITS, f"There is no split '{split}'. Valid: {', '.join(SPLITS)}.")
     load, spec = _function(spec, "load_{}"), _with_home(spec)
     report = report or Report()
     if spec.stacked_images == 1:
@@ -221,16 +220,14 @@ def _function(spec, name):
     kind = source_at(spec.path) if spec.source == "auto" else spec.source
     source = SOURCES[kind]
     if source.needs:
-        place = _place(spec.path, source.needs)
-        if source.needs_folder and not place.is_dir():
-            raise ValueError(
-                f"data.path = {spec.path}: a file; for data.source = {spec.source} it names {source.needs}"
-            )
-    if source.needs_name and not spec.source_name:
-        raise ValueError(
-            f"data.source_name is not set: the name of the set within data.source = {spec.source}, "
-            "for example --config.data.source_name=oxford_flowers102 for TensorFlow Datasets"
-        )
+        is_folder = _place(spec.path, source.needs).is_dir()
+        message = f"data.path = {spec.path}: a file; for data.source = {spec.source} it names {source.needs}"
+        check(is_folder or not source.needs_folder, message)
+    check(
+        bool(spec.source_name) or not source.needs_name,
+        f"data.source_name is not set: the name of the set within data.source = {spec.source}, "
+        "for example --config.data.source_name=oxford_flowers102 for TensorFlow Datasets",
+    )
     if kind == "tfds":
         start_tensorflow_quietly()
     # Imported when it is needed: some modules take seconds.
@@ -238,8 +235,7 @@ def _function(spec, name):
 
 
 def _place(path, needs):
-    if not path:
-        raise ValueError(f"data.path is not set: --config.data.path=... names {needs}")
+    check(bool(path), f"data.path is not set: --config.data.path=... names {needs}")
     place = pathlib.Path(path).expanduser()
     if not place.exists():
         raise FileNotFoundError(

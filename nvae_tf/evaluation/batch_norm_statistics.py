@@ -69,17 +69,13 @@ class ReadjustedModel(NamedTuple):
 
 
 def readjusted(
-    model: NVAE,
-    temperature: Temperature,
-    iterations: int = 500,
-    batch_size: int = 16,
-    seed: int = 0,
+    model: NVAE, temperature: Temperature, iterations: int = 500, batch_size: int = 16, seed: int = 0
 ) -> ReadjustedModel:
     """A copy of a model whose generator's running batch-norm statistics are those of sampling at a temperature.
 
-    They follow `iterations` batches by the layers' own rule, `0.95 running + 0.05 batch`, so after some hundred what
-    they were before is forgotten; larger batches, of at least 2, make them less noisy. The given model, the bottom-up
-    network and all weights stay as they are. None of the latents is one that `NVAE.generate` draws from the same seed.
+    They follow `iterations` batches of at least 2 images by the layers' own rule, `0.95 running + 0.05 batch`. The
+    given model, the bottom-up network and all weights stay as they are. None of the latents is one that `NVAE.generate`
+    draws from the same seed.
 
     Raises:
       ValueError: a number is out of range, or a statistic is not finite; the message names its layer.
@@ -97,14 +93,18 @@ def readjusted(
     iterate = _iteration(copy, norms, temperatures, batch_size, seed)
     for number in range(iterations):
         finite = iterate(tf.constant(number * batch_size, tf.int64)).numpy()
-        if not finite.all():
-            raise ValueError(
-                f"batch norm can't be readjusted: the statistics of {norms[int(np.argmin(finite))][0]} are not "
-                f"finite in iteration {number + 1} of {iterations}; weights before it are NaN, or what they compute "
-                "overflows"
-            )
-    after = _statistics_of(norms)
-    shifts = [_shift(name, *pair) for (name, *_), *pair in zip(norms, before, after, strict=True)]
+        check(
+            bool(finite.all()),
+            f"batch norm can't be readjusted: the statistics of {norms[int(np.argmin(finite))][0]} are not finite in "
+            f"iteration {number + 1} of {iterations}; weights before it are NaN, or what they compute overflows",
+        )
+    shifts = []
+    for (layer, *_), old, new in zip(norms, before, _statistics_of(norms), strict=True):
+        # With the layer's own constant: where there is almost no variance, it is what the layer divides by.
+        moved = np.abs(new[0] - old[0]) / np.sqrt(old[1] + EPSILON)
+        ratios = np.log((new[1] + EPSILON) / (old[1] + EPSILON))
+        values = np.median(moved), moved.max(), np.median(ratios), ratios[np.argmax(np.abs(ratios))]
+        shifts.append(StatisticsShift(layer, *map(float, values)))
     return ReadjustedModel(copy, tuple(shifts))
 
 
@@ -150,12 +150,3 @@ def _statistics_of(norms: Sequence[_Norm]) -> list[tuple[np.ndarray, np.ndarray]
     """Running mean and variance of each, `[channels]`."""
     values = {id(stack): [variable.numpy() for variable in stack.statistics] for _, stack, _ in norms}
     return [tuple(value[index] for value in values[id(stack)]) for _, stack, index in norms]
-
-
-def _shift(layer: str, before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]) -> StatisticsShift:
-    (old_mean, old_variance), (mean, variance) = before, after
-    # With the layer's own constant: where there is almost no variance, it is what the layer divides by.
-    moved = np.abs(mean - old_mean) / np.sqrt(old_variance + EPSILON)
-    ratios = np.log((variance + EPSILON) / (old_variance + EPSILON))
-    values = np.median(moved), moved.max(), np.median(ratios), ratios[np.argmax(np.abs(ratios))]
-    return StatisticsShift(layer, *map(float, values))

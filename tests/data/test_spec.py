@@ -132,49 +132,35 @@ def pictures(folder, images=PIXELS):
     return write_files(folder, {f"{number:02d}.png": png(image) for number, image in enumerate(images)})
 
 
-def as_folder(place, images):
-    return pictures(place, images)
-
-
-def as_nested_folder(place, images):
-    return pictures(place / "a" / "b", images).parents[1]
-
-
-def as_npy(place, images):
-    np.save(place / "images.npy", images)
-    return place / "images.npy"
-
-
-def as_npz(place, images):
-    np.savez(place / "images.npz", images=images)
-    return place / "images.npz"
-
-
-def as_folder_of_npy(place, images):
-    np.save(place / "train.npy", images[:6])
+def stored(place, form, images):
+    """The path of images in one of the forms that are recognized."""
+    if form.startswith("folder of pictures"):
+        pictures(place / ("a/b" if "nested" in form else ""), images)
+        return place
+    if form == "IDX":
+        content = gzip.compress(idx(images[..., 0]))
+        return write_files(place, {f"{part}-images-idx3-ubyte.gz": content for part in ("train", "t10k")})
+    if form == "npz":
+        np.savez(place / "images.npz", images=images)
+        return place / "images.npz"
+    np.save(place / "train.npy", images)
     np.save(place / "test.npy", images[6:])
-    return place
-
-
-def as_idx(place, images):
-    content = gzip.compress(idx(images[..., 0]))
-    return write_files(place, {name: content for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")})
+    return place if form == "folder of npy" else place / "train.npy"
 
 
 @pytest.mark.parametrize(
-    ("make", "source", "channels", "dtype"),
+    ("form", "source", "channels", "dtype"),
     [
-        (as_folder, "folder", 3, np.uint8),
-        (as_folder, "folder", 2, np.uint16),
-        (as_nested_folder, "folder", 1, np.uint8),
-        (as_npy, "arrays", 4, np.uint8),
-        (as_npz, "arrays", 3, np.uint16),
-        (as_folder_of_npy, "arrays", 3, np.uint8),
-        (as_idx, "idx", 1, np.uint8),
+        ("folder of pictures", "folder", 2, np.uint16),
+        ("folder of pictures, nested", "folder", 1, np.uint8),
+        ("npy", "arrays", 4, np.uint8),
+        ("npz", "arrays", 3, np.uint16),
+        ("folder of npy", "arrays", 3, np.uint8),
+        ("IDX", "idx", 1, np.uint8),
     ],
 )
-def test_the_settings_follow_from_what_lies_at_the_path(make, source, channels, dtype, tmp_path):
-    path = make(tmp_path, random_pixels(12, 20, 14, channels, dtype=dtype))
+def test_the_settings_follow_from_what_lies_at_the_path(form, source, channels, dtype, tmp_path):
+    path = stored(tmp_path, form, random_pixels(12, 20, 14, channels, dtype=dtype))
     config = completed(path)
     expected = dict(source=source, height=20, width=14, channels=channels, file_bits=dtype().itemsize * 8)
     expected |= dict(num_bits=8, likelihood="logistic_mixture", path=str(path))
@@ -206,7 +192,7 @@ def test_sizes_that_the_hierarchy_cannot_halve_are_padded(tmp_path):
         ({"resize": "crop", "height": 8, "width": 10}, (8, 10)),
         ({"crop_box": (1, 2, 9, 14)}, (12, 8)),
         ({"crop_box": (1, 2, 9, 14), "resize": "stretch", "height": 5}, (5, 5)),
-        ({"height": 20, "width": 14}, (20, 14)),
+        ({"height": 20, "width": 14, "channels": 3, "file_bits": 8}, (20, 14)),
     ],
 )
 def test_the_size_is_what_was_asked_for(settings, size, tmp_path):
@@ -246,12 +232,6 @@ def test_the_likelihood_follows_from_the_bits(num_bits, given, likelihood, tmp_p
     config = completed(pictures(tmp_path), num_bits=num_bits, **changes)
     assert config.data.likelihood == config.model.likelihood == likelihood
     assert config.data.num_bits == config.model.num_bits == num_bits
-
-
-def test_given_channels_and_bits_are_kept(tmp_path):
-    spec = completed(pictures(tmp_path), channels=1, file_bits=16, convert=True).data
-    assert (spec.channels, spec.file_bits) == (1, 16)
-    assert load_split(spec, "test").image_shape == (20, 14, 1)
 
 
 def test_most_pictures_decide_and_not_the_first(tmp_path):
