@@ -53,7 +53,7 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images at a time on each replica; that of the training if not given.", lower_bound=1
 )
 REPLICAS = flags.DEFINE_integer(
-    "replicas", 0, "So many GPUs, all for 0; without GPUs, so many parts of the CPU.", lower_bound=0
+    "replicas", 0, "Number of GPUs, all for 0; without GPUs, of virtual CPU devices.", lower_bound=0
 )
 SEED = flags.DEFINE_integer(
     "seed", 0, "Of the binarization and of the samples.", lower_bound=0, upper_bound=LARGEST_SEED

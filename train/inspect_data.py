@@ -9,12 +9,11 @@ file: above the first training images as the model gets them, below the first te
 Exit code: 0 done, 2 a mistake in the command or in the data.
 """
 
-import pathlib
-
 from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
+from nvae_tf.generation.arguments import output_place
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
 
@@ -24,16 +23,16 @@ OUTPUT = flags.DEFINE_string(
     "inspect_data.png",
     "PNG file to write; that of an earlier look is replaced, another only with --overwrite.",
 )
-COUNT = flags.DEFINE_integer("count", 40, "Images of each part in the picture.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to measure the reading of each part.", lower_bound=0.1)
+COUNT = flags.DEFINE_integer("count", 40, "Images of each split in the file.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to measure the reading of each split.", lower_bound=0.1)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
 _COLUMNS = 10
 
 
 def main() -> None:
-    """Looks at both parts, prints and writes the picture."""
-    output = pathlib.Path(OUTPUT.value)
-    command_line.check_output(output, OVERWRITE.value or flags.FLAGS["output"].using_default_value)
+    """Looks at both splits, prints statistics and writes the PNG file."""
+    may_replace = OVERWRITE.value or flags.FLAGS["output"].using_default_value
+    output = output_place(OUTPUT.value, (".png",), may_replace).path
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
     start_tensorflow_quietly()

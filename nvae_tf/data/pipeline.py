@@ -96,16 +96,15 @@ def permutation(key: np.ndarray, epoch: tf.Tensor, count: int) -> tf.Tensor:
 def intensity_table(num_bits: int) -> np.ndarray:
     """Returns the intensity in [0, 1] of every stored value from 0 to 255, float32 `[256]`.
 
-    With b bits, 1 to 8, there are 2^b levels, `floor(value / 2^(8 - b)) / (2^b - 1)` (Vahdat & Kautz 2020). The floor
-    is taken in whole numbers, so that no rounding error moves a value to the level below; each entry is the float32
-    nearest to the exact fraction.
+    With b bits, 1 to 8, it is `floor(value / 2^(8 - b)) / (2^b - 1)` (Vahdat & Kautz 2020), each the float32 nearest to
+    the exact fraction: the floor is taken in whole numbers.
     """
     levels = np.arange(256) >> (8 - num_bits)
     return levels.astype(np.float32) / np.float32(2**num_bits - 1)
 
 
 def binarize(intensities: tf.Tensor, key: np.ndarray, first_position: tf.Tensor) -> tf.Tensor:
-    """Draws each pixel, 0 or 1, from Bernoulli(intensity): float32 `[batch, height, width, channels]` in [0, 1].
+    """Draws each pixel of `[batch, height, width, channels]`, 0 or 1, from Bernoulli(intensity).
 
     `first_position`, an int64 scalar, is the position in the stream of the batch's first image.
     """
@@ -197,11 +196,8 @@ def shuffled_index_batches(
 ) -> tf.data.Dataset:
     """Returns the endless training order, before any image is read; see `training_batches`.
 
-    Starting late replays nothing: the permutation of the starting epoch is made and cut.
-
-    Returns:
-        A dataset of pairs: the position in the stream of the shard's first example, an int64 scalar (that of a batch's
-        first is `step * batch_size`); and indices of examples, int32 `[batch_size / shard.count]`.
+    It is a dataset of pairs: the position in the stream of the shard's first example, an int64 scalar (that of a
+    batch's first is `step * batch_size`); and indices of examples, int32 `[batch_size / shard.count]`.
     """
     size = batch_size // shard.count
     offset = shard.index * size
@@ -245,10 +241,7 @@ def _check_batch_size(batch_size):
 
 
 def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor]:
-    """Iterates over batches; where an image of the source can't be read, raises what reading it raised.
-
-    TensorFlow would raise an error of its own, with the other's text and a traceback in it.
-    """
+    """Iterates over batches; where an image can't be read, raises what reading raised, not TensorFlow's error."""
 
     def read():
         known = len(source.failures)
@@ -267,8 +260,7 @@ _OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
 def closed_at_exit(iteration: Generator) -> Generator:
     """The same generator, which is closed when the process ends, if it still runs.
 
-    Threads of tf.data that call Python must be gone before the interpreter is taken down: otherwise they wait for its
-    lock, and it waits for them, for ever.
+    Otherwise threads of tf.data that call Python wait for the interpreter's lock, and it waits for them, for ever.
     """
     _OPEN.add(iteration)
     return iteration

@@ -63,10 +63,7 @@ class ImageSource:
     failures: Sequence[Exception] = ()
 
     def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Returns a function from indices `[batch]` to uint8 images `[batch, height, width, channels]`.
-
-        Called once per pipeline, eagerly; the function is traced into the pipeline's graph.
-        """
+        """A function, to be traced, from indices `[batch]` to uint8 images `[batch, height, width, channels]`."""
         raise NotImplementedError
 
 

@@ -129,7 +129,7 @@ def _batch_function(content: bytes, where: str) -> tf.types.experimental.Concret
     try:
         graph.ParseFromString(content)
     except DecodeError:
-        raise ValueError(f"{where}: not a frozen graph of TensorFlow, or cut off; get it anew") from None
+        raise ValueError(f"{where}: not a frozen graph of TensorFlow, or cut off; download it again") from None
     found = {node.name: node.op for node in graph.node}
     other = [f"{name} ({kind})" for name, kind in _OPERATIONS.items() if found.get(name) != kind]
     check(not other, f"{where}: another graph than expected, it lacks the nodes {', '.join(other)}")
@@ -233,7 +233,7 @@ def graph_content(file: pathlib.Path) -> bytes:
             check(len(members) == 1 and members[0].isfile(), f"{file}: has no {GRAPH_NAME} in it; {_HELP}")
             return archive.extractfile(members[0]).read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{file}: a damaged archive ({error}); remove it, and get it anew: {_HELP}") from None
+        raise ValueError(f"{file}: a damaged archive ({error}); remove it, and download it again: {_HELP}") from None
 
 
 def cache_folder() -> pathlib.Path:

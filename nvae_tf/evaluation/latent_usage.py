@@ -1,4 +1,4 @@
-"""Which latents of a model carry information about an image: active units, and a picture of the KL per channel."""
+"""Which latents of a model carry information about an image: active units, and a heat map of the KL per channel."""
 
 from collections.abc import Sequence
 

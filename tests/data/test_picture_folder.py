@@ -109,7 +109,7 @@ def test_no_pictures_are_reported(tmp_path):
         own_images(tmp_path)
 
 
-# Within the pixels, whose end the header does not tell.
+# Within the pixels, whose end is not in the header.
 CUT_JPEG = JPEG[:-40]
 BAD_FILES = {
     "other channels": (

@@ -379,65 +379,35 @@ def coordinates(height, width):
     return np.stack([x, y, np.zeros_like(x)], axis=-1)
 
 
-def applied(geometry, pixels):
-    return np.asarray(geometry.apply(Image.fromarray(pixels))).astype(int)
-
-
-def assert_shows(found, columns, rows, tolerance=0.0):
-    """Whether the pixels of `found` come from these columns and rows of a picture of coordinates."""
-    assert found.shape[:2] == (len(rows), len(columns))
-    assert np.abs(found[..., 0] - np.asarray(columns)).max() <= tolerance
-    assert np.abs(found[..., 1] - np.asarray(rows)[:, np.newaxis]).max() <= tolerance
-
-
 def centers(start, stop, count):
     """The middle of each of `count` equal cells between two borders; pixel 0 goes from 0 to 1 and is called 0."""
     return start + (np.arange(count) + 0.5) * (stop - start) / count - 0.5
 
 
-def test_the_box_is_left_top_right_bottom():
-    found = applied(Geometry(height=30, width=20, crop_box=(3, 40, 23, 70)), coordinates(100, 60))
-    assert_shows(found, columns=range(3, 23), rows=range(40, 70))
-
-
 @pytest.mark.parametrize(
-    ("height", "width", "columns", "rows"),
+    ("geometry", "size", "columns", "rows", "tolerance"),
     [
-        (20, 50, (15, 35), (0, 20)),
-        (50, 20, (0, 20), (15, 35)),
-        (20, 20, (0, 20), (0, 20)),
-        # An odd rest: at whole pixels, not between them.
-        (20, 41, (10, 30), (0, 20)),
-    ],
-)
-def test_crop_without_scaling_takes_the_middle(height, width, columns, rows):
-    found = applied(Geometry(20, 20, None, "crop"), coordinates(height, width))
-    assert_shows(found, range(*columns), range(*rows))
-
-
-@pytest.mark.parametrize(
-    ("picture", "size", "columns", "rows"),
-    [
+        (Geometry(30, 20, (3, 40, 23, 70)), (100, 60), (3, 23), (40, 70), 0),
+        # Without scaling the middle is taken, at whole pixels.
+        (Geometry(20, 20, None, "crop"), (20, 50), (15, 35), (0, 20), 0),
+        (Geometry(20, 20, None, "crop"), (50, 20), (0, 20), (15, 35), 0),
+        (Geometry(20, 20, None, "crop"), (20, 41), (10, 30), (0, 20), 0),
         # The shorter side fits and the longer one is cut evenly.
-        ((100, 200), (25, 25), (50, 150), (0, 100)),
-        ((200, 100), (25, 25), (0, 100), (50, 150)),
-        ((120, 200), (30, 20), (60, 140), (0, 120)),
-        ((200, 120), (20, 30), (0, 120), (60, 140)),
-        # Enlarged.
-        ((20, 30), (40, 40), (5, 25), (0, 20)),
+        (Geometry(25, 25, None, "crop"), (100, 200), (50, 150), (0, 100), 0.76),
+        (Geometry(30, 20, None, "crop"), (120, 200), (60, 140), (0, 120), 0.76),
+        (Geometry(20, 30, None, "crop"), (200, 120), (0, 120), (60, 140), 0.76),
+        (Geometry(40, 40, None, "crop"), (20, 30), (5, 25), (0, 20), 0.76),
+        (Geometry(20, 50, None, "stretch"), (100, 200), (0, 200), (0, 100), 0.76),
+        # CelebA's square around the face.
+        (Geometry(64, 64, (15, 40, 163, 188), "stretch"), (218, 178), (15, 163), (40, 188), 0.5),
     ],
 )
-def test_crop_scales_the_shorter_side(picture, size, columns, rows):
-    found = applied(Geometry(*size, None, "crop"), coordinates(*picture))
-    expected = centers(*columns, size[1]), centers(*rows, size[0])
-    assert_shows(found, *(np.clip(places, 0, None) for places in expected), tolerance=0.76)
-    inner = slice(2, -2)
-    assert_shows(found[inner, inner], *(places[inner] for places in expected), tolerance=0.6)
-
-
-def test_stretch_takes_all_of_the_picture():
-    found = applied(Geometry(20, 50, None, "stretch"), coordinates(100, 200))
-    assert_shows(found, centers(0, 200, 50), centers(0, 100, 20), tolerance=0.76)
+def test_cropping_and_scaling(geometry, size, columns, rows, tolerance):
+    found = np.asarray(geometry.apply(Image.fromarray(coordinates(*size)))).astype(int)
+    assert found.shape[:2] == (geometry.height, geometry.width)
+    expected_columns, expected_rows = centers(*columns, geometry.width), centers(*rows, geometry.height)
+    assert np.abs(found[..., 0] - np.clip(expected_columns, 0, None)).max() <= tolerance
+    assert np.abs(found[..., 1] - np.clip(expected_rows, 0, None)[:, np.newaxis]).max() <= tolerance
 
 
 def test_scaling_down_averages_all_pixels():
@@ -445,14 +415,8 @@ def test_scaling_down_averages_all_pixels():
     stripes = np.zeros((96, 96, 3), np.uint8)
     stripes[:, ::2] = 255
     for resize in ("crop", "stretch"):
-        found = applied(Geometry(24, 24, None, resize), stripes)
-        assert np.abs(found - 127.5).max() < 10
-
-
-def test_the_square_of_celeba_comes_out_at_the_centers_of_its_cells():
-    assert CELEBA.crop_box == (15, 40, 163, 188) and CELEBA.image_shape == (64, 64, 3)
-    found = fit_pixels(coordinates(218, 178), CELEBA).astype(int)
-    assert_shows(found, centers(15, 163, 64), centers(40, 188, 64), tolerance=0.5)
+        found = np.asarray(Geometry(24, 24, None, resize).apply(Image.fromarray(stripes)))
+        assert np.abs(found.astype(int) - 127.5).max() < 10
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

@@ -1,4 +1,4 @@
-"""Sets from TensorFlow Datasets: prepared before, prepared from files on disk, and not to be had; and their images."""
+"""Sets from TensorFlow Datasets: prepared before, prepared from files on disk, or missing; and their images."""
 
 import dataclasses
 import hashlib
