@@ -45,11 +45,7 @@ _IMAGES_AT_ONCE = 32
 
 
 class FeatureExtractor(Protocol):
-    """What gives features of images.
-
-    Attributes:
-      name: another one for every extractor that gives other numbers: a part of what statistics are kept under.
-    """
+    """What gives features of images; statistics are kept under its `name`, so other numbers need another name."""
 
     name: str
 
@@ -58,17 +54,12 @@ class FeatureExtractor(Protocol):
 
 
 class Inception:
-    """Inception 2015, up to pool 3; made by `load_inception`.
-
-    Args:
-      content: the graph's file.
-      where: it comes from, for messages.
-      strategy: all of its replicas, in this process, share the images.
+    """Inception 2015, up to pool 3; made by `load_inception`. All replicas of the strategy share the images.
 
     Attributes:
       name: "inception-2015-12-05" with the beginning of the SHA-256 of the graph's file.
-      is_published: whether the graph's file has the size and the MD5 given for the published one; if not, the
-        distances may not be comparable with published ones.
+      is_published: whether the file has the size and the MD5 given for the published one; if not, the distances may not
+        be comparable with published ones.
     """
 
     def __init__(self, content: bytes, where: str, strategy: tf.distribute.Strategy | None = None):

@@ -26,8 +26,7 @@ def active_units(
     A unit is a latent channel of a group. It is active where the KL of posterior and prior, given latents of the groups
     above that are drawn from the posterior, exceeds `active_from` in the mean over images and positions. Vahdat & Kautz
     (2020) count from 0.1 nats on. 0.01 also finds units that say little at a position and much in an image; channels
-    that the model has given up lie far below it. (The variance of the posterior's mean, which Burda et al. 2016 take
-    for one group, also moves with the draws above in a hierarchy.)
+    that the model has given up lie far below it.
 
     Args:
       kl_per_channel_nats: `[groups, latent channels]`, means over images, summed over height and width, see

@@ -192,10 +192,9 @@ class LikelihoodEvaluator:
 
 
 def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, replicas: int = 1) -> int:
-    """How many importance samples of a batch go through the network together, at least 1.
+    """How many importance samples of a batch (of one replica) go through the network together, at least 1.
 
-    As many as make a pass wide enough to be fast, and as fit into a quarter of the free memory, which replicas on a CPU
-    share; `batch_size` is that of one replica. What a pass needs is read off its graph, see `nvae_tf.memory`.
+    As many as make a pass wide enough to be fast, and as fit into a quarter of the free memory, by its graph.
     """
     wanted = min(importance_samples, _ROWS // batch_size)
     if wanted < 2:

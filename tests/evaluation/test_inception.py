@@ -128,11 +128,3 @@ def test_a_host_that_refuses_or_keeps_silent_is_given_up_soon(monkeypatch, tmp_p
     with pytest.raises(ConnectionError, match="refused.*storage.googleapis.com.*--inception=PATH"):
         downloaded_inception(tmp_path, silent, 1, timeout_seconds=0.2)
     assert time.monotonic() - began < 5.0
-
-
-def test_a_name_that_is_never_resolved_is_given_up_too(monkeypatch, tmp_path):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3.0))
-    began = time.monotonic()
-    with pytest.raises(ConnectionError, match="no answer within 0.1 seconds"):
-        downloaded_inception(tmp_path, "http://host.invalid/archive.tgz", 1, timeout_seconds=0.1)
-    assert time.monotonic() - began < 2.0
