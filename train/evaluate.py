@@ -32,7 +32,7 @@ import pathlib
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, check_choice
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, check, check_choice
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.generation.arguments import BATCH_NORM_HELP, TEMPERATURE_HELP, parse_temperature
@@ -51,7 +51,7 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images at a time on each replica; that of the training if not given.", lower_bound=1
 )
 REPLICAS = flags.DEFINE_integer(
-    "replicas", 0, "So many GPUs, all for 0; without GPUs, so many parts of the CPU.", lower_bound=0
+    "replicas", 0, "Number of GPUs, all for 0; without GPUs, of virtual CPU devices.", lower_bound=0
 )
 SEED = flags.DEFINE_integer(
     "seed", 0, "Of the binarization and of the samples.", lower_bound=0, upper_bound=LARGEST_SEED
@@ -72,11 +72,14 @@ DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 def main() -> None:
     """Evaluates, prints a table and writes the files."""
-    if not METRICS.value:
-        raise ValueError(f"--metrics is empty: give some of {', '.join(_METRICS)}")
+    check(bool(METRICS.value), f"--metrics is empty: give some of {', '.join(_METRICS)}")
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
-    _check_fid_flags()
+    for flag in (FID_SAMPLES, INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS):
+        given, metrics = flag.present, ",".join(METRICS.value)
+        check(not given or "fid" in metrics, f"--{flag.name} is of metric fid, which --metrics={metrics} does not have")
+    if INCEPTION.present and EXTRACTOR.present:
+        raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
     command_line.check_run_folder(WORKDIR.value)
     check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     temperature = parse_temperature(TEMPERATURE.value)
@@ -95,14 +98,6 @@ def main() -> None:
     if written is not None:
         file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)
         StatusLine().keep(f"{table(written)}\n\nwritten to {file} and {file.with_suffix('.txt').name}")
-
-
-def _check_fid_flags() -> None:
-    given = [flag.name for flag in (FID_SAMPLES, INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS) if flag.present]
-    if given and "fid" not in METRICS.value:
-        raise ValueError(f"--{given[0]} is of metric fid, which --metrics={','.join(METRICS.value)} does not have")
-    if INCEPTION.present and EXTRACTOR.present:
-        raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
 
 
 def run() -> None:

@@ -3,19 +3,18 @@
     python -m train.inspect_data --config=configs/own_images.py --config.data.path=my_pictures
 
 Takes the same --config flags as train.main. Prints for the training and the test part the number of images and their
-form, where their values lie, how many bits they really use, and how many images a second can be read; and writes a
-picture: the upper half has the first training images, as the model gets them, the lower half the first test images.
+form, where their values lie, how many bits they really use, and how many images a second can be read. Writes a PNG
+file: above the first training images as the model gets them, below the first test images.
 
 Exit code: 0 done, 2 a mistake in the command or in the data.
 """
-
-import pathlib
 
 from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf.generation.arguments import output_place
 from nvae_tf.latent_plan import latent_plan
 
 CONFIG = command_line.define_config(flags)
@@ -24,31 +23,28 @@ OUTPUT = flags.DEFINE_string(
     "inspect_data.png",
     "PNG file to write; that of an earlier look is replaced, another only with --overwrite.",
 )
-COUNT = flags.DEFINE_integer("count", 40, "Images of each part in the picture.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to measure the reading of each part.", lower_bound=0.1)
+COUNT = flags.DEFINE_integer("count", 40, "Images of each split in the file.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to measure the reading of each split.", lower_bound=0.1)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")
 _COLUMNS = 10
 
 
 def main() -> None:
-    """Looks at both parts, prints and writes the picture."""
-    output = pathlib.Path(OUTPUT.value)
-    command_line.check_output(output, OVERWRITE.value or flags.FLAGS["output"].using_default_value)
+    """Looks at both splits, prints statistics and writes the PNG file."""
+    may_replace = OVERWRITE.value or flags.FLAGS["output"].using_default_value
+    output = output_place(OUTPUT.value, (".png",), may_replace).path
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
     start_tensorflow_quietly()
     import numpy as np
 
     from nvae_tf.data.inspection import inspect
-    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.generation.image_grid import filled_rows, image_grid, write_png
     from nvae_tf.progress import StatusLine
 
     status = StatusLine()
     shown = inspect(config, COUNT.value, SECONDS.value, status)
-    # Gray images fill the last row of each part.
-    rows = [
-        np.pad(images, [(0, -len(images) % _COLUMNS), (0, 0), (0, 0), (0, 0)], constant_values=0.5) for images in shown
-    ]
+    rows = [filled_rows(images, _COLUMNS) for images in shown]
     write_png(output, image_grid(np.concatenate(rows), _COLUMNS, enlarge=None))
     status.keep(f"{len(shown[0])} training images above {len(shown[1])} test images in {output}")
 

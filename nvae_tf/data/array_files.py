@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import DataSpec
+from nvae_tf.config import DataSpec, check
 from nvae_tf.data.pictures import PictureHeader, check_array, fit_array
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, check_memory, held_out
 from nvae_tf.errors import first_line
@@ -53,12 +53,7 @@ def _read_header(stream: BinaryIO, size: int) -> _ArrayHeader:
 
 
 def map_array(file: str | os.PathLike) -> np.ndarray:
-    """The array of a `.npy` file, memory-mapped.
-
-    Raises:
-        Exception: what NumPy raises for damaged headers, of many kinds.
-        ValueError: the file is cut off, or has Python objects.
-    """
+    """The array of a `.npy` file, memory-mapped; for damaged files it raises what NumPy does: errors of many kinds."""
     with open(file, "rb") as stream:
         header = _read_header(stream, os.path.getsize(file))
     if header.problem:
@@ -127,10 +122,6 @@ def load_arrays(spec: DataSpec, split: str, report: Report) -> ImageSource:
     `train_split` and `test_split` (or `x_train` and `x_test`); or a folder with `train.npy` and `test.npy`. Arrays are
     uint8, uint16 or bool, `[count, height, width, channels]` or `[count, height, width]`. Where there is no test part,
     a fraction of the images is held out. Of other arrays no more than the headers are read.
-
-    Raises:
-        ValueError: a file is damaged or has no such arrays, its images are of another size or type, or there is too
-            little memory for those of a `.npz` file.
     """
     del report
     stored, header, numbers = _part(spec, split)
@@ -153,8 +144,8 @@ def load_arrays(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
 def arrays_holds_out(spec: DataSpec) -> bool:
     """Whether the test images are a random part of all, because there are no arrays for the parts."""
-    arrays = _arrays_at(pathlib.Path(spec.path))
-    return not any(arrays.keys() >= set(names) for names in _names_of_parts(spec))
+    names_in_file = _arrays_at(pathlib.Path(spec.path)).keys()
+    return not any(names_in_file >= set(names) for names in _names_of_parts(spec))
 
 
 def _names_of_parts(spec):
@@ -244,9 +235,6 @@ def load_idx(spec: DataSpec, split: str, report: Report) -> ImageSource:
     """Reads one part of a folder of `*-ubyte` or `*-ubyte.gz` files into memory.
 
     Where a folder has several sets, `source_name` is how the names of the right files begin (`emnist-letters`).
-
-    Raises:
-        ValueError: the folder has no such file or several, or a file is damaged.
     """
     del report
     file = _idx_file(spec, split)
@@ -256,13 +244,9 @@ def load_idx(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
 
 def _idx_file(spec, split):
-    found = sorted(
-        file
-        for file in pathlib.Path(spec.path).iterdir()
-        if file.name.removesuffix(".gz").endswith("ubyte")
-        and "images" in file.name
-        and any(word in file.name for word in _IDX_WORDS[split])
-    )
+    found = sorted(file for file in pathlib.Path(spec.path).iterdir() if "images" in file.name)
+    found = [file for file in found if file.name.removesuffix(".gz").endswith("ubyte")]
+    found = [file for file in found if any(word in file.name for word in _IDX_WORDS[split])]
     # A name that no file has belongs to another kind of source.
     found = [file for file in found if file.name.startswith(spec.source_name or "")] or found
     # The same file packed and unpacked is one.
@@ -301,16 +285,11 @@ def _read_idx(file):
     except (OSError, EOFError, zlib.error) as error:
         problem = "a damaged gzip file" if packed else "unreadable"
         raise ValueError(f"{file}: {problem} ({error}); download it again") from None
-    if len(content) < count:
-        raise ValueError(
-            f"{file}: has {len(content):,} values, but its header says {said}: it was cut off; download it again"
-        )
-    if len(content) > count:
-        raise ValueError(
-            f"{file}: has more than the {count:,} values of its header, {said}: damaged; download it again"
-        )
-    if not count:
-        raise ValueError(f"{file}: has no images; its header says {said}")
+    found = f"{file}: has {len(content):,} values, but its header says {said}"
+    check(len(content) >= count, f"{found}: it was cut off; download it again")
+    more = f"{file}: has more than the {count:,} values of its header, {said}"
+    check(len(content) <= count, f"{more}: damaged; download it again")
+    check(count > 0, f"{file}: has no images; its header says {said}")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
@@ -325,10 +304,6 @@ def load_mat(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
     The file has an image a column, with intensities from 0 to 1; they are multiplied by 255 and cut to whole numbers,
     as in the published model. `path` is the file, or the folder where `chardata.mat` lies.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a MATLAB file, or has other contents.
     """
     del report
     # Here, because no other source needs it.

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from nvae_tf.config import DataSpec
+from nvae_tf.config import DataSpec, check
 from nvae_tf.data.pictures import PictureHeader
 from nvae_tf.data.sources import ArraySource, ImageSource
 from nvae_tf.progress import Report
@@ -25,29 +25,25 @@ def first_bundled_image(spec: DataSpec) -> PictureHeader:
 
 
 def load_bundled(spec: DataSpec, split: str, report: Report) -> ImageSource:
-    """Makes one part of the set `spec.source_name`, "digits" or "photos".
-
-    Raises:
-        ValueError: a path was given, or there is no such set, or the photographs are too small for such patches.
-    """
+    """Makes one part of the set `spec.source_name`, "digits" or "photos"."""
     del report
     _check_set(spec)
     return _SETS[spec.source_name](spec, split)
 
 
 def _check_set(spec):
-    if spec.path:
-        raise ValueError(
-            f"Data set '{spec.name}' is bundled and reads nothing from a folder: remove data.path "
-            f"('{spec.path}'), or choose the data set that lies there."
-        )
-    if spec.crop_box or spec.resize != "none":
-        raise ValueError(
-            f"Data set '{spec.name}' is bundled and not resized: remove data.crop_box and data.resize; patches of "
-            "photographs are made at data.height and data.width."
-        )
-    if spec.source_name not in _SETS:
-        raise ValueError(f"There is no bundled set '{spec.source_name}'. Valid: {', '.join(_SETS)}.")
+    check(
+        not spec.path,
+        f"Data set '{spec.name}' is bundled and reads nothing from a folder: remove data.path "
+        f"('{spec.path}'), or choose the data set that lies there.",
+    )
+    check(
+        not spec.crop_box and spec.resize == "none",
+        f"Data set '{spec.name}' is bundled and not resized: remove data.crop_box and data.resize; patches of "
+        "photographs are made at data.height and data.width.",
+    )
+    known = ", ".join(_SETS)
+    check(spec.source_name in _SETS, f"There is no bundled set '{spec.source_name}'. Valid: {known}.")
 
 
 def _photos(spec, split):

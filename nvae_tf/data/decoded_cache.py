@@ -29,9 +29,6 @@ class DecodedCache:
     """The decoded images of one part of a data set: an array file in the folder `spec.cache`.
 
     Its name has a hash of the settings and of `contents`, which need a `repr`: others give another file.
-
-    Raises:
-      ValueError: nothing can be written to the folder.
     """
 
     def __init__(self, spec: DataSpec, split: str, contents: Iterable[object]):
@@ -51,11 +48,7 @@ class DecodedCache:
         return self._file.is_file()
 
     def source(self) -> ReadSource:
-        """The images, read from the file on demand.
-
-        Raises:
-          ValueError: the file is damaged.
-        """
+        """The images, read from the file on demand; ValueError where it is damaged."""
         try:
             images = map_array(self._file)
             if images.dtype != np.uint8 or images.shape[1:] != self._spec.image_shape:
@@ -67,11 +60,7 @@ class DecodedCache:
         return ReadSource(len(images), images.shape[1:], lambda numbers: images[numbers])
 
     def write(self, batches: Iterable[np.ndarray], count: int, report: Report) -> None:
-        """Writes `count` images from batches uint8 `[batch, height, width, channels]`, atomically.
-
-        Raises:
-          ValueError: there is no room on the disk.
-        """
+        """Writes `count` images from batches uint8 `[batch, height, width, channels]`, atomically."""
         shape = (count, *self._spec.image_shape)
         # A name of its own: other processes, on other machines too, may be writing the same images.
         descriptor, unfinished = tempfile.mkstemp(prefix=f"{self._file.name}.unfinished-", dir=self._folder)

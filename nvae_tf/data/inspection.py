@@ -30,9 +30,6 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
 
     Returns:
       Training and test images, float32 `[up to count, height, width, channels]` in [0, 1].
-
-    Raises:
-      ValueError, FileNotFoundError, ConnectionError: see `load_split` and `check_model_fits`.
     """
     spec, batch_size = config.data, config.train.batch_size
     check_model_fits(config.model, spec)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import DataSpec
+from nvae_tf.config import DataSpec, check
 from nvae_tf.data.decoded_cache import DecodedCache
 from nvae_tf.data.pictures import (
     SUFFIXES,
@@ -56,9 +56,6 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
     Where the folder has the sub-folders `train_split` and `test_split`, these are the parts; otherwise a fraction of
     all pictures is held out for testing.
-
-    Raises:
-        ValueError: the folder has no pictures, or one of them can't be used and `on_bad_file` is "stop".
     """
     names = _names_of_parts(spec)[split]
     if spec.cache is None:
@@ -204,22 +201,16 @@ class ModelPictures(NamedTuple):
 def find_pictures(places: str | os.PathLike | Sequence[str | os.PathLike]) -> list[tuple[pathlib.Path, str]]:
     """The picture files that are named, in their order, and all in the trees of the folders that are named.
 
-    Returns:
-      Paths, and names for people: relative to the folder, if one was given.
-
-    Raises:
-      FileNotFoundError: there is no such file or folder.
-      ValueError: a folder has no pictures.
+    Returns paths, and names for people: relative to the folder, if one was given.
     """
     found = []
     for place in [places] if isinstance(places, str | os.PathLike) else places:
         path = pathlib.Path(place).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"{place}: there is no such file or folder of pictures")
-        names = list_pictures(path) if path.is_dir() else []
-        if path.is_dir() and not names:
-            raise ValueError(f"{place}: no pictures in this folder; they are files with names in {', '.join(SUFFIXES)}")
-        found += [(path / name, name) for name in names] or [(path, path.name)]
+        inside = [(path / name, name) for name in list_pictures(path)] if path.is_dir() else [(path, path.name)]
+        check(bool(inside), f"{place}: no pictures in this folder; they are files with names in {', '.join(SUFFIXES)}")
+        found += inside
     return found
 
 
@@ -240,8 +231,7 @@ def pictures_for_model(
       convert: whether pictures with other channels are converted; None: as the data set has it.
 
     Raises:
-      FileNotFoundError: there is no such file or folder.
-      ValueError: a picture can't be used.
+      FileNotFoundError, ValueError: there is no such file or folder, or a picture can't be used.
     """
     from nvae_tf.data.pipeline import evaluation_batches, iterate
 
@@ -259,11 +249,11 @@ def _check_for_model(path: pathlib.Path, spec: DataSpec) -> None:
         header = read_header(path, spec.max_pixels)
     except BadPicture as error:
         raise BadPicture(f"{error}. {_FIX}") from None
-    if header.channels != spec.channels and not spec.convert:
-        raise ValueError(
-            f"{path}: has {header.channels} channels, but the model was trained on pictures with {spec.channels}; "
-            "--convert (in Python convert=True) converts such pictures when they are read"
-        )
+    check(
+        spec.convert or header.channels == spec.channels,
+        f"{path}: has {header.channels} channels, but the model was trained on pictures with {spec.channels}; "
+        "--convert (in Python convert=True) converts such pictures when they are read",
+    )
     try:
         geometry(spec).check_size(header.height, header.width)
     except WrongSize:

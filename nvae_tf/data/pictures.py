@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from nvae_tf.config import MAX_PIXELS, DataSpec
+from nvae_tf.config import MAX_PIXELS, DataSpec, check
 from nvae_tf.errors import first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -69,11 +69,7 @@ class PictureHeader(NamedTuple):
 
 
 def list_pictures(folder: str | os.PathLike) -> list[str]:
-    """The sorted relative names of all pictures in a tree of folders, hidden ones left out.
-
-    Raises:
-      ValueError: a folder can't be read.
-    """
+    """The sorted relative names of all pictures in a tree of folders, hidden ones left out."""
 
     def refuse(error):
         raise ValueError(
@@ -98,11 +94,7 @@ def list_pictures(folder: str | os.PathLike) -> list[str]:
 
 
 def read_header(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> PictureHeader:
-    """Reads a picture's header, and checks that the file is not cut off.
-
-    Raises:
-      BadPicture: it is not a picture, has more than `max_pixels` or several frames, or was cut off.
-    """
+    """Reads a picture's header; BadPicture for other files, several frames, too many pixels, a cut-off file."""
     with _opened(path, max_pixels) as picture:
         channels, bits = _form(picture, path)
         has_palette = picture.mode == "P"
@@ -110,11 +102,8 @@ def read_header(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictur
             return _upright_header(picture, channels, bits)
         # Some formats have their palette among the pixels; and only decoding shows whether a file without its end
         # mark is complete, since some cameras write more behind it.
-        return _of_decoded(
-            picture,
-            path,
-            lambda: _upright_header(picture, _palette_channels(picture) if has_palette else channels, bits),
-        )
+        of_palette = _palette_channels if has_palette else lambda picture: channels
+        return _of_decoded(picture, path, lambda: _upright_header(picture, of_palette(picture), bits))
 
 
 def read_picture(
@@ -123,13 +112,10 @@ def read_picture(
     max_pixels: int = MAX_PIXELS,
     fit: Callable[[Image.Image], Image.Image] | None = None,
 ) -> Image.Image:
-    """Reads a picture of 8 bits with 1 to 4 channels, upright.
+    """Reads a picture of 8 bits with 1 to 4 channels, upright; BadPicture as in `read_header`, and for damaged pixels.
 
     Of 16 bits the upper 8 are kept: the b-bit levels that follow, b <= 8, are those of the 16-bit values. Of large
     pictures only one is in memory at a time, however many threads read; `fit` is applied before the next is decoded.
-
-    Raises:
-      BadPicture: see `read_header`; or its pixels are damaged.
     """
     with _opened(path, max_pixels) as picture:
 
@@ -334,11 +320,7 @@ class Geometry(NamedTuple):
         return self.crop_box is None and self.resize == "none"
 
     def apply(self, picture: Image.Image) -> Image.Image:
-        """The picture at `height` x `width`. Scaling is bilinear and antialiased.
-
-        Raises:
-          WrongSize: see `check_size`.
-        """
+        """The picture at `height` x `width`, or WrongSize, see `check_size`. Scaling is bilinear and antialiased."""
         self.check_size(picture.height, picture.width)
         if self.crop_box is not None:
             picture = picture.crop(self.crop_box)
@@ -376,27 +358,23 @@ def geometry(spec: DataSpec) -> Geometry:
 
 
 def check_array(images: np.ndarray, spec: DataSpec, where: object) -> None:
-    """Checks images `[count, height, width, channels]` of the file `where`, uint8, uint16 or bool, against the spec.
-
-    Raises:
-      ValueError: they have another size, other channels or other bits.
-    """
+    """Checks images `[count, height, width, channels]` of the file `where`, uint8, uint16 or bool, against the spec."""
     height, width, channels = images.shape[1:]
     bits = 16 if images.dtype.itemsize == 2 else 8
     try:
         geometry(spec).check_size(height, width)
     except WrongSize as error:
         raise ValueError(f"{where}: each image {error}") from None
-    if bits != spec.file_bits and not spec.convert:
-        raise ValueError(
-            f"{where}: the images have {bits} bits a channel, but data.file_bits is {spec.file_bits}: set it to "
-            f"{bits}, they are brought to data.num_bits = {spec.num_bits} bits"
-        )
-    if channels != spec.channels and not spec.convert:
-        raise ValueError(
-            f"{where}: the images have {channels} channels, but data.channels is {spec.channels}; "
-            "--config.data.convert=True converts them when they are read"
-        )
+    check(
+        spec.convert or bits == spec.file_bits,
+        f"{where}: the images have {bits} bits a channel, but data.file_bits is {spec.file_bits}: set it to {bits}, "
+        f"they are brought to data.num_bits = {spec.num_bits} bits",
+    )
+    check(
+        spec.convert or channels == spec.channels,
+        f"{where}: the images have {channels} channels, but data.channels is {spec.channels}; "
+        "--config.data.convert=True converts them when they are read",
+    )
 
 
 def fit_array(images: np.ndarray, spec: DataSpec) -> np.ndarray:
@@ -410,9 +388,6 @@ def fit_pixels(pixels: np.ndarray, spec: DataSpec) -> np.ndarray:
     """Converts and resizes uint8 `[height, width, channels]`, 1 to 4 channels, to the spec's image shape.
 
     Each channel is scaled by itself, while picture files with alpha are scaled as they look.
-
-    Raises:
-      WrongSize: see `Geometry.check_size`.
     """
     if pixels.shape[-1] != spec.channels:
         picture = as_eight_bits(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), spec.channels)

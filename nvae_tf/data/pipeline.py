@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import DataSpec
+from nvae_tf.config import DataSpec, check
 from nvae_tf.data.sources import ImageSource, check_image_shape
 
 # Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
@@ -30,18 +30,14 @@ _IMAGES_IN_DIGEST = 256
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The part of every batch that one of several processes takes: number `index` of `count`, from 0.
-
-    Raises:
-        ValueError: there is no such shard.
-    """
+    """The part of every batch that one of several processes takes: number `index` of `count`, from 0."""
 
     index: int
     count: int
 
     def __post_init__(self):
-        if not 0 <= self.index < self.count:
-            raise ValueError(f"There is no shard {self.index} of {self.count}; they are numbered from 0.")
+        within = 0 <= self.index < self.count
+        check(within, f"There is no shard {self.index} of {self.count}; they are numbered from 0.")
 
 
 ALL = Shard(0, 1)
@@ -57,13 +53,8 @@ class RandomStream(enum.IntEnum):
 
 
 def stream_key(seed: int, stream: RandomStream) -> np.ndarray:
-    """Returns the Philox key of a stream, uint64 `[1]`.
-
-    Raises:
-        ValueError: the seed is negative.
-    """
-    if seed < 0:
-        raise ValueError(f"The data seed is {seed}; it must be 0 or above.")
+    """Returns the Philox key of a stream, uint64 `[1]`; ValueError where the seed is negative."""
+    check(seed >= 0, f"The data seed is {seed}; it must be 0 or above.")
     return np.random.SeedSequence(seed, spawn_key=(int(stream),)).generate_state(1, np.uint64)
 
 
@@ -104,16 +95,15 @@ def permutation(key: np.ndarray, epoch: tf.Tensor, count: int) -> tf.Tensor:
 def intensity_table(num_bits: int) -> np.ndarray:
     """Returns the intensity in [0, 1] of every stored value from 0 to 255, float32 `[256]`.
 
-    With b bits, 1 to 8, there are 2^b levels, `floor(value / 2^(8 - b)) / (2^b - 1)` (Vahdat & Kautz 2020). The floor
-    is taken in whole numbers, so that no rounding error moves a value to the level below; each entry is the float32
-    nearest to the exact fraction.
+    With b bits, 1 to 8, it is `floor(value / 2^(8 - b)) / (2^b - 1)` (Vahdat & Kautz 2020), each the float32 nearest to
+    the exact fraction: the floor is taken in whole numbers.
     """
     levels = np.arange(256) >> (8 - num_bits)
     return levels.astype(np.float32) / np.float32(2**num_bits - 1)
 
 
 def binarize(intensities: tf.Tensor, key: np.ndarray, first_position: tf.Tensor) -> tf.Tensor:
-    """Draws each pixel, 0 or 1, from Bernoulli(intensity): float32 `[batch, height, width, channels]` in [0, 1].
+    """Draws each pixel of `[batch, height, width, channels]`, 0 or 1, from Bernoulli(intensity).
 
     `first_position`, an int64 scalar, is the position in the stream of the batch's first image.
     """
@@ -128,17 +118,13 @@ def flip_horizontally(images: tf.Tensor, key: np.ndarray, first_position: tf.Ten
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Returns the number of full batches in `count` examples; a last partial batch is dropped.
-
-    Raises:
-        ValueError: the batch size is not positive, or larger than the split.
-    """
+    """Returns the number of full batches in `count` examples; ValueError where there is none."""
     _check_batch_size(batch_size)
-    if batch_size > count:
-        raise ValueError(
-            f"A batch of {batch_size} is larger than the training split of {count} images: "
-            f"set train.batch_size (times the number of replicas) to {count} or less."
-        )
+    check(
+        batch_size <= count,
+        f"A batch of {batch_size} is larger than the training split of {count} images: "
+        f"set train.batch_size (times the number of replicas) to {count} or less.",
+    )
     return count // batch_size
 
 
@@ -147,15 +133,15 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Returns endless training batches.
 
-    Batch number `step` is a pure function of (source, spec, batch size, seed, step), with its binarization
-    and flips: starting at any step gives bit for bit the batches that come from step 0, and replays nothing.
-    Every epoch is a new permutation; its last partial batch is dropped. Every access binarizes afresh.
+    Batch number `step`, with its binarization and flips, is a pure function of (source, spec, batch size, seed, step):
+    starting at any step gives bit for bit the batches that come from step 0, and replays nothing. Every epoch is a new
+    permutation; its last partial batch is dropped. Every access binarizes afresh.
 
     Args:
         source: the training split.
         spec: the data set.
         batch_size: images per batch, over all replicas.
-        seed: of the order, the binarization and the flips; 0 or above.
+        seed: of the order, the binarization and the flips.
         start_step: number of the first batch.
         shard: which part of every batch this process takes.
 
@@ -169,12 +155,11 @@ def training_batches(
     """
     check_image_shape(source, spec)
     steps_per_epoch(source.count, batch_size)
-    if start_step < 0:
-        raise ValueError(f"The start step is {start_step}; it must be 0 or above.")
-    if batch_size % shard.count:
-        raise ValueError(
-            f"A batch of {batch_size} can't be shared evenly by {shard.count} processes: make it a multiple of that."
-        )
+    check(start_step >= 0, f"The start step is {start_step}; it must be 0 or above.")
+    check(
+        batch_size % shard.count == 0,
+        f"A batch of {batch_size} can't be shared evenly by {shard.count} processes: make it a multiple of that.",
+    )
     index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, shard)
     flip_key = stream_key(seed, RandomStream.HORIZONTAL_FLIP) if spec.horizontal_flip else None
     binarize_key = stream_key(seed, RandomStream.TRAINING_BINARIZATION)
@@ -186,15 +171,8 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """Returns every image of a split once and in order, never flipped; the last batch holds what is left.
 
-    The binarization of an image depends on (seed, its number in the split), not on the batch size. It is the
-    same each time the dataset is iterated; for a fresh one, as training's validation wants, pass a new seed.
-
-    Args:
-        source: the split.
-        spec: the data set.
-        batch_size: images per batch; one that is larger than the split gives a single batch.
-        seed: of the binarization; 0 or above.
-        numbers: only these batches, in this order, counted from 0.
+    The binarization of an image depends on (seed, its number in the split), not on the batch size, and is the same each
+    time the dataset is iterated. With `numbers` only these batches come, in this order, counted from 0.
 
     Returns:
         A dataset of float32 `[up to batch_size, height, width, channels]` in [0, 1], at real size.
@@ -217,12 +195,8 @@ def shuffled_index_batches(
 ) -> tf.data.Dataset:
     """Returns the endless training order, before any image is read; see `training_batches`.
 
-    Starting late replays nothing: the permutation of the starting epoch is made and cut. Memory holds one epoch's
-    permutation at a time.
-
-    Returns:
-        A dataset of pairs: the position in the stream of the shard's first example, an int64 scalar (that of a batch's
-        first is `step * batch_size`); and indices of examples, int32 `[batch_size / shard.count]`.
+    It is a dataset of pairs: the position in the stream of the shard's first example, an int64 scalar (that of a
+    batch's first is `step * batch_size`); and indices of examples, int32 `[batch_size / shard.count]`.
     """
     size = batch_size // shard.count
     offset = shard.index * size
@@ -262,15 +236,11 @@ def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
 
 
 def _check_batch_size(batch_size):
-    if batch_size < 1:
-        raise ValueError(f"The batch size is {batch_size}; it must be 1 or above.")
+    check(batch_size >= 1, f"The batch size is {batch_size}; it must be 1 or above.")
 
 
 def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor]:
-    """Iterates over batches; where an image of the source can't be read, raises what reading it raised.
-
-    TensorFlow would raise an error of its own, with the other's text and a traceback in it.
-    """
+    """Iterates over batches; where an image can't be read, raises what reading raised, not TensorFlow's error."""
 
     def read():
         known = len(source.failures)
@@ -289,8 +259,7 @@ _OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
 def closed_at_exit(iteration: Generator) -> Generator:
     """The same generator, which is closed when the process ends, if it still runs.
 
-    Threads of tf.data that call Python must be gone before the interpreter is taken down: otherwise they wait for its
-    lock, and it waits for them, for ever.
+    Otherwise threads of tf.data that call Python wait for the interpreter's lock, and it waits for them, for ever.
     """
     _OPEN.add(iteration)
     return iteration

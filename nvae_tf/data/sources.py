@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import psutil
 
-from nvae_tf.config import DataSpec, check_choice
+from nvae_tf.config import DataSpec, check, check_choice
 from nvae_tf.data.pictures import PictureHeader, list_pictures
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.progress import Report
@@ -62,26 +62,19 @@ class ImageSource:
     failures: Sequence[Exception] = ()
 
     def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Returns a function from indices `[batch]` to uint8 images `[batch, height, width, channels]`.
-
-        Called once per pipeline, eagerly; the function is traced into the pipeline's graph.
-        """
+        """A function, to be traced, from indices `[batch]` to uint8 images `[batch, height, width, channels]`."""
         raise NotImplementedError
 
 
 class ArraySource(ImageSource):
-    """Images in memory, uint8 `[count, height, width, channels]`, and labels `[count]` where the set has some.
-
-    Raises:
-        ValueError: the arrays have another type or shape.
-    """
+    """Images in memory, uint8 `[count, height, width, channels]`, and labels `[count]` where the set has some."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
-        if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-            raise ValueError(
-                "Images must be a non-empty uint8 array [count, height, width, channels], "
-                f"not {images.dtype} {list(images.shape)}."
-            )
+        check(
+            images.dtype == np.uint8 and images.ndim == 4 and images.size > 0,
+            "Images must be a non-empty uint8 array [count, height, width, channels], "
+            f"not {images.dtype} {list(images.shape)}.",
+        )
         if labels is not None and labels.shape != images.shape[:1]:
             raise ValueError(f"Labels have shape {list(labels.shape)}, but there are {len(images)} images.")
         self.images, self.labels = images, labels
@@ -162,8 +155,7 @@ def load_split(spec: DataSpec, split: str, report: Report | None = None) -> Imag
         FileNotFoundError: nothing lies at `data.path`.
         ConnectionError: the data must be downloaded and can't be.
     """
-    if split not in SPLITS:
-        raise ValueError(f"There is no split '{split}'. Valid: {', '.join(SPLITS)}.")
+    check(split in SPLITS, f"There is no split '{split}'. Valid: {', '.join(SPLITS)}.")
     load, spec = _function(spec, "load_{}"), _with_home(spec)
     report = report or Report()
     if spec.stacked_images == 1:
@@ -178,29 +170,19 @@ def load_split(spec: DataSpec, split: str, report: Report | None = None) -> Imag
 def first_image(spec: DataSpec) -> PictureHeader:
     """Size, channels and bits of a data set's images, from one of them; a size is None where they differ.
 
-    Raises:
-        ValueError, FileNotFoundError, ConnectionError: see `load_split`.
+    Raises the errors of `load_split`.
     """
     return _function(spec, "first_{}_image")(_with_home(spec))
 
 
 def holds_out(spec: DataSpec) -> bool:
-    """Whether the test part is `test_fraction` of the images, drawn at random: the source has no parts of its own.
-
-    Raises:
-        ValueError, FileNotFoundError: see `load_split`.
-    """
+    """Whether the test part is `test_fraction` of the images, drawn at random: the source has no parts of its own."""
     function = _function(spec, "{}_holds_out")
     return function is not None and function(_with_home(spec))
 
 
 def source_at(path: str | None) -> str:
-    """The kind of source at a path.
-
-    Raises:
-        ValueError: there is no path, or it is a file that no source reads.
-        FileNotFoundError: nothing lies there.
-    """
+    """The kind of source at a path; ValueError where it is a file that no source reads."""
     place = _place(path, "a folder of pictures, a .npy or .npz file, or a folder of IDX files")
     if place.is_file():
         if place.suffix in (".npy", ".npz"):
@@ -221,11 +203,11 @@ def place_of(spec: DataSpec) -> str:
 
 def check_image_shape(source: ImageSource, spec: DataSpec) -> None:
     """Raises ValueError unless the source's images have the size that the spec promises to the model."""
-    if tuple(source.image_shape) != spec.image_shape:
-        raise ValueError(
-            f"The images of data set '{spec.name}' are {list(source.image_shape)} (height, width, channels), "
-            f"but its spec says {list(spec.image_shape)}."
-        )
+    check(
+        tuple(source.image_shape) == spec.image_shape,
+        f"The images of data set '{spec.name}' are {list(source.image_shape)} (height, width, channels), "
+        f"but its spec says {list(spec.image_shape)}.",
+    )
 
 
 def _function(spec, name):
@@ -234,16 +216,14 @@ def _function(spec, name):
     kind = source_at(spec.path) if spec.source == "auto" else spec.source
     source = SOURCES[kind]
     if source.needs:
-        place = _place(spec.path, source.needs)
-        if source.needs_folder and not place.is_dir():
-            raise ValueError(
-                f"data.path = {spec.path}: a file; for data.source = {spec.source} it names {source.needs}"
-            )
-    if source.needs_name and not spec.source_name:
-        raise ValueError(
-            f"data.source_name is not set: the name of the set within data.source = {spec.source}, "
-            "for example --config.data.source_name=oxford_flowers102 for TensorFlow Datasets"
-        )
+        is_folder = _place(spec.path, source.needs).is_dir()
+        message = f"data.path = {spec.path}: a file; for data.source = {spec.source} it names {source.needs}"
+        check(is_folder or not source.needs_folder, message)
+    check(
+        bool(spec.source_name) or not source.needs_name,
+        f"data.source_name is not set: the name of the set within data.source = {spec.source}, "
+        "for example --config.data.source_name=oxford_flowers102 for TensorFlow Datasets",
+    )
     if kind == "tfds":
         start_tensorflow_quietly()
     # Imported when it is needed: some modules take seconds.
@@ -251,8 +231,7 @@ def _function(spec, name):
 
 
 def _place(path, needs):
-    if not path:
-        raise ValueError(f"data.path is not set: --config.data.path=... names {needs}")
+    check(bool(path), f"data.path is not set: --config.data.path=... names {needs}")
     place = pathlib.Path(path).expanduser()
     if not place.exists():
         raise FileNotFoundError(
@@ -270,21 +249,12 @@ def held_out(names: Sequence[str], spec: DataSpec) -> tuple[list[int], list[int]
     """Divides images by `test_fraction` and `split_seed` into a training and a test part.
 
     An image's place in the order of choice is a hash of its name, so that few images change sides when some are added.
-
-    Args:
-        names: of the images, unique and the same at every call.
-        spec: the data set.
-
-    Returns:
-        The numbers of the images for training, and of those for testing, in order.
-
-    Raises:
-        ValueError: there are not two images.
+    Returns the numbers of the images for training, and of those for testing, in order.
     """
-    if len(names) < 2:
-        raise ValueError(
-            f"{spec.path}: {len(names)} image can't be divided into a training and a test part: add more images"
-        )
+    check(
+        len(names) >= 2,
+        f"{spec.path}: {len(names)} image can't be divided into a training and a test part: add more images",
+    )
     count = min(max(round(spec.test_fraction * len(names)), 1), len(names) - 1)
     key = str(spec.split_seed).encode()
     order = sorted(
@@ -297,12 +267,8 @@ def held_out(names: Sequence[str], spec: DataSpec) -> tuple[list[int], list[int]
 
 
 def check_memory(needed: int, what: str, fix: str) -> None:
-    """Checks, before images are read, that there is memory for `needed` bytes of images.
-
-    Raises:
-        ValueError: there is too little: "WHAT need 4.7 GB of memory, and ...: FIX".
-    """
+    """Raises ValueError unless there is memory for `needed` bytes of images: "WHAT need 4.7 GB of memory, ...: FIX"."""
     free = psutil.virtual_memory().available
     # The array, and its copy in TensorFlow; the model wants some too.
-    if needed > free / 3:
-        raise ValueError(f"{what} need {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: {fix}")
+    fits = needed <= free / 3
+    check(fits, f"{what} need {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: {fix}")

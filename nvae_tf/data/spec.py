@@ -8,9 +8,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, config_from_dict, did_you_mean, experiment_config
-from nvae_tf.data.pictures import PictureHeader
-from nvae_tf.data.sources import first_image, source_at
+from nvae_tf.config import (
+    DataSpec,
+    ExperimentConfig,
+    ModelConfig,
+    check,
+    config_from_dict,
+    did_you_mean,
+    experiment_config,
+)
 
 if TYPE_CHECKING:
     from nvae_tf.data.pictures import PictureHeader
@@ -157,24 +163,14 @@ MODEL_SETTINGS = {
 
 
 def data_spec(name: str) -> DataSpec:
-    """Returns the spec of the data set called `name`.
-
-    Raises:
-        ValueError: there is no such data set; the message names the nearest one and all valid ones.
-    """
-    if name not in DATA_SPECS:
-        raise ValueError(
-            f"there is no data set '{name}' ({', '.join(sorted(DATA_SPECS))}){did_you_mean(name, DATA_SPECS)}"
-        )
+    """Returns the spec of the data set called `name`."""
+    known = ", ".join(sorted(DATA_SPECS))
+    check(name in DATA_SPECS, f"there is no data set '{name}' ({known}){did_you_mean(name, DATA_SPECS)}")
     return DATA_SPECS[name]
 
 
 def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
-    """Checks that a model takes the images of a data set; padding and a continuous likelihood are free.
-
-    Raises:
-      ValueError: the size, channels or bits differ, or one of the two is for binary images and the other is not.
-    """
+    """Raises ValueError unless a model takes the images of a data set; padding and a continuous likelihood are free."""
     names = ["image_height", "image_width", "image_channels", "num_bits"]
     if "bernoulli" in (config.likelihood, spec.likelihood):
         names.append("likelihood")
@@ -204,12 +200,11 @@ def complete_config(settings: Mapping[str, Any]) -> ExperimentConfig:
 
 
 def complete_spec(spec: DataSpec) -> DataSpec:
-    """The spec with what is None or "auto" decided: by the first image, and by `num_bits` for the likelihood.
-
-    Raises:
-      ValueError, FileNotFoundError, ConnectionError: see `complete_config`.
-    """
+    """The spec with what is None or "auto" decided: by the first image, and by `num_bits` for the likelihood."""
     # Not at the top: presets and the launcher need no NumPy, and start sooner without.
+
+    # Not at the top: presets and the launcher need no NumPy, and start sooner without.
+    from nvae_tf.data.sources import first_image, source_at
 
     if spec.source == "auto":
         spec = dataclasses.replace(spec, source=source_at(spec.path))

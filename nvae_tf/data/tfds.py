@@ -15,7 +15,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from nvae_tf.config import DataSpec, did_you_mean
+from nvae_tf.config import DataSpec, check, did_you_mean
 from nvae_tf.data.decoded_cache import DecodedCache
 from nvae_tf.data.pictures import PictureHeader, WrongSize, fit_pixels, geometry
 from nvae_tf.data.pipeline import closed_at_exit
@@ -49,12 +49,8 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
     """Loads one part into memory, or into `spec.cache`, in TFDS' stored order.
 
     `source_name` is the TFDS name, `name` or `name/config`, and `path` TFDS' data folder, None for TFDS' default. A set
-    that is prepared on disk is used without any network.
-
-    Raises:
-        ValueError: TFDS knows no such set or split, its examples have no "image", the images have another size, or they
-            do not fit into memory.
-        ConnectionError: the set is not on disk and can't be downloaded; the message has the manual way.
+    that is prepared on disk is used without any network; where it is not and can't be downloaded, the ConnectionError
+    has the manual way.
     """
     builder = _builder(spec)
     _check_form(builder, spec)
@@ -119,8 +115,8 @@ def _batches(builder, name, spec) -> Iterator[np.ndarray]:
 
 def _builder(spec):
     name, path = spec.source_name, spec.path
-    if path and pathlib.Path(path).is_file():
-        raise ValueError(f"data.path = {path}: a file; for TFDS it names the folder with its data, or is left out")
+    is_file = path and pathlib.Path(path).is_file()
+    check(not is_file, f"data.path = {path}: a file; for TFDS it names the folder with its data, or is left out")
     base, _, config = name.partition("/")
     try:
         with _without_warnings():
@@ -160,14 +156,14 @@ def _without_warnings():
 
 
 def _image_feature(builder):
-    if "image" not in builder.info.features:
-        raise ValueError(f"TFDS set '{builder.name}' has no feature 'image', only {', '.join(builder.info.features)}.")
+    present = ", ".join(builder.info.features)
+    check("image" in builder.info.features, f"TFDS set '{builder.name}' has no feature 'image', only {present}.")
     feature = builder.info.features["image"]
-    if feature.np_dtype not in (np.uint8, np.uint16):
-        raise ValueError(
-            f"TFDS set '{builder.name}' has images of type {np.dtype(feature.np_dtype).name}, not uint8 or "
-            "uint16: write them to a .npy file in one of these types, and use data.source = arrays"
-        )
+    check(
+        feature.np_dtype in (np.uint8, np.uint16),
+        f"TFDS set '{builder.name}' has images of type {np.dtype(feature.np_dtype).name}, not uint8 or "
+        "uint16: write them to a .npy file in one of these types, and use data.source = arrays",
+    )
     return feature
 
 
@@ -245,10 +241,9 @@ def _cannot_download(builder, manual, missing, causes):
 def unreachable_hosts(urls: Iterable[str], timeout_seconds: float = 4.0) -> dict[str, str]:
     """Tries a connection to each host of the addresses, or to its proxy, all at once.
 
-    Returns:
-        The hosts that did not answer in time, as `{"host:port": cause}`; empty when all did.
+    Returns the hosts that did not answer in time, as `{"host:port": cause}`.
     """
-    endpoints = {_endpoint(url) for url in urls}
+    endpoints = {_endpoint(url) for url in urls if urllib.parse.urlsplit(url).hostname}
     answers = queue.SimpleQueue()
 
     def connect(endpoint):

@@ -22,62 +22,25 @@ from nvae_tf.models.top_down import TopDown
 _STREAM = -1
 # One layer of a stack of batch norms: its name, the stack, and its index there.
 _Norm = tuple[str, StackedBatchNormalization, int]
-
-
-class StatisticsShift(NamedTuple):
-    """How far the running statistics of one layer moved, over its channels.
-
-    Attributes:
-      layer: its place in the model, as `top_down/scales/0/cells[3], batch norm 1`.
-      median_mean_shift: of |new mean - old mean| / old standard deviation.
-      largest_mean_shift: of the same.
-      median_log_ratio: of log(new variance / old variance).
-      largest_log_ratio: the one furthest from 0, with its sign.
-    """
-
-    layer: str
-    median_mean_shift: float
-    largest_mean_shift: float
-    median_log_ratio: float
-    largest_log_ratio: float
+# Mean and variance, `[channels]` each.
+_Statistics = tuple[np.ndarray, np.ndarray]
 
 
 class ReadjustedModel(NamedTuple):
-    """A copy of a model with other running statistics in its generator, and how far they moved, layer by layer in the
-    order of their use.
-    """
+    """A copy of a model with other running statistics in its generator, and a line for people: how far they moved."""
 
     model: NVAE
-    shifts: tuple[StatisticsShift, ...]
-
-    @property
-    def text(self) -> str:
-        """One line for people."""
-        if not self.shifts:
-            return "the generator has no batch norm: nothing to readjust"
-        furthest = max(self.shifts, key=lambda shift: shift.largest_mean_shift)
-        widest = max(self.shifts, key=lambda shift: abs(shift.largest_log_ratio))
-        mean = np.median([shift.median_mean_shift for shift in self.shifts])
-        ratio = np.exp(np.median([shift.median_log_ratio for shift in self.shifts]))
-        return (
-            f"batch norm of {len(self.shifts)} layers: means moved by {mean:.2g} standard deviations (median), at most "
-            f"{furthest.largest_mean_shift:.2g} ({furthest.layer}); variances are {ratio:.2g} times the old (median), "
-            f"{np.exp(widest.largest_log_ratio):.2g} times at the extreme ({widest.layer})"
-        )
+    text: str
 
 
 def readjusted(
-    model: NVAE,
-    temperature: Temperature,
-    iterations: int = 500,
-    batch_size: int = 16,
-    seed: int = 0,
+    model: NVAE, temperature: Temperature, iterations: int = 500, batch_size: int = 16, seed: int = 0
 ) -> ReadjustedModel:
     """A copy of a model whose generator's running batch-norm statistics are those of sampling at a temperature.
 
-    They follow `iterations` batches by the layers' own rule, `0.95 running + 0.05 batch`, so after some hundred what
-    they were before is forgotten; larger batches, of at least 2, make them less noisy. The given model, the bottom-up
-    network and all weights stay as they are. None of the latents is one that `NVAE.generate` draws from the same seed.
+    They follow `iterations` batches of at least 2 images by the layers' own rule, `0.95 running + 0.05 batch`. The
+    given model, the bottom-up network and all weights stay as they are. None of the latents is one that `NVAE.generate`
+    draws from the same seed.
 
     Raises:
       ValueError: a number is out of range, or a statistic is not finite; the message names its layer.
@@ -90,20 +53,17 @@ def readjusted(
         variable.assign(value)
     norms = list(_norms_of(copy.top_down))
     if not norms:
-        return ReadjustedModel(copy, ())
+        return ReadjustedModel(copy, "the generator has no batch norm: nothing to readjust")
     before = _statistics_of(norms)
     iterate = _iteration(copy, norms, temperatures, batch_size, seed)
     for number in range(iterations):
         finite = iterate(tf.constant(number * batch_size, tf.int64)).numpy()
-        if not finite.all():
-            raise ValueError(
-                f"batch norm can't be readjusted: the statistics of {norms[int(np.argmin(finite))][0]} are not "
-                f"finite in iteration {number + 1} of {iterations}; weights before it are NaN, or what they compute "
-                "overflows"
-            )
-    after = _statistics_of(norms)
-    shifts = [_shift(name, *pair) for (name, *_), *pair in zip(norms, before, after, strict=True)]
-    return ReadjustedModel(copy, tuple(shifts))
+        check(
+            bool(finite.all()),
+            f"batch norm can't be readjusted: the statistics of {norms[int(np.argmin(finite))][0]} are not finite in "
+            f"iteration {number + 1} of {iterations}; weights before it are NaN, or what they compute overflows",
+        )
+    return ReadjustedModel(copy, _moved([name for name, *_ in norms], before, _statistics_of(norms)))
 
 
 def _iteration(
@@ -144,16 +104,23 @@ def _norms_of(top_down: TopDown) -> Iterator[_Norm]:
                     yield f"top_down/{holder_name}/{part}[{index}], batch norm {place}", stack, index
 
 
-def _statistics_of(norms: Sequence[_Norm]) -> list[tuple[np.ndarray, np.ndarray]]:
+def _statistics_of(norms: Sequence[_Norm]) -> list[_Statistics]:
     """Running mean and variance of each, `[channels]`."""
     values = {id(stack): [variable.numpy() for variable in stack.statistics] for _, stack, _ in norms}
     return [tuple(value[index] for value in values[id(stack)]) for _, stack, index in norms]
 
 
-def _shift(layer: str, before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]) -> StatisticsShift:
-    (old_mean, old_variance), (mean, variance) = before, after
+def _moved(layers: Sequence[str], before: Sequence[_Statistics], after: Sequence[_Statistics]) -> str:
+    """How far the statistics of layers moved, over their channels."""
     # With the layer's own constant: where there is almost no variance, it is what the layer divides by.
-    moved = np.abs(mean - old_mean) / np.sqrt(old_variance + EPSILON)
-    ratios = np.log((variance + EPSILON) / (old_variance + EPSILON))
-    values = np.median(moved), moved.max(), np.median(ratios), ratios[np.argmax(np.abs(ratios))]
-    return StatisticsShift(layer, *map(float, values))
+    pairs = list(zip(before, after, strict=True))
+    shifts = [np.abs(new[0] - old[0]) / np.sqrt(old[1] + EPSILON) for old, new in pairs]
+    ratios = [np.log((new[1] + EPSILON) / (old[1] + EPSILON)) for old, new in pairs]
+    extremes = [ratio[np.argmax(np.abs(ratio))] for ratio in ratios]
+    furthest, widest = int(np.argmax([shift.max() for shift in shifts])), int(np.argmax(np.abs(extremes)))
+    shift, ratio = (np.median([np.median(of_layer) for of_layer in values]) for values in (shifts, ratios))
+    return (
+        f"batch norm of {len(layers)} layers: means moved by {shift:.2g} standard deviations (median), at most "
+        f"{shifts[furthest].max():.2g} ({layers[furthest]}); variances are {np.exp(ratio):.2g} times the old (median), "
+        f"{np.exp(extremes[widest]):.2g} times at the extreme ({layers[widest]})"
+    )

@@ -1,13 +1,13 @@
 """Evaluates one checkpoint: the metrics `elbo`, `iw`, `latents` and `fid`, in the run folder's evaluation file."""
 
-import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from nvae_tf.data.sources import place_of
 from nvae_tf.evaluation.fid import FidSettings, kept_samples, load_extractor, measure_fid
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units, kl_heat_map
 from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
-from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches, open_task
+from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, open_task, share_work
 from nvae_tf.files import atomic_write
 from nvae_tf.generation.image_grid import image_grid, write_png
 from nvae_tf.generation.sampling import numbers_of_shared_groups, samples_sharing_groups
@@ -49,8 +49,8 @@ def evaluate_run(
 ) -> dict[str, Any] | None:
     """Measures a checkpoint and writes the evaluation file and its table into the run folder.
 
-    What is in the file already stays there, if it is of the same checkpoint, images and seed. Several processes with
-    `TF_CONFIG` set share the work.
+    Metrics that the file has already are kept, if they are of the same checkpoint, images and seed. Several processes
+    with `TF_CONFIG` set share the work.
 
     Args:
       workdir: the run folder.
@@ -62,10 +62,10 @@ def evaluate_run(
       batch_size: images of a batch on each replica; that of the training if not given.
       seed: of the binarization and of all draws.
       data_path: where the images are, if no longer where they were during training.
-      replicas: number of GPUs, all for 0; where there are none, number of parts of the CPU.
+      replicas: number of GPUs, all for 0; where there are none, number of virtual CPU devices.
 
     Returns:
-      What the evaluation file has now; None in a process that is not the chief of several.
+      The content of the evaluation file; None in a process that is not the chief of several.
 
     Raises:
       FileNotFoundError, ValueError, ConnectionError: see `nvae_tf.load`, `load_split` and `load_extractor`; or the
@@ -80,8 +80,7 @@ def evaluate_run(
         samples = importance_samples if "iw" in metrics else 0
         likelihood = measure_likelihood(task, samples)
         if likelihood is not None:
-            plan = task.trained.model.plan
-            measured = likelihood_metrics(likelihood, plan, math.prod(task.spec.image_shape))
+            measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
             if "latents" in metrics:
                 measured["latents"] = _latents_metrics(task, likelihood)
             written = write_evaluation(task, measured)
@@ -103,27 +102,31 @@ def measure_likelihood(task: EvaluationTask, importance_samples: int) -> Likelih
     Raises:
       ValueError: the model has diverged.
     """
-    kept = _kept_likelihood(task, importance_samples)
-    index = task.shard.index
-    if not kept.begin(task.shard):
-        task.status.keep(
-            f"worker {index}: nothing to do; worker 0 is through, has not begun, or evaluates another "
-            "checkpoint or with another number of images at a time"
-        )
-        return None
-    _evaluate_missing(task, importance_samples, kept)
-    if index:
-        task.status.keep(f"worker {index}: done; worker 0 puts the metrics together")
+    kept, size = _kept_likelihood(task, importance_samples), task.batch_size
+
+    @functools.cache
+    def evaluator() -> LikelihoodEvaluator:
+        return LikelihoodEvaluator(task.trained.model, size, importance_samples, task.strategy)
+
+    def batches(numbers: Sequence[int]) -> Iterator[tf.Tensor]:
+        return iterate(evaluation_batches(task.source, task.spec, size, task.seed, numbers), task.source)
+
+    def compute(images: tf.Tensor, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
+        part = evaluator().evaluate_batch(images, task.seed, first, progress)
+        return {name: np.asarray(value) for name, value in part._asdict().items()}
+
+    if not share_work(task, kept, task.source.count, size, batches, compute):
         return None
     try:
-        stored = [
-            arrays | {"numbers_of_samples": tuple(arrays["numbers_of_samples"].tolist())} for arrays in kept.read()
+        parts = [
+            Likelihood(**arrays | {"numbers_of_samples": tuple(arrays["numbers_of_samples"].tolist())})
+            for arrays in kept.read()
         ]
     except FileNotFoundError:
         file = task.folder.evaluation_file(task.split)
-        task.status.keep(f"another train.evaluate has put the batches together meanwhile; the metrics are in {file}")
+        task.status.keep(f"another train.evaluate has combined the batches meanwhile; the metrics are in {file}")
         return None
-    likelihood = Likelihood.joined([Likelihood(**arrays) for arrays in stored])
+    likelihood = Likelihood.joined(parts)
     if not likelihood.is_finite():
         kept.remove()
         raise ValueError(f"{task.trained.checkpoint}: the model has diverged, its scores are not finite")
@@ -138,33 +141,16 @@ def _kept_likelihood(task: EvaluationTask, importance_samples: int) -> KeptBatch
     return KeptBatches(task.folder.evaluation / f"unfinished-{digest}", math.ceil(task.source.count / task.batch_size))
 
 
-def _evaluate_missing(task: EvaluationTask, importance_samples: int, kept: KeptBatches) -> None:
-    missing = kept.missing(task.shard)
-    if not missing:
-        return
-    if len(missing) < kept.count:
-        task.status.keep(f"{kept.count - len(missing):,} of {kept.count:,} batches are there already")
-    evaluator = LikelihoodEvaluator(task.trained.model, task.batch_size, importance_samples, task.strategy)
-    count, size = task.source.count, task.batch_size
-    progress = ImageProgress(task.status, count, count - sum(min(size, count - number * size) for number in missing))
-    batches = iterate(evaluation_batches(task.source, task.spec, size, task.seed, missing), task.source)
-    with contextlib.closing(batches):
-        for number, images in zip(missing, batches, strict=True):
-            if kept.has(number):
-                # Another process has been here meanwhile.
-                progress.add(len(images), computed_here=False)
-                continue
-            part = evaluator.evaluate_batch(images, task.seed, number * size, progress.show)
-            if not kept.write(number, {name: np.asarray(value) for name, value in part._asdict().items()}):
-                return
-            progress.add(len(images))
-
-
 def likelihood_metrics(likelihood: Likelihood, plan: LatentPlan, num_values: int) -> dict[str, Any]:
     """The measured bounds under the names of the evaluation file: means over images, in nats per image or bits per
     dimension; `num_values` is height * width * channels of an image.
     """
     per_group = likelihood.kl_per_group_nats
+    half_widths = {
+        "nelbo_nats": half_width_95(likelihood.nelbo),
+        "reconstruction_nats": half_width_95(likelihood.reconstruction),
+        "kl_nats": half_width_95(likelihood.kl.sum(axis=(1, 2))),
+    }
     metrics = {
         "nelbo_nats": likelihood.nelbo_nats,
         "bits_per_dim": bits_per_dimension(likelihood.nelbo_nats, num_values),
@@ -172,33 +158,22 @@ def likelihood_metrics(likelihood: Likelihood, plan: LatentPlan, num_values: int
         "kl_nats": likelihood.kl_nats,
         "kl_per_group_nats": per_group.tolist(),
         "kl_per_scale_nats": [float(per_group[list(scale.groups)].sum()) for scale in plan.scales],
-        "scales": [
-            {"height": scale.height, "width": scale.width, "groups": list(scale.groups)} for scale in plan.scales
-        ],
+        "scales": [{"height": scale.height, "width": scale.width, "groups": [*scale.groups]} for scale in plan.scales],
         "num_values": num_values,
-        "half_widths_95": {
-            "nelbo_nats": half_width_95(likelihood.nelbo),
-            "reconstruction_nats": half_width_95(likelihood.reconstruction),
-            "kl_nats": half_width_95(likelihood.kl.sum(axis=(1, 2))),
-        },
+        "half_widths_95": half_widths,
     }
     if not likelihood.numbers_of_samples:
         return metrics
-    means = likelihood.importance_weighted.mean(axis=0, dtype=np.float64)
+    means = likelihood.importance_weighted.mean(axis=0, dtype=np.float64).tolist()
     effective = likelihood.effective_samples
-    metrics["half_widths_95"]["importance_weighted_nats"] = half_width_95(likelihood.importance_weighted[:, -1])
+    half_widths["importance_weighted_nats"] = half_width_95(likelihood.importance_weighted[:, -1])
+    statistics = {"mean": effective.mean(), "median": np.median(effective), "smallest": effective.min()}
     return metrics | {
         "importance_samples": likelihood.numbers_of_samples[-1],
-        "importance_weighted_nats": float(means[-1]),
-        "importance_weighted_bits_per_dim": bits_per_dimension(float(means[-1]), num_values),
-        "importance_weighted_nats_by_samples": {
-            str(number): float(mean) for number, mean in zip(likelihood.numbers_of_samples, means, strict=True)
-        },
-        "effective_samples": {
-            "mean": float(effective.mean()),
-            "median": float(np.median(effective)),
-            "smallest": float(effective.min()),
-        },
+        "importance_weighted_nats": means[-1],
+        "importance_weighted_bits_per_dim": bits_per_dimension(means[-1], num_values),
+        "importance_weighted_nats_by_samples": dict(zip(map(str, likelihood.numbers_of_samples), means, strict=True)),
+        "effective_samples": {name: float(value) for name, value in statistics.items()},
     }
 
 
@@ -213,12 +188,12 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
     """Active units of every group, and two images in the run's `evaluation/`: the KL of every latent channel, and rows
     of samples that share the latents of the upper 0, 1, 2, 4 ... groups: what differs in a row is decided below.
     """
-    model = task.trained.model
-    plan, per_channel = model.plan, likelihood.kl_per_channel_nats
-    active = active_units(per_channel, plan.latent_shapes())
+    model, per_channel = task.trained.model, likelihood.kl_per_channel_nats
+    shapes = model.plan.latent_shapes()
+    active = active_units(per_channel, shapes)
     heat_map = task.folder.evaluation / f"kl_per_channel-{task.split}.png"
-    write_png(heat_map, kl_heat_map(per_channel, plan.latent_shapes()))
-    numbers = numbers_of_shared_groups(plan.num_groups)
+    write_png(heat_map, kl_heat_map(per_channel, shapes))
+    numbers = numbers_of_shared_groups(len(shapes))
     rows = [samples_sharing_groups(model, number, _COLUMNS, seed=task.seed) for number in numbers]
     shared = task.folder.evaluation / "samples_with_shared_groups.png"
     write_png(shared, image_grid(np.concatenate(rows), _COLUMNS, enlarge=None))
@@ -226,7 +201,7 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
         "active_units_per_group": active.tolist(),
         "active_units": int(active.sum()),
         "active_from_nats": ACTIVE_FROM,
-        "latent_channels": plan.num_latent_per_group,
+        "latent_channels": model.plan.num_latent_per_group,
         "kl_per_channel_nats": per_channel.tolist(),
         "pictures": [str(file.relative_to(task.folder.path)) for file in (heat_map, shared)],
     }
@@ -234,23 +209,8 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
 
 def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:
     """Adds metrics to the evaluation file, its table and the model card; returns all that the file has then."""
-    file = task.folder.evaluation_file(task.split)
-    provenance = _provenance(task)
-    earlier = _earlier(task, file, provenance)
-    metrics = earlier | provenance | measured
-    half_widths = earlier.get("half_widths_95", {}) | measured.get("half_widths_95", {})
-    if half_widths:
-        metrics["half_widths_95"] = half_widths
-    atomic_write(file, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    atomic_write(file.with_suffix(".txt"), f"{table(metrics)}\n")
-    keep_model_card(task.folder, task.trained.model, task.status.keep)
-    return metrics
-
-
-def _provenance(task: EvaluationTask) -> dict[str, Any]:
-    """What was evaluated, when and with what."""
-    checkpoint = pathlib.Path(task.trained.checkpoint)
-    return {
+    file, checkpoint = task.folder.evaluation_file(task.split), pathlib.Path(task.trained.checkpoint)
+    provenance = {
         "dataset": task.spec.name,
         "data": place_of(task.spec),
         "data_sha256": task.data_sha256,
@@ -265,6 +225,15 @@ def _provenance(task: EvaluationTask) -> dict[str, Any]:
         "tensorflow": tf.__version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    earlier = _earlier(task, file, provenance)
+    metrics = earlier | provenance | measured
+    half_widths = earlier.get("half_widths_95", {}) | measured.get("half_widths_95", {})
+    if half_widths:
+        metrics["half_widths_95"] = half_widths
+    atomic_write(file, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    atomic_write(file.with_suffix(".txt"), f"{table(metrics)}\n")
+    keep_model_card(task.folder, task.trained.model, task.status.keep)
+    return metrics
 
 
 def _earlier(task: EvaluationTask, file: pathlib.Path, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -310,16 +279,16 @@ def bound_rows(metrics: Mapping[str, Any]) -> list[BoundRow]:
 
     rows = [row("NELBO", metrics["nelbo_nats"], "nelbo_nats")]
     for number, nats in metrics.get("importance_weighted_nats_by_samples", {}).items():
-        is_last = int(number) == metrics["importance_samples"]
-        name = f"importance-weighted, {int(number):,} sample{'' if number == '1' else 's'}"
-        rows.append(row(name, nats, "importance_weighted_nats" if is_last else None))
-    rows.append(row("reconstruction", metrics["reconstruction_nats"], "reconstruction_nats"))
-    rows.append(row("KL", metrics["kl_nats"], "kl_nats"))
+        measured = "importance_weighted_nats" if int(number) == metrics["importance_samples"] else None
+        rows.append(row(f"importance-weighted, {int(number):,} sample{'' if number == '1' else 's'}", nats, measured))
+    rows += [row("reconstruction", metrics["reconstruction_nats"], "reconstruction_nats")]
+    rows += [row("KL", metrics["kl_nats"], "kl_nats")]
     for scale, nats in zip(metrics["scales"], metrics["kl_per_scale_nats"], strict=True):
         size = f"{scale['height']}x{scale['width']}"
         rows.append(row(f"KL of scale {size}", nats))
-        of_groups = [(group, metrics["kl_per_group_nats"][group]) for group in scale["groups"]]
-        rows += [row(f"KL of group {group} ({size})", value, is_of_group=True) for group, value in of_groups]
+        for group in scale["groups"]:
+            nats = metrics["kl_per_group_nats"][group]
+            rows.append(row(f"KL of group {group} ({size})", nats, is_of_group=True))
     return rows
 
 

@@ -7,17 +7,18 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from nvae_tf.config import check
 from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate, stored_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.evaluation.inception import FeatureExtractor, Inception, cache_folder, load_inception
-from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches
+from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches, share_work
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_groups
@@ -30,13 +31,7 @@ _FORM = 1
 
 
 class FeatureStatistics(NamedTuple):
-    """Of the features of `count` images, in float64.
-
-    Attributes:
-      mean: `[features]`.
-      covariance: `[features, features]`, unbiased: divided by `count - 1`.
-      count: number of images.
-    """
+    """Of the features of `count` images, in float64: mean `[features]`, unbiased covariance `[features, features]`."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -46,8 +41,8 @@ class FeatureStatistics(NamedTuple):
 class RunningFeatureStatistics:
     """Mean and covariance of features that come in batches; the memory does not grow with the number of images.
 
-    Two parts are merged by the difference of their means (Chan, Golub & LeVeque 1983), so nothing large is subtracted
-    from something large, as it is where sums of squares are gathered.
+    Two parts are merged by the difference of their means (Chan, Golub & LeVeque 1983): no large sums of squares are
+    subtracted from each other.
     """
 
     def __init__(self):
@@ -56,11 +51,7 @@ class RunningFeatureStatistics:
         self._scatter = np.zeros((0, 0))  # sum of the outer products of deviations from the mean
 
     def add(self, features: np.ndarray) -> None:
-        """Takes in the features `[images, features]` of a batch.
-
-        Raises:
-          ValueError: they have another shape, another number of features than before, or are not all finite.
-        """
+        """Adds the features `[images, features]` of a batch; ValueError where they do not fit or are not finite."""
         features = np.asarray(features, np.float64)
         check(features.ndim == 2, f"features have shape {features.shape}; they must be [images, features]")
         count, size = features.shape
@@ -88,32 +79,24 @@ class RunningFeatureStatistics:
 
 
 def image_statistics(
-    batches: Iterable[np.ndarray], extractor: FeatureExtractor, progress: Callable[[int], None] | None = None
+    batches: Iterable[np.ndarray], extractor: FeatureExtractor, progress: Callable[[int], None] = lambda done: None
 ) -> FeatureStatistics:
-    """Mean and covariance of the features of images, in batches `[batch, height, width, channels]` in [0, 1].
-
-    `progress` is called after each with the number of images done. ValueError where there are not two images, or images
-    or features are invalid.
-    """
+    """Of images in batches `[batch, height, width, channels]` in [0, 1]; `progress` gets the number of images done."""
     running = RunningFeatureStatistics()
     for images in batches:
         running.add(extractor.features(images))
-        if progress:
-            progress(running.count)
+        progress(running.count)
     return running.statistics()
 
 
-def save_statistics(path: str | pathlib.Path, statistics: FeatureStatistics, fingerprint: str) -> None:
-    """Writes an `.npz` file into an existing folder; `load_statistics` takes it only for the same fingerprint, which
-    says of what data and extractor the statistics are.
-    """
+def save_statistics(path: pathlib.Path, statistics: FeatureStatistics, fingerprint: str) -> None:
+    """Writes an `.npz` file; the fingerprint says of what data and extractor the statistics are."""
     about = {"form": np.array(_FORM), "fingerprint": np.array(fingerprint)}
-    write_arrays(pathlib.Path(path), about | {name: np.asarray(part) for name, part in statistics._asdict().items()})
+    write_arrays(path, about | {name: np.asarray(part) for name, part in statistics._asdict().items()})
 
 
-def load_statistics(path: str | pathlib.Path, fingerprint: str) -> FeatureStatistics | None:
+def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics | None:
     """What `save_statistics` wrote; None where there is no file, or of another fingerprint; ValueError if damaged."""
-    path = pathlib.Path(path)
     if not path.exists():
         return None
     try:
@@ -122,7 +105,6 @@ def load_statistics(path: str | pathlib.Path, fingerprint: str) -> FeatureStatis
             return None
         statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
         _check_statistics(statistics)
-        check(statistics.mean.dtype == statistics.covariance.dtype == np.float64, "they are not in float64")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: the statistics of features are damaged ({error}); remove the file, and they will be made again"
@@ -146,21 +128,14 @@ def _check_statistics(statistics: FeatureStatistics) -> None:
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     """`|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))` (Heusel et al. 2017, eq. 6), each set taken for a Gaussian.
 
-    The trace of the root is the sum of the roots of the eigenvalues of `C1^(1/2) C2 C1^(1/2)`, which are those of
-    `C1 C2`: the singular values of `C1^(1/2) C2^(1/2)`. The roots of the covariances come from their eigenvalues. So no
-    complex number appears, as it does where the root of `C1 C2` itself is taken of nearly singular matrices, and what
-    is small is not squared before its root is taken. Variances that are zero but for rounding count as zero: the root
-    of a rounding error of 1e-16 is 1e-8, and there can be thousands of them.
+    The trace of the root is the sum of the singular values of `C1^(1/2) C2^(1/2)`, so no complex number appears, as it
+    does in the root of `C1 C2` itself where these are nearly singular. Variances that are zero but for rounding count
+    as zero: the root of a rounding error of 1e-16 is 1e-8, and there can be thousands of them.
 
-    With fewer images than features a covariance is singular. The formula still gives the distance of the two samples,
-    but as an estimate of that of the distributions it is far too large: its bias falls about as one over the number of
-    images. So distances compare only where the numbers of images are the same; published ones are of 50,000.
+    With fewer images than features a covariance is singular, and the distance of the samples far larger than that of
+    the distributions. So distances compare only for equal numbers of images; published ones are of 50,000.
 
-    Returns:
-      At least 0, in the features' unit squared; the same with both sets exchanged.
-
-    Raises:
-      ValueError: a set has fewer than 2 images, the numbers of features differ, or not all values are finite.
+    Returns a number of at least 0, in the features' unit squared; ValueError for statistics that do not fit each other.
     """
     _check_statistics(one)
     _check_statistics(other)
@@ -189,13 +164,10 @@ def named_extractor(name: str) -> FeatureExtractor:
     """The extractor that `function()` of `module` makes, for "module:function".
 
     Its name has the digest of the module's file too: features that are kept belong to this version of it.
-
-    Raises:
-      ValueError: Python finds no such module or function, or what it makes is no `FeatureExtractor`.
     """
-    module_name, colon, function_name = name.partition(":")
-    if not (module_name and colon and function_name):
-        raise ValueError(f"--extractor={name}: name it as MODULE:FUNCTION, e.g. my_features:make_extractor")
+    module_name, _, function_name = name.partition(":")
+    given = f"--extractor={name}:"
+    check(bool(module_name and function_name), f"{given} name it as MODULE:FUNCTION, e.g. my_features:make_extractor")
     # An installed command has its own folder there in place of the working directory.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -203,17 +175,17 @@ def named_extractor(name: str) -> FeatureExtractor:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"--extractor={name}: Python finds no module {error.name!r}; it looks in the working directory, in "
-            "PYTHONPATH and among the installed packages"
+            f"{given} Python finds no module {error.name!r}; it looks in the working directory, in PYTHONPATH and "
+            "among the installed packages"
         ) from None
     make = getattr(module, function_name, None)
-    check(callable(make), f"--extractor={name}: {module_name} has no function {function_name!r}")
+    check(callable(make), f"{given} {module_name} has no function {function_name!r}")
     extractor = make()
-    if not (isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None))):
-        raise ValueError(
-            f"--extractor={name}: gives an object of type {type(extractor).__name__}; it must have a `name`, a string, "
-            "and a method `features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor"
-        )
+    check(
+        isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None)),
+        f"{given} gives an object of type {type(extractor).__name__}; it must have a `name`, a string, and a method "
+        "`features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor",
+    )
     file = getattr(module, "__file__", None)
     digest = hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:8] if file else "no file"
     return _NamedExtractor(f"{extractor.name} ({module_name}, {digest})", extractor.features)
@@ -255,15 +227,31 @@ def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtrac
 def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> dict[str, Any] | None:
     """Draws samples and measures their distance from the training images, as these are stored.
 
-    The replicas of a process share the samples. Features of finished samples are kept, and several processes share
-    them, see `KeptBatches`.
-
     Returns:
       The entry `fid` of the evaluation file; None in a process that is not the chief, or where another was faster.
     """
     kept = kept_samples(task, settings, extractor)
-    moved = _draw_missing(task, settings, extractor, kept) if kept.begin(task.shard) else None
-    if task.shard.index:
+    model, moved = task.trained.model, None
+    if settings.batch_norm_iterations:
+        # Every process by itself, with the same result; the copy is on all replicas, as the model is.
+        with task.strategy.scope():
+            adjusted = readjusted(model, settings.temperature, settings.batch_norm_iterations, seed=task.seed)
+        model, moved = adjusted.model, adjusted.text
+        task.status.keep(moved)
+    generator = ImageGenerator(model, task.strategy)
+
+    def seeds(numbers: Sequence[int]) -> list[tf.Tensor]:
+        sizes = [min(_SAMPLES, settings.samples - number * _SAMPLES) for number in numbers]
+        return [image_seeds(task.seed, size, number * _SAMPLES) for number, size in zip(numbers, sizes, strict=True)]
+
+    def compute(seeds: tf.Tensor, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
+        del first, progress
+        images = generator.from_seeds(seeds, settings.temperature)
+        # As they would be in a PNG file, and as the training images are.
+        images = np.rint(images * np.float32(255.0)) / np.float32(255.0)
+        return {"features": np.asarray(extractor.features(images))}
+
+    if not share_work(task, kept, settings.samples, _SAMPLES, seeds, compute):
         return None
     real = real_statistics(task, extractor)
     running = RunningFeatureStatistics()
@@ -271,7 +259,7 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureE
         for arrays in kept.read():
             running.add(arrays["features"])
     except FileNotFoundError:
-        task.status.keep("another train.evaluate has put the samples' features together meanwhile")
+        task.status.keep("another train.evaluate has combined the features of the samples meanwhile")
         return None
     return {
         "value": frechet_distance(real, running.statistics()),
@@ -294,35 +282,6 @@ def kept_samples(task: EvaluationTask, settings: FidSettings, extractor: Feature
     return KeptBatches(folder, math.ceil(settings.samples / _SAMPLES))
 
 
-def _draw_missing(
-    task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor, kept: KeptBatches
-) -> str | None:
-    """Draws what no process has drawn; returns how far batch norm was readjusted."""
-    model, moved = task.trained.model, None
-    if settings.batch_norm_iterations:
-        # Every process by itself, with the same result; the copy is on all replicas, as the model is.
-        with task.strategy.scope():
-            adjusted = readjusted(model, settings.temperature, settings.batch_norm_iterations, seed=task.seed)
-        model, moved = adjusted.model, adjusted.text
-        task.status.keep(moved)
-    generator = ImageGenerator(model, task.strategy)
-    missing = kept.missing(task.shard)
-    sizes = {number: min(_SAMPLES, settings.samples - number * _SAMPLES) for number in missing}
-    progress = ImageProgress(task.status, settings.samples, settings.samples - sum(sizes.values()))
-    for number, size in sizes.items():
-        if kept.has(number):
-            progress.add(size, computed_here=False)
-            continue
-        images = generator.from_seeds(image_seeds(task.seed, size, number * _SAMPLES), settings.temperature)
-        # As they would be in a PNG file, and as the training images are.
-        images = np.rint(images * np.float32(255.0)) / np.float32(255.0)
-        if not kept.write(number, {"features": extractor.features(images)}):
-            break
-        progress.add(size)
-        progress.show(0)
-    return moved
-
-
 def real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> FeatureStatistics:
     """Of the training images, kept in the user's cache folder."""
     spec = stored_spec(task.spec)
@@ -332,9 +291,9 @@ def real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> Featur
     statistics = load_statistics(file, fingerprint)
     if statistics is None:
         task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
-        progress = ImageProgress(task.status, source.count)
         batches = iterate(evaluation_batches(source, spec, _REAL_BATCH, seed=0), source)
-        statistics = image_statistics((batch.numpy() for batch in batches), extractor, progress.show)
+        progress = ImageProgress(task.status, source.count)
+        statistics = image_statistics((images.numpy() for images in batches), extractor, progress.show)
         file.parent.mkdir(parents=True, exist_ok=True)
         save_statistics(file, statistics, fingerprint)
     return statistics

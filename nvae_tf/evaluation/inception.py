@@ -1,33 +1,27 @@
 """The features of the Fréchet inception distance: pool 3 of TensorFlow's published Inception graph of 2015.
 
 The distance of Heusel et al. (2017) is defined with this very graph, `classify_image_graph_def.pb` of
-`inception-2015-12-05.tgz`; other weights or another resizing give other numbers. Its conventions:
-
-* Pixels are in 0 .. 255 and are those of 8-bit pictures: values are rounded to whole numbers.
-* The graph resizes to 299 x 299 from any size, by TensorFlow's old bilinear operation, which neither aligns corners nor
-  half-pixel centers, nor smooths where it makes images smaller. Nothing is resized outside.
-* The graph normalizes: 128 is subtracted and the result divided by 128.
-* Gray images are repeated to three channels. An alpha channel has no place in it.
-* Images go in at `ExpandDims:0` `[batch, height, width, 3]`; the 2,048 features are `pool_3:0` `[batch, 1, 1, 2048]`.
-* The statistics of 50,000 generated images are compared with those of the training set.
+`inception-2015-12-05.tgz`; other weights or another resizing give other numbers. It takes pixels from 0 to 255, as
+8-bit files have them, resizes them to 299 x 299 by TensorFlow's old bilinear operation (without aligned corners,
+half-pixel centers or antialiasing) and normalizes them. So nothing is resized outside of it. Images go in at
+`ExpandDims:0` `[batch, height, width, 3]`; the 2,048 features are `pool_3:0` `[batch, 1, 1, 2048]`.
 """
 
 import hashlib
 import os
 import pathlib
-import queue
 import shutil
 import tarfile
-import threading
 import urllib.request
 import zlib
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from nvae_tf.config import check
+from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file
 from nvae_tf.replicas import divided, joined
 
@@ -36,10 +30,9 @@ GRAPH_NAME = "classify_image_graph_def.pb"
 # What is also http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz, over a secure connection.
 URL = "https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"
 _HELP = f"download {URL} where there is a network, and name that file, or the {GRAPH_NAME} in it, with --inception=PATH"
-# As programs that download the archive have stated for years.
 _ARCHIVE_SIZE = 88_931_400
-# The size is given by several listings of the archive. The MD5 was found in one public project, beside the same size;
-# no source for a SHA-256 was found. So they say whether this is the file, and nothing is rejected because of them.
+# Several listings of the archive give the size, one public project the MD5, none a SHA-256. So they say whether this is
+# the published file, and nothing is rejected because of them.
 _PUBLISHED_SIZE = 95_673_916
 _PUBLISHED_MD5 = "e6bb154e85f5d4331c22abcddb5dcf31"
 _INPUT, _OUTPUT = "ExpandDims", "pool_3"
@@ -52,11 +45,7 @@ _IMAGES_AT_ONCE = 32
 
 
 class FeatureExtractor(Protocol):
-    """What gives features of images.
-
-    Attributes:
-      name: another one for every extractor that gives other numbers: a part of what statistics are kept under.
-    """
+    """What gives features of images; statistics are kept under its `name`, so other numbers need another name."""
 
     name: str
 
@@ -65,20 +54,12 @@ class FeatureExtractor(Protocol):
 
 
 class Inception:
-    """Inception 2015, up to pool 3; made by `load_inception`.
-
-    Args:
-      content: the graph's file.
-      where: it comes from, for messages.
-      strategy: all of its replicas, in this process, share the images.
+    """Inception 2015, up to pool 3; made by `load_inception`. All replicas of the strategy share the images.
 
     Attributes:
       name: "inception-2015-12-05" with the beginning of the SHA-256 of the graph's file.
-      is_published: whether the graph's file has the size and the MD5 given for the published one; if not, the
-        distances may not be comparable with published ones.
-
-    Raises:
-      ValueError: it is not that graph.
+      is_published: whether the file has the size and the MD5 given for the published one; if not, the distances may not
+        be comparable with published ones.
     """
 
     def __init__(self, content: bytes, where: str, strategy: tf.distribute.Strategy | None = None):
@@ -104,9 +85,6 @@ class Inception:
 def load_inception(path: str | pathlib.Path | None = None, strategy: tf.distribute.Strategy | None = None) -> Inception:
     """The extractor of published distances.
 
-    The file is checked as far as is possible: a download by the archive's size, each graph by its operations and
-    by the number of its features.
-
     Args:
       path: `classify_image_graph_def.pb` or the archive that it is in; None to download the archive, once, into the
         folder `nvae_tf` of the user's cache.
@@ -115,7 +93,7 @@ def load_inception(path: str | pathlib.Path | None = None, strategy: tf.distribu
     Raises:
       FileNotFoundError, ConnectionError, ValueError: there is no file, it can't be downloaded, is damaged or another.
     """
-    file = pathlib.Path(path).expanduser() if path is not None else downloaded_inception()
+    file = pathlib.Path(path).expanduser() if path is not None else downloaded_inception(cache_folder())
     return Inception(graph_content(file), str(file), strategy)
 
 
@@ -137,36 +115,31 @@ def rgb_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def _batch_function(content: bytes, where: str) -> tf.types.experimental.ConcreteFunction:
-    """The graph from the decoded image to pool 3, for any number of images of any size.
-
-    It is a frozen graph of TensorFlow 1, built for one image. Messages begin with `where`.
-    """
+    """The frozen graph, built for one decoded image, as a function of a batch; messages begin with `where`."""
     graph = tf.compat.v1.GraphDef()
     try:
         graph.ParseFromString(content)
     except DecodeError:
-        raise ValueError(f"{where}: not a frozen graph of TensorFlow, or cut off; get it anew") from None
+        raise ValueError(f"{where}: not a frozen graph of TensorFlow, or cut off; download it again") from None
     found = {node.name: node.op for node in graph.node}
     other = [f"{name} ({kind})" for name, kind in _OPERATIONS.items() if found.get(name) != kind]
     check(not other, f"{where}: another graph than expected, it lacks the nodes {', '.join(other)}")
     try:
-        part = _with_new_batch_norm(_from_image_to_pool(graph))
+        part = _from_images_to_pool(graph)
         wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(part, name=""), [])
         function = wrapped.prune(f"{_INPUT}:0", f"{_OUTPUT}:0")
     except (ValueError, tf.errors.OpError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{where}: {_OUTPUT} can't be computed from {_INPUT} ({reason})") from None
+        raise ValueError(f"{where}: {_OUTPUT} can't be computed from {_INPUT} ({first_line(error)})") from None
     shape = function.outputs[0].shape
-    check(shape[0] is None, f"{where}: {_OUTPUT} is of {shape[0]} images, whatever is given at {_INPUT}")
     check(
-        shape[1:] == (1, 1, NUM_FEATURES),
+        shape[0] is None and shape[1:] == (1, 1, NUM_FEATURES),
         f"{where}: {_OUTPUT} has shape {shape}, not [batch, 1, 1, {NUM_FEATURES}]: it is not the Inception of 2015",
     )
     return function
 
 
-def _from_image_to_pool(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
-    """What the output needs, with a place for a batch of images instead of what made one image."""
+def _from_images_to_pool(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
+    """What the output needs, with a placeholder for a batch of images, and with batch norm as functions allow it."""
     part = tf.compat.v1.GraphDef()
     # The operations are the same as ever; with an old version number some are read by rules that functions don't know.
     part.versions.producer = tf.version.GRAPH_DEF_VERSION
@@ -185,52 +158,50 @@ def _from_image_to_pool(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
         # What was inferred for one image.
         copy.attr.pop("_output_shapes", None)
         waiting.extend(source.removeprefix("^").partition(":")[0] for source in copy.input)
+        if copy.op == _OLD_BATCH_NORM:
+            _renew_batch_norm(part, copy)
     return part
 
 
-def _with_new_batch_norm(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
-    """The graph with today's batch norm for the old one, which TensorFlow does not allow in functions."""
-    renewed = tf.compat.v1.GraphDef()
-    renewed.versions.CopyFrom(graph.versions)
-    for node in graph.node:
-        copy = renewed.node.add()
-        copy.CopyFrom(node)
-        if node.op != _OLD_BATCH_NORM:
-            continue
-        inputs, mean, variance, beta, gamma, *others = node.input
-        if not node.attr["scale_after_normalization"].b:
-            # It has a gamma, but does not use it.
-            ones = renewed.node.add(name=f"{node.name}/no_scale", op="OnesLike", input=[gamma])
-            ones.attr["T"].type = _FLOAT
-            gamma = ones.name
-        copy.Clear()
-        copy.name, copy.op = node.name, "FusedBatchNormV3"
-        copy.input.extend([inputs, gamma, beta, mean, variance, *others])
-        copy.attr["T"].type = copy.attr["U"].type = _FLOAT
-        copy.attr["epsilon"].f = node.attr["variance_epsilon"].f
-        copy.attr["is_training"].b = False
-    return renewed
+def _renew_batch_norm(graph: tf.compat.v1.GraphDef, node: tf.compat.v1.NodeDef) -> None:
+    """Replaces an old batch norm of the graph, which TensorFlow does not allow in functions."""
+    inputs, mean, variance, beta, gamma, *others = node.input
+    name, epsilon = node.name, node.attr["variance_epsilon"].f
+    if not node.attr["scale_after_normalization"].b:
+        # It has a gamma, but does not use it.
+        ones = graph.node.add(name=f"{name}/no_scale", op="OnesLike", input=[gamma])
+        ones.attr["T"].type = _FLOAT
+        gamma = ones.name
+    node.Clear()
+    node.name, node.op = name, "FusedBatchNormV3"
+    node.input.extend([inputs, gamma, beta, mean, variance, *others])
+    node.attr["T"].type = node.attr["U"].type = _FLOAT
+    node.attr["epsilon"].f = epsilon
+    node.attr["is_training"].b = False
 
 
 def downloaded_inception(
-    cache_dir: str | pathlib.Path | None = None, url: str = URL, size: int = _ARCHIVE_SIZE, timeout_seconds: float = 8.0
+    folder: pathlib.Path, url: str = URL, size: int = _ARCHIVE_SIZE, timeout_seconds: float = 8.0
 ) -> pathlib.Path:
-    """The archive of `size` bytes, downloaded if it is not in the folder yet.
+    """The archive of `size` bytes in a folder, downloaded if it is not there yet.
 
-    `keras.utils.get_file` waits without end for a host that is silent; this gives up after `timeout_seconds`, which
-    count for the host's answer and later for more of the file.
+    `keras.utils.get_file` waits without end for a silent host; here each answer must come within `timeout_seconds`.
 
-    Raises:
-      ConnectionError: it can't be downloaded, or is not of this size; the message says how to do it by hand.
+    The ConnectionError where it can't be downloaded, or is not of this size, says how to do it by hand.
     """
-    folder = pathlib.Path(cache_dir).expanduser() if cache_dir is not None else cache_folder()
+    # TensorFlow Datasets takes a second to import.
+    from nvae_tf.data.tfds import unreachable_hosts
+
     file = folder / url.rpartition("/")[2]
     if file.exists() and file.stat().st_size == size:
         return file
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as partial:
         try:
-            with _opened(url, timeout_seconds) as response, partial.open("wb") as target:
+            # Alone, `urlopen` would wait for a name that is never resolved.
+            for host, cause in unreachable_hosts([url], timeout_seconds).items():
+                raise OSError(f"{host}: {cause}")
+            with urllib.request.urlopen(url, timeout=timeout_seconds) as response, partial.open("wb") as target:
                 shutil.copyfileobj(response, target)
         except OSError as error:
             raise ConnectionError(f"Inception can't be downloaded ({error}): {_HELP}") from None
@@ -253,31 +224,9 @@ def graph_content(file: pathlib.Path) -> bytes:
             check(len(members) == 1 and members[0].isfile(), f"{file}: has no {GRAPH_NAME} in it; {_HELP}")
             return archive.extractfile(members[0]).read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{file}: a damaged archive ({error}); remove it, and get it anew: {_HELP}") from None
+        raise ValueError(f"{file}: a damaged archive ({error}); remove it, and download it again: {_HELP}") from None
 
 
 def cache_folder() -> pathlib.Path:
     """Where this package keeps what it has downloaded or computed for a user."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nvae_tf"
-
-
-def _opened(url: str, timeout_seconds: float) -> Any:
-    """The response of a host; OSError where none comes in time."""
-    answers: queue.SimpleQueue = queue.SimpleQueue()
-
-    def open_url() -> None:
-        try:
-            answers.put(urllib.request.urlopen(url, timeout=timeout_seconds))
-        except Exception as error:  # the thread that waits raises it
-            answers.put(error)
-
-    # A daemon, because resolving a name ignores every time-out and must not hold up the process' end.
-    threading.Thread(target=open_url, daemon=True).start()
-    try:
-        # A little longer, so that the more exact cause comes first.
-        answer = answers.get(timeout=timeout_seconds + 1.0)
-    except queue.Empty:
-        raise OSError(f"no answer within {timeout_seconds:g} seconds") from None
-    if isinstance(answer, Exception):
-        raise answer if isinstance(answer, OSError) else OSError(str(answer))
-    return answer

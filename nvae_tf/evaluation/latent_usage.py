@@ -1,4 +1,4 @@
-"""Which latents of a model carry information about an image: active units, and a picture of the KL per channel."""
+"""Which latents of a model carry information about an image: active units, and a heat map of the KL per channel."""
 
 from collections.abc import Sequence
 
@@ -24,14 +24,9 @@ def active_units(
     """The number of active units of every group.
 
     A unit is a latent channel of a group. It is active where the KL of posterior and prior, given latents of the groups
-    above that are drawn from the posterior, exceeds `active_from` in the mean over images and positions. So Vahdat &
-    Kautz (2020) count the active channels of NVAE, with and without residual distributions, from 0.1 nats on. 0.01
-    also finds those that say little at a position and much in an image, as in images of few bits; channels that the
-    model has given up lie far below it.
-
-    Burda et al. (2016), for one group, ask for a variance over images of the posterior's mean above 0.01, which alone
-    is a KL of 0.005. In a hierarchy that says little: below the top group the mean moves with the draws above,
-    and the prior's with it, also where the posterior adds nothing.
+    above that are drawn from the posterior, exceeds `active_from` in the mean over images and positions. Vahdat & Kautz
+    (2020) count from 0.1 nats on. 0.01 also finds units that say little at a position and much in an image; channels
+    that the model has given up lie far below it.
 
     Args:
       kl_per_channel_nats: `[groups, latent channels]`, means over images, summed over height and width, see

@@ -109,9 +109,6 @@ class LikelihoodEvaluator:
       importance_samples: K of the importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are
         measured on the way.
       strategy: where the model's replicas are, all in this process; each takes an equal part of every batch.
-
-    Raises:
-      ValueError: a number is out of range.
     """
 
     def __init__(
@@ -139,26 +136,24 @@ class LikelihoodEvaluator:
         self._add_samples = self._on_replicas(functools.partial(model.add_importance_samples, **at_once))
 
     def evaluate(
-        self, batches: Iterable[tf.Tensor], seed: int = 0, progress: Callable[[int], None] | None = None
+        self, batches: Iterable[tf.Tensor], seed: int = 0, progress: Callable[[int], None] = lambda done: None
     ) -> Likelihood:
         """Goes once through batches `[up to batch_size, height, width, channels]` in [0, 1].
 
         The draws of an image depend on the seed and on its number, not on the batches. `progress` is called now and
-        then with the number of images done. ValueError where there is no image, or a batch does not fit.
+        then with the number of images done.
         """
         parts, count = [], 0
-        report = progress or (lambda done: None)
         for images in batches:
-            parts.append(self.evaluate_batch(images, seed, count, lambda done, before=count: report(before + done)))
+            parts.append(self.evaluate_batch(images, seed, count, lambda done, before=count: progress(before + done)))
             count += len(images)
         return Likelihood.joined(parts)
 
     def evaluate_batch(
-        self, images: tf.Tensor, seed: int, first: int, progress: Callable[[int], None] | None = None
+        self, images: tf.Tensor, seed: int, first: int, progress: Callable[[int], None] = lambda done: None
     ) -> Likelihood:
         """Of a batch whose first image is number `first` of the set; `progress` gets the images of the batch done."""
         size = images.shape[0]
-        report = progress or (lambda done: None)
         check(size <= self._batch_size, f"a batch of {size} images is larger than batch_size = {self._batch_size}")
         padded = tf.pad(images, [(0, self._batch_size - size), (0, 0), (0, 0), (0, 0)])
         images, seeds = divided(self._strategy, [padded, image_seeds(seed, self._batch_size, first)])
@@ -166,12 +161,13 @@ class LikelihoodEvaluator:
         bounds, effective = tf.zeros([self._batch_size, 0]), tf.zeros([self._batch_size])
         if self._numbers:
             last = self._numbers[-1]
-            weighting = self._importance_weights(images, seeds, lambda done: report(size * done // last))
+            weighting = self._importance_weights(images, seeds, lambda done: progress(size * done // last))
             bounds, effective = weighting.bounds, weighting.effective_samples
         else:
-            report(size)
-        rows = (value.numpy()[:size] for value in (reconstruction, kl, bounds, effective))
-        reconstruction, kl, bounds, effective = rows
+            progress(size)
+        reconstruction, kl, bounds, effective = (
+            value.numpy()[:size] for value in (reconstruction, kl, bounds, effective)
+        )
         return Likelihood(reconstruction, kl, self._numbers, bounds, effective)
 
     def _elbo_of(self, images: tf.Tensor, seeds: tf.Tensor) -> list[tf.Tensor]:
@@ -196,7 +192,7 @@ class LikelihoodEvaluator:
 
 
 def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, replicas: int = 1) -> int:
-    """How many importance samples of a batch go through the network together, at least 1.
+    """How many importance samples of a batch (of one replica) go through the network together, at least 1.
 
     As many as make a pass wide enough to be fast, and as fit into a quarter of the free memory, which replicas on a CPU
     share. What a pass needs follows from its graph (`memory_timeline`); no step of it is run. `batch_size` is that of

@@ -1,12 +1,14 @@
-"""What is evaluated and on which devices, and the finished batches of an evaluation in files."""
+"""What is evaluated, on which devices; and its batches, kept in files and shared by processes."""
 
+import contextlib
 import dataclasses
 import math
 import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -31,14 +33,11 @@ class EvaluationTask:
     """A checkpoint of a run and one split of its data set.
 
     Attributes:
-      trained: settings, and the model with the checkpoint's weights.
       checkpoint_sha256: of the checkpoint's files, which a training that still runs may delete meanwhile.
-      source: the images of the split of the data set `spec`.
-      data_sha256: of some of them, see `content_digest`.
+      source: the images of the split of the data set `spec`; `data_sha256` is their `content_digest`.
       batch_size: images of a batch, over all replicas of this process.
       seed: of the binarization and of all draws.
       shard: which of several processes this is.
-      status: where progress is shown.
     """
 
     folder: RunFolder
@@ -57,12 +56,12 @@ class EvaluationTask:
 
 def open_task(
     workdir: str | os.PathLike,
-    checkpoint: str = "latest",
-    split: str = "test",
-    batch_size: int | None = None,
-    seed: int = 0,
-    data_path: str | None = None,
-    replicas: int = 0,
+    checkpoint: str,
+    split: str,
+    batch_size: int | None,
+    seed: int,
+    data_path: str | None,
+    replicas: int,
 ) -> EvaluationTask:
     """Loads the model and finds the images; the arguments are those of `nvae_tf.evaluation.evaluate.evaluate_run`."""
     cluster = shard_from_environment()
@@ -87,11 +86,7 @@ class KeptBatches:
     The same command continues from them after an interruption, and several processes share the work without talking
     to each other: each computes its own batches and then helps the others from their ends, so that at worst the
     batches in progress when they meet are computed twice, with the same result. The chief (process 0) makes the
-    folder, and removes it when it has combined all batches.
-
-    Args:
-      folder: of this evaluation alone.
-      count: how many batches there are.
+    folder, and removes it when it has combined all `count` batches.
     """
 
     def __init__(self, folder: pathlib.Path, count: int):
@@ -109,8 +104,13 @@ class KeptBatches:
     def missing(self, shard: Shard) -> list[int]:
         """The numbers of batches that are still to be computed, those of this process first; removes damaged files."""
         first, last = (index * self.count // shard.count for index in (shard.index, shard.index + 1))
-        others = [*range(last, self.count), *range(first)]
-        return [number for number in [*range(first, last), *reversed(others)] if not self._is_readable(number)]
+        missing = []
+        for number in [*range(first, last), *reversed([*range(last, self.count), *range(first)])]:
+            try:
+                self._arrays(number)
+            except (FileNotFoundError, ValueError):
+                missing.append(number)
+        return missing
 
     def has(self, number: int) -> bool:
         """Whether a batch is finished."""
@@ -118,42 +118,75 @@ class KeptBatches:
 
     def write(self, number: int, arrays: dict[str, np.ndarray]) -> bool:
         """Keeps a batch; False where another process has combined all of them meanwhile."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             write_arrays(self._file(number), arrays)
-        except FileNotFoundError:
-            return False
-        return True
+            return True
+        return False
 
     def read(self) -> Iterator[dict[str, np.ndarray]]:
-        """The arrays of every batch in their order; FileNotFoundError where another process has combined and removed
-        them, ValueError where a file was damaged: it is removed, so that the same command computes this batch again.
+        """The arrays of every batch in their order.
+
+        FileNotFoundError where another process has combined and removed them; ValueError where a file was damaged: it
+        is removed, so that the same command computes this batch again.
         """
-        for number in range(self.count):
-            file = self._file(number)
-            try:
-                yield read_arrays(file)
-            except ValueError as error:
-                file.unlink(missing_ok=True)
-                raise ValueError(
-                    f"{file}: was damaged and is removed ({error}); the same command does this batch again"
-                ) from error
+        return map(self._arrays, range(self.count))
 
     def remove(self) -> None:
         """Deletes all of them."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _is_readable(self, number: int) -> bool:
+    def _arrays(self, number: int) -> dict[str, np.ndarray]:
+        file = self._file(number)
         try:
-            read_arrays(self._file(number))
-        except FileNotFoundError:
-            return False
-        except ValueError:
-            self._file(number).unlink(missing_ok=True)
-            return False
-        return True
+            return read_arrays(file)
+        except ValueError as error:
+            file.unlink(missing_ok=True)
+            raise ValueError(
+                f"{file}: was damaged and is removed ({error}); the same command computes this batch again"
+            ) from error
 
     def _file(self, number: int) -> pathlib.Path:
         return self._folder / f"batch-{number:06d}.npz"
+
+
+def share_work(
+    task: EvaluationTask,
+    kept: KeptBatches,
+    total: int,
+    size: int,
+    inputs: Callable[[list[int]], Iterable[Any]],
+    compute: Callable[[Any, int, Callable[[int], None]], dict[str, np.ndarray]],
+) -> bool:
+    """Computes and keeps the batches of `size` images, `total` in all, that no process has finished.
+
+    `inputs(numbers)` gives what each of these batches is computed of, and `compute(input, first, progress)` the arrays
+    of the batch whose first image has this number.
+
+    Returns:
+      Whether this process is to combine the batches: it is the chief.
+    """
+    index = task.shard.index
+    if not kept.begin(task.shard):
+        task.status.keep(
+            f"worker {index}: nothing to do; worker 0 has finished, has not begun, or evaluates another "
+            "checkpoint or with another batch size"
+        )
+        return False
+    missing = kept.missing(task.shard)
+    if len(missing) < kept.count:
+        task.status.keep(f"{kept.count - len(missing):,} of {kept.count:,} batches are there already")
+    counts = [min(size, total - number * size) for number in missing]
+    progress = ImageProgress(task.status, total, total - sum(counts))
+    for number, count, given in zip(missing, counts, inputs(missing) if missing else (), strict=True):
+        # Another process may have been here meanwhile.
+        computed_here = not kept.has(number)
+        if computed_here and not kept.write(number, compute(given, number * size, progress.show)):
+            break
+        progress.add(count, computed_here)
+        progress.show(0)
+    if index:
+        task.status.keep(f"worker {index}: done; worker 0 combines the batches")
+    return index == 0
 
 
 class ImageProgress:

@@ -1,1 +1,1 @@
-"""What people do with a trained model's latents and pictures, and how it is shown."""
+"""Images and latents of a trained model: samples, reconstructions, paths, variants, and their files."""

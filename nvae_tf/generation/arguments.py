@@ -1,4 +1,4 @@
-"""What people ask for on a command line, checked before TensorFlow starts: places to write, temperatures, numbers."""
+"""What people give on a command line: places to write, temperatures. Checked before TensorFlow starts."""
 
 import os
 import pathlib
@@ -39,22 +39,24 @@ def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = 
       ValueError: something is there already and is not to be replaced, or no such file can be written there.
     """
     path, given = pathlib.Path(value), f"--{flag}={value}"
-    endings = [kind for kind in kinds if kind != FOLDER]
+    endings = " or ".join(kind for kind in kinds if kind != FOLDER)
     if path.is_dir() or value.endswith(("/", os.sep)):
-        if FOLDER not in kinds:
-            raise ValueError(f"{given}: a folder; give the name of a file that ends in {' or '.join(endings)}")
+        check(FOLDER in kinds, f"{given}: a folder; give the name of a file that ends in {endings}")
         check(not path.is_file(), f"{given}: this is a file, not a folder")
         check_writable(path if path.is_dir() else path.parent, given)
-        if path.is_dir() and any(path.iterdir()) and not overwrite:
-            raise ValueError(f"{given}: there are files in this folder; give another, or --overwrite to write into it")
+        check(
+            overwrite or not path.is_dir() or not any(path.iterdir()),
+            f"{given}: there are files in this folder; give another, or --overwrite to write into it",
+        )
         return OutputPlace(path, FOLDER)
     kind = path.suffix.lower()
-    if kind not in endings:
-        folder = ", or a folder that ends in /" if FOLDER in kinds else ""
-        raise ValueError(f"{given}: give a name that ends in {' or '.join(endings)}{folder}")
+    folder = ", or a folder that ends in /" if FOLDER in kinds else ""
+    check(bool(kind) and kind in kinds, f"{given}: give a name that ends in {endings}{folder}")
     check_writable(path.parent, given)
-    if path.exists() and not overwrite:
-        raise ValueError(f"{given}: there is such a file; give another name, or --overwrite to replace it")
+    check(
+        overwrite or not path.exists(),
+        f"{given}: there is such a file; give another name, or --overwrite to replace it",
+    )
     return OutputPlace(path, kind)
 
 

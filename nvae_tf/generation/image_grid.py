@@ -18,7 +18,6 @@ _VISIBLE_SIDE = 64
 # Mid-gray, so that the borders of black and of white images are seen.
 _GAP_VALUE = 128
 _CHANNELS = (1, 2, 3, 4)
-_WITH_ALPHA = (2, 4)
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | None = 1, gap: int = 6) -> np.ndarray:
@@ -39,39 +38,45 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
       ValueError: another shape, no image, values that are not finite, or a number out of range.
     """
     images = np.asarray(images, dtype=np.float32)
-    if images.ndim != 4 or images.shape[3] not in _CHANNELS or not images.size:
-        raise ValueError(f"An image grid is made of [count, height, width, 1 to 4], not of {list(images.shape)}.")
-    if not np.isfinite(images).all():
-        bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
-        raise ValueError(
-            f"{bad} of {len(images)} images hold values that are not finite: the model that made them has diverged."
-        )
-    count, height, width, channels = images.shape
+    shape = list(images.shape)
+    check(
+        images.ndim == 4 and images.shape[3] in _CHANNELS and bool(images.size),
+        f"An image grid is made of [count, height, width, 1 to 4], not of {shape}.",
+    )
+    bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
+    check(
+        not bad, f"{bad} of {shape[0]} images hold values that are not finite: the model that made them has diverged."
+    )
+    count, height, width, channels = shape
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
     enlarge = max(1, math.ceil(_VISIBLE_SIDE / min(height, width))) if enlarge is None else enlarge
-    if columns < 1 or enlarge < 1 or gap < 0:
-        raise ValueError(f"An image grid needs columns, enlarge >= 1 and gap >= 0, not {columns}, {enlarge} and {gap}.")
+    check(
+        columns >= 1 and enlarge >= 1 and gap >= 0,
+        f"An image grid needs columns, enlarge >= 1 and gap >= 0, not {columns}, {enlarge} and {gap}.",
+    )
     pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     pixels = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
-    rows = math.ceil(count / columns)
     row_pitch, column_pitch = height * enlarge + gap, width * enlarge + gap
-    grid = np.full([rows * row_pitch - gap, columns * column_pitch - gap, channels], _GAP_VALUE, dtype=np.uint8)
-    if channels in _WITH_ALPHA:
+    size = math.ceil(count / columns) * row_pitch - gap, columns * column_pitch - gap
+    grid = np.full([*size, channels], _GAP_VALUE, dtype=np.uint8)
+    if channels in (2, 4):
         grid[..., -1] = 255
-    for number, picture in enumerate(pixels):
+    for number, image in enumerate(pixels):
         top, left = number // columns * row_pitch, number % columns * column_pitch
-        grid[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        grid[top : top + image.shape[0], left : left + image.shape[1]] = image
     return grid
+
+
+def filled_rows(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images `[count, height, width, channels]`, with gray ones that fill the last row of a grid."""
+    return np.pad(images, [(0, -len(images) % columns), (0, 0), (0, 0), (0, 0)], constant_values=0.5)
 
 
 def pairs_of_rows(originals: np.ndarray, reconstructions: np.ndarray, columns: int) -> np.ndarray:
     """Images of a grid `[count, height, width, channels]`: each original stands above its reconstruction."""
-    missing = -len(originals) % columns
-    rows = []
-    for images in (originals, reconstructions):
-        padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)], constant_values=0.5)
-        rows.append(padded.reshape(-1, columns, *images.shape[1:]))
-    return np.stack(rows, axis=1).reshape(-1, *originals.shape[1:])
+    size = originals.shape[1:]
+    rows = [filled_rows(images, columns).reshape(-1, columns, *size) for images in (originals, reconstructions)]
+    return np.stack(rows, axis=1).reshape(-1, *size)
 
 
 def rows_of_path(path: np.ndarray, steps: int) -> np.ndarray:
@@ -89,31 +94,27 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
-        Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(partial, format="PNG")
+        _picture(array).save(partial, format="PNG")
 
 
-def write_animation(
-    path: str | os.PathLike, frames: np.ndarray | Sequence[np.ndarray], milliseconds: int = 80, loop: bool = True
-) -> None:
+def write_animation(path: str | os.PathLike, frames: np.ndarray, milliseconds: int = 80, loop: bool = True) -> None:
     """Writes a GIF (at most 256 colors a frame) or a lossless WebP file, as the name says, atomically.
 
     Args:
       path: the file; its folder is made where it is missing.
-      frames: `[frames, height, width, 1 to 4 channels]`: uint8 is written as it is, floats in [0, 1] are enlarged until
-        they can be seen (`image_grid`).
+      frames: float `[frames, height, width, 1 to 4 channels]` in [0, 1]; small ones are enlarged, see `image_grid`.
       milliseconds: how long each frame is shown, from 20; GIF counts in tens.
       loop: whether it repeats for ever.
     """
     path = pathlib.Path(path)
     ending = path.suffix.lower()
-    if ending not in ANIMATION_FORMATS:
-        raise ValueError(f"{path}: an animation is a file whose name ends in {' or '.join(ANIMATION_FORMATS)}")
-    if milliseconds < 20:
-        raise ValueError(f"milliseconds = {milliseconds}: must be at least 20; shorter frames are not shown as such")
-    frames = [np.asarray(frame) for frame in frames]
-    if not frames or len({frame.shape for frame in frames}) != 1:
-        raise ValueError(f"{path}: an animation needs at least one frame, and all of one size")
-    pictures = [_picture(frame) for frame in frames]
+    endings = " or ".join(ANIMATION_FORMATS)
+    check(ending in ANIMATION_FORMATS, f"{path}: an animation is a file whose name ends in {endings}")
+    check(milliseconds >= 20, f"milliseconds = {milliseconds}: must be at least 20; shorter frames are not shown")
+    pictures = [_picture(image_grid(frame[np.newaxis], enlarge=None)) for frame in frames]
+    check(bool(pictures), f"{path}: an animation needs at least one frame")
+    # Neither format has gray with alpha.
+    pictures = [picture.convert("RGBA") if picture.mode == "LA" else picture for picture in pictures]
     options = {"lossless": True} if ending == ".webp" else {}
     # Pillow's number of turns: 0 for no end; a GIF without the number is shown once.
     if loop or ending == ".webp":
@@ -124,24 +125,12 @@ def write_animation(
         pictures[0].save(partial, format=ANIMATION_FORMATS[ending], **options)
 
 
-def _picture(frame: np.ndarray) -> Image.Image:
-    if frame.dtype != np.uint8:
-        frame = image_grid(frame[np.newaxis], enlarge=None)
-    check(
-        frame.ndim == 3 and frame.shape[2] in _CHANNELS,
-        f"a frame has shape {list(frame.shape)}; it must be [height, width, 1 to 4]",
-    )
-    picture = Image.fromarray(frame[..., 0] if frame.shape[2] == 1 else frame)
-    # Neither format has gray with alpha.
-    return picture.convert("RGBA") if picture.mode == "LA" else picture
+def _picture(array: np.ndarray) -> Image.Image:
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
 def write_pictures(folder: str | os.PathLike, images: np.ndarray, names: Sequence[str]) -> list[pathlib.Path]:
-    """Writes every image of `[count, height, width, channels]` in [0, 1] as a PNG of its own size; returns the files.
-
-    Raises:
-      ValueError: see `picture_names` and `image_grid`.
-    """
+    """Writes every image of `[count, height, width, channels]` in [0, 1] as a PNG of its size; returns the files."""
     paths = [pathlib.Path(folder, name) for name in picture_names(names)]
     for path, image in zip(paths, images, strict=True):
         write_png(path, image_grid(image[np.newaxis]))
@@ -149,20 +138,19 @@ def write_pictures(folder: str | os.PathLike, images: np.ndarray, names: Sequenc
 
 
 def picture_names(names: Sequence[str]) -> list[str]:
-    """Names of PNG files for images with these names, with sub-folders or without, all different.
+    """Names of PNG files for images with these names, with sub-folders or without; ValueError for equal names.
 
     `cat.jpg` becomes `cat.png`, or `cat.jpg.png` where there is a `cat.webp` too.
-
-    Raises:
-      ValueError: two names are the same, or one leads out of the folder.
     """
-    outside = [name for name in names if pathlib.PurePath(name).is_absolute() or ".." in pathlib.PurePath(name).parts]
-    if outside:
-        raise ValueError(f"a picture is called {outside[0]}, which leads out of the folder")
-    briefly = [str(pathlib.PurePath(name).with_suffix(".png")) for name in names]
-    counts = collections.Counter(briefly)
-    files = [brief if counts[brief] == 1 else f"{name}.png" for brief, name in zip(briefly, names, strict=True)]
-    twice = [name for name, count in collections.Counter(files).items() if count > 1]
-    if twice:
-        raise ValueError(f"two pictures would be called {twice[0]}: one would replace the other; rename one")
+    for name in names:
+        path = pathlib.PurePath(name)
+        check(
+            not path.is_absolute() and ".." not in path.parts,
+            f"a picture is called {name}, which leads out of the folder",
+        )
+    short = [str(pathlib.PurePath(name).with_suffix(".png")) for name in names]
+    counts = collections.Counter(short)
+    files = [file if counts[file] == 1 else f"{name}.png" for file, name in zip(short, names, strict=True)]
+    for file, count in collections.Counter(files).items():
+        check(count == 1, f"two pictures would be called {file}: one would replace the other; rename one")
     return files

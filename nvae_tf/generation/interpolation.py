@@ -56,13 +56,11 @@ def interpolate_images(
 ) -> np.ndarray:
     """Mean images on a path through images in turn; where it passes an image it is exactly its reconstruction.
 
-    Groups with `how` "keep" have the first image's latents all along, so the other images are not met then.
-
     Args:
       model: used with running batch-norm statistics.
       images: two or more, `[count, height, width, channels]` in [0, 1].
       steps: steps from one image to the next.
-      how: see `interpolate_latents`.
+      how: see `interpolate_latents`; groups with "keep" have the first image's latents all along.
       seed: of the images' latents; these and `mean` as in `encode_images`.
       mean: see there.
       progress: is called after each batch with the number of images done.
@@ -105,19 +103,14 @@ def _between(start: np.ndarray, end: np.ndarray, fractions: np.ndarray, way: str
     start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
     if way == "keep":
         return np.broadcast_to(start, (len(fractions), *start.shape))
-    angle = _angle(start, end) if way == "spherical" else 0.0
+    lengths = np.linalg.norm(start), np.linalg.norm(end)
+    angle = 0.0
+    if way == "spherical" and min(lengths) > 0.0:
+        one, other = start / lengths[0], end / lengths[1]
+        # Kahan's formula: the arc cosine would lose half of the digits of small angles.
+        angle = 2.0 * np.arctan2(np.linalg.norm(one - other), np.linalg.norm(one + other))
     if not _SMALLEST_ANGLE < angle < np.pi - _SMALLEST_ANGLE:
         return (1.0 - fractions) * start + fractions * end
     # Both weights are exactly 0 or 1 at the ends.
     weights = np.sin((1.0 - fractions) * angle) / np.sin(angle), np.sin(fractions * angle) / np.sin(angle)
     return weights[0] * start + weights[1] * end
-
-
-def _angle(start: np.ndarray, end: np.ndarray) -> float:
-    """Between two vectors, in radians; 0 where one is zero."""
-    lengths = np.linalg.norm(start), np.linalg.norm(end)
-    if min(lengths) == 0.0:
-        return 0.0
-    start, end = start / lengths[0], end / lengths[1]
-    # Kahan's formula: the arc cosine would lose half of the digits of small angles.
-    return 2.0 * np.arctan2(np.linalg.norm(start - end), np.linalg.norm(start + end))

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -56,38 +55,32 @@ def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLat
       ValueError: it is something else, damaged, or of another architecture than the model.
     """
     plan = model if isinstance(model, LatentPlan) else model.plan
-    entries = _entries(path)
-    try:
-        shapes = [tuple(shape) for shape in json.loads(str(entries["about"]))["latent_shapes"]]
-        latents = [entries[_GROUP.format(index)] for index in range(len(shapes))]
-        names = [str(name) for name in entries["names"]] if "names" in entries else None
-        whole = [latent.shape[1:] for latent in latents] == shapes
-        whole = whole and len({len(part) for part in [*latents, *([names] if names is not None else [])]}) == 1
-    except (ValueError, KeyError, TypeError, IndexError):
-        whole = False
-    if not whole:
-        raise ValueError(
-            f"{path}: a damaged file of latents, its parts do not fit each other; encode the pictures again"
-        )
-    try:
-        return StoredLatents([latent.numpy() for latent in check_latents(latents, plan)], names)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _entries(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All arrays of the file; damage shows when they are read."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file of latents; train.generate encode writes one")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: not a file of latents, or cut off; train.generate encode writes one")
     try:
         entries = read_arrays(pathlib.Path(path))
     except ValueError as error:
-        raise ValueError(f"{path}: damaged, or not a file of latents ({error}); encode the pictures again") from None
+        raise ValueError(
+            f"{path}: damaged, or not a file of latents ({error}); train.generate encode writes one"
+        ) from None
     if _FORMAT not in str(entries.get("about", "")):
         raise ValueError(
             f"{path}: a .npz file of something else ({', '.join(sorted(entries)[:5])}), without the entry `about` of "
             "files of latents; write them with train.generate encode or nvae_tf.generation.latents_file.save_latents"
         )
-    return entries
+    try:
+        shapes = [tuple(shape) for shape in json.loads(str(entries["about"]))["latent_shapes"]]
+        latents = [entries[_GROUP.format(index)] for index in range(len(shapes))]
+        names = [str(name) for name in entries["names"]] if "names" in entries else None
+        fits = [latent.shape[1:] for latent in latents] == shapes
+        fits = fits and len({len(part) for part in [*latents, *([names] if names is not None else [])]}) == 1
+    except (ValueError, KeyError, TypeError, IndexError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{path}: a damaged file of latents, its arrays do not fit each other; encode the images again"
+        )
+    try:
+        return StoredLatents([latent.numpy() for latent in check_latents(latents, plan)], names)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

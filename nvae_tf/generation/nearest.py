@@ -23,7 +23,7 @@ class NearestImages(NamedTuple):
 
 
 def nearest_images(
-    samples: np.ndarray, batches: Iterable[np.ndarray], count: int, progress: Callable[[int], None] | None = None
+    samples: np.ndarray, batches: Iterable[np.ndarray], count: int, progress: Callable[[int], None] = lambda done: None
 ) -> NearestImages:
     """Looks through all images once, a batch at a time; of images that are equally near the earlier ones win.
 
@@ -32,40 +32,25 @@ def nearest_images(
     """
     check(count >= 1, f"count = {count}: must be at least 1")
     samples = np.asarray(samples)
-    flat = _flat(samples)
-    numbers = np.zeros((len(samples), 0), np.int64)
-    best = NearestImages(numbers, numbers.astype(np.float64), np.zeros((len(samples), 0, *samples.shape[1:])))
-    seen = 0
+    flat, size = _flat(samples), samples.shape[1:]
+    best, seen = None, 0
     for batch in batches:
         images = np.asarray(batch)
-        check(
-            images.shape[1:] == samples.shape[1:],
-            f"images of {images.shape[1:]} can't be compared with samples of {samples.shape[1:]}",
-        )
+        check(images.shape[1:] == size, f"images of {images.shape[1:]} can't be compared with samples of {size}")
         rows = _flat(images)
         # |a - b|^2 = |a|^2 - 2 ab + |b|^2, in float64 because it cancels.
         squares = (flat**2).sum(axis=1)[:, np.newaxis] + (rows**2).sum(axis=1)
         distances = np.maximum(squares - 2.0 * flat @ rows.T, 0.0) / flat.shape[1]
-        best = _merged(best, images, distances, seen, count)
+        # In order of distance and, stable, of number.
+        chosen = np.argsort(distances, axis=1, kind="stable")[:, :count]
+        found = seen + chosen, np.take_along_axis(distances, chosen, axis=1), images[chosen]
+        best = found if best is None else [np.concatenate(pair, axis=1) for pair in zip(best, found, strict=True)]
+        order = np.argsort(best[1], axis=1, kind="stable")[:, :count]
+        best = [part[np.arange(len(samples))[:, np.newaxis], order] for part in best]
         seen += len(images)
-        if progress:
-            progress(seen)
+        progress(seen)
     check(seen >= count, f"count = {count}: there are only {seen} images to choose from")
-    return best
-
-
-def _merged(best: NearestImages, images: np.ndarray, distances: np.ndarray, first: int, count: int) -> NearestImages:
-    """The nearest of those so far and of a batch whose first image has this number."""
-    rows = np.arange(len(distances))[:, np.newaxis]
-    # In order of distance and, stable, of number.
-    chosen = np.argsort(distances, axis=1, kind="stable")[:, :count]
-    joined = NearestImages(
-        np.concatenate([best.numbers, first + chosen], axis=1),
-        np.concatenate([best.distances, distances[rows, chosen]], axis=1),
-        np.concatenate([best.images, images[chosen]], axis=1, dtype=images.dtype, casting="unsafe"),
-    )
-    order = np.argsort(joined.distances, axis=1, kind="stable")[:, :count]
-    return NearestImages(*(part[rows, order] for part in joined))
+    return NearestImages(*best)
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

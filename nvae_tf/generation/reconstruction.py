@@ -54,11 +54,10 @@ def vary_images(
     mean: bool = False,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Variants of images: the top groups' latents are the same for all variants of an image, the rest differ.
+    """Variants of images, with the same latents of the top groups and draws of their own in the others.
 
-    Variant j of image i depends on the seed, i and j, not on `count`. With all groups kept there is nothing to
-    draw, and every variant is the reconstruction. Arguments as for `reconstruct_images`; returns float32 `[images,
-    count, height, width, channels]` in [0, 1].
+    Variant j of image i depends on the seed, i and j, not on `count`. With all groups kept every variant is the
+    reconstruction. Arguments as for `reconstruct_images`; returns float32 `[images, count, height, width, channels]`.
     """
     kept_groups = checked_kept_groups(kept_groups, model.plan)
     check(count >= 1, f"count = {count}: must be at least 1")
@@ -66,26 +65,26 @@ def vary_images(
         reconstructions = reconstruct_images(model, images, kept_groups, temperature, seed, mean, progress)
         return np.repeat(reconstructions[:, np.newaxis], count, axis=1)
     latents = encode_images(model, images, seed, mean)[:kept_groups]
+    of_images = image_seeds(seed, len(images))
+
+    def seeds(number: int) -> tf.Tensor:
+        return tf.map_fn(lambda pair: tf.random.experimental.stateless_fold_in(pair, number, alg="philox"), of_images)
+
     # All images' first variants, then all second ones: so more variants leave the earlier ones in their places.
-    seeds = tf.concat([_folded(image_seeds(seed, len(images)), number) for number in range(count)], axis=0)
+    of_variants = tf.concat([seeds(number) for number in range(count)], axis=0)
     tiled = [np.tile(latent, (count, 1, 1, 1)) for latent in latents]
-    variants = generator_of(model).from_seeds(seeds, temperature, tiled, progress)
+    variants = generator_of(model).from_seeds(of_variants, temperature, tiled, progress)
     return variants.reshape(count, len(images), *variants.shape[1:]).swapaxes(0, 1)
-
-
-def _folded(seeds: tf.Tensor, number: int) -> tf.Tensor:
-    """Seeds `[images, 2]` of the variant with this number, other ones than the images' own."""
-    return tf.map_fn(lambda pair: tf.random.experimental.stateless_fold_in(pair, number, alg="philox"), seeds)
 
 
 def checked_kept_groups(kept_groups: int | None, plan: LatentPlan) -> int:
     """How many groups are kept, all for None; ValueError where the model has fewer."""
-    if kept_groups is None:
-        return plan.num_groups
+    groups = plan.num_groups
+    kept_groups = groups if kept_groups is None else kept_groups
     check(
-        0 <= kept_groups <= plan.num_groups,
-        f"kept_groups = {kept_groups}: this model has {plan.num_groups} latent groups, so it must be from 0 to "
-        f"{plan.num_groups}; 1 keeps the top group alone",
+        0 <= kept_groups <= groups,
+        f"kept_groups = {kept_groups}: this model has {groups} latent groups, so it must be from 0 to {groups}; 1 "
+        "keeps the top group alone",
     )
     return kept_groups
 
@@ -115,18 +114,18 @@ def data_set_images(
     """
     spec = spec_to_read(config, data_path)
     source = load_split(spec, split, StatusLine().report())
+    count = count or min(at_most or source.count, source.count)
+    check(count <= source.count, f"--count={count}: the {split} part of {spec.name} has only {source.count} images")
+    for index in indices or ():
+        check(
+            index < source.count,
+            f"--indices={index}: the {split} part of {spec.name} has {source.count} images, numbers 0 to "
+            f"{source.count - 1}",
+        )
     if indices is None:
-        count = count or min(at_most or source.count, source.count)
-        check(count <= source.count, f"--count={count}: the {split} part of {spec.name} has only {source.count} images")
-        batches = evaluation_batches(source, spec, _BATCH_SIZE, seed, range(-(-count // _BATCH_SIZE)))
         indices = range(count)
+        batches = evaluation_batches(source, spec, _BATCH_SIZE, seed, range(-(-count // _BATCH_SIZE)))
     else:
-        beyond = [index for index in indices if index >= source.count]
-        if beyond:
-            raise ValueError(
-                f"--indices={beyond[0]}: the {split} part of {spec.name} has {source.count} images, "
-                f"numbers 0 to {source.count - 1}"
-            )
         batches = evaluation_batches(source, spec, 1, seed, indices)
     images = np.concatenate([batch.numpy() for batch in iterate(batches, source)])[: len(indices)]
     return images, [f"{split}_{index:05d}" for index in indices]

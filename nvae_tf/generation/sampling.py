@@ -35,12 +35,9 @@ def generate_images(
 ) -> np.ndarray:
     """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
-    Image i depends on the seed and i alone. The temperature multiplies the priors' sigma; below 1 images are more
-    alike. It is a number, or a list with one a scale or one a group, see `temperatures_of_groups`. `progress` is called
-    after each batch with the number of images done.
-
-    Raises:
-      ValueError: `count` or a temperature is not greater than 0, or there are too few or too many temperatures.
+    Image i depends on the seed and i alone. The temperature multiplies the priors' sigma: a number, or a list with one
+    a scale or one a group, see `temperatures_of_groups`. `progress` is called after each batch with the number of
+    images done. ValueError where a number is not greater than 0, or the temperatures do not fit the model.
     """
     return generator_of(model).generate(count, temperature, seed, progress)
 
@@ -50,13 +47,8 @@ def encode_images(
 ) -> list[np.ndarray]:
     """Latents of images `[count, height, width, channels]` in [0, 1] from the posterior, or with `mean` its means.
 
-    Those of image i depend on the image, the seed and i alone.
-
-    Returns:
-      float32 `[count, height, width, latent channels]` for each group, top group first.
-
-    Raises:
-      ValueError: the images have another size than the model's, or are not all in [0, 1].
+    Those of image i depend on the image, the seed and i alone. Returns float32 `[count, height, width, channels]` for
+    each group, top group first. ValueError where the images have another size, or are not all in [0, 1].
     """
     images = check_images(images, model.config).numpy()
     # The scale is an argument, not a constant: means then come from the arithmetic of draws.
@@ -84,8 +76,10 @@ def decode_images(
 
 
 class ImageGenerator:
-    """What `generate_images` does, for a model whose weights change in between; a graph is traced once for every number
-    of groups whose latents are given. Each of the strategy's replicas, all in this process, takes batches of its own.
+    """What `generate_images` does, for a model whose weights change in between.
+
+    A graph is traced once for every number of groups whose latents are given. Each of the strategy's replicas, all in
+    this process, takes batches of its own.
     """
 
     def __init__(self, model: NVAE, strategy: tf.distribute.Strategy | None = None):
@@ -190,15 +184,11 @@ def samples_sharing_groups(
 ) -> np.ndarray:
     """Mean images `[count, height, width, channels]` of samples with the same latents in the upper groups.
 
-    The first is the first of `model.generate` with the same seed and temperature, the others have its latents in the
-    upper `shared_groups` groups and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
-
-    Raises:
-      ValueError: `shared_groups` is not one of 0 ... groups, or see `model.generate`.
+    The first is the first of `model.generate` with the same seed and temperature; the others have its latents in the
+    upper `shared_groups` groups, 0 to all, and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
     """
     groups = model.plan.num_groups
     check(0 <= shared_groups <= groups, f"shared_groups = {shared_groups}: must be from 0 to {groups}")
-    check(count >= 1, f"count = {count}: must be at least 1")
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(seed, count))
     mixed = [tf.repeat(eps[:1], count, axis=0) if group < shared_groups else eps for group, eps in enumerate(noise)]
     temperatures = temperatures_of_groups(temperature, model.plan)

@@ -52,7 +52,7 @@ def whole(commands, finished_run, tmp_path_factory):
     return workdir, process.stdout
 
 
-def test_what_is_measured(whole, finished_run):
+def test_what_is_measured(whole):
     workdir, printed = whole
     metrics = metrics_of(workdir)
     expected = {"num_images": 360, "step": 60, "seed": 3, "importance_samples": 150, "split": "test", "batch_size": 20}
@@ -74,13 +74,8 @@ def test_what_is_measured(whole, finished_run):
     assert (workdir / "evaluation.txt").read_text() in printed
     assert not list((workdir / "evaluation").glob("unfinished-*"))
     card = (workdir / "README.md").read_text()
-    assert f'"nelbo"\n            value: {metrics["nelbo_nats"]!r}' in card
     assert f"| {metrics['importance_weighted_nats']:.3f} | nats an image |" in card
-    assert "--metrics=elbo,iw,latents --seed=3 --importance_samples=150" in card
     assert all(f"({name})" in card for name in metrics["latents"]["pictures"])
-    # That of the training, which knows no evaluation.
-    card = (finished_run[0] / "README.md").read_text()
-    assert "newest checkpoint | step 60 |" in card and "(samples/step-00000060.png)" in card
 
 
 @pytest.mark.slow
@@ -173,8 +168,6 @@ def test_fid_with_a_graph_of_the_same_form(commands, run, tmp_path, monkeypatch)
     process = commands.run(evaluation(run, *flags, "--batch_norm_iterations=20", "--replicas=2"))
     assert process.returncode == 0, process.stderr
     assert metrics_of(run)["fid"]["value"] == pytest.approx(readjusted_value, rel=1e-3)
-    check_missing = commands.run(evaluation(run, "--metrics=fid", f"--inception={tmp_path / 'no.pb'}"))
-    assert check_missing.returncode == 2 and "there is no such file" in check_missing.stderr
 
 
 @pytest.mark.slow
@@ -207,14 +200,9 @@ class Quadrants:
     ("flag", "message"),
     [
         ("--metrics=", "--metrics is empty"),
-        ("--split=dev", "flag --split=dev"),
         ("--workdir=nowhere", "nowhere: no such folder; give the --workdir of a run of train.main"),
         ("--metrics=elbo,wi", "--metrics = 'wi': not one of the choices (elbo, iw"),
-        ("--importance_samples=0", "importance_samples"),
-        ("--batch_size=0", "batch_size"),
-        ("--replicas=-1", "replicas"),
         ("--temperature=0", "--temperature=0: must be greater than 0"),
-        ("--fid_samples=1", "fid_samples"),
         ("--fid_samples=10", "--fid_samples is of metric fid"),
         ("--extractor=a:b", "--extractor is of metric fid"),
     ],
@@ -231,10 +219,3 @@ def test_help_is_a_manual_page(commands, name):
     process = commands.run(["-m", name, "--help"])
     assert process.returncode == 0
     assert f"python -m {name} --workdir=" in process.stdout and "Exit code: 0 done" in process.stdout
-
-
-def test_a_run_without_a_checkpoint(commands, run):
-    (run / "checkpoints").unlink()
-    process = commands.run(evaluation(run))
-    assert process.returncode == 2
-    assert "no checkpoint in" in process.stderr and process.stderr.count("\n") == 1

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -89,13 +88,9 @@ def assert_shown(picture, images, columns):
 
 
 @pytest.mark.slow
-def test_samples_are_those_of_the_model(made, model):
+def test_samples_and_reconstructions(made, model):
     assert_shown(pixels(made[0] / "samples.png"), model.generate(8, [0.8, 0.9], seed=3).numpy(), 4)
     assert "8 images at temperatures 0.8, 0.9, from step 60" in made[1]["samples.png"]
-
-
-@pytest.mark.slow
-def test_reconstructions_stand_below_originals(made):
     picture = pixels(made[0] / "reconstructions.png")
     assert picture.shape == (4 * PITCH - 6, 5 * PITCH - 6)
     assert set(np.unique(picture[:SIDE])) <= {0, 128, 255}
@@ -113,14 +108,10 @@ def test_pictures_from_outside_give_files_of_the_same_names(made, model, origina
         for name, image in zip(names, expected, strict=True):
             found = pixels(made[0] / folder / name)
             assert found.shape == (16, 16) and np.abs(found - 255 * image[..., 0]).max() <= 1
-
-
-@pytest.mark.slow
-def test_latents_in_the_file_are_those_of_the_pictures(made, model, originals):
     found = load_latents(made[0] / "latents.npz", model)
     assert found.names == ["digit 17.bmp", "digit 3.bmp"]
-    for z, expected in zip(found.latents, model.encode(originals[::-1], seed=1), strict=True):
-        np.testing.assert_allclose(z, expected, atol=1e-4)
+    for z, latent in zip(found.latents, model.encode(originals[::-1], seed=1), strict=True):
+        np.testing.assert_allclose(z, latent, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -161,12 +152,10 @@ def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made):
     [
         (
             ["recnostruct"],
-            "not one of the modes (sample, reconstruct, interpolate, vary, encode, decode, nearest); did",
+            "not one of the modes (sample, reconstruct, interpolate, vary, encode, decode, nearest)",
         ),
         (["sample"], "--output is missing"),
-        (["sample", "--output=x.png", "--count=0"], "flag --count=0"),
         (["sample", "--output=x.png", "--temperature=0"], "--temperature=0: must be greater than 0"),
-        (["sample", "--output=x.png", "--workdir=nowhere"], "nowhere: no such folder; give the --workdir of a run"),
         (["sample", "--output=x.png", "--workdir=tests"], "--workdir=tests: not a run folder, it has no config.json"),
         (["reconstruct", "--output=x.png", "--cuont=3"], "Unknown command line flag 'cuont'. Did you mean: count ?"),
         (["reconstruct", "--output=x.png", "--input=nowhere"], "nowhere: there is no such file or folder of pictures"),
@@ -174,7 +163,6 @@ def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made):
         (["vary", "--output=x.png", "--input=x", "--data_path=y"], "--input and --data_path"),
         (["vary", "--output=x.png", "--indices=3,-1"], "--indices=3,-1: ['-1'] is not a whole number"),
         (["encode", "--output=x.npz", "--resize=crop"], "--resize is for pictures of --input"),
-        (["encode", "--output=x.png"], "--output=x.png: give a name that ends in .npz"),
         (["interpolate", "--output=x.png"], "between which pictures?"),
         (["decode", "--output=x.png", "--input=nowhere.npz"], "--input=nowhere.npz: no such file"),
     ],
@@ -182,30 +170,17 @@ def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made):
 def test_a_wrong_flag_is_one_line(commands, tmp_path, arguments, message):
     (tmp_path / "config.json").touch()
     mode, *others = arguments
-    check_error(commands.run(["-m", "train.generate", mode, f"--workdir={tmp_path}", *others]), message)
-
-
-def test_a_checkpoint_of_another_architecture_is_one_line(commands, finished_run, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(finished_run[0], copy)
-    config = json.loads((copy / "config.json").read_text())
-    config["model"]["num_groups_per_scale"] = 2
-    (copy / "config.json").write_text(json.dumps(config))
-    process = commands.run(["-m", "train.generate", f"--workdir={copy}", f"--output={tmp_path / 'x.png'}"])
-    check_error(process, "a checkpoint of another architecture than the settings")
-
-
-def check_error(process, message):
-    assert process.returncode == 2
-    assert len(process.stderr.strip().splitlines()) == 1, process.stderr
+    process = commands.run(["-m", "train.generate", mode, f"--workdir={tmp_path}", *others])
+    assert process.returncode == 2 and len(process.stderr.strip().splitlines()) == 1, process.stderr
     assert process.stderr.startswith("error: ") and message in process.stderr
 
 
-@pytest.mark.parametrize("mode", generate.MODES)
-def test_every_mode_has_a_manual_page(commands, mode):
-    process = commands.run(["-m", "train.generate", mode, "--help"])
-    assert process.returncode == 0
-    assert f"python -m train.generate {mode} --workdir=" in process.stdout and "Exit code: 0" in process.stdout
-    for flag in ("--workdir", "--checkpoint", "--output", "--overwrite", "--seed"):
+def test_every_mode_has_a_manual_page(commands):
+    for mode, (function, _) in generate.MODES.items():
+        assert f"python -m train.generate {mode} --workdir=" in function.__doc__ and mode in generate.overview()
+    process = commands.run(["-m", "train.generate", "vary", "--help"])
+    assert process.returncode == 0 and generate.vary.__doc__.strip().splitlines()[0] in process.stdout
+    assert "Exit code: 0" in process.stdout
+    for flag in ("--workdir", "--checkpoint", "--output", "--overwrite", "--seed", "--input", "--variants"):
         assert f"\n  {flag}\n" in process.stdout
-    assert mode in generate.overview()
+    assert "--steps" not in process.stdout

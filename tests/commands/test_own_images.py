@@ -1,7 +1,5 @@
 """Images of every kind of source through to a training step and back to pictures; and the commands on a folder."""
 
-import gzip
-
 import numpy as np
 import pytest
 import scipy.io
@@ -11,7 +9,7 @@ from configs import own_images as preset
 from nvae_tf.data.pipeline import iterate, shuffled_index_batches, training_batches
 from nvae_tf.data.spec import complete_config
 from nvae_tf.training.run import load_images, new_run, run_length, with_length
-from tests.data.picture_factory import damaged_in_the_middle, encoded, idx, png, random_pixels, write_files
+from tests.data.picture_factory import damaged_in_the_middle, png, random_pixels, write_files
 from tests.tiny_model import TINY
 
 COUNT, HEIGHT, WIDTH = 10, 7, 10
@@ -25,33 +23,19 @@ def pixels(channels, dtype=np.uint8):
     return random_pixels(COUNT, HEIGHT, WIDTH, channels, dtype=dtype)
 
 
-def pictures(channels, dtype=np.uint8, encode=png):
+def pictures(channels, dtype=np.uint8):
     """A maker of a folder of pictures."""
 
     def make(place):
-        write_files(place, {f"{n}.png": encode(image) for n, image in enumerate(pixels(channels, dtype))})
+        write_files(place, {f"{n}.png": png(image) for n, image in enumerate(pixels(channels, dtype))})
         return {"path": place}
 
     return make
 
 
-def by_pillow(kind):
-    return lambda image: encoded(image, kind)
-
-
-def arrays(channels, dtype=np.uint8, ending="npy"):
-    def make(place):
-        path = place / f"images.{ending}"
-        np.save(path, pixels(channels, dtype)) if ending == "npy" else np.savez(path, pixels(channels, dtype))
-        return {"path": path}
-
-    return make
-
-
-def idx_files(place):
-    content = gzip.compress(idx(pixels(1)[..., 0]))
-    names = ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")
-    return {"path": write_files(place, {name: content for name in names})}
+def arrays(place):
+    np.savez(place / "images.npz", pixels(1))
+    return {"path": place / "images.npz"}
 
 
 def mat_file(place):
@@ -71,23 +55,14 @@ def cropped(place):
     return {"path": place, "resize": "crop", "height": HEIGHT, "width": WIDTH}
 
 
-# What makes the images and the settings for them, and the images' channels.
+# What makes the images and the settings for them, and the images' channels. tests/data reads all kinds of files.
 SOURCES = {
     "gray PNG": (pictures(1), 1),
-    "gray PNG of 16 bits": (pictures(1, np.uint16), 1),
     "gray and alpha PNG": (pictures(2), 2),
-    "RGB PNG": (pictures(3), 3),
     "RGB PNG of 16 bits": (pictures(3, np.uint16), 3),
     "RGBA PNG": (pictures(4), 4),
-    "WebP": (pictures(3, encode=by_pillow("WEBP")), 3),
-    "WebP with alpha": (pictures(4, encode=by_pillow("WEBP")), 4),
-    "JPEG": (pictures(3, encode=by_pillow("JPEG")), 3),
-    "gray JPEG": (pictures(1, encode=by_pillow("JPEG")), 1),
     "pictures of several sizes": (cropped, 3),
-    "npy": (arrays(3), 3),
-    "npy of 16 bits": (arrays(2, np.uint16), 2),
-    "npz": (arrays(1, ending="npz"), 1),
-    "IDX": (idx_files, 1),
+    "npz": (arrays, 1),
     "mat": (mat_file, 1),
     "bundled photos": (bundled_photos, 3),
 }
@@ -128,7 +103,7 @@ def test_a_training_step_and_back_to_pictures(kind, runs, tmp_path):
     images = load_images(config)
     size = (28, 28) if kind == "mat" else (HEIGHT, WIDTH)
     assert images.spec.image_shape == (*size, channels) and images.test.count >= 1
-    assert images.held_out == (kind not in ("IDX", "mat", "bundled photos"))
+    assert images.held_out == (kind not in ("mat", "bundled photos"))
     model = run_of(runs, config, images).model
     batch = next(iterate(training_batches(images.train, images.spec, BATCH_SIZE, seed=0), images.train))
     assert batch.shape == (BATCH_SIZE, *size, channels)
@@ -142,12 +117,6 @@ def test_a_training_step_and_back_to_pictures(kind, runs, tmp_path):
     assert generated.shape == (3, *size, channels) and np.isfinite(generated).all()
     assert 0.0 <= generated.min() <= generated.max() <= 1.0
     assert generated.std() > 0.0
-
-
-def test_sizes_that_cannot_be_halved_are_padded_for_the_network_alone(tmp_path):
-    model = configured(pictures(3)(tmp_path)).model
-    assert (model.image_height, model.image_width) == (7, 10)
-    assert (model.network_height, model.network_width) == (8, 10)
 
 
 def command(name, folder, **settings):
@@ -179,18 +148,6 @@ def test_inspect_data_prints_counts_and_writes_a_picture(commands, tmp_path):
     # Ten columns and two rows, enlarged until the shorter side is 70 pixels, with gaps of 6.
     with Image.open(output) as picture:
         assert picture.size == (10 * 100 + 9 * 6, 2 * 70 + 6)
-
-
-@pytest.mark.slow
-def test_inspect_data_names_a_bad_picture_in_one_line(commands, tmp_path):
-    pictures(3)(tmp_path / "train")
-    pictures(3)(tmp_path / "test")
-    bad = tmp_path / "train" / "4.png"
-    bad.write_bytes(b"Dear diary")
-    output = tmp_path / "look.png"
-    process = commands.run([*command("train.inspect_data", tmp_path), f"--output={output}"])
-    assert_one_line(process, f"{bad}: not a picture, whatever its name says")
-    assert "--config.data.on_bad_file=skip" in process.stderr and not output.exists()
 
 
 @pytest.mark.slow

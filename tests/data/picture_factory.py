@@ -16,7 +16,7 @@ from nvae_tf.data.spec import complete_spec
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # PNG's color type by the number of channels: gray, gray and alpha, RGB, RGBA.
-_PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+_PNG_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 
 
 def random_pixels(*shape, dtype=np.uint8, seed=0):
@@ -28,7 +28,7 @@ def png(pixels):
     """The bytes of a PNG file of 1 to 4 channels, `[height, width, channels]`, uint8 or uint16: Pillow writes no 16."""
     height, width, channels = pixels.shape
     bits = pixels.dtype.itemsize * 8
-    header = struct.pack(">IIBBBBB", width, height, bits, _PNG_COLOUR_TYPES[channels], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, _PNG_COLOR_TYPES[channels], 0, 0, 0)
     # Each row begins with its filter, 0 for none.
     rows = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in pixels)
     return png_of_chunks(header, zlib.compress(rows))

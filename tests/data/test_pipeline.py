@@ -1,7 +1,8 @@
-"""Batches as a function of (seed, step)."""
+"""Batches as a function of (seed, step): their random numbers, order, preprocessing, and the shards of processes."""
 
 import dataclasses
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,13 +10,100 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from nvae_tf.data import data_spec
-from nvae_tf.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
+from nvae_tf.data.pipeline import (
+    ALL,
+    RandomStream,
+    Shard,
+    binarize,
+    content_digest,
+    evaluation_batches,
+    intensity_table,
+    permutation,
+    steps_per_epoch,
+    stream_key,
+    training_batches,
+    uniform,
+)
 from nvae_tf.data.sources import ArraySource
+
+KEY = stream_key(5, RandomStream.TRAINING_BINARIZATION)
+START = tf.constant(0, tf.int64)
+
+
+def numbers(first_position, batch_size, shape, key=KEY):
+    return uniform(key, tf.constant(first_position, tf.int64), batch_size, shape).numpy()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 1), (8, 8, 1), (5, 3, 3)])
+def test_numbers_depend_on_the_position_and_not_on_the_batch(shape):
+    whole = numbers(10, 12, shape)
+    parts = [numbers(10, 5, shape), numbers(15, 1, shape), numbers(16, 6, shape)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+    assert len(np.unique(whole)) == whole.size
+
+
+def test_numbers_go_on_far_into_the_stream():
+    far = numbers(2**40, 2, (8, 8, 1))
+    assert not np.array_equal(far, numbers(0, 2, (8, 8, 1)))
+    np.testing.assert_array_equal(far[1:], numbers(2**40 + 1, 1, (8, 8, 1)))
+
+
+def test_seeds_and_streams_have_keys_of_their_own():
+    keys = {int(stream_key(seed, stream)[0]) for seed in range(50) for stream in RandomStream}
+    assert len(keys) == 50 * len(RandomStream)
+    with pytest.raises(ValueError, match="seed is -1"):
+        stream_key(-1, RandomStream.ORDER)
+
+
+def test_permutations_are_all_different_and_unbiased():
+    def drawn(epochs, count):
+        permute = tf.function(lambda epoch: permutation(KEY, epoch, count))
+        return [tuple(permute(tf.constant(epoch, tf.int64)).numpy()) for epoch in range(epochs)]
+
+    _, frequencies = np.unique(drawn(1000, 4), axis=0, return_counts=True)
+    assert len(frequencies) == 24
+    expected = 1000 / 24
+    assert ((frequencies - expected) ** 2 / expected).sum() < 23 + 5 * np.sqrt(2 * 23)
+    # More epochs than `tf.random.experimental.index_shuffle` has permutations.
+    assert len(set(drawn(600, 60))) == 600
+
+
+@pytest.mark.parametrize("num_bits", range(1, 9))
+def test_quantization_is_the_published_formula_in_exact_arithmetic(num_bits):
+    table = intensity_table(num_bits)
+    assert table.dtype == np.float32 and table.shape == (256,)
+    levels = 2**num_bits - 1
+    for value in range(256):
+        # floor(x * 255 / 2^(8 - b)) / (2^b - 1) of x = value / 255.
+        level = (Fraction(value, 255) * 255 / 2 ** (8 - num_bits)).__floor__()
+        exact = Fraction(level, levels)
+        # The nearest float32: neither neighbor is nearer.
+        error = abs(Fraction(float(table[value])) - exact)
+        for neighbor in np.nextafter(table[value], np.float32([-1, 2])):
+            assert error <= abs(Fraction(float(neighbor)) - exact)
+    assert len(np.unique(table)) == 2**num_bits and table[0] == 0 and table[255] == 1
+
+
+@pytest.mark.parametrize("num_bits", range(1, 9))
+def test_sixteen_bits_need_only_their_upper_eight(num_bits):
+    values = np.arange(2**16)
+    levels = np.rint(intensity_table(num_bits)[values >> 8] * (2**num_bits - 1)).astype(int)
+    np.testing.assert_array_equal(levels, values >> (16 - num_bits))
+
+
+def test_binarization_is_fresh_at_every_position():
+    images = tf.fill([4, 8, 8, 1], 0.5)
+    first = binarize(images, KEY, START).numpy()
+    np.testing.assert_array_equal(first, binarize(images, KEY, START))
+    np.testing.assert_array_equal(first[2:], binarize(images[2:], KEY, START + 2))
+    later = binarize(images, KEY, START + 4).numpy()
+    assert 0.3 < (first != later).mean() < 0.7
+
 
 # Gray digits of 8x8 pixels, binarized at every access.
 DIGITS = dataclasses.replace(data_spec("mnist"), name="gray_digits", height=8, width=8, padded_height=8, padded_width=8)
 # The file's intensities are from 0 to 16.
-GREY = ArraySource(np.minimum(load_digits().images * 16, 255).astype(np.uint8)[:360, ..., np.newaxis])
+GRAY = ArraySource(np.minimum(load_digits().images * 16, 255).astype(np.uint8)[:360, ..., np.newaxis])
 # Gray images of 4x2 pixels with an asymmetric pair of columns: they show which example they are and whether
 # mirrored.
 NUMBERED = dataclasses.replace(data_spec("cifar10"), height=4, width=2, channels=1, horizontal_flip=False)
@@ -39,7 +127,7 @@ def example_numbers(batches):
 @pytest.mark.parametrize("start_step", [1, 2, 3, 5, 7, 31])
 def test_starting_late_gives_the_same_batches_bit_for_bit(start_step):
     # 3 steps an epoch: starts inside, at the end and at the start of an epoch; binarized and flipped.
-    source = ArraySource(GREY.images[:100])
+    source = ArraySource(GRAY.images[:100])
     spec = dataclasses.replace(DIGITS, horizontal_flip=True)
     whole = take(training_batches(source, spec, batch_size=33, seed=4), start_step + 8)
     late = take(training_batches(source, spec, batch_size=33, seed=4, start_step=start_step), 8)
@@ -58,19 +146,8 @@ def test_every_epoch_is_a_new_permutation_and_drops_the_last_partial_batch():
         assert (one != other).mean() > 0.8
 
 
-def test_whole_epochs_hold_every_example():
-    batches = take(training_batches(numbered_source(48), NUMBERED, 8, seed=0), 12)
-    for epoch in example_numbers(batches).reshape(2, 48):
-        assert sorted(epoch) == list(range(48))
-
-
-def test_another_seed_gives_another_order():
-    one, other = (example_numbers(take(training_batches(numbered_source(50), NUMBERED, 50, seed=s), 1)) for s in (1, 2))
-    assert (one != other).mean() > 0.8
-
-
 def test_training_binarization_follows_the_intensities_and_is_fresh_every_epoch():
-    image = GREY.images[:1]
+    image = GRAY.images[:1]
     source = ArraySource(np.repeat(image, 100, axis=0))
     epochs = take(training_batches(source, DIGITS, batch_size=100, seed=2), 50)
     assert set(np.unique(epochs)) == {0.0, 1.0}
@@ -112,13 +189,13 @@ def test_evaluation_gives_every_example_once_in_order():
 
 def test_evaluation_binarizes_by_seed_and_number_whatever_the_batch_size():
     def images(batch_size, seed):
-        return np.concatenate(list(evaluation_batches(GREY, DIGITS, batch_size, seed).as_numpy_iterator()))
+        return np.concatenate(list(evaluation_batches(GRAY, DIGITS, batch_size, seed).as_numpy_iterator()))
 
     first = images(7, seed=1)
     np.testing.assert_array_equal(first, images(360, seed=1))
     again = images(7, seed=2)
     assert first.shape == (360, 8, 8, 1) and (first != again).any(axis=(1, 2, 3)).all()
-    for fixed, value in ((GREY.images == 0, 0), (GREY.images == 255, 1)):
+    for fixed, value in ((GRAY.images == 0, 0), (GRAY.images == 255, 1)):
         assert (first[fixed] == value).all() and (again[fixed] == value).all()
 
 
@@ -130,11 +207,12 @@ def test_evaluation_does_not_repeat_the_noise_of_training():
 
 
 def test_shapes_are_static_and_training_is_endless():
-    source = GREY
-    training = training_batches(source, DIGITS, batch_size=32, seed=0)
+    training = training_batches(GRAY, DIGITS, batch_size=32, seed=0)
     assert training.element_spec == tf.TensorSpec([32, 8, 8, 1], tf.float32)
     assert training.cardinality() == tf.data.INFINITE_CARDINALITY
-    assert evaluation_batches(source, DIGITS, 32, seed=0).element_spec == tf.TensorSpec([None, 8, 8, 1], tf.float32)
+    shard = training_batches(GRAY, DIGITS, batch_size=32, seed=0, shard=Shard(1, 4))
+    assert shard.element_spec == tf.TensorSpec([8, 8, 8, 1], tf.float32)
+    assert evaluation_batches(GRAY, DIGITS, 32, seed=0).element_spec == tf.TensorSpec([None, 8, 8, 1], tf.float32)
 
 
 def test_impossible_requests_are_refused():
@@ -145,7 +223,68 @@ def test_impossible_requests_are_refused():
         evaluation_batches(source, NUMBERED, batch_size=0, seed=0)
     with pytest.raises(ValueError, match="start step is -1"):
         training_batches(source, NUMBERED, batch_size=8, seed=0, start_step=-1)
-    with pytest.raises(ValueError, match="seed is -3"):
-        evaluation_batches(source, NUMBERED, batch_size=8, seed=-3)
     with pytest.raises(ValueError, match=r"are \[4, 2, 1\] .* says \[8, 8, 1\]"):
         training_batches(source, DIGITS, batch_size=8, seed=0)
+    for index, count in ((-1, 2), (2, 2), (0, 0)):
+        with pytest.raises(ValueError, match=f"no shard {index} of {count}"):
+            Shard(index, count)
+    with pytest.raises(ValueError, match="batch of 24 can't be shared evenly by 5 processes: .* multiple"):
+        training_batches(source, NUMBERED, 24, seed=7, shard=Shard(0, 5))
+
+
+SOURCE = ArraySource(np.random.default_rng(0).integers(0, 256, [100, 5, 4, 3], dtype=np.uint8))
+FLIPPED = dataclasses.replace(data_spec("cifar10"), height=5, width=4, num_bits=5)
+BINARIZED = dataclasses.replace(
+    data_spec("mnist"), height=5, width=4, channels=3, padded_height=None, padded_width=None, horizontal_flip=True
+)
+SPECS = pytest.mark.parametrize("spec", [FLIPPED, BINARIZED], ids=["flipped", "flipped and binarized"])
+# Four steps an epoch of 100 images: an epoch drops 4.
+BATCH_SIZE = 24
+
+
+def training(spec, shard, steps, start_step=0, source=SOURCE):
+    batches = training_batches(source, spec, BATCH_SIZE, seed=7, start_step=start_step, shard=shard)
+    return np.stack([batch.numpy() for batch in batches.take(steps)])
+
+
+@SPECS
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_shards_of_a_batch_are_the_batch_of_one_process(spec, processes):
+    whole = training(spec, ALL, steps=10)
+    shards = [training(spec, Shard(index, processes), steps=10) for index in range(processes)]
+    assert all(shard.shape == (10, BATCH_SIZE // processes, 5, 4, 3) for shard in shards)
+    np.testing.assert_array_equal(np.concatenate(shards, axis=1), whole)
+    # A shard goes on where it was interrupted: in the first epoch, at its end, and in the second.
+    for start_step in (1, 4, 6):
+        late = training(spec, Shard(1, processes), 4, start_step)
+        np.testing.assert_array_equal(late, shards[1][start_step : start_step + 4])
+
+
+@SPECS
+@pytest.mark.parametrize("numbers", [[], [6], [5, 0, 3], range(7)])
+def test_evaluation_batches_can_be_had_by_number(spec, numbers):
+    # Seven batches, the last of four images.
+    whole = [batch.numpy() for batch in evaluation_batches(SOURCE, spec, batch_size=16, seed=1)]
+    assert len(whole) == 7 and len(whole[-1]) == 4
+    found = evaluation_batches(SOURCE, spec, batch_size=16, seed=1, numbers=numbers)
+    assert found.cardinality() == len(numbers)
+    for number, batch in zip(numbers, found, strict=True):
+        np.testing.assert_array_equal(batch, whole[number])
+
+
+def test_the_digest_is_of_the_stored_images():
+    spec = dataclasses.replace(data_spec("cifar10"), height=3, width=2)
+    images = np.random.default_rng(0).integers(0, 256, [300, 3, 2, 3], dtype=np.uint8)
+
+    def digest(images, **changes):
+        return content_digest(ArraySource(images), dataclasses.replace(spec, **changes))
+
+    expected = digest(images)
+    assert len(expected) == 64
+    assert digest(images.copy(), num_bits=5, horizontal_flip=False, name="others", path="elsewhere") == expected
+    assert digest(images, num_bits=1, binarise=True, likelihood="bernoulli") == expected
+    first, last = images.copy(), images.copy()
+    first[0, 0, 0, 0] ^= 1
+    last[-1, 0, 0, 0] ^= 1
+    for others in (255 - images, images[:-1], images[::-1], first, last):
+        assert digest(others) != expected

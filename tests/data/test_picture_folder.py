@@ -1,4 +1,4 @@
-"""Pictures in a folder: which are for training and which for testing, what refuses them, and their pixels."""
+"""Pictures in a folder: which are for training and which for testing, what is refused; and pictures for a model."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from nvae_tf.data import data_spec
+from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
 from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.sources import held_out, holds_out, load_split
@@ -54,7 +55,8 @@ def test_folders_for_training_and_testing(tmp_path):
 
 
 def test_a_part_is_held_out_where_there_are_no_such_folders(tmp_path):
-    spec = own_images(write_numbered(tmp_path, 40), test_fraction=0.25)
+    # A sole folder called train is divided, too.
+    spec = own_images(write_numbered(tmp_path / "train", 40).parent, test_fraction=0.25)
     train, test = parts(spec)
     assert len(test) == 10 and sorted(train + test) == list(range(40)) and holds_out(spec)
     assert train == sorted(train) and test == sorted(test)
@@ -63,13 +65,6 @@ def test_a_part_is_held_out_where_there_are_no_such_folders(tmp_path):
     assert sorted(other_train + other_test) == list(range(40)) and other_test != test
     # Not the first or last ones, nor every fourth.
     assert 0 < len(set(test) & set(range(20))) < 10 and len(set(np.diff(test))) > 1
-
-
-def test_a_sole_folder_called_train_is_divided_too(tmp_path):
-    write_numbered(tmp_path / "train", 10)
-    train, test = parts(own_images(tmp_path))
-    assert holds_out(own_images(tmp_path))
-    assert (len(train), len(test)) == (9, 1) and sorted(train + test) == list(range(10))
 
 
 def test_few_images_change_sides_when_some_are_added():
@@ -84,14 +79,12 @@ def test_few_images_change_sides_when_some_are_added():
 
 
 @pytest.mark.parametrize(("count", "fraction", "held"), [(2, 0.1, 1), (2, 0.9, 1), (3, 0.99, 2), (10, 0.04, 1)])
-def test_both_parts_have_an_image_at_least(count, fraction, held, tmp_path):
-    train, test = parts(own_images(write_numbered(tmp_path, count), test_fraction=fraction))
+def test_both_parts_have_an_image_at_least(count, fraction, held):
+    spec = dataclasses.replace(data_spec("own_images"), test_fraction=fraction)
+    train, test = held_out([f"{number}.png" for number in range(count)], spec)
     assert (len(train), len(test)) == (count - held, held)
-
-
-def test_a_single_picture_is_too_few(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path}: 1 image can't be divided .*: add more images"):
-        own_images(write_numbered(tmp_path, 1))
+    with pytest.raises(ValueError, match="1 image can't be divided .*: add more images"):
+        held_out(["a.png"], spec)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +101,7 @@ def test_a_part_under_another_name_is_not_guessed(present, missing, setting, tmp
     assert parts(own_images(tmp_path, **{setting: other})) == ([0, 1], [0, 1])
 
 
-def test_no_folder_and_no_pictures_are_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="data.path = .*gone: there is nothing; it names a folder of pictures"):
-        own_images(tmp_path / "gone")
+def test_no_pictures_are_reported(tmp_path):
     with pytest.raises(ValueError, match=r"no pictures in it; .*\.png, \.jpg, .* \(it is empty\)"):
         own_images(tmp_path)
     write_files(tmp_path, {"scan.psd": b"8BPS", "more/scan.psd": b"8BPS"})
@@ -118,7 +109,7 @@ def test_no_folder_and_no_pictures_are_told(tmp_path):
         own_images(tmp_path)
 
 
-# Within the pixels, whose end the header does not tell.
+# Within the pixels, whose end is not in the header.
 CUT_JPEG = JPEG[:-40]
 BAD_FILES = {
     "other channels": (
@@ -154,46 +145,33 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_picture_that_cannot_be_used_is_named_with_the_fix(kind, tmp_path):
+def test_a_picture_that_cannot_be_used_is_named_with_the_fix_or_skipped(kind, tmp_path):
     bad, settings, message = BAD_FILES[kind]
     spec = own_images(train_and_test(tmp_path, bad), **settings)
-    with pytest.raises(ValueError, match=f"^{tmp_path / 'train' / 'b.png'}: {message}") as caught:
+    path = tmp_path / "train" / "b.png"
+    with pytest.raises(ValueError, match=f"^{path}: {message}") as caught:
         load_split(spec, "train")
     assert "or leave such files out with --config.data.on_bad_file=skip" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert load_split(spec, "test").count == 2
-
-
-@pytest.mark.parametrize("kind", [*BAD_FILES, "damaged in the middle"])
-def test_bad_pictures_are_skipped_and_told(kind, tmp_path):
-    bad, settings, _ = BAD_FILES.get(kind, (damaged_in_the_middle(png(RGB[0])), {}, ""))
-    spec = own_images(train_and_test(tmp_path, bad), on_bad_file="skip", **settings)
-    told = []
-    source = load_split(spec, "train", Report(keep=told.append))
-    assert source.count == 6
+    kept = []
+    source = load_split(dataclasses.replace(spec, on_bad_file="skip"), "train", Report(keep=kept.append))
     left, top, right, bottom = settings.get("crop_box", (0, 0, WIDTH, HEIGHT))
     np.testing.assert_array_equal(stored_pixels(source), np.stack(RGB)[:, top:bottom, left:right])
-    (text,) = told
-    assert text.startswith(
-        f"Skipped 1 of 7 pictures of the train part of {tmp_path}:\n    {tmp_path / 'train' / 'b.png'}: "
-    )
+    (text,) = kept
+    assert text.startswith(f"Skipped 1 of 7 pictures of the train part of {tmp_path}:\n    {path}: ")
 
 
 def test_of_many_skipped_pictures_the_first_are_named(tmp_path):
-    train_and_test(tmp_path)
+    kept = []
+    spec = own_images(train_and_test(tmp_path), on_bad_file="skip")
+    load_split(spec, "train", Report(keep=kept.append))
+    assert not kept
     write_files(tmp_path / "train", {f"x{number}.png": b"text" for number in range(8)})
-    told = []
-    spec = own_images(tmp_path, on_bad_file="skip")
-    assert load_split(spec, "train", Report(keep=told.append)).count == 6
-    assert "Skipped 8 of 14 pictures" in told[0] and told[0].endswith("and 3 more") and told[0].count("x") == 5
+    assert load_split(spec, "train", Report(keep=kept.append)).count == 6
+    assert "Skipped 8 of 14 pictures" in kept[0] and kept[0].endswith("and 3 more") and kept[0].count("x") == 5
     with pytest.raises(ValueError, match="7 more can't be used"):
         load_split(dataclasses.replace(spec, on_bad_file="stop"), "train")
-
-
-def test_nothing_is_told_where_nothing_is_skipped(tmp_path):
-    told = []
-    load_split(own_images(train_and_test(tmp_path), on_bad_file="skip"), "train", Report(keep=told.append))
-    assert not told
 
 
 def test_a_folder_of_nothing_but_bad_pictures_is_an_error(tmp_path):
@@ -209,16 +187,15 @@ def test_a_folder_of_nothing_but_bad_pictures_is_an_error(tmp_path):
 
 def test_damage_in_the_middle_is_met_when_the_picture_is_read(tmp_path):
     spec = own_images(train_and_test(tmp_path, damaged_in_the_middle(png(RGB[0]))))
-    source = load_split(spec, "train")
+    source, read = load_split(spec, "train"), []
     assert source.count == 7
-    read = []
     with pytest.raises(BadPicture, match=f"^{tmp_path / 'train' / 'b.png'}: a damaged .*Fix or remove") as caught:
         for batch in iterate(evaluation_batches(source, spec, batch_size=1, seed=0), source):
             read.append(batch)
     assert len(read) == 1 and "\n" not in str(caught.value)
     with pytest.raises(BadPicture, match="b.png"):
-        for _, batch in zip(range(2), iterate(training_batches(source, spec, 7, seed=0), source), strict=False):
-            read.append(batch)
+        next(iterate(training_batches(source, spec, 7, seed=0), source))
+    assert load_split(dataclasses.replace(spec, on_bad_file="skip"), "train").count == 6
 
 
 def test_pictures_of_all_kinds_are_converted_on_demand(tmp_path):
@@ -235,26 +212,71 @@ def test_pictures_of_all_kinds_are_converted_on_demand(tmp_path):
         assert np.abs(found[number] - expected).max() <= 1
 
 
-def test_sizes_are_brought_to_one_on_demand(tmp_path):
-    for number, size in enumerate([(8, 20), (20, 8), (12, 12), (30, 40)]):
-        write_files(tmp_path, {f"{number}.png": png(np.full((*size, 3), 50 * number, np.uint8))})
-    spec = own_images(tmp_path, resize="crop", height=8, width=6)
-    found = [numbers_of(load_split(spec, split)) for split in ("train", "test")]
-    assert load_split(spec, "train").image_shape == (8, 6, 3)
-    assert sorted(sum(found, [])) == [0, 50, 100, 150]
+MNIST = data_spec("mnist")
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("num_bits", [8, 5])
-def test_every_form_reaches_a_batch_with_exact_values(channels, dtype, num_bits, tmp_path):
-    images = random_pixels(5, HEIGHT, WIDTH, channels, dtype=dtype)
-    write_files(tmp_path, {f"train/{number}.png": png(image) for number, image in enumerate(images)})
-    write_files(tmp_path, {"test/0.png": png(images[0])})
-    spec = own_images(tmp_path, num_bits=num_bits)
-    assert spec.image_shape == (HEIGHT, WIDTH, channels) and spec.file_bits == dtype().itemsize * 8
-    source = load_split(spec, "train")
-    (batch,) = iterate(evaluation_batches(source, spec, batch_size=8, seed=0), source)
-    levels = images >> (spec.file_bits - num_bits)
-    expected = levels.astype(np.float32) / np.float32(2**num_bits - 1)
-    np.testing.assert_array_equal(batch, expected)
+def gray(*size, seed=0):
+    return png(random_pixels(*size, 1, seed=seed))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_bits": 3},
+        {"num_bits": 1, "binarise": True},
+        {"crop_box": (1, 0, 9, 7), "resize": "stretch", "height": 4, "width": 4},
+    ],
+)
+def test_a_model_sees_of_a_folder_what_training_would(tmp_path, changes):
+    files = {f"test/{name}.png": png(random_pixels(8, 10, 3, seed=seed)) for seed, name in enumerate("abc")}
+    write_files(tmp_path, files | {"train/x.png": png(random_pixels(8, 10, 3))})
+    spec = own_images(tmp_path, **changes)
+    (expected,) = evaluation_batches(load_split(spec, "test"), spec, 3, seed=5)
+    found = pictures_for_model(tmp_path / "test", spec, seed=5)
+    assert found.images.dtype == np.float32 and found.names == ["a.png", "b.png", "c.png"]
+    np.testing.assert_array_equal(found.images, expected)
+
+
+def test_files_come_in_their_order(tmp_path):
+    write_files(tmp_path, {"a.png": gray(28, 28), "b.png": gray(28, 28, seed=1), "more/c.png": gray(28, 28, seed=2)})
+    spec = dataclasses.replace(MNIST, binarise=False, num_bits=8, likelihood="logistic_mixture")
+    found = pictures_for_model([tmp_path / "b.png", tmp_path / "more"], spec)
+    assert found.names == ["b.png", "c.png"]
+    np.testing.assert_array_equal(found.images[0], random_pixels(28, 28, 1, seed=1) / np.float32(255))
+    one = pictures_for_model(str(tmp_path / "b.png"), spec)
+    np.testing.assert_array_equal(one.images, found.images[:1])
+
+
+def test_rules_may_be_given(tmp_path):
+    write_files(tmp_path, {"wide.png": png(np.full((28, 56, 3), 255, np.uint8))})
+    found = pictures_for_model(tmp_path, MNIST, resize="crop", convert=True)
+    assert found.images.shape == (1, 28, 28, 1) and (found.images == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "message"),
+    [
+        (gray(30, 28), {}, "is 30x28 (height x width), but the model takes 28x28; --resize=crop"),
+        (gray(30, 28), {"crop_box": (0, 0, 28, 40)}, "is 30x28 (height x width); the model's data are cropped from"),
+        (
+            png(random_pixels(28, 28, 3)),
+            {},
+            "has 3 channels, but the model was trained on pictures with 1; --convert",
+        ),
+        (damaged_in_the_middle(gray(28, 28)), {}, "a damaged or cut-off PNG file"),
+        (b"no picture", {}, "not a picture, whatever its name says"),
+        (gray(300, 200), {"resize": "crop", "max_pixels": 59_999}, "is 300x200 (height x width), 60,000 pixels"),
+    ],
+)
+def test_one_that_does_not_fit_is_named(content, changes, message, tmp_path):
+    write_files(tmp_path, {"a.png": gray(28, 28), "b.png": content})
+    with pytest.raises(ValueError) as caught:
+        pictures_for_model(tmp_path / "b.png", dataclasses.replace(MNIST, **changes))
+    assert str(caught.value).startswith(f"{tmp_path / 'b.png'}: {message}") and "\n" not in str(caught.value)
+
+
+def test_nothing_there_is_reported(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: there is no such file or folder"):
+        find_pictures(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no pictures in this folder"):
+        find_pictures([tmp_path])

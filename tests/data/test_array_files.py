@@ -1,0 +1,434 @@
+"""Images in files of arrays: .npy and .npz, IDX, OMNIGLOT's MATLAB file; damaged files and other contents."""
+
+import dataclasses
+import gzip
+import io
+import tracemalloc
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import scipy.io
+import scipy.sparse
+
+from nvae_tf.data import data_spec
+from nvae_tf.data.sources import holds_out, load_split
+from tests.data.picture_factory import idx, own_images, random_pixels, stored_pixels, write_files
+
+IMAGES = random_pixels(30, 5, 6, 3)
+OTHERS = random_pixels(4, 5, 6, 3, seed=1)
+
+
+def saved(path, array):
+    np.save(path, array)
+    return path
+
+
+def parts(spec):
+    return tuple(stored_pixels(load_split(spec, split)) for split in ("train", "test"))
+
+
+def assert_are(spec, train, test):
+    for found, expected in zip(parts(spec), (train, test), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def assert_refused(path, message, **settings):
+    with pytest.raises(ValueError, match=f"^{path}: .*{message}") as caught:
+        load_split(own_images(path, **settings), "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("array", "form", "expected"),
+    [
+        (IMAGES, (5, 6, 3, 8), IMAGES),
+        (IMAGES[..., 0], (5, 6, 1, 8), IMAGES[..., :1]),
+        (IMAGES[..., :1], (5, 6, 1, 8), IMAGES[..., :1]),
+        (IMAGES[..., :2], (5, 6, 2, 8), IMAGES[..., :2]),
+        (random_pixels(30, 5, 6, 4), (5, 6, 4, 8), random_pixels(30, 5, 6, 4)),
+        (IMAGES > 99, (5, 6, 3, 8), (IMAGES > 99) * 255),
+        (IMAGES[..., 1] > 99, (5, 6, 1, 8), (IMAGES[..., 1:2] > 99) * 255),
+        (IMAGES.astype(np.uint16) * 256 + 255, (5, 6, 3, 16), IMAGES),
+        (IMAGES[..., 2].astype(np.uint16) * 256 + 128, (5, 6, 1, 16), IMAGES[..., 2:]),
+        (np.asfortranarray(IMAGES), (5, 6, 3, 8), IMAGES),
+        (IMAGES[::-1, ::-1], (5, 6, 3, 8), IMAGES[::-1, ::-1]),
+    ],
+)
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_types_and_shapes(array, form, expected, ending, tmp_path):
+    path = tmp_path / f"images.{ending}"
+    np.save(path, array) if ending == "npy" else np.savez_compressed(path, array)
+    spec = own_images(path, test_fraction=0.2)
+    assert spec.source == "arrays" and (*spec.image_shape, spec.file_bits) == form
+    train, test = parts(spec)
+    assert (len(train), len(test)) == (24, 6)
+    found = sorted(image.tobytes() for image in (*train, *test))
+    assert found == sorted(image.astype(np.uint8).tobytes() for image in expected)
+
+
+def test_the_file_is_not_read_into_memory(tmp_path):
+    path = saved(tmp_path / "images.npy", IMAGES)
+    source = load_split(own_images(path), "train")
+    before = stored_pixels(source)
+    # A mapped file that is written to shows it.
+    np.load(path, mmap_mode="r+")[:] = 255 - IMAGES
+    np.testing.assert_array_equal(stored_pixels(source), 255 - before)
+
+
+def test_what_is_held_out_is_seeded(tmp_path):
+    np.savez(tmp_path / "set.npz", images=IMAGES, labels=np.arange(30), one_hot=np.eye(30))
+    spec = own_images(tmp_path / "set.npz")
+    first, again, other = parts(spec), parts(spec), parts(dataclasses.replace(spec, split_seed=1))
+    np.testing.assert_array_equal(first[1], again[1])
+    assert len(first[1]) == len(other[1]) == 3 and (first[1] != other[1]).any() and holds_out(spec)
+
+
+@pytest.mark.parametrize(
+    ("names", "settings"),
+    [
+        (("train", "test"), {}),
+        (("x_train", "x_test"), {}),
+        (("a", "b"), {"train_split": "a", "test_split": "b"}),
+    ],
+)
+def test_both_parts_in_one_file_or_folder(names, settings, tmp_path):
+    arrays = dict(zip(names, (IMAGES, OTHERS), strict=True))
+    np.savez(tmp_path / "set.npz", **arrays, y_train=np.arange(30), y_test=np.arange(4))
+    for name, array in arrays.items():
+        saved(tmp_path / f"{name}.npy", array)
+    for path in (tmp_path / "set.npz", tmp_path):
+        spec = own_images(path, **settings)
+        assert spec.source == "arrays" and not holds_out(spec)
+        assert_are(spec, IMAGES, OTHERS)
+
+
+def test_images_are_cut_scaled_and_converted(tmp_path):
+    whole, _ = parts(own_images(saved(tmp_path / "images.npy", IMAGES)))
+    cut, _ = parts(own_images(tmp_path / "images.npy", crop_box=(1, 0, 5, 3)))
+    np.testing.assert_array_equal(cut, whole[:, 0:3, 1:5])
+    scaled, _ = parts(own_images(tmp_path / "images.npy", resize="stretch", height=2, width=9))
+    assert scaled.shape[1:] == (2, 9, 3)
+    deep = saved(tmp_path / "deep.npy", IMAGES[..., 0].astype(np.uint16) << 8)
+    spec = own_images(deep, convert=True, channels=3, file_bits=8)
+    np.testing.assert_array_equal(np.concatenate(parts(spec)).std(axis=-1), 0)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (IMAGES.transpose(0, 3, 1, 2), r"\[30, 3, 5, 6\] seems to have its channels first.*transpose\(0, 2, 3, 1\)"),
+        (IMAGES / 255, r"of type float64; .* From floats in \[0, 1\]: numpy.round\(images \* 255\).astype\('uint8'\)"),
+        (IMAGES.astype(np.int64), r"of type int64; images are uint8 \(0 to 255\), uint16"),
+        (random_pixels(30, 5, 6, 7), r"shape \[30, 5, 6, 7\] is not \[count, height, width, channels\] with 1 to 4"),
+        (random_pixels(0, 5, 6, 3), r"shape \[0, 5, 6, 3\] is not"),
+        (random_pixels(2, 2, 5, 6, 3), r"shape \[2, 2, 5, 6, 3\] is not"),
+        (random_pixels(5, 6), r"the array's shape \[5, 6\] is not \[count, height, width, channels\] with"),
+        (random_pixels(5, 6, 3), r"\[5, 6, 3\] seems to be a single image; a set of images has one axis more"),
+        (IMAGES[:1], "1 image can't be divided into a training and a test part: add more images"),
+        (np.array([{}, None], object), "not a complete NumPy file of plain numbers .*numpy.save writes one"),
+    ],
+)
+def test_wrong_arrays_are_refused(array, message, tmp_path):
+    assert_refused(saved(tmp_path / "images.npy", array), message)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"a": IMAGES, "b": OTHERS}, "has the arrays a, b; .* two that are called train and test .*data.train_split"),
+        ({"train": IMAGES, "validation": OTHERS}, "has the arrays train, validation; .*data.test_split"),
+        ({"labels": np.arange(3)}, r"the array's shape \[3\] is not \[count, height, width"),
+        ({"images": np.array([{}, None], object)}, "or one with Python objects"),
+    ],
+)
+def test_wrong_contents_are_refused(arrays, message, tmp_path):
+    np.savez(tmp_path / "set.npz", **arrays)
+    assert_refused(tmp_path / "set.npz", message)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 60, 127, 2000])
+def test_cut_off_files_are_refused(kept, tmp_path):
+    np.save(tmp_path / "images.npy", IMAGES)
+    np.savez(tmp_path / "set.npz", images=IMAGES)
+    for name in ("images.npy", "set.npz"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:kept])
+        assert_refused(tmp_path / name, "not a complete NumPy file of plain numbers")
+
+
+def test_damaged_archives_are_refused(tmp_path):
+    np.savez(tmp_path / "set.npz", x_train=IMAGES, x_test=OTHERS)
+    content = (tmp_path / "set.npz").read_bytes()
+    locked, name = content.index(b"PK\x01\x02") + 8, content.rindex(b"x_test.npy") + 9
+    for place, mask, message in (
+        (1500, 0x55, "a damaged .npz file"),
+        (locked, 1, "not a complete NumPy file .*encrypted"),
+        # Without this array the other one would be taken for the whole set, and divided.
+        (name, 0x55, "not a complete NumPy file .*differ"),
+    ):
+        changed = bytearray(content)
+        changed[place] ^= mask
+        (tmp_path / "set.npz").write_bytes(changed)
+        assert_refused(tmp_path / "set.npz", message)
+
+
+def header_bytes(*shape, dtype="|u1"):
+    """The header of an array in NumPy's format."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def archive(path, **contents):
+    """A `.npz` file of entries `{name: bytes}`."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in contents.items():
+            file.writestr(name, content)
+    return path
+
+
+UNTRUE_HEADERS = {
+    "-1": header_bytes(-1, 5, 6, 3) + IMAGES.tobytes(),
+    "two of -1": header_bytes(-30, 5, -6, 3) + IMAGES.tobytes(),
+    "10^15 bytes": header_bytes(10**10, 1000, 100) + IMAGES.tobytes(),
+    "beyond all numbers": header_bytes(10**90, 28, 28) + IMAGES.tobytes(),
+    "more images": header_bytes(31, 5, 6, 3) + IMAGES.tobytes(),
+    "fewer images": header_bytes(29, 5, 6, 3) + IMAGES.tobytes(),
+    "narrower images": header_bytes(30, 5, 5, 3) + IMAGES.tobytes(),
+    "3 GB of header": b"\x93NUMPY\x02\x00" + (3 * 10**9).to_bytes(4, "little") + bytes(10**6),
+    "a nested header": b"\x93NUMPY\x01\x00" + (9000).to_bytes(2, "little") + b"(" * 9000,
+}
+
+
+@pytest.mark.parametrize("claim", UNTRUE_HEADERS)
+def test_headers_that_are_not_true_are_refused(claim, tmp_path):
+    content = UNTRUE_HEADERS[claim]
+    (tmp_path / "images.npy").write_bytes(content)
+    assert_refused(tmp_path / "images.npy", "not a complete NumPy file of plain numbers")
+    archive(tmp_path / "set.npz", **{"images.npy": content})
+    assert_refused(tmp_path / "set.npz", "a damaged .npz file, or one with Python objects .images.npy: ")
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_what_is_not_wanted_may_be_anything(tmp_path):
+    """A text, Python objects, damaged arrays."""
+    beside = {"readme.txt": "Dear diary", "names.npy": npy(np.array([{}, None], object))}
+    beside["labels.npy"] = header_bytes(30) + b"cut off"
+    train, test = parts(own_images(archive(tmp_path / "one.npz", **beside, **{"images.npy": npy(IMAGES)})))
+    assert len(train) + len(test) == len(IMAGES)
+    beside |= {"notes.npy": "not even an array", "x_train.npy": npy(IMAGES), "x_test.npy": npy(OTHERS)}
+    assert_are(own_images(archive(tmp_path / "both.npz", **beside)), IMAGES, OTHERS)
+
+
+def test_where_a_damaged_array_may_be_the_wanted_one_the_file_is_refused(tmp_path):
+    archive(tmp_path / "set.npz", **{"a.npy": npy(IMAGES), "b.npy": b"Dear diary"})
+    assert_refused(tmp_path / "set.npz", r"a damaged .npz file, .* \(b.npy: ")
+    archive(tmp_path / "text.npz", **{"readme.txt": "Dear diary"})
+    assert_refused(tmp_path / "text.npz", r"has the arrays \(none\); there must be one")
+
+
+def test_more_than_the_memory_is_not_unpacked(monkeypatch, tmp_path):
+    np.savez_compressed(tmp_path / "set.npz", images=np.zeros_like(IMAGES))
+    spec = own_images(tmp_path / "set.npz")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * IMAGES.size - 1))
+    with pytest.raises(ValueError, match="set.npz: its images need .* GB of memory, .* are free: numpy.save them as"):
+        load_split(spec, "train")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * IMAGES.size))
+    assert load_split(spec, "train").count == 27
+
+
+def test_images_of_another_form_than_was_said_are_refused(tmp_path):
+    path = saved(tmp_path / "images.npy", IMAGES)
+    deep = saved(tmp_path / "deep.npy", IMAGES.astype(np.uint16))
+    assert_refused(path, "the images have 8 bits a channel, but data.file_bits is 16: set it to 8", file_bits=16)
+    assert_refused(deep, "the images have 16 bits a channel, but data.file_bits is 8: set it to 16", file_bits=8)
+    assert_refused(path, "have 3 channels, but data.channels is 1; --config.data.convert=True", channels=1)
+    assert_refused(path, "each image is 5x6 .*, not 8x8: .*--config.data.resize=crop", height=8)
+
+
+TRAIN, TEST = random_pixels(9, 6, 8), random_pixels(4, 6, 8, seed=1)
+TRAIN_LABELS, TEST_LABELS = np.arange(9) % 3, np.arange(4)
+MNIST_FILES = {
+    "train-images-idx3-ubyte": idx(TRAIN),
+    "train-labels-idx1-ubyte": idx(TRAIN_LABELS),
+    "t10k-images-idx3-ubyte": idx(TEST),
+    "t10k-labels-idx1-ubyte": idx(TEST_LABELS),
+}
+
+
+def packed(contents):
+    return {f"{name}.gz": gzip.compress(content) for name, content in contents.items()}
+
+
+def prefixed(prefix, contents):
+    """The names that EMNIST has: its test part is called that."""
+    return {f"{prefix}-{name.replace('t10k', 'test')}": content for name, content in contents.items()}
+
+
+def assert_is_the_set(spec):
+    assert spec.source == "idx" and spec.image_shape == (6, 8, 1) and spec.file_bits == 8
+    assert_are(spec, TRAIN[..., np.newaxis], TEST[..., np.newaxis])
+
+
+@pytest.mark.parametrize("contents", [MNIST_FILES, packed(MNIST_FILES), MNIST_FILES | packed(MNIST_FILES)])
+def test_both_parts_of_idx_files(contents, tmp_path):
+    # Labels are not needed, and a name of another source does not matter where there is one set.
+    others = {"readme.txt": b"train images", "train-labels-idx1-ubyte": b"damaged"}
+    assert_is_the_set(own_images(write_files(tmp_path, contents | others), source_name="mnist"))
+
+
+def test_one_of_several_sets_by_its_name(tmp_path):
+    other = {name: idx(random_pixels(3, 5, 5)) for name in MNIST_FILES if "images" in name}
+    write_files(tmp_path, prefixed("emnist-letters", packed(MNIST_FILES)) | prefixed("emnist-digits", packed(other)))
+    assert_is_the_set(own_images(tmp_path, source_name="emnist-letters"))
+    assert own_images(tmp_path, source_name="emnist-digits").image_shape == (5, 5, 1)
+    message = (
+        f"{tmp_path}: several files could be the train images: emnist-digits-train-images-idx3-ubyte.gz, "
+        "emnist-letters-train-images-idx3-ubyte.gz; set --config.data.source_name"
+    )
+    with pytest.raises(ValueError, match=message):
+        own_images(tmp_path)
+    with pytest.raises(ValueError, match="several files could be the train images"):
+        own_images(tmp_path, source_name="kmnist")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (idx(TRAIN)[:-1], "has 431 values, but its header says 9 x 6 x 8: it was cut off; download it again"),
+        (idx(TRAIN) + b"\0", "has more than the 432 values of its header, 9 x 6 x 8: damaged; download it again"),
+        (idx(TRAIN[:0]), "has no images; its header says 0 x 6 x 8"),
+        (idx(TRAIN)[:4] + b"\xff" * 12 + bytes(99), "its images, 4294967295 x .* GB of memory"),
+        (idx(TRAIN)[:4] + b"\0\0\x01\0" * 3 + bytes(99), "too short for 256 x 256 x 256 values"),
+        (idx(TRAIN)[:15], "not an IDX file of bytes with 3 dimensions"),
+        (idx(TRAIN_LABELS), "not an IDX file of bytes with 3 dimensions"),
+        (b"\0\0\x0d" + idx(TRAIN)[3:], "not an IDX file of bytes"),
+        (b"Dear diary, and so on", "not an IDX file of bytes"),
+        (b"", "not an IDX file of bytes"),
+    ],
+)
+def test_damaged_idx_files_are_refused(content, message, tmp_path):
+    name = "train-images-idx3-ubyte"
+    write_files(tmp_path, MNIST_FILES | {name: content})
+    with pytest.raises(ValueError, match=f"^{tmp_path / name}: {message}"):
+        own_images(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.98])
+def test_a_damaged_gzip_file_is_refused(kept, tmp_path):
+    name = "train-images-idx3-ubyte.gz"
+    content = gzip.compress(idx(TRAIN))
+    write_files(tmp_path, packed(MNIST_FILES) | {name: content[: int(len(content) * kept)]})
+    with pytest.raises(ValueError, match=f"^{tmp_path / name}: ") as caught:
+        own_images(tmp_path)
+    assert "\n" not in str(caught.value)
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 0x55
+    (tmp_path / name).write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"^{tmp_path / name}: a damaged gzip file .*download it again"):
+        own_images(tmp_path)
+
+
+def test_of_a_packed_file_no_more_is_unpacked_than_its_header_says(tmp_path):
+    """What comes behind unpacks to 300 MB."""
+    zeros = gzip.compress(bytes(30_000_000))
+    write_files(tmp_path, {"train-images-idx3-ubyte.gz": gzip.compress(idx(TRAIN)) + zeros * 10})
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="idx3-ubyte.gz: has more than the 432 values of its header, 9 x 6 x 8"):
+            own_images(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("part", "word"), [("train", "train"), ("test", "t10k")])
+def test_a_missing_part_of_idx_files_is_reported(part, word, tmp_path):
+    write_files(tmp_path, {name: content for name, content in MNIST_FILES.items() if word not in name})
+    message = f"^{tmp_path}: no file is the {part} images in IDX format; it is called like {word}-images-idx3"
+    with pytest.raises(ValueError, match=message):
+        load_split(own_images(tmp_path), "test")
+
+
+OMNIGLOT = data_spec("omniglot")
+
+
+def letter_f():
+    """A letter that is neither its own mirror image nor its own transpose, `[28, 28]`."""
+    letter = np.zeros([28, 28])
+    letter[3:25, 8:11] = 1.0
+    letter[3:6, 8:21] = 0.5
+    letter[12:15, 8:16] = 0.25
+    return letter
+
+
+def columns(images):
+    """`[count, 28, 28]` as the file has them: an image a column, its pixels one column of the image after the other."""
+    return np.stack([image.ravel(order="F") for image in images], axis=1)
+
+
+LETTERS = np.stack([letter_f(), letter_f()[::-1], np.random.default_rng(0).uniform(size=(28, 28))])
+CONTENTS = {"data": columns(LETTERS), "testdata": columns(LETTERS[1:]), "target": np.eye(3)}
+
+
+def spec_of(path):
+    return dataclasses.replace(OMNIGLOT, path=str(path))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    scipy.io.savemat(tmp_path / "chardata.mat", CONTENTS)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["", "chardata.mat"])
+def test_letters_stand_upright(name, folder):
+    spec = spec_of(folder / name)
+    train, test = load_split(spec, "train"), load_split(spec, "test")
+    np.testing.assert_array_equal(train.images, np.floor(LETTERS * 255)[..., np.newaxis])
+    np.testing.assert_array_equal(test.images, train.images[1:])
+    # As the published model reads them.
+    stored = scipy.io.loadmat(folder / "chardata.mat")["data"]
+    expected = (255 * stored.reshape(28, 28, -1).transpose(2, 1, 0)).astype(np.uint8)
+    np.testing.assert_array_equal(train.images[..., 0], expected)
+
+
+def test_a_missing_matlab_file_is_reported(tmp_path):
+    with pytest.raises(FileNotFoundError, match="chardata.mat: no such file"):
+        load_split(spec_of(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"testdata": CONTENTS["testdata"]}, "has no variable 'data'; it is not the chardata.mat of Burda et al."),
+        ({"data": CONTENTS["data"].T}, r"variable 'data' is \[3, 784\]; it must be \[784, images\], from 0 to 1"),
+        ({"data": CONTENTS["data"] * 255}, r"variable 'data' is \[784, 3\]; it must be \[784, images\], from 0 to 1"),
+        ({"data": np.where(CONTENTS["data"] == 1.0, np.nan, CONTENTS["data"])}, "from 0 to 1"),
+        ({"data": CONTENTS["data"] * 1j}, "from 0 to 1"),
+        ({"data": scipy.sparse.csc_matrix(CONTENTS["data"])}, "from 0 to 1"),
+        ({"data": CONTENTS["data"][:, :0]}, r"variable 'data' is \[784, 0\]"),
+    ],
+)
+def test_other_contents_are_refused(contents, message, tmp_path):
+    file = tmp_path / "chardata.mat"
+    scipy.io.savemat(file, contents)
+    with pytest.raises(ValueError, match=f"^{file}: .*{message}"):
+        load_split(spec_of(file), "train")
+
+
+@pytest.mark.parametrize("kept", [0, 50, 130, 2000])
+def test_what_is_no_whole_matlab_file_is_refused(kept, folder):
+    file = folder / "chardata.mat"
+    content = file.read_bytes()
+    for damaged in (content[:kept], b"Dear diary,\n" * (kept // 10)):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"^{file}: not a complete MATLAB file .*download it again"):
+            load_split(spec_of(file), "train")

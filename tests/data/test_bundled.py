@@ -1,0 +1,78 @@
+"""scikit-learn's digits and photographs as data sets."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits, load_sample_images
+
+from nvae_tf.data import data_spec
+from nvae_tf.data.sources import first_image, load_split
+
+DIGITS, PHOTOS = data_spec("digits"), data_spec("photos")
+# Of all bitmaps and labels, those for training first.
+DIGEST = "9941425a5893da486a4315586eb4d0b397ed22cff67d3962ca273b8e9a389c82"
+
+
+def test_the_digits_are_divided_by_label_and_the_split_never_changes():
+    train, test = load_split(DIGITS, "train"), load_split(DIGITS, "test")
+    assert (train.count, test.count) == (1437, 360)
+    together = np.concatenate([train.images, test.images])
+    # Two pairs of digits have the same bitmap.
+    assert len(np.unique(together, axis=0)) == 1795 and set(np.unique(together)) == {0, 255}
+    totals = np.bincount(load_digits().target)
+    assert np.abs(np.bincount(test.labels) - totals / 5).max() < 1
+    np.testing.assert_array_equal(np.bincount(train.labels) + np.bincount(test.labels), totals)
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in (together, train.labels, test.labels)))
+    assert digest.hexdigest() == DIGEST
+
+
+def test_bitmaps_hold_the_ink_of_their_digits():
+    """Label by label, in the mean over the digits; the file's intensities are from 0 to 16."""
+    digits, parts = load_digits(), [load_split(DIGITS, split) for split in ("train", "test")]
+    for label in range(10):
+        images = np.concatenate([part.images[part.labels == label] for part in parts])
+        blocks = images.reshape(len(images), 8, 2, 8, 2).mean(axis=(0, 2, 4)) / 255
+        ink = digits.images[digits.target == label].mean(axis=0) / 16
+        assert np.abs(blocks.mean() - ink.mean()) < 0.02 and np.corrcoef(blocks.ravel(), ink.ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize(
+    ("size", "train_count", "test_count"), [(32, 2 * 50 * 61, 2 * 25 * 7), (96, 2 * 42 * 53, 2 * 21 * 3)]
+)
+def test_train_and_test_patches_are_of_different_parts_of_the_photographs(size, train_count, test_count):
+    spec = dataclasses.replace(PHOTOS, height=size, width=size)
+    train, test = load_split(spec, "train"), load_split(spec, "test")
+    photographs = load_sample_images().images
+    assert train.images.shape == (train_count, size, size, 3) and test.count == test_count
+    np.testing.assert_array_equal(train.images[0], photographs[0][:size, :size])
+    # Training patches end where test patches begin.
+    row, column = ((length - size) // 8 * 8 for length in (427, 512))
+    np.testing.assert_array_equal(train.images[-1], photographs[1][row : row + size, column : column + size])
+    np.testing.assert_array_equal(test.images[0], photographs[0][:size, 512 : 512 + size])
+
+
+def test_a_look_at_the_first_image():
+    assert first_image(DIGITS) == (16, 16, 1, 8)
+    assert first_image(dataclasses.replace(PHOTOS, height=None, width=None)) == (32, 32, 3, 8)
+    assert first_image(dataclasses.replace(PHOTOS, height=64, width=48)) == (64, 48, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "message"),
+    [
+        (DIGITS, {"path": "here"}, "reads nothing from a folder: remove data.path"),
+        (DIGITS, {"resize": "crop"}, "is bundled and not resized: remove data.crop_box and data.resize"),
+        (DIGITS, {"source_name": "digit"}, "no bundled set 'digit'. Valid: digits, photos"),
+        (DIGITS, {"height": 17}, r"are \[16, 16, 1\] .* says \[17, 16, 1\]"),
+        (PHOTOS, {"channels": 1}, r"are \[32, 32, 3\] .* says \[32, 32, 1\]"),
+        (PHOTOS, {"height": 97}, r"data.height, data.width = 97, 32: .* at most 96 pixels"),
+        (PHOTOS, {"width": 97}, r"data.height, data.width = 32, 97: .* at most 96 pixels"),
+    ],
+)
+def test_what_is_not_in_the_bundle_is_refused(spec, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_split(dataclasses.replace(spec, **changes), "train")
+    with pytest.raises(ValueError, match="no split 'validation'. Valid: train, test"):
+        load_split(spec, "validation")

@@ -1,0 +1,284 @@
+"""The specs of the data sets, wrong ones, and what the settings of a run leave to the data."""
+
+import dataclasses
+import gzip
+import math
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs import own_images as preset
+from nvae_tf.config import ModelConfig, config_from_dict, config_to_dict
+from nvae_tf.data import DATA_SPECS, DataSpec, data_spec
+from nvae_tf.data.sources import SOURCES, load_split
+from nvae_tf.data.spec import MODEL_SETTINGS, complete_config, complete_spec
+from nvae_tf.latent_plan import latent_plan
+from tests.data.picture_factory import encoded, idx, png, random_pixels, write_files
+
+KNOWN = [spec for spec in DATA_SPECS.values() if spec.name != "own_images"]
+# Image shape, bits, binarized, mirrored, likelihood, padded size, crop box, resize.
+# Image shape, bits, binarized, mirrored, likelihood, padded size, crop box, resize.
+GRAY = ((28, 28, 1), 8, False, False, "logistic_mixture", (32, 32), None, "none")
+BINARY = ((28, 28, 1), 1, True, False, "bernoulli", (32, 32), None, "none")
+
+
+def natural(size, bits=8, crop_box=None, resize="none"):
+    return ((size, size, 3), bits, False, True, "logistic_mixture", (None, None), crop_box, resize)
+
+
+# As the paper and the published checkpoints have them.
+IMAGES = {
+    "digits": ((16, 16, 1), 1, False, False, "bernoulli", (None, None), None, "none"),
+    "photos": natural(32),
+    "mnist": BINARY,
+    "stacked_mnist": ((28, 28, 3), *GRAY[1:]),
+    "omniglot": BINARY,
+    "fashion_mnist": GRAY,
+    "cifar10": natural(32),
+    "celeba64": natural(64, crop_box=(15, 40, 163, 188), resize="stretch"),
+    "imagenet32": natural(32),
+    "imagenet64": natural(64),
+    "celebahq256": natural(256, bits=5),
+    "ffhq256": natural(256, bits=5, resize="stretch"),
+    "lsun_bedroom64": natural(64, resize="crop"),
+    "lsun_church64": natural(64, resize="crop"),
+}
+
+
+@pytest.mark.parametrize("spec", KNOWN, ids=lambda spec: spec.name)
+def test_the_images_are_as_the_paper_has_them(spec):
+    found = (spec.image_shape, spec.num_bits, spec.binarise, spec.horizontal_flip, spec.likelihood)
+    found += ((spec.padded_height, spec.padded_width), spec.crop_box, spec.resize)
+    assert found == IMAGES[spec.name]
+    assert spec.stacked_images == (3 if spec.name == "stacked_mnist" else 1)
+    assert bool(spec.source_name) == SOURCES[spec.source].needs_name
+    # Nothing is guessed, converted or left out unless a user says so.
+    assert (spec.file_bits, spec.convert, spec.on_bad_file) == (8, False, "stop")
+    assert data_spec(spec.name) is spec and config_from_dict(DataSpec, config_to_dict(spec)) == spec
+    model = ModelConfig(**{name: getattr(spec, data_name) for name, data_name in MODEL_SETTINGS.items()})
+    assert latent_plan(model).scales[-1].height == math.ceil((spec.padded_height or spec.height) / 2)
+
+
+def test_where_the_images_come_from():
+    sources = {
+        "tfds": {"mnist", "stacked_mnist", "cifar10", "celeba64", "imagenet32", "imagenet64"},
+        "folder": {"celebahq256", "ffhq256", "lsun_bedroom64", "lsun_church64"},
+        **{"bundled": {"digits", "photos"}, "mat": {"omniglot"}, "idx": {"fashion_mnist"}, "auto": {"own_images"}},
+    }
+    assert {spec.name: spec.source for spec in DATA_SPECS.values()} == {
+        name: source for source, names in sources.items() for name in names
+    }
+    names = {spec.name: spec.source_name for spec in DATA_SPECS.values() if spec.source == "tfds"}
+    imagenet = {f"imagenet{size}": f"downsampled_imagenet/{size}x{size}" for size in (32, 64)}
+    assert names == {"mnist": "mnist", "stacked_mnist": "mnist", "cifar10": "cifar10", "celeba64": "celeb_a"} | imagenet
+    validated = {*imagenet, "celebahq256", "lsun_bedroom64", "lsun_church64"}
+    for spec in DATA_SPECS.values():
+        assert spec.test_split == ("validation" if spec.name in validated else "test")
+        assert (spec.train_split, spec.path, spec.cache) == ("train", None, None)
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("cifar", "cifar10"), ("stacked-mnist", "stacked_mnist")])
+def test_an_unknown_name_is_answered_with_the_nearest(name, nearest):
+    with pytest.raises(ValueError, match=rf"no data set '{name}' \(.*\); did you mean '{nearest}'") as caught:
+        data_spec(name)
+    assert all(known in str(caught.value) for known in DATA_SPECS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_bits": 9, "binarise": False}, "data.num_bits = 9: must be from 1 to 8"),
+        ({"num_bits": 2}, r"data.num_bits = 2: images that are binarized \(data.binarise\) have 1 bit; set it to 1"),
+        ({"height": 0}, "data.height = 0: must be at least 1"),
+        ({"padded_width": -1}, "data.padded_width = -1: must be at least 1"),
+        ({"channels": 5}, "data.channels = 5: must be from 1 to 4"),
+        ({"file_bits": 12}, "data.file_bits = 12: must be 8 or 16"),
+        ({"stacked_images": 3}, "data.stacked_images = 3: must be 1 or the number of channels; set data.channels to 3"),
+        ({"stacked_images": 0}, "data.stacked_images = 0: must be at least 1"),
+        ({"test_fraction": 0.0}, "data.test_fraction = 0.0: must lie between 0 and 1"),
+        ({"max_pixels": 10**9}, "data.max_pixels = 1000000000: must be from 1 to 178956970, Pillow's own limit"),
+        ({"split_seed": 2**32}, "data.split_seed = 4294967296: must be from 0 to"),
+        ({"test_split": "train"}, "data.train_split and data.test_split are both 'train'"),
+        ({"likelihood": "bernouli"}, "data.likelihood = 'bernouli': .*; did you mean 'bernoulli'"),
+        ({"resize": "croped"}, "data.resize = 'croped': .*none, crop, stretch.*; did you mean 'crop'"),
+        ({"on_bad_file": "ignore"}, "data.on_bad_file = 'ignore': .*stop, skip"),
+        ({"crop_box": (15, 40, 163)}, r"data.crop_box = \(15, 40, 163\): must be \(left, top, right, bottom\)"),
+        ({"crop_box": (163, 40, 15, 188)}, "left < right"),
+        ({"crop_box": (15, 40.5, 163, 188)}, "in whole pixels"),
+    ],
+)
+def test_impossible_specs_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(data_spec("mnist"), **change)
+
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+OWN = data_spec("own_images")
+PIXELS = random_pixels(12, 20, 14, 3)
+
+
+def completed(path, **settings):
+    """The whole settings of a run of `configs/own_images.py`."""
+    config = preset.get_config()
+    for name, value in (settings | {"path": str(path)}).items():
+        config.data[name] = value
+    return complete_config(config)
+
+
+def pictures(folder, images=PIXELS):
+    return write_files(folder, {f"{number:02d}.png": png(image) for number, image in enumerate(images)})
+
+
+def stored(place, form, images):
+    """The path of images in one of the forms that are recognized."""
+    if form.startswith("folder of pictures"):
+        pictures(place / ("a/b" if "nested" in form else ""), images)
+        return place
+    if form == "IDX":
+        content = gzip.compress(idx(images[..., 0]))
+        return write_files(place, {f"{part}-images-idx3-ubyte.gz": content for part in ("train", "t10k")})
+    if form == "npz":
+        np.savez(place / "images.npz", images=images)
+        return place / "images.npz"
+    np.save(place / "train.npy", images)
+    np.save(place / "test.npy", images[6:])
+    return place if form == "folder of npy" else place / "train.npy"
+
+
+@pytest.mark.parametrize(
+    ("form", "source", "channels", "dtype"),
+    [
+        ("folder of pictures", "folder", 2, np.uint16),
+        ("folder of pictures, nested", "folder", 1, np.uint8),
+        ("npy", "arrays", 4, np.uint8),
+        ("npz", "arrays", 3, np.uint16),
+        ("folder of npy", "arrays", 3, np.uint8),
+        ("IDX", "idx", 1, np.uint8),
+    ],
+)
+def test_the_settings_follow_from_what_lies_at_the_path(form, source, channels, dtype, tmp_path):
+    path = stored(tmp_path, form, random_pixels(12, 20, 14, channels, dtype=dtype))
+    config = completed(path)
+    expected = dict(source=source, height=20, width=14, channels=channels, file_bits=dtype().itemsize * 8)
+    expected |= dict(num_bits=8, likelihood="logistic_mixture", path=str(path))
+    assert {name: getattr(config.data, name) for name in expected} == expected
+    model = config.model
+    assert (model.image_height, model.image_width, model.image_channels) == (20, 14, channels)
+    assert (model.num_bits, model.likelihood) == (8, "logistic_mixture")
+    assert load_split(config.data, "train").image_shape == (20, 14, channels)
+    # Settings that are complete stay as they are.
+    assert complete_spec(config.data) == config.data
+    assert completed(path, source=source) == config
+
+
+def test_sizes_that_the_hierarchy_cannot_halve_are_padded(tmp_path):
+    model = completed(pictures(tmp_path)).model
+    # A block before the three scales: 2 ** 3.
+    assert model.size_divisor == 8 and (model.network_height, model.network_width) == (24, 16)
+    scales = latent_plan(model).scales
+    assert [(scale.height, scale.width) for scale in scales] == [(3, 2), (6, 4), (12, 8)]
+    model = completed(tmp_path, padded_width=32).model
+    assert (model.image_width, model.network_height, model.network_width) == (14, 24, 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"resize": "crop", "height": 8}, (8, 8)),
+        ({"resize": "stretch", "width": 9}, (9, 9)),
+        ({"resize": "crop", "height": 8, "width": 10}, (8, 10)),
+        ({"crop_box": (1, 2, 9, 14)}, (12, 8)),
+        ({"crop_box": (1, 2, 9, 14), "resize": "stretch", "height": 5}, (5, 5)),
+        ({"height": 20, "width": 14, "channels": 3, "file_bits": 8}, (20, 14)),
+    ],
+)
+def test_the_size_is_what_was_asked_for(settings, size, tmp_path):
+    spec = completed(pictures(tmp_path), **settings).data
+    assert (spec.height, spec.width) == size and (spec.channels, spec.file_bits) == (3, 8)
+    assert load_split(spec, "train").image_shape == (*size, 3)
+
+
+def test_a_home_folder_is_found_and_arrays_beside_pictures_do_not_hide_them(tmp_path, monkeypatch):
+    np.save(pictures(tmp_path / "album") / "labels.npy", np.arange(12))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert completed("~/album").data.image_shape == (20, 14, 3)
+    assert load_split(completed("~/album").data, "test").count == 1
+
+
+def test_a_rule_without_a_size_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="data.resize = 'crop', but to which size.* Set --config.data.height=64"):
+        completed(pictures(tmp_path), resize="crop")
+    for settings in ({"height": 16}, {"height": 14, "width": 20}, {"crop_box": (0, 0, 9, 9), "height": 8}):
+        spec = completed(tmp_path, **settings).data
+        message = rf"not {spec.height}x{spec.width}: .*set --config.data.resize=crop \(or stretch"
+        with pytest.raises(ValueError, match=message):
+            load_split(spec, "train")
+
+
+@pytest.mark.parametrize(
+    ("num_bits", "given", "likelihood"),
+    [
+        (1, None, "bernoulli"),
+        (2, None, "logistic_mixture"),
+        (8, None, "logistic_mixture"),
+        (8, "normal", "normal"),
+    ],
+)
+def test_the_likelihood_follows_from_the_bits(num_bits, given, likelihood, tmp_path):
+    changes = {} if given is None else {"likelihood": given}
+    config = completed(pictures(tmp_path), num_bits=num_bits, **changes)
+    assert config.data.likelihood == config.model.likelihood == likelihood
+    assert config.data.num_bits == config.model.num_bits == num_bits
+
+
+def test_most_pictures_decide_and_not_the_first(tmp_path):
+    alpha = np.concatenate([PIXELS[0], PIXELS[0][..., :1]], axis=-1)
+    pictures(tmp_path / "train")
+    write_files(
+        tmp_path, {"train/0.png": b"text", "train/00.png": png(alpha[:9]), "test/0.png": encoded(PIXELS[0], "PNG")}
+    )
+    spec = completed(tmp_path).data
+    assert (spec.image_shape, spec.file_bits) == ((20, 14, 3), 8)
+    with pytest.raises(ValueError, match="0.png: not a picture"):
+        load_split(spec, "train")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({}, ValueError, "data.path is not set: --config.data.path=... names a folder of pictures, a .npy"),
+        ({"path": "gone"}, FileNotFoundError, "data.path = gone: there is nothing; it names a folder of pictures"),
+        (
+            {"path": __file__},
+            ValueError,
+            "data.path = .*: a file that is neither .npy nor .npz; name a folder of pictures",
+        ),
+        ({"path": __file__, "source": "folder"}, ValueError, "a file; for data.source = folder it names a folder of"),
+        ({"source": "tfds"}, ValueError, "data.source_name is not set: .* for example --config.data.source_name="),
+        ({"source": "bundled"}, ValueError, "data.source_name is not set"),
+        ({"source": "folder"}, ValueError, "data.path is not set: --config.data.path=... names a folder of pictures"),
+        ({"source": "arrays", "path": "gone"}, FileNotFoundError, "data.path = gone: .* it names a .npy or .npz file"),
+        ({"source": "fodler"}, ValueError, "data.source = 'fodler': .*did you mean 'folder'"),
+    ],
+)
+def test_what_leads_to_no_images_is_reported(settings, error, message):
+    with pytest.raises(error, match=message) as caught:
+        complete_spec(dataclasses.replace(OWN, **settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_looked_at_before_tensorflow_is_loaded(tmp_path):
+    program = """
+import sys
+from configs import own_images
+from nvae_tf.data.spec import complete_config
+config = own_images.get_config()
+config.data.path = sys.argv[1]
+print(complete_config(config).data.image_shape, "tensorflow" in sys.modules)
+"""
+    command = [sys.executable, "-c", program, pictures(tmp_path)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout == "(20, 14, 3) False\n"

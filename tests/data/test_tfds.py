@@ -1,0 +1,384 @@
+"""Sets from TensorFlow Datasets: prepared before, prepared from files on disk, or missing; and their images."""
+
+import dataclasses
+import hashlib
+import io
+import pathlib
+import socket
+import tarfile
+import threading
+import urllib.parse
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from nvae_tf.data import data_spec
+from nvae_tf.data import tfds as tfds_source
+from nvae_tf.data.pipeline import evaluation_batches, training_batches
+from nvae_tf.data.sources import first_image, load_split
+from nvae_tf.data.tfds import unreachable_hosts
+from tests.data.picture_factory import random_pixels
+
+MNIST, CIFAR10 = data_spec("mnist"), data_spec("cifar10")
+CELEBA64 = data_spec("celeba64")
+CIFAR10_ARCHIVE = "cifar-10-binary.tar.gz"
+
+
+def store_known_set(folder, name, **parts):
+    """Prepares a set of TFDS' catalog: `parts` are arrays or lists of images; all else that an example has is 0."""
+    builder = tfds.builder(name, data_dir=folder)
+    pathlib.Path(builder.data_dir).mkdir(parents=True)
+    writer = tfds.core.SequentialWriter(builder.info, max_examples_per_shard=1000)
+    writer.initialize_splits(list(parts))
+    for part, images in parts.items():
+        writer.add_examples({part: [empty(builder.info.features) | {"image": image} for image in images]})
+    writer.close_all()
+
+
+def empty(feature):
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return {name: empty(part) for name, part in feature.items()}
+    return "" if isinstance(feature, tfds.features.Text) else 0
+
+
+@pytest.fixture
+def own_set(tmp_path):
+    """`own_set(images, **how_to_store)` stores a set that no catalog has, and gives its spec."""
+
+    def store(images, folder="tfds", dtype=np.uint8, shape=(None, None, 3)):
+        features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=shape, dtype=dtype)})
+        training = tf.data.Dataset.from_generator(
+            lambda: ({"image": image} for image in images), output_signature={"image": tf.TensorSpec(shape, dtype)}
+        )
+        tfds.dataset_builders.store_as_tfds_dataset(
+            "own",
+            "1.0.0",
+            features=features,
+            split_datasets={"train": training},
+            data_dir=str(tmp_path / folder),
+            disable_shuffling=True,
+        )
+        height, width, channels = images[0].shape
+        size = {"height": height, "width": width, "channels": channels}
+        return dataclasses.replace(CIFAR10, source_name="own", path=str(tmp_path / folder), **size)
+
+    return store
+
+
+@pytest.fixture
+def celeba64(tmp_path):
+    """The spec of a CelebA of ten faces in the training part."""
+    faces = random_pixels(10, 218, 178, 3)
+    store_known_set(tmp_path / "tfds", "celeb_a", train=faces, test=faces[:2])
+    return dataclasses.replace(CELEBA64, path=str(tmp_path / "tfds"))
+
+
+def load(spec, split, folder):
+    return load_split(dataclasses.replace(spec, path=str(folder)), split)
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """A network on which every host answers, whether this machine has one or not."""
+    monkeypatch.setattr(tfds_source, "unreachable_hosts", lambda urls: {})
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """A machine that can't find any host, whether this machine has a network or not."""
+
+    def fail(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", fail)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("spec", [MNIST, CIFAR10], ids=lambda spec: spec.name)
+def test_a_prepared_set_through_to_a_batch_without_network(spec, no_network, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, [40, *spec.image_shape], dtype=np.uint8)
+    store_known_set(tmp_path, spec.source_name, train=images, test=images[:3])
+    source = load(spec, "train", tmp_path)
+    np.testing.assert_array_equal(source.images, images)
+    np.testing.assert_array_equal(load(spec, "test", tmp_path).images, images[:3])
+    batch = next(iter(training_batches(source, spec, batch_size=8, seed=1))).numpy()
+    assert batch.shape == (8, *spec.image_shape) and batch.dtype == np.float32
+    if spec.binarise:
+        assert set(np.unique(batch)) == {0.0, 1.0}
+    else:
+        np.testing.assert_array_equal(np.rint(batch * 255) / np.float32(255), batch)
+        assert len(np.unique(batch)) > 200
+
+
+def test_stacked_mnist_is_made_of_mnist(no_network, tmp_path):
+    spec = data_spec("stacked_mnist")
+    images = np.random.default_rng(0).integers(0, 256, [40, 28, 28, 1], dtype=np.uint8)
+    store_known_set(tmp_path, "mnist", train=images, test=images[:10])
+    for split, digits in (("train", images), ("test", images[:10])):
+        source = load(spec, split, tmp_path)
+        assert (source.count, source.image_shape) == (len(digits), (28, 28, 3))
+        stacks = np.concatenate(list(evaluation_batches(source, spec, batch_size=16, seed=0)))
+        for channel in np.moveaxis(stacks, -1, 0):
+            found = {image.tobytes() for image in np.rint(channel * 255).astype(np.uint8)}
+            assert found == {digit.tobytes() for digit in digits}
+
+
+def cifar10_records(count, seed):
+    """Labels, images [count, 32, 32, 3], and the bytes of a CIFAR-10 file that holds them."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 10, count, dtype=np.uint8)
+    images = random.integers(0, 256, [count, 32, 32, 3], dtype=np.uint8)
+    rows = np.concatenate([labels[:, None], images.transpose(0, 3, 1, 2).reshape(count, -1)], axis=1)
+    return labels, images, rows.tobytes()
+
+
+@pytest.fixture
+def cifar10_in_manual_folder(tmp_path, monkeypatch):
+    """A small archive of CIFAR-10's form where a user puts the real one; its test images."""
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    _, test_images, test_bytes = cifar10_records(4, seed=9)
+    contents = {f"data_batch_{number}.bin": cifar10_records(3, seed=number)[2] for number in range(1, 6)}
+    contents["test_batch.bin"] = test_bytes
+    contents["batches.meta.txt"] = "\n".join(f"class{number}" for number in range(10)).encode()
+    with tarfile.open(manual / CIFAR10_ARCHIVE, "w:gz") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    archive_bytes = (manual / CIFAR10_ARCHIVE).read_bytes()
+    builder_class = tfds.builder_cls("cifar10")
+    (url,) = builder_class.url_infos
+    checksum = hashlib.sha256(archive_bytes).hexdigest()
+    info = tfds.download.checksums.UrlInfo(len(archive_bytes), checksum, CIFAR10_ARCHIVE)
+    monkeypatch.setattr(builder_class, "url_infos", {url: info})
+    return test_images
+
+
+def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(
+    cifar10_in_manual_folder, no_network, tmp_path
+):
+    images = cifar10_in_manual_folder
+    assert load(CIFAR10, "train", tmp_path).count == 15
+    (tmp_path / "downloads" / "manual" / CIFAR10_ARCHIVE).unlink()
+
+    prepared = load(CIFAR10, "test", tmp_path)
+    order = [next(i for i, image in enumerate(images) if (image == loaded).all()) for loaded in prepared.images]
+    assert sorted(order) == [0, 1, 2, 3]
+    (batch,) = evaluation_batches(prepared, CIFAR10, batch_size=4, seed=0)
+    np.testing.assert_array_equal(batch, images[order].astype(np.float32) / np.float32(255))
+
+
+@pytest.mark.parametrize("spec", [MNIST, CIFAR10], ids=lambda spec: spec.name)
+def test_without_network_the_error_has_the_cause_and_the_manual_way(spec, no_network, tmp_path):
+    with pytest.raises(ConnectionError) as caught:
+        load(spec, "train", tmp_path)
+    message = str(caught.value)
+    for url in tfds.builder_cls(spec.source_name).url_infos:
+        assert url in message
+        assert f"{urllib.parse.urlsplit(url).hostname}:443: [Errno -2] Name or service not known" in message
+    assert str(tmp_path / "downloads" / "manual") in message
+    assert f"tfds.builder('{spec.source_name}'" in message and str(tmp_path / spec.source_name) in message
+
+
+def test_a_download_that_breaks_off_names_the_manual_way_too(network, monkeypatch, tmp_path):
+    def break_off(builder):
+        raise tfds.download.DownloadError("Failed to get url. HTTP code: 404.")
+
+    monkeypatch.setattr(tfds_source.tfds.core.DatasetBuilder, "download_and_prepare", break_off)
+    with pytest.raises(ConnectionError, match="(?s)HTTP code: 404.*downloads/manual"):
+        load(MNIST, "train", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mnits", "data.source_name = 'mnits': TensorFlow Datasets .* no such set; did you mean 'mnist'"),
+        ("mnits/3d", "data.source_name = 'mnits/3d': TensorFlow Datasets .* no such set; did you mean 'mnist'"),
+        (
+            "downsampled_imagenet/16x16",
+            "'downsampled_imagenet' has no configuration '16x16', only 32x32, 64x64; did you mean",
+        ),
+    ],
+)
+def test_an_unknown_set_is_answered_with_the_nearest(name, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as caught:
+        load(dataclasses.replace(CIFAR10, source_name=name), "train", tmp_path)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_wrong_split_is_answered_with_those_that_there_are(no_network, tmp_path):
+    images = np.zeros([10, 32, 32, 3], np.uint8)
+    store_known_set(tmp_path, "cifar10", train=images, test=images[:4])
+    for setting, split in (("train_split", "train"), ("test_split", "test")):
+        spec = dataclasses.replace(CIFAR10, **{setting: "validation"})
+        with pytest.raises(ValueError) as caught:
+            load(spec, split, tmp_path)
+        message = str(caught.value)
+        assert message.startswith(f"data.{setting} = 'validation': ")
+        assert r"the splits train (10 images), test (4 images)" in message
+        assert "--config.data.train_split='train[:90%]'" in message
+    for split in ("train[:", "train[20:10]"):
+        with pytest.raises(ValueError, match="has the splits train"):
+            load(dataclasses.replace(CIFAR10, train_split=split), "train", tmp_path)
+
+
+def test_a_part_of_a_split(no_network, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, [10, 32, 32, 3], dtype=np.uint8)
+    store_known_set(tmp_path, "cifar10", train=images)
+    spec = dataclasses.replace(CIFAR10, train_split="train[:80%]", test_split="train[80%:]")
+    np.testing.assert_array_equal(load(spec, "train", tmp_path).images, images[:8])
+    np.testing.assert_array_equal(load(spec, "test", tmp_path).images, images[8:])
+
+
+def test_a_set_without_images_is_refused(network, tmp_path):
+    with pytest.raises(ValueError, match="'iris' has no feature 'image', only features, label"):
+        load(dataclasses.replace(MNIST, source_name="iris"), "train", tmp_path)
+
+
+def test_celeba_is_cut_around_the_face_and_scaled(celeba64):
+    source = load_split(celeba64, "train")
+    assert source.images.shape == (10, 64, 64, 3)
+    # They were stored as JPEG.
+    stored = tfds.builder("celeb_a", data_dir=celeba64.path).as_dataset("train", shuffle_files=False)
+    whole = np.stack([example["image"] for example in stored.as_numpy_iterator()])
+    faces = tf.image.resize(whole[:, 40:188, 15:163], [64, 64], antialias=True).numpy()
+    # Pillow rounds to whole numbers twice, once for each direction.
+    assert np.abs(source.images - faces).max() <= 1.01
+    (batch,) = evaluation_batches(source, celeba64, batch_size=10, seed=0)
+    np.testing.assert_array_equal(batch, source.images.astype(np.float32) / np.float32(255))
+
+
+def test_images_of_different_sizes_need_a_rule(own_set):
+    colors = [40, 120, 200]
+    sizes = [(20, 30), (24, 18), (16, 16)]
+    pictures = [np.full([*size, 3], color, np.uint8) for size, color in zip(sizes, colors, strict=True)]
+    spec = own_set(pictures)
+    with pytest.raises(ValueError) as caught:
+        load_split(dataclasses.replace(spec, height=16, width=16), "train")
+    message = str(caught.value)
+    assert message.startswith("own/1.0.0: an image is 2") and "not 16x16" in message
+    assert "--config.data.resize=crop" in message and "--config.data.height=16" in message
+    assert "\n" not in message and caught.value.__suppress_context__
+    source = load_split(dataclasses.replace(spec, height=16, width=12, resize="crop"), "train")
+    np.testing.assert_array_equal(source.images, np.array(colors)[:, None, None, None] * np.ones([1, 16, 12, 3]))
+
+
+def test_a_box_that_is_too_large_is_refused(own_set):
+    spec = own_set(random_pixels(3, 20, 30, 3))
+    source = load_split(dataclasses.replace(spec, crop_box=(3, 2, 30, 20), height=18, width=27), "train")
+    np.testing.assert_array_equal(source.images, random_pixels(3, 20, 30, 3)[:, 2:, 3:])
+    with pytest.raises(ValueError, match=r"an image is 20x30 .*too small for data.crop_box \(3, 2, 31, 20\)"):
+        load_split(dataclasses.replace(spec, crop_box=(3, 2, 31, 20), height=18, width=28), "train")
+
+
+def test_sixteen_bits_and_other_channels_are_converted_only_when_asked(own_set):
+    images = random_pixels(4, 8, 6, 1, dtype=np.uint16)
+    spec = own_set(images, dtype=np.uint16, shape=(8, 6, 1))
+    assert first_image(spec) == (8, 6, 1, 16)
+    colored = dataclasses.replace(spec, file_bits=16, channels=3)
+    with pytest.raises(ValueError, match="data.file_bits is 8, but TFDS has 16; --config.data.convert=True"):
+        load_split(spec, "train")
+    with pytest.raises(ValueError, match="data.channels is 3, but TFDS has 1; --config.data.convert=True"):
+        load_split(colored, "train")
+    for asked in (dataclasses.replace(spec, file_bits=16), dataclasses.replace(colored, convert=True)):
+        source = load_split(asked, "train")
+        np.testing.assert_array_equal(source.images, (images // 256).repeat(asked.channels, axis=-1))
+
+
+def test_a_set_too_large_for_the_memory_names_the_cache(celeba64, monkeypatch, tmp_path):
+    size = 10 * 64 * 64 * 3
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * size - 1))
+    with pytest.raises(ValueError, match=r"celeb_a: 10 images of \(64, 64, 3\) need .*--config.data.cache=FOLDER"):
+        load_split(celeba64, "train")
+    assert load_split(dataclasses.replace(celeba64, cache=str(tmp_path / "cache")), "train").count == 10
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * size))
+    assert load_split(celeba64, "train").count == 10
+
+
+def batches_of(spec, split):
+    source = load_split(spec, split)
+    return np.concatenate(list(evaluation_batches(source, spec, batch_size=4, seed=0)))
+
+
+def test_decoded_images_are_written_once_and_read_from_then_on(celeba64, tmp_path):
+    cached = dataclasses.replace(celeba64, cache=str(tmp_path / "cache"))
+    expected = {split: batches_of(celeba64, split) for split in ("train", "test")}
+    for split, images in expected.items():
+        np.testing.assert_array_equal(batches_of(cached, split), images)
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
+    assert len(files) == 2
+    # What is decoded needs the records no longer.
+    for file in (tmp_path / "tfds").rglob("*.tfrecord*"):
+        file.unlink()
+    for split, images in expected.items():
+        np.testing.assert_array_equal(batches_of(cached, split), images)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == files
+
+
+def test_another_set_of_the_same_name_is_decoded_again(own_set, tmp_path):
+    images = random_pixels(5, 8, 8, 3)
+    sets = [own_set(list(images)), own_set(list(255 - images), folder="elsewhere")]
+    one, other = (batches_of(dataclasses.replace(spec, cache=str(tmp_path / "cache")), "train") for spec in sets)
+    np.testing.assert_allclose(one, 1 - other, atol=1e-6)
+
+
+def test_tfds_own_folders_of_pictures(monkeypatch, tmp_path):
+    images = random_pixels(6, 20, 30, 3)
+    for part, numbers in (("train", range(4)), ("test", range(4, 6))):
+        for number in numbers:
+            file = tmp_path / part / "class" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[number]).save(file)
+    folder = tfds.folder_dataset.ImageFolder(str(tmp_path))
+    monkeypatch.setattr(tfds_source.tfds, "builder", lambda name, data_dir: folder)
+    spec = dataclasses.replace(CIFAR10, source_name="pictures", path=str(tmp_path), height=20, width=30)
+    for part, numbers in (("train", range(4)), ("test", range(4, 6))):
+        source = load_split(spec, part)
+        found = {image.tobytes() for image in source.images}
+        assert found == {images[number].tobytes() for number in numbers}
+
+
+@pytest.fixture
+def ports(monkeypatch):
+    """A port that answers and one that refuses, without a proxy between."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+        closed.close()
+        yield server.getsockname()[1], port
+
+
+def test_only_the_refusing_host_is_named(ports):
+    listening, closed = (f"127.0.0.1:{port}" for port in ports)
+    assert unreachable_hosts([]) == unreachable_hosts([f"http://{listening}/a", f"http://{listening}/b"]) == {}
+    causes = unreachable_hosts([f"http://{listening}/a", f"https://{closed}/b"])
+    assert list(causes) == [closed] and "refused" in causes[closed]
+
+
+def test_a_silent_host_is_given_up(monkeypatch, ports):
+    silence = threading.Event()
+
+    def keep_silent(*_, **__):
+        silence.wait()
+        raise OSError("too late")
+
+    monkeypatch.setattr(tfds_source.socket, "create_connection", keep_silent)
+    causes = unreachable_hosts(["https://data.example/x"], timeout_seconds=0.1)
+    silence.set()
+    assert causes == {"data.example:443": "no answer within 0.1 seconds"}
+
+
+def test_a_proxy_is_tried_in_the_place_of_the_host(monkeypatch, ports):
+    listening, closed = (f"127.0.0.1:{port}" for port in ports)
+    monkeypatch.setenv("https_proxy", f"http://{listening}")
+    assert unreachable_hosts(["https://data.invalid/x"]) == {}
+    monkeypatch.setenv("https_proxy", closed)
+    assert list(unreachable_hosts(["https://data.invalid/x"])) == [closed]
