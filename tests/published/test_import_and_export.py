@@ -163,7 +163,7 @@ def test_back_in_the_published_form(name, published, tmp_path):
     assert vars(back["args"]) == vars(args)
     import_run(tmp_path / "back.pt", tmp_path / "again")
     assert numbers(tmp_path / "again") == numbers(tmp_path / "run")
-    for file in ("config.json", "origin.json", "README.md"):
+    for file in ("config.json", "origin.json"):
         assert (tmp_path / "again" / file).read_text() == (tmp_path / "run" / file).read_text()
 
 
