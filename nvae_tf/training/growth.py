@@ -6,7 +6,7 @@ import numpy as np
 
 from nvae_tf.models import NVAE
 from nvae_tf.models.metrics import RecentSteps
-from nvae_tf.published.weight_names import named_weights
+from nvae_tf.published.names import named_weights
 
 # A figure has grown where it is so many times its usual value, the median over the earlier half of accepted steps.
 _GROWN = 3.0

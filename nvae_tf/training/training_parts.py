@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import average_of_weights, inner_optimizer
-from nvae_tf.published.weight_names import named_weights, nested
+from nvae_tf.published.names import named_weights, nested
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 

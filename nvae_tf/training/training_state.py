@@ -11,7 +11,7 @@ import tensorflow as tf
 from nvae_tf.errors import first_line
 from nvae_tf.models import NVAE
 from nvae_tf.optimization.adamax import start_averages
-from nvae_tf.published.weight_names import named_weights, nested
+from nvae_tf.published.names import named_weights, nested
 from nvae_tf.training.best_checkpoint import BestCheckpoint, find_best
 from nvae_tf.training.checkpoint_files import remove_partial, write_checkpoint
 from nvae_tf.training.kept_checkpoints import KeptCheckpoints

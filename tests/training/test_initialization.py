@@ -13,8 +13,8 @@ from nvae_tf.config import ExperimentConfig, OptimizerConfig
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.noise import batch_noise
 from nvae_tf.optimization import NVAEAdamax, average_of_weights
+from nvae_tf.published.names import named_weights
 from nvae_tf.published.settings import model_config_from_published
-from nvae_tf.published.weight_names import named_weights
 from nvae_tf.training.initialization import Initialization, initialize
 from nvae_tf.training.run_folder import open_for_training
 from nvae_tf.training.training_state import TrainingState

@@ -9,7 +9,7 @@ import pytest
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig, config_to_json
 from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.published.weight_names import named_weights, nested
+from nvae_tf.published.names import named_weights, nested
 from nvae_tf.training.kept_checkpoints import step_of
 from nvae_tf.training.run_folder import CHANGEABLE_SETTINGS, RunFolder, open_for_training
 from nvae_tf.training.training_state import TrainingState
