@@ -1,5 +1,6 @@
 """The recorded files, and small models whose weights are told apart by their values."""
 
+import argparse
 import functools
 import json
 import pathlib
@@ -53,6 +54,22 @@ class Published:
             return json.loads(str(file["config_json"])), state
 
     @staticmethod
+    def read(path):
+        """All of a `.pt` file, by torch itself: a path, or the name of a recorded file."""
+        import torch
+
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(FIXTURES / path, weights_only=True)
+
+    @staticmethod
+    def saved(content, path, **settings):
+        """Writes a `.pt` file and returns its path."""
+        import torch
+
+        torch.save(content, path, **settings)
+        return path
+
+    @staticmethod
     def config(**changes):
         return ModelConfig(**{**TINY, **changes})
 
@@ -71,10 +88,7 @@ class Published:
     def random_state(model):
         """A state for a model, every number of it drawn at random."""
         generator = np.random.default_rng(9)
-        return {
-            tensor.names[-1]: generator.normal(size=published_array(tensor, tensor.variable.numpy()).shape)
-            for tensor in published_tensors(model)
-        }
+        return {name: generator.normal(size=value.shape) for name, value in Published.state_of(model).items()}
 
     @staticmethod
     def state_of(model):

@@ -202,8 +202,6 @@ def complete_config(settings: Mapping[str, Any]) -> ExperimentConfig:
 def complete_spec(spec: DataSpec) -> DataSpec:
     """The spec with what is None or "auto" decided: by the first image, and by `num_bits` for the likelihood."""
     # Not at the top: presets and the launcher need no NumPy, and start sooner without.
-
-    # Not at the top: presets and the launcher need no NumPy, and start sooner without.
     from nvae_tf.data.sources import first_image, source_at
 
     if spec.source == "auto":

@@ -1,231 +1,202 @@
 """From a run folder to a file of the published form."""
 
 import argparse
-import contextlib
+import functools
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+import tqdm
 
 from nvae_tf.config import ExperimentConfig, config_to_json
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file
-from nvae_tf.models.nvae import ModelForTraining, model_for_training
-from nvae_tf.optimization import average_of_weights, inner_optimizer
-from nvae_tf.published.checkpoint_reader import CheckpointReader
-from nvae_tf.published.names import COUNTER, PublishedTensor, published_tensors
-from nvae_tf.published.optimizer import MOMENTUM, NORM, STEP, published_norm, trained_tensors
-from nvae_tf.published.own_state import own_variables
-from nvae_tf.published.settings_to_publish import cell_tables, published_settings
+from nvae_tf.models.nvae import model_for_training
+from nvae_tf.optimization import average_of_weights
+from nvae_tf.published.names import COUNTER, published_tensors
+from nvae_tf.published.optimizer import (
+    checkpoint_names,
+    own_variables,
+    published_optimizer,
+)
+from nvae_tf.published.places import check_torch
+from nvae_tf.published.settings import cell_tables, published_settings
 from nvae_tf.published.torch_file import OWN_KEY
-from nvae_tf.published.weights import published_array
-from nvae_tf.reports.model_card import Origin, origin_of_run
-from nvae_tf.serving.progress_bar import ProgressBar
-from nvae_tf.training.checkpoints import check_architecture, step_of, wrap_read_errors
+from nvae_tf.published.weights import as_tensor, published_values
+from nvae_tf.reports.model_card import origin_of_run
+from nvae_tf.training.checkpoints import VALUE, check_architecture, step_of, wrap_read_errors
 from nvae_tf.training.loading import find_run
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts
 
 _MEGABYTE = 1 << 20
 
 
-class ExportChoices(NamedTuple):
-    """What is exported, and how.
-
-    Attributes:
-      workdir: the run folder.
-      output: the file that is made.
-      checkpoint: "latest" or "best".
-      with_optimizer: whether the optimizer's state goes along, and all else that training goes on with.
-      running_means: whether the running means of the weights are written in place of the weights; without the
-        optimizer's state then, which is that of the weights.
-    """
-
-    workdir: pathlib.Path
-    output: pathlib.Path
-    checkpoint: str = "latest"
-    with_optimizer: bool = True
-    running_means: bool = False
-
-
 class Exported(NamedTuple):
     """What has been written.
 
     Attributes:
-      config: the run's settings.
-      step: the step of its checkpoint.
-      data_set: the published name of the data set that the file says.
-      leaves_means: whether the run keeps running means, and the file's weights are not those.
+      step: the step of the run's checkpoint.
+      data_set: the published name of the data set in the file.
+      leaves_means: whether the run keeps moving averages of its weights, and the file's `state_dict` has the weights
+        themselves.
     """
 
-    config: ExperimentConfig
     step: int
     data_set: str
     leaves_means: bool
 
 
-class _Run(NamedTuple):
-    """What a run folder says of its run, and the step of the checkpoint that is exported."""
+def export_file(
+    workdir: pathlib.Path,
+    output: pathlib.Path,
+    *,
+    checkpoint: str = "latest",
+    with_optimizer: bool = True,
+    running_means: bool = False,
+) -> Exported:
+    """Writes a run's checkpoint as a file of the published form, which appears when it is whole.
 
-    config: ExperimentConfig
-    images: ImageCounts | None
-    origin: Origin | None
-    step: int
-
-    @property
-    def epoch(self) -> int:
-        """How many epochs are finished at the step."""
-        if self.images is not None and self.images.a_step is not None:
-            return self.step // max(self.images.train // self.images.a_step, 1)
-        # Of these together: an epoch may have no whole number of steps.
-        return self.step * self.config.train.epochs // self.config.objective.total_steps
-
-
-def export_file(choices: ExportChoices) -> Exported:
-    """Writes the file; it is there when it is whole.
+    Args:
+      workdir: the run folder.
+      output: the file.
+      checkpoint: "latest" or "best".
+      with_optimizer: whether to include the optimizer's state, and all else that training continues with.
+      running_means: whether to write the moving averages of the weights in place of the weights, and then without the
+        optimizer's state, which is that of the weights.
 
     Raises:
       FileNotFoundError: there is no such run, or it has no checkpoint.
-      ImportError: torch is not installed.
       OSError: the file can't be written.
-      ValueError: the published form can't say the run's settings; or the checkpoint is damaged, or gone by now; or
-        `images.json` or `origin.json` is damaged.
+      ValueError: the published form can't express the run's settings; the checkpoint is damaged, or gone by now;
+        `images.json` or `origin.json` is damaged; or torch is not installed.
     """
+    check_torch()
     import torch
 
-    config, prefix = find_run(choices.workdir, choices.checkpoint)
-    if choices.running_means and not config.optimizer.ema_momentum:
-        raise ValueError(
-            f"{choices.workdir}: keeps no running means (optimizer.ema_momentum = 0); leave --running_means out"
-        )
+    config, prefix = find_run(workdir, checkpoint)
+    if running_means and not config.optimizer.ema_momentum:
+        raise ValueError(f"{workdir}: keeps no running means (optimizer.ema_momentum = 0); leave --running_means out")
     try:
         args = published_settings(config)
     except ValueError as error:
-        raise ValueError(f"{choices.workdir}: {error}") from error
-    folder = RunFolder(choices.workdir)
-    origin = origin_of_run(folder, config.train.initialise_from)
-    run = _Run(config, read_image_counts(folder.images_file), origin, step_of(prefix))
+        raise ValueError(f"{workdir}: {error}") from error
+    folder, step = RunFolder(workdir), step_of(prefix)
+    images, origin = read_image_counts(folder.images_file), origin_of_run(folder, config.train.initialise_from)
     # A model in a graph: names and shapes, but no numbers.
     with tf.Graph().as_default():
         made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
         made.model.optimizer.build(made.model.trainable_variables)
-    check_architecture(made.model, prefix)
-    with wrap_read_errors(prefix):
-        total = max(sum(file.stat().st_size for file in _files(prefix)) // _MEGABYTE, 1)
-    with ProgressBar(total, "MB read") as bar:
-        checkpoint = CheckpointReader(prefix, made, lambda done: bar.show(min(done // _MEGABYTE, total)))
-        content = _content(run, args, made, checkpoint, choices)
-    with _failure_told(choices.output), atomic_file(choices.output) as partial, partial.open("wb") as file:
-        torch.save(content, file)
-    leaves_means = bool(config.optimizer.ema_momentum) and not choices.running_means
-    return Exported(config, run.step, args["dataset"], leaves_means)
-
-
-@contextlib.contextmanager
-def _failure_told(path: pathlib.Path) -> Iterator[None]:
-    """Tells that a file could not be written; torch does so by a RuntimeError, with a place in its own source."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        free = shutil.disk_usage(path.absolute().parent).free // _MEGABYTE
-        raise OSError(
-            f"{path}: could not be written, {free:,} MB were left on its disk ({reason}). Make room there, "
-            "or give a name on another disk"
-        ) from error
-
-
-def _content(
-    run: _Run, args: Mapping[str, Any], made: ModelForTraining, checkpoint: CheckpointReader, choices: ExportChoices
-) -> dict[str, Any]:
-    goes_on = choices.with_optimizer and not choices.running_means
-    if choices.running_means:
-        checkpoint.check_has(average_of_weights(made.model).values(), "leave --running_means out")
-    if goes_on:
-        checkpoint.check_has(_optimizer_variables(made), "give --without_optimizer")
-    own = own_variables(made, with_training=goes_on)
-    if choices.running_means:
-        own = {name: variable for name, variable in own.items() if not name.startswith("averages/")}
-    state = {name: _tensor(checkpoint.read(variable)) for name, variable in own.items() if checkpoint.has(variable)}
-    return {
-        "epoch": run.epoch,
-        "state_dict": _weights(made, checkpoint, run.step, choices.running_means),
-        "optimizer": _optimizer(run.config, made, checkpoint) if goes_on else {},
-        "global_step": run.step,
+    model = made.model
+    check_architecture(model, prefix)
+    averages = average_of_weights(model) if running_means else {}
+    with_training = with_optimizer and not running_means
+    own = own_variables(made, with_training)
+    tensors, optimizer = list(published_tensors(model)), {}
+    with _CheckpointReader(prefix, checkpoint_names(made)) as reader:
+        if with_training:
+            read = functools.partial(reader.read, instead="give --without_optimizer")
+            optimizer = published_optimizer(model, config.optimizer.learning_rate, read)
+        read = functools.partial(reader.read, instead="leave --running_means out")
+        weights = published_values(tensors, lambda variable: read(averages.get(id(variable), variable)))
+        own_state = {
+            name: as_tensor(reader.read(variable))
+            for name, variable in own.items()
+            if reader.has(variable) and not (running_means and name.startswith("averages/"))
+        }
+    state_dict = {}
+    for tensor, weight in zip(tensors, weights, strict=True):
+        state_dict[tensor.names[0]] = weight
+        if tensor.companion:
+            # A copy is the same storage: in the file once.
+            state_dict[tensor.companion] = torch.tensor(step) if tensor.companion.endswith(COUNTER) else weight
+    content = {
+        "epoch": _epoch(config, images, step),
+        "state_dict": state_dict,
+        "optimizer": optimizer,
+        "global_step": step,
         "args": argparse.Namespace(**args),
-        "arch_instance": cell_tables(run.config.model.cell_set),
+        "arch_instance": cell_tables(config.model.cell_set),
         "scheduler": {},
         "grad_scalar": {},
         OWN_KEY: {
-            "config": config_to_json(run.config),
-            "images": run.images and run.images.text(),
-            "origin": run.origin and run.origin.text(),
-            "state": state,
+            "config": config_to_json(config),
+            "images": images and images.text(),
+            "origin": origin and origin.text(),
+            "state": own_state,
         },
     }
+    try:
+        with atomic_file(output) as partial, partial.open("wb") as file:
+            torch.save(content, file)
+    # Torch reports a full disk by a RuntimeError, with a place in its own source.
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        free = shutil.disk_usage(output.absolute().parent).free // _MEGABYTE
+        raise OSError(
+            f"{output}: could not be written, {free:,} MB were left on its disk ({reason}). Make room there, "
+            "or give a name on another disk"
+        ) from error
+    return Exported(step, args["dataset"], bool(config.optimizer.ema_momentum) and not running_means)
 
 
-def _weights(made: ModelForTraining, checkpoint: CheckpointReader, step: int, running_means: bool) -> dict[str, Any]:
-    import torch
-
-    averages = average_of_weights(made.model) if running_means else {}
-    tensors = list(published_tensors(made.model))
-    arrays = _by_tensor(tensors, lambda variable: checkpoint.read(averages.get(id(variable), variable)))
-    state = {}
-    for tensor, array in zip(tensors, arrays, strict=True):
-        state[tensor.names[0]] = array
-        if tensor.companion:
-            # A copy is the same storage: in the file once.
-            state[tensor.companion] = torch.tensor(step) if tensor.companion.endswith(COUNTER) else array
-    return state
+def _epoch(config: ExperimentConfig, images: ImageCounts | None, step: int) -> int:
+    """The number of epochs that are finished at a step."""
+    if images is not None and images.a_step is not None:
+        return step // max(images.train // images.a_step, 1)
+    # Of these together: an epoch may have no whole number of steps.
+    return step * config.train.epochs // config.objective.total_steps
 
 
-def _optimizer(config: ExperimentConfig, made: ModelForTraining, checkpoint: CheckpointReader) -> dict[str, Any]:
-    inner, tensors = inner_optimizer(made.model.optimizer), trained_tensors(made.model)
-    step = int(checkpoint.read(inner.iterations))
-    momenta = _by_tensor(tensors, lambda variable: checkpoint.read(inner.slots_of(variable).momentum))
-    norms = _by_tensor(tensors, lambda variable: published_norm(checkpoint.read(inner.slots_of(variable).norm), inner))
-    group = {
-        "lr": config.optimizer.learning_rate,
-        "betas": (inner.beta_1, inner.beta_2),
-        "eps": inner.epsilon,
-        "weight_decay": inner.l2,
-        "params": list(range(len(tensors))),
-    }
-    moments = zip(momenta, norms, strict=True)
-    state = {number: {STEP: step, MOMENTUM: m, NORM: u} for number, (m, u) in enumerate(moments)}
-    return {"state": state, "param_groups": [group]}
+class _CheckpointReader:
+    """Reads a training checkpoint variable by variable, for a model that has no numbers; inside `with`, with a bar.
 
+    Args:
+      prefix: of the checkpoint's files.
+      names: the variables of the model with their names in checkpoints.
 
-def _optimizer_variables(made: ModelForTraining) -> list[Any]:
-    inner = inner_optimizer(made.model.optimizer)
-    slots = map(inner.slots_of, made.model.trainable_variables)
-    return [inner.iterations, *(variable for pair in slots for variable in pair)]
+    Raises:
+      ValueError: the checkpoint is damaged or gone.
+    """
 
+    def __init__(self, prefix: str, names: Iterable[tuple[str, Any]]):
+        self._prefix = prefix
+        with wrap_read_errors(prefix):
+            self._reader = tf.train.load_checkpoint(prefix)
+            stored = self._reader.get_variable_to_shape_map()
+            place = pathlib.Path(prefix)
+            total = sum(file.stat().st_size for file in place.parent.glob(f"{place.name}.*"))
+        self._keys: dict[int, str] = {}
+        for name, variable in names:
+            # With other settings the optimizer's variables, which are numbered, are others.
+            if stored.get(name + VALUE) == list(variable.shape):
+                self._keys.setdefault(id(variable), name + VALUE)
+        self._bar = tqdm.tqdm(desc="read", total=total, unit="B", unit_scale=True, leave=False, disable=None)
 
-def _by_tensor(tensors: Iterable[PublishedTensor], read: Callable[[Any], np.ndarray]) -> list[Any]:
-    """Every tensor in the published layout, in order; each variable is read once."""
-    numbered = list(enumerate(tensors))
-    of_variable: dict[int, list[tuple[int, PublishedTensor]]] = {}
-    for number, tensor in numbered:
-        of_variable.setdefault(id(tensor.variable), []).append((number, tensor))
-    found: list[Any] = [None] * len(numbered)
-    for group in of_variable.values():
-        value = read(group[0][1].variable)
-        for number, tensor in group:
-            found[number] = _tensor(published_array(tensor, value))
-    return found
+    def __enter__(self) -> "_CheckpointReader":
+        return self
 
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
 
-def _tensor(array: np.ndarray) -> Any:
-    import torch
+    def has(self, variable: Any) -> bool:
+        """Whether the checkpoint has a variable."""
+        return id(variable) in self._keys
 
-    # Of its own: a view would bring the whole stack into the file. (`ascontiguousarray` makes vectors of scalars.)
-    return torch.from_numpy(np.array(array, order="C"))
+    def read(self, variable: Any, instead: str = "") -> np.ndarray:
+        """The value of a variable.
 
-
-def _files(prefix: str) -> list[pathlib.Path]:
-    place = pathlib.Path(prefix)
-    return list(place.parent.glob(f"{place.name}.*"))
+        Raises:
+          ValueError: the checkpoint lacks it, and the message says what to do instead; or it is damaged or gone.
+        """
+        if not self.has(variable):
+            raise ValueError(
+                f"{self._prefix}: lacks {variable.name}, so it was not written by train.main with these settings; "
+                + instead
+            )
+        with wrap_read_errors(self._prefix):
+            value = self._reader.get_tensor(self._keys[id(variable)])
+        self._bar.update(value.nbytes)
+        return value

@@ -1,236 +1,397 @@
 """From a published file to a run folder."""
 
+import csv
 import dataclasses
 import hashlib
+import io
+import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import ExperimentConfig, ModelConfig, config_to_json
+from nvae_tf.config import (
+    DataSpec,
+    ExperimentConfig,
+    ModelConfig,
+    TrainConfig,
+    config_to_dict,
+    config_to_json,
+    experiment_config,
+    resolve_lengths,
+)
+from nvae_tf.data.spec import DATA_SPECS, LSUN_BEDROOM64, LSUN_CHURCH64
+from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.models.nvae import ModelForTraining, model_for_training
-from nvae_tf.optimization.adamax import average_of_weights
-from nvae_tf.published.implied_size import check_implied_size
-from nvae_tf.published.imported_settings import RunSettings
-from nvae_tf.published.less_memory import forget_pages, give_back_freed
-from nvae_tf.published.mapping_report import (
-    Row,
-    rows_of_moments,
-    rows_of_moments_left_out,
-    rows_of_own_state,
-    rows_of_weights,
-    rows_without_model,
-    write_report,
+from nvae_tf.optimization.adamax import start_averages
+from nvae_tf.published.names import PublishedTensor, named_weights
+from nvae_tf.published.optimizer import (
+    LEAVE_OUT,
+    MOMENTUM,
+    NORM,
+    SavedOptimizer,
+    check_own_state,
+    is_of_training,
+    own_variables,
+    saved_optimizer,
+    saved_step,
 )
-from nvae_tf.published.new_run_folder import CONFIG_NAME, CONFIG_TEXT, new_run_folder
-from nvae_tf.published.optimizer import LEAVE_OUT, SavedOptimizer, saved_optimizer
-from nvae_tf.published.own_state import check_own_state, is_of_training, own_variables
-from nvae_tf.published.run_settings import settings_of_run
-from nvae_tf.published.stacks import Piece, assign_pieces, pass_over, size_of
+from nvae_tf.published.places import CONFIG_NAME, CONFIG_TEXT, new_run_folder
+from nvae_tf.published.settings import (
+    OPTIMIZER_SETTINGS,
+    PUBLISHED_IMAGES,
+    TRAIN_SETTINGS,
+    differing_settings,
+    model_config_from_published,
+    objective_config_from_published,
+)
 from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
-from nvae_tf.published.weights import BROKEN_WEIGHTS, match
-from nvae_tf.reports.model_card import Origin, write_model_card, write_origin
-from nvae_tf.serving.progress_bar import ProgressBar
+from nvae_tf.published.weights import (
+    BROKEN_WEIGHTS,
+    Match,
+    check_implied_size,
+    fill_weights,
+    match,
+    release_freed_memory,
+)
+from nvae_tf.reports.model_card import Origin, origin_from_text, write_model_card, write_origin
 from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.finite_numbers import check_finite
-from nvae_tf.training.run_folder import RunFolder
+from nvae_tf.training.run_folder import ImageCounts, RunFolder, image_counts_from_text
 
-_MEGABYTE = 1 << 20
-# Of what this project has added to a file; figures and what watches over the loss may hold NaN for a while.
+# More GPUs than any published run had.
+_MOST_REPLICAS = 256
+# Of what this project has added to a file; metrics and the step guard may hold NaN for a while.
 _FINITE = ("model/", "averages/", "optimizer/")
+# Of the report: a tensor's name in the file (`optimizer.N.exp_avg` for the moments of parameter N, `nvae_tf.NAME` for
+# what this project has added), its shape and type there, the variable by the attributes that lead to it, the index on
+# the leading axis of a stack, the variable's shape, and why a tensor was not taken or what is wrong with it.
+_COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note")
+# The optimizer's slots, by the names of what fills them.
+_SLOTS = {MOMENTUM: "momentum", NORM: "norm"}
 
 
-class ImportChoices(NamedTuple):
-    """What is imported, and how.
-
-    Attributes:
-      file: the published file.
-      output: the run folder that is made.
-      with_optimizer: whether the optimizer's state is taken over, if the file has it.
-      data_path: where the images lie (`data.path`); None leaves it to the settings.
-      data_source: what kind of source that is (`data.source`); None leaves it to the settings.
-      license: that of the weights, for the model card; None leaves it to the file, where this project wrote it.
-      report: where to write the table of all tensors; None for none.
-    """
-
-    file: pathlib.Path
-    output: pathlib.Path
-    with_optimizer: bool = True
-    data_path: str | None = None
-    data_source: str | None = None
-    license: str | None = None
-    report: pathlib.Path | None = None
-
-
-class Imported(NamedTuple):
-    """What has become of a file.
+class RunSettings(NamedTuple):
+    """What is known of the run that a file becomes.
 
     Attributes:
-      config: the settings of the run.
-      step: the step of its checkpoint.
-      has_optimizer: whether the optimizer's state was taken over.
-      images_a_step: with how many images a step it was trained; None where that is not known.
+      config: all settings; `objective.total_steps` and `train.batch_size` are those of the published run. `train.steps`
+        is its length where that of `train.epochs` would depend on the number of GPUs, which does not follow.
+      step: the step of the file.
+      images: the numbers of images, where they are known.
+      origin: where the weights came from first, as far as the file says so.
       defaults: settings that the file lacks, which are this project's defaults.
       assumed: a sentence about what was assumed of the run's length; None where it follows from the file.
+      has_optimizer: whether the optimizer's state was taken over.
     """
 
     config: ExperimentConfig
     step: int
-    has_optimizer: bool
-    images_a_step: int | None
-    defaults: tuple[str, ...]
-    assumed: str | None
+    images: ImageCounts | None
+    origin: Origin = Origin()
+    defaults: tuple[str, ...] = ()
+    assumed: str | None = None
+    has_optimizer: bool = False
+
+    @property
+    def images_a_step(self) -> int | None:
+        """The number of images of a training step; None where it is not known."""
+        return self.images.a_step if self.images else None
 
 
-def import_run(choices: ImportChoices) -> Imported:
-    """Makes the run folder; nothing of it is there before all is.
+def import_run(
+    file: pathlib.Path,
+    output: pathlib.Path,
+    *,
+    with_optimizer: bool = True,
+    data_path: str | None = None,
+    data_source: str | None = None,
+    license: str | None = None,
+    report: pathlib.Path | None = None,
+) -> RunSettings:
+    """Makes a run folder of a published file; the folder appears when it is whole.
+
+    Args:
+      file: the published file.
+      output: the run folder.
+      with_optimizer: whether the optimizer's state is taken over, if the file has it.
+      data_path: where the images are (`data.path`); None leaves it to the settings.
+      data_source: what kind of source that is (`data.source`); None leaves it to the settings.
+      license: that of the weights, for the model card; None leaves it to the file, where this project wrote it.
+      report: where to write a table of all tensors, CSV; also where they do not fit.
+
+    Returns:
+      The settings of the run.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ImportError: torch is not installed.
       OSError: the run folder can't be written.
-      ValueError: the file is damaged or no NVAE checkpoint, its tensors do not fit its settings or hold NaN, or a run
-        folder can't be made at `choices.output`.
+      ValueError: the file is damaged or no NVAE checkpoint, its tensors do not fit its settings or hold NaN, a run
+        folder can't be made at `output`, or torch is not installed.
     """
-    total = max(choices.file.stat().st_size // _MEGABYTE, 1) if choices.file.is_file() else 1
-    with ProgressBar(total, "MB checked") as bar:
-        checkpoint = read_torch_checkpoint(choices.file, lambda done: bar.show(min(done // _MEGABYTE, total)))
+    checkpoint = read_torch_checkpoint(file)
     try:
-        settings = settings_of_run(checkpoint, choices.data_path, choices.data_source)
-        _check_size(settings.config.model, checkpoint.state, choices)
+        settings = settings_of_run(checkpoint, data_path, data_source)
+        try:
+            check_implied_size(settings.config.model, checkpoint.state)
+        except ValueError:
+            note = "not compared: the settings ask for a larger model"
+            write_report(report, (_row(*tensor, note=note) for tensor in checkpoint.state.items()))
+            raise
+        # The learning rate of each step is calculated when training continues, with the images at hand.
         total_steps = settings.config.objective.total_steps
-        # Which steps have which learning rate is asked when training goes on, with the images at hand.
         made = model_for_training(settings.config, steps_per_epoch=1, total_steps=total_steps)
-        saved = _fill(made, checkpoint, settings.step, choices)
+        saved = _fill(made, checkpoint, settings.step, with_optimizer, report)
     except ValueError as error:
-        raise ValueError(f"{choices.file}: {error}") from error
-    settings = settings._replace(origin=_origin(settings.origin, settings.step, choices))
+        raise ValueError(f"{file}: {error}") from error
     # The file need not stay in memory while the run is written.
     del checkpoint
-    with new_run_folder(choices.output) as folder:
-        _write(RunFolder(folder), made, settings)
-    images_a_step = settings.images.a_step if settings.images else None
-    return Imported(
-        settings.config, settings.step, saved is not None, images_a_step, settings.defaults, settings.assumed
-    )
+    model, config = made.model, settings.config
+    with new_run_folder(output) as place:
+        folder, keep = RunFolder(place), config.train.keep_checkpoints
+        TrainingState(folder.checkpoints, model, model.optimizer, keep, others=made.variables).save(settings.step)
+        atomic_write(folder.path / CONFIG_NAME, CONFIG_TEXT)
+        if settings.images:
+            atomic_write(folder.images_file, settings.images.text())
+        write_origin(folder, _origin(settings, file, license))
+        atomic_write(folder.config_file, config_to_json(config))
+        write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))
+    return settings._replace(has_optimizer=saved is not None)
 
 
-def _check_size(config: ModelConfig, state: Mapping[str, np.ndarray], choices: ImportChoices) -> None:
-    """Raises ValueError where the settings ask for far more than the file has, before a model of that size is made."""
+def settings_of_run(checkpoint: TorchCheckpoint, data_path: str | None, data_source: str | None) -> RunSettings:
+    """Those of the `args`, or, in a file that this project wrote, those that it was written from; see `import_run`."""
+    step = saved_step(checkpoint.optimizer) if checkpoint.global_step is None else checkpoint.global_step
+    if checkpoint.own:
+        settings = _own_settings(checkpoint, step or 0)
+    else:
+        settings = imported_settings(checkpoint.settings, checkpoint.epoch, step)
+    given = {"path": data_path, "source": data_source}
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = dataclasses.replace(settings.config, data=dataclasses.replace(settings.config.data, **changes))
+    return settings._replace(config=config)
+
+
+def _own_settings(checkpoint: TorchCheckpoint, step: int) -> RunSettings:
+    own = checkpoint.own
     try:
-        check_implied_size(config, state)
-    except ValueError:
-        if choices.report is not None:
-            write_report(
-                choices.report, rows_without_model(state, "not looked at: the settings ask for a larger model")
+        config = experiment_config(json.loads(own["config"]))
+    # Damaged JSON, JSON of another form, and JSON that is nested without end.
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"'nvae_tf' has no settings that can be read ({first_line(error)}); the file is damaged, or of another "
+            "version of this project"
+        ) from error
+    if unlike := differing_settings(config.model, model_config_from_published(checkpoint.settings)):
+        raise ValueError(f"'args' and 'nvae_tf' in the file contradict each other; 'nvae_tf' has {', '.join(unlike)}")
+
+    def parsed(name: str, parse: Callable[[str], Any]) -> Any:
+        try:
+            return own.get(name) and parse(own[name])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"'nvae_tf' has {name!r} that can't be read ({error}); the file is damaged") from error
+
+    images, origin = parsed("images", image_counts_from_text), parsed("origin", origin_from_text)
+    return RunSettings(config, step, images, origin or Origin())
+
+
+def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: int | None) -> RunSettings:
+    """All settings of the run of a published file, whose epoch and step are None where the file lacks them.
+
+    Raises:
+      ValueError: a setting is missing, of a wrong type or impossible.
+    """
+    model, objective = model_config_from_published(args), objective_config_from_published(args)
+    settings = config_to_dict(ExperimentConfig(model=model, objective=objective))
+    settings["data"] = dataclasses.asdict(_data_spec(args["dataset"], model))
+    defaults = []
+    for group, names in (("optimizer", OPTIMIZER_SETTINGS), ("train", TRAIN_SETTINGS)):
+        settings[group] |= {name: args[name] for name in names if name in args}
+        defaults += [f"{group}.{name}" for name in names if name not in args]
+    # The types of all settings are checked before they are calculated with.
+    config = experiment_config(settings)
+    counts = PUBLISHED_IMAGES[args["dataset"]].counts
+    step, total_steps, replicas, assumed = _length(epoch, global_step, config.train, counts[0] if counts else None)
+    if replicas is None and step > 0:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=total_steps))
+    config = resolve_lengths(config, max(total_steps // config.train.epochs, 1), total_steps)
+    images = ImageCounts(*counts, replicas * config.train.batch_size) if counts and replicas else None
+    return RunSettings(config, step, images, defaults=tuple(defaults), assumed=assumed)
+
+
+def _length(
+    epoch: int | None, step: int | None, train: TrainConfig, num_images: int | None
+) -> tuple[int, int, int | None, str | None]:
+    """The step of a published run, its length in steps, its number of GPUs, and a sentence about what was assumed.
+
+    Whatever is missing, learning rate and KL weight must be those of the part of the run that is over. Where the GPUs
+    do not follow they are None; the sentence is None where nothing was assumed.
+    """
+    replicas = _replicas(epoch, step, train.batch_size, num_images)
+    if replicas is not None:
+        total = train.epochs * (num_images // (train.batch_size * replicas))
+        return step, max(total, step), replicas, None
+    assumed = None
+    if step and epoch is None:
+        total = step
+        assumed = f"The file has no epoch, so it is taken to be of the end of its run: train.steps = {step:,}."
+    elif step:
+        total = max(round(train.epochs * step / max(epoch, 1)), step)
+        assumed = (
+            f"On how many GPUs it was trained does not follow from {step:,} steps in {epoch} epochs. At that rate its "
+            f"{train.epochs} epochs are train.steps = {total:,}."
+        )
+    else:
+        # As on one GPU.
+        epoch_steps = max((num_images or 0) // train.batch_size, 1)
+        total = train.epochs * epoch_steps
+        if step is None and epoch:
+            step, total = epoch * epoch_steps, max(epoch * epoch_steps, total)
+            assumed = (
+                f"The file has no steps, so its {epoch} epochs are counted as {epoch_steps:,} steps each, as on one "
+                f"GPU: it is of step {step:,} of train.steps = {total:,}."
             )
-        raise
+        elif step is None and epoch is None:
+            assumed = (
+                "The file has neither steps nor epochs, so the run is at step 0, where its warm-ups begin. To train "
+                "the weights on, start a new run from them (train.initialise_from)."
+            )
+    return step or 0, total, None, assumed
+
+
+def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: int | None) -> int | None:
+    """The GPUs that explain both the steps and the epochs of a file, of which an early stop may have cut the last."""
+    if epoch is None or not step or num_images is None:
+        return None
+    for finished in (epoch, epoch + 1):
+        if finished and step % finished == 0:
+            for replicas in range(1, _MOST_REPLICAS + 1):
+                if num_images // (batch_size * replicas) == step // finished:
+                    return replicas
+    return None
+
+
+def _data_spec(published: str, model: ModelConfig) -> DataSpec:
+    images = PUBLISHED_IMAGES[published]
+    spec = DATA_SPECS.get(images.data_name)
+    if spec is None:
+        # The same images in another size.
+        spec = LSUN_BEDROOM64 if "bedroom" in images.data_name else LSUN_CHURCH64
+        spec = dataclasses.replace(spec, name=images.data_name, height=images.size, width=images.size)
+    return dataclasses.replace(spec, num_bits=model.num_bits, likelihood=model.likelihood)
+
+
+def _origin(settings: RunSettings, file: pathlib.Path, license: str | None) -> Origin:
+    """Where the weights came from first, if the file says so, else the file itself."""
+    known = settings.origin
+    if license is not None:
+        known = dataclasses.replace(known, license=license)
+    if known.source_file is not None:
+        return known
+    with file.open("rb") as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    return dataclasses.replace(known, source_file=file.name, sha256=sha256, step=settings.step)
 
 
 def _fill(
-    made: ModelForTraining, checkpoint: TorchCheckpoint, step: int, choices: ImportChoices
+    made: ModelForTraining, checkpoint: TorchCheckpoint, step: int, with_optimizer: bool, report: pathlib.Path | None
 ) -> SavedOptimizer | None:
-    """Weights, the optimizer's state and what a file of this project has besides.
+    """Fills a model with weights, the optimizer's state and what a file of this project has besides.
 
-    Returns:
-      The optimizer's state, if it was taken over.
-
-    Raises:
-      ValueError: something does not fit, which for weights and moments is told before a number is read; or numbers are
-        not finite. The model is then of no use.
+    Names and shapes are compared before a number of weights and moments is read. Returns the optimizer's state, if it
+    was taken over.
     """
     model, state = made.model, checkpoint.state
-    matched = match(model, state)
-    rows, saved = list(rows_of_weights(model, matched, state)), None
-    own = _own_state(checkpoint)
-    taken = {name for name in own if choices.with_optimizer or not is_of_training(name)}
-    rows += rows_of_own_state(own, taken)
+    matched, saved = match(model, state), None
+    own = checkpoint.own.get("state", {})
+    if not isinstance(own, Mapping) or not all(isinstance(value, np.ndarray) for value in own.values()):
+        raise ValueError("'nvae_tf' has a 'state' that holds something else than tensors by name; the file is damaged")
+    taken = {name: value for name, value in own.items() if with_optimizer or not is_of_training(name)}
     try:
         matched.check(state)
-        if choices.with_optimizer:
+        if with_optimizer:
             in_order = {name: matched.found[name] for name in state if name in matched.found}
             saved = saved_optimizer(in_order, model.optimizer, checkpoint.optimizer)
     finally:
         # Where something does not fit, it is needed most.
-        if choices.report is not None:
-            write_report(choices.report, [*rows, *_rows_of_optimizer(model, checkpoint, saved, taken, choices)])
+        why = "nothing was imported" if with_optimizer else "--without_optimizer"
+        write_report(report, _rows(model, checkpoint, matched, saved, taken, f"ignored: {why}"))
     # Weights first: what is needed to fill them is gone when the slots are made.
-    _assign_with_bar(matched.pieces(state), checkpoint.is_mapped, "MB of weights")
-    model.data_initialised.assign(1.0)
-    give_back_freed()
+    fill_weights(model, matched, state, checkpoint.is_mapped)
+    release_freed_memory()
     model.optimizer.build(model.trainable_variables)
-    model.optimizer.iterations.assign(saved.step if saved else step)
     # As before a first step; what the file has of them follows.
-    averages = average_of_weights(model)
-    for weight in model.trainable_variables:
-        if id(weight) in averages:
-            averages[id(weight)].assign(weight)
-    filled = _take_own_state(made, {name: own[name] for name in taken})
-    if saved:
-        moments = [piece for piece in saved.pieces(model.optimizer) if id(piece.variable) not in filled]
-        _assign_with_bar(moments, checkpoint.is_mapped, "MB of the optimizer's state")
-    give_back_freed()
-    return saved
-
-
-def _rows_of_optimizer(
-    model: NVAE, checkpoint: TorchCheckpoint, saved: SavedOptimizer | None, own: Set[str], choices: ImportChoices
-) -> Iterator[Row]:
-    if saved is None:
-        why = "nothing was imported" if choices.with_optimizer else "--without_optimizer"
-        return rows_of_moments_left_out(checkpoint.optimizer, f"ignored: {why}")
-    return rows_of_moments(model, saved, any(name.startswith("optimizer/") for name in own))
-
-
-def _assign_with_bar(pieces: Sequence[Piece], are_mapped: bool, what: str) -> None:
-    total = max(size_of(pieces) // _MEGABYTE, 1)
-    with ProgressBar(total, what) as bar:
-        forget = forget_pages if are_mapped else pass_over
-        assign_pieces(pieces, lambda done: bar.show(min(done // _MEGABYTE, total)), forget)
-
-
-def _own_state(checkpoint: TorchCheckpoint) -> Mapping[str, Any]:
-    """What a file of this project has besides; empty for all others."""
-    own = checkpoint.own.get("state", {})
-    wrong = not isinstance(own, Mapping) or not all(isinstance(value, np.ndarray) for value in own.values())
-    if wrong:
-        raise ValueError("'nvae_tf' has a 'state' that holds something else than tensors by name; the file is damaged")
-    return own
-
-
-def _take_own_state(made: ModelForTraining, values: Mapping[str, np.ndarray]) -> set[int]:
-    """Assigns what a file of this project has besides, and returns the `id` of each variable that got its value."""
+    start_averages(model)
+    model.optimizer.iterations.assign(saved.step if saved else step)
     variables = own_variables(made)
-    check_own_state(values, variables)
-    for name, value in values.items():
+    check_own_state(taken, variables)
+    for name, value in taken.items():
         if name.startswith(_FINITE):
             check_finite(value, f"'nvae_tf' {name}", LEAVE_OUT if is_of_training(name) else BROKEN_WEIGHTS)
         variables[name].assign(value)
-    return {id(variables[name]) for name in values}
+    if saved:
+        saved.fill(model.optimizer, {id(variables[name]) for name in taken}, checkpoint.is_mapped)
+    release_freed_memory()
+    return saved
 
 
-def _write(folder: RunFolder, made: ModelForTraining, settings: RunSettings) -> None:
-    config = settings.config
-    keep = config.train.keep_checkpoints
-    TrainingState(folder.checkpoints, made.model, made.model.optimizer, keep, others=made.variables).save(settings.step)
-    atomic_write(folder.path / CONFIG_NAME, CONFIG_TEXT)
-    if settings.images:
-        atomic_write(folder.images_file, settings.images.text())
-    write_origin(folder, settings.origin)
-    atomic_write(folder.config_file, config_to_json(config))
-    write_model_card(folder, sum(math.prod(weight.shape) for weight in made.model.trainable_variables))
+def write_report(path: pathlib.Path | None, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows of `_COLUMNS` as CSV, with a heading, if there is a path."""
+    if path is not None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        atomic_write(path, text.getvalue())
 
 
-def _origin(known: Origin, step: int, choices: ImportChoices) -> Origin:
-    """Where the weights came from first, if the file says so, else the file itself."""
-    if choices.license is not None:
-        known = dataclasses.replace(known, license=choices.license)
-    if known.source_file is not None:
-        return known
-    with choices.file.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return dataclasses.replace(known, source_file=choices.file.name, sha256=sha256, step=step)
+def _rows(
+    model: NVAE,
+    checkpoint: TorchCheckpoint,
+    matched: Match,
+    saved: SavedOptimizer | None,
+    taken: Collection[str],
+    moments_note: str,
+) -> Iterator[dict[str, Any]]:
+    """A row for each tensor of the file, and for each weight that it lacks."""
+    names = {id(weight): name for name, weight in named_weights(model).items()}
+
+    def place(tensor: PublishedTensor, of: str = "") -> dict[str, Any]:
+        index, variable = "" if tensor.index is None else tensor.index, tensor.variable
+        return {"target": of + names[id(variable)], "index": index, "target_shape": _text(tuple(variable.shape))}
+
+    for name, value in checkpoint.state.items():
+        if name in matched.found:
+            yield _row(name, value, **place(matched.found[name]))
+        elif name in matched.misshapen:
+            needed = _text(matched.misshapen[name])
+            yield _row(name, value, note=f"of another shape: this architecture needs {needed}")
+        else:
+            yield _row(name, value, note="ignored: carries nothing" if name in matched.ignored else "unknown")
+    yield from ({"source": name, "note": "missing"} for name in matched.missing)
+    for name, value in checkpoint.own.get("state", {}).items():
+        how = {"target": name, "target_shape": _text(value.shape)}
+        yield _row(f"nvae_tf.{name}", value, **how if name in taken else {"note": "ignored: of the optimizer's state"})
+    for number, _, tensor, arrays in saved.moments if saved else ():
+        for name, value in arrays.items():
+            how = place(tensor, f"{_SLOTS[name]} of ")
+            if name == NORM and any(own.startswith("optimizer/") for own in taken):
+                how = {"note": "ignored: nvae_tf.optimizer has it to the last bit"}
+            yield _row(f"optimizer.{number}.{name}", value, **how)
+    state = None if saved else checkpoint.optimizer.get("state")
+    for number, arrays in state.items() if isinstance(state, Mapping) else ():
+        for name, value in arrays.items() if isinstance(arrays, Mapping) else ():
+            if isinstance(value, np.ndarray) and name in _SLOTS:
+                yield _row(f"optimizer.{number}.{name}", value, note=moments_note)
+
+
+def _row(name: str, value: np.ndarray, **columns: Any) -> dict[str, Any]:
+    return {"source": name, "shape": _text(value.shape), "dtype": str(value.dtype), **columns}
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

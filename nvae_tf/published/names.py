@@ -1,12 +1,14 @@
 """Every tensor of a published checkpoint: its name, and the place in this model's stacked variables that it fills.
 
 Published files hold one tensor a layer, channels first; here identical layers share one variable with a leading axis.
-The names are found by walking the model's plan, so they hold for every architecture.
+The names follow from a walk of the model, so they hold for every architecture. Inside TensorFlow checkpoints a weight
+has the name of the attributes that lead to it (`named_weights`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
 from nvae_tf.flows import FlowPairs
@@ -19,14 +21,14 @@ class PublishedTensor(NamedTuple):
     """One tensor of a published file.
 
     Attributes:
-      names: the name under which it may be found, and another form of it where there is one.
+      names: the names under which it may be found, the one that is written first.
       variable: the variable that holds it.
       index: its place on the variable's leading axis, or None where the variable is not a stack.
       to_published: turns this model's layout into the published one.
       from_published: the other way.
-      canceled: whether a batch norm right after it takes its effect on the image away, so that its gradient is in
-        theory zero but for the regularizers'.
-      companion: the name of an entry that stands after it in published files and carries nothing: the counter of a
+      canceled: whether a batch norm right after it cancels its effect, so that its gradient is zero in theory, but for
+        the regularizers'.
+      companion: the name of an entry that follows it in published files and carries no information: the counter of a
         norm, or the second copy of a plain kernel.
     """
 
@@ -39,12 +41,9 @@ class PublishedTensor(NamedTuple):
     companion: str | None = None
 
 
-def _same(array: np.ndarray) -> np.ndarray:
-    return array
-
-
 COUNTER, COPY = "num_batches_tracked", "weight_normalized"
-_VECTOR = (_same, _same)
+# Layouts: this model's into the published one, and back.
+_VECTOR = (np.asarray, np.asarray)
 _DENSE = (np.transpose, np.transpose)
 _KERNEL = (lambda a: a.transpose(3, 2, 0, 1), lambda a: a.transpose(2, 3, 1, 0))
 _LOG_NORM = (lambda a: a.reshape(-1, 1, 1, 1), lambda a: a.reshape(-1))
@@ -52,89 +51,58 @@ _CHANNELS_FIRST = (lambda a: a.transpose(2, 0, 1), lambda a: a.transpose(1, 2, 0
 
 
 def published_tensors(model: NVAE) -> Iterator[PublishedTensor]:
-    """Walks the model and yields every tensor that a published file of the same architecture holds, in its order.
+    """Every tensor that a published file of the model's architecture holds, in the order of the recorded files.
 
-    That of the recorded files; they have no one-group model, whose `stem_decoder` is put where the tower would stand.
+    There is no recorded file of a one-group model; its `stem_decoder` is placed where the tower would be.
     """
     bottom_up, top_down = model.bottom_up, model.top_down
+    # Every group's number from the top, its scale, and its index in that scale.
+    places = [(scale, index) for scale in top_down.scales for index in range(scale.num_groups)]
+    groups = [(number, *place) for number, place in enumerate(places)]
     yield PublishedTensor(("prior_ftr0",), top_down.start, None, *_CHANNELS_FIRST)
     yield from _convolution("stem", bottom_up.stem, 0)
-    yield from _preprocess(model)
+    yield from _cells("pre_process", (stack for block in bottom_up.preprocess for stack in (block.cells, block.down)))
     yield from _encoder_tower(model)
     yield from _convolution("enc0.1", bottom_up.top, 0)
-    yield from _posteriors(model)
-    yield from _priors(model)
-    yield from _flows(model)
-    yield from _decoder_tower(model)
-    yield from _postprocess(model)
+    for group, scale, index in groups:
+        yield from _convolution(f"enc_sampler.{group}", scale.posteriors, index)
+    for group, scale, index in groups:
+        if index >= scale.num_top_groups:
+            yield from _convolution(f"dec_sampler.{group - 1}.1", scale.priors, index - scale.num_top_groups)
+    for group, scale, index in groups:
+        for flow in range(scale.num_flows):
+            name = f"nf_cells.{group * scale.num_flows + flow}"
+            yield from _flow_pair(name, scale.flows, index * scale.num_flows + flow)
+    yield from _decoder_tower(groups)
+    yield from _cells("post_process", (stack for block in top_down.postprocess for stack in (block.up, block.cells)))
     yield from _convolution("image_conditional.1", top_down.image, 0)
 
 
-def _preprocess(model: NVAE) -> Iterator[PublishedTensor]:
-    position = 0
-    for block in model.bottom_up.preprocess:
-        for stack in (block.cells, block.down):
-            for index in range(stack.count if stack else 0):
-                yield from _cell(f"pre_process.{position}", stack, index)
-                position += 1
-
-
-def _postprocess(model: NVAE) -> Iterator[PublishedTensor]:
-    position = 0
-    for block in model.top_down.postprocess:
-        for stack in (block.up, block.cells):
-            for index in range(stack.count if stack else 0):
-                yield from _cell(f"post_process.{position}", stack, index)
-                position += 1
+def _cells(prefix: str, stacks: Iterable[ResidualCells | None]) -> Iterator[PublishedTensor]:
+    cells = [(stack, index) for stack in stacks if stack for index in range(stack.count)]
+    for position, (stack, index) in enumerate(cells):
+        yield from _cell(f"{prefix}.{position}", stack, index)
 
 
 def _encoder_tower(model: NVAE) -> Iterator[PublishedTensor]:
     position = 0
     for scale, mirrored in zip(model.bottom_up.scales, reversed(model.top_down.scales), strict=False):
-        combiners = mirrored.feature_combiners
         for group in range(scale.num_groups):
             for index in range(group * scale.cells_per_group, (group + 1) * scale.cells_per_group):
                 yield from _cell(f"enc_tower.{position}", scale.cells, index)
                 position += 1
             index = scale.num_groups - 1 - group - mirrored.num_top_groups
             if index >= 0:
-                yield from _convolution(f"enc_tower.{position}.conv", combiners, index)
+                yield from _convolution(f"enc_tower.{position}.conv", mirrored.feature_combiners, index)
                 position += 1
         if scale.down is not None:
             yield from _cell(f"enc_tower.{position}", scale.down, 0)
             position += 1
 
 
-def _groups(model: NVAE) -> Iterator[tuple[int, Any, int]]:
-    """Every group's number from the top, its scale, and its place there."""
-    number = 0
-    for scale in model.top_down.scales:
-        for index in range(scale.num_groups):
-            yield number, scale, index
-            number += 1
-
-
-def _posteriors(model: NVAE) -> Iterator[PublishedTensor]:
-    for group, scale, index in _groups(model):
-        yield from _convolution(f"enc_sampler.{group}", scale.posteriors, index)
-
-
-def _priors(model: NVAE) -> Iterator[PublishedTensor]:
-    for group, scale, index in _groups(model):
-        if index >= scale.num_top_groups:
-            yield from _convolution(f"dec_sampler.{group - 1}.1", scale.priors, index - scale.num_top_groups)
-
-
-def _flows(model: NVAE) -> Iterator[PublishedTensor]:
-    for group, scale, index in _groups(model):
-        for flow in range(scale.num_flows):
-            name = f"nf_cells.{group * scale.num_flows + flow}"
-            yield from _flow_pair(name, scale.flows, index * scale.num_flows + flow)
-
-
-def _decoder_tower(model: NVAE) -> Iterator[PublishedTensor]:
+def _decoder_tower(groups: Iterable[tuple[int, Any, int]]) -> Iterator[PublishedTensor]:
     position = 0
-    for _, scale, index in _groups(model):
+    for _, scale, index in groups:
         below = index - scale.num_top_groups
         if below >= 0:
             for cell in range(below * scale.cells_per_group, (below + 1) * scale.cells_per_group):
@@ -210,19 +178,58 @@ def _convolution(
 
 
 def _batch_norm(
-    name: str,
-    stack: StackedBatchNormalization,
-    index: int,
-    has_own_module: bool = False,
-    canceled: bool = False,
+    name: str, stack: StackedBatchNormalization, index: int, has_own_module: bool = False, canceled: bool = False
 ) -> Iterator[PublishedTensor]:
     """A norm without a fused swish is wrapped once more in the published files, but not in all copies of them."""
-    for tensor, variable in (
-        ("weight", stack.gamma),
-        ("bias", stack.beta),
-        ("running_mean", stack.moving_mean),
-        ("running_var", stack.moving_variance),
-    ):
+    variables = {"weight": stack.gamma, "bias": stack.beta}
+    variables |= {"running_mean": stack.moving_mean, "running_var": stack.moving_variance}
+    for tensor, variable in variables.items():
         names = (f"{name}.bn.{tensor}", f"{name}.{tensor}") if has_own_module else (f"{name}.{tensor}",)
         counter = names[0].replace(tensor, COUNTER) if tensor == "running_var" else None
         yield PublishedTensor(names, variable, index, *_VECTOR, canceled and tensor == "bias", counter)
+
+
+def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
+    """Every weight of a layer or model once, by the attributes that lead to it: `top_down/scales/0/priors/kernel`.
+
+    Keras' own names are numbered in the order of construction, and those of an object graph
+    (`optimizer/_trainable_variables/7`) do not say where to look.
+
+    Raises:
+      RuntimeError: no public attribute leads to a weight, so it would be missing in checkpoints.
+    """
+    weights: dict[str, keras.Variable] = {}
+    seen: set[int] = set()
+    for name, variable in _walk(layer, ()):
+        if id(variable) not in seen:
+            seen.add(id(variable))
+            weights[name] = variable
+    if hidden := [variable.path for variable in layer.weights if id(variable) not in seen]:
+        raise RuntimeError(f"no public attribute leads to the weights {', '.join(hidden)}")
+    return weights
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as a tree of dictionaries, cut at the slashes of their names."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *folders, last = name.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = value
+    return tree
+
+
+def _walk(holder: Any, path: tuple[str, ...]) -> Iterator[tuple[str, keras.Variable]]:
+    if isinstance(holder, keras.Variable):
+        yield "/".join(path), holder
+    elif isinstance(holder, keras.metrics.Metric | keras.optimizers.Optimizer):
+        return  # a model's companions, not its weights
+    elif isinstance(holder, keras.layers.Layer):
+        for name, value in vars(holder).items():
+            if not name.startswith("_"):
+                yield from _walk(value, (*path, name))
+    elif isinstance(holder, list | tuple):
+        for index, value in enumerate(holder):
+            yield from _walk(value, (*path, str(index)))

@@ -1,89 +1,107 @@
-"""The optimizer's state of a published checkpoint: Adamax' moments of every parameter, as torch keeps them.
+"""The state of training: Adamax' moments as torch keeps them, both ways, and what the published form has no place for.
 
 `{"state": {number: {"step", "exp_avg", "exp_inf"}}, "param_groups": [{"params": [number, ...], ...}]}`; parameters are
 numbered in the order of the file's own `state_dict`; running statistics, and whatever else is not trained, don't count.
+
+The rest travels under a key of its own, so that training continues as if it had not stopped: the vectors of power
+iterations, u - epsilon of the optimizer (which `exp_inf` can't give back to the last bit), moving averages of weights
+and metrics, and the state of the step guard.
 """
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from nvae_tf.config import check
 from nvae_tf.models import NVAE
+from nvae_tf.models.nvae import ModelForTraining
 from nvae_tf.optimization import NVAEAdamax, inner_optimizer
 from nvae_tf.published.names import PublishedTensor, published_tensors
-from nvae_tf.published.stacks import Piece
-from nvae_tf.published.weights import published_shape
-from nvae_tf.training.finite_numbers import only_finite
+from nvae_tf.published.weights import fill, published_shape, published_values
+from nvae_tf.training.checkpoints import loss_scale, names_of_variables, training_parts
 
 MOMENTUM, NORM, STEP = "exp_avg", "exp_inf", "step"
 LEAVE_OUT = "import the file without its optimizer's state (--without_optimizer)"
-
-
-class SavedMoments(NamedTuple):
-    """The moments of one parameter in a file.
-
-    Attributes:
-      number: the parameter's in the file.
-      name: its name in the file's `state_dict`.
-      tensor: its place in the model.
-      arrays: `exp_avg` and `exp_inf` in the published layout; empty for a parameter that never had a gradient.
-    """
-
-    number: int
-    name: str
-    tensor: PublishedTensor
-    arrays: Mapping[str, np.ndarray]
+# How the names of variables begin that belong to training and not to the model.
+_OF_TRAINING = ("optimizer/", "metrics/", "others/", "loss_scale/")
 
 
 class SavedOptimizer(NamedTuple):
-    """The optimizer's state of a file: the steps that it has taken, and the moments of all parameters."""
+    """The optimizer's state of a file.
+
+    Attributes:
+      step: the number of steps that it has taken.
+      moments: of every parameter: its number and its name in the file, its place in the model, and `exp_avg` and
+        `exp_inf` in the published layout; no arrays for a parameter that never had a gradient.
+    """
 
     step: int
-    moments: list[SavedMoments]
+    moments: list[tuple[int, str, PublishedTensor, Mapping[str, np.ndarray]]]
 
-    def pieces(self, optimizer: keras.optimizers.Optimizer) -> Iterator[Piece]:
-        """The arrays for the slots of an optimizer, which must be built; converting one with NaN raises ValueError."""
+    def fill(self, optimizer: keras.optimizers.Optimizer, filled: Collection[int], are_mapped: bool) -> None:
+        """Assigns the slots of an optimizer, which is built, but for those whose `id` is in `filled`; see `fill`."""
         inner: NVAEAdamax = inner_optimizer(optimizer)
-        for _, name, tensor, arrays in self.moments:
-            slots, convert = inner.slots_of(tensor.variable), tensor.from_published
+        # The slot of `exp_inf` has u - epsilon.
+        for slot, moment, lowered_by in (("momentum", MOMENTUM, 0.0), ("norm", NORM, _epsilon(inner))):
 
-            def lowered(norm: np.ndarray, convert=convert) -> np.ndarray:
-                return convert(norm_from_published(norm, inner))
+            def target(variable: Any, slot: str = slot) -> Any:
+                found = getattr(inner.slots_of(variable), slot)
+                return None if id(found) in filled else found
 
-            if not arrays:
-                arrays = dict.fromkeys((MOMENTUM, NORM), np.zeros(published_shape(tensor), np.float32))
-            for slot, moment, into in ((slots.momentum, MOMENTUM, convert), (slots.norm, NORM, lowered)):
-                checked = only_finite(into, f"the optimizer's {moment} of {name}", LEAVE_OUT)
-                yield Piece(slot, tensor.index, arrays[moment], checked)
-
-
-def norm_from_published(norm: np.ndarray, optimizer: NVAEAdamax) -> np.ndarray:
-    """The slot of `exp_inf`: u - epsilon, in double precision."""
-    return norm.astype(np.float64) - _epsilon(optimizer)
+            arrays = (
+                (tensor, f"the optimizer's {moment} of {name}", saved.get(moment, _zeros(tensor)))
+                for _, name, tensor, saved in self.moments
+            )
+            fill(arrays, target, "optimizer's state", LEAVE_OUT, are_mapped, lowered_by)
 
 
-def published_norm(norm: np.ndarray, optimizer: NVAEAdamax) -> np.ndarray:
-    """`exp_inf` of the slot, which has u - epsilon."""
-    return np.float32(norm.astype(np.float64) + _epsilon(optimizer))
+def _zeros(tensor: PublishedTensor) -> np.ndarray:
+    # Without memory for them.
+    return np.broadcast_to(np.float32(0.0), published_shape(tensor))
 
 
-def trained_tensors(model: NVAE) -> list[PublishedTensor]:
-    """The tensors that published optimizers count, in the order of `published_tensors`."""
-    return [tensor for tensor in published_tensors(model) if tensor.variable.trainable]
+def _epsilon(optimizer: NVAEAdamax) -> np.float64:
+    # As the optimizer's kernel has it.
+    return np.float64(np.float32(optimizer.epsilon))
+
+
+def published_optimizer(model: NVAE, learning_rate: float, read: Callable[[Any], np.ndarray]) -> dict[str, Any]:
+    """The state of a model's optimizer, which is built, in the published form; `read` gives a variable's value."""
+    inner: NVAEAdamax = inner_optimizer(model.optimizer)
+
+    def raised(variable: Any) -> np.ndarray:
+        # The slot has u - epsilon.
+        return np.float32(read(inner.slots_of(variable).norm).astype(np.float64) + _epsilon(inner))
+
+    tensors = [tensor for tensor in published_tensors(model) if tensor.variable.trainable]
+    step = int(read(inner.iterations))
+    momenta = published_values(tensors, lambda variable: read(inner.slots_of(variable).momentum))
+    norms = published_values(tensors, raised)
+    moments = enumerate(zip(momenta, norms, strict=True))
+    group = {
+        "lr": learning_rate,
+        "betas": (inner.beta_1, inner.beta_2),
+        "eps": inner.epsilon,
+        "weight_decay": inner.l2,
+        "params": list(range(len(tensors))),
+    }
+    state = {number: {STEP: step, MOMENTUM: momentum, NORM: norm} for number, (momentum, norm) in moments}
+    return {"state": state, "param_groups": [group]}
 
 
 def saved_optimizer(
     found: Mapping[str, PublishedTensor], optimizer: keras.optimizers.Optimizer, content: Mapping[str, Any]
 ) -> SavedOptimizer | None:
-    """Looks at the optimizer's state of a published file; no number of the moments is read.
+    """Checks the optimizer's state of a published file; reads no number of the moments.
 
     Args:
       found: the model's tensors by their names in the file, in the order of its `state_dict`.
-      optimizer: the optimizer that is to go on from there.
-      content: what the file has under `optimizer`, its tensors as arrays.
+      optimizer: the optimizer that is to continue from there.
+      content: the file's entry `optimizer`, its tensors as arrays.
 
     Returns:
       What was found; None where the file has no optimizer's state.
@@ -95,65 +113,43 @@ def saved_optimizer(
     state = content.get("state")
     if not state:
         return None
-    group = _only_group(content)
-    _check_settings(group, inner_optimizer(optimizer))
-    numbers = _numbers(group)
+    groups, inner = content.get("param_groups"), inner_optimizer(optimizer)
+    # Which parameters are in which of several groups does not follow from the file.
+    is_one = isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], Mapping)
+    _check(is_one, "has not one group in param_groups, which gives its parameters' order")
+    for name, needed in (("betas", (inner.beta_1, inner.beta_2)), ("eps", inner.epsilon)):
+        found_here = groups[0].get(name, needed)
+        made_with = f"{name} = {reprlib.repr(found_here)}"
+        _check(_is_close(found_here, needed), f"was made with {made_with}, and the run would go on with {needed}")
+    numbers = groups[0].get("params")
+    are_numbers = isinstance(numbers, list) and all(isinstance(number, int) for number in numbers)
+    _check(are_numbers and len(set(numbers)) == len(numbers), "has params that are no list of different numbers")
+    _check(isinstance(state, Mapping), "is no mapping from parameters to their moments")
     parameters = [(name, tensor) for name, tensor in found.items() if tensor.variable.trainable]
-    if not isinstance(state, Mapping):
-        raise ValueError(f"the optimizer's state is no mapping from parameters to their moments; {LEAVE_OUT}")
-    if len(numbers) != len(parameters):
-        raise ValueError(
-            f"the optimizer's state is that of {len(numbers)} parameters, and the model has {len(parameters)}; "
-            + LEAVE_OUT
-        )
-    if foreign := state.keys() - set(numbers):
-        raise ValueError(
-            f"the optimizer's state is of parameter {next(iter(foreign))!r}, which its params lack; {LEAVE_OUT}"
-        )
+    counts = f"{len(numbers)} parameters, and the model has {len(parameters)}"
+    _check(len(numbers) == len(parameters), f"is that of {counts}")
+    foreign = next(iter(state.keys() - set(numbers)), None)
+    _check(foreign is None, f"is of parameter {foreign!r}, which its params lack")
     moments = [
-        SavedMoments(number, name, tensor, _moments(number, name, tensor, state.get(number, {})))
+        (number, name, tensor, _moments(number, name, tensor, state.get(number, {})))
         for number, (name, tensor) in zip(numbers, parameters, strict=True)
     ]
-    return SavedOptimizer(max(_step(number, saved) for number, saved in state.items()), moments)
+    step = saved_step(content)
+    _check(step is not None, f"has a parameter without {STEP}, or with a negative one")
+    return SavedOptimizer(step, moments)
 
 
 def saved_step(content: Mapping[str, Any]) -> int | None:
-    """The steps that the optimizer of a published file has taken; None where the file does not tell.
-
-    Args:
-      content: what the file has under `optimizer`, its tensors as arrays.
-    """
-    state = content.get("state")
-    if not isinstance(state, Mapping) or not state:
-        return None
+    """The number of steps in the optimizer's state of a published file; None where it lacks them."""
     try:
-        return max(_step(number, saved) for number, saved in state.items())
-    except ValueError:
+        steps = [int(saved[STEP]) for saved in content["state"].values()]
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError):
         return None
+    return max(steps) if steps and min(steps) >= 0 else None
 
 
-def _epsilon(optimizer: NVAEAdamax) -> np.float64:
-    # As the optimizer's kernel has it.
-    return np.float64(np.float32(optimizer.epsilon))
-
-
-def _only_group(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    groups = content.get("param_groups")
-    if not isinstance(groups, list) or not all(isinstance(group, Mapping) for group in groups):
-        raise ValueError(f"the optimizer's state has no param_groups that tell its parameters' order; {LEAVE_OUT}")
-    if len(groups) != 1:
-        # Which parameters are in which of several the file does not tell.
-        raise ValueError(f"the optimizer's state has {len(groups)} param_groups, and not one; {LEAVE_OUT}")
-    return groups[0]
-
-
-def _check_settings(group: Mapping[str, Any], optimizer: NVAEAdamax) -> None:
-    for name, needed in (("betas", (optimizer.beta_1, optimizer.beta_2)), ("eps", optimizer.epsilon)):
-        if name in group and not _is_close(group[name], needed):
-            raise ValueError(
-                f"the optimizer's state was made with {name} = {reprlib.repr(group[name])}, and the run would go on "
-                f"with {needed}; {LEAVE_OUT}"
-            )
+def _check(valid: bool, what: str) -> None:
+    check(valid, f"the optimizer's state {what}; {LEAVE_OUT}")
 
 
 def _is_close(found: Any, needed: float | tuple[float, float]) -> bool:
@@ -163,34 +159,49 @@ def _is_close(found: Any, needed: float | tuple[float, float]) -> bool:
         return False
 
 
-def _numbers(group: Mapping[str, Any]) -> list[int]:
-    numbers = group.get("params")
-    if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
-        raise ValueError(f"the optimizer's state has params that are no list of numbers; {LEAVE_OUT}")
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"the optimizer's state has params that name a parameter twice; {LEAVE_OUT}")
-    return numbers
-
-
-def _moments(number: int, name: str, tensor: PublishedTensor, saved: Any) -> dict[str, np.ndarray]:
+def _moments(number: int, name: str, tensor: PublishedTensor, saved: Any) -> Mapping[str, np.ndarray]:
     if isinstance(saved, Mapping) and not saved:
         return {}
-    what, needed = f"the optimizer's state of parameter {number}, {name},", published_shape(tensor)
+    needed = published_shape(tensor)
     for moment in (MOMENTUM, NORM):
-        if not isinstance(saved, Mapping) or not isinstance(saved.get(moment), np.ndarray):
-            raise ValueError(f"{what} has no {moment}, so it is no Adamax' of the form that is known; {LEAVE_OUT}")
-        if saved[moment].dtype.kind in "biuc":
-            raise ValueError(f"{what} has {moment} of type {saved[moment].dtype}, and not of floats; {LEAVE_OUT}")
-        if saved[moment].shape != needed:
-            raise ValueError(f"{what} has {moment} of shape {saved[moment].shape}, and not {needed}; {LEAVE_OUT}")
+        array = saved.get(moment) if isinstance(saved, Mapping) else None
+        has = f"shape {array.shape}, {array.dtype}" if isinstance(array, np.ndarray) else "no numbers"
+        fits = isinstance(array, np.ndarray) and array.shape == needed and array.dtype.kind not in "biuc"
+        _check(fits, f"of parameter {number}, {name}, has {has} as {moment}, and not floats of shape {needed}")
     return {moment: saved[moment] for moment in (MOMENTUM, NORM)}
 
 
-def _step(number: Any, saved: Any) -> int:
-    try:
-        step = int(saved[STEP])
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"the optimizer's state of parameter {number} does not tell its step; {LEAVE_OUT}") from error
-    if step < 0:
-        raise ValueError(f"the optimizer's state of parameter {number} is of step {step}; {LEAVE_OUT}")
-    return step
+def checkpoint_names(made: ModelForTraining) -> Iterator[tuple[str, Any]]:
+    """Every variable of a training checkpoint with its name there, or with each of several; the optimizer is built."""
+    optimizer = made.model.optimizer
+    parts = training_parts(made.model, optimizer, made.variables)
+    yield from names_of_variables(parts | {"loss_scale": loss_scale(optimizer)})
+
+
+def own_variables(made: ModelForTraining, with_training: bool = True) -> dict[str, Any]:
+    """Variables that the published form has no place for, by one name each; without training, of the model alone."""
+    inner = inner_optimizer(made.model.optimizer)
+    elsewhere = {id(tensor.variable) for tensor in published_tensors(made.model)}
+    elsewhere |= {id(inner.slots_of(variable).momentum) for variable in made.model.trainable_variables}
+    elsewhere.add(id(inner.iterations))
+    found = {}
+    for name, variable in checkpoint_names(made):
+        if id(variable) not in elsewhere and (with_training or not is_of_training(name)):
+            found[name] = variable
+            elsewhere.add(id(variable))
+    return found
+
+
+def is_of_training(name: str) -> bool:
+    """Whether a variable of this name in checkpoints belongs to training and not to the model."""
+    return name.startswith(_OF_TRAINING)
+
+
+def check_own_state(state: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> None:
+    """Raises ValueError where a file has other variables, or in other shapes or types; the message names the first."""
+    for name, value in state.items():
+        needed, found = list(variables[name].shape) if name in variables else "no such variable", list(value.shape)
+        if found == needed:
+            needed, found = tf.as_dtype(variables[name].dtype).name, value.dtype.name
+        message = f"'nvae_tf' has {name}: {found} in the file, {needed} in this run's model"
+        check(found == needed, f"{message}; the file is damaged, or of another version of this project")

@@ -1,12 +1,14 @@
-"""The settings of a published checkpoint in this project's words."""
+"""The settings of published checkpoints, their `args`, in this project's words, and back."""
 
 import contextlib
+import dataclasses
 import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from nvae_tf.config import ModelConfig, ObjectiveConfig
+from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, resolve_lengths
 from nvae_tf.errors import first_line
+from nvae_tf.latent_plan import CELL_SETS, InvertedBranch
 
 
 class Images(NamedTuple):
@@ -14,51 +16,49 @@ class Images(NamedTuple):
 
     Attributes:
       data_name: this project's name of the data set.
+      counts: training and test images, where they are known.
     """
 
     data_name: str
     size: int
     channels: int
+    counts: tuple[int, int] | None = None
     padded_size: int | None = None
     binary: bool = False
 
 
 # The data sets that the published code knows, by its names for them.
 PUBLISHED_IMAGES = {
-    "mnist": Images("mnist", 28, 1, 32, binary=True),
-    "omniglot": Images("omniglot", 28, 1, 32, binary=True),
-    "stacked_mnist": Images("stacked_mnist", 28, 3, 32),
-    "cifar10": Images("cifar10", 32, 3),
-    "celeba_64": Images("celeba64", 64, 3),
-    "celeba_256": Images("celebahq256", 256, 3),
-    "imagenet_32": Images("imagenet32", 32, 3),
-    "imagenet_64": Images("imagenet64", 64, 3),
-    "ffhq": Images("ffhq256", 256, 3),
+    "mnist": Images("mnist", 28, 1, (60_000, 10_000), 32, binary=True),
+    "omniglot": Images("omniglot", 28, 1, (24_345, 8_070), 32, binary=True),
+    "stacked_mnist": Images("stacked_mnist", 28, 3, (60_000, 10_000), 32),
+    "cifar10": Images("cifar10", 32, 3, (50_000, 10_000)),
+    "celeba_64": Images("celeba64", 64, 3, (162_770, 19_962)),
+    "celeba_256": Images("celebahq256", 256, 3, (27_000, 3_000)),
+    "imagenet_32": Images("imagenet32", 32, 3, (1_281_149, 49_999)),
+    "imagenet_64": Images("imagenet64", 64, 3, (1_281_149, 49_999)),
+    "ffhq": Images("ffhq256", 256, 3, (63_000, 7_000)),
     "lsun_bedroom_128": Images("lsun_bedroom128", 128, 3),
     "lsun_bedroom_256": Images("lsun_bedroom256", 256, 3),
     "lsun_church_64": Images("lsun_church64", 64, 3),
     "lsun_church_128": Images("lsun_church128", 128, 3),
 }
 
-# Settings that mean the same under another name.
-MODEL_SETTINGS = {
-    "num_latent_scales": "num_latent_scales",
-    "num_groups_per_scale": "num_groups_per_scale",
-    "num_latent_per_group": "num_latent_per_group",
+# This project's names of settings, by group, and the published ones.
+_SAME_NAMES = ("num_latent_scales", "num_groups_per_scale", "min_groups_per_scale", "num_latent_per_group")
+_SAME_NAMES += ("num_preprocess_blocks", "num_preprocess_cells", "num_postprocess_blocks", "num_postprocess_cells")
+MODEL_SETTINGS = {name: name for name in _SAME_NAMES} | {
     "num_channels_encoder": "num_channels_enc",
     "num_channels_decoder": "num_channels_dec",
-    "num_preprocess_blocks": "num_preprocess_blocks",
-    "num_preprocess_cells": "num_preprocess_cells",
-    "num_postprocess_blocks": "num_postprocess_blocks",
-    "num_postprocess_cells": "num_postprocess_cells",
     "num_cells_per_group_encoder": "num_cell_per_cond_enc",
     "num_cells_per_group_decoder": "num_cell_per_cond_dec",
     "num_flows": "num_nf",
+    "num_mixtures": "num_mixture_dec",
     "cell_set": "arch_instance",
     "squeeze_excite": "use_se",
     "residual_distributions": "res_dist",
+    "adaptive_groups": "ada_groups",
 }
-
 OBJECTIVE_SETTINGS = {
     "kl_anneal_portion": "kl_anneal_portion",
     "kl_constant_portion": "kl_const_portion",
@@ -67,20 +67,16 @@ OBJECTIVE_SETTINGS = {
     "anneal_regularisation": "weight_decay_norm_anneal",
     "regularisation_initial": "weight_decay_norm_init",
 }
-OPTIMIZER_SETTINGS = {
-    "learning_rate": "learning_rate",
-    "learning_rate_min": "learning_rate_min",
-    "warmup_epochs": "warmup_epochs",
-    "weight_decay": "weight_decay",
-}
-TRAIN_SETTINGS = {"batch_size": "batch_size", "epochs": "epochs", "seed": "seed"}
-
+# Under the same names.
+OPTIMIZER_SETTINGS = ("learning_rate", "learning_rate_min", "warmup_epochs", "weight_decay")
+TRAIN_SETTINGS = ("batch_size", "epochs", "seed")
 # Old files lack these.
 _DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10}
 # Of the `args` of a file; others have no effect.
-USED_SETTINGS = {"dataset", "num_x_bits", *_DEFAULTS}.union(
-    *(group.values() for group in (MODEL_SETTINGS, OBJECTIVE_SETTINGS, OPTIMIZER_SETTINGS, TRAIN_SETTINGS))
-)
+USED_SETTINGS = {"dataset", "num_x_bits", *MODEL_SETTINGS.values(), *OBJECTIVE_SETTINGS.values()}
+USED_SETTINGS |= {*OPTIMIZER_SETTINGS, *TRAIN_SETTINGS}
+# Which branch of a cell set stands in which of the published tables.
+_TABLES = {"enc": "encoder", "dec": "decoder", "pre": "preprocess", "post": "postprocess"}
 
 
 def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
@@ -89,8 +85,34 @@ def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
     Raises:
       ValueError: a setting is missing or of a wrong type, or the data set is not one that the published code knows.
     """
-    with _wrong_types_told():
-        return _model_config(settings)
+    with _wrap_type_errors():
+        settings = {**_DEFAULTS, **settings}
+        dataset = _setting(settings, "dataset")
+        if dataset not in PUBLISHED_IMAGES:
+            raise ValueError(
+                f"the checkpoint's data set {dataset!r} is not one of {', '.join(sorted(PUBLISHED_IMAGES))}, "
+                "so the size of its images is not known"
+            )
+        images = PUBLISHED_IMAGES[dataset]
+        values = {name: _setting(settings, published) for name, published in MODEL_SETTINGS.items()}
+        for name in ("squeeze_excite", "residual_distributions", "adaptive_groups"):
+            values[name] = bool(values[name])
+        values["num_bits"] = 1 if images.binary else _setting(settings, "num_x_bits")
+        # Sizes are calculated from them before anything else checks their types.
+        for name, value in values.items():
+            kind = str if name == "cell_set" else int
+            if not isinstance(value, kind):
+                raise TypeError(f"model.{name} = {reprlib.repr(value)}: must be of type {kind.__name__}")
+        several = "normal" if values["num_mixtures"] == 1 else "logistic_mixture"
+        return ModelConfig(
+            image_height=images.size,
+            image_width=images.size,
+            image_channels=images.channels,
+            padded_height=images.padded_size,
+            padded_width=images.padded_size,
+            likelihood="bernoulli" if images.binary else several,
+            **values,
+        )
 
 
 def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveConfig:
@@ -100,47 +122,12 @@ def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveCon
       ValueError: a setting is missing or of a wrong type.
     """
     values = {name: _setting(settings, published) for name, published in OBJECTIVE_SETTINGS.items()}
-    with _wrong_types_told():
+    with _wrap_type_errors():
         return ObjectiveConfig(**values | {"anneal_regularisation": bool(values["anneal_regularisation"])})
 
 
-def _model_config(settings: Mapping[str, Any]) -> ModelConfig:
-    settings = {**_DEFAULTS, **settings}
-    dataset = _setting(settings, "dataset")
-    if dataset not in PUBLISHED_IMAGES:
-        raise ValueError(
-            f"the checkpoint's data set {dataset!r} is not one of {', '.join(sorted(PUBLISHED_IMAGES))}, "
-            "so the size of its images is not known"
-        )
-    images = PUBLISHED_IMAGES[dataset]
-    num_mixtures = _setting(settings, "num_mixture_dec")
-    values = {name: _setting(settings, published) for name, published in MODEL_SETTINGS.items()}
-    for name in ("squeeze_excite", "residual_distributions"):
-        values[name] = bool(values[name])
-    values |= {
-        "num_bits": 1 if images.binary else _setting(settings, "num_x_bits"),
-        "num_mixtures": num_mixtures,
-        "min_groups_per_scale": settings["min_groups_per_scale"],
-    }
-    # Sizes are calculated from them before anything else looks at their types.
-    for name, value in values.items():
-        kind = str if name == "cell_set" else int
-        if not isinstance(value, kind):
-            raise TypeError(f"model.{name} = {reprlib.repr(value)}: must be of type {kind.__name__}")
-    return ModelConfig(
-        image_height=images.size,
-        image_width=images.size,
-        image_channels=images.channels,
-        padded_height=images.padded_size,
-        padded_width=images.padded_size,
-        likelihood="bernoulli" if images.binary else "normal" if num_mixtures == 1 else "logistic_mixture",
-        adaptive_groups=bool(settings["ada_groups"]),
-        **values,
-    )
-
-
 @contextlib.contextmanager
-def _wrong_types_told() -> Iterator[None]:
+def _wrap_type_errors() -> Iterator[None]:
     try:
         yield
     except TypeError as error:
@@ -151,3 +138,75 @@ def _setting(settings: Mapping[str, Any], name: str) -> Any:
     if name not in settings:
         raise ValueError(f"the checkpoint's settings lack {name!r}; they have {', '.join(sorted(settings))}")
     return settings[name]
+
+
+def published_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """The `args` of a published checkpoint for the settings of an experiment.
+
+    Of the data sets that the published code knows, the one of the same name is named if there is one, else the first
+    whose images are of the same size and kind.
+
+    Raises:
+      ValueError: the published form can't express all settings of the model; the message names those.
+    """
+    model, total_steps = config.model, config.objective.total_steps
+    # A warm-up that is not set is that of the run's length.
+    config = resolve_lengths(config, max(total_steps // config.train.epochs, 1), total_steps)
+    values = {published: getattr(model, name) for name, published in MODEL_SETTINGS.items()}
+    values |= {published: getattr(config.objective, name) for name, published in OBJECTIVE_SETTINGS.items()}
+    values |= {name: getattr(config.optimizer, name) for name in OPTIMIZER_SETTINGS}
+    values |= {name: getattr(config.train, name) for name in TRAIN_SETTINGS}
+    if model.likelihood == "normal":
+        values["num_mixture_dec"] = 1
+    # Binary images have one bit whatever is said here; this is what the published commands say.
+    values["num_x_bits"] = 8 if model.likelihood == "bernoulli" else model.num_bits
+    values |= {"dataset": _data_set(config), "fast_adamax": True}
+    if unlike := differing_settings(model, model_config_from_published(values)):
+        raise ValueError(f"the published form can't say {', '.join(unlike)}")
+    return values
+
+
+def differing_settings(model: ModelConfig, other: ModelConfig) -> list[str]:
+    """Settings of one model that differ from another's, as `model.exact_edges = True`, but for those without effect."""
+    mine, others = _with_effect(model), _with_effect(other)
+    return [f"model.{name} = {value!r}" for name, value in mine.items() if value != others[name]]
+
+
+def cell_tables(cell_set: str) -> dict[str, list[str]]:
+    """The operations of a cell set's branches, as `arch_instance` of published checkpoints has them."""
+    tables = {}
+    for short, part in _TABLES.items():
+        branch = getattr(CELL_SETS[cell_set], part)
+        if isinstance(branch, InvertedBranch):
+            operations = [f"mconv_e{branch.expansion}k{branch.kernel_size}g{branch.groups or 0}"]
+        else:
+            operations = [f"res_{operation}" for operation in branch.operations]
+        change = "down" if short in ("enc", "pre") else "up"
+        tables |= {f"{kind}_{short}": operations for kind in ("normal", change)}
+    return tables | {"ar_nn": [""]}
+
+
+def _data_set(config: ExperimentConfig) -> str:
+    model = config.model
+    shape = (model.image_height, model.image_width, model.image_channels, model.network_height, model.network_width)
+    fitting = [
+        name
+        for name, (_, size, channels, _, padded, binary) in PUBLISHED_IMAGES.items()
+        if shape == (size, size, channels, padded or size, padded or size)
+        and binary == (model.likelihood == "bernoulli")
+    ]
+    if not fitting:
+        raise ValueError(
+            f"the published form knows no data set with images of model.image_height = {model.image_height}, "
+            f"image_width = {model.image_width}, image_channels = {model.image_channels}, in a frame of "
+            f"{model.network_height}x{model.network_width}, model.likelihood = {model.likelihood!r}"
+        )
+    return min(fitting, key=lambda name: PUBLISHED_IMAGES[name].data_name != config.data.name)
+
+
+def _with_effect(model: ModelConfig) -> dict[str, Any]:
+    settings = dataclasses.asdict(model)
+    settings |= {"padded_height": model.network_height, "padded_width": model.network_width}
+    if model.likelihood != "logistic_mixture":
+        settings |= {"num_mixtures": None, "exact_edges": None}
+    return settings

@@ -1,50 +1,71 @@
-"""Reading published `.pt` files, safely and without the published code. Needs the optional extra `torch`."""
+"""Reads published `.pt` files, safely and without the published code; needs the optional extra `torch`.
+
+`torch.load` takes a tensor's numbers from where the archive's directory puts them, as many as the pickle asks for, and
+compares neither sizes nor checksums. So the archive is checked first, and its pickle is walked through, opcode by
+opcode, without building anything of it.
+"""
 
 import argparse
+import io
 import math
+import mmap
 import pathlib
 import pickle
-import re
+import pickletools
 import reprlib
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+import tqdm
 
 from nvae_tf.errors import first_line
 from nvae_tf.models import NVAE
-from nvae_tf.published.implied_size import check_implied_size
 from nvae_tf.published.names import COPY, COUNTER
-from nvae_tf.published.settings import (
-    USED_SETTINGS,
-    model_config_from_published,
-    objective_config_from_published,
-)
-from nvae_tf.published.stacks import pass_over
-from nvae_tf.published.torch_file_checks import AGAIN, WrongFile, check_torch_file, most_unpacked
-from nvae_tf.published.weights import load_published_weights
+from nvae_tf.published.places import check_file, check_torch
+from nvae_tf.published.settings import USED_SETTINGS, model_config_from_published, objective_config_from_published
+from nvae_tf.published.weights import check_implied_size, load_published_weights
 
-# Of this project, in files that it has written: what the published form has no place for. Other code passes over it.
+# The key of what this project adds to files that it writes and the published form has no place for.
 OWN_KEY = "nvae_tf"
-# Of names and settings.
+
+_NO_TORCH_FILE = "is no torch file; give the path of a published checkpoint (.pt), or get it again from its source"
+_UNLIKE = "which no NVAE checkpoint does"
+_AGAIN = "the file is damaged, get it again from its source"
+_MEGABYTE = 1 << 20
+_ARCHIVE_START = b"PK\x03\x04"
+# Files before torch 1.6 are no archives: a pickled magic number, three more pickles, the storages' keys and contents.
+_OLD_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# Weights hardly shrink when they are compressed; zeros do, but no model consists of those.
+_MOST_UNPACKED, _UNPACKED_MARGIN = 4, 64 * _MEGABYTE
+# A tensor takes some 35 opcodes, and all settings together some hundreds.
+_OPCODES, _OPCODES_PER_STORAGE = 50_000, 300
+# Tuples in each other; and lists and dictionaries: a parameter's moments, and a group's list of parameters.
+_DEEPEST_TUPLE, _DEEPEST = 3, 4
+# Of names and settings, in characters.
 _LONGEST_TEXT = 500
-# Lists and dictionaries within each other: a parameter's moments, and a group's list of parameters.
-_DEEPEST = 4
+_EMPTY_CALLS = ("collections OrderedDict", "argparse Namespace")
+_REBUILD_CALLS = ("_rebuild_parameter", "_rebuild_tensor", "_rebuild_tensor_v2")
+_CALLS = {*_EMPTY_CALLS, "torch Size", *(f"torch._utils {name}" for name in _REBUILD_CALLS)}
+# On the walker's stack: a list, dictionary, tensor or the like, whose content does not matter there.
+_OBJECT = object()
 
 
 class TorchCheckpoint(NamedTuple):
-    """What a published file holds; tensors as arrays in the published layout, which lie in the mapped file.
+    """The content of a published file; tensors as arrays in the published layout, which lie in the mapped file.
 
     Attributes:
       settings: its `args`.
       state: the weights by name, its `state_dict`.
       optimizer: the optimizer's state; empty where the file has none.
-      epoch: how many passes over the data it was trained; None where the file does not tell.
-      global_step: how many steps; None where the file does not tell.
+      epoch: the number of finished passes over the data; None where the file lacks it.
+      global_step: the number of steps; None where the file lacks it.
       own: what this project has added to a file that it wrote; empty in all others.
-      is_mapped: whether the tensors lie in the file itself, mapped into memory; those of very old files do not.
+      is_mapped: whether the tensors lie in the file itself, mapped into memory: not in compressed or very old files.
     """
 
     settings: Mapping[str, Any]
@@ -56,34 +77,35 @@ class TorchCheckpoint(NamedTuple):
     is_mapped: bool = False
 
 
-def read_torch_checkpoint(path: str | pathlib.Path, report: Callable[[int], None] = pass_over) -> TorchCheckpoint:
-    """Reads a published `.pt` file; no object but tensors, plain data and the settings' namespace is ever built.
+class WrongFile(ValueError):
+    """A file that must not be read; the message is one line, without the file's name."""
 
-    Its checksums are looked at; the numbers of its tensors stay in the file until they are used.
 
-    Args:
-      path: the file.
-      report: is given the bytes whose checksums are looked at so far.
+def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
+    """Reads a published `.pt` file; builds tensors, plain data and the settings' namespace, and no other object.
+
+    Checksums are compared; the numbers of the tensors stay in the file until they are used.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ImportError: torch is not installed.
-      ValueError: the file is not a whole torch file, holds other pickled objects, or is no NVAE checkpoint.
+      ValueError: torch is not installed; or the file is not a whole torch file, holds other pickled objects, or is no
+        NVAE checkpoint.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give the path of a published checkpoint (.pt)")
-    torch = _torch()
+    check_file(path)
+    check_torch()
+    import torch
+
     try:
-        is_mapped = check_torch_file(path, report)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
+            is_mapped = _check_torch_file(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
-        if not isinstance(content, dict) or not {"args", "state_dict"} <= set(dict.keys(content)):
-            raise WrongFile("a torch file, but not an NVAE checkpoint: it lacks 'args' or 'state_dict'")
+        is_checkpoint = isinstance(content, dict) and {"args", "state_dict"} <= set(dict.keys(content))
+        _check(is_checkpoint, "a torch file, but not an NVAE checkpoint: it lacks 'args' or 'state_dict'")
         content = _items(content)
         return TorchCheckpoint(
             _plain_settings(content["args"]),
-            _weights(content["state_dict"], most_unpacked(path.stat().st_size)),
+            _weights(_group(content, "state_dict"), _most_unpacked(path.stat().st_size)),
             _group(content, "optimizer"),
             _count(content, "epoch"),
             _count(content, "global_step"),
@@ -92,22 +114,20 @@ def read_torch_checkpoint(path: str | pathlib.Path, report: Callable[[int], None
         )
     except WrongFile as error:
         raise ValueError(f"{path}: {error}") from error
-    except pickle.UnpicklingError as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"wants to build '{foreign[1]}', which no NVAE checkpoint needs" if foreign else "is no torch file"
-        raise ValueError(f"{path}: {found}; it was not loaded. Get the file again from its source") from error
     except (MemoryError, PermissionError):
         raise
-    # What is wrong in the pickle ends torch's reader by exceptions of many kinds, AssertionError among them.
+    # Damage in a pickle ends torch's reader by exceptions of many kinds, AssertionError among them.
     except Exception as error:
-        raise ValueError(f"{path}: torch can't read it ({first_line(error)[:200]}); {AGAIN}") from error
+        # An UnpicklingError advises to load the file with an open unpickler.
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error)[:200]})"
+        raise ValueError(f"{path}: torch can't read it{reason}; {_AGAIN}") from error
 
 
 def from_torch_checkpoint(path: str | pathlib.Path) -> NVAE:
     """The model of a published `.pt` file, ready to score, sample or train on.
 
     Raises:
-      FileNotFoundError, ImportError, ValueError: see `read_torch_checkpoint` and `load_published_weights`.
+      FileNotFoundError, ValueError: see `read_torch_checkpoint` and `load_published_weights`.
     """
     checkpoint = read_torch_checkpoint(path)
     try:
@@ -120,31 +140,25 @@ def from_torch_checkpoint(path: str | pathlib.Path) -> NVAE:
     return model
 
 
-def _torch():
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            "reading a published .pt file needs PyTorch, an optional extra: `make torch` installs it"
-        ) from error
-    return torch
+def _check(valid: bool, message: str) -> None:
+    if not valid:
+        raise WrongFile(message)
 
 
 def _items(value: Any) -> dict[Any, Any]:
-    """What a dictionary holds, whatever else a file has made of it: attributes may hide its methods."""
+    """The content of a dictionary, whose methods may be hidden by attributes that a file has set."""
     return dict(dict.items(value))
 
 
 def _plain_settings(args: Any) -> dict[str, Any]:
-    """The settings that are plain values; of others no use is made."""
-    if not isinstance(args, dict | argparse.Namespace):
-        raise WrongFile(f"'args' holds no settings, but a {type(args).__name__}")
+    """The settings that are plain values; others are not used."""
+    _check(isinstance(args, dict | argparse.Namespace), f"'args' holds no settings, but a {type(args).__name__}")
     settings = _items(args if isinstance(args, dict) else vars(args))
     _check_names("args", settings)
-    wrong = {name for name, value in settings.items() if not _is_plain(value)}
-    if used := sorted(wrong & USED_SETTINGS):
-        raise WrongFile(f"'args' has a value of {used[0]} that is neither a finite number nor a short text; {AGAIN}")
-    return {name: value for name, value in settings.items() if name not in wrong}
+    plain = {name: value for name, value in settings.items() if _is_plain(value)}
+    wrong = ", ".join(sorted((settings.keys() - plain.keys()) & USED_SETTINGS))
+    _check(not wrong, f"'args' has a value of {wrong} that is neither a finite number nor a short text; {_AGAIN}")
+    return plain
 
 
 def _is_plain(value: Any) -> bool:
@@ -156,73 +170,256 @@ def _is_plain(value: Any) -> bool:
 def _check_names(place: str, names: Iterable[Any]) -> None:
     """Names are shown in messages and tables: each is text, and one line of it."""
     for name in names:
-        if not isinstance(name, str) or not name.isprintable() or len(name) > _LONGEST_TEXT:
-            raise WrongFile(f"{place!r} holds an entry whose name is not one line of text; {AGAIN}")
+        is_line = isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST_TEXT
+        _check(is_line, f"{place!r} holds an entry whose name is not one line of text; {_AGAIN}")
 
 
-def _weights(state: Any, most_bytes: int) -> dict[str, np.ndarray]:
-    if not isinstance(state, dict):
-        raise WrongFile(f"'state_dict' holds no weights by name, but a {type(state).__name__}")
-    state = _items(state)
-    _check_names("state_dict", state)
-    wrong = [name for name, value in state.items() if not isinstance(value, _torch().Tensor)]
-    if wrong:
-        raise WrongFile(f"'state_dict' holds something else than tensors by name: {', '.join(wrong[:5])}")
-    weights = {name: _array(name, value) for name, value in state.items()}
-    for name, array in weights.items():
-        if array.dtype.kind in "biuc" and not name.endswith((f".{COPY}", f".{COUNTER}")):
-            raise WrongFile(f"{name} holds numbers of type {array.dtype}, and weights are floats; {AGAIN}")
+def _weights(state: dict[Any, Any], most_bytes: int) -> dict[str, np.ndarray]:
+    wrong = [str(name) for name, value in state.items() if not isinstance(value, np.ndarray) or isinstance(name, int)]
+    _check(not wrong, f"'state_dict' holds something else than tensors by name: {', '.join(wrong[:5])}")
+    for name, array in state.items():
+        is_weight = array.dtype.kind not in "biuc" or name.endswith((f".{COPY}", f".{COUNTER}"))
+        _check(is_weight, f"{name} holds numbers of type {array.dtype}, and weights are floats; {_AGAIN}")
     # Tensors may share their numbers, or repeat them without end.
-    if sum(array.nbytes for array in weights.values()) > most_bytes:
-        raise WrongFile(f"its tensors are far larger than the file, which has one number for many; {AGAIN}")
-    return weights
+    size = sum(array.nbytes for array in state.values())
+    _check(size <= most_bytes, f"its tensors are far larger than the file, which has one number for many; {_AGAIN}")
+    return state
 
 
 def _group(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     group = content.get(key)
-    if group is None:
+    if group is None and key != "state_dict":
         return {}
-    if not isinstance(group, dict):
-        raise WrongFile(f"{key!r} holds no state by name, but a {type(group).__name__}")
+    _check(isinstance(group, dict), f"{key!r} holds no state by name, but a {type(group).__name__}")
     return _with_arrays(key, group, {})
 
 
 def _with_arrays(place: str, value: Any, known: dict[int, Any], depth: int = 0) -> Any:
-    """The same containers, and arrays for tensors; `known` has what is done, by `id`: a file may repeat it at will."""
+    """The same containers, with tensors' own memory as arrays; `known` has results by `id`, which files may repeat."""
+    import torch
+
     if id(value) in known:
         return known[id(value)]
-    if depth > _DEEPEST and isinstance(value, dict | list | tuple):
-        raise WrongFile(f"{place!r} is nested deeper than in any NVAE checkpoint; {AGAIN}")
+    is_container = isinstance(value, dict | list | tuple)
+    _check(depth <= _DEEPEST or not is_container, f"{place!r} is nested deeper than in any NVAE checkpoint; {_AGAIN}")
     if isinstance(value, dict):
         items = _items(value)
         _check_names(place, (name for name in items if not isinstance(name, int)))
         made = {name: _with_arrays(f"{place}.{name}", inner, known, depth + 1) for name, inner in items.items()}
-    elif isinstance(value, list | tuple):
+    elif is_container:
         made = type(value)(_with_arrays(place, inner, known, depth + 1) for inner in value)
+    elif isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16:
+        made = value.detach().view(torch.int16).numpy().view(tf.bfloat16.as_numpy_dtype)
     else:
-        made = _array(place, value) if isinstance(value, _torch().Tensor) else value
+        made = value.detach().numpy() if isinstance(value, torch.Tensor) else value
     known[id(value)] = made
     return made
 
 
-def _array(name: str, tensor: Any) -> np.ndarray:
-    """The tensor's own memory, never a copy."""
-    torch, tensor = _torch(), tensor.detach()
-    try:
-        if tensor.dtype == torch.bfloat16:
-            return tensor.view(torch.int16).numpy().view(tf.bfloat16.as_numpy_dtype)
-        return tensor.numpy()
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = f"{tensor.layout}, {tensor.dtype}".replace("torch.", "")
-        raise WrongFile(
-            f"{name} is a tensor of a kind that no NVAE checkpoint has ({kind}); save it as a plain float32 one"
-        ) from error
-
-
 def _count(content: Mapping[str, Any], key: str) -> int | None:
     value = content.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise WrongFile(f"{key!r} = {reprlib.repr(value)} is no number of steps or epochs")
+    is_count = isinstance(value, int | None) and not isinstance(value, bool) and (value or 0) >= 0
+    _check(is_count, f"{key!r} = {reprlib.repr(value)} is no number of steps or epochs")
     return value
+
+
+def _check_torch_file(path: pathlib.Path) -> bool:
+    """Raises WrongFile unless a file is whole and asks for nothing but tensors and plain data.
+
+    Returns:
+      Whether its tensors may be mapped into memory: none of them is compressed, and it is no file before torch 1.6.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_OLD_START))
+            if start == _OLD_START:
+                # Reads no more than there is, whatever length a text claims.
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                    _check_old_form(mapped)
+                return False
+        _check(start.startswith(_ARCHIVE_START), _NO_TORCH_FILE)
+        with zipfile.ZipFile(path) as archive:
+            return _check_archive(archive, path.stat().st_size)
+    except (WrongFile, MemoryError, PermissionError):
+        raise
+    # Of damaged files zipfile, zlib and pickletools raise errors of many kinds.
+    except Exception as error:
+        reason = first_line(error)[:200]
+        raise WrongFile(f"not a whole torch file, cut short or damaged; download it again ({reason})") from error
+
+
+def _most_unpacked(size: int) -> int:
+    """The most bytes to which a file of `size` may unpack, or to which its tensors may add up."""
+    return _MOST_UNPACKED * size + _UNPACKED_MARGIN
+
+
+def _check_archive(archive: zipfile.ZipFile, size: int) -> bool:
+    entries = archive.infolist()
+    found = {entry.filename: entry for entry in entries}
+    # Torch ignores case.
+    _check(len({name.lower() for name in found}) == len(entries), f"has two records of one name; {_AGAIN}")
+    for name, entry in found.items():
+        is_stored = entry.compress_type == zipfile.ZIP_STORED
+        is_read = is_stored or entry.compress_type == zipfile.ZIP_DEFLATED
+        _check(is_read, f"{name[:50]!r} is compressed in a way that torch does not read; deflate it")
+        _check(not is_stored or entry.compress_size == entry.file_size, f"{name[:50]!r} has two sizes; {_AGAIN}")
+    total = sum(entry.file_size for entry in entries)
+    sizes = f"{total / 1e6:,.0f} MB from {size / 1e6:,.1f}"
+    _check(total <= _most_unpacked(size), f"would unpack to {sizes}: no model's weights; {_AGAIN}")
+    if not any(entry.CRC for entry in entries):
+        # Torch can be asked to make no checksums; it then writes 0, which `zipfile` would compare.
+        for entry in entries:
+            entry.CRC = None
+    folder = entries[0].filename.partition("/")[0]
+    order = archive.read(f"{folder}/byteorder") if f"{folder}/byteorder" in found else sys.byteorder.encode()
+    _check(order == sys.byteorder.encode(), "its byte order is not this machine's; save it on a machine of its kind")
+    _check(f"{folder}/data.pkl" in found, f"{_NO_TORCH_FILE} (it is an archive of other files)")
+    storages = _storages(io.BytesIO(archive.read(f"{folder}/data.pkl")))
+    start = f"{folder}/data/"
+    sizes = {name.removeprefix(start): entry.file_size for name, entry in found.items() if name.startswith(start)}
+    for key, needed in storages.items():
+        has = f"has {sizes[key]} bytes" if key in sizes else "is missing"
+        _check(sizes.get(key) == needed, f"its record {key[:50]!r} {has} where its tensors need {needed}; {_AGAIN}")
+    # Torch writes no numbers without a tensor: where some are left over, a tensor has those of another.
+    unused = min(sizes.keys() - storages.keys() - {""}, default="")
+    _check(not unused, f"its record {unused[:50]!r} belongs to none of its tensors; {_AGAIN}")
+    with tqdm.tqdm(desc="checked", total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        for entry in entries:
+            with archive.open(entry) as record:
+                # At its end `zipfile` compares the checksum.
+                while chunk := record.read(_MEGABYTE):
+                    bar.update(len(chunk))
+    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+
+
+def _check_old_form(file: mmap.mmap) -> None:
+    file.seek(len(_OLD_START))
+    for _ in ("version", "machine"):
+        _storages(file)
+    storages = _storages(file)
+    place = file.tell()
+    _storages(file)
+    end = file.tell()
+    file.seek(place)
+    keys = [argument for opcode, argument, _ in pickletools.genops(file) if opcode.name == "BINUNICODE"]
+    _check(sorted(keys) == sorted(storages), f"its list of storages is not that of its tensors; {_AGAIN}")
+    needed = end + sum(8 + count for count in storages.values())
+    _check(len(file) >= needed, f"cut short: it has {len(file)} bytes of {needed}; {_AGAIN}")
+
+
+def _storages(pickled: io.BytesIO | mmap.mmap) -> dict[str, int]:
+    """The bytes of each storage that a pickle asks for, by key; WrongFile where it asks for what no checkpoint has."""
+    walk = _PickleWalk()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+        is_short = count <= _OPCODES + _OPCODES_PER_STORAGE * len(walk.storages)
+        _check(is_short, f"holds far more than tensors and settings, {_UNLIKE}")
+        walk.step(opcode.name, argument)
+    return walk.storages
+
+
+class _Global(NamedTuple):
+    """A function or class that a pickle names, "module name"."""
+
+    name: str
+
+
+class _Tuple(tuple):
+    """A tuple that knows how many tuples lie in each other."""
+
+    depth = 1
+
+
+class _PickleWalk:
+    """The stack of an unpickler that builds nothing: plain values and tuples of them as they are, else `_OBJECT`."""
+
+    def __init__(self):
+        self.storages: dict[str, int] = {}
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+
+    def step(self, opcode: str, argument: Any) -> None:
+        """Takes one opcode; those of torch's safe reader are known."""
+        stack = self._stack
+        match opcode:
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINSTRING":
+                is_short = not isinstance(argument, int) or -(2**63) <= argument < 2**63
+                _check(is_short, f"holds a whole number of more than 64 bits, {_UNLIKE}")
+                stack.append(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
+                stack.append(_OBJECT)
+            case "GLOBAL":
+                # Of its own constants, types and storages torch's reader knows which are harmless.
+                is_known = argument in _CALLS or argument.startswith(("torch ", "torch.storage "))
+                _check(is_known, f"wants to build {_dotted(argument)}, which no NVAE checkpoint needs; not loaded")
+                stack.append(_Global(argument))
+            case "MARK":
+                self._below.append(stack)
+                self._stack = []
+            case "EMPTY_TUPLE":
+                stack.append(_tuple([]))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack[-int(opcode[-1]) :] = [_tuple(stack[-int(opcode[-1]) :])]
+            case "TUPLE":
+                self._stack = self._below.pop()
+                self._stack.append(_tuple(stack))
+            case "APPENDS" | "SETITEMS":
+                self._stack = self._below.pop()
+                _check_keys(stack[::2] if opcode == "SETITEMS" else [])
+            case "APPEND":
+                stack.pop()
+            case "SETITEM":
+                _check_keys([stack.pop(-2)])
+                stack.pop()
+            case "BUILD":
+                _check(not isinstance(stack.pop(), tuple), "sets an object's attributes in an unknown way")
+            case "BINPUT" | "LONG_BINPUT":
+                self._memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self._memo[argument])
+            case "REDUCE" | "NEWOBJ":
+                called, arguments = stack.pop(-2), stack.pop()
+                name = called.name if isinstance(called, _Global) else "something"
+                is_known = name in _CALLS and isinstance(arguments, tuple) and not (name in _EMPTY_CALLS and arguments)
+                _check(is_known, f"wants to call {_dotted(name)} in a way that no NVAE checkpoint does; not loaded")
+                stack.append(_OBJECT)
+            case "BINPERSID":
+                self._note_storage(stack.pop())
+                stack.append(_OBJECT)
+            case "PROTO" | "STOP":
+                pass
+            case _:
+                raise WrongFile(f"{_NO_TORCH_FILE} (its pickle has {opcode})")
+
+    def _note_storage(self, what: Any) -> None:
+        """Notes `("storage", type, key, location, count)`; files before torch 1.6 have one item more."""
+        import torch
+
+        is_storage = isinstance(what, tuple) and len(what) in (5, 6) and what[0] == "storage"
+        _check(is_storage, f"asks for something else than tensors, {_UNLIKE}")
+        _, kind, key, location, count = what[:5]
+        name = kind.name.rpartition(" ")[2] if isinstance(kind, _Global) else ""
+        dtype = getattr(getattr(torch, name, None), "dtype", None)
+        is_known = name.endswith("Storage") and isinstance(dtype, torch.dtype)
+        _check(is_known, f"asks for tensors of an unknown kind, {_UNLIKE}")
+        is_place = isinstance(key, str) and isinstance(location, str) and isinstance(count, int) and count >= 0
+        _check(is_place, f"does not say which numbers its tensors have; {_AGAIN}")
+        size = count * dtype.itemsize
+        is_same = self.storages.setdefault(key, size) == size
+        _check(is_same, f"asks for its record {key[:50]!r} in two sizes; {_AGAIN}")
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    # Python compares and hashes nested tuples without a bound.
+    _check(all(isinstance(key, str | int) for key in keys), "has entries whose names are neither text nor numbers")
+
+
+def _tuple(items: list[Any]) -> _Tuple:
+    made = _Tuple(items)
+    made.depth = 1 + max((item.depth for item in items if isinstance(item, _Tuple)), default=0)
+    _check(made.depth <= _DEEPEST_TUPLE, "holds values nested deeper than in any NVAE checkpoint")
+    return made
+
+
+def _dotted(name: str) -> str:
+    return repr(name.replace(" ", ".")[:200])

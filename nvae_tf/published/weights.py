@@ -1,19 +1,27 @@
-"""Weights of a published checkpoint into a model."""
+"""Weights of a published checkpoint into a model, one variable after the other: no second copy of them ever exists."""
 
+import ctypes
+import mmap
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import tqdm
 
+from nvae_tf.config import ModelConfig, check
+from nvae_tf.flows import HIDDEN_MULTIPLE
+from nvae_tf.latent_plan import Branch, InvertedBranch, groups_per_scale, latent_plan
 from nvae_tf.models import NVAE
 from nvae_tf.published.names import COPY, COUNTER, PublishedTensor, published_tensors
-from nvae_tf.published.stacks import Piece, assign_pieces, pass_over
-from nvae_tf.training.finite_numbers import only_finite
+from nvae_tf.training.finite_numbers import check_finite
 
-# Copies of other tensors of the same layer, and counters, which carry nothing.
+# Copies of other tensors of the same layer, and counters, which carry no information.
 _IGNORED_ENDINGS = (f".{COPY}", f".{COUNTER}")
 _NAMED = 5
+_ONE_FILE = "Settings and weights must be those of one file, and that file whole"
 BROKEN_WEIGHTS = "nothing can go on from it. Take a file from before its training diverged"
+_LIBRARY = ctypes.CDLL(None)
+_MADV_DONTNEED = 4
 
 
 class Match(NamedTuple):
@@ -21,7 +29,7 @@ class Match(NamedTuple):
 
     Attributes:
       found: those that fit, in the order of published files.
-      ignored: those that carry nothing.
+      ignored: those that carry no information.
       missing: the names of those that the file lacks.
       misshapen: those of another shape, and the shape that the architecture needs.
       unknown: those that the architecture has no place for.
@@ -33,18 +41,6 @@ class Match(NamedTuple):
     misshapen: dict[str, tuple[int, ...]]
     unknown: list[str]
 
-    def pieces(self, state: Mapping[str, np.ndarray]) -> list[Piece]:
-        """The arrays of a state and the places that they fill; one that is not finite ends it by ValueError."""
-        return [
-            Piece(
-                tensor.variable,
-                tensor.index,
-                np.asarray(state[name]),
-                only_finite(tensor.from_published, name, BROKEN_WEIGHTS),
-            )
-            for name, tensor in self.found.items()
-        ]
-
     def check(self, state: Mapping[str, np.ndarray]) -> None:
         """Raises ValueError unless the state has all tensors, in the right shapes, and no other ones."""
         shapes = [
@@ -52,17 +48,17 @@ class Match(NamedTuple):
             for name, needed in self.misshapen.items()
         ]
         faults = (("missing", self.missing), ("of another shape", shapes), ("unknown", self.unknown))
-        problems = [f"{len(names)} {what}: {_some(names)}" for what, names in faults if names]
-        if problems:
-            raise ValueError(
-                "the published weights do not fit this architecture; tensors: "
-                + "; ".join(problems)
-                + ". Settings and weights must be those of one file, and that file whole"
-            )
+        problems = [
+            f"{len(names)} {what}: {', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
+            for what, names in faults
+            if names
+        ]
+        message = f"the published weights do not fit this architecture; tensors: {'; '.join(problems)}. {_ONE_FILE}"
+        check(not problems, message)
 
 
 def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
-    """Compares names and shapes of a state with what the model needs; no number is looked at."""
+    """Compares names and shapes of a state with what the model needs; reads no number."""
     found, missing, misshapen = {}, [], {}
     for tensor in published_tensors(model):
         name = next((name for name in tensor.names if name in state), None)
@@ -78,25 +74,85 @@ def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
     return Match(found, ignored, missing, misshapen, unknown)
 
 
-def load_published_weights(
-    model: NVAE, state: Mapping[str, np.ndarray], report: Callable[[int], None] = pass_over
-) -> None:
-    """Fills the model from a published `state_dict` of arrays in the published layout, one variable after the other.
+def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray]) -> None:
+    """Fills the model from a published `state_dict` of arrays in the published layout.
 
-    Nothing is assigned unless every tensor fits; where one then turns out to hold NaN, the model is of no use.
-
-    Args:
-      model: the model.
-      state: arrays by name; they may lie in a file that is mapped into memory.
-      report: is given the bytes that are assigned so far.
+    Nothing is assigned unless every tensor fits. Where one then turns out to hold NaN, the model is of no use.
 
     Raises:
       ValueError: tensors are missing, left over, of another shape or not finite; the message names them.
     """
     matched = match(model, state)
     matched.check(state)
-    assign_pieces(matched.pieces(state), report)
+    fill_weights(model, matched, state)
+
+
+def fill_weights(model: NVAE, matched: Match, state: Mapping[str, np.ndarray], are_mapped: bool = False) -> None:
+    """Assigns the arrays of a state that has been checked; see `fill`."""
+    weights = [(tensor, name, state[name]) for name, tensor in matched.found.items()]
+    fill(weights, lambda variable: variable, "weights", BROKEN_WEIGHTS, are_mapped)
     model.data_initialised.assign(1.0)
+
+
+def fill(
+    arrays: Iterable[tuple[PublishedTensor, str, np.ndarray]],
+    target: Callable[[Any], Any],
+    what: str,
+    fix: str,
+    are_mapped: bool,
+    lowered_by: float = 0.0,
+) -> None:
+    """Assigns variables of float32 one after the other, each once and whole; ValueError where one is not finite.
+
+    Args:
+      arrays: of each tensor its place, its name for messages, and its numbers in the published layout.
+      target: gives the variable to fill for one of the model's; None to fill none.
+      what: what they are, for the progress bar.
+      fix: what to do where one holds NaN or infinity.
+      are_mapped: whether the arrays lie in a mapped file, whose pages are released after use.
+      lowered_by: is subtracted in double precision.
+    """
+    groups = [(target(variable), group) for variable, group in _by_variable(arrays) if target(variable) is not None]
+    total = sum(4 * int(np.prod(variable.shape, dtype=np.int64)) for variable, _ in groups)
+    with tqdm.tqdm(desc=what, total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        for variable, group in groups:
+            value = np.empty(variable.shape, np.float32)
+            for tensor, name, array in group:
+                place = value if tensor.index is None else value[tensor.index]
+                # What is too large for float32 becomes infinity, and is then refused.
+                with np.errstate(over="ignore"):
+                    numbers = array.astype(np.float64) - lowered_by if lowered_by else array
+                    place[...] = tensor.from_published(numbers)
+                check_finite(place, name, fix)
+                if are_mapped:
+                    release_pages(array)
+            variable.assign(value)
+            bar.update(value.nbytes)
+
+
+def published_values(tensors: Iterable[PublishedTensor], read: Callable[[Any], np.ndarray]) -> list[Any]:
+    """Every tensor in the published layout, for torch, in order; `read` is called once for each variable."""
+    found: dict[int, Any] = {}
+    for variable, group in _by_variable((tensor, number) for number, tensor in enumerate(tensors)):
+        value = read(variable)
+        found |= {number: as_tensor(published_array(tensor, value)) for tensor, number in group}
+    return [found[number] for number in range(len(found))]
+
+
+def _by_variable(items: Iterable[tuple]) -> list[tuple[Any, list[tuple]]]:
+    """Groups items, each of which begins with a PublishedTensor, by its variable."""
+    groups: dict[int, list[tuple]] = {}
+    for item in items:
+        groups.setdefault(id(item[0].variable), []).append(item)
+    return [(group[0][0].variable, group) for group in groups.values()]
+
+
+def as_tensor(array: np.ndarray) -> Any:
+    """A torch tensor with a copy of the array: a view would bring the whole stack into a file."""
+    import torch
+
+    # (`ascontiguousarray` makes vectors of scalars.)
+    return torch.from_numpy(np.array(array, order="C"))
 
 
 def published_array(tensor: PublishedTensor, value: np.ndarray) -> np.ndarray:
@@ -114,6 +170,72 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:_NAMED]) + (" ..." if len(names) > _NAMED else "")
+def release_pages(array: np.ndarray) -> None:
+    """Gives back the memory of an array that lies in a mapped file; a later use reads it from the file again.
+
+    NumPy's own memory is left as it is: it would be zero afterwards.
+    """
+    owner = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    if owner.flags.owndata:
+        return
+    begin = array.ctypes.data
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (begin + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last and array.flags.c_contiguous and hasattr(_LIBRARY, "madvise"):
+        _LIBRARY.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_DONTNEED)
+
+
+def release_freed_memory() -> None:
+    """Gives freed memory back to the system, which glibc keeps for later: hundreds of megabytes after a model."""
+    if hasattr(_LIBRARY, "malloc_trim"):
+        _LIBRARY.malloc_trim(ctypes.c_size_t(0))
+
+
+def check_implied_size(config: ModelConfig, state: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError where an architecture has more layers or numbers than a file, or its settings don't fit.
+
+    Then a model of that size is never built.
+    """
+    message = "the published weights do not fit this architecture: it has at least {:,} {}, and the file {:,} {}. "
+    found, needed = len(state), fewest_layers(config)
+    check(needed <= found, message.format(needed, "layers", found, "tensors") + _ONE_FILE)
+    # Afterwards, because the plan has a place for every group.
+    found, needed = sum(value.size for value in state.values()), fewest_numbers(config)
+    check(needed <= found, message.format(needed, "numbers", found, "numbers") + _ONE_FILE)
+
+
+def fewest_layers(config: ModelConfig) -> int:
+    """A lower bound of the layers, each of which has at least one tensor of its own."""
+    groups = sum(groups_per_scale(config))
+    layers = config.num_preprocess_blocks * config.num_preprocess_cells
+    layers += config.num_postprocess_blocks * config.num_postprocess_cells + groups * (1 + config.num_flows)
+    if groups > 1:
+        layers += groups * config.num_cells_per_group_encoder + (groups - 1) * config.num_cells_per_group_decoder
+    return layers
+
+
+def fewest_numbers(config: ModelConfig) -> int:
+    """A lower bound of the numbers in all weights: of a model with many channels, most of them."""
+    plan, latent = latent_plan(config), config.num_latent_per_group
+    flow = 2 * 9 * latent * HIDDEN_MULTIPLE * latent
+    numbers = 9 * config.num_channels_decoder * (config.num_mixtures if config.likelihood == "logistic_mixture" else 0)
+    for scale in plan.scales:
+        groups, encoder, decoder = len(scale.groups), scale.encoder_channels, scale.decoder_channels
+        numbers += groups * (9 * encoder * 2 * latent + decoder * latent + config.num_flows * flow)
+        if not plan.is_vanilla:
+            numbers += groups * config.num_cells_per_group_encoder * _in_cell(plan.cells.encoder, encoder)
+            below_top = groups - (scale is plan.scales[0])
+            numbers += below_top * config.num_cells_per_group_decoder * _in_cell(plan.cells.decoder, decoder)
+    for block in plan.preprocess:
+        numbers += (block.num_cells - 1) * _in_cell(plan.cells.preprocess, block.channels_in)
+    for block in plan.postprocess:
+        numbers += (block.num_cells - 1) * _in_cell(plan.cells.postprocess, block.channels_out)
+    return numbers
+
+
+def _in_cell(branch: Branch, channels: int) -> int:
+    if isinstance(branch, InvertedBranch):
+        return 2 * branch.expansion * channels**2
+    return 9 * len(branch.operations) * channels**2

@@ -25,7 +25,7 @@ from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.optimization import average_of_weights, inner_optimizer
 from nvae_tf.optimization.adamax import start_averages
-from nvae_tf.published.weight_names import named_weights, nested
+from nvae_tf.published.names import named_weights, nested
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _STEP, _SCORE, _LOSS_SCALE = f"step{VALUE}", f"best_score{VALUE}", f"loss_scale/0{VALUE}"

@@ -12,8 +12,8 @@ import keras
 
 from nvae_tf.layers import DataDependentConvolution
 from nvae_tf.models import NVAE
+from nvae_tf.published.names import named_weights
 from nvae_tf.published.torch_file import from_torch_checkpoint
-from nvae_tf.published.weight_names import named_weights
 from nvae_tf.training.loading import load_run
 
 # What else a model holds is state of its training, or follows the kernels.

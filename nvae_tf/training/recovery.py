@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from nvae_tf.models import NVAE
 from nvae_tf.models.metrics import RecentSteps
-from nvae_tf.published.weight_names import named_weights
+from nvae_tf.published.names import named_weights
 from nvae_tf.training.run import Run
 
 # At fixed steps, so that an interruption does not show, and not at each: that would hold up an accelerator.

@@ -10,7 +10,7 @@ import nvae_tf
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
-from nvae_tf.published.weight_names import named_weights, nested
+from nvae_tf.published.names import named_weights, nested
 from nvae_tf.training.run_folder import RunFolder, read_run_config
 
 

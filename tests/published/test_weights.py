@@ -7,7 +7,7 @@ import tensorflow as tf
 from nvae_tf.layers import ForwardPass
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.published.names import published_tensors
-from nvae_tf.published.weights import load_published_weights
+from nvae_tf.published.weights import load_published_weights, release_pages
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +74,10 @@ def test_both_forms_of_the_names_of_norms(cell_set, published):
     load_published_weights(model, state)
     expected = values_of(model)
     load_published_weights(model, {name: 0.0 * value for name, value in state.items()})
-    load_published_weights(model, longer)
+    # Copies and counters are passed over.
+    layer = next(name for name in longer if name.endswith(".running_var")).rpartition(".")[0]
+    load_published_weights(model, longer | {f"{layer}.num_batches_tracked": np.array(7)})
     assert_unchanged(model, expected)
-
-
-def test_copies_and_counters_are_passed_over(model, state):
-    load_published_weights(model, state)
-    before = values_of(model)
-    more = dict(state)
-    more["post_process.0._ops.0.conv.4.weight_normalized"] = np.zeros((1, 2))
-    more["pre_process.0._ops.0.bn_act.num_batches_tracked"] = np.array(7)
-    load_published_weights(model, more)
-    assert_unchanged(model, before)
 
 
 def changed(state, **changes):
@@ -105,15 +97,13 @@ def changed(state, **changes):
         (dict(stem__weight=None), "1 missing: stem.weight"),
         (dict(enc_sampler__3__bias=None, prior_ftr0=None), "2 missing: prior_ftr0, enc_sampler.3.bias"),
         (dict(enc_sampler__4__bias=np.zeros(4)), "1 unknown: enc_sampler.4.bias"),
-        (dict(stem__wight=np.zeros(4)), "1 unknown: stem.wight"),
         (
             dict(stem__weight=np.zeros((8, 1, 3, 5))),
             r"1 of another shape: stem.weight has shape \(8, 1, 3, 5\), this architecture needs \(8, 1, 3, 3\)",
         ),
         # The right number of values in this project's own layout.
         (dict(stem__weight=np.zeros((3, 3, 1, 8))), r"needs \(8, 1, 3, 3\)"),
-        (dict(stem__bias=np.zeros((8, 1))), r"stem.bias has shape \(8, 1\), this architecture needs \(8,\)"),
-        (dict(stem__bias=np.float32(0.0)), r"stem.bias has shape \(\)"),
+        (dict(stem__bias=np.float32(0.0)), r"stem.bias has shape \(\), this architecture needs \(8,\)"),
         (
             {"stem__bias": None, "enc0__1__bias": np.zeros(3), "other": np.zeros(1)},
             "1 missing: stem.bias; 1 of another shape: enc0.1.bias .*; 1 unknown: other",
@@ -128,22 +118,14 @@ def test_all_or_nothing(changes, message, model, state):
     assert_unchanged(model, before)
 
 
-def test_many_faults_are_counted_and_some_named(model):
-    count = len(list(published_tensors(model)))
-    with pytest.raises(ValueError, match=rf"{count} missing: prior_ftr0, stem.weight, .* \.\.\."):
-        load_published_weights(model, {})
-
-
 def test_both_forms_of_one_name_at_once_are_one_too_many(model, state):
     longer = with_inner_norms(state, model)
     name = next(name for name in longer if name not in state)
     with pytest.raises(ValueError, match="1 unknown: "):
         load_published_weights(model, {**state, name: longer[name]})
-
-
-def test_weights_of_another_architecture(published, state):
-    with pytest.raises(ValueError, match=r"unknown: nf_cells\.0\.cell1"):
-        load_published_weights(published.model(num_flows=0), state)
+    # Many faults are counted, and some named.
+    with pytest.raises(ValueError, match=r"\d+ missing: prior_ftr0, stem.weight, .* \.\.\."):
+        load_published_weights(model, {})
 
 
 def test_loaded_self_normalizing_layers_are_not_set_again(published):
@@ -163,11 +145,19 @@ def test_loaded_self_normalizing_layers_are_not_set_again(published):
 
 # The last is too large for float32, the type of the model's weights.
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
-def test_a_tensor_that_is_not_finite_is_named(published, value):
-    model = published.model()
-    state = published.random_state(model)
+def test_a_tensor_that_is_not_finite_is_named(published, model, state, value):
     name = next(name for name in reversed(state) if state[name].size > 1)
-    of_double = state[name].astype(np.float64)
-    state[name] = np.where(np.arange(of_double.size).reshape(of_double.shape) == 1, value, of_double)
+    other = np.where(np.arange(state[name].size).reshape(state[name].shape) == 1, value, state[name])
     with pytest.raises(ValueError, match=f"{name} holds NaN or infinity; nothing can go on from it"):
-        load_published_weights(model, state)
+        load_published_weights(model, state | {name: other})
+
+
+def test_only_pages_of_files_are_released(tmp_path):
+    own = np.ones([1 << 16])
+    release_pages(own)
+    release_pages(own.reshape(256, 256)[:128])
+    np.testing.assert_array_equal(own, 1.0)
+    own.tofile(tmp_path / "x.bin")
+    mapped = np.memmap(tmp_path / "x.bin", mode="c")
+    release_pages(mapped)
+    assert mapped.tobytes() == own.tobytes()

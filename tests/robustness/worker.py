@@ -38,12 +38,12 @@ def digest_of_checkpoint(prefix: str) -> str:
 
 
 def reader_of_published(base: pathlib.Path):
-    from nvae_tf.published.import_run import ImportChoices, import_run
+    from nvae_tf.published.import_run import import_run
 
     def read(path):
         output = path.parent / "imported"
         try:
-            imported = import_run(ImportChoices(path, output))
+            imported = import_run(path, output)
             return {"imported": digest_of_checkpoint(str(output / "checkpoints" / f"step-{imported.step}"))}
         finally:
             shutil.rmtree(output, ignore_errors=True)

@@ -16,10 +16,15 @@ import pytest
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig, config_to_json
 from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.published.weight_names import named_weights, nested
+from nvae_tf.published.names import named_weights, nested
 from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run import Images, Run, check_images_a_step, note_images
-from nvae_tf.training.run_folder import RunFolder, lock_for_training, open_for_training, read_image_counts
+from nvae_tf.training.run_folder import (
+    RunFolder,
+    lock_for_training,
+    open_for_training,
+    read_image_counts,
+)
 from nvae_tf.training.strategy import ONE_DEVICE
 from tests.tiny_model import tiny_config
 

@@ -1,0 +1,139 @@
+"""Where the commands read and write, checked before TensorFlow and torch start; and run folders that appear whole."""
+
+import contextlib
+import importlib.util
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+from nvae_tf.config import check
+from nvae_tf.errors import first_line
+
+CONFIG_NAME = "config.py"
+# For those who want to change settings in a file; `--config` takes config.json too.
+CONFIG_TEXT = '''"""The settings of this run, for train.main: those of config.json beside this file.
+
+    python -m train.main --config=RUN/config.py --workdir=RUN
+"""
+
+import json
+import pathlib
+
+from nvae_tf.presets import default_config
+
+
+def get_config():
+    settings = json.loads(pathlib.Path(__file__).with_name("config.json").read_text())
+    # Follows from the length of the run.
+    del settings["objective"]["total_steps"]
+    config = default_config()
+    config.update(settings)
+    return config.lock()
+'''
+
+
+def check_torch() -> None:
+    """Raises ValueError where torch is not installed; the message says how to install it."""
+    try:
+        found = importlib.util.find_spec("torch")
+    except ValueError:
+        found = None
+    if found is None:
+        raise ValueError('published .pt files need PyTorch: pip install "nvae_tf[torch]", or `make torch`')
+
+
+def check_file(path: pathlib.Path) -> None:
+    """Raises FileNotFoundError unless there is a file at `path`."""
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: {what}; give the path of a published checkpoint (.pt)")
+
+
+def check_import_places(checkpoint: pathlib.Path, output: pathlib.Path, report: pathlib.Path | None) -> None:
+    """Checks what an import reads and writes.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: the run folder or the report can't be made, or one is in the way of the other.
+    """
+    check_file(checkpoint)
+    check_output_is_free(output)
+    if report is not None:
+        check_new_file("--report", report)
+        file, folder = report.resolve(), output.resolve()
+        is_apart = folder not in (file, *file.parents) and file not in folder.parents
+        check(is_apart, f"--report={report}: in the way of --output={output}, which is made as a whole; name another")
+
+
+def check_new_file(flag: str, path: pathlib.Path) -> None:
+    """Raises ValueError if a new file can't be written at `path`, or if something exists there."""
+    check(not path.exists(), f"{flag}={path}: is there already; give another name")
+    parent = path.absolute().parent
+    check(parent.is_dir(), f"{flag}={path}: there is no folder {parent}; make it, or give another name")
+    _check_writable(flag, path, parent)
+
+
+def check_output_is_free(output: pathlib.Path) -> None:
+    """Raises ValueError unless a run folder can be created at `output`, which may be missing or empty."""
+    place = output.resolve()
+    if place.exists():
+        check(place.is_dir(), f"--output={output}: a file; name a new or an empty folder")
+        found = min((entry.name for entry in place.iterdir()), default=None)
+        check(found is None, f"--output={output}: not empty, it holds {found}; name a new or an empty folder")
+        # An empty folder is replaced by the whole one.
+        what = "a mount point" if place.is_mount() else "the folder that the command runs in"
+        is_replaceable = not place.is_mount() and place != pathlib.Path.cwd()
+        check(
+            is_replaceable, f"--output={output}: {what}, which can't be replaced; name a new folder, {output / 'run'}"
+        )
+    parent = next(folder for folder in place.parents if folder.exists())
+    check(parent.is_dir(), f"--output={output}: can't be made, {parent} is a file; name another folder")
+    _check_writable("--output", output, parent)
+
+
+def _check_writable(flag: str, path: pathlib.Path, folder: pathlib.Path) -> None:
+    """Tries it: permissions say nothing of read-only disks, of the system's folders, or of names that are too long."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{flag}={path}: can't be made, {folder} can't be written to ({error.strerror}); give another name"
+        ) from error
+
+
+@contextlib.contextmanager
+def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a hidden folder beside `output` to write to, which takes its place when the block ends well.
+
+    After a block that ends with an error nothing is left; a killed process may leave `.NAME.partial-*` behind.
+
+    Raises:
+      OSError: in the block something could not be written.
+      ValueError: see `check_output_is_free`.
+    """
+    check_output_is_free(output)
+    place = output.resolve()
+    parent = place.parent
+    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # Others may not enter the hidden folder; the one inside it has the usual permissions.
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.partial-", dir=parent) as hidden:
+            written = pathlib.Path(hidden) / place.name
+            written.mkdir()
+            yield written
+            check_output_is_free(output)  # somebody else may have been quicker
+            written.rename(place)
+    except BaseException as error:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
+                folder.rmdir()
+        if not isinstance(error, OSError):
+            raise
+        # The hidden folder is gone when the message is read.
+        reason = error.strerror or first_line(error).rpartition(f"/{place.name}/")[2]
+        raise OSError(
+            f"--output={output}: could not be written, and nothing of it is left ({reason}). Make room on its disk, or "
+            "name a folder on another one"
+        ) from error
