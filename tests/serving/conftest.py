@@ -1,14 +1,18 @@
 """One small export for all tests of this folder: writing and checking it takes some seconds."""
 
+import contextlib
+import runpy
+import sys
+
 import keras
 import numpy as np
 import pytest
+from absl import flags
 
 from export import run_saved_model
 from nvae_tf.config import ModelConfig
 from nvae_tf.models import NVAE
-from nvae_tf.serving.saved_models.run_source import Origin
-from nvae_tf.serving.saved_models.saved_model import export_saved_model
+from nvae_tf.serving.saved_model import Origin, export_saved_model
 
 CONFIG = ModelConfig(
     image_height=8,
@@ -74,3 +78,36 @@ def run(folder):
 @pytest.fixture(scope="session")
 def vanilla_model():
     return model_of(VANILLA_CONFIG)
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """`script(name, *arguments)` runs `python -m export.NAME` in this process; gives exit code, output and errors."""
+
+    def run(name, *arguments):
+        known, code = set(flags.FLAGS), 0
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        capsys.readouterr()
+        try:
+            with contextlib.suppress(ImportWarning):
+                runpy.run_module(f"export.{name}", run_name="__main__", alter_sys=True)
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        finally:
+            for flag in set(flags.FLAGS) - known:
+                delattr(flags.FLAGS, flag)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(script):
+    """`refused(name, *arguments)` gives the one line on standard error of a command that ends with exit code 2."""
+
+    def run(name, *arguments):
+        code, _, errors = script(name, *arguments)
+        assert code == 2 and errors.startswith("error: ") and errors.count("\n") == 1, errors
+        return errors
+
+    return run

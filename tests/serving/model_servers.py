@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf.serving.clients.request_patience import Patience
-from nvae_tf.serving.clients.rest_client import RestClient
-from nvae_tf.serving.local_server.served_versions import ServedVersions
-from nvae_tf.serving.local_server.server import LocalServer
-from nvae_tf.serving.serving_client import ServingClient
+from nvae_tf.serving.client import Patience, RestClient
+from nvae_tf.serving.grpc_client import ServingClient
+from nvae_tf.serving.local_server import LocalServer
+from nvae_tf.serving.served_versions import ServedVersions
 
 REAL_SERVER = os.environ.get("TF_MODEL_SERVER")
 SECONDS_TO_START = 120

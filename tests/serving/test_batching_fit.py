@@ -2,7 +2,7 @@
 
 import pytest
 
-from nvae_tf.serving.server_files.batching_fit import BatchTiming, fit_batching, largest_worthwhile
+from nvae_tf.serving.server_files import BatchTiming, fit_batching, largest_worthwhile
 
 # Twice the rows in 1.5 times the time up to 8 rows, from there in twice the time.
 TIMINGS = [BatchTiming(*pair) for pair in ((1, 0.1), (2, 0.15), (4, 0.225), (8, 0.3375), (16, 0.675), (32, 0.7))]

@@ -8,11 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from export import export_tflite as command
 from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import data_spec
 from nvae_tf.models import NVAE
-from nvae_tf.serving.devices.tflite_comparison import Comparison
+from nvae_tf.serving.tflite import Comparison
 from nvae_tf.training import loading
 from nvae_tf.training.checkpoint_files import checkpoint_sha256
 from tests.tiny_model import tiny_config
@@ -31,17 +30,11 @@ MEASURED = Comparison(
 )
 
 
-def refused(capsys, *arguments):
-    """The one line on standard error of a command that ends with exit code 2."""
-    with pytest.raises(SystemExit) as stopped:
-        command.main(arguments)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
-
-
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run on the digits, whose weights are as they were initialized."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").touch()
     (tmp_path / "step-12.data").write_bytes(b"weights")
     (tmp_path / "step-12.index").write_bytes(b"index")
     config = ExperimentConfig(model=tiny_config(image_height=16, image_width=16), data=data_spec("digits"))
@@ -51,14 +44,16 @@ def run(tmp_path, monkeypatch):
     return asked
 
 
-def test_the_flags_reach_the_export(run, tmp_path, monkeypatch, capsys):
-    from nvae_tf.serving.devices import tflite
+def test_the_flags_reach_the_export(run, tmp_path, monkeypatch, script):
+    from nvae_tf.serving import tflite
 
     calls = []
-    monkeypatch.setattr(tflite, "export_tflite", lambda *given: calls.append(given) or MEASURED)
+    monkeypatch.setattr(
+        tflite, "export_tflite", lambda *given, **others: calls.append((*given, *others.values())) or MEASURED
+    )
     output = tmp_path / "models" / "digits.tflite"
     flags = [f"--output={output}", "--signature=sample", "--quantize=dynamic", "--smallest_psnr=41.5"]
-    command.main([f"--workdir={tmp_path / 'run'}", *flags])
+    _, printed, _ = script("export_tflite", f"--workdir={tmp_path / 'run'}", *flags)
     assert run == [(tmp_path / "run", "latest")]
     ((model, *place, pictures, source, smallest_psnr),) = calls
     assert model.config.image_height == 16 and place == [output, "sample", "dynamic"] and smallest_psnr == 41.5
@@ -67,19 +62,17 @@ def test_the_flags_reach_the_export(run, tmp_path, monkeypatch, capsys):
     images = pictures("test", 5)
     assert images.shape == (5, 16, 16, 1) and set(np.unique(images)) == {0.0, 1.0}
     assert pictures("test", 1000).shape[0] == 360
-    printed = capsys.readouterr().out
-    for word in ("sample of ", "step 12,", "1,234 bytes", "0.50 ms a picture", "PSNR 40.1 dB", f"{output}.json"):
+    for word in ("sample of ", "step 12,", "1,234 bytes", "0.50 ms an image", "PSNR 40.1 dB", f"{output}.json"):
         assert word in printed
 
 
 @pytest.mark.slow
-def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_told(run, tmp_path, capsys):
+def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_told(run, tmp_path, script):
     output = tmp_path / "models" / "digits.tflite"
     flags = [f"--output={output}", "--signature=reconstruct", "--quantize=int8", "--checkpoint=best"]
-    command.main([f"--workdir={tmp_path / 'run'}", *flags])
+    _, printed, _ = script("export_tflite", f"--workdir={tmp_path / 'run'}", *flags)
     assert run == [(tmp_path / "run", "best")]
-    printed = capsys.readouterr().out
-    for word in ("step 12,", " bytes", " ms a picture", "error ", " dB", str(output)):
+    for word in ("step 12,", " bytes", " ms an image", "error ", " dB", str(output)):
         assert word in printed
     report = json.loads((tmp_path / "models" / "digits.tflite.json").read_text())
     assert report["source"]["step"] == 12
@@ -88,23 +81,25 @@ def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_told(ru
     assert output.stat().st_size == report["measured"]["size_bytes"]
 
 
-def test_a_missing_run_folder_is_told_and_nothing_written(tmp_path, capsys):
-    said = refused(capsys, f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'a' / 'b'}", "--signature=decode")
+def test_a_missing_run_folder_is_told_and_nothing_written(tmp_path, refused):
+    said = refused(
+        "export_tflite", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'a' / 'b'}", "--signature=decode"
+    )
     assert said.startswith("error: ") and "no such folder" in said and str(tmp_path / "run") in said
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("existing", ["a.tflite", "a.tflite.json"])
-def test_an_existing_file_is_told_before_the_run_is_looked_at(tmp_path, capsys, existing):
+def test_an_existing_file_is_told_before_the_run_is_looked_at(tmp_path, refused, existing):
     (tmp_path / existing).write_text("old")
-    said = refused(capsys, "--workdir=missing", f"--output={tmp_path / 'a.tflite'}", "--signature=decode")
+    said = refused("export_tflite", "--workdir=missing", f"--output={tmp_path / 'a.tflite'}", "--signature=decode")
     assert f"{existing}: exists already and is not overwritten" in said
     assert (tmp_path / existing).read_text() == "old"
 
 
-def test_a_file_where_a_folder_must_be_is_told(tmp_path, capsys):
+def test_a_file_where_a_folder_must_be_is_told(tmp_path, refused):
     (tmp_path / "models").write_text("")
-    said = refused(capsys, "--workdir=missing", f"--output={tmp_path / 'models' / 'a'}", "--signature=decode")
+    said = refused("export_tflite", "--workdir=missing", f"--output={tmp_path / 'models' / 'a'}", "--signature=decode")
     assert "models: a file, so" in said
 
 
@@ -114,22 +109,25 @@ def test_a_file_where_a_folder_must_be_is_told(tmp_path, capsys):
         (["--output=y", "--signature=decode"], "--workdir"),
         (["--workdir=x", "--signature=decode"], "--output"),
         (["--workdir=x", "--output=y"], "--signature"),
-        (["--workdir=x", "--output=y", "--signature=score"], "'score' (choose from "),
-        (["--workdir=x", "--output=y", "--signature=decode", "--quantize=int4"], "'int4' (choose from "),
+        (["--workdir=x", "--output=y", "--signature=score"], "--signature=score: value should be one of"),
+        (
+            ["--workdir=x", "--output=y", "--signature=decode", "--quantize=int4"],
+            "--quantize=int4: value should be one of",
+        ),
         (["--workdir=x", "--output=y", "--signature=decode", "--smallest_psnr=-1"], "--smallest_psnr=-1.0: must be"),
         (["--workdir=x", "--output=y", "--signature=decode", "--smallest_psnr=nan"], "--smallest_psnr=nan: must be"),
-        (["--wrkdir=x"], "error: --wrkdir: no such flag; did you mean --workdir?\n"),
+        (["--wrkdir=x"], "'wrkdir'. Did you mean: workdir"),
     ],
 )
-def test_a_missing_or_senseless_flag_is_told(capsys, arguments, message):
-    assert message in refused(capsys, *arguments)
+def test_a_missing_or_senseless_flag_is_told(refused, arguments, message):
+    assert message in refused("export_tflite", *arguments)
 
 
 def test_help_is_a_manual_page_and_does_not_wait_for_tensorflow():
     program = (
         "import atexit, runpy, sys; sys.argv.append('--help')\n"
         "atexit.register(lambda: print('tensorflow' in sys.modules))\n"
-        "runpy.run_module('export.export_tflite', run_name='__main__')\n"
+        "runpy.run_module('export.export_tflite', run_name='__main__', alter_sys=True)\n"
     )
     process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert process.stdout.endswith("False\n")

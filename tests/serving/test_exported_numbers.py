@@ -16,9 +16,8 @@ from PIL import Image
 from nvae_tf.generation.image_grid import image_grid
 from nvae_tf.models.latents import PriorSource
 from nvae_tf.models.noise import image_seeds, noise_per_image
-from nvae_tf.serving.saved_models import verification
-from nvae_tf.serving.saved_models.picture_bytes import images_from_bytes
-from nvae_tf.serving.signatures import SIGNATURES, Signatures
+from nvae_tf.serving import verification
+from nvae_tf.serving.signatures import SIGNATURES, Signatures, images_from_bytes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SEEDS = np.array([5, 6, 5, 5 + 2 * 2**32], np.int64)
@@ -74,7 +73,7 @@ import nvae_tf
     command = [sys.executable, "-I", str(program)]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert process.stderr.endswith("ModuleNotFoundError: import of nvae_tf halted; None in sys.modules\n")
-    assert f"5 pictures in {tmp_path}/new/samples.png" in process.stdout
+    assert f"5 images in {tmp_path}/new/samples.png" in process.stdout
     expected = image_grid(model.generate(5, seed=4).numpy(), enlarge=None)
     found = np.asarray(Image.open(tmp_path / "new" / "samples.png")).astype(int)
     assert found.shape == expected.shape and np.abs(found - expected).max() <= 1

@@ -2,10 +2,13 @@
 
 import contextlib
 import http.server
+import pathlib
 import subprocess
 import threading
 
-from nvae_tf.serving.server_files.serving_configuration import HEALTH_CHECK
+from nvae_tf.serving import server_files
+
+HEALTH_CHECK = pathlib.Path(server_files.__file__).with_name("templates").joinpath("health_check.sh").read_text()
 
 
 class Server(http.server.BaseHTTPRequestHandler):

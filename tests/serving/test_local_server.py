@@ -16,15 +16,20 @@ import grpc
 import numpy as np
 import pytest
 import requests
-from tensorflow_serving.apis import classification_pb2, inference_pb2, model_management_pb2, regression_pb2
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    classification_pb2,
+    inference_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+    regression_pb2,
+)
 
-from nvae_tf.serving.clients.request_patience import Patience
-from nvae_tf.serving.clients.serving_errors import ModelNotFound, ServerNotReady, TooLarge
-from nvae_tf.serving.clients.serving_messages import model_service_pb2_grpc, predict_pb2, prediction_service_pb2_grpc
-from nvae_tf.serving.clients.tensor_messages import tensor_message
-from nvae_tf.serving.local_server.batching import Batcher, Batching
-from nvae_tf.serving.local_server.loaded_version import LoadedVersion
-from nvae_tf.serving.local_server.server import LocalServer
+from nvae_tf.serving.client import ModelNotFound, Patience, ServerNotReady, TooLarge
+from nvae_tf.serving.local_server import LocalServer
+from nvae_tf.serving.served_versions import Batcher, Batching, LoadedVersion
 from tests.serving.model_servers import IMAGES, SEEDS, Servers, local_servers, served
 
 pytest_plugins = ("tests.serving.serving_fixtures",)
@@ -52,7 +57,7 @@ def refusal(servers, signature, arrays, model="tiny"):
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = model, signature
     for name, array in arrays.items():
-        request.inputs[name].CopyFrom(tensor_message(array))
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
     with stub(servers) as service, pytest.raises(grpc.RpcError) as told:
         service.Predict(request, timeout=20)
     return told.value.code().name, told.value.details()
@@ -87,7 +92,7 @@ def test_a_tensor_that_lies_about_its_shape_is_refused(local):
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = "tiny", "decode"
     for sizes in ([1000, 60], [10**9, 60]):
-        message = tensor_message(np.zeros([1, 60], np.float32))
+        message = tf.make_tensor_proto(np.zeros([1, 60], np.float32))
         for dimension, size in zip(message.tensor_shape.dim, sizes, strict=True):
             dimension.size = size
         request.inputs["latent"].CopyFrom(message)
@@ -362,18 +367,17 @@ def test_the_command_serves_until_sigterm(texts_folder):
         (["--model=a", "--path=missing"], "--path=missing: no such folder"),
         (["--model=a", "--path={texts}/1"], "is one version; name the folder of all versions, {texts}"),
         (["--model=a", "--path={empty}"], "no numbered versions in it"),
-        (["--model=a", "--path={texts}", "--port=70000"], "--port=70000: must be from 0 to 65535"),
+        (
+            ["--model=a", "--path={texts}", "--port=70000"],
+            "--port=70000: 70000 is not an integer in the range [0, 65535]",
+        ),
         (["--model=a", "--path={texts}", "--label=stable"], "give LABEL=VERSION"),
-        (["--modle=a"], "--modle: no such flag; did you mean --model?"),
+        (["--modle=a"], "'modle'. Did you mean: model"),
     ],
 )
-def test_the_command_tells_mistakes(texts_folder, tmp_path, capsys, flags, message):
-    from export import serve
-
+def test_the_command_tells_mistakes(texts_folder, tmp_path, refused, flags, message):
     places = {"texts": texts_folder.parent, "empty": tmp_path}
-    with pytest.raises(SystemExit) as stopped:
-        serve.main([flag.format(**places) for flag in flags])
-    assert stopped.value.code == 2 and message.format(**places) in capsys.readouterr().err
+    assert message.format(**places) in refused("serve", *(flag.format(**places) for flag in flags))
 
 
 def test_a_label_of_a_version_that_is_not_there_ends_the_command(texts_folder):

@@ -9,11 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from nvae_tf.serving.clients.request_patience import Patience
-from nvae_tf.serving.clients.rest_client import RestClient
-from nvae_tf.serving.clients.rest_values import array_of_json, json_of
-from nvae_tf.serving.clients.serving_errors import BadRequest, DeadlineExceeded, ServerFailed, ServerNotReady, TooLarge
-from nvae_tf.serving.serving_client import ServingClient
+from nvae_tf.serving.client import (
+    BadRequest,
+    DeadlineExceeded,
+    Patience,
+    RestClient,
+    ServerFailed,
+    ServerNotReady,
+    TooLarge,
+    array_of_json,
+    json_of,
+)
+from nvae_tf.serving.grpc_client import ServingClient
 from tests.serving.model_servers import IMAGES, QUICK, SEEDS, free_port
 
 pytest_plugins = ("tests.serving.serving_fixtures",)

@@ -15,8 +15,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 from nvae_tf.config import read_config
 from nvae_tf.layers import folded_weights
 from nvae_tf.models import NVAE
-from nvae_tf.serving.saved_models import saved_model, verification
-from nvae_tf.serving.saved_models.saved_model import export_saved_model
+from nvae_tf.serving import saved_model, verification
+from nvae_tf.serving.saved_model import export_saved_model
 from nvae_tf.serving.signatures import SIGNATURES, Signatures
 from tests.serving.conftest import VANILLA_CONFIG
 

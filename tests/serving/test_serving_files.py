@@ -10,10 +10,6 @@ import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from export import serving_files as command
-from nvae_tf.serving.server_files import compose_file
-from nvae_tf.serving.server_files.exported_models import ServedExports
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = {"models.config", "monitoring.config", "prometheus.yml", "health_check.sh", "docker-compose.yml"}
 BATCHING = "batching_parameters.txt"
@@ -30,10 +26,17 @@ def models(tmp_path):
     return tmp_path / "models"
 
 
-def write_files(models, *flags):
-    output = models.parent / "serving"
-    command.main([f"--models={models}", f"--output={output}", *flags])
-    return output
+@pytest.fixture
+def write_files(script):
+    """`write_files(models, *flags)` runs the command; gives the folder of the files and what it prints."""
+
+    def run(models, *flags):
+        output = models.parent / "serving"
+        code, printed, errors = script("serving_files", f"--models={models}", f"--output={output}", *flags)
+        assert code == 0, errors
+        return output, printed
+
+    return run
 
 
 def served_models(output):
@@ -72,8 +75,8 @@ def batching_of(text):
     return parse(text, "BatchingParameters", fields | {"enable_large_batch_splitting": (9, BOOL_VALUE, False)})
 
 
-def test_without_labels_the_newest_version_of_each_model_is_served(models):
-    served = served_models(write_files(models, "--no-measure"))
+def test_without_labels_the_newest_version_of_each_model_is_served(models, write_files):
+    served = served_models(write_files(models, "--no-measure")[0])
     assert {name: model.base_path for name, model in served.items()} == {
         "digits": "/models/digits",
         "faces": "/models/faces",
@@ -90,8 +93,8 @@ def test_without_labels_the_newest_version_of_each_model_is_served(models):
         ("auto", {"stable": 3, "canary": 10}, {"stable": 1, "canary": 1}),
     ],
 )
-def test_versions_with_labels_are_served_and_no_others(models, labels, digits, faces):
-    output = write_files(models, "--no-measure", f"--labels={labels}")
+def test_versions_with_labels_are_served_and_no_others(models, write_files, labels, digits, faces):
+    output, _ = write_files(models, "--no-measure", f"--labels={labels}")
     served = served_models(output)
     assert dict(served["digits"].version_labels) == digits and dict(served["faces"].version_labels) == faces
     assert sorted(served["digits"].model_version_policy.specific.versions) == sorted(digits.values())
@@ -99,16 +102,15 @@ def test_versions_with_labels_are_served_and_no_others(models, labels, digits, f
     assert flags_of(output)["allow_version_labels_for_unavailable_models"] == "true"
 
 
-def test_an_export_is_measured_and_the_parameters_are_those_of_its_table(folder, tmp_path, capsys):
-    output = tmp_path / "serving"
-    command.main([f"--models={folder.parents[1]}", f"--output={output}", "--longest_batch_seconds=20"])
+def test_an_export_is_measured_and_the_parameters_are_those_of_its_table(folder, write_files):
+    output, printed = write_files(folder.parents[1], "--longest_batch_seconds=20")
     text = (output / BATCHING).read_text()
     table = re.findall(r"^# +(\d+) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
     rows = [int(row[0]) for row in table]
     assert "# all/3, sample\n" in text and rows == [1, 2, 4, 8, 16, 32, 64][: len(rows)]
     parameters = batching_of(text)
     largest = parameters.max_execution_batch_size.value
-    assert largest in rows[-2:] and f"up to {largest} rows" in capsys.readouterr().out
+    assert largest in rows[-2:] and f"up to {largest} rows" in printed
     # The client of this project sends up to 32 rows at once, whatever the server's batches are.
     assert parameters.enable_large_batch_splitting.value and parameters.max_batch_size.value == 64
     alone = float(table[0][1])
@@ -119,8 +121,8 @@ def test_an_export_is_measured_and_the_parameters_are_those_of_its_table(folder,
     assert flags["tensorflow_intra_op_parallelism"] == str(parameters.num_batch_threads.value)
 
 
-def test_without_measuring_only_a_file_that_is_there_turns_batching_on(models):
-    output = write_files(models, "--no-measure")
+def test_without_measuring_only_a_file_that_is_there_turns_batching_on(models, write_files):
+    output, _ = write_files(models, "--no-measure")
     assert {file.name for file in output.iterdir()} == FILES and "enable_batching" not in flags_of(output)
     (output / BATCHING).write_text("max_batch_size { value: 4 }\n")
     write_files(models, "--no-measure")
@@ -128,20 +130,19 @@ def test_without_measuring_only_a_file_that_is_there_turns_batching_on(models):
     assert flags_of(output)["enable_batching"] == "true"
 
 
-def test_files_of_the_same_name_are_replaced_and_told_and_others_stay(models, capsys):
+def test_files_of_the_same_name_are_replaced_and_told_and_others_stay(models, write_files):
     output = models.parent / "serving"
     output.mkdir()
     (output / "models.config").write_text("old")
     (output / "notes.txt").write_text("mine")
-    write_files(models, "--no-measure")
-    said = capsys.readouterr().out
-    assert "Replaced what was there of models.config.\n" in said
+    _, printed = write_files(models, "--no-measure")
+    assert "Replaced what was there of models.config.\n" in printed
     assert "digits" in served_models(output) and (output / "notes.txt").read_text() == "mine"
     assert {file.name for file in output.iterdir()} == FILES | {"notes.txt"}
 
 
-def test_monitoring_is_where_prometheus_looks(models):
-    output = write_files(models, "--no-measure")
+def test_monitoring_is_where_prometheus_looks(models, write_files):
+    output, _ = write_files(models, "--no-measure")
     bool_type, string = descriptor_pb2.FieldDescriptorProto.TYPE_BOOL, descriptor_pb2.FieldDescriptorProto.TYPE_STRING
     inner = ("PrometheusConfig", {"enable": (1, bool_type, False), "path": (2, string, False)})
     fields = {"prometheus_config": (1, ".settings.PrometheusConfig", False)}
@@ -151,8 +152,8 @@ def test_monitoring_is_where_prometheus_looks(models):
     assert job["static_configs"] == [{"targets": ["serving:8501"]}]
 
 
-def test_the_compose_file_mounts_what_the_flags_name(models):
-    output = write_files(models, "--no-measure", "--image=tensorflow/serving:2.19.1")
+def test_the_compose_file_mounts_what_the_flags_name(models, write_files):
+    output, _ = write_files(models, "--no-measure", "--image=tensorflow/serving:2.19.1")
     composed = yaml.safe_load((output / "docker-compose.yml").read_text())
     serving = composed["services"]["serving"]
     assert serving["image"] == "tensorflow/serving:2.19.1"
@@ -168,12 +169,10 @@ def test_the_compose_file_mounts_what_the_flags_name(models):
     assert composed["services"]["prometheus"]["profiles"] == ["monitoring"]
 
 
-def test_a_folder_with_a_dollar_is_no_variable_of_compose(tmp_path):
-    exports = [ServedExports("digits", (1,), {})]
-    models = tmp_path / 'my "$models"'
-    settings = compose_file.ComposeSettings(compose_file.SERVING_IMAGE, models, tmp_path, exports, 2, False)
-    composed = yaml.safe_load(compose_file.compose_file(settings))
-    assert composed["services"]["serving"]["volumes"][0]["source"] == './my "$$models"'
+def test_a_folder_with_a_dollar_is_no_variable_of_compose(models, write_files):
+    odd = models.rename(models.parent / 'my "$models"')
+    composed = yaml.safe_load((write_files(odd, "--no-measure")[0] / "docker-compose.yml").read_text())
+    assert composed["services"]["serving"]["volumes"][0]["source"] == '../my "$$models"'
 
 
 @pytest.mark.parametrize(
@@ -189,31 +188,27 @@ def test_a_folder_with_a_dollar_is_no_variable_of_compose(tmp_path):
         (["--image=tensorflow/serving"], "name one release"),
         (["--image=localhost:5000/serving:latest-gpu"], "name one release"),
         (["--output={models}/digits/2/saved_model.pb"], "a file; name a folder"),
-        (["--label=auto"], "no such flag; did you mean --labels?"),
+        (["--label=auto"], "'label'. Did you mean: labels"),
         ([], "models/digits/10: its batches can't be measured"),  # the file is empty
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_nothing_written(models, capsys, flags, message):
-    flags = [flag.format(models=models) for flag in flags]
-    with pytest.raises(SystemExit) as stopped:
-        write_files(models, *flags)
-    told = capsys.readouterr().err
-    assert stopped.value.code == 2 and message in told and told.startswith("error: ") and told.count("\n") == 1
-    assert not (models.parent / "serving").exists()
+def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused, flags, message):
+    output = models.parent / "serving"
+    places = [f"--models={models}", f"--output={output}"]
+    assert message in refused("serving_files", *places, *(flag.format(models=models) for flag in flags))
+    assert not output.exists()
 
 
-def test_a_name_that_is_no_address_is_told(models, capsys):
+def test_a_name_that_is_no_address_is_reported(models, refused):
     (models / "faces").rename(models / "my faces")
-    with pytest.raises(SystemExit):
-        write_files(models)
-    assert "my faces: rename it" in capsys.readouterr().err
+    assert "my faces: rename it" in refused("serving_files", f"--models={models}", "--output=x")
 
 
 def test_help_does_not_wait_for_tensorflow():
     program = (
         "import atexit, runpy, sys; sys.argv.append('--help')\n"
         "atexit.register(lambda: print('tensorflow' in sys.modules))\n"
-        "runpy.run_module('export.serving_files', run_name='__main__')\n"
+        "runpy.run_module('export.serving_files', run_name='__main__', alter_sys=True)\n"
     )
     process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert process.stdout.endswith("False\n") and "--labels" in process.stdout and "canary" in process.stdout

@@ -16,14 +16,10 @@ from PIL import Image
 from nvae_tf.generation.latents_file import save_latents
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.noise import image_seeds, noise_per_image
-from nvae_tf.serving.devices import tflite
-from nvae_tf.serving.devices.device_inputs import device_inputs
-from nvae_tf.serving.devices.device_signatures import DeviceSignatures
-from nvae_tf.serving.devices.tflite import folded_signatures
-from nvae_tf.serving.devices.tflite_choices import DEVICE_SIGNATURES, MODES
-from nvae_tf.serving.devices.tflite_comparison import compare
-from nvae_tf.serving.devices.tflite_metadata import foreign_operations, read_metadata, with_metadata
-from nvae_tf.serving.devices.tflite_quantization import convert, write_for_devices
+from nvae_tf.serving import tflite
+from nvae_tf.serving.outputs import DEVICE_SIGNATURES, MODES
+from nvae_tf.serving.tflite import DeviceSignatures, compare, device_inputs, folded_signatures
+from nvae_tf.serving.tflite_conversion import convert, foreign_operations, read_metadata, with_metadata
 from tests.serving.conftest import CONFIG, VANILLA_CONFIG, model_of
 
 EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "export" / "decode_on_device.py"
@@ -55,7 +51,7 @@ def saved(model, vanilla_model, tmp_path_factory):
 
     def folder_of(kind, name):
         folder = tmp_path_factory.mktemp("saved") / name
-        write_for_devices(folded_signatures({"flows": model, "vanilla": vanilla_model}[kind]), name, folder)
+        folded_signatures({"flows": model, "vanilla": vanilla_model}[kind]).write(name, folder)
         return folder
 
     return functools.cache(folder_of)
@@ -64,7 +60,7 @@ def saved(model, vanilla_model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def float32(saved):
     """A signature's .tflite model in float32."""
-    return functools.cache(lambda kind, name: convert(saved(kind, name), name, "none"))
+    return functools.cache(lambda kind, name: convert(saved(kind, name), name, "none", None))
 
 
 def runner_of(content, name):
@@ -160,7 +156,7 @@ def test_8_bits_are_enough_for_one_cell_a_scale_with_flows_and_colors(tmp_path, 
     model = model_of(CONFIG, seed=2)
     signatures = DeviceSignatures(model)
     inputs = device_inputs(signatures, name, 4, images_of(model, 4), seed=1)
-    write_for_devices(folded_signatures(model), name, tmp_path / "saved")
+    folded_signatures(model).write(name, tmp_path / "saved")
     compared = compare(convert(tmp_path / "saved", name, "int8", inputs), signatures, name, inputs)
     assert compared.worst_psnr_db > 40
 
@@ -192,9 +188,9 @@ def test_an_operation_that_is_no_builtin_is_refused_and_named(vanilla_model, tmp
         def decode(self, latent):
             return {"image": latent + tf.random.stateless_normal([1, self.total], [1, 2])}
 
-    write_for_devices(Drawing(vanilla_model), "decode", tmp_path / "saved")
+    Drawing(vanilla_model).write("decode", tmp_path / "saved")
     with pytest.raises(ValueError, match="--signature=decode --quantize=none: TFLite can't convert it: .*Stateless"):
-        convert(tmp_path / "saved", "decode", "none")
+        convert(tmp_path / "saved", "decode", "none", None)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved"), signature_keys=["decode"])
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
     assert any(name.startswith("FlexStatelessRandom") for name in foreign_operations(converter.convert()))
@@ -263,12 +259,14 @@ def test_a_float32_model_with_other_numbers_is_refused(vanilla_model, tmp_path, 
     decode = DeviceSignatures.decode
     monkeypatch.setattr(DeviceSignatures, "_decoded_image", lambda self, z: decode(self, z)["image"], raising=False)
 
+    write = DeviceSignatures.write
+
     def write_other(signatures, name, folder):
         with monkeypatch.context() as patched:
             patched.setattr(DeviceSignatures, "decode", scaled)
-            write_for_devices(signatures, name, folder)
+            write(signatures, name, folder)
 
-    monkeypatch.setattr(tflite, "write_for_devices", write_other)
+    monkeypatch.setattr(DeviceSignatures, "write", write_other)
     with pytest.raises(ValueError, match="does not give the model's numbers: the largest error is 1.0e-03"):
         tflite.export_tflite(vanilla_model, tmp_path / "decode.tflite", "decode", "none", None)
     assert not list(tmp_path.iterdir())
@@ -317,7 +315,7 @@ def draw(*arguments):
     """Runs the example where neither TensorFlow nor this package can be imported."""
     program = (
         "import runpy, sys; sys.modules.update(dict.fromkeys(['tensorflow', 'keras', 'nvae_tf', 'export']))\n"
-        f"sys.argv[1:] = {list(arguments)}; runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
+        f"sys.argv[1:] = {list(arguments)}; runpy.run_path({str(EXAMPLE)!r}, run_name='__main__', alter_sys=True)"
     )
     subprocess.run([sys.executable, "-I", "-c", program], check=True)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nvae_tf.serving.saved_models.version_folder import check_version_is_free, new_version
+from nvae_tf.serving.outputs import check_version_is_free, new_version
 
 
 def write_version(output, version, text="new"):

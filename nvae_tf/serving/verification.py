@@ -1,7 +1,7 @@
 """Runs an export where this package can't be imported, as a server would, and compares it with recorded numbers.
 
-What the model gave for some inputs is recorded when the export is made and travels in it, so that it can be checked
-again wherever it has been copied to.
+Inputs and outputs of the model are recorded when the export is made and travel in it, so that it can be checked again
+wherever it has been copied to.
 """
 
 import io
@@ -17,6 +17,7 @@ import tensorflow as tf
 from PIL import Image
 
 from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf.serving.outputs import check_is_export
 from nvae_tf.serving.signatures import Signatures
 
 # Largest difference that rounding may cause, relative to the largest number of the tensor.
@@ -35,20 +36,20 @@ Arrays = dict[str, np.ndarray]
 
 
 class Record(NamedTuple):
-    """Inputs as `signature/input`, and what the model gave for them as `signature/output`."""
+    """Inputs as `signature/input`, and the model's outputs for them as `signature/output`."""
 
     inputs: Arrays
     outputs: Arrays
 
     def write(self, folder: pathlib.Path) -> None:
-        """Puts it into an export."""
+        """Writes it into an export."""
         arrays = {f"inputs/{name}": array for name, array in self.inputs.items()}
         arrays |= {f"outputs/{name}": array for name, array in self.outputs.items()}
         write_arrays(folder / RECORD, arrays)
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> "Record":
-        """That of an export.
+        """Reads the record of an export.
 
         Raises:
           FileNotFoundError: there is no export, or none with a record.
@@ -61,36 +62,22 @@ class Record(NamedTuple):
             arrays = read_arrays(folder / RECORD)
         except ValueError as error:
             raise ValueError(f"{folder / RECORD}: damaged ({error}); copy the export anew") from error
-        parts = [
-            {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
-            for kind in ("inputs/", "outputs/")
+        sides = [
+            {name.removeprefix(side): array for name, array in arrays.items() if name.startswith(side)}
+            for side in ("inputs/", "outputs/")
         ]
-        return cls(*parts)
-
-
-def check_is_export(folder: pathlib.Path) -> None:
-    """Checks that a folder is one version of an export.
-
-    Raises:
-      FileNotFoundError: it is not.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; name one version, as models/digits/1")
-    if not (folder / "saved_model.pb").is_file():
-        versions = sorted(str(file.parent) for file in folder.glob("*/saved_model.pb"))
-        there = f"; there is {', '.join(versions)}" if versions else ""
-        raise FileNotFoundError(f"{folder}: no export in it (saved_model.pb); name one version{there}")
+        return cls(*sides)
 
 
 def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
-    """What the model gives on the CPU.
+    """Runs every signature of a model on the CPU.
 
     Args:
       signatures: of the model.
       inputs: those of another record; without them the images are the model's own samples.
 
     Raises:
-      ValueError: a number that the model gives is not finite.
+      ValueError: an output is not finite.
     """
     used, outputs, values = {}, {}, dict(_VALUES)
     with tf.device("/CPU:0"):
@@ -100,20 +87,25 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
             try:
                 tensors = signatures.function(signature)(*map(tf.constant, arguments.values()))
             except tf.errors.InvalidArgumentError as error:
-                # The inputs are sound, so it is what the model makes of them that is refused.
-                raise ValueError(_diverged(signature, "image")) from error
-            results = {name: _storable(tensor.numpy()) for name, tensor in tensors.items()}
-            broken = [name for name, array in results.items() if array.dtype.kind == "f" and not _is_finite(array)]
+                # The inputs are valid, so it is the model's output that is refused.
+                raise ValueError(diverged(signature, "image")) from error
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            # Bytes of any length, as an array that needs no pickle; PNG files don't end in zeros.
+            results = {name: array.astype("S") if array.dtype == object else array for name, array in arrays.items()}
+            broken = [
+                name for name, array in results.items() if array.dtype.kind == "f" and not np.isfinite(array).all()
+            ]
             if broken:
-                raise ValueError(_diverged(signature, broken[0]))
+                raise ValueError(diverged(signature, broken[0]))
             used |= {f"{signature}/{name}": array for name, array in arguments.items()}
             outputs |= {f"{signature}/{name}": array for name, array in results.items()}
-            # What comes first stays: the samples and their latents are inputs of the other signatures.
+            # The first results stay: the samples and their latents are inputs of the other signatures.
             values = results | values
     return Record(used, outputs)
 
 
-def _diverged(signature: str, output: str) -> str:
+def diverged(signature: str, output: str) -> str:
+    """The message about a model whose output is not finite."""
     return (
         f"the model's {output} (signature {signature}) is not finite: its weights have diverged; export an earlier "
         "checkpoint"
@@ -124,7 +116,7 @@ def verified(folder: pathlib.Path) -> dict[str, float]:
     """Runs every signature of an export in a process without this package, on the CPU, and compares with its record.
 
     Returns:
-      The largest difference of every output, relative to its largest number; pictures may be one level of 256 apart.
+      The largest difference of every output, relative to its largest number; 8-bit images may be one level apart.
 
     Raises:
       FileNotFoundError: see `Record.read`.
@@ -143,10 +135,10 @@ def verified(folder: pathlib.Path) -> dict[str, float]:
 
 
 def clean_process_numbers(folder: pathlib.Path, inputs: Arrays) -> Arrays:
-    """What the SavedModel in `folder` gives for such inputs in a new process, without this package.
+    """The outputs of the SavedModel in `folder` for such inputs, in a new process without this package.
 
     Raises:
-      ValueError: the process failed; the message has the last line that it said.
+      ValueError: the process failed; the message has the last line of its error output.
     """
     with tempfile.TemporaryDirectory() as elsewhere:
         given, made = pathlib.Path(elsewhere, "inputs.npz"), pathlib.Path(elsewhere, "outputs.npz")
@@ -159,7 +151,7 @@ def clean_process_numbers(folder: pathlib.Path, inputs: Arrays) -> Arrays:
         )
         if process.returncode:
             # The last line of a traceback has the reason.
-            reason = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
             raise ValueError(f"the export can't be run in a clean process ({reason})")
         with np.load(made) as outputs:
             return dict(outputs)
@@ -168,12 +160,12 @@ def clean_process_numbers(folder: pathlib.Path, inputs: Arrays) -> Arrays:
 def difference(found: np.ndarray | None, expected: np.ndarray) -> float:
     """The largest difference over the largest expected number; infinite for another shape or NaN.
 
-    That of pictures, 8-bit or in files, is 0 where no value is more than one level off: rounding may do that.
+    For images of 8 bits or in PNG files it is 0 where no value is more than one level off: rounding may do that.
     """
     if expected.dtype.kind == "S":
         found = None if found is None else _pixels(found)
         expected = _pixels(expected)
-    if found is None or found.shape != expected.shape or not _is_finite(found):
+    if found is None or found.shape != expected.shape or not np.isfinite(found).all():
         return np.inf
     apart = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
     if expected.dtype == np.uint8:
@@ -183,12 +175,3 @@ def difference(found: np.ndarray | None, expected: np.ndarray) -> float:
 
 def _pixels(files: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(Image.open(io.BytesIO(bytes(file)))) for file in files])
-
-
-def _storable(array: np.ndarray) -> np.ndarray:
-    """Bytes of any length as an array that needs no pickle to be stored; files of pictures don't end in zeros."""
-    return array.astype("S") if array.dtype == object else array
-
-
-def _is_finite(array: np.ndarray) -> bool:
-    return bool(np.isfinite(array).all())

@@ -1,6 +1,6 @@
 """Runs the signatures of a SavedModel on recorded inputs, where the package that made it can't be imported.
 
-    python -I nvae_tf/serving/saved_models/replay_signatures.py SAVED_MODEL INPUTS.npz OUTPUTS.npz
+    python -I nvae_tf/serving/replay_signatures.py SAVED_MODEL INPUTS.npz OUTPUTS.npz
 
 The files hold arrays called `signature/input` and `signature/output`. Every new export is checked by this.
 """
@@ -13,10 +13,10 @@ import numpy as np
 
 
 def main(saved_model: str, inputs: str, outputs: str) -> None:
-    """Runs every signature that `inputs` has arrays for, and writes what they give to `outputs`."""
+    """Runs every signature that `inputs` has arrays for, and writes their outputs to `outputs`."""
     # An installed package can be imported from anywhere; None in its place makes that fail.
     sys.modules.update(dict.fromkeys(("nvae_tf", "export", "train", "configs")))
-    package = pathlib.Path(__file__).resolve().parents[2]
+    package = pathlib.Path(__file__).resolve().parents[1]
     # Inside an installed package, beside it in a checkout.
     sys.path += [str(package / "export"), str(package.parent / "export")]
     run_saved_model = importlib.import_module("run_saved_model")
@@ -30,7 +30,7 @@ def main(saved_model: str, inputs: str, outputs: str) -> None:
     with run_saved_model.session_of(saved_model) as run:
         for signature, values in arguments.items():
             for name, array in run(signature, **values).items():
-                # Files of pictures as an array that needs no pickle to be stored.
+                # PNG files as an array that needs no pickle to be stored.
                 results[f"{signature}/{name}"] = array.astype("S") if array.dtype == object else array
     np.savez(outputs, **results)
 
