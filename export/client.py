@@ -8,9 +8,7 @@
     python -m export.client score       --server=localhost:8500 --model=digits --images=photos --output=scores.json
 
 An --output in .png is one grid of all images; DIR/ is a new folder with a PNG of each. Image i of --seed is
-the same in jobs of all sizes. With --rest the server is asked over HTTP and JSON (its REST port, often 8501) instead
-of gRPC. A server that is not ready is asked again for some seconds.
-
+the same in jobs of all sizes. A server that is not ready is asked again for some seconds.
 Exit code: 0 done, 2 a mistake in the command, or a server that does not answer or refuses; then no file is written.
 """
 
@@ -48,7 +46,7 @@ def main() -> None:
     latents = served_model.read_latents(FLAGS.latents) if command == "decode" else []
     with _client() as client:
         if command == "status":
-            _print_status(client)
+            print(served_model.status_text(client))
             return
         count = FLAGS.count if command == "sample" else len(files) or len(latents)
         with tqdm(total=count, unit="image", leave=False, disable=None) as bar:
@@ -88,17 +86,6 @@ def _client():
     server = FLAGS.server or ("localhost:8501" if FLAGS.rest else "localhost:8500")
     patience = Patience(FLAGS.timeout, FLAGS.total_timeout)
     return client(server, FLAGS.model, version=FLAGS.version, label=FLAGS.label, patience=patience)
-
-
-def _print_status(client) -> None:
-    for found in client.model_status():
-        print(f"version {found.version}: {found.state}{' ' if found.error else ''}{found.error}")
-    metadata = client.metadata()
-    print(f"signatures of version {metadata.version}:")
-    width = max(map(len, metadata.signatures), default=0)
-    for name, spec in metadata.signatures.items():
-        sides = (", ".join(f"{key} {value}" for key, value in side.items()) for side in spec)
-        print(f"  {name:{width}}  {' -> '.join(sides)}")
 
 
 def _define_flags(command: str) -> None:

@@ -18,17 +18,15 @@ Signatures (the batch is the first axis of everything; a row's result depends on
 Images are float32 in [0, 1], seeds int64, num_groups int32. Each signature is there a second time as NAME_png, with
 the bytes of PNG files (image_bytes) in place of images, for REST.
 
-Weight normalization and batch norm are folded into the kernels. --weights=bfloat16 or float16 stores the kernels in
-half the bytes; everything is computed in float32 even so. assets.extra/ in the export has the settings, the
-signatures, the layout of latents, the step, the scores, and warm-up requests for a server.
+--weights=bfloat16 or float16 stores the kernels in half the bytes; everything is computed in float32 even so.
+assets.extra/ in the export has the settings, the signatures, the layout of latents, the step and the scores.
 
 To draw images with it, on any machine with TensorFlow; to check it where it has been copied to:
 
     python export/run_saved_model.py --saved_model=models/digits/1 --output=samples.png --temperature=0.7
     python -m export.verify models/digits/1
 
-docs/serving.md says how to serve it. Exit code: 0 done, 2 a mistake in the command or an export that differs; then
-nothing is written. With NVAE_TF_TRACEBACK=1 in the environment an error comes with its traceback.
+docs/serving.md says how to serve it. Exit code: 0 done, 2 a mistake or an export that differs; nothing is written then.
 """
 
 import pathlib

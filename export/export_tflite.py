@@ -15,19 +15,10 @@ Signatures (float32; one image at a time, the batch of 1 is the first axis of ev
 Images are in [0, 1]. Noise is standard-normal, as long as a latent; for encode, zeros give the posterior's
 means. The file's metadata, which nvae_tf.serving.tflite_conversion.read_metadata reads, have the latents' layout.
 
-Numbers (--quantize), all of them with TFLite's builtin operations alone:
+All of it is TFLite's builtin operations. A quantized model whose images have less than --smallest_psnr against the
+model's (for encode: those that the float32 model decodes from its latents) is refused.
 
-    none         float32 weights and arithmetic
-    float16      float16 weights, float32 arithmetic
-    dynamic      int8 weights; activations are made int8 where that is quicker, with ranges of the moment
-    int8         int8 weights and activations, with ranges from training images of the run; inputs and outputs
-                 stay float32
-
-A quantized model whose images have less than --smallest_psnr against the model's (for encode: those that
-the float32 model decodes from its latents) is refused.
-
-Exit code: 0 done, 2 a mistake in the command or a model that differs; then nothing is written. With
-NVAE_TF_TRACEBACK=1 in the environment an error comes with its traceback.
+Exit code: 0 done, 2 a mistake in the command or a model that differs; then nothing is written.
 """
 
 import math
@@ -43,7 +34,8 @@ from nvae_tf.serving.outputs import DEVICE_SIGNATURES, MODES, SMALLEST_PSNR, che
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "The .tflite file; must not exist yet.", required=True)
 SIGNATURE = flags.DEFINE_enum("signature", None, DEVICE_SIGNATURES, "What the device computes.", required=True)
-QUANTIZE = flags.DEFINE_enum("quantize", "none", list(MODES), "How numbers are stored.")
+NUMBERS = "; ".join(f"{mode}: {numbers}" for mode, numbers in MODES.items())
+QUANTIZE = flags.DEFINE_enum("quantize", "none", list(MODES), f"How numbers are stored: {NUMBERS}.")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 PSNR = flags.DEFINE_float("smallest_psnr", SMALLEST_PSNR, "Decibels that a quantized model's images must reach.")
 DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)

@@ -70,13 +70,13 @@ def sample(run: Run, count: int, seed: int, temperature: float) -> np.ndarray:
     seeds = np.int64(seed) + (np.arange(count, dtype=np.int64) << 32)
     temperatures = np.full(count, temperature, np.float32)
     parts = [slice(start, start + BATCH) for start in range(0, count, BATCH)]
-    pictures = [run("sample", seed=seeds[part], temperature=temperatures[part])["image"] for part in parts]
-    return np.concatenate(pictures)
+    images = [run("sample", seed=seeds[part], temperature=temperatures[part])["image"] for part in parts]
+    return np.concatenate(images)
 
 
-def picture_grid(pictures: np.ndarray) -> Image.Image:
+def image_grid(images: np.ndarray) -> Image.Image:
     """A grid of images `[count, height, width, 1 to 4]` in [0, 1], small ones enlarged to be seen."""
-    pixels = np.rint(np.clip(pictures, 0.0, 1.0) * 255.0).astype(np.uint8)
+    pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     enlarge = max(1, math.ceil(VISIBLE_SIDE / min(pixels.shape[1:3])))
     pixels = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     count, height, width, channels = pixels.shape
@@ -87,14 +87,14 @@ def picture_grid(pictures: np.ndarray) -> Image.Image:
     if channels in (2, 4):
         # The last is how opaque a pixel is.
         grid[..., -1] = 255
-    for number, picture in enumerate(pixels):
+    for number, image in enumerate(pixels):
         top, left = number // columns * (height + GAP), number % columns * (width + GAP)
-        grid[top : top + height, left : left + width] = picture
+        grid[top : top + height, left : left + width] = image
     return Image.fromarray(grid[:, :, 0] if channels == 1 else grid)
 
 
 def main() -> None:
-    """Reads the flags, draws, and writes the grid."""
+    """Draws, and writes the grid."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -108,20 +108,19 @@ def main() -> None:
     if not (folder / "saved_model.pb").is_file():
         versions = sorted(str(file.parent) for file in folder.glob("*/saved_model.pb"))
         parser.error(f"--saved_model={folder}: no saved_model.pb in it; name one version {versions or ''}")
-    if flags.count < 1:
-        parser.error(f"--count={flags.count}: must be above 0")
-    if not 0.0 < flags.temperature < math.inf:
-        parser.error(f"--temperature={flags.temperature}: must be above 0")
-    if not 0 <= flags.seed <= LARGEST_SEED:
-        parser.error(f"--seed={flags.seed}: must be from 0 to {LARGEST_SEED}")
     output = pathlib.Path(flags.output)
-    if output.suffix.lower() != ".png" or output.is_dir():
-        parser.error(f"--output={output}: give a name in .png")
+    for is_right, message in (
+        (flags.count > 0, f"--count={flags.count}: must be above 0"),
+        (0.0 < flags.temperature < math.inf, f"--temperature={flags.temperature}: must be above 0"),
+        (0 <= flags.seed <= LARGEST_SEED, f"--seed={flags.seed}: must be from 0 to {LARGEST_SEED}"),
+        (output.suffix.lower() == ".png" and not output.is_dir(), f"--output={output}: give a name in .png"),
+    ):
+        if not is_right:
+            parser.error(message)
     try:
         with session_of(flags.saved_model) as run:
-            pictures = sample(run, flags.count, flags.seed, flags.temperature)
+            images = sample(run, flags.count, flags.seed, flags.temperature)
     except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
-        # Its first line may say no more than that the graph could not be run.
         lines = [line for line in str(error).splitlines() if line.strip() and "Graph execution error" not in line]
         reason = lines[0] if lines else type(error).__name__
         print(f"error: --saved_model={folder}: can't be run, a damaged or foreign export ({reason})", file=sys.stderr)
@@ -130,7 +129,7 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        picture_grid(pictures).save(partial, format="PNG")
+        image_grid(images).save(partial, format="PNG")
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)

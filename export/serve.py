@@ -5,15 +5,12 @@
     python -m export.client sample --server=localhost:8500 --model=digits --output=samples.png
 
 PRODUCTION IS TENSORFLOW SERVING'S OWN BINARY, tensorflow_model_server, which serves the same folder to the same
-clients. This server is written in Python, for machines without that binary: it has no TLS, no metrics and no queue,
-and it listens to its own machine alone unless --host says otherwise.
-
+clients. This server has no TLS, no metrics and no queue, and listens to its own machine alone unless --host is given.
 PATH is the folder of numbered versions that `python -m export.export_saved_model` writes. The newest is served; new
 versions are loaded and removed ones dropped while it runs. For several models give --model and --path several
 times; the other flags, labels among them, are for all of them.
 
 It prints `ready` with its ports once a model answers, and ends on Ctrl-C or SIGTERM.
-
 Exit code: 0 ended on a signal, 2 a mistake in the command, or nothing that could be served.
 """
 

@@ -21,8 +21,7 @@ labels (clients ask for /v1/models/digits/labels/stable) the versions with a lab
 --labels=auto gives every model two: canary is the newest version, stable the newest but one. A request without a label
 or a version gets the highest version that is loaded, so the canary.
 
-Exit code: 0 done, 2 a mistake in the command or an export that can't be run; then nothing is written. With
-NVAE_TF_TRACEBACK=1 in the environment an error comes with its traceback.
+Exit code: 0 done, 2 a mistake in the command or an export that can't be run; then nothing is written.
 """
 
 import math

@@ -88,8 +88,7 @@ class Patience:
 
     Attributes:
       request: for one answer.
-      total: for one call of the client with all its requests, tries and waits, be it a single prediction or a
-        job of many batches.
+      total: for one call of the client, with all its requests, tries and waits.
       tries: how often a request is sent while the server is not ready.
       first_wait: before the second try at most; each next one is `growth` times as long, up to `longest_wait`.
         The wait itself is drawn between half of that and all of it, so that many clients don't come back at once.
@@ -219,15 +218,12 @@ class VersionStatus(NamedTuple):
 
 def signature_specs(definitions: Mapping[str, Any]) -> dict[str, SignatureSpec]:
     """The signatures of a server's metadata, SignatureDefs as JSON, without `__saved_model_init_op` and the like."""
-
-    def specs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
-        return {name: _tensor_spec(info) for name, info in sorted(infos.items())}
-
-    return {
-        name: SignatureSpec(specs(definition.get("inputs", {})), specs(definition.get("outputs", {})))
-        for name, definition in sorted(definitions.items())
-        if not name.startswith("__")
-    }
+    specs = {}
+    for name, definition in sorted(definitions.items()):
+        if not name.startswith("__"):
+            sides = (sorted(definition.get(side, {}).items()) for side in ("inputs", "outputs"))
+            specs[name] = SignatureSpec(*({key: _tensor_spec(info) for key, info in side} for side in sides))
+    return specs
 
 
 def _tensor_spec(info: Mapping[str, Any]) -> TensorSpec:
@@ -347,15 +343,10 @@ class ModelClient(abc.ABC):
         self._unknowable = False
 
     def predict(self, signature: str, /, **arrays: Any) -> dict[str, np.ndarray]:
-        """Runs one signature.
+        """Runs one signature; gives all outputs by name, strings as object arrays of bytes.
 
-        Args:
-          signature: its name.
-          **arrays: its inputs, the batch first. Lists of numbers get the signature's dtype; strings are bytes, in
-            lists or object arrays.
-
-        Returns:
-          All outputs by name; strings as object arrays of bytes.
+        The inputs have the batch first. Lists of numbers get the signature's dtype; strings are bytes, in lists or
+        object arrays.
 
         Raises:
           BadRequest: the inputs don't fit (found before they are sent), or the model refuses them.
@@ -372,11 +363,7 @@ class ModelClient(abc.ABC):
         return job.until_ready(what, lambda seconds: self._predict(job, signature, arrays, outputs, seconds))
 
     def metadata(self) -> ModelMetadata:
-        """The model's version and signatures, asked now.
-
-        Raises:
-          ServingError: see its subclasses.
-        """
+        """The model's version and signatures, asked now; raises `ServingError`."""
         return self._metadata_in(self.new_job())
 
     def signatures(self) -> dict[str, SignatureSpec]:
@@ -385,17 +372,13 @@ class ModelClient(abc.ABC):
         return (known or self.metadata()).signatures
 
     def model_status(self) -> list[VersionStatus]:
-        """All versions that the server knows, newest first.
-
-        Raises:
-          ServingError: see its subclasses.
-        """
+        """All versions that the server knows, newest first; raises `ServingError`."""
         job = self.new_job()
         statuses = job.until_ready(self._what(), lambda seconds: self._status(job, seconds))
         return sorted(statuses, key=lambda status: -status.version)
 
     def new_job(self) -> Job:
-        """A job for `predict_in`: its time runs from now."""
+        """A job for `predict_in`; its time runs from now."""
         return Job(self.patience)
 
     @abc.abstractmethod
@@ -593,11 +576,7 @@ class RestClient(ModelClient):
             raise ServerFailed(f"{self._what()}: no status of a model ({error!r})") from None
 
     def _ask(self, method: str, path: str, seconds: float, signature: str | None = None, body: str | None = None):
-        """The JSON object of an answer.
-
-        Raises:
-          ServingError: there is none.
-        """
+        """The JSON object of an answer."""
         what = self._what(signature)
         end = time.monotonic() + seconds
         try:

@@ -139,9 +139,7 @@ class ServingClient(ModelClient):
 def array_of(message: tensor_pb2.TensorProto, largest_bytes: int = _LARGEST_TENSOR_BYTES) -> np.ndarray:
     """The array of a message; strings as object arrays of bytes.
 
-    Args:
-      message: the message.
-      largest_bytes: a message of a few bytes may claim any shape; this is the largest array that is made of one.
+    A message of a few bytes may claim any shape; `largest_bytes` is the largest array that is made of one.
 
     Raises:
       ValueError: a type that is none of numbers or strings, another number of values than the shape asks for,

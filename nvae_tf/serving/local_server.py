@@ -1,7 +1,6 @@
 """A small model server for trials and tests: TensorFlow Serving's protocols on TensorFlow's own session loader.
 
-It is written in Python and runs in one process. Production is TensorFlow Serving's own binary,
-`tensorflow_model_server`, which serves the same folders to the same clients.
+Production is TensorFlow Serving's own binary, `tensorflow_model_server`, with the same folders and clients.
 """
 
 import json
@@ -41,6 +40,7 @@ from nvae_tf.serving.served_versions import (
 )
 
 _MESSAGE_BYTES = 64 * 2**20
+_THREADS = 32  # gRPC requests that run or wait for others at once
 # The field of a message that has the values of each type.
 _FIELDS = {
     "float32": "float_val",
@@ -75,7 +75,7 @@ Models = Mapping[str, ServedVersions]
 
 
 class LocalServer:
-    """Serves models over gRPC and REST; as a context manager from its first line to its last.
+    """Serves models over gRPC and REST; a context manager.
 
     Args:
       models: the models.
@@ -83,7 +83,6 @@ class LocalServer:
       rest_port: of REST; likewise.
       host: the address to listen at; `0.0.0.0` for all of the machine's.
       max_message_bytes: the largest request or gRPC answer.
-      threads: the number of gRPC requests that run or wait for others at once.
 
     Raises:
       OSError: a port is taken.
@@ -96,7 +95,6 @@ class LocalServer:
         rest_port: int = 0,
         host: str = "127.0.0.1",
         max_message_bytes: int = _MESSAGE_BYTES,
-        threads: int = 32,
     ):
         self._models = {versions.name: versions for versions in models}
         options = [
@@ -105,7 +103,7 @@ class LocalServer:
             # Otherwise a second server on the same port would quietly get half of the requests.
             ("grpc.so_reuseport", 0),
         ]
-        self._grpc = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="grpc"), options=options)
+        self._grpc = grpc.server(ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc"), options=options)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             _PredictionService(self._models, max_message_bytes), self._grpc
         )

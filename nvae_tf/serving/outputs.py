@@ -25,8 +25,7 @@ MODES = {
     "int8": "int8 weights and activations, with ranges from the run's images; inputs and outputs stay float32",
 }
 # In decibels, against the model's images; a quantized model below this is refused. Of the demo's digits int8 gives 34
-# to 41 dB, and the worst single image, of 28 dB, differs visibly only side by side; of decoders with ever worse
-# ranges one of 29 dB still looked right, those of 26 and 22 dB had wrong grays.
+# to 41 dB; of decoders with ever worse ranges one of 29 dB still looked right, those of 26 and 22 dB had wrong grays.
 SMALLEST_PSNR = 30.0
 DIGESTS = "assets.extra/sha256.json"
 # The largest number of a version that TensorFlow Serving takes.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, config_to_dict
+from nvae_tf.config import config_to_dict
 from nvae_tf.errors import require
 from nvae_tf.files import atomic_write
 from nvae_tf.layers import FoldedPass, folded_weights
@@ -41,13 +41,7 @@ class Exported(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where a model's weights come from; it travels with an export.
-
-    Attributes:
-      source: the checkpoint.
-      scores: its evaluation, if there is one.
-      settings: the run's, without those that name a place; if None, the export has the model's alone.
-    """
+    """Where a model's weights come from: the checkpoint, its evaluation and the run's settings; see `origin_of`."""
 
     source: Mapping[str, Any] = {}
     scores: Mapping[str, Any] | None = None
@@ -85,6 +79,7 @@ def export_saved_model(
       ValueError: the version exists, `output` holds something else than versions, or the export gives other
         numbers than the model. Nothing is written then.
     """
+    require("tensorflow_serving.apis", "serving")
     check_choice("weights", weights, WEIGHTS)
     output = pathlib.Path(output)
     folded = folded_weights(model.stacks, weights)
@@ -94,7 +89,13 @@ def export_saved_model(
         of_model = recorded(Signatures(model))
         of_export = recorded(signatures, of_model.inputs)
         differences = {name: difference(of_export.outputs[name], array) for name, array in of_model.outputs.items()}
-        _check_rounding(differences, weights)
+        worst = max(differences, key=differences.get)
+        if differences[worst] > LARGEST_DIFFERENCE:
+            raise ValueError(
+                f"weights={weights} change too much of what the model gives: {worst} is off by "
+                f"{differences[worst]:.2g} of its largest value, {LARGEST_DIFFERENCE:g} is allowed; export float32. "
+                "It was not published"
+            )
         # A server takes no gradients: those of custom operations would be traced and stored for nothing.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         signatures.archive().write_out(str(folder), options=options, verbose=False)
@@ -111,7 +112,10 @@ def export_saved_model(
 def origin_of(run: TrainedRun, workdir: pathlib.Path) -> Origin:
     """The origin of a run's model."""
     source = source_of(run)
-    return Origin(source, scores_of(workdir, source), _settings_of(run.config))
+    settings = config_to_dict(run.config)
+    for group, name in _PLACES:
+        settings[group][name] = None
+    return Origin(source, scores_of(workdir, source), settings)
 
 
 def source_of(run: TrainedRun) -> dict[str, Any]:
@@ -135,22 +139,6 @@ def scores_of(workdir: pathlib.Path, source: Mapping[str, Any]) -> dict[str, Any
     except (AttributeError, OSError, ValueError, KeyError, TypeError):
         # Not measured, or edited by hand.
         return None
-
-
-def _settings_of(config: ExperimentConfig) -> dict[str, Any]:
-    settings = config_to_dict(config)
-    for group, name in _PLACES:
-        settings[group][name] = None
-    return settings
-
-
-def _check_rounding(differences: dict[str, float], weights: str) -> None:
-    worst = max(differences, key=differences.get)
-    if differences[worst] > LARGEST_DIFFERENCE:
-        raise ValueError(
-            f"weights={weights} change too much of what the model gives: {worst} is off by {differences[worst]:.2g} of "
-            f"its largest value, {LARGEST_DIFFERENCE:g} is allowed; export float32. It was not published"
-        )
 
 
 def _write_assets(
@@ -206,7 +194,6 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
 
 def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
     """One request of one row for every signature: a server runs them before it serves the version."""
-    require("tensorflow_serving", "serving")
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     with tf.io.TFRecordWriter(str(file)) as writer:

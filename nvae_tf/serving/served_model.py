@@ -35,7 +35,7 @@ _LATENT = "latent"
 # Pillow's name for images of so many channels.
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
-# Images as uint8 in 0 to 255 or float in [0, 1], [count, height, width, channels], or Pillow's.
+# uint8 in 0 to 255 or float in [0, 1], [count, height, width, channels], or Pillow's.
 Images = np.ndarray | Sequence[Image.Image]
 # Is called with the number of rows done so far.
 Progress = Callable[[int], None]
@@ -67,8 +67,7 @@ class ServedModel:
     All methods raise `ServingError`, and ValueError for arguments that make no sense.
 
     Pillow's images and uint8 arrays are quantized to the bits of the model's data, as in training, where the model has
-    signatures for PNG files (except for `reconstruct` without `as_pixels`, whose floats PNG files can't hold); float
-    images are used as they are.
+    signatures for PNG files (except for `reconstruct` without `as_pixels`); float images are used as they are.
     """
 
     def __init__(self, client: ModelClient, batch_rows: int = 32, in_flight: int = 2, progress: Progress | None = None):
@@ -178,6 +177,18 @@ def _received(array: np.ndarray, as_pixels: bool) -> np.ndarray:
     if array.dtype == object:
         return pixels_of_files(array)
     return pixels_of(array) if as_pixels and array.dtype != np.uint8 else array
+
+
+def status_text(client: ModelClient) -> str:
+    """The versions on the server and the signatures of the model, for people."""
+    lines = [f"version {found.version}: {found.state} {found.error}".rstrip() for found in client.model_status()]
+    metadata = client.metadata()
+    width = max(map(len, metadata.signatures), default=0)
+    lines.append(f"signatures of version {metadata.version}:")
+    for name, spec in metadata.signatures.items():
+        sides = (", ".join(f"{key} {value}" for key, value in side.items()) for side in spec)
+        lines.append(f"  {name:{width}}  {' -> '.join(sides)}")
+    return "\n".join(lines)
 
 
 def row_seeds(seed: int, count: int) -> np.ndarray:

@@ -194,9 +194,7 @@ class Batcher:
 class LoadedVersion:
     """A version in memory, in a session of TensorFlow, as TensorFlow Serving loads it; runs from many threads at once.
 
-    Args:
-      folder: the version's folder, with saved_model.pb in it.
-      batching: how rows of several requests are run together; each request alone, if it is None.
+    Without `batching` each request runs alone.
 
     Raises:
       Exception: TensorFlow and protobuf raise many kinds for a damaged or foreign folder.
@@ -279,7 +277,7 @@ class LoadedVersion:
 
 
 class Status(NamedTuple):
-    """One version's state, one of TensorFlow Serving's, and the error of one that failed."""
+    """A version's state, one of TensorFlow Serving's, and the error of one that failed."""
 
     state: int
     error_code: int = error_codes_pb2.OK

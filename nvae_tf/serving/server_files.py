@@ -3,10 +3,9 @@
 `templates/` has those that do not depend on measurements or versions. The batching parameters are fitted to how long
 batches of the exports take. The server collects requests to one signature until they are `max_execution_batch_size`
 rows or the first has waited `batch_timeout_micros`, and runs them as one batch. A request of more rows is split, as
-long as it has no more than `max_batch_size`. There are no `allowed_batch_sizes`: batches would be padded to one of them
-with rows that nobody has asked for, and on a CPU such a row takes as long as any. And where requests are split, the
-server's code requires in one place that the last of them is `max_batch_size`, in another that it is
-`max_execution_batch_size`.
+long as it has no more than `max_batch_size`. There are no `allowed_batch_sizes`: batches would be padded to one of
+them, on a CPU a padded row takes as long as any, and the server's code disagrees with itself on what the last of them
+must be where requests are split.
 """
 
 import datetime
@@ -94,28 +93,20 @@ def write_server_files(
     measure: bool = True,
     longest_batch_seconds: float = 1.0,
 ) -> str:
-    """Writes the files for all exports `models/NAME/VERSION/saved_model.pb` into `output`.
+    """Writes the files for all exports `models/NAME/VERSION/saved_model.pb` into `output`; returns a text about it.
 
-    Files of the same names are replaced, others are left alone.
-
-    Args:
-      models: the folder of the exports.
-      output: the folder of the files; made if it is missing.
-      image: a release of TensorFlow Serving.
-      labels: see `with_labels`.
-      measure: whether to fit the batching parameters; if not, those that are there are used, or else requests are not
-        batched.
-      longest_batch_seconds: no batch of several rows may take longer.
-
-    Returns:
-      What was done, for people.
+    Files of the same names are replaced, others are left alone. Without `measure` the batching parameters that are
+    there are used, or else requests are not batched.
 
     Raises:
       FileNotFoundError, ValueError: there are no exports, one can't be run, or an argument makes no sense; nothing is
         written then.
     """
     jinja2 = require("jinja2", "serving")
-    check_image(image)
+    match = re.fullmatch(r"[\w./-]+(?::\d+/[\w./-]+)?(?::(?P<tag>[\w.-]+))?(?P<digest>@sha256:[0-9a-f]{64})?", image)
+    tag, digest = (match["tag"] or "", match["digest"]) if match else ("", None)
+    if not digest and (not tag or tag.split("-")[0] in ("latest", "nightly")):
+        raise ValueError(f"--image={image}: name one release by its tag or digest, as {SERVING_IMAGE}")
     exports = with_labels(find_exports(models), labels)
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output={output}: a file; name a folder")
@@ -139,7 +130,6 @@ def write_server_files(
     )
     files = {"models.config": _models_config(exports)}
     files |= {name: templates.get_template(name).render(values) for name in templates.list_templates()}
-    done = ""
     if measure:
         files[BATCHING_FILE], done = _measured_batching(models, exports, cores, longest_batch_seconds)
     else:
@@ -151,18 +141,6 @@ def write_server_files(
     lines = [done, f"Wrote {', '.join(files)} to {output}."]
     lines += [f"Replaced what was there of {', '.join(replaced)}."] if replaced else []
     return "\n".join([*lines, f"To start the server: cd {output} && docker compose up --detach --wait"])
-
-
-def check_image(image: str) -> None:
-    """Checks that the name of a Docker image names a release.
-
-    Raises:
-      ValueError: it has no tag and no digest, or a tag that moves.
-    """
-    match = re.fullmatch(r"[\w./-]+(?::\d+/[\w./-]+)?(?::(?P<tag>[\w.-]+))?(?P<digest>@sha256:[0-9a-f]{64})?", image)
-    tag, digest = (match["tag"] or "", match["digest"]) if match else ("", None)
-    if not digest and (not tag or tag.split("-")[0] in ("latest", "nightly")):
-        raise ValueError(f"--image={image}: name one release by its tag or digest, as {SERVING_IMAGE}")
 
 
 def find_exports(models: pathlib.Path) -> list[ServedExports]:
@@ -196,12 +174,10 @@ def _versions(folder: pathlib.Path) -> tuple[int, ...]:
 
 
 def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports]:
-    """Gives versions their labels.
+    """Gives versions their labels: `digits:stable=3,digits:canary=4`, or none.
 
-    Args:
-      exports: the models.
-      labels: `digits:stable=3,digits:canary=4`; or `auto`, for every model: canary is the newest version, stable
-        the newest but one, or the newest where there is no other; or nothing.
+    `auto` gives every model two: canary is the newest version, stable the newest but one, or the newest where there is
+    no other.
 
     Raises:
       ValueError: an entry is no `MODEL:LABEL=VERSION`, names a model or a version that is missing, or a label twice.
@@ -231,8 +207,7 @@ def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports
 def _models_config(exports: Sequence[ServedExports]) -> str:
     """The text of a ModelServerConfig, for --model_config_file.
 
-    A model with labels is served in those versions alone, so a new export is not loaded before it gets one: an
-    automatic policy could unload the version of a label. A model without labels is served in its newest version.
+    A model with labels is served in those versions alone: an automatic policy could unload the version of a label.
     """
     text_format = require("google.protobuf.text_format", "serving")
     messages = require("tensorflow_serving.config.model_server_config_pb2", "serving")
@@ -374,15 +349,10 @@ def largest_worthwhile(timings: Sequence[BatchTiming], longest_seconds: float) -
 def fit_batching(
     timings: Mapping[str, Sequence[BatchTiming]], cores: int, longest_seconds: float
 ) -> BatchingParameters:
-    """Chooses the parameters for a server of all the exports, which share them.
+    """Chooses the parameters for a server of all the exports, which share them, from their timings.
 
     The export with the smallest worthwhile batches decides on the largest batch, the fastest one on the time to wait,
-    the slowest one on the length of the queue.
-
-    Args:
-      timings: of each export, batches of 1, 2, 4, ... rows.
-      cores: of the server; as many batches run at once.
-      longest_seconds: no batch of several rows may take longer.
+    the slowest one on the length of the queue. As many batches run at once as there are cores.
     """
     largest = min(largest_worthwhile(batches, longest_seconds) for batches in timings.values())
     alone = min(batches[0].seconds for batches in timings.values())

@@ -208,8 +208,7 @@ def export_tflite(
       output: the file; its folder is made if it is missing.
       signature: one of `DEVICE_SIGNATURES`.
       quantize: one of `MODES`.
-      images: gives images of the data; called for "train" for the ranges of int8, for "test" for the comparison, where
-        the signature has to do with images.
+      images: gives images of the data; called with "train" for the ranges of int8, with "test" for the comparison.
       source: where the weights come from, for the metadata.
       smallest_psnr: in decibels, the PSNR that a quantized model must reach against the model.
 

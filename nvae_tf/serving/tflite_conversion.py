@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -125,8 +125,8 @@ def _resize_where_broadcast(function: FunctionDef) -> dict[str, str]:
     nodes = {node.name: node for node in function.node_def}
 
     def first_input(node: NodeDef, operation: str, of_input: str) -> NodeDef | None:
-        """The first input of a node if the two are such operations."""
-        given = nodes.get(_node_of(node.input[0])) if node.op == operation else None
+        """The first input, `node:output:0`, of a node if the two are such operations."""
+        given = nodes.get(node.input[0].partition(":")[0]) if node.op == operation else None
         return given if given is not None and given.op == of_input else None
 
     renamed = {}
@@ -135,18 +135,13 @@ def _resize_where_broadcast(function: FunctionDef) -> dict[str, str]:
         sliced = broadcast and first_input(broadcast, "BroadcastTo", "StridedSlice")
         if sliced is None or sliced.attr["new_axis_mask"].i != _DOUBLING_AXES:
             continue
-        _, height, width, _ = tf.make_ndarray(nodes[_node_of(node.input[1])].attr["value"].tensor)
+        _, height, width, _ = tf.make_ndarray(nodes[node.input[1].partition(":")[0]].attr["value"].tensor)
         size = function.node_def.add(name=f"{node.name}/size", op="Const")
         size.attr["dtype"].type = tf.int32.as_datatype_enum
         size.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(np.int32([height, width])))
         inputs = [sliced.input[0], f"{size.name}:output:0"]
         renamed |= _replace(node, "ResizeNearestNeighbor", inputs, "output", "resized_images")
     return renamed
-
-
-def _node_of(tensor: str) -> str:
-    """The node that gives a tensor `node:output:0` of a function."""
-    return tensor.partition(":")[0]
 
 
 def _replace(node: NodeDef, operation: str, inputs: list[str], output: str, new_output: str) -> dict[str, str]:
@@ -181,7 +176,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
         if content[4:8] != _FILE_IDENTIFIER:
             raise ValueError("no such content")
         model = schema.Model.GetRootAs(content)
-        entries = _all(model.Metadata, model.MetadataLength())
+        entries = [model.Metadata(index) for index in range(model.MetadataLength())]
         buffers = [entry.Buffer() for entry in entries if entry.Name() == METADATA_NAME.encode()]
         texts = [model.Buffers(buffer).DataAsNumpy().tobytes() for buffer in buffers]
     # For a truncated file the flatbuffers package raises errors of many kinds.
@@ -195,9 +190,5 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
 def foreign_operations(content: bytes) -> list[str]:
     """The operations of a .tflite model that are no builtins: Flex ones of TensorFlow, and custom ones."""
     model = schema.Model.GetRootAs(content)
-    codes = _all(model.OperatorCodes, model.OperatorCodesLength())
-    return sorted({code.CustomCode().decode() for code in codes if code.CustomCode()})
-
-
-def _all(element: Callable[[int], Any], count: int) -> list[Any]:
-    return [element(index) for index in range(count)]
+    codes = [model.OperatorCodes(index).CustomCode() for index in range(model.OperatorCodesLength())]
+    return sorted({code.decode() for code in codes if code})

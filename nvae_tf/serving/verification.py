@@ -22,7 +22,6 @@ from nvae_tf.serving.signatures import Signatures
 
 # Largest difference that rounding may cause, relative to the largest number of the tensor.
 TOLERANCE = 1e-5
-# The file in an export.
 RECORD = "assets.extra/verification.npz"
 
 _REPLAY = pathlib.Path(__file__).with_name("replay_signatures.py")
