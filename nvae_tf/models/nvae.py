@@ -209,7 +209,7 @@ class NVAE(TrainingMixin, InferenceMixin, keras.Model):
         """
         raise ValueError(
             f"{filepath}: not written; `python -m export.export_saved_model --workdir=RUN --output=DIR` exports a run "
-            "folder of train.main; in Python, nvae_tf.serving.saved_models.saved_model.export_saved_model(model, DIR) "
+            "folder of train.main; in Python, nvae_tf.serving.saved_model.export_saved_model(model, DIR) "
             "exports a model"
         )
 
