@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import grpc
 import numpy as np
+from tensorflow import make_tensor_proto as tensor_message
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from nvae_tf.serving.clients.tensor_messages import tensor_message
-from nvae_tf.serving.serving_client import LARGEST_MESSAGE_BYTES, ServingClient
+from nvae_tf.serving.grpc_client import LARGEST_MESSAGE_BYTES, ServingClient
 
 # What a request is asked for with, and how a malformed one differs.
 MALFORMED = ("wrong type", "NaN", "negative temperature", "blob", "wrong size")

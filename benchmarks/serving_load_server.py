@@ -86,9 +86,8 @@ def _free_port() -> int:
 
 
 def _wait(process: subprocess.Popen, port: int, log: pathlib.Path, model: str) -> None:
-    from nvae_tf.serving.clients.model_client import AVAILABLE
-    from nvae_tf.serving.clients.serving_errors import ServingError
-    from nvae_tf.serving.serving_client import ServingClient
+    from nvae_tf.serving.client import AVAILABLE, ServingError
+    from nvae_tf.serving.grpc_client import ServingClient
 
     until = time.monotonic() + _SECONDS_TO_START
     while process.poll() is None and time.monotonic() < until:

@@ -15,78 +15,57 @@ Signatures (the batch is the first axis of everything; a row's result depends on
     reconstruct          image, seed       -> image, image_uint8
     score                image, seed       -> nats, bits_per_dim, kl_per_group
 
-Images are float32 in [0, 1], seeds int64, num_groups int32. Each is there a second time as NAME_png, with pictures
-as the bytes of PNG files (image_bytes), for REST.
+Images are float32 in [0, 1], seeds int64, num_groups int32. Each signature is there a second time as NAME_png, with
+the bytes of PNG files (image_bytes) in place of images, for REST.
 
-Weight normalization and batch norm are folded into the kernels. --weights=bfloat16 or float16 keeps the kernels in half
-the bytes; all is computed in float32 even so. assets.extra/ in the export has the settings, the signatures, the layout
-of latents, the step and the scores, and the requests with which a server warms up.
+--weights=bfloat16 or float16 stores the kernels in half the bytes; everything is computed in float32 even so.
+assets.extra/ in the export has the settings, the signatures, the layout of latents, the step and the scores.
 
-To draw pictures with it, on any machine with TensorFlow; to check it where it has been copied to:
+To draw images with it, on any machine with TensorFlow; to check it where it has been copied to:
 
     python export/run_saved_model.py --saved_model=models/digits/1 --output=samples.png --temperature=0.7
     python -m export.verify models/digits/1
 
-docs/serving.md tells how it is served. Exit code: 0 done, 2 a mistake in the command or an export that differs; then
-nothing is written. With NVAE_TF_TRACEBACK=1 in the environment a mistake is told with its traceback.
+docs/serving.md says how to serve it. Exit code: 0 done, 2 a mistake or an export that differs; nothing is written then.
 """
 
-import argparse
 import pathlib
-import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from absl import flags
+
+from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
-from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
-from nvae_tf.serving.saved_models.choices import WEIGHTS
-from nvae_tf.serving.saved_models.version_folder import check_version_is_free
+from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf.serving.outputs import WEIGHTS, check_version_is_free
 
-if TYPE_CHECKING:
-    from nvae_tf.serving.saved_models.saved_model import Exported
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Folder of all versions.", required=True)
+VERSION = flags.DEFINE_integer("version", 1, "Number of this version.")
+WEIGHTS_TYPE = flags.DEFINE_enum("weights", WEIGHTS[0], WEIGHTS, "How kernels are stored.")
+CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Reads the flags and exports."""
-    with exit_on_user_error():
-        flags = _read_flags(arguments)
-        # Before TensorFlow is started: a mistake is told within a moment.
-        check_version_is_free(flags.output, flags.version)
-        start_tensorflow_quietly()
-        from nvae_tf.serving.saved_models.run_source import origin_of
-        from nvae_tf.serving.saved_models.saved_model import export_saved_model
-        from nvae_tf.training.loading import load_run
+def main() -> None:
+    """Exports."""
+    workdir, output, weights = pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value), WEIGHTS_TYPE.value
+    check_version_is_free(output, VERSION.value)
+    command_line.check_run_folder(WORKDIR.value)
+    start_tensorflow_quietly()
+    from nvae_tf.serving.saved_model import export_saved_model, origin_of
+    from nvae_tf.training.loading import load_run
 
-        run = load_run(flags.workdir, flags.checkpoint)
-        print(f"Exporting {flags.workdir}, step {run.step:,}, and checking it: one to some minutes ...", flush=True)
-        origin = origin_of(run, flags.workdir)
-        exported = export_saved_model(run.model, flags.output, flags.version, flags.weights, origin)
-    print(f"Exported to {exported.folder}; it gives {_numbers(flags.weights, exported)} without this package.")
+    run = load_run(workdir, CHECKPOINT.value)
+    print(f"Exporting {workdir}, step {run.step:,}, and checking it: one to some minutes ...", flush=True)
+    exported = export_saved_model(run.model, output, VERSION.value, weights, origin_of(run, workdir))
+    numbers = "the model's numbers"
+    if weights != WEIGHTS[0]:
+        numbers = f"the numbers of {weights} weights, {exported.largest_difference:.2g} of the largest off at most,"
+    print(f"Exported to {exported.folder}; it gives {numbers} without this package.")
 
 
 def run() -> None:
     """The command `nvae-export`."""
-    main(sys.argv[1:])
-
-
-def _numbers(weights: str, exported: "Exported") -> str:
-    if weights == WEIGHTS[0]:
-        return "the model's numbers"
-    return f"the numbers of {weights} weights, {exported.largest_difference:.2g} of the largest off at most,"
-
-
-def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = OneLineParser(prog="export.export_saved_model", description=__doc__)
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, metavar="DIR", help="run folder of train.main")
-    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="DIR", help="folder of all versions")
-    parser.add_argument("--version", type=int, default=1, metavar="N", help="number of this version (default: 1)")
-    parser.add_argument(
-        "--weights", choices=WEIGHTS, default=WEIGHTS[0], help="how kernels are kept (default: float32)"
-    )
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default=CHECKPOINTS[0], help=CHECKPOINT_HELP)
-    check_flag_names(arguments, flag_names(parser))
-    return parser.parse_args(arguments)
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":

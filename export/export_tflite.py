@@ -2,10 +2,10 @@
 
     python -m export.export_tflite --workdir=runs/digits --output=decode.tflite --signature=decode --quantize=float16
 
-It is run with ai-edge-litert and compared with the model before it appears; what was measured is printed and
-written to OUTPUT.json. export/decode_on_device.py draws a picture with it, without TensorFlow.
+It is run with ai-edge-litert and compared with the model before it appears; the measurements are printed and
+written to OUTPUT.json. export/decode_on_device.py draws images with it, without TensorFlow.
 
-Signatures (float32; one picture at a time, the batch of 1 is the first axis of everything):
+Signatures (float32; one image at a time, the batch of 1 is the first axis of everything):
 
     decode       latent             -> image
     encode       image, noise       -> latent
@@ -13,92 +13,59 @@ Signatures (float32; one picture at a time, the batch of 1 is the first axis of 
     reconstruct  image, noise       -> image
 
 Images are in [0, 1]. Noise is standard-normal, as long as a latent; for encode, zeros give the posterior's
-means. The file's metadata, which nvae_tf.serving.devices.tflite_metadata.read_metadata reads, has the latents' layout.
+means. The file's metadata, which nvae_tf.serving.tflite_conversion.read_metadata reads, have the latents' layout.
 
-Numbers (--quantize), all of them with TFLite's builtin operations alone:
+All of it is TFLite's builtin operations. A quantized model whose images have less than --smallest_psnr against the
+model's (for encode: those that the float32 model decodes from its latents) is refused.
 
-    none         float32 weights and arithmetic
-    float16      float16 weights, float32 arithmetic
-    dynamic      int8 weights; activations are made int8 where that is quicker, with ranges of the moment
-    int8         int8 weights and activations, with ranges from training images of the run; inputs and outputs
-                 stay float32
-
-A quantized model whose pictures have less than --smallest_psnr against the model's (for encode: those that
-the float32 model decodes from its latents) is refused.
-
-Exit code: 0 done, 2 a mistake in the command or a model that differs; then nothing is written. With
-NVAE_TF_TRACEBACK=1 in the environment a mistake is told with its traceback.
+Exit code: 0 done, 2 a mistake in the command or a model that differs; then nothing is written.
 """
 
-import argparse
+import math
 import pathlib
-import sys
-from collections.abc import Sequence
 
+from absl import flags
+
+from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
-from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
-from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
-from nvae_tf.serving.devices.tflite_choices import (
-    DEVICE_SIGNATURES,
-    MODES,
-    SMALLEST_PSNR,
-    check_output_is_free,
-    check_smallest_psnr,
-    report_file,
-)
+from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf.serving.outputs import DEVICE_SIGNATURES, MODES, SMALLEST_PSNR, check_output_is_free, report_file
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "The .tflite file; must not exist yet.", required=True)
+SIGNATURE = flags.DEFINE_enum("signature", None, DEVICE_SIGNATURES, "What the device computes.", required=True)
+NUMBERS = "; ".join(f"{mode}: {numbers}" for mode, numbers in MODES.items())
+QUANTIZE = flags.DEFINE_enum("quantize", "none", list(MODES), f"How numbers are stored: {NUMBERS}.")
+CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
+PSNR = flags.DEFINE_float("smallest_psnr", SMALLEST_PSNR, "Decibels that a quantized model's images must reach.")
+DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Reads the flags and exports."""
-    with exit_on_user_error():
-        flags = _read_flags(arguments)
-        # Before TensorFlow is started: a mistake is told within a moment.
-        check_output_is_free(flags.output)
-        check_smallest_psnr(flags.smallest_psnr)
-        start_tensorflow_quietly()
-        from nvae_tf.serving.devices.run_pictures import run_pictures
-        from nvae_tf.serving.devices.tflite import export_tflite
-        from nvae_tf.serving.saved_models.run_source import source_of
-        from nvae_tf.training.loading import load_run
+def main() -> None:
+    """Exports."""
+    workdir, output = pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value)
+    check_output_is_free(output)
+    if not 0.0 <= PSNR.value < math.inf:
+        raise ValueError(f"--smallest_psnr={PSNR.value}: must be a number of decibels from 0")
+    command_line.check_run_folder(WORKDIR.value)
+    start_tensorflow_quietly()
+    from nvae_tf.serving.saved_model import source_of
+    from nvae_tf.serving.tflite import export_tflite, run_images
+    from nvae_tf.training.loading import load_run
 
-        run = load_run(flags.workdir, flags.checkpoint)
-        print(f"Exporting {flags.signature} of {flags.workdir}, step {run.step:,}, and comparing it ...", flush=True)
-        measured = export_tflite(
-            run.model,
-            flags.output,
-            flags.signature,
-            flags.quantize,
-            run_pictures(run.config, flags.data_path),
-            source_of(run),
-            flags.smallest_psnr,
-        )
+    run = load_run(workdir, CHECKPOINT.value)
+    print(f"Exporting {SIGNATURE.value} of {workdir}, step {run.step:,}, and comparing it ...", flush=True)
+    images = run_images(run.config, DATA_PATH.value)
+    measured = export_tflite(
+        run.model, output, SIGNATURE.value, QUANTIZE.value, images, source_of(run), smallest_psnr=PSNR.value
+    )
     print(measured.text())
-    print(f"Exported to {flags.output}; what was measured is in {report_file(flags.output)}")
+    print(f"Exported to {output}; the measurements are in {report_file(output)}")
 
 
 def run() -> None:
     """The command `nvae-export-tflite`."""
-    main(sys.argv[1:])
-
-
-def _read_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = OneLineParser(prog="export.export_tflite", description=__doc__)
-    add = parser.add_argument
-    add("--workdir", type=pathlib.Path, required=True, metavar="DIR", help="run folder of train.main")
-    add("--output", type=pathlib.Path, required=True, metavar="FILE", help="the .tflite file; must not exist yet")
-    add("--signature", choices=DEVICE_SIGNATURES, required=True, help="what the device is to compute")
-    add("--quantize", choices=tuple(MODES), default="none", help="how numbers are stored (default: none)")
-    add("--checkpoint", choices=CHECKPOINTS, default=CHECKPOINTS[0], help=CHECKPOINT_HELP)
-    add(
-        "--smallest_psnr",
-        type=float,
-        default=SMALLEST_PSNR,
-        metavar="DB",
-        help=f"decibels that a quantized model's pictures must reach (default: {SMALLEST_PSNR:g})",
-    )
-    add("--data_path", metavar="PATH", help="where the run's data lie now, if they have moved")
-    check_flag_names(arguments, flag_names(parser))
-    return parser.parse_args(arguments)
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws pictures with an exported model, without the package that made it.
+"""Draws images with an exported model, without the package that made it.
 
     python run_saved_model.py --saved_model=models/digits/1 --output=samples.png --temperature=0.7
 
@@ -18,12 +18,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-# Pictures drawn at once, which bounds the memory.
+# Images drawn at once, which bounds the memory.
 BATCH = 64
-# The shortest side, in pixels, at which a person sees what a picture shows.
-VISIBLE_SIDE = 64
-# Pixels between the pictures and their shade.
-GAP, GREY = 6, 128
+# The shortest side, in pixels, to which small images are enlarged; pixels between images and their shade.
+VISIBLE_SIDE, GAP, GRAY = 64, 6, 128
 LARGEST_SEED = 2**31 - 1
 
 # `run(signature, **inputs)`, from and to arrays whose first axis is the batch.
@@ -31,10 +29,7 @@ Run = Callable[..., dict[str, np.ndarray]]
 
 
 def tensorflow_without_notes():
-    """Imports TensorFlow, not before it is needed: a wrong argument is told within a moment.
-
-    What it says of its own build on standard error, at every start, is shown only if the import fails.
-    """
+    """Imports TensorFlow; its notes about its own build, at every start, are shown only if the import fails."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with tempfile.TemporaryFile() as notes:
         standard_error = os.dup(2)
@@ -70,80 +65,75 @@ def session_of(folder: str) -> Iterator[Run]:
 
 
 def sample(run: Run, count: int, seed: int, temperature: float) -> np.ndarray:
-    """Pictures `[count, height, width, channels]` in [0, 1]; picture i depends on `seed` and i alone."""
-    # The low word of a row's seed is the series, the high word the picture's number in it.
+    """Images `[count, height, width, channels]` in [0, 1]; image i depends on `seed` and i alone."""
+    # The low word of a row's seed is the series, the high word the image's number in it.
     seeds = np.int64(seed) + (np.arange(count, dtype=np.int64) << 32)
     temperatures = np.full(count, temperature, np.float32)
     parts = [slice(start, start + BATCH) for start in range(0, count, BATCH)]
-    pictures = [run("sample", seed=seeds[part], temperature=temperatures[part])["image"] for part in parts]
-    return np.concatenate(pictures)
+    images = [run("sample", seed=seeds[part], temperature=temperatures[part])["image"] for part in parts]
+    return np.concatenate(images)
 
 
-def picture_grid(pictures: np.ndarray) -> Image.Image:
-    """Pictures `[count, height, width, 1 to 4]` in [0, 1] in rows, small ones enlarged to be seen."""
-    pixels = np.rint(np.clip(pictures, 0.0, 1.0) * 255.0).astype(np.uint8)
+def image_grid(images: np.ndarray) -> Image.Image:
+    """A grid of images `[count, height, width, 1 to 4]` in [0, 1], small ones enlarged to be seen."""
+    pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     enlarge = max(1, math.ceil(VISIBLE_SIDE / min(pixels.shape[1:3])))
     pixels = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     count, height, width, channels = pixels.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     size = rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels
-    grid = np.full(size, GREY, np.uint8)
+    grid = np.full(size, GRAY, np.uint8)
     if channels in (2, 4):
         # The last is how opaque a pixel is.
         grid[..., -1] = 255
-    for number, picture in enumerate(pixels):
+    for number, image in enumerate(pixels):
         top, left = number // columns * (height + GAP), number % columns * (width + GAP)
-        grid[top : top + height, left : left + width] = picture
+        grid[top : top + height, left : left + width] = image
     return Image.fromarray(grid[:, :, 0] if channels == 1 else grid)
 
 
 def main() -> None:
-    """Reads the flags, draws, and writes the picture."""
+    """Draws, and writes the grid."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--saved_model", required=True, metavar="DIR", help="one version, as models/digits/1")
-    parser.add_argument("--output", required=True, metavar="PNG", help="the picture; replaced if it exists")
-    parser.add_argument("--count", type=int, default=64, help="how many pictures (default: 64)")
-    parser.add_argument("--seed", type=int, default=1, help="which series of pictures, from 0 (default: 1)")
+    parser.add_argument("--output", required=True, metavar="PNG", help="the grid; replaced if it exists")
+    parser.add_argument("--count", type=int, default=64, help="how many images (default: 64)")
+    parser.add_argument("--seed", type=int, default=1, help="which series of images, from 0 (default: 1)")
     parser.add_argument("--temperature", type=float, default=1.0, help="above 0; lower is tamer (default: 1)")
     flags = parser.parse_args()
     folder = pathlib.Path(flags.saved_model)
     if not (folder / "saved_model.pb").is_file():
         versions = sorted(str(file.parent) for file in folder.glob("*/saved_model.pb"))
         parser.error(f"--saved_model={folder}: no saved_model.pb in it; name one version {versions or ''}")
-    if flags.count < 1:
-        parser.error(f"--count={flags.count}: must be above 0")
-    if not 0.0 < flags.temperature < math.inf:
-        parser.error(f"--temperature={flags.temperature}: must be above 0")
-    if not 0 <= flags.seed <= LARGEST_SEED:
-        parser.error(f"--seed={flags.seed}: must be from 0 to {LARGEST_SEED}")
     output = pathlib.Path(flags.output)
-    if output.suffix.lower() != ".png" or output.is_dir():
-        parser.error(f"--output={output}: give a name in .png")
+    for is_right, message in (
+        (flags.count > 0, f"--count={flags.count}: must be above 0"),
+        (0.0 < flags.temperature < math.inf, f"--temperature={flags.temperature}: must be above 0"),
+        (0 <= flags.seed <= LARGEST_SEED, f"--seed={flags.seed}: must be from 0 to {LARGEST_SEED}"),
+        (output.suffix.lower() == ".png" and not output.is_dir(), f"--output={output}: give a name in .png"),
+    ):
+        if not is_right:
+            parser.error(message)
     try:
         with session_of(flags.saved_model) as run:
-            pictures = sample(run, flags.count, flags.seed, flags.temperature)
+            images = sample(run, flags.count, flags.seed, flags.temperature)
     except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
-        # Its first line may say no more than that the graph could not be run.
         lines = [line for line in str(error).splitlines() if line.strip() and "Graph execution error" not in line]
         reason = lines[0] if lines else type(error).__name__
         print(f"error: --saved_model={folder}: can't be run, a damaged or foreign export ({reason})", file=sys.stderr)
         sys.exit(2)
-    write(picture_grid(pictures), output)
-    print(f"{flags.count} pictures in {flags.output}")
-
-
-def write(picture: Image.Image, output: pathlib.Path) -> None:
-    """Writes beside, then renames: a reader never sees half a picture."""
+    # Written beside, then renamed: a reader never sees half a file.
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        picture.save(partial, format="PNG")
+        image_grid(images).save(partial, format="PNG")
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
+    print(f"{flags.count} images in {flags.output}")
 
 
 if __name__ == "__main__":

@@ -2,44 +2,45 @@
 
     python -m export.verify models/digits/1
 
-Every file is compared with the SHA-256 that was noted when the export was made. Then the export is run on the CPU by
-TensorFlow's session loader, as TensorFlow Serving does it, in a process that can't import this package. The inputs and
-the model's numbers are in the export, assets.extra/verification.npz.
+Every file is compared with the recorded SHA-256. Then the export is run on the CPU by TensorFlow's session loader, as
+TensorFlow Serving does it, in a process that can't import this package. The inputs and the model's numbers are in the
+export, assets.extra/verification.npz.
 
 Exit code: 0 the same numbers, 2 others, a damaged export, or a mistake in the command.
 """
 
 import pathlib
 import sys
-from collections.abc import Sequence
 
-from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
-from nvae_tf.serving.command_mistakes import OneLineParser, check_flag_names, flag_names
-from nvae_tf.serving.saved_models.file_digests import check_digests
+from absl import flags
+
+from nvae_tf import command_line
+from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf.serving.outputs import check_digests, check_is_export
+
+PATH = flags.DEFINE_string("path", None, "One version, as models/digits/1; may stand without --path=.", required=True)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Reads the path and checks."""
-    with exit_on_user_error():
-        parser = OneLineParser(prog="export.verify", description=__doc__)
-        parser.add_argument("path", type=pathlib.Path, metavar="PATH", help="one version, as models/digits/1")
-        check_flag_names(arguments, flag_names(parser))
-        flags = parser.parse_args(arguments)
-        start_tensorflow_quietly()
-        from nvae_tf.serving.saved_models.verification import TOLERANCE, check_is_export, verified
+def main() -> None:
+    """Checks."""
+    path = pathlib.Path(PATH.value)
+    check_is_export(path)
+    check_digests(path)
+    start_tensorflow_quietly()
+    from nvae_tf.serving.verification import TOLERANCE, verified
 
-        check_is_export(flags.path)
-        check_digests(flags.path)
-        differences = verified(flags.path)
-        width = max(map(len, differences))
-        for name, difference in differences.items():
-            print(f"{name:{width}}  {difference:.1e}")
-    print(f"{flags.path}: gives the model's numbers, to {TOLERANCE:.0e} of the largest of each.")
+    differences = verified(path)
+    width = max(map(len, differences))
+    for name, difference in differences.items():
+        print(f"{name:{width}}  {difference:.1e}")
+    print(f"{path}: gives the model's numbers, to {TOLERANCE:.0e} of the largest of each.")
 
 
 def run() -> None:
     """The command `nvae-verify`."""
-    main(sys.argv[1:])
+    if len(sys.argv) == 2 and not sys.argv[1].startswith("-"):
+        sys.argv[1] = f"--path={sys.argv[1]}"
+    command_line.run(main, flags)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """What a command writes on standard error: a user's mistake in one line, and TensorFlow's start without its notes."""
 
 import contextlib
+import importlib
 import os
 import sys
 import tempfile
 import traceback
+import types
 from collections.abc import Iterator
 
 USER_ERROR_CODE = 2
@@ -68,3 +70,15 @@ def start_tensorflow_quietly() -> None:
             for line in written.read().decode(errors="replace").splitlines():
                 if not any(note in line for note in notes):
                     print(line, file=sys.stderr)
+
+
+def require(module: str, extra: str) -> types.ModuleType:
+    """Imports and returns a module that an extra of this package installs.
+
+    Raises:
+      ValueError: it is not installed; the message has the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise ValueError(f'{module} is not installed: pip install "nvae_tf[{extra}]"') from None

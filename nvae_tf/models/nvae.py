@@ -441,7 +441,8 @@ class NVAE(keras.Model):
         """
         raise ValueError(
             f"{filepath}: not written; `python -m export.export_saved_model --workdir=RUN --output=DIR` exports a run "
-            "folder of train.main; in Python, export_saved_model(model, DIR) of nvae_tf.serving exports a model"
+            "folder of train.main; in Python, nvae_tf.serving.saved_model.export_saved_model(model, DIR) "
+            "exports a model"
         )
 
     def get_config(self) -> dict:

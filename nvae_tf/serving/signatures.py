@@ -1,58 +1,110 @@
-"""What an exported model can do: the signatures of the SavedModel, functions of named, batch-first tensors.
+"""The signatures of the SavedModel: functions of named, batch-first tensors.
 
-The batch is the first axis of every input and output, as TensorFlow Serving's batching asks. Where latents
+The batch is the first axis of every input and output, as TensorFlow Serving's batching requires. Where latents
 are drawn there is one seed a row, so that a row's result depends on that row alone, whatever batch it is in.
 
 A seed has 64 bits, the two words of the model's own seeds (`nvae_tf.models.latents.image_seeds`), low word
 first: for 0 <= s < 2**31 the seed `s + i * 2**32` gives a row the draws of image i in
 `model.generate(count, seed=s)`, `model.encode(images, seed=s)` and so on. Plain `s` gives those of image 0.
+
+Inputs are checked inside the exported graph, so that a server refuses nonsense as INVALID_ARGUMENT. A checked tensor
+is tied to its check by a control dependency, which no pruning of the graph can drop.
 """
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from nvae_tf import objective
+from nvae_tf.config import ModelConfig
+from nvae_tf.data.pipeline import intensity_table
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import GivenSource, noise_per_image
+from nvae_tf.models.latents import GivenSource, GroupLayers, LatentSample, PriorSource, noise_per_image
 from nvae_tf.models.nvae import Decoded
-from nvae_tf.serving.latent_layout import flat_of_groups, groups_of_flat, latent_sizes
-from nvae_tf.serving.saved_models.input_checks import (
-    checked_image,
-    checked_latent,
-    checked_num_groups,
-    checked_result,
-    checked_rows,
-    checked_temperature,
-)
-from nvae_tf.serving.saved_models.latent_sources import UpperGroupsSource
-from nvae_tf.serving.saved_models.picture_bytes import bytes_of_images, images_from_bytes, pixels_of_images
 
 Tensors = dict[str, tf.Tensor]
+Shapes = Sequence[tuple[int, int, int]]
 _OF_IMAGES = ("sample", "encode", "decode", "decode_upper_groups", "reconstruct", "score")
-# The same with pictures as the bytes of PNG files in place of tensors.
+# The same with images as the bytes of PNG files in place of tensors.
 _SUFFIX = "_png"
 SIGNATURES = (*_OF_IMAGES, *(f"{name}{_SUFFIX}" for name in _OF_IMAGES))
 _MOST_PNG_CHANNELS = 4
+# How a PNG file begins, and the length up to which its header has the size.
+_PNG = b"\x89PNG\r\n\x1a\n"
+_HEADER_LENGTH = 24
+# How many of the wrong values an error message lists.
+_LISTED = 5
+
+
+def latent_sizes(shapes: Shapes) -> list[int]:
+    """The number of values of each group."""
+    return [math.prod(shape) for shape in shapes]
+
+
+def latent_layout(shapes: Shapes) -> dict[str, Any]:
+    """The order, the groups' shapes and the length of a flat latent, for JSON."""
+    return {
+        "order": "group after group, the top group first; each [height, width, channels], row-major",
+        "shapes": [list(shape) for shape in shapes],
+        "total": sum(latent_sizes(shapes)),
+    }
+
+
+def groups_of_flat(flat: tf.Tensor, shapes: Shapes) -> list[tf.Tensor]:
+    """`[batch, total]` -> `[batch, height, width, channels]` a group."""
+    groups = zip(tf.split(flat, latent_sizes(shapes), axis=1), shapes, strict=True)
+    return [tf.reshape(group, [-1, *shape]) for group, shape in groups]
+
+
+def flat_of_groups(latents: Sequence[tf.Tensor], shapes: Shapes) -> tf.Tensor:
+    """`[batch, height, width, channels]` a group -> `[batch, total]`."""
+    sizes = latent_sizes(shapes)
+    return tf.concat([tf.reshape(latent, [-1, size]) for latent, size in zip(latents, sizes, strict=True)], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class UpperGroupsSource:
+    """Takes the latent of the rows that have one, and draws the others from the prior.
+
+    Attributes:
+      latent: `[batch, height, width, latent channels]`, after the flows.
+      noise: standard-normal, of the same shape.
+      temperature: multiplies the prior's sigma, `[batch, 1, 1, 1]`.
+      is_given: which rows' latents are taken, `[batch, 1, 1, 1]`.
+    """
+
+    latent: tf.Tensor
+    noise: tf.Tensor
+    temperature: tf.Tensor
+    is_given: tf.Tensor
+
+    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+        """The latent of every row, beside the prior that it could have come from."""
+        drawn = PriorSource(self.noise, self.temperature).draw(layers, state)
+        z = tf.where(self.is_given, self.latent, drawn.z)
+        return LatentSample(z, z, drawn.prior)
 
 
 class Signatures:
-    """The signatures of one model; `SIGNATURES` has their names, those with pictures as files for up to 4 channels.
+    """The signatures of one model.
 
     H, W and C are the height, width and channels of images, `total` is the number of latent values of an
     image, `groups` the number of latent groups. Images are float32 in [0, 1], seeds int64.
 
-    `NAME_png` is NAME with `image_bytes` `[batch]`, pictures as the bytes of PNG files, wherever NAME has `image`; for
-    REST, which sends bytes as base64.
+    `NAME_png` is NAME with `image_bytes` `[batch]`, the bytes of PNG files, wherever NAME has `image`. It is meant for
+    REST, which sends bytes as base64. Models of more than 4 channels don't have it.
 
     Args:
       model: the model.
       forward: makes the pass through the networks of each call, e.g. with folded weights.
 
     Raises:
-      tf.errors.InvalidArgumentError: an input is out of range, the message names it. In the export as well.
+      tf.errors.InvalidArgumentError: an input is out of range; the message names it. In the export as well.
     """
 
     def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass):
@@ -62,7 +114,7 @@ class Signatures:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those of this model's signatures."""
+        """The names of this model's signatures."""
         return SIGNATURES if self.model.config.image_channels <= _MOST_PNG_CHANNELS else _OF_IMAGES
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
@@ -101,12 +153,15 @@ class Signatures:
         }
         for name in self.names:
             base = traced[name.removesuffix(_SUFFIX)]
-            function = self._with_bytes(base, self.input_specs(name)) if name.endswith(_SUFFIX) else _calling(base)
+            # A plain function: an archive would trace a `tf.function` again.
+            function = lambda *inputs, base=base: base(*inputs)  # noqa: E731
+            if name.endswith(_SUFFIX):
+                function = self._with_bytes(base, self.input_specs(name))
             archive.add_endpoint(name, function, self.input_specs(name))
         return archive
 
     def sample(self, seed: tf.Tensor, temperature: tf.Tensor) -> Tensors:
-        """Pictures from the prior.
+        """Images from the prior.
 
         Args:
           seed: `[batch]`.
@@ -116,8 +171,8 @@ class Signatures:
           `image` `[batch, H, W, C]`: the mean of the likelihood, whose own temperature is 1; `image_uint8`: the same
           as 8-bit pixels.
         """
-        temperature = checked_temperature(temperature)
-        seeds = _words(checked_rows("seed", seed, temperature, "temperature"))
+        temperature = _checked_temperature(temperature)
+        seeds = _words(_checked_rows("seed", seed, temperature, "temperature"))
         return _images(self.model.generate_from_seeds(seeds, _over_pixels(temperature), forward=self._forward()).mean())
 
     def encode(self, image: tf.Tensor, seed: tf.Tensor) -> Tensors:
@@ -143,27 +198,30 @@ class Signatures:
         Returns:
           See `sample`.
         """
-        sources = [GivenSource(group) for group in groups_of_flat(checked_latent(latent), self.latent_shapes)]
+        sources = [GivenSource(group) for group in groups_of_flat(_checked_latent(latent), self.latent_shapes)]
         return _images(self.model.top_down_pass(sources, tf.shape(latent)[0], self._forward()).likelihood.mean())
 
     def decode_upper_groups(
         self, latent: tf.Tensor, num_groups: tf.Tensor, seed: tf.Tensor, temperature: tf.Tensor
     ) -> Tensors:
-        """As `decode` with the upper groups' latents, which have what is large; the other groups are drawn.
+        """Like `decode` with the latents of the upper groups, which hold the large structure; the others are drawn.
 
         Args:
           latent: `[batch, total]`; the values of groups that are drawn are not used.
-          num_groups: int32 `[batch]`, of how many groups from the top the latents are used, from 0 to `groups`.
+          num_groups: int32 `[batch]`, from 0 to `groups`; the latents of so many groups, from the top, are used.
           seed: `[batch]`, of the groups that are drawn.
           temperature: `[batch]`, above 0, of their priors.
 
         Returns:
           See `sample`.
         """
-        latent = checked_latent(latent)
-        num_groups = checked_num_groups(num_groups, latent, "latent", len(self.latent_shapes))
-        seeds = _words(checked_rows("seed", seed, latent, "latent"))
-        temperature = checked_rows("temperature", checked_temperature(temperature), latent, "latent")
+        latent = _checked_latent(latent)
+        groups = len(self.latent_shapes)
+        valid = (num_groups >= 0) & (num_groups <= groups)
+        num_groups = _checked(num_groups, valid, f"num_groups: values must be from 0 to {groups}")
+        num_groups = _checked_rows("num_groups", num_groups, latent, "latent")
+        seeds = _words(_checked_rows("seed", seed, latent, "latent"))
+        temperature = _checked_rows("temperature", _checked_temperature(temperature), latent, "latent")
         noise = noise_per_image(self.latent_shapes, seeds)
         sources = [
             UpperGroupsSource(group, eps, _over_pixels(temperature), _over_pixels(num_groups > index))
@@ -172,15 +230,7 @@ class Signatures:
         return _images(self.model.top_down_pass(sources, tf.shape(latent)[0], self._forward()).likelihood.mean())
 
     def reconstruct(self, image: tf.Tensor, seed: tf.Tensor) -> Tensors:
-        """What `decode` makes of the latent that `encode` gives for the same inputs.
-
-        Args:
-          image: `[batch, H, W, C]`.
-          seed: `[batch]`.
-
-        Returns:
-          See `sample`.
-        """
+        """The images that `decode` gives for the latent of `encode` with the same inputs."""
         return _images(self._infer(image, seed).likelihood.mean())
 
     def score(self, image: tf.Tensor, seed: tf.Tensor) -> Tensors:
@@ -207,12 +257,13 @@ class Signatures:
         }
 
     def _infer(self, image: tf.Tensor, seed: tf.Tensor) -> Decoded:
-        image = checked_image(image)
-        seeds = _words(checked_rows("seed", seed, image, "image"))
+        valid = (image >= 0.0) & (image <= 1.0)  # false for NaN
+        image = _checked(image, valid, "image: values must be finite and in [0, 1] (divide 8-bit values by 255)")
+        seeds = _words(_checked_rows("seed", seed, image, "image"))
         return self.model.infer(image, noise_per_image(self.latent_shapes, seeds), self._forward())
 
     def _with_bytes(self, signature: Callable[..., Tensors], specs: list[tf.TensorSpec]) -> Callable[..., Tensors]:
-        """A signature with pictures as bytes in place of tensors; the specs are of its own inputs."""
+        """A signature with images as bytes in place of tensors; `specs` are its own inputs."""
 
         def function(*inputs: tf.Tensor) -> Tensors:
             given = [
@@ -225,13 +276,9 @@ class Signatures:
         return function
 
 
-def _calling(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
-    """A plain function: an archive would trace anew what is a graph's function already."""
-    return lambda *inputs: function(*inputs)
-
-
 def _images(image: tf.Tensor) -> Tensors:
-    image = checked_result(image)
+    finite = tf.math.is_finite(image)  # as long as temperatures and latents are reasonable
+    image = _checked(image, finite, "image: not finite; a temperature or a latent is too large")
     return {"image": image, "image_uint8": pixels_of_images(image)}
 
 
@@ -243,3 +290,78 @@ def _over_pixels(rows: tf.Tensor) -> tf.Tensor:
 def _words(seed: tf.Tensor) -> tf.Tensor:
     """The two words `[batch, 2]` of seeds `[batch]`: the seeds of the model."""
     return tf.bitcast(seed, tf.int32)
+
+
+def _checked_temperature(temperature: tf.Tensor) -> tf.Tensor:
+    valid = tf.math.is_finite(temperature) & (temperature > 0.0)
+    return _checked(temperature, valid, "temperature: values must be finite and above 0")
+
+
+def _checked_latent(latent: tf.Tensor) -> tf.Tensor:
+    return _checked(latent, tf.math.is_finite(latent), "latent: values must be finite")
+
+
+def _checked_rows(own_name: str, value: tf.Tensor, beside: tf.Tensor, name: str) -> tf.Tensor:
+    """Values `[batch]`, as many as `beside`, the input called `name`, has rows: a single one would broadcast."""
+    rows, wanted = tf.shape(value)[0], tf.shape(beside)[0]
+    message = f"{own_name}: there must be one for each row of {name}; found and rows given:"
+    return _tied(value, tf.equal(rows, wanted), [message, rows, wanted])
+
+
+def _checked(value: tf.Tensor, valid: tf.Tensor, message: str) -> tf.Tensor:
+    wrong = tf.boolean_mask(value, ~valid)
+    return _tied(value, tf.reduce_all(valid), [f"{message}; wrong values:", wrong])
+
+
+def _tied(value: tf.Tensor, condition: tf.Tensor, message: list) -> tf.Tensor:
+    """The value, tied to a check of the condition; the message is a text and tensors."""
+    with tf.control_dependencies([tf.debugging.Assert(condition, message, summarize=_LISTED)]):
+        return tf.identity(value)
+
+
+def images_from_bytes(image_bytes: tf.Tensor, config: ModelConfig) -> tf.Tensor:
+    """Images `[batch, height, width, channels]` in [0, 1] of PNG files `[batch]`.
+
+    Values are quantized to the bits of the model's data, as in training: with 1 bit, values from 128 up are white.
+    Gray is converted to color and back where the model has other channels.
+
+    Raises:
+      tf.errors.InvalidArgumentError: a file is no PNG file, or of another size than the model's.
+    """
+    shape = (config.image_height, config.image_width, config.image_channels)
+
+    def pixels_of(content: tf.Tensor) -> tf.Tensor:
+        content = _of_size(content, config.image_height, config.image_width)
+        # The operation has no gray with alpha to ask for: 0 takes what the file has.
+        channels = 0 if config.image_channels == 2 else config.image_channels
+        pixels = tf.io.decode_png(content, channels=channels, dtype=tf.uint8)
+        message = f"image_bytes: a picture must be of shape {list(shape)} (height, width, channels); this one is of:"
+        pixels = _tied(pixels, tf.reduce_all(tf.equal(tf.shape(pixels), shape)), [message, tf.shape(pixels)])
+        # Not `ensure_shape`, whose own message might come first.
+        pixels.set_shape(shape)
+        return pixels
+
+    pixels = tf.map_fn(pixels_of, image_bytes, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
+    return tf.gather(tf.constant(intensity_table(config.num_bits)), tf.cast(pixels, tf.int32))
+
+
+def _of_size(content: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """A PNG file whose header has this size: a small file may be gigabytes when it is decoded."""
+    beginning = tf.strings.substr(tf.strings.join([content, " " * _HEADER_LENGTH]), 0, _HEADER_LENGTH)
+    is_png = tf.equal(tf.strings.substr(beginning, 0, len(_PNG)), _PNG)
+    beginning = _tied(beginning, is_png, ["image_bytes: must be PNG files"])
+    # Width and height stand at the end of it, the most significant byte first.
+    size = tf.reverse(tf.io.decode_raw(tf.strings.substr(beginning, 16, 8), tf.int32, little_endian=False), [0])
+    message = f"image_bytes: a picture must be of size {[height, width]} (height, width); this one is of:"
+    return _tied(content, tf.reduce_all(tf.equal(size, [height, width])), [message, size])
+
+
+def pixels_of_images(image: tf.Tensor) -> tf.Tensor:
+    """uint8 pixels of images of any shape in [0, 1]."""
+    return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 1.0) * 255.0), tf.uint8)
+
+
+def bytes_of_images(image: tf.Tensor) -> tf.Tensor:
+    """PNG files `[batch]` of images `[batch, height, width, 1 to 4]` in [0, 1]."""
+    signature = tf.TensorSpec((), tf.string)
+    return tf.map_fn(tf.io.encode_png, pixels_of_images(image), fn_output_signature=signature)

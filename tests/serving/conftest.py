@@ -1,45 +1,28 @@
-"""One small export for all tests of this folder: writing and checking it takes some seconds."""
+"""One small export and one server for all tests of this folder: writing and checking an export takes some seconds."""
+
+import pathlib
+import runpy
+import sys
 
 import keras
 import numpy as np
 import pytest
+from absl import flags
 
 from export import run_saved_model
 from nvae_tf.config import ModelConfig
 from nvae_tf.models import NVAE
-from nvae_tf.serving.saved_models.run_source import Origin
-from nvae_tf.serving.saved_models.saved_model import export_saved_model
+from nvae_tf.serving.saved_model import Origin, export_saved_model
+from tests.serving.model_servers import CLIENTS, REAL_SERVER, local_servers, real_servers, save_texts, served
 
-CONFIG = ModelConfig(
-    image_height=8,
-    image_width=8,
-    num_mixtures=2,
-    num_latent_scales=2,
-    num_groups_per_scale=1,
-    num_latent_per_group=3,
-    num_channels_encoder=4,
-    num_channels_decoder=4,
-    num_preprocess_cells=1,
-    num_postprocess_cells=1,
-    num_cells_per_group_encoder=1,
-    num_cells_per_group_decoder=1,
-    num_flows=1,
-)
-VANILLA_CONFIG = ModelConfig(
-    image_height=6,
-    image_width=6,
-    image_channels=1,
-    padded_height=8,
-    padded_width=8,
-    num_bits=1,
-    likelihood="bernoulli",
-    num_groups_per_scale=1,
-    num_latent_per_group=2,
-    num_channels_encoder=4,
-    num_channels_decoder=4,
-    num_preprocess_cells=1,
-    num_postprocess_cells=1,
-)
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SMALL = dict(num_groups_per_scale=1, num_channels_encoder=4, num_channels_decoder=4)
+SMALL |= dict(num_preprocess_cells=1, num_postprocess_cells=1)
+CELLS = dict(num_cells_per_group_encoder=1, num_cells_per_group_decoder=1, num_flows=1)
+SIZE = dict(image_height=8, image_width=8, num_mixtures=2)
+CONFIG = ModelConfig(**SIZE, **SMALL, **CELLS, num_latent_scales=2, num_latent_per_group=3)
+PADDED = dict(image_height=6, image_width=6, image_channels=1, padded_height=8, padded_width=8)
+VANILLA_CONFIG = ModelConfig(**PADDED, **SMALL, num_bits=1, likelihood="bernoulli", num_latent_per_group=2)
 
 
 def model_of(config, seed=1):
@@ -74,3 +57,71 @@ def run(folder):
 @pytest.fixture(scope="session")
 def vanilla_model():
     return model_of(VANILLA_CONFIG)
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """`script(name, *arguments)` runs `python -m export.NAME` in this process; gives exit code, output and errors."""
+
+    def run(name, *arguments):
+        known, code = set(flags.FLAGS), 0
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        capsys.readouterr()
+        try:
+            runpy.run_module(f"export.{name}", run_name="__main__", alter_sys=True)
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        finally:
+            for flag in set(flags.FLAGS) - known:
+                delattr(flags.FLAGS, flag)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(script):
+    """`refused(name, *arguments)` gives the one line on standard error of a command that ends with exit code 2."""
+
+    def run(name, *arguments):
+        code, _, errors = script(name, *arguments)
+        assert code == 2 and errors.startswith("error: ") and errors.count("\n") == 1, errors
+        return errors
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def texts_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts") / "1"
+    save_texts(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def local(folder, texts_folder):
+    """The server of this repository, one request at a time and without batching."""
+    models = served("tiny", folder.parent, labels={"stable": 3}), served("texts", texts_folder.parent)
+    with local_servers(*models) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session", params=["local", "real"] if REAL_SERVER else ["local"])
+def servers(request, folder, texts_folder, tmp_path_factory):
+    if request.param == "local":
+        yield request.getfixturevalue("local")
+        return
+    assert pathlib.Path(REAL_SERVER).is_file(), f"TF_MODEL_SERVER={REAL_SERVER}: no such file"
+    with real_servers(folder.parent, texts_folder.parent, tmp_path_factory.mktemp("serving")) as found:
+        yield found
+
+
+@pytest.fixture(params=sorted(CLIENTS))
+def protocol(request):
+    return request.param
+
+
+@pytest.fixture
+def client(servers, protocol):
+    with servers.client(protocol) as client:
+        yield client

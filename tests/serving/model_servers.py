@@ -5,24 +5,21 @@ both. The models are the export of conftest.py and a small one of strings, which
 """
 
 import contextlib
+import itertools
 import os
 import socket
 import subprocess
-import time
 from typing import NamedTuple
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
-from nvae_tf.serving.clients.request_patience import Patience
-from nvae_tf.serving.clients.rest_client import RestClient
-from nvae_tf.serving.local_server.served_versions import ServedVersions
-from nvae_tf.serving.local_server.server import LocalServer
-from nvae_tf.serving.serving_client import ServingClient
+from nvae_tf.serving.client import Patience, RestClient
+from nvae_tf.serving.grpc_client import ServingClient
+from nvae_tf.serving.local_server import LocalServer
+from nvae_tf.serving.served_versions import ServedVersions
 
 REAL_SERVER = os.environ.get("TF_MODEL_SERVER")
-SECONDS_TO_START = 120
 CLIENTS = {"grpc": ServingClient, "rest": RestClient}
 SEEDS = np.array([5, 6, 5, 5 + 2 * 2**32], np.int64)
 IMAGES = (np.random.default_rng(0).integers(0, 256, [4, 8, 8, 3]) / 255).astype(np.float32)
@@ -81,52 +78,25 @@ def free_port():
         return taken.getsockname()[1]
 
 
-CONFIGURATION = """
-model_config_list {{
-  config {{
-    name: "tiny" base_path: "{tiny}" model_platform: "tensorflow"
-    version_labels {{ key: "stable" value: 3 }}
-  }}
-  config {{ name: "texts" base_path: "{texts}" model_platform: "tensorflow" }}
-}}
-"""
-
-
 @contextlib.contextmanager
 def real_servers(tiny, texts, place):
     """TensorFlow Serving's own binary, in a process of its own."""
-    configuration, log = place / "models.config", place / "server.log"
-    configuration.write_text(CONFIGURATION.format(tiny=tiny, texts=texts))
-    ports = free_port(), free_port()
-    command = [
-        REAL_SERVER,
-        f"--port={ports[0]}",
-        f"--rest_api_port={ports[1]}",
-        f"--model_config_file={configuration}",
-        "--allow_version_labels_for_unavailable_models=true",
+    labels = 'version_labels { key: "stable" value: 3 }'
+    models = [("tiny", tiny, labels), ("texts", texts, "")]
+    configs = [
+        f'config {{ name: "{n}" base_path: "{p}" model_platform: "tensorflow" {more} }}' for n, p, more in models
     ]
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+    (place / "models.config").write_text(f"model_config_list {{ {' '.join(configs)} }}")
+    ports = free_port(), free_port()
+    command = [REAL_SERVER, f"--port={ports[0]}", f"--rest_api_port={ports[1]}"]
+    command += [f"--model_config_file={place / 'models.config'}", "--allow_version_labels_for_unavailable_models=true"]
+    servers = Servers(*(f"127.0.0.1:{port}" for port in ports))
+    patience = Patience(total=120, tries=1000, longest_wait=0.5)
+    with subprocess.Popen(command) as process:
         try:
-            servers = Servers(f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
-            wait_until_available(servers, process, log)
+            for model, protocol in itertools.product(("tiny", "texts"), CLIENTS):
+                with servers.client(protocol, model, patience=patience) as client:
+                    client.metadata()
             yield servers
         finally:
             process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def wait_until_available(servers, process, log):
-    patience = Patience(total=SECONDS_TO_START, tries=1000, first_wait=0.2, longest_wait=0.5)
-    for model in ("tiny", "texts"):
-        for protocol in CLIENTS:
-            with servers.client(protocol, model, patience=patience) as client:
-                end = time.monotonic() + SECONDS_TO_START
-                while process.poll() is None and time.monotonic() < end:
-                    if [status.state for status in client.model_status()] == ["AVAILABLE"]:
-                        break
-                    time.sleep(0.2)
-                else:
-                    pytest.fail(f"{REAL_SERVER} does not serve {model}:\n{log.read_text(errors='replace')[-2000:]}")

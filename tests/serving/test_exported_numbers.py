@@ -13,11 +13,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from export import run_saved_model
 from nvae_tf.generation.image_grid import image_grid
 from nvae_tf.models.latents import PriorSource, image_seeds, noise_per_image
-from nvae_tf.serving.saved_models import verification
-from nvae_tf.serving.saved_models.picture_bytes import images_from_bytes
-from nvae_tf.serving.signatures import SIGNATURES, Signatures
+from nvae_tf.serving.signatures import images_from_bytes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SEEDS = np.array([5, 6, 5, 5 + 2 * 2**32], np.int64)
@@ -56,30 +55,7 @@ def test_every_signature_gives_the_numbers_of_the_models_methods(run, model):
     assert_same(found["decode/image"], found["reconstruct/image"])
 
 
-@pytest.mark.slow
-def test_the_plain_script_draws_the_models_pictures_where_the_package_cannot_be_imported(folder, model, tmp_path):
-    draw = ["run_saved_model.py", f"--saved_model={folder}", f"--output={tmp_path}/new/samples.png"]
-    program = tmp_path / "program.py"
-    program.write_text(
-        f"""
-import runpy, sys
-sys.modules["nvae_tf"] = None
-sys.argv = {[*draw, "--count=5", "--seed=4"]}
-runpy.run_path({str(ROOT / "export" / draw[0])!r}, run_name="__main__")
-assert not [name for name in sys.modules if name.startswith("nvae_tf.")]
-import nvae_tf
-"""
-    )
-    command = [sys.executable, "-I", str(program)]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert process.stderr.endswith("ModuleNotFoundError: import of nvae_tf halted; None in sys.modules\n")
-    assert f"5 pictures in {tmp_path}/new/samples.png" in process.stdout
-    expected = image_grid(model.generate(5, seed=4).numpy(), enlarge=None)
-    found = np.asarray(Image.open(tmp_path / "new" / "samples.png")).astype(int)
-    assert found.shape == expected.shape and np.abs(found - expected).max() <= 1
-
-
-def test_score_is_the_bound_and_its_parts_add_up(run, model, vanilla_model):
+def test_score_is_the_bound_and_its_parts_add_up(run, model):
     found = run("score", image=IMAGES, seed=SEEDS)
     decoded = model.infer(tf.constant(IMAGES[:1]), noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1)))
     # With flows the KL is a one-sample estimate, so the bound is that of one importance sample.
@@ -90,17 +66,6 @@ def test_score_is_the_bound_and_its_parts_add_up(run, model, vanilla_model):
     assert_same(found["kl_per_group"][0].sum(), log_q - log_p)
     assert_same(found["bits_per_dim"], found["nats"] / np.log(2) / (8 * 8 * 3))
     assert found["kl_per_group"].shape == (4, 2)
-
-
-def test_score_and_one_importance_sample_have_the_same_mean(vanilla_model):
-    image = np.random.default_rng(2).integers(0, 2, [1, 6, 6, 1]).astype(np.float32)
-    seeds = np.arange(300)
-    images = np.broadcast_to(image, [len(seeds), 6, 6, 1])
-    nats = Signatures(vanilla_model).score(tf.constant(images), tf.constant(seeds))["nats"].numpy()
-    single = vanilla_model.score(images, seed=0).numpy()
-    error = np.sqrt((nats.var() + single.var()) / len(seeds))
-    assert abs(nats.mean() - single.mean()) < 4 * error
-    assert nats.std() < single.std()
 
 
 def test_a_row_does_not_depend_on_its_neighbors_or_the_batch_size(run):
@@ -124,29 +89,6 @@ def test_a_row_does_not_depend_on_its_neighbors_or_the_batch_size(run):
             tolerance = 1 / array.max() if array.dtype == np.uint8 else 1e-5
             assert_same(elsewhere[name], array[others], tolerance)
             assert_same(alone[name], array[:1], tolerance)
-
-
-def test_seeds_differ(run):
-    pictures = run("sample", seed=SEEDS, temperature=np.ones(4, np.float32))["image"]
-    np.testing.assert_array_equal(pictures[0], pictures[2])
-    for other in (1, 3):
-        assert np.abs(pictures[0] - pictures[other]).max() > 1e-3
-
-
-@pytest.mark.slow
-def test_tf_saved_model_load_works_too_for_a_padded_model_of_one_group(vanilla_model, tmp_path):
-    signatures = Signatures(vanilla_model)
-    signatures.archive().write_out(str(tmp_path / "1"), verbose=False)
-    loaded = tf.saved_model.load(str(tmp_path / "1"))
-    inputs, expected = verification.recorded(signatures)
-    for name in SIGNATURES:
-        arguments = {key.split("/")[1]: tf.constant(a) for key, a in inputs.items() if key.startswith(f"{name}/")}
-        for key, tensor in loaded.signatures[name](**arguments).items():
-            assert verification.difference(storable(tensor.numpy()), expected[f"{name}/{key}"]) <= 1e-5
-
-
-def storable(array):
-    return array.astype("S") if array.dtype == object else array
 
 
 def test_upper_groups_are_taken_and_the_others_drawn_row_by_row(run, model):
@@ -187,3 +129,94 @@ def test_bytes_are_brought_to_the_bits_of_the_models_data(vanilla_model):
     content = tf.io.encode_png(pixels[0])
     images = images_from_bytes(tf.reshape(content, [1]), vanilla_model.config)
     np.testing.assert_array_equal(images, pixels >= 128)
+
+
+@pytest.mark.slow
+def test_the_plain_script_draws_the_models_images_where_the_package_cannot_be_imported(folder, model, tmp_path):
+    output, script = tmp_path / "new" / "samples.png", ROOT / "export" / "run_saved_model.py"
+    program = (
+        "import runpy, sys; sys.modules.update(dict.fromkeys(['nvae_tf', 'export']))\n"
+        f"sys.argv[1:] = ['--saved_model={folder}', '--output={output}', '--count=5', '--seed=4']\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')"
+    )
+    subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, check=True)
+    expected = image_grid(model.generate(5, seed=4).numpy(), enlarge=None)
+    found = np.asarray(Image.open(output)).astype(int)
+    assert found.shape == expected.shape and np.abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--saved_model=missing"], "no saved_model.pb in it"),
+        (["--temperature=0"], "must be above 0"),
+        (["--count=0"], "must be above 0"),
+        (["--seed=-1"], "from 0 to"),
+        ([], "a damaged or foreign export"),
+    ],
+)
+def test_the_plain_script_reports_errors(tmp_path, capsys, monkeypatch, flags, message):
+    (tmp_path / "saved_model.pb").write_bytes(b"no protocol buffer")
+    places = [f"--saved_model={tmp_path}", f"--output={tmp_path / 'x.png'}"]
+    monkeypatch.setattr(sys, "argv", ["run_saved_model.py", *places, *flags])
+    with pytest.raises(SystemExit) as stopped:
+        run_saved_model.main()
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["saved_model.pb"]
+
+
+ONES = np.ones(2, np.float32)
+PICTURE = tf.io.encode_png(np.zeros([8, 8, 3], np.uint8)).numpy()
+WIDE = tf.io.encode_png(np.zeros([8, 9, 3], np.uint8)).numpy()
+JPEG = tf.io.encode_jpeg(np.zeros([8, 8, 3], np.uint8)).numpy()
+# Nothing behind the header could be decoded.
+HEADER = PICTURE[:16] + np.array([2000, 1000], ">i4").tobytes()
+
+
+def images(value):
+    array = IMAGES[:2].copy()
+    array[1, 2, 3, 0] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("signature", "inputs", "message"),
+    [
+        *(
+            ("sample", {"temperature": np.float32([1.0, value])}, "temperature: values must be finite and above 0")
+            for value in (0.0, -1.0, np.nan, np.inf)
+        ),
+        ("sample", {"temperature": np.float32([1.0, 3e38])}, "image: not finite; a temperature or a latent is too"),
+        ("sample", {"temperature": ONES[:1]}, "one for each row of temperature"),
+        ("encode", {"image": IMAGES[:2], "seed": SEEDS[:1]}, "seed: there must be one for each row of image"),
+        *(
+            (signature, {"image": images(value)}, r"image: values must be finite and in \[0, 1\]")
+            for signature in ("encode", "reconstruct", "score")
+            for value in (-0.01, 255.0, np.nan)
+        ),
+        *(
+            ("encode_png", {"image_bytes": content}, "image_bytes: must be PNG files")
+            for content in (b"no picture", b"", JPEG)
+        ),
+        ("encode_png", {"image_bytes": WIDE}, r"must be of size \[8, 8\].*\[8 9\]"),
+        ("encode_png", {"image_bytes": HEADER}, r"\[1000 2000\]"),
+        ("encode_png", {"image_bytes": PICTURE[:40]}, ""),
+    ],
+)
+def test_wrong_values_are_refused_by_the_export(run, signature, inputs, message):
+    inputs = {"seed": SEEDS[:2]} | inputs
+    if "image_bytes" in inputs:
+        inputs["image_bytes"] = np.array([PICTURE, inputs["image_bytes"]], object)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s){message}"):
+        run(signature, **inputs)
+
+
+def test_wrong_latents_and_numbers_of_groups_are_refused_by_the_export(run):
+    latent = run("encode", image=IMAGES[:2], seed=SEEDS[:2])["latent"]
+    for number in (-1, 3):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="num_groups: values must be from 0 to 2"):
+            groups = np.int32([1, number])
+            run("decode_upper_groups", latent=latent, num_groups=groups, seed=SEEDS[:2], temperature=ONES)
+    latent[0, 0] = np.inf
+    with pytest.raises(tf.errors.InvalidArgumentError, match="latent: values must be finite"):
+        run("decode", latent=latent)

@@ -1,8 +1,7 @@
-"""The server of this repository: protocols, refusals, batching and versions."""
+"""The server for trials: protocols, refusals, batching and versions."""
 
 import contextlib
 import json
-import pathlib
 import re
 import shutil
 import signal
@@ -16,19 +15,19 @@ import grpc
 import numpy as np
 import pytest
 import requests
-from tensorflow_serving.apis import classification_pb2, inference_pb2, model_management_pb2, regression_pb2
+import tensorflow as tf
+from PIL import Image
+from tensorflow_serving.apis import (
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
 
-from nvae_tf.serving.clients.request_patience import Patience
-from nvae_tf.serving.clients.serving_errors import ModelNotFound, ServerNotReady, TooLarge
-from nvae_tf.serving.clients.serving_messages import model_service_pb2_grpc, predict_pb2, prediction_service_pb2_grpc
-from nvae_tf.serving.clients.tensor_messages import tensor_message
-from nvae_tf.serving.local_server.batching import Batcher, Batching
-from nvae_tf.serving.local_server.loaded_version import LoadedVersion
-from nvae_tf.serving.local_server.server import LocalServer
+from nvae_tf.serving.client import ModelNotFound, Patience, ServerNotReady, TooLarge
+from nvae_tf.serving.local_server import LocalServer, _tensor_in_fields
+from nvae_tf.serving.served_versions import Batcher, Batching, LoadedVersion
+from tests.serving.conftest import ROOT
 from tests.serving.model_servers import IMAGES, SEEDS, Servers, local_servers, served
 
-pytest_plugins = ("tests.serving.serving_fixtures",)
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 ONES = np.ones(4, np.float32)
 
 
@@ -52,10 +51,10 @@ def refusal(servers, signature, arrays, model="tiny"):
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = model, signature
     for name, array in arrays.items():
-        request.inputs[name].CopyFrom(tensor_message(array))
-    with stub(servers) as service, pytest.raises(grpc.RpcError) as told:
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+    with stub(servers) as service, pytest.raises(grpc.RpcError) as raised:
         service.Predict(request, timeout=20)
-    return told.value.code().name, told.value.details()
+    return raised.value.code().name, raised.value.details()
 
 
 @pytest.mark.parametrize(
@@ -74,8 +73,8 @@ def refusal(servers, signature, arrays, model="tiny"):
     ],
 )
 def test_malformed_requests_are_refused_and_the_server_goes_on(local, signature, inputs, message):
-    code, told = refusal(local, signature, inputs)
-    assert code == "INVALID_ARGUMENT" and message in told
+    code, message_of_server = refusal(local, signature, inputs)
+    assert code == "INVALID_ARGUMENT" and message in message_of_server
     columns = {name: [{"b64": "AAAA"}] if array.dtype == object else array.tolist() for name, array in inputs.items()}
     code, answer = rest(local, "tiny:predict", {"signature_name": signature, "inputs": columns})
     assert code == 400 and list(answer) == ["error"]
@@ -87,13 +86,13 @@ def test_a_tensor_that_lies_about_its_shape_is_refused(local):
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = "tiny", "decode"
     for sizes in ([1000, 60], [10**9, 60]):
-        message = tensor_message(np.zeros([1, 60], np.float32))
+        message = tf.make_tensor_proto(np.zeros([1, 60], np.float32))
         for dimension, size in zip(message.tensor_shape.dim, sizes, strict=True):
             dimension.size = size
         request.inputs["latent"].CopyFrom(message)
-        with stub(local) as service, pytest.raises(grpc.RpcError) as told:
+        with stub(local) as service, pytest.raises(grpc.RpcError) as raised:
             service.Predict(request, timeout=20)
-        assert told.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize(
@@ -125,17 +124,11 @@ def test_wrong_rest_requests_get_their_status(local, path, body, code, message):
 def test_rows_and_columns(local):
     rows = [{"seed": 5, "temperature": 1.0}, {"seed": 6, "temperature": 0.5}]
     columns = {"seed": [5, 6], "temperature": [1.0, 0.5]}
-    code, by_row = rest(local, "tiny/versions/3:predict", {"signature_name": "score", "instances": rows})
-    assert code == 400 and "no input" in by_row["error"]
     code, by_row = rest(local, "tiny/versions/3:predict", {"signature_name": "sample", "instances": rows})
     assert code == 200 and len(by_row["predictions"]) == 2
     code, by_column = rest(local, "tiny/labels/stable:predict", {"signature_name": "sample", "inputs": columns})
     assert code == 200 and list(by_column) == ["outputs"]
-    outputs = by_column["outputs"]
-    if isinstance(outputs, dict):  # several outputs have names, a single one stands alone
-        assert [row["image"] for row in by_row["predictions"]] == outputs["image"]
-    else:
-        assert by_row["predictions"] == outputs
+    assert [row["image"] for row in by_row["predictions"]] == by_column["outputs"]["image"]
 
 
 def test_bytes_are_base64_both_ways_and_a_single_input_needs_no_name(local):
@@ -160,20 +153,13 @@ def test_rest_status_and_metadata_are_servings(local):
     assert seed["tensor_shape"] == {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
 
 
-def test_what_is_not_offered_says_so(local):
-    with grpc.insecure_channel(local.grpc) as channel:
-        predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        models = model_service_pb2_grpc.ModelServiceStub(channel)
-        calls = [
-            (predictions.Classify, classification_pb2.ClassificationRequest()),
-            (predictions.Regress, regression_pb2.RegressionRequest()),
-            (predictions.MultiInference, inference_pb2.MultiInferenceRequest()),
-            (models.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest()),
-        ]
-        for call, request in calls:
-            with pytest.raises(grpc.RpcError, match="tensorflow_model_server has it") as told:
-                call(request, timeout=5)
-            assert told.value.code() == grpc.StatusCode.UNIMPLEMENTED
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "uint8", "bool", "string"])
+def test_answers_have_the_fields_that_tensorflow_serving_fills(dtype):
+    array = np.array([[0, 1, 2], [3, 200, 5]])
+    array = np.array([[b"", b"\0", b"a\0"]], object) if dtype == "string" else array.astype(dtype)
+    message = _tensor_in_fields(array)
+    assert not message.tensor_content
+    np.testing.assert_array_equal(tf.make_ndarray(message), array)
 
 
 def test_messages_over_the_limit_are_refused(texts_folder):
@@ -201,61 +187,28 @@ def test_concurrent_requests_give_the_sessions_numbers_with_batching_and_without
             np.testing.assert_allclose(found, np.tile(expected, [4, 1, 1, 1]), atol=1e-5)
 
 
-class Counting:
-    """`run` of a batcher that notes the sizes of its batches; values over 99 are refused."""
+def test_batches_are_filled_or_wait_a_moment_and_a_bad_row_fails_its_own_request_alone():
+    sizes = []
 
-    def __init__(self):
-        self.sizes = []
-
-    def __call__(self, signature, arrays, outputs):
-        self.sizes.append(len(arrays["x"]))
+    def run(signature, arrays, outputs):
+        sizes.append(len(arrays["x"]))
         if arrays["x"].max() > 99:
             raise ValueError("too large")
         return {"y": arrays["x"] + 1}
 
-
-def in_threads(batcher, arrays):
-    with ThreadPoolExecutor(len(arrays)) as pool:
-        return [pool.submit(batcher.run, "sum", {"x": array}, ("y",)) for array in arrays]
-
-
-def test_rows_of_several_requests_run_together_up_to_the_limit():
-    run = Counting()
-    arrays = [np.full([rows], rows * 10, np.int32) for rows in (1, 2, 3, 2)]
-    found = in_threads(Batcher(run, Batching(8, 10.0)), arrays)  # full: nobody waits for 10 s
-    for array, result in zip(arrays, found, strict=True):
-        np.testing.assert_array_equal(result.result()["y"], array + 1)
-    assert run.sizes == [8]
-
-
-def test_a_batch_does_not_wait_longer_than_it_may_and_large_requests_run_alone():
-    run = Counting()
-    batcher = Batcher(run, Batching(8, 0.5))
-    began = time.monotonic()
-    batcher.run("sum", {"x": np.zeros([3], np.int32)}, ("y",))
-    assert 0.4 < time.monotonic() - began < 5.0
-    began = time.monotonic()
-    batcher.run("sum", {"x": np.zeros([20], np.int32)}, ("y",))
-    assert time.monotonic() - began < 0.4 and run.sizes == [3, 20]
-
-
-def test_a_bad_row_fails_its_own_request_alone():
-    run = Counting()
-    found = in_threads(Batcher(run, Batching(4, 10.0)), [np.int32([1, 2]), np.int32([100]), np.int32([3])])
+    full, waiting = Batcher(run, Batching(4, 10.0)), Batcher(run, Batching(8, 0.5))
+    with ThreadPoolExecutor(3) as pool:
+        rows = [np.int32(row) for row in ([1, 2], [100], [3])]
+        found = [pool.submit(full.run, "sum", {"x": row}, ("y",)) for row in rows]
     assert found[0].result()["y"].tolist() == [2, 3] and found[2].result()["y"].tolist() == [4]
     with pytest.raises(ValueError, match="too large"):
         found[1].result()
-    assert run.sizes[0] == 4 and sorted(run.sizes[1:]) == [1, 1, 2]
-
-
-def test_a_bad_row_of_the_graph_fails_its_own_request_alone(texts_folder):
-    version = LoadedVersion(texts_folder, Batching(2, 10.0))
-    with ThreadPoolExecutor(2) as pool:
-        good, bad = (pool.submit(version.run, "twice", {"value": np.float32([[x]])}) for x in (4, 400))
-        assert good.result()["value"] == [[8.0]]
-        with pytest.raises(Exception, match="too large"):
-            bad.result()
-    version.retire(1.0)
+    assert sizes[0] == 4 and sorted(sizes[1:]) == [1, 1, 2]
+    began = time.monotonic()
+    waiting.run("sum", {"x": rows[0]}, ("y",))
+    assert 0.4 < time.monotonic() - began < 5.0
+    waiting.run("sum", {"x": np.zeros([20], np.int32)}, ("y",))  # too large for a batch: at once
+    assert time.monotonic() - began < 5.0 and sizes[-2:] == [2, 20]
 
 
 def versions_of(client):
@@ -333,7 +286,7 @@ def test_a_model_that_is_being_loaded_is_unavailable(texts_folder, monkeypatch, 
             assert client.predict("twice", value=[[2.0]])["value"] == [[4.0]]
 
 
-def test_a_taken_port_is_told(texts_folder, local):
+def test_a_taken_port_is_refused(texts_folder, local):
     for ports in ({"port": int(local.grpc.split(":")[1])}, {"rest_port": int(local.rest.split(":")[1])}):
         with pytest.raises(OSError, match="can't be had"):
             LocalServer([served("texts", texts_folder.parent)], **ports)
@@ -358,26 +311,36 @@ def test_the_command_serves_until_sigterm(texts_folder):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--model=a"], "--path"),
         (["--model=a", "--path=missing"], "--path=missing: no such folder"),
         (["--model=a", "--path={texts}/1"], "is one version; name the folder of all versions, {texts}"),
         (["--model=a", "--path={empty}"], "no numbered versions in it"),
-        (["--model=a", "--path={texts}", "--port=70000"], "--port=70000: must be from 0 to 65535"),
+        (
+            ["--model=a", "--path={texts}", "--port=70000"],
+            "--port=70000: 70000 is not an integer in the range [0, 65535]",
+        ),
         (["--model=a", "--path={texts}", "--label=stable"], "give LABEL=VERSION"),
-        (["--modle=a"], "--modle: no such flag; did you mean --model?"),
     ],
 )
-def test_the_command_tells_mistakes(texts_folder, tmp_path, capsys, flags, message):
-    from export import serve
-
+def test_the_command_reports_mistakes(texts_folder, tmp_path, refused, flags, message):
     places = {"texts": texts_folder.parent, "empty": tmp_path}
-    with pytest.raises(SystemExit) as stopped:
-        serve.main([flag.format(**places) for flag in flags])
-    assert stopped.value.code == 2 and message.format(**places) in capsys.readouterr().err
+    assert message.format(**places) in refused("serve", *(flag.format(**places) for flag in flags))
 
 
-def test_a_label_of_a_version_that_is_not_there_ends_the_command(texts_folder):
-    flags = [f"--path={texts_folder.parent}", "--model=texts", "--port=0", "--rest_port=0", "--label=stable=7"]
-    process = subprocess.run([sys.executable, "-m", "export.serve", *flags], cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 2
-    assert f"error: --label=stable=7: {texts_folder.parent} has no version 7" in process.stderr
+def test_a_label_of_a_version_that_is_not_there_is_refused(texts_folder):
+    path = texts_folder.parent
+    with LocalServer([served("texts", path, labels={"stable": 7})]) as server:
+        with pytest.raises(ValueError, match=f"--label=stable=7: {path} has no version 7"):
+            server.wait_until_ready(threading.Event())
+
+
+@pytest.mark.slow
+def test_both_protocols_give_the_same_picture(folder, tmp_path, script):
+    output = tmp_path / "new"
+    code, printed, errors = script(
+        "try_serving", f"--path={folder.parent}", f"--output={output}", "--count=5", "--temperature=0.7"
+    )
+    assert code == 0, errors
+    by_grpc, by_rest = (np.asarray(Image.open(output / f"served_{name}.png")) for name in ("grpc", "rest"))
+    np.testing.assert_array_equal(by_grpc, by_rest)
+    assert by_grpc.std() > 0
+    assert printed.startswith("ready: ") and "5 images in " in printed

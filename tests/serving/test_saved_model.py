@@ -1,10 +1,12 @@
-"""What an export consists of, and that it is published only when it is right."""
+"""What an export consists of, that it is published only when it is right, and that copies are checked again."""
 
 import dataclasses
 import json
 import pathlib
 import re
+import shutil
 import stat
+import types
 
 import numpy as np
 import pytest
@@ -15,21 +17,20 @@ from tensorflow_serving.apis import prediction_log_pb2
 from nvae_tf.config import read_config
 from nvae_tf.layers import folded_weights
 from nvae_tf.models import NVAE
-from nvae_tf.serving.saved_models import saved_model, verification
-from nvae_tf.serving.saved_models.saved_model import export_saved_model
+from nvae_tf.serving import saved_model, verification
+from nvae_tf.serving.outputs import DIGESTS, check_version_is_free, new_version
+from nvae_tf.serving.saved_model import export_saved_model
 from nvae_tf.serving.signatures import SIGNATURES, Signatures
+from nvae_tf.serving.verification import RECORD, verified
 from tests.serving.conftest import VANILLA_CONFIG
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def test_the_export_is_whole_and_nothing_lies_beside_it(folder):
+def test_settings_origin_and_latent_layout_travel_with_the_export(folder, model):
     assert folder.name == "3" and [entry.name for entry in folder.parent.iterdir()] == ["3"]
     # Readable for a server that runs as another user, as far as the user's umask lets.
     assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == stat.S_IMODE(folder.parent.stat().st_mode) & 0o077
-
-
-def test_settings_origin_and_latent_layout_travel_with_the_export(folder, model):
     assert read_config(folder / "assets.extra" / "config.json").model == model.config
     source = json.loads((folder / "assets.extra" / "source.json").read_text())
     assert source["step"] == 1200 and source["weights"] == "float32" and source["tensorflow"] == tf.__version__
@@ -133,35 +134,22 @@ def test_no_python_no_paths_no_xla_and_no_training_state_in_the_export(folder, m
     assert stored == values + int(np.prod(model.top_down.start.shape))
 
 
-class SmallArchive:
-    """Writes quickly what stands for an export."""
-
-    def write_out(self, folder, options, verbose):
-        pathlib.Path(folder).mkdir()
-        pathlib.Path(folder, "saved_model.pb").write_text("")
-
-
 def test_an_export_with_other_numbers_is_not_published(vanilla_model, tmp_path, monkeypatch):
     signatures = Signatures(vanilla_model)
 
+    def write_out(folder, **options):
+        pathlib.Path(folder).mkdir()
+        pathlib.Path(folder, "saved_model.pb").write_text("")
+
     def off_by_little(folder, inputs):
-        assert (folder / "saved_model.pb").is_file()
         outputs = verification.recorded(signatures).outputs
         outputs["score/kl_per_group"] *= np.float32(1 + 3e-5)
         return outputs
 
-    monkeypatch.setattr(Signatures, "archive", lambda self: SmallArchive())
+    monkeypatch.setattr(Signatures, "archive", lambda self: types.SimpleNamespace(write_out=write_out))
     monkeypatch.setattr(verification, "clean_process_numbers", off_by_little)
     with pytest.raises(ValueError, match="score/kl_per_group is off by 3.*not published"):
         export_saved_model(vanilla_model, tmp_path / "a" / "b")
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_export_that_cannot_be_run_is_not_published(vanilla_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(Signatures, "archive", lambda self: SmallArchive())
-    monkeypatch.setattr(verification, "_REPLAY", pathlib.Path("missing_program.py"))
-    with pytest.raises(ValueError, match=r"can't be run in a clean process \(.*missing_program.py"):
-        export_saved_model(vanilla_model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -170,3 +158,102 @@ def test_a_model_that_has_diverged_is_not_exported(vanilla_model):
     model.top_down.image.kernel.assign(model.top_down.image.kernel * np.nan)
     with pytest.raises(ValueError, match="image .signature sample. is not finite"):
         verification.recorded(Signatures(model))
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copied" / "7")
+
+
+def test_every_file_is_looked_at(copied, refused):
+    (copied / "assets.extra" / "latents.json").write_text("{}")
+    (copied / "assets.extra" / "tf_serving_warmup_requests").unlink()
+    assert "assets.extra/tf_serving_warmup_requests missing; copy the export anew" in refused("verify", str(copied))
+    (copied / "assets.extra" / "tf_serving_warmup_requests").touch()
+    said = refused("verify", str(copied))
+    assert "latents.json, assets.extra/tf_serving_warmup_requests damaged or changed" in said
+    assert said.count("\n") == 1
+    (copied / DIGESTS).write_text("[")
+    assert f"{DIGESTS}: missing or damaged" in refused("verify", str(copied))
+
+
+def test_what_is_no_export_is_told(folder, tmp_path, refused):
+    assert f"name one version; there is {folder}" in refused("verify", str(folder.parent))
+    assert "no such folder; name one version" in refused("verify", str(tmp_path / "missing"))
+    assert "Unknown command line flag 'pth'" in refused("verify", "--pth=x")
+
+
+def test_an_export_without_a_record_and_one_that_cannot_be_run(copied):
+    (copied / "variables" / "variables.index").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"can't be run in a clean process \(.*\)$"):
+        verified(copied)
+    (copied / RECORD).write_bytes(b"PK")
+    with pytest.raises(ValueError, match="verification.npz: damaged"):
+        verified(copied)
+    (copied / RECORD).unlink()
+    with pytest.raises(FileNotFoundError, match="nothing to compare the export with"):
+        verified(copied)
+
+
+def write_version(output, version, text="new"):
+    with new_version(output, version) as folder:
+        folder.mkdir()
+        (folder / "file").write_text(text)
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_versions_come_one_beside_the_other_and_are_not_seen_before_the_end(tmp_path):
+    output = tmp_path / "models" / "digits"
+    write_version(output, 1, "first")
+    (output / ".12.partial-abc").mkdir()  # left by a killed export
+    with new_version(output, 12) as folder:
+        folder.mkdir()
+        assert [name for name in names(output) if not name.startswith(".")] == ["1"]
+    assert names(output)[1:] == ["1", "12"] and (output / "1" / "file").read_text() == "first"
+
+
+@pytest.mark.parametrize("existing", ["2", "02"])
+def test_an_existing_version_is_refused_and_kept(tmp_path, existing):
+    (tmp_path / existing).mkdir()
+    (tmp_path / "7").mkdir()
+    (tmp_path / existing / "file").write_text("old")
+    with pytest.raises(ValueError, match="has a version 2 already.*next free one is 8"):
+        write_version(tmp_path, 2)
+    assert names(tmp_path) == sorted([existing, "7"]) and (tmp_path / existing / "file").read_text() == "old"
+
+
+def test_a_version_that_appears_meanwhile_is_kept(tmp_path):
+    with pytest.raises(ValueError, match="has a version 1 already"), new_version(tmp_path, 1) as folder:
+        folder.mkdir()
+        (tmp_path / "1").mkdir()
+        (tmp_path / "1" / "file").write_text("theirs")
+    assert names(tmp_path) == ["1"] and (tmp_path / "1" / "file").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_nothing(tmp_path, error):
+    with pytest.raises(error), new_version(tmp_path / "a" / "b", 1) as folder:
+        folder.mkdir()
+        (folder / "file").write_text("half")
+        raise error
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "version", "message"),
+    [
+        ("folder", 1, "holds 'file', so it is no folder of numbered versions"),
+        ("folder/file", 1, "file: a file; name a folder"),
+        ("folder/file/models", 1, "file is a file; name another folder"),
+        ("new", 0, "whole numbers from 1 to 9223372036854775807"),
+        ("new", 2**63, "whole numbers from 1 to 9223372036854775807"),
+    ],
+)
+def test_places_and_numbers_that_cannot_be_are_refused_before_any_work(tmp_path, place, version, message):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    with pytest.raises(ValueError, match=message):
+        check_version_is_free(tmp_path / place, version)

@@ -1,23 +1,24 @@
-"""The files for TensorFlow Serving in Docker: what the server reads in them, and what the command says to mistakes."""
+"""The files for TensorFlow Serving in Docker: what the server reads in them, and the command's error messages."""
 
+import http.server
 import pathlib
 import re
 import subprocess
-import sys
+import threading
 
 import pytest
 import yaml
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from export import serving_files as command
-from nvae_tf.serving.server_files import compose_file
-from nvae_tf.serving.server_files.exported_models import ServedExports
+from nvae_tf.serving import server_files
+from nvae_tf.serving.server_files import BatchTiming, fit_batching, largest_worthwhile
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = {"models.config", "monitoring.config", "prometheus.yml", "health_check.sh", "docker-compose.yml"}
 BATCHING = "batching_parameters.txt"
-BOOL_VALUE = ".google.protobuf.BoolValue"
+HEALTH_CHECK = pathlib.Path(server_files.__file__).with_name("templates") / "health_check.sh"
+# Twice the rows in 1.5 times the time up to 8 rows, from there in twice the time.
+TIMINGS = [BatchTiming(*pair) for pair in ((1, 0.1), (2, 0.15), (4, 0.225), (8, 0.3375), (16, 0.675), (32, 0.7))]
 
 
 @pytest.fixture
@@ -30,10 +31,17 @@ def models(tmp_path):
     return tmp_path / "models"
 
 
-def write_files(models, *flags):
-    output = models.parent / "serving"
-    command.main([f"--models={models}", f"--output={output}", *flags])
-    return output
+@pytest.fixture
+def write_files(script):
+    """`write_files(models, *flags)` runs the command; gives the folder of the files and what it prints."""
+
+    def run(models, *flags):
+        output = models.parent / "serving"
+        code, printed, errors = script("serving_files", f"--models={models}", f"--output={output}", *flags)
+        assert code == 0, errors
+        return output, printed
+
+    return run
 
 
 def served_models(output):
@@ -47,33 +55,8 @@ def flags_of(output):
     return dict(flag.removeprefix("--").split("=", 1) for flag in serving["command"])
 
 
-def parse(text, name, fields, others=()):
-    """Parses the text of a message that the package lacks, by its fields: name -> some number, type, repeated."""
-    file = descriptor_pb2.FileDescriptorProto(name="settings.proto", package="settings", syntax="proto3")
-    file.dependency.append("google/protobuf/wrappers.proto")
-    for message, its_fields in [(name, fields), *others]:
-        described = file.message_type.add(name=message)
-        for field, (number, kind, repeated) in its_fields.items():
-            added = described.field.add(name=field, number=number, label=3 if repeated else 1)
-            if isinstance(kind, str):
-                added.type, added.type_name = descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE, kind
-            else:
-                added.type = kind
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.Add(file)
-    return text_format.Parse(text, message_factory.GetMessageClass(pool.FindMessageTypeByName(f"settings.{name}"))())
-
-
-def batching_of(text):
-    numbers = ("max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads")
-    numbers += ("max_execution_batch_size",)
-    fields = {name: (number, ".google.protobuf.Int64Value", False) for number, name in enumerate(numbers, 1)}
-    return parse(text, "BatchingParameters", fields | {"enable_large_batch_splitting": (9, BOOL_VALUE, False)})
-
-
-def test_without_labels_the_newest_version_of_each_model_is_served(models):
-    served = served_models(write_files(models, "--no-measure"))
+def test_without_labels_the_newest_version_of_each_model_is_served(models, write_files):
+    served = served_models(write_files(models, "--no-measure")[0])
     assert {name: model.base_path for name, model in served.items()} == {
         "digits": "/models/digits",
         "faces": "/models/faces",
@@ -90,8 +73,8 @@ def test_without_labels_the_newest_version_of_each_model_is_served(models):
         ("auto", {"stable": 3, "canary": 10}, {"stable": 1, "canary": 1}),
     ],
 )
-def test_versions_with_labels_are_served_and_no_others(models, labels, digits, faces):
-    output = write_files(models, "--no-measure", f"--labels={labels}")
+def test_versions_with_labels_are_served_and_no_others(models, write_files, labels, digits, faces):
+    output, _ = write_files(models, "--no-measure", f"--labels={labels}")
     served = served_models(output)
     assert dict(served["digits"].version_labels) == digits and dict(served["faces"].version_labels) == faces
     assert sorted(served["digits"].model_version_policy.specific.versions) == sorted(digits.values())
@@ -99,60 +82,50 @@ def test_versions_with_labels_are_served_and_no_others(models, labels, digits, f
     assert flags_of(output)["allow_version_labels_for_unavailable_models"] == "true"
 
 
-def test_an_export_is_measured_and_the_parameters_are_those_of_its_table(folder, tmp_path, capsys):
-    output = tmp_path / "serving"
-    command.main([f"--models={folder.parents[1]}", f"--output={output}", "--longest_batch_seconds=20"])
+def test_an_export_is_measured_and_the_parameters_are_those_of_its_table(folder, write_files):
+    output, printed = write_files(folder.parents[1], "--longest_batch_seconds=20")
     text = (output / BATCHING).read_text()
     table = re.findall(r"^# +(\d+) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
     rows = [int(row[0]) for row in table]
     assert "# all/3, sample\n" in text and rows == [1, 2, 4, 8, 16, 32, 64][: len(rows)]
-    parameters = batching_of(text)
-    largest = parameters.max_execution_batch_size.value
-    assert largest in rows[-2:] and f"up to {largest} rows" in capsys.readouterr().out
+    parameters = {name: int(value) for name, value in re.findall(r"^(\w+) \{ value: (\d+) \}$", text, re.MULTILINE)}
+    largest = parameters["max_execution_batch_size"]
+    assert largest in rows[-2:] and f"up to {largest} rows" in printed
     # The client of this project sends up to 32 rows at once, whatever the server's batches are.
-    assert parameters.enable_large_batch_splitting.value and parameters.max_batch_size.value == 64
+    assert "enable_large_batch_splitting { value: true }" in text and parameters["max_batch_size"] == 64
     alone = float(table[0][1])
-    assert parameters.batch_timeout_micros.value == pytest.approx(1e3 * 0.2 * alone, abs=0.2 * 50 + 1)
-    assert parameters.num_batch_threads.value == int(re.search(r"(\d+) cores", text)[1])
+    assert parameters["batch_timeout_micros"] == pytest.approx(1e3 * 0.2 * alone, abs=0.2 * 50 + 1)
+    assert parameters["num_batch_threads"] == int(re.search(r"(\d+) cores", text)[1])
     flags = flags_of(output)
     assert flags["enable_batching"] == "true" and flags["batching_parameters_file"] == f"/serving/{BATCHING}"
-    assert flags["tensorflow_intra_op_parallelism"] == str(parameters.num_batch_threads.value)
+    assert flags["tensorflow_intra_op_parallelism"] == str(parameters["num_batch_threads"])
 
 
-def test_without_measuring_only_a_file_that_is_there_turns_batching_on(models):
-    output = write_files(models, "--no-measure")
+def test_without_measuring_only_a_file_that_is_there_turns_batching_on(models, write_files):
+    output, _ = write_files(models, "--no-measure")
     assert {file.name for file in output.iterdir()} == FILES and "enable_batching" not in flags_of(output)
     (output / BATCHING).write_text("max_batch_size { value: 4 }\n")
-    write_files(models, "--no-measure")
+    (output / "models.config").write_text("old")
+    (output / "notes.txt").write_text("mine")
+    _, printed = write_files(models, "--no-measure")
+    assert "Replaced what was there of " in printed and "digits" in served_models(output)
+    assert {file.name for file in output.iterdir()} == FILES | {BATCHING, "notes.txt"}
     assert (output / BATCHING).read_text() == "max_batch_size { value: 4 }\n"
     assert flags_of(output)["enable_batching"] == "true"
 
 
-def test_files_of_the_same_name_are_replaced_and_told_and_others_stay(models, capsys):
-    output = models.parent / "serving"
-    output.mkdir()
-    (output / "models.config").write_text("old")
-    (output / "notes.txt").write_text("mine")
-    write_files(models, "--no-measure")
-    said = capsys.readouterr().out
-    assert "Replaced what was there of models.config.\n" in said
-    assert "digits" in served_models(output) and (output / "notes.txt").read_text() == "mine"
-    assert {file.name for file in output.iterdir()} == FILES | {"notes.txt"}
-
-
-def test_monitoring_is_where_prometheus_looks(models):
-    output = write_files(models, "--no-measure")
-    bool_type, string = descriptor_pb2.FieldDescriptorProto.TYPE_BOOL, descriptor_pb2.FieldDescriptorProto.TYPE_STRING
-    inner = ("PrometheusConfig", {"enable": (1, bool_type, False), "path": (2, string, False)})
-    fields = {"prometheus_config": (1, ".settings.PrometheusConfig", False)}
-    config = parse((output / "monitoring.config").read_text(), "MonitoringConfig", fields, [inner]).prometheus_config
+def test_monitoring_is_where_prometheus_looks(models, write_files):
+    output, _ = write_files(models, "--no-measure")
+    # The package lacks this message: prometheus_config { enable, path }.
+    text = (output / "monitoring.config").read_text()
+    found = re.search(r'prometheus_config \{\s+enable: true\s+path: "(.*)"\s+\}', text)
     (job,) = yaml.safe_load((output / "prometheus.yml").read_text())["scrape_configs"]
-    assert config.enable and config.path == job["metrics_path"] == "/monitoring/prometheus/metrics"
+    assert found[1] == job["metrics_path"] == "/monitoring/prometheus/metrics"
     assert job["static_configs"] == [{"targets": ["serving:8501"]}]
 
 
-def test_the_compose_file_mounts_what_the_flags_name(models):
-    output = write_files(models, "--no-measure", "--image=tensorflow/serving:2.19.1")
+def test_the_compose_file_mounts_what_the_flags_name(models, write_files):
+    output, _ = write_files(models, "--no-measure", "--image=tensorflow/serving:2.19.1")
     composed = yaml.safe_load((output / "docker-compose.yml").read_text())
     serving = composed["services"]["serving"]
     assert serving["image"] == "tensorflow/serving:2.19.1"
@@ -168,12 +141,10 @@ def test_the_compose_file_mounts_what_the_flags_name(models):
     assert composed["services"]["prometheus"]["profiles"] == ["monitoring"]
 
 
-def test_a_folder_with_a_dollar_is_no_variable_of_compose(tmp_path):
-    exports = [ServedExports("digits", (1,), {})]
-    models = tmp_path / 'my "$models"'
-    settings = compose_file.ComposeSettings(compose_file.SERVING_IMAGE, models, tmp_path, exports, 2, False)
-    composed = yaml.safe_load(compose_file.compose_file(settings))
-    assert composed["services"]["serving"]["volumes"][0]["source"] == './my "$$models"'
+def test_a_folder_with_a_dollar_is_no_variable_of_compose(models, write_files):
+    odd = models.rename(models.parent / 'my "$models"')
+    composed = yaml.safe_load((write_files(odd, "--no-measure")[0] / "docker-compose.yml").read_text())
+    assert composed["services"]["serving"]["volumes"][0]["source"] == '../my "$$models"'
 
 
 @pytest.mark.parametrize(
@@ -189,31 +160,66 @@ def test_a_folder_with_a_dollar_is_no_variable_of_compose(tmp_path):
         (["--image=tensorflow/serving"], "name one release"),
         (["--image=localhost:5000/serving:latest-gpu"], "name one release"),
         (["--output={models}/digits/2/saved_model.pb"], "a file; name a folder"),
-        (["--label=auto"], "no such flag; did you mean --labels?"),
+        (["--label=auto"], "'label'. Did you mean: labels"),
         ([], "models/digits/10: its batches can't be measured"),  # the file is empty
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_nothing_written(models, capsys, flags, message):
-    flags = [flag.format(models=models) for flag in flags]
-    with pytest.raises(SystemExit) as stopped:
-        write_files(models, *flags)
-    told = capsys.readouterr().err
-    assert stopped.value.code == 2 and message in told and told.startswith("error: ") and told.count("\n") == 1
-    assert not (models.parent / "serving").exists()
+def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused, flags, message):
+    output = models.parent / "serving"
+    places = [f"--models={models}", f"--output={output}"]
+    assert message in refused("serving_files", *places, *(flag.format(models=models) for flag in flags))
+    assert not output.exists()
 
 
-def test_a_name_that_is_no_address_is_told(models, capsys):
-    (models / "faces").rename(models / "my faces")
-    with pytest.raises(SystemExit):
-        write_files(models)
-    assert "my faces: rename it" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("timings", "longest", "rows"),
+    [
+        (TIMINGS, 10.0, 8),  # a gain after a doubling that gave none is not looked for
+        (TIMINGS, 0.3, 4),
+        (TIMINGS, 0.01, 1),
+        (TIMINGS[:1], 10.0, 1),
+        ([BatchTiming(1, 1.0), BatchTiming(2, 1.83)], 10.0, 1),  # 9 % more
+        ([BatchTiming(1, 1.0), BatchTiming(2, 1.81)], 10.0, 2),  # 10.5 % more
+    ],
+)
+def test_a_batch_is_doubled_while_that_pays_and_is_quick_enough(timings, longest, rows):
+    assert largest_worthwhile(timings, longest) == rows
 
 
-def test_help_does_not_wait_for_tensorflow():
-    program = (
-        "import atexit, runpy, sys; sys.argv.append('--help')\n"
-        "atexit.register(lambda: print('tensorflow' in sys.modules))\n"
-        "runpy.run_module('export.serving_files', run_name='__main__')\n"
-    )
-    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert process.stdout.endswith("False\n") and "--labels" in process.stdout and "canary" in process.stdout
+def test_models_that_share_the_parameters_get_those_that_suit_all():
+    fast = [BatchTiming(1, 0.01), BatchTiming(2, 0.011), BatchTiming(4, 0.012)]
+    # 4 rows; 20 % of 10 ms; 10 s of batches of 0.225 s; 3 cores.
+    assert fit_batching({"slow": TIMINGS, "fast": fast}, 3, 10.0) == (64, 4, 2000, 44, 3)
+    # The queue has place for two requests of 64 rows, and an end.
+    assert fit_batching({"slow": [BatchTiming(1, 30.0)]}, 3, 1.0) == (64, 1, 6_000_000, 128, 3)
+    assert fit_batching({"fast": [BatchTiming(1, 1e-4)]}, 3, 1.0).max_enqueued_batches == 1000
+
+
+class States(http.server.BaseHTTPRequestHandler):
+    """Answers for a few models as TensorFlow Serving does."""
+
+    def do_GET(self):
+        state = {"digits": "AVAILABLE", "late": "LOADING"}.get(self.path.removeprefix("/v1/models/"))
+        body = f'{{\n "model_version_status": [\n  {{\n   "version": "3",\n   "state": "{state}"\n  }}\n ]\n}}\n'
+        self.send_response(200 if state else 404)
+        self.end_headers()
+        self.wfile.write(body.encode() if state else b'{ "error": "Could not find any versions, \\"AVAILABLE\\"" }')
+
+    def log_message(self, *_):
+        pass
+
+
+def test_the_health_check_asks_every_model_with_bash_alone():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), States) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        # Nothing but bash's own commands can be found.
+        environment = {"PATH": "/nowhere", "SERVING_REST_PORT": str(server.server_address[1])}
+
+        def health(*names):
+            arguments = ["/bin/bash", str(HEALTH_CHECK), *names]
+            return subprocess.run(arguments, env=environment, capture_output=True, timeout=20).returncode
+
+        assert health("digits") == health("digits", "digits") == 0
+        assert health("late") == health("digits", "late") == health("missing") == 1
+        server.shutdown()
+    assert health("digits") == 1

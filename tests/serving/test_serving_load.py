@@ -9,8 +9,6 @@ from benchmarks.exported_sampling import operations_of
 from benchmarks.serving_load_requests import MALFORMED, Requests
 from benchmarks.serving_load_rounds import run_round, soak
 
-pytest_plugins = ("tests.serving.serving_fixtures",)
-
 
 @pytest.fixture
 def made(local):

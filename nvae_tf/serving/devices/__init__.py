@@ -1,1 +1,0 @@
-"""TFLite files: functions with noise as an input, conversion, quantization, comparison with the model."""

@@ -1,0 +1,172 @@
+"""Where exports go, and what can be checked of them before TensorFlow starts.
+
+A SavedModel is one version in a folder of numbered versions, which TensorFlow Serving watches; it appears there
+complete or not at all. The SHA-256 of its files travels with it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+from nvae_tf.files import atomic_write
+
+# The types in which a SavedModel's kernels are stored; everything is computed in float32.
+WEIGHTS = ("float32", "bfloat16", "float16")
+# The signatures of .tflite files; `nvae_tf.serving.tflite.DeviceSignatures` describes them.
+DEVICE_SIGNATURES = ("decode", "encode", "sample", "reconstruct")
+MODES = {
+    "none": "float32 weights and arithmetic",
+    "float16": "float16 weights, float32 arithmetic",
+    "dynamic": "int8 weights; activations are made int8 where that is quicker, with ranges of the moment",
+    "int8": "int8 weights and activations, with ranges from the run's images; inputs and outputs stay float32",
+}
+# In decibels, against the model's images; a quantized model below this is refused. Of the demo's digits int8 gives 34
+# to 41 dB; of decoders with ever worse ranges one of 29 dB still looked right, those of 26 and 22 dB had wrong grays.
+SMALLEST_PSNR = 30.0
+DIGESTS = "assets.extra/sha256.json"
+# The largest number of a version that TensorFlow Serving takes.
+_LARGEST_VERSION = 2**63 - 1
+
+
+def check_version_is_free(output: pathlib.Path, version: int) -> None:
+    """Checks that `output/version` can be made; `output` may be missing, empty, or hold other versions.
+
+    Raises:
+      ValueError: the version exists, or `output` is something else than a folder of versions.
+    """
+    if not 1 <= version <= _LARGEST_VERSION:
+        raise ValueError(f"version {version}: versions are whole numbers from 1 to {_LARGEST_VERSION}")
+    if not output.exists():
+        parent = next(folder for folder in output.absolute().parents if folder.exists())
+        if not parent.is_dir():
+            raise ValueError(f"{output}: can't be made, {parent} is a file; name another folder")
+        if not os.access(parent, os.W_OK):
+            raise ValueError(f"{output}: can't be made, {parent} can't be written to; name another folder")
+        return
+    if not output.is_dir():
+        raise ValueError(f"{output}: a file; name a folder, the export will be {output}/{version} in it")
+    # Hidden entries are left by file managers or killed exports; servers ignore them.
+    entries = [entry for entry in output.iterdir() if not entry.name.startswith(".")]
+    foreign = sorted(entry.name for entry in entries if not (entry.name.isdecimal() and entry.is_dir()))
+    if foreign:
+        raise ValueError(
+            f"{output}: holds {foreign[0]!r}, so it is no folder of numbered versions; name a new or an empty folder"
+        )
+    versions = {int(entry.name) for entry in entries}
+    if version in versions:
+        raise ValueError(
+            f"{output}: has a version {version} already, which is not overwritten; the next free one is "
+            f"{max(versions) + 1}"
+        )
+
+
+@contextlib.contextmanager
+def new_version(output: pathlib.Path, version: int) -> Iterator[pathlib.Path]:
+    """Gives a path, not made yet, to write a version to; after a block without error it is renamed into place.
+
+    After an error nothing is left; `output` and its parents are removed too if they are new.
+
+    Raises:
+      ValueError: see `check_version_is_free`.
+    """
+    check_version_is_free(output, version)
+    missing = [folder for folder in (output, *output.parents) if not folder.exists()]
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        # On the same file system, so that the last step is one rename. Others may not enter the temporary
+        # folder; the version inside it has the usual permissions, for a server that runs as another user.
+        with tempfile.TemporaryDirectory(prefix=f".{version}.partial-", dir=output) as hidden:
+            written = pathlib.Path(hidden) / str(version)
+            yield written
+            check_version_is_free(output, version)  # another export may have been quicker
+            written.rename(output / str(version))
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
+                folder.rmdir()
+        raise
+
+
+def check_is_export(folder: pathlib.Path) -> None:
+    """Checks that a folder is one version of an export.
+
+    Raises:
+      FileNotFoundError: it is not.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; name one version, as models/digits/1")
+    if not (folder / "saved_model.pb").is_file():
+        versions = sorted(str(file.parent) for file in folder.glob("*/saved_model.pb"))
+        there = f"; there is {', '.join(versions)}" if versions else ""
+        raise FileNotFoundError(f"{folder}: no export in it (saved_model.pb); name one version{there}")
+
+
+def check_is_versions(path: pathlib.Path) -> None:
+    """Checks that a folder, given as --path, is one of numbered versions.
+
+    Raises:
+      FileNotFoundError, ValueError: it is not.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"--path={path}: no such folder; export a model with export.export_saved_model")
+    if (path / "saved_model.pb").is_file():
+        raise ValueError(f"--path={path}: is one version; name the folder of all versions, {path.parent}")
+    if not any(entry.name.isdecimal() and entry.is_dir() for entry in path.iterdir()):
+        raise ValueError(f"--path={path}: no numbered versions in it")
+
+
+def write_digests(folder: pathlib.Path) -> None:
+    """Records the SHA-256 of every file of an export."""
+    atomic_write(folder / DIGESTS, json.dumps(_digests(folder), indent=2) + "\n")
+
+
+def check_digests(folder: pathlib.Path) -> None:
+    """Compares an export with the recorded SHA-256 of its files.
+
+    Raises:
+      ValueError: a file is missing or differs, or the list of files is damaged.
+    """
+    try:
+        recorded = dict(json.loads((folder / DIGESTS).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder / DIGESTS}: missing or damaged ({error}); copy the export anew") from error
+    found = _digests(folder)
+    missing = sorted(set(recorded) - set(found))
+    if missing:
+        raise ValueError(f"{folder}: {', '.join(missing)} missing; copy the export anew")
+    changed = sorted(name for name in recorded if recorded[name] != found[name])
+    if changed:
+        raise ValueError(f"{folder}: {', '.join(changed)} damaged or changed; copy the export anew")
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    digests = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and name != DIGESTS:
+            with file.open("rb") as content:
+                digests[name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return digests
+
+
+def report_file(output: pathlib.Path) -> pathlib.Path:
+    """Where the measurements of a .tflite file are written: beside it."""
+    return output.with_name(f"{output.name}.json")
+
+
+def check_output_is_free(output: pathlib.Path) -> None:
+    """Checks that neither a .tflite file nor its report would overwrite a file.
+
+    Raises:
+      ValueError: one of them exists, or a file lies where a folder must.
+    """
+    for file in (output, report_file(output)):
+        if file.exists():
+            raise ValueError(f"{file}: exists already and is not overwritten; remove it or give another --output")
+    inaccessible = next((folder for folder in output.parents if folder.exists() and not folder.is_dir()), None)
+    if inaccessible:
+        raise ValueError(f"{inaccessible}: a file, so {output} can't be written; give another --output")

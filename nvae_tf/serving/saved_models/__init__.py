@@ -1,1 +1,0 @@
-"""Makes a SavedModel: its signatures' parts, what travels with it, and the check before it is published."""

@@ -1,1 +1,0 @@
-"""What TensorFlow Serving is started with: versions, labels, fitted batching, Docker."""

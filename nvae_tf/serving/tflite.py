@@ -1,0 +1,384 @@
+"""Writes one signature of a model as a .tflite file for devices, after it has been run as a device runs it."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.config import ExperimentConfig, config_to_dict
+from nvae_tf.data.pipeline import evaluation_batches, iterate
+from nvae_tf.data.sources import load_split
+from nvae_tf.files import atomic_file, beside_package
+from nvae_tf.layers import FoldedPass, ForwardPass, folded_weights
+from nvae_tf.models import NVAE
+from nvae_tf.models.latents import GivenSource, LatentSource, PriorSource
+from nvae_tf.models.nvae import Decoded
+from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, report_file
+from nvae_tf.serving.signatures import flat_of_groups, groups_of_flat, latent_layout, latent_sizes
+from nvae_tf.serving.tflite_conversion import convert, rewrite_for_builtins, with_metadata
+from nvae_tf.serving.verification import diverged
+
+# A device computes one image at a time. TFLite could leave the batch open, but shapes that are known only at run time
+# cost more operations (47 reshapes instead of 3 in the decoder of `configs/digits.py`), 8 % of its time, and delegates
+# that require fixed shapes; and a batch of 8 took as long per image as a batch of 1.
+DEVICE_BATCH = 1
+# For the ranges of int8. On the demo 16 to 128 gave images within 0.5 dB of each other, 512 gave 0.5 to 1.5 dB less:
+# rare values widen the ranges.
+REPRESENTATIVE_INPUTS = 128
+TEST_INPUTS = 64
+# Largest difference that rounding may cause in float32, relative to the largest number of the output.
+TOLERANCE = 1e-4
+_REPRESENTATIVE_SEED, _TEST_SEED = 1, 2
+_BETTER = {"int8": "dynamic", "dynamic": "float16", "float16": "none"}
+# Images computed at once, which bounds the memory.
+_BATCH = 16
+# The usual range of sampling temperatures; 1 is the model's own distribution.
+_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 0.6, 1.0
+_THREADS = 1
+_RUN = beside_package("export") / "run_tflite.py"
+# Equal images have no PSNR; rounding of float32 is some 140 dB down.
+_SMALLEST_SQUARE = 1e-15
+
+Arrays = dict[str, np.ndarray]
+# From a part of the data, "train" or "test", and a number to at most so many images `[count, H, W, C]`.
+DataImages = Callable[[str, int], np.ndarray]
+
+
+class DeviceSignatures:
+    """The signatures of one model for devices, a method each; `nvae_tf.serving.outputs` has their names.
+
+    Unlike those of `nvae_tf.serving.signatures` they take random draws as inputs, because TFLite has no builtin that
+    draws random numbers from a seed, and they don't check inputs, because it has no builtin that stops.
+
+    H, W and C are the height, width and channels of images, `total` is the number of latent values of an image. A
+    flat latent and flat noise have the groups one after another, the top group first, each flattened from `[height,
+    width, channels]`. All is float32; images are in [0, 1]. The methods take any batch, exports `DEVICE_BATCH`.
+
+    Args:
+      model: the model.
+      forward: makes the pass through the networks of each call, e.g. with folded weights.
+    """
+
+    def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass):
+        self.model = model
+        self.latent_shapes = model.plan.latent_shapes()
+        self._forward = forward
+
+    @property
+    def total(self) -> int:
+        """Number of latent values of an image."""
+        return sum(latent_sizes(self.latent_shapes))
+
+    def input_specs(self, name: str) -> list[tf.TensorSpec]:
+        """The exported inputs of the signature called `name`, in the order of its arguments."""
+        config = self.model.config
+        image_shape = [DEVICE_BATCH, config.image_height, config.image_width, config.image_channels]
+        image = tf.TensorSpec(image_shape, tf.float32, "image")
+        latent, noise = (tf.TensorSpec([DEVICE_BATCH, self.total], tf.float32, name) for name in ("latent", "noise"))
+        temperature = tf.TensorSpec([DEVICE_BATCH], tf.float32, "temperature")
+        return {
+            "decode": [latent],
+            "encode": [image, noise],
+            "sample": [noise, temperature],
+            "reconstruct": [image, noise],
+        }[name]
+
+    def write(self, name: str, folder: pathlib.Path) -> None:
+        """Writes the signature called `name` as a SavedModel that can be converted to builtin operations.
+
+        Args:
+          name: one of `DEVICE_SIGNATURES`; the signature, its inputs and outputs keep their names.
+          folder: of the SavedModel; must not exist yet.
+        """
+        archive = keras.export.ExportArchive()
+        archive.add_endpoint(name, getattr(self, name), self.input_specs(name))
+        archive.write_out(str(folder), verbose=False)
+        rewrite_for_builtins(folder)
+
+    def decode(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Decodes latents `[batch, total]` to `image` `[batch, H, W, C]`, the likelihood's mean."""
+        sources = [GivenSource(z) for z in groups_of_flat(latent, self.latent_shapes)]
+        return {"image": self._decoded(sources, latent).likelihood.mean()}
+
+    def encode(self, image: tf.Tensor, noise: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Draws `latent` `[batch, total]` from the posterior of images `[batch, H, W, C]`.
+
+        Noise `[batch, total]` is standard-normal; zeros give the posterior's means, each given those above.
+        """
+        return {"latent": self._flat(self._inferred(image, noise))}
+
+    def sample(self, noise: tf.Tensor, temperature: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Draws `image` `[batch, H, W, C]` from the prior, from standard-normal noise `[batch, total]`.
+
+        The temperature `[batch]`, above 0, multiplies every prior's sigma.
+        """
+        return {"image": self._drawn(noise, temperature).likelihood.mean()}
+
+    def reconstruct(self, image: tf.Tensor, noise: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The `image` that `decode` gives for the latent of `encode` with the same inputs."""
+        return {"image": self._inferred(image, noise).likelihood.mean()}
+
+    def prior_latents(self, noise: tf.Tensor, temperature: tf.Tensor) -> tf.Tensor:
+        """The latents `[batch, total]` of the images that `sample` gives for the same inputs; not exported."""
+        return self._flat(self._drawn(noise, temperature))
+
+    def _drawn(self, noise: tf.Tensor, temperature: tf.Tensor) -> Decoded:
+        temperature = temperature[:, tf.newaxis, tf.newaxis, tf.newaxis]
+        groups = groups_of_flat(noise, self.latent_shapes)
+        return self._decoded([PriorSource(eps, temperature) for eps in groups], noise)
+
+    def _inferred(self, image: tf.Tensor, noise: tf.Tensor) -> Decoded:
+        return self.model.infer(image, groups_of_flat(noise, self.latent_shapes), self._forward())
+
+    def _decoded(self, sources: Sequence[LatentSource], flat: tf.Tensor) -> Decoded:
+        # Where the number of rows is known it is no operation of the graph.
+        return self.model.top_down_pass(sources, flat.shape[0] or tf.shape(flat)[0], self._forward())
+
+    def _flat(self, decoded: Decoded) -> tf.Tensor:
+        return flat_of_groups([latent.z for latent in decoded.latents], self.latent_shapes)
+
+
+def folded_signatures(model: NVAE) -> DeviceSignatures:
+    """The signatures with folded weights, for conversion."""
+    folded = folded_weights(model.stacks)
+    # Inline: where a function is called for several layers, each with weights that are constants for the converter, it
+    # takes the weights of one for all.
+    return DeviceSignatures(model, lambda: FoldedPass(traced_inline=True, folded=folded))
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A .tflite model against the float32 model, on the same inputs; images are in [0, 1].
+
+    Latency is the median time of an image on one thread of this machine. PSNR has peak 1; for `encode` it is of the
+    images that the float32 model decodes from the latents.
+    """
+
+    size_bytes: int
+    latency_ms: float
+    test_inputs: int
+    # The largest difference of an output, and the same over the largest number of the model's output.
+    largest_error: float
+    relative_largest_error: float
+    mean_error: float
+    # Root mean square of the differences over that of the model's outputs.
+    relative_error: float
+    psnr_db: float
+    # Of the image that differs most.
+    worst_psnr_db: float
+
+    def text(self) -> str:
+        """The numbers for people, a line each."""
+        return (
+            f"  size      {self.size_bytes:,} bytes\n"
+            f"  latency   {self.latency_ms:.2f} ms an image (median of {self.test_inputs}, {_THREADS} thread)\n"
+            f"  error     largest {self.largest_error:.2g}, mean {self.mean_error:.2g}, "
+            f"relative {self.relative_error:.2g}\n"
+            f"  images    PSNR {self.psnr_db:.1f} dB, that of the worst {self.worst_psnr_db:.1f} dB"
+        )
+
+
+def export_tflite(
+    model: NVAE,
+    output: str | os.PathLike,
+    signature: str,
+    quantize: str,
+    images: DataImages,
+    source: Mapping[str, Any] | None = None,
+    smallest_psnr: float = SMALLEST_PSNR,
+) -> Comparison:
+    """Writes `output`, a .tflite file of builtin operations, and beside it its measurements, `output`.json.
+
+    Weight normalization and batch norm are folded into the kernels; the file is compared with the model as it is
+    trained. Its metadata (`nvae_tf.serving.tflite_conversion.read_metadata`) have the model's settings, the layout of
+    a flat latent, where the weights come from and how they are stored.
+
+    Args:
+      model: the model, with its weights.
+      output: the file; its folder is made if it is missing.
+      signature: one of `DEVICE_SIGNATURES`.
+      quantize: one of `MODES`.
+      images: gives images of the data; called with "train" for the ranges of int8, with "test" for the comparison.
+      source: where the weights come from, for the metadata.
+      smallest_psnr: in decibels, the PSNR that a quantized model must reach against the model.
+
+    Raises:
+      ValueError: a file exists, TFLite can't convert the model, or its numbers differ too much; nothing is written.
+    """
+    output = pathlib.Path(output)
+    check_output_is_free(output)
+    exact = DeviceSignatures(model)
+    # Ranges of int8 are those of real images' latents too; nothing else of a decoder needs the data.
+    with_images = takes_images(signature) or (signature == "decode" and quantize == "int8")
+
+    def inputs(split: str, count: int, seed: int) -> Arrays:
+        found = images(split, count) if with_images else None
+        return device_inputs(exact, signature, count if found is None else len(found), found, seed)
+
+    test = inputs("test", TEST_INPUTS, _TEST_SEED)
+    representative = inputs("train", REPRESENTATIVE_INPUTS, _REPRESENTATIVE_SEED) if quantize == "int8" else None
+    metadata = _metadata(exact, signature, quantize, representative, source)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary, "saved_model")
+        folded_signatures(model).write(signature, folder)
+        content = with_metadata(convert(folder, signature, quantize, representative), metadata)
+    comparison = compare(content, exact, signature, test)
+    _check(comparison, signature, quantize, smallest_psnr)
+    check_output_is_free(output)  # another export may have been quicker
+    report = metadata | {"measured": dataclasses.asdict(comparison), "smallest_psnr_db": smallest_psnr}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(report_file(output)) as report_partial, atomic_file(output) as partial:
+        report_partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        partial.write_bytes(content)
+    return comparison
+
+
+def run_images(config: ExperimentConfig, data_path: str | None = None) -> DataImages:
+    """A function that reads images of a run's data, spread evenly; `data_path` is their place if they have moved."""
+    cache = config.data.cache if config.data.cache and pathlib.Path(config.data.cache).expanduser().is_dir() else None
+    spec = dataclasses.replace(config.data, path=data_path or config.data.path, cache=cache)
+
+    def images(split: str, count: int) -> np.ndarray:
+        source = load_split(spec, split)
+        numbers = np.unique(np.linspace(0, source.count - 1, min(count, source.count)).astype(np.int64))
+        batches = evaluation_batches(source, spec, 1, seed=0, numbers=numbers)
+        return np.concatenate([image.numpy() for image in iterate(batches, source)])
+
+    return images
+
+
+def takes_images(name: str) -> bool:
+    """Whether the signature called `name` has images among its inputs."""
+    return name in ("encode", "reconstruct")
+
+
+def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: np.ndarray | None, seed: int) -> Arrays:
+    """Draws inputs of the signature called `name`, each `[count, ...]`, by name.
+
+    Latents are drawn from the prior, at temperatures from 0.6 to 1; with images `[count, H, W, C]`, those of every
+    second row from the image's posterior, because a device decodes both.
+    """
+    generator = np.random.default_rng(seed)
+    noise = generator.standard_normal((count, signatures.total)).astype(np.float32)
+    temperature = generator.uniform(_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE, count).astype(np.float32)
+    if takes_images(name):
+        return {"image": images, "noise": noise}
+    if name == "sample":
+        return {"noise": noise, "temperature": temperature}
+    latent = _in_batches(signatures.prior_latents, {"noise": noise, "temperature": temperature})
+    if images is not None:
+        posterior = _in_batches(
+            lambda **inputs: signatures.encode(**inputs)["latent"], {"image": images, "noise": noise}
+        )
+        latent[1::2] = posterior[1::2]
+    return {"latent": latent}
+
+
+def _in_batches(compute: Callable[..., tf.Tensor], inputs: Arrays) -> np.ndarray:
+    """The results of `compute`, a function of named tensors, for all rows of the inputs, on the CPU."""
+    count = len(next(iter(inputs.values())))
+    results = []
+    with tf.device("/CPU:0"):
+        for first in range(0, count, _BATCH):
+            rows = {name: tf.constant(array[first : first + _BATCH]) for name, array in inputs.items()}
+            results.append(compute(**rows).numpy())
+    return np.concatenate(results)
+
+
+def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arrays) -> Comparison:
+    """Runs a signature of a .tflite model, for inputs `[count, ...]` by name, and compares it with the float32 model.
+
+    Raises:
+      ValueError: the interpreter can't run it, or the model's or the file's numbers are not finite.
+    """
+    output = "latent" if name == "encode" else "image"
+    expected = _in_batches(lambda **rows: getattr(signatures, name)(**rows)[output], inputs)
+    found, seconds = _device_outputs(content, name, output, inputs)
+    if not np.isfinite(expected).all():
+        raise ValueError(diverged(name, output))
+    if not np.isfinite(found).all():
+        raise ValueError(f"the .tflite model's {output} (signature {name}) is not finite: try another --quantize")
+    difference, images = found - expected, (found, expected)
+    if name == "encode":
+        images = [_in_batches(lambda latent: signatures.decode(latent)["image"], {"latent": z}) for z in images]
+    squares = np.square(images[0] - images[1]).mean(axis=(1, 2, 3))
+    return Comparison(
+        size_bytes=len(content),
+        latency_ms=1e3 * float(np.median(seconds)),
+        test_inputs=len(found),
+        largest_error=float(np.abs(difference).max()),
+        relative_largest_error=float(np.abs(difference).max() / np.abs(expected).max()),
+        mean_error=float(np.abs(difference).mean()),
+        relative_error=float(np.sqrt(np.square(difference).mean() / np.square(expected).mean())),
+        psnr_db=_psnr(squares.mean()),
+        worst_psnr_db=_psnr(squares.max()),
+    )
+
+
+def _psnr(square: float) -> float:
+    """Peak signal-to-noise ratio in decibels, for a peak of 1."""
+    return float(-10.0 * np.log10(max(square, _SMALLEST_SQUARE)))
+
+
+def _device_outputs(content: bytes, name: str, output: str, inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """An output `[count, ...]` and the seconds that each row took."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        model, given, made = (pathlib.Path(elsewhere, file) for file in ("model.tflite", "inputs.npz", "results.npz"))
+        model.write_bytes(content)
+        np.savez(given, **inputs)
+        command = [sys.executable, "-I", str(_RUN), str(model), name, output, str(given), str(made), str(_THREADS)]
+        process = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, errors="replace")
+        if process.returncode:
+            reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ValueError(
+                f"TFLite's interpreter can't run the converted model (signature {name}; exit code "
+                f"{process.returncode}: {reason}). Nothing was written. With --quantize=int8 that happens where an "
+                "activation is 0 for all training images that ranges are taken from: take --quantize=dynamic"
+            )
+        with np.load(made) as results:
+            return results["output"], results["seconds"]
+
+
+def _metadata(
+    signatures: DeviceSignatures,
+    name: str,
+    quantize: str,
+    representative: Arrays | None,
+    source: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    examples = 0 if representative is None else len(next(iter(representative.values())))
+    return {
+        "signature": name,
+        # The model's settings alone: those of a run may name a folder of this machine.
+        "config": {"model": config_to_dict(signatures.model.config)},
+        "latents": latent_layout(signatures.latent_shapes),
+        "quantization": {"mode": quantize, "numbers": MODES[quantize], "representative_inputs": examples},
+        "source": dict(source or {}),
+        "versions": {"tensorflow": tf.__version__, "ai-edge-litert": importlib.metadata.version("ai-edge-litert")},
+    }
+
+
+def _check(comparison: Comparison, name: str, quantize: str, smallest_psnr: float) -> None:
+    if quantize == "none" and comparison.relative_largest_error > TOLERANCE:
+        raise ValueError(
+            f"--signature={name}: the .tflite model does not give the model's numbers: the largest error is "
+            f"{comparison.relative_largest_error:.1e} of the largest value, {TOLERANCE:.0e} is allowed. Nothing was "
+            "written"
+        )
+    if quantize != "none" and comparison.psnr_db < smallest_psnr:
+        raise ValueError(
+            f"--quantize={quantize} ruins the images of --signature={name}: their PSNR is "
+            f"{comparison.psnr_db:.1f} dB ({comparison.worst_psnr_db:.1f} dB of the worst one; largest error "
+            f"{comparison.largest_error:.2g}), at least {smallest_psnr:g} dB are required. Nothing was written; take "
+            f"--quantize={_BETTER[quantize]}, or a lower --smallest_psnr"
+        )

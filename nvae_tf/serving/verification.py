@@ -1,0 +1,176 @@
+"""Runs an export where this package can't be imported, as a server would, and compares it with recorded numbers.
+
+Inputs and outputs of the model are recorded when the export is made and travel in it, so that it can be checked again
+wherever it has been copied to.
+"""
+
+import io
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf.serving.outputs import check_is_export
+from nvae_tf.serving.signatures import Signatures
+
+# Largest difference that rounding may cause, relative to the largest number of the tensor.
+TOLERANCE = 1e-5
+RECORD = "assets.extra/verification.npz"
+
+_REPLAY = pathlib.Path(__file__).with_name("replay_signatures.py")
+_VALUES = {
+    "seed": np.array([1, 2 + 3 * 2**32, 2**40], np.int64),
+    "temperature": np.array([0.5, 0.7, 1.0], np.float32),
+    "num_groups": np.array([1, 0, 1], np.int32),
+}
+
+Arrays = dict[str, np.ndarray]
+
+
+class Record(NamedTuple):
+    """Inputs as `signature/input`, and the model's outputs for them as `signature/output`."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes it into an export."""
+        arrays = {f"inputs/{name}": array for name, array in self.inputs.items()}
+        arrays |= {f"outputs/{name}": array for name, array in self.outputs.items()}
+        write_arrays(folder / RECORD, arrays)
+
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> "Record":
+        """Reads the record of an export.
+
+        Raises:
+          FileNotFoundError: there is no export, or none with a record.
+          ValueError: the file is damaged.
+        """
+        check_is_export(folder)
+        if not (folder / RECORD).is_file():
+            raise FileNotFoundError(f"{folder / RECORD}: missing, so there is nothing to compare the export with")
+        try:
+            arrays = read_arrays(folder / RECORD)
+        except ValueError as error:
+            raise ValueError(f"{folder / RECORD}: damaged ({error}); copy the export anew") from error
+        sides = [
+            {name.removeprefix(side): array for name, array in arrays.items() if name.startswith(side)}
+            for side in ("inputs/", "outputs/")
+        ]
+        return cls(*sides)
+
+
+def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
+    """Runs every signature of a model on the CPU.
+
+    Args:
+      signatures: of the model.
+      inputs: those of another record; without them the images are the model's own samples.
+
+    Raises:
+      ValueError: an output is not finite.
+    """
+    used, outputs, values = {}, {}, dict(_VALUES)
+    with tf.device("/CPU:0"):
+        for signature in signatures.names:
+            names = [spec.name for spec in signatures.input_specs(signature)]
+            arguments = {name: inputs[f"{signature}/{name}"] if inputs else values[name] for name in names}
+            try:
+                tensors = signatures.function(signature)(*map(tf.constant, arguments.values()))
+            except tf.errors.InvalidArgumentError as error:
+                # The inputs are valid, so it is the model's output that is refused.
+                raise ValueError(diverged(signature, "image")) from error
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            # Bytes of any length, as an array that needs no pickle; PNG files don't end in zeros.
+            results = {name: array.astype("S") if array.dtype == object else array for name, array in arrays.items()}
+            broken = [
+                name for name, array in results.items() if array.dtype.kind == "f" and not np.isfinite(array).all()
+            ]
+            if broken:
+                raise ValueError(diverged(signature, broken[0]))
+            used |= {f"{signature}/{name}": array for name, array in arguments.items()}
+            outputs |= {f"{signature}/{name}": array for name, array in results.items()}
+            # The first results stay: the samples and their latents are inputs of the other signatures.
+            values = results | values
+    return Record(used, outputs)
+
+
+def diverged(signature: str, output: str) -> str:
+    """The message about a model whose output is not finite."""
+    return (
+        f"the model's {output} (signature {signature}) is not finite: its weights have diverged; export an earlier "
+        "checkpoint"
+    )
+
+
+def verified(folder: pathlib.Path) -> dict[str, float]:
+    """Runs every signature of an export in a process without this package, on the CPU, and compares with its record.
+
+    Returns:
+      The largest difference of every output, relative to its largest number; 8-bit images may be one level apart.
+
+    Raises:
+      FileNotFoundError: see `Record.read`.
+      ValueError: a number differs by more than `TOLERANCE`, or the export can't be run.
+    """
+    record = Record.read(folder)
+    found = clean_process_numbers(folder, record.inputs)
+    differences = {name: difference(found.get(name), array) for name, array in record.outputs.items()}
+    worst = max(differences, key=differences.get)
+    if differences[worst] > TOLERANCE:
+        raise ValueError(
+            f"the export does not give the model's numbers: {worst} is off by {differences[worst]:.1e} of "
+            f"its largest value, {TOLERANCE:.0e} is allowed"
+        )
+    return differences
+
+
+def clean_process_numbers(folder: pathlib.Path, inputs: Arrays) -> Arrays:
+    """The outputs of the SavedModel in `folder` for such inputs, in a new process without this package.
+
+    Raises:
+      ValueError: the process failed; the message has the last line of its error output.
+    """
+    with tempfile.TemporaryDirectory() as elsewhere:
+        given, made = pathlib.Path(elsewhere, "inputs.npz"), pathlib.Path(elsewhere, "outputs.npz")
+        np.savez(given, **inputs)
+        # -I: neither the working directory nor PYTHONPATH can bring the package in.
+        command = [sys.executable, "-I", str(_REPLAY), str(folder.resolve()), str(given), str(made)]
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
+        process = subprocess.run(
+            command, cwd=elsewhere, env=environment, capture_output=True, text=True, errors="replace"
+        )
+        if process.returncode:
+            # The last line of a traceback has the reason.
+            reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ValueError(f"the export can't be run in a clean process ({reason})")
+        with np.load(made) as outputs:
+            return dict(outputs)
+
+
+def difference(found: np.ndarray | None, expected: np.ndarray) -> float:
+    """The largest difference over the largest expected number; infinite for another shape or NaN.
+
+    For images of 8 bits or in PNG files it is 0 where no value is more than one level off: rounding may do that.
+    """
+    if expected.dtype.kind == "S":
+        found = None if found is None else _pixels(found)
+        expected = _pixels(expected)
+    if found is None or found.shape != expected.shape or not np.isfinite(found).all():
+        return np.inf
+    apart = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
+    if expected.dtype == np.uint8:
+        return 0.0 if apart <= 1.0 else float(apart / 255.0)
+    return float(apart / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
+
+
+def _pixels(files: np.ndarray) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(io.BytesIO(bytes(file)))) for file in files])

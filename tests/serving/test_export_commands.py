@@ -1,0 +1,129 @@
+"""export_saved_model and export_tflite: from a run folder to a file, and errors before any work."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.data import data_spec
+from nvae_tf.models import NVAE
+from nvae_tf.serving import saved_model
+from nvae_tf.serving.saved_model import scores_of
+from nvae_tf.serving.tflite import run_images
+from nvae_tf.training import loading
+from tests.serving.conftest import ROOT
+from tests.tiny_model import tiny_config
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run on the digits, whose weights are as they were initialized."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").touch()
+    (tmp_path / "step-12.data").write_bytes(b"weights")
+    (tmp_path / "step-12.index").write_bytes(b"index")
+    config = ExperimentConfig(model=tiny_config(image_height=16, image_width=16), data=data_spec("digits"))
+    trained = loading.TrainedRun(config, str(tmp_path / "step-12"), NVAE(config.model), False)
+    asked = []
+    monkeypatch.setattr(loading, "load_run", lambda *given: asked.append(given) or trained)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("flags", "checkpoint", "weights"),
+    [([], "latest", "float32"), (["--checkpoint=best", "--weights=float16"], "best", "float16")],
+)
+def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(
+    run, tmp_path, monkeypatch, script, flags, checkpoint, weights
+):
+    calls = []
+    monkeypatch.setattr(saved_model, "origin_of", lambda run, workdir: saved_model.Origin({"step": run.step}))
+
+    def export(*given):
+        calls.append(given)
+        return saved_model.Exported(given[1] / "4", 0.004)
+
+    monkeypatch.setattr(saved_model, "export_saved_model", export)
+    places = [f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}"]
+    _, printed, _ = script("export_saved_model", *places, "--version=4", *flags)
+    assert run == [(tmp_path / "run", checkpoint)]
+    assert [call[1:] for call in calls] == [(tmp_path / "models", 4, weights, saved_model.Origin({"step": 12}))]
+    assert str(tmp_path / "models" / "4") in printed and ", step 12," in printed
+    assert ("the model's numbers" if weights == "float32" else "0.004 of the largest off at most") in printed
+
+
+def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):
+    file = tmp_path / "evaluation.json"
+    source = {"checkpoint_sha256": "ab"}
+    assert scores_of(tmp_path, source) is None
+    file.write_text(json.dumps({"checkpoint_sha256": "cd", "nelbo_nats": 1.0}))
+    assert scores_of(tmp_path, source) is None
+    # Where the data lay is a folder of the machine that has exported.
+    file.write_text(json.dumps(source | {"nelbo_nats": 1.0, "data": "/home/someone/data"}))
+    assert scores_of(tmp_path, source) == source | {"nelbo_nats": 1.0}
+    file.write_text("{")
+    assert scores_of(tmp_path, source) is None
+
+
+def test_images_of_the_run_are_spread_over_the_part():
+    images = run_images(ExperimentConfig(data=data_spec("digits")))
+    assert images("test", 5).shape == (5, 16, 16, 1) and set(np.unique(images("test", 5))) == {0.0, 1.0}
+    assert images("test", 1000).shape[0] == 360
+
+
+@pytest.mark.slow
+def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_printed(run, tmp_path, script):
+    output = tmp_path / "models" / "digits.tflite"
+    flags = [f"--output={output}", "--signature=reconstruct", "--quantize=int8", "--checkpoint=best"]
+    _, printed, _ = script("export_tflite", f"--workdir={tmp_path / 'run'}", *flags)
+    assert run == [(tmp_path / "run", "best")]
+    for word in ("step 12,", " bytes", " ms an image", "error ", " dB", str(output)):
+        assert word in printed
+    report = json.loads((tmp_path / "models" / "digits.tflite.json").read_text())
+    assert report["source"]["step"] == 12
+    assert report["quantization"]["mode"] == "int8" and report["signature"] == "reconstruct"
+    assert report["measured"]["test_inputs"] == 64 and report["quantization"]["representative_inputs"] == 128
+    assert output.stat().st_size == report["measured"]["size_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("export_saved_model", ["--workdir={0}/run", "--output={0}/new"], "--workdir={0}/run: no such folder"),
+        ("export_saved_model", ["--workdir=none", "--output={0}/models"], "has a version 1 already"),
+        ("export_tflite", ["--workdir={0}/run", "--output={0}/a/b"], "--workdir={0}/run: no such folder"),
+        ("export_tflite", ["--workdir=none", "--output={0}/a.tflite"], "a.tflite: exists already"),
+        ("export_tflite", ["--workdir=none", "--output={0}/b.tflite"], "b.tflite.json: exists already"),
+        ("export_tflite", ["--workdir=none", "--output={0}/a.tflite/x"], "a.tflite: a file, so"),
+        ("export_tflite", ["--workdir=x", "--output=y", "--smallest_psnr=nan"], "--smallest_psnr=nan: must be"),
+    ],
+)
+def test_errors_are_reported_before_any_work(tmp_path, refused, name, flags, message):
+    (tmp_path / "models" / "1").mkdir(parents=True)
+    for file in ("a.tflite", "b.tflite.json"):
+        (tmp_path / file).write_text("old")
+    signature = ["--signature=decode"] if name == "export_tflite" else []
+    assert message.format(tmp_path) in refused(name, *signature, *(flag.format(tmp_path) for flag in flags))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.tflite", "b.tflite.json", "models"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("export_saved_model", ("--workdir", "--weights", "kl_per_group", "TensorFlow Serving")),
+        ("export_tflite", ("--quantize", "--smallest_psnr", "reconstruct")),
+        ("client", ("--server", "--rest", "reconstruct", "PNG")),
+        ("serving_files", ("--labels", "canary")),
+    ],
+)
+def test_help_is_a_manual_page_and_does_not_wait_for_tensorflow(name, words):
+    program = (
+        "import atexit, runpy, sys; sys.argv.append('--help')\n"
+        "atexit.register(lambda: print('tensorflow' in sys.modules))\n"
+        f"runpy.run_module('export.{name}', run_name='__main__', alter_sys=True)\n"
+    )
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout.endswith("False\n") and all(word in process.stdout for word in ("Exit code", *words))
