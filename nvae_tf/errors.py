@@ -1,9 +1,11 @@
 """How every command tells a user's mistake: one line and exit code 2 instead of a traceback."""
 
 import contextlib
+import importlib
 import os
 import sys
 import traceback
+import types
 from collections.abc import Iterator
 
 USER_ERROR_CODE = 2
@@ -42,3 +44,15 @@ def exit_on_user_error() -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """What an exception says, in one line; its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def require(module: str, extra: str) -> types.ModuleType:
+    """Imports and returns a module that an extra of this package installs.
+
+    Raises:
+      ValueError: it is not installed; the message has the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise ValueError(f'{module} is not installed: pip install "nvae_tf[{extra}]"') from None

@@ -16,9 +16,7 @@ from nvae_tf.evaluation.evaluate import evaluate_run
 from nvae_tf.generation.image_grid import image_grid
 from nvae_tf.generation.reconstruction import reconstruct_images
 from nvae_tf.progress import StatusLine
-from nvae_tf.reports.page.evaluation_table import evaluation_section, latent_use_section
-from nvae_tf.reports.page.pictures import TEMPERATURES, ReportPictures
-from nvae_tf.reports.page.run_report import report_of_run
+from nvae_tf.reports.page import TEMPERATURES, ReportImages, evaluation_section, latent_use_section, report_of_run
 from nvae_tf.training.loading import load_run
 from nvae_tf.training.run_folder import RunFolder
 
@@ -130,7 +128,7 @@ def test_pictures_are_those_of_the_model(page, trained):
     for temperature, found in zip(TEMPERATURES, samples, strict=True):
         assert_shown(found, trained.model.generate(36, temperature, seed=1).numpy(), None)
     assert len({found.tobytes() for found in samples}) == 4
-    test = ReportPictures(trained, None, 1, StatusLine())._test_images()
+    test = ReportImages(trained, None, 1, StatusLine())._test_images()
     both = np.concatenate([test, reconstruct_images(trained.model, test, seed=1)])
     assert_shown(pictures["Reconstructions"], both, 8)
     assert_shown(pictures["Interpolation"][:64, :64], both[8:9], 1)
@@ -168,8 +166,8 @@ def test_what_is_missing_is_told(run, tmp_path):
     text = Page(report.page).text
     for words in (
         "none that can be used; the run goes to step 60",
-        "There are no figures yet: metrics.csv",
-        "no TensorBoard files with figures of the groups",
+        "There are no metrics yet: metrics.csv",
+        "no TensorBoard files with metrics of the groups",
         f"for want of a model: {tmp_path}: no checkpoint in",
         f"python -m train.evaluate --workdir={tmp_path} --metrics=elbo,iw,latents",
     ):
@@ -181,10 +179,10 @@ def test_data_that_moved_leave_a_sentence(trained, monkeypatch):
     def moved(*_):
         raise FileNotFoundError("/old/<faces>: no such folder")
 
-    monkeypatch.setattr("nvae_tf.reports.page.pictures.load_split", moved)
-    pictures = ReportPictures(trained, None, 1, StatusLine())
-    assert "Here would be pictures of test images, but: /old/&lt;faces&gt;: no such folder" in pictures.of_test_images()
-    assert pictures.missing == ["pictures of test images: /old/<faces>: no such folder"]
+    monkeypatch.setattr("nvae_tf.reports.page.load_split", moved)
+    pictures = ReportImages(trained, None, 1, StatusLine())
+    assert "Here would be test images, but: /old/&lt;faces&gt;: no such folder" in pictures.of_test_images()
+    assert pictures.missing == ["test images: /old/<faces>: no such folder"]
 
 
 def test_an_evaluation_of_another_checkpoint_or_a_damaged_one_is_told(run, trained, tmp_path):
@@ -195,7 +193,7 @@ def test_an_evaluation_of_another_checkpoint_or_a_damaged_one_is_told(run, train
     damaged = RunFolder(tmp_path)
     for text in ("[1]", "{", '{"nelbo_nats": 1.0}', '{"latents": 3}'):
         damaged.evaluation_file().write_text(text)
-        assert "can&#x27;t be read as an evaluation" in evaluation_section(damaged, "latest", None)
+        assert "can&#39;t be read as an evaluation" in evaluation_section(damaged, "latest", None)
         assert "python -m train.evaluate" in latent_use_section(damaged, "latest", None, plan)
 
 

@@ -5,8 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from nvae_tf.reports.page import axes, charts, heat_maps, run_curves
-from nvae_tf.reports.page.curve_sections import loss_curves
+from nvae_tf.reports import curves as axes
+from nvae_tf.reports import curves as charts
+from nvae_tf.reports import curves as heat_maps
+from nvae_tf.reports import curves as run_curves
+from nvae_tf.reports.page import loss_curves
 from nvae_tf.training.records import TensorBoardWriter
 
 
@@ -83,5 +86,5 @@ def test_a_heat_map_of_many_groups_and_steps():
     assert told["&lt;35&gt;, mean of steps 0 to 3: 10 nats"] == "#fde725"
     assert told["&lt;0&gt;, mean of steps 0 to 3: 1e-06 nats"] == "#440154"
     shades = heat_maps.shades_of(values, is_logarithmic=False)
-    assert shades.value(0.5) == pytest.approx(5.0) and shades.color(5.0) == "#21918c"
-    assert heat_maps.shades_of(np.full([1, 1], np.nan), True).color(0.0) == "#440154"
+    assert shades.value(0.5) == pytest.approx(5.0) and heat_maps.color(shades.place(5.0)) == "#21918c"
+    assert heat_maps.color(heat_maps.shades_of(np.full([1, 1], np.nan), True).place(0.0)) == "#440154"
