@@ -1,4 +1,4 @@
-"""When a figure of `benchmarks.all` counts as a regression, on made-up numbers."""
+"""When a measurement of `benchmarks.all` counts as a regression, on made-up numbers."""
 
 import json
 
@@ -6,47 +6,33 @@ import numpy as np
 import pytest
 
 from benchmarks import all_comparison
-from benchmarks.all_comparison import compare, table_of_changes
-from benchmarks.noise import relative_standard_error
-from benchmarks.result_file import new_result, read_result, write_result
+from benchmarks.all import new_result
+from benchmarks.all_comparison import compare, read_result, table_of_changes
+from benchmarks.interleaved import relative_standard_error
+from benchmarks.results import write_json
+
+FAILED = {"workload": "nelbo", "preset": "mnist", "batch_size": 16, "failure": "killed"}
 
 
 def row(ratio=4.0, noise=0.01, rounds=15, **changes):
-    return {
-        "workload": "training",
-        "preset": "mnist",
-        "batch_size": 16,
-        "yardstick": "mnist",
-        "ratio": ratio,
-        "median_seconds": ratio,
-        "noise": noise,
-        "seconds": [ratio] * rounds,
-        "yardstick_seconds": [1.0] * rounds,
-        "first_step_seconds": 10.0,
-        "peak_memory_bytes": 2e9,
-        "failure": None,
-    } | changes
+    times = {"ratio": ratio, "median_seconds": ratio, "noise": noise, "seconds": [ratio] * rounds}
+    named = {"workload": "training", "preset": "mnist", "batch_size": 16, "yardstick": "mnist", "failure": None}
+    others = {"yardstick_seconds": [1.0] * rounds, "first_step_seconds": 10.0, "peak_memory_bytes": 2e9}
+    return named | times | others | changes
 
 
-def result(*rows, **changes):
+def result(*rows):
     machine = {"processor": "P", "cores": 2, "system": "Linux", "threads_used": 2, "memory_bytes": 8}
-    return {
-        "format": 1,
-        "date": "2026",
-        "machine": machine,
-        "versions": {"keras": "3"},
-        "results": list(rows),
-    } | changes
+    return {"format": 1, "date": "2026", "machine": machine, "versions": {"keras": "3"}, "results": list(rows)}
 
 
 def flagged(before, after):
     return [change.figure for change in compare(result(before), result(after)).changes if change.is_regression]
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("count", [5, 200])
-def test_the_noise_is_the_spread_of_medians(seed, count):
-    random = np.random.default_rng(seed)
+def test_the_noise_is_the_spread_of_medians(count):
+    random = np.random.default_rng(0)
     medians = np.median(random.normal(2.0, 0.1, size=(4000, count)), axis=1)
     estimates = [relative_standard_error(list(random.normal(2.0, 0.1, size=count))) for _ in range(400)]
     assert np.mean(estimates) == pytest.approx(np.std(medians) / 2.0, rel=0.15)
@@ -127,8 +113,7 @@ def test_uneven_times_are_not_judged_but_noted(whose):
 
 def test_what_can_not_be_compared_is_noted():
     before = result(row(), row(preset="cifar10"), row(workload="nelbo"), row(workload="sampling"))
-    failed = {"workload": "nelbo", "preset": "mnist", "batch_size": 16, "failure": "killed"}
-    after = result(row(batch_size=8), failed, row(workload="export"), row(workload="sampling"))
+    after = result(row(batch_size=8), FAILED, row(workload="export"), row(workload="sampling"))
     after["machine"] = before["machine"] | {"processor": "Q"}
     after["versions"] = {"keras": "4", "torch": "2"}
     comparison = compare(before, after)
@@ -139,35 +124,33 @@ def test_what_can_not_be_compared_is_noted():
         "keras was 3 and is 4",
         "torch was missing and is 2",
         "training mnist: not compared, the batch was 16 and is 8",
-        "export mnist: the earlier file has no figures",
+        "export mnist: the earlier file has no times",
         "not measured this time: training cifar10",
     ):
         assert part in notes
 
 
 def test_what_has_failed_since_is_a_regression():
-    failed = {"workload": "nelbo", "preset": "mnist", "batch_size": 16, "failure": "killed"}
-    comparison = compare(result(row(workload="nelbo")), result(failed))
+    comparison = compare(result(row(workload="nelbo")), result(FAILED))
     assert comparison.regressions == 1
     text = table_of_changes(comparison, result())
     assert "**regression**: nelbo mnist: has failed, and had not in the earlier file: killed" in text
     assert text.endswith("1 regression")
-    assert compare(result(failed), result(failed)).regressions == 0
+    assert compare(result(FAILED), result(FAILED)).regressions == 0
 
 
-def test_the_table_of_changes_tells_both_directions():
+def test_the_table_of_changes_has_both_directions():
     comparison = compare(result(row(), row(preset="cifar10")), result(row(ratio=5.0), row(ratio=2.0, preset="cifar10")))
     text = table_of_changes(comparison, result())
     assert "| training mnist | time, yardstick | 4 | 5 | +25.0% | 7.0% | **regression** |" in text
     assert "| training cifar10 | time, yardstick | 4 | 2 | -50.0% | 7.0% | better |" in text
-    assert text.endswith("1 regression")
 
 
 def test_files_come_back_as_they_were_and_are_compared_by_the_command(tmp_path, capsys):
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     for file, ratio in zip(files, (4.0, 5.0), strict=True):
         content = new_result() | {"results": [row(ratio)]}
-        write_result(file, content)
+        write_json(content, file)
         assert read_result(file) == content
     with pytest.raises(SystemExit) as ended:
         all_comparison.main([str(file) for file in files])
@@ -176,15 +159,7 @@ def test_files_come_back_as_they_were_and_are_compared_by_the_command(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        "{",
-        "[]",
-        "{}",
-        json.dumps(result() | {"format": 0}),
-        json.dumps(result({"workload": "x"})),
-        json.dumps({"a": 1}),
-    ],
+    "content", ["{", "[]", "{}", json.dumps(result() | {"format": 0}), json.dumps(result({"workload": "x"}))]
 )
 def test_another_file_is_refused_in_one_line(content, tmp_path, capsys):
     file = tmp_path / "other.json"
