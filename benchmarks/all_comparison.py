@@ -78,13 +78,6 @@ class Change(NamedTuple):
         """Whether it grew by more than the limit."""
         return self.relative > self.limit
 
-    @property
-    def verdict(self) -> str:
-        """For the table."""
-        if self.is_regression:
-            return "**regression**"
-        return "better" if 1.0 / (1.0 + self.relative) - 1.0 > self.limit else ""
-
 
 class Comparison(NamedTuple):
     """All changes, the workloads that have failed and had not before, and what a reader must know."""
@@ -130,12 +123,9 @@ def compare(earlier: dict[str, Any], later: dict[str, Any]) -> Comparison:
 
 
 def time_limit(noises: list[float | None], rounds: list[int], floor: float) -> float:
-    """The relative growth of a time that is still no regression, see above.
+    """The relative growth of a time that is still no regression, and at least `floor`, see above.
 
-    Args:
-      noises: the relative standard errors of both medians; None where there was one round.
-      rounds: how many there were.
-      floor: the least that the limit can be.
+    Noises are the relative standard errors of both medians, None where there was one round.
     """
     if None in noises:
         return SINGLE_ROUND
@@ -178,7 +168,8 @@ def table_of_changes(comparison: Comparison, earlier: dict[str, Any]) -> str:
     rows = []
     for change in comparison.changes:
         values = f"{change.before:.3g}", f"{change.after:.3g}", f"{change.relative:+.1%}", f"{change.limit:.1%}"
-        rows.append([change.name, change.figure, *values, change.verdict])
+        better = "better" if change.before / change.after - 1.0 > change.limit else ""
+        rows.append([change.name, change.figure, *values, "**regression**" if change.is_regression else better])
     lines = [f"Compared with revision {earlier.get('revision') or 'unknown'}, {earlier['date']}", ""]
     lines += markdown(("workload", "measured", "before", "now", "change", "may grow by", ""), rows) if rows else []
     lines += [""] + [f"**regression**: {failure}" for failure in comparison.failures]

@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""A yardstick, not a model: a small stand-alone PyTorch workload.
+"""A yardstick, not a model: a small PyTorch workload.
 
 Its arithmetic resembles one training step of a deep hierarchical VAE on a CPU (inverted-residual cells with depthwise
 5x5, batch norm, swish and squeeze-excite; forward, backward and a plain SGD update). It learns nothing.
@@ -8,15 +7,10 @@ Why: seconds differ between machines, library builds and hours, but the RATIO "o
 interleaved in one run with the same number of threads and nothing else running, can be compared with the ratio that was
 recorded in the same way for other code.
 
-    python torch_yardstick.py --preset mnist --steps 5
-prints one JSON line: seconds of each step, their minimum and median, and the peak resident memory in MB.
-From Python: `step = make_step("mnist"); step()` runs one step and returns its seconds.
+    step = make_step("mnist")
+    step()  # runs one step and returns its seconds
 """
 
-import argparse
-import json
-import resource
-import statistics
 import time
 
 import torch
@@ -92,25 +86,3 @@ def make_step(preset, seed=0):
         return time.perf_counter() - start
 
     return step
-
-
-def main():
-    parser = argparse.ArgumentParser(description="PyTorch CPU yardstick: seconds a step and peak memory, as JSON")
-    parser.add_argument("--preset", choices=sorted(PRESETS), required=True)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps after one untimed step")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    if args.steps < 1:
-        parser.error("--steps must be at least 1")
-    torch.set_num_threads(args.threads)
-    step = make_step(args.preset)
-    step()  # allocation and kernel selection
-    seconds = [round(step(), 4) for _ in range(args.steps)]
-    measured = {"preset": args.preset, "threads": args.threads, "torch": torch.__version__, "seconds": seconds}
-    measured |= {"min": min(seconds), "median": round(statistics.median(seconds), 4)}
-    measured["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    print(json.dumps(measured))
-
-
-if __name__ == "__main__":
-    main()

@@ -93,8 +93,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         else:
             workers = side_by_side(records, options, stack)
             take_turns(records, lambda variant: contextlib.nullcontext(workers[variant]), options)
-    named = ("preset", "batch_size", "precision", "xla", "rounds", "alone")
-    return stamp | {name: getattr(options, name) for name in named} | {"rows": rows_of(records, options.batch_size)}
+    named = {name: getattr(options, name) for name in ("preset", "batch_size", "precision", "xla", "rounds", "alone")}
+    return stamp | named | {"rows": rows_of(records, options.batch_size)}
 
 
 def chosen_numbers(wanted: list[int] | None, gpus: int) -> list[int]:
@@ -241,11 +241,7 @@ def doubts(rows: list[dict[str, Any]]) -> list[str]:
 
 
 class ScaledStep:
-    """A run before its first step, a batch of random images for all its replicas, and the step on them.
-
-    Args:
-      preset: the name of a file in configs/.
-      training: settings of the group `train` that differ from the preset's.
+    """The training step of a run with some settings `train.*`, on a batch of random images for all its replicas.
 
     Raises:
       ValueError: the settings do not fit each other or the devices.

@@ -326,15 +326,16 @@ def _training(facts: RunFacts) -> str:
 
 def _learning_rate(facts: RunFacts) -> str:
     """As it was set, and as it was: a run may end before its warm-up, or go on with half the rate."""
-    optimizer, rates = facts.config.optimizer, facts.learning_rates
+    optimizer = facts.config.optimizer
     epochs = "" if optimizer.warmup_epochs is None else f" (epochs: {optimizer.warmup_epochs:g})"
     rate, least = optimizer.learning_rate, optimizer.learning_rate_min
     words = f"set to {rate:g}, after a warm-up{epochs} falling as a cosine to {least:g}"
-    if rates is None:
+    if facts.learning_rates is None:
         return words
+    (highest, highest_step), (last, last_step) = facts.learning_rates
     return (
-        f"{words}; in [metrics.csv](metrics.csv) it is {rates.highest:g} at most, after step {rates.highest_step:,}, "
-        f"and {rates.last:g} in the end, after step {rates.last_step:,}"
+        f"{words}; in [metrics.csv](metrics.csv) it is {highest:g} at most, after step {highest_step:,}, "
+        f"and {last:g} in the end, after step {last_step:,}"
     )
 
 
@@ -371,11 +372,11 @@ def _bits(number: int) -> str:
 def _scores(facts: RunFacts) -> str:
     """All evaluations; before there is one, the last score in training, or how scores are made."""
     parts = [_evaluation(evaluation) for evaluation in facts.evaluations if evaluation.scores]
-    score = facts.training_score
-    if score and not any(evaluation.split == "test" for evaluation in facts.evaluations):
+    if facts.training_score and not any(evaluation.split == "test" for evaluation in facts.evaluations):
+        step, nats, bits = facts.training_score
         parts.append(
-            f"In training, after step {score.step:,}, the negative evidence lower bound of the test images was "
-            f"{score.nelbo_nats:g} nats an image, {score.bits_per_dim:g} bits per dimension, with one sample an image "
+            f"In training, after step {step:,}, the negative evidence lower bound of the test images was {nats:g} nats "
+            f"an image, {bits:g} bits per dimension, with one sample an image "
             "([metrics.csv](metrics.csv) has it for the steps before)."
         )
     return _paragraphs(*parts) or "None yet: `python -m train.evaluate` makes them."

@@ -41,14 +41,11 @@ _MANY, _FEW, _LARGE_FROM = 36, 16, 128
 _COLUMNS = 8
 _WAYS, _STEPS = 3, 7
 _NATS = "nats per image"
+# Title, unit, and what of `metrics.csv`: a column's name without `train_` and `test_`, or columns by the lines' names.
 _CHARTS = (
-    ("NELBO (negative evidence lower bound)", _NATS, {"training": "train_nelbo_nats", "test": "test_nelbo_nats"}),
-    (
-        "Reconstruction (negative log-likelihood)",
-        _NATS,
-        {"training": "train_reconstruction_nats", "test": "test_reconstruction_nats"},
-    ),
-    ("KL of posterior and prior", _NATS, {"training": "train_kl_nats", "test": "test_kl_nats"}),
+    ("NELBO (negative evidence lower bound)", _NATS, "nelbo_nats"),
+    ("Reconstruction (negative log-likelihood)", _NATS, "reconstruction_nats"),
+    ("KL of posterior and prior", _NATS, "kl_nats"),
     ("NELBO in bits", "bits per real value", {"test": "test_bits_per_dim"}),
     ("Learning rate", "no unit", {"learning rate": "learning_rate"}),
     ("KL weight β", "factor of the KL in the loss", {"KL weight": "kl_weight"}),
@@ -158,6 +155,8 @@ def loss_curves(metrics: dict[str, Curve]) -> Markup:
         )
     charts, missing = [], []
     for title, unit, columns in _CHARTS:
+        if isinstance(columns, str):
+            columns = {"training": f"train_{columns}", "test": f"test_{columns}"}
         curves = {name: metrics[column] for name, column in columns.items() if column in metrics}
         lines = [Series(name, *curve) for name, curve in curves.items() if np.isfinite(curve.values).any()]
         if lines:
@@ -240,8 +239,25 @@ class ReportImages:
             originals = self._test_images()
         except (ValueError, OSError) as error:
             return self._not_drawn("test images", error)
-        reconstructions = self._drawn("reconstructions", self._reconstructions, originals)
-        return _grid([reconstructions, self._drawn("interpolation", self._interpolation, originals)])
+        model, count = self._trained.model, len(originals)
+
+        def reconstructions() -> Markup:
+            made = reconstruct_images(model, originals, seed=self._seed)
+            grid = image_grid(np.concatenate([originals, made]), count, enlarge=None)
+            about = f"of the first {count} test images: originals above, below them what the model keeps of them."
+            return _image(grid, "Reconstructions", about)
+
+        def interpolation() -> Markup:
+            if count < 2:
+                return _paragraph("An interpolation needs two test images; there is only one.")
+            path = interpolate_images(model, originals[: _WAYS + 1], _STEPS, seed=self._seed)
+            about = (
+                "a row goes from one test image (its reconstruction) to the next, in equal steps along the arc "
+                "between their latents."
+            )
+            return _image(image_grid(rows_of_path(path, _STEPS), _STEPS + 1, enlarge=None), "Interpolation", about)
+
+        return _grid([self._drawn("reconstructions", reconstructions), self._drawn("interpolation", interpolation)])
 
     def shared_groups(self) -> Markup:
         """Rows of samples that share the latents of their upper groups."""
@@ -259,22 +275,6 @@ class ReportImages:
             return _image(grid, "Samples sharing their upper groups", about)
 
         return _grid([self._drawn("samples sharing their upper groups", draw)])
-
-    def _reconstructions(self, originals: np.ndarray) -> Markup:
-        made = reconstruct_images(self._trained.model, originals, seed=self._seed)
-        grid = image_grid(np.concatenate([originals, made]), len(originals), enlarge=None)
-        about = f"of the first {len(originals)} test images: originals above, below them what the model keeps of them."
-        return _image(grid, "Reconstructions", about)
-
-    def _interpolation(self, originals: np.ndarray) -> Markup:
-        if len(originals) < 2:
-            return _paragraph("An interpolation needs two test images; there is only one.")
-        path = interpolate_images(self._trained.model, originals[: _WAYS + 1], _STEPS, seed=self._seed)
-        about = (
-            "a row goes from one test image (its reconstruction) to the next, in equal steps along the arc between "
-            "their latents."
-        )
-        return _image(image_grid(rows_of_path(path, _STEPS), _STEPS + 1, enlarge=None), "Interpolation", about)
 
     def _test_images(self) -> np.ndarray:
         """The first test images as the model sees them, `[up to 8, height, width, channels]`."""

@@ -137,23 +137,6 @@ class Evaluation(NamedTuple):
     pictures: tuple[str, ...]  # picture files that it names and that exist, relative to the run folder
 
 
-class TrainingScore(NamedTuple):
-    """The last line of `metrics.csv`: the negative bound of the test images, in nats an image and bits a value."""
-
-    step: int
-    nelbo_nats: float
-    bits_per_dim: float
-
-
-class LearningRates(NamedTuple):
-    """The highest and the last learning rate of `metrics.csv`, each with the step after which it was so."""
-
-    highest: float
-    highest_step: int
-    last: float
-    last_step: int
-
-
 class RunFacts(NamedTuple):
     """What a model card is about; None, or nothing, for what is not known or not there yet."""
 
@@ -166,8 +149,10 @@ class RunFacts(NamedTuple):
     images: ImageCounts | None  # how many there were in training
     origin: Origin | None  # the weights' source and license
     evaluations: tuple[Evaluation, ...]  # that of the test part, then of the training part
-    training_score: TrainingScore | None
-    learning_rates: LearningRates | None
+    training_score: (
+        tuple[int, float, float] | None
+    )  # the last step of `metrics.csv`, its test NELBO in nats and in bits
+    learning_rates: tuple[tuple[float, int], ...] | None  # the highest and the last, each with its step
     samples: tuple[str, int] | None  # the newest picture file of samples, and its step
 
     @property
@@ -219,16 +204,14 @@ def _read(reader: typing.Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
-def _training_score(file: pathlib.Path) -> TrainingScore:
+def _training_score(file: pathlib.Path) -> tuple[int, float, float]:
     *_, last = _rows(file)
-    return TrainingScore(
-        int(last["step"]), *(_finite(float(last[f"test_{name}"])) for name in TrainingScore._fields[1:])
-    )
+    return int(last["step"]), _finite(float(last["test_nelbo_nats"])), _finite(float(last["test_bits_per_dim"]))
 
 
-def _learning_rates(file: pathlib.Path) -> LearningRates:
+def _learning_rates(file: pathlib.Path) -> tuple[tuple[float, int], ...]:
     rates = [(float(row["learning_rate"]), int(row["step"])) for row in _rows(file)]
-    return LearningRates(*max(rates, key=lambda rate: rate[0]), *rates[-1])
+    return max(rates, key=lambda rate: rate[0]), rates[-1]
 
 
 def _rows(file: pathlib.Path) -> list[dict[str, str]]:

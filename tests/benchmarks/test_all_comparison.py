@@ -26,10 +26,6 @@ def result(*rows):
     return {"format": 1, "date": "2026", "machine": machine, "versions": {"keras": "3"}, "results": list(rows)}
 
 
-def flagged(before, after):
-    return [change.figure for change in compare(result(before), result(after)).changes if change.is_regression]
-
-
 @pytest.mark.parametrize("count", [5, 200])
 def test_the_noise_is_the_spread_of_medians(count):
     random = np.random.default_rng(0)
@@ -44,31 +40,44 @@ def test_one_slow_round_of_many_is_no_noise():
     assert relative_standard_error([1.0]) is None
 
 
+TIME = ["time, yardstick"]
+WITHOUT = {"yardstick": None, "ratio": None}
+NOISY = {"seconds": [3.4, 4.0, 4.8], "noise": 0.0}
+
+
 @pytest.mark.parametrize(
-    ("growth", "spread", "is_flagged"),
+    ("before", "after", "expected"),
     [
-        (1.14, 0.02, True),
-        (1.02, 0.03, False),
-        (0.8, 0.02, False),
-        (1.06, 0.0, False),
-        (1.08, 0.0, True),
-        (1.14, 0.12, False),
+        # Beyond the noise of both, and beyond 7%.
+        (row(4.0, 0.007), row(4.56, 0.007), TIME),
+        (row(4.0, 0.01), row(4.08, 0.01), []),
+        (row(4.0, 0.0), row(4.24, 0.0), []),
+        (row(4.0, 0.0), row(4.32, 0.0), TIME),
+        (row(4.0, 0.04), row(4.56, 0.04), []),
+        # Few rounds need a larger change; of a single one no noise is known.
+        (row(4.0, 0.02, 15), row(4.48, 0.02, 15), TIME),
+        (row(4.0, 0.02, 3), row(4.48, 0.02, 3), []),
+        (row(4.0, 0.02, 3), row(5.2, 0.02, 3), TIME),
+        (row(4.0, None, 1), row(4.5, 0.0, 9), []),
+        (row(4.0, None, 1), row(4.7, 0.0, 9), TIME),
+        # Memory and the first step have limits of their own.
+        (row(), row(peak_memory_bytes=2.08e9), []),
+        (row(), row(peak_memory_bytes=2.12e9), ["peak memory, GB"]),
+        (row(), row(first_step_seconds=12.9), []),
+        (row(), row(first_step_seconds=13.1), ["first step, yardstick"]),
+        (row(first_step_seconds=None), row(first_step_seconds=None), []),
+        # A slower hour is none where the yardstick was slower too; without it times in seconds count.
+        (row(), row(median_seconds=8.0, first_step_seconds=20.0), []),
+        (row(), row(median_seconds=8.0, first_step_seconds=20.0, **WITHOUT), ["time, s", "first step, s"]),
+        (row(), row(median_seconds=4.3, **WITHOUT), []),
+        # The noise of what is compared, not of the ratio.
+        (row() | NOISY, row(median_seconds=5.0, **WITHOUT) | NOISY, []),
     ],
 )
-def test_a_time_is_flagged_beyond_its_noise(growth, spread, is_flagged):
-    # Rounds that are spread evenly, so that the estimate is what it should be: no draws.
-    rounds = np.linspace(-1.7, 1.7, 15) * spread + 1.0
-    before, after = (row(ratio=ratio, noise=relative_standard_error(ratio * rounds)) for ratio in (4.0, 4.0 * growth))
-    assert flagged(before, after) == (["time, yardstick"] if is_flagged else [])
-
-
-def test_few_rounds_need_a_larger_change():
-    assert flagged(row(4.0, 0.02, 15), row(4.48, 0.02, 15)) == ["time, yardstick"]
-    assert flagged(row(4.0, 0.02, 3), row(4.48, 0.02, 3)) == []
-    assert flagged(row(4.0, 0.02, 3), row(5.2, 0.02, 3)) == ["time, yardstick"]
-    # No noise is known: 15%.
-    assert flagged(row(4.0, None, 1), row(4.5, 0.0, 9)) == []
-    assert flagged(row(4.0, None, 1), row(4.7, 0.0, 9)) == ["time, yardstick"]
+def test_what_grows_beyond_its_noise_and_its_limit_is_a_regression(before, after, expected):
+    comparison = compare(result(before), result(after))
+    assert [change.figure for change in comparison.changes if change.is_regression] == expected
+    assert ("without a yardstick" in "".join(comparison.notes)) == (after["yardstick"] is None)
 
 
 def test_false_alarms_are_rare_and_double_time_is_found():
@@ -78,29 +87,11 @@ def test_false_alarms_are_rare_and_double_time_is_found():
         rounds = ratio * random.normal(1.0, 0.1, size=3)
         return row(float(np.median(rounds)), relative_standard_error(list(rounds)), 3)
 
-    same = sum(bool(flagged(measured(4.0), measured(4.0))) for _ in range(500))
-    twice = sum(bool(flagged(measured(4.0), measured(8.0))) for _ in range(500))
-    assert same <= 5 and twice >= 400
+    def alarms(ratio):
+        pairs = ((result(measured(4.0)), result(measured(ratio))) for _ in range(500))
+        return sum(compare(*pair).regressions > 0 for pair in pairs)
 
-
-def test_memory_and_first_step_have_limits_of_their_own():
-    assert flagged(row(), row(peak_memory_bytes=2.08e9)) == []
-    assert flagged(row(), row(peak_memory_bytes=2.12e9)) == ["peak memory, GB"]
-    assert flagged(row(), row(first_step_seconds=12.9)) == []
-    assert flagged(row(), row(first_step_seconds=13.1)) == ["first step, yardstick"]
-    assert flagged(row(first_step_seconds=None), row(first_step_seconds=None)) == []
-
-
-def test_a_slower_hour_is_no_regression_where_the_yardstick_was_slower_too():
-    slower = row(median_seconds=8.0, first_step_seconds=20.0)
-    assert flagged(row(), slower) == []
-    without = {"yardstick": None, "ratio": None}
-    assert flagged(row(), slower | without) == ["time, s", "first step, s"]
-    assert flagged(row(), row(median_seconds=4.3) | without) == []
-    assert "without a yardstick" in compare(result(row()), result(row() | without)).notes[0]
-    # The noise of what is compared, not of the ratio.
-    noisy = {"seconds": [3.4, 4.0, 4.8], "noise": 0.0}
-    assert flagged(row() | noisy, row(median_seconds=5.0) | without | noisy) == []
+    assert alarms(4.0) <= 5 and alarms(8.0) >= 400
 
 
 @pytest.mark.parametrize("whose", ["seconds", "yardstick_seconds"])
