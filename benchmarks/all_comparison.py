@@ -63,7 +63,7 @@ class Change(NamedTuple):
     """A measurement that both files have."""
 
     name: str  # workload and preset
-    figure: str  # what was measured, with its unit
+    quantity: str  # what was measured, with its unit
     before: float
     after: float
     limit: float  # the relative growth that is still no regression
@@ -169,7 +169,7 @@ def table_of_changes(comparison: Comparison, earlier: dict[str, Any]) -> str:
     for change in comparison.changes:
         values = f"{change.before:.3g}", f"{change.after:.3g}", f"{change.relative:+.1%}", f"{change.limit:.1%}"
         better = "better" if change.before / change.after - 1.0 > change.limit else ""
-        rows.append([change.name, change.figure, *values, "**regression**" if change.is_regression else better])
+        rows.append([change.name, change.quantity, *values, "**regression**" if change.is_regression else better])
     lines = [f"Compared with revision {earlier.get('revision') or 'unknown'}, {earlier['date']}", ""]
     lines += markdown(("workload", "measured", "before", "now", "change", "may grow by", ""), rows) if rows else []
     lines += [""] + [f"**regression**: {failure}" for failure in comparison.failures]

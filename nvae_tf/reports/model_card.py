@@ -63,7 +63,7 @@ _CITATION = """@inproceedings{vahdat2020nvae,
 _LIMITS = """* For research on generative models: samples, reconstructions, likelihoods, latents.
 * The model knows images like those it was trained on, of one size and number of channels, and nothing of their meaning.
   What is uneven in the training images is uneven in the samples.
-* A good likelihood does not make good pictures, nor the other way round. Likelihoods of images of another kind than the
+* A good likelihood does not make good images, nor the other way round. Likelihoods of images of another kind than the
   training images may be high: they do not show whether an image belongs to these.
 * Whether samples repeat training images has not been looked at for this card (`python -m train.generate nearest` shows
   those that are most like them)."""
