@@ -76,9 +76,6 @@ def write_model_card(folder: RunFolder, parameters: int | None = None) -> bool:
     it is; an up-to-date one is not written again. For a fine-tuned run the origin of its source's weights is noted in
     the folder too: the source may be gone later.
 
-    Example:
-      >>> write_model_card(RunFolder(pathlib.Path("runs/digits")))
-
     Args:
       folder: a run folder with a `config.json`.
       parameters: how many numbers of the model are trained, if known.
@@ -110,13 +107,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None) -> bool:
 
 
 def keep_model_card(folder: RunFolder, model: nvae_tf.NVAE, report: Callable[[str], None]) -> None:
-    """Writes the run folder's README.md; where that fails, reports it in a line, and the command goes on.
-
-    Args:
-      folder: the run's.
-      model: its model, with all weights made.
-      report: takes a line for people.
-    """
+    """Writes the card of a run and its built model; where that fails, reports it in a line, and the command goes on."""
     try:
         write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))
     except (OSError, ValueError) as error:

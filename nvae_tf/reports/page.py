@@ -135,12 +135,9 @@ def _facts(config: Any, plan: LatentPlan, checkpoint: str, trained: TrainedRun |
 
 
 def _settings(settings: dict[str, Any]) -> Markup:
-    """A foldable table for every group of `config.json`, in its order; settings outside of groups come last."""
-    groups = {name: values for name, values in settings.items() if isinstance(values, dict)}
-    if others := {name: value for name, value in settings.items() if name not in groups}:
-        groups["others"] = others
+    """A foldable table for every group of `config.json`, in its order."""
     folded = Markup()
-    for name, values in groups.items():
+    for name, values in settings.items():
         rows = [[setting, json.dumps(value, ensure_ascii=False)] for setting, value in values.items()]
         summary = Markup("<b>{}</b>, {}").format(name, _count(len(rows), "setting"))
         folded += _folded(summary, _table([], rows, "facts"))
@@ -317,13 +314,7 @@ def latent_use_section(folder: RunFolder, checkpoint: str, sha256: str | None, p
 
 
 def evaluation_section(folder: RunFolder, checkpoint: str, sha256: str | None) -> Markup:
-    """The table of the evaluation file, or the command that makes it.
-
-    Args:
-      folder: the run's.
-      checkpoint: "latest" or "best", what the page is about.
-      sha256: of this checkpoint; None where there is none.
-    """
+    """The table of the evaluation file, or the command that makes it; with the page's checkpoint and its SHA-256."""
     command = _evaluation_command(folder, checkpoint)
     try:
         metrics = _read_evaluation(folder)

@@ -96,11 +96,7 @@ def read_origin(folder: RunFolder) -> Origin | None:
 
 
 def origin_of_run(folder: RunFolder, initialise_from: str | None) -> Origin | None:
-    """The origin of a run's weights: by its own file, or, for a fine-tuned run, by that of its weights' source.
-
-    Args:
-      folder: the run's.
-      initialise_from: `train.initialise_from` of its settings.
+    """The origin of a run's weights: by its own file, or by that of the run that it was fine-tuned from.
 
     Raises:
       ValueError: see `read_origin`.
