@@ -22,7 +22,7 @@ from nvae_tf.published.own_state import own_variables
 from nvae_tf.published.settings_to_publish import cell_tables, published_settings
 from nvae_tf.published.torch_file import OWN_KEY
 from nvae_tf.published.weights import published_array
-from nvae_tf.reports.model_card import Origin, origin_of_run
+from nvae_tf.reports.run_facts import Origin, origin_of_run
 from nvae_tf.serving.progress_bar import ProgressBar
 from nvae_tf.training.image_counts import ImageCounts, read_image_counts
 from nvae_tf.training.kept_checkpoints import step_of

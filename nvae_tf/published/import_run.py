@@ -33,7 +33,8 @@ from nvae_tf.published.run_settings import settings_of_run
 from nvae_tf.published.stacks import Piece, assign_pieces, pass_over, size_of
 from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.published.weights import BROKEN_WEIGHTS, match
-from nvae_tf.reports.model_card import Origin, write_model_card, write_origin
+from nvae_tf.reports.model_card import write_model_card
+from nvae_tf.reports.run_facts import Origin, write_origin
 from nvae_tf.serving.progress_bar import ProgressBar
 from nvae_tf.training.finite_numbers import check_finite
 from nvae_tf.training.run_folder import RunFolder

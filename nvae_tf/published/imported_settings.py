@@ -14,7 +14,7 @@ from nvae_tf.published.settings import (
     model_config_from_published,
     objective_config_from_published,
 )
-from nvae_tf.reports.model_card import Origin
+from nvae_tf.reports.run_facts import Origin
 from nvae_tf.train_config import TrainConfig
 from nvae_tf.training.image_counts import ImageCounts
 

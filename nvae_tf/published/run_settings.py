@@ -12,7 +12,7 @@ from nvae_tf.published.optimizer import saved_step
 from nvae_tf.published.settings import model_config_from_published
 from nvae_tf.published.settings_to_publish import differing_settings
 from nvae_tf.published.torch_file import TorchCheckpoint
-from nvae_tf.reports.model_card import Origin, origin_from_text
+from nvae_tf.reports.run_facts import Origin, origin_from_text
 from nvae_tf.training.image_counts import image_counts_from_text
 
 

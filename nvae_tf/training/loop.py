@@ -13,7 +13,7 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.progress import StatusLine, duration
-from nvae_tf.reports.keep_model_card import keep_model_card
+from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.setting_checks import check
 from nvae_tf.training.compilation import compiles_whole_step, step_function
 from nvae_tf.training.devices import configure_runtime

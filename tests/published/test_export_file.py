@@ -15,7 +15,7 @@ from nvae_tf.published import export_file as exporting
 from nvae_tf.published.export_file import ExportChoices, export_file
 from nvae_tf.published.import_run import ImportChoices, import_run
 from nvae_tf.published.weight_names import nested
-from nvae_tf.reports.model_card import Origin, read_origin
+from nvae_tf.reports.run_facts import Origin, read_origin
 from nvae_tf.training.run_folder import RunFolder
 from nvae_tf.training.training_parts import VALUE
 
