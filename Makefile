@@ -5,7 +5,7 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 
-# TensorFlow's notes about its build are not the first thing that a newcomer should read.
+# Without TensorFlow's notes about its build.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 BIN := .venv/bin
@@ -52,9 +52,9 @@ clean:  ## Remove .venv and caches; runs/ stays.
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: setup.cfg pyproject.toml constraints.txt $(if $(HEALTHY),,not-healthy)
-	@bash scripts/set_up_environment.sh serving,tflite,test
+	@bash scripts/set_up_environment.sh serving,tflite,reports,test
 
 .venv/.installed-torch: .venv/.installed
 	@echo "Adding PyTorch (from 200 MB for a CPU to 3 GB with CUDA, as the package index has it for this machine)."
-	@bash scripts/set_up_environment.sh serving,tflite,test,torch
+	@bash scripts/set_up_environment.sh serving,tflite,reports,test,torch
 	@touch $@

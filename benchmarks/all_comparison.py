@@ -12,6 +12,7 @@ failed and had not before is a regression as well. Exit code: 0 none, 2 a mistak
 """
 
 import argparse
+import json
 import math
 import pathlib
 import sys
@@ -20,36 +21,52 @@ from typing import Any, NamedTuple
 
 from scipy.special import ndtr, stdtrit
 
-from benchmarks.all_table import markdown
-from benchmarks.command_line import are_uneven
-from benchmarks.noise import relative_standard_error
-from benchmarks.result_file import read_result
-from nvae_tf.errors import exit_on_user_error
+from benchmarks.interleaved import are_uneven, relative_standard_error
+from benchmarks.results import markdown
+from nvae_tf.errors import exit_on_user_error, first_line
 
+FORMAT = 1
 REGRESSION_CODE = 3
 DEVIATIONS = 3.0
 RATIO_FLOOR, SECONDS_FLOOR, SINGLE_ROUND = 0.07, 0.10, 0.15
 MEMORY_LIMIT, FIRST_STEP_LIMIT = 0.05, 0.30
 # What of a machine must be the same.
 _MACHINE = ("processor", "cores", "system", "threads_used", "memory_bytes")
+# What a result has besides `failure`, which is None where there are times.
+_ALWAYS = {"workload", "preset", "batch_size", "failure"}
+_MEASURED = {"yardstick", "ratio", "median_seconds", "noise", "seconds", "yardstick_seconds"}
+_MEASURED |= {"first_step_seconds", "peak_memory_bytes"}
+
+
+def read_result(file: pathlib.Path) -> dict[str, Any]:
+    """Reads a file of `benchmarks.all --json`.
+
+    Raises:
+      ValueError: it is missing or something else.
+    """
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: can't be read ({first_line(error)})") from error
+    try:
+        is_ours = result["format"] == FORMAT and {"machine", "versions", "date"} <= result.keys()
+        for row in result["results"]:
+            is_ours &= (_ALWAYS | (_MEASURED if row["failure"] is None else set())) <= row.keys()
+    except (AttributeError, KeyError, TypeError):
+        is_ours = False
+    if not is_ours:
+        raise ValueError(f"{file}: no file of benchmarks.all --json, or of another version of it; measure anew")
+    return result
 
 
 class Change(NamedTuple):
-    """A figure that both files have.
+    """A measurement that both files have."""
 
-    Attributes:
-      name: workload and preset.
-      figure: which of its figures, with its unit.
-      before: in the earlier file.
-      after: in the later one.
-      limit: the relative growth that is still no regression.
-    """
-
-    name: str
-    figure: str
+    name: str  # workload and preset
+    quantity: str  # what was measured, with its unit
     before: float
     after: float
-    limit: float
+    limit: float  # the relative growth that is still no regression
 
     @property
     def relative(self) -> float:
@@ -61,13 +78,6 @@ class Change(NamedTuple):
         """Whether it grew by more than the limit."""
         return self.relative > self.limit
 
-    @property
-    def verdict(self) -> str:
-        """For the table."""
-        if self.is_regression:
-            return "**regression**"
-        return "better" if 1.0 / (1.0 + self.relative) - 1.0 > self.limit else ""
-
 
 class Comparison(NamedTuple):
     """All changes, the workloads that have failed and had not before, and what a reader must know."""
@@ -78,28 +88,32 @@ class Comparison(NamedTuple):
 
     @property
     def regressions(self) -> int:
-        """How many figures grew by more than their limit, or are there no more because the workload has failed."""
+        """How many measurements grew by more than their limit, or are there no more because the workload has failed."""
         return sum(change.is_regression for change in self.changes) + len(self.failures)
 
 
 def compare(earlier: dict[str, Any], later: dict[str, Any]) -> Comparison:
     """Compares the contents of two files; workloads that only one has are passed over, and noted."""
-    before, after = _by_name(earlier), _by_name(later)
+    before, after = (
+        {f"{row['workload']} {row['preset']}": row for row in result["results"]} for result in (earlier, later)
+    )
     notes = list(_notes(earlier, later))
     changes, failures, in_seconds = [], [], False
     for name, row in after.items():
         old = before.get(name)
         if old is None or old["failure"] is not None:
-            notes.append(f"{name}: the earlier file has no figures of it")
+            notes.append(f"{name}: the earlier file has no times of it")
         elif row["failure"] is not None:
             failures.append(f"{name}: has failed, and had not in the earlier file: {row['failure']}")
         elif old["batch_size"] != row["batch_size"]:
             notes.append(f"{name}: not compared, the batch was {old['batch_size']} and is {row['batch_size']}")
         else:
-            uneven = [when for when, times in (("earlier", old), ("later", row)) if _is_uneven(times)]
+            pair = {"earlier": old, "later": row}.items()
+            uneven = [w for w, r in pair if are_uneven(r["seconds"]) or are_uneven(r["yardstick_seconds"])]
             notes += [f"{name}: its times are not compared, those of the {when} file are uneven" for when in uneven]
             changes += [] if uneven else _changes_of_times(name, old, row)
-            changes.append(_change_of_memory(name, old, row))
+            peaks = [row["peak_memory_bytes"] / 1e9 for row in (old, row)]
+            changes.append(Change(name, "peak memory, GB", *peaks, MEMORY_LIMIT))
             in_seconds |= not _have_same_clock(old, row)
     if in_seconds:
         notes.append("times in seconds, without a yardstick, change with whatever else the machine does")
@@ -109,21 +123,14 @@ def compare(earlier: dict[str, Any], later: dict[str, Any]) -> Comparison:
 
 
 def time_limit(noises: list[float | None], rounds: list[int], floor: float) -> float:
-    """The relative growth of a time that is still no regression, see above.
+    """The relative growth of a time that is still no regression, and at least `floor`, see above.
 
-    Args:
-      noises: the relative standard errors of both medians; None where there was one round.
-      rounds: how many there were.
-      floor: the least that the limit can be.
+    Noises are the relative standard errors of both medians, None where there was one round.
     """
     if None in noises:
         return SINGLE_ROUND
     factor = float(stdtrit(sum(rounds) - 2, ndtr(DEVIATIONS)))
     return max(floor, factor * math.hypot(*noises))
-
-
-def _is_uneven(row: dict[str, Any]) -> bool:
-    return are_uneven(row["seconds"]) or are_uneven(row["yardstick_seconds"])
 
 
 def _changes_of_times(name: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
@@ -141,17 +148,8 @@ def _changes_of_times(name: str, before: dict[str, Any], after: dict[str, Any]) 
         yield Change(name, f"first step, {unit}", firsts[0] / clocks[0], firsts[1] / clocks[1], FIRST_STEP_LIMIT)
 
 
-def _change_of_memory(name: str, before: dict[str, Any], after: dict[str, Any]) -> Change:
-    peaks = [row["peak_memory_bytes"] / 1e9 for row in (before, after)]
-    return Change(name, "peak memory, GB", *peaks, MEMORY_LIMIT)
-
-
 def _have_same_clock(before: dict[str, Any], after: dict[str, Any]) -> bool:
     return before["yardstick"] is not None and before["yardstick"] == after["yardstick"]
-
-
-def _by_name(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {f"{row['workload']} {row['preset']}": row for row in result["results"]}
 
 
 def _notes(earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[str]:
@@ -167,23 +165,15 @@ def _notes(earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[str]:
 
 def table_of_changes(comparison: Comparison, earlier: dict[str, Any]) -> str:
     """The comparison for people, as Markdown."""
-    rows = [
-        [
-            change.name,
-            change.figure,
-            f"{change.before:.3g}",
-            f"{change.after:.3g}",
-            f"{change.relative:+.1%}",
-            f"{change.limit:.1%}",
-            change.verdict,
-        ]
-        for change in comparison.changes
-    ]
+    rows = []
+    for change in comparison.changes:
+        values = f"{change.before:.3g}", f"{change.after:.3g}", f"{change.relative:+.1%}", f"{change.limit:.1%}"
+        better = "better" if change.before / change.after - 1.0 > change.limit else ""
+        rows.append([change.name, change.quantity, *values, "**regression**" if change.is_regression else better])
     lines = [f"Compared with revision {earlier.get('revision') or 'unknown'}, {earlier['date']}", ""]
-    lines += markdown(("workload", "figure", "before", "now", "change", "may grow by", ""), rows) if rows else []
-    told = [f"**regression**: {failure}" for failure in comparison.failures]
-    told += [f"note: {note}" for note in comparison.notes]
-    lines += ["", *told] if told else []
+    lines += markdown(("workload", "measured", "before", "now", "change", "may grow by", ""), rows) if rows else []
+    lines += [""] + [f"**regression**: {failure}" for failure in comparison.failures]
+    lines += [f"note: {note}" for note in comparison.notes]
     found = comparison.regressions
     return "\n".join([*lines, "", f"{found} regressions" if found != 1 else "1 regression"])
 

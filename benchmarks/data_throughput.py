@@ -6,10 +6,10 @@ Makes files of each kind in a temporary folder (patches of scikit-learn's photog
 photographs), reads training batches from each in turn, several rounds, and gives the median. Beside it: what training
 consumes, one step of the cifar10 preset on this machine and what the published runs on 8 to 24 GPUs consumed (epochs
 x images / hours of table 6 of the paper). Last, a folder of --files small PNG files is read in a process of its own,
-whose peak memory is told. Let nothing else run meanwhile.
+whose peak memory is reported. Let nothing else run meanwhile.
 """
 
-import datetime
+import argparse
 import json
 import pathlib
 import statistics
@@ -23,13 +23,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.command_line import benchmark_parser, positive_seconds, write_figures
-from benchmarks.train_step import describe_machine, say
+from benchmarks import results
+from benchmarks.interleaved import Worker, peak_memory_bytes, say
+from benchmarks.workloads import BATCH_SIZES, python
 
+KINDS = ("png", "jpg", "webp")
 ROUNDS = 5
 BATCH_SIZE = 32
 FILES_OF_A_KIND = 500
 TRAINING_STEPS = 3
+# In the place of options: reads a folder in this process, see `read_folder`.
+READ_FOLDER = "read_folder"
 # Epochs x images / hours, for all GPUs together (Vahdat & Kautz 2020, table 6).
 PUBLISHED_IMAGES_PER_SECOND = {
     "cifar10, 8 V100": 400 * 50_000 / (55 * 3600),
@@ -38,25 +42,25 @@ PUBLISHED_IMAGES_PER_SECOND = {
 }
 
 
-def measure(files: int, seconds: float) -> dict[str, Any]:
-    """All figures, as `--json` writes them."""
-    machine = describe_machine()
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All results, as `--json` writes them."""
+    from nvae_tf.errors import start_tensorflow_quietly
+
+    start_tensorflow_quietly()
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         say("making files")
         specs = make_sources(root)
-        rates = rates_of(specs, seconds)
+        rates = rates_of(specs, options.seconds)
         say("training steps of the cifar10 preset")
         consumed = training_images_per_second()
-        say(f"a folder of {files:,} PNG files")
-        memory = folder_memory(root / "many", files)
+        say(f"a folder of {options.files:,} PNG files")
+        memory = folder_memory(root / "many", options.files)
     return {
         "images_per_second": rates,
         "training_images_per_second": consumed,
         "published_images_per_second": PUBLISHED_IMAGES_PER_SECOND,
         "folder_memory": memory,
-        "machine": machine,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -69,19 +73,15 @@ def make_sources(root: pathlib.Path) -> dict[str, Any]:
         return complete_spec(DataSpec(**vars(DATA_SPECS["own_images"]) | {"path": str(path)} | settings))
 
     for size in (32, 256):
-        for suffix in ("png", "jpg", "webp"):
+        for suffix in KINDS:
             write_pictures(root / f"{suffix}{size}", size, FILES_OF_A_KIND, suffix)
-    images = np.stack(list(patches(256, FILES_OF_A_KIND)))
-    np.save(root / "images.npy", images)
+    np.save(root / "images.npy", np.stack(list(patches(256, FILES_OF_A_KIND))))
     specs = {f"folder, {suffix} {size}x{size}": own(root / f"{suffix}{size}") for size in (32, 256) for suffix in KINDS}
     specs["folder, jpg 256x256 to 64x64"] = own(root / "jpg256", resize="crop", height=64)
     specs["folder, png 256x256, cached"] = own(root / "png256", cache=str(root / "cache"))
     specs["arrays, .npy 256x256"] = own(root / "images.npy")
     specs["in memory (TFDS, IDX, bundled), 32x32"] = DATA_SPECS["photos"]
     return specs
-
-
-KINDS = ("png", "jpg", "webp")
 
 
 def patches(size: int, count: int) -> Iterator[np.ndarray]:
@@ -137,33 +137,49 @@ def rate(work: Callable[[], Any], seconds: float) -> float:
 
 def training_images_per_second() -> float:
     """What training steps of the cifar10 preset take on this machine, 4 images a step."""
-    from benchmarks.interleaved import Worker
-    from benchmarks.train_step_worker import BATCH_SIZES
-
-    with Worker("ours", [sys.executable, "-m", "benchmarks.train_step_worker", "cifar10"]) as worker:
-        worker.ask("step")
+    # The workload has taken its first step when it answers.
+    with Worker("ours", python("benchmarks.workloads", "training", "cifar10", "")) as worker:
         times = [worker.ask("step")["seconds"] for _ in range(TRAINING_STEPS)]
     return BATCH_SIZES["cifar10"] / statistics.median(times)
 
 
 def folder_memory(folder: pathlib.Path, files: int) -> dict[str, Any]:
-    """What reading a folder of small PNG files takes, from benchmarks/folder_memory_worker.py."""
+    """What reading a folder of small PNG files takes, in a process of its own."""
     write_pictures(folder, 32, files, "png")
-    command = [sys.executable, "-m", "benchmarks.folder_memory_worker", str(folder), "500"]
+    command = python("benchmarks.data_throughput", READ_FOLDER, folder, 500)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def read_folder(folder: str, batches: str) -> None:
+    """Prints a line of JSON: seconds to list and check the files, images, and bytes after each stage."""
+    from nvae_tf.errors import start_tensorflow_quietly
+
+    start_tensorflow_quietly()
+    from nvae_tf.config import DataSpec
+    from nvae_tf.data.pipeline import iterate, training_batches
+    from nvae_tf.data.sources import load_split
+    from nvae_tf.data.spec import OWN_IMAGES, complete_spec
+
+    spec = complete_spec(DataSpec(**vars(OWN_IMAGES) | {"path": folder}))
+    imported, started = peak_memory_bytes(), time.monotonic()
+    source = load_split(spec, "train")
+    seconds = time.monotonic() - started
+    reading = iterate(training_batches(source, spec, 64, seed=0), source)
+    for _ in range(int(batches)):
+        next(reading)
+    measured = {"images": source.count, "seconds_to_check": seconds, "imported_bytes": imported}
+    print(json.dumps(measured | {"peak_bytes": peak_memory_bytes()}))
+
+
 def table(result: dict[str, Any]) -> str:
-    """The figures for people, as Markdown."""
+    """The results for people, as Markdown."""
     ours = result["training_images_per_second"]
-    lines = ["| source | images/s | times what a cifar10 step takes here |", "|---|---|---|"]
-    lines += [f"| {name} | {value:,.0f} | {value / ours:,.0f} |" for name, value in result["images_per_second"].items()]
+    rows = [[name, f"{value:,.0f}", f"{value / ours:,.0f}"] for name, value in result["images_per_second"].items()]
+    lines = results.markdown(("source", "images/s", "times what a cifar10 step takes here"), rows)
     lines += ["", f"a training step of the cifar10 preset on this machine takes {ours:.2f} images/s"]
-    lines += [
-        f"the published run of {name} took {value:.0f} images/s"
-        for name, value in result["published_images_per_second"].items()
-    ]
+    for name, value in result["published_images_per_second"].items():
+        lines.append(f"the published run of {name} took {value:.0f} images/s")
     memory = result["folder_memory"]
     lines += [
         "",
@@ -171,26 +187,21 @@ def table(result: dict[str, Any]) -> str:
         f"and check, peak memory {memory['peak_bytes'] / 1e6:,.0f} MB, of which "
         f"{memory['imported_bytes'] / 1e6:,.0f} MB is TensorFlow itself",
         "",
-        f"{result['machine']['processor']}, {result['machine']['cores']} cores, {result['date']}",
     ]
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints and writes."""
-    parser = benchmark_parser("data_throughput", __doc__)
-    parser.add_argument("--files", type=int, default=100_000, help="PNG files of the large folder (default: 100000)")
-    parser.add_argument("--seconds", type=positive_seconds, default=2.0, help="seconds a source and round (default: 2)")
-    options = parser.parse_args(arguments)
-    if options.files < 1000:
-        parser.error("--files must be at least 1000")
-    from nvae_tf.errors import start_tensorflow_quietly
-
-    start_tensorflow_quietly()
-    result = measure(options.files, options.seconds)
-    write_figures(result, options.json)
-    print(table(result))
+    parser = results.benchmark_parser("data_throughput", __doc__)
+    add = parser.add_argument
+    add("--files", type=results.at_least(1000), default=100_000, help="PNG files of the large folder (default: 100000)")
+    add("--seconds", type=results.positive_seconds, default=2.0, help="seconds a source and round (default: 2)")
+    results.run(parser.parse_args(arguments), measure, table)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == [READ_FOLDER]:
+        read_folder(*sys.argv[2:])
+    else:
+        main()

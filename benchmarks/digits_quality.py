@@ -2,22 +2,21 @@
 
     python -m benchmarks.digits_quality --workdir=runs/demo [--temperature=T] [--count=1000] [--json=FILE]
 
-A support vector machine with calibrated probabilities is trained on the real training digits, which are bitmaps.
-Its mean largest class probability says how sure it is: on real test digits, and on samples (the likelihood's mean
-images, cut at one half). The histogram of the classes that it sees in the samples shows whether all ten are there.
+A support vector machine with calibrated probabilities is trained on the real training digits, which are bitmaps. Its
+mean largest class probability says how sure it is: on real test digits, and on samples (the likelihood's mean images,
+cut at one half). The histogram of the classes that it sees in the samples shows whether all ten are there.
 """
 
-import argparse
-import json
-import pathlib
-
 import numpy as np
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.svm import SVC
+
+from benchmarks import results
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Bitmaps `[count, pixels]` of 0 and 1 and labels of a part of the digits."""
+    from nvae_tf.errors import start_tensorflow_quietly
+
+    start_tensorflow_quietly()
     from nvae_tf.data import data_spec
     from nvae_tf.data.sources import load_split
 
@@ -25,15 +24,12 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return source.images.reshape(source.count, -1) // 255, source.labels
 
 
-def classifier() -> CalibratedClassifierCV:
-    """The support vector machine, trained on the real training digits."""
-    machine = CalibratedClassifierCV(SVC(C=10.0, gamma="scale"), ensemble=False, cv=5)
-    return machine.fit(*digits("train"))
-
-
 def measure(samples: np.ndarray) -> dict:
     """Accuracy on real test digits, and confidence on them and on samples `[count, height, width, 1]` in [0, 1]."""
-    machine = classifier()
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.svm import SVC
+
+    machine = CalibratedClassifierCV(SVC(C=10.0, gamma="scale"), ensemble=False, cv=5).fit(*digits("train"))
     test_images, test_labels = digits("test")
     on_real = machine.predict_proba(test_images)
     on_samples = machine.predict_proba(samples.reshape(len(samples), -1) > 0.5)
@@ -46,28 +42,25 @@ def measure(samples: np.ndarray) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results.benchmark_parser("digits_quality", __doc__)
     parser.add_argument("--workdir", required=True, help="run folder of a model of the digits")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--count", type=int, default=1000, help="number of samples")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     from nvae_tf.errors import start_tensorflow_quietly
 
     start_tensorflow_quietly()
     import nvae_tf
-    from nvae_tf.files import atomic_write
     from nvae_tf.generation.sampling import generate_images
 
-    model = nvae_tf.load(arguments.workdir)
-    figures = measure(generate_images(model, arguments.count, arguments.temperature, arguments.seed))
-    print(f"accuracy on real test digits {figures['accuracy_on_real']:.3f}")
-    print(f"mean confidence on real test digits {figures['confidence_on_real']:.3f}")
-    print(f"mean confidence on samples at temperature {arguments.temperature:g} {figures['confidence_on_samples']:.3f}")
-    print(f"samples of each class 0-9: {figures['samples_per_class']}")
-    if arguments.json:
-        atomic_write(arguments.json, json.dumps(figures | {"temperature": arguments.temperature}, indent=2) + "\n")
+    model = nvae_tf.load(options.workdir)
+    measured = measure(generate_images(model, options.count, options.temperature, options.seed))
+    print(f"accuracy on real test digits {measured['accuracy_on_real']:.3f}")
+    print(f"mean confidence on real test digits {measured['confidence_on_real']:.3f}")
+    print(f"mean confidence on samples at temperature {options.temperature:g} {measured['confidence_on_samples']:.3f}")
+    print(f"samples of each class 0-9: {measured['samples_per_class']}")
+    results.write_json(measured | {"temperature": options.temperature}, options.json)
 
 
 if __name__ == "__main__":

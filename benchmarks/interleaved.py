@@ -1,11 +1,10 @@
-"""Two workloads timed in turn: each lives in a process of its own and runs one step whenever it is told to.
+"""Workloads timed in turn: each is in a process of its own and runs one step whenever it is asked to.
 
-Seconds differ between machines and hours; the ratio of two workloads that alternate step by step differs
-much less. Processes of their own keep the workloads' threads and peak memory apart.
+Seconds differ between machines and hours; the ratio of two workloads that alternate step by step differs much less.
+Processes of their own keep the workloads' threads and peak memory apart.
 
-The parent writes one word a line to the worker's standard input, `step` or `summary`; the worker answers
-each with a line of JSON on a pipe made for that. What the worker prints meanwhile is kept, and
-shown if it fails.
+The parent writes one word a line to the worker's standard input, `ready`, `step` or `summary`; the worker answers each
+with a line of JSON on a pipe made for that. The worker's output is kept, and shown if it fails.
 
     with Worker("ours", [sys.executable, "-m", "benchmarks.some_worker"]) as ours:
         ours.ask("step")["seconds"]
@@ -13,22 +12,35 @@ shown if it fails.
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 THREADS = 2
+# Where the load average is higher at the start, or the slowest time is more than so many of the fastest, something else
+# was running. PyTorch's threads suffer from that many times more than TensorFlow's.
+BUSY = 0.7
+UNEVEN = 1.5
 _ANSWERS = "BENCHMARK_ANSWERS_FILE_DESCRIPTOR"
 
 
 class WorkerEnded(RuntimeError):
-    """A worker ended before its time; the message has what it printed."""
+    """A worker ended too early; the message has its output."""
+
+    def reason(self) -> str:
+        """Its last two lines: what the worker said, and how it ended."""
+        return " ".join(str(self).splitlines()[-2:])
 
 
 class Worker:
@@ -44,13 +56,8 @@ class Worker:
         answers, answers_of_worker = os.pipe()
         self._answers = os.fdopen(answers)
         self._log = tempfile.TemporaryFile("w+")
-        environment = {
-            # PyTorch's threads, and TensorFlow's where a program does not set them.
-            "OMP_NUM_THREADS": str(THREADS),
-            "TF_NUM_INTRAOP_THREADS": str(THREADS),
-            "TF_NUM_INTEROP_THREADS": str(THREADS),
-            _ANSWERS: str(answers_of_worker),
-        }
+        # PyTorch's threads, and TensorFlow's where a program does not set them.
+        variables = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
         # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker quietly.
         self._process = subprocess.Popen(
             command,
@@ -58,7 +65,7 @@ class Worker:
             stdout=self._log,
             stderr=self._log,
             text=True,
-            env=os.environ | environment,
+            env=os.environ | dict.fromkeys(variables, str(THREADS)) | {_ANSWERS: str(answers_of_worker)},
             pass_fds=[answers_of_worker],
             start_new_session=True,
         )
@@ -108,18 +115,19 @@ def serve(step: Callable[[], float], summary: Callable[[], dict[str, Any]]) -> N
 
     Args:
       step: runs one step and returns its seconds.
-      summary: returns what else there is to tell, as JSON knows it; `peak_memory_bytes`, taken before the
-        call, is added to it.
+      summary: returns the other measurements, as JSON; `peak_memory_bytes`, taken before the call, is added.
     """
     with os.fdopen(int(os.environ[_ANSWERS]), "w") as answers:
         for line in sys.stdin:
             word = line.strip()
-            if word == "step":
+            if word == "ready":
+                answer = {}
+            elif word == "step":
                 answer = {"seconds": step()}
             elif word == "summary":
                 answer = {"peak_memory_bytes": peak_memory_bytes()} | summary()
             else:
-                raise ValueError(f"A benchmark's worker knows the words `step` and `summary`, not `{word}`.")
+                raise ValueError(f"A benchmark's worker knows the words `ready`, `step` and `summary`, not `{word}`.")
             print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -132,3 +140,49 @@ def peak_memory_bytes() -> int:
         return int(kilobytes) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """The seconds of each way in every round, in this process; each runs once before, which builds its graph."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for name, work in ways.items():
+        say(f"building the graph of {name}")
+        work()
+    for number in range(1, rounds + 1):
+        for name, work in ways.items():
+            start = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - start)
+        say(f"round {number} of {rounds}: " + ", ".join(f"{name} {times[-1]:.3f} s" for name, times in seconds.items()))
+    return seconds
+
+
+def relative_standard_error(values: Sequence[float]) -> float | None:
+    """The standard error of the values' median, over that median; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    if len(values) < 8:
+        deviation = statistics.stdev(values)
+    else:
+        # Of many values quartiles are worth more than the standard deviation, which a single outlier spoils.
+        low, high = np.percentile(values, (25, 75))
+        deviation = (high - low) / 1.349
+    # A normal distribution's quartiles are 1.349 deviations apart; its median is less sure than its mean by this root.
+    return float(math.sqrt(math.pi / 2) * deviation / math.sqrt(len(values)) / statistics.median(values))
+
+
+def are_uneven(repeated: Sequence[float]) -> bool:
+    """Whether repeated times are too uneven to be believed."""
+    return bool(repeated) and max(repeated) > UNEVEN * min(repeated)
+
+
+def note_uneven(times: Mapping[str, Sequence[float]]) -> None:
+    """Says which of the repeated times are too uneven to be believed."""
+    for name, repeated in times.items():
+        if are_uneven(repeated):
+            say(f"note: the times of {name} are uneven; something else was running, so measure again")
+
+
+def say(line: str) -> None:
+    """Reports progress; standard output is for the results alone."""
+    print(line, file=sys.stderr, flush=True)

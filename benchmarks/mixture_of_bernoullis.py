@@ -2,16 +2,15 @@
 
     python -m benchmarks.mixture_of_bernoullis [--components=N] [--json=FILE]
 
-The number of components is chosen by a held-out fifth of the training part, unless it is given; the test part
-is looked at once. Prints exact log-likelihoods in nats per image.
+The number of components is chosen by a held-out fifth of the training part, unless it is given; the test part is looked
+at once. Prints exact log-likelihoods in nats per image.
 """
-
-import argparse
-import json
-import pathlib
 
 import numpy as np
 from scipy.special import logsumexp
+
+from benchmarks import results
+from benchmarks.digits_quality import digits
 
 COMPONENTS = (20, 40, 80, 120, 160, 240, 320)
 _ITERATIONS = 60
@@ -19,9 +18,7 @@ _PRIOR_COUNT = 0.5
 
 
 class MixtureOfBernoullis:
-    """`p(x) = sum_k weight_k prod_d Bernoulli(x_d; mean_kd)`, with half a count of each value in every
-    pixel.
-    """
+    """`p(x) = sum_k weight_k prod_d Bernoulli(x_d; mean_kd)`, with half a count of each value in every pixel."""
 
     def __init__(self, components: int, seed: int = 0):
         self.components = components
@@ -50,14 +47,7 @@ class MixtureOfBernoullis:
 
 def bitmaps(split: str) -> np.ndarray:
     """The digits of a part, 0 or 1, `[count, pixels]`."""
-    from nvae_tf.errors import start_tensorflow_quietly
-
-    start_tensorflow_quietly()
-    from nvae_tf.data import data_spec
-    from nvae_tf.data.sources import load_split
-
-    source = load_split(data_spec("digits"), split)
-    return source.images.reshape(source.count, -1).astype(np.float32) / 255
+    return digits(split)[0].astype(np.float32)
 
 
 def chosen_components(training: np.ndarray) -> int:
@@ -71,27 +61,15 @@ def chosen_components(training: np.ndarray) -> int:
     return min(scores, key=scores.get)
 
 
-def measure(components: int | None = None) -> dict:
-    """Fits on the whole training part, with the given or the best number of components, and scores the test
-    part.
-    """
-    training = bitmaps("train")
-    components = components or chosen_components(training)
-    mixture = MixtureOfBernoullis(components).fit(training)
-    return {"components": components, "test_nats": mixture.negative_log_likelihood(bitmaps("test"))}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--components", type=int, help="number of components; without it the best is looked for")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
-    arguments = parser.parse_args()
-    figures = measure(arguments.components)
-    print(f"mixture of {figures['components']} Bernoullis: {figures['test_nats']:.3f} nats on the test images")
-    if arguments.json:
-        from nvae_tf.files import atomic_write
-
-        atomic_write(arguments.json, json.dumps(figures, indent=2) + "\n")
+    parser = results.benchmark_parser("mixture_of_bernoullis", __doc__)
+    parser.add_argument("--components", type=results.at_least(1), help="how many; without it the best is looked for")
+    options = parser.parse_args()
+    training = bitmaps("train")
+    components = options.components or chosen_components(training)
+    nats = MixtureOfBernoullis(components).fit(training).negative_log_likelihood(bitmaps("test"))
+    print(f"mixture of {components} Bernoullis: {nats:.3f} nats on the test images")
+    results.write_json({"components": components, "test_nats": nats}, options.json)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,15 @@ meanwhile.
 
 import argparse
 import collections
-import datetime
-import importlib
 import pathlib
 import re
 import tempfile
 import time
 from typing import Any
 
-from benchmarks.command_line import at_least_one, benchmark_parser, write_figures
-from benchmarks.train_step import describe_machine, say
-from benchmarks.workloads import PRESETS, WORKLOADS
+from benchmarks import results
+from benchmarks.interleaved import say
+from benchmarks.workloads import PRESETS, WORKLOADS, prepared
 
 WARM_UP_TURNS = 2
 PROFILED = tuple(name for name, workload in WORKLOADS.items() if not workload.is_command)
@@ -40,37 +38,27 @@ OTHERS = "all others"
 _OPERATION = re.compile(r"[^:]+:(\w+)|(\w+_fusion)")
 
 
-def measure(workload: str, preset: str, turns: int) -> dict[str, Any]:
-    """Profiles some turns and returns the figures, in seconds a turn, as `--json` writes them."""
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Profiles some turns and returns the seconds a turn, as `--json` writes them."""
     import tensorflow as tf
 
-    machine = describe_machine()
-    module, _, kind = WORKLOADS[workload].place.partition(":")
+    workload, preset, turns = options.workload, options.preset, options.turns
     with tempfile.TemporaryDirectory() as folder:
         say(f"building {workload} of {preset}")
-        made_by = getattr(importlib.import_module(f"benchmarks.workloads.{module}"), kind)
-        work = made_by(preset, WORKLOADS[workload].batch_sizes[preset], pathlib.Path(folder))
+        run = prepared(workload, preset, folder)()
         for _ in range(WARM_UP_TURNS):
-            work.run()
+            run()
         begun = time.perf_counter()
         for _ in range(turns):
-            work.run()
+            run()
         seconds = (time.perf_counter() - begun) / turns
         log = pathlib.Path(folder, "log")
         with tf.profiler.experimental.Profile(str(log)):
             for _ in range(turns):
-                work.run()
+                run()
         operations = operation_times(log, turns)
-    return {
-        "workload": workload,
-        "preset": preset,
-        "batch_size": WORKLOADS[workload].batch_sizes[preset],
-        "turn_seconds": seconds,
-        "operations": operations,
-        "tensorflow": tf.__version__,
-        "machine": machine,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    named = {"workload": workload, "preset": preset, "batch_size": WORKLOADS[workload].batch_sizes[preset]}
+    return named | {"turn_seconds": seconds, "operations": operations}
 
 
 def operation_times(log: pathlib.Path, turns: int) -> dict[str, dict[str, float]]:
@@ -96,52 +84,41 @@ def operation_times(log: pathlib.Path, turns: int) -> dict[str, dict[str, float]
 def by_kind(operations: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """The operations in the groups of `KINDS`."""
     groups = {kind: {"seconds": 0.0, "count": 0.0} for kind in (*KINDS, OTHERS)}
-    for name, figures in operations.items():
-        fitting = (kind for kind, parts in KINDS.items() if any(part in name for part in parts))
-        group = groups[next(fitting, OTHERS)]
-        for figure, value in figures.items():
-            group[figure] += value
+    for name, times in operations.items():
+        group = groups[_kind(name)]
+        for key, value in times.items():
+            group[key] += value
     return groups
+
+
+def _kind(name: str) -> str:
+    return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), OTHERS)
 
 
 def table(result: dict[str, Any]) -> str:
     """The groups, and the types of operations in the last of them, as Markdown."""
-    operations, machine = result["operations"], result["machine"]
-    total = sum(figures["seconds"] for figures in operations.values())
-    lines = [
-        f"{WORKLOADS[result['workload']].what}, {result['preset']}, batch {result['batch_size']}: "
-        f"{result['turn_seconds']:.3f} s; operations {total:.3f} s on {machine['cores']} cores",
-        "",
-        "| operations | seconds | share | how many |",
-        "| --- | --- | --- | --- |",
+    operations = result["operations"]
+    total = sum(times["seconds"] for times in operations.values())
+    rows = [
+        [name, f"{times['seconds']:.3f}", f"{times['seconds'] / total:.1%}", f"{times['count']:,.0f}"]
+        for name, times in by_kind(operations).items()
     ]
-    for name, figures in by_kind(operations).items():
-        lines.append(
-            f"| {name} | {figures['seconds']:.3f} | {figures['seconds'] / total:.1%} | {figures['count']:,.0f} |"
-        )
-    rest = [name for name in operations if not any(part in name for parts in KINDS.values() for part in parts)]
-    most = ", ".join(f"{name} {operations[name]['seconds']:.3f} s" for name in rest[:8])
-    return "\n".join(
-        [*lines, "", f"Most of the others: {most}.", "", f"TensorFlow {result['tensorflow']}, {result['date']}"]
-        + [f"{machine['processor']}, {machine['cores']} cores, load {machine['load_average_at_start']:.1f}"]
+    others = [f"{name} {times['seconds']:.3f} s" for name, times in operations.items() if _kind(name) == OTHERS]
+    heading = (
+        f"{WORKLOADS[result['workload']].what}, {result['preset']}, batch {result['batch_size']}: "
+        f"{result['turn_seconds']:.3f} s; operations {total:.3f} s on {result['machine']['cores']} cores"
     )
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The options."""
-    parser = benchmark_parser("operation_times", __doc__)
-    parser.add_argument("--workload", choices=PROFILED, required=True, help="what is profiled")
-    parser.add_argument("--preset", choices=PRESETS, required=True, help="whose architecture")
-    parser.add_argument("--turns", type=at_least_one, default=3, help="profiled turns (default: 3)")
-    return parser.parse_args(arguments)
+    lines = [heading, "", *results.markdown(("operations", "seconds", "share", "how many"), rows), ""]
+    return "\n".join([*lines, f"Most of the others: {', '.join(others[:8])}.", ""])
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints."""
-    options = parse_arguments(arguments)
-    result = measure(options.workload, options.preset, options.turns)
-    print(table(result))
-    write_figures(result, options.json)
+    parser = results.benchmark_parser("operation_times", __doc__)
+    parser.add_argument("--workload", choices=PROFILED, required=True, help="what is profiled")
+    parser.add_argument("--preset", choices=PRESETS, required=True, help="whose architecture")
+    parser.add_argument("--turns", type=results.at_least(1), default=3, help="profiled turns (default: 3)")
+    results.run(parser.parse_args(arguments), measure, table)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving_load --path=models/digits [--seconds=2] [--requests=10000] [--json=FILE]
 
-The server is `export.serve`, in a process of its own on this machine: its numbers are not those of TensorFlow Serving's
+The server is `export.serve`, in a process of its own on this machine: its times are not those of TensorFlow Serving's
 binary, which TF_MODEL_SERVER can name instead. Clients share the cores with it. For every signature, with batching and
 without, 1 to 32 clients each ask for one row, wait for the answer, and ask again. Then a soak: so many requests of all
 signatures with malformed ones among them (a wrong type, NaN, a negative temperature, a blob of 10 MB, a shape that says
@@ -12,64 +12,244 @@ Exit code: 0 no request failed that should not, 1 otherwise.
 """
 
 import argparse
-import datetime
+import contextlib
+import itertools
+import os
 import pathlib
+import socket
+import subprocess
 import sys
-from typing import Any
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
-from benchmarks.command_line import at_least_one, benchmark_parser, positive_seconds, write_figures
-from benchmarks.serving_load_requests import MALFORMED, Requests
-from benchmarks.serving_load_rounds import Round, run_round, soak
-from benchmarks.serving_load_server import started_server
-from benchmarks.train_step import describe_machine, say
+import grpc
+import numpy as np
+import psutil
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from benchmarks import results
+from benchmarks.interleaved import say
+from benchmarks.workloads import python
+from nvae_tf.serving.client import AVAILABLE, ServingError
+from nvae_tf.serving.grpc_client import LARGEST_MESSAGE_BYTES, ServingClient
 
 CLIENTS = (1, 2, 4, 8, 16, 32)
 SIGNATURES = ("sample", "encode", "decode", "reconstruct", "score")
+MALFORMED = ("wrong type", "NaN", "negative temperature", "blob", "wrong size")
+SOAK_CLIENTS = 8
+SECONDS_OF_A_REQUEST, SECONDS_TO_START, SECONDS_TO_END = 60.0, 180.0, 30.0
+Ask = Callable[[], Any]
 
 
-def measure(path: pathlib.Path, round_seconds: float, requests: int, clients: tuple[int, ...]) -> dict[str, Any]:
-    """All rounds and the soak; the figures as `--json` writes them."""
-    machine = describe_machine()
-    rounds: list[dict[str, Any]] = []
+class Round(NamedTuple):
+    """What so many clients got of one signature."""
+
+    clients: int
+    requests_per_second: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+
+
+class Soak(NamedTuple):
+    """A long run with malformed requests."""
+
+    requests: int  # all, malformed ones among them
+    errors: int  # of those that make sense
+    malformed: int
+    refused: int  # malformed ones that were refused as INVALID_ARGUMENT
+    memory_bytes: list[int]  # of the server, after each tenth
+
+
+class Server(NamedTuple):
+    """A running server: its kind, HOST:PORT of gRPC, the model's name on it, and its process."""
+
+    name: str
+    address: str
+    model: str
+    process: int
+
+    def memory_bytes(self) -> int:
+        """What the server holds of the machine's memory now."""
+        return psutil.Process(self.process).memory_info().rss
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All rounds and the soak, as `--json` writes them."""
+    path, rounds = options.path, []
     for batching in (False, True):
-        with started_server(path, batching) as server:
-            made = Requests(server.address, server.model)
-            for signature in SIGNATURES:
-                for count in clients:
-                    figures = run_round(made.one_row(signature), count, round_seconds)
-                    rounds.append({"signature": signature, "batching": batching} | figures._asdict())
-                    say(_told(signature, batching, figures))
-            made.close()
-    with started_server(path, batching=True) as server:
-        say(f"soak: {requests:,} requests, one in ten malformed")
-        made = Requests(server.address, server.model)
-        stood = soak(made, SIGNATURES, MALFORMED, requests, server.memory_bytes)
-        made.close()
-    return {
-        "path": path.name,
-        "server": server.name,
-        "seconds_a_round": round_seconds,
-        "rounds": rounds,
-        "soak": stood._asdict(),
-        "machine": machine,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+        with started_server(path, batching) as server, contextlib.closing(Requests(*server[1:3])) as made:
+            for signature, count in itertools.product(SIGNATURES, options.clients):
+                found = run_round(made.one_row(signature), count, options.seconds)
+                rounds.append({"signature": signature, "batching": batching} | found._asdict())
+                say(
+                    f"{signature:12}{'batching' if batching else 'one by one':11}{count:3} clients "
+                    f"{found.requests_per_second:8.1f} requests/s, p50 {found.p50_ms:7.1f} ms, "
+                    f"p99 {found.p99_ms:7.1f} ms, {found.errors} errors"
+                )
+    with started_server(path, batching=True) as server, contextlib.closing(Requests(*server[1:3])) as made:
+        say(f"soak: {options.requests:,} requests, one in ten malformed")
+        stood = soak(made, SIGNATURES, MALFORMED, options.requests, server.memory_bytes)
+    named = {"path": path.name, "server": server.name, "seconds_a_round": options.seconds}
+    return named | {"rounds": rounds, "soak": stood._asdict()}
 
 
-def _told(signature: str, batching: bool, figures: Round) -> str:
-    kind = "batching" if batching else "one by one"
-    return (
-        f"{signature:12}{kind:11}{figures.clients:3} clients {figures.requests_per_second:8.1f} requests/s, "
-        f"p50 {figures.p50_ms:7.1f} ms, p99 {figures.p99_ms:7.1f} ms, {figures.errors} errors"
-    )
+class Requests:
+    """Makes requests of one model on one server; may be used from many threads."""
+
+    def __init__(self, address: str, model: str):
+        self._model = model
+        options = [("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES)]
+        self._channel = grpc.insecure_channel(address, options)
+        self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        with ServingClient(address, model) as client:
+            shapes = {name: spec.inputs for name, spec in client.signatures().items()}
+        generator = np.random.default_rng(0)
+        self._inputs = {
+            "seed": np.array([7], np.int64),
+            "temperature": np.ones(1, np.float32),
+            "image": generator.integers(0, 2, [1, *shapes["encode"]["image"].shape[1:]]).astype(np.float32),
+            "latent": generator.normal(size=[1, *shapes["decode"]["latent"].shape[1:]]).astype(np.float32),
+        }
+        self._names = {name: list(inputs) for name, inputs in shapes.items()}
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._channel.close()
+
+    def one_row(self, signature: str) -> Ask:
+        """Returns what asks a signature for one row, and raises grpc.RpcError where the request is refused."""
+        return self._ask(signature, {name: self._inputs[name] for name in self._names[signature]})
+
+    def malformed(self, kind: str) -> Ask:
+        """Returns what asks for what makes no sense, see `MALFORMED`."""
+        seed, temperature, image, latent = self._inputs.values()
+        signature, given = {
+            "wrong type": ("sample", {"seed": temperature, "temperature": temperature}),
+            "NaN": ("encode", {"image": image * np.float32(np.nan), "seed": seed}),
+            "negative temperature": ("sample", {"seed": seed, "temperature": -temperature}),
+            "blob": ("encode_png", {"image_bytes": np.array([b"\xff" * 10 * 2**20], object), "seed": seed}),
+            "wrong size": ("decode", {"latent": latent[:, 1:]}),
+        }[kind]
+        return self._ask(signature, given)
+
+    def _ask(self, signature: str, inputs: dict[str, np.ndarray]) -> Ask:
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name, request.model_spec.signature_name = self._model, signature
+        for name, array in inputs.items():
+            request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+        return lambda: self._predictions.Predict(request, timeout=SECONDS_OF_A_REQUEST)
+
+
+def run_round(ask: Ask, clients: int, seconds: float) -> Round:
+    """Each of the clients asks again and again for so many seconds, after a first request that is not counted."""
+    ask()
+    started = time.perf_counter()
+    times: list[float] = []
+    errors = itertools.count()
+
+    def client() -> None:
+        while (start := time.perf_counter()) < started + seconds:
+            try:
+                ask()
+                times.append(time.perf_counter() - start)
+            except grpc.RpcError:
+                next(errors)
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # The last requests end after the round's end.
+    elapsed = time.perf_counter() - started
+    median, late = np.percentile(times or [np.nan], [50, 99]) * 1000.0
+    return Round(clients, len(times) / elapsed, float(median), float(late), next(errors))
+
+
+def soak(
+    made: Requests, signatures: Sequence[str], kinds: Sequence[str], requests: int, memory_bytes: Callable[[], int]
+) -> Soak:
+    """Sends many requests of all signatures, one in ten malformed, from several clients, and reads the memory."""
+    sound = [made.one_row(signature) for signature in signatures]
+    wrong = [made.malformed(kind) for kind in kinds]
+
+    def code_of(number: int) -> grpc.StatusCode:
+        turn, is_wrong = number // 10, number % 10 == 9
+        try:
+            (wrong[turn % len(wrong)] if is_wrong else sound[number % len(sound)])()
+            return grpc.StatusCode.OK
+        except grpc.RpcError as error:
+            return error.code()
+
+    errors = malformed = refused = 0
+    memory, tenth = [], requests // 10
+    with ThreadPoolExecutor(SOAK_CLIENTS) as pool:
+        for number, code in enumerate(pool.map(code_of, range(requests))):
+            if number % 10 == 9:
+                malformed += 1
+                refused += code == grpc.StatusCode.INVALID_ARGUMENT
+            else:
+                errors += code != grpc.StatusCode.OK
+            if number % tenth == tenth - 1:
+                memory.append(memory_bytes())
+    return Soak(requests, errors, malformed, refused, memory)
+
+
+@contextlib.contextmanager
+def started_server(path: pathlib.Path, batching: bool) -> Iterator[Server]:
+    """Serves a folder of versions while the block runs: by `tensorflow_model_server` if TF_MODEL_SERVER names one.
+
+    Raises:
+      RuntimeError: it does not start; the message has its output.
+    """
+    binary = os.environ.get("TF_MODEL_SERVER")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        log, parameters = pathlib.Path(folder, "log"), pathlib.Path(folder, "batching.txt")
+        if binary:
+            command = [binary, f"--port={port}", f"--model_name={path.name}", f"--model_base_path={path.resolve()}"]
+            parameters.write_text("max_batch_size { value: 32 }\nbatch_timeout_micros { value: 5000 }\n")
+            command += ["--enable_batching", f"--batching_parameters_file={parameters}"] if batching else []
+        else:
+            command = python("export.serve", f"--model={path.name}", f"--path={path}", f"--port={port}")
+            command += ["--rest_port=0", *(["--batching"] if batching else [])]
+        with log.open("w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            if not _is_available(process, f"localhost:{port}", path.name):
+                raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
+            name = "tensorflow_model_server" if binary else "export.serve"
+            yield Server(name, f"localhost:{port}", path.name, process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _is_available(process: subprocess.Popen, address: str, model: str) -> bool:
+    until = time.monotonic() + SECONDS_TO_START
+    while process.poll() is None and time.monotonic() < until:
+        with contextlib.suppress(ServingError), ServingClient(address, model) as client:
+            if any(status.state == AVAILABLE for status in client.model_status()):
+                return True
+        time.sleep(0.2)
+    return False
 
 
 def table(result: dict[str, Any]) -> str:
-    """The figures for people."""
-    lines = [
-        f"{result['server']}, {result['date']}",
-        f"{'requests/s (p50 / p99 ms)':26}{'one by one':>28}{'batching':>28}",
-    ]
+    """The results for people."""
+    lines = [result["server"], f"{'requests/s (p50 / p99 ms)':26}{'one by one':>28}{'batching':>28}"]
     cells: dict[tuple[str, int], dict[bool, str]] = {}
     for row in result["rounds"]:
         text = f"{row['requests_per_second']:.1f} ({row['p50_ms']:.0f} / {row['p99_ms']:.0f})"
@@ -84,31 +264,24 @@ def table(result: dict[str, Any]) -> str:
         f"{stood['malformed']:,} malformed ones were refused as INVALID_ARGUMENT; the server's memory was "
         f"{first:.0f} MiB after the first tenth, {last:.0f} MiB at the end"
     )
-    machine = result["machine"]
-    lines.append(f"{machine['processor']}, {machine['cores']} cores, load {machine['load_average_at_start']:.1f}")
     return "\n".join(lines)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = benchmark_parser("serving_load", __doc__)
-    parser.add_argument("--path", type=pathlib.Path, required=True, metavar="DIR", help="a folder of exported versions")
-    parser.add_argument("--seconds", type=positive_seconds, default=2.0, help="of each round (default: 2)")
-    parser.add_argument("--requests", type=at_least_one, default=10_000, help="of the soak (default: 10,000)")
-    clients_help = "how many at once (default: 1 to 32)"
-    parser.add_argument("--clients", type=at_least_one, nargs="+", default=CLIENTS, help=clients_help)
-    options = parser.parse_args(arguments)
-    if options.requests < 50:
-        parser.error(f"--requests={options.requests}: must be at least 50, so that each kind is among them")
-    return options
+    parser = results.benchmark_parser("serving_load", __doc__)
+    add, count = parser.add_argument, results.at_least(1)
+    add("--path", type=pathlib.Path, required=True, metavar="DIR", help="a folder of exported versions")
+    add("--seconds", type=results.positive_seconds, default=2.0, help="of each round (default: 2)")
+    # So many that each kind of malformed ones is among them.
+    add("--requests", type=results.at_least(50), default=10_000, help="of the soak (default: 10,000)")
+    add("--clients", type=count, nargs="+", default=CLIENTS, help="how many at once (default: 1 to 32)")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints."""
-    options = parse_arguments(arguments)
-    result = measure(options.path, options.seconds, options.requests, tuple(options.clients))
-    print(table(result))
-    write_figures(result, options.json)
+    result = results.run(parse_arguments(arguments), measure, table)
     stood = result["soak"]
     if stood["errors"] or stood["refused"] != stood["malformed"] or any(row["errors"] for row in result["rounds"]):
         sys.exit(1)

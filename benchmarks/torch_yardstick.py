@@ -1,34 +1,24 @@
-#!/usr/bin/env python3
-"""A yardstick, not a model: a small stand-alone PyTorch workload.
+"""A yardstick, not a model: a small PyTorch workload.
 
-Its arithmetic resembles one training step of a deep hierarchical VAE on a CPU (inverted-residual cells with
-depthwise 5x5, batch norm, swish and squeeze-excite; forward, backward and a plain SGD update). It learns
-nothing.
+Its arithmetic resembles one training step of a deep hierarchical VAE on a CPU (inverted-residual cells with depthwise
+5x5, batch norm, swish and squeeze-excite; forward, backward and a plain SGD update). It learns nothing.
 
-Why: seconds differ between machines, library builds and hours, but the RATIO "our step / yardstick step"
-measured interleaved (one of ours, one of these, alternating, in the same run, with the same number of
-threads, nothing else running) can be compared with the ratio recorded the same way for other code.
+Why: seconds differ between machines, library builds and hours, but the RATIO "our step / yardstick step", measured
+interleaved in one run with the same number of threads and nothing else running, can be compared with the ratio that was
+recorded in the same way for other code.
 
-Presets (about 1 s a step with 2 threads on the 2-core machine they were set on):
-  mnist    C=64 at 16x16, one stride-2 cell, then C=128 at 8x8; batch 16
-  cifar10  C=256 at 16x16; batch 4
-
-    python torch_yardstick.py --preset mnist --steps 5
-prints one JSON line: seconds of each step, their minimum and median, and the peak resident memory in MB.
-From Python: `step = make_step("mnist"); step()` runs one step and returns its seconds.
+    step = make_step("mnist")
+    step()  # runs one step and returns its seconds
 """
 
-import argparse
-import json
-import resource
-import statistics
 import time
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-# batch, input height = width, then (channels, how many cells) per stage; a stride-2 cell joins two stages
+# Batch, input height = width, then (channels, how many cells) per stage; a stride-2 cell joins two stages. About 1 s a
+# step with 2 threads on the 2-core machine they were set on.
 PRESETS = {
     "mnist": dict(batch=16, size=16, stages=((64, 18), (128, 24))),
     "cifar10": dict(batch=4, size=16, stages=((256, 24),)),
@@ -96,34 +86,3 @@ def make_step(preset, seed=0):
         return time.perf_counter() - start
 
     return step
-
-
-def main():
-    parser = argparse.ArgumentParser(description="PyTorch CPU yardstick: seconds a step and peak memory, as JSON")
-    parser.add_argument("--preset", choices=sorted(PRESETS), required=True)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps after one untimed step")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    if args.steps < 1:
-        parser.error("--steps must be at least 1")
-    torch.set_num_threads(args.threads)
-    step = make_step(args.preset)
-    step()  # allocation and kernel selection
-    seconds = [step() for _ in range(args.steps)]
-    print(
-        json.dumps(
-            {
-                "preset": args.preset,
-                "threads": args.threads,
-                "torch": torch.__version__,
-                "seconds": [round(s, 4) for s in seconds],
-                "min": round(min(seconds), 4),
-                "median": round(statistics.median(seconds), 4),
-                "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-            }
-        )
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -2,10 +2,10 @@
 
     python -m benchmarks.train_scaling [--preset=digits] [--replicas=1,2] [--batch_size=16] [--rounds=5] [--json=FILE]
 
-Rows: every number of replicas with every kind of recomputation (train.recompute), and the fewest replicas with every
-number of parts that a batch is cut into (train.accumulate_steps). Replicas are GPUs, or without any, parts of the CPU.
-A replica's batch is the same in all rows (weak scaling): efficiency is images/s over those of one replica times the
-number of replicas.
+Rows: every number of replicas with every kind of gradient checkpointing (train.recompute), and the fewest replicas with
+every number of microbatches (train.accumulate_steps). Replicas are GPUs, or without any, shares of the CPU. A replica's
+batch is the same in all rows (weak scaling): efficiency is images/s over those of one replica times the number of
+replicas.
 
 Each row has a process of its own; they take turns, --seconds each in each of --rounds rounds. All of them are in memory
 meanwhile. Where they do not fit, --alone starts a process anew for every turn; on a machine of its own --rounds=1 is
@@ -14,42 +14,78 @@ then enough. The images are random ones in memory (benchmarks.data_throughput re
 
 import argparse
 import contextlib
+import dataclasses
 import json
-import pathlib
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import psutil
 
-from benchmarks.interleaved import Worker, WorkerEnded
-from benchmarks.train_scaling_table import Record, Variant, doubts, figures, table
-from benchmarks.train_scaling_worker import LIST_GPUS
-from benchmarks.train_step import BUSY, describe_machine, say
+from benchmarks import results
+from benchmarks.interleaved import UNEVEN, Worker, WorkerEnded, say, serve
+from benchmarks.workloads import graph_nodes, python, random_images
 from nvae_tf import presets
 from nvae_tf.config import PRECISIONS, RECOMPUTATIONS, XLA_USES, TrainConfig
 
-WORKER = (sys.executable, "-m", "benchmarks.train_scaling_worker")
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-# `own_images` leaves the size of images to the data.
-PRESETS = sorted({file.stem for file in CONFIGS.glob("*.py")} - {"common", "own_images"})
-PARTS = (1, 2, 4)
+# In the place of options: the names of the GPUs, or the process of one variant with its settings, as JSON.
+LIST_GPUS, SERVE = "list_gpus", "serve"
+MICROBATCHES = (1, 2, 4)
+# Quick steps are timed several at a time: training waits for an accelerator at every tenth step, not after each.
+MOST_STEPS_AT_A_TIME, SECONDS_AT_A_TIME = 10, 0.25
+COLUMNS = {
+    "replicas": lambda row: str(row["replicas"]),
+    "recompute": lambda row: row["recompute"],
+    "accumulate_steps": lambda row: str(row["accumulate_steps"]),
+    "images a step": lambda row: f"{row['images_a_step']:,}",
+    "step, median": lambda row: f"{row['step_seconds']:.4f} s",
+    "10% to 90%": lambda row: f"{row['step_seconds_10_percent']:.4f} to {row['step_seconds_90_percent']:.4f} s",
+    "images/s": lambda row: f"{row['images_per_second']:,.1f}",
+    "efficiency": lambda row: f"{row['efficiency']:.0%}" if row["efficiency"] else "-",
+    "peak memory": lambda row: f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
+    "before the first step": lambda row: f"{row['memory_before_first_step_bytes'] / 1e9:.2f} GB",
+    "time to first step": lambda row: f"{row['first_step_seconds']:.1f} s",
+    "graph nodes": lambda row: f"{row['graph_nodes']:,}",
+}
+# Those that are known of a row that failed.
+COLUMNS_OF_VARIANT = 4
+
+
+class Variant(NamedTuple):
+    """The settings of the group `train` in which one row differs from the others."""
+
+    replicas: int
+    recompute: str
+    accumulate_steps: int
+
+    def __str__(self) -> str:
+        return f"replicas={self.replicas} recompute={self.recompute} accumulate_steps={self.accumulate_steps}"
+
+
+@dataclasses.dataclass
+class Record:
+    """The measurements of a variant: seconds a step in every turn, the worker's summaries, or why there are none."""
+
+    turns: list[list[float]] = dataclasses.field(default_factory=list)
+    summaries: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    failure: str | None = None
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns all figures, in seconds and bytes, as `--json` writes them.
+    """Returns all results, in seconds and bytes, as `--json` writes them.
 
     Raises:
       ValueError: there are fewer GPUs than replicas, or too little memory.
     """
-    machine = describe_machine()
-    del machine["threads_used"]  # as many as TensorFlow takes
-    machine["gpus"] = list_gpus()
-    if machine["load_average_at_start"] > BUSY:
-        say(f"note: the load average is {machine['load_average_at_start']:.1f}: something else is running, or was")
-    replicas = chosen_numbers(options.replicas, len(machine["gpus"]))
+    stamp = results.stamp()
+    command = python("benchmarks.train_scaling", LIST_GPUS)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    gpus = stamp["machine"]["gpus"] = json.loads(done.stdout.splitlines()[-1])
+    replicas = chosen_numbers(options.replicas, len(gpus))
     records = {variant: Record() for variant in variants(replicas, options.recompute, options.accumulate_steps)}
     with contextlib.ExitStack() as stack:
         if options.alone:
@@ -57,18 +93,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         else:
             workers = side_by_side(records, options, stack)
             take_turns(records, lambda variant: contextlib.nullcontext(workers[variant]), options)
-    named = ("preset", "batch_size", "precision", "xla", "rounds", "alone")
-    return (
-        {name: getattr(options, name) for name in named} | figures(records, options.batch_size) | {"machine": machine}
-    )
-
-
-def list_gpus() -> list[str]:
-    """Returns the names of the GPUs; this process does not touch them."""
-    done = subprocess.run(
-        [*WORKER, LIST_GPUS], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    named = {name: getattr(options, name) for name in ("preset", "batch_size", "precision", "xla", "rounds", "alone")}
+    return stamp | named | {"rows": rows_of(records, options.batch_size)}
 
 
 def chosen_numbers(wanted: list[int] | None, gpus: int) -> list[int]:
@@ -81,16 +107,16 @@ def chosen_numbers(wanted: list[int] | None, gpus: int) -> list[int]:
     return wanted
 
 
-def variants(replicas: list[int], recompute: list[str], parts: list[int]) -> list[Variant]:
+def variants(replicas: list[int], recompute: list[str], microbatches: list[int]) -> list[Variant]:
     rows = [Variant(count, kind, 1) for count in replicas for kind in recompute]
-    rows += [Variant(min(replicas), recompute[0], count) for count in parts]
+    rows += [Variant(min(replicas), recompute[0], count) for count in microbatches]
     return list(dict.fromkeys(rows))
 
 
 def side_by_side(
     records: dict[Variant, Record], options: argparse.Namespace, stack: contextlib.ExitStack
 ) -> dict[Variant, Worker]:
-    """Starts all workers, one after the other: the time to the first step is a figure as well.
+    """Starts all workers, one after the other: the time to the first step is measured as well.
 
     Raises:
       ValueError: they take more memory than there is.
@@ -114,30 +140,25 @@ def ready(variant: Variant, options: argparse.Namespace) -> Iterator[Worker]:
     """A variant's worker that has taken its first steps."""
     say(f"{variant}: building the model and running its first steps")
     same = {name: getattr(options, name) for name in ("batch_size", "precision", "xla")}
-    strategy = "mirrored" if variant.replicas > 1 else "one_device"
-    settings = {"preset": options.preset, "training": variant._asdict() | same | {"strategy": strategy}}
-    with Worker(str(variant), [*WORKER, json.dumps(settings)]) as worker:
+    training = variant._asdict() | same | {"strategy": "mirrored" if variant.replicas > 1 else "one_device"}
+    settings = json.dumps({"preset": options.preset, "training": training})
+    with Worker(str(variant), python("benchmarks.train_scaling", SERVE, settings)) as worker:
         worker.ask("step")
         yield worker
 
 
 def take_turns(records: dict[Variant, Record], worker_of: Callable, options: argparse.Namespace) -> None:
-    """Times steps of each variant in turn, round after round; a variant that has failed is left out."""
+    """Times steps of each variant for some seconds in turn, at least one; a variant that has failed is left out."""
     for number in range(1, options.rounds + 1):
         say(f"round {number} of {options.rounds}")
         for variant, record in records.items():
             if record.failure is None:
                 with failure_noted(record), worker_of(variant) as worker:
-                    record.turns.append(steps_for(options.seconds, worker))
+                    until, steps = time.monotonic() + options.seconds, []
+                    while not steps or time.monotonic() < until:
+                        steps.append(worker.ask("step")["seconds"])
+                    record.turns.append(steps)
                     record.summaries.append(worker.ask("summary"))
-
-
-def steps_for(seconds: float, worker: Worker) -> list[float]:
-    """Returns the seconds of every step that a worker takes in so many seconds, at least one."""
-    until, steps = time.monotonic() + seconds, []
-    while not steps or time.monotonic() < until:
-        steps.append(worker.ask("step")["seconds"])
-    return steps
 
 
 @contextlib.contextmanager
@@ -147,68 +168,208 @@ def failure_noted(record: Record) -> Iterator[None]:
         yield
     except WorkerEnded as error:
         say(str(error))
-        record.failure = " ".join(str(error).splitlines()[-2:])
+        record.failure = error.reason()
+
+
+def rows_of(records: dict[Variant, Record], batch_size: int) -> list[dict[str, Any]]:
+    """Returns every variant's results; where its worker has failed, little more than why."""
+    rows = {variant: _row(variant, record, batch_size) for variant, record in records.items()}
+    for variant, row in rows.items():
+        rate = row.get("images_per_second")
+        one = rows.get(variant._replace(replicas=1), {}).get("images_per_second")
+        row["efficiency"] = rate / (variant.replicas * one) if rate and one else None
+    return list(rows.values())
+
+
+def _row(variant: Variant, record: Record, batch_size: int) -> dict[str, Any]:
+    row = variant._asdict() | {"images_a_step": variant.replicas * batch_size, "failure": record.failure}
+    if not record.turns or not record.summaries:
+        return row
+    low, median, high = (float(np.percentile(np.concatenate(record.turns), rank)) for rank in (10, 50, 90))
+    summaries = record.summaries
+    for name in ("trace_seconds", "first_step_seconds", "memory_before_first_step_bytes"):
+        row[name] = float(np.median([summary[name] for summary in summaries]))
+    for name in ("graph_nodes", "skipped_steps"):
+        row[name] = max(summary[name] for summary in summaries)
+    return row | {
+        "step_seconds": median,
+        "step_seconds_10_percent": low,
+        "step_seconds_90_percent": high,
+        "images_per_second": variant.replicas * batch_size / median,
+        # Of the GPU with the highest peak, or without GPUs of the process.
+        "peak_memory_bytes": max(
+            max(summary["gpu_peak_bytes"], default=summary["peak_memory_bytes"]) for summary in summaries
+        ),
+        "every_step_seconds": record.turns,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Returns the results for people, as Markdown."""
+    heading = (
+        f"{result['preset']}, {result['batch_size']} images a replica, {result['precision']}, xla={result['xla']}, "
+        f"{result['rounds']} rounds"
+    )
+    rows = []
+    for row in result["rows"]:
+        shown = list(COLUMNS.values())[: None if row["failure"] is None else COLUMNS_OF_VARIANT]
+        rows.append([show(row) for show in shown] + ([] if row["failure"] is None else [f"none: {row['failure']}"]))
+    note = "Efficiency: images/s over replicas x the images/s of 1 replica, each with the same batch (weak scaling)"
+    gpus, cores = result["machine"]["gpus"], result["machine"]["cores"]
+    if gpus:
+        if result["xla"] == "auto":
+            note += "; xla=auto compiles the whole step of 1 replica, and that of several piece by piece"
+        memory = "Memory: TensorFlow's, of the GPU with most in use; what CUDA itself takes is not in it."
+    else:
+        note += f"; here replicas share the CPU's {cores} cores, so that 2 can hardly have more than 50%"
+        memory = "Memory: of the process, with all replicas, TensorFlow itself and the graph."
+    devices = [f"{len(gpus)} x {gpus[0]}"] if gpus else []
+    lines = [heading, "", *results.markdown(tuple(COLUMNS), rows), "", f"{note}.", memory, "", *devices]
+    return "\n".join(lines + results.place(result))
+
+
+def doubts(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns what speaks against the results."""
+    found = []
+    for row in (row for row in rows if row["failure"] is None):
+        name = Variant(row["replicas"], row["recompute"], row["accumulate_steps"])
+        if row["step_seconds_90_percent"] > UNEVEN * row["step_seconds_10_percent"]:
+            found.append(f"{name}: the steps are uneven; something else was running, so measure again")
+        if row["skipped_steps"]:
+            found.append(f"{name}: {row['skipped_steps']:.0f} steps were skipped, and take less time than others")
+    return found
+
+
+class ScaledStep:
+    """The training step of a run with some settings `train.*`, on a batch of random images for all its replicas.
+
+    Raises:
+      ValueError: the settings do not fit each other or the devices.
+    """
+
+    def __init__(self, preset: str, training: dict[str, Any]):
+        import tensorflow as tf
+
+        from nvae_tf.data.spec import complete_config
+        from nvae_tf.training.run import Images, RunLength, new_run
+        from nvae_tf.training.strategy import chosen_replicas, compiles_whole_step, configure_runtime, step_function
+
+        start = time.perf_counter()
+        settings = presets.preset(preset)
+        settings.train.update(training)
+        config = complete_config(settings)
+        self.replicas = chosen_replicas(config.train)
+        configure_runtime()
+        compiled = compiles_whole_step(config.train.xla, self.replicas.count)
+        # The learning rate alone knows how long a run is; so far from its end it is still small.
+        length = RunLength(steps_per_epoch=1000, total_steps=1_000_000)
+        run = new_run(config, length, Images(config.data, None, None), replicas=self.replicas)
+        with tf.device("CPU:0"):  # where a run's batches come from
+            self.images = random_images(config.model, run.images_a_step)
+        self._step = step_function(self.replicas.strategy, run.model, compiled)
+        self._graph = self._step.get_concrete_function(self.replicas.divided(self.images)).graph
+        trace_seconds = time.perf_counter() - start
+        in_use = [memory["current"] for memory in memory_of_gpus()]
+        before = max(in_use, default=psutil.Process().memory_info().rss)
+        self.steps_at_a_time = 1
+        self.run()
+        self._summary = {
+            "memory_before_first_step_bytes": before,
+            "trace_seconds": trace_seconds,
+            "first_step_seconds": time.perf_counter() - start,
+        }
+        self.run()
+        self.steps_at_a_time = round(min(max(SECONDS_AT_A_TIME / self.run(), 1), MOST_STEPS_AT_A_TIME))
+
+    def run(self) -> float:
+        """Takes some steps, waits for the last, and returns the seconds of one."""
+        start = time.perf_counter()
+        for _ in range(self.steps_at_a_time):
+            metrics = self._step(self.replicas.divided(self.images))
+        for name, value in metrics.items():
+            for local in self.replicas.strategy.experimental_local_results(value):
+                number = float(local.numpy())
+            if name == "skipped_steps":
+                self.skipped_steps = number
+        return (time.perf_counter() - start) / self.steps_at_a_time
+
+    def summary(self) -> dict[str, Any]:
+        """Returns what is no time of a turn."""
+        return self._summary | {
+            "gpu_peak_bytes": [memory["peak"] for memory in memory_of_gpus()],
+            "graph_nodes": graph_nodes(self._graph.as_graph_def()),
+            "skipped_steps": self.skipped_steps,
+        }
+
+
+def memory_of_gpus() -> list[dict[str, int]]:
+    """Returns bytes in use, `current` and `peak`, of each GPU that trains; an empty list without any."""
+    import tensorflow as tf
+
+    count = len(tf.config.list_logical_devices("GPU"))
+    return [tf.config.experimental.get_memory_info(f"GPU:{index}") for index in range(count)]
+
+
+def print_gpus() -> None:
+    """Prints the names of the GPUs that TensorFlow finds; in a process of its own, so that others can use them."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    print(json.dumps(names))
+
+
+def serve_variant(settings: str) -> None:
+    """Serves the training step of one variant."""
+    # Several processes share a GPU: none may take all of its memory at once.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    try:
+        step = ScaledStep(**json.loads(settings))
+    except ValueError as error:
+        sys.exit(str(error))
+    serve(step.run, step.summary)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train_scaling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    # `own_images` leaves the size of images to the data.
+    known = sorted(set(presets.preset_files()) - {"own_images"})
+    parser = results.benchmark_parser("train_scaling", __doc__)
     add = parser.add_argument
-    add("--preset", choices=PRESETS, default="digits", metavar="NAME", help="whose settings, of configs/ (digits)")
+    add("--preset", choices=known, default="digits", metavar="NAME", help="whose settings, of configs/ (digits)")
     add("--replicas", type=numbers, metavar="N,N", help="how many (GPUs: 1,2,4 and so on to all of them; CPU: 1,2)")
     add("--recompute", type=words, default=list(RECOMPUTATIONS), metavar="KIND,KIND", help="(none,groups,all)")
-    add("--accumulate_steps", type=numbers, metavar="N,N", help="parts of a batch (those of 1,2,4 that divide it)")
+    add("--accumulate_steps", type=numbers, metavar="N,N", help="microbatches (those of 1,2,4 that divide the batch)")
     add("--batch_size", type=int, metavar="N", help="images a step and replica (the preset's)")
     add("--precision", choices=PRECISIONS, default="float32", help="(float32)")
     add("--xla", choices=XLA_USES, default="auto", help="(auto)")
-    add("--rounds", type=int, default=5, help="turns of each row (5)")
-    add("--seconds", type=float, default=2.0, help="length of a turn; one step at least (2)")
+    add("--rounds", type=results.at_least(1), default=5, help="turns of each row (5)")
+    add("--seconds", type=results.positive_seconds, default=2.0, help="length of a turn; one step at least (2)")
     add("--alone", action="store_true", help="one process at a time, started anew for every turn")
-    add("--json", type=pathlib.Path, metavar="FILE", help="write the figures there as well")
     options = parser.parse_args(arguments)
     if options.batch_size is None:
         options.batch_size = presets.preset(options.preset).train.batch_size
     if options.accumulate_steps is None:
-        options.accumulate_steps = [parts for parts in PARTS if options.batch_size % parts == 0]
+        options.accumulate_steps = [count for count in MICROBATCHES if options.batch_size % count == 0]
     try:
-        check_arguments(options)
+        # Before anything starts: what no row could follow.
+        same = {name: getattr(options, name) for name in ("batch_size", "precision", "xla")}
+        for count in options.accumulate_steps:
+            TrainConfig(accumulate_steps=count, **same)
+        for kind in options.recompute:
+            TrainConfig(recompute=kind)
+        if options.xla == "jit" and options.replicas != [1]:
+            raise ValueError("--xla=jit: XLA can't compile the whole step of several replicas; add --replicas=1")
     except ValueError as error:
         parser.error(str(error))
     return options
 
 
-def check_arguments(options: argparse.Namespace) -> None:
-    """Finds before anything starts what no row could follow.
-
-    Raises:
-      ValueError: see the message.
-    """
-    same = {name: getattr(options, name) for name in ("batch_size", "precision", "xla")}
-    for parts in options.accumulate_steps:
-        TrainConfig(accumulate_steps=parts, **same)
-    for kind in options.recompute:
-        TrainConfig(recompute=kind)
-    if options.xla == "jit" and options.replicas != [1]:
-        raise ValueError("--xla=jit: XLA can't compile the whole step of several replicas; add --replicas=1")
-    if options.rounds < 1 or options.seconds <= 0:
-        raise ValueError("--rounds must be at least 1, --seconds more than 0")
-    if options.json and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        raise ValueError(f"--json={options.json}: not a file in an existing folder")
+def words(text: str) -> list[str]:
+    return text.split(",")
 
 
 def numbers(text: str) -> list[int]:
-    found = [int(number) for number in words(text)]
-    if min(found) < 1:
-        raise ValueError
-    return found
-
-
-def words(text: str) -> list[str]:
-    return text.split(",")
+    return [results.at_least(1)(number) for number in words(text)]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -218,15 +379,19 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"benchmarks.train_scaling: {error}")
     except KeyboardInterrupt:
-        sys.exit("benchmarks.train_scaling: interrupted, no figures")
+        sys.exit("benchmarks.train_scaling: interrupted, no results")
     print(table(result))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    results.write_json(result, options.json)
     for note in doubts(result["rows"]):
         say(f"note: {note}")
     if all(row["failure"] for row in result["rows"]):
-        sys.exit("benchmarks.train_scaling: no row has figures")
+        sys.exit("benchmarks.train_scaling: no row has results")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == [LIST_GPUS]:
+        print_gpus()
+    elif sys.argv[1:2] == [SERVE]:
+        serve_variant(sys.argv[2])
+    else:
+        main()

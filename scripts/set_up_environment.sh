@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv, completes it or brings it up to date: `set_up_environment.sh EXTRA`, called by the Makefile in the
-# project's folder. An environment is never taken for whole when it is not: .venv/.installing stands from the first
-# moment until pip has ended well, .venv/.installed (with the folder's path in it) from then on.
+# project's folder. An unfinished environment is never used: .venv/.installing exists from the first moment until pip has
+# succeeded, .venv/.installed (with the folder's path in it) from then on.
 set -euo pipefail
 
 extra=$1
@@ -9,7 +9,7 @@ venv=.venv
 oldest="(3, 11)"
 newest="(3, 13)"
 
-# Of the hundreds of lines of pip, those that show what is being waited for. Errors come on stderr, unfiltered.
+# Of pip's hundreds of lines those that show what it is doing. Errors come on stderr, unchanged.
 show_progress() {
   local line
   while IFS= read -r line; do
@@ -61,7 +61,7 @@ fi
 
 PYTHONUNBUFFERED=1 $venv/bin/python -m pip install --disable-pip-version-check --timeout 60 --retries 5 \
   --constraint constraints.txt --editable ".[$extra]" | show_progress || {
-  echo "Installing the packages failed; pip's reason stands above. The next make tries again." >&2
+  echo "Installing the packages failed; pip's reason is above. The next make tries again." >&2
   exit 1
 }
 printf '%s\n' "$PWD" >$venv/.installed

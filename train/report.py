@@ -1,15 +1,15 @@
-"""One page about a run, to show and to compare: settings, curves, latent groups, pictures, evaluation.
+"""One page about a run, to show and to compare: settings, curves, latent groups, images, evaluation.
 
     python -m train.report --workdir=runs/digits
     python -m train.report --workdir=runs/cifar10 --checkpoint=best --output=cifar10.html --overwrite
 
 The page is a single HTML file that needs neither network nor scripts: send it, put it on a server, print it. It has the
 curves of metrics.csv, the KL and the active units of every latent group over time (TensorBoard's files), samples at
-four temperatures, reconstructions, interpolations, samples that share their upper groups, and the figures of
-train.evaluate, where it has been run. It also works while the run is being trained. What is not there yet, or can't be
-read, is told in its place.
+four temperatures, reconstructions, interpolations, samples that share their upper groups, and the metrics of
+train.evaluate, where it has been run. It also works while the run is being trained. What is missing or can't be read
+is reported in its place.
 
-Pictures come from the latest checkpoint of the run folder, or the best; on a CPU those of large models take minutes.
+Images come from the latest checkpoint of the run folder, or the best; on a CPU those of large models take minutes.
 
 Exit code: 0 done, 2 a mistake in the command.
 """
@@ -20,7 +20,7 @@ from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED
-from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 from nvae_tf.generation.arguments import output_place
 
@@ -28,7 +28,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", requ
 OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; report.html in the run folder if not given.")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
-SEED = flags.DEFINE_integer("seed", 1, "Of the pictures and the binarization.", lower_bound=0, upper_bound=LARGEST_SEED)
+SEED = flags.DEFINE_integer("seed", 1, "Of the images and the binarization.", lower_bound=0, upper_bound=LARGEST_SEED)
 DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 
@@ -37,9 +37,10 @@ def main() -> None:
     output = OUTPUT.value if OUTPUT.value is not None else os.path.join(WORKDIR.value, "report.html")
     place = output_place(output, (".html", ".htm"), OVERWRITE.value)
     command_line.check_run_folder(WORKDIR.value)
+    require("jinja2", "reports")
     start_tensorflow_quietly()
     from nvae_tf.progress import StatusLine
-    from nvae_tf.reports.page.run_report import report_of_run
+    from nvae_tf.reports.page import report_of_run
 
     status = StatusLine()
     report = report_of_run(WORKDIR.value, CHECKPOINT.value, SEED.value, DATA_PATH.value, status)

@@ -24,7 +24,7 @@ from nvae_tf.generation.image_grid import image_grid, write_png
 from nvae_tf.generation.sampling import numbers_of_shared_groups, samples_sharing_groups
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.objective import bits_per_dimension
-from nvae_tf.reports.keep_model_card import keep_model_card
+from nvae_tf.reports.model_card import keep_model_card
 
 # All come from one pass over the images.
 _LIKELIHOOD_METRICS = ("elbo", "iw", "latents")

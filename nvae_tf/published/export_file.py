@@ -26,7 +26,7 @@ from nvae_tf.published.places import check_torch
 from nvae_tf.published.settings import cell_tables, published_settings
 from nvae_tf.published.torch_file import OWN_KEY
 from nvae_tf.published.weights import as_tensor, published_values
-from nvae_tf.reports.model_card import origin_of_run
+from nvae_tf.reports.run_facts import origin_of_run
 from nvae_tf.training.checkpoints import VALUE, check_architecture, step_of, wrap_read_errors
 from nvae_tf.training.loading import find_run
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts

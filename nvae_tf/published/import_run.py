@@ -58,7 +58,8 @@ from nvae_tf.published.weights import (
     match,
     release_freed_memory,
 )
-from nvae_tf.reports.model_card import Origin, origin_from_text, write_model_card, write_origin
+from nvae_tf.reports.model_card import write_model_card
+from nvae_tf.reports.run_facts import Origin, origin_from_text, write_origin
 from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.finite_numbers import check_finite
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, image_counts_from_text

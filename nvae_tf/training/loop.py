@@ -15,7 +15,7 @@ from nvae_tf.config import ExperimentConfig, check
 from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.progress import StatusLine, duration
-from nvae_tf.reports.keep_model_card import keep_model_card
+from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.training.checkpoints import TrainingState, latest_checkpoint, step_of
 from nvae_tf.training.outputs import RunOutputs
 from nvae_tf.training.profiling import StepProfiler

@@ -2,9 +2,11 @@
 
 import sys
 
+import psutil
 import pytest
 
 from benchmarks import train_step
+from benchmarks.all import Turns
 from benchmarks.interleaved import Worker, WorkerEnded
 
 SERVE = "from benchmarks import interleaved; interleaved.serve(step, lambda: {'name': 'toy'})"
@@ -23,69 +25,39 @@ def test_answers_come_through_whatever_the_worker_prints():
     assert summary == {"name": "toy"}
 
 
-def test_workers_step_in_turn(tmp_path):
-    log = tmp_path / "log"
-
-    def start(name):
-        program = f"def step():\n    open({str(log)!r}, 'a').write({name!r})\n    return 1.0\n{SERVE}"
-        return Worker(name, python(program))
-
-    with start("a") as first, start("b") as second:
-        for _ in range(3):
-            train_step.ask_each({"a": first, "b": second}, "step")
-    assert log.read_text() == "ababab"
-
-
-def test_a_worker_that_fails_is_named():
-    with Worker("toy", python("raise SystemExit(3)")) as worker:
-        with pytest.raises(WorkerEnded, match="`toy` ended with exit status 3"):
-            worker.ask("step")
-
-
-def test_a_worker_that_is_killed_is_told_of():
-    program = f"import os\ndef step():\n    os.kill(os.getpid(), 9)\n{SERVE}"
-    with Worker("toy", python(program)) as worker:
-        with pytest.raises(WorkerEnded, match="memory ran out"):
-            worker.ask("step")
-
-
-def test_leaving_the_block_ends_a_worker_in_the_middle_of_a_step():
-    program = f"import time\ndef step():\n    time.sleep(600)\n{SERVE}"
-    with Worker("toy", python(program)) as worker:
-        print("step", file=worker._process.stdin, flush=True)
-    assert worker._process.returncode == -9
-
-
-def test_figures_are_ratios_of_medians():
-    rounds = [{"ours": ours, "yardstick": 2.0} for ours in (1.0, 3.0, 8.0)]
-    summaries = {
-        "ours": {"versions": {"tensorflow": "1"}, "variables": 7, "peak_memory_bytes": 5},
-        "yardstick": {"versions": {"torch": "2"}, "peak_memory_bytes": 6},
-    }
-    result = train_step.figures(rounds, summaries)
-    assert result["ratio"] == 1.5
-    assert result["ratio_of_fastest"] == 0.5
-    assert (result["step_seconds"], result["yardstick_seconds"]) == (3.0, 2.0)
-    assert (result["variables"], result["peak_memory_bytes"]) == (7, 5)
-    assert result["versions"].keys() >= {"tensorflow", "torch"}
-
-
-def test_without_a_yardstick_there_is_no_ratio():
-    summaries = {"ours": {"versions": {}, "peak_memory_bytes": 5}}
-    result = train_step.figures([{"ours": 1.0}], summaries)
-    assert result["ratio"] is None
-    assert result["step_seconds"] == 1.0
-
-
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("program", "message"),
     [
-        (["--preset=mnits"], "invalid choice: 'mnits'"),
-        (["--preset=mnist", "--steps=0"], "at least 1 step"),
-        (["--preset=mnist", "--json=/no/such/folder/file.json"], "existing folder"),
+        ("raise SystemExit(3)", "`toy` ended with exit status 3"),
+        (f"import os\ndef step():\n    os.kill(os.getpid(), 9)\n{SERVE}", "memory ran out"),
     ],
 )
-def test_wrong_arguments_are_told_before_anything_starts(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        train_step.parse_arguments(arguments)
-    assert message in capsys.readouterr().err
+def test_a_worker_that_ends_is_named(program, message):
+    with Worker("toy", python(program)) as worker:
+        with pytest.raises(WorkerEnded, match=message):
+            worker.ask("step")
+
+
+def test_leaving_the_block_ends_a_worker_in_the_middle_of_a_step_and_its_processes():
+    start = "import subprocess, time\nchild = subprocess.Popen(['sleep', '60'])"
+    program = (
+        f"{start}\ndef step():\n    step.__code__ = (lambda: time.sleep(600)).__code__\n    return child.pid\n{SERVE}"
+    )
+    with Worker("toy", python(program)) as worker:
+        child = psutil.Process(worker.ask("step")["seconds"])
+        assert child.is_running()
+        print("step", file=worker._process.stdin, flush=True)
+    assert worker._process.returncode == -9
+    gone, alive = psutil.wait_procs([child], timeout=5)
+    assert not alive or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_training_step_has_ratios_of_medians():
+    ours = {"variables": 7, "peak_memory_bytes": 5}
+    result = train_step.summarize(Turns([1.0, 3.0, 8.0], [2.0, 2.0, 2.0], ours, {"peak_memory_bytes": 6}))
+    assert (result["ratio"], result["ratio_of_fastest"]) == (1.5, 0.5)
+    assert (result["step_seconds"], result["yardstick_seconds"]) == (3.0, 2.0)
+    peaks = result["peak_memory_bytes"], result["yardstick_peak_memory_bytes"]
+    assert result["variables"] == 7 and peaks == (5, 6)
+    alone = train_step.summarize(Turns([1.0], [], ours))
+    assert (alone["ratio"], alone["step_seconds"]) == (None, 1.0)

@@ -29,12 +29,8 @@ def test_it_is_a_distribution():
     assert abs(sum(masses) - 1.0) < 1e-3
 
 
-def test_more_components_fit_the_training_images_better():
+def test_more_components_fit_the_training_images_of_the_data_set_better():
     images = bitmaps("train")
+    assert images.shape == (1437, 256) and set(np.unique(images)) == {0.0, 1.0}
     scores = [MixtureOfBernoullis(count).fit(images).negative_log_likelihood(images) for count in (1, 5, 20)]
     assert scores[0] > scores[1] > scores[2]
-
-
-def test_the_images_are_those_of_the_data_set():
-    images = bitmaps("test")
-    assert images.shape == (360, 256) and set(np.unique(images)) == {0.0, 1.0}

@@ -1,4 +1,4 @@
-"""`train.report` as a user types it: what is on the page, what is told in place of what is missing, how it looks."""
+"""`train.report` as a user types it: what is on the page, also in place of what is missing, and how it looks."""
 
 import base64
 import html.parser
@@ -7,18 +7,18 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from nvae_tf.errors import require
 from nvae_tf.evaluation.evaluate import evaluate_run
 from nvae_tf.generation.image_grid import image_grid
 from nvae_tf.generation.reconstruction import reconstruct_images
 from nvae_tf.progress import StatusLine
-from nvae_tf.reports.page.evaluation_table import evaluation_section, latent_use_section
-from nvae_tf.reports.page.pictures import TEMPERATURES, ReportPictures
-from nvae_tf.reports.page.run_report import report_of_run
+from nvae_tf.reports.page import TEMPERATURES, ReportImages, evaluation_section, latent_use_section, report_of_run
 from nvae_tf.training.loading import load_run
 from nvae_tf.training.run_folder import RunFolder
 
@@ -107,7 +107,7 @@ def test_the_page_needs_nothing_from_outside(page, page_file):
     assert {f"#{key}" for key in keys} == {a["href"] for tag, a in page.tags if tag == "a"} and len(keys) == 8
 
 
-def test_settings_are_whole_and_escaped(page, run):
+def test_settings_and_facts_are_complete_and_escaped(page, run, trained):
     config = json.loads((run / "config.json").read_text())
     assert list(config) == ["model", "objective", "optimizer", "data", "train"]
     for group, settings in config.items():
@@ -116,11 +116,8 @@ def test_settings_are_whole_and_escaped(page, run):
             assert f"{name}{json.dumps(value, ensure_ascii=False)}" in page.text
     assert f"NVAE run: {NAME}, run" in page.text
     assert not any("onload" in attributes for _, attributes in page.tags)
-
-
-def test_the_heading_tells_step_and_checkpoint(page, run, trained):
-    figures = json.loads((run / "evaluation.json").read_text())
-    assert "Step60 of 60" in page.text and f"SHA-256 {figures['checkpoint_sha256'][:16]}…" in page.text
+    sha256 = json.loads((run / "evaluation.json").read_text())["checkpoint_sha256"]
+    assert "Step60 of 60" in page.text and f"SHA-256 {sha256[:16]}…" in page.text
     assert f"Parameters{sum(np.size(weight) for weight in trained.model.trainable_variables):,}" in page.text
 
 
@@ -130,7 +127,7 @@ def test_pictures_are_those_of_the_model(page, trained):
     for temperature, found in zip(TEMPERATURES, samples, strict=True):
         assert_shown(found, trained.model.generate(36, temperature, seed=1).numpy(), None)
     assert len({found.tobytes() for found in samples}) == 4
-    test = ReportPictures(trained, None, 1, StatusLine())._test_images()
+    test = ReportImages(trained, None, 1, StatusLine())._test_images()
     both = np.concatenate([test, reconstruct_images(trained.model, test, seed=1)])
     assert_shown(pictures["Reconstructions"], both, 8)
     assert_shown(pictures["Interpolation"][:64, :64], both[8:9], 1)
@@ -144,50 +141,48 @@ def assert_shown(picture, images, columns):
     assert picture.shape == grid.shape and np.abs(picture.astype(int) - grid).max() <= 1
 
 
-def test_figures_of_the_run_are_on_the_page(page, run):
-    figures = json.loads((run / "evaluation.json").read_text())
-    nats = [figures[f"{name}_nats"] for name in ("nelbo", "importance_weighted", "reconstruction", "kl")]
-    nats += [*figures["importance_weighted_nats_by_samples"].values(), *figures["kl_per_group_nats"]]
-    for value in [*nats, *figures["half_widths_95"].values()]:
+def test_metrics_of_the_run_are_on_the_page(page, run):
+    metrics = json.loads((run / "evaluation.json").read_text())
+    nats = [metrics[f"{name}_nats"] for name in ("nelbo", "importance_weighted", "reconstruction", "kl")]
+    nats += [*metrics["importance_weighted_nats_by_samples"].values(), *metrics["kl_per_group_nats"]]
+    for value in [*nats, *metrics["half_widths_95"].values()]:
         assert f"{value:.3f}" in page.text
-    assert f"{figures['bits_per_dim']:.4f}" in page.text
-    assert f"{figures['effective_samples']['mean']:.1f} in the mean" in page.text
-    assert f"Active units: {figures['latents']['active_units']} of 4 latent channels" in page.text
+    assert f"{metrics['bits_per_dim']:.4f}" in page.text
+    assert f"{metrics['effective_samples']['mean']:.1f} in the mean" in page.text
+    assert f"Active units: {metrics['latents']['active_units']} of 4 latent channels" in page.text
     assert "another checkpoint" not in page.text
     last = (run / "metrics.csv").read_text().splitlines()[-1].split(",")
     assert f"test, step 60: {float(last[8]):.4g} nats per image" in page.text
     # The latest of TensorBoard's points is of the same evaluation.
-    assert f"0 (8×8), step 60: {figures['kl_per_group_nats'][0]:.4g} nats per image" in page.text
+    assert f"0 (8×8), step 60: {metrics['kl_per_group_nats'][0]:.4g} nats per image" in page.text
     assert "KL per group, training batches" in page.text and "Spectral norm, the largest" in page.text
 
 
-def test_what_is_missing_is_told(run, tmp_path):
+def test_a_sentence_replaces_what_is_missing(run, trained, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     (tmp_path / "metrics.csv").write_text("step,test_nelbo_nats\n")
     report = report_of_run(tmp_path, "latest", 1, None, StatusLine())
-    text = Page(report.page).text
+    page = Page(report.page)
     for words in (
         "none that can be used; the run goes to step 60",
-        "There are no figures yet: metrics.csv",
-        "no TensorBoard files with figures of the groups",
+        "There are no metrics yet: metrics.csv",
+        "no TensorBoard files with metrics of the groups",
         f"for want of a model: {tmp_path}: no checkpoint in",
         f"python -m train.evaluate --workdir={tmp_path} --metrics=elbo,iw,latents",
     ):
-        assert words in text
-    assert len(report.missing) == 1 and "img" not in {tag for tag, _ in Page(report.page).tags}
+        assert words in page.text
+    assert len(report.missing) == 1 and "img" not in {tag for tag, _ in page.tags}
 
-
-def test_data_that_moved_leave_a_sentence(trained, monkeypatch):
     def moved(*_):
         raise FileNotFoundError("/old/<faces>: no such folder")
 
-    monkeypatch.setattr("nvae_tf.reports.page.pictures.load_split", moved)
-    pictures = ReportPictures(trained, None, 1, StatusLine())
-    assert "Here would be pictures of test images, but: /old/&lt;faces&gt;: no such folder" in pictures.of_test_images()
-    assert pictures.missing == ["pictures of test images: /old/<faces>: no such folder"]
+    monkeypatch.setattr("nvae_tf.reports.page.load_split", moved)
+    images = ReportImages(trained, None, 1, StatusLine())
+    assert "Here would be test images, but: /old/&lt;faces&gt;: no such folder" in images.of_test_images()
+    assert images.missing == ["test images: /old/<faces>: no such folder"]
 
 
-def test_an_evaluation_of_another_checkpoint_or_a_damaged_one_is_told(run, trained, tmp_path):
+def test_an_evaluation_of_another_checkpoint_or_a_damaged_one(run, trained, tmp_path):
     folder, plan = RunFolder(run), trained.model.plan
     for section in (evaluation_section(folder, "best", "0" * 64), latent_use_section(folder, "best", "0" * 64, plan)):
         assert "Of another checkpoint</b> than the one on this page: step 60, SHA-256 " in section
@@ -195,8 +190,14 @@ def test_an_evaluation_of_another_checkpoint_or_a_damaged_one_is_told(run, train
     damaged = RunFolder(tmp_path)
     for text in ("[1]", "{", '{"nelbo_nats": 1.0}', '{"latents": 3}'):
         damaged.evaluation_file().write_text(text)
-        assert "can&#x27;t be read as an evaluation" in evaluation_section(damaged, "latest", None)
+        assert "can&#39;t be read as an evaluation" in evaluation_section(damaged, "latest", None)
         assert "python -m train.evaluate" in latent_use_section(damaged, "latest", None, plan)
+
+
+def test_a_missing_extra_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ValueError, match=r'^jinja2 is not installed: pip install "nvae_tf\[reports\]"$'):
+        require("jinja2", "reports")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,6 @@ def test_an_evaluation_of_another_checkpoint_or_a_damaged_one_is_told(run, train
     [
         ("", "nowhere: no such folder; give the --workdir of a run of train.main"),
         ("there.html", "there.html: there is such a file; give another name, or --overwrite to replace it"),
-        (".", ": a folder; give the name of a file that ends in .html or .htm"),
         ("page.pdf", "page.pdf: give a name that ends in .html or .htm"),
     ],
 )

@@ -57,7 +57,8 @@ def bin_folder(wheel, tmp_path_factory):
     run(sys.executable, "-m", "pip", *target, wheel, cwd=ROOT)
     # Looked in after the environment's own packages. The editable installation of this checkout
     # has a .pth file of its own there, which is not read.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    places = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "dependencies.pth").write_text("\n".join(places) + "\n")
     return environment / "bin"
 
 

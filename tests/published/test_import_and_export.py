@@ -23,7 +23,7 @@ from nvae_tf.published.export_file import export_file
 from nvae_tf.published.import_run import import_run, write_report
 from nvae_tf.published.names import nested
 from nvae_tf.published.torch_file import read_torch_checkpoint
-from nvae_tf.reports.model_card import Origin, read_origin
+from nvae_tf.reports.run_facts import Origin, read_origin
 from nvae_tf.training.checkpoints import VALUE, TrainingState
 from nvae_tf.training.loading import load_run
 from nvae_tf.training.run_folder import RunFolder, read_run_config

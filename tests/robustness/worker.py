@@ -54,9 +54,9 @@ def reader_of_published(base: pathlib.Path):
 def reader_of_runs(base: pathlib.Path):
     """What generation and evaluation, resumed training, the model card and the report read."""
     from nvae_tf.models.nvae import model_for_training
-    from nvae_tf.reports.keep_model_card import keep_model_card
-    from nvae_tf.reports.page.evaluation_table import evaluation_section
-    from nvae_tf.reports.page.run_curves import read_metrics, read_scalars
+    from nvae_tf.reports.curves import read_metrics, read_scalars
+    from nvae_tf.reports.model_card import keep_model_card
+    from nvae_tf.reports.page import evaluation_section
     from nvae_tf.training.checkpoints import TrainingState, step_of
     from nvae_tf.training.loading import find_run, load_run
     from nvae_tf.training.outputs import MetricsFile

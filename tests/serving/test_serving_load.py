@@ -6,8 +6,7 @@ import pytest
 
 from benchmarks import serving_load
 from benchmarks.exported_sampling import operations_of
-from benchmarks.serving_load_requests import MALFORMED, Requests
-from benchmarks.serving_load_rounds import run_round, soak
+from benchmarks.serving_load import MALFORMED, Requests, run_round, soak
 
 
 @pytest.fixture

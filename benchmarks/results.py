@@ -1,0 +1,161 @@
+"""What all benchmarks share around the measuring: options, the machine, and the JSON file of results."""
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psutil
+
+from benchmarks.interleaved import BUSY, THREADS, say
+from nvae_tf.files import atomic_write
+
+_PACKAGES = ("tensorflow", "keras", "numpy", "torch")
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def benchmark_parser(name: str, documentation: str) -> argparse.ArgumentParser:
+    """A parser whose `--help` is the module's documentation, with the option `--json`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=documentation,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="write the results there as well")
+    return parser
+
+
+def json_file(text: str) -> pathlib.Path:
+    """A file that can be written when the results are there."""
+    path = pathlib.Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: not a file in an existing folder")
+    return path
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A reader of whole numbers from `least`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: must be a whole number and at least {least}")
+        return int(text)
+
+    return read
+
+
+def positive_seconds(text: str) -> float:
+    """A time above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
+    return value
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def add_no_yardstick(parser: argparse.ArgumentParser) -> None:
+    """Adds the option `--no-yardstick`."""
+    parser.add_argument("--no-yardstick", action="store_true", help="our own times alone, without a ratio")
+
+
+def check_yardstick(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the command where it would need PyTorch."""
+    if not options.no_yardstick and not has_torch():
+        parser.error("the yardstick needs PyTorch, which is not installed: `make torch`, or give --no-yardstick")
+
+
+def stamp() -> dict[str, Any]:
+    """Where, when and with what results are taken; says so if the machine is busy."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
+    if (load := os.getloadavg()[0]) > BUSY:
+        say(f"note: the load average is {load:.1f}: something else is running, or was a moment ago")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "processor": processor,
+            "cores": os.cpu_count(),
+            "threads_used": THREADS,
+            "system": f"{platform.system()} {platform.machine()}",
+            "load_average_at_start": load,
+            "memory_bytes": psutil.virtual_memory().total,
+        },
+        "versions": _versions(),
+        "revision": _revision(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and of the packages that bear on the results, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _revision() -> str | None:
+    """The commit that is checked out, with `+` if files differ from it; None outside a Git work tree."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(_ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def run(
+    options: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+) -> dict[str, Any]:
+    """Measures, prints the results for people, and writes them if `--json` names a file."""
+    result = stamp() | measure(options)
+    print("\n".join([table(result), *place(result)]))
+    write_json(result, options.json)
+    return result
+
+
+def place(result: dict[str, Any]) -> list[str]:
+    """The machine and the versions of a result, for people."""
+    machine, versions = result["machine"], result["versions"]
+    return [
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB, "
+        f"{machine['system']}, load {machine['load_average_at_start']:.1f}",
+        ", ".join(f"{name} {version}" for name, version in versions.items()) + f", {result['date']}",
+    ]
+
+
+def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; `|` in a cell does not end it, and cells that a row lacks are empty."""
+    lines = [heading, ["---"] * len(heading)]
+    lines += [[cell.replace("|", "\\|") for cell in row] + [""] * (len(heading) - len(row)) for row in rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def write_json(result: dict[str, Any], file: pathlib.Path | None) -> None:
+    """Writes the file that `--json` names, if it does."""
+    if file:
+        atomic_write(file, json.dumps(result, indent=2) + "\n")

@@ -1,0 +1,447 @@
+"""The model card of a run folder: its README.md, in the form that Hugging Face reads."""
+
+import html
+import math
+import re
+import shlex
+import urllib.parse
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import yaml
+
+import nvae_tf
+from nvae_tf.config import DataSpec
+from nvae_tf.errors import first_line
+from nvae_tf.files import atomic_file
+from nvae_tf.reports.run_facts import Evaluation, RunFacts, Score, gather, write_origin
+from nvae_tf.training.run_folder import RunFolder
+
+MARKER = "<!-- Yours: what stands below this line is kept. -->"
+_TASK = "unconditional-image-generation"
+# Of a score's arguments; the text has them once.
+_IN_TEXT = ("weights", "tensorflow", "date")
+# Sets of TensorFlow Datasets that the Hub has too.
+_HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "mnist": "ylecun/mnist"}
+# https://huggingface.co/docs/hub/repositories-licenses, without those of single large models; others are `other`.
+_HUB_LICENSES = frozenset(
+    """
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+    lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense
+    zlib pddl lgpl-lr unknown other
+    """.split()
+)
+_PAPER = "[Vahdat & Kautz 2020](https://arxiv.org/abs/2007.03898)"
+_LIKELIHOODS = {
+    "bernoulli": "Bernoulli, of binary pixels",
+    "logistic_mixture": "discretized mixture of logistics",
+    "normal": "soft-clamped Normal, a density on [-1, 1]: scores of other likelihoods can't be compared with it",
+}
+# Sources that hold images out where there is no test part.
+_MAY_HOLD_OUT = ("auto", "arrays", "folder")
+_USE = """import nvae_tf
+
+model = nvae_tf.load({place}{checkpoint})
+images = model.generate(16, temperature=0.7, seed=1)  # [16, {height}, {width}, {channels}] in [0, 1]
+latents = model.encode(images, seed=1)
+nats = model.score(images, importance_samples=100, seed=1)"""
+_COMMANDS = """python -m train.generate {run} --output=samples.png
+python -m train.evaluate {run}
+python -m export.export_saved_model {run} --output=saved_model
+python -m export.export_tflite {run} --output=decode.tflite --signature=decode"""
+_CITATION = """@inproceedings{vahdat2020nvae,
+  title     = {{NVAE}: A Deep Hierarchical Variational Autoencoder},
+  author    = {Vahdat, Arash and Kautz, Jan},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume    = {33},
+  year      = {2020}
+}"""
+_LIMITS = """* For research on generative models: samples, reconstructions, likelihoods, latents.
+* The model knows images like those it was trained on, of one size and number of channels, and nothing of their meaning.
+  What is uneven in the training images is uneven in the samples.
+* A good likelihood does not make good images, nor the other way round. Likelihoods of images of another kind than the
+  training images may be high: they do not show whether an image belongs to these.
+* Whether samples repeat training images has not been looked at for this card (`python -m train.generate nearest` shows
+  those that are most like them)."""
+
+
+def write_model_card(folder: RunFolder, parameters: int | None = None) -> bool:
+    """Writes the card of a run from the files of its folder, or brings it up to date.
+
+    The text below `MARKER` in the file is kept, byte by byte. A file without that line is somebody's own and stays as
+    it is; an up-to-date one is not written again. For a fine-tuned run the origin of its source's weights is noted in
+    the folder too: the source may be gone later.
+
+    Args:
+      folder: a run folder with a `config.json`.
+      parameters: how many numbers of the model are trained, if known.
+
+    Returns:
+      Whether the file is the run's card now; False where it is somebody's own.
+
+    Raises:
+      FileNotFoundError, ValueError: the folder is no run folder, or its settings or `origin.json` can't be read.
+      OSError: a file can't be written.
+    """
+    file = folder.card_file
+    before = file.read_bytes() if file.exists() else None
+    kept = b"\n" if before is None else _below_marker(before)
+    facts = gather(folder, parameters)
+    if facts.origin is not None and not folder.origin_file.is_file():
+        write_origin(folder, facts.origin)
+    if kept is None:
+        return False
+    # A name may have the marker in it, on a line of its own.
+    body = _sections(facts).replace(MARKER, MARKER.replace("<!--", "<! --"))
+    head = yaml.dump(_metadata(facts), Dumper=_OneLineDumper, sort_keys=False, allow_unicode=True, width=math.inf)
+    # A folder's name need not be Unicode.
+    content = f"---\n{head}---\n\n{body}\n\n{MARKER}".encode(errors="replace") + kept
+    if content != before:
+        with atomic_file(file) as partial:
+            partial.write_bytes(content)
+    return True
+
+
+def keep_model_card(folder: RunFolder, model: nvae_tf.NVAE, report: Callable[[str], None]) -> None:
+    """Writes the card of a run and its built model; where that fails, reports it in a line, and the command goes on."""
+    try:
+        write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))
+    except (OSError, ValueError) as error:
+        report(f"the model card was not written: {first_line(error)}")
+
+
+def _below_marker(content: bytes) -> bytes | None:
+    """What follows the first line that is the marker, its end of line included; None where there is no such line."""
+    place = 0
+    for line in content.splitlines(keepends=True):
+        if line.strip() == MARKER.encode():
+            return content[place + len(line.rstrip()) :]
+        place += len(line)
+    return None
+
+
+class _OneLineDumper(yaml.SafeDumper):
+    """Keeps a text on one line, so that none of its lines is taken for the marker or the end of the head."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if text.splitlines() not in ([], [text]) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_OneLineDumper.add_representer(str, _represent_text)
+
+
+def _metadata(facts: RunFacts) -> dict[str, Any]:
+    """The head: fields of https://github.com/huggingface/hub-docs/blob/main/modelcard.md.
+
+    The Hub refuses a card whose `license` it does not know, or whose `datasets` can't be identifiers of data sets.
+    """
+    dataset = _hub_dataset(facts.config.data)
+    metadata: dict[str, Any] = {"library_name": "keras", "tags": ["nvae", "variational-autoencoder", "tensorflow"]}
+    metadata["pipeline_tag"] = _TASK
+    if facts.origin is not None and facts.origin.license:
+        given = facts.origin.license
+        if given.lower() in _HUB_LICENSES:
+            metadata["license"] = given.lower()
+        elif given.startswith(("https://", "http://")):
+            metadata |= {"license": "other", "license_link": given}
+        else:
+            metadata |= {"license": "other", "license_name": _identifier(given)}
+    if dataset:
+        metadata["datasets"] = [dataset]
+    results = [_result(evaluation, dataset) for evaluation in facts.evaluations if evaluation.scores]
+    if results:
+        metadata["model-index"] = [{"name": facts.name, "results": results}]
+    return metadata
+
+
+def _result(evaluation: Evaluation, dataset: str | None) -> dict[str, Any]:
+    identifier = dataset or _identifier(evaluation.dataset)
+    metrics = []
+    for score in evaluation.scores:
+        arguments = {name: value for name, value in score.arguments.items() if name not in _IN_TEXT}
+        if score.half_width_95 is not None:
+            arguments["half_width_95"] = score.half_width_95
+        name = f"{score.name}, {score.unit}" if score.unit else score.name
+        metric = {"type": score.kind, "value": score.value, "name": name}
+        metrics.append(metric | ({"args": arguments} if arguments else {}))
+    return {
+        "task": {"type": _TASK},
+        "dataset": {"type": identifier, "name": evaluation.dataset, "split": evaluation.split},
+        "metrics": metrics,
+    }
+
+
+def _hub_dataset(spec: DataSpec) -> str | None:
+    """The Hub's identifier of a data set; None where it has none that is known to be the same."""
+    return _HUB_DATASETS.get(spec.source_name) if spec.source == "tfds" else None
+
+
+def _identifier(text: str) -> str:
+    """Lower-case letters, digits, dots and hyphens."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "other"
+
+
+def _sections(facts: RunFacts) -> str:
+    """The card without its head."""
+    parts = {
+        "The model": _model(facts),
+        "How to use it": _use(facts),
+        "Training data": _data(facts),
+        "Training": _training(facts),
+        "Scores": _scores(facts),
+        "Limits and intended use": _LIMITS,
+        "License": _license(facts),
+        "Citation": _code_block(_CITATION, "bibtex"),
+    }
+    title = f"# NVAE: {_plain(facts.config.data.name)}"
+    return _paragraphs(title, *(f"## {heading}\n\n{text}" for heading, text in parts.items() if text))
+
+
+def _model(facts: RunFacts) -> str:
+    model, plan = facts.config.model, facts.plan
+    text = (
+        f"NVAE ({_PAPER}), a deep hierarchical variational autoencoder of images, in TensorFlow and Keras (`nvae_tf`). "
+        "Groups of latent variables at several scales, each depending on those above it, make an image from the "
+        "smallest scale to the largest."
+    )
+    groups = ", ".join(f"{len(scale.groups)} of {scale.height}x{scale.width}" for scale in plan.scales)
+    size = model.image_height, model.image_width, model.image_channels
+    rows = [
+        ["images", f"{'x'.join(map(str, size))}, {_bits(model.num_bits)} a channel"],
+        ["likelihood", _LIKELIHOODS[model.likelihood]],
+        ["latent groups", f"{plan.num_groups}: {groups}"],
+        ["channels of a group's latent", str(plan.num_latent_per_group)],
+        ["cells", _code(model.cell_set)],
+        ["normalizing flows a group", str(model.num_flows)],
+    ]
+    if facts.parameters is not None:
+        rows.append(["parameters", f"{facts.parameters:,}"])
+    if facts.step is not None:
+        rows.append(["newest checkpoint", f"step {facts.step:,}"])
+    if facts.best_step is not None:
+        rows.append(["checkpoint with the best test score", f"step {facts.best_step:,}"])
+    samples = facts.samples and _paragraphs(
+        f"Samples at temperature 0.7 after step {facts.samples[1]:,}:", _picture("samples", facts.samples[0])
+    )
+    return _paragraphs(text, _table(["", ""], rows), samples)
+
+
+def _use(facts: RunFacts) -> str:
+    model = facts.config.model
+    size = {"height": model.image_height, "width": model.image_width, "channels": model.image_channels}
+    checkpoint = ', checkpoint="best"' if facts.checkpoint == "best" else ""
+    use = _USE.format(place=ascii(facts.name), checkpoint=checkpoint, **size)
+    commands = _COMMANDS.format(run=f"--workdir={shlex.quote(facts.name)} --checkpoint={facts.checkpoint}")
+    return _paragraphs(
+        f"With `nvae_tf` installed, and this folder as {_code(facts.name)}:",
+        _code_block(use, "python"),
+        _code_block(commands, "bash"),
+    )
+
+
+def _data(facts: RunFacts) -> str:
+    data, model = facts.config.data, facts.config.model
+    source = " ".join(filter(None, [data.source, data.source_name]))
+    rows = [["data set", _code(data.name)], ["source", _code(source)]]
+    if _hub_dataset(data):
+        rows.append(["on the Hub", _code(_hub_dataset(data))])
+    if facts.images is not None:
+        rows.append(["images", f"{facts.images.train:,} for training, {facts.images.test:,} for testing"])
+    rows.append(["parts", _parts(facts)])
+    steps = []
+    if data.stacked_images > 1:
+        steps.append(f"{data.stacked_images} images drawn at random are the channels of one")
+    if data.crop_box is not None:
+        steps.append(f"cut to the box {tuple(data.crop_box)} (left, top, right, bottom)")
+    if data.resize != "none":
+        steps.append(f"resized to {data.height}x{data.width} ({data.resize})")
+    if data.binarise:
+        steps.append("each pixel drawn afresh from Bernoulli(intensity) at every access")
+    elif data.file_bits is not None and data.num_bits < data.file_bits:
+        steps.append(f"brought to {_bits(data.num_bits)} a channel")
+    if data.horizontal_flip:
+        steps.append("training images mirrored at random")
+    if (model.network_height, model.network_width) != (model.image_height, model.image_width):
+        steps.append(f"in a frame of zeros of {model.network_height}x{model.network_width}, which does not count")
+    rows.append(["processing", "; ".join(steps) or "none"])
+    return _table(["", ""], rows)
+
+
+def _parts(facts: RunFacts) -> str:
+    """How the images were split, which `images.json` says since runs note it."""
+    data, held_out = facts.config.data, facts.images and facts.images.held_out
+    drawn = f"{data.test_fraction:g} of the images, drawn at random (seed {data.split_seed}), for testing"
+    if held_out:
+        return f"{drawn}, the others for training: the source has no parts of its own"
+    own = f"{_code(data.train_split)} for training, {_code(data.test_split)} for testing"
+    if held_out is None and data.source in _MAY_HOLD_OUT:
+        return f"{own}, or, if the source has no such parts, {drawn}"
+    return own
+
+
+def _training(facts: RunFacts) -> str:
+    origin, config = facts.origin, facts.config
+    if facts.is_imported:
+        sha256 = f" (SHA-256 {_code(origin.sha256)})" if origin.sha256 else ""
+        return f"The weights were trained elsewhere and imported from {_code(origin.source_file)}{sha256}."
+    source = None
+    if config.train.initialise_from:
+        source = f"The run started from the weights of {_code(config.train.initialise_from)}{_first_origin(facts)}."
+    elif origin is not None and origin.source_file:
+        source = f"Imported weights were trained further{_first_origin(facts)}."
+    train, optimizer, objective = config.train, config.optimizer, config.objective
+    total, a_step = objective.total_steps, facts.images and facts.images.a_step
+    done = "" if facts.step is None or facts.step >= total else f", {facts.step:,} of them done"
+    rows = [
+        ["steps", f"{total:,}{done}"],
+        ["images a step", f"{train.batch_size:,} a replica" if a_step is None else f"{a_step:,}"],
+        ["optimizer", f"Adamax, weight decay {optimizer.weight_decay:g}"],
+        ["learning rate", _learning_rate(facts)],
+        ["KL warm-up", f"over {objective.kl_anneal_portion:g} of the steps"],
+        ["spectral and batch-norm regularization", f"{objective.regularisation:g}"],
+        [
+            "exponential moving average (EMA) of the weights",
+            f"{optimizer.ema_momentum:g}" if optimizer.ema_momentum else "none",
+        ],
+        ["precision", _code(train.precision)],
+        ["seed", str(train.seed)],
+    ]
+    return _paragraphs(source, _table(["", ""], rows), "All settings are in [config.json](config.json).")
+
+
+def _learning_rate(facts: RunFacts) -> str:
+    """As it was set, and as it was: a run may end before its warm-up, or go on with half the rate."""
+    optimizer = facts.config.optimizer
+    epochs = "" if optimizer.warmup_epochs is None else f" (epochs: {optimizer.warmup_epochs:g})"
+    rate, least = optimizer.learning_rate, optimizer.learning_rate_min
+    words = f"set to {rate:g}, after a warm-up{epochs} falling as a cosine to {least:g}"
+    if facts.learning_rates is None:
+        return words
+    (highest, highest_step), (last, last_step) = facts.learning_rates
+    return (
+        f"{words}; in [metrics.csv](metrics.csv) it is {highest:g} at most, after step {highest_step:,}, "
+        f"and {last:g} in the end, after step {last_step:,}"
+    )
+
+
+def _first_origin(facts: RunFacts) -> str:
+    """Where the weights came from that a run started with, in words that follow others."""
+    origin = facts.origin
+    if origin is None or origin.source_file in (None, facts.config.train.initialise_from):
+        return ""
+    if not origin.sha256:
+        return f" (made from those of {_code(origin.source_file)})"
+    return f" (imported from {_code(origin.source_file)}, SHA-256 {_code(origin.sha256)})"
+
+
+def _license(facts: RunFacts) -> str:
+    origin = facts.origin
+    if origin is None or not origin.license:
+        if facts.is_imported:
+            return "None is recorded. Whoever published the imported weights has stated their terms."
+        if origin is not None or facts.config.train.initialise_from:
+            return "None is recorded. That of the weights that this run started from may apply."
+        return "None has been stated for these weights."
+    license = _plain(origin.license)
+    if origin.source_file is None:
+        return f"The weights are under: {license}."
+    if facts.is_imported:
+        return f"The imported weights are under: {license}."
+    return f"The weights that training started from are under: {license}. It may apply to what was made of them."
+
+
+def _bits(number: int) -> str:
+    return f"{number} bit{'' if number == 1 else 's'}"
+
+
+def _scores(facts: RunFacts) -> str:
+    """All evaluations; before there is one, the last score in training, or how scores are made."""
+    parts = [_evaluation(evaluation) for evaluation in facts.evaluations if evaluation.scores]
+    if facts.training_score and not any(evaluation.split == "test" for evaluation in facts.evaluations):
+        step, nats, bits = facts.training_score
+        parts.append(
+            f"In training, after step {step:,}, the negative evidence lower bound of the test images was {nats:g} nats "
+            f"an image, {bits:g} bits per dimension, with one sample an image "
+            "([metrics.csv](metrics.csv) has it for the steps before)."
+        )
+    return _paragraphs(*parts) or "None yet: `python -m train.evaluate` makes them."
+
+
+def _evaluation(evaluation: Evaluation) -> str:
+    made, split = evaluation.made_with, _plain(evaluation.split)
+    rows, about = [], []
+    for score in evaluation.scores:
+        digits = 4 if score.unit == "bits/dim" else 3
+        value = f"{score.value:,}" if score.kind == "active_units" else f"{score.value:.{digits}f}"
+        interval = "" if score.half_width_95 is None else f"± {score.half_width_95:.3f}"
+        rows.append([score.name, value, score.unit, interval, _how(score)])
+    if "num_images" in made:
+        about.append(f"{made['num_images']:,} images of the {split} part of {_code(evaluation.dataset)}")
+    if "step" in made:
+        about.append(f"{_plain(made.get('checkpoint', ''))} checkpoint of step {made['step']:,}".strip())
+        about[-1] += f", {_plain(made['weights'])}" if "weights" in made else ""
+        about[-1] += f", SHA-256 {_code(made['checkpoint_sha256'])}" if "checkpoint_sha256" in made else ""
+    for name, words in {"seed": "seed", "tensorflow": "TensorFlow", "date": "last written"}.items():
+        about += [f"{words} {_plain(str(made[name]))}"] if name in made else []
+    return _paragraphs(
+        f"### On the {split} images",
+        _table(["", "value", "", "95% interval", "made with"], rows),
+        f"{'; '.join(about)}. Made by:",
+        _code_block(evaluation.command, "bash"),
+        *(_picture(path.rpartition("/")[2].rpartition(".")[0], path) for path in evaluation.pictures),
+    )
+
+
+def _how(score: Score) -> str:
+    how = score.arguments
+    if "importance_samples" in how:
+        return f"{how['importance_samples']:,} importance samples an image"
+    if "active_from_nats" in how:
+        return f"KL above {how['active_from_nats']:g} nats in the mean"
+    if score.kind != "fid":
+        return "one sample an image"
+    published = "" if how["extractor_is_published"] else ", not known as the published Inception graph"
+    readjusted = how["batch_norm_iterations"]
+    return (
+        f"{how['samples']:,} samples at temperature {how['temperature']} against {how['real_images']:,} training "
+        f"images; features of {_code(how['extractor'])}{published}"
+        + (f"; batch norm readjusted in {readjusted:,} iterations" if readjusted else "")
+    )
+
+
+# Markdown, with texts from settings and file names made harmless.
+
+
+def _plain(text: str) -> str:
+    """A text that is shown as it is, on one line."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _code(text: object) -> str:
+    """A text in the letters of code, on one line, fit for tables too."""
+    return f"`{' '.join(str(text).split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
+
+
+def _code_block(text: str, language: str) -> str:
+    return f"```{language}\n{text}\n```"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _picture(words: str, path: str) -> str:
+    """A picture file of the run folder."""
+    return f"![{_plain(words)}]({urllib.parse.quote(path)})"
+
+
+def _paragraphs(*parts: str | None) -> str:
+    """The parts that there are, with a line between them."""
+    return "\n\n".join(part for part in parts if part)

@@ -1,0 +1,280 @@
+"""What the files of a run folder say of the run, for its model card; what they do not say stays None."""
+
+import csv
+import dataclasses
+import json
+import math
+import pathlib
+import shlex
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from nvae_tf.config import ExperimentConfig
+from nvae_tf.files import atomic_write
+from nvae_tf.latent_plan import LatentPlan, latent_plan
+from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
+from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
+
+# Whatever a damaged file, or one of another version, may lead to.
+UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, csv.Error)
+
+# A metric's name in the evaluation file: its type on the Hub, its name, its unit.
+_BOUNDS = {
+    "importance_weighted_nats": ("importance_weighted_bound", "importance-weighted bound", "nats an image"),
+    "importance_weighted_bits_per_dim": ("importance_weighted_bits_per_dim", "importance-weighted bound", "bits/dim"),
+    "nelbo_nats": ("nelbo", "NELBO (reconstruction + KL)", "nats an image"),
+    "bits_per_dim": ("bits_per_dim", "NELBO (reconstruction + KL)", "bits/dim"),
+    "reconstruction_nats": ("reconstruction", "reconstruction", "nats an image"),
+    "kl_nats": ("kl", "KL", "nats an image"),
+}
+_MADE_WITH = dict(num_images=int, seed=int, checkpoint=str, step=int)
+_MADE_WITH |= dict.fromkeys(("checkpoint_sha256", "weights", "tensorflow", "date"), str)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where weights came from that were not, or not only, made by the run itself: `origin.json` of its folder.
+
+    A person may write the file too, `{"license": "mit"}`, for weights that were trained here.
+
+    Attributes:
+      source_file: the name of the imported file, or of the run folder whose weights were the first where a person has
+        stated the license of those.
+      sha256: of that file, in hexadecimal digits.
+      license: that of the weights: an identifier of the Hugging Face Hub (`mit`), any other name, or an address.
+      step: that of the imported checkpoint; None where the run has started from other weights.
+    """
+
+    source_file: str | None = None
+    sha256: str | None = None
+    license: str | None = None
+    step: int | None = None
+
+    def text(self) -> str:
+        """The content of the file."""
+        known = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return json.dumps(known, indent=2) + "\n"
+
+
+def origin_from_text(text: str) -> Origin:
+    """Reads what `Origin.text` has written.
+
+    Raises:
+      ValueError: the text is of another form; the message says which is needed.
+    """
+    try:
+        found = json.loads(text)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    kinds = typing.get_type_hints(Origin)
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError("must be a JSON object with texts for source_file, sha256 and license, and a number for step")
+    return Origin(*map(found.get, kinds))
+
+
+def write_origin(folder: RunFolder, origin: Origin) -> None:
+    """Writes the file of a run folder; raises OSError where it can't."""
+    atomic_write(folder.origin_file, origin.text())
+
+
+def read_origin(folder: RunFolder) -> Origin | None:
+    """The origin that the run's own file states; None where there is none.
+
+    Raises:
+      ValueError: the file has another form.
+    """
+    file = folder.origin_file
+    if not file.is_file():
+        return None
+    try:
+        return origin_from_text(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; fix or delete it") from error
+
+
+def origin_of_run(folder: RunFolder, initialise_from: str | None) -> Origin | None:
+    """The origin of a run's weights: by its own file, or by that of the run that it was fine-tuned from.
+
+    Raises:
+      ValueError: see `read_origin`.
+    """
+    origin = read_origin(folder)
+    if origin is None and initialise_from:
+        source = read_origin(RunFolder(pathlib.Path(initialise_from)))
+        # A license that was stated for the source's weights is not one of these.
+        origin = source and dataclasses.replace(source, source_file=source.source_file or initialise_from, step=None)
+    return origin
+
+
+class Score(NamedTuple):
+    """One metric of an evaluation."""
+
+    kind: str  # its type among a card's metrics
+    name: str  # for people
+    value: float
+    unit: str  # empty for none
+    half_width_95: float | None  # half of the 95% confidence interval of a mean over the images, in the same unit
+    arguments: Mapping[str, Any]  # the settings of the measurement, by the names of the file
+
+
+class Evaluation(NamedTuple):
+    """The content of one evaluation file."""
+
+    dataset: str
+    split: str  # "train" or "test"
+    scores: tuple[Score, ...]
+    made_with: Mapping[
+        str, Any
+    ]  # number of images, seed, checkpoint, step, SHA-256, weights, version, date; as recorded
+    command: str  # what to type to make them again
+    pictures: tuple[str, ...]  # picture files that it names and that exist, relative to the run folder
+
+
+class RunFacts(NamedTuple):
+    """What a model card is about; None, or nothing, for what is not known or not there yet."""
+
+    name: str  # the run folder's own
+    config: ExperimentConfig
+    plan: LatentPlan
+    parameters: int | None  # how many numbers are trained
+    step: int | None  # of the newest checkpoint
+    best_step: int | None  # of the checkpoint with the best test score
+    images: ImageCounts | None  # how many there were in training
+    origin: Origin | None  # the weights' source and license
+    evaluations: tuple[Evaluation, ...]  # that of the test part, then of the training part
+    training_score: (
+        tuple[int, float, float] | None
+    )  # the last step of `metrics.csv`, its test NELBO in nats and in bits
+    learning_rates: tuple[tuple[float, int], ...] | None  # the highest and the last, each with its step
+    samples: tuple[str, int] | None  # the newest picture file of samples, and its step
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the newest weights are those of a file, as it was imported."""
+        return self.origin is not None and self.origin.step is not None and self.origin.step == self.step
+
+    @property
+    def checkpoint(self) -> str:
+        """Which checkpoint the card's commands take, "latest" or "best": that of the scores, if it is still there."""
+        of_scores = [evaluation.made_with.get("checkpoint") for evaluation in self.evaluations if evaluation.scores]
+        wants_best = self.step is None or of_scores[:1] == ["best"]
+        return "best" if wants_best and self.best_step is not None else "latest"
+
+
+def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
+    """Reads the files of a run folder. Metrics that can't be read are left out.
+
+    Raises:
+      FileNotFoundError, ValueError: see `read_run_config` and `origin_of_run`, or the settings make no model.
+      OSError: a file can't be read.
+    """
+    config, name = read_run_config(folder), folder.path.resolve().name
+    steps = steps_of_files(folder.checkpoints, "index")
+    best = steps_of_files(folder_of_best(folder.checkpoints), "index")
+    evaluations = (_read(_evaluation, folder.evaluation_file(split), name) for split in ("test", "train"))
+    samples = {int(file.stem[5:]): file for file in folder.samples.glob("step-*.png") if file.stem[5:].isdecimal()}
+    return RunFacts(
+        name,
+        config,
+        latent_plan(config.model),
+        parameters,
+        step=steps[-1] if steps else None,
+        best_step=best[-1] if best else None,
+        images=_read(read_image_counts, folder.images_file),
+        origin=origin_of_run(folder, config.train.initialise_from),
+        evaluations=tuple(filter(None, evaluations)),
+        training_score=_read(_training_score, folder.metrics_file),
+        learning_rates=_read(_learning_rates, folder.metrics_file),
+        samples=(f"{folder.samples.name}/{samples[max(samples)].name}", max(samples)) if samples else None,
+    )
+
+
+def _read(reader: typing.Callable[..., Any], *arguments: Any) -> Any:
+    """What a reader finds; None where its file is missing or damaged."""
+    try:
+        return reader(*arguments)
+    except UNREADABLE:
+        return None
+
+
+def _training_score(file: pathlib.Path) -> tuple[int, float, float]:
+    *_, last = _rows(file)
+    return int(last["step"]), _finite(float(last["test_nelbo_nats"])), _finite(float(last["test_bits_per_dim"]))
+
+
+def _learning_rates(file: pathlib.Path) -> tuple[tuple[float, int], ...]:
+    rates = [(float(row["learning_rate"]), int(row["step"])) for row in _rows(file)]
+    return max(rates, key=lambda rate: rate[0]), rates[-1]
+
+
+def _rows(file: pathlib.Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def _evaluation(file: pathlib.Path, workdir: str) -> Evaluation:
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    made_with = {name: kind(metrics[name]) for name, kind in _MADE_WITH.items() if metrics.get(name) is not None}
+    paths = map(pathlib.PurePosixPath, metrics.get("latents", {}).get("pictures", ()))
+    pictures = tuple(
+        str(path)
+        for path in paths
+        if not path.is_absolute() and ".." not in path.parts and (file.parent / path).is_file()
+    )
+    scores, command = tuple(_scores(metrics, made_with)), _command(metrics, workdir)
+    return Evaluation(str(metrics["dataset"]), str(metrics["split"]), scores, made_with, command, pictures)
+
+
+def _scores(metrics: Mapping[str, Any], made_with: Mapping[str, Any]) -> Iterator[Score]:
+    half_widths = metrics.get("half_widths_95", {})
+    for key, (kind, name, unit) in _BOUNDS.items():
+        if key in metrics:
+            importance = key.startswith("importance")
+            samples = {"importance_samples": int(metrics["importance_samples"])} if importance else {}
+            half_width = None if half_widths.get(key) is None else _finite(half_widths[key])
+            yield Score(kind, name, _finite(metrics[key]), unit, half_width, made_with | samples)
+    if "latents" in metrics:
+        latents = metrics["latents"]
+        channels = int(latents["latent_channels"]) * len(latents["active_units_per_group"])
+        how = {"active_from_nats": _finite(latents["active_from_nats"]), "latent_channels": channels}
+        value = _finite(latents["active_units"])
+        yield Score("active_units", "active units", value, f"of {channels:,}", None, made_with | how)
+    if "fid" in metrics:
+        fid = metrics["fid"]
+        # Samples are compared with training images, whatever the part that was evaluated.
+        how = {name: value for name, value in made_with.items() if name != "num_images"}
+        how |= {name: int(fid[name]) for name in ("samples", "real_images", "batch_norm_iterations")}
+        how |= {"temperature": _temperature(fid), "extractor": str(fid["extractor"])}
+        how["extractor_is_published"] = bool(fid["extractor_is_published"])
+        yield Score("fid", "FID", _finite(fid["value"]), "", None, how)
+
+
+def _temperature(fid: Mapping[str, Any]) -> str:
+    """As the flag has it."""
+    value = fid["temperature"]
+    return ",".join(f"{_finite(number):g}" for number in (value if isinstance(value, list) else [value]))
+
+
+def _command(metrics: Mapping[str, Any], workdir: str) -> str:
+    keys = {"elbo": "nelbo_nats", "iw": "importance_weighted_nats", "latents": "latents", "fid": "fid"}
+    measured = [metric for metric, key in keys.items() if key in metrics]
+    flags = [f"--workdir={workdir}", f"--checkpoint={metrics['checkpoint']}", f"--split={metrics['split']}"]
+    flags += [f"--metrics={','.join(measured)}", f"--seed={metrics['seed']}"]
+    if "iw" in measured:
+        flags.append(f"--importance_samples={metrics['importance_samples']}")
+    if "fid" in measured:
+        fid = metrics["fid"]
+        flags += [f"--fid_samples={fid['samples']}", f"--temperature={_temperature(fid)}"]
+        if fid["batch_norm_iterations"]:
+            flags.append(f"--batch_norm_iterations={fid['batch_norm_iterations']}")
+        if not str(fid["extractor"]).startswith("inception-"):
+            # The name has the module and the version of its file, not the function.
+            flags.append("--extractor=MODULE:FUNCTION")
+    return shlex.join(["python", "-m", "train.evaluate", *flags])
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("not a finite number")
+    return value
