@@ -116,21 +116,6 @@ def check_run_folder(path: str) -> None:
         raise FileNotFoundError(f"--workdir={path}: {found}; give the --workdir of a run of train.main")
 
 
-def check_output(path: pathlib.Path, overwrite: bool) -> None:
-    """Checks the PNG file that a command is to write, before it begins to work.
-
-    Raises:
-      ValueError: it exists and is not to be overwritten, has another ending, or can't be written.
-    """
-    if path.is_dir():
-        raise ValueError(f"--output={path}: a folder; give the name of a file")
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"--output={path}: the image is a PNG file; give a name that ends in .png")
-    check_writable(path.parent, f"--output={path}")
-    if path.exists() and not overwrite:
-        raise ValueError(f"--output={path}: there is such a file; give another name, or --overwrite to replace it")
-
-
 def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType) -> list[str]:
     try:
         with exit_on_user_error():

@@ -53,6 +53,7 @@ from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.published.weights import (
     BROKEN_WEIGHTS,
     Match,
+    check_finite,
     check_implied_size,
     fill_weights,
     match,
@@ -61,7 +62,6 @@ from nvae_tf.published.weights import (
 from nvae_tf.reports.model_card import write_model_card
 from nvae_tf.reports.run_facts import Origin, origin_from_text, write_origin
 from nvae_tf.training.checkpoints import TrainingState
-from nvae_tf.training.finite_numbers import check_finite
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, image_counts_from_text
 
 # More GPUs than any published run had.

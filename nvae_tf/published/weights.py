@@ -13,7 +13,6 @@ from nvae_tf.flows import HIDDEN_MULTIPLE
 from nvae_tf.latent_plan import Branch, InvertedBranch, groups_per_scale, latent_plan
 from nvae_tf.models import NVAE
 from nvae_tf.published.names import COPY, COUNTER, PublishedTensor, published_tensors
-from nvae_tf.training.finite_numbers import check_finite
 
 # Copies of other tensors of the same layer, and counters, which carry no information.
 _IGNORED_ENDINGS = (f".{COPY}", f".{COUNTER}")
@@ -128,6 +127,11 @@ def fill(
                     release_pages(array)
             variable.assign(value)
             bar.update(value.nbytes)
+
+
+def check_finite(array: np.ndarray, what: str, fix: str) -> None:
+    """Raises ValueError if an array holds NaN or infinity."""
+    check(np.isfinite(array).all(), f"{what} holds NaN or infinity; {fix}")
 
 
 def published_values(tensors: Iterable[PublishedTensor], read: Callable[[Any], np.ndarray]) -> list[Any]:

@@ -42,17 +42,6 @@ def test_a_wrong_name_is_reported_with_the_nearest(argument, nearest):
         command_line.check_config_flags([argument])
 
 
-def test_an_existing_output_is_refused(tmp_path):
-    file = tmp_path / "x.png"
-    command_line.check_output(file, overwrite=False)
-    file.touch()
-    command_line.check_output(file, overwrite=True)
-    with pytest.raises(ValueError, match="--overwrite to replace it"):
-        command_line.check_output(file, overwrite=False)
-    with pytest.raises(ValueError, match="a folder"):
-        command_line.check_output(tmp_path, overwrite=True)
-
-
 # Access is denied to root, too.
 UNWRITABLE = """
 import os, sys
