@@ -22,7 +22,6 @@ from ml_collections import ConfigDict, config_flags
 
 from nvae_tf.config import ExperimentConfig, config_to_dict, setting_meanings
 from nvae_tf.errors import TRACEBACK_VARIABLE, USER_ERROR_CODE, exit_on_user_error
-from nvae_tf.files import check_writable
 from nvae_tf.presets import default_config, load_settings, settings_file
 
 _HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
