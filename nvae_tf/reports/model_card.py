@@ -6,9 +6,8 @@ import re
 import shlex
 import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 import nvae_tf
 from nvae_tf.config import DataSpec
@@ -97,9 +96,8 @@ def write_model_card(folder: RunFolder, parameters: int | None = None) -> bool:
         return False
     # A name may have the marker in it, on a line of its own.
     body = _sections(facts).replace(MARKER, MARKER.replace("<!--", "<! --"))
-    head = yaml.dump(_metadata(facts), Dumper=_OneLineDumper, sort_keys=False, allow_unicode=True, width=math.inf)
     # A folder's name need not be Unicode.
-    content = f"---\n{head}---\n\n{body}\n\n{MARKER}".encode(errors="replace") + kept
+    content = f"---\n{_metadata(facts)}\n---\n\n{body}\n\n{MARKER}".encode(errors="replace") + kept
     if content != before:
         with atomic_file(file) as partial:
             partial.write_bytes(content)
@@ -116,65 +114,54 @@ def keep_model_card(folder: RunFolder, model: nvae_tf.NVAE, report: Callable[[st
 
 def _below_marker(content: bytes) -> bytes | None:
     """What follows the first line that is the marker, its end of line included; None where there is no such line."""
-    place = 0
-    for line in content.splitlines(keepends=True):
+    # Names in the head may have the marker in them.
+    head = re.match(rb"---\r?\n.*?\n---\r?\n", content, re.DOTALL)
+    place = head.end() if head else 0
+    for line in content[place:].splitlines(keepends=True):
         if line.strip() == MARKER.encode():
             return content[place + len(line.rstrip()) :]
         place += len(line)
     return None
 
 
-class _OneLineDumper(yaml.SafeDumper):
-    """Keeps a text on one line, so that none of its lines is taken for the marker or the end of the head."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if text.splitlines() not in ([], [text]) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_OneLineDumper.add_representer(str, _represent_text)
-
-
-def _metadata(facts: RunFacts) -> dict[str, Any]:
-    """The head: fields of https://github.com/huggingface/hub-docs/blob/main/modelcard.md.
+def _metadata(facts: RunFacts) -> str:
+    """The head in YAML.
 
     The Hub refuses a card whose `license` it does not know, or whose `datasets` can't be identifiers of data sets.
     """
     dataset = _hub_dataset(facts.config.data)
-    metadata: dict[str, Any] = {"library_name": "keras", "tags": ["nvae", "variational-autoencoder", "tensorflow"]}
-    metadata["pipeline_tag"] = _TASK
-    if facts.origin is not None and facts.origin.license:
-        given = facts.origin.license
-        if given.lower() in _HUB_LICENSES:
-            metadata["license"] = given.lower()
-        elif given.startswith(("https://", "http://")):
-            metadata |= {"license": "other", "license_link": given}
-        else:
-            metadata |= {"license": "other", "license_name": _identifier(given)}
-    if dataset:
-        metadata["datasets"] = [dataset]
-    results = [_result(evaluation, dataset) for evaluation in facts.evaluations if evaluation.scores]
-    if results:
-        metadata["model-index"] = [{"name": facts.name, "results": results}]
-    return metadata
+    given, license = facts.origin and facts.origin.license, {}
+    if given and given.lower() in _HUB_LICENSES:
+        license = {"license": given.lower()}
+    elif given and given.startswith(("https://", "http://")):
+        license = {"license": "other", "license_link": given}
+    elif given:
+        license = {"license": "other", "license_name": _identifier(given)}
+    return ModelCardData(
+        library_name="keras",
+        tags=["nvae", "variational-autoencoder", "tensorflow"],
+        pipeline_tag=_TASK,
+        datasets=[dataset] if dataset else None,
+        model_name=facts.name,
+        eval_results=[_result(each, score, dataset) for each in facts.evaluations for score in each.scores] or None,
+        **license,
+    ).to_yaml()
 
 
-def _result(evaluation: Evaluation, dataset: str | None) -> dict[str, Any]:
-    identifier = dataset or _identifier(evaluation.dataset)
-    metrics = []
-    for score in evaluation.scores:
-        arguments = {name: value for name, value in score.arguments.items() if name not in _IN_TEXT}
-        if score.half_width_95 is not None:
-            arguments["half_width_95"] = score.half_width_95
-        name = f"{score.name}, {score.unit}" if score.unit else score.name
-        metric = {"type": score.kind, "value": score.value, "name": name}
-        metrics.append(metric | ({"args": arguments} if arguments else {}))
-    return {
-        "task": {"type": _TASK},
-        "dataset": {"type": identifier, "name": evaluation.dataset, "split": evaluation.split},
-        "metrics": metrics,
-    }
+def _result(evaluation: Evaluation, score: Score, dataset: str | None) -> EvalResult:
+    arguments = {name: value for name, value in score.arguments.items() if name not in _IN_TEXT}
+    if score.half_width_95 is not None:
+        arguments["half_width_95"] = score.half_width_95
+    return EvalResult(
+        task_type=_TASK,
+        dataset_type=dataset or _identifier(evaluation.dataset),
+        dataset_name=evaluation.dataset,
+        dataset_split=evaluation.split,
+        metric_type=score.kind,
+        metric_value=score.value,
+        metric_name=f"{score.name}, {score.unit}" if score.unit else score.name,
+        metric_args=arguments or None,
+    )
 
 
 def _hub_dataset(spec: DataSpec) -> str | None:
