@@ -153,10 +153,7 @@ class Signatures:
         }
         for name in self.names:
             base = traced[name.removesuffix(_SUFFIX)]
-            # A plain function: an archive would trace a `tf.function` again.
-            function = lambda *inputs, base=base: base(*inputs)  # noqa: E731
-            if name.endswith(_SUFFIX):
-                function = self._with_bytes(base, self.input_specs(name))
+            function = self._with_bytes(base, self.input_specs(name)) if name.endswith(_SUFFIX) else _calling(base)
             archive.add_endpoint(name, function, self.input_specs(name))
         return archive
 
@@ -274,6 +271,11 @@ class Signatures:
             return {"image_bytes": bytes_of_images(outputs["image"])} if "image" in outputs else outputs
 
         return function
+
+
+def _calling(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
+    """A plain function: an archive would trace a `tf.function` again."""
+    return lambda *inputs: function(*inputs)
 
 
 def _images(image: tf.Tensor) -> Tensors:

@@ -83,8 +83,9 @@ def test_the_model_has_the_recorded_weights_and_settings(name, published):
     load_published_weights(expected, state)
     assert model.config == expected.config
     assert model.objective.regularisation == settings["weight_decay_norm"]
+    found = published.state_of(model)
     for key, value in published.state_of(expected).items():
-        np.testing.assert_array_equal(published.state_of(model)[key], value, err_msg=key)
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
 
 
 @pytest.mark.parametrize("name", ["missing.pt", ""])

@@ -59,12 +59,19 @@ def vanilla_model():
     return model_of(VANILLA_CONFIG)
 
 
+def _is_of_absl(flag):
+    return flags.FLAGS.find_module_defining_flag(flag).startswith("absl.")
+
+
 @pytest.fixture
 def script(monkeypatch, capsys):
     """`script(name, *arguments)` runs `python -m export.NAME` in this process; gives exit code, output and errors."""
 
     def run(name, *arguments):
-        known, code = set(flags.FLAGS), 0
+        # As in a process of its own: without the flags of scripts that other tests have imported.
+        state, code = vars(flags.FLAGS), 0
+        before = state["__flags"]
+        state["__flags"] = {flag: before[flag] for flag in before if _is_of_absl(flag)}
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         capsys.readouterr()
         try:
@@ -72,8 +79,9 @@ def script(monkeypatch, capsys):
         except SystemExit as stopped:
             code = stopped.code or 0
         finally:
-            for flag in set(flags.FLAGS) - known:
+            for flag in [flag for flag in flags.FLAGS if not _is_of_absl(flag)]:
                 delattr(flags.FLAGS, flag)
+            state["__flags"] = before
         return code, *capsys.readouterr()
 
     return run
