@@ -35,7 +35,7 @@ SECONDS_AT_A_TIME, MOST_AT_A_TIME = 0.5, 20
 # Of the prepared run; any, but published files are of a step, too.
 _STEP = 1000
 # Their import is no part of the time to the first step.
-_MODULES = ("models", "optimization", "data.spec", "training.devices", "generation.sampling", "evaluation.likelihood")
+_MODULES = ("models", "optimization", "data.spec", "training.strategy", "generation.sampling", "evaluation.likelihood")
 # The batch sizes of MNIST and CIFAR-10 are those of the published code's times. CelebA's 16 would need 15 GiB.
 BATCH_SIZES = {"digits": 60, "mnist": 16, "cifar10": 4, "celeba64": 4}
 PRESETS = tuple(BATCH_SIZES)

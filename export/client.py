@@ -19,26 +19,24 @@ from absl import flags
 from tqdm import tqdm
 
 from nvae_tf import command_line
-from nvae_tf.config import check_choice
-from nvae_tf.errors import exit_on_user_error, require, start_tensorflow_quietly
+from nvae_tf.config import LARGEST_SEED, check_choice
+from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 
 FLAGS = flags.FLAGS
 COMMANDS = ("sample", "encode", "decode", "reconstruct", "score", "status")
 _OF_PICTURES = ("encode", "reconstruct", "score")
 _OUTPUTS = {"encode": (".npz",), "score": (".json",)}
 _OUTPUT_HELP = {"encode": "The latents, .npz.", "score": "The scores, .json; without it only a table is printed."}
-_LARGEST_SEED = 2**31 - 1
 
 
-def main() -> None:
+def main(command: str) -> None:
     """Asks, and writes."""
-    require("requests", "serving")
     from nvae_tf.serving import served_model
 
     for name in {"temperature", "timeout", "total_timeout"} & set(FLAGS):
         if not 0.0 < FLAGS[name].value < math.inf:
             raise ValueError(f"--{name}={FLAGS[name].value}: must be above 0")
-    command, output = FLAGS.command, FLAGS.output if "output" in FLAGS else None
+    output = FLAGS.output if "output" in FLAGS else None
     if output is not None:
         served_model.check_output(output, _OUTPUTS.get(command, (".png", served_model.FOLDER)))
     files = served_model.picture_files(FLAGS.images) if command in _OF_PICTURES else []
@@ -107,7 +105,7 @@ def _define_flags(command: str) -> None:
     if command == "decode":
         flags.DEFINE_string("latents", None, "Latents as `encode` writes them, .npz.", required=True)
     if command in ("sample", *_OF_PICTURES):
-        flags.DEFINE_integer("seed", 1, "Which series of draws.", lower_bound=0, upper_bound=_LARGEST_SEED)
+        flags.DEFINE_integer("seed", 1, "Which series of draws.", lower_bound=0, upper_bound=LARGEST_SEED)
     if command != "status":
         text = _OUTPUT_HELP.get(command, "A grid of all images, .png, or a new folder, DIR/.")
         flags.DEFINE_string("output", None, text, required=command != "score")
@@ -115,13 +113,14 @@ def _define_flags(command: str) -> None:
 
 def run() -> None:
     """The command `nvae-client`: defines the flags of the command that is named first, and runs it."""
-    command = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
-    if command or not {"-h", "--help"} & set(sys.argv):
-        with exit_on_user_error():
-            check_choice("the command of export.client", command, COMMANDS, "not one of the commands")
-    flags.DEFINE_string("command", command, f"Stands first, without --command=: one of {', '.join(COMMANDS)}.")
-    _define_flags(command or "sample")
-    command_line.run(main, flags)
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if first.startswith("-") and first.lstrip("-") in ("h", "help", "helpshort", "helpfull"):
+        print(f"{__doc__.strip()}\n\nThe flags of a command: python -m export.client COMMAND --help")
+        return
+    with exit_on_user_error():
+        check_choice("the command of export.client", first, COMMANDS, "not one of the commands")
+    _define_flags(sys.argv.pop(1))
+    command_line.run(lambda: main(first), flags)
 
 
 if __name__ == "__main__":

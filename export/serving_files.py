@@ -31,7 +31,6 @@ import sys
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.errors import require
 
 MODELS = flags.DEFINE_string("models", None, "Has NAME/VERSION of exports.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the files.", required=True)
@@ -47,7 +46,6 @@ def main() -> None:
     """Measures, and writes the files."""
     if not 0.0 < LONGEST.value < math.inf:
         raise ValueError(f"--longest_batch_seconds={LONGEST.value}: must be above 0")
-    require("requests", "serving")
     from nvae_tf.serving.server_files import SERVING_IMAGE, write_server_files
 
     places = pathlib.Path(MODELS.value), pathlib.Path(OUTPUT.value)

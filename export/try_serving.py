@@ -17,6 +17,7 @@ from nvae_tf import command_line
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.serving.outputs import check_is_versions
 
+_SECONDS_TO_LOAD = 300.0
 FLAGS = flags.FLAGS
 flags.DEFINE_string("path", None, "A folder of exported versions.", required=True)
 flags.DEFINE_string("output", None, "Folder of the two images.", required=True)
@@ -29,7 +30,7 @@ def main() -> None:
     """Serves and asks."""
     path, output = pathlib.Path(FLAGS.path), pathlib.Path(FLAGS.output)
     check_is_versions(path)
-    require("grpc", "serving")
+    require("tensorflow_serving", "serving")
     start_tensorflow_quietly()
     from nvae_tf.serving.client import RestClient
     from nvae_tf.serving.grpc_client import ServingClient
@@ -38,7 +39,13 @@ def main() -> None:
     from nvae_tf.serving.served_versions import ServedVersions
 
     with LocalServer([ServedVersions("model", path)]) as server:
-        server.wait_until_ready(threading.Event())
+        given_up = threading.Event()
+        timer = threading.Timer(_SECONDS_TO_LOAD, given_up.set)
+        timer.start()
+        server.wait_until_ready(given_up)
+        timer.cancel()
+        if given_up.is_set():
+            raise ValueError(f"{path}: no version could be loaded in {_SECONDS_TO_LOAD:g} s")
         print(f"ready: gRPC on localhost:{server.port}, REST on localhost:{server.rest_port}", flush=True)
         for protocol, port, client_type in (
             ("grpc", server.port, ServingClient),

@@ -176,8 +176,10 @@ class ObjectiveConfig:
     regularisation_initial: float = 10.0
 
     def __post_init__(self):
-        portions = dict.fromkeys(("kl_anneal_portion", "kl_constant_portion", "kl_constant_weight"), (0, 1))
-        _check_numbers("objective", self, 0, portions | {"total_steps": (1, math.inf)})
+        limits = dict.fromkeys(("kl_anneal_portion", "kl_constant_portion", "kl_constant_weight"), (0, 1))
+        # Without annealing it has no effect.
+        limits |= {"total_steps": (1, math.inf), "regularisation_initial": (-math.inf, math.inf)}
+        _check_numbers("objective", self, 0, limits)
         for name in ("regularisation", "regularisation_initial"):
             value = getattr(self, name)
             check(

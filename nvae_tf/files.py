@@ -5,6 +5,7 @@ import os
 import pathlib
 import socket
 import typing
+import zipfile
 from collections.abc import Iterator
 
 from nvae_tf.errors import first_line
@@ -63,6 +64,8 @@ def read_arrays(path: pathlib.Path) -> dict[str, "np.ndarray"]:
     """
     import numpy as np
 
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise ValueError("not a .npz file, or cut off")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

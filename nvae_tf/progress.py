@@ -69,7 +69,13 @@ class StatusLine:
             with contextlib.suppress(OSError):
                 self._bar.close()
             self._bar = None
-        self._write(f"{text}\n")
+        if not self._is_terminal:
+            self._write(f"{text}\n")
+            return
+        with contextlib.suppress(OSError):
+            # Clears the bars of others, too.
+            _Bar.write(self._encodable(text), file=self._stream)
+            self._stream.flush()
 
     def report(self) -> Report:
         """This line as the place where the loading of data reports."""

@@ -211,3 +211,18 @@ def test_what_is_annealed_on_a_log_scale_must_be_positive(name):
     with pytest.raises(ValueError, match=rf"objective\.{name} = 0\.0: must be positive"):
         ObjectiveConfig(**{"anneal_regularisation": True, name: 0.0})
     assert getattr(ObjectiveConfig(**{name: 0.0}), name) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("xla", "on", r"train\.xla = 'on': not one of the choices \(auto, off, jit, cluster\)"),
+        ("recompute", "cells", r"train\.recompute = 'cells': not one of the choices \(none, groups, all\)"),
+        ("precision", "float16", r"train\.precision = 'float16': not one of .*mixed_float16\)"),
+        ("accumulate_steps", 0, r"train\.accumulate_steps = 0: must be at least 1"),
+        ("accumulate_steps", 5, r"train\.accumulate_steps = 5: must divide train\.batch_size = 32"),
+    ],
+)
+def test_impossible_settings_of_training(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**{name: value})

@@ -26,6 +26,7 @@ from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 from nvae_tf.generation import arguments, image_grid
 from nvae_tf.generation.arguments import FOLDER
+from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def interpolate(run: "TrainedRun", place: arguments.OutputPlace) -> str:
     """
     from nvae_tf.generation.interpolation import interpolate_images
 
-    how, steps = FLAGS.how if len(FLAGS.how) > 1 else FLAGS.how[0], FLAGS.steps
+    how, steps = _how(), FLAGS.steps
     images, _, words = _images(run)
     progress = _progress((len(images) - 1) * (steps - 1))
     path = interpolate_images(run.model, images, steps, how, FLAGS.seed, FLAGS.mean, progress)
@@ -228,7 +229,7 @@ def _main(mode: str) -> None:
     if mode == "interpolate":
         check(
             bool(FLAGS.input or FLAGS.indices),
-            "between which pictures? Give two or more with --input=FILE_OR_FOLDER, or by their numbers in the data "
+            "between which images? Give two or more with --input=FILE_OR_FOLDER, or by their numbers in the data "
             "set, as --indices=3,17",
         )
     if mode == "decode" and not pathlib.Path(FLAGS.input).is_file():
@@ -238,18 +239,44 @@ def _main(mode: str) -> None:
     start_tensorflow_quietly()
     from nvae_tf.training.loading import load_run
 
+    _check_against_plan(mode)
     run = load_run(FLAGS.workdir, FLAGS.checkpoint)
     text = MODES[mode][0](run, place)
     StatusLine().keep(f"{text}, from step {run.step:,}, in {place.path}")
 
 
+def _check_against_plan(mode: str) -> None:
+    """Whether the flags fit the run's latent groups, before its weights are read."""
+    from nvae_tf.generation.interpolation import ways_of_groups
+    from nvae_tf.generation.latents_file import load_latents
+    from nvae_tf.generation.reconstruction import checked_kept_groups
+    from nvae_tf.models.latents import temperatures_of_groups
+    from nvae_tf.training.run_folder import RunFolder, read_run_config
+
+    plan = latent_plan(read_run_config(RunFolder(FLAGS.workdir)).model)
+    if "temperature" in FLAGS:
+        temperatures_of_groups(arguments.parse_temperature(FLAGS.temperature), plan)
+    if "kept_groups" in FLAGS:
+        checked_kept_groups(FLAGS.kept_groups, plan)
+    if mode == "interpolate":
+        ways_of_groups(_how(), plan.latent_shapes())
+    if mode == "decode":
+        load_latents(FLAGS.input, plan)
+
+
+def _how() -> str | list[str]:
+    check(bool(FLAGS.how), "--how=: give spherical, linear or keep")
+    return FLAGS.how if len(FLAGS.how) > 1 else FLAGS.how[0]
+
+
 def _check_choice_of_images() -> None:
     """Whether the flags that choose images agree, and the files of --input exist."""
     if FLAGS.indices is not None:
+        check(bool(FLAGS.indices), "--indices=: give numbers of images, such as 3,17")
         wrong = [word for word in FLAGS.indices if not word.strip().isdecimal()]
         check(not wrong, f"--indices={','.join(FLAGS.indices)}: {wrong[:1]} is not a whole number from 0")
     given = [name for name in ("input", "indices", "count") if name in FLAGS and FLAGS[name].value]
-    check(len(given) < 2, f"--{' and --'.join(given)}: give one of them, each says which pictures to take")
+    check(len(given) < 2, f"--{' and --'.join(given)}: give one of them, each says which images to take")
     if FLAGS.input:
         check(FLAGS.data_path is None, "--input and --data_path: give one of them")
         find_pictures(_input_places())
@@ -333,12 +360,13 @@ def _define_flags(mode: str) -> None:
         at_most = f"{_AT_MOST[mode]}, or all if there are fewer" if mode in _AT_MOST else "all if not given"
         number("count", None, f"Number of images of the data set; {at_most}.", lower_bound=1)
     if mode in ("reconstruct", "vary", "decode"):
-        text = "So many groups, from the top, keep their latents, and the others are drawn; all if not given."
+        text = "So many groups, from the top, keep their latents, and the others are drawn"
+        text += "; 0 gives samples." if mode == "vary" else "; all if not given."
         number("kept_groups", 1 if mode == "vary" else None, text, lower_bound=0)
     if mode in ("sample", "reconstruct", "vary", "decode", "nearest"):
         flags.DEFINE_string("temperature", "1.0", arguments.TEMPERATURE_HELP)
     if mode in ("sample", "reconstruct", "decode"):
-        text = "At most so many images a row; a nearly square grid if not given."
+        text = f"At most so many images a row{'.' if mode == 'reconstruct' else '; a nearly square grid if not given.'}"
         number("columns", 10 if mode == "reconstruct" else None, text, lower_bound=1)
     if mode == "sample":
         number("batch_norm_iterations", 0, arguments.BATCH_NORM_HELP, lower_bound=0)

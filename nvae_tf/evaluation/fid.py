@@ -1,6 +1,7 @@
 """The Fréchet inception distance of samples from the training images (Heusel et al. 2017): the metric `fid`."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import math
@@ -231,14 +232,18 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureE
       The entry `fid` of the evaluation file; None in a process that is not the chief, or where another was faster.
     """
     kept = kept_samples(task, settings, extractor)
-    model, moved = task.trained.model, None
-    if settings.batch_norm_iterations:
+
+    @functools.cache
+    def generator_and_shift() -> tuple[ImageGenerator, str | None]:
+        """Called when there is work: readjusting takes minutes."""
+        if not settings.batch_norm_iterations:
+            return ImageGenerator(task.trained.model, task.strategy), None
         # Every process by itself, with the same result; the copy is on all replicas, as the model is.
         with task.strategy.scope():
-            adjusted = readjusted(model, settings.temperature, settings.batch_norm_iterations, seed=task.seed)
-        model, moved = adjusted.model, adjusted.text
-        task.status.keep(moved)
-    generator = ImageGenerator(model, task.strategy)
+            iterations = settings.batch_norm_iterations
+            adjusted = readjusted(task.trained.model, settings.temperature, iterations, seed=task.seed)
+        task.status.keep(adjusted.text)
+        return ImageGenerator(adjusted.model, task.strategy), adjusted.text
 
     def seeds(numbers: Sequence[int]) -> list[tf.Tensor]:
         sizes = [min(_SAMPLES, settings.samples - number * _SAMPLES) for number in numbers]
@@ -246,7 +251,7 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureE
 
     def compute(seeds: tf.Tensor, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
         del first, progress
-        images = generator.from_seeds(seeds, settings.temperature)
+        images = generator_and_shift()[0].from_seeds(seeds, settings.temperature)
         # As they would be in a PNG file, and as the training images are.
         images = np.rint(images * np.float32(255.0)) / np.float32(255.0)
         return {"features": np.asarray(extractor.features(images))}
@@ -269,7 +274,7 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureE
         "extractor": extractor.name,
         "extractor_is_published": isinstance(extractor, Inception) and extractor.is_published,
         "batch_norm_iterations": settings.batch_norm_iterations,
-        "batch_norm_shift": moved,
+        "batch_norm_shift": generator_and_shift()[1],
     }
 
 

@@ -8,6 +8,7 @@ half-pixel centers or antialiasing) and normalizes them. So nothing is resized o
 """
 
 import hashlib
+import http.client
 import os
 import pathlib
 import shutil
@@ -203,7 +204,7 @@ def downloaded_inception(
                 raise OSError(f"{host}: {cause}")
             with urllib.request.urlopen(url, timeout=timeout_seconds) as response, partial.open("wb") as target:
                 shutil.copyfileobj(response, target)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(f"Inception can't be downloaded ({error}): {_HELP}") from None
         found = partial.stat().st_size
         if found != size:

@@ -64,7 +64,7 @@ def open_task(
     replicas: int,
 ) -> EvaluationTask:
     """Loads the model and finds the images; the arguments are those of `nvae_tf.evaluation.evaluate.evaluate_run`."""
-    cluster = shard_from_environment()
+    shard = shard_from_environment()
     devices = select_devices(replicas)
     strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
     with strategy.scope():
@@ -76,7 +76,6 @@ def open_task(
     source = load_split(spec, split, status.report())
     of_replica = min(batch_size or trained.config.train.batch_size, math.ceil(source.count / len(devices)))
     folder, digest, size = RunFolder(pathlib.Path(workdir)), content_digest(source, spec), of_replica * len(devices)
-    shard = Shard(cluster.index, cluster.count)
     return EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, shard, status)
 
 

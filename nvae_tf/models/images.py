@@ -44,9 +44,9 @@ def check_image_size(images: tf.Tensor, config: ModelConfig, framed: bool = Fals
     expected = (config.image_height, config.image_width, config.image_channels)
     sizes = [expected, (config.network_height, config.network_width, config.image_channels)][: 1 + framed]
     check(
-        len(images.shape) == 4 and tuple(images.shape[1:]) in sizes and images.shape[0] != 0,
-        f"images have shape {tuple(images.shape)}; this model takes [batch, {', '.join(map(str, expected))}] with at "
-        "least one image: resize them, or set model.image_height, image_width and image_channels to what they are",
+        len(images.shape) == 4 and tuple(images.shape[1:]) in sizes,
+        f"images have shape {tuple(images.shape)}; this model takes [batch, {', '.join(map(str, expected))}]: "
+        "resize them, or set model.image_height, image_width and image_channels to what they are",
     )
 
 
@@ -77,6 +77,7 @@ def check_images(images: Any, config: ModelConfig) -> tf.Tensor:
       ValueError: see `check_batch`; or, where this runs eagerly, they are not all in [0, 1].
     """
     images = check_batch(images, config)
+    check(images.shape[0] != 0, "there are no images: give at least one")
     if tf.executing_eagerly():
         with_one_line_errors(assert_unit_range)(images, nan_allowed=False)
     return images

@@ -151,14 +151,14 @@ def import_run(
         raise ValueError(f"{file}: {error}") from error
     # The file need not stay in memory while the run is written.
     del checkpoint
-    model, config = made.model, settings.config
+    model, config, origin = made.model, settings.config, _origin(settings, file, license)
     with new_run_folder(output) as place:
         folder, keep = RunFolder(place), config.train.keep_checkpoints
         TrainingState(folder.checkpoints, model, model.optimizer, keep, others=made.variables).save(settings.step)
         atomic_write(folder.path / CONFIG_NAME, CONFIG_TEXT)
         if settings.images:
             atomic_write(folder.images_file, settings.images.text())
-        write_origin(folder, _origin(settings, file, license))
+        write_origin(folder, origin)
         atomic_write(folder.config_file, config_to_json(config))
         write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))
     return settings._replace(has_optimizer=saved is not None)

@@ -224,13 +224,16 @@ def fewest_numbers(config: ModelConfig) -> int:
     """A lower bound of the numbers in all weights: of a model with many channels, most of them."""
     plan, latent = latent_plan(config), config.num_latent_per_group
     flow = 2 * 9 * latent * HIDDEN_MULTIPLE * latent
-    numbers = 9 * config.num_channels_decoder * (config.num_mixtures if config.likelihood == "logistic_mixture" else 0)
+    top = plan.scales[0]
+    numbers = top.height * top.width * top.decoder_channels + 9 * config.image_channels * config.num_channels_encoder
+    if config.likelihood == "logistic_mixture":
+        numbers += 9 * config.num_channels_decoder * config.num_mixtures
     for scale in plan.scales:
         groups, encoder, decoder = len(scale.groups), scale.encoder_channels, scale.decoder_channels
         numbers += groups * (9 * encoder * 2 * latent + decoder * latent + config.num_flows * flow)
         if not plan.is_vanilla:
             numbers += groups * config.num_cells_per_group_encoder * _in_cell(plan.cells.encoder, encoder)
-            below_top = groups - (scale is plan.scales[0])
+            below_top = groups - (scale is top)
             numbers += below_top * config.num_cells_per_group_decoder * _in_cell(plan.cells.decoder, decoder)
     for block in plan.preprocess:
         numbers += (block.num_cells - 1) * _in_cell(plan.cells.preprocess, block.channels_in)

@@ -137,13 +137,14 @@ def _metadata(facts: RunFacts) -> str:
         license = {"license": "other", "license_link": given}
     elif given:
         license = {"license": "other", "license_name": _identifier(given)}
+    results = [_result(each, score, dataset) for each in facts.evaluations for score in each.scores]
     return ModelCardData(
         library_name="keras",
         tags=["nvae", "variational-autoencoder", "tensorflow"],
         pipeline_tag=_TASK,
         datasets=[dataset] if dataset else None,
-        model_name=facts.name,
-        eval_results=[_result(each, score, dataset) for each in facts.evaluations for score in each.scores] or None,
+        model_name=facts.name if results else None,
+        eval_results=results or None,
         **license,
     ).to_yaml()
 

@@ -33,9 +33,10 @@ _PIECE = 2**20
 _DTYPES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_STRING": STRING, "DT_BOOL": "bool"} | {
     f"DT_{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)
 }
-# Python's names of NumPy's kinds, and the kinds that a JSON number may have to become an array of each kind.
-_KINDS = {"f": "float", "i": "int", "u": "int", "b": "bool", "U": "str", "O": "object"}
-_ACCEPTED = {"f": "fiu", "b": "b", "i": "iu", "u": "iu"}
+# What JSON numbers must be to become an array of a kind; whole numbers for the others.
+_NUMBERS = {"f": (int, float), "b": (bool,)}
+# NumPy's iterators end there.
+_DEEPEST = 32
 
 Result = TypeVar("Result")
 
@@ -262,11 +263,17 @@ def as_arrays(inputs: Mapping[str, Any], spec: SignatureSpec | None) -> dict[str
     for name, value in inputs.items():
         wanted = spec.inputs.get(name) if spec else None
         try:
-            array = np.asarray(value)
+            # Text by its first item: as an array of NumPy's own, each item would take the size of the largest.
+            first = value
+            while isinstance(first, list | tuple) and first:
+                first = first[0]
+            array = np.array(value, object) if isinstance(first, str | bytes) else np.asarray(value)
             if array.dtype.kind in "SUO":
-                array = np.array(value, object)
+                array = array.astype(object)
                 for place, text in np.ndenumerate(array):
-                    array[place] = text.encode() if isinstance(text, str) else bytes(memoryview(text))
+                    if not isinstance(text, str | bytes):
+                        raise TypeError(f"a {type(text).__name__} where a string is wanted")
+                    array[place] = text.encode() if isinstance(text, str) else text
             elif wanted and wanted.dtype != STRING and not isinstance(value, np.ndarray | np.generic):
                 if np.can_cast(array.dtype, wanted.dtype, "same_kind"):
                     array = array.astype(wanted.dtype)
@@ -473,22 +480,25 @@ def array_of_json(value: Any, dtype: str) -> np.ndarray:
     Raises:
       ValueError: lists of different lengths, or values of another type.
     """
+    uneven = "lists of different lengths, or nested too deep"
     try:
-        array = np.array(value, object if dtype == STRING else None)
-    except (ValueError, OverflowError):
-        raise ValueError("lists of different lengths, or nested too deep") from None
+        # Objects: a type of NumPy's own would take the size of the largest for every item.
+        array = np.array(value, object)
+    except ValueError:
+        raise ValueError(uneven) from None
+    items = array.ravel().tolist()
+    if array.ndim > _DEEPEST or any(isinstance(item, list) for item in items):
+        raise ValueError(uneven)
     if dtype == STRING:
         return _decoded_strings(array)
     wanted = np.dtype(dtype)
-    if not array.size:
-        return array.astype(wanted)
-    if array.dtype.kind not in _ACCEPTED[wanted.kind]:
-        raise ValueError(f"a {_KINDS.get(array.dtype.kind, array.dtype.name)} where {dtype} is wanted")
-    if wanted.kind in "iu":
-        limits = np.iinfo(wanted)
-        if int(array.min()) < limits.min or int(array.max()) > limits.max:
-            raise ValueError(f"a number that {dtype} can't hold")
-    return array.astype(wanted)
+    for item in items:
+        if type(item) not in _NUMBERS.get(wanted.kind, (int,)):
+            raise ValueError(f"a {type(item).__name__} where {dtype} is wanted")
+    try:
+        return np.array(items, wanted).reshape(array.shape)
+    except OverflowError:
+        raise ValueError(f"a number that {dtype} can't hold") from None
 
 
 def _decoded_strings(array: np.ndarray) -> np.ndarray:

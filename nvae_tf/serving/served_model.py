@@ -22,11 +22,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from nvae_tf.config import LARGEST_SEED
 from nvae_tf.files import atomic_write, write_arrays
 from nvae_tf.generation.image_grid import image_grid, write_png
 from nvae_tf.serving.client import BadRequest, Cancelled, ModelClient, SignatureSpec, nearest
 
-LARGEST_SEED = 2**31 - 1
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 FOLDER = "/"
 # The ending of signatures whose images are the bytes of PNG files.

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from google.protobuf import text_format
 
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write, beside_package
@@ -208,7 +209,6 @@ def _models_config(exports: Sequence[ServedExports]) -> str:
 
     A model with labels is served in those versions alone: an automatic policy could unload the version of a label.
     """
-    text_format = require("google.protobuf.text_format", "serving")
     messages = require("tensorflow_serving.config.model_server_config_pb2", "serving")
     config = messages.ModelServerConfig()
     for exported in exports:

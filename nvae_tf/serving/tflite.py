@@ -27,6 +27,7 @@ from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, 
 from nvae_tf.serving.signatures import flat_of_groups, groups_of_flat, latent_layout, latent_sizes
 from nvae_tf.serving.tflite_conversion import convert, rewrite_for_builtins, with_metadata
 from nvae_tf.serving.verification import diverged
+from nvae_tf.training.loading import spec_to_read
 
 # A device computes one image at a time. TFLite could leave the batch open, but shapes that are known only at run time
 # cost more operations (47 reshapes instead of 3 in the decoder of `configs/digits.py`), 8 % of its time, and delegates
@@ -245,8 +246,7 @@ def export_tflite(
 
 def run_images(config: ExperimentConfig, data_path: str | None = None) -> DataImages:
     """A function that reads images of a run's data, spread evenly; `data_path` is their place if they have moved."""
-    cache = config.data.cache if config.data.cache and pathlib.Path(config.data.cache).expanduser().is_dir() else None
-    spec = dataclasses.replace(config.data, path=data_path or config.data.path, cache=cache)
+    spec = spec_to_read(config, data_path)
 
     def images(split: str, count: int) -> np.ndarray:
         source = load_split(spec, split)

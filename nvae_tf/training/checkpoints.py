@@ -524,6 +524,8 @@ class KeptCheckpoints:
         written = self._list.written
         written.pop(step, None)
         written[step] = time.time()
+        # Before files go: other readers of the list always find one that is there.
+        self._write()
         while len(written) > self._keep or (len(written) > 1 and 0 in written):
             oldest = 0 if 0 in written else next(iter(written))
             time_of_oldest = written.pop(oldest)

@@ -21,12 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 import psutil
 
 from nvae_tf.errors import INTERRUPTED_CODE, USER_ERROR_CODE
+from nvae_tf.training.stopping import STOPPING_SIGNALS
 
 TF_CONFIG = "TF_CONFIG"
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 # NVIDIA's driver keeps one entry per GPU here.
 GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
-STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED_CODES = (INTERRUPTED_CODE, 128 + signal.SIGTERM)
 
 _HOST = "127.0.0.1"

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import fcntl
 import json
 import os
 import pathlib
@@ -237,6 +236,9 @@ def _open_locked(folder: RunFolder, warn: Callable[[str], None]) -> int:
 
 
 def _lock(descriptor: int, folder: RunFolder, warn: Callable[[str], None]) -> None:
+    # Not at the top: what only reads run folders works on Windows too, which has no such module.
+    import fcntl
+
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

@@ -12,7 +12,12 @@ from benchmarks import evaluation, train_scaling
 from benchmarks.all import Job
 from benchmarks.interleaved import WorkerEnded
 from benchmarks.train_scaling import Variant
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import _MODULES, WORKLOADS
+
+
+def test_the_modules_that_are_imported_before_the_clock_starts_exist():
+    for module in _MODULES:
+        importlib.import_module(f"nvae_tf.{module}")
 
 
 @pytest.mark.parametrize(

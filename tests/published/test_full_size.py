@@ -32,10 +32,8 @@ PARAMETERS = {
 MEGABYTE = 1 << 20
 # Imports, and prints the peak of the process's memory above that of one which has only started its libraries, in kB.
 PROGRAM = """
-import sys
-from nvae_tf.errors import start_tensorflow_quietly
 import pathlib, sys
-from nvae_tf.quiet_tensorflow import start_tensorflow_quietly
+from nvae_tf.errors import start_tensorflow_quietly
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 start_tensorflow_quietly()

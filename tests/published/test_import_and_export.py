@@ -148,7 +148,7 @@ def test_back_in_the_published_form(name, published, tmp_path):
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     assert origin == {"source_file": f"{name}.pt", "sha256": sha256, "license": "cc-by-4.0", "step": STEP}
     card = (tmp_path / "run" / "README.md").read_text()
-    assert f"imported from `{name}.pt` (SHA-256 `{sha256}`)" in card and 'license: "cc-by-4.0"' in card
+    assert f"imported from `{name}.pt` (SHA-256 `{sha256}`)" in card and "license: cc-by-4.0" in card
 
     export_file(tmp_path / "run", tmp_path / "back.pt")
     back = published.read(tmp_path / "back.pt")
@@ -360,7 +360,7 @@ def cut(file):
 
 
 @pytest.mark.parametrize(
-    ("happens", "message"), [(pathlib.Path.unlink, "is gone; a training that runs beside"), (cut, "is damaged")]
+    ("happens", "message"), [(pathlib.Path.unlink, "is gone; a training that runs"), (cut, "is damaged")]
 )
 def test_a_checkpoint_that_changes_meanwhile(happens, message, run, tmp_path, monkeypatch):
     def checked(model, prefix):

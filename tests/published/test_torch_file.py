@@ -346,6 +346,16 @@ def test_settings_of_a_far_larger_model(name, value, content, saved, monkeypatch
         nvae_tf.from_torch_checkpoint(saved(content))
 
 
+def test_one_large_weight_is_a_far_larger_model(content, saved, monkeypatch):
+    monkeypatch.setattr(torch_files, "NVAE", lambda *_: pytest.fail("the model is made"))
+    # The top of the decoder alone: at 64x64 and 100,000 channels 1.6 GB.
+    small = dict.fromkeys(("num_latent_scales", "num_groups_per_scale", "num_latent_per_group", "num_mixture_dec"), 1)
+    blocks = dict(num_preprocess_blocks=0, num_postprocess_blocks=0, num_channels_enc=1, num_channels_dec=10**5)
+    vars(content["args"]).update(small | blocks)
+    with pytest.raises(ValueError, match=r"saved\.pt: the published weights do not fit .* at least [0-9,]{11,}"):
+        nvae_tf.from_torch_checkpoint(saved(content))
+
+
 def test_weights_that_do_not_fit_their_settings_are_named_with_the_file(content, saved):
     content["args"].num_channels_enc += 2
     with pytest.raises(ValueError, match=r"saved\.pt: the published weights do not fit .* stem\.weight has shape"):

@@ -18,8 +18,13 @@ import requests
 import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis import (
+    classification_pb2,
+    inference_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
 from nvae_tf.serving.client import ModelNotFound, Patience, ServerNotReady, TooLarge
@@ -160,6 +165,21 @@ def test_answers_have_the_fields_that_tensorflow_serving_fills(dtype):
     message = _tensor_in_fields(array)
     assert not message.tensor_content
     np.testing.assert_array_equal(tf.make_ndarray(message), array)
+
+
+def test_calls_that_are_not_offered_are_unimplemented(local):
+    with grpc.insecure_channel(local.grpc) as channel:
+        predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        models = model_service_pb2_grpc.ModelServiceStub(channel)
+        for call, request in (
+            (predictions.Classify, classification_pb2.ClassificationRequest()),
+            (predictions.Regress, regression_pb2.RegressionRequest()),
+            (predictions.MultiInference, inference_pb2.MultiInferenceRequest()),
+            (models.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest()),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                call(request, timeout=5)
+            assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_messages_over_the_limit_are_refused(texts_folder):

@@ -1,6 +1,7 @@
 """The clients of both protocols, with every server there is; and the model and the images that they serve."""
 
 import contextlib
+import functools
 import json
 import re
 import subprocess
@@ -383,7 +384,10 @@ def test_names_are_quoted_and_a_url_is_taken_as_it_is():
         ([[1, 2], [3]], "int32", "different lengths"),
         ([[1], 2], "int32", "different lengths"),
         ([1.5], "int64", "a float where int64 is wanted"),
-        ([True], "float32", "a bool where float32 is wanted"),
+        ([True, 1], "float32", "a bool where float32 is wanted"),
+        ([2**70], "int32", "a number that int32 can't hold"),
+        (["x" * 2**15] + [1] * 2**14, "float32", "a str where float32 is wanted"),
+        (functools.reduce(lambda nested, _: [nested], range(40), "x"), "string", "nested too deep"),
         (["1"], "float32", "a str where float32 is wanted"),
         ([300], "uint8", "a number that uint8 can't hold"),
         ([2**63], "int64", "a number that int64 can't hold"),

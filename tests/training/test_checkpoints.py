@@ -351,10 +351,11 @@ def test_a_list_with_a_time_missing_is_used_with_the_times_of_the_files(tmp_path
     assert saved_steps(tmp_path) == [2, 3, 4]
 
 
-def test_step_0_is_kept_until_there_is_another(tmp_path):
-    kept = after_a_restart(tmp_path, 0, keep=3)
+def test_step_0_is_kept_until_there_is_another(tmp_path, clock):
+    kept = after_a_restart(tmp_path, 0, keep=3, hours=0.5)
     add(tmp_path, kept, 0)
     assert saved_steps(tmp_path) == [0]
+    clock(1)
     add(tmp_path, kept, 5)
     assert saved_steps(tmp_path) == [5] and list(read_list(tmp_path).written) == [5]
 

@@ -221,5 +221,5 @@ def test_a_published_file_is_taken_whole(published):
 
 def test_a_published_file_without_torch_is_an_error_of_the_setting(run, published, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match=r"train\.initialise_from: .*optional extra: `make torch`"):
+    with pytest.raises(ValueError, match=r"train\.initialise_from: .*need PyTorch: pip install"):
         initialize(run[1], str(published.path("mnist_tiny.pt")))
