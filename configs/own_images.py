@@ -10,7 +10,7 @@ Datasets. Their size, channels (1 to 4) and bits are found by looking. Where the
     --config.data.resize=crop --config.data.height=64      (or stretch; data.width too where it is another)
 
 A tenth of the images is held out for testing (data.test_fraction), unless there are folders train/ and test/.
-docs/data.md has all of data.*, and what each source takes.
+`nvae-train --config=own_images --help` lists data.*; docs/data.md says what each source takes.
 
 Hardware and time: one GPU for images of 64x64, hours to days; the score to see depends on the images. The model is
 a middling one: three scales of 8, 4 and 2 groups. The paper's were: up to 32x32, 1 scale of 30 groups and 128 channels
