@@ -1,5 +1,5 @@
-# `make demo` on a fresh machine needs Python 3.11 to 3.13 and bash, and the network once, for the packages. Every target sets
-# up .venv by itself; `make` alone lists the targets.
+# `make demo` on a fresh machine needs Python 3.11 to 3.13, bash, and the network once, for the packages. Every target
+# sets up .venv by itself; `make` alone lists the targets.
 SHELL := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules

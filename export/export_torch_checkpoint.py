@@ -9,9 +9,9 @@ run's settings and the state of training that the published form has no place fo
 export.import_torch_checkpoint makes the same run of it, bit for bit. --without_optimizer leaves out all that only
 training needs: a quarter of the size.
 
-Where the run keeps running means of its weights (optimizer.ema_momentum), its scores are those of the means, and the
-state_dict has the weights, which the optimizer's state belongs to. --running_means writes the means instead, without
-the optimizer's state.
+Where the run keeps moving averages of its weights (optimizer.ema_momentum), its scores are those of the averages, and
+the state_dict has the weights, which the optimizer's state belongs to. --running_means writes the averages instead,
+without the optimizer's state.
 
 The file contains data.path of this machine, and the first file and the license of imported weights (origin.json). A run
 whose settings the published form can't express is refused. Needs PyTorch (`make torch`) and memory for the whole file;
@@ -31,7 +31,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", requ
 OUTPUT = flags.DEFINE_string("output", None, "The .pt file; must not exist yet.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 WITHOUT_OPTIMIZER = flags.DEFINE_boolean("without_optimizer", False, "Write the weights alone.")
-RUNNING_MEANS = flags.DEFINE_boolean("running_means", False, "Write the running means of the weights in their place.")
+RUNNING_MEANS = flags.DEFINE_boolean("running_means", False, "Write the weights' moving averages instead.")
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     )
     print(f"Exported step {exported.step:,} to {output}, as a checkpoint of {exported.data_set}.")
     if exported.leaves_means:
-        print("Its state_dict has the weights; the run's scores are those of their running means: --running_means.")
+        print("Its state_dict has the weights; the run's scores are those of the moving averages: --running_means.")
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""The recorded files, and small models whose weights are told apart by their values."""
+"""The recorded files, and small models whose weights differ in their values."""
 
 import argparse
 import functools

@@ -1,4 +1,4 @@
-"""The replay of recorded files: all four pass, and a file that is not right, or not whole, is told apart."""
+"""The replay of recorded files: all four pass, and a file that is not right, or not complete, is refused."""
 
 import pathlib
 

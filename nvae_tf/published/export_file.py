@@ -78,7 +78,7 @@ def export_file(
 
     config, prefix = find_run(workdir, checkpoint)
     if running_means and not config.optimizer.ema_momentum:
-        raise ValueError(f"{workdir}: keeps no running means (optimizer.ema_momentum = 0); leave --running_means out")
+        raise ValueError(f"{workdir}: keeps no moving averages (optimizer.ema_momentum = 0); leave --running_means out")
     try:
         args = published_settings(config)
     except ValueError as error:

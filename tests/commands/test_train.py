@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def tensors(workdir, step):
-    """All numbers of a checkpoint by name: weights, optimizer, step and running means."""
+    """All numbers of a checkpoint by name: weights, optimizer, step and metrics."""
     reader = tf.train.load_checkpoint(str(workdir / "checkpoints" / f"step-{step}"))
     names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
     return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}

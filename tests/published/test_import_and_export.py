@@ -83,7 +83,7 @@ def run(trained_run, tmp_path):
 
 @pytest.fixture(scope="module")
 def own_run(place):
-    """A run of this project after two steps, with all that only it has: running means, vectors, metrics."""
+    """A run of this project after two steps, with all that only it has: moving averages, vectors, metrics."""
     model = dict(num_groups_per_scale=2, num_latent_per_group=2, num_channels_encoder=2, num_channels_decoder=2)
     model |= dict(num_cells_per_group_encoder=1, num_cells_per_group_decoder=1, num_mixtures=2, num_flows=1)
     config = ExperimentConfig(ModelConfig(**model), optimizer=OptimizerConfig(ema_momentum=0.5, warmup_epochs=0.0))
@@ -330,7 +330,7 @@ def with_settings(run, **groups):
 
 def test_runs_that_can_not_be_exported(run, tmp_path):
     output = tmp_path / "x.pt"
-    with pytest.raises(ValueError, match="keeps no running means"):
+    with pytest.raises(ValueError, match="keeps no moving averages"):
         export_file(run, output, running_means=True)
     with_settings(run, optimizer={"ema_momentum": 0.9})
     with pytest.raises(ValueError, match=r"step-7: lacks .*; leave --running_means out"):

@@ -177,7 +177,7 @@ def test_every_file_is_looked_at(copied, refused):
     assert f"{DIGESTS}: missing or damaged" in refused("verify", str(copied))
 
 
-def test_what_is_no_export_is_told(folder, tmp_path, refused):
+def test_what_is_no_export_is_refused(folder, tmp_path, refused):
     assert f"name one version; there is {folder}" in refused("verify", str(folder.parent))
     assert "no such folder; name one version" in refused("verify", str(tmp_path / "missing"))
     assert "Unknown command line flag 'pth'" in refused("verify", "--pth=x")
