@@ -122,8 +122,12 @@ def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveCon
       ValueError: a setting is missing or of a wrong type.
     """
     values = {name: _setting(settings, published) for name, published in OBJECTIVE_SETTINGS.items()}
+    values["anneal_regularisation"] = bool(values["anneal_regularisation"])
     with _wrap_type_errors():
-        return ObjectiveConfig(**values | {"anneal_regularisation": bool(values["anneal_regularisation"])})
+        for name, value in values.items():
+            if not isinstance(value, int | float):
+                raise TypeError(f"objective.{name} = {reprlib.repr(value)}: must be of type float")
+        return ObjectiveConfig(**values)
 
 
 @contextlib.contextmanager

@@ -163,7 +163,7 @@ def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made):
         (["vary", "--output=x.png", "--input=x", "--data_path=y"], "--input and --data_path"),
         (["vary", "--output=x.png", "--indices=3,-1"], "--indices=3,-1: ['-1'] is not a whole number"),
         (["encode", "--output=x.npz", "--resize=crop"], "--resize is for pictures of --input"),
-        (["interpolate", "--output=x.png"], "between which pictures?"),
+        (["interpolate", "--output=x.png"], "between which images?"),
         (["decode", "--output=x.png", "--input=nowhere.npz"], "--input=nowhere.npz: no such file"),
     ],
 )

@@ -36,7 +36,7 @@ def test_good_images_become_float32(kind):
         (GOOD[0], r"shape \(6, 4, 3\); this model takes \[batch, 6, 4, 3\]"),
         (GOOD[:, :5], r"shape \(2, 5, 4, 3\)"),
         (GOOD[..., :1], r"shape \(2, 6, 4, 1\)"),
-        (GOOD[:0], "at least one image"),
+        (GOOD[:0], "give at least one"),
         (np.zeros((2, 8, 8, 3)), r"shape \(2, 8, 8, 3\)"),  # the frame is the model's own affair
         (255.0 * GOOD, r"values from .* must be in \[0, 1\]: divide 8-bit values by 255"),
         (GOOD - 0.5, "values from -"),

@@ -115,7 +115,7 @@ def test_errors_are_reported_before_any_work(tmp_path, refused, name, flags, mes
     [
         ("export_saved_model", ("--workdir", "--weights", "kl_per_group", "TensorFlow Serving")),
         ("export_tflite", ("--quantize", "--smallest_psnr", "reconstruct")),
-        ("client", ("--server", "--rest", "reconstruct", "PNG")),
+        ("client", ("--server", "reconstruct", "PNG", "COMMAND --help")),
         ("serving_files", ("--labels", "canary")),
     ],
 )
