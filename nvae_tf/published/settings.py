@@ -110,8 +110,12 @@ def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
 def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveConfig:
     """The loss of a published checkpoint from its `args`, which lack the number of steps; raises as the above does."""
     values = {name: _setting(settings, published) for name, published in OBJECTIVE_SETTINGS.items()}
+    values["anneal_regularisation"] = bool(values["anneal_regularisation"])
     with _wrap_type_errors():
-        return ObjectiveConfig(**values | {"anneal_regularisation": bool(values["anneal_regularisation"])})
+        for name, value in values.items():
+            if not isinstance(value, int | float):
+                raise TypeError(f"objective.{name} = {reprlib.repr(value)}: must be of type float")
+        return ObjectiveConfig(**values)
 
 
 @contextlib.contextmanager
