@@ -87,20 +87,13 @@ def in_one_line(text: str, longest: int = 400) -> str:
 class Patience:
     """How long a client waits, in seconds, and how often it asks again.
 
-    Attributes:
-      request: for one answer.
-      total: for one call of the client, with all its requests, tries and waits.
-      tries: how often a request is sent while the server is not ready.
-      first_wait: before the second try at most; each next one is `growth` times as long, up to `longest_wait`.
-        The wait itself is drawn between half of that and all of it, so that many clients don't come back at once.
-      growth: factor between waits.
-      longest_wait: largest wait.
+    A wait is drawn between half of its length and all of it, so that many clients don't come back at once.
     """
 
-    request: float = 60.0
-    total: float = 3600.0
-    tries: int = 6
-    first_wait: float = 0.2
+    request: float = 60.0  # for one answer
+    total: float = 3600.0  # for one call of the client, with all its requests, tries and waits
+    tries: int = 6  # how often a request is sent while the server is not ready
+    first_wait: float = 0.2  # before the second try; each next one is `growth` times as long, up to `longest_wait`
     growth: float = 2.0
     longest_wait: float = 5.0
 
@@ -150,11 +143,7 @@ class Job:
                 self._running.discard(cancel_request)
 
     def seconds_for_a_request(self, what: str) -> float:
-        """How long the next request may take.
-
-        Raises:
-          Cancelled, DeadlineExceeded: it must not be sent at all; `what` begins their message.
-        """
+        """How long the next request may take; Cancelled or DeadlineExceeded, beginning with `what`, if it must not."""
         if self._given_up.is_set():
             raise Cancelled(f"{what}: given up, as another request of the same job failed")
         left = self._end - time.monotonic()
@@ -166,9 +155,6 @@ class Job:
         """Calls `ask(seconds)`, again and again while it raises `ServerNotReady`.
 
         gRPC's own retry policy stops after 5 attempts, and has no deadline for several requests together.
-
-        Raises:
-          ServingError: what `ask` raises, or the time is over.
         """
         began, tries = time.monotonic(), 0
         while True:
@@ -255,9 +241,6 @@ def as_arrays(inputs: Mapping[str, Any], spec: SignatureSpec | None) -> dict[str
     """The inputs as arrays; plain Python numbers and lists, which have no dtype, get the one of the signature.
 
     Strings become object arrays of bytes: NumPy's own fixed-width strings lose zero bytes at the end.
-
-    Raises:
-      ValueError: an input that is no array.
     """
     arrays = {}
     for name, value in inputs.items():
@@ -284,12 +267,15 @@ def as_arrays(inputs: Mapping[str, Any], spec: SignatureSpec | None) -> dict[str
     return arrays
 
 
-def check_inputs(arrays: Mapping[str, np.ndarray], spec: SignatureSpec) -> None:
-    """Checks names, dtypes, shapes, and that all inputs have the same number of rows.
+def fits(shape: tuple[int, ...], wanted: tuple[int | None, ...] | None) -> bool:
+    """Whether a shape is one that a signature takes."""
+    return wanted is None or (
+        len(shape) == len(wanted) and all(size in (None, given) for given, size in zip(shape, wanted, strict=True))
+    )
 
-    Raises:
-      ValueError: they don't fit; the message says what is expected.
-    """
+
+def check_inputs(arrays: Mapping[str, np.ndarray], spec: SignatureSpec) -> None:
+    """Raises ValueError for wrong names, dtypes or shapes, and for inputs of different numbers of rows."""
     for name in arrays:
         if name not in spec.inputs:
             raise ValueError(f"no input {name!r}, did you mean {nearest(name, spec.inputs)!r}?")
@@ -300,10 +286,7 @@ def check_inputs(arrays: Mapping[str, np.ndarray], spec: SignatureSpec) -> None:
         given = TensorSpec(STRING if array.dtype == object else array.dtype.name, array.shape)
         if given.dtype != wanted.dtype:
             raise ValueError(f"input {name!r} is {given}; give {wanted}, e.g. array.astype({wanted.dtype!r})")
-        if wanted.shape is not None and (
-            len(array.shape) != len(wanted.shape)
-            or any(b not in (None, a) for a, b in zip(array.shape, wanted.shape, strict=True))
-        ):
+        if not fits(array.shape, wanted.shape):
             raise ValueError(f"input {name!r} is {given}; give {wanted}")
     if all(wanted.shape and wanted.shape[0] is None for wanted in spec.inputs.values()):
         rows = {name: len(array) for name, array in arrays.items()}
@@ -317,13 +300,11 @@ class ModelClient(abc.ABC):
 
     Args:
       server: its address, as the protocol writes it.
-      model: the model's name there.
       version: one version's number; the newest one that is served, if neither this nor a label is given.
       label: the label of a version instead, e.g. `stable`.
       patience: how long to wait, how often to ask again.
 
-    Raises:
-      ValueError: an argument makes no sense.
+    All errors between client and server are a `ServingError`.
     """
 
     # Whether numbers are sent as text, which makes them many times longer.
@@ -345,7 +326,6 @@ class ModelClient(abc.ABC):
             raise ValueError(f"version {version}: versions are whole numbers from 0")
         self.server, self.model, self.version, self.label = server, model, version, label
         self.patience = patience or Patience()
-        self._lock = threading.Lock()
         self._known: ModelMetadata | None = None
         self._unknowable = False
 
@@ -353,11 +333,7 @@ class ModelClient(abc.ABC):
         """Runs one signature; gives all outputs by name, strings as object arrays of bytes.
 
         The inputs have the batch first. Lists of numbers get the signature's dtype; strings are bytes, in lists or
-        object arrays.
-
-        Raises:
-          BadRequest: the inputs don't fit (found before they are sent), or the model refuses them.
-          ServingError: see its subclasses.
+        object arrays. Inputs that don't fit are a BadRequest, found before they are sent.
         """
         return self.predict_in(self.new_job(), signature, arrays)
 
@@ -370,16 +346,15 @@ class ModelClient(abc.ABC):
         return job.until_ready(what, lambda seconds: self._predict(job, signature, arrays, outputs, seconds))
 
     def metadata(self) -> ModelMetadata:
-        """The model's version and signatures, asked now; raises `ServingError`."""
+        """The model's version and signatures, asked now."""
         return self._metadata_in(self.new_job())
 
     def signatures(self) -> dict[str, SignatureSpec]:
         """The signatures by name, asked once; another version may have others, `metadata` asks again."""
-        known = self._known
-        return (known or self.metadata()).signatures
+        return (self._known or self.metadata()).signatures
 
     def model_status(self) -> list[VersionStatus]:
-        """All versions that the server knows, newest first; raises `ServingError`."""
+        """All versions that the server knows, newest first."""
         job = self.new_job()
         statuses = job.until_ready(self._what(), lambda seconds: self._status(job, seconds))
         return sorted(statuses, key=lambda status: -status.version)
@@ -419,9 +394,7 @@ class ModelClient(abc.ABC):
         return f"{self.server}, model {self.model!r}{chosen}" + (f", signature {signature!r}" if signature else "")
 
     def _metadata_in(self, job: Job) -> ModelMetadata:
-        found = job.until_ready(self._what(), lambda seconds: self._metadata(job, seconds))
-        with self._lock:
-            self._known = found
+        self._known = found = job.until_ready(self._what(), lambda seconds: self._metadata(job, seconds))
         return found
 
     def _checked(self, job: Job, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -475,11 +448,7 @@ def json_of(array: np.ndarray, as_base64: bool = True) -> Any:
 
 
 def array_of_json(value: Any, dtype: str) -> np.ndarray:
-    """The array of nested lists of numbers, or of strings and `{"b64": ...}`.
-
-    Raises:
-      ValueError: lists of different lengths, or values of another type.
-    """
+    """The array of nested lists of numbers, or of strings and `{"b64": ...}`; ValueError for anything else."""
     uneven = "lists of different lengths, or nested too deep"
     try:
         # Objects: a type of NumPy's own would take the size of the largest for every item.
@@ -540,7 +509,7 @@ class RestClient(ModelClient):
         super().__init__(server, model, **choices)
         version, label = self.version, self.label
         base = server.rstrip("/") if "://" in server else f"http://{server}"
-        chosen = f"/versions/{version}" if version is not None else ""
+        chosen = "" if version is None else f"/versions/{version}"
         chosen = f"/labels/{urllib.parse.quote(label, safe='')}" if label is not None else chosen
         self._url = f"{base}/v1/models/{urllib.parse.quote(model, safe='')}{chosen}"
         self._session = requests.Session()

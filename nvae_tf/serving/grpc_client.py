@@ -137,13 +137,9 @@ class ServingClient(ModelClient):
 
 
 def array_of(message: tensor_pb2.TensorProto, largest_bytes: int = _LARGEST_TENSOR_BYTES) -> np.ndarray:
-    """The array of a message; strings as object arrays of bytes.
+    """The array of a message, strings as object arrays of bytes; ValueError if it is none, or over `largest_bytes`.
 
-    A message of a few bytes may claim any shape; `largest_bytes` is the largest array that is made of one.
-
-    Raises:
-      ValueError: a type that is none of numbers or strings, another number of values than the shape asks for,
-        or too large an array.
+    A message of a few bytes may claim any shape.
     """
     shape = [dimension.size for dimension in message.tensor_shape.dim]
     if message.tensor_shape.unknown_rank or min(shape, default=0) < 0:

@@ -3,6 +3,7 @@
 Production is TensorFlow Serving's own binary, `tensorflow_model_server`, with the same folders and clients.
 """
 
+import contextlib
 import json
 import re
 import socket
@@ -41,6 +42,8 @@ from nvae_tf.serving.served_versions import (
 
 _MESSAGE_BYTES = 64 * 2**20
 _THREADS = 32  # gRPC requests that run or wait for others at once
+# Those in flight have so many seconds to finish when the server ends.
+_SECONDS_TO_END = 5.0
 # The field of a message that has the values of each type.
 _FIELDS = {
     "float32": "float_val",
@@ -75,7 +78,7 @@ Models = Mapping[str, ServedVersions]
 
 
 class LocalServer:
-    """Serves models over gRPC and REST; a context manager.
+    """Serves models over gRPC and REST while the block runs; those still being loaded are answered with UNAVAILABLE.
 
     Args:
       models: the models.
@@ -104,10 +107,9 @@ class LocalServer:
             ("grpc.so_reuseport", 0),
         ]
         self._grpc = grpc.server(ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc"), options=options)
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            _PredictionService(self._models, max_message_bytes), self._grpc
-        )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(_ModelService(self._models), self._grpc)
+        services = _Services(self._models, max_message_bytes)
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(services, self._grpc)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(services, self._grpc)
         try:
             self.port = self._grpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         except RuntimeError:
@@ -118,30 +120,21 @@ class LocalServer:
             self._grpc.stop(None)
             raise OSError(f"port {rest_port} of {host} can't be had ({error})") from None
         self.rest_port = self._rest.server_address[1]
-        self._rest_thread = threading.Thread(target=self._rest.serve_forever, args=(0.1,), name="rest", daemon=True)
-
-    def start(self) -> None:
-        """Answers from now on; requests for a model that is still being loaded get UNAVAILABLE."""
-        for versions in self._models.values():
-            versions.start()
-        self._grpc.start()
-        self._rest_thread.start()
-
-    def stop(self, seconds: float = 5.0) -> None:
-        """Ends; requests in flight have so many seconds to finish."""
-        ended = self._grpc.stop(seconds)
-        self._rest.shutdown()
-        self._rest.server_close()
-        ended.wait()
-        for versions in self._models.values():
-            versions.stop()
+        self._running = contextlib.ExitStack()
 
     def __enter__(self) -> "LocalServer":
-        self.start()
+        for versions in self._models.values():
+            self._running.enter_context(versions)
+        self._grpc.start()
+        threading.Thread(target=self._rest.serve_forever, args=(0.1,), name="rest", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.stop()
+        ended = self._grpc.stop(_SECONDS_TO_END)
+        self._rest.shutdown()
+        self._rest.server_close()
+        ended.wait()
+        self._running.close()
 
     def wait_until_ready(self, ended: threading.Event) -> None:
         """Waits until every model has loaded what it can, or `ended` is set.
@@ -168,20 +161,16 @@ def _model_named(models: Models, name: str) -> ServedVersions:
 
 
 def _status_message(versions: ServedVersions, number: int | None, label: str | None):
-    """The states of versions as Serving's `GetModelStatusResponse`."""
-    answer = get_model_status_pb2.GetModelStatusResponse()
-    for version, status in sorted(versions.statuses(number, label).items(), reverse=True):
-        found = answer.model_version_status.add(version=version, state=status.state)
-        found.status.error_code, found.status.error_message = status.error_code, status.error_message
-    return answer
+    statuses = versions.statuses(number, label).values()
+    return get_model_status_pb2.GetModelStatusResponse(model_version_status=statuses)
 
 
 def _not_offered(service, request, context) -> None:
     context.abort(_CODE.UNIMPLEMENTED, "not offered by this server for trials; tensorflow_model_server has it")
 
 
-class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata; the other calls are for models of examples."""
+class _Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
+    """Both services of gRPC, without the calls for models of examples and for a server with a configuration file."""
 
     def __init__(self, models: Models, largest_bytes: int):
         self._models, self._largest_bytes = models, largest_bytes
@@ -192,7 +181,13 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def GetModelMetadata(self, request, context):  # noqa: N802
         return _answered(context, lambda: self._metadata(request))
 
-    Classify = Regress = MultiInference = _not_offered
+    def GetModelStatus(self, request, context):  # noqa: N802
+        spec = request.model_spec
+        return _answered(
+            context, lambda: _status_message(_model_named(self._models, spec.name), *_version_and_label(spec))
+        )
+
+    Classify = Regress = MultiInference = HandleReloadConfigRequest = _not_offered
 
     def _predict(self, request, context) -> predict_pb2.PredictResponse:
         spec = request.model_spec
@@ -221,21 +216,6 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         return answer
 
 
-class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus; the other call is for a server with a configuration file."""
-
-    def __init__(self, models: Models):
-        self._models = models
-
-    def GetModelStatus(self, request, context):  # noqa: N802
-        spec = request.model_spec
-        return _answered(
-            context, lambda: _status_message(_model_named(self._models, spec.name), *_version_and_label(spec))
-        )
-
-    HandleReloadConfigRequest = _not_offered
-
-
 def _version_and_label(spec: model_pb2.ModelSpec) -> tuple[int | None, str | None]:
     return spec.version.value if spec.HasField("version") else None, spec.version_label or None
 
@@ -256,7 +236,6 @@ def _tensor_in_fields(array: np.ndarray) -> tensor_pb2.TensorProto:
 
 
 def _answered(context, answer: Callable):
-    """The answer, or the call ended with its error."""
     try:
         return answer()
     except Exception as error:
@@ -272,7 +251,7 @@ def _logged_error(error: Exception) -> RequestError:
 
 
 class _RestServer(ThreadingHTTPServer):
-    """TensorFlow Serving's REST interface on the standard library's HTTP server; a thread for each connection."""
+    """TensorFlow Serving's REST interface; a thread for each connection."""
 
     daemon_threads = True
     block_on_close = False
@@ -285,8 +264,7 @@ class _RestServer(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def handle_error(self, request, client_address) -> None:
-        """Logs errors other than that of a client that has gone; the server goes on."""
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # else the client has gone
             traceback.print_exc(file=sys.stderr)
 
 
@@ -303,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._post)
 
     def log_message(self, *arguments) -> None:
-        """Nothing: a line for each request would hide what matters."""
+        pass  # a line for each request would hide what matters
 
     def _get(self) -> dict[str, Any]:
         name, action, *number_and_label = self._place()
@@ -394,10 +372,15 @@ def _prediction(body: bytes, version: LoadedVersion) -> dict[str, Any]:
         # The value of a single input may stand alone.
         columns = inputs if _is_named(inputs) else {_only_input(spec): inputs}
     found = version.run(signature, {name: _array(name, value, spec) for name, value in columns.items()})
-    if in_rows:
-        return {"predictions": _rows_of(found)}
-    outputs = _json_columns(found)
-    return {"outputs": outputs if len(outputs) > 1 else next(iter(outputs.values()))}
+    outputs = {name: json_of(array, name.endswith(_BYTES_SUFFIX)) for name, array in found.items()}
+    is_single = len(outputs) == 1
+    if not in_rows:
+        return {"outputs": next(iter(outputs.values())) if is_single else outputs}
+    for name, array in found.items():
+        if not array.ndim or len(array) != len(next(iter(found.values()))):
+            raise invalid(f"output {name!r} has no row for each instance; ask with {_COLUMNS!r}")
+    rows = [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]
+    return {"predictions": next(iter(outputs.values())) if is_single else rows}
 
 
 def _is_named(inputs: Any) -> bool:
@@ -428,17 +411,3 @@ def _array(name: str, value: Any, spec: SignatureSpec) -> np.ndarray:
         return array_of_json(value, spec.inputs[name].dtype)
     except (ValueError, TypeError) as error:
         raise invalid(f"input {name!r}: {error}") from None
-
-
-def _json_columns(found: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {name: json_of(array, name.endswith(_BYTES_SUFFIX)) for name, array in found.items()}
-
-
-def _rows_of(found: dict[str, np.ndarray]) -> list:
-    for name, array in found.items():
-        if not array.ndim or len(array) != len(next(iter(found.values()))):
-            raise invalid(f"output {name!r} has no row for each instance; ask with {_COLUMNS!r}")
-    columns = _json_columns(found)
-    if len(columns) == 1:
-        return next(iter(columns.values()))
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -7,12 +7,11 @@ complete or not at all. The SHA-256 of its files travels with it.
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
 
-from nvae_tf.files import atomic_write
+from nvae_tf.files import atomic_write, check_writable
 
 # The types in which a SavedModel's kernels are stored; everything is computed in float32.
 WEIGHTS = ("float32", "bfloat16", "float16")
@@ -33,19 +32,11 @@ _LARGEST_VERSION = 2**63 - 1
 
 
 def check_version_is_free(output: pathlib.Path, version: int) -> None:
-    """Checks that `output/version` can be made; `output` may be missing, empty, or hold other versions.
-
-    Raises:
-      ValueError: the version exists, or `output` is something else than a folder of versions.
-    """
+    """Raises ValueError if `output/version` can't be made; `output` may be missing, empty, or hold other versions."""
     if not 1 <= version <= _LARGEST_VERSION:
         raise ValueError(f"version {version}: versions are whole numbers from 1 to {_LARGEST_VERSION}")
     if not output.exists():
-        parent = next(folder for folder in output.absolute().parents if folder.exists())
-        if not parent.is_dir():
-            raise ValueError(f"{output}: can't be made, {parent} is a file; name another folder")
-        if not os.access(parent, os.W_OK):
-            raise ValueError(f"{output}: can't be made, {parent} can't be written to; name another folder")
+        check_writable(output, str(output))
         return
     if not output.is_dir():
         raise ValueError(f"{output}: a file; name a folder, the export will be {output}/{version} in it")
@@ -69,9 +60,6 @@ def new_version(output: pathlib.Path, version: int) -> Iterator[pathlib.Path]:
     """Gives a path, not made yet, to write a version to; after a block without error it is renamed into place.
 
     After an error nothing is left; `output` and its parents are removed too if they are new.
-
-    Raises:
-      ValueError: see `check_version_is_free`.
     """
     check_version_is_free(output, version)
     missing = [folder for folder in (output, *output.parents) if not folder.exists()]
@@ -92,11 +80,7 @@ def new_version(output: pathlib.Path, version: int) -> Iterator[pathlib.Path]:
 
 
 def check_is_export(folder: pathlib.Path) -> None:
-    """Checks that a folder is one version of an export.
-
-    Raises:
-      FileNotFoundError: it is not.
-    """
+    """Raises FileNotFoundError for a folder that is not one version of an export."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; name one version, as models/digits/1")
     if not (folder / "saved_model.pb").is_file():
@@ -106,11 +90,7 @@ def check_is_export(folder: pathlib.Path) -> None:
 
 
 def check_is_versions(path: pathlib.Path) -> None:
-    """Checks that a folder, given as --path, is one of numbered versions.
-
-    Raises:
-      FileNotFoundError, ValueError: it is not.
-    """
+    """Raises FileNotFoundError or ValueError for a folder, given as --path, that has no numbered versions."""
     if not path.is_dir():
         raise FileNotFoundError(f"--path={path}: no such folder; export a model with export.export_saved_model")
     if (path / "saved_model.pb").is_file():
@@ -125,22 +105,18 @@ def write_digests(folder: pathlib.Path) -> None:
 
 
 def check_digests(folder: pathlib.Path) -> None:
-    """Compares an export with the recorded SHA-256 of its files.
-
-    Raises:
-      ValueError: a file is missing or differs, or the list of files is damaged.
-    """
+    """Raises ValueError if a file of an export is missing or has not the recorded SHA-256."""
     try:
         recorded = dict(json.loads((folder / DIGESTS).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder / DIGESTS}: missing or damaged ({error}); copy the export anew") from error
     found = _digests(folder)
-    missing = sorted(set(recorded) - set(found))
-    if missing:
-        raise ValueError(f"{folder}: {', '.join(missing)} missing; copy the export anew")
-    changed = sorted(name for name in recorded if recorded[name] != found[name])
-    if changed:
-        raise ValueError(f"{folder}: {', '.join(changed)} damaged or changed; copy the export anew")
+    for what, names in (
+        ("missing", set(recorded) - set(found)),
+        ("damaged or changed", {name for name in recorded if recorded[name] != found.get(name)}),
+    ):
+        if names:
+            raise ValueError(f"{folder}: {', '.join(sorted(names))} {what}; copy the export anew")
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
@@ -159,14 +135,8 @@ def report_file(output: pathlib.Path) -> pathlib.Path:
 
 
 def check_output_is_free(output: pathlib.Path) -> None:
-    """Checks that neither a .tflite file nor its report would overwrite a file.
-
-    Raises:
-      ValueError: one of them exists, or a file lies where a folder must.
-    """
+    """Raises ValueError if a .tflite file or its report would overwrite a file, or can't be written."""
     for file in (output, report_file(output)):
         if file.exists():
             raise ValueError(f"{file}: exists already and is not overwritten; remove it or give another --output")
-    inaccessible = next((folder for folder in output.parents if folder.exists() and not folder.is_dir()), None)
-    if inaccessible:
-        raise ValueError(f"{inaccessible}: a file, so {output} can't be written; give another --output")
+    check_writable(output.parent, f"--output={output}")

@@ -171,14 +171,6 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
     """What each signature does, takes and gives."""
     described = {}
     for name in signatures.names:
-        outputs = {
-            key.partition("/")[2]: {
-                "dtype": "string" if array.dtype.kind == "S" else array.dtype.name,
-                "shape": ["batch", *array.shape[1:]],
-            }
-            for key, array in record.outputs.items()
-            if key.partition("/")[0] == name
-        }
         described[name] = {
             "documentation": inspect.getdoc(getattr(signatures, name.removesuffix("_png"))),
             "pictures": "bytes of files (image_bytes)" if name.endswith("_png") else "float32 in [0, 1]",
@@ -186,8 +178,12 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
                 spec.name: {"dtype": spec.dtype.name, "shape": ["batch", *spec.shape[1:]]}
                 for spec in signatures.input_specs(name)
             },
-            "outputs": outputs,
+            "outputs": {},
         }
+    for key, array in record.outputs.items():
+        name, _, output = key.partition("/")
+        dtype = "string" if array.dtype.kind == "S" else array.dtype.name
+        described[name]["outputs"][output] = {"dtype": dtype, "shape": ["batch", *array.shape[1:]]}
     return described
 
 
@@ -195,15 +191,14 @@ def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
     """One request of one row for every signature: a server runs them before it serves the version."""
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
+    requests = {}
+    for key, array in record.inputs.items():
+        signature, _, argument = key.partition("/")
+        request = requests.setdefault(signature, predict_pb2.PredictRequest())
+        request.model_spec.name, request.model_spec.signature_name = model_name, signature
+        request.inputs[argument].CopyFrom(tf.make_tensor_proto(array[:1]))
     with tf.io.TFRecordWriter(str(file)) as writer:
-        for signature in dict.fromkeys(name.partition("/")[0] for name in record.inputs):
-            request = predict_pb2.PredictRequest()
-            request.model_spec.name = model_name
-            request.model_spec.signature_name = signature
-            for key, array in record.inputs.items():
-                name, _, argument = key.partition("/")
-                if name == signature:
-                    request.inputs[argument].CopyFrom(tf.make_tensor_proto(array[:1]))
+        for request in requests.values():
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())
 

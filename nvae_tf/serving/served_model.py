@@ -23,46 +23,33 @@ import numpy as np
 from PIL import Image
 
 from nvae_tf.config import LARGEST_SEED
+from nvae_tf.data.pictures import SUFFIXES, as_eight_bits
 from nvae_tf.files import atomic_write, write_arrays
 from nvae_tf.generation.image_grid import image_grid, write_png
-from nvae_tf.serving.client import BadRequest, Cancelled, ModelClient, SignatureSpec, nearest
+from nvae_tf.serving.client import BadRequest, Cancelled, ModelClient, SignatureSpec, fits, nearest
 
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 FOLDER = "/"
 # The ending of signatures whose images are the bytes of PNG files.
 _FILES = "_png"
 _LATENT = "latent"
-# Pillow's name for images of so many channels.
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_MOST_CHANNELS = 4
 
 # uint8 in 0 to 255 or float in [0, 1], [count, height, width, channels], or Pillow's.
 Images = np.ndarray | Sequence[Image.Image]
-# Is called with the number of rows done so far.
+# Is called with the number of rows done so far, after each batch.
 Progress = Callable[[int], None]
 
 
 class Scores(NamedTuple):
-    """The negative evidence lower bound of each image.
+    """The negative evidence lower bound of each image."""
 
-    Attributes:
-      nats: `[count]`.
-      bits_per_dim: `[count]`, the same in bits for each value of the image.
-      kl_per_group: `[count, groups]`, nats, the top group first.
-    """
-
-    nats: np.ndarray
-    bits_per_dim: np.ndarray
-    kl_per_group: np.ndarray
+    nats: np.ndarray  # [count]
+    bits_per_dim: np.ndarray  # [count], the same in bits for each value of the image
+    kl_per_group: np.ndarray  # [count, groups], in nats, the top group first
 
 
 class ServedModel:
-    """A model on a server.
-
-    Args:
-      client: the client to ask with.
-      batch_rows: the most rows of one request.
-      in_flight: the number of requests that run at once.
-      progress: is called with the number of rows done after each batch.
+    """A model on a server. At most `batch_rows` rows are in a request, and `in_flight` requests run at once.
 
     All methods raise `ServingError`, and ValueError for arguments that make no sense.
 
@@ -113,8 +100,7 @@ class ServedModel:
 
     def image_shape(self, signature: str = "score") -> tuple[int, int, int]:
         """Height, width and channels of the images that a signature takes."""
-        shape = self._spec(signature).inputs["image"].shape
-        return shape[1:]
+        return self._spec(signature).inputs["image"].shape[1:]
 
     def _spec(self, signature: str) -> SignatureSpec:
         known = self.client.signatures()
@@ -130,10 +116,11 @@ class ServedModel:
 
     def _images(self, signature: str, inputs: dict[str, np.ndarray], as_pixels: bool) -> np.ndarray:
         spec = self._spec(signature)
-        if self._by_files(signature, inputs) and as_pixels:
-            return self._run(f"{signature}{_FILES}", inputs, ["image_bytes"])["image_bytes"]
-        # Pixels are a quarter of the bytes, where the model has them.
-        output = "image_uint8" if as_pixels and "image_uint8" in spec.outputs else "image"
+        if as_pixels and self._by_files(signature, inputs):
+            signature, output = f"{signature}{_FILES}", "image_bytes"
+        else:
+            # Pixels are a quarter of the bytes, where the model has them.
+            output = "image_uint8" if as_pixels and "image_uint8" in spec.outputs else "image"
         return self._run(signature, inputs, [output], as_pixels)[output]
 
     def _values(self, signature: str, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
@@ -153,30 +140,25 @@ class ServedModel:
         if not len(next(iter(inputs.values()))):
             raise ValueError("no rows: give one image or latent at least")
         wanted = self._spec(signature).inputs
-        batches = (_sent(batch, wanted) for batch in batches_of(inputs, self.batch_rows))
-        results = [
-            {name: _received(result[name], as_pixels) for name in outputs}
-            for result in predict_batches(self.client, signature, batches, outputs, self.in_flight, self.progress)
-        ]
+
+        def batches() -> Iterator[dict[str, np.ndarray]]:
+            """The rows in batches, images as the signature takes them: PNG files, or floats."""
+            for first in range(0, len(next(iter(inputs.values()))), self.batch_rows):
+                batch = {name: array[first : first + self.batch_rows] for name, array in inputs.items()}
+                if "image" in batch and "image" not in wanted:
+                    batch["image_bytes"] = png_files(batch.pop("image"))
+                elif "image" in batch and batch["image"].dtype == np.uint8:
+                    batch["image"] = batch["image"] / np.float32(255.0)
+                yield batch
+
+        def received(array: np.ndarray) -> np.ndarray:
+            if array.dtype == object:
+                return pixels_of_files(array)
+            return pixels_of(array) if as_pixels and array.dtype != np.uint8 else array
+
+        asked = predict_batches(self.client, signature, batches(), outputs, self.in_flight, self.progress)
+        results = [{name: received(result[name]) for name in outputs} for result in asked]
         return {name: np.concatenate([result[name] for result in results]) for name in outputs}
-
-
-def _sent(batch: dict[str, np.ndarray], wanted: Collection[str]) -> dict[str, np.ndarray]:
-    """A batch with images as the signature takes them: PNG files, or floats."""
-    batch = dict(batch)
-    if "image" in batch:
-        images = batch.pop("image")
-        if "image" in wanted:
-            batch["image"] = images / np.float32(255.0) if images.dtype == np.uint8 else images
-        else:
-            batch["image_bytes"] = png_files(images)
-    return batch
-
-
-def _received(array: np.ndarray, as_pixels: bool) -> np.ndarray:
-    if array.dtype == object:
-        return pixels_of_files(array)
-    return pixels_of(array) if as_pixels and array.dtype != np.uint8 else array
 
 
 def status_text(client: ModelClient) -> str:
@@ -192,20 +174,10 @@ def status_text(client: ModelClient) -> str:
 
 
 def row_seeds(seed: int, count: int) -> np.ndarray:
-    """Seeds int64 `[count]` of images 0, 1, ... of a series: the low word is the series, the high word the image.
-
-    Raises:
-      ValueError: the seed is outside 0 to 2**31 - 1.
-    """
+    """Seeds int64 `[count]` of images 0, 1, ... of a series: the low word is the series, the high word the image."""
     if not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"seed={seed}: must be from 0 to {LARGEST_SEED}")
     return np.int64(seed) + (np.arange(count, dtype=np.int64) << 32)
-
-
-def batches_of(arrays: Mapping[str, np.ndarray], rows: int) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays, with the same number of rows each, in batches of at most so many rows."""
-    for first in range(0, len(next(iter(arrays.values()))), rows):
-        yield {name: array[first : first + rows] for name, array in arrays.items()}
 
 
 def predict_batches(
@@ -219,18 +191,8 @@ def predict_batches(
     """The results of batches, in the order of the batches, while the next ones are on their way.
 
     At most `in_flight` requests run and as many results wait to be taken, so `batches` may be an endless generator. If
-    one fails, or the caller stops, the rest is canceled.
-
-    Args:
-      client: the client; its patience's `total` is for all batches together.
-      signature: the signature's name.
-      batches: the inputs of each request.
-      outputs: which outputs are wanted; all, if none is named.
-      in_flight: the number of requests that run at once.
-      progress: see `ServedModel`.
-
-    Raises:
-      ServingError: the first error of a batch.
+    one fails, or the caller stops, the rest is canceled and the first error raised. The `total` of the client's
+    patience is for all batches together; without `outputs` all outputs are given.
     """
     job, failures, done = client.new_job(), [], 0
     pool = ThreadPoolExecutor(in_flight, thread_name_prefix="prediction")
@@ -267,19 +229,18 @@ def predict_batches(
 
 
 def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Images as uint8 in 0 to 255 or float32 in [0, 1], `[count, *shape]`; Pillow's are converted to its channels.
-
-    Raises:
-      ValueError: another size, or arrays that are neither uint8 nor float.
-    """
+    """Images as uint8 in 0 to 255 or float32 in [0, 1], `[count, *shape]`; Pillow's are converted to its channels."""
     if not isinstance(images, np.ndarray):
-        mode = _MODES.get(shape[-1])
-        if mode is None:
+        if shape[-1] not in range(1, _MOST_CHANNELS + 1):
             raise ValueError(f"pictures for a model of {shape[-1]} channels: give arrays")
-        images = [_with_channels(np.asarray(_eight_bits(image).convert(mode))) for image in images]
+        pixels = []
         for number, image in enumerate(images):
-            _check_size(f"picture {number}", image.shape, shape)
-        return np.stack(images) if images else np.zeros([0, *(size or 0 for size in shape)], np.uint8)
+            if image.mode in ("I", "F"):
+                raise ValueError(f"a picture of Pillow's mode {image.mode!r}: save it with 8 or 16 bits a channel")
+            # Of 16 bits the upper ones, as a model's graph reads such files; Pillow would clip at 255.
+            pixels.append(_with_channels(np.asarray(as_eight_bits(image, shape[-1]))))
+            _check_size(f"picture {number}", pixels[-1].shape, shape)
+        return np.stack(pixels) if pixels else np.zeros([0, *(size or 0 for size in shape)], np.uint8)
     _check_size("an array's image", images.shape[1:], shape)
     if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise ValueError(f"images of dtype {images.dtype}: give uint8 in 0 to 255 or float in [0, 1]")
@@ -287,22 +248,9 @@ def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
 
 
 def _check_size(what: str, found: tuple[int, ...], wanted: tuple[int | None, ...]) -> None:
-    if len(found) != len(wanted) or any(b not in (None, a) for a, b in zip(found, wanted, strict=True)):
+    if not fits(found, wanted):
         shapes = ["x".join("?" if size is None else str(size) for size in sizes) for sizes in (found, wanted)]
         raise ValueError(f"{what} is {shapes[0]}, the model takes {shapes[1]} (height x width x channels); resize it")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """An image of 16 bits with the upper ones, as a model's graph reads such files; Pillow would clip at 255.
-
-    Raises:
-      ValueError: an image of floats, or of 32 bits.
-    """
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"a picture of Pillow's mode {image.mode!r}: save it with 8 or 16 bits a channel")
-    return image
 
 
 def _with_channels(image: np.ndarray) -> np.ndarray:
@@ -337,11 +285,7 @@ def pixels_of_files(files: np.ndarray) -> np.ndarray:
 
 
 def check_output(output: str, endings: Sequence[str]) -> None:
-    """Checks, before any work, that an output can be written: a file with one of the endings, or a `FOLDER`.
-
-    Raises:
-      ValueError: another ending, or a folder that holds something already.
-    """
+    """Raises ValueError, before any work, for another ending, or an output that can't be written or is not empty."""
     if not output.endswith(tuple(endings)):
         wanted = " or ".join("DIR/" if ending == FOLDER else f"a name in {ending}" for ending in endings)
         raise ValueError(f"--output={output}: give {wanted}")
@@ -357,30 +301,22 @@ def check_output(output: str, endings: Sequence[str]) -> None:
 
 
 def picture_files(places: Sequence[str]) -> list[pathlib.Path]:
-    """All picture files of the files and folders given, those of a folder in the order of their names.
-
-    Raises:
-      ValueError, FileNotFoundError: there are none, or a place is missing.
-    """
+    """All picture files of the files and folders given, those of a folder in the order of their names."""
     files = []
     for place in map(pathlib.Path, places):
         if not place.exists():
             raise FileNotFoundError(f"--images={place}: no such file or folder")
         found = [place]
         if place.is_dir():
-            found = sorted(file for file in place.iterdir() if file.suffix.lower() in PICTURE_ENDINGS)
+            found = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES)
         if not found:
-            raise ValueError(f"--images={place}: no pictures in it ({', '.join(PICTURE_ENDINGS)})")
+            raise ValueError(f"--images={place}: no pictures in it ({', '.join(SUFFIXES)})")
         files += found
     return files
 
 
 def read_pictures(files: Sequence[pathlib.Path], height: int, width: int) -> list[Image.Image]:
-    """The images of picture files.
-
-    Raises:
-      ValueError: a file is no picture, or of another size.
-    """
+    """The images of picture files; raises ValueError for a file that is no picture, or of another size."""
     images = []
     for file in files:
         try:
@@ -429,11 +365,7 @@ def write_latents(output: str, latents: np.ndarray) -> None:
 
 
 def read_latents(path: str) -> np.ndarray:
-    """The latents of a file that `write_latents` or `train.generate encode` wrote.
-
-    Raises:
-      FileNotFoundError, ValueError: there is none, or it is something else.
-    """
+    """The latents `[count, total]` of a file that `write_latents` or `train.generate encode` wrote."""
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"--latents={path}: no such file")
     try:

@@ -9,6 +9,7 @@ import pathlib
 import sys
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -80,13 +81,10 @@ class Batching(NamedTuple):
     timeout: float = 0.005
 
 
-@dataclass
-class _Request:
+class _Request(NamedTuple):
     arrays: Arrays
     rows: int
-    done: threading.Event = field(default_factory=threading.Event)
-    result: Arrays | None = None
-    error: Exception | None = None
+    result: Future
 
 
 @dataclass
@@ -101,14 +99,9 @@ class Batcher:
 
     The first request of a batch waits a moment for others of the same signature, runs all their rows at once in its
     own thread, and hands each its rows. So there are no threads and no queue besides those of the requests.
-
-    Raises:
-      ValueError: a setting is out of range.
     """
 
     def __init__(self, run: Run, batching: Batching):
-        if batching.max_batch_size < 1 or batching.timeout < 0:
-            raise ValueError(f"{batching}: max_batch_size must be 1 or more, the timeout 0 or more")
         self._run, self._batching = run, batching
         self._lock = threading.Lock()
         self._open: dict[Hashable, _Batch] = {}
@@ -119,9 +112,10 @@ class Batcher:
         Raises:
           Exception: what running these rows alone raises; an error of others' rows is theirs.
         """
-        request = _Request(arrays, len(next(iter(arrays.values()))))
-        if not 0 < request.rows < self._batching.max_batch_size:
+        rows = len(next(iter(arrays.values())))
+        if not 0 < rows < self._batching.max_batch_size:
             return self._run(signature, arrays, outputs)
+        request = _Request(arrays, rows, Future())
         shapes = tuple((name, array.shape[1:]) for name, array in sorted(arrays.items()))
         key = (signature, outputs, shapes)
         batch, leads = self._joined(key, request)
@@ -130,10 +124,7 @@ class Batcher:
             with self._lock:
                 self._close(key, batch)
             self._run_batch(signature, batch.requests, outputs)
-        request.done.wait()
-        if request.error is not None:
-            raise request.error
-        return request.result
+        return request.result.result()
 
     def _joined(self, key: Hashable, request: _Request) -> tuple[_Batch, bool]:
         """The batch that the request is in now, and whether it is its first."""
@@ -158,61 +149,50 @@ class Batcher:
         batch.full.set()
 
     def _run_batch(self, signature: str, requests: list[_Request], outputs: tuple[str, ...]) -> None:
+        def answer(together: list[_Request]) -> None:
+            merged = {name: np.concatenate([r.arrays[name] for r in together]) for name in together[0].arrays}
+            results = self._run(signature, merged, outputs)
+            ends = np.cumsum([request.rows for request in together])
+            if any(len(array) != ends[-1] for array in results.values()):
+                raise ValueError("an output has other rows than the inputs, so it can't be split")
+            for request, end in zip(together, ends, strict=True):
+                request.result.set_result({name: a[end - request.rows : end] for name, a in results.items()})
+
         try:
-            self._run_together(signature, requests, outputs)
-        except Exception as error:
+            answer(requests)
+        except BaseException as error:
+            if len(requests) == 1:
+                requests[0].result.set_exception(error)
+                return
             # One row makes the batch fail, and it is unknown which: each request is run by itself.
             for request in requests:
-                if len(requests) == 1:
-                    request.error = error
-                    continue
-                try:
-                    request.result = self._run(signature, request.arrays, outputs)
-                except Exception as own:
-                    request.error = own
-        except BaseException:  # the process ends: nobody may wait for ever
-            for request in requests:
-                request.error = RuntimeError("the batch was given up")
-            raise
-        finally:
-            for request in requests:
-                request.done.set()
-
-    def _run_together(self, signature: str, requests: list[_Request], outputs: tuple[str, ...]) -> None:
-        names = requests[0].arrays
-        merged = {name: np.concatenate([request.arrays[name] for request in requests]) for name in names}
-        results = self._run(signature, merged, outputs)
-        rows = sum(request.rows for request in requests)
-        if any(len(array) != rows for array in results.values()):
-            raise ValueError("an output has other rows than the inputs, so it can't be split")
-        first = 0
-        for request in requests:
-            request.result = {name: array[first : first + request.rows] for name, array in results.items()}
-            first += request.rows
+                self._run_batch(signature, [request], outputs)
 
 
 class LoadedVersion:
     """A version in memory, in a session of TensorFlow, as TensorFlow Serving loads it; runs from many threads at once.
 
-    Without `batching` each request runs alone.
+    Without `batching` each request runs alone. `users` are the requests that it must not be closed under.
 
     Raises:
       Exception: TensorFlow and protobuf raise many kinds for a damaged or foreign folder.
     """
 
     def __init__(self, folder: pathlib.Path, batching: Batching | None = None):
-        self.number = int(folder.name)
+        self.number, self.users = int(folder.name), 0
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         try:
             loaded = tf.compat.v1.saved_model.loader.load(self._session, [tf.saved_model.SERVING], str(folder))
         except BaseException:
-            self._session.close()
+            self.close()
             raise
         self.definitions = get_model_metadata_pb2.SignatureDefMap(signature_def=dict(loaded.signature_def))
         self.specs = signature_specs(message_as_json(self.definitions)[SIGNATURE_DEF])
         self._batcher = Batcher(self._run, batching) if batching else None
-        self._idle = threading.Condition()
-        self._users, self._retired = 0, False
+
+    def close(self) -> None:
+        """Frees the memory."""
+        self._session.close()
 
     def run(self, signature: str, arrays: Mapping[str, np.ndarray], outputs: Collection[str] = ()) -> Arrays:
         """Runs a signature (empty for `serving_default`), for the outputs that are named (all, if none is).
@@ -240,35 +220,11 @@ class LoadedVersion:
         return run(signature, dict(arrays), wanted)
 
     def spec(self, signature: str) -> SignatureSpec:
-        """The inputs and outputs of a signature.
-
-        Raises:
-          RequestError: there is none.
-        """
+        """The inputs and outputs of a signature; raises RequestError if there is none."""
         if signature not in self.specs:
             message = f'Serving signature key "{signature}" not found; the model has {", ".join(self.specs)}'
             raise RequestError(grpc.StatusCode.FAILED_PRECONDITION, message)
         return self.specs[signature]
-
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[bool]:
-        """Keeps the session open while the block runs; gives False if it is too late for that."""
-        with self._idle:
-            usable = not self._retired
-            self._users += usable
-        try:
-            yield usable
-        finally:
-            with self._idle:
-                self._users -= usable
-                self._idle.notify_all()
-
-    def retire(self, seconds: float) -> None:
-        """Closes the session when the requests that use it are done, after so many seconds at the latest."""
-        with self._idle:
-            self._retired = True
-            self._idle.wait_for(lambda: not self._users, seconds)
-        self._session.close()
 
     def _run(self, signature: str, arrays: Mapping[str, np.ndarray], outputs: tuple[str, ...]) -> Arrays:
         definition = self.definitions.signature_def[signature]
@@ -276,16 +232,8 @@ class LoadedVersion:
         return self._session.run({name: definition.outputs[name].name for name in outputs}, feed)
 
 
-class Status(NamedTuple):
-    """A version's state, one of TensorFlow Serving's, and the error of one that failed."""
-
-    state: int
-    error_code: int = error_codes_pb2.OK
-    error_message: str = ""
-
-
 class ServedVersions:
-    """The versions of one model.
+    """The versions of one model; a context manager, within which they are loaded and dropped.
 
     Args:
       name: the model's name for clients.
@@ -307,26 +255,26 @@ class ServedVersions:
     ):
         self.name, self.path, self.labels = name, path, dict(labels or {})
         self._num_versions, self._batching, self._poll_seconds = num_versions, batching, poll_seconds
-        self._lock = threading.Lock()
+        # Guards the following, and is notified when a request has done with a version.
+        self._lock = threading.Condition()
         self._loaded: dict[int, LoadedVersion] = {}
-        self._statuses: dict[int, Status] = {}
+        self._statuses: dict[int, get_model_status_pb2.ModelVersionStatus] = {}
         # The files of versions that can't be loaded; such a version is tried again once they change.
         self._failed: dict[int, tuple] = {}
         self._looked, self._stopped = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"versions of {name}", daemon=True)
 
-    def start(self) -> None:
-        """Begins to load what is there, in a thread."""
+    def __enter__(self) -> "ServedVersions":
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
-        """Stops polling, and closes all versions."""
+    def __exit__(self, *error: object) -> None:
         self._stopped.set()
         self._thread.join()
         for number in list(self._loaded):
             self._unload(number)
 
-    def wait_until_looked(self, seconds: float | None = None) -> bool:
+    def wait_until_looked(self, seconds: float) -> bool:
         """Waits until what was there at the start is loaded, or has failed; False if that takes longer."""
         return self._looked.wait(seconds)
 
@@ -335,15 +283,13 @@ class ServedVersions:
         with self._lock:
             return bool(self._loaded)
 
-    def statuses(self, number: int | None = None, label: str | None = None) -> dict[int, Status]:
-        """The state of every version that was seen, or of one.
-
-        Raises:
-          RequestError: there is none.
-        """
+    def statuses(
+        self, number: int | None = None, label: str | None = None
+    ) -> dict[int, get_model_status_pb2.ModelVersionStatus]:
+        """The state of every version that was seen, newest first, or of one; raises RequestError if there is none."""
         number = self._number(number, label)
         with self._lock:
-            found = {key: status for key, status in self._statuses.items() if number in (None, key)}
+            found = {key: self._statuses[key] for key in sorted(self._statuses, reverse=True) if number in (None, key)}
         if not found:
             which = "any versions" if number is None else f"version {number}"
             raise RequestError(grpc.StatusCode.NOT_FOUND, f"Could not find {which} of model {self.name}")
@@ -357,13 +303,15 @@ class ServedVersions:
           RequestError: there is none, or it is still being loaded.
         """
         number = self._number(number, label)
-        with contextlib.ExitStack() as stack:
-            while True:
-                version = self._find(number)
-                if stack.enter_context(version.in_use()):
-                    break
-                stack.pop_all().close()  # dropped meanwhile: look again
+        with self._lock:
+            version = self._find(number)
+            version.users += 1
+        try:
             yield version
+        finally:
+            with self._lock:
+                version.users -= 1
+                self._lock.notify_all()
 
     def _number(self, number: int | None, label: str | None) -> int | None:
         if not label:
@@ -373,14 +321,15 @@ class ServedVersions:
         return self.labels[label]
 
     def _find(self, number: int | None) -> LoadedVersion:
-        with self._lock:
-            wanted = max(self._loaded, default=None) if number is None else number
-            if wanted in self._loaded:
-                return self._loaded[wanted]
-            loading = [key for key, status in self._statuses.items() if status.state == State.LOADING]
-            first_look = not self._looked.is_set()
-        which = f"Latest({self.name})" if number is None else f"Specific({self.name}, {number})"
-        if first_look if number is None else number in loading:
+        wanted = max(self._loaded, default=None) if number is None else number
+        if wanted in self._loaded:
+            return self._loaded[wanted]
+        if number is None:
+            which, is_loading = f"Latest({self.name})", not self._looked.is_set()
+        else:
+            which = f"Specific({self.name}, {number})"
+            is_loading = number in self._statuses and self._statuses[number].state == State.LOADING
+        if is_loading:
             raise RequestError(grpc.StatusCode.UNAVAILABLE, f"Servable is being loaded: {which}")
         raise RequestError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {which}")
 
@@ -403,7 +352,7 @@ class ServedVersions:
             if not missing:
                 break
             for number in missing:
-                self._set_status(number, Status(State.LOADING))
+                self._set_state(number, State.LOADING)
             self._load(max(missing), found[max(missing)])
         else:
             return
@@ -416,24 +365,27 @@ class ServedVersions:
         except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged folder
             self._failed[number] = files
             reason = in_one_line(str(error))
-            self._set_status(number, Status(State.END, error_codes_pb2.UNKNOWN, reason))
+            self._set_state(number, State.END, error_codes_pb2.UNKNOWN, reason)
             _log(f"{self.path / str(number)}: can't be loaded ({reason})")
             return
         self._failed.pop(number, None)
         with self._lock:
             self._loaded[number] = version
-            self._statuses[number] = Status(State.AVAILABLE)
+            self._set_state(number, State.AVAILABLE)
         _log(f"{self.name}: version {number} is served")
 
     def _unload(self, number: int) -> None:
         with self._lock:
             version = self._loaded.pop(number)
-            self._statuses[number] = Status(State.UNLOADING)
-        version.retire(_SECONDS_TO_DRAIN)
-        self._set_status(number, Status(State.END))
+            self._set_state(number, State.UNLOADING)
+            self._lock.wait_for(lambda: not version.users, _SECONDS_TO_DRAIN)
+        version.close()
+        self._set_state(number, State.END)
         _log(f"{self.name}: version {number} is no longer served")
 
-    def _set_status(self, number: int, status: Status) -> None:
+    def _set_state(self, number: int, state: int, error_code: int = error_codes_pb2.OK, reason: str = "") -> None:
+        status = get_model_status_pb2.ModelVersionStatus(version=number, state=state)
+        status.status.error_code, status.status.error_message = error_code, reason
         with self._lock:
             self._statuses[number] = status
 

@@ -8,6 +8,7 @@ them, on a CPU a padded row takes as long as any, and the server's code disagree
 must be where requests are split.
 """
 
+import contextlib
 import datetime
 import json
 import math
@@ -15,18 +16,21 @@ import os
 import pathlib
 import platform
 import re
-import runpy
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from google.protobuf import text_format
 
-from nvae_tf.errors import require, start_tensorflow_quietly
-from nvae_tf.files import atomic_write, beside_package
-from nvae_tf.serving.client import SignatureSpec, nearest, signature_specs
+from nvae_tf.errors import first_line, require, start_tensorflow_quietly
+from nvae_tf.files import atomic_write
+from nvae_tf.serving.client import nearest
+
+if typing.TYPE_CHECKING:
+    from nvae_tf.serving.served_versions import LoadedVersion
 
 # The release whose TensorFlow, 2.21, is the one that writes the exports.
 SERVING_IMAGE = "tensorflow/serving:2.21.0"
@@ -69,11 +73,6 @@ class BatchTiming(NamedTuple):
     rows: int
     seconds: float
 
-    @property
-    def rows_per_second(self) -> float:
-        """The throughput."""
-        return self.rows / self.seconds
-
 
 class BatchingParameters(NamedTuple):
     """The message of that name in tensorflow_serving/servables/tensorflow/session_bundle_config.proto."""
@@ -96,11 +95,8 @@ def write_server_files(
     """Writes the files for all exports `models/NAME/VERSION/saved_model.pb` into `output`; returns a text about it.
 
     Files of the same names are replaced, others are left alone. Without `measure` the batching parameters that are
-    there are used, or else requests are not batched.
-
-    Raises:
-      FileNotFoundError, ValueError: there are no exports, one can't be run, or an argument makes no sense; nothing is
-        written then.
+    there are used, or else requests are not batched. Nothing is written where there are no exports, or one can't be
+    run.
     """
     jinja2 = require("jinja2", "serving")
     match = re.fullmatch(r"[\w./-]+(?::\d+/[\w./-]+)?(?::(?P<tag>[\w.-]+))?(?P<digest>@sha256:[0-9a-f]{64})?", image)
@@ -144,12 +140,7 @@ def write_server_files(
 
 
 def find_exports(models: pathlib.Path) -> list[ServedExports]:
-    """The models of a folder `models/NAME/VERSION/saved_model.pb`, by name.
-
-    Raises:
-      FileNotFoundError: there is no such folder, or no export in it.
-      ValueError: a model's name can't be a part of an address.
-    """
+    """The models of a folder `models/NAME/VERSION/saved_model.pb`, by name."""
     if not models.is_dir():
         raise FileNotFoundError(f"{models}: no such folder; give one that holds NAME/VERSION/saved_model.pb")
     if _versions(models):
@@ -178,9 +169,6 @@ def with_labels(exports: list[ServedExports], labels: str) -> list[ServedExports
 
     `auto` gives every model two: canary is the newest version, stable the newest but one, or the newest where there is
     no other.
-
-    Raises:
-      ValueError: an entry is no `MODEL:LABEL=VERSION`, names a model or a version that is missing, or a label twice.
     """
     if labels == AUTOMATIC_LABELS:
         return [
@@ -238,7 +226,7 @@ def _measured_batching(
     table = []
     for export, batches in timings.items():
         table += ["", export, "  rows   ms a batch   rows/s"]
-        table += [f"{b.rows:6d} {1e3 * b.seconds:12.1f} {b.rows_per_second:8.1f}" for b in batches]
+        table += [f"{rows:6d} {1e3 * seconds:12.1f} {rows / seconds:8.1f}" for rows, seconds in batches]
     import tensorflow as tf
 
     device = "GPU" if tf.config.list_physical_devices("GPU") else "no GPU"
@@ -272,76 +260,55 @@ def measure_batches(folder: pathlib.Path, longest_seconds: float) -> tuple[str, 
       ValueError: the export can't be loaded or run, or has no signature for images.
     """
     start_tensorflow_quietly()
+    from nvae_tf.serving.served_versions import LoadedVersion, request_error
+
     try:
-        session_of = runpy.run_path(str(beside_package("export") / "run_saved_model.py"))["session_of"]
-        with session_of(str(folder)) as run:
-            signature, spec = _image_signature(folder)
+        with contextlib.closing(LoadedVersion(folder)) as version:
+            with_images = [name for name, spec in version.specs.items() if "image" in {*spec.inputs, *spec.outputs}]
+            if not with_images:
+                raise ValueError("none of its signatures has an input or an output `image`")
+            signature = _USUAL_SIGNATURE if _USUAL_SIGNATURE in with_images else with_images[0]
             timings: list[BatchTiming] = []
             for rows in _BATCHES:
-                inputs = _inputs(spec, rows)
-                timings.append(BatchTiming(rows, _median_seconds(run, signature, inputs)))
+                timings.append(_median_time(version, signature, rows))
                 if largest_worthwhile(timings, longest_seconds) < rows:
                     # Another program may have been in the way: once more before larger batches are ruled out.
-                    again = BatchTiming(rows, _median_seconds(run, signature, inputs))
-                    timings[-1] = min(timings[-1], again)
+                    timings[-1] = min(timings[-1], _median_time(version, signature, rows))
                     if largest_worthwhile(timings, longest_seconds) < rows:
                         break
         return signature, timings
     except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
-        # Its first line may say no more than that the graph could not be run.
-        lines = [line for line in str(error).splitlines() if line.strip() and "Graph execution error" not in line]
-        reason = lines[0] if lines else type(error).__name__
+        reason = first_line(request_error(error))
         raise ValueError(f"{folder}: its batches can't be measured ({reason}); is the export complete?") from error
 
 
-def _median_seconds(run: Callable[..., dict[str, np.ndarray]], signature: str, inputs: dict[str, np.ndarray]) -> float:
-    run(signature, **inputs)  # the first run optimizes the graph
+def _median_time(version: "LoadedVersion", signature: str, rows: int) -> BatchTiming:
+    # Inputs that every signature takes: images and temperatures of 0.5, seeds 0, 1, 2, ...
+    inputs = {
+        name: np.arange(rows, dtype=tensor.dtype)
+        if tensor.dtype.startswith("int")
+        else np.full((rows, *tensor.shape[1:]), 0.5, tensor.dtype)
+        for name, tensor in version.spec(signature).inputs.items()
+    }
+    version.run(signature, inputs)  # the first run optimizes the graph
     seconds: list[float] = []
     while len(seconds) < _MOST_RUNS and (len(seconds) < _LEAST_RUNS or sum(seconds) < _ENOUGH_SECONDS):
         start = time.perf_counter()
-        run(signature, **inputs)
+        version.run(signature, inputs)
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
-def _image_signature(folder: pathlib.Path) -> tuple[str, SignatureSpec]:
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    from nvae_tf.serving.grpc_client import message_as_json
-
-    saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-    definitions = saved.meta_graphs[0].signature_def
-    specs = signature_specs({name: message_as_json(definition) for name, definition in definitions.items()})
-    for name in [_USUAL_SIGNATURE, *specs]:
-        if name in specs and "image" in {*specs[name].inputs, *specs[name].outputs}:
-            return name, specs[name]
-    raise ValueError("none of its signatures has an input or an output `image`")
-
-
-def _inputs(spec: SignatureSpec, rows: int) -> dict[str, np.ndarray]:
-    """Inputs that every signature takes: images and temperatures of 0.5, seeds 0, 1, 2, ..."""
-    inputs = {}
-    for name, tensor in spec.inputs.items():
-        if tensor.dtype.startswith("int"):
-            inputs[name] = np.arange(rows, dtype=tensor.dtype)
-        else:
-            inputs[name] = np.full((rows, *tensor.shape[1:]), 0.5, tensor.dtype)
-    return inputs
+    return BatchTiming(rows, statistics.median(seconds))
 
 
 def largest_worthwhile(timings: Sequence[BatchTiming], longest_seconds: float) -> int:
-    """The rows of the last batch of those that each give `LEAST_GAIN` more throughput than the one before.
+    """The rows of the last of growing batches that each give `LEAST_GAIN` more throughput than the one before.
 
-    Args:
-      timings: of growing batches, the first with one row.
-      longest_seconds: no batch but the first may take longer.
+    The first batch has one row; no other one may take longer than `longest_seconds`.
     """
     best = timings[0]
-    for timing in timings[1:]:
-        too_slow = timing.seconds > longest_seconds
-        if too_slow or timing.rows_per_second < (1.0 + LEAST_GAIN) * best.rows_per_second:
+    for rows, seconds in timings[1:]:
+        if seconds > longest_seconds or rows / seconds < (1.0 + LEAST_GAIN) * best.rows / best.seconds:
             break
-        best = timing
+        best = BatchTiming(rows, seconds)
     return best.rows
 
 

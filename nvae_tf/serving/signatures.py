@@ -69,19 +69,12 @@ def flat_of_groups(latents: Sequence[tf.Tensor], shapes: Shapes) -> tf.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class UpperGroupsSource:
-    """Takes the latent of the rows that have one, and draws the others from the prior.
+    """Takes the latent of the rows that have one, and draws the others from the prior."""
 
-    Attributes:
-      latent: `[batch, height, width, latent channels]`, after the flows.
-      noise: standard-normal, of the same shape.
-      temperature: multiplies the prior's sigma, `[batch, 1, 1, 1]`.
-      is_given: which rows' latents are taken, `[batch, 1, 1, 1]`.
-    """
-
-    latent: tf.Tensor
-    noise: tf.Tensor
-    temperature: tf.Tensor
-    is_given: tf.Tensor
+    latent: tf.Tensor  # [batch, height, width, latent channels], after the flows
+    noise: tf.Tensor  # standard-normal, of the same shape
+    temperature: tf.Tensor  # [batch, 1, 1, 1], multiplies the prior's sigma
+    is_given: tf.Tensor  # [batch, 1, 1, 1], which rows' latents are taken
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of every row, beside the prior that it could have come from."""
@@ -99,12 +92,8 @@ class Signatures:
     `NAME_png` is NAME with `image_bytes` `[batch]`, the bytes of PNG files, wherever NAME has `image`. It is meant for
     REST, which sends bytes as base64. Models of more than 4 channels don't have it.
 
-    Args:
-      model: the model.
-      forward: makes the pass through the networks of each call, e.g. with folded weights.
-
-    Raises:
-      tf.errors.InvalidArgumentError: an input is out of range; the message names it. In the export as well.
+    `forward` makes the pass through the networks of each call, e.g. with folded weights. An input that is out of range
+    raises tf.errors.InvalidArgumentError, in the export as well.
     """
 
     def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass):
@@ -139,9 +128,7 @@ class Signatures:
 
     def function(self, name: str) -> Callable[..., Tensors]:
         """The signature called `name`, from its inputs to its named outputs."""
-        if not name.endswith(_SUFFIX):
-            return getattr(self, name)
-        return self._with_bytes(getattr(self, name.removesuffix(_SUFFIX)), self.input_specs(name))
+        return self._of(getattr(self, name.removesuffix(_SUFFIX)), name)
 
     def archive(self) -> keras.export.ExportArchive:
         """All signatures, ready to be written, with the weights that they use and no other state."""
@@ -152,9 +139,7 @@ class Signatures:
             for name in _OF_IMAGES
         }
         for name in self.names:
-            base = traced[name.removesuffix(_SUFFIX)]
-            function = self._with_bytes(base, self.input_specs(name)) if name.endswith(_SUFFIX) else _calling(base)
-            archive.add_endpoint(name, function, self.input_specs(name))
+            archive.add_endpoint(name, self._of(traced[name.removesuffix(_SUFFIX)], name), self.input_specs(name))
         return archive
 
     def sample(self, seed: tf.Tensor, temperature: tf.Tensor) -> Tensors:
@@ -259,8 +244,11 @@ class Signatures:
         seeds = _words(_checked_rows("seed", seed, image, "image"))
         return self.model.infer(image, noise_per_image(self.latent_shapes, seeds), self._forward())
 
-    def _with_bytes(self, signature: Callable[..., Tensors], specs: list[tf.TensorSpec]) -> Callable[..., Tensors]:
-        """A signature with images as bytes in place of tensors; `specs` are its own inputs."""
+    def _of(self, signature: Callable[..., Tensors], name: str) -> Callable[..., Tensors]:
+        """The signature called `name`, of that with tensors; a plain function: archives trace a `tf.function` again."""
+        if not name.endswith(_SUFFIX):
+            return lambda *inputs: signature(*inputs)
+        specs = self.input_specs(name)
 
         def function(*inputs: tf.Tensor) -> Tensors:
             given = [
@@ -271,11 +259,6 @@ class Signatures:
             return {"image_bytes": bytes_of_images(outputs["image"])} if "image" in outputs else outputs
 
         return function
-
-
-def _calling(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
-    """A plain function: an archive would trace a `tf.function` again."""
-    return lambda *inputs: function(*inputs)
 
 
 def _images(image: tf.Tensor) -> Tensors:
@@ -322,13 +305,10 @@ def _tied(value: tf.Tensor, condition: tf.Tensor, message: list) -> tf.Tensor:
 
 
 def images_from_bytes(image_bytes: tf.Tensor, config: ModelConfig) -> tf.Tensor:
-    """Images `[batch, height, width, channels]` in [0, 1] of PNG files `[batch]`.
+    """Images `[batch, height, width, channels]` in [0, 1] of PNG files `[batch]` of the model's size.
 
     Values are quantized to the bits of the model's data, as in training: with 1 bit, values from 128 up are white.
     Gray is converted to color and back where the model has other channels.
-
-    Raises:
-      tf.errors.InvalidArgumentError: a file is no PNG file, or of another size than the model's.
     """
     shape = (config.image_height, config.image_width, config.image_channels)
 

@@ -29,12 +29,11 @@ from nvae_tf.serving.tflite_conversion import convert, rewrite_for_builtins, wit
 from nvae_tf.serving.verification import diverged
 from nvae_tf.training.loading import spec_to_read
 
-# A device computes one image at a time. TFLite could leave the batch open, but shapes that are known only at run time
-# cost more operations (47 reshapes instead of 3 in the decoder of `configs/digits.py`), 8 % of its time, and delegates
-# that require fixed shapes; and a batch of 8 took as long per image as a batch of 1.
+# A device computes one image at a time. An open batch costs 8 % more time and the delegates that require fixed shapes,
+# and a batch of 8 took as long per image as a batch of 1.
 DEVICE_BATCH = 1
-# For the ranges of int8. On the demo 16 to 128 gave images within 0.5 dB of each other, 512 gave 0.5 to 1.5 dB less:
-# rare values widen the ranges.
+# For the ranges of int8. On the demo 16 to 128 gave images within 0.5 dB of each other, 512 gave less: rare values
+# widen the ranges.
 REPRESENTATIVE_INPUTS = 128
 TEST_INPUTS = 64
 # Largest difference that rounding may cause in float32, relative to the largest number of the output.
@@ -64,21 +63,14 @@ class DeviceSignatures:
     H, W and C are the height, width and channels of images, `total` is the number of latent values of an image. A
     flat latent and flat noise have the groups one after another, the top group first, each flattened from `[height,
     width, channels]`. All is float32; images are in [0, 1]. The methods take any batch, exports `DEVICE_BATCH`.
-
-    Args:
-      model: the model.
-      forward: makes the pass through the networks of each call, e.g. with folded weights.
+    `forward` makes the pass through the networks of each call, e.g. with folded weights.
     """
 
     def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass):
         self.model = model
         self.latent_shapes = model.plan.latent_shapes()
+        self.total = sum(latent_sizes(self.latent_shapes))
         self._forward = forward
-
-    @property
-    def total(self) -> int:
-        """Number of latent values of an image."""
-        return sum(latent_sizes(self.latent_shapes))
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """The exported inputs of the signature called `name`, in the order of its arguments."""
@@ -95,12 +87,7 @@ class DeviceSignatures:
         }[name]
 
     def write(self, name: str, folder: pathlib.Path) -> None:
-        """Writes the signature called `name` as a SavedModel that can be converted to builtin operations.
-
-        Args:
-          name: one of `DEVICE_SIGNATURES`; the signature, its inputs and outputs keep their names.
-          folder: of the SavedModel; must not exist yet.
-        """
+        """Writes the signature called `name` as a new SavedModel that can be converted to builtin operations."""
         archive = keras.export.ExportArchive()
         archive.add_endpoint(name, getattr(self, name), self.input_specs(name))
         archive.write_out(str(folder), verbose=False)
@@ -168,15 +155,12 @@ class Comparison:
     size_bytes: int
     latency_ms: float
     test_inputs: int
-    # The largest difference of an output, and the same over the largest number of the model's output.
     largest_error: float
-    relative_largest_error: float
+    relative_largest_error: float  # over the largest number of the model's output
     mean_error: float
-    # Root mean square of the differences over that of the model's outputs.
-    relative_error: float
+    relative_error: float  # root mean square of the differences over that of the model's outputs
     psnr_db: float
-    # Of the image that differs most.
-    worst_psnr_db: float
+    worst_psnr_db: float  # of the image that differs most
 
     def text(self) -> str:
         """The numbers for people, a line each."""
@@ -228,7 +212,19 @@ def export_tflite(
 
     test = inputs("test", TEST_INPUTS, _TEST_SEED)
     representative = inputs("train", REPRESENTATIVE_INPUTS, _REPRESENTATIVE_SEED) if quantize == "int8" else None
-    metadata = _metadata(exact, signature, quantize, representative, source)
+    metadata = {
+        "signature": signature,
+        # The model's settings alone: those of a run may name a folder of this machine.
+        "config": {"model": config_to_dict(model.config)},
+        "latents": latent_layout(exact.latent_shapes),
+        "quantization": {
+            "mode": quantize,
+            "numbers": MODES[quantize],
+            "representative_inputs": len(next(iter(representative.values()))) if representative else 0,
+        },
+        "source": dict(source or {}),
+        "versions": {"tensorflow": tf.__version__, "ai-edge-litert": importlib.metadata.version("ai-edge-litert")},
+    }
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary, "saved_model")
         folded_signatures(model).write(signature, folder)
@@ -298,8 +294,7 @@ def _in_batches(compute: Callable[..., tf.Tensor], inputs: Arrays) -> np.ndarray
 def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arrays) -> Comparison:
     """Runs a signature of a .tflite model, for inputs `[count, ...]` by name, and compares it with the float32 model.
 
-    Raises:
-      ValueError: the interpreter can't run it, or the model's or the file's numbers are not finite.
+    Raises ValueError if the interpreter can't run it, or the model's or the file's numbers are not finite.
     """
     output = "latent" if name == "encode" else "image"
     expected = _in_batches(lambda **rows: getattr(signatures, name)(**rows)[output], inputs)
@@ -312,6 +307,10 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     if name == "encode":
         images = [_in_batches(lambda latent: signatures.decode(latent)["image"], {"latent": z}) for z in images]
     squares = np.square(images[0] - images[1]).mean(axis=(1, 2, 3))
+
+    def psnr(square: float) -> float:
+        return float(-10.0 * np.log10(max(square, _SMALLEST_SQUARE)))
+
     return Comparison(
         size_bytes=len(content),
         latency_ms=1e3 * float(np.median(seconds)),
@@ -320,14 +319,9 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
         relative_largest_error=float(np.abs(difference).max() / np.abs(expected).max()),
         mean_error=float(np.abs(difference).mean()),
         relative_error=float(np.sqrt(np.square(difference).mean() / np.square(expected).mean())),
-        psnr_db=_psnr(squares.mean()),
-        worst_psnr_db=_psnr(squares.max()),
+        psnr_db=psnr(squares.mean()),
+        worst_psnr_db=psnr(squares.max()),
     )
-
-
-def _psnr(square: float) -> float:
-    """Peak signal-to-noise ratio in decibels, for a peak of 1."""
-    return float(-10.0 * np.log10(max(square, _SMALLEST_SQUARE)))
 
 
 def _device_outputs(content: bytes, name: str, output: str, inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
@@ -347,25 +341,6 @@ def _device_outputs(content: bytes, name: str, output: str, inputs: Arrays) -> t
             )
         with np.load(made) as results:
             return results["output"], results["seconds"]
-
-
-def _metadata(
-    signatures: DeviceSignatures,
-    name: str,
-    quantize: str,
-    representative: Arrays | None,
-    source: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    examples = 0 if representative is None else len(next(iter(representative.values())))
-    return {
-        "signature": name,
-        # The model's settings alone: those of a run may name a folder of this machine.
-        "config": {"model": config_to_dict(signatures.model.config)},
-        "latents": latent_layout(signatures.latent_shapes),
-        "quantization": {"mode": quantize, "numbers": MODES[quantize], "representative_inputs": examples},
-        "source": dict(source or {}),
-        "versions": {"tensorflow": tf.__version__, "ai-edge-litert": importlib.metadata.version("ai-edge-litert")},
-    }
 
 
 def _check(comparison: Comparison, name: str, quantize: str, smallest_psnr: float) -> None:

@@ -29,13 +29,9 @@ _DOUBLING_AXES = 0b010100
 
 
 def convert(folder: pathlib.Path, name: str, quantize: str, representative: dict[str, np.ndarray] | None) -> bytes:
-    """Converts a signature to a .tflite model of builtin operations alone.
+    """Converts a signature of a SavedModel, after `rewrite_for_builtins`, to a .tflite model of builtins alone.
 
-    Args:
-      folder: a SavedModel, after `rewrite_for_builtins`.
-      name: of the signature.
-      quantize: one of `nvae_tf.serving.outputs.MODES`.
-      representative: for int8, inputs of the signature by name, each `[count, ...]`.
+    Int8 needs representative inputs of the signature, by name, each `[count, ...]`.
 
     Raises:
       ValueError: the converter can't do it with builtins.
@@ -49,7 +45,9 @@ def convert(folder: pathlib.Path, name: str, quantize: str, representative: dict
     if quantize == "int8":
         # Inputs and outputs stay float32: that is the converter's default.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.representative_dataset = lambda: ((name, row) for row in single_rows(representative))
+        count = len(next(iter(representative.values())))
+        rows = [{key: array[index : index + 1] for key, array in representative.items()} for index in range(count)]
+        converter.representative_dataset = lambda: ((name, row) for row in rows)
     try:
         with _native_messages_dropped(), warnings.catch_warnings():
             # The converter itself takes the ranges of int8 with the old interpreter.
@@ -63,12 +61,6 @@ def convert(folder: pathlib.Path, name: str, quantize: str, representative: dict
     if foreign:
         raise ValueError(f"--signature={name} --quantize={quantize}: needs operations that are no builtins: {foreign}")
     return content
-
-
-def single_rows(inputs: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """The rows one after another, each with a batch of 1."""
-    for index in range(len(next(iter(inputs.values())))):
-        yield {name: array[index : index + 1] for name, array in inputs.items()}
 
 
 @contextlib.contextmanager
@@ -165,12 +157,7 @@ def with_metadata(content: bytes, metadata: dict[str, Any]) -> bytes:
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads the metadata of an exported .tflite file.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is no .tflite file, or not one of this package.
-    """
+    """Reads the metadata of an exported .tflite file; raises ValueError for a file of another kind."""
     content = pathlib.Path(path).read_bytes()
     try:
         if content[4:8] != _FILE_IDENTIFIER:

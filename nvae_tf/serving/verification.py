@@ -1,7 +1,6 @@
 """Runs an export where this package can't be imported, as a server would, and compares it with recorded numbers.
 
-Inputs and outputs of the model are recorded when the export is made and travel in it, so that it can be checked again
-wherever it has been copied to.
+Inputs and outputs of the model are recorded when the export is made, so that it can be checked wherever it is copied.
 """
 
 import io
@@ -48,12 +47,7 @@ class Record(NamedTuple):
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> "Record":
-        """Reads the record of an export.
-
-        Raises:
-          FileNotFoundError: there is no export, or none with a record.
-          ValueError: the file is damaged.
-        """
+        """Reads the record of an export; FileNotFoundError if there is none, ValueError for a damaged one."""
         check_is_export(folder)
         if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"{folder / RECORD}: missing, so there is nothing to compare the export with")
@@ -69,14 +63,9 @@ class Record(NamedTuple):
 
 
 def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
-    """Runs every signature of a model on the CPU.
+    """Runs every signature of a model on the CPU; raises ValueError for an output that is not finite.
 
-    Args:
-      signatures: of the model.
-      inputs: those of another record; without them the images are the model's own samples.
-
-    Raises:
-      ValueError: an output is not finite.
+    Without the inputs of another record the images are the model's own samples.
     """
     used, outputs, values = {}, {}, dict(_VALUES)
     with tf.device("/CPU:0"):
@@ -118,7 +107,7 @@ def verified(folder: pathlib.Path) -> dict[str, float]:
       The largest difference of every output, relative to its largest number; 8-bit images may be one level apart.
 
     Raises:
-      FileNotFoundError: see `Record.read`.
+      FileNotFoundError: there is no record.
       ValueError: a number differs by more than `TOLERANCE`, or the export can't be run.
     """
     record = Record.read(folder)
@@ -134,11 +123,7 @@ def verified(folder: pathlib.Path) -> dict[str, float]:
 
 
 def clean_process_numbers(folder: pathlib.Path, inputs: Arrays) -> Arrays:
-    """The outputs of the SavedModel in `folder` for such inputs, in a new process without this package.
-
-    Raises:
-      ValueError: the process failed; the message has the last line of its error output.
-    """
+    """The outputs of the SavedModel in `folder` for such inputs, in a new process without this package."""
     with tempfile.TemporaryDirectory() as elsewhere:
         given, made = pathlib.Path(elsewhere, "inputs.npz"), pathlib.Path(elsewhere, "outputs.npz")
         np.savez(given, **inputs)

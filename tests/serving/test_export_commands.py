@@ -97,7 +97,7 @@ def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_printed
         ("export_tflite", ["--workdir={0}/run", "--output={0}/a/b"], "--workdir={0}/run: no such folder"),
         ("export_tflite", ["--workdir=none", "--output={0}/a.tflite"], "a.tflite: exists already"),
         ("export_tflite", ["--workdir=none", "--output={0}/b.tflite"], "b.tflite.json: exists already"),
-        ("export_tflite", ["--workdir=none", "--output={0}/a.tflite/x"], "a.tflite: a file, so"),
+        ("export_tflite", ["--workdir=none", "--output={0}/a.tflite/x"], "a.tflite is a file, not a folder"),
         ("export_tflite", ["--workdir=x", "--output=y", "--smallest_psnr=nan"], "--smallest_psnr=nan: must be"),
     ],
 )

@@ -29,7 +29,7 @@ from tensorflow_serving.apis import (
 
 from nvae_tf.serving.client import ModelNotFound, Patience, ServerNotReady, TooLarge
 from nvae_tf.serving.local_server import LocalServer, _tensor_in_fields
-from nvae_tf.serving.served_versions import Batcher, Batching, LoadedVersion
+from nvae_tf.serving.served_versions import Batcher, Batching, LoadedVersion, RequestError, State
 from tests.serving.conftest import ROOT
 from tests.serving.model_servers import IMAGES, SEEDS, Servers, local_servers, served
 
@@ -272,18 +272,17 @@ def test_versions_come_and_go(texts_folder, tmp_path):
         wait_for(lambda: client.metadata().version == 5)
 
 
-def test_a_version_is_not_closed_under_a_request(texts_folder):
-    version = LoadedVersion(texts_folder)
-    with version.in_use() as usable:
-        assert usable
-        closing = threading.Thread(target=version.retire, args=(10.0,))
-        closing.start()
-        wait_for(lambda: version._retired)
-        assert version.run("twice", {"value": np.float32([[1]])})["value"] == [[2.0]]
-    closing.join(5)
-    assert not closing.is_alive()
-    with version.in_use() as usable:
-        assert not usable
+def test_a_version_is_not_closed_under_a_request(texts_folder, tmp_path):
+    shutil.copytree(texts_folder, tmp_path / "1")
+    with served("texts", tmp_path) as versions:
+        assert versions.wait_until_looked(60)
+        with versions.using() as version:
+            shutil.rmtree(tmp_path / "1")
+            wait_for(lambda: versions.statuses()[1].state == State.UNLOADING)
+            with pytest.raises(RequestError), versions.using():
+                pass
+            assert version.run("twice", {"value": np.float32([[1]])})["value"] == [[2.0]]
+        wait_for(lambda: versions.statuses()[1].state == State.END)
 
 
 def test_a_model_that_is_being_loaded_is_unavailable(texts_folder, monkeypatch, tmp_path):
