@@ -72,11 +72,7 @@ class Turns(NamedTuple):
 
 
 def measure(job: Job, rounds: int, yardstick: str | None) -> Turns:
-    """Runs a job, and a yardstick if one is named, each in a process of its own, in turn.
-
-    Raises:
-      WorkerEnded: it failed.
-    """
+    """Runs a job, and a yardstick if one is named, each in a process of its own, in turn; WorkerEnded if it fails."""
     workload = WORKLOADS[job.workload]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         say(f"{job}: {'preparing' if workload.is_command else 'building, and the first time'}")
@@ -195,11 +191,7 @@ def _seconds(value: float | None) -> str:
 
 
 def chosen_jobs(options: argparse.Namespace) -> list[Job]:
-    """The workloads of `--only`, or all, each with its own presets or with the possible ones of `--presets`.
-
-    Raises:
-      ValueError: one that is asked for by name needs PyTorch, or other presets.
-    """
+    """The workloads of `--only`, or all, each with its own presets or with the possible ones of `--presets`."""
     jobs = []
     for name in options.only or WORKLOADS:
         if name in NEED_TORCH and not results.has_torch():
@@ -232,11 +224,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if options.compare and options.json and options.compare.resolve() == options.json.resolve():
         parser.error(f"--json={options.json}: would overwrite the file that it is compared with; name another")
     try:
-        options.earlier = read_result(options.compare) if options.compare else None
-    except ValueError as error:
-        parser.error(f"--compare: {error}")
-    try:
         options.jobs = chosen_jobs(options)
+        options.earlier = read_result(options.compare, "--compare: ") if options.compare else None
     except ValueError as error:
         parser.error(str(error))
     return options
@@ -246,11 +235,10 @@ def names(known: Collection[str]) -> Callable[[str], list[str]]:
     """A reader of lists of known names."""
 
     def read(text: str) -> list[str]:
-        found = list(dict.fromkeys(text.split(",")))
-        for name in found:
+        for name in text.split(","):
             if name not in known:
                 raise argparse.ArgumentTypeError(f"{name!r}: must be some of {', '.join(known)}")
-        return found
+        return list(dict.fromkeys(text.split(",")))
 
     return read
 

@@ -38,16 +38,12 @@ _MEASURED = {"yardstick", "ratio", "median_seconds", "noise", "seconds", "yardst
 _MEASURED |= {"first_step_seconds", "peak_memory_bytes"}
 
 
-def read_result(file: pathlib.Path) -> dict[str, Any]:
-    """Reads a file of `benchmarks.all --json`.
-
-    Raises:
-      ValueError: it is missing or something else.
-    """
+def read_result(file: pathlib.Path, flag: str = "") -> dict[str, Any]:
+    """Reads a file of `benchmarks.all --json`; ValueError, which begins with `flag`, if it is missing or another."""
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: can't be read ({first_line(error)})") from error
+        raise ValueError(f"{flag}{file}: can't be read ({first_line(error)})") from error
     try:
         is_ours = result["format"] == FORMAT and {"machine", "versions", "date"} <= result.keys()
         for row in result["results"]:
@@ -55,7 +51,7 @@ def read_result(file: pathlib.Path) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError):
         is_ours = False
     if not is_ours:
-        raise ValueError(f"{file}: no file of benchmarks.all --json, or of another version of it; measure anew")
+        raise ValueError(f"{flag}{file}: no file of benchmarks.all --json, or of another version of it; measure anew")
     return result
 
 

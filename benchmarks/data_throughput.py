@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -117,27 +117,26 @@ def rates_of(specs: dict[str, Any], seconds: float) -> dict[str, float]:
     for number in range(1, ROUNDS + 1):
         say(f"round {number} of {ROUNDS}")
         for name, reading in readings.items():
-            rounds[name].append(BATCH_SIZE * rate(lambda reading=reading: next(reading), seconds))
+            rounds[name].append(BATCH_SIZE * rate(reading, seconds))
             # The pipeline reads ahead until its buffer is full, in the others' time.
             time.sleep(0.5)
     return {name: statistics.median(values) for name, values in rounds.items()}
 
 
-def rate(work: Callable[[], Any], seconds: float) -> float:
-    """How many times a second `work` is done; what was read ahead is used up before."""
+def rate(reading: Iterator, seconds: float) -> float:
+    """How many batches are read a second; those that were read ahead are used up before."""
     until = time.monotonic() + seconds / 4
     while time.monotonic() < until:
-        work()
+        next(reading)
     started, count = time.monotonic(), 0
     while (passed := time.monotonic() - started) < seconds:
-        work()
+        next(reading)
         count += 1
     return count / passed
 
 
 def training_images_per_second() -> float:
-    """What training steps of the cifar10 preset take on this machine, 4 images a step."""
-    # The workload has taken its first step when it answers.
+    """What training steps of the cifar10 preset take on this machine; the first is taken before the worker answers."""
     with Worker("ours", python("benchmarks.workloads", "training", "cifar10", "")) as worker:
         times = [worker.ask("step")["seconds"] for _ in range(TRAINING_STEPS)]
     return BATCH_SIZES["cifar10"] / statistics.median(times)

@@ -5,9 +5,6 @@ Processes of their own keep the workloads' threads and peak memory apart.
 
 The parent writes one word a line to the worker's standard input, `ready`, `step` or `summary`; the worker answers each
 with a line of JSON on a pipe made for that. The worker's output is kept, and shown if it fails.
-
-    with Worker("ours", [sys.executable, "-m", "benchmarks.some_worker"]) as ours:
-        ours.ask("step")["seconds"]
 """
 
 import contextlib
@@ -44,12 +41,7 @@ class WorkerEnded(RuntimeError):
 
 
 class Worker:
-    """A workload in a process of its own, as its parent sees it. Leaving the `with` block ends the process.
-
-    Args:
-      name: what messages call it.
-      command: the program and its arguments; the program calls `serve`.
-    """
+    """A workload in a process of its own, whose program calls `serve`. Leaving the `with` block ends the process."""
 
     def __init__(self, name: str, command: list[str]):
         self.name = name
@@ -84,11 +76,7 @@ class Worker:
         self._log.close()
 
     def ask(self, word: str) -> dict[str, Any]:
-        """Sends a word and waits for the answer.
-
-        Raises:
-          WorkerEnded: the process ended instead of answering.
-        """
+        """Sends a word and waits for the answer; WorkerEnded if the process ends instead."""
         try:
             print(word, file=self._process.stdin, flush=True)
             answer = self._answers.readline()
@@ -113,22 +101,16 @@ def how_it_ended(status: int) -> str:
 def serve(step: Callable[[], float], summary: Callable[[], dict[str, Any]]) -> None:
     """Answers the parent's words until it closes the pipe: the worker's side of `Worker`.
 
-    Args:
-      step: runs one step and returns its seconds.
-      summary: returns the other measurements, as JSON; `peak_memory_bytes`, taken before the call, is added.
+    `step` runs one step and returns its seconds, `summary` the other measurements; the peak memory before is added.
     """
+    words = {
+        "ready": dict,
+        "step": lambda: {"seconds": step()},
+        "summary": lambda: {"peak_memory_bytes": peak_memory_bytes()} | summary(),
+    }
     with os.fdopen(int(os.environ[_ANSWERS]), "w") as answers:
         for line in sys.stdin:
-            word = line.strip()
-            if word == "ready":
-                answer = {}
-            elif word == "step":
-                answer = {"seconds": step()}
-            elif word == "summary":
-                answer = {"peak_memory_bytes": peak_memory_bytes()} | summary()
-            else:
-                raise ValueError(f"A benchmark's worker knows the words `ready`, `step` and `summary`, not `{word}`.")
-            print(json.dumps(answer), file=answers, flush=True)
+            print(json.dumps(words[line.strip()]()), file=answers, flush=True)
 
 
 def peak_memory_bytes() -> int:

@@ -76,11 +76,7 @@ class Record:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns all results, in seconds and bytes, as `--json` writes them.
-
-    Raises:
-      ValueError: there are fewer GPUs than replicas, or too little memory.
-    """
+    """Returns all results, in seconds and bytes; ValueError for fewer GPUs than replicas, or too little memory."""
     stamp = results.stamp()
     command = python("benchmarks.train_scaling", LIST_GPUS)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
@@ -116,11 +112,7 @@ def variants(replicas: list[int], recompute: list[str], microbatches: list[int])
 def side_by_side(
     records: dict[Variant, Record], options: argparse.Namespace, stack: contextlib.ExitStack
 ) -> dict[Variant, Worker]:
-    """Starts all workers, one after the other: the time to the first step is measured as well.
-
-    Raises:
-      ValueError: they take more memory than there is.
-    """
+    """Starts all workers, one after the other; ValueError if they take more memory than there is."""
     free, peaks, workers = psutil.virtual_memory().available, [0], {}
     # The largest first: then it is known early that they do not fit.
     for variant in sorted(records, key=lambda variant: -variant.replicas):
@@ -173,35 +165,27 @@ def failure_noted(record: Record) -> Iterator[None]:
 
 def rows_of(records: dict[Variant, Record], batch_size: int) -> list[dict[str, Any]]:
     """Returns every variant's results; where its worker has failed, little more than why."""
-    rows = {variant: _row(variant, record, batch_size) for variant, record in records.items()}
+    rows = {}
+    for variant, record in records.items():
+        images, turns, summaries = variant.replicas * batch_size, record.turns, record.summaries
+        rows[variant] = row = variant._asdict() | {"images_a_step": images, "failure": record.failure}
+        if not turns or not summaries:
+            continue
+        for name in ("trace_seconds", "first_step_seconds", "memory_before_first_step_bytes"):
+            row[name] = float(np.median([summary[name] for summary in summaries]))
+        for name in ("graph_nodes", "skipped_steps"):
+            row[name] = max(summary[name] for summary in summaries)
+        for ending, rank in (("", 50), ("_10_percent", 10), ("_90_percent", 90)):
+            row[f"step_seconds{ending}"] = float(np.percentile(np.concatenate(turns), rank))
+        row["images_per_second"] = images / row["step_seconds"]
+        # Of the GPU with the highest peak, or without GPUs of the process.
+        peaks = [max(summary["gpu_peak_bytes"], default=summary["peak_memory_bytes"]) for summary in summaries]
+        row.update(peak_memory_bytes=max(peaks), every_step_seconds=turns)
     for variant, row in rows.items():
         rate = row.get("images_per_second")
         one = rows.get(variant._replace(replicas=1), {}).get("images_per_second")
         row["efficiency"] = rate / (variant.replicas * one) if rate and one else None
     return list(rows.values())
-
-
-def _row(variant: Variant, record: Record, batch_size: int) -> dict[str, Any]:
-    row = variant._asdict() | {"images_a_step": variant.replicas * batch_size, "failure": record.failure}
-    if not record.turns or not record.summaries:
-        return row
-    low, median, high = (float(np.percentile(np.concatenate(record.turns), rank)) for rank in (10, 50, 90))
-    summaries = record.summaries
-    for name in ("trace_seconds", "first_step_seconds", "memory_before_first_step_bytes"):
-        row[name] = float(np.median([summary[name] for summary in summaries]))
-    for name in ("graph_nodes", "skipped_steps"):
-        row[name] = max(summary[name] for summary in summaries)
-    return row | {
-        "step_seconds": median,
-        "step_seconds_10_percent": low,
-        "step_seconds_90_percent": high,
-        "images_per_second": variant.replicas * batch_size / median,
-        # Of the GPU with the highest peak, or without GPUs of the process.
-        "peak_memory_bytes": max(
-            max(summary["gpu_peak_bytes"], default=summary["peak_memory_bytes"]) for summary in summaries
-        ),
-        "every_step_seconds": record.turns,
-    }
 
 
 def table(result: dict[str, Any]) -> str:
@@ -212,8 +196,10 @@ def table(result: dict[str, Any]) -> str:
     )
     rows = []
     for row in result["rows"]:
-        shown = list(COLUMNS.values())[: None if row["failure"] is None else COLUMNS_OF_VARIANT]
-        rows.append([show(row) for show in shown] + ([] if row["failure"] is None else [f"none: {row['failure']}"]))
+        shown, why = list(COLUMNS.values()), []
+        if row["failure"] is not None:
+            shown, why = shown[:COLUMNS_OF_VARIANT], [f"none: {row['failure']}"]
+        rows.append([show(row) for show in shown] + why)
     note = "Efficiency: images/s over replicas x the images/s of 1 replica, each with the same batch (weak scaling)"
     gpus, cores = result["machine"]["gpus"], result["machine"]["cores"]
     if gpus:
@@ -232,7 +218,7 @@ def doubts(rows: list[dict[str, Any]]) -> list[str]:
     """Returns what speaks against the results."""
     found = []
     for row in (row for row in rows if row["failure"] is None):
-        name = Variant(row["replicas"], row["recompute"], row["accumulate_steps"])
+        name = Variant(*(row[field] for field in Variant._fields))
         if row["step_seconds_90_percent"] > UNEVEN * row["step_seconds_10_percent"]:
             found.append(f"{name}: the steps are uneven; something else was running, so measure again")
         if row["skipped_steps"]:
@@ -241,11 +227,7 @@ def doubts(rows: list[dict[str, Any]]) -> list[str]:
 
 
 class ScaledStep:
-    """The training step of a run with some settings `train.*`, on a batch of random images for all its replicas.
-
-    Raises:
-      ValueError: the settings do not fit each other or the devices.
-    """
+    """The training step of a run with some settings `train.*`, on a batch of random images for all its replicas."""
 
     def __init__(self, preset: str, training: dict[str, Any]):
         import tensorflow as tf
@@ -314,13 +296,12 @@ def print_gpus() -> None:
     """Prints the names of the GPUs that TensorFlow finds; in a process of its own, so that others can use them."""
     import tensorflow as tf
 
+    details = tf.config.experimental.get_device_details
     gpus = tf.config.list_physical_devices("GPU")
-    names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
-    print(json.dumps(names))
+    print(json.dumps([details(gpu).get("device_name", gpu.name) for gpu in gpus]))
 
 
 def serve_variant(settings: str) -> None:
-    """Serves the training step of one variant."""
     # Several processes share a GPU: none may take all of its memory at once.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     try:
@@ -337,7 +318,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--preset", choices=known, default="digits", metavar="NAME", help="whose settings, of configs/ (digits)")
     add("--replicas", type=numbers, metavar="N,N", help="how many (GPUs: 1,2,4 and so on to all of them; CPU: 1,2)")
-    add("--recompute", type=words, default=list(RECOMPUTATIONS), metavar="KIND,KIND", help="(none,groups,all)")
+    kinds = {"type": lambda text: text.split(","), "default": list(RECOMPUTATIONS)}
+    add("--recompute", metavar="KIND,KIND", help="(none,groups,all)", **kinds)
     add("--accumulate_steps", type=numbers, metavar="N,N", help="microbatches (those of 1,2,4 that divide the batch)")
     add("--batch_size", type=int, metavar="N", help="images a step and replica (the preset's)")
     add("--precision", choices=PRECISIONS, default="float32", help="(float32)")
@@ -364,12 +346,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def words(text: str) -> list[str]:
-    return text.split(",")
-
-
 def numbers(text: str) -> list[int]:
-    return [results.at_least(1)(number) for number in words(text)]
+    return [results.at_least(1)(number) for number in text.split(",")]
 
 
 def main(arguments: list[str] | None = None) -> None:
