@@ -59,6 +59,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "images_per_second": rates,
         "training_images_per_second": consumed,
+        "times_what_training_takes": {name: rate / consumed for name, rate in rates.items()},
         "published_images_per_second": PUBLISHED_IMAGES_PER_SECOND,
         "folder_memory": memory,
     }
@@ -171,32 +172,13 @@ def read_folder(folder: str, batches: str) -> None:
     print(json.dumps(measured | {"peak_bytes": peak_memory_bytes()}))
 
 
-def table(result: dict[str, Any]) -> str:
-    """The results for people, as Markdown."""
-    ours = result["training_images_per_second"]
-    rows = [[name, f"{value:,.0f}", f"{value / ours:,.0f}"] for name, value in result["images_per_second"].items()]
-    lines = results.markdown(("source", "images/s", "times what a cifar10 step takes here"), rows)
-    lines += ["", f"a training step of the cifar10 preset on this machine takes {ours:.2f} images/s"]
-    for name, value in result["published_images_per_second"].items():
-        lines.append(f"the published run of {name} took {value:.0f} images/s")
-    memory = result["folder_memory"]
-    lines += [
-        "",
-        f"folder of PNG files, {memory['images']:,} of them for training: {memory['seconds_to_check']:.1f} s to find "
-        f"and check, peak memory {memory['peak_bytes'] / 1e6:,.0f} MB, of which "
-        f"{memory['imported_bytes'] / 1e6:,.0f} MB is TensorFlow itself",
-        "",
-    ]
-    return "\n".join(lines)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints and writes."""
     parser = results.benchmark_parser("data_throughput", __doc__)
     add = parser.add_argument
     add("--files", type=results.at_least(1000), default=100_000, help="PNG files of the large folder (default: 100000)")
     add("--seconds", type=results.positive_seconds, default=2.0, help="seconds a source and round (default: 2)")
-    results.run(parser.parse_args(arguments), measure, table)
+    results.run(parser.parse_args(arguments), measure)
 
 
 if __name__ == "__main__":

@@ -72,27 +72,13 @@ def _workloads(preset: str, importance_samples: int) -> dict[str, Callable[[], A
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """The results for people."""
-    samples, rate = result["importance_samples"], result["images_per_second"]
-    return "\n".join(
-        [
-            f"{result['preset']}, batch {result['batch_size']}",
-            f"bound with {samples} samples       {rate['bound']:10.3f} images/s",
-            f"{samples} complete passes         {rate['naive']:10.3f} images/s",
-            f"  ratio of their times       {result['ratio']:10.3f}",
-            f"sampling                     {rate['sampling']:10.2f} images/s",
-        ]
-    )
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints."""
     parser = results.benchmark_parser("evaluation", __doc__)
     parser.add_argument("--preset", choices=("cifar10", "digits", "mnist"), required=True, help="whose architecture")
     parser.add_argument("--importance_samples", type=results.at_least(1), default=100, help="K of the bound (100)")
     parser.add_argument("--rounds", type=results.at_least(1), default=3, help="timed rounds (default: 3)")
-    note_uneven(results.run(parser.parse_args(arguments), measure, table)["every_seconds_an_image"])
+    note_uneven(results.run(parser.parse_args(arguments), measure)["every_seconds_an_image"])
 
 
 if __name__ == "__main__":

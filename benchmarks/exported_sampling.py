@@ -127,26 +127,13 @@ def operations_of(folder: pathlib.Path, signature: str) -> int:
     return count(call.attr["f"].func.name)
 
 
-def table(result: dict[str, Any]) -> str:
-    """The results for people."""
-    lines = [
-        f"{result['preset']}, {result['batch_size']} samples a batch",
-        f"{'':10}{'seconds':>10}{'to keras':>10}{'operations':>12}{'weights MB':>12}",
-    ]
-    for name, seconds in result["seconds"].items():
-        operations = result["operations"].get(name, "-")
-        stored = f"{result['weights_bytes'][name] / 1e6:.1f}" if name in result["weights_bytes"] else "-"
-        lines.append(f"{name:10}{seconds:10.3f}{result['ratio_to_keras'][name]:10.2f}{operations:>12}{stored:>12}")
-    return "\n".join(lines)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints."""
     parser = results.benchmark_parser("exported_sampling", __doc__)
     parser.add_argument("--preset", choices=PRESETS, required=True, help="whose architecture")
     parser.add_argument("--batch_size", type=results.at_least(1), default=16, help="samples at once (default: 16)")
     parser.add_argument("--rounds", type=results.at_least(1), default=9, help="timed rounds (default: 9)")
-    note_uneven(results.run(parser.parse_args(arguments), measure, table)["every_seconds"])
+    note_uneven(results.run(parser.parse_args(arguments), measure)["every_seconds"])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -129,13 +130,39 @@ def _revision() -> str | None:
 def run(
     options: argparse.Namespace,
     measure: Callable[[argparse.Namespace], dict[str, Any]],
-    table: Callable[[dict[str, Any]], str],
+    table: Callable[[dict[str, Any]], str] | None = None,
 ) -> dict[str, Any]:
-    """Measures, prints the results for people, and writes them if `--json` names a file."""
-    result = stamp() | measure(options)
-    print("\n".join([table(result), *place(result)]))
+    """Measures, prints the results, as a table or by their names, and writes them if `--json` names a file."""
+    about, measured = stamp(), measure(options)
+    result = about | measured
+    print("\n".join([table(result) if table else text(measured), *place(result)]))
     write_json(result, options.json)
     return result
+
+
+def text(measured: dict[str, Any]) -> str:
+    """Results by their names in the file of `--json`; those of every single turn are in the file alone."""
+    lines = []
+    for name, value in measured.items():
+        if name.startswith("every_"):
+            continue
+        if isinstance(value, dict):
+            lines += [f"{name}:", *(f"  {key:<42}{_cell(item)}" for key, item in value.items())]
+        elif isinstance(value, list) and isinstance(value[0], dict):
+            columns = [key for key in dict.fromkeys(itertools.chain(*value)) if not key.startswith("every_")]
+            rows = [[_cell(row.get(key, "")) for key in columns] for row in value]
+            lines += [f"{name}:", *markdown(columns, rows)]
+        else:
+            lines.append(f"{name:<44}{_cell(value)}")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000.0 else f"{value:,.0f}"
+    return "-" if value is None else f"{value:,}" if type(value) is int else str(value)
 
 
 def place(result: dict[str, Any]) -> list[str]:

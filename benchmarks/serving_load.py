@@ -72,11 +72,7 @@ class Server(NamedTuple):
     name: str
     address: str
     model: str
-    process: int
-
-    def memory_bytes(self) -> int:
-        """What the server holds of the machine's memory now."""
-        return psutil.Process(self.process).memory_info().rss
+    process: psutil.Process
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -94,7 +90,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 )
     with started_server(path, batching=True) as server, contextlib.closing(Requests(*server[1:3])) as made:
         say(f"soak: {options.requests:,} requests, one in ten malformed")
-        stood = soak(made, SIGNATURES, MALFORMED, options.requests, server.memory_bytes)
+        stood = soak(made, SIGNATURES, MALFORMED, options.requests, lambda: server.process.memory_info().rss)
     named = {"path": path.name, "server": server.name, "seconds_a_round": options.seconds}
     return named | {"rounds": rounds, "soak": stood._asdict()}
 
@@ -117,10 +113,7 @@ class Requests:
             "latent": generator.normal(size=[1, *shapes["decode"]["latent"].shape[1:]]).astype(np.float32),
         }
         self._names = {name: list(inputs) for name, inputs in shapes.items()}
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self._channel.close()
+        self.close = self._channel.close
 
     def one_row(self, signature: str) -> Ask:
         """Returns what asks a signature for one row, and raises grpc.RpcError where the request is refused."""
@@ -203,11 +196,7 @@ def soak(
 
 @contextlib.contextmanager
 def started_server(path: pathlib.Path, batching: bool) -> Iterator[Server]:
-    """Serves a folder of versions while the block runs: by `tensorflow_model_server` if TF_MODEL_SERVER names one.
-
-    Raises:
-      RuntimeError: it does not start; the message has its output.
-    """
+    """Serves a folder of versions while the block runs: by `tensorflow_model_server` if TF_MODEL_SERVER names one."""
     binary = os.environ.get("TF_MODEL_SERVER")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -227,7 +216,7 @@ def started_server(path: pathlib.Path, batching: bool) -> Iterator[Server]:
             if not _is_available(process, f"localhost:{port}", path.name):
                 raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
             name = "tensorflow_model_server" if binary else "export.serve"
-            yield Server(name, f"localhost:{port}", path.name, process.pid)
+            yield Server(name, f"localhost:{port}", path.name, psutil.Process(process.pid))
         finally:
             process.terminate()
             try:
@@ -247,28 +236,7 @@ def _is_available(process: subprocess.Popen, address: str, model: str) -> bool:
     return False
 
 
-def table(result: dict[str, Any]) -> str:
-    """The results for people."""
-    lines = [result["server"], f"{'requests/s (p50 / p99 ms)':26}{'one by one':>28}{'batching':>28}"]
-    cells: dict[tuple[str, int], dict[bool, str]] = {}
-    for row in result["rounds"]:
-        text = f"{row['requests_per_second']:.1f} ({row['p50_ms']:.0f} / {row['p99_ms']:.0f})"
-        cells.setdefault((row["signature"], row["clients"]), {})[row["batching"]] = text
-    for (signature, clients), texts in cells.items():
-        lines.append(f"{signature:14}{clients:3} clients  {texts[False]:>28}{texts[True]:>28}")
-    stood = result["soak"]
-    first, last = stood["memory_bytes"][0] / 2**20, stood["memory_bytes"][-1] / 2**20
-    lines.append(f"errors in all rounds: {sum(row['errors'] for row in result['rounds'])}")
-    lines.append(
-        f"soak of {stood['requests']:,} requests: {stood['errors']} errors; {stood['refused']:,} of "
-        f"{stood['malformed']:,} malformed ones were refused as INVALID_ARGUMENT; the server's memory was "
-        f"{first:.0f} MiB after the first tenth, {last:.0f} MiB at the end"
-    )
-    return "\n".join(lines)
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The options."""
     parser = results.benchmark_parser("serving_load", __doc__)
     add, count = parser.add_argument, results.at_least(1)
     add("--path", type=pathlib.Path, required=True, metavar="DIR", help="a folder of exported versions")
@@ -281,7 +249,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints."""
-    result = results.run(parse_arguments(arguments), measure, table)
+    result = results.run(parse_arguments(arguments), measure)
     stood = result["soak"]
     if stood["errors"] or stood["refused"] != stood["malformed"] or any(row["errors"] for row in result["rounds"]):
         sys.exit(1)

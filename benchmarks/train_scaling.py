@@ -37,22 +37,6 @@ LIST_GPUS, SERVE = "list_gpus", "serve"
 MICROBATCHES = (1, 2, 4)
 # Quick steps are timed several at a time: training waits for an accelerator at every tenth step, not after each.
 MOST_STEPS_AT_A_TIME, SECONDS_AT_A_TIME = 10, 0.25
-COLUMNS = {
-    "replicas": lambda row: str(row["replicas"]),
-    "recompute": lambda row: row["recompute"],
-    "accumulate_steps": lambda row: str(row["accumulate_steps"]),
-    "images a step": lambda row: f"{row['images_a_step']:,}",
-    "step, median": lambda row: f"{row['step_seconds']:.4f} s",
-    "10% to 90%": lambda row: f"{row['step_seconds_10_percent']:.4f} to {row['step_seconds_90_percent']:.4f} s",
-    "images/s": lambda row: f"{row['images_per_second']:,.1f}",
-    "efficiency": lambda row: f"{row['efficiency']:.0%}" if row["efficiency"] else "-",
-    "peak memory": lambda row: f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
-    "before the first step": lambda row: f"{row['memory_before_first_step_bytes'] / 1e9:.2f} GB",
-    "time to first step": lambda row: f"{row['first_step_seconds']:.1f} s",
-    "graph nodes": lambda row: f"{row['graph_nodes']:,}",
-}
-# Those that are known of a row that failed.
-COLUMNS_OF_VARIANT = 4
 
 
 class Variant(NamedTuple):
@@ -189,17 +173,8 @@ def rows_of(records: dict[Variant, Record], batch_size: int) -> list[dict[str, A
 
 
 def table(result: dict[str, Any]) -> str:
-    """Returns the results for people, as Markdown."""
-    heading = (
-        f"{result['preset']}, {result['batch_size']} images a replica, {result['precision']}, xla={result['xla']}, "
-        f"{result['rounds']} rounds"
-    )
-    rows = []
-    for row in result["rows"]:
-        shown, why = list(COLUMNS.values()), []
-        if row["failure"] is not None:
-            shown, why = shown[:COLUMNS_OF_VARIANT], [f"none: {row['failure']}"]
-        rows.append([show(row) for show in shown] + why)
+    """Returns the results for people."""
+    shown = {name: result[name] for name in ("preset", "batch_size", "precision", "xla", "rounds", "rows")}
     note = "Efficiency: images/s over replicas x the images/s of 1 replica, each with the same batch (weak scaling)"
     gpus, cores = result["machine"]["gpus"], result["machine"]["cores"]
     if gpus:
@@ -210,7 +185,7 @@ def table(result: dict[str, Any]) -> str:
         note += f"; here replicas share the CPU's {cores} cores, so that 2 can hardly have more than 50%"
         memory = "Memory: of the process, with all replicas, TensorFlow itself and the graph."
     devices = [f"{len(gpus)} x {gpus[0]}"] if gpus else []
-    lines = [heading, "", *results.markdown(tuple(COLUMNS), rows), "", f"{note}.", memory, "", *devices]
+    lines = [results.text(shown), "", f"{note}.", memory, "", *devices]
     return "\n".join(lines + results.place(result))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import results
 from benchmarks.all import Job, Turns, measure
-from benchmarks.interleaved import THREADS, WorkerEnded, note_uneven
+from benchmarks.interleaved import WorkerEnded, note_uneven
 from benchmarks.workloads import BATCH_SIZES
 
 
@@ -34,29 +34,6 @@ def summarize(turns: Turns) -> dict[str, Any]:
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """Returns the measurements for people."""
-    yardstick = result["every_yardstick_seconds"]
-    rows = [("", "ours", *(("yardstick", "ratio") if yardstick else ()))]
-    for name, statistic in (("median", statistics.median), ("fastest", min), ("slowest", max)):
-        times = [statistic(times) for times in (result["every_step_seconds"], yardstick) if times]
-        ratio = f"{times[0] / times[1]:.3f}" if yardstick else ""
-        rows.append((f"step, {name} of {len(result['every_step_seconds'])}", *(f"{t:.3f} s" for t in times), ratio))
-    peaks = [result["peak_memory_bytes"], result["yardstick_peak_memory_bytes"]]
-    rows += [
-        ("peak memory", *(f"{peak / 1e9:.2f} GB" for peak in peaks if peak)),
-        ("time to first step", f"{result['first_step_seconds']:.1f} s"),
-        ("imports before it", f"{result['import_seconds']:.1f} s"),
-        ("graph nodes", f"{result['graph_nodes']:,}"),
-        ("  outside functions", f"{result['graph_nodes_at_top']:,}"),
-        ("variables", f"{result['variables']:,}"),
-        ("  of the optimizer", f"{result['optimizer_variables']:,}"),
-        ("trained numbers", f"{result['parameters']:,}"),
-    ]
-    lines = [f"{row[0]:<22}" + "".join(f"{cell:>13}" for cell in row[1:]).rstrip() for row in rows]
-    return "\n".join([f"{result['preset']}, batch {result['batch_size']}, {THREADS} threads", *lines])
-
-
 def measure_step(options: argparse.Namespace) -> dict[str, Any]:
     """Runs both workloads in turn and returns the measurements, as `--json` writes them."""
     yardstick = None if options.no_yardstick else options.preset
@@ -72,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     results.check_yardstick(parser, options)
     try:
-        result = results.run(options, measure_step, table)
+        result = results.run(options, measure_step)
     except WorkerEnded as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -92,7 +92,7 @@ def graph_nodes(graph: Any) -> int:
 class Training:
     """The training step that `fit` runs, on a batch of random images; with gradient checkpointing or without."""
 
-    def __init__(self, preset: str, batch_size: int, recompute: str = "none"):
+    def __init__(self, preset: str, batch_size: int, folder: pathlib.Path, recompute: str = "none"):
         import tensorflow as tf
 
         from nvae_tf.models.nvae import NVAE
@@ -123,14 +123,6 @@ class Training:
         }
 
 
-def training(preset: str, batch_size: int, folder: pathlib.Path) -> Training:
-    return Training(preset, batch_size)
-
-
-def recomputed_training(preset: str, batch_size: int, folder: pathlib.Path) -> Training:
-    return Training(preset, batch_size, "all")
-
-
 def sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
     from nvae_tf.generation.sampling import ImageGenerator
 
@@ -149,10 +141,6 @@ def nelbo(preset: str, batch_size: int, folder: pathlib.Path, importance_samples
     return lambda: evaluator.evaluate_batch(images, seed=0, first=0)
 
 
-def importance_weighted(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
-    return nelbo(preset, batch_size, folder, IMPORTANCE_SAMPLES)
-
-
 def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
     from benchmarks.exported_sampling import sampling_session
 
@@ -161,33 +149,23 @@ def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> 
     return sampling_session(contextlib.ExitStack(), folder / "saved_model", batch_size)
 
 
-def export(preset: str, batch_size: None, folder: pathlib.Path) -> Callable:
-    return _command(folder, "export.export_saved_model", "--workdir", "run")
+def command(module: str, flag: str, source: str) -> Callable:
+    """The workload of a command that is run again and again; its output is removed before. Returns its peak memory."""
 
+    def made(preset: str, batch_size: None, folder: pathlib.Path) -> Callable[[], int]:
+        def run() -> int:
+            shutil.rmtree(folder / "output", ignore_errors=True)
+            return run_python(module, f"{flag}={folder / source}", f"--output={folder / 'output'}")
 
-def import_torch(preset: str, batch_size: None, folder: pathlib.Path) -> Callable:
-    return _command(folder, "export.import_torch_checkpoint", "--checkpoint", "published.pt")
+        return run
 
-
-def _command(folder: pathlib.Path, module: str, flag: str, source: str) -> Callable[[], int]:
-    """A command that is run again and again; its output is removed before. Returns its peak memory."""
-    output = folder / "output"
-
-    def run() -> int:
-        shutil.rmtree(output, ignore_errors=True)
-        return run_python(module, f"{flag}={folder / source}", f"--output={output}")
-
-    return run
+    return made
 
 
 def run_python(module: str, *arguments: str) -> int:
-    """Runs a module's command and waits for it.
+    """Runs a module's command, or ends this process if it fails.
 
-    Returns:
-      The peak memory in bytes: of the largest of its process and those that it started.
-
-    Raises:
-      SystemExit: it failed.
+    Returns the peak memory in bytes: of the largest of its process and those that it started.
     """
     process = subprocess.Popen(python(module, *arguments), stdin=subprocess.DEVNULL)
     # Of this child alone, while getrusage has the largest of all that there ever were.
@@ -263,25 +241,38 @@ class Workload(NamedTuple):
 
 
 _samples, _command_of = dict.fromkeys(BATCH_SIZES, SAMPLES_A_BATCH), {"is_slow": True, "is_command": True}
-_bound = f"importance-weighted bound of a batch, K = {IMPORTANCE_SAMPLES}"
-_import = "export.import_torch_checkpoint"
+_export = command("export.export_saved_model", "--workdir", "run")
+_import = command("export.import_torch_checkpoint", "--checkpoint", "published.pt")
 WORKLOADS = {
-    "training": Workload("training step", training, BATCH_SIZES, PRESETS[1:], yardstick_of_preset=True),
+    "training": Workload("training step", Training, BATCH_SIZES, PRESETS[1:], yardstick_of_preset=True),
     "recomputed_training": Workload(
-        "training step, train.recompute=all", recomputed_training, BATCH_SIZES, yardstick_of_preset=True
+        "training step, train.recompute=all",
+        functools.partial(Training, recompute="all"),
+        BATCH_SIZES,
+        yardstick_of_preset=True,
     ),
     "sampling": Workload("sampling, the model in Python", sampling, _samples),
     "nelbo": Workload("NELBO of a batch", nelbo, BATCH_SIZES),
-    "importance_weighted": Workload(_bound, importance_weighted, BATCH_SIZES, is_slow=True),
+    "importance_weighted": Workload(
+        f"importance-weighted bound of a batch, K = {IMPORTANCE_SAMPLES}",
+        functools.partial(nelbo, importance_samples=IMPORTANCE_SAMPLES),
+        BATCH_SIZES,
+        is_slow=True,
+    ),
     "saved_model_sampling": Workload(
         "sampling, the exported SavedModel", saved_model_sampling, _samples, prepared="saved_model"
     ),
     "export": Workload(
-        "export.export_saved_model, checked", export, dict.fromkeys(PRESETS), prepared="run", **_command_of
+        "export.export_saved_model, checked", _export, dict.fromkeys(PRESETS), prepared="run", **_command_of
     ),
     # A published file of the digits can't be made: they are no data set that the form knows.
     "import": Workload(
-        _import, import_torch, dict.fromkeys(PRESETS[1:3]), ("cifar10",), prepared="published", **_command_of
+        "export.import_torch_checkpoint",
+        _import,
+        dict.fromkeys(PRESETS[1:3]),
+        ("cifar10",),
+        prepared="published",
+        **_command_of,
     ),
 }
 
@@ -294,66 +285,54 @@ def prepared(name: str, preset: str, folder: str) -> Callable[[], Callable]:
     return functools.partial(workload.made_by, preset, workload.batch_sizes[preset], pathlib.Path(folder))
 
 
-class TimedWorkload:
-    """A workload, one of `WORKLOADS`, with one of its presets and an empty folder, and the time to its first step."""
-
-    def __init__(self, name: str, preset: str, folder: str):
-        make, self._is_command = prepared(name, preset, folder), WORKLOADS[name].is_command
-        self._summary = {"import_seconds": None, "first_step_seconds": None}
-        if self._is_command:
-            self._run, self._times = make(), 1
-            self._summary["peak_memory_bytes"] = 0
-            return
-        start = time.perf_counter()
+def serve_workload(name: str, preset: str, folder: str) -> None:
+    """Serves one of `WORKLOADS` step by step: its work once, or several times if it is quick."""
+    make, is_command, start = prepared(name, preset, folder), WORKLOADS[name].is_command, time.perf_counter()
+    summary, times = {"import_seconds": None, "first_step_seconds": None}, 1 if is_command else None
+    if is_command:
+        run, summary["peak_memory_bytes"] = make(), 0
+    else:
         for module in _MODULES:
             importlib.import_module(f"nvae_tf.{module}")
         imported = time.perf_counter()
-        self._run, self._times = make(), None
-        self._run()
-        self._summary = {"import_seconds": imported - start, "first_step_seconds": time.perf_counter() - imported}
+        run = make()
+        run()
+        summary = {"import_seconds": imported - start, "first_step_seconds": time.perf_counter() - imported}
 
-    def step(self) -> float:
-        """Does the work once, or several times if it is quick, and returns the seconds of one time."""
-        if self._times is None:
-            once = self._seconds(1)
-            self._times = min(max(round(SECONDS_AT_A_TIME / once), 1), MOST_AT_A_TIME)
-            if self._times == 1:
+    def seconds(count: int) -> float:
+        begun = time.perf_counter()
+        for _ in range(count):
+            result = run()
+        if is_command:
+            summary["peak_memory_bytes"] = max(summary["peak_memory_bytes"], result)
+        return (time.perf_counter() - begun) / count
+
+    def step() -> float:
+        nonlocal times
+        if times is None:
+            once = seconds(1)
+            times = min(max(round(SECONDS_AT_A_TIME / once), 1), MOST_AT_A_TIME)
+            if times == 1:
                 return once
-        return self._seconds(self._times)
+        return seconds(times)
 
-    def _seconds(self, times: int) -> float:
-        start = time.perf_counter()
-        for _ in range(times):
-            result = self._run()
-        if self._is_command:
-            self._summary["peak_memory_bytes"] = max(self._summary["peak_memory_bytes"], result)
-        return (time.perf_counter() - start) / times
-
-    def summary(self) -> dict[str, Any]:
-        """What is no time of a turn; of a training step the sizes too."""
-        return self._summary | (self._run.sizes() if isinstance(self._run, Training) else {})
-
-
-def serve_yardstick(preset: str) -> None:
-    """Serves the PyTorch workload step by step."""
-    import torch
-
-    from benchmarks import torch_yardstick
-
-    torch.set_num_threads(interleaved.THREADS)
-    interleaved.serve(torch_yardstick.make_step(preset), summary=dict)
+    interleaved.serve(step, lambda: summary | (run.sizes() if isinstance(run, Training) else {}))
 
 
 def main(name: str, *arguments: str) -> None:
     """See above."""
     if name == "yardstick":
-        serve_yardstick(*arguments)
+        import torch
+
+        from benchmarks import torch_yardstick
+
+        torch.set_num_threads(interleaved.THREADS)
+        interleaved.serve(torch_yardstick.make_step(*arguments), summary=dict)
     elif name == "prepare":
         what, preset, folder = arguments
         PREPARED[what](preset, pathlib.Path(folder))
     else:
-        timed = TimedWorkload(name, *arguments)
-        interleaved.serve(timed.step, timed.summary)
+        serve_workload(name, *arguments)
 
 
 if __name__ == "__main__":

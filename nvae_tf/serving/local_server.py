@@ -80,15 +80,8 @@ Models = Mapping[str, ServedVersions]
 class LocalServer:
     """Serves models over gRPC and REST while the block runs; those still being loaded are answered with UNAVAILABLE.
 
-    Args:
-      models: the models.
-      port: of gRPC; 0 picks a free one, see the attribute `port`.
-      rest_port: of REST; likewise.
-      host: the address to listen at; `0.0.0.0` for all of the machine's.
-      max_message_bytes: the largest request or gRPC answer.
-
-    Raises:
-      OSError: a port is taken.
+    The ports are of gRPC and of REST, 0 picks a free one, see the attributes; OSError if one is taken. The address
+    `0.0.0.0` is for all of the machine's. No request or gRPC answer may be over `max_message_bytes`.
     """
 
     def __init__(

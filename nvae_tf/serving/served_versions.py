@@ -70,15 +70,10 @@ def _reason(message: str) -> str:
 
 
 class Batching(NamedTuple):
-    """How requests are put together.
+    """How requests are put together."""
 
-    Attributes:
-      max_batch_size: the most rows that run together; a request with more runs alone.
-      timeout: the most seconds that the first request waits for others.
-    """
-
-    max_batch_size: int = 32
-    timeout: float = 0.005
+    max_batch_size: int = 32  # the most rows that run together; a request with more runs alone
+    timeout: float = 0.005  # the most seconds that the first request waits for others
 
 
 class _Request(NamedTuple):
@@ -107,11 +102,7 @@ class Batcher:
         self._open: dict[Hashable, _Batch] = {}
 
     def run(self, signature: str, arrays: Arrays, outputs: tuple[str, ...]) -> Arrays:
-        """Runs one request, whose arrays have the same number of rows, together with others or alone.
-
-        Raises:
-          Exception: what running these rows alone raises; an error of others' rows is theirs.
-        """
+        """Runs one request, whose arrays have the same number of rows; raises what running these alone raises."""
         rows = len(next(iter(arrays.values())))
         if not 0 < rows < self._batching.max_batch_size:
             return self._run(signature, arrays, outputs)

@@ -87,7 +87,8 @@ class Signatures:
     """The signatures of one model.
 
     H, W and C are the height, width and channels of images, `total` is the number of latent values of an
-    image, `groups` the number of latent groups. Images are float32 in [0, 1], seeds int64.
+    image, `groups` the number of latent groups. Images are float32 `[batch, H, W, C]` in [0, 1], seeds int64 `[batch]`,
+    temperatures float32 `[batch]`.
 
     `NAME_png` is NAME with `image_bytes` `[batch]`, the bytes of PNG files, wherever NAME has `image`. It is meant for
     REST, which sends bytes as base64. Models of more than 4 channels don't have it.
@@ -145,9 +146,7 @@ class Signatures:
     def sample(self, seed: tf.Tensor, temperature: tf.Tensor) -> Tensors:
         """Images from the prior.
 
-        Args:
-          seed: `[batch]`.
-          temperature: `[batch]`, above 0; multiplies every prior's sigma (Vahdat & Kautz 2020, section 4.2).
+        The temperature, above 0, multiplies every prior's sigma (Vahdat & Kautz 2020, section 4.2).
 
         Returns:
           `image` `[batch, H, W, C]`: the mean of the likelihood, whose own temperature is 1; `image_uint8`: the same
@@ -158,11 +157,7 @@ class Signatures:
         return _images(self.model.generate_from_seeds(seeds, _over_pixels(temperature), forward=self._forward()).mean())
 
     def encode(self, image: tf.Tensor, seed: tf.Tensor) -> Tensors:
-        """Latents drawn from the posterior.
-
-        Args:
-          image: `[batch, H, W, C]`.
-          seed: `[batch]`.
+        """Latents drawn from the posterior of images.
 
         Returns:
           `latent` `[batch, total]`: the groups one after another, the top group first, each flattened from
@@ -172,14 +167,7 @@ class Signatures:
         return {"latent": flat_of_groups(latents, self.latent_shapes)}
 
     def decode(self, latent: tf.Tensor) -> Tensors:
-        """The likelihood's mean, for latents from anywhere.
-
-        Args:
-          latent: `[batch, total]`, laid out as `encode` gives it.
-
-        Returns:
-          See `sample`.
-        """
+        """The images of `sample`, for latents `[batch, total]` from anywhere, laid out as `encode` gives them."""
         sources = [GivenSource(group) for group in groups_of_flat(_checked_latent(latent), self.latent_shapes)]
         return _images(self.model.top_down_pass(sources, tf.shape(latent)[0], self._forward()).likelihood.mean())
 
@@ -193,9 +181,6 @@ class Signatures:
           num_groups: int32 `[batch]`, from 0 to `groups`; the latents of so many groups, from the top, are used.
           seed: `[batch]`, of the groups that are drawn.
           temperature: `[batch]`, above 0, of their priors.
-
-        Returns:
-          See `sample`.
         """
         latent = _checked_latent(latent)
         groups = len(self.latent_shapes)
@@ -220,10 +205,6 @@ class Signatures:
 
         It is the bound that training lowers. `model.score` with one importance sample has the same mean, but
         is noisier for a model without flows: here the KL is in closed form then.
-
-        Args:
-          image: `[batch, H, W, C]`.
-          seed: `[batch]`.
 
         Returns:
           `nats` `[batch]`: the bound; `bits_per_dim` `[batch]`: the same in bits for each of the H * W * C

@@ -99,17 +99,11 @@ class DeviceSignatures:
         return {"image": self._decoded(sources, latent).likelihood.mean()}
 
     def encode(self, image: tf.Tensor, noise: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Draws `latent` `[batch, total]` from the posterior of images `[batch, H, W, C]`.
-
-        Noise `[batch, total]` is standard-normal; zeros give the posterior's means, each given those above.
-        """
+        """Draws `latent` from the posterior of images; noise `[batch, total]` of zeros gives its means."""
         return {"latent": self._flat(self._inferred(image, noise))}
 
     def sample(self, noise: tf.Tensor, temperature: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Draws `image` `[batch, H, W, C]` from the prior, from standard-normal noise `[batch, total]`.
-
-        The temperature `[batch]`, above 0, multiplies every prior's sigma.
-        """
+        """Draws `image` from the prior; the temperature `[batch]`, above 0, multiplies every prior's sigma."""
         return {"image": self._drawn(noise, temperature).likelihood.mean()}
 
     def reconstruct(self, image: tf.Tensor, noise: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -106,7 +106,7 @@ def test_a_real_run_of_evaluation(tmp_path, capsys):
     seconds = {name: times[0] for name, times in result["every_seconds_an_image"].items()}
     assert result["ratio"] == pytest.approx(seconds["bound"] / seconds["naive"])
     assert result["images_per_second"]["sampling"] == pytest.approx(1.0 / seconds["sampling"])
-    assert f"{result['ratio']:.3f}" in capsys.readouterr().out
+    assert f"{result['ratio']:.4g}\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_a_real_run_of_train_scaling(tmp_path, capsys):
         assert row["trace_seconds"] < row["first_step_seconds"]
     # Each replica's part of the graph is written out.
     assert second["graph_nodes"] > 1.8 * first["graph_nodes"]
-    assert capsys.readouterr().out.count("GB |") == 4
+    assert capsys.readouterr().out.count("\n| ") == 4
     with pytest.raises(WorkerEnded, match="train.xla = 'jit': not possible with 2 replicas"):
         with train_scaling.ready(Variant(2, "none", 1), train_scaling.parse_arguments(["--xla=jit", "--replicas=1"])):
             pass

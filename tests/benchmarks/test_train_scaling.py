@@ -65,7 +65,7 @@ def test_efficiency_compares_with_one_replica_of_the_same_kind():
     rows = rows_of(records, 8)
     assert [row["images_per_second"] for row in rows] == pytest.approx([80, 20, 64, 40])
     assert [row["efficiency"] for row in rows] == pytest.approx([1.0, 1.0, 0.4, 1.0])
-    assert "| 32.0 | - |" in table_of({TWO: record([0.5])})
+    assert rows_of({TWO: record([0.5])}, 8)[0]["efficiency"] is None
 
 
 def test_a_row_has_medians_and_the_fullest_gpu():
@@ -83,9 +83,11 @@ def test_a_row_has_medians_and_the_fullest_gpu():
 def test_the_table_explains_its_columns_and_has_failures_in_rows():
     records = {ONE: record([0.1]), TWO: record([0.2]), TWO._replace(recompute="all"): Record(failure="It was killed.")}
     on_cpu = table_of(records)
-    row = "| 2 | none | 1 | 16 | 0.2000 s | 0.2000 to 0.2000 s | 80.0 | 50% | 3.00 GB | 1.00 GB | 6.0 s | 12,345 |"
     lines = [line for line in on_cpu.splitlines() if line.startswith("|")]
-    assert row in lines and lines[-1].startswith("| 2 | all | 1 | 16 | none: It was killed. |")
+    assert lines[3].startswith(
+        "| 2 | none | 1 | 16 | - | 4 | 6 | 1,000,000,000 | 12,345 | 0 | 0.2 | 0.2 | 0.2 | 80 |"
+    )
+    assert lines[-1].startswith("| 2 | all | 1 | 16 | It was killed. |")
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
     assert "weak scaling" in on_cpu and "share the CPU's 2 cores" in on_cpu
     on_gpus = table_of(records, gpus=["Some GPU", "Some GPU"])
