@@ -12,6 +12,7 @@ failed and had not before is a regression as well. Exit code: 0 none, 2 a mistak
 """
 
 import argparse
+import contextlib
 import json
 import math
 import pathlib
@@ -32,10 +33,9 @@ RATIO_FLOOR, SECONDS_FLOOR, SINGLE_ROUND = 0.07, 0.10, 0.15
 MEMORY_LIMIT, FIRST_STEP_LIMIT = 0.05, 0.30
 # What of a machine must be the same.
 _MACHINE = ("processor", "cores", "system", "threads_used", "memory_bytes")
-# What a result has besides `failure`, which is None where there are times.
-_ALWAYS = {"workload", "preset", "batch_size", "failure"}
-_MEASURED = {"yardstick", "ratio", "median_seconds", "noise", "seconds", "yardstick_seconds"}
-_MEASURED |= {"first_step_seconds", "peak_memory_bytes"}
+# What a result has where `failure` is None.
+_MEASURED = {"yardstick", "ratio", "median_seconds", "noise", "seconds", "yardstick_seconds", "batch_size"}
+_MEASURED |= {"workload", "preset", "first_step_seconds", "peak_memory_bytes"}
 
 
 def read_result(file: pathlib.Path, flag: str = "") -> dict[str, Any]:
@@ -44,15 +44,11 @@ def read_result(file: pathlib.Path, flag: str = "") -> dict[str, Any]:
         result = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{flag}{file}: can't be read ({first_line(error)})") from error
-    try:
-        is_ours = result["format"] == FORMAT and {"machine", "versions", "date"} <= result.keys()
-        for row in result["results"]:
-            is_ours &= (_ALWAYS | (_MEASURED if row["failure"] is None else set())) <= row.keys()
-    except (AttributeError, KeyError, TypeError):
-        is_ours = False
-    if not is_ours:
-        raise ValueError(f"{flag}{file}: no file of benchmarks.all --json, or of another version of it; measure anew")
-    return result
+    with contextlib.suppress(AttributeError, KeyError, TypeError):
+        measured = [row for row in result["results"] if row["failure"] is None]
+        if result["format"] == FORMAT and all(_MEASURED <= row.keys() for row in measured):
+            return result
+    raise ValueError(f"{flag}{file}: no file of benchmarks.all --json, or of another version of it; measure anew")
 
 
 class Change(NamedTuple):
@@ -65,14 +61,9 @@ class Change(NamedTuple):
     limit: float  # the relative growth that is still no regression
 
     @property
-    def relative(self) -> float:
-        """The growth: 0.1 for ten per cent more."""
-        return self.after / self.before - 1.0
-
-    @property
     def is_regression(self) -> bool:
         """Whether it grew by more than the limit."""
-        return self.relative > self.limit
+        return self.after / self.before - 1.0 > self.limit
 
 
 class Comparison(NamedTuple):
@@ -149,21 +140,20 @@ def _have_same_clock(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 
 def _notes(earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[str]:
-    for name in _MACHINE:
-        pair = [result["machine"].get(name) for result in (earlier, later)]
-        if pair[0] != pair[1]:
-            yield f"another machine: {name} was {pair[0]} and is {pair[1]}; ratios differ less than seconds"
-    for name in sorted(earlier["versions"].keys() | later["versions"].keys()):
-        pair = [result["versions"].get(name, "missing") for result in (earlier, later)]
-        if pair[0] != pair[1]:
-            yield f"other versions: {name} was {pair[0]} and is {pair[1]}"
+    versions = sorted(earlier["versions"].keys() | later["versions"].keys())
+    for group, names, what in (("machine", _MACHINE, "another machine"), ("versions", versions, "other versions")):
+        for name in names:
+            before, after = (result[group].get(name, "missing") for result in (earlier, later))
+            if before != after:
+                yield f"{what}: {name} was {before} and is {after}; ratios differ less than seconds"
 
 
 def table_of_changes(comparison: Comparison, earlier: dict[str, Any]) -> str:
     """The comparison for people, as Markdown."""
     rows = []
     for change in comparison.changes:
-        values = f"{change.before:.3g}", f"{change.after:.3g}", f"{change.relative:+.1%}", f"{change.limit:.1%}"
+        growth = change.after / change.before - 1.0
+        values = f"{change.before:.3g}", f"{change.after:.3g}", f"{growth:+.1%}", f"{change.limit:.1%}"
         better = "better" if change.before / change.after - 1.0 > change.limit else ""
         rows.append([change.name, change.quantity, *values, "**regression**" if change.is_regression else better])
     lines = [f"Compared with revision {earlier.get('revision') or 'unknown'}, {earlier['date']}", ""]

@@ -26,6 +26,7 @@ from PIL import Image
 from benchmarks import results
 from benchmarks.interleaved import Worker, peak_memory_bytes, say
 from benchmarks.workloads import BATCH_SIZES, python
+from nvae_tf.errors import start_tensorflow_quietly
 
 KINDS = ("png", "jpg", "webp")
 ROUNDS = 5
@@ -44,8 +45,6 @@ PUBLISHED_IMAGES_PER_SECOND = {
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All results, as `--json` writes them."""
-    from nvae_tf.errors import start_tensorflow_quietly
-
     start_tensorflow_quietly()
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
@@ -153,8 +152,6 @@ def folder_memory(folder: pathlib.Path, files: int) -> dict[str, Any]:
 
 def read_folder(folder: str, batches: str) -> None:
     """Prints a line of JSON: seconds to list and check the files, images, and bytes after each stage."""
-    from nvae_tf.errors import start_tensorflow_quietly
-
     start_tensorflow_quietly()
     from nvae_tf.config import DataSpec
     from nvae_tf.data.pipeline import iterate, training_batches

@@ -10,12 +10,11 @@ cut at one half). The histogram of the classes that it sees in the samples shows
 import numpy as np
 
 from benchmarks import results
+from nvae_tf.errors import start_tensorflow_quietly
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Bitmaps `[count, pixels]` of 0 and 1 and labels of a part of the digits."""
-    from nvae_tf.errors import start_tensorflow_quietly
-
     start_tensorflow_quietly()
     from nvae_tf.data import data_spec
     from nvae_tf.data.sources import load_split
@@ -48,8 +47,6 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="number of samples")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    from nvae_tf.errors import start_tensorflow_quietly
-
     start_tensorflow_quietly()
     import nvae_tf
     from nvae_tf.generation.sampling import generate_images

@@ -56,13 +56,10 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def positive_seconds(text: str) -> float:
     """A time above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0.0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
 
 
 def has_torch() -> bool:
@@ -89,6 +86,10 @@ def stamp() -> dict[str, Any]:
         processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
     if (load := os.getloadavg()[0]) > BUSY:
         say(f"note: the load average is {load:.1f}: something else is running, or was a moment ago")
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {
@@ -99,18 +100,9 @@ def stamp() -> dict[str, Any]:
             "load_average_at_start": load,
             "memory_bytes": psutil.virtual_memory().total,
         },
-        "versions": _versions(),
+        "versions": versions,
         "revision": _revision(),
     }
-
-
-def _versions() -> dict[str, str]:
-    """Of Python and of the packages that bear on the results, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def _revision() -> str | None:

@@ -213,8 +213,11 @@ def started_server(path: pathlib.Path, batching: bool) -> Iterator[Server]:
         with log.open("w") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            if not _is_available(process, f"localhost:{port}", path.name):
-                raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
+            until = time.monotonic() + SECONDS_TO_START
+            while not _is_available(f"localhost:{port}", path.name):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
+                time.sleep(0.2)
             name = "tensorflow_model_server" if binary else "export.serve"
             yield Server(name, f"localhost:{port}", path.name, psutil.Process(process.pid))
         finally:
@@ -226,13 +229,9 @@ def started_server(path: pathlib.Path, batching: bool) -> Iterator[Server]:
                 process.wait()
 
 
-def _is_available(process: subprocess.Popen, address: str, model: str) -> bool:
-    until = time.monotonic() + SECONDS_TO_START
-    while process.poll() is None and time.monotonic() < until:
-        with contextlib.suppress(ServingError), ServingClient(address, model) as client:
-            if any(status.state == AVAILABLE for status in client.model_status()):
-                return True
-        time.sleep(0.2)
+def _is_available(address: str, model: str) -> bool:
+    with contextlib.suppress(ServingError), ServingClient(address, model) as client:
+        return any(status.state == AVAILABLE for status in client.model_status())
     return False
 
 

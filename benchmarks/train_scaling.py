@@ -181,12 +181,11 @@ def table(result: dict[str, Any]) -> str:
         if result["xla"] == "auto":
             note += "; xla=auto compiles the whole step of 1 replica, and that of several piece by piece"
         memory = "Memory: TensorFlow's, of the GPU with most in use; what CUDA itself takes is not in it."
+        memory += f"\n\n{len(gpus)} x {gpus[0]}"
     else:
         note += f"; here replicas share the CPU's {cores} cores, so that 2 can hardly have more than 50%"
         memory = "Memory: of the process, with all replicas, TensorFlow itself and the graph."
-    devices = [f"{len(gpus)} x {gpus[0]}"] if gpus else []
-    lines = [results.text(shown), "", f"{note}.", memory, "", *devices]
-    return "\n".join(lines + results.place(result))
+    return "\n".join([results.text(shown), "", f"{note}.", memory, *results.place(result)])
 
 
 def doubts(rows: list[dict[str, Any]]) -> list[str]:

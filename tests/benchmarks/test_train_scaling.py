@@ -84,9 +84,7 @@ def test_the_table_explains_its_columns_and_has_failures_in_rows():
     records = {ONE: record([0.1]), TWO: record([0.2]), TWO._replace(recompute="all"): Record(failure="It was killed.")}
     on_cpu = table_of(records)
     lines = [line for line in on_cpu.splitlines() if line.startswith("|")]
-    assert lines[3].startswith(
-        "| 2 | none | 1 | 16 | - | 4 | 6 | 1,000,000,000 | 12,345 | 0 | 0.2 | 0.2 | 0.2 | 80 |"
-    )
+    assert lines[3].startswith("| 2 | none | 1 | 16 | - | 4 | 6 | 1,000,000,000 | 12,345 | 0 | 0.2 | 0.2 | 0.2 | 80 |")
     assert lines[-1].startswith("| 2 | all | 1 | 16 | It was killed. |")
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
     assert "weak scaling" in on_cpu and "share the CPU's 2 cores" in on_cpu
