@@ -205,20 +205,20 @@ class VersionStatus(NamedTuple):
 
 def signature_specs(definitions: Mapping[str, Any]) -> dict[str, SignatureSpec]:
     """The signatures of a server's metadata, SignatureDefs as JSON, without `__saved_model_init_op` and the like."""
+
+    def tensor_spec(info: Mapping[str, Any]) -> TensorSpec:
+        shape = info.get("tensor_shape", {})
+        sizes = [int(dimension.get("size", 0)) for dimension in shape.get("dim", ())]
+        sizes = None if shape.get("unknown_rank") else tuple(None if size < 0 else size for size in sizes)
+        # Types that models here don't use keep TensorFlow's name.
+        return TensorSpec(_DTYPES.get(info.get("dtype"), info.get("dtype", "DT_INVALID")), sizes)
+
     specs = {}
     for name, definition in sorted(definitions.items()):
         if not name.startswith("__"):
             sides = (sorted(definition.get(side, {}).items()) for side in ("inputs", "outputs"))
-            specs[name] = SignatureSpec(*({key: _tensor_spec(info) for key, info in side} for side in sides))
+            specs[name] = SignatureSpec(*({key: tensor_spec(info) for key, info in side} for side in sides))
     return specs
-
-
-def _tensor_spec(info: Mapping[str, Any]) -> TensorSpec:
-    shape = info.get("tensor_shape", {})
-    sizes = [int(dimension.get("size", 0)) for dimension in shape.get("dim", ())]
-    sizes = None if shape.get("unknown_rank") else tuple(None if size < 0 else size for size in sizes)
-    # Types that models here don't use keep TensorFlow's name.
-    return TensorSpec(_DTYPES.get(info.get("dtype"), info.get("dtype", "DT_INVALID")), sizes)
 
 
 def version_statuses(answer: Mapping[str, Any]) -> list[VersionStatus]:
@@ -399,22 +399,20 @@ class ModelClient(abc.ABC):
 
     def _checked(self, job: Job, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The inputs as arrays that fit the signature, as far as the server describes it."""
-        known, asked_now = self._known, False
+        known, may_be_old = self._known, self._known is not None
         if known is None and not self._unknowable:
             try:
-                known, asked_now = self._metadata_in(job), True
+                known = self._metadata_in(job)
             except NotSupported:
                 self._unknowable = True
-        try:
+        while True:
             try:
                 return _fitting(known, signature, inputs)
-            except ValueError:
-                if known is None or asked_now:
-                    raise
+            except ValueError as error:
+                if not may_be_old:
+                    raise BadRequest(f"{self._what(signature)}: {in_one_line(str(error))}") from None
             # Since it was asked the server may have loaded a version with other signatures.
-            return _fitting(self._metadata_in(job), signature, inputs)
-        except ValueError as error:
-            raise BadRequest(f"{self._what(signature)}: {in_one_line(str(error))}") from None
+            known, may_be_old = self._metadata_in(job), False
 
 
 def _fitting(known: ModelMetadata | None, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Writes a model as one version of a SavedModel, and checks it before anyone can see it."""
 
+import contextlib
 import importlib.metadata
 import inspect
 import json
@@ -151,7 +152,9 @@ def _write_assets(
     """Makes `assets.extra/` of an export; a server reads the warm-up requests alone."""
     folder = export / _ASSETS
     folder.mkdir()
-    versions = {"nvae_tf": _own_version(), "git_revision": _git_revision(), "tensorflow": tf.__version__}
+    versions = {"nvae_tf": None, "git_revision": _git_revision(), "tensorflow": tf.__version__}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions["nvae_tf"] = importlib.metadata.version("nvae_tf")
     contents = {
         "config": origin.settings or {"model": config_to_dict(signatures.model.config)},
         "latents": latent_layout(signatures.latent_shapes),
@@ -201,13 +204,6 @@ def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
         for request in requests.values():
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())
-
-
-def _own_version() -> str | None:
-    try:
-        return importlib.metadata.version("nvae_tf")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _git_revision() -> str | None:

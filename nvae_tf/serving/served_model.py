@@ -24,7 +24,7 @@ from PIL import Image
 
 from nvae_tf.config import LARGEST_SEED
 from nvae_tf.data.pictures import SUFFIXES, as_eight_bits
-from nvae_tf.files import atomic_write, write_arrays
+from nvae_tf.files import atomic_write, check_writable, write_arrays
 from nvae_tf.generation.image_grid import image_grid, write_png
 from nvae_tf.serving.client import BadRequest, Cancelled, ModelClient, SignatureSpec, fits, nearest
 
@@ -295,9 +295,7 @@ def check_output(output: str, endings: Sequence[str]) -> None:
             raise ValueError(f"--output={output}: exists and is not empty; name a new folder")
     elif path.is_dir():
         raise ValueError(f"--output={output}: is a folder; name a file")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise ValueError(f"--output={output}: {parent} is a file, not a folder")
+    check_writable(path.parent, f"--output={output}")
 
 
 def picture_files(places: Sequence[str]) -> list[pathlib.Path]:

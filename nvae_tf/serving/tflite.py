@@ -45,6 +45,8 @@ _BATCH = 16
 # The usual range of sampling temperatures; 1 is the model's own distribution.
 _LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 0.6, 1.0
 _THREADS = 1
+# The signatures that have images among their inputs.
+_OF_IMAGES = ("encode", "reconstruct")
 _RUN = beside_package("export") / "run_tflite.py"
 # Equal images have no PSNR; rounding of float32 is some 140 dB down.
 _SMALLEST_SQUARE = 1e-15
@@ -198,7 +200,7 @@ def export_tflite(
     check_output_is_free(output)
     exact = DeviceSignatures(model)
     # Ranges of int8 are those of real images' latents too; nothing else of a decoder needs the data.
-    with_images = takes_images(signature) or (signature == "decode" and quantize == "int8")
+    with_images = signature in _OF_IMAGES or (signature == "decode" and quantize == "int8")
 
     def inputs(split: str, count: int, seed: int) -> Arrays:
         found = images(split, count) if with_images else None
@@ -247,11 +249,6 @@ def run_images(config: ExperimentConfig, data_path: str | None = None) -> DataIm
     return images
 
 
-def takes_images(name: str) -> bool:
-    """Whether the signature called `name` has images among its inputs."""
-    return name in ("encode", "reconstruct")
-
-
 def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: np.ndarray | None, seed: int) -> Arrays:
     """Draws inputs of the signature called `name`, each `[count, ...]`, by name.
 
@@ -261,7 +258,7 @@ def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: n
     generator = np.random.default_rng(seed)
     noise = generator.standard_normal((count, signatures.total)).astype(np.float32)
     temperature = generator.uniform(_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE, count).astype(np.float32)
-    if takes_images(name):
+    if name in _OF_IMAGES:
         return {"image": images, "noise": noise}
     if name == "sample":
         return {"noise": noise, "temperature": temperature}
