@@ -46,8 +46,7 @@ COLUMNS += ("time to first step", "peak memory")
 EXPLANATION = """
 Time: the median of a batch or of a whole command. Noise: the standard error of the time to compare, from
 the rounds. Time to first step: building the model, or loading it, and the first time, after the imports.
-Peak memory: of the workload's own process; of a command, that of the largest of its processes."""
-YARDSTICK_EXPLANATION = """
+Peak memory: of the workload's own process; of a command, that of the largest of its processes.
 Yardstick: which small PyTorch workload (benchmarks/torch_yardstick.py) took turns. There is none for
 architectures and work other than training on MNIST and CIFAR-10: cifar10 is a clock there, no more."""
 
@@ -81,8 +80,7 @@ def measure(job: Job, rounds: int, yardstick: str | None) -> Turns:
         ours.ask("ready")
         clock = None
         if yardstick:
-            command = python("benchmarks.workloads", "yardstick", yardstick)
-            clock = stack.enter_context(Worker("yardstick", command))
+            clock = stack.enter_context(Worker("yardstick", python("benchmarks.workloads", "yardstick", yardstick)))
         return take_turns(job, ours, clock, min(rounds, MOST_ROUNDS_OF_SLOW) if workload.is_slow else rounds)
 
 
@@ -91,10 +89,9 @@ def take_turns(job: Job, ours: Worker, clock: Worker | None, rounds: int) -> Tur
     is_slow = WORKLOADS[job.workload].is_slow
     clock_steps = YARDSTICK_STEPS_OF_SLOW if is_slow else 1
     for _ in range(WARM_UP_STEPS):
-        if not is_slow:
-            ours.ask("step")
-        if clock:
-            clock.ask("step")
+        for worker in (None if is_slow else ours, clock):
+            if worker:
+                worker.ask("step")
     seconds, clock_seconds = [], []
     for number in range(1, rounds + 1):
         seconds.append(ours.ask("step")["seconds"])
@@ -138,7 +135,7 @@ def new_result() -> dict[str, Any]:
 def run_jobs(jobs: list[Job], options: argparse.Namespace) -> dict[str, Any]:
     """Measures one job after the other and returns the content of the file, which is written after each."""
     result = new_result()
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         for number, job in enumerate(jobs, 1):
             say(f"workload {number} of {len(jobs)}")
             try:
@@ -151,8 +148,6 @@ def run_jobs(jobs: list[Job], options: argparse.Namespace) -> dict[str, Any]:
             result["results"].append(row)
             results.write_json(result, options.json)
         result["complete"] = True
-    except KeyboardInterrupt:
-        say("interrupted")
     results.write_json(result, options.json)
     return result
 
@@ -162,8 +157,6 @@ def table(result: dict[str, Any]) -> str:
     lines = [*results.place(result), f"revision {result['revision'] or 'unknown'}", ""]
     lines += results.markdown(COLUMNS, [_cells(row) for row in result["results"]])
     lines.append(EXPLANATION)
-    if any(row.get("yardstick") for row in result["results"]):
-        lines.append(YARDSTICK_EXPLANATION.strip())
     if not result["complete"]:
         lines += ["", "Interrupted: not all workloads were measured."]
     return "\n".join(lines)

@@ -49,18 +49,22 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         say("making files")
-        specs = make_sources(root)
-        rates = rates_of(specs, options.seconds)
+        rates = rates_of(make_sources(root), options.seconds)
         say("training steps of the cifar10 preset")
-        consumed = training_images_per_second()
+        # The worker has taken its first step when it answers.
+        with Worker("ours", python("benchmarks.workloads", "training", "cifar10", "")) as worker:
+            times = [worker.ask("step")["seconds"] for _ in range(TRAINING_STEPS)]
+        consumed = BATCH_SIZES["cifar10"] / statistics.median(times)
         say(f"a folder of {options.files:,} PNG files")
-        memory = folder_memory(root / "many", options.files)
+        write_pictures(root / "many", 32, options.files, "png")
+        command = python("benchmarks.data_throughput", READ_FOLDER, root / "many", 500)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return {
         "images_per_second": rates,
         "training_images_per_second": consumed,
         "times_what_training_takes": {name: rate / consumed for name, rate in rates.items()},
         "published_images_per_second": PUBLISHED_IMAGES_PER_SECOND,
-        "folder_memory": memory,
+        "folder_memory": json.loads(done.stdout.splitlines()[-1]),
     }
 
 
@@ -133,21 +137,6 @@ def rate(reading: Iterator, seconds: float) -> float:
         next(reading)
         count += 1
     return count / passed
-
-
-def training_images_per_second() -> float:
-    """What training steps of the cifar10 preset take on this machine; the first is taken before the worker answers."""
-    with Worker("ours", python("benchmarks.workloads", "training", "cifar10", "")) as worker:
-        times = [worker.ask("step")["seconds"] for _ in range(TRAINING_STEPS)]
-    return BATCH_SIZES["cifar10"] / statistics.median(times)
-
-
-def folder_memory(folder: pathlib.Path, files: int) -> dict[str, Any]:
-    """What reading a folder of small PNG files takes, in a process of its own."""
-    write_pictures(folder, 32, files, "png")
-    command = python("benchmarks.data_throughput", READ_FOLDER, folder, 500)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def read_folder(folder: str, batches: str) -> None:

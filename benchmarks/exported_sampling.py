@@ -35,11 +35,7 @@ _FREE = ("Const", "Identity", "IdentityN", "NoOp", "Placeholder", "ReadVariableO
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the four ways in turn and returns the results, in seconds a batch, as `--json` writes them.
-
-    Raises:
-      SystemExit: the model in Python does not draw batches of this size.
-    """
+    """Runs the four ways in turn and returns the results, in seconds a batch, as `--json` writes them."""
     from nvae_tf.generation.sampling import BATCH_SIZE, ImageGenerator
     from nvae_tf.layers import FoldedPass, ForwardPass, folded_weights
 

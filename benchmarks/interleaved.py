@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import resource
 import signal
 import statistics
@@ -32,7 +33,7 @@ UNEVEN = 1.5
 _ANSWERS = "BENCHMARK_ANSWERS_FILE_DESCRIPTOR"
 
 
-class WorkerEnded(RuntimeError):
+class WorkerEnded(OSError):
     """A worker ended too early; the message has its output."""
 
     def reason(self) -> str:
@@ -93,9 +94,7 @@ def how_it_ended(status: int) -> str:
     """Returns a process's exit status in words."""
     if status == -signal.SIGKILL:
         return "was killed, most likely because the machine's memory ran out"
-    if status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"ended with exit status {status}"
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
 
 
 def serve(step: Callable[[], float], summary: Callable[[], dict[str, Any]]) -> None:
@@ -118,10 +117,8 @@ def peak_memory_bytes() -> int:
     status = pathlib.Path("/proc/self/status")
     if status.exists():
         # Linux' getrusage counts what the parent had when it started this process.
-        kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(kilobytes) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -143,9 +140,8 @@ def relative_standard_error(values: Sequence[float]) -> float | None:
     """The standard error of the values' median, over that median; None for fewer than two values."""
     if len(values) < 2:
         return None
-    if len(values) < 8:
-        deviation = statistics.stdev(values)
-    else:
+    deviation = statistics.stdev(values)
+    if len(values) >= 8:
         # Of many values quartiles are worth more than the standard deviation, which a single outlier spoils.
         low, high = np.percentile(values, (25, 75))
         deviation = (high - low) / 1.349

@@ -62,12 +62,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def operation_times(log: pathlib.Path, turns: int) -> dict[str, dict[str, float]]:
-    """Of every type of operation `seconds` and `count` a turn, the longest first.
-
-    Args:
-      log: the profiler's folder.
-      turns: how many turns it has seen.
-    """
+    """Of every type of operation `seconds` and `count` a turn, the longest first; `log` is the profiler's folder."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     (file,) = log.rglob("*.xplane.pb")
@@ -85,9 +80,8 @@ def by_kind(operations: dict[str, dict[str, float]]) -> dict[str, dict[str, floa
     """The operations in the groups of `KINDS`."""
     groups = {kind: {"seconds": 0.0, "count": 0.0} for kind in (*KINDS, OTHERS)}
     for name, times in operations.items():
-        group = groups[_kind(name)]
         for key, value in times.items():
-            group[key] += value
+            groups[_kind(name)][key] += value
     return groups
 
 

@@ -31,6 +31,7 @@ from benchmarks.interleaved import UNEVEN, Worker, WorkerEnded, say, serve
 from benchmarks.workloads import graph_nodes, python, random_images
 from nvae_tf import presets
 from nvae_tf.config import PRECISIONS, RECOMPUTATIONS, XLA_USES, TrainConfig
+from nvae_tf.errors import exit_on_user_error
 
 # In the place of options: the names of the GPUs, or the process of one variant with its settings, as JSON.
 LIST_GPUS, SERVE = "list_gpus", "serve"
@@ -278,10 +279,8 @@ def print_gpus() -> None:
 def serve_variant(settings: str) -> None:
     # Several processes share a GPU: none may take all of its memory at once.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    try:
+    with exit_on_user_error():
         step = ScaledStep(**json.loads(settings))
-    except ValueError as error:
-        sys.exit(str(error))
     serve(step.run, step.summary)
 
 
@@ -326,12 +325,8 @@ def numbers(text: str) -> list[int]:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    try:
+    with exit_on_user_error():
         result = measure(options)
-    except ValueError as error:
-        sys.exit(f"benchmarks.train_scaling: {error}")
-    except KeyboardInterrupt:
-        sys.exit("benchmarks.train_scaling: interrupted, no results")
     print(table(result))
     results.write_json(result, options.json)
     for note in doubts(result["rows"]):

@@ -10,13 +10,13 @@ meanwhile. The yardstick alone needs PyTorch (`make torch`); --no-yardstick does
 
 import argparse
 import statistics
-import sys
 from typing import Any
 
 from benchmarks import results
 from benchmarks.all import Job, Turns, measure
-from benchmarks.interleaved import WorkerEnded, note_uneven
+from benchmarks.interleaved import note_uneven
 from benchmarks.workloads import BATCH_SIZES
+from nvae_tf.errors import exit_on_user_error
 
 
 def summarize(turns: Turns) -> dict[str, Any]:
@@ -48,12 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
     results.add_no_yardstick(parser)
     options = parser.parse_args(arguments)
     results.check_yardstick(parser, options)
-    try:
+    with exit_on_user_error():
         result = results.run(options, measure_step)
-    except WorkerEnded as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("benchmarks.train_step: interrupted, no results")
     note_uneven({"our steps": result["every_step_seconds"], "the yardstick": result["every_yardstick_seconds"]})
 
 
