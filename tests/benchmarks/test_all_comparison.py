@@ -80,20 +80,6 @@ def test_what_grows_beyond_its_noise_and_its_limit_is_a_regression(before, after
     assert ("without a yardstick" in "".join(comparison.notes)) == (after["yardstick"] is None)
 
 
-def test_false_alarms_are_rare_and_double_time_is_found():
-    random = np.random.default_rng(0)
-
-    def measured(ratio):
-        rounds = ratio * random.normal(1.0, 0.1, size=3)
-        return row(float(np.median(rounds)), relative_standard_error(list(rounds)), 3)
-
-    def alarms(ratio):
-        pairs = ((result(measured(4.0)), result(measured(ratio))) for _ in range(500))
-        return sum(compare(*pair).regressions > 0 for pair in pairs)
-
-    assert alarms(4.0) <= 5 and alarms(8.0) >= 400
-
-
 @pytest.mark.parametrize("whose", ["seconds", "yardstick_seconds"])
 def test_uneven_times_are_not_judged_but_noted(whose):
     uneven = row(**{whose: [1.0] * 14 + [1.6]})

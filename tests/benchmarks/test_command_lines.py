@@ -42,6 +42,7 @@ def test_the_modules_that_are_imported_before_the_clock_starts_exist():
         ("train_scaling", "--batch_size=0", "train.batch_size = 0"),
         ("train_scaling", "--xla=jit", "add --replicas=1"),
         ("train_scaling", "--seconds=0", "a number above 0"),
+        ("serving_load", "--path=models --requests=5", "at least 50"),
     ],
 )
 def test_mistakes_are_reported_before_anything_starts(module, arguments, message, capsys, monkeypatch):

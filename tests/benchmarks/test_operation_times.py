@@ -24,18 +24,18 @@ def operations(tmp_path_factory):
 
 
 def test_operations_are_counted_a_turn(operations):
-    (products,) = (figures for name, figures in operations.items() if "MatMul" in name)
+    (products,) = (times for name, times in operations.items() if "MatMul" in name)
     assert products["count"] == 2 and operations["SoftplusGrad"]["count"] == 1
     assert 0 < operations["SoftplusGrad"]["seconds"] < 1
     assert not {"turn", "Run", "FunctionRun"} & set(operations)
-    assert list(operations.values()) == sorted(operations.values(), key=lambda figures: -figures["seconds"])
+    assert list(operations.values()) == sorted(operations.values(), key=lambda times: -times["seconds"])
 
 
 def test_groups_hold_every_operation_once(operations):
     groups = operation_times.by_kind(operations)
-    for figure in ("seconds", "count"):
-        of_groups = sum(group[figure] for group in groups.values())
-        assert of_groups == pytest.approx(sum(figures[figure] for figures in operations.values()))
+    for key in ("seconds", "count"):
+        of_groups = sum(group[key] for group in groups.values())
+        assert of_groups == pytest.approx(sum(times[key] for times in operations.values()))
     assert groups["swish"]["count"] == 1 and groups["matrix products (1x1 convolutions, dense)"]["count"] == 2
 
 
