@@ -69,7 +69,10 @@ _HTTP = {
     _CODE.UNAVAILABLE: 503,
     _CODE.DEADLINE_EXCEEDED: 504,
 }
-_PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d{1,18})|/labels/([^/:]+))?(/metadata|:\w+)?")
+_PATH = re.compile(
+    r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>\d{1,18})|/labels/(?P<label>[^/:]+))?"
+    r"(?P<action>/metadata|:\w+)?"
+)
 # The bodies of REST: rows ("instances") or columns ("inputs"). Outputs with this ending are base64, others text.
 _ROWS, _COLUMNS = "instances", "inputs"
 _BYTES_SUFFIX = "_bytes"
@@ -153,7 +156,7 @@ def _model_named(models: Models, name: str) -> ServedVersions:
     return models[name]
 
 
-def _status_message(versions: ServedVersions, number: int | None, label: str | None):
+def _status_message(versions: ServedVersions, number: int | None, label: str):
     statuses = versions.statuses(number, label).values()
     return get_model_status_pb2.GetModelStatusResponse(model_version_status=statuses)
 
@@ -209,8 +212,8 @@ class _Services(prediction_service_pb2_grpc.PredictionServiceServicer, model_ser
         return answer
 
 
-def _version_and_label(spec: model_pb2.ModelSpec) -> tuple[int | None, str | None]:
-    return spec.version.value if spec.HasField("version") else None, spec.version_label or None
+def _version_and_label(spec: model_pb2.ModelSpec) -> tuple[int | None, str]:
+    return spec.version.value if spec.HasField("version") else None, spec.version_label
 
 
 def _set_version(answered: model_pb2.ModelSpec, asked: model_pb2.ModelSpec, number: int) -> None:
@@ -267,44 +270,29 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     timeout = _IDLE_SECONDS
 
-    def do_GET(self) -> None:  # noqa: N802
-        self._answer(self._get)
-
-    def do_POST(self) -> None:  # noqa: N802
-        self._answer(self._post)
-
     def log_message(self, *arguments) -> None:
         pass  # a line for each request would hide what matters
 
-    def _get(self) -> dict[str, Any]:
-        name, action, *number_and_label = self._place()
+    def _result(self) -> dict[str, Any]:
+        """What the path asks for: a status, metadata, or a prediction."""
+        is_post = self.command == "POST"
+        body = self._body() if is_post else b""
+        matched = _PATH.fullmatch(self.path.partition("?")[0])
+        action = matched["action"] if matched else None
+        if is_post and action in (":classify", ":regress"):
+            raise RequestError(_CODE.UNIMPLEMENTED, f"{action[1:]} is not offered by this server for trials")
+        if not matched or action not in ((":predict",) if is_post else (None, "/metadata")):
+            raise invalid(f"Malformed request: {self.command} {self.path}")
+        name, label = (urllib.parse.unquote(matched[group] or "") for group in ("model", "label"))
+        number = int(matched["version"]) if matched["version"] else None
         versions = _model_named(self.server.models, name)
-        if not action:
-            return message_as_json(_status_message(versions, *number_and_label))
-        if action != "/metadata":
-            raise invalid(f"Malformed request: GET {self.path}")
-        with versions.using(*number_and_label) as version:
+        if action is None:
+            return message_as_json(_status_message(versions, number, label))
+        with versions.using(number, label) as version:
+            if is_post:
+                return _prediction(body, version)
             spec = {"name": name, "signature_name": "", "version": str(version.number)}
             return {"model_spec": spec, "metadata": {SIGNATURE_DEF: message_as_json(version.definitions)}}
-
-    def _post(self) -> dict[str, Any]:
-        body = self._body()
-        name, action, *number_and_label = self._place()
-        if action in (":classify", ":regress"):
-            raise RequestError(_CODE.UNIMPLEMENTED, f"{action[1:]} is not offered by this server for trials")
-        if action != ":predict":
-            raise invalid(f"Malformed request: POST {self.path}")
-        with _model_named(self.server.models, name).using(*number_and_label) as version:
-            return _prediction(body, version)
-
-    def _place(self) -> tuple[str, str, int | None, str | None]:
-        """The model, the action, the version and the label that the path names."""
-        matched = _PATH.fullmatch(self.path.partition("?")[0])
-        if not matched:
-            raise invalid(f"Malformed request: {self.command} {self.path}")
-        model, version, label, action = matched.groups()
-        label = urllib.parse.unquote(label) if label else None
-        return urllib.parse.unquote(model), action or "", int(version) if version else None, label
 
     def _body(self) -> bytes:
         """Reads the body; where that is not done, the connection can't be used again."""
@@ -326,9 +314,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise invalid("Malformed request: the body ends early")
         return body
 
-    def _answer(self, answer: Callable[[], dict[str, Any]]) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         try:
-            code, content = 200, json.dumps(answer()).encode()
+            code, content = 200, json.dumps(self._result()).encode()
         except (ConnectionError, TimeoutError):
             raise  # nobody is there to be answered
         except Exception as error:
@@ -341,6 +329,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(content)
+
+    do_POST = do_GET  # noqa: N815
 
 
 def _prediction(body: bytes, version: LoadedVersion) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from nvae_tf.files import atomic_write
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models import NVAE
 from nvae_tf.serving.outputs import WEIGHTS, new_version, write_digests
-from nvae_tf.serving.signatures import Signatures, latent_layout
+from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import Record, difference, recorded, verified
 from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.loading import TrainedRun
@@ -157,7 +157,7 @@ def _write_assets(
         versions["nvae_tf"] = importlib.metadata.version("nvae_tf")
     contents = {
         "config": origin.settings or {"model": config_to_dict(signatures.model.config)},
-        "latents": latent_layout(signatures.latent_shapes),
+        "latents": signatures.latent_layout(),
         "source": {**origin.source, **rounding, **versions},
         "signatures": _described(signatures, record),
     }

@@ -275,7 +275,7 @@ class ServedVersions:
             return bool(self._loaded)
 
     def statuses(
-        self, number: int | None = None, label: str | None = None
+        self, number: int | None = None, label: str = ""
     ) -> dict[int, get_model_status_pb2.ModelVersionStatus]:
         """The state of every version that was seen, newest first, or of one; raises RequestError if there is none."""
         number = self._number(number, label)
@@ -287,7 +287,7 @@ class ServedVersions:
         return found
 
     @contextlib.contextmanager
-    def using(self, number: int | None = None, label: str | None = None) -> Iterator[LoadedVersion]:
+    def using(self, number: int | None = None, label: str = "") -> Iterator[LoadedVersion]:
         """The newest version, or a certain one, which stays loaded while the block runs.
 
         Raises:
@@ -304,7 +304,7 @@ class ServedVersions:
                 version.users -= 1
                 self._lock.notify_all()
 
-    def _number(self, number: int | None, label: str | None) -> int | None:
+    def _number(self, number: int | None, label: str) -> int | None:
         if not label:
             return number
         if label not in self.labels:

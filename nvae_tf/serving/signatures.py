@@ -24,11 +24,10 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.data.pipeline import intensity_table
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import GivenSource, GroupLayers, LatentSample, PriorSource, noise_per_image
+from nvae_tf.models.latents import GivenSource, GroupLayers, LatentSample, LatentSource, PriorSource, noise_per_image
 from nvae_tf.models.nvae import Decoded
 
 Tensors = dict[str, tf.Tensor]
-Shapes = Sequence[tuple[int, int, int]]
 _OF_IMAGES = ("sample", "encode", "decode", "decode_upper_groups", "reconstruct", "score")
 # The same with images as the bytes of PNG files in place of tensors.
 _SUFFIX = "_png"
@@ -41,30 +40,39 @@ _HEADER_LENGTH = 24
 _LISTED = 5
 
 
-def latent_sizes(shapes: Shapes) -> list[int]:
-    """The number of values of each group."""
-    return [math.prod(shape) for shape in shapes]
+class FlatLatentModel:
+    """A model whose latents are one tensor `[batch, total]`: the groups one after another, the top group first.
 
+    `forward` makes the pass through the networks of each call, e.g. with folded weights.
+    """
 
-def latent_layout(shapes: Shapes) -> dict[str, Any]:
-    """The order, the groups' shapes and the length of a flat latent, for JSON."""
-    return {
-        "order": "group after group, the top group first; each [height, width, channels], row-major",
-        "shapes": [list(shape) for shape in shapes],
-        "total": sum(latent_sizes(shapes)),
-    }
+    def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass):
+        self.model, self._forward = model, forward
+        self.latent_shapes = model.plan.latent_shapes()
+        self._sizes = [math.prod(shape) for shape in self.latent_shapes]
+        self.total = sum(self._sizes)
 
+    def latent_layout(self) -> dict[str, Any]:
+        """The order, the groups' shapes and the length of a flat latent, for JSON."""
+        return {
+            "order": "group after group, the top group first; each [height, width, channels], row-major",
+            "shapes": [list(shape) for shape in self.latent_shapes],
+            "total": self.total,
+        }
 
-def groups_of_flat(flat: tf.Tensor, shapes: Shapes) -> list[tf.Tensor]:
-    """`[batch, total]` -> `[batch, height, width, channels]` a group."""
-    groups = zip(tf.split(flat, latent_sizes(shapes), axis=1), shapes, strict=True)
-    return [tf.reshape(group, [-1, *shape]) for group, shape in groups]
+    def _groups(self, flat: tf.Tensor) -> list[tf.Tensor]:
+        """`[batch, total]` -> `[batch, height, width, channels]` a group."""
+        groups = zip(tf.split(flat, self._sizes, axis=1), self.latent_shapes, strict=True)
+        return [tf.reshape(group, [-1, *shape]) for group, shape in groups]
 
+    def _flat(self, decoded: Decoded) -> tf.Tensor:
+        """The latents `[batch, total]` of a pass."""
+        latents = zip(decoded.latents, self._sizes, strict=True)
+        return tf.concat([tf.reshape(latent.z, [-1, size]) for latent, size in latents], axis=1)
 
-def flat_of_groups(latents: Sequence[tf.Tensor], shapes: Shapes) -> tf.Tensor:
-    """`[batch, height, width, channels]` a group -> `[batch, total]`."""
-    sizes = latent_sizes(shapes)
-    return tf.concat([tf.reshape(latent, [-1, size]) for latent, size in zip(latents, sizes, strict=True)], axis=1)
+    def _decoded(self, sources: Sequence[LatentSource], flat: tf.Tensor) -> Decoded:
+        # Where the number of rows is known it is no operation of the graph.
+        return self.model.top_down_pass(sources, flat.shape[0] or tf.shape(flat)[0], self._forward())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +91,7 @@ class UpperGroupsSource:
         return LatentSample(z, z, drawn.prior)
 
 
-class Signatures:
+class Signatures(FlatLatentModel):
     """The signatures of one model.
 
     H, W and C are the height, width and channels of images, `total` is the number of latent values of an
@@ -93,14 +101,8 @@ class Signatures:
     `NAME_png` is NAME with `image_bytes` `[batch]`, the bytes of PNG files, wherever NAME has `image`. It is meant for
     REST, which sends bytes as base64. Models of more than 4 channels don't have it.
 
-    `forward` makes the pass through the networks of each call, e.g. with folded weights. An input that is out of range
-    raises tf.errors.InvalidArgumentError, in the export as well.
+    An input that is out of range raises tf.errors.InvalidArgumentError, in the export as well.
     """
-
-    def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass):
-        self.model = model
-        self._forward = forward
-        self.latent_shapes = model.plan.latent_shapes()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -116,7 +118,7 @@ class Signatures:
         image = tf.TensorSpec(image_shape, tf.float32, "image")
         if name.endswith(_SUFFIX):
             image = tf.TensorSpec([None], tf.string, "image_bytes")
-        latent = tf.TensorSpec([None, sum(latent_sizes(self.latent_shapes))], tf.float32, "latent")
+        latent = tf.TensorSpec([None, self.total], tf.float32, "latent")
         num_groups = tf.TensorSpec([None], tf.int32, "num_groups")
         return {
             "sample": [seed, temperature],
@@ -163,13 +165,12 @@ class Signatures:
           `latent` `[batch, total]`: the groups one after another, the top group first, each flattened from
           `[height, width, channels]`; `assets.extra/latents.json` has their shapes.
         """
-        latents = [latent.z for latent in self._infer(image, seed).latents]
-        return {"latent": flat_of_groups(latents, self.latent_shapes)}
+        return {"latent": self._flat(self._infer(image, seed))}
 
     def decode(self, latent: tf.Tensor) -> Tensors:
         """The images of `sample`, for latents `[batch, total]` from anywhere, laid out as `encode` gives them."""
-        sources = [GivenSource(group) for group in groups_of_flat(_checked_latent(latent), self.latent_shapes)]
-        return _images(self.model.top_down_pass(sources, tf.shape(latent)[0], self._forward()).likelihood.mean())
+        sources = [GivenSource(group) for group in self._groups(_checked_latent(latent))]
+        return _images(self._decoded(sources, latent).likelihood.mean())
 
     def decode_upper_groups(
         self, latent: tf.Tensor, num_groups: tf.Tensor, seed: tf.Tensor, temperature: tf.Tensor
@@ -192,9 +193,9 @@ class Signatures:
         noise = noise_per_image(self.latent_shapes, seeds)
         sources = [
             UpperGroupsSource(group, eps, _over_pixels(temperature), _over_pixels(num_groups > index))
-            for index, (group, eps) in enumerate(zip(groups_of_flat(latent, self.latent_shapes), noise, strict=True))
+            for index, (group, eps) in enumerate(zip(self._groups(latent), noise, strict=True))
         ]
-        return _images(self.model.top_down_pass(sources, tf.shape(latent)[0], self._forward()).likelihood.mean())
+        return _images(self._decoded(sources, latent).likelihood.mean())
 
     def reconstruct(self, image: tf.Tensor, seed: tf.Tensor) -> Tensors:
         """The images that `decode` gives for the latent of `encode` with the same inputs."""

@@ -8,7 +8,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -19,12 +19,12 @@ from nvae_tf.config import ExperimentConfig, config_to_dict
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.files import atomic_file, beside_package
-from nvae_tf.layers import FoldedPass, ForwardPass, folded_weights
+from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import GivenSource, LatentSource, PriorSource
+from nvae_tf.models.latents import GivenSource, PriorSource
 from nvae_tf.models.nvae import Decoded
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, report_file
-from nvae_tf.serving.signatures import flat_of_groups, groups_of_flat, latent_layout, latent_sizes
+from nvae_tf.serving.signatures import FlatLatentModel
 from nvae_tf.serving.tflite_conversion import convert, rewrite_for_builtins, with_metadata
 from nvae_tf.serving.verification import diverged
 from nvae_tf.training.loading import spec_to_read
@@ -56,23 +56,15 @@ Arrays = dict[str, np.ndarray]
 DataImages = Callable[[str, int], np.ndarray]
 
 
-class DeviceSignatures:
+class DeviceSignatures(FlatLatentModel):
     """The signatures of one model for devices, a method each; `nvae_tf.serving.outputs` has their names.
 
     Unlike those of `nvae_tf.serving.signatures` they take random draws as inputs, because TFLite has no builtin that
     draws random numbers from a seed, and they don't check inputs, because it has no builtin that stops.
 
-    H, W and C are the height, width and channels of images, `total` is the number of latent values of an image. A
-    flat latent and flat noise have the groups one after another, the top group first, each flattened from `[height,
-    width, channels]`. All is float32; images are in [0, 1]. The methods take any batch, exports `DEVICE_BATCH`.
-    `forward` makes the pass through the networks of each call, e.g. with folded weights.
+    Images are `[batch, H, W, C]` in [0, 1], latents and standard-normal noise `[batch, total]`, all float32. The
+    methods take any batch, exports `DEVICE_BATCH`.
     """
-
-    def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass):
-        self.model = model
-        self.latent_shapes = model.plan.latent_shapes()
-        self.total = sum(latent_sizes(self.latent_shapes))
-        self._forward = forward
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """The exported inputs of the signature called `name`, in the order of its arguments."""
@@ -96,12 +88,11 @@ class DeviceSignatures:
         rewrite_for_builtins(folder)
 
     def decode(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Decodes latents `[batch, total]` to `image` `[batch, H, W, C]`, the likelihood's mean."""
-        sources = [GivenSource(z) for z in groups_of_flat(latent, self.latent_shapes)]
-        return {"image": self._decoded(sources, latent).likelihood.mean()}
+        """Decodes latents to `image`, the likelihood's mean."""
+        return {"image": self._decoded(list(map(GivenSource, self._groups(latent))), latent).likelihood.mean()}
 
     def encode(self, image: tf.Tensor, noise: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Draws `latent` from the posterior of images; noise `[batch, total]` of zeros gives its means."""
+        """Draws `latent` from the posterior of images; noise of zeros gives its means."""
         return {"latent": self._flat(self._inferred(image, noise))}
 
     def sample(self, noise: tf.Tensor, temperature: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -118,18 +109,10 @@ class DeviceSignatures:
 
     def _drawn(self, noise: tf.Tensor, temperature: tf.Tensor) -> Decoded:
         temperature = temperature[:, tf.newaxis, tf.newaxis, tf.newaxis]
-        groups = groups_of_flat(noise, self.latent_shapes)
-        return self._decoded([PriorSource(eps, temperature) for eps in groups], noise)
+        return self._decoded([PriorSource(eps, temperature) for eps in self._groups(noise)], noise)
 
     def _inferred(self, image: tf.Tensor, noise: tf.Tensor) -> Decoded:
-        return self.model.infer(image, groups_of_flat(noise, self.latent_shapes), self._forward())
-
-    def _decoded(self, sources: Sequence[LatentSource], flat: tf.Tensor) -> Decoded:
-        # Where the number of rows is known it is no operation of the graph.
-        return self.model.top_down_pass(sources, flat.shape[0] or tf.shape(flat)[0], self._forward())
-
-    def _flat(self, decoded: Decoded) -> tf.Tensor:
-        return flat_of_groups([latent.z for latent in decoded.latents], self.latent_shapes)
+        return self.model.infer(image, self._groups(noise), self._forward())
 
 
 def folded_signatures(model: NVAE) -> DeviceSignatures:
@@ -212,7 +195,7 @@ def export_tflite(
         "signature": signature,
         # The model's settings alone: those of a run may name a folder of this machine.
         "config": {"model": config_to_dict(model.config)},
-        "latents": latent_layout(exact.latent_shapes),
+        "latents": exact.latent_layout(),
         "quantization": {
             "mode": quantize,
             "numbers": MODES[quantize],
