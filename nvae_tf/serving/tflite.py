@@ -5,8 +5,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,7 +24,7 @@ from nvae_tf.models.nvae import Decoded
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
 from nvae_tf.serving.tflite_conversion import convert, rewrite_for_builtins, with_metadata
-from nvae_tf.serving.verification import diverged
+from nvae_tf.serving.verification import diverged, run_alone
 from nvae_tf.training.loading import spec_to_read
 
 # A device computes one image at a time. An open batch costs 8 % more time and the delegates that require fixed shapes,
@@ -300,21 +298,18 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
 
 def _device_outputs(content: bytes, name: str, output: str, inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """An output `[count, ...]` and the seconds that each row took."""
-    with tempfile.TemporaryDirectory() as elsewhere:
-        model, given, made = (pathlib.Path(elsewhere, file) for file in ("model.tflite", "inputs.npz", "results.npz"))
+    with tempfile.TemporaryDirectory() as folder:
+        model = pathlib.Path(folder, "model.tflite")
         model.write_bytes(content)
-        np.savez(given, **inputs)
-        command = [sys.executable, "-I", str(_RUN), str(model), name, output, str(given), str(made), str(_THREADS)]
-        process = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, errors="replace")
-        if process.returncode:
-            reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
+        try:
+            results = run_alone(_RUN, [model, name, output], inputs, [_THREADS])
+        except ValueError as error:
             raise ValueError(
-                f"TFLite's interpreter can't run the converted model (signature {name}; exit code "
-                f"{process.returncode}: {reason}). Nothing was written. With --quantize=int8 that happens where an "
-                "activation is 0 for all training images that ranges are taken from: take --quantize=dynamic"
-            )
-        with np.load(made) as results:
-            return results["output"], results["seconds"]
+                f"TFLite's interpreter can't run the converted model (signature {name}; {error}). Nothing was written. "
+                "With --quantize=int8 that happens where an activation is 0 for all training images that ranges are "
+                "taken from: take --quantize=dynamic"
+            ) from None
+    return results["output"], results["seconds"]
 
 
 def _check(comparison: Comparison, name: str, quantize: str, smallest_psnr: float) -> None:

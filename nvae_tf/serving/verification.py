@@ -9,7 +9,8 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -124,11 +125,23 @@ def verified(folder: pathlib.Path) -> dict[str, float]:
 
 def clean_process_numbers(folder: pathlib.Path, inputs: Arrays) -> Arrays:
     """The outputs of the SavedModel in `folder` for such inputs, in a new process without this package."""
+    try:
+        return run_alone(_REPLAY, [folder.resolve()], inputs)
+    except ValueError as error:
+        raise ValueError(f"the export can't be run in a clean process ({error})") from None
+
+
+def run_alone(script: pathlib.Path, before: Sequence[Any], inputs: Arrays, after: Sequence[Any] = ()) -> Arrays:
+    """The arrays that `script *before INPUTS.npz OUTPUTS.npz *after` writes, on the CPU, where this package is missing.
+
+    Raises:
+      ValueError: it failed; the message has the exit code and the last line of the error output.
+    """
     with tempfile.TemporaryDirectory() as elsewhere:
         given, made = pathlib.Path(elsewhere, "inputs.npz"), pathlib.Path(elsewhere, "outputs.npz")
         np.savez(given, **inputs)
         # -I: neither the working directory nor PYTHONPATH can bring the package in.
-        command = [sys.executable, "-I", str(_REPLAY), str(folder.resolve()), str(given), str(made)]
+        command = [sys.executable, "-I", *map(str, [script, *before, given, made, *after])]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
         process = subprocess.run(
             command, cwd=elsewhere, env=environment, capture_output=True, text=True, errors="replace"
@@ -136,7 +149,7 @@ def clean_process_numbers(folder: pathlib.Path, inputs: Arrays) -> Arrays:
         if process.returncode:
             # The last line of a traceback has the reason.
             reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"the export can't be run in a clean process ({reason})")
+            raise ValueError(f"exit code {process.returncode}: {reason}")
         with np.load(made) as outputs:
             return dict(outputs)
 
