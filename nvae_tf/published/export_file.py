@@ -1,6 +1,7 @@
 """From a run folder to a file of the published form."""
 
 import argparse
+import contextlib
 import functools
 import pathlib
 import shutil
@@ -11,17 +12,13 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from nvae_tf.config import ExperimentConfig, config_to_json
+from nvae_tf.config import config_to_json
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file
 from nvae_tf.models.nvae import model_for_training
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.published.names import COUNTER, published_tensors
-from nvae_tf.published.optimizer import (
-    checkpoint_names,
-    own_variables,
-    published_optimizer,
-)
+from nvae_tf.published.optimizer import checkpoint_names, own_variables, published_optimizer
 from nvae_tf.published.places import check_torch
 from nvae_tf.published.settings import cell_tables, published_settings
 from nvae_tf.published.torch_file import OWN_KEY
@@ -29,19 +26,12 @@ from nvae_tf.published.weights import as_tensor, published_values
 from nvae_tf.reports.run_facts import origin_of_run
 from nvae_tf.training.checkpoints import VALUE, check_architecture, step_of, wrap_read_errors
 from nvae_tf.training.loading import find_run
-from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts
-
-_MEGABYTE = 1 << 20
+from nvae_tf.training.run_folder import RunFolder, read_image_counts
 
 
 class Exported(NamedTuple):
-    """What has been written.
-
-    Attributes:
-      step: the step of the run's checkpoint.
-      data_set: the published name of the data set in the file.
-      leaves_means: whether the run keeps moving averages of its weights, and the file's `state_dict` has the weights
-        themselves.
+    """The step of the checkpoint that was written, the published name of the data set, and whether the run keeps moving
+    averages of its weights and the file's `state_dict` has the weights themselves.
     """
 
     step: int
@@ -59,13 +49,9 @@ def export_file(
 ) -> Exported:
     """Writes a run's checkpoint as a file of the published form, which appears when it is whole.
 
-    Args:
-      workdir: the run folder.
-      output: the file.
-      checkpoint: "latest" or "best".
-      with_optimizer: whether to include the optimizer's state, and all else that training continues with.
-      running_means: whether to write the moving averages of the weights in place of the weights, and then without the
-        optimizer's state, which is that of the weights.
+    `checkpoint` is "latest" or "best". `with_optimizer` includes the optimizer's state, and all else that training
+    continues with. `running_means` writes the moving averages of the weights in place of the weights, and then without
+    the optimizer's state, which is that of the weights.
 
     Raises:
       FileNotFoundError: there is no such run, or it has no checkpoint.
@@ -95,7 +81,7 @@ def export_file(
     with_training = with_optimizer and not running_means
     own = own_variables(made, with_training)
     tensors, optimizer = list(published_tensors(model)), {}
-    with _CheckpointReader(prefix, checkpoint_names(made)) as reader:
+    with contextlib.closing(_CheckpointReader(prefix, checkpoint_names(made))) as reader:
         if with_training:
             read = functools.partial(reader.read, instead="give --without_optimizer")
             optimizer = published_optimizer(model, config.optimizer.learning_rate, read)
@@ -112,8 +98,12 @@ def export_file(
         if tensor.companion:
             # A copy is the same storage: in the file once.
             state_dict[tensor.companion] = torch.tensor(step) if tensor.companion.endswith(COUNTER) else weight
+    # Of all epochs together, where the length of one is not known: it may be no whole number of steps.
+    epoch = step * config.train.epochs // config.objective.total_steps
+    if images is not None and images.a_step is not None:
+        epoch = step // max(images.train // images.a_step, 1)
     content = {
-        "epoch": _epoch(config, images, step),
+        "epoch": epoch,
         "state_dict": state_dict,
         "optimizer": optimizer,
         "global_step": step,
@@ -134,7 +124,7 @@ def export_file(
     # Torch reports a full disk by a RuntimeError, with a place in its own source.
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        free = shutil.disk_usage(output.absolute().parent).free // _MEGABYTE
+        free = shutil.disk_usage(output.absolute().parent).free >> 20
         raise OSError(
             f"{output}: could not be written, {free:,} MB were left on its disk ({reason}). Make room there, "
             "or give a name on another disk"
@@ -142,23 +132,10 @@ def export_file(
     return Exported(step, args["dataset"], bool(config.optimizer.ema_momentum) and not running_means)
 
 
-def _epoch(config: ExperimentConfig, images: ImageCounts | None, step: int) -> int:
-    """The number of epochs that are finished at a step."""
-    if images is not None and images.a_step is not None:
-        return step // max(images.train // images.a_step, 1)
-    # Of these together: an epoch may have no whole number of steps.
-    return step * config.train.epochs // config.objective.total_steps
-
-
 class _CheckpointReader:
-    """Reads a training checkpoint variable by variable, for a model that has no numbers; inside `with`, with a bar.
+    """Reads a training checkpoint variable by variable, for a model that has no numbers; until closed it shows a bar.
 
-    Args:
-      prefix: of the checkpoint's files.
-      names: the variables of the model with their names in checkpoints.
-
-    Raises:
-      ValueError: the checkpoint is damaged or gone.
+    `names` are the model's variables with their names in checkpoints. ValueError: the checkpoint is damaged or gone.
     """
 
     def __init__(self, prefix: str, names: Iterable[tuple[str, Any]]):
@@ -174,23 +151,14 @@ class _CheckpointReader:
             if stored.get(name + VALUE) == list(variable.shape):
                 self._keys.setdefault(id(variable), name + VALUE)
         self._bar = tqdm.tqdm(desc="read", total=total, unit="B", unit_scale=True, leave=False, disable=None)
-
-    def __enter__(self) -> "_CheckpointReader":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
+        self.close = self._bar.close
 
     def has(self, variable: Any) -> bool:
         """Whether the checkpoint has a variable."""
         return id(variable) in self._keys
 
     def read(self, variable: Any, instead: str = "") -> np.ndarray:
-        """The value of a variable.
-
-        Raises:
-          ValueError: the checkpoint lacks it, and the message says what to do instead; or it is damaged or gone.
-        """
+        """The value of a variable; where the checkpoint lacks it, the ValueError says what to do instead."""
         if not self.has(variable):
             raise ValueError(
                 f"{self._prefix}: lacks {variable.name}, so it was not written by train.main with these settings; "

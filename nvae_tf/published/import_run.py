@@ -28,18 +28,8 @@ from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.models.nvae import ModelForTraining, model_for_training
 from nvae_tf.optimization.adamax import start_averages
+from nvae_tf.published import optimizer, weights
 from nvae_tf.published.names import PublishedTensor, named_weights
-from nvae_tf.published.optimizer import (
-    LEAVE_OUT,
-    MOMENTUM,
-    NORM,
-    SavedOptimizer,
-    check_own_state,
-    is_of_training,
-    own_variables,
-    saved_optimizer,
-    saved_step,
-)
 from nvae_tf.published.places import CONFIG_NAME, CONFIG_TEXT, new_run_folder
 from nvae_tf.published.settings import (
     OPTIMIZER_SETTINGS,
@@ -50,15 +40,6 @@ from nvae_tf.published.settings import (
     objective_config_from_published,
 )
 from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
-from nvae_tf.published.weights import (
-    BROKEN_WEIGHTS,
-    Match,
-    check_finite,
-    check_implied_size,
-    fill_weights,
-    match,
-    release_freed_memory,
-)
 from nvae_tf.reports.model_card import write_model_card
 from nvae_tf.reports.run_facts import Origin, origin_from_text, write_origin
 from nvae_tf.training.checkpoints import TrainingState
@@ -72,8 +53,6 @@ _FINITE = ("model/", "averages/", "optimizer/")
 # what this project has added), its shape and type there, the variable by the attributes that lead to it, the index on
 # the leading axis of a stack, the variable's shape, and why a tensor was not taken or what is wrong with it.
 _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note")
-# The optimizer's slots, by the names of what fills them.
-_SLOTS = {MOMENTUM: "momentum", NORM: "norm"}
 
 
 class RunSettings(NamedTuple):
@@ -82,9 +61,8 @@ class RunSettings(NamedTuple):
     Attributes:
       config: all settings; `objective.total_steps` and `train.batch_size` are those of the published run. `train.steps`
         is its length where that of `train.epochs` would depend on the number of GPUs, which does not follow.
-      step: the step of the file.
-      images: the numbers of images, where they are known.
-      origin: where the weights came from first, as far as the file says so.
+      step, images, origin: the step of the file, and as far as they are known the numbers of images, and where the
+        weights came from first.
       defaults: settings that the file lacks, which are this project's defaults.
       assumed: a sentence about what was assumed of the run's length; None where it follows from the file.
       has_optimizer: whether the optimizer's state was taken over.
@@ -116,17 +94,9 @@ def import_run(
 ) -> RunSettings:
     """Makes a run folder of a published file; the folder appears when it is whole.
 
-    Args:
-      file: the published file.
-      output: the run folder.
-      with_optimizer: whether the optimizer's state is taken over, if the file has it.
-      data_path: where the images are (`data.path`); None leaves it to the settings.
-      data_source: what kind of source that is (`data.source`); None leaves it to the settings.
-      license: that of the weights, for the model card; None leaves it to the file, where this project wrote it.
-      report: where to write a table of all tensors, CSV; also where they do not fit.
-
-    Returns:
-      The settings of the run.
+    `data_path` and `data_source` are the settings `data.path` and `data.source`, where those of the file do not hold.
+    `license` is that of the weights; None leaves it to the file, where this project wrote it. `report` gets a table of
+    all tensors, CSV; also where they do not fit.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -136,9 +106,20 @@ def import_run(
     """
     checkpoint = read_torch_checkpoint(file)
     try:
-        settings = settings_of_run(checkpoint, data_path, data_source)
+        step = checkpoint.global_step
+        if step is None:
+            step = optimizer.saved_step(checkpoint.optimizer)
+        # Of a file that this project wrote they are those that it was written from.
+        if checkpoint.own:
+            settings = _own_settings(checkpoint, step or 0)
+        else:
+            settings = imported_settings(checkpoint.settings, checkpoint.epoch, step)
+        given = {"path": data_path, "source": data_source}
+        changes = {name: value for name, value in given.items() if value is not None}
+        data = dataclasses.replace(settings.config.data, **changes)
+        settings = settings._replace(config=dataclasses.replace(settings.config, data=data))
         try:
-            check_implied_size(settings.config.model, checkpoint.state)
+            weights.check_implied_size(settings.config.model, checkpoint.state)
         except ValueError:
             note = "not compared: the settings ask for a larger model"
             write_report(report, (_row(*tensor, note=note) for tensor in checkpoint.state.items()))
@@ -162,19 +143,6 @@ def import_run(
         atomic_write(folder.config_file, config_to_json(config))
         write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))
     return settings._replace(has_optimizer=saved is not None)
-
-
-def settings_of_run(checkpoint: TorchCheckpoint, data_path: str | None, data_source: str | None) -> RunSettings:
-    """Those of the `args`, or, in a file that this project wrote, those that it was written from; see `import_run`."""
-    step = saved_step(checkpoint.optimizer) if checkpoint.global_step is None else checkpoint.global_step
-    if checkpoint.own:
-        settings = _own_settings(checkpoint, step or 0)
-    else:
-        settings = imported_settings(checkpoint.settings, checkpoint.epoch, step)
-    given = {"path": data_path, "source": data_source}
-    changes = {name: value for name, value in given.items() if value is not None}
-    config = dataclasses.replace(settings.config, data=dataclasses.replace(settings.config.data, **changes))
-    return settings._replace(config=config)
 
 
 def _own_settings(checkpoint: TorchCheckpoint, step: int) -> RunSettings:
@@ -300,43 +268,44 @@ def _origin(settings: RunSettings, file: pathlib.Path, license: str | None) -> O
 
 def _fill(
     made: ModelForTraining, checkpoint: TorchCheckpoint, step: int, with_optimizer: bool, report: pathlib.Path | None
-) -> SavedOptimizer | None:
-    """Fills a model with weights, the optimizer's state and what a file of this project has besides.
+) -> optimizer.SavedOptimizer | None:
+    """Fills a model with all that a file has; returns the optimizer's state, if it was taken over.
 
-    Names and shapes are compared before a number of weights and moments is read. Returns the optimizer's state, if it
-    was taken over.
+    Names and shapes are compared before a number of weights and moments is read.
     """
     model, state = made.model, checkpoint.state
-    matched, saved = match(model, state), None
+    matched, saved = weights.match(model, state), None
     own = checkpoint.own.get("state", {})
     if not isinstance(own, Mapping) or not all(isinstance(value, np.ndarray) for value in own.values()):
         raise ValueError("'nvae_tf' has a 'state' that holds something else than tensors by name; the file is damaged")
-    taken = {name: value for name, value in own.items() if with_optimizer or not is_of_training(name)}
+    taken = {name: value for name, value in own.items() if with_optimizer or not optimizer.is_of_training(name)}
     try:
         matched.check(state)
         if with_optimizer:
             in_order = {name: matched.found[name] for name in state if name in matched.found}
-            saved = saved_optimizer(in_order, model.optimizer, checkpoint.optimizer)
+            saved = optimizer.saved_optimizer(in_order, model.optimizer, checkpoint.optimizer)
     finally:
         # Where something does not fit, it is needed most.
         why = "nothing was imported" if with_optimizer else "--without_optimizer"
         write_report(report, _rows(model, checkpoint, matched, saved, taken, f"ignored: {why}"))
     # Weights first: what is needed to fill them is gone when the slots are made.
-    fill_weights(model, matched, state, checkpoint.is_mapped)
-    release_freed_memory()
+    weights.fill_weights(model, matched, state, checkpoint.is_mapped)
+    weights.release_freed_memory()
     model.optimizer.build(model.trainable_variables)
     # As before a first step; what the file has of them follows.
     start_averages(model)
     model.optimizer.iterations.assign(saved.step if saved else step)
-    variables = own_variables(made)
-    check_own_state(taken, variables)
+    variables = optimizer.own_variables(made)
+    optimizer.check_own_state(taken, variables)
     for name, value in taken.items():
         if name.startswith(_FINITE):
-            check_finite(value, f"'nvae_tf' {name}", LEAVE_OUT if is_of_training(name) else BROKEN_WEIGHTS)
+            fix = optimizer.LEAVE_OUT if optimizer.is_of_training(name) else weights.BROKEN_WEIGHTS
+            weights.check_finite(value, f"'nvae_tf' {name}", fix)
         variables[name].assign(value)
     if saved:
-        saved.fill(model.optimizer, {id(variables[name]) for name in taken}, checkpoint.is_mapped)
-    release_freed_memory()
+        filled = {id(variables[name]) for name in taken}
+        optimizer.fill_slots(model.optimizer, saved, filled, checkpoint.is_mapped)
+    weights.release_freed_memory()
     return saved
 
 
@@ -353,8 +322,8 @@ def write_report(path: pathlib.Path | None, rows: Iterable[Mapping[str, Any]]) -
 def _rows(
     model: NVAE,
     checkpoint: TorchCheckpoint,
-    matched: Match,
-    saved: SavedOptimizer | None,
+    matched: weights.Match,
+    saved: optimizer.SavedOptimizer | None,
     taken: Collection[str],
     moments_note: str,
 ) -> Iterator[dict[str, Any]]:
@@ -379,14 +348,14 @@ def _rows(
         yield _row(f"nvae_tf.{name}", value, **how if name in taken else {"note": "ignored: of the optimizer's state"})
     for number, _, tensor, arrays in saved.moments if saved else ():
         for name, value in arrays.items():
-            how = place(tensor, f"{_SLOTS[name]} of ")
-            if name == NORM and any(own.startswith("optimizer/") for own in taken):
+            how = place(tensor, f"{optimizer.SLOTS[name]} of ")
+            if name == optimizer.NORM and any(own.startswith("optimizer/") for own in taken):
                 how = {"note": "ignored: nvae_tf.optimizer has it to the last bit"}
             yield _row(f"optimizer.{number}.{name}", value, **how)
     state = None if saved else checkpoint.optimizer.get("state")
     for number, arrays in state.items() if isinstance(state, Mapping) else ():
         for name, value in arrays.items() if isinstance(arrays, Mapping) else ():
-            if isinstance(value, np.ndarray) and name in _SLOTS:
+            if isinstance(value, np.ndarray) and name in optimizer.SLOTS:
                 yield _row(f"optimizer.{number}.{name}", value, note=moments_note)
 
 

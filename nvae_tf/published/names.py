@@ -24,8 +24,7 @@ class PublishedTensor(NamedTuple):
       names: the names under which it may be found, the one that is written first.
       variable: the variable that holds it.
       index: its place on the variable's leading axis, or None where the variable is not a stack.
-      to_published: turns this model's layout into the published one.
-      from_published: the other way.
+      to_published, from_published: turn this model's layout into the published one, and back.
       canceled: whether a batch norm right after it cancels its effect, so that its gradient is zero in theory, but for
         the regularizers'.
       companion: the name of an entry that follows it in published files and carries no information: the counter of a
@@ -193,20 +192,15 @@ def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     """Every weight of a layer or model once, by the attributes that lead to it: `top_down/scales/0/priors/kernel`.
 
     Keras' own names are numbered in the order of construction, and those of an object graph
-    (`optimizer/_trainable_variables/7`) do not say where to look.
-
-    Raises:
-      RuntimeError: no public attribute leads to a weight, so it would be missing in checkpoints.
+    (`optimizer/_trainable_variables/7`) do not say where to look. RuntimeError where no public attribute leads to a
+    weight, so that it would be missing in checkpoints.
     """
-    weights: dict[str, keras.Variable] = {}
-    seen: set[int] = set()
+    found: dict[int, tuple[str, keras.Variable]] = {}
     for name, variable in _walk(layer, ()):
-        if id(variable) not in seen:
-            seen.add(id(variable))
-            weights[name] = variable
-    if hidden := [variable.path for variable in layer.weights if id(variable) not in seen]:
+        found.setdefault(id(variable), (name, variable))
+    if hidden := [variable.path for variable in layer.weights if id(variable) not in found]:
         raise RuntimeError(f"no public attribute leads to the weights {', '.join(hidden)}")
-    return weights
+    return dict(found.values())
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:

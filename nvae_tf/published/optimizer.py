@@ -25,6 +25,8 @@ from nvae_tf.published.weights import fill, published_shape, published_values
 from nvae_tf.training.checkpoints import loss_scale, names_of_variables, training_parts
 
 MOMENTUM, NORM, STEP = "exp_avg", "exp_inf", "step"
+# The slots of NVAEAdamax that they fill; that of `exp_inf` has u - epsilon.
+SLOTS = {MOMENTUM: "momentum", NORM: "norm"}
 LEAVE_OUT = "import the file without its optimizer's state (--without_optimizer)"
 # How the names of variables begin that belong to training and not to the model.
 _OF_TRAINING = ("optimizer/", "metrics/", "others/", "loss_scale/")
@@ -42,26 +44,25 @@ class SavedOptimizer(NamedTuple):
     step: int
     moments: list[tuple[int, str, PublishedTensor, Mapping[str, np.ndarray]]]
 
-    def fill(self, optimizer: keras.optimizers.Optimizer, filled: Collection[int], are_mapped: bool) -> None:
-        """Assigns the slots of an optimizer, which is built, but for those whose `id` is in `filled`; see `fill`."""
-        inner: NVAEAdamax = inner_optimizer(optimizer)
-        # The slot of `exp_inf` has u - epsilon.
-        for slot, moment, lowered_by in (("momentum", MOMENTUM, 0.0), ("norm", NORM, _epsilon(inner))):
 
-            def target(variable: Any, slot: str = slot) -> Any:
-                found = getattr(inner.slots_of(variable), slot)
-                return None if id(found) in filled else found
+def fill_slots(
+    optimizer: keras.optimizers.Optimizer, saved: SavedOptimizer, filled: Collection[int], are_mapped: bool
+) -> None:
+    """Assigns the slots of an optimizer, which is built, but for those whose `id` is in `filled`; see `fill`."""
+    inner: NVAEAdamax = inner_optimizer(optimizer)
+    for moment, lowered_by in ((MOMENTUM, 0.0), (NORM, _epsilon(inner))):
+        arrays = []
+        for _, name, tensor, moments in saved.moments:
+            # Without memory for them.
+            zeros = np.broadcast_to(np.float32(0.0), published_shape(tensor))
+            target = _in_slot(tensor, inner, moment)
+            if id(target.variable) not in filled:
+                arrays.append((target, f"the optimizer's {moment} of {name}", moments.get(moment, zeros)))
+        fill(arrays, "optimizer's state", LEAVE_OUT, are_mapped, lowered_by)
 
-            arrays = (
-                (tensor, f"the optimizer's {moment} of {name}", saved.get(moment, _zeros(tensor)))
-                for _, name, tensor, saved in self.moments
-            )
-            fill(arrays, target, "optimizer's state", LEAVE_OUT, are_mapped, lowered_by)
 
-
-def _zeros(tensor: PublishedTensor) -> np.ndarray:
-    # Without memory for them.
-    return np.broadcast_to(np.float32(0.0), published_shape(tensor))
+def _in_slot(tensor: PublishedTensor, optimizer: NVAEAdamax, moment: str) -> PublishedTensor:
+    return tensor._replace(variable=getattr(optimizer.slots_of(tensor.variable), SLOTS[moment]))
 
 
 def _epsilon(optimizer: NVAEAdamax) -> np.float64:
@@ -74,13 +75,12 @@ def published_optimizer(model: NVAE, learning_rate: float, read: Callable[[Any],
     inner: NVAEAdamax = inner_optimizer(model.optimizer)
 
     def raised(variable: Any) -> np.ndarray:
-        # The slot has u - epsilon.
-        return np.float32(read(inner.slots_of(variable).norm).astype(np.float64) + _epsilon(inner))
+        return np.float32(read(variable).astype(np.float64) + _epsilon(inner))
 
     tensors = [tensor for tensor in published_tensors(model) if tensor.variable.trainable]
     step = int(read(inner.iterations))
-    momenta = published_values(tensors, lambda variable: read(inner.slots_of(variable).momentum))
-    norms = published_values(tensors, raised)
+    momenta = published_values([_in_slot(tensor, inner, MOMENTUM) for tensor in tensors], read)
+    norms = published_values([_in_slot(tensor, inner, NORM) for tensor in tensors], raised)
     moments = enumerate(zip(momenta, norms, strict=True))
     group = {
         "lr": learning_rate,
@@ -96,15 +96,12 @@ def published_optimizer(model: NVAE, learning_rate: float, read: Callable[[Any],
 def saved_optimizer(
     found: Mapping[str, PublishedTensor], optimizer: keras.optimizers.Optimizer, content: Mapping[str, Any]
 ) -> SavedOptimizer | None:
-    """Checks the optimizer's state of a published file; reads no number of the moments.
+    """Checks the optimizer's state of a published file; None where it has none. Reads no number of the moments.
 
     Args:
       found: the model's tensors by their names in the file, in the order of its `state_dict`.
       optimizer: the optimizer that is to continue from there.
       content: the file's entry `optimizer`, its tensors as arrays.
-
-    Returns:
-      What was found; None where the file has no optimizer's state.
 
     Raises:
       ValueError: it is of another form, of an Adamax with other settings, or does not fit the parameters; the message
@@ -163,12 +160,12 @@ def _moments(number: int, name: str, tensor: PublishedTensor, saved: Any) -> Map
     if isinstance(saved, Mapping) and not saved:
         return {}
     needed = published_shape(tensor)
-    for moment in (MOMENTUM, NORM):
+    for moment in SLOTS:
         array = saved.get(moment) if isinstance(saved, Mapping) else None
         has = f"shape {array.shape}, {array.dtype}" if isinstance(array, np.ndarray) else "no numbers"
         fits = isinstance(array, np.ndarray) and array.shape == needed and array.dtype.kind not in "biuc"
         _check(fits, f"of parameter {number}, {name}, has {has} as {moment}, and not floats of shape {needed}")
-    return {moment: saved[moment] for moment in (MOMENTUM, NORM)}
+    return {moment: saved[moment] for moment in SLOTS}
 
 
 def checkpoint_names(made: ModelForTraining) -> Iterator[tuple[str, Any]]:

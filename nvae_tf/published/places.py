@@ -34,12 +34,10 @@ def get_config():
 
 def check_torch() -> None:
     """Raises ValueError where torch is not installed; the message says how to install it."""
-    try:
-        found = importlib.util.find_spec("torch")
-    except ValueError:
-        found = None
-    if found is None:
-        raise ValueError('published .pt files need PyTorch: pip install "nvae_tf[torch]", or `make torch`')
+    with contextlib.suppress(ValueError):
+        if importlib.util.find_spec("torch") is not None:
+            return
+    raise ValueError('published .pt files need PyTorch: pip install "nvae_tf[torch]", or `make torch`')
 
 
 def check_file(path: pathlib.Path) -> None:
@@ -50,11 +48,8 @@ def check_file(path: pathlib.Path) -> None:
 
 
 def check_import_places(checkpoint: pathlib.Path, output: pathlib.Path, report: pathlib.Path | None) -> None:
-    """Checks what an import reads and writes.
-
-    Raises:
-      FileNotFoundError: there is no such checkpoint.
-      ValueError: the run folder or the report can't be made, or one is in the way of the other.
+    """Checks what an import reads and writes: FileNotFoundError where there is no such checkpoint, ValueError where the
+    run folder or the report can't be made, or one is in the way of the other.
     """
     check_file(checkpoint)
     check_output_is_free(output)
@@ -81,11 +76,9 @@ def check_output_is_free(output: pathlib.Path) -> None:
         found = min((entry.name for entry in place.iterdir()), default=None)
         check(found is None, f"--output={output}: not empty, it holds {found}; name a new or an empty folder")
         # An empty folder is replaced by the whole one.
-        what = "a mount point" if place.is_mount() else "the folder that the command runs in"
-        is_replaceable = not place.is_mount() and place != pathlib.Path.cwd()
-        check(
-            is_replaceable, f"--output={output}: {what}, which can't be replaced; name a new folder, {output / 'run'}"
-        )
+        kinds = {"a mount point": place.is_mount(), "the folder that the command runs in": place == pathlib.Path.cwd()}
+        for kind, is_it in kinds.items():
+            check(not is_it, f"--output={output}: {kind}, which can't be replaced; name a new folder, {output / 'run'}")
     parent = next(folder for folder in place.parents if folder.exists())
     check(parent.is_dir(), f"--output={output}: can't be made, {parent} is a file; name another folder")
     _check_writable("--output", output, parent)
@@ -106,11 +99,8 @@ def _check_writable(flag: str, path: pathlib.Path, folder: pathlib.Path) -> None
 def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a hidden folder beside `output` to write to, which takes its place when the block ends well.
 
-    After a block that ends with an error nothing is left; a killed process may leave `.NAME.partial-*` behind.
-
-    Raises:
-      OSError: in the block something could not be written.
-      ValueError: see `check_output_is_free`.
+    After a block that ends with an error, of which an OSError gets a text about `output`, nothing is left; a killed
+    process may leave `.NAME.partial-*` behind.
     """
     check_output_is_free(output)
     place = output.resolve()

@@ -6,17 +6,14 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, resolve_lengths
+from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, check, resolve_lengths
 from nvae_tf.errors import first_line
 from nvae_tf.latent_plan import CELL_SETS, InvertedBranch
 
 
 class Images(NamedTuple):
-    """Those of a published data set: square; padded to a size; of 1 bit if they are binary.
-
-    Attributes:
-      data_name: this project's name of the data set.
-      counts: training and test images, where they are known.
+    """Those of a published data set: this project's name of it, the size of square images, channels, training and test
+    images where these are known, and the size to which they are padded; of 1 bit if they are binary.
     """
 
     data_name: str
@@ -80,19 +77,14 @@ _TABLES = {"enc": "encoder", "dec": "decoder", "pre": "preprocess", "post": "pos
 
 
 def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
-    """The architecture of a published checkpoint from its `args`.
-
-    Raises:
-      ValueError: a setting is missing or of a wrong type, or the data set is not one that the published code knows.
+    """The architecture of a published checkpoint from its `args`; ValueError where a setting is missing or of a wrong
+    type, or the data set is not one that the published code knows.
     """
     with _wrap_type_errors():
         settings = {**_DEFAULTS, **settings}
         dataset = _setting(settings, "dataset")
-        if dataset not in PUBLISHED_IMAGES:
-            raise ValueError(
-                f"the checkpoint's data set {dataset!r} is not one of {', '.join(sorted(PUBLISHED_IMAGES))}, "
-                "so the size of its images is not known"
-            )
+        known = f"is not one of {', '.join(sorted(PUBLISHED_IMAGES))}, so the size of its images is not known"
+        check(dataset in PUBLISHED_IMAGES, f"the checkpoint's data set {dataset!r} {known}")
         images = PUBLISHED_IMAGES[dataset]
         values = {name: _setting(settings, published) for name, published in MODEL_SETTINGS.items()}
         for name in ("squeeze_excite", "residual_distributions", "adaptive_groups"):
@@ -116,11 +108,7 @@ def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
 
 
 def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveConfig:
-    """The loss of a published checkpoint from its `args`; the number of steps is not in them.
-
-    Raises:
-      ValueError: a setting is missing or of a wrong type.
-    """
+    """The loss of a published checkpoint from its `args`, which lack the number of steps; raises as the above does."""
     values = {name: _setting(settings, published) for name, published in OBJECTIVE_SETTINGS.items()}
     values["anneal_regularisation"] = bool(values["anneal_regularisation"])
     with _wrap_type_errors():
@@ -139,8 +127,7 @@ def _wrap_type_errors() -> Iterator[None]:
 
 
 def _setting(settings: Mapping[str, Any], name: str) -> Any:
-    if name not in settings:
-        raise ValueError(f"the checkpoint's settings lack {name!r}; they have {', '.join(sorted(settings))}")
+    check(name in settings, f"the checkpoint's settings lack {name!r}; they have {', '.join(sorted(settings))}")
     return settings[name]
 
 
@@ -148,10 +135,7 @@ def published_settings(config: ExperimentConfig) -> dict[str, Any]:
     """The `args` of a published checkpoint for the settings of an experiment.
 
     Of the data sets that the published code knows, the one of the same name is named if there is one, else the first
-    whose images are of the same size and kind.
-
-    Raises:
-      ValueError: the published form can't express all settings of the model; the message names those.
+    whose images are of the same size and kind. ValueError where the published form can't express a setting.
     """
     model, total_steps = config.model, config.objective.total_steps
     # A warm-up that is not set is that of the run's length.
@@ -165,8 +149,8 @@ def published_settings(config: ExperimentConfig) -> dict[str, Any]:
     # Binary images have one bit whatever is said here; this is what the published commands say.
     values["num_x_bits"] = 8 if model.likelihood == "bernoulli" else model.num_bits
     values |= {"dataset": _data_set(config), "fast_adamax": True}
-    if unlike := differing_settings(model, model_config_from_published(values)):
-        raise ValueError(f"the published form can't say {', '.join(unlike)}")
+    unlike = differing_settings(model, model_config_from_published(values))
+    check(not unlike, f"the published form can't say {', '.join(unlike)}")
     return values
 
 
@@ -199,12 +183,12 @@ def _data_set(config: ExperimentConfig) -> str:
         if shape == (size, size, channels, padded or size, padded or size)
         and binary == (model.likelihood == "bernoulli")
     ]
-    if not fitting:
-        raise ValueError(
-            f"the published form knows no data set with images of model.image_height = {model.image_height}, "
-            f"image_width = {model.image_width}, image_channels = {model.image_channels}, in a frame of "
-            f"{model.network_height}x{model.network_width}, model.likelihood = {model.likelihood!r}"
-        )
+    check(
+        bool(fitting),
+        f"the published form knows no data set with images of model.image_height = {model.image_height}, "
+        f"image_width = {model.image_width}, image_channels = {model.image_channels}, in a frame of "
+        f"{model.network_height}x{model.network_width}, model.likelihood = {model.likelihood!r}",
+    )
     return min(fitting, key=lambda name: PUBLISHED_IMAGES[name].data_name != config.data.name)
 
 

@@ -40,7 +40,8 @@ _MEGABYTE = 1 << 20
 _ARCHIVE_START = b"PK\x03\x04"
 # Files before torch 1.6 are no archives: a pickled magic number, three more pickles, the storages' keys and contents.
 _OLD_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-# Weights hardly shrink when they are compressed; zeros do, but no model consists of those.
+# Times a file's size, and bytes, to which it may unpack or its tensors add up. Weights hardly shrink when they are
+# compressed; zeros do, but no model consists of those.
 _MOST_UNPACKED, _UNPACKED_MARGIN = 4, 64 * _MEGABYTE
 # A tensor takes some 35 opcodes, and all settings together some hundreds.
 _OPCODES, _OPCODES_PER_STORAGE = 50_000, 300
@@ -56,16 +57,11 @@ _OBJECT = object()
 
 
 class TorchCheckpoint(NamedTuple):
-    """The content of a published file; tensors as arrays in the published layout, which lie in the mapped file.
+    """The content of a published file, tensors as arrays in the published layout; empty or None where it lacks it.
 
-    Attributes:
-      settings: its `args`.
-      state: the weights by name, its `state_dict`.
-      optimizer: the optimizer's state; empty where the file has none.
-      epoch: the number of finished passes over the data; None where the file lacks it.
-      global_step: the number of steps; None where the file lacks it.
-      own: what this project has added to a file that it wrote; empty in all others.
-      is_mapped: whether the tensors lie in the file itself, mapped into memory: not in compressed or very old files.
+    `settings` are its `args`, `state` its `state_dict`; `epoch` counts finished passes over the data, `global_step` the
+    steps; `own` is what this project has added to a file that it wrote. `is_mapped` says whether the arrays lie in the
+    file itself, mapped into memory: not in compressed or very old files.
     """
 
     settings: Mapping[str, Any]
@@ -88,8 +84,7 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: torch is not installed; or the file is not a whole torch file, holds other pickled objects, or is no
-        NVAE checkpoint.
+      ValueError: torch is not installed; or it is no whole torch file, holds other objects, or is no NVAE checkpoint.
     """
     path = pathlib.Path(path)
     check_file(path)
@@ -102,10 +97,11 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
         is_checkpoint = isinstance(content, dict) and {"args", "state_dict"} <= set(dict.keys(content))
         _check(is_checkpoint, "a torch file, but not an NVAE checkpoint: it lacks 'args' or 'state_dict'")
-        content = _items(content)
+        # Its methods may be hidden by attributes that a file has set.
+        content = dict(dict.items(content))
         return TorchCheckpoint(
             _plain_settings(content["args"]),
-            _weights(_group(content, "state_dict"), _most_unpacked(path.stat().st_size)),
+            _weights(_group(content, "state_dict"), path.stat().st_size),
             _group(content, "optimizer"),
             _count(content, "epoch"),
             _count(content, "global_step"),
@@ -145,26 +141,22 @@ def _check(valid: bool, message: str) -> None:
         raise WrongFile(message)
 
 
-def _items(value: Any) -> dict[Any, Any]:
-    """The content of a dictionary, whose methods may be hidden by attributes that a file has set."""
-    return dict(dict.items(value))
-
-
 def _plain_settings(args: Any) -> dict[str, Any]:
     """The settings that are plain values; others are not used."""
     _check(isinstance(args, dict | argparse.Namespace), f"'args' holds no settings, but a {type(args).__name__}")
-    settings = _items(args if isinstance(args, dict) else vars(args))
+    settings = dict(dict.items(args if isinstance(args, dict) else vars(args)))
     _check_names("args", settings)
-    plain = {name: value for name, value in settings.items() if _is_plain(value)}
+    plain = {
+        name: value
+        for name, value in settings.items()
+        if value is None
+        or isinstance(value, int)
+        or (isinstance(value, float) and math.isfinite(value))
+        or (isinstance(value, str) and len(value) <= _LONGEST_TEXT)
+    }
     wrong = ", ".join(sorted((settings.keys() - plain.keys()) & USED_SETTINGS))
     _check(not wrong, f"'args' has a value of {wrong} that is neither a finite number nor a short text; {_AGAIN}")
     return plain
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value is None or isinstance(value, int) or (isinstance(value, str) and len(value) <= _LONGEST_TEXT)
 
 
 def _check_names(place: str, names: Iterable[Any]) -> None:
@@ -174,15 +166,15 @@ def _check_names(place: str, names: Iterable[Any]) -> None:
         _check(is_line, f"{place!r} holds an entry whose name is not one line of text; {_AGAIN}")
 
 
-def _weights(state: dict[Any, Any], most_bytes: int) -> dict[str, np.ndarray]:
+def _weights(state: dict[Any, Any], file_size: int) -> dict[str, np.ndarray]:
     wrong = [str(name) for name, value in state.items() if not isinstance(value, np.ndarray) or isinstance(name, int)]
     _check(not wrong, f"'state_dict' holds something else than tensors by name: {', '.join(wrong[:5])}")
     for name, array in state.items():
         is_weight = array.dtype.kind not in "biuc" or name.endswith((f".{COPY}", f".{COUNTER}"))
         _check(is_weight, f"{name} holds numbers of type {array.dtype}, and weights are floats; {_AGAIN}")
     # Tensors may share their numbers, or repeat them without end.
-    size = sum(array.nbytes for array in state.values())
-    _check(size <= most_bytes, f"its tensors are far larger than the file, which has one number for many; {_AGAIN}")
+    is_one_file = sum(array.nbytes for array in state.values()) <= _MOST_UNPACKED * file_size + _UNPACKED_MARGIN
+    _check(is_one_file, f"its tensors are far larger than the file, which has one number for many; {_AGAIN}")
     return state
 
 
@@ -203,7 +195,7 @@ def _with_arrays(place: str, value: Any, known: dict[int, Any], depth: int = 0) 
     is_container = isinstance(value, dict | list | tuple)
     _check(depth <= _DEEPEST or not is_container, f"{place!r} is nested deeper than in any NVAE checkpoint; {_AGAIN}")
     if isinstance(value, dict):
-        items = _items(value)
+        items = dict(dict.items(value))
         _check_names(place, (name for name in items if not isinstance(name, int)))
         made = {name: _with_arrays(f"{place}.{name}", inner, known, depth + 1) for name, inner in items.items()}
     elif is_container:
@@ -226,8 +218,7 @@ def _count(content: Mapping[str, Any], key: str) -> int | None:
 def _check_torch_file(path: pathlib.Path) -> bool:
     """Raises WrongFile unless a file is whole and asks for nothing but tensors and plain data.
 
-    Returns:
-      Whether its tensors may be mapped into memory: none of them is compressed, and it is no file before torch 1.6.
+    Returns whether its tensors may be mapped into memory: none is compressed, and it is no file before torch 1.6.
     """
     try:
         with path.open("rb") as file:
@@ -248,11 +239,6 @@ def _check_torch_file(path: pathlib.Path) -> bool:
         raise WrongFile(f"not a whole torch file, cut short or damaged; download it again ({reason})") from error
 
 
-def _most_unpacked(size: int) -> int:
-    """The most bytes to which a file of `size` may unpack, or to which its tensors may add up."""
-    return _MOST_UNPACKED * size + _UNPACKED_MARGIN
-
-
 def _check_archive(archive: zipfile.ZipFile, size: int) -> bool:
     entries = archive.infolist()
     found = {entry.filename: entry for entry in entries}
@@ -265,7 +251,7 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> bool:
         _check(not is_stored or entry.compress_size == entry.file_size, f"{name[:50]!r} has two sizes; {_AGAIN}")
     total = sum(entry.file_size for entry in entries)
     sizes = f"{total / 1e6:,.0f} MB from {size / 1e6:,.1f}"
-    _check(total <= _most_unpacked(size), f"would unpack to {sizes}: no model's weights; {_AGAIN}")
+    _check(total <= _MOST_UNPACKED * size + _UNPACKED_MARGIN, f"would unpack to {sizes}: no model's weights; {_AGAIN}")
     if not any(entry.CRC for entry in entries):
         # Torch can be asked to make no checksums; it then writes 0, which `zipfile` would compare.
         for entry in entries:
@@ -326,7 +312,9 @@ class _Global(NamedTuple):
 class _Tuple(tuple):
     """A tuple that knows how many tuples lie in each other."""
 
-    depth = 1
+    def __init__(self, items: list[Any]):
+        self.depth = 1 + max((item.depth for item in items if isinstance(item, _Tuple)), default=0)
+        _check(self.depth <= _DEEPEST_TUPLE, "holds values nested deeper than in any NVAE checkpoint")
 
 
 class _PickleWalk:
@@ -357,12 +345,12 @@ class _PickleWalk:
                 self._below.append(stack)
                 self._stack = []
             case "EMPTY_TUPLE":
-                stack.append(_tuple([]))
+                stack.append(_Tuple([]))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack[-int(opcode[-1]) :] = [_tuple(stack[-int(opcode[-1]) :])]
+                stack[-int(opcode[-1]) :] = [_Tuple(stack[-int(opcode[-1]) :])]
             case "TUPLE":
                 self._stack = self._below.pop()
-                self._stack.append(_tuple(stack))
+                self._stack.append(_Tuple(stack))
             case "APPENDS" | "SETITEMS":
                 self._stack = self._below.pop()
                 _check_keys(stack[::2] if opcode == "SETITEMS" else [])
@@ -412,13 +400,6 @@ class _PickleWalk:
 def _check_keys(keys: Iterable[Any]) -> None:
     # Python compares and hashes nested tuples without a bound.
     _check(all(isinstance(key, str | int) for key in keys), "has entries whose names are neither text nor numbers")
-
-
-def _tuple(items: list[Any]) -> _Tuple:
-    made = _Tuple(items)
-    made.depth = 1 + max((item.depth for item in items if isinstance(item, _Tuple)), default=0)
-    _check(made.depth <= _DEEPEST_TUPLE, "holds values nested deeper than in any NVAE checkpoint")
-    return made
 
 
 def _dotted(name: str) -> str:

@@ -10,7 +10,7 @@ import tqdm
 
 from nvae_tf.config import ModelConfig, check
 from nvae_tf.flows import HIDDEN_MULTIPLE
-from nvae_tf.latent_plan import Branch, InvertedBranch, groups_per_scale, latent_plan
+from nvae_tf.latent_plan import InvertedBranch, groups_per_scale, latent_plan
 from nvae_tf.models import NVAE
 from nvae_tf.published.names import COPY, COUNTER, PublishedTensor, published_tensors
 
@@ -24,14 +24,8 @@ _MADV_DONTNEED = 4
 
 
 class Match(NamedTuple):
-    """Which tensors of a file go where, by their names in the file.
-
-    Attributes:
-      found: those that fit, in the order of published files.
-      ignored: those that carry no information.
-      missing: the names of those that the file lacks.
-      misshapen: those of another shape, and the shape that the architecture needs.
-      unknown: those that the architecture has no place for.
+    """Which tensors of a file fit, in the order of published files; carry no information; are lacking; have another
+    shape than the architecture needs; and have no place in it. By their names in the file.
     """
 
     found: dict[str, PublishedTensor]
@@ -89,29 +83,27 @@ def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray]) -> None
 def fill_weights(model: NVAE, matched: Match, state: Mapping[str, np.ndarray], are_mapped: bool = False) -> None:
     """Assigns the arrays of a state that has been checked; see `fill`."""
     weights = [(tensor, name, state[name]) for name, tensor in matched.found.items()]
-    fill(weights, lambda variable: variable, "weights", BROKEN_WEIGHTS, are_mapped)
+    fill(weights, "weights", BROKEN_WEIGHTS, are_mapped)
     model.data_initialised.assign(1.0)
 
 
 def fill(
     arrays: Iterable[tuple[PublishedTensor, str, np.ndarray]],
-    target: Callable[[Any], Any],
     what: str,
     fix: str,
     are_mapped: bool,
     lowered_by: float = 0.0,
 ) -> None:
-    """Assigns variables of float32 one after the other, each once and whole; ValueError where one is not finite.
+    """Assigns variables of float32 one after the other, each once and as a whole.
 
     Args:
       arrays: of each tensor its place, its name for messages, and its numbers in the published layout.
-      target: gives the variable to fill for one of the model's; None to fill none.
       what: what they are, for the progress bar.
-      fix: what to do where one holds NaN or infinity.
+      fix: what to do where one holds NaN or infinity, for the ValueError.
       are_mapped: whether the arrays lie in a mapped file, whose pages are released after use.
       lowered_by: is subtracted in double precision.
     """
-    groups = [(target(variable), group) for variable, group in _by_variable(arrays) if target(variable) is not None]
+    groups = _by_variable(arrays)
     total = sum(4 * int(np.prod(variable.shape, dtype=np.int64)) for variable, _ in groups)
     with tqdm.tqdm(desc=what, total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
         for variable, group in groups:
@@ -175,13 +167,11 @@ def _layer(name: str) -> str:
 
 
 def release_pages(array: np.ndarray) -> None:
-    """Gives back the memory of an array that lies in a mapped file; a later use reads it from the file again.
-
-    NumPy's own memory is left as it is: it would be zero afterwards.
-    """
+    """Gives back the memory of an array that lies in a mapped file; a later use reads it from the file again."""
     owner = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
+    # NumPy's own memory would be zero afterwards.
     if owner.flags.owndata:
         return
     begin = array.ctypes.data
@@ -228,21 +218,15 @@ def fewest_numbers(config: ModelConfig) -> int:
     numbers = top.height * top.width * top.decoder_channels + 9 * config.image_channels * config.num_channels_encoder
     if config.likelihood == "logistic_mixture":
         numbers += 9 * config.num_channels_decoder * config.num_mixtures
+    cells = [(block.num_cells - 1, plan.cells.preprocess, block.channels_in) for block in plan.preprocess]
+    cells += [(block.num_cells - 1, plan.cells.postprocess, block.channels_out) for block in plan.postprocess]
     for scale in plan.scales:
         groups, encoder, decoder = len(scale.groups), scale.encoder_channels, scale.decoder_channels
         numbers += groups * (9 * encoder * 2 * latent + decoder * latent + config.num_flows * flow)
         if not plan.is_vanilla:
-            numbers += groups * config.num_cells_per_group_encoder * _in_cell(plan.cells.encoder, encoder)
-            below_top = groups - (scale is top)
-            numbers += below_top * config.num_cells_per_group_decoder * _in_cell(plan.cells.decoder, decoder)
-    for block in plan.preprocess:
-        numbers += (block.num_cells - 1) * _in_cell(plan.cells.preprocess, block.channels_in)
-    for block in plan.postprocess:
-        numbers += (block.num_cells - 1) * _in_cell(plan.cells.postprocess, block.channels_out)
+            cells.append((groups * config.num_cells_per_group_encoder, plan.cells.encoder, encoder))
+            cells.append(((groups - (scale is top)) * config.num_cells_per_group_decoder, plan.cells.decoder, decoder))
+    for count, branch, channels in cells:
+        is_inverted = isinstance(branch, InvertedBranch)
+        numbers += count * (2 * branch.expansion if is_inverted else 9 * len(branch.operations)) * channels**2
     return numbers
-
-
-def _in_cell(branch: Branch, channels: int) -> int:
-    if isinstance(branch, InvertedBranch):
-        return 2 * branch.expansion * channels**2
-    return 9 * len(branch.operations) * channels**2
