@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from nvae_tf import command_line
+from nvae_tf.config import check
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
@@ -69,8 +70,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     place = arguments.index("--") if "--" in arguments else len(arguments)
     own, following = list(arguments[:place]), list(arguments[place + 1 :])
     for argument in own:
-        if re.match(r"--?(no)?(config|workdir)\b", argument):
-            raise ValueError(f"{argument}: a flag of train.main; these come after a --, as in `{_EXAMPLE}`")
+        is_own = not re.match(r"--?(no)?(config|workdir)\b", argument)
+        check(is_own, f"{argument}: a flag of train.main; these come after a --, as in `{_EXAMPLE}`")
     return own, following
 
 
@@ -80,32 +81,29 @@ def log_folder(workdir: pathlib.Path, log_dir: str | None) -> pathlib.Path:
         named = workdir if workdir.name else workdir.absolute()
         return named.with_name(f"{named.name}-logs")
     folder = pathlib.Path(log_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--log_dir={log_dir}: a file; give the name of a folder")
-    if folder.resolve().is_relative_to(workdir.resolve()):
-        raise ValueError(f"--log_dir={log_dir}: in the run folder, which train.main wants for itself; give another")
+    check(folder.is_dir() or not folder.exists(), f"--log_dir={log_dir}: a file; give the name of a folder")
+    is_outside = not folder.resolve().is_relative_to(workdir.resolve())
+    check(is_outside, f"--log_dir={log_dir}: in the run folder, which train.main wants for itself; give another")
     return folder
 
 
 def main(worker_arguments: Sequence[str]) -> None:
     """Checks what can be checked here, then starts the workers; ends the process with their exit code."""
-    if TF_CONFIG in os.environ:
-        raise ValueError(
-            f"{TF_CONFIG} is set in the environment: train.launch sets it itself, for each of its workers. Unset it; "
-            "or start `python -m train.main` instead, where something else (Slurm, Kubernetes, ...) starts the workers"
-        )
-    if not worker_arguments:
-        raise ValueError(f"nothing after the --: give the flags of train.main there, as in `{_EXAMPLE}`")
+    check(
+        TF_CONFIG not in os.environ,
+        f"{TF_CONFIG} is set in the environment: train.launch sets it itself, for each of its workers. Unset it; "
+        "or start `python -m train.main` instead, where something else (Slurm, Kubernetes, ...) starts the workers",
+    )
+    has_arguments = bool(worker_arguments)
+    check(has_arguments, f"nothing after the --: give the flags of train.main there, as in `{_EXAMPLE}`")
     command_line.check_config_flags(worker_arguments)
     workdir = command_line.flag_value(worker_arguments, "workdir")
-    if not workdir:
-        raise ValueError(f"--workdir is missing after the --; for example `{_EXAMPLE}`")
+    check(bool(workdir), f"--workdir is missing after the --; for example `{_EXAMPLE}`")
     folder = log_folder(pathlib.Path(workdir), LOG_DIR.value)
     gpus = gpus_of_processes(PROCESSES.value, GPUS_PER_PROCESS.value)
-    status = StatusLine(sys.stderr)
 
     def report(text: str) -> None:
-        status.keep(f"train.launch: {text}")
+        StatusLine(sys.stderr).keep(f"train.launch: {text}")
 
     if PROCESSES.value > 1:
         check_writable(folder, f"--log_dir={folder}")

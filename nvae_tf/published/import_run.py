@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import hashlib
-import io
 import json
 import math
 import pathlib
@@ -24,7 +23,7 @@ from nvae_tf.config import (
 )
 from nvae_tf.data.spec import DATA_SPECS, LSUN_BEDROOM64, LSUN_CHURCH64
 from nvae_tf.errors import first_line
-from nvae_tf.files import atomic_write
+from nvae_tf.files import atomic_file, atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.models.nvae import ModelForTraining, model_for_training
 from nvae_tf.optimization.adamax import start_averages
@@ -169,11 +168,7 @@ def _own_settings(checkpoint: TorchCheckpoint, step: int) -> RunSettings:
 
 
 def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: int | None) -> RunSettings:
-    """All settings of the run of a published file, whose epoch and step are None where the file lacks them.
-
-    Raises:
-      ValueError: a setting is missing, of a wrong type or impossible.
-    """
+    """All settings of the run of a published file, whose epoch and step are None where the file lacks them."""
     model, objective = model_config_from_published(args), objective_config_from_published(args)
     settings = config_to_dict(ExperimentConfig(model=model, objective=objective))
     settings["data"] = dataclasses.asdict(_data_spec(args["dataset"], model))
@@ -204,31 +199,30 @@ def _length(
     if replicas is not None:
         total = train.epochs * (num_images // (train.batch_size * replicas))
         return step, max(total, step), replicas, None
-    assumed = None
     if step and epoch is None:
-        total = step
         assumed = f"The file has no epoch, so it is taken to be of the end of its run: train.steps = {step:,}."
-    elif step:
+        return step, step, None, assumed
+    if step:
         total = max(round(train.epochs * step / max(epoch, 1)), step)
         assumed = (
             f"On how many GPUs it was trained does not follow from {step:,} steps in {epoch} epochs. At that rate its "
             f"{train.epochs} epochs are train.steps = {total:,}."
         )
-    else:
-        # As on one GPU.
-        epoch_steps = max((num_images or 0) // train.batch_size, 1)
-        total = train.epochs * epoch_steps
-        if step is None and epoch:
-            step, total = epoch * epoch_steps, max(epoch * epoch_steps, total)
-            assumed = (
-                f"The file has no steps, so its {epoch} epochs are counted as {epoch_steps:,} steps each, as on one "
-                f"GPU: it is of step {step:,} of train.steps = {total:,}."
-            )
-        elif step is None and epoch is None:
-            assumed = (
-                "The file has neither steps nor epochs, so the run is at step 0, where its warm-ups begin. To train "
-                "the weights on, start a new run from them (train.initialise_from)."
-            )
+        return step, total, None, assumed
+    # As on one GPU.
+    epoch_steps = max((num_images or 0) // train.batch_size, 1)
+    total, assumed = train.epochs * epoch_steps, None
+    if step is None and epoch:
+        step, total = epoch * epoch_steps, max(epoch * epoch_steps, total)
+        assumed = (
+            f"The file has no steps, so its {epoch} epochs are counted as {epoch_steps:,} steps each, as on one "
+            f"GPU: it is of step {step:,} of train.steps = {total:,}."
+        )
+    elif step is None and epoch is None:
+        assumed = (
+            "The file has neither steps nor epochs, so the run is at step 0, where its warm-ups begin. To train "
+            "the weights on, start a new run from them (train.initialise_from)."
+        )
     return step or 0, total, None, assumed
 
 
@@ -312,11 +306,10 @@ def _fill(
 def write_report(path: pathlib.Path | None, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes rows of `_COLUMNS` as CSV, with a heading, if there is a path."""
     if path is not None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        atomic_write(path, text.getvalue())
+        with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def _rows(

@@ -43,12 +43,9 @@ class CheckpointNotWritten(OSError):
 class TrainingState:
     """All that a run needs to continue as if it had never stopped; random numbers are functions of (seed, step).
 
-    Args:
-      folder: of the checkpoints; made when the first is written.
-      model, optimizer: the model, whose metrics are saved too, and its optimizer, built.
-      keep: how many of the latest checkpoints to keep.
-      keep_every_hours: of the others one is kept for good when this time has passed since the one before; 0: none.
-      others: further variables that decide how the run continues.
+    Checkpoints are written into `folder`, which is made with the first, and the latest `keep` of them stay; of the
+    others one is kept for good when `keep_every_hours` have passed since the one before, 0: none. `optimizer` is built.
+    `others` are variables besides the model's, with its metrics, that decide how the run continues.
     """
 
     def __init__(
@@ -69,10 +66,10 @@ class TrainingState:
         start_averages(model)
         variables = training_parts(model, optimizer, others) | {"step": self._step}
         # Separate, so that a run can continue in another precision, which may have no loss scale.
-        scale = {"loss_scale": loss_scale(optimizer)}
         self._without_scale = tf.train.Checkpoint(**variables)
-        self._checkpoint = tf.train.Checkpoint(**variables, **scale)
-        self._best_checkpoint = tf.train.Checkpoint(**variables, **scale, best_score=self._score)
+        variables |= {"loss_scale": loss_scale(optimizer)}
+        self._checkpoint = tf.train.Checkpoint(**variables)
+        self._best_checkpoint = tf.train.Checkpoint(**variables, best_score=self._score)
         self._kept = KeptCheckpoints(folder, keep, keep_every_hours)
 
     def save(self, step: int) -> None:
@@ -100,14 +97,19 @@ class TrainingState:
     def restore(self, report: Callable[[str], object] = print, tidies: bool = True) -> int:
         """Restores the newest whole checkpoint and returns its step; 0, and `whole_step` None, where there is none.
 
-        Args:
-          report: takes a line about newer checkpoints that can't be used, and one about a damaged best checkpoint.
-          tidies: whether to remove what killed processes have left; of several processes one does.
-
-        Raises:
-          ValueError: there are checkpoints, and all are damaged; or the newest is of another architecture.
+        `report` takes a line about newer checkpoints that can't be used, and one about a damaged best checkpoint. Of
+        several processes one `tidies`: it removes what killed processes have left. ValueError: there are checkpoints,
+        and all are damaged; or the newest is of another architecture.
         """
-        found = self._newest_whole()
+        try:
+            found = newest_whole(self.folder)
+        except ValueError as error:
+            best = find_best(self._best_folder).path
+            if best is None:
+                raise
+            raise ValueError(
+                f"{error}. Or copy {best}.* into {self.folder}: the best one is whole, and the run continues from there"
+            ) from error
         if found.path is not None:
             check_architecture(self._model, found.path)
             with wrap_read_errors(found.path):
@@ -122,17 +124,6 @@ class TrainingState:
             self._kept.take_over(found.step, found.unusable)
             self._take_over_best(report)
         return found.step
-
-    def _newest_whole(self) -> "FoundCheckpoint":
-        try:
-            return newest_whole(self.folder)
-        except ValueError as error:
-            best = find_best(self._best_folder).path
-            if best is None:
-                raise
-            raise ValueError(
-                f"{error}. Or copy {best}.* into {self.folder}: the best one is whole, and the run continues from there"
-            ) from error
 
     def _take_over_best(self, report: Callable[[str], object] = lambda line: None) -> None:
         _remove_partial(self._best_folder)
@@ -165,9 +156,7 @@ class TrainingState:
 def training_parts(
     model: NVAE, optimizer: keras.optimizers.Optimizer, others: Sequence[tf.Variable] = ()
 ) -> dict[str, Any]:
-    """What a training checkpoint holds, by name: weights, their exponential moving averages, the variables of the
-    (built) optimizer, metrics, and others.
-    """
+    """What a training checkpoint holds, by name; the optimizer is built."""
     weights, averages = named_weights(model), average_of_weights(model)
     return dict(
         model=nested(weights),
@@ -197,8 +186,7 @@ def names_of_variables(parts: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 def restore_weights(model: NVAE, checkpoint: str) -> bool:
     """Restores a model's weights; returns whether they are exponential moving averages, which a run may keep.
 
-    Raises:
-      ValueError: the checkpoint is damaged or of another architecture; nothing is assigned then.
+    Nothing is assigned where the checkpoint is damaged or of another architecture, a ValueError.
     """
     check_architecture(model, checkpoint)
     with wrap_read_errors(checkpoint):
@@ -218,8 +206,7 @@ def restore_weights(model: NVAE, checkpoint: str) -> bool:
 def check_architecture(model: NVAE, checkpoint: str) -> None:
     """Compares the names and shapes of a model's weights with those in a checkpoint.
 
-    Raises:
-      ValueError: they differ, and the message names the first differences; or the checkpoint is damaged.
+    ValueError: they differ, and the message names the first differences; or the checkpoint is damaged.
     """
     with wrap_read_errors(checkpoint):
         shapes = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
@@ -254,20 +241,21 @@ def wrap_read_errors(checkpoint: str) -> Iterator[None]:
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise
     except Exception as error:
+        reason = (
+            f"is damaged ({first_line(error)}). Restore its files from a copy, or delete {checkpoint}.* to continue "
+            "from the one before"
+        )
         if not pathlib.Path(f"{checkpoint}.index").exists():
-            raise ValueError(
-                f"{checkpoint}: the checkpoint was there a moment ago and is gone; a training that runs at the same "
-                "time has replaced it by a later one. Try again"
-            ) from error
-        raise ValueError(
-            f"{checkpoint}: the checkpoint is damaged ({first_line(error)}). Restore its files from a copy, or delete "
-            f"{checkpoint}.* to continue from the one before"
-        ) from error
+            reason = (
+                "was there a moment ago and is gone; a training that runs at the same time has replaced it by a later "
+                "one. Try again"
+            )
+        raise ValueError(f"{checkpoint}: the checkpoint {reason}") from error
 
 
 class FoundCheckpoint(NamedTuple):
-    """The prefix of the checkpoint that was found in a folder, None where there is none that can be used; why others
-    can't be used, by step; and the score that a best checkpoint was saved for, infinity where there is none.
+    """The prefix of the checkpoint that was found, None where there is none that can be used; why others can't be used,
+    by step; and the score that a best checkpoint was saved for, infinity where there is none.
     """
 
     path: str | None
@@ -292,8 +280,7 @@ class FoundCheckpoint(NamedTuple):
 def newest_whole(folder: pathlib.Path) -> FoundCheckpoint:
     """Finds the newest checkpoint whose numbers can all be read and match their checksums, listed or not.
 
-    Raises:
-      ValueError: there are checkpoints, and all are damaged.
+    ValueError: there are checkpoints, and all are damaged.
     """
     listed = read_list(folder) if folder.is_dir() else None
     unusable = {}
@@ -303,8 +290,7 @@ def newest_whole(folder: pathlib.Path) -> FoundCheckpoint:
         if fault is None:
             return FoundCheckpoint(_prefix(folder, step), unusable)
         unusable[step] = fault
-    newest = latest_checkpoint(folder)
-    if newest is not None:
+    if newest := latest_checkpoint(folder):
         raise ValueError(
             f"{newest}: the checkpoint is damaged ({unusable[step_of(newest)]}), and there is no other that is "
             f"whole. Restore its files from a copy, or delete {folder} to start the run anew"
@@ -323,20 +309,18 @@ def find_best(folder: pathlib.Path) -> FoundCheckpoint:
     There are two where a process was killed before it deleted the one before. One without a score, which somebody has
     put there, counts as the worst.
     """
-    unusable, scores = {}, {}
+    unusable, found = {}, []
     for step in sorted(_steps_of_any(folder)):
         if fault := _fault_of(folder, step):
             unusable[step] = fault
             continue
         reader = tf.train.load_checkpoint(_prefix(folder, step))
         try:
-            scores[step] = float(reader.get_tensor(_SCORE)) if reader.has_tensor(_SCORE) else float("inf")
+            score = float(reader.get_tensor(_SCORE)) if reader.has_tensor(_SCORE) else float("inf")
+            found.append(FoundCheckpoint(_prefix(folder, step), unusable, score))
         except (TypeError, ValueError):
             unusable[step] = "its score is not a number"
-    if not scores:
-        return FoundCheckpoint(None, unusable)
-    best = min(scores, key=scores.get)
-    return FoundCheckpoint(_prefix(folder, best), unusable, scores[best])
+    return min(found, key=lambda each: each.score, default=FoundCheckpoint(None, unusable))
 
 
 def _fault_of(folder: pathlib.Path, step: int) -> str | None:
@@ -389,9 +373,7 @@ def checkpoint_sha256(prefix: str) -> str:
     digest, place = hashlib.sha256(), pathlib.Path(prefix)
     files = sorted(place.parent.glob(f"{place.name}.*"))
     if not files:
-        raise FileNotFoundError(
-            f"{prefix}: the checkpoint is gone; a training that runs at the same time has deleted it"
-        )
+        raise FileNotFoundError(f"{prefix}: the checkpoint is gone; a training that runs now has deleted it")
     for file in files:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
@@ -399,10 +381,9 @@ def checkpoint_sha256(prefix: str) -> str:
 
 
 def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], object]) -> None:
-    """Writes a step's checkpoint beside its place and moves it there when it is on the disk, the index last.
+    """Writes a step's checkpoint, by `write` at a prefix, beside its place and moves it there when it is on the disk.
 
-    `write` writes it at a prefix. Files of the step that are there already are replaced. If anything fails, nothing of
-    the step is left.
+    Files of the step that are there already are replaced. If anything fails, nothing of the step is left.
     """
     partial = folder / f".step-{step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -461,10 +442,8 @@ def _cause(error: OSError | tf.errors.OpError) -> str:
 
 @dataclasses.dataclass
 class CheckpointList:
-    """The contents of TensorFlow's list file.
-
-    `written` is when the checkpoint of each step was written, oldest first, in seconds since 1970, 0 where that is not
-    known, without those that are kept for good; `kept_at` when the last of these was, at first when the run began.
+    """TensorFlow's list file: when the checkpoint of each step was written, oldest first, in seconds since 1970 and 0
+    where that is not known, without those kept for good; and when the last of these was, at first when the run began.
     """
 
     written: dict[int, float]
@@ -475,16 +454,15 @@ def read_list(folder: pathlib.Path) -> CheckpointList | None:
     """The list of a folder's checkpoints; None where it is missing or unreadable."""
     try:
         state = tf.train.get_checkpoint_state(str(folder))
-        if state is None:
-            return None
-        steps = [step_of(prefix) for prefix in state.all_model_checkpoint_paths]
+        steps = [step_of(prefix) for prefix in state.all_model_checkpoint_paths] if state else None
     except ValueError:
         return None
-    times = list(state.all_model_checkpoint_timestamps)
-    if len(times) != len(steps):
-        # Nobody knows which is missing; the files have times too.
-        times = [0.0] * len(steps)
-    return CheckpointList(dict(zip(steps, times, strict=True)), state.last_preserved_timestamp)
+    if steps is None:
+        return None
+    times = state.all_model_checkpoint_timestamps
+    # Where one is missing nobody knows which; the files have times too.
+    written = dict(zip(steps, times, strict=True)) if len(times) == len(steps) else dict.fromkeys(steps, 0.0)
+    return CheckpointList(written, state.last_preserved_timestamp)
 
 
 class KeptCheckpoints:

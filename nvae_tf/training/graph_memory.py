@@ -5,7 +5,7 @@
 
 import bisect
 import collections
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -66,16 +66,13 @@ class Timeline(NamedTuple):
         return int(np.cumsum(self.changes).max(initial=0))
 
 
-def memory_timeline(function: Any) -> Timeline:
+def memory_timeline(function: tf.types.experimental.ConcreteFunction) -> Timeline:
     """The memory that a concrete function allocates and frees in one run on a CPU's executor with one thread.
 
     Operations run in the order in which they become ready, by data and control dependencies. A buffer is freed after
     the last operation that reads it. Views share their input's buffer, element-wise operations write into an input that
     nothing else reads. Called functions are walked too, of a condition the longer branch, of a loop one turn. Not
-    counted: arguments, constants, variables, and a kernel's own scratch memory.
-
-    Args:
-      function: a `tf.types.experimental.ConcreteFunction`, traced with known shapes.
+    counted: arguments, constants, variables, and a kernel's own scratch memory. Shapes must have been known in tracing.
     """
     graph = function.graph
     walk = _Walk(graph)
@@ -94,13 +91,11 @@ class _Buffer:
 
 
 class _Node(NamedTuple):
-    """An operation; `inputs` are pairs of a node's place in the list and an output of it, `uses` counts the readers of
-    each output, `argument` is the number of the function's argument that it stands for.
-    """
+    """An operation, and the number of the function's argument that it stands for."""
 
     operation: tf.Operation
-    inputs: list[tuple[int, int]]
-    uses: list[int]
+    inputs: list[tuple[int, int]]  # a node's place in the list, and which of its outputs
+    uses: list[int]  # the readers of each output
     successors: list[int]
     num_awaited: int
     argument: int | None
@@ -119,11 +114,8 @@ class _Walk:
     def run(self, graph: tf.Graph, num_outputs: int, arguments: list[_Buffer], is_held: bool) -> list[_Buffer]:
         """Walks one graph and returns the buffers of its outputs, each with one use, which the caller is to release.
 
-        Args:
-          graph: that of a function.
-          num_outputs: how many of its outputs are asked for; a gradient adds others behind them.
-          arguments: the buffers of its inputs, each with one use, which is released.
-          is_held: whether only at the end, as a call does that is not inlined.
+        Asks for the first `num_outputs`; a gradient adds others behind them. `arguments` are the buffers of the inputs,
+        each with one use, which is released: only at the end if `is_held`, as a call does that is not inlined.
         """
         key = id(graph), num_outputs
         if key not in self._nodes:
@@ -193,14 +185,13 @@ class _Walk:
         for place, size in enumerate(sizes):
             can_reuse = place == 0 and operation.type in _IN_PLACE
             free = [each for each in inputs if each.number is not None and each.uses == 1 and each.size == size]
-            outputs.append(free[0] if can_reuse and free else self._allocate(size))
+            if can_reuse and free:
+                outputs.append(free[0])
+            else:
+                outputs.append(_Buffer(size, self._num_buffers))
+                self.events.append((size, self._num_buffers))
+                self._num_buffers += 1
         return outputs
-
-    def _allocate(self, size: int) -> _Buffer:
-        buffer = _Buffer(size, self._num_buffers)
-        self._num_buffers += 1
-        self.events.append((size, buffer.number))
-        return buffer
 
     def _size(self, tensor: tf.Tensor) -> int:
         size = _size_in_bytes(tensor)

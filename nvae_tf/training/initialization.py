@@ -65,12 +65,8 @@ class Initialization:
 def initialize(model: NVAE, path: str) -> Initialization:
     """Gives a model all weights of a source that fit: weights, running batch statistics, vectors of power iterations.
 
-    Steps, the optimizer's slots and moving averages are not touched.
-
-    Args:
-      model: the model, new.
-      path: a run folder, of whose latest checkpoint the exponential moving averages (EMA) of the weights are taken
-        where there are any; or a published file (.pt).
+    Steps, the optimizer's slots and moving averages are not touched. `path` is a run folder, of whose latest checkpoint
+    the exponential moving averages (EMA) of the weights are taken where there are any, or a published file (.pt).
 
     Raises:
       FileNotFoundError: there is nothing at `path`.
@@ -78,10 +74,8 @@ def initialize(model: NVAE, path: str) -> Initialization:
     """
     source_name, source = _read(path)
     weights, source_weights = _network(model), _network(source)
-    shapes, source_shapes = (
-        {name: tuple(weight.shape) for name, weight in one.items()} for one in (weights, source_weights)
-    )
-    found = Initialization(source_name, shapes, source_shapes)
+    shapes = [{name: tuple(weight.shape) for name, weight in one.items()} for one in (weights, source_weights)]
+    found = Initialization(source_name, *shapes)
     if not found.taken:
         raise ValueError(_nothing_fits(path, found, source, model))
     for name in found.taken:

@@ -45,10 +45,8 @@ def tf_configs(processes: int) -> list[str]:
         for each in sockets:
             each.bind((_HOST, 0))
         workers = [f"{_HOST}:{each.getsockname()[1]}" for each in sockets]
-    return [
-        json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
-        for index in range(processes)
-    ]
+    tasks = [{"type": "worker", "index": index} for index in range(processes)]
+    return [json.dumps({"cluster": {"worker": workers}, "task": task}) for task in tasks]
 
 
 def worker_environments(processes: int, gpus: list[str] | None) -> list[dict[str, str]]:
@@ -65,8 +63,7 @@ def gpus_of_processes(
 ) -> list[str] | None:
     """`CUDA_VISIBLE_DEVICES` of each process: a slice of this process's, or of 0, 1, 2 ...; None for 0 per process.
 
-    Raises:
-      ValueError: there are fewer GPUs.
+    ValueError: there are fewer GPUs.
     """
     if not gpus_per_process:
         return None
@@ -92,8 +89,7 @@ class WorkerPlan:
     """What is started, and how it ends.
 
     Attributes:
-      command: of every worker.
-      processes: how many workers.
+      command, processes: of every worker, and how many there are.
       gpus: `CUDA_VISIBLE_DEVICES` of each, see `gpus_of_processes`.
       log_folder: gets the output of all workers but the first, whose output is this process's.
       grace_seconds: how long workers may take to stop once another has ended; then they are killed.
@@ -119,12 +115,8 @@ def run_workers(plan: WorkerPlan, report: Callable[[str], None]) -> int:
     crash, after which all may be restarted, unless the exit code is that of a user's mistake or of an interruption.
     If this process is killed, a watchdog process stops the workers.
 
-    Returns:
-      The exit code of the first worker that failed, as shells have it (128 and the number of the signal that killed
-      it), or 0.
-
-    Raises:
-      OSError: a process or the log folder can't be made.
+    Returns the exit code of the first worker that failed, as shells have it (128 and the number of the signal that
+    killed it), or 0. OSError: a process or the log folder can't be made.
     """
     signals: list[int] = []
     # nohup ignores SIGHUP, and so must we.
@@ -155,16 +147,16 @@ class _Worker:
     def __init__(self, index: int, plan: WorkerPlan, environment: Mapping[str, str]):
         self.index, self.is_killed = index, False
         self._log, self._log_start = plan.log_folder / f"worker-{index}.log" if index else None, 0
-        options = {"env": environment, "stdin": subprocess.DEVNULL, "start_new_session": True}
-        if self._log is None:
-            self.process = subprocess.Popen(plan.command, **options)
-            return
-        plan.log_folder.mkdir(parents=True, exist_ok=True)
-        with open(self._log, "ab") as output:
-            output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(plan.command)}\n".encode())
-            output.flush()
-            self._log_start = output.tell()
-            self.process = subprocess.Popen(plan.command, stdout=output, stderr=subprocess.STDOUT, **options)
+        with contextlib.ExitStack() as opened:
+            output = None
+            if self._log:
+                plan.log_folder.mkdir(parents=True, exist_ok=True)
+                output = opened.enter_context(open(self._log, "ab"))
+                output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(plan.command)}\n".encode())
+                output.flush()
+                self._log_start = output.tell()
+            streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+            self.process = subprocess.Popen(plan.command, env=environment, start_new_session=True, **streams)
 
     @property
     def exit_code(self) -> int:
@@ -283,8 +275,7 @@ class _Workers:
 def _stop_orphans(grace_seconds: float) -> None:
     """The watchdog process: when its launcher is gone, even by SIGKILL, stops the workers that are left.
 
-    The launcher writes their process ids to a pipe, which ends with the launcher. Workers can't do this themselves,
-    because they run any command; PR_SET_PDEATHSIG has one signal only, on Linux only.
+    The launcher writes their process ids to a pipe, which ends with the launcher.
     """
     workers = []
     for line in sys.stdin:

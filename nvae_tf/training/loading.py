@@ -22,13 +22,8 @@ class FoundRun(NamedTuple):
 
 
 class TrainedRun(NamedTuple):
-    """A run's model with the weights of one of its checkpoints.
-
-    Attributes:
-      config: the run's settings.
-      checkpoint: the prefix of the checkpoint's files.
-      model: the model; where the run keeps exponential moving averages (EMA) of its weights, with those.
-      has_running_means: whether they are averages.
+    """A run's settings, the prefix of one of its checkpoints, the model with its weights, and whether these are
+    exponential moving averages (EMA), which they are where the run keeps them.
     """
 
     config: ExperimentConfig
@@ -57,7 +52,7 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
       checkpoint: "latest", or "best" for the one with the best test score (`train.keep_best`).
 
     Raises:
-      FileNotFoundError: there is no such folder, it is no run folder, or it has no such checkpoint yet.
+      FileNotFoundError: there is no such run folder, or it has no such checkpoint yet.
       ValueError: `config.json` is damaged or asks for an impossible model; or all checkpoints, or the best, are
         damaged; or the checkpoint is of another architecture, then the first differences are named.
     """

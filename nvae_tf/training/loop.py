@@ -60,11 +60,7 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
 
     The weights after step n are a function of the settings alone: interrupted and continued runs end with the
     same. Several processes call this with the same arguments; the first of them, the chief, writes. SIGINT, SIGTERM and
-    SIGHUP end it with a checkpoint.
-
-    Args:
-      config: the settings.
-      workdir: a new or empty folder, or that of the same run.
+    SIGHUP end it with a checkpoint. `workdir` is a new or empty folder, or that of the same run.
 
     Raises:
       ValueError: the settings do not fit each other, the devices or the data, the folder holds something else, another
@@ -138,8 +134,7 @@ class TrainingLoop:
         compiled: bool,
     ):
         self._run, self._state, self._recovery, self._outputs, self._stop = run, state, recovery, outputs, stop
-        self._profiler = profiler
-        self._settings = run.config.train
+        self._profiler, self._settings = profiler, run.config.train
         self._saved_at = time.monotonic()
         self._train_step = step_function(run.replicas.strategy, run.model, compiled)
 
@@ -250,26 +245,24 @@ class TrainingLoop:
         self._saved_at = time.monotonic()
 
     def _show_progress(self, step: int) -> None:
-        self._outputs.speed.count_step()
-        if self._outputs.status.is_due or step == self._run.length.total_steps:
-            self._outputs.status.show(self._progress_line(step), step / self._run.length.total_steps)
-
-    def _progress_line(self, step: int) -> str:
-        means, schedules = self._outputs.running_means(), self._outputs.schedules()
+        outputs, total = self._outputs, self._run.length.total_steps
+        outputs.speed.count_step()
+        if not outputs.status.is_due and step < total:
+            return
+        means, schedules = outputs.running_means(), outputs.schedules()
         nelbo = means["reconstruction"] + means["kl"]
         in_bits = self._run.config.model.likelihood != "bernoulli"
-        bound = f"{self._outputs.bits_per_dimension(nelbo):.4f} bits/dim" if in_bits else f"{nelbo:.2f} nats"
+        bound = f"{outputs.bits_per_dimension(nelbo):.4f} bits/dim" if in_bits else f"{nelbo:.2f} nats"
         line = (
-            f"step {step:,}/{self._run.length.total_steps:,}  loss {means['loss']:.2f}  NELBO {bound}  "
+            f"step {step:,}/{total:,}  loss {means['loss']:.2f}  NELBO {bound}  "
             f"KL {means['kl']:.2f}  rate {schedules['learning_rate']:.2g}  beta {schedules['kl_weight']:.2f}"
         )
         if means["skipped_steps"]:
             line += f"  {means['skipped_steps']:.0f} steps skipped"
-        steps_per_second = self._outputs.speed.steps_per_second
-        if steps_per_second:
-            left = duration((self._run.length.total_steps - step) / steps_per_second)
-            line += f"  {self._outputs.images_per_second:,.0f} images/s  {left} left"
-        return line
+        if steps_per_second := outputs.speed.steps_per_second:
+            left = duration((total - step) / steps_per_second)
+            line += f"  {outputs.images_per_second:,.0f} images/s  {left} left"
+        outputs.status.show(line, step / total)
 
 
 def _first_words(folder: RunFolder, run: Run, step: int) -> str:

@@ -33,27 +33,16 @@ _USUAL_GPUS_GIB = (8, 12, 16, 24, 40, 48, 80)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MemoryEstimate:
-    """What a training step needs, at any batch size.
+    """What a training step needs, at any batch size."""
 
-    Attributes:
-      parameters: how many numbers are trained.
-      weights_bytes: those of the trained weights.
-      slots_bytes: those of the optimizer's variables.
-      other_bytes: those of running statistics, power vectors and the like.
-      process_bytes: the process itself once the step is traced: Python, TensorFlow and its graph.
-      timelines: the step's memory at the batch sizes `traced_at`.
-      traced_at: two batch sizes.
-      multiple: what a batch size must be a multiple of: `train.accumulate_steps`.
-    """
-
-    parameters: int
+    parameters: int  # that are trained
     weights_bytes: int
-    slots_bytes: int
-    other_bytes: int
-    process_bytes: int
-    timelines: tuple[Timeline, Timeline]
+    slots_bytes: int  # of the optimizer's variables
+    other_bytes: int  # of running statistics, power vectors and the like
+    process_bytes: int  # once the step is traced: Python, TensorFlow and its graph
+    timelines: tuple[Timeline, Timeline]  # of the step at two batch sizes
     traced_at: tuple[int, int]
-    multiple: int
+    multiple: int  # of which a batch size is one: train.accumulate_steps
 
     @property
     def state_bytes(self) -> int:
@@ -93,11 +82,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(config: ExperimentConfig) -> MemoryEstimate:
-    """Builds the model of a run and traces its training step at two batch sizes.
-
-    Raises:
-      ValueError: the settings do not fit each other.
-    """
+    """Builds the model of a run and traces its step at two batch sizes; ValueError where settings do not fit."""
     check_model_fits(config.model, config.data)
     configure_runtime()
     # The weights that it would start from need not be there.

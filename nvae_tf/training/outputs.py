@@ -84,7 +84,7 @@ class RunOutputs:
     def write_due(self, step: int) -> bool:
         """Writes the test metrics and samples of a step, if they are due and not there yet.
 
-        Returns False where a stop was requested meanwhile; raises a ValueError if the model has diverged.
+        False where a stop was requested meanwhile; ValueError where the model has diverged.
         """
         if step == 0:
             return True
@@ -141,14 +141,15 @@ class RunOutputs:
     def _write_evaluation(self, step: int) -> None:
         images = self._run.images
         batches = evaluation_batches(images.test, images.spec, self._batch_size, _FIXED_SEED)
-        test = self._evaluator.evaluate(iterate(batches, images.test), _FIXED_SEED, self._show_evaluation)
+
+        def show(done: int) -> None:
+            self._stop.check()
+            self.status.show_if_due(f"evaluating: {done:,} of {images.test.count:,} test images")
+
+        test = self._evaluator.evaluate(iterate(batches, images.test), _FIXED_SEED, show)
         active = active_units(test.kl_per_channel_nats, self._run.model.plan.latent_shapes())
-        measured = {
-            "nelbo_nats": test.nelbo_nats,
-            "reconstruction_nats": test.reconstruction_nats,
-            "kl_nats": test.kl_nats,
-            "bits_per_dim": self.bits_per_dimension(test.nelbo_nats),
-        }
+        measured = {name: getattr(test, name) for name in ("nelbo_nats", "reconstruction_nats", "kl_nats")}
+        measured["bits_per_dim"] = self.bits_per_dimension(test.nelbo_nats)
         self._tensorboard.scalars(
             step,
             {f"test/{name}": value for name, value in measured.items()}
@@ -172,10 +173,6 @@ class RunOutputs:
                 "active_units": int(active.sum()),
             }
         )
-
-    def _show_evaluation(self, done: int) -> None:
-        self._stop.check()
-        self.status.show_if_due(f"evaluating: {done:,} of {self._run.images.test.count:,} test images")
 
     def _write_images(self, step: int, file: pathlib.Path) -> None:
         """Samples of the main temperature as a PNG file, and these, those of other temperatures and reconstructions for
@@ -209,10 +206,8 @@ class MetricsFile:
     """`metrics.csv`: one line an evaluation, in the order of steps, each step once.
 
     `train_*` are means over the steps since the last multiple of `train.log_every_steps`, `test_*` over the test
-    images; `active_units` are counted over all groups, see `nvae_tf.evaluation.latent_usage.active_units`.
-
-    A file keeps all its columns. What one of an older version lacks is added at the end with the next line, and left
-    empty in the lines before.
+    images; `active_units` are counted over all groups. A file keeps all its columns. What one of an older version lacks
+    is added at the end with the next line, and left empty in the lines before.
     """
 
     def __init__(self, path: pathlib.Path):

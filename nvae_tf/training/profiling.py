@@ -10,16 +10,11 @@ from nvae_tf.errors import first_line
 
 
 class StepProfiler:
-    """Profiles the steps from one to another, once; without steps it does nothing. Never ends a run.
+    """Profiles the steps from one to another, counted from 1, once; without steps it does nothing. Never ends a run.
 
     A profile begins with its first step alone: a run that continues behind it has none, because the first steps of a
     process, which build graphs, are not what one wants to see. It ends after its last step, at a step outside (a run
-    may go back to a checkpoint), or with the block.
-
-    Args:
-      steps: the first and the last step, counted from 1; empty for none.
-      folder: that of TensorBoard's files.
-      report: takes one line when the profile is written, or why it can't be.
+    may go back to a checkpoint), or with the block. `report` takes a line when it is in `folder`, or why it can't be.
     """
 
     def __init__(self, steps: tuple[int, ...], folder: pathlib.Path, report: Callable[[str], None]):

@@ -56,9 +56,12 @@ class Recovery:
         or_above = "" if math.isinf(limit) else f", or their loss is above the limit of {limit:,.4g}"
         reason = f"{skipped} steps in a row were skipped: their loss or gradients are not finite{or_above}"
         if number > self._settings.rollbacks:
+            shapes = enumerate(self._model.plan.latent_shapes())
+            groups = [f"group {index} ({height}x{width})" for index, (height, width, _) in shapes]
+            growth = growth_sentence(self._model.recent.read(), groups, layer_names(self._model))
             raise ValueError(
                 f"{reason}, after {number - 1} returns to a checkpoint with half the learning rate each time. "
-                f"{what_grew_first(self._model)}. The latest checkpoint is that of step {latest:,}"
+                f"{growth}. The latest checkpoint is that of step {latest:,}"
                 f"{'' if latest else ', where the run began'}. Try a lower optimizer.learning_rate, longer "
                 "optimizer.warmup_epochs or a higher objective.regularisation in a new run, or look for damaged images"
             )
@@ -74,13 +77,6 @@ class Recovery:
         return factor
 
 
-def what_grew_first(model: NVAE) -> str:
-    """One sentence about the latest steps: the KL of which group and the spectral norm of which layer grew first."""
-    shapes = model.plan.latent_shapes()
-    groups = [f"group {index} ({height}x{width})" for index, (height, width, _) in enumerate(shapes)]
-    return growth_sentence(model.recent.read(), groups, layer_names(model))
-
-
 def layer_names(model: NVAE) -> list[str]:
     """The name of every convolution, in the order of the spectral norms."""
     names = {id(weight): name.rpartition("/")[0] for name, weight in named_weights(model).items()}
@@ -88,7 +84,7 @@ def layer_names(model: NVAE) -> list[str]:
 
 
 def growth_sentence(steps: RecentSteps, groups: Sequence[str], layers: Sequence[str]) -> str:
-    """The same for given steps, and names of groups and layers."""
+    """Of the latest steps: the KL of which group and the spectral norm of which layer grew first, by their names."""
     if not len(steps.accepted):
         return "No step is remembered"
     kl = _first_growth(steps.kl_per_group, steps.accepted, groups, "KL", " nats")

@@ -59,10 +59,8 @@ class Run(NamedTuple):
 def load_images(config: ExperimentConfig) -> Images:
     """The training and test images of the data set that the settings name.
 
-    Raises:
-      ValueError: images can't be used, or the model does not fit them.
-      FileNotFoundError: there is nothing at `data.path`.
-      ConnectionError: the data must be downloaded and can't be.
+    ValueError: images can't be used, or the model does not fit them. FileNotFoundError: there is nothing at
+    `data.path`. ConnectionError: the data must be downloaded and can't be.
     """
     check_model_fits(config.model, config.data)
     report = StatusLine().report()
@@ -83,9 +81,8 @@ def with_length(
 
     Where `workdir` has a run, its recorded settings count; ValueError where its `config.json` is damaged.
     """
-    recorded = None
-    if workdir is not None and RunFolder(workdir).config_file.is_file():
-        recorded = read_run_config(RunFolder(workdir))
+    has_run = workdir is not None and RunFolder(workdir).config_file.is_file()
+    recorded = read_run_config(RunFolder(workdir)) if has_run else None
     return resolve_lengths(config, length.steps_per_epoch, length.total_steps, recorded)
 
 
@@ -116,8 +113,7 @@ def new_run(
 ) -> Run:
     """A run before its first step; the same settings give the same initial weights.
 
-    They are taken from `train.initialise_from`, unless `workdir` has a checkpoint to continue from; raises what
-    `nvae_tf.training.initialization.initialize` raises.
+    They are taken from `train.initialise_from`, unless `workdir` has a checkpoint to continue from; see `initialize`.
     """
     with replicas.strategy.scope():
         model, schedule = model_for_training(config, length.steps_per_epoch, length.total_steps)

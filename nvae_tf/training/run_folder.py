@@ -7,11 +7,11 @@ import os
 import pathlib
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from nvae_tf.config import ExperimentConfig, config_to_dict, config_to_json, read_config
+from nvae_tf.config import ExperimentConfig, check, config_to_dict, config_to_json, read_config
 from nvae_tf.files import atomic_write
-from nvae_tf.training.checkpoints import latest_checkpoint, step_of
+from nvae_tf.training.checkpoints import steps_of_files
 
 # What may differ when a run is continued: its length, what is written how often, on which devices it runs, where the
 # images lie now and what happens to unreadable ones. Nothing else, because the second half of a run must belong to the
@@ -30,33 +30,25 @@ _LONGEST_NAME = 300
 
 
 class RunFolder:
-    """The places in a run folder; making this object touches no file.
-
-    Attributes:
-      path: the folder, `--workdir` of the commands.
-      config_file: all settings, as JSON; what makes a folder a run folder.
-      lock_file: which process trains here, see `lock_for_training`.
-      images_file: the numbers of images that the run was begun with, as JSON, see `ImageCounts`.
-      checkpoints: the folder of checkpoints, see `nvae_tf.training.checkpoints`.
-      metrics_file: one line an evaluation, as CSV.
-      tensorboard: the folder of TensorBoard's event files.
-      samples: the folder of sample grids, `step-N.png` with N in eight digits.
-      evaluation: the folder of what `train.evaluate` draws, and of what it has not finished.
-      card_file: the model card.
-      origin_file: where imported weights came from and under which license, as JSON; most runs have none.
-    """
+    """The places in a run folder; making this object touches no file."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
+        # All settings; what makes a folder a run folder.
         self.config_file = self.path / "config.json"
         self.lock_file = self.path / ".lock"
+        # The numbers of images that the run was begun with, see `ImageCounts`.
         self.images_file = self.path / "images.json"
         self.checkpoints = self.path / "checkpoints"
         self.metrics_file = self.path / "metrics.csv"
         self.tensorboard = self.path / "tensorboard"
+        # `step-N.png` with N in eight digits.
         self.samples = self.path / "samples"
+        # What `train.evaluate` draws, and what it has not finished.
         self.evaluation = self.path / "evaluation"
+        # The model card.
         self.card_file = self.path / "README.md"
+        # Where imported weights came from and under which license; most runs have none.
         self.origin_file = self.path / "origin.json"
 
     def evaluation_file(self, split: str = "test") -> pathlib.Path:
@@ -66,12 +58,9 @@ class RunFolder:
 
 def read_run_config(folder: RunFolder) -> ExperimentConfig:
     """The settings of a run; FileNotFoundError where there is none, ValueError where its `config.json` is damaged."""
-    if not folder.path.is_dir():
-        raise FileNotFoundError(f"{folder.path}: no such folder; give the --workdir of a run of train.main")
     if not folder.config_file.is_file():
-        raise FileNotFoundError(
-            f"{folder.path}: not a run folder, it has no config.json; give the --workdir of a run of train.main"
-        )
+        found = "not a run folder, it has no config.json" if folder.path.is_dir() else "no such folder"
+        raise FileNotFoundError(f"{folder.path}: {found}; give the --workdir of a run of train.main")
     try:
         return read_config(folder.config_file)
     except ValueError as error:
@@ -82,10 +71,8 @@ def read_run_config(folder: RunFolder) -> ExperimentConfig:
 def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunFolder:
     """Makes a run folder, or opens one to continue its run, which needs the same settings.
 
-    Settings of `CHANGEABLE_SETTINGS` may differ; `config.json` then has the new ones.
-
-    Raises:
-      ValueError: the folder holds something else, or a run with other settings; nothing is written then.
+    Settings of `CHANGEABLE_SETTINGS` may differ; `config.json` then has the new ones. ValueError: the folder holds
+    something else, or a run with other settings; nothing is written then.
     """
     folder = RunFolder(path)
     _check_place(folder)
@@ -100,44 +87,44 @@ def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunF
 
 
 def _check_place(folder: RunFolder) -> None:
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"{folder.path}: a file; give a new or empty folder, or one of the same run")
+    is_file = folder.path.exists() and not folder.path.is_dir()
+    check(not is_file, f"{folder.path}: a file; give a new or empty folder, or one of the same run")
     if folder.config_file.exists():
         return
     # Hidden files are what a file manager or an interrupted first write leaves behind.
     found = sorted(entry.name for entry in folder.path.glob("*") if not entry.name.startswith("."))
-    if found:
-        raise ValueError(
-            f"{folder.path}: not empty and not a run folder, it holds {', '.join(found[:5])}"
-            f"{' ...' if len(found) > 5 else ''} but no config.json; give a new or empty folder, or one of the same run"
-        )
+    check(
+        not found,
+        f"{folder.path}: not empty and not a run folder, it holds {', '.join(found[:5])}"
+        f"{' ...' if len(found) > 5 else ''} but no config.json; give a new or empty folder, or one of the same run",
+    )
 
 
 def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: ExperimentConfig) -> None:
-    old, new = _flat(config_to_dict(before)), _flat(config_to_dict(now))
+    old, new = (
+        {
+            f"{group}.{name}": value
+            for group, settings in config_to_dict(one).items()
+            for name, value in settings.items()
+        }
+        for one in (before, now)
+    )
     differences = [
         f"{name} was {old[name]!r} and is now {new[name]!r}"
         for name in new
         if old[name] != new[name] and name not in CHANGEABLE_SETTINGS
     ]
-    if differences:
-        raise ValueError(
-            f"{folder.path}: holds a run with other settings: {'; '.join(differences)}. "
-            "Give the same settings to continue it, or another --workdir"
-        )
-    checkpoint = latest_checkpoint(folder.checkpoints)
-    if checkpoint is not None and step_of(checkpoint) > now.objective.total_steps:
-        raise ValueError(
-            f"{folder.path}: this run has {step_of(checkpoint):,} steps already, more than the "
-            f"{now.objective.total_steps:,} asked for. Give more train.steps (or train.epochs), or another --workdir"
-        )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+    check(
+        not differences,
+        f"{folder.path}: holds a run with other settings: {'; '.join(differences)}. "
+        "Give the same settings to continue it, or another --workdir",
+    )
+    step, total = max(steps_of_files(folder.checkpoints, "index"), default=0), now.objective.total_steps
+    check(
+        step <= total,
+        f"{folder.path}: this run has {step:,} steps already, more than the {total:,} asked for. "
+        "Give more train.steps (or train.epochs), or another --workdir",
+    )
 
 
 class ImageCounts(NamedTuple):
@@ -187,11 +174,8 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
     """Holds the lock of a run folder, which the operating system releases when this process ends or dies.
 
     The folder is made if it is missing; if it is still empty at the end, it is removed. `warn` takes a line where the
-    file system has no locks; the block runs without one then.
-
-    Raises:
-      ValueError: another process holds the lock, or the folder holds something else than a run.
-      OSError: the folder can't be made or written to.
+    file system has no locks; the block runs without one then. ValueError: another process holds the lock, or the folder
+    holds something else than a run. OSError: the folder can't be made or written to.
     """
     _check_place(folder)
     made = [place for place in (folder.path, *folder.path.parents) if not place.exists()]

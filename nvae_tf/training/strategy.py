@@ -44,11 +44,7 @@ def gpus() -> list:
 def select_devices(count: int) -> list[str]:
     """Makes `count` GPUs visible to TensorFlow, all for 0; without GPUs, splits the CPU into `count` logical devices.
 
-    Returns:
-      The names of the devices.
-
-    Raises:
-      ValueError: there are fewer GPUs, or TensorFlow has used its devices already.
+    Returns the names of the devices. ValueError: there are fewer GPUs, or TensorFlow has used its devices already.
     """
     found = gpus()
     check(
@@ -75,10 +71,7 @@ def compiles_whole_step(xla: str, replica_count: int) -> bool:
 
     "auto" compiles the whole step for one GPU. Several replicas exchange values in the middle of it, so that XLA
     compiles what lies between ("cluster"). On CPUs XLA runs this model's convolutions 30 to 50 times slower than
-    TensorFlow's own kernels, so there it is off.
-
-    Raises:
-      ValueError: "jit" for several replicas.
+    TensorFlow's own kernels, so there it is off. ValueError: "jit" for several replicas.
     """
     if xla == "auto":
         xla = "off" if not gpus() else "jit" if replica_count == 1 else "cluster"
@@ -103,12 +96,8 @@ class WorkerLost(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Replicas:
-    """The devices that hold a copy of the model each, in this process and in others.
-
-    Attributes:
-      strategy: TensorFlow's own object for them.
-      local_count: how many are in this process.
-      shard: which part of every batch belongs to this process.
+    """The devices that hold a copy of the model each: TensorFlow's own object for them, how many are in this process,
+    and which shard of every batch belongs to this process.
     """
 
     strategy: tf.distribute.Strategy
@@ -137,11 +126,7 @@ class Replicas:
         return next((candidate for candidate, total in zip(STOPPING_SIGNALS, totals, strict=True) if total), None)
 
     def check_same_step(self, step: int, folder: os.PathLike) -> None:
-        """Checks that all processes continue from the same checkpoint, and waits until all have read theirs.
-
-        Raises:
-          ValueError: they do not, or another process sees another folder.
-        """
+        """Waits until all processes have read their checkpoints; ValueError where these are of different steps."""
         if self.shard == ALL:
             return
         total, squares = self.sums([float(step), float(step) ** 2])
@@ -191,8 +176,7 @@ ONE_DEVICE = Replicas(tf.distribute.get_strategy())
 def chosen_replicas(settings: TrainConfig) -> Replicas:
     """The devices that `train.strategy` and `train.replicas` ask for; waits for the other processes if there are any.
 
-    Raises:
-      ValueError: they are not there, or TF_CONFIG is not as TensorFlow documents it.
+    ValueError: they are not there, or TF_CONFIG is not as TensorFlow documents it.
     """
     shard, kind, count = shard_from_environment(), settings.strategy, settings.replicas
     if kind == "auto":
@@ -231,8 +215,7 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
 def shard_from_environment() -> Shard:
     """Which of the processes that TF_CONFIG names this is; the only one where it is not set.
 
-    Raises:
-      ValueError: it is not as TensorFlow documents it.
+    ValueError: it is not as TensorFlow documents it.
     """
     text = os.environ.get(TF_CONFIG)
     if not text:
