@@ -91,9 +91,11 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
     check_torch()
     import torch
 
+    fault = "not a whole torch file, cut short or damaged; download it again"
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             is_mapped = _check_torch_file(path)
+            fault = f"torch can't read it; {_AGAIN}"
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
         is_checkpoint = isinstance(content, dict) and {"args", "state_dict"} <= set(dict.keys(content))
         _check(is_checkpoint, "a torch file, but not an NVAE checkpoint: it lacks 'args' or 'state_dict'")
@@ -112,11 +114,11 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
         raise ValueError(f"{path}: {error}") from error
     except (MemoryError, PermissionError):
         raise
-    # Damage in a pickle ends torch's reader by exceptions of many kinds, AssertionError among them.
+    # Of damaged files zipfile, zlib, pickletools and torch raise errors of many kinds, AssertionError among them.
     except Exception as error:
         # An UnpicklingError advises to load the file with an open unpickler.
         reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error)[:200]})"
-        raise ValueError(f"{path}: torch can't read it{reason}; {_AGAIN}") from error
+        raise ValueError(f"{path}: {fault}{reason}") from error
 
 
 def from_torch_checkpoint(path: str | pathlib.Path) -> NVAE:
@@ -220,23 +222,16 @@ def _check_torch_file(path: pathlib.Path) -> bool:
 
     Returns whether its tensors may be mapped into memory: none is compressed, and it is no file before torch 1.6.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(_OLD_START))
-            if start == _OLD_START:
-                # Reads no more than there is, whatever length a text claims.
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                    _check_old_form(mapped)
-                return False
-        _check(start.startswith(_ARCHIVE_START), _NO_TORCH_FILE)
-        with zipfile.ZipFile(path) as archive:
-            return _check_archive(archive, path.stat().st_size)
-    except (WrongFile, MemoryError, PermissionError):
-        raise
-    # Of damaged files zipfile, zlib and pickletools raise errors of many kinds.
-    except Exception as error:
-        reason = first_line(error)[:200]
-        raise WrongFile(f"not a whole torch file, cut short or damaged; download it again ({reason})") from error
+    with path.open("rb") as file:
+        start = file.read(len(_OLD_START))
+        if start == _OLD_START:
+            # Reads no more than there is, whatever length a text claims.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                _check_old_form(mapped)
+            return False
+    _check(start.startswith(_ARCHIVE_START), _NO_TORCH_FILE)
+    with zipfile.ZipFile(path) as archive:
+        return _check_archive(archive, path.stat().st_size)
 
 
 def _check_archive(archive: zipfile.ZipFile, size: int) -> bool:

@@ -236,8 +236,7 @@ class _Workers:
             if worker.exit_code and self._failed is None:
                 self._failed = worker
                 self._wait(self._plan.grace_seconds if self._are_stopping else self._plan.patience_seconds)
-        while self._num_passed_on < len(self._signals):
-            number = self._signals[self._num_passed_on]
+        for number in self._signals[self._num_passed_on :]:
             self._num_passed_on += 1
             must_die = self._signals[: self._num_passed_on].count(signal.SIGINT) >= _CTRL_C_TO_KILL
             self._stop(signal.SIGKILL if must_die else signal.SIGTERM if number == signal.SIGHUP else number)

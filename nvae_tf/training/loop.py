@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import shlex
@@ -120,30 +121,28 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, folder: RunFolder) -
     return result
 
 
+@dataclasses.dataclass
 class TrainingLoop:
     """Steps, with all that happens between them."""
 
-    def __init__(
-        self,
-        run: Run,
-        state: TrainingState,
-        recovery: Recovery,
-        outputs: RunOutputs,
-        stop: StopRequest,
-        profiler: StepProfiler,
-        compiled: bool,
-    ):
-        self._run, self._state, self._recovery, self._outputs, self._stop = run, state, recovery, outputs, stop
-        self._profiler, self._settings = profiler, run.config.train
-        self._saved_at = time.monotonic()
-        self._train_step = step_function(run.replicas.strategy, run.model, compiled)
+    run: Run
+    state: TrainingState
+    recovery: Recovery
+    outputs: RunOutputs
+    stop: StopRequest
+    profiler: StepProfiler
+    compiled: bool
+
+    def __post_init__(self):
+        self._settings, self._saved_at = self.run.config.train, time.monotonic()
+        self._train_step = step_function(self.run.replicas.strategy, self.run.model, self.compiled)
 
     def continue_from(self, step: int) -> TrainingResult:
         """Trains from a step to the end, or until a signal interrupts it; raises what `train_and_evaluate` raises."""
-        if self._state.whole_step is None:
+        if self.state.whole_step is None:
             # The run is rolled back to it if it diverges before the next.
             self._save(step)
-        run, images, seed = self._run, self._run.images, self._settings.seed
+        run, images, seed = self.run, self.run.images, self._settings.seed
         while True:
             batches = training_batches(images.train, images.spec, run.images_a_step, seed, step, run.replicas.shard)
             with contextlib.closing(iterate(batches, images.train)) as iterator:
@@ -154,41 +153,41 @@ class TrainingLoop:
 
     def _train(self, start: int, batches: Iterator[tf.Tensor]) -> TrainingResult | None:
         """Trains from a step on; None where the run has diverged and must be rolled back."""
-        total = self._run.length.total_steps
+        total = self.run.length.total_steps
         if not self._write_due(start):
-            return self._interrupted(start, self._stop.signal_number)
+            return self._interrupted(start, self.stop.signal_number)
         for step in range(start, total):
             number = self.agreed_signal(step)
             if number is not None:
                 return self._interrupted(step, number)
             if step % self._settings.log_every_steps == 0:
                 # Means start anew at fixed steps and are in checkpoints: an interruption does not show.
-                for metric in self._run.model.metrics:
+                for metric in self.run.model.metrics:
                     metric.reset_state()
-            with self._profiler.step(step + 1):
+            with self.profiler.step(step + 1):
                 with self._saved_if_bad_picture(step):
                     images = next(batches)
-                self._train_step(self._run.replicas.divided(images))
-            if self._recovery.must_roll_back(step + 1):
+                self._train_step(self.run.replicas.divided(images))
+            if self.recovery.must_roll_back(step + 1):
                 return None
             self._show_progress(step + 1)
-            if self._run.replicas.is_chief:
-                self._outputs.write_training_curves(step + 1)
+            if self.run.replicas.is_chief:
+                self.outputs.write_training_curves(step + 1)
             if self._is_checkpoint_due(step + 1):
                 self._save(step + 1)
             if not self._write_due(step + 1):
-                return self._interrupted(step + 1, self._stop.signal_number)
+                return self._interrupted(step + 1, self.stop.signal_number)
         return TrainingResult(total)
 
     def agreed_signal(self, step: int) -> int | None:
         """The signal that all processes stop for at this step, because one of them has received it."""
-        if self._run.replicas.shard.count > 1 and step % _AGREE_EVERY_STEPS:
+        if self.run.replicas.shard.count > 1 and step % _AGREE_EVERY_STEPS:
             return None
-        # Not `self._stop.signal_number`: one that has come while the others were asked is for the next step.
-        return self._run.replicas.agreed_signal(self._stop.signal_number)
+        # Not `self.stop.signal_number`: one that has come while the others were asked is for the next step.
+        return self.run.replicas.agreed_signal(self.stop.signal_number)
 
     def _interrupted(self, step: int, signal_number: int) -> TrainingResult:
-        if self._state.whole_step != step:
+        if self.state.whole_step != step:
             self._save(step)
         return TrainingResult(step, signal_number)
 
@@ -198,7 +197,7 @@ class TrainingLoop:
         try:
             yield
         except BadPicture:
-            if self._state.whole_step != step:
+            if self.state.whole_step != step:
                 self._save(step)
             raise
 
@@ -207,29 +206,26 @@ class TrainingLoop:
 
         Raises a ValueError if the run was rolled back as often as it may, or its checkpoints are gone or damaged.
         """
-        is_chief, report = self._run.replicas.is_chief, self._outputs.status.keep
-        number, reason = self._recovery.next_rollback(step_of(latest_checkpoint(self._state.folder) or "step-0"))
-        step = self._state.restore(report, tidies=is_chief)
-        check(
-            self._state.whole_step is not None,
-            f"{reason}, and there is nothing to go back to: somebody has deleted the checkpoints in "
-            f"{self._state.folder}",
-        )
-        factor = self._recovery.lower_rate(number)
+        is_chief, report = self.run.replicas.is_chief, self.outputs.status.keep
+        number, reason = self.recovery.next_rollback(step_of(latest_checkpoint(self.state.folder) or "step-0"))
+        step = self.state.restore(report, tidies=is_chief)
+        nothing = f"{reason}, and there is nothing to go back to: somebody has deleted the checkpoints in"
+        check(self.state.whole_step is not None, f"{nothing} {self.state.folder}")
+        factor = self.recovery.lower_rate(number)
         report(f"{reason}. Back to step {step:,}, with {factor:g} of the learning rate.")
-        self._run.replicas.check_same_step(step, self._state.folder)
+        self.run.replicas.check_same_step(step, self.state.folder)
         if is_chief:
-            self._outputs.continue_from(step)
+            self.outputs.continue_from(step)
         return step
 
     def _write_due(self, step: int) -> bool:
         """Writes the outputs of a step that are due; False where a stop was requested meanwhile."""
-        if not self._run.replicas.is_chief:
+        if not self.run.replicas.is_chief:
             return True
         with self._saved_if_bad_picture(step):
-            is_whole = self._outputs.write_due(step)
-        if is_whole and self._settings.keep_best and self._outputs.is_evaluated(step):
-            self._state.save_if_best(step, self._outputs.test_score(step))
+            is_whole = self.outputs.write_due(step)
+        if is_whole and self._settings.keep_best and self.outputs.is_evaluated(step):
+            self.state.save_if_best(step, self.outputs.test_score(step))
         return is_whole
 
     def _is_checkpoint_due(self, step: int) -> bool:
@@ -237,21 +233,21 @@ class TrainingLoop:
         by_time = 0.0 < self._settings.checkpoint_every_minutes <= minutes
         by_step = step % self._settings.checkpoint_every_steps == 0
         # Not among skipped steps: a roll-back needs a sound state.
-        return step >= self._run.length.total_steps or ((by_time or by_step) and self._recovery.is_sound)
+        return step >= self.run.length.total_steps or ((by_time or by_step) and self.recovery.is_sound)
 
     def _save(self, step: int) -> None:
-        if self._run.replicas.is_chief:
-            self._state.save(step)
+        if self.run.replicas.is_chief:
+            self.state.save(step)
         self._saved_at = time.monotonic()
 
     def _show_progress(self, step: int) -> None:
-        outputs, total = self._outputs, self._run.length.total_steps
+        outputs, total = self.outputs, self.run.length.total_steps
         outputs.speed.count_step()
         if not outputs.status.is_due and step < total:
             return
         means, schedules = outputs.running_means(), outputs.schedules()
         nelbo = means["reconstruction"] + means["kl"]
-        in_bits = self._run.config.model.likelihood != "bernoulli"
+        in_bits = self.run.config.model.likelihood != "bernoulli"
         bound = f"{outputs.bits_per_dimension(nelbo):.4f} bits/dim" if in_bits else f"{nelbo:.2f} nats"
         line = (
             f"step {step:,}/{total:,}  loss {means['loss']:.2f}  NELBO {bound}  "

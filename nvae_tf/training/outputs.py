@@ -219,9 +219,7 @@ class MetricsFile:
         Returns how many were damaged or there twice; a last one that a killed process was writing does not count.
         """
         columns, rows, damaged = self._read()
-        kept = _text([row for row in rows if int(row["step"]) <= step], columns, with_header=True)
-        if kept != self._content():
-            atomic_write(self._path, kept)
+        self._write(columns, [row for row in rows if int(row["step"]) <= step])
         return damaged
 
     def has(self, step: int) -> bool:
@@ -237,12 +235,7 @@ class MetricsFile:
         """Adds the line of a later step; numbers are written with six digits."""
         written = {name: value if isinstance(value, int) else f"{value:.6g}" for name, value in row.items()}
         columns, rows, _ = self._read()
-        missing = [name for name in COLUMNS if name not in columns]
-        if missing:
-            atomic_write(self._path, _text([*rows, written], [*columns, *missing], with_header=True))
-            return
-        with self._path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_text([written], columns, with_header=False))
+        self._write([*columns, *(name for name in COLUMNS if name not in columns)], [*rows, written])
 
     def _read(self) -> tuple[list[str], list[dict[str, str]], int]:
         """The columns of the file, its intact lines in the order of steps, and how many others it has."""
@@ -261,6 +254,15 @@ class MetricsFile:
     def _content(self) -> str:
         return self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
 
+    def _write(self, columns: list[str], rows: list[Mapping[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        if columns:
+            writer.writeheader()
+        writer.writerows(rows)
+        if text.getvalue() != self._content():
+            atomic_write(self._path, text.getvalue())
+
 
 def _is_intact(row: Mapping[str | None, str | None]) -> bool:
     """Whether a line has all its fields and a score, and numbers where numbers belong."""
@@ -274,15 +276,6 @@ def _is_intact(row: Mapping[str | None, str | None]) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _text(rows: list[Mapping[str, str]], columns: list[str], with_header: bool) -> str:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    if with_header and columns:
-        writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 class TensorBoardWriter:

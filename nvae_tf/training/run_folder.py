@@ -128,8 +128,8 @@ def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: Experiment
 
 
 class ImageCounts(NamedTuple):
-    """How many images a run has for training, for testing and per step, and whether those for testing were drawn at
-    random (`held_out`): its `images.json`. None where something is not known, as in runs of older versions.
+    """`images.json`: how many images a run has for training, for testing and per step, and whether those for testing
+    were drawn at random (`held_out`). None where something is not known, as in runs of older versions.
     """
 
     train: int

@@ -17,20 +17,14 @@ from nvae_tf.training.launcher import TF_CONFIG
 from nvae_tf.training.stopping import STOPPING_SIGNALS
 
 _SECONDS_TO_LEAVE = 2.0
-_ERRORS_OF_LOSS = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.InternalError,
-)
+_ERRORS_OF_LOSS = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
+_ERRORS_OF_LOSS += (tf.errors.DeadlineExceededError, tf.errors.InternalError)
 
 
 def configure_runtime() -> None:
     """Turns off grappler's rewriting of graphs where there is no GPU; call it before the first graph is built.
 
-    On a CPU it takes 6 of 16 s of processor time before the first step (MNIST preset), and the steps are no faster for
-    it: graphs are small to begin with, see `nvae_tf.layers.stacked`.
+    On a CPU it takes 6 of 16 s of processor time before the first step (MNIST preset), and the steps are no faster.
     """
     if not gpus():
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
@@ -198,9 +192,8 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
         "train.strategy=multi_worker (or auto), or unset the variable",
     )
     if kind == "one_device":
-        check(
-            count <= 1, f"train.replicas = {count}: strategy one_device has one; set train.strategy=mirrored (or auto)"
-        )
+        has_one = f"train.replicas = {count}: strategy one_device has one; set train.strategy=mirrored (or auto)"
+        check(count <= 1, has_one)
         select_devices(1)
         return ONE_DEVICE
     devices = select_devices(count)
