@@ -83,7 +83,7 @@ def main() -> None:
     needed = SOURCES[config.data.source].needs if config.data.path is None else None
     if needed:
         print(f"Its images, {needed}, are needed to evaluate it or to train it on.")
-    batch, a_step = config.train.batch_size, imported.images_a_step
+    batch, a_step = config.train.batch_size, imported.images and imported.images.a_step
     if a_step is not None and a_step != batch:
         print(f"It was trained with {a_step} images a step: {a_step // batch} GPUs with {batch} each.")
     print(f"    python -m train.evaluate --workdir={place}{' --data_path=PATH' if needed else ''}")

@@ -29,7 +29,7 @@ from nvae_tf.models.nvae import ModelForTraining, model_for_training
 from nvae_tf.optimization.adamax import start_averages
 from nvae_tf.published import optimizer, weights
 from nvae_tf.published.names import PublishedTensor, named_weights
-from nvae_tf.published.places import CONFIG_NAME, CONFIG_TEXT, new_run_folder
+from nvae_tf.published.places import new_run_folder
 from nvae_tf.published.settings import (
     OPTIMIZER_SETTINGS,
     PUBLISHED_IMAGES,
@@ -44,6 +44,17 @@ from nvae_tf.reports.run_facts import Origin, origin_from_text, write_origin
 from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, image_counts_from_text
 
+# For those who want to change settings in a file; `--config` takes config.json too.
+_CONFIG_TEXT = '''"""The settings of this run, for train.main: those of config.json beside this file."""
+
+import pathlib
+
+from nvae_tf.presets import load_settings
+
+
+def get_config():
+    return load_settings(str(pathlib.Path(__file__).with_name("config.json")))
+'''
 # More GPUs than any published run had.
 _MOST_REPLICAS = 256
 # Of what this project has added to a file; metrics and the step guard may hold NaN for a while.
@@ -74,11 +85,6 @@ class RunSettings(NamedTuple):
     defaults: tuple[str, ...] = ()
     assumed: str | None = None
     has_optimizer: bool = False
-
-    @property
-    def images_a_step(self) -> int | None:
-        """The number of images of a training step; None where it is not known."""
-        return self.images.a_step if self.images else None
 
 
 def import_run(
@@ -135,7 +141,7 @@ def import_run(
     with new_run_folder(output) as place:
         folder, keep = RunFolder(place), config.train.keep_checkpoints
         TrainingState(folder.checkpoints, model, model.optimizer, keep, others=made.variables).save(settings.step)
-        atomic_write(folder.path / CONFIG_NAME, CONFIG_TEXT)
+        atomic_write(folder.path / "config.py", _CONFIG_TEXT)
         if settings.images:
             atomic_write(folder.images_file, settings.images.text())
         write_origin(folder, origin)
@@ -145,25 +151,22 @@ def import_run(
 
 
 def _own_settings(checkpoint: TorchCheckpoint, step: int) -> RunSettings:
-    own = checkpoint.own
-    try:
-        config = experiment_config(json.loads(own["config"]))
-    # Damaged JSON, JSON of another form, and JSON that is nested without end.
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"'nvae_tf' has no settings that can be read ({first_line(error)}); the file is damaged, or of another "
-            "version of this project"
-        ) from error
+    def parsed(name: str, parse: Callable[[str], Any]) -> Any:
+        try:
+            return parse(checkpoint.own[name])
+        # Damaged JSON, JSON of another form, and JSON that is nested without end.
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"'nvae_tf' has {name!r} that can't be read ({first_line(error)}); the file is damaged, or of another "
+                "version of this project"
+            ) from error
+
+    config = parsed("config", lambda text: experiment_config(json.loads(text)))
     if unlike := differing_settings(config.model, model_config_from_published(checkpoint.settings)):
         raise ValueError(f"'args' and 'nvae_tf' in the file contradict each other; 'nvae_tf' has {', '.join(unlike)}")
 
-    def parsed(name: str, parse: Callable[[str], Any]) -> Any:
-        try:
-            return own.get(name) and parse(own[name])
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"'nvae_tf' has {name!r} that can't be read ({error}); the file is damaged") from error
-
-    images, origin = parsed("images", image_counts_from_text), parsed("origin", origin_from_text)
+    images = checkpoint.own.get("images") and parsed("images", image_counts_from_text)
+    origin = checkpoint.own.get("origin") and parsed("origin", origin_from_text)
     return RunSettings(config, step, images, origin or Origin())
 
 

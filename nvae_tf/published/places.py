@@ -9,28 +9,6 @@ from collections.abc import Iterator
 from nvae_tf.config import check
 from nvae_tf.errors import first_line
 
-CONFIG_NAME = "config.py"
-# For those who want to change settings in a file; `--config` takes config.json too.
-CONFIG_TEXT = '''"""The settings of this run, for train.main: those of config.json beside this file.
-
-    python -m train.main --config=RUN/config.py --workdir=RUN
-"""
-
-import json
-import pathlib
-
-from nvae_tf.presets import default_config
-
-
-def get_config():
-    settings = json.loads(pathlib.Path(__file__).with_name("config.json").read_text())
-    # Follows from the length of the run.
-    del settings["objective"]["total_steps"]
-    config = default_config()
-    config.update(settings)
-    return config.lock()
-'''
-
 
 def check_torch() -> None:
     """Raises ValueError where torch is not installed; the message says how to install it."""

@@ -412,7 +412,7 @@ def test_source_and_license_of_weights(own_file, trained_run, run, published, tm
     images = '{"train": 20, "test": 4}\n'
     file = changed(own_file, published, tmp_path / "x.pt", origin=None, images=images)
     imported = import_run(file, tmp_path / "again")
-    assert imported.images_a_step is None and (tmp_path / "again" / "images.json").read_text() == images
+    assert imported.images.a_step is None and (tmp_path / "again" / "images.json").read_text() == images
     card = (tmp_path / "again" / "README.md").read_text()
     assert "None is recorded." in card and "license:" not in card
     # A fine-tuned run names the first source.
@@ -517,10 +517,10 @@ def fill(array, value):
         ),
         (lambda c: c.update(optimizer=[1]), "'optimizer' holds no state by name"),
         (lambda c: c.update(global_step="7"), "'global_step' = '7' is no number"),
-        (lambda c: c.update(nvae_tf={"config": "{"}), "'nvae_tf' has no settings that can be read"),
-        (lambda c: c.update(nvae_tf={"config": "[" * 10**5}), "'nvae_tf' has no settings .*recursion"),
-        (lambda c: c.update(nvae_tf={"config": "[]"}), "'nvae_tf' has no settings that can be read"),
-        (lambda c: c.update(nvae_tf={"config": '{"data": []}'}), "'nvae_tf' has no settings .*data is a"),
+        (lambda c: c.update(nvae_tf={"config": "{"}), "'nvae_tf' has 'config' that can't be read"),
+        (lambda c: c.update(nvae_tf={"config": "[" * 10**5}), "'nvae_tf' has 'config' .*recursion"),
+        (lambda c: c.update(nvae_tf={"config": "[]"}), "'nvae_tf' has 'config' that can't be read"),
+        (lambda c: c.update(nvae_tf={"config": '{"data": []}'}), "'nvae_tf' has 'config' .*data is a"),
     ],
 )
 def test_a_state_of_another_form_is_named(damage, message, trained_file, published, tmp_path):

@@ -189,7 +189,7 @@ def test_the_length_of_a_published_run(name, epoch, step, total, a_step):
     config = preset(name)
     found = imported_settings(published_settings(config), epoch, step)
     assert found.config.objective.total_steps == total and found.step == step
-    assert found.images_a_step == a_step and found.defaults == () and found.assumed is None
+    assert found.images.a_step == a_step and found.defaults == () and found.assumed is None
     assert found.config == resolve_lengths(config, total // config.train.epochs, total)
     assert found.config.optimizer.warmup_epochs == (1 if name == "imagenet32" else 5)
 
