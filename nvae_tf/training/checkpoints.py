@@ -31,8 +31,6 @@ VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _STEP, _SCORE, _LOSS_SCALE = f"step{VALUE}", f"best_score{VALUE}", f"loss_scale/0{VALUE}"
 # A checkpoint with NaN or infinity in one of these can't be continued.
 _FINITE = ("model/", "averages/", "optimizer/")
-_LIST = "checkpoint"
-_SECONDS_PER_HOUR = 3600.0
 _NAMED_DIFFERENCES = 5
 
 
@@ -325,8 +323,7 @@ def find_best(folder: pathlib.Path) -> FoundCheckpoint:
 
 def _fault_of(folder: pathlib.Path, step: int) -> str | None:
     """Why the checkpoint of a step can't be used; None if it can."""
-    missing = [kind for kind in ("index", "data") if step not in steps_of_files(folder, kind)]
-    if missing:
+    if missing := [kind for kind in ("index", "data") if step not in steps_of_files(folder, kind)]:
         return "its files are gone" if len(missing) == 2 else f"its {missing[0]} file is missing"
     try:
         reader = tf.train.load_checkpoint(_prefix(folder, step))
@@ -473,7 +470,7 @@ class KeptCheckpoints:
     """
 
     def __init__(self, folder: pathlib.Path, keep: int, keep_every_hours: float):
-        self._folder, self._keep, self._keep_seconds = folder, keep, keep_every_hours * _SECONDS_PER_HOUR
+        self._folder, self._keep, self._keep_seconds = folder, keep, keep_every_hours * 3600.0
         self._list = read_list(folder) or CheckpointList({}, time.time())
 
     def take_over(self, newest: int, unusable: Collection[int]) -> None:
@@ -481,13 +478,13 @@ class KeptCheckpoints:
         do not count as kept, and stay. The run continues from step `newest`.
         """
         listed = read_list(self._folder)
-        whole = [step for step in steps_of_files(self._folder, "index") if step not in unusable]
+        kept = [step for step in steps_of_files(self._folder, "index") if step not in unusable]
         if listed is None:
             # Those that are kept for good are older than the last ones.
-            kept, before = whole[-self._keep :], self._list
+            kept, before = kept[-self._keep :], self._list
         else:
             last = max(listed.written, default=-1)
-            kept, before = [step for step in whole if step in listed.written or step > last], listed
+            kept, before = [step for step in kept if step in listed.written or step > last], listed
         ages = {step: (self._folder / f"step-{step}.index").stat().st_mtime for step in kept}
         self._list = CheckpointList({step: before.written.get(step) or ages[step] for step in kept}, before.kept_at)
         if self._list != listed:
@@ -519,9 +516,9 @@ class KeptCheckpoints:
         names = [f"step-{step}" for step in self._list.written]
         if not names:
             # TensorFlow takes an empty list for a damaged one.
-            (self._folder / _LIST).unlink(missing_ok=True)
+            (self._folder / "checkpoint").unlink(missing_ok=True)
             return
         state = tf.compat.v1.train.generate_checkpoint_state_proto(
             str(self._folder.absolute()), names[-1], names, list(self._list.written.values()), self._list.kept_at
         )
-        atomic_write(self._folder / _LIST, str(state))
+        atomic_write(self._folder / "checkpoint", str(state))

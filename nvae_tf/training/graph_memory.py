@@ -27,14 +27,10 @@ _IN_PLACE = frozenset(
     "SeluGrad Sigmoid SigmoidGrad Sign Sin Softmax Softplus SoftplusGrad Sqrt SqrtGrad Square SquaredDifference Sub "
     "Tanh TanhGrad Xlogy ZerosLike".split()
 )
-_CALLS = {
-    "PartitionedCall": ["f"],
-    "StatefulPartitionedCall": ["f"],
-    "If": ["then_branch", "else_branch"],
-    "StatelessIf": ["then_branch", "else_branch"],
-    "While": ["body"],
-    "StatelessWhile": ["body"],
-}
+# Operations that call functions, and the attributes that name these.
+_CALLS = dict.fromkeys(["PartitionedCall", "StatefulPartitionedCall"], ["f"])
+_CALLS |= dict.fromkeys(["If", "StatelessIf"], ["then_branch", "else_branch"])
+_CALLS |= dict.fromkeys(["While", "StatelessWhile"], ["body"])
 # Their outputs of unknown shape are some bytes.
 _SMALL_UNKNOWN = frozenset(["BroadcastGradientArgs", "FusedBatchNormV3", "ZerosLike"])
 # Unpack makes views where all of them begin at multiples of this.

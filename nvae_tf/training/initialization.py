@@ -73,7 +73,10 @@ def initialize(model: NVAE, path: str) -> Initialization:
       ValueError: `path` is neither of both, or damaged, or none of its weights fits; nothing is assigned then.
     """
     source_name, source = _read(path)
-    weights, source_weights = _network(model), _network(source)
+    weights, source_weights = (
+        {name: weight for name, weight in named_weights(one).items() if name.startswith(_NETWORK)}
+        for one in (model, source)
+    )
     shapes = [{name: tuple(weight.shape) for name, weight in one.items()} for one in (weights, source_weights)]
     found = Initialization(source_name, *shapes)
     if not found.taken:
@@ -110,10 +113,6 @@ def _read(path: str) -> tuple[str, NVAE]:
         raise ValueError(f"train.initialise_from: {error}") from error
     averaged = ", moving averages (EMA) of the weights" if run.config.optimizer.ema_momentum else ""
     return f"{path}, step {run.step:,}{averaged}", run.model
-
-
-def _network(model: NVAE) -> dict[str, keras.Variable]:
-    return {name: weight for name, weight in named_weights(model).items() if name.startswith(_NETWORK)}
 
 
 def _power_vectors(model: NVAE) -> dict[str, keras.Variable]:

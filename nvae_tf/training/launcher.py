@@ -32,9 +32,8 @@ STOPPED_CODES = (INTERRUPTED_CODE, 128 + signal.SIGTERM)
 _HOST = "127.0.0.1"
 _NO_CRASH = (0, USER_ERROR_CODE, *STOPPED_CODES)
 _CTRL_C_TO_KILL = 3
-_SECONDS_BETWEEN_LOOKS = 0.02
-_LAST_LINES = 20
-_LAST_BYTES = 2**16
+# Of a log, shown after a crash.
+_LAST_LINES, _LAST_BYTES = 20, 2**16
 
 
 def tf_configs(processes: int) -> list[str]:
@@ -166,8 +165,7 @@ class _Worker:
     def kill(self) -> None:
         """Kills it, with all that it has started."""
         self.is_killed = True
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        _kill_group(self.process.pid)
 
     def ending(self) -> str:
         """How it ended, in words."""
@@ -191,6 +189,11 @@ class _Worker:
         return "\n    ".join([f"{self.ending()}; the end of {self._log}:", *lines])
 
 
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 class _Workers:
     """The workers of one start, until all have ended."""
 
@@ -212,7 +215,7 @@ class _Workers:
                 with contextlib.suppress(BrokenPipeError):
                     self._watchdog.stdin.write(f"{self._running[-1].process.pid}\n".encode())
             while self._running:
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                time.sleep(0.02)
                 self._look()
         finally:
             # Not empty after an error of this process.
@@ -289,8 +292,7 @@ def _stop_orphans(grace_seconds: float) -> None:
         with contextlib.suppress(psutil.Error):
             worker.terminate()
     for worker in psutil.wait_procs(workers, timeout=grace_seconds)[1]:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(worker.pid, signal.SIGKILL)
+        _kill_group(worker.pid)
 
 
 if __name__ == "__main__":

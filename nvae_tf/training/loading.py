@@ -93,9 +93,7 @@ def _newest(folder: RunFolder) -> str:
     if found.unusable:
         _warn(f"{folder.checkpoints}: {found.passed_over_line()}")
     if found.step == 0 and not folder.origin_file.is_file():
-        _warn(
-            f"{folder.checkpoints}: step-0 is used, the weights before the first training step; there is no later one"
-        )
+        _warn(f"{folder.checkpoints}: step-0 is used, the weights before the first training step, as the only one")
     return found.path
 
 

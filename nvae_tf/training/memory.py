@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import ExperimentConfig, check
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.training.graph_memory import Timeline, memory_timeline, reserved_bytes
 from nvae_tf.training.run import Images, Run, RunLength, new_run
@@ -177,17 +177,15 @@ def memory_table(summary: dict[str, Any], config: ExperimentConfig) -> str:
 def check_one_image_fits(estimate: MemoryEstimate, config: ExperimentConfig, gpu_memory_gib: float) -> None:
     """Raises ValueError if a GPU with this memory can't take a single image."""
     smallest, needed = estimate.multiple, estimate.gpu_bytes(estimate.multiple)
-    if needed <= round(gpu_memory_gib * GIB):
-        return
-    where = f"--gpu_memory_gib={gpu_memory_gib:g}"
-    if gpu_memory_gib * GIB <= GPU_BASE_BYTES:
-        raise ValueError(f"{where}: CUDA and its libraries alone take about {_in_words(GPU_BASE_BYTES)}")
+    where, size = f"--gpu_memory_gib={gpu_memory_gib:g}", gpu_memory_gib * GIB
+    check(size > GPU_BASE_BYTES, f"{where}: CUDA and its libraries alone take about {_in_words(GPU_BASE_BYTES)}")
     images = "1 image" if smallest == 1 else f"{smallest} images (train.accumulate_steps microbatches of 1 each)"
     keep_less = "" if config.train.recompute == "all" else "keep less with --config.train.recompute=all, "
-    raise ValueError(
+    check(
+        needed <= round(size),
         f"{where}: not even a step of {images} fits, it takes {_in_words(needed)}. Take a larger GPU, {keep_less}or "
         "make the model smaller with fewer channels (--config.model.num_channels_encoder and num_channels_decoder) or "
-        "groups (--config.model.num_groups_per_scale)"
+        "groups (--config.model.num_groups_per_scale)",
     )
 
 

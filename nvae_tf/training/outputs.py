@@ -40,10 +40,9 @@ _LONGEST_LINE = 10_000
 
 # The same latents, images and binarization every time: so that only the model differs.
 _FIXED_SEED = 0
-# The temperature of the samples in `samples/`, and how many these are.
-_MAIN_TEMPERATURE, _MAIN_COUNT = 0.7, 64
-# The paper shows samples from 1.0, of small gray images, down to 0.6 and less, of large photographs.
-_OTHER_TEMPERATURES, _OTHER_COUNT = (1.0, 0.9, 0.8, 0.6), 16
+# How many samples at which temperatures; those of the last are in `samples/`, too. The paper shows samples from 1.0, of
+# small gray images, down to 0.6 and less, of large photographs.
+_SAMPLES = {1.0: 16, 0.9: 16, 0.8: 16, 0.6: 16, 0.7: 64}
 _RECONSTRUCTION_COUNT = 8
 
 
@@ -175,23 +174,17 @@ class RunOutputs:
         )
 
     def _write_images(self, step: int, file: pathlib.Path) -> None:
-        """Samples of the main temperature as a PNG file, and these, those of other temperatures and reconstructions for
-        TensorBoard. The file comes last: where it is, all of the step are.
-        """
-        for temperature in _OTHER_TEMPERATURES:
-            self._write_samples(step, _OTHER_COUNT, temperature)
+        """Reconstructions and samples for TensorBoard; the last also as a file, which shows that all are there."""
         # Eagerly: for a handful of images a graph takes longer to build than it saves.
         reconstructions = self._run.model(self._originals, seed=_FIXED_SEED)
         self._stop.check()
         rows = tf.concat([self._originals, reconstructions], axis=0)
         self._tensorboard.image(step, "reconstructions", image_grid(rows, columns=len(self._originals), enlarge=None))
-        write_png(file, self._write_samples(step, _MAIN_COUNT, _MAIN_TEMPERATURE))
-
-    def _write_samples(self, step: int, count: int, temperature: float) -> np.ndarray:
-        images = self._generator.generate(count, temperature, _FIXED_SEED, lambda done: self._stop.check())
-        grid = image_grid(images, enlarge=None)
-        self._tensorboard.image(step, f"samples/temperature_{temperature}", grid)
-        return grid
+        for temperature, count in _SAMPLES.items():
+            images = self._generator.generate(count, temperature, _FIXED_SEED, lambda done: self._stop.check())
+            grid = image_grid(images, enlarge=None)
+            self._tensorboard.image(step, f"samples/temperature_{temperature}", grid)
+        write_png(file, grid)
 
     @functools.cached_property
     def _originals(self) -> tf.Tensor:

@@ -184,9 +184,8 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
             folder.path.mkdir(parents=True, exist_ok=True)
             descriptor = _open_locked(folder, warn)
         except OSError as error:
-            raise OSError(
-                f"{folder.path}: nothing can be written there ({error.strerror}); give another --workdir"
-            ) from error
+            where = f"{folder.path}: nothing can be written there ({error.strerror}); give another --workdir"
+            raise OSError(where) from error
         try:
             yield
         finally:
@@ -204,7 +203,8 @@ def _open_locked(folder: RunFolder, warn: Callable[[str], None]) -> int:
     """The descriptor of the lock file, locked, with this process's name in it."""
     while True:
         descriptor = os.open(folder.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
+        with contextlib.ExitStack() as unless_locked:
+            unless_locked.callback(os.close, descriptor)
             _lock(descriptor, folder, warn)
             # Its holder may have removed the file after it was opened here.
             with contextlib.suppress(FileNotFoundError):
@@ -212,11 +212,8 @@ def _open_locked(folder: RunFolder, warn: Callable[[str], None]) -> int:
                     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
                     os.ftruncate(descriptor, 0)
                     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {now}".encode())
+                    unless_locked.pop_all()
                     return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
 
 
 def _lock(descriptor: int, folder: RunFolder, warn: Callable[[str], None]) -> None:

@@ -16,7 +16,6 @@ from nvae_tf.replicas import divided
 from nvae_tf.training.launcher import TF_CONFIG
 from nvae_tf.training.stopping import STOPPING_SIGNALS
 
-_SECONDS_TO_LEAVE = 2.0
 _ERRORS_OF_LOSS = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
 _ERRORS_OF_LOSS += (tf.errors.DeadlineExceededError, tf.errors.InternalError)
 
@@ -41,10 +40,8 @@ def select_devices(count: int) -> list[str]:
     Returns the names of the devices. ValueError: there are fewer GPUs, or TensorFlow has used its devices already.
     """
     found = gpus()
-    check(
-        not found or count <= len(found),
-        f"train.replicas = {count}: there are {len(found)} GPUs; take no more, or 0 for all of them",
-    )
+    too_many = f"train.replicas = {count}: there are {len(found)} GPUs; take no more, or 0 for all of them"
+    check(not found or count <= len(found), too_many)
     wanted = count or len(found) or 1
     try:
         if found and wanted < len(found):
@@ -69,10 +66,8 @@ def compiles_whole_step(xla: str, replica_count: int) -> bool:
     """
     if xla == "auto":
         xla = "off" if not gpus() else "jit" if replica_count == 1 else "cluster"
-    check(
-        xla != "jit" or replica_count == 1,
-        f"train.xla = 'jit': not possible with {replica_count} replicas; set train.xla=cluster (or auto)",
-    )
+    several = f"train.xla = 'jit': not possible with {replica_count} replicas; set train.xla=cluster (or auto)"
+    check(xla != "jit" or replica_count == 1, several)
     if xla == "cluster":
         tf.config.optimizer.set_jit(True)
     return xla == "jit"
@@ -152,7 +147,7 @@ class Replicas:
         """At the end: all processes leave together, the chief last, because the others close their connections."""
         self.wait_for_all()
         if self.shard != ALL and self.is_chief:
-            time.sleep(_SECONDS_TO_LEAVE)
+            time.sleep(2.0)
 
     def sums(self, values: list[float]) -> list[float]:
         """The sums of numbers over all processes, which all call this at the same time."""
