@@ -9,10 +9,10 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from nvae_tf.published.places import check_import_places, check_new_file, check_output_is_free, new_run_folder
 from nvae_tf.training.checkpoints import CheckpointNotWritten
+from tests.checkpoint_tensors import assert_same_tensors
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIXTURE = ROOT / "tests" / "fixtures" / "normal_decoder_tiny.pt"
@@ -193,12 +193,6 @@ SMALL = {
 }
 
 
-def tensors(workdir, step):
-    reader = tf.train.load_checkpoint(str(workdir / "checkpoints" / f"step-{step}"))
-    names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
-    return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}
-
-
 @pytest.mark.slow
 @pytest.mark.torch
 def test_training_goes_on_after_both_as_if_nothing_had_been(run, tmp_path):
@@ -215,10 +209,7 @@ def test_training_goes_on_after_both_as_if_nothing_had_been(run, tmp_path):
     printed = run(IMPORT, f"--checkpoint={tmp_path / 'x.pt'}", f"--output={back}")
     assert "step 3, with the optimizer's state" in printed
     assert ", from step 3 on" in run("train.main", f"--config={back}/config.py", f"--workdir={back}")
-    expected, found = tensors(whole, 6), tensors(back, 6)
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert_same_tensors(whole, back, 6)
     last = [(folder / "metrics.csv").read_text().splitlines()[-1].split(",") for folder in (whole, back)]
     speed = (whole / "metrics.csv").read_text().splitlines()[0].split(",").index("images_per_second")
     assert last[0][:speed] + last[0][speed + 1 :] == last[1][:speed] + last[1][speed + 1 :]

@@ -21,6 +21,7 @@ from nvae_tf.training.launcher import tf_configs
 from nvae_tf.training.loop import TrainingLoop
 from nvae_tf.training.stopping import StopRequest
 from nvae_tf.training.strategy import Replicas, compiles_whole_step, shard_from_environment
+from tests.checkpoint_tensors import tensors as all_tensors
 from tests.tiny_model import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -161,9 +162,7 @@ def test_a_run_ends_near_one_with_the_default_settings(settings, commands, finis
 
 
 def tensors(workdir, step):
-    reader = tf.train.load_checkpoint(str(workdir / "checkpoints" / f"step-{step}"))
-    names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
-    return {name: reader.get_tensor(name) for name in names if OF_ONE_REPLICA not in name}
+    return {name: value for name, value in all_tensors(workdir, step).items() if OF_ONE_REPLICA not in name}
 
 
 def assert_close_runs(one, other, step, tolerance=1e-5):
