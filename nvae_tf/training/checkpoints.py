@@ -99,15 +99,7 @@ class TrainingState:
         several processes one `tidies`: it removes what killed processes have left. ValueError: there are checkpoints,
         and all are damaged; or the newest is of another architecture.
         """
-        try:
-            found = newest_whole(self.folder)
-        except ValueError as error:
-            best = find_best(self._best_folder).path
-            if best is None:
-                raise
-            raise ValueError(
-                f"{error}. Or copy {best}.* into {self.folder}: the best one is whole, and the run continues from there"
-            ) from error
+        found = newest_whole(self.folder)
         if found.path is not None:
             check_architecture(self._model, found.path)
             with wrap_read_errors(found.path):
@@ -291,7 +283,7 @@ def newest_whole(folder: pathlib.Path) -> FoundCheckpoint:
     if newest := latest_checkpoint(folder):
         raise ValueError(
             f"{newest}: the checkpoint is damaged ({unusable[step_of(newest)]}), and there is no other that is "
-            f"whole. Restore its files from a copy, or delete {folder} to start the run anew"
+            f"whole. Restore its files from a copy, or delete {folder} to start the run anew{best_instead(folder)}"
         )
     return FoundCheckpoint(None, unusable)
 
@@ -299,6 +291,17 @@ def newest_whole(folder: pathlib.Path) -> FoundCheckpoint:
 def folder_of_best(checkpoints: pathlib.Path) -> pathlib.Path:
     """The folder of the best checkpoint, for that of all checkpoints."""
     return checkpoints / "best"
+
+
+def best_instead(checkpoints: pathlib.Path) -> str:
+    """What to do where no latest checkpoint can be used, as the end of a message; empty where there is no best one."""
+    best = find_best(folder_of_best(checkpoints))
+    if best.path is None:
+        return ""
+    return (
+        f'. The best one, of step {best.step}, is whole: checkpoint="best", or the flag --checkpoint=best. Or copy '
+        f"{best.path}.* into {checkpoints}, and the run continues from there"
+    )
 
 
 def find_best(folder: pathlib.Path) -> FoundCheckpoint:

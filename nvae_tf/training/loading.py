@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from nvae_tf.config import CHECKPOINTS, DataSpec, ExperimentConfig, check_choice
 from nvae_tf.models import NVAE
-from nvae_tf.training.checkpoints import find_best, folder_of_best, newest_whole, restore_weights, step_of
+from nvae_tf.training.checkpoints import best_instead, find_best, folder_of_best, newest_whole, restore_weights, step_of
 from nvae_tf.training.run_folder import RunFolder, read_run_config
 
 _LATEST_INSTEAD = 'take the latest: checkpoint="latest", or the flag --checkpoint=latest'
@@ -81,27 +81,18 @@ def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
 
 
 def _newest(folder: RunFolder) -> str:
-    try:
-        found = newest_whole(folder.checkpoints)
-    except ValueError as error:
-        raise ValueError(f"{error}{_best_instead(folder)}") from error
+    found = newest_whole(folder.checkpoints)
     if found.path is None:
         raise FileNotFoundError(
             f"{folder.path}: no checkpoint in {folder.checkpoints}; train.main writes one every "
-            f"train.checkpoint_every_steps steps, at its end, and when it is interrupted{_best_instead(folder)}"
+            "train.checkpoint_every_steps steps, at its end, and when it is interrupted"
+            + best_instead(folder.checkpoints)
         )
     if found.unusable:
         _warn(f"{folder.checkpoints}: {found.passed_over_line()}")
     if found.step == 0 and not folder.origin_file.is_file():
         _warn(f"{folder.checkpoints}: step-0 is used, the weights before the first training step, as the only one")
     return found.path
-
-
-def _best_instead(folder: RunFolder) -> str:
-    best = find_best(folder_of_best(folder.checkpoints))
-    if best.path is None:
-        return ""
-    return f'. The best one, of step {best.step}, is whole: checkpoint="best", or the flag --checkpoint=best'
 
 
 def _best(folder: RunFolder) -> str:
