@@ -56,8 +56,7 @@ def export_file(
     Raises:
       FileNotFoundError: there is no such run, or it has no checkpoint.
       OSError: the file can't be written.
-      ValueError: the published form can't express the run's settings; the checkpoint is damaged, or gone by now;
-        `images.json` or `origin.json` is damaged; or torch is not installed.
+      ValueError: the published form can't express the run's settings, one of its files is damaged, or torch is missing.
     """
     check_torch()
     import torch

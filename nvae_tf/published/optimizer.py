@@ -98,14 +98,9 @@ def saved_optimizer(
 ) -> SavedOptimizer | None:
     """Checks the optimizer's state of a published file; None where it has none. Reads no number of the moments.
 
-    Args:
-      found: the model's tensors by their names in the file, in the order of its `state_dict`.
-      optimizer: the optimizer that is to continue from there.
-      content: the file's entry `optimizer`, its tensors as arrays.
-
-    Raises:
-      ValueError: it is of another form, of an Adamax with other settings, or does not fit the parameters; the message
-        names the first.
+    `found` are the model's tensors by their names in the file, in the order of its `state_dict`, `optimizer` is to
+    continue from there, and `content` is the file's entry `optimizer`. ValueError: it is of another form, of an Adamax
+    with other settings, or does not fit the parameters.
     """
     state = content.get("state")
     if not state:

@@ -124,8 +124,7 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
 def from_torch_checkpoint(path: str | pathlib.Path) -> NVAE:
     """The model of a published `.pt` file, ready to score, sample or train on.
 
-    Raises:
-      FileNotFoundError, ValueError: see `read_torch_checkpoint` and `load_published_weights`.
+    Raises what `read_torch_checkpoint` and `load_published_weights` do.
     """
     checkpoint = read_torch_checkpoint(path)
     try:

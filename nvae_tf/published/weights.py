@@ -70,10 +70,8 @@ def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
 def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray]) -> None:
     """Fills the model from a published `state_dict` of arrays in the published layout.
 
-    Nothing is assigned unless every tensor fits. Where one then turns out to hold NaN, the model is of no use.
-
-    Raises:
-      ValueError: tensors are missing, left over, of another shape or not finite; the message names them.
+    Nothing is assigned unless every tensor fits. Where one then turns out to hold NaN, the model is of no use. The
+    ValueError names tensors that are missing, left over, of another shape or not finite.
     """
     matched = match(model, state)
     matched.check(state)
@@ -188,10 +186,7 @@ def release_freed_memory() -> None:
 
 
 def check_implied_size(config: ModelConfig, state: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError where an architecture has more layers or numbers than a file, or its settings don't fit.
-
-    Then a model of that size is never built.
-    """
+    """Raises ValueError where an architecture has more layers or numbers than a file, so that it is never built."""
     message = "the published weights do not fit this architecture: it has at least {:,} {}, and the file {:,} {}. "
     found, needed = len(state), fewest_layers(config)
     check(needed <= found, message.format(needed, "layers", found, "tensors") + _ONE_FILE)

@@ -78,10 +78,7 @@ class TrainingState:
             self._kept.add(step)
 
     def save_if_best(self, step: int, score: float) -> None:
-        """Writes the checkpoint of a step into the folder of the best if no earlier score was as low; NaN never is.
-
-        Raises CheckpointNotWritten; the best one before is kept then.
-        """
+        """Does the same in the folder of the best if no earlier score was as low; NaN never is."""
         if self._lowest is None:
             self._take_over_best()
         if not score < self._lowest:
@@ -194,10 +191,7 @@ def restore_weights(model: NVAE, checkpoint: str) -> bool:
 
 
 def check_architecture(model: NVAE, checkpoint: str) -> None:
-    """Compares the names and shapes of a model's weights with those in a checkpoint.
-
-    ValueError: they differ, and the message names the first differences; or the checkpoint is damaged.
-    """
+    """Raises ValueError if a model's weights differ from those in a checkpoint in names or shapes, or it is damaged."""
     with wrap_read_errors(checkpoint):
         shapes = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
     found = {
@@ -268,10 +262,7 @@ class FoundCheckpoint(NamedTuple):
 
 
 def newest_whole(folder: pathlib.Path) -> FoundCheckpoint:
-    """Finds the newest checkpoint whose numbers can all be read and match their checksums, listed or not.
-
-    ValueError: there are checkpoints, and all are damaged.
-    """
+    """Finds the newest checkpoint, listed or not, whose numbers can all be read; ValueError where all are damaged."""
     listed = read_list(folder) if folder.is_dir() else None
     unusable = {}
     # The list names what was deleted, too.

@@ -60,10 +60,7 @@ def gpus_of_processes(
     environment: Mapping[str, str] = os.environ,
     gpus_of_driver: pathlib.Path = GPUS_OF_DRIVER,
 ) -> list[str] | None:
-    """`CUDA_VISIBLE_DEVICES` of each process: a slice of this process's, or of 0, 1, 2 ...; None for 0 per process.
-
-    ValueError: there are fewer GPUs.
-    """
+    """`CUDA_VISIBLE_DEVICES` of each process: a slice of this process's, or of 0, 1, 2 ...; None for 0 per process."""
     if not gpus_per_process:
         return None
     wanted = processes * gpus_per_process
@@ -275,11 +272,9 @@ class _Workers:
 
 
 def _stop_orphans(grace_seconds: float) -> None:
-    """The watchdog process: when its launcher is gone, even by SIGKILL, stops the workers that are left.
-
-    The launcher writes their process ids to a pipe, which ends with the launcher.
-    """
+    """The watchdog process: when its launcher is gone, even by SIGKILL, stops the workers that are left."""
     workers = []
+    # The launcher writes their process ids to this pipe, which ends with the launcher.
     for line in sys.stdin:
         with contextlib.suppress(psutil.NoSuchProcess):
             workers.append(psutil.Process(int(line)))

@@ -202,10 +202,7 @@ class TrainingLoop:
             raise
 
     def _roll_back(self) -> int:
-        """Restores the latest checkpoint, lowers the learning rate and returns the checkpoint's step.
-
-        Raises a ValueError if the run was rolled back as often as it may, or its checkpoints are gone or damaged.
-        """
+        """Restores the latest checkpoint, if that may be done, lowers the learning rate and returns the step."""
         is_chief, report = self.run.replicas.is_chief, self.outputs.status.keep
         number, reason = self.recovery.next_rollback(step_of(latest_checkpoint(self.state.folder) or "step-0"))
         step = self.state.restore(report, tidies=is_chief)

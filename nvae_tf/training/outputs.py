@@ -81,10 +81,7 @@ class RunOutputs:
         )
 
     def write_due(self, step: int) -> bool:
-        """Writes the test metrics and samples of a step, if they are due and not there yet.
-
-        False where a stop was requested meanwhile; ValueError where the model has diverged.
-        """
+        """Writes the test metrics and samples of a step that are due; False where a stop was requested meanwhile."""
         if step == 0:
             return True
         evaluates = self.is_evaluated(step) and not self._metrics.has(step)

@@ -49,7 +49,7 @@ class Recovery:
     def next_rollback(self, latest: int) -> tuple[int, str]:
         """The number of the roll-back that is due and its reason; read before the state is restored, which resets both.
 
-        Raises a ValueError, with the step of the latest checkpoint, if the run was rolled back as often as it may.
+        ValueError, with the step of the `latest` checkpoint: the run was rolled back as often as it may.
         """
         skipped, limit = int(self._guard.skipped_in_a_row.numpy()), float(self._guard.limit)
         number = int(self._rate.rollbacks.numpy()) + 1

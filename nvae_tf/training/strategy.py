@@ -21,10 +21,8 @@ _ERRORS_OF_LOSS += (tf.errors.DeadlineExceededError, tf.errors.InternalError)
 
 
 def configure_runtime() -> None:
-    """Turns off grappler's rewriting of graphs where there is no GPU; call it before the first graph is built.
-
-    On a CPU it takes 6 of 16 s of processor time before the first step (MNIST preset), and the steps are no faster.
-    """
+    """Turns off grappler's rewriting of graphs where there is no GPU; call it before the first graph is built."""
+    # On a CPU it takes 6 of 16 s of processor time before the first step (MNIST), and the steps are no faster.
     if not gpus():
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
@@ -201,10 +199,7 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
 
 
 def shard_from_environment() -> Shard:
-    """Which of the processes that TF_CONFIG names this is; the only one where it is not set.
-
-    ValueError: it is not as TensorFlow documents it.
-    """
+    """Which of the processes this is that TF_CONFIG names; ValueError where that is not as TensorFlow documents it."""
     text = os.environ.get(TF_CONFIG)
     if not text:
         return ALL
