@@ -84,8 +84,9 @@ def main() -> None:
     check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     temperature = parse_temperature(TEMPERATURE.value)
     start_tensorflow_quietly()
-    from nvae_tf.evaluation.evaluate import evaluate_run, table
+    from nvae_tf.evaluation.evaluate import evaluate_run
     from nvae_tf.evaluation.fid import FidSettings
+    from nvae_tf.evaluation.table import table
     from nvae_tf.training.run_folder import RunFolder
 
     written = evaluate_run(

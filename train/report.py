@@ -37,7 +37,8 @@ def main() -> None:
     output = OUTPUT.value if OUTPUT.value is not None else os.path.join(WORKDIR.value, "report.html")
     place = output_place(output, (".html", ".htm"), OVERWRITE.value)
     command_line.check_run_folder(WORKDIR.value)
-    require("jinja2", "reports")
+    for module in ("jinja2", "matplotlib"):
+        require(module, "reports")
     start_tensorflow_quietly()
     from nvae_tf.progress import StatusLine
     from nvae_tf.reports.page import report_of_run

@@ -7,8 +7,8 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,7 @@ from nvae_tf.data.sources import place_of
 from nvae_tf.evaluation.fid import FidSettings, kept_samples, load_extractor, measure_fid
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units, kl_heat_map
 from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
+from nvae_tf.evaluation.table import table
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, open_task, share_work
 from nvae_tf.files import atomic_write
 from nvae_tf.generation.image_grid import image_grid, write_png
@@ -252,79 +253,3 @@ def _earlier(task: EvaluationTask, file: pathlib.Path, provenance: dict[str, Any
     file.replace(task.folder.evaluation / aside)
     task.status.keep(f"{file}: {what}; it is kept as {task.folder.evaluation / aside}")
     return {}
-
-
-class BoundRow(NamedTuple):
-    """A row of the table of bounds: a mean over the images in nats per image and in bits per dimension, and half of its
-    95% confidence interval, None where it was not measured.
-    """
-
-    name: str
-    nats: float
-    bits: float
-    half_width: float | None = None
-    half_width_bits: float | None = None
-    is_of_group: bool = False
-
-
-def bound_rows(metrics: Mapping[str, Any]) -> list[BoundRow]:
-    """Bounds, their parts, and the KL of every scale, each followed by those of its groups."""
-    bits_of_nats = metrics["bits_per_dim"] / metrics["nelbo_nats"] if metrics["nelbo_nats"] else 0.0
-    half_widths = metrics.get("half_widths_95", {})
-
-    def row(name: str, nats: float, measured: str | None = None, is_of_group: bool = False) -> BoundRow:
-        half_width = half_widths.get(measured)
-        in_bits = None if half_width is None else half_width * bits_of_nats
-        return BoundRow(name, nats, nats * bits_of_nats, half_width, in_bits, is_of_group)
-
-    rows = [row("NELBO", metrics["nelbo_nats"], "nelbo_nats")]
-    for number, nats in metrics.get("importance_weighted_nats_by_samples", {}).items():
-        measured = "importance_weighted_nats" if int(number) == metrics["importance_samples"] else None
-        rows.append(row(f"importance-weighted, {int(number):,} sample{'' if number == '1' else 's'}", nats, measured))
-    rows += [row("reconstruction", metrics["reconstruction_nats"], "reconstruction_nats")]
-    rows += [row("KL", metrics["kl_nats"], "kl_nats")]
-    for scale, nats in zip(metrics["scales"], metrics["kl_per_scale_nats"], strict=True):
-        size = f"{scale['height']}x{scale['width']}"
-        rows.append(row(f"KL of scale {size}", nats))
-        for group in scale["groups"]:
-            nats = metrics["kl_per_group_nats"][group]
-            rows.append(row(f"KL of group {group} ({size})", nats, is_of_group=True))
-    return rows
-
-
-def effective_samples_line(metrics: Mapping[str, Any]) -> str | None:
-    """The effective number of importance samples in words; None where there is no importance-weighted bound."""
-    effective = metrics.get("effective_samples")
-    return effective and (
-        f"effective samples of {metrics['importance_samples']:,}: {effective['mean']:.1f} in the mean, "
-        f"{effective['median']:.1f} in the median, at least {effective['smallest']:.1f}"
-    )
-
-
-def table(metrics: Mapping[str, Any]) -> str:
-    """The evaluation file for people: what was evaluated, then what was measured."""
-    parts = [
-        f"{metrics['num_images']:,} images of the {metrics['split']} part of {metrics['dataset']} "
-        f"({metrics['data']}), seed {metrics['seed']}\n"
-        f"{metrics['checkpoint']} checkpoint, step {metrics['step']:,}, {metrics['weights']}, "
-        f"SHA-256 {metrics['checkpoint_sha256'][:16]}..."
-    ]
-    if "nelbo_nats" in metrics:
-        lines = [f"{'':36s}{'nats':>12s}{'+- (95%)':>10s}{'bits/dim':>10s}"]
-        for row in bound_rows(metrics):
-            spread = "" if row.half_width is None else f"{row.half_width:.3f}"
-            lines.append(f"{row.name:36s}{row.nats:12.3f}{spread:>10s}{row.bits:10.4f}")
-        parts.append("\n".join([*lines, *filter(None, [effective_samples_line(metrics)])]))
-    if "latents" in metrics:
-        active, channels = metrics["latents"]["active_units_per_group"], metrics["latents"]["latent_channels"]
-        lines = [f"active units: {sum(active):,} of {channels * len(active):,} latent channels"]
-        lines += [f"  group {group:3d}: {count} of {channels}" for group, count in enumerate(active)]
-        parts.append("\n".join(lines + [f"picture: {name}" for name in metrics["latents"]["pictures"]]))
-    if "fid" in metrics:
-        fid = metrics["fid"]
-        parts.append(
-            f"FID {fid['value']:.3f}: {fid['samples']:,} samples at temperature {fid['temperature']} against "
-            f"{fid['real_images']:,} images, features of {fid['extractor']}"
-            + (f"\n  {fid['batch_norm_shift']}" if fid["batch_norm_iterations"] else "")
-        )
-    return "\n\n".join(parts)

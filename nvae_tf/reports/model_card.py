@@ -7,21 +7,15 @@ import shlex
 import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 
 import nvae_tf
-from nvae_tf.config import DataSpec
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file
-from nvae_tf.reports.run_facts import Evaluation, RunFacts, Score, gather, write_origin
+from nvae_tf.reports.run_facts import TASK, Evaluation, RunFacts, gather, hub_dataset, identifier, write_origin
 from nvae_tf.training.run_folder import RunFolder
 
 MARKER = "<!-- Yours: what stands below this line is kept. -->"
-_TASK = "unconditional-image-generation"
-# Of a score's arguments; the text has them once.
-_IN_TEXT = ("weights", "tensorflow", "date")
-# Sets of TensorFlow Datasets that the Hub has too.
-_HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "mnist": "ylecun/mnist"}
 # https://huggingface.co/docs/hub/repositories-licenses, without those of single large models; others are `other`.
 _HUB_LICENSES = frozenset(
     """
@@ -129,50 +123,24 @@ def _metadata(facts: RunFacts) -> str:
 
     The Hub refuses a card whose `license` it does not know, or whose `datasets` can't be identifiers of data sets.
     """
-    dataset = _hub_dataset(facts.config.data)
+    dataset = hub_dataset(facts.config.data)
     given, license = facts.origin and facts.origin.license, {}
     if given and given.lower() in _HUB_LICENSES:
         license = {"license": given.lower()}
     elif given and given.startswith(("https://", "http://")):
         license = {"license": "other", "license_link": given}
     elif given:
-        license = {"license": "other", "license_name": _identifier(given)}
-    results = [_result(each, score, dataset) for each in facts.evaluations for score in each.scores]
+        license = {"license": "other", "license_name": identifier(given)}
+    results = [result for evaluation in facts.evaluations for result in evaluation.results]
     return ModelCardData(
         library_name="keras",
         tags=["nvae", "variational-autoencoder", "tensorflow"],
-        pipeline_tag=_TASK,
+        pipeline_tag=TASK,
         datasets=[dataset] if dataset else None,
         model_name=facts.name if results else None,
         eval_results=results or None,
         **license,
     ).to_yaml()
-
-
-def _result(evaluation: Evaluation, score: Score, dataset: str | None) -> EvalResult:
-    arguments = {name: value for name, value in score.arguments.items() if name not in _IN_TEXT}
-    if score.half_width_95 is not None:
-        arguments["half_width_95"] = score.half_width_95
-    return EvalResult(
-        task_type=_TASK,
-        dataset_type=dataset or _identifier(evaluation.dataset),
-        dataset_name=evaluation.dataset,
-        dataset_split=evaluation.split,
-        metric_type=score.kind,
-        metric_value=score.value,
-        metric_name=f"{score.name}, {score.unit}" if score.unit else score.name,
-        metric_args=arguments or None,
-    )
-
-
-def _hub_dataset(spec: DataSpec) -> str | None:
-    """The Hub's identifier of a data set; None where it has none that is known to be the same."""
-    return _HUB_DATASETS.get(spec.source_name) if spec.source == "tfds" else None
-
-
-def _identifier(text: str) -> str:
-    """Lower-case letters, digits, dots and hyphens."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "other"
 
 
 def _sections(facts: RunFacts) -> str:
@@ -237,8 +205,8 @@ def _data(facts: RunFacts) -> str:
     data, model = facts.config.data, facts.config.model
     source = " ".join(filter(None, [data.source, data.source_name]))
     rows = [["data set", _code(data.name)], ["source", _code(source)]]
-    if _hub_dataset(data):
-        rows.append(["on the Hub", _code(_hub_dataset(data))])
+    if hub_dataset(data):
+        rows.append(["on the Hub", _code(hub_dataset(data))])
     if facts.images is not None:
         rows.append(["images", f"{facts.images.train:,} for training, {facts.images.test:,} for testing"])
     rows.append(["parts", _parts(facts)])
@@ -350,7 +318,7 @@ def _bits(number: int) -> str:
 
 def _scores(facts: RunFacts) -> str:
     """All evaluations; before there is one, the last score in training, or how scores are made."""
-    parts = [_evaluation(evaluation) for evaluation in facts.evaluations if evaluation.scores]
+    parts = [_evaluation(evaluation) for evaluation in facts.evaluations if evaluation.results]
     if facts.training_score and not any(evaluation.split == "test" for evaluation in facts.evaluations):
         step, nats, bits = facts.training_score
         parts.append(
@@ -362,44 +330,12 @@ def _scores(facts: RunFacts) -> str:
 
 
 def _evaluation(evaluation: Evaluation) -> str:
-    made, split = evaluation.made_with, _plain(evaluation.split)
-    rows, about = [], []
-    for score in evaluation.scores:
-        digits = 4 if score.unit == "bits/dim" else 3
-        value = f"{score.value:,}" if score.kind == "active_units" else f"{score.value:.{digits}f}"
-        interval = "" if score.half_width_95 is None else f"± {score.half_width_95:.3f}"
-        rows.append([score.name, value, score.unit, interval, _how(score)])
-    if "num_images" in made:
-        about.append(f"{made['num_images']:,} images of the {split} part of {_code(evaluation.dataset)}")
-    if "step" in made:
-        about.append(f"{_plain(made.get('checkpoint', ''))} checkpoint of step {made['step']:,}".strip())
-        about[-1] += f", {_plain(made['weights'])}" if "weights" in made else ""
-        about[-1] += f", SHA-256 {_code(made['checkpoint_sha256'])}" if "checkpoint_sha256" in made else ""
-    for name, words in {"seed": "seed", "tensorflow": "TensorFlow", "date": "last written"}.items():
-        about += [f"{words} {_plain(str(made[name]))}"] if name in made else []
     return _paragraphs(
-        f"### On the {split} images",
-        _table(["", "value", "", "95% interval", "made with"], rows),
-        f"{'; '.join(about)}. Made by:",
+        f"### On the {_plain(evaluation.split)} images",
+        _code_block(evaluation.table, "text"),
+        f"Made {_plain(evaluation.made)}, by:",
         _code_block(evaluation.command, "bash"),
         *(_picture(path.rpartition("/")[2].rpartition(".")[0], path) for path in evaluation.pictures),
-    )
-
-
-def _how(score: Score) -> str:
-    how = score.arguments
-    if "importance_samples" in how:
-        return f"{how['importance_samples']:,} importance samples an image"
-    if "active_from_nats" in how:
-        return f"KL above {how['active_from_nats']:g} nats in the mean"
-    if score.kind != "fid":
-        return "one sample an image"
-    published = "" if how["extractor_is_published"] else ", not known as the published Inception graph"
-    readjusted = how["batch_norm_iterations"]
-    return (
-        f"{how['samples']:,} samples at temperature {how['temperature']} against {how['real_images']:,} training "
-        f"images; features of {_code(how['extractor'])}{published}"
-        + (f"; batch norm readjusted in {readjusted:,} iterations" if readjusted else "")
     )
 
 
@@ -417,7 +353,8 @@ def _code(text: object) -> str:
 
 
 def _code_block(text: str, language: str) -> str:
-    return f"```{language}\n{text}\n```"
+    # A name in the text must not end the block.
+    return f"```{language}\n{text.replace('```', chr(39) * 3)}\n```"
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

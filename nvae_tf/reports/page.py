@@ -19,16 +19,15 @@ from PIL import Image
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
-from nvae_tf.evaluation.evaluate import bound_rows, effective_samples_line
 from nvae_tf.evaluation.latent_usage import kl_heat_map
-from nvae_tf.generation.arguments import temperature_text
+from nvae_tf.evaluation.table import table
 from nvae_tf.generation.image_grid import image_grid, rows_of_path
 from nvae_tf.generation.interpolation import interpolate_images
 from nvae_tf.generation.reconstruction import reconstruct_images
 from nvae_tf.generation.sampling import ImageGenerator, numbers_of_shared_groups, samples_sharing_groups
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.progress import StatusLine
-from nvae_tf.reports.curves import Curve, Series, figure, group_curves, heat_map, line_chart, read_metrics, read_scalars
+from nvae_tf.reports.curves import Curve, figure, group_curves, heat_map, line_chart, read_metrics, read_scalars
 from nvae_tf.reports.run_facts import UNREADABLE
 from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.loading import TrainedRun, load_run, spec_to_read
@@ -130,7 +129,7 @@ def _facts(config: Any, plan: LatentPlan, checkpoint: str, trained: TrainedRun |
     else:
         rows.append(["Checkpoint", f"none that can be used; the run goes to step {total:,}"])
     rows.append(["Date of this page", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")])
-    return _table([], rows, "facts")
+    return _table(rows)
 
 
 def _settings(settings: dict[str, Any]) -> Markup:
@@ -139,7 +138,7 @@ def _settings(settings: dict[str, Any]) -> Markup:
     for name, values in settings.items():
         rows = [[setting, json.dumps(value, ensure_ascii=False)] for setting, value in values.items()]
         summary = Markup("<b>{}</b>, {}").format(name, _count(len(rows), "setting"))
-        folded += _folded(summary, _table([], rows, "facts"))
+        folded += _folded(summary, _table(rows))
     return folded
 
 
@@ -154,7 +153,7 @@ def loss_curves(metrics: dict[str, Curve]) -> Markup:
         if isinstance(columns, str):
             columns = {"training": f"train_{columns}", "test": f"test_{columns}"}
         curves = {name: metrics[column] for name, column in columns.items() if column in metrics}
-        lines = [Series(name, *curve) for name, curve in curves.items() if np.isfinite(curve.values).any()]
+        lines = {name: curve for name, curve in curves.items() if np.isfinite(curve.values).any()}
         if lines:
             charts.append(line_chart(title, unit, lines))
         else:
@@ -185,9 +184,9 @@ def _latents_over_time(scalars: dict[str, Curve], latent_shapes: Sequence[tuple[
             names = [f"{group}{sizes[group]}" if group < len(sizes) else f"group {group}" for group in curves.groups]
             charts.append(heat_map(title, unit, names, curves.steps, curves.values, is_logarithmic))
     for words, tag in (("the largest", "spectral_norm/largest"), ("sum of all", "spectral_norm/sum")):
-        if tag in scalars:
-            series = [Series(words, *scalars[tag])]
-            charts.append(line_chart(f"Spectral norm, {words}", "of convolution kernels as matrices", series))
+        if tag in scalars and np.isfinite(scalars[tag].values).any():
+            lines = {words: scalars[tag]}
+            charts.append(line_chart(f"Spectral norm, {words}", "of convolution kernels as matrices", lines))
     if not charts:
         return _paragraph(
             "There are no TensorBoard files with metrics of the groups in this run folder: training writes them every "
@@ -195,8 +194,8 @@ def _latents_over_time(scalars: dict[str, Curve], latent_shapes: Sequence[tuple[
         )
     text = (
         "From TensorBoard's files. Group 0 is the top of the hierarchy; beside its number stand height and width of "
-        "its latent. A group that stays dark is not used. A unit is a latent channel of a group, active where its KL "
-        "exceeds 0.01 nats of an image and position."
+        "its latent, and the latest value. A group that stays dark is not used. A unit is a latent channel of a group, "
+        "active where its KL exceeds 0.01 nats of an image and position."
     )
     return _paragraph(text) + _grid(charts)
 
@@ -320,7 +319,7 @@ def evaluation_section(folder: RunFolder, checkpoint: str, sha256: str | None) -
         if metrics is None:
             text = "The test images have not been evaluated yet (no evaluation.json). This command does it:"
             return _paragraph(text) + command
-        section = _other_checkpoint(metrics, sha256) + _measured(metrics)
+        section = _other_checkpoint(metrics, sha256) + _block(table(metrics))
         return section + (Markup() if metrics.get("checkpoint_sha256") == sha256 else command)
     except UNREADABLE as error:
         reason = f"{type(error).__name__}: {error}"
@@ -343,7 +342,7 @@ def _evaluation_command(folder: RunFolder, checkpoint: str) -> Markup:
     """The command that measures all that the page shows."""
     which = "" if checkpoint == "latest" else f" --checkpoint={checkpoint}"
     line = f"python -m train.evaluate --workdir={shlex.quote(str(folder.path))} --metrics=elbo,iw,latents{which}"
-    return Markup('<pre class="command">{}</pre>').format(line)
+    return _block(line)
 
 
 def _other_checkpoint(metrics: dict[str, Any], sha256: str | None) -> Markup:
@@ -354,48 +353,15 @@ def _other_checkpoint(metrics: dict[str, Any], sha256: str | None) -> Markup:
     ).format(metrics.get("step", "not known"), str(metrics.get("checkpoint_sha256", "not known"))[:16])
 
 
-def _measured(metrics: dict[str, Any]) -> Markup:
-    section = _paragraph(
-        f"{metrics.get('num_images', 0):,} images of the {metrics.get('split')} part of {metrics.get('dataset')} "
-        f"({metrics.get('data')}), seed {metrics.get('seed')}; {metrics.get('checkpoint')} checkpoint, step "
-        f"{metrics.get('step', 0):,}, {metrics.get('weights')}, {metrics.get('date')}."
-    )
-    if "nelbo_nats" in metrics:
-        header = ["Mean over the images", "nats per image", "95%", "bits per real value", "95%"]
-        rows, of_groups = [], []
-        for row in bound_rows(metrics):
-            nats, bits, widths = f"{row.nats:.3f}", f"{row.bits:.4f}", ("", "")
-            if row.half_width is not None:
-                widths = f"± {row.half_width:.3f}", f"± {row.half_width_bits:.4f}"
-            if row.is_of_group:
-                of_groups.append([row.name, nats, bits])
-            else:
-                rows.append([row.name, nats, widths[0], bits, widths[1]])
-        effective = effective_samples_line(metrics)
-        section += _table(header, rows) + (_paragraph(f"{effective}.") if effective else "")
-        section += _folded("KL of every group", _table(["Group", header[1], header[3]], of_groups))
-    else:
-        section += _paragraph("Bounds on the likelihood have not been measured (metrics elbo and iw).")
-    if "latents" in metrics:
-        latents = metrics["latents"]
-        total = latents["latent_channels"] * len(latents["active_units_per_group"])
-        section += _paragraph(f"Active units: {latents['active_units']:,} of {total:,} latent channels.")
-    if "fid" in metrics:
-        fid = metrics["fid"]
-        readjusted = f"; {fid['batch_norm_shift']}" if fid.get("batch_norm_iterations") else ""
-        section += _paragraph(
-            f"FID (Fréchet Inception distance, no unit, lower is better) {fid['value']:.3f}: {fid['samples']:,} "
-            f"samples at {temperature_text(fid['temperature'])} against {fid['real_images']:,} images, features of "
-            f"{fid['extractor']}{readjusted}."
-        )
-    return section
-
-
 # Pieces of HTML; whatever is no Markup is escaped.
 
 
 def _paragraph(text: str) -> Markup:
     return Markup("<p>{}</p>").format(text)
+
+
+def _block(text: str) -> Markup:
+    return Markup("<pre>{}</pre>").format(text)
 
 
 def _folded(summary: str, content: Markup) -> Markup:
@@ -406,17 +372,10 @@ def _grid(figures: Sequence[Markup]) -> Markup:
     return Markup('<div class="charts">{}</div>').format(Markup().join(figures))
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]], kind: str = "numbers") -> Markup:
-    """A table whose first column names the row."""
-    lines = Markup().join(
-        Markup('<tr><th scope="row">{}</th>{}</tr>').format(
-            first, Markup().join(map(Markup("<td>{}</td>").format, rest))
-        )
-        for first, *rest in rows
-    )
-    names = Markup().join(map(Markup('<th scope="col">{}</th>').format, header))
-    head = Markup("<thead><tr>{}</tr></thead>").format(names) if header else ""
-    return Markup('<div class="wide"><table class="{}">{}<tbody>{}</tbody></table></div>').format(kind, head, lines)
+def _table(rows: Sequence[tuple[str, str]]) -> Markup:
+    """A table of names and values."""
+    lines = Markup().join(Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(*row) for row in rows)
+    return Markup("<table><tbody>{}</tbody></table>").format(lines)
 
 
 def _image(pixels: np.ndarray, title: str, about: str) -> Markup:

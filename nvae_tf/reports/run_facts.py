@@ -5,12 +5,16 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 import shlex
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from nvae_tf.config import ExperimentConfig
+from huggingface_hub import EvalResult
+
+from nvae_tf.config import DataSpec, ExperimentConfig
+from nvae_tf.evaluation.table import table
 from nvae_tf.files import atomic_write
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
@@ -19,17 +23,19 @@ from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_count
 # Whatever a damaged file, or one of another version, may lead to.
 UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, csv.Error)
 
-# A metric's name in the evaluation file: its type on the Hub, its name, its unit.
+# A metric's name in the evaluation file: its type on the Hub, and its name there.
 _BOUNDS = {
-    "importance_weighted_nats": ("importance_weighted_bound", "importance-weighted bound", "nats an image"),
-    "importance_weighted_bits_per_dim": ("importance_weighted_bits_per_dim", "importance-weighted bound", "bits/dim"),
-    "nelbo_nats": ("nelbo", "NELBO (reconstruction + KL)", "nats an image"),
-    "bits_per_dim": ("bits_per_dim", "NELBO (reconstruction + KL)", "bits/dim"),
-    "reconstruction_nats": ("reconstruction", "reconstruction", "nats an image"),
-    "kl_nats": ("kl", "KL", "nats an image"),
+    "importance_weighted_nats": ("importance_weighted_bound", "importance-weighted bound, nats an image"),
+    "importance_weighted_bits_per_dim": ("importance_weighted_bits_per_dim", "importance-weighted bound, bits/dim"),
+    "nelbo_nats": ("nelbo", "NELBO (reconstruction + KL), nats an image"),
+    "bits_per_dim": ("bits_per_dim", "NELBO (reconstruction + KL), bits/dim"),
+    "reconstruction_nats": ("reconstruction", "reconstruction, nats an image"),
+    "kl_nats": ("kl", "KL, nats an image"),
 }
-_MADE_WITH = dict(num_images=int, seed=int, checkpoint=str, step=int)
-_MADE_WITH |= dict.fromkeys(("checkpoint_sha256", "weights", "tensorflow", "date"), str)
+_MADE_WITH = dict(num_images=int, seed=int, checkpoint=str, step=int, checkpoint_sha256=str)
+TASK = "unconditional-image-generation"
+# Sets of TensorFlow Datasets that the Hub has too.
+_HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "mnist": "ylecun/mnist"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +64,7 @@ class Origin:
 
 
 def origin_from_text(text: str) -> Origin:
-    """Reads what `Origin.text` has written.
-
-    Raises:
-      ValueError: the text is of another form; the message says which is needed.
-    """
+    """Reads what `Origin.text` has written; a ValueError says which form is needed."""
     try:
         found = json.loads(text)
     except (RecursionError, TypeError, ValueError) as error:
@@ -79,11 +81,7 @@ def write_origin(folder: RunFolder, origin: Origin) -> None:
 
 
 def read_origin(folder: RunFolder) -> Origin | None:
-    """The origin that the run's own file states; None where there is none.
-
-    Raises:
-      ValueError: the file has another form.
-    """
+    """The origin that the run's own file states; None where there is none, ValueError where it has another form."""
     file = folder.origin_file
     if not file.is_file():
         return None
@@ -94,11 +92,7 @@ def read_origin(folder: RunFolder) -> Origin | None:
 
 
 def origin_of_run(folder: RunFolder, initialise_from: str | None) -> Origin | None:
-    """The origin of a run's weights: by its own file, or by that of the run that it was fine-tuned from.
-
-    Raises:
-      ValueError: see `read_origin`.
-    """
+    """The origin of a run's weights: by its own file, or by that of the run that it was fine-tuned from."""
     origin = read_origin(folder)
     if origin is None and initialise_from:
         source = read_origin(RunFolder(pathlib.Path(initialise_from)))
@@ -107,26 +101,14 @@ def origin_of_run(folder: RunFolder, initialise_from: str | None) -> Origin | No
     return origin
 
 
-class Score(NamedTuple):
-    """One metric of an evaluation."""
-
-    kind: str  # its type among a card's metrics
-    name: str  # for people
-    value: float
-    unit: str  # empty for none
-    half_width_95: float | None  # half of the 95% confidence interval of a mean over the images, in the same unit
-    arguments: Mapping[str, Any]  # the settings of the measurement, by the names of the file
-
-
 class Evaluation(NamedTuple):
-    """The content of one evaluation file."""
+    """One evaluation file."""
 
-    dataset: str
-    split: str  # "train" or "test"
-    scores: tuple[Score, ...]
-    made_with: Mapping[
-        str, Any
-    ]  # number of images, seed, checkpoint, step, SHA-256, weights, version, date; as recorded
+    split: str
+    checkpoint: str | None  # "latest" or "best"
+    results: tuple[EvalResult, ...]
+    table: str  # for people
+    made: str  # when, with which TensorFlow
     command: str  # what to type to make them again
     pictures: tuple[str, ...]  # picture files that it names and that exist, relative to the run folder
 
@@ -143,9 +125,8 @@ class RunFacts(NamedTuple):
     images: ImageCounts | None  # how many there were in training
     origin: Origin | None  # the weights' source and license
     evaluations: tuple[Evaluation, ...]  # that of the test part, then of the training part
-    training_score: (
-        tuple[int, float, float] | None
-    )  # the last step of `metrics.csv`, its test NELBO in nats and in bits
+    # The last step of `metrics.csv`, its test NELBO in nats and in bits.
+    training_score: tuple[int, float, float] | None
     learning_rates: tuple[tuple[float, int], ...] | None  # the highest and the last, each with its step
     samples: tuple[str, int] | None  # the newest picture file of samples, and its step
 
@@ -157,7 +138,7 @@ class RunFacts(NamedTuple):
     @property
     def checkpoint(self) -> str:
         """Which checkpoint the card's commands take, "latest" or "best": that of the scores, if it is still there."""
-        of_scores = [evaluation.made_with.get("checkpoint") for evaluation in self.evaluations if evaluation.scores]
+        of_scores = [evaluation.checkpoint for evaluation in self.evaluations if evaluation.results]
         wants_best = self.step is None or of_scores[:1] == ["best"]
         return "best" if wants_best and self.best_step is not None else "latest"
 
@@ -172,7 +153,8 @@ def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
     config, name = read_run_config(folder), folder.path.resolve().name
     steps = steps_of_files(folder.checkpoints, "index")
     best = steps_of_files(folder_of_best(folder.checkpoints), "index")
-    evaluations = (_read(_evaluation, folder.evaluation_file(split), name) for split in ("test", "train"))
+    files = [folder.evaluation_file(split) for split in ("test", "train")]
+    evaluations = (_read(_evaluation, file, name, hub_dataset(config.data)) for file in files)
     samples = {int(file.stem[5:]): file for file in folder.samples.glob("step-*.png") if file.stem[5:].isdecimal()}
     return RunFacts(
         name,
@@ -213,33 +195,52 @@ def _rows(file: pathlib.Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def _evaluation(file: pathlib.Path, workdir: str) -> Evaluation:
+def hub_dataset(spec: DataSpec) -> str | None:
+    """The Hub's identifier of a data set; None where it has none that is known to be the same."""
+    return _HUB_DATASETS.get(spec.source_name) if spec.source == "tfds" else None
+
+
+def identifier(text: str) -> str:
+    """A name as the Hub takes it: lower-case letters, digits, dots and hyphens."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "other"
+
+
+def _evaluation(file: pathlib.Path, workdir: str, dataset: str | None) -> Evaluation:
     metrics = json.loads(file.read_text(encoding="utf-8"))
-    made_with = {name: kind(metrics[name]) for name, kind in _MADE_WITH.items() if metrics.get(name) is not None}
-    paths = map(pathlib.PurePosixPath, metrics.get("latents", {}).get("pictures", ()))
     pictures = tuple(
         str(path)
-        for path in paths
+        for path in map(pathlib.PurePosixPath, metrics.get("latents", {}).get("pictures", ()))
         if not path.is_absolute() and ".." not in path.parts and (file.parent / path).is_file()
     )
-    scores, command = tuple(_scores(metrics, made_with)), _command(metrics, workdir)
-    return Evaluation(str(metrics["dataset"]), str(metrics["split"]), scores, made_with, command, pictures)
+    made = f"with TensorFlow {metrics.get('tensorflow')}, last written {metrics.get('date')}"
+    results = tuple(_results(metrics, dataset or identifier(metrics["dataset"])))
+    command = _command(metrics, workdir)
+    return Evaluation(
+        str(metrics["split"]), metrics.get("checkpoint"), results, table(metrics), made, command, pictures
+    )
 
 
-def _scores(metrics: Mapping[str, Any], made_with: Mapping[str, Any]) -> Iterator[Score]:
-    half_widths = metrics.get("half_widths_95", {})
-    for key, (kind, name, unit) in _BOUNDS.items():
+def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
+    made_with = {name: kind(metrics[name]) for name, kind in _MADE_WITH.items() if metrics.get(name) is not None}
+
+    def result(kind: str, name: str, value: float, **arguments: Any) -> EvalResult:
+        place = {"task_type": TASK, "dataset_type": dataset, "dataset_name": str(metrics["dataset"])}
+        metric = {"metric_type": kind, "metric_name": name, "metric_value": _finite(value), "metric_args": arguments}
+        return EvalResult(**place, dataset_split=str(metrics["split"]), **metric)
+
+    for key, (kind, name) in _BOUNDS.items():
         if key in metrics:
-            importance = key.startswith("importance")
-            samples = {"importance_samples": int(metrics["importance_samples"])} if importance else {}
-            half_width = None if half_widths.get(key) is None else _finite(half_widths[key])
-            yield Score(kind, name, _finite(metrics[key]), unit, half_width, made_with | samples)
+            arguments = dict(made_with)
+            if key.startswith("importance"):
+                arguments["importance_samples"] = int(metrics["importance_samples"])
+            if (half_width := metrics.get("half_widths_95", {}).get(key)) is not None:
+                arguments["half_width_95"] = _finite(half_width)
+            yield result(kind, name, metrics[key], **arguments)
     if "latents" in metrics:
         latents = metrics["latents"]
         channels = int(latents["latent_channels"]) * len(latents["active_units_per_group"])
         how = {"active_from_nats": _finite(latents["active_from_nats"]), "latent_channels": channels}
-        value = _finite(latents["active_units"])
-        yield Score("active_units", "active units", value, f"of {channels:,}", None, made_with | how)
+        yield result("active_units", f"active units, of {channels:,}", latents["active_units"], **made_with, **how)
     if "fid" in metrics:
         fid = metrics["fid"]
         # Samples are compared with training images, whatever the part that was evaluated.
@@ -247,7 +248,7 @@ def _scores(metrics: Mapping[str, Any], made_with: Mapping[str, Any]) -> Iterato
         how |= {name: int(fid[name]) for name in ("samples", "real_images", "batch_norm_iterations")}
         how |= {"temperature": _temperature(fid), "extractor": str(fid["extractor"])}
         how["extractor_is_published"] = bool(fid["extractor_is_published"])
-        yield Score("fid", "FID", _finite(fid["value"]), "", None, how)
+        yield result("fid", "FID", fid["value"], **how)
 
 
 def _temperature(fid: Mapping[str, Any]) -> str:

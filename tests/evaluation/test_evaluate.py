@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from nvae_tf.data.pipeline import ALL, Shard
-from nvae_tf.evaluation.evaluate import half_width_95, likelihood_metrics, table
+from nvae_tf.evaluation.evaluate import half_width_95, likelihood_metrics
 from nvae_tf.evaluation.likelihood import Likelihood
+from nvae_tf.evaluation.table import table
 from nvae_tf.evaluation.task import ImageProgress, KeptBatches
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine

@@ -102,7 +102,7 @@ def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
     how = {"importance_samples": 50, "seed": 3, "num_images": 40, "step": 60, "checkpoint_sha256": SHA256}
     assert how.items() <= found["importance_weighted_bound"]["args"].items()
     text = folder.card_file.read_text()
-    assert f"| {metrics['nelbo_nats']:.3f} | nats an image | ± {metrics['half_widths_95']['nelbo_nats']:.3f} |" in text
+    assert f"NELBO{metrics['nelbo_nats']:43.3f}{metrics['half_widths_95']['nelbo_nats']:10.3f}" in text
     assert (
         "python -m train.evaluate --workdir=run --checkpoint=latest --split=test --metrics=elbo,iw,fid --seed=3 "
         "--importance_samples=50 --fid_samples=5000 --temperature=0.7,0.8 --batch_norm_iterations=9\n" in text
