@@ -57,34 +57,29 @@ def readjusted(
     before = _statistics_of(norms)
     iterate = _iteration(copy, norms, temperatures, batch_size, seed)
     for number in range(iterations):
-        finite = iterate(tf.constant(number * batch_size, tf.int64)).numpy()
-        check(
-            bool(finite.all()),
-            f"batch norm can't be readjusted: the statistics of {norms[int(np.argmin(finite))][0]} are not finite in "
-            f"iteration {number + 1} of {iterations}; weights before it are NaN, or what they compute overflows",
-        )
+        if not iterate(tf.constant(number * batch_size, tf.int64)).numpy():
+            finite = [np.isfinite(statistics).all() for statistics in _statistics_of(norms)]
+            raise ValueError(
+                f"batch norm can't be readjusted: the statistics of {norms[finite.index(False)][0]} are not finite in "
+                f"iteration {number + 1} of {iterations}; weights before it are NaN, or what they compute overflows"
+            )
     return ReadjustedModel(copy, _moved([name for name, *_ in norms], before, _statistics_of(norms)))
 
 
 def _iteration(
     model: NVAE, norms: Sequence[_Norm], temperatures: Sequence[float | tf.Tensor], batch_size: int, seed: int
 ) -> tf.types.experimental.PolymorphicFunction:
-    """One batch: number of its first image -> whether the new statistics of each of the norms are finite, `[norms]`."""
-    stacks = {id(variable): id(stack) for _, stack, _ in norms for variable in stack.statistics}
+    """One batch: number of its first image -> whether all new statistics are finite."""
+    running = {id(variable) for _, stack, _ in norms for variable in stack.statistics}
 
     def iterate(first: tf.Tensor) -> tf.Tensor:
         forward = ForwardPass(training=True)
         noise = batch_noise(model.plan.latent_shapes(), batch_size, (seed, _STREAM), first)
         sources = [PriorSource(*of_group) for of_group in zip(noise, temperatures, strict=True)]
         model.top_down_pass(sources, batch_size, forward)
-        forward.updates = [(variable, value) for variable, value in forward.updates if id(variable) in stacks]
-        finite: dict[int, tf.Tensor] = {}
-        for variable, value in forward.updates:
-            stack = stacks[id(variable)]
-            sound = tf.reduce_all(tf.math.is_finite(value), axis=1)
-            finite[stack] = sound & finite[stack] if stack in finite else sound
+        forward.updates = [(variable, value) for variable, value in forward.updates if id(variable) in running]
         forward.commit()
-        return tf.stack([finite[id(stack)][index] for _, stack, index in norms])
+        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
 
     return tf.function(iterate, input_signature=[tf.TensorSpec((), tf.int64)], autograph=False)
 

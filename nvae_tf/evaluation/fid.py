@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -39,55 +40,37 @@ class FeatureStatistics(NamedTuple):
     count: int
 
 
-class RunningFeatureStatistics:
-    """Mean and covariance of features that come in batches; the memory does not grow with the number of images.
+def statistics_of(
+    batches: Iterable[np.ndarray], progress: Callable[[int], None] = lambda done: None
+) -> FeatureStatistics:
+    """Of features in batches `[images, features]`, one at a time in memory; `progress` gets the number of images done.
 
     Two parts are merged by the difference of their means (Chan, Golub & LeVeque 1983): no large sums of squares are
     subtracted from each other.
+
+    Raises:
+      ValueError: features do not fit each other or are not finite, or there are no two images.
     """
-
-    def __init__(self):
-        self.count = 0
-        self._mean = np.zeros(0)
-        self._scatter = np.zeros((0, 0))  # sum of the outer products of deviations from the mean
-
-    def add(self, features: np.ndarray) -> None:
-        """Adds the features `[images, features]` of a batch; ValueError where they do not fit or are not finite."""
-        features = np.asarray(features, np.float64)
+    total, mean = 0, None
+    for batch in batches:
+        features = np.asarray(batch, np.float64)
         check(features.ndim == 2, f"features have shape {features.shape}; they must be [images, features]")
         count, size = features.shape
-        check(
-            size == len(self._mean) or not self.count,
-            f"a batch has {size} features an image, those before had {len(self._mean)}",
-        )
-        check(bool(np.isfinite(features).all()), f"features of the images from number {self.count} are not all finite")
-        if not count:
-            return
-        mean = features.mean(axis=0)
-        centered = features - mean
-        scatter = centered.T @ centered
-        if self.count:
-            difference = mean - self._mean
-            total = self.count + count
-            scatter += self._scatter + np.outer(difference, difference) * (self.count * count / total)
-            mean = self._mean + difference * (count / total)
-        self.count, self._mean, self._scatter = self.count + count, mean, scatter
-
-    def statistics(self) -> FeatureStatistics:
-        """Of all images so far; ValueError where there are not two, so that there is no covariance."""
-        check(self.count >= 2, f"the covariance of features needs at least 2 images, there are {self.count}")
-        return FeatureStatistics(self._mean.copy(), self._scatter / (self.count - 1), self.count)
-
-
-def image_statistics(
-    batches: Iterable[np.ndarray], extractor: FeatureExtractor, progress: Callable[[int], None] = lambda done: None
-) -> FeatureStatistics:
-    """Of images in batches `[batch, height, width, channels]` in [0, 1]; `progress` gets the number of images done."""
-    running = RunningFeatureStatistics()
-    for images in batches:
-        running.add(extractor.features(images))
-        progress(running.count)
-    return running.statistics()
+        if mean is None:
+            mean, scatter = np.zeros(size), np.zeros((size, size))
+        check(size == len(mean), f"a batch has {size} features an image, those before had {len(mean)}")
+        check(bool(np.isfinite(features).all()), f"features of the images from number {total} are not all finite")
+        if count:
+            difference = features.mean(axis=0) - mean
+            centered = features - features.mean(axis=0)
+            between = np.outer(difference, difference) * (total * count / (total + count))
+            # The sum of the outer products of deviations from the mean.
+            scatter = centered.T @ centered + (scatter + between)
+            mean = mean + difference * (count / (total + count))
+            total += count
+        progress(total)
+    check(total >= 2, f"the covariance of features needs at least 2 images, there are {total}")
+    return FeatureStatistics(mean, scatter / (total - 1), total)
 
 
 def save_statistics(path: pathlib.Path, statistics: FeatureStatistics, fingerprint: str) -> None:
@@ -156,11 +139,6 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
-class _NamedExtractor(NamedTuple):
-    name: str
-    features: Callable[[np.ndarray], np.ndarray]
-
-
 def named_extractor(name: str) -> FeatureExtractor:
     """The extractor that `function()` of `module` makes, for "module:function".
 
@@ -189,7 +167,8 @@ def named_extractor(name: str) -> FeatureExtractor:
     )
     file = getattr(module, "__file__", None)
     digest = hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:8] if file else "no file"
-    return _NamedExtractor(f"{extractor.name} ({module_name}, {digest})", extractor.features)
+    name = f"{extractor.name} ({module_name}, {digest})"
+    return types.SimpleNamespace(name=name, features=extractor.features)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,15 +238,13 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureE
     if not share_work(task, kept, settings.samples, _SAMPLES, seeds, compute):
         return None
     real = real_statistics(task, extractor)
-    running = RunningFeatureStatistics()
     try:
-        for arrays in kept.read():
-            running.add(arrays["features"])
+        drawn = statistics_of(arrays["features"] for arrays in kept.read())
     except FileNotFoundError:
         task.status.keep("another train.evaluate has combined the features of the samples meanwhile")
         return None
     return {
-        "value": frechet_distance(real, running.statistics()),
+        "value": frechet_distance(real, drawn),
         "samples": settings.samples,
         "temperature": settings.temperature,
         "real_images": real.count,
@@ -298,7 +275,7 @@ def real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> Featur
         task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
         batches = iterate(evaluation_batches(source, spec, _REAL_BATCH, seed=0), source)
         progress = ImageProgress(task.status, source.count)
-        statistics = image_statistics((images.numpy() for images in batches), extractor, progress.show)
+        statistics = statistics_of((extractor.features(images.numpy()) for images in batches), progress.show)
         file.parent.mkdir(parents=True, exist_ok=True)
         save_statistics(file, statistics, fingerprint)
     return statistics

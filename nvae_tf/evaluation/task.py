@@ -25,7 +25,6 @@ from nvae_tf.training.run_folder import RunFolder
 from nvae_tf.training.strategy import select_devices, shard_from_environment
 
 _SECONDS_FOR_CHIEF = 300.0
-_BAR_WIDTH = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +188,7 @@ def share_work(
 
 
 class ImageProgress:
-    """A bar, images per second and the time left, of `total` images, of which `done` were done before."""
+    """Images done, images per second and the time left, of `total` images, of which `done` were done before."""
 
     def __init__(self, status: StatusLine, total: int, done: int = 0):
         self._status, self._total = status, total
@@ -198,7 +197,8 @@ class ImageProgress:
 
     def show(self, of_batch: int) -> None:
         """Shows, if it is time, that so many images of the current batch are done."""
-        self._status.show_if_due(self.line(time.monotonic() - self._started, of_batch))
+        fraction = (self._done + of_batch) / self._total
+        self._status.show_if_due(self.line(time.monotonic() - self._started, of_batch), fraction)
 
     def add(self, images: int, computed_here: bool = True) -> None:
         """Counts the images of a finished batch."""
@@ -208,10 +208,7 @@ class ImageProgress:
     def line(self, seconds: float, of_batch: int = 0) -> str:
         """What is shown after so many seconds."""
         done = self._done + of_batch
-        filled = round(_BAR_WIDTH * done / self._total)
-        text = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {done:,} of {self._total:,} images"
-        here = done - self._before
+        here, text = done - self._before, f"{done:,} of {self._total:,} images"
         if here and seconds > 1.0:
-            rate = here / seconds
-            text += f", {rate:,.3g} images/s, {duration((self._total - done) / rate)} left"
+            text += f", {here / seconds:,.3g} images/s, {duration((self._total - done) * seconds / here)} left"
         return text

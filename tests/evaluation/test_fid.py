@@ -8,22 +8,18 @@ import scipy.linalg
 
 from nvae_tf.evaluation.fid import (
     FeatureStatistics,
-    RunningFeatureStatistics,
     frechet_distance,
-    image_statistics,
     load_statistics,
     named_extractor,
     save_statistics,
+    statistics_of,
 )
 
 FINGERPRINT = "digits train 8x8 1,437 images inception-2015-12-05"
 
 
 def of_batches(*batches):
-    running = RunningFeatureStatistics()
-    for batch in batches:
-        running.add(batch)
-    return running.statistics()
+    return statistics_of(batches)
 
 
 @pytest.fixture
@@ -45,17 +41,18 @@ def test_uneven_batches_give_what_numpy_gives_for_all():
     np.testing.assert_allclose(far.covariance, np.cov(features, rowvar=False), atol=1e-7)
 
 
-def test_wrong_features():
-    running = RunningFeatureStatistics()
-    running.add(np.zeros((1, 3)))
-    with pytest.raises(ValueError, match="at least 2 images, there are 1"):
-        running.statistics()
-    with pytest.raises(ValueError, match="4 features an image, those before had 3"):
-        running.add(np.zeros((1, 4)))
-    with pytest.raises(ValueError, match=r"shape \(3,\)"):
-        running.add(np.zeros(3))
-    with pytest.raises(ValueError, match="from number 1 are not all finite"):
-        running.add(np.full((1, 3), np.nan))
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ((), "at least 2 images, there are 1"),
+        ([np.zeros((1, 4))], "4 features an image, those before had 3"),
+        ([np.zeros(3)], r"shape \(3,\)"),
+        ([np.full((1, 3), np.nan)], "from number 1 are not all finite"),
+    ],
+)
+def test_wrong_features(second, message):
+    with pytest.raises(ValueError, match=message):
+        of_batches(np.zeros((1, 3)), *second)
 
 
 def test_a_file_gives_back_what_was_written_for_the_same_fingerprint_alone(tmp_path, statistics):
@@ -158,23 +155,6 @@ def test_wrong_statistics():
         frechet_distance(gaussian([0.0, np.inf], np.eye(2)), sound)
     with pytest.raises(ValueError, match="not of the same features"):
         frechet_distance(gaussian(np.zeros(3), np.eye(2)), sound)
-
-
-class MeanAndRange:
-    """Two features of an image that are known beforehand."""
-
-    name = "mean and range"
-
-    def features(self, images):
-        return np.stack([images.mean(axis=(1, 2, 3)), np.ptp(images, axis=(1, 2, 3))], axis=1)
-
-
-def test_statistics_of_images_go_through_any_extractor():
-    images, done = np.random.RandomState(0).uniform(size=(20, 6, 5, 3)), []
-    found = image_statistics([images[:7], images[7:]], MeanAndRange(), done.append)
-    assert done == [7, 20]
-    expected = np.cov(MeanAndRange().features(images), rowvar=False)
-    np.testing.assert_allclose(found.covariance, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
