@@ -18,7 +18,9 @@ from nvae_tf.data.pictures import (
     BadPicture,
     PictureHeader,
     WrongSize,
-    geometry,
+    check_form,
+    check_size,
+    fitted,
     list_pictures,
     read_header,
     read_picture,
@@ -84,9 +86,9 @@ def _source(spec: DataSpec, names: Sequence[str]) -> ReadSource:
 
 
 def _pixels(path: pathlib.Path, spec: DataSpec, fix: str) -> np.ndarray:
-    """A picture as the spec has it, uint8 `[height, width, channels]`; every error has its name and how to fix it."""
+    """A picture as the spec has it, uint8 `[height, width, channels]`; every error has its name and the fix."""
     try:
-        picture = read_picture(path, spec.channels, spec.max_pixels, geometry(spec).apply)
+        picture = read_picture(path, spec.channels, spec.max_pixels, lambda picture: fitted(picture, spec))
         return np.asarray(picture).reshape(spec.image_shape)
     except BadPicture as error:
         raise BadPicture(f"{error}. {fix}") from None
@@ -171,17 +173,8 @@ def _examine(spec: DataSpec, name: str) -> str | None:
     path = pathlib.Path(spec.path, name)
     try:
         header = read_header(path, spec.max_pixels)
-        geometry(spec).check_size(header.height, header.width)
-        if not spec.convert:
-            for found, expected, what, setting in (
-                (header.channels, spec.channels, "channels", "channels"),
-                (header.bits, spec.file_bits, "bits a channel", "file_bits"),
-            ):
-                if found != expected:
-                    return (
-                        f"{path}: has {found} {what}, but data.{setting} is {expected}; --config.data.convert=True "
-                        "converts such files when they are read"
-                    )
+        check_size(spec, header.height, header.width)
+        check_form(path, header.channels, header.bits, spec)
         if spec.on_bad_file == "skip":
             read_picture(path, spec.channels, spec.max_pixels)
     except BadPicture as error:
@@ -255,7 +248,7 @@ def _check_for_model(path: pathlib.Path, spec: DataSpec) -> None:
         "--convert (in Python convert=True) converts such pictures when they are read",
     )
     try:
-        geometry(spec).check_size(header.height, header.width)
+        check_size(spec, header.height, header.width)
     except WrongSize:
         found = f"{path}: is {header.height}x{header.width} (height x width)"
         wanted = f"{spec.height}x{spec.width}"

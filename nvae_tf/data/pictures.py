@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from nvae_tf.config import MAX_PIXELS, DataSpec, check
+from nvae_tf.config import MAX_PIXELS, DataSpec
 from nvae_tf.errors import first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -119,13 +119,13 @@ def read_picture(
     """
     with _opened(path, max_pixels) as picture:
 
-        def fitted():
+        def upright_and_fit():
             turn = _TURNS.get(_orientation(picture))
             upright = as_eight_bits(picture if turn is None else picture.transpose(turn), channels)
             result = upright if fit is None else fit(upright)
             return result.copy() if result is picture else result
 
-        return _of_decoded(picture, path, fitted)
+        return _of_decoded(picture, path, upright_and_fit)
 
 
 def as_eight_bits(picture: Image.Image, channels: int) -> Image.Image:
@@ -306,82 +306,72 @@ def _strips_lie_within(tags, size):
         return False
 
 
-class Geometry(NamedTuple):
-    """Crops to `crop_box`, then resizes to `height` x `width`; `resize` is one of the rules of `DataSpec`."""
+def fitted(picture: Image.Image, spec: DataSpec) -> Image.Image:
+    """The picture cropped and resized as the data set has it, or WrongSize. Scaling is bilinear and antialiased."""
+    check_size(spec, picture.height, picture.width)
+    if spec.crop_box is not None:
+        picture = picture.crop(spec.crop_box)
+    if spec.resize == "crop" and min(picture.height / spec.height, picture.width / spec.width) == 1.0:
+        # Nothing to scale: crop at whole pixels, where ImageOps.fit would crop at halves and blur.
+        left, top = (picture.width - spec.width) // 2, (picture.height - spec.height) // 2
+        return picture.crop((left, top, left + spec.width, top + spec.height))
+    if spec.resize == "crop":
+        return ImageOps.fit(picture, (spec.width, spec.height), Image.Resampling.BILINEAR)
+    if spec.resize == "stretch":
+        return picture.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
+    return picture
 
-    height: int
-    width: int
-    crop_box: tuple[int, int, int, int] | None = None
-    resize: str = "none"
 
-    @property
-    def changes_nothing(self) -> bool:
-        """Whether pictures must come with the right size and are returned as they are."""
-        return self.crop_box is None and self.resize == "none"
-
-    def apply(self, picture: Image.Image) -> Image.Image:
-        """The picture at `height` x `width`, or WrongSize, see `check_size`. Scaling is bilinear and antialiased."""
-        self.check_size(picture.height, picture.width)
-        if self.crop_box is not None:
-            picture = picture.crop(self.crop_box)
-        if self.resize == "crop" and min(picture.height / self.height, picture.width / self.width) == 1.0:
-            # Nothing to scale: crop at whole pixels, where ImageOps.fit would crop at halves and blur.
-            left, top = (picture.width - self.width) // 2, (picture.height - self.height) // 2
-            return picture.crop((left, top, left + self.width, top + self.height))
-        if self.resize == "crop":
-            return ImageOps.fit(picture, (self.width, self.height), Image.Resampling.BILINEAR)
-        if self.resize == "stretch":
-            return picture.resize((self.width, self.height), Image.Resampling.BILINEAR)
-        return picture
-
-    def check_size(self, height: int, width: int) -> None:
-        """Raises WrongSize for a picture that is smaller than the box, or of another size where nothing resizes it."""
-        if self.crop_box is not None:
-            left, top, right, bottom = self.crop_box
-            if right > width or bottom > height:
-                raise WrongSize(
-                    f"is {height}x{width} (height x width), too small for data.crop_box {self.crop_box} "
-                    "(left, top, right, bottom): make the box smaller"
-                )
-            height, width = bottom - top, right - left
-        if self.resize == "none" and (height, width) != (self.height, self.width):
+def check_size(spec: DataSpec, height: int, width: int) -> None:
+    """Raises WrongSize for a picture that is smaller than the box, or of another size where nothing resizes it."""
+    if spec.crop_box is not None:
+        left, top, right, bottom = spec.crop_box
+        if right > width or bottom > height:
             raise WrongSize(
-                f"is {height}x{width} (height x width), not {self.height}x{self.width}: to bring all to one size set "
-                f"--config.data.resize=crop (or stretch) --config.data.height={self.height} "
-                f"--config.data.width={self.width}"
+                f"is {height}x{width} (height x width), too small for data.crop_box {spec.crop_box} "
+                "(left, top, right, bottom): make the box smaller"
             )
+        height, width = bottom - top, right - left
+    if spec.resize == "none" and (height, width) != (spec.height, spec.width):
+        raise WrongSize(
+            f"is {height}x{width} (height x width), not {spec.height}x{spec.width}: to bring all to one size set "
+            f"--config.data.resize=crop (or stretch) --config.data.height={spec.height} "
+            f"--config.data.width={spec.width}"
+        )
 
 
-def geometry(spec: DataSpec) -> Geometry:
-    """The geometry of a data set."""
-    return Geometry(spec.height, spec.width, spec.crop_box, spec.resize)
+def check_form(where: object, channels: int | None, bits: int, spec: DataSpec) -> None:
+    """Raises BadPicture for images with other channels or bits than the spec's, unless they are converted."""
+    for found, expected, what, setting in (
+        (channels, spec.channels, "channels", "channels"),
+        (bits, spec.file_bits, "bits a channel", "file_bits"),
+    ):
+        if not spec.convert and found not in (None, expected):
+            raise BadPicture(
+                f"{where}: has {found} {what}, but data.{setting} is {expected}; --config.data.convert=True converts "
+                f"images when they are read, or set it to {found}"
+            )
 
 
 def check_array(images: np.ndarray, spec: DataSpec, where: object) -> None:
     """Checks images `[count, height, width, channels]` of the file `where`, uint8, uint16 or bool, against the spec."""
     height, width, channels = images.shape[1:]
-    bits = 16 if images.dtype.itemsize == 2 else 8
     try:
-        geometry(spec).check_size(height, width)
+        check_size(spec, height, width)
     except WrongSize as error:
         raise ValueError(f"{where}: each image {error}") from None
-    check(
-        spec.convert or bits == spec.file_bits,
-        f"{where}: the images have {bits} bits a channel, but data.file_bits is {spec.file_bits}: set it to {bits}, "
-        f"they are brought to data.num_bits = {spec.num_bits} bits",
-    )
-    check(
-        spec.convert or channels == spec.channels,
-        f"{where}: the images have {channels} channels, but data.channels is {spec.channels}; "
-        "--config.data.convert=True converts them when they are read",
-    )
+    check_form(where, channels, 16 if images.dtype.itemsize == 2 else 8, spec)
 
 
 def fit_array(images: np.ndarray, spec: DataSpec) -> np.ndarray:
     """`fit_pixels` of every image in uint8 `[count, height, width, channels]`."""
-    if geometry(spec).changes_nothing and images.shape[1:] == spec.image_shape:
+    if _is_fit(spec, images.shape[1:]):
         return images
     return np.stack([fit_pixels(image, spec) for image in images])
+
+
+def _is_fit(spec: DataSpec, shape: tuple[int, ...]) -> bool:
+    return spec.crop_box is None and spec.resize == "none" and shape == spec.image_shape
 
 
 def fit_pixels(pixels: np.ndarray, spec: DataSpec) -> np.ndarray:
@@ -389,9 +379,11 @@ def fit_pixels(pixels: np.ndarray, spec: DataSpec) -> np.ndarray:
 
     Each channel is scaled by itself, while picture files with alpha are scaled as they look.
     """
+    if _is_fit(spec, pixels.shape):
+        return pixels
     if pixels.shape[-1] != spec.channels:
         picture = as_eight_bits(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), spec.channels)
         pixels = np.asarray(picture).reshape(*pixels.shape[:2], spec.channels)
     # Each channel by itself: Pillow would take the last of 2 or 4 for an alpha channel and multiply the others by it.
-    channels = [geometry(spec).apply(Image.fromarray(channel)) for channel in np.moveaxis(pixels, -1, 0)]
+    channels = [fitted(Image.fromarray(channel), spec) for channel in np.moveaxis(pixels, -1, 0)]
     return np.stack([np.asarray(channel) for channel in channels], axis=-1)

@@ -17,7 +17,7 @@ from absl import logging
 
 from nvae_tf.config import DataSpec, check, did_you_mean
 from nvae_tf.data.decoded_cache import DecodedCache
-from nvae_tf.data.pictures import PictureHeader, WrongSize, fit_pixels, geometry
+from nvae_tf.data.pictures import PictureHeader, WrongSize, check_form, fit_pixels
 from nvae_tf.data.pipeline import closed_at_exit
 from nvae_tf.data.sources import ArraySource, ImageSource, check_memory
 from nvae_tf.errors import first_line
@@ -53,7 +53,8 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
     has the manual way.
     """
     builder = _builder(spec)
-    _check_form(builder, spec)
+    feature = _image_feature(builder)
+    check_form(builder.info.full_name, feature.shape[-1], _bits(feature), spec)
     # TFDS' builder of a folder of pictures needs no preparation and never says that it is prepared.
     if not builder.is_prepared() and not isinstance(builder, tfds.folder_dataset.ImageFolder):
         _download_and_prepare(builder)
@@ -90,8 +91,6 @@ def _batches(builder, name, spec) -> Iterator[np.ndarray]:
     def fit(pixels):
         if pixels.dtype == np.uint16:
             pixels = (pixels >> 8).astype(np.uint8)
-        if geometry(spec).changes_nothing and pixels.shape == spec.image_shape:
-            return pixels
         try:
             return fit_pixels(pixels, spec)
         except WrongSize as error:
@@ -169,19 +168,6 @@ def _image_feature(builder):
 
 def _bits(feature):
     return np.dtype(feature.np_dtype).itemsize * 8
-
-
-def _check_form(builder, spec):
-    feature = _image_feature(builder)
-    for found, expected, setting in (
-        (_bits(feature), spec.file_bits, "file_bits"),
-        (feature.shape[-1], spec.channels, "channels"),
-    ):
-        if found != expected and found is not None and not spec.convert:
-            raise ValueError(
-                f"{builder.info.full_name}: data.{setting} is {expected}, but TFDS has {found}; "
-                "--config.data.convert=True converts the images when they are read"
-            )
 
 
 def _number_of_examples(builder, name, split, spec):

@@ -247,9 +247,9 @@ def test_more_than_the_memory_is_not_unpacked(monkeypatch, tmp_path):
 def test_images_of_another_form_than_was_said_are_refused(tmp_path):
     path = saved(tmp_path / "images.npy", IMAGES)
     deep = saved(tmp_path / "deep.npy", IMAGES.astype(np.uint16))
-    assert_refused(path, "the images have 8 bits a channel, but data.file_bits is 16: set it to 8", file_bits=16)
-    assert_refused(deep, "the images have 16 bits a channel, but data.file_bits is 8: set it to 16", file_bits=8)
-    assert_refused(path, "have 3 channels, but data.channels is 1; --config.data.convert=True", channels=1)
+    assert_refused(path, "has 8 bits a channel, but data.file_bits is 16; .* or set it to 8", file_bits=16)
+    assert_refused(deep, "has 16 bits a channel, but data.file_bits is 8; .* or set it to 16", file_bits=8)
+    assert_refused(path, "has 3 channels, but data.channels is 1; --config.data.convert=True", channels=1)
     assert_refused(path, "each image is 5x6 .*, not 8x8: .*--config.data.resize=crop", height=8)
 
 

@@ -13,9 +13,9 @@ from PIL import ExifTags, Image
 from nvae_tf.data import data_spec
 from nvae_tf.data.pictures import (
     BadPicture,
-    Geometry,
     PictureHeader,
     fit_pixels,
+    fitted,
     list_pictures,
     read_header,
     read_picture,
@@ -379,33 +379,37 @@ def coordinates(height, width):
     return np.stack([x, y, np.zeros_like(x)], axis=-1)
 
 
+def sized(height, width, crop_box=None, resize="none"):
+    return dataclasses.replace(CELEBA, height=height, width=width, crop_box=crop_box, resize=resize)
+
+
 def centers(start, stop, count):
     """The middle of each of `count` equal cells between two borders; pixel 0 goes from 0 to 1 and is called 0."""
     return start + (np.arange(count) + 0.5) * (stop - start) / count - 0.5
 
 
 @pytest.mark.parametrize(
-    ("geometry", "size", "columns", "rows", "tolerance"),
+    ("spec", "size", "columns", "rows", "tolerance"),
     [
-        (Geometry(30, 20, (3, 40, 23, 70)), (100, 60), (3, 23), (40, 70), 0),
+        (sized(30, 20, (3, 40, 23, 70)), (100, 60), (3, 23), (40, 70), 0),
         # Without scaling the middle is taken, at whole pixels.
-        (Geometry(20, 20, None, "crop"), (20, 50), (15, 35), (0, 20), 0),
-        (Geometry(20, 20, None, "crop"), (50, 20), (0, 20), (15, 35), 0),
-        (Geometry(20, 20, None, "crop"), (20, 41), (10, 30), (0, 20), 0),
+        (sized(20, 20, None, "crop"), (20, 50), (15, 35), (0, 20), 0),
+        (sized(20, 20, None, "crop"), (50, 20), (0, 20), (15, 35), 0),
+        (sized(20, 20, None, "crop"), (20, 41), (10, 30), (0, 20), 0),
         # The shorter side fits and the longer one is cut evenly.
-        (Geometry(25, 25, None, "crop"), (100, 200), (50, 150), (0, 100), 0.76),
-        (Geometry(30, 20, None, "crop"), (120, 200), (60, 140), (0, 120), 0.76),
-        (Geometry(20, 30, None, "crop"), (200, 120), (0, 120), (60, 140), 0.76),
-        (Geometry(40, 40, None, "crop"), (20, 30), (5, 25), (0, 20), 0.76),
-        (Geometry(20, 50, None, "stretch"), (100, 200), (0, 200), (0, 100), 0.76),
+        (sized(25, 25, None, "crop"), (100, 200), (50, 150), (0, 100), 0.76),
+        (sized(30, 20, None, "crop"), (120, 200), (60, 140), (0, 120), 0.76),
+        (sized(20, 30, None, "crop"), (200, 120), (0, 120), (60, 140), 0.76),
+        (sized(40, 40, None, "crop"), (20, 30), (5, 25), (0, 20), 0.76),
+        (sized(20, 50, None, "stretch"), (100, 200), (0, 200), (0, 100), 0.76),
         # CelebA's square around the face.
-        (Geometry(64, 64, (15, 40, 163, 188), "stretch"), (218, 178), (15, 163), (40, 188), 0.5),
+        (sized(64, 64, (15, 40, 163, 188), "stretch"), (218, 178), (15, 163), (40, 188), 0.5),
     ],
 )
-def test_cropping_and_scaling(geometry, size, columns, rows, tolerance):
-    found = np.asarray(geometry.apply(Image.fromarray(coordinates(*size)))).astype(int)
-    assert found.shape[:2] == (geometry.height, geometry.width)
-    expected_columns, expected_rows = centers(*columns, geometry.width), centers(*rows, geometry.height)
+def test_cropping_and_scaling(spec, size, columns, rows, tolerance):
+    found = np.asarray(fitted(Image.fromarray(coordinates(*size)), spec)).astype(int)
+    assert found.shape[:2] == (spec.height, spec.width)
+    expected_columns, expected_rows = centers(*columns, spec.width), centers(*rows, spec.height)
     assert np.abs(found[..., 0] - np.clip(expected_columns, 0, None)).max() <= tolerance
     assert np.abs(found[..., 1] - np.clip(expected_rows, 0, None)[:, np.newaxis]).max() <= tolerance
 
@@ -415,7 +419,7 @@ def test_scaling_down_averages_all_pixels():
     stripes = np.zeros((96, 96, 3), np.uint8)
     stripes[:, ::2] = 255
     for resize in ("crop", "stretch"):
-        found = np.asarray(Geometry(24, 24, None, resize).apply(Image.fromarray(stripes)))
+        found = np.asarray(fitted(Image.fromarray(stripes), sized(24, 24, None, resize)))
         assert np.abs(found.astype(int) - 127.5).max() < 10
 
 
@@ -436,5 +440,5 @@ def test_arrays_get_the_same_as_pictures(channels):
 
 @pytest.mark.parametrize("size", [(64, 30), (30, 64), (64, 63)])
 def test_what_fits_on_one_side_alone_is_enlarged(size):
-    enlarged = np.asarray(Geometry(64, 64, None, "crop").apply(Image.new("L", size, 200)))
+    enlarged = np.asarray(fitted(Image.new("L", size, 200), sized(64, 64, None, "crop")))
     assert enlarged.shape == (64, 64) and (enlarged == 200).all()

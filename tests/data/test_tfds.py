@@ -283,9 +283,9 @@ def test_sixteen_bits_and_other_channels_are_converted_only_when_asked(own_set):
     spec = own_set(images, dtype=np.uint16, shape=(8, 6, 1))
     assert first_image(spec) == (8, 6, 1, 16)
     colored = dataclasses.replace(spec, file_bits=16, channels=3)
-    with pytest.raises(ValueError, match="data.file_bits is 8, but TFDS has 16; --config.data.convert=True"):
+    with pytest.raises(ValueError, match="has 16 bits a channel, but data.file_bits is 8; --config.data.convert=True"):
         load_split(spec, "train")
-    with pytest.raises(ValueError, match="data.channels is 3, but TFDS has 1; --config.data.convert=True"):
+    with pytest.raises(ValueError, match="has 1 channels, but data.channels is 3; --config.data.convert=True"):
         load_split(colored, "train")
     for asked in (dataclasses.replace(spec, file_bits=16), dataclasses.replace(colored, convert=True)):
         source = load_split(asked, "train")
