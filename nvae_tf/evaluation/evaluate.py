@@ -22,7 +22,7 @@ from nvae_tf.evaluation.table import table
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, open_task, share_work
 from nvae_tf.files import atomic_write
 from nvae_tf.generation.image_grid import image_grid, write_png
-from nvae_tf.generation.sampling import numbers_of_shared_groups, samples_sharing_groups
+from nvae_tf.generation.sampling import rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.reports.model_card import keep_model_card
@@ -55,9 +55,9 @@ def evaluate_run(
 
     Args:
       workdir: the run folder.
-      metrics: of "elbo", "iw", "fid", "latents".
-      importance_samples: K of the importance-weighted bound, for "iw".
-      fid: how samples are drawn and compared, for "fid".
+      metrics: of "elbo", "iw" (with `importance_samples`), "fid" (as `fid` has it), "latents".
+      importance_samples: K of the importance-weighted bound.
+      fid: how samples are drawn and compared.
       checkpoint: "latest" or "best".
       split: "train" or "test".
       batch_size: images of a batch on each replica; that of the training if not given.
@@ -65,12 +65,8 @@ def evaluate_run(
       data_path: where the images are, if no longer where they were during training.
       replicas: number of GPUs, all for 0; where there are none, number of virtual CPU devices.
 
-    Returns:
-      The content of the evaluation file; None in a process that is not the chief of several.
-
-    Raises:
-      FileNotFoundError, ValueError, ConnectionError: see `nvae_tf.load`, `load_split` and `load_extractor`; or the
-        model has diverged.
+    Returns the content of the evaluation file; None in a process that is not the chief of several. Raises what
+    `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
     """
     fid = fid or FidSettings()
     task = open_task(workdir, checkpoint, split, batch_size, seed, data_path, replicas)
@@ -97,11 +93,8 @@ def evaluate_run(
 def measure_likelihood(task: EvaluationTask, importance_samples: int) -> Likelihood | None:
     """Evaluates the batches that no process has evaluated yet, and joins all; no samples: the NELBO alone.
 
-    Returns:
-      None in a process that is not the chief of several, or where another one has been faster.
-
-    Raises:
-      ValueError: the model has diverged.
+    Returns None in a process that is not the chief of several, or where another one has been faster; ValueError where
+    the model has diverged.
     """
     kept, size = _kept_likelihood(task, importance_samples), task.batch_size
 
@@ -194,10 +187,8 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
     active = active_units(per_channel, shapes)
     heat_map = task.folder.evaluation / f"kl_per_channel-{task.split}.png"
     write_png(heat_map, kl_heat_map(per_channel, shapes))
-    numbers = numbers_of_shared_groups(len(shapes))
-    rows = [samples_sharing_groups(model, number, _COLUMNS, seed=task.seed) for number in numbers]
     shared = task.folder.evaluation / "samples_with_shared_groups.png"
-    write_png(shared, image_grid(np.concatenate(rows), _COLUMNS, enlarge=None))
+    write_png(shared, image_grid(rows_sharing_groups(model, _COLUMNS, task.seed), _COLUMNS, enlarge=None))
     return {
         "active_units_per_group": active.tolist(),
         "active_units": int(active.sum()),

@@ -84,15 +84,10 @@ class Inception:
 
 
 def load_inception(path: str | pathlib.Path | None = None, strategy: tf.distribute.Strategy | None = None) -> Inception:
-    """The extractor of published distances.
+    """The extractor of published distances: of the graph's file, or the archive that it is in, at a path.
 
-    Args:
-      path: `classify_image_graph_def.pb` or the archive that it is in; None to download the archive, once, into the
-        folder `nvae_tf` of the user's cache.
-      strategy: see `Inception`.
-
-    Raises:
-      FileNotFoundError, ConnectionError, ValueError: there is no file, it can't be downloaded, is damaged or another.
+    Without a path the archive is downloaded, once, into the folder `nvae_tf` of the user's cache. Raises
+    FileNotFoundError, ConnectionError or ValueError where there is no file, it can't be downloaded, or is another.
     """
     file = pathlib.Path(path).expanduser() if path is not None else downloaded_inception(cache_folder())
     return Inception(graph_content(file), str(file), strategy)
@@ -187,8 +182,7 @@ def downloaded_inception(
     """The archive of `size` bytes in a folder, downloaded if it is not there yet.
 
     `keras.utils.get_file` waits without end for a silent host; here each answer must come within `timeout_seconds`.
-
-    The ConnectionError where it can't be downloaded, or is not of this size, says how to do it by hand.
+    A ConnectionError says how to do it by hand.
     """
     # TensorFlow Datasets takes a second to import.
     from nvae_tf.data.tfds import unreachable_hosts

@@ -90,18 +90,9 @@ class Likelihood(NamedTuple):
         """The mean negative evidence lower bound."""
         return self.reconstruction_nats + self.kl_nats
 
-    @property
-    def importance_weighted_nats(self) -> float | None:
-        """The mean importance-weighted bound with the most samples; None where there is none."""
-        return float(self.importance_weighted[:, -1].mean(dtype=np.float64)) if self.numbers_of_samples else None
-
 
 class LikelihoodEvaluator:
     """Evaluates a model, with running batch-norm statistics, on batches of one size; its graphs are traced once.
-
-    Example:
-      >>> evaluator = LikelihoodEvaluator(model, batch_size=100, importance_samples=1000)
-      >>> evaluator.evaluate(evaluation_batches(source, spec, 100, seed=0), seed=0).importance_weighted_nats
 
     Args:
       model: its weights are read at each evaluation, so one evaluator serves a whole training run.

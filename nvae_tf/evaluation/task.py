@@ -122,11 +122,7 @@ class KeptBatches:
         return False
 
     def read(self) -> Iterator[dict[str, np.ndarray]]:
-        """The arrays of every batch in their order.
-
-        FileNotFoundError where another process has combined and removed them; ValueError where a file was damaged: it
-        is removed, so that the same command computes this batch again.
-        """
+        """The arrays of every batch in their order; FileNotFoundError where another process has combined them."""
         return map(self._arrays, range(self.count))
 
     def remove(self) -> None:
@@ -158,10 +154,7 @@ def share_work(
     """Computes and keeps the batches of `size` images, `total` in all, that no process has finished.
 
     `inputs(numbers)` gives what each of these batches is computed of, and `compute(input, first, progress)` the arrays
-    of the batch whose first image has this number.
-
-    Returns:
-      Whether this process is to combine the batches: it is the chief.
+    of the batch whose first image has this number. Returns whether this process, the chief, is to combine the batches.
     """
     index = task.shard.index
     if not kept.begin(task.shard):

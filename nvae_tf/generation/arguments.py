@@ -29,14 +29,8 @@ class OutputPlace(NamedTuple):
 def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = "output") -> OutputPlace:
     """The file or folder that a flag names; a folder is meant where it exists or the name ends in a slash.
 
-    Args:
-      value: of the flag.
-      kinds: which are possible: ".png", ... and FOLDER.
-      overwrite: whether what is there may be replaced.
-      flag: its name.
-
-    Raises:
-      ValueError: something is there already and is not to be replaced, or no such file can be written there.
+    `kinds` are those that are possible: ".png", ... and FOLDER. ValueError where something is there already and is not
+    to be replaced (`overwrite`), or no such file can be written there.
     """
     path, given = pathlib.Path(value), f"--{flag}={value}"
     endings = " or ".join(kind for kind in kinds if kind != FOLDER)
@@ -61,11 +55,7 @@ def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = 
 
 
 def parse_temperature(text: str) -> float | list[float]:
-    """A number, or the numbers of a list such as `0.7,0.8`.
-
-    Raises:
-      ValueError: one is no number, or not greater than 0 and finite.
-    """
+    """A number, or those of a list such as `0.7,0.8`; ValueError where one is not greater than 0 and finite."""
     values = []
     for word in text.split(","):
         try:

@@ -21,7 +21,7 @@ _CHANNELS = (1, 2, 3, 4)
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | None = 1, gap: int = 6) -> np.ndarray:
-    """Lays images out in rows, from the top left.
+    """Lays images out in rows, from the top left: uint8 `[grid height, grid width, channels]`, gray where none is.
 
     Args:
       images: float `[count, height, width, channels]` in [0, 1], with 1 to 4 channels (gray, RGB, each with
@@ -30,9 +30,6 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
       enlarge: whole factor by which each pixel is repeated; None for the smallest that makes the images'
         shorter side at least 64 pixels.
       gap: gray pixels between images, not enlarged.
-
-    Returns:
-      uint8 `[grid height, grid width, channels]`; empty places are gray.
 
     Raises:
       ValueError: another shape, no image, values that are not finite, or a number out of range.
@@ -100,11 +97,8 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
 def write_animation(path: str | os.PathLike, frames: np.ndarray, milliseconds: int = 80, loop: bool = True) -> None:
     """Writes a GIF (at most 256 colors a frame) or a lossless WebP file, as the name says, atomically.
 
-    Args:
-      path: the file; its folder is made where it is missing.
-      frames: float `[frames, height, width, 1 to 4 channels]` in [0, 1]; small ones are enlarged, see `image_grid`.
-      milliseconds: how long each frame is shown, from 20; GIF counts in tens.
-      loop: whether it repeats for ever.
+    Frames `[frames, height, width, 1 to 4 channels]` in [0, 1] are enlarged as by `image_grid`, and shown for so many
+    milliseconds each, from 20 (GIF counts in tens), once or in a loop. The folder is made where it is missing.
     """
     path = pathlib.Path(path)
     ending = path.suffix.lower()

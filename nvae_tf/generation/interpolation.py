@@ -31,8 +31,7 @@ def interpolate_latents(
       start: of one image, `[height, width, latent channels]` for each group.
       end: of another, of the same shapes.
       fractions: places on the path, the first axis of the latents that are returned.
-      how: "spherical", "linear" or "keep" (stays at `start`); for all groups, or a list with one for every scale, the
-        smallest first, or for every group, the top one first.
+      how: "spherical", "linear" or "keep" (stays at `start`); for all groups, or a list, see `of_groups`.
     """
     shapes = [np.shape(latent) for latent in start]
     if not shapes or shapes != [np.shape(latent) for latent in end] or any(len(shape) != 3 for shape in shapes):
@@ -61,12 +60,11 @@ def interpolate_images(
       images: two or more, `[count, height, width, channels]` in [0, 1].
       steps: steps from one image to the next.
       how: see `interpolate_latents`; groups with "keep" have the first image's latents all along.
-      seed: of the images' latents; these and `mean` as in `encode_images`.
+      seed: of the images' latents, as in `encode_images`.
       mean: see there.
       progress: is called after each batch with the number of images done.
 
-    Returns:
-      float32 `[(count - 1) * steps + 1, height, width, channels]`.
+    Returns float32 `[(count - 1) * steps + 1, height, width, channels]`.
     """
     check(len(images) >= 2, f"{len(images)} image: an interpolation needs at least two")
     check(steps >= 1, f"steps = {steps}: must be at least 1")

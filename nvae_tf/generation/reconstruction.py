@@ -32,8 +32,7 @@ def reconstruct_images(
     Args:
       model: used with running batch-norm statistics.
       images: `[count, height, width, channels]` in [0, 1].
-      kept_groups: number of groups, from the top, whose latents are the image's; None for all. With 0 the result is
-        that of `generate_images`.
+      kept_groups: number of groups, from the top, whose latents are the image's; None for all.
       temperature: of the other groups' priors, see `generate_images`.
       seed: of all draws; those of image i depend on the seed and i.
       mean: whether the kept latents are the posterior's means, not draws.
@@ -100,14 +99,8 @@ def data_set_images(
 ) -> tuple[np.ndarray, list[str]]:
     """Images of a run's data set as the model sees them, and a name for each.
 
-    Args:
-      config: settings of the run.
-      split: "train" or "test".
-      indices: numbers of the images, counted from 0.
-      count: without indices: so many, the first; an error if there are fewer.
-      at_most: without a count: so many, or all if there are fewer; None for all.
-      seed: of the binarization.
-      data_path: where the images are, if no longer at the run's `data.path`.
+    They are those of the numbers `indices`, or the first `count`; without both, the first `at_most`, or all if there
+    are fewer. `seed` is that of the binarization; `data_path` where the images are, if no longer at the run's.
 
     Raises:
       FileNotFoundError, ValueError, ConnectionError: the data set has fewer images, is missing or can't be used.

@@ -197,6 +197,12 @@ def samples_sharing_groups(
 
 
 def numbers_of_shared_groups(groups: int) -> list[int]:
-    """None, 1, 2, 4 ... and all but the last: the rows of a figure of `samples_sharing_groups`."""
+    """None, 1, 2, 4 ... and all but the last."""
     powers = [2**power for power in range(groups.bit_length()) if 2**power < groups - 1]
     return sorted({0, *powers, groups - 1})
+
+
+def rows_sharing_groups(model: NVAE, count: int, seed: int) -> np.ndarray:
+    """`count` samples for each of `numbers_of_shared_groups`: `[rows * count, height, width, channels]`."""
+    numbers = numbers_of_shared_groups(model.plan.num_groups)
+    return np.concatenate([samples_sharing_groups(model, number, count, seed=seed) for number in numbers])

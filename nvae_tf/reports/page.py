@@ -24,7 +24,7 @@ from nvae_tf.evaluation.table import table
 from nvae_tf.generation.image_grid import image_grid, rows_of_path
 from nvae_tf.generation.interpolation import interpolate_images
 from nvae_tf.generation.reconstruction import reconstruct_images
-from nvae_tf.generation.sampling import ImageGenerator, numbers_of_shared_groups, samples_sharing_groups
+from nvae_tf.generation.sampling import ImageGenerator, numbers_of_shared_groups, rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.curves import Curve, figure, group_curves, heat_map, line_chart, read_metrics, read_scalars
@@ -63,17 +63,8 @@ def report_of_run(
 ) -> Report:
     """Reads all that the run has written, draws images, and puts the page together.
 
-    What is missing, or damaged, becomes a sentence on the page.
-
-    Args:
-      workdir: the run folder.
-      checkpoint: "latest" or "best".
-      seed: of the images.
-      data_path: where the data is, if no longer where it was during training.
-      status: where progress is shown.
-
-    Raises:
-      FileNotFoundError, ValueError: it is no run folder, or its settings can't be used.
+    What is missing, or damaged, becomes a sentence on the page. The checkpoint is "latest" or "best"; `data_path` is
+    where the data is, if no longer where it was during training. Raises what `read_run_config` raises.
     """
     folder = RunFolder(pathlib.Path(workdir))
     config = read_run_config(folder)
@@ -260,13 +251,12 @@ class ReportImages:
         numbers = numbers_of_shared_groups(model.plan.num_groups)
 
         def draw() -> Markup:
-            rows = [samples_sharing_groups(model, number, _COLUMNS, seed=self._seed) for number in numbers]
             about = (
                 f"{model.plan.num_groups} groups: from the top row down, the latents of the upper "
                 f"{', '.join(map(str, numbers))} are those of the leftmost sample; what differs in a row is what the "
                 "groups below decide. Temperature 1.0."
             )
-            grid = image_grid(np.concatenate(rows), _COLUMNS, enlarge=None)
+            grid = image_grid(rows_sharing_groups(model, _COLUMNS, self._seed), _COLUMNS, enlarge=None)
             return _image(grid, "Samples sharing their upper groups", about)
 
         return _grid([self._drawn("samples sharing their upper groups", draw)])
