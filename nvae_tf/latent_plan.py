@@ -118,15 +118,10 @@ class LatentPlan:
 
 
 def of_groups(values: Sequence[Value], shapes: Sequence[tuple[int, int, int]], what: str) -> list[Value]:
-    """One value for every group, top group first, from a list with one for each scale or one for each group.
+    """One value for every group, top group first.
 
-    Args:
-      values: one for every scale, the smallest first, or for every group, the top one first.
-      shapes: of the groups' latents, see `LatentPlan.latent_shapes`.
-      what: the values' name, in the plural.
-
-    Raises:
-      ValueError: there are as many as neither scales nor groups.
+    They are given for every scale, the smallest first, or for every group, whose latents have these shapes (see
+    `LatentPlan.latent_shapes`). ValueError, with the values' name in the plural, where there are as many as neither.
     """
     scales = list(dict.fromkeys(shape[:2] for shape in shapes))
     if len(values) == len(shapes):

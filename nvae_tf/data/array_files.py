@@ -115,7 +115,7 @@ def first_arrays_image(spec: DataSpec) -> PictureHeader:
     return PictureHeader(*header.shape[1:], _bits(header.dtype))
 
 
-def load_arrays(spec: DataSpec, split: str, report: Report) -> ImageSource:
+def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
     """Opens one part of the images.
 
     `path` is a `.npy` file with all images; a `.npz` file with one array of images, or with arrays called
@@ -123,7 +123,6 @@ def load_arrays(spec: DataSpec, split: str, report: Report) -> ImageSource:
     uint8, uint16 or bool, `[count, height, width, channels]` or `[count, height, width]`. Where there is no test part,
     a fraction of the images is held out. Of other arrays no more than the headers are read.
     """
-    del report
     stored, header, numbers = _part(spec, split)
     images = stored.read(header).reshape(header.shape)
     check_array(images, spec, spec.path)
@@ -231,12 +230,11 @@ def first_idx_image(spec: DataSpec) -> PictureHeader:
     return PictureHeader(*_read_idx(_idx_file(spec, "train")).shape[1:], 1, 8)
 
 
-def load_idx(spec: DataSpec, split: str, report: Report) -> ImageSource:
+def load_idx(spec: DataSpec, split: str, _: Report) -> ImageSource:
     """Reads one part of a folder of `*-ubyte` or `*-ubyte.gz` files into memory.
 
     Where a folder has several sets, `source_name` is how the names of the right files begin (`emnist-letters`).
     """
-    del report
     file = _idx_file(spec, split)
     images = _read_idx(file)[..., np.newaxis]
     check_array(images, spec, file)
@@ -293,19 +291,17 @@ def _read_idx(file):
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def first_mat_image(spec: DataSpec) -> PictureHeader:
+def first_mat_image(_: DataSpec) -> PictureHeader:
     """What the images are like: 28x28, gray, 8 bits."""
-    del spec
     return PictureHeader(_MAT_SIZE, _MAT_SIZE, 1, 8)
 
 
-def load_mat(spec: DataSpec, split: str, report: Report) -> ImageSource:
+def load_mat(spec: DataSpec, split: str, _: Report) -> ImageSource:
     """Reads one part of OMNIGLOT as Burda et al. 2016 published it ("Importance weighted autoencoders") into memory.
 
     The file has an image a column, with intensities from 0 to 1; they are multiplied by 255 and cut to whole numbers,
     as in the published model. `path` is the file, or the folder where `chardata.mat` lies.
     """
-    del report
     # Here, because no other source needs it.
     import scipy.io
 

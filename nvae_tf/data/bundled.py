@@ -24,9 +24,8 @@ def first_bundled_image(spec: DataSpec) -> PictureHeader:
     return PictureHeader(size, spec.width or size, channels, 8)
 
 
-def load_bundled(spec: DataSpec, split: str, report: Report) -> ImageSource:
+def load_bundled(spec: DataSpec, split: str, _: Report) -> ImageSource:
     """Makes one part of the set `spec.source_name`, "digits" or "photos"."""
-    del report
     _check_set(spec)
     return _SETS[spec.source_name](spec, split)
 
@@ -66,14 +65,13 @@ def _photos(spec, split):
     return ArraySource(np.concatenate(patches))
 
 
-def _digits(spec, split):
+def _digits(_, split):
     """The 1,797 handwritten digits of scikit-learn as 16x16 bitmaps: 1,437 train, 360 test.
 
     Their 8x8 intensities were made from bitmaps of 32x32 by counting each 4x4 block's pixels (Alpaydin & Kaynak 1998,
     UCI "Optical Recognition of Handwritten Digits"). Interpolated and cut at one half they are bitmaps again, with
     complete strokes; drawn from Bernoulli(intensity) they would be mostly noise.
     """
-    del spec
     # Here, because importing scikit-learn takes a second that no other data set needs.
     from sklearn.datasets import load_digits
 

@@ -20,16 +20,10 @@ _BATCHES_READ_AHEAD = 8
 
 
 def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> list[np.ndarray]:
-    """Prints what is in both parts of a data set and returns the first images of each.
+    """Prints what is in both parts of a data set and returns the first images of each, up to `count`.
 
-    Args:
-      config: the complete settings of a run.
-      count: of images to return of each part, at most.
-      seconds: how long to measure the reading of each part.
-      status: where to print.
-
-    Returns:
-      Training and test images, float32 `[up to count, height, width, channels]` in [0, 1].
+    They are float32 `[images, height, width, channels]` in [0, 1]. For so many seconds the reading of each part is
+    measured. The settings are those of a run, complete.
     """
     spec, batch_size = config.data, config.train.batch_size
     check_model_fits(config.model, spec)

@@ -7,7 +7,6 @@ import os
 import pathlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 
@@ -184,13 +183,6 @@ def _examine(spec: DataSpec, name: str) -> str | None:
     return None
 
 
-class ModelPictures(NamedTuple):
-    """Images that a model takes, float32 `[count, height, width, channels]` in [0, 1], and the names of their files."""
-
-    images: np.ndarray
-    names: list[str]
-
-
 def find_pictures(places: str | os.PathLike | Sequence[str | os.PathLike]) -> list[tuple[pathlib.Path, str]]:
     """The picture files that are named, in their order, and all in the trees of the folders that are named.
 
@@ -213,7 +205,7 @@ def pictures_for_model(
     seed: int = 0,
     resize: str | None = None,
     convert: bool | None = None,
-) -> ModelPictures:
+) -> tuple[np.ndarray, list[str]]:
     """Reads pictures as a model's training data were read: with the same geometry, bits and binarization.
 
     Args:
@@ -223,8 +215,8 @@ def pictures_for_model(
       resize: another rule than the data set's for pictures of another size, "crop" or "stretch".
       convert: whether pictures with other channels are converted; None: as the data set has it.
 
-    Raises:
-      FileNotFoundError, ValueError: there is no such file or folder, or a picture can't be used.
+    Returns float32 `[count, height, width, channels]` in [0, 1], and the files' names; FileNotFoundError or ValueError
+    where there is no such file or folder, or a picture can't be used.
     """
     from nvae_tf.data.pipeline import evaluation_batches, iterate
 
@@ -234,7 +226,7 @@ def pictures_for_model(
         _check_for_model(path, spec)
     source = ArraySource(np.stack([_pixels(path, spec, _FIX) for path, _ in files]))
     (images,) = iterate(evaluation_batches(source, spec, len(files), seed), source)
-    return ModelPictures(images.numpy(), [name for _, name in files])
+    return images.numpy(), [name for _, name in files]
 
 
 def _check_for_model(path: pathlib.Path, spec: DataSpec) -> None:

@@ -137,17 +137,10 @@ def training_batches(
     starting at any step gives bit for bit the batches that come from step 0, and replays nothing. Every epoch is a new
     permutation; its last partial batch is dropped. Every access binarizes afresh.
 
-    Args:
-        source: the training split.
-        spec: the data set.
-        batch_size: images per batch, over all replicas.
-        seed: of the order, the binarization and the flips.
-        start_step: number of the first batch.
-        shard: which part of every batch this process takes.
+    `batch_size` is that of all replicas; a process takes its shard. Images have their real size: the model pads.
 
     Returns:
-        A dataset of float32 `[batch_size / shard.count, height, width, channels]` in [0, 1], at the images' real
-        size: the model pads.
+        A dataset of float32 `[batch_size / shard.count, height, width, channels]` in [0, 1].
 
     Raises:
         ValueError: the batch size is larger than the split or can't be divided evenly, the seed or start step is
@@ -176,10 +169,6 @@ def evaluation_batches(
 
     Returns:
         A dataset of float32 `[up to batch_size, height, width, channels]` in [0, 1], at real size.
-
-    Raises:
-        ValueError: the batch size is not positive, the seed is negative, or the images have another size than
-            the spec's.
     """
     check_image_shape(source, spec)
     _check_batch_size(batch_size)

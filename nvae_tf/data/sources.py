@@ -123,20 +123,15 @@ class ReadSource(ImageSource):
 class StackedSource(ImageSource):
     """Images whose channels are images of another source of one channel: stacked MNIST.
 
-    `orders` `[channels, count]` has for each channel a permutation of the numbers of `base`.
+    Every image of `base` comes once in each channel, in orders that depend on the seed alone.
     """
 
-    def __init__(self, base: ImageSource, orders: np.ndarray):
-        self.base, self.orders = base, orders
-        self.count, self.failures = base.count, base.failures
-        self.image_shape = (*base.image_shape[:2], len(orders))
-
-    @classmethod
-    def at_random(cls, base: ImageSource, channels: int, seed: int) -> StackedSource:
-        """Every image of `base` once in each channel, in orders that depend on the seed alone."""
+    def __init__(self, base: ImageSource, channels: int, seed: int):
         # RandomState, because NumPy promises never to change its numbers; those of Generator may change.
         random = np.random.RandomState(seed)
-        return cls(base, np.stack([random.permutation(base.count) for _ in range(channels)]))
+        self.base, self.orders = base, np.stack([random.permutation(base.count) for _ in range(channels)])
+        self.count, self.failures = base.count, base.failures
+        self.image_shape = (*base.image_shape[:2], channels)
 
     def reader(self):
         import tensorflow as tf
@@ -150,10 +145,8 @@ class StackedSource(ImageSource):
 def load_split(spec: DataSpec, split: str, report: Report | None = None) -> ImageSource:
     """Loads one part, "train" or "test", of a data set whose spec is complete (`nvae_tf.data.spec.complete_spec`).
 
-    Raises:
-        ValueError: an unknown part or source, or images that can't be used.
-        FileNotFoundError: nothing lies at `data.path`.
-        ConnectionError: the data must be downloaded and can't be.
+    Raises ValueError for images that can't be used, FileNotFoundError where nothing lies at `data.path`, and
+    ConnectionError where the data must be downloaded and can't be.
     """
     check(split in SPLITS, f"There is no split '{split}'. Valid: {', '.join(SPLITS)}.")
     load, spec = _function(spec, "load_{}"), _with_home(spec)
@@ -162,7 +155,7 @@ def load_split(spec: DataSpec, split: str, report: Report | None = None) -> Imag
         source = load(spec, split, report)
     else:
         base = load(dataclasses.replace(spec, channels=1, stacked_images=1), split, report)
-        source = StackedSource.at_random(base, spec.stacked_images, spec.split_seed)
+        source = StackedSource(base, spec.stacked_images, spec.split_seed)
     check_image_shape(source, spec)
     return source
 

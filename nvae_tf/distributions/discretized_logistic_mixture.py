@@ -88,11 +88,6 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     the published one: each channel in turn from softmax-weighted means and coefficients, clamped to [-1, 1].
     All computation is in float32.
 
-    Example:
-      parameters = tf.zeros([8, 32, 32, 100])    # 10 components, RGB
-      pixels = DiscretizedLogisticMixture.from_parameters(parameters, channels=3, num_mixtures=10)
-      pixels.log_prob(images)                    # [8, 32, 32], nats a pixel, for images [8, 32, 32, 3]
-
     Args:
       mixture_logits: `[..., M]`, unnormalized log-weights of the M components.
       means: `[..., C, M]`, on the [-1, 1] scale.
@@ -101,7 +96,7 @@ class DiscretizedLogisticMixture(tfd.Distribution):
       temperature: divides the mixture logits and multiplies the scales; scalar or shaped as the batch.
       num_bits: bits a channel, 1 to 8.
       exact_edges: False for published scores, True for the mass that sums to 1.
-      name: name of the operations.
+      name: of the operations.
     """
 
     def __init__(

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nvae_tf.config import check
+from nvae_tf.errors import first_line
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models import NVAE
@@ -25,11 +27,7 @@ class StoredLatents(NamedTuple):
 
 
 def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: Sequence[str] | None = None) -> None:
-    """Writes latents as `encode_images` gives them, and names of the images, atomically; makes the folder.
-
-    Raises:
-      ValueError: there are no latents, or latents or names are not of equally many images.
-    """
+    """Writes latents as `encode_images` gives them, and names of the images, atomically; makes the folder."""
     latents = [np.asarray(latent, np.float32) for latent in latents]
     counts = {len(latent) for latent in latents} | ({len(names)} if names is not None else set())
     if not latents or len(counts) != 1 or any(latent.ndim != 4 for latent in latents):
@@ -50,36 +48,27 @@ def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: 
 def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLatents:
     """Reads a file of `save_latents` for a model, or for the plan of one.
 
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is something else, damaged, or of another architecture than the model.
+    FileNotFoundError where there is none; ValueError where it is damaged, or of another architecture than the model.
     """
     plan = model if isinstance(model, LatentPlan) else model.plan
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file of latents; train.generate encode writes one")
     try:
         entries = read_arrays(pathlib.Path(path))
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: damaged, or not a file of latents ({error}); train.generate encode writes one"
-        ) from None
-    if _FORMAT not in str(entries.get("about", "")):
-        raise ValueError(
-            f"{path}: a .npz file of something else ({', '.join(sorted(entries)[:5])}), without the entry `about` of "
-            "files of latents; write them with train.generate encode or nvae_tf.generation.latents_file.save_latents"
+        check(
+            _FORMAT in str(entries.get("about", "")), f"it has {', '.join(sorted(entries)[:5])}, and no entry `about`"
         )
-    try:
         shapes = [tuple(shape) for shape in json.loads(str(entries["about"]))["latent_shapes"]]
         latents = [entries[_GROUP.format(index)] for index in range(len(shapes))]
         names = [str(name) for name in entries["names"]] if "names" in entries else None
-        fits = [latent.shape[1:] for latent in latents] == shapes
-        fits = fits and len({len(part) for part in [*latents, *([names] if names is not None else [])]}) == 1
-    except (ValueError, KeyError, TypeError, IndexError):
-        fits = False
-    if not fits:
+        counts = {len(part) for part in [*latents, *([names] if names is not None else [])]}
+        fits = len(counts) == 1 and [latent.shape[1:] for latent in latents] == shapes
+        check(fits, "its arrays do not fit each other")
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(
-            f"{path}: a damaged file of latents, its arrays do not fit each other; encode the images again"
-        )
+            f"{path}: damaged, or not a file of latents ({first_line(error)}); write one with train.generate encode or "
+            "nvae_tf.generation.latents_file.save_latents"
+        ) from None
     try:
         return StoredLatents([latent.numpy() for latent in check_latents(latents, plan)], names)
     except ValueError as error:

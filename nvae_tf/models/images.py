@@ -36,11 +36,7 @@ def batch_size_of(images: tf.Tensor) -> int | tf.Tensor:
 
 
 def check_image_size(images: tf.Tensor, config: ModelConfig, framed: bool = False) -> None:
-    """Refuses a batch whose images have another size than the model's, or with `framed` than its padded frame's.
-
-    Raises:
-      ValueError: the message names both sizes.
-    """
+    """Refuses a batch whose images have another size than the model's, or with `framed` than its padded frame's."""
     expected = (config.image_height, config.image_width, config.image_channels)
     sizes = [expected, (config.network_height, config.network_width, config.image_channels)][: 1 + framed]
     check(
@@ -88,10 +84,7 @@ def assert_unit_range(images: tf.Tensor, nan_allowed: bool) -> tf.Operation | No
 
     It is computed on the host, where batches come from, so that no accelerator waits for it. XLA drops assertions:
     this one belongs outside of what is compiled, before it by `tf.control_dependencies`.
-
-    Args:
-      images: the batch.
-      nan_allowed: whether a batch with NaN passes.
+    With `nan_allowed` a batch with NaN passes.
     """
     with tf.device("CPU:0"):
         # NaN if a value is, and then the comparison fails.

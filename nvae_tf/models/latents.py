@@ -145,11 +145,8 @@ def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_group
 def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[float | tf.Tensor]:
     """The temperature of every group, top group first.
 
-    Args:
-      temperature: one number for all groups; or a list with one for every scale, the smallest first, or for every
-        group, the top one first. A tensor of one axis is such a list; any other counts as one number (one an image:
-        `[batch, 1, 1, 1]`). The values of tensors are not checked.
-      plan: of the model.
+    One number is for all groups; a list has one for every scale or group, see `of_groups`. A tensor of one axis is such
+    a list; any other counts as one number (one an image: `[batch, 1, 1, 1]`). The values of tensors are not checked.
 
     Raises:
       ValueError: there are as many as neither scales nor groups, or one is not greater than 0 and finite.

@@ -162,12 +162,9 @@ class NVAE(keras.Model):
     # The networks: images -> features -> latents -> the distribution of images.
 
     def infer(self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None) -> Decoded:
-        """Bottom-up and top-down with every latent from the posterior.
+        """Bottom-up and top-down for images `[batch, height, width, channels]`, with every latent from the posterior.
 
-        Args:
-          images: `[batch, height, width, channels]` in [0, 1].
-          noise: the groups' standard-normal draws, top group first.
-          forward: training or inference mode; inference when left out.
+        `noise` are the groups' standard-normal draws, top group first. Without `forward` it is inference.
         """
         forward = forward or ForwardPass()
         features = self.features(images, forward)
@@ -226,13 +223,8 @@ class NVAE(keras.Model):
     def decode(self, latents: Sequence[tf.Tensor], temperature: Temperature | None = None, seed: int = 0) -> tf.Tensor:
         """Mean images `[batch, height, width, channels]` in [0, 1] from latents, a list as `encode` gives it.
 
-        Args:
-          latents: of all groups; with a temperature those of the top groups are enough, at least of one.
-          temperature: for groups that have no latent, drawn from the prior, see `generate`.
-          seed: of these draws.
-
-        Raises:
-          ValueError: the latents are of another architecture, or some are missing.
+        With a temperature those of the top groups are enough, at least of one; the others are drawn from the prior, see
+        `generate`. ValueError where the latents are of another architecture, or some are missing.
         """
         latents = check_latents(latents, self.plan, may_lack_groups=temperature is not None)
         seeds = image_seeds(seed, batch_size_of(latents[0]))
@@ -297,8 +289,8 @@ class NVAE(keras.Model):
           images: `[batch, height, width, channels]` in [0, 1].
           features: of the images, see `features`.
           seeds: one an image, `[batch, 2]`.
-          first: number of the first sample.
-          last: the number after the last.
+          first: number of the first sample; its successors' end before `last`.
+          last: see there.
           numbers: the numbers of samples for which there is to be a bound.
           samples_at_once: so many top-down passes are one, with as many times the memory.
         """
@@ -359,12 +351,7 @@ class NVAE(keras.Model):
         return check_batch(data[0] if isinstance(data, (tuple, list)) else data, self.config)
 
     def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
-        """As `keras.Model.fit`.
-
-        Raises:
-          ValueError: the images are not floats in [0, 1] of the model's size; the model stays as it was. Or there are
-            weights of classes.
-        """
+        """As `keras.Model.fit`; ValueError for images that are not floats in [0, 1] of the model's size."""
         _refuse_class_weight(class_weight)
         return super().fit(*args, **kwargs)
 
@@ -422,11 +409,7 @@ class NVAE(keras.Model):
     # Saving.
 
     def save(self, filepath, *args, **kwargs) -> None:
-        """As `keras.Model.save`.
-
-        Raises:
-          ValueError: the file is to be HDF5, which would lack the optimizer's state.
-        """
+        """As `keras.Model.save`; ValueError for an HDF5 file, which would lack the optimizer's state."""
         check(
             not str(filepath).endswith((".h5", ".hdf5")),
             f"{filepath}: HDF5 files of models lack the optimizer's state; give a name that ends in .keras",
@@ -434,11 +417,7 @@ class NVAE(keras.Model):
         super().save(filepath, *args, **kwargs)
 
     def export(self, filepath, *args, **kwargs) -> None:
-        """Not available: a SavedModel has several signatures, and is written by the command for it.
-
-        Raises:
-          ValueError: always; the message names the command.
-        """
+        """Not available: a SavedModel has several signatures. The ValueError names the command that writes it."""
         raise ValueError(
             f"{filepath}: not written; `python -m export.export_saved_model --workdir=RUN --output=DIR` exports a run "
             "folder of train.main; in Python, nvae_tf.serving.saved_model.export_saved_model(model, DIR) "
@@ -497,13 +476,7 @@ class ModelForTraining(NamedTuple):
 
 
 def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_steps: int) -> ModelForTraining:
-    """Makes the model of an experiment; the same settings give the same first weights.
-
-    Args:
-      config: the settings.
-      steps_per_epoch: whole batches in the training images.
-      total_steps: the length of the run.
-    """
+    """Makes the model of an experiment; the same settings, of a run of this length, give the same first weights."""
     settings, rates = config.train, configuration.resolve_lengths(config, steps_per_epoch, total_steps).optimizer
     keras.utils.set_random_seed(settings.seed)
     of_training = {"recompute": settings.recompute, "accumulate_steps": settings.accumulate_steps}

@@ -132,15 +132,9 @@ class TopDown(keras.layers.Layer):
     def forward(
         self, sources: Sequence[LatentSource], batch_size: int | tf.Tensor, forward: ForwardPass
     ) -> tuple[tf.Tensor, list[LatentSample]]:
-        """Walks the groups from the top.
+        """Walks the groups from the top, each latent from its source, top group first.
 
-        Args:
-          sources: where each group's latent comes from, top group first.
-          batch_size: number of images.
-          forward: gathers batch statistics.
-
-        Returns:
-          The likelihood's parameters `[batch, height, width, parameters]` and every group's latent, top group first.
+        Returns the likelihood's parameters `[batch, height, width, parameters]` and every group's latent.
         """
         start = tf.cast(self.start, self.compute_dtype)
         state = tf.broadcast_to(start, (batch_size, *start.shape))

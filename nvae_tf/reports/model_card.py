@@ -69,12 +69,8 @@ def write_model_card(folder: RunFolder, parameters: int | None = None) -> bool:
     it is; an up-to-date one is not written again. For a fine-tuned run the origin of its source's weights is noted in
     the folder too: the source may be gone later.
 
-    Args:
-      folder: a run folder with a `config.json`.
-      parameters: how many numbers of the model are trained, if known.
-
-    Returns:
-      Whether the file is the run's card now; False where it is somebody's own.
+    `parameters` is how many numbers of the model are trained, if known. Returns whether the file is the run's card now;
+    False where it is somebody's own.
 
     Raises:
       FileNotFoundError, ValueError: the folder is no run folder, or its settings or `origin.json` can't be read.

@@ -232,25 +232,25 @@ def test_a_model_sees_of_a_folder_what_training_would(tmp_path, changes):
     write_files(tmp_path, files | {"train/x.png": png(random_pixels(8, 10, 3))})
     spec = own_images(tmp_path, **changes)
     (expected,) = evaluation_batches(load_split(spec, "test"), spec, 3, seed=5)
-    found = pictures_for_model(tmp_path / "test", spec, seed=5)
-    assert found.images.dtype == np.float32 and found.names == ["a.png", "b.png", "c.png"]
-    np.testing.assert_array_equal(found.images, expected)
+    images, names = pictures_for_model(tmp_path / "test", spec, seed=5)
+    assert images.dtype == np.float32 and names == ["a.png", "b.png", "c.png"]
+    np.testing.assert_array_equal(images, expected)
 
 
 def test_files_come_in_their_order(tmp_path):
     write_files(tmp_path, {"a.png": gray(28, 28), "b.png": gray(28, 28, seed=1), "more/c.png": gray(28, 28, seed=2)})
     spec = dataclasses.replace(MNIST, binarise=False, num_bits=8, likelihood="logistic_mixture")
-    found = pictures_for_model([tmp_path / "b.png", tmp_path / "more"], spec)
-    assert found.names == ["b.png", "c.png"]
-    np.testing.assert_array_equal(found.images[0], random_pixels(28, 28, 1, seed=1) / np.float32(255))
-    one = pictures_for_model(str(tmp_path / "b.png"), spec)
-    np.testing.assert_array_equal(one.images, found.images[:1])
+    images, names = pictures_for_model([tmp_path / "b.png", tmp_path / "more"], spec)
+    assert names == ["b.png", "c.png"]
+    np.testing.assert_array_equal(images[0], random_pixels(28, 28, 1, seed=1) / np.float32(255))
+    one, _ = pictures_for_model(str(tmp_path / "b.png"), spec)
+    np.testing.assert_array_equal(one, images[:1])
 
 
 def test_rules_may_be_given(tmp_path):
     write_files(tmp_path, {"wide.png": png(np.full((28, 56, 3), 255, np.uint8))})
-    found = pictures_for_model(tmp_path, MNIST, resize="crop", convert=True)
-    assert found.images.shape == (1, 28, 28, 1) and (found.images == 1).all()
+    images, _ = pictures_for_model(tmp_path, MNIST, resize="crop", convert=True)
+    assert images.shape == (1, 28, 28, 1) and (images == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_damaged_and_other_files(file, tmp_path):
         file.write_bytes(damaged)
         assert message in error_of(file)
     np.savez(file, images=np.zeros(3))
-    assert "a .npz file of something else (images)" in error_of(file)
+    assert "not a file of latents (it has images, not `about`)" in error_of(file)
     np.savez(file, about=np.array([{}], dtype=object))
     assert "damaged, or not a file of latents" in error_of(file)
     with pytest.raises(FileNotFoundError, match="no such file of latents"):
@@ -75,7 +75,7 @@ def test_parts_that_do_not_fit(file, latents):
         assert "its arrays do not fit each other" in error_of(file)
     del entries["group_03"]
     np.savez(file, **entries)
-    assert "its arrays do not fit each other" in error_of(file)
+    assert "not a file of latents ('group_03')" in error_of(file)
 
 
 def test_what_can_not_be_saved(tmp_path, latents):
