@@ -78,11 +78,7 @@ def valid_settings() -> tuple[str, ...]:
 
 
 def check_config_flags(arguments: Sequence[str]) -> None:
-    """Checks `--config` and the names of all `--config.group.setting` flags before any of them is used.
-
-    Raises:
-      ValueError: there is no such preset, file or setting; the message has the nearest one.
-    """
+    """Checks `--config` and the names of all `--config.group.setting` flags before any of them is used."""
     valid = valid_settings()
     for argument in arguments:
         setting = re.match(r"--?(?:no)?config\.([^=]*)", argument)
@@ -105,11 +101,7 @@ def flag_value(arguments: Sequence[str], name: str) -> str | None:
 
 
 def check_run_folder(path: str) -> None:
-    """Checks the run folder of a command, before it begins to work.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
+    """Checks the run folder of a command, before it begins to work."""
     if not pathlib.Path(path, "config.json").is_file():
         found = "not a run folder, it has no config.json" if pathlib.Path(path).is_dir() else "no such folder"
         raise FileNotFoundError(f"--workdir={path}: {found}; give the --workdir of a run of train.main")

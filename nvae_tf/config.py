@@ -420,12 +420,8 @@ def resolve_lengths(
     the run. `train.checkpoint_every_steps`, `evaluate_every_steps` and `sample_every_steps` are a tenth of the run, but
     at least 10 steps and at most 1,000.
 
-    Args:
-      config: the settings; what is not None is kept.
-      steps_per_epoch: whole batches in the training images.
-      total_steps: the length of the run.
-      recorded: the settings in the folder of a run that is continued. Its warm-up is kept, and the intervals too unless
-        the length has changed.
+    What is not None is kept. `recorded` are the settings in the folder of a run that is continued: its warm-up is kept,
+    and the intervals too unless the length has changed.
     """
     tenth = total_steps // 10
     # The last rate of a warm-up of one step, from which the schedule goes on, is 0.
@@ -452,18 +448,13 @@ def _with_defaults(group: Any, values: Mapping[str, Any]) -> Any:
 def experiment_config(settings: Mapping[str, Any]) -> ExperimentConfig:
     """Turns nested settings (a dictionary or an `ml_collections.ConfigDict`) into an `ExperimentConfig`.
 
-    Raises:
-      ValueError: a setting is unknown (the message names the nearest valid one), of the wrong type or impossible.
+    A ValueError names a setting that is unknown (and the nearest valid one), of the wrong type or impossible.
     """
     return config_from_dict(ExperimentConfig, settings)
 
 
 def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "") -> Any:
-    """Builds the frozen dataclass `kind` from a mapping; `where` is the dotted place for messages.
-
-    Raises:
-      ValueError: see `experiment_config`.
-    """
+    """Builds the frozen dataclass `kind` from a mapping; `where` is the dotted place for messages."""
     types_of_fields = typing.get_type_hints(kind)
     values = {}
     for name, value in settings.items():
@@ -512,12 +503,7 @@ def config_to_json(config: ExperimentConfig) -> str:
 
 
 def read_config(path: str | pathlib.Path) -> ExperimentConfig:
-    """Reads `config.json` of a run folder.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is not JSON, or a setting in it is unknown or impossible.
-    """
+    """Reads `config.json` of a run folder."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a run folder written by train.main has one")
@@ -534,9 +520,6 @@ def preset(name: str) -> Any:
 
     Example:
       >>> config = nvae_tf.experiment_config(nvae_tf.config.preset("mnist"))
-
-    Raises:
-      ValueError: there is no such preset; the message has the nearest name.
     """
     # Not at the top: presets are made of the settings here.
     from nvae_tf import presets

@@ -73,11 +73,7 @@ def start_tensorflow_quietly() -> None:
 
 
 def require(module: str, extra: str) -> types.ModuleType:
-    """Imports and returns a module that an extra of this package installs.
-
-    Raises:
-      ValueError: it is not installed; the message has the command that installs it.
-    """
+    """Imports a module that an extra of this package installs; the ValueError has the command that installs it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:

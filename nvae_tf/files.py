@@ -56,12 +56,7 @@ def write_arrays(path: pathlib.Path, arrays: dict[str, "np.ndarray"]) -> None:
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, "np.ndarray"]:
-    """All arrays of a `.npz` file.
-
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: the file is damaged or something else; the message has the reason alone.
-    """
+    """All arrays of a `.npz` file; ValueError with the reason alone where it is damaged or something else."""
     import numpy as np
 
     if path.exists() and not zipfile.is_zipfile(path):
@@ -83,11 +78,7 @@ def beside_package(name: str) -> pathlib.Path:
 
 
 def check_writable(folder: pathlib.Path, flag: str) -> None:
-    """Checks that files can be written in a folder, or that it can be made; `flag`, `--workdir=runs/x`, named it.
-
-    Raises:
-      ValueError: they can't.
-    """
+    """Checks that files can be written in a folder, or that it can be made; `flag`, `--workdir=runs/x`, named it."""
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
     if not existing.is_dir():
         raise ValueError(f"{flag}: {existing} is a file, not a folder")

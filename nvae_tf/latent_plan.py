@@ -5,10 +5,10 @@ from it (Vahdat & Kautz 2020, section 3.1 and figure 2).
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
-from nvae_tf.config import ModelConfig, did_you_mean
+from nvae_tf.config import ModelConfig, check_choice
 
 Value = TypeVar("Value")
 
@@ -106,15 +106,9 @@ class LatentPlan:
         """Whether this is the one-group model without towers."""
         return self.num_groups == 1
 
-    def scale_of_groups(self) -> Iterator[Scale]:
-        """The scale of every group, in top-down order."""
-        for scale in self.scales:
-            for _ in scale.groups:
-                yield scale
-
     def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """`(height, width, channels)` of every group's latent, in top-down order."""
-        return tuple((s.height, s.width, self.num_latent_per_group) for s in self.scale_of_groups())
+        return tuple((s.height, s.width, self.num_latent_per_group) for s in self.scales for _ in s.groups)
 
 
 def of_groups(values: Sequence[Value], shapes: Sequence[tuple[int, int, int]], what: str) -> list[Value]:
@@ -144,11 +138,7 @@ def groups_per_scale(config: ModelConfig) -> tuple[int, ...]:
 
 
 def latent_plan(config: ModelConfig) -> LatentPlan:
-    """Lays out the hierarchy that the settings ask for.
-
-    Raises:
-      ValueError: the settings do not fit each other; the message has the numbers and the fix.
-    """
+    """Lays out the hierarchy that the settings ask for; ValueError where they do not fit each other."""
     _check_architecture(config)
     before_scales = 2**config.num_preprocess_blocks
     scales, first_group = [], 0
@@ -176,11 +166,7 @@ def latent_plan(config: ModelConfig) -> LatentPlan:
 
 
 def _check_architecture(config: ModelConfig) -> None:
-    if config.cell_set not in CELL_SETS:
-        raise ValueError(
-            f"model.cell_set = {config.cell_set!r}: not one of {', '.join(CELL_SETS)}"
-            + did_you_mean(config.cell_set, CELL_SETS)
-        )
+    check_choice("model.cell_set", config.cell_set, CELL_SETS)
     if config.num_preprocess_blocks != config.num_postprocess_blocks:
         raise ValueError(
             f"model.num_postprocess_blocks = {config.num_postprocess_blocks}: must equal num_preprocess_blocks = "

@@ -19,11 +19,7 @@ from nvae_tf.files import beside_package
 
 
 def preset(name: str) -> ConfigDict:
-    """The settings of a preset: `preset("mnist")` those of configs/mnist.py. Values may be changed, no names added.
-
-    Raises:
-      ValueError: there is no such preset; the message has the nearest name.
-    """
+    """The settings of a preset: `preset("mnist")` those of configs/mnist.py. Values may be changed, no names added."""
     files = preset_files()
     check_choice("preset", name, files, what="no such preset")
     return load_settings(str(files[name])).lock()
@@ -35,11 +31,7 @@ def preset_files() -> dict[str, pathlib.Path]:
 
 
 def settings_file(text: str) -> str:
-    """The file that the value of a flag `--config` means: a preset's name, or a path, after a colon an argument.
-
-    Raises:
-      ValueError: there is no such preset and no such file; the message has the nearest one.
-    """
+    """The file that the value of a flag `--config` means: a preset's name, or a path, after a colon an argument."""
     name, colon, argument = text.partition(":")
     path, presets = pathlib.Path(name), preset_files()
     if path.is_file():
@@ -87,9 +79,6 @@ def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     """Settings of some groups, with all that is left out of them at its default, unlocked.
 
     Settings of the model that follow from the data are left to `nvae_tf.data.spec`.
-
-    Raises:
-      ValueError: there is no such group, or a single value in the place of one.
     """
     config, groups = ConfigDict(settings).unlock(), typing.get_type_hints(ExperimentConfig)
     for group, values in config.items():
@@ -109,12 +98,8 @@ def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
 def load_settings(path: str) -> ConfigDict:
     """The settings of a file, unlocked; those that it leaves out are at their defaults.
 
-    Args:
-      path: a file that ends in .json, as `config.json` of a run folder; or any other, which is Python, and after a
-        colon what its function `get_config` is called with.
-
-    Raises:
-      ValueError: whatever is wrong with the file, in one line, with the number of its line where there is one.
+    The file ends in .json, as `config.json` of a run folder; or it is Python, and after a colon follows what its
+    function `get_config` is called with. Whatever is wrong with it is a ValueError of one line.
     """
     name, colon, argument = path.partition(":")
     get_config = None

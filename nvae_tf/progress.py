@@ -137,3 +137,8 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds // size} {name} {seconds % size // smaller_size} {smaller_name}"
     return f"{seconds} s"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `1,437 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -57,9 +57,8 @@ def sample(run: "TrainedRun", place: arguments.OutputPlace) -> str:
     model, count, seed = run.model, FLAGS.count, FLAGS.seed
     temperature = arguments.parse_temperature(FLAGS.temperature)
     if FLAGS.batch_norm_iterations:
-        adjusted = readjusted(model, temperature, FLAGS.batch_norm_iterations, seed=seed)
-        StatusLine().keep(adjusted.text)
-        model = adjusted.model
+        model, text = readjusted(model, temperature, FLAGS.batch_norm_iterations, seed=seed)
+        StatusLine().keep(text)
     images = generate_images(model, count, temperature, seed, _progress(count))
     _write(place, images, [f"sample_{number:05d}" for number in range(count)], images, FLAGS.columns)
     return f"{count:,} images at {arguments.temperature_text(temperature)}"

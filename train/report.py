@@ -44,10 +44,10 @@ def main() -> None:
     from nvae_tf.reports.page import report_of_run
 
     status = StatusLine()
-    report = report_of_run(WORKDIR.value, CHECKPOINT.value, SEED.value, DATA_PATH.value, status)
+    page, missing = report_of_run(WORKDIR.value, CHECKPOINT.value, SEED.value, DATA_PATH.value, status)
     place.path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(place.path, report.page)
-    for line in report.missing:
+    atomic_write(place.path, page)
+    for line in missing:
         status.keep(f"not on the page: {line}")
     status.keep(f"written to {place.path}")
 

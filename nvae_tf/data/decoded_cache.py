@@ -14,6 +14,7 @@ from nvae_tf.config import DataSpec
 from nvae_tf.data.array_files import map_array
 from nvae_tf.data.sources import ReadSource
 from nvae_tf.errors import first_line
+from nvae_tf.files import check_writable
 from nvae_tf.progress import Report
 
 # To be raised whenever the code makes other pixels of the same pictures: all are then decoded again.
@@ -40,7 +41,8 @@ class DecodedCache:
         self._folder = pathlib.Path(spec.cache).expanduser()
         self._file = self._folder / f"{name}-{split}-{digest.hexdigest()[:16]}.npy"
         if not self.exists:
-            self._check_writable()
+            check_writable(self._folder, f"data.cache = {spec.cache}")
+            self._folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def exists(self) -> bool:
@@ -81,18 +83,6 @@ class DecodedCache:
             os.replace(unfinished, self._file)
         finally:
             pathlib.Path(unfinished).unlink(missing_ok=True)
-
-    def _check_writable(self):
-        probe = self._folder / f".writable-{os.getpid()}"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ValueError(
-                f"data.cache = {self._spec.cache}: can't be written to ({error.strerror}); name another folder, or "
-                "leave data.cache out to decode at every access"
-            ) from None
 
     def _take_room(self, unfinished):
         """Takes all of the file's blocks: a full disk would end the process when a mapped page is written."""

@@ -10,7 +10,7 @@ from nvae_tf.config import DataSpec, ExperimentConfig
 from nvae_tf.data.pipeline import evaluation_batches, iterate, steps_per_epoch, training_batches
 from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data.spec import check_model_fits
-from nvae_tf.progress import StatusLine
+from nvae_tf.progress import StatusLine, counted
 
 _HISTOGRAM_BARS = 8
 _BAR_WIDTH = 40
@@ -39,7 +39,7 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
         images, statistics = _inspect_part(iterate(dataset, source), source.count, spec, count, seconds)
         status.keep(f"{name:12s} {source.count:,} images; {statistics}")
         shown.append(images)
-    status.keep(f"An epoch is {_counted(epoch, 'step')} of {_counted(batch_size, 'image')}.")
+    status.keep(f"An epoch is {counted(epoch, 'step')} of {counted(batch_size, 'image')}.")
     return shown
 
 
@@ -84,8 +84,8 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
     model = config.model
     form = [
         f"{spec.height} x {spec.width} (height x width)",
-        _counted(spec.channels, "channel"),
-        _counted(spec.num_bits, "bit"),
+        counted(spec.channels, "channel"),
+        counted(spec.num_bits, "bit"),
         *(["of 16-bit files the upper bits"] if spec.file_bits == 16 else []),
         *(["binarized at every access"] if spec.binarise else []),
         *(["mirrored at random in training"] if spec.horizontal_flip else []),
@@ -97,7 +97,3 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
             "the real pixels only"
         )
     return "\n".join([*lines, f"likelihood   {model.likelihood}"])
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -117,9 +117,11 @@ def _builder(spec):
     is_file = path and pathlib.Path(path).is_file()
     check(not is_file, f"data.path = {path}: a file; for TFDS it names the folder with its data, or is left out")
     base, _, config = name.partition("/")
+    # TFDS warns of half-prepared sets: the error that follows says it better.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
     try:
-        with _without_warnings():
-            return tfds.builder(name, data_dir=pathlib.Path(path) if path else None)
+        return tfds.builder(name, data_dir=pathlib.Path(path) if path else None)
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         # TFDS' own message lists several hundred names: not chained, so that this one is seen.
@@ -141,15 +143,6 @@ def _builder(spec):
     except Exception as error:
         reason = first_line(error)
         raise ValueError(f"data.source_name = {name!r}: TensorFlow Datasets can't take it ({reason})") from error
-
-
-@contextlib.contextmanager
-def _without_warnings():
-    """Hides TFDS' warnings about half-prepared sets: the error that follows says it better."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
     finally:
         logging.set_verbosity(verbosity)
 

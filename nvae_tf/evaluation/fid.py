@@ -220,9 +220,9 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureE
         # Every process by itself, with the same result; the copy is on all replicas, as the model is.
         with task.strategy.scope():
             iterations = settings.batch_norm_iterations
-            adjusted = readjusted(task.trained.model, settings.temperature, iterations, seed=task.seed)
-        task.status.keep(adjusted.text)
-        return ImageGenerator(adjusted.model, task.strategy), adjusted.text
+            model, text = readjusted(task.trained.model, settings.temperature, iterations, seed=task.seed)
+        task.status.keep(text)
+        return ImageGenerator(model, task.strategy), text
 
     def seeds(numbers: Sequence[int]) -> list[tf.Tensor]:
         sizes = [min(_SAMPLES, settings.samples - number * _SAMPLES) for number in numbers]

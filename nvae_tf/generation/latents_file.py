@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,13 +16,6 @@ from nvae_tf.models.latents import check_latents
 
 _FORMAT = "nvae_tf latents"
 _GROUP = "group_{:02d}"
-
-
-class StoredLatents(NamedTuple):
-    """Latents, see `save_latents`, and the images' names `[count]`, None where the file has none."""
-
-    latents: list[np.ndarray]
-    names: list[str] | None
 
 
 def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: Sequence[str] | None = None) -> None:
@@ -45,8 +37,8 @@ def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: 
     write_arrays(path, {"about": np.array(json.dumps(about)), **arrays})
 
 
-def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLatents:
-    """Reads a file of `save_latents` for a model, or for the plan of one.
+def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> tuple[list[np.ndarray], list[str] | None]:
+    """Latents and names of a file of `save_latents`, for a model or for the plan of one; None where it has no names.
 
     FileNotFoundError where there is none; ValueError where it is damaged, or of another architecture than the model.
     """
@@ -70,6 +62,6 @@ def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLat
             "nvae_tf.generation.latents_file.save_latents"
         ) from None
     try:
-        return StoredLatents([latent.numpy() for latent in check_latents(latents, plan)], names)
+        return [latent.numpy() for latent in check_latents(latents, plan)], names
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

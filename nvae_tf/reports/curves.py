@@ -43,14 +43,6 @@ class Curve(NamedTuple):
     values: Sequence[float]
 
 
-class GroupCurves(NamedTuple):
-    """The curves of all latent groups, the top one first: `values[groups, steps]`, NaN where there is none."""
-
-    groups: list[int]
-    steps: list[int]
-    values: np.ndarray
-
-
 def read_metrics(file: pathlib.Path) -> dict[str, Curve]:
     """The columns of `metrics.csv`; what is no number is NaN. Nothing where the file is missing or another kind."""
     with contextlib.suppress(OSError, ValueError, csv.Error):
@@ -87,8 +79,10 @@ def read_scalars(folder: pathlib.Path, families: Collection[str]) -> dict[str, C
     return {tag: Curve(list(curve), list(curve.values())) for tag, curve in points.items()}
 
 
-def group_curves(scalars: Mapping[str, Curve], family: str) -> GroupCurves | None:
-    """Puts the curves `family/00`, `family/01` ... together; None where there are none."""
+def group_curves(scalars: Mapping[str, Curve], family: str) -> tuple[list[int], list[int], np.ndarray] | None:
+    """The numbers of groups, all steps, and values `[groups, steps]` of the curves `family/00`, `family/01` ...; NaN
+    where a group has no value, None where there are no such curves.
+    """
     numbers = {tag: tag.partition("/")[2] for tag in scalars if tag.startswith(f"{family}/")}
     tags = {int(number): tag for tag, number in numbers.items() if number.isdecimal()}
     if not tags:
@@ -99,7 +93,7 @@ def group_curves(scalars: Mapping[str, Curve], family: str) -> GroupCurves | Non
     for row, group in enumerate(groups):
         curve = scalars[tags[group]]
         values[row, np.searchsorted(steps, curve.steps)] = curve.values
-    return GroupCurves(groups, steps, values)
+    return groups, steps, values
 
 
 def _number(text: str | None) -> float:

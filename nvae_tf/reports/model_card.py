@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 import nvae_tf
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file
+from nvae_tf.progress import counted
 from nvae_tf.reports.run_facts import TASK, Evaluation, RunFacts, gather, hub_dataset, identifier, write_origin
 from nvae_tf.training.run_folder import RunFolder
 
@@ -165,7 +166,7 @@ def _model(facts: RunFacts) -> str:
     groups = ", ".join(f"{len(scale.groups)} of {scale.height}x{scale.width}" for scale in plan.scales)
     size = model.image_height, model.image_width, model.image_channels
     rows = [
-        ["images", f"{'x'.join(map(str, size))}, {_bits(model.num_bits)} a channel"],
+        ["images", f"{'x'.join(map(str, size))}, {counted(model.num_bits, 'bit')} a channel"],
         ["likelihood", _LIKELIHOODS[model.likelihood]],
         ["latent groups", f"{plan.num_groups}: {groups}"],
         ["channels of a group's latent", str(plan.num_latent_per_group)],
@@ -216,7 +217,7 @@ def _data(facts: RunFacts) -> str:
     if data.binarise:
         steps.append("each pixel drawn afresh from Bernoulli(intensity) at every access")
     elif data.file_bits is not None and data.num_bits < data.file_bits:
-        steps.append(f"brought to {_bits(data.num_bits)} a channel")
+        steps.append(f"brought to {counted(data.num_bits, 'bit')} a channel")
     if data.horizontal_flip:
         steps.append("training images mirrored at random")
     if (model.network_height, model.network_width) != (model.image_height, model.image_width):
@@ -306,10 +307,6 @@ def _license(facts: RunFacts) -> str:
     if facts.is_imported:
         return f"The imported weights are under: {license}."
     return f"The weights that training started from are under: {license}. It may apply to what was made of them."
-
-
-def _bits(number: int) -> str:
-    return f"{number} bit{'' if number == 1 else 's'}"
 
 
 def _scores(facts: RunFacts) -> str:

@@ -9,7 +9,7 @@ import os
 import pathlib
 import shlex
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -26,7 +26,7 @@ from nvae_tf.generation.interpolation import interpolate_images
 from nvae_tf.generation.reconstruction import reconstruct_images
 from nvae_tf.generation.sampling import ImageGenerator, numbers_of_shared_groups, rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan, latent_plan
-from nvae_tf.progress import StatusLine
+from nvae_tf.progress import StatusLine, counted
 from nvae_tf.reports.curves import Curve, figure, group_curves, heat_map, line_chart, read_metrics, read_scalars
 from nvae_tf.reports.run_facts import UNREADABLE
 from nvae_tf.training.checkpoints import checkpoint_sha256
@@ -51,17 +51,10 @@ _CHARTS = (
 )
 
 
-class Report(NamedTuple):
-    """The page, and what it lacks, a line each."""
-
-    page: str
-    missing: list[str]
-
-
 def report_of_run(
     workdir: str | os.PathLike, checkpoint: str, seed: int, data_path: str | None, status: StatusLine
-) -> Report:
-    """Reads all that the run has written, draws images, and puts the page together.
+) -> tuple[str, list[str]]:
+    """Reads all that the run has written and draws images: the page, and what it lacks, a line each.
 
     What is missing, or damaged, becomes a sentence on the page. The checkpoint is "latest" or "best"; `data_path` is
     where the data is, if no longer where it was during training. Raises what `read_run_config` raises.
@@ -97,13 +90,13 @@ def report_of_run(
         facts=_facts(config, plan, checkpoint, trained, sha256),
         sections=sections,
     )
-    return Report(page, images.missing if images else [f"images: {problem}"])
+    return page, (images.missing if images else [f"images: {problem}"])
 
 
 def _facts(config: Any, plan: LatentPlan, checkpoint: str, trained: TrainedRun | None, sha256: str | None) -> Markup:
     model = config.model
     scales = ", ".join(f"{len(scale.groups)} at {scale.height}×{scale.width}" for scale in plan.scales)
-    channels, bits = _count(model.image_channels, "channel"), _count(model.num_bits, "bit")
+    channels, bits = counted(model.image_channels, "channel"), counted(model.num_bits, "bit")
     rows = [
         ["Data set", f"{config.data.name}: {model.image_height}×{model.image_width} pixels, {channels}, {bits} each"],
         ["Latent groups", f"{plan.num_groups} of {plan.num_latent_per_group} channels: {scales}"],
@@ -128,7 +121,7 @@ def _settings(settings: dict[str, Any]) -> Markup:
     folded = Markup()
     for name, values in settings.items():
         rows = [[setting, json.dumps(value, ensure_ascii=False)] for setting, value in values.items()]
-        summary = Markup("<b>{}</b>, {}").format(name, _count(len(rows), "setting"))
+        summary = Markup("<b>{}</b>, {}").format(name, counted(len(rows), "setting"))
         folded += _folded(summary, _table(rows))
     return folded
 
@@ -169,11 +162,11 @@ def _latents_over_time(scalars: dict[str, Curve], latent_shapes: Sequence[tuple[
         ("train_kl_per_group", "KL per group, training batches", _NATS, True),
         ("active_units", "Active units per group", f"of {latent_shapes[0][2]}", False),
     ):
-        curves = group_curves(scalars, family)
-        if curves is not None and np.isfinite(curves.values).any():
+        groups, steps, values = group_curves(scalars, family) or ([], [], np.nan)
+        if np.isfinite(values).any():
             sizes = [f" ({height}×{width})" for height, width, _ in latent_shapes]
-            names = [f"{group}{sizes[group]}" if group < len(sizes) else f"group {group}" for group in curves.groups]
-            charts.append(heat_map(title, unit, names, curves.steps, curves.values, is_logarithmic))
+            names = [f"{group}{sizes[group]}" if group < len(sizes) else f"group {group}" for group in groups]
+            charts.append(heat_map(title, unit, names, steps, values, is_logarithmic))
     for words, tag in (("the largest", "spectral_norm/largest"), ("sum of all", "spectral_norm/sum")):
         if tag in scalars and np.isfinite(scalars[tag].values).any():
             lines = {words: scalars[tag]}
@@ -376,7 +369,3 @@ def _image(pixels: np.ndarray, title: str, about: str) -> Markup:
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     image = '<img src="data:image/png;base64,{}" width="{}" height="{}" alt="{}">'
     return figure(title, about, Markup(image).format(data, width, height, title), "picture")
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"

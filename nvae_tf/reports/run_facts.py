@@ -144,12 +144,7 @@ class RunFacts(NamedTuple):
 
 
 def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
-    """Reads the files of a run folder. Metrics that can't be read are left out.
-
-    Raises:
-      FileNotFoundError, ValueError: see `read_run_config` and `origin_of_run`, or the settings make no model.
-      OSError: a file can't be read.
-    """
+    """Reads the files of a run folder. Metrics that can't be read are left out; damaged settings raise ValueError."""
     config, name = read_run_config(folder), folder.path.resolve().name
     steps = steps_of_files(folder.checkpoints, "index")
     best = steps_of_files(folder_of_best(folder.checkpoints), "index")

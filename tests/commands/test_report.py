@@ -161,8 +161,8 @@ def test_metrics_of_the_run_are_on_the_page(page, run):
 def test_a_sentence_replaces_what_is_missing(run, trained, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     (tmp_path / "metrics.csv").write_text("step,test_nelbo_nats\n")
-    report = report_of_run(tmp_path, "latest", 1, None, StatusLine())
-    page = Page(report.page)
+    text, missing = report_of_run(tmp_path, "latest", 1, None, StatusLine())
+    page = Page(text)
     for words in (
         "none that can be used; the run goes to step 60",
         "There are no metrics yet: metrics.csv",
@@ -171,7 +171,7 @@ def test_a_sentence_replaces_what_is_missing(run, trained, tmp_path, monkeypatch
         f"python -m train.evaluate --workdir={tmp_path} --metrics=elbo,iw,latents",
     ):
         assert words in page.text
-    assert len(report.missing) == 1 and "img" not in {tag for tag, _ in page.tags}
+    assert len(missing) == 1 and "img" not in {tag for tag, _ in page.tags}
 
     def moved(*_):
         raise FileNotFoundError("/old/<faces>: no such folder")

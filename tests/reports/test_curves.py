@@ -35,9 +35,9 @@ def test_event_files_of_a_run_that_went_back_and_was_cut_off(tmp_path):
     (tmp_path / "3.tfevents").write_bytes((tmp_path / "3.tfevents").read_bytes()[:-3])
     scalars = curves.read_scalars(tmp_path, ["kl_per_group"])
     assert scalars["kl_per_group/00"] == ([1, 2, 3, 4, 5], [1.0, 1.0, 2.0, 2.0, 2.0])
-    of_groups = curves.group_curves(scalars, "kl_per_group")
-    assert set(scalars) == {"kl_per_group/00", "kl_per_group/01"} and of_groups.groups == [0, 1]
-    np.testing.assert_array_equal(of_groups.values[1], [1.0, 1.0, 2.0, 2.0, np.nan])
+    groups, _, values = curves.group_curves(scalars, "kl_per_group")
+    assert set(scalars) == {"kl_per_group/00", "kl_per_group/01"} and groups == [0, 1]
+    np.testing.assert_array_equal(values[1], [1.0, 1.0, 2.0, 2.0, np.nan])
 
 
 def test_a_line_chart():
