@@ -5,13 +5,11 @@ import dataclasses
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.config import check_choice
+from nvae_tf.config import LIKELIHOODS, check_choice
 from nvae_tf.distributions.discretized_logistic_mixture import DiscretizedLogisticMixture, num_mixture_parameters
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 
 tfd = tfp.distributions
-
-LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ that temperature, and its running statistics follow, before images are drawn wit
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -25,14 +26,21 @@ _Norm = tuple[str, StackedBatchNormalization, int]
 _Statistics = tuple[np.ndarray, np.ndarray]
 
 
+class ReadjustedModel(NamedTuple):
+    """A copy of a model with other running statistics in its generator, and how far they moved, in words."""
+
+    model: NVAE
+    text: str
+
+
 def readjusted(
     model: NVAE, temperature: Temperature, iterations: int = 500, batch_size: int = 16, seed: int = 0
-) -> tuple[NVAE, str]:
-    """A copy of a model with the running statistics of sampling at a temperature, and how far they moved, in words.
+) -> ReadjustedModel:
+    """A copy of a model with the running batch-norm statistics of sampling at a temperature.
 
     The generator's statistics follow `iterations` batches of at least 2 images by the layers' own rule, `0.95 running +
     0.05 batch`. The given model, the bottom-up network and all weights stay as they are. None of the latents is one
-    that `NVAE.generate` draws from the same seed. ValueError where a statistic is not finite; the message names its layer.
+    that `NVAE.generate` draws from the same seed. ValueError, with the layer, where a statistic is not finite.
     """
     check(iterations >= 1, f"iterations = {iterations}: must be at least 1")
     check(batch_size >= 2, f"batch_size = {batch_size}: must be at least 2, or there may be no variance")
@@ -42,7 +50,7 @@ def readjusted(
         variable.assign(value)
     norms = list(_norms_of(copy.top_down))
     if not norms:
-        return copy, "the generator has no batch norm: nothing to readjust"
+        return ReadjustedModel(copy, "the generator has no batch norm: nothing to readjust")
     before = _statistics_of(norms)
     iterate = _iteration(copy, norms, temperatures, batch_size, seed)
     for number in range(iterations):
@@ -52,7 +60,7 @@ def readjusted(
                 f"batch norm can't be readjusted: the statistics of {norms[finite.index(False)][0]} are not finite in "
                 f"iteration {number + 1} of {iterations}; weights before it are NaN, or what they compute overflows"
             )
-    return copy, _moved([name for name, *_ in norms], before, _statistics_of(norms))
+    return ReadjustedModel(copy, _moved([name for name, *_ in norms], before, _statistics_of(norms)))
 
 
 def _iteration(

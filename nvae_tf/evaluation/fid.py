@@ -73,6 +73,13 @@ def statistics_of(
     return FeatureStatistics(mean, scatter / (total - 1), total)
 
 
+def image_statistics(
+    batches: Iterable[np.ndarray], extractor: FeatureExtractor, progress: Callable[[int], None] = lambda done: None
+) -> FeatureStatistics:
+    """`statistics_of` the features of images `[batch, height, width, channels]` in [0, 1]."""
+    return statistics_of((extractor.features(images) for images in batches), progress)
+
+
 def save_statistics(path: pathlib.Path, statistics: FeatureStatistics, fingerprint: str) -> None:
     """Writes an `.npz` file; the fingerprint says of what data and extractor the statistics are."""
     about = {"form": np.array(_FORM), "fingerprint": np.array(fingerprint)}
@@ -275,7 +282,7 @@ def real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> Featur
         task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
         batches = iterate(evaluation_batches(source, spec, _REAL_BATCH, seed=0), source)
         progress = ImageProgress(task.status, source.count)
-        statistics = statistics_of((extractor.features(images.numpy()) for images in batches), progress.show)
+        statistics = image_statistics((images.numpy() for images in batches), extractor, progress.show)
         file.parent.mkdir(parents=True, exist_ok=True)
         save_statistics(file, statistics, fingerprint)
     return statistics

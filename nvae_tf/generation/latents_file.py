@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,13 @@ from nvae_tf.models.latents import check_latents
 
 _FORMAT = "nvae_tf latents"
 _GROUP = "group_{:02d}"
+
+
+class StoredLatents(NamedTuple):
+    """Latents, see `save_latents`, and the images' names `[count]`, None where the file has none."""
+
+    latents: list[np.ndarray]
+    names: list[str] | None
 
 
 def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: Sequence[str] | None = None) -> None:
@@ -37,8 +45,8 @@ def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: 
     write_arrays(path, {"about": np.array(json.dumps(about)), **arrays})
 
 
-def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> tuple[list[np.ndarray], list[str] | None]:
-    """Latents and names of a file of `save_latents`, for a model or for the plan of one; None where it has no names.
+def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLatents:
+    """Reads a file of `save_latents` for a model, or for the plan of one.
 
     FileNotFoundError where there is none; ValueError where it is damaged, or of another architecture than the model.
     """
@@ -62,6 +70,6 @@ def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> tuple[lis
             "nvae_tf.generation.latents_file.save_latents"
         ) from None
     try:
-        return [latent.numpy() for latent in check_latents(latents, plan)], names
+        return StoredLatents([latent.numpy() for latent in check_latents(latents, plan)], names)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -108,9 +108,9 @@ def test_pictures_from_outside_give_files_of_the_same_names(made, model, origina
         for name, image in zip(names, expected, strict=True):
             found = pixels(made[0] / folder / name)
             assert found.shape == (16, 16) and np.abs(found - 255 * image[..., 0]).max() <= 1
-    found, names = load_latents(made[0] / "latents.npz", model)
-    assert names == ["digit 17.bmp", "digit 3.bmp"]
-    for z, latent in zip(found, model.encode(originals[::-1], seed=1), strict=True):
+    found = load_latents(made[0] / "latents.npz", model)
+    assert found.names == ["digit 17.bmp", "digit 3.bmp"]
+    for z, latent in zip(found.latents, model.encode(originals[::-1], seed=1), strict=True):
         np.testing.assert_allclose(z, latent, atol=1e-4)
 
 

@@ -52,7 +52,7 @@ def generator_norms(model):
 def test_the_copy_differs_in_the_statistics_of_its_generator_alone(model, weights, result):
     for value, before in zip(values_of(model), weights, strict=True):
         np.testing.assert_array_equal(value, before)
-    copy = result[0]
+    copy = result.model
     running = running_of_the_generator(copy)
     assert len(running) == 2 * len(generator_norms(model)) > 0
     for variable, value, before in zip(copy.weights, values_of(copy), weights, strict=True):
@@ -74,20 +74,20 @@ def test_statistics_are_the_moving_average_of_those_of_the_batches(model, weight
         rows = state.reshape(-1, state.shape[-1])
         mean = 0.95 * mean + 0.05 * rows.mean(axis=0)
         variance = 0.95 * variance + 0.05 * rows.var(axis=0, ddof=1)
-    found = [value.numpy()[0] for value in result[0].top_down.scales[0].cells.recorders()[0].statistics]
+    found = [value.numpy()[0] for value in result.model.top_down.scales[0].cells.recorders()[0].statistics]
     np.testing.assert_allclose(found[0], mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found[1], variance, rtol=1e-4)
 
 
 def test_the_text_has_the_largest_shifts(model, result):
-    norms = [[layer for layer in generator_norms(m)] for m in (model, result[0])]
+    norms = [[layer for layer in generator_norms(m)] for m in (model, result.model)]
     old, new = ([np.stack([value.numpy() for value in norm.statistics]) for norm in of_model] for of_model in norms)
     shifts = [np.abs(after[0] - before[0]) / np.sqrt(before[1]) for before, after in zip(old, new, strict=True)]
     ratios = np.concatenate([np.log(after[1] / before[1]).ravel() for before, after in zip(old, new, strict=True)])
     layers = sum(norm.count for norm in norms[0])
-    assert result[1].startswith(f"batch norm of {layers} layers: means moved by ") and "\n" not in result[1]
-    assert f"at most {max(shift.max() for shift in shifts):.2g} (top_down/" in result[1]
-    assert f"{np.exp(ratios[np.argmax(np.abs(ratios))]):.2g} times at the extreme (top_down/" in result[1]
+    assert result.text.startswith(f"batch norm of {layers} layers: means moved by ") and "\n" not in result.text
+    assert f"at most {max(shift.max() for shift in shifts):.2g} (top_down/" in result.text
+    assert f"{np.exp(ratios[np.argmax(np.abs(ratios))]):.2g} times at the extreme (top_down/" in result.text
 
 
 def test_what_is_not_finite_stops_it_where_it_begins():
@@ -107,16 +107,16 @@ def test_every_temperature_and_seed_has_its_own_statistics(model, result):
     groups = model.plan.num_groups
     found = {}
     for temperature, seed in ((0.7, 3), ([0.7] * groups, 3), (0.7, 4), (0.3, 3), (1.0, 3)):
-        copy = readjusted(model, temperature, ITERATIONS, BATCH_SIZE, seed=seed)[0]
+        copy = readjusted(model, temperature, ITERATIONS, BATCH_SIZE, seed=seed).model
         assert np.isfinite(copy.generate(4, temperature=temperature, seed=1)).all()
         found[str(temperature), seed] = statistics(copy)
-    assert found["0.7", 3] == statistics(result[0]) == found[str([0.7] * groups), 3]
+    assert found["0.7", 3] == statistics(result.model) == found[str([0.7] * groups), 3]
     assert len(set(found.values())) == 4
 
 
 def test_what_can_not_be_readjusted(model):
-    _, without = readjusted(nvae_tf.NVAE(tiny_config(cell_set="res_elu")), 0.7, iterations=1)
-    assert "nothing to readjust" in without
+    without = readjusted(nvae_tf.NVAE(tiny_config(cell_set="res_elu")), 0.7, iterations=1)
+    assert "nothing to readjust" in without.text
     for temperature, changes, message in ((0.0, {}, "temperature = 0"), (0.7, {"iterations": 0}, "iterations = 0")):
         with pytest.raises(ValueError, match=message):
             readjusted(model, temperature, **changes)

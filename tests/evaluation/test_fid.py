@@ -1,6 +1,7 @@
 """The Fréchet distance against closed forms and SciPy, the statistics that it is made of, and named extractors."""
 
 import re
+import types
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import scipy.linalg
 from nvae_tf.evaluation.fid import (
     FeatureStatistics,
     frechet_distance,
+    image_statistics,
     load_statistics,
     named_extractor,
     save_statistics,
@@ -155,6 +157,14 @@ def test_wrong_statistics():
         frechet_distance(gaussian([0.0, np.inf], np.eye(2)), sound)
     with pytest.raises(ValueError, match="not of the same features"):
         frechet_distance(gaussian(np.zeros(3), np.eye(2)), sound)
+
+
+def test_statistics_of_images_go_through_any_extractor():
+    images, done = np.random.RandomState(0).uniform(size=(20, 6, 5, 3)), []
+    extractor = types.SimpleNamespace(features=lambda images: images.mean(axis=(1, 2)))
+    found = image_statistics([images[:7], images[7:]], extractor, done.append)
+    assert done == [7, 20]
+    np.testing.assert_allclose(found.covariance, np.cov(images.mean(axis=(1, 2)), rowvar=False), rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ def file(tmp_path, latents):
 
 def test_there_and_back(file, latents, tmp_path, four_groups):
     for model in (PLAN, four_groups):
-        found, names = load_latents(file, model)
-        assert names == ["a.png", "b/ü.png", "c.png"]
-        for one, other in zip(found, latents, strict=True):
+        found = load_latents(file, model)
+        assert found.names == ["a.png", "b/ü.png", "c.png"]
+        for one, other in zip(found.latents, latents, strict=True):
             np.testing.assert_array_equal(one, other)
     assert [entry.name for entry in file.parent.iterdir()] == ["latents.npz"]
     with np.load(file, allow_pickle=False) as entries:
@@ -38,7 +38,7 @@ def test_there_and_back(file, latents, tmp_path, four_groups):
         shapes = json.loads(str(entries["about"]))["latent_shapes"]
     assert [tuple(shape) for shape in shapes] == list(PLAN.latent_shapes())
     save_latents(tmp_path / "nameless.npz", latents)
-    assert load_latents(tmp_path / "nameless.npz", PLAN)[1] is None
+    assert load_latents(tmp_path / "nameless.npz", PLAN).names is None
 
 
 def error_of(path):
