@@ -109,19 +109,11 @@ def measure_likelihood(task: EvaluationTask, importance_samples: int) -> Likelih
         part = evaluator().evaluate_batch(images, task.seed, first, progress)
         return {name: np.asarray(value) for name, value in part._asdict().items()}
 
-    if not share_work(task, kept, task.source.count, size, batches, compute):
-        return None
-    try:
-        parts = [
-            Likelihood(**arrays | {"numbers_of_samples": tuple(arrays["numbers_of_samples"].tolist())})
-            for arrays in kept.read()
-        ]
-    except FileNotFoundError:
-        file = task.folder.evaluation_file(task.split)
-        task.status.keep(f"another train.evaluate has combined the batches meanwhile; the metrics are in {file}")
-        return None
-    likelihood = Likelihood.joined(parts)
-    if not likelihood.is_finite():
+    def combine(batches: Iterator[dict[str, np.ndarray]]) -> Likelihood:
+        return Likelihood.joined([Likelihood(**batch) for batch in batches])
+
+    likelihood = share_work(task, kept, task.source.count, size, batches, compute, combine)
+    if likelihood is not None and not likelihood.is_finite():
         kept.remove()
         raise ValueError(f"{task.trained.checkpoint}: the model has diverged, its scores are not finite")
     return likelihood

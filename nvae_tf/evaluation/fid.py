@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -214,10 +214,8 @@ def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtrac
 def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> dict[str, Any] | None:
     """Draws samples and measures their distance from the training images, as these are stored.
 
-    Returns:
-      The entry `fid` of the evaluation file; None in a process that is not the chief, or where another was faster.
+    Returns the entry `fid` of the evaluation file; None where another process makes it.
     """
-    kept = kept_samples(task, settings, extractor)
 
     @functools.cache
     def generator_and_shift() -> tuple[ImageGenerator, str | None]:
@@ -242,14 +240,14 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureE
         images = np.rint(images * np.float32(255.0)) / np.float32(255.0)
         return {"features": np.asarray(extractor.features(images))}
 
-    if not share_work(task, kept, settings.samples, _SAMPLES, seeds, compute):
+    def combine(batches: Iterator[dict[str, np.ndarray]]) -> FeatureStatistics:
+        return statistics_of(batch["features"] for batch in batches)
+
+    kept = kept_samples(task, settings, extractor)
+    drawn = share_work(task, kept, settings.samples, _SAMPLES, seeds, compute, combine)
+    if drawn is None:
         return None
     real = real_statistics(task, extractor)
-    try:
-        drawn = statistics_of(arrays["features"] for arrays in kept.read())
-    except FileNotFoundError:
-        task.status.keep("another train.evaluate has combined the features of the samples meanwhile")
-        return None
     return {
         "value": frechet_distance(real, drawn),
         "samples": settings.samples,

@@ -50,7 +50,8 @@ class Likelihood(NamedTuple):
         check(bool(parts), "there are no images to evaluate")
         arrays = (np.concatenate(columns) for columns in zip(*(part.arrays() for part in parts), strict=True))
         reconstruction, kl, importance_weighted, effective_samples = arrays
-        return cls(reconstruction, kl, parts[0].numbers_of_samples, importance_weighted, effective_samples)
+        numbers = tuple(map(int, parts[0].numbers_of_samples))
+        return cls(reconstruction, kl, numbers, importance_weighted, effective_samples)
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """Those with a row per image."""

@@ -150,11 +150,13 @@ def share_work(
     size: int,
     inputs: Callable[[list[int]], Iterable[Any]],
     compute: Callable[[Any, int, Callable[[int], None]], dict[str, np.ndarray]],
-) -> bool:
+    combine: Callable[[Iterator[dict[str, np.ndarray]]], Any],
+) -> Any:
     """Computes and keeps the batches of `size` images, `total` in all, that no process has finished.
 
     `inputs(numbers)` gives what each of these batches is computed of, and `compute(input, first, progress)` the arrays
-    of the batch whose first image has this number. Returns whether this process, the chief, is to combine the batches.
+    of the batch whose first image has this number. Returns what `combine` makes of all batches in the chief; None in
+    other processes, or where another has been faster.
     """
     index = task.shard.index
     if not kept.begin(task.shard):
@@ -162,7 +164,7 @@ def share_work(
             f"worker {index}: nothing to do; worker 0 has finished, has not begun, or evaluates another "
             "checkpoint or with another batch size"
         )
-        return False
+        return None
     missing = kept.missing(task.shard)
     if len(missing) < kept.count:
         task.status.keep(f"{kept.count - len(missing):,} of {kept.count:,} batches are there already")
@@ -177,7 +179,13 @@ def share_work(
         progress.show(0)
     if index:
         task.status.keep(f"worker {index}: done; worker 0 combines the batches")
-    return index == 0
+        return None
+    try:
+        return combine(kept.read())
+    except FileNotFoundError:
+        file = task.folder.evaluation_file(task.split)
+        task.status.keep(f"another train.evaluate has combined the batches meanwhile; the metrics are in {file}")
+        return None
 
 
 class ImageProgress:
