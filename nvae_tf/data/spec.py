@@ -83,15 +83,8 @@ DATA_SPECS = {
 }
 
 # Settings of `ModelConfig` and the settings of `DataSpec` that they follow.
-MODEL_SETTINGS = {
-    "image_height": "height",
-    "image_width": "width",
-    "image_channels": "channels",
-    "num_bits": "num_bits",
-    "likelihood": "likelihood",
-    "padded_height": "padded_height",
-    "padded_width": "padded_width",
-}
+MODEL_SETTINGS = {"image_height": "height", "image_width": "width", "image_channels": "channels"}
+MODEL_SETTINGS |= {name: name for name in ("num_bits", "likelihood", "padded_height", "padded_width")}
 
 
 def data_spec(name: str) -> DataSpec:

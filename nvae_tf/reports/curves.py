@@ -103,11 +103,9 @@ def _number(text: str | None) -> float:
         return math.nan
 
 
-def figure(title: str, about: str, content: Markup, kind: str = "chart") -> Markup:
+def figure(title: str, about: str, content: Markup) -> Markup:
     """A chart or image, which is HTML, below its caption."""
-    return Markup('<figure class="{}"><figcaption><b>{}</b> {}</figcaption>{}</figure>').format(
-        kind, title, about, content
-    )
+    return Markup("<figure><figcaption><b>{}</b> {}</figcaption>{}</figure>").format(title, about, content)
 
 
 def line_chart(title: str, unit: str, lines: Mapping[str, Curve]) -> Markup:

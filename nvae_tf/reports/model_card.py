@@ -182,7 +182,7 @@ def _model(facts: RunFacts) -> str:
     samples = facts.samples and _paragraphs(
         f"Samples at temperature 0.7 after step {facts.samples[1]:,}:", _picture("samples", facts.samples[0])
     )
-    return _paragraphs(text, _table(["", ""], rows), samples)
+    return _paragraphs(text, _table(rows), samples)
 
 
 def _use(facts: RunFacts) -> str:
@@ -223,7 +223,7 @@ def _data(facts: RunFacts) -> str:
     if (model.network_height, model.network_width) != (model.image_height, model.image_width):
         steps.append(f"in a frame of zeros of {model.network_height}x{model.network_width}, which does not count")
     rows.append(["processing", "; ".join(steps) or "none"])
-    return _table(["", ""], rows)
+    return _table(rows)
 
 
 def _parts(facts: RunFacts) -> str:
@@ -265,7 +265,7 @@ def _training(facts: RunFacts) -> str:
         ["precision", _code(train.precision)],
         ["seed", str(train.seed)],
     ]
-    return _paragraphs(source, _table(["", ""], rows), "All settings are in [config.json](config.json).")
+    return _paragraphs(source, _table(rows), "All settings are in [config.json](config.json).")
 
 
 def _learning_rate(facts: RunFacts) -> str:
@@ -350,9 +350,9 @@ def _code_block(text: str, language: str) -> str:
     return f"```{language}\n{text.replace('```', chr(39) * 3)}\n```"
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    """A table of names and values."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [("", ""), ("---", "---"), *rows])
 
 
 def _picture(words: str, path: str) -> str:

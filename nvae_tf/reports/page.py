@@ -122,7 +122,7 @@ def _settings(settings: dict[str, Any]) -> Markup:
     for name, values in settings.items():
         rows = [[setting, json.dumps(value, ensure_ascii=False)] for setting, value in values.items()]
         summary = Markup("<b>{}</b>, {}").format(name, counted(len(rows), "setting"))
-        folded += _folded(summary, _table(rows))
+        folded += Markup("<details><summary>{}</summary>{}</details>").format(summary, _table(rows))
     return folded
 
 
@@ -347,10 +347,6 @@ def _block(text: str) -> Markup:
     return Markup("<pre>{}</pre>").format(text)
 
 
-def _folded(summary: str, content: Markup) -> Markup:
-    return Markup("<details><summary>{}</summary>{}</details>").format(summary, content)
-
-
 def _grid(figures: Sequence[Markup]) -> Markup:
     return Markup('<div class="charts">{}</div>').format(Markup().join(figures))
 
@@ -368,4 +364,4 @@ def _image(pixels: np.ndarray, title: str, about: str) -> Markup:
     Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save(buffer, format="PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     image = '<img src="data:image/png;base64,{}" width="{}" height="{}" alt="{}">'
-    return figure(title, about, Markup(image).format(data, width, height, title), "picture")
+    return figure(title, about, Markup(image).format(data, width, height, title))
