@@ -47,12 +47,6 @@ def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures:
     if not 1 <= channels <= MAXIMUM_CHANNELS:
         raise ValueError(f"A mixture of logistics has 1 to {MAXIMUM_CHANNELS} image channels, got {channels}.")
     expected = num_mixture_parameters(channels, num_mixtures)
-    if parameters.shape[-1] != expected:
-        raise ValueError(
-            f"{num_mixtures} logistics over {channels} channels need {expected} parameters a pixel, "
-            f"which the last axis of shape {parameters.shape} does not have. Check num_mixtures, and that "
-            "channels are last."
-        )
 
     def rows(flat: tf.Tensor, *shape: int) -> tf.Tensor:
         return tf.reshape(flat, tf.concat([tf.shape(flat)[:-1], [*shape, num_mixtures]], axis=0))

@@ -180,21 +180,13 @@ def named_extractor(name: str) -> FeatureExtractor:
 
 @dataclasses.dataclass(frozen=True)
 class FidSettings:
-    """How samples are drawn and compared.
+    """How samples are drawn and compared."""
 
-    Attributes:
-      samples: how many are drawn; published distances are of 50,000.
-      temperature: of the priors.
-      inception: the graph's file; None to download it once.
-      extractor: another one than Inception, see `named_extractor`.
-      batch_norm_iterations: of the readjustment of batch-norm statistics before the samples are drawn; 0 for none.
-    """
-
-    samples: int = 50_000
-    temperature: Temperature = 1.0
-    inception: str | None = None
-    extractor: str | None = None
-    batch_norm_iterations: int = 0
+    samples: int = 50_000  # published distances are of so many
+    temperature: Temperature = 1.0  # of the priors
+    inception: str | None = None  # the graph's file; None to download it once
+    extractor: str | None = None  # another one than Inception, see `named_extractor`
+    batch_norm_iterations: int = 0  # of the readjustment of batch-norm statistics before samples are drawn; 0 for none
 
 
 def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtractor:

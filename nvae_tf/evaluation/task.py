@@ -29,27 +29,19 @@ _SECONDS_FOR_CHIEF = 300.0
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationTask:
-    """A checkpoint of a run and one split of its data set.
-
-    Attributes:
-      checkpoint_sha256: of the checkpoint's files, which a training that still runs may delete meanwhile.
-      source: the images of the split of the data set `spec`; `data_sha256` is their `content_digest`.
-      batch_size: images of a batch, over all replicas of this process.
-      seed: of the binarization and of all draws.
-      shard: which of several processes this is.
-    """
+    """A checkpoint of a run and one split of its data set."""
 
     folder: RunFolder
     trained: TrainedRun
-    checkpoint_sha256: str
+    checkpoint_sha256: str  # of its files, which a training that still runs may delete meanwhile
     spec: DataSpec
     split: str
     source: ImageSource
-    data_sha256: str
-    batch_size: int
-    seed: int
+    data_sha256: str  # `content_digest` of the source
+    batch_size: int  # images of a batch, over all replicas of this process
+    seed: int  # of the binarization and of all draws
     strategy: tf.distribute.Strategy
-    shard: Shard
+    shard: Shard  # which of several processes this is
     status: StatusLine
 
 

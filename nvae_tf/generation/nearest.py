@@ -9,17 +9,11 @@ from nvae_tf.config import check
 
 
 class NearestImages(NamedTuple):
-    """For every sample the nearest images, the nearest first.
+    """For every sample the nearest images, the nearest first."""
 
-    Attributes:
-      numbers: place of each among all images, int64 `[samples, count]`.
-      distances: mean squared difference of a pixel value, float64 `[samples, count]`.
-      images: their pixels, `[samples, count, height, width, channels]`.
-    """
-
-    numbers: np.ndarray
-    distances: np.ndarray
-    images: np.ndarray
+    numbers: np.ndarray  # place of each among all images, int64 `[samples, count]`
+    distances: np.ndarray  # mean squared difference of a pixel value, float64 `[samples, count]`
+    images: np.ndarray  # their pixels, `[samples, count, height, width, channels]`
 
 
 def nearest_images(

@@ -25,39 +25,23 @@ _NUMBERS_PER_COUNTER = 4
 
 
 class LatentSample(NamedTuple):
-    """One group's latent `[batch, height, width, latent channels]` and where it came from.
+    """One group's latent `[batch, height, width, latent channels]` and where it came from."""
 
-    Attributes:
-      z: the latent, after the flows.
-      z_before_flows: the posterior's own sample; the same as `z` without flows.
-      prior: the group's prior given the groups above.
-      posterior: the posterior before the flows, or None where z does not come from it.
-      has_flows: whether flows lie between `z_before_flows` and `z`.
-    """
-
-    z: tf.Tensor
-    z_before_flows: tf.Tensor
-    prior: Normal
-    posterior: Normal | None = None
-    has_flows: bool = False
+    z: tf.Tensor  # after the flows
+    z_before_flows: tf.Tensor  # the posterior's own sample; the same as `z` without flows
+    prior: Normal  # given the groups above
+    posterior: Normal | None = None  # before the flows; None where z does not come from it
+    has_flows: bool = False  # between `z_before_flows` and `z`
 
 
 class GroupLayers(NamedTuple):
-    """What one latent group computes, as functions of tensors.
+    """What one latent group computes, as functions of tensors."""
 
-    Attributes:
-      cells: residual cells on the state; none for the top group.
-      prior: state -> mean and log-scale of the prior, before the clamp; zeros for the top group.
-      posterior: (state, bottom-up feature) -> mean and log-scale that the posterior adds or takes.
-      flows: latent -> latent.
-      combine: (state, z) -> state.
-    """
-
-    cells: list[Callable]
-    prior: Callable
-    posterior: Callable
-    flows: list[Callable]
-    combine: Callable
+    cells: list[Callable]  # residual cells on the state; none for the top group
+    prior: Callable  # state -> mean and log-scale of the prior, before the clamp; zeros for the top group
+    posterior: Callable  # (state, bottom-up feature) -> mean and log-scale that the posterior adds or takes
+    flows: list[Callable]  # latent -> latent
+    combine: Callable  # (state, z) -> state
 
 
 class LatentSource(Protocol):

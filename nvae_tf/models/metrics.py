@@ -69,17 +69,11 @@ class RunningMetrics:
 
 
 class RecentSteps(NamedTuple):
-    """The last steps, oldest first.
+    """The last steps, oldest first."""
 
-    Attributes:
-      accepted: whether each was taken, `[steps]`.
-      kl_per_group: in nats per image, `[steps, groups]`.
-      spectral_norms: `[steps, layers]`.
-    """
-
-    accepted: np.ndarray
-    kl_per_group: np.ndarray
-    spectral_norms: np.ndarray
+    accepted: np.ndarray  # whether each was taken, `[steps]`
+    kl_per_group: np.ndarray  # in nats per image, `[steps, groups]`
+    spectral_norms: np.ndarray  # `[steps, layers]`
 
 
 class RecentMetrics:

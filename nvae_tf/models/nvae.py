@@ -459,15 +459,10 @@ def _refuse_class_weight(class_weight: object) -> None:
 
 
 class ModelForTraining(NamedTuple):
-    """A model with its first weights, compiled; the optimizer's slots are not made yet.
+    """A model with its first weights, compiled; the optimizer's slots are not made yet."""
 
-    Attributes:
-      model: the model, with a `RunawayGuard`.
-      schedule: step -> learning rate.
-    """
-
-    model: NVAE
-    schedule: LoweredRate
+    model: NVAE  # with a `RunawayGuard`
+    schedule: LoweredRate  # step -> learning rate
 
     @property
     def variables(self) -> list:

@@ -19,17 +19,11 @@ if TYPE_CHECKING:
 
 
 class StepLoss(NamedTuple):
-    """The loss of one replica's images.
+    """The loss of one replica's images."""
 
-    Attributes:
-      elbo: the bound's terms, an image.
-      loss: what is differentiated, and its terms.
-      spectral_norms: of every layer, `[layers]`.
-    """
-
-    elbo: objectives.Elbo
-    loss: objectives.TrainingLoss
-    spectral_norms: tf.Tensor
+    elbo: objectives.Elbo  # the bound's terms, an image
+    loss: objectives.TrainingLoss  # what is differentiated, and its terms
+    spectral_norms: tf.Tensor  # of every layer, `[layers]`
 
     @property
     def means(self) -> list[tf.Tensor]:
