@@ -60,7 +60,7 @@ def test_damaged_and_other_files(file, tmp_path):
         file.write_bytes(damaged)
         assert message in error_of(file)
     np.savez(file, images=np.zeros(3))
-    assert "not a file of latents (it has images, not `about`)" in error_of(file)
+    assert "not a file of latents (it has images, and no entry `about`)" in error_of(file)
     np.savez(file, about=np.array([{}], dtype=object))
     assert "damaged, or not a file of latents" in error_of(file)
     with pytest.raises(FileNotFoundError, match="no such file of latents"):
