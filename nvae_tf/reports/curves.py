@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import logging
 import math
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
@@ -34,6 +35,10 @@ _STYLE = {
     # Texts stay texts, and the same drawing has the same bytes.
     **{"svg.fonttype": "none", "svg.hashsalt": "nvae_tf", "font.sans-serif": ["DejaVu Sans"]},
 }
+
+
+# It reports, as a warning, that it makes its cache of fonts.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 class Curve(NamedTuple):
