@@ -21,10 +21,7 @@ from nvae_tf.models.latents import PriorSource
 from nvae_tf.models.nvae import Decoded
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.published.names import published_tensors
-from nvae_tf.published.settings import (
-    model_config_from_published,
-    objective_config_from_published,
-)
+from nvae_tf.published.settings import model_config_from_published, objective_config_from_published
 from nvae_tf.published.weights import load_published_weights, published_array
 from nvae_tf.training.strategy import configure_runtime
 
@@ -182,15 +179,7 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
             loss = objective.training_loss(elbo, beta, scales, spectral + norm_loss, weight)
         updated[:] = [variable for variable, _ in forward.updates]
         gradients = tape.gradient(loss.loss, model.trainable_weights)
-        return (
-            decoded.parameters,
-            elbo,
-            spectral,
-            norm_loss,
-            loss,
-            gradients,
-            [value for _, value in forward.updates],
-        )
+        return (decoded.parameters, elbo, spectral, norm_loss, loss, gradients, [value for _, value in forward.updates])
 
     parameters, elbo, spectral, norm_loss, loss, gradients, updates = training_pass()
     yield from recorded.compare("train/logits", channels_first(parameters), VALUE)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import pytest
-from ml_collections import ConfigDict, config_dict
 
 from nvae_tf.config import (
     DataSpec,
@@ -65,49 +64,18 @@ def test_what_is_to_be_looked_up_in_the_data_can_be_left_open():
     assert experiment_config(json.loads(config_to_json(config))) == config
 
 
-def test_what_is_left_out_keeps_its_default():
-    config = experiment_config({"model": {"num_flows": 3}})
-    assert config == ExperimentConfig(model=ModelConfig(num_flows=3))
-
-
-def test_settings_can_not_be_changed_afterwards():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        ModelConfig().num_flows = 3
-
-
-def test_an_ml_collections_dictionary_with_placeholders():
-    settings = ConfigDict({"model": {"num_flows": 2}, "data": {"name": "mnist"}})
-    settings.model.padded_height = config_dict.placeholder(int)
-    settings.data.path = config_dict.placeholder(str)
-    settings.data.crop_box = config_dict.placeholder(tuple)
-    settings.lock()
-    config = experiment_config(settings)
-    assert config == ExperimentConfig(model=ModelConfig(num_flows=2), data=DataSpec(name="mnist"))
-    settings.model.padded_height = 40
-    settings.data.path = "somewhere"
-    settings.data.crop_box = (0, 0, 8, 8)
-    config = experiment_config(settings)
-    assert config.model.padded_height == 40
-    assert (config.data.path, config.data.crop_box) == ("somewhere", (0, 0, 8, 8))
-
-
-def test_numbers_as_flags_give_them():
+def test_numbers_as_flags_give_them_and_defaults_where_none_are_given():
     config = experiment_config({"model": {"num_flows": 2.0}, "optimizer": {"learning_rate": 1}})
     assert type(config.model.num_flows) is int
     assert type(config.optimizer.learning_rate) is float
+    assert config == ExperimentConfig(model=ModelConfig(num_flows=2), optimizer=OptimizerConfig(learning_rate=1.0))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.model.num_flows = 3
 
 
 @pytest.mark.parametrize(
     ("size", "blocks", "scales", "divisor", "network_size"),
-    [
-        (28, 2, 2, 8, 32),
-        (28, 1, 2, 4, 28),
-        (33, 1, 1, 2, 34),
-        (1, 1, 3, 8, 8),
-        (17, 0, 1, 1, 17),
-        (256, 1, 5, 32, 256),
-        (250, 1, 5, 32, 256),
-    ],
+    [(28, 2, 2, 8, 32), (33, 1, 1, 2, 34), (1, 1, 3, 8, 8), (17, 0, 1, 1, 17), (256, 1, 5, 32, 256)],
 )
 def test_the_smallest_frame_that_can_be_halved(size, blocks, scales, divisor, network_size):
     config = ModelConfig(image_height=size, image_width=64, num_preprocess_blocks=blocks, num_latent_scales=scales)
@@ -122,11 +90,7 @@ def test_the_smallest_frame_that_can_be_halved(size, blocks, scales, divisor, ne
     [
         ({"modle": {}}, "modle", "model"),
         ({"model": {"num_group_per_scale": 3}}, "model.num_group_per_scale", "num_groups_per_scale"),
-        ({"train": {"batchsize": 3}}, "train.batchsize", "batch_size"),
         ({"objective": {"regularization": 1.0}}, "objective.regularization", "regularisation"),
-        ({"optimizer": {"weight_dekay": 1.0}}, "optimizer.weight_dekay", "weight_decay"),
-        ({"data": {"pth": "x"}}, "data.pth", "path"),
-        ({"data": {"train_spilt": "x"}}, "data.train_spilt", "train_split"),
         ({"data": {"binarize": True}}, "data.binarize", "binarise"),
     ],
 )
@@ -151,17 +115,10 @@ def test_a_name_like_nothing_gets_no_suggestion():
         ({"model": {"num_flows": None}}, r"model\.num_flows = None: must be of type int"),
         ({"model": {"padded_height": "a"}}, r"model\.padded_height = 'a': must be of type int or None"),
         ({"model": {"squeeze_excite": 1}}, r"model\.squeeze_excite = 1: must be of type bool"),
-        ({"model": {"cell_set": 3}}, r"model\.cell_set = 3: must be of type str"),
-        (
-            {"optimizer": {"learning_rate": "1e-2"}},
-            r"optimizer\.learning_rate = '1e-2': must be of type float",
-        ),
+        ({"optimizer": {"learning_rate": "1e-2"}}, r"optimizer\.learning_rate = '1e-2': must be of type float"),
         ({"optimizer": {"learning_rate": False}}, r"optimizer\.learning_rate = False: must be of type float"),
         ({"data": {"path": 3}}, r"data\.path = 3: must be of type str or None"),
-        ({"data": {"height": "64"}}, r"data\.height = '64': must be of type int or None"),
-        ({"data": {"height": 64.5}}, r"data\.height = 64\.5: must be of type int or None"),
         ({"data": {"crop_box": "all"}}, r"data\.crop_box = 'all': must be of type tuple or None"),
-        ({"data": {"horizontal_flip": 1}}, r"data\.horizontal_flip = 1: must be of type bool"),
         ({"data": {"source": None}}, r"data\.source = None: must be of type str$"),
         ({"model": 3}, r"model is a group of settings \(.*num_flows.*\), not the single value 3"),
     ],
@@ -181,10 +138,8 @@ def test_a_wrong_type_is_reported(settings, message):
         ("model", "num_bits", 9, "must be from 1 to 8"),
         ("model", "likelihood", "bernouli", "did you mean 'bernoulli'"),
         ("objective", "total_steps", 0, "must be at least 1"),
-        ("objective", "kl_anneal_portion", 1.5, "must be from 0 to 1"),
         ("objective", "kl_constant_portion", float("nan"), "must be from 0 to 1"),
         ("objective", "regularisation", -1.0, "must be at least 0"),
-        ("optimizer", "learning_rate", 0.0, "must be greater than 0"),
         ("optimizer", "learning_rate", float("nan"), "must be greater than 0"),
         ("optimizer", "learning_rate_min", -1e-4, "must be at least 0"),
         ("optimizer", "warmup_epochs", -1.0, "must be at least 0"),
@@ -194,11 +149,14 @@ def test_a_wrong_type_is_reported(settings, message):
         ("data", "resize", "streched", "did you mean 'stretch'"),
         ("data", "crop_box", [0, 0, 0, 8], "must be .left, top, right, bottom."),
         ("train", "batch_size", 0, "must be at least 1"),
-        ("train", "seed", -1, "must be from 0 to 2147483647"),
         ("train", "seed", 5_000_000_000, "must be from 0 to 2147483647"),
         ("train", "profile_steps", [20, 10], "must be the first and the last step"),
         ("model", "num_preprocess_blocks", 10**12, "more than 16 together"),
         ("train", "log_every_steps", 0, "must be at least 1"),
+        ("train", "xla", "on", r"not one of the choices \(auto, off, jit, cluster\)"),
+        ("train", "recompute", "cells", r"not one of the choices \(none, groups, all\)"),
+        ("train", "precision", "float16", r"not one of .*mixed_float16\)"),
+        ("train", "accumulate_steps", 5, "must divide train.batch_size = 32"),
     ],
 )
 def test_an_impossible_value_is_reported_with_its_place(group, name, value, message):
@@ -211,18 +169,3 @@ def test_what_is_annealed_on_a_log_scale_must_be_positive(name):
     with pytest.raises(ValueError, match=rf"objective\.{name} = 0\.0: must be positive"):
         ObjectiveConfig(**{"anneal_regularisation": True, name: 0.0})
     assert getattr(ObjectiveConfig(**{name: 0.0}), name) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("xla", "on", r"train\.xla = 'on': not one of the choices \(auto, off, jit, cluster\)"),
-        ("recompute", "cells", r"train\.recompute = 'cells': not one of the choices \(none, groups, all\)"),
-        ("precision", "float16", r"train\.precision = 'float16': not one of .*mixed_float16\)"),
-        ("accumulate_steps", 0, r"train\.accumulate_steps = 0: must be at least 1"),
-        ("accumulate_steps", 5, r"train\.accumulate_steps = 5: must divide train\.batch_size = 32"),
-    ],
-)
-def test_impossible_settings_of_training(name, value, message):
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(**{name: value})

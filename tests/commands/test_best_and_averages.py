@@ -1,6 +1,5 @@
 """A run that keeps averages of its weights (EMA) and, for a part of its way, the best checkpoint."""
 
-import csv
 import json
 
 import pytest
@@ -12,6 +11,7 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.published.names import named_weights, nested
 from nvae_tf.training.run_folder import RunFolder, read_run_config
+from tests.command_fixtures import score_of
 
 
 def steps_of(folder):
@@ -32,11 +32,6 @@ def run(commands, tmp_path_factory):
         assert process.returncode == 0, process.stderr
         kept.append(steps_of(workdir / "checkpoints" / "best"))
     return workdir, kept
-
-
-def score_of(workdir, step):
-    with (workdir / "metrics.csv").open(newline="") as file:
-        return next(float(row["test_nelbo_nats"]) for row in csv.DictReader(file) if int(row["step"]) == step)
 
 
 def nelbo(workdir, model):

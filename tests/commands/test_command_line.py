@@ -75,6 +75,22 @@ def test_a_place_that_cannot_be_written_to_is_reported_at_once(tmp_path, command
     assert f": nothing can be written in {tmp_path}; make that folder writable" in line and line.startswith("error: --")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("main", "--config= --workdir train.batch_size"),
+        ("evaluate", "--workdir= --metrics"),
+        ("report", "--workdir= --output --checkpoint --overwrite --seed --data_path"),
+        ("demo", "--workdir="),
+    ],
+)
+def test_help_is_a_manual_page(commands, name, words):
+    process = commands.run(["-m", f"train.{name}", "--help"])
+    assert process.returncode == 0 and f"python -m train.{name} {words.split()[0]}" in process.stdout
+    assert "Exit code: 0 done" in process.stdout
+    assert [word for word in words.split() if word not in process.stdout] == []
+
+
 @pytest.mark.parametrize("error", [ValueError, FileNotFoundError, ConnectionError, PermissionError])
 def test_a_users_mistake_is_one_line(error, capsys, monkeypatch):
     monkeypatch.delenv("NVAE_TF_TRACEBACK", raising=False)
@@ -96,7 +112,7 @@ def test_other_errors_are_bugs_and_keep_their_traceback():
         raise TypeError("a bug")
 
 
-@pytest.mark.parametrize("name", ["main", "evaluate", "generate", "demo"])
+@pytest.mark.parametrize("name", ["main", "evaluate", "generate", "demo", "launch"])
 def test_a_command_starts_without_tensorflow(name):
     program = f"import sys, train.{name}; print('tensorflow' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

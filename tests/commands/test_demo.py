@@ -44,7 +44,7 @@ def test_the_commands_exist(tmp_path):
         assert (root / target).is_file(), target
 
 
-def test_a_second_call_does_nothing_and_prints_the_same(done, capsys):
+def test_a_second_call_does_nothing_but_what_is_older_than_the_training(done, tmp_path, capsys):
     demo.main()
     assert len(done) == 10
     first = capsys.readouterr().out
@@ -54,10 +54,6 @@ def test_a_second_call_does_nothing_and_prints_the_same(done, capsys):
     demo.main()
     assert len(done) == 10
     assert capsys.readouterr().out.count("done before") == 10
-
-
-def test_what_is_older_than_the_training_is_done_again(done, tmp_path):
-    demo.main()
     plan = demo.steps(tmp_path / "demo")
     newer = plan[0].output.stat().st_mtime + 100
     for step in plan[:4]:

@@ -1,20 +1,14 @@
 """`train.initialise_from` from outside: a run starts with the weights of another, stops, and goes on without it."""
 
-import csv
 import json
 import shutil
 
 import pytest
 
-from tests.checkpoint_tensors import assert_same_tensors
+from tests.command_fixtures import assert_same_tensors, score_of
 
 # Low enough for what was learned to stay, with other scores at the steps of the first run.
 CHANGES = {"train__seed": 6, "train__steps": 30, "optimizer__learning_rate": 1e-3}
-
-
-def nelbo_of(workdir, step):
-    with (workdir / "metrics.csv").open(newline="") as file:
-        return next(float(row["test_nelbo_nats"]) for row in csv.DictReader(file) if int(row["step"]) == step)
 
 
 @pytest.mark.slow
@@ -25,7 +19,7 @@ def test_a_run_from_anothers_weights_stops_and_goes_on_without_them(commands, fi
     assert process.returncode == 0, process.stderr
     assert f"Starts from {source}, step 60: all " in process.stdout and "step 30/30" in process.stdout
     assert json.loads((whole / "config.json").read_text())["train"]["initialise_from"] == str(source)
-    assert nelbo_of(whole, 20) < nelbo_of(source, 20)
+    assert score_of(whole, 20) < score_of(source, 20)
 
     command = commands.tiny_training(interrupted, **CHANGES, train__initialise_from=source)
     code, output = commands.run_until_training(command, commands.SIGINT)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import nvae_tf
-from configs import digits
+from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import image_grid
 from nvae_tf.generation.latents_file import load_latents
@@ -25,15 +25,10 @@ def pixels(path):
 
 
 @pytest.fixture(scope="module")
-def config():
-    return nvae_tf.experiment_config(digits.get_config())
-
-
-@pytest.fixture(scope="module")
-def outside(config, tmp_path_factory):
+def outside(tmp_path_factory):
     """Two test digits as pictures of one's own."""
     folder = tmp_path_factory.mktemp("outside")
-    images = load_split(config.data, "test").images
+    images = load_split(data_spec("digits"), "test").images
     for number in OUTSIDE:
         Image.fromarray(images[number, ..., 0]).save(folder / f"digit {number}.bmp")
     return folder
@@ -88,15 +83,20 @@ def assert_shown(picture, images, columns):
 
 
 @pytest.mark.slow
-def test_samples_and_reconstructions(made, model):
+def test_what_the_modes_have_written(made, model, originals):
+    """That it is right is tested in tests/generation."""
     assert_shown(pixels(made[0] / "samples.png"), model.generate(8, [0.8, 0.9], seed=3).numpy(), 4)
     assert "8 images at temperatures 0.8, 0.9, from step 60" in made[1]["samples.png"]
-    picture = pixels(made[0] / "reconstructions.png")
-    assert picture.shape == (4 * PITCH - 6, 5 * PITCH - 6)
-    assert set(np.unique(picture[:SIDE])) <= {0, 128, 255}
-    assert len(np.unique(picture[PITCH : PITCH + SIDE, :SIDE])) > 2
-    # The places that no image fills are gray.
-    assert (picture[2 * PITCH : 2 * PITCH + SIDE, 2 * PITCH :] == 128).all()
+    assert pixels(made[0] / "reconstructions.png").shape == (4 * PITCH - 6, 5 * PITCH - 6)
+    with Image.open(made[0] / "path.gif") as animation:
+        # Pillow shows a frame that is like the one before as one, for longer.
+        assert animation.info["duration"] % 200 == 0 and 1 < animation.n_frames <= 5
+        first = np.asarray(animation.convert("L"))
+    assert_shown(first, reconstruct_images(model, originals[::-1], seed=1)[:1], 1)
+    variants = pixels(made[0] / "variants.png")
+    assert variants.shape == (2 * PITCH - 6, 4 * PITCH - 6)
+    assert_shown(variants[PITCH:, :SIDE], originals[1:], 1)
+    assert "the top 1 of 2 groups kept" in made[1]["variants.png"]
 
 
 @pytest.mark.slow
@@ -115,26 +115,6 @@ def test_pictures_from_outside_give_files_of_the_same_names(made, model, origina
 
 
 @pytest.mark.slow
-def test_an_animation_begins_at_a_reconstruction(made, model, originals):
-    with Image.open(made[0] / "path.gif") as animation:
-        # Pillow shows a frame that is like the one before as one, for longer.
-        assert animation.info["duration"] % 200 == 0 and 1 < animation.n_frames <= 5
-        first = np.asarray(animation.convert("L"))
-    assert_shown(first, reconstruct_images(model, originals[::-1], seed=1)[:1], 1)
-
-
-@pytest.mark.slow
-def test_variants_stand_beside_their_picture(made, originals):
-    picture = pixels(made[0] / "variants.png")
-    assert picture.shape == (2 * PITCH - 6, 4 * PITCH - 6)
-    for row, original in enumerate(originals):
-        assert_shown(picture[row * PITCH : row * PITCH + SIDE, :SIDE], original[None], 1)
-    variants = [picture[:SIDE, column * PITCH : column * PITCH + SIDE] for column in (1, 2, 3)]
-    assert len({variant.tobytes() for variant in variants}) == 3
-    assert "the top 1 of 2 groups kept" in made[1]["variants.png"]
-
-
-@pytest.mark.slow
 def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made):
     picture = pixels(made[0] / "nearest.png")
     assert picture.shape == (2 * PITCH - 6, 4 * PITCH - 6)
@@ -150,10 +130,7 @@ def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["recnostruct"],
-            "not one of the modes (sample, reconstruct, interpolate, vary, encode, decode, nearest)",
-        ),
+        (["recnostruct"], "not one of the modes (sample, reconstruct, interpolate, vary, encode, decode, nearest)"),
         (["sample"], "--output is missing"),
         (["sample", "--output=x.png", "--temperature=0"], "--temperature=0: must be greater than 0"),
         (["sample", "--output=x.png", "--workdir=tests"], "--workdir=tests: not a run folder, it has no config.json"),
@@ -170,9 +147,7 @@ def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made):
 def test_a_wrong_flag_is_one_line(commands, tmp_path, arguments, message):
     (tmp_path / "config.json").touch()
     mode, *others = arguments
-    process = commands.run(["-m", "train.generate", mode, f"--workdir={tmp_path}", *others])
-    assert process.returncode == 2 and len(process.stderr.strip().splitlines()) == 1, process.stderr
-    assert process.stderr.startswith("error: ") and message in process.stderr
+    assert message in commands.refused(["-m", "train.generate", mode, f"--workdir={tmp_path}", *others])
 
 
 def test_every_mode_has_a_manual_page(commands):

@@ -35,22 +35,6 @@ def test_the_layout_of_the_parameters(channels, mixtures, means, log_scales, coe
     np.testing.assert_allclose(np.arctanh(tanh) * 20, coefficients, rtol=1e-5)
 
 
-def test_log_scales_have_a_floor():
-    _, _, log_scales, _ = split_mixture_parameters(tf.constant([0.0, 0.0, -50.0]), 1, 1)
-    np.testing.assert_array_equal(log_scales, [[-7.0]])
-
-
-def test_static_shape_survives_an_unknown_batch():
-    @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 50], tf.bfloat16)])
-    def split(parameters):
-        _, means, _, coefficients = split_mixture_parameters(parameters, 3, 5)
-        assert means.shape.as_list() == [None, 8, 8, 3, 5]
-        assert means.dtype == tf.float32
-        return coefficients
-
-    assert split(tf.zeros([2, 8, 8, 50], tf.bfloat16)).shape == [2, 8, 8, 3, 5]
-
-
 def test_wrong_parameters_and_settings_are_refused():
     with pytest.raises(ValueError, match="1 to 4 image channels, got 5"):
         split_mixture_parameters(tf.zeros([2, 30]), 5, 1)
@@ -138,27 +122,6 @@ def test_coefficients_of_four_channels_are_the_lower_triangle():
         for value, mean in zip(signed, conditional_means, strict=True)
     ]
     np.testing.assert_allclose(mixture.log_prob(pixels), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("exact_edges", [False, True])
-def test_gradient_matches_finite_differences(exact_edges):
-    parameters = random_parameters([20], 3, 2, seed=3, log_scale_range=(-5, 3))
-    images = all_pixels(3, 5)[np.random.default_rng(4).integers(0, 32**3, 20)]
-    with tf.GradientTape() as tape:
-        variables = tf.constant(parameters)
-        tape.watch(variables)
-        mixture = DiscretizedLogisticMixture.from_parameters(variables, 3, 2, num_bits=5, exact_edges=exact_edges)
-        log_prob = mixture.log_prob(images)
-    gradient = tape.gradient(log_prob, variables).numpy()
-    expected = np.zeros_like(gradient)
-    for pixel, column in np.ndindex(parameters.shape):
-        step = np.eye(parameters.shape[1])[column] * 1e-5
-        up, down = (
-            rgb_log_prob(images[pixel], parameters[pixel].astype(np.float64) + sign * step, 2, 5, exact_edges)
-            for sign in (1, -1)
-        )
-        expected[pixel, column] = (up - down) / 2e-5
-    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("channels", "num_bits"), [(1, 1), (1, 8), *itertools.product((1, 2, 3, 4), (3, 5))])

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.layers import DataDependentConvolution, ForwardPass, StackedConvolution
+from tests.layers import reference
 
 KINDS = {
     "3x3": dict(kernel_size=3),
@@ -28,7 +29,7 @@ def convolution(count=1, channels_in=4, channels_out=6, **settings):
 
 @pytest.mark.parametrize("plain", [False, True], ids=["normalized", "plain"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_loops(kind, plain, reference, normal, shaken):
+def test_against_loops(kind, plain, normal, shaken):
     settings = KINDS[kind] | {"use_bias": not plain, "weight_normalized": not plain}
     layer = shaken(convolution(**settings))
     kernel = layer.kernel.numpy()[0]
@@ -43,7 +44,7 @@ def test_against_loops(kind, plain, reference, normal, shaken):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradients_are_those_of_a_linear_map(kind, reference, normal, shaken):
+def test_the_gradients_are_those_of_a_linear_map(kind, normal, shaken):
     layer = shaken(convolution(**KINDS[kind], weight_normalized=False, use_bias=False))
     images = tf.constant(normal(2, 6, 8, 4))
     with tf.GradientTape() as tape:
@@ -76,7 +77,7 @@ def test_where_the_weights_start(groups):
     assert [weight.name for weight in plain.weights] == ["kernel"]
 
 
-def test_a_mask_comes_before_the_norm(reference, normal, shaken):
+def test_a_mask_comes_before_the_norm(normal, shaken):
     mask = (np.random.default_rng(3).uniform(size=(3, 3, 4, 6)) < 0.5).astype(np.float32)
     layer = convolution(count=2, kernel_size=3, mask=mask, log_norm_offset=-np.log(10.0))
     # Drawn from the fan-in without the mask, but its norm is that with the mask.
@@ -106,7 +107,7 @@ def test_a_filter_of_zeros_has_a_finite_gradient(normal):
 
 
 @pytest.mark.parametrize("strides", [1, 2])
-def test_data_dependent_scale_and_bias(strides, reference, normal):
+def test_data_dependent_scale_and_bias(strides, normal):
     layer = DataDependentConvolution(1, 3, 5, 3, strides=strides)
     before = [weight.numpy() for weight in layer.weights]
     images = 2.0 * normal(3, 6, 6, 3) + 1.0

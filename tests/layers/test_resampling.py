@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.resampling import BilinearExpand, FactorizedReduce, aligned_bilinear_upsampling
+from tests.layers import reference
 
 
 def interpolated(images):
@@ -37,7 +38,7 @@ def test_the_gradient_of_aligned_bilinear_is_its_transpose(normal):
 
 
 @pytest.mark.parametrize("channels_out", [8, 10])
-def test_factorized_reduce(channels_out, reference, normal, shaken):
+def test_factorized_reduce(channels_out, normal, shaken):
     layer = shaken(FactorizedReduce(1, 5, channels_out))
     images = normal(2, 4, 6, 5)
     active = images / (1.0 + np.exp(-images))
@@ -55,7 +56,7 @@ def test_factorized_reduce(channels_out, reference, normal, shaken):
     assert first == channels_out
 
 
-def test_bilinear_expand(reference, normal, shaken):
+def test_bilinear_expand(normal, shaken):
     layer = shaken(BilinearExpand(1, 6, 3))
     convolution = layer.parts[0]
     assert convolution.bias is None

@@ -63,41 +63,23 @@ def test_a_stack_equals_separate_layers(kind, training, normal, shaken):
         np.testing.assert_allclose(value, tf.concat(parts, axis=0), rtol=1e-3, atol=tolerance)
 
 
-@pytest.fixture
-def cells(shaken):
-    return shaken(ResidualCells(3, InvertedBranch(3, 2), 4, 4, squeeze_excite=True))
-
-
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-def test_eager_and_graph_agree(training, cells, normal):
-    images = [tf.constant(normal(2, 4, 4, 4)) for _ in range(3)]
-    eager = results(cells, images, training)
-    compiled = tf.function(results)(cells, images, training)
-    assert len(eager[-1]) == (8 if training else 0)
-    for mine, theirs in zip(tf.nest.flatten(compiled), tf.nest.flatten(eager), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
-
-
-def test_layers_may_be_used_in_any_order(cells, normal):
-    images = tf.constant(normal(2, 4, 4, 4))
-    found = []
-    for order in ((0, 1, 2), (2, 0, 1)):
-        forward = ForwardPass(training=True)
-        with cells.unstacked(forward) as layers:
-            outputs = {index: layers[index](images).numpy() for index in order}
-        found.append(([outputs[index] for index in range(3)], [value.numpy() for _, value in forward.updates]))
-    for first, second in zip(*map(tf.nest.flatten, found), strict=True):
-        np.testing.assert_array_equal(first, second)
-
-
-def test_the_kernels_of_all_convolutions_are_left_with_the_pass(cells):
-    forward = ForwardPass()
+def test_the_kernels_of_all_convolutions_are_left_with_the_pass():
+    cells, forward = ResidualCells(3, InvertedBranch(3, 2), 4, 4, squeeze_excite=True), ForwardPass()
     with cells.unstacked(forward):
         pass
     convolutions = {layer for layer in cells._flatten_layers() if isinstance(layer, StackedConvolution)}
     assert set(forward.kernels) == convolutions
     for convolution, kernels in forward.kernels.items():
         np.testing.assert_array_equal(kernels, convolution.effective_kernels())
+
+
+def test_where_batch_norms_start():
+    layer = StackedBatchNormalization(2, 6)
+    starts = {"gamma": 1.0, "beta": 0.0, "moving_mean": 0.0, "moving_variance": 1.0}
+    assert [weight.name for weight in layer.weights] == list(starts)
+    assert [weight.name for weight in layer.trainable_weights] == ["gamma", "beta"]
+    for weight, start in zip(layer.weights, starts.values(), strict=True):
+        np.testing.assert_array_equal(weight, np.full((2, 6), start))
 
 
 def test_a_stack_of_none_is_no_stack():

@@ -11,17 +11,13 @@ from nvae_tf.layers import ForwardPass
 from nvae_tf.models.nvae import NVAE
 from tests.tiny_model import tiny_config, tiny_model
 
+# Of settings that have nothing to do with each other, several in one model.
 VARIANTS = {
-    "bernoulli": {},
-    "logistic mixture": {"likelihood": "logistic_mixture", "num_bits": 8, "image_channels": 3},
-    "exact edges": {"likelihood": "logistic_mixture", "num_bits": 5, "image_channels": 4, "exact_edges": True},
-    "normal": {"likelihood": "normal", "num_bits": 8, "image_channels": 2},
-    "flows": {"num_flows": 2},
-    "no residual distributions": {"residual_distributions": False},
-    "more cells": {"num_groups_per_scale": 3, "num_cells_per_group_encoder": 2, "num_cells_per_group_decoder": 2},
-    "blocks": {"image_height": 8, "image_width": 8, "num_preprocess_blocks": 1, "num_postprocess_blocks": 1},
-    "one group": {"num_latent_scales": 1},
-    **{cells: {"cell_set": cells} for cells in ("res_bnswish", "res_bnelu", "mbconv_sep", "res53_mbconv")},
+    "logistic mixture": dict(likelihood="logistic_mixture", num_bits=5, image_channels=4, exact_edges=True),
+    "normal": dict(likelihood="normal", num_bits=8, image_channels=2, residual_distributions=False),
+    "flows": dict(num_flows=2, num_groups_per_scale=3, num_cells_per_group_encoder=2, num_cells_per_group_decoder=2),
+    "blocks": dict(image_height=8, image_width=8, num_preprocess_blocks=1, num_postprocess_blocks=1),
+    **{cells: dict(cell_set=cells) for cells in ("res_bnelu", "mbconv_sep", "res53_mbconv")},
 }
 
 

@@ -20,7 +20,6 @@ from tests.tiny_model import images_of, state_of, tiny_model, values
 
 HALF = {"mixed_bfloat16": tf.bfloat16, "mixed_float16": tf.float16}
 POLICIES = ("float32", *HALF)
-CELL_SETS = ("res_elu", "res_bnelu", "res_bnswish", "mbconv_sep", "mbconv_den")
 SETTINGS = dict(num_latent_scales=1, num_groups_per_scale=2, num_flows=1, num_latent_per_group=4)
 # What networks are made of, and their gradients.
 _NETWORK = (
@@ -155,7 +154,7 @@ def gradients_of(model, images):
     ("policy", "cells"),
     [
         ("mixed_bfloat16", "res_mbconv"),
-        *(pytest.param(policy, cells, marks=pytest.mark.slow) for policy in HALF for cells in CELL_SETS),
+        *(pytest.param("mixed_float16", cells, marks=pytest.mark.slow) for cells in ("res_elu", "mbconv_den")),
     ],
 )
 def test_a_step_goes_the_way_of_one_in_float32(policy, cells):
@@ -175,11 +174,10 @@ def test_a_step_goes_the_way_of_one_in_float32(policy, cells):
         assert reported["gradient_norm"] == pytest.approx(np.linalg.norm(gradients), rel=1e-3)
 
 
-@pytest.mark.parametrize(("policy", "poison"), [("mixed_bfloat16", np.inf), ("mixed_float16", np.nan)])
-def test_bad_images_change_nothing(models, policy, poison):
-    model = models[policy]
+def test_bad_images_change_nothing(models):
+    model = models["mixed_float16"]
     images = batch_of(model).numpy()
-    images[1, 2, 3] = poison
+    images[1, 2, 3] = np.inf
     before, skipped = state_of(model), float(model.running.skipped_steps.result())
     model.train_step(tf.constant(images))
     # Nor the scale of the loss, which can't help: after some of these it would be 0.
@@ -187,11 +185,9 @@ def test_bad_images_change_nothing(models, policy, poison):
     assert float(model.running.skipped_steps.result()) == skipped + 1
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "graph"])
-def test_a_step_that_overflows_changes_nothing_but_the_scale(compiled):
+def test_a_step_that_overflows_changes_nothing_but_the_scale():
     model = model_of("mixed_float16")
-    step = tf.function(model.train_step, autograph=False) if compiled else model.train_step
-    images, scale = batch_of(model), model.optimizer.dynamic_scale
+    step, images, scale = model.train_step, batch_of(model), model.optimizer.dynamic_scale
     step(images)
     assert int(model.optimizer.iterations) == 1
     # The gradients of weights are finite in float32, those of activations are not in float16.
@@ -212,15 +208,12 @@ def test_a_step_that_overflows_changes_nothing_but_the_scale(compiled):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
-def test_a_keras_file_keeps_the_policy_in_every_layer(models, policy, tmp_path):
-    model = models[policy]
+def test_a_keras_file_keeps_the_policy_in_every_layer(models, tmp_path):
+    model = models["mixed_float16"]
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for mine, theirs in zip(*([*each._flatten_layers()] for each in (model, loaded)), strict=True):
         assert mine.dtype_policy.name == theirs.dtype_policy.name, mine.path
-    networks = [layer for layer in (*loaded.convolutions, *loaded.batch_norms, loaded.bottom_up, loaded.top_down)]
-    assert {layer.compute_dtype for layer in networks} == {HALF[policy].name}
     images = batch_of(model, 2)
     np.testing.assert_array_equal(loaded.score(images), model.score(images))
     assert len(scaling_of(loaded)) == len(scaling_of(model))
@@ -238,17 +231,3 @@ def test_a_checkpoint_of_a_mixed_run_is_loaded_in_float32(models, tmp_path):
         np.testing.assert_array_equal(mine, theirs)
     images = batch_of(model, 2)
     np.testing.assert_allclose(loaded.score(images), model.score(images), rtol=0.02)
-
-
-@pytest.mark.parametrize(("before", "after"), [("float32", "mixed_float16"), ("mixed_float16", "float32")])
-def test_a_run_goes_on_in_another_precision(before, after, models, tmp_path):
-    """`train.precision` is one of the settings that may change."""
-    model, other = models[before], model_of(after)
-    TrainingState(tmp_path, model, model.optimizer, 1).save(2)
-    assert TrainingState(tmp_path, other, other.optimizer, 1).restore() == 2
-    inner = [getattr(each.optimizer, "inner_optimizer", each.optimizer) for each in (model, other)]
-    assert int(inner[1].iterations) == 2
-    for mine, theirs in zip(*(each._momentums + each._norms for each in inner), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-    other.train_step(batch_of(other))
-    assert int(inner[1].iterations) == 3

@@ -1,7 +1,6 @@
 """Recomputed cells: the same step bit by bit or nearly so, with less memory."""
 
 import keras
-import pytest
 import tensorflow as tf
 
 from nvae_tf.training.graph_memory import memory_timeline
@@ -19,15 +18,14 @@ SETTINGS = dict(
     num_channels_decoder=4,
     num_flows=1,
 )
-BLOCKS = dict(num_preprocess_blocks=1, num_preprocess_cells=3, num_postprocess_blocks=1, num_postprocess_cells=3)
 
 
-def steps_of(*recompute, **changes):
+def steps_of(*recompute):
     """A model and its traced step for each choice."""
     found = []
     for choice in recompute:
         # At rate 1 weights show the gradients themselves, and the slots the means that Adamax would follow.
-        model = tiny_model(keras.optimizers.SGD(1.0, momentum=0.9), recompute=choice, **SETTINGS | changes)
+        model = tiny_model(keras.optimizers.SGD(1.0, momentum=0.9), recompute=choice, **SETTINGS)
         step = tf.function(model.train_step, autograph=False)
         found.append((model, step.get_concrete_function(tf.TensorSpec((BATCH, 8, 8, 1)))))
     return found
@@ -51,14 +49,3 @@ def test_a_step_is_the_same_with_less_memory(without_rewriting):
     kept, recomputed = steps_of("none", "all")
     assert peak(recomputed[1]) < 0.6 * peak(kept[1])
     assert_near(after(*recomputed), after(*kept), floor=1e-3)
-
-
-@pytest.mark.slow
-def test_the_cells_of_groups_alone_save_less(without_rewriting):
-    settings = BLOCKS | dict(num_channels_encoder=8, num_channels_decoder=8)
-    steps = steps_of("none", "groups", "all", **settings)
-    peaks = [peak(step) for _, step in steps]
-    assert peaks[2] < 0.95 * peaks[1] < 0.85 * peaks[0], peaks
-    expected, *others = (after(*each) for each in steps)
-    for found in others:
-        assert_near(found, expected, floor=1e-3)

@@ -10,8 +10,7 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.config import ObjectiveConfig
-from nvae_tf.optimization import NVAEAdamax, WarmupCosine
-from tests.tiny_model import PADDED, assert_same, images_of, shaken, tiny_config, tiny_model
+from tests.tiny_model import PADDED, assert_same, shaken, tiny_config, tiny_model
 
 # Of Keras' own code that saves.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -63,36 +62,12 @@ def test_a_keras_file_also_one_from_before_a_setting_existed(images, tmp_path):
     assert_same_model(model, keras.models.load_model(path), images)
 
 
-def test_weights_alone(images, tmp_path):
-    model, other = shaken_model(), tiny_model(**PADDED, num_flows=1)
-    model.save_weights(tmp_path / "model.weights.h5")
-    other.load_weights(tmp_path / "model.weights.h5")
-    assert_same_model(model, other, images)
-
-
 def test_a_checkpoint_of_tensorflow_has_all_weights(tmp_path):
     """Also those of layers in lists, which TensorFlow does not find by itself in a model of Keras."""
     model, other = shaken_model(), tiny_model(**PADDED, num_flows=1)
     file = tf.train.Checkpoint(model=model).save(tmp_path / "model")
     tf.train.Checkpoint(model=other).restore(file).assert_existing_objects_matched()
     assert_same(other.weights, model.weights)
-
-
-@pytest.mark.slow
-def test_a_compiled_model_trains_on_where_it_was_saved(tmp_path):
-    model = tiny_model()
-    images = tf.constant(images_of(model.config))
-    model.compile(optimizer=NVAEAdamax(WarmupCosine(0.01, 0.001, 1, 2, 10)), run_eagerly=True)
-    model.train_step(images)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert int(loaded.optimizer.iterations) == 1
-    reports = []
-    for each in (model, loaded):
-        each.reset_metrics()
-        each.train_step(images)
-        reports.append({name: float(value) for name, value in each.train_step(images).items()})
-    assert reports[0] == pytest.approx(reports[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["model.h5", "model.hdf5"])

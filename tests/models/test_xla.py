@@ -77,9 +77,7 @@ def given_draws(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "settings",
-    [{}, dict(recompute="all", accumulate_steps=4)],
-    ids=["plain", "recomputed in parts"],
+    "settings", [{}, dict(recompute="all", accumulate_steps=4)], ids=["plain", "recomputed in parts"]
 )
 def test_the_compiled_step_is_the_same(settings, given_draws):
     plain, compiled = (after(model_of(**settings), jit_compile) for jit_compile in (False, True))

@@ -18,9 +18,7 @@ from nvae_tf.objective.elbo import (
     bits_per_dimension,
     group_weights,
     kl_per_channel,
-    kl_per_group,
     kl_weight,
-    log_posterior_and_prior,
     regularization_weight,
     training_loss,
 )
@@ -86,25 +84,6 @@ def test_the_kl_with_flows_is_estimated_from_the_sample():
     estimates = kl_per_channel(Latent(*drawn, *of_first_image, has_flows=True)).numpy()
     np.testing.assert_allclose(estimates, log_ratio.sum(axis=(1, 2)), rtol=1e-3, atol=1e-2)
     assert np.all(np.abs(estimates.mean(axis=0) - expected) < 5.0 * estimates.std(axis=0) / math.sqrt(count))
-
-
-def test_groups_are_summed_over_all_but_the_batch():
-    groups = [latent(0), latent(1, shift=0.3), latent(2)]
-    expected = np.stack([np.sum(kl_per_channel(group), axis=1) for group in groups], axis=1)
-    np.testing.assert_allclose(kl_per_group(groups), expected, rtol=1e-5)
-
-
-def test_log_posterior_and_prior():
-    groups = [latent(0), latent(1, shift=0.3)]
-    log_q, log_p = log_posterior_and_prior(groups)
-    expected_q, expected_p = np.zeros(2), np.zeros(2)
-    for group in groups:
-        mean_q, scale_q, mean_p, scale_p = parameters(group)
-        # The posterior's density where it was drawn, the prior's after the flows.
-        expected_q += scipy.stats.norm.logpdf(group.z_before_flows, mean_q, scale_q).sum(axis=(1, 2, 3))
-        expected_p += scipy.stats.norm.logpdf(group.z, mean_p, scale_p).sum(axis=(1, 2, 3))
-    np.testing.assert_allclose(log_q, expected_q, rtol=1e-4)
-    np.testing.assert_allclose(log_p, expected_p, rtol=1e-4)
 
 
 def test_the_negative_bound_in_nats_and_bits():

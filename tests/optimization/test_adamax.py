@@ -180,30 +180,3 @@ def test_a_skipped_step_leaves_the_averages_and_before_the_first_step_they_are_t
     scale_by(3e38)
     model.train_step(bad)
     assert_same(averages_of(model), averages)
-
-
-class InsideFit(keras.callbacks.Callback):
-    """Uses the averages and saves them during `fit`."""
-
-    def __init__(self, folder):
-        super().__init__()
-        self._folder, self.after = folder, []
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.after.append(weights_of(self.model))
-        with averaged_weights(self.model):
-            self.inside = weights_of(self.model)
-        assert_same(weights_of(self.model), self.after[-1])
-        state_in(self._folder, self.model).save(batch + 1)
-
-
-def test_an_optimizer_of_keras_in_fit(folder):
-    model = model_with(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=MOMENTUM))
-    model.run_eagerly = True
-    callback = InsideFit(folder)
-    model.fit(np.concatenate([IMAGES] * 3), batch_size=4, shuffle=False, verbose=0, callbacks=[callback])
-    assert len(callback.after) == 3
-    assert_near(callback.inside, recursion(callback.after), rtol=1e-5)
-    assert_same(weights_of(nvae_tf.load(folder.path)), callback.inside)
-    # Keras itself ends with them.
-    assert_same(weights_of(model), callback.inside)

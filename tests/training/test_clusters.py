@@ -3,12 +3,12 @@
 import json
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import time
 
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CLUSTERS = ROOT / "nvae_tf" / "training" / "clusters"
@@ -67,12 +67,8 @@ def test_a_slurm_task_finds_its_cluster(commands_in):
     assert all(1024 < int(port) < 32768 for port in ports)
 
 
-@pytest.mark.parametrize(("code", "seen"), [(0, 0), (2, 2), (143, 0)])
-def test_only_a_failure_is_one_for_srun(commands_in, code, seen):
-    assert slurm_worker(commands_in, f"exit {code}").wait(timeout=30) == seen
-
-
-def test_a_slurm_task_passes_the_stop_on_and_waits(commands_in):
+def test_a_slurm_task_passes_the_stop_on_and_waits_and_only_a_failure_is_one_for_srun(commands_in):
+    assert slurm_worker(commands_in, "exit 2").wait(timeout=30) == 2
     process = slurm_worker(commands_in, STOPS_WHEN_ASKED)
     assert process.stdout.readline() == "ready\n"
     process.terminate()
@@ -134,13 +130,8 @@ def test_a_canceled_slurm_job_waits_for_its_workers_and_stays_canceled(slurm_job
     assert len(calls.read_text().splitlines()) == 1
 
 
-@pytest.fixture
-def manifest():
-    yaml = pytest.importorskip("yaml")
-    return {part["kind"]: part for part in yaml.safe_load_all((CLUSTERS / "kubernetes.yaml").read_text())}
-
-
-def test_the_objects_of_the_kubernetes_manifest_belong_together(manifest):
+def test_a_pod_finds_its_cluster_and_the_objects_of_the_manifest_belong_together(commands_in):
+    manifest = {part["kind"]: part for part in yaml.safe_load_all((CLUSTERS / "kubernetes.yaml").read_text())}
     claim, service, job = (manifest[kind] for kind in ("PersistentVolumeClaim", "Service", "Job"))
     pod = job["spec"]["template"]["spec"]
     container = pod["containers"][0]
@@ -150,10 +141,6 @@ def test_the_objects_of_the_kubernetes_manifest_belong_together(manifest):
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(container["env"][0]["value"])
     assert [volume["name"] for volume in pod["volumes"]] == [mount["name"] for mount in container["volumeMounts"]]
     assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-
-
-def test_a_pod_finds_its_cluster(commands_in, manifest):
-    container = manifest["Job"]["spec"]["template"]["spec"]["containers"][0]
     assert container["command"] == ["bash", "-c"]
     environment = commands_in(python=SHOWS_ITS_TASK) | {each["name"]: each["value"] for each in container["env"]}
     process = start(["-c", *container["args"]], environment | {"JOB_COMPLETION_INDEX": "1"})
@@ -161,16 +148,8 @@ def test_a_pod_finds_its_cluster(commands_in, manifest):
     assert process.returncode == 0, errors
     tf_config, *arguments = output.splitlines()
     assert arguments == ["-m", "train.main", *container["args"][2:]]
-    job, service = manifest["Job"]["metadata"]["name"], manifest["Service"]["metadata"]["name"]
-    port = container["ports"][0]["containerPort"]
+    name, domain, port = job["metadata"]["name"], service["metadata"]["name"], container["ports"][0]["containerPort"]
     assert json.loads(tf_config) == {
-        "cluster": {"worker": [f"{job}-{index}.{service}:{port}" for index in (0, 1)]},
+        "cluster": {"worker": [f"{name}-{index}.{domain}:{port}" for index in (0, 1)]},
         "task": {"type": "worker", "index": 1},
     }
-
-
-def test_the_page_links_to_files_that_are_there():
-    page = ROOT / "docs" / "clusters.md"
-    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
-    assert len(links) >= 3
-    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []

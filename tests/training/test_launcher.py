@@ -139,10 +139,10 @@ def test_one_that_does_not_stop_is_killed_with_all_it_has_started(tmp_path):
     until(lambda: not any(map(is_there, pids(tmp_path))))
 
 
-def test_a_mistake_that_all_have_made_is_reported_by_the_first(tmp_path):
+def test_a_mistake_that_all_have_made_is_reported_by_the_first_and_is_no_reason_to_start_again(tmp_path):
     # Worker 1 is first to find it.
     program = "time.sleep(0.2 * (1 - index)); print('error: --x'); sys.exit(2)"
-    code, reported = run(tmp_path, program, patience_seconds=10.0)
+    code, reported = run(tmp_path, program, patience_seconds=10.0, restarts=3)
     assert (code, reported) == (2, ["worker 0 ended with exit code 2."])
 
 
@@ -180,10 +180,9 @@ def test_a_crash_starts_all_again_but_not_for_ever(tmp_path, restarts, crashes, 
     ]
 
 
-@pytest.mark.parametrize("code", [2, 143])
-def test_an_end_that_is_no_crash_is_the_end(tmp_path, code):
-    done, reported = run(tmp_path, f"remember('start'); sys.exit({code})", restarts=3)
-    assert done == code and remembered(tmp_path, 1) == ["start"]
+def test_an_end_that_is_no_crash_is_the_end(tmp_path):
+    done, reported = run(tmp_path, "remember('start'); sys.exit(143)", restarts=3)
+    assert done == 143 and remembered(tmp_path, 1) == ["start"]
     assert not [line for line in reported if "restart" in line]
 
 
@@ -196,12 +195,7 @@ def test_a_start_that_fails_leaves_no_worker(tmp_path):
 
 @pytest.mark.parametrize(
     ("numbers", "passed_on", "through"),
-    [
-        (["SIGINT"], "SIGINT", []),
-        (["SIGTERM"], "SIGTERM", []),
-        (["SIGHUP"], "SIGTERM", []),
-        (["SIGHUP", "SIGINT"], "SIGINT", ["nohup"]),
-    ],
+    [(["SIGINT"], "SIGINT", []), (["SIGHUP"], "SIGTERM", []), (["SIGHUP", "SIGINT"], "SIGINT", ["nohup"])],
 )
 def test_a_signal_to_the_whole_group_reaches_each_worker_once(tmp_path, numbers, passed_on, through):
     with launcher(tmp_path, STOPS_WHEN_ASKED, through=through) as process:
@@ -288,22 +282,4 @@ def test_logs_lie_beside_the_run_folder_and_nowhere_in_it(tmp_path, monkeypatch)
 def test_a_mistake_is_one_line_and_code_2(commands, monkeypatch, arguments, tf_config, message):
     if tf_config:
         monkeypatch.setenv("TF_CONFIG", tf_config)
-    process = commands.run(["-m", "train.launch", *arguments.split()])
-    assert (process.returncode, process.stdout) == (2, "")
-    assert message in process.stderr and process.stderr.count("\n") == 1 and process.stderr.startswith("error: ")
-
-
-def test_a_mistake_that_train_main_finds_is_reported_once(commands, tmp_path):
-    flags = ["--config=configs/digits.py", f"--workdir={tmp_path / 'two'}", "--config.train.batch_size=0"]
-    process = commands.run(["-m", "train.launch", "--processes=2", "--", *flags])
-    assert process.returncode == 2
-    assert process.stderr.count("error: train.batch_size = 0") == 1
-    assert [entry.name for entry in tmp_path.iterdir()] == ["two-logs"]
-
-
-def test_the_launcher_never_loads_tensorflow():
-    program = "import sys, train.launch; print('tensorflow' in sys.modules, 'numpy' in sys.modules)"
-    output = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert output == "False False\n"
+    assert message in commands.refused(["-m", "train.launch", *arguments.split()])

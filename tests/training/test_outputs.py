@@ -1,7 +1,9 @@
 """What a run writes on its way: `metrics.csv` with each step once, whatever was cut off, and TensorBoard's files."""
 
 import csv
+import dataclasses
 import io
+import signal
 
 import numpy as np
 import pytest
@@ -14,8 +16,12 @@ from nvae_tf.data.pipeline import evaluation_batches
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import image_grid
 from nvae_tf.generation.sampling import generate_images
-from nvae_tf.training.outputs import COLUMNS, MetricsFile
+from nvae_tf.optimization import average_of_weights
+from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs
+from nvae_tf.training.run import RunLength, load_images, new_run
 from nvae_tf.training.run_folder import RunFolder, read_run_config
+from nvae_tf.training.stopping import StopRequest
+from tests.tiny_model import assert_same, values
 
 
 def row(step):
@@ -100,43 +106,55 @@ def test_damaged_and_doubled_lines_are_dropped_and_counted(metrics, tmp_path, da
     assert metrics.keep_until(30) == 0
 
 
-@pytest.fixture
-def older_file(tmp_path):
-    """A file of a version that did not know the last column yet."""
+def test_a_file_of_another_version_goes_on_with_a_new_column_and_keeps_those_that_are_not_known(tmp_path):
     path = tmp_path / "metrics.csv"
-    lines = [",".join(COLUMNS[:-1]), *(",".join([step] + ["0.5"] * (len(COLUMNS) - 2)) for step in ("10", "20"))]
+    columns = [*COLUMNS[:-1], "invented_later"]
+    lines = [",".join(columns), *(",".join([step] + ["0.5"] * (len(columns) - 1)) for step in ("10", "20"))]
     path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def test_an_older_file_goes_on_with_a_new_column(older_file):
-    metrics = MetricsFile(older_file)
+    metrics = MetricsFile(path)
     metrics.keep_until(20)
     assert metrics.has(20)
     metrics.append(row(30))
-    metrics.append(row(40))
-    with older_file.open(newline="") as file:
+    with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == list(COLUMNS)
-    assert [found["step"] for found in rows] == ["10", "20", "30", "40"]
-    assert [found[COLUMNS[-1]] for found in rows] == ["", "", "0.123457", "0.123457"]
-    assert [found["epoch"] for found in rows] == ["0.5", "0.5", "0.123457", "0.123457"]
+    assert list(rows[0]) == [*columns, COLUMNS[-1]]
+    assert [found["step"] for found in rows] == ["10", "20", "30"]
+    assert [found[COLUMNS[-1]] for found in rows] == ["", "", "0.123457"]
+    assert [found["invented_later"] for found in rows] == ["0.5", "0.5", ""]
     # What has empty places is as whole as the others.
     metrics.keep_until(30)
-    assert steps(older_file) == [10, 20, 30]
+    assert steps(path) == [10, 20, 30]
 
 
-def test_columns_of_a_newer_version_stay(tmp_path):
-    path = tmp_path / "metrics.csv"
-    path.write_text(",".join([*COLUMNS, "invented_later"]) + "\n" + ",".join(["10"] * len(COLUMNS) + ["0.7"]) + "\n")
-    metrics = MetricsFile(path)
-    metrics.keep_until(10)
-    metrics.append(row(20))
-    with path.open(newline="") as file:
-        assert [(found["step"], found["invented_later"]) for found in csv.DictReader(file)] == [
-            ("10", "0.7"),
-            ("20", ""),
-        ]
+class StopAfter(StopRequest):
+    """A signal that comes once the run has looked for it so many times."""
+
+    def __init__(self, looks):
+        super().__init__()
+        self._looks = looks
+
+    def check(self):
+        self._looks -= 1
+        self.signal_number = signal.SIGTERM if self._looks < 0 else None
+        super().check()
+
+
+@pytest.mark.parametrize("within", ["evaluation", "sampling"])
+def test_a_stop_within_evaluation_or_sampling_leaves_the_weights_and_the_metrics(within, finished_run, tmp_path):
+    config, folder = read_run_config(RunFolder(finished_run[0])), RunFolder(tmp_path)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, ema_momentum=0.9))
+    run = new_run(config, RunLength(14, 60), load_images(config))
+    # Both are done with the averages of the weights, which are not the weights.
+    run.model.optimizer.iterations.assign(1)
+    for average in average_of_weights(run.model).values():
+        average.assign(0.9 * average)
+    metrics = MetricsFile(folder.metrics_file)
+    for step in (20, 40) if within == "sampling" else (20,):
+        metrics.append(row(step))
+    weights, content = values(run.model.weights), folder.metrics_file.read_bytes()
+    assert RunOutputs(folder, run, StopAfter(1)).write_due(40) is False
+    assert_same(values(run.model.weights), weights)
+    assert folder.metrics_file.read_bytes() == content and not list(tmp_path.rglob("*.png"))
 
 
 @pytest.fixture(scope="module")
@@ -172,15 +190,14 @@ def assert_same_image(found, expected):
     assert np.abs(found[..., :1].astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_samples_of_every_temperature_come_from_the_same_draws(events, model, temperature):
-    tag = f"samples/temperature_{temperature}"
-    assert steps_of(events, tag) == [40, 60]
-    expected = image_grid(generate_images(model, 16, temperature, seed=0), enlarge=None)
-    assert_same_image(pixels(events, tag, 60), expected)
-
-
-def test_the_samples_in_the_folder_are_those_of_the_main_temperature(events, finished_run):
+def test_samples_of_every_temperature_come_from_the_same_draws_and_those_in_the_folder_of_the_main_one(
+    events, model, finished_run
+):
+    for temperature in (1.0, 0.6):
+        tag = f"samples/temperature_{temperature}"
+        assert steps_of(events, tag) == [40, 60]
+        expected = image_grid(generate_images(model, 16, temperature, seed=0), enlarge=None)
+        assert_same_image(pixels(events, tag, 60), expected)
     assert steps_of(events, "samples/temperature_0.7") == [40, 60]
     in_folder = np.asarray(Image.open(finished_run[0] / "samples" / "step-00000060.png"))[..., np.newaxis]
     assert_same_image(pixels(events, "samples/temperature_0.7", 60), in_folder)

@@ -45,13 +45,6 @@ def test_the_asked_for_steps_are_profiled(tmp_path, lines, steps):
     assert len(profiled_steps(tmp_path)) == 1
 
 
-@pytest.mark.parametrize(("steps", "numbers"), [((), range(1, 4)), ((3, 5), range(4, 8)), ((3, 5), range(1, 3))])
-def test_without_its_first_step_there_is_none(tmp_path, lines, steps, numbers):
-    with StepProfiler(steps, tmp_path, lines.append) as profiler:
-        take_steps(profiler, numbers)
-    assert not lines and not list(tmp_path.iterdir())
-
-
 def test_a_run_that_ends_in_between_leaves_what_there_is(tmp_path, lines):
     with pytest.raises(KeyboardInterrupt), StepProfiler((2, 9), tmp_path, lines.append) as profiler:
         take_steps(profiler, range(1, 4))
@@ -69,34 +62,32 @@ def test_a_run_that_goes_back_gets_one_profile(tmp_path, lines, back_to, expecte
     assert profiled_steps(tmp_path) == [expected] and len(lines) == 1
 
 
-def test_a_profiler_that_is_busy_is_reported_once_and_left_alone(tmp_path, lines):
-    tf.profiler.experimental.start(str(tmp_path / "other"))
+@pytest.mark.parametrize(
+    ("problem", "reason"), [("busy", "Another profiler is running. The run goes on."), ("a file in the way", "")]
+)
+def test_a_profile_that_can_not_be_made_is_reported_once(tmp_path, lines, problem, reason):
+    if problem == "busy":
+        tf.profiler.experimental.start(str(tmp_path / "other"))
+    else:
+        (tmp_path / "run").write_text(problem)
     try:
         with StepProfiler((2, 3), tmp_path / "run", lines.append) as profiler:
             take_steps(profiler, [*range(1, 5), *range(1, 5)])
     finally:
-        tf.profiler.experimental.stop()
-    assert lines == ["No profile of steps 2 to 3: Another profiler is running. The run goes on."]
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("problem", ["a file in the way", "stopped by somebody else"])
-def test_a_profile_that_can_not_be_saved_is_reported_once(tmp_path, lines, problem):
-    if problem == "a file in the way":
-        (tmp_path / "run").write_text(problem)
-    with StepProfiler((2, 3), tmp_path / "run", lines.append) as profiler:
-        take_steps(profiler, range(1, 3))
-        if problem != "a file in the way":
-            tf.profiler.experimental.stop(save=False)
-        take_steps(profiler, range(3, 5))
-    assert len(lines) == 1 and lines[0].startswith("No profile of steps 2 to 3: ")
+        if problem == "busy":
+            tf.profiler.experimental.stop()
+    assert len(lines) == 1 and lines[0].startswith(f"No profile of steps 2 to 3: {reason}")
+    assert not (tmp_path / "run").is_dir()
 
 
 def test_a_run_that_never_takes_the_first_step_says_so(tmp_path, lines):
+    for steps, numbers in (((), range(1, 4)), ((3, 5), range(4, 8))):
+        with StepProfiler(steps, tmp_path, lines.append) as profiler:
+            take_steps(profiler, numbers)
     profiler = StepProfiler((10, 20), tmp_path, lines.append)
     profiler.note_steps(1, 30)
     profiler.note_steps(31, 30)
-    assert not lines
+    assert not lines and not list(tmp_path.iterdir())
     profiler.note_steps(1, 9)
     profiler.note_steps(11, 30)
     assert [line.startswith("No profile: train.profile_steps begin with 10") for line in lines] == [True, True]

@@ -16,15 +16,9 @@ import pytest
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig, config_to_json
 from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.published.names import named_weights, nested
 from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run import Images, Run, check_images_a_step, note_images
-from nvae_tf.training.run_folder import (
-    RunFolder,
-    lock_for_training,
-    open_for_training,
-    read_image_counts,
-)
+from nvae_tf.training.run_folder import RunFolder, lock_for_training, open_for_training, read_image_counts
 from nvae_tf.training.strategy import ONE_DEVICE
 from tests.tiny_model import tiny_config
 
@@ -60,8 +54,8 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(one, other)
 
 
-def with_train(config=CONFIG, **changes):
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+def with_train(**changes):
+    return dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))
 
 
 def with_data(**changes):
@@ -96,7 +90,7 @@ def test_what_is_no_run_folder_is_named(tmp_path):
             nvae_tf.load(tmp_path / place)
 
 
-DAMAGED = [b'{"model": ', b"\xff\xfe\x80", b'{"architecture": 3}', b"[]", b"[" * 10**5, b'{"model":' * 10**5]
+DAMAGED = [b'{"model": ', b"\xff\xfe\x80", b'{"architecture": 3}', b"[]", b'{"model":' * 10**5]
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=lambda content: repr(content[:12]))
@@ -123,7 +117,6 @@ def test_a_foreign_folder_is_refused_and_not_touched(tmp_path):
     [
         (with_train(seed=64, steps=7), "train.seed was 3 and is now 64. Give"),
         (with_data(num_bits=5), f"data.num_bits was {CONFIG.data.num_bits!r} and is now 5"),
-        (with_data(crop_box=(0, 0, 8, 8)), "data.crop_box was None and is now"),
     ],
 )
 def test_a_run_with_other_settings_is_refused_and_not_touched(folder, other, message):
@@ -153,13 +146,6 @@ def test_a_run_is_not_made_shorter_than_it_is(folder):
         open_for_training(folder.path, shorter)
 
 
-def test_every_weight_has_one_readable_name(saved_model):
-    names = named_weights(saved_model)
-    assert {id(variable) for variable in names.values()} == {id(variable) for variable in saved_model.weights}
-    assert "top_down/scales/0/posteriors/kernel" in names
-    assert nested({"a/b": 1, "a/c/0": 2, "d": 3}) == {"a": {"b": 1, "c": {"0": 2}}, "d": 3}
-
-
 # images.json
 
 
@@ -168,16 +154,12 @@ def run_with(train, test, batch_size=10, held_out=None):
     return Run(ExperimentConfig(train=TrainConfig(batch_size=batch_size)), None, images, None, None, ONE_DEVICE)
 
 
-def test_another_number_of_images_a_step_is_refused(tmp_path):
-    file = tmp_path / "images.json"
+def test_another_number_of_images_a_step_is_refused_and_in_all_is_reported_once(tmp_path):
+    file, reported = tmp_path / "images.json", []
     check_images_a_step(file, run_with(54, 6))
     note_images(file, run_with(54, 6), pytest.fail)
     with pytest.raises(ValueError, match="makes 20 images a step; this run was begun with 10: set train.batch_size=10"):
         check_images_a_step(file, run_with(54, 6, batch_size=20))
-
-
-def test_another_number_of_images_is_reported_once(tmp_path):
-    file, reported = tmp_path / "images.json", []
     for counts in ((54, 6), (54, 6), (49, 5), (49, 5)):
         note_images(file, run_with(*counts), reported.append)
     (line,) = reported
@@ -194,14 +176,7 @@ def test_what_an_older_version_did_not_note_is_added(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "{",
-        '{"test": 6}',
-        '{"train": true, "test": 6}',
-        '{"train": 54, "test": 6, "a_step": 0}',
-        '{"train": 54, "test": 6, "held_out": 1}',
-    ],
+    "text", ["{", '{"test": 6}', '{"train": true, "test": 6}', '{"train": 54, "test": 6, "a_step": 0}']
 )
 def test_damaged_image_counts_are_named(text, tmp_path):
     file = tmp_path / "images.json"

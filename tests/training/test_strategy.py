@@ -1,7 +1,6 @@
 """Devices: which are chosen, and that replicas and processes compute what one device does, whatever happens."""
 
 import contextlib
-import csv
 import os
 import pathlib
 import signal
@@ -21,7 +20,7 @@ from nvae_tf.training.launcher import tf_configs
 from nvae_tf.training.loop import TrainingLoop
 from nvae_tf.training.stopping import StopRequest
 from nvae_tf.training.strategy import Replicas, compiles_whole_step, shard_from_environment
-from tests.checkpoint_tensors import tensors as all_tensors
+from tests.command_fixtures import assert_same_tensors, metrics_rows, tensors
 from tests.tiny_model import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -38,8 +37,6 @@ SETTINGS = {
     "objective__kl_anneal_portion": 0.9,
 }
 ON_TWO_REPLICAS = {"train__replicas": 2, "train__batch_size": 8}
-# Alone on its replica a step knows its own gradients only, see `StepMetrics.gradient_norm`.
-OF_ONE_REPLICA = "gradient_norm"
 
 
 @pytest.fixture
@@ -54,7 +51,6 @@ def clusters():
 @pytest.mark.parametrize(
     ("xla", "num_gpus", "replicas", "whole", "in_parts"),
     [
-        ("auto", 0, 1, False, False),
         ("auto", 0, 2, False, False),
         ("auto", 1, 1, True, False),
         ("auto", 2, 1, True, False),  # one of them trains
@@ -108,8 +104,7 @@ def test_the_place_in_a_cluster(cluster, task, expected, monkeypatch):
 )
 @pytest.mark.slow
 def test_devices_that_are_not_there_are_one_line(commands, tmp_path, changes, message):
-    process = commands.run(commands.tiny_training(tmp_path / "run", **changes))
-    assert process.returncode == 2 and process.stderr.count("\n") == 1 and message in process.stderr
+    assert message in commands.refused(commands.tiny_training(tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 
@@ -131,20 +126,14 @@ def test_a_signal_that_comes_while_workers_agree_is_not_lost():
     assert loop.agreed_signal(10) == signal.SIGTERM
 
 
-def last_scores(workdir):
-    with open(workdir / "metrics.csv") as file:
-        return {name: float(value) for name, value in [*csv.DictReader(file)][-1].items() if "second" not in name}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
         dict(train__xla="jit"),
-        dict(train__xla="cluster"),
-        dict(train__precision="mixed_float16", train__recompute="all", train__accumulate_steps=2),
+        dict(train__precision="mixed_float16", train__recompute="all", train__accumulate_steps=2, train__xla="cluster"),
     ],
-    ids=["jit", "cluster", "all that saves memory"],
+    ids=["jit", "clusters and all that saves memory"],
 )
 def test_a_run_ends_near_one_with_the_default_settings(settings, commands, finished_run, tmp_path, monkeypatch):
     # XLA writes what it compiles.
@@ -155,23 +144,20 @@ def test_a_run_ends_near_one_with_the_default_settings(settings, commands, finis
     # What follows a norm in the backward pass is compiled in any case (`cpu_kernels.on_one_cpu`); it has none.
     texts = (file.read_text(errors="replace") for file in tmp_path.glob("compiled/*.txt"))
     assert any("convolution(" in text for text in texts) == (settings.get("train__xla") == "jit")
-    found, expected = last_scores(workdir), last_scores(finished_run[0])
+    found, expected = (metrics_rows(folder)[-1] for folder in (workdir, finished_run[0]))
     assert found.keys() == expected.keys() and found["step"] == expected["step"] == 60
     assert all(np.isfinite(value) for value in found.values())
     assert found["test_nelbo_nats"] == pytest.approx(expected["test_nelbo_nats"], rel=0.15)
 
 
-def tensors(workdir, step):
-    return {name: value for name, value in all_tensors(workdir, step).items() if OF_ONE_REPLICA not in name}
-
-
-def assert_close_runs(one, other, step, tolerance=1e-5):
+def assert_close_runs(one, other, step):
     expected, found = tensors(one, step), tensors(other, step)
     assert set(found) == set(expected) and len(found) > 100
     for name, value in expected.items():
         if name.startswith(("model/", "averages/")):
-            np.testing.assert_allclose(found[name], value, atol=tolerance, rtol=0.0, err_msg=name)
-        elif name.startswith("metrics/"):
+            np.testing.assert_allclose(found[name], value, atol=1e-5, rtol=0.0, err_msg=name)
+        # Alone on its replica a step knows its own gradients only, see `StepMetrics.gradient_norm`.
+        elif name.startswith("metrics/") and "gradient_norm" not in name:
             np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
         elif name.startswith("optimizer/"):
             # The moments show also gradients of a wrong size, which Adamax hides.
@@ -218,19 +204,15 @@ def test_with_scales_recomputation_averages_and_flows_too(commands, tmp_path):
 
 
 @pytest.mark.slow
-def test_accumulation_on_two_replicas(commands, tmp_path):
+def test_accumulation_and_half_precision_on_two_replicas(commands, tmp_path):
     # Each microbatch has its own batch statistics: those of two replicas are not those of one device.
-    alone = finished(commands, tmp_path / "one", train__accumulate_steps=2)
-    both = finished(commands, tmp_path / "two", train__accumulate_steps=2, **ON_TWO_REPLICAS)
-    assert set(tensors(alone, 5)) == set(tensors(both, 5))
-    losses = [tensors(run, 5)["metrics/loss/0/.ATTRIBUTES/VARIABLE_VALUE"] for run in (alone, both)]
+    changes = {"train__accumulate_steps": 2, "train__precision": "mixed_float16", "train__steps": 30}
+    one = finished(commands, tmp_path / "one", **changes)
+    found = tensors(one, 30), tensors(finished(commands, tmp_path / "two", **changes | ON_TWO_REPLICAS), 30)
+    assert set(found[0]) == set(found[1])
+    assert all(np.all(np.isfinite(value)) for value in found[1].values())
+    losses = [values["metrics/loss/0/.ATTRIBUTES/VARIABLE_VALUE"] for values in found]
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
-
-
-@pytest.mark.slow
-def test_half_precision_on_two_replicas(commands, tmp_path):
-    workdir = finished(commands, tmp_path / "two", train__precision="mixed_float16", train__steps=30, **ON_TWO_REPLICAS)
-    assert all(np.all(np.isfinite(value)) for value in tensors(workdir, 30).values())
 
 
 @pytest.mark.slow
@@ -250,8 +232,6 @@ def test_a_run_goes_on_with_another_number_of_replicas(commands, tmp_path):
     even = {"objective__kl_anneal_portion": 0.0, "objective__kl_constant_portion": 0.0}
     finished(commands, workdir, train__steps=3, **even)
     whole = finished(commands, tmp_path / "whole", **even)
-    wrong = commands.run(commands.tiny_training(workdir, **SETTINGS | even | {"train__replicas": 2}))
-    assert wrong.returncode == 2 and "makes 32 images a step; this run was begun with 16" in wrong.stderr
     finished(commands, workdir, **even, **ON_TWO_REPLICAS)
     assert_close_runs(whole, workdir, 5)
 
@@ -301,10 +281,7 @@ def test_two_workers_killed_three_times_end_as_if_nothing_had_happened(commands,
     launcher = launched(command)
     output, _ = launcher.communicate(timeout=600)
     assert launcher.returncode == 0, output
-    expected, found = tensors(tmp_path / "whole", 60), tensors(tmp_path / "killed", 60)
-    assert set(found) == set(expected)
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert_same_tensors(tmp_path / "whole", tmp_path / "killed", 60)
 
 
 @pytest.mark.slow
