@@ -75,6 +75,61 @@ def test_a_place_that_cannot_be_written_to_is_reported_at_once(tmp_path, command
     assert f": nothing can be written in {tmp_path}; make that folder writable" in line and line.startswith("error: --")
 
 
+NEW_RUN = "train.main --config=digits --workdir={0}/new --config."
+# Commands with the folder of the test at {0}, and part of the line that is printed.
+MISTAKES = [
+    ("train.main --config=digits --wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
+    ("train.main --config=digits", "--workdir is missing"),
+    ("train.main --workdir=x", "--config is missing"),
+    ("train.main --config=digits --workdir=x more", "'more': not a flag"),
+    ("train.main --config=tests --workdir=x", "--config=tests: a folder"),
+    ("train.main --config={0}/mine.py --workdir=x", "mine.py: line 1: get_config returns 5"),
+    (NEW_RUN + "train.batch_sise=3", "did you mean --config.train.batch_size?"),
+    (NEW_RUN + "train.batch_size=many", "'many' is not a whole number"),
+    (NEW_RUN + "data.padded_height=17", "padded_height = 17: not divisible by"),
+    (NEW_RUN + "train.batch_size=1438", "A batch of 1438 is larger than the"),
+    (NEW_RUN + "train.strategy=miror", "strategy = 'miror': not one of the"),
+    (NEW_RUN + "train.strategy=mirrored", "there is one device only; set"),
+    (NEW_RUN + "train.strategy=multi_worker", "TF_CONFIG must name at least"),
+    ("train.launch --processes=0 -- --workdir=x", "--processes=0"),
+    ("train.launch --processes=2 --", "nothing after the --"),
+    ("train.launch --processes=2 -- --config=digits", "--workdir is missing"),
+    ("train.launch --processes=2 --config.train.seed=1", "a flag of train.main; these come after a"),
+    ("train.launch --processes=2 -- --config.train.batch_sise=2 --workdir=x", "--config.train.batch_size"),
+    ("train.estimate --config=digits --gpu_memory=24", "flag 'gpu_memory'. Did you mean: gpu_memory_gib"),
+    ("train.estimate --config=digits --gpu_memory_gib=0", "0.1"),
+    ("train.estimate --config=digits --json=no/folder.json", "folder.json: not a file in an existing folder"),
+    ("train.evaluate --workdir={0} --metrics=", "--metrics is empty"),
+    ("train.evaluate --workdir=nowhere", "nowhere: no such folder; give the --workdir of a run of train.main"),
+    ("train.evaluate --workdir={0} --metrics=elbo,wi", "--metrics = 'wi': not one of the choices (elbo, iw"),
+    ("train.evaluate --workdir={0} --temperature=0", "--temperature=0: must be greater than 0"),
+    ("train.evaluate --workdir={0} --fid_samples=10", "--fid_samples is of metric fid"),
+    ("train.report --workdir=nowhere", "nowhere: no such folder; give the --workdir of a run of train.main"),
+    ("train.report --workdir=nowhere --output={0}/there.html", "there.html: there is such a file; give another name"),
+    ("train.report --workdir=nowhere --output={0}/page.pdf", "page.pdf: give a name that ends in .html or .htm"),
+    ("train.generate recnostruct --workdir={0}", "not one of the modes (sample, reconstruct"),
+    ("train.generate sample --workdir={0}", "--output is missing"),
+    ("train.generate sample --workdir=tests --output=x.png", "tests: not a run folder, it has no config.json"),
+    ("train.generate reconstruct --workdir={0} --output=x.png --cuont=3", "Did you mean: count ?"),
+    ("train.generate reconstruct --workdir={0} --output=x.png --input=no", "no such file or folder of pic"),
+    ("train.generate reconstruct --workdir={0} --output=x.png --input=x --indices=3", "--indices: give one of them"),
+    ("train.generate vary --workdir={0} --output=x.png --input=x --data_path=y", "--input and --data_path"),
+    ("train.generate vary --workdir={0} --output=x.png --indices=3,-1", "['-1'] is not a whole number"),
+    ("train.generate encode --workdir={0} --output=x.npz --resize=crop", "--resize is for pictures of --input"),
+    ("train.generate interpolate --workdir={0} --output=x.png", "between which pictures?"),
+    ("train.generate decode --workdir={0} --output=x.png --input=no.npz", "--input=no.npz: no such file"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(commands, command, message, tmp_path):
+    (tmp_path / "config.json").touch()
+    (tmp_path / "there.html").touch()
+    (tmp_path / "mine.py").write_text("def get_config():\n    return 5\n")
+    assert message in commands.refused(["-m", *command.format(tmp_path).split()])
+    assert {entry.name for entry in tmp_path.iterdir()} == {"config.json", "there.html", "mine.py"}
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -136,18 +136,6 @@ def test_images_need_not_be_there_where_their_size_is_set(commands):
     assert "data.path" in commands.refused(["-m", "train.estimate", "--config=own_images"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--gpu_memory=24"], "Unknown command line flag 'gpu_memory'. Did you mean: gpu_memory_gib"),
-        (["--gpu_memory_gib=0"], "0.1"),
-        (["--json=no/such/folder.json"], "--json=no/such/folder.json: not a file in an existing folder"),
-    ],
-)
-def test_wrong_commands_end_at_once(commands, arguments, message):
-    assert message in commands.refused(["-m", "train.estimate", "--config=configs/digits.py", *arguments])
-
-
 @pytest.mark.slow
 def test_the_estimate_is_what_training_takes(commands, tmp_path):
     file = tmp_path / "numbers.json"

@@ -184,19 +184,3 @@ def test_features_of_the_users_own_have_a_name_that_changes_with_their_module(tm
         assert extractor.features(3) in (3, 6)
         names.add(extractor.name)
     assert len(names) == 2 and all(name.startswith("means (my_features, ") for name in names)
-
-
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--metrics=", "--metrics is empty"),
-        ("--workdir=nowhere", "nowhere: no such folder; give the --workdir of a run of train.main"),
-        ("--metrics=elbo,wi", "--metrics = 'wi': not one of the choices (elbo, iw"),
-        ("--temperature=0", "--temperature=0: must be greater than 0"),
-        ("--fid_samples=10", "--fid_samples is of metric fid"),
-        ("--extractor=a:b", "--extractor is of metric fid"),
-    ],
-)
-def test_a_wrong_flag_is_one_line(commands, tmp_path, flag, message):
-    (tmp_path / "config.json").touch()
-    assert message in commands.refused(evaluation(tmp_path, flag))

@@ -127,29 +127,6 @@ def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made):
     assert stored["distances"][0] == sorted(stored["distances"][0])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["recnostruct"], "not one of the modes (sample, reconstruct, interpolate, vary, encode, decode, nearest)"),
-        (["sample"], "--output is missing"),
-        (["sample", "--output=x.png", "--temperature=0"], "--temperature=0: must be greater than 0"),
-        (["sample", "--output=x.png", "--workdir=tests"], "--workdir=tests: not a run folder, it has no config.json"),
-        (["reconstruct", "--output=x.png", "--cuont=3"], "Unknown command line flag 'cuont'. Did you mean: count ?"),
-        (["reconstruct", "--output=x.png", "--input=nowhere"], "nowhere: there is no such file or folder of pictures"),
-        (["reconstruct", "--output=x.png", "--input=x", "--indices=3"], "--input and --indices: give one of them"),
-        (["vary", "--output=x.png", "--input=x", "--data_path=y"], "--input and --data_path"),
-        (["vary", "--output=x.png", "--indices=3,-1"], "--indices=3,-1: ['-1'] is not a whole number"),
-        (["encode", "--output=x.npz", "--resize=crop"], "--resize is for pictures of --input"),
-        (["interpolate", "--output=x.png"], "between which images?"),
-        (["decode", "--output=x.png", "--input=nowhere.npz"], "--input=nowhere.npz: no such file"),
-    ],
-)
-def test_a_wrong_flag_is_one_line(commands, tmp_path, arguments, message):
-    (tmp_path / "config.json").touch()
-    mode, *others = arguments
-    assert message in commands.refused(["-m", "train.generate", mode, f"--workdir={tmp_path}", *others])
-
-
 def test_every_mode_has_a_manual_page(commands):
     for mode, (function, _) in generate.MODES.items():
         assert f"python -m train.generate {mode} --workdir=" in function.__doc__ and mode in generate.overview()

@@ -188,21 +188,6 @@ def test_a_missing_extra_is_one_line(monkeypatch):
         require("jinja2", "reports")
 
 
-@pytest.mark.parametrize(
-    ("output", "message"),
-    [
-        ("", "nowhere: no such folder; give the --workdir of a run of train.main"),
-        ("there.html", "there.html: there is such a file; give another name, or --overwrite to replace it"),
-        ("page.pdf", "page.pdf: give a name that ends in .html or .htm"),
-    ],
-)
-def test_a_mistake_is_one_line(commands, tmp_path, output, message):
-    (tmp_path / "there.html").write_text("mine")
-    given = [f"--output={tmp_path / output}"] if output else []
-    assert message in commands.refused(["-m", "train.report", f"--workdir={tmp_path / 'nowhere'}", *given])
-    assert [file.name for file in tmp_path.iterdir()] == ["there.html"]
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; scripts/install_chromium.sh does it")
 def test_a_browser_shows_the_page(page_file, page, tmp_path, width=500):
     copy, screenshot = tmp_path / "copy.html", tmp_path / "page.png"

@@ -72,37 +72,9 @@ def test_a_finished_run_is_not_done_again(commands, finished_run):
     assert {file: file.stat().st_mtime_ns for file in workdir.rglob("*") if file.is_file()} == before
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"train__batch_sise": 3}, "no such setting; did you mean --config.train.batch_size?"),
-        ({"train__batch_size": "many"}, "train.batch_size=many: 'many' is not a whole number"),
-        ({"model__num_latent_scales": 6, "data__padded_height": 16}, "model.padded_height = 16: not divisible by 32"),
-        ({"train__batch_size": 1438}, "A batch of 1438 is larger than the training split of 1437 images"),
-    ],
-)
-def test_a_wrong_setting_is_one_line(commands, tmp_path, changes, message):
-    assert message in commands.refused(commands.tiny_training(tmp_path / "new", **changes))
-    assert not (tmp_path / "new").exists()
-
-
 @pytest.mark.slow
 def test_a_foreign_folder_and_other_settings_are_refused(commands, finished_run, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     assert "not empty and not a run folder" in commands.refused(commands.tiny_training(tmp_path))
     line = commands.refused(commands.tiny_training(finished_run[0], train__batch_size=50))
     assert "makes 50 images a step; this run was begun with 100: set train.batch_size=100" in line
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--config=digits", "--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
-        (["--config=digits"], "--workdir is missing"),
-        (["--workdir=x"], "--config is missing"),
-        (["--config=digits", "--workdir=x", "more"], "'more': not a flag"),
-        (["--config=tests", "--workdir=x"], "--config=tests: a folder"),
-    ],
-)
-def test_a_wrong_command_is_one_line(commands, flags, message):
-    assert message in commands.refused(["-m", "train.main", *flags])

@@ -35,16 +35,13 @@ def test_draws_are_a_function_of_the_seed_and_the_image(shape, run, model, image
     assert np.max(np.abs(found - run(model, images, 2))) > 1e-3
 
 
-def test_decoding_what_was_encoded_is_the_reconstruction_with_the_same_draws(model, images):
+def test_decoding_what_was_encoded_is_the_reconstruction_also_in_a_graph_and_has_a_gradient(model, images):
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4))
     expected = model.infer(images, noise).likelihood.mean()
-    decoded = model.decode(model.encode(images, seed=3))
-    assert tuple(decoded.shape) == images.shape
-    near(decoded, expected)
+    assert tuple(expected.shape) == images.shape
+    near(model.decode(model.encode(images, seed=3)), expected)
     near(model(images, seed=3), expected)
 
-
-def test_encoding_and_decoding_in_a_graph_and_their_gradient(model, images):
     @tf.function(autograph=False)
     def reconstruct(images):
         with tf.GradientTape() as tape:
@@ -53,7 +50,7 @@ def test_encoding_and_decoding_in_a_graph_and_their_gradient(model, images):
         return reconstructed, tape.gradient(reconstructed, images)
 
     reconstructed, gradient = reconstruct(tf.constant(images))
-    near(reconstructed, model.decode(model.encode(images, seed=3)))
+    near(reconstructed, expected)
     assert np.all(np.isfinite(gradient)) and np.any(gradient != 0.0)
 
 
@@ -95,7 +92,6 @@ def test_missing_latents_are_drawn_from_the_prior(model, images):
 
 def test_the_mean_of_the_posterior(model, images):
     means = model.encode(images, mean=True)
-    np.testing.assert_array_equal(joined(means), joined(model.encode(images, seed=5, mean=True)))
     silent = [tf.zeros((4, *shape)) for shape in SHAPES]
     for mean, latent in zip(means, model.infer(images, silent).latents, strict=True):
         near(mean, latent.z)
@@ -139,19 +135,17 @@ def test_latents_that_do_not_fit_are_refused(latents, message, model):
         model.decode(latents)
 
 
-@pytest.mark.parametrize("count", [0, -1])
-def test_counts_below_one_are_refused(count, model, images):
-    with pytest.raises(ValueError, match=f"count = {count}: must be at least 1"):
-        model.generate(count)
-    with pytest.raises(ValueError, match=f"importance_samples = {count}"):
-        model.score(images, importance_samples=count)
+def test_counts_below_one_are_refused(model, images):
+    with pytest.raises(ValueError, match="count = 0: must be at least 1"):
+        model.generate(0)
+    with pytest.raises(ValueError, match="importance_samples = -1"):
+        model.score(images, importance_samples=-1)
 
 
 @pytest.mark.parametrize(
     ("temperature", "message"),
     [
-        *((bad, "temperature = .*: must be greater than 0 and finite") for bad in (0.0, -1.0, np.nan, np.inf)),
-        *((bad, "temperature = .*: must be greater than 0 and finite") for bad in ([0.7, 0.0, 0.7], [0.5, -1])),
+        *((bad, "temperature = .*: must be greater than 0 and finite") for bad in (0.0, np.nan, np.inf, [0.5, -1])),
         *(([0.7] * count, f"{count} temperatures: .* the 2 scales .* the 3 groups") for count in (0, 1, 4)),
     ],
 )

@@ -54,17 +54,12 @@ def test_the_posterior_is_relative_to_the_prior_or_absolute(residual, tensors):
     near(sample.posterior.scale, scale)
     near(sample.z, mean + scale * noise)
     near((sample.prior.loc, sample.prior.scale), clamped(state, 0.5 * state))
-    assert sample.z_before_flows is sample.z
-    assert not sample.has_flows
-
-
-def test_flows_act_on_the_posterior_one_after_another(tensors):
-    state, feature, noise = tensors
-    plain = PosteriorSource(feature, noise).draw(layers(), state)
-    sample = PosteriorSource(feature, noise).draw(layers([lambda z: 2.0 * z, lambda z: z + 1.0]), state)
-    near(sample.z_before_flows, plain.z)
-    near(sample.z, 2.0 * plain.z + 1.0)
-    assert sample.has_flows
+    assert sample.z_before_flows is sample.z and not sample.has_flows
+    # Flows act on it one after another.
+    flowed = PosteriorSource(feature, noise, residual).draw(layers([lambda z: 2.0 * z, lambda z: z + 1.0]), state)
+    near(flowed.z_before_flows, sample.z)
+    near(flowed.z, 2.0 * sample.z + 1.0)
+    assert flowed.has_flows
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 1e-3, tf.constant(0.5)])
@@ -76,15 +71,12 @@ def test_the_temperature_scales_the_prior_and_no_flow_acts(temperature, tensors)
     assert sample.posterior is None and not sample.has_flows
 
 
-def test_given_latents_are_taken_as_they_are(tensors):
+def test_given_latents_are_taken_as_they_are_and_the_prior_of_the_top_group_is_standard_with_scale_1_01(tensors):
     state, latent, _ = tensors
     sample = GivenSource(latent.astype(np.float64)).draw(layers([lambda z: 100.0 * z]), state)
     assert sample.z.dtype == tf.float32
     near(sample.z, latent)
     near(sample.prior.loc, clamped(state, 0.5 * state)[0])
-
-
-def test_the_prior_of_the_top_group_is_standard_with_scale_1_01():
     top = layers()._replace(prior=lambda state: standard_prior(state, 4))
     sample = PriorSource(tf.ones((2, 3, 5, 4))).draw(top, tf.zeros((2, 3, 5, 8)))
     near(sample.prior.loc, np.zeros((2, 3, 5, 4)))

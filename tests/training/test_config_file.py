@@ -76,10 +76,3 @@ def test_a_file_that_leaves_settings_out_has_the_defaults(tmp_path):
     config = complete_config(settings)
     assert (config.data.path, config.model.num_bits, config.model.num_flows) == ("somewhere", 5, 3)
     assert completed_config(settings) == settings
-
-
-def test_a_command_says_what_is_wrong_in_one_line(commands, tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text("def get_config():\n    return 5\n")
-    line = commands.refused(["-m", "train.main", f"--config={file}", f"--workdir={tmp_path / 'run'}"])
-    assert "mine.py: line 1: get_config returns 5" in line

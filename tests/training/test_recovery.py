@@ -145,12 +145,15 @@ def test_the_first_that_triples_is_named_and_not_the_largest():
     assert "the spectral norm of cells[1] grew first, from 2" in sentence and "to 7 7 steps before the last" in sentence
 
 
-def test_what_is_not_finite_has_grown():
+def test_what_is_not_finite_has_grown_and_skipped_steps_do_not_say_what_is_usual():
     recent = steps()
     recent.kl_per_group[-1, 0] = np.nan
     sentence = growth_sentence(recent, GROUPS, LAYERS)
     assert "the KL of group 0 (2x2) grew first" in sentence and "to nan nats at the last step" in sentence
     assert "no spectral norm has tripled, that of" in sentence
+    recent.accepted[4:] = False
+    recent.kl_per_group[4:, 1] = 50.0
+    assert "the KL of group 1 (4x4) grew first, from 4" in growth_sentence(recent, GROUPS, LAYERS)
 
 
 def test_what_was_never_finite_has_not_grown_from_nan_to_nan():
@@ -164,13 +167,6 @@ def test_what_was_never_finite_has_not_grown_from_nan_to_nan():
         "In the last 20 steps: the KL of group 1 (4x4) was nan 19 steps before the last; the spectral norm of cells[0] "
         "was nan 19 steps before the last"
     )
-
-
-def test_skipped_steps_do_not_say_what_is_usual():
-    recent = steps()
-    recent.accepted[4:] = False
-    recent.kl_per_group[4:, 1] = 50.0
-    assert "the KL of group 1 (4x4) grew first, from 4" in growth_sentence(recent, GROUPS, LAYERS)
 
 
 def test_the_model_remembers_its_last_steps_in_order():

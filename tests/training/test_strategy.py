@@ -93,21 +93,6 @@ def test_the_place_in_a_cluster(cluster, task, expected, monkeypatch):
         assert (shard.index, shard.count) == expected
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"train__strategy": "miror"}, "train.strategy = 'miror': not one of the choices"),
-        ({"train__strategy": "mirrored"}, "there is one device only; set train.strategy=one_device"),
-        ({"train__strategy": "one_device", "train__replicas": 2}, "strategy one_device has one"),
-        ({"train__strategy": "multi_worker"}, "TF_CONFIG must name at least two workers"),
-    ],
-)
-@pytest.mark.slow
-def test_devices_that_are_not_there_are_one_line(commands, tmp_path, changes, message):
-    assert message in commands.refused(commands.tiny_training(tmp_path / "run", **changes))
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_signal_that_comes_while_workers_agree_is_not_lost():
     """It comes when this worker has said already that it has received none."""
     stop = StopRequest()
