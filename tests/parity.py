@@ -103,11 +103,6 @@ def replay(path: str) -> tuple[list[Comparison], list[str]]:
     return comparisons, recorded.missing
 
 
-def _framed_images(recorded: Recorded) -> tf.Tensor:
-    """The recorded inputs; where the model pads its images, they fill the whole frame (and are not zero there)."""
-    return tf.constant(channels_last(recorded.arrays["x"]))
-
-
 def _reconstruction(model: NVAE, decoded: Decoded, framed: tf.Tensor) -> tf.Tensor:
     """-log p(x | z) over the real pixels, in nats."""
     return -decoded.likelihood.log_prob(real_pixels(framed, model.config.image_height, model.config.image_width))
@@ -119,7 +114,7 @@ def _frame_mean(model: NVAE, parameters: tf.Tensor) -> np.ndarray:
 
 
 def _evaluation(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
-    images, draws = _framed_images(recorded), recorded.draws("eval")
+    images, draws = tf.constant(channels_last(recorded.arrays["x"])), recorded.draws("eval")
     if draws is None:
         return
     decoded = model.infer(images, draws)
@@ -135,15 +130,11 @@ def _evaluation(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
     yield from recorded.compare("eval/log_q", log_q, NATS)
     yield from recorded.compare("eval/log_p", log_p, NATS)
     yield from recorded.compare("eval/log_iw", log_p - log_q - reconstruction, NATS)
-    yield from _decoded_again(model, recorded, decoded)
-
-
-def _decoded_again(model: NVAE, recorded: Recorded, encoded: Decoded) -> Iterator[Comparison]:
-    """The reconstruction once more, from the latents alone; over the real pixels."""
     if "eval/mean" in recorded.arrays:
+        # The reconstruction once more, from the latents alone; over the real pixels.
         mean = channels_last(recorded.arrays["eval/mean"])
         expected = real_pixels(mean, model.config.image_height, model.config.image_width)
-        images = model.decode([latent.z for latent in encoded.latents])
+        images = model.decode([latent.z for latent in decoded.latents])
         yield Comparison("eval/mean (decoded latents)", relative_error(images.numpy(), expected), VALUE)
 
 
@@ -159,7 +150,7 @@ def _generation(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
 
 
 def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
-    images, draws = _framed_images(recorded), recorded.draws("train")
+    images, draws = tf.constant(channels_last(recorded.arrays["x"])), recorded.draws("train")
     if draws is None:
         return
     beta, weight = recorded.arrays["train/kl_coeff"], recorded.arrays["train/regularisation_coeff"]
@@ -208,17 +199,13 @@ def _optimizer_step(model: NVAE, recorded: Recorded, gradients: list[tf.Tensor])
     else:
         # Where a gradient is not far above its rounding noise, its step is not exact either: the step is
         # rate * g / (|g| + epsilon).
+        typical = float(np.median(recorded.arrays.get("train/grad_norms", 0.0)))
         for variable, gradient in zip(model.trainable_weights, gradients, strict=True):
             size = np.abs(gradient.numpy())
-            noise = GRADIENT_NOISE * max(float(np.max(size)), _typical_size(recorded))
+            noise = GRADIENT_NOISE * max(float(np.max(size)), typical)
             allowances[id(variable)] = rate * np.minimum(1.0, noise / (size + optimizer.epsilon))
     optimizer.apply(gradients, model.trainable_weights)
     yield from _weights(model, recorded, "train/after_step/", allowances)
-
-
-def _typical_size(recorded: Recorded) -> float:
-    """The median of the recorded gradients' norms."""
-    return float(np.median(recorded.arrays["train/grad_norms"])) if "train/grad_norms" in recorded.arrays else 0.0
 
 
 def published_gradients(model: NVAE, recorded: Mapping[str, np.ndarray]) -> list[tf.Tensor]:

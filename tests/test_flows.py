@@ -95,18 +95,6 @@ def test_a_pair_sees_every_other_pixel_and_its_log_determinant_is_zero(latent):
     assert np.all(by_pixel > 0.0)
 
 
-def test_a_cell_against_its_formula(mirrored, latent):
-    cell = moved(FlowCells(1, CHANNELS, mirrored))
-    first, depthwise, last = (part.effective_kernels()[0] for part in cell.parts)
-    hidden = tf.nn.elu(tf.nn.conv2d(latent[None], first, 1, "SAME"))
-    filters = tf.transpose(depthwise, (0, 1, 3, 2))
-    hidden = tf.nn.elu(tf.nn.elu(tf.nn.depthwise_conv2d(hidden, filters, (1, 1, 1, 1), "SAME")))
-    shift = tf.nn.conv2d(hidden, last, 1, "SAME") + cell.parts[2].bias[0]
-    np.testing.assert_allclose(
-        cell.single(tf.constant(latent[None]), ForwardPass()), latent - shift, rtol=1e-4, atol=1e-5
-    )
-
-
 def test_the_convolutions_of_a_cell():
     cell = FlowCells(2, 3, mirrored=False)
     assert [tuple(part.kernel.shape) for part in cell.parts] == [(2, 3, 3, 3, 18), (2, 5, 5, 1, 18), (2, 1, 1, 18, 3)]

@@ -29,14 +29,9 @@ def run(*command, cwd):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Built of a copy: a build leaves folders behind."""
+    """Built of a copy, because a build leaves folders behind; with what is not committed yet."""
     source, folder = tmp_path_factory.mktemp("source") / "nvae_tf", tmp_path_factory.mktemp("wheel")
-    run("git", "clone", "--quiet", ROOT, source, cwd=ROOT)
-    # What is not committed yet is tested too.
-    files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
-    for name in run("git", "ls-files", cwd=source).splitlines():
-        (source / name).unlink()
-    for name in files:
+    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())

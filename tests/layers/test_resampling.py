@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from nvae_tf.layers import ForwardPass
-from nvae_tf.layers.resampling import BilinearExpand, FactorizedReduce, aligned_bilinear_upsampling
+from nvae_tf.layers.resampling import FactorizedReduce, aligned_bilinear_upsampling
 from tests.layers import reference
 
 
@@ -54,13 +54,3 @@ def test_factorized_reduce(channels_out, normal, shaken):
         np.testing.assert_allclose(outputs[..., first : first + width], expected, rtol=1e-4, atol=1e-5)
         first += width
     assert first == channels_out
-
-
-def test_bilinear_expand(normal, shaken):
-    layer = shaken(BilinearExpand(1, 6, 3))
-    convolution = layer.parts[0]
-    assert convolution.bias is None
-    images = normal(2, 3, 4, 6)
-    kernel = reference.normalized_kernel(convolution.kernel.numpy()[0], convolution.log_norm.numpy()[0])
-    expected = interpolated(images) @ kernel[0, 0]
-    np.testing.assert_allclose(layer.single(images, ForwardPass()), expected, rtol=1e-4, atol=1e-5)

@@ -71,7 +71,5 @@ def test_there_is_no_limit_at_first_nor_at_tolerance_zero():
     guard = RunawayGuard(settling_steps=50)
     assert offered(guard, [1.0] * 49 + [1e6]).all()
     assert offered(RunawayGuard(tolerance=0.0), [1.0] * 300 + [1e6]).all()
-
-
-def test_very_even_losses_are_not_taken_for_a_reason_to_skip():
+    # Very even losses are no reason to skip.
     assert offered(RunawayGuard(), [100.0] * 300 + [105.0]).all()

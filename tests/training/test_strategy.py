@@ -197,7 +197,7 @@ def test_accumulation_and_half_precision_on_two_replicas(commands, tmp_path):
     assert set(found[0]) == set(found[1])
     assert all(np.all(np.isfinite(value)) for value in found[1].values())
     losses = [values["metrics/loss/0/.ATTRIBUTES/VARIABLE_VALUE"] for values in found]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.1)
 
 
 @pytest.mark.slow
