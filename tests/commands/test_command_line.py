@@ -133,15 +133,17 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(commands, command, mess
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("main", "--config= --workdir train.batch_size"),
-        ("evaluate", "--workdir= --metrics"),
-        ("report", "--workdir= --output --checkpoint --overwrite --seed --data_path"),
-        ("demo", "--workdir="),
+        ("train.main", "--config= --workdir train.batch_size"),
+        ("train.evaluate", "--workdir= --metrics"),
+        ("train.report", "--workdir= --output --checkpoint --overwrite --seed --data_path"),
+        ("train.demo", "--workdir="),
+        ("export.import_torch_checkpoint", "--checkpoint= --without_optimizer --output docs/published_weights.md"),
+        ("export.export_torch_checkpoint", "--workdir= --output docs/published_weights.md"),
     ],
 )
 def test_help_is_a_manual_page(commands, name, words):
-    process = commands.run(["-m", f"train.{name}", "--help"])
-    assert process.returncode == 0 and f"python -m train.{name} {words.split()[0]}" in process.stdout
+    process = commands.run(["-m", name, "--help"])
+    assert process.returncode == 0 and f"python -m {name} {words.split()[0]}" in process.stdout
     assert "Exit code: 0 done" in process.stdout
     assert [word for word in words.split() if word not in process.stdout] == []
 
@@ -167,8 +169,11 @@ def test_other_errors_are_bugs_and_keep_their_traceback():
         raise TypeError("a bug")
 
 
-@pytest.mark.parametrize("name", ["main", "evaluate", "generate", "demo", "launch"])
+COMMANDS = [f"train.{name}" for name in ("main", "evaluate", "generate", "demo", "launch")]
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "export.import_torch_checkpoint", "export.export_torch_checkpoint"])
 def test_a_command_starts_without_tensorflow(name):
-    program = f"import sys, train.{name}; print('tensorflow' in sys.modules)"
+    program = f"import sys, {name}; print('tensorflow' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert output == "False\n"

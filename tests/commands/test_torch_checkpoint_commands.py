@@ -64,25 +64,6 @@ def test_commands_that_are_refused(commands, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.pt"]
 
 
-@pytest.mark.parametrize(("module", "mistake"), [(IMPORT, "--checkpoint=none"), (EXPORT, "--workdir=none")])
-def test_help_and_mistakes_do_not_wait_for_tensorflow(module, mistake):
-    program = (
-        "import atexit, importlib, sys\n"
-        "atexit.register(lambda: print('tensorflow' in sys.modules or 'torch' in sys.modules))\n"
-        f"importlib.import_module('{module}').run()\n"
-    )
-
-    def printed(*flags):
-        command = [sys.executable, "-c", program, *flags]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-
-    page = printed("--help")
-    assert page.endswith("False\n")
-    for word in ("--without_optimizer", "--output", "make torch", "docs/published_weights.md"):
-        assert word in page
-    assert printed("--output=none/x", mistake) == "False\n"
-
-
 def places_refused(message, tmp_path, output="new", report=None, file="x.pt"):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         check_import_places(tmp_path / file, tmp_path / output, report and tmp_path / report)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command_fixtures import assert_same_tensors, metrics_rows, tensors
+from tests.command_fixtures import assert_same_tensors, metrics_rows
 
 
 def test_a_run_leaves_its_records(finished_run):
@@ -54,27 +54,9 @@ def test_interrupted_and_continued_is_the_same_run(commands, finished_run, tmp_p
 
 
 @pytest.mark.slow
-def test_sigterm_does_the_same_and_another_seed_is_another_run(commands, finished_run, tmp_path):
-    command = commands.tiny_training(tmp_path, train__seed=6)
-    code, output = commands.run_until_training(command, commands.SIGTERM)
-    assert code == 143 and "by SIGTERM; checkpoint saved" in output
-    assert commands.run(command).returncode == 0
-    expected, found = tensors(finished_run[0], 60), tensors(tmp_path, 60)
-    assert any((found[name] != expected[name]).any() for name in expected)
-
-
-@pytest.mark.slow
 def test_a_finished_run_is_not_done_again(commands, finished_run):
     workdir, _ = finished_run
     before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*") if file.is_file()}
     process = commands.run(commands.tiny_training(workdir))
     assert process.returncode == 0 and "a finished run" in process.stdout
     assert {file: file.stat().st_mtime_ns for file in workdir.rglob("*") if file.is_file()} == before
-
-
-@pytest.mark.slow
-def test_a_foreign_folder_and_other_settings_are_refused(commands, finished_run, tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    assert "not empty and not a run folder" in commands.refused(commands.tiny_training(tmp_path))
-    line = commands.refused(commands.tiny_training(finished_run[0], train__batch_size=50))
-    assert "makes 50 images a step; this run was begun with 100: set train.batch_size=100" in line

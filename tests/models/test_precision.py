@@ -9,9 +9,7 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, ObjectiveConfig, TrainConfig
-from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.normalization import moments
-from nvae_tf.models.latents import batch_noise
 from nvae_tf.models.training_step import initialize_scales
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.training.checkpoints import TrainingState
@@ -60,27 +58,6 @@ def models():
     for model in made.values():
         trained(model, batch_of(model), 2)
     return made
-
-
-@pytest.mark.parametrize("policy", HALF)
-def test_features_are_half_but_what_is_reported_and_updated_is_float32(models, policy):
-    model = models[policy]
-    images, forward = batch_of(model), ForwardPass(training=True)
-    noise = batch_noise(model.plan.latent_shapes(), 16, (0, 0))
-    assert {feature.dtype for feature in model.features(images)} == {HALF[policy]}
-    decoded = model.infer(images, noise)
-    assert decoded.parameters.dtype == HALF[policy]
-    with tf.GradientTape() as tape:
-        found = model.training_loss(images, noise, tf.constant(0), forward)
-    gradients = tape.gradient(found.loss.loss, model.trainable_weights)
-    latents = [part for each in decoded.latents for part in (each.z, each.prior.loc, each.posterior.scale)]
-    elbo = decoded.elbo(images)
-    bound = [elbo.kl, elbo.reconstruction, decoded.likelihood.mean(), *found.elbo, *found.loss, found.spectral_norms]
-    kernels = list(forward.kernels.values())
-    values = [value for _, value in forward.updates]
-    for tensors in (latents, bound, kernels, values, gradients, model.weights, model.optimizer.variables[1:]):
-        assert {tf.as_dtype(each.dtype) for each in tensors} <= {tf.float32, tf.int32, tf.int64}
-        assert any(each.dtype == "float32" for each in tensors)
 
 
 def test_the_networks_of_a_step_compute_in_half_precision_and_their_statistics_in_float32():
