@@ -110,7 +110,7 @@ def test_the_weight_of_the_kl(step, beta, kind):
     assert float(kl_weight(tf.constant(kind(step)), SCHEDULE)) == pytest.approx(beta, rel=1e-4)
 
 
-def test_no_warm_up():
+def test_without_a_warm_up_the_weight_of_the_kl_is_constant():
     at_once = dataclasses.replace(SCHEDULE, kl_anneal_portion=0.0, kl_constant_portion=0.0)
     assert [float(kl_weight(tf.constant(step), at_once)) for step in (1, 2)] == [1.0, 1.0]
     constant = dataclasses.replace(SCHEDULE, kl_constant_weight=1.0)

@@ -75,13 +75,10 @@ def test_peaks(case):
     assert peak(function) == expected
 
 
-def test_slices_along_the_first_axis_are_views():
+def test_slices_along_the_first_axis_are_views_and_an_unused_output_is_freed_at_once():
     stack = tf.TensorSpec([4, SIDE, SIDE])
     assert peak(lambda x: tf.unstack(tf.matmul(x, x)), stack) == 4
     assert peak(lambda x: tf.unstack(tf.matmul(x, x), axis=1), stack) == 8
-
-
-def test_an_unused_output_is_freed_at_once():
     found = timeline(lambda x: squared(squared(tf.linalg.qr(x)[0])))
     assert found.changes[:3].tolist() == [UNIT, UNIT, -UNIT]
     assert found.peak_bytes == 2 * UNIT
@@ -105,9 +102,7 @@ def test_a_call_that_is_not_inlined_holds_its_arguments(attributes, expected):
     assert peak(lambda x: chain(squared(x))) == expected
     # The outputs are the caller's, and each call allocates its own.
     assert peak(lambda x: tf.matmul(chain(x), chain(x))) == 3
-
-
-def test_what_a_function_passes_through_stays_one_buffer():
+    # What a function passes through stays one buffer.
     passing = tf.function(lambda x: (tf.identity(x), x), **NOT_INLINED)
     found = timeline(lambda x: tf.add(*passing(squared(x))))
     assert found.peak_bytes // UNIT == 2 and found.changes.sum() == 0

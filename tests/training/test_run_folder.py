@@ -10,7 +10,6 @@ import signal
 import socket
 import types
 
-import numpy as np
 import pytest
 
 import nvae_tf
@@ -20,25 +19,15 @@ from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run import Images, Run, check_images_a_step, note_images
 from nvae_tf.training.run_folder import RunFolder, lock_for_training, open_for_training, read_image_counts
 from nvae_tf.training.strategy import ONE_DEVICE
-from tests.tiny_model import tiny_config
+from tests.tiny_model import assert_same, shaken, tiny_config, tiny_model
 
 MODEL = tiny_config(num_flows=1)
 CONFIG = ExperimentConfig(model=MODEL, train=TrainConfig(seed=3))
 
 
-def model_of(config=MODEL):
-    model = nvae_tf.NVAE(config)
-    model.compile(optimizer=NVAEAdamax())
-    model.optimizer.build(model.trainable_variables)
-    return model
-
-
 @pytest.fixture(scope="module")
 def saved_model():
-    model, random = model_of(), np.random.RandomState(1)
-    for variable in [*model.weights, *model.optimizer.variables[1:]]:
-        variable.assign(random.uniform(0.1, 1.0, variable.shape))
-    return model
+    return shaken(tiny_model(NVAEAdamax(), num_flows=1))
 
 
 @pytest.fixture
@@ -47,11 +36,6 @@ def folder(tmp_path, saved_model):
     opened = open_for_training(tmp_path / "runs" / "one", CONFIG)
     TrainingState(opened.checkpoints, saved_model, saved_model.optimizer, 2).save(10)
     return opened
-
-
-def assert_same(found, expected):
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 def with_train(**changes):
@@ -76,18 +60,11 @@ def test_a_checkpoint_of_another_architecture_is_named_and_not_loaded(folder, ch
     message = r"step-10: a checkpoint of another architecture.*top_down/.*in the checkpoint"
     with pytest.raises(ValueError, match=message):
         nvae_tf.load(folder.path)
-    model = model_of(other)
+    model = tiny_model(NVAEAdamax(), **{"num_flows": 1} | change)
     before = model.get_weights()
     with pytest.raises(ValueError, match=message):
         TrainingState(folder.checkpoints, model, model.optimizer, 2).restore()
     assert_same(model.get_weights(), before)
-
-
-def test_what_is_no_run_folder_is_named(tmp_path):
-    (tmp_path / "empty").mkdir()
-    for place, message in (("nowhere", "no such folder"), ("empty", "not a run folder, it has no config.json")):
-        with pytest.raises(FileNotFoundError, match=f"{place}: {message}"):
-            nvae_tf.load(tmp_path / place)
 
 
 DAMAGED = [b'{"model": ', b"\xff\xfe\x80", b'{"architecture": 3}', b"[]", b'{"model":' * 10**5]
@@ -104,6 +81,9 @@ def test_a_damaged_config_is_named(folder, content):
 
 def test_a_foreign_folder_is_refused_and_not_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
+    for place, message in (("nowhere", "no such folder"), ("", "not a run folder, it has no config.json")):
+        with pytest.raises(FileNotFoundError, match=message):
+            nvae_tf.load(tmp_path / place)
     for use in (lambda path: open_for_training(path, CONFIG), lambda path: locked(RunFolder(path)).__enter__()):
         with pytest.raises(ValueError, match="not empty and not a run folder, it holds thesis.txt"):
             use(tmp_path)
@@ -263,7 +243,7 @@ def test_without_locks_it_is_said_once_and_the_block_runs(to_lock, monkeypatch):
     assert "run: this file system has no locks (No locks available); make sure that no other" in line
 
 
-def test_a_new_folder_that_stays_empty_is_removed(tmp_path):
+def test_a_new_folder_that_stays_empty_is_removed_and_one_that_can_not_be_made_is_named(tmp_path):
     folder = RunFolder(tmp_path / "runs" / "new")
     with pytest.raises(ValueError, match="impossible settings"), locked(folder):
         raise ValueError("impossible settings")
@@ -271,9 +251,7 @@ def test_a_new_folder_that_stays_empty_is_removed(tmp_path):
     with locked(folder):
         folder.config_file.touch()
     assert [file.name for file in folder.path.iterdir()] == ["config.json"]
-
-
-def test_where_nothing_can_be_written_is_one_line(tmp_path):
+    # Where nothing can be written it is one line.
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(OSError, match=r"thesis.txt/run: nothing can be written there \(Not a directory\)") as error:
         locked(RunFolder(tmp_path / "thesis.txt" / "run")).__enter__()
