@@ -83,12 +83,9 @@ def forbidden(files, packages, at_top_only=False):
     ]
 
 
-def test_there_is_something_to_check():
+def test_the_arrows_inside_the_library():
     assert {library_part(dotted_name(file)) for file in LIBRARY_FILES} >= set(ARROWS)
     assert {top_folder(file) for file in COMMAND_FILES} == set(COMMANDS)
-
-
-def test_the_arrows_inside_the_library():
     wrong = []
     for file in LIBRARY_FILES:
         here = library_part(dotted_name(file))
@@ -103,6 +100,8 @@ def test_the_library_knows_neither_commands_nor_flags():
     outside = [*COMMANDS, "tests", "benchmarks", "absl.flags", "absl.app"]
     # command_line.py is what the scripts share: it runs them, and is given the flags.
     assert not [line for line in forbidden(LIBRARY_FILES, outside) if line != "nvae_tf/command_line.py: absl.app"]
+    # And torch is an extra.
+    assert not forbidden(ALL_FILES, ["torch"], at_top_only=True)
 
 
 def test_train_and_export_never_import_each_other():
@@ -116,10 +115,6 @@ def test_settings_import_the_standard_library_alone():
     for name in SETTINGS:
         found = set(imports(ROOT / "nvae_tf" / f"{name}.py")) - {"nvae_tf.presets"}
         assert [module for module in found if not within(module, allowed)] == []
-
-
-def test_no_module_needs_torch_to_be_imported():
-    assert not forbidden(ALL_FILES, ["torch"], at_top_only=True)
 
 
 def test_every_public_method_of_the_library_has_a_docstring():

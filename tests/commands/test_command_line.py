@@ -157,16 +157,13 @@ def test_a_users_mistake_is_one_line(error, capsys, monkeypatch):
     assert capsys.readouterr().err == "error: no such thing\n"
 
 
-def test_the_traceback_is_there_for_those_who_ask(capsys, monkeypatch):
+def test_the_traceback_is_there_for_those_who_ask_and_for_bugs(capsys, monkeypatch):
+    with pytest.raises(TypeError), exit_on_user_error():
+        raise TypeError("a bug")
     monkeypatch.setenv("NVAE_TF_TRACEBACK", "1")
     with pytest.raises(SystemExit), exit_on_user_error():
         raise ValueError("no such thing")
     assert "Traceback" in capsys.readouterr().err
-
-
-def test_other_errors_are_bugs_and_keep_their_traceback():
-    with pytest.raises(TypeError), exit_on_user_error():
-        raise TypeError("a bug")
 
 
 COMMANDS = [f"train.{name}" for name in ("main", "evaluate", "generate", "demo", "launch")]

@@ -82,12 +82,9 @@ def test_every_method_refuses_another_range(eager, name):
     before = values(eager.weights)
     with pytest.raises(ValueError, match=WRONG_RANGE):
         getattr(eager, name)(BRIGHT)
-    assert_same(values(eager.weights), before)
-
-
-def test_a_call_refuses_another_range(eager):
     with pytest.raises(ValueError, match="values from 0 to 255;"):
         eager(BRIGHT)
+    assert_same(values(eager.weights), before)
 
 
 def test_images_with_nan_are_not_scored(eager):
@@ -108,15 +105,12 @@ def test_rounding_and_other_types_are_no_other_range(eager, dtype):
     assert eager.evaluate(images, return_dict=True, verbose=0) == pytest.approx(expected, rel=1e-2)
 
 
-def test_class_weights_are_refused(eager):
+def test_class_weights_are_refused_and_what_else_has_no_effect_is_warned_of(eager):
     for labels in (None, np.arange(8) % 2):
         with pytest.raises(ValueError, match="^class_weight has no effect"):
             eager.fit(IMAGES, labels, class_weight={0: 1.0, 1: 2.0})
         with pytest.raises(ValueError, match="^class_weight has no effect"):
             eager.train_on_batch(IMAGES, labels, class_weight={0: 1.0, 1: 2.0})
-
-
-def test_weights_and_losses_without_effect_are_warned_of(eager):
     with pytest.warns(UserWarning, match="sample weights have no effect"):
         eager.evaluate(IMAGES, np.arange(8), sample_weight=np.ones(8), verbose=0)
     model = compiled(run_eagerly=True, loss="mse", metrics=["mae"])

@@ -212,14 +212,11 @@ def test_test_images_stand_above_their_reconstructions(events, model, finished_r
     assert (lower != pixels(events, "reconstructions", 40)[side + gap :]).any()
 
 
-def test_there_are_curves_of_training_test_and_every_group(events):
+def test_there_are_curves_of_training_test_and_every_group_whose_active_units_add_up(events, finished_run):
     for tag, step in {"kl_per_group/00": 20, "kl_per_group/01": 60, "test/nelbo_nats": 40}.items():
         assert step in steps_of(events, tag)
     for tag, step in {"train/loss": 8, "schedule/learning_rate": 56, "train_kl_per_group/01": 8}.items():
         assert step in steps_of(events, tag)
-
-
-def test_active_units_of_the_groups_add_up(events, finished_run):
     of_groups = [scalars(events, f"active_units/{group:02d}") for group in (0, 1)]
     total = scalars(events, "test/active_units")
     with (finished_run[0] / "metrics.csv").open(newline="") as file:

@@ -163,18 +163,6 @@ def launched(arguments):
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"}, **pipes)
 
 
-@pytest.fixture(scope="module")
-def on_one_device(commands, tmp_path_factory):
-    return finished(commands, tmp_path_factory.mktemp("replicas") / "one", train__strategy="one_device")
-
-
-@pytest.mark.slow
-def test_two_replicas_do_what_one_device_does(commands, on_one_device, tmp_path):
-    workdir = finished(commands, tmp_path / "two", train__strategy="mirrored", **ON_TWO_REPLICAS)
-    assert_close_runs(on_one_device, workdir, 5)
-    assert (workdir / "samples" / "step-00000005.png").exists()
-
-
 @pytest.mark.slow
 def test_with_scales_recomputation_averages_and_flows_too(commands, tmp_path):
     changes = {
@@ -201,8 +189,8 @@ def test_accumulation_and_half_precision_on_two_replicas(commands, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_device_does(commands, on_one_device, tmp_path):
-    workdir = tmp_path / "processes"
+def test_two_processes_do_what_one_device_does(commands, tmp_path):
+    on_one_device, workdir = finished(commands, tmp_path / "one", train__strategy="one_device"), tmp_path / "processes"
     launcher = launched(commands.tiny_training(workdir, **SETTINGS | {"train__batch_size": 8}))
     output, _ = launcher.communicate(timeout=600)
     assert launcher.returncode == 0, output
@@ -211,14 +199,15 @@ def test_two_processes_do_what_one_device_does(commands, on_one_device, tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_replicas(commands, tmp_path):
+def test_two_replicas_go_on_as_one_device_would(commands, tmp_path):
     workdir = tmp_path / "run"
     # What depends on the length of a run is the same after three steps and after five.
     even = {"objective__kl_anneal_portion": 0.0, "objective__kl_constant_portion": 0.0}
     finished(commands, workdir, train__steps=3, **even)
     whole = finished(commands, tmp_path / "whole", **even)
-    finished(commands, workdir, **even, **ON_TWO_REPLICAS)
+    finished(commands, workdir, **even, **ON_TWO_REPLICAS, train__strategy="mirrored")
     assert_close_runs(whole, workdir, 5)
+    assert (workdir / "samples" / "step-00000005.png").exists()
 
 
 @pytest.mark.slow
