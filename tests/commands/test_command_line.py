@@ -90,6 +90,7 @@ MISTAKES = [
     (NEW_RUN + "train.batch_size=1438", "A batch of 1438 is larger than the"),
     (NEW_RUN + "train.strategy=miror", "strategy = 'miror': not one of the"),
     (NEW_RUN + "train.strategy=mirrored", "there is one device only; set"),
+    (NEW_RUN + "train.strategy=one_device --config.train.replicas=2", "strategy one_device has one"),
     (NEW_RUN + "train.strategy=multi_worker", "TF_CONFIG must name at least"),
     ("train.launch --processes=0 -- --workdir=x", "--processes=0"),
     ("train.launch --processes=2 --", "nothing after the --"),

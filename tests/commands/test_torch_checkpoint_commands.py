@@ -47,6 +47,16 @@ def test_there_and_back(run, tmp_path):
     assert printed == f"Exported step 7 to {back}, as a checkpoint of cifar10.\n"
 
 
+@pytest.mark.slow
+@pytest.mark.torch
+def test_images_that_must_be_given(run, published, tmp_path):
+    content = published.read("mnist_tiny.pt")
+    content["args"].dataset = "omniglot"
+    file = published.saved(content, tmp_path / "x.pt")
+    printed = run(IMPORT, f"--checkpoint={file}", f"--output={tmp_path / 'run'}")
+    assert "chardata.mat" in printed and "--data_path=PATH" in printed and "--config.data.path=PATH" in printed
+
+
 @pytest.mark.torch
 def test_commands_that_are_refused(commands, tmp_path):
     def refused(*arguments):

@@ -173,7 +173,7 @@ def test_rounded_samples_have_the_frequencies_of_the_mass(temperature):
     assert np.all(np.abs(frequencies - masses) < 4.5 * deviations + 1e-5)
 
 
-def test_samples_follow_the_chain_over_channels():
+def test_samples_and_mean_follow_the_chain_over_channels():
     # Almost deterministic given the component, which red's mean shows: -0.5 or 0.5.
     means, coefficients = [[-0.5, 0.5], [0.1, 0.7], [-0.2, 0.2]], [[0.8, 0.9], [-0.5, 0.3], [0.4, -0.6]]
     mixture = DiscretizedLogisticMixture(
@@ -189,6 +189,14 @@ def test_samples_follow_the_chain_over_channels():
     np.testing.assert_allclose(samples[:, 0], mu_r, atol=0.02)
     np.testing.assert_allclose(samples[:, 1], expected_g, atol=0.02)
     np.testing.assert_allclose(samples[:, 2], mu_b + c1 * samples[:, 0] + c2 * samples[:, 1], atol=0.02)
+    # The mean is the clamped chain of the weighted parameters.
+    for temperature in (1.0, 0.3):
+        weights = np.exp(np.array([0.0, 1.0]) / temperature)
+        weights /= weights.sum()
+        (r, mu_g, mu_b), (c0, c1, c2) = np.array(means) @ weights, np.array(coefficients) @ weights
+        g = np.clip(mu_g + c0 * r, -1, 1)
+        expected = (np.array([r, g, np.clip(mu_b + c1 * r + c2 * g, -1, 1)]) + 1) / 2
+        np.testing.assert_allclose(mixture.copy(temperature=temperature).mean(), expected, rtol=1e-5)
 
 
 def test_temperature_may_be_a_tensor_and_one_a_pixel():
