@@ -1,4 +1,4 @@
-"""The likelihoods of whole images: recorded numbers of the published model, and the common interface."""
+"""The likelihoods of whole images: their formulas and the common interface."""
 
 import numpy as np
 import pytest
