@@ -26,18 +26,15 @@ def result(*rows):
     return {"format": 1, "date": "2026", "machine": machine, "versions": {"keras": "3"}, "results": list(rows)}
 
 
-@pytest.mark.parametrize("count", [5, 200])
-def test_the_noise_is_the_spread_of_medians(count):
+def test_the_noise_is_the_spread_of_medians():
     random = np.random.default_rng(0)
-    medians = np.median(random.normal(2.0, 0.1, size=(4000, count)), axis=1)
-    estimates = [relative_standard_error(list(random.normal(2.0, 0.1, size=count))) for _ in range(400)]
+    medians = np.median(random.normal(2.0, 0.1, size=(4000, 15)), axis=1)
+    estimates = [relative_standard_error(list(random.normal(2.0, 0.1, size=15))) for _ in range(400)]
     assert np.mean(estimates) == pytest.approx(np.std(medians) / 2.0, rel=0.15)
-
-
-def test_one_slow_round_of_many_is_no_noise():
+    assert relative_standard_error([1.0]) is None
+    # One slow round of many is no noise.
     times = [1.0, 1.01, 0.99] * 5
     assert relative_standard_error([*times, 9.0]) < 2.0 * relative_standard_error(times)
-    assert relative_standard_error([1.0]) is None
 
 
 TIME = ["time, yardstick"]
@@ -50,15 +47,12 @@ NOISY = {"seconds": [3.4, 4.0, 4.8], "noise": 0.0}
     [
         # Beyond the noise of both, and beyond 7%.
         (row(4.0, 0.007), row(4.56, 0.007), TIME),
-        (row(4.0, 0.01), row(4.08, 0.01), []),
         (row(4.0, 0.0), row(4.24, 0.0), []),
         (row(4.0, 0.0), row(4.32, 0.0), TIME),
         (row(4.0, 0.04), row(4.56, 0.04), []),
         # Few rounds need a larger change; of a single one no noise is known.
-        (row(4.0, 0.02, 15), row(4.48, 0.02, 15), TIME),
         (row(4.0, 0.02, 3), row(4.48, 0.02, 3), []),
         (row(4.0, 0.02, 3), row(5.2, 0.02, 3), TIME),
-        (row(4.0, None, 1), row(4.5, 0.0, 9), []),
         (row(4.0, None, 1), row(4.7, 0.0, 9), TIME),
         # Memory and the first step have limits of their own.
         (row(), row(peak_memory_bytes=2.08e9), []),
@@ -69,7 +63,6 @@ NOISY = {"seconds": [3.4, 4.0, 4.8], "noise": 0.0}
         # A slower hour is none where the yardstick was slower too; without it times in seconds count.
         (row(), row(median_seconds=8.0, first_step_seconds=20.0), []),
         (row(), row(median_seconds=8.0, first_step_seconds=20.0) | WITHOUT, ["time, s", "first step, s"]),
-        (row(), row(median_seconds=4.3) | WITHOUT, []),
         # The noise of what is compared, not of the ratio.
         (row() | NOISY, row(median_seconds=5.0) | WITHOUT | NOISY, []),
     ],
@@ -80,9 +73,8 @@ def test_what_grows_beyond_its_noise_and_its_limit_is_a_regression(before, after
     assert ("without a yardstick" in "".join(comparison.notes)) == (after["yardstick"] is None)
 
 
-@pytest.mark.parametrize("whose", ["seconds", "yardstick_seconds"])
-def test_uneven_times_are_not_judged_but_noted(whose):
-    uneven = row(**{whose: [1.0] * 14 + [1.6]})
+def test_uneven_times_are_not_judged_but_noted():
+    uneven = row(yardstick_seconds=[1.0] * 14 + [1.6])
     comparison = compare(result(uneven), result(row(ratio=9.0, peak_memory_bytes=9e9)))
     assert [change.quantity for change in comparison.changes] == ["peak memory, GB"] and comparison.regressions == 1
     assert "training mnist: its times are not compared, those of the earlier file are uneven" in comparison.notes
@@ -107,20 +99,15 @@ def test_what_can_not_be_compared_is_noted():
         assert part in notes
 
 
-def test_what_has_failed_since_is_a_regression():
-    comparison = compare(result(row(workload="nelbo")), result(FAILED))
-    assert comparison.regressions == 1
+def test_what_has_failed_since_is_a_regression_and_the_table_has_both_directions():
+    before = result(row(), row(preset="cifar10"), row(workload="nelbo"))
+    comparison = compare(before, result(row(ratio=5.0), row(ratio=2.0, preset="cifar10"), FAILED))
+    assert comparison.regressions == 2 and compare(result(FAILED), result(FAILED)).regressions == 0
     text = table_of_changes(comparison, result())
     assert "**regression**: nelbo mnist: has failed, and had not in the earlier file: killed" in text
-    assert text.endswith("1 regression")
-    assert compare(result(FAILED), result(FAILED)).regressions == 0
-
-
-def test_the_table_of_changes_has_both_directions():
-    comparison = compare(result(row(), row(preset="cifar10")), result(row(ratio=5.0), row(ratio=2.0, preset="cifar10")))
-    text = table_of_changes(comparison, result())
     assert "| training mnist | time, yardstick | 4 | 5 | +25.0% | 7.0% | **regression** |" in text
     assert "| training cifar10 | time, yardstick | 4 | 2 | -50.0% | 7.0% | better |" in text
+    assert text.endswith("2 regressions")
 
 
 def test_files_come_back_as_they_were_and_are_compared_by_the_command(tmp_path, capsys):
@@ -136,7 +123,7 @@ def test_files_come_back_as_they_were_and_are_compared_by_the_command(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", "{}", json.dumps(result() | {"format": 0}), json.dumps(result({"workload": "x"}))]
+    "content", ["{", "[]", json.dumps(result() | {"format": 0}), json.dumps(result({"workload": "x"}))]
 )
 def test_another_file_is_refused_in_one_line(content, tmp_path, capsys):
     file = tmp_path / "other.json"

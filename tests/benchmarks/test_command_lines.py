@@ -10,7 +10,6 @@ import pytest
 
 from benchmarks import all as all_benchmarks
 from benchmarks import evaluation, train_scaling
-from benchmarks.all import Job
 from benchmarks.interleaved import WorkerEnded
 from benchmarks.train_scaling import Variant
 from benchmarks.workloads import _MODULES, WORKLOADS
@@ -25,24 +24,16 @@ def test_the_modules_that_are_imported_before_the_clock_starts_exist():
     ("module", "arguments", "message"),
     [
         ("all", "--only=training,smapling", "'smapling': must be some of training, "),
-        ("all", "--presets=mnits", "'mnits': must be some of digits, mnist"),
         ("all", "--rounds=0", "at least 1"),
         ("all", "--only=import --presets=digits", "is not measured with these --presets, but with mnist, cifar10"),
-        ("all", "--json=/no/such/folder/file.json", "existing folder"),
         ("all", "--compare=/no/such/file.json", "--compare: /no/such/file.json: can't be read"),
         ("all", "--json=a.json --compare=./a.json", "would overwrite"),
         ("train_step", "--preset=mnits", "invalid choice: 'mnits'"),
-        ("train_step", "--preset=mnist --steps=0", "at least 1"),
         ("evaluation", "--preset=digits --importance_samples=0", "--importance_samples"),
-        ("operation_times", "--workload=export --preset=digits", "invalid choice: 'export'"),
-        ("train_scaling", "--preset=own_images", "invalid choice: 'own_images'"),
         ("train_scaling", "--replicas=1,0", "--replicas"),
         ("train_scaling", "--recompute=none,some", "train.recompute = 'some'"),
         ("train_scaling", "--batch_size=6 --accumulate_steps=1,4", "must divide train.batch_size = 6"),
-        ("train_scaling", "--batch_size=0", "train.batch_size = 0"),
         ("train_scaling", "--xla=jit", "add --replicas=1"),
-        ("train_scaling", "--seconds=0", "a number above 0"),
-        ("serving_load", "--path=models --requests=5", "at least 50"),
     ],
 )
 def test_mistakes_are_reported_before_anything_starts(module, arguments, message, capsys, monkeypatch):
@@ -63,22 +54,14 @@ def test_what_is_asked_for_by_name_and_needs_torch_is_refused_without_it(capsys,
         assert ended.value.code == 2 and message in capsys.readouterr().err
     jobs = all_benchmarks.parse_arguments(["--no-yardstick"]).jobs
     assert "import" not in {job.workload for job in jobs} and "left out: it needs PyTorch" in capsys.readouterr().err
-
-
-def test_the_workloads_have_their_own_presets_or_the_ones_asked_for(monkeypatch):
-    monkeypatch.setattr("benchmarks.results.has_torch", lambda: True)
-    jobs = all_benchmarks.parse_arguments([]).jobs
+    # The workloads have their own presets, or those that are asked for.
     assert [job.preset for job in jobs if job.workload == "training"] == ["mnist", "cifar10", "celeba64"]
-    assert Job("sampling", "cifar10") in jobs and Job("sampling", "celeba64") not in jobs
-    digits = all_benchmarks.parse_arguments(["--presets=digits"]).jobs
-    # There is no published file of digits.
+    digits = all_benchmarks.parse_arguments(["--no-yardstick", "--presets=digits"]).jobs
     assert [job.workload for job in digits] == [name for name in WORKLOADS if name != "import"]
 
 
 def test_help_lists_the_workloads_without_tensorflow():
-    show = (
-        "import sys\nfrom benchmarks import all\ntry:\n    all.main(['--help'])\nfinally:\n    print(list(sys.modules))"
-    )
+    show = "import sys\nfrom benchmarks import all\ntry: all.main(['--help'])\nfinally: print(list(sys.modules))"
     done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True)
     assert all(name in done.stdout for name in WORKLOADS)
     assert "'argparse'" in done.stdout and "'tensorflow'" not in done.stdout and "'torch'" not in done.stdout
@@ -120,8 +103,7 @@ def test_a_real_run_of_train_scaling(tmp_path, capsys):
     for row in (first, second):
         assert row["failure"] is None and row["skipped_steps"] == 0.0
         assert row["memory_before_first_step_bytes"] < row["peak_memory_bytes"]
-        assert 0.0 < row["step_seconds"] < row["first_step_seconds"]
-        assert row["trace_seconds"] < row["first_step_seconds"]
+        assert 0.0 < max(row["step_seconds"], row["trace_seconds"]) < row["first_step_seconds"]
     # Each replica's part of the graph is written out.
     assert second["graph_nodes"] > 1.8 * first["graph_nodes"]
     assert capsys.readouterr().out.count("\n| ") == 4

@@ -14,7 +14,6 @@ from PIL import ExifTags, Image
 from nvae_tf.data import DataSpec, data_spec
 from nvae_tf.data.spec import complete_spec
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # PNG's color type by the number of channels: gray, gray and alpha, RGB, RGBA.
 _PNG_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 
@@ -37,7 +36,7 @@ def png(pixels):
 def png_of_chunks(header, packed_rows, *others):
     """The bytes of a PNG file of its header, its packed rows and `(kind, content)` of chunks that follow them."""
     chunks = ((b"IHDR", header), (b"IDAT", packed_rows), *others, (b"IEND", b""))
-    return _PNG_SIGNATURE + b"".join(_png_chunk(kind, content) for kind, content in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(kind, content) for kind, content in chunks)
 
 
 def _png_chunk(kind, content):
@@ -100,10 +99,8 @@ def with_palette(numbers, colors):
 
 def damaged_in_the_middle(content):
     """A file whose header and end are as they were: nobody sees the damage before the pixels are read."""
-    middle = len(content) // 2
-    return (
-        content[: middle - 4] + bytes(byte ^ 0x55 for byte in content[middle - 4 : middle + 4]) + content[middle + 4 :]
-    )
+    start = len(content) // 2 - 4
+    return content[:start] + bytes(byte ^ 0x55 for byte in content[start : start + 8]) + content[start + 8 :]
 
 
 def write_files(folder, contents):

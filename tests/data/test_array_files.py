@@ -46,13 +46,9 @@ def assert_refused(path, message, **settings):
     [
         (IMAGES, (5, 6, 3, 8), IMAGES),
         (IMAGES[..., 0], (5, 6, 1, 8), IMAGES[..., :1]),
-        (IMAGES[..., :1], (5, 6, 1, 8), IMAGES[..., :1]),
         (IMAGES[..., :2], (5, 6, 2, 8), IMAGES[..., :2]),
-        (random_pixels(30, 5, 6, 4), (5, 6, 4, 8), random_pixels(30, 5, 6, 4)),
-        (IMAGES > 99, (5, 6, 3, 8), (IMAGES > 99) * 255),
         (IMAGES[..., 1] > 99, (5, 6, 1, 8), (IMAGES[..., 1:2] > 99) * 255),
         (IMAGES.astype(np.uint16) * 256 + 255, (5, 6, 3, 16), IMAGES),
-        (IMAGES[..., 2].astype(np.uint16) * 256 + 128, (5, 6, 1, 16), IMAGES[..., 2:]),
         (np.asfortranarray(IMAGES), (5, 6, 3, 8), IMAGES),
         (IMAGES[::-1, ::-1], (5, 6, 3, 8), IMAGES[::-1, ::-1]),
     ],
@@ -76,14 +72,6 @@ def test_the_file_is_not_read_into_memory(tmp_path):
     # A mapped file that is written to shows it.
     np.load(path, mmap_mode="r+")[:] = 255 - IMAGES
     np.testing.assert_array_equal(stored_pixels(source), 255 - before)
-
-
-def test_what_is_held_out_is_seeded(tmp_path):
-    np.savez(tmp_path / "set.npz", images=IMAGES, labels=np.arange(30), one_hot=np.eye(30))
-    spec = own_images(tmp_path / "set.npz")
-    first, again, other = parts(spec), parts(spec), parts(dataclasses.replace(spec, split_seed=1))
-    np.testing.assert_array_equal(first[1], again[1])
-    assert len(first[1]) == len(other[1]) == 3 and (first[1] != other[1]).any() and holds_out(spec)
 
 
 @pytest.mark.parametrize(
@@ -119,37 +107,25 @@ def test_images_are_cut_scaled_and_converted(tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
+        ({"a": IMAGES, "b": OTHERS}, "has the arrays a, b; .* two that are called train and test .*data.train_split"),
+        ({"labels": np.arange(3)}, r"the array's shape \[3\] is not \[count, height, width"),
+        ({"images": np.array([{}, None], object)}, "or one with Python objects"),
         (IMAGES.transpose(0, 3, 1, 2), r"\[30, 3, 5, 6\] seems to have its channels first.*transpose\(0, 2, 3, 1\)"),
         (IMAGES / 255, r"of type float64; .* From floats in \[0, 1\]: numpy.round\(images \* 255\).astype\('uint8'\)"),
-        (IMAGES.astype(np.int64), r"of type int64; images are uint8 \(0 to 255\), uint16"),
         (random_pixels(30, 5, 6, 7), r"shape \[30, 5, 6, 7\] is not \[count, height, width, channels\] with 1 to 4"),
         (random_pixels(0, 5, 6, 3), r"shape \[0, 5, 6, 3\] is not"),
-        (random_pixels(2, 2, 5, 6, 3), r"shape \[2, 2, 5, 6, 3\] is not"),
-        (random_pixels(5, 6), r"the array's shape \[5, 6\] is not \[count, height, width, channels\] with"),
         (random_pixels(5, 6, 3), r"\[5, 6, 3\] seems to be a single image; a set of images has one axis more"),
         (IMAGES[:1], "1 image can't be divided into a training and a test part: add more images"),
         (np.array([{}, None], object), "not a complete NumPy file of plain numbers .*numpy.save writes one"),
     ],
 )
 def test_wrong_arrays_are_refused(array, message, tmp_path):
-    assert_refused(saved(tmp_path / "images.npy", array), message)
+    path = tmp_path / ("set.npz" if isinstance(array, dict) else "images.npy")
+    np.savez(path, **array) if isinstance(array, dict) else np.save(path, array)
+    assert_refused(path, message)
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"a": IMAGES, "b": OTHERS}, "has the arrays a, b; .* two that are called train and test .*data.train_split"),
-        ({"train": IMAGES, "validation": OTHERS}, "has the arrays train, validation; .*data.test_split"),
-        ({"labels": np.arange(3)}, r"the array's shape \[3\] is not \[count, height, width"),
-        ({"images": np.array([{}, None], object)}, "or one with Python objects"),
-    ],
-)
-def test_wrong_contents_are_refused(arrays, message, tmp_path):
-    np.savez(tmp_path / "set.npz", **arrays)
-    assert_refused(tmp_path / "set.npz", message)
-
-
-@pytest.mark.parametrize("kept", [0, 5, 60, 127, 2000])
+@pytest.mark.parametrize("kept", [0, 60, 2000])
 def test_cut_off_files_are_refused(kept, tmp_path):
     np.save(tmp_path / "images.npy", IMAGES)
     np.savez(tmp_path / "set.npz", images=IMAGES)
@@ -191,11 +167,8 @@ def archive(path, **contents):
 
 UNTRUE_HEADERS = {
     "-1": header_bytes(-1, 5, 6, 3) + IMAGES.tobytes(),
-    "two of -1": header_bytes(-30, 5, -6, 3) + IMAGES.tobytes(),
-    "10^15 bytes": header_bytes(10**10, 1000, 100) + IMAGES.tobytes(),
     "beyond all numbers": header_bytes(10**90, 28, 28) + IMAGES.tobytes(),
     "more images": header_bytes(31, 5, 6, 3) + IMAGES.tobytes(),
-    "fewer images": header_bytes(29, 5, 6, 3) + IMAGES.tobytes(),
     "narrower images": header_bytes(30, 5, 5, 3) + IMAGES.tobytes(),
     "3 GB of header": b"\x93NUMPY\x02\x00" + (3 * 10**9).to_bytes(4, "little") + bytes(10**6),
     "a nested header": b"\x93NUMPY\x01\x00" + (9000).to_bytes(2, "little") + b"(" * 9000,
@@ -217,30 +190,31 @@ def npy(array):
     return file.getvalue()
 
 
-def test_what_is_not_wanted_may_be_anything(tmp_path):
+def test_what_is_not_wanted_may_be_anything_but_not_what_may_be_the_images(tmp_path):
     """A text, Python objects, damaged arrays."""
     beside = {"readme.txt": "Dear diary", "names.npy": npy(np.array([{}, None], object))}
     beside["labels.npy"] = header_bytes(30) + b"cut off"
-    train, test = parts(own_images(archive(tmp_path / "one.npz", **beside, **{"images.npy": npy(IMAGES)})))
-    assert len(train) + len(test) == len(IMAGES)
+    spec = own_images(archive(tmp_path / "one.npz", **beside, **{"images.npy": npy(IMAGES)}))
+    assert sum(map(len, parts(spec))) == len(IMAGES) and holds_out(spec)
     beside |= {"notes.npy": "not even an array", "x_train.npy": npy(IMAGES), "x_test.npy": npy(OTHERS)}
     assert_are(own_images(archive(tmp_path / "both.npz", **beside)), IMAGES, OTHERS)
-
-
-def test_where_a_damaged_array_may_be_the_wanted_one_the_file_is_refused(tmp_path):
     archive(tmp_path / "set.npz", **{"a.npy": npy(IMAGES), "b.npy": b"Dear diary"})
     assert_refused(tmp_path / "set.npz", r"a damaged .npz file, .* \(b.npy: ")
     archive(tmp_path / "text.npz", **{"readme.txt": "Dear diary"})
     assert_refused(tmp_path / "text.npz", r"has the arrays \(none\); there must be one")
 
 
+def free_memory(monkeypatch, available):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+
+
 def test_more_than_the_memory_is_not_unpacked(monkeypatch, tmp_path):
     np.savez_compressed(tmp_path / "set.npz", images=np.zeros_like(IMAGES))
     spec = own_images(tmp_path / "set.npz")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * IMAGES.size - 1))
+    free_memory(monkeypatch, 3 * IMAGES.size - 1)
     with pytest.raises(ValueError, match="set.npz: its images need .* GB of memory, .* are free: numpy.save them as"):
         load_split(spec, "train")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * IMAGES.size))
+    free_memory(monkeypatch, 3 * IMAGES.size)
     assert load_split(spec, "train").count == 27
 
 
@@ -267,17 +241,12 @@ def packed(contents):
     return {f"{name}.gz": gzip.compress(content) for name, content in contents.items()}
 
 
-def prefixed(prefix, contents):
-    """The names that EMNIST has: its test part is called that."""
-    return {f"{prefix}-{name.replace('t10k', 'test')}": content for name, content in contents.items()}
-
-
 def assert_is_the_set(spec):
     assert spec.source == "idx" and spec.image_shape == (6, 8, 1) and spec.file_bits == 8
     assert_are(spec, TRAIN[..., np.newaxis], TEST[..., np.newaxis])
 
 
-@pytest.mark.parametrize("contents", [MNIST_FILES, packed(MNIST_FILES), MNIST_FILES | packed(MNIST_FILES)])
+@pytest.mark.parametrize("contents", [MNIST_FILES, MNIST_FILES | packed(MNIST_FILES)])
 def test_both_parts_of_idx_files(contents, tmp_path):
     # Labels are not needed, and a name of another source does not matter where there is one set.
     others = {"readme.txt": b"train images", "train-labels-idx1-ubyte": b"damaged"}
@@ -286,17 +255,15 @@ def test_both_parts_of_idx_files(contents, tmp_path):
 
 def test_one_of_several_sets_by_its_name(tmp_path):
     other = {name: idx(random_pixels(3, 5, 5)) for name in MNIST_FILES if "images" in name}
-    write_files(tmp_path, prefixed("emnist-letters", packed(MNIST_FILES)) | prefixed("emnist-digits", packed(other)))
+    # EMNIST calls its test part that.
+    for name, contents in (("emnist-letters", MNIST_FILES), ("emnist-digits", other)):
+        write_files(tmp_path, {f"{name}-{file.replace('t10k', 'test')}": data for file, data in contents.items()})
     assert_is_the_set(own_images(tmp_path, source_name="emnist-letters"))
     assert own_images(tmp_path, source_name="emnist-digits").image_shape == (5, 5, 1)
-    message = (
-        f"{tmp_path}: several files could be the train images: emnist-digits-train-images-idx3-ubyte.gz, "
-        "emnist-letters-train-images-idx3-ubyte.gz; set --config.data.source_name"
-    )
-    with pytest.raises(ValueError, match=message):
-        own_images(tmp_path)
-    with pytest.raises(ValueError, match="several files could be the train images"):
-        own_images(tmp_path, source_name="kmnist")
+    for name in (None, "kmnist"):
+        message = f"{tmp_path}: several files could be the train images: emnist-digits-train-.*; set --config.data.sou"
+        with pytest.raises(ValueError, match=message):
+            own_images(tmp_path, source_name=name)
 
 
 @pytest.mark.parametrize(
@@ -307,10 +274,8 @@ def test_one_of_several_sets_by_its_name(tmp_path):
         (idx(TRAIN[:0]), "has no images; its header says 0 x 6 x 8"),
         (idx(TRAIN)[:4] + b"\xff" * 12 + bytes(99), "its images, 4294967295 x .* GB of memory"),
         (idx(TRAIN)[:4] + b"\0\0\x01\0" * 3 + bytes(99), "too short for 256 x 256 x 256 values"),
-        (idx(TRAIN)[:15], "not an IDX file of bytes with 3 dimensions"),
         (idx(TRAIN_LABELS), "not an IDX file of bytes with 3 dimensions"),
         (b"\0\0\x0d" + idx(TRAIN)[3:], "not an IDX file of bytes"),
-        (b"Dear diary, and so on", "not an IDX file of bytes"),
         (b"", "not an IDX file of bytes"),
     ],
 )
@@ -321,7 +286,7 @@ def test_damaged_idx_files_are_refused(content, message, tmp_path):
         own_images(tmp_path)
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.98])
+@pytest.mark.parametrize("kept", [0.0, 0.98])
 def test_a_damaged_gzip_file_is_refused(kept, tmp_path):
     name = "train-images-idx3-ubyte.gz"
     content = gzip.compress(idx(TRAIN))
@@ -357,78 +322,63 @@ def test_a_missing_part_of_idx_files_is_reported(part, word, tmp_path):
         load_split(own_images(tmp_path), "test")
 
 
-OMNIGLOT = data_spec("omniglot")
-
-
-def letter_f():
-    """A letter that is neither its own mirror image nor its own transpose, `[28, 28]`."""
-    letter = np.zeros([28, 28])
-    letter[3:25, 8:11] = 1.0
-    letter[3:6, 8:21] = 0.5
-    letter[12:15, 8:16] = 0.25
-    return letter
-
-
-def columns(images):
-    """`[count, 28, 28]` as the file has them: an image a column, its pixels one column of the image after the other."""
-    return np.stack([image.ravel(order="F") for image in images], axis=1)
-
-
-LETTERS = np.stack([letter_f(), letter_f()[::-1], np.random.default_rng(0).uniform(size=(28, 28))])
-CONTENTS = {"data": columns(LETTERS), "testdata": columns(LETTERS[1:]), "target": np.eye(3)}
-
-
-def spec_of(path):
-    return dataclasses.replace(OMNIGLOT, path=str(path))
+LETTERS = np.random.default_rng(0).uniform(size=(3, 28, 28))
+# An image is a column, its pixels one column of the image after the other.
+COLUMNS = np.stack([letter.ravel(order="F") for letter in LETTERS], axis=1)
 
 
 @pytest.fixture
-def folder(tmp_path):
-    scipy.io.savemat(tmp_path / "chardata.mat", CONTENTS)
-    return tmp_path
+def chardata(tmp_path):
+    scipy.io.savemat(tmp_path / "chardata.mat", {"data": COLUMNS, "testdata": COLUMNS[:, 1:], "target": np.eye(3)})
+    return tmp_path / "chardata.mat"
 
 
-@pytest.mark.parametrize("name", ["", "chardata.mat"])
-def test_letters_stand_upright(name, folder):
-    spec = spec_of(folder / name)
-    train, test = load_split(spec, "train"), load_split(spec, "test")
+def load_letters(path, split="train"):
+    return load_split(dataclasses.replace(data_spec("omniglot"), path=str(path)), split)
+
+
+def test_letters_stand_upright(chardata):
+    train = load_letters(chardata)
     np.testing.assert_array_equal(train.images, np.floor(LETTERS * 255)[..., np.newaxis])
-    np.testing.assert_array_equal(test.images, train.images[1:])
+    np.testing.assert_array_equal(load_letters(chardata.parent, "test").images, train.images[1:])
     # As the published model reads them.
-    stored = scipy.io.loadmat(folder / "chardata.mat")["data"]
-    expected = (255 * stored.reshape(28, 28, -1).transpose(2, 1, 0)).astype(np.uint8)
+    expected = (255 * scipy.io.loadmat(chardata)["data"].reshape(28, 28, -1).transpose(2, 1, 0)).astype(np.uint8)
     np.testing.assert_array_equal(train.images[..., 0], expected)
 
 
-def test_a_missing_matlab_file_is_reported(tmp_path):
+def test_letters_that_are_missing_or_more_than_the_memory(chardata, monkeypatch):
+    free_memory(monkeypatch, 3 * 8 * COLUMNS.size)
+    assert load_letters(chardata).count == 3
+    free_memory(monkeypatch, 3 * 8 * COLUMNS.size - 1)
+    with pytest.raises(ValueError, match=f"^{chardata}: its images need .* GB of memory, .*: download the file again"):
+        load_letters(chardata)
+    chardata.unlink()
     with pytest.raises(FileNotFoundError, match="chardata.mat: no such file"):
-        load_split(spec_of(tmp_path), "train")
+        load_letters(chardata.parent)
 
 
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        ({"testdata": CONTENTS["testdata"]}, "has no variable 'data'; it is not the chardata.mat of Burda et al."),
-        ({"data": CONTENTS["data"].T}, r"variable 'data' is \[3, 784\]; it must be \[784, images\], from 0 to 1"),
-        ({"data": CONTENTS["data"] * 255}, r"variable 'data' is \[784, 3\]; it must be \[784, images\], from 0 to 1"),
-        ({"data": np.where(CONTENTS["data"] == 1.0, np.nan, CONTENTS["data"])}, "from 0 to 1"),
-        ({"data": CONTENTS["data"] * 1j}, "from 0 to 1"),
-        ({"data": scipy.sparse.csc_matrix(CONTENTS["data"])}, "from 0 to 1"),
-        ({"data": CONTENTS["data"][:, :0]}, r"variable 'data' is \[784, 0\]"),
+        ({"testdata": COLUMNS}, "has no variable 'data'; it is not the chardata.mat of Burda et al."),
+        ({"data": COLUMNS.T}, r"variable 'data' is \[3, 784\]; it must be \[784, images\], from 0 to 1"),
+        ({"data": np.where(COLUMNS == COLUMNS.max(), np.nan, COLUMNS)}, "from 0 to 1"),
+        ({"data": COLUMNS * 255}, "from 0 to 1"),
+        ({"data": COLUMNS * 1j}, "from 0 to 1"),
+        ({"data": scipy.sparse.csc_matrix(COLUMNS)}, "from 0 to 1"),
+        ({"data": COLUMNS[:, :0]}, r"variable 'data' is \[784, 0\]"),
     ],
 )
-def test_other_contents_are_refused(contents, message, tmp_path):
-    file = tmp_path / "chardata.mat"
-    scipy.io.savemat(file, contents)
-    with pytest.raises(ValueError, match=f"^{file}: .*{message}"):
-        load_split(spec_of(file), "train")
+def test_other_contents_are_refused(contents, message, chardata):
+    scipy.io.savemat(chardata, contents)
+    with pytest.raises(ValueError, match=f"^{chardata}: .*{message}"):
+        load_letters(chardata)
 
 
 @pytest.mark.parametrize("kept", [0, 50, 130, 2000])
-def test_what_is_no_whole_matlab_file_is_refused(kept, folder):
-    file = folder / "chardata.mat"
-    content = file.read_bytes()
+def test_what_is_no_whole_matlab_file_is_refused(kept, chardata):
+    content = chardata.read_bytes()
     for damaged in (content[:kept], b"Dear diary,\n" * (kept // 10)):
-        file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"^{file}: not a complete MATLAB file .*download it again"):
-            load_split(spec_of(file), "train")
+        chardata.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"^{chardata}: not a complete MATLAB file .*download it again"):
+            load_letters(chardata)

@@ -28,16 +28,6 @@ def test_the_digits_are_divided_by_label_and_the_split_never_changes():
     assert digest.hexdigest() == DIGEST
 
 
-def test_bitmaps_hold_the_ink_of_their_digits():
-    """Label by label, in the mean over the digits; the file's intensities are from 0 to 16."""
-    digits, parts = load_digits(), [load_split(DIGITS, split) for split in ("train", "test")]
-    for label in range(10):
-        images = np.concatenate([part.images[part.labels == label] for part in parts])
-        blocks = images.reshape(len(images), 8, 2, 8, 2).mean(axis=(0, 2, 4)) / 255
-        ink = digits.images[digits.target == label].mean(axis=0) / 16
-        assert np.abs(blocks.mean() - ink.mean()) < 0.02 and np.corrcoef(blocks.ravel(), ink.ravel())[0, 1] > 0.98
-
-
 @pytest.mark.parametrize(
     ("size", "train_count", "test_count"), [(32, 2 * 50 * 61, 2 * 25 * 7), (96, 2 * 42 * 53, 2 * 21 * 3)]
 )
@@ -55,8 +45,8 @@ def test_train_and_test_patches_are_of_different_parts_of_the_photographs(size, 
 
 def test_a_look_at_the_first_image():
     assert first_image(DIGITS) == (16, 16, 1, 8)
-    assert first_image(dataclasses.replace(PHOTOS, height=None, width=None)) == (32, 32, 3, 8)
-    assert first_image(dataclasses.replace(PHOTOS, height=64, width=48)) == (64, 48, 3, 8)
+    for size, found in (((None, None), (32, 32)), ((64, 48), (64, 48))):
+        assert first_image(dataclasses.replace(PHOTOS, height=size[0], width=size[1])) == (*found, 3, 8)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +55,8 @@ def test_a_look_at_the_first_image():
         (DIGITS, {"path": "here"}, "reads nothing from a folder: remove data.path"),
         (DIGITS, {"resize": "crop"}, "is bundled and not resized: remove data.crop_box and data.resize"),
         (DIGITS, {"source_name": "digit"}, "no bundled set 'digit'. Valid: digits, photos"),
-        (DIGITS, {"height": 17}, r"are \[16, 16, 1\] .* says \[17, 16, 1\]"),
         (PHOTOS, {"channels": 1}, r"are \[32, 32, 3\] .* says \[32, 32, 1\]"),
         (PHOTOS, {"height": 97}, r"data.height, data.width = 97, 32: .* at most 96 pixels"),
-        (PHOTOS, {"width": 97}, r"data.height, data.width = 32, 97: .* at most 96 pixels"),
     ],
 )
 def test_what_is_not_in_the_bundle_is_refused(spec, changes, message):

@@ -29,10 +29,6 @@ def cache(tmp_path):
     return tmp_path / "decoded" / "here"
 
 
-def files(cache):
-    return sorted(file.name for file in cache.iterdir())
-
-
 def overwrite_unseen(path, content):
     """Writes other bytes, as many and at the same time as before."""
     status = path.stat()
@@ -51,7 +47,7 @@ def test_the_pictures_are_read_once(pictures, cache):
     shown.clear()
     again = load_split(spec, "train", Report(progress=shown.append))
     np.testing.assert_array_equal(stored_pixels(again), IMAGES)
-    assert not shown and len(files(cache)) == 1
+    assert not shown and len(list(cache.iterdir())) == 1
 
 
 def test_a_changed_picture_is_seen(pictures, cache):
@@ -67,7 +63,7 @@ def test_a_changed_picture_is_seen(pictures, cache):
     np.testing.assert_array_equal(stored_pixels(load_split(spec, "train")), expected)
     (pictures / "train" / "099.png").unlink()
     np.testing.assert_array_equal(stored_pixels(load_split(spec, "train")), expected[:99])
-    assert len(files(cache)) == 3
+    assert len(list(cache.iterdir())) == 3
 
 
 def test_other_settings_are_other_images(pictures, cache):
@@ -78,10 +74,10 @@ def test_other_settings_are_other_images(pictures, cache):
         other = dataclasses.replace(spec, **change)
         plain = load_split(dataclasses.replace(other, cache=None), "train")
         np.testing.assert_array_equal(stored_pixels(load_split(other, "train")), stored_pixels(plain))
-    assert len(files(cache)) == len(changes)
+    assert len(list(cache.iterdir())) == len(changes)
     # What is done to the pixels later makes no difference.
     load_split(dataclasses.replace(spec, num_bits=5, horizontal_flip=True), "train")
-    assert len(files(cache)) == len(changes)
+    assert len(list(cache.iterdir())) == len(changes)
 
 
 def test_a_place_without_room_or_that_can_not_be_written_to_is_reported(pictures, cache, tmp_path, monkeypatch):
@@ -98,10 +94,10 @@ def test_a_place_without_room_or_that_can_not_be_written_to_is_reported(pictures
     message = f"data.cache = {cache}: the decoded images need .*No space left.*; name a folder"
     with pytest.raises(ValueError, match=message):
         load_split(own_images(pictures, cache=str(cache)), "train")
-    assert not files(cache)
+    assert not list(cache.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["cut off", "negative", "other images", "text"])
+@pytest.mark.parametrize("damage", ["negative", "other images", "text"])
 def test_a_damaged_file_is_named(damage, pictures, cache):
     spec = own_images(pictures, cache=str(cache))
     load_split(spec, "train")
@@ -111,7 +107,7 @@ def test_a_damaged_file_is_named(damage, pictures, cache):
         np.save(file, images[:, :3])
     else:
         negative = content.replace(b"(100, ", b"(-1, ", 1).replace(b"\n", b" \n", 1)
-        file.write_bytes({"cut off": content[:-7], "negative": negative, "text": b"Dear diary"}[damage])
+        file.write_bytes(negative if damage == "negative" else b"Dear diary")
     with pytest.raises(ValueError, match=f"^{file}: damaged .*; remove it, and it will be made again") as caught:
         load_split(spec, "train")
     assert "\n" not in str(caught.value)
@@ -123,7 +119,7 @@ def test_nothing_unfinished_is_left_after_a_failure(pictures, cache):
     spec = own_images(pictures, cache=str(cache))
     with pytest.raises(BadPicture, match=f"^{bad}: a damaged or cut-off PNG file"):
         load_split(spec, "train")
-    assert not files(cache)
+    assert not list(cache.iterdir())
     skipping = dataclasses.replace(spec, on_bad_file="skip")
     np.testing.assert_array_equal(stored_pixels(load_split(skipping, "train")), np.delete(IMAGES, 90, axis=0))
     bad.write_bytes(png(IMAGES[90]))

@@ -21,7 +21,6 @@ from nvae_tf.data.pictures import (
     read_picture,
 )
 from tests.data.picture_factory import (
-    damaged_in_the_middle,
     encoded,
     png,
     png_of_chunks,
@@ -50,10 +49,8 @@ EXACT = {
     "png-1-bit": (encoded(Image.fromarray(GRAY[..., 0] > 100), "PNG"), (GRAY > 100) * 255),
     "webp-rgb": (encoded(RGB, "WEBP", lossless=True), RGB),
     "webp-rgba": (encoded(RGBA, "WEBP", lossless=True, exact=True), RGBA),
-    "bmp-gray": (encoded(GRAY, "BMP"), GRAY),
     "bmp-rgb": (encoded(RGB, "BMP"), RGB),
     "bmp-palette": (encoded(with_palette(NUMBERS, COLORS), "BMP"), COLORS[NUMBERS]),
-    "gif-gray": (encoded(GRAY, "GIF"), GRAY),
     "gif-color": (encoded(with_palette(NUMBERS, COLORS), "GIF"), COLORS[NUMBERS]),
     **{
         f"tiff-{channels}-{order}-{packed}": (tiff(RGBA[..., :channels], order, packed), RGBA[..., :channels])
@@ -61,7 +58,6 @@ EXACT = {
         for order, packed in (("<", False), (">", True))
     },
     "tiff-lzw": (encoded(RGB, "TIFF", compression="tiff_lzw"), RGB),
-    "tiff-packbits": (encoded(RGB, "TIFF", compression="packbits"), RGB),
     "tiff-by-channel": (tiff(RGB, PlanarConfiguration=2), RGB),
     "tiff-white-is-0": (tiff(GRAY, PhotometricInterpretation=0), 255 - GRAY),
     "tiff-palette": (encoded(with_palette(NUMBERS, COLORS), "TIFF"), COLORS[NUMBERS]),
@@ -86,7 +82,7 @@ LOSSY = {
 WITHOUT_PIXELS = 30
 CUT = ("png-1", "png-3", "webp-rgb", "webp-rgba", "bmp-rgb", "tiff-3-<-False", "tiff-3->-True", "tiff-lzw", *LOSSY)
 # A palette may lie in front of few pixels.
-CUT_SHORT = ("gif-gray", "gif-color", "tiff-palette", "png-palette", "bmp-gray")
+CUT_SHORT = ("gif-color", "tiff-palette", "png-palette")
 
 
 def written(folder, content, name="picture.jpg"):
@@ -144,16 +140,7 @@ def test_other_channels_on_demand(tmp_path):
 
 def test_pictures_are_found_in_any_tree_in_order(tmp_path):
     found = ["a.png", "b/c/d.JPG", "b/c/e.webp", "b/f.bmp", "g.jpeg", "h.gif", "i.tif", "j.TIFF"]
-    ignored = [
-        ".hidden.png",
-        ".git/x.png",
-        "b/.cache/y.png",
-        "__MACOSX/z.jpg",
-        "notes.txt",
-        "scan.psd",
-        "png",
-        "x.png.gz",
-    ]
+    ignored = [".hidden.png", ".git/x.png", "b/.cache/y.png", "__MACOSX/z.jpg", "scan.psd", "png", "x.png.gz"]
     write_files(tmp_path, {name: b"" for name in (*reversed(found), *ignored)})
     # A link back into the tree leads nowhere.
     (tmp_path / "b" / "up").symlink_to(tmp_path)
@@ -221,13 +208,6 @@ def test_odd_metadata_does_no_harm(kind, exif, tmp_path):
     assert read_picture(tmp_path / "photo", 3).size == (8, 16)
 
 
-def test_damage_in_the_middle_is_met_when_pixels_are_read(tmp_path):
-    path = written(tmp_path, damaged_in_the_middle(png(RGB)))
-    assert read_header(path) == PictureHeader(HEIGHT, WIDTH, 3, 8)
-    with pytest.raises(BadPicture, match=f"^{path}: a damaged or cut-off PNG file"):
-        read_picture(path, 3)
-
-
 @pytest.mark.parametrize("kept", [0.05, 0.6, 1.0])
 def test_a_png_file_whose_tail_is_zeros_is_refused(kept, tmp_path):
     """Zeros are a valid end of packed pixels: they can all be decoded."""
@@ -256,20 +236,22 @@ def test_of_several_frames_or_pages_none_is_taken(kind, tmp_path):
     assert_refused(written(tmp_path, encoded(Image.fromarray(RGB), kind, save_all=True, append_images=SECOND)), message)
 
 
-def test_a_second_picture_in_a_jpeg_file_does_no_harm(tmp_path):
-    """Telephones write some: a map of depths, a smaller copy."""
+def test_other_data_in_a_file_do_no_harm(tmp_path):
+    """A second picture, as telephones write (a map of depths, a smaller copy), and bytes behind the end."""
     path = written(tmp_path, encoded(Image.fromarray(RGB), "MPO", save_all=True, append_images=SECOND))
-    assert read_header(path) == PictureHeader(HEIGHT, WIDTH, 3, 8)
-    assert read_picture(path, 3).size == (WIDTH, HEIGHT)
+    assert read_header(path) == PictureHeader(HEIGHT, WIDTH, 3, 8) and read_picture(path, 3).size == (WIDTH, HEIGHT)
+    for form in ("jpeg-gray", "jpeg-rgb", "webp-lossy"):
+        content, expected = LOSSY[form]
+        whole, longer = written(tmp_path, content), written(tmp_path, content + b"by a camera" * 9, "longer.jpg")
+        assert read_header(longer) == read_header(whole)
+        np.testing.assert_array_equal(*(pixels(path, expected.shape[-1]) for path in (longer, whole)))
 
 
 ODD_TIFFS = {
     "signed": tiff(RGB.astype(np.int8)),
     "32 bits": tiff(GRAY.astype(np.uint32)),
     "floats": tiff(GRAY.astype(np.float32)),
-    "12 bits": tiff(GRAY.astype(np.uint16), BitsPerSample=12),
     "white is 0, 16 bits": tiff(GRAY.astype(np.uint16), PhotometricInterpretation=0),
-    "16 bits by channel": tiff(RGB.astype(np.uint16), PlanarConfiguration=2),
     "gray and alpha by channel": tiff(RGBA[..., :2], packed=True, PlanarConfiguration=2),
     "JPEG within": encoded(RGB, "TIFF", compression="jpeg"),
     "a tile of 4 billion pixels": tiff(RGB, TileWidth=2**16, TileLength=2**16),
@@ -354,19 +336,9 @@ def test_what_is_no_picture_is_refused(content, message, tmp_path):
     assert_refused(written(tmp_path, content), message)
 
 
-def test_a_missing_file_and_a_broken_link_are_named(tmp_path):
+def test_a_broken_link_is_named(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
-    for name in ("link.png", "gone.png"):
-        assert_refused(tmp_path / name, "no file, or a link to nothing")
-
-
-@pytest.mark.parametrize("form", ["jpeg-gray", "jpeg-rgb", "webp-lossy"])
-def test_bytes_behind_the_end_do_no_harm(form, tmp_path):
-    content, expected = LOSSY[form]
-    channels = expected.shape[-1]
-    whole, longer = written(tmp_path, content), written(tmp_path, content + b"written by a camera" * 9, "longer.jpg")
-    assert read_header(longer) == read_header(whole)
-    np.testing.assert_array_equal(pixels(longer, channels), pixels(whole, channels))
+    assert_refused(tmp_path / "link.png", "no file, or a link to nothing")
 
 
 # Cropping and scaling, shown on pictures whose pixels are their own coordinates.
@@ -399,7 +371,6 @@ def centers(start, stop, count):
         # The shorter side fits and the longer one is cut evenly.
         (sized(25, 25, None, "crop"), (100, 200), (50, 150), (0, 100), 0.76),
         (sized(30, 20, None, "crop"), (120, 200), (60, 140), (0, 120), 0.76),
-        (sized(20, 30, None, "crop"), (200, 120), (0, 120), (60, 140), 0.76),
         (sized(40, 40, None, "crop"), (20, 30), (5, 25), (0, 20), 0.76),
         (sized(20, 50, None, "stretch"), (100, 200), (0, 200), (0, 100), 0.76),
         # CelebA's square around the face.

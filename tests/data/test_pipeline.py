@@ -14,7 +14,6 @@ from nvae_tf.data.pipeline import (
     ALL,
     RandomStream,
     Shard,
-    binarize,
     content_digest,
     evaluation_batches,
     intensity_table,
@@ -27,25 +26,21 @@ from nvae_tf.data.pipeline import (
 from nvae_tf.data.sources import ArraySource
 
 KEY = stream_key(5, RandomStream.TRAINING_BINARIZATION)
-START = tf.constant(0, tf.int64)
 
 
 def numbers(first_position, batch_size, shape, key=KEY):
     return uniform(key, tf.constant(first_position, tf.int64), batch_size, shape).numpy()
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 1), (8, 8, 1), (5, 3, 3)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 3, 3)])
 def test_numbers_depend_on_the_position_and_not_on_the_batch(shape):
     whole = numbers(10, 12, shape)
     parts = [numbers(10, 5, shape), numbers(15, 1, shape), numbers(16, 6, shape)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
     assert len(np.unique(whole)) == whole.size
-
-
-def test_numbers_go_on_far_into_the_stream():
-    far = numbers(2**40, 2, (8, 8, 1))
-    assert not np.array_equal(far, numbers(0, 2, (8, 8, 1)))
-    np.testing.assert_array_equal(far[1:], numbers(2**40 + 1, 1, (8, 8, 1)))
+    far = numbers(2**40, 2, shape)
+    assert not np.array_equal(far, numbers(0, 2, shape))
+    np.testing.assert_array_equal(far[1:], numbers(2**40 + 1, 1, shape))
 
 
 def test_seeds_and_streams_have_keys_of_their_own():
@@ -72,32 +67,18 @@ def test_permutations_are_all_different_and_unbiased():
 def test_quantization_is_the_published_formula_in_exact_arithmetic(num_bits):
     table = intensity_table(num_bits)
     assert table.dtype == np.float32 and table.shape == (256,)
-    levels = 2**num_bits - 1
     for value in range(256):
         # floor(x * 255 / 2^(8 - b)) / (2^b - 1) of x = value / 255.
         level = (Fraction(value, 255) * 255 / 2 ** (8 - num_bits)).__floor__()
-        exact = Fraction(level, levels)
+        exact = Fraction(level, 2**num_bits - 1)
         # The nearest float32: neither neighbor is nearer.
         error = abs(Fraction(float(table[value])) - exact)
         for neighbor in np.nextafter(table[value], np.float32([-1, 2])):
             assert error <= abs(Fraction(float(neighbor)) - exact)
-    assert len(np.unique(table)) == 2**num_bits and table[0] == 0 and table[255] == 1
-
-
-@pytest.mark.parametrize("num_bits", range(1, 9))
-def test_sixteen_bits_need_only_their_upper_eight(num_bits):
+    # Of sixteen bits only the upper eight are needed.
     values = np.arange(2**16)
-    levels = np.rint(intensity_table(num_bits)[values >> 8] * (2**num_bits - 1)).astype(int)
+    levels = np.rint(table[values >> 8] * (2**num_bits - 1)).astype(int)
     np.testing.assert_array_equal(levels, values >> (16 - num_bits))
-
-
-def test_binarization_is_fresh_at_every_position():
-    images = tf.fill([4, 8, 8, 1], 0.5)
-    first = binarize(images, KEY, START).numpy()
-    np.testing.assert_array_equal(first, binarize(images, KEY, START))
-    np.testing.assert_array_equal(first[2:], binarize(images[2:], KEY, START + 2))
-    later = binarize(images, KEY, START + 4).numpy()
-    assert 0.3 < (first != later).mean() < 0.7
 
 
 # Gray digits of 8x8 pixels, binarized at every access.
@@ -124,7 +105,7 @@ def example_numbers(batches):
     return np.rint(batches[..., 0, 0, 0] * 255).astype(int)
 
 
-@pytest.mark.parametrize("start_step", [1, 2, 3, 5, 7, 31])
+@pytest.mark.parametrize("start_step", [1, 3, 31])
 def test_starting_late_gives_the_same_batches_bit_for_bit(start_step):
     # 3 steps an epoch: starts inside, at the end and at the start of an epoch; binarized and flipped.
     source = ArraySource(GRAY.images[:100])
@@ -180,8 +161,7 @@ def test_fewer_bits_reach_the_batch():
 def test_evaluation_gives_every_example_once_in_order():
     dataset = evaluation_batches(numbered_source(50), NUMBERED, batch_size=16, seed=0)
     batches = [batch.numpy() for batch in dataset]
-    assert [len(batch) for batch in batches] == [16, 16, 16, 2]
-    assert dataset.cardinality() == 4
+    assert [len(batch) for batch in batches] == [16, 16, 16, 2] and dataset.cardinality() == 4
     np.testing.assert_array_equal(example_numbers(np.concatenate(batches)), np.arange(50))
     (single,) = evaluation_batches(numbered_source(50), NUMBERED, batch_size=500, seed=0)
     assert len(single) == 50
@@ -207,29 +187,30 @@ def test_evaluation_does_not_repeat_the_noise_of_training():
 
 
 def test_shapes_are_static_and_training_is_endless():
-    training = training_batches(GRAY, DIGITS, batch_size=32, seed=0)
-    assert training.element_spec == tf.TensorSpec([32, 8, 8, 1], tf.float32)
+    training = training_batches(GRAY, DIGITS, batch_size=32, seed=0, shard=Shard(1, 4))
+    assert training.element_spec == tf.TensorSpec([8, 8, 8, 1], tf.float32)
     assert training.cardinality() == tf.data.INFINITE_CARDINALITY
-    shard = training_batches(GRAY, DIGITS, batch_size=32, seed=0, shard=Shard(1, 4))
-    assert shard.element_spec == tf.TensorSpec([8, 8, 8, 1], tf.float32)
     assert evaluation_batches(GRAY, DIGITS, 32, seed=0).element_spec == tf.TensorSpec([None, 8, 8, 1], tf.float32)
 
 
-def test_impossible_requests_are_refused():
-    source = numbered_source(50)
-    with pytest.raises(ValueError, match="batch of 64 is larger than the training split of 50 images.*50 or less"):
-        training_batches(source, NUMBERED, batch_size=64, seed=0)
-    with pytest.raises(ValueError, match="batch size is 0"):
-        evaluation_batches(source, NUMBERED, batch_size=0, seed=0)
-    with pytest.raises(ValueError, match="start step is -1"):
-        training_batches(source, NUMBERED, batch_size=8, seed=0, start_step=-1)
-    with pytest.raises(ValueError, match=r"are \[4, 2, 1\] .* says \[8, 8, 1\]"):
-        training_batches(source, DIGITS, batch_size=8, seed=0)
-    for index, count in ((-1, 2), (2, 2), (0, 0)):
-        with pytest.raises(ValueError, match=f"no shard {index} of {count}"):
-            Shard(index, count)
-    with pytest.raises(ValueError, match="batch of 24 can't be shared evenly by 5 processes: .* multiple"):
-        training_batches(source, NUMBERED, 24, seed=7, shard=Shard(0, 5))
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (
+            lambda s: training_batches(s, NUMBERED, 64, 0),
+            "batch of 64 is larger than .* split of 50 images.*50 or less",
+        ),
+        (lambda s: evaluation_batches(s, NUMBERED, 0, 0), "batch size is 0"),
+        (lambda s: training_batches(s, NUMBERED, 8, 0, start_step=-1), "start step is -1"),
+        (lambda s: training_batches(s, DIGITS, 8, 0), r"are \[4, 2, 1\] .* says \[8, 8, 1\]"),
+        (lambda s: training_batches(s, NUMBERED, 24, 7, shard=Shard(0, 5)), "24 can't be shared evenly by 5 processes"),
+        (lambda s: Shard(-1, 2), "no shard -1 of 2"),
+        (lambda s: Shard(2, 2), "no shard 2 of 2"),
+    ],
+)
+def test_impossible_requests_are_refused(request_, message):
+    with pytest.raises(ValueError, match=message):
+        request_(numbered_source(50))
 
 
 SOURCE = ArraySource(np.random.default_rng(0).integers(0, 256, [100, 5, 4, 3], dtype=np.uint8))
@@ -261,7 +242,7 @@ def test_the_shards_of_a_batch_are_the_batch_of_one_process(spec, processes):
 
 
 @SPECS
-@pytest.mark.parametrize("numbers", [[], [6], [5, 0, 3], range(7)])
+@pytest.mark.parametrize("numbers", [[], [5, 0, 6]])
 def test_evaluation_batches_can_be_had_by_number(spec, numbers):
     # Seven batches, the last of four images.
     whole = [batch.numpy() for batch in evaluation_batches(SOURCE, spec, batch_size=16, seed=1)]

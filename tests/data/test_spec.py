@@ -20,7 +20,6 @@ from tests.data.picture_factory import encoded, idx, png, random_pixels, write_f
 
 KNOWN = [spec for spec in DATA_SPECS.values() if spec.name != "own_images"]
 # Image shape, bits, binarized, mirrored, likelihood, padded size, crop box, resize.
-# Image shape, bits, binarized, mirrored, likelihood, padded size, crop box, resize.
 GRAY = ((28, 28, 1), 8, False, False, "logistic_mixture", (32, 32), None, "none")
 BINARY = ((28, 28, 1), 1, True, False, "bernoulli", (32, 32), None, "none")
 
@@ -63,27 +62,20 @@ def test_the_images_are_as_the_paper_has_them(spec):
 
 
 def test_where_the_images_come_from():
-    sources = {
-        "tfds": {"mnist", "stacked_mnist", "cifar10", "celeba64", "imagenet32", "imagenet64"},
-        "folder": {"celebahq256", "ffhq256", "lsun_bedroom64", "lsun_church64"},
-        **{"bundled": {"digits", "photos"}, "mat": {"omniglot"}, "idx": {"fashion_mnist"}, "auto": {"own_images"}},
-    }
-    assert {spec.name: spec.source for spec in DATA_SPECS.values()} == {
-        name: source for source, names in sources.items() for name in names
-    }
     names = {spec.name: spec.source_name for spec in DATA_SPECS.values() if spec.source == "tfds"}
     imagenet = {f"imagenet{size}": f"downsampled_imagenet/{size}x{size}" for size in (32, 64)}
     assert names == {"mnist": "mnist", "stacked_mnist": "mnist", "cifar10": "cifar10", "celeba64": "celeb_a"} | imagenet
+    others = {"digits": "bundled", "photos": "bundled", "omniglot": "mat", "fashion_mnist": "idx", "own_images": "auto"}
     validated = {*imagenet, "celebahq256", "lsun_bedroom64", "lsun_church64"}
-    for spec in DATA_SPECS.values():
-        assert spec.test_split == ("validation" if spec.name in validated else "test")
+    for name, spec in DATA_SPECS.items():
+        assert name in names or spec.source == others.get(name, "folder")
+        assert spec.test_split == ("validation" if name in validated else "test")
         assert (spec.train_split, spec.path, spec.cache) == ("train", None, None)
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("cifar", "cifar10"), ("stacked-mnist", "stacked_mnist")])
-def test_an_unknown_name_is_answered_with_the_nearest(name, nearest):
-    with pytest.raises(ValueError, match=rf"no data set '{name}' \(.*\); did you mean '{nearest}'") as caught:
-        data_spec(name)
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"no data set 'stacked-mnist' \(.*\); did you mean 'stacked_mnist'") as caught:
+        data_spec("stacked-mnist")
     assert all(known in str(caught.value) for known in DATA_SPECS)
 
 
@@ -93,20 +85,15 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, nearest):
         ({"num_bits": 9, "binarise": False}, "data.num_bits = 9: must be from 1 to 8"),
         ({"num_bits": 2}, r"data.num_bits = 2: images that are binarized \(data.binarise\) have 1 bit; set it to 1"),
         ({"height": 0}, "data.height = 0: must be at least 1"),
-        ({"padded_width": -1}, "data.padded_width = -1: must be at least 1"),
         ({"channels": 5}, "data.channels = 5: must be from 1 to 4"),
         ({"file_bits": 12}, "data.file_bits = 12: must be 8 or 16"),
         ({"stacked_images": 3}, "data.stacked_images = 3: must be 1 or the number of channels; set data.channels to 3"),
-        ({"stacked_images": 0}, "data.stacked_images = 0: must be at least 1"),
         ({"test_fraction": 0.0}, "data.test_fraction = 0.0: must lie between 0 and 1"),
         ({"max_pixels": 10**9}, "data.max_pixels = 1000000000: must be from 1 to 178956970"),
         ({"split_seed": 2**32}, "data.split_seed = 4294967296: must be from 0 to"),
         ({"test_split": "train"}, "data.train_split and data.test_split are both 'train'"),
         ({"likelihood": "bernouli"}, "data.likelihood = 'bernouli': .*; did you mean 'bernoulli'"),
-        ({"resize": "croped"}, "data.resize = 'croped': .*none, crop, stretch.*; did you mean 'crop'"),
-        ({"on_bad_file": "ignore"}, "data.on_bad_file = 'ignore': .*stop, skip"),
         ({"crop_box": (15, 40, 163)}, r"data.crop_box = \(15, 40, 163\): must be \(left, top, right, bottom\)"),
-        ({"crop_box": (163, 40, 15, 188)}, "left < right"),
         ({"crop_box": (15, 40.5, 163, 188)}, "in whole pixels"),
     ],
 )
@@ -188,9 +175,7 @@ def test_sizes_that_the_hierarchy_cannot_halve_are_padded(tmp_path):
     ("settings", "size"),
     [
         ({"resize": "crop", "height": 8}, (8, 8)),
-        ({"resize": "stretch", "width": 9}, (9, 9)),
         ({"resize": "crop", "height": 8, "width": 10}, (8, 10)),
-        ({"crop_box": (1, 2, 9, 14)}, (12, 8)),
         ({"crop_box": (1, 2, 9, 14), "resize": "stretch", "height": 5}, (5, 5)),
         ({"height": 20, "width": 14, "channels": 3, "file_bits": 8}, (20, 14)),
     ],
@@ -219,19 +204,17 @@ def test_a_rule_without_a_size_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("num_bits", "given", "likelihood"),
+    ("changes", "likelihood"),
     [
-        (1, None, "bernoulli"),
-        (2, None, "logistic_mixture"),
-        (8, None, "logistic_mixture"),
-        (8, "normal", "normal"),
+        ({"num_bits": 1}, "bernoulli"),
+        ({"num_bits": 2}, "logistic_mixture"),
+        ({"num_bits": 8, "likelihood": "normal"}, "normal"),
     ],
 )
-def test_the_likelihood_follows_from_the_bits(num_bits, given, likelihood, tmp_path):
-    changes = {} if given is None else {"likelihood": given}
-    config = completed(pictures(tmp_path), num_bits=num_bits, **changes)
+def test_the_likelihood_follows_from_the_bits(changes, likelihood, tmp_path):
+    config = completed(pictures(tmp_path), **changes)
     assert config.data.likelihood == config.model.likelihood == likelihood
-    assert config.data.num_bits == config.model.num_bits == num_bits
+    assert config.data.num_bits == config.model.num_bits == changes["num_bits"]
 
 
 def test_most_pictures_decide_and_not_the_first(tmp_path):
@@ -251,15 +234,9 @@ def test_most_pictures_decide_and_not_the_first(tmp_path):
     [
         ({}, ValueError, "data.path is not set: --config.data.path=... names a folder of pictures, a .npy"),
         ({"path": "gone"}, FileNotFoundError, "data.path = gone: there is nothing; it names a folder of pictures"),
-        (
-            {"path": __file__},
-            ValueError,
-            "data.path = .*: a file that is neither .npy nor .npz; name a folder of pictures",
-        ),
+        ({"path": __file__}, ValueError, "data.path = .*: a file that is neither .npy nor .npz; name a folder of"),
         ({"path": __file__, "source": "folder"}, ValueError, "a file; for data.source = folder it names a folder of"),
         ({"source": "tfds"}, ValueError, "data.source_name is not set: .* for example --config.data.source_name="),
-        ({"source": "bundled"}, ValueError, "data.source_name is not set"),
-        ({"source": "folder"}, ValueError, "data.path is not set: --config.data.path=... names a folder of pictures"),
         ({"source": "arrays", "path": "gone"}, FileNotFoundError, "data.path = gone: .* it names a .npy or .npz file"),
         ({"source": "fodler"}, ValueError, "data.source = 'fodler': .*did you mean 'folder'"),
     ],
