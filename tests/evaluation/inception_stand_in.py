@@ -10,27 +10,19 @@ _KERNEL, _STRIDE, _CHANNELS, _EPSILON = 40, 37, 4, 1e-3
 
 
 class StandIn(NamedTuple):
-    """The graph and its weights."""
+    """The graph."""
 
     graph: tf.compat.v1.GraphDef
-    weights: dict[str, np.ndarray]
 
     @property
     def content(self):
         return self.graph.SerializeToString()
 
     def features(self, pixels):
-        """What the graph computes of `[height, width, 3]` from 0 to 255, in numpy and float64."""
-        weights = {name: value.astype(np.float64) for name, value in self.weights.items()}
-        resized = (_old_bilinear(pixels.astype(np.float64), 299) - 128.0) / 128.0
-        starts = range(0, 299 - _KERNEL + 1, _STRIDE)
-        windows = np.array([[resized[y : y + _KERNEL, x : x + _KERNEL] for x in starts] for y in starts])
-        state = np.einsum("ijyxc,yxco->ijo", windows, weights["kernel"])
-        state = (state - weights["mean"]) / np.sqrt(weights["variance"] + _EPSILON) + weights["beta"]
-        # Only the second batch norm uses its gamma.
-        state = np.maximum(state, 0.0) @ weights["wide"]
-        state = (state - weights["mean_2"]) / np.sqrt(weights["variance_2"] + _EPSILON)
-        return (state * weights["gamma_2"] + weights["beta_2"]).mean(axis=(0, 1))
+        """What the graph as it is computes of `[height, width, 3]` from 0 to 255: old operations, one image."""
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            (pool,) = tf.graph_util.import_graph_def(self.graph, return_elements=["pool_3:0"], name="")
+            return session.run(pool, {"ExpandDims:0": pixels[np.newaxis]})[0, 0, 0]
 
 
 def stand_in():
@@ -40,8 +32,7 @@ def stand_in():
     for ending, channels in (("", _CHANNELS), ("_2", NUM_FEATURES)):
         weights |= {name + ending: random.normal(size=channels) for name in ("mean", "beta", "gamma")}
         weights["variance" + ending] = random.uniform(0.5, 2.0, channels)
-    weights = {name: value.astype(np.float32) for name, value in weights.items()}
-    return StandIn(_graph(weights), weights | {"wide": weights["wide"][0, 0]})
+    return StandIn(_graph({name: value.astype(np.float32) for name, value in weights.items()}))
 
 
 def _graph(weights):
@@ -80,15 +71,3 @@ def _make_old_batch_norm(node):
     node.input.extend(name + ending for name in ("mean", "variance", "beta", "gamma"))
     node.attr["variance_epsilon"].f = _EPSILON
     node.attr["scale_after_normalization"].b = bool(ending)
-
-
-def _old_bilinear(image, size):
-    """TensorFlow 1's: a pixel of the result looks at its number times the ratio of the sizes."""
-    for axis in (0, 1):
-        length = image.shape[axis]
-        places = np.arange(size) * (length / size)
-        lower = np.floor(places).astype(int)
-        upper = np.minimum(lower + 1, length - 1)
-        share = (places - lower).reshape([-1 if axis == other else 1 for other in range(3)])
-        image = np.take(image, lower, axis) * (1.0 - share) + np.take(image, upper, axis) * share
-    return image

@@ -13,6 +13,20 @@ from tests.tiny_model import tiny_config
 ITERATIONS, BATCH_SIZE = 4, 8
 
 
+def values_of(model):
+    return [variable.numpy() for variable in model.weights]
+
+
+def generator_norms(model):
+    layers = model.top_down._flatten_layers(include_self=False)
+    return [layer for layer in layers if isinstance(layer, nvae_tf.layers.StackedBatchNormalization)]
+
+
+@pytest.fixture(scope="module")
+def result(model):
+    return readjusted(model, 0.7, ITERATIONS, BATCH_SIZE, seed=3)
+
+
 @pytest.fixture(scope="module")
 def model():
     """Below its top group, and in post-processing, it has batch norms, with running statistics of their own."""
@@ -25,43 +39,19 @@ def model():
     return model
 
 
-@pytest.fixture(scope="module")
-def weights(model):
-    """Those that the model has before anything is done."""
-    return values_of(model)
-
-
-@pytest.fixture(scope="module")
-def result(model, weights):
-    return readjusted(model, 0.7, ITERATIONS, BATCH_SIZE, seed=3)
-
-
-def values_of(model):
-    return [variable.numpy() for variable in model.weights]
-
-
-def running_of_the_generator(model):
-    return {id(variable) for norm in generator_norms(model) for variable in norm.statistics}
-
-
-def generator_norms(model):
-    layers = model.top_down._flatten_layers(include_self=False)
-    return [layer for layer in layers if isinstance(layer, nvae_tf.layers.StackedBatchNormalization)]
-
-
-def test_the_copy_differs_in_the_statistics_of_its_generator_alone(model, weights, result):
+def test_the_copy_differs_in_the_statistics_of_its_generator_alone(model):
+    weights = values_of(model)
+    copy = readjusted(model, 0.7, iterations=1, batch_size=BATCH_SIZE).model
     for value, before in zip(values_of(model), weights, strict=True):
         np.testing.assert_array_equal(value, before)
-    copy = result.model
-    running = running_of_the_generator(copy)
+    running = {id(variable) for norm in generator_norms(copy) for variable in norm.statistics}
     assert len(running) == 2 * len(generator_norms(model)) > 0
     for variable, value, before in zip(copy.weights, values_of(copy), weights, strict=True):
         assert np.array_equal(value, before) == (id(variable) not in running), variable.path
-    assert copy.config == model.config
-    assert copy is not model
+    assert copy.config == model.config and copy is not model
 
 
-def test_statistics_are_the_moving_average_of_those_of_the_batches(model, weights, result):
+def test_statistics_are_the_moving_average_of_those_of_the_batches(model, result):
     norm = model.top_down.scales[0].cells.recorders()[0]  # sees the state below the top group, which has no batch norm
     mean, variance = (value.numpy()[0].astype(np.float64) for value in norm.statistics)
     scale = model.top_down.scales[0]
@@ -104,21 +94,18 @@ def test_every_temperature_and_seed_has_its_own_statistics(model, result):
     def statistics(of_model):
         return b"".join(value.numpy().tobytes() for norm in generator_norms(of_model) for value in norm.statistics)
 
-    groups = model.plan.num_groups
     found = {}
-    for temperature, seed in ((0.7, 3), ([0.7] * groups, 3), (0.7, 4), (0.3, 3), (1.0, 3)):
+    for temperature, seed in (([0.7] * model.plan.num_groups, 3), (0.7, 4), (0.3, 3)):
         copy = readjusted(model, temperature, ITERATIONS, BATCH_SIZE, seed=seed).model
         assert np.isfinite(copy.generate(4, temperature=temperature, seed=1)).all()
         found[str(temperature), seed] = statistics(copy)
-    assert found["0.7", 3] == statistics(result.model) == found[str([0.7] * groups), 3]
-    assert len(set(found.values())) == 4
+    assert statistics(result.model) in found.values() and len(set(found.values())) == 3
 
 
 def test_what_can_not_be_readjusted(model):
     without = readjusted(nvae_tf.NVAE(tiny_config(cell_set="res_elu")), 0.7, iterations=1)
     assert "nothing to readjust" in without.text
-    for temperature, changes, message in ((0.0, {}, "temperature = 0"), (0.7, {"iterations": 0}, "iterations = 0")):
-        with pytest.raises(ValueError, match=message):
-            readjusted(model, temperature, **changes)
-    with pytest.raises(ValueError, match="batch_size = 1"):
-        readjusted(model, 0.7, batch_size=1)
+    for changes in ({"temperature": 0.0}, {"iterations": 0}, {"batch_size": 1}):
+        ((name, value),) = changes.items()
+        with pytest.raises(ValueError, match=f"{name} = {value:g}"):
+            readjusted(model, **{"temperature": 0.7} | changes)

@@ -30,17 +30,14 @@ def statistics():
 
 
 def test_uneven_batches_give_what_numpy_gives_for_all():
-    features = np.random.RandomState(0).normal(size=(50, 6)) * [1, 2, 3, 4, 5, 6] + np.arange(6)
-    features = features.astype(np.float32)
-    found = of_batches(features[:1], features[1:20], features[20:20], features[20:49], features[49:])
-    np.testing.assert_allclose(found.mean, features.astype(np.float64).mean(axis=0), rtol=1e-13)
-    np.testing.assert_allclose(found.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-12)
-    assert found.count == 50
-    assert found.mean.dtype == found.covariance.dtype == np.float64
+    features = np.random.RandomState(0).normal(size=(4000, 3)).astype(np.float32)
+    found = of_batches(features[:1], features[1:20], features[20:20], features[20:])
+    np.testing.assert_allclose(found.mean, features.astype(np.float64).mean(axis=0), rtol=1e-10)
+    np.testing.assert_allclose(found.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-10)
+    assert found.count == 4000 and found.mean.dtype == found.covariance.dtype == np.float64
     # Sums of squares would lose all digits of a variance of 1.
-    features = np.random.RandomState(0).normal(size=(4000, 3))
-    far = of_batches(*np.split(features + 1e8, 40))
-    np.testing.assert_allclose(far.covariance, np.cov(features, rowvar=False), atol=1e-7)
+    far = of_batches(*np.split(features.astype(np.float64) + 1e8, 40))
+    np.testing.assert_allclose(far.covariance, found.covariance, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +71,8 @@ def test_a_damaged_file(tmp_path, statistics):
     save_statistics(path, statistics, FINGERPRINT)
     content = path.read_bytes()
     flipped = bytearray(content)
-    place = content.index(statistics.covariance.tobytes()) + 5
-    flipped[place] ^= 0xFF
-    for damaged in (content[: len(content) // 2], b"", b"no archive at all", bytes(flipped)):
+    flipped[content.index(statistics.covariance.tobytes()) + 5] ^= 0xFF
+    for damaged in (content[: len(content) // 2], b"", bytes(flipped)):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"real\.npz: the statistics of features are damaged \(.*remove the file"):
             load_statistics(path, FINGERPRINT)
@@ -95,31 +91,16 @@ def sample(seed, images, features, scale=1.0):
     return gaussian(mixed.mean(axis=0), np.cov(mixed, rowvar=False), images)
 
 
-def by_scipy(one, other):
-    root = scipy.linalg.sqrtm(one.covariance @ other.covariance)
-    difference = one.mean - other.mean
-    return difference @ difference + np.trace(one.covariance + other.covariance - 2.0 * root.real)
-
-
-def test_shifted_means_count_squared_and_diagonal_covariances_by_their_roots():
-    covariance = sample(0, 200, 3).covariance
-    assert frechet_distance(gaussian([1, 2, 3], covariance), gaussian([1, 5, -1], covariance)) == pytest.approx(25.0)
-    one, other = np.array([4.0, 9.0, 0.0]), np.array([1.0, 16.0, 25.0])
-    expected = np.sum((np.sqrt(one) - np.sqrt(other)) ** 2)
-    found = frechet_distance(gaussian(np.zeros(3), np.diag(one)), gaussian(np.zeros(3), np.diag(other)))
-    assert found == pytest.approx(expected, rel=1e-12)
-
-
 def test_full_covariances_agree_with_scipy_and_are_symmetric():
     one, other = sample(1, 100, 30), sample(2, 80, 30, scale=1.5)
-    expected = by_scipy(one, other)
+    root = scipy.linalg.sqrtm(one.covariance @ other.covariance)
+    expected = np.sum((one.mean - other.mean) ** 2) + np.trace(one.covariance + other.covariance - 2.0 * root.real)
     assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
     assert frechet_distance(other, one) == pytest.approx(expected, rel=1e-9)
     assert 0.0 <= frechet_distance(one, one) < 1e-9 * np.trace(one.covariance)
     # Images that are all the same.
     still = gaussian(one.mean + 1.0, np.zeros((30, 30)))
     assert frechet_distance(one, still) == pytest.approx(30.0 + np.trace(one.covariance))
-    assert frechet_distance(still, still) == 0.0
 
 
 def test_small_variances_beside_large_ones_keep_their_digits():
@@ -147,16 +128,18 @@ def test_fewer_images_than_features():
     assert frechet_distance(few, few) < 1e-10 * np.trace(few.covariance)
 
 
-def test_wrong_statistics():
-    sound = gaussian(np.zeros(2), np.eye(2))
-    with pytest.raises(ValueError, match="at least 2 images on each side, one has 1"):
-        frechet_distance(sound, gaussian(np.zeros(2), np.eye(2), count=1))
-    with pytest.raises(ValueError, match="2 and 3 features"):
-        frechet_distance(sound, gaussian(np.zeros(3), np.eye(3)))
-    with pytest.raises(ValueError, match="not all finite"):
-        frechet_distance(gaussian([0.0, np.inf], np.eye(2)), sound)
-    with pytest.raises(ValueError, match="not of the same features"):
-        frechet_distance(gaussian(np.zeros(3), np.eye(2)), sound)
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (gaussian(np.zeros(2), np.eye(2), count=1), "at least 2 images on each side, one has 1"),
+        (gaussian(np.zeros(3), np.eye(3)), "2 and 3 features"),
+        (gaussian([0.0, np.inf], np.eye(2)), "not all finite"),
+        (gaussian(np.zeros(3), np.eye(2)), "not of the same features"),
+    ],
+)
+def test_wrong_statistics(other, message):
+    with pytest.raises(ValueError, match=message):
+        frechet_distance(gaussian(np.zeros(2), np.eye(2)), other)
 
 
 def test_statistics_of_images_go_through_any_extractor():

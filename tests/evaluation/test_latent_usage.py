@@ -1,7 +1,6 @@
 """Active units, counted on a model in which it is known which units carry information, and the image of the KL."""
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 import nvae_tf
@@ -9,44 +8,23 @@ from nvae_tf.evaluation.latent_usage import active_units, kl_heat_map
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from tests.tiny_model import tiny_config
 
-CHANNELS = 3
 
-
-@pytest.fixture(scope="module")
-def model():
-    """Four groups, two of 2x2 and two of 4x4 positions."""
-    return nvae_tf.NVAE(tiny_config(num_groups_per_scale=2, num_latent_per_group=CHANNELS))
-
-
-@pytest.fixture(scope="module")
-def count(model):
-    """`count()` gives the active units of the model as it is, over images that come in batches."""
-    images = tf.constant(np.random.RandomState(0).randint(0, 2, (10, 4, 4, 1)), tf.float32)
-    evaluator = LikelihoodEvaluator(model, 4)
-
-    def count():
-        likelihood = evaluator.evaluate([images[:4], images[4:8], images[8:]])
-        return active_units(likelihood.kl_per_channel_nats, model.plan.latent_shapes()).tolist()
-
-    return count
-
-
-def add_to_prior(model, means, log_scales):
-    """Makes the posterior of every image the prior with this added, `[groups, channels]`."""
-    added = np.concatenate([means, log_scales], axis=1)
-    for scale, of_scale in zip(model.top_down.scales, (added[:2], added[2:]), strict=True):
-        scale.posteriors.kernel.assign(tf.zeros_like(scale.posteriors.kernel))
-        scale.posteriors.bias.assign(of_scale)
-
-
-def test_units_that_differ_from_the_prior_are_counted_in_their_group(model, count):
-    means, log_scales = np.zeros((4, CHANNELS)), np.zeros((4, CHANNELS))
+def test_units_that_differ_from_the_prior_are_counted_in_their_group():
+    # Four groups, two of 2x2 and two of 4x4 positions.
+    model = nvae_tf.NVAE(tiny_config(num_groups_per_scale=2, num_latent_per_group=3))
+    means, log_scales = np.zeros((4, 3)), np.zeros((4, 3))
     # The top group's prior has sigma 1.01: 0.0196 nats a position, and 0.0049.
     means[0] = 0.2, 0.1, 0.0
     log_scales[2] = -1.0
     means[3, 1], log_scales[3, 2] = 3.0, 0.5
-    add_to_prior(model, means, log_scales)
-    assert count() == [1, 0, 3, 2]
+    # The posterior of every image is the prior with this added.
+    added = np.concatenate([means, log_scales], axis=1)
+    for scale, of_scale in zip(model.top_down.scales, (added[:2], added[2:]), strict=True):
+        scale.posteriors.kernel.assign(tf.zeros_like(scale.posteriors.kernel))
+        scale.posteriors.bias.assign(of_scale)
+    images = tf.constant(np.random.RandomState(0).randint(0, 2, (10, 4, 4, 1)), tf.float32)
+    likelihood = LikelihoodEvaluator(model, 4).evaluate([images[:4], images[4:8], images[8:]])
+    assert active_units(likelihood.kl_per_channel_nats, model.plan.latent_shapes()).tolist() == [1, 0, 3, 2]
 
 
 def test_it_is_the_mean_over_positions_that_counts():

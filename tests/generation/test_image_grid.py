@@ -24,32 +24,27 @@ def shades(count, height=2, width=3, channels=1):
 
 
 def test_images_lie_row_by_row_with_gray_between():
-    grid = image_grid(shades(5), columns=3, gap=1)
-    assert grid.shape == (2 * 2 + 1, 3 * 3 + 2, 1) and grid.dtype == np.uint8
     expected = np.full([5, 11, 1], 128, np.uint8)
     for number, (top, left) in enumerate([(0, 0), (0, 4), (0, 8), (3, 0), (3, 4)]):
         expected[top : top + 2, left : left + 3] = round((number + 1) / 10 * 255)
-    np.testing.assert_array_equal(grid, expected)
+    np.testing.assert_array_equal(image_grid(shades(5), columns=3, gap=1), expected)
 
 
 def test_enlarging_repeats_pixels_and_not_the_gap():
     image = np.array([[0.0, 1.0], [0.2, 0.4]], np.float32).reshape(1, 2, 2, 1)
-    grid = image_grid(np.concatenate([image, image]), columns=2, enlarge=3, gap=2)
-    assert grid.shape == (6, 14, 1)
-    np.testing.assert_array_equal(grid[:, :6, 0], np.kron([[0, 255], [51, 102]], np.ones([3, 3])))
-    np.testing.assert_array_equal(grid[:, 6:8], 128)
-    np.testing.assert_array_equal(grid[:, 8:], grid[:, :6])
+    grid = image_grid(np.concatenate([image, image]), columns=2, enlarge=3, gap=2)[..., 0]
+    large = np.kron([[0, 255], [51, 102]], np.ones([3, 3]))
+    np.testing.assert_array_equal(grid, np.concatenate([large, np.full([6, 2], 128), large], axis=1))
     for size, side in ((8, 64), (28, 84), (64, 64), (100, 100)):
         assert image_grid(shades(1, size, size), enlarge=None).shape == (side, side, 1)
     # Nearly square by default.
     assert image_grid(shades(10), gap=0).shape == (3 * 2, 4 * 3, 1)
 
 
-@pytest.mark.parametrize("channels", [2, 4])
-def test_gaps_are_opaque(channels):
-    grid = image_grid(np.zeros([2, 3, 3, channels]), gap=1)
-    np.testing.assert_array_equal(grid[:, 3], [[128] * (channels - 1) + [255]] * 3)
-    assert (grid[:, :3] == 0).all()
+def test_gaps_are_opaque():
+    for channels in (2, 4):
+        grid = image_grid(np.zeros([2, 3, 3, channels]), gap=1)
+        np.testing.assert_array_equal(grid[:, 3], [[128] * (channels - 1) + [255]] * 3)
 
 
 def test_every_8_bit_value_comes_back_exactly():
@@ -67,22 +62,24 @@ def test_orders_of_images_in_grids():
     assert rows_of_path(path, 3).ravel().tolist() == [0, 1, 2, 3, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_a_png_reads_back_as_it_was_written(tmp_path, channels):
-    array = np.random.default_rng(0).integers(0, 256, [5, 7, channels], dtype=np.uint8)
-    path = tmp_path / "samples" / "grid.png"
-    write_png(path, array)
-    with Image.open(path) as picture:
-        assert picture.format == "PNG" and picture.mode == {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
-        np.testing.assert_array_equal(np.asarray(picture).reshape(array.shape), array)
-    assert os.listdir(path.parent) == ["grid.png"]
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
+def test_png_and_webp_read_back_exactly(tmp_path, channels, mode):
+    frames = np.random.default_rng(0).integers(1, 256, (4, 64, 65, channels)).astype(np.uint8)
+    write_png(tmp_path / "samples" / "grid.png", frames[0])
+    with Image.open(tmp_path / "samples" / "grid.png") as picture:
+        assert picture.format == "PNG" and picture.mode == mode
+        np.testing.assert_array_equal(np.asarray(picture).reshape(frames[0].shape), frames[0])
+    write_animation(tmp_path / "x.webp", frames / np.float32(255), loop=False)
+    np.testing.assert_array_equal(frames_of(tmp_path / "x.webp", mode), frames)
+    with Image.open(tmp_path / "x.webp") as picture:
+        assert picture.info["loop"] == 1
+    assert sorted(os.listdir(tmp_path)) == ["samples", "x.webp"] and os.listdir(tmp_path / "samples") == ["grid.png"]
 
 
 @pytest.mark.parametrize(
     ("images", "changes", "message"),
     [
         (np.zeros([2, 3, 3, 5]), {}, r"not of \[2, 3, 3, 5\]"),
-        (np.zeros([0, 3, 3, 1]), {}, r"not of \[0, 3, 3, 1\]"),
         (np.array([np.nan, 0.0]).reshape(2, 1, 1, 1), {}, "1 of 2 images hold values that are not finite"),
         (np.zeros([2, 3, 3, 1]), {"columns": 0}, "columns, enlarge >= 1.*not 0, 1 and 6"),
     ],
@@ -113,15 +110,6 @@ def test_frames_of_a_gif(tmp_path):
     with Image.open(path) as picture:
         assert "loop" not in picture.info
     assert [entry.name for entry in path.parent.iterdir()] == ["x.gif"]
-
-
-@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
-def test_frames_of_a_webp_are_exact(tmp_path, channels, mode):
-    frames = np.random.default_rng(0).integers(1, 256, (4, 64, 65, channels)).astype(np.uint8)
-    write_animation(tmp_path / "x.webp", frames / np.float32(255), loop=False)
-    np.testing.assert_array_equal(frames_of(tmp_path / "x.webp", mode), frames)
-    with Image.open(tmp_path / "x.webp") as picture:
-        assert picture.info["loop"] == 1
 
 
 def test_what_makes_no_animation(tmp_path):

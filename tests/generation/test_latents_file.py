@@ -48,34 +48,27 @@ def error_of(path):
     return str(error.value)
 
 
-def test_damaged_and_other_files(file, tmp_path):
+def test_damaged_and_other_files(file, latents, tmp_path):
     with pytest.raises(ValueError, match="latents.npz: latents have .* this model's are .* another architecture"):
         load_latents(file, latent_plan(tiny_config()))
     content = file.read_bytes()
-    for damaged, message in (
-        (content[:-30], "damaged, or not a file of latents"),
-        (b"no archive", "damaged, or not a file of latents"),
-        (damaged_in_the_middle(content), "damaged"),
-    ):
+    with np.load(file) as stored:
+        entries = dict(stored)
+    for damaged in (content[:-30], b"no archive", damaged_in_the_middle(content)):
         file.write_bytes(damaged)
-        assert message in error_of(file)
+        assert "damaged" in error_of(file)
     np.savez(file, images=np.zeros(3))
     assert "not a file of latents (it has images, and no entry `about`)" in error_of(file)
     np.savez(file, about=np.array([{}], dtype=object))
     assert "damaged, or not a file of latents" in error_of(file)
-    with pytest.raises(FileNotFoundError, match="no such file of latents"):
-        load_latents(tmp_path / "nowhere.npz", PLAN)
-
-
-def test_parts_that_do_not_fit(file, latents):
-    with np.load(file) as stored:
-        entries = dict(stored)
     for changes in ({"names": np.array(["a"])}, {"group_02": latents[2][:2]}, {"group_02": latents[0]}):
         np.savez(file, **entries | changes)
         assert "its arrays do not fit each other" in error_of(file)
     del entries["group_03"]
     np.savez(file, **entries)
     assert "not a file of latents ('group_03')" in error_of(file)
+    with pytest.raises(FileNotFoundError, match="no such file of latents"):
+        load_latents(tmp_path / "nowhere.npz", PLAN)
 
 
 def test_what_can_not_be_saved(tmp_path, latents):

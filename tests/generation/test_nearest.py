@@ -11,7 +11,7 @@ def images():
     return np.random.default_rng(0).uniform(size=(23, 3, 5, 2)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("batch_size", "count"), [(1, 6), (4, 1), (4, 23)])
+@pytest.mark.parametrize(("batch_size", "count"), [(1, 6), (4, 23)])
 def test_against_brute_force(images, batch_size, count):
     samples = np.random.default_rng(1).uniform(size=(7, 3, 5, 2)).astype(np.float32)
     batches = (images[first : first + batch_size] for first in range(0, 23, batch_size))
@@ -30,9 +30,10 @@ def test_an_image_is_nearest_to_itself_and_the_earlier_of_equals_wins(images):
 
 
 def test_wrong_arguments(images):
-    with pytest.raises(ValueError, match="count = 0"):
-        nearest_images(images, [images], 0)
-    with pytest.raises(ValueError, match="count = 24: there are only 23 images"):
-        nearest_images(images, [images], 24)
-    with pytest.raises(ValueError, match="can't be compared"):
-        nearest_images(images[:, :2], [images], 1)
+    for samples, count, message in (
+        (images, 0, "count = 0"),
+        (images, 24, "count = 24: there are only 23 images"),
+        (images[:, :2], 1, "can't be compared"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            nearest_images(samples, [images], count)
