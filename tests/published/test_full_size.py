@@ -4,8 +4,8 @@ FFHQ's architecture is that of CelebA HQ. These are files of the published form,
 """
 
 import argparse
-import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -22,13 +22,8 @@ from nvae_tf.published.weights import published_shape
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
-PARAMETERS = {
-    "mnist": 33_363_134,
-    "cifar10": 130_852_480,
-    "celeba64": 153_281_364,
-    "imagenet32": 268_509_444,
-    "celebahq256": 330_798_664,
-}
+# The others' numbers of parameters are in tests/models; of these two one has moments, and one is the largest.
+PARAMETERS = {"cifar10": 130_852_480, "celebahq256": 330_798_664}
 MEGABYTE = 1 << 20
 # Imports, and prints the peak of the process's memory above that of one which has only started its libraries, in kB.
 PROGRAM = """
@@ -73,25 +68,18 @@ def write_published_file(name, path, with_moments, published):
             if with_moments:
                 moments[len(moments)] = {"step": 78_000, "exp_avg": cut(11), "exp_inf": cut(13).abs() + 1e-3}
     group = {"lr": 1e-2, "params": list(range(len(moments)))}
-    content = {
-        "epoch": 400,
-        "global_step": 78_000,
-        "state_dict": state,
-        "optimizer": {"state": moments, "param_groups": [group]} if with_moments else {},
-        "args": argparse.Namespace(**published_settings(config)),
-        "arch_instance": cell_tables(config.model.cell_set),
-        "scheduler": {},
-        "grad_scalar": {},
-    }
-    torch.save(content, path)
+    optimizer = {"state": moments, "param_groups": [group]} if with_moments else {}
+    settings, tables = argparse.Namespace(**published_settings(config)), cell_tables(config.model.cell_set)
+    content = {"epoch": 400, "global_step": 78_000, "state_dict": state, "optimizer": optimizer}
+    torch.save(content | {"args": settings, "arch_instance": tables, "scheduler": {}, "grad_scalar": {}}, path)
     return parameters, state["image_conditional.1.weight"].numpy()
 
 
-@pytest.mark.parametrize(("name", "with_moments"), [(name, name == "cifar10") for name in PARAMETERS], ids=str)
-def test_a_full_size_file_is_imported(name, with_moments, published, tmp_path):
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_full_size_file_is_imported(name, published, tmp_path):
     file, run = tmp_path / "published.pt", tmp_path / "run"
     try:
-        parameters, last = write_published_file(name, file, with_moments, published)
+        parameters, last = write_published_file(name, file, name == "cifar10", published)
         assert parameters == PARAMETERS[name]
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-c", PROGRAM, file, run, tmp_path / "map.csv"]
@@ -100,7 +88,6 @@ def test_a_full_size_file_is_imported(name, with_moments, published, tmp_path):
         now = resource.getrusage(resource.RUSAGE_CHILDREN)
         busy = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
         peak = 1024 * int(process.stdout.split()[-1])
-        print(f"{name}{' with moments' if with_moments else ''}: {busy:.1f} s, {peak / MEGABYTE:.0f} MB")
         # Not by the clock: gigabytes are written, and a shared disk may take its time.
         assert busy < 60.0
         # The model's: its weights and the optimizer's slots.
@@ -114,6 +101,4 @@ def test_a_full_size_file_is_imported(name, with_moments, published, tmp_path):
             assert np.isfinite(model.score(image, seed=1)).all()
     finally:
         # Gigabytes are not left for the next test.
-        for left in tmp_path.rglob("*"):
-            if left.is_file():
-                os.unlink(left)
+        shutil.rmtree(tmp_path)

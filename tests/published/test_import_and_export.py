@@ -1,6 +1,5 @@
 """Published files into run folders and back: every number at its place, nothing half-written, every fault named."""
 
-import copy
 import csv
 import dataclasses
 import hashlib
@@ -8,7 +7,6 @@ import json
 import pathlib
 import resource
 import shutil
-import zipfile
 
 import numpy as np
 import pytest
@@ -223,23 +221,15 @@ def test_the_next_step_is_that_of_torch(trained_run, published, tmp_path):
     np.testing.assert_allclose(model.bottom_up.top.bias[0], bias, rtol=1e-5, atol=1e-6)
 
 
-def test_other_forms_of_a_file_become_the_same_run(trained_file, trained_run, published, tmp_path):
-    """Parameters are counted in the order of the file; and an archive may be deflated."""
+def test_another_order_of_the_parameters_becomes_the_same_run(trained_file, trained_run, published, tmp_path):
+    """Optimizers count parameters in the order of the file."""
     content, before = published.read(trained_file), trained_file.read_bytes()
     names, moments = parameters(content), content["optimizer"]["state"]
     content["state_dict"] = dict(reversed(content["state_dict"].items()))
     content["optimizer"]["state"] = {len(names) - 1 - number: saved for number, saved in moments.items()}
     assert parameters(content) == names[::-1]
-    turned = published.saved(content, tmp_path / "turned.pt")
-    with (
-        zipfile.ZipFile(turned) as stored,
-        zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as deflated,
-    ):
-        for entry in stored.infolist():
-            deflated.writestr(entry.filename, stored.read(entry))
-    for file in (turned, tmp_path / "x.pt"):
-        import_run(file, tmp_path / file.stem)
-        assert numbers(tmp_path / file.stem) == numbers(trained_run)
+    import_run(published.saved(content, tmp_path / "turned.pt"), tmp_path / "turned")
+    assert numbers(tmp_path / "turned") == numbers(trained_run)
     # Pages of a mapped file are released while it is read; that changes nothing in it.
     assert trained_file.read_bytes() == before
 
@@ -291,33 +281,26 @@ def test_import_after_export_is_the_identity(own_run, own_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_state_dict_has_weights_or_their_running_means(own_run, own_file, published, tmp_path):
-    export_file(own_run, tmp_path / "means.pt", running_means=True)
+def test_weights_alone_or_their_running_means(own_run, own_file, published, tmp_path):
+    means_file, small_file = tmp_path / "means.pt", tmp_path / "small.pt"
+    export_file(own_run, means_file, running_means=True)
     reader = tf.train.load_checkpoint(str(own_run / "checkpoints" / "step-2"))
     weights = reader.get_tensor("model/bottom_up/stem/bias/.ATTRIBUTES/VARIABLE_VALUE")
     scored = nvae_tf.load(own_run)
     means = scored.bottom_up.stem.bias.numpy()
-    assert np.any(weights != means)
+    assert np.any(weights != means) and published.read(means_file)["optimizer"] == {}
     # A run that scores with its means scores with the same ones when it is back, from either file.
-    for file, expected in ((own_file, weights), (tmp_path / "means.pt", means)):
+    for file, expected in ((own_file, weights), (means_file, means)):
         np.testing.assert_array_equal(published.read(file)["state_dict"]["stem.bias"], expected[0])
         import_run(file, tmp_path / file.stem)
-        np.testing.assert_array_equal(
-            nvae_tf.load(tmp_path / file.stem).top_down.image.kernel, scored.top_down.image.kernel
-        )
-    assert published.read(tmp_path / "means.pt")["optimizer"] == {}
-
-
-@pytest.mark.slow
-def test_the_weights_alone(own_run, published, tmp_path):
-    export_file(own_run, tmp_path / "small.pt", with_optimizer=False)
-    names = published.read(tmp_path / "small.pt")["nvae_tf"]["state"]
+        kernel = nvae_tf.load(tmp_path / file.stem).top_down.image.kernel
+        np.testing.assert_array_equal(kernel, scored.top_down.image.kernel)
+    export_file(own_run, small_file, with_optimizer=False)
+    names = published.read(small_file)["nvae_tf"]["state"]
     assert not [name for name in names if name.startswith(("optimizer/", "others/", "metrics/"))]
-    imported = import_run(tmp_path / "small.pt", tmp_path / "back")
+    imported = import_run(small_file, tmp_path / "back")
     assert not imported.has_optimizer and imported.step == 2
-    np.testing.assert_array_equal(
-        nvae_tf.load(tmp_path / "back").generate(2, seed=1), nvae_tf.load(own_run).generate(2, seed=1)
-    )
+    np.testing.assert_array_equal(nvae_tf.load(tmp_path / "back").generate(2, seed=1), scored.generate(2, seed=1))
 
 
 def with_settings(run, **groups):
@@ -486,20 +469,11 @@ def fill(array, value):
             lambda c: moments(c, 0, exp_avg=c["optimizer"]["state"][0]["exp_avg"][:1]),
             r"parameter 0, prior_ftr0, has shape \(1, .* as exp_avg, .*--without_optimizer",
         ),
-        (
-            lambda c: moments(c, 0, exp_avg=c["optimizer"]["state"][0]["exp_avg"].long()),
-            "parameter 0, prior_ftr0, has shape .*, int64 as exp_avg, and not floats of shape",
-        ),
         (lambda c: c["optimizer"]["state"][3].pop("step"), "a parameter without step"),
-        (lambda c: moments(c, 3, step=float("inf")), "a parameter without step"),
         (lambda c: c["optimizer"]["param_groups"][0]["params"].pop(), "of 225 parameters, and the model has 226"),
         (lambda c: c["optimizer"].pop("param_groups"), "has not one group in param_groups.*--without_optimizer"),
-        (lambda c: c["optimizer"]["param_groups"].append({}), "has not one group in param_groups"),
         (lambda c: group(c, betas=(0.9, 0.99)), r"was made with betas = \(0\.9, 0\.99\), .* \(0\.9, 0\.999\); .*--wit"),
         (lambda c: group(c, eps=1e-8), r"was made with eps = 1e-08, and .* 0\.001; .*--without_optimizer"),
-        (lambda c: group(c, betas=None), "was made with betas = None"),
-        (lambda c: group(c, params=None), "params that are no list of different numbers; .*--without_optimizer"),
-        (lambda c: group(c, params=[[0]] * 226), "params that are no list of different numbers"),
         (lambda c: group(c, params=[0] * 226), "params that are no list of different numbers"),
         (lambda c: c["optimizer"]["state"].update({226: {}}), "is of parameter 226, which its params lack"),
         (lambda c: c["optimizer"].update(state=[1]), "no mapping from parameters to their moments"),
@@ -517,9 +491,7 @@ def fill(array, value):
         ),
         (lambda c: c.update(optimizer=[1]), "'optimizer' holds no state by name"),
         (lambda c: c.update(global_step="7"), "'global_step' = '7' is no number"),
-        (lambda c: c.update(nvae_tf={"config": "{"}), "'nvae_tf' has 'config' that can't be read"),
         (lambda c: c.update(nvae_tf={"config": "[" * 10**5}), "'nvae_tf' has 'config' .*recursion"),
-        (lambda c: c.update(nvae_tf={"config": "[]"}), "'nvae_tf' has 'config' that can't be read"),
         (lambda c: c.update(nvae_tf={"config": '{"data": []}'}), "'nvae_tf' has 'config' .*data is a"),
     ],
 )
@@ -531,28 +503,31 @@ def test_a_state_of_another_form_is_named(damage, message, trained_file, publish
     assert {entry.name for entry in tmp_path.iterdir()} == {"bad.pt"}
 
 
-def test_settings_and_state_of_this_project_that_do_not_fit(own_file, published, tmp_path):
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (dict(images="[" * 10**5), "'nvae_tf' has 'images' that can't be read .*recursion"),
+        (dict(images=[1]), "'nvae_tf' has 'images' that can't be read"),
+        (dict(origin='{"license": 4}'), "'nvae_tf' has 'origin' that can't be read"),
+        (dict(state={"a": 1}), "'nvae_tf' has a 'state' that holds something else"),
+        ("long", r"'nvae_tf' has \S*: int64 in the file, float32 in"),
+        ("others/17", r"'nvae_tf' has others/17: \[\] in the file, no such variable"),
+        ("flows", r"contradict each other; 'nvae_tf' has model\.num_flows = 1"),
+    ],
+)
+def test_settings_and_state_of_this_project_that_do_not_fit(own, message, own_file, published, tmp_path):
     content = published.read(own_file)
-    name, value = next(iter(content["nvae_tf"]["state"].items()))
-    damages = {
-        r"contradict each other; 'nvae_tf' has model\.num_flows = 1": lambda c: setattr(c["args"], "num_nf", 2),
-        "'nvae_tf' has 'images' that can't be read .*recursion": lambda c: c["nvae_tf"].update(images="[" * 10**5),
-        "'nvae_tf' has 'images' that can't be read": lambda c: c["nvae_tf"].update(images=[1]),
-        "'nvae_tf' has 'origin' that can't be read": lambda c: c["nvae_tf"].update(origin='{"license": 4}'),
-        "'nvae_tf' has a 'state' that holds something else": lambda c: c["nvae_tf"].update(state={"a": 1}),
-        f"'nvae_tf' has {name}: int64 in the file, float32 in": lambda c: c["nvae_tf"]["state"].update(
-            {name: value.long()}
-        ),
-        r"'nvae_tf' has others/17: \[\] in the file, no such variable": lambda c: c["nvae_tf"]["state"].update(
-            {"others/17": c["nvae_tf"]["state"]["others/0"]}
-        ),
-    }
-    for message, damage in damages.items():
-        bad = copy.deepcopy(content)
-        damage(bad)
-        with pytest.raises(ValueError, match=rf"bad\.pt: .*{message}"):
-            import_run(published.saved(bad, tmp_path / "bad.pt"), tmp_path / "run")
-        assert not (tmp_path / "run").exists()
+    state = content["nvae_tf"]["state"]
+    name = next(iter(state))
+    if own == "flows":
+        content["args"].num_nf = 2
+    elif isinstance(own, str):
+        state |= {name: state[name].long()} if own == "long" else {own: state["others/0"]}
+    else:
+        content["nvae_tf"] |= own
+    with pytest.raises(ValueError, match=rf"bad\.pt: .*{message}"):
+        import_run(published.saved(content, tmp_path / "bad.pt"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
