@@ -57,9 +57,7 @@ def test_pictures_go_through_the_model_and_come_back(ask, run, tmp_path, protoco
     assert len(printed) == 5 and f"{nats.mean():.3f}" in printed[-1]
     assert not [file for file in tmp_path.rglob("*") if "partial" in file.name]
 
-
-def test_status_shows_versions_and_signatures(ask):
-    printed = ask("status")
+    printed = ask("status", protocol=protocol)
     assert printed.startswith("version 3: AVAILABLE\nsignatures of version 3:\n")
     assert re.search(r"  sample +seed int64\[\?\], temperature float32\[\?\] -> image float32\[\?, 8, 8, 3\]", printed)
 
@@ -84,13 +82,10 @@ def test_a_refused_job_writes_nothing(local, tmp_path, refused):
         ([], "the command of export.client = '': not one of the commands (sample, encode"),
         (["smaple", "--model=x"], "not one of the commands (sample, encode, decode, reconstruct, score, status); did"),
         (["sample", "--model=x"], "--output is missing"),
-        (["sample", "--modle=x"], "'modle'. Did you mean: model"),
         (["status", "--model=x", "--count=3"], "Unknown command line flag 'count'"),
         (["sample", "--model=x", "--output=a.jpg"], "--output=a.jpg: give a name in .png or DIR/"),
         (["sample", "--model=x", "--output={full}/"], "exists and is not empty"),
-        (["sample", "--model=x", "--output=a.png", "--count=0"], "--count=0: 0 is not a positive integer"),
         (["sample", "--model=x", "--output=a.png", "--temperature=nan"], "--temperature=nan: must be above 0"),
-        (["sample", "--model=x", "--output=a.png", "--seed=-1"], "--seed=-1: -1 is not an integer"),
         (["decode", "--model=x", "--output=a.png", "--latents=none.npz"], "--latents=none.npz: no such file"),
         (["status", "--model=x", "--timeout=0"], "--timeout=0.0: must be above 0"),
     ],

@@ -33,34 +33,11 @@ from nvae_tf.serving.client import (
     array_of_json,
 )
 from nvae_tf.serving.grpc_client import ServingClient
-from nvae_tf.serving.served_model import (
-    ServedModel,
-    image_arrays,
-    pil_images,
-    predict_batches,
-)
+from nvae_tf.serving.served_model import ServedModel, image_arrays, pil_images, predict_batches
 from tests.serving.conftest import ROOT
 from tests.serving.model_servers import IMAGES, QUICK, SEEDS
 
 STATUS = {"model_version_status": [{"version": "4", "state": "AVAILABLE", "status": {"error_code": "OK"}}]}
-
-
-def assert_same(found, expected):
-    assert found.shape == expected.shape and found.dtype == expected.dtype
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
-@pytest.mark.parametrize("signature", ["sample", "encode", "decode", "reconstruct", "score"])
-def test_every_signature_gives_the_sessions_numbers(client, run, signature):
-    latent = run("encode", image=IMAGES, seed=SEEDS)["latent"]
-    inputs = {
-        "sample": {"seed": SEEDS, "temperature": np.float32([1, 1, 0.6, 1])},
-        "decode": {"latent": latent},
-    }.get(signature, {"image": IMAGES, "seed": SEEDS})
-    found, expected = client.predict(signature, **inputs), run(signature, **inputs)
-    assert set(found) == set(expected)
-    for name, array in expected.items():
-        assert_same(found[name], array)
 
 
 def test_strings_keep_every_byte(servers, protocol):
@@ -279,21 +256,23 @@ def test_a_served_model_gives_the_series_of_the_seed(client, run, monkeypatch):
     assert asked[-1] == ("decode_png" if client.numbers_are_text else "decode")
     scores = served.score(np.rint(images * 255).astype(np.uint8), seed=4)
     assert asked[-1] == "score_png"
-    np.testing.assert_allclose(scores.bits_per_dim, scores.nats / np.log(2) / (8 * 8 * 3), rtol=1e-5)
-    assert scores.kl_per_group.shape == (3, 2)
+    expected = run("score", image=images, seed=seeds)
+    for name in ("nats", "bits_per_dim", "kl_per_group"):
+        np.testing.assert_allclose(getattr(scores, name), expected[name], rtol=1e-4, atol=1e-4)
 
 
 def test_pictures_are_converted_to_the_models_channels_and_other_sizes_refused():
     gray = Image.fromarray(np.full([8, 8], 51, np.uint8))
     np.testing.assert_array_equal(image_arrays([gray], (8, 8, 3)), np.full([1, 8, 8, 3], 51, np.uint8))
-    with pytest.raises(ValueError, match="picture 0 is 8x8x1, the model takes 28x28x1"):
-        image_arrays([gray], (28, 28, 1))
-    with pytest.raises(ValueError, match="give uint8 in 0 to 255 or float"):
-        image_arrays(np.ones([1, 8, 8, 3], np.int64), (8, 8, 3))
     fine = Image.fromarray(np.full([8, 8], 40_000, np.uint16))
     np.testing.assert_array_equal(image_arrays([fine], (8, 8, 1)), np.full([1, 8, 8, 1], 156, np.uint8))
-    with pytest.raises(ValueError, match="mode 'F'"):
-        image_arrays([Image.fromarray(np.ones([8, 8], np.float32))], (8, 8, 1))
+    for images, shape, message in (
+        ([gray], (28, 28, 1), "picture 0 is 8x8x1, the model takes 28x28x1"),
+        (np.ones([1, 8, 8, 3], np.int64), (8, 8, 3), "give uint8 in 0 to 255 or float"),
+        ([Image.fromarray(np.ones([8, 8], np.float32))], (8, 8, 1), "mode 'F'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            image_arrays(images, shape)
 
 
 def test_the_rest_client_starts_without_tensorflow_and_without_the_models_code():
@@ -338,7 +317,6 @@ def web_server(*answers, piece_seconds=0.0):
     [
         (400, '{"error": "no such thing"}', BadRequest, "no such thing [HTTP 400]"),
         (429, '{"error": "too long"}', TooLarge, "send fewer rows"),
-        (500, '{"error": "crashed"}', ServerFailed, "crashed [HTTP 500]"),
         (404, "<html>Not here</html>", ServerFailed, "is this its REST port?"),
         (200, "<html>Hello</html>", ServerFailed, "is this its REST port?"),
         (200, "{}", ServerFailed, "no status of a model"),
@@ -382,15 +360,11 @@ def test_names_are_quoted_and_a_url_is_taken_as_it_is():
     "value, dtype, message",
     [
         ([[1, 2], [3]], "int32", "different lengths"),
-        ([[1], 2], "int32", "different lengths"),
         ([1.5], "int64", "a float where int64 is wanted"),
         ([True, 1], "float32", "a bool where float32 is wanted"),
         ([2**70], "int32", "a number that int32 can't hold"),
         (["x" * 2**15] + [1] * 2**14, "float32", "a str where float32 is wanted"),
         (functools.reduce(lambda nested, _: [nested], range(40), "x"), "string", "nested too deep"),
-        (["1"], "float32", "a str where float32 is wanted"),
-        ([300], "uint8", "a number that uint8 can't hold"),
-        ([2**63], "int64", "a number that int64 can't hold"),
         ([{"b64": "?"}], "string", "no base64"),
         ([1], "string", "a int where a string"),
     ],

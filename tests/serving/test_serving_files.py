@@ -57,13 +57,10 @@ def flags_of(output):
 
 def test_without_labels_the_newest_version_of_each_model_is_served(models, write_files):
     served = served_models(write_files(models, "--no-measure")[0])
-    assert {name: model.base_path for name, model in served.items()} == {
-        "digits": "/models/digits",
-        "faces": "/models/faces",
-    }
-    for model in served.values():
-        assert model.model_platform == "tensorflow" and not model.version_labels
-        assert model.model_version_policy.latest.num_versions == 1
+    assert sorted(served) == ["digits", "faces"]
+    for name, model in served.items():
+        assert model.base_path == f"/models/{name}" and model.model_platform == "tensorflow"
+        assert not model.version_labels and model.model_version_policy.latest.num_versions == 1
 
 
 @pytest.mark.parametrize(
@@ -114,16 +111,6 @@ def test_without_measuring_only_a_file_that_is_there_turns_batching_on(models, w
     assert flags_of(output)["enable_batching"] == "true"
 
 
-def test_monitoring_is_where_prometheus_looks(models, write_files):
-    output, _ = write_files(models, "--no-measure")
-    # The package lacks this message: prometheus_config { enable, path }.
-    text = (output / "monitoring.config").read_text()
-    found = re.search(r'prometheus_config \{\s+enable: true\s+path: "(.*)"\s+\}', text)
-    (job,) = yaml.safe_load((output / "prometheus.yml").read_text())["scrape_configs"]
-    assert found[1] == job["metrics_path"] == "/monitoring/prometheus/metrics"
-    assert job["static_configs"] == [{"targets": ["serving:8501"]}]
-
-
 def test_the_compose_file_mounts_what_the_flags_name(models, write_files):
     output, _ = write_files(models, "--no-measure", "--image=tensorflow/serving:2.19.1")
     composed = yaml.safe_load((output / "docker-compose.yml").read_text())
@@ -139,9 +126,13 @@ def test_the_compose_file_mounts_what_the_flags_name(models, write_files):
     assert serving["ports"] == [f"${{SERVING_ADDRESS:-127.0.0.1}}:{port}:{port}" for port in (8500, 8501)]
     assert serving["healthcheck"]["test"] == ["CMD", "bash", "/serving/health_check.sh", "digits", "faces"]
     assert composed["services"]["prometheus"]["profiles"] == ["monitoring"]
-
-
-def test_a_folder_with_a_dollar_is_no_variable_of_compose(models, write_files):
+    # The package lacks the message of this file: prometheus_config { enable, path }.
+    text = (output / "monitoring.config").read_text()
+    found = re.search(r'prometheus_config \{\s+enable: true\s+path: "(.*)"\s+\}', text)
+    (job,) = yaml.safe_load((output / "prometheus.yml").read_text())["scrape_configs"]
+    assert found[1] == job["metrics_path"] == "/monitoring/prometheus/metrics"
+    assert job["static_configs"] == [{"targets": ["serving:8501"]}]
+    # A dollar in a folder's name begins no variable of compose.
     odd = models.rename(models.parent / 'my "$models"')
     composed = yaml.safe_load((write_files(odd, "--no-measure")[0] / "docker-compose.yml").read_text())
     assert composed["services"]["serving"]["volumes"][0]["source"] == '../my "$$models"'
@@ -155,12 +146,9 @@ def test_a_folder_with_a_dollar_is_no_variable_of_compose(models, write_files):
         (["--models={models}/digits"], "give the folder above it"),
         (["--labels=digits:stable=7"], "'digits' has no version 7; there is 2, 3, 10"),
         (["--labels=digts:stable=3"], "no model 'digts'; did you mean 'digits'?"),
-        (["--labels=digits=3"], "no MODEL:LABEL=VERSION"),
         (["--labels=digits:a=3,digits:a=2"], "has a label 'a' already"),
         (["--image=tensorflow/serving"], "name one release"),
-        (["--image=localhost:5000/serving:latest-gpu"], "name one release"),
         (["--output={models}/digits/2/saved_model.pb"], "a file; name a folder"),
-        (["--label=auto"], "'label'. Did you mean: labels"),
         ([], "models/digits/10: its batches can't be measured"),  # the file is empty
     ],
 )
@@ -177,7 +165,6 @@ def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused, 
         (TIMINGS, 10.0, 8),  # a gain after a doubling that gave none is not looked for
         (TIMINGS, 0.3, 4),
         (TIMINGS, 0.01, 1),
-        (TIMINGS[:1], 10.0, 1),
         ([BatchTiming(1, 1.0), BatchTiming(2, 1.83)], 10.0, 1),  # 9 % more
         ([BatchTiming(1, 1.0), BatchTiming(2, 1.81)], 10.0, 2),  # 10.5 % more
     ],

@@ -106,25 +106,19 @@ def test_a_device_computes_what_the_models_own_methods_give(request, float32, ki
         np.testing.assert_allclose(found[0], row, atol=1e-5 * np.abs(expected).max())
 
 
-def operations(content):
-    return {detail["op_name"] for detail in Interpreter(model_content=content)._get_ops_details()}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [("flows", "decode"), ("flows", "reconstruct")],
-)
-def test_every_mode_has_builtins_alone_smaller_weights_and_similar_pictures(model, saved, float32, kind, name):
-    signatures, folder = DeviceSignatures(model), saved(kind, name)
+@pytest.mark.parametrize("name", ["decode", "reconstruct"])
+def test_every_mode_has_builtins_alone_smaller_weights_and_similar_images(model, saved, float32, name):
+    signatures, folder = DeviceSignatures(model), saved("flows", name)
     inputs = device_inputs(signatures, name, 4, images_of(model, 4), seed=1)
     sizes, psnr = {}, {}
     for mode in MODES:
         examples = inputs if mode == "int8" else None
-        content = float32(kind, name) if mode == "none" else convert(folder, name, mode, examples)
+        content = float32("flows", name) if mode == "none" else convert(folder, name, mode, examples)
         assert not foreign_operations(content)
         # Nearest doubling is one operation of the device, not a broadcast of rank 6 that it may not know.
-        assert "RESIZE_NEAREST_NEIGHBOR" in operations(content)
+        details = Interpreter(model_content=content)._get_ops_details()
+        assert "RESIZE_NEAREST_NEIGHBOR" in {detail["op_name"] for detail in details}
         compared = compare(content, signatures, name, inputs)
         sizes[mode], psnr[mode] = compared.size_bytes, compared.psnr_db
         details = runner_of(content, name).get_input_details()
@@ -207,7 +201,7 @@ def test_the_file_says_what_it_is_and_the_report_what_was_measured(exported, van
     report = json.loads(output.with_name("decode.tflite.json").read_text())
     measured = report.pop("measured")
     assert measured["size_bytes"] == output.stat().st_size and measured["test_inputs"] == 3
-    assert measured["latency_ms"] > 0 and measured["psnr_db"] >= measured["worst_psnr_db"] > 30
+    assert measured["latency_ms"] > 0 and measured["psnr_db"] >= measured["worst_psnr_db"] > 40
     assert report.pop("smallest_psnr_db") == 30 and report == metadata
 
 
