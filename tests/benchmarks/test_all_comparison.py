@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import all_comparison
 from benchmarks.all import new_result
-from benchmarks.all_comparison import compare, read_result, table_of_changes
+from benchmarks.all_comparison import compare, table_of_changes
 from benchmarks.interleaved import relative_standard_error
 from benchmarks.results import write_json
 
@@ -49,7 +49,6 @@ NOISY = {"seconds": [3.4, 4.0, 4.8], "noise": 0.0}
         (row(4.0, 0.007), row(4.56, 0.007), TIME),
         (row(4.0, 0.0), row(4.24, 0.0), []),
         (row(4.0, 0.0), row(4.32, 0.0), TIME),
-        (row(4.0, 0.04), row(4.56, 0.04), []),
         # Few rounds need a larger change; of a single one no noise is known.
         (row(4.0, 0.02, 3), row(4.48, 0.02, 3), []),
         (row(4.0, 0.02, 3), row(5.2, 0.02, 3), TIME),
@@ -88,15 +87,12 @@ def test_what_can_not_be_compared_is_noted():
     comparison = compare(before, after)
     assert {change.name for change in comparison.changes} == {"sampling mnist"}
     notes = "\n".join(comparison.notes)
-    for part in (
-        "processor was P and is Q",
-        "keras was 3 and is 4",
-        "torch was missing and is 2",
-        "training mnist: not compared, the batch was 16 and is 8",
-        "export mnist: the earlier file has no times",
-        "not measured this time: training cifar10",
-    ):
+    for part in ("processor was P and is Q", "keras was 3 and is 4", "torch was missing and is 2"):
         assert part in notes
+    assert "training mnist: not compared, the batch was 16 and is 8" in notes
+    assert (
+        "export mnist: the earlier file has no times" in notes and "not measured this time: training cifar10" in notes
+    )
 
 
 def test_what_has_failed_since_is_a_regression_and_the_table_has_both_directions():
@@ -110,12 +106,10 @@ def test_what_has_failed_since_is_a_regression_and_the_table_has_both_directions
     assert text.endswith("2 regressions")
 
 
-def test_files_come_back_as_they_were_and_are_compared_by_the_command(tmp_path, capsys):
+def test_files_are_compared_by_the_command(tmp_path, capsys):
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     for file, ratio in zip(files, (4.0, 5.0), strict=True):
-        content = new_result() | {"results": [row(ratio)]}
-        write_json(content, file)
-        assert read_result(file) == content
+        write_json(new_result() | {"results": [row(ratio)]}, file)
     with pytest.raises(SystemExit) as ended:
         all_comparison.main([str(file) for file in files])
     assert ended.value.code == 3 and "+25.0%" in capsys.readouterr().out

@@ -40,9 +40,8 @@ def test_a_worker_that_ends_is_named(program, message):
 
 def test_leaving_the_block_ends_a_worker_in_the_middle_of_a_step_and_its_processes():
     start = "import subprocess, time\nchild = subprocess.Popen(['sleep', '60'])"
-    program = (
-        f"{start}\ndef step():\n    step.__code__ = (lambda: time.sleep(600)).__code__\n    return child.pid\n{SERVE}"
-    )
+    then = "    step.__code__ = (lambda: time.sleep(600)).__code__\n    return child.pid"
+    program = f"{start}\ndef step():\n{then}\n{SERVE}"
     with Worker("toy", python(program)) as worker:
         child = psutil.Process(worker.ask("step")["seconds"])
         assert child.is_running()
@@ -56,8 +55,6 @@ def test_a_training_step_has_ratios_of_medians():
     ours = {"variables": 7, "peak_memory_bytes": 5}
     result = train_step.summarize(Turns([1.0, 3.0, 8.0], [2.0, 2.0, 2.0], ours, {"peak_memory_bytes": 6}))
     assert (result["ratio"], result["ratio_of_fastest"]) == (1.5, 0.5)
-    assert (result["step_seconds"], result["yardstick_seconds"]) == (3.0, 2.0)
-    peaks = result["peak_memory_bytes"], result["yardstick_peak_memory_bytes"]
-    assert result["variables"] == 7 and peaks == (5, 6)
-    alone = train_step.summarize(Turns([1.0], [], ours))
-    assert (alone["ratio"], alone["step_seconds"]) == (None, 1.0)
+    assert (result["step_seconds"], result["yardstick_seconds"]) == (3.0, 2.0) and result["variables"] == 7
+    assert (result["peak_memory_bytes"], result["yardstick_peak_memory_bytes"]) == (5, 6)
+    assert train_step.summarize(Turns([1.0], [], ours))["ratio"] is None

@@ -10,25 +10,10 @@ from benchmarks.interleaved import Worker
 from benchmarks.train_scaling import Record, Variant, rows_of, table
 
 ONE, TWO = Variant(1, "none", 1), Variant(2, "none", 1)
-SUMMARY = {
-    "peak_memory_bytes": 3e9,
-    "gpu_peak_bytes": [],
-    "memory_before_first_step_bytes": 1e9,
-    "trace_seconds": 4.0,
-    "first_step_seconds": 6.0,
-    "graph_nodes": 12_345,
-    "skipped_steps": 0.0,
-}
-RESULT = {
-    "preset": "digits",
-    "batch_size": 8,
-    "precision": "float32",
-    "xla": "auto",
-    "rounds": 2,
-    "machine": {"processor": "P", "cores": 2, "load_average_at_start": 0.1, "memory_bytes": 8e9, "system": "L"},
-    "versions": {"tensorflow": "2"},
-    "date": "2026",
-}
+SUMMARY = dict(peak_memory_bytes=3e9, gpu_peak_bytes=[], memory_before_first_step_bytes=1e9, trace_seconds=4.0)
+SUMMARY |= dict(first_step_seconds=6.0, graph_nodes=12_345, skipped_steps=0.0)
+MACHINE = {"processor": "P", "cores": 2, "load_average_at_start": 0.1, "memory_bytes": 8e9, "system": "L"}
+RESULT = dict(preset="digits", batch_size=8, precision="float32", xla="auto", rounds=2, versions={}, date="2026")
 
 
 def record(*turns, **changes):
@@ -36,7 +21,7 @@ def record(*turns, **changes):
 
 
 def table_of(records, gpus=()):
-    return table(RESULT | {"rows": rows_of(records, 8), "machine": RESULT["machine"] | {"gpus": list(gpus)}})
+    return table(RESULT | {"rows": rows_of(records, 8), "machine": MACHINE | {"gpus": list(gpus)}})
 
 
 def test_rows_are_replicas_times_recomputation_and_then_microbatches():
@@ -44,34 +29,24 @@ def test_rows_are_replicas_times_recomputation_and_then_microbatches():
     assert rows == [(2, "none", 1), (2, "all", 1), (4, "none", 1), (4, "all", 1), (2, "none", 2)]
     assert train_scaling.parse_arguments([]).batch_size == 128
     assert train_scaling.parse_arguments(["--batch_size=6"]).accumulate_steps == [1, 2]
-
-
-def test_numbers_of_replicas_follow_the_devices():
-    cases = ((None, 0, [1, 2]), (None, 1, [1]), (None, 6, [1, 2, 4, 6]), ([3], 4, [3]), ([3], 0, [3]))
-    for wanted, gpus, chosen in cases:
+    for wanted, gpus, chosen in ((None, 0, [1, 2]), (None, 1, [1]), (None, 6, [1, 2, 4, 6]), ([3], 0, [3])):
         assert train_scaling.chosen_numbers(wanted, gpus) == chosen
     with pytest.raises(ValueError, match="--replicas=4: there are 2 GPUs"):
         train_scaling.chosen_numbers([1, 4], 2)
 
 
-def test_efficiency_compares_with_one_replica_of_the_same_kind():
-    all_of_one, all_of_two = ONE._replace(recompute="all"), TWO._replace(recompute="all")
-    records = {ONE: record([0.1, 0.1]), all_of_one: record([0.4]), TWO: record([0.25, 0.25]), all_of_two: record([0.4])}
-    rows = rows_of(records, 8)
-    assert [row["images_per_second"] for row in rows] == pytest.approx([80, 20, 64, 40])
-    assert [row["efficiency"] for row in rows] == pytest.approx([1.0, 1.0, 0.4, 1.0])
-    assert rows_of({TWO: record([0.5])}, 8)[0]["efficiency"] is None
-
-
-def test_a_row_has_medians_and_the_fullest_gpu():
+def test_rows_have_medians_the_fullest_gpu_and_the_efficiency_of_their_kind():
     measured = ((5.0, 4e9), (30.0, 5e9), (6.0, 3e9))
     summaries = [SUMMARY | {"first_step_seconds": seconds, "peak_memory_bytes": peak} for seconds, peak in measured]
     turns = [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0, 10.0]]
-    (row,) = rows_of({ONE: Record(turns, summaries)}, 8)
+    of_all = ONE._replace(recompute="all")
+    two = record([10.0], gpu_peak_bytes=[5e9, 7e9])
+    row, alone, both = rows_of({ONE: Record(turns, summaries), of_all: record([0.4]), TWO: two}, 8)
     assert (row["step_seconds_10_percent"], row["step_seconds"], row["step_seconds_90_percent"]) == (1.0, 5.0, 9.0)
     assert row["every_step_seconds"] == turns and (row["first_step_seconds"], row["peak_memory_bytes"]) == (6.0, 5e9)
-    (row,) = rows_of({TWO: record([1.0], gpu_peak_bytes=[5e9, 7e9])}, 8)
-    assert row["peak_memory_bytes"] == 7e9
+    assert [each["images_per_second"] for each in (row, alone, both)] == pytest.approx([1.6, 20, 1.6])
+    assert [each["efficiency"] for each in (row, alone, both)] == pytest.approx([1.0, 1.0, 0.5])
+    assert both["peak_memory_bytes"] == 7e9 and "| 32.0 | - |" in table_of({TWO: record([0.5])})
 
 
 def test_the_table_explains_its_columns_and_has_failures_in_rows():

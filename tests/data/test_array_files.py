@@ -76,11 +76,7 @@ def test_the_file_is_not_read_into_memory(tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "settings"),
-    [
-        (("train", "test"), {}),
-        (("x_train", "x_test"), {}),
-        (("a", "b"), {"train_split": "a", "test_split": "b"}),
-    ],
+    [(("train", "test"), {}), (("x_train", "x_test"), {}), (("a", "b"), {"train_split": "a", "test_split": "b"})],
 )
 def test_both_parts_in_one_file_or_folder(names, settings, tmp_path):
     arrays = dict(zip(names, (IMAGES, OTHERS), strict=True))

@@ -202,10 +202,7 @@ def gray(*size, seed=0):
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"num_bits": 1, "binarise": True},
-        {"crop_box": (1, 0, 9, 7), "resize": "stretch", "height": 4, "width": 4},
-    ],
+    [{"num_bits": 1, "binarise": True}, {"crop_box": (1, 0, 9, 7), "resize": "stretch", "height": 4, "width": 4}],
 )
 def test_a_model_sees_of_a_folder_what_training_would(tmp_path, changes):
     files = {f"test/{name}.png": png(random_pixels(8, 10, 3, seed=seed)) for seed, name in enumerate("abc")}

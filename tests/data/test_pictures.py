@@ -20,15 +20,7 @@ from nvae_tf.data.pictures import (
     read_header,
     read_picture,
 )
-from tests.data.picture_factory import (
-    encoded,
-    png,
-    png_of_chunks,
-    random_pixels,
-    tiff,
-    with_palette,
-    write_files,
-)
+from tests.data.picture_factory import encoded, png, png_of_chunks, random_pixels, tiff, with_palette, write_files
 
 HEIGHT, WIDTH = 13, 18
 NUMBERS = random_pixels(HEIGHT, WIDTH, seed=3) % 5

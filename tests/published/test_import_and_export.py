@@ -18,7 +18,7 @@ import nvae_tf.published.import_run as importing
 from nvae_tf.config import ExperimentConfig, ModelConfig, OptimizerConfig, config_to_json
 from nvae_tf.models.nvae import model_for_training
 from nvae_tf.published.export_file import export_file
-from nvae_tf.published.import_run import import_run, write_report
+from nvae_tf.published.import_run import import_run
 from nvae_tf.published.names import nested
 from nvae_tf.published.torch_file import read_torch_checkpoint
 from nvae_tf.reports.run_facts import Origin, read_origin
@@ -255,9 +255,8 @@ def test_an_old_file_without_some_settings_and_without_steps(published, tmp_path
     content = published.read("normal_decoder_tiny.pt")
     for name in ("ada_groups", "min_groups_per_scale", "warmup_epochs"):
         delattr(content["args"], name)
-    for key in ("optimizer", "epoch", "global_step"):
-        del content[key]
-    path = published.saved(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    old = {key: value for key, value in content.items() if key not in ("optimizer", "epoch", "global_step")}
+    path = published.saved(old, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert not read_torch_checkpoint(path).is_mapped
     imported = import_run(path, tmp_path / "run")
     assert (imported.step, imported.defaults) == (0, ("optimizer.warmup_epochs",))
@@ -358,7 +357,7 @@ def test_a_checkpoint_that_changes_meanwhile(happens, message, run, tmp_path, mo
     assert not (tmp_path / "x.pt").exists()
 
 
-def test_a_full_disk_is_reported_in_one_line(trained_run, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_one_line(trained_run, tmp_path):
     """The system takes no more than so many bytes of a file."""
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
@@ -367,14 +366,6 @@ def test_a_full_disk_is_reported_in_one_line(trained_run, tmp_path, monkeypatch)
             export_file(trained_run, tmp_path / "x.pt", with_optimizer=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
-
-    def fail(path, target):
-        raise OSError(28, "No space left on device", str(path), None, str(target))
-
-    # The hidden file that is written first is not named.
-    monkeypatch.setattr(pathlib.Path, "replace", fail)
-    with pytest.raises(OSError, match=r"/report\.csv: can't be written \(No space left on device\)$"):
-        write_report(tmp_path / "report.csv", [])
     assert not list(tmp_path.iterdir())
 
 
@@ -423,10 +414,10 @@ def test_the_report_has_every_tensor(trained_file, trained_run, place, published
     assert all(row["target"] or row["note"] for row in rows.values())
 
 
-def test_faults_are_named_and_reported_and_nothing_is_written(published, tmp_path):
+def test_faults_are_named_and_reported_and_nothing_is_written(published, tmp_path, monkeypatch):
     content, report = published.read("mnist_tiny.pt"), tmp_path / "report.csv"
     state = content["state_dict"]
-    del state["stem.bias"]
+    bias = state.pop("stem.bias")
     state["enc0.1.bias"] = state["enc0.1.bias"][:3]
     state["other"] = state["stem.weight"]
     file = published.saved(content, tmp_path / "bad.pt")
@@ -435,17 +426,13 @@ def test_faults_are_named_and_reported_and_nothing_is_written(published, tmp_pat
     rows = rows_of(report)
     assert rows["stem.bias"]["note"] == "missing" and rows["other"]["note"] == "unknown"
     assert "needs" in rows["enc0.1.bias"]["note"]
-    assert {entry.name for entry in tmp_path.iterdir()} == {"bad.pt", "report.csv"}
-
-
-def test_a_far_larger_model_is_refused_and_reported_before_it_is_made(published, tmp_path, monkeypatch):
+    # A far larger model is refused before it is made.
     monkeypatch.setattr(importing, "model_for_training", lambda *_, **__: pytest.fail("the model is made"))
-    content = published.read("mnist_tiny.pt")
     content["args"].num_channels_dec = 4096
-    file = published.saved(content, tmp_path / "bad.pt")
+    state["stem.bias"] = bias
     with pytest.raises(ValueError, match=r"bad\.pt: the published weights do not fit .* has at least [\d,]+ numbers"):
-        import_run(file, tmp_path / "run", report=tmp_path / "report.csv")
-    assert "a larger model" in rows_of(tmp_path / "report.csv")["stem.bias"]["note"]
+        import_run(published.saved(content, file), tmp_path / "run", report=report)
+    assert "a larger model" in rows_of(report)["stem.bias"]["note"]
     assert {entry.name for entry in tmp_path.iterdir()} == {"bad.pt", "report.csv"}
 
 

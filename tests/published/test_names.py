@@ -100,30 +100,16 @@ def test_inverted_residuals(published):
     assert names_below(published, "post_process.1") == inverted(0) | GATE
 
 
-def test_the_towers_are_counted_through(published):
-    """Two scales of two groups, two cells a group: cells, combiners and changes of scale in one running count."""
-    model = published.without_arrays(published.config(num_cells_per_group_encoder=2, num_flows=2, squeeze_excite=False))
-    names = {tensor.names[-1] for tensor in published_tensors(model)}
-
-    def kinds(tower):
-        found = {}
-        for name in names:
-            if name.startswith(tower):
-                number, rest = name[len(tower) + 1 :].split(".", 1)
-                kind = "combiner" if rest.startswith("conv.") else "skip" if rest.startswith("skip.") else "cell"
-                found.setdefault(int(number), set()).add(kind)
-        return ["+".join(sorted(found[number])) for number in sorted(found)]
-
-    assert kinds("enc_tower") == [
+def test_the_encoder_tower_is_counted_through(published):
+    """Two scales of two groups, two cells a group, which no recorded file has: one running count."""
+    model = published.without_arrays(published.config(num_cells_per_group_encoder=2, squeeze_excite=False))
+    found = {}
+    for tensor in published_tensors(model):
+        tower, number, *rest = tensor.names[-1].split(".")
+        if tower == "enc_tower":
+            kind = {"conv": "combiner", "skip": "skip"}.get(rest[0], "cell")
+            found.setdefault(int(number), set()).add(kind)
+    assert ["+".join(sorted(found[number])) for number in sorted(found)] == [
         *("cell", "cell", "combiner", "cell", "cell", "combiner", "cell+skip"),
         *("cell", "cell", "combiner", "cell", "cell"),  # the top-most group has no combiner
     ]
-    assert kinds("dec_tower") == [
-        *("combiner", "cell", "combiner", "cell+skip"),  # the first group has no cells
-        *("cell", "combiner", "cell", "combiner"),
-    ]
-    numbers = {
-        prefix: sorted({int(name.split(".")[1]) for name in names if name.startswith(prefix + ".")})
-        for prefix in ("enc_sampler", "dec_sampler", "nf_cells")
-    }
-    assert numbers == {"enc_sampler": [0, 1, 2, 3], "dec_sampler": [0, 1, 2], "nf_cells": list(range(8))}

@@ -3,7 +3,6 @@
 import concurrent.futures
 import gzip
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -14,6 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from tests.command_fixtures import TINY, run_command
 from tests.data.picture_factory import encoded, idx, png, random_pixels, write_files
 from tests.robustness import mutations
 from tests.robustness.worker import GIGABYTES, SECONDS
@@ -25,29 +25,8 @@ FIXTURES = ROOT / "tests" / "fixtures"
 COUNT = 300
 BY_COMMAND = 3
 WORKERS = 2
-TRAINING = {
-    "model.num_latent_scales": 2,
-    "model.num_groups_per_scale": 1,
-    "model.num_latent_per_group": 2,
-    "model.num_channels_encoder": 2,
-    "model.num_channels_decoder": 2,
-    "model.num_preprocess_blocks": 0,
-    "model.num_postprocess_blocks": 0,
-    "model.num_cells_per_group_encoder": 1,
-    "model.num_cells_per_group_decoder": 1,
-    "train.batch_size": 100,
-    "train.steps": 4,
-    "train.checkpoint_every_steps": 2,
-    "train.evaluate_every_steps": 2,
-    "train.log_every_steps": 2,
-    "train.keep_best": True,
-}
-
-
-def run(*arguments):
-    command = [sys.executable, "-m", *map(str, arguments)]
-    environment = {name: value for name, value in os.environ.items() if name != "NVAE_TF_TRACEBACK"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
+TRAINING = TINY | {f"train.{name}_every_steps": 2 for name in ("checkpoint", "evaluate", "log")}
+TRAINING |= {"train.steps": 4, "train.keep_best": True}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +43,7 @@ def bases(tmp_path_factory):
         ("export.import_torch_checkpoint", f"--checkpoint={published / 'cifar10_tiny.pt'}", f"--output={imported}"),
         ("export.export_torch_checkpoint", f"--workdir={imported}", f"--output={published / 'own.pt'}"),
     ):
-        done = run(*command)
+        done = run_command(["-m", *command])
         assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(FIXTURES / "cifar10_tiny.pt") as stored:
         with zipfile.ZipFile(published / "deflated.pt", "w", zipfile.ZIP_DEFLATED) as deflated:
@@ -156,17 +135,11 @@ def known_results(base, place, worker):
 
 
 COMMANDS = {
-    "published": lambda path: (
-        "export.import_torch_checkpoint",
-        f"--checkpoint={path}",
-        f"--output={path.parent / 'imported'}",
-    ),
-    "run_folder": lambda path: ("train.generate", f"--workdir={path}", f"--output={path.parent / 'samples.png'}"),
-    "pictures": lambda path: (
-        "train.inspect_data",
-        "--config=configs/own_images.py",
-        f"--config.data.path={path}",
-        f"--output={path.parent / 'look.png'}",
+    "published": ("export.import_torch_checkpoint", "--checkpoint={path}", "--output={folder}/imported"),
+    "run_folder": ("train.generate", "--workdir={path}", "--output={folder}/samples.png"),
+    "pictures": (
+        *("train.inspect_data", "--config=configs/own_images.py"),
+        *("--config.data.path={path}", "--output={folder}/look.png"),
     ),
 }
 
@@ -210,7 +183,7 @@ def test_right_numbers_or_one_line(bases, kind, tmp_path):
         place.mkdir()
         path = getattr(mutations, kind)(bases / kind, place, seed, canary).path
         before = sorted(place.iterdir())
-        done = run(*COMMANDS[kind](path))
+        done = run_command(["-m", *(part.format(path=path, folder=place) for part in COMMANDS[kind])])
         assert done.returncode == 2, f"seed {seed}: {done.stderr}"
         assert len(done.stderr.splitlines()) == 1 and str(path) in done.stderr, f"seed {seed}: {done.stderr}"
         assert sorted(place.iterdir()) == before and not canary.exists(), f"seed {seed}"
