@@ -146,10 +146,16 @@ def test_damaged_archives_are_refused(tmp_path):
         assert_refused(tmp_path / "set.npz", message)
 
 
-def header_bytes(*shape, dtype="|u1"):
-    """The header of an array in NumPy's format."""
+def header_bytes(*shape):
+    """The header of an array of bytes in NumPy's format."""
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
     return file.getvalue()
 
 
@@ -178,12 +184,6 @@ def test_headers_that_are_not_true_are_refused(claim, tmp_path):
     assert_refused(tmp_path / "images.npy", "not a complete NumPy file of plain numbers")
     archive(tmp_path / "set.npz", **{"images.npy": content})
     assert_refused(tmp_path / "set.npz", "a damaged .npz file, or one with Python objects .images.npy: ")
-
-
-def npy(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 def test_what_is_not_wanted_may_be_anything_but_not_what_may_be_the_images(tmp_path):
@@ -284,17 +284,15 @@ def test_damaged_idx_files_are_refused(content, message, tmp_path):
 
 @pytest.mark.parametrize("kept", [0.0, 0.98])
 def test_a_damaged_gzip_file_is_refused(kept, tmp_path):
-    name = "train-images-idx3-ubyte.gz"
-    content = gzip.compress(idx(TRAIN))
-    write_files(tmp_path, packed(MNIST_FILES) | {name: content[: int(len(content) * kept)]})
-    with pytest.raises(ValueError, match=f"^{tmp_path / name}: ") as caught:
-        own_images(tmp_path)
-    assert "\n" not in str(caught.value)
+    file, content = tmp_path / "train-images-idx3-ubyte.gz", gzip.compress(idx(TRAIN))
     damaged = bytearray(content)
     damaged[len(content) // 2] ^= 0x55
-    (tmp_path / name).write_bytes(damaged)
-    with pytest.raises(ValueError, match=f"^{tmp_path / name}: a damaged gzip file .*download it again"):
-        own_images(tmp_path)
+    write_files(tmp_path, packed(MNIST_FILES))
+    for wrong, message in ((content[: int(len(content) * kept)], ""), (damaged, "a damaged gzip file .*download it")):
+        file.write_bytes(wrong)
+        with pytest.raises(ValueError, match=f"^{file}: {message}") as caught:
+            own_images(tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 def test_of_a_packed_file_no_more_is_unpacked_than_its_header_says(tmp_path):

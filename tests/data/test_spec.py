@@ -123,16 +123,15 @@ def stored(place, form, images):
     """The path of images in one of the forms that are recognized."""
     if form.startswith("folder of pictures"):
         pictures(place / ("a/b" if "nested" in form else ""), images)
-        return place
-    if form == "IDX":
+    elif form == "IDX":
         content = gzip.compress(idx(images[..., 0]))
-        return write_files(place, {f"{part}-images-idx3-ubyte.gz": content for part in ("train", "t10k")})
-    if form == "npz":
+        write_files(place, {f"{part}-images-idx3-ubyte.gz": content for part in ("train", "t10k")})
+    elif form == "npz":
         np.savez(place / "images.npz", images=images)
-        return place / "images.npz"
-    np.save(place / "train.npy", images)
-    np.save(place / "test.npy", images[6:])
-    return place if form == "folder of npy" else place / "train.npy"
+    else:
+        np.save(place / "train.npy", images)
+        np.save(place / "test.npy", images[6:])
+    return place / {"npz": "images.npz", "npy": "train.npy"}.get(form, "")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import MARKER, keep_model_card, write_model_card
 from nvae_tf.reports.run_facts import Origin, gather, write_origin
 from nvae_tf.training.loading import TrainedRun
-from nvae_tf.training.run_folder import RunFolder, open_for_training
+from nvae_tf.training.run_folder import open_for_training
 from tests.tiny_model import tiny_config
 
 SHA256 = "0123456789abcdef" * 4
@@ -120,32 +120,22 @@ def test_files_that_can_not_be_read_are_left_out(tmp_path):
         assert card(folder) and gather(folder).images is None
 
 
-@pytest.mark.parametrize(
-    ("source", "noted", "parts"),
-    [
-        ("folder", ', "held_out": true', "0.1 of the images, drawn at random (seed 0), for testing, the others for"),
-        ("folder", ', "held_out": false', "`train` for training, `test` for testing |"),
-        # A run of an older version does not say.
-        ("folder", "", "`train` for training, `test` for testing, or, if the source has no such parts, 0.1 of the"),
-        ("tfds", "", "`train` for training, `test` for testing |"),
-    ],
-)
-def test_the_card_says_how_the_images_were_split(tmp_path, source, noted, parts):
-    folder = new_folder(tmp_path, data=dataclasses.replace(DATA, source=source, path="somewhere"))
-    folder.images_file.write_text(f'{{"train": 90, "test": 10, "a_step": 4{noted}}}')
-    assert f"| parts | {parts}" in card(folder)
-
-
-def test_the_card_says_what_the_learning_rate_was(tmp_path):
-    folder = new_folder(tmp_path, optimizer=OptimizerConfig(learning_rate=0.01, warmup_epochs=5.0))
-    expected = "| learning rate | set to 0.01, after a warm-up (epochs: 5) falling as a cosine to 0.0001"
-    for content in ("", "step\n10\n", "step,learning_rate\n10,high\n"):
-        folder.metrics_file.write_text(content)
-        assert f"{expected} |" in card(folder)
-    # The run ended in its warm-up; before, it went back to a checkpoint with half the rate.
-    folder.metrics_file.write_text("step,learning_rate\n10,0.0002\n20,0.0004\n30,0.0003\n")
-    was = "in [metrics.csv](metrics.csv) it is 0.0004 at most, after step 20, and 0.0003 in the end, after step 30"
-    assert f"{expected}; {was} |" in card(folder)
+def test_the_card_says_how_the_images_were_split(tmp_path):
+    apart, drawn = (
+        "`train` for training, `test` for testing",
+        "0.1 of the images, drawn at random (seed 0), for testing, ",
+    )
+    # A run of an older version does not say whether a part was held out.
+    for source, noted, parts in (
+        ("folder", ', "held_out": true', drawn),
+        ("folder", ', "held_out": false', f"{apart} |"),
+        ("folder", "", f"{apart}, or, if the source has no such parts, 0.1 of the"),
+        ("tfds", "", f"{apart} |"),
+    ):
+        data = dataclasses.replace(DATA, source=source, path="somewhere")
+        folder = new_folder(tmp_path / f"{source}{len(noted)}", data=data)
+        folder.images_file.write_text(f'{{"train": 90, "test": 10, "a_step": 4{noted}}}')
+        assert f"| parts | {parts}" in card(folder)
 
 
 def test_the_commands_take_the_checkpoint_that_was_scored(tmp_path):
@@ -166,15 +156,26 @@ def test_the_commands_take_the_checkpoint_that_was_scored(tmp_path):
 
 
 def test_the_card_has_what_is_in_the_folder(tmp_path):
-    folder = new_folder(tmp_path, data=DataSpec(num_bits=1, likelihood="bernoulli"))
+    data, optimizer = (
+        DataSpec(num_bits=1, likelihood="bernoulli"),
+        OptimizerConfig(learning_rate=0.01, warmup_epochs=5.0),
+    )
+    folder = new_folder(tmp_path, data=data, optimizer=optimizer)
     checkpoints(folder, "step-20", "step-1000", "best/step-20")
     folder.samples.mkdir()
     for name in ("step-00000900.png", "step-00001000.png", "step-mine.png"):
         (folder.samples / name).touch()
     folder.images_file.write_text('{"train": 1437, "test": 360, "a_step": 64}')
-    folder.metrics_file.write_text("step,test_nelbo_nats,test_bits_per_dim\n900,41.5,0.3\n1000,39.25,0.25\n")
+    rate = "| learning rate | set to 0.01, after a warm-up (epochs: 5) falling as a cosine to 0.0001"
+    for content in ("", "step\n10\n", "step,learning_rate\n10,high\n"):
+        folder.metrics_file.write_text(content)
+        assert f"{rate} |" in card(folder)
+    # The run ended in its warm-up; before, it went back to a checkpoint with half the rate.
+    rows = "900,41.5,0.3,0.0002\n950,41.0,0.3,0.0004\n1000,39.25,0.25,0.0003\n"
+    folder.metrics_file.write_text(f"step,test_nelbo_nats,test_bits_per_dim,learning_rate\n{rows}")
     text = card(folder)
-    assert metadata(folder)["datasets"] == ["uoft-cs/cifar10"]
+    was = "in [metrics.csv](metrics.csv) it is 0.0004 at most, after step 950, and 0.0003 in the end, after step 1,000"
+    assert f"{rate}; {was} |" in text and metadata(folder)["datasets"] == ["uoft-cs/cifar10"]
     assert "| step 1,000 |" in text and "| step 20 |" in text and "![samples](samples/step-00001000.png)" in text
     assert "1,437 for training, 360 for testing" in text and "| images a step | 64 |" in text
     assert "after step 1,000" in text and "39.25 nats an image, 0.25 bits per dimension" in text
@@ -292,5 +293,3 @@ def test_a_card_alone_makes_no_run_folder(tmp_path):
     (tmp_path / "README.md").write_text(MARKER)
     with pytest.raises(ValueError, match="not empty and not a run folder, it holds README.md"):
         open_for_training(tmp_path, CONFIG)
-    with pytest.raises(FileNotFoundError, match="no config.json"):
-        write_model_card(RunFolder(tmp_path))
