@@ -147,6 +147,10 @@ def test_records_of_other_sizes_missing_and_doubled(kind, records, archive):
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = archive([*records.items(), (one, bytes(len(records[one])))], kind=kind)
     assert "two records of one name" in refused(path)
+    # What torch does not read.
+    assert "does not read" in refused(archive(records.items(), {one: zipfile.ZIP_BZIP2}))
+    for order in (b"big", b"middle"):
+        assert "byte order" in refused(archive({**records, f"{NAME}/byteorder": order}.items()))
 
 
 def assert_same_state(found, expected):
@@ -161,12 +165,6 @@ def test_deflated_archives_are_read(every, published, records, archive):
     checkpoint, expected = read_torch_checkpoint(path), read_torch_checkpoint(published.path(f"{NAME}.pt"))
     assert not checkpoint.is_mapped and expected.is_mapped
     assert_same_state(checkpoint.state, expected.state)
-
-
-def test_what_torch_can_not_read(records, archive):
-    assert "does not read" in refused(archive(records.items(), {[*records][-1]: zipfile.ZIP_BZIP2}))
-    for order in (b"big", b"middle"):
-        assert "byte order" in refused(archive({**records, f"{NAME}/byteorder": order}.items()))
 
 
 def test_files_without_checksums(published, content, saved):
@@ -255,18 +253,18 @@ def test_files_and_checkpoints_of_another_form(content, saved):
         assert "not an NVAE checkpoint" in refused(saved(other))
     for changes in (dict(args=None), dict(args={1: 2}), dict(state_dict=None), dict(state_dict=[1])):
         refused(saved({**content, **changes}))
-    state = {"stem.weight": "text", 1: torch.zeros(1)}
-    message = refused(saved({**content, "state_dict": state}))
+    message = refused(saved({**content, "state_dict": {"stem.weight": "text", 1: torch.zeros(1)}}))
     assert "'state_dict' holds something else than tensors by name: stem.weight, 1" in message
     for kind in (torch.eye(3).to_sparse(), torch.empty(3, device="meta")):
         assert "which no NVAE checkpoint needs" in refused(saved({**content, "optimizer": {"state": kind}}))
-    for kind in (torch.int64, torch.bool, torch.complex64):
-        content["state_dict"]["stem.weight"] = torch.ones(3, dtype=kind)
-        name = str(kind).removeprefix("torch.")
-        assert f"stem.weight holds numbers of type {name}, and weights are floats" in refused(saved(content))
-    # A tensor that repeats its numbers.
-    content["state_dict"]["stem.weight"] = torch.zeros(1, 1).expand(10**9, 10**9)
-    assert "far larger than the file" in refused(saved(content))
+    repeated = torch.zeros(1, 1).expand(10**9, 10**9)
+    for tensor, message in (
+        (torch.ones(3, dtype=torch.int64), "stem.weight holds numbers of type int64, and weights are floats"),
+        (torch.ones(3, dtype=torch.complex64), "stem.weight holds numbers of type complex64, and weights are floats"),
+        (repeated, "far larger than the file"),
+    ):
+        content["state_dict"]["stem.weight"] = tensor
+        assert message in refused(saved(content))
 
 
 def test_other_forms_that_are_read(content, saved):
@@ -309,7 +307,7 @@ def test_states_that_are_nested_or_repeated_without_end(content, saved):
     assert "is nested deeper" in refused(saved({**content, "optimizer": {"param_groups": circle}}))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1], "x" * 10_000, {1: {2: 3}}], ids=type)
+@pytest.mark.parametrize("value", [float("nan"), [1], "x" * 10_000], ids=type)
 def test_settings_that_are_no_plain_values(value, content, saved):
     content["args"].node_rank = value
     read_torch_checkpoint(saved(content))
