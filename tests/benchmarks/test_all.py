@@ -1,21 +1,14 @@
 """`benchmarks.all`: its results, table and file, and what becomes of workloads that fail."""
 
-import sys
-
 import pytest
 
 from benchmarks import all as all_benchmarks
-from benchmarks.all import COLUMNS, Job, Turns, failed, new_result, summarize, table, take_turns
+from benchmarks.all import COLUMNS, Job, Turns, failed, new_result, summarize, table
 from benchmarks.all_comparison import read_result
-from benchmarks.interleaved import Worker, WorkerEnded
+from benchmarks.interleaved import WorkerEnded
 from benchmarks.workloads import WORKLOADS
 
 SUMMARY = {"first_step_seconds": 9.0, "import_seconds": 4.0, "peak_memory_bytes": 3_210_000_000}
-COUNTING = """
-from benchmarks import interleaved
-count = iter(range(1, 100))
-interleaved.serve(lambda: float(next(count)), lambda: dict(first_step_seconds=9.0, import_seconds=4.0))
-"""
 
 
 @pytest.fixture
@@ -45,22 +38,9 @@ def test_a_job_has_the_ratio_of_medians_and_the_noise_of_the_rounds_ratios():
     row = summarize(Job("nelbo", "mnist"), "cifar10", Turns([3.0, 6.0, 3.0], [1.0, 2.0, 1.0], SUMMARY))
     assert (row["ratio"], row["median_seconds"], row["noise"]) == (3.0, 3.0, 0.0)
     assert row["batch_size"] == 16 and row["first_step_seconds"] == 9.0
+    assert (WORKLOADS["training"].yardstick("mnist"), WORKLOADS["sampling"].yardstick("mnist")) == ("mnist", "cifar10")
     alone = summarize(Job("nelbo", "mnist"), None, Turns([3.0, 6.0, 3.0], [], SUMMARY))
     assert alone["ratio"] is None and alone["noise"] > 0.3
-
-
-def test_quick_workloads_warm_up_and_slow_ones_have_a_steadier_clock():
-    def toy():
-        return Worker("toy", [sys.executable, "-c", COUNTING])
-
-    with toy() as ours, toy() as clock, toy() as slow, toy() as slow_clock:
-        turns = take_turns(Job("nelbo", "digits"), ours, clock, 2)
-        slow_turns = take_turns(Job("export", "digits"), slow, slow_clock, 2)
-    assert (turns.seconds, turns.yardstick_seconds) == ([3.0, 4.0], [3.0, 4.0])
-    # The medians of steps 3, 4, 5 and of 6, 7, 8.
-    assert (slow_turns.seconds, slow_turns.yardstick_seconds) == ([1.0, 2.0], [4.0, 7.0])
-    # The yardstick is the one that resembles the work.
-    assert WORKLOADS["training"].yardstick("mnist") == "mnist" and WORKLOADS["sampling"].yardstick("mnist") == "cifar10"
 
 
 def test_the_table_has_a_line_for_every_result_also_for_one_that_failed():
@@ -98,9 +78,8 @@ def test_what_fails_leaves_the_others_their_turn_and_what_was_measured_is_kept(q
 
 
 def test_a_regression_has_an_exit_code(quick, tmp_path, capsys):
-    file = tmp_path / "a.json"
     arguments = ["--only=sampling", "--presets=mnist", "--no-yardstick", "--rounds=3"]
     quick(sampling=1.0)
-    all_benchmarks.main([*arguments, f"--json={file}"])
+    all_benchmarks.main([*arguments, f"--json={tmp_path / 'a.json'}"])
     quick(sampling=1.5)
-    assert exit_code([*arguments, f"--compare={file}"]) == 3 and "+50.0%" in capsys.readouterr().out
+    assert exit_code([*arguments, f"--compare={tmp_path / 'a.json'}"]) == 3 and "+50.0%" in capsys.readouterr().out

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import all_comparison
-from benchmarks.all import new_result
 from benchmarks.all_comparison import compare, table_of_changes
 from benchmarks.interleaved import relative_standard_error
-from benchmarks.results import write_json
 
 FAILED = {"workload": "nelbo", "preset": "mnist", "batch_size": 16, "failure": "killed"}
 
@@ -104,16 +102,6 @@ def test_what_has_failed_since_is_a_regression_and_the_table_has_both_directions
     assert "| training mnist | time, yardstick | 4 | 5 | +25.0% | 7.0% | **regression** |" in text
     assert "| training cifar10 | time, yardstick | 4 | 2 | -50.0% | 7.0% | better |" in text
     assert text.endswith("2 regressions")
-
-
-def test_files_are_compared_by_the_command(tmp_path, capsys):
-    files = [tmp_path / "a.json", tmp_path / "b.json"]
-    for file, ratio in zip(files, (4.0, 5.0), strict=True):
-        write_json(new_result() | {"results": [row(ratio)]}, file)
-    with pytest.raises(SystemExit) as ended:
-        all_comparison.main([str(file) for file in files])
-    assert ended.value.code == 3 and "+25.0%" in capsys.readouterr().out
-    all_comparison.main([str(files[1]), str(files[0])])
 
 
 @pytest.mark.parametrize(

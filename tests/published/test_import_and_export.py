@@ -522,3 +522,21 @@ def test_an_import_that_ends_half_way_leaves_nothing(error, tmp_path, monkeypatc
     with pytest.raises(error if isinstance(error, type) else OSError):
         import_run(FIXTURES / "mnist_tiny.pt", tmp_path / "runs" / "mnist")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_imported_run_is_evaluated_and_generates(commands, tmp_path):
+    run, images = tmp_path / "run", np.random.default_rng(0).integers(0, 256, [6, 32, 32, 3], np.uint8)
+    np.savez(tmp_path / "images.npz", train=images, test=images[:4])
+    file = FIXTURES / "cifar10_tiny.pt"
+    import_run(file, run, data_path=str(tmp_path / "images.npz"), data_source="arrays")
+    for command in (
+        ("train.evaluate", f"--workdir={run}", "--metrics=elbo", "--batch_size=2"),
+        ("train.generate", f"--workdir={run}", f"--output={tmp_path / 'samples.png'}", "--count=2"),
+    ):
+        process = commands.run(["-m", *command])
+        assert process.returncode == 0, process.stderr
+    metrics = json.loads((run / "evaluation.json").read_text())
+    bound = nvae_tf.from_torch_checkpoint(file).score(images[:4] / np.float32(255), seed=0)
+    assert metrics["num_images"] == 4 and metrics["nelbo_nats"] == pytest.approx(np.mean(bound), rel=1e-2)
+    assert (tmp_path / "samples.png").is_file()

@@ -157,13 +157,12 @@ def test_rest_status_and_metadata_are_servings(local):
     assert seed["tensor_shape"] == {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "uint8", "bool", "string"])
-def test_answers_have_the_fields_that_tensorflow_serving_fills(dtype):
-    array = np.array([[0, 1, 2], [3, 200, 5]])
-    array = np.array([[b"", b"\0", b"a\0"]], object) if dtype == "string" else array.astype(dtype)
-    message = _tensor_in_fields(array)
-    assert not message.tensor_content
-    np.testing.assert_array_equal(tf.make_ndarray(message), array)
+def test_answers_have_the_fields_that_tensorflow_serving_fills():
+    kinds = (np.float32, np.float64, np.int32, np.int64, np.uint8, bool)
+    for array in (np.array([[b"", b"\0", b"a\0"]], object), *(np.array([[0, 1], [3, 200]], kind) for kind in kinds)):
+        message = _tensor_in_fields(array)
+        assert not message.tensor_content
+        np.testing.assert_array_equal(tf.make_ndarray(message), array)
 
 
 def test_calls_that_are_not_offered_are_unimplemented(local):

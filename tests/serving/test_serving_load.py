@@ -1,7 +1,6 @@
 """The load benchmark against the server of this process: numbers of real requests, and malformed ones refused."""
 
 import itertools
-import pathlib
 
 import pytest
 
