@@ -65,13 +65,11 @@ def test_pixels_are_those_of_8_bit_pictures():
 
 
 def test_the_archive_gives_the_same_graph_and_another_graph_another_name(graph, folder, extractor, tmp_path):
-    assert load_inception(folder / "archive.tgz").name == extractor.name
-    assert not extractor.is_published
-    other = tmp_path / "other.pb"
+    assert load_inception(folder / "archive.tgz").name == extractor.name and not extractor.is_published
     changed = graph.graph.__class__.FromString(graph.content)
     changed.node.add(name="one_more", op="NoOp")
-    other.write_bytes(changed.SerializeToString())
-    assert load_inception(other).name != extractor.name
+    (tmp_path / "other.pb").write_bytes(changed.SerializeToString())
+    assert load_inception(tmp_path / "other.pb").name != extractor.name
 
 
 def test_a_wrong_file(graph, tmp_path):

@@ -138,18 +138,18 @@ def test_the_plain_script_draws_the_models_images_where_the_package_cannot_be_im
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flag", "message"),
     [
-        (["--saved_model=missing"], "no saved_model.pb in it"),
-        (["--temperature=0"], "must be above 0"),
-        (["--count=0"], "must be above 0"),
-        ([], "a damaged or foreign export"),
+        ("--saved_model=missing", "no saved_model.pb in it"),
+        ("--temperature=0", "must be above 0"),
+        ("--count=0", "must be above 0"),
+        ("--seed=4", "a damaged or foreign export"),
     ],
 )
-def test_the_plain_script_reports_errors(tmp_path, capsys, monkeypatch, flags, message):
+def test_the_plain_script_reports_errors(tmp_path, capsys, monkeypatch, flag, message):
     (tmp_path / "saved_model.pb").write_bytes(b"no protocol buffer")
     places = [f"--saved_model={tmp_path}", f"--output={tmp_path / 'x.png'}"]
-    monkeypatch.setattr(sys, "argv", ["run_saved_model.py", *places, *flags])
+    monkeypatch.setattr(sys, "argv", ["run_saved_model.py", *places, flag])
     with pytest.raises(SystemExit) as stopped:
         run_saved_model.main()
     assert stopped.value.code == 2 and message in capsys.readouterr().err
