@@ -158,18 +158,10 @@ def test_pictures_of_cameras_are_upright(kind, orientation, tmp_path):
     upright = np.zeros([16, 8, 3], np.uint8)
     upright[:8, :4] = (250, 20, 20)
     picture = Image.fromarray(upright)
-    # How the camera stores what is upright only when the orientation is heeded.
-    stored = {
-        2: [Image.Transpose.FLIP_LEFT_RIGHT],
-        3: [Image.Transpose.ROTATE_180],
-        4: [Image.Transpose.FLIP_TOP_BOTTOM],
-        5: [Image.Transpose.TRANSPOSE],
-        6: [Image.Transpose.ROTATE_90],
-        7: [Image.Transpose.TRANSVERSE],
-        8: [Image.Transpose.ROTATE_270],
-    }
-    for turn in stored.get(orientation, []):
-        picture = picture.transpose(turn)
+    if orientation > 1:
+        # How the camera stores what is upright only when the orientation is heeded.
+        names = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_90 TRANSVERSE ROTATE_270".split()
+        picture = picture.transpose(Image.Transpose[names[orientation - 2]])
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     picture.save(tmp_path / "photo", kind, quality=95, exif=exif)

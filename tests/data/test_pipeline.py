@@ -9,27 +9,14 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from nvae_tf.data import data_spec
-from nvae_tf.data.pipeline import (
-    ALL,
-    RandomStream,
-    Shard,
-    content_digest,
-    evaluation_batches,
-    intensity_table,
-    permutation,
-    steps_per_epoch,
-    stream_key,
-    training_batches,
-    uniform,
-)
+from nvae_tf.data import data_spec, pipeline
 from nvae_tf.data.sources import ArraySource
 
-KEY = stream_key(5, RandomStream.TRAINING_BINARIZATION)
+KEY = pipeline.stream_key(5, pipeline.RandomStream.TRAINING_BINARIZATION)
 
 
 def numbers(first_position, batch_size, shape, key=KEY):
-    return uniform(key, tf.constant(first_position, tf.int64), batch_size, shape).numpy()
+    return pipeline.uniform(key, tf.constant(first_position, tf.int64), batch_size, shape).numpy()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 3, 3)])
@@ -44,15 +31,15 @@ def test_numbers_depend_on_the_position_and_not_on_the_batch(shape):
 
 
 def test_seeds_and_streams_have_keys_of_their_own():
-    keys = {int(stream_key(seed, stream)[0]) for seed in range(50) for stream in RandomStream}
-    assert len(keys) == 50 * len(RandomStream)
+    keys = {int(pipeline.stream_key(seed, stream)[0]) for seed in range(50) for stream in pipeline.RandomStream}
+    assert len(keys) == 50 * len(pipeline.RandomStream)
     with pytest.raises(ValueError, match="seed is -1"):
-        stream_key(-1, RandomStream.ORDER)
+        pipeline.stream_key(-1, pipeline.RandomStream.ORDER)
 
 
 def test_permutations_are_all_different_and_unbiased():
     def drawn(epochs, count):
-        permute = tf.function(lambda epoch: permutation(KEY, epoch, count))
+        permute = tf.function(lambda epoch: pipeline.permutation(KEY, epoch, count))
         return [tuple(permute(tf.constant(epoch, tf.int64)).numpy()) for epoch in range(epochs)]
 
     _, frequencies = np.unique(drawn(1000, 4), axis=0, return_counts=True)
@@ -65,7 +52,7 @@ def test_permutations_are_all_different_and_unbiased():
 
 @pytest.mark.parametrize("num_bits", range(1, 9))
 def test_quantization_is_the_published_formula_in_exact_arithmetic(num_bits):
-    table = intensity_table(num_bits)
+    table = pipeline.intensity_table(num_bits)
     assert table.dtype == np.float32 and table.shape == (256,)
     for value in range(256):
         # floor(x * 255 / 2^(8 - b)) / (2^b - 1) of x = value / 255.
@@ -110,16 +97,16 @@ def test_starting_late_gives_the_same_batches_bit_for_bit(start_step):
     # 3 steps an epoch: starts inside, at the end and at the start of an epoch; binarized and flipped.
     source = ArraySource(GRAY.images[:100])
     spec = dataclasses.replace(DIGITS, horizontal_flip=True)
-    whole = take(training_batches(source, spec, batch_size=33, seed=4), start_step + 8)
-    late = take(training_batches(source, spec, batch_size=33, seed=4, start_step=start_step), 8)
+    whole = take(pipeline.training_batches(source, spec, batch_size=33, seed=4), start_step + 8)
+    late = take(pipeline.training_batches(source, spec, batch_size=33, seed=4, start_step=start_step), 8)
     np.testing.assert_array_equal(late, whole[start_step:])
 
 
 def test_every_epoch_is_a_new_permutation_and_drops_the_last_partial_batch():
     epochs, count, batch_size = 4, 50, 8
-    steps = steps_per_epoch(count, batch_size)
+    steps = pipeline.steps_per_epoch(count, batch_size)
     assert steps == 6
-    batches = take(training_batches(numbered_source(count), NUMBERED, batch_size, seed=0), epochs * steps)
+    batches = take(pipeline.training_batches(numbered_source(count), NUMBERED, batch_size, seed=0), epochs * steps)
     order = example_numbers(batches).reshape(epochs, steps * batch_size)
     for epoch in order:
         assert len(set(epoch)) == 48 and set(epoch) <= set(range(count))
@@ -130,7 +117,7 @@ def test_every_epoch_is_a_new_permutation_and_drops_the_last_partial_batch():
 def test_training_binarization_follows_the_intensities_and_is_fresh_every_epoch():
     image = GRAY.images[:1]
     source = ArraySource(np.repeat(image, 100, axis=0))
-    epochs = take(training_batches(source, DIGITS, batch_size=100, seed=2), 50)
+    epochs = take(pipeline.training_batches(source, DIGITS, batch_size=100, seed=2), 50)
     p = image[0].astype(np.float64) / 255
     assert set(np.unique(epochs)) == {0.0, 1.0}
     assert (np.abs(epochs.mean(axis=(0, 1)) - p) <= 4.5 * np.sqrt(p * (1 - p) / 5000)).all()
@@ -141,31 +128,31 @@ def test_training_binarization_follows_the_intensities_and_is_fresh_every_epoch(
 
 def test_flips_happen_in_training_only_and_about_half_of_the_time():
     spec, source = dataclasses.replace(NUMBERED, horizontal_flip=True), numbered_source(200)
-    mirrored = (take(training_batches(source, spec, batch_size=200, seed=0), 4)[..., 0, 0] == 1).mean(axis=-1)
+    mirrored = (take(pipeline.training_batches(source, spec, batch_size=200, seed=0), 4)[..., 0, 0] == 1).mean(axis=-1)
     assert set(np.unique(mirrored)) == {0.0, 1.0} and 0.4 < mirrored.mean() < 0.6
     assert (mirrored[0] != mirrored[1]).any()
-    (evaluation,) = evaluation_batches(source, spec, batch_size=200, seed=0)
+    (evaluation,) = pipeline.evaluation_batches(source, spec, batch_size=200, seed=0)
     np.testing.assert_array_equal(example_numbers(evaluation.numpy()), np.arange(200))
 
 
 def test_fewer_bits_reach_the_batch():
     source = ArraySource(np.arange(256, dtype=np.uint8).reshape(32, 4, 2, 1))
-    (batch,) = evaluation_batches(source, dataclasses.replace(NUMBERED, num_bits=5), batch_size=32, seed=0)
+    (batch,) = pipeline.evaluation_batches(source, dataclasses.replace(NUMBERED, num_bits=5), batch_size=32, seed=0)
     np.testing.assert_array_equal(batch.numpy().ravel(), np.float32(np.arange(256) // 8) / np.float32(31))
 
 
 def test_evaluation_gives_every_example_once_in_order():
-    dataset = evaluation_batches(numbered_source(50), NUMBERED, batch_size=16, seed=0)
+    dataset = pipeline.evaluation_batches(numbered_source(50), NUMBERED, batch_size=16, seed=0)
     batches = [batch.numpy() for batch in dataset]
     assert [len(batch) for batch in batches] == [16, 16, 16, 2] and dataset.cardinality() == 4
     np.testing.assert_array_equal(example_numbers(np.concatenate(batches)), np.arange(50))
-    (single,) = evaluation_batches(numbered_source(50), NUMBERED, batch_size=500, seed=0)
+    (single,) = pipeline.evaluation_batches(numbered_source(50), NUMBERED, batch_size=500, seed=0)
     assert len(single) == 50
 
 
 def test_evaluation_binarizes_by_seed_and_number_whatever_the_batch_size():
     def images(batch_size, seed):
-        return np.concatenate(list(evaluation_batches(GRAY, DIGITS, batch_size, seed).as_numpy_iterator()))
+        return np.concatenate(list(pipeline.evaluation_batches(GRAY, DIGITS, batch_size, seed).as_numpy_iterator()))
 
     first = images(7, seed=1)
     np.testing.assert_array_equal(first, images(360, seed=1))
@@ -179,15 +166,18 @@ def test_evaluation_binarizes_by_seed_and_number_whatever_the_batch_size():
     ("request_", "message"),
     [
         (
-            lambda s: training_batches(s, NUMBERED, 64, 0),
+            lambda s: pipeline.training_batches(s, NUMBERED, 64, 0),
             "batch of 64 is larger than .* split of 50 images.*50 or less",
         ),
-        (lambda s: evaluation_batches(s, NUMBERED, 0, 0), "batch size is 0"),
-        (lambda s: training_batches(s, NUMBERED, 8, 0, start_step=-1), "start step is -1"),
-        (lambda s: training_batches(s, DIGITS, 8, 0), r"are \[4, 2, 1\] .* says \[8, 8, 1\]"),
-        (lambda s: training_batches(s, NUMBERED, 24, 7, shard=Shard(0, 5)), "24 can't be shared evenly by 5 processes"),
-        (lambda s: Shard(-1, 2), "no shard -1 of 2"),
-        (lambda s: Shard(2, 2), "no shard 2 of 2"),
+        (lambda s: pipeline.evaluation_batches(s, NUMBERED, 0, 0), "batch size is 0"),
+        (lambda s: pipeline.training_batches(s, NUMBERED, 8, 0, start_step=-1), "start step is -1"),
+        (lambda s: pipeline.training_batches(s, DIGITS, 8, 0), r"are \[4, 2, 1\] .* says \[8, 8, 1\]"),
+        (
+            lambda s: pipeline.training_batches(s, NUMBERED, 24, 7, shard=pipeline.Shard(0, 5)),
+            "24 can't be shared evenly by 5 processes",
+        ),
+        (lambda s: pipeline.Shard(-1, 2), "no shard -1 of 2"),
+        (lambda s: pipeline.Shard(2, 2), "no shard 2 of 2"),
     ],
 )
 def test_impossible_requests_are_refused(request_, message):
@@ -206,22 +196,22 @@ BATCH_SIZE = 24
 
 
 def training(spec, shard, steps, start_step=0, source=SOURCE):
-    batches = training_batches(source, spec, BATCH_SIZE, seed=7, start_step=start_step, shard=shard)
+    batches = pipeline.training_batches(source, spec, BATCH_SIZE, seed=7, start_step=start_step, shard=shard)
     return np.stack([batch.numpy() for batch in batches.take(steps)])
 
 
 @SPECS
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_shards_of_a_batch_are_the_batch_of_one_process(spec, processes):
-    whole = training(spec, ALL, steps=10)
-    shards = [training(spec, Shard(index, processes), steps=10) for index in range(processes)]
+    whole = training(spec, pipeline.ALL, steps=10)
+    shards = [training(spec, pipeline.Shard(index, processes), steps=10) for index in range(processes)]
     assert all(shard.shape == (10, BATCH_SIZE // processes, 5, 4, 3) for shard in shards)
-    batches = training_batches(SOURCE, spec, BATCH_SIZE, seed=7, shard=Shard(1, processes))
+    batches = pipeline.training_batches(SOURCE, spec, BATCH_SIZE, seed=7, shard=pipeline.Shard(1, processes))
     assert batches.element_spec == tf.TensorSpec(shards[1].shape[1:], tf.float32)
     np.testing.assert_array_equal(np.concatenate(shards, axis=1), whole)
     # A shard goes on where it was interrupted: in the first epoch, at its end, and in the second.
     for start_step in (1, 4, 6):
-        late = training(spec, Shard(1, processes), 4, start_step)
+        late = training(spec, pipeline.Shard(1, processes), 4, start_step)
         np.testing.assert_array_equal(late, shards[1][start_step : start_step + 4])
 
 
@@ -229,9 +219,9 @@ def test_the_shards_of_a_batch_are_the_batch_of_one_process(spec, processes):
 @pytest.mark.parametrize("numbers", [[], [5, 0, 6]])
 def test_evaluation_batches_can_be_had_by_number(spec, numbers):
     # Seven batches, the last of four images.
-    whole = [batch.numpy() for batch in evaluation_batches(SOURCE, spec, batch_size=16, seed=1)]
+    whole = [batch.numpy() for batch in pipeline.evaluation_batches(SOURCE, spec, batch_size=16, seed=1)]
     assert len(whole) == 7 and len(whole[-1]) == 4
-    found = evaluation_batches(SOURCE, spec, batch_size=16, seed=1, numbers=numbers)
+    found = pipeline.evaluation_batches(SOURCE, spec, batch_size=16, seed=1, numbers=numbers)
     assert found.cardinality() == len(numbers)
     for number, batch in zip(numbers, found, strict=True):
         np.testing.assert_array_equal(batch, whole[number])
@@ -240,12 +230,12 @@ def test_evaluation_batches_can_be_had_by_number(spec, numbers):
 def test_the_digest_is_of_the_stored_images():
     spec = dataclasses.replace(data_spec("cifar10"), height=3, width=2)
     images = np.random.default_rng(0).integers(0, 256, [300, 3, 2, 3], dtype=np.uint8)
-    expected = content_digest(ArraySource(images), spec)
+    expected = pipeline.content_digest(ArraySource(images), spec)
     assert len(expected) == 64
     for changes in ({"num_bits": 5, "name": "others"}, {"num_bits": 1, "binarise": True, "likelihood": "bernoulli"}):
-        assert content_digest(ArraySource(images.copy()), dataclasses.replace(spec, **changes)) == expected
+        assert pipeline.content_digest(ArraySource(images.copy()), dataclasses.replace(spec, **changes)) == expected
     first, last = images.copy(), images.copy()
     first[0, 0, 0, 0] ^= 1
     last[-1, 0, 0, 0] ^= 1
     for others in (images[:-1], images[::-1], first, last):
-        assert content_digest(ArraySource(others), spec) != expected
+        assert pipeline.content_digest(ArraySource(others), spec) != expected

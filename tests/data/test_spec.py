@@ -161,13 +161,10 @@ def test_the_settings_follow_from_what_lies_at_the_path(form, source, channels, 
 
 
 def test_sizes_that_the_hierarchy_cannot_halve_are_padded(tmp_path):
-    model = completed(pictures(tmp_path)).model
     # A block before the three scales: 2 ** 3.
-    assert model.size_divisor == 8 and (model.network_height, model.network_width) == (24, 16)
-    scales = latent_plan(model).scales
-    assert [(scale.height, scale.width) for scale in scales] == [(3, 2), (6, 4), (12, 8)]
-    model = completed(tmp_path, padded_width=32).model
-    assert (model.image_width, model.network_height, model.network_width) == (14, 24, 32)
+    for settings, size in (({}, (24, 16)), ({"padded_width": 32}, (24, 32))):
+        model = completed(pictures(tmp_path), **settings).model
+        assert (model.network_height, model.network_width) == size and model.size_divisor == 8
 
 
 @pytest.mark.parametrize(

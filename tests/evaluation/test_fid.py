@@ -7,21 +7,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from nvae_tf.evaluation.fid import (
-    FeatureStatistics,
-    frechet_distance,
-    image_statistics,
-    load_statistics,
-    named_extractor,
-    save_statistics,
-    statistics_of,
-)
+from nvae_tf.evaluation import fid
 
 FINGERPRINT = "digits train 8x8 1,437 images inception-2015-12-05"
 
 
 def of_batches(*batches):
-    return statistics_of(batches)
+    return fid.statistics_of(batches)
 
 
 @pytest.fixture
@@ -56,33 +48,33 @@ def test_wrong_features(second, message):
 
 def test_a_file_gives_back_what_was_written_for_the_same_fingerprint_alone(tmp_path, statistics):
     path = tmp_path / "real.npz"
-    assert load_statistics(path, FINGERPRINT) is None
-    save_statistics(path, statistics, FINGERPRINT)
-    found = load_statistics(path, FINGERPRINT)
+    assert fid.load_statistics(path, FINGERPRINT) is None
+    fid.save_statistics(path, statistics, FINGERPRINT)
+    found = fid.load_statistics(path, FINGERPRINT)
     assert found.count == 9
     np.testing.assert_array_equal(found.mean, statistics.mean)
     np.testing.assert_array_equal(found.covariance, statistics.covariance)
-    assert load_statistics(path, FINGERPRINT + " other") is None
+    assert fid.load_statistics(path, FINGERPRINT + " other") is None
     assert [file.name for file in tmp_path.iterdir()] == ["real.npz"]
 
 
 def test_a_damaged_file(tmp_path, statistics):
     path = tmp_path / "real.npz"
-    save_statistics(path, statistics, FINGERPRINT)
+    fid.save_statistics(path, statistics, FINGERPRINT)
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[content.index(statistics.covariance.tobytes()) + 5] ^= 0xFF
     for damaged in (content[: len(content) // 2], b"", bytes(flipped)):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"real\.npz: the statistics of features are damaged \(.*remove the file"):
-            load_statistics(path, FINGERPRINT)
-    save_statistics(path, FeatureStatistics(np.zeros(3), np.full((3, 3), np.nan), 5), FINGERPRINT)
+            fid.load_statistics(path, FINGERPRINT)
+    fid.save_statistics(path, fid.FeatureStatistics(np.zeros(3), np.full((3, 3), np.nan), 5), FINGERPRINT)
     with pytest.raises(ValueError, match="not all finite"):
-        load_statistics(path, FINGERPRINT)
+        fid.load_statistics(path, FINGERPRINT)
 
 
 def gaussian(mean, covariance, count=1000):
-    return FeatureStatistics(np.asarray(mean, np.float64), np.asarray(covariance, np.float64), count)
+    return fid.FeatureStatistics(np.asarray(mean, np.float64), np.asarray(covariance, np.float64), count)
 
 
 def sample(seed, images, features, scale=1.0):
@@ -95,12 +87,12 @@ def test_full_covariances_agree_with_scipy_and_are_symmetric():
     one, other = sample(1, 100, 30), sample(2, 80, 30, scale=1.5)
     root = scipy.linalg.sqrtm(one.covariance @ other.covariance)
     expected = np.sum((one.mean - other.mean) ** 2) + np.trace(one.covariance + other.covariance - 2.0 * root.real)
-    assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(other, one) == pytest.approx(expected, rel=1e-9)
-    assert 0.0 <= frechet_distance(one, one) < 1e-9 * np.trace(one.covariance)
+    assert fid.frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
+    assert fid.frechet_distance(other, one) == pytest.approx(expected, rel=1e-9)
+    assert 0.0 <= fid.frechet_distance(one, one) < 1e-9 * np.trace(one.covariance)
     # Images that are all the same.
     still = gaussian(one.mean + 1.0, np.zeros((30, 30)))
-    assert frechet_distance(one, still) == pytest.approx(30.0 + np.trace(one.covariance))
+    assert fid.frechet_distance(one, still) == pytest.approx(30.0 + np.trace(one.covariance))
 
 
 def test_fewer_images_than_features():
@@ -113,14 +105,14 @@ def test_fewer_images_than_features():
     # Common directions count by their roots, the others with their whole variance.
     one, other = within([0, 1, 2], [4.0, 9.0, 16.0]), within([1, 2, 3, 4], [25.0, 1.0, 7.0, 0.5])
     expected = (3.0 - 5.0) ** 2 + (4.0 - 1.0) ** 2 + 4.0 + 7.0 + 0.5
-    assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-10)
+    assert fid.frechet_distance(one, other) == pytest.approx(expected, rel=1e-10)
     few = sample(4, 12, features)
     # Rounding counted as variance would show as sqrt(1e-16) of it here.
-    assert frechet_distance(few, few) < 1e-10 * np.trace(few.covariance)
+    assert fid.frechet_distance(few, few) < 1e-10 * np.trace(few.covariance)
     # Squared, the smallest variance would vanish beside the largest.
     variances = 10.0 ** -np.arange(9)
     wide = within(range(9), variances)
-    assert frechet_distance(wide, within(range(9), 4.0 * variances)) == pytest.approx(variances.sum(), rel=1e-10)
+    assert fid.frechet_distance(wide, within(range(9), 4.0 * variances)) == pytest.approx(variances.sum(), rel=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -133,13 +125,13 @@ def test_fewer_images_than_features():
 )
 def test_wrong_statistics(other, message):
     with pytest.raises(ValueError, match=message):
-        frechet_distance(gaussian(np.zeros(2), np.eye(2)), other)
+        fid.frechet_distance(gaussian(np.zeros(2), np.eye(2)), other)
 
 
 def test_statistics_of_images_go_through_any_extractor():
     images, done = np.random.RandomState(0).uniform(size=(20, 6, 5, 3)), []
     extractor = types.SimpleNamespace(features=lambda images: images.mean(axis=(1, 2)))
-    found = image_statistics([images[:7], images[7:]], extractor, done.append)
+    found = fid.image_statistics([images[:7], images[7:]], extractor, done.append)
     assert done == [7, 20]
     np.testing.assert_allclose(found.covariance, np.cov(images.mean(axis=(1, 2)), rowvar=False), rtol=1e-9)
 
@@ -155,4 +147,4 @@ def test_statistics_of_images_go_through_any_extractor():
 )
 def test_an_extractor_that_is_none(name, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        named_extractor(name)
+        fid.named_extractor(name)
