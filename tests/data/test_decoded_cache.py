@@ -103,11 +103,11 @@ def test_a_damaged_file_is_named(damage, pictures, cache):
     load_split(spec, "train")
     (file,) = cache.iterdir()
     content, images = file.read_bytes(), np.load(file)
+    negative = content.replace(b"(100, ", b"(-1, ", 1).replace(b"\n", b" \n", 1)
+    file.write_bytes(negative if damage == "negative" else b"Dear diary")
     if damage == "other images":
+        file.unlink()
         np.save(file, images[:, :3])
-    else:
-        negative = content.replace(b"(100, ", b"(-1, ", 1).replace(b"\n", b" \n", 1)
-        file.write_bytes(negative if damage == "negative" else b"Dear diary")
     with pytest.raises(ValueError, match=f"^{file}: damaged .*; remove it, and it will be made again") as caught:
         load_split(spec, "train")
     assert "\n" not in str(caught.value)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import pathlib
 import socket
 import tarfile
@@ -24,8 +23,6 @@ from nvae_tf.data.tfds import unreachable_hosts
 from tests.data.picture_factory import png, random_pixels, write_files
 
 MNIST, CIFAR10 = data_spec("mnist"), data_spec("cifar10")
-CELEBA64 = data_spec("celeba64")
-CIFAR10_ARCHIVE = "cifar-10-binary.tar.gz"
 
 
 def store_known_set(folder, name, **parts):
@@ -69,17 +66,11 @@ def celeba64(tmp_path):
     """The spec of a CelebA of ten faces in the training part."""
     faces = random_pixels(10, 218, 178, 3)
     store_known_set(tmp_path / "tfds", "celeb_a", train=faces, test=faces[:2])
-    return dataclasses.replace(CELEBA64, path=str(tmp_path / "tfds"))
+    return dataclasses.replace(data_spec("celeba64"), path=str(tmp_path / "tfds"))
 
 
 def load(spec, split, folder):
     return load_split(dataclasses.replace(spec, path=str(folder)), split)
-
-
-@pytest.fixture
-def network(monkeypatch):
-    """A network on which every host answers, whether this machine has one or not."""
-    monkeypatch.setattr(tfds_source, "unreachable_hosts", lambda urls: {})
 
 
 @pytest.fixture
@@ -121,50 +112,24 @@ def test_stacked_mnist_is_made_of_mnist(no_network, tmp_path):
             assert found == {digit.tobytes() for digit in digits}
 
 
-def cifar10_records(count, seed):
-    """Labels, images [count, 32, 32, 3], and the bytes of a CIFAR-10 file that holds them."""
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 10, count, dtype=np.uint8)
-    images = random.integers(0, 256, [count, 32, 32, 3], dtype=np.uint8)
-    rows = np.concatenate([labels[:, None], images.transpose(0, 3, 1, 2).reshape(count, -1)], axis=1)
-    return labels, images, rows.tobytes()
-
-
-@pytest.fixture
-def cifar10_in_manual_folder(tmp_path, monkeypatch):
-    """A small archive of CIFAR-10's form where a user puts the real one; its test images."""
-    manual = tmp_path / "downloads" / "manual"
-    manual.mkdir(parents=True)
-    _, test_images, test_bytes = cifar10_records(4, seed=9)
-    contents = {f"data_batch_{number}.bin": cifar10_records(3, seed=number)[2] for number in range(1, 6)}
-    contents["test_batch.bin"] = test_bytes
-    contents["batches.meta.txt"] = "\n".join(f"class{number}" for number in range(10)).encode()
-    with tarfile.open(manual / CIFAR10_ARCHIVE, "w:gz") as archive:
-        for name, content in contents.items():
-            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    archive_bytes = (manual / CIFAR10_ARCHIVE).read_bytes()
-    builder_class = tfds.builder_cls("cifar10")
-    (url,) = builder_class.url_infos
-    checksum = hashlib.sha256(archive_bytes).hexdigest()
-    info = tfds.download.checksums.UrlInfo(len(archive_bytes), checksum, CIFAR10_ARCHIVE)
-    monkeypatch.setattr(builder_class, "url_infos", {url: info})
-    return test_images
-
-
-def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(
-    cifar10_in_manual_folder, no_network, tmp_path
-):
-    images = cifar10_in_manual_folder
-    assert load(CIFAR10, "train", tmp_path).count == 15
-    (tmp_path / "downloads" / "manual" / CIFAR10_ARCHIVE).unlink()
-
-    prepared = load(CIFAR10, "test", tmp_path)
-    order = [next(i for i, image in enumerate(images) if (image == loaded).all()) for loaded in prepared.images]
-    assert sorted(order) == [0, 1, 2, 3]
-    (batch,) = evaluation_batches(prepared, CIFAR10, batch_size=4, seed=0)
-    np.testing.assert_array_equal(batch, images[order].astype(np.float32) / np.float32(255))
+def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(no_network, tmp_path, monkeypatch):
+    """An archive of CIFAR-10's form where a user puts the real one."""
+    images, archive = random_pixels(4, 32, 32, 3), tmp_path / "downloads" / "manual" / "cifar-10-binary.tar.gz"
+    # A label, then the image channel by channel.
+    content = np.insert(images.transpose(0, 3, 1, 2).reshape(4, -1), 0, 7, axis=1).tobytes()
+    files = {f"data_batch_{number}.bin": content for number in range(1, 6)} | {"test_batch.bin": content}
+    files["batches.meta.txt"] = "\n".join(f"class{number}" for number in range(10)).encode()
+    write_files(tmp_path / "cifar-10-batches-bin", files)
+    archive.parent.mkdir(parents=True)
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(tmp_path / "cifar-10-batches-bin", "cifar-10-batches-bin")
+    builder_class, checksum = tfds.builder_cls("cifar10"), hashlib.sha256(archive.read_bytes()).hexdigest()
+    info = tfds.download.checksums.UrlInfo(archive.stat().st_size, checksum, archive.name)
+    monkeypatch.setattr(builder_class, "url_infos", {url: info for url in builder_class.url_infos})
+    assert load(CIFAR10, "train", tmp_path).count == 20
+    archive.unlink()
+    prepared = load(CIFAR10, "test", tmp_path).images
+    assert sorted(image.tobytes() for image in prepared) == sorted(image.tobytes() for image in images)
 
 
 def test_without_network_the_error_has_the_cause_and_the_manual_way(no_network, tmp_path):
@@ -178,7 +143,9 @@ def test_without_network_the_error_has_the_cause_and_the_manual_way(no_network, 
     assert "tfds.builder('mnist'" in message and str(tmp_path / "mnist") in message
 
 
-def test_a_download_that_breaks_off_names_the_manual_way_too(network, monkeypatch, tmp_path):
+def test_a_download_that_breaks_off_names_the_manual_way_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(tfds_source, "unreachable_hosts", lambda urls: {})
+
     def break_off(builder):
         raise tfds.download.DownloadError("Failed to get url. HTTP code: 404.")
 
@@ -219,7 +186,8 @@ def test_a_wrong_split_is_answered_with_those_that_there_are(no_network, tmp_pat
             load(dataclasses.replace(CIFAR10, train_split=split), "train", tmp_path)
 
 
-def test_a_set_without_images_is_refused(network, tmp_path):
+def test_a_set_without_images_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(tfds_source, "unreachable_hosts", lambda urls: {})
     with pytest.raises(ValueError, match="'iris' has no feature 'image', only features, label"):
         load(dataclasses.replace(MNIST, source_name="iris"), "train", tmp_path)
 
