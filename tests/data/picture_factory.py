@@ -14,9 +14,6 @@ from PIL import ExifTags, Image
 from nvae_tf.data import DataSpec, data_spec
 from nvae_tf.data.spec import complete_spec
 
-# PNG's color type by the number of channels: gray, gray and alpha, RGB, RGBA.
-_PNG_COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
-
 
 def random_pixels(*shape, dtype=np.uint8, seed=0):
     """Whole numbers over the whole range of the type."""
@@ -27,7 +24,8 @@ def png(pixels):
     """The bytes of a PNG file of 1 to 4 channels, `[height, width, channels]`, uint8 or uint16: Pillow writes no 16."""
     height, width, channels = pixels.shape
     bits = pixels.dtype.itemsize * 8
-    header = struct.pack(">IIBBBBB", width, height, bits, _PNG_COLOR_TYPES[channels], 0, 0, 0)
+    # PNG's color types: gray, gray and alpha, RGB, RGBA.
+    header = struct.pack(">IIBBBBB", width, height, bits, (0, 4, 2, 6)[channels - 1], 0, 0, 0)
     # Each row begins with its filter, 0 for none.
     rows = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for row in pixels)
     return png_of_chunks(header, zlib.compress(rows))
@@ -36,12 +34,10 @@ def png(pixels):
 def png_of_chunks(header, packed_rows, *others):
     """The bytes of a PNG file of its header, its packed rows and `(kind, content)` of chunks that follow them."""
     chunks = ((b"IHDR", header), (b"IDAT", packed_rows), *others, (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(kind, content) for kind, content in chunks)
-
-
-def _png_chunk(kind, content):
-    checksum = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
 
 
 def tiff(pixels, order="<", packed=False, **tags):

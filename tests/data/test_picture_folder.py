@@ -24,24 +24,18 @@ from tests.data.picture_factory import (
 
 HEIGHT, WIDTH = 6, 9
 RGB = [random_pixels(HEIGHT, WIDTH, 3, seed=seed) for seed in range(6)]
-JPEG = encoded(RGB[0], "JPEG")
-DEEP = random_pixels(HEIGHT, WIDTH, 3, dtype=np.uint16)
-
-
-def numbers_of(source):
-    """Which pictures of `write_numbered` a source has."""
-    return stored_pixels(source)[:, 0, 0, 0].tolist()
 
 
 def parts(spec):
-    return tuple(numbers_of(load_split(spec, split)) for split in ("train", "test"))
+    """Which pictures of `write_numbered` are for training, and which for testing."""
+    return tuple(stored_pixels(load_split(spec, split))[:, 0, 0, 0].tolist() for split in ("train", "test"))
 
 
-def train_and_test(folder, bad=None, name="train/b.png"):
-    """Six good pictures for training and two for testing; `bad` in the middle of the former."""
+def train_and_test(folder, **bad):
+    """Six good pictures for training and two for testing; `b`, a bad one, in the middle of the former."""
     contents = {f"train/{letter}.png": png(pixels) for letter, pixels in zip("acdefg", RGB, strict=True)}
     contents |= {f"test/{number}.png": png(RGB[number]) for number in range(2)}
-    return write_files(folder, contents | ({} if bad is None else {name: bad}))
+    return write_files(folder, contents | {f"train/{name}.png": content for name, content in bad.items()})
 
 
 def test_folders_for_training_and_testing(tmp_path):
@@ -74,11 +68,10 @@ def test_few_images_change_sides_when_some_are_added():
     assert len({names[number] for number in before} ^ ({more[number] for number in after} & {*names})) <= 10
 
 
-@pytest.mark.parametrize(("count", "fraction", "held"), [(2, 0.1, 1), (3, 0.99, 2)])
-def test_both_parts_have_an_image_at_least(count, fraction, held):
-    spec = dataclasses.replace(data_spec("own_images"), test_fraction=fraction)
-    train, test = held_out([f"{number}.png" for number in range(count)], spec)
-    assert (len(train), len(test)) == (count - held, held)
+def test_both_parts_have_an_image_at_least():
+    for count, fraction, held in ((2, 0.1, 1), (3, 0.99, 2)):
+        spec = dataclasses.replace(data_spec("own_images"), test_fraction=fraction)
+        assert list(map(len, held_out([f"{number}.png" for number in range(count)], spec))) == [count - held, held]
     with pytest.raises(ValueError, match="1 image can't be divided .*: add more images"):
         held_out(["a.png"], spec)
 
@@ -103,29 +96,27 @@ def test_no_pictures_are_reported(tmp_path):
     write_files(tmp_path, {"scan.psd": b"8BPS", "more/scan.psd": b"8BPS"})
     with pytest.raises(ValueError, match=r"no pictures in it; they are files with names in .*\(there are: .*\.psd"):
         own_images(tmp_path)
+    with pytest.raises(ValueError, match="no pictures in this folder"):
+        find_pictures([tmp_path])
+    with pytest.raises(FileNotFoundError, match="nowhere: there is no such file or folder"):
+        find_pictures(tmp_path / "nowhere")
 
 
-# Within the pixels, whose end is not in the header.
-CUT_JPEG = JPEG[:-40]
 BAD_FILES = {
     "other channels": (png(RGB[0][..., :1]), {}, "has 1 channels, but data.channels is 3; --config.data.convert=True"),
-    "16 bits": (png(DEEP), {}, "has 16 bits a channel, but data.file_bits is 8; --config.data.convert=True converts"),
-    "another size": (
-        png(RGB[0].swapaxes(0, 1)),
-        {},
-        r"is 9x6 \(height x width\), not 6x9: .* --config.data.resize=crop",
-    ),
+    "16 bits": (png(random_pixels(6, 9, 3, dtype=np.uint16)), {}, "has 16 bits a channel, but data.file_bits is 8; --"),
+    "another size": (png(RGB[0].swapaxes(0, 1)), {}, r"is 9x6 \(height x width\), not 6x9: .*data.resize=crop"),
     "smaller than the box": (
         png(random_pixels(4, 4, 3)),
         {"crop_box": (1, 1, 6, 5)},
-        r"is 4x4 \(height x width\), too small for data.crop_box .*: make the box smaller",
+        "is 4x4 .*: make the box smaller",
     ),
-    "cut off": (CUT_JPEG, {}, "a damaged or cut-off JPEG file .*Fix or remove the file"),
+    "cut off": (encoded(RGB[0], "JPEG")[:-40], {}, "a damaged or cut-off JPEG file .*Fix or remove the file"),
     "text": (b"Dear diary", {}, "not a picture, whatever its name says, .*Fix or remove the file"),
     "too many pixels": (
         png(random_pixels(20, 30, 3)),
         {"max_pixels": 599},
-        r"is 20x30 \(height x width\), 600 pixels, which is more than data.max_pixels = 599; scale it down",
+        "is 20x30 .*, 600 pixels, .* scale it down",
     ),
 }
 
@@ -133,7 +124,7 @@ BAD_FILES = {
 @pytest.mark.parametrize("kind", BAD_FILES)
 def test_a_picture_that_cannot_be_used_is_named_with_the_fix_or_skipped(kind, tmp_path):
     bad, settings, message = BAD_FILES[kind]
-    spec = own_images(train_and_test(tmp_path, bad), **settings)
+    spec = own_images(train_and_test(tmp_path, b=bad), **settings)
     path = tmp_path / "train" / "b.png"
     with pytest.raises(ValueError, match=f"^{path}: {message}") as caught:
         load_split(spec, "train")
@@ -172,7 +163,7 @@ def test_a_folder_of_nothing_but_bad_pictures_is_an_error(tmp_path):
 
 
 def test_damage_in_the_middle_is_met_when_the_picture_is_read(tmp_path):
-    spec = own_images(train_and_test(tmp_path, damaged_in_the_middle(png(RGB[0]))))
+    spec = own_images(train_and_test(tmp_path, b=damaged_in_the_middle(png(RGB[0]))))
     source = load_split(spec, "train")
     assert source.count == 7
     with pytest.raises(BadPicture, match=f"^{tmp_path / 'train' / 'b.png'}: a damaged .*Fix or remove") as caught:
@@ -245,10 +236,3 @@ def test_one_that_does_not_fit_is_named(content, changes, message, tmp_path):
     with pytest.raises(ValueError) as caught:
         pictures_for_model(tmp_path / "b.png", dataclasses.replace(MNIST, **changes))
     assert str(caught.value).startswith(f"{tmp_path / 'b.png'}: {message}") and "\n" not in str(caught.value)
-
-
-def test_nothing_there_is_reported(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere: there is no such file or folder"):
-        find_pictures(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no pictures in this folder"):
-        find_pictures([tmp_path])

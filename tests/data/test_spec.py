@@ -16,7 +16,7 @@ from nvae_tf.data import DATA_SPECS, DataSpec, data_spec
 from nvae_tf.data.sources import SOURCES, load_split
 from nvae_tf.data.spec import MODEL_SETTINGS, complete_config, complete_spec
 from nvae_tf.latent_plan import latent_plan
-from tests.data.picture_factory import encoded, idx, png, random_pixels, write_files
+from tests.data.picture_factory import idx, png, random_pixels, write_files
 
 KNOWN = [spec for spec in DATA_SPECS.values() if spec.name != "own_images"]
 # Image shape, bits, binarized, mirrored, likelihood, padded size, crop box, resize.
@@ -119,21 +119,6 @@ def pictures(folder, images=PIXELS):
     return write_files(folder, {f"{number:02d}.png": png(image) for number, image in enumerate(images)})
 
 
-def stored(place, form, images):
-    """The path of images in one of the forms that are recognized."""
-    if form.startswith("folder of pictures"):
-        pictures(place / ("a/b" if "nested" in form else ""), images)
-    elif form == "IDX":
-        content = gzip.compress(idx(images[..., 0]))
-        write_files(place, {f"{part}-images-idx3-ubyte.gz": content for part in ("train", "t10k")})
-    elif form == "npz":
-        np.savez(place / "images.npz", images=images)
-    else:
-        np.save(place / "train.npy", images)
-        np.save(place / "test.npy", images[6:])
-    return place / {"npz": "images.npz", "npy": "train.npy"}.get(form, "")
-
-
 @pytest.mark.parametrize(
     ("form", "source", "channels", "dtype"),
     [
@@ -146,7 +131,17 @@ def stored(place, form, images):
     ],
 )
 def test_the_settings_follow_from_what_lies_at_the_path(form, source, channels, dtype, tmp_path):
-    path = stored(tmp_path, form, random_pixels(12, 20, 14, channels, dtype=dtype))
+    images = random_pixels(12, 20, 14, channels, dtype=dtype)
+    path = tmp_path / {"npz": "images.npz", "npy": "train.npy"}.get(form, "")
+    if form.startswith("folder of pictures"):
+        pictures(tmp_path / ("a/b" if "nested" in form else ""), images)
+    elif form == "IDX":
+        content = gzip.compress(idx(images[..., 0]))
+        write_files(tmp_path, {f"{part}-images-idx3-ubyte.gz": content for part in ("train", "t10k")})
+    elif form == "npz":
+        np.savez(path, images=images)
+    else:
+        np.save(tmp_path / "train.npy", images), np.save(tmp_path / "test.npy", images[6:])
     config = completed(path)
     expected = dict(source=source, height=20, width=14, channels=channels, file_bits=dtype().itemsize * 8)
     expected |= dict(num_bits=8, likelihood="logistic_mixture", path=str(path))
@@ -178,7 +173,7 @@ def test_sizes_that_the_hierarchy_cannot_halve_are_padded(tmp_path):
 )
 def test_the_size_is_what_was_asked_for(settings, size, tmp_path):
     spec = completed(pictures(tmp_path), **settings).data
-    assert (spec.height, spec.width) == size and (spec.channels, spec.file_bits) == (3, 8)
+    assert (spec.height, spec.width, spec.channels, spec.file_bits) == (*size, 3, 8)
     assert load_split(spec, "train").image_shape == (*size, 3)
 
 
@@ -199,26 +194,22 @@ def test_a_rule_without_a_size_is_an_error(tmp_path):
             load_split(spec, "train")
 
 
-@pytest.mark.parametrize(
-    ("changes", "likelihood"),
-    [
+def test_the_likelihood_follows_from_the_bits(tmp_path):
+    pictures(tmp_path)
+    for changes, likelihood in (
         ({"num_bits": 1}, "bernoulli"),
         ({"num_bits": 2}, "logistic_mixture"),
         ({"num_bits": 8, "likelihood": "normal"}, "normal"),
-    ],
-)
-def test_the_likelihood_follows_from_the_bits(changes, likelihood, tmp_path):
-    config = completed(pictures(tmp_path), **changes)
-    assert config.data.likelihood == config.model.likelihood == likelihood
-    assert config.data.num_bits == config.model.num_bits == changes["num_bits"]
+    ):
+        config = completed(tmp_path, **changes)
+        assert config.data.likelihood == config.model.likelihood == likelihood
+        assert config.data.num_bits == config.model.num_bits == changes["num_bits"]
 
 
 def test_most_pictures_decide_and_not_the_first(tmp_path):
     alpha = np.concatenate([PIXELS[0], PIXELS[0][..., :1]], axis=-1)
     pictures(tmp_path / "train")
-    write_files(
-        tmp_path, {"train/0.png": b"text", "train/00.png": png(alpha[:9]), "test/0.png": encoded(PIXELS[0], "PNG")}
-    )
+    write_files(tmp_path, {"train/0.png": b"text", "train/00.png": png(alpha[:9]), "test/0.png": png(PIXELS[0])})
     spec = completed(tmp_path).data
     assert (spec.image_shape, spec.file_bits) == ((20, 14, 3), 8)
     with pytest.raises(ValueError, match="0.png: not a picture"):

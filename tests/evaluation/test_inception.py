@@ -119,9 +119,9 @@ def test_a_host_that_refuses_or_keeps_silent_is_given_up_soon(monkeypatch, tmp_p
     monkeypatch.setenv("no_proxy", "*")
     began = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        silent = f"http://127.0.0.1:{server.getsockname()[1]}/archive.tgz"
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/archive.tgz"
         with pytest.raises(ConnectionError, match="timed out.*--inception=PATH"):
-            downloaded_inception(tmp_path, silent, 1, timeout_seconds=0.2)
+            downloaded_inception(tmp_path, url, 1, timeout_seconds=0.2)
     with pytest.raises(ConnectionError, match="refused.*storage.googleapis.com.*--inception=PATH"):
-        downloaded_inception(tmp_path, silent, 1, timeout_seconds=0.2)
+        downloaded_inception(tmp_path, url, 1, timeout_seconds=0.2)
     assert time.monotonic() - began < 5.0

@@ -17,12 +17,10 @@ from nvae_tf.objective import kl_per_channel
 from nvae_tf.training.graph_memory import memory_timeline
 from tests.tiny_model import tiny_config
 
-CONFIG = tiny_config(num_groups_per_scale=2)
-
 
 @pytest.fixture(scope="module")
 def model():
-    return nvae_tf.NVAE(CONFIG)
+    return nvae_tf.NVAE(tiny_config(num_groups_per_scale=2))
 
 
 @pytest.fixture(scope="module")
@@ -84,36 +82,26 @@ def test_what_can_not_be_evaluated(model, images):
         LikelihoodEvaluator(model, 0)
 
 
-# The importance-weighted bound against the integral itself, for a model with one position and two latent channels.
-TWO_LATENTS = tiny_config(
-    image_height=2, image_width=2, num_latent_scales=1, num_preprocess_blocks=1, num_postprocess_blocks=1
-)
-IMAGES = tf.reshape(tf.constant([[0, 0, 0, 0], [1, 0, 0, 1], [1, 1, 1, 0], [1, 1, 1, 1]], tf.float32), [4, 2, 2, 1])
-PRIOR_SCALE = 1.01
-
-
-@pytest.fixture(scope="module")
-def two_latents():
+def test_the_bound_is_the_likelihood_in_the_limit():
+    """The importance-weighted bound against the integral, for a model with one position and two latent channels."""
     keras.utils.set_random_seed(4)
-    model = nvae_tf.NVAE(TWO_LATENTS)
+    blocks = dict(num_latent_scales=1, num_preprocess_blocks=1, num_postprocess_blocks=1)
+    model = nvae_tf.NVAE(tiny_config(image_height=2, image_width=2, **blocks))
     assert model.plan.latent_shapes() == ((1, 1, 2),)
     # Decided by the latents, and the latents by the image: an untrained model hardly depends on them.
     (scale,) = model.top_down.scales
     for stack in (scale.posteriors, scale.combiners, model.top_down.image):
         stack.log_norm.assign(stack.log_norm + 1.5)
-    return model
-
-
-def test_the_bound_is_the_likelihood_in_the_limit(two_latents):
+    images = np.float32([[0, 0, 0, 0], [1, 0, 0, 1], [1, 1, 1, 0], [1, 1, 1, 1]]).reshape(4, 2, 2, 1)
     # log p(x) of every image by summing p(x | z) p(z) over a grid of z.
     axis = np.linspace(-7.0, 7.0, 281)
     z = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 1, 1, 2)
-    log_prior = scipy.stats.norm.logpdf(z, scale=PRIOR_SCALE).sum(axis=(1, 2, 3))
-    mean = np.float64(two_latents.decode([z]))
-    log_p = [scipy.special.xlogy(x, mean) + scipy.special.xlog1py(1 - x, -mean) for x in IMAGES.numpy()]
+    log_prior = scipy.stats.norm.logpdf(z, scale=1.01).sum(axis=(1, 2, 3))
+    mean = np.float64(model.decode([z]))
+    log_p = [scipy.special.xlogy(x, mean) + scipy.special.xlog1py(1 - x, -mean) for x in images]
     joint = np.stack(log_p).sum(axis=(2, 3, 4)) + log_prior + 2 * np.log(axis[1] - axis[0])
     exact = -scipy.special.logsumexp(joint, axis=1)
-    found = LikelihoodEvaluator(two_latents, 4, importance_samples=20_000).evaluate([IMAGES], seed=1)
+    found = LikelihoodEvaluator(model, 4, importance_samples=20_000).evaluate([tf.constant(images)], seed=1)
     assert exact.max() - exact.min() > 0.1
     np.testing.assert_allclose(found.importance_weighted[:, -1], exact, atol=0.01)
     # Fewer samples, a looser bound: there is a gap to close.

@@ -22,7 +22,6 @@ from nvae_tf.serving.tflite_conversion import convert, foreign_operations, read_
 from tests.serving.conftest import CONFIG, VANILLA_CONFIG, model_of
 
 EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "export" / "decode_on_device.py"
-TEMPERATURE = 0.7
 COUNT, SEED = 2, 5
 
 
@@ -31,10 +30,6 @@ def images_of(model, count=COUNT):
     shape = (count, config.image_height, config.image_width, config.image_channels)
     levels = np.random.default_rng(0).integers(0, 2**config.num_bits, shape)
     return (levels / (2**config.num_bits - 1)).astype(np.float32)
-
-
-def flat(latents):
-    return np.concatenate([np.reshape(latent, [len(latent), -1]) for latent in latents], axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -68,38 +63,31 @@ def runner_of(content, name):
     return interpreter.get_signature_runner(name)
 
 
-def expected_numbers(model, name):
-    """Inputs of a signature, and what the model's own methods give for them."""
-    images = images_of(model)
-    noise = flat(noise_per_image(model.plan.latent_shapes(), image_seeds(SEED, COUNT)))
-    latents = model.encode(images, seed=SEED)
-    inputs, output = {
-        "decode": ({"latent": flat(latents)}, lambda: model.decode(latents)),
-        "encode": ({"image": images, "noise": noise}, lambda: flat(latents)),
-        "sample": (
-            {"noise": noise, "temperature": np.full(COUNT, TEMPERATURE, np.float32)},
-            lambda: model.generate(COUNT, TEMPERATURE, seed=SEED),
-        ),
-        "reconstruct": ({"image": images, "noise": noise}, lambda: model.decode(latents)),
-    }[name]
-    return inputs, np.asarray(output())
+def flat(latents):
+    return np.concatenate([np.reshape(latent, [len(latent), -1]) for latent in latents], axis=1)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        ("flows", "decode"),
-        *(pytest.param("flows", name, marks=pytest.mark.slow) for name in ("encode", "sample", "reconstruct")),
-        ("vanilla", "encode"),
-    ],
-)
+SLOW = [pytest.param("flows", name, marks=pytest.mark.slow) for name in ("encode", "sample", "reconstruct")]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("flows", "decode"), *SLOW, ("vanilla", "encode")])
 def test_a_device_computes_what_the_models_own_methods_give(request, float32, kind, name):
     model = request.getfixturevalue({"flows": "model", "vanilla": "vanilla_model"}[kind])
-    run = runner_of(float32(kind, name), name)
-    inputs, expected = expected_numbers(model, name)
-    assert set(run.get_input_details()) == set(inputs)
-    (output,) = run.get_output_details()
-    assert output == ("latent" if name == "encode" else "image")
+    images, latents = images_of(model), model.encode(images_of(model), seed=SEED)
+    noise = flat(noise_per_image(model.plan.latent_shapes(), image_seeds(SEED, COUNT)))
+    temperature = np.full(COUNT, 0.7, np.float32)
+    inputs, output, expected = {
+        "decode": ({"latent": flat(latents)}, "image", lambda: model.decode(latents)),
+        "encode": ({"image": images, "noise": noise}, "latent", lambda: flat(latents)),
+        "sample": (
+            {"noise": noise, "temperature": temperature},
+            "image",
+            lambda: model.generate(COUNT, 0.7, seed=SEED),
+        ),
+        "reconstruct": ({"image": images, "noise": noise}, "image", lambda: model.decode(latents)),
+    }[name]
+    run, expected = runner_of(float32(kind, name), name), np.asarray(expected())
+    assert set(run.get_input_details()) == set(inputs) and list(run.get_output_details()) == [output]
     for index, row in enumerate(expected):
         found = run(**{key: array[index : index + 1] for key, array in inputs.items()})[output]
         assert found.shape == (1, *row.shape) and found.dtype == np.float32
