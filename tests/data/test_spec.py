@@ -141,7 +141,8 @@ def test_the_settings_follow_from_what_lies_at_the_path(form, source, channels, 
     elif form == "npz":
         np.savez(path, images=images)
     else:
-        np.save(tmp_path / "train.npy", images), np.save(tmp_path / "test.npy", images[6:])
+        for part, of_part in (("train", images), ("test", images[6:])):
+            np.save(tmp_path / f"{part}.npy", of_part)
     config = completed(path)
     expected = dict(source=source, height=20, width=14, channels=channels, file_bits=dtype().itemsize * 8)
     expected |= dict(num_bits=8, likelihood="logistic_mixture", path=str(path))

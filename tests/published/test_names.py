@@ -105,10 +105,10 @@ def test_the_encoder_tower_is_counted_through(published):
     model = published.without_arrays(published.config(num_cells_per_group_encoder=2, squeeze_excite=False))
     found = {}
     for tensor in published_tensors(model):
-        tower, number, *rest = tensor.names[-1].split(".")
-        if tower == "enc_tower":
-            kind = {"conv": "combiner", "skip": "skip"}.get(rest[0], "cell")
-            found.setdefault(int(number), set()).add(kind)
+        parts = tensor.names[-1].split(".")
+        if parts[0] == "enc_tower":
+            kind = {"conv": "combiner", "skip": "skip"}.get(parts[2], "cell")
+            found.setdefault(int(parts[1]), set()).add(kind)
     assert ["+".join(sorted(found[number])) for number in sorted(found)] == [
         *("cell", "cell", "combiner", "cell", "cell", "combiner", "cell+skip"),
         *("cell", "cell", "combiner", "cell", "cell"),  # the top-most group has no combiner
