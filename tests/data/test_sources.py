@@ -61,9 +61,8 @@ def test_read_images_make_the_same_batches_as_images_in_memory():
         return IMAGES[numbers]
 
     source = ReadSource(len(IMAGES), IMAGES.shape[1:], read)
-    training = training_batches(source, SPEC, batch_size=16, seed=3)
+    training, expected = (training_batches(s, SPEC, batch_size=16, seed=3) for s in (source, ArraySource(IMAGES)))
     assert training.element_spec == tf.TensorSpec([16, 4, 3, 1], tf.float32)
-    expected = training_batches(ArraySource(IMAGES), SPEC, batch_size=16, seed=3)
     for one, other in zip(training.take(7), expected.take(7), strict=True):
         np.testing.assert_array_equal(one, other)
     read_numbers.clear()
@@ -134,11 +133,9 @@ def test_a_process_ends_while_pictures_are_being_decoded(tmp_path):
         Image.fromarray(noise).save(tmp_path / f"{number}.jpg")
     script = """
 import dataclasses, sys
-from nvae_tf.data.spec import complete_spec
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.data.sources import load_split
-from nvae_tf.data.spec import OWN_IMAGES
-
+from nvae_tf.data.spec import OWN_IMAGES, complete_spec
 spec = complete_spec(dataclasses.replace(OWN_IMAGES, path=sys.argv[1], resize="crop", height=16))
 source = load_split(spec, "train")
 batches = iterate(training_batches(source, spec, 4, 0), source)

@@ -35,8 +35,7 @@ start_tensorflow_quietly()
 import torch
 before = peak()
 from nvae_tf.published.import_run import import_run
-file, output, report = map(pathlib.Path, sys.argv[1:])
-import_run(file, output, report=report)
+import_run(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
 print(peak() - before)
 """
 
@@ -82,7 +81,7 @@ def test_a_full_size_file_is_imported(name, published, tmp_path):
         parameters, last = write_published_file(name, file, name == "cifar10", published)
         assert parameters == PARAMETERS[name]
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-c", PROGRAM, file, run, tmp_path / "map.csv"]
+        command = [sys.executable, "-c", PROGRAM, file, run]
         process = subprocess.run(command, capture_output=True, text=True)
         assert process.returncode == 0, process.stderr
         now = resource.getrusage(resource.RUSAGE_CHILDREN)

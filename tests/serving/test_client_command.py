@@ -104,12 +104,12 @@ def test_a_dead_server_is_reported_in_one_line(refused, flags):
 
 def test_latents_of_both_commands_are_read(tmp_path):
     groups = [np.arange(12, dtype=np.float32).reshape(2, 1, 2, 3), np.arange(8, dtype=np.float32).reshape(2, 2, 2, 1)]
-    files = [str(tmp_path / f"{name}.npz") for name in ("groups", "flat", "other")]
-    np.savez(files[0], **{f"group_{number:02d}": group for number, group in enumerate(groups)})
-    flat = read_latents(files[0])
+    file = str(tmp_path / "latents.npz")
+    np.savez(file, **{f"group_{number:02d}": group for number, group in enumerate(groups)})
+    flat = read_latents(file)
     np.testing.assert_array_equal(flat, np.concatenate([group.reshape(2, -1) for group in groups], axis=1))
-    write_latents(files[1], flat)
-    np.testing.assert_array_equal(read_latents(files[1]), flat)
-    np.savez(files[2], weights=flat)
+    write_latents(file, flat)
+    np.testing.assert_array_equal(read_latents(file), flat)
+    np.savez(file, weights=flat)
     with pytest.raises(ValueError, match="no file of latents as `encode` writes it"):
-        read_latents(files[2])
+        read_latents(file)
