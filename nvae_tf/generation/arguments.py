@@ -65,10 +65,3 @@ def parse_temperature(text: str) -> float | list[float]:
         check(0.0 < value < float("inf"), f"--temperature={word}: must be greater than 0; 1 is the model as trained")
         values.append(value)
     return values if len(values) > 1 else values[0]
-
-
-def temperature_text(temperature: float | list[float]) -> str:
-    """`temperature 0.7` or `temperatures 0.7, 0.8`."""
-    if isinstance(temperature, list):
-        return f"temperatures {', '.join(f'{value:g}' for value in temperature)}"
-    return f"temperature {temperature:g}"

@@ -3,9 +3,8 @@
 Every image that a model makes comes through here, so the same latents give the same bits.
 """
 
-import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,10 +75,9 @@ def decode_images(
 
 
 class ImageGenerator:
-    """What `generate_images` does, for a model whose weights change in between.
+    """What `generate_images` does, by graphs that are kept, one for every number of groups whose latents are given.
 
-    A graph is traced once for every number of groups whose latents are given. Each of the strategy's replicas, all in
-    this process, takes batches of its own.
+    Each of the strategy's replicas, all in this process, takes batches of its own.
     """
 
     def __init__(self, model: NVAE, strategy: tf.distribute.Strategy | None = None):
@@ -134,7 +132,6 @@ def _once_per_model(make: Callable[[NVAE], Any]) -> Callable[[NVAE], Any]:
     """Keeps what `make` gives for a model, so that its graphs are traced once, until the model is gone."""
     made = weakref.WeakKeyDictionary()
 
-    @functools.wraps(make)
     def of_model(model: NVAE) -> Any:
         if model not in made:
             # A proxy, so that the graphs do not keep the model alive.
@@ -146,7 +143,7 @@ def _once_per_model(make: Callable[[NVAE], Any]) -> Callable[[NVAE], Any]:
 
 @_once_per_model
 def generator_of(model: NVAE) -> ImageGenerator:
-    """The generator that the functions here share; a second call need not trace its graph again."""
+    """The generator that all functions share."""
     return ImageGenerator(model)
 
 
@@ -156,6 +153,33 @@ def _encoder_of(model: NVAE) -> Callable[..., list[tf.Tensor]]:
         return [latent.z for latent in model.encode_from_seeds(images, seeds, noise_scale)]
 
     return tf.function(encode, autograph=False)
+
+
+def nearest_images(
+    samples: np.ndarray, batches: Iterable[np.ndarray], count: int, progress: Progress
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `count` images most like each sample, the nearest first; of equals the earlier wins. One look at each batch.
+
+    Samples and batches are `[images, height, width, channels]` in [0, 1]. Returns, each `[samples, count, ...]`, the
+    places among all images, the mean squared differences of a pixel value, and the images.
+    """
+    flat = samples.reshape(len(samples), -1).astype(np.float64)
+    best, seen = None, 0
+    for batch in batches:
+        images = np.asarray(batch)
+        rows = images.reshape(len(images), -1).astype(np.float64)
+        # |a - b|^2 = |a|^2 - 2 ab + |b|^2, in float64 because it cancels.
+        squares = (flat**2).sum(axis=1)[:, np.newaxis] + (rows**2).sum(axis=1)
+        distances = np.maximum(squares - 2.0 * flat @ rows.T, 0.0) / flat.shape[1]
+        # In order of distance and, stable, of number.
+        chosen = np.argsort(distances, axis=1, kind="stable")[:, :count]
+        found = seen + chosen, np.take_along_axis(distances, chosen, axis=1), images[chosen]
+        best = found if best is None else [np.concatenate(pair, axis=1) for pair in zip(best, found, strict=True)]
+        order = np.argsort(best[1], axis=1, kind="stable")[:, :count]
+        best = [part[np.arange(len(samples))[:, np.newaxis], order] for part in best]
+        seen += len(images)
+        progress(seen)
+    return tuple(best)
 
 
 def _in_batches(
