@@ -282,8 +282,11 @@ class DataSpec:
             "num_bits": (1, 8),
             "test_fraction": (0, 1),
             "split_seed": (0, 2**32 - 1),
-            "max_pixels": (1, _LARGEST_MAX_PIXELS),
         }
+        check(
+            1 <= self.max_pixels <= _LARGEST_MAX_PIXELS,
+            f"data.max_pixels = {self.max_pixels}: must be from 1 to {_LARGEST_MAX_PIXELS}, Pillow's own limit",
+        )
         check(self.file_bits in (None, 8, 16), f"data.file_bits = {self.file_bits}: must be 8 or 16")
         check(0.0 < self.test_fraction < 1.0, f"data.test_fraction = {self.test_fraction}: must lie between 0 and 1")
         _check_numbers("data", self, 1, limits)
