@@ -20,10 +20,9 @@ _BATCHES_READ_AHEAD = 8
 
 
 def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> list[np.ndarray]:
-    """Prints what is in both parts of a data set and returns the first images of each, up to `count`.
+    """Prints what is in both parts of a run's data set, and measures for so many seconds the reading of each.
 
-    They are float32 `[images, height, width, channels]` in [0, 1]. For so many seconds the reading of each part is
-    measured. The settings are those of a run, complete.
+    Returns the first images of each part, float32 `[up to count, height, width, channels]` in [0, 1].
     """
     spec, batch_size = config.data, config.train.batch_size
     check_model_fits(config.model, spec)

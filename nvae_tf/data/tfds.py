@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from nvae_tf.config import DataSpec, check, did_you_mean
-from nvae_tf.data.decoded_cache import DecodedCache
+from nvae_tf.data.decoded_cache import decoded_once
 from nvae_tf.data.pictures import PictureHeader, WrongSize, check_form, fit_pixels
 from nvae_tf.data.pipeline import closed_at_exit
 from nvae_tf.data.sources import ArraySource, ImageSource, check_memory
@@ -63,10 +63,8 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
     if spec.cache:
         # What distinguishes prepared sets of the same name.
         info = pathlib.Path(builder.data_path) / "dataset_info.json"
-        cache = DecodedCache(spec, split, (builder.info.full_name, info.read_bytes(), info.stat().st_mtime_ns))
-        if not cache.exists:
-            cache.write(_batches(builder, name, spec), count, report)
-        return cache.source()
+        contents = builder.info.full_name, info.read_bytes(), info.stat().st_mtime_ns
+        return decoded_once(spec, split, contents, lambda: (count, _batches(builder, name, spec)), report)
     check_memory(
         count * int(np.prod(spec.image_shape)),
         f"{spec.source_name}: {count:,} images of {spec.image_shape}",
