@@ -1,7 +1,6 @@
 """The known data sets, and what a data set decides: its own open settings, and those of the model that follow.
 
-Nothing else in the code compares a data set's name. Configs copy a spec into their group `data`, from where the run
-takes it. docs/data.md says where the images come from. Nothing here needs TensorFlow, unless the images do.
+docs/data.md says where the images come from. Nothing here needs TensorFlow, unless the images do.
 """
 
 import dataclasses
@@ -75,7 +74,7 @@ MODEL_SETTINGS |= {name: name for name in ("num_bits", "likelihood", "padded_hei
 
 
 def data_spec(name: str) -> DataSpec:
-    """Returns the spec of the data set called `name`."""
+    """The spec of the data set called `name`."""
     known = ", ".join(sorted(DATA_SPECS))
     check(name in DATA_SPECS, f"there is no data set '{name}' ({known}){did_you_mean(name, DATA_SPECS)}")
     return DATA_SPECS[name]
@@ -86,14 +85,13 @@ def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
     names = ["image_height", "image_width", "image_channels", "num_bits"]
     if "bernoulli" in (config.likelihood, spec.likelihood):
         names.append("likelihood")
+    pairs = [(name, getattr(config, name), getattr(spec, MODEL_SETTINGS[name])) for name in names]
     wrong = [
-        f"model.{name} is {getattr(config, name)!r}, but data.{MODEL_SETTINGS[name]} is "
-        f"{getattr(spec, MODEL_SETTINGS[name])!r}"
-        for name in names
-        if getattr(config, name) != getattr(spec, MODEL_SETTINGS[name])
+        f"model.{name} is {value!r}, but data.{MODEL_SETTINGS[name]} is {of_data!r}"
+        for name, value, of_data in pairs
+        if value != of_data
     ]
-    if wrong:
-        raise ValueError(f"the model does not fit data set {spec.name!r}: {'; '.join(wrong)}. Set them alike")
+    check(not wrong, f"the model does not fit data set {spec.name!r}: {'; '.join(wrong)}. Set them alike")
 
 
 def complete_config(settings: Mapping[str, Any]) -> ExperimentConfig:
@@ -128,17 +126,11 @@ def _size(spec: DataSpec, found: "PictureHeader") -> tuple[int, int]:
     """Height and width for the model; one that is not set follows from the other, or from the first image."""
     if spec.height or spec.width:
         return spec.height or spec.width, spec.width or spec.height
-    if spec.resize != "none":
-        raise ValueError(
-            f"data.resize = {spec.resize!r}, but to which size? Set --config.data.height=64 (in pixels; "
-            "--config.data.width too if it is another)"
-        )
+    size = "--config.data.height=64 (in pixels; --config.data.width too if it is another)"
+    check(spec.resize == "none", f"data.resize = {spec.resize!r}, but to which size? Set {size}")
     if spec.crop_box:
         left, top, right, bottom = spec.crop_box
         return bottom - top, right - left
-    if None in (found.height, found.width):
-        raise ValueError(
-            f"The images of {spec.source_name} have different sizes: set --config.data.resize=crop (or stretch) and "
-            "--config.data.height=64 (in pixels; --config.data.width too if it is another)"
-        )
+    differ = f"The images of {spec.source_name} have different sizes: set --config.data.resize=crop (or stretch) and"
+    check(None not in (found.height, found.width), f"{differ} {size}")
     return found.height, found.width

@@ -35,8 +35,7 @@ def generate_images(
     """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
     Image i depends on the seed and i alone. The temperature multiplies the priors' sigma: a number, or a list with one
-    a scale or one a group, see `temperatures_of_groups`. `progress` is called after each batch with the number of
-    images done. ValueError where a number is not greater than 0, or the temperatures do not fit the model.
+    a scale or one a group, see `temperatures_of_groups`, which has the errors too.
     """
     return generator_of(model).generate(count, temperature, seed, progress)
 
@@ -47,7 +46,8 @@ def encode_images(
     """Latents of images `[count, height, width, channels]` in [0, 1] from the posterior, or with `mean` its means.
 
     Those of image i depend on the image, the seed and i alone. Returns float32 `[count, height, width, channels]` for
-    each group, top group first. ValueError where the images have another size, or are not all in [0, 1].
+    each group, top group first. `progress` is called after each batch with the number of images done. ValueError where
+    the images have another size, or are not all in [0, 1].
     """
     images = check_images(images, model.config).numpy()
     # The scale is an argument, not a constant: means then come from the arithmetic of draws.
@@ -208,8 +208,8 @@ def samples_sharing_groups(
 ) -> np.ndarray:
     """Mean images `[count, height, width, channels]` of samples with the same latents in the upper groups.
 
-    The first is the first of `model.generate` with the same seed and temperature; the others have its latents in the
-    upper `shared_groups` groups, 0 to all, and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
+    The first is that of `model.generate`; the others have its latents in the upper `shared_groups` groups, 0 to all,
+    and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
     """
     groups = model.plan.num_groups
     check(0 <= shared_groups <= groups, f"shared_groups = {shared_groups}: must be from 0 to {groups}")
