@@ -87,7 +87,7 @@ def reconstruct(config: ExperimentConfig, load: "Load", place: OutputPlace) -> s
 
     kept, groups = _kept_groups(config)
     drawing = kept, _temperature(config), FLAGS.seed, FLAGS.mean
-    originals, names, words = _images(config, 40, place.kind == FOLDER)
+    originals, names, words = _images(config, _AT_MOST["reconstruct"], place.kind == FOLDER)
     made = reconstruct_images(load().model, originals, *drawing, _progress(len(originals)))
     columns = min(FLAGS.columns, len(originals))
     _write(place, made, names, image_grid.pairs_of_rows(originals, made, columns), columns)
@@ -138,7 +138,7 @@ def vary(config: ExperimentConfig, load: "Load", place: OutputPlace) -> str:
     count = FLAGS.variants
     kept, groups = _kept_groups(config)
     drawing = kept, count, _temperature(config), FLAGS.seed, FLAGS.mean
-    originals, names, words = _images(config, 8, place.kind == FOLDER)
+    originals, names, words = _images(config, _AT_MOST["vary"], place.kind == FOLDER)
     made = vary_images(load().model, originals, *drawing, _progress(len(originals) * count))
     stems = [str(pathlib.PurePath(name).with_suffix("")) for name in names]
     numbered = [f"{stem}_{number:03d}.png" for stem in stems for number in range(count)]
@@ -334,6 +334,8 @@ _KINDS = {"interpolate": (".png", ".gif", ".webp", FOLDER), "encode": (".npz",),
 _OUTPUTS = {"encode": "File of latents to write, .npz.", "nearest": "PNG file to write."}
 _OUTPUT = "File to write: PNG{}, or a folder (DIR/) for a PNG file of every image in the model's size."
 _WITH_IMAGES = ("reconstruct", "interpolate", "vary", "encode")
+# Images of the data set that are taken where no flag says how many; all in the other modes.
+_AT_MOST = {"reconstruct": 40, "vary": 8}
 
 
 def _define_flags(mode: str) -> None:
@@ -350,10 +352,8 @@ def _define_flags(mode: str) -> None:
     if mode in ("sample", "nearest"):
         number("count", 64 if mode == "sample" else 8, "Number of samples.", lower_bound=1)
     elif mode in ("reconstruct", "vary", "encode"):
-        at_most = {"reconstruct": "40, or all if there are fewer", "vary": "8, or all if there are fewer"}
-        number(
-            "count", None, f"Number of images of the data set; {at_most.get(mode, 'all')} if not given.", lower_bound=1
-        )
+        at_most = f"{_AT_MOST[mode]}, or all if there are fewer" if mode in _AT_MOST else "all"
+        number("count", None, f"Number of images of the data set; {at_most} if not given.", lower_bound=1)
     if mode in ("reconstruct", "vary", "decode"):
         text = "So many groups, from the top, keep their latents, and the others are drawn"
         text += "; 0 gives samples." if mode == "vary" else "; all if not given."

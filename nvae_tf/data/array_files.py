@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from nvae_tf.config import DataSpec, check
-from nvae_tf.data.pictures import PictureHeader, check_array, fit_array
+from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_pixels, fits
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, check_memory, held_out
 from nvae_tf.errors import first_line
 from nvae_tf.progress import Report
@@ -118,7 +118,7 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
     """
     stored, header, numbers = _part(spec, split)
     images = stored.read(header).reshape(header.shape)
-    check_array(images, spec, spec.path)
+    _check_images(images, spec, spec.path)
     if not isinstance(images, np.memmap):
         # Of what lies in memory, only this part.
         images, numbers = images[numbers], np.arange(len(numbers))
@@ -129,7 +129,7 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
             found = (found >> 8).astype(np.uint8)
         elif found.dtype == np.bool_:
             found = found.astype(np.uint8) * np.uint8(255)
-        return fit_array(found, spec)
+        return _fitted(found, spec)
 
     return ReadSource(len(numbers), spec.image_shape, read)
 
@@ -218,6 +218,15 @@ def _bits(dtype):
     return _BITS[dtype.newbyteorder("=")]
 
 
+def _check_images(images: np.ndarray, spec: DataSpec, where: object) -> None:
+    check_size(f"{where}: each image", *images.shape[1:3], spec)
+    check_form(where, images.shape[3], _bits(images.dtype), spec)
+
+
+def _fitted(images: np.ndarray, spec: DataSpec) -> np.ndarray:
+    return images if fits(images, spec) else np.stack([fit_pixels(image, spec) for image in images])
+
+
 def first_idx_image(spec: DataSpec) -> PictureHeader:
     """What the images of the training part are like: gray, 8 bits."""
     return PictureHeader(*_read_idx(_idx_file(spec, "train")).shape[1:], 1, 8)
@@ -230,8 +239,8 @@ def load_idx(spec: DataSpec, split: str, _: Report) -> ImageSource:
     """
     file = _idx_file(spec, split)
     images = _read_idx(file)[..., np.newaxis]
-    check_array(images, spec, file)
-    return ArraySource(fit_array(images, spec))
+    _check_images(images, spec, file)
+    return ArraySource(_fitted(images, spec))
 
 
 def _idx_file(spec, split):
@@ -325,8 +334,8 @@ def load_mat(spec: DataSpec, split: str, _: Report) -> ImageSource:
         raise ValueError(form)
     images = columns.reshape(_MAT_SIZE, _MAT_SIZE, -1).transpose(2, 1, 0)
     images = (images * 255).astype(np.uint8)[..., np.newaxis]
-    check_array(images, spec, file)
-    return ArraySource(fit_array(images, spec))
+    _check_images(images, spec, file)
+    return ArraySource(_fitted(images, spec))
 
 
 def _damaged_mat(file, error):

@@ -17,7 +17,6 @@ from nvae_tf.data.pictures import (
     SUFFIXES,
     BadPicture,
     PictureHeader,
-    WrongSize,
     check_form,
     check_size,
     fitted,
@@ -102,12 +101,10 @@ def folder_holds_out(spec: DataSpec) -> bool:
 def _pixels(path: pathlib.Path, spec: DataSpec, fix: str) -> np.ndarray:
     """A picture as the spec has it, uint8 `[height, width, channels]`; every error has its name and the fix."""
     try:
-        picture = read_picture(path, spec.channels, spec.max_pixels, lambda picture: fitted(picture, spec))
+        picture = read_picture(path, spec.channels, spec.max_pixels, lambda picture: fitted(picture, spec, f"{path}:"))
         return np.asarray(picture).reshape(spec.image_shape)
     except BadPicture as error:
         raise BadPicture(f"{error}. {fix}") from None
-    except WrongSize as error:
-        raise BadPicture(f"{path}: {error}") from None
     except Exception as error:
         raise BadPicture(f"{path}: can't be converted ({error}). {fix}") from None
 
@@ -176,14 +173,12 @@ def _problem(spec: DataSpec, name: str) -> str | None:
     path = pathlib.Path(spec.path, name)
     try:
         header = read_header(path, spec.max_pixels)
-        check_size(spec, header.height, header.width)
+        check_size(f"{path}:", header.height, header.width, spec)
         check_form(path, header.channels, header.bits, spec)
         if spec.on_bad_file == "skip":
             read_picture(path, spec.channels, spec.max_pixels)
     except BadPicture as error:
         return str(error)
-    except WrongSize as error:
-        return f"{path}: {error}"
     return None
 
 
@@ -242,16 +237,12 @@ def _check_for_model(path: pathlib.Path, spec: DataSpec) -> None:
         "--convert (in Python convert=True) converts such pictures when they are read",
     )
     try:
-        check_size(spec, header.height, header.width)
-    except WrongSize:
-        found = f"{path}: is {header.height}x{header.width} (height x width)"
+        check_size(f"{path}:", header.height, header.width, spec)
+    except BadPicture:
         wanted = f"{spec.height}x{spec.width}"
+        fix = f", but the model takes {wanted}; --resize=crop or --resize=stretch (in Python resize=) brings pictures "
+        fix += "to this size"
         if spec.crop_box is not None:
-            raise ValueError(
-                f"{found}; the model's data are cropped from larger pictures with data.crop_box {spec.crop_box} (left, "
-                f"top, right, bottom) and brought to {wanted}: give such pictures"
-            ) from None
-        raise ValueError(
-            f"{found}, but the model takes {wanted}; --resize=crop or --resize=stretch (in Python resize=) brings "
-            "pictures to this size"
-        ) from None
+            fix = f"; the model's data are cropped from larger pictures with data.crop_box {spec.crop_box} (left, top, "
+            fix += f"right, bottom) and brought to {wanted}: give such pictures"
+        raise ValueError(f"{path}: is {header.height}x{header.width} (height x width){fix}") from None

@@ -45,10 +45,6 @@ class BadPicture(ValueError):
     """A file can't be used; the message has its name and why."""
 
 
-class WrongSize(ValueError):
-    """A picture has another size than expected, or is too small to be cropped."""
-
-
 class PictureHeader(NamedTuple):
     """A picture's size in pixels, its channels, and bits per channel (8 or 16)."""
 
@@ -299,9 +295,9 @@ def _strips_lie_within(tags, size):
         return False
 
 
-def fitted(picture: Image.Image, spec: DataSpec) -> Image.Image:
-    """The picture cropped and resized as the data set has it, or WrongSize. Scaling is bilinear and antialiased."""
-    check_size(spec, picture.height, picture.width)
+def fitted(picture: Image.Image, spec: DataSpec, where: str = "a picture") -> Image.Image:
+    """The picture cropped and resized as the data set has it, or BadPicture. Scaling is bilinear and antialiased."""
+    check_size(where, picture.height, picture.width, spec)
     if spec.crop_box is not None:
         picture = picture.crop(spec.crop_box)
     if spec.resize == "crop" and min(picture.height / spec.height, picture.width / spec.width) == 1.0:
@@ -315,20 +311,20 @@ def fitted(picture: Image.Image, spec: DataSpec) -> Image.Image:
     return picture
 
 
-def check_size(spec: DataSpec, height: int, width: int) -> None:
-    """Raises WrongSize for a picture that is smaller than the box, or of another size where nothing resizes it."""
+def check_size(where: str, height: int, width: int, spec: DataSpec) -> None:
+    """Raises BadPicture for a picture that is smaller than the box, or of another size where nothing resizes it."""
     if spec.crop_box is not None:
         left, top, right, bottom = spec.crop_box
         if right > width or bottom > height:
-            raise WrongSize(
-                f"is {height}x{width} (height x width), too small for data.crop_box {spec.crop_box} "
+            raise BadPicture(
+                f"{where} is {height}x{width} (height x width), too small for data.crop_box {spec.crop_box} "
                 "(left, top, right, bottom): make the box smaller"
             )
         height, width = bottom - top, right - left
     if spec.resize == "none" and (height, width) != (spec.height, spec.width):
-        raise WrongSize(
-            f"is {height}x{width} (height x width), not {spec.height}x{spec.width}: to bring all to one size set "
-            f"--config.data.resize=crop (or stretch) --config.data.height={spec.height} "
+        raise BadPicture(
+            f"{where} is {height}x{width} (height x width), not {spec.height}x{spec.width}: to bring all to one size "
+            f"set --config.data.resize=crop (or stretch) --config.data.height={spec.height} "
             f"--config.data.width={spec.width}"
         )
 
@@ -344,36 +340,18 @@ def check_form(where: object, channels: int | None, bits: int, spec: DataSpec) -
             )
 
 
-def check_array(images: np.ndarray, spec: DataSpec, where: object) -> None:
-    """Checks images `[count, height, width, channels]` of the file `where`, uint8, uint16 or bool, against the spec."""
-    try:
-        check_size(spec, *images.shape[1:3])
-    except WrongSize as error:
-        raise ValueError(f"{where}: each image {error}") from None
-    check_form(where, images.shape[3], 16 if images.dtype.itemsize == 2 else 8, spec)
+def fits(images: np.ndarray, spec: DataSpec) -> bool:
+    """Whether nothing is to be done to images `[..., height, width, channels]`."""
+    return spec.crop_box is None and spec.resize == "none" and images.shape[-3:] == spec.image_shape
 
 
-def fit_array(images: np.ndarray, spec: DataSpec) -> np.ndarray:
-    """`fit_pixels` of every image in uint8 `[count, height, width, channels]`."""
-    if _is_fit(spec, images.shape[1:]):
-        return images
-    return np.stack([fit_pixels(image, spec) for image in images])
-
-
-def _is_fit(spec: DataSpec, shape: tuple[int, ...]) -> bool:
-    return spec.crop_box is None and spec.resize == "none" and shape == spec.image_shape
-
-
-def fit_pixels(pixels: np.ndarray, spec: DataSpec) -> np.ndarray:
-    """Converts and resizes uint8 `[height, width, channels]`, 1 to 4 channels, to the spec's image shape.
-
-    Each channel is scaled by itself, while picture files with alpha are scaled as they look.
-    """
-    if _is_fit(spec, pixels.shape):
+def fit_pixels(pixels: np.ndarray, spec: DataSpec, where: str = "an image") -> np.ndarray:
+    """Converts and resizes uint8 `[height, width, channels]`, 1 to 4 channels, to the spec's image shape."""
+    if fits(pixels, spec):
         return pixels
     if pixels.shape[-1] != spec.channels:
         picture = as_eight_bits(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), spec.channels)
         pixels = np.asarray(picture).reshape(*pixels.shape[:2], spec.channels)
     # Each channel by itself: Pillow would take the last of 2 or 4 for an alpha channel and multiply the others by it.
-    channels = [fitted(Image.fromarray(channel), spec) for channel in np.moveaxis(pixels, -1, 0)]
+    channels = [fitted(Image.fromarray(channel), spec, where) for channel in np.moveaxis(pixels, -1, 0)]
     return np.stack([np.asarray(channel) for channel in channels], axis=-1)

@@ -102,7 +102,7 @@ def intensity_table(num_bits: int) -> np.ndarray:
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """The number of full batches in `count` images; ValueError where there is none."""
-    _check_batch_size(batch_size)
+    check(batch_size >= 1, f"The batch size is {batch_size}; it must be 1 or above.")
     check(
         batch_size <= count,
         f"A batch of {batch_size} is larger than the training split of {count} images: "
@@ -146,7 +146,7 @@ def evaluation_batches(
     time the dataset is iterated. With `numbers` only these batches come, in this order, counted from 0.
     """
     check_image_shape(source, spec)
-    _check_batch_size(batch_size)
+    check(batch_size >= 1, f"The batch size is {batch_size}; it must be 1 or above.")
     count = source.count
     numbers = range(-(-count // batch_size)) if numbers is None else numbers
     starts = tf.data.Dataset.from_tensor_slices(batch_size * np.array(numbers, np.int64))
@@ -179,7 +179,6 @@ def shuffled_index_batches(
 
 
 def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
-    """Reads and preprocesses whole batches, several at a time, in order."""
     read = source.reader()
     # What is to be binarized keeps its intensities until then.
     table = intensity_table(8 if spec.binarise else spec.num_bits)
@@ -197,10 +196,6 @@ def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
 
     batches = index_batches.map(images_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return batches.prefetch(_BATCHES_AHEAD)
-
-
-def _check_batch_size(batch_size):
-    check(batch_size >= 1, f"The batch size is {batch_size}; it must be 1 or above.")
 
 
 def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor]:

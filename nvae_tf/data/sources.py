@@ -1,8 +1,7 @@
-"""From a data spec to its images.
+"""From a data spec to its images; TensorFlow is imported when a pipeline is made.
 
 A new kind of source is a line in `SOURCES` and a module with the functions `load_KIND`, `first_KIND_image` and, where
-it may have no test part, `KIND_holds_out`. TensorFlow is imported when a pipeline is made: settings are completed and
-checked with the sources before.
+it may have no test part, `KIND_holds_out`.
 """
 
 from __future__ import annotations
@@ -63,11 +62,11 @@ class ArraySource(ImageSource):
     """Images in memory, uint8 `[count, height, width, channels]`, and labels `[count]` where the set has some."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
-        check(
+        valid, form = (
             images.dtype == np.uint8 and images.ndim == 4 and images.size > 0,
-            "Images must be a non-empty uint8 array [count, height, width, channels], "
-            f"not {images.dtype} {list(images.shape)}.",
+            "[count, height, width, channels]",
         )
+        check(valid, f"Images must be a non-empty uint8 array {form}, not {images.dtype} {list(images.shape)}.")
         self.images, self.labels = images, labels
         self.count, self.image_shape = len(images), images.shape[1:]
         self._tensor = None
@@ -75,8 +74,7 @@ class ArraySource(ImageSource):
     def reader(self):
         import tensorflow as tf
 
-        # An eager tensor, one for all pipelines, is captured by reference; an array would be copied into the graph.
-        # It lies where tf.data runs, not on an accelerator.
+        # An eager tensor is captured by reference, an array would be copied into each graph. tf.data runs on the CPU.
         if self._tensor is None:
             with tf.device("/CPU:0"):
                 self._tensor = tf.constant(self.images)
@@ -85,7 +83,7 @@ class ArraySource(ImageSource):
 
 
 class ReadSource(ImageSource):
-    """Images that a Python function reads on demand: from files, or a memory-mapped array.
+    """Images that are read on demand: from files, or a memory-mapped array.
 
     `read` takes numbers `[batch]` and returns uint8 `[batch, height, width, channels]`; several threads call it.
     """
@@ -134,7 +132,7 @@ class StackedSource(ImageSource):
 
 
 def load_split(spec: DataSpec, split: str, report: Report | None = None) -> ImageSource:
-    """Loads one part, "train" or "test", of a data set whose spec is complete (`nvae_tf.data.spec.complete_spec`).
+    """One part, "train" or "test", of a data set whose spec is complete (`nvae_tf.data.spec.complete_spec`).
 
     Raises ValueError for images that can't be used, FileNotFoundError where nothing lies at `data.path`, and
     ConnectionError where the data must be downloaded and can't be.
@@ -184,11 +182,9 @@ def place_of(spec: DataSpec) -> str:
 
 def check_image_shape(source: ImageSource, spec: DataSpec) -> None:
     """Raises ValueError unless the source's images have the size that the spec promises to the model."""
-    check(
-        tuple(source.image_shape) == spec.image_shape,
-        f"The images of data set '{spec.name}' are {list(source.image_shape)} (height, width, channels), "
-        f"but its spec says {list(spec.image_shape)}.",
-    )
+    found, said = list(source.image_shape), list(spec.image_shape)
+    form = "(height, width, channels)"
+    check(found == said, f"The images of data set '{spec.name}' are {found} {form}, but its spec says {said}.")
 
 
 def _function(spec, name):
@@ -196,10 +192,9 @@ def _function(spec, name):
     check_choice("data.source", spec.source, ("auto", *SOURCES))
     kind = source_at(spec.path) if spec.source == "auto" else spec.source
     source = SOURCES[kind]
-    if source.needs:
-        is_folder = _place(spec.path, source.needs).is_dir()
+    if source.needs and not _place(spec.path, source.needs).is_dir():
         message = f"data.path = {spec.path}: a file; for data.source = {spec.source} it names {source.needs}"
-        check(is_folder or not source.needs_folder, message)
+        check(not source.needs_folder, message)
     check(
         bool(spec.source_name) or not source.needs_name,
         f"data.source_name is not set: the name of the set within data.source = {spec.source}, "

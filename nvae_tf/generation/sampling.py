@@ -51,11 +51,9 @@ def encode_images(
     """
     images = check_images(images, model.config).numpy()
     # The scale is an argument, not a constant: means then come from the arithmetic of draws.
-    noise_scale = tf.constant(0.0 if mean else 1.0)
-    encode = _encoder_of(model)
-    return _in_batches(
-        lambda *batch: encode(*batch, noise_scale), [images, image_seeds(seed, len(images)).numpy()], progress
-    )
+    noise_scale, generator = tf.constant(0.0 if mean else 1.0), generator_of(model)
+    rows = [images, image_seeds(seed, len(images)).numpy()]
+    return _in_batches(lambda *batch: generator.encode_batch(*batch, noise_scale), rows, progress)
 
 
 def decode_images(
@@ -84,6 +82,7 @@ class ImageGenerator:
         self._model = model
         self._strategy = strategy or tf.distribute.get_strategy()
         self._mean_images = tf.function(self._images_of, autograph=False)
+        self.encode_batch = tf.function(self._latents_of, autograph=False)
 
     def generate(
         self,
@@ -127,32 +126,19 @@ class ImageGenerator:
 
         return self._strategy.run(of_replica, rows)
 
-
-def _once_per_model(make: Callable[[NVAE], Any]) -> Callable[[NVAE], Any]:
-    """Keeps what `make` gives for a model, so that its graphs are traced once, until the model is gone."""
-    made = weakref.WeakKeyDictionary()
-
-    def of_model(model: NVAE) -> Any:
-        if model not in made:
-            # A proxy, so that the graphs do not keep the model alive.
-            made[model] = make(weakref.proxy(model))
-        return made[model]
-
-    return of_model
+    def _latents_of(self, images: tf.Tensor, seeds: tf.Tensor, noise_scale: tf.Tensor) -> list[tf.Tensor]:
+        return [latent.z for latent in self._model.encode_from_seeds(images, seeds, noise_scale)]
 
 
-@_once_per_model
+_GENERATORS: weakref.WeakKeyDictionary[NVAE, ImageGenerator] = weakref.WeakKeyDictionary()
+
+
 def generator_of(model: NVAE) -> ImageGenerator:
-    """The generator that all functions share."""
-    return ImageGenerator(model)
-
-
-@_once_per_model
-def _encoder_of(model: NVAE) -> Callable[..., list[tf.Tensor]]:
-    def encode(images, seeds, noise_scale):
-        return [latent.z for latent in model.encode_from_seeds(images, seeds, noise_scale)]
-
-    return tf.function(encode, autograph=False)
+    """The generator that all functions share, so that a model's graphs are traced once."""
+    if model not in _GENERATORS:
+        # A proxy, so that the graphs do not keep the model alive.
+        _GENERATORS[model] = ImageGenerator(weakref.proxy(model))
+    return _GENERATORS[model]
 
 
 def nearest_images(
