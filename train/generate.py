@@ -331,8 +331,11 @@ def _progress(total: int, what: str = "") -> Callable[[int], None]:
 MODES = {mode.__name__: mode for mode in (sample, reconstruct, interpolate, vary, encode, decode, nearest)}
 # Of --output, where it is not a PNG file or a folder.
 _KINDS = {"interpolate": (".png", ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": (".png",)}
-_OUTPUTS = {"encode": "File of latents to write, .npz.", "nearest": "PNG file to write."}
-_OUTPUT = "File to write: PNG{}, or a folder (DIR/) for a PNG file of every image in the model's size."
+_OUTPUT_HELP = {
+    "interpolate": "File to write, PNG, GIF or WebP, or a folder (DIR/) for a PNG file of every image.",
+    "encode": "File of latents to write, .npz.",
+    "nearest": "PNG file to write.",
+}
 _WITH_IMAGES = ("reconstruct", "interpolate", "vary", "encode")
 # Images of the data set that are taken where no flag says how many; all in the other modes.
 _AT_MOST = {"reconstruct": 40, "vary": 8}
@@ -340,59 +343,54 @@ _AT_MOST = {"reconstruct": 40, "vary": 8}
 
 def _define_flags(mode: str) -> None:
     """The flags of one mode; those of the others are unknown then."""
-    number = flags.DEFINE_integer
-    flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
+    number, text, switch = flags.DEFINE_integer, flags.DEFINE_string, flags.DEFINE_boolean
+    text("workdir", None, "Run folder of train.main.", required=True)
     flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-    formats = ", GIF or WebP" if mode == "interpolate" else ""
-    flags.DEFINE_string("output", None, _OUTPUTS.get(mode, _OUTPUT.format(formats)), required=True)
-    flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
+    output = "File to write: PNG, or a folder (DIR/) for a PNG file of every image in the model's size."
+    text("output", None, _OUTPUT_HELP.get(mode, output), required=True)
+    switch("overwrite", False, "Replace what is at --output already.")
     number("seed", 1, "Of the latents, and of the binarization of images.", lower_bound=0, upper_bound=LARGEST_SEED)
     if mode in _WITH_IMAGES:
-        _define_image_flags()
+        several = "a file, a folder with all in it, or several with commas. Without it, images of the data set"
+        flags.DEFINE_multi_string("input", None, f"Picture files: {several}")
+        brought = "How picture files of --input are brought to the model's size; if not given, as in training."
+        flags.DEFINE_enum("resize", None, ["crop", "stretch"], brought)
+        switch("convert", None, "Convert pictures of --input that have other channels; if not given, as in training.")
+        flags.DEFINE_list("indices", None, "Numbers of images of the data set, counted from 0: 3,17.")
+        switch("mean", False, "Take the posterior's means as an image's latents, not draws.")
     if mode in ("sample", "nearest"):
         number("count", 64 if mode == "sample" else 8, "Number of samples.", lower_bound=1)
     elif mode in ("reconstruct", "vary", "encode"):
         at_most = f"{_AT_MOST[mode]}, or all if there are fewer" if mode in _AT_MOST else "all"
         number("count", None, f"Number of images of the data set; {at_most} if not given.", lower_bound=1)
     if mode in ("reconstruct", "vary", "decode"):
-        text = "So many groups, from the top, keep their latents, and the others are drawn"
-        text += "; 0 gives samples." if mode == "vary" else "; all if not given."
-        number("kept_groups", 1 if mode == "vary" else None, text, lower_bound=0)
-    if mode in ("sample", "reconstruct", "vary", "decode", "nearest"):
-        flags.DEFINE_string("temperature", "1.0", TEMPERATURE_HELP)
+        kept = "So many groups, from the top, keep their latents, and the others are drawn"
+        kept += "; 0 gives samples." if mode == "vary" else "; all if not given."
+        number("kept_groups", 1 if mode == "vary" else None, kept, lower_bound=0)
+    if mode not in ("interpolate", "encode"):
+        text("temperature", "1.0", TEMPERATURE_HELP)
     if mode in ("sample", "reconstruct", "decode"):
-        text = f"At most so many images a row{'.' if mode == 'reconstruct' else '; a nearly square grid if not given.'}"
-        number("columns", 10 if mode == "reconstruct" else None, text, lower_bound=1)
+        columns = (
+            f"At most so many images a row{'' if mode == 'reconstruct' else '; a nearly square grid if not given'}."
+        )
+        number("columns", 10 if mode == "reconstruct" else None, columns, lower_bound=1)
+    if mode in (*_WITH_IMAGES, "nearest"):
+        flags.DEFINE_enum("split", "train" if mode == "nearest" else "test", ["test", "train"], "Part of the data set.")
+        text("data_path", None, command_line.DATA_PATH_HELP)
     if mode == "sample":
         number("batch_norm_iterations", 0, BATCH_NORM_HELP, lower_bound=0)
     elif mode == "interpolate":
         number("steps", 10, "Steps from one image to the next.", lower_bound=1)
         flags.DEFINE_list("how", ["spherical"], "spherical, linear or keep; one, or one a scale or a group.")
         number("milliseconds", 80, "How long a GIF or WebP shows each image.", lower_bound=20)
-        flags.DEFINE_boolean("loop", True, "Whether a GIF or WebP begins again for ever.")
+        switch("loop", True, "Whether a GIF or WebP begins again for ever.")
     elif mode == "vary":
         number("variants", 8, "Number of variants of each image.", lower_bound=1)
     elif mode == "decode":
-        flags.DEFINE_string("input", None, "File of latents, .npz.", required=True)
+        text("input", None, "File of latents, .npz.", required=True)
     elif mode == "nearest":
         number("neighbors", 8, "Number of nearest images of each sample.", lower_bound=1)
-        flags.DEFINE_string("json", None, "File to write numbers and distances to, .json.")
-    if mode in (*_WITH_IMAGES, "nearest"):
-        split = "train" if mode == "nearest" else "test"
-        flags.DEFINE_enum("split", split, ["test", "train"], "Part of the data set.")
-        flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
-
-
-def _define_image_flags() -> None:
-    """--input for picture files from outside, and the flags that choose images of the run's data set."""
-    text = "Picture files: a file, a folder with all in it, or several with commas. Without it, images of the data set"
-    flags.DEFINE_multi_string("input", None, text)
-    text = "How picture files of --input are brought to the model's size; if not given, as in training."
-    flags.DEFINE_enum("resize", None, ["crop", "stretch"], text)
-    text = "Convert picture files of --input that have other channels; if not given, as in training."
-    flags.DEFINE_boolean("convert", None, text)
-    flags.DEFINE_list("indices", None, "Numbers of images of the data set, counted from 0: 3,17.")
-    flags.DEFINE_boolean("mean", False, "Take the posterior's means as an image's latents, not draws.")
+        text("json", None, "File to write numbers and distances to, .json.")
 
 
 def overview() -> str:
