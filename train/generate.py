@@ -25,15 +25,8 @@ from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, Experimen
 from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
 from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
-from nvae_tf.generation import image_grid
-from nvae_tf.generation.arguments import (
-    BATCH_NORM_HELP,
-    FOLDER,
-    TEMPERATURE_HELP,
-    OutputPlace,
-    output_place,
-    parse_temperature,
-)
+from nvae_tf.generation import arguments, image_grid
+from nvae_tf.generation.arguments import FOLDER, OutputPlace
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 
@@ -225,9 +218,9 @@ def nearest(config: ExperimentConfig, load: "Load", place: OutputPlace) -> str:
 def _main(mode: str) -> None:
     """Checks the flags before TensorFlow is started, makes what the mode makes and reports it in a line."""
     command_line.check_run_folder(FLAGS.workdir)
-    place = output_place(FLAGS.output, _KINDS.get(mode, (".png", FOLDER)), FLAGS.overwrite)
+    place = arguments.output_place(FLAGS.output, _KINDS.get(mode, (".png", FOLDER)), FLAGS.overwrite)
     if "temperature" in FLAGS:
-        parse_temperature(FLAGS.temperature)
+        arguments.parse_temperature(FLAGS.temperature)
     if mode in _WITH_IMAGES:
         _check_choice_of_images()
     if mode == "interpolate":
@@ -239,7 +232,7 @@ def _main(mode: str) -> None:
     if mode == "decode" and not pathlib.Path(FLAGS.input).is_file():
         raise FileNotFoundError(f"--input={FLAGS.input}: no such file; train.generate encode writes one")
     if mode == "nearest" and FLAGS.json:
-        output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
+        arguments.output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
     start_tensorflow_quietly()
     from nvae_tf.training.loading import load_run
     from nvae_tf.training.run_folder import RunFolder, read_run_config
@@ -275,7 +268,7 @@ def _temperature(config: ExperimentConfig) -> float | list[float]:
     """--temperature, which fits the run's scales or groups."""
     from nvae_tf.models.latents import temperatures_of_groups
 
-    temperature = parse_temperature(FLAGS.temperature)
+    temperature = arguments.parse_temperature(FLAGS.temperature)
     temperatures_of_groups(temperature, latent_plan(config.model))
     return temperature
 
@@ -368,7 +361,7 @@ def _define_flags(mode: str) -> None:
         kept += "; 0 gives samples." if mode == "vary" else "; all if not given."
         number("kept_groups", 1 if mode == "vary" else None, kept, lower_bound=0)
     if mode not in ("interpolate", "encode"):
-        text("temperature", "1.0", TEMPERATURE_HELP)
+        text("temperature", "1.0", arguments.TEMPERATURE_HELP)
     if mode in ("sample", "reconstruct", "decode"):
         columns = (
             f"At most so many images a row{'' if mode == 'reconstruct' else '; a nearly square grid if not given'}."
@@ -378,7 +371,7 @@ def _define_flags(mode: str) -> None:
         flags.DEFINE_enum("split", "train" if mode == "nearest" else "test", ["test", "train"], "Part of the data set.")
         text("data_path", None, command_line.DATA_PATH_HELP)
     if mode == "sample":
-        number("batch_norm_iterations", 0, BATCH_NORM_HELP, lower_bound=0)
+        number("batch_norm_iterations", 0, arguments.BATCH_NORM_HELP, lower_bound=0)
     elif mode == "interpolate":
         number("steps", 10, "Steps from one image to the next.", lower_bound=1)
         flags.DEFINE_list("how", ["spherical"], "spherical, linear or keep; one, or one a scale or a group.")

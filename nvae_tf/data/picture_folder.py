@@ -12,18 +12,8 @@ from typing import Any
 import numpy as np
 
 from nvae_tf.config import DataSpec, check
+from nvae_tf.data import pictures
 from nvae_tf.data.decoded_cache import decoded_once
-from nvae_tf.data.pictures import (
-    SUFFIXES,
-    BadPicture,
-    PictureHeader,
-    check_form,
-    check_size,
-    fitted,
-    list_pictures,
-    read_header,
-    read_picture,
-)
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, held_out
 from nvae_tf.progress import Report
 
@@ -35,21 +25,21 @@ _SKIPPED_NAMES_SHOWN = 5
 _FIX = "Fix or remove the file"
 
 
-def first_folder_image(spec: DataSpec) -> PictureHeader:
+def first_folder_image(spec: DataSpec) -> pictures.PictureHeader:
     """What most pictures of the training part are like, by the headers of up to 200 spread all over it."""
     names = _names_of_parts(spec)["train"]
     headers, problems = [], []
     for name in names[:: -(-len(names) // _EXAMINED_FIRST)]:
         try:
-            headers.append(read_header(pathlib.Path(spec.path, name), spec.max_pixels))
-        except BadPicture as error:
+            headers.append(pictures.read_header(pathlib.Path(spec.path, name), spec.max_pixels))
+        except pictures.BadPicture as error:
             problems.append(str(error))
     if not headers:
         raise ValueError(f"{problems[0]}. {_fix(len(problems))}")
     # Separately: where all sizes differ, the channels may still be the same.
     (size, _), *_ = collections.Counter((header.height, header.width) for header in headers).most_common(1)
     (form, _), *_ = collections.Counter((header.channels, header.bits) for header in headers).most_common(1)
-    return PictureHeader(*size, *form)
+    return pictures.PictureHeader(*size, *form)
 
 
 def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
@@ -79,9 +69,9 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
         return name, status.st_size, status.st_mtime_ns
 
     def decode():
-        pictures = source()
-        numbers = np.array_split(np.arange(pictures.count), -(-pictures.count // _READ_BATCH))
-        return pictures.count, map(pictures.read, numbers)
+        usable = source()
+        numbers = np.array_split(np.arange(usable.count), -(-usable.count // _READ_BATCH))
+        return usable.count, map(usable.read, numbers)
 
     return decoded_once(spec, split, _in_threads(stamp, names), decode, report)
 
@@ -101,12 +91,14 @@ def folder_holds_out(spec: DataSpec) -> bool:
 def _pixels(path: pathlib.Path, spec: DataSpec, fix: str) -> np.ndarray:
     """A picture as the spec has it, uint8 `[height, width, channels]`; every error has its name and the fix."""
     try:
-        picture = read_picture(path, spec.channels, spec.max_pixels, lambda picture: fitted(picture, spec, f"{path}:"))
+        picture = pictures.read_picture(
+            path, spec.channels, spec.max_pixels, lambda picture: pictures.fitted(picture, spec, f"{path}:")
+        )
         return np.asarray(picture).reshape(spec.image_shape)
-    except BadPicture as error:
-        raise BadPicture(f"{error}. {fix}") from None
+    except pictures.BadPicture as error:
+        raise pictures.BadPicture(f"{error}. {fix}") from None
     except Exception as error:
-        raise BadPicture(f"{path}: can't be converted ({error}). {fix}") from None
+        raise pictures.BadPicture(f"{path}: can't be converted ({error}). {fix}") from None
 
 
 def _names_of_parts(spec: DataSpec) -> dict[str, list[str]]:
@@ -128,11 +120,11 @@ def _names_of_parts(spec: DataSpec) -> dict[str, list[str]]:
 
 
 def _pictures(root, folder):
-    names = [str(pathlib.PurePath(folder, name)) for name in list_pictures(root / folder)]
+    names = [str(pathlib.PurePath(folder, name)) for name in pictures.list_pictures(root / folder)]
     if not names:
         there = sorted({path.suffix.lower() or path.name for path in (root / folder).iterdir()})[:5]
         raise ValueError(
-            f"{root / folder}: no pictures in it; they are files with names in {', '.join(SUFFIXES)}"
+            f"{root / folder}: no pictures in it; they are files with names in {', '.join(pictures.SUFFIXES)}"
             + (f" (there are: {', '.join(there)})" if there else " (it is empty)")
         )
     return names
@@ -172,12 +164,12 @@ def _problem(spec: DataSpec, name: str) -> str | None:
     """Why a picture can't be used, by its header and, with "skip", its pixels; None if it can."""
     path = pathlib.Path(spec.path, name)
     try:
-        header = read_header(path, spec.max_pixels)
-        check_size(f"{path}:", header.height, header.width, spec)
-        check_form(path, header.channels, header.bits, spec)
+        header = pictures.read_header(path, spec.max_pixels)
+        pictures.check_size(f"{path}:", header.height, header.width, spec)
+        pictures.check_form(path, header.channels, header.bits, spec)
         if spec.on_bad_file == "skip":
-            read_picture(path, spec.channels, spec.max_pixels)
-    except BadPicture as error:
+            pictures.read_picture(path, spec.channels, spec.max_pixels)
+    except pictures.BadPicture as error:
         return str(error)
     return None
 
@@ -228,17 +220,17 @@ def pictures_for_model(
 
 def _check_for_model(path: pathlib.Path, spec: DataSpec) -> None:
     try:
-        header = read_header(path, spec.max_pixels)
-    except BadPicture as error:
-        raise BadPicture(f"{error}. {_FIX}") from None
+        header = pictures.read_header(path, spec.max_pixels)
+    except pictures.BadPicture as error:
+        raise pictures.BadPicture(f"{error}. {_FIX}") from None
     check(
         spec.convert or header.channels == spec.channels,
         f"{path}: has {header.channels} channels, but the model was trained on pictures with {spec.channels}; "
         "--convert (in Python convert=True) converts such pictures when they are read",
     )
     try:
-        check_size(f"{path}:", header.height, header.width, spec)
-    except BadPicture:
+        pictures.check_size(f"{path}:", header.height, header.width, spec)
+    except pictures.BadPicture:
         wanted = f"{spec.height}x{spec.width}"
         fix = f", but the model takes {wanted}; --resize=crop or --resize=stretch (in Python resize=) brings pictures "
         fix += "to this size"
