@@ -45,12 +45,12 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
 def _inspect_part(
     batches: Iterator[tf.Tensor], available: int, spec: DataSpec, count: int, seconds: float
 ) -> tuple[np.ndarray, str]:
-    """The first images and statistics of more; afterwards only the reading is measured."""
-    wanted, seen, total = min(_IMAGES_LOOKED_AT, available), 0, 0.0
+    """The first images and, in words, statistics of more and how fast they are read."""
+    wanted, seen, total = min(max(_IMAGES_LOOKED_AT, count), available), 0, 0.0
     kept, levels, bars = [], np.empty(0, np.float32), np.zeros(_HISTOGRAM_BARS)
-    while seen < wanted or sum(map(len, kept)) < min(count, available):
+    while seen < wanted:
         images = next(batches).numpy()
-        if sum(map(len, kept)) < count:
+        if seen < count:
             kept.append(images)
         seen += len(images)
         levels = np.union1d(levels, images)
