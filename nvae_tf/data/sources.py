@@ -62,11 +62,9 @@ class ArraySource(ImageSource):
     """Images in memory, uint8 `[count, height, width, channels]`, and labels `[count]` where the set has some."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
-        valid, form = (
-            images.dtype == np.uint8 and images.ndim == 4 and images.size > 0,
-            "[count, height, width, channels]",
-        )
-        check(valid, f"Images must be a non-empty uint8 array {form}, not {images.dtype} {list(images.shape)}.")
+        valid = images.dtype == np.uint8 and images.ndim == 4 and images.size > 0
+        found = f"{images.dtype} {list(images.shape)}"
+        check(valid, f"Images must be a non-empty uint8 array [count, height, width, channels], not {found}.")
         self.images, self.labels = images, labels
         self.count, self.image_shape = len(images), images.shape[1:]
         self._tensor = None
@@ -182,9 +180,9 @@ def place_of(spec: DataSpec) -> str:
 
 def check_image_shape(source: ImageSource, spec: DataSpec) -> None:
     """Raises ValueError unless the source's images have the size that the spec promises to the model."""
-    found, said = list(source.image_shape), list(spec.image_shape)
-    form = "(height, width, channels)"
-    check(found == said, f"The images of data set '{spec.name}' are {found} {form}, but its spec says {said}.")
+    found, said = f"{list(source.image_shape)} (height, width, channels)", list(spec.image_shape)
+    fits = tuple(source.image_shape) == spec.image_shape
+    check(fits, f"The images of data set '{spec.name}' are {found}, but its spec says {said}.")
 
 
 def _function(spec, name):
@@ -228,10 +226,8 @@ def held_out(names: Sequence[str], spec: DataSpec) -> tuple[list[int], list[int]
     check(number >= 2, f"{spec.path}: {number} image can't be divided into a training and a test part: add more images")
     count = min(max(round(spec.test_fraction * number), 1), number - 1)
     key = str(spec.split_seed).encode()
-    names = [name.encode(errors="surrogateescape") for name in names]
-    order = sorted(
-        range(number), key=[hashlib.blake2b(name, digest_size=8, key=key).digest() for name in names].__getitem__
-    )
+    hashes = [hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8, key=key).digest() for name in names]
+    order = sorted(range(number), key=hashes.__getitem__)
     return sorted(order[count:]), sorted(order[:count])
 
 
