@@ -63,10 +63,7 @@ def config_for_data(name: str) -> ConfigDict:
 
 
 def config_like(other: str, name: str) -> ConfigDict:
-    """The settings of the preset `other` for the images of another data set, unlocked.
-
-    All of `data`, and the settings of the model that follow from it, are those of the data set called `name`.
-    """
+    """The settings of the preset `other` for the images of the data set called `name`, unlocked."""
     config, settings = config_for_data(name), preset(other)
     for group in ("model", "objective", "optimizer", "train"):
         for setting, value in settings[group].items():
@@ -76,10 +73,7 @@ def config_like(other: str, name: str) -> ConfigDict:
 
 
 def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
-    """Settings of some groups, with all that is left out of them at its default, unlocked.
-
-    Settings of the model that follow from the data are left to `nvae_tf.data.spec`.
-    """
+    """Settings with all that is left out of them at its default, unlocked; what follows from the data is left open."""
     config, groups = ConfigDict(settings).unlock(), typing.get_type_hints(ExperimentConfig)
     for group, values in config.items():
         check_choice(f"setting {group}", group, groups, what="no such setting")
@@ -98,8 +92,8 @@ def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
 def load_settings(path: str) -> ConfigDict:
     """The settings of a file, unlocked; those that it leaves out are at their defaults.
 
-    The file ends in .json, as `config.json` of a run folder; or it is Python, and after a colon follows what its
-    function `get_config` is called with. Whatever is wrong with it is a ValueError of one line.
+    The file is `config.json` of a run folder, or Python, and after a colon follows what its function `get_config` is
+    called with. Whatever is wrong with it is a ValueError of one line.
     """
     name, colon, argument = path.partition(":")
     get_config = None

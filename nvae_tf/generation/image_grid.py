@@ -22,14 +22,11 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     """Lays images out in rows, from the top left: uint8 `[grid height, grid width, channels]`, gray where none is.
 
     Args:
-      images: float `[count, height, width, channels]` in [0, 1], with 1 to 4 channels (gray, RGB, each with
-        alpha or without); values outside are clipped.
+      images: float `[count, height, width, 1 to 4 channels]` in [0, 1]; values outside are clipped. ValueError for
+        another shape, no image, or values that are not finite.
       columns: images per row; None for a nearly square grid.
       enlarge: whole factor by which each pixel is repeated; None for the smallest that makes the images'
         shorter side at least 64 pixels.
-
-    Raises:
-      ValueError: another shape, no image, or values that are not finite.
     """
     images = np.asarray(images, dtype=np.float32)
     shape = list(images.shape)
@@ -38,9 +35,8 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
         f"An image grid is made of [count, height, width, 1 to 4], not of {shape}.",
     )
     bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
-    check(
-        not bad, f"{bad} of {shape[0]} images hold values that are not finite: the model that made them has diverged."
-    )
+    diverged = "values that are not finite: the model that made them has diverged."
+    check(not bad, f"{bad} of {shape[0]} images hold {diverged}")
     count, height, width, channels = shape
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
     enlarge = max(1, math.ceil(_VISIBLE_SIDE / min(height, width))) if enlarge is None else enlarge
