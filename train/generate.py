@@ -15,7 +15,6 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
@@ -30,16 +29,11 @@ from nvae_tf.generation.arguments import FOLDER, OutputPlace
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 
-if TYPE_CHECKING:
-    from nvae_tf.training.loading import TrainedRun
-
-    Load = Callable[[], TrainedRun]
-
 FLAGS = flags.FLAGS
 _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."
 
 
-def sample(config: ExperimentConfig, load: "Load", place: OutputPlace) -> str:
+def sample(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Draws samples from a trained model.
 
         python -m train.generate sample --workdir=runs/digits --output=samples.png
@@ -65,7 +59,7 @@ def sample(config: ExperimentConfig, load: "Load", place: OutputPlace) -> str:
     return f"{count:,} images at temperature{'s' if len(values) > 1 else ''} {shown}"
 
 
-def reconstruct(config: ExperimentConfig, load: "Load", place: OutputPlace) -> str:
+def reconstruct(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Shows what a trained model keeps of real images: originals, and below each its reconstruction.
 
         python -m train.generate reconstruct --workdir=runs/digits --output=reconstructions.png
@@ -88,7 +82,7 @@ def reconstruct(config: ExperimentConfig, load: "Load", place: OutputPlace) -> s
     return f"{words}, {above}" + ("" if kept == groups else f" by the top {kept} of {groups} groups")
 
 
-def interpolate(config: ExperimentConfig, load: "Load", place: OutputPlace) -> str:
+def interpolate(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Goes from image to image in small steps: a path between their latents, as a grid or an animation.
 
         python -m train.generate interpolate --workdir=runs/digits --indices=3,17 --output=path.png
@@ -116,7 +110,7 @@ def interpolate(config: ExperimentConfig, load: "Load", place: OutputPlace) -> s
     return f"{len(path):,} images through {words}"
 
 
-def vary(config: ExperimentConfig, load: "Load", place: OutputPlace) -> str:
+def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Draws variants of images that keep what the upper latent groups hold of them.
 
         python -m train.generate vary --workdir=runs/digits --output=variants.png
@@ -140,7 +134,7 @@ def vary(config: ExperimentConfig, load: "Load", place: OutputPlace) -> str:
     return f"{count:,} variants of each of {words}, with the latents of the top {kept} of {groups} groups kept"
 
 
-def encode(config: ExperimentConfig, load: "Load", place: OutputPlace) -> str:
+def encode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Turns images into the model's latents, for `train.generate decode` or for programs of one's own.
 
         python -m train.generate encode --workdir=runs/digits --output=latents.npz
@@ -159,7 +153,7 @@ def encode(config: ExperimentConfig, load: "Load", place: OutputPlace) -> str:
     return f"latents of {words} in {len(latents)} groups"
 
 
-def decode(config: ExperimentConfig, load: "Load", place: OutputPlace) -> str:
+def decode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Turns latents into images: those of `train.generate encode`, or what a program has made of them.
 
         python -m train.generate decode --workdir=runs/digits --input=latents.npz --output=pictures.png
@@ -180,7 +174,7 @@ def decode(config: ExperimentConfig, load: "Load", place: OutputPlace) -> str:
     return f"{count:,} images of latents in {FLAGS.input}"
 
 
-def nearest(config: ExperimentConfig, load: "Load", place: OutputPlace) -> str:
+def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Shows samples beside the training images that are most like them: has the model memorized them?
 
         python -m train.generate nearest --workdir=runs/digits --output=nearest.png
@@ -237,7 +231,7 @@ def _main(mode: str) -> None:
     from nvae_tf.training.loading import load_run
     from nvae_tf.training.run_folder import RunFolder, read_run_config
 
-    # A mode loads the model when it has checked everything else.
+    # A mode loads the run when it has checked everything else.
     load = functools.cache(lambda: load_run(FLAGS.workdir, FLAGS.checkpoint))
     text = MODES[mode](read_run_config(RunFolder(FLAGS.workdir)), load, place)
     StatusLine().keep(f"{text}, from step {load().step:,}, in {place.path}")
@@ -320,7 +314,7 @@ def _progress(total: int, what: str = "") -> Callable[[int], None]:
     return lambda done: show(f"{done:,} of {total:,} images{what}")
 
 
-# The docstring of a mode is its manual page.
+# A mode gets the settings of the run, what loads the run, and the place to write. Its docstring is its manual page.
 MODES = {mode.__name__: mode for mode in (sample, reconstruct, interpolate, vary, encode, decode, nearest)}
 # Of --output, where it is not a PNG file or a folder.
 _KINDS = {"interpolate": (".png", ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": (".png",)}

@@ -5,7 +5,7 @@ docs/data.md says where the images come from. Nothing here needs TensorFlow, unl
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nvae_tf.config import (
     DataSpec,
@@ -16,9 +16,6 @@ from nvae_tf.config import (
     did_you_mean,
     experiment_config,
 )
-
-if TYPE_CHECKING:
-    from nvae_tf.data.pictures import PictureHeader
 
 _BITMAPS = {"channels": 1, "num_bits": 1, "horizontal_flip": False, "likelihood": "bernoulli"}
 _EIGHT_BITS = {"num_bits": 8, "binarise": False, "likelihood": "logistic_mixture"}
@@ -122,7 +119,7 @@ def complete_spec(spec: DataSpec) -> DataSpec:
     return spec
 
 
-def _size(spec: DataSpec, found: "PictureHeader") -> tuple[int, int]:
+def _size(spec, found):
     """Height and width for the model; one that is not set follows from the other, or from the first image."""
     if spec.height or spec.width:
         return spec.height or spec.width, spec.width or spec.height
