@@ -3,7 +3,6 @@
 The presets are the files of the folder `configs`: one a data set, each with a function `get_config`.
 """
 
-import difflib
 import pathlib
 import runpy
 import traceback
@@ -13,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference, config_dict
 
-from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, read_config
+from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, did_you_mean, read_config
 from nvae_tf.data.spec import MODEL_SETTINGS, data_spec
 from nvae_tf.files import beside_package
 
@@ -42,8 +41,8 @@ def settings_file(text: str) -> str:
         example = path / "config.json"
         raise ValueError(f"--config={path}: a folder; give a file" + (f": {example}" if example.is_file() else ""))
     beside = [str(file) for file in (*path.parent.glob("*.py"), *path.parent.glob("*.json"))] if path.suffix else []
-    nearest = difflib.get_close_matches(name if beside else path.stem, beside or presets, n=1, cutoff=0.0)
-    raise ValueError(f"--config={name}: no such preset or file" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    nearest = did_you_mean(name if beside else path.stem, beside or presets)
+    raise ValueError(f"--config={name}: no such preset or file{nearest}")
 
 
 def default_config() -> ConfigDict:
