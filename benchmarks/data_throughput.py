@@ -145,9 +145,9 @@ def read_folder(folder: str, batches: str) -> None:
     from nvae_tf.config import DataSpec
     from nvae_tf.data.pipeline import iterate, training_batches
     from nvae_tf.data.sources import load_split
-    from nvae_tf.data.spec import OWN_IMAGES, complete_spec
+    from nvae_tf.data.spec import complete_spec, data_spec
 
-    spec = complete_spec(DataSpec(**vars(OWN_IMAGES) | {"path": folder}))
+    spec = complete_spec(DataSpec(**vars(data_spec("own_images")) | {"path": folder}))
     imported, started = peak_memory_bytes(), time.monotonic()
     source = load_split(spec, "train")
     seconds = time.monotonic() - started

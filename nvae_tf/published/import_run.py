@@ -21,7 +21,7 @@ from nvae_tf.config import (
     experiment_config,
     resolve_lengths,
 )
-from nvae_tf.data.spec import DATA_SPECS, LSUN_BEDROOM64, LSUN_CHURCH64
+from nvae_tf.data.spec import DATA_SPECS
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file, atomic_write
 from nvae_tf.models import NVAE
@@ -246,7 +246,7 @@ def _data_spec(published: str, model: ModelConfig) -> DataSpec:
     spec = DATA_SPECS.get(images.data_name)
     if spec is None:
         # The same images in another size.
-        spec = LSUN_BEDROOM64 if "bedroom" in images.data_name else LSUN_CHURCH64
+        spec = DATA_SPECS["lsun_bedroom64" if "bedroom" in images.data_name else "lsun_church64"]
         spec = dataclasses.replace(spec, name=images.data_name, height=images.size, width=images.size)
     return dataclasses.replace(spec, num_bits=model.num_bits, likelihood=model.likelihood)
 

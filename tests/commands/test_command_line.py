@@ -33,8 +33,8 @@ def test_right_flags_pass(arguments):
         ("--config.train.batch_sise=3", "--config.train.batch_size"),
         ("--config.trian.batch_size=3", "--config.train.batch_size"),
         ("--config.num_flows=3", "--config.model.num_flows"),
-        ("--config=config/digits.py", "digits"),
-        ("--config=configs/cifar.py", "configs/cifar10.py"),
+        ("--config=config/digits.py", "'digits'"),
+        ("--config=configs/cifar.py", "'configs/cifar10.py'"),
     ],
 )
 def test_a_wrong_name_is_reported_with_the_nearest(argument, nearest):

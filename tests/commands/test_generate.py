@@ -128,7 +128,7 @@ def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made):
 
 
 def test_every_mode_has_a_manual_page(commands):
-    for mode, (function, _) in generate.MODES.items():
+    for mode, function in generate.MODES.items():
         assert f"python -m train.generate {mode} --workdir=" in function.__doc__ and mode in generate.overview()
     process = commands.run(["-m", "train.generate", "vary", "--help"])
     assert process.returncode == 0 and generate.vary.__doc__.strip().splitlines()[0] in process.stdout

@@ -96,7 +96,7 @@ def test_no_pictures_are_reported(tmp_path):
     write_files(tmp_path, {"scan.psd": b"8BPS", "more/scan.psd": b"8BPS"})
     with pytest.raises(ValueError, match=r"no pictures in it; they are files with names in .*\(there are: .*\.psd"):
         own_images(tmp_path)
-    with pytest.raises(ValueError, match="no pictures in this folder"):
+    with pytest.raises(ValueError, match=r"no pictures in it; they are files with names in .*\(there are: .*\.psd"):
         find_pictures([tmp_path])
     with pytest.raises(FileNotFoundError, match="nowhere: there is no such file or folder"):
         find_pictures(tmp_path / "nowhere")

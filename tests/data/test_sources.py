@@ -40,16 +40,15 @@ def test_reader_does_not_copy_the_images_into_the_graph():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("images", "message"),
     [
-        ({"images": np.zeros([2, 8, 8, 1], np.float32)}, r"not float32 \[2, 8, 8, 1\]"),
-        ({"images": np.zeros([0, 8, 8, 1], np.uint8)}, "non-empty"),
-        ({"images": IMAGES, "labels": np.zeros([3])}, r"shape \[3\], but there are 50 images"),
+        (np.zeros([2, 8, 8, 1], np.float32), r"not float32 \[2, 8, 8, 1\]"),
+        (np.zeros([0, 8, 8, 1], np.uint8), "non-empty"),
     ],
 )
-def test_wrong_arrays_are_refused(arguments, message):
+def test_wrong_arrays_are_refused(images, message):
     with pytest.raises(ValueError, match=message):
-        ArraySource(**arguments)
+        ArraySource(images)
 
 
 def test_read_images_make_the_same_batches_as_images_in_memory():
@@ -135,8 +134,8 @@ def test_a_process_ends_while_pictures_are_being_decoded(tmp_path):
 import dataclasses, sys
 from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.data.sources import load_split
-from nvae_tf.data.spec import OWN_IMAGES, complete_spec
-spec = complete_spec(dataclasses.replace(OWN_IMAGES, path=sys.argv[1], resize="crop", height=16))
+from nvae_tf.data.spec import complete_spec, data_spec
+spec = complete_spec(dataclasses.replace(data_spec("own_images"), path=sys.argv[1], resize="crop", height=16))
 source = load_split(spec, "train")
 batches = iterate(training_batches(source, spec, 4, 0), source)
 next(batches)

@@ -89,7 +89,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         ({"file_bits": 12}, "data.file_bits = 12: must be 8 or 16"),
         ({"stacked_images": 3}, "data.stacked_images = 3: must be 1 or the number of channels; set data.channels to 3"),
         ({"test_fraction": 0.0}, "data.test_fraction = 0.0: must lie between 0 and 1"),
-        ({"max_pixels": 10**9}, "data.max_pixels = 1000000000: must be from 1 to 178956970"),
+        ({"max_pixels": 10**9}, "data.max_pixels = 1000000000: must be from 1 to 178956970, Pillow's own limit"),
         ({"split_seed": 2**32}, "data.split_seed = 4294967296: must be from 0 to"),
         ({"test_split": "train"}, "data.train_split and data.test_split are both 'train'"),
         ({"likelihood": "bernouli"}, "data.likelihood = 'bernouli': .*; did you mean 'bernoulli'"),
