@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import math
 import os
 import pathlib
 import sys
@@ -20,7 +19,7 @@ from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate, s
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.evaluation.inception import FeatureExtractor, Inception, cache_folder, load_inception
-from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches, share_work
+from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches, kept_batches, share_work
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_groups
@@ -28,8 +27,8 @@ from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_gro
 _REAL_BATCH = 64
 # Samples of one kept batch; a multiple of the generator's own batches.
 _SAMPLES = 256
-# Of the file of statistics.
-_FORM = 1
+# The fingerprint in a file of statistics.
+_OF = "fingerprint"
 
 
 class FeatureStatistics(NamedTuple):
@@ -45,11 +44,8 @@ def statistics_of(
 ) -> FeatureStatistics:
     """Of features in batches `[images, features]`, one at a time in memory; `progress` gets the number of images done.
 
-    Two parts are merged by the difference of their means (Chan, Golub & LeVeque 1983): no large sums of squares are
-    subtracted from each other.
-
-    Raises:
-      ValueError: features do not fit each other or are not finite, or there are no two images.
+    Batches are merged by the difference of their means (Chan, Golub & LeVeque 1983): no large sums of squares are
+    subtracted from each other. ValueError: features do not fit each other or are not finite, or of fewer than 2 images.
     """
     total, mean = 0, None
     for batch in batches:
@@ -61,8 +57,7 @@ def statistics_of(
         check(size == len(mean), f"a batch has {size} features an image, those before had {len(mean)}")
         check(bool(np.isfinite(features).all()), f"features of the images from number {total} are not all finite")
         if count:
-            difference = features.mean(axis=0) - mean
-            centered = features - features.mean(axis=0)
+            difference, centered = features.mean(axis=0) - mean, features - features.mean(axis=0)
             between = np.outer(difference, difference) * (total * count / (total + count))
             # The sum of the outer products of deviations from the mean.
             scatter = centered.T @ centered + (scatter + between)
@@ -82,8 +77,7 @@ def image_statistics(
 
 def save_statistics(path: pathlib.Path, statistics: FeatureStatistics, fingerprint: str) -> None:
     """Writes an `.npz` file; the fingerprint says of what data and extractor the statistics are."""
-    about = {"form": np.array(_FORM), "fingerprint": np.array(fingerprint)}
-    write_arrays(path, about | {name: np.asarray(part) for name, part in statistics._asdict().items()})
+    write_arrays(path, {name: np.asarray(value) for name, value in statistics._asdict().items()} | {_OF: fingerprint})
 
 
 def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics | None:
@@ -92,7 +86,7 @@ def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics |
         return None
     try:
         arrays = read_arrays(path)
-        if int(arrays["form"]) != _FORM or str(arrays["fingerprint"]) != fingerprint:
+        if str(arrays[_OF]) != fingerprint:
             return None
         statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
         _check_statistics(statistics)
@@ -106,14 +100,10 @@ def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics |
 def _check_statistics(statistics: FeatureStatistics) -> None:
     mean, covariance, count = statistics
     check(count >= 2, f"the Fréchet distance needs at least 2 images on each side, one has {count}")
-    check(
-        mean.ndim == 1 and covariance.shape == (len(mean), len(mean)),
-        f"mean {mean.shape} and covariance {covariance.shape} are not of the same features",
-    )
-    check(
-        bool(np.isfinite(mean).all() and np.isfinite(covariance).all()),
-        "the statistics of features are not all finite: an image or a feature has NaN or infinity in it",
-    )
+    fit = mean.ndim == 1 and covariance.shape == (len(mean), len(mean))
+    check(fit, f"mean {mean.shape} and covariance {covariance.shape} are not of the same features")
+    finite = bool(np.isfinite(mean).all() and np.isfinite(covariance).all())
+    check(finite, "the statistics of features are not all finite: an image or a feature has NaN or infinity in it")
 
 
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
@@ -123,9 +113,7 @@ def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     does in the root of `C1 C2` itself where these are nearly singular. Variances that are zero but for rounding count
     as zero: the root of a rounding error of 1e-16 is 1e-8, and there can be thousands of them.
 
-    With fewer images than features a covariance is singular, and the distance of the samples far larger than that of
-    the distributions. So distances compare only for equal numbers of images; published ones are of 50,000.
-
+    Distances compare only for equal numbers of images, of which published ones have 50,000: fewer make them larger.
     Returns a number of at least 0, in the features' unit squared; ValueError for statistics that do not fit each other.
     """
     _check_statistics(one)
@@ -203,8 +191,16 @@ def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtrac
     return extractor
 
 
-def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> dict[str, Any] | None:
-    """Draws samples and measures their distance from the training images, as these are stored.
+def kept_samples(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> KeptBatches:
+    """The features of samples of the same checkpoint, drawn in the same way."""
+    drawing = settings.samples, settings.temperature, settings.batch_norm_iterations, extractor.name
+    return kept_batches(task, f"fid {drawing}", settings.samples, _SAMPLES)
+
+
+def measure_fid(
+    task: EvaluationTask, kept: KeptBatches, settings: FidSettings, extractor: FeatureExtractor
+) -> dict[str, Any] | None:
+    """Draws samples, keeps their features, and measures their distance from the training images, as these are stored.
 
     Returns the entry `fid` of the evaluation file; None where another process makes it.
     """
@@ -222,8 +218,8 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureE
         return ImageGenerator(model, task.strategy), text
 
     def seeds(numbers: Sequence[int]) -> list[tf.Tensor]:
-        sizes = [min(_SAMPLES, settings.samples - number * _SAMPLES) for number in numbers]
-        return [image_seeds(task.seed, size, number * _SAMPLES) for number, size in zip(numbers, sizes, strict=True)]
+        firsts = [number * _SAMPLES for number in numbers]
+        return [image_seeds(task.seed, min(_SAMPLES, settings.samples - first), first) for first in firsts]
 
     def compute(seeds: tf.Tensor, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
         del first, progress
@@ -235,11 +231,10 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureE
     def combine(batches: Iterator[dict[str, np.ndarray]]) -> FeatureStatistics:
         return statistics_of(batch["features"] for batch in batches)
 
-    kept = kept_samples(task, settings, extractor)
-    drawn = share_work(task, kept, settings.samples, _SAMPLES, seeds, compute, combine)
+    drawn = share_work(task, kept, seeds, compute, combine)
     if drawn is None:
         return None
-    real = real_statistics(task, extractor)
+    real = _real_statistics(task, extractor)
     return {
         "value": frechet_distance(real, drawn),
         "samples": settings.samples,
@@ -252,16 +247,7 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureE
     }
 
 
-def kept_samples(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> KeptBatches:
-    """The features of samples of the same checkpoint, drawn in the same way."""
-    drawing = dataclasses.replace(settings, inception=None, extractor=None)
-    what = task.checkpoint_sha256, task.seed, drawing, extractor.name
-    digest = hashlib.sha256(repr(what).encode()).hexdigest()[:12]
-    folder = task.folder.evaluation / f"unfinished-fid-{digest}"
-    return KeptBatches(folder, math.ceil(settings.samples / _SAMPLES))
-
-
-def real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> FeatureStatistics:
+def _real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> FeatureStatistics:
     """Of the training images, kept in the user's cache folder."""
     spec = stored_spec(task.spec)
     source = load_split(spec, "train", task.status.report())
