@@ -32,8 +32,6 @@ from nvae_tf.training.loading import load_run, spec_to_read
 from nvae_tf.training.run_folder import RunFolder
 from nvae_tf.training.strategy import select_devices, shard_from_environment
 
-# All come from one pass over the images.
-_LIKELIHOOD_METRICS = ("elbo", "iw", "latents")
 # Metrics of another evaluation are kept where all of these are the same.
 _SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")
 # Of the normal distribution, for means over many images.
@@ -87,7 +85,8 @@ def evaluate_run(
     # Before hours of work: the file may be missing, or the network.
     extractor = load_extractor(task, fid) if "fid" in metrics else None
     written = None
-    if set(metrics) & set(_LIKELIHOOD_METRICS):
+    # All come from one pass over the images.
+    if {*metrics} & {"elbo", "iw", "latents"}:
         samples = importance_samples if "iw" in metrics else 0
         what = f"{task.data_sha256} {task.spec.name} {task.split} {samples}"
         kept = kept_batches(task, what, task.source.count, task.batch_size)
@@ -120,13 +119,9 @@ def _measure_likelihood(
         return iterate(evaluation_batches(task.source, task.spec, task.batch_size, task.seed, numbers), task.source)
 
     def compute(images: tf.Tensor, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
-        part = evaluator().evaluate_batch(images, task.seed, first, progress)
-        return {name: np.asarray(value) for name, value in part._asdict().items()}
+        return evaluator().evaluate_batch(images, task.seed, first, progress)
 
-    def combine(batches: Iterator[dict[str, np.ndarray]]) -> Likelihood:
-        return Likelihood.joined([Likelihood(**batch) for batch in batches])
-
-    likelihood = share_work(task, kept, batches, compute, combine)
+    likelihood = share_work(task, kept, batches, compute, Likelihood.joined)
     if likelihood is None:
         return None
     if not likelihood.is_finite():

@@ -8,7 +8,7 @@ import os
 import pathlib
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from nvae_tf.config import check
 from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate, stored_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
-from nvae_tf.evaluation.inception import FeatureExtractor, Inception, cache_folder, load_inception
+from nvae_tf.evaluation.inception import FeatureExtractor, Inception, cache_folder
 from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches, kept_batches, share_work
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.generation.sampling import ImageGenerator
@@ -32,10 +32,10 @@ _OF = "fingerprint"
 
 
 class FeatureStatistics(NamedTuple):
-    """Of the features of `count` images, in float64: mean `[features]`, unbiased covariance `[features, features]`."""
+    """Of the features of `count` images, in float64."""
 
-    mean: np.ndarray
-    covariance: np.ndarray
+    mean: np.ndarray  # `[features]`
+    covariance: np.ndarray  # unbiased, `[features, features]`
     count: int
 
 
@@ -148,18 +148,14 @@ def named_extractor(name: str) -> FeatureExtractor:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{given} Python finds no module {error.name!r}; it looks in the working directory, in PYTHONPATH and "
-            "among the installed packages"
-        ) from None
+        places = "the working directory, in PYTHONPATH and among the installed packages"
+        raise ValueError(f"{given} Python finds no module {error.name!r}; it looks in {places}") from None
     make = getattr(module, function_name, None)
     check(callable(make), f"{given} {module_name} has no function {function_name!r}")
     extractor = make()
-    check(
-        isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None)),
-        f"{given} gives an object of type {type(extractor).__name__}; it must have a `name`, a string, and a method "
-        "`features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor",
-    )
+    is_one = isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None))
+    needed = "a `name`, a string, and a method `features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor"
+    check(is_one, f"{given} gives an object of type {type(extractor).__name__}; it must have {needed}")
     file = getattr(module, "__file__", None)
     digest = hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:8] if file else "no file"
     name = f"{extractor.name} ({module_name}, {digest})"
@@ -182,12 +178,10 @@ def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtrac
     temperatures_of_groups(settings.temperature, task.trained.model.plan)
     if settings.extractor:
         return named_extractor(settings.extractor)
-    extractor = load_inception(settings.inception, strategy=task.strategy)
+    extractor = Inception(settings.inception, task.strategy)
     if not extractor.is_published:
-        task.status.keep(
-            "Note: this is not the published Inception graph to the last byte, as far as that is known; the distance "
-            "may not be comparable with published ones."
-        )
+        note = "this is not the published Inception graph to the last byte, as far as that is known"
+        task.status.keep(f"Note: {note}; the distance may not be comparable with published ones.")
     return extractor
 
 
@@ -208,30 +202,27 @@ def measure_fid(
     @functools.cache
     def generator_and_shift() -> tuple[ImageGenerator, str | None]:
         """Called when there is work: readjusting takes minutes."""
-        if not settings.batch_norm_iterations:
-            return ImageGenerator(task.trained.model, task.strategy), None
-        # Every process by itself, with the same result; the copy is on all replicas, as the model is.
-        with task.strategy.scope():
-            iterations = settings.batch_norm_iterations
-            model, text = readjusted(task.trained.model, settings.temperature, iterations, seed=task.seed)
-        task.status.keep(text)
+        model, text = task.trained.model, None
+        if settings.batch_norm_iterations:
+            # Every process by itself, with the same result; the copy is on all replicas, as the model is.
+            with task.strategy.scope():
+                model, text = readjusted(model, settings.temperature, settings.batch_norm_iterations, seed=task.seed)
+            task.status.keep(text)
         return ImageGenerator(model, task.strategy), text
 
     def seeds(numbers: Sequence[int]) -> list[tf.Tensor]:
         firsts = [number * _SAMPLES for number in numbers]
         return [image_seeds(task.seed, min(_SAMPLES, settings.samples - first), first) for first in firsts]
 
-    def compute(seeds: tf.Tensor, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
-        del first, progress
+    def compute(seeds: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
         images = generator_and_shift()[0].from_seeds(seeds, settings.temperature)
         # As they would be in a PNG file, and as the training images are.
         images = np.rint(images * np.float32(255.0)) / np.float32(255.0)
         return {"features": np.asarray(extractor.features(images))}
 
-    def combine(batches: Iterator[dict[str, np.ndarray]]) -> FeatureStatistics:
-        return statistics_of(batch["features"] for batch in batches)
-
-    drawn = share_work(task, kept, seeds, compute, combine)
+    drawn = share_work(
+        task, kept, seeds, compute, lambda batches: statistics_of(batch["features"] for batch in batches)
+    )
     if drawn is None:
         return None
     real = _real_statistics(task, extractor)

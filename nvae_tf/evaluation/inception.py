@@ -53,14 +53,18 @@ class FeatureExtractor(Protocol):
 
 
 class Inception:
-    """Inception 2015, up to pool 3; made by `load_inception`. All replicas of the strategy share the images.
+    """The extractor of published distances, of the graph's file or the archive that it is in, at a path.
 
-    `name` has the beginning of the SHA-256 of the graph's file. `is_published` says whether the file has the size and
-    the MD5 of the published one; if not, the distances may not be comparable with published ones.
+    Without a path the archive is downloaded, once, into the user's cache. All replicas of the strategy share the
+    images. `is_published` says whether the file has the size and the MD5 of the published one; if not, the distances
+    may not be comparable. FileNotFoundError, ConnectionError or ValueError: there is no file, it can't be downloaded,
+    or is another.
     """
 
-    def __init__(self, content: bytes, where: str, strategy: tf.distribute.Strategy | None = None):
-        pool = _batch_function(content, where)
+    def __init__(self, path: str | pathlib.Path | None = None, strategy: tf.distribute.Strategy | None = None):
+        file = downloaded_inception(cache_folder()) if path is None else pathlib.Path(path).expanduser()
+        content = graph_content(file)
+        pool = _batch_function(content, str(file))
         self._strategy = strategy or tf.distribute.get_strategy()
         self._pool = tf.function(lambda pixels: self._strategy.run(pool, [pixels]), autograph=False)
         self.name = f"inception-2015-12-05 {hashlib.sha256(content).hexdigest()[:16]}"
@@ -77,16 +81,6 @@ class Inception:
             parts = divided(self._strategy, tf.constant(padded[first : first + size]))
             rows.append(joined(self._strategy, self._pool(parts)).numpy().reshape(-1, NUM_FEATURES))
         return np.concatenate(rows)[: len(pixels)] if rows else np.zeros((0, NUM_FEATURES), np.float32)
-
-
-def load_inception(path: str | pathlib.Path | None = None, strategy: tf.distribute.Strategy | None = None) -> Inception:
-    """The extractor of published distances: of the graph's file, or the archive that it is in, at a path.
-
-    Without a path the archive is downloaded, once, into the folder `nvae_tf` of the user's cache. Raises
-    FileNotFoundError, ConnectionError or ValueError where there is no file, it can't be downloaded, or is another.
-    """
-    file = pathlib.Path(path).expanduser() if path is not None else downloaded_inception(cache_folder())
-    return Inception(graph_content(file), str(file), strategy)
 
 
 def rgb_pixels(images: np.ndarray) -> np.ndarray:

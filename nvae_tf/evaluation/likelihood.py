@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -38,19 +38,18 @@ class Likelihood(NamedTuple):
     effective_samples: np.ndarray  # of the largest K, `[images]`; zeros where there is none
 
     @classmethod
-    def joined(cls, parts: Sequence["Likelihood"]) -> "Likelihood":
-        """Of the images of all parts, in their order; ValueError where there is no image."""
-        check(bool(parts), "there are no images to evaluate")
-        columns = [np.concatenate(column) for column in zip(*(part.arrays() for part in parts), strict=True)]
-        return cls(*columns[:2], tuple(map(int, parts[0].numbers_of_samples)), *columns[2:])
-
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """Those with a row per image."""
-        return self.reconstruction, self.kl, self.importance_weighted, self.effective_samples
+    def joined(cls, batches: Iterable[Mapping[str, np.ndarray]]) -> "Likelihood":
+        """Of the images of all batches, each these arrays by name, in their order; ValueError for no image."""
+        batches = list(batches)
+        check(bool(batches), "there are no images to evaluate")
+        numbers = tuple(map(int, batches[0]["numbers_of_samples"]))
+        per_image = [name for name in cls._fields if name != "numbers_of_samples"]
+        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in per_image}
+        return cls(numbers_of_samples=numbers, **columns)
 
     def is_finite(self) -> bool:
         """Whether all numbers are; if not, the model has diverged."""
-        return all(bool(np.isfinite(array).all()) for array in self.arrays())
+        return all(bool(np.isfinite(values).all()) for values in self)
 
     @property
     def nelbo(self) -> np.ndarray:
@@ -126,28 +125,31 @@ class LikelihoodEvaluator:
             count += len(images)
         return Likelihood.joined(parts)
 
-    def evaluate_batch(self, images: tf.Tensor, seed: int, number: int, progress: Callable[[int], None]) -> Likelihood:
-        """Of a batch whose first image has this number in the set; `progress` gets the images of the batch done."""
+    def evaluate_batch(
+        self, images: tf.Tensor, seed: int, first: int, progress: Callable[[int], None] = lambda done: None
+    ) -> dict[str, np.ndarray]:
+        """The arrays for `Likelihood.joined` of a batch whose first image has this number; `progress` is its own."""
         size = images.shape[0]
         check(size <= self._batch_size, f"a batch of {size} images is larger than batch_size = {self._batch_size}")
         padded = tf.pad(images, [(0, self._batch_size - size), (0, 0), (0, 0), (0, 0)])
-        images, seeds = divided(self._strategy, [padded, image_seeds(seed, self._batch_size, number)])
+        images, seeds = divided(self._strategy, [padded, image_seeds(seed, self._batch_size, first)])
         reconstruction, kl = joined(self._strategy, self._elbo(images, seeds))
         bounds, effective = tf.zeros([self._batch_size, 0]), tf.zeros([self._batch_size])
         if self._numbers:
             features, count, step = self._features(images), self._numbers[-1], _TURNS * self._at_once
             weighting = divided(self._strategy, ImportanceWeighting.begun(self._batch_size, len(self._numbers)))
-            for first in range(0, count, step):
-                until = min(first + step, count)
-                samples = tf.constant(first), tf.constant(until)
+            for start in range(0, count, step):
+                until = min(start + step, count)
+                samples = tf.constant(start), tf.constant(until)
                 weighting = self._add_samples(weighting, images, features, seeds, *samples)
                 progress(size * until // count)
             weighting = joined(self._strategy, weighting)
             bounds, effective = weighting.bounds, weighting.effective_samples
         else:
             progress(size)
-        arrays = [value.numpy()[:size] for value in (reconstruction, kl, bounds, effective)]
-        return Likelihood(*arrays[:2], self._numbers, *arrays[2:])
+        measured = {"reconstruction": reconstruction, "kl": kl, "importance_weighted": bounds}
+        measured = {name: value.numpy()[:size] for name, value in (measured | {"effective_samples": effective}).items()}
+        return measured | {"numbers_of_samples": np.array(self._numbers)}
 
     def _elbo_of(self, images: tf.Tensor, seeds: tf.Tensor) -> list[tf.Tensor]:
         """Reconstruction `[batch]` and KL `[batch, groups, channels]`."""

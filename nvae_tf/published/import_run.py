@@ -266,7 +266,7 @@ def _fill(
         why = "nothing was imported" if with_optimizer else "--without_optimizer"
         _write_report(report, _rows(model, checkpoint, matched, saved, taken, f"ignored: {why}"))
     # Weights first: what is needed to fill them is gone when the slots are made.
-    weights.fill_weights(model, matched, state, checkpoint.is_mapped)
+    weights.load_published_weights(model, state, checkpoint.is_mapped)
     weights.release_freed_memory()
     model.optimizer.build(model.trainable_variables)
     # As before a first step; what the file has of them follows.

@@ -64,19 +64,14 @@ def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
     return Match(found, ignored, missing, misshapen, unknown)
 
 
-def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray]) -> None:
-    """Fills the model from a published `state_dict` of arrays in the published layout.
+def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray], are_mapped: bool = False) -> None:
+    """Fills the model from a published `state_dict` of arrays in the published layout; see `fill`.
 
     Nothing is assigned unless every tensor fits. Where one then turns out to hold NaN, the model is of no use. The
     ValueError names tensors that are missing, left over, of another shape or not finite.
     """
     matched = match(model, state)
     matched.check(state)
-    fill_weights(model, matched, state)
-
-
-def fill_weights(model: NVAE, matched: Match, state: Mapping[str, np.ndarray], are_mapped: bool = False) -> None:
-    """Assigns the arrays of a state that has been checked; see `fill`."""
     weights = [(tensor, name, state[name]) for name, tensor in matched.found.items()]
     fill(weights, "weights", BROKEN_WEIGHTS, are_mapped)
     model.data_initialised.assign(1.0)
