@@ -11,15 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import (
-    ExperimentConfig,
-    TrainConfig,
-    check,
-    config_to_dict,
-    config_to_json,
-    experiment_config,
-    resolve_lengths,
-)
+from nvae_tf.config import ExperimentConfig, check, config_to_dict, config_to_json, experiment_config, resolve_lengths
 from nvae_tf.data.spec import DATA_SPECS, LSUN_BEDROOM64, LSUN_CHURCH64
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file, atomic_write
@@ -27,16 +19,9 @@ from nvae_tf.models import NVAE
 from nvae_tf.models.nvae import ModelForTraining, model_for_training
 from nvae_tf.optimization.adamax import start_averages
 from nvae_tf.published import optimizer, weights
+from nvae_tf.published import settings as published
 from nvae_tf.published.names import PublishedTensor, named_weights
 from nvae_tf.published.places import new_run_folder
-from nvae_tf.published.settings import (
-    OPTIMIZER_SETTINGS,
-    PUBLISHED_IMAGES,
-    TRAIN_SETTINGS,
-    differing_settings,
-    model_config_from_published,
-    objective_config_from_published,
-)
 from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.reports.model_card import write_model_card
 from nvae_tf.reports.run_facts import Origin, origin_from_text, write_origin
@@ -162,29 +147,30 @@ def _own_settings(checkpoint: TorchCheckpoint, step: int) -> RunSettings:
                 f"'nvae_tf' has {name!r} that can't be read ({first_line(error)}); the file is damaged, or of another "
                 "version of this project"
             ) from error
-    unlike = differing_settings(found["config"].model, model_config_from_published(checkpoint.settings))
+    in_args = published.model_config_from_published(checkpoint.settings)
+    unlike = published.differing_settings(found["config"].model, in_args)
     check(not unlike, f"'args' and 'nvae_tf' in the file contradict each other; 'nvae_tf' has {', '.join(unlike)}")
     return RunSettings(found["config"], step, found["images"], found["origin"] or Origin())
 
 
 def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: int | None) -> RunSettings:
     """All settings of the run of a published file, whose epoch and step are None where the file lacks them."""
-    model, objective = model_config_from_published(args), objective_config_from_published(args)
+    model, objective = published.model_config_from_published(args), published.objective_config_from_published(args)
     settings = config_to_dict(ExperimentConfig(model=model, objective=objective))
-    images = PUBLISHED_IMAGES[args["dataset"]]
+    images = published.PUBLISHED_IMAGES[args["dataset"]]
     # Those of other sizes are the same images.
     known = LSUN_BEDROOM64 if "bedroom" in images.data_name else LSUN_CHURCH64
     of_size = {"name": images.data_name, "height": images.size, "width": images.size}
     data = DATA_SPECS.get(images.data_name) or dataclasses.replace(known, **of_size)
     settings["data"] = dataclasses.asdict(data) | {"num_bits": model.num_bits, "likelihood": model.likelihood}
     defaults = []
-    for group, names in (("optimizer", OPTIMIZER_SETTINGS), ("train", TRAIN_SETTINGS)):
+    for group, names in (("optimizer", published.OPTIMIZER_SETTINGS), ("train", published.TRAIN_SETTINGS)):
         settings[group] |= {name: args[name] for name in names if name in args}
         defaults += [f"{group}.{name}" for name in names if name not in args]
     # The types of all settings are checked before they are calculated with.
     config = experiment_config(settings)
     train, counts = config.train, images.counts
-    step, total_steps, replicas, assumed = _length(epoch, global_step, train, counts[0] if counts else None)
+    step, total_steps, replicas, assumed = _length(epoch, global_step, config, counts[0] if counts else None)
     if replicas is None and step > 0:
         config = dataclasses.replace(config, train=dataclasses.replace(train, steps=total_steps))
     config = resolve_lengths(config, max(total_steps // train.epochs, 1), total_steps)
@@ -193,13 +179,14 @@ def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: i
 
 
 def _length(
-    epoch: int | None, step: int | None, train: TrainConfig, num_images: int | None
+    epoch: int | None, step: int | None, config: ExperimentConfig, num_images: int | None
 ) -> tuple[int, int, int | None, str | None]:
     """The step of a published run, its length in steps, its number of GPUs, and a sentence about what was assumed.
 
     Whatever is missing, learning rate and KL weight must be those of the part of the run that is over. Where the GPUs
     do not follow they are None; the sentence is None where nothing was assumed.
     """
+    train = config.train
     replicas = _replicas(epoch, step, train.batch_size, num_images)
     if replicas is not None:
         return step, max(train.epochs * (num_images // (train.batch_size * replicas)), step), replicas, None
