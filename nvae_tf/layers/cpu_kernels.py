@@ -169,7 +169,7 @@ def pointwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor 
 
 
 def dilated_kernel(kernel: tf.Tensor, dilation: int) -> tf.Tensor:
-    """The kernel with zeros between its taps, for `tf.nn.conv2d(..., dilations)`, whose gradients need a GPU."""
+    """The kernel with zeros between its taps, in place of `tf.nn.conv2d(..., dilations)`: its gradients need a GPU."""
     spread = np.eye((kernel.shape[0] - 1) * dilation + 1, dtype=np.float32)[:, ::dilation]
     spread = tf.constant(spread, kernel.dtype)
     return tf.einsum("yh,xw,hwio->yxio", spread, spread, kernel)

@@ -43,7 +43,7 @@ def check_image_size(images: tf.Tensor, config: ModelConfig, framed: bool = Fals
 
 
 def check_batch(images: Any, config: ModelConfig) -> tf.Tensor:
-    """A batch of `fit`, `evaluate` or `predict` as float32; ValueError but for floats of the model's size."""
+    """A batch of `fit`, `evaluate` or `predict` as float32; ValueError unless it is floats of the model's size."""
     if isinstance(images, Mapping):
         raise ValueError(
             f"a batch is a dictionary of {', '.join(map(str, images))}; this model takes the images alone: "
@@ -59,7 +59,7 @@ def check_batch(images: Any, config: ModelConfig) -> tf.Tensor:
 
 
 def check_images(images: Any, config: ModelConfig) -> tf.Tensor:
-    """As `check_batch`, of which ValueError is also raised for no images and, eagerly, for values not in [0, 1]."""
+    """As `check_batch`; ValueError also where there are no images or, if this runs eagerly, values not in [0, 1]."""
     images = check_batch(images, config)
     check(images.shape[0] != 0, "there are no images: give at least one")
     if tf.executing_eagerly():

@@ -103,7 +103,7 @@ LatentSource = PosteriorSource | PriorSource | GivenSource  # or what else can `
 def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_groups: bool = False) -> list[tf.Tensor]:
     """Latents from outside, a list `[batch, height, width, latent channels]` a group, top group first, as float32.
 
-    ValueError where they do not fit the plan, are not of equally many images or (if eager) not finite, or groups lack.
+    ValueError where they do not fit the plan, lack groups, are not of equally many images or (if eager) not finite.
     """
     tensors = [tf.cast(tf.convert_to_tensor(latent), tf.float32) for latent in latents]
     shapes = plan.latent_shapes()
@@ -141,21 +141,21 @@ def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[f
 
 
 def batch_noise(shapes: Shapes, batch_size: Number, seed: Sequence[Number], first: Number = 0) -> list[tf.Tensor]:
-    """Standard-normal draws `[batch, height, width, channels]` a group: functions of one seed `[2]` and `first + i`."""
+    """Standard-normal draws `[batch, height, width, channels]` a group; image i's of one seed `[2]` and `first + i`."""
     return _of_groups(_numbered_draws(_total_size(shapes), batch_size, seed, first), shapes)
 
 
 def noise_per_image(shapes: Shapes, seeds: tf.Tensor) -> list[tf.Tensor]:
-    """As `batch_noise`, but functions of one seed an image `[batch, 2]`, whatever its batch."""
+    """As `batch_noise`, but each image's draws are a function of its own seed (`[batch, 2]`) alone."""
     size = _total_size(shapes)
     draw = functools.partial(tf.random.stateless_normal, [size], alg="philox")
     return _of_groups(tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec([size], tf.float32)), shapes)
 
 
 def noise_of_samples(shapes: Shapes, seeds: tf.Tensor, first: Number, count: int) -> list[tf.Tensor]:
-    """The draws of samples `first ... first + count - 1` of every image, functions of its seed (`[batch, 2]`) and k.
+    """The draws of samples `first ... first + count - 1` of every image, functions of its seed and the sample's number.
 
-    `[batch * count, height, width, channels]` a group, the samples of an image one after another.
+    Seeds `[batch, 2]` -> `[batch * count, height, width, channels]` a group, an image's samples one after another.
     """
     size = _total_size(shapes)
     spec = tf.TensorSpec((count, size), tf.float32)

@@ -184,7 +184,7 @@ class NVAE(keras.Model):
         return [latent.z for latent in self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0)]
 
     def encode_from_seeds(self, images: tf.Tensor, seeds: tf.Tensor, noise_scale=1.0) -> list[LatentSample]:
-        """As `encode`, for one seed an image `[batch, 2]`; `noise_scale` multiplies sigma: 0 gives the means."""
+        """As `encode`, for one seed an image `[batch, 2]`; `noise_scale` multiplies sigma (0: the means)."""
         noise = [noise_scale * eps for eps in noise_per_image(self.plan.latent_shapes(), seeds)]
         return self.infer(images, noise).latents
 
@@ -237,7 +237,7 @@ class NVAE(keras.Model):
     def add_importance_samples(
         self, before: objectives.ImportanceWeighting, images, features, seeds, first, last, numbers, samples_at_once=1
     ) -> objectives.ImportanceWeighting:
-        """Adds samples `first ... last - 1` of every image to those `before`; sample k is a function of its seed and k.
+        """Adds samples `first ... last - 1` of every image to those `before`, functions of seed and number.
 
         `images` are `[batch, height, width, channels]` in [0, 1] with these `features` and a seed each, `[batch, 2]`;
         `numbers` see `objective.add_samples`. One pass draws `samples_at_once`, with as many times the memory.

@@ -67,7 +67,7 @@ def regularizers_of(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor, tf.
 def loss_of(model: "NVAE", images, noise, step, forward: ForwardPass, regularizers, inputs=None) -> StepLoss:
     """The loss of images `[batch, height, width, channels]` after so many steps, see `nvae_tf.objective`.
 
-    `regularizers` are those of `regularizers_of`; `inputs` the network sees instead of images with another gradient.
+    `noise` are the groups' draws, `regularizers` those of `regularizers_of`, `inputs` what the network sees instead.
     """
     norms, total = regularizers
     elbo = model.infer(images if inputs is None else inputs, noise, forward).elbo(images)

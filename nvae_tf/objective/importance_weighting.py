@@ -51,8 +51,8 @@ def add_samples(
 ) -> ImportanceWeighting:
     """Adds the samples with indices `first ... last - 1` to the state `before`, that of the samples up to `first`.
 
-    `log_weights` takes int32 indices `[samples_at_once]`, also some from `last` on, which do not count, and gives `log
-    p(x | z) + log p(z) - log q(z | x)` `[batch, samples_at_once]` in nats. `bounds` are for these `numbers` of samples.
+    `log_weights` takes int32 indices `[samples_at_once]` and gives `log p(x | z) + log p(z) - log q(z | x)` in nats,
+    `[batch, samples_at_once]`; those from `last` on do not count. `bounds` are for these `numbers` of samples.
     """
     at = tf.constant(list(numbers), tf.int32)
 

@@ -61,8 +61,8 @@ class NVAEAdamax(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate) -> None:
         """One step of one variable.
 
-        TensorFlow's kernel, which passes over the memory half as often as the rule above written out, has `v = max(
-        beta_2 v, |g|)` and `m / (v + epsilon)`: the rule if v = u - epsilon is lowered first, so that u decays.
+        TensorFlow's own kernel has `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`. With v = u - epsilon, lowered
+        first so that u decays, this is the rule above, in half of the passes over the memory.
         """
         momentum, norm = (slot.value for slot in self.slots_of(variable))
         latest = self._latest.get(variable.device)
@@ -99,7 +99,7 @@ def average_of_weights(model: keras.Model) -> dict[int, keras.Variable]:
 
 
 def start_averages(model: keras.Model) -> None:
-    """Sets the averages to the weights before the first step, as Keras does at it, but that one may be skipped."""
+    """Sets the averages to the weights before the first step. Keras does so at that step, but it may be skipped."""
     pairs = _weights_and_averages(model)
     if pairs and int(model.optimizer.iterations.numpy()) == 0:
         for weight, average in pairs:
