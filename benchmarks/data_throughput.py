@@ -44,7 +44,6 @@ PUBLISHED_IMAGES_PER_SECOND = {
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All results, as `--json` writes them."""
     start_tensorflow_quietly()
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
@@ -100,7 +99,6 @@ def patches(size: int, count: int) -> Iterator[np.ndarray]:
 
 
 def write_pictures(folder: pathlib.Path, size: int, count: int, suffix: str) -> None:
-    """Writes patches, a thousand to a sub-folder."""
     for number, patch in enumerate(patches(size, count)):
         place = folder / f"{number // 1000:04d}"
         place.mkdir(parents=True, exist_ok=True)
@@ -159,7 +157,6 @@ def read_folder(folder: str, batches: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints and writes."""
     parser = results.benchmark_parser("data_throughput", __doc__)
     add = parser.add_argument
     add("--files", type=results.at_least(1000), default=100_000, help="PNG files of the large folder (default: 100000)")

@@ -1,11 +1,13 @@
 """The frame of zeros, and the check of images from outside."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
-from nvae_tf.models.images import check_images, frame_with_zeros, real_pixels
+from nvae_tf.models.images import check_images, frame, real_pixels
 
 CONFIG = ModelConfig(image_height=6, image_width=4, image_channels=3, padded_height=8, padded_width=8)
 GOOD = np.random.default_rng(0).uniform(size=(2, 6, 4, 3))
@@ -14,7 +16,7 @@ GOOD = np.random.default_rng(0).uniform(size=(2, 6, 4, 3))
 @pytest.mark.parametrize(("height", "width"), [(6, 4), (8, 8), (7, 5), (9, 4)])
 def test_the_frame_is_zeros_and_comes_off_again(height, width):
     images = tf.constant(GOOD, tf.float32)
-    framed = frame_with_zeros(images, height, width)
+    framed = frame(images, dataclasses.replace(CONFIG, padded_height=height, padded_width=width))
     assert tuple(framed.shape) == (2, height, width, 3)
     top, left = (height - 6) // 2, (width - 4) // 2
     np.testing.assert_array_equal(framed[:, top : top + 6, left : left + 4], images)
