@@ -1,11 +1,11 @@
 """The arrows between the packages and the docstrings, read from the source text."""
 
 import ast
-import pathlib
 import re
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests import ROOT
+
 LIBRARY_FILES = sorted((ROOT / "nvae_tf").rglob("*.py"))
 COMMANDS = ("configs", "export", "train")
 COMMAND_FILES = sorted(file for name in COMMANDS for file in (ROOT / name).rglob("*.py"))

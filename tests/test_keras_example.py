@@ -1,15 +1,15 @@
 """The notebook of docs/keras.md: its blocks run in order, and what the text promises of them holds."""
 
-import pathlib
 import re
 
 import keras
 import numpy as np
 import pytest
 
+from tests import ROOT
 from tests.tiny_model import assert_same, values
 
-DOCUMENT = pathlib.Path(__file__).resolve().parents[1] / "docs" / "keras.md"
+DOCUMENT = ROOT / "docs" / "keras.md"
 METRICS = ("loss", "reconstruction", "kl")
 
 # Of Keras' own code that saves.

@@ -5,22 +5,11 @@ import numpy as np
 
 from nvae_tf.config import ModelConfig
 
-TINY = dict(
-    image_height=4,
-    image_width=4,
-    image_channels=1,
-    num_bits=1,
-    likelihood="bernoulli",
-    num_latent_scales=2,
-    num_groups_per_scale=1,
-    num_latent_per_group=2,
-    num_channels_encoder=2,
-    num_channels_decoder=2,
-    num_preprocess_blocks=0,
-    num_postprocess_blocks=0,
-    num_cells_per_group_encoder=1,
-    num_cells_per_group_decoder=1,
-)
+ARCHITECTURE = dict(num_latent_scales=2, num_groups_per_scale=1, num_latent_per_group=2)
+ARCHITECTURE |= dict.fromkeys(("num_channels_encoder", "num_channels_decoder"), 2)
+ARCHITECTURE |= dict.fromkeys(("num_preprocess_blocks", "num_postprocess_blocks"), 0)
+ARCHITECTURE |= dict.fromkeys(("num_cells_per_group_encoder", "num_cells_per_group_decoder"), 1)
+TINY = ARCHITECTURE | dict(image_height=4, image_width=4, image_channels=1, num_bits=1, likelihood="bernoulli")
 # Padded on all sides.
 PADDED = dict(image_height=6, image_width=6, padded_height=8, padded_width=8)
 

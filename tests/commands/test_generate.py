@@ -10,9 +10,9 @@ from PIL import Image
 import nvae_tf
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
-from nvae_tf.generation.image_grid import image_grid
 from nvae_tf.generation.latents_file import load_latents
 from nvae_tf.generation.reconstruction import reconstruct_images
+from tests.command_fixtures import assert_shown
 from train import generate
 
 PITCH, SIDE = 70, 64
@@ -55,9 +55,7 @@ def made(commands, finished_run, outside, tmp_path_factory):
 
     def run_mode(item):
         name, arguments = item
-        process = commands.run(["-m", "train.generate", *arguments, run, f"--output={folder}/{name}"])
-        assert process.returncode == 0, process.stderr
-        printed[name] = process.stdout
+        printed[name] = commands.output_of(["-m", "train.generate", *arguments, run, f"--output={folder}/{name}"])
 
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         list(threads.map(run_mode, both.items()))
@@ -74,12 +72,6 @@ def model(finished_run):
 def originals(outside):
     images = [pixels(outside / f"digit {number}.bmp")[..., np.newaxis] / 255 for number in OUTSIDE]
     return np.stack(images).astype(np.float32)
-
-
-def assert_shown(picture, images, columns):
-    """A different thread count of another process may round another way."""
-    grid = image_grid(images, columns, enlarge=None)[..., 0]
-    assert picture.shape == grid.shape and np.abs(picture.astype(int) - grid).max() <= 1
 
 
 @pytest.mark.slow
@@ -127,12 +119,6 @@ def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made):
     assert stored["distances"][0] == sorted(stored["distances"][0])
 
 
-def test_every_mode_has_a_manual_page(commands):
+def test_every_mode_has_a_manual_page():
     for mode, (function, _) in generate.MODES.items():
         assert f"python -m train.generate {mode} --workdir=" in function.__doc__ and mode in generate.overview()
-    process = commands.run(["-m", "train.generate", "vary", "--help"])
-    assert process.returncode == 0 and generate.vary.__doc__.strip().splitlines()[0] in process.stdout
-    assert "Exit code: 0" in process.stdout
-    for flag in ("--workdir", "--checkpoint", "--output", "--overwrite", "--seed", "--input", "--variants"):
-        assert f"\n  {flag}\n" in process.stdout
-    assert "--steps" not in process.stdout

@@ -15,12 +15,12 @@ from PIL import Image
 
 from nvae_tf.errors import require
 from nvae_tf.evaluation.evaluate import evaluate_run
-from nvae_tf.generation.image_grid import image_grid
 from nvae_tf.generation.reconstruction import reconstruct_images
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.page import TEMPERATURES, ReportImages, evaluation_section, latent_use_section, report_of_run
 from nvae_tf.training.loading import load_run
 from nvae_tf.training.run_folder import RunFolder
+from tests.command_fixtures import assert_shown
 
 # Settings are data; no one may write tags with them.
 NAME = "<b onload=\"x\">digits</b> & 'more'"
@@ -71,7 +71,6 @@ def run(finished_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def page_file(commands, run):
     process = commands.run(["-m", "train.report", f"--workdir={run}"])
-    assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[-1] == f"written to {run / 'report.html'}" and not process.stderr
     return run / "report.html"
 
@@ -123,12 +122,6 @@ def test_pictures_are_those_of_the_model(page, trained):
     assert_shown(pictures["Interpolation"][:64, :64], both[8:9], 1)
     assert_shown(pictures["Samples sharing their upper groups"][:64, :64], trained.model.generate(1, seed=1).numpy(), 1)
     assert len(pictures) == 8 and all(np.ptp(pixels) > 100 for pixels in pictures.values())
-
-
-def assert_shown(picture, images, columns):
-    """A different thread count of another process may round another way."""
-    grid = image_grid(images, columns, enlarge=None)[..., 0]
-    assert picture.shape == grid.shape and np.abs(picture.astype(int) - grid).max() <= 1
 
 
 def test_metrics_of_the_run_are_on_the_page(page, run):

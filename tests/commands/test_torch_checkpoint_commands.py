@@ -4,35 +4,26 @@ import json
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from nvae_tf.published.places import check_import_places, check_new_file, check_output_is_free, new_run_folder
 from nvae_tf.training.checkpoints import CheckpointNotWritten
-from tests.command_fixtures import TINY, assert_same_tensors, metrics_rows
+from tests import FIXTURES
+from tests.command_fixtures import TINY, assert_same_tensors, config_flags, metrics_rows, output_of
+from tests.command_fixtures import run as run_process
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-FIXTURE = ROOT / "tests" / "fixtures" / "normal_decoder_tiny.pt"
+FIXTURE = FIXTURES / "normal_decoder_tiny.pt"
 IMPORT, EXPORT = "export.import_torch_checkpoint", "export.export_torch_checkpoint"
 
 
-@pytest.fixture
-def run(commands):
-    """`run(MODULE, *FLAGS)`: what a command prints, which must end well."""
-
-    def run_well(*arguments):
-        process = commands.run(["-m", *arguments])
-        assert process.returncode == 0, process.stderr
-        return process.stdout
-
-    return run_well
+def run(*arguments):
+    return output_of(["-m", *arguments])
 
 
 @pytest.mark.torch
-def test_there_and_back(run, tmp_path):
+def test_there_and_back(tmp_path):
     runs, back = tmp_path / "my runs" / "cifar10", tmp_path / "back.pt"
     given = ("--data_source=arrays", "--data_path=no/images.npy", "--license=mit", f"--report={tmp_path}/map.csv")
     printed = run(IMPORT, f"--checkpoint={FIXTURE}", f"--output={runs}", *given)
@@ -49,7 +40,7 @@ def test_there_and_back(run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_images_that_must_be_given(run, published, tmp_path):
+def test_images_that_must_be_given(published, tmp_path):
     content = published.read("mnist_tiny.pt")
     content["args"].dataset = "omniglot"
     file = published.saved(content, tmp_path / "x.pt")
@@ -58,10 +49,7 @@ def test_images_that_must_be_given(run, published, tmp_path):
 
 
 @pytest.mark.torch
-def test_commands_that_are_refused(commands, tmp_path):
-    def refused(*arguments):
-        return commands.refused(["-m", *arguments])
-
+def test_commands_that_are_refused(refused, tmp_path):
     file, new = tmp_path / "x.pt", f"--output={tmp_path / 'new'}"
     file.write_bytes(b"<html>404</html>" * 100)
     checkpoint = f"--checkpoint={file}"
@@ -127,15 +115,14 @@ def test_a_full_disk_is_reported_by_the_name_that_was_given(error, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_a_killed_import_leaves_no_run_folder(run, tmp_path):
+def test_a_killed_import_leaves_no_run_folder(tmp_path):
     program = (
         "import os, pathlib, signal, sys\n"
         "from nvae_tf.published import import_run\n"
         "import_run.write_origin = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "import_run.import_run(*map(pathlib.Path, sys.argv[1:]))\n"
     )
-    command = [sys.executable, "-c", program, FIXTURE, tmp_path / "run"]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL
+    assert run_process(["-c", program, FIXTURE, tmp_path / "run"]).returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".run.partial-") and list(left.rglob("step-7.index"))
     assert not list(left.rglob("config.json"))
@@ -162,13 +149,12 @@ SMALL = TINY | {
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_training_goes_on_after_both_as_if_nothing_had_been(run, tmp_path):
+def test_training_goes_on_after_both_as_if_nothing_had_been(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, [40, 32, 32, 3], dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     whole, half, back = tmp_path / "whole", tmp_path / "half", tmp_path / "back"
-    flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
     data = f"--config.data.path={tmp_path / 'images.npy'}"
-    run("train.main", "--config=configs/own_images.py", f"--workdir={whole}", data, *flags)
+    run("train.main", "--config=configs/own_images.py", f"--workdir={whole}", data, *config_flags(SMALL))
     shutil.copytree(whole, half)
     for file in (half / "checkpoints").rglob("step-6.*"):
         file.unlink()

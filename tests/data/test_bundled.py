@@ -47,18 +47,15 @@ def test_a_look_at_the_first_image():
         assert first_image(dataclasses.replace(PHOTOS, height=size[0], width=size[1])) == (*found, 3, 8)
 
 
-@pytest.mark.parametrize(
-    ("spec", "changes", "message"),
-    [
+def test_what_is_not_in_the_bundle_is_refused():
+    for spec, changes, message in (
         (DIGITS, {"path": "here"}, "reads nothing from a folder: remove data.path"),
         (DIGITS, {"resize": "crop"}, "is bundled and not resized: remove data.crop_box and data.resize"),
         (DIGITS, {"source_name": "digit"}, "no bundled set 'digit'. Valid: digits, photos"),
         (PHOTOS, {"channels": 1}, r"are \[32, 32, 3\] .* says \[32, 32, 1\]"),
         (PHOTOS, {"height": 97}, r"data.height, data.width = 97, 32: .* at most 96 pixels"),
-    ],
-)
-def test_what_is_not_in_the_bundle_is_refused(spec, changes, message):
-    with pytest.raises(ValueError, match=message):
-        load_split(dataclasses.replace(spec, **changes), "train")
-    with pytest.raises(ValueError, match="no split 'validation'. Valid: train, test"):
-        load_split(spec, "validation")
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_split(dataclasses.replace(spec, **changes), "train")
+        with pytest.raises(ValueError, match="no split 'validation'. Valid: train, test"):
+            load_split(spec, "validation")

@@ -221,18 +221,15 @@ def test_rules_may_be_given(tmp_path):
     assert images.shape == (1, 28, 28, 1) and (images == 1).all()
 
 
-@pytest.mark.parametrize(
-    ("content", "changes", "message"),
-    [
+def test_one_that_does_not_fit_is_named(tmp_path):
+    for content, changes, message in (
         (gray(30, 28), {}, "is 30x28 (height x width), but the model takes 28x28; --resize=crop"),
         (gray(30, 28), {"crop_box": (0, 0, 28, 40)}, "is 30x28 (height x width); the model's data are cropped from"),
         (png(random_pixels(28, 28, 3)), {}, "has 3 channels, but the model was trained on pictures with 1; --convert"),
         (damaged_in_the_middle(gray(28, 28)), {}, "a damaged or cut-off PNG file"),
         (gray(300, 200), {"resize": "crop", "max_pixels": 59_999}, "is 300x200 (height x width), 60,000 pixels"),
-    ],
-)
-def test_one_that_does_not_fit_is_named(content, changes, message, tmp_path):
-    write_files(tmp_path, {"a.png": gray(28, 28), "b.png": content})
-    with pytest.raises(ValueError) as caught:
-        pictures_for_model(tmp_path / "b.png", dataclasses.replace(MNIST, **changes))
-    assert str(caught.value).startswith(f"{tmp_path / 'b.png'}: {message}") and "\n" not in str(caught.value)
+    ):
+        write_files(tmp_path, {"a.png": gray(28, 28), "b.png": content})
+        with pytest.raises(ValueError) as caught:
+            pictures_for_model(tmp_path / "b.png", dataclasses.replace(MNIST, **changes))
+        assert str(caught.value).startswith(f"{tmp_path / 'b.png'}: {message}") and "\n" not in str(caught.value)

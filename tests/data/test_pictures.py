@@ -2,7 +2,6 @@
 
 import dataclasses
 import struct
-import subprocess
 import sys
 import zlib
 
@@ -20,6 +19,7 @@ from nvae_tf.data.pictures import (
     read_header,
     read_picture,
 )
+from tests.command_fixtures import output_of
 from tests.data.picture_factory import encoded, png, png_of_chunks, random_pixels, tiff, with_palette, write_files
 
 HEIGHT, WIDTH = 13, 18
@@ -271,22 +271,18 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path):
     rows = [packer.compress(bytes(1 + 3 * side)) for _ in range(side)]
     content = png_of_chunks(struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"".join(rows) + packer.flush())
     folder = write_files(tmp_path, {f"{number}.png": content for number in range(8)})
-    command = [sys.executable, "-c", _PEAK_OF_READING, *folder.iterdir()]
     # In MiB; one takes 4 bytes a pixel, 137 MiB.
-    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 500
+    assert int(output_of(["-c", _PEAK_OF_READING, *folder.iterdir()])) < 500
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_what_is_no_picture_is_refused(tmp_path):
+    for content, message in (
         (b"", "an empty file"),
         (b"Dear diary,\n" * 20, "not a picture, whatever its name says, or one of another kind than PNG, JPG"),
         (b"\x89PNG\r\n\x1a\n", ""),
         (b"RIFF\0\0\0\0WEBP", ""),
-    ],
-)
-def test_what_is_no_picture_is_refused(content, message, tmp_path):
-    assert_refused(written(tmp_path, content), message)
+    ):
+        assert_refused(written(tmp_path, content), message)
 
 
 def test_a_broken_link_is_named(tmp_path):
@@ -313,9 +309,8 @@ def centers(start, stop, count):
     return start + (np.arange(count) + 0.5) * (stop - start) / count - 0.5
 
 
-@pytest.mark.parametrize(
-    ("spec", "size", "columns", "rows", "tolerance"),
-    [
+def test_cropping_and_scaling():
+    for spec, size, columns, rows, tolerance in (
         (sized(30, 20, (3, 40, 23, 70)), (100, 60), (3, 23), (40, 70), 0),
         # Without scaling the middle is taken, at whole pixels.
         (sized(20, 20, None, "crop"), (20, 50), (15, 35), (0, 20), 0),
@@ -328,14 +323,12 @@ def centers(start, stop, count):
         (sized(20, 50, None, "stretch"), (100, 200), (0, 200), (0, 100), 0.76),
         # CelebA's square around the face.
         (sized(64, 64, (15, 40, 163, 188), "stretch"), (218, 178), (15, 163), (40, 188), 0.5),
-    ],
-)
-def test_cropping_and_scaling(spec, size, columns, rows, tolerance):
-    found = np.asarray(fitted(Image.fromarray(coordinates(*size)), spec)).astype(int)
-    assert found.shape[:2] == (spec.height, spec.width)
-    expected_columns, expected_rows = centers(*columns, spec.width), centers(*rows, spec.height)
-    assert np.abs(found[..., 0] - np.clip(expected_columns, 0, None)).max() <= tolerance
-    assert np.abs(found[..., 1] - np.clip(expected_rows, 0, None)[:, np.newaxis]).max() <= tolerance
+    ):
+        found = np.asarray(fitted(Image.fromarray(coordinates(*size)), spec)).astype(int)
+        assert found.shape[:2] == (spec.height, spec.width)
+        expected_columns, expected_rows = centers(*columns, spec.width), centers(*rows, spec.height)
+        assert np.abs(found[..., 0] - np.clip(expected_columns, 0, None)).max() <= tolerance
+        assert np.abs(found[..., 1] - np.clip(expected_rows, 0, None)[:, np.newaxis]).max() <= tolerance
 
 
 def test_scaling_down_averages_all_pixels():

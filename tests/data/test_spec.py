@@ -3,9 +3,6 @@
 import dataclasses
 import gzip
 import math
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +13,7 @@ from nvae_tf.data import DATA_SPECS, DataSpec, data_spec
 from nvae_tf.data.sources import SOURCES, load_split
 from nvae_tf.data.spec import MODEL_SETTINGS, complete_config, complete_spec
 from nvae_tf.latent_plan import latent_plan
+from tests.command_fixtures import output_of
 from tests.data.picture_factory import idx, png, random_pixels, write_files
 
 KNOWN = [spec for spec in DATA_SPECS.values() if spec.name != "own_images"]
@@ -79,9 +77,8 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     assert all(known in str(caught.value) for known in DATA_SPECS)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_impossible_specs_are_refused():
+    for change, message in (
         ({"num_bits": 9, "binarise": False}, "data.num_bits = 9: must be from 1 to 8"),
         ({"num_bits": 2}, r"data.num_bits = 2: images that are binarized \(data.binarise\) have 1 bit; set it to 1"),
         ({"height": 0}, "data.height = 0: must be at least 1"),
@@ -95,14 +92,11 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         ({"likelihood": "bernouli"}, "data.likelihood = 'bernouli': .*; did you mean 'bernoulli'"),
         ({"crop_box": (15, 40, 163)}, r"data.crop_box = \(15, 40, 163\): must be \(left, top, right, bottom\)"),
         ({"crop_box": (15, 40.5, 163, 188)}, "in whole pixels"),
-    ],
-)
-def test_impossible_specs_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(data_spec("mnist"), **change)
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(data_spec("mnist"), **change)
 
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 OWN = data_spec("own_images")
 PIXELS = random_pixels(12, 20, 14, 3)
 
@@ -163,19 +157,16 @@ def test_sizes_that_the_hierarchy_cannot_halve_are_padded(tmp_path):
         assert (model.network_height, model.network_width) == size and model.size_divisor == 8
 
 
-@pytest.mark.parametrize(
-    ("settings", "size"),
-    [
+def test_the_size_is_what_was_asked_for(tmp_path):
+    for settings, size in (
         ({"resize": "crop", "height": 8}, (8, 8)),
         ({"resize": "crop", "height": 8, "width": 10}, (8, 10)),
         ({"crop_box": (1, 2, 9, 14), "resize": "stretch", "height": 5}, (5, 5)),
         ({"height": 20, "width": 14, "channels": 3, "file_bits": 8}, (20, 14)),
-    ],
-)
-def test_the_size_is_what_was_asked_for(settings, size, tmp_path):
-    spec = completed(pictures(tmp_path), **settings).data
-    assert (spec.height, spec.width, spec.channels, spec.file_bits) == (*size, 3, 8)
-    assert load_split(spec, "train").image_shape == (*size, 3)
+    ):
+        spec = completed(pictures(tmp_path), **settings).data
+        assert (spec.height, spec.width, spec.channels, spec.file_bits) == (*size, 3, 8)
+        assert load_split(spec, "train").image_shape == (*size, 3)
 
 
 def test_a_home_folder_is_found_and_arrays_beside_pictures_do_not_hide_them(tmp_path, monkeypatch):
@@ -217,9 +208,8 @@ def test_most_pictures_decide_and_not_the_first(tmp_path):
         load_split(spec, "train")
 
 
-@pytest.mark.parametrize(
-    ("settings", "error", "message"),
-    [
+def test_what_leads_to_no_images_is_reported():
+    for settings, error, message in (
         ({}, ValueError, "data.path is not set: --config.data.path=... names a folder of pictures, a .npy"),
         ({"path": "gone"}, FileNotFoundError, "data.path = gone: there is nothing; it names a folder of pictures"),
         ({"path": __file__}, ValueError, "data.path = .*: a file that is neither .npy nor .npz; name a folder of"),
@@ -227,12 +217,10 @@ def test_most_pictures_decide_and_not_the_first(tmp_path):
         ({"source": "tfds"}, ValueError, "data.source_name is not set: .* for example --config.data.source_name="),
         ({"source": "arrays", "path": "gone"}, FileNotFoundError, "data.path = gone: .* it names a .npy or .npz file"),
         ({"source": "fodler"}, ValueError, "data.source = 'fodler': .*did you mean 'folder'"),
-    ],
-)
-def test_what_leads_to_no_images_is_reported(settings, error, message):
-    with pytest.raises(error, match=message) as caught:
-        complete_spec(dataclasses.replace(OWN, **settings))
-    assert "\n" not in str(caught.value)
+    ):
+        with pytest.raises(error, match=message) as caught:
+            complete_spec(dataclasses.replace(OWN, **settings))
+        assert "\n" not in str(caught.value)
 
 
 def test_a_folder_is_looked_at_before_tensorflow_is_loaded(tmp_path):
@@ -244,6 +232,4 @@ config = own_images.get_config()
 config.data.path = sys.argv[1]
 print(complete_config(config).data.image_shape, "tensorflow" in sys.modules)
 """
-    command = [sys.executable, "-c", program, pictures(tmp_path)]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert process.stdout == "(20, 14, 3) False\n"
+    assert output_of(["-c", program, pictures(tmp_path)]) == "(20, 14, 3) False\n"

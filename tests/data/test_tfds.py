@@ -7,10 +7,8 @@ import socket
 import tarfile
 import threading
 import urllib.parse
-from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -154,20 +152,17 @@ def test_a_download_that_breaks_off_names_the_manual_way_too(monkeypatch, tmp_pa
         load(MNIST, "train", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
+def test_an_unknown_set_is_answered_with_the_nearest(tmp_path):
+    for name, message in (
         ("mnits/3d", "data.source_name = 'mnits/3d': TensorFlow Datasets .* no such set; did you mean 'mnist'"),
         (
             "downsampled_imagenet/16x16",
             "'downsampled_imagenet' has no configuration '16x16', only 32x32, 64x64; did you mean",
         ),
-    ],
-)
-def test_an_unknown_set_is_answered_with_the_nearest(name, message, tmp_path):
-    with pytest.raises(ValueError, match=message) as caught:
-        load(dataclasses.replace(CIFAR10, source_name=name), "train", tmp_path)
-    assert len(str(caught.value)) < 200
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            load(dataclasses.replace(CIFAR10, source_name=name), "train", tmp_path)
+        assert len(str(caught.value)) < 200
 
 
 def test_a_wrong_split_is_answered_with_those_that_there_are(no_network, tmp_path):
@@ -243,13 +238,13 @@ def test_sixteen_bits_and_other_channels_are_converted_only_when_asked(own_set):
         np.testing.assert_array_equal(source.images, (images // 256).repeat(asked.channels, axis=-1))
 
 
-def test_a_set_too_large_for_the_memory_names_the_cache(celeba64, monkeypatch, tmp_path):
+def test_a_set_too_large_for_the_memory_names_the_cache(celeba64, free_memory, tmp_path):
     size = 10 * 64 * 64 * 3
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * size - 1))
+    free_memory(3 * size - 1)
     with pytest.raises(ValueError, match=r"celeb_a: 10 images of \(64, 64, 3\) need .*--config.data.cache=FOLDER"):
         load_split(celeba64, "train")
     assert load_split(dataclasses.replace(celeba64, cache=str(tmp_path / "cache")), "train").count == 10
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * size))
+    free_memory(3 * size)
     assert load_split(celeba64, "train").count == 10
 
 

@@ -1,13 +1,10 @@
 """Batch normalization over two replicas where means are 1,000 deviations, against float64 on the whole batch."""
 
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.command_fixtures import output_of
+
 # A process has one set of devices.
 STEP = """
 import sys
@@ -59,9 +56,7 @@ np.savez(file, **{name: value.numpy() for name, value in zip(names, results, str
 
 def on_two_replicas(file, parts, **given):
     np.savez(file, **given)
-    command = [sys.executable, "-c", STEP, str(file), str(parts)]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert process.returncode == 0, process.stderr
+    output_of(["-c", STEP, file, parts])
     return np.load(file)
 
 

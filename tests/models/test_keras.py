@@ -131,9 +131,8 @@ def test_without_an_optimizer_there_is_no_fit():
         fit(model, IMAGES)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_a_model_is_made_of_the_right_settings():
+    for settings, message in (
         (dict(config={"image_height": 4}), "config is of type dict: must be a nvae_tf.ModelConfig"),
         (dict(objective={"total_steps": 3}), "objective is of type dict: must be a nvae_tf.ObjectiveConfig"),
         (dict(seed="one"), "seed = 'one': must be a whole number"),
@@ -142,11 +141,9 @@ def test_without_an_optimizer_there_is_no_fit():
         (dict(recompute=None), "recompute = None: not one of"),
         (dict(dtype="float64"), "dtype = 'float64': not one of"),
         *((dict(accumulate_steps=bad), f"accumulate_steps = {bad!r}: must be") for bad in (0, -1, 2.5, "2", True)),
-    ],
-)
-def test_a_model_is_made_of_the_right_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        nvae_tf.NVAE(**dict(config=SMALLEST) | settings)
+    ):
+        with pytest.raises(ValueError, match=message):
+            nvae_tf.NVAE(**dict(config=SMALLEST) | settings)
 
 
 def test_callbacks_get_the_numbers(tmp_path):

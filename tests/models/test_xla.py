@@ -1,9 +1,6 @@
 """The training step under XLA: compiled once, whatever the weights have become, and the same as without."""
 
 import os
-import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -13,9 +10,8 @@ import tensorflow as tf
 from nvae_tf.models import training_step
 from nvae_tf.models.latents import batch_noise
 from nvae_tf.optimization import NVAEAdamax
+from tests.command_fixtures import run
 from tests.tiny_model import assert_near, assert_same, tiny_model, values
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # Every kind of cell, and with them every operation that joins, doubles or halves.
 STEPS = """
@@ -39,8 +35,7 @@ for _ in range(3):
 @pytest.mark.slow
 def test_the_training_step_is_compiled_once():
     said = os.environ | {"TF_CPP_VMODULE": "device_compiler=2", "TF_CPP_MIN_LOG_LEVEL": "0"}
-    command = [sys.executable, "-c", STEPS]
-    process = subprocess.run(command, cwd=ROOT, env=said, capture_output=True, text=True, timeout=500)
+    process = run(["-c", STEPS], env=said)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("loss") == 3
     compilations = [line for line in process.stderr.splitlines() if "Compilation of XLA executable time" in line]

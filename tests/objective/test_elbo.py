@@ -117,20 +117,17 @@ def test_without_a_warm_up_the_weight_of_the_kl_is_constant():
     assert float(kl_weight(tf.constant(0), constant)) == 1.0
 
 
-@pytest.mark.parametrize(
-    ("scales", "groups", "adaptive", "minimum", "expected"),
-    [
+def test_how_much_a_group_is_meant_to_carry():
+    for scales, groups, adaptive, minimum, expected in (
         (1, 3, False, 1, [1.0] * 3),
         # Top first: 1 / 5 and 4 / 10 of each group.
         (2, 10, True, 1, [1.0] * 5 + [2.0] * 10),
         (3, 4, True, 1, [1.0] + [2.0] * 2 + [4.0] * 4),
         (2, 2, True, 4, [1.0] * 4 + [8.0] * 2),
-    ],
-)
-def test_how_much_a_group_is_meant_to_carry(scales, groups, adaptive, minimum, expected):
-    settings = dict(num_latent_scales=scales, num_groups_per_scale=groups, adaptive_groups=adaptive)
-    plan = latent_plan(ModelConfig(**settings, min_groups_per_scale=minimum))
-    assert balancing_scales(plan) == pytest.approx(expected)
+    ):
+        settings = dict(num_latent_scales=scales, num_groups_per_scale=groups, adaptive_groups=adaptive)
+        plan = latent_plan(ModelConfig(**settings, min_groups_per_scale=minimum))
+        assert balancing_scales(plan) == pytest.approx(expected)
 
 
 def test_the_smallest_alpha_is_one_wherever_it_stands():

@@ -6,8 +6,6 @@ FFHQ's architecture is that of CelebA HQ. These are files of the published form,
 import argparse
 import resource
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from nvae_tf.config import experiment_config
 from nvae_tf.published.names import published_tensors
 from nvae_tf.published.settings import cell_tables, published_settings
 from nvae_tf.published.weights import published_shape
+from tests.command_fixtures import output_of
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -81,12 +80,9 @@ def test_a_full_size_file_is_imported(name, published, tmp_path):
         parameters, last = write_published_file(name, file, name == "cifar10", published)
         assert parameters == PARAMETERS[name]
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-c", PROGRAM, file, run]
-        process = subprocess.run(command, capture_output=True, text=True)
-        assert process.returncode == 0, process.stderr
+        peak = 1024 * int(output_of(["-c", PROGRAM, file, run]).split()[-1])
         now = resource.getrusage(resource.RUSAGE_CHILDREN)
         busy = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
-        peak = 1024 * int(process.stdout.split()[-1])
         # Not by the clock: gigabytes are written, and a shared disk may take its time.
         assert busy < 60.0
         # The model's: its weights and the optimizer's slots.

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import resource
 import shutil
 
 import numpy as np
@@ -25,10 +24,10 @@ from nvae_tf.reports.run_facts import Origin, read_origin
 from nvae_tf.training.checkpoints import VALUE, TrainingState
 from nvae_tf.training.loading import load_run
 from nvae_tf.training.run_folder import RunFolder, read_run_config
+from tests import FIXTURES
 
 pytestmark = pytest.mark.torch
 
-FIXTURES = pathlib.Path(__file__).resolve().parents[1] / "fixtures"
 # One of them each time, the others in the slow tests.
 NAMES = ["mnist_tiny", *(pytest.param(f"{name}_tiny", marks=pytest.mark.slow) for name in ("celeba64", "cifar10"))]
 NAMES += [pytest.param("normal_decoder_tiny", marks=pytest.mark.slow)]
@@ -336,12 +335,15 @@ def test_a_checkpoint_without_the_optimizers_state(run, tmp_path):
     assert export_file(run, tmp_path / "x.pt", with_optimizer=False).step == 9
 
 
-@pytest.mark.parametrize("message", ["is gone; a training that runs", "is damaged"])
+GONE = "was there a moment ago and is gone; a training that runs at the same time has replaced it by a later one"
+
+
+@pytest.mark.parametrize("message", [GONE, "is damaged"])
 def test_a_checkpoint_that_changes_meanwhile(message, run, tmp_path, monkeypatch):
     def checked(model, prefix):
         check(model, prefix)
         for file in (run / "checkpoints").glob("step-7.*"):
-            if "gone" in message:
+            if message == GONE:
                 file.unlink()
             elif file.suffix != ".index":
                 file.write_bytes(file.read_bytes()[:1000])
@@ -353,15 +355,11 @@ def test_a_checkpoint_that_changes_meanwhile(message, run, tmp_path, monkeypatch
     assert not (tmp_path / "x.pt").exists()
 
 
-def test_a_full_disk_is_reported_in_one_line(trained_run, tmp_path):
-    """The system takes no more than so many bytes of a file."""
-    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
-    try:
-        with pytest.raises(OSError, match=r"^\S*/x\.pt: could not be written, .* left on its disk \([^\n]*$"):
-            export_file(trained_run, tmp_path / "x.pt", with_optimizer=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+def test_a_full_disk_is_reported_in_one_line(trained_run, small_files, tmp_path):
+    small_files(50_000)
+    with pytest.raises(OSError, match=r"^\S*/x\.pt: could not be written, .* left on its disk \([^\n]*$"):
+        export_file(trained_run, tmp_path / "x.pt", with_optimizer=False)
+    small_files(None)
     assert not list(tmp_path.iterdir())
 
 
@@ -450,9 +448,8 @@ def own_state(content, name, change):
     state[name or next(iter(state))] = change(state["others/0"] if name else state[next(iter(state))])
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
+def test_a_state_of_another_form_is_named(trained_file, published, tmp_path):
+    for damage, message in (
         (lambda c: moments(c, 5, exp_inf=None), r"parameter 5, .*has no numbers as exp_inf.*--without_optimizer"),
         (lambda c: moments(c, 0, exp_avg=lambda t: t[:1]), r"parameter 0, prior_ftr0, has shape \(1, .* as exp_avg, "),
         (lambda c: c["optimizer"]["state"][3].pop("step"), "a parameter without step"),
@@ -476,10 +473,8 @@ def own_state(content, name, change):
         (lambda c: c.update(global_step="7"), "'global_step' = '7' is no number"),
         (lambda c: c.update(nvae_tf={"config": "[" * 10**5}), "'nvae_tf' has 'config' .*recursion"),
         (lambda c: c.update(nvae_tf={"config": '{"data": []}'}), "'nvae_tf' has 'config' .*data is a"),
-    ],
-)
-def test_a_state_of_another_form_is_named(damage, message, trained_file, published, tmp_path):
-    assert_refused_as_damaged(damage, message, published.read(trained_file), published, tmp_path)
+    ):
+        assert_refused_as_damaged(damage, message, published.read(trained_file), published, tmp_path)
 
 
 def assert_refused_as_damaged(damage, message, content, published, folder):
@@ -489,9 +484,8 @@ def assert_refused_as_damaged(damage, message, content, published, folder):
     assert {entry.name for entry in folder.iterdir()} == {"bad.pt"}
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
+def test_settings_and_state_of_this_project_that_do_not_fit(own_file, published, tmp_path):
+    for damage, message in (
         (lambda c: c["nvae_tf"].update(images="[" * 10**5), "'nvae_tf' has 'images' that can't be read .*recursion"),
         (lambda c: c["nvae_tf"].update(images=[1]), "'nvae_tf' has 'images' that can't be read"),
         (lambda c: c["nvae_tf"].update(origin='{"license": 4}'), "'nvae_tf' has 'origin' that can't be read"),
@@ -499,10 +493,8 @@ def assert_refused_as_damaged(damage, message, content, published, folder):
         (lambda c: own_state(c, None, lambda t: t.long()), r"'nvae_tf' has \S*: int64 in the file, float32 in"),
         (lambda c: own_state(c, "others/17", lambda t: t), r"has others/17: \[\] in the file, no such variable"),
         (lambda c: setattr(c["args"], "num_nf", 2), r"contradict each other; 'nvae_tf' has model\.num_flows = 1"),
-    ],
-)
-def test_settings_and_state_of_this_project_that_do_not_fit(damage, message, own_file, published, tmp_path):
-    assert_refused_as_damaged(damage, message, published.read(own_file), published, tmp_path)
+    ):
+        assert_refused_as_damaged(damage, message, published.read(own_file), published, tmp_path)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
@@ -527,8 +519,7 @@ def test_an_imported_run_is_evaluated_and_generates(commands, tmp_path):
         ("train.evaluate", f"--workdir={run}", "--metrics=elbo", "--batch_size=2"),
         ("train.generate", f"--workdir={run}", f"--output={tmp_path / 'samples.png'}", "--count=2"),
     ):
-        process = commands.run(["-m", *command])
-        assert process.returncode == 0, process.stderr
+        commands.output_of(["-m", *command])
     metrics = json.loads((run / "evaluation.json").read_text())
     bound = nvae_tf.from_torch_checkpoint(file).score(images[:4] / np.float32(255), seed=0)
     assert metrics["num_images"] == 4 and metrics["nelbo_nats"] == pytest.approx(np.mean(bound), rel=1e-2)

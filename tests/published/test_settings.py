@@ -84,19 +84,16 @@ def test_a_data_set_without_a_published_name_is_one_with_such_images():
     assert published_settings(bedrooms)["dataset"] == "lsun_bedroom_256"
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_what_the_published_form_can_not_say_is_named():
+    for changes, message in (
         (dict(exact_edges=True), r"the published form can't say model\.exact_edges = True$"),
         (dict(num_mixtures=1), r"can't say model\.likelihood = 'logistic_mixture'"),
         (dict(padded_height=40), r"in a frame of 40x32"),
         (dict(image_height=16, image_width=16), r"no data set with images of model\.image_height = 16, .*width = 16"),
         (dict(likelihood="bernoulli", num_bits=1), r"model\.likelihood = 'bernoulli'"),
-    ],
-)
-def test_what_the_published_form_can_not_say_is_named(changes, message):
-    with pytest.raises(ValueError, match=message):
-        published_settings(ExperimentConfig(ModelConfig(**changes), ObjectiveConfig()))
+    ):
+        with pytest.raises(ValueError, match=message):
+            published_settings(ExperimentConfig(ModelConfig(**changes), ObjectiveConfig()))
 
 
 def test_settings_without_effect_do_not_differ():
@@ -114,9 +111,8 @@ def test_every_cell_set_has_tables():
     assert len({str(table) for table in tables.values()}) == len(tables)
 
 
-@pytest.mark.parametrize(
-    ("name", "epoch", "step", "total", "a_step"),
-    [
+def test_the_length_of_a_published_run():
+    for name, epoch, step, total, a_step in (
         # The published runs: batch a GPU times GPUs, whole batches an epoch.
         ("cifar10", 400, 400 * 195, 400 * 195, 8 * 32),
         ("imagenet32", 45, 45 * 2224, 45 * 2224, 24 * 24),
@@ -125,34 +121,29 @@ def test_every_cell_set_has_tables():
         ("ffhq256", 99, 100 * 656, 200 * 656, 24 * 4),
         # Before its end.
         ("cifar10", 100, 100 * 195, 400 * 195, 8 * 32),
-    ],
-)
-def test_the_length_of_a_published_run(name, epoch, step, total, a_step):
-    config = preset(name)
-    found = imported_settings(published_settings(config), epoch, step)
-    assert found.config.objective.total_steps == total and found.step == step
-    assert found.images.a_step == a_step and found.defaults == () and found.assumed is None
-    assert found.config == resolve_lengths(config, total // config.train.epochs, total)
-    assert found.config.optimizer.warmup_epochs == (1 if name == "imagenet32" else 5)
+    ):
+        config = preset(name)
+        found = imported_settings(published_settings(config), epoch, step)
+        assert found.config.objective.total_steps == total and found.step == step
+        assert found.images.a_step == a_step and found.defaults == () and found.assumed is None
+        assert found.config == resolve_lengths(config, total // config.train.epochs, total)
+        assert found.config.optimizer.warmup_epochs == (1 if name == "imagenet32" else 5)
 
 
-@pytest.mark.parametrize(
-    ("epoch", "step", "reached", "total", "assumed"),
-    [
+def test_a_length_that_does_not_follow_keeps_the_part_that_is_over():
+    for epoch, step, reached, total, assumed in (
         # No number of GPUs fits: as many steps an epoch as before. At the end of the run it is the end.
         (3, 7, 7, 933, "does not follow from 7 steps in 3 epochs. At that rate its 400 epochs are train.steps = 933"),
         (400, 78_001, 78_001, 78_001, "train.steps = 78,001"),
         (0, 5, 5, 2000, "train.steps = 2,000"),
         (None, 78_000, 78_000, 78_000, "no epoch, so it is taken to be of the end of its run: train.steps = 78,000"),
         (400, None, 624_800, 624_800, "counted as 1,562 steps each, .* step 624,800 of train.steps = 624,800"),
-    ],
-)
-def test_a_length_that_does_not_follow_keeps_the_part_that_is_over(epoch, step, reached, total, assumed):
-    found = imported_settings(published_settings(preset("cifar10")), epoch, step)
-    assert found.images is None and found.step == reached
-    # The unit of train.main and of the schedules.
-    assert found.config.train.steps == found.config.objective.total_steps == total
-    assert re.search(assumed, found.assumed)
+    ):
+        found = imported_settings(published_settings(preset("cifar10")), epoch, step)
+        assert found.images is None and found.step == reached
+        # The unit of train.main and of the schedules.
+        assert found.config.train.steps == found.config.objective.total_steps == total
+        assert re.search(assumed, found.assumed)
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(None, None), (0, 0)])
@@ -184,16 +175,13 @@ def test_settings_of_the_training_that_are_missing_are_defaults():
     assert found.config.model == preset("cifar10").model
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_an_impossible_setting_is_named():
+    for changes, message in (
         (dict(epochs="many"), r"train\.epochs = 'many': must be of type int"),
         (dict(num_nf="2"), r"'args' has a setting of a wrong type \(model\.num_flows = '2': must be of type int"),
         (dict(num_latent_scales=-1e308), r"a wrong type \(model\.num_latent_scales = .*must be of type int"),
         (dict(dataset="faces"), "data set 'faces' is not one of celeba_256, .*, so the size"),
         (dict(dataset=["cifar10"]), "'args' has a setting of a wrong type .*unhashable"),
-    ],
-)
-def test_an_impossible_setting_is_named(changes, message):
-    with pytest.raises(ValueError, match=message):
-        imported_settings(published_settings(preset("cifar10")) | changes, 1, 195)
+    ):
+        with pytest.raises(ValueError, match=message):
+            imported_settings(published_settings(preset("cifar10")) | changes, 1, 195)

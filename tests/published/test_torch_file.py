@@ -315,21 +315,18 @@ def test_settings_that_are_no_plain_values(value, content, saved):
     assert "'args' has a value of num_nf that is neither" in refused(saved(content))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def test_settings_of_a_far_larger_model(content, saved, monkeypatch):
+    for name, value in (
         *((f"num_channels_{part}", 4096) for part in ("enc", "dec")),
         ("num_latent_per_group", 10**5),
         *((f"{number}_groups_per_scale", 2**62) for number in ("num", "min")),
         *((f"num_{cells}", 10**6) for cells in ("cell_per_cond_enc", "preprocess_cells", "postprocess_cells", "nf")),
         *((f"num_{name}", 2**62) for name in ("latent_scales", "preprocess_blocks")),
-    ],
-)
-def test_settings_of_a_far_larger_model(name, value, content, saved, monkeypatch):
-    monkeypatch.setattr(torch_files, "NVAE", lambda *_: pytest.fail("the model is made"))
-    setattr(content["args"], name, value)
-    with pytest.raises(ValueError, match=r"saved\.pt: (the published weights do not fit .* at least|model\.num_)"):
-        nvae_tf.from_torch_checkpoint(saved(content))
+    ):
+        monkeypatch.setattr(torch_files, "NVAE", lambda *_: pytest.fail("the model is made"))
+        setattr(content["args"], name, value)
+        with pytest.raises(ValueError, match=r"saved\.pt: (the published weights do not fit .* at least|model\.num_)"):
+            nvae_tf.from_torch_checkpoint(saved(content))
 
 
 def test_weights_that_do_not_fit_their_settings_are_named_with_the_file(content, saved, monkeypatch):

@@ -22,7 +22,8 @@ from nvae_tf.serving.outputs import DIGESTS, check_version_is_free, new_version
 from nvae_tf.serving.saved_model import export_saved_model
 from nvae_tf.serving.signatures import SIGNATURES, Signatures
 from nvae_tf.serving.verification import RECORD, verified
-from tests.serving.conftest import ROOT, VANILLA_CONFIG
+from tests import ROOT
+from tests.serving.conftest import VANILLA_CONFIG
 
 
 def test_settings_origin_and_latent_layout_travel_with_the_export(folder, model):
@@ -167,18 +168,19 @@ def copied(folder, tmp_path):
 def test_every_file_is_looked_at(copied, refused):
     (copied / "assets.extra" / "latents.json").write_text("{}")
     (copied / "assets.extra" / "tf_serving_warmup_requests").unlink()
-    assert "assets.extra/tf_serving_warmup_requests missing; copy the export anew" in refused("verify", str(copied))
+    message = "assets.extra/tf_serving_warmup_requests missing; copy the export anew"
+    assert message in refused("export.verify", str(copied))
     (copied / "assets.extra" / "tf_serving_warmup_requests").touch()
     message = "latents.json, assets.extra/tf_serving_warmup_requests damaged or changed"
-    assert message in refused("verify", str(copied))
+    assert message in refused("export.verify", str(copied))
     (copied / DIGESTS).write_text("[")
-    assert f"{DIGESTS}: missing or damaged" in refused("verify", str(copied))
+    assert f"{DIGESTS}: missing or damaged" in refused("export.verify", str(copied))
 
 
 def test_what_is_no_export_is_refused(folder, tmp_path, refused):
-    assert f"name one version; there is {folder}" in refused("verify", str(folder.parent))
-    assert "no such folder; name one version" in refused("verify", str(tmp_path / "missing"))
-    assert "Unknown command line flag 'pth'" in refused("verify", "--pth=x")
+    assert f"name one version; there is {folder}" in refused("export.verify", str(folder.parent))
+    assert "no such folder; name one version" in refused("export.verify", str(tmp_path / "missing"))
+    assert "Unknown command line flag 'pth'" in refused("export.verify", "--pth=x")
 
 
 def test_an_export_without_a_record_and_one_that_cannot_be_run(copied):

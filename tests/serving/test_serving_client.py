@@ -4,8 +4,6 @@ import contextlib
 import functools
 import json
 import re
-import subprocess
-import sys
 import threading
 import time
 from concurrent import futures
@@ -34,7 +32,7 @@ from nvae_tf.serving.client import (
 )
 from nvae_tf.serving.grpc_client import ServingClient
 from nvae_tf.serving.served_model import ServedModel, image_arrays, pil_images, predict_batches
-from tests.serving.conftest import ROOT
+from tests.command_fixtures import output_of
 from tests.serving.model_servers import IMAGES, QUICK, SEEDS
 
 
@@ -68,9 +66,8 @@ def test_an_unknown_model_or_version_is_reported(servers, protocol):
         assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "signature, inputs, message",
-    [
+def test_inputs_that_do_not_fit_are_reported_and_not_sent(client, monkeypatch):
+    for signature, inputs, message in (
         ("smaple", {}, "no such signature; did you mean 'sample'?"),
         ("sample", {"sead": SEEDS}, "no input 'sead', did you mean 'seed'?"),
         ("sample", {"seed": SEEDS}, "input 'temperature' is missing; give float32[?]"),
@@ -78,13 +75,11 @@ def test_an_unknown_model_or_version_is_reported(servers, protocol):
         ("sample", {"seed": [1, 2], "temperature": [1.0]}, "different numbers of rows: seed 2, temperature 1"),
         ("encode", {"image": IMAGES[:, :7], "seed": SEEDS}, "is float32[4, 7, 8, 3]; give float32[?, 8, 8, 3]"),
         ("encode", {"image": [[1.0], [1.0, 2.0]], "seed": SEEDS}, "input 'image' is no array"),
-    ],
-)
-def test_inputs_that_do_not_fit_are_reported_and_not_sent(client, monkeypatch, signature, inputs, message):
-    monkeypatch.setattr(client, "_predict", lambda *arguments: pytest.fail("was sent"))
-    with pytest.raises(BadRequest, match=re.escape(message)) as raised:
-        client.predict(signature, **inputs)
-    assert "\n" not in str(raised.value)
+    ):
+        monkeypatch.setattr(client, "_predict", lambda *arguments: pytest.fail("was sent"))
+        with pytest.raises(BadRequest, match=re.escape(message)) as raised:
+            client.predict(signature, **inputs)
+        assert "\n" not in str(raised.value)
 
 
 class Scripted(ModelClient):
@@ -165,23 +160,20 @@ def scripted_client(service, patience=QUICK):
     return server, ServingClient(f"127.0.0.1:{port}", "any", patience=patience)
 
 
-@pytest.mark.parametrize(
-    "code, kind, calls",
-    [
+def test_only_grpcs_unavailable_is_tried_again_without_metadata_too():
+    for code, kind, calls in (
         (grpc.StatusCode.UNAVAILABLE, None, 2),
         (grpc.StatusCode.INVALID_ARGUMENT, BadRequest, 1),
         (grpc.StatusCode.INTERNAL, ServerFailed, 1),
         (grpc.StatusCode.ABORTED, ServerFailed, 1),
-    ],
-)
-def test_only_grpcs_unavailable_is_tried_again_without_metadata_too(code, kind, calls):
-    service = ScriptedService(code)
-    server, client = scripted_client(service)
-    expected = pytest.raises(kind, match=f"scripted \\[{code.name}\\]") if kind else contextlib.nullcontext()
-    with client, expected:
-        assert client.predict("any", x=[1.0, 2.0])["x"].tolist() == [1.0, 2.0]
-    server.stop(None)
-    assert service.calls == calls
+    ):
+        service = ScriptedService(code)
+        server, client = scripted_client(service)
+        expected = pytest.raises(kind, match=f"scripted \\[{code.name}\\]") if kind else contextlib.nullcontext()
+        with client, expected:
+            assert client.predict("any", x=[1.0, 2.0])["x"].tolist() == [1.0, 2.0]
+        server.stop(None)
+        assert service.calls == calls
 
 
 def test_a_deadline_is_kept_and_the_server_sees_it():
@@ -277,8 +269,7 @@ def test_the_rest_client_starts_without_tensorflow_and_without_the_models_code()
         "import sys\nfrom export import client\nfrom nvae_tf.serving import client, served_model\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('tensorflow', 'keras')])"
     )
-    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert process.stdout == "[]\n", process.stderr
+    assert output_of(["-c", program]) == "[]\n"
 
 
 @contextlib.contextmanager
@@ -309,22 +300,19 @@ def web_server(*answers, piece_seconds=0.0):
         server.shutdown()
 
 
-@pytest.mark.parametrize(
-    "code, text, kind, message",
-    [
+def test_other_errors_are_reported_at_once():
+    for code, text, kind, message in (
         (400, '{"error": "no such thing"}', BadRequest, "no such thing [HTTP 400]"),
         (429, '{"error": "too long"}', TooLarge, "send fewer rows"),
         (404, "<html>Not here</html>", ServerFailed, "is this its REST port?"),
         (200, "<html>Hello</html>", ServerFailed, "is this its REST port?"),
         (200, "{}", ServerFailed, "no status of a model"),
-    ],
-)
-def test_other_errors_are_reported_at_once(code, text, kind, message):
-    with web_server((code, text)) as (server, asked), RestClient(server, "digits", patience=QUICK) as client:
-        with pytest.raises(kind) as raised:
-            client.model_status()
-    assert message in str(raised.value) and "\n" not in str(raised.value)
-    assert len(asked) == 1
+    ):
+        with web_server((code, text)) as (server, asked), RestClient(server, "digits", patience=QUICK) as client:
+            with pytest.raises(kind) as raised:
+                client.model_status()
+        assert message in str(raised.value) and "\n" not in str(raised.value)
+        assert len(asked) == 1
 
 
 @pytest.mark.parametrize("part", ["", "HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n{"])
@@ -353,9 +341,8 @@ def test_names_are_quoted_and_a_url_is_taken_as_it_is():
         ServingClient("http://host:1", "digits")
 
 
-@pytest.mark.parametrize(
-    "value, dtype, message",
-    [
+def test_json_that_is_no_array_is_refused():
+    for value, dtype, message in (
         ([[1, 2], [3]], "int32", "different lengths"),
         ([1.5], "int64", "a float where int64 is wanted"),
         ([True, 1], "float32", "a bool where float32 is wanted"),
@@ -364,8 +351,6 @@ def test_names_are_quoted_and_a_url_is_taken_as_it_is():
         (functools.reduce(lambda nested, _: [nested], range(40), "x"), "string", "nested too deep"),
         ([{"b64": "?"}], "string", "no base64"),
         ([1], "string", "a int where a string"),
-    ],
-)
-def test_json_that_is_no_array_is_refused(value, dtype, message):
-    with pytest.raises(ValueError, match=message):
-        array_of_json(value, dtype)
+    ):
+        with pytest.raises(ValueError, match=message):
+            array_of_json(value, dtype)

@@ -37,7 +37,7 @@ def write_files(script):
 
     def run(models, *flags):
         output = models.parent / "serving"
-        code, printed, errors = script("serving_files", f"--models={models}", f"--output={output}", *flags)
+        code, printed, errors = script("export.serving_files", f"--models={models}", f"--output={output}", *flags)
         assert code == 0, errors
         return output, printed
 
@@ -138,9 +138,8 @@ def test_the_compose_file_mounts_what_the_flags_name(models, write_files):
     assert composed["services"]["serving"]["volumes"][0]["source"] == '../my "$$models"'
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
+def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused):
+    for flags, message in (
         (["--models={models}/notes"], "no export in it"),
         (["--models={models}/none"], "no such folder"),
         (["--models={models}/digits"], "give the folder above it"),
@@ -150,27 +149,22 @@ def test_the_compose_file_mounts_what_the_flags_name(models, write_files):
         (["--image=tensorflow/serving"], "name one release"),
         (["--output={models}/digits/2/saved_model.pb"], "a file; name a folder"),
         ([], "models/digits/10: its batches can't be measured"),  # the file is empty
-    ],
-)
-def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused, flags, message):
-    output = models.parent / "serving"
-    places = [f"--models={models}", f"--output={output}"]
-    assert message in refused("serving_files", *places, *(flag.format(models=models) for flag in flags))
-    assert not output.exists()
+    ):
+        output = models.parent / "serving"
+        places = [f"--models={models}", f"--output={output}"]
+        assert message in refused("export.serving_files", *places, *(flag.format(models=models) for flag in flags))
+        assert not output.exists()
 
 
-@pytest.mark.parametrize(
-    ("timings", "longest", "rows"),
-    [
+def test_a_batch_is_doubled_while_that_pays_and_is_quick_enough():
+    for timings, longest, rows in (
         (TIMINGS, 10.0, 8),  # a gain after a doubling that gave none is not looked for
         (TIMINGS, 0.3, 4),
         (TIMINGS, 0.01, 1),
         ([BatchTiming(1, 1.0), BatchTiming(2, 1.83)], 10.0, 1),  # 9 % more
         ([BatchTiming(1, 1.0), BatchTiming(2, 1.81)], 10.0, 2),  # 10.5 % more
-    ],
-)
-def test_a_batch_is_doubled_while_that_pays_and_is_quick_enough(timings, longest, rows):
-    assert largest_worthwhile(timings, longest) == rows
+    ):
+        assert largest_worthwhile(timings, longest) == rows
 
 
 def test_models_that_share_the_parameters_get_those_that_suit_all():

@@ -4,8 +4,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,17 +17,16 @@ from nvae_tf.serving import tflite
 from nvae_tf.serving.outputs import MODES
 from nvae_tf.serving.tflite import DeviceSignatures, compare, device_inputs, folded_signatures
 from nvae_tf.serving.tflite_conversion import convert, foreign_operations, read_metadata, with_metadata
+from tests import ROOT, tiny_model
+from tests.command_fixtures import output_of
 from tests.serving.conftest import CONFIG, VANILLA_CONFIG, model_of
 
-EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "export" / "decode_on_device.py"
+EXAMPLE = ROOT / "export" / "decode_on_device.py"
 COUNT, SEED = 2, 5
 
 
 def images_of(model, count=COUNT):
-    config = model.config
-    shape = (count, config.image_height, config.image_width, config.image_channels)
-    levels = np.random.default_rng(0).integers(0, 2**config.num_bits, shape)
-    return (levels / (2**config.num_bits - 1)).astype(np.float32)
+    return tiny_model.images_of(model.config, count)
 
 
 @pytest.fixture(scope="module")
@@ -255,4 +252,4 @@ def draw(*arguments):
         "import runpy, sys; sys.modules.update(dict.fromkeys(['tensorflow', 'keras', 'nvae_tf', 'export']))\n"
         f"sys.argv[1:] = {list(arguments)}; runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
     )
-    subprocess.run([sys.executable, "-I", "-c", program], check=True)
+    output_of(["-I", "-c", program])

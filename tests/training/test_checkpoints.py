@@ -1,7 +1,6 @@
 """Checkpoints: what they hold, which are kept, and what damage, kills and full disks leave of them."""
 
 import re
-import resource
 import shutil
 import time
 import warnings
@@ -99,14 +98,6 @@ def data_file(place, step):
 
 def cut_short(file):
     file.write_bytes(file.read_bytes()[:500])
-
-
-@pytest.fixture
-def small_files():
-    """`with small_files(size):` no file of this process may grow beyond a size, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size or limits[0], limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 # Restoring.

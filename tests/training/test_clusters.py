@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import time
@@ -10,7 +9,8 @@ import time
 import pytest
 import yaml
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 CLUSTERS = ROOT / "nvae_tf" / "training" / "clusters"
 # What srun sets for the last of four tasks on two nodes.
 LAST_TASK = {

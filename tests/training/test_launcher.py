@@ -7,14 +7,14 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from nvae_tf.training.launcher import WorkerPlan, gpus_of_processes, run_workers, worker_environments
+from tests import ROOT
+from tests.command_fixtures import until
 from train import launch
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 GRACE = 0.4
 # A worker knows its number, `remember` leaves a line for the test, and after `ready` signals may come.
 PREFACE = """
@@ -66,13 +66,6 @@ def remembered(folder, index):
 def pids(folder):
     lines = [line for index in (0, 1) for line in remembered(folder, index)]
     return [int(line.split()[1]) for line in lines if line.startswith("process ")]
-
-
-def until(condition):
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "waited for half a minute"
-        time.sleep(0.02)
 
 
 def is_there(pid):

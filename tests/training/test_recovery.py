@@ -12,6 +12,7 @@ from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import LoweredRate, RunawayGuard
 from nvae_tf.training.recovery import Recovery, growth_sentence, layer_names
+from tests.command_fixtures import saved_steps
 from tests.tiny_model import tiny_model
 
 # Puts something else in place of the loss where CONDITION holds; `count` is the number of the step that is tried.
@@ -44,10 +45,6 @@ def train(commands, tmp_path):
         return commands.run([script, *flags]), tmp_path / "run"
 
     return start
-
-
-def saved_steps(folder):
-    return sorted(file.stem for file in (folder / "checkpoints").glob("step-*.index"))
 
 
 def values_of(folder, step, part):
@@ -87,7 +84,7 @@ def test_divergence_before_the_first_checkpoint_starts_again_with_half_the_rate(
         done, folder = train(condition, "float('nan')", train__checkpoint_every_steps=1000, **changes)
         assert done.returncode == 0, done.stderr
         assert ("Back to step 0, with 0.5 of the learning rate." in done.stdout) == (not changes)
-        assert saved_steps(folder) == ["step-60"]
+        assert saved_steps(folder / "checkpoints") == [60]
         with (folder / "metrics.csv").open() as file:
             assert [row["step"] for row in csv.DictReader(file)] == ["20", "40", "60"]
         reader = tf.train.load_checkpoint(str(folder / "checkpoints" / "step-60"))

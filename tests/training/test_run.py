@@ -15,9 +15,8 @@ def found(config):
     return round(config.optimizer.warmup_epochs, 9), *sorted(intervals)
 
 
-@pytest.mark.parametrize(
-    ("steps_per_epoch", "total_steps", "expected"),
-    [
+def test_what_is_not_set_scales_with_the_run():
+    for steps_per_epoch, total_steps, expected in (
         (100, 40_000, (5.0, 1000)),
         (100, 10_000, (5.0, 1000)),
         # A tenth of the run is shorter than what is usual.
@@ -27,12 +26,10 @@ def found(config):
         # No warm-up of one step; no ten evaluations of a run of some steps.
         (100, 19, (0.0, 10)),
         (1, 4, (0.0, 4)),
-    ],
-)
-def test_what_is_not_set_scales_with_the_run(steps_per_epoch, total_steps, expected):
-    config = with_length(ExperimentConfig(), RunLength(steps_per_epoch, total_steps))
-    assert found(config) == expected and config.objective.total_steps == total_steps
-    assert length_warnings(config, RunLength(steps_per_epoch, total_steps)) == []
+    ):
+        config = with_length(ExperimentConfig(), RunLength(steps_per_epoch, total_steps))
+        assert found(config) == expected and config.objective.total_steps == total_steps
+        assert length_warnings(config, RunLength(steps_per_epoch, total_steps)) == []
 
 
 def test_what_is_set_stays():
