@@ -130,7 +130,8 @@ def test_metrics_of_the_run_are_on_the_page(page, run):
     for value in [*nats, *metrics["kl_per_group_nats"], *metrics["half_widths_95"].values()]:
         assert f"{value:.3f}" in page.text
     assert f"{metrics['bits_per_dim']:.4f}" in page.text
-    assert f"Active units: {metrics['latents']['active_units']} of 4 latent channels" in page.text
+    assert f"{metrics['effective_samples']['mean']:.1f} in the mean" in page.text
+    assert f"active units: {metrics['latents']['active_units']} of 4 latent channels" in page.text
     assert "another checkpoint" not in page.text
     last = (run / "metrics.csv").read_text().splitlines()[-1].split(",")
     assert f"test, step 60: {float(last[8]):.4g} nats per image" in page.text

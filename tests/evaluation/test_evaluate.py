@@ -113,10 +113,10 @@ def test_a_worker_that_is_not_the_chief_does_its_share_and_does_not_combine(begi
     def compute(given, first, progress):
         return {"values": np.full(2, first)}
 
-    assert share_work(task, kept, 5, 2, lambda numbers: numbers, compute) is False
+    assert share_work(task, kept, 5, 2, lambda numbers: numbers, compute, list) is None
     assert lines[-1].startswith("worker 1: done" if begins else "worker 1: nothing to do")
     assert kept.missing(ALL) == ([] if begins else [0, 1, 2])
     # The chief finds all batches there, and combines them.
     task.shard = Shard(0, 2)
-    assert share_work(task, kept, 5, 2, lambda numbers: numbers, compute) is True
-    assert [batch["values"].tolist() for batch in kept.read()] == [[0, 0], [2, 2], [4, 4]]
+    combined = share_work(task, kept, 5, 2, lambda numbers: numbers, compute, list)
+    assert [batch["values"].tolist() for batch in combined] == [[0, 0], [2, 2], [4, 4]]

@@ -184,7 +184,7 @@ def test_any_name_makes_a_readable_card(tmp_path):
     assert [line for line in before.decode().split("\n") if line.startswith("# ")][0].endswith("😀")
     # The marker in the name is not that of the file.
     folder.card_file.write_bytes(before)
-    assert write_model_card(folder) and folder.card_file.read_bytes() == before
+    assert write_model_card(folder, 1234) and folder.card_file.read_bytes() == before
 
 
 def test_what_a_person_has_written_is_kept(tmp_path):

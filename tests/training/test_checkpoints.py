@@ -408,7 +408,9 @@ def test_a_process_killed_before_it_deleted_the_one_before_and_while_it_wrote_th
     later.restore(pytest.fail)
     assert not list(place.glob(".*"))
     save_if_best(later, model, 20, 1.5)
-    assert saved_steps(place) == [new[0]]
+    assert steps_of_files(place, "index") == [new[0]]
+    save_if_best(later, model, 21, 0.5)
+    assert saved_steps(place) == [21]
 
 
 def test_a_damaged_best_is_reported_and_the_next_score_counts(empty_run, model):

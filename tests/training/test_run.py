@@ -3,8 +3,6 @@
 import dataclasses
 import json
 
-import pytest
-
 from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig
 from nvae_tf.training.run import RunLength, length_warnings, with_length
 from nvae_tf.training.run_folder import open_for_training
