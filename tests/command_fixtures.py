@@ -170,12 +170,24 @@ def script(monkeypatch, capsys):
     return run
 
 
+@pytest.fixture
+def done(script):
+    """`done(MODULE, *arguments)`: what such a command prints, which must end well."""
+
+    def run(module, *arguments):
+        code, printed, errors = script(module, *map(str, arguments))
+        assert code == 0, errors
+        return printed
+
+    return run
+
+
 @pytest.fixture(name="refused")
 def refused_in_process(script):
     """`refused(MODULE, *arguments)`: the one line on standard error of a command that ends with exit code 2."""
 
     def run(module, *arguments):
-        code, _, errors = script(module, *arguments)
+        code, _, errors = script(module, *map(str, arguments))
         assert code == 2 and errors.startswith("error: ") and errors.count("\n") == 1, errors
         return errors
 

@@ -248,9 +248,8 @@ def _gradients(model: NVAE, recorded: Recorded, gradients: list[tf.Tensor]) -> I
         value = np.asarray(np.linalg.norm(value.astype(np.float64))) if reduced else value
         target = np.asarray(expected[name])
         if tensor.canceled or not np.any(target):
-            yield Comparison(
-                f"train/grad/{name} (zero in theory)", relative_error(value, target, median), ROUNDING_NOISE
-            )
+            error = relative_error(value, target, median)
+            yield Comparison(f"train/grad/{name} (zero in theory)", error, ROUNDING_NOISE)
         else:
             yield Comparison(f"train/grad/{name}", relative_error(value, target), GRADIENT)
 

@@ -67,7 +67,7 @@ def assert_same(found, expected):
     """The same arrays, bit for bit, in lists or dictionaries."""
     if isinstance(found, dict):
         assert found.keys() == expected.keys()
-        found, expected = found.values(), expected.values()
+        found, expected = [found[name] for name in expected], expected.values()
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 

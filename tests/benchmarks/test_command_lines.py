@@ -10,13 +10,8 @@ from benchmarks import all as all_benchmarks
 from benchmarks import evaluation, train_scaling
 from benchmarks.interleaved import WorkerEnded
 from benchmarks.train_scaling import Variant
-from benchmarks.workloads import _MODULES, WORKLOADS
+from benchmarks.workloads import WORKLOADS
 from tests.command_fixtures import output_of
-
-
-def test_the_modules_that_are_imported_before_the_clock_starts_exist():
-    for module in _MODULES:
-        assert importlib.util.find_spec(f"nvae_tf.{module}"), module
 
 
 def test_mistakes_are_reported_before_anything_starts(capsys, monkeypatch):

@@ -55,14 +55,13 @@ def test_training_evaluates_the_averages(run):
 
 
 @pytest.mark.slow
-def test_the_commands_take_the_checkpoint_that_is_asked_for(commands, script, run, tmp_path):
+def test_the_commands_take_the_checkpoint_that_is_asked_for(done, run, tmp_path):
     workdir, _ = run
     flags = [f"--workdir={workdir}", "--checkpoint=best"]
-    printed = commands.output_of(["-m", "train.evaluate", *flags, "--metrics=elbo"])
-    assert "best checkpoint, step 40, " in printed
+    assert "best checkpoint, step 40, " in done("train.evaluate", *flags, "--metrics=elbo")
     metrics = json.loads((workdir / "evaluation.json").read_text())
     assert (metrics["checkpoint"], metrics["step"]) == ("best", 40)
     assert metrics["weights"] == "running means of the weights"
     assert metrics["nelbo_nats"] == pytest.approx(score_of(workdir, 40), rel=1e-5)
-    code, printed, _ = script("train.generate", *flags, f"--output={tmp_path / 'samples.png'}", "--count=2")
-    assert code == 0 and f"from step 40, in {tmp_path / 'samples.png'}" in printed
+    output = tmp_path / "samples.png"
+    assert f"from step 40, in {output}" in done("train.generate", *flags, f"--output={output}", "--count=2")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from nvae_tf.evaluation.fid import named_extractor
 from nvae_tf.training.launcher import tf_configs
+from tests.command_fixtures import score_of
 from tests.evaluation.inception_stand_in import stand_in
 
 # How a metric may differ between evaluations of the same checkpoint with other batches.
@@ -118,40 +119,43 @@ def test_two_workers_share_the_work(commands, run, whole):
 
 
 @pytest.mark.slow
-def test_metrics_of_the_same_checkpoint_are_kept_and_of_another_are_not(commands, finished_run, run):
-    commands.output_of(evaluation(run, "--metrics=iw", "--importance_samples=2"))
+def test_metrics_of_the_same_checkpoint_are_kept_and_of_another_are_not(done, finished_run, run):
+    def evaluated(*flags):
+        return done(*evaluation(run, *flags)[1:])
+
+    evaluated("--metrics=iw", "--importance_samples=2")
     first = metrics_of(run)
     # Training has evaluated the same images with the same draws.
-    last = (finished_run[0] / "metrics.csv").read_text().splitlines()[-1].split(",")
-    assert f"{first['nelbo_nats']:.4g}" == f"{float(last[8]):.4g}"
-    commands.output_of(evaluation(run, "--metrics=elbo"))
+    assert f"{first['nelbo_nats']:.4g}" == f"{score_of(finished_run[0], 60):.4g}"
+    evaluated("--metrics=elbo")
     assert metrics_of(run) == first
-    commands.output_of(evaluation(run, "--metrics=elbo", "--seed=1"))
+    evaluated("--metrics=elbo", "--seed=1")
     assert "importance_weighted_nats" not in metrics_of(run)
     (aside,) = (run / "evaluation").glob("evaluation-step-60-seed-0-*.json")
     assert json.loads(aside.read_text())["importance_weighted_nats"] == first["importance_weighted_nats"]
     (run / "evaluation.json").write_text("{")
-    assert "can't be read; it is kept as" in commands.output_of(evaluation(run, "--metrics=elbo"))
+    assert "can't be read; it is kept as" in evaluated("--metrics=elbo")
     assert (run / "evaluation" / "evaluation-damaged.json").read_text() == "{"
 
 
 @pytest.mark.slow
-def test_fid_with_a_graph_of_the_same_form(commands, run, tmp_path, monkeypatch):
+def test_fid_with_a_graph_of_the_same_form(commands, done, run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     graph = tmp_path / "classify_image_graph_def.pb"
     graph.write_bytes(stand_in().content)
     flags = ["--metrics=fid", f"--inception={graph}", "--fid_samples=40", "--temperature=0.8"]
-    printed = commands.output_of(evaluation(run, *flags))
+    printed = done(*evaluation(run, *flags)[1:])
     assert "not the published Inception graph" in printed and "features of the 1,437" in printed
     first = metrics_of(run)["fid"]
     assert first["value"] > 0.0 and first["real_images"] == 1437 and first["samples"] == 40
     # The statistics of the real images are kept, and the samples of a readjusted model are others.
-    printed = commands.output_of(evaluation(run, *flags, "--batch_norm_iterations=20"))
+    flags.append("--batch_norm_iterations=20")
+    printed = done(*evaluation(run, *flags)[1:])
     assert "features of the 1,437" not in printed and "batch norm of" in printed
     readjusted_value = metrics_of(run)["fid"]["value"]
     assert readjusted_value != first["value"]
     # Two replicas share the samples, which stay the same.
-    commands.output_of(evaluation(run, *flags, "--batch_norm_iterations=20", "--replicas=2"))
+    commands.output_of(evaluation(run, *flags, "--replicas=2"))
     assert metrics_of(run)["fid"]["value"] == pytest.approx(readjusted_value, rel=1e-3)
 
 

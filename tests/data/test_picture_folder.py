@@ -156,9 +156,7 @@ def test_a_folder_of_nothing_but_bad_pictures_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path}/.*: not a picture.*Fix or remove the file"):
         own_images(tmp_path, on_bad_file="skip")
     spec = own_images(tmp_path, on_bad_file="skip", height=6, width=9, channels=3, file_bits=8)
-    with pytest.raises(
-        ValueError, match=rf"{tmp_path}: none of 3 pictures can be used; the first: {tmp_path}/\d.png: not"
-    ):
+    with pytest.raises(ValueError, match=rf"{tmp_path}: none of 3 pictures .*; the first: {tmp_path}/\d.png: not"):
         load_split(spec, "train")
 
 
@@ -172,16 +170,6 @@ def test_damage_in_the_middle_is_met_when_the_picture_is_read(tmp_path):
     with pytest.raises(BadPicture, match="b.png"):
         next(iterate(training_batches(source, spec, 7, seed=0), source))
     assert load_split(dataclasses.replace(spec, on_bad_file="skip"), "train").count == 6
-
-
-def test_pictures_of_all_kinds_are_converted_on_demand(tmp_path):
-    deep = RGB[0].astype(np.uint16) << 8
-    kinds = {"a": RGB[0], "b": RGB[0][..., :1], "c": np.insert(RGB[0], 3, 17, axis=-1), "d": deep, "e": deep[..., :2]}
-    write_files(tmp_path, {f"train/{name}.png": png(pixels) for name, pixels in kinds.items()})
-    write_files(tmp_path, {"test/a.png": png(RGB[1])})
-    source = load_split(own_images(tmp_path, convert=True), "train")
-    gray = RGB[0][..., :1].repeat(3, axis=-1)
-    np.testing.assert_array_equal(stored_pixels(source), [RGB[0], gray, RGB[0], RGB[0], gray])
 
 
 MNIST = data_spec("mnist")

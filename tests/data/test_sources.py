@@ -38,14 +38,17 @@ def test_reader_does_not_copy_the_images_into_the_graph():
     assert graph.as_graph_def().ByteSize() < 10_000
 
 
-def test_wrong_arrays_are_refused():
-    for arguments, message in (
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         ({"images": np.zeros([2, 8, 8, 1], np.float32)}, r"not float32 \[2, 8, 8, 1\]"),
         ({"images": np.zeros([0, 8, 8, 1], np.uint8)}, "non-empty"),
         ({"images": IMAGES, "labels": np.zeros([3])}, r"shape \[3\], but there are 50 images"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ArraySource(**arguments)
+    ],
+)
+def test_wrong_arrays_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ArraySource(**arguments)
 
 
 def test_read_images_make_the_same_batches_as_images_in_memory():

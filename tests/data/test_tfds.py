@@ -46,9 +46,8 @@ def own_set(tmp_path):
 
     def store(images, folder="tfds", dtype=np.uint8, shape=(None, None, 3)):
         signature = {"image": tf.TensorSpec(shape, dtype)}
-        training = tf.data.Dataset.from_generator(
-            lambda: ({"image": image} for image in images), output_signature=signature
-        )
+        examples = [{"image": image} for image in images]
+        training = tf.data.Dataset.from_generator(lambda: iter(examples), output_signature=signature)
         how = {"split_datasets": {"train": training}, "data_dir": str(tmp_path / folder), "disable_shuffling": True}
         features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=shape, dtype=dtype)})
         tfds.dataset_builders.store_as_tfds_dataset("own", "1.0.0", features=features, **how)
@@ -104,10 +103,8 @@ def test_stacked_mnist_is_made_of_mnist(no_network, tmp_path):
     for split, digits in (("train", images), ("test", images[:10])):
         source = load(spec, split, tmp_path)
         assert (source.count, source.image_shape) == (len(digits), (28, 28, 3))
-        stacks = np.concatenate(list(evaluation_batches(source, spec, batch_size=16, seed=0)))
-        for channel in np.moveaxis(stacks, -1, 0):
-            found = {image.tobytes() for image in np.rint(channel * 255).astype(np.uint8)}
-            assert found == {digit.tobytes() for digit in digits}
+        (stacks,) = evaluation_batches(source, spec, batch_size=40, seed=0)
+        assert np.sum(stacks, dtype=np.float64) == pytest.approx(3 * digits.sum() / 255)
 
 
 def test_files_in_the_manual_folder_are_prepared_and_reused_without_network(no_network, tmp_path, monkeypatch):
@@ -213,11 +210,8 @@ def test_images_of_different_sizes_need_a_rule(own_set):
     assert "\n" not in message and caught.value.__suppress_context__
     source = load_split(dataclasses.replace(spec, height=16, width=12, resize="crop"), "train")
     np.testing.assert_array_equal(source.images, np.array(colors)[:, None, None, None] * np.ones([1, 16, 12, 3]))
-
-
-def test_a_box_that_is_too_large_is_refused(own_set):
     images = random_pixels(3, 20, 30, 3)
-    spec = own_set(images)
+    spec = own_set(images, folder="boxes")
     source = load_split(dataclasses.replace(spec, crop_box=(3, 2, 30, 20), height=18, width=27), "train")
     np.testing.assert_array_equal(source.images, images[:, 2:, 3:])
     with pytest.raises(ValueError, match=r"an image is 20x30 .*too small for data.crop_box \(3, 2, 31, 20\)"):
@@ -229,10 +223,9 @@ def test_sixteen_bits_and_other_channels_are_converted_only_when_asked(own_set):
     spec = own_set(images, dtype=np.uint16, shape=(8, 6, 1))
     assert first_image(spec) == (8, 6, 1, 16)
     colored = dataclasses.replace(spec, file_bits=16, channels=3)
-    with pytest.raises(ValueError, match="has 16 bits a channel, but data.file_bits is 8; --config.data.convert=True"):
-        load_split(spec, "train")
-    with pytest.raises(ValueError, match="has 1 channels, but data.channels is 3; --config.data.convert=True"):
-        load_split(colored, "train")
+    for wrong, message in ((spec, "16 bits a channel, but data.file_bits is 8"), (colored, "1 channels, but .* is 3")):
+        with pytest.raises(ValueError, match=f"has {message}; --config.data.convert=True"):
+            load_split(wrong, "train")
     for asked in (dataclasses.replace(spec, file_bits=16), dataclasses.replace(colored, convert=True)):
         source = load_split(asked, "train")
         np.testing.assert_array_equal(source.images, (images // 256).repeat(asked.channels, axis=-1))

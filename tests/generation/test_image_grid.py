@@ -73,14 +73,17 @@ def test_png_and_webp_read_back_exactly(tmp_path, channels, mode):
     assert sorted(os.listdir(tmp_path)) == ["samples", "x.webp"] and os.listdir(tmp_path / "samples") == ["grid.png"]
 
 
-def test_what_makes_no_grid():
-    for images, changes, message in (
+@pytest.mark.parametrize(
+    ("images", "changes", "message"),
+    [
         (np.zeros([2, 3, 3, 5]), {}, r"not of \[2, 3, 3, 5\]"),
         (np.array([np.nan, 0.0]).reshape(2, 1, 1, 1), {}, "1 of 2 images hold values that are not finite"),
         (np.zeros([2, 3, 3, 1]), {"columns": 0}, "columns, enlarge >= 1.*not 0, 1 and 6"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            image_grid(images, **changes)
+    ],
+)
+def test_what_makes_no_grid(images, changes, message):
+    with pytest.raises(ValueError, match=message):
+        image_grid(images, **changes)
 
 
 def frames_of(path, mode):

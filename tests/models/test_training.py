@@ -83,24 +83,6 @@ def test_self_normalizing_layers_are_set_by_the_first_batch_only_and_draws_depen
     assert len(losses) == 2
 
 
-@pytest.fixture(scope="module")
-def run():
-    """A model, its step, and the images."""
-    model, step = compiled(num_flows=1)
-    return model, step, images_of(model.config)
-
-
-def test_bad_images_change_nothing(run):
-    model, step, images = run
-    step(images)
-    before, skipped = state_of(model), float(model.running.skipped_steps.result())
-    bad = images.copy()
-    bad[1, 2, 3] = np.nan
-    step(bad)
-    assert_same(state_of(model), before)
-    assert float(model.running.skipped_steps.result()) == skipped + 1
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("cell_set", ["res_mbconv", "res_elu"])
 def test_the_steps_after_a_bad_one_are_as_if_it_had_not_been(cell_set):

@@ -66,17 +66,6 @@ def test_models_learn_their_start_but_that_of_one_group_leaves_it_alone():
     assert any(start is weight for weight in model.non_trainable_weights)
 
 
-def test_only_real_pixels_count(model, images):
-    noise = [tf.zeros((4, *shape)) for shape in model.plan.latent_shapes()]
-    decoded = model.infer(images, noise)
-    logits = np.float64(decoded.parameters)
-    assert logits.shape == (4, 8, 8, 1)
-    inner = logits[:, 1:7, 1:7]
-    log_prob = images * -np.log1p(np.exp(-inner)) - (1.0 - images) * np.log1p(np.exp(inner))
-    np.testing.assert_allclose(decoded.likelihood.log_prob(images), log_prob.sum(axis=(1, 2, 3)), rtol=1e-4)
-    np.testing.assert_allclose(decoded.likelihood.mean(), 1.0 / (1.0 + np.exp(-inner)), rtol=1e-4)
-
-
 def test_the_network_sees_the_frame_as_zeros_from_minus_one_to_one(model, images):
     framed = np.zeros((4, 8, 8, 1), np.float32)
     framed[:, 1:7, 1:7] = images

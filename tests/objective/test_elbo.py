@@ -93,9 +93,8 @@ def test_the_negative_bound_in_nats_and_bits():
     assert bits_per_dimension(3072 * math.log(2.0), 32 * 32 * 3) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(
-    ("step", "beta"),
-    [
+def test_the_weight_of_the_kl():
+    for step, beta in (
         (0, 1e-4),
         (13, 1e-4),  # (13 - 10) / 30000 is just the smallest weight
         (3_010, 0.1),
@@ -103,14 +102,10 @@ def test_the_negative_bound_in_nats_and_bits():
         (30_009, 29_999 / 30_000),
         (30_010, 1.0),
         (99_999, 1.0),
-    ],
-)
-@pytest.mark.parametrize("kind", [np.int64, np.int32])
-def test_the_weight_of_the_kl(step, beta, kind):
-    assert float(kl_weight(tf.constant(kind(step)), SCHEDULE)) == pytest.approx(beta, rel=1e-4)
-
-
-def test_without_a_warm_up_the_weight_of_the_kl_is_constant():
+    ):
+        for kind in (np.int64, np.int32):
+            assert float(kl_weight(tf.constant(kind(step)), SCHEDULE)) == pytest.approx(beta, rel=1e-4)
+    # Without a warm-up it is constant.
     at_once = dataclasses.replace(SCHEDULE, kl_anneal_portion=0.0, kl_constant_portion=0.0)
     assert [float(kl_weight(tf.constant(step), at_once)) for step in (1, 2)] == [1.0, 1.0]
     constant = dataclasses.replace(SCHEDULE, kl_constant_weight=1.0)
@@ -128,9 +123,7 @@ def test_how_much_a_group_is_meant_to_carry():
         settings = dict(num_latent_scales=scales, num_groups_per_scale=groups, adaptive_groups=adaptive)
         plan = latent_plan(ModelConfig(**settings, min_groups_per_scale=minimum))
         assert balancing_scales(plan) == pytest.approx(expected)
-
-
-def test_the_smallest_alpha_is_one_wherever_it_stands():
+    # The smallest is one wherever it stands.
     plan = latent_plan(ModelConfig(num_latent_scales=2, num_groups_per_scale=9))
     many = dataclasses.replace(plan, scales=(dataclasses.replace(plan.scales[0], groups=(0,)), plan.scales[1]))
     # 1 / 1 at the top and 4 / 9 below it.

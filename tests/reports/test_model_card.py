@@ -57,13 +57,9 @@ def metadata(folder):
 def evaluate(folder, config=CONFIG, split="test", **measured):
     """Writes metrics of invented draws as train.evaluate does, the card too; returns those metrics."""
     random = np.random.default_rng(0)
-    draws = (
-        random.uniform(5.0, 9.0, 40),
-        random.uniform(0.0, 1.0, (40, 2, 2)),
-        (1, 10, 50),
-        random.uniform(4, 5, (40, 3)),
-    )
-    likelihood = Likelihood(*draws, random.uniform(1.0, 50.0, 40))
+    draws = random.uniform(5.0, 9.0, 40), random.uniform(0.0, 1.0, (40, 2, 2))
+    draws += (1, 10, 50), random.uniform(4, 5, (40, 3)), random.uniform(1.0, 50.0, 40)
+    likelihood = Likelihood(*draws)
     trained = TrainedRun(config, str(folder.checkpoints / "step-60"), MODEL, has_running_means=False)
     place = {"spec": config.data, "split": split, "source": SimpleNamespace(count=40), "data_sha256": "d"}
     devices = {"batch_size": 8, "seed": 3, "strategy": None, "shard": None, "status": StatusLine()}
@@ -113,10 +109,8 @@ def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_p
 
 
 def test_the_card_says_how_the_images_were_split(tmp_path):
-    apart, drawn = (
-        "`train` for training, `test` for testing",
-        "0.1 of the images, drawn at random (seed 0), for testing, ",
-    )
+    apart = "`train` for training, `test` for testing"
+    drawn = "0.1 of the images, drawn at random (seed 0), for testing, "
     # A run of an older version does not say whether a part was held out.
     for source, noted, parts in (
         ("folder", ', "held_out": true', drawn),
@@ -146,11 +140,8 @@ def test_the_commands_take_the_checkpoint_that_was_scored(tmp_path):
 
 
 def test_the_card_has_what_is_in_the_folder(tmp_path):
-    data, optimizer = (
-        DataSpec(num_bits=1, likelihood="bernoulli"),
-        OptimizerConfig(learning_rate=0.01, warmup_epochs=5.0),
-    )
-    folder = new_folder(tmp_path, data=data, optimizer=optimizer)
+    data = DataSpec(num_bits=1, likelihood="bernoulli")
+    folder = new_folder(tmp_path, data=data, optimizer=OptimizerConfig(learning_rate=0.01, warmup_epochs=5.0))
     checkpoints(folder, "step-20", "step-1000", "best/step-20")
     folder.samples.mkdir()
     for name in ("step-00000900.png", "step-00001000.png", "step-mine.png"):

@@ -361,9 +361,8 @@ def _change_tensor(file, random):
     others = value.astype(np.int64), value.astype(np.float64), value.astype(np.complex64), value[..., np.newaxis], b"x"
     other = random.choice((None, *others, np.full_like(value, -1), value.astype(np.float32) * np.nan, np.zeros(0)))
     tensors |= {} if other is None else {name: other}
-    tf.raw_ops.SaveV2(
-        prefix=prefix, tensor_names=list(tensors), shape_and_slices=[""] * len(tensors), tensors=list(tensors.values())
-    )
+    names, whole = [*tensors], [""] * len(tensors)
+    tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=whole, tensors=[*tensors.values()])
 
 
 _OF_FILES = (_remove, _become_folder, _swap_files, _copy_as_later, _change_tensor)

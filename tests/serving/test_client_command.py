@@ -12,15 +12,13 @@ from tests.serving.model_servers import CLIENTS, free_port
 
 
 @pytest.fixture
-def ask(local, script):
+def ask(local, done):
     """Runs a command against the server of this repository; gives what it prints."""
 
     def run(name, *flags, protocol="grpc"):
         rest = ["--rest"] if protocol == "rest" else []
         where = [f"--server={getattr(local, protocol)}", "--model=tiny", *rest]
-        code, printed, errors = script("export.client", name, *where, *flags)
-        assert code == 0, errors
-        return printed
+        return done("export.client", name, *where, *flags)
 
     return run
 

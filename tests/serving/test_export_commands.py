@@ -29,7 +29,7 @@ def run(tmp_path, monkeypatch):
     return asked
 
 
-def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(run, tmp_path, monkeypatch, script):
+def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(run, tmp_path, monkeypatch, done):
     calls = []
     monkeypatch.setattr(saved_model, "origin_of", lambda run, workdir: saved_model.Origin({"step": run.step}))
 
@@ -40,7 +40,7 @@ def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(run, tmp_pa
     monkeypatch.setattr(saved_model, "export_saved_model", export)
     places = [f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}"]
     flags = [*places, "--version=4", "--checkpoint=best", "--weights=float16"]
-    _, printed, _ = script("export.export_saved_model", *flags)
+    printed = done("export.export_saved_model", *flags)
     assert run == [(tmp_path / "run", "best")]
     assert [call[1:] for call in calls] == [(tmp_path / "models", 4, "float16", saved_model.Origin({"step": 12}))]
     assert str(tmp_path / "models" / "4") in printed and ", step 12," in printed
@@ -67,10 +67,10 @@ def test_images_of_the_run_are_spread_over_the_part():
 
 
 @pytest.mark.slow
-def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_printed(run, tmp_path, script):
+def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_printed(run, tmp_path, done):
     output = tmp_path / "models" / "digits.tflite"
     flags = [f"--output={output}", "--signature=reconstruct", "--quantize=int8", "--checkpoint=best"]
-    _, printed, _ = script("export.export_tflite", f"--workdir={tmp_path / 'run'}", *flags)
+    printed = done("export.export_tflite", f"--workdir={tmp_path / 'run'}", *flags)
     assert run == [(tmp_path / "run", "best")]
     for word in ("step 12,", " bytes", " ms an image", "error ", " dB", str(output)):
         assert word in printed

@@ -77,9 +77,7 @@ def test_inputs_and_outputs_are_named_typed_batch_first_and_described(folder, mo
 
 def test_a_server_warms_up_with_one_request_for_every_signature(folder, model):
     file = folder / "assets.extra" / "tf_serving_warmup_requests"
-    logs = [
-        prediction_log_pb2.PredictionLog.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(file))
-    ]
+    logs = map(prediction_log_pb2.PredictionLog.FromString, tf.data.TFRecordDataset(str(file)).as_numpy_iterator())
     requests = [log.predict_log.request for log in logs]
     assert [request.model_spec.signature_name for request in requests] == list(SIGNATURES)
     for request in requests:

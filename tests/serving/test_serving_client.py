@@ -221,10 +221,8 @@ def test_a_job_that_is_left_cancels_what_is_in_flight():
 
 
 def test_a_served_model_gives_the_series_of_the_seed(client, run, monkeypatch):
-    asked, predict_in = [], client.predict_in
-    monkeypatch.setattr(
-        client, "predict_in", lambda job, name, *rest: asked.append(name) or predict_in(job, name, *rest)
-    )
+    asked, send = [], client.predict_in
+    monkeypatch.setattr(client, "predict_in", lambda job, name, *rest: asked.append(name) or send(job, name, *rest))
     images, done = IMAGES[:3], []
     served = ServedModel(client, batch_rows=2, in_flight=2, progress=done.append)
     seeds = np.int64([4, 4 + 2**32, 4 + 2 * 2**32])

@@ -32,14 +32,12 @@ def models(tmp_path):
 
 
 @pytest.fixture
-def write_files(script):
+def write_files(done):
     """`write_files(models, *flags)` runs the command; gives the folder of the files and what it prints."""
 
     def run(models, *flags):
         output = models.parent / "serving"
-        code, printed, errors = script("export.serving_files", f"--models={models}", f"--output={output}", *flags)
-        assert code == 0, errors
-        return output, printed
+        return output, done("export.serving_files", f"--models={models}", f"--output={output}", *flags)
 
     return run
 

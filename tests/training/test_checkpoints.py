@@ -140,12 +140,8 @@ def flip_bit(content):
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-CHANGES = {
-    "half": lambda content: content[: len(content) // 2],
-    "a bit flipped": flip_bit,
-    "empty": lambda content: b"",
-    "gone": None,
-}
+CHANGES = {"half": lambda content: content[: len(content) // 2], "a bit flipped": flip_bit}
+CHANGES |= {"empty": lambda content: b"", "gone": None}
 DAMAGES = [*((change, (kind,)) for change in CHANGES for kind in ("data", "index")), ("gone", ("data", "index"))]
 
 

@@ -80,9 +80,8 @@ def is_there(pid):
 def launcher(folder, program, grace=30.0, through=()):
     """A launcher in a process group of its own, as a shell makes one, once both workers are ready."""
     command = [*through, sys.executable, "-c", LAUNCHER, str(folder), PREFACE + program, str(grace)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
     try:
         until(lambda: len(pids(folder)) == 2)
         yield process
@@ -163,14 +162,12 @@ def test_a_crash_starts_all_again_but_not_for_ever(tmp_path, restarts, crashes, 
     done, reported = run(tmp_path, program, restarts=restarts)
     assert done == code
     assert remembered(tmp_path, 0) == remembered(tmp_path, 1) == ["start"] * starts
-    assert [line[:14] for line in reported if line.startswith("restart")] == [
-        f"restart {i} of {restarts}" for i in range(1, starts)
-    ]
+    announced = [line[:14] for line in reported if line.startswith("restart")]
+    assert announced == [f"restart {number} of {restarts}" for number in range(1, starts)]
     failures = [line for line in reported if line.startswith("worker 1")]
     # The log has all starts, what is reported of one is its own.
-    assert [line.splitlines()[1:] for line in failures] == [
-        [f"    this is start {number}"] for number in range(1, len(failures) + 1)
-    ]
+    expected = [[f"    this is start {number}"] for number in range(1, len(failures) + 1)]
+    assert [line.splitlines()[1:] for line in failures] == expected
 
 
 def test_an_end_that_is_no_crash_is_the_end(tmp_path):

@@ -25,9 +25,8 @@ def profiled_steps(folder):
     found = []
     for file in sorted(folder.glob("plugins/profile/*/*.xplane.pb")):
         planes = xplane_pb2.XSpace.FromString(file.read_bytes()).planes
-        stats = [
-            (plane, stat) for plane in planes for line in plane.lines for event in line.events for stat in event.stats
-        ]
+        events = [(plane, event) for plane in planes for line in plane.lines for event in line.events]
+        stats = [(plane, stat) for plane, event in events for stat in event.stats]
         numbered = (stat for plane, stat in stats if plane.stat_metadata[stat.metadata_id].name == "step_num")
         found.append(sorted(stat.int64_value for stat in numbered))
     return found

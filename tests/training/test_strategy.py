@@ -97,9 +97,8 @@ def test_a_signal_that_comes_while_workers_agree_is_not_lost():
             stop.signal_number = signal.SIGTERM
             return answer
 
-    run = types.SimpleNamespace(
-        replicas=Slow(tf.distribute.get_strategy()), config=ExperimentConfig(), model=NVAE(tiny_config())
-    )
+    replicas = Slow(tf.distribute.get_strategy())
+    run = types.SimpleNamespace(replicas=replicas, config=ExperimentConfig(), model=NVAE(tiny_config()))
     loop = TrainingLoop(run, None, None, None, stop, None, False)
     assert loop.agreed_signal(0) is None
     assert loop.agreed_signal(10) == signal.SIGTERM
@@ -228,12 +227,8 @@ def test_a_worker_that_ends_before_the_first_step_is_one_line(commands, tmp_path
 @pytest.mark.slow
 def test_two_workers_killed_three_times_end_as_if_nothing_had_happened(commands, tmp_path):
     """SIGKILL at a random moment, to one worker or the other: bit for bit the run that was not touched."""
-    settings = SETTINGS | {
-        "train__steps": 60,
-        "train__batch_size": 8,
-        "train__checkpoint_every_steps": 5,
-        "train__deterministic": True,
-    }
+    settings = SETTINGS | {"train__steps": 60, "train__batch_size": 8, "train__deterministic": True}
+    settings["train__checkpoint_every_steps"] = 5
     whole = launched(commands.tiny_training(tmp_path / "whole", **settings))
     output, _ = whole.communicate(timeout=600)
     assert whole.returncode == 0, output
