@@ -58,7 +58,6 @@ def free_memory(monkeypatch):
 
 
 def _reason(report):
-    """Returns why a test or file was skipped."""
     return report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
 
 

@@ -41,7 +41,6 @@ def read(path):
 
 
 def saved(content, path, **settings):
-    """Writes a `.pt` file and returns its path."""
     import torch
 
     torch.save(content, path, **settings)
@@ -64,13 +63,11 @@ def without_arrays(config):
 
 
 def random_state(model):
-    """A state for a model, every number of it drawn at random."""
     generator = np.random.default_rng(9)
     return {name: generator.normal(size=value.shape) for name, value in state_of(model).items()}
 
 
 def state_of(model):
-    """What a model holds, in the published layout."""
     tensors = published_tensors(model)
     return {tensor.names[-1]: np.array(published_array(tensor, tensor.variable.numpy())) for tensor in tensors}
 

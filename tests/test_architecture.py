@@ -1,5 +1,3 @@
-"""The arrows between the packages and the docstrings, read from the source text."""
-
 import ast
 import re
 import sys
@@ -99,7 +97,6 @@ def test_the_library_knows_neither_commands_nor_flags_and_commands_not_each_othe
     outside = [*COMMANDS, "tests", "benchmarks", "absl.flags", "absl.app"]
     # command_line.py is what the scripts share: it runs them, and is given the flags.
     assert not [line for line in forbidden(LIBRARY_FILES, outside) if line != "nvae_tf/command_line.py: absl.app"]
-    # And torch is an extra.
     assert not forbidden(ALL_FILES, ["torch"], at_top_only=True)
     for here in COMMANDS:
         files = [file for file in COMMAND_FILES if top_folder(file) == here]

@@ -1,5 +1,3 @@
-"""Settings: there and back as dictionaries and JSON, and the messages about wrong ones."""
-
 import dataclasses
 import json
 
@@ -124,11 +122,7 @@ def test_an_impossible_value_is_reported_with_its_place():
         ("optimizer", "learning_rate", float("nan"), "must be greater than 0"),
         ("optimizer", "learning_rate_min", -1e-4, "must be at least 0"),
         ("optimizer", "warmup_epochs", -1.0, "must be at least 0"),
-        ("data", "num_bits", 9, "must be from 1 to 8"),
-        ("data", "height", 0, "must be at least 1"),
-        ("data", "test_fraction", float("nan"), "must lie between 0 and 1"),
         ("data", "resize", "streched", "did you mean 'stretch'"),
-        ("data", "crop_box", [0, 0, 0, 8], "must be .left, top, right, bottom."),
         ("train", "batch_size", 0, "must be at least 1"),
         ("train", "seed", 5_000_000_000, "must be from 0 to 2147483647"),
         ("train", "profile_steps", [20, 10], "must be the first and the last step"),

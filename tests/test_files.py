@@ -1,5 +1,3 @@
-"""Files that are written atomically: the message, and what is left, where they can't be."""
-
 import pytest
 
 from nvae_tf.files import atomic_file, atomic_write

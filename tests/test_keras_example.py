@@ -33,7 +33,6 @@ def test_the_notebook_keeps_its_promises(tmp_path, monkeypatch):
     assert sum(history["skipped_steps"]) == 0 and history["loss"][-1] < 0.6 * history["loss"][0]
     np.testing.assert_allclose(names["bounds"], history["val_loss"], rtol=1e-5)
     assert names["result"]["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-6)
-    # Inference.
     assert tuple(names["images"].shape) == (16, 16, 16, 1)
     np.testing.assert_allclose(names["images"][:3], model.generate(3, temperature=0.7, seed=1), atol=1e-5)
     assert [tuple(latent.shape) for latent in names["latents"]] == [(20, 8, 8, 8)] * 2

@@ -1,5 +1,3 @@
-"""The topology as data: groups, shapes and channels of every part, and what is said where they do not fit."""
-
 import pytest
 
 from nvae_tf.config import ModelConfig
@@ -46,14 +44,13 @@ def test_scales_from_the_top_with_sizes_channels_and_groups():
     sizes = dict(image_height=64, image_width=32, num_channels_encoder=5, num_channels_decoder=7)
     groups = dict(num_latent_scales=3, num_groups_per_scale=4, adaptive_groups=True, num_latent_per_group=6)
     plan = latent_plan(config(**sizes, **groups))
-    assert plan.scales == (
-        Scale(8, 4, 5 * 8, 7 * 8, (0,)),
-        Scale(16, 8, 5 * 4, 7 * 4, (1, 2)),
-        Scale(32, 16, 5 * 2, 7 * 2, (3, 4, 5, 6)),
-    )
-    assert plan.num_groups == 7
-    assert not plan.is_vanilla
+    largest = Scale(32, 16, 5 * 2, 7 * 2, (3, 4, 5, 6))
+    assert plan.scales == (Scale(8, 4, 5 * 8, 7 * 8, (0,)), Scale(16, 8, 5 * 4, 7 * 4, (1, 2)), largest)
+    assert plan.num_groups == 7 and not plan.is_vanilla
     assert plan.latent_shapes() == ((8, 4, 6), *[(16, 8, 6)] * 2, *[(32, 16, 6)] * 4)
+    # One group in all is the vanilla model.
+    assert latent_plan(config(num_groups_per_scale=1)).is_vanilla
+    assert not latent_plan(config(num_groups_per_scale=1, num_latent_scales=2)).is_vanilla
 
 
 def test_blocks_double_and_halve_the_channels():
@@ -61,14 +58,7 @@ def test_blocks_double_and_halve_the_channels():
     plan = latent_plan(config(**blocks, num_channels_encoder=5, num_channels_decoder=7))
     assert plan.preprocess == (Block(5, 10, 3), Block(10, 20, 3))
     assert plan.postprocess == (Block(28, 14, 4), Block(14, 7, 4))
-    assert plan.scales[0].encoder_channels == 20
-    assert plan.scales[0].decoder_channels == 28
-
-
-def test_one_group_in_all_is_the_vanilla_model():
-    assert latent_plan(config(num_groups_per_scale=1)).is_vanilla
-    assert not latent_plan(config(num_groups_per_scale=2)).is_vanilla
-    assert not latent_plan(config(num_groups_per_scale=1, num_latent_scales=2)).is_vanilla
+    assert (plan.scales[0].encoder_channels, plan.scales[0].decoder_channels) == (20, 28)
 
 
 def test_the_cell_sets():

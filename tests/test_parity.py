@@ -1,5 +1,3 @@
-"""The replay of recorded files: all four pass, and a file that is not right, or not complete, is refused."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -69,7 +67,6 @@ def perturb(key, factor=1.01):
 
 
 def without_training(arrays):
-    """Leaves out what takes long to replay."""
     for key in list(arrays):
         if key.startswith("train/"):
             del arrays[key]

@@ -15,12 +15,10 @@ PADDED = dict(image_height=6, image_width=6, padded_height=8, padded_width=8)
 
 
 def tiny_config(**changes) -> ModelConfig:
-    """The settings with some of them changed."""
     return ModelConfig(**TINY | changes)
 
 
 def images_of(config, count=4):
-    """Images of the right size and number of levels."""
     shape = (count, config.image_height, config.image_width, config.image_channels)
     levels = 2**config.num_bits
     return np.float32(np.random.default_rng(0).integers(0, levels, shape) / (levels - 1))
@@ -52,7 +50,6 @@ def shaken(model, by=0.1):
 
 
 def values(variables):
-    """The values of variables now."""
     return [variable.numpy() for variable in variables]
 
 

@@ -1,5 +1,3 @@
-"""`benchmarks.all`: its results, table and file, workloads that fail, and when a measurement counts as a regression."""
-
 import json
 import sys
 
@@ -121,7 +119,6 @@ def test_the_noise_is_the_spread_of_medians():
     estimates = [relative_standard_error(list(random.normal(2.0, 0.1, size=15))) for _ in range(400)]
     assert np.mean(estimates) == pytest.approx(np.std(medians) / 2.0, rel=0.15)
     assert relative_standard_error([1.0]) is None
-    # One slow round of many is no noise.
     times = [1.0, 1.01, 0.99] * 5
     assert relative_standard_error([*times, 9.0]) < 2.0 * relative_standard_error(times)
 

@@ -1,5 +1,3 @@
-"""The benchmarks' options: mistakes are reported before anything starts; and one short real run of each kind."""
-
 import importlib
 import importlib.util
 import json

@@ -1,5 +1,3 @@
-"""The pipe between a benchmark and its workers, with workers that need neither TensorFlow nor PyTorch."""
-
 import sys
 
 import psutil

@@ -1,5 +1,3 @@
-"""A run that keeps averages of its weights (EMA) and, for a part of its way, the best checkpoint."""
-
 import json
 
 import pytest
@@ -30,7 +28,6 @@ def run(commands, tmp_path_factory):
 
 
 def nelbo(workdir, model):
-    """The score of a model with the draws of the evaluation during training."""
     spec = read_run_config(RunFolder(workdir)).data
     source = load_split(spec, "test")
     evaluator = LikelihoodEvaluator(model, batch_size=100)

@@ -1,5 +1,3 @@
-"""The demo: its commands are real ones, what is finished is not done again, and a failure ends it."""
-
 import json
 import os
 

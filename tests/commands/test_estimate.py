@@ -1,5 +1,3 @@
-"""`train.estimate`: the numbers of a small model, the measured peak of real training steps, and wrong commands."""
-
 import json
 
 import numpy as np
@@ -20,7 +18,6 @@ from nvae_tf.training.memory import (
 from nvae_tf.training.run import Images, RunLength, new_run
 from tests.tiny_model import ARCHITECTURE
 
-# The largest error that the estimate may have.
 TOLERANCE = 0.25
 # Takes some training steps, and prints the most memory that the process has had.
 TRAINING_STEPS = """

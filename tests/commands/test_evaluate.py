@@ -1,5 +1,3 @@
-"""`train.evaluate` as people run it: interrupted, on several replicas, by several processes, again."""
-
 import importlib
 import json
 import math
@@ -34,7 +32,6 @@ def metrics_of(workdir):
 
 
 def copy_of(run, folder):
-    """A run folder without an evaluation."""
     folder.mkdir()
     for name in ("config.json", "images.json", "checkpoints"):
         (folder / name).symlink_to(run / name)
@@ -154,7 +151,6 @@ def test_fid_with_a_graph_of_the_same_form(commands, done, run, tmp_path, monkey
     assert "features of the 1,437" not in printed and "batch norm of" in printed
     readjusted_value = metrics_of(run)["fid"]["value"]
     assert readjusted_value != first["value"]
-    # Two replicas share the samples, which stay the same.
     commands.output_of(evaluation(run, *flags, "--replicas=2"))
     assert metrics_of(run)["fid"]["value"] == pytest.approx(readjusted_value, rel=1e-3)
 

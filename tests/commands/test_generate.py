@@ -1,5 +1,3 @@
-"""The modes of `train.generate` as a user types them, on a finished run; and the errors of wrong flags."""
-
 import json
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Images of every kind of source through to a training step and back to pictures; and the commands on a folder."""
-
 import numpy as np
 import pytest
 import scipy.io
@@ -18,25 +16,9 @@ BATCH_SIZE = 4
 MODEL = {f"model.{name}": value for name, value in ARCHITECTURE.items()}
 
 
-def pictures(channels):
-    """A maker of a folder of pictures."""
-
-    def make(place):
-        images = random_pixels(COUNT, HEIGHT, WIDTH, channels)
-        write_files(place, {f"{n}.png": png(image) for n, image in enumerate(images)})
-        return {"path": place}
-
-    return make
-
-
-def mat_file(place):
-    columns = np.random.default_rng(0).uniform(size=(784, COUNT))
-    scipy.io.savemat(place / "chardata.mat", {"data": columns, "testdata": columns})
-    return {"path": place, "source": "mat", "num_bits": 1, "binarise": True}
-
-
-# What makes the images and the settings for them, and the images' channels. tests/data reads all kinds of files.
-SOURCES = {"gray and alpha PNG": (pictures(2), 2), "mat": (mat_file, 1)}
+def write_pictures(place, channels):
+    images = random_pixels(COUNT, HEIGHT, WIDTH, channels)
+    write_files(place, {f"{n}.png": png(image) for n, image in enumerate(images)})
 
 
 def configured(settings):
@@ -50,18 +32,24 @@ def configured(settings):
     return complete_config(config)
 
 
-@pytest.mark.parametrize("kind", SOURCES)
-def test_a_training_step_and_back_to_pictures(kind, tmp_path):
-    make, channels = SOURCES[kind]
-    config = configured(make(tmp_path))
+# tests/data reads all kinds of files.
+@pytest.mark.parametrize(("kind", "shape"), [("gray and alpha PNG", (HEIGHT, WIDTH, 2)), ("mat", (28, 28, 1))])
+def test_a_training_step_and_back_to_pictures(kind, shape, tmp_path):
+    settings = {"path": tmp_path}
+    if kind == "mat":
+        columns = np.random.default_rng(0).uniform(size=(784, COUNT))
+        scipy.io.savemat(tmp_path / "chardata.mat", {"data": columns, "testdata": columns})
+        settings |= {"source": "mat", "num_bits": 1, "binarise": True}
+    else:
+        write_pictures(tmp_path, channels=2)
+    config = configured(settings)
     images = load_images(config)
-    size = (28, 28) if kind == "mat" else (HEIGHT, WIDTH)
-    assert images.spec.image_shape == (*size, channels) and images.test.count >= 1
+    assert images.spec.image_shape == shape and images.test.count >= 1
     assert images.held_out == (kind != "mat")
     length = run_length(config, images.train.count)
     model = new_run(with_length(config, length), length, images).model
     batch = next(iterate(training_batches(images.train, images.spec, BATCH_SIZE, seed=0), images.train))
-    assert batch.shape == (BATCH_SIZE, *size, channels)
+    assert batch.shape == (BATCH_SIZE, *shape)
     assert 0.0 <= np.min(batch) < np.max(batch) <= 1.0
     before = values(model.trainable_variables)
     losses = model.train_step(batch)
@@ -69,7 +57,7 @@ def test_a_training_step_and_back_to_pictures(kind, tmp_path):
     changed = [(value != now).any() for value, now in zip(before, values(model.trainable_variables), strict=True)]
     assert np.mean(changed) > 0.9
     generated = np.asarray(model.generate(3, temperature=0.7, seed=1))
-    assert generated.shape == (3, *size, channels) and np.isfinite(generated).all()
+    assert generated.shape == (3, *shape) and np.isfinite(generated).all()
     assert 0.0 <= generated.min() <= generated.max() <= 1.0
     assert generated.std() > 0.0
 
@@ -80,7 +68,7 @@ def command(name, folder, **settings):
 
 
 def test_inspect_data_prints_counts_and_writes_a_picture(commands, tmp_path):
-    pictures(3)(tmp_path / "images")
+    write_pictures(tmp_path / "images", channels=3)
     output = tmp_path / "look.png"
     flags = [f"--output={output}", "--seconds=0.1", "--count=9"]
     printed = commands.output_of([*command("train.inspect_data", tmp_path / "images"), *flags])

@@ -1,5 +1,3 @@
-"""The README's commands for one's own pictures, run as they are written, but for fewer steps."""
-
 import os
 import re
 import shlex
@@ -14,14 +12,12 @@ from tests.command_fixtures import output_of
 
 
 def commands():
-    """The lines of the first block of commands in the section."""
     section = (ROOT / "README.md").read_text().partition("## Train on your own pictures")[2]
     return re.search(r"```\n(.*?)```", section, re.DOTALL)[1].splitlines()
 
 
 @pytest.fixture
 def folder_of_a_newcomer(tmp_path):
-    """A folder with pictures of different sizes in sub-folders."""
     random = np.random.default_rng(0)
     for number in range(40):
         photograph = load_sample_images().images[number % 2]

@@ -1,5 +1,3 @@
-"""`train.report` as a user types it: what is on the page, also in place of what is missing, and how it looks."""
-
 import base64
 import html.parser
 import io
@@ -34,8 +32,6 @@ PROBE = """<script>addEventListener("load", () => {
 
 
 class Page(html.parser.HTMLParser):
-    """The tags, attributes and text of a page."""
-
     def __init__(self, text):
         super().__init__()
         self.tags, self.text = [], ""
@@ -49,7 +45,6 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
     def pictures(self):
-        """The pixels of the pictures, by their title."""
         sources = {attributes["alt"]: attributes["src"] for tag, attributes in self.tags if tag == "img"}
         assert all(source.startswith("data:image/png;base64,") for source in sources.values())
         data = {title: base64.b64decode(source.partition(",")[2]) for title, source in sources.items()}

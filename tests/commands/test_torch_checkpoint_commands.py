@@ -1,5 +1,3 @@
-"""The two commands: what they print and refuse, and a training that goes on after both as if nothing had been."""
-
 import json
 import pathlib
 import shutil
@@ -31,7 +29,6 @@ def test_there_and_back(done, published, tmp_path):
     assert json.loads((runs / "origin.json").read_text())["license"] == "mit"
     printed = done(EXPORT, f"--workdir={runs}", f"--output={back}")
     assert printed == f"Exported step 7 to {back}, as a checkpoint of cifar10.\n"
-    # Images that must be given.
     content = published.read("mnist_tiny.pt")
     content["args"].dataset = "omniglot"
     file = published.saved(content, tmp_path / "x.pt")
@@ -117,7 +114,6 @@ def test_a_killed_import_leaves_no_run_folder(commands, done, tmp_path):
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".run.partial-") and list(left.rglob("step-7.index"))
     assert not list(left.rglob("config.json"))
-    # The same command works then.
     done(IMPORT, f"--checkpoint={FIXTURE}", f"--output={tmp_path / 'run'}")
     assert (tmp_path / "run" / "config.json").is_file()
 

@@ -1,5 +1,3 @@
-"""`python -m train.main` from outside: what it leaves, how it stops and goes on, what it refuses."""
-
 import json
 import shutil
 import signal
@@ -28,7 +26,6 @@ def test_a_run_leaves_its_records(finished_run):
     assert samples == ["step-00000040.png", "step-00000060.png"]
     assert Image.open(workdir / "samples" / samples[0]).size == (8 * 70 - 6, 8 * 70 - 6)
     assert (workdir / "checkpoints" / "step-60.index").is_file()
-    # The last lines: the score, and what to do next.
     nelbo, bits = found[-1]["test_nelbo_nats"], found[-1]["test_bits_per_dim"]
     assert f"Test score: NELBO {nelbo:.2f} nats per image, {bits:.4f} bits/dim (360 images; " in output
     assert output.rstrip().splitlines()[-2:] == [
@@ -40,7 +37,6 @@ def test_a_run_leaves_its_records(finished_run):
 @pytest.mark.slow
 def test_interrupted_and_continued_is_the_same_run(commands, finished_run, tmp_path):
     workdir = tmp_path / "interrupted"
-    # Checkpoints of other steps make no difference.
     command = commands.tiny_training(workdir, train__checkpoint_every_steps=7)
     code, output = commands.run_until_training(command, signal.SIGINT)
     assert code == 130

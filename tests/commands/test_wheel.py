@@ -1,5 +1,3 @@
-"""The wheel, installed into an environment of its own: one package, whose commands work in any folder."""
-
 import os
 import pathlib
 import subprocess

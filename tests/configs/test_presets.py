@@ -1,5 +1,3 @@
-"""The presets against the table of the paper's settings, their data sets, and what their docstrings promise."""
-
 import dataclasses
 import importlib
 import re
@@ -149,14 +147,11 @@ def test_the_model_follows_the_data(name, setting):
         assert settings.model[other] == unchanged.model[other]
 
 
-def test_model_and_data_can_not_come_apart(settings_from_flags):
+def test_flags_keep_model_and_data_together_and_reach_the_settings_that_are_none(settings_from_flags):
     flags = [f"--config.model.{flag}" for flag in ("likelihood=normal", "num_bits=5", "image_height=64")]
     config = experiment_config(settings_from_flags("cifar10", *flags))
     assert (config.data.likelihood, config.data.num_bits, config.data.height) == ("normal", 5, 64)
     check_model_fits(config.model, config.data)
-
-
-def test_flags_reach_the_settings_that_are_none(settings_from_flags):
     arguments = ["path=/faces", "crop_box=(15, 40, 163, 188)", "cache=/decoded", "padded_height=72", "source=folder"]
     settings = settings_from_flags("celeba64", *[f"--config.data.{argument}" for argument in arguments])
     spec = experiment_config(settings).data

@@ -1,5 +1,3 @@
-"""Images in files of arrays: .npy and .npz, IDX, OMNIGLOT's MATLAB file; damaged files and other contents."""
-
 import dataclasses
 import gzip
 import io
@@ -135,7 +133,6 @@ def test_damaged_archives_are_refused(tmp_path):
 
 
 def header_bytes(*shape):
-    """The header of an array of bytes in NumPy's format."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
@@ -148,7 +145,6 @@ def npy(array):
 
 
 def archive(path, **contents):
-    """A `.npz` file of entries `{name: bytes}`."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in contents.items():
             file.writestr(name, content)
@@ -235,7 +231,6 @@ def test_both_parts_of_idx_files(contents, tmp_path):
 
 def test_one_of_several_sets_by_its_name(tmp_path):
     other = {name: idx(random_pixels(3, 5, 5)) for name in MNIST_FILES if "images" in name}
-    # EMNIST calls its test part that.
     for name, contents in (("emnist-letters", MNIST_FILES), ("emnist-digits", other)):
         write_files(tmp_path, {f"{name}-{file.replace('t10k', 'test')}": data for file, data in contents.items()})
     assert_is_the_set(own_images(tmp_path, source_name="emnist-letters"))

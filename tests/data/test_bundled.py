@@ -1,5 +1,3 @@
-"""scikit-learn's digits and photographs as data sets."""
-
 import dataclasses
 import hashlib
 

@@ -1,5 +1,3 @@
-"""Pictures in a folder: which are for training and which for testing, what is refused; and pictures for a model."""
-
 import dataclasses
 
 import numpy as np

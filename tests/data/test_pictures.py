@@ -1,5 +1,3 @@
-"""Picture files of every kind: headers, pixels, what is wrong with those that can't be used; cropping and scaling."""
-
 import dataclasses
 import struct
 import sys
@@ -295,7 +293,6 @@ CELEBA = data_spec("celeba64")
 
 
 def coordinates(height, width):
-    """A picture that has its x in the first channel, its y in the second, both below 256."""
     y, x = np.mgrid[:height, :width].astype(np.uint8)
     return np.stack([x, y, np.zeros_like(x)], axis=-1)
 
@@ -321,7 +318,6 @@ def test_cropping_and_scaling():
         (sized(30, 20, None, "crop"), (120, 200), (60, 140), (0, 120), 0.76),
         (sized(40, 40, None, "crop"), (20, 30), (5, 25), (0, 20), 0.76),
         (sized(20, 50, None, "stretch"), (100, 200), (0, 200), (0, 100), 0.76),
-        # CelebA's square around the face.
         (sized(64, 64, (15, 40, 163, 188), "stretch"), (218, 178), (15, 163), (40, 188), 0.5),
     ):
         found = np.asarray(fitted(Image.fromarray(coordinates(*size)), spec)).astype(int)

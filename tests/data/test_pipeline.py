@@ -1,5 +1,3 @@
-"""Batches as a function of (seed, step): their random numbers, order, preprocessing, and the shards of processes."""
-
 import dataclasses
 import itertools
 from fractions import Fraction

@@ -1,5 +1,3 @@
-"""The three forms in which sources hold images: in memory, read when asked for, and stacked as channels."""
-
 import dataclasses
 import threading
 
@@ -106,7 +104,6 @@ def test_every_image_is_once_in_each_channel():
         assert sorted(channel) == list(range(200))
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (numbers(0)[:, one] != numbers(0)[:, other]).mean() > 0.9
-    # The stacks depend on the seed alone.
     np.testing.assert_array_equal(numbers(4), numbers(4))
     assert (numbers(4) != numbers(5)).any(axis=1).mean() > 0.9
 

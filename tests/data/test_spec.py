@@ -1,5 +1,3 @@
-"""The specs of the data sets, wrong ones, and what the settings of a run leave to the data."""
-
 import dataclasses
 import gzip
 import math
@@ -71,13 +69,10 @@ def test_where_the_images_come_from():
         assert (spec.train_split, spec.path, spec.cache) == ("train", None, None)
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
+def test_unknown_names_and_impossible_specs_are_refused():
     with pytest.raises(ValueError, match=r"no data set 'stacked-mnist' \(.*\); did you mean 'stacked_mnist'") as caught:
         data_spec("stacked-mnist")
     assert all(known in str(caught.value) for known in DATA_SPECS)
-
-
-def test_impossible_specs_are_refused():
     for change, message in (
         ({"num_bits": 9, "binarise": False}, "data.num_bits = 9: must be from 1 to 8"),
         ({"num_bits": 2}, r"data.num_bits = 2: images that are binarized \(data.binarise\) have 1 bit; set it to 1"),
@@ -85,6 +80,7 @@ def test_impossible_specs_are_refused():
         ({"channels": 5}, "data.channels = 5: must be from 1 to 4"),
         ({"file_bits": 12}, "data.file_bits = 12: must be 8 or 16"),
         ({"stacked_images": 3}, "data.stacked_images = 3: must be 1 or the number of channels; set data.channels to 3"),
+        ({"test_fraction": float("nan")}, "data.test_fraction = nan: must lie between 0 and 1"),
         ({"test_fraction": 0.0}, "data.test_fraction = 0.0: must lie between 0 and 1"),
         ({"max_pixels": 10**9}, "data.max_pixels = 1000000000: must be from 1 to 178956970"),
         ({"split_seed": 2**32}, "data.split_seed = 4294967296: must be from 0 to"),
@@ -92,6 +88,7 @@ def test_impossible_specs_are_refused():
         ({"likelihood": "bernouli"}, "data.likelihood = 'bernouli': .*; did you mean 'bernoulli'"),
         ({"crop_box": (15, 40, 163)}, r"data.crop_box = \(15, 40, 163\): must be \(left, top, right, bottom\)"),
         ({"crop_box": (15, 40.5, 163, 188)}, "in whole pixels"),
+        ({"crop_box": (0, 0, 0, 8)}, r"data.crop_box = .*: must be \(left, top, right, bottom\)"),
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(data_spec("mnist"), **change)
@@ -102,7 +99,6 @@ PIXELS = random_pixels(12, 20, 14, 3)
 
 
 def completed(path, **settings):
-    """The whole settings of a run of `configs/own_images.py`."""
     config = preset.get_config()
     for name, value in (settings | {"path": str(path)}).items():
         config.data[name] = value
@@ -145,19 +141,11 @@ def test_the_settings_follow_from_what_lies_at_the_path(form, source, channels, 
     assert (model.image_height, model.image_width, model.image_channels) == (20, 14, channels)
     assert (model.num_bits, model.likelihood) == (8, "logistic_mixture")
     assert load_split(config.data, "train").image_shape == (20, 14, channels)
-    # Settings that are complete stay as they are.
     assert complete_spec(config.data) == config.data
     assert completed(path, source=source) == config
 
 
-def test_sizes_that_the_hierarchy_cannot_halve_are_padded(tmp_path):
-    # A block before the three scales: 2 ** 3.
-    for settings, size in (({}, (24, 16)), ({"padded_width": 32}, (24, 32))):
-        model = completed(pictures(tmp_path), **settings).model
-        assert (model.network_height, model.network_width) == size and model.size_divisor == 8
-
-
-def test_the_size_is_what_was_asked_for(tmp_path):
+def test_the_size_is_what_was_asked_for_and_padded_where_the_hierarchy_cannot_halve_it(tmp_path):
     for settings, size in (
         ({"resize": "crop", "height": 8}, (8, 8)),
         ({"resize": "crop", "height": 8, "width": 10}, (8, 10)),
@@ -167,6 +155,10 @@ def test_the_size_is_what_was_asked_for(tmp_path):
         spec = completed(pictures(tmp_path), **settings).data
         assert (spec.height, spec.width, spec.channels, spec.file_bits) == (*size, 3, 8)
         assert load_split(spec, "train").image_shape == (*size, 3)
+    # A block before the three scales: 2 ** 3.
+    for settings, size in (({}, (24, 16)), ({"padded_width": 32}, (24, 32))):
+        model = completed(pictures(tmp_path), **settings).model
+        assert (model.network_height, model.network_width) == size and model.size_divisor == 8
 
 
 def test_a_home_folder_is_found_and_arrays_beside_pictures_do_not_hide_them(tmp_path, monkeypatch):

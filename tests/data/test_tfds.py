@@ -1,5 +1,3 @@
-"""Sets from TensorFlow Datasets: prepared before, prepared from files on disk, or missing; and their images."""
-
 import dataclasses
 import hashlib
 import pathlib
@@ -60,7 +58,6 @@ def own_set(tmp_path):
 
 @pytest.fixture
 def celeba64(tmp_path):
-    """The spec of a CelebA of ten faces in the training part."""
     faces = random_pixels(10, 218, 178, 3)
     store_known_set(tmp_path / "tfds", "celeb_a", train=faces, test=faces[:2])
     return dataclasses.replace(data_spec("celeba64"), path=str(tmp_path / "tfds"))
@@ -72,8 +69,6 @@ def load(spec, split, folder):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """A machine that can't find any host, whether this machine has a network or not."""
-
     def fail(*_, **__):
         raise socket.gaierror(-2, "Name or service not known")
 

@@ -1,5 +1,3 @@
-"""The mixture of logistics: its parameters' layout, mass against float64 formulas, quirks, stability, and samples."""
-
 import itertools
 
 import numpy as np
@@ -49,7 +47,6 @@ def log_sigmoid(value):
 
 
 def logistic_log_mass(value, mean, log_scale, num_bits, exact_edges):
-    """One logistic's log-mass in one bin, from the textbook formulas in float64."""
     half_width, scale = 1 / (2**num_bits - 1), np.exp(log_scale)
     center, half = (value - mean) / scale, half_width / scale
     if value < (-1 + half_width if exact_edges else -0.999):
@@ -135,7 +132,6 @@ def test_exact_masses_sum_to_one(channels, num_bits):
 @pytest.mark.parametrize("num_bits", [1, 5, 8])
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_extreme_parameters_stay_finite(channels, num_bits, exact_edges):
-    """Every level against every pairing of extremes, values and all gradients."""
     extremes = [[-100.0, 100.0], [-1e4, -1.0, 0.0, 0.99, 1e4], [-7.0, 0.0, 20.0, 200.0], [-1.0, 1.0]]
     logit, mean, log_scale, coefficient = np.array(list(itertools.product(*extremes)), np.float32).T[..., np.newaxis]
     variables = [

@@ -1,5 +1,3 @@
-"""The likelihoods of whole images: their formulas and the common interface."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,7 +7,6 @@ from nvae_tf.distributions.image_likelihood import LIKELIHOODS, ImageLikelihood
 
 @pytest.fixture(params=[(name, channels) for name in LIKELIHOODS for channels in (1, 2, 3, 4)])
 def named(request):
-    """A likelihood with random parameters for two images of 4x6 pixels."""
     likelihood = ImageLikelihood(*request.param, num_mixtures=3, num_bits=5)
     shape = [2, 4, 6, likelihood.num_parameters]
     return likelihood, np.random.default_rng(0).normal(size=shape).astype(np.float32)

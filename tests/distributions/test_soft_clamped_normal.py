@@ -1,5 +1,3 @@
-"""The soft-clamped Normal against its formula in float64."""
-
 import numpy as np
 import pytest
 import tensorflow as tf

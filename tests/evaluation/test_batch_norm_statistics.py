@@ -1,5 +1,3 @@
-"""Readjustment on a tiny model: what changes, what does not, and by which rule."""
-
 import numpy as np
 import pytest
 import tensorflow as tf

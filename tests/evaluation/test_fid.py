@@ -1,5 +1,3 @@
-"""The Fréchet distance against closed forms and SciPy, the statistics that it is made of, and named extractors."""
-
 import types
 
 import numpy as np
@@ -77,7 +75,6 @@ def test_full_covariances_agree_with_scipy_and_are_symmetric():
     assert fid.frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
     assert fid.frechet_distance(other, one) == pytest.approx(expected, rel=1e-9)
     assert 0.0 <= fid.frechet_distance(one, one) < 1e-9 * np.trace(one.covariance)
-    # Images that are all the same.
     still = gaussian(one.mean + 1.0, np.zeros((30, 30)))
     assert fid.frechet_distance(one, still) == pytest.approx(30.0 + np.trace(one.covariance))
 

@@ -1,5 +1,3 @@
-"""The bounds of a set of images: the same numbers in whatever batches they come, and what they are made of."""
-
 import keras
 import numpy as np
 import pytest

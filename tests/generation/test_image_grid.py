@@ -1,5 +1,3 @@
-"""Grids of images, and files of grids, animations and single images."""
-
 import os
 
 import numpy as np
@@ -37,7 +35,6 @@ def test_enlarging_repeats_pixels_and_not_the_gap():
     np.testing.assert_array_equal(grid, np.concatenate([large, np.full([6, 2], 128), large], axis=1))
     for size, side in ((8, 64), (28, 84), (64, 64), (100, 100)):
         assert image_grid(shades(1, size, size), enlarge=None).shape == (side, side, 1)
-    # Nearly square by default.
     assert image_grid(shades(10), gap=0).shape == (3 * 2, 4 * 3, 1)
 
 

@@ -1,5 +1,3 @@
-"""The nearest images, against looking at every pair."""
-
 import numpy as np
 import pytest
 

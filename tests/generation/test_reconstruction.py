@@ -1,5 +1,3 @@
-"""Reconstructions, variants, and the images of a data set that they are made of."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""Sampling, encoding and decoding: what must be the same, bit for bit, and what must differ."""
-
 import gc
 import weakref
 

@@ -1,5 +1,3 @@
-"""Convolutions against explicit loops, and the formulas of their weights."""
-
 import numpy as np
 import pytest
 import tensorflow as tf

@@ -1,5 +1,3 @@
-"""Folded weights give the numbers of the layers that they were made of, with fewer operations."""
-
 import numpy as np
 import pytest
 import tensorflow as tf

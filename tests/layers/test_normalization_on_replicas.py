@@ -1,5 +1,3 @@
-"""Batch normalization over two replicas where means are 1,000 deviations, against float64 on the whole batch."""
-
 import numpy as np
 import pytest
 

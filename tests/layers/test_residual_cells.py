@@ -1,5 +1,3 @@
-"""Residual cells of every cell set against plain operations: values, gradients, shapes, and what is kept of them."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -131,7 +129,6 @@ def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(b
     for value, target in zip(found, expected, strict=True):
         # A bias right before a norm has a gradient of zero in theory: hence the small absolute tolerance.
         np.testing.assert_allclose(value, target, rtol=1e-3, atol=1e-3 * max(np.max(np.abs(target)), 1e-1))
-    # Nothing changes before the commit.
     for norm, start in zip(norms, before, strict=True):
         for running, old in zip(norm.statistics, start, strict=True):
             np.testing.assert_array_equal(running, old)

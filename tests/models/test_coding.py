@@ -1,5 +1,3 @@
-"""Encoding, decoding, generating and scoring: seeds, consistency, gradients, and what is refused."""
-
 import numpy as np
 import pytest
 import scipy.stats

@@ -1,5 +1,3 @@
-"""Keras' `fit` and `evaluate` under a strategy: the same as on one device."""
-
 import json
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""The graph of a training step: few variables and nodes, sums in a fixed order; and the number of parameters."""
-
 import math
 
 import pytest
@@ -22,8 +20,6 @@ VARIANTS = {
 
 
 def training_graph(model):
-    """The loss of two images and its gradients."""
-
     def gradients(images):
         noise = [tf.zeros((2, *shape)) for shape in model.plan.latent_shapes()]
         forward = ForwardPass(training=True)

@@ -1,5 +1,3 @@
-"""The frame of zeros, and the check of images from outside."""
-
 import numpy as np
 import pytest
 import tensorflow as tf

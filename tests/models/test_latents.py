@@ -1,5 +1,3 @@
-"""Where a latent comes from: its sources, with layers that are plain formulas, and the draws as a function of seeds."""
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -55,7 +53,6 @@ def test_the_posterior_is_relative_to_the_prior_or_absolute(residual, tensors):
     near(sample.z, mean + scale * noise)
     near((sample.prior.loc, sample.prior.scale), clamped(state, 0.5 * state))
     assert sample.z_before_flows is sample.z and not sample.has_flows
-    # Flows act on it one after another.
     flowed = PosteriorSource(feature, noise, residual).draw(layers([lambda z: 2.0 * z, lambda z: z + 1.0]), state)
     near(flowed.z_before_flows, sample.z)
     near(flowed.z, 2.0 * sample.z + 1.0)
@@ -102,7 +99,6 @@ def test_draws_are_standard_normal_independent_and_a_function_of_seed_and_step(k
     assert [tuple(each.shape) for each in noise] == [(300, *shape) for shape in SHAPES]
     drawn = flat(noise)
     assert scipy.stats.kstest(drawn.ravel(), "norm").pvalue > 1e-3
-    # Between images, and between groups.
     for rows in (drawn.T, drawn):
         assert np.max(np.abs(np.corrcoef(rows) - np.eye(len(rows)))) < 6.0 / np.sqrt(rows.shape[1])
     drawn = flat(draw(4))

@@ -1,5 +1,3 @@
-"""Training: what is learned, equal runs, skipped steps, and the first batch of self-normalizing models."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -24,14 +22,12 @@ def stripes(count=32):
 
 
 def compiled(rate=0.01, **changes):
-    """A model and its step in a graph."""
     model = tiny_model(NVAEAdamax(rate), **PADDED | changes)
     return model, tf.function(model.train_step, autograph=False)
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A model after some steps of `fit` on labeled batches, and its history."""
     objective = ObjectiveConfig(total_steps=STEPS)
     model, _ = compiled(objective=objective, num_latent_scales=1, num_groups_per_scale=2)
     dataset = tf.data.Dataset.from_tensor_slices((stripes(), np.arange(32))).batch(16, drop_remainder=True)
@@ -61,7 +57,6 @@ def test_evaluation_gives_the_bound_and_changes_nothing(trained):
     assert results[0] == results[1]
     assert results[0]["loss"] == pytest.approx(results[0]["reconstruction"] + results[0]["kl"], rel=1e-5)
     assert_same(model.weights, before)
-    # The importance-weighted bound lies below the plain one.
     assert float(np.mean(model.score(images, importance_samples=10))) < results[0]["loss"]
 
 
@@ -99,7 +94,6 @@ def test_the_steps_after_a_bad_one_are_as_if_it_had_not_been(cell_set):
 
 
 def test_the_objective_is_that_of_the_settings():
-    """The loss of a step is put together from its reported parts."""
     objective = ObjectiveConfig(total_steps=10, kl_anneal_portion=0.0, kl_constant_portion=0.0, regularisation=0.0)
     model = tiny_model(NVAEAdamax(), objective)
     model.optimizer.iterations.assign(5)

@@ -1,5 +1,3 @@
-"""One training step, scoring and generating for every kind of likelihood and architecture."""
-
 import numpy as np
 import pytest
 import tensorflow as tf

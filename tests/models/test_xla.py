@@ -1,5 +1,3 @@
-"""The training step under XLA: compiled once, whatever the weights have become, and the same as without."""
-
 import os
 
 import keras
@@ -49,7 +47,6 @@ def model_of(optimizer=None, **settings):
 
 
 def after(model, jit_compile):
-    """What a step changes, and its metrics."""
     images = tf.constant(np.random.default_rng(0).integers(0, 2, (8, 4, 4, 1)), tf.float32)
     report = tf.function(model.train_step, autograph=False, jit_compile=jit_compile)(images)
     assert report["skipped_steps"] == 0.0

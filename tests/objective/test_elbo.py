@@ -1,5 +1,3 @@
-"""The bound against samples and scipy, KL warm-up and balancing by hand, and the loss of a step from its parts."""
-
 import dataclasses
 import math
 from typing import NamedTuple
@@ -31,8 +29,6 @@ ALPHA = (1.0, 2.0, 4.0)
 
 
 class Latent(NamedTuple):
-    """What the bound needs of a group."""
-
     z: tf.Tensor
     z_before_flows: tf.Tensor
     prior: object
@@ -66,7 +62,6 @@ def test_the_analytic_kl():
     group = latent()
     expected = kl_by_formula(*parameters(group)).sum(axis=(1, 2))
     np.testing.assert_allclose(kl_per_channel(group), expected, rtol=1e-4)
-    # It does not depend on the draw.
     np.testing.assert_array_equal(kl_per_channel(group._replace(z=group.z + 1.0)), kl_per_channel(group))
 
 
@@ -105,7 +100,6 @@ def test_the_weight_of_the_kl():
     ):
         for kind in (np.int64, np.int32):
             assert float(kl_weight(tf.constant(kind(step)), SCHEDULE)) == pytest.approx(beta, rel=1e-4)
-    # Without a warm-up it is constant.
     at_once = dataclasses.replace(SCHEDULE, kl_anneal_portion=0.0, kl_constant_portion=0.0)
     assert [float(kl_weight(tf.constant(step), at_once)) for step in (1, 2)] == [1.0, 1.0]
     constant = dataclasses.replace(SCHEDULE, kl_constant_weight=1.0)
@@ -123,7 +117,6 @@ def test_how_much_a_group_is_meant_to_carry():
         settings = dict(num_latent_scales=scales, num_groups_per_scale=groups, adaptive_groups=adaptive)
         plan = latent_plan(ModelConfig(**settings, min_groups_per_scale=minimum))
         assert balancing_scales(plan) == pytest.approx(expected)
-    # The smallest is one wherever it stands.
     plan = latent_plan(ModelConfig(num_latent_scales=2, num_groups_per_scale=9))
     many = dataclasses.replace(plan, scales=(dataclasses.replace(plan.scales[0], groups=(0,)), plan.scales[1]))
     # 1 / 1 at the top and 4 / 9 below it.

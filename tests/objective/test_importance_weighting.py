@@ -1,5 +1,3 @@
-"""The streaming importance-weighted bound against a direct log-sum-exp."""
-
 import numpy as np
 import pytest
 import scipy.special

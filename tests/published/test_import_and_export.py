@@ -1,5 +1,3 @@
-"""Published files into run folders and back: every number at its place, nothing half-written, every fault named."""
-
 import csv
 import dataclasses
 import hashlib
@@ -61,7 +59,6 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained_file(place, published):
-    """A file with the optimizer's state."""
     return published.saved(with_optimizer(published.read("cifar10_tiny.pt")), place / "trained.pt")
 
 
@@ -73,7 +70,6 @@ def trained_run(trained_file, place):
 
 @pytest.fixture
 def run(trained_run, tmp_path):
-    """A copy of it, to be damaged."""
     return pathlib.Path(shutil.copytree(trained_run, tmp_path / "copy"))
 
 
@@ -300,7 +296,6 @@ def test_weights_alone_or_their_running_means(own_run, own_file, published, tmp_
 
 
 def with_settings(run, **groups):
-    """Changes settings in a run's config.json."""
     config = json.loads((run / "config.json").read_text())
     for group, settings in groups.items():
         config[group] |= settings
@@ -363,7 +358,6 @@ def test_a_full_disk_is_reported_in_one_line(trained_run, small_files, tmp_path)
 
 def test_source_and_license_of_weights(own_file, trained_run, run, published, tmp_path):
     def imported(name, **own):
-        """The run of the file with something else of this project's own in it."""
         content = published.read(own_file)
         content["nvae_tf"] |= own
         return import_run(published.saved(content, tmp_path / "x.pt"), tmp_path / name)
@@ -378,7 +372,6 @@ def test_source_and_license_of_weights(own_file, trained_run, run, published, tm
     assert (tmp_path / "again" / "images.json").read_text() == images
     card = (tmp_path / "again" / "README.md").read_text()
     assert "None is recorded." in card and "license:" not in card
-    # A fine-tuned run names the first source.
     with_settings(run, train={"initialise_from": str(trained_run)})
     (run / "origin.json").unlink()
     export_file(run, tmp_path / "tuned.pt", with_optimizer=False)
@@ -412,7 +405,6 @@ def test_faults_are_named_and_reported_and_nothing_is_written(published, tmp_pat
     rows = rows_of(report)
     assert rows["stem.bias"]["note"] == "missing" and rows["other"]["note"] == "unknown"
     assert "needs" in rows["enc0.1.bias"]["note"]
-    # A far larger model is refused before it is made.
     monkeypatch.setattr(importing, "model_for_training", lambda *_, **__: pytest.fail("the model is made"))
     content["args"].num_channels_dec = 4096
     state["stem.bias"] = bias
@@ -433,7 +425,6 @@ def group(content, **changes):
 
 
 def with_second(value):
-    """A function that puts a value in the second place of a tensor."""
     return lambda tensor: tensor.view(-1)[1:2].fill_(float(value)) is None or tensor
 
 

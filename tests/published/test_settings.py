@@ -1,5 +1,3 @@
-"""Settings of published checkpoints in this project's words and back, and the length of an imported run."""
-
 import dataclasses
 import re
 
@@ -45,9 +43,7 @@ def preset(name):
 def test_every_setting_of_the_architecture_and_the_loss():
     assert model_config_from_published(ARGS) == ModelConfig(**MODEL, residual_distributions=True)
     assert objective_config_from_published(ARGS) == ObjectiveConfig(**OBJECTIVE)
-
-
-def test_other_forms_of_settings():
+    # Other forms.
     assert model_config_from_published(without(num_mixture_dec=1)).likelihood == "normal"
     # Old files lack some; zeros and ones pass for truth values.
     config = model_config_from_published(without("ada_groups", "min_groups_per_scale", "num_mixture_dec", use_se=0))
@@ -119,7 +115,6 @@ def test_the_length_of_a_published_run():
         ("celebahq256", 300, 300 * 281, 300 * 281, 24 * 4),
         # An epoch that is not counted yet.
         ("ffhq256", 99, 100 * 656, 200 * 656, 24 * 4),
-        # Before its end.
         ("cifar10", 100, 100 * 195, 400 * 195, 8 * 32),
     ):
         config = preset(name)

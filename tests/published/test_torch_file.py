@@ -1,5 +1,3 @@
-"""Published `.pt` files: the recorded weights, and one line about every file that is something else than it says."""
-
 import argparse
 import collections
 import copy
@@ -29,13 +27,11 @@ ORDERED_DICT = b"ccollections\nOrderedDict\n"
 
 @pytest.fixture
 def content(published):
-    """What a published file holds, to be changed and saved again."""
     return published.read(f"{NAME}.pt")
 
 
 @pytest.fixture
 def saved(published, tmp_path):
-    """`saved(content)`: the path of a torch file with that content."""
     return lambda content, **settings: published.saved(content, tmp_path / "saved.pt", **settings)
 
 
@@ -54,14 +50,12 @@ def archive(tmp_path):
 
 @pytest.fixture
 def pickled(archive):
-    """`pickled(data)`: an archive with that pickle and no tensors."""
     records = [("x/byteorder", b"little"), ("x/version", b"3\n")]
     return lambda data, **settings: archive([("x/data.pkl", data), *records], **settings)
 
 
 @pytest.fixture
 def records(published):
-    """The records of a published file, by their names."""
     with zipfile.ZipFile(published.path(f"{NAME}.pt")) as file:
         return {entry.filename: file.read(entry) for entry in file.infolist()}
 
@@ -147,7 +141,6 @@ def test_records_of_other_sizes_missing_and_doubled(kind, records, archive):
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = archive([*records.items(), (one, bytes(len(records[one])))], kind=kind)
     assert "two records of one name" in refused(path)
-    # What torch does not read.
     assert "does not read" in refused(archive(records.items(), {one: zipfile.ZIP_BZIP2}))
     for order in (b"big", b"middle"):
         assert "byte order" in refused(archive({**records, f"{NAME}/byteorder": order}.items()))

@@ -1,5 +1,3 @@
-"""Published weights into a model: their layout, both forms of their names, and all or nothing."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -65,7 +63,6 @@ def test_both_forms_of_the_names_of_norms(cell_set, published):
     load_published_weights(model, state)
     expected = values(model.weights)
     load_published_weights(model, {name: 0.0 * value for name, value in state.items()})
-    # Copies and counters are passed over.
     layer = next(name for name in longer if name.endswith(".running_var")).rpartition(".")[0]
     load_published_weights(model, longer | {f"{layer}.num_batches_tracked": np.array(7)})
     assert_same(model.weights, expected)

@@ -1,5 +1,3 @@
-"""The model card of a run folder: that machines can read it, that it says what the files say, and what it keeps."""
-
 import dataclasses
 import pathlib
 import re
@@ -45,7 +43,6 @@ def checkpoints(folder, *names):
 
 
 def card(folder):
-    """Writes the card and returns its text."""
     assert write_model_card(folder)
     return folder.card_file.read_text("utf-8")
 
@@ -236,7 +233,6 @@ def test_a_fine_tuned_run_names_its_source_and_keeps_its_license(tmp_path):
     assert "The weights are under: mit." in card(source)
     folder = tuned(tmp_path / "tuned", source)
     for _ in range(2):
-        # The second time from its own note.
         text = card(folder)
         assert f"The run started from the weights of `{source.path}`." in text
         assert "The weights that training started from are under: mit. It may apply to what was made of them." in text

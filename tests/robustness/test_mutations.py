@@ -67,8 +67,6 @@ def data_sets(folder):
 
 
 class Worker:
-    """A process that reads mutants; it is started anew after its death."""
-
     def __init__(self, kind, base, log):
         self._arguments, self._log, self._process = (kind, str(base)), log, None
 

@@ -21,7 +21,6 @@ SECONDS, GIGABYTES = 60, 3
 
 
 def digest(named) -> str:
-    """A sum over arrays, their names and types."""
     total = hashlib.sha256()
     for name, value in sorted(named):
         total.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
@@ -141,7 +140,6 @@ def result_of(read):
 def answer(read, path: pathlib.Path) -> dict:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        # As the commands do.
         warnings.filterwarnings("ignore", module="PIL")
         try:
             result = result_of(lambda: read(path))
@@ -152,7 +150,6 @@ def answer(read, path: pathlib.Path) -> dict:
 
 
 def kilobytes(name: str) -> int:
-    """A figure of this process, as Linux has it."""
     return int(pathlib.Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
 
 

@@ -1,5 +1,3 @@
-"""The client's command: files in, files out, and its error messages."""
-
 import json
 import re
 
@@ -13,8 +11,6 @@ from tests.serving.model_servers import CLIENTS, free_port
 
 @pytest.fixture
 def ask(local, done):
-    """Runs a command against the server of this repository; gives what it prints."""
-
     def run(name, *flags, protocol="grpc"):
         rest = ["--rest"] if protocol == "rest" else []
         where = [f"--server={getattr(local, protocol)}", "--model=tiny", *rest]

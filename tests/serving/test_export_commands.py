@@ -1,5 +1,3 @@
-"""export_saved_model and export_tflite: from a run folder to a file, and errors before any work."""
-
 import json
 
 import numpy as np
@@ -17,7 +15,6 @@ from tests.tiny_model import tiny_config
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run on the digits, whose weights are as they were initialized."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").touch()
     (tmp_path / "step-12.data").write_bytes(b"weights")

@@ -1,5 +1,3 @@
-"""The server for trials: protocols, refusals, batching and versions."""
-
 import json
 import re
 import shutil
@@ -34,7 +32,6 @@ ONES = np.ones(4, np.float32)
 
 
 def rest(servers, path, body=None, **arguments):
-    """Code and JSON of an answer."""
     url = f"http://{servers.rest}/v1/models/{path}"
     body = json.dumps(body) if isinstance(body, dict | list) else body
     answer = requests.get(url) if body is None else requests.post(url, data=body, **arguments)

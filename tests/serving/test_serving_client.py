@@ -1,5 +1,3 @@
-"""The clients of both protocols, with every server there is; and the model and the images that they serve."""
-
 import contextlib
 import functools
 import json

@@ -1,5 +1,3 @@
-"""The files for TensorFlow Serving in Docker: what the server reads in them, and the command's error messages."""
-
 import http.server
 import pathlib
 import re
@@ -175,8 +173,6 @@ def test_models_that_share_the_parameters_get_those_that_suit_all():
 
 
 class States(http.server.BaseHTTPRequestHandler):
-    """Answers for a few models as TensorFlow Serving does."""
-
     def do_GET(self):
         state = {"digits": "AVAILABLE", "late": "LOADING"}.get(self.path.removeprefix("/v1/models/"))
         body = f'{{\n "model_version_status": [\n  {{\n   "version": "3",\n   "state": "{state}"\n  }}\n ]\n}}\n'

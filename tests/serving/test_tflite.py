@@ -1,5 +1,3 @@
-"""The models for devices: their numbers, names, operations and metadata, and which of them are refused."""
-
 import dataclasses
 import functools
 import json
@@ -50,7 +48,6 @@ def saved(model, vanilla_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def float32(saved):
-    """A signature's .tflite model in float32."""
     return functools.cache(lambda kind, name: convert(saved(kind, name), name, "none", None))
 
 
@@ -115,12 +112,15 @@ def test_every_mode_has_builtins_alone_smaller_weights_and_similar_images(model,
     assert psnr["none"] > 120 > min(psnr["float16"], psnr["dynamic"]) > psnr["int8"] > 30
 
 
+def worst_psnr_of_8_bits(model, folder, name):
+    signatures = DeviceSignatures(model)
+    inputs = device_inputs(signatures, name, 4, images_of(model, 4), seed=1)
+    return compare(convert(folder, name, "int8", inputs), signatures, name, inputs).worst_psnr_db
+
+
 @pytest.mark.parametrize("name", ["decode", pytest.param("reconstruct", marks=pytest.mark.slow)])
 def test_8_bits_are_enough_for_a_shallow_model(vanilla_model, saved, name):
-    signatures, images = DeviceSignatures(vanilla_model), images_of(vanilla_model, 4)
-    inputs = device_inputs(signatures, name, 4, images, seed=1)
-    compared = compare(convert(saved("vanilla", name), name, "int8", inputs), signatures, name, inputs)
-    assert compared.worst_psnr_db > 50
+    assert worst_psnr_of_8_bits(vanilla_model, saved("vanilla", name), name) > 50
 
 
 @pytest.mark.slow
@@ -128,11 +128,8 @@ def test_8_bits_are_enough_for_a_shallow_model(vanilla_model, saved, name):
 def test_8_bits_are_enough_for_one_cell_a_scale_with_flows_and_colors(tmp_path, name):
     # With the seed 1 a gate's hidden layer is 0 for all inputs, see below.
     model = model_of(CONFIG, seed=2)
-    signatures = DeviceSignatures(model)
-    inputs = device_inputs(signatures, name, 4, images_of(model, 4), seed=1)
     folded_signatures(model).write(name, tmp_path / "saved")
-    compared = compare(convert(tmp_path / "saved", name, "int8", inputs), signatures, name, inputs)
-    assert compared.worst_psnr_db > 40
+    assert worst_psnr_of_8_bits(model, tmp_path / "saved", name) > 40
 
 
 def test_an_activation_without_range_is_reported_in_one_error(tmp_path):

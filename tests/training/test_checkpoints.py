@@ -1,5 +1,3 @@
-"""Checkpoints: what they hold, which are kept, and what damage, kills and full disks leave of them."""
-
 import re
 import shutil
 import time
@@ -46,18 +44,15 @@ def empty_run(tmp_path):
 
 @pytest.fixture
 def folder(empty_run, model):
-    """A run folder with checkpoints of the steps 5 and 10."""
     save(state_of(empty_run, model), model, 5, 10)
     return empty_run
 
 
 def state_of(folder, model, keep=2):
-    """What a new process begins with."""
     return TrainingState(folder.checkpoints, model, model.optimizer, keep)
 
 
 def mark(model, number):
-    """Fills the model and its optimizer with a number."""
     for variable in [*model.weights, *model.optimizer.variables[1:]]:
         variable.assign(tf.fill(variable.shape, float(number)))
 
@@ -100,9 +95,6 @@ def cut_short(file):
     file.write_bytes(file.read_bytes()[:500])
 
 
-# Restoring.
-
-
 def test_restoring_brings_back_optimizer_step_and_metrics(folder, model):
     model.running.loss.update_state(2.5)
     state_of(folder, model).save(12)
@@ -130,9 +122,6 @@ def test_a_run_goes_on_in_another_precision(tmp_path):
         inner = getattr(reader.optimizer, "inner_optimizer", reader.optimizer)
         assert {float(value) for slot in inner._momentums for value in np.ravel(slot.numpy())} == {step}
     assert float(half.optimizer.dynamic_scale) == 64.0
-
-
-# Damage.
 
 
 def flip_bit(content):
@@ -275,9 +264,6 @@ def test_what_can_not_be_written_leaves_nothing_behind(folder, model, small_file
     assert saved_steps(folder.checkpoints) == [10, 12] and saved_steps(best_of(folder)) == [12]
 
 
-# Which are kept: with empty files.
-
-
 def add(folder, kept, *steps):
     def write(prefix):
         for end in (".index", ".data-00000-of-00001"):
@@ -298,7 +284,6 @@ def after_a_restart(folder, newest, keep=2, hours=0.0):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Sets the time, in hours."""
     begin = time.time()
     return lambda hours: monkeypatch.setattr(time, "time", lambda: begin + hours * HOUR)
 
@@ -354,9 +339,6 @@ def test_the_hash_of_a_checkpoint_is_of_its_files(tmp_path):
     assert sums[0] == sums[2] != sums[1]
     with pytest.raises(FileNotFoundError, match="the checkpoint is gone"):
         checkpoint_sha256(str(tmp_path / "step-2"))
-
-
-# The best.
 
 
 @pytest.mark.parametrize("processes", ["one process", "a process each"])

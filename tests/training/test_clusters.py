@@ -1,5 +1,3 @@
-"""The scripts for Slurm and Kubernetes: their syntax, and what they do where the cluster's commands are stand-ins."""
-
 import json
 import os
 import signal

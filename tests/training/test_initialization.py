@@ -1,5 +1,3 @@
-"""Weights of another run or of a published file in a new model: what is taken, what is not, and what is reported."""
-
 import dataclasses
 import sys
 

@@ -1,5 +1,3 @@
-"""`train.launch` with real processes: small programs in place of train.main, no TensorFlow."""
-
 import contextlib
 import json
 import os
@@ -53,7 +51,6 @@ def plan(folder, program, processes=2, **changes):
 
 
 def run(folder, program, **changes):
-    """Runs workers; returns the exit code and what was reported."""
     lines = []
     return run_workers(plan(folder, program, **changes), lines.append), lines
 

@@ -1,5 +1,3 @@
-"""What a run writes on its way: `metrics.csv` with each step once, whatever was cut off, and TensorBoard's files."""
-
 import csv
 import dataclasses
 import io
@@ -49,7 +47,6 @@ def test_lines_are_added_below_one_header(metrics, tmp_path):
     before = (tmp_path / "metrics.csv").stat().st_mtime_ns
     metrics.keep_until(30)
     assert (tmp_path / "metrics.csv").stat().st_mtime_ns == before
-    # A run that goes back writes no step twice.
     metrics.keep_until(25)
     assert steps(tmp_path / "metrics.csv") == [10, 20]
     metrics.append(row(30))

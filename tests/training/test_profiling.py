@@ -1,5 +1,3 @@
-"""Profiles of training steps: which steps are in them, and that nothing about them ends a run."""
-
 import pytest
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
@@ -21,7 +19,6 @@ def take_steps(profiler, numbers):
 
 
 def profiled_steps(folder):
-    """The numbers of the steps in each profile below a folder."""
     found = []
     for file in sorted(folder.glob("plugins/profile/*/*.xplane.pb")):
         planes = xplane_pb2.XSpace.FromString(file.read_bytes()).planes

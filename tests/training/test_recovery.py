@@ -1,5 +1,3 @@
-"""Runs with injected faults: a single bad step, and divergence that smaller steps cure or that nothing cures."""
-
 import shutil
 import types
 
@@ -47,7 +45,6 @@ def train(commands, tmp_path):
 
 
 def values_of(folder, step, part):
-    """The tensors of a checkpoint whose name contains `part`."""
     reader = tf.train.load_checkpoint(str(folder / "checkpoints" / f"step-{step}"))
     return [reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if part in name]
 

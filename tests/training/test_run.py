@@ -1,5 +1,3 @@
-"""Settings that follow from the length of a run: new ones, those of a run that is continued, and warnings."""
-
 import dataclasses
 import json
 
@@ -28,7 +26,6 @@ def test_what_is_not_set_scales_with_the_run():
         config = with_length(ExperimentConfig(), RunLength(steps_per_epoch, total_steps))
         assert found(config) == expected and config.objective.total_steps == total_steps
         assert length_warnings(config, RunLength(steps_per_epoch, total_steps)) == []
-    # What is set stays.
     train = TrainConfig(evaluate_every_steps=70, sample_every_steps=80, checkpoint_every_steps=90)
     config = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=0.0), train=train)
     assert found(with_length(config, RunLength(10, 100))) == (0.0, 70, 80, 90)

@@ -1,5 +1,3 @@
-"""Devices: which are chosen, and that replicas and processes compute what one device does, whatever happens."""
-
 import contextlib
 import os
 import shutil
@@ -12,12 +10,12 @@ import psutil
 import pytest
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig
+from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.models import NVAE
 from nvae_tf.training.launcher import tf_configs
 from nvae_tf.training.loop import TrainingLoop
 from nvae_tf.training.stopping import StopRequest
-from nvae_tf.training.strategy import Replicas, compiles_whole_step, shard_from_environment
+from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, shard_from_environment
 from tests.command_fixtures import assert_same_tensors, metrics_rows, started, tensors
 from tests.tiny_model import tiny_config
 
@@ -65,7 +63,14 @@ def test_what_xla_compiles(xla, num_gpus, replicas, whole, in_parts, clusters, m
     assert clusters() is in_parts
 
 
-def test_replicas_can_not_be_compiled_as_a_whole():
+def test_devices_that_are_not_there_are_refused_and_replicas_are_not_compiled_as_a_whole():
+    for settings, message in (
+        ({"strategy": "mirrored"}, "there is one device only; set train.strategy=one_device"),
+        ({"strategy": "one_device", "replicas": 2}, "strategy one_device has one"),
+        ({"strategy": "multi_worker"}, "TF_CONFIG must name at least two workers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            chosen_replicas(TrainConfig(**settings))
     with pytest.raises(ValueError, match=r"train.xla = 'jit': not possible with 2 replicas; set train.xla=cluster"):
         compiles_whole_step("jit", 2)
 
@@ -148,7 +153,6 @@ def finished(commands, workdir, **changes):
 
 
 def launched(arguments):
-    """Two worker processes of a training, started by `train.launch`."""
     return started(["-m", "train.launch", "--processes=2", "--", *arguments[2:]])
 
 

@@ -1,5 +1,3 @@
-"""Runs that are killed at the worst moments, and one that meets another in its folder."""
-
 import os
 import random
 import signal
