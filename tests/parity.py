@@ -34,10 +34,8 @@ GRADIENT_NOISE = 1e-5
 
 
 class Comparison(NamedTuple):
-    """One quantity: the largest error relative to the largest recorded value, and how large it may be."""
-
     quantity: str
-    error: float
+    error: float  # the largest one, relative to the largest recorded value
     tolerance: float
 
     @property
@@ -150,7 +148,7 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
         return
     beta, weight = recorded.arrays["train/kl_coeff"], recorded.arrays["train/regularisation_coeff"]
     scales = objective.balancing_scales(model.plan)
-    updated: list = []
+    updated = []
     _start_from_singular_vectors(model)
 
     @tf.function
@@ -248,9 +246,7 @@ def _gradients(model: NVAE, recorded: Recorded, gradients: list[tf.Tensor]) -> I
             yield Comparison(f"train/grad/{name}", relative_error(value, target), GRADIENT)
 
 
-def _weights(
-    model: NVAE, recorded: Recorded, prefix: str, allowances: Mapping[int, np.ndarray] | None = None
-) -> Iterator[Comparison]:
+def _weights(model: NVAE, recorded: Recorded, prefix: str, allowances=None) -> Iterator[Comparison]:
     """The model's variables against recorded ones; `allowances` are errors that are allowed besides, by variable."""
     expected = recorded.group(prefix)
     if not expected:

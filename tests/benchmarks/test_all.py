@@ -155,14 +155,11 @@ def test_what_grows_beyond_its_noise_and_its_limit_is_a_regression():
         assert ("without a yardstick" in "".join(comparison.notes)) == (after["yardstick"] is None)
 
 
-def test_uneven_times_are_not_judged_but_noted():
+def test_what_can_not_be_compared_is_noted():
     uneven = row(yardstick_seconds=[1.0] * 14 + [1.6])
     comparison = compare(result(uneven), result(row(ratio=9.0, peak_memory_bytes=9e9)))
     assert [change.quantity for change in comparison.changes] == ["peak memory, GB"] and comparison.regressions == 1
     assert "training mnist: its times are not compared, those of the earlier file are uneven" in comparison.notes
-
-
-def test_what_can_not_be_compared_is_noted():
     before = result(row(), row(preset="cifar10"), row(workload="nelbo"), row(workload="sampling"))
     after = result(row(batch_size=8), FAILED, row(workload="export"), row(workload="sampling"))
     after["machine"] = before["machine"] | {"processor": "Q"}

@@ -37,9 +37,7 @@ def test_train_and_test_patches_are_of_different_parts_of_the_photographs():
     row, column = ((length - size) // 8 * 8 for length in (427, 512))
     np.testing.assert_array_equal(train.images[-1], photographs[1][row : row + size, column : column + size])
     np.testing.assert_array_equal(test.images[0], photographs[0][:size, 512 : 512 + size])
-
-
-def test_a_look_at_the_first_image():
+    # And a look at the first image.
     assert first_image(DIGITS) == (16, 16, 1, 8)
     for size, found in (((None, None), (32, 32)), ((64, 48), (64, 48))):
         assert first_image(dataclasses.replace(PHOTOS, height=size[0], width=size[1])) == (*found, 3, 8)

@@ -281,9 +281,6 @@ def test_what_is_no_picture_is_refused(tmp_path):
         (b"RIFF\0\0\0\0WEBP", ""),
     ):
         assert_refused(written(tmp_path, content), message)
-
-
-def test_a_broken_link_is_named(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     assert_refused(tmp_path / "link.png", "no file, or a link to nothing")
 

@@ -5,15 +5,10 @@ import nvae_tf
 from configs import digits
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.reconstruction import data_set_images, reconstruct_images, vary_images
-from nvae_tf.generation.sampling import decode_images, encode_images, generate_images
+from nvae_tf.generation.sampling import decode_images, generate_images
+from tests.generation.conftest import SEED
 
 same = np.testing.assert_array_equal
-SEED = 3
-
-
-@pytest.fixture(scope="module")
-def latents(four_groups, binary_images):
-    return encode_images(four_groups, binary_images, SEED)
 
 
 def test_decoding_latents_is_reconstructing(four_groups, binary_images, latents):

@@ -142,9 +142,7 @@ def test_inside_the_block_the_model_has_the_averages_and_after_an_error_the_weig
             raise KeyboardInterrupt
     assert_same(weights_of(model), weights)
     assert_same(averages_of(model), averages)
-
-
-def test_without_averages_the_block_changes_nothing():
+    # Without averages the block changes nothing.
     for model in (model_with(NVAEAdamax()), tiny_model(**MODEL)):
         assert average_of_weights(model) == {}
         before = weights_of(model)

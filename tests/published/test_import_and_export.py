@@ -434,8 +434,8 @@ def own_state(content, name, change):
     state[name or next(iter(state))] = change(state["others/0"] if name else state[next(iter(state))])
 
 
-def test_a_state_of_another_form_is_named(trained_file, published, tmp_path):
-    for damage, message in (
+def test_states_and_settings_that_do_not_fit_are_named(trained_file, own_file, published, tmp_path):
+    of_torch = [
         (lambda c: moments(c, 5, exp_inf=None), r"parameter 5, .*has no numbers as exp_inf.*--without_optimizer"),
         (lambda c: moments(c, 0, exp_avg=lambda t: t[:1]), r"parameter 0, prior_ftr0, has shape \(1, .* as exp_avg, "),
         (lambda c: c["optimizer"]["state"][3].pop("step"), "a parameter without step"),
@@ -459,19 +459,8 @@ def test_a_state_of_another_form_is_named(trained_file, published, tmp_path):
         (lambda c: c.update(global_step="7"), "'global_step' = '7' is no number"),
         (lambda c: c.update(nvae_tf={"config": "[" * 10**5}), "'nvae_tf' has 'config' .*recursion"),
         (lambda c: c.update(nvae_tf={"config": '{"data": []}'}), "'nvae_tf' has 'config' .*data is a"),
-    ):
-        assert_refused_as_damaged(damage, message, published.read(trained_file), published, tmp_path)
-
-
-def assert_refused_as_damaged(damage, message, content, published, folder):
-    damage(content)
-    with pytest.raises(ValueError, match=message):
-        import_run(published.saved(content, folder / "bad.pt"), folder / "run")
-    assert {entry.name for entry in folder.iterdir()} == {"bad.pt"}
-
-
-def test_settings_and_state_of_this_project_that_do_not_fit(own_file, published, tmp_path):
-    for damage, message in (
+    ]
+    of_this_project = [
         (lambda c: c["nvae_tf"].update(images="[" * 10**5), "'nvae_tf' has 'images' that can't be read .*recursion"),
         (lambda c: c["nvae_tf"].update(images=[1]), "'nvae_tf' has 'images' that can't be read"),
         (lambda c: c["nvae_tf"].update(origin='{"license": 4}'), "'nvae_tf' has 'origin' that can't be read"),
@@ -479,8 +468,14 @@ def test_settings_and_state_of_this_project_that_do_not_fit(own_file, published,
         (lambda c: own_state(c, None, lambda t: t.long()), r"'nvae_tf' has \S*: int64 in the file, float32 in"),
         (lambda c: own_state(c, "others/17", lambda t: t), r"has others/17: \[\] in the file, no such variable"),
         (lambda c: setattr(c["args"], "num_nf", 2), r"contradict each other; 'nvae_tf' has model\.num_flows = 1"),
-    ):
-        assert_refused_as_damaged(damage, message, published.read(own_file), published, tmp_path)
+    ]
+    for file, damages in ((trained_file, of_torch), (own_file, of_this_project)):
+        for damage, message in damages:
+            content = published.read(file)
+            damage(content)
+            with pytest.raises(ValueError, match=message):
+                import_run(published.saved(content, tmp_path / "bad.pt"), tmp_path / "run")
+            assert {entry.name for entry in tmp_path.iterdir()} == {"bad.pt"}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])

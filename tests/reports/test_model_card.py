@@ -258,9 +258,8 @@ def test_a_card_that_cannot_be_written_does_not_end_the_work(tmp_path, monkeypat
     keep_model_card(folder, MODEL, lines.append)
     assert lines == [f"the model card was not written: {folder.card_file}: can't be written (No space left on device)"]
     assert folder.card_file.read_bytes() == before and not list(tmp_path.glob(".*"))
-
-
-def test_a_card_alone_makes_no_run_folder(tmp_path):
-    (tmp_path / "README.md").write_text(MARKER)
+    # A card alone makes no run folder.
+    folder.config_file.unlink()
+    folder.images_file.unlink()
     with pytest.raises(ValueError, match="not empty and not a run folder, it holds README.md"):
-        open_for_training(tmp_path, CONFIG)
+        new_folder(tmp_path)

@@ -128,10 +128,7 @@ def known_results(base, place, worker):
 COMMANDS = {
     "published": ("export.import_torch_checkpoint", "--checkpoint={path}", "--output={folder}/imported"),
     "run_folder": ("train.generate", "--workdir={path}", "--output={folder}/samples.png"),
-    "pictures": (
-        *("train.inspect_data", "--config=configs/own_images.py"),
-        *("--config.data.path={path}", "--output={folder}/look.png"),
-    ),
+    "pictures": ("train.inspect_data", "--config=own_images", "--config.data.path={path}", "--output={folder}/x.png"),
 }
 
 

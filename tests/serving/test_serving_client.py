@@ -13,21 +13,7 @@ import pytest
 from PIL import Image
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from nvae_tf.serving.client import (
-    BadRequest,
-    DeadlineExceeded,
-    ModelClient,
-    ModelMetadata,
-    ModelNotFound,
-    Patience,
-    RestClient,
-    ServerFailed,
-    ServerNotReady,
-    SignatureSpec,
-    TensorSpec,
-    TooLarge,
-    array_of_json,
-)
+from nvae_tf.serving import client as clients
 from nvae_tf.serving.grpc_client import ServingClient
 from nvae_tf.serving.served_model import ServedModel, image_arrays, pil_images, predict_batches
 from tests.command_fixtures import output_of
@@ -47,8 +33,11 @@ def test_metadata_and_status(client, servers, protocol):
     metadata = client.metadata()
     assert metadata.name == "tiny" and metadata.version == 3
     sample = metadata.signatures["sample"]
-    assert sample.inputs == {"seed": TensorSpec("int64", (None,)), "temperature": TensorSpec("float32", (None,))}
-    assert sample.outputs["image"] == TensorSpec("float32", (None, 8, 8, 3))
+    assert sample.inputs == {
+        "seed": clients.TensorSpec("int64", (None,)),
+        "temperature": clients.TensorSpec("float32", (None,)),
+    }
+    assert sample.outputs["image"] == clients.TensorSpec("float32", (None, 8, 8, 3))
     assert client.model_status() == [(3, "AVAILABLE", "")]
     for chosen in ({"version": 3}, {"label": "stable"}):
         with servers.client(protocol, **chosen) as other:
@@ -58,7 +47,7 @@ def test_metadata_and_status(client, servers, protocol):
 def test_an_unknown_model_or_version_is_reported(servers, protocol):
     for arguments, named in [({"model": "digits"}, "model 'digits'"), ({"version": 9}, "model 'tiny' version 9")]:
         with servers.client(protocol, **arguments) as client:
-            with pytest.raises(ModelNotFound) as raised:
+            with pytest.raises(clients.ModelNotFound) as raised:
                 client.predict("sample", seed=[1], temperature=[1.0])
         assert named in str(raised.value) and getattr(servers, protocol) in str(raised.value)
         assert "\n" not in str(raised.value)
@@ -75,18 +64,20 @@ def test_inputs_that_do_not_fit_are_reported_and_not_sent(client, monkeypatch):
         ("encode", {"image": [[1.0], [1.0, 2.0]], "seed": SEEDS}, "input 'image' is no array"),
     ):
         monkeypatch.setattr(client, "_predict", lambda *arguments: pytest.fail("was sent"))
-        with pytest.raises(BadRequest, match=re.escape(message)) as raised:
+        with pytest.raises(clients.BadRequest, match=re.escape(message)) as raised:
             client.predict(signature, **inputs)
         assert "\n" not in str(raised.value)
 
 
-class Scripted(ModelClient):
+class Scripted(clients.ModelClient):
     """Raises the given errors one after another, then answers with the sum of the rows."""
 
     def __init__(self, *errors, patience=QUICK):
         super().__init__("nowhere", "model", patience=patience)
         self.errors, self.times = list(errors), []
-        self._known = ModelMetadata("model", 1, {"sum": SignatureSpec({"x": TensorSpec("float32", (None,))}, {})})
+        self._known = clients.ModelMetadata(
+            "model", 1, {"sum": clients.SignatureSpec({"x": clients.TensorSpec("float32", (None,))}, {})}
+        )
 
     def close(self):
         pass
@@ -101,7 +92,9 @@ class Scripted(ModelClient):
 
 
 def test_a_server_that_is_not_ready_is_asked_again_with_growing_random_waits():
-    client = Scripted(*[ServerNotReady("loading")] * 3, patience=Patience(tries=4, first_wait=0.04, growth=3.0))
+    client = Scripted(
+        *[clients.ServerNotReady("loading")] * 3, patience=clients.Patience(tries=4, first_wait=0.04, growth=3.0)
+    )
     assert client.predict("sum", x=[1.0])["y"] == [2.0]
     waits = np.diff(client.times)
     assert len(waits) == 3
@@ -112,8 +105,8 @@ def test_a_server_that_is_not_ready_is_asked_again_with_growing_random_waits():
 
 @pytest.mark.parametrize("limits", [{"tries": 3}, {"tries": 99, "total": 0.2}])
 def test_a_server_that_is_not_ready_is_not_asked_for_ever(limits):
-    client = Scripted(*[ServerNotReady("loading")] * 99, patience=Patience(first_wait=0.05, **limits))
-    with pytest.raises(ServerNotReady, match=r"loading \(tried \d+ times"):
+    client = Scripted(*[clients.ServerNotReady("loading")] * 99, patience=clients.Patience(first_wait=0.05, **limits))
+    with pytest.raises(clients.ServerNotReady, match=r"loading \(tried \d+ times"):
         client.predict("sum", x=[1.0])
     assert len(client.times) == min(limits["tries"], len(client.times)) < 10
 
@@ -121,11 +114,13 @@ def test_a_server_that_is_not_ready_is_not_asked_for_ever(limits):
 def test_a_new_version_with_other_inputs_is_asked_about_before_a_mistake_is_reported():
     class Renewed(Scripted):
         def _metadata(self, job, seconds):
-            return ModelMetadata("model", 2, {"sum": SignatureSpec({"x": TensorSpec("int32", (None,))}, {})})
+            return clients.ModelMetadata(
+                "model", 2, {"sum": clients.SignatureSpec({"x": clients.TensorSpec("int32", (None,))}, {})}
+            )
 
     client = Renewed()
     assert client.predict("sum", x=np.int32([1]))["y"].dtype == np.int32
-    with pytest.raises(BadRequest, match=re.escape("input 'x' is float32[1]; give int32[?]")):
+    with pytest.raises(clients.BadRequest, match=re.escape("input 'x' is float32[1]; give int32[?]")):
         client.predict("sum", x=np.float32([1]))
 
 
@@ -161,9 +156,9 @@ def scripted_client(service, patience=QUICK):
 def test_only_grpcs_unavailable_is_tried_again_without_metadata_too():
     for code, kind, calls in (
         (grpc.StatusCode.UNAVAILABLE, None, 2),
-        (grpc.StatusCode.INVALID_ARGUMENT, BadRequest, 1),
-        (grpc.StatusCode.INTERNAL, ServerFailed, 1),
-        (grpc.StatusCode.ABORTED, ServerFailed, 1),
+        (grpc.StatusCode.INVALID_ARGUMENT, clients.BadRequest, 1),
+        (grpc.StatusCode.INTERNAL, clients.ServerFailed, 1),
+        (grpc.StatusCode.ABORTED, clients.ServerFailed, 1),
     ):
         service = ScriptedService(code)
         server, client = scripted_client(service)
@@ -176,9 +171,9 @@ def test_only_grpcs_unavailable_is_tried_again_without_metadata_too():
 
 def test_a_deadline_is_kept_and_the_server_sees_it():
     service = ScriptedService(seconds=1.5)
-    server, client = scripted_client(service, Patience(request=0.1))
+    server, client = scripted_client(service, clients.Patience(request=0.1))
     began = time.monotonic()
-    with client, pytest.raises(DeadlineExceeded, match="allow more time"):
+    with client, pytest.raises(clients.DeadlineExceeded, match="allow more time"):
         client.predict("any", x=[1.0])
     assert time.monotonic() - began < 1.0 and service.canceled.wait(1)
     server.stop(None)
@@ -191,13 +186,13 @@ def test_an_error_ends_a_job_and_is_raised_itself():
         def _predict(self, job, signature, arrays, outputs, seconds):
             asked.append(arrays["x"][0])
             if arrays["x"][0] == 2:
-                raise BadRequest("the third")
+                raise clients.BadRequest("the third")
             with job.in_flight(lambda: None):
                 assert job._given_up.wait(5)
             job.seconds_for_a_request("given up")
 
     batches = ({"x": np.float32([number])} for number in range(1000))
-    with pytest.raises(BadRequest, match="the third"):
+    with pytest.raises(clients.BadRequest, match="the third"):
         list(predict_batches(Failing(), "sum", batches, in_flight=3))
     assert len(asked) <= 7
 
@@ -298,13 +293,16 @@ def web_server(*answers, piece_seconds=0.0):
 
 def test_other_errors_are_reported_at_once():
     for code, text, kind, message in (
-        (400, '{"error": "no such thing"}', BadRequest, "no such thing [HTTP 400]"),
-        (429, '{"error": "too long"}', TooLarge, "send fewer rows"),
-        (404, "<html>Not here</html>", ServerFailed, "is this its REST port?"),
-        (200, "<html>Hello</html>", ServerFailed, "is this its REST port?"),
-        (200, "{}", ServerFailed, "no status of a model"),
+        (400, '{"error": "no such thing"}', clients.BadRequest, "no such thing [HTTP 400]"),
+        (429, '{"error": "too long"}', clients.TooLarge, "send fewer rows"),
+        (404, "<html>Not here</html>", clients.ServerFailed, "is this its REST port?"),
+        (200, "<html>Hello</html>", clients.ServerFailed, "is this its REST port?"),
+        (200, "{}", clients.ServerFailed, "no status of a model"),
     ):
-        with web_server((code, text)) as (server, asked), RestClient(server, "digits", patience=QUICK) as client:
+        with (
+            web_server((code, text)) as (server, asked),
+            clients.RestClient(server, "digits", patience=QUICK) as client,
+        ):
             with pytest.raises(kind) as raised:
                 client.model_status()
         assert message in str(raised.value) and "\n" not in str(raised.value)
@@ -313,8 +311,8 @@ def test_other_errors_are_reported_at_once():
 
 @pytest.mark.parametrize("part", ["", "HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n{"])
 def test_a_connection_that_breaks_is_tried_again_and_reported(part):
-    with web_server((None, part)) as (server, asked), RestClient(server, "digits", patience=QUICK) as client:
-        with pytest.raises(ServerNotReady, match="broke before there was an answer; has the server ended"):
+    with web_server((None, part)) as (server, asked), clients.RestClient(server, "digits", patience=QUICK) as client:
+        with pytest.raises(clients.ServerNotReady, match="broke before there was an answer; has the server ended"):
             client.model_status()
     assert len(asked) == 3
 
@@ -324,15 +322,15 @@ def test_an_answer_that_trickles_in_ends_at_the_deadline():
     text = json.dumps({"model_version_status": [status]})
     with web_server((200, text), piece_seconds=0.05) as (server, asked):
         began = time.monotonic()
-        with RestClient(server, "digits", patience=Patience(request=0.2)) as client:
-            with pytest.raises(DeadlineExceeded, match="no answer within 0.2 s"):
+        with clients.RestClient(server, "digits", patience=clients.Patience(request=0.2)) as client:
+            with pytest.raises(clients.DeadlineExceeded, match="no answer within 0.2 s"):
                 client.model_status()
         assert time.monotonic() - began < 1.0 and len(asked) == 1
 
 
 def test_names_are_quoted_and_a_url_is_taken_as_it_is():
     url = "https://host/serving/v1/models/a%20b/labels/x%2Fy"
-    assert RestClient("https://host/serving/", "a b", label="x/y")._url == url
+    assert clients.RestClient("https://host/serving/", "a b", label="x/y")._url == url
     with pytest.raises(ValueError, match="http:// is for the REST client"):
         ServingClient("http://host:1", "digits")
 
@@ -349,4 +347,4 @@ def test_json_that_is_no_array_is_refused():
         ([1], "string", "a int where a string"),
     ):
         with pytest.raises(ValueError, match=message):
-            array_of_json(value, dtype)
+            clients.array_of_json(value, dtype)

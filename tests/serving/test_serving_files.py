@@ -161,9 +161,7 @@ def test_a_batch_is_doubled_while_that_pays_and_is_quick_enough():
         ([BatchTiming(1, 1.0), BatchTiming(2, 1.81)], 10.0, 2),  # 10.5 % more
     ):
         assert largest_worthwhile(timings, longest) == rows
-
-
-def test_models_that_share_the_parameters_get_those_that_suit_all():
+    # Models that share the parameters get those that suit all.
     fast = [BatchTiming(1, 0.01), BatchTiming(2, 0.011), BatchTiming(4, 0.012)]
     # 4 rows; 20 % of 10 ms; 10 s of batches of 0.225 s; 3 cores.
     assert fit_batching({"slow": TIMINGS, "fast": fast}, 3, 10.0) == (64, 4, 2000, 44, 3)
