@@ -15,7 +15,6 @@ from nvae_tf.published.weights import published_array
 from tests import FIXTURES
 from tests.tiny_model import tiny_config
 
-NAMES = ("mnist_tiny", "cifar10_tiny", "celeba64_tiny", "normal_decoder_tiny")
 SMALL = dict(image_height=8, image_width=8, num_groups_per_scale=2, num_flows=1)
 SMALL |= dict(num_channels_encoder=8, num_channels_decoder=8)
 SMALL |= dict(num_preprocess_blocks=1, num_preprocess_cells=2, num_postprocess_blocks=1, num_postprocess_cells=2)

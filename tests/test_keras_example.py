@@ -38,7 +38,6 @@ def test_the_notebook_keeps_its_promises(tmp_path, monkeypatch):
     assert [tuple(latent.shape) for latent in names["latents"]] == [(20, 8, 8, 8)] * 2
     assert tuple(names["reconstructed"].shape) == (20, 16, 16, 1)
     assert names["nats"].shape == (20,) and np.all(np.isfinite(names["nats"]))
-    # Tighter by more than what differs between these draws.
     assert np.mean(names["nats"]) < np.mean(model.score(some, 1, seed=1))
     assert names["larger"].config.num_latent_per_group == 10
     # Saved: the model, the best checkpoint, and a fit that goes on from a file and ends with the same weights.

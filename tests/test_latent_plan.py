@@ -1,15 +1,7 @@
 import pytest
 
+from nvae_tf import latent_plan as plans
 from nvae_tf.config import ModelConfig
-from nvae_tf.latent_plan import (
-    CELL_SETS,
-    Block,
-    ConvolutionBranch,
-    InvertedBranch,
-    Scale,
-    groups_per_scale,
-    latent_plan,
-)
 
 
 def config(**settings):
@@ -28,36 +20,36 @@ def test_groups_per_scale_from_the_largest_down():
         (4, 1, True, 2, (1, 2, 2, 2)),
     ):
         settings = dict(num_latent_scales=scales, num_groups_per_scale=groups, adaptive_groups=adaptive)
-        assert groups_per_scale(config(**settings, min_groups_per_scale=minimum)) == expected
+        assert plans.groups_per_scale(config(**settings, min_groups_per_scale=minimum)) == expected
 
 
 def test_any_size_fits_with_the_smallest_frame_around_it_and_without_blocks_the_largest_scale_has_its_size():
-    plan = latent_plan(config(image_height=28, image_width=33, num_latent_scales=3))
+    plan = plans.latent_plan(config(image_height=28, image_width=33, num_latent_scales=3))
     assert [(scale.height, scale.width) for scale in plan.scales] == [(4, 5), (8, 10), (16, 20)]
     sizes = dict(image_height=28, image_width=28, padded_height=32, padded_width=32, num_channels_encoder=9)
-    plan = latent_plan(config(num_preprocess_blocks=0, num_postprocess_blocks=0, **sizes))
+    plan = plans.latent_plan(config(num_preprocess_blocks=0, num_postprocess_blocks=0, **sizes))
     assert (plan.preprocess, plan.postprocess) == ((), ())
-    assert plan.scales[0] == Scale(32, 32, 9, 32, tuple(range(10)))
+    assert plan.scales[0] == plans.Scale(32, 32, 9, 32, tuple(range(10)))
 
 
 def test_scales_from_the_top_with_sizes_channels_and_groups():
     sizes = dict(image_height=64, image_width=32, num_channels_encoder=5, num_channels_decoder=7)
     groups = dict(num_latent_scales=3, num_groups_per_scale=4, adaptive_groups=True, num_latent_per_group=6)
-    plan = latent_plan(config(**sizes, **groups))
-    largest = Scale(32, 16, 5 * 2, 7 * 2, (3, 4, 5, 6))
-    assert plan.scales == (Scale(8, 4, 5 * 8, 7 * 8, (0,)), Scale(16, 8, 5 * 4, 7 * 4, (1, 2)), largest)
+    plan = plans.latent_plan(config(**sizes, **groups))
+    largest = plans.Scale(32, 16, 5 * 2, 7 * 2, (3, 4, 5, 6))
+    assert plan.scales == (plans.Scale(8, 4, 5 * 8, 7 * 8, (0,)), plans.Scale(16, 8, 5 * 4, 7 * 4, (1, 2)), largest)
     assert plan.num_groups == 7 and not plan.is_vanilla
     assert plan.latent_shapes() == ((8, 4, 6), *[(16, 8, 6)] * 2, *[(32, 16, 6)] * 4)
     # One group in all is the vanilla model.
-    assert latent_plan(config(num_groups_per_scale=1)).is_vanilla
-    assert not latent_plan(config(num_groups_per_scale=1, num_latent_scales=2)).is_vanilla
+    assert plans.latent_plan(config(num_groups_per_scale=1)).is_vanilla
+    assert not plans.latent_plan(config(num_groups_per_scale=1, num_latent_scales=2)).is_vanilla
 
 
 def test_blocks_double_and_halve_the_channels():
     blocks = dict(num_preprocess_blocks=2, num_preprocess_cells=3, num_postprocess_blocks=2, num_postprocess_cells=4)
-    plan = latent_plan(config(**blocks, num_channels_encoder=5, num_channels_decoder=7))
-    assert plan.preprocess == (Block(5, 10, 3), Block(10, 20, 3))
-    assert plan.postprocess == (Block(28, 14, 4), Block(14, 7, 4))
+    plan = plans.latent_plan(config(**blocks, num_channels_encoder=5, num_channels_decoder=7))
+    assert plan.preprocess == (plans.Block(5, 10, 3), plans.Block(10, 20, 3))
+    assert plan.postprocess == (plans.Block(28, 14, 4), plans.Block(14, 7, 4))
     assert (plan.scales[0].encoder_channels, plan.scales[0].decoder_channels) == (20, 28)
 
 
@@ -78,11 +70,11 @@ def test_the_cell_sets():
 
         def branch(words):
             if isinstance(words, str):
-                return ConvolutionBranch(tuple(words.split()))
-            return InvertedBranch(*words)
+                return plans.ConvolutionBranch(tuple(words.split()))
+            return plans.InvertedBranch(*words)
 
-        assert len(CELL_SETS) == 11  # all of them are above
-        cells = latent_plan(config(cell_set=name, num_channels_encoder=8, num_channels_decoder=8)).cells
+        assert len(plans.CELL_SETS) == 11  # all of them are above
+        cells = plans.latent_plan(config(cell_set=name, num_channels_encoder=8, num_channels_decoder=8)).cells
         expected = tuple(map(branch, (preprocess, encoder, decoder, postprocess)))
         assert (cells.preprocess, cells.encoder, cells.decoder, cells.postprocess) == expected
 
@@ -106,4 +98,4 @@ def test_what_does_not_fit_is_reported():
         (dict(image_channels=5), "model.image_channels = 5: the logistic mixture takes 1 to 4 channels"),
     ):
         with pytest.raises(ValueError, match=message):
-            latent_plan(config(**settings))
+            plans.latent_plan(config(**settings))

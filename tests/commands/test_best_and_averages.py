@@ -14,10 +14,7 @@ from tests.command_fixtures import saved_steps, score_of
 
 @pytest.fixture(scope="module")
 def run(commands, tmp_path_factory):
-    """A run of 60 steps that kept the best of the steps until 40 only, and the steps in `best` after each of its parts.
-
-    The second part goes on at a step that the first has evaluated, but not kept as the best.
-    """
+    """A run in three parts, of which the second alone keeps the best, and the steps in `best` after each of them."""
     workdir = tmp_path_factory.mktemp("runs") / "averaged"
     kept = []
     for steps, keep_best in ((20, False), (40, True), (60, False)):

@@ -118,20 +118,10 @@ def test_a_killed_import_leaves_no_run_folder(commands, done, tmp_path):
     assert (tmp_path / "run" / "config.json").is_file()
 
 
-SMALL = TINY | {
-    "model.num_groups_per_scale": 2,
-    "model.num_preprocess_blocks": 1,
-    "model.num_postprocess_blocks": 1,
-    "model.num_mixtures": 2,
-    "model.num_flows": 1,
-    "optimizer.warmup_epochs": 0.25,
-    "train.batch_size": 4,
-    "train.steps": 6,
-    "train.checkpoint_every_steps": 3,
-    "train.keep_checkpoints": 3,
-    "train.evaluate_every_steps": 6,
-    "train.log_every_steps": 2,
-}
+SMALL = TINY | {"model.num_groups_per_scale": 2, "model.num_mixtures": 2, "model.num_flows": 1}
+SMALL |= dict.fromkeys(("model.num_preprocess_blocks", "model.num_postprocess_blocks"), 1)
+SMALL |= {"optimizer.warmup_epochs": 0.25, "train.batch_size": 4, "train.steps": 6, "train.keep_checkpoints": 3}
+SMALL |= {f"train.{what}_every_steps": steps for what, steps in (("checkpoint", 3), ("evaluate", 6), ("log", 2))}
 
 
 @pytest.mark.slow

@@ -80,7 +80,6 @@ def test_means_of_a_thousand_deviations(parts, tmp_path):
     images = np.float32(images + 1000.0 * images.std((0, 1, 2)) * generator.choice([-1.0, 1.0], channels))
     upstream = np.float32(generator.normal(size=images.shape) + images - images.mean((0, 1, 2)))
     found = on_two_replicas(tmp_path / "step.npz", parts, images=images, upstream=upstream)
-    # A part is of the images of both replicas.
     rows = np.arange(16).reshape(2, parts, -1).swapaxes(0, 1).reshape(parts, -1)
     of_parts = [reference(images[row].astype(np.float64), upstream[row].astype(np.float64)) for row in rows]
     outputs, of_images, of_gamma, of_beta, mean, variance = zip(*of_parts, strict=True)

@@ -46,10 +46,7 @@ def test_twice_the_groups_add_no_variable_and_few_nodes():
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sums_of_many_gradients_have_an_order(variant):
-    """AddN begins with any buffer that it can write to, so three terms have three sums.
-
-    Gradients of slices that share no pixel are allowed: all but one of the terms are zero everywhere.
-    """
+    """AddN begins with any buffer that it can write to, so three terms have three sums; slices share no pixel."""
     unordered = []
     for nodes in training_graph(tiny_model(**VARIANTS[variant])):
         producers = {node.name: node for node in nodes}

@@ -4,6 +4,7 @@ import scipy.stats
 import tensorflow as tf
 
 from nvae_tf.models import latents
+from nvae_tf.models.latents import image_seeds as seeds
 from nvae_tf.models.top_down import standard_prior
 
 SHAPES = ((2, 3, 4), (4, 6, 4), (4, 6, 4))
@@ -44,9 +45,8 @@ def test_the_posterior_is_relative_to_the_prior_or_absolute(residual, tensors):
     near(sample.z, mean + scale * noise)
     near((sample.prior.loc, sample.prior.scale), clamped(state, 0.5 * state))
     assert sample.z_before_flows is sample.z and not sample.has_flows
-    flowed = latents.PosteriorSource(feature, noise, residual).draw(
-        layers([lambda z: 2.0 * z, lambda z: z + 1.0]), state
-    )
+    flows = layers([lambda z: 2.0 * z, lambda z: z + 1.0])
+    flowed = latents.PosteriorSource(feature, noise, residual).draw(flows, state)
     near(flowed.z_before_flows, sample.z)
     near(flowed.z, 2.0 * sample.z + 1.0)
     assert flowed.has_flows
@@ -76,12 +76,8 @@ def test_given_latents_are_taken_as_they_are_and_the_prior_of_the_top_group_is_s
 # The draws of a number of images, or samples, for a seed and a step.
 DRAWS = {
     "batch": lambda count, seed=2, step=0: latents.batch_noise(SHAPES, count, (seed, step)),
-    "per image": lambda count, seed=2, step=0: latents.noise_per_image(
-        SHAPES, latents.image_seeds(seed, count, first=step)
-    ),
-    "samples": lambda count, seed=2, step=0: latents.noise_of_samples(
-        SHAPES, latents.image_seeds(seed, 1), step, count
-    ),
+    "per image": lambda count, seed=2, step=0: latents.noise_per_image(SHAPES, seeds(seed, count, first=step)),
+    "samples": lambda count, seed=2, step=0: latents.noise_of_samples(SHAPES, seeds(seed, 1), step, count),
 }
 
 

@@ -137,9 +137,8 @@ def test_the_training_loss_and_its_gradient(beta):
     reconstruction, kl = tf.constant(RECONSTRUCTION), tf.constant(KL)
     with tf.GradientTape() as tape:
         tape.watch([reconstruction, kl])
-        found = bound.training_loss(
-            bound.Elbo(reconstruction, kl), tf.constant(beta), ALPHA, tf.constant(7.0), tf.constant(0.1)
-        )
+        elbo = bound.Elbo(reconstruction, kl)
+        found = bound.training_loss(elbo, tf.constant(beta), ALPHA, tf.constant(7.0), tf.constant(0.1))
     weights = bound.group_weights(kl, tf.constant(beta), ALPHA).numpy() if beta < 1.0 else np.ones(3)
     np.testing.assert_allclose(found.group_weights, weights)
     np.testing.assert_allclose(found.balanced_kl, KL @ weights, rtol=1e-6)

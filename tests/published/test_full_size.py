@@ -40,10 +40,7 @@ print(peak() - before)
 
 
 def write_published_file(name, path, with_moments, published):
-    """Writes a file of a preset's architecture, and returns the number of its parameters and its last weight.
-
-    The numbers are drawn once, and a tensor is a cut of them.
-    """
+    """Writes a file of a preset's architecture, of numbers drawn once; its number of parameters and last weight."""
     import torch
 
     config = experiment_config(presets.preset(name))

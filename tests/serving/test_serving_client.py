@@ -69,15 +69,18 @@ def test_inputs_that_do_not_fit_are_reported_and_not_sent(client, monkeypatch):
         assert "\n" not in str(raised.value)
 
 
+def metadata_of(version, dtype):
+    signature = clients.SignatureSpec({"x": clients.TensorSpec(dtype, (None,))}, {})
+    return clients.ModelMetadata("model", version, {"sum": signature})
+
+
 class Scripted(clients.ModelClient):
     """Raises the given errors one after another, then answers with the sum of the rows."""
 
     def __init__(self, *errors, patience=QUICK):
         super().__init__("nowhere", "model", patience=patience)
         self.errors, self.times = list(errors), []
-        self._known = clients.ModelMetadata(
-            "model", 1, {"sum": clients.SignatureSpec({"x": clients.TensorSpec("float32", (None,))}, {})}
-        )
+        self._known = metadata_of(1, "float32")
 
     def close(self):
         pass
@@ -92,9 +95,8 @@ class Scripted(clients.ModelClient):
 
 
 def test_a_server_that_is_not_ready_is_asked_again_with_growing_random_waits():
-    client = Scripted(
-        *[clients.ServerNotReady("loading")] * 3, patience=clients.Patience(tries=4, first_wait=0.04, growth=3.0)
-    )
+    patience = clients.Patience(tries=4, first_wait=0.04, growth=3.0)
+    client = Scripted(*[clients.ServerNotReady("loading")] * 3, patience=patience)
     assert client.predict("sum", x=[1.0])["y"] == [2.0]
     waits = np.diff(client.times)
     assert len(waits) == 3
@@ -114,9 +116,7 @@ def test_a_server_that_is_not_ready_is_not_asked_for_ever(limits):
 def test_a_new_version_with_other_inputs_is_asked_about_before_a_mistake_is_reported():
     class Renewed(Scripted):
         def _metadata(self, job, seconds):
-            return clients.ModelMetadata(
-                "model", 2, {"sum": clients.SignatureSpec({"x": clients.TensorSpec("int32", (None,))}, {})}
-            )
+            return metadata_of(2, "int32")
 
     client = Renewed()
     assert client.predict("sum", x=np.int32([1]))["y"].dtype == np.int32

@@ -11,15 +11,8 @@ from tests import ROOT
 
 CLUSTERS = ROOT / "nvae_tf" / "training" / "clusters"
 # What srun sets for the last of four tasks on two nodes.
-LAST_TASK = {
-    "SLURM_JOB_ID": "70003",
-    "SLURM_NTASKS": "4",
-    "SLURM_STEP_NUM_NODES": "2",
-    "SLURM_STEP_NODELIST": "node[07-08]",
-    "SLURM_PROCID": "3",
-    "SLURM_NODEID": "1",
-    "SLURM_LOCALID": "1",
-}
+LAST_TASK = dict(SLURM_JOB_ID="70003", SLURM_NTASKS="4", SLURM_STEP_NUM_NODES="2", SLURM_STEP_NODELIST="node[07-08]")
+LAST_TASK |= dict(SLURM_PROCID="3", SLURM_NODEID="1", SLURM_LOCALID="1")
 FLAGS = ["--config=configs/digits.py", "--workdir=a folder"]
 SHOWS_ITS_TASK = 'echo "$TF_CONFIG"; printf "%s\\n" "$@"'
 # In the background, because bash holds a signal back until a program in the foreground ends.

@@ -220,11 +220,6 @@ def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
     assert remembered(tmp_path, 0)[1:] == [f"signal {signal.SIGTERM}"]
 
 
-def test_a_launcher_in_a_cluster_is_refused(commands, monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", "{}")
-    assert "TF_CONFIG is set" in commands.refused(["-m", "train.launch", "--processes=2", "--", "--workdir=x"])
-
-
 @pytest.mark.parametrize(
     ("arguments", "visible", "num_known", "expected"),
     [
@@ -248,7 +243,9 @@ def test_gpus_are_assigned(tmp_path, arguments, visible, num_known, expected):
     assert found is None or [each["CUDA_VISIBLE_DEVICES"] for each in worker_environments(2, found)] == expected
 
 
-def test_logs_lie_beside_the_run_folder_and_nowhere_in_it(tmp_path, monkeypatch):
+def test_a_launcher_in_a_cluster_is_refused_and_logs_lie_beside_the_run_folder(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    assert "TF_CONFIG is set" in refused("train.launch", "--processes=2", "--", "--workdir=x")
     monkeypatch.chdir(tmp_path)
     assert launch.log_folder(pathlib.Path("runs/two/"), None) == pathlib.Path("runs/two-logs")
     assert launch.log_folder(pathlib.Path("."), None) == tmp_path.with_name(f"{tmp_path.name}-logs")

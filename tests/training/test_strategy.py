@@ -19,18 +19,9 @@ from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_
 from tests.command_fixtures import assert_same_tensors, metrics_rows, started, tensors
 from tests.tiny_model import tiny_config
 
-SETTINGS = {
-    "train__steps": 5,
-    "train__batch_size": 16,
-    "optimizer__warmup_epochs": 2,
-    "train__log_every_steps": 100,
-    "train__evaluate_every_steps": 5,
-    "train__sample_every_steps": 5,
-    "model__num_latent_scales": 2,
-    "model__num_channels_encoder": 4,
-    "model__num_channels_decoder": 4,
-    "objective__kl_anneal_portion": 0.9,
-}
+SETTINGS = dict(train__steps=5, train__batch_size=16, train__log_every_steps=100, optimizer__warmup_epochs=2)
+SETTINGS |= dict(train__evaluate_every_steps=5, train__sample_every_steps=5, objective__kl_anneal_portion=0.9)
+SETTINGS |= dict(model__num_latent_scales=2, model__num_channels_encoder=4, model__num_channels_decoder=4)
 ON_TWO_REPLICAS = {"train__replicas": 2, "train__batch_size": 8}
 
 

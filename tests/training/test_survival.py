@@ -8,14 +8,8 @@ import pytest
 from nvae_tf.training.run_folder import RunFolder, lock_for_training
 from tests.command_fixtures import assert_same_tensors, saved_steps
 
-SETTINGS = {
-    "train__steps": 40,
-    "train__evaluate_every_steps": 15,
-    "train__sample_every_steps": 1000,
-    "train__log_every_steps": 6,
-    "train__batch_size": 16,
-    "optimizer__ema_momentum": 0.9,
-}
+SETTINGS = dict(train__steps=40, train__batch_size=16, optimizer__ema_momentum=0.9, train__log_every_steps=6)
+SETTINGS |= dict(train__evaluate_every_steps=15, train__sample_every_steps=1000)
 
 
 def training(commands, workdir, **changes):
