@@ -12,10 +12,10 @@ COLOUR = dict(**PLAIN, image_channels=3, likelihood="logistic_mixture", num_mixt
 VARIANTS = {
     "logistic mixture, exact edges; no squeeze-excite; narrow encoder": COLOUR
     | dict(num_bits=5, exact_edges=True, squeeze_excite=False, num_channels_encoder=2, num_channels_decoder=6),
-    "logistic mixture of gray images; narrow decoder": COLOUR
-    | dict(num_bits=8, image_channels=1, num_channels_encoder=6, num_channels_decoder=2),
-    "normal; absolute posteriors": COLOUR
-    | dict(num_bits=8, likelihood="normal", num_mixtures=1, residual_distributions=False),
+    "normal; absolute posteriors; narrow decoder": COLOUR
+    | dict(
+        num_bits=8, likelihood="normal", residual_distributions=False, num_channels_encoder=6, num_channels_decoder=2
+    ),
     "adaptive groups; two flows": dict(
         num_latent_scales=3, num_groups_per_scale=2, adaptive_groups=True, min_groups_per_scale=2, num_flows=2
     ),

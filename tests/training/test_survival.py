@@ -13,9 +13,7 @@ SETTINGS |= dict(train__evaluate_every_steps=15, train__sample_every_steps=1000)
 
 
 def training(commands, workdir, **changes):
-    """The command of a tiny training of photos with averages of the weights (EMA)."""
-    arguments = commands.tiny_training(workdir, **SETTINGS | changes)
-    return ["--config=photos" if name.startswith("--config=") else name for name in arguments]
+    return commands.tiny_training(workdir, **SETTINGS | changes)
 
 
 def half_written_steps(workdir):
