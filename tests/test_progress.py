@@ -1,5 +1,3 @@
-"""The bar on a terminal, the lines in a log, the speed, and durations."""
-
 import fcntl
 import io
 import os

@@ -1,8 +1,4 @@
-"""The three forms in which sources hold images: in memory, read when asked for, and stacked as channels."""
-
 import dataclasses
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -13,6 +9,7 @@ from PIL import Image
 from nvae_tf.data import data_spec
 from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.sources import ArraySource, ReadSource, StackedSource
+from tests.command_fixtures import output_of
 
 IMAGES = np.random.default_rng(0).integers(0, 256, [50, 4, 3, 1], dtype=np.uint8)
 SPEC = dataclasses.replace(data_spec("cifar10"), name="small", height=4, width=3, channels=1)
@@ -106,7 +103,6 @@ def test_every_image_is_once_in_each_channel():
         assert sorted(channel) == list(range(200))
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (numbers(0)[:, one] != numbers(0)[:, other]).mean() > 0.9
-    # The stacks depend on the seed alone.
     np.testing.assert_array_equal(numbers(4), numbers(4))
     assert (numbers(4) != numbers(5)).any(axis=1).mean() > 0.9
 
@@ -142,6 +138,4 @@ next(batches)
 """
     # Without closing it hung three times out of four.
     for _ in range(3):
-        command = [sys.executable, "-c", script, str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, done.stderr
+        output_of(["-c", script, tmp_path], timeout=100)

@@ -1,5 +1,3 @@
-"""The likelihoods of whole images: their formulas and the common interface."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +8,6 @@ from nvae_tf.distributions.image_likelihood import ImageLikelihood
 
 @pytest.fixture(params=[(name, channels) for name in LIKELIHOODS for channels in (1, 2, 3, 4)])
 def named(request):
-    """A likelihood with random parameters for two images of 4x6 pixels."""
     likelihood = ImageLikelihood(*request.param, num_mixtures=3, num_bits=5)
     shape = [2, 4, 6, likelihood.num_parameters]
     return likelihood, np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -39,14 +36,11 @@ def test_half_precision_is_computed_in_float32(named, dtype):
     np.testing.assert_array_equal(log_prob, likelihood.distribution(tf.cast(half, tf.float32)).log_prob(images))
 
 
-def test_bernoulli_mean_is_the_sigmoid_of_tempered_logits():
+def test_bernoulli_mean_is_the_sigmoid_of_tempered_logits_and_normal_a_density_on_the_signed_scale():
     logits = np.array([-100.0, -1.0, 0.0, 2.0], np.float32).reshape(1, 2, 2, 1)
     mean = ImageLikelihood("bernoulli", 1).distribution(logits, 0.5).mean()
     np.testing.assert_allclose(mean, 1 / (1 + np.exp(-logits.astype(np.float64) / 0.5)), rtol=1e-6, atol=1e-30)
-
-
-def test_normal_is_a_density_on_the_signed_scale():
-    """One grey-alpha pixel: two means, then two log-sigmas; no factor for the change of scale."""
+    # One grey-alpha pixel: two means, then two log-sigmas; no factor for the change of scale.
     parameters = np.array([0.5, 7.0, -1.0, -2.0]).reshape(1, 1, 1, 4)
     images = np.array([0.6, 0.9]).reshape(1, 1, 1, 2)
     location, scale = 5 * np.tanh(parameters[..., :2] / 5), np.exp(5 * np.tanh(parameters[..., 2:] / 5)) + 0.01

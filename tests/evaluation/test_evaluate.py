@@ -1,5 +1,3 @@
-"""What an evaluation is made of: kept batches, intervals, progress and the table."""
-
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,6 +117,5 @@ def test_a_worker_that_is_not_the_chief_does_its_share_and_does_not_combine(begi
     assert shared() is None
     assert lines[-1].startswith("worker 1: done" if begins else "worker 1: nothing to do")
     assert kept.missing(ALL) == ([] if begins else [0, 1, 2])
-    # The chief finds all batches there, and combines them.
     task.shard = Shard(0, 2)
     assert [batch["values"].tolist() for batch in shared()] == [[0, 0], [2, 2], [4, 4]]

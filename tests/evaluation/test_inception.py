@@ -1,5 +1,3 @@
-"""The way of images through a frozen graph like the published one, and files and downloads of the graph."""
-
 import io
 import socket
 import tarfile
@@ -19,7 +17,6 @@ def graph():
 
 @pytest.fixture(scope="module")
 def folder(graph, tmp_path_factory):
-    """Has the graph as a file, and in an archive."""
     folder = tmp_path_factory.mktemp("inception")
     (folder / GRAPH_NAME).write_bytes(graph.content)
     with tarfile.open(folder / "archive.tgz", "w:gz") as archive:
@@ -111,7 +108,6 @@ def test_a_download_is_kept_whole_and_checked(folder, tmp_path):
         downloaded_inception(tmp_path, archive.as_uri(), size + 1)
     assert list(tmp_path.iterdir()) == []
     assert downloaded_inception(tmp_path, archive.as_uri(), size).read_bytes() == archive.read_bytes()
-    # What is there is not fetched again.
     assert downloaded_inception(tmp_path, "http://host.invalid/archive.tgz", size) == tmp_path / "archive.tgz"
 
 

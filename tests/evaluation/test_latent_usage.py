@@ -1,5 +1,3 @@
-"""Active units, counted on a model in which it is known which units carry information, and the image of the KL."""
-
 import numpy as np
 import tensorflow as tf
 

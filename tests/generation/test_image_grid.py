@@ -1,5 +1,3 @@
-"""Grids of images, and files of grids, animations and single images."""
-
 import os
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Sampling, encoding and decoding: what must be the same, bit for bit, and what must differ."""
-
 import gc
 import weakref
 
@@ -16,15 +14,10 @@ from nvae_tf.generation.sampling import (
     numbers_of_shared_groups,
     samples_sharing_groups,
 )
+from tests.generation.conftest import SEED
 from tests.tiny_model import tiny_config
 
 same = np.testing.assert_array_equal
-SEED = 3
-
-
-@pytest.fixture(scope="module")
-def latents(four_groups, binary_images):
-    return encode_images(four_groups, binary_images, SEED)
 
 
 def test_samples_are_those_of_the_model_however_many_there_are(four_groups):

@@ -1,5 +1,3 @@
-"""Changes of resolution against explicit interpolation, and the order of the shifted convolutions."""
-
 import numpy as np
 import pytest
 import tensorflow as tf

@@ -1,5 +1,3 @@
-"""The curves of `train.report`: read from a run's files, and drawn from numbers; the page is in test_report.py."""
-
 import re
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""`train.launch` with real processes: small programs in place of train.main, no TensorFlow."""
-
 import contextlib
 import json
 import os
@@ -7,14 +5,14 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from nvae_tf.training.launcher import WorkerPlan, gpus_of_processes, run_workers, worker_environments
+from tests import ROOT
+from tests.command_fixtures import until
 from train import launch
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 GRACE = 0.4
 # A worker knows its number, `remember` leaves a line for the test, and after `ready` signals may come.
 PREFACE = """
@@ -53,7 +51,6 @@ def plan(folder, program, processes=2, **changes):
 
 
 def run(folder, program, **changes):
-    """Runs workers; returns the exit code and what was reported."""
     lines = []
     return run_workers(plan(folder, program, **changes), lines.append), lines
 
@@ -68,13 +65,6 @@ def pids(folder):
     return [int(line.split()[1]) for line in lines if line.startswith("process ")]
 
 
-def until(condition):
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "waited for half a minute"
-        time.sleep(0.02)
-
-
 def is_there(pid):
     """Whether a process runs; what its parent has not asked for yet (a zombie) does not."""
     try:
@@ -87,9 +77,8 @@ def is_there(pid):
 def launcher(folder, program, grace=30.0, through=()):
     """A launcher in a process group of its own, as a shell makes one, once both workers are ready."""
     command = [*through, sys.executable, "-c", LAUNCHER, str(folder), PREFACE + program, str(grace)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
     try:
         until(lambda: len(pids(folder)) == 2)
         yield process
@@ -170,14 +159,12 @@ def test_a_crash_starts_all_again_but_not_for_ever(tmp_path, restarts, crashes, 
     done, reported = run(tmp_path, program, restarts=restarts)
     assert done == code
     assert remembered(tmp_path, 0) == remembered(tmp_path, 1) == ["start"] * starts
-    assert [line[:14] for line in reported if line.startswith("restart")] == [
-        f"restart {i} of {restarts}" for i in range(1, starts)
-    ]
+    announced = [line[:14] for line in reported if line.startswith("restart")]
+    assert announced == [f"restart {number} of {restarts}" for number in range(1, starts)]
     failures = [line for line in reported if line.startswith("worker 1")]
     # The log has all starts, what is reported of one is its own.
-    assert [line.splitlines()[1:] for line in failures] == [
-        [f"    this is start {number}"] for number in range(1, len(failures) + 1)
-    ]
+    expected = [[f"    this is start {number}"] for number in range(1, len(failures) + 1)]
+    assert [line.splitlines()[1:] for line in failures] == expected
 
 
 def test_an_end_that_is_no_crash_is_the_end(tmp_path):
@@ -233,11 +220,6 @@ def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
     assert remembered(tmp_path, 0)[1:] == [f"signal {signal.SIGTERM}"]
 
 
-def test_a_launcher_in_a_cluster_is_refused(commands, monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", "{}")
-    assert "TF_CONFIG is set" in commands.refused(["-m", "train.launch", "--processes=2", "--", "--workdir=x"])
-
-
 @pytest.mark.parametrize(
     ("arguments", "visible", "num_known", "expected"),
     [
@@ -261,7 +243,9 @@ def test_gpus_are_assigned(tmp_path, arguments, visible, num_known, expected):
     assert found is None or [each["CUDA_VISIBLE_DEVICES"] for each in worker_environments(2, found)] == expected
 
 
-def test_logs_lie_beside_the_run_folder_and_nowhere_in_it(tmp_path, monkeypatch):
+def test_a_launcher_in_a_cluster_is_refused_and_logs_lie_beside_the_run_folder(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    assert "TF_CONFIG is set" in refused("train.launch", "--processes=2", "--", "--workdir=x")
     monkeypatch.chdir(tmp_path)
     assert launch.log_folder(pathlib.Path("runs/two/"), None) == pathlib.Path("runs/two-logs")
     assert launch.log_folder(pathlib.Path("."), None) == tmp_path.with_name(f"{tmp_path.name}-logs")

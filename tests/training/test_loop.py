@@ -1,5 +1,3 @@
-"""Signals ask a run to stop, and nothing more."""
-
 import os
 import signal
 import threading
