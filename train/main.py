@@ -43,6 +43,7 @@ with its traceback.
 import os
 import pathlib
 import shlex
+import signal
 import sys
 import traceback
 
@@ -85,8 +86,11 @@ def main() -> None:
         command = (
             "." if TF_CONFIG in os.environ else f":\n    {shlex.join(['python', '-m', 'train.main', *sys.argv[1:]])}"
         )
-        StatusLine().keep(f"Run {result}; checkpoint saved. The same command continues from there{command}")
-        sys.exit(result.exit_code)
+        name, step = signal.Signals(result.signal_number).name, result.step
+        ended = f"Run interrupted at step {step} by {name}; checkpoint saved."
+        StatusLine().keep(f"{ended} The same command continues from there{command}")
+        # As shells have it: 130 for Ctrl-C, 143 for SIGTERM.
+        sys.exit(128 + result.signal_number)
 
 
 def run() -> None:

@@ -1,6 +1,7 @@
 """`python -m train.main` from outside: what it leaves, how it stops and goes on, what it refuses."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_interrupted_and_continued_is_the_same_run(commands, finished_run, tmp_p
     command = commands.tiny_training(workdir, train__checkpoint_every_steps=7)
     code, output = commands.run_until_training(command, commands.SIGINT)
     assert code == 130
-    assert "checkpoint saved. The same command continues from there" in output
+    assert re.search(r"interrupted at step \d+ by SIGINT; checkpoint saved. The same command continues from", output)
     assert "python -m train.main --config=configs/digits.py" in output
     process = commands.run(command)
     assert process.returncode == 0 and ", from step " in process.stdout

@@ -11,7 +11,7 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import LoweredRate, RunawayGuard
-from nvae_tf.training.recovery import Recovery, growth_sentence, layer_names
+from nvae_tf.training.loop import Recovery, growth_sentence, layer_names
 from tests.tiny_model import tiny_model
 
 # Puts something else in place of the loss where CONDITION holds; `count` is the number of the step that is tried.
