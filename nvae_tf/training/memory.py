@@ -59,13 +59,16 @@ class MemoryEstimate:
 
     def cpu_bytes(self, batch_size: int) -> int:
         """The peak of a process that trains on a CPU, without its data."""
-        state = self.weights_bytes + self.slots_bytes + self.other_bytes
-        return self.process_bytes + state + self.reserved_bytes(batch_size)
+        return self.process_bytes + self._state_bytes + self.reserved_bytes(batch_size)
 
     def gpu_bytes(self, batch_size: int) -> int:
         """The peak on a GPU, with an allowance for what could not be measured."""
         step = (1.0 + _GPU_SCRATCH) * self.reserved_bytes(batch_size)
-        return GPU_BASE_BYTES + self.weights_bytes + self.slots_bytes + self.other_bytes + round(step)
+        return GPU_BASE_BYTES + self._state_bytes + round(step)
+
+    @property
+    def _state_bytes(self) -> int:
+        return self.weights_bytes + self.slots_bytes + self.other_bytes
 
     def largest_batch_size(self, gpu_bytes: int) -> int:
         """The largest batch size that fits into a GPU's memory; 0 where none does."""
@@ -84,7 +87,7 @@ def estimate_memory(config: ExperimentConfig) -> MemoryEstimate:
     batch_size = _TRACED * config.train.accumulate_steps
     first = _step_timeline(run, batch_size)
     trained = run.model.trainable_variables
-    others = [*run.model.non_trainable_variables, *getattr(run.model.step_guard, "variables", [])]
+    others = [*run.model.non_trainable_variables, *run.model.step_guard.variables]
     state = [
         sum(math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in variables)
         for variables in (trained, run.model.optimizer.variables, others)
