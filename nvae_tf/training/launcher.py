@@ -118,12 +118,7 @@ class WorkerPlan:
 
 
 def run_workers(plan: WorkerPlan, report: Callable[[str], None]) -> int:
-    """Starts the workers, passes signals on to them and waits for their end.
-
-    SIGINT and SIGTERM are passed on to all workers, SIGHUP (a closed terminal) as SIGTERM; the third SIGINT kills
-    them. When one fails, the others are stopped, since they would wait for it. That is a crash, after which all may be
-    restarted, unless the exit code is that of a user's mistake or of an interruption. If this process is killed, a
-    watchdog process stops the workers.
+    """Starts the workers, passes signals on to them and waits for their end; the page of `train.launch` has the rules.
 
     Returns the exit code of the first worker that failed, as shells have it (128 and the number of the signal that
     killed it), or 0. OSError: a process or the log folder can't be made.
@@ -135,6 +130,7 @@ def run_workers(plan: WorkerPlan, report: Callable[[str], None]) -> int:
     command = [sys.executable, "-m", __name__, str(plan.grace_seconds)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "bufsize": 0}
     try:
+        # It stops the workers if this process is killed.
         with subprocess.Popen(command, start_new_session=True, **pipes) as watchdog:
             for attempt in range(plan.restarts + 1):
                 if attempt:
