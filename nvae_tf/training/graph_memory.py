@@ -180,17 +180,15 @@ def _in_order(graph: tf.Graph, num_outputs: int) -> tuple[list, list[tuple[str, 
         if operation not in awaited:
             awaited[operation] = {tensor.op for tensor in operation.inputs} | {*operation.control_inputs}
             left += awaited[operation]
-    num_awaited, readers, in_order = {}, collections.defaultdict(list), []
-    for operation in (each for each in graph.get_operations() if each in awaited):
-        num_awaited[operation] = len(awaited[operation])
+    operations, readers = [each for each in graph.get_operations() if each in awaited], collections.defaultdict(list)
+    for operation in operations:
         for before in awaited[operation]:
             readers[before].append(operation)
-        if not awaited[operation]:
-            in_order.append(operation)
+    in_order = [operation for operation in operations if not awaited[operation]]
     for operation in in_order:  # which grows
         for reader in readers[operation]:
-            num_awaited[reader] -= 1
-            if num_awaited[reader] == 0:
+            awaited[reader].remove(operation)
+            if not awaited[reader]:
                 in_order.append(reader)
     inputs = [[(tensor.op.name, tensor.value_index) for tensor in operation.inputs] for operation in in_order]
     outputs = [(tensor.op.name, tensor.value_index) for tensor in asked]
