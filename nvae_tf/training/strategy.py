@@ -73,8 +73,11 @@ def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled
     return tf.function(lambda images: strategy.run(model.train_step, (images,)), autograph=False, jit_compile=compiled)
 
 
-class WorkerLost(Exception):
+class WorkerLost(ConnectionError):
     """Another process of the training has ended, so that this one can't go on."""
+
+    # As sysexits.h has it: a failure that may be gone when one tries again.
+    exit_code = 75
 
 
 @dataclasses.dataclass(frozen=True)
