@@ -339,7 +339,7 @@ class TrainConfig:
       sample_every_steps: an image grid of samples is written after so many steps; None for the same.
       log_every_steps: a point of the training curves is written after so many steps.
       initialise_from: run folder, or published file (.pt), with whose weights the run starts
-        (`nvae_tf.training.initialization`).
+        (`nvae_tf.training.loading`).
       loss_tolerance: a step whose loss lies so many spreads above the running level is skipped, see
         `nvae_tf.optimization.RunawayGuard`; 0 skips only what is not finite.
       refused_steps: after so many skipped steps in a row the run goes back to its latest checkpoint, with half the

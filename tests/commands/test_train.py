@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import signal
 
@@ -40,7 +41,7 @@ def test_interrupted_and_continued_is_the_same_run(commands, finished_run, tmp_p
     command = commands.tiny_training(workdir, train__checkpoint_every_steps=7)
     code, output = commands.run_until_training(command, signal.SIGINT)
     assert code == 130
-    assert "checkpoint saved. The same command continues from there" in output
+    assert re.search(r"interrupted at step \d+ by SIGINT; checkpoint saved. The same command continues from", output)
     assert "python -m train.main --config=configs/digits.py" in output
     assert ", from step " in commands.output_of(command)
     assert_same_tensors(finished_run[0], workdir, 60)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from nvae_tf.training.launcher import WorkerPlan, gpus_of_processes, run_workers, worker_environments
+from nvae_tf.training.launcher import WorkerPlan, gpus_of_processes, run_workers
 from tests import ROOT
 from tests.command_fixtures import until
 from train import launch
@@ -44,15 +44,12 @@ sys.exit(run_workers(plan, lambda text: print(text, flush=True)))
 """
 
 
-def plan(folder, program, processes=2, **changes):
+def run(folder, program, processes=2, gpus=None, **changes):
+    """Runs workers; returns the exit code and what was reported."""
     command = [sys.executable, "-S", "-c", PREFACE + program, str(folder)]
     settings = {"grace_seconds": 30.0, "patience_seconds": 0.2} | changes
-    return WorkerPlan(command, processes, None, folder / "logs", **settings)
-
-
-def run(folder, program, **changes):
     lines = []
-    return run_workers(plan(folder, program, **changes), lines.append), lines
+    return run_workers(WorkerPlan(command, processes, gpus, folder / "logs", **settings), lines.append), lines
 
 
 def remembered(folder, index):
@@ -91,7 +88,9 @@ def launcher(folder, program, grace=30.0, through=()):
 def test_workers_know_their_places_and_the_output_of_the_first_is_shown(tmp_path, capfd):
     program = "remember(os.environ['TF_CONFIG']); print('out', index); print('error', index, file=sys.stderr)"
     assert run(tmp_path, program, processes=3) == (0, [])
-    run(tmp_path, "print('again', index)", processes=3)
+    program = "remember(os.environ['CUDA_VISIBLE_DEVICES']); print('again', index)"
+    run(tmp_path, program, processes=3, gpus=["0,1", "GPU-ab,3", "7,8"])
+    assert [remembered(tmp_path, index)[1] for index in range(3)] == ["0,1", "GPU-ab,3", "7,8"]
     configs = [json.loads(remembered(tmp_path, index)[0]) for index in range(3)]
     assert [config["task"] for config in configs] == [{"type": "worker", "index": index} for index in range(3)]
     workers = configs[0]["cluster"]["worker"]
@@ -230,17 +229,18 @@ def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
         ((2, 1), "0,-1,2", None, "takes 2 GPUs, CUDA_VISIBLE_DEVICES=0,-1,2 has 1$"),
     ],
 )
-def test_gpus_are_assigned(tmp_path, arguments, visible, num_known, expected):
-    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+def test_gpus_are_assigned(tmp_path, monkeypatch, arguments, visible, num_known, expected):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("nvae_tf.training.launcher.GPUS_OF_DRIVER", tmp_path / "driver")
     for index in range(num_known or 0):
         (tmp_path / "driver" / f"0000:{index}:00.0").mkdir(parents=True)
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):
-            gpus_of_processes(*arguments, environment, tmp_path / "driver")
-        return
-    found = gpus_of_processes(*arguments, environment, tmp_path / "driver")
-    assert found == expected
-    assert found is None or [each["CUDA_VISIBLE_DEVICES"] for each in worker_environments(2, found)] == expected
+            gpus_of_processes(*arguments)
+    else:
+        assert gpus_of_processes(*arguments) == expected
 
 
 def test_a_launcher_in_a_cluster_is_refused_and_logs_lie_beside_the_run_folder(refused, tmp_path, monkeypatch):

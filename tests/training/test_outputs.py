@@ -14,10 +14,10 @@ from nvae_tf.data.pipeline import evaluation_batches
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.optimization import average_of_weights
+from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs
 from nvae_tf.training.run import RunLength, load_images, new_run
 from nvae_tf.training.run_folder import RunFolder, read_run_config
-from nvae_tf.training.stopping import StopRequest
 from tests.command_fixtures import assert_shown, metrics_rows
 from tests.tiny_model import assert_same, values
 

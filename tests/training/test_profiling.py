@@ -2,7 +2,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-from nvae_tf.training.profiling import StepProfiler
+from nvae_tf.training.loop import StepProfiler
 
 _DOUBLE = tf.function(lambda value: 2.0 * value, input_signature=[tf.TensorSpec([4])])
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import LoweredRate, RunawayGuard
-from nvae_tf.training.recovery import Recovery, growth_sentence, layer_names
+from nvae_tf.training.loop import Recovery, growth_sentence, layer_names
 from tests.command_fixtures import metrics_rows, saved_steps, tensors
 from tests.tiny_model import assert_same, tiny_model
 

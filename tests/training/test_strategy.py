@@ -12,9 +12,8 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.models import NVAE
-from nvae_tf.training.launcher import tf_configs
+from nvae_tf.training.launcher import StopRequest, tf_configs
 from nvae_tf.training.loop import TrainingLoop
-from nvae_tf.training.stopping import StopRequest
 from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, shard_from_environment
 from tests.command_fixtures import assert_same_tensors, metrics_rows, started, tensors
 from tests.tiny_model import tiny_config
