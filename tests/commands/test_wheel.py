@@ -75,9 +75,10 @@ def test_the_commands_work_in_a_folder_with_names_like_ours(bin_folder, tmp_path
         return run(bin_folder / f"nvae-{command}", *arguments, cwd=tmp_path)
 
     nvae("train", "--config=digits", "--workdir=runs/mine", *settings)
-    for command in ("evaluate", "generate"):
-        assert "--workdir" in nvae(command, "--help")
+    assert "finished run" in nvae("train", "--workdir=runs/mine")
+    nvae("evaluate", "--workdir=runs/mine", "--importance_samples=2")
+    nvae("generate", "--workdir=runs/mine", "--output=samples.png", "--count=4")
     nvae("export", "--workdir=runs/mine", "--output=models/mine")
     nvae("report", "--workdir=runs/mine")
-    for name in ("models/mine/1/saved_model.pb", "runs/mine/report.html"):
+    for name in ("samples.png", "models/mine/1/saved_model.pb", "runs/mine/report.html", "runs/mine/evaluation.json"):
         assert (tmp_path / name).is_file(), name
