@@ -27,13 +27,11 @@ from nvae_tf.progress import duration
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Run folder of the demo.")
 _TEMPERATURE = 1.0
-# Runs a script that may not need this package: here it can't even be imported.
+# Runs a script where this package can't be imported.
 _WITHOUT_PACKAGE = (
     "import runpy, sys; sys.modules['nvae_tf'] = None; "
     "del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 )
-
-
 # Title, last file in the run folder, and command of each step; the first makes what the others need.
 _STEPS = (
     ("Train", "checkpoints/step-{total}.index", "-m train.main --config=configs/digits.py {run}"),
@@ -128,23 +126,17 @@ def summary(workdir: pathlib.Path) -> str:
     own, *others = (np.asarray(Image.open(workdir / name), np.int32) for name in files[:4])
     same_size = all(other.shape == own.shape for other in others)
     difference = max(int(np.abs(own - other).max()) for other in others) if same_size else "another size"
-    weighted = f"  importance-weighted, {scores['importance_samples']:4d} samples"
-    mixture = f"  mixture of {baseline['components']:3d} Bernoullis (baseline)"
-    samples = f"  samples at temperature {_TEMPERATURE}"
-    return "\n".join(
-        [
-            f"{'test images, NELBO':38s} {scores['nelbo_nats']:7.2f} nats",
-            f"{weighted:38s} {scores['importance_weighted_nats']:7.2f} nats",
-            f"{mixture:38s} {baseline['test_nats']:7.2f} nats",
-            f"{'classifier: confidence, real test digits':41s} {quality['confidence_on_real']:.3f}",
-            f"{samples:41s} {quality['confidence_on_samples']:.3f}",
-            f"  samples of each digit 0-9: {quality['samples_per_class']}",
-            f"export, alone and served, against model: largest difference of a pixel: {difference} of 255",
-            "images:   " + ", ".join(str(workdir / name) for name in files),
-            f"page:     {workdir / 'report.html'}",
-            f"export:   {workdir / 'saved_model' / '1'}",
-        ]
-    )
+    return f"""\
+test images, NELBO                     {scores["nelbo_nats"]:7.2f} nats
+  importance-weighted, {scores["importance_samples"]:4d} samples    {scores["importance_weighted_nats"]:7.2f} nats
+  mixture of {baseline["components"]:3d} Bernoullis (baseline) {baseline["test_nats"]:7.2f} nats
+classifier: confidence, real test digits  {quality["confidence_on_real"]:.3f}
+  samples at temperature {_TEMPERATURE}              {quality["confidence_on_samples"]:.3f}
+  samples of each digit 0-9: {quality["samples_per_class"]}
+export, alone and served, against model: largest difference of a pixel: {difference} of 255
+images:   {", ".join(str(workdir / name) for name in files)}
+page:     {workdir / "report.html"}
+export:   {workdir / "saved_model" / "1"}"""
 
 
 def run() -> None:

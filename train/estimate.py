@@ -3,13 +3,11 @@
     python -m train.estimate --config=cifar10
     python -m train.estimate --config=cifar10 --gpu_memory_gib=24 --config.train.recompute=groups
 
-Takes the same --config flags as train.main. Builds the model and the graph of its training step, which takes some
-twenty seconds and room for the weights; no step is run, no GPU used and no image read, if the settings say of which
-size they are (--config.data.height). Prints
+Takes the same --config flags as train.main. Builds the model and the graph of its training step, in some twenty
+seconds; no step is run, no GPU used and no image read, if the settings name their size (--config.data.height). Prints
 
     the number of parameters, the memory of weights, of the optimizer's slots and of gradients,
-    for several batch sizes the peak of the activations (all that a step makes: activations, gradients, and what is in
-        between), and with weights, slots and gaps between buffers the peak of the whole,
+    for several batch sizes the peak of all that a step makes, and of the whole with weights and slots,
     the largest batch size for a GPU with --gpu_memory_gib, or for GPUs of usual sizes.
 
 Batch sizes are per GPU, as train.batch_size is. Memory is in GiB (2^30 bytes).
@@ -69,14 +67,14 @@ def main() -> None:
 
 def sized_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings, completed so that no image is read if they name a size: square, RGB and of 8 bits where open."""
-    data = settings["data"]
+    data = dict(settings["data"].items())
     if not (data.get("height") or data.get("width")):
         return settings
     known = {"height": data.get("width"), "width": data.get("height"), "channels": 3, "file_bits": 8}
-    missing = {name: value for name, value in known.items() if data.get(name) is None}
-    groups = {group: dict(values.items()) for group, values in settings.items()}
-    groups["data"] |= missing | ({"source": "folder"} if data.get("source") == "auto" else {})
-    return groups
+    data |= {name: value for name, value in known.items() if data.get(name) is None}
+    if data.get("source") == "auto":
+        data["source"] = "folder"
+    return {**settings, "data": data}
 
 
 def run() -> None:

@@ -15,13 +15,11 @@
               latents of their upper groups; elbo is measured with it
 
 The metrics go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
-evaluation.txt, with seed, step and SHA-256 of the checkpoint. What is there already is kept, if it is of the same
-checkpoint, images and seed.
+evaluation.txt. What is there already of the same checkpoint, images and seed is kept.
 
-Finished batches are kept in the run folder: the same command, interrupted or killed, goes on from there (with a smaller
---batch_size less is lost). All GPUs share the work (--replicas), and so do several machines that see the run folder
-where each runs the same command with TF_CONFIG set as for training. The time grows with the number of importance
-samples; for a first look take --importance_samples=10. See docs/evaluation.md.
+Finished batches are kept in the run folder: the same command, interrupted or killed, goes on from there. All GPUs share
+the work (--replicas), and so do several machines that see the run folder and have TF_CONFIG set as for training. The
+time grows with the number of importance samples; for a first look take --importance_samples=10. See docs/evaluation.md.
 
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
@@ -60,11 +58,8 @@ TEMPERATURE = flags.DEFINE_string("temperature", "1.0", TEMPERATURE_HELP)
 INCEPTION = flags.DEFINE_string(
     "inception", None, "File of the Inception graph for metric fid, classify_image_graph_def.pb or the .tgz it is in."
 )
-EXTRACTOR = flags.DEFINE_string(
-    "extractor",
-    None,
-    "Other features than Inception's for metric fid: MODULE:FUNCTION, a function of yours that makes the extractor.",
-)
+_EXTRACTOR_HELP = "Other features than Inception's for metric fid: MODULE:FUNCTION of yours, which makes the extractor."
+EXTRACTOR = flags.DEFINE_string("extractor", None, _EXTRACTOR_HELP)
 BATCH_NORM_ITERATIONS = flags.DEFINE_integer("batch_norm_iterations", 0, BATCH_NORM_HELP, lower_bound=0)
 DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
@@ -75,8 +70,8 @@ def main() -> None:
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
     for flag in (FID_SAMPLES, INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS):
-        given, metrics = flag.present, ",".join(METRICS.value)
-        check(not given or "fid" in metrics, f"--{flag.name} is of metric fid, which --metrics={metrics} does not have")
+        without_fid = f"--{flag.name} is of metric fid, which --metrics={','.join(METRICS.value)} does not have"
+        check(not flag.present or "fid" in METRICS.value, without_fid)
     if INCEPTION.present and EXTRACTOR.present:
         raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
     command_line.check_run_folder(WORKDIR.value)

@@ -31,48 +31,28 @@ from nvae_tf.config import check
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
-from nvae_tf.training.launcher import (
-    GPUS_OF_DRIVER,
-    STOPPED_CODES,
-    TF_CONFIG,
-    WorkerPlan,
-    gpus_of_processes,
-    run_workers,
-)
+from nvae_tf.training import launcher
+from nvae_tf.training.launcher import STOPPED_CODES, TF_CONFIG
 
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of worker processes.", lower_bound=1, required=True)
-GPUS_PER_PROCESS = flags.DEFINE_integer(
-    "gpus_per_process",
-    0,
-    "GPUs that belong to one process alone, by CUDA_VISIBLE_DEVICES: those that it names, or all from 0 on. "
-    "0: every process sees all.",
-    lower_bound=0,
-)
+_GPUS_HELP = "GPUs of each process alone: of those in CUDA_VISIBLE_DEVICES, or of all. 0: every process sees all."
+GPUS_PER_PROCESS = flags.DEFINE_integer("gpus_per_process", 0, _GPUS_HELP, lower_bound=0)
 RESTARTS = flags.DEFINE_integer("restarts", 0, "How often all workers start again after a crash of one.", lower_bound=0)
-GRACE_SECONDS = flags.DEFINE_float(
-    "grace_seconds",
-    60.0,
-    "When one worker has ended, how long the others may take to save a checkpoint and stop; then they are killed.",
-    lower_bound=0.0,
-)
-LOG_DIR = flags.DEFINE_string(
-    "log_dir",
-    None,
-    "Folder for the output of workers 1, 2 ... If not given, the run folder's name and -logs, beside the run folder.",
-    # absl.logging has a flag of this name, for programs that let it write files.
-    allow_override=True,
-)
+_GRACE_HELP = "When one worker has ended, seconds that the others may take to save and stop; then they are killed."
+GRACE_SECONDS = flags.DEFINE_float("grace_seconds", 60.0, _GRACE_HELP, lower_bound=0.0)
+_LOG_HELP = "Folder for the output of workers 1, 2 ... If not given, the run folder's name and -logs, beside it."
+# absl.logging has a flag of this name, for programs that let it write files.
+LOG_DIR = flags.DEFINE_string("log_dir", None, _LOG_HELP, allow_override=True)
 _EXAMPLE = "python -m train.launch --processes=2 -- --config=digits --workdir=runs/two"
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """This command's own arguments, and those after the first `--`; ValueError where a flag is on the wrong side."""
     place = arguments.index("--") if "--" in arguments else len(arguments)
-    own, following = list(arguments[:place]), list(arguments[place + 1 :])
-    for argument in own:
+    for argument in arguments[:place]:
         is_own = not re.match(r"--?(no)?(config|workdir)\b", argument)
         check(is_own, f"{argument}: a flag of train.main; these come after a --, as in `{_EXAMPLE}`")
-    return own, following
+    return list(arguments[:place]), list(arguments[place + 1 :])
 
 
 def log_folder(workdir: pathlib.Path, log_dir: str | None) -> pathlib.Path:
@@ -94,13 +74,12 @@ def main(worker_arguments: Sequence[str]) -> None:
         f"{TF_CONFIG} is set in the environment: train.launch sets it itself, for each of its workers. Unset it; "
         "or start `python -m train.main` instead, where something else (Slurm, Kubernetes, ...) starts the workers",
     )
-    has_arguments = bool(worker_arguments)
-    check(has_arguments, f"nothing after the --: give the flags of train.main there, as in `{_EXAMPLE}`")
+    check(bool(worker_arguments), f"nothing after the --: give the flags of train.main there, as in `{_EXAMPLE}`")
     command_line.check_config_flags(worker_arguments)
     workdir = command_line.flag_value(worker_arguments, "workdir")
     check(bool(workdir), f"--workdir is missing after the --; for example `{_EXAMPLE}`")
     folder = log_folder(pathlib.Path(workdir), LOG_DIR.value)
-    gpus = gpus_of_processes(PROCESSES.value, GPUS_PER_PROCESS.value)
+    gpus = launcher.gpus_of_processes(PROCESSES.value, GPUS_PER_PROCESS.value)
 
     def report(text: str) -> None:
         StatusLine(sys.stderr).keep(f"train.launch: {text}")
@@ -108,11 +87,11 @@ def main(worker_arguments: Sequence[str]) -> None:
     if PROCESSES.value > 1:
         check_writable(folder, f"--log_dir={folder}")
         report(f"{PROCESSES.value} worker processes; here is the output of worker 0, the others' is in {folder}.")
-    if gpus and not GPUS_OF_DRIVER.is_dir():
+    if gpus and not launcher.GPUS_OF_DRIVER.is_dir():
         report("no NVIDIA driver was found on this machine; a worker without a GPU trains on the CPU.")
     command = [sys.executable, "-m", f"{__package__}.main", *worker_arguments]
-    plan = WorkerPlan(command, PROCESSES.value, gpus, folder, GRACE_SECONDS.value, RESTARTS.value)
-    exit_code = run_workers(plan, report)
+    plan = launcher.WorkerPlan(command, PROCESSES.value, gpus, folder, GRACE_SECONDS.value, RESTARTS.value)
+    exit_code = launcher.run_workers(plan, report)
     if exit_code in STOPPED_CODES:
         again = shlex.join(["python", "-m", "train.launch", *sys.argv[1:], "--", *worker_arguments])
         report(f"all workers have stopped. The same command continues from the latest checkpoint:\n    {again}")

@@ -20,17 +20,14 @@ The run is train.steps steps long, or train.epochs passes over the data where th
 from its length: optimizer.warmup_epochs is 5, but at most a tenth of the run, and train.evaluate_every_steps,
 sample_every_steps and checkpoint_every_steps are a tenth of it, from 10 to 1,000 steps; config.json has the numbers.
 
-Ctrl-C or SIGTERM ends it with a checkpoint. The same command goes on from there, and the result is the same as without
-the interruption; so it does after a crash or a kill, from the newest checkpoint that is whole. A folder that holds
-something else, or a run with other settings, is refused and not touched, and so is one in which another process
-trains; only the length of a run may grow (the learning rate's schedule then is that of the new length), and
-where data lies and how often something is written may change.
+Ctrl-C or SIGTERM ends it with a checkpoint. The same command continues from there, also after a crash or a kill, and
+the result is the same as without the interruption. A folder that holds something else, a run with other settings, or
+one in which another process trains, is refused and not touched; only the length of a run may grow, and where data lies,
+the devices and how often something is written may change.
 
 Fine-tuning: with --config.train.initialise_from=runs/other (or a published file.pt, with the extra torch) a new
-run starts with the weights of that run's latest checkpoint. All that have the same name and shape are taken, the
-others are listed and start as usual: images of another data set, size or likelihood are no hindrance. Equal
-layers of a scale are one weight, so where only their number differs (more groups) they are not taken. The source
-is needed until the run's first checkpoint, then it may be gone.
+run starts with the weights of that run's latest checkpoint, as far as they have the same name and shape; the others
+are listed and start as usual. The source is needed until the run's first checkpoint.
 
 Several GPUs of a machine are all used; for several machines see docs/clusters.md, for mixed precision, memory and
 what happens to a NaN docs/training.md.
@@ -71,13 +68,11 @@ def main() -> None:
 
     result = train_and_evaluate(config, WORKDIR.value)
     if result.signal_number is not None:
+        by = f"at step {result.step} by {signal.Signals(result.signal_number).name}"
+        command = f":\n    {shlex.join(['python', '-m', 'train.main', *sys.argv[1:]])}"
         # Not the command of one of several workers, which a launcher has started.
-        command = (
-            "." if TF_CONFIG in os.environ else f":\n    {shlex.join(['python', '-m', 'train.main', *sys.argv[1:]])}"
-        )
-        name = signal.Signals(result.signal_number).name
-        ended = f"Run interrupted at step {result.step} by {name}; checkpoint saved."
-        StatusLine().keep(f"{ended} The same command continues from there{command}")
+        end = "." if TF_CONFIG in os.environ else command
+        StatusLine().keep(f"Run interrupted {by}; checkpoint saved. The same command continues from there{end}")
         # As shells have it: 130 for Ctrl-C, 143 for SIGTERM.
         sys.exit(128 + result.signal_number)
 

@@ -3,13 +3,10 @@
     python -m train.report --workdir=runs/digits
     python -m train.report --workdir=runs/cifar10 --checkpoint=best --output=cifar10.html --overwrite
 
-The page is a single HTML file that needs neither network nor scripts: send it, put it on a server, print it. It has the
-curves of metrics.csv, the KL and the active units of every latent group over time (TensorBoard's files), samples at
-four temperatures, reconstructions, interpolations, samples that share their upper groups, and the metrics of
-train.evaluate, where it has been run. It also works while the run is being trained. What is missing or can't be read
-is reported in its place.
-
-Images come from the latest checkpoint of the run folder, or the best; on a CPU those of large models take minutes.
+The page is a single HTML file that needs neither network nor scripts. It has the curves of metrics.csv, the KL and the
+active units of every latent group over time, samples at four temperatures, reconstructions, interpolations, samples
+that share their upper groups, and the metrics of train.evaluate. What is missing or can't be read is reported in its
+place. It also works while the run is being trained; on a CPU the images of large models take minutes.
 
 Exit code: 0 done, 2 a mistake in the command.
 """

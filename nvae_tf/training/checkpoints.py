@@ -41,8 +41,7 @@ class CheckpointNotWritten(OSError):
 class TrainingState:
     """All that a run needs to continue as if it had never stopped; call `restore` first where there are checkpoints.
 
-    The latest `keep` checkpoints stay in `folder`; of the others one is kept for good when `keep_every_hours` have
-    passed since the one before, 0: none. `others` are variables besides the model's that decide how the run continues.
+    `others` are variables besides the model's that decide how the run continues, the rest is for `KeptCheckpoints`.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class TrainingState:
         self._lowest = float("inf")
         start_averages(model)
         variables = training_parts(model, optimizer, others) | {"step": self._step}
-        # Separate, so that a run can continue in another precision, which may have no loss scale.
+        # A run can continue in another precision, which may have no loss scale.
         self._without_scale = tf.train.Checkpoint(**variables)
         variables["loss_scale"] = loss_scale(optimizer)
         self._checkpoint = tf.train.Checkpoint(**variables)
@@ -89,8 +88,8 @@ class TrainingState:
     def restore(self, report: Callable[[str], object] = print, tidies: bool = True) -> int:
         """Restores the newest whole checkpoint and returns its step; 0, and `whole_step` None, where there is none.
 
-        `report` takes a line about checkpoints that can't be used. Of several processes one `tidies`: it removes what
-        killed processes have left. ValueError: all checkpoints are damaged, or the newest is of another architecture.
+        Of several processes one `tidies`: it removes what killed ones have left, and `report` takes a line about
+        checkpoints that can't be used. ValueError: all are damaged, or the newest is of another architecture.
         """
         found = newest_whole(self.folder)
         if found.path is not None:
@@ -105,18 +104,15 @@ class TrainingState:
             if unusable := half_written | found.unusable:
                 report(f"{self.folder}: {found._replace(unusable=unusable).passed_over_line()}.")
             self._kept.take_over(found.step, found.unusable)
-            self._take_over_best(report)
+            _remove_partial(self._best_folder)
+            best = find_best(self._best_folder)
+            self._lowest = best.score
+            if best.path is not None:
+                _remove_all_but(self._best_folder, {best.step, *best.unusable})
+            elif best.unusable:
+                words = f"{self._best_folder}: {best.unusable_words()} can't be used"
+                report(f"{words}; the next step that is evaluated counts as best.")
         return found.step
-
-    def _take_over_best(self, report: Callable[[str], object]) -> None:
-        _remove_partial(self._best_folder)
-        found = find_best(self._best_folder)
-        self._lowest = found.score
-        if found.path is not None:
-            _remove_all_but(self._best_folder, {found.step, *found.unusable})
-        elif found.unusable:
-            words = found.unusable_words()
-            report(f"{self._best_folder}: {words} can't be used; the next step that is evaluated counts as best.")
 
     @contextlib.contextmanager
     def _raising_not_written(self, folder: pathlib.Path, step: int) -> Iterator[None]:
@@ -124,9 +120,9 @@ class TrainingState:
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
-            before = "There is none before, the same command starts anew"
-            if self.whole_step is not None:
-                before = f"That of step {self.whole_step} is whole, the same command continues from there"
+            before = f"That of step {self.whole_step} is whole, the same command continues from there"
+            if self.whole_step is None:
+                before = "There is none before, the same command starts anew"
             # Before the cause TensorFlow names operations and temporary files.
             cause = re.search(r"(?:.*; )?(.*?)( \[Op:.*)?$", first_line(error))[1]
             raise CheckpointNotWritten(
@@ -166,9 +162,9 @@ def names_of_variables(parts: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def restore_weights(model: NVAE, checkpoint: str) -> bool:
-    """Restores a model's weights; returns whether they are exponential moving averages, which a run may keep.
+    """Restores a model's weights; returns whether they are exponential moving averages (EMA), which a run may keep.
 
-    Nothing is assigned where the checkpoint is damaged or of another architecture, a ValueError.
+    ValueError, before anything is assigned: the checkpoint is damaged or of another architecture.
     """
     check_architecture(model, checkpoint)
     with wrap_read_errors(checkpoint):
@@ -202,8 +198,8 @@ def check_architecture(model: NVAE, checkpoint: str) -> None:
         f"{name}: {found.get(name, 'missing')} in the checkpoint, {expected.get(name, 'missing')} in the model"
         for name in differing[:_NAMED_DIFFERENCES]
     ]
-    if len(differing) > len(differences):
-        differences.append(f"and {len(differing) - len(differences)} more")
+    if more := len(differing[_NAMED_DIFFERENCES:]):
+        differences.append(f"and {more} more")
     check(
         not differing,
         f"{checkpoint}: a checkpoint of another architecture than the settings; {len(differing)} weights differ: "
@@ -219,15 +215,14 @@ def wrap_read_errors(checkpoint: str) -> Iterator[None]:
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise
     except Exception as error:
+        fault = (
+            f"is damaged ({first_line(error)}). Restore its files from a copy, or delete {checkpoint}.* to continue "
+            "from the one before"
+        )
         if not pathlib.Path(f"{checkpoint}.index").exists():
-            raise ValueError(
-                f"{checkpoint}: the checkpoint was there a moment ago and is gone; a training that runs at the same "
-                "time has replaced it by a later one. Try again"
-            ) from error
-        raise ValueError(
-            f"{checkpoint}: the checkpoint is damaged ({first_line(error)}). Restore its files from a copy, or delete "
-            f"{checkpoint}.* to continue from the one before"
-        ) from error
+            replaced = "a training that runs at the same time has replaced it by a later one"
+            fault = f"was there a moment ago and is gone; {replaced}. Try again"
+        raise ValueError(f"{checkpoint}: the checkpoint {fault}") from error
 
 
 class FoundCheckpoint(NamedTuple):
@@ -286,10 +281,8 @@ def best_instead(checkpoints: pathlib.Path) -> str:
 
 
 def find_best(folder: pathlib.Path) -> FoundCheckpoint:
-    """Finds the whole checkpoint with the lowest score in a folder of the best; one without a score is the worst.
-
-    There are two where a process was killed before it deleted the one before.
-    """
+    """Finds the whole checkpoint with the lowest score in a folder of the best; one without a score is the worst."""
+    # A killed process may have left the one before.
     unusable, found = {}, []
     for step in sorted(_steps_of_any(folder)):
         if fault := _fault_of(folder, step):
@@ -363,7 +356,7 @@ def checkpoint_sha256(prefix: str) -> str:
 def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], object]) -> None:
     """Writes a step's checkpoint, by `write` at a prefix, beside its place and moves it there when it is on the disk.
 
-    Replaces what is there of the step. If anything fails, nothing of the step is left.
+    Replaces what is there of the step; nothing half-written is left.
     """
     partial = folder / f".step-{step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -395,8 +388,8 @@ def _flush(path: pathlib.Path) -> None:
 
 
 def _remove_checkpoint(folder: pathlib.Path, step: int) -> None:
-    (folder / f"step-{step}.index").unlink(missing_ok=True)
-    for file in folder.glob(f"step-{step}.data-*"):
+    # The index first: without it there is no checkpoint.
+    for file in (folder / f"step-{step}.index", *folder.glob(f"step-{step}.data-*")):
         file.unlink(missing_ok=True)
 
 
@@ -425,25 +418,25 @@ class CheckpointList(NamedTuple):
 
 
 def read_list(folder: pathlib.Path) -> CheckpointList | None:
-    """The list of a folder's checkpoints; None where it is missing or unreadable."""
+    """The list of a folder's checkpoints; None where it is missing, empty or unreadable."""
     try:
         state = tf.train.get_checkpoint_state(str(folder))
         steps = [step_of(prefix) for prefix in state.all_model_checkpoint_paths] if state else []
     except ValueError:
-        return None
+        steps = []
     if not steps:
         return None
+    # Where a time is missing nobody knows which; the files have times too.
     times = state.all_model_checkpoint_timestamps
-    # Where one is missing nobody knows which; the files have times too.
-    written = dict(zip(steps, times, strict=True)) if len(times) == len(steps) else dict.fromkeys(steps, 0.0)
+    written = dict(zip(steps, times if len(times) == len(steps) else [0.0] * len(steps), strict=True))
     return CheckpointList(written, state.last_preserved_timestamp)
 
 
 class KeptCheckpoints:
-    """The list of a folder's checkpoints, and the deletion of old ones; the arguments are those of `TrainingState`.
+    """The list of a folder's checkpoints, of which the latest `keep` stay. Of the others one is kept for good when
+    `keep_every_hours` have passed since the one before, 0: none. Step 0 is deleted when there is a later one.
 
-    `tf.train.CheckpointManager` can't do it: it writes in place, keeps step 0 as any other and counts damaged ones.
-    Step 0, to which a run that diverges early is rolled back, is deleted when there is a later one.
+    `tf.train.CheckpointManager` writes in place, keeps step 0 as any other and counts damaged ones.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int, keep_every_hours: float):
@@ -451,9 +444,7 @@ class KeptCheckpoints:
         self._list = read_list(folder) or CheckpointList({}, time.time())
 
     def take_over(self, newest: int, unusable: Collection[int]) -> None:
-        """Updates the list where a process was killed, or files were deleted or damaged, before the run continues from
-        step `newest`: the files of `unusable` steps do not count as kept, and stay.
-        """
+        """Updates the list before a run continues from step `newest`; `unusable` steps are not listed, and stay."""
         listed, present = read_list(self._folder), steps_of_files(self._folder, "index")
         kept = [step for step in present if step not in unusable]
         if listed is None:
@@ -462,8 +453,8 @@ class KeptCheckpoints:
         else:
             kept = [step for step in kept if step in listed.written or step > max(listed.written)]
         written, kept_at = listed or self._list
-        ages = {step: (self._folder / f"step-{step}.index").stat().st_mtime for step in kept}
-        self._list = CheckpointList({step: written.get(step) or ages[step] for step in kept}, kept_at)
+        times = {step: written.get(step) or (self._folder / f"step-{step}.index").stat().st_mtime for step in kept}
+        self._list = CheckpointList(times, kept_at)
         if self._list != listed:
             self._write()
         for step in {*steps_of_files(self._folder, "data")} - {*present}:

@@ -1,7 +1,4 @@
-"""Signals that stop a training, and its worker processes on this machine: started and stopped together.
-
-Imports neither NumPy nor TensorFlow: `train.launch` starts at once.
-"""
+"""Signals that stop a training, and its worker processes on this machine; imports neither NumPy nor TensorFlow."""
 
 import contextlib
 import dataclasses
@@ -112,16 +109,13 @@ class WorkerPlan:
     log_folder: pathlib.Path  # gets the output of all workers but the first, whose output is this process's
     grace_seconds: float  # that workers may take to stop once another has ended; then they are killed
     restarts: int = 0  # of all workers after a crash
-    # How long the others are left alone after a failure: those that have made the same mistake, or notice the lost
-    # peer, end by themselves meanwhile.
-    patience_seconds: float = 3.0
+    patience_seconds: float = 3.0  # after a failure: others that fail too, or notice the lost peer, end by themselves
 
 
 def run_workers(plan: WorkerPlan, report: Callable[[str], None]) -> int:
-    """Starts the workers, passes signals on to them and waits for their end; the page of `train.launch` has the rules.
+    """Starts the workers, passes signals on and waits for their end; `train.launch` has the rules and the exit codes.
 
-    Returns the exit code of the first worker that failed, as shells have it (128 and the number of the signal that
-    killed it), or 0. OSError: a process or the log folder can't be made.
+    OSError: a process or the log folder can't be made.
     """
     signals: list[int] = []
     # nohup ignores SIGHUP, and so must we.
@@ -149,14 +143,12 @@ class _Worker:
     """A process in a session of its own: a terminal's Ctrl-C reaches it through the launcher alone, not twice."""
 
     def __init__(self, index: int, plan: WorkerPlan, tf_config: str):
-        self.index, self.is_killed = index, False
-        self._log, self._log_start, output = None, 0, contextlib.nullcontext()
-        if index:
-            plan.log_folder.mkdir(parents=True, exist_ok=True)
-            self._log = plan.log_folder / f"worker-{index}.log"
-            output = self._log.open("ab")
-        with output as file:
-            if file:
+        self.index, self.is_killed, self._log = index, False, plan.log_folder / f"worker-{index}.log" if index else None
+        with contextlib.ExitStack() as opened:
+            file = None
+            if self._log:
+                plan.log_folder.mkdir(parents=True, exist_ok=True)
+                file = opened.enter_context(self._log.open("ab"))
                 file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(plan.command)}\n".encode())
                 file.flush()
                 self._log_start = file.tell()

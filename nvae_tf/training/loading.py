@@ -23,13 +23,6 @@ _LISTED = 20
 _NAMED_SETTINGS = 5
 
 
-class FoundRun(NamedTuple):
-    """A run, and one of its checkpoints, which is whole."""
-
-    config: ExperimentConfig
-    checkpoint: str  # the prefix of its files
-
-
 class TrainedRun(NamedTuple):
     """A run with the model of one of its checkpoints."""
 
@@ -46,8 +39,8 @@ class TrainedRun(NamedTuple):
 
 def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     """The model of a run folder, with the weights of one of its checkpoints, or their exponential moving averages where
-    the run keeps them (`optimizer.ema_momentum`). Where the latest is damaged the newest whole one is taken, and a
-    warning names its step.
+    the run keeps them (`optimizer.ema_momentum`). Instead of a damaged latest one the newest whole one is taken, with a
+    warning.
 
     Example:
       >>> model = nvae_tf.load("runs/digits")
@@ -72,12 +65,12 @@ def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:
     return TrainedRun(config, prefix, model, restore_weights(model, prefix))
 
 
-def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> FoundRun:
-    """What `load_run` would load; raises what `load` raises."""
+def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> tuple[ExperimentConfig, str]:
+    """The settings and the checkpoint, as the prefix of its files, that `load` takes; raises what `load` raises."""
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
     folder = RunFolder(path)
     config = read_run_config(folder)
-    return FoundRun(config, _best(folder) if checkpoint == "best" else _newest(folder))
+    return config, _best(folder) if checkpoint == "best" else _newest(folder)
 
 
 def spec_to_read(config: ExperimentConfig, data_path: str | None) -> DataSpec:
@@ -121,9 +114,7 @@ def _best(folder: RunFolder) -> str:
 
 @dataclasses.dataclass
 class Initialization:
-    """Which weights of a network were `taken` from a source, and which were not: `misshapen` have another shape there,
-    `missing` are not there, and `unused` ones of the source have no place here.
-    """
+    """Which weights of a network were taken from a source, and which were not."""
 
     source: str
     shapes: dict[str, tuple[int, ...]]
@@ -160,11 +151,9 @@ class Initialization:
 def initialize(model: NVAE, path: str) -> Initialization:
     """Gives a model all weights of a source that fit: weights, running batch statistics, vectors of power iterations.
 
-    A weight is taken where its name and its shape are those in the source, from whatever architecture. A stack of
-    layers is one weight: with another count (more groups, more cells) it is not taken in part, because its layers then
-    stand at other places of the hierarchy. Steps, the optimizer's slots and moving averages are not touched. `path` is
-    a run folder, of whose latest checkpoint the moving averages (EMA) are taken where there are any, or a published
-    file (.pt).
+    A weight is taken where its name and its shape are those in the source, a stack of layers only whole: with another
+    count its layers stand at other places of the hierarchy. The optimizer's state is not touched. `path` is a run
+    folder, of which the weights are those that `load` gives, or a published file (.pt).
 
     Raises:
       FileNotFoundError: there is nothing at `path`.

@@ -47,9 +47,8 @@ class TrainingResult(NamedTuple):
 def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> TrainingResult:
     """Trains a model in a run folder, new, empty or of the same run, from its latest checkpoint on if it has one.
 
-    The weights after step n are a function of the settings alone: interrupted and continued runs end with the
-    same. Several processes call this with the same arguments; the first of them, the chief, writes. SIGINT, SIGTERM and
-    SIGHUP end it with a checkpoint.
+    The weights after step n are a function of the settings alone, however often the run was interrupted. Several
+    processes call this with the same arguments; the first, the chief, writes. Signals end it with a checkpoint.
 
     Raises:
       ValueError: the settings do not fit each other, the devices or the data, the folder holds something else, another
@@ -107,7 +106,7 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, folder: RunFolder) -
 
 @dataclasses.dataclass
 class TrainingLoop:
-    """Steps, with all that happens between them."""
+    """Training steps, with all that happens between them."""
 
     run: Run
     state: TrainingState
@@ -126,46 +125,50 @@ class TrainingLoop:
         if self.state.whole_step is None:
             # The run is rolled back to it if it diverges before the next.
             self._save(step)
-        run, images, seed = self.run, self.run.images, self._settings.seed
-        while True:
-            batches = training_batches(images.train, images.spec, run.images_a_step, seed, step, run.replicas.shard)
-            with contextlib.closing(iterate(batches, images.train)) as iterator:
-                result = self._train(step, iterator)
-            if result is not None:
-                return result
+        while (result := self._train(step)) is None:
             step = self._roll_back()
+        return result
 
-    def _train(self, start: int, batches: Iterator[tf.Tensor]) -> TrainingResult | None:
+    def _train(self, start: int) -> TrainingResult | None:
         """Trains from a step on; None where the run has diverged and must be rolled back."""
-        total = self.run.length.total_steps
-        if not self._write_due(start):
-            return self._interrupted(start, self.stop.signal_number)
-        for step in range(start, total):
-            number = self.agreed_signal(step)
-            if number is not None:
-                return self._interrupted(step, number)
-            if step % self._settings.log_every_steps == 0:
-                # Means start anew at fixed steps and are in checkpoints: an interruption does not show.
-                for metric in self.run.model.metrics:
-                    metric.reset_state()
-            with self.profiler.step(step + 1):
-                with self._saved_if_bad_picture(step):
-                    images = next(batches)
-                self._train_step(self.run.replicas.divided(images))
-            if self.recovery.must_roll_back(step + 1):
-                return None
-            self.outputs.show_progress(step + 1)
-            if self.run.replicas.is_chief:
-                self.outputs.write_training_curves(step + 1)
-            minutes = (time.monotonic() - self._saved_at) / 60.0
-            is_due = (step + 1) % self._settings.checkpoint_every_steps == 0
-            is_due |= 0.0 < self._settings.checkpoint_every_minutes <= minutes
-            # Not among skipped steps: a roll-back needs a sound state.
-            if step + 1 >= total or (is_due and not self.recovery.skipped):
-                self._save(step + 1)
-            if not self._write_due(step + 1):
-                return self._interrupted(step + 1, self.stop.signal_number)
+        run, images, total = self.run, self.run.images, self.run.length.total_steps
+        of_step = run.images_a_step, self._settings.seed, start, run.replicas.shard
+        batches = iterate(training_batches(images.train, images.spec, *of_step), images.train)
+        try:
+            for step in range(start, total + 1):
+                if not self._write_due(step):
+                    return self._interrupted(step, self.stop.signal_number)
+                if step == total:
+                    break
+                if (number := self.agreed_signal(step)) is not None:
+                    return self._interrupted(step, number)
+                if step % self._settings.log_every_steps == 0:
+                    # Means start anew at fixed steps and are in checkpoints: an interruption does not show.
+                    for metric in run.model.metrics:
+                        metric.reset_state()
+                with self.profiler.step(step + 1):
+                    self._train_step(run.replicas.divided(next(batches)))
+                if (step + 1) % _CHECK_EVERY_STEPS == 0 and self.recovery.skipped >= self._settings.refused_steps:
+                    return None
+                self.outputs.show_progress(step + 1)
+                if run.replicas.is_chief:
+                    self.outputs.write_training_curves(step + 1)
+                if self._is_checkpoint_due(step + 1):
+                    self._save(step + 1)
+        except BadPicture:
+            # The run can continue once the damaged file is fixed.
+            self._interrupted(step)
+            raise
+        finally:
+            batches.close()
         return TrainingResult(total)
+
+    def _is_checkpoint_due(self, step: int) -> bool:
+        minutes = (time.monotonic() - self._saved_at) / 60.0
+        is_due = step % self._settings.checkpoint_every_steps == 0
+        is_due |= 0.0 < self._settings.checkpoint_every_minutes <= minutes
+        # Not among skipped steps: a roll-back needs a sound state.
+        return step == self.run.length.total_steps or (is_due and not self.recovery.skipped)
 
     def agreed_signal(self, step: int) -> int | None:
         """The signal that all processes stop for at this step, because one of them has received it."""
@@ -179,15 +182,6 @@ class TrainingLoop:
             self._save(step)
         return TrainingResult(step, signal_number)
 
-    @contextlib.contextmanager
-    def _saved_if_bad_picture(self, step: int) -> Iterator[None]:
-        """Around reading images: the run can continue once a damaged file is fixed."""
-        try:
-            yield
-        except BadPicture:
-            self._interrupted(step)
-            raise
-
     def _roll_back(self) -> int:
         """Restores the latest checkpoint, if that may be done, lowers the learning rate and returns the step."""
         is_chief, report = self.run.replicas.is_chief, self.outputs.status.keep
@@ -195,8 +189,8 @@ class TrainingLoop:
         step = self.state.restore(report, tidies=is_chief)
         nothing = f"{reason}, and there is nothing to go back to: somebody has deleted the checkpoints in"
         check(self.state.whole_step is not None, f"{nothing} {self.state.folder}")
-        factor = self.recovery.lower_rate(number)
-        report(f"{reason}. Back to step {step:,}, with {factor:g} of the learning rate.")
+        self.recovery.lower_rate(number)
+        report(f"{reason}. Back to step {step:,}, with {0.5**number:g} of the learning rate.")
         self.run.replicas.check_same_step(step, self.state.folder)
         if is_chief:
             self.outputs.continue_from(step)
@@ -206,8 +200,7 @@ class TrainingLoop:
         """Writes the outputs of a step that are due; False where a stop was requested meanwhile."""
         if not self.run.replicas.is_chief:
             return True
-        with self._saved_if_bad_picture(step):
-            is_whole = self.outputs.write_due(step)
+        is_whole = self.outputs.write_due(step)
         if is_whole and self._settings.keep_best and self.outputs.is_evaluated(step):
             self.state.save_if_best(step, self.outputs.test_score(step))
         return is_whole
@@ -221,29 +214,22 @@ class TrainingLoop:
 class Recovery:
     """Recovery from divergence: after `train.refused_steps` skipped steps in a row a run is rolled back to its latest
     checkpoint, and its learning rate halved. After `train.rollbacks` of these it stops; the error says what grew first.
-
-    Attributes:
-      variables: what a checkpoint must hold for this.
     """
 
     def __init__(self, run: Run):
         self._model, self._guard, self._rate = run.model, run.model.step_guard, run.schedule
         self._settings = run.config.train
-        self.variables = [*self._guard.variables, *self._rate.variables]
+        self.variables = [*self._guard.variables, *self._rate.variables]  # must be in checkpoints
 
     @property
     def skipped(self) -> float:
         """How many steps in a row were skipped, up to the latest."""
         return float(self._guard.skipped_in_a_row.numpy())
 
-    def must_roll_back(self, step: int) -> bool:
-        """Whether too many steps in a row were skipped; checked every tenth step."""
-        return step % _CHECK_EVERY_STEPS == 0 and self.skipped >= self._settings.refused_steps
-
     def next_rollback(self, latest: int) -> tuple[int, str]:
         """The number of the roll-back that is due and its reason; read before the state is restored, which resets both.
 
-        ValueError, with the step of the `latest` checkpoint: the run was rolled back as often as it may.
+        ValueError: the run was rolled back as often as it may. `latest` is the step of the latest checkpoint.
         """
         limit, number = float(self._guard.limit), int(self._rate.rollbacks.numpy()) + 1
         or_above = "" if math.isinf(limit) else f", or their loss is above the limit of {limit:,.4g}"
@@ -260,14 +246,12 @@ class Recovery:
             "in a new run, or look for damaged images"
         )
 
-    def lower_rate(self, number: int) -> float:
-        """Lowers the learning rate for the roll-back of a number, once the state is restored; returns the factor."""
-        factor = 0.5**number
+    def lower_rate(self, number: int) -> None:
+        """Lowers the learning rate for the roll-back of a number, once the state is restored."""
         self._rate.rollbacks.assign(number)
-        self._rate.factor.assign(factor)
+        self._rate.factor.assign(0.5**number)
         self._guard.skipped_in_a_row.assign(0.0)
         self._model.recent.forget()
-        return factor
 
 
 def layer_names(model: NVAE) -> list[str]:
@@ -291,9 +275,8 @@ def _first_growth(values: np.ndarray, taken: np.ndarray, names: Sequence[str], w
         ratios = np.where(np.isfinite(values), np.abs(values) / np.maximum(np.abs(usual), 1e-6), np.inf)
     ratios = np.nan_to_num(ratios, nan=0.0, posinf=np.inf)
     grown = (ratios > _GROWN).any(axis=1)
-    step = int(np.argmax(grown)) if grown.any() else int(np.argmax(ratios.max(axis=1)))
-    place = int(np.argmax(ratios[step]))
-    before_last = len(values) - 1 - step
+    step = int(np.argmax(grown if grown.any() else ratios.max(axis=1)))
+    place, before_last = int(np.argmax(ratios[step])), len(values) - 1 - step
     when = "at the last step" if before_last == 0 else f"{before_last} steps before the last"
     if not np.isfinite(usual[place]):
         return f"the {what} of {names[place]} was {values[step, place]:,.4g} {when}"
@@ -306,9 +289,8 @@ def _first_growth(values: np.ndarray, taken: np.ndarray, names: Sequence[str], w
 class StepProfiler(contextlib.AbstractContextManager):
     """Profiles the steps from one to another, counted from 1, once; without steps it does nothing. Never ends a run.
 
-    A profile begins with its first step alone: a run that continues behind it has none, because the first steps of a
-    process, which build graphs, are not what one wants to see. It ends after its last step, at a step outside (a run
-    may go back to a checkpoint), or with the block. `report` takes a line when it is in `folder`, or why it can't be.
+    A run that continues behind the first step has no profile: the first steps of a process build graphs. A profile ends
+    after its last step, at a step outside (of a run that goes back), or with the block.
     """
 
     def __init__(self, steps: tuple[int, ...], folder: pathlib.Path, report: Callable[[str], None]):
@@ -320,7 +302,7 @@ class StepProfiler(contextlib.AbstractContextManager):
         self._stop()
 
     def note_steps(self, first: int, last: int) -> None:
-        """Reports that a run from one step to another will have no profile, if that is so."""
+        """Reports if a run from one step to another will have no profile."""
         if self._steps and first <= last and not first <= self._steps[0] <= last:
             begin = self._steps[0]
             self._report(f"No profile: train.profile_steps begin with {begin}, this run makes steps {first} to {last}.")
@@ -334,14 +316,12 @@ class StepProfiler(contextlib.AbstractContextManager):
             with self._giving_up():
                 tf.profiler.experimental.start(str(self._folder))
                 self._newest = number
-        if self._newest is None:
-            yield
-            return
-        self._newest = number
+        if self._newest is not None:
+            self._newest = number
         # The name and `_r` are what TensorBoard finds steps by.
         with tf.profiler.experimental.Trace("train", step_num=number, _r=1):
             yield
-        if number == self._steps[-1]:
+        if number == self._newest == self._steps[-1]:
             self._stop()
 
     def _stop(self) -> None:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig, check
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.training.graph_memory import Timeline, memory_timeline, reserved_bytes
-from nvae_tf.training.run import Images, Run, RunLength, new_run
+from nvae_tf.training.run import Images, RunLength, new_run
 from nvae_tf.training.strategy import configure_runtime
 
 GIB = 2**30
@@ -59,16 +59,13 @@ class MemoryEstimate:
 
     def cpu_bytes(self, batch_size: int) -> int:
         """The peak of a process that trains on a CPU, without its data."""
-        return self.process_bytes + self._state_bytes + self.reserved_bytes(batch_size)
+        state = self.weights_bytes + self.slots_bytes + self.other_bytes
+        return self.process_bytes + state + self.reserved_bytes(batch_size)
 
     def gpu_bytes(self, batch_size: int) -> int:
         """The peak on a GPU, with an allowance for what could not be measured."""
-        step = (1.0 + _GPU_SCRATCH) * self.reserved_bytes(batch_size)
-        return GPU_BASE_BYTES + self._state_bytes + round(step)
-
-    @property
-    def _state_bytes(self) -> int:
-        return self.weights_bytes + self.slots_bytes + self.other_bytes
+        state = self.weights_bytes + self.slots_bytes + self.other_bytes
+        return GPU_BASE_BYTES + state + round((1.0 + _GPU_SCRATCH) * self.reserved_bytes(batch_size))
 
     def largest_batch_size(self, gpu_bytes: int) -> int:
         """The largest batch size that fits into a GPU's memory; 0 where none does."""
@@ -83,28 +80,26 @@ def estimate_memory(config: ExperimentConfig) -> MemoryEstimate:
     # The weights that it would start from need not be there.
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, initialise_from=None))
     # Of any length: only the learning rate depends on it.
-    run = new_run(config, RunLength(steps_per_epoch=1000, total_steps=1_000_000), Images(config.data, None, None))
-    batch_size = _TRACED * config.train.accumulate_steps
-    first = _step_timeline(run, batch_size)
-    trained = run.model.trainable_variables
-    others = [*run.model.non_trainable_variables, *run.model.step_guard.variables]
+    length = RunLength(steps_per_epoch=1000, total_steps=1_000_000)
+    model = new_run(config, length, Images(config.data, None, None)).model
+    step, batch_size = tf.function(model.train_step, autograph=False), _TRACED * config.train.accumulate_steps
+
+    def timeline(count: int) -> Timeline:
+        return memory_timeline(step.get_concrete_function(tf.TensorSpec((count, *config.data.image_shape))))
+
+    first = timeline(batch_size)
+    trained, others = model.trainable_variables, [*model.non_trainable_variables, *model.step_guard.variables]
     state = [
         sum(math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in variables)
-        for variables in (trained, run.model.optimizer.variables, others)
+        for variables in (trained, model.optimizer.variables, others)
     ]
     # Before the second trace: a process that trains traces once.
     process = max(psutil.Process().memory_info().rss - sum(state), 0) + _NODE_BYTES * first.nodes
-    second = _step_timeline(run, 2 * batch_size)
+    second = timeline(2 * batch_size)
     if len(first.changes) != len(second.changes):
         raise RuntimeError(f"The training step's graph differs between batch sizes {batch_size} and {2 * batch_size}.")
     parameters = sum(math.prod(weight.shape) for weight in trained)
     return MemoryEstimate(parameters, *state, process, (first, second), config.train.accumulate_steps)
-
-
-def _step_timeline(run: Run, batch_size: int) -> Timeline:
-    images = tf.TensorSpec((batch_size, *run.images.spec.image_shape))
-    step = tf.function(run.model.train_step, input_signature=[images], autograph=False)
-    return memory_timeline(step.get_concrete_function())
 
 
 def memory_summary(estimate: MemoryEstimate, config: ExperimentConfig, gpu_memory_gib: float | None) -> dict[str, Any]:
@@ -151,7 +146,7 @@ def memory_table(summary: dict[str, Any], config: ExperimentConfig) -> str:
         ("process", "process_bytes", "on a CPU: Python, TensorFlow, the graph"),
     ):
         lines.append(f"{name:20s}{_in_words(summary[key]):>10s}  {note}".rstrip())
-    lines += ["", f"{'batch size':20s}{'activations':>16s}{'peak on a CPU':>16s}{'peak on a GPU':>16s}"]
+    lines += ["", "batch size               activations   peak on a CPU   peak on a GPU"]
     for row in summary["batch_sizes"]:
         size, *peaks = row.values()
         own = "  (train.batch_size)" if size == summary["batch_size"] else ""

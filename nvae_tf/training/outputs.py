@@ -53,8 +53,7 @@ class RunOutputs:
 
     def continue_from(self, step: int) -> None:
         """Drops the metrics of steps that will be made again, and damaged ones."""
-        damaged = self._metrics.keep_until(step)
-        if damaged:
+        if damaged := self._metrics.keep_until(step):
             self.status.keep(f"{self._folder.metrics_file}: lines that are damaged or there twice: {damaged}, dropped.")
 
     def show_progress(self, step: int) -> None:
@@ -118,11 +117,10 @@ class RunOutputs:
         return step > 0 and self._is_due(step, self._run.config.train.evaluate_every_steps)
 
     def test_score(self, step: int) -> float:
-        """The test images' negative bound in nats after a step at which they were scored."""
+        """The NELBO of the test images after a step at which they were scored, in nats per image."""
         return self._metrics.value(step, _SCORE)
 
     def _running_means(self) -> dict[str, float]:
-        """Loss, reconstruction and KL of training, in nats per image, since the means were last reset."""
         return {metric.name: float(metric.result()) for metric in self._run.model.metrics}
 
     def _schedules(self) -> dict[str, float]:
@@ -195,18 +193,15 @@ class RunOutputs:
 class MetricsFile:
     """`metrics.csv`: one line an evaluation, in the order of steps, each step once.
 
-    `train_*` are means over the steps since the last multiple of `train.log_every_steps`. A file keeps all its columns.
-    What one of an older version lacks is added at the end with the next line, and left empty in the lines before.
+    `train_*` are means over the steps since the last multiple of `train.log_every_steps`. New columns are added at the
+    end of an older version's file, and left empty in the lines before.
     """
 
     def __init__(self, path: pathlib.Path):
         self._path = path
 
     def keep_until(self, step: int) -> int:
-        """Drops the lines after a step, which a continued run writes again, and damaged ones.
-
-        Returns how many were damaged or there twice; a last one that a killed process was writing does not count.
-        """
+        """Drops the lines after a step, and those damaged or there twice, whose number it returns."""
         columns, rows, damaged = self._read()
         self._write(columns, [row for found, row in rows.items() if found <= step])
         return damaged
@@ -226,7 +221,7 @@ class MetricsFile:
         self._write([*columns, *(name for name in COLUMNS if name not in columns)], [*rows.values(), written])
 
     def _read(self) -> tuple[list[str], dict[int, dict[str, str]], int]:
-        """The columns of the file, its intact lines by their steps, in order, and how many others it has."""
+        """The columns, the intact lines by their steps, in order, and the number of others."""
         content = self._content()
         # What the process was writing when it ended has no end of line.
         lines = [line.split(",") for line in content[: content.rfind("\n") + 1].splitlines() if line.strip()]
@@ -264,15 +259,8 @@ class TensorBoardWriter:
         # Only when something is written, or every look at a finished run would leave an empty file.
         return tf.summary.create_file_writer(str(self._folder))
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, Any], write: Callable = tf.summary.scalar) -> None:
         """Writes one point of each curve."""
-        self._write(tf.summary.scalar, step, values)
-
-    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Writes an image, uint8 `[height, width, channels]`."""
-        self._write(tf.summary.image, step, {name: pixels[np.newaxis]})
-
-    def _write(self, write: Callable, step: int, values: Mapping[str, Any]) -> None:
         try:
             with self._writer.as_default(step):
                 for name, value in values.items():
@@ -281,3 +269,7 @@ class TensorBoardWriter:
         except tf.errors.OpError as error:
             reason = first_line(error)
             raise OSError(f"{self._folder}: TensorBoard's files can't be written ({reason})") from error
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Writes an image, uint8 `[height, width, channels]`."""
+        self.scalars(step, {name: pixels[np.newaxis]}, tf.summary.image)

@@ -69,9 +69,9 @@ def run_length(config: ExperimentConfig, num_images: int, replica_count: int = 1
 def with_length(
     config: ExperimentConfig, length: RunLength, workdir: str | os.PathLike | None = None
 ) -> ExperimentConfig:
-    """The settings with all that follows from the length of the run, see `resolve_lengths`.
+    """The settings with all that follows from the length of the run, or from those recorded where `workdir` has one.
 
-    Where `workdir` has a run, its recorded settings count; ValueError where its `config.json` is damaged.
+    ValueError: its `config.json` is damaged.
     """
     has_run = workdir is not None and RunFolder(workdir).config_file.is_file()
     recorded = read_run_config(RunFolder(workdir)) if has_run else None
@@ -103,10 +103,7 @@ def new_run(
     workdir: str | os.PathLike | None = None,
     replicas: Replicas = ONE_DEVICE,
 ) -> Run:
-    """A run before its first step; the same settings give the same initial weights.
-
-    They are taken from `train.initialise_from`, unless `workdir` has a checkpoint to continue from.
-    """
+    """A run before its first step, with the weights of `train.initialise_from` unless `workdir` has a checkpoint."""
     with replicas.strategy.scope():
         model, schedule = model_for_training(config, length.steps_per_epoch, length.total_steps)
         is_continued = workdir is not None and steps_of_files(RunFolder(workdir).checkpoints, "index")
@@ -117,10 +114,7 @@ def new_run(
 
 
 def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -> Run:
-    """The run of a folder, new or to be continued, with its images; writes nothing.
-
-    ValueError: the settings don't fit the images or, where the folder has a run, how that was begun.
-    """
+    """The run of a folder, new or to be continued, with its images; writes nothing. ValueError: settings don't fit."""
     images = load_images(config)
     length = run_length(config, images.train.count, replicas.count)
     run = new_run(with_length(config, length, folder.path), length, images, folder.path, replicas)
@@ -146,12 +140,11 @@ def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> 
     images = run.images
     now = ImageCounts(images.train.count, images.test.count, run.images_a_step, images.held_out)
     before = read_image_counts(file)
-    if before == now:
-        return
     if before is not None and (before.train, before.test) != (now.train, now.test):
         report(
             f"Note: the run began with {before.train:,} training and {before.test:,} test images, and there are "
             f"{now.train:,} and {now.test:,} now. It continues, in another order of images; metrics before and "
             "after can't be compared."
         )
-    atomic_write(file, now.text())
+    if before != now:
+        atomic_write(file, now.text())

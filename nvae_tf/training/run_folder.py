@@ -69,13 +69,12 @@ def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunF
     """
     folder = RunFolder(path)
     _check_place(folder)
-    if folder.config_file.exists():
-        before = read_run_config(folder)
+    before = read_run_config(folder) if folder.config_file.exists() else None
+    if before is not None:
         _check_same_run(folder, before, config)
-        if before == config:
-            return folder
-    folder.path.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder.config_file, config_to_json(config))
+    if before != config:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder.config_file, config_to_json(config))
     return folder
 
 
@@ -155,12 +154,11 @@ def image_counts_from_text(text: str) -> ImageCounts:
 def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterator[None]:
     """Holds the lock of a run folder, which the operating system releases when this process ends or dies.
 
-    A missing folder is made, and removed if it is still empty at the end. `warn` takes a line where the file system has
-    no locks; the block runs without one then. ValueError: another process holds the lock, or the folder holds something
-    else than a run. OSError: the folder can't be made or written to.
+    A missing folder is made, and removed if it stays empty. On a file system without locks there is only a warning.
+    ValueError: another process holds the lock, or the folder holds something else. OSError: it can't be written to.
     """
     _check_place(folder)
-    made = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
+    made, descriptor = [place for place in (folder.path, *folder.path.parents) if not place.exists()], None
     try:
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -168,14 +166,13 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
         except OSError as error:
             where = f"{folder.path}: nothing can be written there ({error.strerror}); give another --workdir"
             raise OSError(where) from error
-        try:
-            yield
-        finally:
+        yield
+    finally:
+        if descriptor is not None:
             # While it is locked: a process that opened it before finds it gone, see `_open_locked`.
             with contextlib.suppress(OSError):
                 folder.lock_file.unlink()
             os.close(descriptor)
-    finally:
         for place in made:
             with contextlib.suppress(OSError):
                 place.rmdir()
@@ -183,11 +180,24 @@ def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterato
 
 def _open_locked(folder: RunFolder, warn: Callable[[str], None]) -> int:
     """The descriptor of the lock file, locked, with this process's name in it."""
+    # Not at the top: what only reads run folders works on Windows too, which has no such module.
+    import fcntl
+
     while True:
         descriptor = os.open(folder.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
         with contextlib.ExitStack() as unless_locked:
             unless_locked.callback(os.close, descriptor)
-            _lock(descriptor, folder, warn)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                holder = os.read(descriptor, 300).decode(errors="replace").strip() or "a process that has just begun"
+                raise ValueError(
+                    f"{folder.path}: another training writes into this folder: {holder}. Wait until it has ended, or "
+                    f"give another --workdir; if its machine is gone, delete {folder.lock_file}"
+                ) from None
+            except OSError as error:
+                no_locks = f"{folder.path}: this file system has no locks ({error.strerror})"
+                warn(f"{no_locks}; make sure that no other training writes into this folder.")
             # Its holder may have removed the file after it was opened here.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.stat(folder.lock_file), os.fstat(descriptor)):
@@ -196,22 +206,3 @@ def _open_locked(folder: RunFolder, warn: Callable[[str], None]) -> int:
                     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {now}".encode())
                     unless_locked.pop_all()
                     return descriptor
-
-
-def _lock(descriptor: int, folder: RunFolder, warn: Callable[[str], None]) -> None:
-    # Not at the top: what only reads run folders works on Windows too, which has no such module.
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        holder = os.read(descriptor, 300).decode(errors="replace").strip() or "a process that has just begun"
-        raise ValueError(
-            f"{folder.path}: another training writes into this folder: {holder}. Wait until it has ended, or give "
-            f"another --workdir; if its machine is gone, delete {folder.lock_file}"
-        ) from None
-    except OSError as error:
-        warn(
-            f"{folder.path}: this file system has no locks ({error.strerror}); make sure that no other training writes "
-            "into this folder."
-        )

@@ -54,9 +54,8 @@ def select_devices(count: int) -> list[str]:
 def compiles_whole_step(xla: str, replica_count: int) -> bool:
     """Applies `train.xla` and returns whether to give `jit_compile=True`; call it before the first graph is built.
 
-    "auto" compiles the whole step for one GPU. Several replicas exchange values in the middle of it, so that XLA
-    compiles what lies between ("cluster"). On CPUs XLA runs this model's convolutions 30 to 50 times slower than
-    TensorFlow's own kernels, so there it is off. ValueError: "jit" for several replicas.
+    "auto" compiles the whole step for one GPU, what lies between the exchanges of several ("cluster"), and nothing on
+    CPUs, where XLA's convolutions are 30 to 50 times slower. ValueError: "jit" for several replicas.
     """
     if xla == "auto":
         xla = "off" if not gpus() else "jit" if replica_count == 1 else "cluster"
@@ -76,8 +75,7 @@ def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled
 class WorkerLost(ConnectionError):
     """Another process of the training has ended, so that this one can't go on."""
 
-    # As sysexits.h has it: a failure that may be gone when one tries again.
-    exit_code = 75
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 @dataclasses.dataclass(frozen=True)
