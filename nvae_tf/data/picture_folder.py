@@ -13,7 +13,7 @@ import numpy as np
 
 from nvae_tf.config import DataSpec, check
 from nvae_tf.data import pictures
-from nvae_tf.data.decoded_cache import decoded_once
+from nvae_tf.data.array_files import decoded_once
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, held_out
 from nvae_tf.progress import Report
 

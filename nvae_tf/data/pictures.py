@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from nvae_tf.config import MAX_PIXELS, DataSpec
-from nvae_tf.errors import first_line
+from nvae_tf.errors import first_line, wrap_read_errors
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -140,10 +140,8 @@ def _opened(path, max_pixels):
     except Exception as error:
         raise BadPicture(f"{path}: can't be read ({first_line(error)})") from None
     with picture:
-        try:
+        with _naming_damage(picture, path):
             problem = _problem(picture, max_pixels)
-        except Exception as error:
-            raise _damaged(picture, path, error) from None
         if problem:
             raise BadPicture(f"{path}: {problem}")
         yield picture
@@ -193,15 +191,12 @@ def _of_decoded(picture, path, make):
 
     def decode_and_make():
         with contextlib.closing(picture):
-            try:
+            with _naming_damage(picture, path):
                 if picture.format == "PNG":
                     # Decoding ends with the last row, and checks no checksum before.
                     with Image.open(path, formats=("PNG",)) as same_picture:
                         same_picture.verify()
                 picture.load()
-            # Pillow's decoders raise errors of many kinds for damaged files, SyntaxError among them.
-            except Exception as error:
-                raise _damaged(picture, path, error) from None
             return make()
 
     if picture.width * picture.height <= _LARGE:
@@ -211,8 +206,8 @@ def _of_decoded(picture, path, make):
         return thread.submit(decode_and_make).result()
 
 
-def _damaged(picture, path, error):
-    return BadPicture(f"{path}: a damaged or cut-off {picture.format} file ({first_line(error)})")
+def _naming_damage(picture, path):
+    return wrap_read_errors(f"{path}: a damaged or cut-off {picture.format} file (", ")", BadPicture)
 
 
 def _what_else(path):

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from nvae_tf.config import DataSpec, check, did_you_mean
-from nvae_tf.data.decoded_cache import decoded_once
+from nvae_tf.data.array_files import decoded_once, fill
 from nvae_tf.data.pictures import BadPicture, PictureHeader, check_form, fit_pixels
 from nvae_tf.data.pipeline import closed_at_exit
 from nvae_tf.data.sources import ArraySource, ImageSource, check_memory
@@ -69,13 +69,8 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
         f"{spec.source_name}: {count:,} images of {spec.image_shape}",
         "name a folder for the decoded images, --config.data.cache=FOLDER",
     )
-    images, done = np.empty((count, *spec.image_shape), np.uint8), 0
-    for batch in _batches(builder, name, spec):
-        images[done : done + len(batch)] = batch
-        done += len(batch)
-        report.progress(f"reading {builder.info.full_name}: {done:,} of {count:,} images")
-    if done != count:
-        raise ValueError(f"{builder.data_path}: has {done} images, and says that it has {count}; prepare the set anew")
+    images = np.empty((count, *spec.image_shape), np.uint8)
+    fill(images, _batches(builder, name, spec), spec, f"reading {builder.info.full_name}", report)
     return ArraySource(images)
 
 
