@@ -20,12 +20,12 @@ import numpy as np
 from absl import flags
 
 from nvae_tf import command_line
+from nvae_tf.command_line import FOLDER, OutputPlace, output_place, parse_temperature
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, ExperimentConfig, check, check_choice
 from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
 from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
-from nvae_tf.generation import arguments, image_grid
-from nvae_tf.generation.arguments import FOLDER, OutputPlace
+from nvae_tf.generation import image_grid
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 
@@ -212,9 +212,9 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
 def _main(mode: str) -> None:
     """Checks the flags before TensorFlow is started, makes what the mode makes and reports it in a line."""
     command_line.check_run_folder(FLAGS.workdir)
-    place = arguments.output_place(FLAGS.output, _KINDS.get(mode, (".png", FOLDER)), FLAGS.overwrite)
+    place = output_place(FLAGS.output, _KINDS.get(mode, (".png", FOLDER)), FLAGS.overwrite)
     if "temperature" in FLAGS:
-        arguments.parse_temperature(FLAGS.temperature)
+        parse_temperature(FLAGS.temperature)
     if "indices" in FLAGS:
         _check_choice_of_images()
     if mode == "interpolate":
@@ -226,7 +226,7 @@ def _main(mode: str) -> None:
     if mode == "decode" and not pathlib.Path(FLAGS.input).is_file():
         raise FileNotFoundError(f"--input={FLAGS.input}: no such file; train.generate encode writes one")
     if mode == "nearest" and FLAGS.json:
-        arguments.output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
+        output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
     start_tensorflow_quietly()
     from nvae_tf.training.loading import load_run
     from nvae_tf.training.run_folder import RunFolder, read_run_config
@@ -262,7 +262,7 @@ def _temperature(config: ExperimentConfig) -> float | list[float]:
     """--temperature, which fits the run's scales or groups."""
     from nvae_tf.models.latents import temperatures_of_groups
 
-    temperature = arguments.parse_temperature(FLAGS.temperature)
+    temperature = parse_temperature(FLAGS.temperature)
     temperatures_of_groups(temperature, latent_plan(config.model))
     return temperature
 
@@ -352,12 +352,12 @@ def _define_flags(mode: str) -> None:
         ("count", {"reconstruct": None, "vary": None, "encode": None}, from_1, count),
         ("kept_groups", {"vary": 1}, from_0, kept),
         ("kept_groups", {"reconstruct": None, "decode": None}, from_0, f"{kept} All if not given."),
-        ("temperature", temperatures, text, arguments.TEMPERATURE_HELP),
+        ("temperature", temperatures, text, command_line.TEMPERATURE_HELP),
         ("columns", {"sample": None, "decode": None}, from_1, "Images a row at most; nearly a square if not given."),
         ("columns", {"reconstruct": 10}, from_1, "At most so many images a row."),
         ("split", of_data_set, functools.partial(choice, enum_values=["test", "train"]), "Part of the data set."),
         ("data_path", dict.fromkeys(of_data_set), text, command_line.DATA_PATH_HELP),
-        ("batch_norm_iterations", {"sample": 0}, from_0, arguments.BATCH_NORM_HELP),
+        ("batch_norm_iterations", {"sample": 0}, from_0, command_line.BATCH_NORM_HELP),
         ("steps", {"interpolate": 10}, from_1, "Steps from one image to the next."),
         ("how", {"interpolate": ["spherical"]}, words, "spherical, linear or keep; one, or one a scale or a group."),
         ("milliseconds", {"interpolate": 80}, from_20, "How long a GIF or WebP shows each image."),
