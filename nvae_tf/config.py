@@ -278,12 +278,7 @@ class DataSpec:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
-        limits = {
-            "channels": (1, 4),
-            "num_bits": (1, 8),
-            "test_fraction": (0, 1),
-            "split_seed": (0, 2**32 - 1),
-        }
+        limits = {"channels": (1, 4), "num_bits": (1, 8), "test_fraction": (0, 1), "split_seed": (0, 2**32 - 1)}
         check(
             1 <= self.max_pixels <= _LARGEST_MAX_PIXELS,
             f"data.max_pixels = {self.max_pixels}: must be from 1 to {_LARGEST_MAX_PIXELS}, Pillow's own limit",
