@@ -130,22 +130,17 @@ def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = 
     not to be replaced.
     """
     path, given = pathlib.Path(value), f"--{flag}={value}"
+    kind = FOLDER if path.is_dir() or value.endswith(("/", os.sep)) else path.suffix.lower()
     endings = " or ".join(kind for kind in kinds if kind != FOLDER)
-    if path.is_dir() or value.endswith(("/", os.sep)):
+    if kind == FOLDER:
         check(FOLDER in kinds, f"{given}: a folder; give the name of a file that ends in {endings}")
         check(not path.is_file(), f"{given}: this is a file, not a folder")
-        check_writable(path if path.is_dir() else path.parent, given)
-        check(
-            overwrite or not path.is_dir() or not any(path.iterdir()),
-            f"{given}: there are files in this folder; give another, or --overwrite to write into it",
-        )
-        return OutputPlace(path, FOLDER)
-    kind = path.suffix.lower()
     folder = ", or a folder that ends in /" if FOLDER in kinds else ""
-    check(bool(kind) and kind in kinds, f"{given}: give a name that ends in {endings}{folder}")
-    check_writable(path.parent, given)
-    message = f"{given}: there is such a file; give another name, or --overwrite to replace it"
-    check(overwrite or not path.exists(), message)
+    check(kind in kinds, f"{given}: give a name that ends in {endings}{folder}")
+    check_writable(path if path.is_dir() else path.parent, given)
+    there = "there are files in this folder" if kind == FOLDER else "there is such a file"
+    is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    check(overwrite or is_free, f"{given}: {there}; give another name, or --overwrite to replace what is there")
     return OutputPlace(path, kind)
 
 

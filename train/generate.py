@@ -70,7 +70,7 @@ def reconstruct(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
     them (binary data are binarized), above the likelihood's means for latents from the posterior. With --kept_groups
     the latents of the other groups come from the prior at --temperature. Files of a folder have the originals' names.
     """
-    from nvae_tf.generation.reconstruction import reconstruct_images
+    from nvae_tf.generation.sampling import reconstruct_images
 
     kept, groups = _kept_groups(config)
     drawing = kept, _temperature(config), FLAGS.seed, FLAGS.mean
@@ -94,7 +94,7 @@ def interpolate(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
     word for all, or one for every scale (the smallest first) or every latent group (the top one first). The grid has a
     row for the path from one image to the next, both ends included. A GIF has 256 colors, a WebP all.
     """
-    from nvae_tf.generation.interpolation import interpolate_images, ways_of_groups
+    from nvae_tf.generation.sampling import interpolate_images, ways_of_groups
 
     check(bool(FLAGS.how), "--how=: give spherical, linear or keep")
     how, steps = FLAGS.how if len(FLAGS.how) > 1 else FLAGS.how[0], FLAGS.steps
@@ -120,7 +120,7 @@ def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     the prior at --temperature, afresh for each. The grid has a row for every image: itself as the model sees it, then
     its variants. Files of a folder have the originals' names and a number.
     """
-    from nvae_tf.generation.reconstruction import vary_images
+    from nvae_tf.generation.sampling import vary_images
 
     count = FLAGS.variants
     kept, groups = _kept_groups(config)
@@ -269,7 +269,7 @@ def _temperature(config: ExperimentConfig) -> float | list[float]:
 
 def _kept_groups(config: ExperimentConfig) -> tuple[int, int]:
     """--kept_groups, and how many groups there are."""
-    from nvae_tf.generation.reconstruction import checked_kept_groups
+    from nvae_tf.generation.sampling import checked_kept_groups
 
     plan = latent_plan(config.model)
     return checked_kept_groups(FLAGS.kept_groups, plan), plan.num_groups
@@ -287,8 +287,6 @@ def _images(
         images, names = pictures_for_model(places, config.data, FLAGS.seed, FLAGS.resize, FLAGS.convert)
         words = f"picture{'' if len(images) == 1 else 's'} of {', '.join(places)}"
     else:
-        from nvae_tf.generation.reconstruction import data_set_images
-
         indices = FLAGS.indices and [int(word) for word in FLAGS.indices]
         count = FLAGS.count if "count" in FLAGS else None
         images, names = data_set_images(config, FLAGS.split, indices, count, at_most, FLAGS.seed, FLAGS.data_path)
@@ -296,6 +294,42 @@ def _images(
     # Fail early on duplicate names.
     names = image_grid.picture_names(names) if as_file_names else names
     return images, names, f"{len(images):,} {words}"
+
+
+def data_set_images(
+    config: ExperimentConfig,
+    split: str = "test",
+    indices: Sequence[int] | None = None,
+    count: int | None = None,
+    at_most: int | None = None,
+    seed: int = 0,
+    data_path: str | None = None,
+) -> tuple[np.ndarray, list[str]]:
+    """Images of a run's data set as the model sees them, and a name for each.
+
+    They are those of the numbers `indices`, or the first `count`, or else `at_most`. `seed` is that of the
+    binarization; `data_path` where the images are, if no longer at the run's. ValueError where there are fewer images,
+    and the errors of `load_split`.
+    """
+    from nvae_tf.data.pipeline import evaluation_batches, iterate
+    from nvae_tf.data.sources import load_split
+    from nvae_tf.training.loading import spec_to_read
+
+    spec = spec_to_read(config, data_path)
+    source = load_split(spec, split, StatusLine().report())
+    count = count or min(at_most or source.count, source.count)
+    part = f"the {split} part of {spec.name}"
+    check(count <= source.count, f"--count={count}: {part} has only {source.count} images")
+    for index in indices or ():
+        numbers = f"{part} has {source.count} images, numbers 0 to {source.count - 1}"
+        check(index < source.count, f"--indices={index}: {numbers}")
+    if indices is None:
+        indices = range(count)
+        batches = evaluation_batches(source, spec, 64, seed, range(-(-count // 64)))
+    else:
+        batches = evaluation_batches(source, spec, 1, seed, indices)
+    images = np.concatenate([batch.numpy() for batch in iterate(batches, source)])[: len(indices)]
+    return images, [f"{split}_{index:05d}" for index in indices]
 
 
 def _write(

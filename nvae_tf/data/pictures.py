@@ -58,9 +58,7 @@ def list_pictures(folder: str | os.PathLike) -> list[str]:
     """The sorted relative names of all pictures in a tree of folders, hidden ones left out."""
 
     def refuse(error):
-        raise ValueError(
-            f"{error.filename}: this folder can't be read ({error.strerror}); its pictures would be missing"
-        )
+        raise ValueError(f"{error.filename}: this folder can't be read ({error.strerror}); its pictures are missing")
 
     names, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
@@ -162,9 +160,7 @@ def _problem(picture, max_pixels):
     if picture.format == "TIFF" and not _is_plain_tiff(tags):
         return _ODD_TIFF
     if picture.format in _FORMATS_WITH_FRAMES and picture.is_animated:
-        return (
-            "has several frames or pages, but one file is one picture; save those that you want as files of their own"
-        )
+        return "has several frames or pages, but one file is one picture; save those that you want as single files"
     return None
 
 

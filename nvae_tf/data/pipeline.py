@@ -173,9 +173,8 @@ def shuffled_index_batches(
         return tf.data.Dataset.from_tensor_slices((positions[skipped:], indices[:, offset : offset + size][skipped:]))
 
     epochs = tf.data.Dataset.counter(start=start_step // steps)
-    return epochs.flat_map(batches_of_epoch).apply(
-        tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    )
+    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    return epochs.flat_map(batches_of_epoch).apply(endless)
 
 
 def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
