@@ -191,7 +191,7 @@ def _checked(path: pathlib.Path, stored: _StoredArray, header: _ArrayHeader) -> 
     shape = header.shape
     array = f"{path}: the array {list(shape)} seems"
     if len(shape) == 3 and shape[-1] in (2, 3, 4):
-        raise ValueError(f"{array} to be a single image; a set of images has one axis more, [count, *{shape}]")
+        raise ValueError(f"{array} to be a single image; a set of images has one axis more, the first: their count")
     if len(shape) == 3:
         shape = (*shape, 1)
     if len(shape) == 4 and shape[-1] not in (1, 2, 3, 4) and shape[1] in (1, 2, 3, 4):
