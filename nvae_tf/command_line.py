@@ -126,8 +126,7 @@ class OutputPlace(NamedTuple):
 def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = "output") -> OutputPlace:
     """The file or folder that a flag names; a folder is meant where it exists or the name ends in a slash.
 
-    `kinds` are those that are possible: ".png", ... and FOLDER. ValueError where it can't be written, or is there and
-    not to be replaced.
+    `kinds` are those that are possible: ".png", ... and FOLDER. ValueError where it can't be written or replaced.
     """
     path, given = pathlib.Path(value), f"--{flag}={value}"
     kind = FOLDER if path.is_dir() or value.endswith(("/", os.sep)) else path.suffix.lower()

@@ -106,10 +106,8 @@ def load_settings(path: str) -> ConfigDict:
         get_config = runpy.run_path(name).get("get_config")
         check(callable(get_config), "has no function get_config")
         settings = get_config(argument) if colon else get_config()
-        check(
-            isinstance(settings, Mapping | ConfigDict),
-            f"get_config returns {settings!r}, not settings: an ml_collections.ConfigDict, as those of configs/ do",
-        )
+        returned = f"get_config returns {settings!r}, not settings"
+        check(isinstance(settings, Mapping | ConfigDict), f"{returned}: a ConfigDict, as those of configs/ do")
         return completed_config(settings)
     except Exception as error:
         code = getattr(get_config, "__code__", None)

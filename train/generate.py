@@ -218,11 +218,8 @@ def _main(mode: str) -> None:
     if "indices" in FLAGS:
         _check_choice_of_images()
     if mode == "interpolate":
-        check(
-            bool(FLAGS.input or FLAGS.indices),
-            "between which images? Give two or more with --input=FILE_OR_FOLDER, or by their numbers in the data "
-            "set, as --indices=3,17",
-        )
+        which = "give two or more with --input=FILE_OR_FOLDER, or by their numbers in the data set, as --indices=3,17"
+        check(bool(FLAGS.input or FLAGS.indices), f"between which images? {which}")
     if mode == "decode" and not pathlib.Path(FLAGS.input).is_file():
         raise FileNotFoundError(f"--input={FLAGS.input}: no such file; train.generate encode writes one")
     if mode == "nearest" and FLAGS.json:
@@ -308,8 +305,7 @@ def data_set_images(
     """Images of a run's data set as the model sees them, and a name for each.
 
     They are those of the numbers `indices`, or the first `count`, or else `at_most`. `seed` is that of the
-    binarization; `data_path` where the images are, if no longer at the run's. ValueError where there are fewer images,
-    and the errors of `load_split`.
+    binarization; `data_path` where the images are, if no longer at the run's. ValueError where there are fewer images.
     """
     from nvae_tf.data.pipeline import evaluation_batches, iterate
     from nvae_tf.data.sources import load_split

@@ -24,8 +24,7 @@ from nvae_tf.models.latents import (
 )
 from nvae_tf.replicas import divided, joined
 
-# Always the same, so that the arithmetic of image i, and with it its last bit, does not depend on how many
-# there are.
+# Always the same, so that the last bit of image i does not depend on how many there are.
 BATCH_SIZE = 16
 WAYS = ("spherical", "linear", "keep")
 # In radians. Below it an arc and a straight line are the same in float32; and opposite latents have no arc.
@@ -202,11 +201,8 @@ def checked_kept_groups(kept_groups: int | None, plan: LatentPlan) -> int:
     """How many groups are kept, all for None; ValueError where the model has fewer."""
     groups = plan.num_groups
     kept_groups = groups if kept_groups is None else kept_groups
-    check(
-        0 <= kept_groups <= groups,
-        f"kept_groups = {kept_groups}: this model has {groups} latent groups, so it must be from 0 to {groups}; 1 "
-        "keeps the top group alone",
-    )
+    rule = f"this model has {groups} latent groups, so it must be from 0 to {groups}; 1 keeps the top group alone"
+    check(0 <= kept_groups <= groups, f"kept_groups = {kept_groups}: {rule}")
     return kept_groups
 
 
@@ -331,9 +327,7 @@ def _in_batches(
     progress: Progress | None = None,
     batches_at_once: int = 1,
 ) -> list[np.ndarray]:
-    """What `compute` gives for all rows of arrays `[count, ...]`, `batches_at_once * BATCH_SIZE` rows at a time; the
-    last batch is padded with its last row.
-    """
+    """What `compute` gives for all rows of arrays `[count, ...]`, by batches, the last padded with its last row."""
     count, size, parts = len(arrays[0]), batches_at_once * BATCH_SIZE, []
     for first in range(0, count, size):
         rows = [array[first : first + size] for array in arrays]
