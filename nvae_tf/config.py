@@ -163,7 +163,7 @@ class ObjectiveConfig:
       kl_constant_portion: part of the run before that, with the weight `kl_constant_weight`.
       kl_constant_weight: the KL weight at the start.
       regularisation: lambda, the weight of the spectral and the batch-norm regularizers.
-      anneal_regularisation: whether lambda goes there log-linearly from `regularisation_initial` as the KL weight rises.
+      anneal_regularisation: whether it goes there log-linearly from `regularisation_initial` as the KL weight rises.
       regularisation_initial: lambda at the start where it is annealed.
     """
 
