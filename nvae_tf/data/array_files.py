@@ -312,18 +312,15 @@ def load_mat(spec: DataSpec, split: str, _: Report) -> ImageSource:
     # The headers are read before anything is unpacked.
     with wrap_read_errors(*damage):
         shapes = {name: shape for name, shape, _ in scipy.io.whosmat(file)}
-    if variable not in shapes:
-        raise ValueError(f"{file}: has no variable {variable!r}; it is not the {_MAT_FILE} of Burda et al.")
+    check(variable in shapes, f"{file}: has no variable {variable!r}; it is not the {_MAT_FILE} of Burda et al.")
     shape = tuple(shapes[variable])
     form = f"{file}: variable {variable!r} is {list(shape)}; it must be [{_MAT_SIZE**2}, images], from 0 to 1"
-    if len(shape) != 2 or shape[0] != _MAT_SIZE**2 or not shape[1]:
-        raise ValueError(form)
+    check(len(shape) == 2 and shape[0] == _MAT_SIZE**2 and shape[1] > 0, form)
     check_memory(math.prod(shape) * 8, f"{file}: its images", "download the file again")
     with wrap_read_errors(*damage):
         columns = scipy.io.loadmat(file, variable_names=[variable])[variable]
     is_plain = isinstance(columns, np.ndarray) and columns.shape == shape and columns.dtype.kind in "fiu"
-    if not is_plain or not (columns.min() >= 0.0 and columns.max() <= 1.0):
-        raise ValueError(form)
+    check(is_plain and columns.min() >= 0.0 and columns.max() <= 1.0, form)
     images = columns.reshape(_MAT_SIZE, _MAT_SIZE, -1).transpose(2, 1, 0)
     images = (images * 255).astype(np.uint8)[..., np.newaxis]
     _check_images(images, spec, file)
