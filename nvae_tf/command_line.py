@@ -1,10 +1,11 @@
-"""What the scripts in `train` and `export` share: reading flags, the page of `--help`, and errors of one line.
+"""What the scripts in `train` and `export` share: reading and checking flags, the page of `--help`, errors of one line.
 
 The library defines no flags: a script hands over its module `absl.flags`.
 """
 
 import difflib
 import itertools
+import os
 import pathlib
 import re
 import sys
@@ -13,13 +14,14 @@ import typing
 import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, logging
 from ml_collections import ConfigDict, config_flags
 
-from nvae_tf.config import ExperimentConfig, config_to_dict, setting_meanings
+from nvae_tf.config import ExperimentConfig, check, config_to_dict, setting_meanings
 from nvae_tf.errors import exit_on_user_error
+from nvae_tf.files import check_writable
 from nvae_tf.presets import default_config, load_settings, settings_file
 
 _HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
@@ -32,6 +34,15 @@ _CONVERSION_ERRORS = {
     r"\('Non-boolean argument to boolean flag', (.*)\)": r"\1 is neither True nor False",
 }
 DATA_PATH_HELP = "Where the images lie now, if no longer at the run's data.path."
+FOLDER = "folder"
+TEMPERATURE_HELP = (
+    "What multiplies the priors' sigma, greater than 0: one number, or one for every scale (the smallest first) or "
+    "every latent group (the top one first), as 0.7,0.8."
+)
+BATCH_NORM_HELP = (
+    "Readjust the batch-norm statistics to the temperature with so many batches before samples are drawn (the "
+    "paper takes 500), in a copy of the model; 0 for none."
+)
 
 
 def run(main: Callable[[], None], flags: ModuleType) -> None:
@@ -103,6 +114,46 @@ def check_run_folder(path: str) -> None:
     if not pathlib.Path(path, "config.json").is_file():
         found = "not a run folder, it has no config.json" if pathlib.Path(path).is_dir() else "no such folder"
         raise FileNotFoundError(f"--workdir={path}: {found}; give the --workdir of a run of train.main")
+
+
+class OutputPlace(NamedTuple):
+    """A file or a folder to write; `kind` is the file's ending in small letters, or FOLDER."""
+
+    path: pathlib.Path
+    kind: str
+
+
+def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = "output") -> OutputPlace:
+    """The file or folder that a flag names; a folder is meant where it exists or the name ends in a slash.
+
+    `kinds` are those that are possible: ".png", ... and FOLDER. ValueError where it can't be written or replaced.
+    """
+    path, given = pathlib.Path(value), f"--{flag}={value}"
+    kind = FOLDER if path.is_dir() or value.endswith(("/", os.sep)) else path.suffix.lower()
+    endings = " or ".join(kind for kind in kinds if kind != FOLDER)
+    if kind == FOLDER:
+        check(FOLDER in kinds, f"{given}: a folder; give the name of a file that ends in {endings}")
+        check(not path.is_file(), f"{given}: this is a file, not a folder")
+    folder = ", or a folder that ends in /" if FOLDER in kinds else ""
+    check(kind in kinds, f"{given}: give a name that ends in {endings}{folder}")
+    check_writable(path if path.is_dir() else path.parent, given)
+    there = "there are files in this folder" if kind == FOLDER else "there is such a file"
+    is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    check(overwrite or is_free, f"{given}: {there}; give another name, or --overwrite to replace what is there")
+    return OutputPlace(path, kind)
+
+
+def parse_temperature(text: str) -> float | list[float]:
+    """A number, or those of a list such as `0.7,0.8`; ValueError where one is not greater than 0 and finite."""
+    values = []
+    for word in text.split(","):
+        try:
+            value = float(word)
+        except ValueError:
+            raise ValueError(f"--temperature: {word!r} is not a number; several are written 0.7,0.8") from None
+        check(0.0 < value < float("inf"), f"--temperature={word}: must be greater than 0; 1 is the model as trained")
+        values.append(value)
+    return values if len(values) > 1 else values[0]
 
 
 def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType) -> list[str]:

@@ -163,8 +163,7 @@ class ObjectiveConfig:
       kl_constant_portion: part of the run before that, with the weight `kl_constant_weight`.
       kl_constant_weight: the KL weight at the start.
       regularisation: lambda, the weight of the spectral and the batch-norm regularizers.
-      anneal_regularisation: whether lambda goes log-linearly from `regularisation_initial` to `regularisation` as the
-        KL weight rises.
+      anneal_regularisation: whether it goes there log-linearly from `regularisation_initial` as the KL weight rises.
       regularisation_initial: lambda at the start where it is annealed.
     """
 
@@ -183,10 +182,8 @@ class ObjectiveConfig:
         _check_numbers("objective", self, 0, limits)
         for name in ("regularisation", "regularisation_initial"):
             value = getattr(self, name)
-            check(
-                value > 0.0 or not self.anneal_regularisation,
-                f"objective.{name} = {value}: must be positive to be annealed on a log scale",
-            )
+            wrong = f"objective.{name} = {value}: must be positive to be annealed on a log scale"
+            check(value > 0.0 or not self.anneal_regularisation, wrong)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,8 +243,7 @@ class DataSpec:
         its hierarchy can halve. The likelihood counts the real pixels only.
       padded_width: width of that frame.
       on_bad_file: "stop" at a picture that can't be used, or "skip" it and report it.
-      max_pixels: height times width of the largest picture file that is decoded; a larger one, by its header,
-        can't be used. Up to 178,956,970.
+      max_pixels: height times width of the largest picture file that can be used, up to 178,956,970.
       cache: folder for images that are decoded once and then read from there; None decodes at every access.
     """
 
@@ -278,43 +274,27 @@ class DataSpec:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
-        limits = {
-            "channels": (1, 4),
-            "num_bits": (1, 8),
-            "test_fraction": (0, 1),
-            "split_seed": (0, 2**32 - 1),
-        }
-        check(
-            1 <= self.max_pixels <= _LARGEST_MAX_PIXELS,
-            f"data.max_pixels = {self.max_pixels}: must be from 1 to {_LARGEST_MAX_PIXELS}, Pillow's own limit",
-        )
+        limits = {"channels": (1, 4), "num_bits": (1, 8), "test_fraction": (0, 1), "split_seed": (0, 2**32 - 1)}
+        limit = f"must be from 1 to {_LARGEST_MAX_PIXELS}, Pillow's own limit"
+        check(1 <= self.max_pixels <= _LARGEST_MAX_PIXELS, f"data.max_pixels = {self.max_pixels}: {limit}")
         check(self.file_bits in (None, 8, 16), f"data.file_bits = {self.file_bits}: must be 8 or 16")
         check(0.0 < self.test_fraction < 1.0, f"data.test_fraction = {self.test_fraction}: must lie between 0 and 1")
         _check_numbers("data", self, 1, limits)
-        check(
-            self.train_split != self.test_split,
-            f"data.train_split and data.test_split are both {self.train_split!r}: the parts must differ",
-        )
+        both = f"data.train_split and data.test_split are both {self.train_split!r}: the parts must differ"
+        check(self.train_split != self.test_split, both)
         check_choice("data.resize", self.resize, ("none", "crop", "stretch"))
         check_choice("data.on_bad_file", self.on_bad_file, ("stop", "skip"))
         if self.likelihood is not None:
             check_choice("data.likelihood", self.likelihood, LIKELIHOODS)
-        check(
-            not self.binarise or self.num_bits == 1,
-            f"data.num_bits = {self.num_bits}: images that are binarized (data.binarise) have 1 bit; set it to 1",
-        )
-        check(
-            self.stacked_images in (1, self.channels),
-            f"data.stacked_images = {self.stacked_images}: must be 1 or the number of channels; set data.channels to "
-            f"{self.stacked_images} too",
-        )
+        one_bit = "images that are binarized (data.binarise) have 1 bit; set it to 1"
+        check(not self.binarise or self.num_bits == 1, f"data.num_bits = {self.num_bits}: {one_bit}")
+        stacked = self.stacked_images
+        rule = f"must be 1 or the number of channels; set data.channels to {stacked} too"
+        check(stacked in (1, self.channels), f"data.stacked_images = {stacked}: {rule}")
         box = (0, 0, 1, 1) if self.crop_box is None else self.crop_box
         is_box = len(box) == 4 and all(isinstance(side, int) and side >= 0 for side in box)
-        check(
-            is_box and box[0] < box[2] and box[1] < box[3],
-            f"data.crop_box = {box}: must be (left, top, right, bottom) in whole pixels, "
-            "with left < right and top < bottom",
-        )
+        rule = "must be (left, top, right, bottom) in whole pixels, with left < right and top < bottom"
+        check(is_box and box[0] < box[2] and box[1] < box[3], f"data.crop_box = {box}: {rule}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -338,18 +318,15 @@ class TrainConfig:
       evaluate_every_steps: the test images are scored after so many steps; None for the same.
       sample_every_steps: an image grid of samples is written after so many steps; None for the same.
       log_every_steps: a point of the training curves is written after so many steps.
-      initialise_from: run folder, or published file (.pt), with whose weights the run starts
-        (`nvae_tf.training.loading`).
+      initialise_from: run folder, or published file (.pt), with whose weights the run starts.
       loss_tolerance: a step whose loss lies so many spreads above the running level is skipped, see
         `nvae_tf.optimization.RunawayGuard`; 0 skips only what is not finite.
-      refused_steps: after so many skipped steps in a row the run goes back to its latest checkpoint, with half the
-        learning rate.
+      refused_steps: after so many skipped steps in a row the latest checkpoint is restored, at half the learning rate.
       rollbacks: how often it does; then it stops.
       strategy: which devices train: "one_device", all of this machine ("mirrored"), all of several processes that
         TF_CONFIG names ("multi_worker"), or "auto", whatever is there.
       replicas: how many devices a process takes; 0 for all GPUs. Without GPUs the CPU is divided into so many.
-      precision: "float32", or "mixed_bfloat16" or "mixed_float16": networks in half precision, everything else in
-        float32.
+      precision: "float32", or "mixed_bfloat16" or "mixed_float16": only the networks are in half precision.
       xla: whether XLA compiles the training step: whole ("jit"), in parts ("cluster"), not ("off"), or "auto".
       recompute: what the backward pass computes again instead of keeping it: nothing ("none"), the cells of the
         latent groups ("groups"), or all cells ("all"). Takes time, saves memory; the numbers stay.
@@ -392,15 +369,11 @@ class TrainConfig:
         minutes_and_hours = ("checkpoint_every_minutes", "keep_checkpoint_every_hours")
         zero_allowed = ("steps", "loss_tolerance", "rollbacks", "replicas", *minutes_and_hours)
         _check_numbers("train", self, 1, {"seed": (0, LARGEST_SEED)} | dict.fromkeys(zero_allowed, (0, math.inf)))
-        check(
-            self.batch_size % self.accumulate_steps == 0,
-            f"train.accumulate_steps = {self.accumulate_steps}: must divide train.batch_size = {self.batch_size}",
-        )
-        first_and_last = self.profile_steps or (1, 1)
-        check(
-            [type(step) for step in first_and_last] == [int, int] and 1 <= first_and_last[0] <= first_and_last[1],
-            f"train.profile_steps = {self.profile_steps}: must be the first and the last step to profile, as 10,20",
-        )
+        rule = f"must divide train.batch_size = {self.batch_size}"
+        check(self.batch_size % self.accumulate_steps == 0, f"train.accumulate_steps = {self.accumulate_steps}: {rule}")
+        steps, rule = self.profile_steps or (1, 1), "must be the first and the last step to profile, as 10,20"
+        are_steps = [type(step) for step in steps] == [int, int] and 1 <= steps[0] <= steps[1]
+        check(are_steps, f"train.profile_steps = {self.profile_steps}: {rule}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,6 +50,18 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+@contextlib.contextmanager
+def wrap_read_errors(start: str, end: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
+    """Raises ValueError, `start` (with the file's name), reason and `end`, for whatever reading a damaged file raises.
+
+    NumPy, SciPy, Pillow, zipfile and zlib raise errors of many kinds.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise kind(f"{start}{first_line(error)}{end}") from None
+
+
 def start_tensorflow_quietly() -> None:
     """Imports TensorFlow and looks for devices, without the notes about its build that it writes on standard error."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

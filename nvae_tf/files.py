@@ -8,7 +8,7 @@ import typing
 import zipfile
 from collections.abc import Iterator
 
-from nvae_tf.errors import first_line
+from nvae_tf.errors import first_line, wrap_read_errors
 
 if typing.TYPE_CHECKING:
     import numpy as np
@@ -57,16 +57,12 @@ def read_arrays(path: pathlib.Path) -> dict[str, "np.ndarray"]:
     """All arrays of a `.npz` file; ValueError with the reason alone where it is damaged or something else."""
     import numpy as np
 
-    if path.exists() and not zipfile.is_zipfile(path):
-        raise ValueError("not a .npz file, or cut off")
-    try:
-        with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as stream, wrap_read_errors("", ""):
+        if not zipfile.is_zipfile(stream):
+            raise ValueError("not a .npz file, or cut off")
+        stream.seek(0)
+        with np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise
-    # Of damaged files zipfile, zlib and NumPy raise errors of many kinds.
-    except Exception as error:
-        raise ValueError(first_line(error)) from error
 
 
 def beside_package(name: str) -> pathlib.Path:

@@ -189,14 +189,10 @@ def _check_architecture(config: ModelConfig) -> None:
         "groups; raise it, or set min_groups_per_scale to at least 1, or use fewer scales",
     )
     channels = config.image_channels
-    check(
-        config.likelihood != "logistic_mixture" or channels <= 4,
-        f"model.image_channels = {channels}: the logistic mixture takes 1 to 4 channels",
-    )
-    check(
-        config.likelihood != "bernoulli" or config.num_bits == 1,
-        f"model.num_bits = {config.num_bits}: the Bernoulli likelihood is for 1-bit images; set it to 1",
-    )
+    too_many = f"model.image_channels = {channels}: the logistic mixture takes 1 to 4 channels"
+    check(config.likelihood != "logistic_mixture" or channels <= 4, too_many)
+    one_bit = f"model.num_bits = {config.num_bits}: the Bernoulli likelihood is for 1-bit images; set it to 1"
+    check(config.likelihood != "bernoulli" or config.num_bits == 1, one_bit)
     cells = CELL_SETS[config.cell_set]
     for part, channels in (("preprocess", config.num_channels_encoder), ("postprocess", config.num_channels_decoder)):
         branch = getattr(cells, part)

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict, FieldReference, config_dict
+from ml_collections import ConfigDict, config_dict
 
 from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, did_you_mean, read_config
 from nvae_tf.data.spec import MODEL_SETTINGS, data_spec
@@ -83,9 +83,7 @@ def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
         for name, default in defaults.items():
             if name not in config[group]:
                 config[group][name] = None if group == "model" and name in MODEL_SETTINGS else default
-            if config[group].get_type(name) is type(None):
-                config[group][name] = _placeholder(groups[group], name)
-    return config
+    return _with_placeholders(config)
 
 
 def load_settings(path: str) -> ConfigDict:
@@ -108,10 +106,8 @@ def load_settings(path: str) -> ConfigDict:
         get_config = runpy.run_path(name).get("get_config")
         check(callable(get_config), "has no function get_config")
         settings = get_config(argument) if colon else get_config()
-        check(
-            isinstance(settings, Mapping | ConfigDict),
-            f"get_config returns {settings!r}, not settings: an ml_collections.ConfigDict, as those of configs/ do",
-        )
+        returned = f"get_config returns {settings!r}, not settings"
+        check(isinstance(settings, Mapping | ConfigDict), f"{returned}: a ConfigDict, as those of configs/ do")
         return completed_config(settings)
     except Exception as error:
         code = getattr(get_config, "__code__", None)
@@ -122,17 +118,17 @@ def _unlocked(config: ExperimentConfig) -> ConfigDict:
     """The settings in groups, without that which follows from the length of the run."""
     settings = ConfigDict(config_to_dict(config))
     del settings.objective.total_steps
+    return _with_placeholders(settings)
+
+
+def _with_placeholders(settings: ConfigDict) -> ConfigDict:
+    """The settings, of which those that are None take a value of the setting's type, which a plain None does not."""
     for group, kind in typing.get_type_hints(ExperimentConfig).items():
-        for name, value in settings[group].items():
-            if value is None:
-                settings[group][name] = _placeholder(kind, name)
+        for name, expected in typing.get_type_hints(kind).items():
+            if name in settings[group] and settings[group].get_type(name) is type(None):
+                placeholder = config_dict.placeholder(next(iter(typing.get_args(expected)), expected))
+                settings[group][name] = placeholder
     return settings
-
-
-def _placeholder(kind: type, setting: str) -> FieldReference:
-    """Stands for None and takes a value of the setting's type, which a plain None does not."""
-    expected = typing.get_type_hints(kind)[setting]
-    return config_dict.placeholder(next(iter(typing.get_args(expected)), expected))
 
 
 def _in_one_line(error: Exception, name: str, line: int | None) -> str:

@@ -40,12 +40,7 @@ class StatusLine:
         return time.monotonic() - self._shown_at >= self._interval
 
     def show(self, text: str, fraction: float | None = None) -> None:
-        """Shows a line that the next one replaces on a terminal, cut to its width.
-
-        Args:
-          text: the line.
-          fraction: how much is done, from 0 to 1, for a bar before the text.
-        """
+        """Shows a line, after a bar of the fraction (0 to 1) that is done; on a terminal the next line replaces it."""
         self._shown_at = time.monotonic()
         if not self._is_terminal:
             self._write(f"{text}\n")

@@ -29,10 +29,10 @@ import pathlib
 from absl import flags
 
 from nvae_tf import command_line
+from nvae_tf.command_line import BATCH_NORM_HELP, TEMPERATURE_HELP, parse_temperature
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, check, check_choice
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
-from nvae_tf.generation.arguments import BATCH_NORM_HELP, TEMPERATURE_HELP, parse_temperature
 from nvae_tf.progress import StatusLine
 
 _METRICS = ("elbo", "iw", "fid", "latents")

@@ -20,12 +20,12 @@ import numpy as np
 from absl import flags
 
 from nvae_tf import command_line
+from nvae_tf.command_line import FOLDER, OutputPlace, output_place, parse_temperature
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, ExperimentConfig, check, check_choice
 from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
 from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
-from nvae_tf.generation import arguments, image_grid
-from nvae_tf.generation.arguments import FOLDER, OutputPlace
+from nvae_tf.generation import image_grid
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 
@@ -70,11 +70,11 @@ def reconstruct(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
     them (binary data are binarized), above the likelihood's means for latents from the posterior. With --kept_groups
     the latents of the other groups come from the prior at --temperature. Files of a folder have the originals' names.
     """
-    from nvae_tf.generation.reconstruction import reconstruct_images
+    from nvae_tf.generation.sampling import reconstruct_images
 
     kept, groups = _kept_groups(config)
     drawing = kept, _temperature(config), FLAGS.seed, FLAGS.mean
-    originals, names, words = _images(config, _AT_MOST["reconstruct"], place.kind == FOLDER)
+    originals, names, words = _images(config, 40, place.kind == FOLDER)
     made = reconstruct_images(load().model, originals, *drawing, _progress(len(originals)))
     columns = min(FLAGS.columns, len(originals))
     _write(place, made, names, image_grid.pairs_of_rows(originals, made, columns), columns)
@@ -94,7 +94,7 @@ def interpolate(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
     word for all, or one for every scale (the smallest first) or every latent group (the top one first). The grid has a
     row for the path from one image to the next, both ends included. A GIF has 256 colors, a WebP all.
     """
-    from nvae_tf.generation.interpolation import interpolate_images, ways_of_groups
+    from nvae_tf.generation.sampling import interpolate_images, ways_of_groups
 
     check(bool(FLAGS.how), "--how=: give spherical, linear or keep")
     how, steps = FLAGS.how if len(FLAGS.how) > 1 else FLAGS.how[0], FLAGS.steps
@@ -120,12 +120,12 @@ def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     the prior at --temperature, afresh for each. The grid has a row for every image: itself as the model sees it, then
     its variants. Files of a folder have the originals' names and a number.
     """
-    from nvae_tf.generation.reconstruction import vary_images
+    from nvae_tf.generation.sampling import vary_images
 
     count = FLAGS.variants
     kept, groups = _kept_groups(config)
     drawing = kept, count, _temperature(config), FLAGS.seed, FLAGS.mean
-    originals, names, words = _images(config, _AT_MOST["vary"], place.kind == FOLDER)
+    originals, names, words = _images(config, 8, place.kind == FOLDER)
     made = vary_images(load().model, originals, *drawing, _progress(len(originals) * count))
     stems = [str(pathlib.PurePath(name).with_suffix("")) for name in names]
     numbered = [f"{stem}_{number:03d}.png" for stem in stems for number in range(count)]
@@ -212,21 +212,18 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
 def _main(mode: str) -> None:
     """Checks the flags before TensorFlow is started, makes what the mode makes and reports it in a line."""
     command_line.check_run_folder(FLAGS.workdir)
-    place = arguments.output_place(FLAGS.output, _KINDS.get(mode, (".png", FOLDER)), FLAGS.overwrite)
+    place = output_place(FLAGS.output, _KINDS.get(mode, (".png", FOLDER)), FLAGS.overwrite)
     if "temperature" in FLAGS:
-        arguments.parse_temperature(FLAGS.temperature)
-    if mode in _WITH_IMAGES:
+        parse_temperature(FLAGS.temperature)
+    if "indices" in FLAGS:
         _check_choice_of_images()
     if mode == "interpolate":
-        check(
-            bool(FLAGS.input or FLAGS.indices),
-            "between which images? Give two or more with --input=FILE_OR_FOLDER, or by their numbers in the data "
-            "set, as --indices=3,17",
-        )
+        which = "give two or more with --input=FILE_OR_FOLDER, or by their numbers in the data set, as --indices=3,17"
+        check(bool(FLAGS.input or FLAGS.indices), f"between which images? {which}")
     if mode == "decode" and not pathlib.Path(FLAGS.input).is_file():
         raise FileNotFoundError(f"--input={FLAGS.input}: no such file; train.generate encode writes one")
     if mode == "nearest" and FLAGS.json:
-        arguments.output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
+        output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
     start_tensorflow_quietly()
     from nvae_tf.training.loading import load_run
     from nvae_tf.training.run_folder import RunFolder, read_run_config
@@ -262,14 +259,14 @@ def _temperature(config: ExperimentConfig) -> float | list[float]:
     """--temperature, which fits the run's scales or groups."""
     from nvae_tf.models.latents import temperatures_of_groups
 
-    temperature = arguments.parse_temperature(FLAGS.temperature)
+    temperature = parse_temperature(FLAGS.temperature)
     temperatures_of_groups(temperature, latent_plan(config.model))
     return temperature
 
 
 def _kept_groups(config: ExperimentConfig) -> tuple[int, int]:
     """--kept_groups, and how many groups there are."""
-    from nvae_tf.generation.reconstruction import checked_kept_groups
+    from nvae_tf.generation.sampling import checked_kept_groups
 
     plan = latent_plan(config.model)
     return checked_kept_groups(FLAGS.kept_groups, plan), plan.num_groups
@@ -287,8 +284,6 @@ def _images(
         images, names = pictures_for_model(places, config.data, FLAGS.seed, FLAGS.resize, FLAGS.convert)
         words = f"picture{'' if len(images) == 1 else 's'} of {', '.join(places)}"
     else:
-        from nvae_tf.generation.reconstruction import data_set_images
-
         indices = FLAGS.indices and [int(word) for word in FLAGS.indices]
         count = FLAGS.count if "count" in FLAGS else None
         images, names = data_set_images(config, FLAGS.split, indices, count, at_most, FLAGS.seed, FLAGS.data_path)
@@ -296,6 +291,41 @@ def _images(
     # Fail early on duplicate names.
     names = image_grid.picture_names(names) if as_file_names else names
     return images, names, f"{len(images):,} {words}"
+
+
+def data_set_images(
+    config: ExperimentConfig,
+    split: str = "test",
+    indices: Sequence[int] | None = None,
+    count: int | None = None,
+    at_most: int | None = None,
+    seed: int = 0,
+    data_path: str | None = None,
+) -> tuple[np.ndarray, list[str]]:
+    """Images of a run's data set as the model sees them, and a name for each.
+
+    They are those of the numbers `indices`, or the first `count`, or else `at_most`. `seed` is that of the
+    binarization; `data_path` where the images are, if no longer at the run's. ValueError where there are fewer images.
+    """
+    from nvae_tf.data.pipeline import evaluation_batches, iterate
+    from nvae_tf.data.sources import load_split
+    from nvae_tf.training.loading import spec_to_read
+
+    spec = spec_to_read(config, data_path)
+    source = load_split(spec, split, StatusLine().report())
+    count = count or min(at_most or source.count, source.count)
+    part = f"the {split} part of {spec.name}"
+    check(count <= source.count, f"--count={count}: {part} has only {source.count} images")
+    for index in indices or ():
+        numbers = f"{part} has {source.count} images, numbers 0 to {source.count - 1}"
+        check(index < source.count, f"--indices={index}: {numbers}")
+    if indices is None:
+        indices = range(count)
+        batches = evaluation_batches(source, spec, 64, seed, range(-(-count // 64)))
+    else:
+        batches = evaluation_batches(source, spec, 1, seed, indices)
+    images = np.concatenate([batch.numpy() for batch in iterate(batches, source)])[: len(indices)]
+    return images, [f"{split}_{index:05d}" for index in indices]
 
 
 def _write(
@@ -318,66 +348,56 @@ def _progress(total: int, what: str = "") -> Callable[[int], None]:
 MODES = {mode.__name__: mode for mode in (sample, reconstruct, interpolate, vary, encode, decode, nearest)}
 # Of --output, where it is not a PNG file or a folder.
 _KINDS = {"interpolate": (".png", ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": (".png",)}
-_OUTPUT_HELP = {
-    "interpolate": "File to write, PNG, GIF or WebP, or a folder (DIR/) for a PNG file of every image.",
-    "encode": "File of latents to write, .npz.",
-    "nearest": "PNG file to write.",
-}
-_WITH_IMAGES = ("reconstruct", "interpolate", "vary", "encode")
-# Images of the data set that are taken where no flag says how many; all in the other modes.
-_AT_MOST = {"reconstruct": 40, "vary": 8}
 
 
 def _define_flags(mode: str) -> None:
     """The flags of one mode; those of the others are unknown then."""
-    number, text, switch = flags.DEFINE_integer, flags.DEFINE_string, flags.DEFINE_boolean
+    text, switch, choice, words = flags.DEFINE_string, flags.DEFINE_boolean, flags.DEFINE_enum, flags.DEFINE_list
+    from_0, from_1, from_20 = (functools.partial(flags.DEFINE_integer, lower_bound=lowest) for lowest in (0, 1, 20))
     text("workdir", None, "Run folder of train.main.", required=True)
-    flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-    output = "File to write: PNG, or a folder (DIR/) for a PNG file of every image in the model's size."
-    text("output", None, _OUTPUT_HELP.get(mode, output), required=True)
+    choice("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
+    kinds = _KINDS.get(mode, (".png", FOLDER))
+    folder = ", or a folder (DIR/) for a PNG file of every image in the model's size" if FOLDER in kinds else ""
+    output = f"File to write, {' or '.join(kind for kind in kinds if kind != FOLDER)}{folder}."
+    text("output", None, output, required=True)
     switch("overwrite", False, "Replace what is at --output already.")
-    number("seed", 1, "Of the latents, and of the binarization of images.", lower_bound=0, upper_bound=LARGEST_SEED)
-    if mode in _WITH_IMAGES:
-        several = "a file, a folder with all in it, or several with commas. Without it, images of the data set"
-        flags.DEFINE_multi_string("input", None, f"Picture files: {several}")
-        brought = "How picture files of --input are brought to the model's size; if not given, as in training."
-        flags.DEFINE_enum("resize", None, ["crop", "stretch"], brought)
-        switch("convert", None, "Convert pictures of --input that have other channels; if not given, as in training.")
-        flags.DEFINE_list("indices", None, "Numbers of images of the data set, counted from 0: 3,17.")
-        switch("mean", False, "Take the posterior's means as an image's latents, not draws.")
-    if mode in ("sample", "nearest"):
-        number("count", 64 if mode == "sample" else 8, "Number of samples.", lower_bound=1)
-    elif mode in ("reconstruct", "vary", "encode"):
-        at_most = f"{_AT_MOST[mode]}, or all if there are fewer" if mode in _AT_MOST else "all"
-        number("count", None, f"Number of images of the data set; {at_most} if not given.", lower_bound=1)
-    if mode in ("reconstruct", "vary", "decode"):
-        kept = "So many groups, from the top, keep their latents, and the others are drawn"
-        kept += "; 0 gives samples." if mode == "vary" else "; all if not given."
-        number("kept_groups", 1 if mode == "vary" else None, kept, lower_bound=0)
-    if mode not in ("interpolate", "encode"):
-        text("temperature", "1.0", arguments.TEMPERATURE_HELP)
-    if mode in ("sample", "reconstruct", "decode"):
-        columns = (
-            f"At most so many images a row{'' if mode == 'reconstruct' else '; a nearly square grid if not given'}."
-        )
-        number("columns", 10 if mode == "reconstruct" else None, columns, lower_bound=1)
-    if mode in (*_WITH_IMAGES, "nearest"):
-        flags.DEFINE_enum("split", "train" if mode == "nearest" else "test", ["test", "train"], "Part of the data set.")
-        text("data_path", None, command_line.DATA_PATH_HELP)
-    if mode == "sample":
-        number("batch_norm_iterations", 0, arguments.BATCH_NORM_HELP, lower_bound=0)
-    elif mode == "interpolate":
-        number("steps", 10, "Steps from one image to the next.", lower_bound=1)
-        flags.DEFINE_list("how", ["spherical"], "spherical, linear or keep; one, or one a scale or a group.")
-        number("milliseconds", 80, "How long a GIF or WebP shows each image.", lower_bound=20)
-        switch("loop", True, "Whether a GIF or WebP begins again for ever.")
-    elif mode == "vary":
-        number("variants", 8, "Number of variants of each image.", lower_bound=1)
-    elif mode == "decode":
-        text("input", None, "File of latents, .npz.", required=True)
-    elif mode == "nearest":
-        number("neighbors", 8, "Number of nearest images of each sample.", lower_bound=1)
-        text("json", None, "File to write numbers and distances to, .json.")
+    from_0("seed", 1, "Of the latents, and of the binarization of images.", upper_bound=LARGEST_SEED)
+    of_images, images = dict.fromkeys(("reconstruct", "interpolate", "vary", "encode")), "images of the data set"
+    of_data_set = dict.fromkeys(of_images, "test") | {"nearest": "train"}
+    temperatures = dict.fromkeys(("sample", "reconstruct", "vary", "decode", "nearest"), "1.0")
+    pictures = f"Picture files: a file, a folder with all in it, or several with commas. Without it, {images}"
+    resize = "How picture files of --input are brought to the model's size; if not given, as in training."
+    convert = "Convert pictures of --input that have other channels; if not given, as in training."
+    count = f"Number of {images}; if not given, reconstruct takes 40, vary 8 and encode all."
+    kept = "So many groups, from the top, keep their latents, and the others are drawn; 0 gives samples."
+    # Each flag with its default in the modes that have it.
+    for name, defaults, define, meaning in (
+        ("input", of_images, flags.DEFINE_multi_string, pictures),
+        ("input", {"decode": None}, functools.partial(text, required=True), "File of latents, .npz."),
+        ("resize", of_images, functools.partial(choice, enum_values=["crop", "stretch"]), resize),
+        ("convert", of_images, switch, convert),
+        ("indices", of_images, words, "Numbers of images of the data set, counted from 0: 3,17."),
+        ("mean", dict.fromkeys(of_images, False), switch, "Take the posterior's means as latents, not draws."),
+        ("count", {"sample": 64, "nearest": 8}, from_1, "Number of samples."),
+        ("count", {"reconstruct": None, "vary": None, "encode": None}, from_1, count),
+        ("kept_groups", {"vary": 1}, from_0, kept),
+        ("kept_groups", {"reconstruct": None, "decode": None}, from_0, f"{kept} All if not given."),
+        ("temperature", temperatures, text, command_line.TEMPERATURE_HELP),
+        ("columns", {"sample": None, "decode": None}, from_1, "Images a row at most; nearly a square if not given."),
+        ("columns", {"reconstruct": 10}, from_1, "At most so many images a row."),
+        ("split", of_data_set, functools.partial(choice, enum_values=["test", "train"]), "Part of the data set."),
+        ("data_path", dict.fromkeys(of_data_set), text, command_line.DATA_PATH_HELP),
+        ("batch_norm_iterations", {"sample": 0}, from_0, command_line.BATCH_NORM_HELP),
+        ("steps", {"interpolate": 10}, from_1, "Steps from one image to the next."),
+        ("how", {"interpolate": ["spherical"]}, words, "spherical, linear or keep; one, or one a scale or a group."),
+        ("milliseconds", {"interpolate": 80}, from_20, "How long a GIF or WebP shows each image."),
+        ("loop", {"interpolate": True}, switch, "Whether a GIF or WebP begins again for ever."),
+        ("variants", {"vary": 8}, from_1, "Number of variants of each image."),
+        ("neighbors", {"nearest": 8}, from_1, "Number of nearest images of each sample."),
+        ("json", {"nearest": None}, text, "File to write numbers and distances to, .json."),
+    ):
+        if mode in defaults:
+            define(name, defaults[mode], help=meaning)
 
 
 def overview() -> str:

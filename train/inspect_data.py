@@ -12,9 +12,9 @@ Exit code: 0 done, 2 a mistake in the command or in the data.
 from absl import flags
 
 from nvae_tf import command_line
+from nvae_tf.command_line import output_place
 from nvae_tf.data.spec import complete_config
 from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.generation.arguments import output_place
 from nvae_tf.latent_plan import latent_plan
 
 CONFIG = command_line.define_config(flags)

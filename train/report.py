@@ -16,10 +16,10 @@ import os
 from absl import flags
 
 from nvae_tf import command_line
+from nvae_tf.command_line import output_place
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
-from nvae_tf.generation.arguments import output_place
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; report.html in the run folder if not given.")

@@ -1,15 +1,20 @@
-"""Images in files of arrays: NumPy's `.npy` (read on demand) and `.npz`, MNIST's IDX files, OMNIGLOT's MATLAB file."""
+"""Images in files of arrays: NumPy's `.npy` (read on demand) and `.npz`, MNIST's IDX files, OMNIGLOT's MATLAB file.
+
+Images of other sources can be decoded once into such a file: see `decoded_once`.
+"""
 
 import contextlib
-import dataclasses
 import gzip
+import hashlib
 import io
 import math
 import os
 import pathlib
+import re
+import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -17,7 +22,8 @@ import numpy as np
 from nvae_tf.config import DataSpec, check
 from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_pixels, fits
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, check_memory, held_out
-from nvae_tf.errors import first_line
+from nvae_tf.errors import wrap_read_errors
+from nvae_tf.files import atomic_file, check_writable
 from nvae_tf.progress import Report
 
 _BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16, np.dtype(np.bool_): 8}
@@ -25,6 +31,13 @@ _BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16, np.dtype(np.bool_): 8}
 _LONGEST_HEADER = 2**14
 _IDX_WORDS = {"train": ("train",), "test": ("t10k", "test")}
 _MAT_FILE, _MAT_SIZE = "chardata.mat", 28
+# To be raised whenever the code makes other pixels of the same pictures: all are then decoded again.
+_DECODED_FORM = 3
+# What decides about the pixels, besides the files.
+_PIXEL_SETTINGS = (
+    *("source", "source_name", "train_split", "test_split", "test_fraction", "split_seed"),
+    *("height", "width", "channels", "file_bits", "convert", "crop_box", "resize", "on_bad_file", "max_pixels"),
+)
 
 
 class _ArrayHeader(NamedTuple):
@@ -36,7 +49,7 @@ class _ArrayHeader(NamedTuple):
 
 
 def _read_header(stream: BinaryIO, size: int) -> _ArrayHeader:
-    """The header of an array of `size` bytes in all; NumPy's errors for damaged ones are of many kinds."""
+    """The header of an array of `size` bytes in all."""
     start = io.BytesIO(stream.read(_LONGEST_HEADER))
     version = np.lib.format.read_magic(start)
     read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
@@ -50,56 +63,43 @@ def _read_header(stream: BinaryIO, size: int) -> _ArrayHeader:
     return _ArrayHeader(shape, dtype, problem)
 
 
-def map_array(file: str | os.PathLike) -> np.ndarray:
-    """The array of a `.npy` file, memory-mapped; for damaged files it raises what NumPy does: errors of many kinds."""
-    with open(file, "rb") as stream:
-        header = _read_header(stream, os.path.getsize(file))
-    if header.problem:
-        raise ValueError(header.problem)
-    return np.load(file, mmap_mode="r", allow_pickle=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class _StoredArray:
+class _StoredArray(NamedTuple):
     """An array in a `.npy` file, or in an entry of a `.npz` file."""
 
     file: pathlib.Path
     entry: str | None = None
 
     def header(self) -> _ArrayHeader:
-        with self._opened() as (stream, size):
+        with self.opened() as (stream, size):
             return _read_header(stream, size)
 
     def read(self, header: _ArrayHeader) -> np.ndarray:
         """The array, whose header has no problem: mapped where it can be, otherwise in memory."""
-        if self.entry is not None:
-            size = math.prod(header.shape) * header.dtype.itemsize
-            check_memory(
-                size, f"{self.file}: its images", "numpy.save them as a .npy file, which is read only as needed"
-            )
-        with self._opened() as (stream, _):
-            return map_array(self.file) if self.entry is None else np.lib.format.read_array(stream, allow_pickle=False)
-
-    def damaged(self, reason: str) -> ValueError:
         if self.entry is None:
-            return ValueError(
-                f"{self.file}: not a complete NumPy file of plain numbers ({reason}); numpy.save writes one"
-            )
-        return ValueError(f"{self.file}: a damaged .npz file, or one with Python objects ({self.entry}: {reason})")
+            with self.naming_damage():
+                return np.load(self.file, mmap_mode="r", allow_pickle=False)
+        size = math.prod(header.shape) * header.dtype.itemsize
+        check_memory(size, f"{self.file}: its images", "numpy.save them as a .npy file, which is read only as needed")
+        with self.opened() as (stream, _):
+            return np.lib.format.read_array(stream, allow_pickle=False)
+
+    def naming_damage(self) -> contextlib.AbstractContextManager[None]:
+        if self.entry is None:
+            what = f"{self.file}: not a complete NumPy file of plain numbers ("
+            return wrap_read_errors(what, "); numpy.save writes one")
+        what = f"{self.file}: a damaged .npz file, or one with Python objects ({self.entry}: "
+        return wrap_read_errors(what, ")")
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[tuple[BinaryIO, int]]:
+    def opened(self) -> Iterator[tuple[BinaryIO, int]]:
         """The array's bytes and their number."""
-        try:
+        with self.naming_damage():
             if self.entry is None:
                 with self.file.open("rb") as stream:
                     yield stream, self.file.stat().st_size
             else:
                 with zipfile.ZipFile(self.file) as archive, archive.open(self.entry) as stream:
                     yield stream, archive.getinfo(self.entry).file_size
-        # NumPy, zipfile and zlib raise errors of many kinds for damaged files.
-        except Exception as error:
-            raise self.damaged(first_line(error)) from None
 
 
 def first_arrays_image(spec: DataSpec) -> PictureHeader:
@@ -175,28 +175,23 @@ def _arrays_at(path: pathlib.Path) -> dict[str, _StoredArray]:
     with path.open("rb") as file:
         if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
             return {path.stem: _StoredArray(path)}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            for name in names:
-                # Checks that the entry has the same name: a damaged one could hide an array.
-                archive.open(name).close()
-    except Exception as error:
-        raise _StoredArray(path).damaged(first_line(error)) from None
+    with _StoredArray(path).naming_damage(), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        for name in names:
+            # Checks that the entry has the same name: a damaged one could hide an array.
+            archive.open(name).close()
     # Other entries are not arrays: a text about them.
     return {name.removesuffix(".npy"): _StoredArray(path, name) for name in names if name.endswith(".npy")}
 
 
 def _checked(path: pathlib.Path, stored: _StoredArray, header: _ArrayHeader) -> _ArrayHeader:
     """The header of images, with the shape `[count, height, width, channels]`."""
-    if header.problem:
-        raise stored.damaged(header.problem)
+    with stored.naming_damage():
+        check(not header.problem, header.problem)
     shape = header.shape
     array = f"{path}: the array {list(shape)} seems"
     if len(shape) == 3 and shape[-1] in (2, 3, 4):
-        raise ValueError(
-            f"{array} to be a single image; a set of images has one axis more: [count, height, width, channels]"
-        )
+        raise ValueError(f"{array} to be a single image; a set of images has one axis more, the first: their count")
     if len(shape) == 3:
         shape = (*shape, 1)
     if len(shape) == 4 and shape[-1] not in (1, 2, 3, 4) and shape[1] in (1, 2, 3, 4):
@@ -313,30 +308,79 @@ def load_mat(spec: DataSpec, split: str, _: Report) -> ImageSource:
     file = path / _MAT_FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; docs/data.md says where it comes from")
-    # SciPy raises many kinds of errors for damaged files. The headers are read before anything is unpacked.
-    try:
+    damage = f"{file}: not a complete MATLAB file (", "); download it again"
+    # The headers are read before anything is unpacked.
+    with wrap_read_errors(*damage):
         shapes = {name: shape for name, shape, _ in scipy.io.whosmat(file)}
-    except Exception as error:
-        raise _damaged_mat(file, error) from None
-    if variable not in shapes:
-        raise ValueError(f"{file}: has no variable {variable!r}; it is not the {_MAT_FILE} of Burda et al.")
+    check(variable in shapes, f"{file}: has no variable {variable!r}; it is not the {_MAT_FILE} of Burda et al.")
     shape = tuple(shapes[variable])
     form = f"{file}: variable {variable!r} is {list(shape)}; it must be [{_MAT_SIZE**2}, images], from 0 to 1"
-    if len(shape) != 2 or shape[0] != _MAT_SIZE**2 or not shape[1]:
-        raise ValueError(form)
+    check(len(shape) == 2 and shape[0] == _MAT_SIZE**2 and shape[1] > 0, form)
     check_memory(math.prod(shape) * 8, f"{file}: its images", "download the file again")
-    try:
+    with wrap_read_errors(*damage):
         columns = scipy.io.loadmat(file, variable_names=[variable])[variable]
-    except Exception as error:
-        raise _damaged_mat(file, error) from None
     is_plain = isinstance(columns, np.ndarray) and columns.shape == shape and columns.dtype.kind in "fiu"
-    if not is_plain or not (columns.min() >= 0.0 and columns.max() <= 1.0):
-        raise ValueError(form)
+    check(is_plain and columns.min() >= 0.0 and columns.max() <= 1.0, form)
     images = columns.reshape(_MAT_SIZE, _MAT_SIZE, -1).transpose(2, 1, 0)
     images = (images * 255).astype(np.uint8)[..., np.newaxis]
     _check_images(images, spec, file)
     return ArraySource(_fitted(images, spec))
 
 
-def _damaged_mat(file, error):
-    return ValueError(f"{file}: not a complete MATLAB file ({first_line(error)}); download it again")
+def decoded_once(
+    spec: DataSpec,
+    split: str,
+    contents: Iterable[object],
+    decode: Callable[[], tuple[int, Iterable[np.ndarray]]],
+    report: Report,
+) -> ReadSource:
+    """The decoded images of one part of a data set, mapped from an array file in the folder `spec.cache`.
+
+    The file's name has a hash of the settings and of `contents`, which need a `repr`: others give another file. Where
+    it is missing, `decode` gives the number of images, and batches uint8 `[batch, height, width, channels]` of them.
+    """
+    digest = hashlib.sha256(repr((_DECODED_FORM, [getattr(spec, name) for name in _PIXEL_SETTINGS])).encode())
+    for content in contents:
+        digest.update(repr(content).encode(errors="surrogateescape"))
+    folder = pathlib.Path(spec.cache).expanduser()
+    file = folder / f"{re.sub('[^A-Za-z0-9]+', '_', spec.name)}-{split}-{digest.hexdigest()[:16]}.npy"
+    if not file.is_file():
+        check_writable(folder, f"data.cache = {spec.cache}")
+        folder.mkdir(parents=True, exist_ok=True)
+        count, batches = decode()
+        with atomic_file(file) as unfinished:
+            images = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(count, *spec.image_shape))
+            _take_room(unfinished, spec)
+            fill(images, batches, spec, f"decoding into {folder}", report)
+            images.flush()
+    with wrap_read_errors(f"{file}: damaged (", "); remove it, and it will be made again"), file.open("rb") as stream:
+        header = _read_header(stream, file.stat().st_size)
+        matches = header.dtype == np.uint8 and header.shape[1:] == spec.image_shape
+        check(not header.problem and matches, header.problem or f"it has {header.dtype} {list(header.shape)}")
+        images = np.load(file, mmap_mode="r")
+    return ReadSource(len(images), images.shape[1:], lambda numbers: images[numbers])
+
+
+def fill(images: np.ndarray, batches: Iterable[np.ndarray], spec: DataSpec, doing: str, report: Report) -> None:
+    """Copies batches of images into an array for all; ValueError where there are not as many."""
+    done = 0
+    for batch in batches:
+        images[done : done + len(batch)] = batch
+        done += len(batch)
+        report.progress(f"{doing}: {done:,} of {len(images):,} images")
+    where = spec.path or spec.source_name
+    found = f"{where}: has {done} images, not {len(images)}: did it change meanwhile? Try again"
+    check(done == len(images), f"{found}, or prepare the set anew" if spec.source == "tfds" else found)
+
+
+def _take_room(unfinished: pathlib.Path, spec: DataSpec) -> None:
+    """Takes all of the file's blocks: a full disk would end the process when a mapped page is written."""
+    size, free = unfinished.stat().st_size, shutil.disk_usage(unfinished.parent).free
+    try:
+        with unfinished.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise ValueError(
+            f"data.cache = {spec.cache}: the decoded images need {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
+            f"({error.strerror}); name a folder on another disk"
+        ) from None

@@ -44,15 +44,14 @@ def _photos(spec, split):
     """Patches of both photographs, 427x640: training patches from the left part, test patches from the right."""
     from sklearn.datasets import load_sample_images
 
+    size = spec.height, spec.width
     most = f"patches of the bundled photographs are at most {_LARGEST_PATCH} pixels high and wide"
-    check(
-        max(spec.height, spec.width) <= _LARGEST_PATCH, f"data.height, data.width = {spec.height}, {spec.width}: {most}"
-    )
+    check(max(size) <= _LARGEST_PATCH, f"data.height, data.width = {spec.height}, {spec.width}: {most}")
     columns = slice(None, _TEST_COLUMNS_FROM) if split == "train" else slice(_TEST_COLUMNS_FROM, None)
     step = _PATCH_STEPS[split]
     patches = []
     for photograph in load_sample_images().images:
-        windows = np.lib.stride_tricks.sliding_window_view(photograph[:, columns], (spec.height, spec.width), (0, 1))
+        windows = np.lib.stride_tricks.sliding_window_view(photograph[:, columns], size, (0, 1))
         # [rows, columns, channels, height, width] -> a patch a row.
         chosen = windows[::step, ::step].transpose(0, 1, 3, 4, 2)
         patches.append(chosen.reshape(-1, *chosen.shape[2:]))

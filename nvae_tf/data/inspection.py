@@ -46,27 +46,21 @@ def _inspect_part(
     batches: Iterator[tf.Tensor], available: int, spec: DataSpec, count: int, seconds: float
 ) -> tuple[np.ndarray, str]:
     """The first images and, in words, statistics of more and how fast they are read."""
-    wanted, seen, total = min(max(_IMAGES_LOOKED_AT, count), available), 0, 0.0
-    kept, levels, bars = [], np.empty(0, np.float32), np.zeros(_HISTOGRAM_BARS)
-    while seen < wanted:
-        images = next(batches).numpy()
-        if seen < count:
-            kept.append(images)
-        seen += len(images)
-        levels = np.union1d(levels, images)
-        bars += np.histogram(images, _HISTOGRAM_BARS, (0.0, 1.0))[0]
-        total += float(images.sum(dtype=np.float64))
-    values = bars.sum()
+    read, wanted = [next(batches)], min(max(_IMAGES_LOOKED_AT, count), available)
+    while sum(map(len, read)) < wanted:
+        read.append(next(batches))
+    images = np.concatenate(read)
+    levels, bars = np.unique(images), np.histogram(images, _HISTOGRAM_BARS, (0.0, 1.0))[0]
     lines = [
-        f"in {min(seen, available):,} of them: values from {levels[0]:.3f} to {levels[-1]:.3f}, "
-        f"mean {total / values:.3f}, {len(levels)} of {2**spec.num_bits} levels; "
+        f"in {min(len(images), available):,} of them: values from {levels[0]:.3f} to {levels[-1]:.3f}, "
+        f"mean {images.mean(dtype=np.float64):.3f}, {len(levels)} of {2**spec.num_bits} levels; "
         f"{_images_per_second(batches, seconds):,.0f} images/s"
     ]
-    for number, fraction in enumerate(bars / values):
+    for number, fraction in enumerate(bars / images.size):
         low, high = number / _HISTOGRAM_BARS, (number + 1) / _HISTOGRAM_BARS
         bar = "#" * round(fraction * _BAR_WIDTH)
         lines.append(f"    {low:.3f} to {high:.3f}  {fraction:6.1%}  {bar}".rstrip())
-    return np.concatenate(kept)[:count][:available], "\n".join(lines)
+    return images[:count][:available], "\n".join(lines)
 
 
 def _images_per_second(batches: Iterator[tf.Tensor], seconds: float) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from nvae_tf.config import DataSpec, check
 from nvae_tf.data import pictures
-from nvae_tf.data.decoded_cache import decoded_once
+from nvae_tf.data.array_files import decoded_once
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, held_out
 from nvae_tf.progress import Report
 
@@ -204,8 +204,7 @@ def pictures_for_model(
       resize: "crop" or "stretch", in place of the data set's rule.
       convert: whether pictures with other channels are converted; None: as the data set has it.
 
-    Returns float32 `[count, height, width, channels]` in [0, 1], and the files' names; ValueError where a picture can't
-    be used.
+    Returns float32 `[count, height, width, channels]` in [0, 1], and the files' names; ValueError for unusable files.
     """
     from nvae_tf.data.pipeline import evaluation_batches, iterate
 

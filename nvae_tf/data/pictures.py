@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from nvae_tf.config import MAX_PIXELS, DataSpec
-from nvae_tf.errors import first_line
+from nvae_tf.errors import first_line, wrap_read_errors
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -58,9 +58,7 @@ def list_pictures(folder: str | os.PathLike) -> list[str]:
     """The sorted relative names of all pictures in a tree of folders, hidden ones left out."""
 
     def refuse(error):
-        raise ValueError(
-            f"{error.filename}: this folder can't be read ({error.strerror}); its pictures would be missing"
-        )
+        raise ValueError(f"{error.filename}: this folder can't be read ({error.strerror}); its pictures are missing")
 
     names, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
@@ -140,10 +138,8 @@ def _opened(path, max_pixels):
     except Exception as error:
         raise BadPicture(f"{path}: can't be read ({first_line(error)})") from None
     with picture:
-        try:
+        with _naming_damage(picture, path):
             problem = _problem(picture, max_pixels)
-        except Exception as error:
-            raise _damaged(picture, path, error) from None
         if problem:
             raise BadPicture(f"{path}: {problem}")
         yield picture
@@ -164,9 +160,7 @@ def _problem(picture, max_pixels):
     if picture.format == "TIFF" and not _is_plain_tiff(tags):
         return _ODD_TIFF
     if picture.format in _FORMATS_WITH_FRAMES and picture.is_animated:
-        return (
-            "has several frames or pages, but one file is one picture; save those that you want as files of their own"
-        )
+        return "has several frames or pages, but one file is one picture; save those that you want as single files"
     return None
 
 
@@ -193,15 +187,12 @@ def _of_decoded(picture, path, make):
 
     def decode_and_make():
         with contextlib.closing(picture):
-            try:
+            with _naming_damage(picture, path):
                 if picture.format == "PNG":
                     # Decoding ends with the last row, and checks no checksum before.
                     with Image.open(path, formats=("PNG",)) as same_picture:
                         same_picture.verify()
                 picture.load()
-            # Pillow's decoders raise errors of many kinds for damaged files, SyntaxError among them.
-            except Exception as error:
-                raise _damaged(picture, path, error) from None
             return make()
 
     if picture.width * picture.height <= _LARGE:
@@ -211,8 +202,8 @@ def _of_decoded(picture, path, make):
         return thread.submit(decode_and_make).result()
 
 
-def _damaged(picture, path, error):
-    return BadPicture(f"{path}: a damaged or cut-off {picture.format} file ({first_line(error)})")
+def _naming_damage(picture, path):
+    return wrap_read_errors(f"{path}: a damaged or cut-off {picture.format} file (", ")", BadPicture)
 
 
 def _what_else(path):
@@ -270,29 +261,16 @@ def _orientation(picture):
 
 def _seems_complete(picture, path):
     size = os.path.getsize(path)
-    if picture.format == "TIFF":
-        return _strips_lie_within(picture.tag_v2, size)
     with open(path, "rb") as file:
         if picture.format == "WEBP":
             return int.from_bytes(file.read(8)[4:], "little") + 8 <= size
         if picture.format not in _ENDS:
-            # A BMP's size may be left out of its header; decoding is quick.
+            # Of TIFF and BMP files: they have no end mark.
             return False
         file.seek(-min(size, _PNG_TAIL), os.SEEK_END)
         tail = file.read()
     # Metadata behind a PNG's pixels may say that it lies on its side.
     return tail.endswith(_ENDS[picture.format]) and not (picture.format == "PNG" and b"eXIf" in tail)
-
-
-def _strips_lie_within(tags, size):
-    base = ExifTags.Base
-    try:
-        name = base.TileOffsets if base.TileOffsets in tags else base.StripOffsets
-        counts = base.TileByteCounts if name == base.TileOffsets else base.StripByteCounts
-        return all(offset + count <= size for offset, count in zip(tags[name], tags[counts], strict=True))
-    # What Pillow raises for tags that are missing or odd; the picture is decoded to be sure.
-    except Exception:
-        return False
 
 
 def fitted(picture: Image.Image, spec: DataSpec, where: str = "a picture") -> Image.Image:

@@ -127,10 +127,8 @@ def training_batches(
     check_image_shape(source, spec)
     steps_per_epoch(source.count, batch_size)
     check(start_step >= 0, f"The start step is {start_step}; it must be 0 or above.")
-    check(
-        batch_size % shard.count == 0,
-        f"A batch of {batch_size} can't be shared evenly by {shard.count} processes: make it a multiple of that.",
-    )
+    uneven = f"A batch of {batch_size} can't be shared evenly by {shard.count} processes: make it a multiple of that."
+    check(batch_size % shard.count == 0, uneven)
     index_batches = shuffled_index_batches(source.count, batch_size, seed, start_step, shard)
     flip_key = stream_key(seed, RandomStream.HORIZONTAL_FLIP) if spec.horizontal_flip else None
     binarize_key = stream_key(seed, RandomStream.TRAINING_BINARIZATION)
@@ -173,9 +171,8 @@ def shuffled_index_batches(
         return tf.data.Dataset.from_tensor_slices((positions[skipped:], indices[:, offset : offset + size][skipped:]))
 
     epochs = tf.data.Dataset.counter(start=start_step // steps)
-    return epochs.flat_map(batches_of_epoch).apply(
-        tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    )
+    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    return epochs.flat_map(batches_of_epoch).apply(endless)
 
 
 def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from nvae_tf.config import DataSpec, check, did_you_mean
-from nvae_tf.data.decoded_cache import decoded_once
+from nvae_tf.data.array_files import decoded_once, fill
 from nvae_tf.data.pictures import BadPicture, PictureHeader, check_form, fit_pixels
 from nvae_tf.data.pipeline import closed_at_exit
 from nvae_tf.data.sources import ArraySource, ImageSource, check_memory
@@ -58,7 +58,7 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
     if not builder.is_prepared() and not isinstance(builder, tfds.folder_dataset.ImageFolder):
         _download_and_prepare(builder)
     name = {"train": spec.train_split, "test": spec.test_split}[split]
-    count = _number_of_examples(builder, name, split, spec)
+    count = _number_of_examples(builder, name, split)
     if spec.cache:
         # Distinguishes prepared sets of the same name.
         info = pathlib.Path(builder.data_path) / "dataset_info.json"
@@ -69,13 +69,8 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
         f"{spec.source_name}: {count:,} images of {spec.image_shape}",
         "name a folder for the decoded images, --config.data.cache=FOLDER",
     )
-    images, done = np.empty((count, *spec.image_shape), np.uint8), 0
-    for batch in _batches(builder, name, spec):
-        images[done : done + len(batch)] = batch
-        done += len(batch)
-        report.progress(f"reading {builder.info.full_name}: {done:,} of {count:,} images")
-    if done != count:
-        raise ValueError(f"{builder.data_path}: has {done} images, and says that it has {count}; prepare the set anew")
+    images = np.empty((count, *spec.image_shape), np.uint8)
+    fill(images, _batches(builder, name, spec), spec, f"reading {builder.info.full_name}", report)
     return ArraySource(images)
 
 
@@ -156,10 +151,7 @@ def _bits(feature):
     return np.dtype(feature.np_dtype).itemsize * 8
 
 
-def _number_of_examples(builder, name, split, spec):
-    if not builder.info.splits:
-        # A set that does not record its size, as TFDS' mocks: it is read once to count.
-        return sum(len(batch) for batch in _batches(builder, name, spec))
+def _number_of_examples(builder, name, split):
     try:
         count = builder.info.splits[name].num_examples
     except (KeyError, ValueError):

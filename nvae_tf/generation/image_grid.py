@@ -25,15 +25,12 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
       images: float `[count, height, width, 1 to 4 channels]` in [0, 1]; values outside are clipped. ValueError for
         another shape, no image, or values that are not finite.
       columns: images per row; None for a nearly square grid.
-      enlarge: whole factor by which each pixel is repeated; None for the smallest that makes the images'
-        shorter side at least 64 pixels.
+      enlarge: how often each pixel is repeated; None for the smallest factor that makes the shorter side 64 pixels.
     """
     images = np.asarray(images, dtype=np.float32)
     shape = list(images.shape)
-    check(
-        images.ndim == 4 and images.shape[3] in (1, 2, 3, 4) and bool(images.size),
-        f"An image grid is made of [count, height, width, 1 to 4], not of {shape}.",
-    )
+    are_images = images.ndim == 4 and images.shape[3] in (1, 2, 3, 4) and bool(images.size)
+    check(are_images, f"An image grid is made of [count, height, width, 1 to 4], not of {shape}.")
     bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
     diverged = "values that are not finite: the model that made them has diverged."
     check(not bad, f"{bad} of {shape[0]} images hold {diverged}")

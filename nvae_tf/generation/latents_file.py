@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nvae_tf.config import check
-from nvae_tf.errors import first_line
+from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models import NVAE
@@ -50,23 +50,16 @@ def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLat
     plan = model if isinstance(model, LatentPlan) else model.plan
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file of latents; train.generate encode writes one")
-    try:
+    fix = "write one with train.generate encode or nvae_tf.generation.latents_file.save_latents"
+    with wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"); {fix}"):
         entries = read_arrays(pathlib.Path(path))
-        check(
-            _FORMAT in str(entries.get("about", "")), f"it has {', '.join(sorted(entries)[:5])}, and no entry `about`"
-        )
+        names = ", ".join(sorted(entries)[:5])
+        check(_FORMAT in str(entries.get("about", "")), f"it has {names}, and no entry `about`")
         shapes = [tuple(shape) for shape in json.loads(str(entries["about"]))["latent_shapes"]]
         latents = [entries[_GROUP.format(index)] for index in range(len(shapes))]
         names = [str(name) for name in entries["names"]] if "names" in entries else None
         counts = {len(part) for part in [*latents, *([names] if names is not None else [])]}
         fits = len(counts) == 1 and [latent.shape[1:] for latent in latents] == shapes
         check(fits, "its arrays do not fit each other")
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"{path}: damaged, or not a file of latents ({first_line(error)}); write one with train.generate encode or "
-            "nvae_tf.generation.latents_file.save_latents"
-        ) from None
-    try:
+    with wrap_read_errors(f"{path}: ", ""):
         return StoredLatents([latent.numpy() for latent in check_latents(latents, plan)], names)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import check
+from nvae_tf.config import check, check_choice
+from nvae_tf.latent_plan import LatentPlan, of_groups
 from nvae_tf.models import NVAE
 from nvae_tf.models.images import check_images
 from nvae_tf.models.latents import (
@@ -23,9 +24,11 @@ from nvae_tf.models.latents import (
 )
 from nvae_tf.replicas import divided, joined
 
-# Always the same, so that the arithmetic of image i, and with it its last bit, does not depend on how many
-# there are.
+# Always the same, so that the last bit of image i does not depend on how many there are.
 BATCH_SIZE = 16
+WAYS = ("spherical", "linear", "keep")
+# In radians. Below it an arc and a straight line are the same in float32; and opposite latents have no arc.
+_SMALLEST_ANGLE = 1e-4
 Progress = Callable[[int], None]
 
 
@@ -141,6 +144,156 @@ def generator_of(model: NVAE) -> ImageGenerator:
     return _GENERATORS[model]
 
 
+def reconstruct_images(
+    model: NVAE,
+    images: np.ndarray,
+    kept_groups: int | None = None,
+    temperature: Temperature = 1.0,
+    seed: int = 0,
+    mean: bool = False,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Mean images of latents of which the top groups' come from images and the rest from the prior.
+
+    Images are `[count, height, width, channels]` in [0, 1]. `kept_groups` is the number of groups, from the top, whose
+    latents are the image's; None for all. `temperature` is that of the other groups' priors, see `generate_images`;
+    `seed`, `mean` and `progress` as for `encode_images`.
+    """
+    kept_groups = checked_kept_groups(kept_groups, model.plan)
+    latents = encode_images(model, images, seed, mean)[:kept_groups]
+    return generator_of(model).generate(len(images), temperature, seed, progress, latents)
+
+
+def vary_images(
+    model: NVAE,
+    images: np.ndarray,
+    kept_groups: int,
+    count: int,
+    temperature: Temperature = 1.0,
+    seed: int = 0,
+    mean: bool = False,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Variants of images, with the same latents of the top groups and draws of their own in the others.
+
+    Variant j of image i depends on the seed, i and j, not on `count`. With all groups kept every variant is the
+    reconstruction. Arguments as for `reconstruct_images`; returns float32 `[images, count, height, width, channels]`.
+    """
+    kept_groups = checked_kept_groups(kept_groups, model.plan)
+    check(count >= 1, f"count = {count}: must be at least 1")
+    if kept_groups == model.plan.num_groups:
+        reconstructions = reconstruct_images(model, images, kept_groups, temperature, seed, mean, progress)
+        return np.repeat(reconstructions[:, np.newaxis], count, axis=1)
+    latents = encode_images(model, images, seed, mean)[:kept_groups]
+    of_images = image_seeds(seed, len(images))
+
+    def seeds(number: int) -> tf.Tensor:
+        return tf.map_fn(lambda pair: tf.random.experimental.stateless_fold_in(pair, number, alg="philox"), of_images)
+
+    # All images' first variants, then all second ones: so more variants leave the earlier ones in their places.
+    of_variants = tf.concat([seeds(number) for number in range(count)], axis=0)
+    tiled = [np.tile(latent, (count, 1, 1, 1)) for latent in latents]
+    variants = generator_of(model).from_seeds(of_variants, temperature, tiled, progress)
+    return variants.reshape(count, len(images), *variants.shape[1:]).swapaxes(0, 1)
+
+
+def checked_kept_groups(kept_groups: int | None, plan: LatentPlan) -> int:
+    """How many groups are kept, all for None; ValueError where the model has fewer."""
+    groups = plan.num_groups
+    kept_groups = groups if kept_groups is None else kept_groups
+    rule = f"this model has {groups} latent groups, so it must be from 0 to {groups}; 1 keeps the top group alone"
+    check(0 <= kept_groups <= groups, f"kept_groups = {kept_groups}: {rule}")
+    return kept_groups
+
+
+def interpolate_latents(
+    start: Sequence[np.ndarray],
+    end: Sequence[np.ndarray],
+    fractions: Sequence[float],
+    how: str | Sequence[str] = "spherical",
+) -> list[np.ndarray]:
+    """Latents between one image's and another's; fraction 0 gives exactly `start`, 1 exactly `end`.
+
+    With "spherical" a group's latent, taken as one vector, goes along the arc (Shoemake 1985; White 2016, "Sampling
+    generative networks"), so that a path between vectors of equal length keeps the length, as samples of a
+    high-dimensional Normal have it. Parallel, opposite and zero vectors have no such arc and go straight.
+
+    `start` and `end` are of one image each, `[height, width, latent channels]` for each group. `fractions` are places
+    on the path, the first axis of the latents that are returned. `how` is "spherical", "linear" or "keep" (stays at
+    `start`), for all groups or as a list, see `of_groups`.
+    """
+    shapes = [np.shape(latent) for latent in start]
+    if not shapes or shapes != [np.shape(latent) for latent in end] or any(len(shape) != 3 for shape in shapes):
+        raise ValueError(
+            f"latents of shapes {shapes} and {[np.shape(latent) for latent in end]}: both must be of one image, with "
+            "the same groups, [height, width, latent channels] each"
+        )
+    fractions = np.asarray(fractions, np.float64).reshape(-1, 1, 1, 1)
+    ways = ways_of_groups(how, shapes)
+    return [_between(*ends, fractions, way).astype(np.float32) for *ends, way in zip(start, end, ways, strict=True)]
+
+
+def interpolate_images(
+    model: NVAE,
+    images: np.ndarray,
+    steps: int,
+    how: str | Sequence[str] = "spherical",
+    seed: int = 0,
+    mean: bool = False,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Mean images on a path through images in turn; where it passes an image it is exactly its reconstruction.
+
+    The images are two or more, `[count, height, width, channels]` in [0, 1]; those returned are float32 `[(count - 1) *
+    steps + 1, height, width, channels]`. `how` as for `interpolate_latents`: groups with "keep" have the first image's
+    latents all along. `seed`, `mean` and `progress` as for `encode_images`.
+    """
+    check(len(images) >= 2, f"{len(images)} image: an interpolation needs at least two")
+    check(steps >= 1, f"steps = {steps}: must be at least 1")
+    ways = ways_of_groups(how, model.plan.latent_shapes())
+    latents = encode_images(model, images, seed, mean)
+    passed = [np.repeat(z[:1], len(z), axis=0) if way == "keep" else z for z, way in zip(latents, ways, strict=True)]
+    generator = generator_of(model)
+    # By themselves, in the places that they have in `reconstruct_images`.
+    ends = generator.generate(len(images), 1.0, seed, latents=passed)
+    if steps == 1:
+        return ends
+    fractions = np.arange(1, steps) / steps
+    pairs = [([z[i] for z in passed], [z[i + 1] for z in passed]) for i in range(len(images) - 1)]
+    ways_between = [interpolate_latents(start, end, fractions, ways) for start, end in pairs]
+    inner = [np.concatenate(of_group) for of_group in zip(*ways_between, strict=True)]
+    between = generator.generate(len(inner[0]), 1.0, seed, progress, inner)
+    frames = np.empty(((len(images) - 1) * steps + 1, *ends.shape[1:]), np.float32)
+    is_end = np.arange(len(frames)) % steps == 0
+    frames[is_end], frames[~is_end] = ends, between
+    return frames
+
+
+def ways_of_groups(how: str | Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> list[str]:
+    """`how` of every group, see `interpolate_latents`; ValueError where it is unknown or fits no scales and groups."""
+    given = [how] if isinstance(how, str) else list(how)
+    for way in given:
+        check_choice("how", way, WAYS)
+    return given * len(shapes) if isinstance(how, str) else of_groups(given, shapes, "ways to interpolate")
+
+
+def _between(start: np.ndarray, end: np.ndarray, fractions: np.ndarray, way: str) -> np.ndarray:
+    start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
+    if way == "keep":
+        return np.broadcast_to(start, (len(fractions), *start.shape))
+    lengths = np.linalg.norm(start), np.linalg.norm(end)
+    angle = 0.0
+    if way == "spherical" and min(lengths) > 0.0:
+        one, other = start / lengths[0], end / lengths[1]
+        # Kahan's formula: the arc cosine would lose half of the digits of small angles.
+        angle = 2.0 * np.arctan2(np.linalg.norm(one - other), np.linalg.norm(one + other))
+    if not _SMALLEST_ANGLE < angle < np.pi - _SMALLEST_ANGLE:
+        return (1.0 - fractions) * start + fractions * end
+    # Both weights are exactly 0 or 1 at the ends.
+    weights = np.sin((1.0 - fractions) * angle) / np.sin(angle), np.sin(fractions * angle) / np.sin(angle)
+    return weights[0] * start + weights[1] * end
+
+
 def nearest_images(
     samples: np.ndarray, batches: Iterable[np.ndarray], count: int, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -174,9 +327,7 @@ def _in_batches(
     progress: Progress | None = None,
     batches_at_once: int = 1,
 ) -> list[np.ndarray]:
-    """What `compute` gives for all rows of arrays `[count, ...]`, `batches_at_once * BATCH_SIZE` rows at a time; the
-    last batch is padded with its last row.
-    """
+    """What `compute` gives for all rows of arrays `[count, ...]`, by batches, the last padded with its last row."""
     count, size, parts = len(arrays[0]), batches_at_once * BATCH_SIZE, []
     for first in range(0, count, size):
         rows = [array[first : first + size] for array in arrays]

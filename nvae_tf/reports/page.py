@@ -22,9 +22,13 @@ from nvae_tf.errors import first_line
 from nvae_tf.evaluation.latent_usage import kl_heat_map
 from nvae_tf.evaluation.table import table
 from nvae_tf.generation.image_grid import image_grid, rows_of_path
-from nvae_tf.generation.interpolation import interpolate_images
-from nvae_tf.generation.reconstruction import reconstruct_images
-from nvae_tf.generation.sampling import ImageGenerator, numbers_of_shared_groups, rows_sharing_groups
+from nvae_tf.generation.sampling import (
+    ImageGenerator,
+    interpolate_images,
+    numbers_of_shared_groups,
+    reconstruct_images,
+    rows_sharing_groups,
+)
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.progress import StatusLine, counted
 from nvae_tf.reports.curves import Curve, figure, group_curves, heat_map, line_chart, read_metrics, read_scalars

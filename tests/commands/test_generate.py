@@ -8,7 +8,7 @@ import nvae_tf
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.latents_file import load_latents
-from nvae_tf.generation.reconstruction import reconstruct_images
+from nvae_tf.generation.sampling import reconstruct_images
 from tests.command_fixtures import assert_shown
 from train import generate
 

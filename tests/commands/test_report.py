@@ -13,7 +13,7 @@ from PIL import Image
 
 from nvae_tf.errors import require
 from nvae_tf.evaluation.evaluate import evaluate_run
-from nvae_tf.generation.reconstruction import reconstruct_images
+from nvae_tf.generation.sampling import reconstruct_images
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.page import TEMPERATURES, ReportImages, evaluation_section, latent_use_section, report_of_run
 from nvae_tf.training.loading import load_run

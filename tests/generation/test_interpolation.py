@@ -1,9 +1,13 @@
 import numpy as np
 import pytest
 
-from nvae_tf.generation.interpolation import interpolate_images, interpolate_latents
-from nvae_tf.generation.reconstruction import reconstruct_images
-from nvae_tf.generation.sampling import decode_images, encode_images
+from nvae_tf.generation.sampling import (
+    decode_images,
+    encode_images,
+    interpolate_images,
+    interpolate_latents,
+    reconstruct_images,
+)
 
 SHAPE = (2, 2, 3)
 

@@ -4,9 +4,9 @@ import pytest
 import nvae_tf
 from configs import digits
 from nvae_tf.data.sources import load_split
-from nvae_tf.generation.reconstruction import data_set_images, reconstruct_images, vary_images
-from nvae_tf.generation.sampling import decode_images, generate_images
+from nvae_tf.generation.sampling import decode_images, generate_images, reconstruct_images, vary_images
 from tests.generation.conftest import SEED
+from train.generate import data_set_images
 
 same = np.testing.assert_array_equal
 

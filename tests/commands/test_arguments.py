@@ -1,6 +1,6 @@
 import pytest
 
-from nvae_tf.generation.arguments import FOLDER, output_place, parse_temperature
+from nvae_tf.command_line import FOLDER, output_place, parse_temperature
 
 
 def test_where_nothing_can_be_written_is_an_error(tmp_path):
