@@ -81,7 +81,7 @@ def evaluate_run(
     of_replica = min(batch_size or trained.config.train.batch_size, math.ceil(source.count / len(devices)))
     folder, digest, size = RunFolder(pathlib.Path(workdir)), content_digest(source, spec), of_replica * len(devices)
     task = EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, shard, status)
-    # Before hours of work: the file may be missing, or the network.
+    # Before hours of work: its file may be missing.
     extractor = load_extractor(task, fid) if "fid" in metrics else None
     written = None
     # All come from one pass over the images.
@@ -137,7 +137,7 @@ def likelihood_metrics(likelihood: Likelihood, plan: LatentPlan, num_values: int
         "nelbo_nats": likelihood.nelbo_nats,
         "bits_per_dim": bits_per_dimension(likelihood.nelbo_nats, num_values),
         "reconstruction_nats": likelihood.reconstruction_nats,
-        "kl_nats": float(likelihood.kl_per_channel_nats.sum()),
+        "kl_nats": likelihood.kl_nats,
         "kl_per_group_nats": per_group.tolist(),
         "kl_per_scale_nats": [float(per_group[list(scale.groups)].sum()) for scale in plan.scales],
         "scales": [{"height": scale.height, "width": scale.width, "groups": [*scale.groups]} for scale in plan.scales],

@@ -26,7 +26,6 @@ from nvae_tf.replicas import divided, joined
 
 NUM_FEATURES = 2048
 GRAPH_NAME = "classify_image_graph_def.pb"
-# What is also http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz, over a secure connection.
 URL = "https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"
 _HELP = f"download {URL} where there is a network, and name that file, or the {GRAPH_NAME} in it, with --inception=PATH"
 _ARCHIVE_SIZE = 88_931_400

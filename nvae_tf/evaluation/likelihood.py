@@ -28,8 +28,7 @@ class Likelihood(NamedTuple):
     """Bounds on the likelihood of images and their parts, image by image, in nats."""
 
     reconstruction: np.ndarray  # -log p(x | z) of one sample from the posterior, `[images]`
-    # Of posterior and prior, `[images, groups, latent channels]`, top group first, summed over height and width;
-    # analytic without flows, with flows of the same sample.
+    # Of posterior and prior, `[images, groups, latent channels]`, top group first; with flows of the same sample.
     kl: np.ndarray
     numbers_of_samples: tuple[int, ...]  # the K of every importance-weighted bound, ascending; empty for none
     importance_weighted: np.ndarray  # those bounds, `[images, number of Ks]`
@@ -66,9 +65,14 @@ class Likelihood(NamedTuple):
         return self.kl_per_channel_nats.sum(axis=1)
 
     @property
+    def kl_nats(self) -> float:
+        """Of all groups."""
+        return float(self.kl_per_channel_nats.sum())
+
+    @property
     def nelbo_nats(self) -> float:
         """The negative evidence lower bound."""
-        return self.reconstruction_nats + float(self.kl_per_channel_nats.sum())
+        return self.reconstruction_nats + self.kl_nats
 
 
 class LikelihoodEvaluator:

@@ -103,7 +103,7 @@ def _read_checkpoint(
         if shapes.get(name + VALUE) == list(variable.shape):
             keys.setdefault(id(variable), name + VALUE)
     tensors, averages = list(published_tensors(model)), average_of_weights(model) if running_means else {}
-    # All weights are there, see `check_architecture`.
+    # The weights themselves are there, see `check_architecture`.
     instead = "leave --running_means out" if running_means else "give --without_optimizer"
     with byte_bar(size, "read") as bar:
 

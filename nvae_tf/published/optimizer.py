@@ -34,8 +34,7 @@ class SavedOptimizer(NamedTuple):
     """The optimizer's state of a file."""
 
     step: int  # the number of steps that it has taken
-    # Of every parameter: its number and name in the file, its place in the model, and `exp_avg` and `exp_inf` in the
-    # published layout, but for a parameter that never had a gradient.
+    # Of every parameter: number and name in the file, place in the model, `exp_avg` and `exp_inf` if it had a gradient.
     moments: list[tuple[int, str, PublishedTensor, Mapping[str, np.ndarray]]]
 
 

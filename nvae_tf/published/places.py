@@ -11,7 +11,7 @@ from nvae_tf.errors import first_line
 
 
 def check_torch() -> None:
-    """Raises ValueError where torch is not installed; the message says how to install it."""
+    """Raises ValueError where torch is not installed."""
     message = 'published .pt files need PyTorch: pip install "nvae_tf[torch]", or `make torch`'
     check(importlib.util.find_spec("torch") is not None, message)
 
@@ -77,7 +77,7 @@ def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     try:
-        # Others may not enter the hidden folder; the one inside it has the usual permissions.
+        # The folder inside has the usual permissions.
         with tempfile.TemporaryDirectory(prefix=f".{place.name}.partial-", dir=parent) as hidden:
             written = pathlib.Path(hidden) / place.name
             written.mkdir()

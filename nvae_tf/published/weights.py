@@ -63,10 +63,10 @@ def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
 
 
 def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray], are_mapped: bool = False) -> None:
-    """Fills the model from a published `state_dict` of arrays in the published layout; see `fill`.
+    """Fills the model from a published `state_dict`, arrays in the published layout.
 
-    Nothing is assigned unless every tensor fits. The ValueError names tensors that are missing, left over, of another
-    shape or not finite; in the last case the model is of no use.
+    ValueError, before anything is assigned, with tensors that are missing, left over or of another shape; and with one
+    that is not finite, after which the model is of no use.
     """
     matched = match(model, state)
     matched.check(state)
