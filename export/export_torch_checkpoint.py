@@ -2,17 +2,15 @@
 
     python -m export.export_torch_checkpoint --workdir=runs/cifar10 --output=cifar10.pt
 
-The file has what published files have. One more key, nvae_tf, which other code ignores, has the run's settings and the
-state of training that the published form has no place for, so that export.import_torch_checkpoint makes the same run
-of it, bit for bit. --without_optimizer leaves out all that only training needs: a quarter of the size.
+One more key than in published files, nvae_tf, which other code ignores, has the settings, with data.path of this
+machine, the origin of imported weights, and the state of training that the published form has no place for: from it
+export.import_torch_checkpoint makes the same run, bit for bit. --without_optimizer leaves out what only training needs.
 
 Where the run keeps moving averages of its weights (optimizer.ema_momentum), its scores are those of the averages, and
-the state_dict has the weights, which the optimizer's state belongs to. --running_means writes the averages instead,
-without the optimizer's state.
+the state_dict has the weights. --running_means writes the averages instead, without the optimizer's state.
 
-The file contains data.path of this machine, and the first file and the license of imported weights (origin.json). A run
-whose settings the published form can't express is refused. Needs PyTorch (`make torch`) and memory for the whole file;
-see docs/published_weights.md. Exit code: 0 done, 2 a mistake in the command, a run that can't be exported, or no room.
+Needs PyTorch (`make torch`) and memory for the whole file; see docs/published_weights.md. Exit code: 0 done, 2 a
+mistake in the command, a run that can't be exported or whose settings the published form can't express, or no room.
 """
 
 import pathlib

@@ -3,15 +3,13 @@
     python -m export.import_torch_checkpoint --checkpoint=cifar10.pt --output=runs/cifar10
     python -m export.import_torch_checkpoint --checkpoint=mnist.pt --output=runs/mnist --data_source=idx --data_path=idx
 
-Every other command accepts the run folder: train.evaluate, train.generate, all exports, and train.main, which
-continues the training; a new run starts from its weights with train.initialise_from. It appears when it is whole, with
-the settings (config.json, and config.py for those who want to change them), the checkpoint at the file's step, the
-numbers of images where they follow, origin.json with the file's name and SHA-256 and the license, and the model card.
+Every other command accepts the run folder, train.main to continue the training; a new run starts from its weights with
+train.initialise_from. It appears when it is whole, with the settings (config.json, and config.py to change them), the
+checkpoint at the file's step, origin.json with the file's name, SHA-256 and license, and the model card.
 
-Adamax' moments are taken over; without them, or with --without_optimizer, they start at zero, at the file's step and
-with its learning rate and KL weight all the same. What had to be assumed about the length of the run is printed.
---report=FILE has every tensor's name, shape and type in the file, and the variable and index that it fills or why it is
-left out; also where tensors do not fit and nothing is imported.
+Adamax' moments are taken over; without them, or with --without_optimizer, they start at zero, at the file's step all
+the same. What had to be assumed about the length of the run is printed. --report=FILE gets a table of every tensor in
+the file and what it fills, or why it is left out; also where tensors do not fit and nothing is imported.
 
 Files are read with torch's safe reader, which builds no object of the file's choice. Needs PyTorch (`make torch`); see
 docs/published_weights.md. Exit code: 0 done, 2 a mistake in the command or a file that does not fit.
@@ -33,12 +31,8 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The published file, .pt.",
 OUTPUT = flags.DEFINE_string("output", None, "The run folder; new or empty.", required=True)
 WITHOUT_OPTIMIZER = flags.DEFINE_boolean("without_optimizer", False, "Leave the optimizer's moments out.")
 DATA_PATH = flags.DEFINE_string("data_path", None, "Where the images are, for the run's settings (data.path).")
-DATA_SOURCE = flags.DEFINE_string(
-    "data_source", None, "The kind of source, if not the set's usual one: idx, folder ..."
-)
-LICENSE = flags.DEFINE_string(
-    "license", None, "License of the weights, for the model card; the file's own if not given."
-)
+DATA_SOURCE = flags.DEFINE_string("data_source", None, "The kind of source, if not the usual one: idx, folder ...")
+LICENSE = flags.DEFINE_string("license", None, "License of the weights, for the model card; by default the file's own.")
 REPORT = flags.DEFINE_string("report", None, "A new file for the table of every tensor, .csv.")
 
 
@@ -80,7 +74,6 @@ def main() -> None:
     print(f"    python -m train.evaluate --workdir={place}{' --data_path=PATH' if needed else ''}")
     data = " --config.data.path=PATH" if needed else ""
     print(f"    python -m train.main --config={place}/config.py --workdir={place}{data}")
-    # No mistake: images may come after the weights.
     if DATA_PATH.value is not None and not os.path.exists(os.path.expanduser(DATA_PATH.value)):
         print(f"note: there is nothing at --data_path={DATA_PATH.value} yet; the run will look for its images there")
 

@@ -1,8 +1,7 @@
 """Running batch-norm statistics for sampling at a temperature (Vahdat & Kautz 2020, section 4).
 
-The running statistics are those of latents of training images. At a low temperature the generator sees others, and
-images come out wrong in color and contrast. So the generator is run with batch statistics on latents of the prior at
-that temperature, and its running statistics follow, before images are drawn with them.
+The running statistics are those of latents of training images; at a low temperature images come out wrong in color and
+contrast. So the generator is first run with batch statistics on latents of the prior at that temperature.
 """
 
 from collections.abc import Sequence
@@ -20,15 +19,14 @@ from nvae_tf.models.top_down import TopDown
 
 # Images are drawn from seeds (seed, number of the image), so this stream has none of their latents.
 _STREAM = -1
-# One layer of a stack of batch norms: its name, the stack, and its index there.
-_Norm = tuple[str, StackedBatchNormalization, int]
+_Norm = tuple[str, StackedBatchNormalization, int]  # of one layer: its name, its stack, and its index there
 
 
 class ReadjustedModel(NamedTuple):
-    """A copy of a model with other running statistics in its generator, and how far they moved, in words."""
+    """A copy of a model with other running statistics in its generator."""
 
     model: NVAE
-    text: str
+    text: str  # how far they moved
 
 
 def readjusted(
@@ -37,8 +35,7 @@ def readjusted(
     """A copy of a model with the running batch-norm statistics of sampling at a temperature.
 
     The generator's statistics follow `iterations` batches of at least 2 images by the layers' own rule, `0.95 running +
-    0.05 batch`. The given model, the bottom-up network and all weights stay as they are. None of the latents is one
-    that `NVAE.generate` draws from the same seed. ValueError, with the layer, where a statistic is not finite.
+    0.05 batch`; all else stays as it is. ValueError, with the layer, where a statistic is not finite.
     """
     check(iterations >= 1, f"iterations = {iterations}: must be at least 1")
     check(batch_size >= 2, f"batch_size = {batch_size}: must be at least 2, or there may be no variance")
@@ -93,7 +90,6 @@ def _statistics_of(norms: Sequence[_Norm]) -> list[tuple[np.ndarray, ...]]:
 
 def _moved(layers: Sequence[str], before: Sequence[tuple], after: Sequence[tuple]) -> str:
     """How far the statistics of layers moved, over their channels."""
-    # With the layer's own constant: where there is almost no variance, it is what the layer divides by.
     pairs = list(zip(before, after, strict=True))
     shifts = [np.abs(new[0] - old[0]) / np.sqrt(old[1] + EPSILON) for old, new in pairs]
     ratios = [np.log((new[1] + EPSILON) / (old[1] + EPSILON)) for old, new in pairs]

@@ -15,7 +15,7 @@ import tensorflow as tf
 from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate
 from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data.spec import check_model_fits
-from nvae_tf.evaluation.fid import FidSettings, kept_samples, load_extractor, measure_fid
+from nvae_tf.evaluation.fid import KEPT_SAMPLES, FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units, kl_heat_map
 from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.table import table
@@ -32,10 +32,9 @@ from nvae_tf.training.loading import load_run, spec_to_read
 from nvae_tf.training.run_folder import RunFolder
 from nvae_tf.training.strategy import select_devices, shard_from_environment
 
-# Metrics of another evaluation are kept where all of these are the same.
+# Metrics of an earlier evaluation are kept where all of these are the same.
 _SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")
-# Of the normal distribution, for means over many images.
-_QUANTILE_95 = 1.959964
+_QUANTILE_95 = 1.959964  # of the normal distribution, for means over many images
 _COLUMNS = 8
 
 
@@ -82,20 +81,20 @@ def evaluate_run(
     of_replica = min(batch_size or trained.config.train.batch_size, math.ceil(source.count / len(devices)))
     folder, digest, size = RunFolder(pathlib.Path(workdir)), content_digest(source, spec), of_replica * len(devices)
     task = EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, shard, status)
-    # Before hours of work: the file may be missing, or the network.
+    # Before hours of work: its file may be missing.
     extractor = load_extractor(task, fid) if "fid" in metrics else None
     written = None
     # All come from one pass over the images.
     if {*metrics} & {"elbo", "iw", "latents"}:
         samples = importance_samples if "iw" in metrics else 0
-        what = f"{task.data_sha256} {task.spec.name} {task.split} {samples}"
-        kept = kept_batches(task, what, task.source.count, task.batch_size)
+        kept = kept_batches(task, f"{digest} {spec.name} {split} {samples}", source.count, size)
         measured = _measure_likelihood(task, kept, samples, "latents" in metrics)
         if measured is not None:
             written = write_evaluation(task, measured)
             kept.remove()
     if extractor is not None:
-        kept = kept_samples(task, fid, extractor)
+        drawing = fid.samples, fid.temperature, fid.batch_norm_iterations, extractor.name
+        kept = kept_batches(task, f"fid {drawing}", fid.samples, KEPT_SAMPLES)
         distance = measure_fid(task, kept, fid, extractor)
         if distance is not None:
             written = write_evaluation(task, {"fid": distance})
@@ -106,10 +105,7 @@ def evaluate_run(
 def _measure_likelihood(
     task: EvaluationTask, kept: KeptBatches, importance_samples: int, with_latents: bool
 ) -> dict[str, Any] | None:
-    """Evaluates the batches that no process has evaluated yet, and joins all; no samples: the NELBO alone.
-
-    Returns None in a process that is not the chief of several, or where another one has been faster.
-    """
+    """Metrics of the evaluation file, without samples of the NELBO alone; None where `share_work` gives None."""
 
     @functools.cache
     def evaluator() -> LikelihoodEvaluator:
@@ -124,7 +120,7 @@ def _measure_likelihood(
     likelihood = share_work(task, kept, batches, compute, Likelihood.joined)
     if likelihood is None:
         return None
-    if not likelihood.is_finite():
+    if not all(np.isfinite(values).all() for values in likelihood):
         kept.remove()
         raise ValueError(f"{task.trained.checkpoint}: the model has diverged, its scores are not finite")
     measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
@@ -132,15 +128,11 @@ def _measure_likelihood(
 
 
 def likelihood_metrics(likelihood: Likelihood, plan: LatentPlan, num_values: int) -> dict[str, Any]:
-    """The measured bounds under the names of the evaluation file: means over images, in nats per image or bits per
-    dimension; `num_values` is height * width * channels of an image.
-    """
+    """The bounds as the evaluation file has them: means over images, which have `num_values` numbers each."""
     per_group = likelihood.kl_per_group_nats
-    half_widths = {
-        "nelbo_nats": half_width_95(likelihood.nelbo),
-        "reconstruction_nats": half_width_95(likelihood.reconstruction),
-        "kl_nats": half_width_95(likelihood.kl.sum(axis=(1, 2))),
-    }
+    per_image = {"nelbo_nats": likelihood.nelbo, "reconstruction_nats": likelihood.reconstruction}
+    per_image["kl_nats"] = likelihood.kl.sum(axis=(1, 2))
+    half_widths = {name: half_width_95(values) for name, values in per_image.items()}
     metrics = {
         "nelbo_nats": likelihood.nelbo_nats,
         "bits_per_dim": bits_per_dimension(likelihood.nelbo_nats, num_values),
@@ -175,9 +167,7 @@ def half_width_95(values: np.ndarray) -> float | None:
 
 
 def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, Any]:
-    """Active units of every group, and two images in the run's `evaluation/`: the KL of every latent channel, and rows
-    of samples that share the latents of the upper 0, 1, 2, 4 ... groups: what differs in a row is decided below.
-    """
+    """Active units; draws the KL of every latent channel, and rows of samples that share latents of upper groups."""
     model, per_channel = task.trained.model, likelihood.kl_per_channel_nats
     shapes = model.plan.latent_shapes()
     active = active_units(per_channel, shapes)

@@ -19,16 +19,13 @@ from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate, s
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.evaluation.inception import FeatureExtractor, Inception, cache_folder
-from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches, kept_batches, share_work
+from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches, share_work
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_groups
 
+KEPT_SAMPLES = 256  # of one kept batch; a multiple of the generator's own batches
 _REAL_BATCH = 64
-# Samples of one kept batch; a multiple of the generator's own batches.
-_SAMPLES = 256
-# The fingerprint in a file of statistics.
-_OF = "fingerprint"
 
 
 class FeatureStatistics(NamedTuple):
@@ -44,8 +41,8 @@ def statistics_of(
 ) -> FeatureStatistics:
     """Of features in batches `[images, features]`, one at a time in memory; `progress` gets the number of images done.
 
-    Batches are merged by the difference of their means (Chan, Golub & LeVeque 1983): no large sums of squares are
-    subtracted from each other. ValueError: features do not fit each other or are not finite, or of fewer than 2 images.
+    Batches are merged by the difference of their means (Chan, Golub & LeVeque 1983), not by sums of squares.
+    ValueError: features do not fit each other or are not finite, or of fewer than 2 images.
     """
     total, mean = 0, None
     for batch in batches:
@@ -59,7 +56,6 @@ def statistics_of(
         if count:
             difference, centered = features.mean(axis=0) - mean, features - features.mean(axis=0)
             between = np.outer(difference, difference) * (total * count / (total + count))
-            # The sum of the outer products of deviations from the mean.
             scatter = centered.T @ centered + (scatter + between)
             mean = mean + difference * (count / (total + count))
             total += count
@@ -77,7 +73,7 @@ def image_statistics(
 
 def save_statistics(path: pathlib.Path, statistics: FeatureStatistics, fingerprint: str) -> None:
     """Writes an `.npz` file; the fingerprint says of what data and extractor the statistics are."""
-    write_arrays(path, {name: np.asarray(value) for name, value in statistics._asdict().items()} | {_OF: fingerprint})
+    write_arrays(path, statistics._asdict() | {"fingerprint": fingerprint})
 
 
 def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics | None:
@@ -86,7 +82,7 @@ def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics |
         return None
     try:
         arrays = read_arrays(path)
-        if str(arrays[_OF]) != fingerprint:
+        if str(arrays["fingerprint"]) != fingerprint:
             return None
         statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
         _check_statistics(statistics)
@@ -102,24 +98,22 @@ def _check_statistics(statistics: FeatureStatistics) -> None:
     check(count >= 2, f"the Fréchet distance needs at least 2 images on each side, one has {count}")
     fit = mean.ndim == 1 and covariance.shape == (len(mean), len(mean))
     check(fit, f"mean {mean.shape} and covariance {covariance.shape} are not of the same features")
-    finite = bool(np.isfinite(mean).all() and np.isfinite(covariance).all())
+    finite = np.isfinite(mean).all() and np.isfinite(covariance).all()
     check(finite, "the statistics of features are not all finite: an image or a feature has NaN or infinity in it")
 
 
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     """`|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))` (Heusel et al. 2017, eq. 6), each set taken for a Gaussian.
 
-    The trace of the root is the sum of the singular values of `C1^(1/2) C2^(1/2)`, so no complex number appears, as it
-    does in the root of `C1 C2` itself where these are nearly singular. Variances that are zero but for rounding count
-    as zero: the root of a rounding error of 1e-16 is 1e-8, and there can be thousands of them.
-
-    Distances compare only for equal numbers of images, of which published ones have 50,000: fewer make them larger.
-    Returns a number of at least 0, in the features' unit squared; ValueError for statistics that do not fit each other.
+    The trace of the root is the sum of the singular values of `C1^(1/2) C2^(1/2)`: the root of a nearly singular
+    `C1 C2` itself may be complex. Distances compare only for equal numbers of images, of which published ones have
+    50,000: fewer make them larger. Returns a number of at least 0, in the features' unit squared; ValueError for
+    statistics that do not fit each other.
     """
     _check_statistics(one)
     _check_statistics(other)
-    sizes = len(one.mean), len(other.mean)
-    check(sizes[0] == sizes[1], f"the sets have {sizes[0]} and {sizes[1]} features: they are of different extractors")
+    size, other_size = len(one.mean), len(other.mean)
+    check(size == other_size, f"the sets have {size} and {other_size} features: they are of different extractors")
     difference = one.mean - other.mean
     traces = np.trace(one.covariance) + np.trace(other.covariance)
     roots = np.linalg.svd(_root(one.covariance).T @ _root(other.covariance), compute_uv=False)
@@ -129,16 +123,13 @@ def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
 def _root(covariance: np.ndarray) -> np.ndarray:
     """`R [features, rank]` with `R R^T` the covariance; the directions without variance are left out."""
     values, vectors = np.linalg.eigh(covariance)
-    # Up to there an eigenvalue may be nothing but rounding.
+    # Up to there an eigenvalue may be rounding: the root of 1e-16 is 1e-8, and there can be thousands of them.
     kept = values > len(values) * np.finfo(np.float64).eps * np.abs(values).max(initial=0.0)
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def named_extractor(name: str) -> FeatureExtractor:
-    """The extractor that `function()` of `module` makes, for "module:function".
-
-    Its name has the digest of the module's file too: features that are kept belong to this version of it.
-    """
+    """The extractor of "module:function", under a name with the digest of the module's file: features are kept."""
     module_name, _, function_name = name.partition(":")
     given = f"--extractor={name}:"
     check(bool(module_name and function_name), f"{given} name it as MODULE:FUNCTION, e.g. my_features:make_extractor")
@@ -185,18 +176,12 @@ def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtrac
     return extractor
 
 
-def kept_samples(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> KeptBatches:
-    """The features of samples of the same checkpoint, drawn in the same way."""
-    drawing = settings.samples, settings.temperature, settings.batch_norm_iterations, extractor.name
-    return kept_batches(task, f"fid {drawing}", settings.samples, _SAMPLES)
-
-
 def measure_fid(
     task: EvaluationTask, kept: KeptBatches, settings: FidSettings, extractor: FeatureExtractor
 ) -> dict[str, Any] | None:
-    """Draws samples, keeps their features, and measures their distance from the training images, as these are stored.
+    """The entry `fid` of the evaluation file: the distance of samples from the training images, as these are stored.
 
-    Returns the entry `fid` of the evaluation file; None where another process makes it.
+    None where `share_work` gives None.
     """
 
     @functools.cache
@@ -211,18 +196,18 @@ def measure_fid(
         return ImageGenerator(model, task.strategy), text
 
     def seeds(numbers: Sequence[int]) -> list[tf.Tensor]:
-        firsts = [number * _SAMPLES for number in numbers]
-        return [image_seeds(task.seed, min(_SAMPLES, settings.samples - first), first) for first in firsts]
+        firsts = [number * kept.size for number in numbers]
+        return [image_seeds(task.seed, min(kept.size, kept.total - first), first) for first in firsts]
 
     def compute(seeds: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
         images = generator_and_shift()[0].from_seeds(seeds, settings.temperature)
-        # As they would be in a PNG file, and as the training images are.
-        images = np.rint(images * np.float32(255.0)) / np.float32(255.0)
+        images = np.rint(images * np.float32(255.0)) / np.float32(255.0)  # as they would be in a PNG file
         return {"features": np.asarray(extractor.features(images))}
 
-    drawn = share_work(
-        task, kept, seeds, compute, lambda batches: statistics_of(batch["features"] for batch in batches)
-    )
+    def combine(batches: Iterable[dict[str, np.ndarray]]) -> FeatureStatistics:
+        return statistics_of(batch["features"] for batch in batches)
+
+    drawn = share_work(task, kept, seeds, compute, combine)
     if drawn is None:
         return None
     real = _real_statistics(task, extractor)

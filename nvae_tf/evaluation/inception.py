@@ -1,9 +1,8 @@
 """The features of the Fréchet inception distance: pool 3 of TensorFlow's published Inception graph of 2015.
 
 The distance of Heusel et al. (2017) is defined with this very graph: other weights or another resizing give other
-numbers. It takes pixels from 0 to 255, resizes them to 299 x 299 by TensorFlow's old bilinear operation (without
-aligned corners, half-pixel centers or antialiasing) and normalizes them. So nothing is resized outside of it. Images go
-in at `ExpandDims:0` `[batch, height, width, 3]`; the 2,048 features are `pool_3:0` `[batch, 1, 1, 2048]`.
+numbers. It takes pixels from 0 to 255 at `ExpandDims:0` `[batch, height, width, 3]`, resizes them to 299 x 299 (with
+no aligned corners, half-pixel centers or antialiasing), and gives 2,048 features at `pool_3:0` `[batch, 1, 1, 2048]`.
 """
 
 import hashlib
@@ -27,20 +26,17 @@ from nvae_tf.replicas import divided, joined
 
 NUM_FEATURES = 2048
 GRAPH_NAME = "classify_image_graph_def.pb"
-# What is also http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz, over a secure connection.
 URL = "https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"
 _HELP = f"download {URL} where there is a network, and name that file, or the {GRAPH_NAME} in it, with --inception=PATH"
 _ARCHIVE_SIZE = 88_931_400
-# From listings of the archive, and from one public project: they say whether this is the published file, and nothing is
-# rejected because of them.
+# From listings of the archive, and from one public project; no other file is rejected.
 _PUBLISHED_SIZE = 95_673_916
 _PUBLISHED_MD5 = "e6bb154e85f5d4331c22abcddb5dcf31"
 _INPUT, _OUTPUT = "ExpandDims", "pool_3"
-# The operations that say that this is the graph and that it resizes by itself.
+# They say that this is the graph and that it resizes by itself.
 _OPERATIONS = {_INPUT: "ExpandDims", "ResizeBilinear": "ResizeBilinear", "Sub": "Sub", "Mul": "Mul", _OUTPUT: "AvgPool"}
 _FLOAT = tf.float32.as_datatype_enum
-# Each takes some tens of megabytes on its way through the network.
-_IMAGES_AT_ONCE = 32
+_IMAGES_AT_ONCE = 32  # each takes some tens of megabytes
 
 
 class FeatureExtractor(Protocol):
@@ -53,12 +49,11 @@ class FeatureExtractor(Protocol):
 
 
 class Inception:
-    """The extractor of published distances, of the graph's file or the archive that it is in, at a path.
+    """The extractor of published distances, from the graph's file or the archive that it is in, by default a download.
 
-    Without a path the archive is downloaded, once, into the user's cache. All replicas of the strategy share the
-    images. `is_published` says whether the file has the size and the MD5 of the published one; if not, the distances
-    may not be comparable. FileNotFoundError, ConnectionError or ValueError: there is no file, it can't be downloaded,
-    or is another.
+    The archive is downloaded once, into the user's cache. All replicas of the strategy share the images. Distances may
+    not be comparable unless the file has the size and MD5 of the published one, `is_published`. FileNotFoundError,
+    ConnectionError or ValueError: there is no file, it can't be downloaded, or is another.
     """
 
     def __init__(self, path: str | pathlib.Path | None = None, strategy: tf.distribute.Strategy | None = None):
@@ -69,12 +64,11 @@ class Inception:
         self._pool = tf.function(lambda pixels: self._strategy.run(pool, [pixels]), autograph=False)
         self.name = f"inception-2015-12-05 {hashlib.sha256(content).hexdigest()[:16]}"
         md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        self.is_published = len(content) == _PUBLISHED_SIZE and md5 == _PUBLISHED_MD5
+        self.is_published = (len(content), md5) == (_PUBLISHED_SIZE, _PUBLISHED_MD5)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """float32 `[batch, 2048]` of images as `rgb_pixels` takes them, whatever the batch, but for the last bits."""
         pixels, replicas = rgb_pixels(images), self._strategy.num_replicas_in_sync
-        # Each replica takes as many; the padding is cut off again.
         padded = np.pad(pixels, [(0, -len(pixels) % replicas), (0, 0), (0, 0), (0, 0)])
         size, rows = _IMAGES_AT_ONCE * replicas, []
         for first in range(0, len(padded), size):
@@ -115,17 +109,15 @@ def _batch_function(content: bytes, where: str) -> tf.types.experimental.Concret
     except (ValueError, tf.errors.OpError) as error:
         raise ValueError(f"{where}: {_OUTPUT} can't be computed from {_INPUT} ({first_line(error)})") from None
     shape, needed = function.outputs[0].shape, f"[batch, 1, 1, {NUM_FEATURES}]: it is not the Inception of 2015"
-    check(
-        shape.rank == 4 and [*shape] == [None, 1, 1, NUM_FEATURES],
-        f"{where}: {_OUTPUT} has shape {shape}, not {needed}",
-    )
+    fits = shape.rank == 4 and [*shape] == [None, 1, 1, NUM_FEATURES]
+    check(fits, f"{where}: {_OUTPUT} has shape {shape}, not {needed}")
     return function
 
 
 def _from_images_to_pool(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
     """What the output needs, with a placeholder for a batch of images, and with batch norm as functions allow it."""
     part = tf.compat.v1.GraphDef()
-    # The operations are the same as ever; with an old version number some are read by rules that functions don't know.
+    # With the graph's old version number some operations are read by rules that functions don't know.
     part.versions.producer = tf.version.GRAPH_DEF_VERSION
     batch = part.node.add(name=_INPUT, op="Placeholder")
     batch.attr["dtype"].type = _FLOAT
@@ -139,8 +131,7 @@ def _from_images_to_pool(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
         seen.add(name)
         copy = part.node.add()
         copy.CopyFrom(nodes[name])
-        # What was inferred for one image.
-        copy.attr.pop("_output_shapes", None)
+        copy.attr.pop("_output_shapes", None)  # of one image
         waiting.extend(source.removeprefix("^").partition(":")[0] for source in copy.input)
         if copy.op == "BatchNormWithGlobalNormalization":
             _renew_batch_norm(part, copy)
@@ -151,8 +142,7 @@ def _renew_batch_norm(graph: tf.compat.v1.GraphDef, node: tf.compat.v1.NodeDef) 
     """Replaces an old batch norm of the graph, which TensorFlow does not allow in functions."""
     inputs, mean, variance, beta, gamma, *others = node.input
     name, epsilon = node.name, node.attr["variance_epsilon"].f
-    if not node.attr["scale_after_normalization"].b:
-        # It has a gamma, but does not use it.
+    if not node.attr["scale_after_normalization"].b:  # its gamma is not used
         ones = graph.node.add(name=f"{name}/no_scale", op="OnesLike", input=[gamma])
         ones.attr["T"].type = _FLOAT
         gamma = ones.name
@@ -166,13 +156,11 @@ def _renew_batch_norm(graph: tf.compat.v1.GraphDef, node: tf.compat.v1.NodeDef) 
 def downloaded_inception(
     folder: pathlib.Path, url: str = URL, size: int = _ARCHIVE_SIZE, timeout_seconds: float = 8.0
 ) -> pathlib.Path:
-    """The archive of `size` bytes in a folder, downloaded if it is not there yet.
+    """The archive of `size` bytes in a folder, downloaded if it is not there; a ConnectionError says how to by hand.
 
     `keras.utils.get_file` waits without end for a silent host; here each answer must come within `timeout_seconds`.
-    A ConnectionError says how to do it by hand.
     """
-    # TensorFlow Datasets takes a second to import.
-    from nvae_tf.data.tfds import unreachable_hosts
+    from nvae_tf.data.tfds import unreachable_hosts  # takes a second
 
     file = folder / url.rpartition("/")[2]
     if file.exists() and file.stat().st_size == size:

@@ -5,31 +5,22 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Nats per image and position.
-ACTIVE_FROM = 0.01
+ACTIVE_FROM = 0.01  # nats per image and position
 # Of the heat map, in pixels.
-_CELL = 16
-_MARGIN = 8
+_CELL, _MARGIN, _FONT_SIZE = 16, 8, 12
 _TEXT_WIDTH, _TEXT_HEIGHT = 110, 16
-_FONT_SIZE = 12
 # From dark to light with even steps of lightness, as `viridis` has it: RGB at equal distances.
 _COLORS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float64)
-# Nats per image and position; below the first all is dark.
-_DARKEST, _LIGHTEST = 1e-3, 1e1
+_DARKEST, _LIGHTEST = 1e-3, 1e1  # nats per image and position
 
 
 def active_units(kl_per_channel_nats: np.ndarray, latent_shapes: Sequence[tuple[int, int, int]]) -> np.ndarray:
     """The number of active units of every group, int `[groups]`.
 
-    A unit is a latent channel of a group. It is active where the KL of posterior and prior, given latents of the groups
-    above that are drawn from the posterior, exceeds 0.01 nats in the mean over images and positions. Vahdat & Kautz
-    (2020) count from 0.1 nats on; units between both say little at a position and much in an image. Channels that the
-    model has given up lie far below.
-
-    Args:
-      kl_per_channel_nats: `[groups, latent channels]`, see `Likelihood`; with flows, which mix channels, a channel's
-        part of the estimate.
-      latent_shapes: `(height, width, latent channels)` of every group, in the same order.
+    A unit is a latent channel of a group, active where its KL of posterior and prior exceeds 0.01 nats in the mean over
+    images and positions. Vahdat & Kautz (2020) count from 0.1 nats on; units between both say little at a position and
+    much in an image. Arguments: `[groups, latent channels]`, see `Likelihood`, and `(height, width, channels)` of every
+    group. With flows, which mix channels, the KL of a channel is its part of the estimate.
     """
     positions = np.array([height * width for height, width, _ in latent_shapes])
     return np.sum(kl_per_channel_nats / positions[:, np.newaxis] > ACTIVE_FROM, axis=1)

@@ -17,10 +17,8 @@ from nvae_tf.objective import ImportanceWeighting, kl_per_channel
 from nvae_tf.replicas import divided, joined
 from nvae_tf.training.graph_memory import memory_timeline
 
-# Turns of the samples' loop between two reports of progress.
-_TURNS = 25
-# More rows in one pass do not make a row cheaper.
-_ROWS = 256
+_TURNS = 25  # of the samples' loop between two reports of progress
+_ROWS = 256  # more in one pass do not make a row cheaper
 _LARGEST_SHARE_OF_MEMORY = 0.25
 # TensorFlow does not say how much of a GPU's memory is free; beside the weights this fits into 8 GiB.
 _BYTES_ON_GPU = 2 * 2**30
@@ -30,8 +28,7 @@ class Likelihood(NamedTuple):
     """Bounds on the likelihood of images and their parts, image by image, in nats."""
 
     reconstruction: np.ndarray  # -log p(x | z) of one sample from the posterior, `[images]`
-    # Of posterior and prior, `[images, groups, latent channels]`, top group first, summed over height and width;
-    # analytic without flows, with flows of the same sample.
+    # Of posterior and prior, `[images, groups, latent channels]`, top group first; with flows of the same sample.
     kl: np.ndarray
     numbers_of_samples: tuple[int, ...]  # the K of every importance-weighted bound, ascending; empty for none
     importance_weighted: np.ndarray  # those bounds, `[images, number of Ks]`
@@ -47,10 +44,6 @@ class Likelihood(NamedTuple):
         columns = {name: np.concatenate([batch[name] for batch in batches]) for name in per_image}
         return cls(numbers_of_samples=numbers, **columns)
 
-    def is_finite(self) -> bool:
-        """Whether all numbers are; if not, the model has diverged."""
-        return all(bool(np.isfinite(values).all()) for values in self)
-
     @property
     def nelbo(self) -> np.ndarray:
         """The negative evidence lower bound of every image."""
@@ -58,7 +51,7 @@ class Likelihood(NamedTuple):
 
     @property
     def reconstruction_nats(self) -> float:
-        """The mean over the images, as of the others below."""
+        """The mean over the images, as are those below."""
         return float(self.reconstruction.mean(dtype=np.float64))
 
     @property
@@ -85,12 +78,9 @@ class Likelihood(NamedTuple):
 class LikelihoodEvaluator:
     """Evaluates a model, with running batch-norm statistics, on batches of one size; its graphs are traced once.
 
-    Args:
-      model: its weights are read at each evaluation, so one evaluator serves a whole training run.
-      batch_size: the largest batch; smaller ones are padded.
-      importance_samples: K of the importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are
-        measured on the way.
-      strategy: where the model's replicas are, all in this process; each takes an equal part of every batch.
+    The weights are read at each evaluation. `batch_size` is that of the largest batch; smaller ones are padded.
+    `importance_samples` is the K of the importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are
+    measured on the way. Each replica of the strategy, all in this process, takes an equal part of every batch.
     """
 
     def __init__(
@@ -99,10 +89,8 @@ class LikelihoodEvaluator:
         self._strategy = strategy or tf.distribute.get_strategy()
         replicas = self._strategy.num_replicas_in_sync
         check(importance_samples >= 0, f"importance_samples = {importance_samples}: must be at least 0")
-        check(
-            batch_size >= 1 and batch_size % replicas == 0,
-            f"batch_size = {batch_size}: must be at least 1, and a multiple of the {replicas} replicas",
-        )
+        needed = f"must be at least 1, and a multiple of the {replicas} replicas"
+        check(batch_size >= 1 and batch_size % replicas == 0, f"batch_size = {batch_size}: {needed}")
         self._model, self._batch_size = model, batch_size
         powers = itertools.takewhile(lambda power: power < importance_samples, (10**exponent for exponent in range(20)))
         self._numbers = (*powers, importance_samples) if importance_samples else ()
@@ -116,8 +104,7 @@ class LikelihoodEvaluator:
     ) -> Likelihood:
         """Goes once through batches `[up to batch_size, height, width, channels]` in [0, 1].
 
-        The draws of an image depend on the seed and on its number, not on the batches. `progress` is called now and
-        then with the number of images done.
+        The draws of an image depend on the seed and its number alone. `progress` gets the number of images done.
         """
         parts, count = [], 0
         for images in batches:
@@ -162,10 +149,10 @@ class LikelihoodEvaluator:
 
 
 def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, replicas: int = 1) -> int:
-    """How many importance samples of a batch, which is that of one replica, go through the network together.
+    """How many importance samples of one replica's batch go through the network together.
 
-    As many as make a pass wide enough to be fast, and as fit into a quarter of the free memory, which replicas on a CPU
-    share. What a pass needs follows from its graph (`memory_timeline`); no step of it is run.
+    As many as make a pass fast and fit into a quarter of the free memory, which replicas on a CPU share. What a pass
+    needs follows from its graph; no step of it is run.
     """
     wanted = min(importance_samples, _ROWS // batch_size)
     if wanted < 2:

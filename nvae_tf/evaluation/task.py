@@ -45,9 +45,8 @@ class EvaluationTask:
 class KeptBatches:
     """The finished batches of `size` images, of `total` in all, a file of arrays each.
 
-    The same command continues from them after an interruption, and processes share the work without talking to each
-    other: each computes its own batches and then helps the others from their ends, so that at worst the batches in
-    progress when they meet are computed twice. The chief (process 0) makes the folder, and removes it in the end.
+    The same command continues from them after an interruption. Processes share the work by these files alone: each
+    computes its own batches, then those of others from the end. The chief (process 0) makes and removes the folder.
     """
 
     def __init__(self, folder: pathlib.Path, total: int, size: int = 1):
@@ -63,7 +62,7 @@ class KeptBatches:
         return self._folder.is_dir()
 
     def missing(self, shard: Shard) -> list[int]:
-        """The numbers of batches that are still to be computed, those of this process first; removes damaged files."""
+        """The numbers of batches still to be computed, those of this process first; removes damaged files."""
         first, last = (index * self.count // shard.count for index in (shard.index, shard.index + 1))
         missing = []
         for number in [*range(first, last), *reversed([*range(last, self.count), *range(first)])]:
@@ -104,7 +103,7 @@ class KeptBatches:
 
 
 def kept_batches(task: EvaluationTask, what: str, total: int, size: int) -> KeptBatches:
-    """Those of an evaluation of the same checkpoint with the same seed; `what` says all else that they depend on."""
+    """Those of the same checkpoint and seed; `what` says all else that they depend on."""
     digest = hashlib.sha256(f"{task.checkpoint_sha256} {task.seed} {size} {what}".encode()).hexdigest()[:12]
     return KeptBatches(task.folder.evaluation / f"unfinished-{digest}", total, size)
 
@@ -118,9 +117,9 @@ def share_work(
 ) -> Any:
     """Computes and keeps the batches that no process has finished.
 
-    `inputs(numbers)` gives what each of these batches is computed of, and `compute(input, first, progress)` the arrays
-    of the batch whose first image has this number. Returns what `combine` makes of all batches in the chief; None in
-    other processes, or where another has been faster.
+    `inputs(numbers)` gives what each of these batches is computed of, `compute(input, first, progress)` the arrays of
+    the batch whose first image has this number. Returns `combine(all batches)`; None in a process that is not the
+    chief, or where another has been faster.
     """
     index, size = task.shard.index, kept.size
     if not kept.begin(task.shard):
@@ -135,8 +134,7 @@ def share_work(
     counts = [min(size, kept.total - number * size) for number in missing]
     progress = ImageProgress(task.status, kept.total, kept.total - sum(counts))
     for number, count, given in zip(missing, counts, inputs(missing) if missing else (), strict=True):
-        # Another process may have been here meanwhile.
-        computed_here = not kept.file(number).exists()
+        computed_here = not kept.file(number).exists()  # another process may have been here meanwhile
         if computed_here and not kept.write(number, compute(given, number * size, progress.show)):
             break
         progress.add(count, computed_here)

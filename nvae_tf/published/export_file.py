@@ -42,16 +42,13 @@ def export_file(
     with_optimizer: bool = True,
     running_means: bool = False,
 ) -> Exported:
-    """Writes a run's checkpoint as a file of the published form, which appears when it is whole.
+    """Writes a run's checkpoint, "latest" or "best", as a file of the published form, which appears when it is whole.
 
-    `checkpoint` is "latest" or "best". `with_optimizer` includes the optimizer's state, and all else that training
-    continues with. `running_means` writes the moving averages of the weights in place of the weights, and then without
-    the optimizer's state, which is that of the weights.
+    `with_optimizer` includes all that training continues with. `running_means` writes the moving averages of the
+    weights in place of the weights, and then without the optimizer's state, which is that of the weights.
 
-    Raises:
-      FileNotFoundError: there is no such run, or it has no checkpoint.
-      OSError: the file can't be written.
-      ValueError: the published form can't express the run's settings, one of its files is damaged, or torch is missing.
+    FileNotFoundError: there is no such run, or it has no checkpoint. OSError: the file can't be written. ValueError:
+    the published form can't express the run's settings, one of its files is damaged, or torch is missing.
     """
     check_torch()
     config, prefix = find_run(workdir, checkpoint)
@@ -63,8 +60,7 @@ def export_file(
         raise ValueError(f"{workdir}: {error}") from error
     folder, step = RunFolder(workdir), step_of(prefix)
     images, origin = read_image_counts(folder.images_file), origin_of_run(folder, config.train.initialise_from)
-    # A model in a graph: names and shapes, but no numbers.
-    with tf.Graph().as_default():
+    with tf.Graph().as_default():  # names and shapes, but no numbers
         made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
         made.model.optimizer.build(made.model.trainable_variables)
     check_architecture(made.model, prefix)
@@ -93,10 +89,7 @@ def export_file(
 def _read_checkpoint(
     made: ModelForTraining, prefix: str, learning_rate: float | None, running_means: bool
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """`state_dict`, `optimizer`, if there is a learning rate for it, and this project's own state, as torch tensors.
-
-    Variables are read one by one, after a check that the checkpoint, which may be damaged or gone, has them all.
-    """
+    """`state_dict`, `optimizer`, if there is a learning rate for it, and this project's own state, as torch tensors."""
     import torch
 
     model, place = made.model, pathlib.Path(prefix)
@@ -110,20 +103,15 @@ def _read_checkpoint(
         if shapes.get(name + VALUE) == list(variable.shape):
             keys.setdefault(id(variable), name + VALUE)
     tensors, averages = list(published_tensors(model)), average_of_weights(model) if running_means else {}
-    of_training = [] if learning_rate is None else optimizers.optimizer_variables(model)
-    for needed, instead in (
-        ([averages.get(id(tensor.variable), tensor.variable) for tensor in tensors], "leave --running_means out"),
-        (of_training, "give --without_optimizer"),
-    ):
-        lacking = next((variable.name for variable in needed if id(variable) not in keys), None)
-        message = f"{prefix}: lacks {lacking}, so it was not written by train.main with these settings; {instead}"
-        check(lacking is None, message)
-
+    # The weights themselves are there, see `check_architecture`.
+    instead = "leave --running_means out" if running_means else "give --without_optimizer"
     with byte_bar(size, "read") as bar:
 
         def read(variable: Any) -> np.ndarray:
+            key, lacks = keys.get(id(variable)), f"{prefix}: lacks {variable.name}"
+            check(key is not None, f"{lacks}, so it was not written by train.main with these settings; {instead}")
             with wrap_read_errors(prefix):
-                value = reader.get_tensor(keys[id(variable)])
+                value = reader.get_tensor(key)
             bar.update(value.nbytes)
             return value
 
@@ -140,7 +128,6 @@ def _read_checkpoint(
     for tensor, weight in zip(tensors, weights, strict=True):
         state_dict[tensor.names[0]] = weight
         if tensor.companion:
-            # A copy is the same storage: in the file once.
             is_counter = tensor.companion.endswith(COUNTER)
             state_dict[tensor.companion] = torch.tensor(step_of(prefix)) if is_counter else weight
     return state_dict, optimizer, own_state

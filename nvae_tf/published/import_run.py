@@ -28,7 +28,7 @@ from nvae_tf.reports.run_facts import Origin, origin_from_text, write_origin
 from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, image_counts_from_text
 
-# For those who want to change settings in a file; `--config` takes config.json too.
+# For those who want to change settings; `--config` takes config.json too.
 _CONFIG_TEXT = '''"""The settings of this run, for train.main: those of config.json beside this file."""
 
 import pathlib
@@ -39,21 +39,16 @@ from nvae_tf.presets import load_settings
 def get_config():
     return load_settings(str(pathlib.Path(__file__).with_name("config.json")))
 '''
-# More GPUs than any published run had.
-_MOST_REPLICAS = 256
-# Of what this project has added to a file; metrics and the step guard may hold NaN for a while.
-_FINITE = ("model/", "averages/", "optimizer/")
-# Of the report: a tensor's name in the file (`optimizer.N.exp_avg` for the moments of parameter N, `nvae_tf.NAME` for
-# what this project has added), its shape and type there, the variable by the attributes that lead to it, the index on
-# the leading axis of a stack, the variable's shape, and why a tensor was not taken or what is wrong with it.
+_MOST_REPLICAS = 256  # more GPUs than any published run had
+# Of the report: name (`optimizer.N.exp_avg` for the moments of parameter N, `nvae_tf.NAME` for what this project has
+# added), shape and type in the file, the variable, the index in its stack, its shape, and why a tensor was not taken.
 _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note")
 
 
 class RunSettings(NamedTuple):
     """What is known of the run that a file becomes."""
 
-    # With the published run's `train.batch_size` and `objective.total_steps`, and with its length as `train.steps`
-    # where that of `train.epochs` would depend on the number of GPUs, which does not follow from the file.
+    # With the length as `train.steps` where the number of GPUs, which gives that of `train.epochs`, does not follow.
     config: ExperimentConfig
     step: int
     images: ImageCounts | None
@@ -75,22 +70,18 @@ def import_run(
 ) -> RunSettings:
     """Makes a run folder of a published file; the folder appears when it is whole.
 
-    `data_path` and `data_source` are the settings `data.path` and `data.source`, where those of the file do not hold.
-    `license` is that of the weights; None leaves it to the file, where this project wrote it. `report` gets a table of
-    all tensors, CSV; also where they do not fit.
+    `data_path` and `data_source` replace the settings `data.path` and `data.source`, `license` that of the weights in
+    files that this project wrote. `report` gets a table of all tensors, CSV; also where they do not fit.
 
-    Raises:
-      FileNotFoundError: there is no such file.
-      OSError: the run folder can't be written.
-      ValueError: the file is damaged or no NVAE checkpoint, its tensors do not fit its settings or hold NaN, a run
-        folder can't be made at `output`, or torch is not installed.
+    FileNotFoundError: there is no such file. OSError: the run folder can't be written. ValueError: the file is damaged
+    or no NVAE checkpoint, its tensors do not fit its settings or hold NaN, a run folder can't be made at `output`, or
+    torch is not installed.
     """
     checkpoint = read_torch_checkpoint(file)
     try:
         step = checkpoint.global_step
         if step is None:
             step = optimizer.saved_step(checkpoint.optimizer)
-        # Of a file that this project wrote they are those that it was written from.
         if checkpoint.own:
             settings = _own_settings(checkpoint, step or 0)
         else:
@@ -104,18 +95,16 @@ def import_run(
             note = "not compared: the settings ask for a larger model"
             _write_report(report, (_row(*tensor, note=note) for tensor in checkpoint.state.items()))
             raise
-        # The learning rate of each step is calculated when training continues, with the images at hand.
+        # No step is taken: the learning rates do not matter.
         made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
         has_optimizer = _fill(made, checkpoint, settings.step, with_optimizer, report)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    # The file need not stay in memory while the run is written.
-    del checkpoint
+    del checkpoint  # its memory
     model, origin = made.model, settings.origin
     if license is not None:
         origin = dataclasses.replace(origin, license=license)
-    # Where the weights came from first, if the file says so.
-    if origin.source_file is None:
+    if origin.source_file is None:  # where the weights came from first
         with file.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
         origin = dataclasses.replace(origin, source_file=file.name, sha256=sha256, step=settings.step)
@@ -132,16 +121,16 @@ def import_run(
 
 
 def _own_settings(checkpoint: TorchCheckpoint, step: int) -> RunSettings:
-    found: dict[str, Any] = {"images": None, "origin": None}
+    found = {}
     for name, parse in (
         ("config", lambda text: experiment_config(json.loads(text))),
         ("images", image_counts_from_text),
         ("origin", origin_from_text),
     ):
+        text = checkpoint.own.get(name)
         try:
-            if name == "config" or checkpoint.own.get(name):
-                found[name] = parse(checkpoint.own[name])
-        # Damaged JSON, JSON of another form, and JSON that is nested without end.
+            found[name] = parse(text) if text or name == "config" else None
+        # The JSON may be damaged, of another form, or nested without end.
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"'nvae_tf' has {name!r} that can't be read ({first_line(error)}); the file is damaged, or of another "
@@ -154,15 +143,15 @@ def _own_settings(checkpoint: TorchCheckpoint, step: int) -> RunSettings:
 
 
 def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: int | None) -> RunSettings:
-    """All settings of the run of a published file, whose epoch and step are None where the file lacks them."""
+    """The run of a published file, from its `args` and its epoch and step, if it has them."""
     model, objective = published.model_config_from_published(args), published.objective_config_from_published(args)
     settings = config_to_dict(ExperimentConfig(model=model, objective=objective))
     images = published.PUBLISHED_IMAGES[args["dataset"]]
-    # Those of other sizes are the same images.
-    known = DATA_SPECS["lsun_bedroom64" if "bedroom" in images.data_name else "lsun_church64"]
-    of_size = {"name": images.data_name, "height": images.size, "width": images.size}
-    data = DATA_SPECS.get(images.data_name) or dataclasses.replace(known, **of_size)
-    settings["data"] = dataclasses.asdict(data) | {"num_bits": model.num_bits, "likelihood": model.likelihood}
+    # Bedrooms and churches of other sizes are the same images.
+    known = "lsun_bedroom64" if "bedroom" in images.data_name else "lsun_church64"
+    data = dataclasses.asdict(DATA_SPECS.get(images.data_name, DATA_SPECS[known]))
+    data |= {"name": images.data_name, "height": images.size, "width": images.size}
+    settings["data"] = data | {"num_bits": model.num_bits, "likelihood": model.likelihood}
     defaults = []
     for group, names in (("optimizer", published.OPTIMIZER_SETTINGS), ("train", published.TRAIN_SETTINGS)):
         settings[group] |= {name: args[name] for name in names if name in args}
@@ -181,10 +170,9 @@ def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: i
 def _length(
     epoch: int | None, step: int | None, config: ExperimentConfig, num_images: int | None
 ) -> tuple[int, int, int | None, str | None]:
-    """The step of a published run, its length in steps, its number of GPUs, and a sentence about what was assumed.
+    """The step of a published run, its length in steps, its number of GPUs if that follows, and what was assumed.
 
-    Whatever is missing, learning rate and KL weight must be those of the part of the run that is over. Where the GPUs
-    do not follow they are None; the sentence is None where nothing was assumed.
+    Whatever is missing, learning rate and KL weight must be those of the part of the run that is over.
     """
     train = config.train
     replicas = _replicas(epoch, step, train.batch_size, num_images)
@@ -200,8 +188,7 @@ def _length(
             f"{train.epochs} epochs are train.steps = {total:,}."
         )
         return step, total, None, assumed
-    # As on one GPU.
-    epoch_steps = max((num_images or 0) // train.batch_size, 1)
+    epoch_steps = max((num_images or 0) // train.batch_size, 1)  # as on one GPU
     total = train.epochs * epoch_steps
     if step == 0 or epoch == 0:
         return 0, total, None, None
@@ -233,10 +220,7 @@ def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: 
 def _fill(
     made: ModelForTraining, checkpoint: TorchCheckpoint, step: int, with_optimizer: bool, report: pathlib.Path | None
 ) -> bool:
-    """Fills a model with all that a file has; returns whether the optimizer's state was taken over.
-
-    Names and shapes are compared before a number of weights and moments is read.
-    """
+    """Fills a model with all that a file has; returns whether the optimizer's state was taken over."""
     model, state = made.model, checkpoint.state
     matched, saved = weights.match(model, state), None
     own = checkpoint.own.get("state", {})
@@ -249,26 +233,18 @@ def _fill(
             in_order = {name: matched.found[name] for name in state if name in matched.found}
             saved = optimizer.saved_optimizer(in_order, model.optimizer, checkpoint.optimizer)
     finally:
-        # Where something does not fit, it is needed most.
         why = "nothing was imported" if with_optimizer else "--without_optimizer"
         _write_report(report, _rows(model, checkpoint, matched, saved, taken, f"ignored: {why}"))
     # Weights first: what is needed to fill them is gone when the slots are made.
     weights.load_published_weights(model, state, checkpoint.is_mapped)
     weights.release_freed_memory()
     model.optimizer.build(model.trainable_variables)
-    # As before a first step; what the file has of them follows.
-    start_averages(model)
+    start_averages(model)  # what the file has of them follows
     model.optimizer.iterations.assign(saved.step if saved else step)
-    variables = optimizer.own_variables(made)
-    optimizer.check_own_state(taken, variables)
-    for name, value in taken.items():
-        if name.startswith(_FINITE):
-            fix = optimizer.LEAVE_OUT if optimizer.is_of_training(name) else weights.BROKEN_WEIGHTS
-            weights.check_finite(value, f"'nvae_tf' {name}", fix)
-        variables[name].assign(value)
     if saved:
-        filled = {id(variables[name]) for name in taken}
-        optimizer.fill_slots(model.optimizer, saved, filled, checkpoint.is_mapped)
+        optimizer.fill_slots(model.optimizer, saved, checkpoint.is_mapped)
+    # Last, because it has to the last bit what the slots have almost.
+    optimizer.fill_own(made, taken)
     weights.release_freed_memory()
     return saved is not None
 
@@ -314,11 +290,9 @@ def _rows(
         for name, value in arrays.items() if isinstance(arrays, Mapping) else ():
             if not isinstance(value, np.ndarray) or name not in optimizer.SLOTS:
                 continue
-            how = {"note": moments_note}
-            if saved:
-                how = place(parameters[number], f"{optimizer.SLOTS[name]} of ")
-                if name == optimizer.NORM and has_norms:
-                    how = {"note": "ignored: nvae_tf.optimizer has it to the last bit"}
+            how = place(parameters[number], f"{optimizer.SLOTS[name]} of ") if saved else {"note": moments_note}
+            if saved and name == optimizer.NORM and has_norms:
+                how = {"note": "ignored: nvae_tf.optimizer has it to the last bit"}
             yield _row(f"optimizer.{number}.{name}", value, **how)
 
 

@@ -1,8 +1,7 @@
 """Every tensor of a published checkpoint: its name, and the place in this model's stacked variables that it fills.
 
 Published files hold one tensor a layer, channels first; here identical layers share one variable with a leading axis.
-The names follow from a walk of the model, so they hold for every architecture. Inside TensorFlow checkpoints a weight
-has the name of the attributes that lead to it (`named_weights`).
+Inside TensorFlow checkpoints a weight has the name of the attributes that lead to it (`named_weights`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,10 +23,8 @@ class PublishedTensor(NamedTuple):
     index: int | None  # its place on the variable's leading axis; None where that is no stack
     to_published: Callable[[np.ndarray], np.ndarray]  # this model's layout into the published one
     from_published: Callable[[np.ndarray], np.ndarray]
-    # Whether a batch norm right after it cancels its effect: its gradient is zero in theory, but for the regularizers'.
-    canceled: bool = False
-    # An entry that follows it and carries no information: a norm's counter, or the second copy of a plain kernel.
-    companion: str | None = None
+    canceled: bool = False  # whether a batch norm right after it cancels its effect: no gradient but regularizers'
+    companion: str | None = None  # an entry after it without information: a norm's counter, or a plain kernel's copy
 
 
 COUNTER, COPY = "num_batches_tracked", "weight_normalized"
@@ -40,14 +37,10 @@ _CHANNELS_FIRST = (lambda a: a.transpose(2, 0, 1), lambda a: a.transpose(1, 2, 0
 
 
 def published_tensors(model: NVAE) -> Iterator[PublishedTensor]:
-    """Every tensor that a published file of the model's architecture holds, in the order of the recorded files.
-
-    There is no recorded file of a one-group model; its `stem_decoder` is placed where the tower would be.
-    """
+    """Every tensor that a published file of the model's architecture holds, in the order of the recorded files."""
     bottom_up, top_down = model.bottom_up, model.top_down
-    # Every group's number from the top, its scale, and its index in that scale.
     places = [(scale, index) for scale in top_down.scales for index in range(scale.num_groups)]
-    groups = [(number, *place) for number, place in enumerate(places)]
+    groups = [(number, *place) for number, place in enumerate(places)]  # numbered from the top
     yield PublishedTensor(("prior_ftr0",), top_down.start, None, *_CHANNELS_FIRST)
     yield from _convolution("stem", bottom_up.stem, 0)
     yield from _tower("pre_process", _all((block.cells, block.down) for block in bottom_up.preprocess))
@@ -126,11 +119,10 @@ def _cell(name: str, cells: ResidualCells, index: int) -> Iterator[PublishedTens
 def _operations(name: str, branch: OperationsBranch, index: int) -> Iterator[PublishedTensor]:
     for number, operation in enumerate(branch.parts):
         *norms, convolution = operation.parts
+        is_fused = isinstance(operation, SwishConvolution)
         for norm in norms:
-            if isinstance(operation, SwishConvolution):
-                yield from _batch_norm(f"{name}._ops.{number}.bn_act", norm, index)
-            else:
-                yield from _batch_norm(f"{name}._ops.{number}.bn", norm, index, has_own_module=True)
+            norm_name = f"{name}._ops.{number}.{'bn_act' if is_fused else 'bn'}"
+            yield from _batch_norm(norm_name, norm, index, has_own_module=not is_fused)
         followed_by_norm = bool(norms) and number + 1 < len(branch.parts)
         yield from _convolution(f"{name}._ops.{number}.conv_0", convolution, index, followed_by_norm)
 
@@ -161,7 +153,7 @@ def _convolution(
 def _batch_norm(
     name: str, stack: StackedBatchNormalization, index: int, has_own_module: bool = False, canceled: bool = False
 ) -> Iterator[PublishedTensor]:
-    """A norm without a fused swish is wrapped once more in the published files, but not in all copies of them."""
+    """A norm without a fused swish is wrapped once more, but not in all copies of the published files."""
     variables = {"weight": stack.gamma, "bias": stack.beta}
     variables |= {"running_mean": stack.moving_mean, "running_var": stack.moving_variance}
     for tensor, variable in variables.items():
@@ -173,8 +165,7 @@ def _batch_norm(
 def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     """Every weight of a layer or model once, by the attributes that lead to it: `top_down/scales/0/priors/kernel`.
 
-    Keras' own names are numbered in the order of construction. RuntimeError where no public attribute leads to a
-    weight, so that it would be missing in checkpoints.
+    Keras' own names are numbered in the order of construction. RuntimeError where no public attribute leads to one.
     """
     found: dict[int, tuple[str, keras.Variable]] = {}
     for name, variable in _walk(layer, ()):
@@ -200,8 +191,6 @@ def _walk(holder: Any, path: tuple[str, ...]) -> Iterator[tuple[str, keras.Varia
     inside: Iterable[tuple[str, Any]] = ()
     if isinstance(holder, keras.Variable):
         yield "/".join(path), holder
-    elif isinstance(holder, keras.metrics.Metric | keras.optimizers.Optimizer):
-        return  # a model's companions, not its weights
     elif isinstance(holder, keras.layers.Layer):
         inside = ((name, value) for name, value in vars(holder).items() if not name.startswith("_"))
     elif isinstance(holder, list | tuple):

@@ -1,12 +1,12 @@
 """The state of training: Adamax' moments as torch keeps them, both ways, and what the published form has no place for.
 
 `{"state": {number: {"step", "exp_avg", "exp_inf"}}, "param_groups": [{"params": [number, ...], ...}]}`; what is trained
-is numbered in the order of the file's own `state_dict`. The rest has a key of its own: vectors of power iterations,
-u - epsilon of the optimizer (which `exp_inf` can't give back to the last bit), moving averages, and the step guard's.
+is numbered in the order of the file's own `state_dict`. This project's own state has a key of its own: vectors of power
+iterations, u - epsilon (which `exp_inf` can't give back to the last bit), moving averages, and the step guard's.
 """
 
 import reprlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -18,38 +18,35 @@ from nvae_tf.models import NVAE
 from nvae_tf.models.nvae import ModelForTraining
 from nvae_tf.optimization import NVAEAdamax, inner_optimizer
 from nvae_tf.published.names import PublishedTensor, published_tensors
-from nvae_tf.published.weights import fill, published_shape, published_values
+from nvae_tf.published.weights import BROKEN_WEIGHTS, check_finite, fill, published_shape, published_values
 from nvae_tf.training.checkpoints import loss_scale, names_of_variables, training_parts
 
 MOMENTUM, NORM, STEP = "exp_avg", "exp_inf", "step"
 # The slots of NVAEAdamax that they fill; that of `exp_inf` has u - epsilon.
 SLOTS = {MOMENTUM: "momentum", NORM: "norm"}
 LEAVE_OUT = "import the file without its optimizer's state (--without_optimizer)"
-# How the names of variables begin that belong to training and not to the model.
+# Beginnings of names of variables: of training, not of the model; and of those that never hold NaN for a while.
 _OF_TRAINING = ("optimizer/", "metrics/", "others/", "loss_scale/")
+_FINITE = ("model/", "averages/", "optimizer/")
 
 
 class SavedOptimizer(NamedTuple):
     """The optimizer's state of a file."""
 
     step: int  # the number of steps that it has taken
-    # Of every parameter: its number and its name in the file, its place in the model, and `exp_avg` and `exp_inf` in
-    # the published layout; no arrays for a parameter that never had a gradient.
+    # Of every parameter: number and name in the file, place in the model, `exp_avg` and `exp_inf` if it had a gradient.
     moments: list[tuple[int, str, PublishedTensor, Mapping[str, np.ndarray]]]
 
 
-def fill_slots(
-    optimizer: keras.optimizers.Optimizer, saved: SavedOptimizer, filled: Collection[int], are_mapped: bool
-) -> None:
-    """Assigns the slots of an optimizer, which is built, but for those whose `id` is in `filled`; see `fill`."""
+def fill_slots(optimizer: keras.optimizers.Optimizer, saved: SavedOptimizer, are_mapped: bool) -> None:
+    """Assigns the slots of an optimizer, which is built; see `fill`."""
     inner: NVAEAdamax = inner_optimizer(optimizer)
     for moment, lowered_by in ((MOMENTUM, 0.0), (NORM, _epsilon(inner))):
         arrays = []
         for _, name, tensor, moments in saved.moments:
             zeros = np.broadcast_to(np.float32(0.0), published_shape(tensor))  # without memory for them
-            target = _in_slot(tensor, inner, moment)
-            if id(target.variable) not in filled:
-                arrays.append((target, f"the optimizer's {moment} of {name}", moments.get(moment, zeros)))
+            what = f"the optimizer's {moment} of {name}"
+            arrays.append((_in_slot(tensor, inner, moment), what, moments.get(moment, zeros)))
         fill(arrays, "optimizer's state", LEAVE_OUT, are_mapped, lowered_by)
 
 
@@ -58,14 +55,7 @@ def _in_slot(tensor: PublishedTensor, optimizer: NVAEAdamax, moment: str) -> Pub
 
 
 def _epsilon(optimizer: NVAEAdamax) -> np.float64:
-    # As the optimizer's kernel has it.
-    return np.float64(np.float32(optimizer.epsilon))
-
-
-def optimizer_variables(model: NVAE) -> list[Any]:
-    """Those of a model's optimizer, which is built, that `published_optimizer` reads."""
-    inner: NVAEAdamax = inner_optimizer(model.optimizer)
-    return [inner.iterations, *(slot for variable in model.trainable_variables for slot in inner.slots_of(variable))]
+    return np.float64(np.float32(optimizer.epsilon))  # as the optimizer's kernel has it
 
 
 def published_optimizer(model: NVAE, learning_rate: float, read: Callable[[Any], np.ndarray]) -> dict[str, Any]:
@@ -89,10 +79,10 @@ def published_optimizer(model: NVAE, learning_rate: float, read: Callable[[Any],
 def saved_optimizer(
     found: Mapping[str, PublishedTensor], optimizer: keras.optimizers.Optimizer, content: Mapping[str, Any]
 ) -> SavedOptimizer | None:
-    """Checks the entry `optimizer` of a published file, with which `optimizer` is to continue; None where it is empty.
+    """The entry `optimizer` of a published file, with which `optimizer` is to continue; None where it is empty.
 
-    `found` are the model's tensors by their names in the file, in the order of its `state_dict`; no number is read.
-    ValueError: the state is of another form, of an Adamax with other settings, or does not fit the parameters.
+    `found` are the model's tensors by their names in the file, in the order of its `state_dict`. ValueError: the state
+    is of another form, of an Adamax with other settings, or does not fit the parameters; no number of it is read.
     """
     state = content.get("state")
     if not state:
@@ -176,11 +166,15 @@ def is_of_training(name: str) -> bool:
     return name.startswith(_OF_TRAINING)
 
 
-def check_own_state(state: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> None:
-    """Raises ValueError where a file has other variables, or in other shapes or types; the message names the first."""
+def fill_own(made: ModelForTraining, state: Mapping[str, np.ndarray]) -> None:
+    """Assigns `own_variables`; ValueError where one is unknown, has another shape or type, or is not finite."""
+    variables = own_variables(made)
     for name, value in state.items():
         needed, found = list(variables[name].shape) if name in variables else "no such variable", list(value.shape)
         if found == needed:
             needed, found = tf.as_dtype(variables[name].dtype).name, value.dtype.name
         message = f"'nvae_tf' has {name}: {found} in the file, {needed} in this run's model"
         check(found == needed, f"{message}; the file is damaged, or of another version of this project")
+        if name.startswith(_FINITE):
+            check_finite(value, f"'nvae_tf' {name}", LEAVE_OUT if is_of_training(name) else BROKEN_WEIGHTS)
+        variables[name].assign(value)

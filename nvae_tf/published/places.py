@@ -11,7 +11,7 @@ from nvae_tf.errors import first_line
 
 
 def check_torch() -> None:
-    """Raises ValueError where torch is not installed; the message says how to install it."""
+    """Raises ValueError where torch is not installed."""
     message = 'published .pt files need PyTorch: pip install "nvae_tf[torch]", or `make torch`'
     check(importlib.util.find_spec("torch") is not None, message)
 
@@ -59,7 +59,7 @@ def check_output_is_free(output: pathlib.Path) -> None:
 
 
 def _check_writable(flag: str, path: pathlib.Path, folder: pathlib.Path) -> None:
-    """Tries it: permissions say nothing of read-only disks, of the system's folders, or of names that are too long."""
+    """Tries it: permissions say nothing of read-only disks, the system's folders, or names that are too long."""
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=folder):
             pass
@@ -71,17 +71,13 @@ def _check_writable(flag: str, path: pathlib.Path, folder: pathlib.Path) -> None
 
 @contextlib.contextmanager
 def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a hidden folder beside `output` to write to, which takes its place when the block ends well.
-
-    After a block that ends with an error, of which an OSError gets a text about `output`, nothing is left; a killed
-    process may leave `.NAME.partial-*` behind.
-    """
+    """Gives a hidden folder, `.NAME.partial-*`, that becomes `output` if the block ends well; else nothing is left."""
     check_output_is_free(output)
     place, parent = output.resolve(), output.resolve().parent
     missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     try:
-        # Others may not enter the hidden folder; the one inside it has the usual permissions.
+        # The folder inside has the usual permissions.
         with tempfile.TemporaryDirectory(prefix=f".{place.name}.partial-", dir=parent) as hidden:
             written = pathlib.Path(hidden) / place.name
             written.mkdir()
@@ -89,7 +85,6 @@ def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
             check_output_is_free(output)  # somebody else may have been quicker
             written.rename(place)
     except OSError as error:
-        # The hidden folder is gone when the message is read.
         reason = error.strerror or first_line(error).rpartition(f"/{place.name}/")[2]
         raise OSError(
             f"--output={output}: could not be written, and nothing of it is left ({reason}). Make room on its disk, or "

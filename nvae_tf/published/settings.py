@@ -62,11 +62,10 @@ OBJECTIVE_SETTINGS = {
     "anneal_regularisation": "weight_decay_norm_anneal",
     "regularisation_initial": "weight_decay_norm_init",
 }
-# Under the same names.
+# Those of the same names.
 OPTIMIZER_SETTINGS = ("learning_rate", "learning_rate_min", "warmup_epochs", "weight_decay")
 TRAIN_SETTINGS = ("batch_size", "epochs", "seed")
-# Old files lack these.
-_DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10}
+_DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10}  # old files lack these
 # Of the `args` of a file; others have no effect.
 USED_SETTINGS = {"dataset", "num_x_bits", *MODEL_SETTINGS.values(), *OBJECTIVE_SETTINGS.values()}
 USED_SETTINGS |= {*OPTIMIZER_SETTINGS, *TRAIN_SETTINGS}
@@ -126,8 +125,8 @@ def _setting(settings: Mapping[str, Any], name: str) -> Any:
 def published_settings(config: ExperimentConfig) -> dict[str, Any]:
     """The `args` of a published checkpoint for the settings of an experiment.
 
-    Of the data sets that the published code knows, the one of the same name is named if there is one, else the first
-    whose images are of the same size and kind. ValueError where the published form can't express a setting.
+    The data set is the published one of the same name, or else with such images. ValueError where the published form
+    can't express a setting.
     """
     model, total_steps = config.model, config.objective.total_steps
     # A warm-up that is not set is that of the run's length.
@@ -138,7 +137,7 @@ def published_settings(config: ExperimentConfig) -> dict[str, Any]:
     values |= {name: getattr(config.train, name) for name in TRAIN_SETTINGS}
     if model.likelihood == "normal":
         values["num_mixture_dec"] = 1
-    # Binary images have one bit whatever is said here; this is what the published commands say.
+    # Of binary images it is what the published commands say, without effect.
     values["num_x_bits"] = 8 if model.likelihood == "bernoulli" else model.num_bits
     values |= {"dataset": _data_set(config), "fast_adamax": True}
     unlike = differing_settings(model, model_config_from_published(values))
@@ -175,12 +174,9 @@ def _data_set(config: ExperimentConfig) -> str:
         if shape == (images.size, images.size, images.channels, *2 * (images.padded_size or images.size,))
         and images.binary == binary
     ]
-    check(
-        bool(fitting),
-        f"the published form knows no data set with images of model.image_height = {model.image_height}, "
-        f"image_width = {model.image_width}, image_channels = {model.image_channels}, in a frame of "
-        f"{model.network_height}x{model.network_width}, model.likelihood = {model.likelihood!r}",
-    )
+    sizes = ", ".join(f"{name} = {getattr(model, name)}" for name in ("image_height", "image_width", "image_channels"))
+    frame = f"in a frame of {model.network_height}x{model.network_width}, model.likelihood = {model.likelihood!r}"
+    check(bool(fitting), f"the published form knows no data set with images of model.{sizes}, {frame}")
     return min(fitting, key=lambda name: PUBLISHED_IMAGES[name].data_name != config.data.name)
 
 

@@ -29,30 +29,24 @@ from nvae_tf.published.places import check_file, check_torch
 from nvae_tf.published.settings import USED_SETTINGS, model_config_from_published, objective_config_from_published
 from nvae_tf.published.weights import check_implied_size, load_published_weights
 
-# The key of what this project adds to files that it writes and the published form has no place for.
-OWN_KEY = "nvae_tf"
-
+OWN_KEY = "nvae_tf"  # of what this project adds to files that it writes
 _NO_TORCH_FILE = "is no torch file; give the path of a published checkpoint (.pt), or get it again from its source"
 _UNLIKE = "which no NVAE checkpoint does"
 _AGAIN = "the file is damaged, get it again from its source"
 _MEGABYTE = 1 << 20
 _ARCHIVE_START = b"PK\x03\x04"
-# Files before torch 1.6 are no archives: a pickled magic number, three more pickles, the storages' keys and contents.
+# Files before torch 1.6: a pickled magic number, three more pickles, the storages' keys and contents.
 _OLD_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-# Times a file's size, and bytes, to which it may unpack or its tensors add up. Weights hardly shrink when they are
-# compressed; zeros do, but no model consists of those.
+# Times a file's size, and bytes, to which it may unpack or its tensors add up: compressed weights hardly shrink.
 _MOST_UNPACKED, _UNPACKED_MARGIN = 4, 64 * _MEGABYTE
 # A tensor takes some 35 opcodes, and all settings together some hundreds.
 _OPCODES, _OPCODES_PER_STORAGE = 50_000, 300
-# Tuples in each other; and lists and dictionaries: a parameter's moments, and a group's list of parameters.
-_DEEPEST_TUPLE, _DEEPEST = 3, 4
-# Of names and settings, in characters.
-_LONGEST_TEXT = 500
+_DEEPEST_TUPLE, _DEEPEST = 3, 4  # tuples in each other; and containers, such as a parameter's moments
+_LONGEST_TEXT = 500  # of names and settings, in characters
 _EMPTY_CALLS = ("collections OrderedDict", "argparse Namespace")
 _REBUILD_CALLS = ("_rebuild_parameter", "_rebuild_tensor", "_rebuild_tensor_v2")
 _CALLS = {*_EMPTY_CALLS, "torch Size", *(f"torch._utils {name}" for name in _REBUILD_CALLS)}
-# On the walker's stack: a list, dictionary, tensor or the like, whose content does not matter there.
-_OBJECT = object()
+_OBJECT = object()  # on the walker's stack: a list, dictionary, tensor or the like
 
 
 class TorchCheckpoint(NamedTuple):
@@ -68,17 +62,14 @@ class TorchCheckpoint(NamedTuple):
 
 
 class _WrongFile(ValueError):
-    """A file that must not be read; the message is one line, without the file's name."""
+    """A file that must not be read; the message lacks its name."""
 
 
 def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
-    """Reads a published `.pt` file; builds tensors, plain data and the settings' namespace, and no other object.
+    """Reads a published `.pt` file, checked; numbers of tensors stay in the file until they are used, if they can.
 
-    Checksums are compared; the numbers of the tensors stay in the file until they are used.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: torch is not installed; or it is no whole torch file, holds other objects, or is no NVAE checkpoint.
+    FileNotFoundError: there is no such file. ValueError: it is no whole torch file, holds other objects than tensors,
+    plain data and the settings' namespace, or is no NVAE checkpoint; or torch is not installed.
     """
     path = pathlib.Path(path)
     check_file(path)
@@ -111,10 +102,7 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
 
 
 def from_torch_checkpoint(path: str | pathlib.Path) -> NVAE:
-    """The model of a published `.pt` file, ready to score, sample or train on.
-
-    Raises what `read_torch_checkpoint` and `load_published_weights` do.
-    """
+    """The model of a published `.pt` file; raises what `read_torch_checkpoint` and `load_published_weights` do."""
     checkpoint = read_torch_checkpoint(path)
     try:
         config = model_config_from_published(checkpoint.settings)
@@ -133,14 +121,13 @@ def _check(valid: bool, message: str) -> None:
 
 def _plain_settings(settings: dict[Any, Any]) -> dict[str, Any]:
     """The settings that are plain values; others are not used."""
-    plain = {
-        name: value
-        for name, value in settings.items()
-        if value is None
-        or isinstance(value, int)
-        or (isinstance(value, float) and math.isfinite(value))
-        or (isinstance(value, str) and len(value) <= _LONGEST_TEXT)
-    }
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, float | str):
+            return math.isfinite(value) if isinstance(value, float) else len(value) <= _LONGEST_TEXT
+        return isinstance(value, int | None)
+
+    plain = {name: value for name, value in settings.items() if is_plain(value)}
     _check(all(isinstance(name, str) for name in settings), f"'args' holds settings without a name; {_AGAIN}")
     wrong = ", ".join(sorted((settings.keys() - plain.keys()) & USED_SETTINGS))
     _check(not wrong, f"'args' has a value of {wrong} that is neither a finite number nor a short text; {_AGAIN}")
@@ -153,7 +140,7 @@ def _weights(state: dict[Any, Any], file_size: int) -> dict[str, np.ndarray]:
     for name, array in state.items():
         is_weight = array.dtype.kind not in "biuc" or name.endswith((f".{COPY}", f".{COUNTER}"))
         _check(is_weight, f"{name} holds numbers of type {array.dtype}, and weights are floats; {_AGAIN}")
-    # Tensors may share their numbers, or repeat them without end.
+    # Tensors may repeat their numbers without end.
     is_one_file = sum(array.nbytes for array in state.values()) <= _MOST_UNPACKED * file_size + _UNPACKED_MARGIN
     _check(is_one_file, f"its tensors are far larger than the file, which has one number for many; {_AGAIN}")
     return state
@@ -202,10 +189,7 @@ def _count(content: Mapping[str, Any], key: str) -> int | None:
 
 
 def _check_torch_file(path: pathlib.Path) -> bool:
-    """Raises _WrongFile unless a file is whole and asks for nothing but tensors and plain data.
-
-    Returns whether its tensors may be mapped into memory: none is compressed, and it is no file before torch 1.6.
-    """
+    """Whether a file can be mapped into memory; _WrongFile unless it is whole and asks for tensors and plain data."""
     with path.open("rb") as file:
         start = file.read(len(_OLD_START))
         if start == _OLD_START:
@@ -231,8 +215,8 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> bool:
     total = sum(entry.file_size for entry in entries)
     sizes = f"{total / 1e6:,.0f} MB from {size / 1e6:,.1f}"
     _check(total <= _MOST_UNPACKED * size + _UNPACKED_MARGIN, f"would unpack to {sizes}: no model's weights; {_AGAIN}")
+    # Torch can be asked to make no checksums; it then writes 0, which `zipfile` would compare.
     if not any(entry.CRC for entry in entries):
-        # Torch can be asked to make no checksums; it then writes 0, which `zipfile` would compare.
         for entry in entries:
             entry.CRC = None
     folder = entries[0].filename.partition("/")[0]
@@ -251,8 +235,7 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> bool:
     with byte_bar(total, "checked") as bar:
         for entry in entries:
             with archive.open(entry) as record:
-                # At its end `zipfile` compares the checksum.
-                while chunk := record.read(_MEGABYTE):
+                while chunk := record.read(_MEGABYTE):  # at the end `zipfile` compares the checksum
                     bar.update(len(chunk))
     return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
@@ -304,7 +287,7 @@ class _PickleWalk:
         self._stack, self._below, self._memo = [], [], {}
 
     def step(self, opcode: str, argument: Any) -> None:
-        """Takes one opcode; those of torch's safe reader are known."""
+        """Takes one opcode of those that torch's safe reader knows."""
         stack, keys = self._stack, []
         match opcode:
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINSTRING":

@@ -14,13 +14,11 @@ from nvae_tf.models import NVAE
 from nvae_tf.progress import byte_bar
 from nvae_tf.published.names import COPY, COUNTER, PublishedTensor, published_tensors
 
-# Copies of other tensors of the same layer, and counters, which carry no information.
-_IGNORED_ENDINGS = (f".{COPY}", f".{COUNTER}")
+_IGNORED_ENDINGS = (f".{COPY}", f".{COUNTER}")  # of entries that carry no information
 _NAMED = 5
 _ONE_FILE = "Settings and weights must be those of one file, and that file whole"
 BROKEN_WEIGHTS = "nothing can go on from it. Take a file from before its training diverged"
 _LIBRARY = ctypes.CDLL(None)
-_MADV_DONTNEED = 4
 
 
 class Match(NamedTuple):
@@ -65,10 +63,10 @@ def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
 
 
 def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray], are_mapped: bool = False) -> None:
-    """Fills the model from a published `state_dict` of arrays in the published layout; see `fill`.
+    """Fills the model from a published `state_dict`, arrays in the published layout.
 
-    Nothing is assigned unless every tensor fits. Where one then turns out to hold NaN, the model is of no use. The
-    ValueError names tensors that are missing, left over, of another shape or not finite.
+    ValueError, before anything is assigned, with tensors that are missing, left over or of another shape; and with one
+    that is not finite, after which the model is of no use.
     """
     matched = match(model, state)
     matched.check(state)
@@ -87,8 +85,8 @@ def fill(
     """Assigns variables of float32 one after the other, each once and as a whole.
 
     `arrays` has of each tensor its place, its name for messages, and its numbers in the published layout, from which
-    `lowered_by` is subtracted in double precision. The progress bar shows `what`, and `fix` says in the ValueError what
-    to do where one holds NaN or infinity. Pages of arrays that lie in a mapped file are released after use.
+    `lowered_by` is subtracted in double precision. The progress bar shows `what`; `fix` says what to do where one holds
+    NaN or infinity, a ValueError. Pages of a mapped file are released after use.
     """
     groups = _by_variable(arrays)
     total = sum(4 * int(np.prod(variable.shape, dtype=np.int64)) for variable, _ in groups)
@@ -134,7 +132,6 @@ def as_tensor(array: np.ndarray) -> Any:
     """A torch tensor with a copy of the array: a view would bring the whole stack into a file."""
     import torch
 
-    # (`ascontiguousarray` makes vectors of scalars.)
     return torch.from_numpy(np.array(array, order="C"))
 
 
@@ -144,8 +141,7 @@ def published_array(tensor: PublishedTensor, value: np.ndarray) -> np.ndarray:
 
 
 def published_shape(tensor: PublishedTensor) -> tuple[int, ...]:
-    """The shape of a tensor in published files."""
-    # Without memory for its numbers.
+    """The shape of a tensor in published files; takes no memory for its numbers."""
     return published_array(tensor, np.broadcast_to(np.float32(0.0), tuple(tensor.variable.shape))).shape
 
 
@@ -154,13 +150,12 @@ def release_pages(array: np.ndarray) -> None:
     owner = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
-    # NumPy's own memory would be zero afterwards.
-    if owner.flags.owndata:
+    if owner.flags.owndata:  # would be zero afterwards
         return
     first = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last and array.flags.c_contiguous and hasattr(_LIBRARY, "madvise"):
-        _LIBRARY.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_DONTNEED)
+        _LIBRARY.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 def release_freed_memory() -> None:
@@ -171,11 +166,9 @@ def release_freed_memory() -> None:
 
 def check_implied_size(config: ModelConfig, state: Mapping[str, np.ndarray]) -> None:
     """Raises ValueError where an architecture has more layers or numbers than a file, so that it is never built."""
+    numbers = sum(value.size for value in state.values())
     # Layers first, because the plan has a place for every group.
-    for fewest, what, found in (
-        (fewest_layers, "layers", len(state)),
-        (fewest_numbers, "numbers", sum(value.size for value in state.values())),
-    ):
+    for fewest, what, found in ((fewest_layers, "layers", len(state)), (fewest_numbers, "numbers", numbers)):
         needed, fits = fewest(config), "the published weights do not fit this architecture"
         check(needed <= found, f"{fits}: it has at least {needed:,} {what}, and the file {found:,}. {_ONE_FILE}")
 
