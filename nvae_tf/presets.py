@@ -107,7 +107,8 @@ def load_settings(path: str) -> ConfigDict:
         check(callable(get_config), "has no function get_config")
         settings = get_config(argument) if colon else get_config()
         returned = f"get_config returns {settings!r}, not settings"
-        check(isinstance(settings, Mapping | ConfigDict), f"{returned}: a ConfigDict, as those of configs/ do")
+        what = "an ml_collections.ConfigDict, as those of configs/ do"
+        check(isinstance(settings, Mapping | ConfigDict), f"{returned}: {what}")
         return completed_config(settings)
     except Exception as error:
         code = getattr(get_config, "__code__", None)
