@@ -54,9 +54,9 @@ def reader_of_published(base: pathlib.Path):
 def reader_of_runs(base: pathlib.Path):
     """What generation and evaluation, resumed training, the model card and the report read."""
     from nvae_tf.models.nvae import model_for_training
-    from nvae_tf.reports.curves import read_metrics, read_scalars
     from nvae_tf.reports.model_card import keep_model_card
-    from nvae_tf.reports.page import evaluation_section
+    from nvae_tf.reports.page import evaluation_rows, read_json
+    from nvae_tf.reports.run_facts import read_curves
     from nvae_tf.training.checkpoints import TrainingState, step_of
     from nvae_tf.training.loading import find_run, load_run
     from nvae_tf.training.outputs import MetricsFile
@@ -92,8 +92,8 @@ def reader_of_runs(base: pathlib.Path):
 
     def read(path):
         folder = RunFolder(path)
-        evaluation_section(folder, "latest", None)
-        read_metrics(folder.metrics_file), read_scalars(folder.tensorboard, ["kl_per_group"])
+        evaluation_rows(read_json(folder.evaluation_file()))
+        read_curves(folder)
         # In this order: training clears away what is damaged.
         return {part.__name__: result_of(functools.partial(part, path)) for part in (loaded, best, resumed)}
 
