@@ -28,6 +28,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from nvae_tf.config import check
 from nvae_tf.files import atomic_file
+from nvae_tf.progress import counted
 
 FORMATS = (".png", ".svg", ".pdf")
 INK, FAINT, RULE = "#1b1f24", "#59636e", "#d5dae0"
@@ -36,8 +37,7 @@ LINES = ("#0a63c4", "#c2410c", "#15803d", "#7e22ce", "#0f766e", "#be185d", "#926
 _DPI = 128
 _POINTS = 72 / _DPI
 _FRAME = (176, 180, 186, 255)
-# An image that takes more of the width shows squares instead of a motif.
-_LARGEST_PART = 1 / 6
+Array, Shapes = np.ndarray, Sequence[tuple[int, int, int]]
 
 
 class Provenance(NamedTuple):
@@ -52,10 +52,9 @@ class Provenance(NamedTuple):
 
     def metadata(self) -> dict[str, str]:
         """The entries of a PNG file's metadata."""
-        several = self.temperature if self.temperature is None else np.atleast_1d(self.temperature)
-        values = self._asdict() | {
-            "temperature": several if several is None else ", ".join(map("{:g}".format, several))
-        }
+        values = self._asdict()
+        if self.temperature is not None:
+            values["temperature"] = ", ".join(map("{:g}".format, np.atleast_1d(self.temperature)))
         return {name: str(value) for name, value in values.items() if value is not None}
 
     def caption(self) -> str:
@@ -66,21 +65,21 @@ class Provenance(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A row of images, its label on the left, and a note below each image; None leaves a place blank."""
+    """A row of images, its label on the left, and a note below each image."""
 
     label: str
-    images: Sequence[np.ndarray | None]
+    images: Sequence[Array]
     notes: Sequence[str] = ()
     starts_part: bool = False
 
 
-def samples(images: np.ndarray, about: Provenance, columns: int | None = None, width: int = 1000) -> Figure:
+def samples(images: Array, about: Provenance, columns: int | None = None, width: int = 1000) -> Figure:
     """Images drawn by a model, so many per row; None for a nearly square grid."""
-    title = f"{len(images):,} sample{'' if len(images) == 1 else 's'}, drawn by the model"
-    return _image_figure(title, "", _rows("", images, columns or math.ceil(math.sqrt(len(images)))), about, width)
+    rows = _rows("", images, columns or math.ceil(math.sqrt(len(images))))
+    return _image_figure(f"{counted(len(images), 'sample')}, drawn by the model", "", rows, about, width)
 
 
-def data_images(train: np.ndarray, test: np.ndarray, about: Provenance, columns: int = 10, width: int = 1000) -> Figure:
+def data_images(train: Array, test: Array, about: Provenance, columns: int = 10, width: int = 1000) -> Figure:
     """The first images of both parts of a data set as the model sees them, at most so many per row."""
     columns = min(columns, _columns_of(train, width))
     rows = [*_rows("training images", train, columns), *_rows("test images", test, columns)]
@@ -88,7 +87,7 @@ def data_images(train: np.ndarray, test: np.ndarray, about: Provenance, columns:
 
 
 def reconstructions(
-    originals: np.ndarray, made: np.ndarray, about: Provenance, kept: str = "", columns: int = 10, width: int = 1000
+    originals: Array, made: Array, about: Provenance, kept: str = "", columns: int = 10, width: int = 1000
 ) -> Figure:
     """Originals, each above its reconstruction, at most so many per row; `kept` says of which groups, if not of all."""
     columns = min(columns, _columns_of(originals, width))
@@ -100,25 +99,22 @@ def reconstructions(
     return _image_figure("Originals and reconstructions", text, rows, about, width)
 
 
-def nearest(
-    drawn: np.ndarray, found: np.ndarray, distances: np.ndarray, about: Provenance, part: str, width: int = 1000
-) -> Figure:
+def nearest(drawn: Array, found: Array, distances: Array, part: str, about: Provenance, width: int = 1000) -> Figure:
     """Each sample beside the images `[samples, neighbors, ...]` of a part ("training") that are most like it."""
-    rows = [
-        _Row("", [sample, *images], ["", *map("{:.3f}".format, of_sample)])
-        for sample, images, of_sample in zip(drawn, found, distances, strict=True)
-    ]
+    of_samples = zip(drawn, found, distances, strict=True)
+    rows = [_Row("", [one, *images], ["", *map("{:.3f}".format, numbers)]) for one, images, numbers in of_samples]
     blocks = [("sample", 1), (f"most similar {part} images, the nearest first", found.shape[1])]
     text = "Below each: its mean squared difference from the sample, per pixel value in [0, 1]. 0 would be a copy."
     return _image_figure(f"Samples and the {part} images most like them", text, rows, about, width, blocks)
 
 
-def interpolation(originals: np.ndarray, path: np.ndarray, steps: int, about: Provenance, width: int = 1000) -> Figure:
+def interpolation(originals: Array, path: Array, steps: int, about: Provenance, width: int = 1000) -> Figure:
     """A path through originals in `steps` steps from one to the next, a row for each, between both originals."""
     notes = ["", *(f"{step / steps:.2f}".rstrip("0").rstrip(".") for step in range(steps + 1)), ""]
+    starts = range(0, len(path) - 1, steps)
     rows = [
-        _Row("", [start, *path[number * steps : (number + 1) * steps + 1], end], notes)
-        for number, (start, end) in enumerate(zip(originals[:-1], originals[1:], strict=True))
+        _Row("", [a, *path[i : i + steps + 1], b], notes)
+        for a, b, i in zip(originals[:-1], originals[1:], starts, strict=True)
     ]
     blocks = [("original", 1), ("decoded from the latents between", steps + 1), ("original", 1)]
     text = "Below each: its position on the way, from 0, the left original's latents, to 1, the right one's."
@@ -126,7 +122,7 @@ def interpolation(originals: np.ndarray, path: np.ndarray, steps: int, about: Pr
 
 
 def variants(
-    originals: np.ndarray, made: np.ndarray, kept_groups: int, num_groups: int, about: Provenance, width: int = 1000
+    originals: Array, made: Array, kept_groups: int, num_groups: int, about: Provenance, width: int = 1000
 ) -> Figure:
     """Each original beside variants `[originals, variants, ...]` that keep its latents in the upper groups."""
     rows = [_Row("", [original, *images]) for original, images in zip(originals, made, strict=True)]
@@ -137,7 +133,7 @@ def variants(
 
 
 def group_decisions(
-    images: np.ndarray, kept_groups: Sequence[int], num_groups: int, about: Provenance, width: int = 1000
+    images: Array, kept_groups: Sequence[int], num_groups: int, about: Provenance, width: int = 1000
 ) -> Figure:
     """Samples `[rows, columns, ...]`; all of row i have the latents of its first in the upper `kept_groups[i]`."""
     rows = [_Row(_redrawn(kept, num_groups), row) for kept, row in zip(kept_groups, images, strict=True)]
@@ -146,19 +142,16 @@ def group_decisions(
     return _image_figure("What the latent groups decide", text, rows, about, width, blocks)
 
 
-def training_strip(images: np.ndarray, steps: Sequence[int], about: Provenance, width: int = 1000) -> Figure:
+def training_strip(images: Array, steps: Sequence[int], about: Provenance, width: int = 1000) -> Figure:
     """Samples `[steps, columns, ...]` of the same noise after several steps of the training."""
     rows = [_Row(f"step {step:,}", row) for step, row in zip(steps, images, strict=True)]
     return _image_figure("Samples during training", "Images of a column have the same noise.", rows, about, width)
 
 
-def kl_per_group(
-    kl_nats: Sequence[float], latent_shapes: Sequence[tuple[int, int, int]], about: Provenance, width: int = 1000
-) -> Figure:
+def kl_per_group(kl_nats: Array, latent_shapes: Shapes, about: Provenance, width: int = 1000) -> Figure:
     """Bars of the KL of each latent group, in nats per image, with a color for each scale."""
-    figure, axes, size = _chart(
-        "KL of each latent group: how much it says of an image", about, width, 9 + 1.5 * len(kl_nats)
-    )
+    title = "KL of each latent group: how much it says of an image"
+    figure, axes, size = _chart(title, about, width, 9 + 1.5 * len(kl_nats))
     scales = [shape[:2] for shape in latent_shapes]
     colors = [LINES[sorted(set(scales)).index(scale) % len(LINES)] for scale in scales]
     bars = axes.barh(_group_names(latent_shapes), kl_nats, color=colors)
@@ -171,11 +164,7 @@ def kl_per_group(
 
 
 def kl_per_channel(
-    kl_nats: np.ndarray,
-    latent_shapes: Sequence[tuple[int, int, int]],
-    active_from: float,
-    about: Provenance,
-    width=1000,
+    kl_nats: Array, latent_shapes: Shapes, active_from: float, about: Provenance, width: int = 1000
 ) -> Figure:
     """Colors for the KL of each latent channel `[groups, channels]`, the largest of a group first.
 
@@ -219,7 +208,7 @@ def training_curves(
         for (name, line), color in zip(lines.items(), LINES * len(lines), strict=False):
             has_few = np.isfinite(line[1]).sum() <= 40
             options = {"marker": "o", "markersize": 4, "linewidth": 1.8} if has_few else {"linewidth": 1.2}
-            axes.plot(*line, color=color, label=f"{name}: {_latest(*line)}", **options)
+            axes.plot(*line, color=color, label=f"{name}: {line[1][-1]:,.5g} at step {line[0][-1]:,}", **options)
         axes.grid(axis="y", color=RULE, linewidth=0.7)
         axes.set(xlabel="training step", ylabel=unit)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -237,13 +226,13 @@ def training_curves(
     return figure
 
 
-def _rows(label: str, images: np.ndarray, columns: int) -> list[_Row]:
+def _rows(label: str, images: Array, columns: int) -> list[_Row]:
     """Images in rows, the first with the label."""
     starts = range(0, len(images), columns)
     return [_Row("" if first else label, images[first : first + columns], starts_part=not first) for first in starts]
 
 
-def _columns_of(images: np.ndarray, width: int) -> int:
+def _columns_of(images: Array, width: int) -> int:
     """How many images a row has at most, so that each is a few letters wide."""
     return max(1, round(0.7 * width / max(3.0 * _text_size(width), images.shape[2])))
 
@@ -258,7 +247,7 @@ def _redrawn(kept: int, num_groups: int) -> str:
     return f"{_groups(kept, num_groups)} redrawn" if kept else "all groups redrawn"
 
 
-def _group_names(latent_shapes: Sequence[tuple[int, int, int]]) -> list[str]:
+def _group_names(latent_shapes: Shapes) -> list[str]:
     return [f"group {group} ({height}×{width})" for group, (height, width, _) in enumerate(latent_shapes)]
 
 
@@ -268,14 +257,15 @@ def _image_figure(
     """Rows of images, with labels on the left, in blocks of columns, `(heading, columns)`, side by side."""
     blocks = blocks or [("", max(len(row.images) for row in rows))]
     columns = sum(count for _, count in blocks)
-    height, native = next(np.shape(image)[:2] for row in rows for image in row.images if image is not None)
+    height, native = np.shape(rows[0].images[0])[:2]
     # All in pixels. Where large images make the figure wider, the text grows with it.
     size = _text_size(width) * max(1.0, 1.15 * columns * native / width)
     line, pad, gap, part_gap = round(1.25 * size), round(size), max(3, round(size / 3)), round(1.4 * size)
     labels = [_wrapped(row.label, size, 8 * size) for row in rows]
     left = pad + math.ceil(max((_text_width(words, size) + gap for label in labels for words in label), default=0))
     scale = ((width - left - pad - (len(blocks) - 1) * part_gap) / columns - gap) / native
-    scale = max(1, int(min(scale, _LARGEST_PART * width / native)))
+    # An image that takes more than a sixth of the width shows squares instead of a motif.
+    scale = max(1, int(min(scale, width / 6 / native)))
     cell, cell_height = native * scale, height * scale
     pitch = math.ceil(max([cell, *(_text_width(note, 0.85 * size) for row in rows for note in row.notes)])) + gap
     places, headings, x = [], [], left
@@ -300,7 +290,7 @@ def _image_figure(
     for row, label in zip(rows, labels, strict=True):
         y += part_gap - gap if row.starts_part and pieces else 0
         put(row.label, pad, y + max(0, cell_height - len(label) * line) // 2, 8 * size, INK)
-        pieces += [(image, x, y) for image, x in zip(row.images, places, strict=False) if image is not None]
+        pieces += [(image, x, y) for image, x in zip(row.images, places, strict=False)]
         y += max(cell_height, len(label) * line) + gap
         if row.notes:
             style = dict(color=FAINT, fontsize=0.85 * size * _POINTS, horizontalalignment="center")
@@ -317,22 +307,19 @@ def _image_figure(
     return _described(figure, title, about)
 
 
-def _canvas(shape: tuple[int, int], pieces: Sequence[tuple[np.ndarray, int, int]], scale: int) -> np.ndarray:
+def _canvas(shape: tuple[int, int], pieces: Sequence[tuple[Array, int, int]], scale: int) -> Array:
     """Framed images at their places (x, y), uint8 RGBA; transparent elsewhere, so white on white and dark on dark."""
     canvas = np.zeros([*shape, 4], np.uint8)
     for image, x, y in pieces:
-        pixels = _opaque(image, scale)
+        pixels = _opaque(np.asarray(image), scale)
         height, width, _ = pixels.shape
         canvas[y - 1 : y + height + 1, x - 1 : x + width + 1] = _FRAME
         canvas[y : y + height, x : x + width, :3] = pixels
     return canvas
 
 
-def _opaque(image: np.ndarray, scale: int) -> np.ndarray:
+def _opaque(image: Array, scale: int) -> Array:
     """An image `[height, width, 1 to 4 channels]` as uint8 RGB, enlarged; alpha over a checkerboard."""
-    image = np.asarray(image)
-    is_image = image.ndim == 3 and 1 <= image.shape[2] <= 4 and image.size
-    check(is_image, f"an image of a figure is [height, width, 1 to 4 channels], not {list(image.shape)}")
     values = image.astype(np.float64) / (np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1.0)
     check(bool(np.isfinite(values).all()), "an image holds values that are not finite: the model has diverged")
     values = np.clip(values, 0.0, 1.0).repeat(scale, axis=0).repeat(scale, axis=1)
@@ -376,17 +363,9 @@ def _make_logarithmic(axes: Axes, name: str, values: Sequence[float]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _latest(steps: Sequence[int], values: Sequence[float]) -> str:
-    """The newest value: `42.79 at step 1,000`."""
-    for step, value in zip(reversed(steps), reversed(values), strict=True):
-        if math.isfinite(value):
-            return f"{value:,.0f} at step {step:,}" if abs(value) >= 1000.0 else f"{value:.4g} at step {step:,}"
-    return "no values yet"
-
-
 def _text_size(width: int) -> float:
     """The height of letters in pixels."""
-    return 11.0 + max(0, width - 400) / 150.0
+    return 11.0 + max(0, width - 400) / 100.0
 
 
 @functools.lru_cache(4096)

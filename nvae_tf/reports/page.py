@@ -211,7 +211,7 @@ def _images(
         source, drawn = load_split(spec, "train"), generate_images(model, 6, 1.0, seed)
         numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
         found = nearest_images(drawn, iterate(evaluation_batches(source, spec, 100, seed, numbers), source), 5)
-        return figures.nearest(drawn, found.images, found.distances, at_one, "training", _WIDTH)
+        return figures.nearest(drawn, found.images, found.distances, "training", at_one, _WIDTH)
 
     def decisions() -> Figure:
         kept, images = numbers_of_shared_groups(model.plan.num_groups), rows_sharing_groups(model, _COLUMNS, seed)

@@ -39,7 +39,7 @@ FIGURES = {
         ["original", "reconstruction", "those of groups 0–1"],
     ),
     "nearest": (
-        lambda w: figures.nearest(images(2), images(2, 3), [[0.0123, 0.2, 1], [0, 0, 0]], ABOUT, "training", w),
+        lambda w: figures.nearest(images(2), images(2, 3), [[0.0123, 0.2, 1], [0, 0, 0]], "training", ABOUT, w),
         ["sample", "most similar training images, the nearest first", "0.012", "0.200", "1.000"],
     ),
     "interpolation": (
