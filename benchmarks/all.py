@@ -122,13 +122,11 @@ def summarize(job: Job, yardstick: str | None, turns: Turns) -> dict[str, Any]:
 
 
 def failed(job: Job, reason: str | None) -> dict[str, Any]:
-    """The result of a job without times."""
     batch_size = WORKLOADS[job.workload].batch_sizes[job.preset]
     return job._asdict() | {"batch_size": batch_size, "failure": reason}
 
 
 def new_result() -> dict[str, Any]:
-    """The content of the file of `--json` before anything is measured."""
     return {"format": FORMAT, **results.stamp(), "complete": False, "results": []}
 
 
@@ -153,17 +151,14 @@ def run_jobs(jobs: list[Job], options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """All results, where they were taken, and what the columns mean."""
     lines = [*results.place(result), f"revision {result['revision'] or 'unknown'}", ""]
-    lines += results.markdown(COLUMNS, [_cells(row) for row in result["results"]])
-    lines.append(EXPLANATION)
+    lines += [*results.markdown(COLUMNS, [_cells(row) for row in result["results"]]), EXPLANATION]
     if not result["complete"]:
         lines += ["", "Interrupted: not all workloads were measured."]
     return "\n".join(lines)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    """One result; where it failed, the reason in place of times."""
     workload = WORKLOADS.get(row["workload"])
     named = [workload.what if workload else row["workload"], row["preset"], str(row["batch_size"] or "-")]
     if row["failure"] is not None:
@@ -211,9 +206,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--presets", type=names(PRESETS), metavar="NAME,...", help=f"of {', '.join(PRESETS)} (default: see above)")
     add("--rounds", type=results.at_least(1), default=MANY_ROUNDS, metavar="N", help=f"turns of each ({MANY_ROUNDS})")
     add("--compare", type=pathlib.Path, metavar="FILE", help="an earlier file of --json")
-    results.add_no_yardstick(parser)
-    options = parser.parse_args(arguments)
-    results.check_yardstick(parser, options)
+    options = results.parse_with_yardstick(parser, arguments)
     if options.compare and options.json and options.compare.resolve() == options.json.resolve():
         parser.error(f"--json={options.json}: would overwrite the file that it is compared with; name another")
     try:
@@ -225,8 +218,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def names(known: Collection[str]) -> Callable[[str], list[str]]:
-    """A reader of lists of known names."""
-
     def read(text: str) -> list[str]:
         for name in text.split(","):
             if name not in known:
@@ -237,20 +228,17 @@ def names(known: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, writes, prints and compares."""
     options = parse_arguments(arguments)
     result = run_jobs(options.jobs, options)
     print(table(result))
-    regressions = 0
-    if options.earlier:
-        comparison = compare(options.earlier, result)
-        regressions = comparison.regressions
+    comparison = compare(options.earlier, result) if options.earlier else None
+    if comparison:
         print(f"\n{table_of_changes(comparison, options.earlier)}")
     if not result["complete"]:
         sys.exit(INTERRUPTED_CODE)
     if any(row["failure"] is not None for row in result["results"]):
         sys.exit(FAILURE_CODE)
-    if regressions:
+    if comparison and comparison.regressions:
         sys.exit(REGRESSION_CODE)
 
 

@@ -110,10 +110,7 @@ def compare(earlier: dict[str, Any], later: dict[str, Any]) -> Comparison:
 
 
 def time_limit(noises: list[float | None], rounds: list[int], floor: float) -> float:
-    """The relative growth of a time that is still no regression, and at least `floor`, see above.
-
-    Noises are the relative standard errors of both medians, None where there was one round.
-    """
+    """The relative growth of a time that is no regression, from both medians' standard errors (None: one round)."""
     if None in noises:
         return SINGLE_ROUND
     factor = float(stdtrit(sum(rounds) - 2, ndtr(DEVIATIONS)))
@@ -149,7 +146,6 @@ def _notes(earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[str]:
 
 
 def table_of_changes(comparison: Comparison, earlier: dict[str, Any]) -> str:
-    """The comparison for people, as Markdown."""
     rows = []
     for change in comparison.changes:
         growth = change.after / change.before - 1.0
@@ -165,7 +161,6 @@ def table_of_changes(comparison: Comparison, earlier: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Compares two files."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.all_comparison",
         description=__doc__,

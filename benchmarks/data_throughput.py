@@ -44,7 +44,6 @@ PUBLISHED_IMAGES_PER_SECOND = {
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All results, as `--json` writes them."""
     start_tensorflow_quietly()
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
@@ -100,7 +99,6 @@ def patches(size: int, count: int) -> Iterator[np.ndarray]:
 
 
 def write_pictures(folder: pathlib.Path, size: int, count: int, suffix: str) -> None:
-    """Writes patches, a thousand to a sub-folder."""
     for number, patch in enumerate(patches(size, count)):
         place = folder / f"{number // 1000:04d}"
         place.mkdir(parents=True, exist_ok=True)
@@ -145,9 +143,9 @@ def read_folder(folder: str, batches: str) -> None:
     from nvae_tf.config import DataSpec
     from nvae_tf.data.pipeline import iterate, training_batches
     from nvae_tf.data.sources import load_split
-    from nvae_tf.data.spec import OWN_IMAGES, complete_spec
+    from nvae_tf.data.spec import complete_spec, data_spec
 
-    spec = complete_spec(DataSpec(**vars(OWN_IMAGES) | {"path": folder}))
+    spec = complete_spec(DataSpec(**vars(data_spec("own_images")) | {"path": folder}))
     imported, started = peak_memory_bytes(), time.monotonic()
     source = load_split(spec, "train")
     seconds = time.monotonic() - started
@@ -159,7 +157,6 @@ def read_folder(folder: str, batches: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints and writes."""
     parser = results.benchmark_parser("data_throughput", __doc__)
     add = parser.add_argument
     add("--files", type=results.at_least(1000), default=100_000, help="PNG files of the large folder (default: 100000)")

@@ -24,7 +24,6 @@ from benchmarks.workloads import BATCH_SIZES, SAMPLES_A_BATCH, random_images, un
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the workloads in turn and returns seconds and images a second, as `--json` writes them."""
     preset = options.preset
     counts = {"bound": BATCH_SIZES[preset], "naive": BATCH_SIZES[preset], "sampling": SAMPLES_A_BATCH}
     turns = take_turns(_workloads(preset, options.importance_samples), options.rounds)
@@ -73,7 +72,6 @@ def _workloads(preset: str, importance_samples: int) -> dict[str, Callable[[], A
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures and prints."""
     parser = results.benchmark_parser("evaluation", __doc__)
     parser.add_argument("--preset", choices=("cifar10", "digits", "mnist"), required=True, help="whose architecture")
     parser.add_argument("--importance_samples", type=results.at_least(1), default=100, help="K of the bound (100)")

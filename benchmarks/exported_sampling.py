@@ -35,7 +35,6 @@ _FREE = ("Const", "Identity", "IdentityN", "NoOp", "Placeholder", "ReadVariableO
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the four ways in turn and returns the results, in seconds a batch, as `--json` writes them."""
     from nvae_tf.generation.sampling import BATCH_SIZE, ImageGenerator
     from nvae_tf.layers import FoldedPass, ForwardPass, folded_weights
 
@@ -86,7 +85,6 @@ def write_sampling(model: Any, forward: Callable, folder: pathlib.Path) -> None:
 
 
 def sampling_session(stack: contextlib.ExitStack, folder: pathlib.Path, batch_size: int) -> Callable[[], Any]:
-    """Returns a function that draws a batch with an export."""
     import tensorflow as tf
 
     # With the rewriting of graphs, as TensorFlow Serving has it: a session takes over what `configure_runtime` has set.
@@ -103,7 +101,7 @@ def sampling_session(stack: contextlib.ExitStack, folder: pathlib.Path, batch_si
 
 
 def operations_of(folder: pathlib.Path, signature: str) -> int:
-    """How many operations a request of a signature is, see above."""
+    """How many operations a request of a signature is."""
     from tensorflow.core.protobuf import saved_model_pb2
 
     (saved,) = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs
@@ -124,7 +122,6 @@ def operations_of(folder: pathlib.Path, signature: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures and prints."""
     parser = results.benchmark_parser("exported_sampling", __doc__)
     parser.add_argument("--preset", choices=PRESETS, required=True, help="whose architecture")
     parser.add_argument("--batch_size", type=results.at_least(1), default=16, help="samples at once (default: 16)")

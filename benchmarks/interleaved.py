@@ -91,17 +91,13 @@ class Worker:
 
 
 def how_it_ended(status: int) -> str:
-    """Returns a process's exit status in words."""
     if status == -signal.SIGKILL:
         return "was killed, most likely because the machine's memory ran out"
     return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
 
 
 def serve(step: Callable[[], float], summary: Callable[[], dict[str, Any]]) -> None:
-    """Answers the parent's words until it closes the pipe: the worker's side of `Worker`.
-
-    `step` runs one step and returns its seconds, `summary` the other measurements; the peak memory before is added.
-    """
+    """The worker's side of `Worker`: `step` gives the seconds of one step, `summary` the other measurements."""
     words = {
         "ready": dict,
         "step": lambda: {"seconds": step()},
@@ -113,7 +109,6 @@ def serve(step: Callable[[], float], summary: Callable[[], dict[str, Any]]) -> N
 
 
 def peak_memory_bytes() -> int:
-    """Returns the largest resident memory that this process has had."""
     status = pathlib.Path("/proc/self/status")
     if status.exists():
         # Linux' getrusage counts what the parent had when it started this process.
@@ -150,12 +145,10 @@ def relative_standard_error(values: Sequence[float]) -> float | None:
 
 
 def are_uneven(repeated: Sequence[float]) -> bool:
-    """Whether repeated times are too uneven to be believed."""
     return bool(repeated) and max(repeated) > UNEVEN * min(repeated)
 
 
 def note_uneven(times: Mapping[str, Sequence[float]]) -> None:
-    """Says which of the repeated times are too uneven to be believed."""
     for name, repeated in times.items():
         if are_uneven(repeated):
             say(f"note: the times of {name} are uneven; something else was running, so measure again")

@@ -39,7 +39,6 @@ _OPERATION = re.compile(r"[^:]+:(\w+)|(\w+_fusion)")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Profiles some turns and returns the seconds a turn, as `--json` writes them."""
     import tensorflow as tf
 
     workload, preset, turns = options.workload, options.preset, options.turns
@@ -77,7 +76,6 @@ def operation_times(log: pathlib.Path, turns: int) -> dict[str, dict[str, float]
 
 
 def by_kind(operations: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The operations in the groups of `KINDS`."""
     groups = {kind: {"seconds": 0.0, "count": 0.0} for kind in (*KINDS, OTHERS)}
     for name, times in operations.items():
         for key, value in times.items():
@@ -90,7 +88,6 @@ def _kind(name: str) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The groups, and the types of operations in the last of them, as Markdown."""
     operations = result["operations"]
     total = sum(times["seconds"] for times in operations.values())
     rows = [
@@ -107,7 +104,6 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures and prints."""
     parser = results.benchmark_parser("operation_times", __doc__)
     parser.add_argument("--workload", choices=PROFILED, required=True, help="what is profiled")
     parser.add_argument("--preset", choices=PRESETS, required=True, help="whose architecture")

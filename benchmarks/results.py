@@ -36,7 +36,6 @@ def benchmark_parser(name: str, documentation: str) -> argparse.ArgumentParser:
 
 
 def json_file(text: str) -> pathlib.Path:
-    """A file that can be written when the results are there."""
     path = pathlib.Path(text)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: not a file in an existing folder")
@@ -44,8 +43,6 @@ def json_file(text: str) -> pathlib.Path:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A reader of whole numbers from `least`."""
-
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text}: must be a whole number and at least {least}")
@@ -55,7 +52,6 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def positive_seconds(text: str) -> float:
-    """A time above 0."""
     with contextlib.suppress(ValueError):
         if 0.0 < float(text) < float("inf"):
             return float(text)
@@ -63,19 +59,15 @@ def positive_seconds(text: str) -> float:
 
 
 def has_torch() -> bool:
-    """Whether PyTorch is installed."""
     return importlib.util.find_spec("torch") is not None
 
 
-def add_no_yardstick(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--no-yardstick`."""
+def parse_with_yardstick(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-yardstick", action="store_true", help="our own times alone, without a ratio")
-
-
-def check_yardstick(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Ends the command where it would need PyTorch."""
+    options = parser.parse_args(arguments)
     if not options.no_yardstick and not has_torch():
         parser.error("the yardstick needs PyTorch, which is not installed: `make torch`, or give --no-yardstick")
+    return options
 
 
 def stamp() -> dict[str, Any]:
@@ -158,7 +150,6 @@ def _cell(value: Any) -> str:
 
 
 def place(result: dict[str, Any]) -> list[str]:
-    """The machine and the versions of a result, for people."""
     machine, versions = result["machine"], result["versions"]
     return [
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB, "
@@ -175,6 +166,5 @@ def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 
 def write_json(result: dict[str, Any], file: pathlib.Path | None) -> None:
-    """Writes the file that `--json` names, if it does."""
     if file:
         atomic_write(file, json.dumps(result, indent=2) + "\n")

@@ -76,7 +76,6 @@ class Server(NamedTuple):
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All rounds and the soak, as `--json` writes them."""
     path, rounds = options.path, []
     for batching in (False, True):
         with started_server(path, batching) as server, contextlib.closing(Requests(*server[1:3])) as made:
@@ -247,7 +246,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures and prints."""
     result = results.run(parse_arguments(arguments), measure)
     stood = result["soak"]
     if stood["errors"] or stood["refused"] != stood["malformed"] or any(row["errors"] for row in result["rounds"]):

@@ -174,7 +174,6 @@ def rows_of(records: dict[Variant, Record], batch_size: int) -> list[dict[str, A
 
 
 def table(result: dict[str, Any]) -> str:
-    """Returns the results for people."""
     shown = {name: result[name] for name in ("preset", "batch_size", "precision", "xla", "rounds", "rows")}
     note = "Efficiency: images/s over replicas x the images/s of 1 replica, each with the same batch (weak scaling)"
     gpus, cores = result["machine"]["gpus"], result["machine"]["cores"]
@@ -190,7 +189,6 @@ def table(result: dict[str, Any]) -> str:
 
 
 def doubts(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns what speaks against the results."""
     found = []
     for row in (row for row in rows if row["failure"] is None):
         name = Variant(*(row[field] for field in Variant._fields))
@@ -251,7 +249,7 @@ class ScaledStep:
         return (time.perf_counter() - start) / self.steps_at_a_time
 
     def summary(self) -> dict[str, Any]:
-        """Returns what is no time of a turn."""
+        """What is no time of a turn."""
         return self._summary | {
             "gpu_peak_bytes": [memory["peak"] for memory in memory_of_gpus()],
             "graph_nodes": graph_nodes(self._graph.as_graph_def()),
@@ -260,7 +258,7 @@ class ScaledStep:
 
 
 def memory_of_gpus() -> list[dict[str, int]]:
-    """Returns bytes in use, `current` and `peak`, of each GPU that trains; an empty list without any."""
+    """Bytes in use, `current` and `peak`, of each GPU that trains."""
     import tensorflow as tf
 
     count = len(tf.config.list_logical_devices("GPU"))

@@ -20,7 +20,6 @@ from nvae_tf.errors import exit_on_user_error
 
 
 def summarize(turns: Turns) -> dict[str, Any]:
-    """Returns medians and ratios of the timed rounds, in seconds and bytes, with the workers' summaries."""
     ours, yardstick = turns.seconds, turns.yardstick_seconds
     return {
         "ratio": statistics.median(ours) / statistics.median(yardstick) if yardstick else None,
@@ -35,7 +34,6 @@ def summarize(turns: Turns) -> dict[str, Any]:
 
 
 def measure_step(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs both workloads in turn and returns the measurements, as `--json` writes them."""
     yardstick = None if options.no_yardstick else options.preset
     turns = measure(Job("training", options.preset), options.steps, yardstick)
     return {"preset": options.preset, "batch_size": BATCH_SIZES[options.preset]} | summarize(turns)
@@ -45,9 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = results.benchmark_parser("train_step", __doc__)
     parser.add_argument("--preset", choices=("cifar10", "mnist"), required=True, help="whose architecture")
     parser.add_argument("--steps", type=results.at_least(1), default=15, help="timed steps of each (default: 15)")
-    results.add_no_yardstick(parser)
-    options = parser.parse_args(arguments)
-    results.check_yardstick(parser, options)
+    options = results.parse_with_yardstick(parser, arguments)
     with exit_on_user_error():
         result = results.run(options, measure_step)
     note_uneven({"our steps": result["every_step_seconds"], "the yardstick": result["every_yardstick_seconds"]})

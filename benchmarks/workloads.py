@@ -44,7 +44,6 @@ NEED_TORCH = ("import",)
 
 
 def python(*arguments: str | pathlib.Path) -> list[str]:
-    """The command that runs a module of the benchmarks."""
     return [sys.executable, "-m", *map(str, arguments)]
 
 
@@ -60,14 +59,12 @@ def configure_process() -> None:
 
 
 def config_of(preset: str) -> Any:
-    """The settings of a preset."""
     from nvae_tf.data.spec import complete_config
 
     return complete_config(presets.preset(preset))
 
 
 def untrained_model(preset: str) -> Any:
-    """A model of a preset, unused."""
     from nvae_tf.models import NVAE
 
     configure_process()
@@ -75,7 +72,7 @@ def untrained_model(preset: str) -> Any:
 
 
 def random_images(model_config: Any, batch_size: int) -> Any:
-    """Returns random images `[batch, height, width, channels]` in [0, 1], on the levels that the data has."""
+    """Random images `[batch, height, width, channels]` in [0, 1], on the levels that the data has."""
     import tensorflow as tf
 
     shape = [batch_size, model_config.image_height, model_config.image_width, model_config.image_channels]
@@ -107,7 +104,6 @@ class Training:
         self._step = tf.function(self.model.train_step, autograph=False)
 
     def __call__(self) -> None:
-        """Takes one step."""
         for value in self._step(self.images).values():
             value.numpy()
 
@@ -163,10 +159,7 @@ def command(module: str, flag: str, source: str) -> Callable:
 
 
 def run_python(module: str, *arguments: str) -> int:
-    """Runs a module's command, or ends this process if it fails.
-
-    Returns the peak memory in bytes: of the largest of its process and those that it started.
-    """
+    """The peak memory in bytes of a module's command: of its largest process. Ends this one if it fails."""
     process = subprocess.Popen(python(module, *arguments), stdin=subprocess.DEVNULL)
     # Of this child alone, while getrusage has the largest of all that there ever were.
     _, status, usage = os.wait4(process.pid, 0)
@@ -242,22 +235,19 @@ class Workload(NamedTuple):
 
 _samples, _command_of = dict.fromkeys(BATCH_SIZES, SAMPLES_A_BATCH), {"is_slow": True, "is_command": True}
 _export = command("export.export_saved_model", "--workdir", "run")
-_import = command("export.import_torch_checkpoint", "--checkpoint", "published.pt")
+_import_module = "export.import_torch_checkpoint"
+_import = command(_import_module, "--checkpoint", "published.pt")
+_bound = functools.partial(nelbo, importance_samples=IMPORTANCE_SAMPLES)
+_recomputed = functools.partial(Training, recompute="all")
 WORKLOADS = {
     "training": Workload("training step", Training, BATCH_SIZES, PRESETS[1:], yardstick_of_preset=True),
     "recomputed_training": Workload(
-        "training step, train.recompute=all",
-        functools.partial(Training, recompute="all"),
-        BATCH_SIZES,
-        yardstick_of_preset=True,
+        "training step, train.recompute=all", _recomputed, BATCH_SIZES, yardstick_of_preset=True
     ),
     "sampling": Workload("sampling, the model in Python", sampling, _samples),
     "nelbo": Workload("NELBO of a batch", nelbo, BATCH_SIZES),
     "importance_weighted": Workload(
-        f"importance-weighted bound of a batch, K = {IMPORTANCE_SAMPLES}",
-        functools.partial(nelbo, importance_samples=IMPORTANCE_SAMPLES),
-        BATCH_SIZES,
-        is_slow=True,
+        f"importance-weighted bound of a batch, K = {IMPORTANCE_SAMPLES}", _bound, BATCH_SIZES, is_slow=True
     ),
     "saved_model_sampling": Workload(
         "sampling, the exported SavedModel", saved_model_sampling, _samples, prepared="saved_model"
@@ -267,12 +257,7 @@ WORKLOADS = {
     ),
     # A published file of the digits can't be made: they are no data set that the form knows.
     "import": Workload(
-        "export.import_torch_checkpoint",
-        _import,
-        dict.fromkeys(PRESETS[1:3]),
-        ("cifar10",),
-        prepared="published",
-        **_command_of,
+        _import_module, _import, dict.fromkeys(PRESETS[1:3]), ("cifar10",), prepared="published", **_command_of
     ),
 }
 
@@ -320,7 +305,6 @@ def serve_workload(name: str, preset: str, folder: str) -> None:
 
 
 def main(name: str, *arguments: str) -> None:
-    """See above."""
     if name == "yardstick":
         import torch
 

@@ -8,12 +8,10 @@ Data: CelebA's aligned faces, through TensorFlow Datasets at the first run (1.5 
 often refuses: docs/data.md says which files to fetch by hand, and how to train from a folder of the pictures.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_for_data
 
 
-def get_config() -> ConfigDict:
+def get_config():
     config = config_for_data("celeba64")
     config.model.num_latent_scales = 3
     config.model.num_groups_per_scale = 20

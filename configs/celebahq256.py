@@ -8,12 +8,10 @@ Data: FOLDER has the sub-folders train/ (27,000 PNG files) and validation/ (3,00
 records, whose first address no longer answers; docs/data.md has a script that unpacks them.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_for_data
 
 
-def get_config() -> ConfigDict:
+def get_config():
     config = config_for_data("celebahq256")
     config.model.num_latent_scales = 5
     config.model.num_groups_per_scale = 16

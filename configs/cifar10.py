@@ -9,12 +9,10 @@ One GPU with this config makes steps of 32 images, an eighth of what was publish
 Data: through TensorFlow Datasets, at the first run.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_for_data
 
 
-def get_config() -> ConfigDict:
+def get_config():
     config = config_for_data("cifar10")
     config.model.num_latent_scales = 1
     config.model.num_groups_per_scale = 30

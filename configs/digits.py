@@ -9,12 +9,10 @@ usual baseline, has 57.0 (`python -m benchmarks.mixture_of_bernoullis`).
 Three scales (8x8, 4x4, 2x2) of one group each. Squeeze-excite is off: on a 2x2 image it has little to squeeze.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_for_data
 
 
-def get_config() -> ConfigDict:
+def get_config():
     config = config_for_data("digits")
     config.model.num_latent_scales = 3
     config.model.num_groups_per_scale = 1

@@ -9,10 +9,8 @@ Data: FOLDER has the four files train-images-idx3-ubyte.gz and so on. Debian's p
 into /usr/share/datasets/fashion-mnist; docs/data.md says where else they are.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_like
 
 
-def get_config() -> ConfigDict:
+def get_config():
     return config_like("mnist", "fashion_mnist").lock()

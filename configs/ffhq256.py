@@ -8,12 +8,10 @@ Data: FOLDER has the sub-folders train/ (63,000 PNG files) and test/ (7,000), or
 which a tenth is held out then. Larger pictures are scaled to 256x256. See docs/data.md.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_like
 
 
-def get_config() -> ConfigDict:
+def get_config():
     config = config_like("celebahq256", "ffhq256")
     config.objective.regularisation = 1e-1
     config.optimizer.learning_rate = 8e-3

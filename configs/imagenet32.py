@@ -8,12 +8,10 @@ Data: train_32x32.tar and valid_32x32.tar, whose address no longer answers: docs
 them. The images take 3.9 GB of memory. The "Imagenet32" of Chrabaszcz et al. 2017 is another set, with other scores.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_for_data
 
 
-def get_config() -> ConfigDict:
+def get_config():
     config = config_for_data("imagenet32")
     config.model.num_latent_scales = 1
     config.model.num_groups_per_scale = 28

@@ -9,12 +9,10 @@ Data: train_64x64.tar and valid_64x64.tar, whose address no longer answers: docs
 them. The images take 15.7 GB of memory, or of a disk with --config.data.cache=FOLDER.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_like
 
 
-def get_config() -> ConfigDict:
+def get_config():
     config = config_like("celeba64", "imagenet64")
     config.optimizer.warmup_epochs = 1.0
     config.train.epochs = 45

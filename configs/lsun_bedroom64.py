@@ -10,12 +10,10 @@ has a script. TensorFlow Datasets can't prepare LSUN with this TensorFlow. The d
 on a disk.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_like
 
 
-def get_config() -> ConfigDict:
+def get_config():
     config = config_like("celeba64", "lsun_bedroom64")
     # Eighteen times CelebA's images: fewer epochs, and a warm-up of nearly as many steps.
     config.optimizer.warmup_epochs = 0.25

@@ -8,10 +8,8 @@ Data: 126,227 pictures in an LMDB file, 2.4 GB, to be unpacked into FOLDER/train
 a script. TensorFlow Datasets can't prepare LSUN with this TensorFlow.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_like
 
 
-def get_config() -> ConfigDict:
+def get_config():
     return config_like("celeba64", "lsun_church64").lock()

@@ -10,12 +10,10 @@ One GPU with this config makes steps of 200 images, half of what was published.
 Data: through TensorFlow Datasets, at the first run.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_for_data
 
 
-def get_config() -> ConfigDict:
+def get_config():
     config = config_for_data("mnist")
     config.model.num_latent_scales = 2
     config.model.num_groups_per_scale = 10

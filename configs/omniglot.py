@@ -8,10 +8,8 @@ images a GPU (400 a step), with 2.5 times as many images. Nobody has trained it 
 Data: FOLDER has the file chardata.mat, which is not downloaded for you. See docs/data.md.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_like
 
 
-def get_config() -> ConfigDict:
+def get_config():
     return config_like("mnist", "omniglot").lock()

@@ -18,12 +18,10 @@ a middling one: three scales of 8, 4 and 2 groups. The paper's were: up to 32x32
 channels, 5 bits (configs/celebahq256.py).
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_for_data
 
 
-def get_config() -> ConfigDict:
+def get_config():
     config = config_for_data("own_images")
     config.model.num_latent_scales = 3
     config.model.num_groups_per_scale = 8

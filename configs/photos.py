@@ -12,12 +12,10 @@ are clouds of the right colors.
 Two scales (16x16, 8x8) of two groups each, 539,608 weights.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_for_data
 
 
-def get_config() -> ConfigDict:
+def get_config():
     config = config_for_data("photos")
     config.model.num_latent_scales = 2
     config.model.num_groups_per_scale = 2

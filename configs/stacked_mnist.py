@@ -11,10 +11,8 @@ in each channel, so 60,000 images are for training and 10,000 for testing; data.
 together.
 """
 
-from ml_collections import ConfigDict
-
 from nvae_tf.presets import config_like
 
 
-def get_config() -> ConfigDict:
+def get_config():
     return config_like("mnist", "stacked_mnist").lock()

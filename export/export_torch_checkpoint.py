@@ -1,13 +1,10 @@
 """Writes a run's checkpoint as a PyTorch file of the published form.
 
     python -m export.export_torch_checkpoint --workdir=runs/cifar10 --output=cifar10.pt
-    python -m export.export_torch_checkpoint --workdir=runs/cifar10 --output=cifar10.pt --checkpoint=best
 
-The file is a dictionary with args, state_dict (names, order, layout and types of the published files), optimizer (as
-torch keeps Adamax'), epoch, global_step and arch_instance. One more key, nvae_tf, which other code ignores, has the
-run's settings and the state of training that the published form has no place for, so that
-export.import_torch_checkpoint makes the same run of it, bit for bit. --without_optimizer leaves out all that only
-training needs: a quarter of the size.
+The file has what published files have. One more key, nvae_tf, which other code ignores, has the run's settings and the
+state of training that the published form has no place for, so that export.import_torch_checkpoint makes the same run
+of it, bit for bit. --without_optimizer leaves out all that only training needs: a quarter of the size.
 
 Where the run keeps moving averages of its weights (optimizer.ema_momentum), its scores are those of the averages, and
 the state_dict has the weights, which the optimizer's state belongs to. --running_means writes the averages instead,

@@ -1,24 +1,17 @@
 """Makes a run folder of a published PyTorch checkpoint (.pt).
 
     python -m export.import_torch_checkpoint --checkpoint=cifar10.pt --output=runs/cifar10
-    python -m export.import_torch_checkpoint --checkpoint=ffhq.pt --output=runs/ffhq256 --data_path=images/ffhq
     python -m export.import_torch_checkpoint --checkpoint=mnist.pt --output=runs/mnist --data_source=idx --data_path=idx
 
 Every other command accepts the run folder: train.evaluate, train.generate, all exports, and train.main, which
-continues the training; a new run starts from its weights with train.initialise_from. It contains
+continues the training; a new run starts from its weights with train.initialise_from. It appears when it is whole, with
+the settings (config.json, and config.py for those who want to change them), the checkpoint at the file's step, the
+numbers of images where they follow, origin.json with the file's name and SHA-256 and the license, and the model card.
 
-    config.json      the settings, from the file's own; config.py for those who want to change them
-    checkpoints/     weights, batch-norm statistics and the optimizer's state, at the file's step
-    images.json      the numbers of images, where the file's length and the known data set agree
-    origin.json      the name and the SHA-256 of the file, and the license of the weights
-    README.md        the model card
-
-and appears when it is whole. Where the file has Adamax' moments and step, they are taken over. Without them, or with
---without_optimizer, the moments start at zero, but the run stands at the file's step, with the learning rate and the KL
-weight of the end of training. What had to be assumed about the length of the run is printed.
-
---report=FILE writes a table (CSV) of every tensor: its name, shape and type in the file, the variable and the index
-that it fills, or why it is left out; also where tensors do not fit and nothing is imported.
+Adamax' moments are taken over; without them, or with --without_optimizer, they start at zero, at the file's step and
+with its learning rate and KL weight all the same. What had to be assumed about the length of the run is printed.
+--report=FILE has every tensor's name, shape and type in the file, and the variable and index that it fills or why it is
+left out; also where tensors do not fit and nothing is imported.
 
 Files are read with torch's safe reader, which builds no object of the file's choice. Needs PyTorch (`make torch`); see
 docs/published_weights.md. Exit code: 0 done, 2 a mistake in the command or a file that does not fit.
@@ -53,9 +46,8 @@ def main() -> None:
     """Imports the file and prints what has become of it, and the next commands."""
     file, output = pathlib.Path(CHECKPOINT.value), pathlib.Path(OUTPUT.value)
     report = None if REPORT.value is None else pathlib.Path(REPORT.value)
-    text = LICENSE.value
-    is_line = text is None or (bool(text.strip()) and len(text.splitlines()) == 1)
-    check(is_line, f"--license={text!r}: must be one line, such as cc-by-nc-sa-4.0, or be left out")
+    is_line = LICENSE.value is None or (bool(LICENSE.value.strip()) and len(LICENSE.value.splitlines()) == 1)
+    check(is_line, f"--license={LICENSE.value!r}: must be one line, such as cc-by-nc-sa-4.0, or be left out")
     check_import_places(file, output, report)
     if DATA_SOURCE.value is not None:
         check_choice("--data_source", DATA_SOURCE.value, SOURCES)
@@ -70,12 +62,11 @@ def main() -> None:
         with_optimizer=not WITHOUT_OPTIMIZER.value,
         data_path=DATA_PATH.value,
         data_source=DATA_SOURCE.value,
-        license=text and text.strip(),
+        license=LICENSE.value and LICENSE.value.strip(),
         report=report,
     )
-    config, place = imported.config, shlex.quote(str(output))
-    optimizer = "with" if imported.has_optimizer else "without"
-    print(f"Imported to {output}: {config.data.name}, step {imported.step:,}, {optimizer} the optimizer's state.")
+    config, place, state = imported.config, shlex.quote(str(output)), "with" if imported.has_optimizer else "without"
+    print(f"Imported to {output}: {config.data.name}, step {imported.step:,}, {state} the optimizer's state.")
     if imported.defaults:
         print(f"Not in the file, so this project's defaults: {', '.join(imported.defaults)}.")
     if imported.assumed is not None:

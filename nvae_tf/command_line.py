@@ -5,12 +5,10 @@ The library defines no flags: a script hands over its module `absl.flags`.
 
 import difflib
 import itertools
-import os
 import pathlib
 import re
 import sys
 import textwrap
-import traceback
 import typing
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,7 +19,7 @@ from absl import app, logging
 from ml_collections import ConfigDict, config_flags
 
 from nvae_tf.config import ExperimentConfig, config_to_dict, setting_meanings
-from nvae_tf.errors import TRACEBACK_VARIABLE, USER_ERROR_CODE, exit_on_user_error
+from nvae_tf.errors import exit_on_user_error
 from nvae_tf.presets import default_config, load_settings, settings_file
 
 _HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
@@ -108,36 +106,33 @@ def check_run_folder(path: str) -> None:
 
 
 def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType) -> list[str]:
-    try:
-        with exit_on_user_error():
-            if _HELP & set(arguments[1:]):
-                page = manual_page(module, flags, arguments[1:])
-                try:
-                    print(page, flush=True)
-                except BrokenPipeError:
-                    # The reader, a pager, has closed the pipe; nothing is left to be flushed at the end.
-                    sys.stdout = None
-                sys.exit(0)
+    with exit_on_user_error():
+        if _HELP & set(arguments[1:]):
+            page = manual_page(module, flags, arguments[1:])
+            try:
+                print(page, flush=True)
+            except BrokenPipeError:
+                # The reader, a pager, has closed the pipe; nothing is left to be flushed at the end.
+                sys.stdout = None
+            sys.exit(0)
+        try:
             if hasattr(module, "CONFIG"):
                 check_config_flags(arguments[1:])
                 _check_no_bare_settings(arguments[1:], flags)
                 arguments = _with_recorded_config(arguments)
             rest = flags.FLAGS(arguments)
-            # At level INFO, absl's default, TensorFlow's Python side logs trifles.
-            if flags.FLAGS["verbosity"].using_default_value:
-                flags.FLAGS.verbosity = logging.WARNING
-            if rest[1:]:
-                raise ValueError(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)")
-        return rest
-    except flags.Error as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
-            traceback.print_exc()
-        missing = re.match(r"flag --(\w+)=None: ", str(error))
-        message = f"--{missing[1]} is missing" if missing else str(error)
-        for pattern, words in _CONVERSION_ERRORS.items():
-            message = re.sub(pattern, words, message)
-        print(f"error: {message} (see --help)", file=sys.stderr)
-        sys.exit(USER_ERROR_CODE)
+        except flags.Error as error:
+            missing = re.match(r"flag --(\w+)=None: ", str(error))
+            message = f"--{missing[1]} is missing" if missing else str(error)
+            for pattern, words in _CONVERSION_ERRORS.items():
+                message = re.sub(pattern, words, message)
+            raise ValueError(f"{message} (see --help)") from error
+        # At level INFO, absl's default, TensorFlow's Python side logs trifles.
+        if flags.FLAGS["verbosity"].using_default_value:
+            flags.FLAGS.verbosity = logging.WARNING
+        if rest[1:]:
+            raise ValueError(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)")
+    return rest
 
 
 def _with_recorded_config(arguments: Sequence[str]) -> list[str]:

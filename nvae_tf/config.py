@@ -130,10 +130,11 @@ class ModelConfig:
         zero_allowed = ("num_flows", "num_preprocess_blocks", "num_postprocess_blocks")
         _check_numbers("model", self, 1, {"num_bits": (1, 8)} | dict.fromkeys(zero_allowed, (0, math.inf)))
         check_choice("model.likelihood", self.likelihood, LIKELIHOODS)
+        blocks, scales = self.num_preprocess_blocks, self.num_latent_scales
         check(
-            self.num_preprocess_blocks + self.num_latent_scales <= _MOST_HALVINGS,
-            f"model.num_preprocess_blocks = {self.num_preprocess_blocks} and num_latent_scales = "
-            f"{self.num_latent_scales}: more than {_MOST_HALVINGS} together, and each halves the images; use fewer",
+            blocks + scales <= _MOST_HALVINGS,
+            f"model.num_preprocess_blocks = {blocks} and num_latent_scales = {scales}: more than {_MOST_HALVINGS} "
+            "together, and each halves the images; use fewer",
         )
 
     @property
@@ -282,8 +283,11 @@ class DataSpec:
             "num_bits": (1, 8),
             "test_fraction": (0, 1),
             "split_seed": (0, 2**32 - 1),
-            "max_pixels": (1, _LARGEST_MAX_PIXELS),
         }
+        check(
+            1 <= self.max_pixels <= _LARGEST_MAX_PIXELS,
+            f"data.max_pixels = {self.max_pixels}: must be from 1 to {_LARGEST_MAX_PIXELS}, Pillow's own limit",
+        )
         check(self.file_bits in (None, 8, 16), f"data.file_bits = {self.file_bits}: must be 8 or 16")
         check(0.0 < self.test_fraction < 1.0, f"data.test_fraction = {self.test_fraction}: must lie between 0 and 1")
         _check_numbers("data", self, 1, limits)
@@ -335,7 +339,7 @@ class TrainConfig:
       sample_every_steps: an image grid of samples is written after so many steps; None for the same.
       log_every_steps: a point of the training curves is written after so many steps.
       initialise_from: run folder, or published file (.pt), with whose weights the run starts
-        (`nvae_tf.training.initialization`).
+        (`nvae_tf.training.loading`).
       loss_tolerance: a step whose loss lies so many spreads above the running level is skipped, see
         `nvae_tf.optimization.RunawayGuard`; 0 skips only what is not finite.
       refused_steps: after so many skipped steps in a row the run goes back to its latest checkpoint, with half the
@@ -381,8 +385,7 @@ class TrainConfig:
     keep_best: bool = True
 
     def __post_init__(self):
-        strategies = ("auto", "one_device", "mirrored", "multi_worker")
-        check_choice("train.strategy", self.strategy, strategies)
+        check_choice("train.strategy", self.strategy, ("auto", "one_device", "mirrored", "multi_worker"))
         check_choice("train.precision", self.precision, PRECISIONS)
         check_choice("train.xla", self.xla, XLA_USES)
         check_choice("train.recompute", self.recompute, RECOMPUTATIONS)
@@ -416,12 +419,9 @@ def resolve_lengths(
 ) -> ExperimentConfig:
     """The settings of a run of known length, with a number in place of each None that follows from the length.
 
-    `objective.total_steps` is that length. `optimizer.warmup_epochs` is 5 epochs, as published, but at most a tenth of
-    the run. `train.checkpoint_every_steps`, `evaluate_every_steps` and `sample_every_steps` are a tenth of the run, but
-    at least 10 steps and at most 1,000.
-
-    What is not None is kept. `recorded` are the settings in the folder of a run that is continued: its warm-up is kept,
-    and the intervals too unless the length has changed.
+    The warm-up is 5 epochs, as published, but at most a tenth of the run; `INTERVALS` are a tenth of the run, but at
+    least 10 steps and at most 1,000. `recorded` are the settings in the folder of a run that is continued: its warm-up
+    is kept, and the intervals too unless the length has changed.
     """
     tenth = total_steps // 10
     # The last rate of a warm-up of one step, from which the schedule goes on, is 0.
@@ -446,7 +446,7 @@ def _with_defaults(group: Any, values: Mapping[str, Any]) -> Any:
 
 
 def experiment_config(settings: Mapping[str, Any]) -> ExperimentConfig:
-    """Turns nested settings (a dictionary or an `ml_collections.ConfigDict`) into an `ExperimentConfig`.
+    """Nested settings (a dictionary, an `ml_collections.ConfigDict`) as an `ExperimentConfig`.
 
     A ValueError names a setting that is unknown (and the nearest valid one), of the wrong type or impossible.
     """
@@ -458,17 +458,15 @@ def config_from_dict(kind: type, settings: Mapping[str, Any], where: str = "") -
     types_of_fields = typing.get_type_hints(kind)
     values = {}
     for name, value in settings.items():
-        check_choice(f"setting {where}{name}", name, types_of_fields, what="no such setting")
+        place = f"{where}{name}"
+        check_choice(f"setting {place}", name, types_of_fields, what="no such setting")
         expected = types_of_fields[name]
         if dataclasses.is_dataclass(expected):
-            check(
-                hasattr(value, "items"),
-                f"{where}{name} is a group of settings ({', '.join(typing.get_type_hints(expected))}), "
-                f"not the single value {value!r}",
-            )
-            values[name] = config_from_dict(expected, value, f"{where}{name}.")
+            names = ", ".join(typing.get_type_hints(expected))
+            check(hasattr(value, "items"), f"{place} is a group of settings ({names}), not the single value {value!r}")
+            values[name] = config_from_dict(expected, value, f"{place}.")
         else:
-            values[name] = _converted(value, expected, f"{where}{name}")
+            values[name] = _converted(value, expected, place)
     return kind(**values)
 
 
@@ -516,11 +514,7 @@ def read_config(path: str | pathlib.Path) -> ExperimentConfig:
 
 
 def preset(name: str) -> Any:
-    """The settings of a preset by its name, as an `ml_collections.ConfigDict` that may be changed.
-
-    Example:
-      >>> config = nvae_tf.experiment_config(nvae_tf.config.preset("mnist"))
-    """
+    """The settings of a preset, "mnist", as an `ml_collections.ConfigDict` that may be changed."""
     # Not at the top: presets are made of the settings here.
     from nvae_tf import presets
 

@@ -31,7 +31,7 @@ def exit_on_user_error() -> Iterator[None]:
     that can't be fetched). With the environment variable `NVAE_TF_TRACEBACK` the traceback is printed too.
 
     Raises:
-      SystemExit: code 2 for such an error, 130 for Ctrl-C.
+      SystemExit: code 2 for such an error, or its `exit_code` where it has one; 130 for Ctrl-C.
     """
     try:
         yield
@@ -42,7 +42,7 @@ def exit_on_user_error() -> Iterator[None]:
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(USER_ERROR_CODE) from None
+        raise SystemExit(getattr(error, "exit_code", USER_ERROR_CODE)) from None
 
 
 def first_line(error: Exception) -> str:

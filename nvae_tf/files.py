@@ -18,9 +18,7 @@ if typing.TYPE_CHECKING:
 def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a file beside `path` to write; it is renamed to `path` when the block ends without an error.
 
-    Raises:
-      OSError: the file can't be written, in the subclass that the system has raised. Its text has the name of `path`,
-        its `strerror` the reason alone.
+    Where it can't be written, the OSError's text has the name of `path`, its `strerror` the reason alone.
     """
     # Processes of several machines may have the same number.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
@@ -82,7 +80,6 @@ def check_writable(folder: pathlib.Path, flag: str) -> None:
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
     if not existing.is_dir():
         raise ValueError(f"{flag}: {existing} is a file, not a folder")
+    fix = "make that folder writable, or give another place"
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"{flag}: nothing can be written in {existing}; make that folder writable, or give another place"
-        )
+        raise ValueError(f"{flag}: nothing can be written in {existing}; {fix}")

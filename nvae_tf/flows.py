@@ -18,9 +18,9 @@ HIDDEN_MULTIPLE = 6
 def causal_mask(size: int, channels_in: int, channels_out: int, strict: bool, mirrored: bool) -> np.ndarray:
     """Mask `[size, size, in, out]` of a convolution that looks only at what comes earlier in raster order.
 
-    Earlier are all rows above and the same row to the left. At the center, channels are ordered in blocks (the wider
-    side is cut into equal runs, one for each channel of the narrower side): output block `i` sees input blocks `< i`
-    where `strict`, else `<= i`. `mirrored` flips height and width, not the channels.
+    Earlier are all rows above and the same row to the left. At the center, channels are in blocks (equal runs of the
+    wider side, one for each channel of the narrower): output block `i` sees input blocks `< i` where `strict`, else
+    `<= i`. `mirrored` flips height and width, not the channels.
     """
     center = size // 2
     mask = np.zeros((size, size, channels_in, channels_out), np.float32)
@@ -35,13 +35,12 @@ def causal_mask(size: int, channels_in: int, channels_out: int, strict: bool, mi
 
 
 class FlowCells(StackedLayer):
-    """`count` masked cells `z - m(z)` on latents `[batch, height, width, channels]`."""
+    """`count` masked cells `z - m(z)` on float32 latents `[batch, height, width, channels]`."""
 
     def __init__(self, count: int, channels: int, mirrored: bool, dtype=None):
         def masked(channels_in: int, channels_out: int, size: int, strict: bool = False, groups: int = 1, **settings):
-            mask = causal_mask(size, channels_in // groups, channels_out, strict, mirrored)
-            settings = {"groups": groups, "mask": mask, "dtype": dtype, **settings}
-            return StackedConvolution(count, channels_in, channels_out, size, **settings)
+            settings |= {"mask": causal_mask(size, channels_in // groups, channels_out, strict, mirrored)}
+            return StackedConvolution(count, channels_in, channels_out, size, groups=groups, dtype=dtype, **settings)
 
         hidden = HIDDEN_MULTIPLE * channels
         parts = [
@@ -52,7 +51,6 @@ class FlowCells(StackedLayer):
         super().__init__(count, parts, dtype=dtype)
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """One cell; float32 in, float32 out, whatever the compute type."""
         first, depthwise, last = self.parts
         hidden = tf.nn.elu(first.apply_slice(weights[0], tf.cast(inputs, self.compute_dtype), records))
         hidden = tf.nn.elu(tf.nn.elu(depthwise.apply_slice(weights[1], hidden, records)))

@@ -5,10 +5,11 @@ from it (Vahdat & Kautz 2020, section 3.1 and figure 2).
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import TypeVar
 
-from nvae_tf.config import ModelConfig, check_choice
+from nvae_tf.config import ModelConfig, check, check_choice
 
 Value = TypeVar("Value")
 
@@ -155,54 +156,47 @@ def latent_plan(config: ModelConfig) -> LatentPlan:
             )
         )
         first_group += counts[index]
-    narrowest, preprocess, postprocess = config.num_channels_encoder, [], []
-    for index in range(config.num_preprocess_blocks):
-        preprocess.append(Block(narrowest * 2**index, narrowest * 2 ** (index + 1), config.num_preprocess_cells))
-    narrowest = config.num_channels_decoder
-    for index in reversed(range(config.num_postprocess_blocks)):
-        postprocess.append(Block(narrowest * 2 ** (index + 1), narrowest * 2**index, config.num_postprocess_cells))
+    widths = [config.num_channels_encoder * 2**index for index in range(config.num_preprocess_blocks + 1)]
+    preprocess = [Block(*pair, config.num_preprocess_cells) for pair in itertools.pairwise(widths)]
+    widths = [config.num_channels_decoder * 2**index for index in reversed(range(config.num_postprocess_blocks + 1))]
+    postprocess = [Block(*pair, config.num_postprocess_cells) for pair in itertools.pairwise(widths)]
     num_latent, cells = config.num_latent_per_group, CELL_SETS[config.cell_set]
     return LatentPlan(tuple(scales), tuple(preprocess), tuple(postprocess), num_latent, cells)
 
 
 def _check_architecture(config: ModelConfig) -> None:
     check_choice("model.cell_set", config.cell_set, CELL_SETS)
-    if config.num_preprocess_blocks != config.num_postprocess_blocks:
-        raise ValueError(
-            f"model.num_postprocess_blocks = {config.num_postprocess_blocks}: must equal num_preprocess_blocks = "
-            f"{config.num_preprocess_blocks}, or the image that comes out has another size than the one that goes in"
-        )
-    _check_size(config)
-    counts = groups_per_scale(config)
-    if min(counts) < 1:
-        raise ValueError(
-            f"model.num_groups_per_scale = {config.num_groups_per_scale}: halved at each of {len(counts)} scales gives "
-            f"{list(counts)} groups; raise it, or set min_groups_per_scale to at least 1, or use fewer scales"
-        )
-    if config.likelihood == "logistic_mixture" and config.image_channels > 4:
-        raise ValueError(f"model.image_channels = {config.image_channels}: the logistic mixture takes 1 to 4 channels")
-    if config.likelihood == "bernoulli" and config.num_bits != 1:
-        raise ValueError(
-            f"model.num_bits = {config.num_bits}: the Bernoulli likelihood is for 1-bit images; set it to 1"
-        )
-    _check_grouped_convolutions(config)
-
-
-def _check_size(config: ModelConfig) -> None:
+    blocks, scales = config.num_preprocess_blocks, config.num_latent_scales
+    check(
+        blocks == config.num_postprocess_blocks,
+        f"model.num_postprocess_blocks = {config.num_postprocess_blocks}: must equal num_preprocess_blocks = {blocks}, "
+        "or the image that comes out has another size than the one that goes in",
+    )
+    divisor = config.size_divisor
     for side in ("height", "width"):
         real, padded = getattr(config, f"image_{side}"), getattr(config, f"network_{side}")
-        if padded < real:
-            raise ValueError(f"model.padded_{side} = {padded}: smaller than the image's {side} of {real}")
-        if padded % config.size_divisor:
-            raise ValueError(
-                f"model.padded_{side} = {padded}: not divisible by {config.size_divisor} "
-                f"({config.num_preprocess_blocks} preprocess blocks and {config.num_latent_scales} scales halve it "
-                f"{config.size_divisor.bit_length() - 1} times); leave it out for the smallest that is, or use fewer "
-                "scales or blocks"
-            )
-
-
-def _check_grouped_convolutions(config: ModelConfig) -> None:
+        setting = f"model.padded_{side} = {padded}"
+        check(padded >= real, f"{setting}: smaller than the image's {side} of {real}")
+        check(
+            padded % divisor == 0,
+            f"{setting}: not divisible by {divisor} ({blocks} preprocess blocks and {scales} scales halve it "
+            f"{divisor.bit_length() - 1} times); leave it out for the smallest that is, or use fewer scales or blocks",
+        )
+    counts = list(groups_per_scale(config))
+    check(
+        min(counts) >= 1,
+        f"model.num_groups_per_scale = {config.num_groups_per_scale}: halved at each of {scales} scales gives {counts} "
+        "groups; raise it, or set min_groups_per_scale to at least 1, or use fewer scales",
+    )
+    channels = config.image_channels
+    check(
+        config.likelihood != "logistic_mixture" or channels <= 4,
+        f"model.image_channels = {channels}: the logistic mixture takes 1 to 4 channels",
+    )
+    check(
+        config.likelihood != "bernoulli" or config.num_bits == 1,
+        f"model.num_bits = {config.num_bits}: the Bernoulli likelihood is for 1-bit images; set it to 1",
+    )
     cells = CELL_SETS[config.cell_set]
     for part, channels in (("preprocess", config.num_channels_encoder), ("postprocess", config.num_channels_decoder)):
         branch = getattr(cells, part)

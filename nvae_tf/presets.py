@@ -3,7 +3,6 @@
 The presets are the files of the folder `configs`: one a data set, each with a function `get_config`.
 """
 
-import difflib
 import pathlib
 import runpy
 import traceback
@@ -13,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference, config_dict
 
-from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, read_config
+from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, did_you_mean, read_config
 from nvae_tf.data.spec import MODEL_SETTINGS, data_spec
 from nvae_tf.files import beside_package
 
@@ -42,8 +41,8 @@ def settings_file(text: str) -> str:
         example = path / "config.json"
         raise ValueError(f"--config={path}: a folder; give a file" + (f": {example}" if example.is_file() else ""))
     beside = [str(file) for file in (*path.parent.glob("*.py"), *path.parent.glob("*.json"))] if path.suffix else []
-    nearest = difflib.get_close_matches(name if beside else path.stem, beside or presets, n=1, cutoff=0.0)
-    raise ValueError(f"--config={name}: no such preset or file" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    nearest = did_you_mean(name if beside else path.stem, beside or presets)
+    raise ValueError(f"--config={name}: no such preset or file{nearest}")
 
 
 def default_config() -> ConfigDict:
@@ -63,10 +62,7 @@ def config_for_data(name: str) -> ConfigDict:
 
 
 def config_like(other: str, name: str) -> ConfigDict:
-    """The settings of the preset `other` for the images of another data set, unlocked.
-
-    All of `data`, and the settings of the model that follow from it, are those of the data set called `name`.
-    """
+    """The settings of the preset `other` for the images of the data set called `name`, unlocked."""
     config, settings = config_for_data(name), preset(other)
     for group in ("model", "objective", "optimizer", "train"):
         for setting, value in settings[group].items():
@@ -76,10 +72,7 @@ def config_like(other: str, name: str) -> ConfigDict:
 
 
 def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
-    """Settings of some groups, with all that is left out of them at its default, unlocked.
-
-    Settings of the model that follow from the data are left to `nvae_tf.data.spec`.
-    """
+    """Settings with all that is left out of them at its default, unlocked; what follows from the data is left open."""
     config, groups = ConfigDict(settings).unlock(), typing.get_type_hints(ExperimentConfig)
     for group, values in config.items():
         check_choice(f"setting {group}", group, groups, what="no such setting")
@@ -98,8 +91,8 @@ def completed_config(settings: Mapping[str, Any] | ConfigDict) -> ConfigDict:
 def load_settings(path: str) -> ConfigDict:
     """The settings of a file, unlocked; those that it leaves out are at their defaults.
 
-    The file ends in .json, as `config.json` of a run folder; or it is Python, and after a colon follows what its
-    function `get_config` is called with. Whatever is wrong with it is a ValueError of one line.
+    The file is `config.json` of a run folder, or Python, and after a colon follows what its function `get_config` is
+    called with. Whatever is wrong with it is a ValueError of one line.
     """
     name, colon, argument = path.partition(":")
     get_config = None

@@ -95,6 +95,11 @@ class StatusLine:
         return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def byte_bar(total: int, description: str) -> tqdm:
+    """A bar of bytes, on a terminal alone: a context manager, whose `update` takes how many more are done."""
+    return tqdm(desc=description, total=total, unit="B", unit_scale=True, leave=False, disable=None)
+
+
 class Speed:
     """Steps per second of late, without the pauses between them."""
 

@@ -2,29 +2,24 @@
 
 import csv
 import os
-import pathlib
-import signal
+import runpy
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from nvae_tf.generation.image_grid import image_grid
+from tests import ROOT
+from tests.tiny_model import ARCHITECTURE
+
 # How the first plain line of progress begins; the process is then inside the training loop.
 TRAINING = "step "
 
-TINY = {
-    "model.num_latent_scales": 2,
-    "model.num_groups_per_scale": 1,
-    "model.num_latent_per_group": 2,
-    "model.num_channels_encoder": 2,
-    "model.num_channels_decoder": 2,
-    "model.num_preprocess_blocks": 0,
-    "model.num_postprocess_blocks": 0,
-    "model.num_cells_per_group_encoder": 1,
-    "model.num_cells_per_group_decoder": 1,
+TINY = {f"model.{name}": value for name, value in ARCHITECTURE.items()} | {
     "optimizer.warmup_epochs": 1,
     "train.batch_size": 100,
     "train.steps": 60,
@@ -38,31 +33,48 @@ TINY = {
 
 def tiny_training(workdir, **changes):
     settings = TINY | {name.replace("__", "."): value for name, value in changes.items()}
-    flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    return ["-m", "train.main", "--config=configs/digits.py", f"--workdir={workdir}", *flags]
+    return ["-m", "train.main", "--config=configs/digits.py", f"--workdir={workdir}", *config_flags(settings)]
 
 
-def run_command(arguments):
+def config_flags(settings):
+    return [f"--config.{name}={value}" for name, value in settings.items()]
+
+
+def quiet():
+    environment = {name: value for name, value in os.environ.items() if name != "NVAE_TF_TRACEBACK"}
+    return environment | {"PYTHONUNBUFFERED": "1"}
+
+
+def run(arguments, **settings):
     """Runs `python ARGUMENTS` in the project's folder and returns the finished process."""
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=quiet(), timeout=600)
+    settings = {"cwd": ROOT, "env": quiet(), "timeout": 600} | settings
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, **settings)
+
+
+def output_of(arguments, **settings):
+    """What such a process prints, which must end well."""
+    process = run(arguments, **settings)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def refused(arguments):
     """The one line on standard error of a command that ends with exit code 2."""
-    process = run_command(arguments)
+    process = run(arguments)
     assert process.returncode == 2, process.stdout
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1, process.stderr
     return process.stderr
 
 
+def started(arguments, **settings):
+    """Such a process that is running; what it prints and its errors are one stream."""
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": ROOT, "env": quiet()} | settings
+    return subprocess.Popen([sys.executable, *map(str, arguments)], text=True, **settings)
+
+
 def run_until_training(arguments, then_send):
     """Runs a training, sends it a signal once it is in its loop, and returns its exit code and output."""
-    command = [sys.executable, *map(str, arguments)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=quiet()
-    )
-    output, sent = "", False
+    process, output, sent = started(arguments), "", False
     for line in process.stdout:
         output += line
         if line.startswith(TRAINING) and not sent:
@@ -71,9 +83,15 @@ def run_until_training(arguments, then_send):
     return process.wait(timeout=600), output
 
 
-def quiet():
-    environment = {name: value for name, value in os.environ.items() if name != "NVAE_TF_TRACEBACK"}
-    return environment | {"PYTHONUNBUFFERED": "1"}
+def until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "waited for half a minute"
+        time.sleep(0.02)
+
+
+def saved_steps(place):
+    return sorted(int(file.stem.removeprefix("step-")) for file in place.glob("step-*.index"))
 
 
 def tensors(workdir, place):
@@ -93,35 +111,82 @@ def assert_same_tensors(one, other, place):
 
 
 def metrics_rows(workdir):
-    """The lines of `metrics.csv`."""
     with (workdir / "metrics.csv").open(newline="") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def score_of(workdir, step):
-    """The test images' bound after a step."""
     return next(row["test_nelbo_nats"] for row in metrics_rows(workdir) if row["step"] == step)
 
 
-class Commands:
-    """What the tests of commands need; a fixture, because tests are no package to import from."""
-
-    tiny_training = staticmethod(tiny_training)
-    run = staticmethod(run_command)
-    refused = staticmethod(refused)
-    run_until_training = staticmethod(run_until_training)
-    SIGINT, SIGTERM = signal.SIGINT, signal.SIGTERM
+def assert_shown(picture, images, columns):
+    """A different thread count of another process may round another way."""
+    grid = image_grid(images, columns, enlarge=None)
+    grid = grid[..., 0] if grid.shape[-1] == 1 else grid
+    assert picture.shape == grid.shape and np.abs(picture.astype(int) - grid).max() <= 1
 
 
 @pytest.fixture(scope="session")
 def commands():
-    return Commands
+    """The functions of this module."""
+    return sys.modules[__name__]
 
 
 @pytest.fixture(scope="session")
-def finished_run(commands, tmp_path_factory):
+def finished_run(tmp_path_factory):
     """The run folder of a tiny training that was not interrupted, and what it printed."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    process = commands.run(commands.tiny_training(workdir))
-    assert process.returncode == 0, process.stderr
-    return workdir, process.stdout
+    return workdir, output_of(tiny_training(workdir))
+
+
+def _is_of_absl(flag):
+    # One that a script has replaced by its own has no module any more.
+    return (flags.FLAGS.find_module_defining_flag(flag) or "absl.").startswith("absl.")
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """`script(MODULE, *arguments)` runs `python -m MODULE` in this process; gives exit code, output and errors."""
+
+    def run(module, *arguments):
+        # As in a process of its own: without the flags of scripts that other tests have imported.
+        state, code = vars(flags.FLAGS), 0
+        before = state["__flags"]
+        state["__flags"] = {flag: before[flag] for flag in before if _is_of_absl(flag)}
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        capsys.readouterr()
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        finally:
+            for flag in [flag for flag in flags.FLAGS if not _is_of_absl(flag)]:
+                delattr(flags.FLAGS, flag)
+            state["__flags"] = before
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def done(script):
+    """`done(MODULE, *arguments)`: what such a command prints, which must end well."""
+
+    def run(module, *arguments):
+        code, printed, errors = script(module, *map(str, arguments))
+        assert code == 0, errors
+        return printed
+
+    return run
+
+
+@pytest.fixture(name="refused")
+def refused_in_process(script):
+    """`refused(MODULE, *arguments)`: the one line on standard error of a command that ends with exit code 2."""
+
+    def run(module, *arguments):
+        code, _, errors = script(module, *map(str, arguments))
+        assert code == 2 and errors.startswith("error: ") and errors.count("\n") == 1, errors
+        return errors
+
+    return run

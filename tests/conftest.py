@@ -9,11 +9,14 @@ With `NVAE_TF_REQUIRE_ALL=1` in the environment a skipped test or file is a fail
 import importlib.util
 import os
 import random
+import resource
 import sys
+import types
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+import psutil
 import pytest
 
 pytest_plugins = ("tests.command_fixtures", "tests.published_fixtures")
@@ -40,8 +43,21 @@ def equal_seeds():
         sys.modules["tensorflow"].random.set_seed(0)
 
 
+@pytest.fixture
+def small_files():
+    """`small_files(size)`: no file of this process may grow beyond a size, as on a full disk; None ends it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size or limits[0], limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def free_memory(monkeypatch):
+    """`free_memory(size)`: so many bytes of memory are free."""
+    return lambda size: monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=size))
+
+
 def _reason(report):
-    """Returns why a test or file was skipped."""
     return report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
 
 

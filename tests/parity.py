@@ -34,15 +34,12 @@ GRADIENT_NOISE = 1e-5
 
 
 class Comparison(NamedTuple):
-    """One quantity: the largest error relative to the largest recorded value, and how large it may be."""
-
     quantity: str
-    error: float
+    error: float  # the largest one, relative to the largest recorded value
     tolerance: float
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within the tolerance (a NaN is not)."""
         return self.error <= self.tolerance
 
 
@@ -63,7 +60,6 @@ class Recorded:
         yield Comparison(key, relative_error(np.asarray(value), self.arrays[key]), tolerance)
 
     def group(self, prefix: str) -> dict[str, np.ndarray]:
-        """All arrays under `prefix`, by the rest of their key."""
         return {key[len(prefix) :]: value for key, value in self.arrays.items() if key.startswith(prefix)}
 
     def draws(self, part: str) -> list[tf.Tensor] | None:
@@ -90,12 +86,10 @@ def channels_last(array: np.ndarray) -> np.ndarray:
 
 
 def channels_first(tensor) -> np.ndarray:
-    """The inverse of `channels_last`."""
     return np.asarray(tensor).transpose(0, 3, 1, 2)
 
 
 def replay(path: str) -> tuple[list[Comparison], list[str]]:
-    """All comparisons of one file, and the keys that it lacks."""
     recorded = Recorded(path)
     model = NVAE(model_config_from_published(recorded.settings), objective_config_from_published(recorded.settings))
     load_published_weights(model, recorded.group("state/"))
@@ -104,7 +98,6 @@ def replay(path: str) -> tuple[list[Comparison], list[str]]:
 
 
 def _reconstruction(model: NVAE, decoded: Decoded, framed: tf.Tensor) -> tf.Tensor:
-    """-log p(x | z) over the real pixels, in nats."""
     return -decoded.likelihood.log_prob(real_pixels(framed, model.config.image_height, model.config.image_width))
 
 
@@ -155,7 +148,7 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
         return
     beta, weight = recorded.arrays["train/kl_coeff"], recorded.arrays["train/regularisation_coeff"]
     scales = objective.balancing_scales(model.plan)
-    updated: list = []
+    updated = []
     _start_from_singular_vectors(model)
 
     @tf.function
@@ -209,7 +202,6 @@ def _optimizer_step(model: NVAE, recorded: Recorded, gradients: list[tf.Tensor])
 
 
 def published_gradients(model: NVAE, recorded: Mapping[str, np.ndarray]) -> list[tf.Tensor]:
-    """Recorded gradients as gradients of the model's variables."""
     gradients = {id(variable): np.zeros(variable.shape, np.float32) for variable in model.trainable_weights}
     for tensor in published_tensors(model):
         name = next((name for name in tensor.names if name in recorded), None)
@@ -248,16 +240,13 @@ def _gradients(model: NVAE, recorded: Recorded, gradients: list[tf.Tensor]) -> I
         value = np.asarray(np.linalg.norm(value.astype(np.float64))) if reduced else value
         target = np.asarray(expected[name])
         if tensor.canceled or not np.any(target):
-            yield Comparison(
-                f"train/grad/{name} (zero in theory)", relative_error(value, target, median), ROUNDING_NOISE
-            )
+            error = relative_error(value, target, median)
+            yield Comparison(f"train/grad/{name} (zero in theory)", error, ROUNDING_NOISE)
         else:
             yield Comparison(f"train/grad/{name}", relative_error(value, target), GRADIENT)
 
 
-def _weights(
-    model: NVAE, recorded: Recorded, prefix: str, allowances: Mapping[int, np.ndarray] | None = None
-) -> Iterator[Comparison]:
+def _weights(model: NVAE, recorded: Recorded, prefix: str, allowances=None) -> Iterator[Comparison]:
     """The model's variables against recorded ones; `allowances` are errors that are allowed besides, by variable."""
     expected = recorded.group(prefix)
     if not expected:
@@ -274,7 +263,6 @@ def _weights(
 
 
 def main(paths: list[str]) -> int:
-    """Replays every file and prints one line a quantity; 1 if anything is past its tolerance."""
     if not paths:
         print(__doc__)
         return 2

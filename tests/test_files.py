@@ -1,22 +1,15 @@
-"""Files that are written atomically: the message, and what is left, where they can't be."""
-
-import resource
-
 import pytest
 
 from nvae_tf.files import atomic_file, atomic_write
 
 
-def test_a_full_disk_is_reported_with_the_name_of_the_file_itself(tmp_path):
+def test_a_full_disk_is_reported_with_the_name_of_the_file_itself(small_files, tmp_path):
     file = tmp_path / "scores.txt"
     atomic_write(file, "old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"scores\.txt: can't be written \(File too large\)$") as error:
-            atomic_write(file, 100 * "new")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    small_files(10)
+    with pytest.raises(OSError, match=r"scores\.txt: can't be written \(File too large\)$") as error:
+        atomic_write(file, 100 * "new")
+    small_files(None)
     assert "partial" not in str(error.value) and error.value.strerror == "File too large"
     assert [entry.name for entry in tmp_path.iterdir()] == ["scores.txt"] and file.read_text() == "old"
 

@@ -4,28 +4,17 @@
 a SavedModel, and what that version generated, decoded and scored.
 """
 
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import nvae_tf
+from tests import FIXTURES
+from tests.command_fixtures import output_of, tensors, tiny_training
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-FILES = ROOT / "tests" / "fixtures" / "first_layout"
-SETTINGS = """
---config.model.num_latent_scales=2 --config.model.num_groups_per_scale=1 --config.model.num_latent_per_group=2
---config.model.num_channels_encoder=2 --config.model.num_channels_decoder=2 --config.model.num_preprocess_blocks=0
---config.model.num_postprocess_blocks=0 --config.model.num_cells_per_group_encoder=1
---config.model.num_cells_per_group_decoder=1 --config.optimizer.warmup_epochs=1 --config.optimizer.ema_momentum=0.9
---config.train.batch_size=100 --config.train.steps=60 --config.train.checkpoint_every_steps=30
---config.train.evaluate_every_steps=20 --config.train.sample_every_steps=60
-"""
+FILES = FIXTURES / "first_layout"
 
 
 @pytest.fixture(scope="module")
@@ -45,34 +34,25 @@ def test_a_model_gives_the_same_numbers(form, expected):
 
 
 def test_a_saved_model_passes_its_own_check():
-    command = [sys.executable, "-m", "export.verify", str(FILES / "saved_model" / "1")]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert process.returncode == 0, process.stderr
+    output_of(["-m", "export.verify", FILES / "saved_model" / "1"])
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path):
     run = shutil.copytree(FILES / "run", tmp_path / "run")
-    before = tf.train.load_checkpoint(str(FILES / "run" / "checkpoints" / "step-60"))
     shutil.rmtree(run / "checkpoints" / "best")
     for file in run.glob("checkpoints/step-60.*"):
         file.unlink()
     (run / "checkpoints" / "checkpoint").unlink()
-    command = [sys.executable, "-m", "train.main", "--config=configs/digits.py", f"--workdir={run}", *SETTINGS.split()]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert process.returncode == 0, process.stderr
-    after = tf.train.load_checkpoint(str(run / "checkpoints" / "step-60"))
-    names = [
-        name for name in before.get_variable_to_shape_map() if name.startswith(("model/", "optimizer/", "averages/"))
-    ]
+    changes = {"train__seed": 0, "train__checkpoint_every_steps": 30, "optimizer__ema_momentum": 0.9}
+    output_of(tiny_training(run, **changes, train__sample_every_steps=60))
+    before, after = tensors(FILES / "run", 60), tensors(run, 60)
+    names = [name for name in before if name.startswith(("model/", "optimizer/", "averages/"))]
     assert names
     for name in names:
-        np.testing.assert_allclose(after.get_tensor(name), before.get_tensor(name), rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(after[name], before[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.slow
 def test_a_keras_file_is_read_in_a_process_that_has_only_imported_the_model():
-    program = (
-        f"import keras; from nvae_tf import NVAE; print(keras.models.load_model({str(FILES / 'model.keras')!r}).config)"
-    )
-    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert process.returncode == 0 and process.stdout.startswith("ModelConfig("), process.stderr
+    program = "import keras, sys; from nvae_tf import NVAE; print(keras.models.load_model(sys.argv[1]).config)"
+    assert output_of(["-c", program, FILES / "model.keras"]).startswith("ModelConfig(")

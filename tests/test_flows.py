@@ -1,5 +1,3 @@
-"""The flows: masks by their rule, exactly nothing against causality, volume kept."""
-
 import itertools
 
 import numpy as np
@@ -53,7 +51,6 @@ def latent():
 
 
 def allowed(size, channels_in, channels_out, strict, mirrored):
-    """The rule of the specification, one tap after another."""
     mask = np.zeros((size, size, channels_in, channels_out))
     narrow = min(channels_in, channels_out)
     for row, column, i, o in np.ndindex(mask.shape):

@@ -1,15 +1,15 @@
 """The notebook of docs/keras.md: its blocks run in order, and what the text promises of them holds."""
 
-import pathlib
 import re
 
 import keras
 import numpy as np
 import pytest
 
+from tests import ROOT
 from tests.tiny_model import assert_same, values
 
-DOCUMENT = pathlib.Path(__file__).resolve().parents[1] / "docs" / "keras.md"
+DOCUMENT = ROOT / "docs" / "keras.md"
 METRICS = ("loss", "reconstruction", "kl")
 
 # Of Keras' own code that saves.
@@ -33,13 +33,11 @@ def test_the_notebook_keeps_its_promises(tmp_path, monkeypatch):
     assert sum(history["skipped_steps"]) == 0 and history["loss"][-1] < 0.6 * history["loss"][0]
     np.testing.assert_allclose(names["bounds"], history["val_loss"], rtol=1e-5)
     assert names["result"]["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-6)
-    # Inference.
     assert tuple(names["images"].shape) == (16, 16, 16, 1)
     np.testing.assert_allclose(names["images"][:3], model.generate(3, temperature=0.7, seed=1), atol=1e-5)
     assert [tuple(latent.shape) for latent in names["latents"]] == [(20, 8, 8, 8)] * 2
     assert tuple(names["reconstructed"].shape) == (20, 16, 16, 1)
     assert names["nats"].shape == (20,) and np.all(np.isfinite(names["nats"]))
-    # Tighter by more than what differs between these draws.
     assert np.mean(names["nats"]) < np.mean(model.score(some, 1, seed=1))
     assert names["larger"].config.num_latent_per_group == 10
     # Saved: the model, the best checkpoint, and a fit that goes on from a file and ends with the same weights.

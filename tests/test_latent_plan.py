@@ -1,26 +1,15 @@
-"""The topology as data: groups, shapes and channels of every part, and what is said where they do not fit."""
-
 import pytest
 
+from nvae_tf import latent_plan as plans
 from nvae_tf.config import ModelConfig
-from nvae_tf.latent_plan import (
-    CELL_SETS,
-    Block,
-    ConvolutionBranch,
-    InvertedBranch,
-    Scale,
-    groups_per_scale,
-    latent_plan,
-)
 
 
 def config(**settings):
     return ModelConfig(**{"num_preprocess_blocks": 1, "num_postprocess_blocks": 1, **settings})
 
 
-@pytest.mark.parametrize(
-    ("scales", "groups", "adaptive", "minimum", "expected"),
-    [
+def test_groups_per_scale_from_the_largest_down():
+    for scales, groups, adaptive, minimum, expected in (
         (1, 30, False, 1, (30,)),
         (3, 4, False, 1, (4, 4, 4)),
         (5, 16, True, 4, (16, 8, 4, 4, 4)),
@@ -29,54 +18,43 @@ def config(**settings):
         (3, 2, True, 4, (2, 4, 4)),  # the minimum leaves the largest scale alone
         (3, 2, False, 4, (2, 4, 4)),
         (4, 1, True, 2, (1, 2, 2, 2)),
-    ],
-)
-def test_groups_per_scale_from_the_largest_down(scales, groups, adaptive, minimum, expected):
-    settings = dict(num_latent_scales=scales, num_groups_per_scale=groups, adaptive_groups=adaptive)
-    assert groups_per_scale(config(**settings, min_groups_per_scale=minimum)) == expected
+    ):
+        settings = dict(num_latent_scales=scales, num_groups_per_scale=groups, adaptive_groups=adaptive)
+        assert plans.groups_per_scale(config(**settings, min_groups_per_scale=minimum)) == expected
 
 
 def test_any_size_fits_with_the_smallest_frame_around_it_and_without_blocks_the_largest_scale_has_its_size():
-    plan = latent_plan(config(image_height=28, image_width=33, num_latent_scales=3))
+    plan = plans.latent_plan(config(image_height=28, image_width=33, num_latent_scales=3))
     assert [(scale.height, scale.width) for scale in plan.scales] == [(4, 5), (8, 10), (16, 20)]
     sizes = dict(image_height=28, image_width=28, padded_height=32, padded_width=32, num_channels_encoder=9)
-    plan = latent_plan(config(num_preprocess_blocks=0, num_postprocess_blocks=0, **sizes))
+    plan = plans.latent_plan(config(num_preprocess_blocks=0, num_postprocess_blocks=0, **sizes))
     assert (plan.preprocess, plan.postprocess) == ((), ())
-    assert plan.scales[0] == Scale(32, 32, 9, 32, tuple(range(10)))
+    assert plan.scales[0] == plans.Scale(32, 32, 9, 32, tuple(range(10)))
 
 
 def test_scales_from_the_top_with_sizes_channels_and_groups():
     sizes = dict(image_height=64, image_width=32, num_channels_encoder=5, num_channels_decoder=7)
     groups = dict(num_latent_scales=3, num_groups_per_scale=4, adaptive_groups=True, num_latent_per_group=6)
-    plan = latent_plan(config(**sizes, **groups))
-    assert plan.scales == (
-        Scale(8, 4, 5 * 8, 7 * 8, (0,)),
-        Scale(16, 8, 5 * 4, 7 * 4, (1, 2)),
-        Scale(32, 16, 5 * 2, 7 * 2, (3, 4, 5, 6)),
-    )
-    assert plan.num_groups == 7
-    assert not plan.is_vanilla
+    plan = plans.latent_plan(config(**sizes, **groups))
+    largest = plans.Scale(32, 16, 5 * 2, 7 * 2, (3, 4, 5, 6))
+    assert plan.scales == (plans.Scale(8, 4, 5 * 8, 7 * 8, (0,)), plans.Scale(16, 8, 5 * 4, 7 * 4, (1, 2)), largest)
+    assert plan.num_groups == 7 and not plan.is_vanilla
     assert plan.latent_shapes() == ((8, 4, 6), *[(16, 8, 6)] * 2, *[(32, 16, 6)] * 4)
+    # One group in all is the vanilla model.
+    assert plans.latent_plan(config(num_groups_per_scale=1)).is_vanilla
+    assert not plans.latent_plan(config(num_groups_per_scale=1, num_latent_scales=2)).is_vanilla
 
 
 def test_blocks_double_and_halve_the_channels():
     blocks = dict(num_preprocess_blocks=2, num_preprocess_cells=3, num_postprocess_blocks=2, num_postprocess_cells=4)
-    plan = latent_plan(config(**blocks, num_channels_encoder=5, num_channels_decoder=7))
-    assert plan.preprocess == (Block(5, 10, 3), Block(10, 20, 3))
-    assert plan.postprocess == (Block(28, 14, 4), Block(14, 7, 4))
-    assert plan.scales[0].encoder_channels == 20
-    assert plan.scales[0].decoder_channels == 28
+    plan = plans.latent_plan(config(**blocks, num_channels_encoder=5, num_channels_decoder=7))
+    assert plan.preprocess == (plans.Block(5, 10, 3), plans.Block(10, 20, 3))
+    assert plan.postprocess == (plans.Block(28, 14, 4), plans.Block(14, 7, 4))
+    assert (plan.scales[0].encoder_channels, plan.scales[0].decoder_channels) == (20, 28)
 
 
-def test_one_group_in_all_is_the_vanilla_model():
-    assert latent_plan(config(num_groups_per_scale=1)).is_vanilla
-    assert not latent_plan(config(num_groups_per_scale=2)).is_vanilla
-    assert not latent_plan(config(num_groups_per_scale=1, num_latent_scales=2)).is_vanilla
-
-
-@pytest.mark.parametrize(
-    ("name", "preprocess", "encoder", "decoder", "postprocess"),
-    [
+def test_the_cell_sets():
+    for name, preprocess, encoder, decoder, postprocess in (
         ("res_mbconv", "bnswish bnswish", "bnswish bnswish", (5, 6), (5, 3)),
         ("res_bnswish", *["bnswish bnswish"] * 4),
         ("res_bnelu", *["bnelu bnelu"] * 4),
@@ -88,27 +66,25 @@ def test_one_group_in_all_is_the_vanilla_model():
         ("res35_mbconv", "bnswish bnswish5", "bnswish bnswish5", (5, 6), (5, 3)),
         ("res55_mbconv", "bnswish5 bnswish5", "bnswish5 bnswish5", (5, 6), (5, 3)),
         ("mbconv_res", (5, 3), (5, 6), "bnswish bnswish", "bnswish bnswish"),
-    ],
-)
-def test_the_cell_sets(name, preprocess, encoder, decoder, postprocess):
-    def branch(words):
-        if isinstance(words, str):
-            return ConvolutionBranch(tuple(words.split()))
-        return InvertedBranch(*words)
+    ):
 
-    assert len(CELL_SETS) == 11  # all of them are above
-    cells = latent_plan(config(cell_set=name, num_channels_encoder=8, num_channels_decoder=8)).cells
-    expected = tuple(map(branch, (preprocess, encoder, decoder, postprocess)))
-    assert (cells.preprocess, cells.encoder, cells.decoder, cells.postprocess) == expected
+        def branch(words):
+            if isinstance(words, str):
+                return plans.ConvolutionBranch(tuple(words.split()))
+            return plans.InvertedBranch(*words)
+
+        assert len(plans.CELL_SETS) == 11  # all of them are above
+        cells = plans.latent_plan(config(cell_set=name, num_channels_encoder=8, num_channels_decoder=8)).cells
+        expected = tuple(map(branch, (preprocess, encoder, decoder, postprocess)))
+        assert (cells.preprocess, cells.encoder, cells.decoder, cells.postprocess) == expected
 
 
 TIGHT = dict(image_height=28, padded_height=28, num_latent_scales=3)
 GROUPED = dict(cell_set="mbconv_den", num_channels_encoder=8, num_channels_decoder=8)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_what_does_not_fit_is_reported():
+    for settings, message in (
         (TIGHT, r"padded_height = 28: not divisible by 8 .1 preprocess blocks and 3 scales halve it 3 times.; leave"),
         # The other side's frame is chosen.
         (dict(padded_width=36, num_latent_scales=3), "model.padded_width = 36: not divisible by 8"),
@@ -120,8 +96,6 @@ GROUPED = dict(cell_set="mbconv_den", num_channels_encoder=8, num_channels_decod
         (GROUPED | dict(num_channels_decoder=12), "its postprocess cells widen 12 channels 3 times"),
         (dict(likelihood="bernoulli", num_bits=8), "num_bits = 8: the Bernoulli likelihood is for 1-bit images"),
         (dict(image_channels=5), "model.image_channels = 5: the logistic mixture takes 1 to 4 channels"),
-    ],
-)
-def test_what_does_not_fit_is_reported(settings, message):
-    with pytest.raises(ValueError, match=message):
-        latent_plan(config(**settings))
+    ):
+        with pytest.raises(ValueError, match=message):
+            plans.latent_plan(config(**settings))

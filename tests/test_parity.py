@@ -1,14 +1,9 @@
-"""The replay of recorded files: all four pass, and a file that is not right, or not complete, is refused."""
-
-import pathlib
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import parity
+from tests import FIXTURES, parity
 
-FIXTURES = pathlib.Path(__file__).resolve().parent / "fixtures"
 SMALLEST = FIXTURES / "normal_decoder_tiny.npz"
 
 
@@ -72,7 +67,6 @@ def perturb(key, factor=1.01):
 
 
 def without_training(arrays):
-    """Leaves out what takes long to replay."""
     for key in list(arrays):
         if key.startswith("train/"):
             del arrays[key]

@@ -5,33 +5,20 @@ import numpy as np
 
 from nvae_tf.config import ModelConfig
 
-TINY = dict(
-    image_height=4,
-    image_width=4,
-    image_channels=1,
-    num_bits=1,
-    likelihood="bernoulli",
-    num_latent_scales=2,
-    num_groups_per_scale=1,
-    num_latent_per_group=2,
-    num_channels_encoder=2,
-    num_channels_decoder=2,
-    num_preprocess_blocks=0,
-    num_postprocess_blocks=0,
-    num_cells_per_group_encoder=1,
-    num_cells_per_group_decoder=1,
-)
+ARCHITECTURE = dict(num_latent_scales=2, num_groups_per_scale=1, num_latent_per_group=2)
+ARCHITECTURE |= dict.fromkeys(("num_channels_encoder", "num_channels_decoder"), 2)
+ARCHITECTURE |= dict.fromkeys(("num_preprocess_blocks", "num_postprocess_blocks"), 0)
+ARCHITECTURE |= dict.fromkeys(("num_cells_per_group_encoder", "num_cells_per_group_decoder"), 1)
+TINY = ARCHITECTURE | dict(image_height=4, image_width=4, image_channels=1, num_bits=1, likelihood="bernoulli")
 # Padded on all sides.
 PADDED = dict(image_height=6, image_width=6, padded_height=8, padded_width=8)
 
 
 def tiny_config(**changes) -> ModelConfig:
-    """The settings with some of them changed."""
     return ModelConfig(**TINY | changes)
 
 
 def images_of(config, count=4):
-    """Images of the right size and number of levels."""
     shape = (count, config.image_height, config.image_width, config.image_channels)
     levels = 2**config.num_bits
     return np.float32(np.random.default_rng(0).integers(0, levels, shape) / (levels - 1))
@@ -63,7 +50,6 @@ def shaken(model, by=0.1):
 
 
 def values(variables):
-    """The values of variables now."""
     return [variable.numpy() for variable in variables]
 
 
@@ -78,7 +64,7 @@ def assert_same(found, expected):
     """The same arrays, bit for bit, in lists or dictionaries."""
     if isinstance(found, dict):
         assert found.keys() == expected.keys()
-        found, expected = found.values(), expected.values()
+        found, expected = [found[name] for name in expected], expected.values()
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 

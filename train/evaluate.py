@@ -3,26 +3,25 @@
     python -m train.evaluate --workdir=runs/digits
     python -m train.evaluate --workdir=runs/cifar10 --metrics=elbo,iw,latents --checkpoint=best
 
-Takes the latest checkpoint of the run folder, or the best. --metrics says what to measure, in nats per image and in
-bits per real value, with 95% intervals of the means over the images:
+--metrics says what to measure, in nats per image and in bits per real value, with 95% intervals of the means:
 
     elbo      NELBO, the negative evidence lower bound: reconstruction + KL, and the KL of every scale and group
     iw        the importance-weighted bound with --importance_samples an image (the papers' test score), the bounds with
               1, 10, 100 ... on the way, and the effective number of samples; elbo is measured with it
     fid       the Fréchet inception distance of --fid_samples samples at --temperature from the training images, with
               TensorFlow's Inception graph of 2015: downloaded once, or --inception=PATH; in other features with
-              --extractor; see docs/evaluation.md
+              --extractor
     latents   active units of every group, and two pictures: the KL of every latent channel, and samples that share the
               latents of their upper groups; elbo is measured with it
 
 The metrics go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
 evaluation.txt, with seed, step and SHA-256 of the checkpoint. What is there already is kept, if it is of the same
-checkpoint, images and seed. Binary data are binarized with the same --seed each time.
+checkpoint, images and seed.
 
 Finished batches are kept in the run folder: the same command, interrupted or killed, goes on from there (with a smaller
---batch_size less is lost). All GPUs share the work (--replicas). Several machines share the work where each runs the
-same command with TF_CONFIG set as for training, and all see the run folder; see docs/evaluation.md. The time grows with
-the number of importance samples; for a first look take --importance_samples=10.
+--batch_size less is lost). All GPUs share the work (--replicas), and so do several machines that see the run folder
+where each runs the same command with TF_CONFIG set as for training. The time grows with the number of importance
+samples; for a first look take --importance_samples=10. See docs/evaluation.md.
 
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """

@@ -8,39 +8,32 @@ Without a mode it draws samples.
 """
 
 import contextlib
+import functools
 import inspect
 import json
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, check, check_choice
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, ExperimentConfig, check, check_choice
 from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
 from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 from nvae_tf.generation import arguments, image_grid
-from nvae_tf.generation.arguments import FOLDER
+from nvae_tf.generation.arguments import FOLDER, OutputPlace
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 
-if TYPE_CHECKING:
-    from nvae_tf.training.loading import TrainedRun
-
 FLAGS = flags.FLAGS
 _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."
-# Images of the data set that are taken where no flag says how many; all in the other modes.
-_AT_MOST = {"reconstruct": 40, "vary": 8}
-# Images compared at a time by `nearest`.
-_BATCH_SIZE = 256
 
 
-def sample(run: "TrainedRun", place: arguments.OutputPlace) -> str:
+def sample(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Draws samples from a trained model.
 
         python -m train.generate sample --workdir=runs/digits --output=samples.png
@@ -54,17 +47,19 @@ def sample(run: "TrainedRun", place: arguments.OutputPlace) -> str:
     from nvae_tf.evaluation.batch_norm_statistics import readjusted
     from nvae_tf.generation.sampling import generate_images
 
-    model, count, seed = run.model, FLAGS.count, FLAGS.seed
-    temperature = arguments.parse_temperature(FLAGS.temperature)
+    temperature, count = _temperature(config), FLAGS.count
+    model = load().model
     if FLAGS.batch_norm_iterations:
-        model, text = readjusted(model, temperature, FLAGS.batch_norm_iterations, seed=seed)
+        model, text = readjusted(model, temperature, FLAGS.batch_norm_iterations, seed=FLAGS.seed)
         StatusLine().keep(text)
-    images = generate_images(model, count, temperature, seed, _progress(count))
+    images = generate_images(model, count, temperature, FLAGS.seed, _progress(count))
     _write(place, images, [f"sample_{number:05d}" for number in range(count)], images, FLAGS.columns)
-    return f"{count:,} images at {arguments.temperature_text(temperature)}"
+    values = temperature if isinstance(temperature, list) else [temperature]
+    shown = ", ".join(f"{value:g}" for value in values)
+    return f"{count:,} images at temperature{'s' if len(values) > 1 else ''} {shown}"
 
 
-def reconstruct(run: "TrainedRun", place: arguments.OutputPlace) -> str:
+def reconstruct(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Shows what a trained model keeps of real images: originals, and below each its reconstruction.
 
         python -m train.generate reconstruct --workdir=runs/digits --output=reconstructions.png
@@ -75,21 +70,19 @@ def reconstruct(run: "TrainedRun", place: arguments.OutputPlace) -> str:
     them (binary data are binarized), above the likelihood's means for latents from the posterior. With --kept_groups
     the latents of the other groups come from the prior at --temperature. Files of a folder have the originals' names.
     """
-    from nvae_tf.generation.reconstruction import checked_kept_groups, reconstruct_images
+    from nvae_tf.generation.reconstruction import reconstruct_images
 
-    groups = run.model.plan.num_groups
-    kept = checked_kept_groups(FLAGS.kept_groups, run.model.plan)
-    originals, names, words = _images(run, _AT_MOST["reconstruct"], place.kind == FOLDER)
-    count = len(originals)
-    drawing = kept, arguments.parse_temperature(FLAGS.temperature), FLAGS.seed, FLAGS.mean
-    made = reconstruct_images(run.model, originals, *drawing, _progress(count))
-    columns = min(FLAGS.columns, count)
+    kept, groups = _kept_groups(config)
+    drawing = kept, _temperature(config), FLAGS.seed, FLAGS.mean
+    originals, names, words = _images(config, _AT_MOST["reconstruct"], place.kind == FOLDER)
+    made = reconstruct_images(load().model, originals, *drawing, _progress(len(originals)))
+    columns = min(FLAGS.columns, len(originals))
     _write(place, made, names, image_grid.pairs_of_rows(originals, made, columns), columns)
     above = "their reconstructions" if place.kind == FOLDER else "each above its reconstruction"
     return f"{words}, {above}" + ("" if kept == groups else f" by the top {kept} of {groups} groups")
 
 
-def interpolate(run: "TrainedRun", place: arguments.OutputPlace) -> str:
+def interpolate(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Goes from image to image in small steps: a path between their latents, as a grid or an animation.
 
         python -m train.generate interpolate --workdir=runs/digits --indices=3,17 --output=path.png
@@ -101,12 +94,14 @@ def interpolate(run: "TrainedRun", place: arguments.OutputPlace) -> str:
     word for all, or one for every scale (the smallest first) or every latent group (the top one first). The grid has a
     row for the path from one image to the next, both ends included. A GIF has 256 colors, a WebP all.
     """
-    from nvae_tf.generation.interpolation import interpolate_images
+    from nvae_tf.generation.interpolation import interpolate_images, ways_of_groups
 
-    how, steps = _how(), FLAGS.steps
-    images, _, words = _images(run)
+    check(bool(FLAGS.how), "--how=: give spherical, linear or keep")
+    how, steps = FLAGS.how if len(FLAGS.how) > 1 else FLAGS.how[0], FLAGS.steps
+    ways_of_groups(how, latent_plan(config.model).latent_shapes())
+    images, _, words = _images(config)
     progress = _progress((len(images) - 1) * (steps - 1))
-    path = interpolate_images(run.model, images, steps, how, FLAGS.seed, FLAGS.mean, progress)
+    path = interpolate_images(load().model, images, steps, how, FLAGS.seed, FLAGS.mean, progress)
     if place.kind in image_grid.ANIMATION_FORMATS:
         image_grid.write_animation(place.path, path, FLAGS.milliseconds, FLAGS.loop)
     else:
@@ -115,7 +110,7 @@ def interpolate(run: "TrainedRun", place: arguments.OutputPlace) -> str:
     return f"{len(path):,} images through {words}"
 
 
-def vary(run: "TrainedRun", place: arguments.OutputPlace) -> str:
+def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Draws variants of images that keep what the upper latent groups hold of them.
 
         python -m train.generate vary --workdir=runs/digits --output=variants.png
@@ -127,19 +122,19 @@ def vary(run: "TrainedRun", place: arguments.OutputPlace) -> str:
     """
     from nvae_tf.generation.reconstruction import vary_images
 
-    kept, count = FLAGS.kept_groups, FLAGS.variants
-    originals, names, words = _images(run, _AT_MOST["vary"], place.kind == FOLDER)
-    drawing = kept, count, arguments.parse_temperature(FLAGS.temperature), FLAGS.seed, FLAGS.mean
-    made = vary_images(run.model, originals, *drawing, _progress(len(originals) * count))
+    count = FLAGS.variants
+    kept, groups = _kept_groups(config)
+    drawing = kept, count, _temperature(config), FLAGS.seed, FLAGS.mean
+    originals, names, words = _images(config, _AT_MOST["vary"], place.kind == FOLDER)
+    made = vary_images(load().model, originals, *drawing, _progress(len(originals) * count))
     stems = [str(pathlib.PurePath(name).with_suffix("")) for name in names]
     numbered = [f"{stem}_{number:03d}.png" for stem in stems for number in range(count)]
     rows, size = np.concatenate([originals[:, np.newaxis], made], axis=1), originals.shape[1:]
     _write(place, made.reshape(-1, *size), numbered, rows.reshape(-1, *size), count + 1)
-    groups = run.model.plan.num_groups
     return f"{count:,} variants of each of {words}, with the latents of the top {kept} of {groups} groups kept"
 
 
-def encode(run: "TrainedRun", place: arguments.OutputPlace) -> str:
+def encode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Turns images into the model's latents, for `train.generate decode` or for programs of one's own.
 
         python -m train.generate encode --workdir=runs/digits --output=latents.npz
@@ -152,13 +147,13 @@ def encode(run: "TrainedRun", place: arguments.OutputPlace) -> str:
     from nvae_tf.generation.latents_file import save_latents
     from nvae_tf.generation.sampling import encode_images
 
-    images, names, words = _images(run)
-    latents = encode_images(run.model, images, FLAGS.seed, FLAGS.mean, _progress(len(images)))
+    images, names, words = _images(config)
+    latents = encode_images(load().model, images, FLAGS.seed, FLAGS.mean, _progress(len(images)))
     save_latents(place.path, latents, names)
     return f"latents of {words} in {len(latents)} groups"
 
 
-def decode(run: "TrainedRun", place: arguments.OutputPlace) -> str:
+def decode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Turns latents into images: those of `train.generate encode`, or what a program has made of them.
 
         python -m train.generate decode --workdir=runs/digits --input=latents.npz --output=pictures.png
@@ -168,18 +163,18 @@ def decode(run: "TrainedRun", place: arguments.OutputPlace) -> str:
     --temperature. Files of a folder have the names that are in the file of latents.
     """
     from nvae_tf.generation.latents_file import load_latents
-    from nvae_tf.generation.reconstruction import checked_kept_groups
     from nvae_tf.generation.sampling import generator_of
 
-    latents, names = load_latents(FLAGS.input, run.model)
-    kept, count = latents[: checked_kept_groups(FLAGS.kept_groups, run.model.plan)], len(latents[0])
-    temperature = arguments.parse_temperature(FLAGS.temperature)
-    images = generator_of(run.model).generate(count, temperature, FLAGS.seed, _progress(count), kept)
-    _write(place, images, names or [f"picture_{number:05d}" for number in range(count)], images, FLAGS.columns)
+    kept, temperature = _kept_groups(config)[0], _temperature(config)
+    latents, names = load_latents(FLAGS.input, latent_plan(config.model))
+    count = len(latents[0])
+    names = names or [f"picture_{number:05d}" for number in range(count)]
+    images = generator_of(load().model).generate(count, temperature, FLAGS.seed, _progress(count), latents[:kept])
+    _write(place, images, names, images, FLAGS.columns)
     return f"{count:,} images of latents in {FLAGS.input}"
 
 
-def nearest(run: "TrainedRun", place: arguments.OutputPlace) -> str:
+def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Shows samples beside the training images that are most like them: has the model memorized them?
 
         python -m train.generate nearest --workdir=runs/digits --output=nearest.png
@@ -191,29 +186,26 @@ def nearest(run: "TrainedRun", place: arguments.OutputPlace) -> str:
     """
     from nvae_tf.data.pipeline import evaluation_batches, iterate
     from nvae_tf.data.sources import load_split
-    from nvae_tf.generation.nearest import nearest_images
-    from nvae_tf.generation.sampling import generate_images
+    from nvae_tf.generation.sampling import generate_images, nearest_images
     from nvae_tf.training.loading import spec_to_read
 
-    split, seed, temperature = FLAGS.split, FLAGS.seed, arguments.parse_temperature(FLAGS.temperature)
-    spec = spec_to_read(run.config, FLAGS.data_path)
+    split, seed, temperature, neighbors = FLAGS.split, FLAGS.seed, _temperature(config), FLAGS.neighbors
+    spec = spec_to_read(config, FLAGS.data_path)
     source = load_split(spec, split, StatusLine().report())
-    available = f"--neighbors={FLAGS.neighbors}: the {split} part has only {source.count} images"
-    check(FLAGS.neighbors <= source.count, available)
-    samples = generate_images(run.model, FLAGS.count, temperature, seed)
-    batches = iterate(evaluation_batches(source, spec, _BATCH_SIZE, seed), source)
-    found = nearest_images(samples, batches, FLAGS.neighbors, _progress(source.count, " looked at"))
-    rows = np.concatenate([samples[:, np.newaxis], found.images], axis=1)
-    _write(place, samples, (), rows.reshape(-1, *samples.shape[1:]), FLAGS.neighbors + 1)
+    check(neighbors <= source.count, f"--neighbors={neighbors}: the {split} part has only {source.count} images")
+    samples = generate_images(load().model, FLAGS.count, temperature, seed)
+    batches = iterate(evaluation_batches(source, spec, 256, seed), source)
+    numbers, distances, images = nearest_images(samples, batches, neighbors, _progress(source.count, " looked at"))
+    rows = np.concatenate([samples[:, np.newaxis], images], axis=1)
+    _write(place, samples, (), rows.reshape(-1, *samples.shape[1:]), neighbors + 1)
     if FLAGS.json:
-        about = {"step": run.step, "seed": seed, "temperature": temperature, "split": split}
-        about |= {"numbers": found.numbers.tolist(), "distances": found.distances.tolist()}
+        about = {"step": load().step, "seed": seed, "temperature": temperature, "split": split}
+        about |= {"numbers": numbers.tolist(), "distances": distances.tolist()}
         pathlib.Path(FLAGS.json).parent.mkdir(parents=True, exist_ok=True)
         atomic_write(pathlib.Path(FLAGS.json), json.dumps(about, indent=2) + "\n")
-    nearest_of_all = found.distances[:, 0]
     return (
         f"{FLAGS.count:,} samples, each before the nearest of {source.count:,} images of the {split} part (mean "
-        f"squared difference from the nearest {nearest_of_all.min():.4g} to {nearest_of_all.max():.4g})"
+        f"squared difference from the nearest {distances[:, 0].min():.4g} to {distances[:, 0].max():.4g})"
     )
 
 
@@ -237,35 +229,12 @@ def _main(mode: str) -> None:
         arguments.output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
     start_tensorflow_quietly()
     from nvae_tf.training.loading import load_run
-
-    _check_against_plan(mode)
-    run = load_run(FLAGS.workdir, FLAGS.checkpoint)
-    text = MODES[mode][0](run, place)
-    StatusLine().keep(f"{text}, from step {run.step:,}, in {place.path}")
-
-
-def _check_against_plan(mode: str) -> None:
-    """Whether the flags fit the run's latent groups, before its weights are read."""
-    from nvae_tf.generation.interpolation import ways_of_groups
-    from nvae_tf.generation.latents_file import load_latents
-    from nvae_tf.generation.reconstruction import checked_kept_groups
-    from nvae_tf.models.latents import temperatures_of_groups
     from nvae_tf.training.run_folder import RunFolder, read_run_config
 
-    plan = latent_plan(read_run_config(RunFolder(FLAGS.workdir)).model)
-    if "temperature" in FLAGS:
-        temperatures_of_groups(arguments.parse_temperature(FLAGS.temperature), plan)
-    if "kept_groups" in FLAGS:
-        checked_kept_groups(FLAGS.kept_groups, plan)
-    if mode == "interpolate":
-        ways_of_groups(_how(), plan.latent_shapes())
-    if mode == "decode":
-        load_latents(FLAGS.input, plan)
-
-
-def _how() -> str | list[str]:
-    check(bool(FLAGS.how), "--how=: give spherical, linear or keep")
-    return FLAGS.how if len(FLAGS.how) > 1 else FLAGS.how[0]
+    # A mode loads the run when it has checked everything else.
+    load = functools.cache(lambda: load_run(FLAGS.workdir, FLAGS.checkpoint))
+    text = MODES[mode](read_run_config(RunFolder(FLAGS.workdir)), load, place)
+    StatusLine().keep(f"{text}, from step {load().step:,}, in {place.path}")
 
 
 def _check_choice_of_images() -> None:
@@ -289,20 +258,40 @@ def _input_places() -> list[str]:
     return [place for value in FLAGS.input for place in ([value] if os.path.exists(value) else value.split(","))]
 
 
+def _temperature(config: ExperimentConfig) -> float | list[float]:
+    """--temperature, which fits the run's scales or groups."""
+    from nvae_tf.models.latents import temperatures_of_groups
+
+    temperature = arguments.parse_temperature(FLAGS.temperature)
+    temperatures_of_groups(temperature, latent_plan(config.model))
+    return temperature
+
+
+def _kept_groups(config: ExperimentConfig) -> tuple[int, int]:
+    """--kept_groups, and how many groups there are."""
+    from nvae_tf.generation.reconstruction import checked_kept_groups
+
+    plan = latent_plan(config.model)
+    return checked_kept_groups(FLAGS.kept_groups, plan), plan.num_groups
+
+
 def _images(
-    run: "TrainedRun", at_most: int | None = None, as_file_names: bool = False
+    config: ExperimentConfig, at_most: int | None = None, as_file_names: bool = False
 ) -> tuple[np.ndarray, list[str], str]:
-    """The chosen images as the model sees them, a name for each, and which they are, in words."""
+    """The chosen images as the model sees them, a name for each, and which they are, in words.
+
+    Where no flag says how many, it is `at_most`, or all if there are fewer.
+    """
     if FLAGS.input:
         places = _input_places()
-        images, names = pictures_for_model(places, run.config.data, FLAGS.seed, FLAGS.resize, FLAGS.convert)
+        images, names = pictures_for_model(places, config.data, FLAGS.seed, FLAGS.resize, FLAGS.convert)
         words = f"picture{'' if len(images) == 1 else 's'} of {', '.join(places)}"
     else:
         from nvae_tf.generation.reconstruction import data_set_images
 
         indices = FLAGS.indices and [int(word) for word in FLAGS.indices]
         count = FLAGS.count if "count" in FLAGS else None
-        images, names = data_set_images(run.config, FLAGS.split, indices, count, at_most, FLAGS.seed, FLAGS.data_path)
+        images, names = data_set_images(config, FLAGS.split, indices, count, at_most, FLAGS.seed, FLAGS.data_path)
         words = f"image{'' if len(images) == 1 else 's'} of the {FLAGS.split} part"
     # Fail early on duplicate names.
     names = image_grid.picture_names(names) if as_file_names else names
@@ -310,7 +299,7 @@ def _images(
 
 
 def _write(
-    place: arguments.OutputPlace, images: np.ndarray, names: Sequence[str], cells: np.ndarray, columns: int | None
+    place: OutputPlace, images: np.ndarray, names: Sequence[str], cells: np.ndarray, columns: int | None
 ) -> None:
     """Writes a PNG file for each of the images, or one with the grid of these cells."""
     if place.kind == FOLDER:
@@ -325,83 +314,75 @@ def _progress(total: int, what: str = "") -> Callable[[int], None]:
     return lambda done: show(f"{done:,} of {total:,} images{what}")
 
 
-# The modes; the docstring of each is its manual page.
-MODES = {
-    "sample": (sample, "images of latents from the prior"),
-    "reconstruct": (reconstruct, "what the model keeps of images, or what the upper latent groups hold"),
-    "interpolate": (interpolate, "the path from image to image, as a grid or an animation"),
-    "vary": (vary, "variants of images that share the latents of the upper groups"),
-    "encode": (encode, "images -> a file of latents"),
-    "decode": (decode, "a file of latents -> images"),
-    "nearest": (nearest, "samples beside the training images that are most like them"),
-}
+# A mode gets the settings of the run, what loads the run, and the place to write. Its docstring is its manual page.
+MODES = {mode.__name__: mode for mode in (sample, reconstruct, interpolate, vary, encode, decode, nearest)}
 # Of --output, where it is not a PNG file or a folder.
 _KINDS = {"interpolate": (".png", ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": (".png",)}
-_OUTPUTS = {"encode": "File of latents to write, .npz.", "nearest": "PNG file to write."}
-_OUTPUT = "File to write: PNG{}, or a folder (DIR/) for a PNG file of every image in the model's size."
+_OUTPUT_HELP = {
+    "interpolate": "File to write, PNG, GIF or WebP, or a folder (DIR/) for a PNG file of every image.",
+    "encode": "File of latents to write, .npz.",
+    "nearest": "PNG file to write.",
+}
 _WITH_IMAGES = ("reconstruct", "interpolate", "vary", "encode")
+# Images of the data set that are taken where no flag says how many; all in the other modes.
+_AT_MOST = {"reconstruct": 40, "vary": 8}
 
 
 def _define_flags(mode: str) -> None:
     """The flags of one mode; those of the others are unknown then."""
-    number = flags.DEFINE_integer
-    flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
+    number, text, switch = flags.DEFINE_integer, flags.DEFINE_string, flags.DEFINE_boolean
+    text("workdir", None, "Run folder of train.main.", required=True)
     flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-    formats = ", GIF or WebP" if mode == "interpolate" else ""
-    flags.DEFINE_string("output", None, _OUTPUTS.get(mode, _OUTPUT.format(formats)), required=True)
-    flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
+    output = "File to write: PNG, or a folder (DIR/) for a PNG file of every image in the model's size."
+    text("output", None, _OUTPUT_HELP.get(mode, output), required=True)
+    switch("overwrite", False, "Replace what is at --output already.")
     number("seed", 1, "Of the latents, and of the binarization of images.", lower_bound=0, upper_bound=LARGEST_SEED)
     if mode in _WITH_IMAGES:
-        _define_image_flags()
+        several = "a file, a folder with all in it, or several with commas. Without it, images of the data set"
+        flags.DEFINE_multi_string("input", None, f"Picture files: {several}")
+        brought = "How picture files of --input are brought to the model's size; if not given, as in training."
+        flags.DEFINE_enum("resize", None, ["crop", "stretch"], brought)
+        switch("convert", None, "Convert pictures of --input that have other channels; if not given, as in training.")
+        flags.DEFINE_list("indices", None, "Numbers of images of the data set, counted from 0: 3,17.")
+        switch("mean", False, "Take the posterior's means as an image's latents, not draws.")
     if mode in ("sample", "nearest"):
         number("count", 64 if mode == "sample" else 8, "Number of samples.", lower_bound=1)
     elif mode in ("reconstruct", "vary", "encode"):
-        at_most = f"{_AT_MOST[mode]}, or all if there are fewer" if mode in _AT_MOST else "all if not given"
-        number("count", None, f"Number of images of the data set; {at_most}.", lower_bound=1)
+        at_most = f"{_AT_MOST[mode]}, or all if there are fewer" if mode in _AT_MOST else "all"
+        number("count", None, f"Number of images of the data set; {at_most} if not given.", lower_bound=1)
     if mode in ("reconstruct", "vary", "decode"):
-        text = "So many groups, from the top, keep their latents, and the others are drawn"
-        text += "; 0 gives samples." if mode == "vary" else "; all if not given."
-        number("kept_groups", 1 if mode == "vary" else None, text, lower_bound=0)
-    if mode in ("sample", "reconstruct", "vary", "decode", "nearest"):
-        flags.DEFINE_string("temperature", "1.0", arguments.TEMPERATURE_HELP)
+        kept = "So many groups, from the top, keep their latents, and the others are drawn"
+        kept += "; 0 gives samples." if mode == "vary" else "; all if not given."
+        number("kept_groups", 1 if mode == "vary" else None, kept, lower_bound=0)
+    if mode not in ("interpolate", "encode"):
+        text("temperature", "1.0", arguments.TEMPERATURE_HELP)
     if mode in ("sample", "reconstruct", "decode"):
-        text = f"At most so many images a row{'.' if mode == 'reconstruct' else '; a nearly square grid if not given.'}"
-        number("columns", 10 if mode == "reconstruct" else None, text, lower_bound=1)
+        columns = (
+            f"At most so many images a row{'' if mode == 'reconstruct' else '; a nearly square grid if not given'}."
+        )
+        number("columns", 10 if mode == "reconstruct" else None, columns, lower_bound=1)
+    if mode in (*_WITH_IMAGES, "nearest"):
+        flags.DEFINE_enum("split", "train" if mode == "nearest" else "test", ["test", "train"], "Part of the data set.")
+        text("data_path", None, command_line.DATA_PATH_HELP)
     if mode == "sample":
         number("batch_norm_iterations", 0, arguments.BATCH_NORM_HELP, lower_bound=0)
     elif mode == "interpolate":
         number("steps", 10, "Steps from one image to the next.", lower_bound=1)
         flags.DEFINE_list("how", ["spherical"], "spherical, linear or keep; one, or one a scale or a group.")
         number("milliseconds", 80, "How long a GIF or WebP shows each image.", lower_bound=20)
-        flags.DEFINE_boolean("loop", True, "Whether a GIF or WebP begins again for ever.")
+        switch("loop", True, "Whether a GIF or WebP begins again for ever.")
     elif mode == "vary":
         number("variants", 8, "Number of variants of each image.", lower_bound=1)
     elif mode == "decode":
-        flags.DEFINE_string("input", None, "File of latents, .npz.", required=True)
+        text("input", None, "File of latents, .npz.", required=True)
     elif mode == "nearest":
         number("neighbors", 8, "Number of nearest images of each sample.", lower_bound=1)
-        flags.DEFINE_string("json", None, "File to write numbers and distances to, .json.")
-    if mode in (*_WITH_IMAGES, "nearest"):
-        split = "train" if mode == "nearest" else "test"
-        flags.DEFINE_enum("split", split, ["test", "train"], "Part of the data set.")
-        flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
-
-
-def _define_image_flags() -> None:
-    """--input for picture files from outside, and the flags that choose images of the run's data set."""
-    text = "Picture files: a file, a folder with all in it, or several with commas. Without it, images of the data set"
-    flags.DEFINE_multi_string("input", None, text)
-    text = "How picture files of --input are brought to the model's size; if not given, as in training."
-    flags.DEFINE_enum("resize", None, ["crop", "stretch"], text)
-    text = "Convert picture files of --input that have other channels; if not given, as in training."
-    flags.DEFINE_boolean("convert", None, text)
-    flags.DEFINE_list("indices", None, "Numbers of images of the data set, counted from 0: 3,17.")
-    flags.DEFINE_boolean("mean", False, "Take the posterior's means as an image's latents, not draws.")
+        text("json", None, "File to write numbers and distances to, .json.")
 
 
 def overview() -> str:
     """The manual page of all modes."""
-    lines = [f"  {mode:<12} {text}" for mode, (_, text) in MODES.items()]
+    lines = [f"  {mode:<12} {function.__doc__.splitlines()[0]}" for mode, function in MODES.items()]
     return "\n".join([__doc__.strip(), "", "Modes, each with a manual page of its own:", *lines, "", _EXIT_CODES])
 
 
@@ -420,7 +401,7 @@ def run() -> None:
         mode = sys.argv.pop(1)
     _define_flags(mode)
     # What `--help` prints.
-    __doc__ = f"{inspect.getdoc(MODES[mode][0])}\n\n{_EXIT_CODES}"
+    __doc__ = f"{inspect.getdoc(MODES[mode])}\n\n{_EXIT_CODES}"
     command_line.run(lambda: _main(mode), flags)
 
 

@@ -18,11 +18,8 @@ from nvae_tf.generation.arguments import output_place
 from nvae_tf.latent_plan import latent_plan
 
 CONFIG = command_line.define_config(flags)
-OUTPUT = flags.DEFINE_string(
-    "output",
-    "inspect_data.png",
-    "PNG file to write; that of an earlier look is replaced, another only with --overwrite.",
-)
+_OUTPUT_HELP = "PNG file to write; that of an earlier look is replaced, another only with --overwrite."
+OUTPUT = flags.DEFINE_string("output", "inspect_data.png", _OUTPUT_HELP)
 COUNT = flags.DEFINE_integer("count", 40, "Images of each split in the file.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to measure the reading of each split.", lower_bound=0.1)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the output file if there is one.")

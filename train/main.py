@@ -43,20 +43,17 @@ with its traceback.
 import os
 import pathlib
 import shlex
+import signal
 import sys
-import traceback
 
 from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
-from nvae_tf.errors import TRACEBACK_VARIABLE, start_tensorflow_quietly
+from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.training.launcher import TF_CONFIG
-
-# As sysexits.h has it: a failure that may be gone when one tries again.
-_WORKER_LOST_CODE = 75
 
 CONFIG = command_line.define_config(flags)
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: new, empty, or of the same run.", required=True)
@@ -71,22 +68,18 @@ def main() -> None:
     start_tensorflow_quietly()
     from nvae_tf.progress import StatusLine
     from nvae_tf.training.loop import train_and_evaluate
-    from nvae_tf.training.strategy import WorkerLost
 
-    try:
-        result = train_and_evaluate(config, WORKDIR.value)
-    except WorkerLost as loss:
-        if os.environ.get(TRACEBACK_VARIABLE):
-            traceback.print_exc()
-        print(f"error: {loss}", file=sys.stderr, flush=True)
-        sys.exit(_WORKER_LOST_CODE)
+    result = train_and_evaluate(config, WORKDIR.value)
     if result.signal_number is not None:
         # Not the command of one of several workers, which a launcher has started.
         command = (
             "." if TF_CONFIG in os.environ else f":\n    {shlex.join(['python', '-m', 'train.main', *sys.argv[1:]])}"
         )
-        StatusLine().keep(f"Run {result}; checkpoint saved. The same command continues from there{command}")
-        sys.exit(result.exit_code)
+        name = signal.Signals(result.signal_number).name
+        ended = f"Run interrupted at step {result.step} by {name}; checkpoint saved."
+        StatusLine().keep(f"{ended} The same command continues from there{command}")
+        # As shells have it: 130 for Ctrl-C, 143 for SIGTERM.
+        sys.exit(128 + result.signal_number)
 
 
 def run() -> None:

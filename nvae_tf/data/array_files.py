@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from nvae_tf.config import DataSpec, check
-from nvae_tf.data.pictures import PictureHeader, check_array, fit_array
+from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_pixels, fits
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, check_memory, held_out
 from nvae_tf.errors import first_line
 from nvae_tf.progress import Report
@@ -24,9 +24,7 @@ _BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16, np.dtype(np.bool_): 8}
 # NumPy refuses longer headers.
 _LONGEST_HEADER = 2**14
 _IDX_WORDS = {"train": ("train",), "test": ("t10k", "test")}
-_MAT_FILE = "chardata.mat"
-_MAT_VARIABLES = {"train": "data", "test": "testdata"}
-_MAT_SIZE = 28
+_MAT_FILE, _MAT_SIZE = "chardata.mat", 28
 
 
 class _ArrayHeader(NamedTuple):
@@ -38,7 +36,7 @@ class _ArrayHeader(NamedTuple):
 
 
 def _read_header(stream: BinaryIO, size: int) -> _ArrayHeader:
-    """Reads the header of an array of `size` bytes in all; NumPy's errors for damaged ones are of many kinds."""
+    """The header of an array of `size` bytes in all; NumPy's errors for damaged ones are of many kinds."""
     start = io.BytesIO(stream.read(_LONGEST_HEADER))
     version = np.lib.format.read_magic(start)
     read = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
@@ -63,18 +61,14 @@ def map_array(file: str | os.PathLike) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _StoredArray:
-    """An array in a `.npy` file, or in an entry of a `.npz` file; nothing is read before it is asked for."""
+    """An array in a `.npy` file, or in an entry of a `.npz` file."""
 
     file: pathlib.Path
     entry: str | None = None
 
     def header(self) -> _ArrayHeader:
-        try:
-            with self._opened() as (stream, size):
-                return _read_header(stream, size)
-        # NumPy, zipfile and zlib raise errors of many kinds for damaged files.
-        except Exception as error:
-            raise self.damaged(first_line(error)) from None
+        with self._opened() as (stream, size):
+            return _read_header(stream, size)
 
     def read(self, header: _ArrayHeader) -> np.ndarray:
         """The array, whose header has no problem: mapped where it can be, otherwise in memory."""
@@ -83,13 +77,8 @@ class _StoredArray:
             check_memory(
                 size, f"{self.file}: its images", "numpy.save them as a .npy file, which is read only as needed"
             )
-        try:
-            if self.entry is None:
-                return map_array(self.file)
-            with self._opened() as (stream, _):
-                return np.lib.format.read_array(stream, allow_pickle=False)
-        except Exception as error:
-            raise self.damaged(first_line(error)) from None
+        with self._opened() as (stream, _):
+            return map_array(self.file) if self.entry is None else np.lib.format.read_array(stream, allow_pickle=False)
 
     def damaged(self, reason: str) -> ValueError:
         if self.entry is None:
@@ -101,12 +90,16 @@ class _StoredArray:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[BinaryIO, int]]:
         """The array's bytes and their number."""
-        if self.entry is None:
-            with self.file.open("rb") as stream:
-                yield stream, self.file.stat().st_size
-        else:
-            with zipfile.ZipFile(self.file) as archive, archive.open(self.entry) as stream:
-                yield stream, archive.getinfo(self.entry).file_size
+        try:
+            if self.entry is None:
+                with self.file.open("rb") as stream:
+                    yield stream, self.file.stat().st_size
+            else:
+                with zipfile.ZipFile(self.file) as archive, archive.open(self.entry) as stream:
+                    yield stream, archive.getinfo(self.entry).file_size
+        # NumPy, zipfile and zlib raise errors of many kinds for damaged files.
+        except Exception as error:
+            raise self.damaged(first_line(error)) from None
 
 
 def first_arrays_image(spec: DataSpec) -> PictureHeader:
@@ -116,16 +109,16 @@ def first_arrays_image(spec: DataSpec) -> PictureHeader:
 
 
 def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
-    """Opens one part of the images.
+    """One part of the images at `path`.
 
-    `path` is a `.npy` file with all images; a `.npz` file with one array of images, or with arrays called
+    That is a `.npy` file with all images; a `.npz` file with one array of images, or with arrays called
     `train_split` and `test_split` (or `x_train` and `x_test`); or a folder with `train.npy` and `test.npy`. Arrays are
     uint8, uint16 or bool, `[count, height, width, channels]` or `[count, height, width]`. Where there is no test part,
     a fraction of the images is held out. Of other arrays no more than the headers are read.
     """
     stored, header, numbers = _part(spec, split)
     images = stored.read(header).reshape(header.shape)
-    check_array(images, spec, spec.path)
+    _check_images(images, spec, spec.path)
     if not isinstance(images, np.memmap):
         # Of what lies in memory, only this part.
         images, numbers = images[numbers], np.arange(len(numbers))
@@ -136,7 +129,7 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
             found = (found >> 8).astype(np.uint8)
         elif found.dtype == np.bool_:
             found = found.astype(np.uint8) * np.uint8(255)
-        return fit_array(found, spec)
+        return _fitted(found, spec)
 
     return ReadSource(len(numbers), spec.image_shape, read)
 
@@ -195,7 +188,7 @@ def _arrays_at(path: pathlib.Path) -> dict[str, _StoredArray]:
 
 
 def _checked(path: pathlib.Path, stored: _StoredArray, header: _ArrayHeader) -> _ArrayHeader:
-    """The header with the shape `[count, height, width, channels]`, if the array is complete and of images."""
+    """The header of images, with the shape `[count, height, width, channels]`."""
     if header.problem:
         raise stored.damaged(header.problem)
     shape = header.shape
@@ -225,26 +218,37 @@ def _bits(dtype):
     return _BITS[dtype.newbyteorder("=")]
 
 
+def _check_images(images: np.ndarray, spec: DataSpec, where: object) -> None:
+    check_size(f"{where}: each image", *images.shape[1:3], spec)
+    check_form(where, images.shape[3], _bits(images.dtype), spec)
+
+
+def _fitted(images: np.ndarray, spec: DataSpec) -> np.ndarray:
+    return images if fits(images, spec) else np.stack([fit_pixels(image, spec) for image in images])
+
+
 def first_idx_image(spec: DataSpec) -> PictureHeader:
     """What the images of the training part are like: gray, 8 bits."""
     return PictureHeader(*_read_idx(_idx_file(spec, "train")).shape[1:], 1, 8)
 
 
 def load_idx(spec: DataSpec, split: str, _: Report) -> ImageSource:
-    """Reads one part of a folder of `*-ubyte` or `*-ubyte.gz` files into memory.
+    """One part of a folder of `*-ubyte` or `*-ubyte.gz` files, in memory.
 
     Where a folder has several sets, `source_name` is how the names of the right files begin (`emnist-letters`).
     """
     file = _idx_file(spec, split)
     images = _read_idx(file)[..., np.newaxis]
-    check_array(images, spec, file)
-    return ArraySource(fit_array(images, spec))
+    _check_images(images, spec, file)
+    return ArraySource(_fitted(images, spec))
 
 
 def _idx_file(spec, split):
-    found = sorted(file for file in pathlib.Path(spec.path).iterdir() if "images" in file.name)
-    found = [file for file in found if file.name.removesuffix(".gz").endswith("ubyte")]
-    found = [file for file in found if any(word in file.name for word in _IDX_WORDS[split])]
+    found = [
+        file
+        for file in sorted(pathlib.Path(spec.path).glob("*images*"))
+        if file.name.removesuffix(".gz").endswith("ubyte") and any(word in file.name for word in _IDX_WORDS[split])
+    ]
     # A name that no file has belongs to another kind of source.
     found = [file for file in found if file.name.startswith(spec.source_name or "")] or found
     # The same file packed and unpacked is one.
@@ -297,15 +301,15 @@ def first_mat_image(_: DataSpec) -> PictureHeader:
 
 
 def load_mat(spec: DataSpec, split: str, _: Report) -> ImageSource:
-    """Reads one part of OMNIGLOT as Burda et al. 2016 published it ("Importance weighted autoencoders") into memory.
+    """One part of OMNIGLOT as Burda et al. 2016 published it ("Importance weighted autoencoders"), in memory.
 
-    The file has an image a column, with intensities from 0 to 1; they are multiplied by 255 and cut to whole numbers,
-    as in the published model. `path` is the file, or the folder where `chardata.mat` lies.
+    `path` is the file, or the folder where `chardata.mat` lies. It has an image a column, with intensities from 0 to 1;
+    they are multiplied by 255 and cut to whole numbers, as in the published model.
     """
     # Here, because no other source needs it.
     import scipy.io
 
-    path, variable = pathlib.Path(spec.path), _MAT_VARIABLES[split]
+    path, variable = pathlib.Path(spec.path), {"train": "data", "test": "testdata"}[split]
     file = path / _MAT_FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; docs/data.md says where it comes from")
@@ -330,8 +334,8 @@ def load_mat(spec: DataSpec, split: str, _: Report) -> ImageSource:
         raise ValueError(form)
     images = columns.reshape(_MAT_SIZE, _MAT_SIZE, -1).transpose(2, 1, 0)
     images = (images * 255).astype(np.uint8)[..., np.newaxis]
-    check_array(images, spec, file)
-    return ArraySource(fit_array(images, spec))
+    _check_images(images, spec, file)
+    return ArraySource(_fitted(images, spec))
 
 
 def _damaged_mat(file, error):

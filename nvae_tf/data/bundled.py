@@ -31,16 +31,11 @@ def load_bundled(spec: DataSpec, split: str, _: Report) -> ImageSource:
 
 
 def _check_set(spec):
-    check(
-        not spec.path,
-        f"Data set '{spec.name}' is bundled and reads nothing from a folder: remove data.path "
-        f"('{spec.path}'), or choose the data set that lies there.",
-    )
-    check(
-        not spec.crop_box and spec.resize == "none",
-        f"Data set '{spec.name}' is bundled and not resized: remove data.crop_box and data.resize; patches of "
-        "photographs are made at data.height and data.width.",
-    )
+    bundled = f"Data set '{spec.name}' is bundled and"
+    fix = f"remove data.path ('{spec.path}'), or choose the data set that lies there."
+    check(not spec.path, f"{bundled} reads nothing from a folder: {fix}")
+    fix = "remove data.crop_box and data.resize; patches of photographs are made at data.height and data.width."
+    check(not spec.crop_box and spec.resize == "none", f"{bundled} not resized: {fix}")
     known = ", ".join(_SETS)
     check(spec.source_name in _SETS, f"There is no bundled set '{spec.source_name}'. Valid: {known}.")
 
@@ -49,11 +44,10 @@ def _photos(spec, split):
     """Patches of both photographs, 427x640: training patches from the left part, test patches from the right."""
     from sklearn.datasets import load_sample_images
 
-    if max(spec.height, spec.width) > _LARGEST_PATCH:
-        raise ValueError(
-            f"data.height, data.width = {spec.height}, {spec.width}: patches of the bundled photographs are at most "
-            f"{_LARGEST_PATCH} pixels high and wide"
-        )
+    most = f"patches of the bundled photographs are at most {_LARGEST_PATCH} pixels high and wide"
+    check(
+        max(spec.height, spec.width) <= _LARGEST_PATCH, f"data.height, data.width = {spec.height}, {spec.width}: {most}"
+    )
     columns = slice(None, _TEST_COLUMNS_FROM) if split == "train" else slice(_TEST_COLUMNS_FROM, None)
     step = _PATCH_STEPS[split]
     patches = []
@@ -66,7 +60,7 @@ def _photos(spec, split):
 
 
 def _digits(_, split):
-    """The 1,797 handwritten digits of scikit-learn as 16x16 bitmaps: 1,437 train, 360 test.
+    """The 1,797 handwritten digits of scikit-learn as 16x16 bitmaps.
 
     Their 8x8 intensities were made from bitmaps of 32x32 by counting each 4x4 block's pixels (Alpaydin & Kaynak 1998,
     UCI "Optical Recognition of Handwritten Digits"). Interpolated and cut at one half they are bitmaps again, with

@@ -20,10 +20,9 @@ _BATCHES_READ_AHEAD = 8
 
 
 def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> list[np.ndarray]:
-    """Prints what is in both parts of a data set and returns the first images of each, up to `count`.
+    """Prints what is in both parts of a run's data set, and measures for so many seconds the reading of each.
 
-    They are float32 `[images, height, width, channels]` in [0, 1]. For so many seconds the reading of each part is
-    measured. The settings are those of a run, complete.
+    Returns the first images of each part, float32 `[up to count, height, width, channels]` in [0, 1].
     """
     spec, batch_size = config.data, config.train.batch_size
     check_model_fits(config.model, spec)
@@ -46,12 +45,12 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
 def _inspect_part(
     batches: Iterator[tf.Tensor], available: int, spec: DataSpec, count: int, seconds: float
 ) -> tuple[np.ndarray, str]:
-    """The first images and statistics of more; afterwards only the reading is measured."""
-    wanted, seen, total = min(_IMAGES_LOOKED_AT, available), 0, 0.0
+    """The first images and, in words, statistics of more and how fast they are read."""
+    wanted, seen, total = min(max(_IMAGES_LOOKED_AT, count), available), 0, 0.0
     kept, levels, bars = [], np.empty(0, np.float32), np.zeros(_HISTOGRAM_BARS)
-    while seen < wanted or sum(map(len, kept)) < min(count, available):
+    while seen < wanted:
         images = next(batches).numpy()
-        if sum(map(len, kept)) < count:
+        if seen < count:
             kept.append(images)
         seen += len(images)
         levels = np.union1d(levels, images)

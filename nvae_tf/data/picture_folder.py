@@ -5,71 +5,82 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from nvae_tf.config import DataSpec, check
-from nvae_tf.data.decoded_cache import DecodedCache
-from nvae_tf.data.pictures import (
-    SUFFIXES,
-    BadPicture,
-    PictureHeader,
-    WrongSize,
-    check_form,
-    check_size,
-    fitted,
-    list_pictures,
-    read_header,
-    read_picture,
-)
+from nvae_tf.data import pictures
+from nvae_tf.data.decoded_cache import decoded_once
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, held_out
 from nvae_tf.progress import Report
 
 _THREADS = 8
-_EXAMINED_PER_REPORT = 5_000
+_NAMES_AT_ONCE = 5_000
 _EXAMINED_FIRST = 200
 _READ_BATCH = 64
 _SKIPPED_NAMES_SHOWN = 5
 _FIX = "Fix or remove the file"
 
 
-def first_folder_image(spec: DataSpec) -> PictureHeader:
+def first_folder_image(spec: DataSpec) -> pictures.PictureHeader:
     """What most pictures of the training part are like, by the headers of up to 200 spread all over it."""
     names = _names_of_parts(spec)["train"]
     headers, problems = [], []
     for name in names[:: -(-len(names) // _EXAMINED_FIRST)]:
         try:
-            headers.append(read_header(pathlib.Path(spec.path, name), spec.max_pixels))
-        except BadPicture as error:
+            headers.append(pictures.read_header(pathlib.Path(spec.path, name), spec.max_pixels))
+        except pictures.BadPicture as error:
             problems.append(str(error))
     if not headers:
         raise ValueError(f"{problems[0]}. {_fix(len(problems))}")
     # Separately: where all sizes differ, the channels may still be the same.
     (size, _), *_ = collections.Counter((header.height, header.width) for header in headers).most_common(1)
     (form, _), *_ = collections.Counter((header.channels, header.bits) for header in headers).most_common(1)
-    return PictureHeader(*size, *form)
+    return pictures.PictureHeader(*size, *form)
 
 
 def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
-    """Finds the pictures of one part and checks the header of each; pixels are read on demand.
+    """The pictures of one part, the header of each checked; pixels are read on demand.
 
-    Where the folder has the sub-folders `train_split` and `test_split`, these are the parts; otherwise a fraction of
-    all pictures is held out for testing.
+    The parts are the sub-folders `train_split` and `test_split`, or else a fraction is held out for testing.
     """
     names = _names_of_parts(spec)[split]
+
+    def source():
+        usable = _usable(spec, split, names, report)
+
+        def read(numbers):
+            return np.stack([_pixels(pathlib.Path(spec.path, usable[number]), spec, _fix(1)) for number in numbers])
+
+        return ReadSource(len(usable), spec.image_shape, read)
+
     if spec.cache is None:
-        return _source(spec, _usable(spec, split, names, report))
+        return source()
+
+    def stamp(name):
+        try:
+            status = pathlib.Path(spec.path, name).stat()
+        except OSError:
+            # A link to nothing; whether that matters is decided where pictures are examined.
+            return name, None, None
+        return name, status.st_size, status.st_mtime_ns
+
+    def decode():
+        usable = source()
+        numbers = np.array_split(np.arange(usable.count), -(-usable.count // _READ_BATCH))
+        return usable.count, map(usable.read, numbers)
+
+    return decoded_once(spec, split, _in_threads(stamp, names), decode, report)
+
+
+def _in_threads(function: Callable[[str], Any], names: Sequence[str]) -> Iterator[Any]:
+    """What the function gives for each name, in order; of millions of names only some thousands are waiting."""
     with ThreadPoolExecutor(_THREADS) as threads:
-        stamp = functools.partial(_stamp, spec)
-        chunks = (names[start : start + _EXAMINED_PER_REPORT] for start in range(0, len(names), _EXAMINED_PER_REPORT))
-        cache = DecodedCache(spec, split, (entry for chunk in chunks for entry in threads.map(stamp, chunk)))
-    if not cache.exists:
-        source = _source(spec, _usable(spec, split, names, report))
-        numbers = np.array_split(np.arange(source.count), -(-source.count // _READ_BATCH))
-        cache.write((source.read(batch) for batch in numbers), source.count, report)
-    return cache.source()
+        for start in range(0, len(names), _NAMES_AT_ONCE):
+            yield from threads.map(function, names[start : start + _NAMES_AT_ONCE])
 
 
 def folder_holds_out(spec: DataSpec) -> bool:
@@ -77,24 +88,17 @@ def folder_holds_out(spec: DataSpec) -> bool:
     return not all(pathlib.Path(spec.path, name).is_dir() for name in (spec.train_split, spec.test_split))
 
 
-def _source(spec: DataSpec, names: Sequence[str]) -> ReadSource:
-    def read(numbers):
-        return np.stack([_pixels(pathlib.Path(spec.path, names[number]), spec, _fix(1)) for number in numbers])
-
-    return ReadSource(len(names), spec.image_shape, read)
-
-
 def _pixels(path: pathlib.Path, spec: DataSpec, fix: str) -> np.ndarray:
     """A picture as the spec has it, uint8 `[height, width, channels]`; every error has its name and the fix."""
     try:
-        picture = read_picture(path, spec.channels, spec.max_pixels, lambda picture: fitted(picture, spec))
+        picture = pictures.read_picture(
+            path, spec.channels, spec.max_pixels, lambda picture: pictures.fitted(picture, spec, f"{path}:")
+        )
         return np.asarray(picture).reshape(spec.image_shape)
-    except BadPicture as error:
-        raise BadPicture(f"{error}. {fix}") from None
-    except WrongSize as error:
-        raise BadPicture(f"{path}: {error}") from None
+    except pictures.BadPicture as error:
+        raise pictures.BadPicture(f"{error}. {fix}") from None
     except Exception as error:
-        raise BadPicture(f"{path}: can't be converted ({error}). {fix}") from None
+        raise pictures.BadPicture(f"{path}: can't be converted ({error}). {fix}") from None
 
 
 def _names_of_parts(spec: DataSpec) -> dict[str, list[str]]:
@@ -116,40 +120,29 @@ def _names_of_parts(spec: DataSpec) -> dict[str, list[str]]:
 
 
 def _pictures(root, folder):
-    names = [str(pathlib.PurePath(folder, name)) for name in list_pictures(root / folder)]
+    names = [str(pathlib.PurePath(folder, name)) for name in pictures.list_pictures(root / folder)]
     if not names:
         there = sorted({path.suffix.lower() or path.name for path in (root / folder).iterdir()})[:5]
         raise ValueError(
-            f"{root / folder}: no pictures in it; they are files with names in {', '.join(SUFFIXES)}"
+            f"{root / folder}: no pictures in it; they are files with names in {', '.join(pictures.SUFFIXES)}"
             + (f" (there are: {', '.join(there)})" if there else " (it is empty)")
         )
     return names
 
 
-def _stamp(spec, name):
-    try:
-        status = pathlib.Path(spec.path, name).stat()
-    except OSError:
-        # A link to nothing; whether that matters is decided where pictures are examined.
-        return name, None, None
-    return name, status.st_size, status.st_mtime_ns
-
-
 def _usable(spec: DataSpec, split: str, names: Sequence[str], report: Report) -> list[str]:
     """The names of the pictures that can be used; "stop" raises at one that can't, "skip" decodes every picture."""
-    examine = functools.partial(_examine, spec)
     usable, problems = [], []
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for start in range(0, len(names), _EXAMINED_PER_REPORT):
-            chunk = names[start : start + _EXAMINED_PER_REPORT]
-            for name, problem in zip(chunk, threads.map(examine, chunk), strict=True):
-                if problem is None:
-                    usable.append(name)
-                else:
-                    problems.append(problem)
+    for number, problem in enumerate(_in_threads(functools.partial(_problem, spec), names)):
+        if problem is None:
+            usable.append(names[number])
+        else:
+            problems.append(problem)
+        looked_at = number + 1
+        if looked_at % _NAMES_AT_ONCE == 0 or looked_at == len(names):
             if spec.on_bad_file == "stop" and problems:
                 raise ValueError(f"{problems[0]}. {_fix(len(problems))}")
-            report.progress(f"looking at the pictures in {spec.path}: {start + len(chunk):,} of {len(names):,}")
+            report.progress(f"looking at the pictures in {spec.path}: {looked_at:,} of {len(names):,}")
     if not usable:
         raise ValueError(f"{spec.path}: none of {len(names):,} pictures can be used; the first: {problems[0]}")
     if problems:
@@ -167,35 +160,31 @@ def _fix(count):
     return f"{_FIX}{others}, or leave such files out with --config.data.on_bad_file=skip"
 
 
-def _examine(spec: DataSpec, name: str) -> str | None:
+def _problem(spec: DataSpec, name: str) -> str | None:
     """Why a picture can't be used, by its header and, with "skip", its pixels; None if it can."""
     path = pathlib.Path(spec.path, name)
     try:
-        header = read_header(path, spec.max_pixels)
-        check_size(spec, header.height, header.width)
-        check_form(path, header.channels, header.bits, spec)
+        header = pictures.read_header(path, spec.max_pixels)
+        pictures.check_size(f"{path}:", header.height, header.width, spec)
+        pictures.check_form(path, header.channels, header.bits, spec)
         if spec.on_bad_file == "skip":
-            read_picture(path, spec.channels, spec.max_pixels)
-    except BadPicture as error:
+            pictures.read_picture(path, spec.channels, spec.max_pixels)
+    except pictures.BadPicture as error:
         return str(error)
-    except WrongSize as error:
-        return f"{path}: {error}"
     return None
 
 
 def find_pictures(places: str | os.PathLike | Sequence[str | os.PathLike]) -> list[tuple[pathlib.Path, str]]:
     """The picture files that are named, in their order, and all in the trees of the folders that are named.
 
-    Returns paths, and names for people: relative to the folder, if one was given.
+    Returns paths, and names relative to the folder, if one was given.
     """
     found = []
     for place in [places] if isinstance(places, str | os.PathLike) else places:
         path = pathlib.Path(place).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"{place}: there is no such file or folder of pictures")
-        inside = [(path / name, name) for name in list_pictures(path)] if path.is_dir() else [(path, path.name)]
-        check(bool(inside), f"{place}: no pictures in this folder; they are files with names in {', '.join(SUFFIXES)}")
-        found += inside
+        found += [(path / name, name) for name in _pictures(path, "")] if path.is_dir() else [(path, path.name)]
     return found
 
 
@@ -206,17 +195,17 @@ def pictures_for_model(
     resize: str | None = None,
     convert: bool | None = None,
 ) -> tuple[np.ndarray, list[str]]:
-    """Reads pictures as a model's training data were read: with the same geometry, bits and binarization.
+    """Reads pictures, see `find_pictures`, as a model's training data were read: same geometry, bits and binarization.
 
     Args:
       places: a file, a folder, or several.
-      spec: the data set that the model was trained on, complete: `data` of the run's settings.
+      spec: `data` of the run's settings.
       seed: of the binarization, if there is one; that of a picture depends on the seed and its number.
-      resize: another rule than the data set's for pictures of another size, "crop" or "stretch".
+      resize: "crop" or "stretch", in place of the data set's rule.
       convert: whether pictures with other channels are converted; None: as the data set has it.
 
-    Returns float32 `[count, height, width, channels]` in [0, 1], and the files' names; FileNotFoundError or ValueError
-    where there is no such file or folder, or a picture can't be used.
+    Returns float32 `[count, height, width, channels]` in [0, 1], and the files' names; ValueError where a picture can't
+    be used.
     """
     from nvae_tf.data.pipeline import evaluation_batches, iterate
 
@@ -231,25 +220,21 @@ def pictures_for_model(
 
 def _check_for_model(path: pathlib.Path, spec: DataSpec) -> None:
     try:
-        header = read_header(path, spec.max_pixels)
-    except BadPicture as error:
-        raise BadPicture(f"{error}. {_FIX}") from None
+        header = pictures.read_header(path, spec.max_pixels)
+    except pictures.BadPicture as error:
+        raise pictures.BadPicture(f"{error}. {_FIX}") from None
     check(
         spec.convert or header.channels == spec.channels,
         f"{path}: has {header.channels} channels, but the model was trained on pictures with {spec.channels}; "
         "--convert (in Python convert=True) converts such pictures when they are read",
     )
     try:
-        check_size(spec, header.height, header.width)
-    except WrongSize:
-        found = f"{path}: is {header.height}x{header.width} (height x width)"
+        pictures.check_size(f"{path}:", header.height, header.width, spec)
+    except pictures.BadPicture:
         wanted = f"{spec.height}x{spec.width}"
+        fix = f", but the model takes {wanted}; --resize=crop or --resize=stretch (in Python resize=) brings pictures "
+        fix += "to this size"
         if spec.crop_box is not None:
-            raise ValueError(
-                f"{found}; the model's data are cropped from larger pictures with data.crop_box {spec.crop_box} (left, "
-                f"top, right, bottom) and brought to {wanted}: give such pictures"
-            ) from None
-        raise ValueError(
-            f"{found}, but the model takes {wanted}; --resize=crop or --resize=stretch (in Python resize=) brings "
-            "pictures to this size"
-        ) from None
+            fix = f"; the model's data are cropped from larger pictures with data.crop_box {spec.crop_box} (left, top, "
+            fix += f"right, bottom) and brought to {wanted}: give such pictures"
+        raise ValueError(f"{path}: is {header.height}x{header.width} (height x width){fix}") from None

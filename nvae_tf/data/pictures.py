@@ -17,16 +17,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 # Those that may hold several frames or pages. (What follows the first in a JPEG file is for the camera's own use.)
 _FORMATS_WITH_FRAMES = ("PNG", "WEBP", "GIF", "TIFF")
-# What turns a picture of this EXIF orientation upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # Pillow's modes of pictures with 1 to 4 channels.
 _CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _CHANNELS = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "LA": 2, "La": 2, "RGB": 3, "CMYK": 3, "YCbCr": 3}
@@ -53,10 +43,6 @@ _ONE_LARGE_PICTURE = threading.Lock()
 
 class BadPicture(ValueError):
     """A file can't be used; the message has its name and why."""
-
-
-class WrongSize(ValueError):
-    """A picture has another size than expected, or is too small to be cropped."""
 
 
 class PictureHeader(NamedTuple):
@@ -94,7 +80,7 @@ def list_pictures(folder: str | os.PathLike) -> list[str]:
 
 
 def read_header(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> PictureHeader:
-    """Reads a picture's header; BadPicture for other files, several frames, too many pixels, a cut-off file."""
+    """A picture's header; BadPicture for other files, several frames, too many pixels, a cut-off file."""
     with _opened(path, max_pixels) as picture:
         channels, bits = _form(picture, path)
         has_palette = picture.mode == "P"
@@ -112,7 +98,7 @@ def read_picture(
     max_pixels: int = MAX_PIXELS,
     fit: Callable[[Image.Image], Image.Image] | None = None,
 ) -> Image.Image:
-    """Reads a picture of 8 bits with 1 to 4 channels, upright; BadPicture as in `read_header`, and for damaged pixels.
+    """A picture of 8 bits with 1 to 4 channels, upright; BadPicture as in `read_header`, and for damaged pixels.
 
     Of 16 bits the upper 8 are kept: the b-bit levels that follow, b <= 8, are those of the 16-bit values. Of large
     pictures only one is in memory at a time, however many threads read; `fit` is applied before the next is decoded.
@@ -120,8 +106,11 @@ def read_picture(
     with _opened(path, max_pixels) as picture:
 
         def upright_and_fit():
-            turn = _TURNS.get(_orientation(picture))
-            upright = as_eight_bits(picture if turn is None else picture.transpose(turn), channels)
+            if _orientation(picture) > 1:
+                # What fails on odd metadata is writing them, when the pixels are turned.
+                with contextlib.suppress(Exception):
+                    ImageOps.exif_transpose(picture, in_place=True)
+            upright = as_eight_bits(picture, channels)
             result = upright if fit is None else fit(upright)
             return result.copy() if result is picture else result
 
@@ -262,8 +251,8 @@ def _palette_channels(picture):
 
 def _upright_header(picture, channels, bits):
     # Orientations from 5 on lie on their side.
-    height, width = picture.height, picture.width
-    return PictureHeader(*((width, height) if _orientation(picture) >= 5 else (height, width)), channels, bits)
+    size = picture.size if _orientation(picture) >= 5 else picture.size[::-1]
+    return PictureHeader(*size, channels, bits)
 
 
 def _orientation(picture):
@@ -276,7 +265,7 @@ def _orientation(picture):
     # What Pillow raises for odd metadata; the pixels may be intact.
     except Exception:
         return 1
-    return orientation if orientation in _TURNS else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _seems_complete(picture, path):
@@ -306,9 +295,9 @@ def _strips_lie_within(tags, size):
         return False
 
 
-def fitted(picture: Image.Image, spec: DataSpec) -> Image.Image:
-    """The picture cropped and resized as the data set has it, or WrongSize. Scaling is bilinear and antialiased."""
-    check_size(spec, picture.height, picture.width)
+def fitted(picture: Image.Image, spec: DataSpec, where: str = "a picture") -> Image.Image:
+    """The picture cropped and resized as the data set has it, or BadPicture. Scaling is bilinear and antialiased."""
+    check_size(where, picture.height, picture.width, spec)
     if spec.crop_box is not None:
         picture = picture.crop(spec.crop_box)
     if spec.resize == "crop" and min(picture.height / spec.height, picture.width / spec.width) == 1.0:
@@ -322,30 +311,28 @@ def fitted(picture: Image.Image, spec: DataSpec) -> Image.Image:
     return picture
 
 
-def check_size(spec: DataSpec, height: int, width: int) -> None:
-    """Raises WrongSize for a picture that is smaller than the box, or of another size where nothing resizes it."""
+def check_size(where: str, height: int, width: int, spec: DataSpec) -> None:
+    """Raises BadPicture for a picture that is smaller than the box, or of another size where nothing resizes it."""
     if spec.crop_box is not None:
         left, top, right, bottom = spec.crop_box
         if right > width or bottom > height:
-            raise WrongSize(
-                f"is {height}x{width} (height x width), too small for data.crop_box {spec.crop_box} "
+            raise BadPicture(
+                f"{where} is {height}x{width} (height x width), too small for data.crop_box {spec.crop_box} "
                 "(left, top, right, bottom): make the box smaller"
             )
         height, width = bottom - top, right - left
     if spec.resize == "none" and (height, width) != (spec.height, spec.width):
-        raise WrongSize(
-            f"is {height}x{width} (height x width), not {spec.height}x{spec.width}: to bring all to one size set "
-            f"--config.data.resize=crop (or stretch) --config.data.height={spec.height} "
+        raise BadPicture(
+            f"{where} is {height}x{width} (height x width), not {spec.height}x{spec.width}: to bring all to one size "
+            f"set --config.data.resize=crop (or stretch) --config.data.height={spec.height} "
             f"--config.data.width={spec.width}"
         )
 
 
 def check_form(where: object, channels: int | None, bits: int, spec: DataSpec) -> None:
     """Raises BadPicture for images with other channels or bits than the spec's, unless they are converted."""
-    for found, expected, what, setting in (
-        (channels, spec.channels, "channels", "channels"),
-        (bits, spec.file_bits, "bits a channel", "file_bits"),
-    ):
+    for found, setting, what in ((channels, "channels", "channels"), (bits, "file_bits", "bits a channel")):
+        expected = getattr(spec, setting)
         if not spec.convert and found not in (None, expected):
             raise BadPicture(
                 f"{where}: has {found} {what}, but data.{setting} is {expected}; --config.data.convert=True converts "
@@ -353,37 +340,18 @@ def check_form(where: object, channels: int | None, bits: int, spec: DataSpec) -
             )
 
 
-def check_array(images: np.ndarray, spec: DataSpec, where: object) -> None:
-    """Checks images `[count, height, width, channels]` of the file `where`, uint8, uint16 or bool, against the spec."""
-    height, width, channels = images.shape[1:]
-    try:
-        check_size(spec, height, width)
-    except WrongSize as error:
-        raise ValueError(f"{where}: each image {error}") from None
-    check_form(where, channels, 16 if images.dtype.itemsize == 2 else 8, spec)
+def fits(images: np.ndarray, spec: DataSpec) -> bool:
+    """Whether nothing is to be done to images `[..., height, width, channels]`."""
+    return spec.crop_box is None and spec.resize == "none" and images.shape[-3:] == spec.image_shape
 
 
-def fit_array(images: np.ndarray, spec: DataSpec) -> np.ndarray:
-    """`fit_pixels` of every image in uint8 `[count, height, width, channels]`."""
-    if _is_fit(spec, images.shape[1:]):
-        return images
-    return np.stack([fit_pixels(image, spec) for image in images])
-
-
-def _is_fit(spec: DataSpec, shape: tuple[int, ...]) -> bool:
-    return spec.crop_box is None and spec.resize == "none" and shape == spec.image_shape
-
-
-def fit_pixels(pixels: np.ndarray, spec: DataSpec) -> np.ndarray:
-    """Converts and resizes uint8 `[height, width, channels]`, 1 to 4 channels, to the spec's image shape.
-
-    Each channel is scaled by itself, while picture files with alpha are scaled as they look.
-    """
-    if _is_fit(spec, pixels.shape):
+def fit_pixels(pixels: np.ndarray, spec: DataSpec, where: str = "an image") -> np.ndarray:
+    """Converts and resizes uint8 `[height, width, channels]`, 1 to 4 channels, to the spec's image shape."""
+    if fits(pixels, spec):
         return pixels
     if pixels.shape[-1] != spec.channels:
         picture = as_eight_bits(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), spec.channels)
         pixels = np.asarray(picture).reshape(*pixels.shape[:2], spec.channels)
     # Each channel by itself: Pillow would take the last of 2 or 4 for an alpha channel and multiply the others by it.
-    channels = [fitted(Image.fromarray(channel), spec) for channel in np.moveaxis(pixels, -1, 0)]
+    channels = [fitted(Image.fromarray(channel), spec, where) for channel in np.moveaxis(pixels, -1, 0)]
     return np.stack([np.asarray(channel) for channel in channels], axis=-1)

@@ -21,9 +21,7 @@ from nvae_tf.data.sources import ImageSource, check_image_shape
 
 # Enough to keep a device busy; left to itself, tf.data fills half of the machine's memory with large images.
 _BATCHES_AHEAD = 4
-# A Philox counter gives four 32-bit numbers.
-_NUMBERS_PER_COUNTER = 4
-_PHILOX = tf.random.Algorithm.PHILOX.value
+_PHILOX, _NUMBERS_PER_COUNTER = tf.random.Algorithm.PHILOX.value, 4
 # All images of a large set would take as long as what the result is kept for.
 _IMAGES_IN_DIGEST = 256
 
@@ -53,15 +51,15 @@ class RandomStream(enum.IntEnum):
 
 
 def stream_key(seed: int, stream: RandomStream) -> np.ndarray:
-    """Returns the Philox key of a stream, uint64 `[1]`; ValueError where the seed is negative."""
+    """The Philox key of a stream, uint64 `[1]`; ValueError where the seed is negative."""
     check(seed >= 0, f"The data seed is {seed}; it must be 0 or above.")
     return np.random.SeedSequence(seed, spawn_key=(int(stream),)).generate_state(1, np.uint64)
 
 
 def uniform(key: np.ndarray, first_position: tf.Tensor, batch_size: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    """Returns uniform numbers in [0, 1) for a run of positions, float32 `[batch_size, *shape]`.
+    """Numbers in [0, 1) for a run of positions, float32 `[batch_size, *shape]`, that depend on key and position alone.
 
-    Those of a position depend on the key and the position alone. All uses of a key have the same `shape`.
+    All uses of a key have the same `shape`.
     """
     size = math.prod(shape)
     # Whole counters per position, so that every position starts at a counter of its own.
@@ -77,7 +75,7 @@ def uniform(key: np.ndarray, first_position: tf.Tensor, batch_size: tf.Tensor, s
 
 
 def permutation(key: np.ndarray, epoch: tf.Tensor, count: int) -> tf.Tensor:
-    """Returns the epoch's permutation of `0 .. count - 1`, int32 `[count]`.
+    """The epoch's permutation of `0 .. count - 1`, int32 `[count]`.
 
     `tf.random.experimental.index_shuffle` would need no memory, but with the epoch in its seed it came back
     to the same 256 permutations of 1,437 examples (TensorFlow 2.21).
@@ -93,7 +91,7 @@ def permutation(key: np.ndarray, epoch: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def intensity_table(num_bits: int) -> np.ndarray:
-    """Returns the intensity in [0, 1] of every stored value from 0 to 255, float32 `[256]`.
+    """The intensity in [0, 1] of every stored value from 0 to 255, float32 `[256]`.
 
     With b bits, 1 to 8, it is `floor(value / 2^(8 - b)) / (2^b - 1)` (Vahdat & Kautz 2020), each the float32 nearest to
     the exact fraction: the floor is taken in whole numbers.
@@ -102,24 +100,9 @@ def intensity_table(num_bits: int) -> np.ndarray:
     return levels.astype(np.float32) / np.float32(2**num_bits - 1)
 
 
-def binarize(intensities: tf.Tensor, key: np.ndarray, first_position: tf.Tensor) -> tf.Tensor:
-    """Draws each pixel of `[batch, height, width, channels]`, 0 or 1, from Bernoulli(intensity).
-
-    `first_position`, an int64 scalar, is the position in the stream of the batch's first image.
-    """
-    shape = tuple(intensities.shape[1:])
-    return tf.cast(uniform(key, first_position, tf.shape(intensities)[0], shape) < intensities, tf.float32)
-
-
-def flip_horizontally(images: tf.Tensor, key: np.ndarray, first_position: tf.Tensor) -> tf.Tensor:
-    """Mirrors each image of `[batch, height, width, channels]` left to right with probability one half."""
-    mirrored = uniform(key, first_position, tf.shape(images)[0], (1, 1, 1)) < 0.5
-    return tf.where(mirrored, tf.reverse(images, axis=[2]), images)
-
-
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Returns the number of full batches in `count` examples; ValueError where there is none."""
-    _check_batch_size(batch_size)
+    """The number of full batches in `count` images; ValueError where there is none."""
+    check(batch_size >= 1, f"The batch size is {batch_size}; it must be 1 or above.")
     check(
         batch_size <= count,
         f"A batch of {batch_size} is larger than the training split of {count} images: "
@@ -131,20 +114,15 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 def training_batches(
     source: ImageSource, spec: DataSpec, batch_size: int, seed: int, start_step: int = 0, shard: Shard = ALL
 ) -> tf.data.Dataset:
-    """Returns endless training batches.
+    """Endless training batches: float32 `[batch_size / shard.count, height, width, channels]` in [0, 1], real size.
 
     Batch number `step`, with its binarization and flips, is a pure function of (source, spec, batch size, seed, step):
     starting at any step gives bit for bit the batches that come from step 0, and replays nothing. Every epoch is a new
-    permutation; its last partial batch is dropped. Every access binarizes afresh.
-
-    `batch_size` is that of all replicas; a process takes its shard. Images have their real size: the model pads.
-
-    Returns:
-        A dataset of float32 `[batch_size / shard.count, height, width, channels]` in [0, 1].
+    permutation; its last partial batch is dropped. `batch_size` is that of all replicas; a process takes its shard.
 
     Raises:
-        ValueError: the batch size is larger than the split or can't be divided evenly, the seed or start step is
-            negative, or the images have another size than the spec's.
+      ValueError: the batch size is larger than the split or can't be divided evenly, the seed or start step is
+        negative, or the images have another size than the spec's.
     """
     check_image_shape(source, spec)
     steps_per_epoch(source.count, batch_size)
@@ -162,16 +140,13 @@ def training_batches(
 def evaluation_batches(
     source: ImageSource, spec: DataSpec, batch_size: int, seed: int, numbers: Sequence[int] | None = None
 ) -> tf.data.Dataset:
-    """Returns every image of a split once and in order, never flipped; the last batch holds what is left.
+    """Every image of a split once and in order, never flipped: float32 `[up to batch_size, height, width, channels]`.
 
     The binarization of an image depends on (seed, its number in the split), not on the batch size, and is the same each
     time the dataset is iterated. With `numbers` only these batches come, in this order, counted from 0.
-
-    Returns:
-        A dataset of float32 `[up to batch_size, height, width, channels]` in [0, 1], at real size.
     """
     check_image_shape(source, spec)
-    _check_batch_size(batch_size)
+    check(batch_size >= 1, f"The batch size is {batch_size}; it must be 1 or above.")
     count = source.count
     numbers = range(-(-count // batch_size)) if numbers is None else numbers
     starts = tf.data.Dataset.from_tensor_slices(batch_size * np.array(numbers, np.int64))
@@ -182,15 +157,13 @@ def evaluation_batches(
 def shuffled_index_batches(
     count: int, batch_size: int, seed: int, start_step: int, shard: Shard = ALL
 ) -> tf.data.Dataset:
-    """Returns the endless training order, before any image is read; see `training_batches`.
+    """The endless training order, before any image is read; see `training_batches`.
 
-    It is a dataset of pairs: the position in the stream of the shard's first example, an int64 scalar (that of a
-    batch's first is `step * batch_size`); and indices of examples, int32 `[batch_size / shard.count]`.
+    It is a dataset of pairs: the position in the stream of the shard's first image, an int64 scalar (that of a batch's
+    first is `step * batch_size`); and numbers of images, int32 `[batch_size / shard.count]`.
     """
-    size = batch_size // shard.count
-    offset = shard.index * size
-    steps = count // batch_size
-    key = stream_key(seed, RandomStream.ORDER)
+    size, steps = batch_size // shard.count, count // batch_size
+    offset, key = shard.index * size, stream_key(seed, RandomStream.ORDER)
 
     def batches_of_epoch(epoch):
         first_step = epoch * steps
@@ -206,26 +179,23 @@ def shuffled_index_batches(
 
 
 def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
-    """Reads and preprocesses whole batches, several at a time, in order."""
     read = source.reader()
     # What is to be binarized keeps its intensities until then.
     table = intensity_table(8 if spec.binarise else spec.num_bits)
 
     def images_of(first_position, indices):
         values = tf.ensure_shape(read(indices), [indices.shape[0], *spec.image_shape])
+        count = tf.shape(values)[0]
         if flip_key is not None:
-            values = flip_horizontally(values, flip_key, first_position)
+            mirrored = uniform(flip_key, first_position, count, (1, 1, 1)) < 0.5
+            values = tf.where(mirrored, tf.reverse(values, axis=[2]), values)
         images = tf.gather(table, tf.cast(values, tf.int32))
         if spec.binarise:
-            images = binarize(images, binarize_key, first_position)
+            images = tf.cast(uniform(binarize_key, first_position, count, spec.image_shape) < images, tf.float32)
         return images
 
     batches = index_batches.map(images_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return batches.prefetch(_BATCHES_AHEAD)
-
-
-def _check_batch_size(batch_size):
-    check(batch_size >= 1, f"The batch size is {batch_size}; it must be 1 or above.")
 
 
 def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor]:
@@ -266,7 +236,7 @@ def stored_spec(spec: DataSpec) -> DataSpec:
 
 
 def content_digest(source: ImageSource, spec: DataSpec) -> str:
-    """A fingerprint for results that are kept: the SHA-256 of the number of images and of up to 256 spread evenly."""
+    """The SHA-256 of the number of images and of up to 256 spread evenly: whether results that are kept still hold."""
     numbers = np.unique(np.linspace(0, source.count - 1, min(source.count, _IMAGES_IN_DIGEST)).astype(np.int64))
     digest = hashlib.sha256(f"{source.count} {spec.image_shape}".encode())
     for image in iterate(evaluation_batches(source, stored_spec(spec), 1, seed=0, numbers=numbers), source):

@@ -1,8 +1,7 @@
-"""From a data spec to its images.
+"""From a data spec to its images; TensorFlow is imported when a pipeline is made.
 
 A new kind of source is a line in `SOURCES` and a module with the functions `load_KIND`, `first_KIND_image` and, where
-it may have no test part, `KIND_holds_out`. TensorFlow is imported when a pipeline is made: settings are completed and
-checked with the sources before.
+it may have no test part, `KIND_holds_out`.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ from nvae_tf.progress import Report
 if TYPE_CHECKING:
     import tensorflow as tf
 
-SPLITS = ("train", "test")
-
 
 class _Source(NamedTuple):
     """A kind of source: its module, what `data.path` names, whether `data.source_name` must be set."""
@@ -49,16 +46,11 @@ SOURCES = {
 
 
 class ImageSource:
-    """One part of a data set: numbered images with values from 0 to 255.
-
-    Attributes:
-        count: number of images.
-        image_shape: size of one image, `(height, width, channels)`.
-        failures: errors of reading images; TensorFlow passes on no more than their text.
-    """
+    """One part of a data set: `count` numbered images of `image_shape`, with values from 0 to 255."""
 
     count: int
     image_shape: tuple[int, int, int]
+    # Errors of reading images; TensorFlow passes on no more than their text.
     failures: Sequence[Exception] = ()
 
     def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -70,13 +62,9 @@ class ArraySource(ImageSource):
     """Images in memory, uint8 `[count, height, width, channels]`, and labels `[count]` where the set has some."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
-        check(
-            images.dtype == np.uint8 and images.ndim == 4 and images.size > 0,
-            "Images must be a non-empty uint8 array [count, height, width, channels], "
-            f"not {images.dtype} {list(images.shape)}.",
-        )
-        if labels is not None and labels.shape != images.shape[:1]:
-            raise ValueError(f"Labels have shape {list(labels.shape)}, but there are {len(images)} images.")
+        valid = images.dtype == np.uint8 and images.ndim == 4 and images.size > 0
+        found = f"{images.dtype} {list(images.shape)}"
+        check(valid, f"Images must be a non-empty uint8 array [count, height, width, channels], not {found}.")
         self.images, self.labels = images, labels
         self.count, self.image_shape = len(images), images.shape[1:]
         self._tensor = None
@@ -84,8 +72,7 @@ class ArraySource(ImageSource):
     def reader(self):
         import tensorflow as tf
 
-        # An eager tensor, one for all pipelines, is captured by reference; an array would be copied into the graph.
-        # It lies where tf.data runs, not on an accelerator.
+        # An eager tensor is captured by reference, an array would be copied into each graph. tf.data runs on the CPU.
         if self._tensor is None:
             with tf.device("/CPU:0"):
                 self._tensor = tf.constant(self.images)
@@ -94,7 +81,7 @@ class ArraySource(ImageSource):
 
 
 class ReadSource(ImageSource):
-    """Images that a Python function reads on demand: from files, or a memory-mapped array.
+    """Images that are read on demand: from files, or a memory-mapped array.
 
     `read` takes numbers `[batch]` and returns uint8 `[batch, height, width, channels]`; several threads call it.
     """
@@ -143,13 +130,13 @@ class StackedSource(ImageSource):
 
 
 def load_split(spec: DataSpec, split: str, report: Report | None = None) -> ImageSource:
-    """Loads one part, "train" or "test", of a data set whose spec is complete (`nvae_tf.data.spec.complete_spec`).
+    """One part, "train" or "test", of a data set whose spec is complete (`nvae_tf.data.spec.complete_spec`).
 
     Raises ValueError for images that can't be used, FileNotFoundError where nothing lies at `data.path`, and
     ConnectionError where the data must be downloaded and can't be.
     """
-    check(split in SPLITS, f"There is no split '{split}'. Valid: {', '.join(SPLITS)}.")
-    load, spec = _function(spec, "load_{}"), _with_home(spec)
+    check(split in ("train", "test"), f"There is no split '{split}'. Valid: train, test.")
+    load, spec = _function(spec, "load_{}")
     report = report or Report()
     if spec.stacked_images == 1:
         source = load(spec, split, report)
@@ -161,17 +148,15 @@ def load_split(spec: DataSpec, split: str, report: Report | None = None) -> Imag
 
 
 def first_image(spec: DataSpec) -> PictureHeader:
-    """Size, channels and bits of a data set's images, from one of them; a size is None where they differ.
-
-    Raises the errors of `load_split`.
-    """
-    return _function(spec, "first_{}_image")(_with_home(spec))
+    """Size, channels and bits of a data set's images, by a look at some; a size is None where they differ."""
+    look, spec = _function(spec, "first_{}_image")
+    return look(spec)
 
 
 def holds_out(spec: DataSpec) -> bool:
     """Whether the test part is `test_fraction` of the images, drawn at random: the source has no parts of its own."""
-    function = _function(spec, "{}_holds_out")
-    return function is not None and function(_with_home(spec))
+    function, spec = _function(spec, "{}_holds_out")
+    return function is not None and function(spec)
 
 
 def source_at(path: str | None) -> str:
@@ -184,8 +169,7 @@ def source_at(path: str | None) -> str:
     names = [entry.name for entry in place.iterdir() if entry.is_file()]
     if any(name.removesuffix(".gz").endswith("-ubyte") for name in names):
         return "idx"
-    has_arrays = any(name.endswith(".npy") for name in names)
-    return "arrays" if has_arrays and not list_pictures(place) else "folder"
+    return "arrays" if any(name.endswith(".npy") for name in names) and not list_pictures(place) else "folder"
 
 
 def place_of(spec: DataSpec) -> str:
@@ -196,22 +180,19 @@ def place_of(spec: DataSpec) -> str:
 
 def check_image_shape(source: ImageSource, spec: DataSpec) -> None:
     """Raises ValueError unless the source's images have the size that the spec promises to the model."""
-    check(
-        tuple(source.image_shape) == spec.image_shape,
-        f"The images of data set '{spec.name}' are {list(source.image_shape)} (height, width, channels), "
-        f"but its spec says {list(spec.image_shape)}.",
-    )
+    found, said = f"{list(source.image_shape)} (height, width, channels)", list(spec.image_shape)
+    fits = tuple(source.image_shape) == spec.image_shape
+    check(fits, f"The images of data set '{spec.name}' are {found}, but its spec says {said}.")
 
 
 def _function(spec, name):
-    """A function of the source's module, after checks of the path and the name; None where it has none."""
+    """A function of the source's module, None where it has none, and the spec with a checked path, without `~`."""
     check_choice("data.source", spec.source, ("auto", *SOURCES))
     kind = source_at(spec.path) if spec.source == "auto" else spec.source
     source = SOURCES[kind]
-    if source.needs:
-        is_folder = _place(spec.path, source.needs).is_dir()
+    if source.needs and not _place(spec.path, source.needs).is_dir():
         message = f"data.path = {spec.path}: a file; for data.source = {spec.source} it names {source.needs}"
-        check(is_folder or not source.needs_folder, message)
+        check(not source.needs_folder, message)
     check(
         bool(spec.source_name) or not source.needs_name,
         f"data.source_name is not set: the name of the set within data.source = {spec.source}, "
@@ -220,7 +201,10 @@ def _function(spec, name):
     if kind == "tfds":
         start_tensorflow_quietly()
     # Imported when it is needed: some modules take seconds.
-    return getattr(importlib.import_module(f"nvae_tf.data.{source.module}"), name.format(kind), None)
+    module = importlib.import_module(f"nvae_tf.data.{source.module}")
+    # A shell does not replace `~` within --config.data.path=~/pictures.
+    spec = dataclasses.replace(spec, path=os.path.expanduser(spec.path)) if spec.path else spec
+    return getattr(module, name.format(kind), None), spec
 
 
 def _place(path, needs):
@@ -233,29 +217,17 @@ def _place(path, needs):
     return place
 
 
-def _with_home(spec):
-    """The spec with `~` in its path replaced, which a shell does not do within --config.data.path=~/pictures."""
-    return dataclasses.replace(spec, path=os.path.expanduser(spec.path)) if spec.path else spec
-
-
 def held_out(names: Sequence[str], spec: DataSpec) -> tuple[list[int], list[int]]:
-    """Divides images by `test_fraction` and `split_seed` into a training and a test part.
+    """The numbers of the images for training, and of those for testing, by `test_fraction` and `split_seed`.
 
     An image's place in the order of choice is a hash of its name, so that few images change sides when some are added.
-    Returns the numbers of the images for training, and of those for testing, in order.
     """
-    check(
-        len(names) >= 2,
-        f"{spec.path}: {len(names)} image can't be divided into a training and a test part: add more images",
-    )
-    count = min(max(round(spec.test_fraction * len(names)), 1), len(names) - 1)
+    number = len(names)
+    check(number >= 2, f"{spec.path}: {number} image can't be divided into a training and a test part: add more images")
+    count = min(max(round(spec.test_fraction * number), 1), number - 1)
     key = str(spec.split_seed).encode()
-    order = sorted(
-        range(len(names)),
-        key=lambda number: hashlib.blake2b(
-            names[number].encode(errors="surrogateescape"), digest_size=8, key=key
-        ).digest(),
-    )
+    hashes = [hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8, key=key).digest() for name in names]
+    order = sorted(range(number), key=hashes.__getitem__)
     return sorted(order[count:]), sorted(order[:count])
 
 

@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from nvae_tf.config import DataSpec, check, did_you_mean
-from nvae_tf.data.decoded_cache import DecodedCache
-from nvae_tf.data.pictures import PictureHeader, WrongSize, check_form, fit_pixels
+from nvae_tf.data.decoded_cache import decoded_once
+from nvae_tf.data.pictures import BadPicture, PictureHeader, check_form, fit_pixels
 from nvae_tf.data.pipeline import closed_at_exit
 from nvae_tf.data.sources import ArraySource, ImageSource, check_memory
 from nvae_tf.errors import first_line
@@ -46,11 +46,10 @@ def first_tfds_image(spec: DataSpec) -> PictureHeader:
 
 
 def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
-    """Loads one part into memory, or into `spec.cache`, in TFDS' stored order.
+    """One part, in memory or in `spec.cache`, in TFDS' stored order.
 
-    `source_name` is the TFDS name, `name` or `name/config`, and `path` TFDS' data folder, None for TFDS' default. A set
-    that is prepared on disk is used without any network; where it is not and can't be downloaded, the ConnectionError
-    has the manual way.
+    `source_name` is `name` or `name/config`, and `path` TFDS' data folder, None for its default. A set that is prepared
+    there needs no network; where it is not and can't be downloaded, the ConnectionError has the manual way.
     """
     builder = _builder(spec)
     feature = _image_feature(builder)
@@ -61,12 +60,10 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
     name = {"train": spec.train_split, "test": spec.test_split}[split]
     count = _number_of_examples(builder, name, split, spec)
     if spec.cache:
-        # What distinguishes prepared sets of the same name.
+        # Distinguishes prepared sets of the same name.
         info = pathlib.Path(builder.data_path) / "dataset_info.json"
-        cache = DecodedCache(spec, split, (builder.info.full_name, info.read_bytes(), info.stat().st_mtime_ns))
-        if not cache.exists:
-            cache.write(_batches(builder, name, spec), count, report)
-        return cache.source()
+        contents = builder.info.full_name, info.read_bytes(), info.stat().st_mtime_ns
+        return decoded_once(spec, split, contents, lambda: (count, _batches(builder, name, spec)), report)
     check_memory(
         count * int(np.prod(spec.image_shape)),
         f"{spec.source_name}: {count:,} images of {spec.image_shape}",
@@ -84,26 +81,25 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
 
 def _batches(builder, name, spec) -> Iterator[np.ndarray]:
     """Batches of images, uint8 of the spec's size."""
-    # File order, so that an example keeps its number from one run to the next.
-    dataset = builder.as_dataset(split=name, shuffle_files=False)
     problems = []
 
     def fit(pixels):
         if pixels.dtype == np.uint16:
             pixels = (pixels >> 8).astype(np.uint8)
         try:
-            return fit_pixels(pixels, spec)
-        except WrongSize as error:
-            problems.append(f"{builder.info.full_name}: an image {error}")
+            return fit_pixels(pixels, spec, f"{builder.info.full_name}: an image")
+        except BadPicture as error:
+            problems.append(str(error))
             raise
 
     def fitted(example):
         image = tf.numpy_function(fit, [example["image"]], tf.uint8, stateful=False)
         return tf.ensure_shape(image, spec.image_shape)
 
-    batches = dataset.map(fitted, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(_READ_BATCH)
-
     def read():
+        # File order, so that an example keeps its number from one run to the next.
+        dataset = builder.as_dataset(split=name, shuffle_files=False)
+        batches = dataset.map(fitted, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(_READ_BATCH)
         try:
             yield from batches.as_numpy_iterator()
         except tf.errors.OpError as error:
@@ -113,36 +109,33 @@ def _batches(builder, name, spec) -> Iterator[np.ndarray]:
 
 
 def _builder(spec):
-    name, path = spec.source_name, spec.path
+    path, where = spec.path, f"data.source_name = {spec.source_name!r}:"
     is_file = path and pathlib.Path(path).is_file()
     check(not is_file, f"data.path = {path}: a file; for TFDS it names the folder with its data, or is left out")
-    base, _, config = name.partition("/")
+    base, _, config = spec.source_name.partition("/")
     # TFDS warns of half-prepared sets: the error that follows says it better.
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
-        return tfds.builder(name, data_dir=pathlib.Path(path) if path else None)
+        return tfds.builder(spec.source_name, data_dir=pathlib.Path(path) if path else None)
     except tfds.core.DatasetNotFoundError:
-        known = tfds.list_builders(with_community_datasets=False)
+        nearest = did_you_mean(base, tfds.list_builders(with_community_datasets=False))
         # TFDS' own message lists several hundred names: not chained, so that this one is seen.
         raise ValueError(
-            f"data.source_name = {name!r}: TensorFlow Datasets {tfds.__version__} has no such set"
-            f"{did_you_mean(base, known)} (https://www.tensorflow.org/datasets/catalog has the list)"
+            f"{where} TensorFlow Datasets {tfds.__version__} has no such set{nearest} "
+            "(https://www.tensorflow.org/datasets/catalog has the list)"
         ) from None
     # TFDS raises AssertionError where there is no such version.
     except (ValueError, AssertionError) as error:
         configs = [known.name for known in tfds.builder_cls(base.partition(":")[0]).BUILDER_CONFIGS]
         if not config or config in configs:
-            raise ValueError(f"data.source_name = {name!r}: {error}") from error
+            raise ValueError(f"{where} {error}") from error
         present = f"only {', '.join(configs)}" if configs else "nor any other: leave it out"
-        raise ValueError(
-            f"data.source_name = {name!r}: the set {base!r} has no configuration {config!r}, {present}"
-            f"{did_you_mean(config, configs)}"
-        ) from error
+        nearest = did_you_mean(config, configs)
+        raise ValueError(f"{where} the set {base!r} has no configuration {config!r}, {present}{nearest}") from error
     # A name of another form, or of a collection that needs a package of its own.
     except Exception as error:
-        reason = first_line(error)
-        raise ValueError(f"data.source_name = {name!r}: TensorFlow Datasets can't take it ({reason})") from error
+        raise ValueError(f"{where} TensorFlow Datasets can't take it ({first_line(error)})") from error
     finally:
         logging.set_verbosity(verbosity)
 
@@ -169,15 +162,15 @@ def _number_of_examples(builder, name, split, spec):
         return sum(len(batch) for batch in _batches(builder, name, spec))
     try:
         count = builder.info.splits[name].num_examples
-        if count < 1:
-            raise ValueError
-        return count
     except (KeyError, ValueError):
+        count = 0
+    if count < 1:
         present = ", ".join(f"{key} ({info.num_examples:,} images)" for key, info in builder.info.splits.items())
         raise ValueError(
             f"data.{split}_split = {name!r}: TFDS set {builder.info.full_name} has the splits {present}. A part of one "
             "is written --config.data.train_split='train[:90%]' --config.data.test_split='train[90%:]'"
-        ) from None
+        )
+    return count
 
 
 def _download_and_prepare(builder):
@@ -193,19 +186,16 @@ def _download_and_prepare(builder):
         if not (info.filename and (manual / info.filename).exists())
     }
     causes = unreachable_hosts(missing if registered else [_TFDS_HOST])
-    if causes:
-        raise ConnectionError(_cannot_download(builder, manual, missing, causes))
-    try:
-        builder.download_and_prepare()
-    except _PREPARATION_ERRORS as error:
-        raise ConnectionError(_cannot_download(builder, manual, missing, {"TFDS": str(error)})) from error
-
-
-def _cannot_download(builder, manual, missing, causes):
+    if not causes:
+        try:
+            builder.download_and_prepare()
+            return
+        except _PREPARATION_ERRORS as error:
+            causes = {"TFDS": str(error)}
     files = "\n".join(f"    {name} from {url}" for url, name in missing.items())
     name = builder.info.full_name.rpartition("/")[0]
     reasons = "; ".join(f"{host}: {cause}" for host, cause in causes.items())
-    return (
+    raise ConnectionError(
         f"Data set '{builder.info.full_name}' is not prepared in {builder.data_path} and can't be downloaded "
         f"({reasons}).\n"
         f"Either put these files, under these names, into\n    {manual}\n{files}\n"
@@ -218,20 +208,16 @@ def _cannot_download(builder, manual, missing, causes):
 
 
 def unreachable_hosts(urls: Iterable[str], timeout_seconds: float = 4.0) -> dict[str, str]:
-    """Tries a connection to each host of the addresses, or to its proxy, all at once.
-
-    Returns the hosts that did not answer in time, as `{"host:port": cause}`.
-    """
+    """The hosts of the addresses that do not answer in time, they or their proxies, as `{"host:port": cause}`."""
     endpoints = {_endpoint(url) for url in urls if urllib.parse.urlsplit(url).hostname}
     answers = queue.SimpleQueue()
 
     def connect(endpoint):
         try:
             socket.create_connection(endpoint, timeout=timeout_seconds).close()
+            answers.put((endpoint, ""))
         except OSError as error:
             answers.put((endpoint, str(error)))
-        else:
-            answers.put((endpoint, ""))
 
     for endpoint in endpoints:
         # Daemons, because resolving a name ignores every time-out and must not hold up the process' end.

@@ -1,7 +1,4 @@
-"""The discretized mixture of logistics: a mass over pixel values, channels autoregressive within a pixel.
-
-After Salimans et al. 2017 (PixelCNN++, section 2) as Vahdat & Kautz 2020 use it for color images.
-"""
+"""The discretized mixture of logistics, autoregressive over a pixel's channels (Salimans et al. 2017, section 2)."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +10,10 @@ from nvae_tf.layers.cpu_kernels import fan_out
 
 tfd = tfp.distributions
 
-MAXIMUM_BITS = 8
-MAXIMUM_CHANNELS = 4
+_NAME = "DiscretizedLogisticMixture"
 MINIMUM_LOG_SCALE = -7.0
 # The published edge bins, on the [-1, 1] scale. At 8 bits level 254 (0.9922) lies past the upper one.
-PUBLISHED_LOWER_EDGE = -0.999
-PUBLISHED_UPPER_EDGE = 0.99
+PUBLISHED_LOWER_EDGE, PUBLISHED_UPPER_EDGE = -0.999, 0.99
 # Published scores replace masses below this one by density times bin width.
 LOG_SMALL_MASS = math.log(1e-5)
 # Below this the bin width, in units of the scale, underflows on its way through the logarithm's gradient.
@@ -33,20 +28,13 @@ def num_mixture_parameters(channels: int, num_mixtures: int) -> int:
 
 
 def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures: int) -> tuple[tf.Tensor, ...]:
-    """Cuts a network's output `[..., num_mixture_parameters(C, M)]` into constrained parameters of M logistics.
+    """Cuts a network's output `[..., num_mixture_parameters(C, M)]` into parameters of `DiscretizedLogisticMixture`.
 
     The last axis holds M logits first. For RGB the rest is the published layout, channel after channel: M means, M
-    log-scales, M coefficients, so that the coefficient rows (green from red, blue from red, blue from green) are the
-    three channels' in order. For 1, 2 and 4 channels, which the published model does not have: channel after channel M
-    means, M log-scales; then all C(C-1)/2 coefficient rows of M, row by row of the strict lower triangle.
-
-    Returns:
-      In float32, on the [-1, 1] pixel scale: mixture logits `[..., M]`, means `[..., C, M]`, log-scales `[..., C, M]`,
-      raised to at least -7, and coefficients `[..., C(C-1)/2, M]`, in (-1, 1) by tanh.
+    log-scales (raised to at least -7), M coefficients (made so by tanh), so that the coefficient rows (green from red,
+    blue from red, blue from green) are the three channels' in order. For 1, 2 and 4 channels, which the published model
+    does not have: channel after channel M means, M log-scales; then all coefficient rows.
     """
-    if not 1 <= channels <= MAXIMUM_CHANNELS:
-        raise ValueError(f"A mixture of logistics has 1 to {MAXIMUM_CHANNELS} image channels, got {channels}.")
-    expected = num_mixture_parameters(channels, num_mixtures)
 
     def rows(flat: tf.Tensor, *shape: int) -> tf.Tensor:
         return tf.reshape(flat, tf.concat([tf.shape(flat)[:-1], [*shape, num_mixtures]], axis=0))
@@ -56,9 +44,7 @@ def split_mixture_parameters(parameters: tf.Tensor, channels: int, num_mixtures:
         logits, rest = tf.split(parameters, [num_mixtures, -1], axis=-1)
         means, log_scales, coefficients = tf.unstack(rows(rest, channels, 3), axis=-2)
     else:
-        per_channel = 2 * channels * num_mixtures
-        widths = [num_mixtures, per_channel, expected - num_mixtures - per_channel]
-        logits, rest, coefficients = tf.split(parameters, widths, axis=-1)
+        logits, rest, coefficients = tf.split(parameters, [num_mixtures, 2 * channels * num_mixtures, -1], axis=-1)
         means, log_scales = tf.unstack(rows(rest, channels, 2), axis=-2)
         coefficients = rows(coefficients, channels * (channels - 1) // 2)
     return logits, means, tf.maximum(log_scales, MINIMUM_LOG_SCALE), tf.math.tanh(coefficients)
@@ -74,13 +60,10 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     so its mass is `sum_m pi_m prod_c [F(x_c + h) - F(x_c - h)]` with F the logistic cumulative distribution
     and h = 1 / (2^num_bits - 1) half the width of a bin; the lowest and highest bin take F's whole tails.
 
-    By default the mass has the quirks of the published scores: values above 0.99 (so at 8 bits level 254 too,
-    not only 255) take the upper tail, and masses below 1e-5 become density at the bin's center times its
-    width. Hence it may sum to more than 1. `exact_edges=True` gives the proper mass, without either quirk.
-
-    Samples are continuous in [0, 1], not rounded to the grid, as published. `mean` is not the exact mean but
-    the published one: each channel in turn from softmax-weighted means and coefficients, clamped to [-1, 1].
-    All computation is in float32.
+    By default the mass has the quirks of the published scores: values above 0.99 (so at 8 bits level 254 too) take the
+    upper tail, and masses below 1e-5 become density at the bin's center times its width. Hence it may sum to more than
+    1. `exact_edges=True` gives the proper mass. Samples are continuous in [0, 1], as published. `mean` is the published
+    one: each channel in turn from softmax-weighted means and coefficients, clamped to [-1, 1]. All is in float32.
 
     Args:
       mixture_logits: `[..., M]`, unnormalized log-weights of the M components.
@@ -89,61 +72,20 @@ class DiscretizedLogisticMixture(tfd.Distribution):
       coefficients: `[..., C(C-1)/2, M]`, row by row of the strict lower triangle.
       temperature: divides the mixture logits and multiplies the scales; scalar or shaped as the batch.
       num_bits: bits a channel, 1 to 8.
-      exact_edges: False for published scores, True for the mass that sums to 1.
-      name: of the operations.
+      exact_edges: see above.
     """
 
     def __init__(
-        self,
-        mixture_logits: tf.Tensor,
-        means: tf.Tensor,
-        log_scales: tf.Tensor,
-        coefficients: tf.Tensor,
-        temperature: float | tf.Tensor = 1.0,
-        num_bits: int = 8,
-        exact_edges: bool = False,
-        name: str = "DiscretizedLogisticMixture",
+        self, mixture_logits, means, log_scales, coefficients, temperature=1.0, num_bits: int = 8, exact_edges=False
     ):
         parameters = dict(locals())
-        if not 1 <= num_bits <= MAXIMUM_BITS:
-            raise ValueError(f"num_bits must be from 1 to {MAXIMUM_BITS}, got {num_bits}.")
-        with tf.name_scope(name) as name:
-            self._mixture_logits = tf.cast(mixture_logits, tf.float32)
-            self._means = tf.cast(means, tf.float32)
-            self._log_scales = tf.cast(log_scales, tf.float32)
-            self._coefficients = tf.cast(coefficients, tf.float32)
-            self._temperature = tf.cast(temperature, tf.float32)
+        self._mixture_logits, self._means, self._log_scales, self._coefficients, self._temperature = (
+            tf.cast(value, tf.float32) for value in (mixture_logits, means, log_scales, coefficients, temperature)
+        )
         self._channels = self._means.shape[-2]
-        expected_coefficients = self._channels * (self._channels - 1) // 2
-        if self._coefficients.shape[-2] != expected_coefficients:
-            raise ValueError(
-                f"{self._channels} channels need coefficients of shape "
-                f"[..., {expected_coefficients}, components], got {self._coefficients.shape}."
-            )
         self._half_width = 1.0 / (2**num_bits - 1)
         self._exact_edges = exact_edges
-        super().__init__(
-            dtype=tf.float32,
-            reparameterization_type=tfd.NOT_REPARAMETERIZED,
-            validate_args=False,
-            allow_nan_stats=True,
-            parameters=parameters,
-            name=name,
-        )
-
-    @classmethod
-    def from_parameters(
-        cls,
-        parameters: tf.Tensor,
-        channels: int,
-        num_mixtures: int,
-        temperature: float | tf.Tensor = 1.0,
-        num_bits: int = 8,
-        exact_edges: bool = False,
-    ) -> "DiscretizedLogisticMixture":
-        """Reads a network's output `[..., M (1 + 2C + C(C-1)/2)]`, laid out as in `split_mixture_parameters`."""
-        split = split_mixture_parameters(parameters, channels, num_mixtures)
-        return cls(*split, temperature=temperature, num_bits=num_bits, exact_edges=exact_edges)
+        super().__init__(tf.float32, tfd.NOT_REPARAMETERIZED, False, True, parameters=parameters, name=_NAME)
 
     @classmethod
     def _parameter_properties(cls, dtype, num_classes=None):
@@ -152,9 +94,6 @@ class DiscretizedLogisticMixture(tfd.Distribution):
 
     def _event_shape(self) -> tf.TensorShape:
         return tf.TensorShape([self._channels])
-
-    def _event_shape_tensor(self) -> tf.Tensor:
-        return tf.constant([self._channels], tf.int32)
 
     def _tempered_logits(self) -> tf.Tensor:
         return self._mixture_logits / self._temperature[..., tf.newaxis]
@@ -175,11 +114,9 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         return tf.math.reduce_logsumexp(log_weighted, axis=-1)
 
     def _log_bin_mass(self, value: tf.Tensor, mean: tf.Tensor, log_scale: tf.Tensor) -> tf.Tensor:
-        """The log of each logistic's mass in the bin around `value`: `[..., 1]`, `[..., M]` -> `[..., M]`.
-
-        Uses F(a) - F(b) = F(a) F(-b) (1 - exp(b - a)): no difference of nearly equal numbers, and every
-        branch of the `where`s has finite values and gradients, so none can poison the one chosen.
-        """
+        """The log of each logistic's mass in the bin around `value`: `[..., 1]`, `[..., M]` -> `[..., M]`."""
+        # By F(a) - F(b) = F(a) F(-b) (1 - exp(b - a)): no difference of nearly equal numbers; and every branch of the
+        # `where`s has finite values and gradients, so none can poison the one chosen.
         inverse_scale = tf.math.exp(-log_scale)
         # In pairs: no tensor has more than two uses, see `fan_out`.
         centered, centered_in_density = fan_out((value - mean) * inverse_scale, 2)
@@ -194,14 +131,13 @@ class DiscretizedLogisticMixture(tfd.Distribution):
         else:
             is_lowest, is_highest = value < PUBLISHED_LOWER_EDGE, value > PUBLISHED_UPPER_EDGE
             both_tails = tf.math.log_sigmoid(centered_in_density) + tf.math.log_sigmoid(-centered_in_density)
-            log_density = both_tails - log_scale
-            log_at_center = log_density + math.log(2.0 * self._half_width)
+            log_at_center = both_tails - log_scale + math.log(2.0 * self._half_width)
             log_inner = tf.where(log_inner < LOG_SMALL_MASS, log_at_center, log_inner)
         return tf.where(is_lowest, log_lower_tail, tf.where(is_highest, log_upper_tail, log_inner))
 
     def _sample_n(self, n: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         # Not salted with self.name, which graphs make unique: one seed must draw the same there as eagerly.
-        component_seed, noise_seed = tfp.random.split_seed(seed, n=2, salt="DiscretizedLogisticMixture")
+        component_seed, noise_seed = tfp.random.split_seed(seed, n=2, salt=_NAME)
         pixel_shape = tf.concat([[n], self.batch_shape_tensor()], axis=0)
 
         def uniform(depth: int, seed: tf.Tensor) -> tf.Tensor:
@@ -237,9 +173,8 @@ def _autoregressive_mean(
 ) -> tf.Tensor:
     """The mean of `channel` given the `values` of the channels below it, all on the [-1, 1] scale."""
     mean = means[channel]
-    first_coefficient = channel * (channel - 1) // 2
-    for lower_channel in range(channel):
-        mean += coefficients[first_coefficient + lower_channel] * values[lower_channel]
+    for lower in range(channel):
+        mean += coefficients[channel * (channel - 1) // 2 + lower] * values[lower]
     return mean
 
 

@@ -5,8 +5,11 @@ import dataclasses
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.config import LIKELIHOODS, check_choice
-from nvae_tf.distributions.discretized_logistic_mixture import DiscretizedLogisticMixture, num_mixture_parameters
+from nvae_tf.distributions.discretized_logistic_mixture import (
+    DiscretizedLogisticMixture,
+    num_mixture_parameters,
+    split_mixture_parameters,
+)
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 
 tfd = tfp.distributions
@@ -16,15 +19,9 @@ tfd = tfp.distributions
 class ImageLikelihood:
     """Distributions of images with C channels in [0, 1], from a decoder's output.
 
-    Attributes:
-      name: `bernoulli`: an independent Bernoulli a value, from logits, which the temperature divides;
-        `logistic_mixture`: a `DiscretizedLogisticMixture` a pixel, of 1 to 4 channels on `2^num_bits` levels;
-        `normal`: a `PixelNormal` a value, from C means, then C log standard deviations; a density, for data that need
-        no exact bits per dimension.
-      channels: C.
-      num_mixtures: components a pixel of the mixture.
-      num_bits: bits a channel of the mixture, 1 to 8.
-      exact_edges: of the mixture; False for published scores, True for a mass that sums to 1.
+    `bernoulli` is an independent Bernoulli a value, from logits, which the temperature divides; `logistic_mixture` a
+    `DiscretizedLogisticMixture` a pixel, which the last three settings are of; `normal` a `PixelNormal` a value, from C
+    means, then C log standard deviations: a density, for data that need no exact bits per dimension.
     """
 
     name: str
@@ -32,9 +29,6 @@ class ImageLikelihood:
     num_mixtures: int = 10
     num_bits: int = 8
     exact_edges: bool = False
-
-    def __post_init__(self):
-        check_choice("likelihood", self.name, LIKELIHOODS)
 
     @property
     def num_parameters(self) -> int:
@@ -51,42 +45,26 @@ class ImageLikelihood:
         """
         if isinstance(temperature, (int, float)) and not temperature > 0:
             raise ValueError(f"The temperature of an image likelihood must be above 0, got {temperature}.")
-        if parameters.shape[-1] != self.num_parameters:
-            raise ValueError(
-                f"The {self.name} likelihood of {self.channels} channels needs {self.num_parameters} parameters a "
-                f"pixel, which the last axis of shape {parameters.shape} does not have."
-            )
         if self.name == "bernoulli":
             logits = tf.cast(parameters, tf.float32) / tf.cast(temperature, tf.float32)
             return tfd.Independent(tfd.Bernoulli(logits=logits, dtype=tf.float32), 3)
         if self.name == "normal":
             return tfd.Independent(PixelNormal(*tf.split(parameters, 2, axis=-1), temperature), 3)
-        mixture = self.num_mixtures, temperature, self.num_bits, self.exact_edges
-        return tfd.Independent(DiscretizedLogisticMixture.from_parameters(parameters, self.channels, *mixture), 2)
+        split = split_mixture_parameters(parameters, self.channels, self.num_mixtures)
+        return tfd.Independent(DiscretizedLogisticMixture(*split, temperature, self.num_bits, self.exact_edges), 2)
 
 
 class PixelNormal(tfd.Distribution):
     """Values x in [0, 1] with the density of a `soft_clamped_normal(loc, log_scale, temperature)` on `2x - 1`.
 
-    `log_prob` is the density *on the [-1, 1] scale*, as published: without the log 2 a value that the change
-    of scale would add, so it is neither a density over [0, 1] nor a mass. Samples and the mean are mapped to
-    [0, 1] and clipped.
+    `log_prob` is the density *on the [-1, 1] scale*, as published: without the log 2 a value that the change of scale
+    would add. Samples and the mean are mapped to [0, 1] and clipped.
     """
 
-    def __init__(
-        self, loc: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor = 1.0, name: str = "PixelNormal"
-    ):
+    def __init__(self, loc: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor = 1.0):
         parameters = dict(locals())
-        with tf.name_scope(name) as name:
-            self._normal = soft_clamped_normal(loc, log_scale, temperature)
-        super().__init__(
-            dtype=tf.float32,
-            reparameterization_type=tfd.NOT_REPARAMETERIZED,
-            validate_args=False,
-            allow_nan_stats=True,
-            parameters=parameters,
-            name=name,
-        )
+        self._normal = soft_clamped_normal(loc, log_scale, temperature)
+        super().__init__(tf.float32, tfd.NOT_REPARAMETERIZED, False, True, parameters=parameters, name="PixelNormal")
 
     @classmethod
     def _parameter_properties(cls, dtype, num_classes=None):
@@ -94,9 +72,6 @@ class PixelNormal(tfd.Distribution):
 
     def _event_shape(self) -> tf.TensorShape:
         return tf.TensorShape([])
-
-    def _event_shape_tensor(self) -> tf.Tensor:
-        return tf.constant([], tf.int32)
 
     def _log_prob(self, value: tf.Tensor) -> tf.Tensor:
         return self._normal.log_prob(2.0 * tf.cast(value, tf.float32) - 1.0)

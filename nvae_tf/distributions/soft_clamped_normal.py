@@ -37,9 +37,8 @@ def soft_clamped_normal(
 ) -> SoftClampedNormal:
     """The Normal with mean `clamp(mean)` and scale `(exp(clamp(log_scale)) + 0.01) * temperature`, in float32.
 
-    Bounding both keeps the KL divergence of a deep hierarchy finite early in training (Vahdat & Kautz 2020, section 3);
-    half precision would lose its small differences. Where a residual is added to a prior, add it before calling this.
-    Each element is a scalar of its own; at temperature 0 samples are the mean.
+    Bounding both keeps the KL of a deep hierarchy finite early in training (Vahdat & Kautz 2020, section 3). Where a
+    residual is added to a prior, add it before calling this. At temperature 0 samples are the mean.
     """
     location = soft_clamp(tf.cast(mean, tf.float32))
     scale = tf.math.exp(soft_clamp(tf.cast(log_scale, tf.float32))) + MINIMUM_SCALE

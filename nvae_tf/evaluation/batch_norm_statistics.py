@@ -5,7 +5,7 @@ images come out wrong in color and contrast. So the generator is run with batch 
 that temperature, and its running statistics follow, before images are drawn with them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +22,6 @@ from nvae_tf.models.top_down import TopDown
 _STREAM = -1
 # One layer of a stack of batch norms: its name, the stack, and its index there.
 _Norm = tuple[str, StackedBatchNormalization, int]
-# Mean and variance, `[channels]` each.
-_Statistics = tuple[np.ndarray, np.ndarray]
 
 
 class ReadjustedModel(NamedTuple):
@@ -48,13 +46,24 @@ def readjusted(
     copy = type(model).from_config(model.get_config())
     for variable, value in zip(copy.weights, model.weights, strict=True):
         variable.assign(value)
-    norms = list(_norms_of(copy.top_down))
+    norms = _norms_of(copy.top_down)
     if not norms:
         return ReadjustedModel(copy, "the generator has no batch norm: nothing to readjust")
+    running = {id(variable) for _, stack, _ in norms for variable in stack.statistics}
+
+    @tf.function(input_signature=[tf.TensorSpec((), tf.int64)], autograph=False)
+    def all_finite_after(first: tf.Tensor) -> tf.Tensor:
+        forward = ForwardPass(training=True)
+        noise = batch_noise(copy.plan.latent_shapes(), batch_size, (seed, _STREAM), first)
+        sources = [PriorSource(*of_group) for of_group in zip(noise, temperatures, strict=True)]
+        copy.top_down_pass(sources, batch_size, forward)
+        forward.updates = [(variable, value) for variable, value in forward.updates if id(variable) in running]
+        forward.commit()
+        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
+
     before = _statistics_of(norms)
-    iterate = _iteration(copy, norms, temperatures, batch_size, seed)
     for number in range(iterations):
-        if not iterate(tf.constant(number * batch_size, tf.int64)).numpy():
+        if not all_finite_after(tf.constant(number * batch_size, tf.int64)).numpy():
             finite = [np.isfinite(statistics).all() for statistics in _statistics_of(norms)]
             raise ValueError(
                 f"batch norm can't be readjusted: the statistics of {norms[finite.index(False)][0]} are not finite in "
@@ -63,46 +72,26 @@ def readjusted(
     return ReadjustedModel(copy, _moved([name for name, *_ in norms], before, _statistics_of(norms)))
 
 
-def _iteration(
-    model: NVAE, norms: Sequence[_Norm], temperatures: Sequence[float | tf.Tensor], batch_size: int, seed: int
-) -> tf.types.experimental.PolymorphicFunction:
-    """One batch: number of its first image -> whether all new statistics are finite."""
-    running = {id(variable) for _, stack, _ in norms for variable in stack.statistics}
-
-    def iterate(first: tf.Tensor) -> tf.Tensor:
-        forward = ForwardPass(training=True)
-        noise = batch_noise(model.plan.latent_shapes(), batch_size, (seed, _STREAM), first)
-        sources = [PriorSource(*of_group) for of_group in zip(noise, temperatures, strict=True)]
-        model.top_down_pass(sources, batch_size, forward)
-        forward.updates = [(variable, value) for variable, value in forward.updates if id(variable) in running]
-        forward.commit()
-        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
-
-    return tf.function(iterate, input_signature=[tf.TensorSpec((), tf.int64)], autograph=False)
-
-
-def _norms_of(top_down: TopDown) -> Iterator[_Norm]:
+def _norms_of(top_down: TopDown) -> list[_Norm]:
     """The batch norms of the generator in the order of their use."""
     holders = [(f"scales/{index}", scale, ("cells", "up")) for index, scale in enumerate(top_down.scales)]
     holders += [(f"postprocess/{index}", block, ("up", "cells")) for index, block in enumerate(top_down.postprocess)]
-    for holder_name, holder, parts in holders:
-        for part in parts:
-            cells = getattr(holder, part)
-            if cells is None:
-                continue
-            stacks = [recorder for recorder in cells.recorders() if isinstance(recorder, StackedBatchNormalization)]
-            for index in range(cells.count):
-                for place, stack in enumerate(stacks):
-                    yield f"top_down/{holder_name}/{part}[{index}], batch norm {place}", stack, index
+    stacks = [(f"{name}/{part}", getattr(holder, part)) for name, holder, parts in holders for part in parts]
+    return [
+        (f"top_down/{name}[{index}], batch norm {number}", norm, index)
+        for name, cells in stacks
+        if cells is not None
+        for index in range(cells.count)
+        for number, norm in enumerate(part for part in cells.recorders() if isinstance(part, StackedBatchNormalization))
+    ]
 
 
-def _statistics_of(norms: Sequence[_Norm]) -> list[_Statistics]:
+def _statistics_of(norms: Sequence[_Norm]) -> list[tuple[np.ndarray, ...]]:
     """Running mean and variance of each, `[channels]`."""
-    values = {id(stack): [variable.numpy() for variable in stack.statistics] for _, stack, _ in norms}
-    return [tuple(value[index] for value in values[id(stack)]) for _, stack, index in norms]
+    return [tuple(variable.numpy()[index] for variable in stack.statistics) for _, stack, index in norms]
 
 
-def _moved(layers: Sequence[str], before: Sequence[_Statistics], after: Sequence[_Statistics]) -> str:
+def _moved(layers: Sequence[str], before: Sequence[tuple], after: Sequence[tuple]) -> str:
     """How far the statistics of layers moved, over their channels."""
     # With the layer's own constant: where there is almost no variance, it is what the layer divides by.
     pairs = list(zip(before, after, strict=True))

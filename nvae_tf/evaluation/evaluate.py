@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import hashlib
 import json
 import math
 import os
@@ -13,22 +12,26 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.data.pipeline import evaluation_batches, iterate
-from nvae_tf.data.sources import place_of
+from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate
+from nvae_tf.data.sources import load_split, place_of
+from nvae_tf.data.spec import check_model_fits
 from nvae_tf.evaluation.fid import FidSettings, kept_samples, load_extractor, measure_fid
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units, kl_heat_map
 from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.table import table
-from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, open_task, share_work
+from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
 from nvae_tf.files import atomic_write
 from nvae_tf.generation.image_grid import image_grid, write_png
 from nvae_tf.generation.sampling import rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.objective import bits_per_dimension
+from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
+from nvae_tf.training.checkpoints import checkpoint_sha256
+from nvae_tf.training.loading import load_run, spec_to_read
+from nvae_tf.training.run_folder import RunFolder
+from nvae_tf.training.strategy import select_devices, shard_from_environment
 
-# All come from one pass over the images.
-_LIKELIHOOD_METRICS = ("elbo", "iw", "latents")
 # Metrics of another evaluation are kept where all of these are the same.
 _SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")
 # Of the normal distribution, for means over many images.
@@ -55,8 +58,8 @@ def evaluate_run(
 
     Args:
       workdir: the run folder.
-      metrics: of "elbo", "iw" (with `importance_samples`), "fid" (as `fid` has it), "latents".
-      importance_samples: K of the importance-weighted bound.
+      metrics: of "elbo", "iw", "fid" and "latents".
+      importance_samples: K of the importance-weighted bound, metric "iw".
       fid: how samples are drawn and compared.
       checkpoint: "latest" or "best".
       split: "train" or "test".
@@ -69,62 +72,63 @@ def evaluate_run(
     `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
     """
     fid = fid or FidSettings()
-    task = open_task(workdir, checkpoint, split, batch_size, seed, data_path, replicas)
+    shard, devices, status = shard_from_environment(), select_devices(replicas), StatusLine()
+    strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+    with strategy.scope():
+        trained = load_run(workdir, checkpoint)
+    sha256, spec = checkpoint_sha256(trained.checkpoint), spec_to_read(trained.config, data_path)
+    check_model_fits(trained.config.model, spec)
+    source = load_split(spec, split, status.report())
+    of_replica = min(batch_size or trained.config.train.batch_size, math.ceil(source.count / len(devices)))
+    folder, digest, size = RunFolder(pathlib.Path(workdir)), content_digest(source, spec), of_replica * len(devices)
+    task = EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, shard, status)
     # Before hours of work: the file may be missing, or the network.
     extractor = load_extractor(task, fid) if "fid" in metrics else None
     written = None
-    if set(metrics) & set(_LIKELIHOOD_METRICS):
+    # All come from one pass over the images.
+    if {*metrics} & {"elbo", "iw", "latents"}:
         samples = importance_samples if "iw" in metrics else 0
-        likelihood = measure_likelihood(task, samples)
-        if likelihood is not None:
-            measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
-            if "latents" in metrics:
-                measured["latents"] = _latents_metrics(task, likelihood)
+        what = f"{task.data_sha256} {task.spec.name} {task.split} {samples}"
+        kept = kept_batches(task, what, task.source.count, task.batch_size)
+        measured = _measure_likelihood(task, kept, samples, "latents" in metrics)
+        if measured is not None:
             written = write_evaluation(task, measured)
-            _kept_likelihood(task, samples).remove()
+            kept.remove()
     if extractor is not None:
-        distance = measure_fid(task, fid, extractor)
+        kept = kept_samples(task, fid, extractor)
+        distance = measure_fid(task, kept, fid, extractor)
         if distance is not None:
             written = write_evaluation(task, {"fid": distance})
-            kept_samples(task, fid, extractor).remove()
+            kept.remove()
     return written
 
 
-def measure_likelihood(task: EvaluationTask, importance_samples: int) -> Likelihood | None:
+def _measure_likelihood(
+    task: EvaluationTask, kept: KeptBatches, importance_samples: int, with_latents: bool
+) -> dict[str, Any] | None:
     """Evaluates the batches that no process has evaluated yet, and joins all; no samples: the NELBO alone.
 
-    Returns None in a process that is not the chief of several, or where another one has been faster; ValueError where
-    the model has diverged.
+    Returns None in a process that is not the chief of several, or where another one has been faster.
     """
-    kept, size = _kept_likelihood(task, importance_samples), task.batch_size
 
     @functools.cache
     def evaluator() -> LikelihoodEvaluator:
-        return LikelihoodEvaluator(task.trained.model, size, importance_samples, task.strategy)
+        return LikelihoodEvaluator(task.trained.model, task.batch_size, importance_samples, task.strategy)
 
     def batches(numbers: Sequence[int]) -> Iterator[tf.Tensor]:
-        return iterate(evaluation_batches(task.source, task.spec, size, task.seed, numbers), task.source)
+        return iterate(evaluation_batches(task.source, task.spec, task.batch_size, task.seed, numbers), task.source)
 
     def compute(images: tf.Tensor, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
-        part = evaluator().evaluate_batch(images, task.seed, first, progress)
-        return {name: np.asarray(value) for name, value in part._asdict().items()}
+        return evaluator().evaluate_batch(images, task.seed, first, progress)
 
-    def combine(batches: Iterator[dict[str, np.ndarray]]) -> Likelihood:
-        return Likelihood.joined([Likelihood(**batch) for batch in batches])
-
-    likelihood = share_work(task, kept, task.source.count, size, batches, compute, combine)
-    if likelihood is not None and not likelihood.is_finite():
+    likelihood = share_work(task, kept, batches, compute, Likelihood.joined)
+    if likelihood is None:
+        return None
+    if not likelihood.is_finite():
         kept.remove()
         raise ValueError(f"{task.trained.checkpoint}: the model has diverged, its scores are not finite")
-    return likelihood
-
-
-def _kept_likelihood(task: EvaluationTask, importance_samples: int) -> KeptBatches:
-    """The batches of an evaluation of the same checkpoint, the same images and the same draws."""
-    what = [task.checkpoint_sha256, task.data_sha256, task.spec.name, task.split]
-    what += [task.seed, task.batch_size, importance_samples]
-    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
-    return KeptBatches(task.folder.evaluation / f"unfinished-{digest}", math.ceil(task.source.count / task.batch_size))
+    measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
+    return measured | ({"latents": _latents_metrics(task, likelihood)} if with_latents else {})
 
 
 def likelihood_metrics(likelihood: Likelihood, plan: LatentPlan, num_values: int) -> dict[str, Any]:

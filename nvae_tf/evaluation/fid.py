@@ -4,12 +4,11 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import math
 import os
 import pathlib
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +18,8 @@ from nvae_tf.config import check
 from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate, stored_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
-from nvae_tf.evaluation.inception import FeatureExtractor, Inception, cache_folder, load_inception
-from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches, share_work
+from nvae_tf.evaluation.inception import FeatureExtractor, Inception, cache_folder
+from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches, kept_batches, share_work
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_groups
@@ -28,15 +27,15 @@ from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_gro
 _REAL_BATCH = 64
 # Samples of one kept batch; a multiple of the generator's own batches.
 _SAMPLES = 256
-# Of the file of statistics.
-_FORM = 1
+# The fingerprint in a file of statistics.
+_OF = "fingerprint"
 
 
 class FeatureStatistics(NamedTuple):
-    """Of the features of `count` images, in float64: mean `[features]`, unbiased covariance `[features, features]`."""
+    """Of the features of `count` images, in float64."""
 
-    mean: np.ndarray
-    covariance: np.ndarray
+    mean: np.ndarray  # `[features]`
+    covariance: np.ndarray  # unbiased, `[features, features]`
     count: int
 
 
@@ -45,11 +44,8 @@ def statistics_of(
 ) -> FeatureStatistics:
     """Of features in batches `[images, features]`, one at a time in memory; `progress` gets the number of images done.
 
-    Two parts are merged by the difference of their means (Chan, Golub & LeVeque 1983): no large sums of squares are
-    subtracted from each other.
-
-    Raises:
-      ValueError: features do not fit each other or are not finite, or there are no two images.
+    Batches are merged by the difference of their means (Chan, Golub & LeVeque 1983): no large sums of squares are
+    subtracted from each other. ValueError: features do not fit each other or are not finite, or of fewer than 2 images.
     """
     total, mean = 0, None
     for batch in batches:
@@ -61,8 +57,7 @@ def statistics_of(
         check(size == len(mean), f"a batch has {size} features an image, those before had {len(mean)}")
         check(bool(np.isfinite(features).all()), f"features of the images from number {total} are not all finite")
         if count:
-            difference = features.mean(axis=0) - mean
-            centered = features - features.mean(axis=0)
+            difference, centered = features.mean(axis=0) - mean, features - features.mean(axis=0)
             between = np.outer(difference, difference) * (total * count / (total + count))
             # The sum of the outer products of deviations from the mean.
             scatter = centered.T @ centered + (scatter + between)
@@ -82,8 +77,7 @@ def image_statistics(
 
 def save_statistics(path: pathlib.Path, statistics: FeatureStatistics, fingerprint: str) -> None:
     """Writes an `.npz` file; the fingerprint says of what data and extractor the statistics are."""
-    about = {"form": np.array(_FORM), "fingerprint": np.array(fingerprint)}
-    write_arrays(path, about | {name: np.asarray(part) for name, part in statistics._asdict().items()})
+    write_arrays(path, {name: np.asarray(value) for name, value in statistics._asdict().items()} | {_OF: fingerprint})
 
 
 def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics | None:
@@ -92,7 +86,7 @@ def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics |
         return None
     try:
         arrays = read_arrays(path)
-        if int(arrays["form"]) != _FORM or str(arrays["fingerprint"]) != fingerprint:
+        if str(arrays[_OF]) != fingerprint:
             return None
         statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
         _check_statistics(statistics)
@@ -106,14 +100,10 @@ def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics |
 def _check_statistics(statistics: FeatureStatistics) -> None:
     mean, covariance, count = statistics
     check(count >= 2, f"the Fréchet distance needs at least 2 images on each side, one has {count}")
-    check(
-        mean.ndim == 1 and covariance.shape == (len(mean), len(mean)),
-        f"mean {mean.shape} and covariance {covariance.shape} are not of the same features",
-    )
-    check(
-        bool(np.isfinite(mean).all() and np.isfinite(covariance).all()),
-        "the statistics of features are not all finite: an image or a feature has NaN or infinity in it",
-    )
+    fit = mean.ndim == 1 and covariance.shape == (len(mean), len(mean))
+    check(fit, f"mean {mean.shape} and covariance {covariance.shape} are not of the same features")
+    finite = bool(np.isfinite(mean).all() and np.isfinite(covariance).all())
+    check(finite, "the statistics of features are not all finite: an image or a feature has NaN or infinity in it")
 
 
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
@@ -123,9 +113,7 @@ def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     does in the root of `C1 C2` itself where these are nearly singular. Variances that are zero but for rounding count
     as zero: the root of a rounding error of 1e-16 is 1e-8, and there can be thousands of them.
 
-    With fewer images than features a covariance is singular, and the distance of the samples far larger than that of
-    the distributions. So distances compare only for equal numbers of images; published ones are of 50,000.
-
+    Distances compare only for equal numbers of images, of which published ones have 50,000: fewer make them larger.
     Returns a number of at least 0, in the features' unit squared; ValueError for statistics that do not fit each other.
     """
     _check_statistics(one)
@@ -160,18 +148,14 @@ def named_extractor(name: str) -> FeatureExtractor:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{given} Python finds no module {error.name!r}; it looks in the working directory, in PYTHONPATH and "
-            "among the installed packages"
-        ) from None
+        places = "the working directory, in PYTHONPATH and among the installed packages"
+        raise ValueError(f"{given} Python finds no module {error.name!r}; it looks in {places}") from None
     make = getattr(module, function_name, None)
     check(callable(make), f"{given} {module_name} has no function {function_name!r}")
     extractor = make()
-    check(
-        isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None)),
-        f"{given} gives an object of type {type(extractor).__name__}; it must have a `name`, a string, and a method "
-        "`features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor",
-    )
+    is_one = isinstance(getattr(extractor, "name", None), str) and callable(getattr(extractor, "features", None))
+    needed = "a `name`, a string, and a method `features(images)`, see nvae_tf.evaluation.inception.FeatureExtractor"
+    check(is_one, f"{given} gives an object of type {type(extractor).__name__}; it must have {needed}")
     file = getattr(module, "__file__", None)
     digest = hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:8] if file else "no file"
     name = f"{extractor.name} ({module_name}, {digest})"
@@ -194,17 +178,23 @@ def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtrac
     temperatures_of_groups(settings.temperature, task.trained.model.plan)
     if settings.extractor:
         return named_extractor(settings.extractor)
-    extractor = load_inception(settings.inception, strategy=task.strategy)
+    extractor = Inception(settings.inception, task.strategy)
     if not extractor.is_published:
-        task.status.keep(
-            "Note: this is not the published Inception graph to the last byte, as far as that is known; the distance "
-            "may not be comparable with published ones."
-        )
+        note = "this is not the published Inception graph to the last byte, as far as that is known"
+        task.status.keep(f"Note: {note}; the distance may not be comparable with published ones.")
     return extractor
 
 
-def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> dict[str, Any] | None:
-    """Draws samples and measures their distance from the training images, as these are stored.
+def kept_samples(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> KeptBatches:
+    """The features of samples of the same checkpoint, drawn in the same way."""
+    drawing = settings.samples, settings.temperature, settings.batch_norm_iterations, extractor.name
+    return kept_batches(task, f"fid {drawing}", settings.samples, _SAMPLES)
+
+
+def measure_fid(
+    task: EvaluationTask, kept: KeptBatches, settings: FidSettings, extractor: FeatureExtractor
+) -> dict[str, Any] | None:
+    """Draws samples, keeps their features, and measures their distance from the training images, as these are stored.
 
     Returns the entry `fid` of the evaluation file; None where another process makes it.
     """
@@ -212,34 +202,30 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureE
     @functools.cache
     def generator_and_shift() -> tuple[ImageGenerator, str | None]:
         """Called when there is work: readjusting takes minutes."""
-        if not settings.batch_norm_iterations:
-            return ImageGenerator(task.trained.model, task.strategy), None
-        # Every process by itself, with the same result; the copy is on all replicas, as the model is.
-        with task.strategy.scope():
-            iterations = settings.batch_norm_iterations
-            model, text = readjusted(task.trained.model, settings.temperature, iterations, seed=task.seed)
-        task.status.keep(text)
+        model, text = task.trained.model, None
+        if settings.batch_norm_iterations:
+            # Every process by itself, with the same result; the copy is on all replicas, as the model is.
+            with task.strategy.scope():
+                model, text = readjusted(model, settings.temperature, settings.batch_norm_iterations, seed=task.seed)
+            task.status.keep(text)
         return ImageGenerator(model, task.strategy), text
 
     def seeds(numbers: Sequence[int]) -> list[tf.Tensor]:
-        sizes = [min(_SAMPLES, settings.samples - number * _SAMPLES) for number in numbers]
-        return [image_seeds(task.seed, size, number * _SAMPLES) for number, size in zip(numbers, sizes, strict=True)]
+        firsts = [number * _SAMPLES for number in numbers]
+        return [image_seeds(task.seed, min(_SAMPLES, settings.samples - first), first) for first in firsts]
 
-    def compute(seeds: tf.Tensor, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
-        del first, progress
+    def compute(seeds: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
         images = generator_and_shift()[0].from_seeds(seeds, settings.temperature)
         # As they would be in a PNG file, and as the training images are.
         images = np.rint(images * np.float32(255.0)) / np.float32(255.0)
         return {"features": np.asarray(extractor.features(images))}
 
-    def combine(batches: Iterator[dict[str, np.ndarray]]) -> FeatureStatistics:
-        return statistics_of(batch["features"] for batch in batches)
-
-    kept = kept_samples(task, settings, extractor)
-    drawn = share_work(task, kept, settings.samples, _SAMPLES, seeds, compute, combine)
+    drawn = share_work(
+        task, kept, seeds, compute, lambda batches: statistics_of(batch["features"] for batch in batches)
+    )
     if drawn is None:
         return None
-    real = real_statistics(task, extractor)
+    real = _real_statistics(task, extractor)
     return {
         "value": frechet_distance(real, drawn),
         "samples": settings.samples,
@@ -252,16 +238,7 @@ def measure_fid(task: EvaluationTask, settings: FidSettings, extractor: FeatureE
     }
 
 
-def kept_samples(task: EvaluationTask, settings: FidSettings, extractor: FeatureExtractor) -> KeptBatches:
-    """The features of samples of the same checkpoint, drawn in the same way."""
-    drawing = dataclasses.replace(settings, inception=None, extractor=None)
-    what = task.checkpoint_sha256, task.seed, drawing, extractor.name
-    digest = hashlib.sha256(repr(what).encode()).hexdigest()[:12]
-    folder = task.folder.evaluation / f"unfinished-fid-{digest}"
-    return KeptBatches(folder, math.ceil(settings.samples / _SAMPLES))
-
-
-def real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> FeatureStatistics:
+def _real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> FeatureStatistics:
     """Of the training images, kept in the user's cache folder."""
     spec = stored_spec(task.spec)
     source = load_split(spec, "train", task.status.report())

@@ -1,10 +1,9 @@
 """The features of the Fréchet inception distance: pool 3 of TensorFlow's published Inception graph of 2015.
 
-The distance of Heusel et al. (2017) is defined with this very graph, `classify_image_graph_def.pb` of
-`inception-2015-12-05.tgz`; other weights or another resizing give other numbers. It takes pixels from 0 to 255, as
-8-bit files have them, resizes them to 299 x 299 by TensorFlow's old bilinear operation (without aligned corners,
-half-pixel centers or antialiasing) and normalizes them. So nothing is resized outside of it. Images go in at
-`ExpandDims:0` `[batch, height, width, 3]`; the 2,048 features are `pool_3:0` `[batch, 1, 1, 2048]`.
+The distance of Heusel et al. (2017) is defined with this very graph: other weights or another resizing give other
+numbers. It takes pixels from 0 to 255, resizes them to 299 x 299 by TensorFlow's old bilinear operation (without
+aligned corners, half-pixel centers or antialiasing) and normalizes them. So nothing is resized outside of it. Images go
+in at `ExpandDims:0` `[batch, height, width, 3]`; the 2,048 features are `pool_3:0` `[batch, 1, 1, 2048]`.
 """
 
 import hashlib
@@ -32,21 +31,20 @@ GRAPH_NAME = "classify_image_graph_def.pb"
 URL = "https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"
 _HELP = f"download {URL} where there is a network, and name that file, or the {GRAPH_NAME} in it, with --inception=PATH"
 _ARCHIVE_SIZE = 88_931_400
-# Several listings of the archive give the size, one public project the MD5, none a SHA-256. So they say whether this is
-# the published file, and nothing is rejected because of them.
+# From listings of the archive, and from one public project: they say whether this is the published file, and nothing is
+# rejected because of them.
 _PUBLISHED_SIZE = 95_673_916
 _PUBLISHED_MD5 = "e6bb154e85f5d4331c22abcddb5dcf31"
 _INPUT, _OUTPUT = "ExpandDims", "pool_3"
 # The operations that say that this is the graph and that it resizes by itself.
 _OPERATIONS = {_INPUT: "ExpandDims", "ResizeBilinear": "ResizeBilinear", "Sub": "Sub", "Mul": "Mul", _OUTPUT: "AvgPool"}
-_OLD_BATCH_NORM = "BatchNormWithGlobalNormalization"
 _FLOAT = tf.float32.as_datatype_enum
 # Each takes some tens of megabytes on its way through the network.
 _IMAGES_AT_ONCE = 32
 
 
 class FeatureExtractor(Protocol):
-    """What gives features of images; statistics are kept under its `name`, so other numbers need another name."""
+    """Gives features of images; statistics are kept under its `name`, so other numbers need another name."""
 
     name: str
 
@@ -55,16 +53,18 @@ class FeatureExtractor(Protocol):
 
 
 class Inception:
-    """Inception 2015, up to pool 3; made by `load_inception`. All replicas of the strategy share the images.
+    """The extractor of published distances, of the graph's file or the archive that it is in, at a path.
 
-    Attributes:
-      name: "inception-2015-12-05" with the beginning of the SHA-256 of the graph's file.
-      is_published: whether the file has the size and the MD5 given for the published one; if not, the distances may not
-        be comparable with published ones.
+    Without a path the archive is downloaded, once, into the user's cache. All replicas of the strategy share the
+    images. `is_published` says whether the file has the size and the MD5 of the published one; if not, the distances
+    may not be comparable. FileNotFoundError, ConnectionError or ValueError: there is no file, it can't be downloaded,
+    or is another.
     """
 
-    def __init__(self, content: bytes, where: str, strategy: tf.distribute.Strategy | None = None):
-        pool = _batch_function(content, where)
+    def __init__(self, path: str | pathlib.Path | None = None, strategy: tf.distribute.Strategy | None = None):
+        file = downloaded_inception(cache_folder()) if path is None else pathlib.Path(path).expanduser()
+        content = graph_content(file)
+        pool = _batch_function(content, str(file))
         self._strategy = strategy or tf.distribute.get_strategy()
         self._pool = tf.function(lambda pixels: self._strategy.run(pool, [pixels]), autograph=False)
         self.name = f"inception-2015-12-05 {hashlib.sha256(content).hexdigest()[:16]}"
@@ -83,26 +83,14 @@ class Inception:
         return np.concatenate(rows)[: len(pixels)] if rows else np.zeros((0, NUM_FEATURES), np.float32)
 
 
-def load_inception(path: str | pathlib.Path | None = None, strategy: tf.distribute.Strategy | None = None) -> Inception:
-    """The extractor of published distances: of the graph's file, or the archive that it is in, at a path.
-
-    Without a path the archive is downloaded, once, into the folder `nvae_tf` of the user's cache. Raises
-    FileNotFoundError, ConnectionError or ValueError where there is no file, it can't be downloaded, or is another.
-    """
-    file = pathlib.Path(path).expanduser() if path is not None else downloaded_inception(cache_folder())
-    return Inception(graph_content(file), str(file), strategy)
-
-
 def rgb_pixels(images: np.ndarray) -> np.ndarray:
     """Images `[batch, height, width, 1 or 3]` in [0, 1] as the graph takes them: float32 of whole numbers 0 ... 255,
     gray repeated to three channels; ValueError for any other shape, type or values.
     """
     images = np.asarray(images)
-    check(
-        images.ndim == 4 and images.shape[-1] in (1, 3) and min(images.shape[1:]) > 0,
-        f"images have shape {images.shape}; features are of gray or RGB images [batch, height, width, 1 or 3], "
-        "without alpha",
-    )
+    fit = images.ndim == 4 and images.shape[-1] in (1, 3) and min(images.shape[1:]) > 0
+    needed = "features are of gray or RGB images [batch, height, width, 1 or 3], without alpha"
+    check(fit, f"images have shape {images.shape}; {needed}")
     check(images.dtype.kind == "f", f"images are of type {images.dtype}; they must be floats in [0, 1]")
     within = bool(np.all((images >= 0.0) & (images <= 1.0)))
     check(within, "images have values outside [0, 1], or NaN, so they have no features")
@@ -126,10 +114,10 @@ def _batch_function(content: bytes, where: str) -> tf.types.experimental.Concret
         function = wrapped.prune(f"{_INPUT}:0", f"{_OUTPUT}:0")
     except (ValueError, tf.errors.OpError) as error:
         raise ValueError(f"{where}: {_OUTPUT} can't be computed from {_INPUT} ({first_line(error)})") from None
-    shape = function.outputs[0].shape
+    shape, needed = function.outputs[0].shape, f"[batch, 1, 1, {NUM_FEATURES}]: it is not the Inception of 2015"
     check(
-        shape[0] is None and shape[1:] == (1, 1, NUM_FEATURES),
-        f"{where}: {_OUTPUT} has shape {shape}, not [batch, 1, 1, {NUM_FEATURES}]: it is not the Inception of 2015",
+        shape.rank == 4 and [*shape] == [None, 1, 1, NUM_FEATURES],
+        f"{where}: {_OUTPUT} has shape {shape}, not {needed}",
     )
     return function
 
@@ -154,7 +142,7 @@ def _from_images_to_pool(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
         # What was inferred for one image.
         copy.attr.pop("_output_shapes", None)
         waiting.extend(source.removeprefix("^").partition(":")[0] for source in copy.input)
-        if copy.op == _OLD_BATCH_NORM:
+        if copy.op == "BatchNormWithGlobalNormalization":
             _renew_batch_norm(part, copy)
     return part
 
@@ -172,8 +160,7 @@ def _renew_batch_norm(graph: tf.compat.v1.GraphDef, node: tf.compat.v1.NodeDef) 
     node.name, node.op = name, "FusedBatchNormV3"
     node.input.extend([inputs, gamma, beta, mean, variance, *others])
     node.attr["T"].type = node.attr["U"].type = _FLOAT
-    node.attr["epsilon"].f = epsilon
-    node.attr["is_training"].b = False
+    node.attr["epsilon"].f, node.attr["is_training"].b = epsilon, False
 
 
 def downloaded_inception(

@@ -18,24 +18,21 @@ _COLORS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [
 _DARKEST, _LIGHTEST = 1e-3, 1e1
 
 
-def active_units(
-    kl_per_channel_nats: np.ndarray, latent_shapes: Sequence[tuple[int, int, int]], active_from: float = ACTIVE_FROM
-) -> np.ndarray:
+def active_units(kl_per_channel_nats: np.ndarray, latent_shapes: Sequence[tuple[int, int, int]]) -> np.ndarray:
     """The number of active units of every group, int `[groups]`.
 
     A unit is a latent channel of a group. It is active where the KL of posterior and prior, given latents of the groups
-    above that are drawn from the posterior, exceeds `active_from` nats in the mean over images and positions. Vahdat &
-    Kautz (2020) count from 0.1 nats on. 0.01 also finds units that say little at a position and much in an image;
-    channels that the model has given up lie far below it.
+    above that are drawn from the posterior, exceeds 0.01 nats in the mean over images and positions. Vahdat & Kautz
+    (2020) count from 0.1 nats on; units between both say little at a position and much in an image. Channels that the
+    model has given up lie far below.
 
     Args:
       kl_per_channel_nats: `[groups, latent channels]`, see `Likelihood`; with flows, which mix channels, a channel's
         part of the estimate.
       latent_shapes: `(height, width, latent channels)` of every group, in the same order.
-      active_from: nats per image and position above which a unit is active.
     """
     positions = np.array([height * width for height, width, _ in latent_shapes])
-    return np.sum(kl_per_channel_nats / positions[:, np.newaxis] > active_from, axis=1)
+    return np.sum(kl_per_channel_nats / positions[:, np.newaxis] > ACTIVE_FROM, axis=1)
 
 
 def kl_heat_map(kl_per_channel_nats: np.ndarray, latent_shapes: Sequence[tuple[int, int, int]]) -> np.ndarray:

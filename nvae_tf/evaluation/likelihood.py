@@ -2,8 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -27,68 +27,58 @@ _BYTES_ON_GPU = 2 * 2**30
 
 
 class Likelihood(NamedTuple):
-    """Bounds on the likelihood of images and their parts, image by image, in nats.
+    """Bounds on the likelihood of images and their parts, image by image, in nats."""
 
-    Attributes:
-      reconstruction: -log p(x | z) of one sample from the posterior, `[images]`.
-      kl: KL of posterior and prior, `[images, groups, latent channels]`, top group first, summed over height and width;
-        analytic without flows, with flows of the same sample.
-      numbers_of_samples: the K of every importance-weighted bound, ascending; empty where there is none.
-      importance_weighted: those bounds, `[images, number of Ks]`.
-      effective_samples: of the largest K, `[images]`; zeros where there is none.
-    """
-
-    reconstruction: np.ndarray
+    reconstruction: np.ndarray  # -log p(x | z) of one sample from the posterior, `[images]`
+    # Of posterior and prior, `[images, groups, latent channels]`, top group first, summed over height and width;
+    # analytic without flows, with flows of the same sample.
     kl: np.ndarray
-    numbers_of_samples: tuple[int, ...]
-    importance_weighted: np.ndarray
-    effective_samples: np.ndarray
+    numbers_of_samples: tuple[int, ...]  # the K of every importance-weighted bound, ascending; empty for none
+    importance_weighted: np.ndarray  # those bounds, `[images, number of Ks]`
+    effective_samples: np.ndarray  # of the largest K, `[images]`; zeros where there is none
 
     @classmethod
-    def joined(cls, parts: Sequence["Likelihood"]) -> "Likelihood":
-        """Of the images of all parts, in their order; ValueError where there is no image."""
-        check(bool(parts), "there are no images to evaluate")
-        arrays = (np.concatenate(columns) for columns in zip(*(part.arrays() for part in parts), strict=True))
-        reconstruction, kl, importance_weighted, effective_samples = arrays
-        numbers = tuple(map(int, parts[0].numbers_of_samples))
-        return cls(reconstruction, kl, numbers, importance_weighted, effective_samples)
-
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """Those with a row per image."""
-        return self.reconstruction, self.kl, self.importance_weighted, self.effective_samples
+    def joined(cls, batches: Iterable[Mapping[str, np.ndarray]]) -> "Likelihood":
+        """Of the images of all batches, each these arrays by name, in their order; ValueError for no image."""
+        batches = list(batches)
+        check(bool(batches), "there are no images to evaluate")
+        numbers = tuple(map(int, batches[0]["numbers_of_samples"]))
+        per_image = [name for name in cls._fields if name != "numbers_of_samples"]
+        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in per_image}
+        return cls(numbers_of_samples=numbers, **columns)
 
     def is_finite(self) -> bool:
         """Whether all numbers are; if not, the model has diverged."""
-        return all(bool(np.isfinite(array).all()) for array in self.arrays())
+        return all(bool(np.isfinite(values).all()) for values in self)
 
     @property
     def nelbo(self) -> np.ndarray:
-        """The negative evidence lower bound of every image, reconstruction and KL."""
+        """The negative evidence lower bound of every image."""
         return self.reconstruction + self.kl.sum(axis=(1, 2))
 
     @property
     def reconstruction_nats(self) -> float:
-        """The mean over the images."""
+        """The mean over the images, as of the others below."""
         return float(self.reconstruction.mean(dtype=np.float64))
 
     @property
     def kl_per_channel_nats(self) -> np.ndarray:
-        """The mean KL over the images, `[groups, latent channels]`."""
+        """`[groups, latent channels]`."""
         return self.kl.mean(axis=0, dtype=np.float64)
 
     @property
     def kl_per_group_nats(self) -> np.ndarray:
-        """The mean KL summed over the channels, `[groups]`."""
+        """`[groups]`."""
         return self.kl_per_channel_nats.sum(axis=1)
 
     @property
     def kl_nats(self) -> float:
-        """The mean KL summed over the groups."""
+        """Of all groups."""
         return float(self.kl_per_channel_nats.sum())
 
     @property
     def nelbo_nats(self) -> float:
-        """The mean negative evidence lower bound."""
+        """The negative evidence lower bound."""
         return self.reconstruction_nats + self.kl_nats
 
 
@@ -104,11 +94,7 @@ class LikelihoodEvaluator:
     """
 
     def __init__(
-        self,
-        model: NVAE,
-        batch_size: int,
-        importance_samples: int = 0,
-        strategy: tf.distribute.Strategy | None = None,
+        self, model: NVAE, batch_size: int, importance_samples: int = 0, strategy: tf.distribute.Strategy | None = None
     ):
         self._strategy = strategy or tf.distribute.get_strategy()
         replicas = self._strategy.num_replicas_in_sync
@@ -117,14 +103,12 @@ class LikelihoodEvaluator:
             batch_size >= 1 and batch_size % replicas == 0,
             f"batch_size = {batch_size}: must be at least 1, and a multiple of the {replicas} replicas",
         )
-        self._model = model
-        self._batch_size = batch_size
+        self._model, self._batch_size = model, batch_size
         powers = itertools.takewhile(lambda power: power < importance_samples, (10**exponent for exponent in range(20)))
         self._numbers = (*powers, importance_samples) if importance_samples else ()
         self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
-        self._elbo = self._on_replicas(self._elbo_of)
-        self._features = self._on_replicas(model.features)
         at_once = {"numbers": self._numbers, "samples_at_once": self._at_once}
+        self._elbo, self._features = self._on_replicas(self._elbo_of), self._on_replicas(model.features)
         self._add_samples = self._on_replicas(functools.partial(model.add_importance_samples, **at_once))
 
     def evaluate(
@@ -143,8 +127,8 @@ class LikelihoodEvaluator:
 
     def evaluate_batch(
         self, images: tf.Tensor, seed: int, first: int, progress: Callable[[int], None] = lambda done: None
-    ) -> Likelihood:
-        """Of a batch whose first image is number `first` of the set; `progress` gets the images of the batch done."""
+    ) -> dict[str, np.ndarray]:
+        """The arrays for `Likelihood.joined` of a batch whose first image has this number; `progress` is its own."""
         size = images.shape[0]
         check(size <= self._batch_size, f"a batch of {size} images is larger than batch_size = {self._batch_size}")
         padded = tf.pad(images, [(0, self._batch_size - size), (0, 0), (0, 0), (0, 0)])
@@ -152,15 +136,20 @@ class LikelihoodEvaluator:
         reconstruction, kl = joined(self._strategy, self._elbo(images, seeds))
         bounds, effective = tf.zeros([self._batch_size, 0]), tf.zeros([self._batch_size])
         if self._numbers:
-            last = self._numbers[-1]
-            weighting = self._importance_weights(images, seeds, lambda done: progress(size * done // last))
+            features, count, step = self._features(images), self._numbers[-1], _TURNS * self._at_once
+            weighting = divided(self._strategy, ImportanceWeighting.begun(self._batch_size, len(self._numbers)))
+            for start in range(0, count, step):
+                until = min(start + step, count)
+                samples = tf.constant(start), tf.constant(until)
+                weighting = self._add_samples(weighting, images, features, seeds, *samples)
+                progress(size * until // count)
+            weighting = joined(self._strategy, weighting)
             bounds, effective = weighting.bounds, weighting.effective_samples
         else:
             progress(size)
-        reconstruction, kl, bounds, effective = (
-            value.numpy()[:size] for value in (reconstruction, kl, bounds, effective)
-        )
-        return Likelihood(reconstruction, kl, self._numbers, bounds, effective)
+        measured = {"reconstruction": reconstruction, "kl": kl, "importance_weighted": bounds}
+        measured = {name: value.numpy()[:size] for name, value in (measured | {"effective_samples": effective}).items()}
+        return measured | {"numbers_of_samples": np.array(self._numbers)}
 
     def _elbo_of(self, images: tf.Tensor, seeds: tf.Tensor) -> list[tf.Tensor]:
         """Reconstruction `[batch]` and KL `[batch, groups, channels]`."""
@@ -168,27 +157,15 @@ class LikelihoodEvaluator:
         reconstruction = -decoded.likelihood.log_prob(images)
         return [reconstruction, tf.stack([kl_per_channel(latent) for latent in decoded.latents], axis=1)]
 
-    def _importance_weights(self, images: Any, seeds: Any, progress: Callable[[int], None]) -> ImportanceWeighting:
-        """All samples of a batch; `progress` gets how many are done."""
-        features = self._features(images)
-        weighting = divided(self._strategy, ImportanceWeighting.begun(self._batch_size, len(self._numbers)))
-        count, step = self._numbers[-1], _TURNS * self._at_once
-        for first in range(0, count, step):
-            until = min(first + step, count)
-            weighting = self._add_samples(weighting, images, features, seeds, tf.constant(first), tf.constant(until))
-            progress(until)
-        return joined(self._strategy, weighting)
-
     def _on_replicas(self, function: Callable) -> Callable:
         return tf.function(lambda *arguments: self._strategy.run(function, arguments), autograph=False)
 
 
 def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, replicas: int = 1) -> int:
-    """How many importance samples of a batch (of one replica) go through the network together, at least 1.
+    """How many importance samples of a batch, which is that of one replica, go through the network together.
 
     As many as make a pass wide enough to be fast, and as fit into a quarter of the free memory, which replicas on a CPU
-    share. What a pass needs follows from its graph (`memory_timeline`); no step of it is run. `batch_size` is that of
-    one replica.
+    share. What a pass needs follows from its graph (`memory_timeline`); no step of it is run.
     """
     wanted = min(importance_samples, _ROWS // batch_size)
     if wanted < 2:

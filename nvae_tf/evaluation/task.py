@@ -1,9 +1,9 @@
-"""What is evaluated, on which devices; and its batches, kept in files and shared by processes."""
+"""What is evaluated, and its batches, kept in files and shared by processes."""
 
 import contextlib
 import dataclasses
+import hashlib
 import math
-import os
 import pathlib
 import shutil
 import time
@@ -14,15 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import DataSpec
-from nvae_tf.data.pipeline import Shard, content_digest
-from nvae_tf.data.sources import ImageSource, load_split
-from nvae_tf.data.spec import check_model_fits
+from nvae_tf.data.pipeline import Shard
+from nvae_tf.data.sources import ImageSource
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.progress import StatusLine, duration
-from nvae_tf.training.checkpoints import checkpoint_sha256
-from nvae_tf.training.loading import TrainedRun, load_run, spec_to_read
+from nvae_tf.training.loading import TrainedRun
 from nvae_tf.training.run_folder import RunFolder
-from nvae_tf.training.strategy import select_devices, shard_from_environment
 
 _SECONDS_FOR_CHIEF = 300.0
 
@@ -45,42 +42,16 @@ class EvaluationTask:
     status: StatusLine
 
 
-def open_task(
-    workdir: str | os.PathLike,
-    checkpoint: str,
-    split: str,
-    batch_size: int | None,
-    seed: int,
-    data_path: str | None,
-    replicas: int,
-) -> EvaluationTask:
-    """Loads the model and finds the images; the arguments are those of `nvae_tf.evaluation.evaluate.evaluate_run`."""
-    shard = shard_from_environment()
-    devices = select_devices(replicas)
-    strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
-    with strategy.scope():
-        trained = load_run(workdir, checkpoint)
-    sha256 = checkpoint_sha256(trained.checkpoint)
-    spec = spec_to_read(trained.config, data_path)
-    check_model_fits(trained.config.model, spec)
-    status = StatusLine()
-    source = load_split(spec, split, status.report())
-    of_replica = min(batch_size or trained.config.train.batch_size, math.ceil(source.count / len(devices)))
-    folder, digest, size = RunFolder(pathlib.Path(workdir)), content_digest(source, spec), of_replica * len(devices)
-    return EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, shard, status)
-
-
 class KeptBatches:
-    """The finished batches of an evaluation, a file of arrays each.
+    """The finished batches of `size` images, of `total` in all, a file of arrays each.
 
-    The same command continues from them after an interruption, and several processes share the work without talking
-    to each other: each computes its own batches and then helps the others from their ends, so that at worst the
-    batches in progress when they meet are computed twice, with the same result. The chief (process 0) makes the
-    folder, and removes it when it has combined all `count` batches.
+    The same command continues from them after an interruption, and processes share the work without talking to each
+    other: each computes its own batches and then helps the others from their ends, so that at worst the batches in
+    progress when they meet are computed twice. The chief (process 0) makes the folder, and removes it in the end.
     """
 
-    def __init__(self, folder: pathlib.Path, count: int):
-        self._folder, self.count = folder, count
+    def __init__(self, folder: pathlib.Path, total: int, size: int = 1):
+        self._folder, self.total, self.size, self.count = folder, total, size, math.ceil(total / size)
 
     def begin(self, shard: Shard) -> bool:
         """Makes the folder, as the chief; others wait for it. False where it does not appear."""
@@ -102,14 +73,14 @@ class KeptBatches:
                 missing.append(number)
         return missing
 
-    def has(self, number: int) -> bool:
-        """Whether a batch is finished."""
-        return self._file(number).exists()
+    def file(self, number: int) -> pathlib.Path:
+        """The file of a finished batch."""
+        return self._folder / f"batch-{number:06d}.npz"
 
     def write(self, number: int, arrays: dict[str, np.ndarray]) -> bool:
         """Keeps a batch; False where another process has combined all of them meanwhile."""
         with contextlib.suppress(FileNotFoundError):
-            write_arrays(self._file(number), arrays)
+            write_arrays(self.file(number), arrays)
             return True
         return False
 
@@ -122,7 +93,7 @@ class KeptBatches:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _arrays(self, number: int) -> dict[str, np.ndarray]:
-        file = self._file(number)
+        file = self.file(number)
         try:
             return read_arrays(file)
         except ValueError as error:
@@ -131,26 +102,27 @@ class KeptBatches:
                 f"{file}: was damaged and is removed ({error}); the same command computes this batch again"
             ) from error
 
-    def _file(self, number: int) -> pathlib.Path:
-        return self._folder / f"batch-{number:06d}.npz"
+
+def kept_batches(task: EvaluationTask, what: str, total: int, size: int) -> KeptBatches:
+    """Those of an evaluation of the same checkpoint with the same seed; `what` says all else that they depend on."""
+    digest = hashlib.sha256(f"{task.checkpoint_sha256} {task.seed} {size} {what}".encode()).hexdigest()[:12]
+    return KeptBatches(task.folder.evaluation / f"unfinished-{digest}", total, size)
 
 
 def share_work(
     task: EvaluationTask,
     kept: KeptBatches,
-    total: int,
-    size: int,
     inputs: Callable[[list[int]], Iterable[Any]],
     compute: Callable[[Any, int, Callable[[int], None]], dict[str, np.ndarray]],
     combine: Callable[[Iterator[dict[str, np.ndarray]]], Any],
 ) -> Any:
-    """Computes and keeps the batches of `size` images, `total` in all, that no process has finished.
+    """Computes and keeps the batches that no process has finished.
 
     `inputs(numbers)` gives what each of these batches is computed of, and `compute(input, first, progress)` the arrays
     of the batch whose first image has this number. Returns what `combine` makes of all batches in the chief; None in
     other processes, or where another has been faster.
     """
-    index = task.shard.index
+    index, size = task.shard.index, kept.size
     if not kept.begin(task.shard):
         task.status.keep(
             f"worker {index}: nothing to do; worker 0 has finished, has not begun, or evaluates another "
@@ -160,11 +132,11 @@ def share_work(
     missing = kept.missing(task.shard)
     if len(missing) < kept.count:
         task.status.keep(f"{kept.count - len(missing):,} of {kept.count:,} batches are there already")
-    counts = [min(size, total - number * size) for number in missing]
-    progress = ImageProgress(task.status, total, total - sum(counts))
+    counts = [min(size, kept.total - number * size) for number in missing]
+    progress = ImageProgress(task.status, kept.total, kept.total - sum(counts))
     for number, count, given in zip(missing, counts, inputs(missing) if missing else (), strict=True):
         # Another process may have been here meanwhile.
-        computed_here = not kept.has(number)
+        computed_here = not kept.file(number).exists()
         if computed_here and not kept.write(number, compute(given, number * size, progress.show)):
             break
         progress.add(count, computed_here)

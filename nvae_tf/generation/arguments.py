@@ -29,8 +29,8 @@ class OutputPlace(NamedTuple):
 def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = "output") -> OutputPlace:
     """The file or folder that a flag names; a folder is meant where it exists or the name ends in a slash.
 
-    `kinds` are those that are possible: ".png", ... and FOLDER. ValueError where something is there already and is not
-    to be replaced (`overwrite`), or no such file can be written there.
+    `kinds` are those that are possible: ".png", ... and FOLDER. ValueError where it can't be written, or is there and
+    not to be replaced.
     """
     path, given = pathlib.Path(value), f"--{flag}={value}"
     endings = " or ".join(kind for kind in kinds if kind != FOLDER)
@@ -47,10 +47,8 @@ def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = 
     folder = ", or a folder that ends in /" if FOLDER in kinds else ""
     check(bool(kind) and kind in kinds, f"{given}: give a name that ends in {endings}{folder}")
     check_writable(path.parent, given)
-    check(
-        overwrite or not path.exists(),
-        f"{given}: there is such a file; give another name, or --overwrite to replace it",
-    )
+    message = f"{given}: there is such a file; give another name, or --overwrite to replace it"
+    check(overwrite or not path.exists(), message)
     return OutputPlace(path, kind)
 
 
@@ -65,10 +63,3 @@ def parse_temperature(text: str) -> float | list[float]:
         check(0.0 < value < float("inf"), f"--temperature={word}: must be greater than 0; 1 is the model as trained")
         values.append(value)
     return values if len(values) > 1 else values[0]
-
-
-def temperature_text(temperature: float | list[float]) -> str:
-    """`temperature 0.7` or `temperatures 0.7, 0.8`."""
-    if isinstance(temperature, list):
-        return f"temperatures {', '.join(f'{value:g}' for value in temperature)}"
-    return f"temperature {temperature:g}"

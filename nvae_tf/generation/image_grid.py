@@ -2,7 +2,6 @@
 
 import collections
 import math
-import os
 import pathlib
 from collections.abc import Sequence
 
@@ -15,46 +14,36 @@ from nvae_tf.files import atomic_file
 ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 # The shortest side, in pixels, at which a person sees what an image shows.
 _VISIBLE_SIDE = 64
-# Mid-gray, so that the borders of black and of white images are seen.
-_GAP_VALUE = 128
-_CHANNELS = (1, 2, 3, 4)
+# Pixels between images: mid-gray, so that the borders of black and of white images are seen.
+_GAP, _GAP_VALUE = 6, 128
 
 
-def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | None = 1, gap: int = 6) -> np.ndarray:
+def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | None = 1) -> np.ndarray:
     """Lays images out in rows, from the top left: uint8 `[grid height, grid width, channels]`, gray where none is.
 
     Args:
-      images: float `[count, height, width, channels]` in [0, 1], with 1 to 4 channels (gray, RGB, each with
-        alpha or without); values outside are clipped.
+      images: float `[count, height, width, 1 to 4 channels]` in [0, 1]; values outside are clipped. ValueError for
+        another shape, no image, or values that are not finite.
       columns: images per row; None for a nearly square grid.
       enlarge: whole factor by which each pixel is repeated; None for the smallest that makes the images'
         shorter side at least 64 pixels.
-      gap: gray pixels between images, not enlarged.
-
-    Raises:
-      ValueError: another shape, no image, values that are not finite, or a number out of range.
     """
     images = np.asarray(images, dtype=np.float32)
     shape = list(images.shape)
     check(
-        images.ndim == 4 and images.shape[3] in _CHANNELS and bool(images.size),
+        images.ndim == 4 and images.shape[3] in (1, 2, 3, 4) and bool(images.size),
         f"An image grid is made of [count, height, width, 1 to 4], not of {shape}.",
     )
     bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())
-    check(
-        not bad, f"{bad} of {shape[0]} images hold values that are not finite: the model that made them has diverged."
-    )
+    diverged = "values that are not finite: the model that made them has diverged."
+    check(not bad, f"{bad} of {shape[0]} images hold {diverged}")
     count, height, width, channels = shape
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
     enlarge = max(1, math.ceil(_VISIBLE_SIDE / min(height, width))) if enlarge is None else enlarge
-    check(
-        columns >= 1 and enlarge >= 1 and gap >= 0,
-        f"An image grid needs columns, enlarge >= 1 and gap >= 0, not {columns}, {enlarge} and {gap}.",
-    )
     pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     pixels = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
-    row_pitch, column_pitch = height * enlarge + gap, width * enlarge + gap
-    size = math.ceil(count / columns) * row_pitch - gap, columns * column_pitch - gap
+    row_pitch, column_pitch = height * enlarge + _GAP, width * enlarge + _GAP
+    size = math.ceil(count / columns) * row_pitch - _GAP, columns * column_pitch - _GAP
     grid = np.full([*size, channels], _GAP_VALUE, dtype=np.uint8)
     if channels in (2, 4):
         grid[..., -1] = 255
@@ -81,32 +70,21 @@ def rows_of_path(path: np.ndarray, steps: int) -> np.ndarray:
     return np.concatenate([path[first : first + steps + 1] for first in range(0, len(path) - 1, steps)])
 
 
-def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
+def write_png(path: pathlib.Path, array: np.ndarray) -> None:
     """Writes uint8 `[height, width, 1 to 4 channels]` atomically; the folder is made where it is missing."""
-    array = np.asarray(array)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in _CHANNELS or not array.size:
-        raise ValueError(
-            f"A PNG is written from uint8 [height, width, 1 to 4], not {array.dtype} {list(array.shape)} ({path})."
-        )
-    path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         _picture(array).save(partial, format="PNG")
 
 
-def write_animation(path: str | os.PathLike, frames: np.ndarray, milliseconds: int = 80, loop: bool = True) -> None:
+def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, loop: bool) -> None:
     """Writes a GIF (at most 256 colors a frame) or a lossless WebP file, as the name says, atomically.
 
     Frames `[frames, height, width, 1 to 4 channels]` in [0, 1] are enlarged as by `image_grid`, and shown for so many
     milliseconds each, from 20 (GIF counts in tens), once or in a loop. The folder is made where it is missing.
     """
-    path = pathlib.Path(path)
     ending = path.suffix.lower()
-    endings = " or ".join(ANIMATION_FORMATS)
-    check(ending in ANIMATION_FORMATS, f"{path}: an animation is a file whose name ends in {endings}")
-    check(milliseconds >= 20, f"milliseconds = {milliseconds}: must be at least 20; shorter frames are not shown")
     pictures = [_picture(image_grid(frame[np.newaxis], enlarge=None)) for frame in frames]
-    check(bool(pictures), f"{path}: an animation needs at least one frame")
     # Neither format has gray with alpha.
     pictures = [picture.convert("RGBA") if picture.mode == "LA" else picture for picture in pictures]
     options = {"lossless": True} if ending == ".webp" else {}
@@ -123,12 +101,10 @@ def _picture(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def write_pictures(folder: str | os.PathLike, images: np.ndarray, names: Sequence[str]) -> list[pathlib.Path]:
-    """Writes every image of `[count, height, width, channels]` in [0, 1] as a PNG of its size; returns the files."""
-    paths = [pathlib.Path(folder, name) for name in picture_names(names)]
-    for path, image in zip(paths, images, strict=True):
-        write_png(path, image_grid(image[np.newaxis]))
-    return paths
+def write_pictures(folder: pathlib.Path, images: np.ndarray, names: Sequence[str]) -> None:
+    """Writes every image of `[count, height, width, channels]` in [0, 1] as a PNG file of its size."""
+    for name, image in zip(picture_names(names), images, strict=True):
+        write_png(folder / name, image_grid(image[np.newaxis]))
 
 
 def picture_names(names: Sequence[str]) -> list[str]:
@@ -138,10 +114,8 @@ def picture_names(names: Sequence[str]) -> list[str]:
     """
     for name in names:
         path = pathlib.PurePath(name)
-        check(
-            not path.is_absolute() and ".." not in path.parts,
-            f"a picture is called {name}, which leads out of the folder",
-        )
+        leads_out = path.is_absolute() or ".." in path.parts
+        check(not leads_out, f"a picture is called {name}, which leads out of the folder")
     short = [str(pathlib.PurePath(name).with_suffix(".png")) for name in names]
     counts = collections.Counter(short)
     files = [file if counts[file] == 1 else f"{name}.png" for file, name in zip(short, names, strict=True)]

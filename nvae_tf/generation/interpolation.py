@@ -10,8 +10,7 @@ from nvae_tf.latent_plan import of_groups
 from nvae_tf.models import NVAE
 
 WAYS = ("spherical", "linear", "keep")
-# Of the angle between two latents, in radians. Below it, an arc and a straight line differ by less than float32 shows;
-# and between opposite latents the plane of the arc is undefined.
+# In radians. Below it an arc and a straight line are the same in float32; and opposite latents have no arc.
 _SMALLEST_ANGLE = 1e-4
 
 
@@ -27,11 +26,9 @@ def interpolate_latents(
     generative networks"), so that a path between vectors of equal length keeps the length, as samples of a
     high-dimensional Normal have it. Parallel, opposite and zero vectors have no such arc and go straight.
 
-    Args:
-      start: of one image, `[height, width, latent channels]` for each group.
-      end: of another, of the same shapes.
-      fractions: places on the path, the first axis of the latents that are returned.
-      how: "spherical", "linear" or "keep" (stays at `start`); for all groups, or a list, see `of_groups`.
+    `start` and `end` are of one image each, `[height, width, latent channels]` for each group. `fractions` are places
+    on the path, the first axis of the latents that are returned. `how` is "spherical", "linear" or "keep" (stays at
+    `start`), for all groups or as a list, see `of_groups`.
     """
     shapes = [np.shape(latent) for latent in start]
     if not shapes or shapes != [np.shape(latent) for latent in end] or any(len(shape) != 3 for shape in shapes):
@@ -55,16 +52,9 @@ def interpolate_images(
 ) -> np.ndarray:
     """Mean images on a path through images in turn; where it passes an image it is exactly its reconstruction.
 
-    Args:
-      model: used with running batch-norm statistics.
-      images: two or more, `[count, height, width, channels]` in [0, 1].
-      steps: steps from one image to the next.
-      how: see `interpolate_latents`; groups with "keep" have the first image's latents all along.
-      seed: of the images' latents, as in `encode_images`.
-      mean: see there.
-      progress: is called after each batch with the number of images done.
-
-    Returns float32 `[(count - 1) * steps + 1, height, width, channels]`.
+    The images are two or more, `[count, height, width, channels]` in [0, 1]; those returned are float32 `[(count - 1) *
+    steps + 1, height, width, channels]`. `how` as for `interpolate_latents`: groups with "keep" have the first image's
+    latents all along. `seed`, `mean` and `progress` as for `encode_images`.
     """
     check(len(images) >= 2, f"{len(images)} image: an interpolation needs at least two")
     check(steps >= 1, f"steps = {steps}: must be at least 1")
@@ -88,9 +78,7 @@ def interpolate_images(
 
 
 def ways_of_groups(how: str | Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> list[str]:
-    """`how` of every group, top group first, see `interpolate_latents`; ValueError where it is unknown, or the number
-    fits neither scales nor groups.
-    """
+    """`how` of every group, see `interpolate_latents`; ValueError where it is unknown or fits no scales and groups."""
     given = [how] if isinstance(how, str) else list(how)
     for way in given:
         check_choice("how", way, WAYS)

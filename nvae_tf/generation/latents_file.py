@@ -46,10 +46,7 @@ def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: 
 
 
 def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLatents:
-    """Reads a file of `save_latents` for a model, or for the plan of one.
-
-    FileNotFoundError where there is none; ValueError where it is damaged, or of another architecture than the model.
-    """
+    """Reads a file of `save_latents` for a model, or its plan; ValueError where it is damaged, or of another one."""
     plan = model if isinstance(model, LatentPlan) else model.plan
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file of latents; train.generate encode writes one")

@@ -29,14 +29,9 @@ def reconstruct_images(
 ) -> np.ndarray:
     """Mean images of latents of which the top groups' come from images and the rest from the prior.
 
-    Args:
-      model: used with running batch-norm statistics.
-      images: `[count, height, width, channels]` in [0, 1].
-      kept_groups: number of groups, from the top, whose latents are the image's; None for all.
-      temperature: of the other groups' priors, see `generate_images`.
-      seed: of all draws; those of image i depend on the seed and i.
-      mean: whether the kept latents are the posterior's means, not draws.
-      progress: is called after each batch with the number of images done.
+    Images are `[count, height, width, channels]` in [0, 1]. `kept_groups` is the number of groups, from the top, whose
+    latents are the image's; None for all. `temperature` is that of the other groups' priors, see `generate_images`;
+    `seed`, `mean` and `progress` as for `encode_images`.
     """
     kept_groups = checked_kept_groups(kept_groups, model.plan)
     latents = encode_images(model, images, seed, mean)[:kept_groups]
@@ -99,22 +94,18 @@ def data_set_images(
 ) -> tuple[np.ndarray, list[str]]:
     """Images of a run's data set as the model sees them, and a name for each.
 
-    They are those of the numbers `indices`, or the first `count`; without both, the first `at_most`, or all if there
-    are fewer. `seed` is that of the binarization; `data_path` where the images are, if no longer at the run's.
-
-    Raises:
-      FileNotFoundError, ValueError, ConnectionError: the data set has fewer images, is missing or can't be used.
+    They are those of the numbers `indices`, or the first `count`, or else `at_most`. `seed` is that of the
+    binarization; `data_path` where the images are, if no longer at the run's. ValueError where there are fewer images,
+    and the errors of `load_split`.
     """
     spec = spec_to_read(config, data_path)
     source = load_split(spec, split, StatusLine().report())
     count = count or min(at_most or source.count, source.count)
-    check(count <= source.count, f"--count={count}: the {split} part of {spec.name} has only {source.count} images")
+    part = f"the {split} part of {spec.name}"
+    check(count <= source.count, f"--count={count}: {part} has only {source.count} images")
     for index in indices or ():
-        check(
-            index < source.count,
-            f"--indices={index}: the {split} part of {spec.name} has {source.count} images, numbers 0 to "
-            f"{source.count - 1}",
-        )
+        numbers = f"{part} has {source.count} images, numbers 0 to {source.count - 1}"
+        check(index < source.count, f"--indices={index}: {numbers}")
     if indices is None:
         indices = range(count)
         batches = evaluation_batches(source, spec, _BATCH_SIZE, seed, range(-(-count // _BATCH_SIZE)))

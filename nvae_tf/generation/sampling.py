@@ -3,9 +3,8 @@
 Every image that a model makes comes through here, so the same latents give the same bits.
 """
 
-import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,8 +35,7 @@ def generate_images(
     """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
     Image i depends on the seed and i alone. The temperature multiplies the priors' sigma: a number, or a list with one
-    a scale or one a group, see `temperatures_of_groups`. `progress` is called after each batch with the number of
-    images done. ValueError where a number is not greater than 0, or the temperatures do not fit the model.
+    a scale or one a group, see `temperatures_of_groups`, which has the errors too.
     """
     return generator_of(model).generate(count, temperature, seed, progress)
 
@@ -48,15 +46,14 @@ def encode_images(
     """Latents of images `[count, height, width, channels]` in [0, 1] from the posterior, or with `mean` its means.
 
     Those of image i depend on the image, the seed and i alone. Returns float32 `[count, height, width, channels]` for
-    each group, top group first. ValueError where the images have another size, or are not all in [0, 1].
+    each group, top group first. `progress` is called after each batch with the number of images done. ValueError where
+    the images have another size, or are not all in [0, 1].
     """
     images = check_images(images, model.config).numpy()
     # The scale is an argument, not a constant: means then come from the arithmetic of draws.
-    noise_scale = tf.constant(0.0 if mean else 1.0)
-    encode = _encoder_of(model)
-    return _in_batches(
-        lambda *batch: encode(*batch, noise_scale), [images, image_seeds(seed, len(images)).numpy()], progress
-    )
+    noise_scale, generator = tf.constant(0.0 if mean else 1.0), generator_of(model)
+    rows = [images, image_seeds(seed, len(images)).numpy()]
+    return _in_batches(lambda *batch: generator.encode_batch(*batch, noise_scale), rows, progress)
 
 
 def decode_images(
@@ -76,16 +73,16 @@ def decode_images(
 
 
 class ImageGenerator:
-    """What `generate_images` does, for a model whose weights change in between.
+    """What `generate_images` does, by graphs that are kept, one for every number of groups whose latents are given.
 
-    A graph is traced once for every number of groups whose latents are given. Each of the strategy's replicas, all in
-    this process, takes batches of its own.
+    Each of the strategy's replicas, all in this process, takes batches of its own.
     """
 
     def __init__(self, model: NVAE, strategy: tf.distribute.Strategy | None = None):
         self._model = model
         self._strategy = strategy or tf.distribute.get_strategy()
         self._mean_images = tf.function(self._images_of, autograph=False)
+        self.encode_batch = tf.function(self._latents_of, autograph=False)
 
     def generate(
         self,
@@ -129,33 +126,46 @@ class ImageGenerator:
 
         return self._strategy.run(of_replica, rows)
 
-
-def _once_per_model(make: Callable[[NVAE], Any]) -> Callable[[NVAE], Any]:
-    """Keeps what `make` gives for a model, so that its graphs are traced once, until the model is gone."""
-    made = weakref.WeakKeyDictionary()
-
-    @functools.wraps(make)
-    def of_model(model: NVAE) -> Any:
-        if model not in made:
-            # A proxy, so that the graphs do not keep the model alive.
-            made[model] = make(weakref.proxy(model))
-        return made[model]
-
-    return of_model
+    def _latents_of(self, images: tf.Tensor, seeds: tf.Tensor, noise_scale: tf.Tensor) -> list[tf.Tensor]:
+        return [latent.z for latent in self._model.encode_from_seeds(images, seeds, noise_scale)]
 
 
-@_once_per_model
+_GENERATORS: weakref.WeakKeyDictionary[NVAE, ImageGenerator] = weakref.WeakKeyDictionary()
+
+
 def generator_of(model: NVAE) -> ImageGenerator:
-    """The generator that the functions here share; a second call need not trace its graph again."""
-    return ImageGenerator(model)
+    """The generator that all functions share, so that a model's graphs are traced once."""
+    if model not in _GENERATORS:
+        # A proxy, so that the graphs do not keep the model alive.
+        _GENERATORS[model] = ImageGenerator(weakref.proxy(model))
+    return _GENERATORS[model]
 
 
-@_once_per_model
-def _encoder_of(model: NVAE) -> Callable[..., list[tf.Tensor]]:
-    def encode(images, seeds, noise_scale):
-        return [latent.z for latent in model.encode_from_seeds(images, seeds, noise_scale)]
+def nearest_images(
+    samples: np.ndarray, batches: Iterable[np.ndarray], count: int, progress: Progress
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `count` images most like each sample, the nearest first; of equals the earlier wins. One look at each batch.
 
-    return tf.function(encode, autograph=False)
+    Samples and batches are `[images, height, width, channels]` in [0, 1]. Returns, each `[samples, count, ...]`, the
+    places among all images, the mean squared differences of a pixel value, and the images.
+    """
+    flat = samples.reshape(len(samples), -1).astype(np.float64)
+    best, seen = None, 0
+    for batch in batches:
+        images = np.asarray(batch)
+        rows = images.reshape(len(images), -1).astype(np.float64)
+        # |a - b|^2 = |a|^2 - 2 ab + |b|^2, in float64 because it cancels.
+        squares = (flat**2).sum(axis=1)[:, np.newaxis] + (rows**2).sum(axis=1)
+        distances = np.maximum(squares - 2.0 * flat @ rows.T, 0.0) / flat.shape[1]
+        # In order of distance and, stable, of number.
+        chosen = np.argsort(distances, axis=1, kind="stable")[:, :count]
+        found = seen + chosen, np.take_along_axis(distances, chosen, axis=1), images[chosen]
+        best = found if best is None else [np.concatenate(pair, axis=1) for pair in zip(best, found, strict=True)]
+        order = np.argsort(best[1], axis=1, kind="stable")[:, :count]
+        best = [part[np.arange(len(samples))[:, np.newaxis], order] for part in best]
+        seen += len(images)
+        progress(seen)
+    return tuple(best)
 
 
 def _in_batches(
@@ -184,8 +194,8 @@ def samples_sharing_groups(
 ) -> np.ndarray:
     """Mean images `[count, height, width, channels]` of samples with the same latents in the upper groups.
 
-    The first is the first of `model.generate` with the same seed and temperature; the others have its latents in the
-    upper `shared_groups` groups, 0 to all, and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
+    The first is that of `model.generate`; the others have its latents in the upper `shared_groups` groups, 0 to all,
+    and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
     """
     groups = model.plan.num_groups
     check(0 <= shared_groups <= groups, f"shared_groups = {shared_groups}: must be from 0 to {groups}")

@@ -13,10 +13,10 @@ from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
 
 class ConvolutionWeights(NamedTuple):
-    """An effective kernel `[height, width, in / groups, out]` and a bias `[out]` or None, in the compute type."""
+    """Ready to use, in the compute type."""
 
-    kernel: tf.Tensor
-    bias: tf.Tensor | None = None
+    kernel: tf.Tensor  # `[height, width, in / groups, out]`, masked and normalized
+    bias: tf.Tensor | None = None  # `[out]`
 
 
 class StackedConvolution(StackedLayer):
@@ -44,13 +44,8 @@ class StackedConvolution(StackedLayer):
         **kwargs,
     ):
         super().__init__(count, **kwargs)
-        self.channels_in = channels_in
-        self.channels_out = channels_out
-        self.kernel_size = kernel_size
-        self.strides = strides
-        self.dilation = dilation
-        self.groups = groups
-        self.mask = mask
+        self.channels_in, self.channels_out, self.kernel_size = channels_in, channels_out, kernel_size
+        self.strides, self.dilation, self.groups, self.mask = strides, dilation, groups, mask
         fan_in = kernel_size * kernel_size * channels_in // groups
         uniform = keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
         shape = (count, kernel_size, kernel_size, channels_in // groups, channels_out)
@@ -60,15 +55,12 @@ class StackedConvolution(StackedLayer):
             self.bias = self.add_weight(name="bias", shape=(count, channels_out), initializer=uniform)
         if weight_normalized:
             self.log_norm = self.add_weight(name="log_norm", shape=(count, channels_out))
-            start = tf.math.log(_norms(self._masked_kernel())[:, 0, 0, 0] + 1e-2) + log_norm_offset
-            self.log_norm.assign(start)
+            self.log_norm.assign(tf.math.log(_norms(self._masked_kernel())[:, 0, 0, 0] + 1e-2) + log_norm_offset)
 
     def effective_kernels(self) -> tf.Tensor:
         """The masked and normalized kernels, float32 `[count, height, width, in / groups, out]`."""
         kernel = self._masked_kernel()
-        if self.log_norm is None:
-            return kernel
-        return _weight_normalized(kernel, tf.convert_to_tensor(self.log_norm))
+        return kernel if self.log_norm is None else _weight_normalized(kernel, tf.convert_to_tensor(self.log_norm))
 
     def kernels_of(self, forward: ForwardPass) -> tf.Tensor:
         """The effective kernels, computed once in a pass."""
@@ -77,12 +69,9 @@ class StackedConvolution(StackedLayer):
         return forward.kernels[self]
 
     def slices(self, forward: ForwardPass) -> list[ConvolutionWeights]:
-        """The effective weights of each convolution."""
-        kernels = tf.unstack(tf.cast(self.kernels_of(forward), self.compute_dtype))
-        if self.bias is None:
-            return [ConvolutionWeights(kernel) for kernel in kernels]
-        biases = tf.unstack(tf.cast(self.bias, self.compute_dtype))
-        return [ConvolutionWeights(kernel, bias) for kernel, bias in zip(kernels, biases, strict=True)]
+        variables = [self.kernels_of(forward)] + ([] if self.bias is None else [self.bias])
+        columns = [tf.unstack(tf.cast(variable, self.compute_dtype)) for variable in variables]
+        return [ConvolutionWeights(*row) for row in zip(*columns, strict=True)]
 
     def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """Convolves `[batch, height, width, in]` to `[batch, height / strides, width / strides, out]`."""
@@ -123,7 +112,6 @@ class DataDependentConvolution(StackedConvolution):
     """
 
     def slices(self, forward: ForwardPass) -> list[ConvolutionWeights]:
-        """As for every stack, but unscaled directions in an initializing pass."""
         if not forward.initializing:
             return super().slices(forward)
         kernel = self._masked_kernel()
@@ -131,9 +119,8 @@ class DataDependentConvolution(StackedConvolution):
         return [ConvolutionWeights(direction) for direction in directions]
 
     def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """Convolves; without a bias (an initializing pass) it finds scale and bias first and records them."""
         outputs = super().apply_slice(weights, inputs, records)
-        if weights.bias is not None:
+        if weights.bias is not None:  # no initializing pass
             if records is not None:
                 records.append(None)
             return outputs
@@ -144,11 +131,9 @@ class DataDependentConvolution(StackedConvolution):
         return (outputs - tf.cast(mean, outputs.dtype)) * tf.cast(scale, outputs.dtype)
 
     def recorders(self) -> list[StackedLayer]:
-        """This stack records its new scales and biases."""
         return [self]
 
     def record(self, forward: ForwardPass, records: list) -> None:
-        """Adds the new scales and biases of the whole stack to an initializing pass."""
         if forward.initializing:
             log_norms, biases = zip(*records, strict=True)
             forward.updates += [(self.log_norm, tf.stack(log_norms)), (self.bias, tf.stack(biases))]
@@ -158,8 +143,7 @@ class DataDependentConvolution(StackedConvolution):
 def _weight_normalized(kernels: tf.Tensor, log_norms: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """`exp(s) w / (||w|| + 1e-5)` of every output channel of `[count, height, width, in, out]`; `s` is `[count, out]`.
 
-    The gradient is in closed form: what TensorFlow derives has three more arrays of the kernels' size, and as many
-    nodes again.
+    What TensorFlow derives as gradient has three more arrays of the kernels' size, and as many nodes again.
     """
     norms = _norms(kernels)
     divisors = norms + 1e-5

@@ -29,9 +29,8 @@ def on_one_cpu() -> bool:
 def fan_out(tensor: tf.Tensor, count: int) -> list[tf.Tensor]:
     """`count` copies of a tensor, one for each of its uses; their gradients are added one after the other.
 
-    If a tensor has three uses or more, TensorFlow adds the gradients by one AddN, which begins with whichever buffer
-    it can write to: the sum's last bits then depend on the order in which the CPU's threads have run. A sum of two is
-    the same either way.
+    TensorFlow adds the gradients of three uses or more by one AddN, which begins with whichever buffer it can write to:
+    the sum's last bits then depend on the order in which the CPU's threads have run. A sum of two does not.
     """
 
     @tf.custom_gradient
@@ -43,10 +42,9 @@ def fan_out(tensor: tf.Tensor, count: int) -> list[tf.Tensor]:
 
 @tf.custom_gradient
 def swish(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """`tf.nn.silu(inputs)` in fewer passes over memory.
+    """`tf.nn.silu(inputs)` in fewer passes over memory, by `SoftplusGrad(g, x) = g * sigmoid(x)`.
 
-    TensorFlow's gradient of softplus, `SoftplusGrad(g, x) = g * sigmoid(x)`, gives both halves of swish in one pass:
-    the value is `SoftplusGrad(x, x)` and the gradient `SoftplusGrad(g, x) * (1 + x - swish(x))`.
+    The value is `SoftplusGrad(x, x)`, the gradient `SoftplusGrad(g, x) * (1 + x - swish(x))`.
     """
     outputs = tf.raw_ops.SoftplusGrad(gradients=inputs, features=inputs)
     return outputs, lambda upstream: swish_gradient(upstream, inputs, outputs)
@@ -116,10 +114,7 @@ def nearest_upsampling(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 @tf.custom_gradient
 def depthwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """`tf.nn.depthwise_conv2d` of `[batch, height, width, channels]` with stride 1 and padding that keeps the size.
-
-    `kernel` is `[size, size, channels, 1]` with an odd size.
-    """
+    """`tf.nn.depthwise_conv2d` with stride 1, "SAME", and a kernel `[size, size, channels, 1]` of an odd size."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         of_kernel = _plain_filter_gradient if has_gpus() else _filter_gradient
@@ -135,21 +130,14 @@ def _depthwise(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 
 def _plain_filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int) -> tf.Tensor:
-    return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-        input=inputs,
-        filter_sizes=[size, size, inputs.shape[-1], 1],
-        out_backprop=upstream,
-        strides=_UNIT_STRIDES,
-        padding="SAME",
-    )
+    shape = [size, size, inputs.shape[-1], 1]
+    return tf.nn.depthwise_conv2d_backprop_filter(inputs, shape, upstream, _UNIT_STRIDES, "SAME")
 
 
 def _filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int) -> tf.Tensor:
-    """As `_plain_filter_gradient`, which takes 1.1 to 11 times as long on CPUs.
-
-    It is itself a depthwise convolution, of the inputs by the outputs' gradient, with the images side by side as
-    channels; all in float32, because every number is a sum over all pixels.
-    """
+    """As `_plain_filter_gradient`, which takes 1.1 to 11 times as long on CPUs."""
+    # A depthwise convolution of the inputs by the outputs' gradient, with the images side by side as channels; in
+    # float32, because every number is a sum over all pixels.
     _, height, width, channels = inputs.shape
     batch_size = tf.shape(inputs)[0]
     images, filters = (
@@ -181,13 +169,8 @@ def pointwise_convolution(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor 
 
 
 def dilated_kernel(kernel: tf.Tensor, dilation: int) -> tf.Tensor:
-    """The kernel `[height, width, in, out]` with `dilation - 1` zeros between its taps.
-
-    For `tf.nn.conv2d` with `dilations`, whose gradients exist on GPUs only.
-    """
-    size = (kernel.shape[0] - 1) * dilation + 1
-    spread = np.zeros((size, kernel.shape[0]), np.float32)
-    spread[np.arange(0, size, dilation), np.arange(kernel.shape[0])] = 1.0
+    """The kernel with zeros between its taps, in place of `tf.nn.conv2d(..., dilations)`: its gradients need a GPU."""
+    spread = np.eye((kernel.shape[0] - 1) * dilation + 1, dtype=np.float32)[:, ::dilation]
     spread = tf.constant(spread, kernel.dtype)
     return tf.einsum("yh,xw,hwio->yxio", spread, spread, kernel)
 
@@ -195,8 +178,7 @@ def dilated_kernel(kernel: tf.Tensor, dilation: int) -> tf.Tensor:
 def concatenated(pieces: Sequence[tf.Tensor]) -> tf.Tensor:
     """`tf.concat(pieces, -1)`, with a gradient that XLA compiles once.
 
-    TensorFlow's own computes where each piece lies; behind a call that is not inlined XLA takes that for something
-    that changes, and compiles the training step anew at every step.
+    TensorFlow's own computes where each piece lies; behind a call that is not inlined XLA compiles that at every step.
     """
     widths = [piece.shape[-1] for piece in pieces]
 

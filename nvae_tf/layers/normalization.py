@@ -32,8 +32,7 @@ class NormalizedBatch(NamedTuple):
 def normalize_batch(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBatch:
     """Batch norm with the statistics of the batch, that of all replicas; without a gradient of its own.
 
-    By TensorFlow's fused kernel, or written out: the kernel knows the images of one replica only, and on CPUs not
-    every half-precision type.
+    By TensorFlow's kernel, or written out for several replicas and, as in `normalize`, in half precision.
     """
     if replica_count() == 1 and inputs.dtype == tf.float32:
         return _fused(inputs, gamma, beta)
@@ -50,15 +49,9 @@ def _fused(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> NormalizedBa
         return norm.batch_variance * ((size - 1.0) / size)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        reserved = {f"reserve_space_{index}": getattr(norm, f"reserve_space_{index}") for index in (1, 2, 3)}
         gradients = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=upstream,
-            x=inputs,
-            scale=gamma,
-            reserve_space_1=norm.reserve_space_1,
-            reserve_space_2=norm.reserve_space_2,
-            reserve_space_3=norm.reserve_space_3,
-            epsilon=EPSILON,
-            is_training=True,
+            y_backprop=upstream, x=inputs, scale=gamma, **reserved, epsilon=EPSILON, is_training=True
         )
         return tuple(gradients[:3])
 
@@ -115,12 +108,12 @@ class BatchNormalizationWeights(NamedTuple):
 
     gamma: tf.Tensor
     beta: tf.Tensor
-    mean: tf.Tensor | None
-    variance: tf.Tensor | None
+    mean: tf.Tensor | None = None
+    variance: tf.Tensor | None = None
 
 
 class StackedBatchNormalization(StackedLayer):
-    """`count` batch normalizations over batch, height and width, and over all replicas.
+    """`count` batch normalizations of `[batch, height, width, channels]` over all but channels, and over all replicas.
 
     Normalizes with the biased variance of the batch, while the running variance follows the unbiased one (as
     cuDNN and PyTorch do; Keras' own layer follows the biased one): `running = 0.95 running + 0.05 batch`.
@@ -142,20 +135,12 @@ class StackedBatchNormalization(StackedLayer):
         return self.moving_mean, self.moving_variance
 
     def slices(self, forward: ForwardPass) -> list[BatchNormalizationWeights]:
-        """Scale and shift of every layer, and the running statistics unless this pass uses the batch's."""
         variables = (self.gamma, self.beta) if forward.training else (self.gamma, self.beta, *self.statistics)
         columns = [tf.unstack(tf.convert_to_tensor(variable)) for variable in variables]
-        columns += [[None] * self.count] * (4 - len(columns))
         return [BatchNormalizationWeights(*row) for row in zip(*columns, strict=True)]
 
-    def apply_slice(
-        self, weights: BatchNormalizationWeights | None, inputs: tf.Tensor, records: list | None
-    ) -> tf.Tensor:
-        """Normalizes `[batch, height, width, channels]`; records mean and unbiased variance of a training batch.
-
-        Without weights it does nothing: it has been folded into a convolution.
-        """
-        if weights is None:
+    def apply_slice(self, weights: tuple | None, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        if weights is None:  # folded into a convolution
             return inputs
         gamma, beta, mean, variance = weights
         if mean is not None:
@@ -167,11 +152,9 @@ class StackedBatchNormalization(StackedLayer):
         return normalized
 
     def recorders(self) -> list[StackedLayer]:
-        """This stack records its batch statistics."""
         return [self]
 
     def record(self, forward: ForwardPass, records: list[tuple[tf.Tensor, tf.Tensor]]) -> None:
-        """Adds the new running statistics of the whole stack to the pass."""
         for running, batch in zip(self.statistics, zip(*records, strict=True), strict=True):
             forward.updates.append((running, MOMENTUM * running + (1.0 - MOMENTUM) * tf.stack(batch)))
 
@@ -189,19 +172,17 @@ class FoldedPass(ForwardPass):
     folded: FoldedWeights = dataclasses.field(default_factory=dict)
 
     def slices_of(self, layer: StackedLayer) -> list[Any]:
-        """The folded weights of a stack in float32; a stack made of parts gathers those of its parts."""
         if layer not in self.folded:
             return super().slices_of(layer)
         return _map(lambda weight: tf.cast(weight, tf.float32), self.folded[layer])
 
 
 def folded_weights(stacks: Iterable[StackedLayer], kernel_dtype: str = "float32") -> FoldedWeights:
-    """Weights made ready once, for a model that is not trained any more: fewer operations, the same images.
+    """Weights of all `stacks` of a model, made ready once, for inference: fewer operations, the same images.
 
-    `exp(s) w / ||w||` is a kernel, and inference batch norm beside a convolution, with nothing between the two, is a
-    factor and a shift that the convolution can take over. Every layer has variables of its own, because a slice of a
-    stack would be copied at each use; they do not follow the stacks' variables. `stacks` are all of a model, those that
-    others are made of too. Kernels are stored in `kernel_dtype`, vectors in float32; all is computed in float32.
+    `exp(s) w / ||w||` is a kernel, and inference batch norm right beside a convolution is a factor and a shift that the
+    convolution can take over. Every layer has variables of its own, because a slice of a stack would be copied at each
+    use. Kernels are stored in `kernel_dtype`, vectors in float32; all is computed in float32.
     """
     stacks = list(stacks)
     if any(stack.compute_dtype != "float32" for stack in stacks):
@@ -224,7 +205,6 @@ def folded_weights(stacks: Iterable[StackedLayer], kernel_dtype: str = "float32"
 
 
 def _folded(weights: Any, norm: BatchNormalizationWeights, on_outputs: bool) -> Any:
-    """The `ConvolutionWeights` of a convolution together with the batch norm after it, or before it."""
     scale = norm.gamma / np.sqrt(norm.variance + EPSILON)
     shift = norm.beta - norm.mean * scale
     bias = 0.0 if weights.bias is None else weights.bias

@@ -11,19 +11,17 @@ import tensorflow as tf
 
 from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
-from nvae_tf.layers.cpu_kernels import nearest_upsampling, normalized_swish, swish
+from nvae_tf.layers.cpu_kernels import concatenated, nearest_upsampling, normalized_swish, swish
 from nvae_tf.layers.normalization import StackedBatchNormalization, normalize_batch, numbers_a_channel
-from nvae_tf.layers.resampling import BilinearExpand, FactorizedReduce
 from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 
 RESIDUAL_SCALE = 0.1
 
 
 class ResidualCells(StackedLayer):
-    """`count` cells of one kind.
+    """`count` cells of one kind on `[batch, height, width, channels_in]`.
 
-    `channels_out` equal to `channels_in` makes normal cells, twice it *down* cells (half the resolution), half of it
-    *up* cells (twice the resolution).
+    `channels_out` equal to `channels_in` makes normal cells, twice it *down* cells, half of it *up* cells.
     """
 
     def __init__(
@@ -43,7 +41,6 @@ class ResidualCells(StackedLayer):
         self.skip = parts[-1] if skip is not None else None
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """One cell on `[batch, height, width, channels]`."""
         residual = self.branch.apply_slice(weights[0], inputs, records)
         if self.gate is None:
             residual = RESIDUAL_SCALE * residual
@@ -80,7 +77,7 @@ class InvertedResidualBranch(StackedLayer):
         self.upsampling = change == "up"
 
     def foldings(self) -> list[Folding]:
-        """All four batch norms: the first precedes a convolution of single pixels, the others follow one."""
+        # The first batch norm precedes a convolution of single pixels, the others follow one.
         norm, widen, depthwise, narrow, last = self.parts
         return [
             Folding(widen, norm, on_outputs=False),
@@ -90,7 +87,6 @@ class InvertedResidualBranch(StackedLayer):
         ]
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """One inverted residual on `[batch, height, width, channels]`."""
         outputs = super().apply_slice(weights, inputs, records)
         if self.upsampling and records is not None:
             # The first two batch norms have seen every pixel once, those of the published network four times.
@@ -118,7 +114,6 @@ class OperationsBranch(StackedLayer):
         super().__init__(count, parts, dtype=dtype)
 
     def foldings(self) -> list[Folding]:
-        """Every operation but the first normalizes the output of the convolution before it."""
         pairs = itertools.pairwise(self.parts)
         return [Folding(before.convolution, after.norm) for before, after in pairs if after.norm is not None]
 
@@ -144,7 +139,6 @@ class EluConvolution(StackedLayer):
         return self.parts[-1]
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """One operation on `[batch, height, width, channels]`."""
         if self.norm is not None:
             inputs = self.norm.apply_slice(weights[0], inputs, records)
         inputs = tf.nn.elu(inputs)
@@ -156,19 +150,16 @@ class EluConvolution(StackedLayer):
 class SwishConvolution(StackedLayer):
     """Batch norm -> swish -> (nearest doubling) -> convolution, a stack as deep as that of the convolution.
 
-    Most of a network's memory is what lies between these three. In training none of it is kept: the backward pass
-    normalizes and activates once more, which costs two cheap passes over the input and halves the activations.
+    Most of a network's memory lies between these three. In training none of it is kept: the backward pass normalizes
+    and activates once more, two cheap passes over the input.
     """
 
     def __init__(self, convolution: StackedConvolution, upsampling: bool = False, dtype=None):
         norm = StackedBatchNormalization(convolution.count, convolution.channels_in, dtype=dtype)
         super().__init__(convolution.count, [norm, convolution], dtype=dtype)
-        self.norm = norm
-        self.convolution = convolution
-        self.upsampling = upsampling
+        self.norm, self.convolution, self.upsampling = norm, convolution, upsampling
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """One layer on `[batch, height, width, channels]`."""
         norm, convolution = weights
         if norm is None:
             # Folded, for an export: servers rewrite this to one operation, which takes less time than `swish`.
@@ -212,7 +203,10 @@ def _without_keeping(convolve: Callable[[tf.Tensor, ConvolutionWeights], tf.Tens
 
 
 class StackedSqueezeExcite(StackedLayer):
-    """`count` gates: channel mean -> dense to `max(channels // 16, 4)` -> ReLU -> dense -> sigmoid (Hu et al. 2018)."""
+    """`count` gates: channel mean -> dense to `max(channels // 16, 4)` -> ReLU -> dense -> sigmoid (Hu et al. 2018).
+
+    `[batch, height, width, channels]` -> `[batch, 1, 1, channels]` in (0, 1).
+    """
 
     def __init__(self, count: int, channels: int, dtype=None):
         super().__init__(count, dtype=dtype)
@@ -225,14 +219,59 @@ class StackedSqueezeExcite(StackedLayer):
             setattr(self, f"{name}_bias", bias)
 
     def slices(self, forward: ForwardPass) -> list[tuple[tf.Tensor, ...]]:
-        """Kernel and bias of both dense layers of every gate, in the compute type."""
         variables = (self.reduce_kernel, self.reduce_bias, self.expand_kernel, self.expand_bias)
         columns = [tf.unstack(tf.cast(variable, self.compute_dtype)) for variable in variables]
         return list(zip(*columns, strict=True))
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
-        """The gate `[batch, 1, 1, channels]` in (0, 1) for `[batch, height, width, channels]`."""
         reduce_kernel, reduce_bias, expand_kernel, expand_bias = weights
         hidden = tf.nn.relu(tf.matmul(tf.reduce_mean(inputs, axis=(1, 2)), reduce_kernel) + reduce_bias)
         gate = tf.sigmoid(tf.matmul(hidden, expand_kernel) + expand_bias)
         return tf.reshape(gate, (-1, 1, 1, gate.shape[-1]))
+
+
+class FactorizedReduce(StackedLayer):
+    """The skip of down cells: swish, then four 1x1 convolutions at stride 2, each on its own shift of the image.
+
+    `[batch, height, width, in]` -> `[batch, height / 2, width / 2, out]`.
+    """
+
+    # Of the four pixels of a square, row by row, the one that each convolution sees: (0, 0), (1, 1), (0, 1), (1, 0).
+    PIXELS = (0, 3, 1, 2)
+
+    def __init__(self, count: int, channels_in: int, channels_out: int, dtype=None):
+        quarter = channels_out // 4
+        widths = (quarter, quarter, quarter, channels_out - 3 * quarter)
+        parts = [StackedConvolution(count, channels_in, width, 1, dtype=dtype) for width in widths]
+        super().__init__(count, parts, dtype=dtype)
+
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        # One rearrangement: the gradients of four strided slices take ten times as long on CPUs. With the gradient of
+        # `tf.split` XLA would compile a training step anew each time.
+        squares = tf.nn.space_to_depth(swish(inputs), 2)
+        _, height, width, channels = squares.shape
+        pixels = tf.unstack(tf.reshape(squares, (-1, height, width, 4, channels // 4)), axis=3)
+        parts = zip(self.parts, weights, self.PIXELS, strict=True)
+        return concatenated([part.apply_slice(slice_, pixels[pixel], records) for part, slice_, pixel in parts])
+
+
+class BilinearExpand(StackedLayer):
+    """The skip of up cells: aligned bilinear doubling and a 1x1 convolution without bias.
+
+    The convolution comes first: both are linear and act on different axes, so the numbers are the same at a quarter of
+    the cost. `[batch, height, width, in]` -> `[batch, 2 height, 2 width, out]`.
+    """
+
+    def __init__(self, count: int, channels_in: int, channels_out: int, dtype=None):
+        convolution = StackedConvolution(count, channels_in, channels_out, 1, use_bias=False, dtype=dtype)
+        super().__init__(count, [convolution], dtype=dtype)
+
+    def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
+        return aligned_bilinear_upsampling(self.parts[0].apply_slice(weights[0], inputs, records))
+
+
+def aligned_bilinear_upsampling(inputs: tf.Tensor) -> tf.Tensor:
+    """Doubles height and width bilinearly, in float32; corners keep their places (not so in Keras' UpSampling2D)."""
+    _, height, width, _ = inputs.shape
+    doubled = tf.raw_ops.ResizeBilinear(images=inputs, size=(2 * height, 2 * width), align_corners=True)
+    return tf.cast(doubled, inputs.dtype)

@@ -30,12 +30,12 @@ class ForwardPass:
     kernels: dict["StackedLayer", tf.Tensor] = dataclasses.field(default_factory=dict)
 
     def commit(self) -> None:
-        """Assigns the gathered updates; apart from the pass itself, so that a bad step can be left without trace."""
+        """Assigns the gathered updates."""
         for variable, value in self.updates:
             variable.assign(value)
 
     def slices_of(self, layer: "StackedLayer") -> list[Any]:
-        """The ready-to-use weights of a stack in this pass, see `StackedLayer.slices`."""
+        """The weights of a stack in this pass, see `StackedLayer.slices`."""
         return layer.slices(self)
 
 
@@ -51,9 +51,8 @@ class StackedLayer(keras.layers.Layer):
     """Base of all stacks: `count` identical layers, one variable a weight with a leading axis of `count`.
 
     A subclass either owns variables (and overrides `slices` and `apply_slice`) or is made of `parts`, stacks of the
-    same count, which act one after another unless it says otherwise. All weights are made at construction: their
-    shapes are known from the plan. With `recomputed` the backward pass computes each layer again, and the forward pass
-    keeps only the layer's input.
+    same count, which act one after another unless it says otherwise. All weights are made at construction. With
+    `recomputed` the backward pass computes each layer again, and the forward pass keeps only the layer's input.
     """
 
     def __init__(self, count: int, parts: Sequence["StackedLayer"] = (), **kwargs):
@@ -162,5 +161,5 @@ def stack_of(kind: type[StackedLayer], count: int, *arguments, **keywords) -> St
 def unstacked(
     stack: StackedLayer | None, forward: ForwardPass
 ) -> contextlib.AbstractContextManager[list[Callable[[tf.Tensor], tf.Tensor]]]:
-    """The stack's layers as functions, see `StackedLayer.unstacked`; an empty list where there is no stack."""
+    """See `StackedLayer.unstacked`; an empty list where there is no stack."""
     return contextlib.nullcontext([]) if stack is None else stack.unstacked(forward)

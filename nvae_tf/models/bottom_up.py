@@ -51,18 +51,12 @@ class BottomUp(keras.layers.Layer):
     def __init__(self, config: ModelConfig, plan: LatentPlan, **kwargs):
         super().__init__(**kwargs)
         shared = {"dtype": kwargs.get("dtype")}
+        excite = config.squeeze_excite
         self.stem = StackedConvolution(1, config.image_channels, config.num_channels_encoder, 3, **shared)
-        self.preprocess = [
-            PreprocessBlock(block, plan.cells.preprocess, config.squeeze_excite, **shared) for block in plan.preprocess
-        ]
-        smaller_scales = (None, *plan.scales)
-        self.scales = []
-        if not plan.is_vanilla:
-            cells = plan.cells.encoder, config.num_cells_per_group_encoder, config.squeeze_excite
-            self.scales = [
-                BottomUpScale(scale, smaller, *cells, **shared)
-                for scale, smaller in reversed(list(zip(plan.scales, smaller_scales, strict=False)))
-            ]
+        self.preprocess = [PreprocessBlock(block, plan.cells.preprocess, excite, **shared) for block in plan.preprocess]
+        cells = plan.cells.encoder, config.num_cells_per_group_encoder, excite
+        pairs = [] if plan.is_vanilla else zip(plan.scales[::-1], (*plan.scales[-2::-1], None), strict=True)
+        self.scales = [BottomUpScale(scale, smaller, *cells, **shared) for scale, smaller in pairs]
         top_channels = plan.scales[0].encoder_channels
         self.top = StackedConvolution(1, top_channels, top_channels, 1, **shared)
         self.built = True

@@ -9,15 +9,16 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig, check
 
-# Rounding: half precision has 1 + 1/1024 next to 1. One of 256 levels is 1/255.
+# Half precision has 1 + 1/1024 next to 1; one of 256 levels is 1/255.
 _RANGE_TOLERANCE = 1e-3
 _WRONG_RANGE = "images have values from {} to {}; they must be in [0, 1]: divide 8-bit values by 255"
 _ASSERTED = re.compile(r"assertion failed: \[(images have values .* by 255)\]")
 
 
-def frame_with_zeros(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Images `[batch, height, width, channels]` in the middle of a frame of zeros of the given size."""
-    missing = height - images.shape[1], width - images.shape[2]
+def frame(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
+    """Images `[batch, height, width, channels]` in the middle of the network's frame of zeros, or as they have it."""
+    check_image_size(images, config, framed=True)
+    missing = config.network_height - images.shape[1], config.network_width - images.shape[2]
     if missing == (0, 0):
         return images
     margins = [(size // 2, size - size // 2) for size in missing]
@@ -25,18 +26,13 @@ def frame_with_zeros(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 
 def real_pixels(framed: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """The middle `[batch, height, width, ...]` of a frame; undoes `frame_with_zeros`."""
+    """The middle `[batch, height, width, ...]` of a frame; undoes `frame`."""
     top, left = (framed.shape[1] - height) // 2, (framed.shape[2] - width) // 2
     return framed[:, top : top + height, left : left + width]
 
 
-def batch_size_of(images: tf.Tensor) -> int | tf.Tensor:
-    """The length of the first axis: a number where it is known in the graph, else a tensor."""
-    return images.shape[0] or tf.shape(images)[0]
-
-
 def check_image_size(images: tf.Tensor, config: ModelConfig, framed: bool = False) -> None:
-    """Refuses a batch whose images have another size than the model's, or with `framed` than its padded frame's."""
+    """ValueError where images have another size than the model's, and with `framed` than its padded frame's."""
     expected = (config.image_height, config.image_width, config.image_channels)
     sizes = [expected, (config.network_height, config.network_width, config.image_channels)][: 1 + framed]
     check(
@@ -47,11 +43,7 @@ def check_image_size(images: tf.Tensor, config: ModelConfig, framed: bool = Fals
 
 
 def check_batch(images: Any, config: ModelConfig) -> tf.Tensor:
-    """A batch of `fit`, `evaluate` or `predict` as float32; for its values see `assert_unit_range`.
-
-    Raises:
-      ValueError: it is not one tensor of images of the model's size, or they are whole numbers.
-    """
+    """A batch of `fit`, `evaluate` or `predict` as float32; ValueError unless it is floats of the model's size."""
     if isinstance(images, Mapping):
         raise ValueError(
             f"a batch is a dictionary of {', '.join(map(str, images))}; this model takes the images alone: "
@@ -67,11 +59,7 @@ def check_batch(images: Any, config: ModelConfig) -> tf.Tensor:
 
 
 def check_images(images: Any, config: ModelConfig) -> tf.Tensor:
-    """Images from outside as a float32 tensor `[batch, height, width, channels]`.
-
-    Raises:
-      ValueError: see `check_batch`; or, where this runs eagerly, they are not all in [0, 1].
-    """
+    """As `check_batch`; ValueError also where there are no images or, if this runs eagerly, values not in [0, 1]."""
     images = check_batch(images, config)
     check(images.shape[0] != 0, "there are no images: give at least one")
     if tf.executing_eagerly():
@@ -82,9 +70,8 @@ def check_images(images: Any, config: ModelConfig) -> tf.Tensor:
 def assert_unit_range(images: tf.Tensor, nan_allowed: bool) -> tf.Operation | None:
     """Asserts that float32 images `[batch, height, width, channels]` are in [0, 1], but for rounding.
 
-    It is computed on the host, where batches come from, so that no accelerator waits for it. XLA drops assertions:
-    this one belongs outside of what is compiled, before it by `tf.control_dependencies`.
-    With `nan_allowed` a batch with NaN passes.
+    On the host, where batches come from, so that no accelerator waits for it. XLA drops assertions: this one belongs
+    outside of what is compiled, before it by `tf.control_dependencies`. With `nan_allowed` a batch with NaN passes.
     """
     with tf.device("CPU:0"):
         # NaN if a value is, and then the comparison fails.

@@ -5,9 +5,10 @@ image and the rest from the prior) are the same pass.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +21,7 @@ from nvae_tf.layers.cpu_kernels import fan_out
 
 Normal = tfp.distributions.Normal
 Shapes = Sequence[tuple[int, int, int]]
+Number = int | tf.Tensor
 Temperature = float | tf.Tensor | Sequence[float] | np.ndarray
 _NUMBERS_PER_COUNTER = 4
 
@@ -44,13 +46,6 @@ class GroupLayers(NamedTuple):
     combine: Callable  # (state, z) -> state
 
 
-class LatentSource(Protocol):
-    """Gives one group's latent to the top-down pass."""
-
-    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        """The latent of the group whose layers and incoming state these are."""
-
-
 @dataclasses.dataclass(frozen=True)
 class PosteriorSource:
     """Draws from q(z | x, groups above) with standard-normal `noise` `[batch, height, width, latent channels]`."""
@@ -60,7 +55,7 @@ class PosteriorSource:
     residual: bool = True
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        """A reparameterized sample, pushed through the group's flows."""
+        """The latent of the group whose layers and incoming state these are."""
         prior_mean, prior_log_scale = layers.prior(state)
         mean, log_scale = layers.posterior(state, self.feature)
         if self.residual:
@@ -86,7 +81,6 @@ class PriorSource:
     temperature: float | tf.Tensor = 1.0
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        """A sample of the prior at the temperature."""
         prior = soft_clamped_normal(*layers.prior(state), self.temperature)
         z = prior.loc + prior.scale * self.noise
         return LatentSample(z, z, prior)
@@ -99,17 +93,17 @@ class GivenSource:
     latent: tf.Tensor
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        """The given latent, beside the prior that it could have come from."""
         z = tf.cast(self.latent, tf.float32)
         return LatentSample(z, z, soft_clamped_normal(*layers.prior(state)))
+
+
+LatentSource = PosteriorSource | PriorSource | GivenSource  # or what else can `draw`
 
 
 def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_groups: bool = False) -> list[tf.Tensor]:
     """Latents from outside, a list `[batch, height, width, latent channels]` a group, top group first, as float32.
 
-    Raises:
-      ValueError: they do not fit the plan, are not of equally many images or not finite, or groups are missing. Whether
-        they are finite is checked eagerly only.
+    ValueError where they do not fit the plan, lack groups, are not of equally many images or (if eager) not finite.
     """
     tensors = [tf.cast(tf.convert_to_tensor(latent), tf.float32) for latent in latents]
     shapes = plan.latent_shapes()
@@ -130,10 +124,8 @@ def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[f
     """The temperature of every group, top group first.
 
     One number is for all groups; a list has one for every scale or group, see `of_groups`. A tensor of one axis is such
-    a list; any other counts as one number (one an image: `[batch, 1, 1, 1]`). The values of tensors are not checked.
-
-    Raises:
-      ValueError: there are as many as neither scales nor groups, or one is not greater than 0 and finite.
+    a list; any other counts as one number (one an image: `[batch, 1, 1, 1]`). ValueError where there are as many as
+    neither scales nor groups, or one that is no tensor is not greater than 0 and finite.
     """
     if isinstance(temperature, tf.Tensor) and temperature.shape.rank == 1:
         temperature = tf.unstack(temperature)
@@ -148,64 +140,48 @@ def temperatures_of_groups(temperature: Temperature, plan: LatentPlan) -> list[f
     return of_groups(values, plan.latent_shapes(), "temperatures") if several else values * plan.num_groups
 
 
-def batch_noise(
-    shapes: Shapes, batch_size: int | tf.Tensor, seed: tf.Tensor | Sequence[int], first: int | tf.Tensor = 0
-) -> list[tf.Tensor]:
-    """One standard-normal draw `[batch, height, width, channels]` a group, from one seed `[2]` for a batch (training).
-
-    The draws of an image depend on the seed and its place in the batch: `first` is that of the first of these images,
-    where those before it are drawn elsewhere.
-    """
-    return _split_groups(_numbered_draws(_total_size(shapes), batch_size, seed, first), shapes)
+def batch_noise(shapes: Shapes, batch_size: Number, seed: Sequence[Number], first: Number = 0) -> list[tf.Tensor]:
+    """Standard-normal draws `[batch, height, width, channels]` a group; image i's of one seed `[2]` and `first + i`."""
+    return _of_groups(_numbered_draws(_total_size(shapes), batch_size, seed, first), shapes)
 
 
 def noise_per_image(shapes: Shapes, seeds: tf.Tensor) -> list[tf.Tensor]:
-    """As `batch_noise`, but from one seed an image `[batch, 2]`: an image's draw does not depend on its batch."""
+    """As `batch_noise`, but each image's draws are a function of its own seed (`[batch, 2]`) alone."""
     size = _total_size(shapes)
-    noise = tf.map_fn(
-        lambda seed: tf.random.stateless_normal((size,), seed, alg="philox"),
-        seeds,
-        fn_output_signature=tf.TensorSpec((size,), tf.float32),
-    )
-    return _split_groups(noise, shapes)
+    draw = functools.partial(tf.random.stateless_normal, [size], alg="philox")
+    return _of_groups(tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec([size], tf.float32)), shapes)
 
 
-def noise_of_samples(shapes: Shapes, seeds: tf.Tensor, first: int | tf.Tensor, count: int) -> list[tf.Tensor]:
-    """The draws of samples `first ... first + count - 1` of every image, one seed an image `[batch, 2]`.
+def noise_of_samples(shapes: Shapes, seeds: tf.Tensor, first: Number, count: int) -> list[tf.Tensor]:
+    """The draws of samples `first ... first + count - 1` of every image, functions of its seed and the sample's number.
 
-    `[batch * count, height, width, channels]` a group, the samples of an image one after another. A sample's draw
-    depends on the image's seed and its number alone.
+    Seeds `[batch, 2]` -> `[batch * count, height, width, channels]` a group, an image's samples one after another.
     """
     size = _total_size(shapes)
-    noise = tf.map_fn(
-        lambda seed: _numbered_draws(size, count, seed, first),
-        seeds,
-        fn_output_signature=tf.TensorSpec((count, size), tf.float32),
-    )
-    return _split_groups(tf.reshape(noise, [-1, size]), shapes)
+    spec = tf.TensorSpec((count, size), tf.float32)
+    noise = tf.map_fn(lambda seed: _numbered_draws(size, count, seed, first), seeds, fn_output_signature=spec)
+    return _of_groups(tf.reshape(noise, [-1, size]), shapes)
 
 
-def image_seeds(seed: int | tf.Tensor, count: int | tf.Tensor, first: int | tf.Tensor = 0) -> tf.Tensor:
+def batch_size_of(tensor: tf.Tensor) -> Number:
+    """The length of the first axis: a number where it is known in the graph, else a tensor."""
+    return tensor.shape[0] or tf.shape(tensor)[0]
+
+
+def image_seeds(seed: Number, count: Number, first: Number = 0) -> tf.Tensor:
     """Seeds `[count, 2]` of the images `first .. first + count - 1` of a stream."""
     indices = tf.range(first, first + count, dtype=tf.int32)
     return tf.stack([tf.fill(tf.shape(indices), tf.cast(seed, tf.int32)), indices], axis=1)
 
 
-def _numbered_draws(
-    size: int, count: int | tf.Tensor, seed: tf.Tensor | Sequence[int], first: int | tf.Tensor
-) -> tf.Tensor:
-    """Draws `[count, size]`, each a function of the seed `[2]` and its number, counted from `first`."""
+def _numbered_draws(size: int, count: Number, seed: Sequence[Number], first: Number) -> tf.Tensor:
     # A Philox counter gives four numbers; every draw starts at a counter of its own.
     counters = -(-size // _NUMBERS_PER_COUNTER)
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
     start = tf.stack([tf.cast(first, tf.uint64) * counters, tf.constant(0, tf.uint64)])
     # Philox gives the same numbers eagerly, in a graph and on every device; the default does not. XLA has its own.
-    noise = tf.raw_ops.StatelessRandomNormalV2(
-        shape=[count, counters * _NUMBERS_PER_COUNTER],
-        key=key,
-        counter=counter + start,
-        alg=tf.random.Algorithm.PHILOX.value,
-    )
+    philox, shape = tf.random.Algorithm.PHILOX.value, [count, counters * _NUMBERS_PER_COUNTER]
+    noise = tf.raw_ops.StatelessRandomNormalV2(shape=shape, key=key, counter=counter + start, alg=philox)
     return noise[:, :size]
 
 
@@ -213,6 +189,6 @@ def _total_size(shapes: Shapes) -> int:
     return sum(map(math.prod, shapes))
 
 
-def _split_groups(noise: tf.Tensor, shapes: Shapes) -> list[tf.Tensor]:
-    of_groups = tf.split(noise, [math.prod(shape) for shape in shapes], axis=1)
-    return [tf.reshape(draws, (-1, *shape)) for draws, shape in zip(of_groups, shapes, strict=True)]
+def _of_groups(noise: tf.Tensor, shapes: Shapes) -> list[tf.Tensor]:
+    pieces = tf.split(noise, [math.prod(shape) for shape in shapes], axis=1)
+    return [tf.reshape(draws, (-1, *shape)) for draws, shape in zip(pieces, shapes, strict=True)]

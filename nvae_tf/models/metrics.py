@@ -8,30 +8,20 @@ import tensorflow as tf
 
 
 class StepMetrics(NamedTuple):
-    """Means over the images of all replicas, in nats per image.
+    """Means over the images of all replicas, in nats per image."""
 
-    Attributes:
-      loss: what is differentiated, scalar.
-      reconstruction: -log p(x | z), scalar.
-      kl_per_group: unweighted KL `[groups]`, top group first.
-      spectral_norms: largest singular value of every convolution `[layers]`, in the order of
-        `SpectralRegularizer.layer_names`; without unit.
-      gradient_norm: of all gradients as one vector; on several replicas the root of the mean of its square over the
-        replicas, each for its own images. Not finite if one gradient is not.
-    """
-
-    loss: tf.Tensor
-    reconstruction: tf.Tensor
-    kl_per_group: tf.Tensor
-    spectral_norms: tf.Tensor
+    loss: tf.Tensor  # what is differentiated, scalar
+    reconstruction: tf.Tensor  # -log p(x | z), scalar
+    kl_per_group: tf.Tensor  # unweighted, `[groups]`, top group first
+    spectral_norms: tf.Tensor  # largest singular value of every convolution `[layers]`, without unit
+    # Of all gradients as one vector, not finite if one is not. On several replicas the root of the mean of its square
+    # over the replicas, each for its own images.
     gradient_norm: tf.Tensor
 
 
 class _SharedVariables:
-    """Metrics whose values are the same on all replicas: any of them can read and save them without the others."""
-
+    # The values are the same on all replicas: any of them can read and save them without the others.
     def add_variable(self, shape, initializer, dtype=None, aggregation=None, name=None):
-        """As `keras.metrics.Metric.add_variable`, but for the given aggregation."""
         return super().add_variable(shape, initializer, dtype, "only_first_replica", name)
 
 
@@ -48,7 +38,9 @@ class SharedSum(_SharedVariables, keras.metrics.Sum):
 
 
 class RunningMetrics:
-    """Running means over accepted steps, and the number of steps skipped since the last reset."""
+    """Means of loss, reconstruction and KL, in nats per image, and of the norm of the gradients over the steps taken
+    since the last reset, and how many were skipped (`nvae_tf.optimization.StepGuard`).
+    """
 
     def __init__(self):
         names = ("loss", "reconstruction", "kl", "gradient_norm")
@@ -77,18 +69,14 @@ class RecentSteps(NamedTuple):
 
 
 class RecentMetrics:
-    """KL of every group and spectral norm of every layer at the last steps, skipped ones included.
-
-    They are written where the step runs, and read now and then only: reading holds up an accelerator.
-    """
+    """KL of every group and spectral norm of every layer at the last steps; reading them holds up an accelerator."""
 
     STEPS = 200
 
     def __init__(self, num_groups: int, num_layers: int):
         self._num_groups = num_groups
         shared = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
-        rows = tf.zeros([self.STEPS, 1 + num_groups + num_layers])
-        self._rows = tf.Variable(rows, name="recent_metrics", **shared)
+        self._rows = tf.Variable(tf.zeros([self.STEPS, 1 + num_groups + num_layers]), name="recent_metrics", **shared)
         self._count = tf.Variable(0, dtype=tf.int64, name="recent_steps", **shared)
 
     def keep(self, metrics: StepMetrics, accepted: tf.Tensor) -> None:

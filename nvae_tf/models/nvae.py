@@ -19,16 +19,7 @@ from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models import training_step
 from nvae_tf.models.bottom_up import BottomUp
-from nvae_tf.models.images import (
-    assert_unit_range,
-    batch_size_of,
-    check_batch,
-    check_image_size,
-    check_images,
-    frame_with_zeros,
-    real_pixels,
-    with_one_line_errors,
-)
+from nvae_tf.models.images import assert_unit_range, check_batch, check_images, frame, real_pixels, with_one_line_errors
 from nvae_tf.models.latents import (
     GivenSource,
     LatentSample,
@@ -36,6 +27,7 @@ from nvae_tf.models.latents import (
     PosteriorSource,
     PriorSource,
     Temperature,
+    batch_size_of,
     check_latents,
     image_seeds,
     noise_of_samples,
@@ -49,17 +41,11 @@ from nvae_tf.replicas import replica_count, replica_means
 
 
 class Decoded(NamedTuple):
-    """The end of a top-down pass.
+    """The end of a top-down pass."""
 
-    Attributes:
-      parameters: the likelihood's parameters over the padded frame, `[batch, height, width, parameters]`.
-      likelihood: the distribution over the real pixels, event `[height, width, channels]` in [0, 1].
-      latents: every group's latent, top group first.
-    """
-
-    parameters: tf.Tensor
-    likelihood: tfp.distributions.Distribution
-    latents: list[LatentSample]
+    parameters: tf.Tensor  # the likelihood's, over the padded frame, `[batch, height, width, parameters]`
+    likelihood: tfp.distributions.Distribution  # over the real pixels, event `[height, width, channels]` in [0, 1]
+    latents: list[LatentSample]  # top group first
 
     def elbo(self, images: tf.Tensor) -> objectives.Elbo:
         """The bound's terms for the images that the latents were inferred from, in nats."""
@@ -79,16 +65,13 @@ class NVAE(keras.Model):
     Images are `[batch, height, width, channels]` in [0, 1]; scores are nats per image.
 
     Args:
-      config: the architecture.
+      config: the architecture; ValueError where its settings do not fit each other.
       objective: the training loss.
       seed: of all draws in training.
       recompute: what the backward pass computes again instead of keeping it: nothing ("none"), the cells of the latent
         groups ("groups"), or those before and after them too ("all").
       accumulate_steps: into how many microbatches a batch is cut in training, for less memory.
       **kwargs: of `keras.Model`; `dtype="mixed_bfloat16"` computes the networks in half precision.
-
-    Raises:
-      ValueError: the settings do not fit each other.
     """
 
     def __init__(
@@ -112,22 +95,16 @@ class NVAE(keras.Model):
         check(is_count, f"accumulate_steps = {accumulate_steps!r}: must be a whole number and at least 1")
         check_choice("dtype", self.dtype_policy.name, configuration.PRECISIONS)
         check_choice("recompute", recompute, configuration.RECOMPUTATIONS)
-        self.config = config
-        self.objective = objective
-        self.seed = int(seed)
-        self.recompute = recompute
-        self.accumulate_steps = accumulate_steps
-        self.plan = latent_plan(config)
+        self.config, self.objective, self.plan = config, objective, latent_plan(config)
+        self.seed, self.recompute, self.accumulate_steps = int(seed), recompute, accumulate_steps
         mixture = config.num_mixtures, config.num_bits, config.exact_edges
         self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
-        shared = {"dtype": self.dtype_policy}
-        self.bottom_up = BottomUp(config, self.plan, name="bottom_up", **shared)
-        self.top_down = TopDown(config, self.plan, self.likelihood.num_parameters, name="top_down", **shared)
-        scales = (*self.bottom_up.scales, *self.top_down.scales)
-        cells_of_groups = [scale.cells for scale in scales if scale.cells is not None]
-        cells_of_choice = {"none": [], "groups": cells_of_groups, "all": self._stacks(ResidualCells)}
-        for cells in cells_of_choice[recompute]:
-            cells.recomputed = True
+        dtype, num_parameters = self.dtype_policy, self.likelihood.num_parameters
+        self.bottom_up = BottomUp(config, self.plan, name="bottom_up", dtype=dtype)
+        self.top_down = TopDown(config, self.plan, num_parameters, name="top_down", dtype=dtype)
+        of_groups = [scale.cells for scale in (*self.bottom_up.scales, *self.top_down.scales)]
+        for cells in self._stacks(ResidualCells):
+            cells.recomputed = recompute == "all" or (recompute == "groups" and cells in of_groups)
         self.spectral_regularizer = objectives.SpectralRegularizer(self.convolutions)
         self.is_data_dependent = bool(self._stacks(DataDependentConvolution))
         self.data_initialised = self.add_weight(
@@ -162,7 +139,7 @@ class NVAE(keras.Model):
     # The networks: images -> features -> latents -> the distribution of images.
 
     def infer(self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None) -> Decoded:
-        """Bottom-up and top-down for images `[batch, height, width, channels]`, with every latent from the posterior.
+        """Both passes for images `[batch, height, width, channels]`, with every latent from the posterior.
 
         `noise` are the groups' standard-normal draws, top group first. Without `forward` it is inference.
         """
@@ -172,18 +149,15 @@ class NVAE(keras.Model):
 
     def features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
         """The bottom-up feature of every group, top group first; they do not depend on any random draw."""
-        check_image_size(images, self.config, framed=True)
-        framed = frame_with_zeros(images, self.config.network_height, self.config.network_width)
-        return self.bottom_up.forward(framed, forward or ForwardPass())
+        return self.bottom_up.forward(frame(images, self.config), forward or ForwardPass())
 
     def top_down_pass(
         self, sources: Sequence[LatentSource], batch_size: int | tf.Tensor, forward: ForwardPass | None = None
     ) -> Decoded:
         """From one latent source a group to the distribution of images."""
         parameters, latents = self.top_down.forward(sources, batch_size, forward or ForwardPass())
-        height, width = self.config.image_height, self.config.image_width
-        likelihood = self.likelihood.distribution(real_pixels(parameters, height, width))
-        return Decoded(parameters, likelihood, latents)
+        pixels = real_pixels(parameters, self.config.image_height, self.config.image_width)
+        return Decoded(parameters, self.likelihood.distribution(pixels), latents)
 
     def _posterior_sources(self, features: Sequence[tf.Tensor], noise: Sequence[tf.Tensor]) -> list[LatentSource]:
         residual = self.config.residual_distributions
@@ -203,20 +177,14 @@ class NVAE(keras.Model):
     def encode(self, images: tf.Tensor, seed: int = 0, mean: bool = False) -> list[tf.Tensor]:
         """Latents of images, a list `[batch, height, width, latent channels]` a group, top group first.
 
-        They are drawn from the posterior; with `mean` they are its means, each given those of the groups above (with
-        flows: what these make of the means).
+        Draws from the posterior, or its means, each given those of the groups above, and what the flows make of them.
         """
         images = check_images(images, self.config)
         seeds = image_seeds(seed, batch_size_of(images))
         return [latent.z for latent in self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0)]
 
-    def encode_from_seeds(
-        self, images: tf.Tensor, seeds: tf.Tensor, noise_scale: float | tf.Tensor = 1.0
-    ) -> list[LatentSample]:
-        """Every group's latent of images, for one seed an image `[batch, 2]`.
-
-        `noise_scale` multiplies the posterior's sigma: 1 draws, 0 gives its means.
-        """
+    def encode_from_seeds(self, images: tf.Tensor, seeds: tf.Tensor, noise_scale=1.0) -> list[LatentSample]:
+        """As `encode`, for one seed an image `[batch, 2]`; `noise_scale` multiplies sigma (0: the means)."""
         noise = [noise_scale * eps for eps in noise_per_image(self.plan.latent_shapes(), seeds)]
         return self.infer(images, noise).latents
 
@@ -233,23 +201,18 @@ class NVAE(keras.Model):
     def generate(self, count: int, temperature: Temperature = 1.0, seed: int = 0) -> tf.Tensor:
         """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
-        `temperature` multiplies the priors' sigma: a number for all groups, or a list with one a scale or one a group,
-        see `temperatures_of_groups`. Image i depends on the seed and i, not on `count`.
+        `temperature` multiplies the priors' sigma, see `temperatures_of_groups`: a number, or one a scale or group.
+        Image i depends on the seed and i, not on `count`.
         """
         check(count >= 1, f"count = {count}: must be at least 1")
         return self.generate_from_seeds(image_seeds(seed, count), temperature).mean()
 
     def generate_from_seeds(
-        self,
-        seeds: tf.Tensor,
-        temperature: Temperature = 1.0,
-        latents: Sequence[tf.Tensor] = (),
-        forward: ForwardPass | None = None,
+        self, seeds: tf.Tensor, temperature: Temperature = 1.0, latents=(), forward: ForwardPass | None = None
     ) -> tfp.distributions.Distribution:
         """The distribution of images for one seed an image `[batch, 2]`; the temperature is the priors' alone.
 
-        Latents of the top groups may be given; the other groups' draws are the same as without. `forward` is that of
-        `top_down_pass`.
+        Latents of the top groups may be given; the other groups' draws are the same as without.
         """
         temperatures = temperatures_of_groups(temperature, self.plan)
         sources: list[LatentSource] = [GivenSource(latent) for latent in latents]
@@ -272,27 +235,12 @@ class NVAE(keras.Model):
         return self.add_importance_samples(begun, images, self.features(images), seeds, *whole).bounds[:, 0]
 
     def add_importance_samples(
-        self,
-        before: objectives.ImportanceWeighting,
-        images: tf.Tensor,
-        features: Sequence[tf.Tensor],
-        seeds: tf.Tensor,
-        first: int | tf.Tensor,
-        last: int | tf.Tensor,
-        numbers: Sequence[int],
-        samples_at_once: int = 1,
+        self, before: objectives.ImportanceWeighting, images, features, seeds, first, last, numbers, samples_at_once=1
     ) -> objectives.ImportanceWeighting:
-        """Adds samples `first ... last - 1` of every image; sample k depends on the image's seed and k.
+        """Adds samples `first ... last - 1` of every image to those `before`, functions of seed and number.
 
-        Args:
-          before: the samples before.
-          images: `[batch, height, width, channels]` in [0, 1].
-          features: of the images, see `features`.
-          seeds: one an image, `[batch, 2]`.
-          first: number of the first sample; its successors' end before `last`.
-          last: see there.
-          numbers: the numbers of samples for which there is to be a bound.
-          samples_at_once: so many top-down passes are one, with as many times the memory.
+        `images` are `[batch, height, width, channels]` in [0, 1] with these `features` and a seed each, `[batch, 2]`;
+        `numbers` see `objective.add_samples`. One pass draws `samples_at_once`, with as many times the memory.
         """
         # Once for all samples, not in every turn of the loop.
         forward = ForwardPass()
@@ -314,9 +262,7 @@ class NVAE(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """What `fit` reports: means of loss, reconstruction and KL in nats per image, the mean norm of the gradients,
-        and how many steps were skipped because of NaN or infinity (`nvae_tf.optimization.StepGuard`).
-        """
+        """What `fit` reports, see `RunningMetrics`."""
         return self.running.of_training
 
     def training_loss(
@@ -335,10 +281,7 @@ class NVAE(keras.Model):
 
     @tf.autograph.experimental.do_not_convert
     def test_step(self, data) -> dict[str, tf.Tensor]:
-        """One step of `evaluate`: the negative bound in nats, with running batch-norm statistics.
-
-        Every batch gets the same draws; `nvae_tf.evaluation` gives each image its own.
-        """
+        """One step of `evaluate`: the negative bound in nats; every batch gets the same draws."""
         images = self._images_of(data)
         elbo = self.infer(images, training_step.draws(self, images, -1)).elbo(images)
         reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
@@ -347,7 +290,7 @@ class NVAE(keras.Model):
         return _results(self.running.of_evaluation)
 
     def _images_of(self, data) -> tf.Tensor:
-        """The images of a batch; a dataset may also give labels or weights, which are not used."""
+        # A dataset may also give labels or weights, which are not used.
         return check_batch(data[0] if isinstance(data, (tuple, list)) else data, self.config)
 
     def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
@@ -425,24 +368,15 @@ class NVAE(keras.Model):
         )
 
     def get_config(self) -> dict:
-        """The settings, for `save` and `from_config`."""
-        return {
-            "config": configuration.config_to_dict(self.config),
-            "objective": configuration.config_to_dict(self.objective),
-            "seed": self.seed,
-            "recompute": self.recompute,
-            "accumulate_steps": self.accumulate_steps,
-            "name": self.name,
-            "dtype": self.dtype_policy.name,
-        }
+        settings = {name: configuration.config_to_dict(getattr(self, name)) for name in ("config", "objective")}
+        settings |= {name: getattr(self, name) for name in ("seed", "recompute", "accumulate_steps", "name")}
+        return settings | {"dtype": self.dtype_policy.name}
 
     @classmethod
     def from_config(cls, config: dict) -> "NVAE":
-        """The model of settings from `get_config`."""
-        settings = dict(config)
-        model = configuration.config_from_dict(ModelConfig, settings.pop("config"))
-        objective = configuration.config_from_dict(ObjectiveConfig, settings.pop("objective"))
-        return cls(model, objective, **settings)
+        model = configuration.config_from_dict(ModelConfig, config["config"])
+        objective = configuration.config_from_dict(ObjectiveConfig, config["objective"])
+        return cls(**config | {"config": model, "objective": objective})
 
 
 def _results(metrics: Sequence[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
@@ -476,15 +410,9 @@ def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_ste
     keras.utils.set_random_seed(settings.seed)
     of_training = {"recompute": settings.recompute, "accumulate_steps": settings.accumulate_steps}
     model = NVAE(config.model, config.objective, seed=settings.seed, dtype=settings.precision, **of_training)
-    schedule = LoweredRate(
-        WarmupCosine(
-            rates.learning_rate,
-            rates.learning_rate_min,
-            warmup_steps=round(rates.warmup_epochs * steps_per_epoch),
-            steps_per_epoch=steps_per_epoch,
-            total_steps=total_steps,
-        )
-    )
+    warmup_steps = round(rates.warmup_epochs * steps_per_epoch)
+    limits = rates.learning_rate, rates.learning_rate_min
+    schedule = LoweredRate(WarmupCosine(*limits, warmup_steps, steps_per_epoch, total_steps))
     model.step_guard = RunawayGuard(settings.loss_tolerance)
     average = {"use_ema": True, "ema_momentum": rates.ema_momentum} if rates.ema_momentum else {}
     optimizer = NVAEAdamax(learning_rate=schedule, l2=rates.weight_decay, **average)

@@ -11,8 +11,7 @@ from nvae_tf.flows import FlowPairs
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, stack_of, unstacked
 from nvae_tf.layers.cpu_kernels import fan_out
-from nvae_tf.models.images import batch_size_of
-from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource
+from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, batch_size_of
 
 
 class TopDownScale(keras.layers.Layer):
@@ -25,21 +24,18 @@ class TopDownScale(keras.layers.Layer):
         encoder, decoder, latent = scale.encoder_channels, scale.decoder_channels, config.num_latent_per_group
         self.num_groups = len(scale.groups)
         self.num_top_groups = 1 if index == 0 else 0
-        self.num_latent = latent
+        self.is_vanilla, self.num_latent, self.num_flows = plan.is_vanilla, latent, config.num_flows
         self.cells_per_group = config.num_cells_per_group_decoder
-        self.num_flows = config.num_flows
         branch, excite = plan.cells.decoder, config.squeeze_excite
         below_top = self.num_groups - self.num_top_groups
-        self.cells = stack_of(
-            ResidualCells, below_top * self.cells_per_group, branch, decoder, decoder, excite, **shared
-        )
+        cells = below_top * self.cells_per_group, branch, decoder, decoder, excite
+        self.cells = stack_of(ResidualCells, *cells, **shared)
         self.priors = stack_of(StackedConvolution, below_top, decoder, 2 * latent, 1, **shared)
         self.feature_combiners = stack_of(StackedConvolution, below_top, decoder, encoder, 1, **shared)
         self.posteriors = StackedConvolution(self.num_groups, encoder, 2 * latent, 3, **shared)
         self.flows = stack_of(FlowPairs, self.num_groups * self.num_flows, latent, **shared)
         combined = latent if plan.is_vanilla else decoder + latent
         self.combiners = StackedConvolution(self.num_groups, combined, decoder, 1, **shared)
-        self.is_vanilla = plan.is_vanilla
         self.up = None
         if index + 1 < len(plan.scales):
             larger = plan.scales[index + 1].decoder_channels
@@ -51,40 +47,27 @@ class TopDownScale(keras.layers.Layer):
         """The layers of each group, from the top; leaving the block records batch statistics."""
         with contextlib.ExitStack() as stack:
             stacks = self.cells, self.priors, self.feature_combiners, self.posteriors, self.flows, self.combiners
-            cells, priors, feature_combiners, posteriors, flows, combiners = (
-                stack.enter_context(unstacked(layer, forward)) for layer in stacks
-            )
-            groups = []
-            for position in range(self.num_groups):
-                below = position - self.num_top_groups
-                is_top = below < 0
-                groups.append(
-                    GroupLayers(
-                        cells=[] if is_top else cells[below * self.cells_per_group :][: self.cells_per_group],
-                        prior=self._prior(None if is_top else priors[below]),
-                        posterior=self._posterior(posteriors[position], None if is_top else feature_combiners[below]),
-                        flows=flows[position * self.num_flows :][: self.num_flows],
-                        combine=self._combine(combiners[position]),
-                    )
-                )
-            yield groups
+            layers = [stack.enter_context(unstacked(layer, forward)) for layer in stacks]
+            yield [self._group(position, *layers) for position in range(self.num_groups)]
 
-    def _prior(self, convolution):
-        if convolution is None:
-            return lambda state: standard_prior(state, self.num_latent)
-        return lambda state: _mean_and_log_scale(convolution(tf.nn.elu(state)))
+    def _group(self, position, cells, priors, feature_combiners, posteriors, flows, combiners) -> GroupLayers:
+        below = position - self.num_top_groups  # -1: the top group, which lacks the first three
 
-    def _posterior(self, convolution, combiner):
-        if combiner is None:
-            return lambda state, feature: _mean_and_log_scale(convolution(feature))
-        return lambda state, feature: _mean_and_log_scale(convolution(feature + combiner(state)))
+        def prior(state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            if below < 0:
+                return standard_prior(state, self.num_latent)
+            return _mean_and_log_scale(priors[below](tf.nn.elu(state)))
 
-    def _combine(self, convolution):
+        def posterior(state: tf.Tensor, feature: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            feature = feature if below < 0 else feature + feature_combiners[below](state)
+            return _mean_and_log_scale(posteriors[position](feature))
+
         def combine(state: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
             z = tf.cast(z, self.compute_dtype)
-            return convolution(z if self.is_vanilla else tf.concat([state, z], -1))
+            return combiners[position](z if self.is_vanilla else tf.concat([state, z], -1))
 
-        return combine
+        cells = [] if below < 0 else cells[below * self.cells_per_group :][: self.cells_per_group]
+        return GroupLayers(cells, prior, posterior, flows[position * self.num_flows :][: self.num_flows], combine)
 
 
 class PostprocessBlock(keras.layers.Layer):
@@ -122,20 +105,15 @@ class TopDown(keras.layers.Layer):
             trainable=not plan.is_vanilla,  # the one-group model has it, but does not use it
         )
         self.scales = [TopDownScale(config, plan, index, **shared) for index in range(len(plan.scales))]
-        self.postprocess = [
-            PostprocessBlock(block, plan.cells.postprocess, config.squeeze_excite, **shared)
-            for block in plan.postprocess
-        ]
+        cells = plan.cells.postprocess, config.squeeze_excite
+        self.postprocess = [PostprocessBlock(block, *cells, **shared) for block in plan.postprocess]
         self.image = StackedConvolution(1, config.num_channels_decoder, num_parameters, 3, **shared)
         self.built = True
 
     def forward(
         self, sources: Sequence[LatentSource], batch_size: int | tf.Tensor, forward: ForwardPass
     ) -> tuple[tf.Tensor, list[LatentSample]]:
-        """Walks the groups from the top, each latent from its source, top group first.
-
-        Returns the likelihood's parameters `[batch, height, width, parameters]` and every group's latent.
-        """
+        """The likelihood's parameters `[batch, height, width, parameters]` and every group's latent, by its source."""
         start = tf.cast(self.start, self.compute_dtype)
         state = tf.broadcast_to(start, (batch_size, *start.shape))
         latents: list[LatentSample] = []

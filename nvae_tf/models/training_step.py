@@ -9,8 +9,7 @@ import tensorflow as tf
 from nvae_tf import objective as objectives
 from nvae_tf.config import check
 from nvae_tf.layers import ForwardPass
-from nvae_tf.models.images import batch_size_of
-from nvae_tf.models.latents import batch_noise
+from nvae_tf.models.latents import batch_noise, batch_size_of
 from nvae_tf.models.metrics import StepMetrics
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
@@ -19,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class StepLoss(NamedTuple):
-    """The loss of one replica's images."""
+    """The loss of one replica's images, and every layer's spectral norm `[layers]`."""
 
-    elbo: objectives.Elbo  # the bound's terms, an image
-    loss: objectives.TrainingLoss  # what is differentiated, and its terms
-    spectral_norms: tf.Tensor  # of every layer, `[layers]`
+    elbo: objectives.Elbo
+    loss: objectives.TrainingLoss
+    spectral_norms: tf.Tensor
 
     @property
     def means(self) -> list[tf.Tensor]:
@@ -43,8 +42,7 @@ class Step(NamedTuple):
 def train(model: "NVAE", images: tf.Tensor) -> None:
     """One step on a batch `[batch, height, width, channels]` in [0, 1], unless the step guard skips it.
 
-    The draws depend on the model's seed and the step alone. On several replicas each has its part of the batch, and all
-    of them take the step of the whole batch.
+    The draws depend on the model's seed and the step alone. Replicas, each with its images, take one step together.
     """
     if model.is_data_dependent:
         _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
@@ -52,9 +50,7 @@ def train(model: "NVAE", images: tf.Tensor) -> None:
     take_if_accepted(model, find_step(model, images, model.optimizer.iterations))
 
 
-def draws(
-    model: "NVAE", images: tf.Tensor, step: tf.Tensor | int, shard: int | tf.Tensor | None = None
-) -> list[tf.Tensor]:
+def draws(model: "NVAE", images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
     """The posterior's noise for these images: a replica's, or those of one shard of all replicas' images."""
     batch_size = batch_size_of(images)
     first = (replica_index() if shard is None else shard) * batch_size
@@ -68,19 +64,10 @@ def regularizers_of(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor, tf.
     return norms, total + (objectives.batch_norm_loss(model.batch_norms) if model.batch_norms else 0.0)
 
 
-def loss_of(
-    model: "NVAE",
-    images: tf.Tensor,
-    noise: Sequence[tf.Tensor],
-    step: tf.Tensor,
-    forward: ForwardPass,
-    regularizers: tuple[tf.Tensor, tf.Tensor | float],
-    inputs: tf.Tensor | None = None,
-) -> StepLoss:
+def loss_of(model: "NVAE", images, noise, step, forward: ForwardPass, regularizers, inputs=None) -> StepLoss:
     """The loss of images `[batch, height, width, channels]` after so many steps, see `nvae_tf.objective`.
 
-    `regularizers` are as `regularizers_of` gives them. `inputs` are what the network sees, where they differ from the
-    images in their gradient.
+    `noise` are the groups' draws, `regularizers` those of `regularizers_of`, `inputs` what the network sees instead.
     """
     norms, total = regularizers
     elbo = model.infer(images if inputs is None else inputs, noise, forward).elbo(images)
@@ -102,11 +89,7 @@ def step_of_batch(model: "NVAE", images: tf.Tensor, step: tf.Tensor) -> Step:
 
 
 def step_of_microbatches(model: "NVAE", images: tf.Tensor, step: tf.Tensor) -> Step:
-    """The mean step of equal microbatches; each has its own batch statistics and KL balancing.
-
-    Raises:
-      ValueError: the batch can't be divided evenly, or its size is unknown.
-    """
+    """The mean step of equal microbatches; each has its own batch statistics and KL balancing."""
     count, size = model.accumulate_steps, images.shape[0]
     check(
         size is not None and size % count == 0,
@@ -124,7 +107,6 @@ def step_of_microbatches(model: "NVAE", images: tf.Tensor, step: tf.Tensor) -> S
     statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
 
     def microbatch(index: tf.Tensor) -> list[list[tf.Tensor]]:
-        """What it adds to gradients, statistics and means."""
         forward = ForwardPass(training=True)
         some = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
         noise = draws(model, some, step, replica_index() * count + index)
@@ -146,10 +128,7 @@ def step_of_microbatches(model: "NVAE", images: tf.Tensor, step: tf.Tensor) -> S
 
 
 def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Sequence[tf.Tensor]]) -> list:
-    """`sum_i microbatch(i)` for `i < count`, with the memory of one.
-
-    `microbatch` takes an int32 scalar and gives lists of float32 tensors; `like` has the same lists and shapes.
-    """
+    """`sum_i microbatch(i)` for `i < count`, with the memory of one; `like` has the same lists of float32 tensors."""
 
     def add(sums: list, index: tf.Tensor) -> list:
         return tf.nest.map_structure(tf.add, sums, microbatch(index))
@@ -167,8 +146,7 @@ def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Seque
 
 def take_if_accepted(model: "NVAE", step: Step) -> None:
     """Updates weights, slots and running statistics, all or none of them, as the step guard decides."""
-    variables = [variable for variable, _ in step.updates]
-    values = [value for _, value in step.updates]
+    variables, values = ([pair[place] for pair in step.updates] for place in (0, 1))
     loss, gradient_norm = step.metrics.loss, step.metrics.gradient_norm
     accepted = model.step_guard.accepts(loss, gradient_norm)
     applies, gradients = accepted, step.gradients
@@ -206,29 +184,26 @@ def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
 
 
 def _scaled(model: "NVAE", loss: tf.Tensor | float) -> tf.Tensor:
-    """The replica's part of the loss; the optimizer adds those of all, and may have it scaled."""
+    # The optimizer adds those of all replicas, and may have it scaled.
     return model.optimizer.scale_loss(loss / replica_count())
 
 
 def _gradients_or_zeros(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
+    # TensorFlow's `unconnected_gradients` does not know Keras' variables.
     pairs = zip(model.trainable_weights, tape.gradient(loss, model.trainable_weights), strict=True)
     return [tf.zeros(weight.shape) if gradient is None else gradient for weight, gradient in pairs]
 
 
-def _metrics(
-    model: "NVAE", gradients: list[tf.Tensor], means: list[tf.Tensor], spectral_norms: tf.Tensor
-) -> StepMetrics:
+def _metrics(model: "NVAE", gradients: list, means: list, spectral_norms: tf.Tensor) -> StepMetrics:
     squares = tf.reduce_sum(tf.stack([2.0 * tf.nn.l2_loss(gradient) for gradient in gradients]))
     *means, square = replica_means([*means, squares / tf.square(_scaled(model, 1.0))])
     return StepMetrics(*means, tf.stop_gradient(spectral_norms), tf.sqrt(square))
 
 
 def _on_all_replicas_if(condition: tf.Tensor, function: Callable, *values) -> None:
-    """`function(*values)` on every replica if a condition holds, which is the same on all.
+    """`function(*values)` on every replica if a condition holds, which is the same on all."""
 
-    Replicas update variables together, and can do that under a condition only if all of them enter it as one.
-    """
-
+    # Replicas update variables together: under a condition only if all of them enter it as one.
     def together(strategy: tf.distribute.Strategy, condition, *values) -> None:
         condition = strategy.experimental_local_results(condition)[0]
 

@@ -1,7 +1,4 @@
-"""The evidence lower bound in nats, KL warm-up and balancing, and the training loss.
-
-Vahdat & Kautz 2020, equation 1, section 3.2 and appendix A.
-"""
+"""The evidence lower bound, KL warm-up and balancing, and the training loss (Vahdat & Kautz 2020, section 3.2)."""
 
 import math
 from collections.abc import Sequence
@@ -34,8 +31,7 @@ class Elbo(NamedTuple):
 def kl_per_channel(latent: Latent) -> tf.Tensor:
     """One group's KL, summed over height and width: `[batch, latent channels]`, in nats.
 
-    Analytic without flows; with flows a one-sample estimate, `log q(z before flows) - log p(z)`: the flows'
-    log-determinant is 0.
+    With flows, whose log-determinant is 0, a one-sample estimate, `log q(z before flows) - log p(z)`; else analytic.
     """
     if latent.has_flows:
         kl = latent.posterior.log_prob(latent.z_before_flows) - latent.prior.log_prob(latent.z)
@@ -51,9 +47,8 @@ def kl_per_group(latents: Sequence[Latent]) -> tf.Tensor:
 
 def log_posterior_and_prior(latents: Sequence[Latent]) -> tuple[tf.Tensor, tf.Tensor]:
     """`log q(z | x)` and `log p(z)` of the drawn latents, each `[batch]`, in nats."""
-    image_axes = (1, 2, 3)
-    log_q = [tf.reduce_sum(latent.posterior.log_prob(latent.z_before_flows), image_axes) for latent in latents]
-    log_p = [tf.reduce_sum(latent.prior.log_prob(latent.z), image_axes) for latent in latents]
+    log_q = [tf.reduce_sum(latent.posterior.log_prob(latent.z_before_flows), (1, 2, 3)) for latent in latents]
+    log_p = [tf.reduce_sum(latent.prior.log_prob(latent.z), (1, 2, 3)) for latent in latents]
     return tf.add_n(log_q), tf.add_n(log_p)
 
 
@@ -88,9 +83,8 @@ def balancing_scales(plan: LatentPlan) -> tuple[float, ...]:
 def group_weights(kl: tf.Tensor, beta: tf.Tensor, scales: tuple[float, ...]) -> tf.Tensor:
     """The weight of each group's KL `[groups]`, without gradient.
 
-    While beta < 1 the weights are beta times coefficients of mean 1, proportional to the mean of the group's KL
-    `[batch, groups]` over the images of all replicas, and inversely to its alpha, so that no group is switched off
-    early; at beta = 1 all are 1.
+    While beta < 1 it is beta times a coefficient (mean 1) proportional to the mean KL (`[batch, groups]`) of all
+    replicas' images over alpha, so that no group is switched off early; at beta = 1 all are 1.
     """
     (sizes,) = replica_means([tf.reduce_mean(tf.abs(tf.stop_gradient(kl)), axis=0)])
     coefficients = (sizes + _SMALLEST_KL) / tf.constant(scales)
@@ -111,8 +105,7 @@ def training_loss(
 ) -> TrainingLoss:
     """`mean(reconstruction + sum_g w_g KL_g) + weight * regularizers`.
 
-    beta is that of `kl_weight`, scales those of `balancing_scales`, weight that of `regularization_weight`, and
-    regularizers the sum of the spectral norms and of `batch_norm_loss`.
+    They are those of `kl_weight`, `balancing_scales`, `regularization_weight`, spectral norms and `batch_norm_loss`.
     """
     weights = group_weights(elbo.kl, beta, scales)
     balanced_kl = tf.reduce_sum(weights * elbo.kl, axis=1)

@@ -17,9 +17,8 @@ class ImportanceWeighting(NamedTuple):
     @classmethod
     def begun(cls, batch_size: int | tf.Tensor, num_numbers: int) -> "ImportanceWeighting":
         """Before the first sample."""
-        largest = tf.fill([batch_size], tf.float32.min)
         bounds = tf.fill([batch_size, num_numbers], float("nan"))
-        return cls(largest, tf.zeros([batch_size]), tf.zeros([batch_size]), bounds)
+        return cls(tf.fill([batch_size], tf.float32.min), tf.zeros([batch_size]), tf.zeros([batch_size]), bounds)
 
     def with_weights(self, log_weights: tf.Tensor) -> "ImportanceWeighting":
         """With more samples `[batch, samples]`, in nats, in the sums; minus infinity counts as no sample."""
@@ -52,9 +51,8 @@ def add_samples(
 ) -> ImportanceWeighting:
     """Adds the samples with indices `first ... last - 1` to the state `before`, that of the samples up to `first`.
 
-    `log_weights` takes indices `[samples_at_once]`, int32, and gives `log p(x | z) + log p(z) - log q(z | x)`
-    `[batch, samples_at_once]`, in nats; indices from `last` on are requested but not counted. `numbers` are the numbers
-    of samples that `bounds` are for.
+    `log_weights` takes int32 indices `[samples_at_once]` and gives `log p(x | z) + log p(z) - log q(z | x)` in nats,
+    `[batch, samples_at_once]`; those from `last` on do not count. `bounds` are for these `numbers` of samples.
     """
     at = tf.constant(list(numbers), tf.int32)
 

@@ -26,14 +26,10 @@ class SpectralRegularizer(keras.layers.Layer):
         # Behind a function: the stacks are the network's parts, not this layer's.
         self._kernels = lambda forward: [convolution.kernels_of(forward) for convolution in convolutions]
         state = {"trainable": False, "aggregation": "only_first_replica"}
+        normal = keras.initializers.RandomNormal
         self.vectors = [
-            self.add_weight(
-                name=f"vectors_{index}",
-                shape=(convolution.count, convolution.channels_out),
-                initializer=keras.initializers.RandomNormal(stddev=1.0),
-                **state,
-            )
-            for index, convolution in enumerate(convolutions)
+            self.add_weight((stack.count, stack.channels_out), normal(stddev=1.0), name=f"vectors_{index}", **state)
+            for index, stack in enumerate(convolutions)
         ]
         self.warmed_up = self.add_weight(name="warmed_up", shape=(), initializer="zeros", **state)
         self.built = True
@@ -57,10 +53,7 @@ class SpectralRegularizer(keras.layers.Layer):
 def power_iteration(
     matrices: Sequence[tf.Tensor], starts: Sequence[tf.Tensor], iterations: int | tf.Tensor
 ) -> Sequence[tuple[tf.Tensor, tf.Tensor]]:
-    """The singular vectors v `[count, 1, in]` and u `[count, 1, out]` of stacks of matrices `[count, in, out]`.
-
-    They start from vectors u; at least one iteration is needed for v.
-    """
+    """Singular vectors v `[count, 1, in]` and u `[count, 1, out]`, started from u, of matrices `[count, in, out]`."""
 
     def iterated(matrices: tf.Tensor, pair: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         # A row times the transpose is twice as fast on CPUs as `tf.linalg.matvec`.
@@ -102,8 +95,7 @@ def batch_norm_loss(norms: Sequence[StackedBatchNormalization]) -> tf.Tensor:
 def gradients_after_network(images: tf.Tensor, regularizers: tf.Tensor) -> tuple[tuple, Callable]:
     """Both unchanged, but the gradient of the regularizers waits for that of the images, the network's input.
 
-    By then the backward pass is over and its activations are freed. Otherwise gradients of the size of all weights
-    would be computed before it starts and kept beside the activations.
+    By then the activations are freed. Otherwise gradients of the size of all weights would be kept beside them.
     """
 
     def gradient(images_gradient: tf.Tensor, regularizers_gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -7,16 +7,15 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-# Larger weights are updated one after the other: all at once, their temporaries would need as much memory as the
-# activations.
+# Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
 _LARGE = 2**16
 
 
 class Slots(NamedTuple):
-    """What the optimizer keeps of a weight: the momentum m, and u - epsilon."""
+    """What the optimizer keeps of a weight."""
 
-    momentum: keras.Variable
-    norm: keras.Variable
+    momentum: keras.Variable  # m
+    norm: keras.Variable  # u - epsilon
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -33,25 +32,14 @@ class NVAEAdamax(keras.optimizers.Optimizer):
     """
 
     def __init__(
-        self,
-        learning_rate=1e-2,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-3,
-        l2: float = 3e-4,
-        name: str = "nvae_adamax",
-        **kwargs,
+        self, learning_rate=1e-2, beta_1=0.9, beta_2=0.999, epsilon=1e-3, l2=3e-4, name="nvae_adamax", **kwargs
     ):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
-        self.l2 = l2
+        self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
         self._latest: dict[str, tf.Operation] = {}
         self._power: tf.Tensor | None = None
 
     def build(self, variables) -> None:
-        """Makes the slots of every variable."""
         if self.built:
             return
         super().build(variables)
@@ -74,7 +62,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         """One step of one variable.
 
         TensorFlow's own kernel has `v = max(beta_2 v, |g|)` and `m / (v + epsilon)`. With v = u - epsilon, lowered
-        first so that its decay is that of u, this is the rule above, in half of the passes over the memory.
+        first so that u decays, this is the rule above, in half of the passes over the memory.
         """
         momentum, norm = (slot.value for slot in self.slots_of(variable))
         latest = self._latest.get(variable.device)
@@ -96,7 +84,6 @@ class NVAEAdamax(keras.optimizers.Optimizer):
             self._latest[variable.device] = update
 
     def get_config(self) -> dict:
-        """The settings, for saving."""
         settings = {name: getattr(self, name) for name in ("beta_1", "beta_2", "epsilon", "l2")}
         return {**super().get_config(), **settings}
 
@@ -112,10 +99,7 @@ def average_of_weights(model: keras.Model) -> dict[int, keras.Variable]:
 
 
 def start_averages(model: keras.Model) -> None:
-    """Sets the averages to the weights before the first step, where Keras begins with zeros.
-
-    The first step that is taken sets them to the weights, but the first ones may be skipped, or overflow.
-    """
+    """Sets the averages to the weights before the first step. Keras does so at that step, but it may be skipped."""
     pairs = _weights_and_averages(model)
     if pairs and int(model.optimizer.iterations.numpy()) == 0:
         for weight, average in pairs:

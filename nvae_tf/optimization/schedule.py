@@ -18,11 +18,8 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     """
 
     def __init__(self, learning_rate: float, minimum: float, warmup_steps: int, steps_per_epoch: int, total_steps: int):
-        self.learning_rate = learning_rate
-        self.minimum = minimum
-        self.warmup_steps = warmup_steps
-        self.steps_per_epoch = steps_per_epoch
-        self.total_steps = total_steps
+        self.learning_rate, self.minimum, self.warmup_steps = learning_rate, minimum, warmup_steps
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
 
     def __call__(self, step):
         """The learning rate at a step counted from 0."""
@@ -35,37 +32,27 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         return ops.where(step < self.warmup_steps, self.learning_rate * step / warmup, cosine)
 
     def get_config(self) -> dict:
-        """The settings, for saving."""
         return dict(vars(self))
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
 class LoweredRate(keras.optimizers.schedules.LearningRateSchedule):
-    """Another schedule times a `factor` that is lowered when training returns to a checkpoint.
-
-    `rollbacks` counts how often that has happened.
-    """
+    """Another schedule times a `factor` that is lowered at each of the `rollbacks` of training to a checkpoint."""
 
     def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, factor: float = 1.0):
         self.schedule = schedule
         self.factor = tf.Variable(factor, trainable=False, dtype=tf.float32, name="learning_rate_factor")
         self.rollbacks = tf.Variable(0.0, trainable=False, dtype=tf.float32, name="rollbacks")
-
-    @property
-    def variables(self) -> list[tf.Variable]:
-        """What a checkpoint must hold for a run to resume exactly."""
-        return [self.factor, self.rollbacks]
+        self.variables = [self.factor, self.rollbacks]  # what a checkpoint must hold for a run to resume exactly
 
     def __call__(self, step):
         """The learning rate at a step counted from 0."""
         return self.schedule(step) * self.factor
 
     def get_config(self) -> dict:
-        """The schedule and the present factor, for saving."""
         schedule = keras.optimizers.schedules.serialize(self.schedule)
         return {"schedule": schedule, "factor": float(self.factor.numpy())}
 
     @classmethod
     def from_config(cls, config: dict) -> "LoweredRate":
-        """The schedule of settings from `get_config`."""
         return cls(keras.optimizers.schedules.deserialize(config["schedule"]), config["factor"])

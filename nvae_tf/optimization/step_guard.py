@@ -13,8 +13,7 @@ _SMALLEST_SPREAD = 0.01
 class StepGuard:
     """Skips steps whose loss or gradients are not finite.
 
-    `NVAE.train_step` asks it once the gradients are there. A skipped step changes nothing: no weight, no slot of the
-    optimizer, no running statistic, no power vector, and not the number of steps taken.
+    `NVAE.train_step` asks it once the gradients are there. A skipped step changes no variable of model or optimizer.
     """
 
     def accepts(self, loss: tf.Tensor, gradient_norm: tf.Tensor) -> tf.Tensor:
@@ -29,22 +28,17 @@ class RunawayGuard(StepGuard):
     """Also skips steps whose loss is far above those before, and counts how many were skipped in a row.
 
     The limit is `level + tolerance * spread`: running means of the accepted losses and of their distance from the
-    level. One loss pulls them by no more than three spreads, so that a few outliers do not raise the limit. For the
-    first `settling_steps` accepted steps, or with a tolerance of 0, there is none.
+    level. For the first `settling_steps` accepted steps, or with a tolerance of 0, there is none.
     """
 
     def __init__(self, tolerance: float = 10.0, settling_steps: int = 100):
         self.tolerance = tolerance
         self.settling_steps = settling_steps
-        self.level, self.spread, self.accepted_steps, self.skipped_in_a_row = (
+        self.variables = [  # what a checkpoint must hold for a run to resume exactly
             tf.Variable(0.0, trainable=False, name=name, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
             for name in ("level", "spread", "accepted_steps", "skipped_in_a_row")
-        )
-
-    @property
-    def variables(self) -> list[tf.Variable]:
-        """What a checkpoint must hold for a run to resume exactly."""
-        return [self.level, self.spread, self.accepted_steps, self.skipped_in_a_row]
+        ]
+        self.level, self.spread, self.accepted_steps, self.skipped_in_a_row = self.variables
 
     @property
     def limit(self) -> tf.Tensor:
@@ -54,7 +48,6 @@ class RunawayGuard(StepGuard):
         return tf.where(holds, limit, float("inf"))
 
     def accepts(self, loss: tf.Tensor, gradient_norm: tf.Tensor) -> tf.Tensor:
-        """Whether loss and gradients are finite and the loss is not above the limit."""
         return super().accepts(loss, gradient_norm) & (loss <= self.limit)
 
     def observe(self, loss: tf.Tensor, accepted: tf.Tensor) -> None:
@@ -67,12 +60,8 @@ class RunawayGuard(StepGuard):
         distance = tf.clip_by_value(tf.where(accepted, loss, self.level) - self.level, -reach, reach)
         spread = self.spread + rate * (tf.abs(distance) - self.spread)
         level = self.level + rate * distance
-        for variable, value in (
-            (self.spread, spread),
-            (self.level, level),
-            (self.accepted_steps, self.accepted_steps + taken),
-            (self.skipped_in_a_row, (self.skipped_in_a_row + 1.0) * (1.0 - taken)),
-        ):
+        skipped = (self.skipped_in_a_row + 1.0) * (1.0 - taken)
+        for variable, value in zip(self.variables, (level, spread, self.accepted_steps + taken, skipped), strict=True):
             variable.assign(value)
 
     def _bounded_spread(self) -> tf.Tensor:

@@ -1,24 +1,21 @@
 """From a run folder to a file of the published form."""
 
 import argparse
-import contextlib
-import functools
 import pathlib
 import shutil
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
-from nvae_tf.config import config_to_json
+from nvae_tf.config import check, config_to_json
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file
-from nvae_tf.models.nvae import model_for_training
+from nvae_tf.models.nvae import ModelForTraining, model_for_training
 from nvae_tf.optimization import average_of_weights
+from nvae_tf.progress import byte_bar
+from nvae_tf.published import optimizer as optimizers
 from nvae_tf.published.names import COUNTER, published_tensors
-from nvae_tf.published.optimizer import checkpoint_names, own_variables, published_optimizer
 from nvae_tf.published.places import check_torch
 from nvae_tf.published.settings import cell_tables, published_settings
 from nvae_tf.published.torch_file import OWN_KEY
@@ -30,13 +27,11 @@ from nvae_tf.training.run_folder import RunFolder, read_image_counts
 
 
 class Exported(NamedTuple):
-    """The step of the checkpoint that was written, the published name of the data set, and whether the run keeps moving
-    averages of its weights and the file's `state_dict` has the weights themselves.
-    """
+    """What was written."""
 
     step: int
-    data_set: str
-    leaves_means: bool
+    data_set: str  # the published name of one with images of the same kind
+    leaves_means: bool  # the run keeps moving averages of its weights, and the file's `state_dict` has the weights
 
 
 def export_file(
@@ -59,8 +54,6 @@ def export_file(
       ValueError: the published form can't express the run's settings, one of its files is damaged, or torch is missing.
     """
     check_torch()
-    import torch
-
     config, prefix = find_run(workdir, checkpoint)
     if running_means and not config.optimizer.ema_momentum:
         raise ValueError(f"{workdir}: keeps no moving averages (optimizer.ema_momentum = 0); leave --running_means out")
@@ -74,33 +67,14 @@ def export_file(
     with tf.Graph().as_default():
         made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
         made.model.optimizer.build(made.model.trainable_variables)
-    model = made.model
-    check_architecture(model, prefix)
-    averages = average_of_weights(model) if running_means else {}
-    with_training = with_optimizer and not running_means
-    own = own_variables(made, with_training)
-    tensors, optimizer = list(published_tensors(model)), {}
-    with contextlib.closing(_CheckpointReader(prefix, checkpoint_names(made))) as reader:
-        if with_training:
-            read = functools.partial(reader.read, instead="give --without_optimizer")
-            optimizer = published_optimizer(model, config.optimizer.learning_rate, read)
-        read = functools.partial(reader.read, instead="leave --running_means out")
-        weights = published_values(tensors, lambda variable: read(averages.get(id(variable), variable)))
-        own_state = {
-            name: as_tensor(reader.read(variable))
-            for name, variable in own.items()
-            if reader.has(variable) and not (running_means and name.startswith("averages/"))
-        }
-    state_dict = {}
-    for tensor, weight in zip(tensors, weights, strict=True):
-        state_dict[tensor.names[0]] = weight
-        if tensor.companion:
-            # A copy is the same storage: in the file once.
-            state_dict[tensor.companion] = torch.tensor(step) if tensor.companion.endswith(COUNTER) else weight
+    check_architecture(made.model, prefix)
+    learning_rate = config.optimizer.learning_rate if with_optimizer and not running_means else None
+    state_dict, optimizer, own_state = _read_checkpoint(made, prefix, learning_rate, running_means)
     # Of all epochs together, where the length of one is not known: it may be no whole number of steps.
     epoch = step * config.train.epochs // config.objective.total_steps
     if images is not None and images.a_step is not None:
         epoch = step // max(images.train // images.a_step, 1)
+    own = {"config": config_to_json(config), "images": images and images.text(), "origin": origin and origin.text()}
     content = {
         "epoch": epoch,
         "state_dict": state_dict,
@@ -110,13 +84,71 @@ def export_file(
         "arch_instance": cell_tables(config.model.cell_set),
         "scheduler": {},
         "grad_scalar": {},
-        OWN_KEY: {
-            "config": config_to_json(config),
-            "images": images and images.text(),
-            "origin": origin and origin.text(),
-            "state": own_state,
-        },
+        OWN_KEY: own | {"state": own_state},
     }
+    _write(content, output)
+    return Exported(step, args["dataset"], bool(config.optimizer.ema_momentum) and not running_means)
+
+
+def _read_checkpoint(
+    made: ModelForTraining, prefix: str, learning_rate: float | None, running_means: bool
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """`state_dict`, `optimizer`, if there is a learning rate for it, and this project's own state, as torch tensors.
+
+    Variables are read one by one, after a check that the checkpoint, which may be damaged or gone, has them all.
+    """
+    import torch
+
+    model, place = made.model, pathlib.Path(prefix)
+    with wrap_read_errors(prefix):
+        reader = tf.train.load_checkpoint(prefix)
+        shapes = reader.get_variable_to_shape_map()
+        size = sum(file.stat().st_size for file in place.parent.glob(f"{place.name}.*"))
+    keys: dict[int, str] = {}
+    for name, variable in optimizers.checkpoint_names(made):
+        # With other settings the optimizer's variables, which are numbered, are others.
+        if shapes.get(name + VALUE) == list(variable.shape):
+            keys.setdefault(id(variable), name + VALUE)
+    tensors, averages = list(published_tensors(model)), average_of_weights(model) if running_means else {}
+    of_training = [] if learning_rate is None else optimizers.optimizer_variables(model)
+    for needed, instead in (
+        ([averages.get(id(tensor.variable), tensor.variable) for tensor in tensors], "leave --running_means out"),
+        (of_training, "give --without_optimizer"),
+    ):
+        lacking = next((variable.name for variable in needed if id(variable) not in keys), None)
+        message = f"{prefix}: lacks {lacking}, so it was not written by train.main with these settings; {instead}"
+        check(lacking is None, message)
+
+    with byte_bar(size, "read") as bar:
+
+        def read(variable: Any) -> np.ndarray:
+            with wrap_read_errors(prefix):
+                value = reader.get_tensor(keys[id(variable)])
+            bar.update(value.nbytes)
+            return value
+
+        optimizer = {} if learning_rate is None else optimizers.published_optimizer(model, learning_rate, read)
+        weights = published_values(tensors, lambda variable: read(averages.get(id(variable), variable)))
+        own_state = {
+            name: as_tensor(read(variable))
+            for name, variable in optimizers.own_variables(made).items()
+            if id(variable) in keys
+            and not (learning_rate is None and optimizers.is_of_training(name))
+            and not (running_means and name.startswith("averages/"))
+        }
+    state_dict = {}
+    for tensor, weight in zip(tensors, weights, strict=True):
+        state_dict[tensor.names[0]] = weight
+        if tensor.companion:
+            # A copy is the same storage: in the file once.
+            is_counter = tensor.companion.endswith(COUNTER)
+            state_dict[tensor.companion] = torch.tensor(step_of(prefix)) if is_counter else weight
+    return state_dict, optimizer, own_state
+
+
+def _write(content: dict[str, Any], output: pathlib.Path) -> None:
+    import torch
+
     try:
         with atomic_file(output) as partial, partial.open("wb") as file:
             torch.save(content, file)
@@ -128,42 +160,3 @@ def export_file(
             f"{output}: could not be written, {free:,} MB were left on its disk ({reason}). Make room there, "
             "or give a name on another disk"
         ) from error
-    return Exported(step, args["dataset"], bool(config.optimizer.ema_momentum) and not running_means)
-
-
-class _CheckpointReader:
-    """Reads a training checkpoint variable by variable, for a model that has no numbers; until closed it shows a bar.
-
-    `names` are the model's variables with their names in checkpoints. ValueError: the checkpoint is damaged or gone.
-    """
-
-    def __init__(self, prefix: str, names: Iterable[tuple[str, Any]]):
-        self._prefix = prefix
-        with wrap_read_errors(prefix):
-            self._reader = tf.train.load_checkpoint(prefix)
-            stored = self._reader.get_variable_to_shape_map()
-            place = pathlib.Path(prefix)
-            total = sum(file.stat().st_size for file in place.parent.glob(f"{place.name}.*"))
-        self._keys: dict[int, str] = {}
-        for name, variable in names:
-            # With other settings the optimizer's variables, which are numbered, are others.
-            if stored.get(name + VALUE) == list(variable.shape):
-                self._keys.setdefault(id(variable), name + VALUE)
-        self._bar = tqdm.tqdm(desc="read", total=total, unit="B", unit_scale=True, leave=False, disable=None)
-        self.close = self._bar.close
-
-    def has(self, variable: Any) -> bool:
-        """Whether the checkpoint has a variable."""
-        return id(variable) in self._keys
-
-    def read(self, variable: Any, instead: str = "") -> np.ndarray:
-        """The value of a variable; where the checkpoint lacks it, the ValueError says what to do instead."""
-        if not self.has(variable):
-            raise ValueError(
-                f"{self._prefix}: lacks {variable.name}, so it was not written by train.main with these settings; "
-                + instead
-            )
-        with wrap_read_errors(self._prefix):
-            value = self._reader.get_tensor(self._keys[id(variable)])
-        self._bar.update(value.nbytes)
-        return value

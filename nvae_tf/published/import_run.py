@@ -6,38 +6,22 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvae_tf.config import (
-    DataSpec,
-    ExperimentConfig,
-    ModelConfig,
-    TrainConfig,
-    config_to_dict,
-    config_to_json,
-    experiment_config,
-    resolve_lengths,
-)
-from nvae_tf.data.spec import DATA_SPECS, LSUN_BEDROOM64, LSUN_CHURCH64
+from nvae_tf.config import ExperimentConfig, check, config_to_dict, config_to_json, experiment_config, resolve_lengths
+from nvae_tf.data.spec import DATA_SPECS
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file, atomic_write
 from nvae_tf.models import NVAE
 from nvae_tf.models.nvae import ModelForTraining, model_for_training
 from nvae_tf.optimization.adamax import start_averages
 from nvae_tf.published import optimizer, weights
+from nvae_tf.published import settings as published
 from nvae_tf.published.names import PublishedTensor, named_weights
 from nvae_tf.published.places import new_run_folder
-from nvae_tf.published.settings import (
-    OPTIMIZER_SETTINGS,
-    PUBLISHED_IMAGES,
-    TRAIN_SETTINGS,
-    differing_settings,
-    model_config_from_published,
-    objective_config_from_published,
-)
 from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.reports.model_card import write_model_card
 from nvae_tf.reports.run_facts import Origin, origin_from_text, write_origin
@@ -66,25 +50,17 @@ _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note
 
 
 class RunSettings(NamedTuple):
-    """What is known of the run that a file becomes.
+    """What is known of the run that a file becomes."""
 
-    Attributes:
-      config: all settings; `objective.total_steps` and `train.batch_size` are those of the published run. `train.steps`
-        is its length where that of `train.epochs` would depend on the number of GPUs, which does not follow.
-      step, images, origin: the step of the file, and as far as they are known the numbers of images, and where the
-        weights came from first.
-      defaults: settings that the file lacks, which are this project's defaults.
-      assumed: a sentence about what was assumed of the run's length; None where it follows from the file.
-      has_optimizer: whether the optimizer's state was taken over.
-    """
-
+    # With the published run's `train.batch_size` and `objective.total_steps`, and with its length as `train.steps`
+    # where that of `train.epochs` would depend on the number of GPUs, which does not follow from the file.
     config: ExperimentConfig
     step: int
     images: ImageCounts | None
     origin: Origin = Origin()
-    defaults: tuple[str, ...] = ()
-    assumed: str | None = None
-    has_optimizer: bool = False
+    defaults: tuple[str, ...] = ()  # settings that the file lacks, which are this project's defaults
+    assumed: str | None = None  # a sentence about what was assumed of the run's length
+    has_optimizer: bool = False  # whether the optimizer's state was taken over
 
 
 def import_run(
@@ -121,23 +97,28 @@ def import_run(
             settings = imported_settings(checkpoint.settings, checkpoint.epoch, step)
         given = {"path": data_path, "source": data_source}
         changes = {name: value for name, value in given.items() if value is not None}
-        data = dataclasses.replace(settings.config.data, **changes)
-        settings = settings._replace(config=dataclasses.replace(settings.config, data=data))
+        config = dataclasses.replace(settings.config, data=dataclasses.replace(settings.config.data, **changes))
         try:
-            weights.check_implied_size(settings.config.model, checkpoint.state)
+            weights.check_implied_size(config.model, checkpoint.state)
         except ValueError:
             note = "not compared: the settings ask for a larger model"
-            write_report(report, (_row(*tensor, note=note) for tensor in checkpoint.state.items()))
+            _write_report(report, (_row(*tensor, note=note) for tensor in checkpoint.state.items()))
             raise
         # The learning rate of each step is calculated when training continues, with the images at hand.
-        total_steps = settings.config.objective.total_steps
-        made = model_for_training(settings.config, steps_per_epoch=1, total_steps=total_steps)
-        saved = _fill(made, checkpoint, settings.step, with_optimizer, report)
+        made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
+        has_optimizer = _fill(made, checkpoint, settings.step, with_optimizer, report)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     # The file need not stay in memory while the run is written.
     del checkpoint
-    model, config, origin = made.model, settings.config, _origin(settings, file, license)
+    model, origin = made.model, settings.origin
+    if license is not None:
+        origin = dataclasses.replace(origin, license=license)
+    # Where the weights came from first, if the file says so.
+    if origin.source_file is None:
+        with file.open("rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        origin = dataclasses.replace(origin, source_file=file.name, sha256=sha256, step=settings.step)
     with new_run_folder(output) as place:
         folder, keep = RunFolder(place), config.train.keep_checkpoints
         TrainingState(folder.checkpoints, model, model.optimizer, keep, others=made.variables).save(settings.step)
@@ -147,61 +128,68 @@ def import_run(
         write_origin(folder, origin)
         atomic_write(folder.config_file, config_to_json(config))
         write_model_card(folder, sum(math.prod(weight.shape) for weight in model.trainable_variables))
-    return settings._replace(has_optimizer=saved is not None)
+    return settings._replace(config=config, has_optimizer=has_optimizer)
 
 
 def _own_settings(checkpoint: TorchCheckpoint, step: int) -> RunSettings:
-    def parsed(name: str, parse: Callable[[str], Any]) -> Any:
+    found: dict[str, Any] = {"images": None, "origin": None}
+    for name, parse in (
+        ("config", lambda text: experiment_config(json.loads(text))),
+        ("images", image_counts_from_text),
+        ("origin", origin_from_text),
+    ):
         try:
-            return parse(checkpoint.own[name])
+            if name == "config" or checkpoint.own.get(name):
+                found[name] = parse(checkpoint.own[name])
         # Damaged JSON, JSON of another form, and JSON that is nested without end.
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"'nvae_tf' has {name!r} that can't be read ({first_line(error)}); the file is damaged, or of another "
                 "version of this project"
             ) from error
-
-    config = parsed("config", lambda text: experiment_config(json.loads(text)))
-    if unlike := differing_settings(config.model, model_config_from_published(checkpoint.settings)):
-        raise ValueError(f"'args' and 'nvae_tf' in the file contradict each other; 'nvae_tf' has {', '.join(unlike)}")
-
-    images = checkpoint.own.get("images") and parsed("images", image_counts_from_text)
-    origin = checkpoint.own.get("origin") and parsed("origin", origin_from_text)
-    return RunSettings(config, step, images, origin or Origin())
+    in_args = published.model_config_from_published(checkpoint.settings)
+    unlike = published.differing_settings(found["config"].model, in_args)
+    check(not unlike, f"'args' and 'nvae_tf' in the file contradict each other; 'nvae_tf' has {', '.join(unlike)}")
+    return RunSettings(found["config"], step, found["images"], found["origin"] or Origin())
 
 
 def imported_settings(args: Mapping[str, Any], epoch: int | None, global_step: int | None) -> RunSettings:
     """All settings of the run of a published file, whose epoch and step are None where the file lacks them."""
-    model, objective = model_config_from_published(args), objective_config_from_published(args)
+    model, objective = published.model_config_from_published(args), published.objective_config_from_published(args)
     settings = config_to_dict(ExperimentConfig(model=model, objective=objective))
-    settings["data"] = dataclasses.asdict(_data_spec(args["dataset"], model))
+    images = published.PUBLISHED_IMAGES[args["dataset"]]
+    # Those of other sizes are the same images.
+    known = DATA_SPECS["lsun_bedroom64" if "bedroom" in images.data_name else "lsun_church64"]
+    of_size = {"name": images.data_name, "height": images.size, "width": images.size}
+    data = DATA_SPECS.get(images.data_name) or dataclasses.replace(known, **of_size)
+    settings["data"] = dataclasses.asdict(data) | {"num_bits": model.num_bits, "likelihood": model.likelihood}
     defaults = []
-    for group, names in (("optimizer", OPTIMIZER_SETTINGS), ("train", TRAIN_SETTINGS)):
+    for group, names in (("optimizer", published.OPTIMIZER_SETTINGS), ("train", published.TRAIN_SETTINGS)):
         settings[group] |= {name: args[name] for name in names if name in args}
         defaults += [f"{group}.{name}" for name in names if name not in args]
     # The types of all settings are checked before they are calculated with.
     config = experiment_config(settings)
-    counts = PUBLISHED_IMAGES[args["dataset"]].counts
-    step, total_steps, replicas, assumed = _length(epoch, global_step, config.train, counts[0] if counts else None)
+    train, counts = config.train, images.counts
+    step, total_steps, replicas, assumed = _length(epoch, global_step, config, counts[0] if counts else None)
     if replicas is None and step > 0:
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=total_steps))
-    config = resolve_lengths(config, max(total_steps // config.train.epochs, 1), total_steps)
-    images = ImageCounts(*counts, replicas * config.train.batch_size) if counts and replicas else None
+        config = dataclasses.replace(config, train=dataclasses.replace(train, steps=total_steps))
+    config = resolve_lengths(config, max(total_steps // train.epochs, 1), total_steps)
+    images = ImageCounts(*counts, replicas * train.batch_size) if counts and replicas else None
     return RunSettings(config, step, images, defaults=tuple(defaults), assumed=assumed)
 
 
 def _length(
-    epoch: int | None, step: int | None, train: TrainConfig, num_images: int | None
+    epoch: int | None, step: int | None, config: ExperimentConfig, num_images: int | None
 ) -> tuple[int, int, int | None, str | None]:
     """The step of a published run, its length in steps, its number of GPUs, and a sentence about what was assumed.
 
     Whatever is missing, learning rate and KL weight must be those of the part of the run that is over. Where the GPUs
     do not follow they are None; the sentence is None where nothing was assumed.
     """
+    train = config.train
     replicas = _replicas(epoch, step, train.batch_size, num_images)
     if replicas is not None:
-        total = train.epochs * (num_images // (train.batch_size * replicas))
-        return step, max(total, step), replicas, None
+        return step, max(train.epochs * (num_images // (train.batch_size * replicas)), step), replicas, None
     if step and epoch is None:
         assumed = f"The file has no epoch, so it is taken to be of the end of its run: train.steps = {step:,}."
         return step, step, None, assumed
@@ -214,59 +202,38 @@ def _length(
         return step, total, None, assumed
     # As on one GPU.
     epoch_steps = max((num_images or 0) // train.batch_size, 1)
-    total, assumed = train.epochs * epoch_steps, None
-    if step is None and epoch:
-        step, total = epoch * epoch_steps, max(epoch * epoch_steps, total)
-        assumed = (
-            f"The file has no steps, so its {epoch} epochs are counted as {epoch_steps:,} steps each, as on one "
-            f"GPU: it is of step {step:,} of train.steps = {total:,}."
-        )
-    elif step is None and epoch is None:
+    total = train.epochs * epoch_steps
+    if step == 0 or epoch == 0:
+        return 0, total, None, None
+    if epoch is None:
         assumed = (
             "The file has neither steps nor epochs, so the run is at step 0, where its warm-ups begin. To train "
             "the weights on, start a new run from them (train.initialise_from)."
         )
-    return step or 0, total, None, assumed
+        return 0, total, None, assumed
+    reached = epoch * epoch_steps
+    total = max(reached, total)
+    assumed = (
+        f"The file has no steps, so its {epoch} epochs are counted as {epoch_steps:,} steps each, as on one GPU: it is "
+        f"of step {reached:,} of train.steps = {total:,}."
+    )
+    return reached, total, None, assumed
 
 
 def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: int | None) -> int | None:
     """The GPUs that explain both the steps and the epochs of a file, of which an early stop may have cut the last."""
     if epoch is None or not step or num_images is None:
         return None
-    for finished in (epoch, epoch + 1):
-        if finished and step % finished == 0:
-            for replicas in range(1, _MOST_REPLICAS + 1):
-                if num_images // (batch_size * replicas) == step // finished:
-                    return replicas
-    return None
-
-
-def _data_spec(published: str, model: ModelConfig) -> DataSpec:
-    images = PUBLISHED_IMAGES[published]
-    spec = DATA_SPECS.get(images.data_name)
-    if spec is None:
-        # The same images in another size.
-        spec = LSUN_BEDROOM64 if "bedroom" in images.data_name else LSUN_CHURCH64
-        spec = dataclasses.replace(spec, name=images.data_name, height=images.size, width=images.size)
-    return dataclasses.replace(spec, num_bits=model.num_bits, likelihood=model.likelihood)
-
-
-def _origin(settings: RunSettings, file: pathlib.Path, license: str | None) -> Origin:
-    """Where the weights came from first, if the file says so, else the file itself."""
-    known = settings.origin
-    if license is not None:
-        known = dataclasses.replace(known, license=license)
-    if known.source_file is not None:
-        return known
-    with file.open("rb") as content:
-        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-    return dataclasses.replace(known, source_file=file.name, sha256=sha256, step=settings.step)
+    epoch_steps = [step // finished for finished in (epoch, epoch + 1) if finished and step % finished == 0]
+    numbers = range(1, _MOST_REPLICAS + 1)
+    fitting = (number for steps in epoch_steps for number in numbers if num_images // (batch_size * number) == steps)
+    return next(fitting, None)
 
 
 def _fill(
     made: ModelForTraining, checkpoint: TorchCheckpoint, step: int, with_optimizer: bool, report: pathlib.Path | None
-) -> optimizer.SavedOptimizer | None:
-    """Fills a model with all that a file has; returns the optimizer's state, if it was taken over.
+) -> bool:
+    """Fills a model with all that a file has; returns whether the optimizer's state was taken over.
 
     Names and shapes are compared before a number of weights and moments is read.
     """
@@ -284,9 +251,9 @@ def _fill(
     finally:
         # Where something does not fit, it is needed most.
         why = "nothing was imported" if with_optimizer else "--without_optimizer"
-        write_report(report, _rows(model, checkpoint, matched, saved, taken, f"ignored: {why}"))
+        _write_report(report, _rows(model, checkpoint, matched, saved, taken, f"ignored: {why}"))
     # Weights first: what is needed to fill them is gone when the slots are made.
-    weights.fill_weights(model, matched, state, checkpoint.is_mapped)
+    weights.load_published_weights(model, state, checkpoint.is_mapped)
     weights.release_freed_memory()
     model.optimizer.build(model.trainable_variables)
     # As before a first step; what the file has of them follows.
@@ -303,11 +270,10 @@ def _fill(
         filled = {id(variables[name]) for name in taken}
         optimizer.fill_slots(model.optimizer, saved, filled, checkpoint.is_mapped)
     weights.release_freed_memory()
-    return saved
+    return saved is not None
 
 
-def write_report(path: pathlib.Path | None, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes rows of `_COLUMNS` as CSV, with a heading, if there is a path."""
+def _write_report(path: pathlib.Path | None, rows: Iterable[Mapping[str, Any]]) -> None:
     if path is not None:
         with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
@@ -327,32 +293,33 @@ def _rows(
     names = {id(weight): name for name, weight in named_weights(model).items()}
 
     def place(tensor: PublishedTensor, of: str = "") -> dict[str, Any]:
-        index, variable = "" if tensor.index is None else tensor.index, tensor.variable
-        return {"target": of + names[id(variable)], "index": index, "target_shape": _text(tuple(variable.shape))}
+        shape = _text(tuple(tensor.variable.shape))
+        return {"target": of + names[id(tensor.variable)], "index": tensor.index, "target_shape": shape}
 
     for name, value in checkpoint.state.items():
-        if name in matched.found:
-            yield _row(name, value, **place(matched.found[name]))
-        elif name in matched.misshapen:
-            needed = _text(matched.misshapen[name])
-            yield _row(name, value, note=f"of another shape: this architecture needs {needed}")
-        else:
-            yield _row(name, value, note="ignored: carries nothing" if name in matched.ignored else "unknown")
+        how = {"note": "ignored: carries nothing" if name in matched.ignored else "unknown"}
+        if name in matched.misshapen:
+            how = {"note": f"of another shape: this architecture needs {_text(matched.misshapen[name])}"}
+        elif name in matched.found:
+            how = place(matched.found[name])
+        yield _row(name, value, **how)
     yield from ({"source": name, "note": "missing"} for name in matched.missing)
     for name, value in checkpoint.own.get("state", {}).items():
         how = {"target": name, "target_shape": _text(value.shape)}
         yield _row(f"nvae_tf.{name}", value, **how if name in taken else {"note": "ignored: of the optimizer's state"})
-    for number, _, tensor, arrays in saved.moments if saved else ():
-        for name, value in arrays.items():
-            how = place(tensor, f"{optimizer.SLOTS[name]} of ")
-            if name == optimizer.NORM and any(own.startswith("optimizer/") for own in taken):
-                how = {"note": "ignored: nvae_tf.optimizer has it to the last bit"}
-            yield _row(f"optimizer.{number}.{name}", value, **how)
-    state = None if saved else checkpoint.optimizer.get("state")
+    parameters = {number: tensor for number, _, tensor, _ in saved.moments} if saved else {}
+    has_norms = any(name.startswith("optimizer/") for name in taken)
+    state = checkpoint.optimizer.get("state")
     for number, arrays in state.items() if isinstance(state, Mapping) else ():
         for name, value in arrays.items() if isinstance(arrays, Mapping) else ():
-            if isinstance(value, np.ndarray) and name in optimizer.SLOTS:
-                yield _row(f"optimizer.{number}.{name}", value, note=moments_note)
+            if not isinstance(value, np.ndarray) or name not in optimizer.SLOTS:
+                continue
+            how = {"note": moments_note}
+            if saved:
+                how = place(parameters[number], f"{optimizer.SLOTS[name]} of ")
+                if name == optimizer.NORM and has_norms:
+                    how = {"note": "ignored: nvae_tf.optimizer has it to the last bit"}
+            yield _row(f"optimizer.{number}.{name}", value, **how)
 
 
 def _row(name: str, value: np.ndarray, **columns: Any) -> dict[str, Any]:

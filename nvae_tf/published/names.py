@@ -11,32 +11,22 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from nvae_tf.flows import FlowPairs
-from nvae_tf.layers import ResidualCells, StackedBatchNormalization, StackedConvolution, StackedSqueezeExcite
+from nvae_tf.layers import ResidualCells, StackedBatchNormalization, StackedConvolution
 from nvae_tf.layers.residual_cells import OperationsBranch, SwishConvolution
 from nvae_tf.models import NVAE
 
 
 class PublishedTensor(NamedTuple):
-    """One tensor of a published file.
+    """One tensor of a published file."""
 
-    Attributes:
-      names: the names under which it may be found, the one that is written first.
-      variable: the variable that holds it.
-      index: its place on the variable's leading axis, or None where the variable is not a stack.
-      to_published, from_published: turn this model's layout into the published one, and back.
-      canceled: whether a batch norm right after it cancels its effect, so that its gradient is zero in theory, but for
-        the regularizers'.
-      companion: the name of an entry that follows it in published files and carries no information: the counter of a
-        norm, or the second copy of a plain kernel.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # under which it may be found, the one that is written first
     variable: Any
-    index: int | None
-    to_published: Callable[[np.ndarray], np.ndarray]
+    index: int | None  # its place on the variable's leading axis; None where that is no stack
+    to_published: Callable[[np.ndarray], np.ndarray]  # this model's layout into the published one
     from_published: Callable[[np.ndarray], np.ndarray]
+    # Whether a batch norm right after it cancels its effect: its gradient is zero in theory, but for the regularizers'.
     canceled: bool = False
+    # An entry that follows it and carries no information: a norm's counter, or the second copy of a plain kernel.
     companion: str | None = None
 
 
@@ -60,8 +50,8 @@ def published_tensors(model: NVAE) -> Iterator[PublishedTensor]:
     groups = [(number, *place) for number, place in enumerate(places)]
     yield PublishedTensor(("prior_ftr0",), top_down.start, None, *_CHANNELS_FIRST)
     yield from _convolution("stem", bottom_up.stem, 0)
-    yield from _cells("pre_process", (stack for block in bottom_up.preprocess for stack in (block.cells, block.down)))
-    yield from _encoder_tower(model)
+    yield from _tower("pre_process", _all((block.cells, block.down) for block in bottom_up.preprocess))
+    yield from _tower("enc_tower", _encoder_tower(model))
     yield from _convolution("enc0.1", bottom_up.top, 0)
     for group, scale, index in groups:
         yield from _convolution(f"enc_sampler.{group}", scale.posteriors, index)
@@ -70,49 +60,50 @@ def published_tensors(model: NVAE) -> Iterator[PublishedTensor]:
             yield from _convolution(f"dec_sampler.{group - 1}.1", scale.priors, index - scale.num_top_groups)
     for group, scale, index in groups:
         for flow in range(scale.num_flows):
-            name = f"nf_cells.{group * scale.num_flows + flow}"
-            yield from _flow_pair(name, scale.flows, index * scale.num_flows + flow)
-    yield from _decoder_tower(groups)
-    yield from _cells("post_process", (stack for block in top_down.postprocess for stack in (block.up, block.cells)))
+            for cell_name, cell in zip(("cell1", "cell2"), scale.flows.parts, strict=True):
+                name = f"nf_cells.{group * scale.num_flows + flow}.{cell_name}"
+                for part_name, part in zip(("conv.convz.0", "conv.convz.2", "mu.conv_0"), cell.parts, strict=True):
+                    yield from _convolution(f"{name}.{part_name}", part, index * scale.num_flows + flow)
+    if model.plan.is_vanilla:
+        yield from _convolution("stem_decoder", top_down.scales[0].combiners, 0)
+    else:
+        yield from _tower("dec_tower", _decoder_tower(places))
+    yield from _tower("post_process", _all((block.up, block.cells) for block in top_down.postprocess))
     yield from _convolution("image_conditional.1", top_down.image, 0)
 
 
-def _cells(prefix: str, stacks: Iterable[ResidualCells | None]) -> Iterator[PublishedTensor]:
-    cells = [(stack, index) for stack in stacks if stack for index in range(stack.count)]
-    for position, (stack, index) in enumerate(cells):
-        yield from _cell(f"{prefix}.{position}", stack, index)
+def _tower(name: str, entries: Iterable[tuple[Any, int]]) -> Iterator[PublishedTensor]:
+    """Cells and combiners, each a stack and an index there, in one running count."""
+    for position, (stack, index) in enumerate(entries):
+        if isinstance(stack, ResidualCells):
+            yield from _cell(f"{name}.{position}", stack, index)
+        else:
+            yield from _convolution(f"{name}.{position}.conv", stack, index)
 
 
-def _encoder_tower(model: NVAE) -> Iterator[PublishedTensor]:
-    position = 0
+def _all(stacks: Iterable[Iterable[ResidualCells | None]]) -> Iterator[tuple[ResidualCells, int]]:
+    return ((stack, index) for block in stacks for stack in block if stack for index in range(stack.count))
+
+
+def _encoder_tower(model: NVAE) -> Iterator[tuple[Any, int]]:
     for scale, mirrored in zip(model.bottom_up.scales, reversed(model.top_down.scales), strict=False):
         for group in range(scale.num_groups):
-            for index in range(group * scale.cells_per_group, (group + 1) * scale.cells_per_group):
-                yield from _cell(f"enc_tower.{position}", scale.cells, index)
-                position += 1
+            yield from ((scale.cells, group * scale.cells_per_group + cell) for cell in range(scale.cells_per_group))
             index = scale.num_groups - 1 - group - mirrored.num_top_groups
             if index >= 0:
-                yield from _convolution(f"enc_tower.{position}.conv", mirrored.feature_combiners, index)
-                position += 1
+                yield mirrored.feature_combiners, index
         if scale.down is not None:
-            yield from _cell(f"enc_tower.{position}", scale.down, 0)
-            position += 1
+            yield scale.down, 0
 
 
-def _decoder_tower(groups: Iterable[tuple[int, Any, int]]) -> Iterator[PublishedTensor]:
-    position = 0
-    for _, scale, index in groups:
+def _decoder_tower(groups: Iterable[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
+    for scale, index in groups:
         below = index - scale.num_top_groups
         if below >= 0:
-            for cell in range(below * scale.cells_per_group, (below + 1) * scale.cells_per_group):
-                yield from _cell(f"dec_tower.{position}", scale.cells, cell)
-                position += 1
-        combiner = "stem_decoder" if scale.is_vanilla else f"dec_tower.{position}.conv"
-        yield from _convolution(combiner, scale.combiners, index)
-        position += 1
+            yield from ((scale.cells, below * scale.cells_per_group + cell) for cell in range(scale.cells_per_group))
+        yield scale.combiners, index
         if scale.up is not None and index == scale.num_groups - 1:
-            yield from _cell(f"dec_tower.{position}", scale.up, 0)
-            position += 1
+            yield scale.up, 0
 
 
 def _cell(name: str, cells: ResidualCells, index: int) -> Iterator[PublishedTensor]:
@@ -126,7 +117,10 @@ def _cell(name: str, cells: ResidualCells, index: int) -> Iterator[PublishedTens
     else:
         yield from _inverted_residual(f"{name}._ops.0.conv", cells.branch, index)
     if cells.gate is not None:
-        yield from _squeeze_excite(f"{name}.se.se", cells.gate, index)
+        for number, layer in (("0", "reduce"), ("2", "expand")):
+            kernel, bias = (getattr(cells.gate, f"{layer}_{part}") for part in ("kernel", "bias"))
+            yield PublishedTensor((f"{name}.se.se.{number}.weight",), kernel, index, *_DENSE)
+            yield PublishedTensor((f"{name}.se.se.{number}.bias",), bias, index, *_VECTOR)
 
 
 def _operations(name: str, branch: OperationsBranch, index: int) -> Iterator[PublishedTensor]:
@@ -151,18 +145,6 @@ def _inverted_residual(name: str, branch, index: int) -> Iterator[PublishedTenso
     yield from _batch_norm(f"{name}.{first + 2}.conv.1", narrow.norm, index)
     yield from _convolution(f"{name}.{first + 3}", narrow.convolution, index)
     yield from _batch_norm(f"{name}.{first + 4}", last, index, has_own_module=True)
-
-
-def _flow_pair(name: str, pairs: FlowPairs, index: int) -> Iterator[PublishedTensor]:
-    for cell_name, cell in zip(("cell1", "cell2"), pairs.parts, strict=True):
-        for part_name, part in zip(("conv.convz.0", "conv.convz.2", "mu.conv_0"), cell.parts, strict=True):
-            yield from _convolution(f"{name}.{cell_name}.{part_name}", part, index)
-
-
-def _squeeze_excite(name: str, gate: StackedSqueezeExcite, index: int) -> Iterator[PublishedTensor]:
-    for number, layer in (("0", "reduce"), ("2", "expand")):
-        yield PublishedTensor((f"{name}.{number}.weight",), getattr(gate, f"{layer}_kernel"), index, *_DENSE)
-        yield PublishedTensor((f"{name}.{number}.bias",), getattr(gate, f"{layer}_bias"), index, *_VECTOR)
 
 
 def _convolution(
@@ -191,8 +173,7 @@ def _batch_norm(
 def named_weights(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     """Every weight of a layer or model once, by the attributes that lead to it: `top_down/scales/0/priors/kernel`.
 
-    Keras' own names are numbered in the order of construction, and those of an object graph
-    (`optimizer/_trainable_variables/7`) do not say where to look. RuntimeError where no public attribute leads to a
+    Keras' own names are numbered in the order of construction. RuntimeError where no public attribute leads to a
     weight, so that it would be missing in checkpoints.
     """
     found: dict[int, tuple[str, keras.Variable]] = {}
@@ -216,14 +197,14 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _walk(holder: Any, path: tuple[str, ...]) -> Iterator[tuple[str, keras.Variable]]:
+    inside: Iterable[tuple[str, Any]] = ()
     if isinstance(holder, keras.Variable):
         yield "/".join(path), holder
     elif isinstance(holder, keras.metrics.Metric | keras.optimizers.Optimizer):
         return  # a model's companions, not its weights
     elif isinstance(holder, keras.layers.Layer):
-        for name, value in vars(holder).items():
-            if not name.startswith("_"):
-                yield from _walk(value, (*path, name))
+        inside = ((name, value) for name, value in vars(holder).items() if not name.startswith("_"))
     elif isinstance(holder, list | tuple):
-        for index, value in enumerate(holder):
-            yield from _walk(value, (*path, str(index)))
+        inside = ((str(index), value) for index, value in enumerate(holder))
+    for name, value in inside:
+        yield from _walk(value, (*path, name))

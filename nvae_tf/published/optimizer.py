@@ -1,11 +1,8 @@
 """The state of training: Adamax' moments as torch keeps them, both ways, and what the published form has no place for.
 
-`{"state": {number: {"step", "exp_avg", "exp_inf"}}, "param_groups": [{"params": [number, ...], ...}]}`; parameters are
-numbered in the order of the file's own `state_dict`; running statistics, and whatever else is not trained, don't count.
-
-The rest travels under a key of its own, so that training continues as if it had not stopped: the vectors of power
-iterations, u - epsilon of the optimizer (which `exp_inf` can't give back to the last bit), moving averages of weights
-and metrics, and the state of the step guard.
+`{"state": {number: {"step", "exp_avg", "exp_inf"}}, "param_groups": [{"params": [number, ...], ...}]}`; what is trained
+is numbered in the order of the file's own `state_dict`. The rest has a key of its own: vectors of power iterations,
+u - epsilon of the optimizer (which `exp_inf` can't give back to the last bit), moving averages, and the step guard's.
 """
 
 import reprlib
@@ -33,15 +30,11 @@ _OF_TRAINING = ("optimizer/", "metrics/", "others/", "loss_scale/")
 
 
 class SavedOptimizer(NamedTuple):
-    """The optimizer's state of a file.
+    """The optimizer's state of a file."""
 
-    Attributes:
-      step: the number of steps that it has taken.
-      moments: of every parameter: its number and its name in the file, its place in the model, and `exp_avg` and
-        `exp_inf` in the published layout; no arrays for a parameter that never had a gradient.
-    """
-
-    step: int
+    step: int  # the number of steps that it has taken
+    # Of every parameter: its number and its name in the file, its place in the model, and `exp_avg` and `exp_inf` in
+    # the published layout; no arrays for a parameter that never had a gradient.
     moments: list[tuple[int, str, PublishedTensor, Mapping[str, np.ndarray]]]
 
 
@@ -53,8 +46,7 @@ def fill_slots(
     for moment, lowered_by in ((MOMENTUM, 0.0), (NORM, _epsilon(inner))):
         arrays = []
         for _, name, tensor, moments in saved.moments:
-            # Without memory for them.
-            zeros = np.broadcast_to(np.float32(0.0), published_shape(tensor))
+            zeros = np.broadcast_to(np.float32(0.0), published_shape(tensor))  # without memory for them
             target = _in_slot(tensor, inner, moment)
             if id(target.variable) not in filled:
                 arrays.append((target, f"the optimizer's {moment} of {name}", moments.get(moment, zeros)))
@@ -70,6 +62,12 @@ def _epsilon(optimizer: NVAEAdamax) -> np.float64:
     return np.float64(np.float32(optimizer.epsilon))
 
 
+def optimizer_variables(model: NVAE) -> list[Any]:
+    """Those of a model's optimizer, which is built, that `published_optimizer` reads."""
+    inner: NVAEAdamax = inner_optimizer(model.optimizer)
+    return [inner.iterations, *(slot for variable in model.trainable_variables for slot in inner.slots_of(variable))]
+
+
 def published_optimizer(model: NVAE, learning_rate: float, read: Callable[[Any], np.ndarray]) -> dict[str, Any]:
     """The state of a model's optimizer, which is built, in the published form; `read` gives a variable's value."""
     inner: NVAEAdamax = inner_optimizer(model.optimizer)
@@ -81,26 +79,20 @@ def published_optimizer(model: NVAE, learning_rate: float, read: Callable[[Any],
     step = int(read(inner.iterations))
     momenta = published_values([_in_slot(tensor, inner, MOMENTUM) for tensor in tensors], read)
     norms = published_values([_in_slot(tensor, inner, NORM) for tensor in tensors], raised)
-    moments = enumerate(zip(momenta, norms, strict=True))
-    group = {
-        "lr": learning_rate,
-        "betas": (inner.beta_1, inner.beta_2),
-        "eps": inner.epsilon,
-        "weight_decay": inner.l2,
-        "params": list(range(len(tensors))),
-    }
-    state = {number: {STEP: step, MOMENTUM: momentum, NORM: norm} for number, (momentum, norm) in moments}
+    moments = zip(momenta, norms, strict=True)
+    state = {number: {STEP: step, MOMENTUM: each[0], NORM: each[1]} for number, each in enumerate(moments)}
+    group = {"lr": learning_rate, "betas": (inner.beta_1, inner.beta_2), "eps": inner.epsilon}
+    group |= {"weight_decay": inner.l2, "params": list(range(len(tensors)))}
     return {"state": state, "param_groups": [group]}
 
 
 def saved_optimizer(
     found: Mapping[str, PublishedTensor], optimizer: keras.optimizers.Optimizer, content: Mapping[str, Any]
 ) -> SavedOptimizer | None:
-    """Checks the optimizer's state of a published file; None where it has none. Reads no number of the moments.
+    """Checks the entry `optimizer` of a published file, with which `optimizer` is to continue; None where it is empty.
 
-    `found` are the model's tensors by their names in the file, in the order of its `state_dict`, `optimizer` is to
-    continue from there, and `content` is the file's entry `optimizer`. ValueError: it is of another form, of an Adamax
-    with other settings, or does not fit the parameters.
+    `found` are the model's tensors by their names in the file, in the order of its `state_dict`; no number is read.
+    ValueError: the state is of another form, of an Adamax with other settings, or does not fit the parameters.
     """
     state = content.get("state")
     if not state:
@@ -110,9 +102,13 @@ def saved_optimizer(
     is_one = isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], Mapping)
     _check(is_one, "has not one group in param_groups, which gives its parameters' order")
     for name, needed in (("betas", (inner.beta_1, inner.beta_2)), ("eps", inner.epsilon)):
-        found_here = groups[0].get(name, needed)
-        made_with = f"{name} = {reprlib.repr(found_here)}"
-        _check(_is_close(found_here, needed), f"was made with {made_with}, and the run would go on with {needed}")
+        made_with = groups[0].get(name, needed)
+        try:
+            is_same = np.shape(made_with) == np.shape(needed) and np.allclose(made_with, needed, rtol=1e-6, atol=0.0)
+        except (TypeError, ValueError):
+            is_same = False
+        made_with = f"{name} = {reprlib.repr(made_with)}"
+        _check(is_same, f"was made with {made_with}, and the run would go on with {needed}")
     numbers = groups[0].get("params")
     are_numbers = isinstance(numbers, list) and all(isinstance(number, int) for number in numbers)
     _check(are_numbers and len(set(numbers)) == len(numbers), "has params that are no list of different numbers")
@@ -144,13 +140,6 @@ def _check(valid: bool, what: str) -> None:
     check(valid, f"the optimizer's state {what}; {LEAVE_OUT}")
 
 
-def _is_close(found: Any, needed: float | tuple[float, float]) -> bool:
-    try:
-        return np.shape(found) == np.shape(needed) and np.allclose(found, needed, rtol=1e-6, atol=0.0)
-    except (TypeError, ValueError):
-        return False
-
-
 def _moments(number: int, name: str, tensor: PublishedTensor, saved: Any) -> Mapping[str, np.ndarray]:
     if isinstance(saved, Mapping) and not saved:
         return {}
@@ -170,18 +159,16 @@ def checkpoint_names(made: ModelForTraining) -> Iterator[tuple[str, Any]]:
     yield from names_of_variables(parts | {"loss_scale": loss_scale(optimizer)})
 
 
-def own_variables(made: ModelForTraining, with_training: bool = True) -> dict[str, Any]:
-    """Variables that the published form has no place for, by one name each; without training, of the model alone."""
+def own_variables(made: ModelForTraining) -> dict[str, Any]:
+    """Variables that the published form has no place for, by one name each."""
     inner = inner_optimizer(made.model.optimizer)
-    elsewhere = {id(tensor.variable) for tensor in published_tensors(made.model)}
-    elsewhere |= {id(inner.slots_of(variable).momentum) for variable in made.model.trainable_variables}
-    elsewhere.add(id(inner.iterations))
-    found = {}
+    known = {id(tensor.variable) for tensor in published_tensors(made.model)} | {id(inner.iterations)}
+    known |= {id(inner.slots_of(variable).momentum) for variable in made.model.trainable_variables}
+    found: dict[int, tuple[str, Any]] = {}
     for name, variable in checkpoint_names(made):
-        if id(variable) not in elsewhere and (with_training or not is_of_training(name)):
-            found[name] = variable
-            elsewhere.add(id(variable))
-    return found
+        if id(variable) not in known:
+            found.setdefault(id(variable), (name, variable))
+    return dict(found.values())
 
 
 def is_of_training(name: str) -> bool:

@@ -12,10 +12,8 @@ from nvae_tf.errors import first_line
 
 def check_torch() -> None:
     """Raises ValueError where torch is not installed; the message says how to install it."""
-    with contextlib.suppress(ValueError):
-        if importlib.util.find_spec("torch") is not None:
-            return
-    raise ValueError('published .pt files need PyTorch: pip install "nvae_tf[torch]", or `make torch`')
+    message = 'published .pt files need PyTorch: pip install "nvae_tf[torch]", or `make torch`'
+    check(importlib.util.find_spec("torch") is not None, message)
 
 
 def check_file(path: pathlib.Path) -> None:
@@ -26,9 +24,7 @@ def check_file(path: pathlib.Path) -> None:
 
 
 def check_import_places(checkpoint: pathlib.Path, output: pathlib.Path, report: pathlib.Path | None) -> None:
-    """Checks what an import reads and writes: FileNotFoundError where there is no such checkpoint, ValueError where the
-    run folder or the report can't be made, or one is in the way of the other.
-    """
+    """Raises FileNotFoundError where there is no such checkpoint, ValueError where the other two can't be made."""
     check_file(checkpoint)
     check_output_is_free(output)
     if report is not None:
@@ -81,8 +77,7 @@ def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     process may leave `.NAME.partial-*` behind.
     """
     check_output_is_free(output)
-    place = output.resolve()
-    parent = place.parent
+    place, parent = output.resolve(), output.resolve().parent
     missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -93,15 +88,14 @@ def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
             yield written
             check_output_is_free(output)  # somebody else may have been quicker
             written.rename(place)
-    except BaseException as error:
-        for folder in missing:
-            with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
-                folder.rmdir()
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         # The hidden folder is gone when the message is read.
         reason = error.strerror or first_line(error).rpartition(f"/{place.name}/")[2]
         raise OSError(
             f"--output={output}: could not be written, and nothing of it is left ({reason}). Make room on its disk, or "
             "name a folder on another one"
         ) from error
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # not empty: with the run in it, or somebody else uses it by now
+                folder.rmdir()

@@ -12,14 +12,12 @@ from nvae_tf.latent_plan import CELL_SETS, InvertedBranch
 
 
 class Images(NamedTuple):
-    """Those of a published data set: this project's name of it, the size of square images, channels, training and test
-    images where these are known, and the size to which they are padded; of 1 bit if they are binary.
-    """
+    """Those of a published data set."""
 
-    data_name: str
-    size: int
+    data_name: str  # this project's name of it
+    size: int  # of square images
     channels: int
-    counts: tuple[int, int] | None = None
+    counts: tuple[int, int] | None = None  # training and test images, where these are known
     padded_size: int | None = None
     binary: bool = False
 
@@ -77,9 +75,7 @@ _TABLES = {"enc": "encoder", "dec": "decoder", "pre": "preprocess", "post": "pos
 
 
 def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
-    """The architecture of a published checkpoint from its `args`; ValueError where a setting is missing or of a wrong
-    type, or the data set is not one that the published code knows.
-    """
+    """The architecture of a published checkpoint from its `args`; ValueError where a setting is missing or wrong."""
     with _wrap_type_errors():
         settings = {**_DEFAULTS, **settings}
         dataset = _setting(settings, "dataset")
@@ -92,19 +88,11 @@ def model_config_from_published(settings: Mapping[str, Any]) -> ModelConfig:
         values["num_bits"] = 1 if images.binary else _setting(settings, "num_x_bits")
         # Sizes are calculated from them before anything else checks their types.
         for name, value in values.items():
-            kind = str if name == "cell_set" else int
-            if not isinstance(value, kind):
-                raise TypeError(f"model.{name} = {reprlib.repr(value)}: must be of type {kind.__name__}")
+            _check_type(f"model.{name}", value, str if name == "cell_set" else int)
         several = "normal" if values["num_mixtures"] == 1 else "logistic_mixture"
-        return ModelConfig(
-            image_height=images.size,
-            image_width=images.size,
-            image_channels=images.channels,
-            padded_height=images.padded_size,
-            padded_width=images.padded_size,
-            likelihood="bernoulli" if images.binary else several,
-            **values,
-        )
+        values["likelihood"] = "bernoulli" if images.binary else several
+        values |= {f"image_{side}": images.size for side in ("height", "width")} | {"image_channels": images.channels}
+        return ModelConfig(**values, padded_height=images.padded_size, padded_width=images.padded_size)
 
 
 def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveConfig:
@@ -113,9 +101,13 @@ def objective_config_from_published(settings: Mapping[str, Any]) -> ObjectiveCon
     values["anneal_regularisation"] = bool(values["anneal_regularisation"])
     with _wrap_type_errors():
         for name, value in values.items():
-            if not isinstance(value, int | float):
-                raise TypeError(f"objective.{name} = {reprlib.repr(value)}: must be of type float")
+            _check_type(f"objective.{name}", value, float)
         return ObjectiveConfig(**values)
+
+
+def _check_type(name: str, value: Any, kind: type) -> None:
+    if not isinstance(value, int | float if kind is float else kind):
+        raise TypeError(f"{name} = {reprlib.repr(value)}: must be of type {kind.__name__}")
 
 
 @contextlib.contextmanager
@@ -175,13 +167,13 @@ def cell_tables(cell_set: str) -> dict[str, list[str]]:
 
 
 def _data_set(config: ExperimentConfig) -> str:
-    model = config.model
+    model, binary = config.model, config.model.likelihood == "bernoulli"
     shape = (model.image_height, model.image_width, model.image_channels, model.network_height, model.network_width)
     fitting = [
         name
-        for name, (_, size, channels, _, padded, binary) in PUBLISHED_IMAGES.items()
-        if shape == (size, size, channels, padded or size, padded or size)
-        and binary == (model.likelihood == "bernoulli")
+        for name, images in PUBLISHED_IMAGES.items()
+        if shape == (images.size, images.size, images.channels, *2 * (images.padded_size or images.size,))
+        and images.binary == binary
     ]
     check(
         bool(fitting),

@@ -1,8 +1,7 @@
 """Reads published `.pt` files, safely and without the published code; needs the optional extra `torch`.
 
-`torch.load` takes a tensor's numbers from where the archive's directory puts them, as many as the pickle asks for, and
-compares neither sizes nor checksums. So the archive is checked first, and its pickle is walked through, opcode by
-opcode, without building anything of it.
+`torch.load` compares neither checksums nor sizes with what the pickle asks for. So the archive is checked first, and
+its pickle is walked through, opcode by opcode, without building anything of it.
 """
 
 import argparse
@@ -16,15 +15,15 @@ import reprlib
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
 from nvae_tf.errors import first_line
 from nvae_tf.models import NVAE
+from nvae_tf.progress import byte_bar
 from nvae_tf.published.names import COPY, COUNTER
 from nvae_tf.published.places import check_file, check_torch
 from nvae_tf.published.settings import USED_SETTINGS, model_config_from_published, objective_config_from_published
@@ -57,23 +56,18 @@ _OBJECT = object()
 
 
 class TorchCheckpoint(NamedTuple):
-    """The content of a published file, tensors as arrays in the published layout; empty or None where it lacks it.
+    """The content of a published file, tensors as arrays in the published layout; empty or None where it lacks it."""
 
-    `settings` are its `args`, `state` its `state_dict`; `epoch` counts finished passes over the data, `global_step` the
-    steps; `own` is what this project has added to a file that it wrote. `is_mapped` says whether the arrays lie in the
-    file itself, mapped into memory: not in compressed or very old files.
-    """
-
-    settings: Mapping[str, Any]
-    state: Mapping[str, np.ndarray]
+    settings: Mapping[str, Any]  # `args`
+    state: Mapping[str, np.ndarray]  # `state_dict`
     optimizer: Mapping[str, Any] = {}
-    epoch: int | None = None
+    epoch: int | None = None  # finished passes over the data
     global_step: int | None = None
-    own: Mapping[str, Any] = {}
-    is_mapped: bool = False
+    own: Mapping[str, Any] = {}  # what this project has added to a file that it wrote
+    is_mapped: bool = False  # whether the arrays lie in the file itself, mapped into memory
 
 
-class WrongFile(ValueError):
+class _WrongFile(ValueError):
     """A file that must not be read; the message is one line, without the file's name."""
 
 
@@ -101,16 +95,11 @@ def read_torch_checkpoint(path: str | pathlib.Path) -> TorchCheckpoint:
         _check(is_checkpoint, "a torch file, but not an NVAE checkpoint: it lacks 'args' or 'state_dict'")
         # Its methods may be hidden by attributes that a file has set.
         content = dict(dict.items(content))
-        return TorchCheckpoint(
-            _plain_settings(content["args"]),
-            _weights(_group(content, "state_dict"), path.stat().st_size),
-            _group(content, "optimizer"),
-            _count(content, "epoch"),
-            _count(content, "global_step"),
-            _group(content, OWN_KEY),
-            is_mapped,
-        )
-    except WrongFile as error:
+        groups = [_group(content, key) for key in ("args", "state_dict", "optimizer", OWN_KEY)]
+        settings, state = _plain_settings(groups[0]), _weights(groups[1], path.stat().st_size)
+        counts = _count(content, "epoch"), _count(content, "global_step")
+        return TorchCheckpoint(settings, state, groups[2], *counts, groups[3], is_mapped)
+    except _WrongFile as error:
         raise ValueError(f"{path}: {error}") from error
     except (MemoryError, PermissionError):
         raise
@@ -139,14 +128,11 @@ def from_torch_checkpoint(path: str | pathlib.Path) -> NVAE:
 
 def _check(valid: bool, message: str) -> None:
     if not valid:
-        raise WrongFile(message)
+        raise _WrongFile(message)
 
 
-def _plain_settings(args: Any) -> dict[str, Any]:
+def _plain_settings(settings: dict[Any, Any]) -> dict[str, Any]:
     """The settings that are plain values; others are not used."""
-    _check(isinstance(args, dict | argparse.Namespace), f"'args' holds no settings, but a {type(args).__name__}")
-    settings = dict(dict.items(args if isinstance(args, dict) else vars(args)))
-    _check_names("args", settings)
     plain = {
         name: value
         for name, value in settings.items()
@@ -155,16 +141,10 @@ def _plain_settings(args: Any) -> dict[str, Any]:
         or (isinstance(value, float) and math.isfinite(value))
         or (isinstance(value, str) and len(value) <= _LONGEST_TEXT)
     }
+    _check(all(isinstance(name, str) for name in settings), f"'args' holds settings without a name; {_AGAIN}")
     wrong = ", ".join(sorted((settings.keys() - plain.keys()) & USED_SETTINGS))
     _check(not wrong, f"'args' has a value of {wrong} that is neither a finite number nor a short text; {_AGAIN}")
     return plain
-
-
-def _check_names(place: str, names: Iterable[Any]) -> None:
-    """Names are shown in messages and tables: each is text, and one line of it."""
-    for name in names:
-        is_line = isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST_TEXT
-        _check(is_line, f"{place!r} holds an entry whose name is not one line of text; {_AGAIN}")
 
 
 def _weights(state: dict[Any, Any], file_size: int) -> dict[str, np.ndarray]:
@@ -181,8 +161,9 @@ def _weights(state: dict[Any, Any], file_size: int) -> dict[str, np.ndarray]:
 
 def _group(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     group = content.get(key)
-    if group is None and key != "state_dict":
+    if group is None and key not in ("args", "state_dict"):
         return {}
+    group = vars(group) if isinstance(group, argparse.Namespace) else group
     _check(isinstance(group, dict), f"{key!r} holds no state by name, but a {type(group).__name__}")
     return _with_arrays(key, group, {})
 
@@ -195,16 +176,20 @@ def _with_arrays(place: str, value: Any, known: dict[int, Any], depth: int = 0) 
         return known[id(value)]
     is_container = isinstance(value, dict | list | tuple)
     _check(depth <= _DEEPEST or not is_container, f"{place!r} is nested deeper than in any NVAE checkpoint; {_AGAIN}")
+    made = value
     if isinstance(value, dict):
         items = dict(dict.items(value))
-        _check_names(place, (name for name in items if not isinstance(name, int)))
+        # Names are shown in messages and tables; parameters have numbers.
+        for name in items:
+            is_line = isinstance(name, int) or (name.isprintable() and len(name) <= _LONGEST_TEXT)
+            _check(is_line, f"{place!r} holds an entry whose name is not one line of text; {_AGAIN}")
         made = {name: _with_arrays(f"{place}.{name}", inner, known, depth + 1) for name, inner in items.items()}
     elif is_container:
         made = type(value)(_with_arrays(place, inner, known, depth + 1) for inner in value)
     elif isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16:
         made = value.detach().view(torch.int16).numpy().view(tf.bfloat16.as_numpy_dtype)
-    else:
-        made = value.detach().numpy() if isinstance(value, torch.Tensor) else value
+    elif isinstance(value, torch.Tensor):
+        made = value.detach().numpy()
     known[id(value)] = made
     return made
 
@@ -217,7 +202,7 @@ def _count(content: Mapping[str, Any], key: str) -> int | None:
 
 
 def _check_torch_file(path: pathlib.Path) -> bool:
-    """Raises WrongFile unless a file is whole and asks for nothing but tensors and plain data.
+    """Raises _WrongFile unless a file is whole and asks for nothing but tensors and plain data.
 
     Returns whether its tensors may be mapped into memory: none is compressed, and it is no file before torch 1.6.
     """
@@ -263,7 +248,7 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> bool:
     # Torch writes no numbers without a tensor: where some are left over, a tensor has those of another.
     unused = min(sizes.keys() - storages.keys() - {""}, default="")
     _check(not unused, f"its record {unused[:50]!r} belongs to none of its tensors; {_AGAIN}")
-    with tqdm.tqdm(desc="checked", total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    with byte_bar(total, "checked") as bar:
         for entry in entries:
             with archive.open(entry) as record:
                 # At its end `zipfile` compares the checksum.
@@ -288,7 +273,7 @@ def _check_old_form(file: mmap.mmap) -> None:
 
 
 def _storages(pickled: io.BytesIO | mmap.mmap) -> dict[str, int]:
-    """The bytes of each storage that a pickle asks for, by key; WrongFile where it asks for what no checkpoint has."""
+    """The bytes of each storage that a pickle asks for, by key; _WrongFile where it asks for what no checkpoint has."""
     walk = _PickleWalk()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
         is_short = count <= _OPCODES + _OPCODES_PER_STORAGE * len(walk.storages)
@@ -316,13 +301,11 @@ class _PickleWalk:
 
     def __init__(self):
         self.storages: dict[str, int] = {}
-        self._stack: list[Any] = []
-        self._below: list[list[Any]] = []
-        self._memo: dict[int, Any] = {}
+        self._stack, self._below, self._memo = [], [], {}
 
     def step(self, opcode: str, argument: Any) -> None:
         """Takes one opcode; those of torch's safe reader are known."""
-        stack = self._stack
+        stack, keys = self._stack, []
         match opcode:
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINSTRING":
                 is_short = not isinstance(argument, int) or -(2**63) <= argument < 2**63
@@ -333,7 +316,8 @@ class _PickleWalk:
             case "GLOBAL":
                 # Of its own constants, types and storages torch's reader knows which are harmless.
                 is_known = argument in _CALLS or argument.startswith(("torch ", "torch.storage "))
-                _check(is_known, f"wants to build {_dotted(argument)}, which no NVAE checkpoint needs; not loaded")
+                name = argument.replace(" ", ".")[:200]
+                _check(is_known, f"wants to build {name!r}, which no NVAE checkpoint needs; not loaded")
                 stack.append(_Global(argument))
             case "MARK":
                 self._below.append(stack)
@@ -347,11 +331,11 @@ class _PickleWalk:
                 self._stack.append(_Tuple(stack))
             case "APPENDS" | "SETITEMS":
                 self._stack = self._below.pop()
-                _check_keys(stack[::2] if opcode == "SETITEMS" else [])
+                keys = stack[::2] if opcode == "SETITEMS" else []
             case "APPEND":
                 stack.pop()
             case "SETITEM":
-                _check_keys([stack.pop(-2)])
+                keys = [stack.pop(-2)]
                 stack.pop()
             case "BUILD":
                 _check(not isinstance(stack.pop(), tuple), "sets an object's attributes in an unknown way")
@@ -363,7 +347,8 @@ class _PickleWalk:
                 called, arguments = stack.pop(-2), stack.pop()
                 name = called.name if isinstance(called, _Global) else "something"
                 is_known = name in _CALLS and isinstance(arguments, tuple) and not (name in _EMPTY_CALLS and arguments)
-                _check(is_known, f"wants to call {_dotted(name)} in a way that no NVAE checkpoint does; not loaded")
+                name = name.replace(" ", ".")[:200]
+                _check(is_known, f"wants to call {name!r} in a way that no NVAE checkpoint does; not loaded")
                 stack.append(_OBJECT)
             case "BINPERSID":
                 self._note_storage(stack.pop())
@@ -371,7 +356,10 @@ class _PickleWalk:
             case "PROTO" | "STOP":
                 pass
             case _:
-                raise WrongFile(f"{_NO_TORCH_FILE} (its pickle has {opcode})")
+                raise _WrongFile(f"{_NO_TORCH_FILE} (its pickle has {opcode})")
+        # Python compares and hashes nested tuples without a bound.
+        are_plain = all(isinstance(key, str | int) for key in keys)
+        _check(are_plain, "has entries whose names are neither text nor numbers")
 
     def _note_storage(self, what: Any) -> None:
         """Notes `("storage", type, key, location, count)`; files before torch 1.6 have one item more."""
@@ -389,12 +377,3 @@ class _PickleWalk:
         size = count * dtype.itemsize
         is_same = self.storages.setdefault(key, size) == size
         _check(is_same, f"asks for its record {key[:50]!r} in two sizes; {_AGAIN}")
-
-
-def _check_keys(keys: Iterable[Any]) -> None:
-    # Python compares and hashes nested tuples without a bound.
-    _check(all(isinstance(key, str | int) for key in keys), "has entries whose names are neither text nor numbers")
-
-
-def _dotted(name: str) -> str:
-    return repr(name.replace(" ", ".")[:200])

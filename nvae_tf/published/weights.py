@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
 from nvae_tf.config import ModelConfig, check
 from nvae_tf.flows import HIDDEN_MULTIPLE
 from nvae_tf.latent_plan import InvertedBranch, groups_per_scale, latent_plan
 from nvae_tf.models import NVAE
+from nvae_tf.progress import byte_bar
 from nvae_tf.published.names import COPY, COUNTER, PublishedTensor, published_tensors
 
 # Copies of other tensors of the same layer, and counters, which carry no information.
@@ -24,14 +24,12 @@ _MADV_DONTNEED = 4
 
 
 class Match(NamedTuple):
-    """Which tensors of a file fit, in the order of published files; carry no information; are lacking; have another
-    shape than the architecture needs; and have no place in it. By their names in the file.
-    """
+    """Which tensors of a file fit an architecture, by their names in the file."""
 
-    found: dict[str, PublishedTensor]
-    ignored: list[str]
+    found: dict[str, PublishedTensor]  # in the order of published files
+    ignored: list[str]  # carry no information
     missing: list[str]
-    misshapen: dict[str, tuple[int, ...]]
+    misshapen: dict[str, tuple[int, ...]]  # the shape that the architecture needs
     unknown: list[str]
 
     def check(self, state: Mapping[str, np.ndarray]) -> None:
@@ -40,14 +38,13 @@ class Match(NamedTuple):
             f"{name} has shape {np.shape(state[name])}, this architecture needs {needed}"
             for name, needed in self.misshapen.items()
         ]
-        faults = (("missing", self.missing), ("of another shape", shapes), ("unknown", self.unknown))
-        problems = [
+        faults = {"missing": self.missing, "of another shape": shapes, "unknown": self.unknown}
+        problems = "; ".join(
             f"{len(names)} {what}: {', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
-            for what, names in faults
+            for what, names in faults.items()
             if names
-        ]
-        message = f"the published weights do not fit this architecture; tensors: {'; '.join(problems)}. {_ONE_FILE}"
-        check(not problems, message)
+        )
+        check(not problems, f"the published weights do not fit this architecture; tensors: {problems}. {_ONE_FILE}")
 
 
 def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
@@ -61,25 +58,20 @@ def match(model: NVAE, state: Mapping[str, np.ndarray]) -> Match:
             misshapen[name] = published_shape(tensor)
         else:
             found[name] = tensor
-    layers = {_layer(name) for name in (*found, *misshapen)}
-    ignored = [name for name in state if name.endswith(_IGNORED_ENDINGS) and _layer(name) in layers]
+    layers = {name.rpartition(".")[0] for name in (*found, *misshapen)}
+    ignored = [name for name in state if name.endswith(_IGNORED_ENDINGS) and name.rpartition(".")[0] in layers]
     unknown = sorted(state.keys() - found.keys() - misshapen.keys() - set(ignored))
     return Match(found, ignored, missing, misshapen, unknown)
 
 
-def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray]) -> None:
-    """Fills the model from a published `state_dict` of arrays in the published layout.
+def load_published_weights(model: NVAE, state: Mapping[str, np.ndarray], are_mapped: bool = False) -> None:
+    """Fills the model from a published `state_dict` of arrays in the published layout; see `fill`.
 
     Nothing is assigned unless every tensor fits. Where one then turns out to hold NaN, the model is of no use. The
     ValueError names tensors that are missing, left over, of another shape or not finite.
     """
     matched = match(model, state)
     matched.check(state)
-    fill_weights(model, matched, state)
-
-
-def fill_weights(model: NVAE, matched: Match, state: Mapping[str, np.ndarray], are_mapped: bool = False) -> None:
-    """Assigns the arrays of a state that has been checked; see `fill`."""
     weights = [(tensor, name, state[name]) for name, tensor in matched.found.items()]
     fill(weights, "weights", BROKEN_WEIGHTS, are_mapped)
     model.data_initialised.assign(1.0)
@@ -94,16 +86,13 @@ def fill(
 ) -> None:
     """Assigns variables of float32 one after the other, each once and as a whole.
 
-    Args:
-      arrays: of each tensor its place, its name for messages, and its numbers in the published layout.
-      what: what they are, for the progress bar.
-      fix: what to do where one holds NaN or infinity, for the ValueError.
-      are_mapped: whether the arrays lie in a mapped file, whose pages are released after use.
-      lowered_by: is subtracted in double precision.
+    `arrays` has of each tensor its place, its name for messages, and its numbers in the published layout, from which
+    `lowered_by` is subtracted in double precision. The progress bar shows `what`, and `fix` says in the ValueError what
+    to do where one holds NaN or infinity. Pages of arrays that lie in a mapped file are released after use.
     """
     groups = _by_variable(arrays)
     total = sum(4 * int(np.prod(variable.shape, dtype=np.int64)) for variable, _ in groups)
-    with tqdm.tqdm(desc=what, total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    with byte_bar(total, what) as bar:
         for variable, group in groups:
             value = np.empty(variable.shape, np.float32)
             for tensor, name, array in group:
@@ -160,10 +149,6 @@ def published_shape(tensor: PublishedTensor) -> tuple[int, ...]:
     return published_array(tensor, np.broadcast_to(np.float32(0.0), tuple(tensor.variable.shape))).shape
 
 
-def _layer(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
 def release_pages(array: np.ndarray) -> None:
     """Gives back the memory of an array that lies in a mapped file; a later use reads it from the file again."""
     owner = array
@@ -172,9 +157,8 @@ def release_pages(array: np.ndarray) -> None:
     # NumPy's own memory would be zero afterwards.
     if owner.flags.owndata:
         return
-    begin = array.ctypes.data
-    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (begin + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    first = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last and array.flags.c_contiguous and hasattr(_LIBRARY, "madvise"):
         _LIBRARY.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_DONTNEED)
 
@@ -187,12 +171,13 @@ def release_freed_memory() -> None:
 
 def check_implied_size(config: ModelConfig, state: Mapping[str, np.ndarray]) -> None:
     """Raises ValueError where an architecture has more layers or numbers than a file, so that it is never built."""
-    message = "the published weights do not fit this architecture: it has at least {:,} {}, and the file {:,} {}. "
-    found, needed = len(state), fewest_layers(config)
-    check(needed <= found, message.format(needed, "layers", found, "tensors") + _ONE_FILE)
-    # Afterwards, because the plan has a place for every group.
-    found, needed = sum(value.size for value in state.values()), fewest_numbers(config)
-    check(needed <= found, message.format(needed, "numbers", found, "numbers") + _ONE_FILE)
+    # Layers first, because the plan has a place for every group.
+    for fewest, what, found in (
+        (fewest_layers, "layers", len(state)),
+        (fewest_numbers, "numbers", sum(value.size for value in state.values())),
+    ):
+        needed, fits = fewest(config), "the published weights do not fit this architecture"
+        check(needed <= found, f"{fits}: it has at least {needed:,} {what}, and the file {found:,}. {_ONE_FILE}")
 
 
 def fewest_layers(config: ModelConfig) -> int:

@@ -22,7 +22,7 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM
 from nvae_tf.generation.interpolation import interpolate_images
-from nvae_tf.generation.nearest import nearest_images
+from nvae_tf.generation.sampling import nearest_images
 from nvae_tf.generation.reconstruction import data_set_images, reconstruct_images
 from nvae_tf.generation.sampling import generate_images, numbers_of_shared_groups, rows_sharing_groups
 from nvae_tf.latent_plan import latent_plan

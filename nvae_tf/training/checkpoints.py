@@ -6,7 +6,6 @@ and the folder `best` holds the checkpoint with the best test score.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 import pathlib
@@ -20,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from nvae_tf.config import check
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_write
 from nvae_tf.models import NVAE
@@ -39,11 +39,10 @@ class CheckpointNotWritten(OSError):
 
 
 class TrainingState:
-    """All that a run needs to continue as if it had never stopped; random numbers are functions of (seed, step).
+    """All that a run needs to continue as if it had never stopped; call `restore` first where there are checkpoints.
 
-    Checkpoints are written into `folder`, which is made with the first, and the latest `keep` of them stay; of the
-    others one is kept for good when `keep_every_hours` have passed since the one before, 0: none. `optimizer` is built.
-    `others` are variables besides the model's, with its metrics, that decide how the run continues.
+    The latest `keep` checkpoints stay in `folder`; of the others one is kept for good when `keep_every_hours` have
+    passed since the one before, 0: none. `others` are variables besides the model's that decide how the run continues.
     """
 
     def __init__(
@@ -60,12 +59,12 @@ class TrainingState:
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         # Double precision: a score must be equal to itself when it is read back.
         self._score = tf.Variable(float("inf"), dtype=tf.float64, trainable=False, name="best_score")
-        self._lowest: float | None = None
+        self._lowest = float("inf")
         start_averages(model)
         variables = training_parts(model, optimizer, others) | {"step": self._step}
         # Separate, so that a run can continue in another precision, which may have no loss scale.
         self._without_scale = tf.train.Checkpoint(**variables)
-        variables |= {"loss_scale": loss_scale(optimizer)}
+        variables["loss_scale"] = loss_scale(optimizer)
         self._checkpoint = tf.train.Checkpoint(**variables)
         self._best_checkpoint = tf.train.Checkpoint(**variables, best_score=self._score)
         self._kept = KeptCheckpoints(folder, keep, keep_every_hours)
@@ -79,22 +78,19 @@ class TrainingState:
 
     def save_if_best(self, step: int, score: float) -> None:
         """Does the same in the folder of the best if no earlier score was as low; NaN never is."""
-        if self._lowest is None:
-            self._take_over_best()
         if not score < self._lowest:
             return
         with self._raising_not_written(self._best_folder, step):
             self._score.assign(score)
             write_checkpoint(self._best_folder, step, self._best_checkpoint.write)
             self._lowest = score
-            self._remove_all_best_but({step})
+            _remove_all_but(self._best_folder, {step})
 
     def restore(self, report: Callable[[str], object] = print, tidies: bool = True) -> int:
         """Restores the newest whole checkpoint and returns its step; 0, and `whole_step` None, where there is none.
 
-        `report` takes a line about newer checkpoints that can't be used, and one about a damaged best checkpoint. Of
-        several processes one `tidies`: it removes what killed processes have left. ValueError: there are checkpoints,
-        and all are damaged; or the newest is of another architecture.
+        `report` takes a line about checkpoints that can't be used. Of several processes one `tidies`: it removes what
+        killed processes have left. ValueError: all checkpoints are damaged, or the newest is of another architecture.
         """
         found = newest_whole(self.folder)
         if found.path is not None:
@@ -112,19 +108,15 @@ class TrainingState:
             self._take_over_best(report)
         return found.step
 
-    def _take_over_best(self, report: Callable[[str], object] = lambda line: None) -> None:
+    def _take_over_best(self, report: Callable[[str], object]) -> None:
         _remove_partial(self._best_folder)
         found = find_best(self._best_folder)
         self._lowest = found.score
         if found.path is not None:
-            self._remove_all_best_but({found.step, *found.unusable})
+            _remove_all_but(self._best_folder, {found.step, *found.unusable})
         elif found.unusable:
             words = found.unusable_words()
             report(f"{self._best_folder}: {words} can't be used; the next step that is evaluated counts as best.")
-
-    def _remove_all_best_but(self, kept: Collection[int]) -> None:
-        for step in _steps_of_any(self._best_folder) - {*kept}:
-            _remove_checkpoint(self._best_folder, step)
 
     @contextlib.contextmanager
     def _raising_not_written(self, folder: pathlib.Path, step: int) -> Iterator[None]:
@@ -135,8 +127,11 @@ class TrainingState:
             before = "There is none before, the same command starts anew"
             if self.whole_step is not None:
                 before = f"That of step {self.whole_step} is whole, the same command continues from there"
+            # Before the cause TensorFlow names operations and temporary files.
+            cause = re.search(r"(?:.*; )?(.*?)( \[Op:.*)?$", first_line(error))[1]
             raise CheckpointNotWritten(
-                f"{folder}: the checkpoint of step {step} could not be written ({_cause(error)}). {before}"
+                f"{folder}: the checkpoint of step {step} could not be written "
+                f"({getattr(error, 'strerror', None) or cause}). {before}"
             ) from error
 
 
@@ -191,7 +186,7 @@ def restore_weights(model: NVAE, checkpoint: str) -> bool:
 
 
 def check_architecture(model: NVAE, checkpoint: str) -> None:
-    """Raises ValueError if a model's weights differ from those in a checkpoint in names or shapes, or it is damaged."""
+    """ValueError if a model's weights differ from those in a checkpoint in names or shapes, or it is damaged."""
     with wrap_read_errors(checkpoint):
         shapes = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
     found = {
@@ -201,19 +196,18 @@ def check_architecture(model: NVAE, checkpoint: str) -> None:
     }
     expected = {name: list(weight.shape) for name, weight in named_weights(model).items()}
     differing = [name for name in expected | found if found.get(name) != expected.get(name)]
-    if not differing:
-        return
     # What one side lacks says most about the architecture, the vectors that belong to every kernel say least.
     differing.sort(key=lambda name: (name.startswith("spectral_"), name in found and name in expected))
     differences = [
         f"{name}: {found.get(name, 'missing')} in the checkpoint, {expected.get(name, 'missing')} in the model"
         for name in differing[:_NAMED_DIFFERENCES]
     ]
-    more = len(differing) - len(differences)
-    raise ValueError(
+    if len(differing) > len(differences):
+        differences.append(f"and {len(differing) - len(differences)} more")
+    check(
+        not differing,
         f"{checkpoint}: a checkpoint of another architecture than the settings; {len(differing)} weights differ: "
-        f"{'; '.join(differences)}{f'; and {more} more' if more else ''}. "
-        "Use the config.json that was written with the checkpoint"
+        f"{'; '.join(differences)}. Use the config.json that was written with the checkpoint",
     )
 
 
@@ -225,26 +219,23 @@ def wrap_read_errors(checkpoint: str) -> Iterator[None]:
     except (MemoryError, tf.errors.ResourceExhaustedError):
         raise
     except Exception as error:
-        reason = (
-            f"is damaged ({first_line(error)}). Restore its files from a copy, or delete {checkpoint}.* to continue "
-            "from the one before"
-        )
         if not pathlib.Path(f"{checkpoint}.index").exists():
-            reason = (
-                "was there a moment ago and is gone; a training that runs at the same time has replaced it by a later "
-                "one. Try again"
-            )
-        raise ValueError(f"{checkpoint}: the checkpoint {reason}") from error
+            raise ValueError(
+                f"{checkpoint}: the checkpoint was there a moment ago and is gone; a training that runs at the same "
+                "time has replaced it by a later one. Try again"
+            ) from error
+        raise ValueError(
+            f"{checkpoint}: the checkpoint is damaged ({first_line(error)}). Restore its files from a copy, or delete "
+            f"{checkpoint}.* to continue from the one before"
+        ) from error
 
 
 class FoundCheckpoint(NamedTuple):
-    """The prefix of the checkpoint that was found, None where there is none that can be used; why others can't be used,
-    by step; and the score that a best checkpoint was saved for, infinity where there is none.
-    """
+    """A checkpoint that can be used, or None, and why others can't."""
 
-    path: str | None
-    unusable: dict[int, str]
-    score: float = float("inf")
+    path: str | None  # the prefix of its files
+    unusable: dict[int, str]  # step -> reason
+    score: float = float("inf")  # that a best checkpoint was saved for
 
     @property
     def step(self) -> int:
@@ -263,8 +254,7 @@ class FoundCheckpoint(NamedTuple):
 
 def newest_whole(folder: pathlib.Path) -> FoundCheckpoint:
     """Finds the newest checkpoint, listed or not, whose numbers can all be read; ValueError where all are damaged."""
-    listed = read_list(folder) if folder.is_dir() else None
-    unusable = {}
+    listed, unusable = read_list(folder), {}
     # The list names what was deleted, too.
     for step in sorted(_steps_of_any(folder) | {*(listed.written if listed else ())}, reverse=True):
         fault = _fault_of(folder, step)
@@ -296,10 +286,9 @@ def best_instead(checkpoints: pathlib.Path) -> str:
 
 
 def find_best(folder: pathlib.Path) -> FoundCheckpoint:
-    """Finds the whole checkpoint with the lowest score in a folder of the best.
+    """Finds the whole checkpoint with the lowest score in a folder of the best; one without a score is the worst.
 
-    There are two where a process was killed before it deleted the one before. One without a score, which somebody has
-    put there, counts as the worst.
+    There are two where a process was killed before it deleted the one before.
     """
     unusable, found = {}, []
     for step in sorted(_steps_of_any(folder)):
@@ -360,7 +349,7 @@ def _prefix(folder: pathlib.Path, step: int) -> str:
 
 
 def checkpoint_sha256(prefix: str) -> str:
-    """The SHA-256 of a checkpoint's files, in the order of their names; FileNotFoundError where they are gone."""
+    """The SHA-256 of a checkpoint's files; FileNotFoundError where they are gone."""
     digest, place = hashlib.sha256(), pathlib.Path(prefix)
     files = sorted(place.parent.glob(f"{place.name}.*"))
     if not files:
@@ -374,7 +363,7 @@ def checkpoint_sha256(prefix: str) -> str:
 def write_checkpoint(folder: pathlib.Path, step: int, write: Callable[[str], object]) -> None:
     """Writes a step's checkpoint, by `write` at a prefix, beside its place and moves it there when it is on the disk.
 
-    Files of the step that are there already are replaced. If anything fails, nothing of the step is left.
+    Replaces what is there of the step. If anything fails, nothing of the step is left.
     """
     partial = folder / f".step-{step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -411,6 +400,11 @@ def _remove_checkpoint(folder: pathlib.Path, step: int) -> None:
         file.unlink(missing_ok=True)
 
 
+def _remove_all_but(folder: pathlib.Path, kept: set[int]) -> None:
+    for step in _steps_of_any(folder) - kept:
+        _remove_checkpoint(folder, step)
+
+
 def _remove_partial(folder: pathlib.Path) -> set[int]:
     """Removes what killed processes have left half-written, and returns the steps of checkpoints among it."""
     steps = set()
@@ -423,32 +417,21 @@ def _remove_partial(folder: pathlib.Path) -> set[int]:
     return steps
 
 
-def _cause(error: OSError | tf.errors.OpError) -> str:
-    """Why a file could not be written, without TensorFlow's names of operations and temporary files."""
-    if isinstance(error, OSError):
-        return error.strerror or first_line(error)
-    reason = re.search(r"; ([^;]+?)( \[Op:.*)?$", first_line(error))
-    return reason[1] if reason else first_line(error)
+class CheckpointList(NamedTuple):
+    """TensorFlow's list of a folder's checkpoints, without those kept for good; times are seconds since 1970."""
 
-
-@dataclasses.dataclass
-class CheckpointList:
-    """TensorFlow's list file: when the checkpoint of each step was written, oldest first, in seconds since 1970 and 0
-    where that is not known, without those kept for good; and when the last of these was, at first when the run began.
-    """
-
-    written: dict[int, float]
-    kept_at: float
+    written: dict[int, float]  # step -> time, oldest first, 0 where that is not known
+    kept_at: float  # the time of the last that was kept for good, at first when the run began
 
 
 def read_list(folder: pathlib.Path) -> CheckpointList | None:
     """The list of a folder's checkpoints; None where it is missing or unreadable."""
     try:
         state = tf.train.get_checkpoint_state(str(folder))
-        steps = [step_of(prefix) for prefix in state.all_model_checkpoint_paths] if state else None
+        steps = [step_of(prefix) for prefix in state.all_model_checkpoint_paths] if state else []
     except ValueError:
         return None
-    if steps is None:
+    if not steps:
         return None
     times = state.all_model_checkpoint_timestamps
     # Where one is missing nobody knows which; the files have times too.
@@ -468,29 +451,29 @@ class KeptCheckpoints:
         self._list = read_list(folder) or CheckpointList({}, time.time())
 
     def take_over(self, newest: int, unusable: Collection[int]) -> None:
-        """Updates the list where a process was killed, or files were deleted or damaged: the files of `unusable` steps
-        do not count as kept, and stay. The run continues from step `newest`.
+        """Updates the list where a process was killed, or files were deleted or damaged, before the run continues from
+        step `newest`: the files of `unusable` steps do not count as kept, and stay.
         """
-        listed = read_list(self._folder)
-        kept = [step for step in steps_of_files(self._folder, "index") if step not in unusable]
+        listed, present = read_list(self._folder), steps_of_files(self._folder, "index")
+        kept = [step for step in present if step not in unusable]
         if listed is None:
             # Those that are kept for good are older than the last ones.
-            kept, before = kept[-self._keep :], self._list
+            kept = kept[-self._keep :]
         else:
-            last = max(listed.written, default=-1)
-            kept, before = [step for step in kept if step in listed.written or step > last], listed
+            kept = [step for step in kept if step in listed.written or step > max(listed.written)]
+        written, kept_at = listed or self._list
         ages = {step: (self._folder / f"step-{step}.index").stat().st_mtime for step in kept}
-        self._list = CheckpointList({step: before.written.get(step) or ages[step] for step in kept}, before.kept_at)
+        self._list = CheckpointList({step: written.get(step) or ages[step] for step in kept}, kept_at)
         if self._list != listed:
             self._write()
-        for step in steps_of_files(self._folder, "data"):
-            if step < newest and not (self._folder / f"step-{step}.index").exists():
+        for step in {*steps_of_files(self._folder, "data")} - {*present}:
+            if step < newest:
                 # The deletion was cut short.
                 _remove_checkpoint(self._folder, step)
 
     def add(self, step: int) -> None:
         """Lists a checkpoint that was written, and deletes the oldest where there are too many."""
-        written = self._list.written
+        written, kept_at = self._list
         written.pop(step, None)
         written[step] = time.time()
         # Before files go: other readers of the list always find one that is there.
@@ -499,11 +482,12 @@ class KeptCheckpoints:
             oldest = 0 if 0 in written else next(iter(written))
             time_of_oldest = written.pop(oldest)
             # A clock that was ahead and is right again: the hours count from here on.
-            self._list.kept_at = min(self._list.kept_at, time_of_oldest)
-            if oldest > 0 and 0.0 < self._keep_seconds <= time_of_oldest - self._list.kept_at:
-                self._list.kept_at = time_of_oldest
+            kept_at = min(kept_at, time_of_oldest)
+            if oldest > 0 and 0.0 < self._keep_seconds <= time_of_oldest - kept_at:
+                kept_at = time_of_oldest
             else:
                 _remove_checkpoint(self._folder, oldest)
+        self._list = CheckpointList(written, kept_at)
         self._write()
 
     def _write(self) -> None:

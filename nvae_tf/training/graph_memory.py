@@ -5,6 +5,8 @@
 
 import bisect
 import collections
+import functools
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -42,19 +44,12 @@ _END_OF_MEMORY = 2**60
 
 
 class Timeline(NamedTuple):
-    """What a function allocates and frees while it runs, in the order of time.
+    """What a function allocates and frees while it runs, in the order of time."""
 
-    Attributes:
-      changes: bytes, positive where a buffer is allocated and negative where it is freed, `[events]`.
-      buffers: which buffer that is, `[events]`; each is allocated once and freed once.
-      nodes: how many nodes the graph has, with each function that it calls.
-      unknown: names of the operations whose outputs have no size that is known before they run; counted as nothing.
-    """
-
-    changes: np.ndarray
-    buffers: np.ndarray
-    nodes: int
-    unknown: tuple[str, ...]
+    changes: np.ndarray  # bytes, positive where a buffer is allocated and negative where it is freed, `[events]`
+    buffers: np.ndarray  # which buffer that is, `[events]`; each is allocated once and freed once
+    nodes: int  # of the graph and of each function that it calls
+    unknown: tuple[str, ...]  # operations with outputs of unknown size, which are counted as nothing
 
     @property
     def peak_bytes(self) -> int:
@@ -86,17 +81,6 @@ class _Buffer:
         self.size, self.number, self.uses = size, number, 0
 
 
-class _Node(NamedTuple):
-    """An operation, and the number of the function's argument that it stands for."""
-
-    operation: tf.Operation
-    inputs: list[tuple[int, int]]  # a node's place in the list, and which of its outputs
-    uses: list[int]  # the readers of each output
-    successors: list[int]
-    num_awaited: int
-    argument: int | None
-
-
 class _Walk:
     """The walk of a graph and of the functions that it calls; gathers `events`, pairs of bytes and buffer number."""
 
@@ -104,7 +88,7 @@ class _Walk:
         self.functions = graph._functions  # There is no public way to the graphs of called functions.
         self.events: list[tuple[int, int]] = []
         self.unknown: list[str] = []
-        self._nodes: dict[tuple[int, int], tuple[list[_Node], list[tuple[int, int]]]] = {}
+        self._in_order = functools.cache(_in_order)
         self._num_buffers = 0
 
     def run(self, graph: tf.Graph, num_outputs: int, arguments: list[_Buffer], is_held: bool) -> list[_Buffer]:
@@ -113,31 +97,22 @@ class _Walk:
         Asks for the first `num_outputs`; a gradient adds others behind them. `arguments` are the buffers of the inputs,
         each with one use, which is released: only at the end if `is_held`, as a call does that is not inlined.
         """
-        key = id(graph), num_outputs
-        if key not in self._nodes:
-            self._nodes[key] = _nodes_of(graph, num_outputs)
-        nodes, outputs = self._nodes[key]
-        made: dict[int, list[_Buffer]] = {}
-        for place, node in enumerate(nodes):
-            if node.argument is not None:
-                made[place] = [arguments[node.argument]]
-                made[place][0].uses += node.uses[0]
+        operations, outputs, uses = self._in_order(graph, num_outputs)
+        made: dict[str, list[_Buffer]] = {}
+        for tensor, buffer in zip(graph.inputs, arguments, strict=True):
+            made[tensor.op.name] = [buffer]
+            buffer.uses += uses[tensor.op.name, 0]
         if not is_held:
             self.release(arguments)
-        awaited = [node.num_awaited for node in nodes]
-        ready = collections.deque(place for place, count in enumerate(awaited) if count == 0)
-        while ready:
-            place = ready.popleft()
-            node = nodes[place]
-            if node.argument is None:
-                made[place] = self._execute(node, [made[source][output] for source, output in node.inputs])
-            for successor in node.successors:
-                awaited[successor] -= 1
-                if awaited[successor] == 0:
-                    ready.append(successor)
+        for name, operation, inputs in operations:
+            if name not in made:
+                made[name] = self._execute(operation, [made[source][index] for source, index in inputs])
+                for index, buffer in enumerate(made[name]):
+                    buffer.uses += uses[name, index]
+                self.release(made[name])
         if is_held:
             self.release(arguments)
-        return [made[place][output] for place, output in outputs]
+        return [made[source][index] for source, index in outputs]
 
     def release(self, buffers: list[_Buffer]) -> None:
         """Takes one use from each buffer and frees those that had no other."""
@@ -146,54 +121,44 @@ class _Walk:
             if buffer.uses == 0 and buffer.number is not None:
                 self.events.append((-buffer.size, buffer.number))
 
-    def _execute(self, node: _Node, inputs: list[_Buffer]) -> list[_Buffer]:
-        if node.operation.type in _CALLS:
-            outputs = self._call(node.operation, inputs)
-        else:
-            outputs = self._outputs(node.operation, inputs)
-            for buffer in outputs:
-                buffer.uses += 1
-            self.release(inputs)
-        for buffer, uses in zip(outputs, node.uses, strict=True):
-            buffer.uses += uses
-        self.release(outputs)
+    def _execute(self, operation: tf.Operation, inputs: list[_Buffer]) -> list[_Buffer]:
+        """The buffers of an operation's outputs, each with one use, which the caller is to release."""
+        if operation.type in _CALLS:
+            called = [self.functions[operation.get_attr(name).name] for name in _CALLS[operation.type]]
+            function = max(called, key=lambda each: len(each.graph.get_operations()))
+            # A condition's first input decides.
+            num_decisions = len(called) - 1
+            self.release(inputs[:num_decisions])
+            is_held = function.cached_definition.attr["_noinline"].b
+            return self.run(function.graph, len(operation.outputs), inputs[num_decisions:], is_held)
+        outputs = self._outputs(operation, inputs)
+        for buffer in outputs:
+            buffer.uses += 1
+        self.release(inputs)
         return outputs
-
-    def _call(self, operation: tf.Operation, inputs: list[_Buffer]) -> list[_Buffer]:
-        names = [operation.get_attr(attribute).name for attribute in _CALLS[operation.type]]
-        function = max((self.functions[name] for name in names), key=lambda called: len(called.graph.get_operations()))
-        num_decisions = 1 if len(names) == 2 else 0
-        self.release(inputs[:num_decisions])
-        is_held = function.cached_definition.attr["_noinline"].b
-        return self.run(function.graph, len(operation.outputs), inputs[num_decisions:], is_held)
 
     def _outputs(self, operation: tf.Operation, inputs: list[_Buffer]) -> list[_Buffer]:
         if operation.type in _KEPT:
             return [_Buffer(_size_in_bytes(tensor) or 0) for tensor in operation.outputs]
         if operation.type in _VIEWS:
             return inputs[: len(operation.outputs)]
-        sizes = [self._size(tensor) for tensor in operation.outputs]
+        sizes = [_size_in_bytes(tensor) for tensor in operation.outputs]
+        if operation.type not in _SMALL_UNKNOWN:
+            self.unknown += [operation.name] * sizes.count(None)
+        sizes = [size or 0 for size in sizes]
         if operation.type == "Unpack" and operation.get_attr("axis") == 0 and sizes[0] % _ALIGNMENT == 0:
             return inputs * len(sizes)
         if operation.type in _VIEWS_OF_THE_SAME_SIZE and sizes[0] == inputs[0].size:
             return [inputs[0]]
         outputs = []
-        for place, size in enumerate(sizes):
-            can_reuse = place == 0 and operation.type in _IN_PLACE
-            free = [each for each in inputs if each.number is not None and each.uses == 1 and each.size == size]
-            if can_reuse and free:
-                outputs.append(free[0])
-            else:
-                outputs.append(_Buffer(size, self._num_buffers))
-                self.events.append((size, self._num_buffers))
-                self._num_buffers += 1
+        if operation.type in _IN_PLACE:
+            free = (each for each in inputs if each.number is not None and each.uses == 1 and each.size == sizes[0])
+            outputs = list(itertools.islice(free, 1))
+        for size in sizes[len(outputs) :]:
+            outputs.append(_Buffer(size, self._num_buffers))
+            self.events.append((size, self._num_buffers))
+            self._num_buffers += 1
         return outputs
-
-    def _size(self, tensor: tf.Tensor) -> int:
-        size = _size_in_bytes(tensor)
-        if size is None and tensor.op.type not in _SMALL_UNKNOWN:
-            self.unknown.append(tensor.op.name)
-        return size or 0
 
 
 def _size_in_bytes(tensor: tf.Tensor) -> int | None:
@@ -202,35 +167,33 @@ def _size_in_bytes(tensor: tf.Tensor) -> int | None:
     return tensor.shape.num_elements() * tensor.dtype.size if tensor.shape.is_fully_defined() else None
 
 
-def _nodes_of(graph: tf.Graph, num_outputs: int) -> tuple[list[_Node], list[tuple[int, int]]]:
-    """The operations that outputs and side effects of a function need, in the graph's order; where its outputs are."""
+def _in_order(graph: tf.Graph, num_outputs: int) -> tuple[list, list[tuple[str, int]], collections.Counter]:
+    """The operations that outputs and side effects of a function need, in the order in which they become ready.
+
+    Each has its name and its inputs with it: the names of operations, and which of their outputs. Then come the first
+    `num_outputs` of the function, and how often every output of an operation is read.
+    """
     asked = graph.outputs[:num_outputs]
-    needed, left = set(), [tensor.op for tensor in asked] + list(graph.control_outputs)
+    awaited, left = {}, [tensor.op for tensor in asked] + list(graph.control_outputs)
     while left:
         operation = left.pop()
-        if operation not in needed:
-            needed.add(operation)
-            left += _awaited(operation)
-    operations = [operation for operation in graph.get_operations() if operation in needed]
-    places = {operation.name: place for place, operation in enumerate(operations)}
-    arguments = {tensor.op.name: number for number, tensor in enumerate(graph.inputs)}
-    outputs = [(places[tensor.op.name], tensor.value_index) for tensor in asked]
-    nodes = []
+        if operation not in awaited:
+            awaited[operation] = {tensor.op for tensor in operation.inputs} | {*operation.control_inputs}
+            left += awaited[operation]
+    operations, readers = [each for each in graph.get_operations() if each in awaited], collections.defaultdict(list)
     for operation in operations:
-        inputs = [(places[tensor.op.name], tensor.value_index) for tensor in operation.inputs]
-        uses, argument = [0] * len(operation.outputs), arguments.get(operation.name)
-        nodes.append(_Node(operation, inputs, uses, [], len(_awaited(operation)), argument))
-    for place, node in enumerate(nodes):
-        for awaited in _awaited(node.operation):
-            nodes[places[awaited.name]].successors.append(place)
-    for source, output in [*(each for node in nodes for each in node.inputs), *outputs]:
-        nodes[source].uses[output] += 1
-    return nodes, outputs
-
-
-def _awaited(operation: tf.Operation) -> list[tf.Operation]:
-    """What must have run before an operation, each once."""
-    return list({tensor.op: None for tensor in operation.inputs} | dict.fromkeys(operation.control_inputs))
+        for before in awaited[operation]:
+            readers[before].append(operation)
+    in_order = [operation for operation in operations if not awaited[operation]]
+    for operation in in_order:  # which grows
+        for reader in readers[operation]:
+            awaited[reader].remove(operation)
+            if not awaited[reader]:
+                in_order.append(reader)
+    inputs = [[(tensor.op.name, tensor.value_index) for tensor in operation.inputs] for operation in in_order]
+    outputs = [(tensor.op.name, tensor.value_index) for tensor in asked]
+    uses = collections.Counter(itertools.chain(outputs, *inputs))
+    return [(each.name, each, found) for each, found in zip(in_order, inputs, strict=True)], outputs, uses
 
 
 def reserved_bytes(timeline: Timeline) -> int:
@@ -239,56 +202,36 @@ def reserved_bytes(timeline: Timeline) -> int:
     GPUs have it, and CPUs with oneDNN: best fit with coalescing, which returns nothing to the system. At least the
     timeline's peak; more where a new buffer fits into none of the gaps.
     """
-    allocator = _BestFit()
-    starts: dict[int, int] = {}
+    end, allocated = 0, {}  # buffer -> start and size
+    # The free chunks: size and start, the smallest first; start -> size; end -> start.
+    free, size_at, start_before = [], {}, {}
+
+    def add(start: int, size: int) -> None:
+        bisect.insort(free, (size, start))
+        size_at[start], start_before[start + size] = size, start
+
+    def remove(start: int) -> int:
+        size = size_at.pop(start)
+        del free[bisect.bisect_left(free, (size, start))], start_before[start + size]
+        return size
+
+    add(0, _END_OF_MEMORY)
     for change, buffer in zip(timeline.changes.tolist(), timeline.buffers.tolist(), strict=True):
         if change > 0:
-            starts[buffer] = allocator.allocate(change)
+            wanted = -(-change // _ROUNDING) * _ROUNDING
+            size, start = free[bisect.bisect_left(free, (wanted, -1))]
+            remove(start)
+            if size >= 2 * wanted or size - wanted >= _LARGEST_REST:
+                add(start + wanted, size - wanted)
+                size = wanted
+            allocated[buffer] = start, size
+            end = max(end, start + size)
         elif change < 0:
-            allocator.free(starts.pop(buffer))
-    return allocator.end
-
-
-class _BestFit:
-    """The chunks of one region of memory, which begins at 0 and has no end."""
-
-    def __init__(self):
-        self.end = 0
-        self._allocated: dict[int, int] = {}  # start -> size
-        self._free: list[tuple[int, int]] = []  # size and start, the smallest first
-        self._free_at: dict[int, int] = {}  # start -> size
-        self._free_before: dict[int, int] = {}  # end -> start
-        self._add(0, _END_OF_MEMORY)
-
-    def allocate(self, size: int) -> int:
-        """Allocates the smallest free chunk that has room for `size` bytes; returns its start."""
-        size = -(-size // _ROUNDING) * _ROUNDING
-        chunk, start = self._free[bisect.bisect_left(self._free, (size, -1))]
-        self._remove(start)
-        if chunk >= 2 * size or chunk - size >= _LARGEST_REST:
-            self._add(start + size, chunk - size)
-            chunk = size
-        self._allocated[start] = chunk
-        self.end = max(self.end, start + chunk)
-        return start
-
-    def free(self, start: int) -> None:
-        """Frees the chunk that begins there, and joins it with its free neighbors."""
-        size = self._allocated.pop(start)
-        if start + size in self._free_at:
-            size += self._remove(start + size)
-        if start in self._free_before:
-            start = self._free_before[start]
-            size += self._remove(start)
-        self._add(start, size)
-
-    def _add(self, start: int, size: int) -> None:
-        bisect.insort(self._free, (size, start))
-        self._free_at[start] = size
-        self._free_before[start + size] = start
-
-    def _remove(self, start: int) -> int:
-        size = self._free_at.pop(start)
-        del self._free[bisect.bisect_left(self._free, (size, start))]
-        del self._free_before[start + size]
-        return size
+            start, size = allocated.pop(buffer)
+            if start + size in size_at:
+                size += remove(start + size)
+            if start in start_before:
+                start = start_before[start]
+                size += remove(start)
+            add(start, size)
+    return end

@@ -1,4 +1,4 @@
-"""Worker processes of one training on this machine: started together, stopped together, restarted after a crash.
+"""Signals that stop a training, and its worker processes on this machine: started and stopped together.
 
 Imports neither NumPy nor TensorFlow: `train.launch` starts at once.
 """
@@ -15,25 +15,61 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import psutil
 
+from nvae_tf.config import check
 from nvae_tf.errors import INTERRUPTED_CODE, USER_ERROR_CODE
-from nvae_tf.training.stopping import STOPPING_SIGNALS
 
 TF_CONFIG = "TF_CONFIG"
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 # NVIDIA's driver keeps one entry per GPU here.
 GPUS_OF_DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
+# Ctrl-C, the end that systems ask for, and a closed terminal.
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED_CODES = (INTERRUPTED_CODE, 128 + signal.SIGTERM)
-
-_HOST = "127.0.0.1"
-_NO_CRASH = (0, USER_ERROR_CODE, *STOPPED_CODES)
-_CTRL_C_TO_KILL = 3
 # Of a log, shown after a crash.
 _LAST_LINES, _LAST_BYTES = 20, 2**16
+
+
+class StopRequested(Exception):
+    """Raised by `StopRequest.check`, to leave an evaluation or the drawing of samples in the middle."""
+
+
+class StopRequest:
+    """Inside its `with` block the first signal only requests a stop; a second Ctrl-C ends the process at once."""
+
+    def __init__(self):
+        self.signal_number: int | None = None  # that has come
+        self._handlers_before: dict[int, object] = {}
+
+    def check(self) -> None:
+        """Raises StopRequested if a signal has come."""
+        if self.signal_number is not None:
+            raise StopRequested
+
+    def __enter__(self) -> "StopRequest":
+        # Python lets the main thread alone set handlers; a run in another thread is stopped by its owner.
+        if threading.current_thread() is threading.main_thread():
+            # `nohup` ignores the closing of the terminal.
+            heeded = [number for number in STOPPING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._handlers_before = {number: signal.signal(number, self._remember) for number in heeded}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _: object) -> None:
+        if self.signal_number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number
+        # The terminal may be gone: closing it sends SIGHUP.
+        with contextlib.suppress(OSError):
+            print("\nStopping soon, with a checkpoint ...", flush=True)
 
 
 def tf_configs(processes: int) -> list[str]:
@@ -42,95 +78,67 @@ def tf_configs(processes: int) -> list[str]:
         # All are held at the same time, so that no two are the same.
         sockets = [held.enter_context(socket.socket()) for _ in range(processes)]
         for each in sockets:
-            each.bind((_HOST, 0))
-        workers = [f"{_HOST}:{each.getsockname()[1]}" for each in sockets]
+            each.bind(("127.0.0.1", 0))
+        workers = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
     tasks = [{"type": "worker", "index": index} for index in range(processes)]
     return [json.dumps({"cluster": {"worker": workers}, "task": task}) for task in tasks]
 
 
-def worker_environments(processes: int, gpus: list[str] | None) -> list[dict[str, str]]:
-    """The environment of each worker: this process's, with `TF_CONFIG` and its own GPUs (`gpus_of_processes`)."""
-    own_gpus = [{}] * processes if gpus is None else [{VISIBLE_GPUS: names} for names in gpus]
-    return [os.environ | {TF_CONFIG: text} | own for text, own in zip(tf_configs(processes), own_gpus, strict=True)]
-
-
-def gpus_of_processes(
-    processes: int,
-    gpus_per_process: int,
-    environment: Mapping[str, str] = os.environ,
-    gpus_of_driver: pathlib.Path = GPUS_OF_DRIVER,
-) -> list[str] | None:
+def gpus_of_processes(processes: int, gpus_per_process: int) -> list[str] | None:
     """`CUDA_VISIBLE_DEVICES` of each process: a slice of this process's, or of 0, 1, 2 ...; None for 0 per process."""
     if not gpus_per_process:
         return None
-    wanted = processes * gpus_per_process
-    visible = environment.get(VISIBLE_GPUS)
+    wanted, visible = processes * gpus_per_process, os.environ.get(VISIBLE_GPUS)
     if visible is None:
         # Without the driver's folder their number is unknown.
-        count = len(list(gpus_of_driver.glob("*"))) if gpus_of_driver.is_dir() else wanted
+        count = len(list(GPUS_OF_DRIVER.glob("*"))) if GPUS_OF_DRIVER.is_dir() else wanted
         names, where = [str(index) for index in range(count)], "the machine's driver knows"
     else:
         # CUDA ignores everything from the first negative number on.
         names = itertools.takewhile(lambda name: not name.startswith("-"), visible.replace(" ", "").split(","))
         names, where = list(filter(None, names)), f"{VISIBLE_GPUS}={visible} has"
-    if len(names) < wanted:
-        raise ValueError(
-            f"--processes={processes} --gpus_per_process={gpus_per_process}: takes {wanted} GPUs, {where} {len(names)}"
-        )
+    flags = f"--processes={processes} --gpus_per_process={gpus_per_process}"
+    check(len(names) >= wanted, f"{flags}: takes {wanted} GPUs, {where} {len(names)}")
     return [",".join(names[first : first + gpus_per_process]) for first in range(0, wanted, gpus_per_process)]
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkerPlan:
-    """What is started, and how it ends.
+    """What is started, and how it ends."""
 
-    Attributes:
-      command, processes: of every worker, and how many there are.
-      gpus: `CUDA_VISIBLE_DEVICES` of each, see `gpus_of_processes`.
-      log_folder: gets the output of all workers but the first, whose output is this process's.
-      grace_seconds: how long workers may take to stop once another has ended; then they are killed.
-      restarts: how often all workers are restarted after a crash.
-      patience_seconds: how long the others are left alone after a failure: those that have made the same mistake, or
-        notice the lost peer, end by themselves meanwhile.
-    """
-
-    command: Sequence[str]
+    command: Sequence[str]  # of every worker
     processes: int
-    gpus: list[str] | None
-    log_folder: pathlib.Path
-    grace_seconds: float
-    restarts: int = 0
+    gpus: list[str] | None  # see `gpus_of_processes`
+    log_folder: pathlib.Path  # gets the output of all workers but the first, whose output is this process's
+    grace_seconds: float  # that workers may take to stop once another has ended; then they are killed
+    restarts: int = 0  # of all workers after a crash
+    # How long the others are left alone after a failure: those that have made the same mistake, or notice the lost
+    # peer, end by themselves meanwhile.
     patience_seconds: float = 3.0
 
 
 def run_workers(plan: WorkerPlan, report: Callable[[str], None]) -> int:
-    """Starts the workers, passes signals on to them and waits for their end.
-
-    SIGINT and SIGTERM are passed on to all workers, SIGHUP (a closed terminal) as SIGTERM; the third SIGINT kills
-    them. When one ends with another exit code than 0, the others are stopped, since they would wait for it. That is a
-    crash, after which all may be restarted, unless the exit code is that of a user's mistake or of an interruption.
-    If this process is killed, a watchdog process stops the workers.
+    """Starts the workers, passes signals on to them and waits for their end; the page of `train.launch` has the rules.
 
     Returns the exit code of the first worker that failed, as shells have it (128 and the number of the signal that
     killed it), or 0. OSError: a process or the log folder can't be made.
     """
     signals: list[int] = []
     # nohup ignores SIGHUP, and so must we.
-    is_deaf = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    numbers = [number for number in STOPPING_SIGNALS if not (is_deaf and number == signal.SIGHUP)]
+    numbers = STOPPING_SIGNALS[: 2 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else 3]
     handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in numbers}
     command = [sys.executable, "-m", __name__, str(plan.grace_seconds)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "bufsize": 0}
     try:
+        # It stops the workers if this process is killed.
         with subprocess.Popen(command, start_new_session=True, **pipes) as watchdog:
             for attempt in range(plan.restarts + 1):
                 if attempt:
-                    report(
-                        f"restart {attempt} of {plan.restarts}: all workers start again, from the latest checkpoint."
-                    )
+                    again = "all workers start again, from the latest checkpoint."
+                    report(f"restart {attempt} of {plan.restarts}: {again}")
                 exit_code = _Workers(plan, watchdog, signals, report).run()
-                if exit_code in _NO_CRASH or signals:
-                    return exit_code
+                if exit_code in (0, USER_ERROR_CODE, *STOPPED_CODES) or signals:
+                    break
         return exit_code
     finally:
         for number, handler in handlers.items():
@@ -140,18 +148,20 @@ def run_workers(plan: WorkerPlan, report: Callable[[str], None]) -> int:
 class _Worker:
     """A process in a session of its own: a terminal's Ctrl-C reaches it through the launcher alone, not twice."""
 
-    def __init__(self, index: int, plan: WorkerPlan, environment: Mapping[str, str]):
+    def __init__(self, index: int, plan: WorkerPlan, tf_config: str):
         self.index, self.is_killed = index, False
-        self._log, self._log_start = plan.log_folder / f"worker-{index}.log" if index else None, 0
-        with contextlib.ExitStack() as opened:
-            output = None
-            if self._log:
-                plan.log_folder.mkdir(parents=True, exist_ok=True)
-                output = opened.enter_context(open(self._log, "ab"))
-                output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(plan.command)}\n".encode())
-                output.flush()
-                self._log_start = output.tell()
-            streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        self._log, self._log_start, output = None, 0, contextlib.nullcontext()
+        if index:
+            plan.log_folder.mkdir(parents=True, exist_ok=True)
+            self._log = plan.log_folder / f"worker-{index}.log"
+            output = self._log.open("ab")
+        with output as file:
+            if file:
+                file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(plan.command)}\n".encode())
+                file.flush()
+                self._log_start = file.tell()
+            environment = os.environ | {TF_CONFIG: tf_config} | ({VISIBLE_GPUS: plan.gpus[index]} if plan.gpus else {})
+            streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
             self.process = subprocess.Popen(plan.command, env=environment, start_new_session=True, **streams)
 
     @property
@@ -165,7 +175,6 @@ class _Worker:
         _kill_group(self.process.pid)
 
     def ending(self) -> str:
-        """How it ended, in words."""
         number = -self.process.returncode
         if number <= 0:
             return f"worker {self.index} ended with exit code {-number}"
@@ -178,7 +187,7 @@ class _Worker:
         if self._log is None:
             return f"{self.ending()}."
         try:
-            with open(self._log, "rb") as file:
+            with self._log.open("rb") as file:
                 file.seek(max(self._log_start, self._log.stat().st_size - _LAST_BYTES))
                 lines = file.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
         except OSError:
@@ -203,11 +212,10 @@ class _Workers:
         self._num_passed_on, self._deadline = 0, math.inf
 
     def run(self) -> int:
-        """Starts the workers and waits for them; returns the exit code of the first that failed, or 0."""
         try:
             # Anew at every start: ports may be taken meanwhile.
-            for index, environment in enumerate(worker_environments(self._plan.processes, self._plan.gpus)):
-                self._running.append(_Worker(index, self._plan, environment))
+            for index, tf_config in enumerate(tf_configs(self._plan.processes)):
+                self._running.append(_Worker(index, self._plan, tf_config))
                 # Without its watchdog, which somebody has killed, the training goes on.
                 with contextlib.suppress(BrokenPipeError):
                     self._watchdog.stdin.write(f"{self._running[-1].process.pid}\n".encode())
@@ -230,36 +238,32 @@ class _Workers:
 
     def _look(self) -> None:
         """Notes which workers have ended, passes on signals that have come, and acts at the deadline."""
-        for worker in [worker for worker in self._running if worker.process.poll() is not None]:
+        for worker in [each for each in self._running if each.process.poll() is not None]:
             self._running.remove(worker)
             self._ended.append(worker)
             if worker.exit_code and self._failed is None:
                 self._failed = worker
-                self._wait(self._plan.grace_seconds if self._are_stopping else self._plan.patience_seconds)
+                seconds = self._plan.grace_seconds if self._are_stopping else self._plan.patience_seconds
+                self._deadline = time.monotonic() + seconds
         for number in self._signals[self._num_passed_on :]:
             self._num_passed_on += 1
-            must_die = self._signals[: self._num_passed_on].count(signal.SIGINT) >= _CTRL_C_TO_KILL
-            self._stop(signal.SIGKILL if must_die else signal.SIGTERM if number == signal.SIGHUP else number)
-            self._wait(self._plan.grace_seconds if self._failed else math.inf)
+            must_die = self._signals[: self._num_passed_on].count(signal.SIGINT) >= 3
+            number = signal.SIGKILL if must_die else signal.SIGTERM if number == signal.SIGHUP else number
+            self._stop(number, self._plan.grace_seconds if self._failed else math.inf)
         if self._running and time.monotonic() > self._deadline:
             self._report_failure()
             names = ", ".join(str(worker.index) for worker in self._running)
             if self._are_stopping:
                 self._report(f"not ended within {self._plan.grace_seconds:g} s and killed: worker {names}.")
-                self._stop(signal.SIGKILL)
-                self._wait(math.inf)
+                self._stop(signal.SIGKILL, math.inf)
             else:
                 self._report(f"the others would wait for it and are stopped: worker {names}.")
-                self._stop(signal.SIGTERM)
-                self._wait(self._plan.grace_seconds)
+                self._stop(signal.SIGTERM, self._plan.grace_seconds)
 
-    def _stop(self, number: int) -> None:
-        self._are_stopping = True
+    def _stop(self, number: int, wait_seconds: float) -> None:
+        self._are_stopping, self._deadline = True, time.monotonic() + wait_seconds
         for worker in self._running:
             worker.kill() if number == signal.SIGKILL else worker.process.send_signal(number)
-
-    def _wait(self, seconds: float) -> None:
-        self._deadline = time.monotonic() + seconds
 
     def _report_failure(self) -> None:
         """Once: which worker failed first, and how. What the user has asked for is no failure."""
@@ -279,10 +283,9 @@ def _stop_orphans(grace_seconds: float) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             workers.append(psutil.Process(int(line)))
     workers = [worker for worker in workers if worker.is_running()]
-    if not workers:
-        return
-    with contextlib.suppress(OSError):
-        print("train.launch is gone; its workers are stopped.", file=sys.stderr, flush=True)
+    if workers:
+        with contextlib.suppress(OSError):
+            print("train.launch is gone; its workers are stopped.", file=sys.stderr, flush=True)
     for worker in workers:
         with contextlib.suppress(psutil.Error):
             worker.terminate()

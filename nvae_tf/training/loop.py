@@ -4,64 +4,52 @@ import contextlib
 import dataclasses
 import math
 import os
+import pathlib
 import shlex
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, check
 from nvae_tf.data.pictures import BadPicture
 from nvae_tf.data.pipeline import iterate, training_batches
-from nvae_tf.progress import StatusLine, duration
+from nvae_tf.errors import first_line
+from nvae_tf.models import NVAE
+from nvae_tf.models.metrics import RecentSteps
+from nvae_tf.progress import StatusLine
+from nvae_tf.published.names import named_weights
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.training.checkpoints import TrainingState, latest_checkpoint, step_of
+from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs
-from nvae_tf.training.profiling import StepProfiler
-from nvae_tf.training.recovery import Recovery
-from nvae_tf.training.run import (
-    Run,
-    check_images_a_step,
-    length_warnings,
-    load_images,
-    new_run,
-    note_images,
-    run_length,
-    with_length,
-)
+from nvae_tf.training.run import Run, length_warnings, note_images, run_of_folder
 from nvae_tf.training.run_folder import RunFolder, lock_for_training, open_for_training
-from nvae_tf.training.stopping import StopRequest
 from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, configure_runtime, step_function
 
 # Several processes ask each other whether to stop; not at each step, that would hold up accelerators.
 _AGREE_EVERY_STEPS = 10
+# At fixed steps, so that an interruption does not show, and not at each, for the same reason.
+_CHECK_EVERY_STEPS = 10
+# A value has grown where it is so many times its usual one, the median over the earlier half of accepted steps.
+_GROWN = 3.0
 
 
 class TrainingResult(NamedTuple):
-    """At which step a training has ended, and the signal that interrupted it: None for a run that has all its steps."""
+    """How a training has ended."""
 
     step: int
-    signal_number: int | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 128 and the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 0 if self.signal_number is None else 128 + self.signal_number
-
-    def __str__(self) -> str:
-        if self.signal_number is None:
-            return f"finished at step {self.step}"
-        return f"interrupted at step {self.step} by {signal.Signals(self.signal_number).name}"
+    signal_number: int | None = None  # that has interrupted it
 
 
 def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> TrainingResult:
-    """Trains a model in a run folder, from its latest checkpoint on if it has one.
+    """Trains a model in a run folder, new, empty or of the same run, from its latest checkpoint on if it has one.
 
     The weights after step n are a function of the settings alone: interrupted and continued runs end with the
     same. Several processes call this with the same arguments; the first of them, the chief, writes. SIGINT, SIGTERM and
-    SIGHUP end it with a checkpoint. `workdir` is a new or empty folder, or that of the same run.
+    SIGHUP end it with a checkpoint.
 
     Raises:
       ValueError: the settings do not fit each other, the devices or the data, the folder holds something else, another
@@ -81,16 +69,12 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, folder: RunFolder) -
     compiled = compiles_whole_step(config.train.xla, replicas.count)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
-    images = load_images(config)
-    length = run_length(config, images.train.count, replicas.count)
-    config = with_length(config, length, folder.path)
     # Before anything is written: settings that make no model leave no folder behind.
-    run = new_run(config, length, images, folder.path, replicas)
-    check_images_a_step(folder.images_file, run)
+    run = run_of_folder(config, folder, replicas)
     # The chief first: the folder may have to be made.
     if not replicas.is_chief:
         replicas.wait_for_all()
-    open_for_training(folder.path, config)
+    open_for_training(folder.path, run.config)
     if replicas.is_chief:
         replicas.wait_for_all()
     recovery = Recovery(run)
@@ -109,7 +93,7 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, folder: RunFolder) -
             keep_model_card(folder, run.model, report)
         profiled = config.train.profile_steps if replicas.is_chief else ()
         with StepProfiler(profiled, folder.tensorboard, report) as profiler:
-            profiler.note_steps(step + 1, length.total_steps)
+            profiler.note_steps(step + 1, run.length.total_steps)
             try:
                 result = TrainingLoop(run, state, recovery, outputs, stop, profiler, compiled).continue_from(step)
             finally:
@@ -127,10 +111,10 @@ class TrainingLoop:
 
     run: Run
     state: TrainingState
-    recovery: Recovery
+    recovery: "Recovery"
     outputs: RunOutputs
     stop: StopRequest
-    profiler: StepProfiler
+    profiler: "StepProfiler"
     compiled: bool
 
     def __post_init__(self):
@@ -138,7 +122,7 @@ class TrainingLoop:
         self._train_step = step_function(self.run.replicas.strategy, self.run.model, self.compiled)
 
     def continue_from(self, step: int) -> TrainingResult:
-        """Trains from a step to the end, or until a signal interrupts it; raises what `train_and_evaluate` raises."""
+        """Trains from a step to the end, or until a signal interrupts it."""
         if self.state.whole_step is None:
             # The run is rolled back to it if it diverges before the next.
             self._save(step)
@@ -170,10 +154,14 @@ class TrainingLoop:
                 self._train_step(self.run.replicas.divided(images))
             if self.recovery.must_roll_back(step + 1):
                 return None
-            self._show_progress(step + 1)
+            self.outputs.show_progress(step + 1)
             if self.run.replicas.is_chief:
                 self.outputs.write_training_curves(step + 1)
-            if self._is_checkpoint_due(step + 1):
+            minutes = (time.monotonic() - self._saved_at) / 60.0
+            is_due = (step + 1) % self._settings.checkpoint_every_steps == 0
+            is_due |= 0.0 < self._settings.checkpoint_every_minutes <= minutes
+            # Not among skipped steps: a roll-back needs a sound state.
+            if step + 1 >= total or (is_due and not self.recovery.skipped):
                 self._save(step + 1)
             if not self._write_due(step + 1):
                 return self._interrupted(step + 1, self.stop.signal_number)
@@ -186,7 +174,7 @@ class TrainingLoop:
         # Not `self.stop.signal_number`: one that has come while the others were asked is for the next step.
         return self.run.replicas.agreed_signal(self.stop.signal_number)
 
-    def _interrupted(self, step: int, signal_number: int) -> TrainingResult:
+    def _interrupted(self, step: int, signal_number: int | None = None) -> TrainingResult:
         if self.state.whole_step != step:
             self._save(step)
         return TrainingResult(step, signal_number)
@@ -197,8 +185,7 @@ class TrainingLoop:
         try:
             yield
         except BadPicture:
-            if self.state.whole_step != step:
-                self._save(step)
+            self._interrupted(step)
             raise
 
     def _roll_back(self) -> int:
@@ -225,44 +212,163 @@ class TrainingLoop:
             self.state.save_if_best(step, self.outputs.test_score(step))
         return is_whole
 
-    def _is_checkpoint_due(self, step: int) -> bool:
-        minutes = (time.monotonic() - self._saved_at) / 60.0
-        by_time = 0.0 < self._settings.checkpoint_every_minutes <= minutes
-        by_step = step % self._settings.checkpoint_every_steps == 0
-        # Not among skipped steps: a roll-back needs a sound state.
-        return step >= self.run.length.total_steps or ((by_time or by_step) and self.recovery.is_sound)
-
     def _save(self, step: int) -> None:
         if self.run.replicas.is_chief:
             self.state.save(step)
         self._saved_at = time.monotonic()
 
-    def _show_progress(self, step: int) -> None:
-        outputs, total = self.outputs, self.run.length.total_steps
-        outputs.speed.count_step()
-        if not outputs.status.is_due and step < total:
-            return
-        means, schedules = outputs.running_means(), outputs.schedules()
-        nelbo = means["reconstruction"] + means["kl"]
-        in_bits = self.run.config.model.likelihood != "bernoulli"
-        bound = f"{outputs.bits_per_dimension(nelbo):.4f} bits/dim" if in_bits else f"{nelbo:.2f} nats"
-        line = (
-            f"step {step:,}/{total:,}  loss {means['loss']:.2f}  NELBO {bound}  "
-            f"KL {means['kl']:.2f}  rate {schedules['learning_rate']:.2g}  beta {schedules['kl_weight']:.2f}"
+
+class Recovery:
+    """Recovery from divergence: after `train.refused_steps` skipped steps in a row a run is rolled back to its latest
+    checkpoint, and its learning rate halved. After `train.rollbacks` of these it stops; the error says what grew first.
+
+    Attributes:
+      variables: what a checkpoint must hold for this.
+    """
+
+    def __init__(self, run: Run):
+        self._model, self._guard, self._rate = run.model, run.model.step_guard, run.schedule
+        self._settings = run.config.train
+        self.variables = [*self._guard.variables, *self._rate.variables]
+
+    @property
+    def skipped(self) -> float:
+        """How many steps in a row were skipped, up to the latest."""
+        return float(self._guard.skipped_in_a_row.numpy())
+
+    def must_roll_back(self, step: int) -> bool:
+        """Whether too many steps in a row were skipped; checked every tenth step."""
+        return step % _CHECK_EVERY_STEPS == 0 and self.skipped >= self._settings.refused_steps
+
+    def next_rollback(self, latest: int) -> tuple[int, str]:
+        """The number of the roll-back that is due and its reason; read before the state is restored, which resets both.
+
+        ValueError, with the step of the `latest` checkpoint: the run was rolled back as often as it may.
+        """
+        limit, number = float(self._guard.limit), int(self._rate.rollbacks.numpy()) + 1
+        or_above = "" if math.isinf(limit) else f", or their loss is above the limit of {limit:,.4g}"
+        reason = f"{self.skipped:.0f} steps in a row were skipped: their loss or gradients are not finite{or_above}"
+        if number <= self._settings.rollbacks:
+            return number, reason
+        shapes = enumerate(self._model.plan.latent_shapes())
+        groups = [f"group {index} ({height}x{width})" for index, (height, width, _) in shapes]
+        growth = growth_sentence(self._model.recent.read(), groups, layer_names(self._model))
+        raise ValueError(
+            f"{reason}, after {number - 1} returns to a checkpoint with half the learning rate each time. {growth}. "
+            f"The latest checkpoint is that of step {latest:,}{'' if latest else ', where the run began'}. "
+            "Try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher objective.regularisation "
+            "in a new run, or look for damaged images"
         )
-        if means["skipped_steps"]:
-            line += f"  {means['skipped_steps']:.0f} steps skipped"
-        if steps_per_second := outputs.speed.steps_per_second:
-            left = duration((total - step) / steps_per_second)
-            line += f"  {outputs.images_per_second:,.0f} images/s  {left} left"
-        outputs.status.show(line, step / total)
+
+    def lower_rate(self, number: int) -> float:
+        """Lowers the learning rate for the roll-back of a number, once the state is restored; returns the factor."""
+        factor = 0.5**number
+        self._rate.rollbacks.assign(number)
+        self._rate.factor.assign(factor)
+        self._guard.skipped_in_a_row.assign(0.0)
+        self._model.recent.forget()
+        return factor
+
+
+def layer_names(model: NVAE) -> list[str]:
+    """The name of every convolution, in the order of the spectral norms."""
+    names = {id(weight): name.rpartition("/")[0] for name, weight in named_weights(model).items()}
+    return [f"{names[id(stack.kernel)]}[{index}]" for stack in model.convolutions for index in range(stack.count)]
+
+
+def growth_sentence(steps: RecentSteps, groups: Sequence[str], layers: Sequence[str]) -> str:
+    """Of the latest steps: the KL of which group and the spectral norm of which layer grew first, by their names."""
+    count, taken = len(steps.accepted), np.flatnonzero(steps.accepted)
+    if not count:
+        return "No step is remembered"
+    kl = _first_growth(steps.kl_per_group, taken, groups, "KL", " nats")
+    return f"In the last {count} steps: {kl}; {_first_growth(steps.spectral_norms, taken, layers, 'spectral norm', '')}"
+
+
+def _first_growth(values: np.ndarray, taken: np.ndarray, names: Sequence[str], what: str, unit: str) -> str:
+    usual = np.median(values[taken[: max(len(taken) // 2, 1)]], axis=0) if len(taken) else values[0]
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        ratios = np.where(np.isfinite(values), np.abs(values) / np.maximum(np.abs(usual), 1e-6), np.inf)
+    ratios = np.nan_to_num(ratios, nan=0.0, posinf=np.inf)
+    grown = (ratios > _GROWN).any(axis=1)
+    step = int(np.argmax(grown)) if grown.any() else int(np.argmax(ratios.max(axis=1)))
+    place = int(np.argmax(ratios[step]))
+    before_last = len(values) - 1 - step
+    when = "at the last step" if before_last == 0 else f"{before_last} steps before the last"
+    if not np.isfinite(usual[place]):
+        return f"the {what} of {names[place]} was {values[step, place]:,.4g} {when}"
+    change = f"{usual[place]:,.4g} to {values[step, place]:,.4g}{unit} {when}"
+    if not grown.any():
+        return f"no {what} has tripled, that of {names[place]} grew most, from {change}"
+    return f"the {what} of {names[place]} grew first, from {change}"
+
+
+class StepProfiler(contextlib.AbstractContextManager):
+    """Profiles the steps from one to another, counted from 1, once; without steps it does nothing. Never ends a run.
+
+    A profile begins with its first step alone: a run that continues behind it has none, because the first steps of a
+    process, which build graphs, are not what one wants to see. It ends after its last step, at a step outside (a run
+    may go back to a checkpoint), or with the block. `report` takes a line when it is in `folder`, or why it can't be.
+    """
+
+    def __init__(self, steps: tuple[int, ...], folder: pathlib.Path, report: Callable[[str], None]):
+        self._steps = range(steps[0], steps[1] + 1) if steps else range(0)
+        self._folder, self._report = folder, report
+        self._newest: int | None = None  # of the steps in the profile that is running
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def note_steps(self, first: int, last: int) -> None:
+        """Reports that a run from one step to another will have no profile, if that is so."""
+        if self._steps and first <= last and not first <= self._steps[0] <= last:
+            begin = self._steps[0]
+            self._report(f"No profile: train.profile_steps begin with {begin}, this run makes steps {first} to {last}.")
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Around the step of this number."""
+        if number not in self._steps:
+            self._stop()
+        elif self._newest is None and number == self._steps[0]:
+            with self._giving_up():
+                tf.profiler.experimental.start(str(self._folder))
+                self._newest = number
+        if self._newest is None:
+            yield
+            return
+        self._newest = number
+        # The name and `_r` are what TensorBoard finds steps by.
+        with tf.profiler.experimental.Trace("train", step_num=number, _r=1):
+            yield
+        if number == self._steps[-1]:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._newest is None:
+            return
+        with self._giving_up():
+            # A GPU may still be busy with the last step.
+            tf.test.experimental.sync_devices()
+            tf.profiler.experimental.stop()
+            self._report(f"A profile of steps {self._steps[0]} to {self._newest} is in {self._folder}.")
+        self._steps, self._newest = range(0), None
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        try:
+            yield
+        # Whatever a profiler's driver raises: a run of days is worth more than its profile.
+        except Exception as error:
+            reason = first_line(error).rstrip(".")
+            self._report(f"No profile of steps {self._steps[0]} to {self._steps[-1]}: {reason}. The run goes on.")
+            self._steps, self._newest = range(0), None
 
 
 def _first_words(folder: RunFolder, run: Run, step: int) -> str:
-    length, images = run.length, run.images
+    length, images, count = run.length, run.images, run.replicas.count
     if step >= length.total_steps:
         return f"{folder.path}: a finished run."
-    count = run.replicas.count
     on = f" on {count} replicas" if count > 1 else ""
     weights = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
     words = (
@@ -279,8 +385,7 @@ def _last_words(folder: RunFolder, run: Run, outputs: RunOutputs) -> str:
     words = f"{folder.path} has all its {run.length.total_steps:,} steps."
     if not run.replicas.is_chief:
         return words
-    nelbo = outputs.test_score(run.length.total_steps)
-    place = shlex.quote(str(folder.path))
+    nelbo, place = outputs.test_score(run.length.total_steps), shlex.quote(str(folder.path))
     return (
         f"{words}\nTest score: NELBO {nelbo:.2f} nats per image, {outputs.bits_per_dimension(nelbo):.4f} bits/dim "
         f"({run.images.test.count:,} images; an upper bound of the negative log-likelihood, lower is better).\n"

@@ -22,12 +22,10 @@ GPU_BASE_BYTES = GIB
 _GPU_SCRATCH = 0.1
 # What the runtime allocates per node at the first step, measured on CPUs: 14 to 20 kB in graphs of 16,000 to 23,000.
 _NODE_BYTES = 16_000
-# Traced at so many images, times train.accumulate_steps; other sizes follow, because every tensor grows linearly. Not
-# at multiples of 32, whether a slice of a tensor is a view depends on its alignment.
-_TRACED = (32, 64)
+# Traced at so many images, and at twice as many, times train.accumulate_steps; other sizes follow, because every tensor
+# grows linearly. Not at multiples of 32, whether a slice of a tensor is a view depends on its alignment.
+_TRACED = 32
 _LARGEST_BATCH = 2**20
-# Only the learning rate depends on it.
-_ANY_LENGTH = RunLength(steps_per_epoch=1000, total_steps=1_000_000)
 _USUAL_GPUS_GIB = (8, 12, 16, 24, 40, 48, 80)
 
 
@@ -40,21 +38,14 @@ class MemoryEstimate:
     slots_bytes: int  # of the optimizer's variables
     other_bytes: int  # of running statistics, power vectors and the like
     process_bytes: int  # once the step is traced: Python, TensorFlow and its graph
-    timelines: tuple[Timeline, Timeline]  # of the step at two batch sizes
-    traced_at: tuple[int, int]
+    timelines: tuple[Timeline, Timeline]  # of the step at the two batch sizes
     multiple: int  # of which a batch size is one: train.accumulate_steps
-
-    @property
-    def state_bytes(self) -> int:
-        """All that stays from step to step."""
-        return self.weights_bytes + self.slots_bytes + self.other_bytes
 
     def timeline(self, batch_size: int) -> Timeline:
         """The step's memory over time; exact as far as every tensor's size is linear in the batch size."""
         first, second = self.timelines
-        small, large = np.abs(first.changes), np.abs(second.changes)
-        smaller, larger = self.traced_at
-        sizes = np.maximum(small + (large - small) * (batch_size - smaller) // (larger - smaller), 0)
+        small, large, traced = np.abs(first.changes), np.abs(second.changes), _TRACED * self.multiple
+        sizes = np.maximum(small + (large - small) * (batch_size - traced) // traced, 0)
         return first._replace(changes=np.sign(first.changes) * sizes)
 
     def activations_bytes(self, batch_size: int) -> int:
@@ -68,12 +59,16 @@ class MemoryEstimate:
 
     def cpu_bytes(self, batch_size: int) -> int:
         """The peak of a process that trains on a CPU, without its data."""
-        return self.process_bytes + self.state_bytes + self.reserved_bytes(batch_size)
+        return self.process_bytes + self._state_bytes + self.reserved_bytes(batch_size)
 
     def gpu_bytes(self, batch_size: int) -> int:
         """The peak on a GPU, with an allowance for what could not be measured."""
         step = (1.0 + _GPU_SCRATCH) * self.reserved_bytes(batch_size)
-        return GPU_BASE_BYTES + self.state_bytes + round(step)
+        return GPU_BASE_BYTES + self._state_bytes + round(step)
+
+    @property
+    def _state_bytes(self) -> int:
+        return self.weights_bytes + self.slots_bytes + self.other_bytes
 
     def largest_batch_size(self, gpu_bytes: int) -> int:
         """The largest batch size that fits into a GPU's memory; 0 where none does."""
@@ -87,23 +82,23 @@ def estimate_memory(config: ExperimentConfig) -> MemoryEstimate:
     configure_runtime()
     # The weights that it would start from need not be there.
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, initialise_from=None))
-    run = new_run(config, _ANY_LENGTH, Images(config.data, None, None))
-    multiple = config.train.accumulate_steps
-    traced_at = tuple(count * multiple for count in _TRACED)
-    first = _step_timeline(run, traced_at[0])
+    # Of any length: only the learning rate depends on it.
+    run = new_run(config, RunLength(steps_per_epoch=1000, total_steps=1_000_000), Images(config.data, None, None))
+    batch_size = _TRACED * config.train.accumulate_steps
+    first = _step_timeline(run, batch_size)
     trained = run.model.trainable_variables
-    others = [*run.model.non_trainable_variables, *getattr(run.model.step_guard, "variables", [])]
+    others = [*run.model.non_trainable_variables, *run.model.step_guard.variables]
     state = [
         sum(math.prod(variable.shape) * tf.as_dtype(variable.dtype).size for variable in variables)
         for variables in (trained, run.model.optimizer.variables, others)
     ]
     # Before the second trace: a process that trains traces once.
     process = max(psutil.Process().memory_info().rss - sum(state), 0) + _NODE_BYTES * first.nodes
-    second = _step_timeline(run, traced_at[1])
+    second = _step_timeline(run, 2 * batch_size)
     if len(first.changes) != len(second.changes):
-        raise RuntimeError(f"The training step's graph differs between batch sizes {traced_at[0]} and {traced_at[1]}.")
+        raise RuntimeError(f"The training step's graph differs between batch sizes {batch_size} and {2 * batch_size}.")
     parameters = sum(math.prod(weight.shape) for weight in trained)
-    return MemoryEstimate(parameters, *state, process, (first, second), traced_at, multiple)
+    return MemoryEstimate(parameters, *state, process, (first, second), config.train.accumulate_steps)
 
 
 def _step_timeline(run: Run, batch_size: int) -> Timeline:
@@ -114,10 +109,10 @@ def _step_timeline(run: Run, batch_size: int) -> Timeline:
 
 def memory_summary(estimate: MemoryEstimate, config: ExperimentConfig, gpu_memory_gib: float | None) -> dict[str, Any]:
     """All numbers that `train.estimate` prints and writes, in bytes where the name says so."""
-    wanted = config.train.batch_size
+    wanted, multiple = config.train.batch_size, estimate.multiple
     # Powers of two times what a batch size must be a multiple of, from 1 to 8 at least, and the one that is set.
-    powers = (estimate.multiple * 2**power for power in range(wanted.bit_length() + 3))
-    batch_sizes = sorted({size for size in powers if size <= max(wanted, 8 * estimate.multiple)} | {wanted})
+    powers = (multiple * 2**power for power in range(wanted.bit_length() + 3))
+    batch_sizes = sorted({size for size in powers if size <= max(wanted, 8 * multiple)} | {wanted})
     return {
         "parameters": estimate.parameters,
         "weights_bytes": estimate.weights_bytes,
@@ -147,15 +142,15 @@ def memory_summary(estimate: MemoryEstimate, config: ExperimentConfig, gpu_memor
 def memory_table(summary: dict[str, Any], config: ExperimentConfig) -> str:
     """The numbers of `memory_summary` as text."""
     spec = config.data
-    state = [
+    lines = [f"{spec.name}: images of {spec.height} x {spec.width} x {spec.channels}"]
+    for name, key, note in (
         ("weights", "weights_bytes", f"{summary['parameters']:,} parameters"),
         ("optimizer's slots", "optimizer_slots_bytes", ""),
         ("other state", "other_state_bytes", "running statistics, power vectors"),
         ("gradients", "gradients_bytes", "in the activations below, as far as they are there at the peak"),
         ("process", "process_bytes", "on a CPU: Python, TensorFlow, the graph"),
-    ]
-    lines = [f"{spec.name}: images of {spec.height} x {spec.width} x {spec.channels}"]
-    lines += [f"{name:20s}{_in_words(summary[key]):>10s}  {note}".rstrip() for name, key, note in state]
+    ):
+        lines.append(f"{name:20s}{_in_words(summary[key]):>10s}  {note}".rstrip())
     lines += ["", f"{'batch size':20s}{'activations':>16s}{'peak on a CPU':>16s}{'peak on a GPU':>16s}"]
     for row in summary["batch_sizes"]:
         size, *peaks = row.values()

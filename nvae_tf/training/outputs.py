@@ -1,15 +1,11 @@
-"""What a run writes besides checkpoints: metrics of training and test images, and grids of samples.
-
-`metrics.csv` is for people and spreadsheets; TensorBoard's event files have the same numbers and more.
-"""
+"""What a run shows and writes besides checkpoints: metrics of training and test images, and grids of samples."""
 
 import contextlib
-import csv
 import functools
-import io
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -23,10 +19,10 @@ from nvae_tf.generation.image_grid import image_grid, write_png
 from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.objective import bits_per_dimension, kl_weight, regularization_weight
 from nvae_tf.optimization import averaged_weights
-from nvae_tf.progress import Speed, StatusLine
+from nvae_tf.progress import Speed, StatusLine, duration
+from nvae_tf.training.launcher import StopRequest, StopRequested
 from nvae_tf.training.run import Run
 from nvae_tf.training.run_folder import RunFolder
-from nvae_tf.training.stopping import StopRequest, StopRequested
 
 COLUMNS = (
     *("step", "epoch", "learning_rate", "kl_weight"),
@@ -36,22 +32,18 @@ COLUMNS = (
 )
 # What every line has, besides its step.
 _SCORE = "test_nelbo_nats"
-_LONGEST_LINE = 10_000
-
 # The same latents, images and binarization every time: so that only the model differs.
 _FIXED_SEED = 0
 # How many samples at which temperatures; those of the last are in `samples/`, too. The paper shows samples from 1.0, of
 # small gray images, down to 0.6 and less, of large photographs.
 _SAMPLES = {1.0: 16, 0.9: 16, 0.8: 16, 0.6: 16, 0.7: 64}
-_RECONSTRUCTION_COUNT = 8
 
 
 class RunOutputs:
     """Writes what is due at a step, and not again what is there already, so a run can continue at any step."""
 
     def __init__(self, folder: RunFolder, run: Run, stop: StopRequest):
-        self.status = StatusLine()
-        self.speed = Speed()
+        self.status, self._speed = StatusLine(), Speed()
         self._folder, self._run, self._stop = folder, run, stop
         self._metrics = MetricsFile(folder.metrics_file)
         self._tensorboard = TensorBoardWriter(folder.tensorboard)
@@ -65,19 +57,40 @@ class RunOutputs:
         if damaged:
             self.status.keep(f"{self._folder.metrics_file}: lines that are damaged or there twice: {damaged}, dropped.")
 
+    def show_progress(self, step: int) -> None:
+        """Counts a training step, and shows a line about it if enough time has passed."""
+        total = self._run.length.total_steps
+        self._speed.count_step()
+        if not self.status.is_due and step < total:
+            return
+        means, schedules = self._running_means(), self._schedules()
+        nelbo = means["reconstruction"] + means["kl"]
+        in_bits = self._run.config.model.likelihood != "bernoulli"
+        bound = f"{self.bits_per_dimension(nelbo):.4f} bits/dim" if in_bits else f"{nelbo:.2f} nats"
+        line = (
+            f"step {step:,}/{total:,}  loss {means['loss']:.2f}  NELBO {bound}  "
+            f"KL {means['kl']:.2f}  rate {schedules['learning_rate']:.2g}  beta {schedules['kl_weight']:.2f}"
+        )
+        if means["skipped_steps"]:
+            line += f"  {means['skipped_steps']:.0f} steps skipped"
+        if steps_per_second := self._speed.steps_per_second:
+            left = duration((total - step) / steps_per_second)
+            line += f"  {self._images_per_second:,.0f} images/s  {left} left"
+        self.status.show(line, step / total)
+
     def write_training_curves(self, step: int) -> None:
         """Writes the points of TensorBoard's training curves, if they are due."""
         if not self._is_due(step, self._run.config.train.log_every_steps):
             return
         recent = self._run.model.recent.read()
-        kl, norms = recent.kl_per_group[-1], recent.spectral_norms[-1]
+        norms = recent.spectral_norms[-1]
         self._tensorboard.scalars(
             step,
-            {f"train/{name}": value for name, value in self.running_means().items()}
-            | {f"schedule/{name}": value for name, value in self.schedules().items()}
-            | {f"train_kl_per_group/{index:02d}": value for index, value in enumerate(kl)}
+            {f"train/{name}": value for name, value in self._running_means().items()}
+            | {f"schedule/{name}": value for name, value in self._schedules().items()}
+            | {f"train_kl_per_group/{index:02d}": value for index, value in enumerate(recent.kl_per_group[-1])}
             | {"spectral_norm/largest": norms.max(), "spectral_norm/sum": norms.sum()}
-            | {"speed/images_per_second": self.images_per_second},
+            | {"speed/images_per_second": self._images_per_second},
         )
 
     def write_due(self, step: int) -> bool:
@@ -89,7 +102,7 @@ class RunOutputs:
         draws = self._is_due(step, self._run.config.train.sample_every_steps) and not grid.exists()
         if not evaluates and not draws:
             return True
-        self.speed.pause()
+        self._speed.pause()
         try:
             with averaged_weights(self._run.model):
                 if evaluates:
@@ -108,12 +121,12 @@ class RunOutputs:
         """The test images' negative bound in nats after a step at which they were scored."""
         return self._metrics.value(step, _SCORE)
 
-    def running_means(self) -> dict[str, float]:
+    def _running_means(self) -> dict[str, float]:
         """Loss, reconstruction and KL of training, in nats per image, since the means were last reset."""
         return {metric.name: float(metric.result()) for metric in self._run.model.metrics}
 
-    def schedules(self) -> dict[str, float]:
-        """Learning rate, KL weight beta and regularization weight lambda of the next step; skipped ones don't count."""
+    def _schedules(self) -> dict[str, float]:
+        """Of the next step; skipped ones don't count."""
         objective, taken = self._run.config.objective, int(self._run.model.optimizer.iterations.numpy())
         beta = kl_weight(tf.constant(taken), objective)
         return {
@@ -127,9 +140,8 @@ class RunOutputs:
         return bits_per_dimension(nats, math.prod(self._run.images.spec.image_shape))
 
     @property
-    def images_per_second(self) -> float:
-        """The speed of training."""
-        return (self.speed.steps_per_second or 0.0) * self._run.images_a_step
+    def _images_per_second(self) -> float:
+        return (self._speed.steps_per_second or 0.0) * self._run.images_a_step
 
     def _is_due(self, step: int, interval: int) -> bool:
         return step % interval == 0 or step == self._run.length.total_steps
@@ -153,51 +165,38 @@ class RunOutputs:
             | {f"kl_per_group/{index:02d}": value for index, value in enumerate(test.kl_per_group_nats)}
             | {f"active_units/{index:02d}": value for index, value in enumerate(active)},
         )
-        training, schedules = self.running_means(), self.schedules()
+        training, schedules = self._running_means(), self._schedules()
         self._metrics.append(
-            {
-                "step": step,
-                "epoch": step / self._run.length.steps_per_epoch,
-                "learning_rate": schedules["learning_rate"],
-                "kl_weight": schedules["kl_weight"],
-                "train_loss": training["loss"],
-                "train_nelbo_nats": training["reconstruction"] + training["kl"],
-                "train_reconstruction_nats": training["reconstruction"],
-                "train_kl_nats": training["kl"],
-                **{f"test_{name}": value for name, value in measured.items()},
-                "images_per_second": self.images_per_second,
-                "active_units": int(active.sum()),
-            }
+            {"step": step, "epoch": step / self._run.length.steps_per_epoch}
+            | {name: schedules[name] for name in ("learning_rate", "kl_weight")}
+            | {"train_loss": training["loss"], "train_nelbo_nats": training["reconstruction"] + training["kl"]}
+            | {f"train_{name}_nats": training[name] for name in ("reconstruction", "kl")}
+            | {f"test_{name}": value for name, value in measured.items()}
+            | {"images_per_second": self._images_per_second, "active_units": int(active.sum())}
         )
 
     def _write_images(self, step: int, file: pathlib.Path) -> None:
         """Reconstructions and samples for TensorBoard; the last also as a file, which shows that all are there."""
+        spec, test = self._run.images.spec, self._run.images.test
+        count = min(8, test.count)
+        with contextlib.closing(iterate(evaluation_batches(test, spec, count, _FIXED_SEED), test)) as batches:
+            originals = next(batches)
         # Eagerly: for a handful of images a graph takes longer to build than it saves.
-        reconstructions = self._run.model(self._originals, seed=_FIXED_SEED)
+        rows = tf.concat([originals, self._run.model(originals, seed=_FIXED_SEED)], axis=0)
         self._stop.check()
-        rows = tf.concat([self._originals, reconstructions], axis=0)
-        self._tensorboard.image(step, "reconstructions", image_grid(rows, columns=len(self._originals), enlarge=None))
+        self._tensorboard.image(step, "reconstructions", image_grid(rows, columns=count, enlarge=None))
         for temperature, count in _SAMPLES.items():
             images = self._generator.generate(count, temperature, _FIXED_SEED, lambda done: self._stop.check())
             grid = image_grid(images, enlarge=None)
             self._tensorboard.image(step, f"samples/temperature_{temperature}", grid)
         write_png(file, grid)
 
-    @functools.cached_property
-    def _originals(self) -> tf.Tensor:
-        """The first test images as the model sees them."""
-        spec, test = self._run.images.spec, self._run.images.test
-        count = min(_RECONSTRUCTION_COUNT, test.count)
-        with contextlib.closing(iterate(evaluation_batches(test, spec, count, _FIXED_SEED), test)) as batches:
-            return next(batches)
-
 
 class MetricsFile:
     """`metrics.csv`: one line an evaluation, in the order of steps, each step once.
 
-    `train_*` are means over the steps since the last multiple of `train.log_every_steps`, `test_*` over the test
-    images; `active_units` are counted over all groups. A file keeps all its columns. What one of an older version lacks
-    is added at the end with the next line, and left empty in the lines before.
+    `train_*` are means over the steps since the last multiple of `train.log_every_steps`. A file keeps all its columns.
+    What one of an older version lacks is added at the end with the next line, and left empty in the lines before.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -209,63 +208,49 @@ class MetricsFile:
         Returns how many were damaged or there twice; a last one that a killed process was writing does not count.
         """
         columns, rows, damaged = self._read()
-        self._write(columns, [row for row in rows if int(row["step"]) <= step])
+        self._write(columns, [row for found, row in rows.items() if found <= step])
         return damaged
 
     def has(self, step: int) -> bool:
         """Whether there is a line for a step."""
-        return any(int(row["step"]) == step for row in self._read()[1])
+        return step in self._read()[1]
 
     def value(self, step: int, column: str) -> float:
         """A number of the line for a step, as it is written."""
-        (row,) = (row for row in self._read()[1] if int(row["step"]) == step)
-        return float(row[column])
+        return float(self._read()[1][step][column])
 
     def append(self, row: Mapping[str, float]) -> None:
         """Adds the line of a later step; numbers are written with six digits."""
-        written = {name: value if isinstance(value, int) else f"{value:.6g}" for name, value in row.items()}
         columns, rows, _ = self._read()
-        self._write([*columns, *(name for name in COLUMNS if name not in columns)], [*rows, written])
+        written = {name: str(value) if isinstance(value, int) else f"{value:.6g}" for name, value in row.items()}
+        self._write([*columns, *(name for name in COLUMNS if name not in columns)], [*rows.values(), written])
 
-    def _read(self) -> tuple[list[str], list[dict[str, str]], int]:
-        """The columns of the file, its intact lines in the order of steps, and how many others it has."""
+    def _read(self) -> tuple[list[str], dict[int, dict[str, str]], int]:
+        """The columns of the file, its intact lines by their steps, in order, and how many others it has."""
         content = self._content()
         # What the process was writing when it ended has no end of line.
-        lines = [line for line in content[: content.rfind("\n") + 1].splitlines() if line.strip()]
-        # Numbers need no quotes: one that damage has brought would make a single field of all that follows.
-        short = [line for line in lines if len(line) < _LONGEST_LINE]
-        reader = csv.DictReader(short, quoting=csv.QUOTE_NONE)
-        columns = list(reader.fieldnames or [])
+        lines = [line.split(",") for line in content[: content.rfind("\n") + 1].splitlines() if line.strip()]
+        columns, rows = lines[0] if lines else [], {}
         if not {"step", _SCORE} <= {*columns}:
-            return [], [], len(lines)
-        by_step = {int(row["step"]): row for row in reader if _is_intact(row)}
-        return columns, [by_step[step] for step in sorted(by_step)], len(lines) - 1 - len(by_step)
+            return [], {}, len(lines)
+        for line in lines[1:]:
+            with contextlib.suppress(ValueError):
+                row = dict(zip(columns, line, strict=True))
+                for name in COLUMNS:
+                    # A column that is newer than the line is empty.
+                    float(row.get(name) or 0.0)
+                if row["step"].isdecimal() and row[_SCORE]:
+                    rows[int(row["step"])] = row
+        return columns, dict(sorted(rows.items())), len(lines) - 1 - len(rows)
 
     def _content(self) -> str:
         return self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
 
-    def _write(self, columns: list[str], rows: list[Mapping[str, str]]) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        if columns:
-            writer.writeheader()
-        writer.writerows(rows)
-        if text.getvalue() != self._content():
-            atomic_write(self._path, text.getvalue())
-
-
-def _is_intact(row: Mapping[str | None, str | None]) -> bool:
-    """Whether a line has all its fields and a score, and numbers where numbers belong."""
-    if None in row or None in row.values() or not row["step"].isdecimal() or row[_SCORE] == "":
-        return False
-    try:
-        int(row["step"])
-        for name in COLUMNS:
-            # A column that is newer than the line is empty.
-            float(row.get(name) or 0.0)
-    except ValueError:
-        return False
-    return True
+    def _write(self, columns: list[str], rows: Iterable[Mapping[str, str]]) -> None:
+        lines = [columns, *([row.get(name, "") for name in columns] for row in rows)]
+        text = "".join(f"{','.join(line)}\n" for line in lines if line)
+        if text != self._content():
+            atomic_write(self._path, text)
 
 
 class TensorBoardWriter:
@@ -281,20 +266,17 @@ class TensorBoardWriter:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one point of each curve."""
-        with self._written(step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
+        self._write(tf.summary.scalar, step, values)
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Writes an image, uint8 `[height, width, channels]`."""
-        with self._written(step):
-            tf.summary.image(name, pixels[np.newaxis])
+        self._write(tf.summary.image, step, {name: pixels[np.newaxis]})
 
-    @contextlib.contextmanager
-    def _written(self, step: int) -> Iterator[None]:
+    def _write(self, write: Callable, step: int, values: Mapping[str, Any]) -> None:
         try:
             with self._writer.as_default(step):
-                yield
+                for name, value in values.items():
+                    write(name, value)
             self._writer.flush()
         except tf.errors.OpError as error:
             reason = first_line(error)

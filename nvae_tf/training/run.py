@@ -15,18 +15,18 @@ from nvae_tf.models.nvae import model_for_training
 from nvae_tf.optimization import LoweredRate
 from nvae_tf.progress import StatusLine
 from nvae_tf.training.checkpoints import steps_of_files
-from nvae_tf.training.initialization import initialize
+from nvae_tf.training.loading import initialize
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
 from nvae_tf.training.strategy import ONE_DEVICE, Replicas
 
 
 class Images(NamedTuple):
-    """A data set with its training and test images, and whether these were drawn at random (`holds_out`)."""
+    """The images of a data set."""
 
     spec: DataSpec
     train: ImageSource
     test: ImageSource
-    held_out: bool | None = None
+    held_out: bool | None = None  # whether the test images were drawn at random
 
 
 class RunLength(NamedTuple):
@@ -37,18 +37,14 @@ class RunLength(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a run is made of, besides its folder.
+    """What a run is made of, besides its folder."""
 
-    `config` is complete, see `with_length`; `model` is compiled and all its weights are made; `schedule` gives the
-    learning rate of a step, and `replicas` are the devices that train.
-    """
-
-    config: ExperimentConfig
+    config: ExperimentConfig  # complete, see `with_length`
     length: RunLength
     images: Images
-    model: nvae_tf.NVAE
-    schedule: LoweredRate
-    replicas: Replicas = ONE_DEVICE
+    model: nvae_tf.NVAE  # compiled, with all its weights
+    schedule: LoweredRate  # the learning rate of a step
+    replicas: Replicas = ONE_DEVICE  # the devices that train
 
     @property
     def images_a_step(self) -> int:
@@ -57,11 +53,7 @@ class Run(NamedTuple):
 
 
 def load_images(config: ExperimentConfig) -> Images:
-    """The training and test images of the data set that the settings name.
-
-    ValueError: images can't be used, or the model does not fit them. FileNotFoundError: there is nothing at
-    `data.path`. ConnectionError: the data must be downloaded and can't be.
-    """
+    """The images that the settings name; ValueError, FileNotFoundError or ConnectionError where they can't be used."""
     check_model_fits(config.model, config.data)
     report = StatusLine().report()
     train, test = (load_split(config.data, split, report) for split in ("train", "test"))
@@ -113,7 +105,7 @@ def new_run(
 ) -> Run:
     """A run before its first step; the same settings give the same initial weights.
 
-    They are taken from `train.initialise_from`, unless `workdir` has a checkpoint to continue from; see `initialize`.
+    They are taken from `train.initialise_from`, unless `workdir` has a checkpoint to continue from.
     """
     with replicas.strategy.scope():
         model, schedule = model_for_training(config, length.steps_per_epoch, length.total_steps)
@@ -124,14 +116,24 @@ def new_run(
     return Run(config, length, images, model, schedule, replicas)
 
 
+def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -> Run:
+    """The run of a folder, new or to be continued, with its images; writes nothing.
+
+    ValueError: the settings don't fit the images or, where the folder has a run, how that was begun.
+    """
+    images = load_images(config)
+    length = run_length(config, images.train.count, replicas.count)
+    run = new_run(with_length(config, length, folder.path), length, images, folder.path, replicas)
+    check_images_a_step(folder.images_file, run)
+    return run
+
+
 def check_images_a_step(file: pathlib.Path, run: Run) -> None:
     """Raises a ValueError if a run would continue with another number of images per step than `images.json` has."""
     batch, count = run.config.train.batch_size, run.replicas.count
     noted = read_image_counts(file)
     before = batch * count if noted is None or noted.a_step is None else noted.a_step
-    fitting = (
-        f"set train.batch_size={before // count}" if before % count == 0 else f"take a divisor of {before} replicas"
-    )
+    fitting = f"take a divisor of {before} replicas" if before % count else f"set train.batch_size={before // count}"
     check(
         before == batch * count,
         f"train.batch_size = {batch} on {count} replicas makes {batch * count} images a step; this run was begun with "

@@ -26,7 +26,6 @@ CHANGEABLE_SETTINGS = tuple(
     """.split()
 )
 _COUNTS_FORM = "must be a JSON object with whole numbers for train and test, and one above zero for a_step"
-_LONGEST_NAME = 300
 
 
 class RunFolder:
@@ -34,20 +33,15 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
-        # All settings; what makes a folder a run folder.
-        self.config_file = self.path / "config.json"
+        self.config_file = self.path / "config.json"  # all settings; what makes a folder a run folder
         self.lock_file = self.path / ".lock"
-        # The numbers of images that the run was begun with, see `ImageCounts`.
-        self.images_file = self.path / "images.json"
+        self.images_file = self.path / "images.json"  # see `ImageCounts`
         self.checkpoints = self.path / "checkpoints"
         self.metrics_file = self.path / "metrics.csv"
         self.tensorboard = self.path / "tensorboard"
-        # `step-N.png` with N in eight digits.
-        self.samples = self.path / "samples"
-        # What `train.evaluate` draws, and what it has not finished.
-        self.evaluation = self.path / "evaluation"
-        # The model card.
-        self.card_file = self.path / "README.md"
+        self.samples = self.path / "samples"  # `step-N.png` with N in eight digits
+        self.evaluation = self.path / "evaluation"  # what `train.evaluate` draws, and what it has not finished
+        self.card_file = self.path / "README.md"  # the model card
         # Where imported weights came from and under which license; most runs have none.
         self.origin_file = self.path / "origin.json"
 
@@ -69,10 +63,9 @@ def read_run_config(folder: RunFolder) -> ExperimentConfig:
 
 
 def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunFolder:
-    """Makes a run folder, or opens one to continue its run, which needs the same settings.
+    """Makes a run folder, or opens one to continue its run; of the settings only `CHANGEABLE_SETTINGS` may differ.
 
-    Settings of `CHANGEABLE_SETTINGS` may differ; `config.json` then has the new ones. ValueError: the folder holds
-    something else, or a run with other settings; nothing is written then.
+    ValueError: the folder holds something else, or a run with other settings; nothing is written then.
     """
     folder = RunFolder(path)
     _check_place(folder)
@@ -88,31 +81,24 @@ def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunF
 
 def _check_place(folder: RunFolder) -> None:
     is_file = folder.path.exists() and not folder.path.is_dir()
-    check(not is_file, f"{folder.path}: a file; give a new or empty folder, or one of the same run")
-    if folder.config_file.exists():
-        return
+    wanted = "give a new or empty folder, or one of the same run"
+    check(not is_file, f"{folder.path}: a file; {wanted}")
     # Hidden files are what a file manager or an interrupted first write leaves behind.
     found = sorted(entry.name for entry in folder.path.glob("*") if not entry.name.startswith("."))
     check(
-        not found,
+        not found or folder.config_file.exists(),
         f"{folder.path}: not empty and not a run folder, it holds {', '.join(found[:5])}"
-        f"{' ...' if len(found) > 5 else ''} but no config.json; give a new or empty folder, or one of the same run",
+        f"{' ...' if len(found) > 5 else ''} but no config.json; {wanted}",
     )
 
 
 def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: ExperimentConfig) -> None:
-    old, new = (
-        {
-            f"{group}.{name}": value
-            for group, settings in config_to_dict(one).items()
-            for name, value in settings.items()
-        }
-        for one in (before, now)
-    )
+    old = config_to_dict(before)
     differences = [
-        f"{name} was {old[name]!r} and is now {new[name]!r}"
-        for name in new
-        if old[name] != new[name] and name not in CHANGEABLE_SETTINGS
+        f"{group}.{name} was {old[group][name]!r} and is now {value!r}"
+        for group, settings in config_to_dict(now).items()
+        for name, value in settings.items()
+        if old[group][name] != value and f"{group}.{name}" not in CHANGEABLE_SETTINGS
     ]
     check(
         not differences,
@@ -128,14 +114,12 @@ def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: Experiment
 
 
 class ImageCounts(NamedTuple):
-    """`images.json`: how many images a run has for training, for testing and per step, and whether those for testing
-    were drawn at random (`held_out`). None where something is not known, as in runs of older versions.
-    """
+    """`images.json`: how many images a run has; None where something is not known, as in runs of older versions."""
 
     train: int
     test: int
     a_step: int | None = None
-    held_out: bool | None = None
+    held_out: bool | None = None  # whether the test images were drawn at random
 
     def text(self) -> str:
         """The contents of the file."""
@@ -158,9 +142,7 @@ def image_counts_from_text(text: str) -> ImageCounts:
         found = json.loads(text)
     except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{_COUNTS_FORM} ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(_COUNTS_FORM)
-    counts = ImageCounts(*map(found.get, ImageCounts._fields))
+    counts = ImageCounts(*map((found if isinstance(found, dict) else {}).get, ImageCounts._fields))
     numbers = [(counts.train, 0), (counts.test, 0), (1 if counts.a_step is None else counts.a_step, 1)]
     # Not by `isinstance`: true and false are whole numbers to Python.
     are_counts = all(type(value) is int and value >= least for value, least in numbers)
@@ -173,9 +155,9 @@ def image_counts_from_text(text: str) -> ImageCounts:
 def lock_for_training(folder: RunFolder, warn: Callable[[str], None]) -> Iterator[None]:
     """Holds the lock of a run folder, which the operating system releases when this process ends or dies.
 
-    The folder is made if it is missing; if it is still empty at the end, it is removed. `warn` takes a line where the
-    file system has no locks; the block runs without one then. ValueError: another process holds the lock, or the folder
-    holds something else than a run. OSError: the folder can't be made or written to.
+    A missing folder is made, and removed if it is still empty at the end. `warn` takes a line where the file system has
+    no locks; the block runs without one then. ValueError: another process holds the lock, or the folder holds something
+    else than a run. OSError: the folder can't be made or written to.
     """
     _check_place(folder)
     made = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
@@ -223,7 +205,7 @@ def _lock(descriptor: int, folder: RunFolder, warn: Callable[[str], None]) -> No
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        holder = os.read(descriptor, _LONGEST_NAME).decode(errors="replace").strip() or "a process that has just begun"
+        holder = os.read(descriptor, 300).decode(errors="replace").strip() or "a process that has just begun"
         raise ValueError(
             f"{folder.path}: another training writes into this folder: {holder}. Wait until it has ended, or give "
             f"another --workdir; if its machine is gone, delete {folder.lock_file}"

@@ -13,11 +13,7 @@ import tensorflow as tf
 from nvae_tf.config import TrainConfig, check
 from nvae_tf.data.pipeline import ALL, Shard
 from nvae_tf.replicas import divided
-from nvae_tf.training.launcher import TF_CONFIG
-from nvae_tf.training.stopping import STOPPING_SIGNALS
-
-_ERRORS_OF_LOSS = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
-_ERRORS_OF_LOSS += (tf.errors.DeadlineExceededError, tf.errors.InternalError)
+from nvae_tf.training.launcher import STOPPING_SIGNALS, TF_CONFIG
 
 
 def configure_runtime() -> None:
@@ -77,19 +73,20 @@ def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled
     return tf.function(lambda images: strategy.run(model.train_step, (images,)), autograph=False, jit_compile=compiled)
 
 
-class WorkerLost(Exception):
+class WorkerLost(ConnectionError):
     """Another process of the training has ended, so that this one can't go on."""
+
+    # As sysexits.h has it: a failure that may be gone when one tries again.
+    exit_code = 75
 
 
 @dataclasses.dataclass(frozen=True)
 class Replicas:
-    """The devices that hold a copy of the model each: TensorFlow's own object for them, how many are in this process,
-    and which shard of every batch belongs to this process.
-    """
+    """The devices that hold a copy of the model each."""
 
     strategy: tf.distribute.Strategy
-    local_count: int = 1
-    shard: Shard = ALL
+    local_count: int = 1  # in this process
+    shard: Shard = ALL  # of every batch, for this process
 
     @property
     def count(self) -> int:
@@ -107,15 +104,11 @@ class Replicas:
 
     def agreed_signal(self, number: int | None) -> int | None:
         """The signal to stop that this or another process has received, if any; all call this at the same step."""
-        if self.shard == ALL:
-            return number
         totals = self.sums([float(number == candidate) for candidate in STOPPING_SIGNALS])
         return next((candidate for candidate, total in zip(STOPPING_SIGNALS, totals, strict=True) if total), None)
 
     def check_same_step(self, step: int, folder: os.PathLike) -> None:
         """Waits until all processes have read their checkpoints; ValueError where these are of different steps."""
-        if self.shard == ALL:
-            return
         total, squares = self.sums([float(step), float(step) ** 2])
         check(
             squares * self.shard.count == total**2,
@@ -126,10 +119,12 @@ class Replicas:
     @contextlib.contextmanager
     def raising_worker_lost(self) -> Iterator[None]:
         """Raises `WorkerLost` in place of the many errors by which TensorFlow reports that another process is gone."""
+        errors = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
+        errors += (tf.errors.DeadlineExceededError, tf.errors.InternalError)
         try:
             yield
-        except tf.errors.OpError as error:
-            if self.shard == ALL or not isinstance(error, _ERRORS_OF_LOSS):
+        except errors as error:
+            if self.shard == ALL:
                 raise
             raise WorkerLost(
                 f"worker {self.shard.index} of {self.shard.count}: another worker has ended or can't be reached. "
@@ -138,8 +133,7 @@ class Replicas:
 
     def wait_for_all(self) -> None:
         """Returns when all processes have come here."""
-        if self.shard != ALL:
-            self.sums([0.0])
+        self.sums([0.0])
 
     def leave(self) -> None:
         """At the end: all processes leave together, the chief last, because the others close their connections."""
@@ -149,6 +143,8 @@ class Replicas:
 
     def sums(self, values: list[float]) -> list[float]:
         """The sums of numbers over all processes, which all call this at the same time."""
+        if self.shard == ALL:
+            return values
         return (_sums(self.strategy, tf.constant(values, tf.float64)) / self.local_count).numpy().tolist()
 
 

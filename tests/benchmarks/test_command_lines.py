@@ -1,28 +1,19 @@
-"""The benchmarks' options: mistakes are reported before anything starts; and one short real run of each kind."""
-
 import importlib
 import importlib.util
 import json
-import subprocess
-import sys
 
 import pytest
 
 from benchmarks import all as all_benchmarks
-from benchmarks import evaluation, train_scaling
+from benchmarks import train_scaling
 from benchmarks.interleaved import WorkerEnded
 from benchmarks.train_scaling import Variant
-from benchmarks.workloads import _MODULES, WORKLOADS
+from benchmarks.workloads import WORKLOADS
+from tests.command_fixtures import output_of
 
 
-def test_the_modules_that_are_imported_before_the_clock_starts_exist():
-    for module in _MODULES:
-        assert importlib.util.find_spec(f"nvae_tf.{module}"), module
-
-
-@pytest.mark.parametrize(
-    ("module", "arguments", "message"),
-    [
+def test_mistakes_are_reported_before_anything_starts(capsys, monkeypatch):
+    for module, arguments, message in (
         ("all", "--only=training,smapling", "'smapling': must be some of training, "),
         ("all", "--rounds=0", "at least 1"),
         ("all", "--only=import --presets=digits", "is not measured with these --presets, but with mnist, cifar10"),
@@ -34,13 +25,11 @@ def test_the_modules_that_are_imported_before_the_clock_starts_exist():
         ("train_scaling", "--recompute=none,some", "train.recompute = 'some'"),
         ("train_scaling", "--batch_size=6 --accumulate_steps=1,4", "must divide train.batch_size = 6"),
         ("train_scaling", "--xla=jit", "add --replicas=1"),
-    ],
-)
-def test_mistakes_are_reported_before_anything_starts(module, arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr("benchmarks.results.has_torch", lambda: True)
-    with pytest.raises(SystemExit) as ended:
-        importlib.import_module(f"benchmarks.{module}").main(arguments.split())
-    assert ended.value.code == 2 and message in capsys.readouterr().err
+    ):
+        monkeypatch.setattr("benchmarks.results.has_torch", lambda: True)
+        with pytest.raises(SystemExit) as ended:
+            importlib.import_module(f"benchmarks.{module}").main(arguments.split())
+        assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_what_is_asked_for_by_name_and_needs_torch_is_refused_without_it(capsys, monkeypatch):
@@ -62,9 +51,9 @@ def test_what_is_asked_for_by_name_and_needs_torch_is_refused_without_it(capsys,
 
 def test_help_lists_the_workloads_without_tensorflow():
     show = "import sys\nfrom benchmarks import all\ntry: all.main(['--help'])\nfinally: print(list(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True)
-    assert all(name in done.stdout for name in WORKLOADS)
-    assert "'argparse'" in done.stdout and "'tensorflow'" not in done.stdout and "'torch'" not in done.stdout
+    printed = output_of(["-c", show])
+    assert all(name in printed for name in WORKLOADS)
+    assert "'argparse'" in printed and "'tensorflow'" not in printed and "'torch'" not in printed
 
 
 @pytest.mark.slow
@@ -83,14 +72,16 @@ def test_a_real_run_of_all(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_real_run_of_evaluation(tmp_path, capsys):
+def test_a_real_run_of_evaluation(tmp_path):
+    # In a process of its own: it sets TensorFlow's threads, which can't be done after another test's first operation.
     file = tmp_path / "now.json"
-    evaluation.main(["--preset=digits", "--importance_samples=5", "--rounds=1", f"--json={file}"])
+    options = "--preset=digits", "--importance_samples=5", "--rounds=1", f"--json={file}"
+    printed = output_of(["-m", "benchmarks.evaluation", *options])
     result = json.loads(file.read_text())
     seconds = {name: times[0] for name, times in result["every_seconds_an_image"].items()}
     assert result["ratio"] == pytest.approx(seconds["bound"] / seconds["naive"])
     assert result["images_per_second"]["sampling"] == pytest.approx(1.0 / seconds["sampling"])
-    assert f"{result['ratio']:.4g}\n" in capsys.readouterr().out
+    assert f"{result['ratio']:.4g}\n" in printed
 
 
 @pytest.mark.slow

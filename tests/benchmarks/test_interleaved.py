@@ -1,5 +1,3 @@
-"""The pipe between a benchmark and its workers, with workers that need neither TensorFlow nor PyTorch."""
-
 import sys
 
 import psutil
@@ -25,17 +23,14 @@ def test_answers_come_through_whatever_the_worker_prints():
     assert summary == {"name": "toy"}
 
 
-@pytest.mark.parametrize(
-    ("program", "message"),
-    [
+def test_a_worker_that_ends_is_named():
+    for program, message in (
         ("raise SystemExit(3)", "`toy` ended with exit status 3"),
         (f"import os\ndef step():\n    os.kill(os.getpid(), 9)\n{SERVE}", "memory ran out"),
-    ],
-)
-def test_a_worker_that_ends_is_named(program, message):
-    with Worker("toy", python(program)) as worker:
-        with pytest.raises(WorkerEnded, match=message):
-            worker.ask("step")
+    ):
+        with Worker("toy", python(program)) as worker:
+            with pytest.raises(WorkerEnded, match=message):
+                worker.ask("step")
 
 
 def test_leaving_the_block_ends_a_worker_in_the_middle_of_a_step_and_its_processes():

@@ -1,5 +1,3 @@
-"""The baseline: EM finds a mixture that is known, and the masses sum to 1."""
-
 import itertools
 
 import numpy as np

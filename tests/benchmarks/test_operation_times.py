@@ -1,5 +1,3 @@
-"""The profile of a workload: types of operations, their groups, and what is no operation."""
-
 import pytest
 import tensorflow as tf
 

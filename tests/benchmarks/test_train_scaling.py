@@ -1,5 +1,3 @@
-"""The rows of `benchmarks.train_scaling`, their results and table."""
-
 import contextlib
 import sys
 

@@ -1,13 +1,11 @@
-"""The demo: its commands are real ones, what is finished is not done again, and a failure ends it."""
-
 import json
 import os
-import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import ROOT
 from train import demo
 
 WRITTEN = {
@@ -38,10 +36,9 @@ def done(tmp_path, monkeypatch):
 
 
 def test_the_commands_exist(tmp_path):
-    root = pathlib.Path(demo.__file__).parents[1]
     for step in demo.steps(tmp_path):
         target = step.arguments[1].replace(".", "/") + ".py" if step.arguments[0] == "-m" else step.arguments[0]
-        assert (root / target).is_file(), target
+        assert (ROOT / target).is_file(), target
 
 
 def test_a_second_call_does_nothing_but_what_is_older_than_the_training(done, tmp_path, capsys):

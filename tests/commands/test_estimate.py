@@ -1,5 +1,3 @@
-"""`train.estimate`: the numbers of a small model, the measured peak of real training steps, and wrong commands."""
-
 import json
 
 import numpy as np
@@ -7,20 +5,12 @@ import pytest
 import tensorflow as tf
 
 from configs import digits
-from nvae_tf.data.spec import MODEL_SETTINGS, complete_config
+from nvae_tf.data.spec import complete_config
+from nvae_tf.training import memory
 from nvae_tf.training.graph_memory import memory_timeline
-from nvae_tf.training.memory import (
-    GIB,
-    GPU_BASE_BYTES,
-    check_one_image_fits,
-    estimate_memory,
-    memory_summary,
-    memory_table,
-)
 from nvae_tf.training.run import Images, RunLength, new_run
-from tests.tiny_model import TINY
+from tests.tiny_model import ARCHITECTURE
 
-# The largest error that the estimate may have.
 TOLERANCE = 0.25
 # Takes some training steps, and prints the most memory that the process has had.
 TRAINING_STEPS = """
@@ -46,7 +36,7 @@ print(peak_memory_bytes())
 def tiny_config(**training):
     """The smallest model, of images of 16 x 16 pixels."""
     settings = digits.get_config()
-    settings.model.update({name: value for name, value in TINY.items() if name not in MODEL_SETTINGS})
+    settings.model.update(ARCHITECTURE)
     settings.train.update({"batch_size": 100} | training)
     return complete_config(settings)
 
@@ -58,7 +48,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def estimate(config):
-    return estimate_memory(config)
+    return memory.estimate_memory(config)
 
 
 def test_what_stays_from_step_to_step_and_each_buffer_is_allocated_and_freed_once(estimate):
@@ -80,35 +70,32 @@ def test_more_images_need_more_and_the_largest_batch_is_the_largest_that_fits(es
         found = [bytes_at(size) for size in sizes]
         assert found == sorted(found) and found[0] < found[-1]
     assert all(estimate.reserved_bytes(size) >= estimate.activations_bytes(size) for size in sizes)
-    memory = estimate.gpu_bytes(1000)
-    largest = estimate.largest_batch_size(memory)
+    available = estimate.gpu_bytes(1000)
+    largest = estimate.largest_batch_size(available)
     assert largest >= 1000
-    assert estimate.gpu_bytes(largest) <= memory < estimate.gpu_bytes(largest + 1)
-    assert estimate.largest_batch_size(GPU_BASE_BYTES) == 0
+    assert estimate.gpu_bytes(largest) <= available < estimate.gpu_bytes(largest + 1)
+    assert estimate.largest_batch_size(memory.GPU_BASE_BYTES) == 0
 
 
 def test_the_table_has_the_own_batch_size_and_the_microbatches_that_fit(estimate, config):
-    summary = memory_summary(estimate, config, estimate.gpu_bytes(30) / GIB)
+    summary = memory.memory_summary(estimate, config, estimate.gpu_bytes(30) / memory.GIB)
     assert [row["batch_size"] for row in summary["batch_sizes"]] == [1, 2, 4, 8, 16, 32, 64, 100]
-    printed = memory_table(summary, config)
+    printed = memory.memory_table(summary, config)
     assert f"{estimate.parameters:,} parameters" in printed
     assert printed.count("(train.batch_size)") == 1
     # 25 images are the largest equal microbatch of 100 that fits.
     assert "accumulate_steps=4" in printed
 
 
-@pytest.mark.parametrize(
-    ("more_bytes", "message"),
-    [
+def test_a_gpu_that_can_not_take_one_image(estimate, config):
+    for more_bytes, message in (
         (1000, "not even a step of 1 image fits.*recompute.*num_channels_encoder"),
         (0, "gpu_memory_gib=1: CUDA and its libraries alone take about 1.00 GiB"),
-    ],
-)
-def test_a_gpu_that_can_not_take_one_image(estimate, config, more_bytes, message):
-    gib = (GPU_BASE_BYTES + more_bytes) / GIB
-    assert "none" in memory_table(memory_summary(estimate, config, gib), config)
-    with pytest.raises(ValueError, match=message):
-        check_one_image_fits(estimate, config, gib)
+    ):
+        gib = (memory.GPU_BASE_BYTES + more_bytes) / memory.GIB
+        assert "none" in memory.memory_table(memory.memory_summary(estimate, config, gib), config)
+        with pytest.raises(ValueError, match=message):
+            memory.check_one_image_fits(estimate, config, gib)
 
 
 @pytest.mark.slow
@@ -119,7 +106,7 @@ def test_other_batch_sizes_are_those_of_their_own_graphs(config, estimate):
         traced = tf.function(model.train_step, autograph=False).get_concrete_function(images)
         assert estimate.activations_bytes(size) == pytest.approx(memory_timeline(traced).peak_bytes, rel=0.02)
     # A batch size is a multiple of the microbatches.
-    estimate = estimate_memory(tiny_config(accumulate_steps=4))
+    estimate = memory.estimate_memory(tiny_config(accumulate_steps=4))
     assert estimate.largest_batch_size(estimate.gpu_bytes(100) + 1) % 4 == 0
 
 
@@ -130,22 +117,17 @@ def test_images_need_not_be_there_where_their_size_is_set(commands):
         "from train.estimate import sized_settings; settings = own_images.get_config(); settings.data.height = 64\n"
         "config = complete_config(sized_settings(settings)); print(config.data.image_shape, config.model.image_width)"
     )
-    process = commands.run(["-c", program])
-    assert process.stdout == "(64, 64, 3) 64\n", process.stderr
-    # Everything else is looked up as in a run.
-    assert "data.path" in commands.refused(["-m", "train.estimate", "--config=own_images"])
+    assert commands.output_of(["-c", program]) == "(64, 64, 3) 64\n"
 
 
 @pytest.mark.slow
 def test_the_estimate_is_what_training_takes(commands, tmp_path):
     file = tmp_path / "numbers.json"
-    commands.run(
-        ["-m", "train.estimate", "--config=digits", f"--json={file}", "--gpu_memory_gib=24"]
-        + ["--config.train.batch_size=512"]
-    )
+    flags = ["--config=digits", f"--json={file}", "--gpu_memory_gib=24", "--config.train.batch_size=512"]
+    commands.output_of(["-m", "train.estimate", *flags])
     numbers = json.loads(file.read_text())
     (row,) = (row for row in numbers["batch_sizes"] if row["batch_size"] == 512)
-    measured = int(commands.run(["-c", TRAINING_STEPS, "digits", 512]).stdout)
+    measured = int(commands.output_of(["-c", TRAINING_STEPS, "digits", 512]))
     assert abs(row["cpu_peak_bytes"] / measured - 1.0) < TOLERANCE
     # And not because the process alone is large.
     without_process = measured - numbers["process_bytes"]

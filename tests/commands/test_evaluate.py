@@ -1,5 +1,3 @@
-"""`train.evaluate` as people run it: interrupted, on several replicas, by several processes, again."""
-
 import importlib
 import json
 import math
@@ -15,6 +13,7 @@ from PIL import Image
 
 from nvae_tf.evaluation.fid import named_extractor
 from nvae_tf.training.launcher import tf_configs
+from tests.command_fixtures import score_of
 from tests.evaluation.inception_stand_in import stand_in
 
 # How a metric may differ between evaluations of the same checkpoint with other batches.
@@ -33,7 +32,6 @@ def metrics_of(workdir):
 
 
 def copy_of(run, folder):
-    """A run folder without an evaluation."""
     folder.mkdir()
     for name in ("config.json", "images.json", "checkpoints"):
         (folder / name).symlink_to(run / name)
@@ -49,9 +47,7 @@ def run(finished_run, tmp_path):
 def whole(commands, finished_run, tmp_path_factory):
     """The run folder after an evaluation in one go with all but fid, and what it printed."""
     workdir = copy_of(finished_run[0], tmp_path_factory.mktemp("evaluated") / "run")
-    process = commands.run(evaluation(workdir, "--metrics=elbo,iw,latents", *FLAGS))
-    assert process.returncode == 0, process.stderr
-    return workdir, process.stdout
+    return workdir, commands.output_of(evaluation(workdir, "--metrics=elbo,iw,latents", *FLAGS))
 
 
 def test_what_is_measured(whole):
@@ -82,7 +78,7 @@ def test_what_is_measured(whole):
 
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on_where_it_was(commands, run, whole):
-    process = subprocess.Popen([sys.executable, *evaluation(run, *FLAGS)], stdout=subprocess.DEVNULL)
+    process = commands.started(evaluation(run, *FLAGS), stdout=subprocess.DEVNULL)
     while process.poll() is None and len(list(run.glob("evaluation/unfinished-*/batch-*.npz"))) < 3:
         time.sleep(0.02)
     process.kill()
@@ -91,9 +87,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(commands, run, whole):
     # As one that was damaged on the disk: it is done again.
     kept.pop().write_bytes(b"damaged")
     assert not (run / "evaluation.json").exists() and 2 <= len(kept) < 17
-    process = commands.run(evaluation(run, *FLAGS))
-    assert process.returncode == 0, process.stderr
-    assert f"{len(kept)} of 18 batches are there already" in process.stdout
+    assert f"{len(kept)} of 18 batches are there already" in commands.output_of(evaluation(run, *FLAGS))
     found, expected = metrics_of(run), metrics_of(whole[0])
     del expected["latents"]
     assert found == expected
@@ -101,8 +95,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(commands, run, whole):
 
 @pytest.mark.slow
 def test_replicas_and_another_batch_size_find_the_same(commands, run, whole):
-    process = commands.run(evaluation(run, "--importance_samples=150", "--seed=3", "--replicas=2", "--batch_size=60"))
-    assert process.returncode == 0, process.stderr
+    commands.output_of(evaluation(run, "--importance_samples=150", "--seed=3", "--replicas=2", "--batch_size=60"))
     found, expected = metrics_of(run), metrics_of(whole[0])
     assert found["batch_size"] == 120
     for name in ("nelbo_nats", "importance_weighted_nats", "reconstruction_nats", "kl_nats"):
@@ -111,17 +104,9 @@ def test_replicas_and_another_batch_size_find_the_same(commands, run, whole):
 
 
 @pytest.mark.slow
-def test_two_workers_share_the_work(run, whole):
-    workers = [
-        subprocess.Popen(
-            [sys.executable, *evaluation(run, *FLAGS)],
-            env=os.environ | {"TF_CONFIG": tf_config},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for tf_config in tf_configs(2)
-    ]
+def test_two_workers_share_the_work(commands, run, whole):
+    environments = [os.environ | {"TF_CONFIG": tf_config} for tf_config in tf_configs(2)]
+    workers = [commands.started(evaluation(run, *FLAGS), env=environment) for environment in environments]
     printed = [worker.communicate(timeout=600)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], printed
     assert "NELBO" in printed[0] and "worker 1: done" in printed[1]
@@ -131,44 +116,42 @@ def test_two_workers_share_the_work(run, whole):
 
 
 @pytest.mark.slow
-def test_metrics_of_the_same_checkpoint_are_kept_and_of_another_are_not(commands, finished_run, run):
-    assert commands.run(evaluation(run, "--metrics=iw", "--importance_samples=2")).returncode == 0
+def test_metrics_of_the_same_checkpoint_are_kept_and_of_another_are_not(done, finished_run, run):
+    def evaluated(*flags):
+        return done(*evaluation(run, *flags)[1:])
+
+    evaluated("--metrics=iw", "--importance_samples=2")
     first = metrics_of(run)
     # Training has evaluated the same images with the same draws.
-    last = (finished_run[0] / "metrics.csv").read_text().splitlines()[-1].split(",")
-    assert f"{first['nelbo_nats']:.4g}" == f"{float(last[8]):.4g}"
-    assert commands.run(evaluation(run, "--metrics=elbo")).returncode == 0
+    assert f"{first['nelbo_nats']:.4g}" == f"{score_of(finished_run[0], 60):.4g}"
+    evaluated("--metrics=elbo")
     assert metrics_of(run) == first
-    assert commands.run(evaluation(run, "--metrics=elbo", "--seed=1")).returncode == 0
+    evaluated("--metrics=elbo", "--seed=1")
     assert "importance_weighted_nats" not in metrics_of(run)
     (aside,) = (run / "evaluation").glob("evaluation-step-60-seed-0-*.json")
     assert json.loads(aside.read_text())["importance_weighted_nats"] == first["importance_weighted_nats"]
     (run / "evaluation.json").write_text("{")
-    process = commands.run(evaluation(run, "--metrics=elbo"))
-    assert process.returncode == 0 and "can't be read; it is kept as" in process.stdout
+    assert "can't be read; it is kept as" in evaluated("--metrics=elbo")
     assert (run / "evaluation" / "evaluation-damaged.json").read_text() == "{"
 
 
 @pytest.mark.slow
-def test_fid_with_a_graph_of_the_same_form(commands, run, tmp_path, monkeypatch):
+def test_fid_with_a_graph_of_the_same_form(commands, done, run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     graph = tmp_path / "classify_image_graph_def.pb"
     graph.write_bytes(stand_in().content)
     flags = ["--metrics=fid", f"--inception={graph}", "--fid_samples=40", "--temperature=0.8"]
-    process = commands.run(evaluation(run, *flags))
-    assert process.returncode == 0, process.stderr
-    assert "not the published Inception graph" in process.stdout and "features of the 1,437" in process.stdout
+    printed = done(*evaluation(run, *flags)[1:])
+    assert "not the published Inception graph" in printed and "features of the 1,437" in printed
     first = metrics_of(run)["fid"]
     assert first["value"] > 0.0 and first["real_images"] == 1437 and first["samples"] == 40
     # The statistics of the real images are kept, and the samples of a readjusted model are others.
-    process = commands.run(evaluation(run, *flags, "--batch_norm_iterations=20"))
-    assert process.returncode == 0, process.stderr
-    assert "features of the 1,437" not in process.stdout and "batch norm of" in process.stdout
+    flags.append("--batch_norm_iterations=20")
+    printed = done(*evaluation(run, *flags)[1:])
+    assert "features of the 1,437" not in printed and "batch norm of" in printed
     readjusted_value = metrics_of(run)["fid"]["value"]
     assert readjusted_value != first["value"]
-    # Two replicas share the samples, which stay the same.
-    process = commands.run(evaluation(run, *flags, "--batch_norm_iterations=20", "--replicas=2"))
-    assert process.returncode == 0, process.stderr
+    commands.output_of(evaluation(run, *flags, "--replicas=2"))
     assert metrics_of(run)["fid"]["value"] == pytest.approx(readjusted_value, rel=1e-3)
 
 

@@ -1,5 +1,3 @@
-"""Images of every kind of source through to a training step and back to pictures; and the commands on a folder."""
-
 import numpy as np
 import pytest
 import scipy.io
@@ -9,56 +7,23 @@ from configs import own_images as preset
 from nvae_tf.data.pipeline import iterate, shuffled_index_batches, training_batches
 from nvae_tf.data.spec import complete_config
 from nvae_tf.training.run import load_images, new_run, run_length, with_length
+from tests.command_fixtures import config_flags
 from tests.data.picture_factory import damaged_in_the_middle, png, random_pixels, write_files
-from tests.tiny_model import TINY, values
+from tests.tiny_model import ARCHITECTURE, values
 
 COUNT, HEIGHT, WIDTH = 10, 7, 10
 BATCH_SIZE = 4
-ARCHITECTURE = {f"model.{name}": value for name, value in TINY.items() if not name.startswith("image_")}
-for followed in ("model.num_bits", "model.likelihood"):
-    del ARCHITECTURE[followed]
+MODEL = {f"model.{name}": value for name, value in ARCHITECTURE.items()}
 
 
-def pictures(channels):
-    """A maker of a folder of pictures."""
-
-    def make(place):
-        images = random_pixels(COUNT, HEIGHT, WIDTH, channels)
-        write_files(place, {f"{n}.png": png(image) for n, image in enumerate(images)})
-        return {"path": place}
-
-    return make
-
-
-def mat_file(place):
-    columns = np.random.default_rng(0).uniform(size=(784, COUNT))
-    scipy.io.savemat(place / "chardata.mat", {"data": columns, "testdata": columns})
-    return {"path": place, "source": "mat", "num_bits": 1, "binarise": True}
-
-
-def bundled_photos(place):
-    del place
-    return {"source": "bundled", "source_name": "photos", "height": HEIGHT, "width": WIDTH}
-
-
-def cropped(place):
-    sizes = [(9, 30), (30, 9), (14, 20)] * 3
-    write_files(place, {f"{n}.png": png(random_pixels(*size, 3)) for n, size in enumerate(sizes)})
-    return {"path": place, "resize": "crop", "height": HEIGHT, "width": WIDTH}
-
-
-# What makes the images and the settings for them, and the images' channels. tests/data reads all kinds of files.
-SOURCES = {
-    "gray and alpha PNG": (pictures(2), 2),
-    "pictures of several sizes": (cropped, 3),
-    "mat": (mat_file, 1),
-    "bundled photos": (bundled_photos, 3),
-}
+def write_pictures(place, channels):
+    images = random_pixels(COUNT, HEIGHT, WIDTH, channels)
+    write_files(place, {f"{n}.png": png(image) for n, image in enumerate(images)})
 
 
 def configured(settings):
     config = preset.get_config()
-    config.update_from_flattened_dict(ARCHITECTURE)
+    config.update_from_flattened_dict(MODEL)
     config.train.batch_size, config.train.steps = BATCH_SIZE, 10
     # The first step then has a learning rate.
     config.optimizer.warmup_epochs = 0.0
@@ -67,18 +32,24 @@ def configured(settings):
     return complete_config(config)
 
 
-@pytest.mark.parametrize("kind", SOURCES)
-def test_a_training_step_and_back_to_pictures(kind, tmp_path):
-    make, channels = SOURCES[kind]
-    config = configured(make(tmp_path))
+# tests/data reads all kinds of files.
+@pytest.mark.parametrize(("kind", "shape"), [("gray and alpha PNG", (HEIGHT, WIDTH, 2)), ("mat", (28, 28, 1))])
+def test_a_training_step_and_back_to_pictures(kind, shape, tmp_path):
+    settings = {"path": tmp_path}
+    if kind == "mat":
+        columns = np.random.default_rng(0).uniform(size=(784, COUNT))
+        scipy.io.savemat(tmp_path / "chardata.mat", {"data": columns, "testdata": columns})
+        settings |= {"source": "mat", "num_bits": 1, "binarise": True}
+    else:
+        write_pictures(tmp_path, channels=2)
+    config = configured(settings)
     images = load_images(config)
-    size = (28, 28) if kind == "mat" else (HEIGHT, WIDTH)
-    assert images.spec.image_shape == (*size, channels) and images.test.count >= 1
-    assert images.held_out == (kind not in ("mat", "bundled photos"))
+    assert images.spec.image_shape == shape and images.test.count >= 1
+    assert images.held_out == (kind != "mat")
     length = run_length(config, images.train.count)
     model = new_run(with_length(config, length), length, images).model
     batch = next(iterate(training_batches(images.train, images.spec, BATCH_SIZE, seed=0), images.train))
-    assert batch.shape == (BATCH_SIZE, *size, channels)
+    assert batch.shape == (BATCH_SIZE, *shape)
     assert 0.0 <= np.min(batch) < np.max(batch) <= 1.0
     before = values(model.trainable_variables)
     losses = model.train_step(batch)
@@ -86,22 +57,21 @@ def test_a_training_step_and_back_to_pictures(kind, tmp_path):
     changed = [(value != now).any() for value, now in zip(before, values(model.trainable_variables), strict=True)]
     assert np.mean(changed) > 0.9
     generated = np.asarray(model.generate(3, temperature=0.7, seed=1))
-    assert generated.shape == (3, *size, channels) and np.isfinite(generated).all()
+    assert generated.shape == (3, *shape) and np.isfinite(generated).all()
     assert 0.0 <= generated.min() <= generated.max() <= 1.0
     assert generated.std() > 0.0
 
 
 def command(name, folder, **settings):
-    flags = {**ARCHITECTURE, "train.batch_size": BATCH_SIZE, "data.path": folder, **settings}
-    return ["-m", name, "--config=configs/own_images.py", *(f"--config.{key}={value}" for key, value in flags.items())]
+    flags = config_flags({**MODEL, "train.batch_size": BATCH_SIZE, "data.path": folder, **settings})
+    return ["-m", name, "--config=configs/own_images.py", *flags]
 
 
 def test_inspect_data_prints_counts_and_writes_a_picture(commands, tmp_path):
-    pictures(3)(tmp_path / "images")
+    write_pictures(tmp_path / "images", channels=3)
     output = tmp_path / "look.png"
     flags = [f"--output={output}", "--seconds=0.1", "--count=9"]
-    process = commands.run([*command("train.inspect_data", tmp_path / "images"), *flags])
-    assert process.returncode == 0, process.stderr
+    printed = commands.output_of([*command("train.inspect_data", tmp_path / "images"), *flags])
     for text in (
         f"own_images, from folder {tmp_path / 'images'}",
         "7 x 10 (height x width), 3 channels, 8 bits",
@@ -110,7 +80,7 @@ def test_inspect_data_prints_counts_and_writes_a_picture(commands, tmp_path):
         "test         1 images",
         "An epoch is 2 steps of 4 images",
     ):
-        assert text in process.stdout
+        assert text in printed
     # Ten columns and two rows, enlarged until the shorter side is 70 pixels, with gaps of 6.
     with Image.open(output) as picture:
         assert picture.size == (10 * 100 + 9 * 6, 2 * 70 + 6)
@@ -131,8 +101,7 @@ def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(commands, tmp_p
     assert line.startswith(f"error: {bad}: a damaged or cut-off PNG file")
     assert (workdir / "checkpoints" / f"step-{met_at_step}.index").is_file()
     settings["data.on_bad_file"] = "skip"
-    process = commands.run([*command("train.main", folder, **settings), f"--workdir={workdir}"])
-    assert process.returncode == 0, process.stderr
-    assert f"Skipped 1 of 32 pictures of the train part of {folder}:\n    {bad}: a damaged" in process.stdout
-    assert f", from step {met_at_step} on" in process.stdout and "has all its 12 steps" in process.stdout
+    printed = commands.output_of([*command("train.main", folder, **settings), f"--workdir={workdir}"])
+    assert f"Skipped 1 of 32 pictures of the train part of {folder}:\n    {bad}: a damaged" in printed
+    assert f", from step {met_at_step} on" in printed and "has all its 12 steps" in printed
     assert (workdir / "checkpoints" / "step-12.index").is_file()

@@ -1,29 +1,23 @@
-"""The README's commands for one's own pictures, run as they are written, but for fewer steps."""
-
 import os
-import pathlib
 import re
 import shlex
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests import ROOT
+from tests.command_fixtures import output_of
 
 
 def commands():
-    """The lines of the first block of commands in the section."""
     section = (ROOT / "README.md").read_text().partition("## Train on your own pictures")[2]
     return re.search(r"```\n(.*?)```", section, re.DOTALL)[1].splitlines()
 
 
 @pytest.fixture
 def folder_of_a_newcomer(tmp_path):
-    """A folder with pictures of different sizes in sub-folders."""
     random = np.random.default_rng(0)
     for number in range(40):
         photograph = load_sample_images().images[number % 2]
@@ -44,10 +38,7 @@ def test_three_commands_lead_from_a_folder_of_pictures_to_samples(folder_of_a_ne
     for command in commands():
         words = shlex.split(command.replace("--config.train.steps=100 ", "--config.train.steps=5 "))
         assert words[0] == "python"
-        done = subprocess.run(
-            [sys.executable, *words[1:]], cwd=folder_of_a_newcomer, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        output_of(words[1:], cwd=folder_of_a_newcomer, env=environment)
     inspected = np.asarray(Image.open(folder_of_a_newcomer / "inspect_data.png"))
     samples = np.asarray(Image.open(folder_of_a_newcomer / "samples.png"))
     assert inspected.ndim == samples.ndim == 3 and samples.shape[-1] == 3

@@ -1,41 +1,25 @@
-"""The two commands: what they print and refuse, and a training that goes on after both as if nothing had been."""
-
 import json
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from nvae_tf.published.places import check_import_places, check_new_file, check_output_is_free, new_run_folder
 from nvae_tf.training.checkpoints import CheckpointNotWritten
-from tests.command_fixtures import TINY, assert_same_tensors, metrics_rows
+from tests import FIXTURES
+from tests.command_fixtures import TINY, assert_same_tensors, config_flags, metrics_rows
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-FIXTURE = ROOT / "tests" / "fixtures" / "normal_decoder_tiny.pt"
+FIXTURE = FIXTURES / "normal_decoder_tiny.pt"
 IMPORT, EXPORT = "export.import_torch_checkpoint", "export.export_torch_checkpoint"
 
 
-@pytest.fixture
-def run(commands):
-    """`run(MODULE, *FLAGS)`: what a command prints, which must end well."""
-
-    def run_well(*arguments):
-        process = commands.run(["-m", *arguments])
-        assert process.returncode == 0, process.stderr
-        return process.stdout
-
-    return run_well
-
-
 @pytest.mark.torch
-def test_there_and_back(run, tmp_path):
+def test_there_and_back(done, published, tmp_path):
     runs, back = tmp_path / "my runs" / "cifar10", tmp_path / "back.pt"
     given = ("--data_source=arrays", "--data_path=no/images.npy", "--license=mit", f"--report={tmp_path}/map.csv")
-    printed = run(IMPORT, f"--checkpoint={FIXTURE}", f"--output={runs}", *given)
+    printed = done(IMPORT, f"--checkpoint={FIXTURE}", f"--output={runs}", *given)
     assert "cifar10, step 7, without the optimizer's state" in printed
     assert "does not follow from 7 steps in 3 epochs" in printed
     assert "nothing at --data_path=no/images.npy yet" in printed
@@ -43,25 +27,17 @@ def test_there_and_back(run, tmp_path):
     data = json.loads((runs / "config.json").read_text())["data"]
     assert (data["name"], data["source"], data["path"]) == ("cifar10", "arrays", "no/images.npy")
     assert json.loads((runs / "origin.json").read_text())["license"] == "mit"
-    printed = run(EXPORT, f"--workdir={runs}", f"--output={back}")
+    printed = done(EXPORT, f"--workdir={runs}", f"--output={back}")
     assert printed == f"Exported step 7 to {back}, as a checkpoint of cifar10.\n"
-
-
-@pytest.mark.slow
-@pytest.mark.torch
-def test_images_that_must_be_given(run, published, tmp_path):
     content = published.read("mnist_tiny.pt")
     content["args"].dataset = "omniglot"
     file = published.saved(content, tmp_path / "x.pt")
-    printed = run(IMPORT, f"--checkpoint={file}", f"--output={tmp_path / 'run'}")
+    printed = done(IMPORT, f"--checkpoint={file}", f"--output={tmp_path / 'run'}")
     assert "chardata.mat" in printed and "--data_path=PATH" in printed and "--config.data.path=PATH" in printed
 
 
 @pytest.mark.torch
-def test_commands_that_are_refused(commands, tmp_path):
-    def refused(*arguments):
-        return commands.refused(["-m", *arguments])
-
+def test_commands_that_are_refused(refused, tmp_path):
     file, new = tmp_path / "x.pt", f"--output={tmp_path / 'new'}"
     file.write_bytes(b"<html>404</html>" * 100)
     checkpoint = f"--checkpoint={file}"
@@ -127,55 +103,43 @@ def test_a_full_disk_is_reported_by_the_name_that_was_given(error, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_a_killed_import_leaves_no_run_folder(run, tmp_path):
+def test_a_killed_import_leaves_no_run_folder(commands, done, tmp_path):
     program = (
         "import os, pathlib, signal, sys\n"
         "from nvae_tf.published import import_run\n"
         "import_run.write_origin = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "import_run.import_run(*map(pathlib.Path, sys.argv[1:]))\n"
     )
-    command = [sys.executable, "-c", program, FIXTURE, tmp_path / "run"]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL
+    assert commands.run(["-c", program, FIXTURE, tmp_path / "run"]).returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".run.partial-") and list(left.rglob("step-7.index"))
     assert not list(left.rglob("config.json"))
-    # The same command works then.
-    run(IMPORT, f"--checkpoint={FIXTURE}", f"--output={tmp_path / 'run'}")
+    done(IMPORT, f"--checkpoint={FIXTURE}", f"--output={tmp_path / 'run'}")
     assert (tmp_path / "run" / "config.json").is_file()
 
 
-SMALL = TINY | {
-    "model.num_groups_per_scale": 2,
-    "model.num_preprocess_blocks": 1,
-    "model.num_postprocess_blocks": 1,
-    "model.num_mixtures": 2,
-    "model.num_flows": 1,
-    "optimizer.warmup_epochs": 0.25,
-    "train.batch_size": 4,
-    "train.steps": 6,
-    "train.checkpoint_every_steps": 3,
-    "train.keep_checkpoints": 3,
-    "train.evaluate_every_steps": 6,
-    "train.log_every_steps": 2,
-}
+SMALL = TINY | {"model.num_groups_per_scale": 2, "model.num_mixtures": 2, "model.num_flows": 1}
+SMALL |= dict.fromkeys(("model.num_preprocess_blocks", "model.num_postprocess_blocks"), 1)
+SMALL |= {"optimizer.warmup_epochs": 0.25, "train.batch_size": 4, "train.steps": 6, "train.keep_checkpoints": 3}
+SMALL |= {f"train.{what}_every_steps": steps for what, steps in (("checkpoint", 3), ("evaluate", 6), ("log", 2))}
 
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_training_goes_on_after_both_as_if_nothing_had_been(run, tmp_path):
+def test_training_goes_on_after_both_as_if_nothing_had_been(commands, done, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, [40, 32, 32, 3], dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     whole, half, back = tmp_path / "whole", tmp_path / "half", tmp_path / "back"
-    flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
-    data = f"--config.data.path={tmp_path / 'images.npy'}"
-    run("train.main", "--config=configs/own_images.py", f"--workdir={whole}", data, *flags)
+    flags = config_flags(SMALL | {"data.path": tmp_path / "images.npy"})
+    commands.output_of(["-m", "train.main", "--config=configs/own_images.py", f"--workdir={whole}", *flags])
     shutil.copytree(whole, half)
     for file in (half / "checkpoints").rglob("step-6.*"):
         file.unlink()
-    run(EXPORT, f"--workdir={half}", f"--output={tmp_path / 'x.pt'}")
-    printed = run(IMPORT, f"--checkpoint={tmp_path / 'x.pt'}", f"--output={back}")
+    done(EXPORT, f"--workdir={half}", f"--output={tmp_path / 'x.pt'}")
+    printed = done(IMPORT, f"--checkpoint={tmp_path / 'x.pt'}", f"--output={back}")
     assert "step 3, with the optimizer's state" in printed
-    assert ", from step 3 on" in run("train.main", f"--config={back}/config.py", f"--workdir={back}")
+    command = ["-m", "train.main", f"--config={back}/config.py", f"--workdir={back}"]
+    assert ", from step 3 on" in commands.output_of(command)
     assert_same_tensors(whole, back, 6)
     last = [metrics_rows(folder)[-1] | {"images_per_second": 0.0} for folder in (whole, back)]
     assert last[0] == last[1]

@@ -1,5 +1,3 @@
-"""The wheel, installed into an environment of its own: one package, whose commands work in any folder."""
-
 import os
 import pathlib
 import subprocess
@@ -9,9 +7,8 @@ import zipfile
 
 import pytest
 
-from tests.command_fixtures import TINY
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests import ROOT
+from tests.command_fixtures import TINY, config_flags
 
 
 def run(*command, cwd):
@@ -72,7 +69,7 @@ def test_the_commands_work_in_a_folder_with_names_like_ours(bin_folder, tmp_path
     (tmp_path / "train.py").write_text("raise AssertionError('a file of the user was imported')\n")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "digits.py").write_text("raise AssertionError('a file of the user was imported')\n")
-    settings = [f"--config.{name}={value}" for name, value in (TINY | {"train.steps": 20}).items()]
+    settings = config_flags(TINY | {"train.steps": 20})
 
     def nvae(command, *arguments):
         return run(bin_folder / f"nvae-{command}", *arguments, cwd=tmp_path)

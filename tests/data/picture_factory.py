@@ -16,7 +16,6 @@ from nvae_tf.data.spec import complete_spec
 
 
 def random_pixels(*shape, dtype=np.uint8, seed=0):
-    """Whole numbers over the whole range of the type."""
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
 
 
@@ -41,14 +40,7 @@ def png_of_chunks(header, packed_rows, *others):
 
 
 def tiff(pixels, order="<", packed=False, **tags):
-    """The bytes of a TIFF file of 1 to 4 channels, `[height, width, channels]`, in strips of five rows.
-
-    Args:
-      pixels: numbers of any type.
-      order: of the bytes of a number, "<" or ">".
-      packed: whether the strips are compressed by Deflate.
-      **tags: numbers in place of those that follow from the pixels: `PlanarConfiguration=2`.
-    """
+    """The bytes of a TIFF file of 1 to 4 channels, in strips of five rows; `tags` replace those of the pixels."""
     height, width, channels = pixels.shape
     kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     by_channel = tags.get("PlanarConfiguration") == 2
@@ -121,7 +113,6 @@ def idx(values):
 
 
 def own_images(path, **changes) -> DataSpec:
-    """The complete spec of whatever lies at a path."""
     return complete_spec(dataclasses.replace(data_spec("own_images"), path=str(path), **changes))
 
 

@@ -1,14 +1,10 @@
-"""Images in files of arrays: .npy and .npz, IDX, OMNIGLOT's MATLAB file; damaged files and other contents."""
-
 import dataclasses
 import gzip
 import io
 import tracemalloc
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 import scipy.io
 import scipy.sparse
@@ -100,9 +96,8 @@ def test_images_are_cut_scaled_and_converted(tmp_path):
     np.testing.assert_array_equal(np.concatenate(parts(spec)).std(axis=-1), 0)
 
 
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
+def test_wrong_arrays_are_refused(tmp_path):
+    for array, message in (
         ({"a": IMAGES, "b": OTHERS}, "has the arrays a, b; .* two that are called train and test .*data.train_split"),
         ({"labels": np.arange(3)}, r"the array's shape \[3\] is not \[count, height, width"),
         ({"images": np.array([{}, None], object)}, "or one with Python objects"),
@@ -112,12 +107,10 @@ def test_images_are_cut_scaled_and_converted(tmp_path):
         (random_pixels(0, 5, 6, 3), r"shape \[0, 5, 6, 3\] is not"),
         (random_pixels(5, 6, 3), r"\[5, 6, 3\] seems to be a single image; a set of images has one axis more"),
         (np.array([{}, None], object), "not a complete NumPy file of plain numbers .*numpy.save writes one"),
-    ],
-)
-def test_wrong_arrays_are_refused(array, message, tmp_path):
-    path = tmp_path / ("set.npz" if isinstance(array, dict) else "images.npy")
-    np.savez(path, **array) if isinstance(array, dict) else np.save(path, array)
-    assert_refused(path, message)
+    ):
+        path = tmp_path / ("set.npz" if isinstance(array, dict) else "images.npy")
+        np.savez(path, **array) if isinstance(array, dict) else np.save(path, array)
+        assert_refused(path, message)
 
 
 def test_damaged_archives_are_refused(tmp_path):
@@ -140,7 +133,6 @@ def test_damaged_archives_are_refused(tmp_path):
 
 
 def header_bytes(*shape):
-    """The header of an array of bytes in NumPy's format."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
@@ -153,7 +145,6 @@ def npy(array):
 
 
 def archive(path, **contents):
-    """A `.npz` file of entries `{name: bytes}`."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in contents.items():
             file.writestr(name, content)
@@ -193,17 +184,13 @@ def test_what_is_not_wanted_may_be_anything_but_not_what_may_be_the_images(tmp_p
     assert_refused(tmp_path / "text.npz", r"has the arrays \(none\); there must be one")
 
 
-def free_memory(monkeypatch, available):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
-
-
-def test_more_than_the_memory_is_not_unpacked(monkeypatch, tmp_path):
+def test_more_than_the_memory_is_not_unpacked(free_memory, tmp_path):
     np.savez_compressed(tmp_path / "set.npz", images=np.zeros_like(IMAGES))
     spec = own_images(tmp_path / "set.npz")
-    free_memory(monkeypatch, 3 * IMAGES.size - 1)
+    free_memory(3 * IMAGES.size - 1)
     with pytest.raises(ValueError, match="set.npz: its images need .* GB of memory, .* are free: numpy.save them as"):
         load_split(spec, "train")
-    free_memory(monkeypatch, 3 * IMAGES.size)
+    free_memory(3 * IMAGES.size)
     assert load_split(spec, "train").count == 27
 
 
@@ -244,7 +231,6 @@ def test_both_parts_of_idx_files(contents, tmp_path):
 
 def test_one_of_several_sets_by_its_name(tmp_path):
     other = {name: idx(random_pixels(3, 5, 5)) for name in MNIST_FILES if "images" in name}
-    # EMNIST calls its test part that.
     for name, contents in (("emnist-letters", MNIST_FILES), ("emnist-digits", other)):
         write_files(tmp_path, {f"{name}-{file.replace('t10k', 'test')}": data for file, data in contents.items()})
     assert_is_the_set(own_images(tmp_path, source_name="emnist-letters"))
@@ -255,9 +241,8 @@ def test_one_of_several_sets_by_its_name(tmp_path):
             own_images(tmp_path, source_name=name)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_damaged_idx_files_are_refused(tmp_path):
+    for content, message in (
         (idx(TRAIN)[:-1], "has 431 values, but its header says 9 x 6 x 8: it was cut off; download it again"),
         (idx(TRAIN) + b"\0", "has more than the 432 values of its header, 9 x 6 x 8: damaged; download it again"),
         (idx(TRAIN[:0]), "has no images; its header says 0 x 6 x 8"),
@@ -266,13 +251,11 @@ def test_one_of_several_sets_by_its_name(tmp_path):
         (idx(TRAIN_LABELS), "not an IDX file of bytes with 3 dimensions"),
         (b"\0\0\x0d" + idx(TRAIN)[3:], "not an IDX file of bytes"),
         (b"", "not an IDX file of bytes"),
-    ],
-)
-def test_damaged_idx_files_are_refused(content, message, tmp_path):
-    name = "train-images-idx3-ubyte"
-    write_files(tmp_path, MNIST_FILES | {name: content})
-    with pytest.raises(ValueError, match=f"^{tmp_path / name}: {message}"):
-        own_images(tmp_path)
+    ):
+        name = "train-images-idx3-ubyte"
+        write_files(tmp_path, MNIST_FILES | {name: content})
+        with pytest.raises(ValueError, match=f"^{tmp_path / name}: {message}"):
+            own_images(tmp_path)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.98])
@@ -333,10 +316,10 @@ def test_letters_stand_upright(chardata):
     np.testing.assert_array_equal(train.images[..., 0], expected)
 
 
-def test_letters_that_are_missing_or_more_than_the_memory(chardata, monkeypatch):
-    free_memory(monkeypatch, 3 * 8 * COLUMNS.size)
+def test_letters_that_are_missing_or_more_than_the_memory(chardata, free_memory):
+    free_memory(3 * 8 * COLUMNS.size)
     assert load_letters(chardata).count == 3
-    free_memory(monkeypatch, 3 * 8 * COLUMNS.size - 1)
+    free_memory(3 * 8 * COLUMNS.size - 1)
     with pytest.raises(ValueError, match=f"^{chardata}: its images need .* GB of memory, .*: download the file again"):
         load_letters(chardata)
     chardata.unlink()
@@ -344,9 +327,8 @@ def test_letters_that_are_missing_or_more_than_the_memory(chardata, monkeypatch)
         load_letters(chardata.parent)
 
 
-@pytest.mark.parametrize(
-    ("contents", "message"),
-    [
+def test_other_contents_are_refused(chardata):
+    for contents, message in (
         ({"testdata": COLUMNS}, "has no variable 'data'; it is not the chardata.mat of Burda et al."),
         ({"data": COLUMNS.T}, r"variable 'data' is \[3, 784\]; it must be \[784, images\], from 0 to 1"),
         ({"data": np.where(COLUMNS == COLUMNS.max(), np.nan, COLUMNS)}, "from 0 to 1"),
@@ -354,12 +336,10 @@ def test_letters_that_are_missing_or_more_than_the_memory(chardata, monkeypatch)
         ({"data": COLUMNS * 1j}, "from 0 to 1"),
         ({"data": scipy.sparse.csc_matrix(COLUMNS)}, "from 0 to 1"),
         ({"data": COLUMNS[:, :0]}, r"variable 'data' is \[784, 0\]"),
-    ],
-)
-def test_other_contents_are_refused(contents, message, chardata):
-    scipy.io.savemat(chardata, contents)
-    with pytest.raises(ValueError, match=f"^{chardata}: .*{message}"):
-        load_letters(chardata)
+    ):
+        scipy.io.savemat(chardata, contents)
+        with pytest.raises(ValueError, match=f"^{chardata}: .*{message}"):
+            load_letters(chardata)
 
 
 @pytest.mark.parametrize("kept", [0, 50, 130, 2000])

@@ -1,5 +1,3 @@
-"""scikit-learn's digits and photographs as data sets."""
-
 import dataclasses
 import hashlib
 
@@ -39,26 +37,21 @@ def test_train_and_test_patches_are_of_different_parts_of_the_photographs():
     row, column = ((length - size) // 8 * 8 for length in (427, 512))
     np.testing.assert_array_equal(train.images[-1], photographs[1][row : row + size, column : column + size])
     np.testing.assert_array_equal(test.images[0], photographs[0][:size, 512 : 512 + size])
-
-
-def test_a_look_at_the_first_image():
+    # And a look at the first image.
     assert first_image(DIGITS) == (16, 16, 1, 8)
     for size, found in (((None, None), (32, 32)), ((64, 48), (64, 48))):
         assert first_image(dataclasses.replace(PHOTOS, height=size[0], width=size[1])) == (*found, 3, 8)
 
 
-@pytest.mark.parametrize(
-    ("spec", "changes", "message"),
-    [
+def test_what_is_not_in_the_bundle_is_refused():
+    for spec, changes, message in (
         (DIGITS, {"path": "here"}, "reads nothing from a folder: remove data.path"),
         (DIGITS, {"resize": "crop"}, "is bundled and not resized: remove data.crop_box and data.resize"),
         (DIGITS, {"source_name": "digit"}, "no bundled set 'digit'. Valid: digits, photos"),
         (PHOTOS, {"channels": 1}, r"are \[32, 32, 3\] .* says \[32, 32, 1\]"),
         (PHOTOS, {"height": 97}, r"data.height, data.width = 97, 32: .* at most 96 pixels"),
-    ],
-)
-def test_what_is_not_in_the_bundle_is_refused(spec, changes, message):
-    with pytest.raises(ValueError, match=message):
-        load_split(dataclasses.replace(spec, **changes), "train")
-    with pytest.raises(ValueError, match="no split 'validation'. Valid: train, test"):
-        load_split(spec, "validation")
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_split(dataclasses.replace(spec, **changes), "train")
+        with pytest.raises(ValueError, match="no split 'validation'. Valid: train, test"):
+            load_split(spec, "validation")

@@ -1,5 +1,3 @@
-"""Decoded images on disk: written once and atomically, and anew when the pictures or the settings change."""
-
 import dataclasses
 import errno
 import os
@@ -25,7 +23,6 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def cache(tmp_path):
-    """A folder that is not there yet."""
     return tmp_path / "decoded" / "here"
 
 
@@ -83,7 +80,6 @@ def test_a_place_without_room_or_that_can_not_be_written_to_is_reported(pictures
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    # Before anything is decoded.
     write_files(pictures / "train", {"000.png": damaged_in_the_middle(png(IMAGES[0]))})
     monkeypatch.setattr(os, "posix_fallocate", full)
     message = f"data.cache = {cache}: the decoded images need .*No space left.*; name a folder"

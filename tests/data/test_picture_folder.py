@@ -1,5 +1,3 @@
-"""Pictures in a folder: which are for training and which for testing, what is refused; and pictures for a model."""
-
 import dataclasses
 
 import numpy as np
@@ -96,7 +94,7 @@ def test_no_pictures_are_reported(tmp_path):
     write_files(tmp_path, {"scan.psd": b"8BPS", "more/scan.psd": b"8BPS"})
     with pytest.raises(ValueError, match=r"no pictures in it; they are files with names in .*\(there are: .*\.psd"):
         own_images(tmp_path)
-    with pytest.raises(ValueError, match="no pictures in this folder"):
+    with pytest.raises(ValueError, match=r"no pictures in it; they are files with names in .*\(there are: .*\.psd"):
         find_pictures([tmp_path])
     with pytest.raises(FileNotFoundError, match="nowhere: there is no such file or folder"):
         find_pictures(tmp_path / "nowhere")
@@ -156,9 +154,7 @@ def test_a_folder_of_nothing_but_bad_pictures_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path}/.*: not a picture.*Fix or remove the file"):
         own_images(tmp_path, on_bad_file="skip")
     spec = own_images(tmp_path, on_bad_file="skip", height=6, width=9, channels=3, file_bits=8)
-    with pytest.raises(
-        ValueError, match=rf"{tmp_path}: none of 3 pictures can be used; the first: {tmp_path}/\d.png: not"
-    ):
+    with pytest.raises(ValueError, match=rf"{tmp_path}: none of 3 pictures .*; the first: {tmp_path}/\d.png: not"):
         load_split(spec, "train")
 
 
@@ -172,16 +168,6 @@ def test_damage_in_the_middle_is_met_when_the_picture_is_read(tmp_path):
     with pytest.raises(BadPicture, match="b.png"):
         next(iterate(training_batches(source, spec, 7, seed=0), source))
     assert load_split(dataclasses.replace(spec, on_bad_file="skip"), "train").count == 6
-
-
-def test_pictures_of_all_kinds_are_converted_on_demand(tmp_path):
-    deep = RGB[0].astype(np.uint16) << 8
-    kinds = {"a": RGB[0], "b": RGB[0][..., :1], "c": np.insert(RGB[0], 3, 17, axis=-1), "d": deep, "e": deep[..., :2]}
-    write_files(tmp_path, {f"train/{name}.png": png(pixels) for name, pixels in kinds.items()})
-    write_files(tmp_path, {"test/a.png": png(RGB[1])})
-    source = load_split(own_images(tmp_path, convert=True), "train")
-    gray = RGB[0][..., :1].repeat(3, axis=-1)
-    np.testing.assert_array_equal(stored_pixels(source), [RGB[0], gray, RGB[0], RGB[0], gray])
 
 
 MNIST = data_spec("mnist")
@@ -221,18 +207,15 @@ def test_rules_may_be_given(tmp_path):
     assert images.shape == (1, 28, 28, 1) and (images == 1).all()
 
 
-@pytest.mark.parametrize(
-    ("content", "changes", "message"),
-    [
+def test_one_that_does_not_fit_is_named(tmp_path):
+    for content, changes, message in (
         (gray(30, 28), {}, "is 30x28 (height x width), but the model takes 28x28; --resize=crop"),
         (gray(30, 28), {"crop_box": (0, 0, 28, 40)}, "is 30x28 (height x width); the model's data are cropped from"),
         (png(random_pixels(28, 28, 3)), {}, "has 3 channels, but the model was trained on pictures with 1; --convert"),
         (damaged_in_the_middle(gray(28, 28)), {}, "a damaged or cut-off PNG file"),
         (gray(300, 200), {"resize": "crop", "max_pixels": 59_999}, "is 300x200 (height x width), 60,000 pixels"),
-    ],
-)
-def test_one_that_does_not_fit_is_named(content, changes, message, tmp_path):
-    write_files(tmp_path, {"a.png": gray(28, 28), "b.png": content})
-    with pytest.raises(ValueError) as caught:
-        pictures_for_model(tmp_path / "b.png", dataclasses.replace(MNIST, **changes))
-    assert str(caught.value).startswith(f"{tmp_path / 'b.png'}: {message}") and "\n" not in str(caught.value)
+    ):
+        write_files(tmp_path, {"a.png": gray(28, 28), "b.png": content})
+        with pytest.raises(ValueError) as caught:
+            pictures_for_model(tmp_path / "b.png", dataclasses.replace(MNIST, **changes))
+        assert str(caught.value).startswith(f"{tmp_path / 'b.png'}: {message}") and "\n" not in str(caught.value)

@@ -1,8 +1,5 @@
-"""Picture files of every kind: headers, pixels, what is wrong with those that can't be used; cropping and scaling."""
-
 import dataclasses
 import struct
-import subprocess
 import sys
 import zlib
 
@@ -10,16 +7,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from nvae_tf.data import data_spec
-from nvae_tf.data.pictures import (
-    BadPicture,
-    PictureHeader,
-    fit_pixels,
-    fitted,
-    list_pictures,
-    read_header,
-    read_picture,
-)
+from nvae_tf.data import data_spec, pictures
+from tests.command_fixtures import output_of
 from tests.data.picture_factory import encoded, png, png_of_chunks, random_pixels, tiff, with_palette, write_files
 
 HEIGHT, WIDTH = 13, 18
@@ -83,12 +72,12 @@ def written(folder, content, name="picture.jpg"):
 
 
 def pixels(path, channels):
-    return np.asarray(read_picture(path, channels)).reshape(HEIGHT, WIDTH, channels)
+    return np.asarray(pictures.read_picture(path, channels)).reshape(HEIGHT, WIDTH, channels)
 
 
 def assert_refused(path, message, **settings):
-    for read in (read_header, lambda path, **settings: read_picture(path, 3, **settings)):
-        with pytest.raises(BadPicture, match=f"^{path}: {message}") as caught:
+    for read in (pictures.read_header, lambda path, **settings: pictures.read_picture(path, 3, **settings)):
+        with pytest.raises(pictures.BadPicture, match=f"^{path}: {message}") as caught:
             read(path, **settings)
         assert "\n" not in str(caught.value)
 
@@ -97,7 +86,7 @@ def assert_refused(path, message, **settings):
 def test_header_and_pixels(form, tmp_path):
     content, expected = (EXACT | LOSSY)[form]
     path, channels = written(tmp_path, content), expected.shape[-1]
-    assert read_header(path) == PictureHeader(HEIGHT, WIDTH, channels, 8)
+    assert pictures.read_header(path) == pictures.PictureHeader(HEIGHT, WIDTH, channels, 8)
     error = np.abs(pixels(path, channels).astype(int) - expected)
     if form in EXACT:
         assert not error.any()
@@ -115,8 +104,8 @@ def test_of_16_bits_the_upper_8_are_taken(kind, channels, tmp_path):
     if kind != "PNG" and channels == 2:
         assert_refused(path, r".*\(gray with alpha: of 8\).*; save it as a PNG file")
         return
-    assert read_header(path) == PictureHeader(256, 256, channels, 16)
-    found = np.asarray(read_picture(path, channels)).reshape(values.shape)
+    assert pictures.read_header(path) == pictures.PictureHeader(256, 256, channels, 16)
+    found = np.asarray(pictures.read_picture(path, channels)).reshape(values.shape)
     np.testing.assert_array_equal(found, values >> 8)
 
 
@@ -136,9 +125,9 @@ def test_pictures_are_found_in_any_tree_in_order(tmp_path):
     write_files(tmp_path, {name: b"" for name in (*reversed(found), *ignored)})
     # A link back into the tree leads nowhere.
     (tmp_path / "b" / "up").symlink_to(tmp_path)
-    assert list_pictures(tmp_path) == found
+    assert pictures.list_pictures(tmp_path) == found
     with pytest.raises(ValueError, match="gone: this folder can't be read"):
-        list_pictures(tmp_path / "gone")
+        pictures.list_pictures(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(
@@ -165,8 +154,8 @@ def test_pictures_of_cameras_are_upright(kind, orientation, tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     picture.save(tmp_path / "photo", kind, quality=95, exif=exif)
-    assert read_header(tmp_path / "photo") == PictureHeader(16, 8, 3, 8)
-    assert np.abs(np.asarray(read_picture(tmp_path / "photo", 3)).astype(int) - upright).mean() < 12
+    assert pictures.read_header(tmp_path / "photo") == pictures.PictureHeader(16, 8, 3, 8)
+    assert np.abs(np.asarray(pictures.read_picture(tmp_path / "photo", 3)).astype(int) - upright).mean() < 12
 
 
 def test_a_png_file_may_say_behind_its_pixels_that_it_lies_on_its_side(tmp_path):
@@ -177,8 +166,8 @@ def test_a_png_file_may_say_behind_its_pixels_that_it_lies_on_its_side(tmp_path)
     rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep))
     content = png_of_chunks(header, rows, (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
     path = write_files(tmp_path, {"late.png": content}) / "late.png"
-    assert read_header(path) == PictureHeader(7, 4, 1, 16)
-    np.testing.assert_array_equal(read_picture(path, 1), np.rot90(deep[..., 0] >> 8, -1))
+    assert pictures.read_header(path) == pictures.PictureHeader(7, 4, 1, 16)
+    np.testing.assert_array_equal(pictures.read_picture(path, 1), np.rot90(deep[..., 0] >> 8, -1))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
@@ -188,8 +177,8 @@ def test_a_png_file_may_say_behind_its_pixels_that_it_lies_on_its_side(tmp_path)
 def test_odd_metadata_does_no_harm(kind, exif, tmp_path):
     """A broken header, and an orientation that is text."""
     Image.new("RGB", (8, 16), (250, 20, 20)).save(tmp_path / "photo", kind, exif=exif)
-    assert read_header(tmp_path / "photo") == PictureHeader(16, 8, 3, 8)
-    assert read_picture(tmp_path / "photo", 3).size == (8, 16)
+    assert pictures.read_header(tmp_path / "photo") == pictures.PictureHeader(16, 8, 3, 8)
+    assert pictures.read_picture(tmp_path / "photo", 3).size == (8, 16)
 
 
 @pytest.mark.parametrize("kept", [0.05, 0.6, 1.0])
@@ -198,15 +187,15 @@ def test_a_png_file_whose_tail_is_zeros_is_refused(kept, tmp_path):
     content = encoded(random_pixels(64, 64, 3) // 16, "PNG")
     start = int((len(content) - WITHOUT_PIXELS) * kept)
     path = written(tmp_path, content[:start] + bytes(len(content) - start))
-    with pytest.raises(BadPicture, match=f"^{path}: "):
-        read_header(path)
-        read_picture(path, 3)
+    with pytest.raises(pictures.BadPicture, match=f"^{path}: "):
+        pictures.read_header(path)
+        pictures.read_picture(path, 3)
     # Rows that are stored as they are can be decoded when damaged; their checksum is not right.
     header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 0)
     damaged = bytearray(png_of_chunks(header, zlib.compress(b"".join(b"\0" + row.tobytes() for row in RGB), 0)))
     damaged[damaged.index(RGB[-1].tobytes()) + 5] ^= 1
-    with pytest.raises(BadPicture, match="a damaged or cut-off PNG file .*checksum"):
-        read_picture(written(tmp_path, bytes(damaged)), 3)
+    with pytest.raises(pictures.BadPicture, match="a damaged or cut-off PNG file .*checksum"):
+        pictures.read_picture(written(tmp_path, bytes(damaged)), 3)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -218,11 +207,12 @@ def test_of_several_frames_or_pages_none_is_taken(kind, tmp_path):
 def test_other_data_in_a_file_do_no_harm(tmp_path):
     """A second picture, as telephones write (a map of depths, a smaller copy), and bytes behind the end."""
     path = written(tmp_path, encoded(Image.fromarray(RGB), "MPO", save_all=True, append_images=SECOND))
-    assert read_header(path) == PictureHeader(HEIGHT, WIDTH, 3, 8) and read_picture(path, 3).size == (WIDTH, HEIGHT)
+    assert pictures.read_header(path) == pictures.PictureHeader(HEIGHT, WIDTH, 3, 8)
+    assert pictures.read_picture(path, 3).size == (WIDTH, HEIGHT)
     for form in ("jpeg-gray", "jpeg-rgb", "webp-lossy"):
         content, expected = LOSSY[form]
         whole, longer = written(tmp_path, content), written(tmp_path, content + b"by a camera" * 9, "longer.jpg")
-        assert read_header(longer) == read_header(whole)
+        assert pictures.read_header(longer) == pictures.read_header(whole)
         np.testing.assert_array_equal(*(pixels(path, expected.shape[-1]) for path in (longer, whole)))
 
 
@@ -271,25 +261,18 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path):
     rows = [packer.compress(bytes(1 + 3 * side)) for _ in range(side)]
     content = png_of_chunks(struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"".join(rows) + packer.flush())
     folder = write_files(tmp_path, {f"{number}.png": content for number in range(8)})
-    command = [sys.executable, "-c", _PEAK_OF_READING, *folder.iterdir()]
     # In MiB; one takes 4 bytes a pixel, 137 MiB.
-    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 500
+    assert int(output_of(["-c", _PEAK_OF_READING, *folder.iterdir()])) < 500
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_what_is_no_picture_is_refused(tmp_path):
+    for content, message in (
         (b"", "an empty file"),
         (b"Dear diary,\n" * 20, "not a picture, whatever its name says, or one of another kind than PNG, JPG"),
         (b"\x89PNG\r\n\x1a\n", ""),
         (b"RIFF\0\0\0\0WEBP", ""),
-    ],
-)
-def test_what_is_no_picture_is_refused(content, message, tmp_path):
-    assert_refused(written(tmp_path, content), message)
-
-
-def test_a_broken_link_is_named(tmp_path):
+    ):
+        assert_refused(written(tmp_path, content), message)
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     assert_refused(tmp_path / "link.png", "no file, or a link to nothing")
 
@@ -299,7 +282,6 @@ CELEBA = data_spec("celeba64")
 
 
 def coordinates(height, width):
-    """A picture that has its x in the first channel, its y in the second, both below 256."""
     y, x = np.mgrid[:height, :width].astype(np.uint8)
     return np.stack([x, y, np.zeros_like(x)], axis=-1)
 
@@ -313,9 +295,8 @@ def centers(start, stop, count):
     return start + (np.arange(count) + 0.5) * (stop - start) / count - 0.5
 
 
-@pytest.mark.parametrize(
-    ("spec", "size", "columns", "rows", "tolerance"),
-    [
+def test_cropping_and_scaling():
+    for spec, size, columns, rows, tolerance in (
         (sized(30, 20, (3, 40, 23, 70)), (100, 60), (3, 23), (40, 70), 0),
         # Without scaling the middle is taken, at whole pixels.
         (sized(20, 20, None, "crop"), (20, 50), (15, 35), (0, 20), 0),
@@ -326,16 +307,13 @@ def centers(start, stop, count):
         (sized(30, 20, None, "crop"), (120, 200), (60, 140), (0, 120), 0.76),
         (sized(40, 40, None, "crop"), (20, 30), (5, 25), (0, 20), 0.76),
         (sized(20, 50, None, "stretch"), (100, 200), (0, 200), (0, 100), 0.76),
-        # CelebA's square around the face.
         (sized(64, 64, (15, 40, 163, 188), "stretch"), (218, 178), (15, 163), (40, 188), 0.5),
-    ],
-)
-def test_cropping_and_scaling(spec, size, columns, rows, tolerance):
-    found = np.asarray(fitted(Image.fromarray(coordinates(*size)), spec)).astype(int)
-    assert found.shape[:2] == (spec.height, spec.width)
-    expected_columns, expected_rows = centers(*columns, spec.width), centers(*rows, spec.height)
-    assert np.abs(found[..., 0] - np.clip(expected_columns, 0, None)).max() <= tolerance
-    assert np.abs(found[..., 1] - np.clip(expected_rows, 0, None)[:, np.newaxis]).max() <= tolerance
+    ):
+        found = np.asarray(pictures.fitted(Image.fromarray(coordinates(*size)), spec)).astype(int)
+        assert found.shape[:2] == (spec.height, spec.width)
+        expected_columns, expected_rows = centers(*columns, spec.width), centers(*rows, spec.height)
+        assert np.abs(found[..., 0] - np.clip(expected_columns, 0, None)).max() <= tolerance
+        assert np.abs(found[..., 1] - np.clip(expected_rows, 0, None)[:, np.newaxis]).max() <= tolerance
 
 
 def test_scaling_down_averages_all_pixels():
@@ -343,7 +321,7 @@ def test_scaling_down_averages_all_pixels():
     stripes = np.zeros((96, 96, 3), np.uint8)
     stripes[:, ::2] = 255
     for resize in ("crop", "stretch"):
-        found = np.asarray(fitted(Image.fromarray(stripes), sized(24, 24, None, resize)))
+        found = np.asarray(pictures.fitted(Image.fromarray(stripes), sized(24, 24, None, resize)))
         assert np.abs(found.astype(int) - 127.5).max() < 10
 
 
@@ -351,7 +329,7 @@ def test_scaling_down_averages_all_pixels():
 def test_arrays_get_the_same_as_pictures(channels):
     spec = dataclasses.replace(CELEBA, crop_box=(1, 2, 11, 22), height=6, width=5, channels=channels)
     pixels = random_pixels(24, 16, channels)
-    found = fit_pixels(pixels, spec)
+    found = pictures.fit_pixels(pixels, spec)
     assert found.dtype == np.uint8 and found.shape == (6, 5, channels)
     # Channel by channel: the last of two or four need not be an alpha channel.
     for number in range(channels):
@@ -364,5 +342,5 @@ def test_arrays_get_the_same_as_pictures(channels):
 
 @pytest.mark.parametrize("size", [(64, 30), (30, 64), (64, 63)])
 def test_what_fits_on_one_side_alone_is_enlarged(size):
-    enlarged = np.asarray(fitted(Image.new("L", size, 200), sized(64, 64, None, "crop")))
+    enlarged = np.asarray(pictures.fitted(Image.new("L", size, 200), sized(64, 64, None, "crop")))
     assert enlarged.shape == (64, 64) and (enlarged == 200).all()

@@ -1,5 +1,3 @@
-"""The mixture of logistics: its parameters' layout, mass against float64 formulas, quirks, stability, and samples."""
-
 import itertools
 
 import numpy as np
@@ -35,13 +33,9 @@ def test_the_layout_of_the_parameters(channels, mixtures, means, log_scales, coe
     np.testing.assert_allclose(np.arctanh(tanh) * 20, coefficients, rtol=1e-5)
 
 
-def test_wrong_parameters_and_settings_are_refused():
-    with pytest.raises(ValueError, match="1 to 4 image channels, got 5"):
-        split_mixture_parameters(tf.zeros([2, 30]), 5, 1)
-    with pytest.raises(ValueError, match="num_bits must be from 1 to 8, got 9"):
-        DiscretizedLogisticMixture.from_parameters(tf.zeros([30]), 3, 3, num_bits=9)
-    with pytest.raises(ValueError, match="3 channels need coefficients of shape"):
-        DiscretizedLogisticMixture(tf.zeros([2]), tf.zeros([3, 2]), tf.zeros([3, 2]), tf.zeros([1, 2]))
+def mixture_of(parameters, channels, mixtures, *settings, **named):
+    split = split_mixture_parameters(parameters, channels, mixtures)
+    return DiscretizedLogisticMixture(*split, *settings, **named)
 
 
 def log_sigmoid(value):
@@ -49,7 +43,6 @@ def log_sigmoid(value):
 
 
 def logistic_log_mass(value, mean, log_scale, num_bits, exact_edges):
-    """One logistic's log-mass in one bin, from the textbook formulas in float64."""
     half_width, scale = 1 / (2**num_bits - 1), np.exp(log_scale)
     center, half = (value - mean) / scale, half_width / scale
     if value < (-1 + half_width if exact_edges else -0.999):
@@ -99,11 +92,9 @@ def test_rgb_matches_the_formula_in_float64(num_bits, exact_edges):
     generator = np.random.default_rng(1)
     images = (generator.integers(0, 2**num_bits, [400, 3]) / (2**num_bits - 1)).astype(np.float32)
     images[:60] = np.array([0, 2**num_bits - 2, 2**num_bits - 1])[generator.integers(0, 3, [60, 3])] / (2**num_bits - 1)
-    mixture = DiscretizedLogisticMixture.from_parameters(parameters, 3, 4, num_bits=num_bits, exact_edges=exact_edges)
-    expected = [
-        rgb_log_prob(*pair, 4, num_bits, exact_edges)
-        for pair in zip(images, parameters.astype(np.float64), strict=True)
-    ]
+    mixture = mixture_of(parameters, 3, 4, num_bits=num_bits, exact_edges=exact_edges)
+    pairs = zip(images, parameters.astype(np.float64), strict=True)
+    expected = [rgb_log_prob(*pair, 4, num_bits, exact_edges) for pair in pairs]
     np.testing.assert_allclose(mixture.log_prob(images), expected, rtol=2e-5, atol=5e-4)
 
 
@@ -111,9 +102,8 @@ def test_coefficients_of_four_channels_are_the_lower_triangle():
     triangle = np.array([[0, 0, 0, 0], [0.9, 0, 0, 0], [-0.5, 0.4, 0, 0], [0.3, -0.8, 0.6, 0]])
     rows = triangle[np.tril_indices(4, -1)][:, np.newaxis].astype(np.float32)
     means, log_scales = np.array([0.1, -0.2, 0.3, -0.4]), np.array([-2.0, -1.5, -1.0, -0.5])
-    mixture = DiscretizedLogisticMixture(
-        tf.zeros([1]), means[:, np.newaxis], log_scales[:, np.newaxis], rows, num_bits=2, exact_edges=True
-    )
+    parameters = tf.zeros([1]), means[:, np.newaxis], log_scales[:, np.newaxis], rows
+    mixture = DiscretizedLogisticMixture(*parameters, num_bits=2, exact_edges=True)
     pixels = all_pixels(4, 2)
     signed = 2 * pixels.astype(np.float64) - 1
     conditional_means = means + signed @ triangle.T
@@ -124,13 +114,12 @@ def test_coefficients_of_four_channels_are_the_lower_triangle():
     np.testing.assert_allclose(mixture.log_prob(pixels), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("channels", "num_bits"), [(1, 1), (1, 8), *itertools.product((1, 2, 3, 4), (3, 5))])
+@pytest.mark.parametrize(("channels", "num_bits"), [(1, 1), (1, 8), (1, 5), (2, 5), (3, 5), (4, 3)])
 def test_exact_masses_sum_to_one(channels, num_bits):
     pixels = all_pixels(channels, num_bits)[:, np.newaxis]
-    # Four channels of five bits have a million values.
     count = min(60, max(2, 2**19 // len(pixels)))
     parameters = random_parameters([count], channels, 3, seed=channels)
-    mixture = DiscretizedLogisticMixture.from_parameters(parameters, channels, 3, num_bits=num_bits, exact_edges=True)
+    mixture = mixture_of(parameters, channels, 3, num_bits=num_bits, exact_edges=True)
     masses = np.exp(mixture.log_prob(pixels).numpy().astype(np.float64))
     np.testing.assert_allclose(masses.sum(axis=0), np.ones(count), atol=2e-5)
 
@@ -139,7 +128,6 @@ def test_exact_masses_sum_to_one(channels, num_bits):
 @pytest.mark.parametrize("num_bits", [1, 5, 8])
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_extreme_parameters_stay_finite(channels, num_bits, exact_edges):
-    """Every level against every pairing of extremes, values and all gradients."""
     extremes = [[-100.0, 100.0], [-1e4, -1.0, 0.0, 0.99, 1e4], [-7.0, 0.0, 20.0, 200.0], [-1.0, 1.0]]
     logit, mean, log_scale, coefficient = np.array(list(itertools.product(*extremes)), np.float32).T[..., np.newaxis]
     variables = [
@@ -176,9 +164,8 @@ def test_rounded_samples_have_the_frequencies_of_the_mass(temperature):
 def test_samples_and_mean_follow_the_chain_over_channels():
     # Almost deterministic given the component, which red's mean shows: -0.5 or 0.5.
     means, coefficients = [[-0.5, 0.5], [0.1, 0.7], [-0.2, 0.2]], [[0.8, 0.9], [-0.5, 0.3], [0.4, -0.6]]
-    mixture = DiscretizedLogisticMixture(
-        tf.constant([0.0, 1.0]), tf.constant(means), tf.fill([3, 2], -7.0), tf.constant(coefficients)
-    )
+    parameters = tf.constant([0.0, 1.0]), tf.constant(means), tf.fill([3, 2], -7.0), tf.constant(coefficients)
+    mixture = DiscretizedLogisticMixture(*parameters)
     samples = 2 * mixture.sample(4000, seed=(3, 4)).numpy() - 1
     second = samples[:, 0] > 0
     np.testing.assert_allclose(second.mean(), np.exp(1) / (1 + np.exp(1)), atol=0.03)
@@ -202,11 +189,11 @@ def test_samples_and_mean_follow_the_chain_over_channels():
 def test_temperature_may_be_a_tensor_and_one_a_pixel():
     parameters = np.random.default_rng(0).normal(size=[2, 4, 4, 20]).astype(np.float32)
     temperatures = tf.constant([0.5, 2.0])[:, tf.newaxis, tf.newaxis]
-    both = DiscretizedLogisticMixture.from_parameters(parameters, 3, 2, temperatures)
+    both = mixture_of(parameters, 3, 2, temperatures)
     assert (both.batch_shape, both.event_shape, both[0].batch_shape) == ([2, 4, 4], [3], [4, 4])
     image = np.full([2, 4, 4, 3], 0.2, np.float32)
     for index, temperature in enumerate([0.5, 2.0]):
-        single = DiscretizedLogisticMixture.from_parameters(parameters[index], 3, 2, temperature)
+        single = mixture_of(parameters[index], 3, 2, temperature)
         np.testing.assert_allclose(both.log_prob(image)[index], single.log_prob(image[index]), rtol=1e-6)
         np.testing.assert_allclose(both.mean()[index], single.mean(), rtol=1e-6)
 
@@ -216,7 +203,7 @@ def test_seeds_reproduce_in_eager_mode_and_graphs_and_all_compiles():
     image = tf.random.stateless_uniform([2, 4, 4, 3], seed=(1, 2))
 
     def evaluate(seed):
-        mixture = DiscretizedLogisticMixture.from_parameters(parameters, 3, 2)
+        mixture = mixture_of(parameters, 3, 2)
         return mixture.log_prob(image), mixture.mean(), mixture.sample(3, seed=seed)
 
     log_prob, mean, images = evaluate((1, 2))

@@ -10,8 +10,6 @@ _KERNEL, _STRIDE, _CHANNELS, _EPSILON = 40, 37, 4, 1e-3
 
 
 class StandIn(NamedTuple):
-    """The graph."""
-
     graph: tf.compat.v1.GraphDef
 
     @property

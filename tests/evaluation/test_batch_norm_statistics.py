@@ -1,5 +1,3 @@
-"""Readjustment on a tiny model: what changes, what does not, and by which rule."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,13 +6,9 @@ import nvae_tf
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models.latents import batch_noise
-from tests.tiny_model import tiny_config
+from tests.tiny_model import assert_same, tiny_config, values
 
 ITERATIONS, BATCH_SIZE = 4, 8
-
-
-def values_of(model):
-    return [variable.numpy() for variable in model.weights]
 
 
 def generator_norms(model):
@@ -40,13 +34,12 @@ def model():
 
 
 def test_the_copy_differs_in_the_statistics_of_its_generator_alone(model):
-    weights = values_of(model)
+    weights = values(model.weights)
     copy = readjusted(model, 0.7, iterations=1, batch_size=BATCH_SIZE).model
-    for value, before in zip(values_of(model), weights, strict=True):
-        np.testing.assert_array_equal(value, before)
+    assert_same(model.weights, weights)
     running = {id(variable) for norm in generator_norms(copy) for variable in norm.statistics}
     assert len(running) == 2 * len(generator_norms(model)) > 0
-    for variable, value, before in zip(copy.weights, values_of(copy), weights, strict=True):
+    for variable, value, before in zip(copy.weights, values(copy.weights), weights, strict=True):
         assert np.array_equal(value, before) == (id(variable) not in running), variable.path
     assert copy.config == model.config and copy is not model
 

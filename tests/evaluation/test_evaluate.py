@@ -1,5 +1,3 @@
-"""What an evaluation is made of: kept batches, intervals, progress and the table."""
-
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,7 +55,7 @@ def test_a_damaged_batch_is_named_and_computed_again(tmp_path):
         list(kept.read())
     assert kept.missing(ALL) == [1]
     (tmp_path / "batch-000000.npz").write_bytes(b"damaged")
-    assert kept.missing(ALL) == [0, 1] and not kept.has(0)
+    assert kept.missing(ALL) == [0, 1] and not kept.file(0).exists()
 
 
 def test_the_interval_holds_the_mean_in_95_of_100_cases():
@@ -108,15 +106,16 @@ def test_a_worker_that_is_not_the_chief_does_its_share_and_does_not_combine(begi
     task = SimpleNamespace(shard=Shard(1, 2), status=status)
     if begins:
         (tmp_path / "kept").mkdir()
-    kept = KeptBatches(tmp_path / "kept", 3)
+    kept = KeptBatches(tmp_path / "kept", total=5, size=2)
 
     def compute(given, first, progress):
         return {"values": np.full(2, first)}
 
-    assert share_work(task, kept, 5, 2, lambda numbers: numbers, compute, list) is None
+    def shared():
+        return share_work(task, kept, lambda numbers: numbers, compute, combine=list)
+
+    assert shared() is None
     assert lines[-1].startswith("worker 1: done" if begins else "worker 1: nothing to do")
     assert kept.missing(ALL) == ([] if begins else [0, 1, 2])
-    # The chief finds all batches there, and combines them.
     task.shard = Shard(0, 2)
-    combined = share_work(task, kept, 5, 2, lambda numbers: numbers, compute, list)
-    assert [batch["values"].tolist() for batch in combined] == [[0, 0], [2, 2], [4, 4]]
+    assert [batch["values"].tolist() for batch in shared()] == [[0, 0], [2, 2], [4, 4]]

@@ -1,5 +1,3 @@
-"""The way of images through a frozen graph like the published one, and files and downloads of the graph."""
-
 import io
 import socket
 import tarfile
@@ -8,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from nvae_tf.evaluation.inception import GRAPH_NAME, downloaded_inception, graph_content, load_inception, rgb_pixels
+from nvae_tf.evaluation.inception import GRAPH_NAME, Inception, downloaded_inception, graph_content, rgb_pixels
 from tests.evaluation.inception_stand_in import NUM_FEATURES, stand_in
 
 
@@ -19,7 +17,6 @@ def graph():
 
 @pytest.fixture(scope="module")
 def folder(graph, tmp_path_factory):
-    """Has the graph as a file, and in an archive."""
     folder = tmp_path_factory.mktemp("inception")
     (folder / GRAPH_NAME).write_bytes(graph.content)
     with tarfile.open(folder / "archive.tgz", "w:gz") as archive:
@@ -29,7 +26,7 @@ def folder(graph, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def extractor(folder):
-    return load_inception(folder / GRAPH_NAME)
+    return Inception(folder / GRAPH_NAME)
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +62,17 @@ def test_pixels_are_those_of_8_bit_pictures():
 
 
 def test_the_archive_gives_the_same_graph_and_another_graph_another_name(graph, folder, extractor, tmp_path):
-    assert load_inception(folder / "archive.tgz").name == extractor.name and not extractor.is_published
+    assert Inception(folder / "archive.tgz").name == extractor.name and not extractor.is_published
     changed = graph.graph.__class__.FromString(graph.content)
     changed.node.add(name="one_more", op="NoOp")
     (tmp_path / "other.pb").write_bytes(changed.SerializeToString())
-    assert load_inception(tmp_path / "other.pb").name != extractor.name
+    assert Inception(tmp_path / "other.pb").name != extractor.name
 
 
 def test_a_wrong_file(graph, tmp_path):
     wrong = tmp_path / "wrong.pb"
     with pytest.raises(FileNotFoundError, match="--inception=PATH"):
-        load_inception(wrong)
+        Inception(wrong)
 
     def with_pool_of(source):
         other = graph.graph.__class__.FromString(graph.content)
@@ -90,7 +87,7 @@ def test_a_wrong_file(graph, tmp_path):
     ):
         wrong.write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            load_inception(wrong)
+            Inception(wrong)
 
 
 def test_a_wrong_archive(folder, tmp_path):
@@ -111,7 +108,6 @@ def test_a_download_is_kept_whole_and_checked(folder, tmp_path):
         downloaded_inception(tmp_path, archive.as_uri(), size + 1)
     assert list(tmp_path.iterdir()) == []
     assert downloaded_inception(tmp_path, archive.as_uri(), size).read_bytes() == archive.read_bytes()
-    # What is there is not fetched again.
     assert downloaded_inception(tmp_path, "http://host.invalid/archive.tgz", size) == tmp_path / "archive.tgz"
 
 

@@ -1,5 +1,3 @@
-"""Active units, counted on a model in which it is known which units carry information, and the image of the KL."""
-
 import numpy as np
 import tensorflow as tf
 
@@ -31,8 +29,8 @@ def test_it_is_the_mean_over_positions_that_counts():
     shapes = [(2, 2, 2), (4, 4, 2)]
     kl = np.array([[0.08, 0.03], [0.15, 0.17]])
     assert active_units(kl, shapes).tolist() == [1, 1]
-    assert active_units(kl, shapes, active_from=0.005).tolist() == [2, 2]
-    assert active_units(kl, shapes, active_from=0.1).tolist() == [0, 0]
+    assert active_units(2.0 * kl, shapes).tolist() == [2, 2]
+    assert active_units(0.1 * kl, shapes).tolist() == [0, 0]
 
 
 def test_rows_are_groups_and_columns_channels_in_descending_order():

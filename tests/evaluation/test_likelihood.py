@@ -1,10 +1,5 @@
-"""The bounds of a set of images: the same numbers in whatever batches they come, and what they are made of."""
-
-import types
-
 import keras
 import numpy as np
-import psutil
 import pytest
 import scipy.special
 import scipy.stats
@@ -51,8 +46,8 @@ def test_the_parts_are_those_of_the_model_whatever_the_batches(model, images):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("free", "expected"), [(10**12, 25), (10**3, 1)])
-def test_as_many_samples_at_once_as_fit(model, images, monkeypatch, free, expected):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=free))
+def test_as_many_samples_at_once_as_fit(model, images, free_memory, free, expected):
+    free_memory(free)
     assert samples_at_once(model, batch_size=10, importance_samples=100) == expected
     assert samples_at_once(model, batch_size=10, importance_samples=3) == min(expected, 3)
     assert samples_at_once(model, batch_size=200, importance_samples=100) == 1

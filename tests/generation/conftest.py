@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 import nvae_tf
+from nvae_tf.generation.sampling import encode_images
 from tests.tiny_model import tiny_config
+
+SEED = 3
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +21,8 @@ def four_groups():
 def binary_images():
     """More than one batch, the last not full."""
     return np.random.default_rng(0).integers(0, 2, (21, 4, 4, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def latents(four_groups, binary_images):
+    return encode_images(four_groups, binary_images, SEED)

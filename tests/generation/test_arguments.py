@@ -1,5 +1,3 @@
-"""Places to write and temperatures, as commands take them."""
-
 import pytest
 
 from nvae_tf.generation.arguments import FOLDER, output_place, parse_temperature

@@ -1,5 +1,3 @@
-"""Grids of images, and files of grids, animations and single images."""
-
 import os
 
 import numpy as np
@@ -24,31 +22,31 @@ def shades(count, height=2, width=3, channels=1):
 
 
 def test_images_lie_row_by_row_with_gray_between():
-    expected = np.full([5, 11, 1], 128, np.uint8)
-    for number, (top, left) in enumerate([(0, 0), (0, 4), (0, 8), (3, 0), (3, 4)]):
+    expected = np.full([10, 21, 1], 128, np.uint8)
+    for number, (top, left) in enumerate([(0, 0), (0, 9), (0, 18), (8, 0), (8, 9)]):
         expected[top : top + 2, left : left + 3] = round((number + 1) / 10 * 255)
-    np.testing.assert_array_equal(image_grid(shades(5), columns=3, gap=1), expected)
+    np.testing.assert_array_equal(image_grid(shades(5), columns=3), expected)
 
 
 def test_enlarging_repeats_pixels_and_not_the_gap():
     image = np.array([[0.0, 1.0], [0.2, 0.4]], np.float32).reshape(1, 2, 2, 1)
-    grid = image_grid(np.concatenate([image, image]), columns=2, enlarge=3, gap=2)[..., 0]
+    grid = image_grid(np.concatenate([image, image]), columns=2, enlarge=3)[..., 0]
     large = np.kron([[0, 255], [51, 102]], np.ones([3, 3]))
-    np.testing.assert_array_equal(grid, np.concatenate([large, np.full([6, 2], 128), large], axis=1))
+    np.testing.assert_array_equal(grid, np.concatenate([large, np.full([6, 6], 128), large], axis=1))
     for size, side in ((8, 64), (28, 84), (64, 64), (100, 100)):
         assert image_grid(shades(1, size, size), enlarge=None).shape == (side, side, 1)
     # Nearly square by default.
-    assert image_grid(shades(10), gap=0).shape == (3 * 2, 4 * 3, 1)
+    assert image_grid(shades(10)).shape == (3 * 8 - 6, 4 * 9 - 6, 1)
 
 
 def test_every_8_bit_value_comes_back_exactly_between_opaque_gaps():
     values = np.arange(256, dtype=np.uint8)
     images = (values.astype(np.float32) / np.float32(255)).reshape(256, 1, 1, 1)
-    np.testing.assert_array_equal(image_grid(images, columns=256, gap=0).ravel(), values)
+    np.testing.assert_array_equal(image_grid(images, columns=256)[:, ::7].ravel(), values)
     outside = np.array([-0.5, 1.5], np.float32).reshape(2, 1, 1, 1)
-    np.testing.assert_array_equal(image_grid(outside, columns=2, gap=0).ravel(), [0, 255])
+    np.testing.assert_array_equal(image_grid(outside, columns=2)[:, ::7].ravel(), [0, 255])
     for channels in (2, 4):
-        grid = image_grid(np.zeros([2, 3, 3, channels]), gap=1)
+        grid = image_grid(np.zeros([2, 3, 3, channels]))
         np.testing.assert_array_equal(grid[:, 3], [[128] * (channels - 1) + [255]] * 3)
 
 
@@ -66,7 +64,7 @@ def test_png_and_webp_read_back_exactly(tmp_path, channels, mode):
     with Image.open(tmp_path / "samples" / "grid.png") as picture:
         assert picture.format == "PNG" and picture.mode == mode
         np.testing.assert_array_equal(np.asarray(picture).reshape(frames[0].shape), frames[0])
-    write_animation(tmp_path / "x.webp", frames / np.float32(255), loop=False)
+    write_animation(tmp_path / "x.webp", frames / np.float32(255), 80, loop=False)
     np.testing.assert_array_equal(frames_of(tmp_path / "x.webp", mode), frames)
     with Image.open(tmp_path / "x.webp") as picture:
         assert picture.info["loop"] == 1
@@ -74,16 +72,15 @@ def test_png_and_webp_read_back_exactly(tmp_path, channels, mode):
 
 
 @pytest.mark.parametrize(
-    ("images", "changes", "message"),
+    ("images", "message"),
     [
-        (np.zeros([2, 3, 3, 5]), {}, r"not of \[2, 3, 3, 5\]"),
-        (np.array([np.nan, 0.0]).reshape(2, 1, 1, 1), {}, "1 of 2 images hold values that are not finite"),
-        (np.zeros([2, 3, 3, 1]), {"columns": 0}, "columns, enlarge >= 1.*not 0, 1 and 6"),
+        (np.zeros([2, 3, 3, 5]), r"not of \[2, 3, 3, 5\]"),
+        (np.array([np.nan, 0.0]).reshape(2, 1, 1, 1), "1 of 2 images hold values that are not finite"),
     ],
 )
-def test_what_makes_no_grid(images, changes, message):
+def test_what_makes_no_grid(images, message):
     with pytest.raises(ValueError, match=message):
-        image_grid(images, **changes)
+        image_grid(images)
 
 
 def frames_of(path, mode):
@@ -98,29 +95,21 @@ def frames_of(path, mode):
 def test_frames_of_a_gif(tmp_path):
     path = tmp_path / "new" / "x.gif"
     frames = np.stack([np.full((4, 4, 1), value, np.float32) for value in (0.0, 0.6, 1.0)])
-    write_animation(path, frames, milliseconds=120)
+    write_animation(path, frames, 120, loop=True)
     np.testing.assert_array_equal(frames_of(path, "L"), (frames * 255).repeat(16, axis=1).repeat(16, axis=2))
     with Image.open(path) as picture:
         assert picture.info["duration"] == 120 and picture.info["loop"] == 0
-    write_animation(path, frames, loop=False)
+    write_animation(path, frames, 120, loop=False)
     with Image.open(path) as picture:
         assert "loop" not in picture.info
-    for name, frames, milliseconds, message in (
-        ("x.mp4", shades(2), 80, "ends in .gif or .webp"),
-        ("x.gif", shades(2), 5, "milliseconds = 5"),
-        ("x.gif", shades(0), 80, "at least one frame"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            write_animation(tmp_path / name, frames, milliseconds)
     assert os.listdir(tmp_path) == ["new"] and os.listdir(path.parent) == ["x.gif"]
 
 
 def test_a_picture_each_in_its_own_size_and_none_replaces_another(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 5, 4, 3)) / 255
-    paths = write_pictures(tmp_path / "new", images, ["a.jpg", "sub/b.png", "c"])
-    assert paths == [tmp_path / "new" / name for name in ("a.png", "sub/b.png", "c.png")]
-    for path, image in zip(paths, images, strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.rint(image * 255))
+    write_pictures(tmp_path / "new", images, ["a.jpg", "sub/b.png", "c"])
+    for name, image in zip(("a.png", "sub/b.png", "c.png"), images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / name)), np.rint(image * 255))
     assert picture_names(["a.jpg", "a.webp", "b.jpg"]) == ["a.jpg.png", "a.webp.png", "b.png"]
     for names in (["a.jpg", "a.jpg"], ["a.jpg", "a.webp", "a.jpg.png"]):
         with pytest.raises(ValueError, match="two pictures would be called a.jpg.png"):

@@ -1,5 +1,3 @@
-"""Ways between latents against closed forms, and the pictures on them."""
-
 import numpy as np
 import pytest
 

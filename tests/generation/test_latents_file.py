@@ -1,5 +1,3 @@
-"""Files of latents: there and back, and the errors of files that can't be used."""
-
 import json
 
 import numpy as np

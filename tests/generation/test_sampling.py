@@ -1,5 +1,3 @@
-"""Sampling, encoding and decoding: what must be the same, bit for bit, and what must differ."""
-
 import gc
 import weakref
 
@@ -12,18 +10,14 @@ from nvae_tf.generation.sampling import (
     decode_images,
     encode_images,
     generate_images,
+    nearest_images,
     numbers_of_shared_groups,
     samples_sharing_groups,
 )
+from tests.generation.conftest import SEED
 from tests.tiny_model import tiny_config
 
 same = np.testing.assert_array_equal
-SEED = 3
-
-
-@pytest.fixture(scope="module")
-def latents(four_groups, binary_images):
-    return encode_images(four_groups, binary_images, SEED)
 
 
 def test_samples_are_those_of_the_model_however_many_there_are(four_groups):
@@ -85,3 +79,21 @@ def test_samples_that_share_groups(four_groups):
             samples_sharing_groups(four_groups, number, 2)
     assert [numbers_of_shared_groups(groups) for groups in (1, 2, 4)] == [[0], [0, 1], [0, 1, 2, 3]]
     assert numbers_of_shared_groups(30) == [0, 1, 2, 4, 8, 16, 29]
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(1, 6), (4, 23)])
+def test_the_nearest_images_against_looking_at_every_pair(batch_size, count):
+    images, samples = (np.random.default_rng(0).uniform(size=(n, 3, 5, 2)).astype(np.float32) for n in (23, 7))
+    samples, seen = 1 - samples, []
+    batches = (images[first : first + batch_size] for first in range(0, 23, batch_size))
+    numbers, distances, found = nearest_images(samples, batches, count, seen.append)
+    every_pair = ((samples[:, None].astype(float) - images) ** 2).mean(axis=(2, 3, 4))
+    expected = np.argsort(every_pair, axis=1)[:, :count]
+    same(numbers, expected)
+    np.testing.assert_allclose(distances, np.take_along_axis(every_pair, expected, axis=1), rtol=1e-9)
+    same(found, images[expected])
+    assert seen[-1] == 23
+    # An image is nearest to itself, and the earlier of equals wins.
+    numbers, distances, _ = nearest_images(images[4:6], [images, images], 2, seen.append)
+    same(numbers, [[4, 27], [5, 28]])
+    np.testing.assert_allclose(distances, 0.0, atol=1e-12)

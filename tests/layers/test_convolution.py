@@ -1,5 +1,3 @@
-"""Convolutions against explicit loops, and the formulas of their weights."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -73,9 +71,8 @@ def test_a_mask_comes_before_the_norm(normal, shaken):
     images = normal(2, 5, 5, 4)
     with layer.unstacked(ForwardPass()) as layers:
         outputs = layers[1](images)
-    np.testing.assert_allclose(
-        outputs, reference.convolve(images, expected) + layer.bias.numpy()[1], rtol=1e-4, atol=1e-4
-    )
+    expected = reference.convolve(images, expected) + layer.bias.numpy()[1]
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_filter_of_zeros_has_a_finite_gradient(normal):

@@ -1,5 +1,3 @@
-"""Every kernel in each of its forms against the plain TensorFlow expression: outputs and gradients."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -44,7 +42,6 @@ TOLERANCES = {tf.float32: 1e-4, tf.float16: 1e-2, tf.bfloat16: 5e-2}
 
 @pytest.fixture(params=["cpu", "gpu"])
 def processor(request, monkeypatch):
-    """The form for CPUs, and that for GPUs."""
     monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: request.param == "gpu")
 
 

@@ -1,5 +1,3 @@
-"""Folded weights give the numbers of the layers that they were made of, with fewer operations."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -24,11 +22,8 @@ def parameters(model, forward=None):
 @pytest.mark.parametrize("cell_set", ["res_mbconv", "res_bnswish", "res_bnelu", "res_elu", "mbconv_sep", "mbconv_res"])
 def test_the_same_numbers(cell_set):
     model = shaken_model(cell_set=cell_set, num_preprocess_blocks=1, num_postprocess_blocks=1, num_flows=1)
-    folded = folded_weights(model.stacks)
-    expected = parameters(model)
-    np.testing.assert_allclose(
-        parameters(model, FoldedPass(folded=folded)), expected, atol=3e-6 * np.abs(expected).max()
-    )
+    expected, found = parameters(model), parameters(model, FoldedPass(folded=folded_weights(model.stacks)))
+    np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max())
 
 
 def test_batch_norms_beside_a_convolution_are_gone_and_the_weights_are_copies():
@@ -49,12 +44,8 @@ def test_batch_norms_beside_a_convolution_are_gone_and_the_weights_are_copies():
 
 def test_half_precision_keeps_kernels_alone():
     model = shaken_model()
-    variables = [
-        variable
-        for slices in folded_weights(model.stacks, "bfloat16").values()
-        for variable in tf.nest.flatten(slices)
-        if variable is not None
-    ]
+    folded = tf.nest.flatten([*folded_weights(model.stacks, "bfloat16").values()])
+    variables = [variable for variable in folded if variable is not None]
     assert {variable.dtype for variable in variables if len(variable.shape) > 1} == {tf.bfloat16}
     assert {variable.dtype for variable in variables if len(variable.shape) == 1} == {tf.float32}
 

@@ -1,13 +1,8 @@
-"""Batch normalization over two replicas where means are 1,000 deviations, against float64 on the whole batch."""
-
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.command_fixtures import output_of
+
 # A process has one set of devices.
 STEP = """
 import sys
@@ -59,9 +54,7 @@ np.savez(file, **{name: value.numpy() for name, value in zip(names, results, str
 
 def on_two_replicas(file, parts, **given):
     np.savez(file, **given)
-    command = [sys.executable, "-c", STEP, str(file), str(parts)]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert process.returncode == 0, process.stderr
+    output_of(["-c", STEP, file, parts])
     return np.load(file)
 
 
@@ -87,7 +80,6 @@ def test_means_of_a_thousand_deviations(parts, tmp_path):
     images = np.float32(images + 1000.0 * images.std((0, 1, 2)) * generator.choice([-1.0, 1.0], channels))
     upstream = np.float32(generator.normal(size=images.shape) + images - images.mean((0, 1, 2)))
     found = on_two_replicas(tmp_path / "step.npz", parts, images=images, upstream=upstream)
-    # A part is of the images of both replicas.
     rows = np.arange(16).reshape(2, parts, -1).swapaxes(0, 1).reshape(parts, -1)
     of_parts = [reference(images[row].astype(np.float64), upstream[row].astype(np.float64)) for row in rows]
     outputs, of_images, of_gamma, of_beta, mean, variance = zip(*of_parts, strict=True)

@@ -1,11 +1,9 @@
-"""Changes of resolution against explicit interpolation, and the order of the shifted convolutions."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from nvae_tf.layers import ForwardPass
-from nvae_tf.layers.resampling import FactorizedReduce, aligned_bilinear_upsampling
+from nvae_tf.layers.residual_cells import FactorizedReduce, aligned_bilinear_upsampling
 from tests.layers import reference
 
 

@@ -1,18 +1,9 @@
-"""Residual cells of every cell set against plain operations: values, gradients, shapes, and what is kept of them."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from nvae_tf import layers
 from nvae_tf.latent_plan import CELL_SETS, ConvolutionBranch, InvertedBranch
-from nvae_tf.layers import (
-    ForwardPass,
-    ResidualCells,
-    StackedBatchNormalization,
-    StackedConvolution,
-    StackedSqueezeExcite,
-    cpu_kernels,
-)
 from nvae_tf.layers.residual_cells import SwishConvolution
 from nvae_tf.training.graph_memory import memory_timeline
 
@@ -30,7 +21,7 @@ def name_of(branch):
 def leaves(layer):
     """The norms and the convolutions of a stack, each in the order in which they act."""
     if not layer.parts:
-        norm = isinstance(layer, StackedBatchNormalization)
+        norm = isinstance(layer, layers.StackedBatchNormalization)
         return ([layer], []) if norm else ([], [layer])
     norms, convolutions = zip(*map(leaves, layer.parts), strict=True)
     return sum(norms, []), sum(convolutions, [])
@@ -112,11 +103,11 @@ def widened(kernel, dilation, groups):
 @pytest.mark.parametrize("branch", BRANCHES, ids=name_of)
 def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(branch, change, normal, shaken):
     channels_in, channels_out, _ = CHANGES[change]
-    layer = shaken(ResidualCells(1, branch, channels_in, channels_out, squeeze_excite=False)).branch
+    layer = shaken(layers.ResidualCells(1, branch, channels_in, channels_out, squeeze_excite=False)).branch
     images = tf.constant(normal(3, 4, 2, channels_in))
     expected = Expected(branch, change, layer, training=False)(images)
     upstream = tf.constant(normal(*expected.shape))
-    np.testing.assert_allclose(layer.single(images, ForwardPass()), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(layer.single(images, layers.ForwardPass()), expected, rtol=1e-3, atol=1e-3)
 
     def outputs_and_gradients(function):
         with tf.GradientTape() as tape:
@@ -126,12 +117,11 @@ def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(b
 
     norms, _ = leaves(layer)
     before = [[variable.numpy() for variable in norm.statistics] for norm in norms]
-    forward, reference = ForwardPass(training=True), Expected(branch, change, layer, training=True)
+    forward, reference = layers.ForwardPass(training=True), Expected(branch, change, layer, training=True)
     found, expected = outputs_and_gradients(lambda x: layer.single(x, forward)), outputs_and_gradients(reference)
     for value, target in zip(found, expected, strict=True):
         # A bias right before a norm has a gradient of zero in theory: hence the small absolute tolerance.
         np.testing.assert_allclose(value, target, rtol=1e-3, atol=1e-3 * max(np.max(np.abs(target)), 1e-1))
-    # Nothing changes before the commit.
     for norm, start in zip(norms, before, strict=True):
         for running, old in zip(norm.statistics, start, strict=True):
             np.testing.assert_array_equal(running, old)
@@ -146,28 +136,28 @@ def test_a_branch_its_gradients_and_statistics_are_what_the_specification_says(b
 def test_a_cell_is_skip_plus_a_tenth_of_the_gated_branch(change, squeeze_excite, normal, shaken):
     channels_in, channels_out, factor = CHANGES[change]
     branch = ConvolutionBranch(("bnswish", "bnswish"))
-    cell = shaken(ResidualCells(1, branch, channels_in, channels_out, squeeze_excite))
+    cell = shaken(layers.ResidualCells(1, branch, channels_in, channels_out, squeeze_excite))
     images = normal(2, 4, 6, channels_in)
-    residual = cell.branch.single(images, ForwardPass())
+    residual = cell.branch.single(images, layers.ForwardPass())
     if squeeze_excite:
-        residual = residual * cell.gate.single(residual, ForwardPass())
+        residual = residual * cell.gate.single(residual, layers.ForwardPass())
     else:
         assert cell.gate is None
-    skipped = images if change == "normal" else cell.skip.single(images, ForwardPass())
-    outputs = cell.single(images, ForwardPass())
+    skipped = images if change == "normal" else cell.skip.single(images, layers.ForwardPass())
+    outputs = cell.single(images, layers.ForwardPass())
     assert tuple(outputs.shape) == (2, 4 * factor, 6 * factor, channels_out)
     np.testing.assert_allclose(outputs, skipped + 0.1 * residual, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("one_cpu", [True, False], ids=["one CPU", "all else"])
 def test_swish_convolution_keeps_only_its_inputs_for_the_backward_pass(one_cpu, monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "on_one_cpu", lambda: one_cpu)
+    monkeypatch.setattr(layers.cpu_kernels, "on_one_cpu", lambda: one_cpu)
     count, shape = 6, (8, 32, 32, 8)
-    layer = SwishConvolution(StackedConvolution(count, 8, 8, 1))
+    layer = SwishConvolution(layers.StackedConvolution(count, 8, 8, 1))
 
     @tf.function(input_signature=[tf.TensorSpec(shape)])
     def gradients(images):
-        forward = ForwardPass(training=True, traced_inline=True)
+        forward = layers.ForwardPass(training=True, traced_inline=True)
         with tf.GradientTape() as tape, layer.unstacked(forward) as calls:
             state = images
             for call in calls:
@@ -182,17 +172,17 @@ def test_swish_convolution_keeps_only_its_inputs_for_the_backward_pass(one_cpu, 
 
 @pytest.mark.parametrize(("channels", "hidden"), [(6, 4), (80, 5)])
 def test_the_gate(channels, hidden, normal, shaken):
-    layer = shaken(StackedSqueezeExcite(1, channels))
+    layer = shaken(layers.StackedSqueezeExcite(1, channels))
     images = normal(3, 4, 5, channels)
     reduce_kernel, reduce_bias, expand_kernel, expand_bias = (weight.numpy()[0] for weight in layer.weights)
     assert reduce_kernel.shape == (channels, hidden)
     middle = np.maximum(images.mean(axis=(1, 2)) @ reduce_kernel + reduce_bias, 0.0)
     expected = 1.0 / (1.0 + np.exp(-(middle @ expand_kernel + expand_bias)))
-    np.testing.assert_allclose(layer.single(images, ForwardPass()), expected[:, None, None], rtol=1e-5)
+    np.testing.assert_allclose(layer.single(images, layers.ForwardPass()), expected[:, None, None], rtol=1e-5)
 
 
 def test_dense_layers_start_like_convolutions():
-    layer = StackedSqueezeExcite(500, 64)
+    layer = layers.StackedSqueezeExcite(500, 64)
     for weight, fan_in in zip(layer.weights, (64, 64, 4, 4), strict=True):
         values = weight.numpy()
         assert np.max(np.abs(values)) <= fan_in**-0.5

@@ -1,5 +1,3 @@
-"""Microbatches and recomputed cells: the mean of gradients, the same step, less memory."""
-
 import keras
 import numpy as np
 import pytest

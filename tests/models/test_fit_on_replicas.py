@@ -1,14 +1,10 @@
-"""Keras' `fit` and `evaluate` under a strategy: the same as on one device."""
-
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.command_fixtures import output_of
+
 # A process has one set of devices, so each number of replicas has its own.
 FIT = """
 import json
@@ -50,10 +46,8 @@ print(json.dumps(history))
 
 
 def fitted(replicas, file):
-    command = [sys.executable, "-c", FIT, str(replicas), str(file)]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1]), np.load(file)
+    printed = output_of(["-c", FIT, replicas, file])
+    return json.loads(printed.splitlines()[-1]), np.load(file)
 
 
 @pytest.mark.slow

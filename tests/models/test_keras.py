@@ -1,5 +1,3 @@
-"""Keras' methods on the model: callbacks, what is refused in one line, and that a refusal leaves no trace."""
-
 import csv
 
 import keras
@@ -22,7 +20,6 @@ METHODS = ["train_on_batch", "test_on_batch", "predict_on_batch", "fit", "evalua
 
 
 def compiled(**settings):
-    """A model ready for `fit`; all have the same weights."""
     keras.utils.set_random_seed(3)
     model = nvae_tf.NVAE(SMALLEST)
     model.compile(**dict(optimizer=NVAEAdamax(0.01)) | settings)
@@ -36,7 +33,6 @@ def eager():
 
 
 def fit(model, images, **settings):
-    """What `fit` reports; the batches are of 4."""
     return model.fit(images, **dict(batch_size=4, shuffle=False, verbose=0) | settings).history
 
 
@@ -118,22 +114,18 @@ def test_class_weights_are_refused_and_what_else_has_no_effect_is_warned_of(eage
         model.make_train_function()
 
 
-def test_a_dataset_of_dictionaries_says_what_to_take_of_them(eager):
+def test_a_dataset_of_dictionaries_and_a_model_without_an_optimizer_are_refused(eager):
     dataset = tf.data.Dataset.from_tensor_slices({"image": IMAGES, "label": np.arange(8)}).batch(4)
     with pytest.raises(ValueError, match="^a batch is a dictionary of image, label; this model takes the images alone"):
         eager.fit(dataset, shuffle=False, verbose=0)
-
-
-def test_without_an_optimizer_there_is_no_fit():
     model = compiled()
     model.compile(optimizer=None)
     with pytest.raises(ValueError, match="the model has no optimizer"):
         fit(model, IMAGES)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_a_model_is_made_of_the_right_settings():
+    for settings, message in (
         (dict(config={"image_height": 4}), "config is of type dict: must be a nvae_tf.ModelConfig"),
         (dict(objective={"total_steps": 3}), "objective is of type dict: must be a nvae_tf.ObjectiveConfig"),
         (dict(seed="one"), "seed = 'one': must be a whole number"),
@@ -142,11 +134,9 @@ def test_without_an_optimizer_there_is_no_fit():
         (dict(recompute=None), "recompute = None: not one of"),
         (dict(dtype="float64"), "dtype = 'float64': not one of"),
         *((dict(accumulate_steps=bad), f"accumulate_steps = {bad!r}: must be") for bad in (0, -1, 2.5, "2", True)),
-    ],
-)
-def test_a_model_is_made_of_the_right_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        nvae_tf.NVAE(**dict(config=SMALLEST) | settings)
+    ):
+        with pytest.raises(ValueError, match=message):
+            nvae_tf.NVAE(**dict(config=SMALLEST) | settings)
 
 
 def test_callbacks_get_the_numbers(tmp_path):
@@ -169,8 +159,6 @@ def test_callbacks_get_the_numbers(tmp_path):
 
 
 class Interruption(keras.callbacks.Callback):
-    """A user's Ctrl-C in the third epoch."""
-
     def on_train_batch_end(self, batch, logs=None):
         if int(self.model.optimizer.iterations) == 5:
             raise KeyboardInterrupt

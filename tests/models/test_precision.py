@@ -1,5 +1,3 @@
-"""Mixed precision: half where it saves memory, float32 where numbers need it, and steps that overflow."""
-
 import collections
 
 import keras
@@ -53,7 +51,6 @@ def scaling_of(model):
 
 @pytest.fixture(scope="module")
 def models():
-    """One a policy, that has taken two steps."""
     made = {policy: model_of(policy) for policy in POLICIES}
     for model in made.values():
         trained(model, batch_of(model), 2)
@@ -160,7 +157,6 @@ def test_a_step_that_overflows_changes_nothing_but_the_scale():
     assert changed(before, state_of(model)) == scaling_of(model)
     assert float(scale) == 2.0**39
     assert int(model.optimizer.step_counter) == 0
-    # And training goes on.
     scale.assign(64.0)
     step(images)
     assert int(model.optimizer.iterations) == 2

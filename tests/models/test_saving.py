@@ -1,5 +1,3 @@
-"""The model rebuilt from its settings, from Keras' files and from checkpoints: the same numbers."""
-
 import json
 import zipfile
 

@@ -1,5 +1,3 @@
-"""Training: what is learned, equal runs, skipped steps, and the first batch of self-normalizing models."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -24,14 +22,12 @@ def stripes(count=32):
 
 
 def compiled(rate=0.01, **changes):
-    """A model and its step in a graph."""
     model = tiny_model(NVAEAdamax(rate), **PADDED | changes)
     return model, tf.function(model.train_step, autograph=False)
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A model after some steps of `fit` on labeled batches, and its history."""
     objective = ObjectiveConfig(total_steps=STEPS)
     model, _ = compiled(objective=objective, num_latent_scales=1, num_groups_per_scale=2)
     dataset = tf.data.Dataset.from_tensor_slices((stripes(), np.arange(32))).batch(16, drop_remainder=True)
@@ -61,7 +57,6 @@ def test_evaluation_gives_the_bound_and_changes_nothing(trained):
     assert results[0] == results[1]
     assert results[0]["loss"] == pytest.approx(results[0]["reconstruction"] + results[0]["kl"], rel=1e-5)
     assert_same(model.weights, before)
-    # The importance-weighted bound lies below the plain one.
     assert float(np.mean(model.score(images, importance_samples=10))) < results[0]["loss"]
 
 
@@ -83,24 +78,6 @@ def test_self_normalizing_layers_are_set_by_the_first_batch_only_and_draws_depen
     assert len(losses) == 2
 
 
-@pytest.fixture(scope="module")
-def run():
-    """A model, its step, and the images."""
-    model, step = compiled(num_flows=1)
-    return model, step, images_of(model.config)
-
-
-def test_bad_images_change_nothing(run):
-    model, step, images = run
-    step(images)
-    before, skipped = state_of(model), float(model.running.skipped_steps.result())
-    bad = images.copy()
-    bad[1, 2, 3] = np.nan
-    step(bad)
-    assert_same(state_of(model), before)
-    assert float(model.running.skipped_steps.result()) == skipped + 1
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("cell_set", ["res_mbconv", "res_elu"])
 def test_the_steps_after_a_bad_one_are_as_if_it_had_not_been(cell_set):
@@ -117,7 +94,6 @@ def test_the_steps_after_a_bad_one_are_as_if_it_had_not_been(cell_set):
 
 
 def test_the_objective_is_that_of_the_settings():
-    """The loss of a step is put together from its reported parts."""
     objective = ObjectiveConfig(total_steps=10, kl_anneal_portion=0.0, kl_constant_portion=0.0, regularisation=0.0)
     model = tiny_model(NVAEAdamax(), objective)
     model.optimizer.iterations.assign(5)

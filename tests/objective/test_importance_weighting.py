@@ -1,5 +1,3 @@
-"""The streaming importance-weighted bound against a direct log-sum-exp."""
-
 import numpy as np
 import pytest
 import scipy.special
@@ -14,12 +12,11 @@ def weighted(log_weights, numbers, samples_at_once=1, ends=()):
     count, batch_size = table.shape
     padded = tf.pad(table, [(0, samples_at_once), (0, 0)], constant_values=1e6)
     weighting, first = ImportanceWeighting.begun(batch_size, len(numbers)), 0
+    rows = lambda indices: tf.transpose(tf.gather(padded, indices))  # noqa: E731
     for end in (*ends, count):
         not_reached = np.isnan(weighting.bounds[0])
         assert np.array_equal(not_reached, np.array(numbers) > first)
-        weighting = add_samples(
-            lambda indices: tf.transpose(tf.gather(padded, indices)), weighting, numbers, first, end, samples_at_once
-        )
+        weighting = add_samples(rows, weighting, numbers, first, end, samples_at_once)
         first = end
     return weighting
 

@@ -1,5 +1,3 @@
-"""Spectral norms against singular value decompositions, and the batch-norm regularizer."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -23,7 +21,6 @@ def convolutions():
 
 
 def pass_of(stacks):
-    """A pass that has used all of the stacks."""
     forward = ForwardPass()
     for stack in stacks:
         stack.slices(forward)

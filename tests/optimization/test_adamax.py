@@ -1,5 +1,3 @@
-"""The optimizer against a loop in numpy, and the averages of the weights: their values, and where they are saved."""
-
 import keras
 import numpy as np
 import pytest
@@ -48,7 +46,6 @@ def expected_weights(steps, learning_rate=1e-2, beta_1=0.9, beta_2=0.999, epsilo
 
 
 def weights_after(optimizer, steps, modes):
-    """The weights after steps taken in the modes in turn."""
     variables = [keras.Variable(value) for value in start()]
     optimizer.build(variables)
     eager = lambda gradients: optimizer.apply(gradients, variables)  # noqa: E731
@@ -91,7 +88,6 @@ def averages_of(model):
 
 
 def train(model, steps):
-    """Takes steps and returns the weights after each."""
     after = []
     for _ in range(steps):
         model.train_step(tf.constant(IMAGES))
@@ -146,9 +142,7 @@ def test_inside_the_block_the_model_has_the_averages_and_after_an_error_the_weig
             raise KeyboardInterrupt
     assert_same(weights_of(model), weights)
     assert_same(averages_of(model), averages)
-
-
-def test_without_averages_the_block_changes_nothing():
+    # Without averages the block changes nothing.
     for model in (model_with(NVAEAdamax()), tiny_model(**MODEL)):
         assert average_of_weights(model) == {}
         before = weights_of(model)

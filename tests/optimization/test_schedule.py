@@ -1,5 +1,3 @@
-"""The learning rate, step by step, against the rules written out as a loop."""
-
 import math
 
 import keras

@@ -1,5 +1,3 @@
-"""The running limit of the loss: what it lets through, what it skips, and that outliers do not move it."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,8 +6,6 @@ from nvae_tf.optimization import RunawayGuard, StepGuard
 
 
 def offered(guard, losses, gradient_norm=1.0):
-    """Offers losses one after another; whether each was accepted."""
-
     @tf.function
     def offer(loss):
         accepted = guard.accepts(loss, tf.constant(gradient_norm))
@@ -46,11 +42,7 @@ def test_a_runaway_loss_is_skipped_and_moves_nothing():
     assert [float(variable) for variable in guard.variables[:3]] == state[:3]
     assert float(guard.skipped_in_a_row) == 3
     assert offered(guard, [101.0]).all() and float(guard.skipped_in_a_row) == 0
-
-
-def test_accepted_outliers_hardly_raise_the_limit():
-    guard = RunawayGuard()
-    offered(guard, noisy(100, 500))
+    # Accepted outliers hardly raise the limit.
     before = float(guard.limit)
     # Just below the limit, one step in ten.
     losses = noisy(100, 200, seed=1)
@@ -59,17 +51,13 @@ def test_accepted_outliers_hardly_raise_the_limit():
     assert float(guard.limit) < before + 0.5 * (before - 100)
 
 
-def test_level_and_spread_are_those_of_the_losses():
+def test_level_and_spread_are_those_of_the_losses_and_where_there_is_no_limit():
     guard = RunawayGuard()
     offered(guard, noisy(-30, 2000, 2.0))
     assert float(guard.level) == pytest.approx(-30, abs=1.0)
     # The mean distance from the mean of a Normal is 0.8 standard deviations.
     assert float(guard.spread) == pytest.approx(1.6, rel=0.25)
-
-
-def test_there_is_no_limit_at_first_nor_at_tolerance_zero():
-    guard = RunawayGuard(settling_steps=50)
-    assert offered(guard, [1.0] * 49 + [1e6]).all()
+    # At first, at tolerance 0, and where losses are very even.
+    assert offered(RunawayGuard(settling_steps=50), [1.0] * 49 + [1e6]).all()
     assert offered(RunawayGuard(tolerance=0.0), [1.0] * 300 + [1e6]).all()
-    # Very even losses are no reason to skip.
     assert offered(RunawayGuard(), [100.0] * 300 + [105.0]).all()

@@ -1,5 +1,3 @@
-"""Published names against the recorded files, against the written rules, and each weight with a name of its own."""
-
 import collections
 
 import numpy as np
@@ -65,12 +63,8 @@ def names_below(published, prefix, **changes):
     return {name[len(prefix) + 1 :].rpartition(".")[0] for name in names}
 
 
-OPERATIONS = {
-    "res_bnswish": ("bn_act", "conv_0"),
-    "res55_mbconv": ("bn_act", "conv_0"),
-    "res_bnelu": ("bn", "bn.bn", "conv_0"),
-    "res_elu": ("conv_0",),
-}
+OPERATIONS = dict.fromkeys(("res_bnswish", "res55_mbconv"), ("bn_act", "conv_0"))
+OPERATIONS |= {"res_bnelu": ("bn", "bn.bn", "conv_0"), "res_elu": ("conv_0",)}
 GATE = {"se.se.0", "se.se.2"}
 
 
@@ -84,15 +78,12 @@ def inverted(first):
     return {f"_ops.0.conv.{rest}" for rest in (*ends, *middle, first + 3)}
 
 
-@pytest.mark.parametrize("cell_set", OPERATIONS)
-def test_a_normal_and_a_down_cell(cell_set, published):
-    settings = dict(cell_set=cell_set, **ONE_SCALE)
-    assert names_below(published, "pre_process.0", **settings) == branch(cell_set)
+def test_normal_down_and_up_cells(published):
     down = {f"skip.conv_{number}" for number in (1, 2, 3, 4)}
-    assert names_below(published, "pre_process.1", **settings) == branch(cell_set) | down
-
-
-def test_inverted_residuals(published):
+    for cell_set in OPERATIONS:
+        settings = dict(cell_set=cell_set, **ONE_SCALE)
+        assert names_below(published, "pre_process.0", **settings) == branch(cell_set)
+        assert names_below(published, "pre_process.1", **settings) == branch(cell_set) | down
     for cell_set in ("mbconv_sep", "mbconv_sep11", "mbconv_den", "mbconv_res"):
         assert names_below(published, "enc_tower.0", cell_set=cell_set, **ONE_SCALE) == inverted(0)
     # An up cell counts its upsampling.

@@ -1,5 +1,3 @@
-"""The model card of a run folder: that machines can read it, that it says what the files say, and what it keeps."""
-
 import dataclasses
 import pathlib
 import re
@@ -45,7 +43,6 @@ def checkpoints(folder, *names):
 
 
 def card(folder):
-    """Writes the card and returns its text."""
     assert write_model_card(folder)
     return folder.card_file.read_text("utf-8")
 
@@ -57,13 +54,9 @@ def metadata(folder):
 def evaluate(folder, config=CONFIG, split="test", **measured):
     """Writes metrics of invented draws as train.evaluate does, the card too; returns those metrics."""
     random = np.random.default_rng(0)
-    draws = (
-        random.uniform(5.0, 9.0, 40),
-        random.uniform(0.0, 1.0, (40, 2, 2)),
-        (1, 10, 50),
-        random.uniform(4, 5, (40, 3)),
-    )
-    likelihood = Likelihood(*draws, random.uniform(1.0, 50.0, 40))
+    draws = random.uniform(5.0, 9.0, 40), random.uniform(0.0, 1.0, (40, 2, 2))
+    draws += (1, 10, 50), random.uniform(4, 5, (40, 3)), random.uniform(1.0, 50.0, 40)
+    likelihood = Likelihood(*draws)
     trained = TrainedRun(config, str(folder.checkpoints / "step-60"), MODEL, has_running_means=False)
     place = {"spec": config.data, "split": split, "source": SimpleNamespace(count=40), "data_sha256": "d"}
     devices = {"batch_size": 8, "seed": 3, "strategy": None, "shard": None, "status": StatusLine()}
@@ -113,10 +106,8 @@ def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_p
 
 
 def test_the_card_says_how_the_images_were_split(tmp_path):
-    apart, drawn = (
-        "`train` for training, `test` for testing",
-        "0.1 of the images, drawn at random (seed 0), for testing, ",
-    )
+    apart = "`train` for training, `test` for testing"
+    drawn = "0.1 of the images, drawn at random (seed 0), for testing, "
     # A run of an older version does not say whether a part was held out.
     for source, noted, parts in (
         ("folder", ', "held_out": true', drawn),
@@ -146,11 +137,8 @@ def test_the_commands_take_the_checkpoint_that_was_scored(tmp_path):
 
 
 def test_the_card_has_what_is_in_the_folder(tmp_path):
-    data, optimizer = (
-        DataSpec(num_bits=1, likelihood="bernoulli"),
-        OptimizerConfig(learning_rate=0.01, warmup_epochs=5.0),
-    )
-    folder = new_folder(tmp_path, data=data, optimizer=optimizer)
+    data = DataSpec(num_bits=1, likelihood="bernoulli")
+    folder = new_folder(tmp_path, data=data, optimizer=OptimizerConfig(learning_rate=0.01, warmup_epochs=5.0))
     checkpoints(folder, "step-20", "step-1000", "best/step-20")
     folder.samples.mkdir()
     for name in ("step-00000900.png", "step-00001000.png", "step-mine.png"):
@@ -245,7 +233,6 @@ def test_a_fine_tuned_run_names_its_source_and_keeps_its_license(tmp_path):
     assert "The weights are under: mit." in card(source)
     folder = tuned(tmp_path / "tuned", source)
     for _ in range(2):
-        # The second time from its own note.
         text = card(folder)
         assert f"The run started from the weights of `{source.path}`." in text
         assert "The weights that training started from are under: mit. It may apply to what was made of them." in text
@@ -271,9 +258,8 @@ def test_a_card_that_cannot_be_written_does_not_end_the_work(tmp_path, monkeypat
     keep_model_card(folder, MODEL, lines.append)
     assert lines == [f"the model card was not written: {folder.card_file}: can't be written (No space left on device)"]
     assert folder.card_file.read_bytes() == before and not list(tmp_path.glob(".*"))
-
-
-def test_a_card_alone_makes_no_run_folder(tmp_path):
-    (tmp_path / "README.md").write_text(MARKER)
+    # A card alone makes no run folder.
+    folder.config_file.unlink()
+    folder.images_file.unlink()
     with pytest.raises(ValueError, match="not empty and not a run folder, it holds README.md"):
-        open_for_training(tmp_path, CONFIG)
+        new_folder(tmp_path)

@@ -27,25 +27,14 @@ _HUGE = (0, -1, 4096, 10**9, 10**30, 0.5, 1e308, math.nan, True, "8", "", None, 
 
 
 class Mutant(NamedTuple):
-    """What a reader gets.
-
-    Attributes:
-      path: the file or folder.
-      base: the name of what it is made of.
-      how: which file of it was changed, and how.
-      is_exact: whether numbers that are read must be those of the base.
-      is_sound: whether they must be read: what was changed stands beside them.
-    """
-
     path: pathlib.Path
-    base: str
-    how: str
-    is_exact: bool = True
-    is_sound: bool = False
+    base: str  # the name of what it is made of
+    how: str  # which file of it was changed, and how
+    is_exact: bool = True  # whether numbers that are read must be those of the base
+    is_sound: bool = False  # whether they must be read: what was changed stands beside them
 
 
 def published(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathlib.Path) -> Mutant:
-    """A mutant of one of the `.pt` files in a folder."""
     random = Random(seed)
     file = random.choice(sorted(base.iterdir()))
     changes = *_BYTES, _change_archive, _change_archive, _change_contents, _change_contents, _replace_pickle
@@ -82,7 +71,6 @@ def run_folder(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathl
 
 
 def pictures(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathlib.Path) -> Mutant:
-    """A mutant of one of the data sets in a folder, one file of which is other; `exact-*` have checksums."""
     random = Random(seed)
     data_set = random.choice(sorted(base.iterdir()))
     copy = shutil.copytree(data_set, place / data_set.name)
@@ -95,9 +83,6 @@ def pictures(base: pathlib.Path, place: pathlib.Path, seed: int, canary: pathlib
     is_exact = data_set.name.startswith("exact") and change not in (_change_png, _change_gzip, _change_archive)
     path = file if suffix == ".npz" else copy
     return Mutant(path, data_set.name, f"{file.name}, {change.__name__}", is_exact)
-
-
-# Bytes, whatever they mean.
 
 
 def _flip_bits(content, random, canary):
@@ -167,9 +152,6 @@ def _shared(depth):
     for _ in range(depth):
         value = {"a": value, "b": value}
     return value
-
-
-# Archives: `.pt` and `.npz`.
 
 
 @functools.cache
@@ -245,9 +227,6 @@ def _change_archive(content, random, canary):
     return _zipped(entries)
 
 
-# Published files.
-
-
 def _other_tensor(tensor, random):
     import torch
 
@@ -289,9 +268,6 @@ def _replace_pickle(content, random, canary):
         if entry[0].endswith("/data.pkl"):
             entry[1] = random.choice((_become_pickle(b"", random, canary), _odd_pickle(random)))
     return _zipped(entries)
-
-
-# Run folders.
 
 
 def _change_json(content, random, canary):
@@ -336,7 +312,6 @@ def _become_folder(file, random):
 
 
 def _swap_files(file, random):
-    """With another of its folder."""
     other = random.choice([name for name in sorted(file.parent.iterdir()) if name.is_file()])
     content = other.read_bytes()
     other.write_bytes(file.read_bytes())
@@ -361,15 +336,11 @@ def _change_tensor(file, random):
     others = value.astype(np.int64), value.astype(np.float64), value.astype(np.complex64), value[..., np.newaxis], b"x"
     other = random.choice((None, *others, np.full_like(value, -1), value.astype(np.float32) * np.nan, np.zeros(0)))
     tensors |= {} if other is None else {name: other}
-    tf.raw_ops.SaveV2(
-        prefix=prefix, tensor_names=list(tensors), shape_and_slices=[""] * len(tensors), tensors=list(tensors.values())
-    )
+    names, whole = [*tensors], [""] * len(tensors)
+    tf.raw_ops.SaveV2(prefix=prefix, tensor_names=names, shape_and_slices=whole, tensors=[*tensors.values()])
 
 
 _OF_FILES = (_remove, _become_folder, _swap_files, _copy_as_later, _change_tensor)
-
-
-# Pictures and arrays.
 
 
 def _change_png(content, random, canary):

@@ -3,25 +3,22 @@
 import concurrent.futures
 import gzip
 import json
-import pathlib
 import shutil
 import signal
 import subprocess
-import sys
 import zipfile
 
 import numpy as np
 import pytest
 
-from tests.command_fixtures import TINY, run_command
+from tests import FIXTURES
+from tests.command_fixtures import TINY, config_flags, output_of, run, started
 from tests.data.picture_factory import encoded, idx, png, random_pixels, write_files
 from tests.robustness import mutations
 from tests.robustness.worker import GIGABYTES, SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-FIXTURES = ROOT / "tests" / "fixtures"
 COUNT = 300
 BY_COMMAND = 3
 WORKERS = 2
@@ -37,14 +34,12 @@ def bases(tmp_path_factory):
     published.mkdir()
     for name in ("cifar10_tiny.pt", "normal_decoder_tiny.pt"):
         shutil.copy(FIXTURES / name, published)
-    settings = [f"--config.{name}={value}" for name, value in TRAINING.items()]
     for command in (
-        ("train.main", "--config=configs/digits.py", f"--workdir={folder / 'run_folder'}", *settings),
+        ("train.main", "--config=configs/digits.py", f"--workdir={folder / 'run_folder'}", *config_flags(TRAINING)),
         ("export.import_torch_checkpoint", f"--checkpoint={published / 'cifar10_tiny.pt'}", f"--output={imported}"),
         ("export.export_torch_checkpoint", f"--workdir={imported}", f"--output={published / 'own.pt'}"),
     ):
-        done = run_command(["-m", *command])
-        assert done.returncode == 0, done.stderr
+        output_of(["-m", *command])
     with zipfile.ZipFile(FIXTURES / "cifar10_tiny.pt") as stored:
         with zipfile.ZipFile(published / "deflated.pt", "w", zipfile.ZIP_DEFLATED) as deflated:
             for name in stored.namelist():
@@ -72,17 +67,13 @@ def data_sets(folder):
 
 
 class Worker:
-    """A process that reads mutants; it is started anew after its death."""
-
     def __init__(self, kind, base, log):
         self._arguments, self._log, self._process = (kind, str(base)), log, None
 
     def read(self, path):
         if self._process is None:
-            command = [sys.executable, "-m", "tests.robustness.worker", *self._arguments]
-            self._process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
-            )
+            command = ["-m", "tests.robustness.worker", *self._arguments]
+            self._process = started(command, stdin=subprocess.PIPE, stderr=self._log)
         self._process.stdin.write(f"{path}\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -137,10 +128,7 @@ def known_results(base, place, worker):
 COMMANDS = {
     "published": ("export.import_torch_checkpoint", "--checkpoint={path}", "--output={folder}/imported"),
     "run_folder": ("train.generate", "--workdir={path}", "--output={folder}/samples.png"),
-    "pictures": (
-        *("train.inspect_data", "--config=configs/own_images.py"),
-        *("--config.data.path={path}", "--output={folder}/look.png"),
-    ),
+    "pictures": ("train.inspect_data", "--config=own_images", "--config.data.path={path}", "--output={folder}/x.png"),
 }
 
 
@@ -183,7 +171,7 @@ def test_right_numbers_or_one_line(bases, kind, tmp_path):
         place.mkdir()
         path = getattr(mutations, kind)(bases / kind, place, seed, canary).path
         before = sorted(place.iterdir())
-        done = run_command(["-m", *(part.format(path=path, folder=place) for part in COMMANDS[kind])])
+        done = run(["-m", *(part.format(path=path, folder=place) for part in COMMANDS[kind])])
         assert done.returncode == 2, f"seed {seed}: {done.stderr}"
         assert len(done.stderr.splitlines()) == 1 and str(path) in done.stderr, f"seed {seed}: {done.stderr}"
         assert sorted(place.iterdir()) == before and not canary.exists(), f"seed {seed}"

@@ -21,7 +21,6 @@ SECONDS, GIGABYTES = 60, 3
 
 
 def digest(named) -> str:
-    """A sum over arrays, their names and types."""
     total = hashlib.sha256()
     for name, value in sorted(named):
         total.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
@@ -53,16 +52,30 @@ def reader_of_published(base: pathlib.Path):
 
 def reader_of_runs(base: pathlib.Path):
     """What generation and evaluation, resumed training, the model card and the report read."""
+    from nvae_tf.models import NVAE
     from nvae_tf.models.nvae import model_for_training
     from nvae_tf.reports.model_card import keep_model_card
     from nvae_tf.reports.page import evaluation_rows, read_json
     from nvae_tf.reports.run_facts import read_curves
-    from nvae_tf.training.checkpoints import TrainingState, step_of
-    from nvae_tf.training.loading import find_run, load_run
+    from nvae_tf.training import loading
+    from nvae_tf.training.checkpoints import TrainingState
     from nvae_tf.training.outputs import MetricsFile
     from nvae_tf.training.run_folder import RunFolder, open_for_training, read_image_counts, read_run_config
 
     config = read_run_config(RunFolder(base))
+    settings = config.model, config.objective, config.train.seed
+    whole = NVAE(*settings)
+    start = [weight.numpy() for weight in whole.weights]
+
+    def as_new(model, objective, seed):
+        """The model of the base is built once: that takes the most time of a mutant."""
+        if (model, objective, seed) != settings:
+            return NVAE(model, objective, seed)
+        for weight, value in zip(whole.weights, start, strict=True):
+            weight.assign(value)
+        return whole
+
+    loading.NVAE = as_new
     made = model_for_training(config, steps_per_epoch=1, total_steps=config.objective.total_steps)
     made.model.optimizer.build(made.model.trainable_variables)
 
@@ -70,13 +83,12 @@ def reader_of_runs(base: pathlib.Path):
         return f"{step} {digest((str(number), value.numpy()) for number, value in enumerate(variables))}"
 
     def loaded(path):
-        trained = load_run(path)
+        trained = loading.load_run(path)
         return numbered(trained.step, trained.model.weights)
 
     def best(path):
-        # Not loaded: to make a model takes the most time.
-        prefix = find_run(path, "best").checkpoint
-        return f"{step_of(prefix)} {digest_of_checkpoint(prefix)}"
+        trained = loading.load_run(path, "best")
+        return numbered(trained.step, trained.model.weights)
 
     def resumed(path):
         folder = open_for_training(path, config)
@@ -141,7 +153,6 @@ def result_of(read):
 def answer(read, path: pathlib.Path) -> dict:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        # As the commands do.
         warnings.filterwarnings("ignore", module="PIL")
         try:
             result = result_of(lambda: read(path))
@@ -152,7 +163,6 @@ def answer(read, path: pathlib.Path) -> dict:
 
 
 def kilobytes(name: str) -> int:
-    """A figure of this process, as Linux has it."""
     return int(pathlib.Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
 
 

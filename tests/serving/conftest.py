@@ -1,21 +1,17 @@
 """One small export and one server for all tests of this folder: writing and checking an export takes some seconds."""
 
 import pathlib
-import runpy
-import sys
 
 import keras
-import numpy as np
 import pytest
-from absl import flags
 
 from export import run_saved_model
 from nvae_tf.config import ModelConfig
 from nvae_tf.models import NVAE
 from nvae_tf.serving.saved_model import Origin, export_saved_model
 from tests.serving.model_servers import CLIENTS, REAL_SERVER, local_servers, real_servers, save_texts, served
+from tests.tiny_model import shaken
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = dict(num_groups_per_scale=1, num_channels_encoder=4, num_channels_decoder=4)
 SMALL |= dict(num_preprocess_cells=1, num_postprocess_cells=1)
 CELLS = dict(num_cells_per_group_encoder=1, num_cells_per_group_decoder=1, num_flows=1)
@@ -28,12 +24,7 @@ VANILLA_CONFIG = ModelConfig(**PADDED, **SMALL, num_bits=1, likelihood="bernoull
 def model_of(config, seed=1):
     """A model none of whose weights, running statistics included, is as it was initialized."""
     keras.utils.set_random_seed(seed)
-    model = NVAE(config)
-    generator = np.random.default_rng(1)
-    for weight in model.weights:
-        if weight.dtype == "float32" and len(weight.shape):
-            weight.assign(weight + 0.1 * generator.uniform(size=weight.shape))
-    return model
+    return shaken(NVAE(config))
 
 
 @pytest.fixture(scope="session")
@@ -57,46 +48,6 @@ def run(folder):
 @pytest.fixture(scope="session")
 def vanilla_model():
     return model_of(VANILLA_CONFIG)
-
-
-def _is_of_absl(flag):
-    return flags.FLAGS.find_module_defining_flag(flag).startswith("absl.")
-
-
-@pytest.fixture
-def script(monkeypatch, capsys):
-    """`script(name, *arguments)` runs `python -m export.NAME` in this process; gives exit code, output and errors."""
-
-    def run(name, *arguments):
-        # As in a process of its own: without the flags of scripts that other tests have imported.
-        state, code = vars(flags.FLAGS), 0
-        before = state["__flags"]
-        state["__flags"] = {flag: before[flag] for flag in before if _is_of_absl(flag)}
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
-        capsys.readouterr()
-        try:
-            runpy.run_module(f"export.{name}", run_name="__main__", alter_sys=True)
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        finally:
-            for flag in [flag for flag in flags.FLAGS if not _is_of_absl(flag)]:
-                delattr(flags.FLAGS, flag)
-            state["__flags"] = before
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def refused(script):
-    """`refused(name, *arguments)` gives the one line on standard error of a command that ends with exit code 2."""
-
-    def run(name, *arguments):
-        code, _, errors = script(name, *arguments)
-        assert code == 2 and errors.startswith("error: ") and errors.count("\n") == 1, errors
-        return errors
-
-    return run
 
 
 @pytest.fixture(scope="session")

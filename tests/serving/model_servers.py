@@ -65,7 +65,6 @@ def served(name, path, **arguments):
 
 @contextlib.contextmanager
 def local_servers(*models, **arguments):
-    """A server in this process, whose models are loaded."""
     with LocalServer(models, **arguments) as server:
         for versions in models:
             assert versions.wait_until_looked(60)

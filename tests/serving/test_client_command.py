@@ -1,5 +1,3 @@
-"""The client's command: files in, files out, and its error messages."""
-
 import json
 import re
 
@@ -12,15 +10,11 @@ from tests.serving.model_servers import CLIENTS, free_port
 
 
 @pytest.fixture
-def ask(local, script):
-    """Runs a command against the server of this repository; gives what it prints."""
-
+def ask(local, done):
     def run(name, *flags, protocol="grpc"):
         rest = ["--rest"] if protocol == "rest" else []
         where = [f"--server={getattr(local, protocol)}", "--model=tiny", *rest]
-        code, printed, errors = script("client", name, *where, *flags)
-        assert code == 0, errors
-        return printed
+        return done("export.client", name, *where, *flags)
 
     return run
 
@@ -71,14 +65,13 @@ def test_a_refused_job_writes_nothing(local, tmp_path, refused):
         "text.png": "text.png: no picture",
         "none": "no such file or folder",
     }.items():
-        assert message in refused("client", *encode, "--model=tiny", f"--images={tmp_path / file}")
-    assert "model 'digits'" in refused("client", *encode, "--model=digits", f"--images={tmp_path / 'wide.png'}")
+        assert message in refused("export.client", *encode, "--model=tiny", f"--images={tmp_path / file}")
+    assert "model 'digits'" in refused("export.client", *encode, "--model=digits", f"--images={tmp_path / 'wide.png'}")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["text.png", "wide.png"]
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
+def test_mistakes_are_reported_in_one_line(refused, tmp_path):
+    for arguments, message in (
         ([], "the command of export.client = '': not one of the commands (sample, encode"),
         (["smaple", "--model=x"], "not one of the commands (sample, encode, decode, reconstruct, score, status); did"),
         (["sample", "--model=x"], "--output is missing"),
@@ -88,17 +81,15 @@ def test_a_refused_job_writes_nothing(local, tmp_path, refused):
         (["sample", "--model=x", "--output=a.png", "--temperature=nan"], "--temperature=nan: must be above 0"),
         (["decode", "--model=x", "--output=a.png", "--latents=none.npz"], "--latents=none.npz: no such file"),
         (["status", "--model=x", "--timeout=0"], "--timeout=0.0: must be above 0"),
-    ],
-)
-def test_mistakes_are_reported_in_one_line(refused, tmp_path, arguments, message):
-    (tmp_path / "file").touch()
-    assert message in refused("client", *(argument.format(full=tmp_path) for argument in arguments))
+    ):
+        (tmp_path / "file").touch()
+        assert message in refused("export.client", *(argument.format(full=tmp_path) for argument in arguments))
 
 
 @pytest.mark.parametrize("flags", [[], ["--rest"]])
 def test_a_dead_server_is_reported_in_one_line(refused, flags):
     server = f"127.0.0.1:{free_port()}"
-    told = refused("client", "status", "--model=x", f"--server={server}", "--total_timeout=0.3", *flags)
+    told = refused("export.client", "status", "--model=x", f"--server={server}", "--total_timeout=0.3", *flags)
     assert told.startswith(f"error: {server}, model 'x': ") and "is it running" in told
 
 

@@ -1,8 +1,4 @@
-"""export_saved_model and export_tflite: from a run folder to a file, and errors before any work."""
-
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,13 +10,11 @@ from nvae_tf.serving import saved_model
 from nvae_tf.serving.saved_model import scores_of
 from nvae_tf.serving.tflite import run_images
 from nvae_tf.training import loading
-from tests.serving.conftest import ROOT
 from tests.tiny_model import tiny_config
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run on the digits, whose weights are as they were initialized."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").touch()
     (tmp_path / "step-12.data").write_bytes(b"weights")
@@ -32,7 +26,7 @@ def run(tmp_path, monkeypatch):
     return asked
 
 
-def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(run, tmp_path, monkeypatch, script):
+def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(run, tmp_path, monkeypatch, done):
     calls = []
     monkeypatch.setattr(saved_model, "origin_of", lambda run, workdir: saved_model.Origin({"step": run.step}))
 
@@ -42,7 +36,8 @@ def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(run, tmp_pa
 
     monkeypatch.setattr(saved_model, "export_saved_model", export)
     places = [f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}"]
-    _, printed, _ = script("export_saved_model", *places, "--version=4", "--checkpoint=best", "--weights=float16")
+    flags = [*places, "--version=4", "--checkpoint=best", "--weights=float16"]
+    printed = done("export.export_saved_model", *flags)
     assert run == [(tmp_path / "run", "best")]
     assert [call[1:] for call in calls] == [(tmp_path / "models", 4, "float16", saved_model.Origin({"step": 12}))]
     assert str(tmp_path / "models" / "4") in printed and ", step 12," in printed
@@ -69,10 +64,10 @@ def test_images_of_the_run_are_spread_over_the_part():
 
 
 @pytest.mark.slow
-def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_printed(run, tmp_path, script):
+def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_printed(run, tmp_path, done):
     output = tmp_path / "models" / "digits.tflite"
     flags = [f"--output={output}", "--signature=reconstruct", "--quantize=int8", "--checkpoint=best"]
-    _, printed, _ = script("export_tflite", f"--workdir={tmp_path / 'run'}", *flags)
+    printed = done("export.export_tflite", f"--workdir={tmp_path / 'run'}", *flags)
     assert run == [(tmp_path / "run", "best")]
     for word in ("step 12,", " bytes", " ms an image", "error ", " dB", str(output)):
         assert word in printed
@@ -98,24 +93,5 @@ def test_errors_are_reported_before_any_work(tmp_path, refused, name, flags, mes
     for file in ("a.tflite", "b.tflite.json"):
         (tmp_path / file).write_text("old")
     signature = ["--signature=decode"] if name == "export_tflite" else []
-    assert message.format(tmp_path) in refused(name, *signature, *(flag.format(tmp_path) for flag in flags))
+    assert message.format(tmp_path) in refused(f"export.{name}", *signature, *(flag.format(tmp_path) for flag in flags))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.tflite", "b.tflite.json", "models"]
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("export_saved_model", ("--workdir", "--weights", "kl_per_group", "TensorFlow Serving")),
-        ("export_tflite", ("--quantize", "--smallest_psnr", "reconstruct")),
-        ("client", ("--server", "reconstruct", "PNG", "COMMAND --help")),
-        ("serving_files", ("--labels", "canary")),
-    ],
-)
-def test_help_is_a_manual_page_and_does_not_wait_for_tensorflow(name, words):
-    program = (
-        "import atexit, runpy, sys; sys.argv.append('--help')\n"
-        "atexit.register(lambda: print('tensorflow' in sys.modules))\n"
-        f"runpy.run_module('export.{name}', run_name='__main__', alter_sys=True)\n"
-    )
-    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert process.stdout.endswith("False\n") and all(word in process.stdout for word in ("Exit code", *words))

@@ -1,11 +1,8 @@
-"""The server for trials: protocols, refusals, batching and versions."""
-
 import json
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,14 +25,13 @@ from tensorflow_serving.apis import (
 from nvae_tf.serving.client import ModelNotFound, Patience, ServerNotReady, TooLarge
 from nvae_tf.serving.local_server import LocalServer, _tensor_in_fields
 from nvae_tf.serving.served_versions import Batcher, Batching, LoadedVersion, RequestError, State
-from tests.serving.conftest import ROOT
+from tests.command_fixtures import started, until
 from tests.serving.model_servers import IMAGES, SEEDS, Servers, local_servers, served
 
 ONES = np.ones(4, np.float32)
 
 
 def rest(servers, path, body=None, **arguments):
-    """Code and JSON of an answer."""
     url = f"http://{servers.rest}/v1/models/{path}"
     body = json.dumps(body) if isinstance(body, dict | list) else body
     answer = requests.get(url) if body is None else requests.post(url, data=body, **arguments)
@@ -49,9 +45,8 @@ def assert_invalid(servers, request, message=""):
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT and message in raised.value.details()
 
 
-@pytest.mark.parametrize(
-    "signature, inputs, message",
-    [
+def test_malformed_requests_are_refused_and_the_server_goes_on(local):
+    for signature, inputs, message in (
         ("sample", {"seed": SEEDS.astype(np.float32), "temperature": ONES}, "input 'seed' is float32[4]; give int64"),
         ("sample", {"seed": SEEDS, "temperature": -ONES}, "temperature: values must be finite and above 0"),
         ("sample", {"seed": SEEDS, "temperature": ONES * np.nan}, "temperature: values must be finite"),
@@ -62,23 +57,20 @@ def assert_invalid(servers, request, message=""):
         ("decode", {"latent": np.zeros([2_500_000], np.float32)}, "input 'latent' is float32[2500000]"),
         ("decode", {"latent": np.array([bytes(10**7)], object)}, "input 'latent' is string[1]"),
         ("sample", {"seed": np.zeros(1025, np.int64), "temperature": np.ones(1025, np.float32)}, "1,025 rows in a"),
-    ],
-)
-def test_malformed_requests_are_refused_and_the_server_goes_on(local, signature, inputs, message):
-    # By gRPC's own stub: no client checks it.
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name, request.model_spec.signature_name = "tiny", signature
-    for name, array in inputs.items():
-        request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
-    assert_invalid(local, request, message)
-    columns = {name: [{"b64": "AAAA"}] if array.dtype == object else array.tolist() for name, array in inputs.items()}
-    code, answer = rest(local, "tiny:predict", {"signature_name": signature, "inputs": columns})
-    assert code == 400 and list(answer) == ["error"]
-    with local.client("grpc") as client:
-        assert client.predict("sample", seed=[1], temperature=[1.0])["image"].shape == (1, 8, 8, 3)
-
-
-def test_a_tensor_that_lies_about_its_shape_is_refused(local):
+    ):
+        # By gRPC's own stub: no client checks it.
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name, request.model_spec.signature_name = "tiny", signature
+        for name, array in inputs.items():
+            request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+        assert_invalid(local, request, message)
+        texts = [{"b64": "AAAA"}]
+        columns = {name: texts if array.dtype == object else array.tolist() for name, array in inputs.items()}
+        code, answer = rest(local, "tiny:predict", {"signature_name": signature, "inputs": columns})
+        assert code == 400 and list(answer) == ["error"]
+        with local.client("grpc") as client:
+            assert client.predict("sample", seed=[1], temperature=[1.0])["image"].shape == (1, 8, 8, 3)
+    # A tensor that lies about its shape.
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = "tiny", "decode"
     for rows in (1000, 10**9):
@@ -88,9 +80,8 @@ def test_a_tensor_that_lies_about_its_shape_is_refused(local):
         assert_invalid(local, request)
 
 
-@pytest.mark.parametrize(
-    "path, body, code, message",
-    [
+def test_wrong_rest_requests_get_their_status(local):
+    for path, body, code, message in (
         ("tiny:predict", b"{", 400, "JSON Parse error"),
         ("tiny:predict", b"[" * 100_000, 400, "JSON Parse error"),
         ("tiny:predict", [1], 400, "must be a JSON object"),
@@ -107,11 +98,9 @@ def test_a_tensor_that_lies_about_its_shape_is_refused(local):
         ("digits", None, 404, "Servable not found"),
         ("tiny/versions/9", None, 404, "Could not find version 9 of model tiny"),
         ("../tiny", None, 400, "Malformed request"),
-    ],
-)
-def test_wrong_rest_requests_get_their_status(local, path, body, code, message):
-    found, answer = rest(local, path, body)
-    assert (found, list(answer)) == (code, ["error"]) and message in answer["error"]
+    ):
+        found, answer = rest(local, path, body)
+        assert (found, list(answer)) == (code, ["error"]) and message in answer["error"]
 
 
 def test_rows_and_columns(local):
@@ -221,13 +210,6 @@ def versions_of(client):
     return {status.version: status.state for status in client.model_status()}
 
 
-def wait_for(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "did not happen within 20 s"
-        time.sleep(0.02)
-
-
 def test_versions_come_and_go(texts_folder, tmp_path):
     path = tmp_path / "texts"
     shutil.copytree(texts_folder, path / "1")
@@ -241,21 +223,21 @@ def test_versions_come_and_go(texts_folder, tmp_path):
         (path / "4").mkdir()  # half-copied: passed over, then tried and told
         (path / "5").mkdir()
         (path / "5" / "saved_model.pb").write_bytes(b"damaged")
-        wait_for(lambda: versions_of(client).get(5) == "END")
+        until(lambda: versions_of(client).get(5) == "END")
         assert next(status.error for status in client.model_status() if status.version == 5)
         assert client.metadata().version == 1 and 4 not in versions_of(client)
         for number in (2, 3):
             shutil.copytree(texts_folder, tmp_path / "copy")
             (tmp_path / "copy").rename(path / str(number))
-            wait_for(lambda number=number: versions_of(client).get(number) == "AVAILABLE")
+            until(lambda number=number: versions_of(client).get(number) == "AVAILABLE")
             assert client.metadata().version == number and stable.metadata().version == 1
-        wait_for(lambda: versions_of(client) == {1: "AVAILABLE", 2: "END", 3: "AVAILABLE", 5: "END"})
+        until(lambda: versions_of(client) == {1: "AVAILABLE", 2: "END", 3: "AVAILABLE", 5: "END"})
         assert canary.metadata().version == 3
         shutil.rmtree(path / "3")
-        wait_for(lambda: client.metadata().version == 2)
+        until(lambda: client.metadata().version == 2)
         shutil.rmtree(path / "5")
         shutil.copytree(texts_folder, path / "5")
-        wait_for(lambda: client.metadata().version == 5)
+        until(lambda: client.metadata().version == 5)
 
 
 def test_a_version_is_not_closed_under_a_request(texts_folder, tmp_path):
@@ -264,11 +246,11 @@ def test_a_version_is_not_closed_under_a_request(texts_folder, tmp_path):
         assert versions.wait_until_looked(60)
         with versions.using() as version:
             shutil.rmtree(tmp_path / "1")
-            wait_for(lambda: versions.statuses()[1].state == State.UNLOADING)
+            until(lambda: versions.statuses()[1].state == State.UNLOADING)
             with pytest.raises(RequestError), versions.using():
                 pass
             assert version.run("twice", {"value": np.float32([[1]])})["value"] == [[2.0]]
-        wait_for(lambda: versions.statuses()[1].state == State.END)
+        until(lambda: versions.statuses()[1].state == State.END)
 
 
 def test_a_model_that_is_being_loaded_is_unavailable(texts_folder, monkeypatch, tmp_path):
@@ -283,7 +265,7 @@ def test_a_model_that_is_being_loaded_is_unavailable(texts_folder, monkeypatch, 
             with servers.client(protocol, "texts") as client, pytest.raises(ServerNotReady, match="is being loaded"):
                 client.metadata()
         with servers.client("grpc", "texts", patience=Patience(tries=50, first_wait=0.05)) as client:
-            wait_for(lambda: versions_of(client) == {1: "LOADING", 2: "LOADING"})
+            until(lambda: versions_of(client) == {1: "LOADING", 2: "LOADING"})
             # Also the one that is behind another.
             with servers.client("grpc", "texts", label="old") as waiting, pytest.raises(ServerNotReady):
                 waiting.metadata()
@@ -303,8 +285,7 @@ def test_a_taken_port_and_a_label_without_its_version_are_refused(texts_folder, 
 
 def test_the_command_serves_until_sigterm(texts_folder):
     flags = [f"--path={texts_folder.parent}", "--model=texts", "--port=0", "--rest_port=0", "--label=old=1"]
-    command = [sys.executable, "-m", "export.serve", *flags]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started(["-m", "export.serve", *flags], stderr=subprocess.PIPE) as process:
         try:
             ready = process.stdout.readline()
             ports = re.fullmatch(r"ready: gRPC on 127.0.0.1:(\d+), REST on 127.0.0.1:(\d+)\n", ready).groups()
@@ -317,26 +298,22 @@ def test_the_command_serves_until_sigterm(texts_folder):
     assert process.returncode == 0 and printed == "ended\n" and "Traceback" not in errors
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
+def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
+    for flags, message in (
         (["--model=a", "--path=missing"], "--path=missing: no such folder"),
         (["--model=a", "--path={texts}/1"], "is one version; name the folder of all versions, {texts}"),
         (["--model=a", "--path={empty}"], "no numbered versions in it"),
         (["--model=a", "--path={texts}", "--label=stable"], "give LABEL=VERSION"),
-    ],
-)
-def test_the_command_reports_mistakes(texts_folder, tmp_path, refused, flags, message):
-    places = {"texts": texts_folder.parent, "empty": tmp_path}
-    assert message.format(**places) in refused("serve", *(flag.format(**places) for flag in flags))
+    ):
+        places = {"texts": texts_folder.parent, "empty": tmp_path}
+        assert message.format(**places) in refused("export.serve", *(flag.format(**places) for flag in flags))
 
 
 @pytest.mark.slow
-def test_both_protocols_give_the_same_picture(folder, tmp_path, script):
+def test_both_protocols_give_the_same_picture(folder, tmp_path, done):
     output = tmp_path / "new"
     flags = [f"--path={folder.parent}", f"--output={output}", "--count=5", "--temperature=0.7"]
-    code, printed, errors = script("try_serving", *flags)
-    assert code == 0, errors
+    printed = done("export.try_serving", *flags)
     by_grpc, by_rest = (np.asarray(Image.open(output / f"served_{name}.png")) for name in ("grpc", "rest"))
     np.testing.assert_array_equal(by_grpc, by_rest)
     assert by_grpc.std() > 0

@@ -1,11 +1,7 @@
-"""The clients of both protocols, with every server there is; and the model and the images that they serve."""
-
 import contextlib
 import functools
 import json
 import re
-import subprocess
-import sys
 import threading
 import time
 from concurrent import futures
@@ -17,24 +13,10 @@ import pytest
 from PIL import Image
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from nvae_tf.serving.client import (
-    BadRequest,
-    DeadlineExceeded,
-    ModelClient,
-    ModelMetadata,
-    ModelNotFound,
-    Patience,
-    RestClient,
-    ServerFailed,
-    ServerNotReady,
-    SignatureSpec,
-    TensorSpec,
-    TooLarge,
-    array_of_json,
-)
+from nvae_tf.serving import client as clients
 from nvae_tf.serving.grpc_client import ServingClient
 from nvae_tf.serving.served_model import ServedModel, image_arrays, pil_images, predict_batches
-from tests.serving.conftest import ROOT
+from tests.command_fixtures import output_of
 from tests.serving.model_servers import IMAGES, QUICK, SEEDS
 
 
@@ -51,8 +33,11 @@ def test_metadata_and_status(client, servers, protocol):
     metadata = client.metadata()
     assert metadata.name == "tiny" and metadata.version == 3
     sample = metadata.signatures["sample"]
-    assert sample.inputs == {"seed": TensorSpec("int64", (None,)), "temperature": TensorSpec("float32", (None,))}
-    assert sample.outputs["image"] == TensorSpec("float32", (None, 8, 8, 3))
+    assert sample.inputs == {
+        "seed": clients.TensorSpec("int64", (None,)),
+        "temperature": clients.TensorSpec("float32", (None,)),
+    }
+    assert sample.outputs["image"] == clients.TensorSpec("float32", (None, 8, 8, 3))
     assert client.model_status() == [(3, "AVAILABLE", "")]
     for chosen in ({"version": 3}, {"label": "stable"}):
         with servers.client(protocol, **chosen) as other:
@@ -62,15 +47,14 @@ def test_metadata_and_status(client, servers, protocol):
 def test_an_unknown_model_or_version_is_reported(servers, protocol):
     for arguments, named in [({"model": "digits"}, "model 'digits'"), ({"version": 9}, "model 'tiny' version 9")]:
         with servers.client(protocol, **arguments) as client:
-            with pytest.raises(ModelNotFound) as raised:
+            with pytest.raises(clients.ModelNotFound) as raised:
                 client.predict("sample", seed=[1], temperature=[1.0])
         assert named in str(raised.value) and getattr(servers, protocol) in str(raised.value)
         assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "signature, inputs, message",
-    [
+def test_inputs_that_do_not_fit_are_reported_and_not_sent(client, monkeypatch):
+    for signature, inputs, message in (
         ("smaple", {}, "no such signature; did you mean 'sample'?"),
         ("sample", {"sead": SEEDS}, "no input 'sead', did you mean 'seed'?"),
         ("sample", {"seed": SEEDS}, "input 'temperature' is missing; give float32[?]"),
@@ -78,22 +62,25 @@ def test_an_unknown_model_or_version_is_reported(servers, protocol):
         ("sample", {"seed": [1, 2], "temperature": [1.0]}, "different numbers of rows: seed 2, temperature 1"),
         ("encode", {"image": IMAGES[:, :7], "seed": SEEDS}, "is float32[4, 7, 8, 3]; give float32[?, 8, 8, 3]"),
         ("encode", {"image": [[1.0], [1.0, 2.0]], "seed": SEEDS}, "input 'image' is no array"),
-    ],
-)
-def test_inputs_that_do_not_fit_are_reported_and_not_sent(client, monkeypatch, signature, inputs, message):
-    monkeypatch.setattr(client, "_predict", lambda *arguments: pytest.fail("was sent"))
-    with pytest.raises(BadRequest, match=re.escape(message)) as raised:
-        client.predict(signature, **inputs)
-    assert "\n" not in str(raised.value)
+    ):
+        monkeypatch.setattr(client, "_predict", lambda *arguments: pytest.fail("was sent"))
+        with pytest.raises(clients.BadRequest, match=re.escape(message)) as raised:
+            client.predict(signature, **inputs)
+        assert "\n" not in str(raised.value)
 
 
-class Scripted(ModelClient):
+def metadata_of(version, dtype):
+    signature = clients.SignatureSpec({"x": clients.TensorSpec(dtype, (None,))}, {})
+    return clients.ModelMetadata("model", version, {"sum": signature})
+
+
+class Scripted(clients.ModelClient):
     """Raises the given errors one after another, then answers with the sum of the rows."""
 
     def __init__(self, *errors, patience=QUICK):
         super().__init__("nowhere", "model", patience=patience)
         self.errors, self.times = list(errors), []
-        self._known = ModelMetadata("model", 1, {"sum": SignatureSpec({"x": TensorSpec("float32", (None,))}, {})})
+        self._known = metadata_of(1, "float32")
 
     def close(self):
         pass
@@ -108,7 +95,8 @@ class Scripted(ModelClient):
 
 
 def test_a_server_that_is_not_ready_is_asked_again_with_growing_random_waits():
-    client = Scripted(*[ServerNotReady("loading")] * 3, patience=Patience(tries=4, first_wait=0.04, growth=3.0))
+    patience = clients.Patience(tries=4, first_wait=0.04, growth=3.0)
+    client = Scripted(*[clients.ServerNotReady("loading")] * 3, patience=patience)
     assert client.predict("sum", x=[1.0])["y"] == [2.0]
     waits = np.diff(client.times)
     assert len(waits) == 3
@@ -119,8 +107,8 @@ def test_a_server_that_is_not_ready_is_asked_again_with_growing_random_waits():
 
 @pytest.mark.parametrize("limits", [{"tries": 3}, {"tries": 99, "total": 0.2}])
 def test_a_server_that_is_not_ready_is_not_asked_for_ever(limits):
-    client = Scripted(*[ServerNotReady("loading")] * 99, patience=Patience(first_wait=0.05, **limits))
-    with pytest.raises(ServerNotReady, match=r"loading \(tried \d+ times"):
+    client = Scripted(*[clients.ServerNotReady("loading")] * 99, patience=clients.Patience(first_wait=0.05, **limits))
+    with pytest.raises(clients.ServerNotReady, match=r"loading \(tried \d+ times"):
         client.predict("sum", x=[1.0])
     assert len(client.times) == min(limits["tries"], len(client.times)) < 10
 
@@ -128,11 +116,11 @@ def test_a_server_that_is_not_ready_is_not_asked_for_ever(limits):
 def test_a_new_version_with_other_inputs_is_asked_about_before_a_mistake_is_reported():
     class Renewed(Scripted):
         def _metadata(self, job, seconds):
-            return ModelMetadata("model", 2, {"sum": SignatureSpec({"x": TensorSpec("int32", (None,))}, {})})
+            return metadata_of(2, "int32")
 
     client = Renewed()
     assert client.predict("sum", x=np.int32([1]))["y"].dtype == np.int32
-    with pytest.raises(BadRequest, match=re.escape("input 'x' is float32[1]; give int32[?]")):
+    with pytest.raises(clients.BadRequest, match=re.escape("input 'x' is float32[1]; give int32[?]")):
         client.predict("sum", x=np.float32([1]))
 
 
@@ -165,30 +153,27 @@ def scripted_client(service, patience=QUICK):
     return server, ServingClient(f"127.0.0.1:{port}", "any", patience=patience)
 
 
-@pytest.mark.parametrize(
-    "code, kind, calls",
-    [
+def test_only_grpcs_unavailable_is_tried_again_without_metadata_too():
+    for code, kind, calls in (
         (grpc.StatusCode.UNAVAILABLE, None, 2),
-        (grpc.StatusCode.INVALID_ARGUMENT, BadRequest, 1),
-        (grpc.StatusCode.INTERNAL, ServerFailed, 1),
-        (grpc.StatusCode.ABORTED, ServerFailed, 1),
-    ],
-)
-def test_only_grpcs_unavailable_is_tried_again_without_metadata_too(code, kind, calls):
-    service = ScriptedService(code)
-    server, client = scripted_client(service)
-    expected = pytest.raises(kind, match=f"scripted \\[{code.name}\\]") if kind else contextlib.nullcontext()
-    with client, expected:
-        assert client.predict("any", x=[1.0, 2.0])["x"].tolist() == [1.0, 2.0]
-    server.stop(None)
-    assert service.calls == calls
+        (grpc.StatusCode.INVALID_ARGUMENT, clients.BadRequest, 1),
+        (grpc.StatusCode.INTERNAL, clients.ServerFailed, 1),
+        (grpc.StatusCode.ABORTED, clients.ServerFailed, 1),
+    ):
+        service = ScriptedService(code)
+        server, client = scripted_client(service)
+        expected = pytest.raises(kind, match=f"scripted \\[{code.name}\\]") if kind else contextlib.nullcontext()
+        with client, expected:
+            assert client.predict("any", x=[1.0, 2.0])["x"].tolist() == [1.0, 2.0]
+        server.stop(None)
+        assert service.calls == calls
 
 
 def test_a_deadline_is_kept_and_the_server_sees_it():
     service = ScriptedService(seconds=1.5)
-    server, client = scripted_client(service, Patience(request=0.1))
+    server, client = scripted_client(service, clients.Patience(request=0.1))
     began = time.monotonic()
-    with client, pytest.raises(DeadlineExceeded, match="allow more time"):
+    with client, pytest.raises(clients.DeadlineExceeded, match="allow more time"):
         client.predict("any", x=[1.0])
     assert time.monotonic() - began < 1.0 and service.canceled.wait(1)
     server.stop(None)
@@ -201,13 +186,13 @@ def test_an_error_ends_a_job_and_is_raised_itself():
         def _predict(self, job, signature, arrays, outputs, seconds):
             asked.append(arrays["x"][0])
             if arrays["x"][0] == 2:
-                raise BadRequest("the third")
+                raise clients.BadRequest("the third")
             with job.in_flight(lambda: None):
                 assert job._given_up.wait(5)
             job.seconds_for_a_request("given up")
 
     batches = ({"x": np.float32([number])} for number in range(1000))
-    with pytest.raises(BadRequest, match="the third"):
+    with pytest.raises(clients.BadRequest, match="the third"):
         list(predict_batches(Failing(), "sum", batches, in_flight=3))
     assert len(asked) <= 7
 
@@ -229,10 +214,8 @@ def test_a_job_that_is_left_cancels_what_is_in_flight():
 
 
 def test_a_served_model_gives_the_series_of_the_seed(client, run, monkeypatch):
-    asked, predict_in = [], client.predict_in
-    monkeypatch.setattr(
-        client, "predict_in", lambda job, name, *rest: asked.append(name) or predict_in(job, name, *rest)
-    )
+    asked, send = [], client.predict_in
+    monkeypatch.setattr(client, "predict_in", lambda job, name, *rest: asked.append(name) or send(job, name, *rest))
     images, done = IMAGES[:3], []
     served = ServedModel(client, batch_rows=2, in_flight=2, progress=done.append)
     seeds = np.int64([4, 4 + 2**32, 4 + 2 * 2**32])
@@ -277,8 +260,7 @@ def test_the_rest_client_starts_without_tensorflow_and_without_the_models_code()
         "import sys\nfrom export import client\nfrom nvae_tf.serving import client, served_model\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('tensorflow', 'keras')])"
     )
-    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert process.stdout == "[]\n", process.stderr
+    assert output_of(["-c", program]) == "[]\n"
 
 
 @contextlib.contextmanager
@@ -309,28 +291,28 @@ def web_server(*answers, piece_seconds=0.0):
         server.shutdown()
 
 
-@pytest.mark.parametrize(
-    "code, text, kind, message",
-    [
-        (400, '{"error": "no such thing"}', BadRequest, "no such thing [HTTP 400]"),
-        (429, '{"error": "too long"}', TooLarge, "send fewer rows"),
-        (404, "<html>Not here</html>", ServerFailed, "is this its REST port?"),
-        (200, "<html>Hello</html>", ServerFailed, "is this its REST port?"),
-        (200, "{}", ServerFailed, "no status of a model"),
-    ],
-)
-def test_other_errors_are_reported_at_once(code, text, kind, message):
-    with web_server((code, text)) as (server, asked), RestClient(server, "digits", patience=QUICK) as client:
-        with pytest.raises(kind) as raised:
-            client.model_status()
-    assert message in str(raised.value) and "\n" not in str(raised.value)
-    assert len(asked) == 1
+def test_other_errors_are_reported_at_once():
+    for code, text, kind, message in (
+        (400, '{"error": "no such thing"}', clients.BadRequest, "no such thing [HTTP 400]"),
+        (429, '{"error": "too long"}', clients.TooLarge, "send fewer rows"),
+        (404, "<html>Not here</html>", clients.ServerFailed, "is this its REST port?"),
+        (200, "<html>Hello</html>", clients.ServerFailed, "is this its REST port?"),
+        (200, "{}", clients.ServerFailed, "no status of a model"),
+    ):
+        with (
+            web_server((code, text)) as (server, asked),
+            clients.RestClient(server, "digits", patience=QUICK) as client,
+        ):
+            with pytest.raises(kind) as raised:
+                client.model_status()
+        assert message in str(raised.value) and "\n" not in str(raised.value)
+        assert len(asked) == 1
 
 
 @pytest.mark.parametrize("part", ["", "HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n{"])
 def test_a_connection_that_breaks_is_tried_again_and_reported(part):
-    with web_server((None, part)) as (server, asked), RestClient(server, "digits", patience=QUICK) as client:
-        with pytest.raises(ServerNotReady, match="broke before there was an answer; has the server ended"):
+    with web_server((None, part)) as (server, asked), clients.RestClient(server, "digits", patience=QUICK) as client:
+        with pytest.raises(clients.ServerNotReady, match="broke before there was an answer; has the server ended"):
             client.model_status()
     assert len(asked) == 3
 
@@ -340,22 +322,21 @@ def test_an_answer_that_trickles_in_ends_at_the_deadline():
     text = json.dumps({"model_version_status": [status]})
     with web_server((200, text), piece_seconds=0.05) as (server, asked):
         began = time.monotonic()
-        with RestClient(server, "digits", patience=Patience(request=0.2)) as client:
-            with pytest.raises(DeadlineExceeded, match="no answer within 0.2 s"):
+        with clients.RestClient(server, "digits", patience=clients.Patience(request=0.2)) as client:
+            with pytest.raises(clients.DeadlineExceeded, match="no answer within 0.2 s"):
                 client.model_status()
         assert time.monotonic() - began < 1.0 and len(asked) == 1
 
 
 def test_names_are_quoted_and_a_url_is_taken_as_it_is():
     url = "https://host/serving/v1/models/a%20b/labels/x%2Fy"
-    assert RestClient("https://host/serving/", "a b", label="x/y")._url == url
+    assert clients.RestClient("https://host/serving/", "a b", label="x/y")._url == url
     with pytest.raises(ValueError, match="http:// is for the REST client"):
         ServingClient("http://host:1", "digits")
 
 
-@pytest.mark.parametrize(
-    "value, dtype, message",
-    [
+def test_json_that_is_no_array_is_refused():
+    for value, dtype, message in (
         ([[1, 2], [3]], "int32", "different lengths"),
         ([1.5], "int64", "a float where int64 is wanted"),
         ([True, 1], "float32", "a bool where float32 is wanted"),
@@ -364,8 +345,6 @@ def test_names_are_quoted_and_a_url_is_taken_as_it_is():
         (functools.reduce(lambda nested, _: [nested], range(40), "x"), "string", "nested too deep"),
         ([{"b64": "?"}], "string", "no base64"),
         ([1], "string", "a int where a string"),
-    ],
-)
-def test_json_that_is_no_array_is_refused(value, dtype, message):
-    with pytest.raises(ValueError, match=message):
-        array_of_json(value, dtype)
+    ):
+        with pytest.raises(ValueError, match=message):
+            clients.array_of_json(value, dtype)

@@ -1,5 +1,3 @@
-"""The files for TensorFlow Serving in Docker: what the server reads in them, and the command's error messages."""
-
 import http.server
 import pathlib
 import re
@@ -32,14 +30,12 @@ def models(tmp_path):
 
 
 @pytest.fixture
-def write_files(script):
+def write_files(done):
     """`write_files(models, *flags)` runs the command; gives the folder of the files and what it prints."""
 
     def run(models, *flags):
         output = models.parent / "serving"
-        code, printed, errors = script("serving_files", f"--models={models}", f"--output={output}", *flags)
-        assert code == 0, errors
-        return output, printed
+        return output, done("export.serving_files", f"--models={models}", f"--output={output}", *flags)
 
     return run
 
@@ -138,9 +134,8 @@ def test_the_compose_file_mounts_what_the_flags_name(models, write_files):
     assert composed["services"]["serving"]["volumes"][0]["source"] == '../my "$$models"'
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
+def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused):
+    for flags, message in (
         (["--models={models}/notes"], "no export in it"),
         (["--models={models}/none"], "no such folder"),
         (["--models={models}/digits"], "give the folder above it"),
@@ -150,30 +145,23 @@ def test_the_compose_file_mounts_what_the_flags_name(models, write_files):
         (["--image=tensorflow/serving"], "name one release"),
         (["--output={models}/digits/2/saved_model.pb"], "a file; name a folder"),
         ([], "models/digits/10: its batches can't be measured"),  # the file is empty
-    ],
-)
-def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused, flags, message):
-    output = models.parent / "serving"
-    places = [f"--models={models}", f"--output={output}"]
-    assert message in refused("serving_files", *places, *(flag.format(models=models) for flag in flags))
-    assert not output.exists()
+    ):
+        output = models.parent / "serving"
+        places = [f"--models={models}", f"--output={output}"]
+        assert message in refused("export.serving_files", *places, *(flag.format(models=models) for flag in flags))
+        assert not output.exists()
 
 
-@pytest.mark.parametrize(
-    ("timings", "longest", "rows"),
-    [
+def test_a_batch_is_doubled_while_that_pays_and_is_quick_enough():
+    for timings, longest, rows in (
         (TIMINGS, 10.0, 8),  # a gain after a doubling that gave none is not looked for
         (TIMINGS, 0.3, 4),
         (TIMINGS, 0.01, 1),
         ([BatchTiming(1, 1.0), BatchTiming(2, 1.83)], 10.0, 1),  # 9 % more
         ([BatchTiming(1, 1.0), BatchTiming(2, 1.81)], 10.0, 2),  # 10.5 % more
-    ],
-)
-def test_a_batch_is_doubled_while_that_pays_and_is_quick_enough(timings, longest, rows):
-    assert largest_worthwhile(timings, longest) == rows
-
-
-def test_models_that_share_the_parameters_get_those_that_suit_all():
+    ):
+        assert largest_worthwhile(timings, longest) == rows
+    # Models that share the parameters get those that suit all.
     fast = [BatchTiming(1, 0.01), BatchTiming(2, 0.011), BatchTiming(4, 0.012)]
     # 4 rows; 20 % of 10 ms; 10 s of batches of 0.225 s; 3 cores.
     assert fit_batching({"slow": TIMINGS, "fast": fast}, 3, 10.0) == (64, 4, 2000, 44, 3)
@@ -183,8 +171,6 @@ def test_models_that_share_the_parameters_get_those_that_suit_all():
 
 
 class States(http.server.BaseHTTPRequestHandler):
-    """Answers for a few models as TensorFlow Serving does."""
-
     def do_GET(self):
         state = {"digits": "AVAILABLE", "late": "LOADING"}.get(self.path.removeprefix("/v1/models/"))
         body = f'{{\n "model_version_status": [\n  {{\n   "version": "3",\n   "state": "{state}"\n  }}\n ]\n}}\n'

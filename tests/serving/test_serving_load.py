@@ -1,5 +1,3 @@
-"""The load benchmark against the server of this process: numbers of real requests, and malformed ones refused."""
-
 import itertools
 
 import pytest

@@ -1,11 +1,7 @@
-"""The models for devices: their numbers, names, operations and metadata, and which of them are refused."""
-
 import dataclasses
 import functools
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,17 +15,16 @@ from nvae_tf.serving import tflite
 from nvae_tf.serving.outputs import MODES
 from nvae_tf.serving.tflite import DeviceSignatures, compare, device_inputs, folded_signatures
 from nvae_tf.serving.tflite_conversion import convert, foreign_operations, read_metadata, with_metadata
+from tests import ROOT, tiny_model
+from tests.command_fixtures import output_of
 from tests.serving.conftest import CONFIG, VANILLA_CONFIG, model_of
 
-EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "export" / "decode_on_device.py"
+EXAMPLE = ROOT / "export" / "decode_on_device.py"
 COUNT, SEED = 2, 5
 
 
 def images_of(model, count=COUNT):
-    config = model.config
-    shape = (count, config.image_height, config.image_width, config.image_channels)
-    levels = np.random.default_rng(0).integers(0, 2**config.num_bits, shape)
-    return (levels / (2**config.num_bits - 1)).astype(np.float32)
+    return tiny_model.images_of(model.config, count)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +48,6 @@ def saved(model, vanilla_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def float32(saved):
-    """A signature's .tflite model in float32."""
     return functools.cache(lambda kind, name: convert(saved(kind, name), name, "none", None))
 
 
@@ -118,12 +112,15 @@ def test_every_mode_has_builtins_alone_smaller_weights_and_similar_images(model,
     assert psnr["none"] > 120 > min(psnr["float16"], psnr["dynamic"]) > psnr["int8"] > 30
 
 
+def worst_psnr_of_8_bits(model, folder, name):
+    signatures = DeviceSignatures(model)
+    inputs = device_inputs(signatures, name, 4, images_of(model, 4), seed=1)
+    return compare(convert(folder, name, "int8", inputs), signatures, name, inputs).worst_psnr_db
+
+
 @pytest.mark.parametrize("name", ["decode", pytest.param("reconstruct", marks=pytest.mark.slow)])
 def test_8_bits_are_enough_for_a_shallow_model(vanilla_model, saved, name):
-    signatures, images = DeviceSignatures(vanilla_model), images_of(vanilla_model, 4)
-    inputs = device_inputs(signatures, name, 4, images, seed=1)
-    compared = compare(convert(saved("vanilla", name), name, "int8", inputs), signatures, name, inputs)
-    assert compared.worst_psnr_db > 50
+    assert worst_psnr_of_8_bits(vanilla_model, saved("vanilla", name), name) > 50
 
 
 @pytest.mark.slow
@@ -131,11 +128,8 @@ def test_8_bits_are_enough_for_a_shallow_model(vanilla_model, saved, name):
 def test_8_bits_are_enough_for_one_cell_a_scale_with_flows_and_colors(tmp_path, name):
     # With the seed 1 a gate's hidden layer is 0 for all inputs, see below.
     model = model_of(CONFIG, seed=2)
-    signatures = DeviceSignatures(model)
-    inputs = device_inputs(signatures, name, 4, images_of(model, 4), seed=1)
     folded_signatures(model).write(name, tmp_path / "saved")
-    compared = compare(convert(tmp_path / "saved", name, "int8", inputs), signatures, name, inputs)
-    assert compared.worst_psnr_db > 40
+    assert worst_psnr_of_8_bits(model, tmp_path / "saved", name) > 40
 
 
 def test_an_activation_without_range_is_reported_in_one_error(tmp_path):
@@ -255,4 +249,4 @@ def draw(*arguments):
         "import runpy, sys; sys.modules.update(dict.fromkeys(['tensorflow', 'keras', 'nvae_tf', 'export']))\n"
         f"sys.argv[1:] = {list(arguments)}; runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
     )
-    subprocess.run([sys.executable, "-I", "-c", program], check=True)
+    output_of(["-I", "-c", program])

@@ -1,7 +1,4 @@
-"""Checkpoints: what they hold, which are kept, and what damage, kills and full disks leave of them."""
-
 import re
-import resource
 import shutil
 import time
 import warnings
@@ -13,17 +10,8 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.optimization import NVAEAdamax
-from nvae_tf.training.checkpoints import (
-    CheckpointNotWritten,
-    KeptCheckpoints,
-    TrainingState,
-    checkpoint_sha256,
-    find_best,
-    read_list,
-    restore_weights,
-    steps_of_files,
-    write_checkpoint,
-)
+from nvae_tf.training import checkpoints
+from nvae_tf.training.checkpoints import CheckpointNotWritten
 from nvae_tf.training.run_folder import RunFolder, open_for_training
 from tests.tiny_model import assert_same, tiny_config, tiny_model, values
 
@@ -47,18 +35,15 @@ def empty_run(tmp_path):
 
 @pytest.fixture
 def folder(empty_run, model):
-    """A run folder with checkpoints of the steps 5 and 10."""
     save(state_of(empty_run, model), model, 5, 10)
     return empty_run
 
 
 def state_of(folder, model, keep=2):
-    """What a new process begins with."""
-    return TrainingState(folder.checkpoints, model, model.optimizer, keep)
+    return checkpoints.TrainingState(folder.checkpoints, model, model.optimizer, keep)
 
 
 def mark(model, number):
-    """Fills the model and its optimizer with a number."""
     for variable in [*model.weights, *model.optimizer.variables[1:]]:
         variable.assign(tf.fill(variable.shape, float(number)))
 
@@ -84,8 +69,8 @@ def best_of(folder):
 
 
 def saved_steps(place):
-    assert steps_of_files(place, "index") == steps_of_files(place, "data")
-    return steps_of_files(place, "index")
+    assert checkpoints.steps_of_files(place, "index") == checkpoints.steps_of_files(place, "data")
+    return checkpoints.steps_of_files(place, "index")
 
 
 def contents(*places):
@@ -99,17 +84,6 @@ def data_file(place, step):
 
 def cut_short(file):
     file.write_bytes(file.read_bytes()[:500])
-
-
-@pytest.fixture
-def small_files():
-    """`with small_files(size):` no file of this process may grow beyond a size, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size or limits[0], limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-# Restoring.
 
 
 def test_restoring_brings_back_optimizer_step_and_metrics(folder, model):
@@ -141,20 +115,13 @@ def test_a_run_goes_on_in_another_precision(tmp_path):
     assert float(half.optimizer.dynamic_scale) == 64.0
 
 
-# Damage.
-
-
 def flip_bit(content):
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-CHANGES = {
-    "half": lambda content: content[: len(content) // 2],
-    "a bit flipped": flip_bit,
-    "empty": lambda content: b"",
-    "gone": None,
-}
+CHANGES = {"half": lambda content: content[: len(content) // 2], "a bit flipped": flip_bit}
+CHANGES |= {"empty": lambda content: b"", "gone": None}
 DAMAGES = [*((change, (kind,)) for change in CHANGES for kind in ("data", "index")), ("gone", ("data", "index"))]
 
 
@@ -181,7 +148,7 @@ def test_training_continues_from_the_one_before(folder, model, change, kinds):
     assert [file.read_bytes() for file in left] == before
     # The damaged one does not count as one of the two, and is replaced when its step comes.
     save(state, model, 7)
-    assert list(read_list(folder.checkpoints).written) == [5, 7]
+    assert list(checkpoints.read_list(folder.checkpoints).written) == [5, 7]
     save(state, model, 10)
     assert saved_steps(folder.checkpoints) == [7, 10]
     assert state_of(folder, model).restore(reported.append) == 10 and len(reported) == 1
@@ -225,7 +192,7 @@ def test_without_a_whole_one_it_is_an_error_and_nothing_is_touched(folder, model
     assert state.restore(reported.append) == 0
     assert "step-10 (its files are gone); step-5 (its files are gone); there is none before" in reported[0]
     save(state, model, 3)
-    assert list(read_list(folder.checkpoints).written) == [3]
+    assert list(checkpoints.read_list(folder.checkpoints).written) == [3]
 
 
 def test_weights_that_no_step_has_trained_are_loaded_with_a_warning(empty_run, model):
@@ -288,9 +255,6 @@ def test_what_can_not_be_written_leaves_nothing_behind(folder, model, small_file
     assert saved_steps(folder.checkpoints) == [10, 12] and saved_steps(best_of(folder)) == [12]
 
 
-# Which are kept: with empty files.
-
-
 def add(folder, kept, *steps):
     def write(prefix):
         for end in (".index", ".data-00000-of-00001"):
@@ -298,20 +262,19 @@ def add(folder, kept, *steps):
                 pass
 
     for step in steps:
-        write_checkpoint(folder, step, write)
+        checkpoints.write_checkpoint(folder, step, write)
         if kept is not None:
             kept.add(step)
 
 
 def after_a_restart(folder, newest, keep=2, hours=0.0):
-    kept = KeptCheckpoints(folder, keep, hours)
+    kept = checkpoints.KeptCheckpoints(folder, keep, hours)
     kept.take_over(newest, ())
     return kept
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Sets the time, in hours."""
     begin = time.time()
     return lambda hours: monkeypatch.setattr(time, "time", lambda: begin + hours * HOUR)
 
@@ -342,7 +305,7 @@ def test_step_0_is_kept_until_there_is_another(tmp_path, clock):
     assert saved_steps(tmp_path) == [0]
     clock(1)
     add(tmp_path, kept, 5)
-    assert saved_steps(tmp_path) == [5] and list(read_list(tmp_path).written) == [5]
+    assert saved_steps(tmp_path) == [5] and list(checkpoints.read_list(tmp_path).written) == [5]
 
 
 def test_a_process_killed_between_two_files_leaves_nothing_that_stays(tmp_path):
@@ -351,7 +314,7 @@ def test_a_process_killed_between_two_files_leaves_nothing_that_stays(tmp_path):
     add(tmp_path, None, 3)
     (tmp_path / "step-1.index").unlink()
     kept = after_a_restart(tmp_path, 3)
-    assert saved_steps(tmp_path) == [2, 3] and list(read_list(tmp_path).written) == [2, 3]
+    assert saved_steps(tmp_path) == [2, 3] and list(checkpoints.read_list(tmp_path).written) == [2, 3]
     before = (tmp_path / "checkpoint").stat()
     after_a_restart(tmp_path, 3)
     assert (tmp_path / "checkpoint").stat() == before
@@ -363,13 +326,10 @@ def test_the_hash_of_a_checkpoint_is_of_its_files(tmp_path):
     for step, content in ((1, b"one"), (10, b"ten"), (11, b"one")):
         for ending in ("index", "data-00000-of-00001"):
             (tmp_path / f"step-{step}.{ending}").write_bytes(content)
-    sums = [checkpoint_sha256(str(tmp_path / f"step-{step}")) for step in (1, 10, 11)]
+    sums = [checkpoints.checkpoint_sha256(str(tmp_path / f"step-{step}")) for step in (1, 10, 11)]
     assert sums[0] == sums[2] != sums[1]
     with pytest.raises(FileNotFoundError, match="the checkpoint is gone"):
-        checkpoint_sha256(str(tmp_path / "step-2"))
-
-
-# The best.
+        checkpoints.checkpoint_sha256(str(tmp_path / "step-2"))
 
 
 @pytest.mark.parametrize("processes", ["one process", "a process each"])
@@ -417,7 +377,9 @@ def test_a_process_killed_before_it_deleted_the_one_before_and_while_it_wrote_th
     later.restore(pytest.fail)
     assert not list(place.glob(".*"))
     save_if_best(later, model, 20, 1.5)
-    assert saved_steps(place) == [new[0]]
+    assert checkpoints.steps_of_files(place, "index") == [new[0]]
+    save_if_best(later, model, 21, 0.5)
+    assert saved_steps(place) == [21]
 
 
 def test_a_damaged_best_is_reported_and_the_next_score_counts(empty_run, model):
@@ -439,7 +401,7 @@ def test_a_damaged_best_is_reported_and_the_next_score_counts(empty_run, model):
 def test_one_whose_score_is_no_number_is_not_used(tmp_path):
     step = tf.Variable(4, dtype=tf.int64)
     tf.train.Checkpoint(step=step, best_score=tf.Variable("x")).write(str(tmp_path / "step-4"))
-    found = find_best(tmp_path)
+    found = checkpoints.find_best(tmp_path)
     assert found.path is None and found.unusable == {4: "its score is not a number"}
 
 
@@ -453,7 +415,7 @@ def test_what_is_missing_is_named_with_what_to_do(empty_run, model):
             nvae_tf.load(empty_run.path, checkpoint=checkpoint)
     # One that is replaced while it is loaded is not called damaged.
     with pytest.raises(ValueError, match="step-10: the checkpoint was there a moment ago and is gone.*Try again"):
-        restore_weights(model, str(empty_run.checkpoints / "step-10"))
+        checkpoints.restore_weights(model, str(empty_run.checkpoints / "step-10"))
 
 
 def test_where_the_latest_is_missing_or_damaged_the_best_is_the_way_out(empty_run, model):

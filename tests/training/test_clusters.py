@@ -1,8 +1,5 @@
-"""The scripts for Slurm and Kubernetes: their syntax, and what they do where the cluster's commands are stand-ins."""
-
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import time
@@ -10,18 +7,12 @@ import time
 import pytest
 import yaml
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 CLUSTERS = ROOT / "nvae_tf" / "training" / "clusters"
 # What srun sets for the last of four tasks on two nodes.
-LAST_TASK = {
-    "SLURM_JOB_ID": "70003",
-    "SLURM_NTASKS": "4",
-    "SLURM_STEP_NUM_NODES": "2",
-    "SLURM_STEP_NODELIST": "node[07-08]",
-    "SLURM_PROCID": "3",
-    "SLURM_NODEID": "1",
-    "SLURM_LOCALID": "1",
-}
+LAST_TASK = dict(SLURM_JOB_ID="70003", SLURM_NTASKS="4", SLURM_STEP_NUM_NODES="2", SLURM_STEP_NODELIST="node[07-08]")
+LAST_TASK |= dict(SLURM_PROCID="3", SLURM_NODEID="1", SLURM_LOCALID="1")
 FLAGS = ["--config=configs/digits.py", "--workdir=a folder"]
 SHOWS_ITS_TASK = 'echo "$TF_CONFIG"; printf "%s\\n" "$@"'
 # In the background, because bash holds a signal back until a program in the foreground ends.
@@ -55,7 +46,7 @@ def slurm_worker(commands_in, python, **changes):
     return start([CLUSTERS / "slurm_worker.sh", *FLAGS], environment)
 
 
-def test_a_slurm_task_finds_its_cluster(commands_in):
+def test_a_slurm_task_finds_its_cluster_or_is_refused_in_another_order(commands_in):
     output, _ = slurm_worker(commands_in, SHOWS_ITS_TASK).communicate(timeout=30)
     tf_config, *arguments = output.splitlines()
     assert arguments == ["-m", "train.main", *FLAGS]
@@ -65,6 +56,10 @@ def test_a_slurm_task_finds_its_cluster(commands_in):
     assert nodes == ("node07", "node07", "node08", "node08")
     assert ports[:2] == ports[2:] and len(set(ports)) == 2
     assert all(1024 < int(port) < 32768 for port in ports)
+    for changes in ({"SLURM_PROCID": "2"}, {"SLURM_NTASKS": "5"}):
+        process = slurm_worker(commands_in, SHOWS_ITS_TASK, **changes)
+        output, errors = process.communicate(timeout=30)
+        assert (process.returncode, output) == (2, "") and "--distribution=block" in errors
 
 
 def test_a_slurm_task_passes_the_stop_on_and_waits_and_only_a_failure_is_one_for_srun(commands_in):
@@ -74,13 +69,6 @@ def test_a_slurm_task_passes_the_stop_on_and_waits_and_only_a_failure_is_one_for
     process.terminate()
     assert process.communicate(timeout=30)[0] == "stopped\n"
     assert process.returncode == 0
-
-
-@pytest.mark.parametrize("changes", [{"SLURM_PROCID": "2"}, {"SLURM_NTASKS": "5"}])
-def test_slurm_tasks_in_another_order_are_refused(commands_in, changes):
-    process = slurm_worker(commands_in, SHOWS_ITS_TASK, **changes)
-    output, errors = process.communicate(timeout=30)
-    assert (process.returncode, output) == (2, "") and "--distribution=block" in errors
 
 
 @pytest.fixture

@@ -1,5 +1,3 @@
-"""`--config`: files of one's own with whatever is wrong in them, and the settings of another run."""
-
 import pytest
 
 from configs import digits
@@ -28,7 +26,6 @@ DIGITS = resolve_lengths(experiment_config(digits.get_config()), 11, 1000)
         ("def get_config():\n    return {'trian': {}}\n", "line 1: setting trian = 'trian': no such setting"),
         ("config = {}\n", "has no function get_config"),
         ("\0", "null bytes"),
-        # Settings of another run.
         (config_to_json(DIGITS)[:-40], "config.json is not valid JSON ("),
         ('{"trian": {}}', "did you mean 'train'"),
         ('{"train": {"batch_size": 0}}', "train.batch_size = 0: must be at least 1"),

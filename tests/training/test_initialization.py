@@ -1,5 +1,3 @@
-"""Weights of another run or of a published file in a new model: what is taken, what is not, and what is reported."""
-
 import dataclasses
 import sys
 
@@ -14,7 +12,7 @@ from nvae_tf.models.latents import batch_noise
 from nvae_tf.optimization import NVAEAdamax, average_of_weights
 from nvae_tf.published.names import named_weights
 from nvae_tf.training.checkpoints import TrainingState
-from nvae_tf.training.initialization import Initialization, initialize
+from nvae_tf.training.loading import Initialization, initialize
 from nvae_tf.training.run_folder import open_for_training
 from tests.tiny_model import assert_same, tiny_config
 
@@ -126,9 +124,8 @@ def test_power_vectors_go_with_their_kernels(run):
     found = initialize(model, path)
     assert not found.missing and not found.misshapen
     assert found.unused and all("/flows/" in name for name in found.unused)
-    of_kernels = {
-        id(c.kernel): v for c, v in zip(source.convolutions, source.spectral_regularizer.vectors, strict=True)
-    }
+    pairs = zip(source.convolutions, source.spectral_regularizer.vectors, strict=True)
+    of_kernels = {id(layer.kernel): vector for layer, vector in pairs}
     shifted = 0
     for index, (layer, vector) in enumerate(zip(model.convolutions, model.spectral_regularizer.vectors, strict=True)):
         name = next(name for name, weight in named_weights(model).items() if weight is layer.kernel)

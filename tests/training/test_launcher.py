@@ -1,5 +1,3 @@
-"""`train.launch` with real processes: small programs in place of train.main, no TensorFlow."""
-
 import contextlib
 import json
 import os
@@ -7,14 +5,14 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from nvae_tf.training.launcher import WorkerPlan, gpus_of_processes, run_workers, worker_environments
+from nvae_tf.training.launcher import WorkerPlan, gpus_of_processes, run_workers
+from tests import ROOT
+from tests.command_fixtures import until
 from train import launch
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 GRACE = 0.4
 # A worker knows its number, `remember` leaves a line for the test, and after `ready` signals may come.
 PREFACE = """
@@ -46,16 +44,12 @@ sys.exit(run_workers(plan, lambda text: print(text, flush=True)))
 """
 
 
-def plan(folder, program, processes=2, **changes):
+def run(folder, program, processes=2, gpus=None, **changes):
+    """Runs workers; returns the exit code and what was reported."""
     command = [sys.executable, "-S", "-c", PREFACE + program, str(folder)]
     settings = {"grace_seconds": 30.0, "patience_seconds": 0.2} | changes
-    return WorkerPlan(command, processes, None, folder / "logs", **settings)
-
-
-def run(folder, program, **changes):
-    """Runs workers; returns the exit code and what was reported."""
     lines = []
-    return run_workers(plan(folder, program, **changes), lines.append), lines
+    return run_workers(WorkerPlan(command, processes, gpus, folder / "logs", **settings), lines.append), lines
 
 
 def remembered(folder, index):
@@ -66,13 +60,6 @@ def remembered(folder, index):
 def pids(folder):
     lines = [line for index in (0, 1) for line in remembered(folder, index)]
     return [int(line.split()[1]) for line in lines if line.startswith("process ")]
-
-
-def until(condition):
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "waited for half a minute"
-        time.sleep(0.02)
 
 
 def is_there(pid):
@@ -87,9 +74,8 @@ def is_there(pid):
 def launcher(folder, program, grace=30.0, through=()):
     """A launcher in a process group of its own, as a shell makes one, once both workers are ready."""
     command = [*through, sys.executable, "-c", LAUNCHER, str(folder), PREFACE + program, str(grace)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
     try:
         until(lambda: len(pids(folder)) == 2)
         yield process
@@ -102,7 +88,9 @@ def launcher(folder, program, grace=30.0, through=()):
 def test_workers_know_their_places_and_the_output_of_the_first_is_shown(tmp_path, capfd):
     program = "remember(os.environ['TF_CONFIG']); print('out', index); print('error', index, file=sys.stderr)"
     assert run(tmp_path, program, processes=3) == (0, [])
-    run(tmp_path, "print('again', index)", processes=3)
+    program = "remember(os.environ['CUDA_VISIBLE_DEVICES']); print('again', index)"
+    run(tmp_path, program, processes=3, gpus=["0,1", "GPU-ab,3", "7,8"])
+    assert [remembered(tmp_path, index)[1] for index in range(3)] == ["0,1", "GPU-ab,3", "7,8"]
     configs = [json.loads(remembered(tmp_path, index)[0]) for index in range(3)]
     assert [config["task"] for config in configs] == [{"type": "worker", "index": index} for index in range(3)]
     workers = configs[0]["cluster"]["worker"]
@@ -170,14 +158,12 @@ def test_a_crash_starts_all_again_but_not_for_ever(tmp_path, restarts, crashes, 
     done, reported = run(tmp_path, program, restarts=restarts)
     assert done == code
     assert remembered(tmp_path, 0) == remembered(tmp_path, 1) == ["start"] * starts
-    assert [line[:14] for line in reported if line.startswith("restart")] == [
-        f"restart {i} of {restarts}" for i in range(1, starts)
-    ]
+    announced = [line[:14] for line in reported if line.startswith("restart")]
+    assert announced == [f"restart {number} of {restarts}" for number in range(1, starts)]
     failures = [line for line in reported if line.startswith("worker 1")]
     # The log has all starts, what is reported of one is its own.
-    assert [line.splitlines()[1:] for line in failures] == [
-        [f"    this is start {number}"] for number in range(1, len(failures) + 1)
-    ]
+    expected = [[f"    this is start {number}"] for number in range(1, len(failures) + 1)]
+    assert [line.splitlines()[1:] for line in failures] == expected
 
 
 def test_an_end_that_is_no_crash_is_the_end(tmp_path):
@@ -233,11 +219,6 @@ def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
     assert remembered(tmp_path, 0)[1:] == [f"signal {signal.SIGTERM}"]
 
 
-def test_a_launcher_in_a_cluster_is_refused(commands, monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", "{}")
-    assert "TF_CONFIG is set" in commands.refused(["-m", "train.launch", "--processes=2", "--", "--workdir=x"])
-
-
 @pytest.mark.parametrize(
     ("arguments", "visible", "num_known", "expected"),
     [
@@ -248,20 +229,23 @@ def test_a_launcher_in_a_cluster_is_refused(commands, monkeypatch):
         ((2, 1), "0,-1,2", None, "takes 2 GPUs, CUDA_VISIBLE_DEVICES=0,-1,2 has 1$"),
     ],
 )
-def test_gpus_are_assigned(tmp_path, arguments, visible, num_known, expected):
-    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+def test_gpus_are_assigned(tmp_path, monkeypatch, arguments, visible, num_known, expected):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("nvae_tf.training.launcher.GPUS_OF_DRIVER", tmp_path / "driver")
     for index in range(num_known or 0):
         (tmp_path / "driver" / f"0000:{index}:00.0").mkdir(parents=True)
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):
-            gpus_of_processes(*arguments, environment, tmp_path / "driver")
-        return
-    found = gpus_of_processes(*arguments, environment, tmp_path / "driver")
-    assert found == expected
-    assert found is None or [each["CUDA_VISIBLE_DEVICES"] for each in worker_environments(2, found)] == expected
+            gpus_of_processes(*arguments)
+    else:
+        assert gpus_of_processes(*arguments) == expected
 
 
-def test_logs_lie_beside_the_run_folder_and_nowhere_in_it(tmp_path, monkeypatch):
+def test_a_launcher_in_a_cluster_is_refused_and_logs_lie_beside_the_run_folder(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    assert "TF_CONFIG is set" in refused("train.launch", "--processes=2", "--", "--workdir=x")
     monkeypatch.chdir(tmp_path)
     assert launch.log_folder(pathlib.Path("runs/two/"), None) == pathlib.Path("runs/two-logs")
     assert launch.log_folder(pathlib.Path("."), None) == tmp_path.with_name(f"{tmp_path.name}-logs")

@@ -1,13 +1,10 @@
-"""Signals ask a run to stop, and nothing more."""
-
 import os
 import signal
 import threading
 
 import pytest
 
-from nvae_tf.training.loop import TrainingResult
-from nvae_tf.training.stopping import StopRequest, StopRequested
+from nvae_tf.training.launcher import StopRequest, StopRequested
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -28,12 +25,6 @@ def test_a_second_ctrl_c_ends_at_once():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-
-def test_exit_codes_are_those_of_shells():
-    assert TrainingResult(7, signal.SIGINT).exit_code == 130
-    assert TrainingResult(7, signal.SIGTERM).exit_code == 143
-    assert str(TrainingResult(7, signal.SIGTERM)) == "interrupted at step 7 by SIGTERM"
 
 
 def test_outside_the_main_thread_signals_stay_as_they_are():

@@ -1,5 +1,3 @@
-"""What a run writes on its way: `metrics.csv` with each step once, whatever was cut off, and TensorBoard's files."""
-
 import csv
 import dataclasses
 import io
@@ -14,13 +12,13 @@ from tensorboard.util.tensor_util import make_ndarray
 import nvae_tf
 from nvae_tf.data.pipeline import evaluation_batches
 from nvae_tf.data.sources import load_split
-from nvae_tf.generation.image_grid import image_grid
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.optimization import average_of_weights
+from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs
 from nvae_tf.training.run import RunLength, load_images, new_run
 from nvae_tf.training.run_folder import RunFolder, read_run_config
-from nvae_tf.training.stopping import StopRequest
+from tests.command_fixtures import assert_shown, metrics_rows
 from tests.tiny_model import assert_same, values
 
 
@@ -49,7 +47,6 @@ def test_lines_are_added_below_one_header(metrics, tmp_path):
     before = (tmp_path / "metrics.csv").stat().st_mtime_ns
     metrics.keep_until(30)
     assert (tmp_path / "metrics.csv").stat().st_mtime_ns == before
-    # A run that goes back writes no step twice.
     metrics.keep_until(25)
     assert steps(tmp_path / "metrics.csv") == [10, 20]
     metrics.append(row(30))
@@ -176,14 +173,7 @@ def scalars(events, tag):
 
 def pixels(events, tag, step):
     (encoded,) = [make_ndarray(event.tensor_proto)[2] for event in events.Tensors(tag) if event.step == step]
-    grid = np.asarray(Image.open(io.BytesIO(encoded)))
-    return grid[..., np.newaxis] if grid.ndim == 2 else grid
-
-
-def assert_same_image(found, expected):
-    """Up to the last bit, which differs with how the images were computed."""
-    assert found.shape[:2] == expected.shape[:2]
-    assert np.abs(found[..., :1].astype(int) - expected).max() <= 1
+    return np.asarray(Image.open(io.BytesIO(encoded)).convert("L"))
 
 
 def test_samples_of_every_temperature_come_from_the_same_draws_and_those_in_the_folder_of_the_main_one(
@@ -192,11 +182,10 @@ def test_samples_of_every_temperature_come_from_the_same_draws_and_those_in_the_
     for temperature in (1.0, 0.6):
         tag = f"samples/temperature_{temperature}"
         assert steps_of(events, tag) == [40, 60]
-        expected = image_grid(generate_images(model, 16, temperature, seed=0), enlarge=None)
-        assert_same_image(pixels(events, tag, 60), expected)
+        assert_shown(pixels(events, tag, 60), generate_images(model, 16, temperature, seed=0), None)
     assert steps_of(events, "samples/temperature_0.7") == [40, 60]
-    in_folder = np.asarray(Image.open(finished_run[0] / "samples" / "step-00000060.png"))[..., np.newaxis]
-    assert_same_image(pixels(events, "samples/temperature_0.7", 60), in_folder)
+    in_folder = np.asarray(Image.open(finished_run[0] / "samples" / "step-00000060.png")).astype(int)
+    assert np.abs(pixels(events, "samples/temperature_0.7", 60) - in_folder).max() <= 1
 
 
 def test_test_images_stand_above_their_reconstructions(events, model, finished_run):
@@ -205,10 +194,9 @@ def test_test_images_stand_above_their_reconstructions(events, model, finished_r
     assert steps_of(events, "reconstructions") == [40, 60]
     side, gap = 64, 6
     for step in (40, 60):
-        upper = pixels(events, "reconstructions", step)[:side]
-        assert_same_image(upper, image_grid(originals, columns=8, enlarge=None))
+        assert_shown(pixels(events, "reconstructions", step)[:side], originals, 8)
     lower = pixels(events, "reconstructions", 60)[side + gap :]
-    assert_same_image(lower, image_grid(model(originals, seed=0), columns=8, enlarge=None))
+    assert_shown(lower, model(originals, seed=0).numpy(), 8)
     assert (lower != pixels(events, "reconstructions", 40)[side + gap :]).any()
 
 
@@ -219,8 +207,7 @@ def test_there_are_curves_of_training_test_and_every_group_whose_active_units_ad
         assert step in steps_of(events, tag)
     of_groups = [scalars(events, f"active_units/{group:02d}") for group in (0, 1)]
     total = scalars(events, "test/active_units")
-    with (finished_run[0] / "metrics.csv").open(newline="") as file:
-        in_file = {int(row["step"]): int(row["active_units"]) for row in csv.DictReader(file)}
+    in_file = {row["step"]: row["active_units"] for row in metrics_rows(finished_run[0])}
     assert list(total) == [20, 40, 60]
     assert total == in_file == {step: of_groups[0][step] + of_groups[1][step] for step in total}
     assert any(total.values())

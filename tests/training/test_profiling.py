@@ -1,10 +1,8 @@
-"""Profiles of training steps: which steps are in them, and that nothing about them ends a run."""
-
 import pytest
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-from nvae_tf.training.profiling import StepProfiler
+from nvae_tf.training.loop import StepProfiler
 
 _DOUBLE = tf.function(lambda value: 2.0 * value, input_signature=[tf.TensorSpec([4])])
 
@@ -21,13 +19,11 @@ def take_steps(profiler, numbers):
 
 
 def profiled_steps(folder):
-    """The numbers of the steps in each profile below a folder."""
     found = []
     for file in sorted(folder.glob("plugins/profile/*/*.xplane.pb")):
         planes = xplane_pb2.XSpace.FromString(file.read_bytes()).planes
-        stats = [
-            (plane, stat) for plane in planes for line in plane.lines for event in line.events for stat in event.stats
-        ]
+        events = [(plane, event) for plane in planes for line in plane.lines for event in line.events]
+        stats = [(plane, stat) for plane, event in events for stat in event.stats]
         numbered = (stat for plane, stat in stats if plane.stat_metadata[stat.metadata_id].name == "step_num")
         found.append(sorted(stat.int64_value for stat in numbered))
     return found

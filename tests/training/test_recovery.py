@@ -1,6 +1,3 @@
-"""Runs with injected faults: a single bad step, and divergence that smaller steps cure or that nothing cures."""
-
-import csv
 import shutil
 import types
 
@@ -11,8 +8,9 @@ import tensorflow as tf
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import LoweredRate, RunawayGuard
-from nvae_tf.training.recovery import Recovery, growth_sentence, layer_names
-from tests.tiny_model import tiny_model
+from nvae_tf.training.loop import Recovery, growth_sentence, layer_names
+from tests.command_fixtures import metrics_rows, saved_steps, tensors
+from tests.tiny_model import assert_same, tiny_model
 
 # Puts something else in place of the loss where CONDITION holds; `count` is the number of the step that is tried.
 INJECTED = """
@@ -46,12 +44,7 @@ def train(commands, tmp_path):
     return start
 
 
-def saved_steps(folder):
-    return sorted(file.stem for file in (folder / "checkpoints").glob("step-*.index"))
-
-
 def values_of(folder, step, part):
-    """The tensors of a checkpoint whose name contains `part`."""
     reader = tf.train.load_checkpoint(str(folder / "checkpoints" / f"step-{step}"))
     return [reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if part in name]
 
@@ -87,16 +80,13 @@ def test_divergence_before_the_first_checkpoint_starts_again_with_half_the_rate(
         done, folder = train(condition, "float('nan')", train__checkpoint_every_steps=1000, **changes)
         assert done.returncode == 0, done.stderr
         assert ("Back to step 0, with 0.5 of the learning rate." in done.stdout) == (not changes)
-        assert saved_steps(folder) == ["step-60"]
-        with (folder / "metrics.csv").open() as file:
-            assert [row["step"] for row in csv.DictReader(file)] == ["20", "40", "60"]
-        reader = tf.train.load_checkpoint(str(folder / "checkpoints" / "step-60"))
-        names = [name for name in reader.get_variable_to_shape_map() if name.startswith(("model/", "optimizer/"))]
-        found.append({name: reader.get_tensor(name) for name in names})
+        assert saved_steps(folder / "checkpoints") == [60]
+        assert [row["step"] for row in metrics_rows(folder)] == [20, 40, 60]
+        numbers = tensors(folder, 60).items()
+        found.append({name: value for name, value in numbers if name.startswith(("model/", "optimizer/"))})
         shutil.rmtree(folder)
-    assert set(found[0]) == set(found[1]) and len(found[0]) > 50
-    for name, value in found[0].items():
-        np.testing.assert_array_equal(found[1][name], value, err_msg=name)
+    assert len(found[0]) > 50
+    assert_same(*found)
 
 
 @pytest.mark.parametrize(

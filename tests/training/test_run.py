@@ -1,9 +1,5 @@
-"""Settings that follow from the length of a run: new ones, those of a run that is continued, and warnings."""
-
 import dataclasses
 import json
-
-import pytest
 
 from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig
 from nvae_tf.training.run import RunLength, length_warnings, with_length
@@ -15,9 +11,8 @@ def found(config):
     return round(config.optimizer.warmup_epochs, 9), *sorted(intervals)
 
 
-@pytest.mark.parametrize(
-    ("steps_per_epoch", "total_steps", "expected"),
-    [
+def test_what_is_not_set_scales_with_the_run():
+    for steps_per_epoch, total_steps, expected in (
         (100, 40_000, (5.0, 1000)),
         (100, 10_000, (5.0, 1000)),
         # A tenth of the run is shorter than what is usual.
@@ -27,15 +22,10 @@ def found(config):
         # No warm-up of one step; no ten evaluations of a run of some steps.
         (100, 19, (0.0, 10)),
         (1, 4, (0.0, 4)),
-    ],
-)
-def test_what_is_not_set_scales_with_the_run(steps_per_epoch, total_steps, expected):
-    config = with_length(ExperimentConfig(), RunLength(steps_per_epoch, total_steps))
-    assert found(config) == expected and config.objective.total_steps == total_steps
-    assert length_warnings(config, RunLength(steps_per_epoch, total_steps)) == []
-
-
-def test_what_is_set_stays():
+    ):
+        config = with_length(ExperimentConfig(), RunLength(steps_per_epoch, total_steps))
+        assert found(config) == expected and config.objective.total_steps == total_steps
+        assert length_warnings(config, RunLength(steps_per_epoch, total_steps)) == []
     train = TrainConfig(evaluate_every_steps=70, sample_every_steps=80, checkpoint_every_steps=90)
     config = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=0.0), train=train)
     assert found(with_length(config, RunLength(10, 100))) == (0.0, 70, 80, 90)

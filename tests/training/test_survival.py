@@ -1,37 +1,19 @@
-"""Runs that are killed at the worst moments, and one that meets another in its folder."""
-
 import os
-import pathlib
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from nvae_tf.training.run_folder import RunFolder, lock_for_training
-from tests.command_fixtures import assert_same_tensors
+from tests.command_fixtures import assert_same_tensors, saved_steps
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-SETTINGS = {
-    "train__steps": 40,
-    "train__evaluate_every_steps": 15,
-    "train__sample_every_steps": 1000,
-    "train__log_every_steps": 6,
-    "train__batch_size": 16,
-    "optimizer__ema_momentum": 0.9,
-}
+SETTINGS = dict(train__steps=40, train__batch_size=16, optimizer__ema_momentum=0.9, train__log_every_steps=6)
+SETTINGS |= dict(train__evaluate_every_steps=15, train__sample_every_steps=1000)
 
 
 def training(commands, workdir, **changes):
-    """The command of a tiny training of photos with averages of the weights (EMA)."""
-    arguments = commands.tiny_training(workdir, **SETTINGS | changes)
-    return ["--config=photos" if name.startswith("--config=") else name for name in arguments]
-
-
-def saved_steps(workdir):
-    return sorted(int(file.stem.removeprefix("step-")) for file in (workdir / "checkpoints").glob("step-*.index"))
+    return commands.tiny_training(workdir, **SETTINGS | changes)
 
 
 def half_written_steps(workdir):
@@ -43,19 +25,16 @@ def half_written_steps(workdir):
 @pytest.mark.slow
 def test_killed_three_times_is_the_same_run(commands, tmp_path):
     whole, workdir = tmp_path / "whole", tmp_path / "killed"
-    process = commands.run(training(commands, whole))
-    assert process.returncode == 0, process.stderr
+    commands.output_of(training(commands, whole))
     command = training(commands, workdir, train__checkpoint_every_steps=1, train__checkpoint_every_minutes=0)
     draw = random.Random("photos")
     reached, half_written = 0, []
     for number, earliest in enumerate((1, 12, 23)):
         log = tmp_path / f"output-{number}"
         with log.open("w") as stream:
-            arguments = [sys.executable, *map(str, command)]
-            environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-            started = subprocess.Popen(arguments, cwd=ROOT, stdout=stream, stderr=stream, env=environment)
+            started = commands.started(command, stdout=stream)
         step = earliest + draw.randrange(8)
-        wait_until(started, log, lambda step=step: max(saved_steps(workdir), default=0) >= step)
+        wait_until(started, log, lambda step=step: max(saved_steps(workdir / "checkpoints"), default=0) >= step)
         time.sleep(draw.uniform(0.0, 0.05))
         if number == 1:
             # Within a save, whatever the machine's speed.
@@ -66,14 +45,13 @@ def test_killed_three_times_is_the_same_run(commands, tmp_path):
             assert f", from step {reached:,} on" in log.read_text()
         for step in half_written:
             assert f"passed over step-{step} (half-written); step-{reached} is used" in log.read_text()
-        reached, half_written = max(saved_steps(workdir)), half_written_steps(workdir)
+        reached, half_written = max(saved_steps(workdir / "checkpoints")), half_written_steps(workdir)
         assert earliest <= reached < 40
-    process = commands.run(command)
-    assert process.returncode == 0 and f", from step {reached} on" in process.stdout, process.stderr
+    assert f", from step {reached} on" in commands.output_of(command)
     (best,) = (whole / "checkpoints" / "best").glob("*.index")
     for place in ("step-40", f"best/{best.stem}"):
         assert_same_tensors(whole, workdir, place)
-    assert saved_steps(workdir) == [39, 40]
+    assert saved_steps(workdir / "checkpoints") == [39, 40]
     assert not list((workdir / "checkpoints").glob(".*"))
 
 
