@@ -4,7 +4,8 @@
     python -m train.generate MODE --help
     python -m train.generate --workdir=runs/digits --output=samples.png
 
-Without a mode it draws samples.
+Without a mode it draws samples. A figure has labels and a last line that says how it was made, and is a PNG, SVG or PDF
+file. With --raw it is a bare grid of images; --each=FOLDER writes a PNG file of every image besides.
 """
 
 import contextlib
@@ -13,8 +14,10 @@ import inspect
 import json
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -22,15 +25,16 @@ from absl import flags
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, ExperimentConfig, check, check_choice
 from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
-from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
+from nvae_tf.errors import exit_on_user_error, require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 from nvae_tf.generation import arguments, image_grid
-from nvae_tf.generation.arguments import FOLDER, OutputPlace
+from nvae_tf.generation.arguments import FIGURES, FOLDER, OutputPlace
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 
 FLAGS = flags.FLAGS
 _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."
+_COMMAND = shlex.join(["python", "-m", "train.generate", *sys.argv[1:]])
 
 
 def sample(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
@@ -53,7 +57,12 @@ def sample(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
         model, text = readjusted(model, temperature, FLAGS.batch_norm_iterations, seed=FLAGS.seed)
         StatusLine().keep(text)
     images = generate_images(model, count, temperature, FLAGS.seed, _progress(count))
-    _write(place, images, [f"sample_{number:05d}" for number in range(count)], images, FLAGS.columns)
+    names = [f"sample_{number:05d}" for number in range(count)]
+
+    def draw(figures, about):
+        return figures.samples(images, about, FLAGS.columns)
+
+    _write(load(), place, images, names, draw, images, FLAGS.columns)
     values = temperature if isinstance(temperature, list) else [temperature]
     shown = ", ".join(f"{value:g}" for value in values)
     return f"{count:,} images at temperature{'s' if len(values) > 1 else ''} {shown}"
@@ -66,7 +75,7 @@ def reconstruct(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
         python -m train.generate reconstruct --workdir=runs/faces --input=me.jpg --resize=crop --output=me.png
         python -m train.generate reconstruct --workdir=runs/faces --input=my_pictures --kept_groups=5 --output=out/
 
-    The grid has pairs of rows: the first images of the test part, or the picture files of --input, as the model sees
+    The figure has pairs of rows: the first images of the test part, or the picture files of --input, as the model sees
     them (binary data are binarized), above the likelihood's means for latents from the posterior. With --kept_groups
     the latents of the other groups come from the prior at --temperature. Files of a folder have the originals' names.
     """
@@ -77,7 +86,14 @@ def reconstruct(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
     originals, names, words = _images(config, _AT_MOST["reconstruct"], place.kind == FOLDER)
     made = reconstruct_images(load().model, originals, *drawing, _progress(len(originals)))
     columns = min(FLAGS.columns, len(originals))
-    _write(place, made, names, image_grid.pairs_of_rows(originals, made, columns), columns)
+
+    def draw(figures, about):
+        if kept == groups:
+            return figures.reconstructions(originals, made, about._replace(temperature=None), columns=columns)
+        which = f"those of the upper {kept} of {groups} groups, the others drawn"
+        return figures.reconstructions(originals, made, about, which, columns)
+
+    _write(load(), place, made, names, draw, image_grid.pairs_of_rows(originals, made, columns), columns)
     above = "their reconstructions" if place.kind == FOLDER else "each above its reconstruction"
     return f"{words}, {above}" + ("" if kept == groups else f" by the top {kept} of {groups} groups")
 
@@ -91,8 +107,8 @@ def interpolate(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
 
     The path goes through all images in turn and begins and ends at their reconstructions. --how says how the latents
     go: spherical (along an arc, which keeps their length), linear, or keep (they stay those of the first image); one
-    word for all, or one for every scale (the smallest first) or every latent group (the top one first). The grid has a
-    row for the path from one image to the next, both ends included. A GIF has 256 colors, a WebP all.
+    word for all, or one for every scale (the smallest first) or every latent group (the top one first). The figure has
+    a row for the path from one image to the next, between both originals. A GIF has 256 colors, a WebP all.
     """
     from nvae_tf.generation.interpolation import interpolate_images, ways_of_groups
 
@@ -106,7 +122,11 @@ def interpolate(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
         image_grid.write_animation(place.path, path, FLAGS.milliseconds, FLAGS.loop)
     else:
         names = [f"image_{number:05d}" for number in range(len(path))]
-        _write(place, path, names, image_grid.rows_of_path(path, steps), steps + 1)
+
+        def draw(figures, about):
+            return figures.interpolation(images, path, steps, about)
+
+        _write(load(), place, path, names, draw, image_grid.rows_of_path(path, steps), steps + 1)
     return f"{len(path):,} images through {words}"
 
 
@@ -117,8 +137,8 @@ def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
         python -m train.generate vary --workdir=runs/faces --input=me.png --kept_groups=4 --variants=12 --output=me/
 
     The latents of --kept_groups groups, from the top, are the image's in all its variants; the others are drawn from
-    the prior at --temperature, afresh for each. The grid has a row for every image: itself as the model sees it, then
-    its variants. Files of a folder have the originals' names and a number.
+    the prior at --temperature, afresh for each. The figure has a row for every image: itself as the model sees it,
+    then its variants. Files of a folder have the originals' names and a number.
     """
     from nvae_tf.generation.reconstruction import vary_images
 
@@ -130,7 +150,11 @@ def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     stems = [str(pathlib.PurePath(name).with_suffix("")) for name in names]
     numbered = [f"{stem}_{number:03d}.png" for stem in stems for number in range(count)]
     rows, size = np.concatenate([originals[:, np.newaxis], made], axis=1), originals.shape[1:]
-    _write(place, made.reshape(-1, *size), numbered, rows.reshape(-1, *size), count + 1)
+
+    def draw(figures, about):
+        return figures.variants(originals, made, kept, groups, about)
+
+    _write(load(), place, made.reshape(-1, *size), numbered, draw, rows.reshape(-1, *size), count + 1)
     return f"{count:,} variants of each of {words}, with the latents of the top {kept} of {groups} groups kept"
 
 
@@ -170,7 +194,13 @@ def decode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     count = len(latents[0])
     names = names or [f"picture_{number:05d}" for number in range(count)]
     images = generator_of(load().model).generate(count, temperature, FLAGS.seed, _progress(count), latents[:kept])
-    _write(place, images, names, images, FLAGS.columns)
+
+    def draw(figures, about):
+        # With all latents given, nothing is drawn at random.
+        about = about if kept < len(latents) else about._replace(temperature=None, seed=None)
+        return figures.samples(images, about, FLAGS.columns)
+
+    _write(load(), place, images, names, draw, images, FLAGS.columns)
     return f"{count:,} images of latents in {FLAGS.input}"
 
 
@@ -180,7 +210,7 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
         python -m train.generate nearest --workdir=runs/digits --output=nearest.png
         python -m train.generate nearest --workdir=runs/digits --output=nearest.png --count=16 --json=nearest.json
 
-    The grid has a row for every sample: the sample, then the nearest training images, the nearest first. The distance
+    The figure has a row for every sample: the sample, then the nearest training images, the nearest first. The distance
     is the mean squared difference of a pixel value in [0, 1] between the likelihood's mean and the image as the model
     sees it; binary data are binarized once, with --seed.
     """
@@ -197,7 +227,12 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
     batches = iterate(evaluation_batches(source, spec, 256, seed), source)
     numbers, distances, images = nearest_images(samples, batches, neighbors, _progress(source.count, " looked at"))
     rows = np.concatenate([samples[:, np.newaxis], images], axis=1)
-    _write(place, samples, (), rows.reshape(-1, *samples.shape[1:]), neighbors + 1)
+    names = [f"sample_{number:05d}" for number in range(len(samples))]
+
+    def draw(figures, about):
+        return figures.nearest(samples, images, distances, "training" if split == "train" else split, about)
+
+    _write(load(), place, samples, names, draw, rows.reshape(-1, *samples.shape[1:]), neighbors + 1)
     if FLAGS.json:
         about = {"step": load().step, "seed": seed, "temperature": temperature, "split": split}
         about |= {"numbers": numbers.tolist(), "distances": distances.tolist()}
@@ -212,7 +247,9 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
 def _main(mode: str) -> None:
     """Checks the flags before TensorFlow is started, makes what the mode makes and reports it in a line."""
     command_line.check_run_folder(FLAGS.workdir)
-    place = arguments.output_place(FLAGS.output, _KINDS.get(mode, (".png", FOLDER)), FLAGS.overwrite)
+    place = arguments.output_place(FLAGS.output, _KINDS.get(mode, (*FIGURES, FOLDER)), FLAGS.overwrite)
+    if mode != "encode":
+        _check_form(place)
     if "temperature" in FLAGS:
         arguments.parse_temperature(FLAGS.temperature)
     if mode in _WITH_IMAGES:
@@ -235,6 +272,16 @@ def _main(mode: str) -> None:
     load = functools.cache(lambda: load_run(FLAGS.workdir, FLAGS.checkpoint))
     text = MODES[mode](read_run_config(RunFolder(FLAGS.workdir)), load, place)
     StatusLine().keep(f"{text}, from step {load().step:,}, in {place.path}")
+
+
+def _check_form(place: OutputPlace) -> None:
+    """Whether --raw and --each fit, and what draws the figure is there."""
+    is_figure = place.kind in FIGURES and not FLAGS.raw
+    check(not FLAGS.raw or place.kind == ".png", f"--raw --output={FLAGS.output}: a bare grid is a .png file")
+    if FLAGS.each is not None:
+        arguments.output_place(os.path.join(FLAGS.each, ""), (FOLDER,), FLAGS.overwrite, "each")
+    if is_figure:
+        require("matplotlib", "reports")
 
 
 def _check_choice_of_images() -> None:
@@ -299,13 +346,32 @@ def _images(
 
 
 def _write(
-    place: OutputPlace, images: np.ndarray, names: Sequence[str], cells: np.ndarray, columns: int | None
+    run: Any,
+    place: OutputPlace,
+    images: np.ndarray,
+    names: Sequence[str],
+    draw: Callable,
+    cells: np.ndarray,
+    columns: int | None,
 ) -> None:
-    """Writes a PNG file for each of the images, or one with the grid of these cells."""
+    """Writes a PNG file for each of the images, or the bare grid of these cells, or the figure.
+
+    `draw` makes it from the module `nvae_tf.reports.figures`, which needs matplotlib, and a `Provenance`.
+    """
+    for folder in filter(None, (FLAGS.each, place.path if place.kind == FOLDER else None)):
+        image_grid.write_pictures(pathlib.Path(folder), images, names)
     if place.kind == FOLDER:
-        image_grid.write_pictures(place.path, images, names)
-    else:
+        return
+    if FLAGS.raw:
         image_grid.write_png(place.path, image_grid.image_grid(cells, columns, enlarge=None))
+        return
+    from nvae_tf.reports import figures
+    from nvae_tf.training.checkpoints import checkpoint_sha256
+
+    temperature = arguments.parse_temperature(FLAGS.temperature) if "temperature" in FLAGS else None
+    model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
+    about = figures.Provenance(model, run.step, temperature, FLAGS.seed, sha256, _COMMAND)
+    figures.save_figure(draw(figures, about), place.path)
 
 
 def _progress(total: int, what: str = "") -> Callable[[int], None]:
@@ -316,12 +382,12 @@ def _progress(total: int, what: str = "") -> Callable[[int], None]:
 
 # A mode gets the settings of the run, what loads the run, and the place to write. Its docstring is its manual page.
 MODES = {mode.__name__: mode for mode in (sample, reconstruct, interpolate, vary, encode, decode, nearest)}
-# Of --output, where it is not a PNG file or a folder.
-_KINDS = {"interpolate": (".png", ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": (".png",)}
+# Of --output, where it is not a figure or a folder.
+_KINDS = {"interpolate": (*FIGURES, ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": FIGURES}
 _OUTPUT_HELP = {
-    "interpolate": "File to write, PNG, GIF or WebP, or a folder (DIR/) for a PNG file of every image.",
+    "interpolate": "File to write, PNG, SVG, PDF, GIF or WebP, or a folder (DIR/) for a PNG file of every image.",
     "encode": "File of latents to write, .npz.",
-    "nearest": "PNG file to write.",
+    "nearest": "File to write: PNG, SVG or PDF.",
 }
 _WITH_IMAGES = ("reconstruct", "interpolate", "vary", "encode")
 # Images of the data set that are taken where no flag says how many; all in the other modes.
@@ -333,9 +399,12 @@ def _define_flags(mode: str) -> None:
     number, text, switch = flags.DEFINE_integer, flags.DEFINE_string, flags.DEFINE_boolean
     text("workdir", None, "Run folder of train.main.", required=True)
     flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-    output = "File to write: PNG, or a folder (DIR/) for a PNG file of every image in the model's size."
+    output = "File to write: PNG, SVG, PDF, or a folder (DIR/) for a PNG file of every image in the model's size."
     text("output", None, _OUTPUT_HELP.get(mode, output), required=True)
     switch("overwrite", False, "Replace what is at --output already.")
+    if mode != "encode":
+        switch("raw", False, "Write a bare grid of images, without labels; PNG only.")
+        text("each", None, "Folder for a PNG file of every image that was made, in the model's size, besides --output.")
     number("seed", 1, "Of the latents, and of the binarization of images.", lower_bound=0, upper_bound=LARGEST_SEED)
     if mode in _WITH_IMAGES:
         several = "a file, a folder with all in it, or several with commas. Without it, images of the data set"

@@ -9,6 +9,8 @@ from nvae_tf.config import check
 from nvae_tf.files import check_writable
 
 FOLDER = "folder"
+# Files with a figure.
+FIGURES = (".png", ".svg", ".pdf")
 TEMPERATURE_HELP = (
     "What multiplies the priors' sigma, greater than 0: one number, or one for every scale (the smallest first) or "
     "every latent group (the top one first), as 0.7,0.8."

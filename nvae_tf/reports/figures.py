@@ -28,9 +28,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from nvae_tf.config import check
 from nvae_tf.files import atomic_file
+from nvae_tf.generation.arguments import FIGURES
 from nvae_tf.progress import counted
 
-FORMATS = (".png", ".svg", ".pdf")
 INK, FAINT, RULE = "#1b1f24", "#59636e", "#d5dae0"
 LINES = ("#0a63c4", "#c2410c", "#15803d", "#7e22ce", "#0f766e", "#be185d", "#92600a", "#4b5563")
 # A power of two: sizes in pixels are exact as inches.
@@ -304,6 +304,8 @@ def _image_figure(
     for x, place, words, style in texts:
         options = dict(fontsize=size * _POINTS, verticalalignment="top", parse_math=False) | style
         figure.text(x / total, 1.0 - place / y, words, **options)
+    # For programs that read the images of a PNG file.
+    figure.places = " ".join(map(str, (scale, height, *(number for _, *place in pieces for number in place))))
     return _described(figure, title, about)
 
 
@@ -399,7 +401,7 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     The metadata of a PNG file are those of the figure's `Provenance`; the other formats have them as a description.
     """
     path = pathlib.Path(path)
-    check(path.suffix.lower() in FORMATS, f"{path}: a figure is a file whose name ends in {', '.join(FORMATS)}")
+    check(path.suffix.lower() in FIGURES, f"{path}: a figure is a file whose name ends in {', '.join(FIGURES)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         partial.write_bytes(figure_bytes(figure, path.suffix.lower()[1:]))
@@ -410,7 +412,7 @@ def figure_bytes(figure: Figure, form: str, **options: Any) -> bytes:
     title, entries = figure.get_label(), figure.provenance.metadata() if figure.provenance else {}
     text = "; ".join(f"{name}: {value}" for name, value in entries.items())
     metadata = {
-        "png": {"Title": title, "Software": "nvae_tf"} | entries,
+        "png": {"Title": title, "Software": "nvae_tf", "images": getattr(figure, "places", "")} | entries,
         "svg": {"Title": title, "Description": text, "Date": None},
         "pdf": {"Title": title, "Subject": text, "CreationDate": None},
     }[form]

@@ -14,19 +14,24 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from PIL import Image
 
 from nvae_tf.config import ExperimentConfig, config_to_dict
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
+from nvae_tf.evaluation import table
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM
+from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.interpolation import interpolate_images
-from nvae_tf.generation.sampling import nearest_images
 from nvae_tf.generation.reconstruction import data_set_images, reconstruct_images
-from nvae_tf.generation.sampling import generate_images, numbers_of_shared_groups, rows_sharing_groups
+from nvae_tf.generation.sampling import (
+    generate_images,
+    nearest_images,
+    numbers_of_shared_groups,
+    rows_sharing_groups,
+)
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.presets import preset, preset_files
+from nvae_tf.presets import nearest_preset
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports import figures
 from nvae_tf.reports.run_facts import UNREADABLE, Curve, gather, read_curves
@@ -64,7 +69,7 @@ def report_of_run(
     with _noted(missing, "images of the model"):
         trained = load_run(folder.path, checkpoint)
     sha256 = checkpoint_sha256(trained.checkpoint) if trained else None
-    about = figures.Provenance(config.data.name, trained and trained.step, None, seed, sha256)
+    about = figures.Provenance(folder.path.absolute().name, trained and trained.step, None, seed, sha256)
     status.show_if_due("reading curves")
     curves, seconds = read_curves(folder)
     drawn: dict[str, list[Markup]] = {}
@@ -80,7 +85,7 @@ def report_of_run(
         trained=trained,
         about=about,
         time=duration(seconds) if seconds else "",
-        environment=read_json(folder.path / "environment.json"),
+        environment=read_json(folder.environment_file),
         preset=nearest_preset(config),
         settings=config_to_dict(config),
         drawn=drawn,
@@ -210,8 +215,9 @@ def _images(
         spec = spec_to_read(config, data_path)
         source, drawn = load_split(spec, "train"), generate_images(model, 6, 1.0, seed)
         numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
-        found = nearest_images(drawn, iterate(evaluation_batches(source, spec, 100, seed, numbers), source), 5)
-        return figures.nearest(drawn, found.images, found.distances, "training", at_one, _WIDTH)
+        batches = iterate(evaluation_batches(source, spec, 100, seed, numbers), source)
+        _, distances, images = nearest_images(drawn, batches, 5)
+        return figures.nearest(drawn, images, distances, "training", at_one, _WIDTH)
 
     def decisions() -> Figure:
         kept, images = numbers_of_shared_groups(model.plan.num_groups), rows_sharing_groups(model, _COLUMNS, seed)
@@ -232,14 +238,7 @@ def _samples_during_training(folder: RunFolder, image_width: int) -> tuple[np.nd
     if not files:
         return None
     files = [files[index] for index in np.unique(np.linspace(0, len(files) - 1, 5).round().astype(int))]
-    rows = []
-    for file in files:
-        with Image.open(file) as picture:
-            grid = np.atleast_3d(np.asarray(picture))
-        height, width = ((size + 6) // 8 for size in grid.shape[:2])
-        enlarged = (width - 6) // image_width
-        cells = [grid[: height - 6, x : x + width - 6] for x in range(0, grid.shape[1], width)]
-        rows.append([cell[::enlarged, ::enlarged] for cell in cells])
+    rows = [read_images(file, image_width, _COLUMNS)[:_COLUMNS] for file in files]
     return np.array(rows), [int(file.stem[5:]) for file in files]
 
 
@@ -251,58 +250,12 @@ def read_json(file: os.PathLike) -> dict[str, Any] | None:
     return None
 
 
-def nearest_preset(config: ExperimentConfig) -> tuple[str, list[tuple[str, Any, Any]]]:
-    """The preset that a run's settings are most like, and those that differ: name, value, the preset's value."""
-    own, found = _flat(config_to_dict(config)), {}
-    for name in preset_files():
-        theirs = _flat(preset(name).to_dict())
-        # What a preset leaves to the images is None.
-        found[name] = [(key, own[key], value) for key, value in theirs.items() if value not in (None, own[key])]
-    return min(found.items(), key=lambda item: len(item[1]))
-
-
 def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{group}.{name}": value for group, values in settings.items() for name, value in values.items()}
 
 
-def interval(value: float, half_width: float | None) -> str:
-    """`35.95 ± 0.94`: half the width of an interval with two digits, and the value with as many places."""
-    if not half_width:
-        return f"{value:,.4g}"
-    places = max(0, 1 - math.floor(math.log10(half_width)))
-    return f"{value:,.{places}f} ± {half_width:.{places}f}"
-
-
 def evaluation_rows(metrics: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
-    """What an evaluation file holds: name, value with its 95% interval and unit, how it was made."""
+    """The rows of an evaluation file's metrics; none where it is missing, damaged, or of another kind."""
     with contextlib.suppress(*UNREADABLE):
-        return list(_evaluation_rows(metrics))
+        return list(table.rows(metrics))
     return []
-
-
-def _evaluation_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    halves, images = metrics.get("half_widths_95", {}), f"mean of {metrics['num_images']:,} {metrics['split']} images"
-    for key, name, how in (
-        (
-            "importance_weighted_nats",
-            "Importance-weighted bound",
-            f"{images}, {metrics.get('importance_samples', 0):,} samples per image",
-        ),
-        ("nelbo_nats", "NELBO", f"reconstruction + KL; {images}, 1 sample per image"),
-        ("reconstruction_nats", "Reconstruction", "negative log-likelihood of an image given its latents"),
-        ("kl_nats", "KL", "of posterior and prior, the sum over all groups"),
-    ):
-        if key in metrics:
-            yield name, f"{interval(metrics[key], halves.get(key))} nats per image", how
-        bits = "bits_per_dim" if key == "nelbo_nats" else key.replace("nats", "bits_per_dim")
-        if key in metrics and bits in metrics:
-            half = halves.get(key, 0.0) * metrics[bits] / metrics[key]
-            how = f"nats / {metrics['num_values']:,} values per image / ln 2"
-            yield f"{name} in bits", f"{interval(metrics[bits], half)} bits per dimension", how
-    if latents := metrics.get("latents"):
-        channels = latents["latent_channels"] * len(latents["active_units_per_group"])
-        how = f"latent channels whose KL is above {latents['active_from_nats']:g} nats per image and position"
-        yield "Active units", f"{latents['active_units']:,} of {channels:,}", how
-    if fid := metrics.get("fid"):
-        how = f"{fid['samples']:,} samples at temperature {fid['temperature']}, {fid['real_images']:,} training images"
-        yield "FID", f"{fid['value']:.2f}", f"{how}, features of {fid['extractor']}"

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from nvae_tf.errors import require
@@ -131,6 +132,8 @@ def test_card_and_settings_are_complete_and_escaped(page, run, trained):
         f"Parameters {sum(np.size(weight) for weight in trained.model.trainable_variables):,}",
         "60 of 60 steps, 100 images per step, ",
         "1,437 training and 360 test images",
+        f"TensorFlow {tf.__version__}, Keras ",
+        " CPU core",
         "2 latent groups with 2 channels each (1 at 8×8, 1 at 16×16)",
         "as the preset digits, but data.name = ",
         "model.num_latent_scales = 2 (3), ",

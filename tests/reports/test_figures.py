@@ -9,6 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from PIL import Image
 
+from nvae_tf.generation.image_grid import read_images
 from nvae_tf.reports import figures
 
 ABOUT = figures.Provenance("digits", 12_000, [0.7, 0.85], 3, "ab12", "python -m train.generate --seed=3")
@@ -118,15 +119,18 @@ def test_texts_are_there_and_do_not_overlap(name, width, monkeypatch):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_images_are_exact_and_missing_ones_blank(width):
+def test_images_are_exact_and_missing_ones_blank(width, tmp_path):
     shown = images(7)
-    found = pixels(figures.samples(shown, ABOUT, columns=3, width=width))
+    figure = figures.samples(shown, ABOUT, columns=3, width=width)
+    found = pixels(figure)
     # The gray frames show where the images are.
     frame = (found == figures._FRAME[:3]).all(axis=2)
     rows, columns = (np.flatnonzero(frame.sum(axis=axis) > 0.3 * frame.sum(axis=axis).max()) for axis in (1, 0))
     tops, lefts = rows[::2], columns[::2]
     scale = (columns[1] - columns[0] - 1) // 10
     assert len(tops) == len(lefts) == 3 and scale >= 1 and columns[1] - columns[0] - 1 == 10 * scale
+    figures.save_figure(figure, tmp_path / "samples.png")
+    np.testing.assert_array_equal(read_images(tmp_path / "samples.png", 10, 3), shown)
     enlarged = shown.repeat(scale, axis=1).repeat(scale, axis=2)
     for image, (top, left) in zip(enlarged, itertools.product(tops + 1, lefts + 1), strict=False):
         np.testing.assert_array_equal(found[top : top + 12 * scale, left : left + 10 * scale], image)
