@@ -19,7 +19,6 @@ from nvae_tf.config import ExperimentConfig, config_to_dict
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
-from nvae_tf.evaluation import table
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.interpolation import interpolate_images
@@ -34,7 +33,7 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.presets import nearest_preset
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports import figures
-from nvae_tf.reports.run_facts import UNREADABLE, Curve, gather, read_curves
+from nvae_tf.reports.run_facts import UNREADABLE, Curve, Evaluation, gather, read_curves
 from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.training.run_folder import RunFolder, read_run_config
@@ -70,28 +69,28 @@ def report_of_run(
         trained = load_run(folder.path, checkpoint)
     sha256 = checkpoint_sha256(trained.checkpoint) if trained else None
     about = figures.Provenance(folder.path.absolute().name, trained and trained.step, None, seed, sha256)
+    facts = gather(folder, trained and sum(math.prod(weight.shape) for weight in trained.model.trainable_variables))
+    evaluation = next((found for found in facts.evaluations if found.split == "test"), None)
     status.show_if_due("reading curves")
     curves, seconds = read_curves(folder)
     drawn: dict[str, list[Markup]] = {}
-    for section, what, draw in (*_charts(folder, curves, config, about), *_images(trained, about, data_path)):
+    for section, what, draw in (*_charts(folder, curves, evaluation, config), *_images(trained, about, data_path)):
         status.show_if_due(f"drawing {what}")
         with _noted(missing, what):
             drawn.setdefault(section, []).append(_svg(draw()))
-    evaluation = read_json(folder.evaluation_file())
     which = "" if checkpoint == "latest" else f" --checkpoint={checkpoint}"
     page = _render(
         "page.html",
-        facts=gather(folder, trained and sum(math.prod(weight.shape) for weight in trained.model.trainable_variables)),
+        facts=facts,
         trained=trained,
         about=about,
         time=duration(seconds) if seconds else "",
-        environment=read_json(folder.environment_file),
         preset=nearest_preset(config),
         settings=config_to_dict(config),
         drawn=drawn,
         missing=missing,
         evaluation=evaluation,
-        rows=evaluation_rows(evaluation),
+        is_damaged=evaluation is None and folder.evaluation_file().exists(),
         command=f"--workdir={shlex.quote(str(folder.path))} --metrics=elbo,iw,latents{which}",
     )
     return page, missing
@@ -110,13 +109,13 @@ def compare_runs(workdirs: Sequence[str]) -> str:
             lines = {workdir: of_run[name] for workdir, of_run in curves.items() if name in of_run}
             if lines:
                 charts.append(_svg(figures.training_curves(f"{title}: {part} images", unit, lines, _WIDTH)))
-    scores: dict[str, dict[str, str]] = {}
-    for workdir, folder in folders.items():
-        for name, value, _ in evaluation_rows(read_json(folder.evaluation_file())):
+    facts, scores = {workdir: gather(folder) for workdir, folder in folders.items()}, {}
+    for workdir, of_run in facts.items():
+        for name, value, _ in (row for found in of_run.evaluations if found.split == "test" for row in found.rows):
             scores.setdefault(name, {})[workdir] = value
     return _render(
         "comparison.html",
-        facts={workdir: gather(folder) for workdir, folder in folders.items()},
+        facts=facts,
         scores=scores,
         settings={name: [of_run[name] for of_run in settings] for name in differing},
         curves=charts,
@@ -152,7 +151,7 @@ def _svg(figure: Figure) -> Markup:
 
 
 def _charts(
-    folder: RunFolder, curves: Mapping[str, Curve], config: ExperimentConfig, about: figures.Provenance
+    folder: RunFolder, curves: Mapping[str, Curve], evaluation: Evaluation | None, config: ExperimentConfig
 ) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
     """What needs no model: the section of each figure, what it shows, and what draws it."""
 
@@ -165,24 +164,25 @@ def _charts(
         if isinstance(columns, str):
             columns = {"training": f"train_{columns}", "test": f"test_{columns}"}
         yield from of_lines("curves", title, unit, {name: curves[of] for name, of in columns.items() if of in curves})
-    plan, metrics = latent_plan(config.model), read_json(folder.evaluation_file()) or {}
-    shapes, evaluated = plan.latent_shapes(), about._replace(step=metrics.get("step"), seed=metrics.get("seed"))
+    name, plan = folder.path.absolute().name, latent_plan(config.model)
     with contextlib.suppress(*UNREADABLE):
+        metrics, shapes = evaluation.metrics, plan.latent_shapes()
+        about = figures.Provenance(name, metrics["step"], None, metrics["seed"], metrics["checkpoint_sha256"])
         per_group, per_channel = metrics["kl_per_group_nats"], np.array(metrics["latents"]["kl_per_channel_nats"])
         if per_channel.shape == (len(shapes), shapes[0][2]) and len(per_group) == len(shapes):
-            yield "latents", "KL of groups", lambda: figures.kl_per_group(per_group, shapes, evaluated, _WIDTH)
-            draw = functools.partial(figures.kl_per_channel, per_channel, shapes, ACTIVE_FROM, evaluated, _WIDTH)
+            yield "latents", "KL of groups", lambda: figures.kl_per_group(per_group, shapes, about, _WIDTH)
+            draw = functools.partial(figures.kl_per_channel, per_channel, shapes, ACTIVE_FROM, about, _WIDTH)
             yield "latents", "KL of channels", draw
     scales = {}
     for scale in plan.scales:
-        groups = [curves[name] for name in (f"kl_per_group/{group:02d}" for group in scale.groups) if name in curves]
-        if len(groups) == len(scale.groups) and len({len(curve.steps) for curve in groups}) == 1:
+        with contextlib.suppress(KeyError, ValueError):
+            groups = [curves[f"kl_per_group/{group:02d}"] for group in scale.groups]
             values = np.sum([curve.values for curve in groups], axis=0).tolist()
             scales[f"{scale.height}×{scale.width}"] = Curve(groups[0].steps, values)
     yield from of_lines("latents", "KL of the latents of each scale, test images", "nats per image", scales)
     with contextlib.suppress(ArithmeticError, OSError, ValueError, SyntaxError):
         if strip := _samples_during_training(folder, config.model.image_width):
-            drawn = about._replace(step=None, temperature=0.7, seed=0)
+            drawn = figures.Provenance(name, temperature=0.7, seed=0)
             yield "strip", "samples during training", lambda: figures.training_strip(*strip, drawn, _WIDTH)
 
 
@@ -242,20 +242,5 @@ def _samples_during_training(folder: RunFolder, image_width: int) -> tuple[np.nd
     return np.array(rows), [int(file.stem[5:]) for file in files]
 
 
-def read_json(file: os.PathLike) -> dict[str, Any] | None:
-    """The JSON object of a file; None where it is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else None
-    return None
-
-
 def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{group}.{name}": value for group, values in settings.items() for name, value in values.items()}
-
-
-def evaluation_rows(metrics: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
-    """The rows of an evaluation file's metrics; none where it is missing, damaged, or of another kind."""
-    with contextlib.suppress(*UNREADABLE):
-        return list(table.rows(metrics))
-    return []

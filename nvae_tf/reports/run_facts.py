@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.util import tensor_util
 
 from nvae_tf.config import DataSpec, ExperimentConfig
-from nvae_tf.evaluation.table import table
+from nvae_tf.evaluation.table import rows, table
 from nvae_tf.files import atomic_write
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
@@ -113,6 +113,8 @@ class Evaluation(NamedTuple):
     checkpoint: str | None  # "latest" or "best"
     results: tuple[EvalResult, ...]
     table: str  # for people
+    rows: tuple[tuple[str, str, str], ...]  # what was measured, its value, and how
+    metrics: Mapping[str, Any]  # all that the file has
     made: str  # when, with which TensorFlow
     command: str  # what to type to make them again
     pictures: tuple[str, ...]  # picture files that it names and that exist, relative to the run folder
@@ -133,6 +135,7 @@ class RunFacts(NamedTuple):
     # The last step of `metrics.csv`, its test NELBO in nats and in bits.
     training_score: tuple[int, float, float] | None
     learning_rates: tuple[tuple[float, int], ...] | None  # the highest and the last, each with its step
+    environment: Mapping[str, Any] | None  # hardware and versions of the latest training
     samples: tuple[str, int] | None  # the newest picture file of samples, and its step
 
     @property
@@ -168,8 +171,17 @@ def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
         evaluations=tuple(filter(None, evaluations)),
         training_score=_read(_training_score, folder.metrics_file),
         learning_rates=_read(_learning_rates, folder.metrics_file),
+        environment=_read(read_object, folder.environment_file),
         samples=(f"{folder.samples.name}/{samples[max(samples)].name}", max(samples)) if samples else None,
     )
+
+
+def read_object(file: pathlib.Path) -> dict[str, Any]:
+    """The JSON object of a file; ValueError where it is damaged or another kind."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: not a JSON object")
+    return content
 
 
 def _read(reader: typing.Callable[..., Any], *arguments: Any) -> Any:
@@ -281,7 +293,7 @@ def identifier(text: str) -> str:
 
 
 def _evaluation(file: pathlib.Path, workdir: str, dataset: str | None) -> Evaluation:
-    metrics = json.loads(file.read_text(encoding="utf-8"))
+    metrics = read_object(file)
     pictures = tuple(
         str(path)
         for path in map(pathlib.PurePosixPath, metrics.get("latents", {}).get("pictures", ()))
@@ -291,7 +303,8 @@ def _evaluation(file: pathlib.Path, workdir: str, dataset: str | None) -> Evalua
     results = tuple(_results(metrics, dataset or identifier(metrics["dataset"])))
     command = _command(metrics, workdir)
     return Evaluation(
-        str(metrics["split"]), metrics.get("checkpoint"), results, table(metrics), made, command, pictures
+        *(str(metrics["split"]), metrics.get("checkpoint"), results),
+        *(table(metrics), tuple(rows(metrics)), metrics, made, command, pictures),
     )
 
 

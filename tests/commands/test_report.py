@@ -144,7 +144,7 @@ def test_card_and_settings_are_complete_and_escaped(page, run, trained):
 
 def test_images_are_those_of_the_model(page, trained):
     found = page.images()
-    about, model = figures.Provenance(NAME), trained.model
+    about, model = figures.Provenance("run"), trained.model
     expected = [figures.samples(model.generate(36, t, seed=1).numpy(), about, width=430) for t in TEMPERATURES]
     test, _ = data_set_images(trained.config, count=8, seed=1)
     expected.append(figures.reconstructions(test, reconstruct_images(model, test, seed=1), about, width=430))
@@ -166,7 +166,7 @@ def test_metrics_of_the_run_are_on_the_page(page, run):
         assert f"{metrics[name]:.{places}f} ± {half:.{places}f} nats per image" in page.text
     for value in metrics["kl_per_group_nats"]:
         assert f" {value:.2f} " in page.text
-    assert f"Active units {metrics['latents']['active_units']} of 4 " in page.text
+    assert f"active units {metrics['latents']['active_units']} of 4 " in page.text
     assert "Of another checkpoint" not in page.text and f"--workdir={run.name}" in page.text
     last = (run / "metrics.csv").read_text().splitlines()[-1].split(",")
     assert f"test: {float(last[8]):.4g} at step 60" in page.text and "training: " in page.text
@@ -223,7 +223,7 @@ def test_runs_are_compared(commands, run, tmp_path):
     assert process.returncode == 0, process.stderr
     page = Page(output.read_text(encoding="utf-8"))
     assert re.search(r"setting \S+ \S+ optimizer.learning_rate 0.03 0.25", page.text)
-    assert "Importance-weighted bound" in page.text and "not evaluated" in page.text
+    assert "importance-weighted, 5 samples" in page.text and "not evaluated" in page.text
     assert page.text.count(f"{other}: ") == 6 and "KL of posterior and prior: training images" in page.text
     assert "None: all runs have the same settings." in Page(compare_runs([str(run), str(run)])).text
     assert "give a run folder" in commands.refused(["-m", "train.report"])

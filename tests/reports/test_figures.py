@@ -6,7 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 from nvae_tf.generation.image_grid import read_images
@@ -92,13 +93,13 @@ def pixels(figure):
 def test_texts_are_there_and_do_not_overlap(name, width, monkeypatch):
     make, words = FIGURES[name]
     figure = make(width)
-    texts, draw_text = [], RendererAgg.draw_text
+    texts, draw = [], Text.draw
 
-    def noting(renderer, gc, x, y, words, font, angle, ismath=False, mtext=None):
-        texts.append(mtext)
-        draw_text(renderer, gc, x, y, words, font, angle, ismath, mtext)
+    def noting(text, renderer):
+        texts.extend([text] if text.get_visible() and text.get_text().strip() else [])
+        draw(text, renderer)
 
-    monkeypatch.setattr(RendererAgg, "draw_text", noting)
+    monkeypatch.setattr(Text, "draw", noting)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = {text: text.get_window_extent(canvas.get_renderer()) for text in texts}

@@ -55,8 +55,7 @@ def reader_of_runs(base: pathlib.Path):
     from nvae_tf.models import NVAE
     from nvae_tf.models.nvae import model_for_training
     from nvae_tf.reports.model_card import keep_model_card
-    from nvae_tf.reports.page import evaluation_rows, read_json
-    from nvae_tf.reports.run_facts import read_curves
+    from nvae_tf.reports.run_facts import gather, read_curves
     from nvae_tf.training import loading
     from nvae_tf.training.checkpoints import TrainingState
     from nvae_tf.training.outputs import MetricsFile
@@ -104,7 +103,7 @@ def reader_of_runs(base: pathlib.Path):
 
     def read(path):
         folder = RunFolder(path)
-        evaluation_rows(read_json(folder.evaluation_file()))
+        gather(folder)
         read_curves(folder)
         # In this order: training clears away what is damaged.
         return {part.__name__: result_of(functools.partial(part, path)) for part in (loaded, best, resumed)}
