@@ -25,7 +25,7 @@ from absl import flags
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, ExperimentConfig, check, check_choice
 from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
-from nvae_tf.errors import exit_on_user_error, require, start_tensorflow_quietly
+from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 from nvae_tf.generation import arguments, image_grid
 from nvae_tf.generation.arguments import FIGURES, FOLDER, OutputPlace
@@ -281,7 +281,7 @@ def _check_form(place: OutputPlace) -> None:
     if FLAGS.each is not None:
         arguments.output_place(os.path.join(FLAGS.each, ""), (FOLDER,), FLAGS.overwrite, "each")
     if is_figure:
-        require("matplotlib", "reports")
+        arguments.require_matplotlib()
 
 
 def _check_choice_of_images() -> None:

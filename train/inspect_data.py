@@ -16,8 +16,8 @@ from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.data.spec import complete_config
-from nvae_tf.errors import require, start_tensorflow_quietly
-from nvae_tf.generation.arguments import FIGURES, output_place
+from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf.generation.arguments import FIGURES, output_place, require_matplotlib
 from nvae_tf.latent_plan import latent_plan
 
 CONFIG = command_line.define_config(flags)
@@ -35,7 +35,7 @@ def main() -> None:
     may_replace = OVERWRITE.value or flags.FLAGS["output"].using_default_value
     output = output_place(OUTPUT.value, (".png",) if RAW.value else FIGURES, may_replace).path
     if not RAW.value:
-        require("matplotlib", "reports")
+        require_matplotlib()
     config = complete_config(CONFIG.value)
     latent_plan(config.model)
     start_tensorflow_quietly()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from nvae_tf.config import check
+from nvae_tf.errors import require
 from nvae_tf.files import check_writable
 
 FOLDER = "folder"
@@ -52,6 +53,14 @@ def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = 
     message = f"{given}: there is such a file; give another name, or --overwrite to replace it"
     check(overwrite or not path.exists(), message)
     return OutputPlace(path, kind)
+
+
+def require_matplotlib() -> None:
+    """Checks that figures can be drawn; the ValueError says how, and how it goes without."""
+    try:
+        require("matplotlib", "reports")
+    except ValueError as error:
+        raise ValueError(f"{error}, or give --raw for a bare grid of images") from None
 
 
 def parse_temperature(text: str) -> float | list[float]:

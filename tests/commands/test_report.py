@@ -16,6 +16,7 @@ from PIL import Image
 
 from nvae_tf.errors import require
 from nvae_tf.evaluation.evaluate import evaluate_run
+from nvae_tf.generation.arguments import require_matplotlib
 from nvae_tf.generation.reconstruction import data_set_images, reconstruct_images
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports import figures
@@ -233,6 +234,9 @@ def test_a_missing_extra_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ValueError, match=r'^jinja2 is not installed: pip install "nvae_tf\[reports\]"$'):
         require("jinja2", "reports")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=r'"nvae_tf\[reports\]", or give --raw for a bare grid of images$'):
+        require_matplotlib()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; scripts/install_chromium.sh does it")
