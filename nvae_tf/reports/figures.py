@@ -182,7 +182,7 @@ def kl_per_channel(
     axes.set_xticks(shown - 0.5, map(str, shown))
     axes.tick_params(length=0)
     axes.set_xlabel("channels of a group, the largest KL first")
-    axes.set_title(f"group: active channels of {channels}", loc="left", fontsize=size, color=FAINT)
+    axes.set_title(f"beside a group: its active channels, of {channels}", loc="left", fontsize=size, color=FAINT)
     axes.invert_yaxis()
     bar = figure.colorbar(mesh, orientation="horizontal", aspect=40, pad=0.5 / groups, format="{x:,g}")
     _style(bar.ax, size)

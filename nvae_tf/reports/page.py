@@ -216,7 +216,7 @@ def _images(
         source, drawn = load_split(spec, "train"), generate_images(model, 6, 1.0, seed)
         numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
         batches = iterate(evaluation_batches(source, spec, 100, seed, numbers), source)
-        _, distances, images = nearest_images(drawn, batches, 5)
+        _, distances, images = nearest_images(drawn, batches, 5, lambda done: None)
         return figures.nearest(drawn, images, distances, "training", at_one, _WIDTH)
 
     def decisions() -> Figure:
