@@ -170,7 +170,8 @@ def _charts(
         about = figures.Provenance(name, metrics["step"], None, metrics["seed"], metrics["checkpoint_sha256"])
         per_group, per_channel = metrics["kl_per_group_nats"], np.array(metrics["latents"]["kl_per_channel_nats"])
         if per_channel.shape == (len(shapes), shapes[0][2]) and len(per_group) == len(shapes):
-            yield "latents", "KL of groups", lambda: figures.kl_per_group(per_group, shapes, about, _WIDTH)
+            draw = functools.partial(figures.kl_per_group, per_group, shapes, about, _WIDTH)
+            yield "latents", "KL of groups", draw
             draw = functools.partial(figures.kl_per_channel, per_channel, shapes, ACTIVE_FROM, about, _WIDTH)
             yield "latents", "KL of channels", draw
     scales = {}
@@ -180,10 +181,15 @@ def _charts(
             values = np.sum([curve.values for curve in groups], axis=0).tolist()
             scales[f"{scale.height}×{scale.width}"] = Curve(groups[0].steps, values)
     yield from of_lines("latents", "KL of the latents of each scale, test images", "nats per image", scales)
+    # Some of the grids that training has written.
+    files = sorted(folder.samples.glob("step-*.png"))
+    files = [files[index] for index in np.unique(np.linspace(0, len(files) - 1, 5).round().astype(int)) if files]
     with contextlib.suppress(ArithmeticError, OSError, ValueError, SyntaxError):
-        if strip := _samples_during_training(folder, config.model.image_width):
-            drawn = figures.Provenance(name, temperature=0.7, seed=0)
-            yield "strip", "samples during training", lambda: figures.training_strip(*strip, drawn, _WIDTH)
+        rows = [read_images(file, config.model.image_width, _COLUMNS)[:_COLUMNS] for file in files]
+        steps, made = [int(file.stem[5:]) for file in files], figures.Provenance(name, temperature=0.7, seed=0)
+        if rows:
+            draw = functools.partial(figures.training_strip, np.array(rows), steps, made, _WIDTH)
+            yield "strip", "samples during training", draw
 
 
 def _images(
@@ -230,16 +236,6 @@ def _images(
     yield "test", "the way between test images", interpolation
     yield "nearest", "the training images nearest to samples", nearest
     yield "groups", "what the latent groups decide", decisions
-
-
-def _samples_during_training(folder: RunFolder, image_width: int) -> tuple[np.ndarray, list[int]] | None:
-    """The first row `[steps, columns, ...]` of some of the grids that training has written, and their steps."""
-    files = sorted(folder.samples.glob("step-*.png"))
-    if not files:
-        return None
-    files = [files[index] for index in np.unique(np.linspace(0, len(files) - 1, 5).round().astype(int))]
-    rows = [read_images(file, image_width, _COLUMNS)[:_COLUMNS] for file in files]
-    return np.array(rows), [int(file.stem[5:]) for file in files]
 
 
 def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

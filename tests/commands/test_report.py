@@ -157,6 +157,7 @@ def test_images_are_those_of_the_model(page, trained):
         assert any(np.abs(image[: len(canvas)] - canvas[: len(image)]).max() <= 1 for image in images)
     # Besides: interpolation, neighbors, groups, samples during training, and the colors of a scale.
     assert len(found) == len(expected) + 5 and "step 40 step 60" in page.text
+    assert page.text.count("run, step 60, seed 0") == 2 and page.text.count("run, temperature 0.7, seed 0") == 1
 
 
 def test_metrics_of_the_run_are_on_the_page(page, run):
@@ -170,9 +171,9 @@ def test_metrics_of_the_run_are_on_the_page(page, run):
     assert f"active units {metrics['latents']['active_units']} of 4 " in page.text
     assert "Of another checkpoint" not in page.text and f"--workdir={run.name}" in page.text
     last = (run / "metrics.csv").read_text().splitlines()[-1].split(",")
-    assert f"test: {float(last[8]):.4g} at step 60" in page.text and "training: " in page.text
+    assert f"test: {float(last[8]):.5g} at step 60" in page.text and "training: " in page.text
     # TensorBoard has the same KL at the same step.
-    assert f"8×8: {metrics['kl_per_group_nats'][0]:.4g} at step 60" in page.text
+    assert f"8×8: {metrics['kl_per_group_nats'][0]:.5g} at step 60" in page.text
 
 
 def test_a_sentence_replaces_what_is_missing(run, trained, tmp_path, monkeypatch):
