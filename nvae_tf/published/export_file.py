@@ -21,7 +21,7 @@ from nvae_tf.published.settings import cell_tables, published_settings
 from nvae_tf.published.torch_file import OWN_KEY
 from nvae_tf.published.weights import as_tensor, published_values
 from nvae_tf.reports.run_facts import origin_of_run
-from nvae_tf.training.checkpoints import VALUE, check_architecture, step_of, wrap_read_errors
+from nvae_tf.training.checkpoints import VALUE, check_architecture, step_of, wrap_checkpoint_errors
 from nvae_tf.training.loading import find_run
 from nvae_tf.training.run_folder import RunFolder, read_image_counts
 
@@ -93,7 +93,7 @@ def _read_checkpoint(
     import torch
 
     model, place = made.model, pathlib.Path(prefix)
-    with wrap_read_errors(prefix):
+    with wrap_checkpoint_errors(prefix):
         reader = tf.train.load_checkpoint(prefix)
         shapes = reader.get_variable_to_shape_map()
         size = sum(file.stat().st_size for file in place.parent.glob(f"{place.name}.*"))
@@ -110,7 +110,7 @@ def _read_checkpoint(
         def read(variable: Any) -> np.ndarray:
             key, lacks = keys.get(id(variable)), f"{prefix}: lacks {variable.name}"
             check(key is not None, f"{lacks}, so it was not written by train.main with these settings; {instead}")
-            with wrap_read_errors(prefix):
+            with wrap_checkpoint_errors(prefix):
                 value = reader.get_tensor(key)
             bar.update(value.nbytes)
             return value

@@ -94,7 +94,7 @@ class TrainingState:
         found = newest_whole(self.folder)
         if found.path is not None:
             check_architecture(self._model, found.path)
-            with wrap_read_errors(found.path):
+            with wrap_checkpoint_errors(found.path):
                 has_scale = _LOSS_SCALE in tf.train.load_checkpoint(found.path).get_variable_to_shape_map()
                 checkpoint = self._checkpoint if has_scale else self._without_scale
                 checkpoint.read(found.path).assert_existing_objects_matched().expect_partial()
@@ -167,7 +167,7 @@ def restore_weights(model: NVAE, checkpoint: str) -> bool:
     ValueError, before anything is assigned: the checkpoint is damaged or of another architecture.
     """
     check_architecture(model, checkpoint)
-    with wrap_read_errors(checkpoint):
+    with wrap_checkpoint_errors(checkpoint):
         weights = named_weights(model)
         status = tf.train.Checkpoint(model=nested(weights)).read(checkpoint)
         status.assert_existing_objects_matched().expect_partial()
@@ -183,7 +183,7 @@ def restore_weights(model: NVAE, checkpoint: str) -> bool:
 
 def check_architecture(model: NVAE, checkpoint: str) -> None:
     """ValueError if a model's weights differ from those in a checkpoint in names or shapes, or it is damaged."""
-    with wrap_read_errors(checkpoint):
+    with wrap_checkpoint_errors(checkpoint):
         shapes = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
     found = {
         name.removeprefix("model/").removesuffix(VALUE): list(shape)
@@ -208,7 +208,7 @@ def check_architecture(model: NVAE, checkpoint: str) -> None:
 
 
 @contextlib.contextmanager
-def wrap_read_errors(checkpoint: str) -> Iterator[None]:
+def wrap_checkpoint_errors(checkpoint: str) -> Iterator[None]:
     """Raises a ValueError, the checkpoint is damaged or gone, for TensorFlow's errors of many kinds in its block."""
     try:
         yield
@@ -275,8 +275,8 @@ def best_instead(checkpoints: pathlib.Path) -> str:
     if best.path is None:
         return ""
     return (
-        f'. The best one, of step {best.step}, is whole: checkpoint="best", or the flag --checkpoint=best. Or copy '
-        f"{best.path}.* into {checkpoints}, and the run continues from there"
+        f". The best one, of step {best.step}, is whole: --checkpoint=best of the commands that use a run, or "
+        f'checkpoint="best" in Python. Or copy {best.path}.* into {checkpoints}, and training continues from there'
     )
 
 
