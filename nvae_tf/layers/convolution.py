@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from nvae_tf.layers import cpu_kernels
 from nvae_tf.layers.normalization import moments, numbers_a_channel
-from nvae_tf.layers.stacked import ForwardPass, StackedLayer
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer, rows
 
 
 class ConvolutionWeights(NamedTuple):
@@ -70,8 +70,7 @@ class StackedConvolution(StackedLayer):
 
     def slices(self, forward: ForwardPass) -> list[ConvolutionWeights]:
         variables = [self.kernels_of(forward)] + ([] if self.bias is None else [self.bias])
-        columns = [tf.unstack(tf.cast(variable, self.compute_dtype)) for variable in variables]
-        return [ConvolutionWeights(*row) for row in zip(*columns, strict=True)]
+        return [ConvolutionWeights(*row) for row in rows(variables, self.compute_dtype)]
 
     def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """Convolves `[batch, height, width, in]` to `[batch, height / strides, width / strides, out]`."""

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.layers.cpu_kernels import EPSILON, normalize
-from nvae_tf.layers.stacked import ForwardPass, StackedLayer
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer, rows
 from nvae_tf.replicas import replica_count, replica_means
 
 MOMENTUM = 0.95
@@ -136,8 +136,7 @@ class StackedBatchNormalization(StackedLayer):
 
     def slices(self, forward: ForwardPass) -> list[BatchNormalizationWeights]:
         variables = (self.gamma, self.beta) if forward.training else (self.gamma, self.beta, *self.statistics)
-        columns = [tf.unstack(tf.convert_to_tensor(variable)) for variable in variables]
-        return [BatchNormalizationWeights(*row) for row in zip(*columns, strict=True)]
+        return [BatchNormalizationWeights(*row) for row in rows(variables, "float32")]
 
     def apply_slice(self, weights: tuple | None, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         if weights is None:  # folded into a convolution

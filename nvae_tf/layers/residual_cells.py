@@ -13,7 +13,7 @@ from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.cpu_kernels import concatenated, nearest_upsampling, normalized_swish, swish
 from nvae_tf.layers.normalization import StackedBatchNormalization, normalize_batch, numbers_a_channel
-from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
+from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer, rows
 
 RESIDUAL_SCALE = 0.1
 
@@ -220,8 +220,7 @@ class StackedSqueezeExcite(StackedLayer):
 
     def slices(self, forward: ForwardPass) -> list[tuple[tf.Tensor, ...]]:
         variables = (self.reduce_kernel, self.reduce_bias, self.expand_kernel, self.expand_bias)
-        columns = [tf.unstack(tf.cast(variable, self.compute_dtype)) for variable in variables]
-        return list(zip(*columns, strict=True))
+        return rows(variables, self.compute_dtype)
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         reduce_kernel, reduce_bias, expand_kernel, expand_bias = weights

@@ -153,6 +153,12 @@ def _recomputed(apply: Callable) -> Callable:
     return again
 
 
+def rows(variables: Sequence[keras.Variable | tf.Tensor], dtype: str) -> list[tuple[tf.Tensor, ...]]:
+    """Variables `[count, ...]` of a stack as one tuple a layer, in a type."""
+    columns = [tf.unstack(tf.cast(variable, dtype)) for variable in variables]
+    return list(zip(*columns, strict=True))
+
+
 def stack_of(kind: type[StackedLayer], count: int, *arguments, **keywords) -> StackedLayer | None:
     """A stack of `count` layers, or None where the plan has none of them."""
     return kind(count, *arguments, **keywords) if count else None
