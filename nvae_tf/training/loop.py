@@ -114,11 +114,11 @@ class TrainingLoop:
     outputs: RunOutputs
     stop: StopRequest
     profiler: "StepProfiler"
-    compiled: bool
+    compiled: dataclasses.InitVar[bool]
 
-    def __post_init__(self):
+    def __post_init__(self, compiled: bool):
         self._settings, self._saved_at = self.run.config.train, time.monotonic()
-        self._train_step = step_function(self.run.replicas.strategy, self.run.model, self.compiled)
+        self._train_step = step_function(self.run.replicas.strategy, self.run.model, compiled)
 
     def continue_from(self, step: int) -> TrainingResult:
         """Trains from a step to the end, or until a signal interrupts it."""

@@ -259,8 +259,15 @@ class TensorBoardWriter:
         # Only when something is written, or every look at a finished run would leave an empty file.
         return tf.summary.create_file_writer(str(self._folder))
 
-    def scalars(self, step: int, values: Mapping[str, Any], write: Callable = tf.summary.scalar) -> None:
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes one point of each curve."""
+        self._write(step, values, tf.summary.scalar)
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Writes an image, uint8 `[height, width, channels]`."""
+        self._write(step, {name: pixels[np.newaxis]}, tf.summary.image)
+
+    def _write(self, step: int, values: Mapping[str, Any], write: Callable) -> None:
         try:
             with self._writer.as_default(step):
                 for name, value in values.items():
@@ -269,7 +276,3 @@ class TensorBoardWriter:
         except tf.errors.OpError as error:
             reason = first_line(error)
             raise OSError(f"{self._folder}: TensorBoard's files can't be written ({reason})") from error
-
-    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Writes an image, uint8 `[height, width, channels]`."""
-        self.scalars(step, {name: pixels[np.newaxis]}, tf.summary.image)
