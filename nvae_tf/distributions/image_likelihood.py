@@ -5,6 +5,7 @@ import dataclasses
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from nvae_tf.config import LIKELIHOODS, check_choice
 from nvae_tf.distributions.discretized_logistic_mixture import (
     DiscretizedLogisticMixture,
     num_mixture_parameters,
@@ -29,6 +30,9 @@ class ImageLikelihood:
     num_mixtures: int = 10
     num_bits: int = 8
     exact_edges: bool = False
+
+    def __post_init__(self):
+        check_choice("likelihood", self.name, LIKELIHOODS)
 
     @property
     def num_parameters(self) -> int:
