@@ -76,7 +76,14 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     """
 
     def __init__(
-        self, mixture_logits, means, log_scales, coefficients, temperature=1.0, num_bits: int = 8, exact_edges=False
+        self,
+        mixture_logits: tf.Tensor,
+        means: tf.Tensor,
+        log_scales: tf.Tensor,
+        coefficients: tf.Tensor,
+        temperature: float | tf.Tensor = 1.0,
+        num_bits: int = 8,
+        exact_edges: bool = False,
     ):
         parameters = dict(locals())
         self._mixture_logits, self._means, self._log_scales, self._coefficients, self._temperature = (

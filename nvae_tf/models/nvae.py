@@ -235,7 +235,15 @@ class NVAE(keras.Model):
         return self.add_importance_samples(begun, images, self.features(images), seeds, *whole).bounds[:, 0]
 
     def add_importance_samples(
-        self, before: objectives.ImportanceWeighting, images, features, seeds, first, last, numbers, samples_at_once=1
+        self,
+        before: objectives.ImportanceWeighting,
+        images: tf.Tensor,
+        features: Sequence[tf.Tensor],
+        seeds: tf.Tensor,
+        first: int | tf.Tensor,
+        last: int | tf.Tensor,
+        numbers: Sequence[int],
+        samples_at_once: int = 1,
     ) -> objectives.ImportanceWeighting:
         """Adds samples `first ... last - 1` of every image to those `before`, functions of seed and number.
 
