@@ -98,6 +98,21 @@ def test_rgb_matches_the_formula_in_float64(num_bits, exact_edges):
     np.testing.assert_allclose(mixture.log_prob(images), expected, rtol=2e-5, atol=5e-4)
 
 
+def test_gradient_with_exact_edges_matches_finite_differences():
+    parameters = random_parameters([20], 3, 2, seed=3, log_scale_range=(-5, 3))
+    images = all_pixels(3, 5)[np.random.default_rng(4).integers(0, 32**3, 20)]
+    with tf.GradientTape() as tape:
+        variables = tf.constant(parameters)
+        tape.watch(variables)
+        log_prob = mixture_of(variables, 3, 2, num_bits=5, exact_edges=True).log_prob(images)
+    gradient = tape.gradient(log_prob, variables).numpy()
+    for pixel, column in np.ndindex(parameters.shape):
+        step = np.eye(parameters.shape[1])[column] * 1e-5
+        around = (parameters[pixel].astype(np.float64) + sign * step for sign in (1, -1))
+        up, down = (rgb_log_prob(images[pixel], each, 2, 5, True) for each in around)
+        np.testing.assert_allclose(gradient[pixel, column], (up - down) / 2e-5, rtol=1e-3, atol=1e-3)
+
+
 def test_coefficients_of_four_channels_are_the_lower_triangle():
     triangle = np.array([[0, 0, 0, 0], [0.9, 0, 0, 0], [-0.5, 0.4, 0, 0], [0.3, -0.8, 0.6, 0]])
     rows = triangle[np.tril_indices(4, -1)][:, np.newaxis].astype(np.float32)

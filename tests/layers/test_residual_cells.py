@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -147,6 +148,28 @@ def test_a_cell_is_skip_plus_a_tenth_of_the_gated_branch(change, squeeze_excite,
     outputs = cell.single(images, layers.ForwardPass())
     assert tuple(outputs.shape) == (2, 4 * factor, 6 * factor, channels_out)
     np.testing.assert_allclose(outputs, skipped + 0.1 * residual, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("upsampling", [False, True])
+@pytest.mark.parametrize(("policy", "tolerance"), [("mixed_float16", 2e-2), ("mixed_bfloat16", 1e-1)])
+def test_swish_convolution_and_its_gradients_in_half_precision(policy, tolerance, upsampling, normal, shaken):
+    half = keras.DTypePolicy(policy).compute_dtype
+    images, upstream = normal(3, 5, 4, 6), normal(3, *(size * (1 + upsampling) for size in (5, 4)), 4)
+
+    def outputs_and_gradients(dtype):
+        keras.utils.set_random_seed(3)
+        layer = shaken(SwishConvolution(layers.StackedConvolution(1, 6, 4, 3, dtype=dtype), upsampling, dtype=dtype))
+        inputs = tf.cast(tf.cast(images, half), layer.compute_dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer.single(inputs, layers.ForwardPass(training=True))
+        of = [inputs, *layer.trainable_weights]
+        return outputs, *tape.gradient(outputs, of, output_gradients=tf.cast(upstream, outputs.dtype))
+
+    found = outputs_and_gradients(policy)
+    assert found[0].dtype == found[1].dtype == half
+    for value, target in zip(found, outputs_and_gradients("float32"), strict=True):
+        np.testing.assert_allclose(tf.cast(value, tf.float32), target, atol=tolerance * np.max(np.abs(target)))
 
 
 @pytest.mark.parametrize("one_cpu", [True, False], ids=["one CPU", "all else"])

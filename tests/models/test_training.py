@@ -78,6 +78,17 @@ def test_self_normalizing_layers_are_set_by_the_first_batch_only_and_draws_depen
     assert len(losses) == 2
 
 
+def test_gradients_that_overflow_change_nothing_though_the_loss_is_finite(monkeypatch):
+    model, _ = compiled(num_flows=1)
+    images = images_of(model.config)
+    model.train_step(images)
+    before = state_of(model)
+    # The loss is some 1e31, the squares of the gradients are infinite.
+    monkeypatch.setattr(model, "objective", ObjectiveConfig(regularisation=1e30))
+    assert float(model.train_step(images)["skipped_steps"]) > 0.0
+    assert_same(state_of(model), before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cell_set", ["res_mbconv", "res_elu"])
 def test_the_steps_after_a_bad_one_are_as_if_it_had_not_been(cell_set):

@@ -42,6 +42,17 @@ def test_norms_against_singular_values():
         np.testing.assert_allclose(found, exact_norms(stack), rtol=2e-3)
 
 
+def test_the_gradient_is_the_outer_product_of_the_singular_vectors():
+    stack = StackedConvolution(2, 3, 4, 3, use_bias=False, weight_normalized=False)
+    stack.kernel.assign(np.float32(np.random.default_rng(3).normal(size=stack.kernel.shape)))
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(SpectralRegularizer([stack]).norms(pass_of([stack]), iterations=500)[0])
+    found = tape.gradient(total, stack.kernel.value).numpy().reshape(2, -1, 4)
+    for matrix, outer in zip(stack.kernel.numpy().reshape(2, -1, 4).astype(np.float64), found, strict=True):
+        left, _, right = np.linalg.svd(matrix, full_matrices=False)
+        np.testing.assert_allclose(outer, np.outer(left[:, 0], right[0]), rtol=1e-3, atol=1e-4)
+
+
 def slow_stack():
     """One kernel whose two largest singular values are near: after some iterations the norm is not yet there."""
     generator = np.random.default_rng(2)
