@@ -57,6 +57,18 @@ def test_a_stack_equals_separate_layers(kind, training, normal, shaken):
         np.testing.assert_allclose(value, tf.concat(parts, axis=0), rtol=1e-3, atol=tolerance)
 
 
+def test_layers_may_be_used_in_any_order(normal, shaken):
+    cells, images = shaken(ResidualCells(3, InvertedBranch(3, 2), 4, 4, True)), tf.constant(normal(2, 4, 4, 4))
+    found = []
+    for order in ((0, 1, 2), (2, 0, 1)):
+        forward = ForwardPass(training=True)
+        with cells.unstacked(forward) as layers:
+            outputs = {index: layers[index](images).numpy() for index in order}
+        found.append([*(outputs[index] for index in range(3)), *(value.numpy() for _, value in forward.updates)])
+    for first, second in zip(*found, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
 def test_the_kernels_of_all_convolutions_are_left_with_the_pass():
     cells, forward = ResidualCells(3, InvertedBranch(3, 2), 4, 4, squeeze_excite=True), ForwardPass()
     with cells.unstacked(forward):

@@ -181,11 +181,14 @@ def test_backup_and_restore_ends_with_the_same_weights(tmp_path):
 
 def test_accumulated_gradients_of_the_optimizer_count_as_one_step():
     model = compiled(optimizer=NVAEAdamax(0.01, gradient_accumulation_steps=2), run_eagerly=True)
-    steps = []
+    changes, steps = [], []
     for _ in range(4):
+        before = values(model.trainable_weights)
         model.train_on_batch(IMAGES)
+        pairs = zip(before, values(model.trainable_weights), strict=True)
+        changes.append(any(np.any(old != new) for old, new in pairs))
         steps.append(int(model.optimizer.iterations))
-    assert steps == [0, 1, 1, 2]
+    assert (changes, steps) == ([False, True, False, True], [0, 1, 1, 2])
 
 
 def test_labels_in_a_generator_and_a_dataset_of_tuples_are_passed_over(eager):

@@ -132,8 +132,9 @@ def test_loading_gives_the_averages_and_resuming_the_weights(folder, precision):
     assert_same(averages_of(other), averages_of(model))
 
 
-def test_inside_the_block_the_model_has_the_averages_and_after_an_error_the_weights():
-    model = model_with()
+@pytest.mark.parametrize("kind", [NVAEAdamax, keras.optimizers.Adam])
+def test_inside_the_block_the_model_has_the_averages_and_after_an_error_the_weights(kind):
+    model = model_with(kind(1e-2, use_ema=True, ema_momentum=MOMENTUM))
     (*_, weights) = train(model, 3)
     averages = averages_of(model)
     with pytest.raises(KeyboardInterrupt):

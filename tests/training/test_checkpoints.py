@@ -217,6 +217,8 @@ def test_without_the_list_nothing_is_lost_and_old_ones_are_still_deleted(folder,
     save(state, model, 15)
     assert saved_steps(folder.checkpoints) == [10, 15]
     assert tf.train.latest_checkpoint(str(folder.checkpoints)).endswith("step-15")
+    moved = folder.path.rename(folder.path.with_name("moved"))
+    assert tf.train.latest_checkpoint(str(moved / "checkpoints")) == str(moved / "checkpoints" / "step-15")
 
 
 def test_a_save_that_a_killed_process_left_half_written_is_reported_and_removed(folder, model):

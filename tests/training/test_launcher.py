@@ -223,10 +223,12 @@ def test_a_killed_launcher_leaves_no_worker_behind(tmp_path):
     ("arguments", "visible", "num_known", "expected"),
     [
         ((2, 0), None, None, None),
+        ((2, 1), None, None, ["0", "1"]),
         ((2, 1), None, 2, ["0", "1"]),
         ((2, 2), "7, 5,GPU-ab,1,0", None, ["7,5", "GPU-ab,1"]),
         ((2, 2), None, 2, "takes 4 GPUs, the machine's driver knows 2"),
         ((2, 1), "0,-1,2", None, "takes 2 GPUs, CUDA_VISIBLE_DEVICES=0,-1,2 has 1$"),
+        ((2, 1), "", None, "takes 2 GPUs, CUDA_VISIBLE_DEVICES= has 0$"),
     ],
 )
 def test_gpus_are_assigned(tmp_path, monkeypatch, arguments, visible, num_known, expected):

@@ -1,9 +1,13 @@
 import dataclasses
 import json
 
+import numpy as np
+
 from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig
+from nvae_tf.models.nvae import model_for_training
 from nvae_tf.training.run import RunLength, length_warnings, with_length
 from nvae_tf.training.run_folder import open_for_training
+from tests.tiny_model import tiny_config
 
 
 def found(config):
@@ -46,6 +50,13 @@ def test_a_run_that_goes_on_keeps_its_settings(tmp_path):
     longer = with_length(ExperimentConfig(), RunLength(10, 4000), folder.path)
     assert found(longer) == (1.0, 400) and open_for_training(folder.path, longer)
     assert json.loads(folder.config_file.read_text())["train"]["evaluate_every_steps"] == 400
+
+
+def test_another_seed_gives_other_weights_and_draws():
+    configs = [ExperimentConfig(model=tiny_config(), train=TrainConfig(seed=seed)) for seed in (3, 4)]
+    one, other = (model_for_training(config, 10, 100).model for config in configs)
+    assert (one.seed, other.seed) == (3, 4)
+    assert np.any(one.convolutions[0].kernel != other.convolutions[0].kernel)
 
 
 def test_what_can_not_work_is_warned_about_in_one_line_each():

@@ -143,7 +143,9 @@ def test_what_an_older_version_did_not_note_is_added(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", '{"test": 6}', '{"train": true, "test": 6}', '{"train": 54, "test": 6, "a_step": 0}']
+    "text",
+    ["{", '{"test": 6}', '{"train": true, "test": 6}']
+    + [f'{{"train": 54, "test": 6, {more}}}' for more in ('"a_step": 0', '"held_out": 1')],
 )
 def test_damaged_image_counts_are_named(text, tmp_path):
     file = tmp_path / "images.json"

@@ -13,7 +13,8 @@ SETTINGS |= dict(train__evaluate_every_steps=15, train__sample_every_steps=1000)
 
 
 def training(commands, workdir, **changes):
-    return commands.tiny_training(workdir, **SETTINGS | changes)
+    arguments = commands.tiny_training(workdir, **SETTINGS | changes)
+    return ["--config=photos" if name.startswith("--config=") else name for name in arguments]
 
 
 def half_written_steps(workdir):
