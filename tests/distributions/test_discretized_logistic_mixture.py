@@ -99,16 +99,14 @@ def test_rgb_matches_the_formula_in_float64(num_bits, exact_edges):
 
 
 def test_gradient_with_exact_edges_matches_finite_differences():
-    parameters = random_parameters([20], 3, 2, seed=3, log_scale_range=(-5, 3))
+    parameters = tf.Variable(random_parameters([20], 3, 2, seed=3, log_scale_range=(-5, 3)))
     images = all_pixels(3, 5)[np.random.default_rng(4).integers(0, 32**3, 20)]
     with tf.GradientTape() as tape:
-        variables = tf.constant(parameters)
-        tape.watch(variables)
-        log_prob = mixture_of(variables, 3, 2, num_bits=5, exact_edges=True).log_prob(images)
-    gradient = tape.gradient(log_prob, variables).numpy()
-    for pixel, column in np.ndindex(parameters.shape):
-        step = np.eye(parameters.shape[1])[column] * 1e-5
-        around = (parameters[pixel].astype(np.float64) + sign * step for sign in (1, -1))
+        log_prob = mixture_of(parameters, 3, 2, num_bits=5, exact_edges=True).log_prob(images)
+    gradient = tape.gradient(log_prob, parameters).numpy()
+    for pixel, column in np.ndindex(*gradient.shape):
+        step = np.eye(gradient.shape[1])[column] * 1e-5
+        around = (np.float64(parameters[pixel]) + sign * step for sign in (1, -1))
         up, down = (rgb_log_prob(images[pixel], each, 2, 5, True) for each in around)
         np.testing.assert_allclose(gradient[pixel, column], (up - down) / 2e-5, rtol=1e-3, atol=1e-3)
 
