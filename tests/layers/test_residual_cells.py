@@ -5,8 +5,9 @@ import tensorflow as tf
 
 from nvae_tf import layers
 from nvae_tf.latent_plan import CELL_SETS, ConvolutionBranch, InvertedBranch
-from nvae_tf.layers.residual_cells import SwishConvolution
+from nvae_tf.layers.residual_cells import FactorizedReduce, SwishConvolution, aligned_bilinear_upsampling
 from nvae_tf.training.graph_memory import memory_timeline
+from tests.layers.reference import normalized_kernel
 
 BRANCHES = sorted({branch for cells in CELL_SETS.values() for branch in vars(cells).values()}, key=str)
 # Channels in and out, and the factor of the resolution.
@@ -163,8 +164,7 @@ def test_swish_convolution_and_its_gradients_in_half_precision(policy, tolerance
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             outputs = layer.single(inputs, layers.ForwardPass(training=True))
-        of = [inputs, *layer.trainable_weights]
-        return outputs, *tape.gradient(outputs, of, output_gradients=tf.cast(upstream, outputs.dtype))
+        return outputs, *tape.gradient(outputs, [inputs, *layer.trainable_weights], tf.cast(upstream, outputs.dtype))
 
     found = outputs_and_gradients(policy)
     assert found[0].dtype == found[1].dtype == half
@@ -210,3 +210,48 @@ def test_dense_layers_start_like_convolutions():
         values = weight.numpy()
         assert np.max(np.abs(values)) <= fan_in**-0.5
         assert np.std(values) == pytest.approx(fan_in**-0.5 / np.sqrt(3.0), rel=0.1)
+
+
+def interpolated(images):
+    """Doubles height and width linearly, one line after another; corner pixels keep their places."""
+    for axis in (1, 2):
+        size = images.shape[axis]
+        places = np.linspace(0.0, size - 1.0, 2 * size)
+        images = np.apply_along_axis(lambda line, p=places, s=size: np.interp(p, np.arange(s), line), axis, images)
+    return images
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (4, 2), (1, 1), (8, 8)])
+def test_aligned_bilinear(height, width, normal):
+    images = normal(2, height, width, 3)
+    doubled = aligned_bilinear_upsampling(tf.constant(images)).numpy()
+    np.testing.assert_allclose(doubled, interpolated(images), rtol=1e-4, atol=1e-5)
+    corners = doubled[:, [0, -1]][:, :, [0, -1]], images[:, [0, -1]][:, :, [0, -1]]
+    np.testing.assert_allclose(*corners, rtol=1e-6)
+    assert aligned_bilinear_upsampling(tf.constant(images, tf.bfloat16)).dtype == tf.bfloat16
+
+
+def test_the_gradient_of_aligned_bilinear_is_its_transpose(normal):
+    images, upstream, direction = tf.constant(normal(1, 3, 4, 2)), normal(1, 6, 8, 2), normal(1, 3, 4, 2)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        doubled = aligned_bilinear_upsampling(images)
+    gradient = tape.gradient(doubled, images, output_gradients=tf.constant(upstream))
+    assert np.sum(gradient * direction) == pytest.approx(np.sum(upstream * interpolated(direction)), rel=1e-4)
+
+
+@pytest.mark.parametrize("channels_out", [8, 10])
+def test_factorized_reduce(channels_out, normal, shaken):
+    layer = shaken(FactorizedReduce(1, 5, channels_out))
+    images = normal(2, 4, 6, 5)
+    active = images / (1.0 + np.exp(-images))
+    outputs = layer.single(images, layers.ForwardPass()).numpy()
+    assert outputs.shape == (2, 2, 3, channels_out)
+    assert [part.channels_out for part in layer.parts[:3]] == 3 * [channels_out // 4]
+    # Whole, then shifted in both directions, in width, in height.
+    shifted = [active, active[:, 1:, 1:], active[:, :, 1:], active[:, 1:]]
+    expected = []
+    for part, image in zip(layer.parts, shifted, strict=True):
+        kernel = normalized_kernel(part.kernel.numpy()[0], part.log_norm.numpy()[0])
+        expected.append(image[:, ::2, ::2] @ kernel[0, 0] + part.bias.numpy()[0])
+    np.testing.assert_allclose(outputs, np.concatenate(expected, axis=-1), rtol=1e-4, atol=1e-5)
