@@ -1,3 +1,4 @@
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 
-from nvae_tf.training.launcher import WorkerPlan, gpus_of_processes, run_workers
+from nvae_tf.training.launcher import StopRequest, StopRequested, WorkerPlan, gpus_of_processes, run_workers
 from tests import ROOT
 from tests.command_fixtures import until
 from train import launch
@@ -255,3 +256,33 @@ def test_a_launcher_in_a_cluster_is_refused_and_logs_lie_beside_the_run_folder(r
     for wrong in ("runs/two", "runs/two/logs", f"{tmp_path}/runs/two/logs", "file"):
         with pytest.raises(ValueError, match=f"^--log_dir={wrong}"):
             launch.log_folder(pathlib.Path("runs/two"), wrong)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_remembered_until_the_run_looks(number):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        stop.check()
+        os.kill(os.getpid(), number)
+        with pytest.raises(StopRequested):
+            stop.check()
+        assert stop.signal_number == number
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_outside_the_main_thread_signals_stay_as_they_are():
+    def handler():
+        with StopRequest() as stop:
+            stop.check()
+            return signal.getsignal(signal.SIGINT)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert pool.submit(handler).result() is signal.getsignal(signal.SIGINT)
