@@ -1,14 +1,16 @@
+import contextlib
 import shutil
 import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import LoweredRate, RunawayGuard
-from nvae_tf.training.loop import Recovery, growth_sentence, layer_names
+from nvae_tf.training.loop import Recovery, StepProfiler, growth_sentence, layer_names
 from tests.command_fixtures import metrics_rows, saved_steps, tensors
 from tests.tiny_model import assert_same, tiny_model
 
@@ -44,11 +46,6 @@ def train(commands, tmp_path):
     return start
 
 
-def values_of(folder, step, part):
-    reader = tf.train.load_checkpoint(str(folder / "checkpoints" / f"step-{step}"))
-    return [reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if part in name]
-
-
 @pytest.mark.slow
 def test_divergence_that_nothing_cures(train):
     done, folder = train("count > 30", "float('inf')", train__rollbacks=2)
@@ -66,7 +63,7 @@ def test_a_single_bad_step_costs_one_step(train):
     done, folder = train("count == 120", "1e6 * found.loss.loss", train__steps=150, train__evaluate_every_steps=150)
     assert done.returncode == 0, done.stderr
     assert "Back to" not in done.stdout
-    assert max(int(value) for value in values_of(folder, 150, "optimizer/0/")) == 149
+    assert [int(value) for name, value in tensors(folder, 150).items() if "optimizer/0/" in name] == [149]
 
 
 @pytest.mark.slow
@@ -152,8 +149,7 @@ def test_what_was_never_finite_has_not_grown_from_nan_to_nan():
     recent.kl_per_group[:, 1] = np.nan
     # Finite once, and usual is NaN.
     recent.spectral_norms[0, 1] = np.nan
-    sentence = growth_sentence(recent, GROUPS, LAYERS)
-    assert sentence == (
+    assert growth_sentence(recent, GROUPS, LAYERS) == (
         "In the last 20 steps: the KL of group 1 (4x4) was nan 19 steps before the last; the spectral norm of cells[0] "
         "was nan 19 steps before the last"
     )
@@ -177,6 +173,84 @@ def test_the_model_remembers_its_last_steps_in_order():
 def test_every_layer_has_a_name_of_its_own():
     model = tiny_model()
     names = layer_names(model)
-    forward_norms = sum(stack.count for stack in model.convolutions)
-    assert len(names) == len(set(names)) == forward_norms
+    assert len(names) == len(set(names)) == sum(stack.count for stack in model.convolutions)
     assert "bottom_up/stem[0]" in names
+
+
+@pytest.fixture
+def lines():
+    return []
+
+
+def take_steps(profiler, numbers):
+    for number in numbers:
+        with profiler.step(number):
+            tf.ones(4)
+
+
+def profiled_steps(folder):
+    found = []
+    for file in sorted(folder.glob("plugins/profile/*/*.xplane.pb")):
+        planes = xplane_pb2.XSpace.FromString(file.read_bytes()).planes
+        events = [(plane, event) for plane in planes for line in plane.lines for event in line.events]
+        stats = [(plane, stat) for plane, event in events for stat in event.stats]
+        numbered = (stat for plane, stat in stats if plane.stat_metadata[stat.metadata_id].name == "step_num")
+        found.append(sorted(stat.int64_value for stat in numbered))
+    return found
+
+
+@pytest.mark.parametrize("steps", [(3, 5), (2, 2)])
+def test_the_asked_for_steps_are_profiled(tmp_path, lines, steps):
+    first, last = steps
+    with StepProfiler(steps, tmp_path, lines.append) as profiler:
+        take_steps(profiler, range(1, last + 1))
+        # Already written: what comes between this step and the next, as an evaluation, is not in it.
+        assert profiled_steps(tmp_path) == [[*range(first, last + 1)]]
+        take_steps(profiler, range(last + 1, last + 4))
+    assert lines == [f"A profile of steps {first} to {last} is in {tmp_path}."]
+    assert len(profiled_steps(tmp_path)) == 1
+
+
+def test_a_run_that_ends_in_between_leaves_what_there_is(tmp_path, lines):
+    with pytest.raises(KeyboardInterrupt), StepProfiler((2, 9), tmp_path, lines.append) as profiler:
+        take_steps(profiler, range(1, 4))
+        with profiler.step(4):
+            raise KeyboardInterrupt
+    assert lines == [f"A profile of steps 2 to 4 is in {tmp_path}."]
+    assert profiled_steps(tmp_path) == [[2, 3, 4]]
+
+
+@pytest.mark.parametrize(("back_to", "expected"), [(1, [3, 4, 5]), (4, [3, 4, 4, 5, 5, 6, 7])])
+def test_a_run_that_goes_back_gets_one_profile(tmp_path, lines, back_to, expected):
+    with StepProfiler((3, 7), tmp_path, lines.append) as profiler:
+        take_steps(profiler, range(1, 6))
+        take_steps(profiler, range(back_to, 10))
+    assert profiled_steps(tmp_path) == [expected] and len(lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"), [("busy", "Another profiler is running. The run goes on."), ("a file in the way", "")]
+)
+def test_a_profile_that_can_not_be_made_is_reported_once(tmp_path, lines, problem, reason):
+    other = contextlib.nullcontext()
+    if problem == "busy":
+        other = tf.profiler.experimental.Profile(str(tmp_path / "other"))
+    else:
+        (tmp_path / "run").write_text(problem)
+    with other, StepProfiler((2, 3), tmp_path / "run", lines.append) as profiler:
+        take_steps(profiler, [*range(1, 5), *range(1, 5)])
+    assert len(lines) == 1 and lines[0].startswith(f"No profile of steps 2 to 3: {reason}")
+    assert not (tmp_path / "run").is_dir()
+
+
+def test_a_run_that_never_takes_the_first_step_says_so(tmp_path, lines):
+    for steps, numbers in (((), range(1, 4)), ((3, 5), range(4, 8))):
+        with StepProfiler(steps, tmp_path, lines.append) as profiler:
+            take_steps(profiler, numbers)
+    profiler = StepProfiler((10, 20), tmp_path, lines.append)
+    profiler.note_steps(1, 30)
+    profiler.note_steps(31, 30)
+    assert not lines and not list(tmp_path.iterdir())
+    profiler.note_steps(1, 9)
+    profiler.note_steps(11, 30)
+    assert [line.startswith("No profile: train.profile_steps begin with 10") for line in lines] == [True, True]
