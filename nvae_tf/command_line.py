@@ -139,7 +139,8 @@ def output_place(value: str, kinds: Sequence[str], overwrite: bool, flag: str = 
     check_writable(path if path.is_dir() else path.parent, given)
     there = "there are files in this folder" if kind == FOLDER else "there is such a file"
     is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    check(overwrite or is_free, f"{given}: {there}; give another name, or --overwrite to replace what is there")
+    what = "write among them" if kind == FOLDER else "replace it"
+    check(overwrite or is_free, f"{given}: {there}; give another name, or --overwrite to {what}")
     return OutputPlace(path, kind)
 
 

@@ -42,7 +42,7 @@ def settings_file(text: str) -> str:
         raise ValueError(f"--config={path}: a folder; give a file" + (f": {example}" if example.is_file() else ""))
     beside = [str(file) for file in (*path.parent.glob("*.py"), *path.parent.glob("*.json"))] if path.suffix else []
     nearest = did_you_mean(name if beside else path.stem, beside or presets)
-    raise ValueError(f"--config={name}: no such preset or file{nearest}")
+    raise ValueError(f"--config={name}: no such preset or file{nearest or '; presets: ' + ', '.join(presets)}")
 
 
 def default_config() -> ConfigDict:

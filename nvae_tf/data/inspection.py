@@ -46,21 +46,23 @@ def _inspect_part(
     batches: Iterator[tf.Tensor], available: int, spec: DataSpec, count: int, seconds: float
 ) -> tuple[np.ndarray, str]:
     """The first images and, in words, statistics of more and how fast they are read."""
-    read, wanted = [next(batches)], min(max(_IMAGES_LOOKED_AT, count), available)
-    while sum(map(len, read)) < wanted:
-        read.append(next(batches))
-    images = np.concatenate(read)
-    levels, bars = np.unique(images), np.histogram(images, _HISTOGRAM_BARS, (0.0, 1.0))[0]
+    shown, levels, bars, total, seen = [], [], np.zeros(_HISTOGRAM_BARS, np.int64), 0.0, 0
+    while seen < min(max(_IMAGES_LOOKED_AT, count), available):
+        batch = next(batches).numpy()
+        shown += [batch[: count - seen]] if seen < count else []
+        levels = np.union1d(levels, batch)
+        bars += np.histogram(batch, _HISTOGRAM_BARS, (0.0, 1.0))[0]
+        total, seen = total + batch.sum(dtype=np.float64), seen + len(batch)
     lines = [
-        f"in {min(len(images), available):,} of them: values from {levels[0]:.3f} to {levels[-1]:.3f}, "
-        f"mean {images.mean(dtype=np.float64):.3f}, {len(levels)} of {2**spec.num_bits} levels; "
+        f"in {min(seen, available):,} of them: values from {levels[0]:.3f} to {levels[-1]:.3f}, "
+        f"mean {total / bars.sum():.3f}, {len(levels)} of {2**spec.num_bits} levels; "
         f"{_images_per_second(batches, seconds):,.0f} images/s"
     ]
-    for number, fraction in enumerate(bars / images.size):
+    for number, fraction in enumerate(bars / bars.sum()):
         low, high = number / _HISTOGRAM_BARS, (number + 1) / _HISTOGRAM_BARS
         bar = "#" * round(fraction * _BAR_WIDTH)
         lines.append(f"    {low:.3f} to {high:.3f}  {fraction:6.1%}  {bar}".rstrip())
-    return images[:count][:available], "\n".join(lines)
+    return np.concatenate(shown)[:available], "\n".join(lines)
 
 
 def _images_per_second(batches: Iterator[tf.Tensor], seconds: float) -> float:

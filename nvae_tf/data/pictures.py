@@ -147,21 +147,26 @@ def _opened(path, max_pixels):
 
 def _problem(picture, max_pixels):
     """Why a picture is not decoded, by its header; None if it is."""
-    pixels = picture.width * picture.height
-    if picture.format == "TIFF":
-        # One tile may be larger than the picture, and is decoded as one.
-        tags = picture.tag_v2
-        pixels = max(pixels, tags.get(ExifTags.Base.TileWidth, 0) * tags.get(ExifTags.Base.TileLength, 0))
+    pixels = _decoded_pixels(picture)
     if pixels > max_pixels:
         return (
             f"is {picture.height}x{picture.width} (height x width), {pixels:,} pixels, which is more than "
             f"data.max_pixels = {max_pixels:,}; scale it down, or raise data.max_pixels"
         )
-    if picture.format == "TIFF" and not _is_plain_tiff(tags):
+    if picture.format == "TIFF" and not _is_plain_tiff(picture.tag_v2):
         return _ODD_TIFF
     if picture.format in _FORMATS_WITH_FRAMES and picture.is_animated:
         return "has several frames or pages, but one file is one picture; save those that you want as single files"
     return None
+
+
+def _decoded_pixels(picture):
+    pixels = picture.width * picture.height
+    if picture.format == "TIFF":
+        # One tile may be larger than the picture, and is decoded as one.
+        tags = picture.tag_v2
+        pixels = max(pixels, tags.get(ExifTags.Base.TileWidth, 0) * tags.get(ExifTags.Base.TileLength, 0))
+    return pixels
 
 
 def _is_plain_tiff(tags):
@@ -195,7 +200,7 @@ def _of_decoded(picture, path, make):
                 picture.load()
             return make()
 
-    if picture.width * picture.height <= _LARGE:
+    if _decoded_pixels(picture) <= _LARGE:
         return decode_and_make()
     # In a thread that ends: memory that a thread frees may be kept for it, and many threads would keep much.
     with _ONE_LARGE_PICTURE, ThreadPoolExecutor(1) as thread:
@@ -261,16 +266,29 @@ def _orientation(picture):
 
 def _seems_complete(picture, path):
     size = os.path.getsize(path)
+    if picture.format == "TIFF":
+        return _strips_lie_within(picture.tag_v2, size)
     with open(path, "rb") as file:
         if picture.format == "WEBP":
             return int.from_bytes(file.read(8)[4:], "little") + 8 <= size
         if picture.format not in _ENDS:
-            # Of TIFF and BMP files: they have no end mark.
+            # A BMP's size may be left out of its header; decoding is quick.
             return False
         file.seek(-min(size, _PNG_TAIL), os.SEEK_END)
         tail = file.read()
     # Metadata behind a PNG's pixels may say that it lies on its side.
     return tail.endswith(_ENDS[picture.format]) and not (picture.format == "PNG" and b"eXIf" in tail)
+
+
+def _strips_lie_within(tags, size):
+    base = ExifTags.Base
+    try:
+        name = base.TileOffsets if base.TileOffsets in tags else base.StripOffsets
+        counts = base.TileByteCounts if name == base.TileOffsets else base.StripByteCounts
+        return all(offset + count <= size for offset, count in zip(tags[name], tags[counts], strict=True))
+    # What Pillow raises for tags that are missing or odd; the picture is decoded to be sure.
+    except Exception:
+        return False
 
 
 def fitted(picture: Image.Image, spec: DataSpec, where: str = "a picture") -> Image.Image:

@@ -58,7 +58,7 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
     if not builder.is_prepared() and not isinstance(builder, tfds.folder_dataset.ImageFolder):
         _download_and_prepare(builder)
     name = {"train": spec.train_split, "test": spec.test_split}[split]
-    count = _number_of_examples(builder, name, split)
+    count = _number_of_examples(builder, name, split, spec)
     if spec.cache:
         # Distinguishes prepared sets of the same name.
         info = pathlib.Path(builder.data_path) / "dataset_info.json"
@@ -151,7 +151,10 @@ def _bits(feature):
     return np.dtype(feature.np_dtype).itemsize * 8
 
 
-def _number_of_examples(builder, name, split):
+def _number_of_examples(builder, name, split, spec):
+    if not builder.info.splits:
+        # A set that does not record its size, as TFDS' mocks: it is read once to count.
+        return sum(map(len, _batches(builder, name, spec)))
     try:
         count = builder.info.splits[name].num_examples
     except (KeyError, ValueError):

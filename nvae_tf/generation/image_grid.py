@@ -36,6 +36,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     check(not bad, f"{bad} of {shape[0]} images hold {diverged}")
     count, height, width, channels = shape
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
+    check(columns >= 1, f"columns = {columns}: must be at least 1.")
     enlarge = max(1, math.ceil(_VISIBLE_SIDE / min(height, width))) if enlarge is None else enlarge
     pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     pixels = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
@@ -81,6 +82,7 @@ def write_animation(path: pathlib.Path, frames: np.ndarray, milliseconds: int, l
     milliseconds each, from 20 (GIF counts in tens), once or in a loop. The folder is made where it is missing.
     """
     ending = path.suffix.lower()
+    check(ending in ANIMATION_FORMATS, f"{path}: an animation's name ends in {' or '.join(ANIMATION_FORMATS)}.")
     pictures = [_picture(image_grid(frame[np.newaxis], enlarge=None)) for frame in frames]
     # Neither format has gray with alpha.
     pictures = [picture.convert("RGBA") if picture.mode == "LA" else picture for picture in pictures]

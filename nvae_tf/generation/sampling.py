@@ -318,6 +318,7 @@ def nearest_images(
         best = [part[np.arange(len(samples))[:, np.newaxis], order] for part in best]
         seen += len(images)
         progress(seen)
+    check(seen >= count, f"count = {count}: there are {seen} images to compare with.")
     return tuple(best)
 
 
@@ -340,21 +341,15 @@ def _in_batches(
     return [np.concatenate(of_batches)[:count] for of_batches in zip(*parts, strict=True)]
 
 
-def samples_sharing_groups(
-    model: NVAE, shared_groups: int, count: int, temperature: Temperature = 1.0, seed: int = 0
-) -> np.ndarray:
+def samples_sharing_groups(model: NVAE, shared_groups: int, count: int, seed: int = 0) -> np.ndarray:
     """Mean images `[count, height, width, channels]` of samples with the same latents in the upper groups.
 
     The first is that of `model.generate`; the others have its latents in the upper `shared_groups` groups, 0 to all,
     and their own below (Vahdat & Kautz 2020, figure 5 does so by scale).
     """
-    groups = model.plan.num_groups
-    check(0 <= shared_groups <= groups, f"shared_groups = {shared_groups}: must be from 0 to {groups}")
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(seed, count))
     mixed = [tf.repeat(eps[:1], count, axis=0) if group < shared_groups else eps for group, eps in enumerate(noise)]
-    temperatures = temperatures_of_groups(temperature, model.plan)
-    sources = [PriorSource(*of_group) for of_group in zip(mixed, temperatures, strict=True)]
-    return model.top_down_pass(sources, count).likelihood.mean().numpy()
+    return model.top_down_pass(list(map(PriorSource, mixed)), count).likelihood.mean().numpy()
 
 
 def numbers_of_shared_groups(groups: int) -> list[int]:

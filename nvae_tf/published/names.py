@@ -58,6 +58,7 @@ def published_tensors(model: NVAE) -> Iterator[PublishedTensor]:
                 for part_name, part in zip(("conv.convz.0", "conv.convz.2", "mu.conv_0"), cell.parts, strict=True):
                     yield from _convolution(f"{name}.{part_name}", part, index * scale.num_flows + flow)
     if model.plan.is_vanilla:
+        # No recorded file is of such a model: it stands where the tower would be.
         yield from _convolution("stem_decoder", top_down.scales[0].combiners, 0)
     else:
         yield from _tower("dec_tower", _decoder_tower(places))

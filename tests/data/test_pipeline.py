@@ -148,6 +148,11 @@ def test_evaluation_binarizes_by_seed_and_number_whatever_the_batch_size():
     assert first.shape == (360, 8, 8, 1) and (first != again).any(axis=(1, 2, 3)).all()
     for fixed, value in ((GRAY.images == 0, 0), (GRAY.images == 255, 1)):
         assert (first[fixed] == value).all() and (again[fixed] == value).all()
+    # Not the noise of training.
+    half = ArraySource(np.full([64, 8, 8, 1], 128, np.uint8))
+    (training,) = take(pipeline.training_batches(half, DIGITS, batch_size=64, seed=1), 1)
+    (evaluation,) = pipeline.evaluation_batches(half, DIGITS, batch_size=64, seed=1)
+    assert 0.45 < (training != evaluation.numpy()).mean() < 0.55
 
 
 def test_impossible_requests_are_refused():

@@ -68,7 +68,9 @@ def test_the_text_has_the_largest_shifts(model, result):
     scale = np.concatenate([np.sqrt(np.ravel(norm.statistics[1])) for norm, _ in pairs])
     assert result.text.startswith(f"batch norm of {sum(norm.count for norm, _ in pairs)} layers: means moved by ")
     assert f"at most {np.max(np.abs(new - old) / scale):.2g} (top_down/" in result.text and "\n" not in result.text
-    assert " times at the extreme (top_down/" in result.text
+    before, after = (np.concatenate([np.ravel(pair[side].statistics[1]) for pair in pairs]) for side in (0, 1))
+    extreme = max(after / before, key=lambda ratio: abs(np.log(ratio)))
+    assert f"{extreme:.2g} times at the extreme (top_down/" in result.text
 
 
 def test_what_is_not_finite_stops_it_where_it_begins():

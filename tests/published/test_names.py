@@ -104,3 +104,10 @@ def test_the_encoder_tower_is_counted_through(published):
         *("cell", "cell", "combiner", "cell", "cell", "combiner", "cell+skip"),
         *("cell", "cell", "combiner", "cell", "cell"),  # the top-most group has no combiner
     ]
+
+
+def test_the_one_group_model(published):
+    model = published.without_arrays(published.config(num_latent_scales=1, num_groups_per_scale=1))
+    parts = {tensor.names[-1].split(".")[0] for tensor in published_tensors(model)}
+    ends = {"prior_ftr0", "stem", "pre_process", "enc0", "enc_sampler", "post_process", "image_conditional"}
+    assert parts == {*ends, "nf_cells", "stem_decoder"}

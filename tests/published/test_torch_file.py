@@ -314,9 +314,10 @@ def test_settings_of_a_far_larger_model(content, saved, monkeypatch):
         *((f"num_{name}", 2**62) for name in ("latent_scales", "preprocess_blocks")),
     ):
         monkeypatch.setattr(torch_files, "NVAE", lambda *_: pytest.fail("the model is made"))
-        setattr(content["args"], name, value)
+        larger = copy.deepcopy(content)
+        setattr(larger["args"], name, value)
         with pytest.raises(ValueError, match=r"saved\.pt: (the published weights do not fit .* at least|model\.num_)"):
-            nvae_tf.from_torch_checkpoint(saved(content))
+            nvae_tf.from_torch_checkpoint(saved(larger))
 
 
 def test_weights_that_do_not_fit_their_settings_are_named_with_the_file(content, saved, monkeypatch):
