@@ -138,11 +138,15 @@ def _have_same_clock(before: dict[str, Any], after: dict[str, Any]) -> bool:
 
 def _notes(earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[str]:
     versions = sorted(earlier["versions"].keys() | later["versions"].keys())
-    for group, names, what in (("machine", _MACHINE, "another machine"), ("versions", versions, "other versions")):
+    advice = "; ratios differ less than seconds"
+    for group, names, what, then in (
+        ("machine", _MACHINE, "another machine", advice),
+        ("versions", versions, "other versions", ""),
+    ):
         for name in names:
             before, after = (result[group].get(name, "missing") for result in (earlier, later))
             if before != after:
-                yield f"{what}: {name} was {before} and is {after}; ratios differ less than seconds"
+                yield f"{what}: {name} was {before} and is {after}{then}"
 
 
 def table_of_changes(comparison: Comparison, earlier: dict[str, Any]) -> str:

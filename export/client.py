@@ -50,7 +50,7 @@ def main(command: str) -> None:
             model = served_model.ServedModel(
                 client, FLAGS.batch_rows, FLAGS.in_flight, lambda done: bar.update(done - bar.n)
             )
-            pictures = served_model.read_pictures(files, *model.image_shape(command)[:2]) if files else []
+            pictures = served_model.read_pictures(files, *model.image_shape(command)) if files else []
             if command == "sample":
                 found = model.sample(count, FLAGS.seed, FLAGS.temperature, as_pixels=True)
             elif command == "decode":

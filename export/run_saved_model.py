@@ -74,6 +74,25 @@ def sample(run: Run, count: int, seed: int, temperature: float) -> np.ndarray:
     return np.concatenate(images)
 
 
+def replay(folder: str, inputs: str, outputs: str) -> None:
+    """Runs signatures on arrays `signature/input` of a .npz file, and writes arrays `signature/output` to another.
+
+    Every new export is checked by this.
+    """
+    arguments: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(inputs) as arrays:
+        for name, array in arrays.items():
+            signature, argument = name.split("/")
+            arguments.setdefault(signature, {})[argument] = array
+    results = {}
+    with session_of(folder) as run:
+        for signature, values in arguments.items():
+            for name, array in run(signature, **values).items():
+                # PNG files as an array that needs no pickle to be stored.
+                results[f"{signature}/{name}"] = array.astype("S") if array.dtype == object else array
+    np.savez(outputs, **results)
+
+
 def image_grid(images: np.ndarray) -> Image.Image:
     """A grid of images `[count, height, width, 1 to 4]` in [0, 1], small ones enlarged to be seen."""
     pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)

@@ -31,13 +31,8 @@ flags.DEFINE_multi_string("path", None, "Its folder of versions.", required=True
 flags.DEFINE_integer("port", 8500, "gRPC; 0 picks a free one.", lower_bound=0, upper_bound=65535)
 flags.DEFINE_integer("rest_port", 8501, "REST; 0 picks a free one.", lower_bound=0, upper_bound=65535)
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all.")
-flags.DEFINE_integer("num_versions", 1, "How many of the newest versions are served.", lower_bound=1)
 flags.DEFINE_multi_string("label", [], "LABEL=N, a label for a version, which is served as well.")
-flags.DEFINE_float("poll_seconds", 1.0, "Time between two looks at PATH.", lower_bound=0.001)
-flags.DEFINE_integer("max_message_mb", 64, "Largest request.", lower_bound=1, upper_bound=1024)
 flags.DEFINE_boolean("batching", False, "Run rows of concurrent requests together.")
-flags.DEFINE_integer("max_batch_size", 32, "With --batching: rows at most.", lower_bound=1)
-flags.DEFINE_float("batch_timeout_ms", 5.0, "With --batching: longest wait.", lower_bound=0, upper_bound=60_000)
 
 
 def main() -> None:
@@ -56,12 +51,9 @@ def main() -> None:
     from nvae_tf.serving.local_server import LocalServer
     from nvae_tf.serving.served_versions import Batching, ServedVersions
 
-    batching = Batching(FLAGS.max_batch_size, FLAGS.batch_timeout_ms / 1000) if FLAGS.batching else None
-    models = [
-        ServedVersions(name, path, FLAGS.num_versions, labels, batching, FLAGS.poll_seconds)
-        for name, path in zip(FLAGS.model, paths, strict=True)
-    ]
-    with LocalServer(models, FLAGS.port, FLAGS.rest_port, FLAGS.host, FLAGS.max_message_mb * 2**20) as server:
+    batching = Batching() if FLAGS.batching else None
+    models = [ServedVersions(name, path, labels, batching) for name, path in zip(FLAGS.model, paths, strict=True)]
+    with LocalServer(models, FLAGS.port, FLAGS.rest_port, FLAGS.host) as server:
         server.wait_until_ready(ended)
         if not ended.is_set():
             print(f"ready: gRPC on {FLAGS.host}:{server.port}, REST on {FLAGS.host}:{server.rest_port}", flush=True)

@@ -10,12 +10,16 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
+from absl import app, flags
+from absl.testing import flagsaver
 
 from nvae_tf.generation.image_grid import image_grid
 from tests import ROOT
 from tests.tiny_model import ARCHITECTURE
 
+# Those of every command.
+app.define_help_flags()
+_OF_ABSL = set(flags.FLAGS)
 # How the first plain line of progress begins; the process is then inside the training loop.
 TRAINING = "step "
 
@@ -58,7 +62,7 @@ def output_of(arguments, **settings):
     return process.stdout
 
 
-def refused(arguments):
+def refused_process(arguments):
     """The one line on standard error of a command that ends with exit code 2."""
     process = run(arguments)
     assert process.returncode == 2, process.stdout
@@ -139,31 +143,28 @@ def finished_run(tmp_path_factory):
     return workdir, output_of(tiny_training(workdir))
 
 
-def _is_of_absl(flag):
-    # One that a script has replaced by its own has no module any more.
-    return (flags.FLAGS.find_module_defining_flag(flag) or "absl.").startswith("absl.")
-
-
 @pytest.fixture
-def script(monkeypatch, capsys):
+def script(monkeypatch, capfd):
     """`script(MODULE, *arguments)` runs `python -m MODULE` in this process; gives exit code, output and errors."""
+    # A command hides what TensorFlow notes when it is imported and looks for devices.
+    tf.config.list_physical_devices()
 
     def run(module, *arguments):
         # As in a process of its own: without the flags of scripts that other tests have imported.
-        state, code = vars(flags.FLAGS), 0
-        before = state["__flags"]
-        state["__flags"] = {flag: before[flag] for flag in before if _is_of_absl(flag)}
+        hidden, code = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - _OF_ABSL}, 0
+        flags.FLAGS.remove_flag_values(hidden)
         monkeypatch.setattr(sys, "argv", [module, *arguments])
-        capsys.readouterr()
+        monkeypatch.delenv("NVAE_TF_TRACEBACK", raising=False)
+        capfd.readouterr()
         try:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            with flagsaver.flagsaver():
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as stopped:
             code = stopped.code or 0
         finally:
-            for flag in [flag for flag in flags.FLAGS if not _is_of_absl(flag)]:
-                delattr(flags.FLAGS, flag)
-            state["__flags"] = before
-        return code, *capsys.readouterr()
+            for name, flag in hidden.items():
+                flags.FLAGS[name] = flag
+        return code, *capfd.readouterr()
 
     return run
 

@@ -1,17 +1,20 @@
 """The metrics of an evaluation file as a table for people: `evaluation.txt`, the page of a run, its model card."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+_PROVENANCE = ("{num_images:,} ", "images of the {split} part of {dataset}", " ({data})", ", seed {seed}")
+_PROVENANCE += ("\n{checkpoint} checkpoint", ", step {step:,}", ", {weights}", ", SHA-256 {checkpoint_sha256:.16}...")
+
 
 def table(metrics: Mapping[str, Any]) -> str:
-    """The evaluation file for people: what was evaluated, then what was measured."""
-    parts = [
-        f"{metrics['num_images']:,} images of the {metrics['split']} part of {metrics['dataset']} "
-        f"({metrics['data']}), seed {metrics['seed']}\n"
-        f"{metrics['checkpoint']} checkpoint, step {metrics['step']:,}, {metrics['weights']}, "
-        f"SHA-256 {metrics['checkpoint_sha256'][:16]}..."
-    ]
+    """The evaluation file for people: what was evaluated, as far as it is known, then what was measured."""
+    known, about = {name: value for name, value in metrics.items() if value is not None}, ""
+    for part in _PROVENANCE:
+        with contextlib.suppress(KeyError):
+            about += part.format_map(known)
+    parts = [about]
     if "nelbo_nats" in metrics:
         parts.append("\n".join(_bounds(metrics)))
     if "latents" in metrics:
@@ -24,6 +27,7 @@ def table(metrics: Mapping[str, Any]) -> str:
         parts.append(
             f"FID {fid['value']:.3f}: {fid['samples']:,} samples at temperature {fid['temperature']} against "
             f"{fid['real_images']:,} images, features of {fid['extractor']}"
+            + ("" if fid.get("extractor_is_published") else ", not known as the published Inception graph")
             + (f"\n  {fid['batch_norm_shift']}" if fid["batch_norm_iterations"] else "")
         )
     return "\n\n".join(parts)

@@ -38,7 +38,7 @@ _STYLE = {
 
 
 # It reports, as a warning, that it makes its cache of fonts.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 class Curve(NamedTuple):
@@ -129,8 +129,9 @@ def line_chart(title: str, unit: str, lines: Mapping[str, Curve]) -> Markup:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.set_major_formatter("{x:,g}")
         for (name, (steps, values)), color, form in zip(lines.items(), _LINES, ("-", "--"), strict=False):
-            chosen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _MOST_PLACES)).round().astype(int))
-            points = [(steps[index], values[index]) for index in chosen if np.isfinite(values[index])]
+            points = [(step, value) for step, value in zip(steps, values, strict=True) if np.isfinite(value)]
+            chosen = np.unique(np.linspace(0, len(points) - 1, min(len(points), _MOST_PLACES)).round().astype(int))
+            points = [points[index] for index in chosen]
             axes.plot(steps, values, form, color=color, label=name)
             axes.scatter(*zip(*points, strict=True), s=12, color=color, gid=f"places of {name}")
             words[f"places of {name}"] = [

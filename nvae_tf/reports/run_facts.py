@@ -202,6 +202,8 @@ def identifier(text: str) -> str:
 
 def _evaluation(file: pathlib.Path, workdir: str, dataset: str | None) -> Evaluation:
     metrics = json.loads(file.read_text(encoding="utf-8"))
+    # A folder of this machine, which a public card does not name.
+    metrics.pop("data", None)
     pictures = tuple(
         str(path)
         for path in map(pathlib.PurePosixPath, metrics.get("latents", {}).get("pictures", ()))

@@ -25,6 +25,8 @@ import numpy as np
 import requests
 import urllib3
 
+from nvae_tf.config import check
+
 AVAILABLE = "AVAILABLE"
 STRING = "string"
 BASE64 = "b64"
@@ -93,20 +95,18 @@ class Patience:
     request: float = 60.0  # for one answer
     total: float = 3600.0  # for one call of the client, with all its requests, tries and waits
     tries: int = 6  # how often a request is sent while the server is not ready
-    first_wait: float = 0.2  # before the second try; each next one is `growth` times as long, up to `longest_wait`
-    growth: float = 2.0
+    first_wait: float = 0.2  # before the second try; each next one is twice as long, up to `longest_wait`
     longest_wait: float = 5.0
 
     def __post_init__(self):
-        if min(self.request, self.total, self.first_wait, self.longest_wait) <= 0:
-            raise ValueError(f"{self}: seconds must be above 0")
-        if self.tries < 1 or self.growth < 1:
-            raise ValueError(f"{self}: tries and growth must be 1 or more")
+        seconds = self.request, self.total, self.first_wait, self.longest_wait
+        check(min(seconds) > 0, f"{self}: seconds must be above 0")
+        check(self.tries >= 1, f"{self}: tries must be 1 or more")
 
     def wait_after(self, tries: int) -> float:
         """Seconds to wait after so many tries, drawn at random."""
         # The power is bounded first: a float has no 2.0**2000.
-        longest = min(self.longest_wait, self.first_wait * self.growth ** min(tries - 1, 64))
+        longest = min(self.longest_wait, self.first_wait * 2.0 ** min(tries - 1, 64))
         return random.uniform(longest / 2, longest)
 
 
@@ -318,12 +318,9 @@ class ModelClient(abc.ABC):
         label: str | None = None,
         patience: Patience | None = None,
     ):
-        if not server or not model:
-            raise ValueError("name a server and a model")
-        if version is not None and label is not None:
-            raise ValueError(f"version {version} and label {label!r}: give one of them")
-        if version is not None and version < 0:
-            raise ValueError(f"version {version}: versions are whole numbers from 0")
+        check(bool(server and model), "name a server and a model")
+        check(version is None or label is None, f"version {version} and label {label!r}: give one of them")
+        check(version is None or version >= 0, f"version {version}: versions are whole numbers from 0")
         self.server, self.model, self.version, self.label = server, model, version, label
         self.patience = patience or Patience()
         self._known: ModelMetadata | None = None

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from nvae_tf.config import LARGEST_SEED
-from nvae_tf.data.pictures import SUFFIXES, as_eight_bits
+from nvae_tf.config import LARGEST_SEED, check
+from nvae_tf.data.pictures import SUFFIXES, as_eight_bits, read_picture
 from nvae_tf.files import atomic_write, check_writable, write_arrays
 from nvae_tf.generation.image_grid import image_grid, write_png
 from nvae_tf.serving.client import BadRequest, Cancelled, ModelClient, SignatureSpec, fits, nearest
@@ -228,11 +228,14 @@ def predict_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _check_channels(channels: int | None) -> None:
+    check(channels in range(1, _MOST_CHANNELS + 1), f"pictures for a model of {channels} channels: give arrays")
+
+
 def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
     """Images as uint8 in 0 to 255 or float32 in [0, 1], `[count, *shape]`; Pillow's are converted to its channels."""
     if not isinstance(images, np.ndarray):
-        if shape[-1] not in range(1, _MOST_CHANNELS + 1):
-            raise ValueError(f"pictures for a model of {shape[-1]} channels: give arrays")
+        _check_channels(shape[-1])
         pixels = []
         for number, image in enumerate(images):
             if image.mode in ("I", "F"):
@@ -313,16 +316,12 @@ def picture_files(places: Sequence[str]) -> list[pathlib.Path]:
     return files
 
 
-def read_pictures(files: Sequence[pathlib.Path], height: int, width: int) -> list[Image.Image]:
-    """The images of picture files; raises ValueError for a file that is no picture, or of another size."""
+def read_pictures(files: Sequence[pathlib.Path], height: int, width: int, channels: int) -> list[Image.Image]:
+    """The images of picture files; raises ValueError for a file that can't be used, or of another size."""
+    _check_channels(channels)
     images = []
     for file in files:
-        try:
-            with Image.open(file) as image:
-                image.load()
-        # For damaged files Pillow raises errors of many kinds.
-        except Exception as error:
-            raise ValueError(f"--images={file}: no picture ({error})") from None
+        image = read_picture(file, channels)
         if (image.height, image.width) != (height, width):
             size = f"{image.height}x{image.width} (height x width)"
             raise ValueError(f"--images={file}: is {size}, the model takes {height}x{width}; resize it")

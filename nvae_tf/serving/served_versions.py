@@ -229,8 +229,7 @@ class ServedVersions:
     Args:
       name: the model's name for clients.
       path: the folder of numbered versions.
-      num_versions: how many of the newest versions are served; those with labels are served as well.
-      labels: numbers of versions by their labels.
+      labels: numbers of versions by their labels; these are served beside the newest.
       batching: how rows of several requests are run together, if they are.
       poll_seconds: the time between two looks at the folder.
     """
@@ -239,13 +238,12 @@ class ServedVersions:
         self,
         name: str,
         path: pathlib.Path,
-        num_versions: int = 1,
         labels: Mapping[str, int] | None = None,
         batching: Batching | None = None,
         poll_seconds: float = 1.0,
     ):
         self.name, self.path, self.labels = name, path, dict(labels or {})
-        self._num_versions, self._batching, self._poll_seconds = num_versions, batching, poll_seconds
+        self._batching, self._poll_seconds = batching, poll_seconds
         # Guards the following, and is notified when a request has done with a version.
         self._lock = threading.Condition()
         self._loaded: dict[int, LoadedVersion] = {}
@@ -338,7 +336,7 @@ class ServedVersions:
         while not self._stopped.is_set():
             found = _versions_in(self.path)
             usable = sorted(number for number, files in found.items() if self._failed.get(number) != files)
-            wanted = set(usable[-self._num_versions :]) | (set(self.labels.values()) & set(usable))
+            wanted = set(usable[-1:]) | (set(self.labels.values()) & set(usable))
             missing = wanted - set(self._loaded)
             if not missing:
                 break

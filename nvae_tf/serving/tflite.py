@@ -302,7 +302,7 @@ def _device_outputs(content: bytes, name: str, output: str, inputs: Arrays) -> t
         model = pathlib.Path(folder, "model.tflite")
         model.write_bytes(content)
         try:
-            results = run_alone(_RUN, [model, name, output], inputs, [_THREADS])
+            results = run_alone(_RUN, "main", [model, name, output], inputs, [_THREADS])
         except ValueError as error:
             raise ValueError(
                 f"TFLite's interpreter can't run the converted model (signature {name}; {error}). Nothing was written. "

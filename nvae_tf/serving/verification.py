@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf.files import beside_package, read_arrays, write_arrays
 from nvae_tf.serving.outputs import check_is_export
 from nvae_tf.serving.signatures import Signatures
 
@@ -24,7 +24,13 @@ from nvae_tf.serving.signatures import Signatures
 TOLERANCE = 1e-5
 RECORD = "assets.extra/verification.npz"
 
-_REPLAY = pathlib.Path(__file__).with_name("replay_signatures.py")
+_SCRIPT = beside_package("export") / "run_saved_model.py"
+# An installed package can be imported from anywhere; None in its place makes that fail.
+_ALONE = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("nvae_tf", "export", "train", "configs")))
+runpy.run_path(sys.argv[1])[sys.argv[2]](*sys.argv[3:])
+"""
 _VALUES = {
     "seed": np.array([1, 2 + 3 * 2**32, 2**40], np.int64),
     "temperature": np.array([0.5, 0.7, 1.0], np.float32),
@@ -126,13 +132,17 @@ def verified(folder: pathlib.Path) -> dict[str, float]:
 def clean_process_numbers(folder: pathlib.Path, inputs: Arrays) -> Arrays:
     """The outputs of the SavedModel in `folder` for such inputs, in a new process without this package."""
     try:
-        return run_alone(_REPLAY, [folder.resolve()], inputs)
+        return run_alone(_SCRIPT, "replay", [folder.resolve()], inputs)
     except ValueError as error:
         raise ValueError(f"the export can't be run in a clean process ({error})") from None
 
 
-def run_alone(script: pathlib.Path, before: Sequence[Any], inputs: Arrays, after: Sequence[Any] = ()) -> Arrays:
-    """The arrays that `script *before INPUTS.npz OUTPUTS.npz *after` writes, on the CPU, where this package is missing.
+def run_alone(
+    script: pathlib.Path, function: str, before: Sequence[Any], inputs: Arrays, after: Sequence[Any] = ()
+) -> Arrays:
+    """The arrays that a script's `function(*before, INPUTS.npz, OUTPUTS.npz, *after)` writes; all are texts.
+
+    It runs in a process of its own, on the CPU, where this package can't be imported.
 
     Raises:
       ValueError: it failed; the message has the exit code and the last line of the error output.
@@ -141,7 +151,7 @@ def run_alone(script: pathlib.Path, before: Sequence[Any], inputs: Arrays, after
         given, made = pathlib.Path(elsewhere, "inputs.npz"), pathlib.Path(elsewhere, "outputs.npz")
         np.savez(given, **inputs)
         # -I: neither the working directory nor PYTHONPATH can bring the package in.
-        command = [sys.executable, "-I", *map(str, [script, *before, given, made, *after])]
+        command = [sys.executable, "-I", "-c", _ALONE, *map(str, [script, function, *before, given, made, *after])]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
         process = subprocess.run(
             command, cwd=elsewhere, env=environment, capture_output=True, text=True, errors="replace"

@@ -30,9 +30,9 @@ def quick(monkeypatch):
     return replace
 
 
-def exit_code(arguments):
+def exit_code(arguments, command=all_benchmarks):
     with pytest.raises(SystemExit) as ended:
-        all_benchmarks.main(arguments)
+        command.main(arguments)
     return ended.value.code
 
 
@@ -93,9 +93,12 @@ def test_what_fails_leaves_the_others_their_turn_and_what_was_measured_is_kept(q
 def test_a_regression_has_an_exit_code(quick, tmp_path, capsys):
     arguments = ["--only=sampling", "--presets=mnist", "--no-yardstick", "--rounds=3"]
     quick(sampling=1.0)
-    all_benchmarks.main([*arguments, f"--json={tmp_path / 'a.json'}"])
+    files = [str(tmp_path / name) for name in ("a.json", "b.json")]
+    all_benchmarks.main([*arguments, f"--json={files[0]}"])
     quick(sampling=1.5)
-    assert exit_code([*arguments, f"--compare={tmp_path / 'a.json'}"]) == 3 and "+50.0%" in capsys.readouterr().out
+    assert exit_code([*arguments, f"--compare={files[0]}", f"--json={files[1]}"]) == 3
+    assert "+50.0%" in capsys.readouterr().out and exit_code(files, all_comparison) == 3
+    all_comparison.main(files[::-1])
 
 
 FAILED = {"workload": "nelbo", "preset": "mnist", "batch_size": 16, "failure": "killed"}
@@ -114,10 +117,11 @@ def result(*rows):
 
 
 def test_the_noise_is_the_spread_of_medians():
-    random = np.random.default_rng(0)
-    medians = np.median(random.normal(2.0, 0.1, size=(4000, 15)), axis=1)
-    estimates = [relative_standard_error(list(random.normal(2.0, 0.1, size=15))) for _ in range(400)]
-    assert np.mean(estimates) == pytest.approx(np.std(medians) / 2.0, rel=0.15)
+    for count in (5, 15, 200):
+        random = np.random.default_rng(0)
+        medians = np.median(random.normal(2.0, 0.1, size=(4000, count)), axis=1)
+        estimates = [relative_standard_error(list(random.normal(2.0, 0.1, size=count))) for _ in range(400)]
+        assert np.mean(estimates) == pytest.approx(np.std(medians) / 2.0, rel=0.15)
     assert relative_standard_error([1.0]) is None
     times = [1.0, 1.01, 0.99] * 5
     assert relative_standard_error([*times, 9.0]) < 2.0 * relative_standard_error(times)
@@ -133,10 +137,12 @@ def test_what_grows_beyond_its_noise_and_its_limit_is_a_regression():
         # Beyond the noise of both, and beyond 7%.
         (row(4.0, 0.007), row(4.56, 0.007), TIME),
         (row(4.0, 0.0), row(4.24, 0.0), []),
+        (row(4.0, 0.04), row(4.56, 0.04), []),
         (row(4.0, 0.0), row(4.32, 0.0), TIME),
         # Few rounds need a larger change; of a single one no noise is known.
         (row(4.0, 0.02, 3), row(4.48, 0.02, 3), []),
         (row(4.0, 0.02, 3), row(5.2, 0.02, 3), TIME),
+        (row(4.0, None, 1), row(4.5, 0.0, 9), []),
         (row(4.0, None, 1), row(4.7, 0.0, 9), TIME),
         # Memory and the first step have limits of their own.
         (row(), row(peak_memory_bytes=2.08e9), []),
@@ -147,6 +153,7 @@ def test_what_grows_beyond_its_noise_and_its_limit_is_a_regression():
         # A slower hour is none where the yardstick was slower too; without it times in seconds count.
         (row(), row(median_seconds=8.0, first_step_seconds=20.0), []),
         (row(), row(median_seconds=8.0, first_step_seconds=20.0) | WITHOUT, ["time, s", "first step, s"]),
+        (row(), row(median_seconds=4.3) | WITHOUT, []),
         # The noise of what is compared, not of the ratio.
         (row() | NOISY, row(median_seconds=5.0) | WITHOUT | NOISY, []),
     ):
@@ -155,11 +162,26 @@ def test_what_grows_beyond_its_noise_and_its_limit_is_a_regression():
         assert ("without a yardstick" in "".join(comparison.notes)) == (after["yardstick"] is None)
 
 
+def test_false_alarms_are_rare_and_double_time_is_found():
+    random = np.random.default_rng(0)
+
+    def measured(ratio):
+        rounds = ratio * random.normal(1.0, 0.1, size=3)
+        return result(row(float(np.median(rounds)), relative_standard_error(list(rounds)), 3))
+
+    def alarms(ratio):
+        return sum(compare(measured(4.0), measured(ratio)).regressions > 0 for _ in range(500))
+
+    assert alarms(4.0) <= 5 and alarms(8.0) >= 400
+
+
 def test_what_can_not_be_compared_is_noted():
-    uneven = row(yardstick_seconds=[1.0] * 14 + [1.6])
-    comparison = compare(result(uneven), result(row(ratio=9.0, peak_memory_bytes=9e9)))
-    assert [change.quantity for change in comparison.changes] == ["peak memory, GB"] and comparison.regressions == 1
-    assert "training mnist: its times are not compared, those of the earlier file are uneven" in comparison.notes
+    for whose in ("seconds", "yardstick_seconds"):
+        uneven = row(**{whose: [1.0] * 14 + [1.6]})
+        comparison = compare(result(uneven), result(row(ratio=9.0, peak_memory_bytes=9e9)))
+        assert [change.quantity for change in comparison.changes] == ["peak memory, GB"]
+        assert comparison.regressions == 1
+        assert "training mnist: its times are not compared, those of the earlier file are uneven" in comparison.notes
     before = result(row(), row(preset="cifar10"), row(workload="nelbo"), row(workload="sampling"))
     after = result(row(batch_size=8), FAILED, row(workload="export"), row(workload="sampling"))
     after["machine"] = before["machine"] | {"processor": "Q"}
@@ -167,7 +189,7 @@ def test_what_can_not_be_compared_is_noted():
     comparison = compare(before, after)
     assert {change.name for change in comparison.changes} == {"sampling mnist"}
     notes = "\n".join(comparison.notes)
-    for part in ("processor was P and is Q", "keras was 3 and is 4", "torch was missing and is 2"):
+    for part in ("P and is Q; ratios differ less than seconds", "keras was 3 and is 4\n", "missing and is 2\n"):
         assert part in notes
     assert "training mnist: not compared, the batch was 16 and is 8" in notes
     assert "export mnist: the earlier file has no times" in notes

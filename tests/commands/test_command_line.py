@@ -118,7 +118,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(commands, refused, comm
     (tmp_path / "mine.py").write_text("def get_config():\n    return 5\n")
     name, *flags = command.format(tmp_path).split()
     # A training chooses devices, which a process does once.
-    assert message in (commands.refused(["-m", name, *flags]) if "/new" in command else refused(name, *flags))
+    assert message in (commands.refused_process(["-m", name, *flags]) if "/new" in command else refused(name, *flags))
     assert {entry.name for entry in tmp_path.iterdir()} == {"config.json", "there.html", "mine.py"}
 
 

@@ -97,7 +97,7 @@ def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(commands, tmp_p
     bad = folder / "train" / f"{int(numbers[0]):02d}.png"
     bad.write_bytes(damaged_in_the_middle(bad.read_bytes()))
     settings = {"train.steps": 12, "train.seed": 0, "data.num_bits": 1}
-    line = commands.refused([*command("train.main", folder, **settings), f"--workdir={workdir}"])
+    line = commands.refused_process([*command("train.main", folder, **settings), f"--workdir={workdir}"])
     assert line.startswith(f"error: {bad}: a damaged or cut-off PNG file")
     assert (workdir / "checkpoints" / f"step-{met_at_step}.index").is_file()
     settings["data.on_bad_file"] = "skip"

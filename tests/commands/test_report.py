@@ -23,6 +23,7 @@ from tests.command_fixtures import assert_shown
 # Settings are data; no one may write tags with them.
 NAME = "<b onload=\"x\">digits</b> & 'more'"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WITHOUT_ELEMENTS = {"meta", "link", "img", "br"}
 # Writes what the browser has made of the page where --dump-dom shows it.
 PROBE = """<script>addEventListener("load", () => {
   const images = [...document.images], root = document.documentElement;
@@ -34,12 +35,21 @@ PROBE = """<script>addEventListener("load", () => {
 class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
-        self.tags, self.text = [], ""
+        self.tags, self.text, self.opened = [], "", []
         self.feed(text)
         self.close()
+        assert self.opened == []
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
+        if tag not in WITHOUT_ELEMENTS:
+            self.opened.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.opened.pop() == tag
 
     def handle_data(self, data):
         self.text += data
@@ -178,7 +188,8 @@ def test_a_missing_extra_is_one_line(monkeypatch):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; scripts/install_chromium.sh does it")
-def test_a_browser_shows_the_page(page_file, page, tmp_path, width=500):
+@pytest.mark.parametrize("width", [500, 1280])
+def test_a_browser_shows_the_page(page_file, page, tmp_path, width):
     copy, screenshot = tmp_path / "copy.html", tmp_path / "page.png"
     copy.write_text(page_file.read_text(encoding="utf-8").replace("</head>", f"{PROBE}</head>"), encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=5000"]

@@ -48,8 +48,11 @@ def test_a_line_chart():
     assert straight == chart(0.0, 1.0, 2.0) and "logarithmic" not in straight
     broken = chart(1.0, 100.0, float("nan"), 2.0)
     assert broken.count("<title>") == 3 and "<title>x, step 20" not in broken and "logarithmic axis" in broken
+    assert re.search(r'd="M [^"]*L [^"]*M ', broken)
     long = chart(*np.sin(np.arange(5000)))
     assert long.count("<title>") == 100 and "step 0:" in long and "step 49,990:" in long and len(long) < 100_000
+    rare = np.where(np.arange(500) == 7, 1.0, np.nan)
+    assert chart(*rare).count("<title>") == 1
 
 
 def test_a_heat_map_of_many_groups_and_steps():

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import pathlib
 import re
 from types import SimpleNamespace
@@ -68,8 +69,11 @@ def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
     folder = new_folder(tmp_path / "run")
     distance = dict(samples=5000, temperature=[0.7, 0.8], real_images=60, extractor="inception-2015-12-05 1a")
     distance |= dict(value=1e-05, extractor_is_published=False, batch_norm_iterations=9, batch_norm_shift="moved")
-    metrics = evaluate(folder, fid=distance)
-    evaluate(folder, split="train")
+    # A file of another version lacks some of the provenance.
+    of_training = evaluate(folder, split="train") | {"num_images": None, "step": None}
+    folder.evaluation_file("train").write_text(json.dumps(of_training))
+    private = dataclasses.replace(CONFIG, data=dataclasses.replace(DATA, source="folder", path="/home/me/digits"))
+    metrics = evaluate(folder, private, fid=distance)
     (index,) = metadata(folder)["model-index"]
     test, train = index["results"]
     assert index["name"] == "run" and train["dataset"] == {"type": "digits", "name": "digits", "split": "train"}
@@ -81,6 +85,9 @@ def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
     how = {"importance_samples": 50, "seed": 3, "num_images": 40, "step": 60, "checkpoint_sha256": SHA256}
     assert how.items() <= found["importance_weighted_bound"]["args"].items()
     text, half_width = folder.card_file.read_text(), metrics["half_widths_95"]["nelbo_nats"]
+    assert "/home/me" in metrics["data"] and "/home/me" not in text
+    assert "2015-12-05 1a, not known as the published Inception graph" in text
+    assert "\nimages of the train part of digits, seed 3\nlatest checkpoint, weights as" in text
     assert f"NELBO{metrics['nelbo_nats']:43.3f}{half_width:10.3f}" in text
     command = "python -m train.evaluate --workdir=run --checkpoint=latest --split=test --metrics=elbo,iw,fid --seed=3 "
     command += "--importance_samples=50 --fid_samples=5000 --temperature=0.7,0.8 --batch_norm_iterations=9\n"

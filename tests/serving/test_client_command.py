@@ -3,7 +3,7 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from nvae_tf.serving.served_model import read_latents, write_latents
 from tests.serving.model_servers import CLIENTS, free_port
@@ -59,15 +59,23 @@ def test_pictures_go_through_the_model_and_come_back(ask, run, tmp_path, protoco
 def test_a_refused_job_writes_nothing(local, tmp_path, refused):
     Image.new("RGB", [9, 8]).save(tmp_path / "wide.png")
     (tmp_path / "text.png").write_text("no picture")
+    # Of what Pillow decodes wrongly; and a photo that lies on its side.
+    Image.new("F", [8, 8]).save(tmp_path / "float.tif")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", [8, 5]).save(tmp_path / "turned.jpg", exif=exif)
     encode = ["encode", f"--server={local.grpc}", f"--output={tmp_path / 'x.npz'}"]
     for file, message in {
         "wide.png": "wide.png: is 8x9 (height x width), the model takes 8x8; resize it",
-        "text.png": "text.png: no picture",
+        "text.png": "text.png: not a picture",
+        "float.tif": "float.tif: a damaged TIFF file, or one of a form that is not read",
+        "turned.jpg": "turned.jpg: is 8x5 (height x width)",
         "none": "no such file or folder",
     }.items():
         assert message in refused("export.client", *encode, "--model=tiny", f"--images={tmp_path / file}")
     assert "model 'digits'" in refused("export.client", *encode, "--model=digits", f"--images={tmp_path / 'wide.png'}")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["text.png", "wide.png"]
+    names = ["float.tif", "text.png", "turned.jpg", "wide.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
 
 
 def test_mistakes_are_reported_in_one_line(refused, tmp_path):

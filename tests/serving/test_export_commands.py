@@ -36,12 +36,14 @@ def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(run, tmp_pa
 
     monkeypatch.setattr(saved_model, "export_saved_model", export)
     places = [f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'models'}"]
-    flags = [*places, "--version=4", "--checkpoint=best", "--weights=float16"]
-    printed = done("export.export_saved_model", *flags)
-    assert run == [(tmp_path / "run", "best")]
-    assert [call[1:] for call in calls] == [(tmp_path / "models", 4, "float16", saved_model.Origin({"step": 12}))]
-    assert str(tmp_path / "models" / "4") in printed and ", step 12," in printed
-    assert "0.004 of the largest off at most" in printed
+    for flags, checkpoint, weights, words in (
+        ([], "latest", "float32", "the model's numbers"),
+        (["--checkpoint=best", "--weights=float16"], "best", "float16", "0.004 of the largest off at most"),
+    ):
+        printed = done("export.export_saved_model", *places, "--version=4", *flags)
+        assert run.pop() == (tmp_path / "run", checkpoint)
+        assert calls.pop()[1:] == (tmp_path / "models", 4, weights, saved_model.Origin({"step": 12}))
+        assert str(tmp_path / "models" / "4") in printed and ", step 12," in printed and words in printed
 
 
 def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):

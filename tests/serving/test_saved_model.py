@@ -239,6 +239,7 @@ def test_an_error_leaves_nothing(tmp_path, error):
         ("folder", 1, "holds 'file', so it is no folder of numbered versions"),
         ("folder/file", 1, "file: a file; name a folder"),
         ("folder/file/models", 1, "file is a file, not a folder"),
+        ("new", 0, "whole numbers from 1 to 9223372036854775807"),
         ("new", 2**63, "whole numbers from 1 to 9223372036854775807"),
     ],
 )

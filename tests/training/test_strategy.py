@@ -198,7 +198,7 @@ def test_two_replicas_go_on_as_one_device_would(commands, on_one_device, tmp_pat
     workdir = shutil.copytree(on_one_device, tmp_path / "run")
     for file in (*workdir.glob("checkpoints/step-5.*"), workdir / "samples" / "step-00000005.png"):
         file.unlink()
-    wrong = commands.refused(commands.tiny_training(workdir, **SETTINGS | {"train__replicas": 2}))
+    wrong = commands.refused_process(commands.tiny_training(workdir, **SETTINGS | {"train__replicas": 2}))
     assert "makes 32 images a step; this run was begun with 16" in wrong
     finished(commands, workdir, **ON_TWO_REPLICAS, train__strategy="mirrored")
     assert_close_runs(on_one_device, workdir, 5)

@@ -68,6 +68,6 @@ def test_a_second_training_is_refused_and_changes_nothing(commands, tmp_path):
     workdir = tmp_path / "run"
     with lock_for_training(RunFolder(workdir), pytest.fail):
         before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()}
-        line = commands.refused(training(commands, workdir))
+        line = commands.refused_process(training(commands, workdir))
         assert f"{workdir}: another training writes into this folder: process {os.getpid()} on " in line
         assert {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()} == before
