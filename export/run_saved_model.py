@@ -21,7 +21,7 @@ from PIL import Image
 # Images drawn at once, which bounds the memory.
 BATCH = 64
 # The shortest side, in pixels, to which small images are enlarged; pixels between images and their shade.
-VISIBLE_SIDE, GAP, GRAY = 64, 6, 128
+VISIBLE_SIDE, GAP, WHITE = 64, 6, 255
 LARGEST_SEED = 2**31 - 1
 
 # `run(signature, **inputs)`, from and to arrays whose first axis is the batch.
@@ -102,7 +102,7 @@ def image_grid(images: np.ndarray) -> Image.Image:
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     size = rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels
-    grid = np.full(size, GRAY, np.uint8)
+    grid = np.full(size, WHITE, np.uint8)
     if channels in (2, 4):
         # The last is how opaque a pixel is.
         grid[..., -1] = 255

@@ -33,7 +33,7 @@ ARROWS = {
     "published": BELOW_MODELS | BASICS | {"presets", "data", "models", "training", "reports", "serving"},
     "evaluation": BELOW_MODELS | BASICS | {"data", "models", "training", "generation", "reports"},
     "generation": BELOW_MODELS | BASICS | {"data", "models", "training"},
-    "reports": BELOW_MODELS | BASICS | {"", "data", "models", "training", "published", "evaluation", "generation"},
+    "reports": BELOW_MODELS | BASICS | {"", "presets", "data", "models", "training", "evaluation", "generation"},
     "serving": BELOW_MODELS | BASICS | {"data", "models", "training", "evaluation", "generation", "reports"},
 }
 # What Keras and TFP have documented already.

@@ -4,7 +4,8 @@
     python -m train.generate MODE --help
     python -m train.generate --workdir=runs/digits --output=samples.png
 
-Without a mode it draws samples.
+Without a mode it draws samples. A figure has labels and a last line that says how it was made, and is a PNG, SVG or PDF
+file. With --raw it is a bare grid of images; --each=FOLDER writes a PNG file of every image besides.
 """
 
 import contextlib
@@ -13,8 +14,10 @@ import inspect
 import json
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -23,14 +26,16 @@ from nvae_tf import command_line
 from nvae_tf.command_line import FOLDER, OutputPlace, output_place, parse_temperature
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, ExperimentConfig, check, check_choice
 from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
-from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
+from nvae_tf.errors import exit_on_user_error, require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 from nvae_tf.generation import image_grid
+from nvae_tf.generation.image_grid import FIGURES
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 
 FLAGS = flags.FLAGS
 _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."
+_COMMAND = shlex.join(["python", "-m", "train.generate", *sys.argv[1:]])
 
 
 def sample(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
@@ -53,7 +58,9 @@ def sample(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
         model, text = readjusted(model, temperature, FLAGS.batch_norm_iterations, seed=FLAGS.seed)
         StatusLine().keep(text)
     images = generate_images(model, count, temperature, FLAGS.seed, _progress(count))
-    _write(place, images, [f"sample_{number:05d}" for number in range(count)], images, FLAGS.columns)
+    names = [f"sample_{number:05d}" for number in range(count)]
+
+    _write(load(), place, images, names, lambda figures, about: figures.samples(images, about, FLAGS.columns))
     values = temperature if isinstance(temperature, list) else [temperature]
     shown = ", ".join(f"{value:g}" for value in values)
     return f"{count:,} images at temperature{'s' if len(values) > 1 else ''} {shown}"
@@ -66,7 +73,7 @@ def reconstruct(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
         python -m train.generate reconstruct --workdir=runs/faces --input=me.jpg --resize=crop --output=me.png
         python -m train.generate reconstruct --workdir=runs/faces --input=my_pictures --kept_groups=5 --output=out/
 
-    The grid has pairs of rows: the first images of the test part, or the picture files of --input, as the model sees
+    The figure has pairs of rows: the first images of the test part, or the picture files of --input, as the model sees
     them (binary data are binarized), above the likelihood's means for latents from the posterior. With --kept_groups
     the latents of the other groups come from the prior at --temperature. Files of a folder have the originals' names.
     """
@@ -76,8 +83,13 @@ def reconstruct(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
     drawing = kept, _temperature(config), FLAGS.seed, FLAGS.mean
     originals, names, words = _images(config, 40, place.kind == FOLDER)
     made = reconstruct_images(load().model, originals, *drawing, _progress(len(originals)))
-    columns = min(FLAGS.columns, len(originals))
-    _write(place, made, names, image_grid.pairs_of_rows(originals, made, columns), columns)
+    which = "" if kept == groups else f"those of the upper {kept} of {groups} groups, the others drawn"
+
+    def draw(figures, about):
+        about = about if which else about._replace(temperature=None)
+        return figures.reconstructions(originals, made, about, which, FLAGS.columns)
+
+    _write(load(), place, made, names, draw)
     above = "their reconstructions" if place.kind == FOLDER else "each above its reconstruction"
     return f"{words}, {above}" + ("" if kept == groups else f" by the top {kept} of {groups} groups")
 
@@ -91,8 +103,8 @@ def interpolate(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
 
     The path goes through all images in turn and begins and ends at their reconstructions. --how says how the latents
     go: spherical (along an arc, which keeps their length), linear, or keep (they stay those of the first image); one
-    word for all, or one for every scale (the smallest first) or every latent group (the top one first). The grid has a
-    row for the path from one image to the next, both ends included. A GIF has 256 colors, a WebP all.
+    word for all, or one for every scale (the smallest first) or every latent group (the top one first). The figure has
+    a row for the path from one image to the next, between both originals. A GIF has 256 colors, a WebP all.
     """
     from nvae_tf.generation.sampling import interpolate_images, ways_of_groups
 
@@ -106,7 +118,7 @@ def interpolate(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
         image_grid.write_animation(place.path, path, FLAGS.milliseconds, FLAGS.loop)
     else:
         names = [f"image_{number:05d}" for number in range(len(path))]
-        _write(place, path, names, image_grid.rows_of_path(path, steps), steps + 1)
+        _write(load(), place, path, names, lambda figures, about: figures.interpolation(images, path, steps, about))
     return f"{len(path):,} images through {words}"
 
 
@@ -117,8 +129,8 @@ def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
         python -m train.generate vary --workdir=runs/faces --input=me.png --kept_groups=4 --variants=12 --output=me/
 
     The latents of --kept_groups groups, from the top, are the image's in all its variants; the others are drawn from
-    the prior at --temperature, afresh for each. The grid has a row for every image: itself as the model sees it, then
-    its variants. Files of a folder have the originals' names and a number.
+    the prior at --temperature, afresh for each. The figure has a row for every image: itself as the model sees it,
+    then its variants. Files of a folder have the originals' names and a number.
     """
     from nvae_tf.generation.sampling import vary_images
 
@@ -129,8 +141,10 @@ def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     made = vary_images(load().model, originals, *drawing, _progress(len(originals) * count))
     stems = [str(pathlib.PurePath(name).with_suffix("")) for name in names]
     numbered = [f"{stem}_{number:03d}.png" for stem in stems for number in range(count)]
-    rows, size = np.concatenate([originals[:, np.newaxis], made], axis=1), originals.shape[1:]
-    _write(place, made.reshape(-1, *size), numbered, rows.reshape(-1, *size), count + 1)
+    every = made.reshape(-1, *originals.shape[1:])
+    _write(
+        load(), place, every, numbered, lambda figures, about: figures.variants(originals, made, kept, groups, about)
+    )
     return f"{count:,} variants of each of {words}, with the latents of the top {kept} of {groups} groups kept"
 
 
@@ -170,7 +184,13 @@ def decode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     count = len(latents[0])
     names = names or [f"picture_{number:05d}" for number in range(count)]
     images = generator_of(load().model).generate(count, temperature, FLAGS.seed, _progress(count), latents[:kept])
-    _write(place, images, names, images, FLAGS.columns)
+
+    def draw(figures, about):
+        # With all latents given, nothing is drawn at random.
+        about = about if kept < len(latents) else about._replace(temperature=None, seed=None)
+        return figures.samples(images, about, FLAGS.columns)
+
+    _write(load(), place, images, names, draw)
     return f"{count:,} images of latents in {FLAGS.input}"
 
 
@@ -180,7 +200,7 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
         python -m train.generate nearest --workdir=runs/digits --output=nearest.png
         python -m train.generate nearest --workdir=runs/digits --output=nearest.png --count=16 --json=nearest.json
 
-    The grid has a row for every sample: the sample, then the nearest training images, the nearest first. The distance
+    The figure has a row for every sample: the sample, then the nearest training images, the nearest first. The distance
     is the mean squared difference of a pixel value in [0, 1] between the likelihood's mean and the image as the model
     sees it; binary data are binarized once, with --seed.
     """
@@ -196,8 +216,12 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
     samples = generate_images(load().model, FLAGS.count, temperature, seed)
     batches = iterate(evaluation_batches(source, spec, 256, seed), source)
     numbers, distances, images = nearest_images(samples, batches, neighbors, _progress(source.count, " looked at"))
-    rows = np.concatenate([samples[:, np.newaxis], images], axis=1)
-    _write(place, samples, (), rows.reshape(-1, *samples.shape[1:]), neighbors + 1)
+    names = [f"sample_{number:05d}" for number in range(len(samples))]
+
+    def draw(figures, about):
+        return figures.nearest(samples, images, distances, "training" if split == "train" else split, about)
+
+    _write(load(), place, samples, names, draw)
     if FLAGS.json:
         about = {"step": load().step, "seed": seed, "temperature": temperature, "split": split}
         about |= {"numbers": numbers.tolist(), "distances": distances.tolist()}
@@ -212,7 +236,13 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
 def _main(mode: str) -> None:
     """Checks the flags before TensorFlow is started, makes what the mode makes and reports it in a line."""
     command_line.check_run_folder(FLAGS.workdir)
-    place = output_place(FLAGS.output, _KINDS.get(mode, (".png", FOLDER)), FLAGS.overwrite)
+    place = output_place(FLAGS.output, _KINDS.get(mode, (*FIGURES, FOLDER)), FLAGS.overwrite)
+    if "each" in FLAGS:
+        check(not FLAGS.raw or place.kind == ".png", f"--raw --output={FLAGS.output}: a bare grid is a .png file")
+        if FLAGS.each is not None:
+            output_place(os.path.join(FLAGS.each, ""), (FOLDER,), FLAGS.overwrite, "each")
+        if place.kind in FIGURES:
+            require("matplotlib", "reports")
     if "temperature" in FLAGS:
         parse_temperature(FLAGS.temperature)
     if "indices" in FLAGS:
@@ -284,58 +314,40 @@ def _images(
         images, names = pictures_for_model(places, config.data, FLAGS.seed, FLAGS.resize, FLAGS.convert)
         words = f"picture{'' if len(images) == 1 else 's'} of {', '.join(places)}"
     else:
+        from nvae_tf.data.pipeline import chosen_images
+        from nvae_tf.data.sources import load_split
+        from nvae_tf.training.loading import spec_to_read
+
+        spec, split = spec_to_read(config, FLAGS.data_path), FLAGS.split
         indices = FLAGS.indices and [int(word) for word in FLAGS.indices]
         count = FLAGS.count if "count" in FLAGS else None
-        images, names = data_set_images(config, FLAGS.split, indices, count, at_most, FLAGS.seed, FLAGS.data_path)
+        source = load_split(spec, split, StatusLine().report())
+        images, names = chosen_images(source, spec, split, indices, count, at_most, FLAGS.seed)
         words = f"image{'' if len(images) == 1 else 's'} of the {FLAGS.split} part"
     # Fail early on duplicate names.
     names = image_grid.picture_names(names) if as_file_names else names
     return images, names, f"{len(images):,} {words}"
 
 
-def data_set_images(
-    config: ExperimentConfig,
-    split: str = "test",
-    indices: Sequence[int] | None = None,
-    count: int | None = None,
-    at_most: int | None = None,
-    seed: int = 0,
-    data_path: str | None = None,
-) -> tuple[np.ndarray, list[str]]:
-    """Images of a run's data set as the model sees them, and a name for each.
+def _write(run: Any, place: OutputPlace, images: np.ndarray, names: Sequence[str], draw: Callable) -> None:
+    """Writes a PNG file for each of the images, or the figure, or its bare grid.
 
-    They are those of the numbers `indices`, or the first `count`, or else `at_most`. `seed` is that of the
-    binarization; `data_path` where the images are, if no longer at the run's. ValueError where there are fewer images.
+    `draw` makes the figure from the module `nvae_tf.reports.figures`, which needs matplotlib, and a `Provenance`.
     """
-    from nvae_tf.data.pipeline import evaluation_batches, iterate
-    from nvae_tf.data.sources import load_split
-    from nvae_tf.training.loading import spec_to_read
-
-    spec = spec_to_read(config, data_path)
-    source = load_split(spec, split, StatusLine().report())
-    count = count or min(at_most or source.count, source.count)
-    part = f"the {split} part of {spec.name}"
-    check(count <= source.count, f"--count={count}: {part} has only {source.count} images")
-    for index in indices or ():
-        numbers = f"{part} has {source.count} images, numbers 0 to {source.count - 1}"
-        check(index < source.count, f"--indices={index}: {numbers}")
-    if indices is None:
-        indices = range(count)
-        batches = evaluation_batches(source, spec, 64, seed, range(-(-count // 64)))
-    else:
-        batches = evaluation_batches(source, spec, 1, seed, indices)
-    images = np.concatenate([batch.numpy() for batch in iterate(batches, source)])[: len(indices)]
-    return images, [f"{split}_{index:05d}" for index in indices]
-
-
-def _write(
-    place: OutputPlace, images: np.ndarray, names: Sequence[str], cells: np.ndarray, columns: int | None
-) -> None:
-    """Writes a PNG file for each of the images, or one with the grid of these cells."""
+    for folder in filter(None, (FLAGS.each, place.path if place.kind == FOLDER else None)):
+        image_grid.write_pictures(pathlib.Path(folder), images, names)
     if place.kind == FOLDER:
-        image_grid.write_pictures(place.path, images, names)
+        return
+    from nvae_tf.reports import figures
+    from nvae_tf.training.checkpoints import checkpoint_sha256
+
+    temperature = parse_temperature(FLAGS.temperature) if "temperature" in FLAGS else None
+    model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
+    figure = draw(figures, figures.Provenance(model, run.step, temperature, FLAGS.seed, sha256, _COMMAND))
+    if FLAGS.raw:
+        image_grid.write_png(place.path, figures.bare_grid(figure))
     else:
-        image_grid.write_png(place.path, image_grid.image_grid(cells, columns, enlarge=None))
+        figures.save_figure(figure, place.path)
 
 
 def _progress(total: int, what: str = "") -> Callable[[int], None]:
@@ -346,8 +358,8 @@ def _progress(total: int, what: str = "") -> Callable[[int], None]:
 
 # A mode gets the settings of the run, what loads the run, and the place to write. Its docstring is its manual page.
 MODES = {mode.__name__: mode for mode in (sample, reconstruct, interpolate, vary, encode, decode, nearest)}
-# Of --output, where it is not a PNG file or a folder.
-_KINDS = {"interpolate": (".png", ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": (".png",)}
+# Of --output, where it is not a figure or a folder.
+_KINDS = {"interpolate": (*FIGURES, ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": FIGURES}
 
 
 def _define_flags(mode: str) -> None:
@@ -356,7 +368,7 @@ def _define_flags(mode: str) -> None:
     from_0, from_1, from_20 = (functools.partial(flags.DEFINE_integer, lower_bound=lowest) for lowest in (0, 1, 20))
     text("workdir", None, "Run folder of train.main.", required=True)
     choice("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-    kinds = _KINDS.get(mode, (".png", FOLDER))
+    kinds = _KINDS.get(mode, (*FIGURES, FOLDER))
     folder = ", or a folder (DIR/) for a PNG file of every image in the model's size" if FOLDER in kinds else ""
     output = f"File to write, {' or '.join(kind for kind in kinds if kind != FOLDER)}{folder}."
     text("output", None, output, required=True)
@@ -364,14 +376,18 @@ def _define_flags(mode: str) -> None:
     from_0("seed", 1, "Of the latents, and of the binarization of images.", upper_bound=LARGEST_SEED)
     of_images, images = dict.fromkeys(("reconstruct", "interpolate", "vary", "encode")), "images of the data set"
     of_data_set = dict.fromkeys(of_images, "test") | {"nearest": "train"}
-    temperatures = dict.fromkeys(("sample", "reconstruct", "vary", "decode", "nearest"), "1.0")
+    drawing = ("sample", "reconstruct", "vary", "decode", "nearest")
+    of_figures, temperatures = (*drawing, "interpolate"), dict.fromkeys(drawing, "1.0")
     pictures = f"Picture files: a file, a folder with all in it, or several with commas. Without it, {images}"
     resize = "How picture files of --input are brought to the model's size; if not given, as in training."
     convert = "Convert pictures of --input that have other channels; if not given, as in training."
     count = f"Number of {images}; if not given, reconstruct takes 40, vary 8 and encode all."
     kept = "So many groups, from the top, keep their latents, and the others are drawn; 0 gives samples."
+    each = "Folder for a PNG file of every image that was made, in the model's size, besides --output."
     # Each flag with its default in the modes that have it.
     for name, defaults, define, meaning in (
+        ("raw", dict.fromkeys(of_figures, False), switch, "Write a bare grid of images, without labels; PNG alone."),
+        ("each", dict.fromkeys(of_figures), text, each),
         ("input", of_images, flags.DEFINE_multi_string, pictures),
         ("input", {"decode": None}, functools.partial(text, required=True), "File of latents, .npz."),
         ("resize", of_images, functools.partial(choice, enum_values=["crop", "stretch"]), resize),

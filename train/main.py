@@ -10,7 +10,7 @@ of another run; without it the run in the folder is continued with its own setti
 
     README.md        the model card, with scores and a part of your own
     config.json      the settings
-    images.json      how many images there were
+    images.json      how many images there were; environment.json hardware and versions
     checkpoints/     the latest checkpoints (how many: train.keep_checkpoints), and in best/ that with the best score
     metrics.csv      one line every train.evaluate_every_steps steps
     samples/         64 samples at temperature 0.7 every train.sample_every_steps steps

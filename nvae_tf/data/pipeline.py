@@ -239,3 +239,32 @@ def content_digest(source: ImageSource, spec: DataSpec) -> str:
     for image in iterate(evaluation_batches(source, stored_spec(spec), 1, seed=0, numbers=numbers), source):
         digest.update(image.numpy().tobytes())
     return digest.hexdigest()
+
+
+def chosen_images(
+    source: ImageSource,
+    spec: DataSpec,
+    split: str,
+    indices: Sequence[int] | None = None,
+    count: int | None = None,
+    at_most: int | None = None,
+    seed: int = 0,
+) -> tuple[np.ndarray, list[str]]:
+    """Images of a part of a data set as the model sees them, and a name for each.
+
+    They are those of the numbers `indices`, or the first `count`, or else `at_most`. `seed` is that of the
+    binarization. ValueError where there are fewer images.
+    """
+    count = count or min(at_most or source.count, source.count)
+    part = f"the {split} part of {spec.name}"
+    check(count <= source.count, f"--count={count}: {part} has only {source.count} images")
+    for index in indices or ():
+        numbers = f"{part} has {source.count} images, numbers 0 to {source.count - 1}"
+        check(index < source.count, f"--indices={index}: {numbers}")
+    if indices is None:
+        indices = range(count)
+        batches = evaluation_batches(source, spec, 64, seed, range(-(-count // 64)))
+    else:
+        batches = evaluation_batches(source, spec, 1, seed, indices)
+    images = np.concatenate([batch.numpy() for batch in iterate(batches, source)])[: len(indices)]
+    return images, [f"{split}_{index:05d}" for index in indices]

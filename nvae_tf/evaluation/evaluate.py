@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -16,13 +17,12 @@ from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate
 from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.evaluation.fid import KEPT_SAMPLES, FidSettings, load_extractor, measure_fid
-from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units, kl_heat_map
+from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.table import table
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
 from nvae_tf.files import atomic_write
-from nvae_tf.generation.image_grid import image_grid, write_png
-from nvae_tf.generation.sampling import rows_sharing_groups
+from nvae_tf.generation.sampling import numbers_of_shared_groups, rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.progress import StatusLine
@@ -167,22 +167,44 @@ def half_width_95(values: np.ndarray) -> float | None:
 
 
 def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, Any]:
-    """Active units; draws the KL of every latent channel, and rows of samples that share latents of upper groups."""
+    """Active units of every group, the KL of every channel, and the figures of both."""
     model, per_channel = task.trained.model, likelihood.kl_per_channel_nats
-    shapes = model.plan.latent_shapes()
-    active = active_units(per_channel, shapes)
-    heat_map = task.folder.evaluation / f"kl_per_channel-{task.split}.png"
-    write_png(heat_map, kl_heat_map(per_channel, shapes))
-    shared = task.folder.evaluation / "samples_with_shared_groups.png"
-    write_png(shared, image_grid(rows_sharing_groups(model, _COLUMNS, task.seed), _COLUMNS, enlarge=None))
+    active = active_units(per_channel, model.plan.latent_shapes())
     return {
         "active_units_per_group": active.tolist(),
         "active_units": int(active.sum()),
         "active_from_nats": ACTIVE_FROM,
         "latent_channels": model.plan.num_latent_per_group,
         "kl_per_channel_nats": per_channel.tolist(),
-        "pictures": [str(file.relative_to(task.folder.path)) for file in (heat_map, shared)],
+        "pictures": [str(file.relative_to(task.folder.path)) for file in _latent_figures(task, likelihood)],
     }
+
+
+def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[pathlib.Path]:
+    """Writes figures into the run's `evaluation/`: the KL of every group and channel, and rows of samples that share
+    the latents of the upper 0, 1, 2, 4 ... groups.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        task.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
+        return []
+    plan, folder, split = task.trained.model.plan, task.folder.evaluation, task.split
+    kept, rows = numbers_of_shared_groups(plan.num_groups), rows_sharing_groups(task.trained.model, _COLUMNS, task.seed)
+    shared = folder / "samples_with_shared_groups.png"
+    from nvae_tf.reports import figures
+
+    model = task.folder.path.absolute().name
+    about = figures.Provenance(model, task.trained.step, None, task.seed, task.checkpoint_sha256)
+    shapes, rows = plan.latent_shapes(), rows.reshape(len(kept), _COLUMNS, *rows.shape[1:])
+    drawn = {
+        folder / f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
+        folder / f"kl_per_channel-{split}.png": figures.kl_per_channel(
+            likelihood.kl_per_channel_nats, shapes, ACTIVE_FROM, about
+        ),
+        shared: figures.group_decisions(rows, kept, plan.num_groups, about._replace(temperature=1.0)),
+    }
+    for file, figure in drawn.items():
+        figures.save_figure(figure, file)
+    return list(drawn)
 
 
 def write_evaluation(task: EvaluationTask, measured: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The metrics of an evaluation file as a table for people: `evaluation.txt`, the page of a run, its model card."""
+"""The metrics of an evaluation file for people: rows of the page of a run, and the text of `evaluation.txt`."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,53 +9,81 @@ _PROVENANCE = ("{num_images:,} ", "images of the {split} part of {dataset}", " (
 _PROVENANCE += ("\n{checkpoint} checkpoint", ", step {step:,}", ", {weights}", ", SHA-256 {checkpoint_sha256:.16}...")
 
 
+def interval(value: float, half_width: float | None) -> str:
+    """`35.95 ± 0.94`: half the width of an interval with two digits, and the value with as many places."""
+    if not half_width:
+        return f"{value:,.4g}"
+    places = max(0, 1 - math.floor(math.log10(half_width)))
+    return f"{value:,.{places}f} ± {half_width:,.{places}f}"
+
+
+def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What was measured: name, value with unit and, after ±, half of its 95% interval, and how it was made."""
+    # A file of another version may lack some of the provenance.
+    number = f"{metrics['num_images']:,} " if metrics.get("num_images") else ""
+    halves, images = metrics.get("half_widths_95", {}), f"mean of {number}{metrics.get('split')} images"
+    count = metrics.get("importance_samples", 0)
+    bounds = (
+        ("importance_weighted_nats", f"importance-weighted, {count:,} sample{'' if count == 1 else 's'}", images),
+        ("nelbo_nats", "NELBO", f"reconstruction + KL, 1 sample per image; {images}"),
+        ("reconstruction_nats", "reconstruction", "negative log-likelihood of an image given its latents"),
+        ("kl_nats", "KL", "of posterior and prior, the sum over all groups"),
+    )
+    for key, name, how in bounds:
+        if key not in metrics:
+            continue
+        yield name, f"{interval(metrics[key], halves.get(key))} nats per image", how
+        in_bits = 1.0 / (metrics["num_values"] * math.log(2.0))
+        if key in ("importance_weighted_nats", "nelbo_nats"):
+            bits = interval(metrics[key] * in_bits, halves.get(key, 0.0) * in_bits)
+            yield f"{name}, in bits", f"{bits} bits/dim", f"nats / {metrics['num_values']:,} values / ln 2"
+    if latents := metrics.get("latents"):
+        channels = latents["latent_channels"] * len(latents["active_units_per_group"])
+        how = f"latent channels whose KL is above {latents['active_from_nats']:g} nats per image and position"
+        yield "active units", f"{latents['active_units']:,} of {channels:,}", how
+    if fid := metrics.get("fid"):
+        how = f"{fid['samples']:,} samples at temperature {fid['temperature']}, {fid['real_images']:,} training images"
+        published = "" if fid.get("extractor_is_published") else ", not known as the published Inception graph"
+        yield "FID", f"{fid['value']:.2f}", f"{how}, features of {fid['extractor']}{published}"
+
+
 def table(metrics: Mapping[str, Any]) -> str:
-    """The evaluation file for people: what was evaluated, as far as it is known, then what was measured."""
+    """The evaluation file as text: what was evaluated, as far as it is known, what was measured, and its parts."""
     known, about = {name: value for name, value in metrics.items() if value is not None}, ""
     for part in _PROVENANCE:
         with contextlib.suppress(KeyError):
             about += part.format_map(known)
-    parts = [about]
+    parts = [about, "\n".join(_line(name, value) for name, value, _ in rows(metrics))]
     if "nelbo_nats" in metrics:
-        parts.append("\n".join(_bounds(metrics)))
+        parts.append("\n".join(_details(metrics)))
     if "latents" in metrics:
         active, channels = metrics["latents"]["active_units_per_group"], metrics["latents"]["latent_channels"]
-        lines = [f"active units: {sum(active):,} of {channels * len(active):,} latent channels"]
-        lines += [f"  group {group:3d}: {count} of {channels}" for group, count in enumerate(active)]
-        parts.append("\n".join(lines + [f"picture: {name}" for name in metrics["latents"]["pictures"]]))
+        lines = [
+            _line(f"active units of group {group}", f"{count} of {channels}") for group, count in enumerate(active)
+        ]
+        parts.append("\n".join(lines + [f"figure: {name}" for name in metrics["latents"]["pictures"]]))
     if "fid" in metrics:
-        fid = metrics["fid"]
-        parts.append(
-            f"FID {fid['value']:.3f}: {fid['samples']:,} samples at temperature {fid['temperature']} against "
-            f"{fid['real_images']:,} images, features of {fid['extractor']}"
-            + ("" if fid.get("extractor_is_published") else ", not known as the published Inception graph")
-            + (f"\n  {fid['batch_norm_shift']}" if fid["batch_norm_iterations"] else "")
-        )
+        *_, (_, _, how) = rows(metrics)
+        shift = metrics["fid"]["batch_norm_shift"] if metrics["fid"]["batch_norm_iterations"] else ""
+        parts.append(f"FID: {how}" + (f"\n  {shift}" if shift else ""))
     return "\n\n".join(parts)
 
 
-def _bounds(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Lines for bounds, their parts, and the KL of every scale, each followed by those of its groups."""
-    bits_of_nats = metrics["bits_per_dim"] / metrics["nelbo_nats"] if metrics["nelbo_nats"] else 0.0
-    half_widths = metrics.get("half_widths_95", {})
+def _line(name: str, value: str) -> str:
+    return f"{name:44s} {value}"
 
-    def row(name: str, nats: float, measured: str | None = None) -> str:
-        half_width = half_widths.get(measured)
-        spread = "" if half_width is None else f"{half_width:.3f}"
-        return f"{name:36s}{nats:12.3f}{spread:>10s}{nats * bits_of_nats:10.4f}"
 
-    yield f"{'':36s}{'nats':>12s}{'+- (95%)':>10s}{'bits/dim':>10s}"
-    yield row("NELBO", metrics["nelbo_nats"], "nelbo_nats")
+def _details(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Bounds with fewer samples, and the KL of every scale, each followed by those of its groups."""
     for number, nats in metrics.get("importance_weighted_nats_by_samples", {}).items():
-        measured = "importance_weighted_nats" if int(number) == metrics["importance_samples"] else None
-        yield row(f"importance-weighted, {int(number):,} sample{'' if number == '1' else 's'}", nats, measured)
-    yield row("reconstruction", metrics["reconstruction_nats"], "reconstruction_nats")
-    yield row("KL", metrics["kl_nats"], "kl_nats")
+        if int(number) != metrics["importance_samples"]:
+            samples = f"{int(number):,} sample{'' if number == '1' else 's'}"
+            yield _line(f"importance-weighted, {samples}", f"{nats:,.2f} nats per image")
     for scale, nats in zip(metrics["scales"], metrics["kl_per_scale_nats"], strict=True):
         size = f"{scale['height']}x{scale['width']}"
-        yield row(f"KL of scale {size}", nats)
+        yield _line(f"KL of scale {size}", f"{nats:,.2f} nats per image")
         for group in scale["groups"]:
-            yield row(f"KL of group {group} ({size})", metrics["kl_per_group_nats"][group])
+            yield _line(f"KL of group {group} ({size})", f"{metrics['kl_per_group_nats'][group]:,.2f} nats per image")
     if effective := metrics.get("effective_samples"):
         yield (
             f"effective samples of {metrics['importance_samples']:,}: {effective['mean']:.1f} in the mean, "

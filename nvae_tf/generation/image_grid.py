@@ -11,15 +11,17 @@ from PIL import Image
 from nvae_tf.config import check
 from nvae_tf.files import atomic_file
 
+# Files with a figure, see `nvae_tf.reports.figures`, and those with an animation.
+FIGURES = (".png", ".svg", ".pdf")
 ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 # The shortest side, in pixels, at which a person sees what an image shows.
 _VISIBLE_SIDE = 64
-# Pixels between images: mid-gray, so that the borders of black and of white images are seen.
-_GAP, _GAP_VALUE = 6, 128
+# White pixels between images.
+_GAP, _GAP_VALUE = 6, 255
 
 
 def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | None = 1) -> np.ndarray:
-    """Lays images out in rows, from the top left: uint8 `[grid height, grid width, channels]`, gray where none is.
+    """Lays images out in rows, from the top left: uint8 `[grid height, grid width, channels]`, white where none is.
 
     Args:
       images: float `[count, height, width, 1 to 4 channels]` in [0, 1]; values outside are clipped. ValueError for
@@ -51,21 +53,26 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     return grid
 
 
-def filled_rows(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images `[count, height, width, channels]`, with gray ones that fill the last row of a grid."""
-    return np.pad(images, [(0, -len(images) % columns), (0, 0), (0, 0), (0, 0)], constant_values=0.5)
+def read_images(path: pathlib.Path, width: int, columns: int) -> np.ndarray:
+    """The images `[count, height, width, channels]` that a PNG file shows: a figure, or a grid with so many columns.
 
-
-def pairs_of_rows(originals: np.ndarray, reconstructions: np.ndarray, columns: int) -> np.ndarray:
-    """Images of a grid `[count, height, width, channels]`: each original stands above its reconstruction."""
-    size = originals.shape[1:]
-    rows = [filled_rows(images, columns).reshape(-1, columns, *size) for images in (originals, reconstructions)]
-    return np.stack(rows, axis=1).reshape(-1, *size)
-
-
-def rows_of_path(path: np.ndarray, steps: int) -> np.ndarray:
-    """Images of a grid of `steps` + 1 columns: a row begins with the image that the row before ends with."""
-    return np.concatenate([path[first : first + steps + 1] for first in range(0, len(path) - 1, steps)])
+    `width` is that of an image before it was enlarged.
+    """
+    with Image.open(path) as picture:
+        # Of a figure: how much the images are enlarged, their height, and their places.
+        enlarged, height, *places = map(int, picture.info.get("images", "0 0").split())
+        pixels = np.atleast_3d(np.asarray(picture))[..., :3]
+    if not places:
+        pitch = (pixels.shape[1] + _GAP) // columns
+        enlarged, rows = (pitch - _GAP) // width, (pixels.shape[0] + _GAP) // columns
+        height = (rows - _GAP) // enlarged
+        places = [n for y in range(0, pixels.shape[0], rows) for x in range(0, pixels.shape[1], pitch) for n in (x, y)]
+    return np.array(
+        [
+            pixels[y : y + height * enlarged : enlarged, x : x + width * enlarged : enlarged]
+            for x, y in zip(places[::2], places[1::2], strict=True)
+        ]
+    )
 
 
 def write_png(path: pathlib.Path, array: np.ndarray) -> None:

@@ -1,20 +1,25 @@
-"""What the files of a run folder say of the run, for its model card; what they do not say stays None."""
+"""What the files of a run folder say of the run, for its model card and its page; what they do not say stays None."""
 
+import contextlib
 import csv
 import dataclasses
+import io
 import json
 import math
 import pathlib
 import re
 import shlex
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import tensorflow as tf
 from huggingface_hub import EvalResult
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.util import tensor_util
 
 from nvae_tf.config import DataSpec, ExperimentConfig
-from nvae_tf.evaluation.table import table
+from nvae_tf.evaluation.table import rows, table
 from nvae_tf.files import atomic_write
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
@@ -108,6 +113,8 @@ class Evaluation(NamedTuple):
     checkpoint: str | None  # "latest" or "best"
     results: tuple[EvalResult, ...]
     table: str  # for people
+    rows: tuple[tuple[str, str, str], ...]  # what was measured, its value, and how
+    metrics: Mapping[str, Any]  # all that the file has
     made: str  # when, with which TensorFlow
     command: str  # what to type to make them again
     pictures: tuple[str, ...]  # picture files that it names and that exist, relative to the run folder
@@ -128,6 +135,7 @@ class RunFacts(NamedTuple):
     # The last step of `metrics.csv`, its test NELBO in nats and in bits.
     training_score: tuple[int, float, float] | None
     learning_rates: tuple[tuple[float, int], ...] | None  # the highest and the last, each with its step
+    environment: Mapping[str, Any] | None  # hardware and versions of the latest training
     samples: tuple[str, int] | None  # the newest picture file of samples, and its step
 
     @property
@@ -163,8 +171,17 @@ def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
         evaluations=tuple(filter(None, evaluations)),
         training_score=_read(_training_score, folder.metrics_file),
         learning_rates=_read(_learning_rates, folder.metrics_file),
+        environment=_read(read_object, folder.environment_file),
         samples=(f"{folder.samples.name}/{samples[max(samples)].name}", max(samples)) if samples else None,
     )
+
+
+def read_object(file: pathlib.Path) -> dict[str, Any]:
+    """The JSON object of a file; ValueError where it is damaged or another kind."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: not a JSON object")
+    return content
 
 
 def _read(reader: typing.Callable[..., Any], *arguments: Any) -> Any:
@@ -190,6 +207,81 @@ def _rows(file: pathlib.Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
+class Curve(NamedTuple):
+    """Values at training steps, in ascending order of the steps; NaN for a gap."""
+
+    steps: Sequence[int]
+    values: Sequence[float]
+
+
+def read_curves(folder: RunFolder) -> tuple[dict[str, Curve], float]:
+    """The curves of a run by their names in `metrics.csv`, and the seconds that training took.
+
+    TensorBoard's files have every logged step, so theirs are taken where there are more points; they have the KL of
+    single groups, too, as `kl_per_group/00`.
+    """
+    curves = read_metrics(folder.metrics_file)
+    points, seconds = read_events(folder.tensorboard)
+    for tag, values in points.items():
+        name = re.sub("^(schedule|speed)/", "", re.sub("^(test|train)/", r"\1_", tag))
+        # Tags of training do not name the unit.
+        name = f"{name}_nats" if name in ("train_reconstruction", "train_kl") else name
+        if name not in curves or len(values) > len(curves[name].steps):
+            curves[name] = Curve(list(values), list(values.values()))
+    reconstruction, kl = (
+        dict(zip(*curves.get(f"train_{part}_nats", ((), ())), strict=True)) for part in ("reconstruction", "kl")
+    )
+    nelbo = {step: value + kl[step] for step, value in reconstruction.items() if step in kl}
+    if len(nelbo) > len(curves.get("train_nelbo_nats", ((),))[0]):
+        curves["train_nelbo_nats"] = Curve(list(nelbo), list(nelbo.values()))
+    return curves, seconds
+
+
+def read_metrics(file: pathlib.Path) -> dict[str, Curve]:
+    """The columns of `metrics.csv`; what is no number is NaN. Nothing where the file is missing or another kind."""
+    with contextlib.suppress(OSError, ValueError, csv.Error):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        # The line that a running training is writing has no end yet.
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+        rows = sorted((row for row in reader if (row.get("step") or "").isdecimal()), key=lambda row: int(row["step"]))
+        steps = [int(row["step"]) for row in rows]
+        columns = [name for name in reader.fieldnames or [] if name != "step"] if rows else []
+        return {name: Curve(steps, [_number(row.get(name)) for row in rows]) for name in columns}
+    return {}
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
+
+
+def read_events(folder: pathlib.Path) -> tuple[dict[str, dict[int, float]], float]:
+    """The values of TensorBoard's scalars by tag and step, and the seconds that its files span.
+
+    Goes through the files one event at a time (TensorBoard's accumulator would keep all images in memory). Where a
+    run was continued from an earlier checkpoint, the later values count. Damaged files give what is before the damage.
+    """
+    points: dict[str, dict[int, float]] = {}
+    seconds = 0.0
+    # A file's name begins with the time of its making.
+    for file in sorted(folder.glob("*tfevents*")):
+        times = []
+        with contextlib.suppress(tf.errors.OpError, OSError):
+            for event in EventFileLoader(str(file)).Load():
+                times.append(event.wall_time)
+                for value in event.summary.value:
+                    if value.metadata.plugin_data.plugin_name == "scalars":
+                        curve = points.setdefault(value.tag, {})
+                        if curve and event.step <= next(reversed(curve)):
+                            for later in [step for step in curve if step >= event.step]:
+                                del curve[later]
+                        curve[event.step] = float(tensor_util.make_ndarray(value.tensor))
+        seconds += times[-1] - times[0] if times else 0.0
+    return points, seconds
+
+
 def hub_dataset(spec: DataSpec) -> str | None:
     """The Hub's identifier of a data set; None where it has none that is known to be the same."""
     return _HUB_DATASETS.get(spec.source_name) if spec.source == "tfds" else None
@@ -201,7 +293,7 @@ def identifier(text: str) -> str:
 
 
 def _evaluation(file: pathlib.Path, workdir: str, dataset: str | None) -> Evaluation:
-    metrics = json.loads(file.read_text(encoding="utf-8"))
+    metrics = read_object(file)
     # A folder of this machine, which a public card does not name.
     metrics.pop("data", None)
     pictures = tuple(
@@ -213,7 +305,8 @@ def _evaluation(file: pathlib.Path, workdir: str, dataset: str | None) -> Evalua
     results = tuple(_results(metrics, dataset or identifier(metrics["dataset"])))
     command = _command(metrics, workdir)
     return Evaluation(
-        str(metrics["split"]), metrics.get("checkpoint"), results, table(metrics), made, command, pictures
+        *(str(metrics["split"]), metrics.get("checkpoint"), results),
+        *(table(metrics), tuple(rows(metrics)), metrics, made, command, pictures),
     )
 
 

@@ -25,7 +25,7 @@ from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.training.checkpoints import TrainingState, latest_checkpoint, step_of
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs
-from nvae_tf.training.run import Run, length_warnings, note_images, run_of_folder
+from nvae_tf.training.run import Run, length_warnings, note_environment, note_images, run_of_folder
 from nvae_tf.training.run_folder import RunFolder, lock_for_training, open_for_training
 from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, configure_runtime, step_function
 
@@ -89,6 +89,7 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, folder: RunFolder) -
         if replicas.is_chief:
             outputs.continue_from(step)
             note_images(folder.images_file, run, report)
+            note_environment(folder.environment_file)
             keep_model_card(folder, run.model, report)
         profiled = config.train.profile_steps if replicas.is_chief else ()
         with StepProfiler(profiled, folder.tensorboard, report) as profiler:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
@@ -187,7 +188,17 @@ class RunOutputs:
             images = self._generator.generate(count, temperature, _FIXED_SEED, lambda done: self._stop.check())
             grid = image_grid(images, enlarge=None)
             self._tensorboard.image(step, f"samples/temperature_{temperature}", grid)
-        write_png(file, grid)
+        write_samples(file, images, self._folder.path.absolute().name, step, temperature)
+
+
+def write_samples(file: pathlib.Path, images: np.ndarray, model: str, step: int, temperature: float) -> None:
+    """Writes a PNG file: a figure, or a bare grid where matplotlib, which training does not need, is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        write_png(file, image_grid(images, enlarge=None))
+        return
+    from nvae_tf.reports import figures
+
+    figures.save_figure(figures.samples(images, figures.Provenance(model, step, temperature, _FIXED_SEED)), file)
 
 
 class MetricsFile:

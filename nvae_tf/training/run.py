@@ -1,9 +1,15 @@
 """What a run is: from its settings to its images, its length and its model."""
 
+import collections
+import json
 import os
 import pathlib
+import platform
 from collections.abc import Callable
 from typing import NamedTuple
+
+import keras
+import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.config import DataSpec, ExperimentConfig, check, resolve_lengths
@@ -13,7 +19,7 @@ from nvae_tf.data.spec import check_model_fits
 from nvae_tf.files import atomic_write
 from nvae_tf.models.nvae import model_for_training
 from nvae_tf.optimization import LoweredRate
-from nvae_tf.progress import StatusLine
+from nvae_tf.progress import StatusLine, counted
 from nvae_tf.training.checkpoints import steps_of_files
 from nvae_tf.training.loading import initialize
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
@@ -148,3 +154,14 @@ def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> 
         )
     if before != now:
         atomic_write(file, now.text())
+
+
+def note_environment(file: pathlib.Path) -> None:
+    """Writes on which hardware and with which versions a run is trained into `environment.json`, for its page."""
+    gpus = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    names = collections.Counter(details.get("device_name", "GPU") for details in gpus)
+    cores = counted(os.cpu_count() or 1, "CPU core")
+    hardware = ", ".join([*(f"{count} × {name}" for name, count in names.items()), f"{cores} ({platform.machine()})"])
+    versions = f"nvae_tf {nvae_tf.__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
+    python = f"Python {platform.python_version()}"
+    atomic_write(file, json.dumps({"hardware": hardware, "versions": f"{versions}, {python}"}, indent=2) + "\n")

@@ -36,6 +36,7 @@ class RunFolder:
         self.config_file = self.path / "config.json"  # all settings; what makes a folder a run folder
         self.lock_file = self.path / ".lock"
         self.images_file = self.path / "images.json"  # see `ImageCounts`
+        self.environment_file = self.path / "environment.json"  # hardware and versions of the latest training
         self.checkpoints = self.path / "checkpoints"
         self.metrics_file = self.path / "metrics.csv"
         self.tensorboard = self.path / "tensorboard"

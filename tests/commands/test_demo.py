@@ -23,10 +23,12 @@ def done(tmp_path, monkeypatch):
     def pretend(step):
         ran.append(step)
         step.output.parent.mkdir(parents=True, exist_ok=True)
+        (step.output.parent / "samples_each").mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(step.output.parent / "samples_each" / "0.png")
         if step.output.suffix == ".png":
             # One step makes two.
             for name in {step.output.name, step.output.name.replace("rest", "grpc")}:
-                Image.fromarray(np.zeros((4, 4), np.uint8)).save(step.output.with_name(name))
+                Image.fromarray(np.zeros((64, 64), np.uint8)).save(step.output.with_name(name))
         else:
             step.output.write_text(json.dumps(WRITTEN.get(step.output.name, {})))
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from nvae_tf.evaluation.fid import named_extractor
+from nvae_tf.evaluation.table import interval
 from nvae_tf.training.launcher import tf_configs
 from tests.command_fixtures import score_of
 from tests.evaluation.inception_stand_in import stand_in
@@ -72,7 +73,8 @@ def test_what_is_measured(whole):
     assert (workdir / "evaluation.txt").read_text() in printed
     assert not list((workdir / "evaluation").glob("unfinished-*"))
     card = (workdir / "README.md").read_text()
-    assert f"{metrics['importance_weighted_nats']:.3f}" in card
+    bound = interval(metrics["importance_weighted_nats"], metrics["half_widths_95"]["importance_weighted_nats"])
+    assert f"{bound} nats per image" in card and len(metrics["latents"]["pictures"]) == 3
     assert all(f"({name})" in card for name in metrics["latents"]["pictures"])
 
 

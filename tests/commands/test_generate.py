@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 import nvae_tf
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
+from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.latents_file import load_latents
 from nvae_tf.generation.sampling import reconstruct_images
 from tests.command_fixtures import assert_shown
@@ -58,12 +60,27 @@ def made(done, finished_run, tmp_path):
 def test_what_the_modes_write(made, model, outside, originals, tmp_path):
     """That it is right is tested in tests/generation."""
     (tmp_path / "samples.png").write_bytes(b"to be replaced")
-    flags = ["--temperature=0.8,0.9", "--seed=3", "--columns=4", "--count=8", "--overwrite"]
-    file, printed = made("samples.png", *flags)
-    assert_shown(pixels(file), model.generate(8, [0.8, 0.9], seed=3).numpy(), 4)
+    flags = ["--temperature=0.8,0.9", "--seed=3", "--columns=4", "--count=8", "--overwrite", f"--each={tmp_path}/each"]
+    expected = model.generate(8, [0.8, 0.9], seed=3).numpy()
+    file, printed = made("samples.png", *flags, "--raw")
+    assert_shown(pixels(file), expected, 4)
     assert "8 images at temperatures 0.8, 0.9, from step 60" in printed
-    file, _ = made("reconstructions.png", "reconstruct", "--count=7", "--columns=5")
+    file, _ = made("samples.png", *flags)
+    each = np.stack([pixels(tmp_path / "each" / f"sample_{number:05d}.png") for number in range(8)])[..., np.newaxis]
+    for found in (read_images(file, 16, 4)[..., :1], each):
+        assert np.abs(found - 255 * expected).max() <= 1
+    info = Image.open(file).info
+    assert (info["step"], info["temperature"], info["seed"]) == ("60", "0.8, 0.9", "3")
+    assert info["command"].startswith("python -m train.generate --temperature=0.8,0.9 --seed=3")
+    assert len(info["checkpoint_sha256"]) == 64
+    file, _ = made("reconstructions.png", "reconstruct", "--count=7", "--columns=5", "--raw")
     assert pixels(file).shape == (4 * PITCH - 6, 5 * PITCH - 6)
+    file, _ = made("reconstructions.svg", "reconstruct", "--count=7", "--kept_groups=1")
+    assert "those of the upper 1 of 2 groups, the others drawn" in " ".join(
+        re.findall(">([^<>]+)</text>", file.read_text())
+    )
+    file, _ = made("path.pdf", "interpolate", f"--input={outside}", "--steps=4")
+    assert file.read_bytes().startswith(b"%PDF")
     ways = ["--steps=4", "--how=keep,linear", "--milliseconds=200"]
     with Image.open(made("path.gif", "interpolate", f"--input={outside}", *ways)[0]) as animation:
         # Pillow shows a frame that is like the one before as one, for longer.
@@ -71,7 +88,7 @@ def test_what_the_modes_write(made, model, outside, originals, tmp_path):
         first = np.asarray(animation.convert("L"))
     assert_shown(first, reconstruct_images(model, originals, seed=1)[:1], 1)
     indices = f"--indices={','.join(map(str, OUTSIDE))}"
-    file, printed = made("variants.png", "vary", indices, "--variants=3", "--kept_groups=1", "--temperature=0.8")
+    file, printed = made("variants.png", "vary", indices, "--variants=3", "--kept_groups=1", "--raw")
     variants = pixels(file)
     assert variants.shape == (2 * PITCH - 6, 4 * PITCH - 6) and "the top 1 of 2 groups kept" in printed
     assert_shown(variants[PITCH:, :SIDE], originals[:1], 1)
@@ -96,15 +113,18 @@ def test_pictures_from_outside_give_files_of_the_same_names(made, model, outside
 @pytest.mark.slow
 def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made, tmp_path):
     flags = ["--count=2", "--neighbors=3", f"--json={tmp_path / 'nearest.json'}"]
-    picture = pixels(made("nearest.png", "nearest", *flags)[0])
-    assert picture.shape == (2 * PITCH - 6, 4 * PITCH - 6)
+    figure = read_images(made("nearest.png", "nearest", *flags)[0], 16, 4)[..., 0] / 255
     stored = json.loads((tmp_path / "nearest.json").read_text())
     assert (stored["split"], stored["step"], stored["temperature"], stored["seed"]) == ("train", 60, 1.0, 1)
     assert np.shape(stored["numbers"]) == np.shape(stored["distances"]) == (2, 3)
-    # Every pixel of a digit is four wide.
-    sample, nearest = picture[:SIDE:4, :SIDE:4] / 255, picture[:SIDE:4, PITCH : PITCH + SIDE : 4] / 255
-    assert np.mean((sample - nearest) ** 2) == pytest.approx(stored["distances"][0][0], abs=0.005)
+    assert figure.shape == (8, 16, 16)
+    assert np.mean((figure[0] - figure[1]) ** 2) == pytest.approx(stored["distances"][0][0], abs=0.005)
     assert stored["distances"][0] == sorted(stored["distances"][0])
+
+
+def test_a_bare_grid_is_a_png_file(commands, finished_run, tmp_path):
+    flags = [f"--workdir={finished_run[0]}", "--raw", f"--output={tmp_path}/x.svg"]
+    assert "a bare grid is a .png file" in commands.refused(["-m", "train.generate", *flags])
 
 
 def test_every_mode_has_a_manual_page():

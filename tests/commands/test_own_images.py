@@ -6,6 +6,7 @@ from PIL import Image
 from configs import own_images as preset
 from nvae_tf.data.pipeline import iterate, shuffled_index_batches, training_batches
 from nvae_tf.data.spec import complete_config
+from nvae_tf.generation.image_grid import read_images
 from nvae_tf.training.run import load_images, new_run, run_length, with_length
 from tests.command_fixtures import config_flags
 from tests.data.picture_factory import damaged_in_the_middle, png, random_pixels, write_files
@@ -81,6 +82,9 @@ def test_inspect_data_prints_counts_and_writes_a_picture(commands, tmp_path):
         "An epoch is 2 steps of 4 images",
     ):
         assert text in printed
+    shown = read_images(output, 10, 10)
+    assert shown.shape == (10, 7, 10, 3) and "python -m train.inspect_data" in Image.open(output).info["command"]
+    commands.output_of([*command("train.inspect_data", tmp_path / "images"), *flags, "--raw", "--overwrite"])
     # Ten columns and two rows, enlarged until the shorter side is 70 pixels, with gaps of 6.
     with Image.open(output) as picture:
         assert picture.size == (10 * 100 + 9 * 6, 2 * 70 + 6)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from nvae_tf.generation.image_grid import read_images
 from tests import ROOT
 from tests.command_fixtures import output_of
 
@@ -39,7 +40,7 @@ def test_three_commands_lead_from_a_folder_of_pictures_to_samples(folder_of_a_ne
         words = shlex.split(command.replace("--config.train.steps=100 ", "--config.train.steps=5 "))
         assert words[0] == "python"
         output_of(words[1:], cwd=folder_of_a_newcomer, env=environment)
-    inspected = np.asarray(Image.open(folder_of_a_newcomer / "inspect_data.png"))
-    samples = np.asarray(Image.open(folder_of_a_newcomer / "samples.png"))
-    assert inspected.ndim == samples.ndim == 3 and samples.shape[-1] == 3
+    inspected = read_images(folder_of_a_newcomer / "inspect_data.png", 32, 10)
+    samples = read_images(folder_of_a_newcomer / "samples.png", 32, 8)
+    assert inspected.shape[1:] == samples.shape[1:] == (32, 32, 3) and len(samples) == 64
     assert samples.std() > 1

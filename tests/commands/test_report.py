@@ -1,3 +1,5 @@
+"""`train.report` as a user types it: what is on the page, also in place of what is missing, and how it looks."""
+
 import base64
 import html.parser
 import io
@@ -9,16 +11,17 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
+from nvae_tf.data.sources import load_split
 from nvae_tf.errors import require
 from nvae_tf.evaluation.evaluate import evaluate_run
 from nvae_tf.generation.sampling import reconstruct_images
 from nvae_tf.progress import StatusLine
-from nvae_tf.reports.page import TEMPERATURES, ReportImages, evaluation_section, latent_use_section, report_of_run
+from nvae_tf.reports import figures
+from nvae_tf.reports.page import TEMPERATURES, compare_runs, report_of_run
 from nvae_tf.training.loading import load_run
-from nvae_tf.training.run_folder import RunFolder
-from tests.command_fixtures import assert_shown
 
 # Settings are data; no one may write tags with them.
 NAME = "<b onload=\"x\">digits</b> & 'more'"
@@ -26,19 +29,40 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 WITHOUT_ELEMENTS = {"meta", "link", "img", "br"}
 # Writes what the browser has made of the page where --dump-dom shows it.
 PROBE = """<script>addEventListener("load", () => {
-  const images = [...document.images], root = document.documentElement;
-  root.dataset.widths = images.map((image) => image.complete ? image.naturalWidth : 0).join(" ");
+  const root = document.documentElement, numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+  root.dataset.images = [...document.images].map((image) => image.naturalWidth).join(" ");
   root.dataset.overflow = root.scrollWidth - root.clientWidth;
+  const luminance = (color) => numbers(color).slice(0, 3).map((value) => value / 255)
+    .map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
+  const paper = (element) => {
+    const color = getComputedStyle(element).backgroundColor;
+    return (numbers(color)[3] ?? 1) > 0 || !element.parentElement ? color : paper(element.parentElement);
+  };
+  const worst = [21, ""];
+  for (const element of document.body.querySelectorAll("*")) {
+    if (![...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue;
+    if (["SCRIPT", "STYLE", "title"].includes(element.tagName)) continue;
+    const style = getComputedStyle(element);
+    const pair = [luminance(element.tagName === "text" ? style.fill : style.color), luminance(paper(element))].sort();
+    const contrast = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+    if (contrast < worst[0]) worst.splice(0, 2, contrast, element.textContent);
+  }
+  root.dataset.contrast = worst[0];
+  root.dataset.paper = luminance(getComputedStyle(document.body).backgroundColor);
 });</script>"""
 
 
 class Page(html.parser.HTMLParser):
+    """The tags, attributes and text of a page."""
+
     def __init__(self, text):
         super().__init__()
         self.tags, self.text, self.opened = [], "", []
         self.feed(text)
         self.close()
         assert self.opened == []
+        self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
@@ -52,13 +76,14 @@ class Page(html.parser.HTMLParser):
         assert self.opened.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        self.text += f" {data}" if data.strip() else data
 
-    def pictures(self):
-        sources = {attributes["alt"]: attributes["src"] for tag, attributes in self.tags if tag == "img"}
-        assert all(source.startswith("data:image/png;base64,") for source in sources.values())
-        data = {title: base64.b64decode(source.partition(",")[2]) for title, source in sources.items()}
-        return {title: np.asarray(Image.open(io.BytesIO(content))) for title, content in data.items()}
+    def images(self):
+        """The pixels of the figures with images, uint8 RGBA."""
+        sources = [attributes["xlink:href"] for tag, attributes in self.tags if tag == "image"]
+        assert all(source.startswith("data:image/png;base64,") for source in sources)
+        contents = [base64.b64decode(source.partition(",")[2]) for source in sources]
+        return [np.asarray(Image.open(io.BytesIO(content)).convert("RGBA")) for content in contents]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +101,7 @@ def run(finished_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def page_file(commands, run):
     process = commands.run(["-m", "train.report", f"--workdir={run}"])
+    assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[-1] == f"written to {run / 'report.html'}" and not process.stderr
     return run / "report.html"
 
@@ -93,56 +119,71 @@ def trained(run):
 def test_the_page_needs_nothing_from_outside(page, page_file):
     assert "script" not in {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
-        for name in ("src", "href"):
+        for name in ("src", "href", "xlink:href"):
             assert attributes.get(name, "#").startswith(("data:", "#"))
-    without_pictures = re.sub(r"base64,[\w+/=]+", "", page_file.read_text(encoding="utf-8"))
-    assert not re.search(r"https?:|url\(|@import", without_pictures)
+    without_images = re.sub(r"base64,[\w+/=\s]+", "", page_file.read_text(encoding="utf-8"))
+    assert not re.search(r"https?:|url\([^#]|@import", without_images)
     keys = {attributes["id"] for tag, attributes in page.tags if tag == "section"}
     assert {f"#{key}" for key in keys} == {a["href"] for tag, a in page.tags if tag == "a"} and len(keys) == 8
+    # In the colors of the page, light or dark.
+    assert figures.INK not in re.sub("<style>.*?</style>", "", without_images, flags=re.DOTALL)
 
 
-def test_settings_and_facts_are_complete_and_escaped(page, run, trained):
+def test_card_and_settings_are_complete_and_escaped(page, run, trained):
     config = json.loads((run / "config.json").read_text())
-    assert list(config) == ["model", "objective", "optimizer", "data", "train"]
     for group, settings in config.items():
-        assert f"{group}, {len(settings)} settings" in page.text
+        assert f"{group} , {len(settings)} settings" in page.text
         for name, value in settings.items():
-            assert f"{name}{json.dumps(value, ensure_ascii=False)}" in page.text
+            assert f"{name} {json.dumps(value, ensure_ascii=False)}" in page.text
     assert f"NVAE run: {NAME}, run" in page.text
     assert not any("onload" in attributes for _, attributes in page.tags)
-    sha256 = json.loads((run / "evaluation.json").read_text())["checkpoint_sha256"]
-    assert "Step60 of 60" in page.text and f"SHA-256 {sha256[:16]}…" in page.text
-    assert f"Parameters{sum(np.size(weight) for weight in trained.model.trainable_variables):,}" in page.text
+    metrics = json.loads((run / "evaluation.json").read_text())
+    for words in (
+        f"SHA-256 {metrics['checkpoint_sha256'][:16]}…",
+        f"Parameters {sum(np.size(weight) for weight in trained.model.trainable_variables):,}",
+        "60 of 60 steps, 100 images per step, ",
+        "1,437 training and 360 test images",
+        f"TensorFlow {tf.__version__}, Keras ",
+        " CPU core",
+        "2 latent groups with 2 channels each (1 at 8×8, 1 at 16×16)",
+        "as the preset digits, but data.name = ",
+        "model.num_latent_scales = 2 (3), ",
+        "train.batch_size = 100 (128)",
+    ):
+        assert words in page.text, words
 
 
-def test_pictures_are_those_of_the_model(page, trained):
-    pictures = page.pictures()
-    samples = [pictures[f"Temperature {temperature:.1f}"] for temperature in TEMPERATURES]
-    for temperature, found in zip(TEMPERATURES, samples, strict=True):
-        assert_shown(found, trained.model.generate(36, temperature, seed=1).numpy(), None)
-    assert len({found.tobytes() for found in samples}) == 4
-    test = ReportImages(trained, None, 1, StatusLine())._test_images()
-    both = np.concatenate([test, reconstruct_images(trained.model, test, seed=1)])
-    assert_shown(pictures["Reconstructions"], both, 8)
-    assert_shown(pictures["Interpolation"][:64, :64], both[8:9], 1)
-    assert_shown(pictures["Samples sharing their upper groups"][:64, :64], trained.model.generate(1, seed=1).numpy(), 1)
-    assert len(pictures) == 8 and all(np.ptp(pixels) > 100 for pixels in pictures.values())
+def test_images_are_those_of_the_model(page, trained):
+    found = page.images()
+    about, model = figures.Provenance("run"), trained.model
+    expected = [figures.samples(model.generate(36, t, seed=1).numpy(), about, width=430) for t in TEMPERATURES]
+    test = load_split(trained.config.data, "test").images[:8] / np.float32(255)
+    expected.append(figures.reconstructions(test, reconstruct_images(model, test, seed=1), about, width=430))
+    for figure in expected:
+        canvas = np.asarray(figure.axes[0].images[0].get_array()).astype(int)
+        width = canvas.shape[1]
+        # Below stands the caption, of another length; another thread count of another process may round another way.
+        images = [image for image in found if image.shape[1] == width]
+        assert any(np.abs(image[: len(canvas)] - canvas[: len(image)]).max() <= 1 for image in images)
+    # Besides: interpolation, neighbors, groups, samples during training, and the colors of a scale.
+    assert len(found) == len(expected) + 5 and "step 40 step 60" in page.text
+    assert page.text.count("run, step 60, seed 0") == 2 and page.text.count("run, temperature 0.7, seed 0") == 1
 
 
 def test_metrics_of_the_run_are_on_the_page(page, run):
     metrics = json.loads((run / "evaluation.json").read_text())
-    nats = [metrics[f"{name}_nats"] for name in ("nelbo", "importance_weighted", "reconstruction", "kl")]
-    for value in [*nats, *metrics["kl_per_group_nats"], *metrics["half_widths_95"].values()]:
-        assert f"{value:.3f}" in page.text
-    assert f"{metrics['bits_per_dim']:.4f}" in page.text
-    assert f"{metrics['effective_samples']['mean']:.1f} in the mean" in page.text
-    assert f"active units: {metrics['latents']['active_units']} of 4 latent channels" in page.text
-    assert "another checkpoint" not in page.text
+    for name in ("nelbo_nats", "importance_weighted_nats", "reconstruction_nats", "kl_nats"):
+        half = metrics["half_widths_95"][name]
+        (places,) = (places for places in range(5) if 10 <= half * 10**places < 99.5)
+        assert f"{metrics[name]:.{places}f} ± {half:.{places}f} nats per image" in page.text
+    for value in metrics["kl_per_group_nats"]:
+        assert f" {value:.2f} " in page.text
+    assert f"active units {metrics['latents']['active_units']} of 4 " in page.text
+    assert "Of another checkpoint" not in page.text and f"--workdir={run.name}" in page.text
     last = (run / "metrics.csv").read_text().splitlines()[-1].split(",")
-    assert f"test, step 60: {float(last[8]):.4g} nats per image" in page.text
-    # The latest of TensorBoard's points is of the same evaluation.
-    assert f"0 (8×8), step 60: {metrics['kl_per_group_nats'][0]:.4g} nats per image" in page.text
-    assert "KL per group, training batches" in page.text and "Spectral norm, the largest" in page.text
+    assert f"test: {float(last[8]):.5g} at step 60" in page.text and "training: " in page.text
+    # TensorBoard has the same KL at the same step.
+    assert f"8×8: {metrics['kl_per_group_nats'][0]:.5g} at step 60" in page.text
 
 
 def test_a_sentence_replaces_what_is_missing(run, trained, tmp_path, monkeypatch):
@@ -151,34 +192,52 @@ def test_a_sentence_replaces_what_is_missing(run, trained, tmp_path, monkeypatch
     text, missing = report_of_run(tmp_path, "latest", 1, None, StatusLine())
     page = Page(text)
     for words in (
-        "none that can be used; the run goes to step 60",
+        "There are no images: the run has no checkpoint that can be used.",
         "There are no metrics yet: metrics.csv",
-        "no TensorBoard files with metrics of the groups",
-        f"for want of a model: {tmp_path}: no checkpoint in",
+        f"images of the model: {tmp_path}: no checkpoint in",
+        "not evaluated yet",
         f"python -m train.evaluate --workdir={tmp_path} --metrics=elbo,iw,latents",
     ):
-        assert words in page.text
-    assert len(missing) == 1 and "img" not in {tag for tag, _ in page.tags}
+        assert words in page.text, words
+    assert len(missing) == 1 and "svg" not in {tag for tag, _ in page.tags}
 
-    def moved(*_):
+    def moved(*_, **__):
         raise FileNotFoundError("/old/<faces>: no such folder")
 
     monkeypatch.setattr("nvae_tf.reports.page.load_split", moved)
-    images = ReportImages(trained, None, 1, StatusLine())
-    assert "Here would be test images, but: /old/&lt;faces&gt;: no such folder" in images.of_test_images()
-    assert images.missing == ["test images: /old/<faces>: no such folder"]
+    text, missing = report_of_run(run, "latest", 1, None, StatusLine())
+    assert "reconstructions of test images: /old/&lt;faces&gt;: no such folder" in text and len(missing) == 3
+    assert "36 samples, drawn by the model" in text
 
 
-def test_an_evaluation_of_another_checkpoint_or_a_damaged_one(run, trained, tmp_path):
-    folder, plan = RunFolder(run), trained.model.plan
-    for section in (evaluation_section(folder, "best", "0" * 64), latent_use_section(folder, "best", "0" * 64, plan)):
-        assert "Of another checkpoint</b> than the one on this page: step 60, SHA-256 " in section
-    assert "--checkpoint=best" in evaluation_section(folder, "best", "0" * 64)
-    damaged = RunFolder(tmp_path)
-    for text in ("[1]", "{", '{"nelbo_nats": 1.0}', '{"latents": 3}'):
-        damaged.evaluation_file().write_text(text)
-        assert "can&#39;t be read as an evaluation" in evaluation_section(damaged, "latest", None)
-        assert "python -m train.evaluate" in latent_use_section(damaged, "latest", None, plan)
+def test_an_evaluation_of_another_checkpoint_or_a_damaged_one(run, tmp_path):
+    shutil.copy(run / "config.json", tmp_path)
+    for text in ((run / "evaluation.json").read_text(), "[1]", "{", '{"nelbo_nats": 1.0}', '{"latents": 3}'):
+        (tmp_path / "evaluation.json").write_text(text)
+        page = Page(report_of_run(tmp_path, "best", 1, None, StatusLine())[0])
+        if len(text) > 100:
+            assert "Of another checkpoint than the one on this page: step 60, SHA-256 " in page.text
+            assert "KL of each latent group" in page.text
+        else:
+            assert "python -m train.evaluate" in page.text and "--checkpoint=best" in page.text
+
+
+def test_runs_are_compared(commands, run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    config = json.loads((other / "config.json").read_text())
+    config["optimizer"]["learning_rate"] = 0.25
+    (other / "config.json").write_text(json.dumps(config))
+    (other / "evaluation.json").unlink()
+    output = tmp_path / "comparison.html"
+    process = commands.run(["-m", "train.report", run, other, f"--output={output}"])
+    assert process.returncode == 0, process.stderr
+    page = Page(output.read_text(encoding="utf-8"))
+    assert re.search(r"setting \S+ \S+ optimizer.learning_rate 0.03 0.25", page.text)
+    assert "importance-weighted, 5 samples" in page.text and "not evaluated" in page.text
+    assert page.text.count(f"{other}: ") == 6 and "KL of posterior and prior: training images" in page.text
+    assert "None: all runs have the same settings." in Page(compare_runs([str(run), str(run)])).text
+    assert "give a run folder" in commands.refused(["-m", "train.report"])
 
 
 def test_a_missing_extra_is_one_line(monkeypatch):
@@ -188,18 +247,25 @@ def test_a_missing_extra_is_one_line(monkeypatch):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; scripts/install_chromium.sh does it")
-@pytest.mark.parametrize("width", [500, 1280])
-def test_a_browser_shows_the_page(page_file, page, tmp_path, width):
+@pytest.mark.parametrize(("width", "scheme"), [(500, "light"), (1600, "dark")])
+def test_a_browser_shows_the_page(page_file, page, tmp_path, width, scheme):
     copy, screenshot = tmp_path / "copy.html", tmp_path / "page.png"
-    copy.write_text(page_file.read_text(encoding="utf-8").replace("</head>", f"{PROBE}</head>"), encoding="utf-8")
+    text = page_file.read_text(encoding="utf-8").replace("</head>", f"{PROBE}</head>")
+    # The browser says of images in HTML whether it could read them, not of those in SVG.
+    sources = [attributes["xlink:href"] for tag, attributes in page.tags if tag == "image"]
+    copies = "".join(f'<img hidden alt="" src="{source}">' for source in sources)
+    copy.write_text(text.replace("</body>", f"{copies}</body>"), encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=5000"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000", "--hide-scrollbars"]
+    options += ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     command = [CHROMIUM, *options, "--dump-dom", f"--screenshot={screenshot}", copy.as_uri()]
     process = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert process.returncode == 0 and "CONSOLE" not in process.stderr, process.stderr
-    (widths,), (overflow,) = (re.findall(f'data-{name}="([^"]*)"', process.stdout) for name in ("widths", "overflow"))
-    expected = [int(attributes["width"]) for tag, attributes in page.tags if tag == "img"]
-    assert [int(found) for found in widths.split()] == expected and int(overflow) <= 0
+    names = ("images", "overflow", "contrast", "paper")
+    loaded, overflow, contrast, paper = (re.search(f'data-{name}="([^"]*)"', process.stdout)[1] for name in names)
+    assert [int(found) for found in loaded.split()] == [image.shape[1] for image in page.images()]
+    assert int(overflow) <= 0
+    assert float(contrast) >= 4.5 and (float(paper) < 0.1) == (scheme == "dark")
     pixels = np.asarray(Image.open(screenshot).convert("L"))
     assert pixels.shape == (2000, width)
     # Paper, ink, and something on every part of the page.

@@ -8,7 +8,8 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from nvae_tf.data import data_spec, pipeline
-from nvae_tf.data.sources import ArraySource
+from nvae_tf.data.pipeline import chosen_images
+from nvae_tf.data.sources import ArraySource, load_split
 
 KEY = pipeline.stream_key(5, pipeline.RandomStream.TRAINING_BINARIZATION)
 
@@ -229,3 +230,20 @@ def test_the_digest_is_of_the_stored_images():
     last[-1, 0, 0, 0] ^= 1
     for others in (images[:-1], images[::-1], first, last):
         assert pipeline.content_digest(ArraySource(others), spec) != expected
+
+
+def test_images_of_the_data_set_are_chosen_by_number():
+    spec = data_spec("digits")
+    source = load_split(spec, "test")
+    test = source.images / np.float32(255)
+    by_number, names = chosen_images(source, spec, "test", indices=[17, 3])
+    np.testing.assert_array_equal(by_number, test[[17, 3]])
+    assert names == ["test_00017", "test_00003"]
+    for values, count in (({"count": 70, "at_most": 5}, 70), ({"at_most": 5}, 5), ({}, 360)):
+        np.testing.assert_array_equal(chosen_images(source, spec, "test", **values)[0], test[:count])
+    for values, message in (
+        ({"indices": [0, 360]}, "--indices=360: the test part of digits has 360 images, numbers 0 to 359"),
+        ({"count": 361}, "--count=361: the test part of digits has only 360 images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            chosen_images(source, spec, "test", **values)

@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ from nvae_tf.data.pipeline import ALL, Shard
 from nvae_tf.evaluation import task as task_module
 from nvae_tf.evaluation.evaluate import half_width_95, likelihood_metrics
 from nvae_tf.evaluation.likelihood import Likelihood
-from nvae_tf.evaluation.table import table
+from nvae_tf.evaluation.table import interval, rows, table
 from nvae_tf.evaluation.task import ImageProgress, KeptBatches, share_work
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
@@ -81,11 +82,19 @@ def test_metrics_and_table_of_scales_and_groups():
     about = {"num_images": 7, "split": "test", "dataset": "digits", "data": "here", "seed": 0, "checkpoint": "latest"}
     about |= {"step": 3, "weights": "weights as trained", "checkpoint_sha256": 64 * "a"}
     text = table(metrics | about)
-    assert f"{measured.nelbo.mean():.3f}" in text and f"{half_width_95(measured.nelbo):.3f}" in text
+    assert f"{interval(measured.nelbo.mean(), half_width_95(measured.nelbo))} nats per image" in text
     for words in ("KL of scale 2x2", "KL of group 0 (2x2)", "importance-weighted, 10 samples", "samples of 10"):
         assert words in text
+    for name, value, how in rows(metrics | about):
+        assert re.search(f"{re.escape(name)} +{re.escape(value)}", text) and how
     without = table(likelihood_metrics(likelihood(7, ()), plan, 16) | about)
     assert "importance" not in without and "effective" not in without
+
+
+def test_an_interval_has_two_digits_and_its_value_as_many_places():
+    assert interval(32.9000903, 0.6931) == "32.90 ± 0.69" and interval(1234.56, 98.7) == "1,235 ± 99"
+    assert interval(0.1854, 0.00390621) == "0.1854 ± 0.0039" and interval(5.25, 1.04) == "5.2 ± 1.0"
+    assert interval(35.94871, None) == "35.95"
 
 
 def test_progress_counts_batches_of_any_process_and_shows_what_is_left():

@@ -2,7 +2,7 @@ import numpy as np
 import tensorflow as tf
 
 import nvae_tf
-from nvae_tf.evaluation.latent_usage import active_units, kl_heat_map
+from nvae_tf.evaluation.latent_usage import active_units
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from tests.tiny_model import tiny_config
 
@@ -31,15 +31,3 @@ def test_it_is_the_mean_over_positions_that_counts():
     assert active_units(kl, shapes).tolist() == [1, 1]
     assert active_units(2.0 * kl, shapes).tolist() == [2, 2]
     assert active_units(0.1 * kl, shapes).tolist() == [0, 0]
-
-
-def test_rows_are_groups_and_columns_channels_in_descending_order():
-    # The same KL of a position in both groups.
-    picture = kl_heat_map(np.array([[0.0, 20.0, 0.1], [0.0, 320.0, 1.6]]), [(1, 1, 3), (4, 4, 3)])
-    assert picture.dtype == np.uint8 and picture.shape[2] == 3
-    found = picture[24 + 8 :: 16, 118 + 8 :: 16][:2, :3]
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0][0], (253, 231, 37))
-    np.testing.assert_array_equal(found[0][2], (68, 1, 84))
-    # 0.1 is half way from 0.001 to 10 on the scale.
-    np.testing.assert_array_equal(found[0][1], (33, 145, 140))

@@ -6,9 +6,8 @@ from PIL import Image
 
 from nvae_tf.generation.image_grid import (
     image_grid,
-    pairs_of_rows,
     picture_names,
-    rows_of_path,
+    read_images,
     write_animation,
     write_pictures,
     write_png,
@@ -21,8 +20,8 @@ def shades(count, height=2, width=3, channels=1):
     return np.broadcast_to(values[:, None, None, None], [count, height, width, channels])
 
 
-def test_images_lie_row_by_row_with_gray_between():
-    expected = np.full([10, 21, 1], 128, np.uint8)
+def test_images_lie_row_by_row_with_white_between():
+    expected = np.full([10, 21, 1], 255, np.uint8)
     for number, (top, left) in enumerate([(0, 0), (0, 9), (0, 18), (8, 0), (8, 9)]):
         expected[top : top + 2, left : left + 3] = round((number + 1) / 10 * 255)
     np.testing.assert_array_equal(image_grid(shades(5), columns=3), expected)
@@ -32,7 +31,7 @@ def test_enlarging_repeats_pixels_and_not_the_gap():
     image = np.array([[0.0, 1.0], [0.2, 0.4]], np.float32).reshape(1, 2, 2, 1)
     grid = image_grid(np.concatenate([image, image]), columns=2, enlarge=3)[..., 0]
     large = np.kron([[0, 255], [51, 102]], np.ones([3, 3]))
-    np.testing.assert_array_equal(grid, np.concatenate([large, np.full([6, 6], 128), large], axis=1))
+    np.testing.assert_array_equal(grid, np.concatenate([large, np.full([6, 6], 255), large], axis=1))
     for size, side in ((8, 64), (28, 84), (64, 64), (100, 100)):
         assert image_grid(shades(1, size, size), enlarge=None).shape == (side, side, 1)
     # Nearly square by default.
@@ -47,14 +46,7 @@ def test_every_8_bit_value_comes_back_exactly_between_opaque_gaps():
     np.testing.assert_array_equal(image_grid(outside, columns=2)[:, ::7].ravel(), [0, 255])
     for channels in (2, 4):
         grid = image_grid(np.zeros([2, 3, 3, channels]))
-        np.testing.assert_array_equal(grid[:, 3], [[128] * (channels - 1) + [255]] * 3)
-
-
-def test_orders_of_images_in_grids():
-    rows = pairs_of_rows(np.zeros((3, 1, 1, 1)), np.ones((3, 1, 1, 1)), 2)
-    assert rows.ravel().tolist() == [0, 0, 1, 1, 0, 0.5, 1, 0.5]
-    path = np.arange(7).reshape(7, 1, 1, 1)
-    assert rows_of_path(path, 3).ravel().tolist() == [0, 1, 2, 3, 3, 4, 5, 6]
+        np.testing.assert_array_equal(grid[:, 3], [[255] * channels] * 3)
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
@@ -69,6 +61,13 @@ def test_png_and_webp_read_back_exactly(tmp_path, channels, mode):
     with Image.open(tmp_path / "x.webp") as picture:
         assert picture.info["loop"] == 1
     assert sorted(os.listdir(tmp_path)) == ["samples", "x.webp"] and os.listdir(tmp_path / "samples") == ["grid.png"]
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_images_of_a_grid_are_read_back(tmp_path, columns):
+    images = np.random.default_rng(0).integers(0, 256, (columns**2, 5, 4, 3)).astype(np.uint8)
+    write_png(tmp_path / "grid.png", image_grid(images / 255, columns, enlarge=None))
+    np.testing.assert_array_equal(read_images(tmp_path / "grid.png", 4, columns), images)
 
 
 @pytest.mark.parametrize(

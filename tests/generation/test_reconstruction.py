@@ -1,12 +1,8 @@
 import numpy as np
 import pytest
 
-import nvae_tf
-from configs import digits
-from nvae_tf.data.sources import load_split
 from nvae_tf.generation.sampling import decode_images, generate_images, reconstruct_images, vary_images
 from tests.generation.conftest import SEED
-from train.generate import data_set_images
 
 same = np.testing.assert_array_equal
 
@@ -43,19 +39,3 @@ def test_impossible_numbers(four_groups, binary_images):
             reconstruct_images(four_groups, binary_images, kept_groups)
     with pytest.raises(ValueError, match="count = 0"):
         vary_images(four_groups, binary_images, 1, 0)
-
-
-def test_images_of_the_data_set_are_chosen_by_number():
-    config = nvae_tf.experiment_config(digits.get_config())
-    test = load_split(config.data, "test").images / np.float32(255)
-    by_number, names = data_set_images(config, indices=[17, 3])
-    same(by_number, test[[17, 3]])
-    assert names == ["test_00017", "test_00003"]
-    for values, count in (({"count": 70, "at_most": 5}, 70), ({"at_most": 5}, 5), ({}, 360)):
-        same(data_set_images(config, **values)[0], test[:count])
-    for values, message in (
-        ({"indices": [0, 360]}, "--indices=360: the test part of digits has 360 images, numbers 0 to 359"),
-        ({"count": 361}, "--count=361: the test part of digits has only 360 images"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            data_set_images(config, **values)

@@ -54,9 +54,8 @@ def reader_of_runs(base: pathlib.Path):
     """What generation and evaluation, resumed training, the model card and the report read."""
     from nvae_tf.models import NVAE
     from nvae_tf.models.nvae import model_for_training
-    from nvae_tf.reports.curves import read_metrics, read_scalars
     from nvae_tf.reports.model_card import keep_model_card
-    from nvae_tf.reports.page import evaluation_section
+    from nvae_tf.reports.run_facts import gather, read_curves
     from nvae_tf.training import loading
     from nvae_tf.training.checkpoints import TrainingState
     from nvae_tf.training.outputs import MetricsFile
@@ -104,8 +103,8 @@ def reader_of_runs(base: pathlib.Path):
 
     def read(path):
         folder = RunFolder(path)
-        evaluation_section(folder, "latest", None)
-        read_metrics(folder.metrics_file), read_scalars(folder.tensorboard, ["kl_per_group"])
+        gather(folder)
+        read_curves(folder)
         # In this order: training clears away what is damaged.
         return {part.__name__: result_of(functools.partial(part, path)) for part in (loaded, best, resumed)}
 

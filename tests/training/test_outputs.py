@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import io
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from tensorboard.util.tensor_util import make_ndarray
 import nvae_tf
 from nvae_tf.data.pipeline import evaluation_batches
 from nvae_tf.data.sources import load_split
+from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.training.launcher import StopRequest
-from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs
+from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, write_samples
 from nvae_tf.training.run import RunLength, load_images, new_run
 from nvae_tf.training.run_folder import RunFolder, read_run_config
 from tests.command_fixtures import assert_shown, metrics_rows
@@ -184,8 +186,18 @@ def test_samples_of_every_temperature_come_from_the_same_draws_and_those_in_the_
         assert steps_of(events, tag) == [40, 60]
         assert_shown(pixels(events, tag, 60), generate_images(model, 16, temperature, seed=0), None)
     assert steps_of(events, "samples/temperature_0.7") == [40, 60]
-    in_folder = np.asarray(Image.open(finished_run[0] / "samples" / "step-00000060.png")).astype(int)
-    assert np.abs(pixels(events, "samples/temperature_0.7", 60) - in_folder).max() <= 1
+    file = finished_run[0] / "samples" / "step-00000060.png"
+    assert_shown(pixels(events, "samples/temperature_0.7", 60), read_images(file, 16, 8)[..., :1] / 255, None)
+    with Image.open(file) as figure:
+        expected = {"model": finished_run[0].name, "step": "60", "temperature": "0.7", "seed": "0"}
+        assert expected.items() <= figure.info.items()
+
+
+def test_without_matplotlib_samples_are_a_bare_grid(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    images = np.random.default_rng(0).random([4, 16, 16, 1])
+    write_samples(tmp_path / "step-1.png", images, "digits", 1, 0.7)
+    assert_shown(np.asarray(Image.open(tmp_path / "step-1.png")), images, None)
 
 
 def test_test_images_stand_above_their_reconstructions(events, model, finished_run):

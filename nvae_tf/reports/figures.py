@@ -1,0 +1,420 @@
+"""Figures for people: arrays in, a matplotlib `Figure` out, for every command, page and notebook.
+
+They need neither a display nor TensorFlow. Images are `[height, width, 1 to 4 channels]` in [0, 1], or of unsigned
+integers; each of their pixels becomes a square of whole pixels, and alpha is shown over a checkerboard. `width` is the
+width in pixels at which a figure will be looked at: 400 on a phone, 1,000 in a text, 1,600 on a slide. It sets the size
+of the text, and a figure is wider only where its images need that.
+
+    figure = figures.samples(model.generate(64, temperature=0.7, seed=1), Provenance("digits", 1000, 0.7, 1))
+    figures.save_figure(figure, "samples.pdf")
+"""
+
+import io
+import math
+import os
+import pathlib
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from nvae_tf.config import check
+from nvae_tf.files import atomic_file
+from nvae_tf.generation.image_grid import FIGURES, image_grid
+from nvae_tf.progress import counted
+
+INK, FAINT, RULE = "#1b1f24", "#59636e", "#d5dae0"
+LINES = ("#0a63c4", "#c2410c", "#15803d", "#7e22ce", "#0f766e", "#be185d", "#92600a", "#4b5563")
+# A power of two: sizes in pixels are exact as inches.
+_DPI = 128
+_POINTS = 72 / _DPI
+_FRAME = (176, 180, 186, 255)
+Array, Shapes = np.ndarray, Sequence[tuple[int, int, int]]
+
+
+class Provenance(NamedTuple):
+    """What made the images of a figure: its last line and the metadata of its file. None for what does not apply."""
+
+    model: str
+    step: int | None = None
+    temperature: float | Sequence[float] | None = None
+    seed: int | None = None
+    checkpoint_sha256: str | None = None
+    command: str | None = None
+
+    def metadata(self) -> dict[str, str]:
+        """The entries of a PNG file's metadata."""
+        values = self._asdict()
+        if self.temperature is not None:
+            values["temperature"] = ", ".join(map("{:g}".format, np.atleast_1d(self.temperature)))
+        return {name: str(value) for name, value in values.items() if value is not None}
+
+    def caption(self) -> str:
+        """`digits, step 1,000, temperature 0.7, seed 1`."""
+        values = self.metadata() | ({} if self.step is None else {"step": f"{self.step:,}"})
+        parts = [f"{name} {values[name]}" for name in ("step", "temperature", "seed") if name in values]
+        return ", ".join([self.model, *parts])
+
+
+class _Row(NamedTuple):
+    """A row of images, its label on the left, and a note below each image."""
+
+    label: str
+    images: Sequence[Array]
+    notes: Sequence[str] = ()
+    starts_part: bool = False
+
+
+def samples(images: Array, about: Provenance, columns: int | None = None, width: int = 1000) -> Figure:
+    """Images drawn by a model, so many per row; None for a nearly square grid."""
+    rows = _rows("", images, columns or math.ceil(math.sqrt(len(images))))
+    return _image_figure(f"{counted(len(images), 'sample')}, drawn by the model", "", rows, about, width)
+
+
+def data_images(train: Array, test: Array, about: Provenance, columns: int = 10, width: int = 1000) -> Figure:
+    """The first images of both parts of a data set as the model sees them, at most so many per row."""
+    columns = min(columns, _columns_of(train, width))
+    rows = [*_rows("training images", train, columns), *_rows("test images", test, columns)]
+    return _image_figure("Images as the model sees them", "", rows, about, width)
+
+
+def reconstructions(
+    originals: Array, made: Array, about: Provenance, kept: str = "", columns: int = 10, width: int = 1000
+) -> Figure:
+    """Originals, each above its reconstruction, at most so many per row; `kept` says of which groups, if not of all."""
+    columns = min(columns, _columns_of(originals, width))
+    rows = []
+    for first in range(0, len(originals), columns):
+        rows.append(_Row("original", originals[first : first + columns], starts_part=True))
+        rows.append(_Row("reconstruction", made[first : first + columns]))
+    text = f"Below each original: what the model makes of its latents{kept and f', {kept}'}."
+    return _image_figure("Originals and reconstructions", text, rows, about, width)
+
+
+def nearest(drawn: Array, found: Array, distances: Array, part: str, about: Provenance, width: int = 1000) -> Figure:
+    """Each sample beside the images `[samples, neighbors, ...]` of a part ("training") that are most like it."""
+    of_samples = zip(drawn, found, distances, strict=True)
+    rows = [_Row("", [one, *images], ["", *map("{:.3f}".format, numbers)]) for one, images, numbers in of_samples]
+    blocks = [("sample", 1), (f"most similar {part} images, the nearest first", found.shape[1])]
+    text = "Below each: its mean squared difference from the sample, per pixel value in [0, 1]. 0 would be a copy."
+    return _image_figure(f"Samples and the {part} images most like them", text, rows, about, width, blocks)
+
+
+def interpolation(originals: Array, path: Array, steps: int, about: Provenance, width: int = 1000) -> Figure:
+    """A path through originals in `steps` steps from one to the next, a row for each, between both originals."""
+    notes = ["", *(f"{step / steps:.2f}".rstrip("0").rstrip(".") for step in range(steps + 1)), ""]
+    starts = range(0, len(path) - 1, steps)
+    rows = [
+        _Row("", [a, *path[i : i + steps + 1], b], notes)
+        for a, b, i in zip(originals[:-1], originals[1:], starts, strict=True)
+    ]
+    blocks = [("original", 1), ("decoded from the latents between", steps + 1), ("original", 1)]
+    text = "Below each: its position on the way, from 0, the left original's latents, to 1, the right one's."
+    return _image_figure("From one image to another", text, rows, about, width, blocks)
+
+
+def variants(
+    originals: Array, made: Array, kept_groups: int, num_groups: int, about: Provenance, width: int = 1000
+) -> Figure:
+    """Each original beside variants `[originals, variants, ...]` that keep its latents in the upper groups."""
+    rows = [_Row("", [original, *images]) for original, images in zip(originals, made, strict=True)]
+    blocks = [("original", 1), (f"variants: {_redrawn(kept_groups, num_groups)}", made.shape[1])]
+    kept = f"latents of {_groups(0, kept_groups)}" if kept_groups else "nothing"
+    text = f"Kept of each original: {kept}, of {num_groups} groups; group 0 is the coarsest."
+    return _image_figure("Variants of images", text, rows, about, width, blocks)
+
+
+def group_decisions(
+    images: Array, kept_groups: Sequence[int], num_groups: int, about: Provenance, width: int = 1000
+) -> Figure:
+    """Samples `[rows, columns, ...]`; all of row i have the latents of its first in the upper `kept_groups[i]`."""
+    rows = [_Row(_redrawn(kept, num_groups), row) for kept, row in zip(kept_groups, images, strict=True)]
+    blocks = [("sample", 1), ("the same sample with some groups redrawn", images.shape[1] - 1)]
+    text = "What differs within a row is decided by the groups that its label names; group 0 is the coarsest."
+    return _image_figure("What the latent groups decide", text, rows, about, width, blocks)
+
+
+def training_strip(images: Array, steps: Sequence[int], about: Provenance, width: int = 1000) -> Figure:
+    """Samples `[steps, columns, ...]` of the same noise after several steps of the training."""
+    rows = [_Row(f"step {step:,}", row) for step, row in zip(steps, images, strict=True)]
+    return _image_figure("Samples during training", "Images of a column have the same noise.", rows, about, width)
+
+
+def kl_per_group(kl_nats: Array, latent_shapes: Shapes, about: Provenance, width: int = 1000) -> Figure:
+    """Bars of the KL of each latent group, in nats per image, with a color for each scale."""
+    title = "KL of each latent group: how much it says of an image"
+    figure, axes, size = _chart(title, about, width, 9 + 1.5 * len(kl_nats))
+    scales = [shape[:2] for shape in latent_shapes]
+    colors = [LINES[sorted(set(scales)).index(scale) % len(LINES)] for scale in scales]
+    bars = axes.barh(_group_names(latent_shapes), kl_nats, color=colors)
+    axes.bar_label(bars, fmt="{:.2f}", padding=4, fontsize=0.9 * size, color=INK)
+    axes.set_xlabel("nats per image")
+    axes.margins(x=0.15, y=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.invert_yaxis()
+    return figure
+
+
+def kl_per_channel(
+    kl_nats: Array, latent_shapes: Shapes, active_from: float, about: Provenance, width: int = 1000
+) -> Figure:
+    """Colors for the KL of each latent channel `[groups, channels]`, the largest of a group first.
+
+    It is the mean over images and positions, so that groups of different sizes can be compared.
+    """
+    positions = np.array([[height * width] for height, width, _ in latent_shapes])
+    ordered = -np.sort(-np.asarray(kl_nats) / positions, axis=1)
+    groups, channels = ordered.shape
+    figure, axes, size = _chart("Use of the latent channels", about, width, 14 + 1.5 * groups)
+    # The colors end where a channel says nothing, and where few say more.
+    colors = {"cmap": matplotlib.colormaps["viridis"], "norm": LogNorm(1e-3, 10.0, clip=True)}
+    mesh = axes.pcolormesh(ordered, edgecolors="face", linewidth=0.3, **colors)
+    active = np.sum(ordered > active_from, axis=1)
+    names = [f"{name}: {count}" for name, count in zip(_group_names(latent_shapes), active, strict=True)]
+    axes.set_yticks(np.arange(groups) + 0.5, names)
+    shown = np.unique([1, *range(5, channels + 1, 5 * math.ceil(channels / 50))])
+    axes.set_xticks(shown - 0.5, map(str, shown))
+    axes.tick_params(length=0)
+    axes.set_xlabel("channels of a group, the largest KL first")
+    axes.set_title(f"beside a group: its active channels, of {channels}", loc="left", fontsize=size, color=FAINT)
+    axes.invert_yaxis()
+    bar = figure.colorbar(mesh, orientation="horizontal", aspect=40, pad=0.5 / groups, format="{x:,g}")
+    _style(bar.ax, size)
+    bar.set_label(f"KL in nats per image and position; active above {active_from:g}")
+    return figure
+
+
+def training_curves(
+    title: str, unit: str, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], width: int = 1000
+) -> Figure:
+    """Lines (steps, values) by their names, on linear and on logarithmic axes; a value that is not finite is a gap.
+
+    The names are those of runs where runs are compared. The steps alone are logarithmic where a value is not above 0.
+    """
+    is_wide = width >= 700
+    height = (24 if is_wide else 38) + 1.5 * len(lines)
+    figure, _, size = _chart(title, None, width, height, (1, 2) if is_wide else (2, 1))
+    values = np.concatenate([np.asarray(line, float) for _, line in lines.values()])
+    values, steps = values[np.isfinite(values)], [step for line, _ in lines.values() for step in line if step > 0]
+    for axes, scale in zip(figure.axes, ("linear", "logarithmic"), strict=True):
+        for (name, line), color in zip(lines.items(), LINES * len(lines), strict=False):
+            has_few = np.isfinite(line[1]).sum() <= 40
+            options = {"marker": "o", "markersize": 4, "linewidth": 1.8} if has_few else {"linewidth": 1.2}
+            axes.plot(*line, color=color, label=f"{name}: {line[1][-1]:,.5g} at step {line[0][-1]:,}", **options)
+        axes.grid(axis="y", color=RULE, linewidth=0.7)
+        axes.set(xlabel="training step", ylabel=unit)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if scale == "logarithmic" and steps:
+            _make_logarithmic(axes, "x", steps)
+            if len(values) and values.min() > 0.0:
+                _make_logarithmic(axes, "y", values)
+            else:
+                scale = "logarithmic in the steps"
+        axes.set_title(scale, loc="left", fontsize=size, color=FAINT)
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_major_formatter("{x:,g}")
+    names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower left", frameon=False, fontsize=size, labelcolor=INK)
+    return figure
+
+
+def _rows(label: str, images: Array, columns: int) -> list[_Row]:
+    """Images in rows, the first with the label."""
+    starts = range(0, len(images), columns)
+    return [_Row("" if first else label, images[first : first + columns], starts_part=not first) for first in starts]
+
+
+def _columns_of(images: Array, width: int) -> int:
+    """How many images a row has at most, so that each is a few letters wide."""
+    return max(1, round(0.7 * width / max(3.0 * _text_size(width), images.shape[2])))
+
+
+def _groups(first: int, end: int) -> str:
+    return f"group {first}" if end - first == 1 else f"groups {first}\u2013{end - 1}"
+
+
+def _redrawn(kept: int, num_groups: int) -> str:
+    if kept == num_groups:
+        return "nothing redrawn"
+    return f"{_groups(kept, num_groups)} redrawn" if kept else "all groups redrawn"
+
+
+def _group_names(latent_shapes: Shapes) -> list[str]:
+    return [f"group {group} ({height}×{width})" for group, (height, width, _) in enumerate(latent_shapes)]
+
+
+def _image_figure(
+    title: str, text: str, rows: Sequence[_Row], about: Provenance, width: int, blocks: Sequence[tuple[str, int]] = ()
+) -> Figure:
+    """Rows of images, with labels on the left, in blocks of columns, `(heading, columns)`, side by side."""
+    blocks = blocks or [("", max(len(row.images) for row in rows))]
+    columns = sum(count for _, count in blocks)
+    height, native = np.shape(rows[0].images[0])[:2]
+    # All in pixels. Where large images make the figure wider, the text grows with it.
+    size = _text_size(width) * max(1.0, 1.15 * columns * native / width)
+    line, pad, gap, part_gap = round(1.25 * size), round(size), max(3, round(size / 3)), round(1.4 * size)
+    labels = [_wrapped(row.label, size, 9 * size) for row in rows]
+    left = pad + math.ceil(max((_text_width(words, size) + gap for label in labels for words in label), default=0))
+    scale = ((width - left - pad - (len(blocks) - 1) * part_gap) / columns - gap) / native
+    # An image that takes more than a sixth of the width shows squares instead of a motif.
+    scale = max(1, int(min(scale, width / 6 / native)))
+    cell, cell_height = native * scale, height * scale
+    pitch = math.ceil(max([cell, *(_text_width(note, 0.85 * size) for row in rows for note in row.notes)])) + gap
+    places, headings, x = [], [], left
+    for heading, count in blocks:
+        room = max([count * pitch - gap, *(_text_width(word, size) for word in heading.split())])
+        headings.append((heading, x, room))
+        places += [x + number * pitch + (pitch - gap - cell) // 2 for number in range(count)]
+        x += math.ceil(room) + part_gap
+    total = max(x - part_gap + pad, min(width, round(22 * size)))
+    texts, pieces = [], []
+
+    def put(words: str, x: int, y: int, room: float, color: str, is_bold: bool = False) -> int:
+        """Writes lines of text from a place on; returns the place below."""
+        lines = _wrapped(words, size, room, is_bold)
+        weight = "bold" if is_bold else "normal"
+        texts.extend((x, y + i * line, part, dict(color=color, fontweight=weight)) for i, part in enumerate(lines))
+        return y + len(lines) * line
+
+    y = put(title, pad, pad, total - 2 * pad, INK, is_bold=True)
+    y = put(text, pad, y, total - 2 * pad, FAINT) + gap
+    y = max(put(heading, x, y, room, INK) for heading, x, room in headings) + gap
+    for row, label in zip(rows, labels, strict=True):
+        y += part_gap - gap if row.starts_part and pieces else 0
+        put(row.label, pad, y + max(0, cell_height - len(label) * line) // 2, 9 * size, INK)
+        pieces += [(image, x, y) for image, x in zip(row.images, places, strict=False)]
+        y += max(cell_height, len(label) * line) + gap
+        if row.notes:
+            style = dict(color=FAINT, fontsize=0.85 * size * _POINTS, horizontalalignment="center")
+            texts += [(x + cell / 2, y - gap + 1, note, style) for note, x in zip(row.notes, places, strict=True)]
+            y += line
+    y = put(about.caption(), pad, y + gap, total - 2 * pad, FAINT) + pad
+    figure = Figure(figsize=(total / _DPI, y / _DPI), dpi=_DPI, facecolor="white")
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_axis_off()
+    axes.imshow(_canvas((y, total), pieces, scale), interpolation="none", aspect="auto")
+    for x, place, words, style in texts:
+        options = dict(fontsize=size * _POINTS, verticalalignment="top", parse_math=False) | style
+        figure.text(x / total, 1.0 - place / y, words, **options)
+    # For programs that read the images of a PNG file.
+    figure.places = " ".join(map(str, (scale, height, *(number for _, *place in pieces for number in place))))
+    figure.rows = [row.images for row in rows]
+    figure.set_label(title)
+    figure.provenance = about
+    return figure
+
+
+def bare_grid(figure: Figure) -> Array:
+    """The images of a figure without labels, in its rows: uint8 `[height, width, channels]`, white where none is."""
+    columns = max(map(len, figure.rows))
+    white = np.ones_like(figure.rows[0][0])
+    return image_grid(
+        [image for row in figure.rows for image in (*row, *[white] * (columns - len(row)))], columns, None
+    )
+
+
+def _canvas(shape: tuple[int, int], pieces: Sequence[tuple[Array, int, int]], scale: int) -> Array:
+    """Framed images at their places (x, y), uint8 RGBA; transparent elsewhere, so white on white and dark on dark."""
+    canvas = np.zeros([*shape, 4], np.uint8)
+    for image, x, y in pieces:
+        pixels = _opaque(np.asarray(image), scale)
+        height, width, _ = pixels.shape
+        canvas[y - 1 : y + height + 1, x - 1 : x + width + 1] = _FRAME
+        canvas[y : y + height, x : x + width, :3] = pixels
+    return canvas
+
+
+def _opaque(image: Array, scale: int) -> Array:
+    """An image `[height, width, 1 to 4 channels]` as uint8 RGB, enlarged; alpha over a checkerboard."""
+    values = image.astype(np.float64) / (np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1.0)
+    check(bool(np.isfinite(values).all()), "an image holds values that are not finite: the model has diverged")
+    values = np.clip(values, 0.0, 1.0).repeat(scale, axis=0).repeat(scale, axis=1)
+    if values.shape[2] in (2, 4):
+        squares = (np.indices(values.shape[:2]) // 8).sum(axis=0)
+        board = np.where(squares % 2, 0.8, 1.0)[..., np.newaxis]
+        values = values[..., :-1] * values[..., -1:] + board * (1.0 - values[..., -1:])
+    return np.rint(np.broadcast_to(values, [*values.shape[:2], 3]) * 255.0).astype(np.uint8)
+
+
+def _chart(
+    title: str, about: Provenance | None, width: int, lines: float, grid: tuple[int, int] = (1, 1)
+) -> tuple[Figure, Axes, float]:
+    """A figure so many lines of text high, the first of its axes, and the size of its text in points."""
+    pixels = _text_size(width)
+    size, room = pixels * _POINTS, width - 2 * pixels
+    figure = Figure((width / _DPI, round(lines * pixels) / _DPI), _DPI, facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.4 * size / 72, h_pad=0.4 * size / 72)
+    options = dict(x=0.01, horizontalalignment="left", fontsize=size, parse_math=False)
+    figure.suptitle("\n".join(_wrapped(title, pixels, room, is_bold=True)), fontweight="bold", color=INK, **options)
+    figure.supxlabel("\n".join(_wrapped(about.caption(), pixels, room)) if about else "", color=FAINT, **options)
+    for axes in np.ravel(figure.subplots(*grid)):
+        _style(axes, size)
+    figure.set_label(title)
+    figure.provenance = about
+    return figure, figure.axes[0], size
+
+
+def _style(axes: Axes, size: float) -> None:
+    axes.tick_params(labelsize=0.9 * size, labelcolor=INK, color=FAINT)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(fontsize=size, color=FAINT)
+
+
+def _make_logarithmic(axes: Axes, name: str, values: Sequence[float]) -> None:
+    """With ticks that can be read, also where the values span less than a power of ten."""
+    axes.set(**{f"{name}scale": "log"})
+    axis, decades = getattr(axes, f"{name}axis"), math.log10(max(values) / min(values))
+    locator = LogLocator(subs=(1.0,) if decades > 1.4 else (1.0, 2.0, 5.0), numticks=8)
+    axis.set_major_locator(locator if decades > 0.6 else MaxNLocator(4))
+    axis.set_minor_locator(NullLocator())
+
+
+def _text_size(width: int) -> float:
+    """The height of letters in pixels."""
+    return 11.0 + max(0, width - 400) / 100.0
+
+
+def _text_width(text: str, size: float, is_bold: bool = False) -> float:
+    """In pixels, of the font's wider letters."""
+    return (0.66 if is_bold else 0.58) * size * len(text)
+
+
+def _wrapped(text: str, size: float, width: float, is_bold: bool = False) -> list[str]:
+    """Lines that are no wider than so many pixels."""
+    return textwrap.wrap(text, max(1, int(width / _text_width("x", size, is_bold))))
+
+
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a PNG, SVG or PDF file, as its name says, atomically; the folder is made where it is missing.
+
+    The metadata of a PNG file are those of the figure's `Provenance`; the other formats have them as a description.
+    """
+    path = pathlib.Path(path)
+    check(path.suffix.lower() in FIGURES, f"{path}: a figure is a file whose name ends in {', '.join(FIGURES)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial:
+        partial.write_bytes(figure_bytes(figure, path.suffix.lower()[1:]))
+
+
+def figure_bytes(figure: Figure, form: str, **options: Any) -> bytes:
+    """A figure as the content of a "png", "svg" or "pdf" file; the same figure gives the same bytes."""
+    title, entries = figure.get_label(), figure.provenance.metadata() if figure.provenance else {}
+    text = "; ".join(f"{name}: {value}" for name, value in entries.items())
+    metadata = {
+        "png": {"Title": title, "Software": "nvae_tf", "images": getattr(figure, "places", "")} | entries,
+        "svg": {"Title": title, "Description": text, "Date": None},
+        "pdf": {"Title": title, "Subject": text, "CreationDate": None},
+    }[form]
+    buffer = io.BytesIO()
+    # In SVG, texts stay texts.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "nvae_tf", "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=form, dpi=_DPI, metadata=metadata, **options)
+    return buffer.getvalue()

@@ -1,0 +1,186 @@
+"""Figures as people see them: pixels of the rendered image, texts and where they stand, files."""
+
+import io
+import itertools
+import re
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from PIL import Image
+
+from nvae_tf.generation.image_grid import read_images
+from nvae_tf.reports import figures
+
+ABOUT = figures.Provenance("digits", 12_000, [0.7, 0.85], 3, "ab12", "python -m train.generate --seed=3")
+CAPTION = "digits, step 12,000, temperature 0.7, 0.85, seed 3"
+WIDTHS = (400, 1000, 1600)
+SHAPES = [(4, 4, 20), (4, 4, 20), *[(8, 8, 20)] * 34]
+
+
+def images(*shape):
+    """Random images of 12x10 pixels, `[*shape, 12, 10, 3]`."""
+    return np.random.default_rng(0).integers(0, 256, [*shape, 12, 10, 3]).astype(np.uint8)
+
+
+def kl():
+    return np.random.default_rng(0).exponential(1.0, (len(SHAPES), 20)) ** 3
+
+
+def curves(low=30.0):
+    values = low + 150.0 * np.exp(-np.arange(100) / 10)
+    return {"training": (range(10, 1010, 10), values), "test": ([200, 400], [low + 9, low])}
+
+
+# Each figure, and texts that it must have.
+FIGURES = {
+    "samples": (lambda w: figures.samples(images(7), ABOUT, width=w), ["7 samples, drawn by the model"]),
+    "reconstructions": (
+        lambda w: figures.reconstructions(images(13), images(13), ABOUT, "those of groups 0–1", width=w),
+        ["original", "reconstruction", "those of groups 0–1"],
+    ),
+    "nearest": (
+        lambda w: figures.nearest(images(2), images(2, 3), [[0.0123, 0.2, 1], [0, 0, 0]], "training", ABOUT, w),
+        ["sample", "most similar training images, the nearest first", "0.012", "0.200", "1.000"],
+    ),
+    "interpolation": (
+        lambda w: figures.interpolation(images(3), images(9), 4, ABOUT, w),
+        ["original", "decoded from the latents between", "0", "0.25", "0.5", "0.75", "1"],
+    ),
+    "variants": (
+        lambda w: figures.variants(images(2), images(2, 5), 2, 36, ABOUT, w),
+        ["original", "variants: groups 2–35 redrawn", "Kept of each original: latents of groups 0–1, of 36 groups"],
+    ),
+    "group_decisions": (
+        lambda w: figures.group_decisions(images(3, 4), [0, 1, 35], 36, ABOUT, w),
+        ["sample", "all groups redrawn", "groups 1–35 redrawn", "group 35 redrawn"],
+    ),
+    "data_images": (
+        lambda w: figures.data_images(images(25), images(4), ABOUT, width=w),
+        ["training images", "test images"],
+    ),
+    "training_strip": (
+        lambda w: figures.training_strip(images(2, 8), [200, 100_000], ABOUT, w),
+        ["Samples during training", "step 200", "step 100,000"],
+    ),
+    "kl_per_group": (
+        lambda w: figures.kl_per_group(kl()[:, 0], SHAPES, ABOUT, w),
+        ["group 0 (4×4)", "group 35 (8×8)", f"{kl()[35, 0]:.2f}", "nats per image"],
+    ),
+    "kl_per_channel": (
+        lambda w: figures.kl_per_channel(kl(), SHAPES, 0.01, ABOUT, w),
+        ["group 0 (4×4): ", "1", "5", "20", "0.001", "10", "active above 0.01"],
+    ),
+    "training_curves": (
+        lambda w: figures.training_curves("NELBO", "nats per image", curves(), w),
+        ["NELBO", "linear", "logarithmic", "test: 30 at step 400", "1,000", "training step", "nats per image"],
+    ),
+    "curves_of_runs": (
+        lambda w: figures.training_curves("KL", "nats", {f"runs/{i}": curves(-9.0)["test"] for i in range(9)}, w),
+        ["runs/0: -9 at step 400", "runs/8: -9 at step 400", "logarithmic in the steps"],
+    ),
+}
+
+
+def pixels(figure):
+    """The figure as a PNG file shows it, uint8 `[height, width, 3]`."""
+    return np.asarray(Image.open(io.BytesIO(figures.figure_bytes(figure, "png"))).convert("RGB"))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", FIGURES)
+def test_texts_are_there_and_do_not_overlap(name, width, monkeypatch):
+    make, words = FIGURES[name]
+    figure = make(width)
+    texts, draw = [], Text.draw
+
+    def noting(text, renderer):
+        texts.extend([text] if text.get_visible() and text.get_text().strip() else [])
+        draw(text, renderer)
+
+    monkeypatch.setattr(Text, "draw", noting)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = {text: text.get_window_extent(canvas.get_renderer()) for text in texts}
+    for text, box in boxes.items():
+        assert 0 <= box.x0 and box.x1 <= figure.bbox.width and 0 <= box.y0 and box.y1 <= figure.bbox.height, text
+    for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
+        # Letters that touch are a pixel apart.
+        is_apart = min(a.x1, b.x1) - max(a.x0, b.x0) < 1 or min(a.y1, b.y1) - max(a.y0, b.y0) < 1
+        assert is_apart or one.get_text() == other.get_text(), (one, other)
+    everything = " ".join(" ".join(text.get_text().split()) for text in boxes)
+    has_caption = figure.provenance is None or CAPTION in everything
+    assert has_caption and all(word in everything for word in words), everything
+    if painted := figure.axes[0].images:
+        covered = np.asarray(painted[0].get_array())[..., 3] > 0
+        for text, box in boxes.items():
+            rows = slice(int(figure.bbox.height - box.y1) + 2, int(figure.bbox.height - box.y0) - 2)
+            assert not covered[rows, int(box.x0) : int(box.x1)].any(), text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_images_are_exact_and_missing_ones_blank(width, tmp_path):
+    shown = images(7)
+    figure = figures.samples(shown, ABOUT, columns=3, width=width)
+    found = pixels(figure)
+    # The gray frames show where the images are.
+    frame = (found == figures._FRAME[:3]).all(axis=2)
+    rows, columns = (np.flatnonzero(frame.sum(axis=axis) > 0.3 * frame.sum(axis=axis).max()) for axis in (1, 0))
+    tops, lefts = rows[::2], columns[::2]
+    scale = (columns[1] - columns[0] - 1) // 10
+    assert len(tops) == len(lefts) == 3 and scale >= 1 and columns[1] - columns[0] - 1 == 10 * scale
+    figures.save_figure(figure, tmp_path / "samples.png")
+    np.testing.assert_array_equal(read_images(tmp_path / "samples.png", 10, 3), shown)
+    enlarged = shown.repeat(scale, axis=1).repeat(scale, axis=2)
+    for image, (top, left) in zip(enlarged, itertools.product(tops + 1, lefts + 1), strict=False):
+        np.testing.assert_array_equal(found[top : top + 12 * scale, left : left + 10 * scale], image)
+    assert (found[tops[2] : rows[-1] + 1, columns[2] - 1 :] == 255).all()
+    assert (found[rows[1] + 1 : tops[1], lefts[0] :] == 255).all() and tops[1] - rows[1] > 2
+
+
+def test_alpha_stands_over_a_checkerboard_and_integers_are_fractions():
+    half = np.array([0.2, 0.4, 0.6, 0.5])
+    image = np.broadcast_to(half, [1, 16, 16, 4])
+    shown = figures._opaque(image[0], 1)
+    np.testing.assert_array_equal(shown[0, 0], np.rint(255 * (0.5 * half[:3] + 0.5)))
+    np.testing.assert_array_equal(shown[0, 8], np.rint(255 * (0.5 * half[:3] + 0.4)))
+    np.testing.assert_array_equal(shown[8, 8], shown[0, 0])
+    found = pixels(figures.samples(image, ABOUT)).reshape(-1, 3).tolist()
+    assert shown[0, 0].tolist() in found and shown[0, 8].tolist() in found
+    gray = np.full([1, 8, 8, 1], 13_107, np.uint16)
+    np.testing.assert_array_equal(pixels(figures.samples(gray, ABOUT)), pixels(figures.samples(gray / 65_535, ABOUT)))
+    with pytest.raises(ValueError, match="the model has diverged"):
+        figures.samples(np.full([1, 8, 8, 1], np.nan), ABOUT)
+
+
+def test_a_file_says_how_it_was_made(tmp_path):
+    figure = figures.samples(images(2), ABOUT)
+    for name in ("a.png", "new/a.svg", "a.pdf", "b.PNG"):
+        figures.save_figure(figure, tmp_path / name)
+    info = Image.open(tmp_path / "a.png").info
+    expected = dict(model="digits", step="12000", seed="3", temperature="0.7, 0.85", checkpoint_sha256="ab12")
+    assert expected.items() <= info.items() and info["command"] == ABOUT.command
+    assert (tmp_path / "b.PNG").read_bytes() == (tmp_path / "a.png").read_bytes()
+    assert "temperature: 0.7, 0.85; seed: 3" in (tmp_path / "new" / "a.svg").read_text()
+    assert b"command: python -m train.generate" in (tmp_path / "a.pdf").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.pdf", "b.PNG", "new"}
+    with pytest.raises(ValueError, match=r"a.jpg: a figure is a file whose name ends in .png, .svg, .pdf"):
+        figures.save_figure(figure, tmp_path / "a.jpg")
+
+
+def test_curves_have_every_step_and_leave_gaps():
+    values = np.linspace(90.0, 40.0, 1000)
+    values[500] = np.nan
+    (line,) = figures.training_curves("x", "y", {"a": (range(1000), values)}).axes[0].lines
+    assert len(line.get_xdata()) == 1000 and np.isnan(line.get_ydata()[500])
+    drawn = figures.figure_bytes(figures.training_curves("x", "y", {"a": ([7], [3.0])}), "svg").decode()
+    # A single value is a mark on both axes.
+    assert len(re.findall("<use [^>]*fill: #0a63c4", drawn) or re.findall('<use xlink:href="#m[^>]*0a63c4', drawn)) >= 2
+
+
+def test_a_bare_grid_has_the_rows_of_the_figure_and_white_where_no_image_is():
+    originals, made = (np.full((3, 64, 64, 1), value, np.float32) for value in (0.0, 0.4))
+    grid = figures.bare_grid(figures.reconstructions(originals, made, ABOUT, columns=2))
+    assert grid.shape == (4 * 70 - 6, 2 * 70 - 6, 1)
+    assert grid[::70, ::70, 0].tolist() == [[0, 0], [102, 102], [0, 255], [102, 255]]
