@@ -222,7 +222,7 @@ def test_an_evaluation_of_another_checkpoint_or_a_damaged_one(run, tmp_path):
             assert "python -m train.evaluate" in page.text and "--checkpoint=best" in page.text
 
 
-def test_runs_are_compared(commands, run, tmp_path):
+def test_runs_are_compared(commands, refused, run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run, other)
     config = json.loads((other / "config.json").read_text())
@@ -237,7 +237,7 @@ def test_runs_are_compared(commands, run, tmp_path):
     assert "importance-weighted, 5 samples" in page.text and "not evaluated" in page.text
     assert page.text.count(f"{other}: ") == 6 and "KL of posterior and prior: training images" in page.text
     assert "None: all runs have the same settings." in Page(compare_runs([str(run), str(run)])).text
-    assert "give a run folder" in commands.refused(["-m", "train.report"])
+    assert "give a run folder" in refused("train.report")
 
 
 def test_a_missing_extra_is_one_line(monkeypatch):
