@@ -18,6 +18,7 @@ from typing import Any
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 XLA_USES = ("auto", "off", "jit", "cluster")
+LOGGERS = ("tensorboard", "wandb")
 RECOMPUTATIONS = ("none", "groups", "all")
 LARGEST_SEED = 2**31 - 1
 MAX_PIXELS = 64_000_000
@@ -318,6 +319,7 @@ class TrainConfig:
       evaluate_every_steps: the test images are scored after so many steps; None for the same.
       sample_every_steps: an image grid of samples is written after so many steps; None for the same.
       log_every_steps: a point of the training curves is written after so many steps.
+      logger: where curves and images go: "tensorboard", or "wandb" (Weights & Biases, `pip install "nvae_tf[wandb]"`).
       initialise_from: run folder, or published file (.pt), with whose weights the run starts.
       loss_tolerance: a step whose loss lies so many spreads above the running level is skipped, see
         `nvae_tf.optimization.RunawayGuard`; 0 skips only what is not finite.
@@ -347,6 +349,7 @@ class TrainConfig:
     evaluate_every_steps: int | None = None
     sample_every_steps: int | None = None
     log_every_steps: int = 50
+    logger: str = "tensorboard"
     initialise_from: str | None = None
     loss_tolerance: float = 10.0
     refused_steps: int = 20
@@ -365,6 +368,7 @@ class TrainConfig:
         check_choice("train.strategy", self.strategy, ("auto", "one_device", "mirrored", "multi_worker"))
         check_choice("train.precision", self.precision, PRECISIONS)
         check_choice("train.xla", self.xla, XLA_USES)
+        check_choice("train.logger", self.logger, LOGGERS)
         check_choice("train.recompute", self.recompute, RECOMPUTATIONS)
         minutes_and_hours = ("checkpoint_every_minutes", "keep_checkpoint_every_hours")
         zero_allowed = ("steps", "loss_tolerance", "rollbacks", "replicas", *minutes_and_hours)

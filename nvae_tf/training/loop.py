@@ -19,7 +19,7 @@ from nvae_tf.data.pipeline import iterate, training_batches
 from nvae_tf.errors import first_line
 from nvae_tf.models import NVAE
 from nvae_tf.models.metrics import RecentSteps
-from nvae_tf.progress import StatusLine
+from nvae_tf.progress import StatusLine, duration
 from nvae_tf.published.names import named_weights
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.training.checkpoints import TrainingState, latest_checkpoint, step_of
@@ -79,7 +79,7 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, folder: RunFolder) -
     recovery = Recovery(run)
     kept = config.train.keep_checkpoints, config.train.keep_checkpoint_every_hours
     state = TrainingState(folder.checkpoints, run.model, run.model.optimizer, *kept, recovery.variables)
-    step = state.restore(StatusLine().keep, tidies=replicas.is_chief)
+    step, started = state.restore(StatusLine().keep, tidies=replicas.is_chief), time.monotonic()
     replicas.check_same_step(step, folder.path)
     with StopRequest() as stop:
         # Several processes stop together, after a step.
@@ -101,7 +101,7 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, folder: RunFolder) -
                     keep_model_card(folder, run.model, report)
         replicas.leave()
     if result.signal_number is None:
-        report(_last_words(folder, run, outputs))
+        report(_last_words(folder, run, outputs, run.length.total_steps - step, time.monotonic() - started))
     return result
 
 
@@ -362,8 +362,9 @@ def _first_words(folder: RunFolder, run: Run, step: int) -> str:
     return "\n".join([words, *length_warnings(run.config, length)])
 
 
-def _last_words(folder: RunFolder, run: Run, outputs: RunOutputs) -> str:
-    words = f"{folder.path} has all its {run.length.total_steps:,} steps."
+def _last_words(folder: RunFolder, run: Run, outputs: RunOutputs, steps: int, seconds: float) -> str:
+    words = f"{folder.path} has all its {run.length.total_steps:,} steps"
+    words += f", {steps:,} of them made in {duration(seconds)}." if steps else "."
     if not run.replicas.is_chief:
         return words
     nelbo, place = outputs.test_score(run.length.total_steps), shlex.quote(str(folder.path))

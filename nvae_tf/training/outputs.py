@@ -2,17 +2,22 @@
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import summary as custom_scalar
+from tensorboard.plugins.hparams import api as hparams
 
+from nvae_tf.config import config_to_dict
 from nvae_tf.data.pipeline import evaluation_batches, iterate
-from nvae_tf.errors import first_line
+from nvae_tf.errors import first_line, require
 from nvae_tf.evaluation.latent_usage import active_units
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.files import atomic_write
@@ -40,6 +45,22 @@ _FIXED_SEED = 0
 _SAMPLES = {1.0: 16, 0.9: 16, 0.8: 16, 0.6: 16, 0.7: 64}
 
 
+# Of TensorBoard's tags, by a part of them.
+_DESCRIPTIONS = {
+    "nelbo": "negative evidence lower bound in nats per image; lower is better",
+    "bits_per_dim": "the same in bits per real pixel value",
+    "reconstruction": "negative log-likelihood of an image given its latents, in nats per image",
+    "kl_weight": "what multiplies the KL in the loss",
+    "kl": "KL of posterior and prior in nats per image",
+    "loss": "what is minimized: the weighted bound and the regularization, in nats per image",
+    "active_units": "latent channels whose KL is above 0.01 nats per image and position",
+    "spectral_norm": "of the convolutions, which the regularization keeps small",
+    "learning_rate": "of the next step",
+    "images_per_second": "training images, without the pauses for evaluation and checkpoints",
+    "skipped_steps": "steps since the last point whose loss or gradients were not used",
+}
+
+
 class RunOutputs:
     """Writes what is due at a step, and not again what is there already, so a run can continue at any step."""
 
@@ -47,7 +68,9 @@ class RunOutputs:
         self.status, self._speed = StatusLine(), Speed()
         self._folder, self._run, self._stop = folder, run, stop
         self._metrics = MetricsFile(folder.metrics_file)
-        self._tensorboard = TensorBoardWriter(folder.tensorboard)
+        settings = config_to_dict(run.config)
+        use_wandb = run.config.train.logger == "wandb"
+        self._log = WandbLog(folder.path, settings) if use_wandb else TensorBoardLog(folder.tensorboard, settings)
         self._batch_size = min(run.config.train.batch_size, run.images.test.count)
         self._evaluator = LikelihoodEvaluator(run.model, self._batch_size)
         self._generator = ImageGenerator(run.model)
@@ -67,26 +90,27 @@ class RunOutputs:
         nelbo = means["reconstruction"] + means["kl"]
         in_bits = self._run.config.model.likelihood != "bernoulli"
         bound = f"{self.bits_per_dimension(nelbo):.4f} bits/dim" if in_bits else f"{nelbo:.2f} nats"
-        line = (
-            f"step {step:,}/{total:,}  loss {means['loss']:.2f}  NELBO {bound}  "
-            f"KL {means['kl']:.2f}  rate {schedules['learning_rate']:.2g}  beta {schedules['kl_weight']:.2f}"
-        )
-        if means["skipped_steps"]:
-            line += f"  {means['skipped_steps']:.0f} steps skipped"
+        # What matters first: a narrow terminal cuts the end.
+        line = f"{step:,}/{total:,}  NELBO {bound}"
         if steps_per_second := self._speed.steps_per_second:
             left = duration((total - step) / steps_per_second)
             line += f"  {self._images_per_second:,.0f} images/s  {left} left"
+        if means["skipped_steps"]:
+            line += f"  {means['skipped_steps']:.0f} steps skipped"
+        line += f"  loss {means['loss']:.2f}  KL {means['kl']:.2f}"
+        line += f"  rate {schedules['learning_rate']:.2g}  beta {schedules['kl_weight']:.2f}"
         self.status.show(line, step / total)
 
     def write_training_curves(self, step: int) -> None:
         """Writes the points of TensorBoard's training curves, if they are due."""
         if not self._is_due(step, self._run.config.train.log_every_steps):
             return
-        recent = self._run.model.recent.read()
-        norms = recent.spectral_norms[-1]
-        self._tensorboard.scalars(
+        recent, means = self._run.model.recent.read(), self._running_means()
+        norms, nelbo = recent.spectral_norms[-1], means["reconstruction"] + means["kl"]
+        self._log.scalars(
             step,
-            {f"train/{name}": value for name, value in self._running_means().items()}
+            {f"train/{name}": value for name, value in means.items()}
+            | {"train/nelbo_nats": nelbo, "train/bits_per_dim": self.bits_per_dimension(nelbo)}
             | {f"schedule/{name}": value for name, value in self._schedules().items()}
             | {f"train_kl_per_group/{index:02d}": value for index, value in enumerate(recent.kl_per_group[-1])}
             | {"spectral_norm/largest": norms.max(), "spectral_norm/sum": norms.sum()}
@@ -151,13 +175,14 @@ class RunOutputs:
 
         def show(done: int) -> None:
             self._stop.check()
-            self.status.show_if_due(f"evaluating: {done:,} of {images.test.count:,} test images")
+            count = images.test.count
+            self.status.show_if_due(f"evaluating: {done:,} of {count:,} test images", done / count)
 
         test = self._evaluator.evaluate(iterate(batches, images.test), _FIXED_SEED, show)
         active = active_units(test.kl_per_channel_nats, self._run.model.plan.latent_shapes())
         measured = {name: getattr(test, name) for name in ("nelbo_nats", "reconstruction_nats", "kl_nats")}
         measured["bits_per_dim"] = self.bits_per_dimension(test.nelbo_nats)
-        self._tensorboard.scalars(
+        self._log.scalars(
             step,
             {f"test/{name}": value for name, value in measured.items()}
             | {"test/active_units": active.sum()}
@@ -173,6 +198,8 @@ class RunOutputs:
             | {f"test_{name}": value for name, value in measured.items()}
             | {"images_per_second": self._images_per_second, "active_units": int(active.sum())}
         )
+        score = f"NELBO {test.nelbo_nats:.2f} nats per image, {measured['bits_per_dim']:.4f} bits/dim"
+        self.status.keep(f"step {step:,}: test {score}")
 
     def _write_images(self, step: int, file: pathlib.Path) -> None:
         """Reconstructions and samples for TensorBoard; the last also as a file, which shows that all are there."""
@@ -183,11 +210,11 @@ class RunOutputs:
         # Eagerly: for a handful of images a graph takes longer to build than it saves.
         rows = tf.concat([originals, self._run.model(originals, seed=_FIXED_SEED)], axis=0)
         self._stop.check()
-        self._tensorboard.image(step, "reconstructions", image_grid(rows, columns=count, enlarge=None))
+        self._log.image(step, "reconstructions", image_grid(rows, columns=count, enlarge=None))
         for temperature, count in _SAMPLES.items():
             images = self._generator.generate(count, temperature, _FIXED_SEED, lambda done: self._stop.check())
             grid = image_grid(images, enlarge=None)
-            self._tensorboard.image(step, f"samples/temperature_{temperature}", grid)
+            self._log.image(step, f"samples/temperature_{temperature}", grid)
         write_samples(file, images, self._folder.path.absolute().name, step, temperature)
 
 
@@ -259,31 +286,72 @@ class MetricsFile:
             atomic_write(self._path, text)
 
 
-class TensorBoardWriter:
-    """Scalars and images for TensorBoard."""
+class TensorBoardLog:
+    """Settings, scalars and images for TensorBoard, with charts in which training and test images overlay."""
 
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
+    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Mapping[str, Any]]):
+        self._folder, self._settings = folder, settings
 
     @functools.cached_property
     def _writer(self) -> tf.summary.SummaryWriter:
-        # Only when something is written, or every look at a finished run would leave an empty file.
-        return tf.summary.create_file_writer(str(self._folder))
+        # Only when something is written, or every look at a finished run would leave a file.
+        writer = tf.summary.create_file_writer(str(self._folder))
+        flat = {
+            f"{group}.{name}": value for group, of_group in self._settings.items() for name, value in of_group.items()
+        }
+        rows = "".join(f"| {name} | `{value}` |\n" for name, value in flat.items())
+        pairs = {name: {"tag": [f"train/{name}$", f"test/{name}$"]} for name in ("nelbo_nats", "bits_per_dim")}
+        charts = [layout_pb2.Chart(title=name, multiline=tags) for name, tags in pairs.items()]
+        layout = layout_pb2.Layout(category=[layout_pb2.Category(title="training and test images", chart=charts)])
+        with writer.as_default(0):
+            tf.summary.text("settings", f"| setting | value |\n|---|---|\n{rows}")
+            # Those that are None or lists are no hyperparameters for it.
+            hparams.hparams(
+                {name: value for name, value in flat.items() if isinstance(value, bool | float | int | str)}
+            )
+            tf.summary.experimental.write_raw_pb(custom_scalar.pb(layout).SerializeToString())
+        return writer
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes one point of each curve."""
-        self._write(step, values, tf.summary.scalar)
+        with self._writing(step):
+            for tag, value in values.items():
+                texts = (text for part, text in _DESCRIPTIONS.items() if part in tag)
+                tf.summary.scalar(tag, value, description=next(texts, None))
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Writes an image, uint8 `[height, width, channels]`."""
-        self._write(step, {name: pixels[np.newaxis]}, tf.summary.image)
+        with self._writing(step):
+            tf.summary.image(name, pixels[np.newaxis])
 
-    def _write(self, step: int, values: Mapping[str, Any], write: Callable) -> None:
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
         try:
             with self._writer.as_default(step):
-                for name, value in values.items():
-                    write(name, value)
+                yield
             self._writer.flush()
         except tf.errors.OpError as error:
             reason = first_line(error)
             raise OSError(f"{self._folder}: TensorBoard's files can't be written ({reason})") from error
+
+
+class WandbLog:
+    """The same for Weights & Biases, in the project `nvae_tf`; a run that goes on is the same run there."""
+
+    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Mapping[str, Any]]):
+        self._wandb, self._folder, self._settings = require("wandb", "wandb"), folder.absolute(), settings
+
+    @functools.cached_property
+    def _run(self) -> Any:
+        name = self._folder.name
+        place = hashlib.sha256(str(self._folder).encode()).hexdigest()[:8]
+        known = dict(project="nvae_tf", name=name, id=f"{name}-{place}", resume="allow")
+        return self._wandb.init(**known, dir=str(self._folder), config=self._settings)
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes one point of each curve."""
+        self._run.log({tag: float(value) for tag, value in values.items()}, step=step)
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Writes an image, uint8 `[height, width, channels]`."""
+        self._run.log({name: self._wandb.Image(pixels)}, step=step)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from nvae_tf.reports.run_facts import read_curves
-from nvae_tf.training.outputs import TensorBoardWriter
+from nvae_tf.training.outputs import TensorBoardLog
 from nvae_tf.training.run_folder import RunFolder
 
 
@@ -18,7 +18,7 @@ def test_event_files_of_a_run_that_went_back_and_was_cut_off(tmp_path):
     folder = RunFolder(tmp_path)
     folder.tensorboard.mkdir()
     for first, value in ((1, 1.0), (3, 2.0)):
-        writer = TensorBoardWriter(tmp_path / str(first))
+        writer = TensorBoardLog(tmp_path / str(first), {})
         writer.image(first, "kl_per_group/picture", np.zeros([2, 2, 1], np.uint8))
         for step in range(first, first + 3):
             writer.scalars(step, {"kl_per_group/00": value, "train/reconstruction": 3.0, "train/kl": value})
