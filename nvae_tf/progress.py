@@ -43,7 +43,7 @@ class StatusLine:
         """Shows a line, after a bar of the fraction (0 to 1) that is done; on a terminal the next line replaces it."""
         self._shown_at = time.monotonic()
         if not self._is_terminal:
-            self._write(f"{text}\n")
+            self.keep(text)
             return
         with contextlib.suppress(OSError):
             if self._bar is None:
@@ -64,12 +64,13 @@ class StatusLine:
             with contextlib.suppress(OSError):
                 self._bar.close()
             self._bar = None
-        if not self._is_terminal:
-            self._write(f"{text}\n")
-            return
+        # A run continues when the terminal that it writes to is closed.
         with contextlib.suppress(OSError):
-            # Clears the bars of others, too.
-            _Bar.write(self._encodable(text), file=self._stream)
+            if self._is_terminal:
+                # Clears the bars of others, too.
+                _Bar.write(self._encodable(text), file=self._stream)
+            else:
+                self._stream.write(f"{self._encodable(text)}\n")
             self._stream.flush()
 
     def report(self) -> Report:
@@ -77,12 +78,6 @@ class StatusLine:
         # A moment's work need not be reported.
         self._shown_at = time.monotonic()
         return Report(self.show_if_due, self.keep)
-
-    def _write(self, text: str) -> None:
-        # A run continues when the terminal that it writes to is closed.
-        with contextlib.suppress(OSError):
-            self._stream.write(self._encodable(text))
-            self._stream.flush()
 
     def _encodable(self, text: str) -> str:
         # Names of files need not be text.

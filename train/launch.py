@@ -46,15 +46,6 @@ LOG_DIR = flags.DEFINE_string("log_dir", None, _LOG_HELP, allow_override=True)
 _EXAMPLE = "python -m train.launch --processes=2 -- --config=digits --workdir=runs/two"
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """This command's own arguments, and those after the first `--`; ValueError where a flag is on the wrong side."""
-    place = arguments.index("--") if "--" in arguments else len(arguments)
-    for argument in arguments[:place]:
-        is_own = not re.match(r"--?(no)?(config|workdir)\b", argument)
-        check(is_own, f"{argument}: a flag of train.main; these come after a --, as in `{_EXAMPLE}`")
-    return list(arguments[:place]), list(arguments[place + 1 :])
-
-
 def log_folder(workdir: pathlib.Path, log_dir: str | None) -> pathlib.Path:
     """Where the workers' output goes: not into the run folder, which `train.main` accepts only empty for a new run."""
     if log_dir is None:
@@ -100,14 +91,14 @@ def main(worker_arguments: Sequence[str]) -> None:
 
 def run() -> None:
     """The command `nvae-launch`."""
+    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    sys.argv, worker_arguments = sys.argv[:place], sys.argv[place + 1 :]
     with exit_on_user_error():
-        sys.argv, worker_arguments = split_arguments(sys.argv)
-
-    def main_with_arguments() -> None:
-        main(worker_arguments)
-
+        for argument in sys.argv:
+            is_own = not re.match(r"--?(no)?(config|workdir)\b", argument)
+            check(is_own, f"{argument}: a flag of train.main; these come after a --, as in `{_EXAMPLE}`")
     # The module's flags are read from what is left in sys.argv.
-    command_line.run(main_with_arguments, flags)
+    command_line.run(lambda: main(worker_arguments), flags)
 
 
 if __name__ == "__main__":

@@ -109,14 +109,11 @@ class StackedLayer(keras.layers.Layer):
         if self.recomputed and forward.training:
             apply = _recomputed(apply)
 
-        def layer(index: int) -> Callable[[tf.Tensor], tf.Tensor]:
-            def call(inputs: tf.Tensor) -> tf.Tensor:
-                outputs, records[index] = apply(weights[index], inputs, recording)
-                return outputs
+        def layer(index: int, inputs: tf.Tensor) -> tf.Tensor:
+            outputs, records[index] = apply(weights[index], inputs, recording)
+            return outputs
 
-            return call
-
-        yield [layer(index) for index in range(self.count)]
+        yield [functools.partial(layer, index) for index in range(self.count)]
         if recording:
             for position, recorder in enumerate(self.recorders()):
                 recorder.record(forward, [record[position] for record in records])

@@ -11,13 +11,12 @@ from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, stack
 class PreprocessBlock(keras.layers.Layer):
     """Normal cells and, last, a cell that halves the resolution and doubles the channels."""
 
-    def __init__(self, block, branch, squeeze_excite: bool, **kwargs):
-        super().__init__(**kwargs)
-        shared = {"dtype": kwargs.get("dtype")}
+    def __init__(self, block, branch, squeeze_excite: bool, dtype=None):
+        super().__init__(dtype=dtype)
         channels_in, channels_out = block.channels_in, block.channels_out
         normal = branch, channels_in, channels_in, squeeze_excite
-        self.cells = stack_of(ResidualCells, block.num_cells - 1, *normal, **shared)
-        self.down = ResidualCells(1, branch, channels_in, channels_out, squeeze_excite, **shared)
+        self.cells = stack_of(ResidualCells, block.num_cells - 1, *normal, dtype=dtype)
+        self.down = ResidualCells(1, branch, channels_in, channels_out, squeeze_excite, dtype=dtype)
         self.built = True
 
     def forward(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
@@ -31,34 +30,32 @@ class PreprocessBlock(keras.layers.Layer):
 class BottomUpScale(keras.layers.Layer):
     """The cells of one resolution, `cells_per_group` for each group, and the way down to the next resolution."""
 
-    def __init__(self, scale, smaller_scale, branch, cells_per_group: int, squeeze_excite: bool, **kwargs):
-        super().__init__(**kwargs)
-        shared = {"dtype": kwargs.get("dtype")}
+    def __init__(self, scale, smaller_scale, branch, cells_per_group: int, squeeze_excite: bool, dtype=None):
+        super().__init__(dtype=dtype)
         self.num_groups = len(scale.groups)
         self.cells_per_group = cells_per_group
         channels = scale.encoder_channels
         num_cells = self.num_groups * cells_per_group
-        self.cells = ResidualCells(num_cells, branch, channels, channels, squeeze_excite, **shared)
+        self.cells = ResidualCells(num_cells, branch, channels, channels, squeeze_excite, dtype=dtype)
         self.down = None
         if smaller_scale is not None:
-            self.down = ResidualCells(1, branch, channels, smaller_scale.encoder_channels, squeeze_excite, **shared)
+            self.down = ResidualCells(1, branch, channels, smaller_scale.encoder_channels, squeeze_excite, dtype=dtype)
         self.built = True
 
 
 class BottomUp(keras.layers.Layer):
     """Stem, pre-processing, and the tower of cells from the largest resolution to the smallest."""
 
-    def __init__(self, config: ModelConfig, plan: LatentPlan, **kwargs):
-        super().__init__(**kwargs)
-        shared = {"dtype": kwargs.get("dtype")}
-        excite = config.squeeze_excite
-        self.stem = StackedConvolution(1, config.image_channels, config.num_channels_encoder, 3, **shared)
-        self.preprocess = [PreprocessBlock(block, plan.cells.preprocess, excite, **shared) for block in plan.preprocess]
-        cells = plan.cells.encoder, config.num_cells_per_group_encoder, excite
+    def __init__(self, config: ModelConfig, plan: LatentPlan, name: str, dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.stem = StackedConvolution(1, config.image_channels, config.num_channels_encoder, 3, dtype=dtype)
+        cells = plan.cells.preprocess, config.squeeze_excite
+        self.preprocess = [PreprocessBlock(block, *cells, dtype=dtype) for block in plan.preprocess]
+        cells = plan.cells.encoder, config.num_cells_per_group_encoder, config.squeeze_excite
         pairs = [] if plan.is_vanilla else zip(plan.scales[::-1], (*plan.scales[-2::-1], None), strict=True)
-        self.scales = [BottomUpScale(scale, smaller, *cells, **shared) for scale, smaller in pairs]
+        self.scales = [BottomUpScale(scale, smaller, *cells, dtype=dtype) for scale, smaller in pairs]
         top_channels = plan.scales[0].encoder_channels
-        self.top = StackedConvolution(1, top_channels, top_channels, 1, **shared)
+        self.top = StackedConvolution(1, top_channels, top_channels, 1, dtype=dtype)
         self.built = True
 
     def forward(self, images: tf.Tensor, forward: ForwardPass) -> list[tf.Tensor]:

@@ -17,9 +17,8 @@ from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, batc
 class TopDownScale(keras.layers.Layer):
     """All groups of one resolution, and the way up to the next."""
 
-    def __init__(self, config: ModelConfig, plan: LatentPlan, index: int, **kwargs):
-        super().__init__(**kwargs)
-        shared = {"dtype": kwargs.get("dtype")}
+    def __init__(self, config: ModelConfig, plan: LatentPlan, index: int, dtype=None):
+        super().__init__(dtype=dtype)
         scale = plan.scales[index]
         encoder, decoder, latent = scale.encoder_channels, scale.decoder_channels, config.num_latent_per_group
         self.num_groups = len(scale.groups)
@@ -29,17 +28,17 @@ class TopDownScale(keras.layers.Layer):
         branch, excite = plan.cells.decoder, config.squeeze_excite
         below_top = self.num_groups - self.num_top_groups
         cells = below_top * self.cells_per_group, branch, decoder, decoder, excite
-        self.cells = stack_of(ResidualCells, *cells, **shared)
-        self.priors = stack_of(StackedConvolution, below_top, decoder, 2 * latent, 1, **shared)
-        self.feature_combiners = stack_of(StackedConvolution, below_top, decoder, encoder, 1, **shared)
-        self.posteriors = StackedConvolution(self.num_groups, encoder, 2 * latent, 3, **shared)
-        self.flows = stack_of(FlowPairs, self.num_groups * self.num_flows, latent, **shared)
+        self.cells = stack_of(ResidualCells, *cells, dtype=dtype)
+        self.priors = stack_of(StackedConvolution, below_top, decoder, 2 * latent, 1, dtype=dtype)
+        self.feature_combiners = stack_of(StackedConvolution, below_top, decoder, encoder, 1, dtype=dtype)
+        self.posteriors = StackedConvolution(self.num_groups, encoder, 2 * latent, 3, dtype=dtype)
+        self.flows = stack_of(FlowPairs, self.num_groups * self.num_flows, latent, dtype=dtype)
         combined = latent if plan.is_vanilla else decoder + latent
-        self.combiners = StackedConvolution(self.num_groups, combined, decoder, 1, **shared)
+        self.combiners = StackedConvolution(self.num_groups, combined, decoder, 1, dtype=dtype)
         self.up = None
         if index + 1 < len(plan.scales):
             larger = plan.scales[index + 1].decoder_channels
-            self.up = ResidualCells(1, branch, decoder, larger, excite, **shared)
+            self.up = ResidualCells(1, branch, decoder, larger, excite, dtype=dtype)
         self.built = True
 
     @contextlib.contextmanager
@@ -73,13 +72,12 @@ class TopDownScale(keras.layers.Layer):
 class PostprocessBlock(keras.layers.Layer):
     """A cell that doubles the resolution and halves the channels, then normal cells."""
 
-    def __init__(self, block, branch, squeeze_excite: bool, **kwargs):
-        super().__init__(**kwargs)
-        shared = {"dtype": kwargs.get("dtype")}
+    def __init__(self, block, branch, squeeze_excite: bool, dtype=None):
+        super().__init__(dtype=dtype)
         channels_in, channels_out = block.channels_in, block.channels_out
-        self.up = ResidualCells(1, branch, channels_in, channels_out, squeeze_excite, **shared)
+        self.up = ResidualCells(1, branch, channels_in, channels_out, squeeze_excite, dtype=dtype)
         normal = branch, channels_out, channels_out, squeeze_excite
-        self.cells = stack_of(ResidualCells, block.num_cells - 1, *normal, **shared)
+        self.cells = stack_of(ResidualCells, block.num_cells - 1, *normal, dtype=dtype)
         self.built = True
 
     def forward(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
@@ -94,9 +92,8 @@ class PostprocessBlock(keras.layers.Layer):
 class TopDown(keras.layers.Layer):
     """The scales from the smallest to the largest, post-processing, and the likelihood's parameters."""
 
-    def __init__(self, config: ModelConfig, plan: LatentPlan, num_parameters: int, **kwargs):
-        super().__init__(**kwargs)
-        shared = {"dtype": kwargs.get("dtype")}
+    def __init__(self, config: ModelConfig, plan: LatentPlan, num_parameters: int, name: str, dtype=None):
+        super().__init__(name=name, dtype=dtype)
         top = plan.scales[0]
         self.start = self.add_weight(
             name="start",
@@ -104,10 +101,10 @@ class TopDown(keras.layers.Layer):
             initializer=keras.initializers.RandomUniform(0.0, 1.0),
             trainable=not plan.is_vanilla,  # the one-group model has it, but does not use it
         )
-        self.scales = [TopDownScale(config, plan, index, **shared) for index in range(len(plan.scales))]
+        self.scales = [TopDownScale(config, plan, index, dtype=dtype) for index in range(len(plan.scales))]
         cells = plan.cells.postprocess, config.squeeze_excite
-        self.postprocess = [PostprocessBlock(block, *cells, **shared) for block in plan.postprocess]
-        self.image = StackedConvolution(1, config.num_channels_decoder, num_parameters, 3, **shared)
+        self.postprocess = [PostprocessBlock(block, *cells, dtype=dtype) for block in plan.postprocess]
+        self.image = StackedConvolution(1, config.num_channels_decoder, num_parameters, 3, dtype=dtype)
         self.built = True
 
     def forward(
@@ -140,5 +137,4 @@ def standard_prior(state: tf.Tensor, channels: int) -> tuple[tf.Tensor, tf.Tenso
 
 
 def _mean_and_log_scale(parameters: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    mean, log_scale = tf.split(tf.cast(parameters, tf.float32), 2, axis=-1)
-    return mean, log_scale
+    return tuple(tf.split(tf.cast(parameters, tf.float32), 2, axis=-1))
