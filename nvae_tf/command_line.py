@@ -24,7 +24,7 @@ from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_writable
 from nvae_tf.presets import default_config, load_settings, settings_file
 
-_HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
+HELP = {"-h", "--h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 # Follows from the length of the run, so no one sets it.
 _DERIVED_SETTING = "objective.total_steps"
 # Python's messages about a value that is not of a setting's type.
@@ -159,14 +159,8 @@ def parse_temperature(text: str) -> float | list[float]:
 
 def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType) -> list[str]:
     with exit_on_user_error():
-        if _HELP & set(arguments[1:]):
-            page = manual_page(module, flags, arguments[1:])
-            try:
-                print(page, flush=True)
-            except BrokenPipeError:
-                # The reader, a pager, has closed the pipe; nothing is left to be flushed at the end.
-                sys.stdout = None
-            sys.exit(0)
+        if HELP & set(arguments[1:]):
+            print_page(manual_page(module, flags, arguments[1:]))
         try:
             if hasattr(module, "CONFIG"):
                 check_config_flags(arguments[1:])
@@ -202,6 +196,16 @@ def _check_no_bare_settings(arguments: Sequence[str], flags: ModuleType) -> None
         name = argument.partition("=")[0].lstrip("-")
         if argument.startswith("-") and name not in flags.FLAGS and name in by_name:
             raise ValueError(f"--{name}: no such flag; did you mean --config.{by_name[name]}?")
+
+
+def print_page(page: str) -> None:
+    """Prints a page of `--help` and ends the process."""
+    try:
+        print(page, flush=True)
+    except BrokenPipeError:
+        # The reader, a pager, has closed the pipe; nothing is left to be flushed at the end.
+        sys.stdout = None
+    sys.exit(0)
 
 
 def manual_page(module: ModuleType, flags: ModuleType, arguments: Sequence[str] = ()) -> str:

@@ -13,9 +13,9 @@ _SECONDS_BETWEEN_LINES = 60.0
 
 
 class Report(NamedTuple):
-    """Where work that may take minutes reports: a line that the next one may replace, and text that stays."""
+    """Where work that may take minutes reports: a line with the fraction that is done, and text that stays."""
 
-    progress: Callable[[str], object] = lambda text: None
+    progress: Callable[[str, float], object] = lambda text, fraction: None
     keep: Callable[[str], object] = lambda text: None
 
 
@@ -83,6 +83,33 @@ class StatusLine:
         # Names of files need not be text.
         encoding = self._stream.encoding or "utf-8"
         return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+class ImageProgress:
+    """Images done, images per second and the time left, of `total` images, of which `done` were done before."""
+
+    def __init__(self, status: StatusLine, total: int, done: int = 0):
+        self._status, self._total = status, total
+        self._before = self._done = done
+        self._started = time.monotonic()
+
+    def show(self, of_batch: int) -> None:
+        """Shows, if it is time, that so many images of the current batch are done."""
+        fraction = (self._done + of_batch) / self._total
+        self._status.show_if_due(self.line(time.monotonic() - self._started, of_batch), fraction)
+
+    def add(self, images: int, computed_here: bool = True) -> None:
+        """Counts the images of a finished batch."""
+        self._done += images
+        self._before += 0 if computed_here else images
+
+    def line(self, seconds: float, of_batch: int = 0) -> str:
+        """What is shown after so many seconds."""
+        done = self._done + of_batch
+        here, text = done - self._before, f"{done:,} of {self._total:,} images"
+        if here and seconds > 1.0:
+            text += f", {here / seconds:,.3g} images/s, {duration((self._total - done) * seconds / here)} left"
+        return text
 
 
 def byte_bar(total: int, description: str) -> tqdm:

@@ -8,7 +8,7 @@ import termios
 import pytest
 
 from nvae_tf import progress
-from nvae_tf.progress import Speed, StatusLine, duration
+from nvae_tf.progress import ImageProgress, Speed, StatusLine, duration
 
 
 class Clock:
@@ -74,6 +74,15 @@ def test_speed_counts_steps_without_pauses_and_without_the_first_and_follows_a_c
         clock.now += 0.5
         speed.count_step()
     assert speed.steps_per_second == pytest.approx(2.0, rel=0.1)
+
+
+def test_progress_counts_batches_of_any_process_and_shows_what_is_left():
+    progress = ImageProgress(StatusLine(), total=100, done=20)
+    assert progress.line(0.0) == "20 of 100 images"
+    assert progress.line(2.0, of_batch=10).endswith("30 of 100 images, 5 images/s, 14 s left")
+    progress.add(10)
+    progress.add(40, computed_here=False)
+    assert progress.line(2.0).endswith("70 of 100 images, 5 images/s, 6 s left")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ Without a mode it draws samples. A figure has labels and a last line that says h
 file. With --raw it is a bare grid of images; --each=FOLDER writes a PNG file of every image besides.
 """
 
-import contextlib
 import functools
 import inspect
 import json
@@ -31,7 +30,7 @@ from nvae_tf.files import atomic_write
 from nvae_tf.generation import image_grid
 from nvae_tf.generation.image_grid import FIGURES
 from nvae_tf.latent_plan import latent_plan
-from nvae_tf.progress import StatusLine
+from nvae_tf.progress import ImageProgress, StatusLine
 
 FLAGS = flags.FLAGS
 _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."
@@ -114,11 +113,8 @@ def interpolate(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
     images, _, words = _images(config)
     progress = _progress((len(images) - 1) * (steps - 1))
     path = interpolate_images(load().model, images, steps, how, FLAGS.seed, FLAGS.mean, progress)
-    if place.kind in image_grid.ANIMATION_FORMATS:
-        image_grid.write_animation(place.path, path, FLAGS.milliseconds, FLAGS.loop)
-    else:
-        names = [f"image_{number:05d}" for number in range(len(path))]
-        _write(load(), place, path, names, lambda figures, about: figures.interpolation(images, path, steps, about))
+    names = [f"image_{number:05d}" for number in range(len(path))]
+    _write(load(), place, path, names, lambda figures, about: figures.interpolation(images, path, steps, about))
     return f"{len(path):,} images through {words}"
 
 
@@ -215,7 +211,7 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
     check(neighbors <= source.count, f"--neighbors={neighbors}: the {split} part has only {source.count} images")
     samples = generate_images(load().model, FLAGS.count, temperature, seed)
     batches = iterate(evaluation_batches(source, spec, 256, seed), source)
-    numbers, distances, images = nearest_images(samples, batches, neighbors, _progress(source.count, " looked at"))
+    numbers, distances, images = nearest_images(samples, batches, neighbors, _progress(source.count))
     names = [f"sample_{number:05d}" for number in range(len(samples))]
 
     def draw(figures, about):
@@ -330,13 +326,15 @@ def _images(
 
 
 def _write(run: Any, place: OutputPlace, images: np.ndarray, names: Sequence[str], draw: Callable) -> None:
-    """Writes a PNG file for each of the images, or the figure, or its bare grid.
+    """Writes a PNG file for each of the images, an animation of them, the figure, or its bare grid.
 
     `draw` makes the figure from the module `nvae_tf.reports.figures`, which needs matplotlib, and a `Provenance`.
     """
     for folder in filter(None, (FLAGS.each, place.path if place.kind == FOLDER else None)):
         image_grid.write_pictures(pathlib.Path(folder), images, names)
-    if place.kind == FOLDER:
+    if place.kind in image_grid.ANIMATION_FORMATS:
+        image_grid.write_animation(place.path, images, FLAGS.milliseconds, FLAGS.loop)
+    if place.kind not in FIGURES:
         return
     from nvae_tf.reports import figures
     from nvae_tf.training.checkpoints import checkpoint_sha256
@@ -350,10 +348,9 @@ def _write(run: Any, place: OutputPlace, images: np.ndarray, names: Sequence[str
         figures.save_figure(figure, place.path)
 
 
-def _progress(total: int, what: str = "") -> Callable[[int], None]:
+def _progress(total: int) -> Callable[[int], None]:
     """A function that shows how many images are done, now and then."""
-    show = StatusLine().report().progress
-    return lambda done: show(f"{done:,} of {total:,} images{what}")
+    return ImageProgress(StatusLine(), total).show
 
 
 # A mode gets the settings of the run, what loads the run, and the place to write. Its docstring is its manual page.
@@ -426,10 +423,8 @@ def run() -> None:
     """The command `nvae-generate`: defines the flags of the mode that is named first, and runs it."""
     global __doc__
     first = sys.argv[1] if len(sys.argv) > 1 else "-"
-    if first.startswith("-") and first.lstrip("-") in ("h", "help", "helpshort", "helpfull"):
-        with contextlib.suppress(BrokenPipeError):
-            print(overview(), flush=True)
-        return
+    if first in command_line.HELP:
+        command_line.print_page(overview())
     mode = "sample"
     if not first.startswith("-"):
         with exit_on_user_error():

@@ -367,7 +367,7 @@ def fill(images: np.ndarray, batches: Iterable[np.ndarray], spec: DataSpec, doin
     for batch in batches:
         images[done : done + len(batch)] = batch
         done += len(batch)
-        report.progress(f"{doing}: {done:,} of {len(images):,} images")
+        report.progress(f"{doing}: {done:,} of {len(images):,} images", done / len(images))
     where = spec.path or spec.source_name
     found = f"{where}: has {done} images, not {len(images)}: did it change meanwhile? Try again"
     check(done == len(images), f"{found}, or prepare the set anew" if spec.source == "tfds" else found)

@@ -142,7 +142,8 @@ def _usable(spec: DataSpec, split: str, names: Sequence[str], report: Report) ->
         if looked_at % _NAMES_AT_ONCE == 0 or looked_at == len(names):
             if spec.on_bad_file == "stop" and problems:
                 raise ValueError(f"{problems[0]}. {_fix(len(problems))}")
-            report.progress(f"looking at the pictures in {spec.path}: {looked_at:,} of {len(names):,}")
+            text = f"looking at the pictures in {spec.path}: {looked_at:,} of {len(names):,}"
+            report.progress(text, looked_at / len(names))
     if not usable:
         raise ValueError(f"{spec.path}: none of {len(names):,} pictures can be used; the first: {problems[0]}")
     if problems:

@@ -19,10 +19,11 @@ from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate, s
 from nvae_tf.data.sources import load_split
 from nvae_tf.evaluation.batch_norm_statistics import readjusted
 from nvae_tf.evaluation.inception import FeatureExtractor, Inception, cache_folder
-from nvae_tf.evaluation.task import EvaluationTask, ImageProgress, KeptBatches, share_work
+from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, share_work
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_groups
+from nvae_tf.progress import ImageProgress
 
 KEPT_SAMPLES = 256  # of one kept batch; a multiple of the generator's own batches
 _REAL_BATCH = 64

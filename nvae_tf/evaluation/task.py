@@ -17,7 +17,7 @@ from nvae_tf.config import DataSpec
 from nvae_tf.data.pipeline import Shard
 from nvae_tf.data.sources import ImageSource
 from nvae_tf.files import read_arrays, write_arrays
-from nvae_tf.progress import StatusLine, duration
+from nvae_tf.progress import ImageProgress, StatusLine
 from nvae_tf.training.loading import TrainedRun
 from nvae_tf.training.run_folder import RunFolder
 
@@ -148,30 +148,3 @@ def share_work(
         file = task.folder.evaluation_file(task.split)
         task.status.keep(f"another train.evaluate has combined the batches meanwhile; the metrics are in {file}")
         return None
-
-
-class ImageProgress:
-    """Images done, images per second and the time left, of `total` images, of which `done` were done before."""
-
-    def __init__(self, status: StatusLine, total: int, done: int = 0):
-        self._status, self._total = status, total
-        self._before = self._done = done
-        self._started = time.monotonic()
-
-    def show(self, of_batch: int) -> None:
-        """Shows, if it is time, that so many images of the current batch are done."""
-        fraction = (self._done + of_batch) / self._total
-        self._status.show_if_due(self.line(time.monotonic() - self._started, of_batch), fraction)
-
-    def add(self, images: int, computed_here: bool = True) -> None:
-        """Counts the images of a finished batch."""
-        self._done += images
-        self._before += 0 if computed_here else images
-
-    def line(self, seconds: float, of_batch: int = 0) -> str:
-        """What is shown after so many seconds."""
-        done = self._done + of_batch
-        here, text = done - self._before, f"{done:,} of {self._total:,} images"
-        if here and seconds > 1.0:
-            text += f", {here / seconds:,.3g} images/s, {duration((self._total - done) * seconds / here)} left"
-        return text

@@ -29,7 +29,7 @@ def cache(tmp_path):
 def test_the_pictures_are_read_once(pictures, cache):
     spec = own_images(pictures, cache=str(cache))
     shown = []
-    source = load_split(spec, "train", Report(progress=shown.append))
+    source = load_split(spec, "train", Report(lambda text, fraction: shown.append(text)))
     np.testing.assert_array_equal(stored_pixels(source), IMAGES)
     assert shown[-1] == f"decoding into {cache}: 100 of 100 images"
     for path in pictures.rglob("*.png"):
@@ -38,7 +38,7 @@ def test_the_pictures_are_read_once(pictures, cache):
         path.write_bytes(bytes(status.st_size))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     shown.clear()
-    again = load_split(spec, "train", Report(progress=shown.append))
+    again = load_split(spec, "train", Report(lambda text, fraction: shown.append(text)))
     np.testing.assert_array_equal(stored_pixels(again), IMAGES)
     assert not shown and len(list(cache.iterdir())) == 1
 

@@ -9,7 +9,7 @@ from nvae_tf.evaluation import task as task_module
 from nvae_tf.evaluation.evaluate import half_width_95, likelihood_metrics
 from nvae_tf.evaluation.likelihood import Likelihood
 from nvae_tf.evaluation.table import interval, rows, table
-from nvae_tf.evaluation.task import ImageProgress, KeptBatches, share_work
+from nvae_tf.evaluation.task import KeptBatches, share_work
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import StatusLine
 from tests.tiny_model import tiny_config
@@ -95,15 +95,6 @@ def test_an_interval_has_two_digits_and_its_value_as_many_places():
     assert interval(32.9000903, 0.6931) == "32.90 ± 0.69" and interval(1234.56, 98.7) == "1,235 ± 99"
     assert interval(0.1854, 0.00390621) == "0.1854 ± 0.0039" and interval(5.25, 1.04) == "5.2 ± 1.0"
     assert interval(35.94871, None) == "35.95"
-
-
-def test_progress_counts_batches_of_any_process_and_shows_what_is_left():
-    progress = ImageProgress(StatusLine(), total=100, done=20)
-    assert progress.line(0.0) == "20 of 100 images"
-    assert progress.line(2.0, of_batch=10).endswith("30 of 100 images, 5 images/s, 14 s left")
-    progress.add(10)
-    progress.add(40, computed_here=False)
-    assert progress.line(2.0).endswith("70 of 100 images, 5 images/s, 6 s left")
 
 
 @pytest.mark.parametrize("begins", [True, False])
