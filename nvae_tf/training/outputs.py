@@ -55,6 +55,8 @@ _DESCRIPTIONS = {
     "loss": "what is minimized: the weighted bound and the regularization, in nats per image",
     "active_units": "latent channels whose KL is above 0.01 nats per image and position",
     "spectral_norm": "of the convolutions, which the regularization keeps small",
+    "regularization_weight": "what multiplies the penalty of spectral norms and batch-norm scales in the loss",
+    "gradient_norm": "L2 norm of all gradients of a step",
     "learning_rate": "of the next step",
     "images_per_second": "training images, without the pauses for evaluation and checkpoints",
     "skipped_steps": "steps since the last point whose loss or gradients were not used",

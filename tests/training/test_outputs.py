@@ -3,11 +3,16 @@ import dataclasses
 import io
 import signal
 import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 import nvae_tf
@@ -17,7 +22,7 @@ from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.training.launcher import StopRequest
-from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, write_samples
+from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, WandbLog, write_samples
 from nvae_tf.training.run import RunLength, load_images, new_run
 from nvae_tf.training.run_folder import RunFolder, read_run_config
 from tests.command_fixtures import assert_shown, metrics_rows
@@ -224,3 +229,37 @@ def test_there_are_curves_of_training_test_and_every_group_whose_active_units_ad
     assert total == in_file == {step: of_groups[0][step] + of_groups[1][step] for step in total}
     assert any(total.values())
     assert all(0 <= value <= 2 for group in of_groups for value in group.values())
+
+
+def test_curves_of_training_and_test_images_overlay_and_say_what_they_are(events, finished_run):
+    in_file = {row["step"]: row for row in metrics_rows(finished_run[0])}
+    for name in ("nelbo_nats", "bits_per_dim"):
+        assert scalars(events, f"test/{name}").keys() == in_file.keys() and 8 in scalars(events, f"train/{name}")
+    assert scalars(events, "train/nelbo_nats")[40] == pytest.approx(in_file[40]["train_nelbo_nats"], rel=1e-5)
+    layout = layout_pb2.Layout.FromString(make_ndarray(events.Tensors(CONFIG_SUMMARY_TAG)[0].tensor_proto).item())
+    tags = [list(chart.multiline.tag) for chart in layout.category[0].chart]
+    assert tags == [["train/nelbo_nats$", "test/nelbo_nats$"], ["train/bits_per_dim$", "test/bits_per_dim$"]]
+    for tag in events.Tags()["tensors"]:
+        metadata = events.SummaryMetadata(tag)
+        assert metadata.plugin_data.plugin_name != "scalars" or metadata.summary_description, tag
+    assert "nats per image" in events.SummaryMetadata("train/nelbo_nats").summary_description
+    assert b"| train.steps | `60` |" in make_ndarray(events.Tensors("settings")[0].tensor_proto).item()
+    session = HParamsPluginData.FromString(events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content)
+    assert session.session_start_info.hparams["optimizer.learning_rate"].number_value == 0.03
+
+
+def test_wandb_gets_the_same_values_and_continues_a_run(tmp_path, monkeypatch):
+    begun, logged = [], []
+    run = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+    fake = types.SimpleNamespace(init=lambda **known: begun.append(known) or run, Image=lambda pixels: pixels.shape)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for _ in range(2):
+        log = WandbLog(tmp_path / "mine", {"train": {"steps": 60}})
+        log.scalars(40, {"test/nelbo_nats": np.float32(35.5), "train/loss": 40})
+        log.image(40, "samples", np.zeros([4, 4, 3], np.uint8))
+    assert begun[0] == begun[1] and begun[0]["config"] == {"train": {"steps": 60}} and begun[0]["resume"] == "allow"
+    assert begun[0]["name"] == "mine" and begun[0]["id"].startswith("mine-")
+    assert logged[:2] == [(40, {"test/nelbo_nats": 35.5, "train/loss": 40.0}), (40, {"samples": (4, 4, 3)})]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r'wandb is not installed: pip install "nvae_tf\[wandb\]"'):
+        WandbLog(tmp_path, {})
