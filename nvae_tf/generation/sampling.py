@@ -358,7 +358,7 @@ def numbers_of_shared_groups(groups: int) -> list[int]:
     return sorted({0, *powers, groups - 1})
 
 
-def rows_sharing_groups(model: NVAE, count: int, seed: int) -> np.ndarray:
-    """`count` samples for each of `numbers_of_shared_groups`: `[rows * count, height, width, channels]`."""
+def rows_sharing_groups(model: NVAE, count: int, seed: int) -> tuple[list[int], np.ndarray]:
+    """`numbers_of_shared_groups`, and `count` samples for each: `[rows, count, height, width, channels]`."""
     numbers = numbers_of_shared_groups(model.plan.num_groups)
-    return np.concatenate([samples_sharing_groups(model, number, count, seed=seed) for number in numbers])
+    return numbers, np.stack([samples_sharing_groups(model, number, count, seed=seed) for number in numbers])
