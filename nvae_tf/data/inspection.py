@@ -53,26 +53,21 @@ def _inspect_part(
         levels = np.union1d(levels, batch)
         bars += np.histogram(batch, _HISTOGRAM_BARS, (0.0, 1.0))[0]
         total, seen = total + batch.sum(dtype=np.float64), seen + len(batch)
+    # What was read ahead meanwhile does not count.
+    for _ in range(_BATCHES_READ_AHEAD):
+        next(batches)
+    started, read = time.monotonic(), 0
+    while (passed := time.monotonic() - started) < seconds:
+        read += len(next(batches))
     lines = [
         f"in {min(seen, available):,} of them: values from {levels[0]:.3f} to {levels[-1]:.3f}, "
-        f"mean {total / bars.sum():.3f}, {len(levels)} of {2**spec.num_bits} levels; "
-        f"{_images_per_second(batches, seconds):,.0f} images/s"
+        f"mean {total / bars.sum():.3f}, {len(levels)} of {2**spec.num_bits} levels; {read / passed:,.0f} images/s"
     ]
     for number, fraction in enumerate(bars / bars.sum()):
         low, high = number / _HISTOGRAM_BARS, (number + 1) / _HISTOGRAM_BARS
         bar = "#" * round(fraction * _BAR_WIDTH)
         lines.append(f"    {low:.3f} to {high:.3f}  {fraction:6.1%}  {bar}".rstrip())
     return np.concatenate(shown)[:available], "\n".join(lines)
-
-
-def _images_per_second(batches: Iterator[tf.Tensor], seconds: float) -> float:
-    # What was read ahead meanwhile does not count.
-    for _ in range(_BATCHES_READ_AHEAD):
-        next(batches)
-    started, seen = time.monotonic(), 0
-    while (passed := time.monotonic() - started) < seconds:
-        seen += len(next(batches))
-    return seen / passed
 
 
 def _form(spec: DataSpec, config: ExperimentConfig) -> str:
