@@ -8,7 +8,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from nvae_tf.data import data_spec, pipeline
-from nvae_tf.data.pipeline import chosen_images, training_batches
+from nvae_tf.data.pipeline import chosen_images
 from nvae_tf.data.sources import ArraySource, load_split
 
 KEY = pipeline.stream_key(5, pipeline.RandomStream.TRAINING_BINARIZATION)
@@ -95,7 +95,7 @@ def test_every_epoch_is_a_new_permutation_and_drops_the_last_partial_batch():
     epochs, count, batch_size = 4, 50, 8
     steps = pipeline.steps_per_epoch(count, batch_size)
     assert steps == 6
-    batches = take(training_batches(numbered_source(count), NUMBERED, batch_size, seed=0), epochs * steps)
+    batches = take(pipeline.training_batches(numbered_source(count), NUMBERED, batch_size, seed=0), epochs * steps)
     order = example_numbers(batches).reshape(epochs, steps * batch_size)
     for epoch in order:
         assert len(set(epoch)) == 48 and set(epoch) <= set(range(count))
@@ -106,7 +106,7 @@ def test_every_epoch_is_a_new_permutation_and_drops_the_last_partial_batch():
 def test_training_binarization_follows_the_intensities_and_is_fresh_every_epoch():
     image = GRAY.images[:1]
     source = ArraySource(np.repeat(image, 100, axis=0))
-    epochs = take(training_batches(source, DIGITS, batch_size=100, seed=2), 50)
+    epochs = take(pipeline.training_batches(source, DIGITS, batch_size=100, seed=2), 50)
     p = image[0].astype(np.float64) / 255
     assert set(np.unique(epochs)) == {0.0, 1.0}
     assert (np.abs(epochs.mean(axis=(0, 1)) - p) <= 4.5 * np.sqrt(p * (1 - p) / 5000)).all()
@@ -117,7 +117,7 @@ def test_training_binarization_follows_the_intensities_and_is_fresh_every_epoch(
 
 def test_flips_happen_in_training_only_and_about_half_of_the_time():
     spec, source = dataclasses.replace(NUMBERED, horizontal_flip=True), numbered_source(200)
-    mirrored = (take(training_batches(source, spec, batch_size=200, seed=0), 4)[..., 0, 0] == 1).mean(axis=-1)
+    mirrored = (take(pipeline.training_batches(source, spec, batch_size=200, seed=0), 4)[..., 0, 0] == 1).mean(axis=-1)
     assert set(np.unique(mirrored)) == {0.0, 1.0} and 0.4 < mirrored.mean() < 0.6
     assert (mirrored[0] != mirrored[1]).any()
     (evaluation,) = pipeline.evaluation_batches(source, spec, batch_size=200, seed=0)
@@ -151,7 +151,7 @@ def test_evaluation_binarizes_by_seed_and_number_whatever_the_batch_size():
         assert (first[fixed] == value).all() and (again[fixed] == value).all()
     # Not the noise of training.
     half = ArraySource(np.full([64, 8, 8, 1], 128, np.uint8))
-    (training,) = take(training_batches(half, DIGITS, batch_size=64, seed=1), 1)
+    (training,) = take(pipeline.training_batches(half, DIGITS, batch_size=64, seed=1), 1)
     (evaluation,) = pipeline.evaluation_batches(half, DIGITS, batch_size=64, seed=1)
     assert 0.45 < (training != evaluation.numpy()).mean() < 0.55
 
@@ -159,14 +159,14 @@ def test_evaluation_binarizes_by_seed_and_number_whatever_the_batch_size():
 def test_impossible_requests_are_refused():
     for request_, message in (
         (
-            lambda s: training_batches(s, NUMBERED, 64, 0),
+            lambda s: pipeline.training_batches(s, NUMBERED, 64, 0),
             "batch of 64 is larger than .* split of 50 images.*50 or less",
         ),
         (lambda s: pipeline.evaluation_batches(s, NUMBERED, 0, 0), "batch size is 0"),
-        (lambda s: training_batches(s, NUMBERED, 8, 0, start_step=-1), "start step is -1"),
-        (lambda s: training_batches(s, DIGITS, 8, 0), r"are \[4, 2, 1\] .* says \[8, 8, 1\]"),
+        (lambda s: pipeline.training_batches(s, NUMBERED, 8, 0, start_step=-1), "start step is -1"),
+        (lambda s: pipeline.training_batches(s, DIGITS, 8, 0), r"are \[4, 2, 1\] .* says \[8, 8, 1\]"),
         (
-            lambda s: training_batches(s, NUMBERED, 24, 7, shard=pipeline.Shard(0, 5)),
+            lambda s: pipeline.training_batches(s, NUMBERED, 24, 7, shard=pipeline.Shard(0, 5)),
             "24 can't be shared evenly by 5 processes",
         ),
         (lambda s: pipeline.Shard(-1, 2), "no shard -1 of 2"),
@@ -187,7 +187,7 @@ BATCH_SIZE = 24
 
 
 def training(spec, shard, steps, start_step=0, source=SOURCE):
-    batches = training_batches(source, spec, BATCH_SIZE, seed=7, start_step=start_step, shard=shard)
+    batches = pipeline.training_batches(source, spec, BATCH_SIZE, seed=7, start_step=start_step, shard=shard)
     return np.stack([batch.numpy() for batch in batches.take(steps)])
 
 
@@ -197,7 +197,7 @@ def test_the_shards_of_a_batch_are_the_batch_of_one_process(spec, processes):
     whole = training(spec, pipeline.ALL, steps=10)
     shards = [training(spec, pipeline.Shard(index, processes), steps=10) for index in range(processes)]
     assert all(shard.shape == (10, BATCH_SIZE // processes, 5, 4, 3) for shard in shards)
-    batches = training_batches(SOURCE, spec, BATCH_SIZE, seed=7, shard=pipeline.Shard(1, processes))
+    batches = pipeline.training_batches(SOURCE, spec, BATCH_SIZE, seed=7, shard=pipeline.Shard(1, processes))
     assert batches.element_spec == tf.TensorSpec(shards[1].shape[1:], tf.float32)
     np.testing.assert_array_equal(np.concatenate(shards, axis=1), whole)
     # A shard goes on where it was interrupted: in the first epoch, at its end, and in the second.
