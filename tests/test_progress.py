@@ -4,6 +4,7 @@ import os
 import pty
 import struct
 import termios
+import types
 
 import pytest
 
@@ -11,19 +12,10 @@ from nvae_tf import progress
 from nvae_tf.progress import Speed, StatusLine, duration
 
 
-class Clock:
-    """Stands for the `time` module."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def monotonic(self):
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
-    clock = Clock()
+    """Stands for the `time` module."""
+    clock = types.SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(progress, "time", clock)
     return clock
 
