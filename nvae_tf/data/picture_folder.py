@@ -23,6 +23,7 @@ _EXAMINED_FIRST = 200
 _READ_BATCH = 64
 _SKIPPED_NAMES_SHOWN = 5
 _FIX = "Fix or remove the file"
+Places = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 def first_folder_image(spec: DataSpec) -> pictures.PictureHeader:
@@ -174,7 +175,7 @@ def _problem(spec: DataSpec, name: str) -> str | None:
     return None
 
 
-def find_pictures(places: str | os.PathLike | Sequence[str | os.PathLike]) -> list[tuple[pathlib.Path, str]]:
+def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:
     """The picture files that are named, in their order, and all in the trees of the folders that are named.
 
     Returns paths, and names relative to the folder, if one was given.
@@ -189,11 +190,7 @@ def find_pictures(places: str | os.PathLike | Sequence[str | os.PathLike]) -> li
 
 
 def pictures_for_model(
-    places: str | os.PathLike | Sequence[str | os.PathLike],
-    spec: DataSpec,
-    seed: int = 0,
-    resize: str | None = None,
-    convert: bool | None = None,
+    places: Places, spec: DataSpec, seed: int = 0, resize: str | None = None, convert: bool | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """Reads pictures, see `find_pictures`, as a model's training data were read: same geometry, bits and binarization.
 

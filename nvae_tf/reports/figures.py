@@ -37,6 +37,7 @@ _DPI = 128
 _POINTS = 72 / _DPI
 _FRAME = (176, 180, 186, 255)
 Array, Shapes = np.ndarray, Sequence[tuple[int, int, int]]
+Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
 
 class Provenance(NamedTuple):
@@ -188,9 +189,7 @@ def kl_per_channel(kl_nats: Array, latent_shapes: Shapes, about: Provenance, wid
     return figure
 
 
-def training_curves(
-    title: str, unit: str, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], width: int = 1000
-) -> Figure:
+def training_curves(title: str, unit: str, lines: Curves, width: int = 1000) -> Figure:
     """Lines (steps, values) by their names, on linear and on logarithmic axes; a value that is not finite is a gap.
 
     The names are those of runs where runs are compared. The steps alone are logarithmic where a value is not above 0.

@@ -98,6 +98,7 @@ def compare_runs(workdirs: Sequence[str]) -> str:
     settings = [config_to_dict(read_run_config(folder)) for folder in folders.values()]
     names = [(group, name) for group, values in settings[0].items() for name in values]
     rows = {f"{group}.{name}": [of_run[group][name] for of_run in settings] for group, name in names}
+    differing = {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
     curves = {workdir: read_curves(folder)[0] for workdir, folder in folders.items()}
     charts = []
     for title, unit, column in _CHARTS[:3]:
@@ -110,13 +111,7 @@ def compare_runs(workdirs: Sequence[str]) -> str:
     for workdir, of_run in facts.items():
         for name, value, _ in (row for found in of_run.evaluations if found.split == "test" for row in found.rows):
             scores.setdefault(name, {})[workdir] = value
-    return _render(
-        "comparison.html",
-        facts=facts,
-        scores=scores,
-        settings={name: values for name, values in rows.items() if any(value != values[0] for value in values)},
-        curves=charts,
-    )
+    return _render("comparison.html", facts=facts, scores=scores, settings=differing, curves=charts)
 
 
 def _render(template: str, **values: Any) -> str:
@@ -211,7 +206,7 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
         source, drawn = load_split(spec, "train"), sampling.generate_images(model, 6, 1.0, seed)
         numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
         batches = iterate(evaluation_batches(source, spec, 100, seed, numbers), source)
-        _, distances, images = sampling.nearest_images(drawn, batches, 5, lambda done: None)
+        _, distances, images = sampling.nearest_images(drawn, batches, 5)
         return figures.nearest(drawn, images, distances, "training", at_one, width)
 
     def decisions(width: int) -> Figure:
