@@ -70,11 +70,9 @@ def _digits(_, split):
 
     bunch = load_digits()
     size = (_DIGITS_SIZE, _DIGITS_SIZE)
-    enlarged = [
-        Image.fromarray((image / 16).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-        for image in bunch.images
-    ]
-    images = np.where(np.stack([np.asarray(image) for image in enlarged]) > 0.5, 255, 0).astype(np.uint8)
+    pictures = [Image.fromarray((image / 16).astype(np.float32)) for image in bunch.images]
+    enlarged = np.stack([np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures])
+    images = np.where(enlarged > 0.5, 255, 0).astype(np.uint8)
     labels = bunch.target.astype(np.int64)
     # Every fifth of a fixed random order, grouped by label, is for testing: a fifth of each label. RandomState,
     # because NumPy promises never to change its numbers; those of Generator may change.

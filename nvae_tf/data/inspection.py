@@ -82,8 +82,6 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
     ]
     lines = [f"{spec.name}, from {place_of(spec)}", f"images       {', '.join(form)}"]
     if (model.network_height, model.network_width) != (model.image_height, model.image_width):
-        lines.append(
-            f"padding      zeros around them to {model.network_height} x {model.network_width}; the likelihood counts "
-            "the real pixels only"
-        )
+        padding = f"padding      zeros around them to {model.network_height} x {model.network_width}"
+        lines.append(f"{padding}; the likelihood counts the real pixels only")
     return "\n".join([*lines, f"likelihood   {model.likelihood}"])

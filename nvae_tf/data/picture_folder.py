@@ -111,10 +111,8 @@ def _names_of_parts(spec: DataSpec) -> dict[str, list[str]]:
     folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if has_test or (has_train and len(folders) > 1):
         missing, setting = (spec.test_split, "test_split") if has_train else (spec.train_split, "train_split")
-        raise ValueError(
-            f"{root} has the sub-folders {', '.join(folders)}, but no {missing!r}: set --config.data.{setting} to the "
-            f"one that is for {setting.removesuffix('_split')}ing, or rename it"
-        )
+        fix = f"set --config.data.{setting} to the one that is for {setting.removesuffix('_split')}ing, or rename it"
+        raise ValueError(f"{root} has the sub-folders {', '.join(folders)}, but no {missing!r}: {fix}")
     names = _pictures(root, "")
     train, test = held_out(names, spec)
     return {"train": [names[number] for number in train], "test": [names[number] for number in test]}
@@ -124,10 +122,9 @@ def _pictures(root, folder):
     names = [str(pathlib.PurePath(folder, name)) for name in pictures.list_pictures(root / folder)]
     if not names:
         there = sorted({path.suffix.lower() or path.name for path in (root / folder).iterdir()})[:5]
-        raise ValueError(
-            f"{root / folder}: no pictures in it; they are files with names in {', '.join(pictures.SUFFIXES)}"
-            + (f" (there are: {', '.join(there)})" if there else " (it is empty)")
-        )
+        found = f"there are: {', '.join(there)}" if there else "it is empty"
+        wanted = f"they are files with names in {', '.join(pictures.SUFFIXES)}"
+        raise ValueError(f"{root / folder}: no pictures in it; {wanted} ({found})")
     return names
 
 
@@ -149,10 +146,8 @@ def _usable(spec: DataSpec, split: str, names: Sequence[str], report: Report) ->
     if problems:
         shown = "".join(f"\n    {problem}" for problem in problems[:_SKIPPED_NAMES_SHOWN])
         rest = len(problems) - _SKIPPED_NAMES_SHOWN
-        report.keep(
-            f"Skipped {len(problems):,} of {len(names):,} pictures of the {split} part of {spec.path}:{shown}"
-            + (f"\n    and {rest:,} more" if rest > 0 else "")
-        )
+        skipped = f"Skipped {len(problems):,} of {len(names):,} pictures of the {split} part of {spec.path}"
+        report.keep(f"{skipped}:{shown}" + (f"\n    and {rest:,} more" if rest > 0 else ""))
     return usable
 
 
@@ -219,11 +214,9 @@ def _check_for_model(path: pathlib.Path, spec: DataSpec) -> None:
         header = pictures.read_header(path, spec.max_pixels)
     except pictures.BadPicture as error:
         raise pictures.BadPicture(f"{error}. {_FIX}") from None
-    check(
-        spec.convert or header.channels == spec.channels,
-        f"{path}: has {header.channels} channels, but the model was trained on pictures with {spec.channels}; "
-        "--convert (in Python convert=True) converts such pictures when they are read",
-    )
+    fix = "--convert (in Python convert=True) converts such pictures when they are read"
+    other = f"{path}: has {header.channels} channels, but the model was trained on pictures with {spec.channels}"
+    check(spec.convert or header.channels == spec.channels, f"{other}; {fix}")
     try:
         pictures.check_size(f"{path}:", header.height, header.width, spec)
     except pictures.BadPicture:

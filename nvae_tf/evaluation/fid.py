@@ -87,9 +87,8 @@ def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics |
         statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
         _check_statistics(statistics)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: the statistics of features are damaged ({error}); remove the file, and they will be made again"
-        ) from None
+        fix = "remove the file, and they will be made again"
+        raise ValueError(f"{path}: the statistics of features are damaged ({error}); {fix}") from None
     return statistics
 
 

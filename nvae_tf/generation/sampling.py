@@ -209,10 +209,8 @@ def interpolate_latents(
     """
     shapes = [np.shape(latent) for latent in start]
     if not shapes or shapes != [np.shape(latent) for latent in end] or any(len(shape) != 3 for shape in shapes):
-        raise ValueError(
-            f"latents of shapes {shapes} and {[np.shape(latent) for latent in end]}: both must be of one image, with "
-            "the same groups, [height, width, latent channels] each"
-        )
+        form = "both must be of one image, with the same groups, [height, width, latent channels] each"
+        raise ValueError(f"latents of shapes {shapes} and {[np.shape(latent) for latent in end]}: {form}")
     fractions = np.asarray(fractions, np.float64).reshape(-1, 1, 1, 1)
     ways = ways_of_groups(how, shapes)
     return [_between(*ends, fractions, way).astype(np.float32) for *ends, way in zip(start, end, ways, strict=True)]

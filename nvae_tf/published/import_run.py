@@ -132,10 +132,8 @@ def _own_settings(checkpoint: TorchCheckpoint, step: int) -> RunSettings:
             found[name] = parse(text) if text or name == "config" else None
         # The JSON may be damaged, of another form, or nested without end.
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"'nvae_tf' has {name!r} that can't be read ({first_line(error)}); the file is damaged, or of another "
-                "version of this project"
-            ) from error
+            why = "the file is damaged, or of another version of this project"
+            raise ValueError(f"'nvae_tf' has {name!r} that can't be read ({first_line(error)}); {why}") from error
     in_args = published.model_config_from_published(checkpoint.settings)
     unlike = published.differing_settings(found["config"].model, in_args)
     check(not unlike, f"'args' and 'nvae_tf' in the file contradict each other; 'nvae_tf' has {', '.join(unlike)}")

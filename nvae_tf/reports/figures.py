@@ -111,11 +111,8 @@ def nearest(drawn: Array, found: Array, distances: Array, part: str, about: Prov
 def interpolation(originals: Array, path: Array, steps: int, about: Provenance, width: int = 1000) -> Figure:
     """A path through originals in `steps` steps from one to the next, a row for each, between both originals."""
     notes = ["", *(f"{step / steps:.2f}".rstrip("0").rstrip(".") for step in range(steps + 1)), ""]
-    starts = range(0, len(path) - 1, steps)
-    rows = [
-        _Row("", [a, *path[i : i + steps + 1], b], notes)
-        for a, b, i in zip(originals[:-1], originals[1:], starts, strict=True)
-    ]
+    pairs = zip(originals[:-1], originals[1:], range(0, len(path) - 1, steps), strict=True)
+    rows = [_Row("", [a, *path[i : i + steps + 1], b], notes) for a, b, i in pairs]
     blocks = [("original", 1), ("decoded from the latents between", steps + 1), ("original", 1)]
     text = "Below each: its position on the way, from 0, the left original's latents, to 1, the right one's."
     return _image_figure("From one image to another", text, rows, about, width, blocks)
