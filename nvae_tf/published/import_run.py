@@ -181,27 +181,21 @@ def _length(
         return step, step, None, assumed
     if step:
         total = max(round(train.epochs * step / max(epoch, 1)), step)
-        assumed = (
-            f"On how many GPUs it was trained does not follow from {step:,} steps in {epoch} epochs. At that rate its "
-            f"{train.epochs} epochs are train.steps = {total:,}."
-        )
+        rate = f"At that rate its {train.epochs} epochs are train.steps = {total:,}."
+        assumed = f"On how many GPUs it was trained does not follow from {step:,} steps in {epoch} epochs. {rate}"
         return step, total, None, assumed
     epoch_steps = max((num_images or 0) // train.batch_size, 1)  # as on one GPU
     total = train.epochs * epoch_steps
     if step == 0 or epoch == 0:
         return 0, total, None, None
     if epoch is None:
-        assumed = (
-            "The file has neither steps nor epochs, so the run is at step 0, where its warm-ups begin. To train "
-            "the weights on, start a new run from them (train.initialise_from)."
-        )
+        fix = "To train the weights on, start a new run from them (train.initialise_from)."
+        assumed = f"The file has neither steps nor epochs, so the run is at step 0, where its warm-ups begin. {fix}"
         return 0, total, None, assumed
     reached = epoch * epoch_steps
     total = max(reached, total)
-    assumed = (
-        f"The file has no steps, so its {epoch} epochs are counted as {epoch_steps:,} steps each, as on one GPU: it is "
-        f"of step {reached:,} of train.steps = {total:,}."
-    )
+    counted = f"{epoch} epochs are counted as {epoch_steps:,} steps each, as on one GPU"
+    assumed = f"The file has no steps, so its {counted}: it is of step {reached:,} of train.steps = {total:,}."
     return reached, total, None, assumed
 
 

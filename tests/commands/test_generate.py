@@ -70,9 +70,8 @@ def test_what_the_modes_write(made, finished_model, outside, originals, tmp_path
     file, _ = made("reconstructions.png", "reconstruct", "--count=7", "--columns=5", "--raw")
     assert pixels(file).shape == (4 * PITCH - 6, 5 * PITCH - 6)
     file, _ = made("reconstructions.svg", "reconstruct", "--count=7", "--kept_groups=1")
-    assert "those of the upper 1 of 2 groups, the others drawn" in " ".join(
-        re.findall(">([^<>]+)</text>", file.read_text())
-    )
+    words = " ".join(re.findall(">([^<>]+)</text>", file.read_text()))
+    assert "those of the upper 1 of 2 groups, the others drawn" in words
     file, _ = made("path.pdf", "interpolate", f"--input={outside}", "--steps=4")
     assert file.read_bytes().startswith(b"%PDF")
     ways = ["--steps=4", "--how=keep,linear", "--milliseconds=200"]

@@ -33,10 +33,8 @@ def test_metadata_and_status(client, servers, protocol):
     metadata = client.metadata()
     assert metadata.name == "tiny" and metadata.version == 3
     sample = metadata.signatures["sample"]
-    assert sample.inputs == {
-        "seed": clients.TensorSpec("int64", (None,)),
-        "temperature": clients.TensorSpec("float32", (None,)),
-    }
+    seed, temperature = (clients.TensorSpec(dtype, (None,)) for dtype in ("int64", "float32"))
+    assert sample.inputs == {"seed": seed, "temperature": temperature}
     assert sample.outputs["image"] == clients.TensorSpec("float32", (None, 8, 8, 3))
     assert client.model_status() == [(3, "AVAILABLE", "")]
     for chosen in ({"version": 3}, {"label": "stable"}):
@@ -306,11 +304,8 @@ def test_other_errors_are_reported_at_once():
         (200, "<html>Hello</html>", clients.ServerFailed, "is this its REST port?"),
         (200, "{}", clients.ServerFailed, "no status of a model"),
     ):
-        with (
-            web_server((code, text)) as (server, asked),
-            clients.RestClient(server, "digits", patience=QUICK) as client,
-        ):
-            with pytest.raises(kind) as raised:
+        with web_server((code, text)) as (server, asked):
+            with clients.RestClient(server, "digits", patience=QUICK) as client, pytest.raises(kind) as raised:
                 client.model_status()
         assert message in str(raised.value) and "\n" not in str(raised.value)
         assert len(asked) == 1
