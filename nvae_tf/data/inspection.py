@@ -15,7 +15,6 @@ from nvae_tf.progress import StatusLine, counted
 _HISTOGRAM_BARS = 8
 _BAR_WIDTH = 40
 _IMAGES_LOOKED_AT = 500
-_SEED = 0
 _BATCHES_READ_AHEAD = 8
 
 
@@ -31,7 +30,7 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
     status.keep(_form(spec, config))
     batches = {
         "train": (train, training_batches(train, spec, batch_size, config.train.seed)),
-        "test": (test, evaluation_batches(test, spec, batch_size, _SEED).repeat()),
+        "test": (test, evaluation_batches(test, spec, batch_size, seed=0).repeat()),
     }
     shown = []
     for name, (source, dataset) in batches.items():

@@ -19,7 +19,6 @@ from nvae_tf.progress import Report
 
 _THREADS = 8
 _NAMES_AT_ONCE = 5_000
-_EXAMINED_FIRST = 200
 _READ_BATCH = 64
 _SKIPPED_NAMES_SHOWN = 5
 _FIX = "Fix or remove the file"
@@ -30,7 +29,7 @@ def first_folder_image(spec: DataSpec) -> pictures.PictureHeader:
     """What most pictures of the training part are like, by the headers of up to 200 spread all over it."""
     names = _names_of_parts(spec)["train"]
     headers, problems = [], []
-    for name in names[:: -(-len(names) // _EXAMINED_FIRST)]:
+    for name in names[:: -(-len(names) // 200)]:
         try:
             headers.append(pictures.read_header(pathlib.Path(spec.path, name), spec.max_pixels))
         except pictures.BadPicture as error:

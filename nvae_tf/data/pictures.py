@@ -315,11 +315,10 @@ def check_size(where: str, height: int, width: int, spec: DataSpec) -> None:
             raise BadPicture(f"{where} is {height}x{width} (height x width), too small for {box}: make the box smaller")
         height, width = bottom - top, right - left
     if spec.resize == "none" and (height, width) != (spec.height, spec.width):
-        raise BadPicture(
-            f"{where} is {height}x{width} (height x width), not {spec.height}x{spec.width}: to bring all to one size "
-            f"set --config.data.resize=crop (or stretch) --config.data.height={spec.height} "
-            f"--config.data.width={spec.width}"
-        )
+        size = f"{height}x{width} (height x width), not {spec.height}x{spec.width}"
+        flags = f"--config.data.height={spec.height} --config.data.width={spec.width}"
+        fix = f"to bring all to one size set --config.data.resize=crop (or stretch) {flags}"
+        raise BadPicture(f"{where} is {size}: {fix}")
 
 
 def check_form(where: object, channels: int | None, bits: int, spec: DataSpec) -> None:

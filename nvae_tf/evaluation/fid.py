@@ -25,7 +25,6 @@ from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_groups
 
 KEPT_SAMPLES = 256  # of one kept batch; a multiple of the generator's own batches
-_REAL_BATCH = 64
 
 
 class FeatureStatistics(NamedTuple):
@@ -231,7 +230,7 @@ def _real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> Featu
     statistics = load_statistics(file, fingerprint)
     if statistics is None:
         task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
-        batches = iterate(evaluation_batches(source, spec, _REAL_BATCH, seed=0), source)
+        batches = iterate(evaluation_batches(source, spec, batch_size=64, seed=0), source)
         progress = ImageProgress(task.status, source.count)
         statistics = image_statistics((images.numpy() for images in batches), extractor, progress.show)
         file.parent.mkdir(parents=True, exist_ok=True)

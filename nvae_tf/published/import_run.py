@@ -39,7 +39,6 @@ from nvae_tf.presets import load_settings
 def get_config():
     return load_settings(str(pathlib.Path(__file__).with_name("config.json")))
 '''
-_MOST_REPLICAS = 256  # more GPUs than any published run had
 # Of the report: name (`optimizer.N.exp_avg` for the moments of parameter N, `nvae_tf.NAME` for what this project has
 # added), shape and type in the file, the variable, the index in its stack, its shape, and why a tensor was not taken.
 _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note")
@@ -204,7 +203,7 @@ def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: 
     if epoch is None or not step or num_images is None:
         return None
     epoch_steps = [step // finished for finished in (epoch, epoch + 1) if finished and step % finished == 0]
-    numbers = range(1, _MOST_REPLICAS + 1)
+    numbers = range(1, 257)  # up to more GPUs than any published run had
     fitting = (number for steps in epoch_steps for number in numbers if num_images // (batch_size * number) == steps)
     return next(fitting, None)
 

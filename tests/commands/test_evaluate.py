@@ -137,7 +137,7 @@ def test_metrics_of_the_same_checkpoint_are_kept_and_of_another_are_not(done, fi
 def test_fid_with_a_graph_of_the_same_form(commands, done, run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     graph = tmp_path / "classify_image_graph_def.pb"
-    graph.write_bytes(stand_in().content)
+    graph.write_bytes(stand_in().SerializeToString())
     flags = ["--metrics=fid", f"--inception={graph}", "--fid_samples=40", "--temperature=0.8"]
     printed = done(*evaluation(run, *flags)[1:])
     assert "not the published Inception graph" in printed and "features of the 1,437" in printed
