@@ -13,7 +13,6 @@ from nvae_tf.data.spec import check_model_fits
 from nvae_tf.progress import StatusLine, counted
 
 _HISTOGRAM_BARS = 8
-_BAR_WIDTH = 40
 _IMAGES_LOOKED_AT = 500
 _BATCHES_READ_AHEAD = 8
 
@@ -64,7 +63,7 @@ def _inspect_part(
     ]
     for number, fraction in enumerate(bars / bars.sum()):
         low, high = number / _HISTOGRAM_BARS, (number + 1) / _HISTOGRAM_BARS
-        bar = "#" * round(fraction * _BAR_WIDTH)
+        bar = "#" * round(fraction * 40)
         lines.append(f"    {low:.3f} to {high:.3f}  {fraction:6.1%}  {bar}".rstrip())
     return np.concatenate(shown)[:available], "\n".join(lines)
 
