@@ -75,21 +75,12 @@ def report_of_run(
     if trained:
         _draw_images(draw, trained, about, data_path)
     which = "" if checkpoint == "latest" else f" --checkpoint={checkpoint}"
-    page = _render(
-        "page.html",
-        facts=facts,
-        trained=trained,
-        about=about,
-        time=duration(seconds) if seconds else "",
-        preset=nearest_preset(config),
-        settings=config_to_dict(config),
-        drawn=drawn,
-        missing=missing,
-        evaluation=evaluation,
-        is_damaged=evaluation is None and folder.evaluation_file().exists(),
-        command=f"--workdir={shlex.quote(str(folder.path))} --metrics=elbo,iw,latents{which}",
-    )
-    return page, missing
+    shown = {"facts": facts, "trained": trained, "about": about, "evaluation": evaluation, "drawn": drawn}
+    shown |= {"preset": nearest_preset(config), "settings": config_to_dict(config), "missing": missing}
+    shown["time"] = duration(seconds) if seconds else ""
+    shown["is_damaged"] = evaluation is None and folder.evaluation_file().exists()
+    shown["command"] = f"--workdir={shlex.quote(str(folder.path))} --metrics=elbo,iw,latents{which}"
+    return _render("page.html", **shown), missing
 
 
 def compare_runs(workdirs: Sequence[str]) -> str:
