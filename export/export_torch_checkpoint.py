@@ -38,13 +38,8 @@ def main() -> None:
     start_tensorflow_quietly()
     from nvae_tf.published.export_file import export_file
 
-    exported = export_file(
-        pathlib.Path(WORKDIR.value),
-        output,
-        checkpoint=CHECKPOINT.value,
-        with_optimizer=not WITHOUT_OPTIMIZER.value,
-        running_means=RUNNING_MEANS.value,
-    )
+    parts = {"with_optimizer": not WITHOUT_OPTIMIZER.value, "running_means": RUNNING_MEANS.value}
+    exported = export_file(pathlib.Path(WORKDIR.value), output, checkpoint=CHECKPOINT.value, **parts)
     print(f"Exported step {exported.step:,} to {output}, as a checkpoint of {exported.data_set}.")
     if exported.leaves_means:
         print("Its state_dict has the weights; the run's scores are those of the moving averages: --running_means.")

@@ -50,15 +50,9 @@ def main() -> None:
     from nvae_tf.published.import_run import import_run
 
     print(f"Importing {file} ...", flush=True)
-    imported = import_run(
-        file,
-        output,
-        with_optimizer=not WITHOUT_OPTIMIZER.value,
-        data_path=DATA_PATH.value,
-        data_source=DATA_SOURCE.value,
-        license=LICENSE.value and LICENSE.value.strip(),
-        report=report,
-    )
+    changes = {"data_path": DATA_PATH.value, "data_source": DATA_SOURCE.value}
+    changes |= {"with_optimizer": not WITHOUT_OPTIMIZER.value, "license": LICENSE.value and LICENSE.value.strip()}
+    imported = import_run(file, output, report=report, **changes)
     config, place, state = imported.config, shlex.quote(str(output)), "with" if imported.has_optimizer else "without"
     print(f"Imported to {output}: {config.data.name}, step {imported.step:,}, {state} the optimizer's state.")
     if imported.defaults:

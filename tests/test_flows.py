@@ -31,12 +31,9 @@ def jacobian(layer, latent):
 
 def places(mirrored):
     """The place of every (row, column, channel) in the order in which a cell may look at them."""
-    order = sorted(
-        itertools.product(range(HEIGHT), range(WIDTH), range(CHANNELS)),
-        key=lambda place: (-place[0], -place[1], place[2]) if mirrored else place,
-    )
+    grid = list(itertools.product(range(HEIGHT), range(WIDTH), range(CHANNELS)))
+    order = sorted(grid, key=lambda place: (-place[0], -place[1], place[2]) if mirrored else place)
     rank = {place: index for index, place in enumerate(order)}
-    grid = itertools.product(range(HEIGHT), range(WIDTH), range(CHANNELS))
     return np.array([rank[place] for place in grid])
 
 

@@ -12,9 +12,6 @@ from tests.tiny_model import assert_same, values
 DOCUMENT = ROOT / "docs" / "keras.md"
 METRICS = ("loss", "reconstruction", "kl")
 
-# Of Keras' own code that saves.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 
 def assert_same_model(one, other, images):
     np.testing.assert_array_equal(one.score(images, 2, seed=1), other.score(images, 2, seed=1))

@@ -1,19 +1,13 @@
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tests import FIXTURES, parity
 
 SMALLEST = FIXTURES / "normal_decoder_tiny.npz"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def graphs_as_in_training():
-    """Leaves out the same passes over the graph as training does on a CPU: they take a third of the time here."""
-    before = tf.config.optimizer.get_experimental_options()
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False, **before})
+# The passes over the graph that training leaves out take a third of the time here.
+pytestmark = pytest.mark.usefixtures("without_rewriting")
 
 
 def failures(comparisons):

@@ -62,11 +62,11 @@ def state_of(model):
 
 def assert_same(found, expected):
     """The same arrays, bit for bit, in lists or dictionaries."""
-    if isinstance(found, dict):
-        assert found.keys() == expected.keys()
-        found, expected = [found[name] for name in expected], expected.values()
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one, other)
+    if not isinstance(found, dict):
+        found, expected = (dict(enumerate(arrays)) for arrays in (found, expected))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=str(name))
 
 
 def assert_near(found, expected, rtol=1e-4, atol=1e-5, floor=1.0):

@@ -157,11 +157,9 @@ def _part(spec: DataSpec, split: str) -> tuple[_StoredArray, _ArrayHeader, np.nd
     candidates = [name for name, header in headers.items() if len(header.shape) >= 3]
     if len(headers) == 1 and not candidates:
         candidates = [*headers]
-    if len(candidates) != 1:
-        raise ValueError(
-            f"{path}: has the arrays {', '.join(arrays) or '(none)'}; there must be one array of images, or two that "
-            f"are called {spec.train_split} and {spec.test_split} (settings data.train_split and data.test_split)"
-        )
+    present, settings = ", ".join(arrays) or "(none)", "(settings data.train_split and data.test_split)"
+    needed = f"one array of images, or two that are called {spec.train_split} and {spec.test_split} {settings}"
+    check(len(candidates) == 1, f"{path}: has the arrays {present}; there must be {needed}")
     (name,) = candidates
     header = _checked(path, arrays[name], headers[name])
     chosen = held_out([str(number) for number in range(header.shape[0])], spec)
@@ -196,16 +194,12 @@ def _checked(path: pathlib.Path, stored: _StoredArray, header: _ArrayHeader) -> 
         shape = (*shape, 1)
     if len(shape) == 4 and shape[-1] not in (1, 2, 3, 4) and shape[1] in (1, 2, 3, 4):
         raise ValueError(f"{array} to have its channels first; they must be last: images.transpose(0, 2, 3, 1)")
-    if len(shape) != 4 or shape[-1] not in (1, 2, 3, 4) or 0 in shape:
-        raise ValueError(
-            f"{path}: the array's shape {list(shape)} is not [count, height, width, channels] with 1 to 4 "
-            "channels, or [count, height, width]; reshape it"
-        )
-    if header.dtype.newbyteorder("=") not in _BITS:
-        raise ValueError(
-            f"{path}: the array is of type {header.dtype}; images are uint8 (0 to 255), uint16 (0 to 65535) or bool. "
-            "From floats in [0, 1]: numpy.round(images * 255).astype('uint8')"
-        )
+    form = "[count, height, width, channels] with 1 to 4 channels, or [count, height, width]; reshape it"
+    fits = len(shape) == 4 and shape[-1] in (1, 2, 3, 4) and 0 not in shape
+    check(fits, f"{path}: the array's shape {list(shape)} is not {form}")
+    types = "images are uint8 (0 to 255), uint16 (0 to 65535) or bool"
+    fix = "From floats in [0, 1]: numpy.round(images * 255).astype('uint8')"
+    check(header.dtype.newbyteorder("=") in _BITS, f"{path}: the array is of type {header.dtype}; {types}. {fix}")
     return header._replace(shape=shape)
 
 
@@ -249,15 +243,11 @@ def _idx_file(spec, split):
     # The same file packed and unpacked is one.
     if len({file.name.removesuffix(".gz") for file in found}) == 1:
         return found[0]
-    if found:
-        raise ValueError(
-            f"{spec.path}: several files could be the {split} images: {', '.join(file.name for file in found)}; set "
-            "--config.data.source_name to how the right one's name begins"
-        )
-    raise ValueError(
-        f"{spec.path}: no file is the {split} images in IDX format; it is called like "
-        f"{_IDX_WORDS[split][0]}-images-idx3-ubyte or ...-ubyte.gz"
-    )
+    names = ", ".join(file.name for file in found)
+    fix = "set --config.data.source_name to how the right one's name begins"
+    check(not found, f"{spec.path}: several files could be the {split} images: {names}; {fix}")
+    name = f"{_IDX_WORDS[split][0]}-images-idx3-ubyte or ...-ubyte.gz"
+    raise ValueError(f"{spec.path}: no file is the {split} images in IDX format; it is called like {name}")
 
 
 def _read_idx(file):
@@ -380,7 +370,6 @@ def _take_room(unfinished: pathlib.Path, spec: DataSpec) -> None:
         with unfinished.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        raise ValueError(
-            f"data.cache = {spec.cache}: the decoded images need {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
-            f"({error.strerror}); name a folder on another disk"
-        ) from None
+        needs = f"data.cache = {spec.cache}: the decoded images need {size / 1e9:.1f} GB"
+        reason = f"{free / 1e9:.1f} GB are free ({error.strerror})"
+        raise ValueError(f"{needs}, and {reason}; name a folder on another disk") from None

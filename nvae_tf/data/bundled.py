@@ -8,13 +8,10 @@ from nvae_tf.data.pictures import PictureHeader
 from nvae_tf.data.sources import ArraySource, ImageSource
 from nvae_tf.progress import Report
 
-_SPLIT_SEED = 20200708
-_TEST_EVERY = 5
 _DIGITS_SIZE = 16
 _LARGEST_PATCH = 96
 # Columns of the 640 that a photograph has: training patches end where test patches begin.
 _TEST_COLUMNS_FROM = 512
-_PATCH_STEPS = {"train": 8, "test": 16}
 
 
 def first_bundled_image(spec: DataSpec) -> PictureHeader:
@@ -48,7 +45,7 @@ def _photos(spec, split):
     most = f"patches of the bundled photographs are at most {_LARGEST_PATCH} pixels high and wide"
     check(max(size) <= _LARGEST_PATCH, f"data.height, data.width = {spec.height}, {spec.width}: {most}")
     columns = slice(None, _TEST_COLUMNS_FROM) if split == "train" else slice(_TEST_COLUMNS_FROM, None)
-    step = _PATCH_STEPS[split]
+    step = {"train": 8, "test": 16}[split]
     patches = []
     for photograph in load_sample_images().images:
         windows = np.lib.stride_tricks.sliding_window_view(photograph[:, columns], size, (0, 1))
@@ -70,18 +67,16 @@ def _digits(_, split):
 
     bunch = load_digits()
     size = (_DIGITS_SIZE, _DIGITS_SIZE)
-    enlarged = [
-        Image.fromarray((image / 16).astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-        for image in bunch.images
-    ]
-    images = np.where(np.stack([np.asarray(image) for image in enlarged]) > 0.5, 255, 0).astype(np.uint8)
+    pictures = [Image.fromarray((image / 16).astype(np.float32)) for image in bunch.images]
+    enlarged = np.stack([np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures])
+    images = np.where(enlarged > 0.5, 255, 0).astype(np.uint8)
     labels = bunch.target.astype(np.int64)
     # Every fifth of a fixed random order, grouped by label, is for testing: a fifth of each label. RandomState,
     # because NumPy promises never to change its numbers; those of Generator may change.
-    order = np.random.RandomState(_SPLIT_SEED).permutation(len(labels))
+    order = np.random.RandomState(20200708).permutation(len(labels))
     grouped = order[np.argsort(labels[order], kind="stable")]
     is_test = np.zeros(len(labels), dtype=bool)
-    is_test[grouped[::_TEST_EVERY]] = True
+    is_test[grouped[::5]] = True
     chosen = is_test == (split == "test")
     return ArraySource(images[chosen][..., np.newaxis], labels=labels[chosen])
 

@@ -13,9 +13,7 @@ from nvae_tf.data.spec import check_model_fits
 from nvae_tf.progress import StatusLine, counted
 
 _HISTOGRAM_BARS = 8
-_BAR_WIDTH = 40
 _IMAGES_LOOKED_AT = 500
-_SEED = 0
 _BATCHES_READ_AHEAD = 8
 
 
@@ -31,7 +29,7 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
     status.keep(_form(spec, config))
     batches = {
         "train": (train, training_batches(train, spec, batch_size, config.train.seed)),
-        "test": (test, evaluation_batches(test, spec, batch_size, _SEED).repeat()),
+        "test": (test, evaluation_batches(test, spec, batch_size, seed=0).repeat()),
     }
     shown = []
     for name, (source, dataset) in batches.items():
@@ -53,26 +51,21 @@ def _inspect_part(
         levels = np.union1d(levels, batch)
         bars += np.histogram(batch, _HISTOGRAM_BARS, (0.0, 1.0))[0]
         total, seen = total + batch.sum(dtype=np.float64), seen + len(batch)
-    lines = [
-        f"in {min(seen, available):,} of them: values from {levels[0]:.3f} to {levels[-1]:.3f}, "
-        f"mean {total / bars.sum():.3f}, {len(levels)} of {2**spec.num_bits} levels; "
-        f"{_images_per_second(batches, seconds):,.0f} images/s"
-    ]
-    for number, fraction in enumerate(bars / bars.sum()):
-        low, high = number / _HISTOGRAM_BARS, (number + 1) / _HISTOGRAM_BARS
-        bar = "#" * round(fraction * _BAR_WIDTH)
-        lines.append(f"    {low:.3f} to {high:.3f}  {fraction:6.1%}  {bar}".rstrip())
-    return np.concatenate(shown)[:available], "\n".join(lines)
-
-
-def _images_per_second(batches: Iterator[tf.Tensor], seconds: float) -> float:
     # What was read ahead meanwhile does not count.
     for _ in range(_BATCHES_READ_AHEAD):
         next(batches)
-    started, seen = time.monotonic(), 0
+    started, read = time.monotonic(), 0
     while (passed := time.monotonic() - started) < seconds:
-        seen += len(next(batches))
-    return seen / passed
+        read += len(next(batches))
+    lines = [
+        f"in {min(seen, available):,} of them: values from {levels[0]:.3f} to {levels[-1]:.3f}, "
+        f"mean {total / bars.sum():.3f}, {len(levels)} of {2**spec.num_bits} levels; {read / passed:,.0f} images/s"
+    ]
+    for number, fraction in enumerate(bars / bars.sum()):
+        low, high = number / _HISTOGRAM_BARS, (number + 1) / _HISTOGRAM_BARS
+        bar = "#" * round(fraction * 40)
+        lines.append(f"    {low:.3f} to {high:.3f}  {fraction:6.1%}  {bar}".rstrip())
+    return np.concatenate(shown)[:available], "\n".join(lines)
 
 
 def _form(spec: DataSpec, config: ExperimentConfig) -> str:
@@ -87,8 +80,6 @@ def _form(spec: DataSpec, config: ExperimentConfig) -> str:
     ]
     lines = [f"{spec.name}, from {place_of(spec)}", f"images       {', '.join(form)}"]
     if (model.network_height, model.network_width) != (model.image_height, model.image_width):
-        lines.append(
-            f"padding      zeros around them to {model.network_height} x {model.network_width}; the likelihood counts "
-            "the real pixels only"
-        )
+        padding = f"padding      zeros around them to {model.network_height} x {model.network_width}"
+        lines.append(f"{padding}; the likelihood counts the real pixels only")
     return "\n".join([*lines, f"likelihood   {model.likelihood}"])

@@ -19,17 +19,17 @@ from nvae_tf.progress import Report
 
 _THREADS = 8
 _NAMES_AT_ONCE = 5_000
-_EXAMINED_FIRST = 200
 _READ_BATCH = 64
 _SKIPPED_NAMES_SHOWN = 5
 _FIX = "Fix or remove the file"
+Places = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 def first_folder_image(spec: DataSpec) -> pictures.PictureHeader:
     """What most pictures of the training part are like, by the headers of up to 200 spread all over it."""
     names = _names_of_parts(spec)["train"]
     headers, problems = [], []
-    for name in names[:: -(-len(names) // _EXAMINED_FIRST)]:
+    for name in names[:: -(-len(names) // 200)]:
         try:
             headers.append(pictures.read_header(pathlib.Path(spec.path, name), spec.max_pixels))
         except pictures.BadPicture as error:
@@ -110,10 +110,8 @@ def _names_of_parts(spec: DataSpec) -> dict[str, list[str]]:
     folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if has_test or (has_train and len(folders) > 1):
         missing, setting = (spec.test_split, "test_split") if has_train else (spec.train_split, "train_split")
-        raise ValueError(
-            f"{root} has the sub-folders {', '.join(folders)}, but no {missing!r}: set --config.data.{setting} to the "
-            f"one that is for {setting.removesuffix('_split')}ing, or rename it"
-        )
+        fix = f"set --config.data.{setting} to the one that is for {setting.removesuffix('_split')}ing, or rename it"
+        raise ValueError(f"{root} has the sub-folders {', '.join(folders)}, but no {missing!r}: {fix}")
     names = _pictures(root, "")
     train, test = held_out(names, spec)
     return {"train": [names[number] for number in train], "test": [names[number] for number in test]}
@@ -123,10 +121,9 @@ def _pictures(root, folder):
     names = [str(pathlib.PurePath(folder, name)) for name in pictures.list_pictures(root / folder)]
     if not names:
         there = sorted({path.suffix.lower() or path.name for path in (root / folder).iterdir()})[:5]
-        raise ValueError(
-            f"{root / folder}: no pictures in it; they are files with names in {', '.join(pictures.SUFFIXES)}"
-            + (f" (there are: {', '.join(there)})" if there else " (it is empty)")
-        )
+        found = f"there are: {', '.join(there)}" if there else "it is empty"
+        wanted = f"they are files with names in {', '.join(pictures.SUFFIXES)}"
+        raise ValueError(f"{root / folder}: no pictures in it; {wanted} ({found})")
     return names
 
 
@@ -149,10 +146,8 @@ def _usable(spec: DataSpec, split: str, names: Sequence[str], report: Report) ->
     if problems:
         shown = "".join(f"\n    {problem}" for problem in problems[:_SKIPPED_NAMES_SHOWN])
         rest = len(problems) - _SKIPPED_NAMES_SHOWN
-        report.keep(
-            f"Skipped {len(problems):,} of {len(names):,} pictures of the {split} part of {spec.path}:{shown}"
-            + (f"\n    and {rest:,} more" if rest > 0 else "")
-        )
+        skipped = f"Skipped {len(problems):,} of {len(names):,} pictures of the {split} part of {spec.path}"
+        report.keep(f"{skipped}:{shown}" + (f"\n    and {rest:,} more" if rest > 0 else ""))
     return usable
 
 
@@ -175,7 +170,7 @@ def _problem(spec: DataSpec, name: str) -> str | None:
     return None
 
 
-def find_pictures(places: str | os.PathLike | Sequence[str | os.PathLike]) -> list[tuple[pathlib.Path, str]]:
+def find_pictures(places: Places) -> list[tuple[pathlib.Path, str]]:
     """The picture files that are named, in their order, and all in the trees of the folders that are named.
 
     Returns paths, and names relative to the folder, if one was given.
@@ -190,11 +185,7 @@ def find_pictures(places: str | os.PathLike | Sequence[str | os.PathLike]) -> li
 
 
 def pictures_for_model(
-    places: str | os.PathLike | Sequence[str | os.PathLike],
-    spec: DataSpec,
-    seed: int = 0,
-    resize: str | None = None,
-    convert: bool | None = None,
+    places: Places, spec: DataSpec, seed: int = 0, resize: str | None = None, convert: bool | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """Reads pictures, see `find_pictures`, as a model's training data were read: same geometry, bits and binarization.
 
@@ -223,11 +214,9 @@ def _check_for_model(path: pathlib.Path, spec: DataSpec) -> None:
         header = pictures.read_header(path, spec.max_pixels)
     except pictures.BadPicture as error:
         raise pictures.BadPicture(f"{error}. {_FIX}") from None
-    check(
-        spec.convert or header.channels == spec.channels,
-        f"{path}: has {header.channels} channels, but the model was trained on pictures with {spec.channels}; "
-        "--convert (in Python convert=True) converts such pictures when they are read",
-    )
+    fix = "--convert (in Python convert=True) converts such pictures when they are read"
+    other = f"{path}: has {header.channels} channels, but the model was trained on pictures with {spec.channels}"
+    check(spec.convert or header.channels == spec.channels, f"{other}; {fix}")
     try:
         pictures.check_size(f"{path}:", header.height, header.width, spec)
     except pictures.BadPicture:

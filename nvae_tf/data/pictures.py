@@ -149,10 +149,9 @@ def _problem(picture, max_pixels):
     """Why a picture is not decoded, by its header; None if it is."""
     pixels = _decoded_pixels(picture)
     if pixels > max_pixels:
-        return (
-            f"is {picture.height}x{picture.width} (height x width), {pixels:,} pixels, which is more than "
-            f"data.max_pixels = {max_pixels:,}; scale it down, or raise data.max_pixels"
-        )
+        size = f"is {picture.height}x{picture.width} (height x width), {pixels:,} pixels"
+        most = f"which is more than data.max_pixels = {max_pixels:,}"
+        return f"{size}, {most}; scale it down, or raise data.max_pixels"
     if picture.format == "TIFF" and not _is_plain_tiff(picture.tag_v2):
         return _ODD_TIFF
     if picture.format in _FORMATS_WITH_FRAMES and picture.is_animated:
@@ -312,17 +311,14 @@ def check_size(where: str, height: int, width: int, spec: DataSpec) -> None:
     if spec.crop_box is not None:
         left, top, right, bottom = spec.crop_box
         if right > width or bottom > height:
-            raise BadPicture(
-                f"{where} is {height}x{width} (height x width), too small for data.crop_box {spec.crop_box} "
-                "(left, top, right, bottom): make the box smaller"
-            )
+            box = f"data.crop_box {spec.crop_box} (left, top, right, bottom)"
+            raise BadPicture(f"{where} is {height}x{width} (height x width), too small for {box}: make the box smaller")
         height, width = bottom - top, right - left
     if spec.resize == "none" and (height, width) != (spec.height, spec.width):
-        raise BadPicture(
-            f"{where} is {height}x{width} (height x width), not {spec.height}x{spec.width}: to bring all to one size "
-            f"set --config.data.resize=crop (or stretch) --config.data.height={spec.height} "
-            f"--config.data.width={spec.width}"
-        )
+        size = f"{height}x{width} (height x width), not {spec.height}x{spec.width}"
+        flags = f"--config.data.height={spec.height} --config.data.width={spec.width}"
+        fix = f"to bring all to one size set --config.data.resize=crop (or stretch) {flags}"
+        raise BadPicture(f"{where} is {size}: {fix}")
 
 
 def check_form(where: object, channels: int | None, bits: int, spec: DataSpec) -> None:
@@ -330,10 +326,8 @@ def check_form(where: object, channels: int | None, bits: int, spec: DataSpec) -
     for found, setting, what in ((channels, "channels", "channels"), (bits, "file_bits", "bits a channel")):
         expected = getattr(spec, setting)
         if not spec.convert and found not in (None, expected):
-            raise BadPicture(
-                f"{where}: has {found} {what}, but data.{setting} is {expected}; --config.data.convert=True converts "
-                f"images when they are read, or set it to {found}"
-            )
+            fix = f"--config.data.convert=True converts images when they are read, or set it to {found}"
+            raise BadPicture(f"{where}: has {found} {what}, but data.{setting} is {expected}; {fix}")
 
 
 def fits(images: np.ndarray, spec: DataSpec) -> bool:

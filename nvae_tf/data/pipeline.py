@@ -64,13 +64,9 @@ def uniform(key: np.ndarray, first_position: tf.Tensor, batch_size: tf.Tensor, s
     size = math.prod(shape)
     # Whole counters per position, so that every position starts at a counter of its own.
     counters = -(-size // _NUMBERS_PER_COUNTER)
-    start = tf.cast(first_position, tf.uint64) * counters
-    numbers = tf.raw_ops.StatelessRandomUniformV2(
-        shape=[batch_size, counters * _NUMBERS_PER_COUNTER],
-        key=key,
-        counter=tf.stack([start, tf.constant(0, tf.uint64)]),
-        alg=_PHILOX,
-    )
+    counter = tf.stack([tf.cast(first_position, tf.uint64) * counters, tf.constant(0, tf.uint64)])
+    drawn = [batch_size, counters * _NUMBERS_PER_COUNTER]
+    numbers = tf.raw_ops.StatelessRandomUniformV2(shape=drawn, key=key, counter=counter, alg=_PHILOX)
     return tf.reshape(numbers[:, :size], [batch_size, *shape])
 
 
@@ -80,12 +76,9 @@ def permutation(key: np.ndarray, epoch: tf.Tensor, count: int) -> tf.Tensor:
     `tf.random.experimental.index_shuffle` would need no memory, but with the epoch in its seed it came back
     to the same 256 permutations of 1,437 examples (TensorFlow 2.21).
     """
+    counter = tf.stack([tf.constant(0, tf.uint64), tf.cast(epoch, tf.uint64)])
     keys = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=[count],
-        key=key,
-        counter=tf.stack([tf.constant(0, tf.uint64), tf.cast(epoch, tf.uint64)]),
-        alg=_PHILOX,
-        dtype=tf.int64,
+        shape=[count], key=key, counter=counter, alg=_PHILOX, dtype=tf.int64
     )
     return tf.argsort(keys)
 
@@ -103,11 +96,8 @@ def intensity_table(num_bits: int) -> np.ndarray:
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """The number of full batches in `count` images; ValueError where there is none."""
     check(batch_size >= 1, f"The batch size is {batch_size}; it must be 1 or above.")
-    check(
-        batch_size <= count,
-        f"A batch of {batch_size} is larger than the training split of {count} images: "
-        f"set train.batch_size (times the number of replicas) to {count} or less.",
-    )
+    larger = f"A batch of {batch_size} is larger than the training split of {count} images"
+    check(batch_size <= count, f"{larger}: set train.batch_size (times the number of replicas) to {count} or less.")
     return count // batch_size
 
 

@@ -193,11 +193,9 @@ def _function(spec, name):
     if source.needs and not _place(spec.path, source.needs).is_dir():
         message = f"data.path = {spec.path}: a file; for data.source = {spec.source} it names {source.needs}"
         check(not source.needs_folder, message)
-    check(
-        bool(spec.source_name) or not source.needs_name,
-        f"data.source_name is not set: the name of the set within data.source = {spec.source}, "
-        "for example --config.data.source_name=oxford_flowers102 for TensorFlow Datasets",
-    )
+    example = "for example --config.data.source_name=oxford_flowers102 for TensorFlow Datasets"
+    message = f"data.source_name is not set: the name of the set within data.source = {spec.source}, {example}"
+    check(bool(spec.source_name) or not source.needs_name, message)
     if kind == "tfds":
         start_tensorflow_quietly()
     # Imported when it is needed: some modules take seconds.
@@ -211,9 +209,8 @@ def _place(path, needs):
     check(bool(path), f"data.path is not set: --config.data.path=... names {needs}")
     place = pathlib.Path(path).expanduser()
     if not place.exists():
-        raise FileNotFoundError(
-            f"data.path = {path}: there is nothing; it names {needs} (flag --config.data.path, or --data_path)"
-        )
+        flags = "(flag --config.data.path, or --data_path)"
+        raise FileNotFoundError(f"data.path = {path}: there is nothing; it names {needs} {flags}")
     return place
 
 

@@ -64,11 +64,9 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
         info = pathlib.Path(builder.data_path) / "dataset_info.json"
         contents = builder.info.full_name, info.read_bytes(), info.stat().st_mtime_ns
         return decoded_once(spec, split, contents, lambda: (count, _batches(builder, name, spec)), report)
-    check_memory(
-        count * int(np.prod(spec.image_shape)),
-        f"{spec.source_name}: {count:,} images of {spec.image_shape}",
-        "name a folder for the decoded images, --config.data.cache=FOLDER",
-    )
+    fix = "name a folder for the decoded images, --config.data.cache=FOLDER"
+    what = f"{spec.source_name}: {count:,} images of {spec.image_shape}"
+    check_memory(count * int(np.prod(spec.image_shape)), what, fix)
     images = np.empty((count, *spec.image_shape), np.uint8)
     fill(images, _batches(builder, name, spec), spec, f"reading {builder.info.full_name}", report)
     return ArraySource(images)
@@ -116,10 +114,8 @@ def _builder(spec):
     except tfds.core.DatasetNotFoundError:
         nearest = did_you_mean(base, tfds.list_builders(with_community_datasets=False))
         # TFDS' own message lists several hundred names: not chained, so that this one is seen.
-        raise ValueError(
-            f"{where} TensorFlow Datasets {tfds.__version__} has no such set{nearest} "
-            "(https://www.tensorflow.org/datasets/catalog has the list)"
-        ) from None
+        catalog = "(https://www.tensorflow.org/datasets/catalog has the list)"
+        raise ValueError(f"{where} TensorFlow Datasets {tfds.__version__} has no such set{nearest} {catalog}") from None
     # TFDS raises AssertionError where there is no such version.
     except (ValueError, AssertionError) as error:
         configs = [known.name for known in tfds.builder_cls(base.partition(":")[0]).BUILDER_CONFIGS]
@@ -139,11 +135,9 @@ def _image_feature(builder):
     present = ", ".join(builder.info.features)
     check("image" in builder.info.features, f"TFDS set '{builder.name}' has no feature 'image', only {present}.")
     feature = builder.info.features["image"]
-    check(
-        feature.np_dtype in (np.uint8, np.uint16),
-        f"TFDS set '{builder.name}' has images of type {np.dtype(feature.np_dtype).name}, not uint8 or "
-        "uint16: write them to a .npy file in one of these types, and use data.source = arrays",
-    )
+    fix = "write them to a .npy file in one of these types, and use data.source = arrays"
+    found = f"TFDS set '{builder.name}' has images of type {np.dtype(feature.np_dtype).name}, not uint8 or uint16"
+    check(feature.np_dtype in (np.uint8, np.uint16), f"{found}: {fix}")
     return feature
 
 
@@ -161,10 +155,9 @@ def _number_of_examples(builder, name, split, spec):
         count = 0
     if count < 1:
         present = ", ".join(f"{key} ({info.num_examples:,} images)" for key, info in builder.info.splits.items())
-        raise ValueError(
-            f"data.{split}_split = {name!r}: TFDS set {builder.info.full_name} has the splits {present}. A part of one "
-            "is written --config.data.train_split='train[:90%]' --config.data.test_split='train[90%:]'"
-        )
+        found = f"TFDS set {builder.info.full_name} has the splits {present}"
+        example = "--config.data.train_split='train[:90%]' --config.data.test_split='train[90%:]'"
+        raise ValueError(f"data.{split}_split = {name!r}: {found}. A part of one is written {example}")
     return count
 
 

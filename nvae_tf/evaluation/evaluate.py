@@ -22,7 +22,7 @@ from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.table import table
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
 from nvae_tf.files import atomic_write
-from nvae_tf.generation.sampling import numbers_of_shared_groups, rows_sharing_groups
+from nvae_tf.generation.sampling import rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.progress import StatusLine
@@ -187,20 +187,17 @@ def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[pathli
     if importlib.util.find_spec("matplotlib") is None:
         task.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
         return []
-    plan, folder, split = task.trained.model.plan, task.folder.evaluation, task.split
-    kept, rows = numbers_of_shared_groups(plan.num_groups), rows_sharing_groups(task.trained.model, _COLUMNS, task.seed)
-    shared = folder / "samples_with_shared_groups.png"
     from nvae_tf.reports import figures
 
+    plan, folder, split = task.trained.model.plan, task.folder.evaluation, task.split
+    kept, rows = rows_sharing_groups(task.trained.model, _COLUMNS, task.seed)
     model = task.folder.path.absolute().name
     about = figures.Provenance(model, task.trained.step, None, task.seed, task.checkpoint_sha256)
-    shapes, rows = plan.latent_shapes(), rows.reshape(len(kept), _COLUMNS, *rows.shape[1:])
+    shapes, at_one = plan.latent_shapes(), about._replace(temperature=1.0)
     drawn = {
         folder / f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
-        folder / f"kl_per_channel-{split}.png": figures.kl_per_channel(
-            likelihood.kl_per_channel_nats, shapes, ACTIVE_FROM, about
-        ),
-        shared: figures.group_decisions(rows, kept, plan.num_groups, about._replace(temperature=1.0)),
+        folder / f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),
+        folder / "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, at_one),
     }
     for file, figure in drawn.items():
         figures.save_figure(figure, file)

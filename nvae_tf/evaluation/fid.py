@@ -26,7 +26,6 @@ from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_gro
 from nvae_tf.progress import ImageProgress
 
 KEPT_SAMPLES = 256  # of one kept batch; a multiple of the generator's own batches
-_REAL_BATCH = 64
 
 
 class FeatureStatistics(NamedTuple):
@@ -88,9 +87,8 @@ def load_statistics(path: pathlib.Path, fingerprint: str) -> FeatureStatistics |
         statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
         _check_statistics(statistics)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: the statistics of features are damaged ({error}); remove the file, and they will be made again"
-        ) from None
+        fix = "remove the file, and they will be made again"
+        raise ValueError(f"{path}: the statistics of features are damaged ({error}); {fix}") from None
     return statistics
 
 
@@ -233,7 +231,7 @@ def _real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> Featu
     statistics = load_statistics(file, fingerprint)
     if statistics is None:
         task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
-        batches = iterate(evaluation_batches(source, spec, _REAL_BATCH, seed=0), source)
+        batches = iterate(evaluation_batches(source, spec, batch_size=64, seed=0), source)
         progress = ImageProgress(task.status, source.count)
         statistics = image_statistics((images.numpy() for images in batches), extractor, progress.show)
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,6 @@ from nvae_tf.training.graph_memory import memory_timeline
 
 _TURNS = 25  # of the samples' loop between two reports of progress
 _ROWS = 256  # more in one pass do not make a row cheaper
-_LARGEST_SHARE_OF_MEMORY = 0.25
 # TensorFlow does not say how much of a GPU's memory is free; beside the weights this fits into 8 GiB.
 _BYTES_ON_GPU = 2 * 2**30
 
@@ -168,4 +167,4 @@ def samples_at_once(model: NVAE, batch_size: int, importance_samples: int, repli
 
     needed = memory_timeline(one_sample.get_concrete_function()).peak_bytes
     free = _BYTES_ON_GPU if has_gpus() else psutil.virtual_memory().available / replicas
-    return max(1, min(wanted, int(_LARGEST_SHARE_OF_MEMORY * free / needed)))
+    return max(1, min(wanted, int(0.25 * free / needed)))

@@ -85,7 +85,6 @@ def _details(metrics: Mapping[str, Any]) -> Iterator[str]:
         for group in scale["groups"]:
             yield _line(f"KL of group {group} ({size})", f"{metrics['kl_per_group_nats'][group]:,.2f} nats per image")
     if effective := metrics.get("effective_samples"):
-        yield (
-            f"effective samples of {metrics['importance_samples']:,}: {effective['mean']:.1f} in the mean, "
-            f"{effective['median']:.1f} in the median, at least {effective['smallest']:.1f}"
-        )
+        typical = f"{effective['mean']:.1f} in the mean, {effective['median']:.1f} in the median"
+        numbers = f"{typical}, at least {effective['smallest']:.1f}"
+        yield f"effective samples of {metrics['importance_samples']:,}: {numbers}"

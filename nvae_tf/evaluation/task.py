@@ -97,9 +97,8 @@ class KeptBatches:
             return read_arrays(file)
         except ValueError as error:
             file.unlink(missing_ok=True)
-            raise ValueError(
-                f"{file}: was damaged and is removed ({error}); the same command computes this batch again"
-            ) from error
+            fix = "the same command computes this batch again"
+            raise ValueError(f"{file}: was damaged and is removed ({error}); {fix}") from error
 
 
 def kept_batches(task: EvaluationTask, what: str, total: int, size: int) -> KeptBatches:
@@ -123,10 +122,8 @@ def share_work(
     """
     index, size = task.shard.index, kept.size
     if not kept.begin(task.shard):
-        task.status.keep(
-            f"worker {index}: nothing to do; worker 0 has finished, has not begun, or evaluates another "
-            "checkpoint or with another batch size"
-        )
+        reasons = "has finished, has not begun, or evaluates another checkpoint or with another batch size"
+        task.status.keep(f"worker {index}: nothing to do; worker 0 {reasons}")
         return None
     missing = kept.missing(task.shard)
     if len(missing) < kept.count:

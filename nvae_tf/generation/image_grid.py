@@ -67,12 +67,9 @@ def read_images(path: pathlib.Path, width: int, columns: int) -> np.ndarray:
         enlarged, rows = (pitch - _GAP) // width, (pixels.shape[0] + _GAP) // columns
         height = (rows - _GAP) // enlarged
         places = [n for y in range(0, pixels.shape[0], rows) for x in range(0, pixels.shape[1], pitch) for n in (x, y)]
-    return np.array(
-        [
-            pixels[y : y + height * enlarged : enlarged, x : x + width * enlarged : enlarged]
-            for x, y in zip(places[::2], places[1::2], strict=True)
-        ]
-    )
+    down, right = height * enlarged, width * enlarged
+    corners = zip(places[::2], places[1::2], strict=True)
+    return np.array([pixels[y : y + down : enlarged, x : x + right : enlarged] for x, y in corners])
 
 
 def write_png(path: pathlib.Path, array: np.ndarray) -> None:

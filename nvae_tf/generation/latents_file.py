@@ -32,10 +32,9 @@ def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: 
     counts = {len(latent) for latent in latents} | ({len(names)} if names is not None else set())
     if not latents or len(counts) != 1 or any(latent.ndim != 4 for latent in latents):
         shapes = [latent.shape for latent in latents]
-        raise ValueError(
-            f"latents of shapes {shapes}{'' if names is None else f' with {len(names)} names'}: they must be "
-            "[count, height, width, latent channels] of one count, with one name an image"
-        )
+        with_names = "" if names is None else f" with {len(names)} names"
+        form = "[count, height, width, latent channels] of one count, with one name an image"
+        raise ValueError(f"latents of shapes {shapes}{with_names}: they must be {form}")
     about = {"format": _FORMAT, "latent_shapes": [latent.shape[1:] for latent in latents]}
     arrays = {_GROUP.format(index): latent for index, latent in enumerate(latents)}
     if names is not None:

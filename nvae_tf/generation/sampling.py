@@ -29,11 +29,12 @@ BATCH_SIZE = 16
 WAYS = ("spherical", "linear", "keep")
 # In radians. Below it an arc and a straight line are the same in float32; and opposite latents have no arc.
 _SMALLEST_ANGLE = 1e-4
-Progress = Callable[[int], None]
+Progress = Callable[[int], None] | None
+Arrays = Sequence[np.ndarray]
 
 
 def generate_images(
-    model: NVAE, count: int, temperature: Temperature = 1.0, seed: int = 0, progress: Progress | None = None
+    model: NVAE, count: int, temperature: Temperature = 1.0, seed: int = 0, progress: Progress = None
 ) -> np.ndarray:
     """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
@@ -44,7 +45,7 @@ def generate_images(
 
 
 def encode_images(
-    model: NVAE, images: np.ndarray, seed: int = 0, mean: bool = False, progress: Progress | None = None
+    model: NVAE, images: np.ndarray, seed: int = 0, mean: bool = False, progress: Progress = None
 ) -> list[np.ndarray]:
     """Latents of images `[count, height, width, channels]` in [0, 1] from the posterior, or with `mean` its means.
 
@@ -60,11 +61,7 @@ def encode_images(
 
 
 def decode_images(
-    model: NVAE,
-    latents: Sequence[np.ndarray],
-    temperature: Temperature | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
+    model: NVAE, latents: Arrays, temperature: Temperature | None = None, seed: int = 0, progress: Progress = None
 ) -> np.ndarray:
     """Mean images `[count, height, width, channels]` of latents as `encode_images` gives them.
 
@@ -88,23 +85,14 @@ class ImageGenerator:
         self.encode_batch = tf.function(self._latents_of, autograph=False)
 
     def generate(
-        self,
-        count: int,
-        temperature: Temperature = 1.0,
-        seed: int = 0,
-        progress: Progress | None = None,
-        latents: Sequence[np.ndarray] = (),
+        self, count: int, temperature: Temperature = 1.0, seed: int = 0, progress: Progress = None, latents: Arrays = ()
     ) -> np.ndarray:
         """See `generate_images`; latents of the top groups may be given."""
         check(count >= 1, f"count = {count}: must be at least 1")
         return self.from_seeds(image_seeds(seed, count), temperature, latents, progress)
 
     def from_seeds(
-        self,
-        seeds: tf.Tensor,
-        temperature: Temperature = 1.0,
-        latents: Sequence[np.ndarray] = (),
-        progress: Progress | None = None,
+        self, seeds: tf.Tensor, temperature: Temperature = 1.0, latents: Arrays = (), progress: Progress = None
     ) -> np.ndarray:
         """Mean images `[count, height, width, channels]` for one seed an image `[count, 2]`, see `generate_images`."""
         if len(latents):
@@ -151,7 +139,7 @@ def reconstruct_images(
     temperature: Temperature = 1.0,
     seed: int = 0,
     mean: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> np.ndarray:
     """Mean images of latents of which the top groups' come from images and the rest from the prior.
 
@@ -172,7 +160,7 @@ def vary_images(
     temperature: Temperature = 1.0,
     seed: int = 0,
     mean: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> np.ndarray:
     """Variants of images, with the same latents of the top groups and draws of their own in the others.
 
@@ -207,10 +195,7 @@ def checked_kept_groups(kept_groups: int | None, plan: LatentPlan) -> int:
 
 
 def interpolate_latents(
-    start: Sequence[np.ndarray],
-    end: Sequence[np.ndarray],
-    fractions: Sequence[float],
-    how: str | Sequence[str] = "spherical",
+    start: Arrays, end: Arrays, fractions: Sequence[float], how: str | Sequence[str] = "spherical"
 ) -> list[np.ndarray]:
     """Latents between one image's and another's; fraction 0 gives exactly `start`, 1 exactly `end`.
 
@@ -224,10 +209,8 @@ def interpolate_latents(
     """
     shapes = [np.shape(latent) for latent in start]
     if not shapes or shapes != [np.shape(latent) for latent in end] or any(len(shape) != 3 for shape in shapes):
-        raise ValueError(
-            f"latents of shapes {shapes} and {[np.shape(latent) for latent in end]}: both must be of one image, with "
-            "the same groups, [height, width, latent channels] each"
-        )
+        form = "both must be of one image, with the same groups, [height, width, latent channels] each"
+        raise ValueError(f"latents of shapes {shapes} and {[np.shape(latent) for latent in end]}: {form}")
     fractions = np.asarray(fractions, np.float64).reshape(-1, 1, 1, 1)
     ways = ways_of_groups(how, shapes)
     return [_between(*ends, fractions, way).astype(np.float32) for *ends, way in zip(start, end, ways, strict=True)]
@@ -240,7 +223,7 @@ def interpolate_images(
     how: str | Sequence[str] = "spherical",
     seed: int = 0,
     mean: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> np.ndarray:
     """Mean images on a path through images in turn; where it passes an image it is exactly its reconstruction.
 
@@ -295,7 +278,7 @@ def _between(start: np.ndarray, end: np.ndarray, fractions: np.ndarray, way: str
 
 
 def nearest_images(
-    samples: np.ndarray, batches: Iterable[np.ndarray], count: int, progress: Progress
+    samples: np.ndarray, batches: Iterable[np.ndarray], count: int, progress: Progress = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The `count` images most like each sample, the nearest first; of equals the earlier wins. One look at each batch.
 
@@ -317,16 +300,14 @@ def nearest_images(
         order = np.argsort(best[1], axis=1, kind="stable")[:, :count]
         best = [part[np.arange(len(samples))[:, np.newaxis], order] for part in best]
         seen += len(images)
-        progress(seen)
+        if progress:
+            progress(seen)
     check(seen >= count, f"count = {count}: there are {seen} images to compare with.")
     return tuple(best)
 
 
 def _in_batches(
-    compute: Callable[..., Sequence[tf.Tensor]],
-    arrays: Sequence[np.ndarray],
-    progress: Progress | None = None,
-    batches_at_once: int = 1,
+    compute: Callable[..., Sequence[tf.Tensor]], arrays: Arrays, progress: Progress = None, batches_at_once: int = 1
 ) -> list[np.ndarray]:
     """What `compute` gives for all rows of arrays `[count, ...]`, by batches, the last padded with its last row."""
     count, size, parts = len(arrays[0]), batches_at_once * BATCH_SIZE, []
@@ -358,7 +339,7 @@ def numbers_of_shared_groups(groups: int) -> list[int]:
     return sorted({0, *powers, groups - 1})
 
 
-def rows_sharing_groups(model: NVAE, count: int, seed: int) -> np.ndarray:
-    """`count` samples for each of `numbers_of_shared_groups`: `[rows * count, height, width, channels]`."""
+def rows_sharing_groups(model: NVAE, count: int, seed: int) -> tuple[list[int], np.ndarray]:
+    """`numbers_of_shared_groups`, and `count` samples for each: `[rows, count, height, width, channels]`."""
     numbers = numbers_of_shared_groups(model.plan.num_groups)
-    return np.concatenate([samples_sharing_groups(model, number, count, seed=seed) for number in numbers])
+    return numbers, np.stack([samples_sharing_groups(model, number, count, seed=seed) for number in numbers])

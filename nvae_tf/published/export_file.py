@@ -143,7 +143,5 @@ def _write(content: dict[str, Any], output: pathlib.Path) -> None:
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         free = shutil.disk_usage(output.absolute().parent).free >> 20
-        raise OSError(
-            f"{output}: could not be written, {free:,} MB were left on its disk ({reason}). Make room there, "
-            "or give a name on another disk"
-        ) from error
+        fix = "Make room there, or give a name on another disk"
+        raise OSError(f"{output}: could not be written, {free:,} MB were left on its disk ({reason}). {fix}") from error

@@ -39,7 +39,6 @@ from nvae_tf.presets import load_settings
 def get_config():
     return load_settings(str(pathlib.Path(__file__).with_name("config.json")))
 '''
-_MOST_REPLICAS = 256  # more GPUs than any published run had
 # Of the report: name (`optimizer.N.exp_avg` for the moments of parameter N, `nvae_tf.NAME` for what this project has
 # added), shape and type in the file, the variable, the index in its stack, its shape, and why a tensor was not taken.
 _COLUMNS = ("source", "shape", "dtype", "target", "index", "target_shape", "note")
@@ -132,10 +131,8 @@ def _own_settings(checkpoint: TorchCheckpoint, step: int) -> RunSettings:
             found[name] = parse(text) if text or name == "config" else None
         # The JSON may be damaged, of another form, or nested without end.
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"'nvae_tf' has {name!r} that can't be read ({first_line(error)}); the file is damaged, or of another "
-                "version of this project"
-            ) from error
+            why = "the file is damaged, or of another version of this project"
+            raise ValueError(f"'nvae_tf' has {name!r} that can't be read ({first_line(error)}); {why}") from error
     in_args = published.model_config_from_published(checkpoint.settings)
     unlike = published.differing_settings(found["config"].model, in_args)
     check(not unlike, f"'args' and 'nvae_tf' in the file contradict each other; 'nvae_tf' has {', '.join(unlike)}")
@@ -183,27 +180,21 @@ def _length(
         return step, step, None, assumed
     if step:
         total = max(round(train.epochs * step / max(epoch, 1)), step)
-        assumed = (
-            f"On how many GPUs it was trained does not follow from {step:,} steps in {epoch} epochs. At that rate its "
-            f"{train.epochs} epochs are train.steps = {total:,}."
-        )
+        rate = f"At that rate its {train.epochs} epochs are train.steps = {total:,}."
+        assumed = f"On how many GPUs it was trained does not follow from {step:,} steps in {epoch} epochs. {rate}"
         return step, total, None, assumed
     epoch_steps = max((num_images or 0) // train.batch_size, 1)  # as on one GPU
     total = train.epochs * epoch_steps
     if step == 0 or epoch == 0:
         return 0, total, None, None
     if epoch is None:
-        assumed = (
-            "The file has neither steps nor epochs, so the run is at step 0, where its warm-ups begin. To train "
-            "the weights on, start a new run from them (train.initialise_from)."
-        )
+        fix = "To train the weights on, start a new run from them (train.initialise_from)."
+        assumed = f"The file has neither steps nor epochs, so the run is at step 0, where its warm-ups begin. {fix}"
         return 0, total, None, assumed
     reached = epoch * epoch_steps
     total = max(reached, total)
-    assumed = (
-        f"The file has no steps, so its {epoch} epochs are counted as {epoch_steps:,} steps each, as on one GPU: it is "
-        f"of step {reached:,} of train.steps = {total:,}."
-    )
+    counted = f"{epoch} epochs are counted as {epoch_steps:,} steps each, as on one GPU"
+    assumed = f"The file has no steps, so its {counted}: it is of step {reached:,} of train.steps = {total:,}."
     return reached, total, None, assumed
 
 
@@ -212,7 +203,7 @@ def _replicas(epoch: int | None, step: int | None, batch_size: int, num_images: 
     if epoch is None or not step or num_images is None:
         return None
     epoch_steps = [step // finished for finished in (epoch, epoch + 1) if finished and step % finished == 0]
-    numbers = range(1, _MOST_REPLICAS + 1)
+    numbers = range(1, 257)  # up to more GPUs than any published run had
     fitting = (number for steps in epoch_steps for number in numbers if num_images // (batch_size * number) == steps)
     return next(fitting, None)
 

@@ -64,9 +64,8 @@ def _check_writable(flag: str, path: pathlib.Path, folder: pathlib.Path) -> None
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=folder):
             pass
     except OSError as error:
-        raise ValueError(
-            f"{flag}={path}: can't be made, {folder} can't be written to ({error.strerror}); give another name"
-        ) from error
+        reason = f"{folder} can't be written to ({error.strerror})"
+        raise ValueError(f"{flag}={path}: can't be made, {reason}; give another name") from error
 
 
 @contextlib.contextmanager
@@ -86,10 +85,8 @@ def new_run_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
             written.rename(place)
     except OSError as error:
         reason = error.strerror or first_line(error).rpartition(f"/{place.name}/")[2]
-        raise OSError(
-            f"--output={output}: could not be written, and nothing of it is left ({reason}). Make room on its disk, or "
-            "name a folder on another one"
-        ) from error
+        failed = f"--output={output}: could not be written, and nothing of it is left ({reason})"
+        raise OSError(f"{failed}. Make room on its disk, or name a folder on another one") from error
     finally:
         for folder in missing:
             with contextlib.suppress(OSError):  # not empty: with the run in it, or somebody else uses it by now

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from nvae_tf.config import check
+from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.files import atomic_file
 from nvae_tf.generation.image_grid import FIGURES, image_grid
 from nvae_tf.progress import counted
@@ -36,6 +37,7 @@ _DPI = 128
 _POINTS = 72 / _DPI
 _FRAME = (176, 180, 186, 255)
 Array, Shapes = np.ndarray, Sequence[tuple[int, int, int]]
+Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
 
 class Provenance(NamedTuple):
@@ -109,11 +111,8 @@ def nearest(drawn: Array, found: Array, distances: Array, part: str, about: Prov
 def interpolation(originals: Array, path: Array, steps: int, about: Provenance, width: int = 1000) -> Figure:
     """A path through originals in `steps` steps from one to the next, a row for each, between both originals."""
     notes = ["", *(f"{step / steps:.2f}".rstrip("0").rstrip(".") for step in range(steps + 1)), ""]
-    starts = range(0, len(path) - 1, steps)
-    rows = [
-        _Row("", [a, *path[i : i + steps + 1], b], notes)
-        for a, b, i in zip(originals[:-1], originals[1:], starts, strict=True)
-    ]
+    pairs = zip(originals[:-1], originals[1:], range(0, len(path) - 1, steps), strict=True)
+    rows = [_Row("", [a, *path[i : i + steps + 1], b], notes) for a, b, i in pairs]
     blocks = [("original", 1), ("decoded from the latents between", steps + 1), ("original", 1)]
     text = "Below each: its position on the way, from 0, the left original's latents, to 1, the right one's."
     return _image_figure("From one image to another", text, rows, about, width, blocks)
@@ -161,9 +160,7 @@ def kl_per_group(kl_nats: Array, latent_shapes: Shapes, about: Provenance, width
     return figure
 
 
-def kl_per_channel(
-    kl_nats: Array, latent_shapes: Shapes, active_from: float, about: Provenance, width: int = 1000
-) -> Figure:
+def kl_per_channel(kl_nats: Array, latent_shapes: Shapes, about: Provenance, width: int = 1000) -> Figure:
     """Colors for the KL of each latent channel `[groups, channels]`, the largest of a group first.
 
     It is the mean over images and positions, so that groups of different sizes can be compared.
@@ -175,9 +172,8 @@ def kl_per_channel(
     # The colors end where a channel says nothing, and where few say more.
     colors = {"cmap": matplotlib.colormaps["viridis"], "norm": LogNorm(1e-3, 10.0, clip=True)}
     mesh = axes.pcolormesh(ordered, edgecolors="face", linewidth=0.3, **colors)
-    active = np.sum(ordered > active_from, axis=1)
-    names = [f"{name}: {count}" for name, count in zip(_group_names(latent_shapes), active, strict=True)]
-    axes.set_yticks(np.arange(groups) + 0.5, names)
+    active = zip(_group_names(latent_shapes), active_units(kl_nats, latent_shapes), strict=True)
+    axes.set_yticks(np.arange(groups) + 0.5, [f"{name}: {count}" for name, count in active])
     shown = np.unique([1, *range(5, channels + 1, 5 * math.ceil(channels / 50))])
     axes.set_xticks(shown - 0.5, map(str, shown))
     axes.tick_params(length=0)
@@ -186,13 +182,11 @@ def kl_per_channel(
     axes.invert_yaxis()
     bar = figure.colorbar(mesh, orientation="horizontal", aspect=40, pad=0.5 / groups, format="{x:,g}")
     _style(bar.ax, size)
-    bar.set_label(f"KL in nats per image and position; active above {active_from:g}")
+    bar.set_label(f"KL in nats per image and position; active above {ACTIVE_FROM:g}")
     return figure
 
 
-def training_curves(
-    title: str, unit: str, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], width: int = 1000
-) -> Figure:
+def training_curves(title: str, unit: str, lines: Curves, width: int = 1000) -> Figure:
     """Lines (steps, values) by their names, on linear and on logarithmic axes; a value that is not finite is a gap.
 
     The names are those of runs where runs are compared. The steps alone are logarithmic where a value is not above 0.
@@ -298,7 +292,12 @@ def _image_figure(
     figure = Figure(figsize=(total / _DPI, y / _DPI), dpi=_DPI, facecolor="white")
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_axis_off()
-    axes.imshow(_canvas((y, total), pieces, scale), interpolation="none", aspect="auto")
+    # Transparent beside the images, so white on white and dark on dark.
+    canvas = np.zeros([y, total, 4], np.uint8)
+    for image, x, place in pieces:
+        canvas[place - 1 : place + cell_height + 1, x - 1 : x + cell + 1] = _FRAME
+        canvas[place : place + cell_height, x : x + cell, :3] = _opaque(np.asarray(image), scale)
+    axes.imshow(canvas, interpolation="none", aspect="auto")
     for x, place, words, style in texts:
         options = dict(fontsize=size * _POINTS, verticalalignment="top", parse_math=False) | style
         figure.text(x / total, 1.0 - place / y, words, **options)
@@ -312,22 +311,9 @@ def _image_figure(
 
 def bare_grid(figure: Figure) -> Array:
     """The images of a figure without labels, in its rows: uint8 `[height, width, channels]`, white where none is."""
-    columns = max(map(len, figure.rows))
-    white = np.ones_like(figure.rows[0][0])
-    return image_grid(
-        [image for row in figure.rows for image in (*row, *[white] * (columns - len(row)))], columns, None
-    )
-
-
-def _canvas(shape: tuple[int, int], pieces: Sequence[tuple[Array, int, int]], scale: int) -> Array:
-    """Framed images at their places (x, y), uint8 RGBA; transparent elsewhere, so white on white and dark on dark."""
-    canvas = np.zeros([*shape, 4], np.uint8)
-    for image, x, y in pieces:
-        pixels = _opaque(np.asarray(image), scale)
-        height, width, _ = pixels.shape
-        canvas[y - 1 : y + height + 1, x - 1 : x + width + 1] = _FRAME
-        canvas[y : y + height, x : x + width, :3] = pixels
-    return canvas
+    columns, white = max(map(len, figure.rows)), np.ones_like(figure.rows[0][0])
+    padded = [image for row in figure.rows for image in (*row, *[white] * (columns - len(row)))]
+    return image_grid(padded, columns, None)
 
 
 def _opaque(image: Array, scale: int) -> Array:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jinja2
@@ -15,25 +15,16 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from nvae_tf.config import ExperimentConfig, config_to_dict
+from nvae_tf.config import config_to_dict
 from nvae_tf.data.pipeline import chosen_images, evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
-from nvae_tf.evaluation.latent_usage import ACTIVE_FROM
+from nvae_tf.generation import sampling
 from nvae_tf.generation.image_grid import read_images
-from nvae_tf.generation.sampling import (
-    generate_images,
-    interpolate_images,
-    nearest_images,
-    numbers_of_shared_groups,
-    reconstruct_images,
-    rows_sharing_groups,
-)
-from nvae_tf.latent_plan import latent_plan
 from nvae_tf.presets import nearest_preset
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports import figures
-from nvae_tf.reports.run_facts import UNREADABLE, Curve, Evaluation, gather, read_curves
+from nvae_tf.reports.run_facts import UNREADABLE, Curve, Evaluation, RunFacts, gather, read_curves
 from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.training.run_folder import RunFolder, read_run_config
@@ -74,33 +65,31 @@ def report_of_run(
     status.show_if_due("reading curves")
     curves, seconds = read_curves(folder)
     drawn: dict[str, list[Markup]] = {}
-    for section, what, draw in (*_charts(folder, curves, evaluation, config), *_images(trained, about, data_path)):
+
+    def draw(section: str, what: str, make: Callable[..., Figure], *arguments: Any) -> None:
         status.show_if_due(f"drawing {what}")
         with _noted(missing, what):
-            drawn.setdefault(section, []).append(_svg(draw()))
+            drawn.setdefault(section, []).append(_svg(make(*arguments, width=_WIDTH)))
+
+    _draw_charts(draw, folder, curves, facts, evaluation)
+    if trained:
+        _draw_images(draw, trained, about, data_path)
     which = "" if checkpoint == "latest" else f" --checkpoint={checkpoint}"
-    page = _render(
-        "page.html",
-        facts=facts,
-        trained=trained,
-        about=about,
-        time=duration(seconds) if seconds else "",
-        preset=nearest_preset(config),
-        settings=config_to_dict(config),
-        drawn=drawn,
-        missing=missing,
-        evaluation=evaluation,
-        is_damaged=evaluation is None and folder.evaluation_file().exists(),
-        command=f"--workdir={shlex.quote(str(folder.path))} --metrics=elbo,iw,latents{which}",
-    )
-    return page, missing
+    shown = {"facts": facts, "trained": trained, "about": about, "evaluation": evaluation, "drawn": drawn}
+    shown |= {"preset": nearest_preset(config), "settings": config_to_dict(config), "missing": missing}
+    shown["time"] = duration(seconds) if seconds else ""
+    shown["is_damaged"] = evaluation is None and folder.evaluation_file().exists()
+    shown["command"] = f"--workdir={shlex.quote(str(folder.path))} --metrics=elbo,iw,latents{which}"
+    return _render("page.html", **shown), missing
 
 
 def compare_runs(workdirs: Sequence[str]) -> str:
     """The page that compares runs: scores, curves over each other, settings that differ. Needs no checkpoint."""
     folders = {workdir: RunFolder(workdir) for workdir in workdirs}
-    settings = [_flat(config_to_dict(read_run_config(folder))) for folder in folders.values()]
-    differing = [name for name in settings[0] if any(of_run[name] != settings[0][name] for of_run in settings)]
+    settings = [config_to_dict(read_run_config(folder)) for folder in folders.values()]
+    names = [(group, name) for group, values in settings[0].items() for name in values]
+    rows = {f"{group}.{name}": [of_run[group][name] for of_run in settings] for group, name in names}
+    differing = {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
     curves = {workdir: read_curves(folder)[0] for workdir, folder in folders.items()}
     charts = []
     for title, unit, column in _CHARTS[:3]:
@@ -113,13 +102,7 @@ def compare_runs(workdirs: Sequence[str]) -> str:
     for workdir, of_run in facts.items():
         for name, value, _ in (row for found in of_run.evaluations if found.split == "test" for row in found.rows):
             scores.setdefault(name, {})[workdir] = value
-    return _render(
-        "comparison.html",
-        facts=facts,
-        scores=scores,
-        settings={name: [of_run[name] for of_run in settings] for name in differing},
-        curves=charts,
-    )
+    return _render("comparison.html", facts=facts, scores=scores, settings=differing, curves=charts)
 
 
 def _render(template: str, **values: Any) -> str:
@@ -150,94 +133,82 @@ def _svg(figure: Figure) -> Markup:
     return Markup(text.replace("<svg", f'<svg role="img" style="width: {part:.0f}%"', 1))
 
 
-def _charts(
-    folder: RunFolder, curves: Mapping[str, Curve], evaluation: Evaluation | None, config: ExperimentConfig
-) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
-    """What needs no model: the section of each figure, what it shows, and what draws it."""
-
-    def of_lines(section: str, title: str, unit: str, lines: Mapping[str, Curve]):
-        lines = {name: curve for name, curve in lines.items() if np.isfinite(curve.values).any()}
-        if lines:
-            yield section, title, functools.partial(figures.training_curves, title, unit, lines, _WIDTH)
-
-    for title, unit, columns in _CHARTS:
-        if isinstance(columns, str):
-            columns = {"training": f"train_{columns}", "test": f"test_{columns}"}
-        yield from of_lines("curves", title, unit, {name: curves[of] for name, of in columns.items() if of in curves})
-    name, plan = folder.path.absolute().name, latent_plan(config.model)
+def _draw_charts(
+    draw: Callable, folder: RunFolder, curves: dict[str, Curve], facts: RunFacts, evaluation: Evaluation | None
+) -> None:
+    """Draws what needs no model; `draw` gets the section, what is shown, and a function with its arguments."""
+    name, plan, kl, rows = folder.path.absolute().name, facts.plan, (), []
     with contextlib.suppress(*UNREADABLE):
         metrics, shapes = evaluation.metrics, plan.latent_shapes()
         about = figures.Provenance(name, metrics["step"], None, metrics["seed"], metrics["checkpoint_sha256"])
         per_group, per_channel = metrics["kl_per_group_nats"], np.array(metrics["latents"]["kl_per_channel_nats"])
         if per_channel.shape == (len(shapes), shapes[0][2]) and len(per_group) == len(shapes):
-            draw = functools.partial(figures.kl_per_group, per_group, shapes, about, _WIDTH)
-            yield "latents", "KL of groups", draw
-            draw = functools.partial(figures.kl_per_channel, per_channel, shapes, ACTIVE_FROM, about, _WIDTH)
-            yield "latents", "KL of channels", draw
+            kl = (("groups", figures.kl_per_group, per_group), ("channels", figures.kl_per_channel, per_channel))
+    for what, make, values in kl:
+        draw("latents", f"KL of {what}", make, values, shapes, about)
     scales = {}
     for scale in plan.scales:
         with contextlib.suppress(KeyError, ValueError):
             groups = [curves[f"kl_per_group/{group:02d}"] for group in scale.groups]
             values = np.sum([curve.values for curve in groups], axis=0).tolist()
             scales[f"{scale.height}×{scale.width}"] = Curve(groups[0].steps, values)
-    yield from of_lines("latents", "KL of the latents of each scale, test images", "nats per image", scales)
+    charts = [("latents", "KL of the latents of each scale, test images", "nats per image", scales)]
+    for title, unit, columns in _CHARTS:
+        if isinstance(columns, str):
+            columns = {"training": f"train_{columns}", "test": f"test_{columns}"}
+        charts.append(("curves", title, unit, {name: curves[of] for name, of in columns.items() if of in curves}))
+    for section, title, unit, lines in charts:
+        lines = {name: curve for name, curve in lines.items() if np.isfinite(curve.values).any()}
+        if lines:
+            draw(section, title, figures.training_curves, title, unit, lines)
     # Some of the grids that training has written.
     files = sorted(folder.samples.glob("step-*.png"))
     files = [files[index] for index in np.unique(np.linspace(0, len(files) - 1, 5).round().astype(int)) if files]
     with contextlib.suppress(ArithmeticError, OSError, ValueError, SyntaxError):
-        rows = [read_images(file, config.model.image_width, _COLUMNS)[:_COLUMNS] for file in files]
-        steps, made = [int(file.stem[5:]) for file in files], figures.Provenance(name, temperature=0.7, seed=0)
-        if rows:
-            draw = functools.partial(figures.training_strip, np.array(rows), steps, made, _WIDTH)
-            yield "strip", "samples during training", draw
+        rows = [read_images(file, facts.config.model.image_width, _COLUMNS)[:_COLUMNS] for file in files]
+        steps, rows = [int(file.stem[5:]) for file in files], np.array(rows)
+    if len(rows):
+        made = figures.Provenance(name, temperature=0.7, seed=0)
+        draw("strip", "samples during training", figures.training_strip, rows, steps, made)
 
 
-def _images(
-    trained: TrainedRun | None, about: figures.Provenance, data_path: str | None
-) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
-    """What the model draws, as in `_charts`."""
-    if trained is None:
-        return
+def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> None:
+    """Draws what needs the model, as `_draw_charts` does."""
     model, config, seed = trained.model, trained.config, about.seed
     at_one, shape = about._replace(temperature=1.0), (config.model.image_height, config.model.image_width)
 
-    def samples(temperature: float) -> Figure:
-        images = generate_images(model, _FEW if min(shape) >= _LARGE_FROM else _MANY, temperature, seed)
-        return figures.samples(images, about._replace(temperature=temperature), width=_WIDTH)
+    def samples(temperature: float, width: int) -> Figure:
+        images = sampling.generate_images(model, _FEW if min(shape) >= _LARGE_FROM else _MANY, temperature, seed)
+        return figures.samples(images, about._replace(temperature=temperature), width=width)
 
     @functools.cache
     def originals() -> np.ndarray:
         spec = spec_to_read(config, data_path)
         return chosen_images(load_split(spec, "test"), spec, "test", at_most=_COLUMNS, seed=seed)[0]
 
-    def reconstructions() -> Figure:
-        made = reconstruct_images(model, originals(), seed=seed)
-        return figures.reconstructions(originals(), made, about, width=_WIDTH)
+    def reconstructions(width: int) -> Figure:
+        made = sampling.reconstruct_images(model, originals(), seed=seed)
+        return figures.reconstructions(originals(), made, about, width=width)
 
-    def interpolation() -> Figure:
-        path = interpolate_images(model, originals()[:4], _STEPS, seed=seed)
-        return figures.interpolation(originals()[:4], path, _STEPS, about, _WIDTH)
+    def interpolation(width: int) -> Figure:
+        path = sampling.interpolate_images(model, originals()[:4], _STEPS, seed=seed)
+        return figures.interpolation(originals()[:4], path, _STEPS, about, width)
 
-    def nearest() -> Figure:
+    def nearest(width: int) -> Figure:
         spec = spec_to_read(config, data_path)
-        source, drawn = load_split(spec, "train"), generate_images(model, 6, 1.0, seed)
+        source, drawn = load_split(spec, "train"), sampling.generate_images(model, 6, 1.0, seed)
         numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
         batches = iterate(evaluation_batches(source, spec, 100, seed, numbers), source)
-        _, distances, images = nearest_images(drawn, batches, 5, lambda done: None)
-        return figures.nearest(drawn, images, distances, "training", at_one, _WIDTH)
+        _, distances, images = sampling.nearest_images(drawn, batches, 5)
+        return figures.nearest(drawn, images, distances, "training", at_one, width)
 
-    def decisions() -> Figure:
-        kept, images = numbers_of_shared_groups(model.plan.num_groups), rows_sharing_groups(model, _COLUMNS, seed)
-        images = images.reshape(len(kept), _COLUMNS, *images.shape[1:])
-        return figures.group_decisions(images, kept, model.plan.num_groups, at_one, _WIDTH)
+    def decisions(width: int) -> Figure:
+        kept, images = sampling.rows_sharing_groups(model, _COLUMNS, seed)
+        return figures.group_decisions(images, kept, model.plan.num_groups, at_one, width)
 
     for temperature in TEMPERATURES:
-        yield "samples", f"samples at temperature {temperature}", functools.partial(samples, temperature)
-    yield "test", "reconstructions of test images", reconstructions
-    yield "test", "the way between test images", interpolation
-    yield "nearest", "the training images nearest to samples", nearest
-    yield "groups", "what the latent groups decide", decisions
-
-
-def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {f"{group}.{name}": value for group, values in settings.items() for name, value in values.items()}
+        draw("samples", f"samples at temperature {temperature}", samples, temperature)
+    draw("test", "reconstructions of test images", reconstructions)
+    draw("test", "the way between test images", interpolation)
+    draw("nearest", "the training images nearest to samples", nearest)
+    draw("groups", "what the latent groups decide", decisions)

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import nvae_tf
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
@@ -34,11 +33,6 @@ def outside(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(finished_run):
-    return nvae_tf.load(finished_run[0])
-
-
-@pytest.fixture(scope="module")
 def originals(outside):
     """In the order of the names, 17 before 3."""
     images = [pixels(outside / f"digit {number}.bmp")[..., np.newaxis] / 255 for number in OUTSIDE[::-1]]
@@ -57,11 +51,11 @@ def made(done, finished_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_the_modes_write(made, model, outside, originals, tmp_path):
+def test_what_the_modes_write(made, finished_model, outside, originals, tmp_path):
     """That it is right is tested in tests/generation."""
     (tmp_path / "samples.png").write_bytes(b"to be replaced")
     flags = ["--temperature=0.8,0.9", "--seed=3", "--columns=4", "--count=8", "--overwrite", f"--each={tmp_path}/each"]
-    expected = model.generate(8, [0.8, 0.9], seed=3).numpy()
+    expected = finished_model.generate(8, [0.8, 0.9], seed=3).numpy()
     file, printed = made("samples.png", *flags, "--raw")
     assert_shown(pixels(file), expected, 4)
     assert "8 images at temperatures 0.8, 0.9, from step 60" in printed
@@ -76,9 +70,8 @@ def test_what_the_modes_write(made, model, outside, originals, tmp_path):
     file, _ = made("reconstructions.png", "reconstruct", "--count=7", "--columns=5", "--raw")
     assert pixels(file).shape == (4 * PITCH - 6, 5 * PITCH - 6)
     file, _ = made("reconstructions.svg", "reconstruct", "--count=7", "--kept_groups=1")
-    assert "those of the upper 1 of 2 groups, the others drawn" in " ".join(
-        re.findall(">([^<>]+)</text>", file.read_text())
-    )
+    words = " ".join(re.findall(">([^<>]+)</text>", file.read_text()))
+    assert "those of the upper 1 of 2 groups, the others drawn" in words
     file, _ = made("path.pdf", "interpolate", f"--input={outside}", "--steps=4")
     assert file.read_bytes().startswith(b"%PDF")
     ways = ["--steps=4", "--how=keep,linear", "--milliseconds=200"]
@@ -86,7 +79,7 @@ def test_what_the_modes_write(made, model, outside, originals, tmp_path):
         # Pillow shows a frame that is like the one before as one, for longer.
         assert animation.info["duration"] % 200 == 0 and 1 < animation.n_frames <= 5
         first = np.asarray(animation.convert("L"))
-    assert_shown(first, reconstruct_images(model, originals, seed=1)[:1], 1)
+    assert_shown(first, reconstruct_images(finished_model, originals, seed=1)[:1], 1)
     indices = f"--indices={','.join(map(str, OUTSIDE))}"
     file, printed = made("variants.png", "vary", indices, "--variants=3", "--kept_groups=1", "--raw")
     variants = pixels(file)
@@ -95,8 +88,8 @@ def test_what_the_modes_write(made, model, outside, originals, tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures_from_outside_give_files_of_the_same_names(made, model, outside, originals):
-    names, expected = ["digit 17.png", "digit 3.png"], reconstruct_images(model, originals, seed=1)
+def test_pictures_from_outside_give_files_of_the_same_names(made, finished_model, outside, originals):
+    names, expected = ["digit 17.png", "digit 3.png"], reconstruct_images(finished_model, originals, seed=1)
     latents, _ = made("latents.npz", "encode", f"--input={outside}")
     for mode, given in (("reconstruct", outside), ("decode", latents)):
         folder, _ = made(f"{mode}/", mode, f"--input={given}")
@@ -104,9 +97,9 @@ def test_pictures_from_outside_give_files_of_the_same_names(made, model, outside
         for name, image in zip(names, expected, strict=True):
             found = pixels(folder / name)
             assert found.shape == (16, 16) and np.abs(found - 255 * image[..., 0]).max() <= 1
-    found = load_latents(latents, model)
+    found = load_latents(latents, finished_model)
     assert found.names == ["digit 17.bmp", "digit 3.bmp"]
-    for z, latent in zip(found.latents, model.encode(originals, seed=1), strict=True):
+    for z, latent in zip(found.latents, finished_model.encode(originals, seed=1), strict=True):
         np.testing.assert_allclose(z, latent, atol=1e-4)
 
 

@@ -12,14 +12,9 @@ from tests.command_fixtures import TINY, config_flags
 
 
 def run(*command, cwd):
-    process = subprocess.run(
-        [str(word) for word in command],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "NVAE_TF_"))},
-    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "NVAE_TF_"))}
+    settings = {"cwd": cwd, "env": environment, "capture_output": True, "text": True, "timeout": 600}
+    process = subprocess.run([str(word) for word in command], **settings)
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
 

@@ -23,15 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 PRESETS = sorted(file.stem for file in (ROOT / "configs").glob("*.py") if file.stem != "__init__")
 PUBLISHED = ("mnist", "cifar10", "celeba64", "imagenet32", "celebahq256", "ffhq256")
 # Presets that take the model and the training of another.
-LIKE = {
-    "omniglot": "mnist",
-    "stacked_mnist": "mnist",
-    "fashion_mnist": "mnist",
-    "ffhq256": "celebahq256",
-    "imagenet64": "celeba64",
-    "lsun_bedroom64": "celeba64",
-    "lsun_church64": "celeba64",
-}
+LIKE = dict.fromkeys(("omniglot", "stacked_mnist", "fashion_mnist"), "mnist") | {"ffhq256": "celebahq256"}
+LIKE |= dict.fromkeys(("imagenet64", "lsun_bedroom64", "lsun_church64"), "celeba64")
 # All but those whose images must be looked at first.
 WHOLE = [name for name in PRESETS if name != "own_images"]
 

@@ -12,6 +12,7 @@ import scipy.sparse
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import holds_out, load_split
 from tests.data.picture_factory import idx, own_images, random_pixels, stored_pixels, write_files
+from tests.tiny_model import assert_same
 
 IMAGES = random_pixels(30, 5, 6, 3)
 OTHERS = random_pixels(4, 5, 6, 3, seed=1)
@@ -24,11 +25,6 @@ def saved(path, array):
 
 def parts(spec):
     return tuple(stored_pixels(load_split(spec, split)) for split in ("train", "test"))
-
-
-def assert_are(spec, train, test):
-    for found, expected in zip(parts(spec), (train, test), strict=True):
-        np.testing.assert_array_equal(found, expected)
 
 
 def assert_refused(path, message, **settings):
@@ -82,7 +78,7 @@ def test_both_parts_in_one_file_or_folder(names, settings, tmp_path):
     for path in (tmp_path / "set.npz", tmp_path):
         spec = own_images(path, **settings)
         assert spec.source == "arrays" and not holds_out(spec)
-        assert_are(spec, IMAGES, OTHERS)
+        assert_same(parts(spec), (IMAGES, OTHERS))
 
 
 def test_images_are_cut_scaled_and_converted(tmp_path):
@@ -177,7 +173,7 @@ def test_what_is_not_wanted_may_be_anything_but_not_what_may_be_the_images(tmp_p
     spec = own_images(archive(tmp_path / "one.npz", **beside, **{"images.npy": npy(IMAGES)}))
     assert sum(map(len, parts(spec))) == len(IMAGES) and holds_out(spec)
     beside |= {"notes.npy": "not even an array", "x_train.npy": npy(IMAGES), "x_test.npy": npy(OTHERS)}
-    assert_are(own_images(archive(tmp_path / "both.npz", **beside)), IMAGES, OTHERS)
+    assert_same(parts(own_images(archive(tmp_path / "both.npz", **beside))), (IMAGES, OTHERS))
     archive(tmp_path / "set.npz", **{"a.npy": npy(IMAGES), "b.npy": b"Dear diary"})
     assert_refused(tmp_path / "set.npz", r"a damaged .npz file, .* \(b.npy: ")
     archive(tmp_path / "text.npz", **{"readme.txt": "Dear diary"})
@@ -219,7 +215,7 @@ def packed(contents):
 
 def assert_is_the_set(spec):
     assert spec.source == "idx" and spec.image_shape == (6, 8, 1) and spec.file_bits == 8
-    assert_are(spec, TRAIN[..., np.newaxis], TEST[..., np.newaxis])
+    assert_same(parts(spec), (TRAIN[..., np.newaxis], TEST[..., np.newaxis]))
 
 
 @pytest.mark.parametrize("contents", [MNIST_FILES, MNIST_FILES | packed(MNIST_FILES)])

@@ -1,7 +1,5 @@
 """A small frozen graph with the names, the signature, the old operations and the batch size of 1 of Inception 2015."""
 
-from typing import NamedTuple
-
 import numpy as np
 import tensorflow as tf
 
@@ -9,18 +7,11 @@ NUM_FEATURES = 2048
 _KERNEL, _STRIDE, _CHANNELS, _EPSILON = 40, 37, 4, 1e-3
 
 
-class StandIn(NamedTuple):
-    graph: tf.compat.v1.GraphDef
-
-    @property
-    def content(self):
-        return self.graph.SerializeToString()
-
-    def features(self, pixels):
-        """What the graph as it is computes of `[height, width, 3]` from 0 to 255: old operations, one image."""
-        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-            (pool,) = tf.graph_util.import_graph_def(self.graph, return_elements=["pool_3:0"], name="")
-            return session.run(pool, {"ExpandDims:0": pixels[np.newaxis]})[0, 0, 0]
+def features_of(graph, pixels):
+    """What the graph as it is computes of `[height, width, 3]` from 0 to 255: old operations, one image."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        (pool,) = tf.graph_util.import_graph_def(graph, return_elements=["pool_3:0"], name="")
+        return session.run(pool, {"ExpandDims:0": pixels[np.newaxis]})[0, 0, 0]
 
 
 def stand_in():
@@ -30,7 +21,7 @@ def stand_in():
     for ending, channels in (("", _CHANNELS), ("_2", NUM_FEATURES)):
         weights |= {name + ending: random.normal(size=channels) for name in ("mean", "beta", "gamma")}
         weights["variance" + ending] = random.uniform(0.5, 2.0, channels)
-    return StandIn(_graph({name: value.astype(np.float32) for name, value in weights.items()}))
+    return _graph({name: value.astype(np.float32) for name, value in weights.items()})
 
 
 def _graph(weights):

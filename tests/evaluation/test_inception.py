@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nvae_tf.evaluation.inception import GRAPH_NAME, Inception, downloaded_inception, graph_content, rgb_pixels
-from tests.evaluation.inception_stand_in import NUM_FEATURES, stand_in
+from tests.evaluation.inception_stand_in import NUM_FEATURES, features_of, stand_in
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def graph():
 @pytest.fixture(scope="module")
 def folder(graph, tmp_path_factory):
     folder = tmp_path_factory.mktemp("inception")
-    (folder / GRAPH_NAME).write_bytes(graph.content)
+    (folder / GRAPH_NAME).write_bytes(graph.SerializeToString())
     with tarfile.open(folder / "archive.tgz", "w:gz") as archive:
         archive.add(folder / GRAPH_NAME, arcname=f"./{GRAPH_NAME}")
     return folder
@@ -37,7 +37,7 @@ def images():
 def test_features_are_those_of_the_graph_whatever_the_batch(graph, extractor, images):
     together = extractor.features(images)
     assert together.shape == (35, NUM_FEATURES)
-    expected = [graph.features(np.rint(image * 255.0)) for image in images[:2]]
+    expected = [features_of(graph, np.rint(image * 255.0)) for image in images[:2]]
     np.testing.assert_allclose(together[:2], expected, rtol=1e-4, atol=1e-4)
     one_by_one = np.concatenate([extractor.features(image[np.newaxis]) for image in images])
     np.testing.assert_allclose(together, one_by_one, rtol=1e-4, atol=1e-5)
@@ -63,7 +63,7 @@ def test_pixels_are_those_of_8_bit_pictures():
 
 def test_the_archive_gives_the_same_graph_and_another_graph_another_name(graph, folder, extractor, tmp_path):
     assert Inception(folder / "archive.tgz").name == extractor.name and not extractor.is_published
-    changed = graph.graph.__class__.FromString(graph.content)
+    changed = graph.__class__.FromString(graph.SerializeToString())
     changed.node.add(name="one_more", op="NoOp")
     (tmp_path / "other.pb").write_bytes(changed.SerializeToString())
     assert Inception(tmp_path / "other.pb").name != extractor.name
@@ -75,7 +75,7 @@ def test_a_wrong_file(graph, tmp_path):
         Inception(wrong)
 
     def with_pool_of(source):
-        other = graph.graph.__class__.FromString(graph.content)
+        other = graph.__class__.FromString(graph.SerializeToString())
         next(node for node in other.node if node.name == "pool_3").input[0] = source
         return other.SerializeToString()
 

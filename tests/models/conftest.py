@@ -1,7 +1,6 @@
 """Small models for all tests of this folder: building one takes half a second, tracing a step many more."""
 
 import pytest
-import tensorflow as tf
 
 from tests.tiny_model import PADDED, images_of, shaken, tiny_config, tiny_model
 
@@ -16,12 +15,3 @@ def model():
 @pytest.fixture(scope="session")
 def images():
     return images_of(tiny_config(**PADDED))
-
-
-@pytest.fixture(scope="module")
-def without_rewriting():
-    """As in training on a CPU (`nvae_tf.training.strategy`): the first step of a graph comes sooner."""
-    before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})

@@ -9,9 +9,6 @@ import nvae_tf
 from nvae_tf.optimization import NVAEAdamax
 from tests.tiny_model import assert_same, images_of, tiny_config, values
 
-# Of Keras' own code that saves.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 SMALLEST = tiny_config(num_latent_scales=1, squeeze_excite=False)
 IMAGES = images_of(SMALLEST, 8)
 BRIGHT = 255.0 * IMAGES
@@ -103,10 +100,9 @@ def test_rounding_and_other_types_are_no_other_range(eager, dtype):
 
 def test_class_weights_are_refused_and_what_else_has_no_effect_is_warned_of(eager):
     for labels in (None, np.arange(8) % 2):
-        with pytest.raises(ValueError, match="^class_weight has no effect"):
-            eager.fit(IMAGES, labels, class_weight={0: 1.0, 1: 2.0})
-        with pytest.raises(ValueError, match="^class_weight has no effect"):
-            eager.train_on_batch(IMAGES, labels, class_weight={0: 1.0, 1: 2.0})
+        for method in (eager.fit, eager.train_on_batch):
+            with pytest.raises(ValueError, match="^class_weight has no effect"):
+                method(IMAGES, labels, class_weight={0: 1.0, 1: 2.0})
     with pytest.warns(UserWarning, match="sample weights have no effect"):
         eager.evaluate(IMAGES, np.arange(8), sample_weight=np.ones(8), verbose=0)
     model = compiled(run_eagerly=True, loss="mse", metrics=["mae"])

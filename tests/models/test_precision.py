@@ -12,7 +12,7 @@ from nvae_tf.models.training_step import initialize_scales
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run_folder import open_for_training
-from tests.tiny_model import images_of, state_of, tiny_model, values
+from tests.tiny_model import assert_same, images_of, state_of, tiny_model, values
 
 HALF = {"mixed_bfloat16": tf.bfloat16, "mixed_float16": tf.float16}
 POLICIES = ("float32", *HALF)
@@ -164,7 +164,6 @@ def test_a_step_that_overflows_changes_nothing_but_the_scale():
     assert all(np.all(np.isfinite(value)) for value in state_of(model).values())
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_keras_file_keeps_the_policy_in_every_layer(models, tmp_path):
     model = models["mixed_float16"]
     model.save(tmp_path / "model.keras")
@@ -184,7 +183,6 @@ def test_a_checkpoint_of_a_mixed_run_is_loaded_in_float32(models, tmp_path):
     TrainingState(folder.checkpoints, model, model.optimizer, 1).save(2)
     loaded = nvae_tf.load(folder.path)
     assert {layer.compute_dtype for layer in loaded._flatten_layers()} == {"float32"}
-    for mine, theirs in zip(loaded.trainable_weights, model.trainable_weights, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    assert_same(loaded.trainable_weights, model.trainable_weights)
     images = batch_of(model, 2)
     np.testing.assert_allclose(loaded.score(images), model.score(images), rtol=0.02)

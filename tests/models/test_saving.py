@@ -10,9 +10,6 @@ import nvae_tf
 from nvae_tf.config import ObjectiveConfig
 from tests.tiny_model import PADDED, assert_same, shaken, tiny_config, tiny_model
 
-# Of Keras' own code that saves.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 
 def shaken_model():
     return shaken(tiny_model(**PADDED, num_flows=1))

@@ -16,6 +16,7 @@ import nvae_tf
 import nvae_tf.published.torch_file as torch_files
 from nvae_tf.published.settings import model_config_from_published, objective_config_from_published
 from nvae_tf.published.torch_file import read_torch_checkpoint
+from tests.tiny_model import assert_same
 
 pytestmark = pytest.mark.torch
 
@@ -146,18 +147,12 @@ def test_records_of_other_sizes_missing_and_doubled(kind, records, archive):
         assert "byte order" in refused(archive({**records, f"{NAME}/byteorder": order}.items()))
 
 
-def assert_same_state(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-
-
 @pytest.mark.parametrize("every", [1, 3])
 def test_deflated_archives_are_read(every, published, records, archive):
     path = archive(records.items(), dict.fromkeys([*records][::every], zipfile.ZIP_DEFLATED))
     checkpoint, expected = read_torch_checkpoint(path), read_torch_checkpoint(published.path(f"{NAME}.pt"))
     assert not checkpoint.is_mapped and expected.is_mapped
-    assert_same_state(checkpoint.state, expected.state)
+    assert_same(checkpoint.state, expected.state)
 
 
 def test_files_without_checksums_and_zip_bombs(published, content, saved, pickled):
@@ -169,7 +164,7 @@ def test_files_without_checksums_and_zip_bombs(published, content, saved, pickle
     finally:
         torch.serialization.set_crc32_options(True)
     expected = read_torch_checkpoint(published.path(f"{NAME}.pt")).state
-    assert_same_state(read_torch_checkpoint(path).state, expected)
+    assert_same(read_torch_checkpoint(path).state, expected)
     assert "would unpack to 100 MB" in refused(pickled(PROTO + b"N" * 100_000_000, kind=zipfile.ZIP_DEFLATED))
     assert "holds far more than" in refused(pickled(PROTO + b"N" * 10_000_000, kind=zipfile.ZIP_DEFLATED))
 

@@ -19,12 +19,6 @@ def state(published, model):
     return published.random_state(model)
 
 
-def with_inner_norms(state, model):
-    """The same state under the longer form of those names that have one."""
-    longer = {tensor.names[-1]: tensor.names[0] for tensor in published_tensors(model)}
-    return {longer[name]: value for name, value in state.items()}
-
-
 def test_what_goes_in_comes_out(model, state, published):
     load_published_weights(model, state)
     found = published.state_of(model)
@@ -58,7 +52,9 @@ def test_the_layout(model, state):
 def test_both_forms_of_the_names_of_norms(cell_set, published):
     model = published.model(cell_set=cell_set)
     state = published.random_state(model)
-    longer = with_inner_norms(state, model)
+    # Under the longer form of those names that have one.
+    names = {tensor.names[-1]: tensor.names[0] for tensor in published_tensors(model)}
+    longer = {names[name]: value for name, value in state.items()}
     assert set(longer) != set(state)
     load_published_weights(model, state)
     expected = values(model.weights)

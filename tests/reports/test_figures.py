@@ -69,7 +69,7 @@ FIGURES = {
         ["group 0 (4×4)", "group 35 (8×8)", f"{kl()[35, 0]:.2f}", "nats per image"],
     ),
     "kl_per_channel": (
-        lambda w: figures.kl_per_channel(kl(), SHAPES, 0.01, ABOUT, w),
+        lambda w: figures.kl_per_channel(kl(), SHAPES, ABOUT, w),
         ["group 0 (4×4): ", "1", "5", "20", "0.001", "10", "active above 0.01"],
     ),
     "training_curves": (

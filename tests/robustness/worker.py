@@ -81,12 +81,8 @@ def reader_of_runs(base: pathlib.Path):
     def numbered(step, variables):
         return f"{step} {digest((str(number), value.numpy()) for number, value in enumerate(variables))}"
 
-    def loaded(path):
-        trained = loading.load_run(path)
-        return numbered(trained.step, trained.model.weights)
-
-    def best(path):
-        trained = loading.load_run(path, "best")
+    def loaded(checkpoint, path):
+        trained = loading.load_run(path, checkpoint)
         return numbered(trained.step, trained.model.weights)
 
     def resumed(path):
@@ -106,7 +102,8 @@ def reader_of_runs(base: pathlib.Path):
         gather(folder)
         read_curves(folder)
         # In this order: training clears away what is damaged.
-        return {part.__name__: result_of(functools.partial(part, path)) for part in (loaded, best, resumed)}
+        results = {name: result_of(functools.partial(loaded, name, path)) for name in ("latest", "best")}
+        return results | {"resumed": result_of(functools.partial(resumed, path))}
 
     return read
 

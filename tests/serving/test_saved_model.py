@@ -29,10 +29,8 @@ def test_settings_origin_and_latent_layout_travel_with_the_export(folder, model)
     # Readable for a server that runs as another user, as far as the user's umask lets.
     assert stat.S_IMODE(folder.stat().st_mode) & 0o077 == stat.S_IMODE(folder.parent.stat().st_mode) & 0o077
     assert read_config(folder / "assets.extra" / "config.json").model == model.config
-    source, scores, layout = (
-        json.loads((folder / "assets.extra" / f"{name}.json").read_text())
-        for name in ("source", "evaluation", "latents")
-    )
+    names = ("source", "evaluation", "latents")
+    source, scores, layout = (json.loads((folder / "assets.extra" / f"{name}.json").read_text()) for name in names)
     assert source["step"] == 1200 and source["weights"] == "float32" and source["tensorflow"] == tf.__version__
     if (ROOT / ".git").exists():
         assert re.fullmatch("[0-9a-f]{40}(-dirty)?", source["git_revision"])

@@ -33,10 +33,8 @@ def test_metadata_and_status(client, servers, protocol):
     metadata = client.metadata()
     assert metadata.name == "tiny" and metadata.version == 3
     sample = metadata.signatures["sample"]
-    assert sample.inputs == {
-        "seed": clients.TensorSpec("int64", (None,)),
-        "temperature": clients.TensorSpec("float32", (None,)),
-    }
+    seed, temperature = (clients.TensorSpec(dtype, (None,)) for dtype in ("int64", "float32"))
+    assert sample.inputs == {"seed": seed, "temperature": temperature}
     assert sample.outputs["image"] == clients.TensorSpec("float32", (None, 8, 8, 3))
     assert client.model_status() == [(3, "AVAILABLE", "")]
     for chosen in ({"version": 3}, {"label": "stable"}):
@@ -145,12 +143,15 @@ class ScriptedService(prediction_service_pb2_grpc.PredictionServiceServicer):
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "no metadata here")
 
 
+@contextlib.contextmanager
 def scripted_client(service, patience=QUICK):
     server = grpc.server(futures.ThreadPoolExecutor(4))
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    return server, ServingClient(f"127.0.0.1:{port}", "any", patience=patience)
+    with ServingClient(f"127.0.0.1:{port}", "any", patience=patience) as client:
+        yield client
+    server.stop(None)
 
 
 def test_only_grpcs_unavailable_is_tried_again_without_metadata_too():
@@ -161,22 +162,19 @@ def test_only_grpcs_unavailable_is_tried_again_without_metadata_too():
         (grpc.StatusCode.ABORTED, clients.ServerFailed, 1),
     ):
         service = ScriptedService(code)
-        server, client = scripted_client(service)
         expected = pytest.raises(kind, match=f"scripted \\[{code.name}\\]") if kind else contextlib.nullcontext()
-        with client, expected:
+        with scripted_client(service) as client, expected:
             assert client.predict("any", x=[1.0, 2.0])["x"].tolist() == [1.0, 2.0]
-        server.stop(None)
         assert service.calls == calls
 
 
 def test_a_deadline_is_kept_and_the_server_sees_it():
     service = ScriptedService(seconds=1.5)
-    server, client = scripted_client(service, clients.Patience(request=0.1))
-    began = time.monotonic()
-    with client, pytest.raises(clients.DeadlineExceeded, match="allow more time"):
-        client.predict("any", x=[1.0])
-    assert time.monotonic() - began < 1.0 and service.canceled.wait(1)
-    server.stop(None)
+    with scripted_client(service, clients.Patience(request=0.1)) as client:
+        began = time.monotonic()
+        with pytest.raises(clients.DeadlineExceeded, match="allow more time"):
+            client.predict("any", x=[1.0])
+        assert time.monotonic() - began < 1.0 and service.canceled.wait(1)
 
 
 def test_an_error_ends_a_job_and_is_raised_itself():
@@ -199,9 +197,8 @@ def test_an_error_ends_a_job_and_is_raised_itself():
 
 def test_a_job_that_is_left_cancels_what_is_in_flight():
     service = ScriptedService(seconds=0.6)
-    server, client = scripted_client(service)
     batches = ({"x": np.float32([number])} for number in range(1000))
-    with client:
+    with scripted_client(service) as client:
         results = predict_batches(client, "any", batches, in_flight=1)
         next(results)
         while service.calls < 2:
@@ -209,7 +206,6 @@ def test_a_job_that_is_left_cancels_what_is_in_flight():
         service.canceled.clear()
         results.close()
         assert service.canceled.wait(0.4)  # the call itself takes longer
-    server.stop(None)
     assert service.calls == 2
 
 
@@ -308,11 +304,8 @@ def test_other_errors_are_reported_at_once():
         (200, "<html>Hello</html>", clients.ServerFailed, "is this its REST port?"),
         (200, "{}", clients.ServerFailed, "no status of a model"),
     ):
-        with (
-            web_server((code, text)) as (server, asked),
-            clients.RestClient(server, "digits", patience=QUICK) as client,
-        ):
-            with pytest.raises(kind) as raised:
+        with web_server((code, text)) as (server, asked):
+            with clients.RestClient(server, "digits", patience=QUICK) as client, pytest.raises(kind) as raised:
                 client.model_status()
         assert message in str(raised.value) and "\n" not in str(raised.value)
         assert len(asked) == 1

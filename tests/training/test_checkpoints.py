@@ -77,15 +77,6 @@ def contents(*places):
     return {file: file.read_bytes() for place in places for file in place.iterdir() if file.is_file()}
 
 
-def data_file(place, step):
-    (file,) = place.glob(f"step-{step}.data*")
-    return file
-
-
-def cut_short(file):
-    file.write_bytes(file.read_bytes()[:500])
-
-
 def test_restoring_brings_back_optimizer_step_and_metrics(folder, model):
     model.running.loss.update_state(2.5)
     state_of(folder, model).save(12)
@@ -125,9 +116,9 @@ CHANGES |= {"empty": lambda content: b"", "gone": None}
 DAMAGES = [*((change, (kind,)) for change in CHANGES for kind in ("data", "index")), ("gone", ("data", "index"))]
 
 
-def damage(folder, step, change, kinds):
+def damage(place, step, change, kinds):
     for kind in kinds:
-        (file,) = folder.checkpoints.glob(f"step-{step}.{kind}*")
+        (file,) = place.glob(f"step-{step}.{kind}*")
         if CHANGES[change] is None:
             file.unlink()
         else:
@@ -136,7 +127,7 @@ def damage(folder, step, change, kinds):
 
 @pytest.mark.parametrize(("change", "kinds"), DAMAGES)
 def test_training_continues_from_the_one_before(folder, model, change, kinds):
-    damage(folder, 10, change, kinds)
+    damage(folder.checkpoints, 10, change, kinds)
     left = [*folder.checkpoints.glob("step-10.*")]
     before = [file.read_bytes() for file in left]
     mark(model, 99)
@@ -155,7 +146,7 @@ def test_training_continues_from_the_one_before(folder, model, change, kinds):
 
 
 def test_loading_takes_the_one_before_and_warns_in_one_line(folder):
-    damage(folder, 10, "half", ["data"])
+    damage(folder.checkpoints, 10, "half", ["data"])
     with pytest.warns(UserWarning, match=r"passed over step-10 \(.+\); step-5 is used") as warned:
         assert number_of(nvae_tf.load(folder.path)) == 5.0
     first = warned[0]
@@ -175,8 +166,8 @@ def test_one_of_another_step_and_one_with_nan_are_passed_over(folder, model):
 
 
 def test_without_a_whole_one_it_is_an_error_and_nothing_is_touched(folder, model):
-    damage(folder, 10, "half", ["data"])
-    damage(folder, 5, "half", ["index"])
+    damage(folder.checkpoints, 10, "half", ["data"])
+    damage(folder.checkpoints, 5, "half", ["index"])
     before = contents(folder.checkpoints)
     mark(model, 99)
     for use in (lambda: nvae_tf.load(folder.path), state_of(folder, model).restore):
@@ -373,7 +364,7 @@ def test_a_process_killed_before_it_deleted_the_one_before_and_while_it_wrote_th
     assert saved_steps(place) == [10, 15]
     # And while it wrote another: the data are moved before the index.
     (place / ".step-17.partial" / "step-17_temp").mkdir(parents=True)
-    shutil.copy(data_file(place, 10), place / "step-16.data-00000-of-00001")
+    shutil.copy(place / "step-10.data-00000-of-00001", place / "step-16.data-00000-of-00001")
     assert number_of(nvae_tf.load(empty_run.path, "best")) == new[0]
     later = state_of(empty_run, model)
     later.restore(pytest.fail)
@@ -388,7 +379,7 @@ def test_a_damaged_best_is_reported_and_the_next_score_counts(empty_run, model):
     state = state_of(empty_run, model)
     save_if_best(state, model, 10, 2.0)
     state.save(12)
-    cut_short(data_file(best_of(empty_run), 10))
+    damage(best_of(empty_run), 10, "half", ["data"])
     with pytest.raises(ValueError, match=r"best: the best checkpoint is damaged: step-10 \(.*take the latest") as error:
         nvae_tf.load(empty_run.path, checkpoint="best")
     assert "--checkpoint=latest" in str(error.value) and "\n" not in str(error.value)
@@ -426,7 +417,7 @@ def test_where_the_latest_is_missing_or_damaged_the_best_is_the_way_out(empty_ru
     with pytest.raises(FileNotFoundError, match="no checkpoint in .*The best one, of step 10, is whole: .*=best"):
         nvae_tf.load(empty_run.path)
     save(state, model, 15)
-    cut_short(data_file(empty_run.checkpoints, 15))
+    damage(empty_run.checkpoints, 15, "half", ["data"])
     with pytest.raises(ValueError, match="step-15: the checkpoint is damaged.*The best one, of step 10, is whole"):
         nvae_tf.load(empty_run.path)
     with pytest.raises(ValueError, match=r"damaged.* Or copy .*best/step-10\.\* into "):

@@ -137,7 +137,5 @@ def test_a_pod_finds_its_cluster_and_the_objects_of_the_manifest_belong_together
     tf_config, *arguments = output.splitlines()
     assert arguments == ["-m", "train.main", *container["args"][2:]]
     name, domain, port = job["metadata"]["name"], service["metadata"]["name"], container["ports"][0]["containerPort"]
-    assert json.loads(tf_config) == {
-        "cluster": {"worker": [f"{name}-{index}.{domain}:{port}" for index in (0, 1)]},
-        "task": {"type": "worker", "index": 1},
-    }
+    workers = [f"{name}-{index}.{domain}:{port}" for index in (0, 1)]
+    assert json.loads(tf_config) == {"cluster": {"worker": workers}, "task": {"type": "worker", "index": 1}}

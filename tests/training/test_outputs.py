@@ -15,7 +15,6 @@ from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
-import nvae_tf
 from nvae_tf.data.pipeline import evaluation_batches
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
@@ -165,11 +164,6 @@ def events(finished_run):
     return accumulator
 
 
-@pytest.fixture(scope="module")
-def model(finished_run):
-    return nvae_tf.load(finished_run[0])
-
-
 def steps_of(events, tag):
     return [event.step for event in events.Tensors(tag)]
 
@@ -184,12 +178,12 @@ def pixels(events, tag, step):
 
 
 def test_samples_of_every_temperature_come_from_the_same_draws_and_those_in_the_folder_of_the_main_one(
-    events, model, finished_run
+    events, finished_model, finished_run
 ):
     for temperature in (1.0, 0.6):
         tag = f"samples/temperature_{temperature}"
         assert steps_of(events, tag) == [40, 60]
-        assert_shown(pixels(events, tag, 60), generate_images(model, 16, temperature, seed=0), None)
+        assert_shown(pixels(events, tag, 60), generate_images(finished_model, 16, temperature, seed=0), None)
     assert steps_of(events, "samples/temperature_0.7") == [40, 60]
     file = finished_run[0] / "samples" / "step-00000060.png"
     assert_shown(pixels(events, "samples/temperature_0.7", 60), read_images(file, 16, 8)[..., :1] / 255, None)
@@ -205,7 +199,7 @@ def test_without_matplotlib_samples_are_a_bare_grid(tmp_path, monkeypatch):
     assert_shown(np.asarray(Image.open(tmp_path / "step-1.png")), images, None)
 
 
-def test_test_images_stand_above_their_reconstructions(events, model, finished_run):
+def test_test_images_stand_above_their_reconstructions(events, finished_model, finished_run):
     spec = read_run_config(RunFolder(finished_run[0])).data
     originals = next(iter(evaluation_batches(load_split(spec, "test"), spec, 8, seed=0)))
     assert steps_of(events, "reconstructions") == [40, 60]
@@ -213,7 +207,7 @@ def test_test_images_stand_above_their_reconstructions(events, model, finished_r
     for step in (40, 60):
         assert_shown(pixels(events, "reconstructions", step)[:side], originals, 8)
     lower = pixels(events, "reconstructions", 60)[side + gap :]
-    assert_shown(lower, model(originals, seed=0).numpy(), 8)
+    assert_shown(lower, finished_model(originals, seed=0).numpy(), 8)
     assert (lower != pixels(events, "reconstructions", 40)[side + gap :]).any()
 
 

@@ -155,12 +155,8 @@ def on_one_device(commands, tmp_path_factory):
 
 @pytest.mark.slow
 def test_with_scales_recomputation_averages_and_flows_too(commands, tmp_path):
-    changes = {
-        "model__cell_set": "res_elu",  # its scales are set by the first batch
-        "train__recompute": "all",
-        "optimizer__ema_momentum": 0.5,
-        "model__num_flows": 1,
-    }
+    # The scales of res_elu are set by the first batch.
+    changes = dict(model__cell_set="res_elu", train__recompute="all", optimizer__ema_momentum=0.5, model__num_flows=1)
     one = finished(commands, tmp_path / "one", **changes)
     two = finished(commands, tmp_path / "two", **changes | ON_TWO_REPLICAS)
     assert_close_runs(one, two, 5)
