@@ -183,10 +183,13 @@ def _read_flags(arguments: Sequence[str], module: ModuleType, flags: ModuleType)
 
 def _with_recorded_config(arguments: Sequence[str]) -> list[str]:
     """The arguments; where they name the folder of a run and no settings, with the settings of that run."""
-    recorded = pathlib.Path(flag_value(arguments, "workdir") or "", "config.json")
-    if flag_value(arguments, "config") is None and recorded.parent.name and recorded.is_file():
-        return [arguments[0], f"--config={recorded}", *arguments[1:]]
-    return list(arguments)
+    workdir = flag_value(arguments, "workdir")
+    if flag_value(arguments, "config") is not None or not workdir:
+        return list(arguments)
+    recorded = pathlib.Path(workdir, "config.json")
+    fix = "to begin one, give its settings: --config=PRESET, or --config=FILE"
+    check(recorded.is_file(), f"--workdir={workdir}: no run to continue, there is no {recorded}; {fix}")
+    return [arguments[0], f"--config={recorded}", *arguments[1:]]
 
 
 def _check_no_bare_settings(arguments: Sequence[str], flags: ModuleType) -> None:

@@ -22,7 +22,7 @@ from nvae_tf.optimization import LoweredRate
 from nvae_tf.progress import StatusLine, counted
 from nvae_tf.training.checkpoints import steps_of_files
 from nvae_tf.training.loading import initialize
-from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
+from nvae_tf.training.run_folder import ImageCounts, RunFolder, check_continues, read_image_counts, read_run_config
 from nvae_tf.training.strategy import ONE_DEVICE, Replicas
 
 
@@ -123,7 +123,10 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
     """The run of a folder, new or to be continued, with its images; writes nothing. ValueError: settings don't fit."""
     images = load_images(config)
     length = run_length(config, images.train.count, replicas.count)
-    run = new_run(with_length(config, length, folder.path), length, images, folder.path, replicas)
+    config = with_length(config, length, folder.path)
+    # Says more than that another number of images a step does not fit.
+    check_continues(folder, config)
+    run = new_run(config, length, images, folder.path, replicas)
     check_images_a_step(folder.images_file, run)
     return run
 

@@ -69,14 +69,20 @@ def open_for_training(path: str | os.PathLike, config: ExperimentConfig) -> RunF
     ValueError: the folder holds something else, or a run with other settings; nothing is written then.
     """
     folder = RunFolder(path)
-    _check_place(folder)
-    before = read_run_config(folder) if folder.config_file.exists() else None
-    if before is not None:
-        _check_same_run(folder, before, config)
-    if before != config:
+    if check_continues(folder, config) != config:
         folder.path.mkdir(parents=True, exist_ok=True)
         atomic_write(folder.config_file, config_to_json(config))
     return folder
+
+
+def check_continues(folder: RunFolder, config: ExperimentConfig) -> ExperimentConfig | None:
+    """The settings of the run that a folder holds, None for a new one; ValueError as for `open_for_training`."""
+    _check_place(folder)
+    if not folder.config_file.exists():
+        return None
+    before = read_run_config(folder)
+    _check_same_run(folder, before, config)
+    return before
 
 
 def _check_place(folder: RunFolder) -> None:
@@ -100,9 +106,10 @@ def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: Experiment
         for name, value in settings.items()
         if old[group][name] != value and f"{group}.{name}" not in CHANGEABLE_SETTINGS
     ]
+    more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
     check(
         not differences,
-        f"{folder.path}: holds a run with other settings: {'; '.join(differences)}. "
+        f"{folder.path}: holds a run with other settings: {'; '.join(differences[:5])}{more}. "
         "Give the same settings to continue it, or another --workdir",
     )
     step, total = max(steps_of_files(folder.checkpoints, "index"), default=0), now.objective.total_steps

@@ -70,7 +70,7 @@ NEW_RUN = "train.main --config=digits --workdir={0}/new --config."
 MISTAKES = [
     ("train.main --config=digits --wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
     ("train.main --config=digits", "--workdir is missing"),
-    ("train.main --workdir=x", "--config is missing"),
+    ("train.main --workdir=x", "--workdir=x: no run to continue, there is no x/config.json; to begin one, give its"),
     ("train.main --config=digits --workdir=x more", "'more': not a flag"),
     ("train.main --config=tests --workdir=x", "--config=tests: a folder"),
     ("train.main --config={0}/mine.py --workdir=x", "mine.py: line 1: get_config returns 5"),
