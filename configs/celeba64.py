@@ -1,6 +1,6 @@
 """CelebA at 64x64, as published (Vahdat & Kautz 2020, table 6).
 
-    python -m train.main --config=configs/celeba64.py --workdir=runs/celeba64
+    nvae-train --config=celeba64 --workdir=runs/celeba64
 
 Published run: 8 V100 GPUs, 92 hours, 16 images a GPU (128 a step), 153,281,364 parameters.
 Score to see: 2.03 bits/dim on the test images (table 1 of the paper, NVAE with flows).

@@ -1,6 +1,6 @@
 """CelebA HQ at 256x256 with 5 bits, as published (Vahdat & Kautz 2020, table 6).
 
-    python -m train.main --config=configs/celebahq256.py --workdir=runs/celebahq256 --config.data.path=FOLDER
+    nvae-train --config=celebahq256 --workdir=runs/celebahq256 --config.data.path=FOLDER
 
 Published run: 24 V100 GPUs, 94 hours, 4 images a GPU (96 a step), 330,798,664 parameters.
 Score to see: 0.70 bits/dim on the validation images (table 1 of the paper, NVAE with flows).

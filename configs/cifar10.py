@@ -1,7 +1,7 @@
 """CIFAR-10, as published (Vahdat & Kautz 2020, table 6).
 
-    python -m train.main --config=configs/cifar10.py --workdir=runs/cifar10
-    python -m train.evaluate --workdir=runs/cifar10 --importance_samples=1000
+    nvae-train --config=cifar10 --workdir=runs/cifar10
+    nvae-evaluate --workdir=runs/cifar10 --importance_samples=1000
 
 Published run: 8 V100 GPUs, 55 hours, 32 images a GPU (256 a step), 130,852,480 parameters.
 Score to see: 2.91 bits/dim on the test images (table 1 of the paper, NVAE with flows).

@@ -1,6 +1,6 @@
 """The demo: scikit-learn's handwritten digits as bitmaps of 16x16 pixels.
 
-    python -m train.main --config=configs/digits.py --workdir=runs/digits
+    nvae-train --config=digits --workdir=runs/digits
 
 Hardware and time: two CPU cores, some three minutes. The data comes with scikit-learn: no network.
 Score: 36.0 nats (NELBO on the 360 test digits), measured with this configuration; a mixture of Bernoullis, the

@@ -1,7 +1,7 @@
 """Fashion-MNIST: gray images of clothes, 28x28 with 8 bits, with MNIST's model.
 
-    python -m train.main --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist --config.data.path=FOLDER
-    python -m train.evaluate --workdir=runs/fashion_mnist --importance_samples=100
+    nvae-train --config=fashion_mnist --workdir=runs/fashion_mnist --config.data.path=FOLDER
+    nvae-evaluate --workdir=runs/fashion_mnist --importance_samples=100
 
 Not one of the paper's sets: no published score. Hardware: this model took 2 V100 GPUs and 21 hours for MNIST, 200
 images a GPU (400 a step); here it has a mixture of logistics. Nobody has trained it to the end.

@@ -1,6 +1,6 @@
 """FFHQ at 256x256 with 5 bits, as published (Vahdat & Kautz 2020, table 6): CelebA HQ's model, regularized more.
 
-    python -m train.main --config=configs/ffhq256.py --workdir=runs/ffhq256 --config.data.path=FOLDER
+    nvae-train --config=ffhq256 --workdir=runs/ffhq256 --config.data.path=FOLDER
 
 Published run: 24 V100 GPUs, 160 hours, 4 images a GPU (96 a step), 330,798,664 parameters.
 Score to see: 0.69 bits/dim on the validation images (table 1 of the paper, NVAE with flows).

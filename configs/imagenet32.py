@@ -1,6 +1,6 @@
 """ImageNet, downsampled to 32x32 (van den Oord et al. 2016), as published (Vahdat & Kautz 2020, table 6).
 
-    python -m train.main --config=configs/imagenet32.py --workdir=runs/imagenet32
+    nvae-train --config=imagenet32 --workdir=runs/imagenet32
 
 Published run: 24 V100 GPUs, 70 hours, 24 images a GPU (576 a step), 268,509,444 parameters.
 Score to see: 3.92 bits/dim on the validation images (table 1 of the paper, NVAE with flows).

@@ -1,6 +1,6 @@
 """ImageNet, downsampled to 64x64 (van den Oord et al. 2016), with CelebA 64's model.
 
-    python -m train.main --config=configs/imagenet64.py --workdir=runs/imagenet64
+    nvae-train --config=imagenet64 --workdir=runs/imagenet64
 
 Not from the paper, which has ImageNet at 32x32 only: no published score. The model is CelebA's at the same size, the
 length and the warm-up of the run are ImageNet 32's; nobody has trained it. Hardware: CelebA's run took 8 V100 GPUs

@@ -1,6 +1,6 @@
 r"""LSUN bedrooms at 64x64, with CelebA 64's model.
 
-    python -m train.main --config=configs/lsun_bedroom64.py --workdir=runs/lsun_bedroom64 \
+    nvae-train --config=lsun_bedroom64 --workdir=runs/lsun_bedroom64 \
         --config.data.path=FOLDER --config.data.cache=CACHE
 
 Not one of the paper's sets: no published score. Hardware: CelebA's run took 8 V100 GPUs and 92 hours, 16 images a GPU

@@ -1,6 +1,6 @@
 """LSUN churches at 64x64, with CelebA 64's model.
 
-    python -m train.main --config=configs/lsun_church64.py --workdir=runs/lsun_church64 --config.data.path=FOLDER
+    nvae-train --config=lsun_church64 --workdir=runs/lsun_church64 --config.data.path=FOLDER
 
 Not one of the paper's sets: no published score. Hardware: CelebA's run took 8 V100 GPUs and 92 hours, 16 images a GPU
 (128 a step); this one is a quarter shorter. Nobody has trained it.

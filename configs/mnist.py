@@ -1,7 +1,7 @@
 """MNIST, dynamically binarized, as published (Vahdat & Kautz 2020, table 6).
 
-    python -m train.main --config=configs/mnist.py --workdir=runs/mnist
-    python -m train.evaluate --workdir=runs/mnist --importance_samples=1000
+    nvae-train --config=mnist --workdir=runs/mnist
+    nvae-evaluate --workdir=runs/mnist --importance_samples=1000
 
 Published run: 2 V100 GPUs, 21 hours, 200 images a GPU (400 a step), 33,363,134 parameters.
 Score to see: 78.01 nats on the test images (importance-weighted bound with 1,000 samples; table 1 of the

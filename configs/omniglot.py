@@ -1,7 +1,7 @@
 """OMNIGLOT, dynamically binarized: handwritten characters of 28x28 (Burda et al. 2016), with MNIST's model.
 
-    python -m train.main --config=configs/omniglot.py --workdir=runs/omniglot --config.data.path=FOLDER
-    python -m train.evaluate --workdir=runs/omniglot --importance_samples=1000
+    nvae-train --config=omniglot --workdir=runs/omniglot --config.data.path=FOLDER
+    nvae-evaluate --workdir=runs/omniglot --importance_samples=1000
 
 Not one of the paper's sets: no published score. Hardware: this model took 2 V100 GPUs and 21 hours for MNIST, 200
 images a GPU (400 a step), with 2.5 times as many images. Nobody has trained it to the end.

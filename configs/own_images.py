@@ -1,7 +1,7 @@
 """Your own images: whatever lies at --config.data.path.
 
-    python -m train.inspect_data --config=configs/own_images.py --config.data.path=my_pictures
-    python -m train.main --config=configs/own_images.py --config.data.path=my_pictures --workdir=runs/mine
+    nvae-inspect-data --config=own_images --config.data.path=my_pictures
+    nvae-train --config=own_images --config.data.path=my_pictures --workdir=runs/mine
 
 The path is a folder of pictures (PNG, JPEG, WebP, BMP, GIF, TIFF; any tree of sub-folders), a .npy or .npz file, or a
 folder of IDX files; with --config.data.source=tfds --config.data.source_name=NAME the images come from TensorFlow

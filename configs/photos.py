@@ -1,6 +1,6 @@
 """Patches of 32x32 from scikit-learn's two photographs: a small model of color images, to try things with.
 
-    python -m train.main --config=configs/photos.py --workdir=runs/photos
+    nvae-train --config=photos --workdir=runs/photos
 
 Hardware and time: 6 to 9 minutes on two cores of an AMD EPYC, which others used too. The data comes with scikit-learn:
 no network.

@@ -1,7 +1,7 @@
 """Stacked MNIST: three digits at random as the red, green and blue of one image, with MNIST's model.
 
-    python -m train.main --config=configs/stacked_mnist.py --workdir=runs/stacked_mnist
-    python -m train.evaluate --workdir=runs/stacked_mnist --importance_samples=100
+    nvae-train --config=stacked_mnist --workdir=runs/stacked_mnist
+    nvae-evaluate --workdir=runs/stacked_mnist --importance_samples=100
 
 Not one of the paper's sets: no published score. Hardware: this model took 2 V100 GPUs and 21 hours for MNIST, 200
 images a GPU (400 a step); here it has three channels of 8 bits and a mixture of logistics. Nobody has trained it to

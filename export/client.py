@@ -1,11 +1,11 @@
-"""Asks a model server (TensorFlow Serving, or export.serve) for images, latents and scores.
+"""Asks a model server (TensorFlow Serving, or nvae-serve) for images, latents and scores.
 
-    python -m export.client status      --server=localhost:8500 --model=digits
-    python -m export.client sample      --server=localhost:8500 --model=digits --output=samples.png --temperature=0.7
-    python -m export.client encode      --server=localhost:8500 --model=digits --images=seven.png --output=seven.npz
-    python -m export.client decode      --server=localhost:8500 --model=digits --latents=seven.npz --output=again.png
-    python -m export.client reconstruct --server=localhost:8500 --model=digits --images=photos --output=photos_again/
-    python -m export.client score       --server=localhost:8500 --model=digits --images=photos --output=scores.json
+    nvae-client status      --server=localhost:8500 --model=digits
+    nvae-client sample      --server=localhost:8500 --model=digits --output=samples.png --temperature=0.7
+    nvae-client encode      --server=localhost:8500 --model=digits --images=seven.png --output=seven.npz
+    nvae-client decode      --server=localhost:8500 --model=digits --latents=seven.npz --output=again.png
+    nvae-client reconstruct --server=localhost:8500 --model=digits --images=photos --output=photos_again/
+    nvae-client score       --server=localhost:8500 --model=digits --images=photos --output=scores.json
 
 An --output in .png is one grid of all images; DIR/ is a new folder with a PNG of each. Image i of --seed is
 the same in jobs of all sizes. A server that is not ready is asked again for some seconds.
@@ -115,10 +115,10 @@ def run() -> None:
     """The command `nvae-client`: defines the flags of the command that is named first, and runs it."""
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first.startswith("-") and first.lstrip("-") in ("h", "help", "helpshort", "helpfull"):
-        print(f"{__doc__.strip()}\n\nThe flags of a command: python -m export.client COMMAND --help")
+        print(f"{__doc__.strip()}\n\nThe flags of a command: nvae-client COMMAND --help")
         return
     with exit_on_user_error():
-        check_choice("the command of export.client", first, COMMANDS, "not one of the commands")
+        check_choice("the command of nvae-client", first, COMMANDS, "not one of the commands")
     _define_flags(sys.argv.pop(1))
     command_line.run(lambda: main(first), flags)
 

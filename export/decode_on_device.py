@@ -1,6 +1,6 @@
 """Draws images with an exported .tflite file, where neither TensorFlow nor the package that made it is installed.
 
-    python decode_on_device.py digits_decode.tflite images.png latents.npz    # latents of train.generate encode
+    python decode_on_device.py digits_decode.tflite images.png latents.npz    # latents of nvae-generate encode
     python decode_on_device.py digits_sample.tflite images.png                # latents drawn at random
 
 It needs ai-edge-litert, NumPy and Pillow. Random latents are for the signature `sample`: those of a group depend on
@@ -38,5 +38,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a .tflite file of the signature decode, or sample where no latents are given")
     parser.add_argument("output", help="the image, .png")
-    parser.add_argument("latents", nargs="?", help="an .npz file of train.generate encode")
+    parser.add_argument("latents", nargs="?", help="an .npz file of nvae-generate encode")
     main(**vars(parser.parse_args()))

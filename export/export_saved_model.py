@@ -1,7 +1,7 @@
 """Exports the model of a run as a SavedModel, which runs without this package.
 
-    python -m export.export_saved_model --workdir=runs/digits --output=models/digits
-    python -m export.export_saved_model --workdir=runs/digits --output=models/digits --version=2 --checkpoint=best
+    nvae-export --workdir=runs/digits --output=models/digits
+    nvae-export --workdir=runs/digits --output=models/digits --version=2 --checkpoint=best
 
 The export is OUTPUT/VERSION, the place where TensorFlow Serving looks for it. It appears there after it has
 been run in a process that can't import this package and has given the model's numbers: one to some minutes.
@@ -24,7 +24,7 @@ assets.extra/ in the export has the settings, the signatures, the layout of late
 To draw images with it, on any machine with TensorFlow; to check it where it has been copied to:
 
     python export/run_saved_model.py --saved_model=models/digits/1 --output=samples.png --temperature=0.7
-    python -m export.verify models/digits/1
+    nvae-verify models/digits/1
 
 docs/serving.md says how to serve it. Exit code: 0 done, 2 a mistake or an export that differs; nothing is written then.
 """
@@ -38,7 +38,7 @@ from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.serving.outputs import WEIGHTS, check_version_is_free
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder of all versions.", required=True)
 VERSION = flags.DEFINE_integer("version", 1, "Number of this version.")
 WEIGHTS_TYPE = flags.DEFINE_enum("weights", WEIGHTS[0], WEIGHTS, "How kernels are stored.")

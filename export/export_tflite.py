@@ -1,6 +1,6 @@
 """Exports one signature of a run's model as a .tflite file, for devices without TensorFlow.
 
-    python -m export.export_tflite --workdir=runs/digits --output=decode.tflite --signature=decode --quantize=float16
+    nvae-export-tflite --workdir=runs/digits --output=decode.tflite --signature=decode --quantize=float16
 
 It is run with ai-edge-litert and compared with the model before it appears; the measurements are printed and
 written to OUTPUT.json. export/decode_on_device.py draws images with it, without TensorFlow.
@@ -31,7 +31,7 @@ from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.serving.outputs import DEVICE_SIGNATURES, MODES, SMALLEST_PSNR, check_output_is_free, report_file
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "The .tflite file; must not exist yet.", required=True)
 SIGNATURE = flags.DEFINE_enum("signature", None, DEVICE_SIGNATURES, "What the device computes.", required=True)
 NUMBERS = "; ".join(f"{mode}: {numbers}" for mode, numbers in MODES.items())

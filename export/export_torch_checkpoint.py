@@ -1,10 +1,10 @@
 """Writes a run's checkpoint as a PyTorch file of the published form.
 
-    python -m export.export_torch_checkpoint --workdir=runs/cifar10 --output=cifar10.pt
+    nvae-export-torch-checkpoint --workdir=runs/cifar10 --output=cifar10.pt
 
 One more key than in published files, nvae_tf, which other code ignores, has the settings, with data.path of this
 machine, the origin of imported weights, and the state of training that the published form has no place for: from it
-export.import_torch_checkpoint makes the same run, bit for bit. --without_optimizer leaves out what only training needs.
+nvae-import-torch-checkpoint makes the same run, bit for bit. --without_optimizer leaves out what only training needs.
 
 Where the run keeps moving averages of its weights (optimizer.ema_momentum), its scores are those of the averages, and
 the state_dict has the weights. --running_means writes the averages instead, without the optimizer's state.
@@ -22,7 +22,7 @@ from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.published.places import check_new_file, check_torch
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "The .pt file; must not exist yet.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 WITHOUT_OPTIMIZER = flags.DEFINE_boolean("without_optimizer", False, "Write the weights alone.")

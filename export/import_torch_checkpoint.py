@@ -1,9 +1,9 @@
 """Makes a run folder of a published PyTorch checkpoint (.pt).
 
-    python -m export.import_torch_checkpoint --checkpoint=cifar10.pt --output=runs/cifar10
-    python -m export.import_torch_checkpoint --checkpoint=mnist.pt --output=runs/mnist --data_source=idx --data_path=idx
+    nvae-import-torch-checkpoint --checkpoint=cifar10.pt --output=runs/cifar10
+    nvae-import-torch-checkpoint --checkpoint=mnist.pt --output=runs/mnist --data_source=idx --data_path=idx
 
-Every other command accepts the run folder, train.main to continue the training; a new run starts from its weights with
+Every other command accepts the run folder, nvae-train to continue the training; a new run starts from its weights with
 train.initialise_from. It appears when it is whole, with the settings (config.json, and config.py to change them), the
 checkpoint at the file's step, origin.json with the file's name, SHA-256 and license, and the model card.
 
@@ -65,9 +65,9 @@ def main() -> None:
     batch, a_step = config.train.batch_size, imported.images and imported.images.a_step
     if a_step is not None and a_step != batch:
         print(f"It was trained with {a_step} images a step: {a_step // batch} GPUs with {batch} each.")
-    print(f"    python -m train.evaluate --workdir={place}{' --data_path=PATH' if needed else ''}")
+    print(f"    nvae-evaluate --workdir={place}{' --data_path=PATH' if needed else ''}")
     data = " --config.data.path=PATH" if needed else ""
-    print(f"    python -m train.main --config={place}/config.py --workdir={place}{data}")
+    print(f"    nvae-train --config={place}/config.py --workdir={place}{data}")
     if DATA_PATH.value is not None and not os.path.exists(os.path.expanduser(DATA_PATH.value)):
         print(f"note: there is nothing at --data_path={DATA_PATH.value} yet; the run will look for its images there")
 

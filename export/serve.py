@@ -1,12 +1,12 @@
 """Serves exported models over TensorFlow Serving's protocols, FOR TRIALS AND TESTS.
 
-    python -m export.serve --model=digits --path=models/digits
-    python -m export.serve --model=digits --path=models/digits --port=0 --rest_port=0 --batching
-    python -m export.client sample --server=localhost:8500 --model=digits --output=samples.png
+    nvae-serve --model=digits --path=models/digits
+    nvae-serve --model=digits --path=models/digits --port=0 --rest_port=0 --batching
+    nvae-client sample --server=localhost:8500 --model=digits --output=samples.png
 
 PRODUCTION IS TENSORFLOW SERVING'S OWN BINARY, tensorflow_model_server, which serves the same folder to the same
 clients. This server has no TLS, no metrics and no queue, and listens to its own machine alone unless --host is given.
-PATH is the folder of numbered versions that `python -m export.export_saved_model` writes. The newest is served; new
+PATH is the folder of numbered versions that `nvae-export` writes. The newest is served; new
 versions are loaded and removed ones dropped while it runs. For several models give --model and --path several
 times; the other flags, labels among them, are for all of them.
 

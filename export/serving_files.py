@@ -1,9 +1,9 @@
 """Writes what TensorFlow Serving needs to serve all exports of a folder in Docker.
 
-    python -m export.serving_files --models=models --output=serving
-    python -m export.serving_files --models=models --output=serving --labels=digits:stable=3,digits:canary=4
+    nvae-serving-files --models=models --output=serving
+    nvae-serving-files --models=models --output=serving --labels=digits:stable=3,digits:canary=4
 
---models has models/NAME/VERSION/saved_model.pb, as `export.export_saved_model --output=models/NAME` writes them. In the
+--models has models/NAME/VERSION/saved_model.pb, as `nvae-export --output=models/NAME` writes them. In the
 output folder there are then
 
     docker-compose.yml       starts the server: gRPC on port 8500, REST on 8501, both for this machine alone
@@ -32,7 +32,7 @@ from absl import flags
 
 from nvae_tf import command_line
 
-MODELS = flags.DEFINE_string("models", None, "Has NAME/VERSION of exports.", required=True)
+MODELS = flags.DEFINE_string("models", None, "Folder of exports, each at NAME/VERSION.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the files.", required=True)
 IMAGE = flags.DEFINE_string("image", None, "NAME:TAG, a release of TensorFlow Serving, if not 2.21.0.")
 LABELS = flags.DEFINE_string("labels", "", "MODEL:LABEL=VERSION,... or auto.")

@@ -1,8 +1,8 @@
 """Serves an export for a moment and asks it for samples by gRPC and by REST: does serving work on this machine?
 
-    python -m export.try_serving --path=runs/demo/saved_model --output=runs/demo
+    nvae-try-serving --path=runs/demo/saved_model --output=runs/demo
 
-PATH is a folder of numbered versions. It does in one process what `export.serve` and `export.client` do in two.
+PATH is a folder of numbered versions. It does in one process what `nvae-serve` and `nvae-client` do in two.
 The images are OUTPUT/served_grpc.png and OUTPUT/served_rest.png; they are the same.
 
 Exit code: 0 done, 2 a mistake in the command, or serving does not work.

@@ -1,6 +1,6 @@
 """Checks an export wherever it has been copied to: every signature is run and compared with the model's numbers.
 
-    python -m export.verify models/digits/1
+    nvae-verify models/digits/1
 
 Every file is compared with the recorded SHA-256. Then the export is run on the CPU by TensorFlow's session loader, as
 TensorFlow Serving does it, in a process that can't import this package. The inputs and the model's numbers are in the

@@ -1,7 +1,7 @@
 """NVAE, a deep hierarchical variational autoencoder, on TensorFlow and Keras.
 
 model = nvae_tf.NVAE(config.model)                         # a keras.Model
-model = nvae_tf.load("runs/cifar10")                       # a run folder of train.main
+model = nvae_tf.load("runs/cifar10")                       # a run folder of nvae-train
 model = nvae_tf.from_torch_checkpoint("cifar10.pt")        # a published file
 images = model.generate(64, temperature=0.7, seed=1)       # [64, height, width, channels] in [0, 1]
 """

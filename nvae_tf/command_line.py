@@ -113,7 +113,7 @@ def check_run_folder(path: str) -> None:
     """Checks the run folder of a command, before it begins to work."""
     if not pathlib.Path(path, "config.json").is_file():
         found = "not a run folder, it has no config.json" if pathlib.Path(path).is_dir() else "no such folder"
-        raise FileNotFoundError(f"--workdir={path}: {found}; give the --workdir of a run of train.main")
+        raise FileNotFoundError(f"--workdir={path}: {found}; give the --workdir of a run of nvae-train")
 
 
 class OutputPlace(NamedTuple):

@@ -481,7 +481,7 @@ def read_config(path: str | pathlib.Path) -> ExperimentConfig:
     """Reads `config.json` of a run folder."""
     path = pathlib.Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a run folder written by train.main has one")
+        raise FileNotFoundError(f"{path}: no such file; a run folder written by nvae-train has one")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, RecursionError) as error:

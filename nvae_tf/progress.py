@@ -50,7 +50,7 @@ class StatusLine:
                 self._bar = _Bar(total=1.0, file=self._stream, bar_format="{bar}", dynamic_ncols=True, leave=False)
             # A bar without an end, blank, makes tqdm cut the text too.
             self._bar.total, self._bar.n = (None, 0) if fraction is None else (1.0, fraction)
-            self._bar.bar_format = "{desc}{bar}" if fraction is None else "{bar:12} {desc}"
+            self._bar.bar_format = "{desc}{bar}" if fraction is None else "{bar:6} {desc}"
             self._bar.set_description_str(self._encodable(text), refresh=True)
 
     def show_if_due(self, text: str, fraction: float | None = None) -> None:

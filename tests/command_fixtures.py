@@ -1,6 +1,7 @@
 """Commands as a user types them, on a model of the digits that is small enough for a test."""
 
 import csv
+import importlib.metadata
 import os
 import runpy
 import subprocess
@@ -43,6 +44,10 @@ def tiny_training(workdir, **changes):
 
 def config_flags(settings):
     return [f"--config.{name}={value}" for name, value in settings.items()]
+
+
+# The module of each command, and the name that it is installed with.
+CONSOLE_NAMES = {point.module: point.name for point in importlib.metadata.entry_points(group="console_scripts")}
 
 
 def quiet():

@@ -46,7 +46,7 @@ def test_a_terminal_gets_one_line_with_a_bar_that_is_cut_to_its_width():
     shown = [line.strip("\n") for line in output.decode().split("\r")]
     assert shown[-2].rstrip() == "done \\udcff"
     shown = [line for line in shown[:-2] if line.strip()]
-    assert shown[0].startswith("loading xxx") and shown[1].startswith("######       step 50/100  loss 3.25 xxx")
+    assert shown[0].startswith("loading xxx") and shown[1].startswith("###    step 50/100  loss 3.25 xxx")
     assert all(len(line) < 40 for line in shown)
 
 

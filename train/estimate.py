@@ -1,9 +1,9 @@
 """Estimates the memory of a training step, before anything is trained.
 
-    python -m train.estimate --config=cifar10
-    python -m train.estimate --config=cifar10 --gpu_memory_gib=24 --config.train.recompute=groups
+    nvae-estimate --config=cifar10
+    nvae-estimate --config=cifar10 --gpu_memory_gib=24 --config.train.recompute=groups
 
-Takes the same --config flags as train.main. Builds the model and the graph of its training step, in some twenty
+Takes the same --config flags as nvae-train. Builds the model and the graph of its training step, in some twenty
 seconds; no step is run, no GPU used and no image read, if the settings name their size (--config.data.height). Prints
 
     the number of parameters, the memory of weights, of the optimizer's slots and of gradients,

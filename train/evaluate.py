@@ -1,7 +1,7 @@
 """Measures how well a trained model knows images that it has not seen.
 
-    python -m train.evaluate --workdir=runs/digits
-    python -m train.evaluate --workdir=runs/cifar10 --metrics=elbo,iw,latents --checkpoint=best
+    nvae-evaluate --workdir=runs/digits
+    nvae-evaluate --workdir=runs/cifar10 --metrics=elbo,iw,latents --checkpoint=best
 
 --metrics says what to measure, in nats per image and in bits per real value, with 95% intervals of the means:
 
@@ -37,7 +37,7 @@ from nvae_tf.progress import StatusLine
 
 _METRICS = ("elbo", "iw", "fid", "latents")
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 METRICS = flags.DEFINE_list("metrics", ["elbo", "iw"], f"What to measure, of {', '.join(_METRICS)}.")
 IMPORTANCE_SAMPLES = flags.DEFINE_integer(

@@ -1,8 +1,8 @@
 """Samples of a trained model, reconstructions, paths between images, variants, latents.
 
-    python -m train.generate MODE --workdir=runs/digits --output=...
-    python -m train.generate MODE --help
-    python -m train.generate --workdir=runs/digits --output=samples.png
+    nvae-generate MODE --workdir=runs/digits --output=...
+    nvae-generate MODE --help
+    nvae-generate --workdir=runs/digits --output=samples.png
 
 Without a mode it draws samples. A figure has labels and a last line that says how it was made, and is a PNG, SVG or PDF
 file. With --raw it is a bare grid of images; --each=FOLDER writes a PNG file of every image besides.
@@ -34,14 +34,14 @@ from nvae_tf.progress import ImageProgress, StatusLine
 
 FLAGS = flags.FLAGS
 _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."
-_COMMAND = shlex.join(["python", "-m", "train.generate", *sys.argv[1:]])
+_COMMAND = shlex.join(["nvae-generate", *sys.argv[1:]])
 
 
 def sample(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Draws samples from a trained model.
 
-        python -m train.generate sample --workdir=runs/digits --output=samples.png
-        python -m train.generate --workdir=runs/digits --output=samples/ --count=100 --temperature=0.6 --seed=7
+        nvae-generate sample --workdir=runs/digits --output=samples.png
+        nvae-generate --workdir=runs/digits --output=samples/ --count=100 --temperature=0.6 --seed=7
 
     An image is the likelihood's mean for latents from the prior; image i depends on the seed and on i alone.
     --temperature multiplies every prior's sigma: 1 is the model as trained, below 1 the images are cleaner and more
@@ -68,9 +68,9 @@ def sample(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
 def reconstruct(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Shows what a trained model keeps of real images: originals, and below each its reconstruction.
 
-        python -m train.generate reconstruct --workdir=runs/digits --output=reconstructions.png
-        python -m train.generate reconstruct --workdir=runs/faces --input=me.jpg --resize=crop --output=me.png
-        python -m train.generate reconstruct --workdir=runs/faces --input=my_pictures --kept_groups=5 --output=out/
+        nvae-generate reconstruct --workdir=runs/digits --output=reconstructions.png
+        nvae-generate reconstruct --workdir=runs/faces --input=me.jpg --resize=crop --output=me.png
+        nvae-generate reconstruct --workdir=runs/faces --input=my_pictures --kept_groups=5 --output=out/
 
     The figure has pairs of rows: the first images of the test part, or the picture files of --input, as the model sees
     them (binary data are binarized), above the likelihood's means for latents from the posterior. With --kept_groups
@@ -96,9 +96,9 @@ def reconstruct(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
 def interpolate(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Goes from image to image in small steps: a path between their latents, as a grid or an animation.
 
-        python -m train.generate interpolate --workdir=runs/digits --indices=3,17 --output=path.png
-        python -m train.generate interpolate --workdir=runs/faces --input=a.png,b.png --steps=30 --output=path.gif
-        python -m train.generate interpolate --workdir=runs/faces --indices=1,5,9 --how=spherical,linear --output=path/
+        nvae-generate interpolate --workdir=runs/digits --indices=3,17 --output=path.png
+        nvae-generate interpolate --workdir=runs/faces --input=a.png,b.png --steps=30 --output=path.gif
+        nvae-generate interpolate --workdir=runs/faces --indices=1,5,9 --how=spherical,linear --output=path/
 
     The path goes through all images in turn and begins and ends at their reconstructions. --how says how the latents
     go: spherical (along an arc, which keeps their length), linear, or keep (they stay those of the first image); one
@@ -121,8 +121,8 @@ def interpolate(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
 def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Draws variants of images that keep what the upper latent groups hold of them.
 
-        python -m train.generate vary --workdir=runs/digits --output=variants.png
-        python -m train.generate vary --workdir=runs/faces --input=me.png --kept_groups=4 --variants=12 --output=me/
+        nvae-generate vary --workdir=runs/digits --output=variants.png
+        nvae-generate vary --workdir=runs/faces --input=me.png --kept_groups=4 --variants=12 --output=me/
 
     The latents of --kept_groups groups, from the top, are the image's in all its variants; the others are drawn from
     the prior at --temperature, afresh for each. The figure has a row for every image: itself as the model sees it,
@@ -145,10 +145,10 @@ def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
 
 
 def encode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
-    """Turns images into the model's latents, for `train.generate decode` or for programs of one's own.
+    """Turns images into the model's latents, for `nvae-generate decode` or for programs of one's own.
 
-        python -m train.generate encode --workdir=runs/digits --output=latents.npz
-        python -m train.generate encode --workdir=runs/faces --input=my_pictures --mean --output=latents.npz
+        nvae-generate encode --workdir=runs/digits --output=latents.npz
+        nvae-generate encode --workdir=runs/faces --input=my_pictures --mean --output=latents.npz
 
     The file is NumPy's: group_00 is the top group's latent, float32 [count, height, width, latent channels], group_01
     the next, and so on; names are the images' names, about is JSON with the latent shapes. In Python
@@ -164,10 +164,10 @@ def encode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
 
 
 def decode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
-    """Turns latents into images: those of `train.generate encode`, or what a program has made of them.
+    """Turns latents into images: those of `nvae-generate encode`, or what a program has made of them.
 
-        python -m train.generate decode --workdir=runs/digits --input=latents.npz --output=pictures.png
-        python -m train.generate decode --workdir=runs/digits --input=latents.npz --kept_groups=2 --output=pictures/
+        nvae-generate decode --workdir=runs/digits --input=latents.npz --output=pictures.png
+        nvae-generate decode --workdir=runs/digits --input=latents.npz --kept_groups=2 --output=pictures/
 
     An image is the likelihood's mean. With --kept_groups the latents of the other groups are drawn from the prior at
     --temperature. Files of a folder have the names that are in the file of latents.
@@ -193,8 +193,8 @@ def decode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
 def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Shows samples beside the training images that are most like them: has the model memorized them?
 
-        python -m train.generate nearest --workdir=runs/digits --output=nearest.png
-        python -m train.generate nearest --workdir=runs/digits --output=nearest.png --count=16 --json=nearest.json
+        nvae-generate nearest --workdir=runs/digits --output=nearest.png
+        nvae-generate nearest --workdir=runs/digits --output=nearest.png --count=16 --json=nearest.json
 
     The figure has a row for every sample: the sample, then the nearest training images, the nearest first. The distance
     is the mean squared difference of a pixel value in [0, 1] between the likelihood's mean and the image as the model
@@ -247,7 +247,7 @@ def _main(mode: str) -> None:
         which = "give two or more with --input=FILE_OR_FOLDER, or by their numbers in the data set, as --indices=3,17"
         check(bool(FLAGS.input or FLAGS.indices), f"between which images? {which}")
     if mode == "decode" and not pathlib.Path(FLAGS.input).is_file():
-        raise FileNotFoundError(f"--input={FLAGS.input}: no such file; train.generate encode writes one")
+        raise FileNotFoundError(f"--input={FLAGS.input}: no such file; nvae-generate encode writes one")
     if mode == "nearest" and FLAGS.json:
         output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
     start_tensorflow_quietly()
@@ -363,7 +363,7 @@ def _define_flags(mode: str) -> None:
     """The flags of one mode; those of the others are unknown then."""
     text, switch, choice, words = flags.DEFINE_string, flags.DEFINE_boolean, flags.DEFINE_enum, flags.DEFINE_list
     from_0, from_1, from_20 = (functools.partial(flags.DEFINE_integer, lower_bound=lowest) for lowest in (0, 1, 20))
-    text("workdir", None, "Run folder of train.main.", required=True)
+    text("workdir", None, "Run folder of nvae-train.", required=True)
     choice("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
     kinds = _KINDS.get(mode, (*FIGURES, FOLDER))
     folder = ", or a folder (DIR/) for a PNG file of every image in the model's size" if FOLDER in kinds else ""
@@ -428,7 +428,7 @@ def run() -> None:
     mode = "sample"
     if not first.startswith("-"):
         with exit_on_user_error():
-            check_choice("the mode of train.generate", first, MODES, "not one of the modes")
+            check_choice("the mode of nvae-generate", first, MODES, "not one of the modes")
         mode = sys.argv.pop(1)
     _define_flags(mode)
     # What `--help` prints.

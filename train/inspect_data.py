@@ -1,8 +1,8 @@
 """Shows what a model will see of a data set, before anything is trained.
 
-    python -m train.inspect_data --config=configs/own_images.py --config.data.path=my_pictures
+    nvae-inspect-data --config=own_images --config.data.path=my_pictures
 
-Takes the same --config flags as train.main. Prints for the training and the test part the number of images and their
+Takes the same --config flags as nvae-train. Prints for the training and the test part the number of images and their
 form, where their values lie, how many bits they really use, and how many images a second can be read. Writes a figure:
 above the first training images as the model gets them, below the first test images.
 
@@ -45,7 +45,7 @@ def main() -> None:
 
     status = StatusLine()
     shown = inspect(config, COUNT.value, SECONDS.value, status)
-    command = shlex.join(["python", "-m", "train.inspect_data", *sys.argv[1:]])
+    command = shlex.join(["nvae-inspect-data", *sys.argv[1:]])
     figure = figures.data_images(*shown, figures.Provenance(config.data.name, command=command))
     if RAW.value:
         write_png(output, figures.bare_grid(figure))

@@ -1,10 +1,10 @@
 """Trains with several worker processes on this machine.
 
-    python -m train.launch --processes=2 -- --config=digits --workdir=runs/two --config.train.batch_size=16
+    nvae-launch --processes=2 -- --config=digits --workdir=runs/two --config.train.batch_size=16
 
-Starts N processes of `python -m train.main` with the flags after the --. They find each other by TF_CONFIG, on ports of
+Starts N processes of `nvae-train` with the flags after the --. They find each other by TF_CONFIG, on ports of
 127.0.0.1. train.batch_size counts for each device of each process. For all GPUs of one machine a single
-`python -m train.main` is enough, and simpler; docs/clusters.md also has several machines.
+`nvae-train` is enough, and simpler; docs/clusters.md also has several machines.
 
 The output of worker 0 is shown. Those of the others are appended to worker-1.log, worker-2.log ... in --log_dir.
 
@@ -43,18 +43,18 @@ GRACE_SECONDS = flags.DEFINE_float("grace_seconds", 60.0, _GRACE_HELP, lower_bou
 _LOG_HELP = "Folder for the output of workers 1, 2 ... If not given, the run folder's name and -logs, beside it."
 # absl.logging has a flag of this name, for programs that let it write files.
 LOG_DIR = flags.DEFINE_string("log_dir", None, _LOG_HELP, allow_override=True)
-_EXAMPLE = "python -m train.launch --processes=2 -- --config=digits --workdir=runs/two"
+_EXAMPLE = "nvae-launch --processes=2 -- --config=digits --workdir=runs/two"
 
 
 def log_folder(workdir: pathlib.Path, log_dir: str | None) -> pathlib.Path:
-    """Where the workers' output goes: not into the run folder, which `train.main` accepts only empty for a new run."""
+    """Where the workers' output goes: not into the run folder, which `nvae-train` accepts only empty for a new run."""
     if log_dir is None:
         named = workdir if workdir.name else workdir.absolute()
         return named.with_name(f"{named.name}-logs")
     folder = pathlib.Path(log_dir)
     check(folder.is_dir() or not folder.exists(), f"--log_dir={log_dir}: a file; give the name of a folder")
     is_outside = not folder.resolve().is_relative_to(workdir.resolve())
-    check(is_outside, f"--log_dir={log_dir}: in the run folder, which train.main wants for itself; give another")
+    check(is_outside, f"--log_dir={log_dir}: in the run folder, which nvae-train wants for itself; give another")
     return folder
 
 
@@ -62,10 +62,10 @@ def main(worker_arguments: Sequence[str]) -> None:
     """Checks what can be checked here, then starts the workers; ends the process with their exit code."""
     check(
         TF_CONFIG not in os.environ,
-        f"{TF_CONFIG} is set in the environment: train.launch sets it itself, for each of its workers. Unset it; "
-        "or start `python -m train.main` instead, where something else (Slurm, Kubernetes, ...) starts the workers",
+        f"{TF_CONFIG} is set in the environment: nvae-launch sets it itself, for each of its workers. Unset it; "
+        "or start `nvae-train` instead, where something else (Slurm, Kubernetes, ...) starts the workers",
     )
-    check(bool(worker_arguments), f"nothing after the --: give the flags of train.main there, as in `{_EXAMPLE}`")
+    check(bool(worker_arguments), f"nothing after the --: give the flags of nvae-train there, as in `{_EXAMPLE}`")
     command_line.check_config_flags(worker_arguments)
     workdir = command_line.flag_value(worker_arguments, "workdir")
     check(bool(workdir), f"--workdir is missing after the --; for example `{_EXAMPLE}`")
@@ -73,7 +73,7 @@ def main(worker_arguments: Sequence[str]) -> None:
     gpus = launcher.gpus_of_processes(PROCESSES.value, GPUS_PER_PROCESS.value)
 
     def report(text: str) -> None:
-        StatusLine(sys.stderr).keep(f"train.launch: {text}")
+        StatusLine(sys.stderr).keep(f"nvae-launch: {text}")
 
     if PROCESSES.value > 1:
         check_writable(folder, f"--log_dir={folder}")
@@ -84,7 +84,7 @@ def main(worker_arguments: Sequence[str]) -> None:
     plan = launcher.WorkerPlan(command, PROCESSES.value, gpus, folder, GRACE_SECONDS.value, RESTARTS.value)
     exit_code = launcher.run_workers(plan, report)
     if exit_code in STOPPED_CODES:
-        again = shlex.join(["python", "-m", "train.launch", *sys.argv[1:], "--", *worker_arguments])
+        again = shlex.join(["nvae-launch", *sys.argv[1:], "--", *worker_arguments])
         report(f"all workers have stopped. The same command continues from the latest checkpoint:\n    {again}")
     sys.exit(exit_code)
 
@@ -96,7 +96,7 @@ def run() -> None:
     with exit_on_user_error():
         for argument in sys.argv:
             is_own = not re.match(r"--?(no)?(config|workdir)\b", argument)
-            check(is_own, f"{argument}: a flag of train.main; these come after a --, as in `{_EXAMPLE}`")
+            check(is_own, f"{argument}: a flag of nvae-train; these come after a --, as in `{_EXAMPLE}`")
     # The module's flags are read from what is left in sys.argv.
     command_line.run(lambda: main(worker_arguments), flags)
 

@@ -1,8 +1,8 @@
 """Trains a model.
 
-    python -m train.main --config=digits --workdir=runs/digits
-    python -m train.main --config=cifar10 --workdir=runs/cifar10 --config.train.batch_size=16
-    python -m train.main --workdir=runs/cifar10
+    nvae-train --config=digits --workdir=runs/digits
+    nvae-train --config=cifar10 --workdir=runs/cifar10 --config.train.batch_size=16
+    nvae-train --workdir=runs/cifar10
 
 --config is the name of a preset (the files of the folder configs), a file of your own with settings, or the config.json
 of another run; without it the run in the folder is continued with its own settings. Any setting can be changed with
@@ -69,7 +69,7 @@ def main() -> None:
     result = train_and_evaluate(config, WORKDIR.value)
     if result.signal_number is not None:
         by = f"at step {result.step} by {signal.Signals(result.signal_number).name}"
-        command = f":\n    {shlex.join(['python', '-m', 'train.main', *sys.argv[1:]])}"
+        command = f":\n    {shlex.join(['nvae-train', *sys.argv[1:]])}"
         # Not the command of one of several workers, which a launcher has started.
         end = "." if TF_CONFIG in os.environ else command
         StatusLine().keep(f"Run interrupted {by}; checkpoint saved. The same command continues from there{end}")

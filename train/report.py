@@ -1,13 +1,13 @@
 """One page about a run, to show: score, curves, images, use of the latents. Of several runs, a page that compares them.
 
-    python -m train.report runs/digits
-    python -m train.report --workdir=runs/cifar10 --checkpoint=best --output=cifar10.html --overwrite
-    python -m train.report runs/a runs/b runs/c --output=comparison.html
+    nvae-report runs/digits
+    nvae-report --workdir=runs/cifar10 --checkpoint=best --output=cifar10.html --overwrite
+    nvae-report runs/a runs/b runs/c --output=comparison.html
 
 The page is a single HTML file that needs neither network nor scripts: send it, put it on a server, print it. It starts
 with a card of what the run is. Then follow the curves of every logged step, samples at four temperatures and during
 training, reconstructions, interpolations, the training images nearest to samples, samples that share their upper
-groups, the use of the latents, and the metrics of train.evaluate, where it has been run. It also works while the run is
+groups, the use of the latents, and the metrics of nvae-evaluate, where it has been run. It also works while the run is
 being trained. What is missing or can't be read is reported in its place.
 
 Images come from the latest checkpoint of the run folder, or the best; on a CPU those of large models take minutes. A
@@ -27,7 +27,7 @@ from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, check
 from nvae_tf.errors import require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of train.main; it may stand without the flag.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train; it may stand without the flag.")
 OUTPUT = flags.DEFINE_string("output", None, "HTML file to write; report.html in the run folder, or comparison.html.")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")

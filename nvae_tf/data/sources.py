@@ -209,8 +209,7 @@ def _place(path, needs):
     check(bool(path), f"data.path is not set: --config.data.path=... names {needs}")
     place = pathlib.Path(path).expanduser()
     if not place.exists():
-        flags = "(flag --config.data.path, or --data_path)"
-        raise FileNotFoundError(f"data.path = {path}: there is nothing; it names {needs} {flags}")
+        raise FileNotFoundError(f"data.path = {path}: no such file or folder; name {needs} with --config.data.path")
     return place
 
 

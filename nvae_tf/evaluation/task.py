@@ -143,5 +143,5 @@ def share_work(
         return combine(kept.read())
     except FileNotFoundError:
         file = task.folder.evaluation_file(task.split)
-        task.status.keep(f"another train.evaluate has combined the batches meanwhile; the metrics are in {file}")
+        task.status.keep(f"another nvae-evaluate has combined the batches meanwhile; the metrics are in {file}")
         return None

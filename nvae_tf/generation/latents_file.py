@@ -48,8 +48,8 @@ def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLat
     """Reads a file of `save_latents` for a model, or its plan; ValueError where it is damaged, or of another one."""
     plan = model if isinstance(model, LatentPlan) else model.plan
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file of latents; train.generate encode writes one")
-    fix = "write one with train.generate encode or nvae_tf.generation.latents_file.save_latents"
+        raise FileNotFoundError(f"{path}: no such file of latents; nvae-generate encode writes one")
+    fix = "write one with nvae-generate encode or nvae_tf.generation.latents_file.save_latents"
     with wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"); {fix}"):
         entries = read_arrays(pathlib.Path(path))
         names = ", ".join(sorted(entries)[:5])

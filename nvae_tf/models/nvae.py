@@ -370,8 +370,8 @@ class NVAE(keras.Model):
     def export(self, filepath, *args, **kwargs) -> None:
         """Not available: a SavedModel has several signatures. The ValueError names the command that writes it."""
         raise ValueError(
-            f"{filepath}: not written; `python -m export.export_saved_model --workdir=RUN --output=DIR` exports a run "
-            "folder of train.main; in Python, nvae_tf.serving.saved_model.export_saved_model(model, DIR) "
+            f"{filepath}: not written; `nvae-export --workdir=RUN --output=DIR` exports a run "
+            "folder of nvae-train; in Python, nvae_tf.serving.saved_model.export_saved_model(model, DIR) "
             "exports a model"
         )
 

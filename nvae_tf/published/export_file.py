@@ -109,7 +109,7 @@ def _read_checkpoint(
 
         def read(variable: Any) -> np.ndarray:
             key, lacks = keys.get(id(variable)), f"{prefix}: lacks {variable.name}"
-            check(key is not None, f"{lacks}, so it was not written by train.main with these settings; {instead}")
+            check(key is not None, f"{lacks}, so it was not written by nvae-train with these settings; {instead}")
             with wrap_checkpoint_errors(prefix):
                 value = reader.get_tensor(key)
             bar.update(value.nbytes)

@@ -29,7 +29,7 @@ from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, image_counts_from_text
 
 # For those who want to change settings; `--config` takes config.json too.
-_CONFIG_TEXT = '''"""The settings of this run, for train.main: those of config.json beside this file."""
+_CONFIG_TEXT = '''"""The settings of this run, for nvae-train: those of config.json beside this file."""
 
 import pathlib
 

@@ -43,10 +43,10 @@ model = nvae_tf.load({place}{checkpoint})
 images = model.generate(16, temperature=0.7, seed=1)  # [16, {height}, {width}, {channels}] in [0, 1]
 latents = model.encode(images, seed=1)
 nats = model.score(images, importance_samples=100, seed=1)"""
-_COMMANDS = """python -m train.generate {run} --output=samples.png
-python -m train.evaluate {run}
-python -m export.export_saved_model {run} --output=saved_model
-python -m export.export_tflite {run} --output=decode.tflite --signature=decode"""
+_COMMANDS = """nvae-generate {run} --output=samples.png
+nvae-evaluate {run}
+nvae-export {run} --output=saved_model
+nvae-export-tflite {run} --output=decode.tflite --signature=decode"""
 _CITATION = """@inproceedings{vahdat2020nvae,
   title     = {{NVAE}: A Deep Hierarchical Variational Autoencoder},
   author    = {Vahdat, Arash and Kautz, Jan},
@@ -59,7 +59,7 @@ _LIMITS = """* For research on generative models: samples, reconstructions, like
   What is uneven in the training images is uneven in the samples.
 * A good likelihood does not make good images, nor the other way round. Likelihoods of images of another kind than the
   training images may be high: they do not show whether an image belongs to these.
-* Whether samples repeat training images has not been looked at for this card (`python -m train.generate nearest` shows
+* Whether samples repeat training images has not been looked at for this card (`nvae-generate nearest` shows
   those that are most like them)."""
 
 
@@ -319,7 +319,7 @@ def _scores(facts: RunFacts) -> str:
             f"an image, {bits:g} bits per dimension, with one sample an image "
             "([metrics.csv](metrics.csv) has it for the steps before)."
         )
-    return _paragraphs(*parts) or "None yet: `python -m train.evaluate` makes them."
+    return _paragraphs(*parts) or "None yet: `nvae-evaluate` makes them."
 
 
 def _evaluation(evaluation: Evaluation) -> str:

@@ -1,4 +1,4 @@
-"""The pages of `train.report`: about a run, and to compare runs. A single HTML file each, no script, no network."""
+"""The pages of `nvae-report`: about a run, and to compare runs. A single HTML file each, no script, no network."""
 
 import contextlib
 import functools

@@ -362,7 +362,7 @@ def _command(metrics: Mapping[str, Any], workdir: str) -> str:
         if not str(fid["extractor"]).startswith("inception-"):
             # The name has the module and the version of its file, not the function.
             flags.append("--extractor=MODULE:FUNCTION")
-    return shlex.join(["python", "-m", "train.evaluate", *flags])
+    return shlex.join(["nvae-evaluate", *flags])
 
 
 def _finite(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Clients of a model server (TensorFlow Serving, or export.serve): what gRPC and REST have in common, and REST.
+"""Clients of a model server (TensorFlow Serving, or nvae-serve): what gRPC and REST have in common, and REST.
 
     with RestClient("localhost:8501", "digits") as client:
         images = client.predict("sample", seed=[1, 2], temperature=[1.0, 1.0])["image"]

@@ -92,7 +92,7 @@ def check_is_export(folder: pathlib.Path) -> None:
 def check_is_versions(path: pathlib.Path) -> None:
     """Raises FileNotFoundError or ValueError for a folder, given as --path, that has no numbered versions."""
     if not path.is_dir():
-        raise FileNotFoundError(f"--path={path}: no such folder; export a model with export.export_saved_model")
+        raise FileNotFoundError(f"--path={path}: no such folder; export a model with nvae-export")
     if (path / "saved_model.pb").is_file():
         raise ValueError(f"--path={path}: is one version; name the folder of all versions, {path.parent}")
     if not any(entry.name.isdecimal() and entry.is_dir() for entry in path.iterdir()):

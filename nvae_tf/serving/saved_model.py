@@ -61,7 +61,7 @@ def export_saved_model(
     biases: no optimizer state, no Python, no path of this machine. `assets.extra/` has the settings (`config.json`),
     the signatures (`signatures.json`), the layout of a flat latent (`latents.json`), where the weights come from
     (`source.json`), the model's scores (`evaluation.json`), a warm-up request for every signature, and inputs and
-    outputs of the model for `export.verify`.
+    outputs of the model for `nvae-verify`.
 
     Before the version appears it is run in a process that can't import this package. Its numbers must agree, up to
     rounding, with the model's for float32 weights, otherwise with those of the model with rounded weights, which may
@@ -129,7 +129,7 @@ def source_of(run: TrainedRun) -> dict[str, Any]:
 
 
 def scores_of(workdir: pathlib.Path, source: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `train.evaluate` has measured of this very checkpoint, or None."""
+    """What `nvae-evaluate` has measured of this very checkpoint, or None."""
     try:
         scores = json.loads(RunFolder(workdir).evaluation_file("test").read_text())
         if scores["checkpoint_sha256"] != source["checkpoint_sha256"]:

@@ -362,14 +362,14 @@ def write_latents(output: str, latents: np.ndarray) -> None:
 
 
 def read_latents(path: str) -> np.ndarray:
-    """The latents `[count, total]` of a file that `write_latents` or `train.generate encode` wrote."""
+    """The latents `[count, total]` of a file that `write_latents` or `nvae-generate encode` wrote."""
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"--latents={path}: no such file")
     try:
         with np.load(path, allow_pickle=False) as file:
             if _LATENT in file:
                 return file[_LATENT]
-            # A file of `train.generate encode` has an array for each group, the top group first.
+            # A file of `nvae-generate encode` has an array for each group, the top group first.
             groups = [file[name] for name in sorted(file.files) if name.startswith("group_")]
             return np.concatenate([group.reshape(len(group), -1) for group in groups], axis=1)
     # For damaged files zipfile, zlib and NumPy raise errors of many kinds.

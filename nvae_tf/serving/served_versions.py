@@ -172,6 +172,8 @@ class LoadedVersion:
     def __init__(self, folder: pathlib.Path, batching: Batching | None = None):
         self.number, self.users = int(folder.name), 0
         self._session = tf.compat.v1.Session(graph=tf.Graph())
+        # It warns that the loader which TensorFlow Serving has is an old one.
+        tf.get_logger().setLevel("ERROR")
         try:
             loaded = tf.compat.v1.saved_model.loader.load(self._session, [tf.saved_model.SERVING], str(folder))
         except BaseException:

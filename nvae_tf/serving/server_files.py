@@ -148,9 +148,7 @@ def find_exports(models: pathlib.Path) -> list[ServedExports]:
     folders = sorted(folder for folder in models.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     found = [ServedExports(folder.name, versions, {}) for folder in folders if (versions := _versions(folder))]
     if not found:
-        raise FileNotFoundError(
-            f"{models}: no export in it; export.export_saved_model --output={models}/NAME makes one"
-        )
+        raise FileNotFoundError(f"{models}: no export in it; nvae-export --output={models}/NAME makes one")
     for model in found:
         if not _NAME.fullmatch(model.name):
             raise ValueError(

@@ -170,7 +170,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     except Exception as error:
         raise ValueError(f"{path}: not a .tflite file, or damaged ({first_line(error)})") from error
     if not texts:
-        raise ValueError(f"{path}: has no metadata called {METADATA_NAME!r}; export.export_tflite has not written it")
+        raise ValueError(f"{path}: has no metadata called {METADATA_NAME!r}; nvae-export-tflite has not written it")
     return json.loads(texts[0])
 
 

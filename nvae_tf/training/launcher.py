@@ -113,7 +113,7 @@ class WorkerPlan:
 
 
 def run_workers(plan: WorkerPlan, report: Callable[[str], None]) -> int:
-    """Starts the workers, passes signals on and waits for their end; `train.launch` has the rules and the exit codes.
+    """Starts the workers, passes signals on and waits for their end; `nvae-launch` has the rules and the exit codes.
 
     OSError: a process or the log folder can't be made.
     """
@@ -277,7 +277,7 @@ def _stop_orphans(grace_seconds: float) -> None:
     workers = [worker for worker in workers if worker.is_running()]
     if workers:
         with contextlib.suppress(OSError):
-            print("train.launch is gone; its workers are stopped.", file=sys.stderr, flush=True)
+            print("nvae-launch is gone; its workers are stopped.", file=sys.stderr, flush=True)
     for worker in workers:
         with contextlib.suppress(psutil.Error):
             worker.terminate()

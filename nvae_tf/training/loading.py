@@ -47,7 +47,7 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
       >>> images = model.generate(64, temperature=0.7, seed=1)
 
     Args:
-      path: the `--workdir` of train.main.
+      path: the `--workdir` of nvae-train.
       checkpoint: "latest", or "best" for the one with the best test score (`train.keep_best`).
 
     Raises:
@@ -83,7 +83,7 @@ def _newest(folder: RunFolder) -> str:
     found = newest_whole(folder.checkpoints)
     if found.path is None:
         raise FileNotFoundError(
-            f"{folder.path}: no checkpoint in {folder.checkpoints}; train.main writes one every "
+            f"{folder.path}: no checkpoint in {folder.checkpoints}; nvae-train writes one every "
             "train.checkpoint_every_steps steps, at its end, and when it is interrupted"
             + best_instead(folder.checkpoints)
         )
@@ -107,7 +107,7 @@ def _best(folder: RunFolder) -> str:
             f"{_LATEST_INSTEAD}"
         )
     raise FileNotFoundError(
-        f"{folder.path}: no best checkpoint in {place}; with train.keep_best train.main writes it when the test images "
+        f"{folder.path}: no best checkpoint in {place}; with train.keep_best nvae-train writes it when the test images "
         f"have been scored, every train.evaluate_every_steps steps. Train on, or {_LATEST_INSTEAD}"
     )
 
@@ -194,7 +194,7 @@ def initialize(model: NVAE, path: str) -> Initialization:
 def _read_source(path: str) -> tuple[str, NVAE]:
     """The source of weights: its name for messages, and a model that holds them."""
     place, where = pathlib.Path(path), f"train.initialise_from = {path!r}"
-    expected = "give the --workdir of a run of train.main, or a published file (.pt)"
+    expected = "give the --workdir of a run of nvae-train, or a published file (.pt)"
     if not path or not place.exists():
         raise FileNotFoundError(f"{where}: no such file or folder; {expected}")
     is_fitting = place.is_dir() or place.suffix == ".pt"

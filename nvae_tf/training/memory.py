@@ -103,7 +103,7 @@ def estimate_memory(config: ExperimentConfig) -> MemoryEstimate:
 
 
 def memory_summary(estimate: MemoryEstimate, config: ExperimentConfig, gpu_memory_gib: float | None) -> dict[str, Any]:
-    """All numbers that `train.estimate` prints and writes, in bytes where the name says so."""
+    """All numbers that `nvae-estimate` prints and writes, in bytes where the name says so."""
     wanted, multiple = config.train.batch_size, estimate.multiple
     # Powers of two times what a batch size must be a multiple of, from 1 to 8 at least, and the one that is set.
     powers = (multiple * 2**power for power in range(wanted.bit_length() + 3))

@@ -93,10 +93,11 @@ class RunOutputs:
         in_bits = self._run.config.model.likelihood != "bernoulli"
         bound = f"{self.bits_per_dimension(nelbo):.4f} bits/dim" if in_bits else f"{nelbo:.2f} nats"
         # What matters first: a narrow terminal cuts the end.
-        line = f"{step:,}/{total:,}  NELBO {bound}"
+        line = f"step {step:,}/{total:,}"
         if steps_per_second := self._speed.steps_per_second:
             left = duration((total - step) / steps_per_second)
-            line += f"  {self._images_per_second:,.0f} images/s  {left} left"
+            line += f"  {left} left  {self._images_per_second:,.0f} images/s"
+        line += f"  NELBO {bound}"
         if means["skipped_steps"]:
             line += f"  {means['skipped_steps']:.0f} steps skipped"
         line += f"  loss {means['loss']:.2f}  KL {means['kl']:.2f}"

@@ -41,13 +41,13 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.csv"
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples"  # `step-N.png` with N in eight digits
-        self.evaluation = self.path / "evaluation"  # what `train.evaluate` draws, and what it has not finished
+        self.evaluation = self.path / "evaluation"  # what `nvae-evaluate` draws, and what it has not finished
         self.card_file = self.path / "README.md"  # the model card
         # Where imported weights came from and under which license; most runs have none.
         self.origin_file = self.path / "origin.json"
 
     def evaluation_file(self, split: str = "test") -> pathlib.Path:
-        """What `train.evaluate` measured on a part of the data, as JSON."""
+        """What `nvae-evaluate` measured on a part of the data, as JSON."""
         return self.path / ("evaluation.json" if split == "test" else f"evaluation-{split}.json")
 
 
@@ -55,7 +55,7 @@ def read_run_config(folder: RunFolder) -> ExperimentConfig:
     """The settings of a run; FileNotFoundError where there is none, ValueError where its `config.json` is damaged."""
     if not folder.config_file.is_file():
         found = "not a run folder, it has no config.json" if folder.path.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{folder.path}: {found}; give the --workdir of a run of train.main")
+        raise FileNotFoundError(f"{folder.path}: {found}; give the --workdir of a run of nvae-train")
     try:
         return read_config(folder.config_file)
     except ValueError as error:

@@ -167,7 +167,7 @@ def chosen_replicas(settings: TrainConfig) -> Replicas:
         check(
             shard.count > 1,
             f"train.strategy = 'multi_worker': the environment variable {TF_CONFIG} must name at least two "
-            "workers, see docs/clusters.md; python -m train.launch sets it for processes on this machine",
+            "workers, see docs/clusters.md; nvae-launch sets it for processes on this machine",
         )
         check(bool(gpus()) or count <= 1, f"train.replicas = {count}: without GPUs each worker has one replica")
         local_count = len(select_devices(count)) if gpus() else 1

@@ -3,6 +3,7 @@ import pytest
 from nvae_tf import command_line
 from nvae_tf.errors import exit_on_user_error
 from tests import ROOT
+from tests.command_fixtures import CONSOLE_NAMES
 
 
 def test_every_setting_is_known_but_the_derived_one():
@@ -82,18 +83,18 @@ MISTAKES = [
     ("train.launch --processes=0 -- --workdir=x", "--processes=0"),
     ("train.launch --processes=2 --", "nothing after the --"),
     ("train.launch --processes=2 -- --config=digits", "--workdir is missing"),
-    ("train.launch --processes=2 --config.train.seed=1", "a flag of train.main; these come after a"),
+    ("train.launch --processes=2 --config.train.seed=1", "a flag of nvae-train; these come after a"),
     ("train.launch --processes=2 -- --config.train.batch_sise=2 --workdir=x", "--config.train.batch_size"),
     ("train.estimate --config=digits --gpu_memory=24", "flag 'gpu_memory'. Did you mean: gpu_memory_gib"),
     ("train.estimate --config=digits --gpu_memory_gib=0", "0.1"),
     ("train.estimate --config=digits --json=no/folder.json", "folder.json: not a file in an existing folder"),
     ("train.estimate --config=own_images", "data.path"),
     ("train.evaluate --workdir={0} --metrics=", "--metrics is empty"),
-    ("train.evaluate --workdir=nowhere", "nowhere: no such folder; give the --workdir of a run of train.main"),
+    ("train.evaluate --workdir=nowhere", "nowhere: no such folder; give the --workdir of a run of nvae-train"),
     ("train.evaluate --workdir={0} --metrics=elbo,wi", "--metrics = 'wi': not one of the choices (elbo, iw"),
     ("train.evaluate --workdir={0} --temperature=0", "--temperature=0: must be greater than 0"),
     ("train.evaluate --workdir={0} --fid_samples=10", "--fid_samples is of metric fid"),
-    ("train.report --workdir=nowhere", "nowhere: no such folder; give the --workdir of a run of train.main"),
+    ("train.report --workdir=nowhere", "nowhere: no such folder; give the --workdir of a run of nvae-train"),
     ("train.report --workdir=nowhere --output={0}/there.html", "there.html: there is such a file; give another name"),
     ("train.report --workdir=nowhere --output={0}/page.pdf", "page.pdf: give a name that ends in .html or .htm"),
     ("train.generate recnostruct --workdir={0}", "not one of the modes (sample, reconstruct"),
@@ -148,7 +149,9 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 )
 def test_help_is_a_manual_page_and_does_not_wait_for_tensorflow(commands, name, words):
     printed = commands.output_of(["-c", HELP, *name.split(), "--help"])
-    assert f"python -m {name} {words.split()[0]}" in printed and "Exit code: " in printed
+    module, *mode = name.split()
+    command = " ".join([CONSOLE_NAMES.get(f"nvae_tf.{module}", f"python -m {module}"), *mode])
+    assert f"{command} {words.split()[0]}" in printed and "Exit code: " in printed
     assert [word for word in words.split() if word not in printed] == []
     assert printed.endswith("False False\n" if name == "train.launch" else " False\n")
     if name == "train.generate vary":

@@ -65,7 +65,7 @@ def test_what_the_modes_write(made, finished_model, outside, originals, tmp_path
         assert np.abs(found - 255 * expected).max() <= 1
     info = Image.open(file).info
     assert (info["step"], info["temperature"], info["seed"]) == ("60", "0.8, 0.9", "3")
-    assert info["command"].startswith("python -m train.generate --temperature=0.8,0.9 --seed=3")
+    assert info["command"].startswith("nvae-generate --temperature=0.8,0.9 --seed=3")
     assert len(info["checkpoint_sha256"]) == 64
     file, _ = made("reconstructions.png", "reconstruct", "--count=7", "--columns=5", "--raw")
     assert pixels(file).shape == (4 * PITCH - 6, 5 * PITCH - 6)
@@ -122,4 +122,4 @@ def test_a_bare_grid_is_a_png_file(refused, finished_run, tmp_path):
 
 def test_every_mode_has_a_manual_page():
     for mode, function in generate.MODES.items():
-        assert f"python -m train.generate {mode} --workdir=" in function.__doc__ and mode in generate.overview()
+        assert f"nvae-generate {mode} --workdir=" in function.__doc__ and mode in generate.overview()

@@ -83,7 +83,7 @@ def test_inspect_data_prints_counts_and_writes_a_picture(commands, tmp_path):
     ):
         assert text in printed
     shown = read_images(output, 10, 10)
-    assert shown.shape == (10, 7, 10, 3) and "python -m train.inspect_data" in Image.open(output).info["command"]
+    assert shown.shape == (10, 7, 10, 3) and "nvae-inspect-data" in Image.open(output).info["command"]
     commands.output_of([*command("train.inspect_data", tmp_path / "images"), *flags, "--raw", "--overwrite"])
     # Nine columns and two rows, enlarged until the shorter side is 70 pixels, with gaps of 6.
     with Image.open(output) as picture:

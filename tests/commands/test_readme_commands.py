@@ -9,7 +9,7 @@ from sklearn.datasets import load_sample_images
 
 from nvae_tf.generation.image_grid import read_images
 from tests import ROOT
-from tests.command_fixtures import output_of
+from tests.command_fixtures import CONSOLE_NAMES, output_of
 
 
 def commands():
@@ -38,8 +38,8 @@ def test_three_commands_lead_from_a_folder_of_pictures_to_samples(folder_of_a_ne
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for command in commands():
         words = shlex.split(command.replace("--config.train.steps=100 ", "--config.train.steps=5 "))
-        assert words[0] == "python"
-        output_of(words[1:], cwd=folder_of_a_newcomer, env=environment)
+        (module,) = (module for module, name in CONSOLE_NAMES.items() if name == words[0])
+        output_of(["-m", module, *words[1:]], cwd=folder_of_a_newcomer, env=environment)
     inspected = read_images(folder_of_a_newcomer / "inspect_data.png", 32, 10)
     samples = read_images(folder_of_a_newcomer / "samples.png", 32, 8)
     assert inspected.shape[1:] == samples.shape[1:] == (32, 32, 3) and len(samples) == 64

@@ -196,7 +196,7 @@ def test_a_sentence_replaces_what_is_missing(run, trained, tmp_path, monkeypatch
         "There are no metrics yet: metrics.csv",
         f"images of the model: {tmp_path}: no checkpoint in",
         "not evaluated yet",
-        f"python -m train.evaluate --workdir={tmp_path} --metrics=elbo,iw,latents",
+        f"nvae-evaluate --workdir={tmp_path} --metrics=elbo,iw,latents",
     ):
         assert words in page.text, words
     assert len(missing) == 1 and "svg" not in {tag for tag, _ in page.tags}
@@ -219,7 +219,7 @@ def test_an_evaluation_of_another_checkpoint_or_a_damaged_one(run, tmp_path):
             assert "Of another checkpoint than the one on this page: step 60, SHA-256 " in page.text
             assert "KL of each latent group" in page.text
         else:
-            assert "python -m train.evaluate" in page.text and "--checkpoint=best" in page.text
+            assert "nvae-evaluate" in page.text and "--checkpoint=best" in page.text
 
 
 def test_runs_are_compared(commands, refused, run, tmp_path):

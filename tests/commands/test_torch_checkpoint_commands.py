@@ -23,7 +23,7 @@ def test_there_and_back(done, published, tmp_path):
     assert "cifar10, step 7, without the optimizer's state" in printed
     assert "does not follow from 7 steps in 3 epochs" in printed
     assert "nothing at --data_path=no/images.npy yet" in printed
-    assert f"python -m train.evaluate --workdir='{runs}'\n" in printed and (tmp_path / "map.csv").is_file()
+    assert f"nvae-evaluate --workdir='{runs}'\n" in printed and (tmp_path / "map.csv").is_file()
     data = json.loads((runs / "config.json").read_text())["data"]
     assert (data["name"], data["source"], data["path"]) == ("cifar10", "arrays", "no/images.npy")
     assert json.loads((runs / "origin.json").read_text())["license"] == "mit"

@@ -42,7 +42,7 @@ def test_interrupted_and_continued_is_the_same_run(commands, finished_run, tmp_p
     code, output = commands.run_until_training(command, signal.SIGINT)
     assert code == 130
     assert re.search(r"interrupted at step \d+ by SIGINT; checkpoint saved. The same command continues from", output)
-    assert "python -m train.main --config=configs/digits.py" in output
+    assert "nvae-train --config=configs/digits.py" in output
     assert ", from step " in commands.output_of(command)
     assert_same_tensors(finished_run[0], workdir, 60)
     expected, found = metrics_rows(finished_run[0]), metrics_rows(workdir)

@@ -85,7 +85,7 @@ def test_own_images_are_completed_by_looking(settings_from_flags, tmp_path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_docstring_has_the_command_and_says_where_the_images_come_from(name):
-    command = rf"python -m train\.main --config=configs/{name}\.py( --config\.data\.[a-z_]+=\S+)* --workdir=runs/\w+"
+    command = rf"nvae-train --config={name}( --config\.data\.[a-z_]+=\S+)* --workdir=runs/\w+"
     assert re.search(command, text_of(name))
     if name in WHOLE:
         assert re.search(r"\b[Dd]ata(:| comes with) [^D]", text_of(name))

@@ -203,7 +203,7 @@ def test_most_pictures_decide_and_not_the_first(tmp_path):
 def test_what_leads_to_no_images_is_reported():
     for settings, error, message in (
         ({}, ValueError, "data.path is not set: --config.data.path=... names a folder of pictures, a .npy"),
-        ({"path": "gone"}, FileNotFoundError, "data.path = gone: there is nothing; it names a folder of pictures"),
+        ({"path": "gone"}, FileNotFoundError, "data.path = gone: no such file or folder; name a folder of pictures"),
         ({"path": __file__}, ValueError, "data.path = .*: a file that is neither .npy nor .npz; name a folder of"),
         ({"path": __file__, "source": "folder"}, ValueError, "a file; for data.source = folder it names a folder of"),
         ({"source": "tfds"}, ValueError, "data.source_name is not set: .* for example --config.data.source_name="),

@@ -69,6 +69,6 @@ def test_an_hdf5_file_lacks_the_optimizers_state_and_export_names_the_command(tm
     for name in ("model.h5", "model.hdf5"):
         with pytest.raises(ValueError, match=rf"{name}: HDF5 .* lack the optimizer's state; give .* ends in \.keras$"):
             tiny_model().save(tmp_path / name)
-    with pytest.raises(ValueError, match="python -m export.export_saved_model --workdir=RUN --output=DIR"):
+    with pytest.raises(ValueError, match="nvae-export --workdir=RUN --output=DIR"):
         tiny_model().export(tmp_path / "exported")
     assert not list(tmp_path.iterdir())

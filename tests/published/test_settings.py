@@ -131,7 +131,7 @@ def test_a_length_that_does_not_follow_keeps_the_part_that_is_over():
     ):
         found = imported_settings(settings.published_settings(preset("cifar10")), epoch, step)
         assert found.images is None and found.step == reached
-        # The unit of train.main and of the schedules.
+        # The unit of nvae-train and of the schedules.
         assert found.config.train.steps == found.config.objective.total_steps == total
         assert re.search(assumed, found.assumed)
 

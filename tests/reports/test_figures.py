@@ -13,7 +13,7 @@ from PIL import Image
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.reports import figures
 
-ABOUT = figures.Provenance("digits", 12_000, [0.7, 0.85], 3, "ab12", "python -m train.generate --seed=3")
+ABOUT = figures.Provenance("digits", 12_000, [0.7, 0.85], 3, "ab12", "nvae-generate --seed=3")
 CAPTION = "digits, step 12,000, temperature 0.7, 0.85, seed 3"
 WIDTHS = (400, 1000, 1600)
 SHAPES = [(4, 4, 20), (4, 4, 20), *[(8, 8, 20)] * 34]
@@ -163,7 +163,7 @@ def test_a_file_says_how_it_was_made(tmp_path):
     assert expected.items() <= info.items() and info["command"] == ABOUT.command
     assert (tmp_path / "b.PNG").read_bytes() == (tmp_path / "a.png").read_bytes()
     assert "temperature: 0.7, 0.85; seed: 3" in (tmp_path / "new" / "a.svg").read_text()
-    assert b"command: python -m train.generate" in (tmp_path / "a.pdf").read_bytes()
+    assert b"command: nvae-generate" in (tmp_path / "a.pdf").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.pdf", "b.PNG", "new"}
     with pytest.raises(ValueError, match=r"a.jpg: a figure is a file whose name ends in .png, .svg, .pdf"):
         figures.save_figure(figure, tmp_path / "a.jpg")

@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_file_and_say_how_they_were_made(tmp_path):
     assert "2015-12-05 1a, not known as the published Inception graph" in text
     assert "\nimages of the train part of digits, seed 3\nlatest checkpoint, weights as" in text
     assert re.search(f"NELBO +{interval(metrics['nelbo_nats'], half_width)} nats per image", text)
-    command = "python -m train.evaluate --workdir=run --checkpoint=latest --split=test --metrics=elbo,iw,fid --seed=3 "
+    command = "nvae-evaluate --workdir=run --checkpoint=latest --split=test --metrics=elbo,iw,fid --seed=3 "
     command += "--importance_samples=50 --fid_samples=5000 --temperature=0.7,0.8 --batch_norm_iterations=9\n"
     assert command in text and "| parameters | 1,234 |" in text and "weights as trained, SHA-256" in text
 
@@ -102,7 +102,7 @@ def test_a_new_run_has_a_card_without_what_is_not_known_or_can_not_be_read(tmp_p
     assert found["library_name"] == "keras" and found["pipeline_tag"] == "unconditional-image-generation"
     assert not {"license", "datasets", "model-index"} & found.keys()
     assert "| latent groups | 2: 1 of 2x2, 1 of 4x4 |" in text and "4x4x1, 1 bit a channel" in text
-    assert "None yet: `python -m train.evaluate` makes them." in text and "None has been stated" in text
+    assert "None yet: `nvae-evaluate` makes them." in text and "None has been stated" in text
     assert "parameters" not in text and "newest checkpoint" not in text and "![" not in text
     assert "None" not in text.replace("None yet", "").replace("None has", "")
     for content in (b"{", b"[]", b"\xff", b'{"dataset": 1, "split": "test", "nelbo_nats": "low"}'):
@@ -136,11 +136,11 @@ def test_the_commands_take_the_checkpoint_that_was_scored(tmp_path):
     assert "nvae_tf.load('run', checkpoint=\"best\")" in card(folder)
     checkpoints(folder, "step-60")
     text = card(folder)
-    assert "nvae_tf.load('run')" in text and "python -m train.evaluate --workdir=run --checkpoint=latest\n" in text
+    assert "nvae_tf.load('run')" in text and "nvae-evaluate --workdir=run --checkpoint=latest\n" in text
     evaluate(folder)
     file = folder.evaluation_file()
     file.write_text(file.read_text().replace('"checkpoint": "latest"', '"checkpoint": "best"'))
-    commands = re.findall("^python -m .*", card(folder), re.MULTILINE)
+    commands = re.findall("^nvae-.*", card(folder), re.MULTILINE)
     assert len(commands) == 5 and all("--workdir=run --checkpoint=best " in f"{command} " for command in commands)
 
 

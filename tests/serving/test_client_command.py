@@ -80,7 +80,7 @@ def test_a_refused_job_writes_nothing(local, tmp_path, refused):
 
 def test_mistakes_are_reported_in_one_line(refused, tmp_path):
     for arguments, message in (
-        ([], "the command of export.client = '': not one of the commands (sample, encode"),
+        ([], "the command of nvae-client = '': not one of the commands (sample, encode"),
         (["smaple", "--model=x"], "not one of the commands (sample, encode, decode, reconstruct, score, status); did"),
         (["sample", "--model=x"], "--output is missing"),
         (["status", "--model=x", "--count=3"], "Unknown command line flag 'count'"),

@@ -400,7 +400,7 @@ def test_one_whose_score_is_no_number_is_not_used(tmp_path):
 
 def test_what_is_missing_is_named_with_what_to_do(empty_run, model):
     for checkpoint, error, message in (
-        ("latest", FileNotFoundError, "no checkpoint in .*checkpoints; train.main writes one"),
+        ("latest", FileNotFoundError, "no checkpoint in .*checkpoints; nvae-train writes one"),
         ("best", FileNotFoundError, "no best checkpoint in .*best; with train.keep_best .*Train on, or take"),
         ("bset", ValueError, r"checkpoint = 'bset': .*latest, best.*did you mean 'best'\?"),
     ):

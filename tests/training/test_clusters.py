@@ -49,7 +49,7 @@ def slurm_worker(commands_in, python, **changes):
 def test_a_slurm_task_finds_its_cluster_or_is_refused_in_another_order(commands_in):
     output, _ = slurm_worker(commands_in, SHOWS_ITS_TASK).communicate(timeout=30)
     tf_config, *arguments = output.splitlines()
-    assert arguments == ["-m", "train.main", *FLAGS]
+    assert arguments == ["-m", "nvae_tf.train.main", *FLAGS]
     tf_config = json.loads(tf_config)
     assert tf_config["task"] == {"type": "worker", "index": 3}
     nodes, ports = zip(*(worker.split(":") for worker in tf_config["cluster"]["worker"]), strict=True)
@@ -135,7 +135,7 @@ def test_a_pod_finds_its_cluster_and_the_objects_of_the_manifest_belong_together
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     tf_config, *arguments = output.splitlines()
-    assert arguments == ["-m", "train.main", *container["args"][2:]]
+    assert arguments == ["-m", "nvae_tf.train.main", *container["args"][2:]]
     name, domain, port = job["metadata"]["name"], service["metadata"]["name"], container["ports"][0]["containerPort"]
     workers = [f"{name}-{index}.{domain}:{port}" for index in (0, 1)]
     assert json.loads(tf_config) == {"cluster": {"worker": workers}, "task": {"type": "worker", "index": 1}}

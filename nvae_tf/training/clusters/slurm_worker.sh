@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One worker of slurm.sbatch: makes TF_CONFIG out of srun's environment variables, and runs train.main with its flags.
+# One worker of slurm.sbatch: makes TF_CONFIG out of srun's environment variables, and runs nvae-train with its flags.
 # Exit code 0 when the run is done and when it was asked to stop, with a checkpoint.
 set -euo pipefail
 
@@ -23,7 +23,7 @@ done
 export TF_CONFIG="{\"cluster\": {\"worker\": [$workers]}, \"task\": {\"type\": \"worker\", \"index\": $SLURM_PROCID}}"
 
 # In the background, because bash would hold the signal back until a program in the foreground ends.
-python -m train.main "$@" &
+python -m nvae_tf.train.main "$@" &
 worker=$!
 trap 'kill -TERM "$worker" 2>/dev/null || true' TERM
 while true; do
