@@ -64,6 +64,8 @@ PYTHONUNBUFFERED=1 $venv/bin/python -m pip install --disable-pip-version-check -
   echo "Installing the packages failed; pip's reason is above. The next make tries again." >&2
   exit 1
 }
+# Beside a checkout of the package's name Python would take the folder for the package.
+printf '%s\n' "$PWD" >"$(echo $venv/lib/python3*/site-packages)/nvae_tf_checkout.pth"
 printf '%s\n' "$PWD" >$venv/.installed
 rm $venv/.installing
 echo "$venv is ready."
