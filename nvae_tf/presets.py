@@ -29,19 +29,6 @@ def preset_files() -> dict[str, pathlib.Path]:
     return {file.stem: file for file in sorted(beside_package("configs").glob("[a-z]*.py"))}
 
 
-def nearest_preset(config: ExperimentConfig) -> tuple[str, list[tuple[str, Any, Any]]]:
-    """The preset that settings are most like, and what differs: name of the setting, its value, the preset's value."""
-    own, found = config_to_dict(config), {}
-    for name in preset_files():
-        groups = preset(name).to_dict().items()
-        pairs = [
-            (f"{group}.{key}", own[group][key], value) for group, values in groups for key, value in values.items()
-        ]
-        # What a preset leaves to the images is None.
-        found[name] = [(key, mine, value) for key, mine, value in pairs if value not in (None, mine)]
-    return min(found.items(), key=lambda item: len(item[1]))
-
-
 def settings_file(text: str) -> str:
     """The file that the value of a flag `--config` means: a preset's name, or a path, after a colon an argument."""
     name, colon, argument = text.partition(":")

@@ -21,10 +21,9 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
 from nvae_tf.generation import sampling
 from nvae_tf.generation.image_grid import read_images
-from nvae_tf.presets import nearest_preset
 from nvae_tf.progress import StatusLine, duration
 from nvae_tf.reports import figures
-from nvae_tf.reports.run_facts import UNREADABLE, Curve, Evaluation, RunFacts, gather, read_curves
+from nvae_tf.reports.run_facts import UNREADABLE, Curve, Evaluation, RunFacts, gather, nearest_preset, read_curves
 from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.training.run_folder import RunFolder, read_run_config

@@ -18,10 +18,11 @@ from huggingface_hub import EvalResult
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util import tensor_util
 
-from nvae_tf.config import DataSpec, ExperimentConfig
+from nvae_tf.config import DataSpec, ExperimentConfig, config_to_dict
 from nvae_tf.evaluation.table import rows, table
 from nvae_tf.files import atomic_write
 from nvae_tf.latent_plan import LatentPlan, latent_plan
+from nvae_tf.presets import preset, preset_files
 from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
 
@@ -280,6 +281,19 @@ def read_events(folder: pathlib.Path) -> tuple[dict[str, dict[int, float]], floa
                         curve[event.step] = float(tensor_util.make_ndarray(value.tensor))
         seconds += times[-1] - times[0] if times else 0.0
     return points, seconds
+
+
+def nearest_preset(config: ExperimentConfig) -> tuple[str, list[tuple[str, Any, Any]]]:
+    """The preset that settings are most like, and what differs: name of the setting, its value, the preset's value."""
+    own, found = config_to_dict(config), {}
+    for name in preset_files():
+        groups = preset(name).to_dict().items()
+        pairs = [
+            (f"{group}.{key}", own[group][key], value) for group, values in groups for key, value in values.items()
+        ]
+        # What a preset leaves to the images is None.
+        found[name] = [(key, mine, value) for key, mine, value in pairs if value not in (None, mine)]
+    return min(found.items(), key=lambda item: len(item[1]))
 
 
 def hub_dataset(spec: DataSpec) -> str | None:
