@@ -29,6 +29,12 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "torch: needs PyTorch (the extra `torch`); skipped without it")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
         pytest.skip(WITHOUT_TORCH)

@@ -89,7 +89,8 @@ def _train_on(replicas: Replicas, config: ExperimentConfig, folder: RunFolder) -
         if replicas.is_chief:
             outputs.continue_from(step)
             note_images(folder.images_file, run, report)
-            note_environment(folder.environment_file)
+            if step < run.length.total_steps:
+                note_environment(folder.environment_file)
             keep_model_card(folder, run.model, report)
         profiled = config.train.profile_steps if replicas.is_chief else ()
         with StepProfiler(profiled, folder.tensorboard, report) as profiler:

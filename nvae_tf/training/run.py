@@ -124,8 +124,9 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
     images = load_images(config)
     length = run_length(config, images.train.count, replicas.count)
     config = with_length(config, length, folder.path)
-    # Says more than that another number of images a step does not fit.
-    check_continues(folder, config)
+    if replicas.is_chief:
+        # Says more than that another number of images a step does not fit.
+        check_continues(folder, config)
     run = new_run(config, length, images, folder.path, replicas)
     check_images_a_step(folder.images_file, run)
     return run

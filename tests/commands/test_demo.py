@@ -49,7 +49,7 @@ def test_a_second_call_does_nothing_but_what_is_older_than_the_training(done, tm
     first = capsys.readouterr().out
     for text in ("21.50 nats", "22.00 nats", "0.870", "difference of a pixel: 0 of 255", "samples.png"):
         assert text in first
-    assert "$ nvae-train --config=configs/digits.py" in first
+    assert "$ python -m train.main --config=configs/digits.py" in first
     demo.main()
     assert len(done) == 10
     assert capsys.readouterr().out.count("done before") == 10

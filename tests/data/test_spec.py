@@ -207,7 +207,7 @@ def test_what_leads_to_no_images_is_reported():
         ({"path": __file__}, ValueError, "data.path = .*: a file that is neither .npy nor .npz; name a folder of"),
         ({"path": __file__, "source": "folder"}, ValueError, "a file; for data.source = folder it names a folder of"),
         ({"source": "tfds"}, ValueError, "data.source_name is not set: .* for example --config.data.source_name="),
-        ({"source": "arrays", "path": "gone"}, FileNotFoundError, "data.path = gone: .* it names a .npy or .npz file"),
+        ({"source": "arrays", "path": "gone"}, FileNotFoundError, "data.path = gone: .* name a .npy or .npz file"),
         ({"source": "fodler"}, ValueError, "data.source = 'fodler': .*did you mean 'folder'"),
     ):
         with pytest.raises(error, match=message) as caught:
