@@ -342,10 +342,7 @@ def _write(run: Any, place: OutputPlace, images: np.ndarray, names: Sequence[str
     temperature = parse_temperature(FLAGS.temperature) if "temperature" in FLAGS else None
     model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
     figure = draw(figures, figures.Provenance(model, run.step, temperature, FLAGS.seed, sha256, _COMMAND))
-    if FLAGS.raw:
-        image_grid.write_png(place.path, figures.bare_grid(figure))
-    else:
-        figures.save_figure(figure, place.path)
+    figures.save_figure(figure, place.path, FLAGS.raw)
 
 
 def _progress(total: int) -> Callable[[int], None]:

@@ -39,7 +39,6 @@ def main() -> None:
     latent_plan(config.model)
     start_tensorflow_quietly()
     from nvae_tf.data.inspection import inspect
-    from nvae_tf.generation.image_grid import write_png
     from nvae_tf.progress import StatusLine
     from nvae_tf.reports import figures
 
@@ -47,10 +46,7 @@ def main() -> None:
     shown = inspect(config, COUNT.value, SECONDS.value, status)
     command = shlex.join(["nvae-inspect-data", *sys.argv[1:]])
     figure = figures.data_images(*shown, figures.Provenance(config.data.name, command=command))
-    if RAW.value:
-        write_png(output, figures.bare_grid(figure))
-    else:
-        figures.save_figure(figure, output)
+    figures.save_figure(figure, output, RAW.value)
     status.keep(f"{len(shown[0])} training images above {len(shown[1])} test images in {output}")
 
 

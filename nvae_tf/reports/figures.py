@@ -27,7 +27,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from nvae_tf.config import check
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.files import atomic_file
-from nvae_tf.generation.image_grid import FIGURES, image_grid
+from nvae_tf.generation.image_grid import FIGURES, image_grid, write_png
 from nvae_tf.progress import counted
 
 INK, FAINT, RULE = "#1b1f24", "#59636e", "#d5dae0"
@@ -378,12 +378,16 @@ def _wrapped(text: str, size: float, width: float, is_bold: bool = False) -> lis
     return textwrap.wrap(text, max(1, int(width / _text_width("x", size, is_bold))))
 
 
-def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike, raw: bool = False) -> None:
     """Writes a PNG, SVG or PDF file, as its name says, atomically; the folder is made where it is missing.
 
     The metadata of a PNG file are those of the figure's `Provenance`; the other formats have them as a description.
+    With `raw` it is a PNG file of the images alone, see `bare_grid`.
     """
     path = pathlib.Path(path)
+    if raw:
+        write_png(path, bare_grid(figure))
+        return
     check(path.suffix.lower() in FIGURES, f"{path}: a figure is a file whose name ends in {', '.join(FIGURES)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
