@@ -375,7 +375,8 @@ def _text_width(text: str, size: float, is_bold: bool = False) -> float:
 
 def _wrapped(text: str, size: float, width: float, is_bold: bool = False) -> list[str]:
     """Lines that are no wider than so many pixels."""
-    return textwrap.wrap(text, max(1, int(width / _text_width("x", size, is_bold))))
+    # A word that fits exactly must not be cut by rounding.
+    return textwrap.wrap(text, max(1, int(width / _text_width("x", size, is_bold) + 1e-6)))
 
 
 def save_figure(figure: Figure, path: str | os.PathLike, raw: bool = False) -> None:

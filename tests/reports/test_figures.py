@@ -184,3 +184,9 @@ def test_a_bare_grid_has_the_rows_of_the_figure_and_white_where_no_image_is():
     grid = figures.bare_grid(figures.reconstructions(originals, made, ABOUT, columns=2))
     assert grid.shape == (4 * 70 - 6, 2 * 70 - 6, 1)
     assert grid[::70, ::70, 0].tolist() == [[0, 0], [102, 102], [0, 255], [102, 255]]
+
+
+def test_a_heading_is_not_cut_within_a_word():
+    for width in range(400, 480, 10):
+        figure = figures.group_decisions(np.zeros([2, 8, 16, 16, 1]), [0, 1], 3, ABOUT, width)
+        assert "sample" in [text.get_text() for text in figure.findobj(Text)], width
