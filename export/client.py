@@ -114,9 +114,8 @@ def _define_flags(command: str) -> None:
 def run() -> None:
     """The command `nvae-client`: defines the flags of the command that is named first, and runs it."""
     first = sys.argv[1] if len(sys.argv) > 1 else ""
-    if first.startswith("-") and first.lstrip("-") in ("h", "help", "helpshort", "helpfull"):
-        print(f"{__doc__.strip()}\n\nThe flags of a command: nvae-client COMMAND --help")
-        return
+    if first in command_line.HELP:
+        command_line.print_page(f"{__doc__.strip()}\n\nThe flags of a command: nvae-client COMMAND --help")
     with exit_on_user_error():
         check_choice("the command of nvae-client", first, COMMANDS, "not one of the commands")
     _define_flags(sys.argv.pop(1))

@@ -86,17 +86,19 @@ class StatusLine:
 
 
 class ImageProgress:
-    """Images done, images per second and the time left, of `total` images, of which `done` were done before."""
+    """Images done, images per second and the time left, of `total` images, of which `done` were done before.
 
-    def __init__(self, status: StatusLine, total: int, done: int = 0):
-        self._status, self._total = status, total
+    `report` takes the line and the fraction that is done.
+    """
+
+    def __init__(self, report: Callable[[str, float], object], total: int, done: int = 0):
+        self._report, self._total = report, total
         self._before = self._done = done
         self._started = time.monotonic()
 
     def show(self, of_batch: int) -> None:
-        """Shows, if it is time, that so many images of the current batch are done."""
-        fraction = (self._done + of_batch) / self._total
-        self._status.show_if_due(self.line(time.monotonic() - self._started, of_batch), fraction)
+        """Reports that so many images of the current batch are done."""
+        self._report(self.line(time.monotonic() - self._started, of_batch), (self._done + of_batch) / self._total)
 
     def add(self, images: int, computed_here: bool = True) -> None:
         """Counts the images of a finished batch."""

@@ -347,7 +347,7 @@ def _write(run: Any, place: OutputPlace, images: np.ndarray, names: Sequence[str
 
 def _progress(total: int) -> Callable[[int], None]:
     """A function that shows how many images are done, now and then."""
-    return ImageProgress(StatusLine(), total).show
+    return ImageProgress(StatusLine().report().progress, total).show
 
 
 # A mode gets the settings of the run, what loads the run, and the place to write. Its docstring is its manual page.

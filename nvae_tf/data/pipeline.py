@@ -247,10 +247,10 @@ def chosen_images(
     """
     count = count or min(at_most or source.count, source.count)
     part = f"the {split} part of {spec.name}"
-    check(count <= source.count, f"--count={count}: {part} has only {source.count} images")
+    check(count <= source.count, f"count = {count}: {part} has only {source.count} images")
     for index in indices or ():
         numbers = f"{part} has {source.count} images, numbers 0 to {source.count - 1}"
-        check(index < source.count, f"--indices={index}: {numbers}")
+        check(index < source.count, f"indices = {index}: {numbers}")
     if indices is None:
         indices = range(count)
         batches = evaluation_batches(source, spec, 64, seed, range(-(-count // 64)))

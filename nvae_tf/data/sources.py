@@ -209,7 +209,8 @@ def _place(path, needs):
     check(bool(path), f"data.path is not set: --config.data.path=... names {needs}")
     place = pathlib.Path(path).expanduser()
     if not place.exists():
-        raise FileNotFoundError(f"data.path = {path}: no such file or folder; name {needs} with --config.data.path")
+        flags = "--config.data.path, or --data_path where the images of a run have moved"
+        raise FileNotFoundError(f"data.path = {path}: no such file or folder; name {needs} with {flags}")
     return place
 
 

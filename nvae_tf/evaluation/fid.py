@@ -232,7 +232,7 @@ def _real_statistics(task: EvaluationTask, extractor: FeatureExtractor) -> Featu
     if statistics is None:
         task.status.keep(f"features of the {source.count:,} training images, to be kept in {file}")
         batches = iterate(evaluation_batches(source, spec, batch_size=64, seed=0), source)
-        progress = ImageProgress(task.status, source.count)
+        progress = ImageProgress(task.status.show_if_due, source.count)
         statistics = image_statistics((images.numpy() for images in batches), extractor, progress.show)
         file.parent.mkdir(parents=True, exist_ok=True)
         save_statistics(file, statistics, fingerprint)

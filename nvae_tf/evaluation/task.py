@@ -129,7 +129,7 @@ def share_work(
     if len(missing) < kept.count:
         task.status.keep(f"{kept.count - len(missing):,} of {kept.count:,} batches are there already")
     counts = [min(size, kept.total - number * size) for number in missing]
-    progress = ImageProgress(task.status, kept.total, kept.total - sum(counts))
+    progress = ImageProgress(task.status.show_if_due, kept.total, kept.total - sum(counts))
     for number, count, given in zip(missing, counts, inputs(missing) if missing else (), strict=True):
         computed_here = not kept.file(number).exists()  # another process may have been here meanwhile
         if computed_here and not kept.write(number, compute(given, number * size, progress.show)):

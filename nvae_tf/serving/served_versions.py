@@ -172,13 +172,17 @@ class LoadedVersion:
     def __init__(self, folder: pathlib.Path, batching: Batching | None = None):
         self.number, self.users = int(folder.name), 0
         self._session = tf.compat.v1.Session(graph=tf.Graph())
-        # It warns that the loader which TensorFlow Serving has is an old one.
-        tf.get_logger().setLevel("ERROR")
+        logger = tf.get_logger()
+        level = logger.level
+        # It would warn that this loader, which is TensorFlow Serving's, is an old one.
+        logger.setLevel("ERROR")
         try:
             loaded = tf.compat.v1.saved_model.loader.load(self._session, [tf.saved_model.SERVING], str(folder))
         except BaseException:
             self.close()
             raise
+        finally:
+            logger.setLevel(level)
         self.definitions = get_model_metadata_pb2.SignatureDefMap(signature_def=dict(loaded.signature_def))
         self.specs = signature_specs(message_as_json(self.definitions)[SIGNATURE_DEF])
         self._batcher = Batcher(self._run, batching) if batching else None

@@ -22,7 +22,7 @@ CHANGEABLE_SETTINGS = tuple(
     train.batch_size train.accumulate_steps train.strategy train.replicas train.precision train.xla train.recompute
     train.deterministic train.profile_steps train.keep_best train.checkpoint_every_steps
     train.checkpoint_every_minutes train.keep_checkpoints train.keep_checkpoint_every_hours
-    train.evaluate_every_steps train.sample_every_steps train.log_every_steps
+    train.evaluate_every_steps train.sample_every_steps train.log_every_steps train.logger
     """.split()
 )
 _COUNTS_FORM = "must be a JSON object with whole numbers for train and test, and one above zero for a_step"

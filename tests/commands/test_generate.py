@@ -74,11 +74,12 @@ def test_what_the_modes_write(made, finished_model, outside, originals, tmp_path
     assert "those of the upper 1 of 2 groups, the others drawn" in words
     file, _ = made("path.pdf", "interpolate", f"--input={outside}", "--steps=4")
     assert file.read_bytes().startswith(b"%PDF")
-    ways = ["--steps=4", "--how=keep,linear", "--milliseconds=200"]
+    ways = ["--steps=4", "--how=keep,linear", "--milliseconds=200", f"--each={tmp_path}/frames"]
     with Image.open(made("path.gif", "interpolate", f"--input={outside}", *ways)[0]) as animation:
         # Pillow shows a frame that is like the one before as one, for longer.
         assert animation.info["duration"] % 200 == 0 and 1 < animation.n_frames <= 5
         first = np.asarray(animation.convert("L"))
+    assert len(list((tmp_path / "frames").iterdir())) == 5
     assert_shown(first, reconstruct_images(finished_model, originals, seed=1)[:1], 1)
     indices = f"--indices={','.join(map(str, OUTSIDE))}"
     file, printed = made("variants.png", "vary", indices, "--variants=3", "--kept_groups=1", "--raw")

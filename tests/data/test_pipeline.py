@@ -242,8 +242,8 @@ def test_images_of_the_data_set_are_chosen_by_number():
     for values, count in (({"count": 70, "at_most": 5}, 70), ({"at_most": 5}, 5), ({}, 360)):
         np.testing.assert_array_equal(chosen_images(source, spec, "test", **values)[0], test[:count])
     for values, message in (
-        ({"indices": [0, 360]}, "--indices=360: the test part of digits has 360 images, numbers 0 to 359"),
-        ({"count": 361}, "--count=361: the test part of digits has only 360 images"),
+        ({"indices": [0, 360]}, "indices = 360: the test part of digits has 360 images, numbers 0 to 359"),
+        ({"count": 361}, "count = 361: the test part of digits has only 360 images"),
     ):
         with pytest.raises(ValueError, match=message):
             chosen_images(source, spec, "test", **values)

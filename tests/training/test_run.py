@@ -2,11 +2,14 @@ import dataclasses
 import json
 
 import numpy as np
+import pytest
 
-from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig
+from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig, experiment_config
 from nvae_tf.models.nvae import model_for_training
-from nvae_tf.training.run import RunLength, length_warnings, with_length
-from nvae_tf.training.run_folder import open_for_training
+from nvae_tf.presets import preset
+from nvae_tf.training.run import RunLength, length_warnings, run_of_folder, with_length
+from nvae_tf.training.run_folder import RunFolder, open_for_training
+from nvae_tf.training.strategy import ONE_DEVICE
 from tests.tiny_model import tiny_config
 
 
@@ -50,6 +53,15 @@ def test_a_run_that_goes_on_keeps_its_settings(tmp_path):
     longer = with_length(ExperimentConfig(), RunLength(10, 4000), folder.path)
     assert found(longer) == (1.0, 400) and open_for_training(folder.path, longer)
     assert json.loads(folder.config_file.read_text())["train"]["evaluate_every_steps"] == 400
+
+
+def test_a_folder_of_other_settings_is_named_before_the_number_of_images_a_step(tmp_path):
+    config = experiment_config(preset("digits"))
+    begun = with_length(dataclasses.replace(config, train=TrainConfig(seed=3)), RunLength(11, 100), tmp_path)
+    open_for_training(tmp_path, begun)
+    RunFolder(tmp_path).images_file.write_text('{"train": 1437, "test": 360, "a_step": 10}')
+    with pytest.raises(ValueError, match="holds a run with other settings: train.seed was 3 and is now 0"):
+        run_of_folder(dataclasses.replace(config, train=TrainConfig(steps=100)), RunFolder(tmp_path), ONE_DEVICE)
 
 
 def test_another_seed_gives_other_weights_and_draws():

@@ -105,7 +105,9 @@ def test_a_run_with_other_settings_or_fewer_steps_is_refused_and_not_touched(fol
 @pytest.mark.parametrize(
     "other",
     [
-        with_train(steps=7, log_every_steps=1, checkpoint_every_minutes=1.0, keep_checkpoint_every_hours=2.0),
+        with_train(
+            steps=7, log_every_steps=1, logger="wandb", checkpoint_every_minutes=1.0, keep_checkpoint_every_hours=2.0
+        ),
         with_data(path="/elsewhere", cache="/decoded", on_bad_file="skip", max_pixels=10**6),
     ],
 )
