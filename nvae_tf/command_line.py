@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from absl import app, logging
 from ml_collections import ConfigDict, config_flags
 
-from nvae_tf.config import ExperimentConfig, check, config_to_dict, setting_meanings
+from nvae_tf.config import ExperimentConfig, check, named_settings, setting_meanings
 from nvae_tf.errors import exit_on_user_error
 from nvae_tf.files import check_writable
 from nvae_tf.presets import default_config, load_settings, settings_file
@@ -81,9 +81,7 @@ def define_config(flags: ModuleType) -> Any:
 
 def valid_settings() -> tuple[str, ...]:
     """All settings that a config and its flags know, as `train.batch_size`."""
-    groups = config_to_dict(ExperimentConfig())
-    names = (f"{group}.{name}" for group, settings in groups.items() for name in settings)
-    return tuple(name for name in names if name != _DERIVED_SETTING)
+    return tuple(name for name in named_settings(ExperimentConfig()) if name != _DERIVED_SETTING)
 
 
 def check_config_flags(arguments: Sequence[str]) -> None:

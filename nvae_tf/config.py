@@ -472,6 +472,12 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def named_settings(config: Any) -> dict[str, Any]:
+    """The settings by their full names, such as `train.batch_size`."""
+    groups = config_to_dict(config).items()
+    return {f"{group}.{name}": value for group, settings in groups for name, value in settings.items()}
+
+
 def config_to_json(config: ExperimentConfig) -> str:
     """The settings as readable JSON text."""
     return json.dumps(config_to_dict(config), indent=2) + "\n"

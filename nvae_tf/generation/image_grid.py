@@ -53,6 +53,13 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     return grid
 
 
+def grid_of_rows(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Rows of images, of which some may be shorter, as a grid; small images are enlarged."""
+    columns, white = max(map(len, rows)), np.ones_like(rows[0][0])
+    padded = [image for row in rows for image in (*row, *[white] * (columns - len(row)))]
+    return image_grid(padded, columns, None)
+
+
 def read_images(path: pathlib.Path, width: int, columns: int) -> np.ndarray:
     """The images `[count, height, width, channels]` that a PNG file shows: a figure, or a grid with so many columns.
 

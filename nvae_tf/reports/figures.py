@@ -27,7 +27,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from nvae_tf.config import check
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.files import atomic_file
-from nvae_tf.generation.image_grid import FIGURES, image_grid, write_png
+from nvae_tf.generation.image_grid import FIGURES, grid_of_rows, write_png
 from nvae_tf.progress import counted
 
 INK, FAINT, RULE = "#1b1f24", "#59636e", "#d5dae0"
@@ -124,8 +124,7 @@ def variants(
     """Each original beside variants `[originals, variants, ...]` that keep its latents in the upper groups."""
     rows = [_Row("", [original, *images]) for original, images in zip(originals, made, strict=True)]
     blocks = [("original", 1), (f"variants: {_redrawn(kept_groups, num_groups)}", made.shape[1])]
-    kept = f"latents of {_groups(0, kept_groups)}" if kept_groups else "nothing"
-    text = f"Kept of each original: {kept}, of {num_groups} groups; group 0 is the coarsest."
+    text = f"The other groups, of {num_groups}, have the original's latents; group 0 is the coarsest."
     return _image_figure("Variants of images", text, rows, about, width, blocks)
 
 
@@ -149,8 +148,8 @@ def kl_per_group(kl_nats: Array, latent_shapes: Shapes, about: Provenance, width
     """Bars of the KL of each latent group, in nats per image, with a color for each scale."""
     title = "KL of each latent group: how much it says of an image"
     figure, axes, size = _chart(title, about, width, 9 + 1.5 * len(kl_nats))
-    scales = [shape[:2] for shape in latent_shapes]
-    colors = [LINES[sorted(set(scales)).index(scale) % len(LINES)] for scale in scales]
+    scales = sorted({shape[:2] for shape in latent_shapes})
+    colors = [LINES[scales.index(shape[:2]) % len(LINES)] for shape in latent_shapes]
     bars = axes.barh(_group_names(latent_shapes), kl_nats, color=colors)
     axes.bar_label(bars, fmt="{:.2f}", padding=4, fontsize=0.9 * size, color=INK)
     axes.set_xlabel("nats per image")
@@ -170,8 +169,7 @@ def kl_per_channel(kl_nats: Array, latent_shapes: Shapes, about: Provenance, wid
     groups, channels = ordered.shape
     figure, axes, size = _chart("Use of the latent channels", about, width, 14 + 1.5 * groups)
     # The colors end where a channel says nothing, and where few say more.
-    colors = {"cmap": matplotlib.colormaps["viridis"], "norm": LogNorm(1e-3, 10.0, clip=True)}
-    mesh = axes.pcolormesh(ordered, edgecolors="face", linewidth=0.3, **colors)
+    mesh = axes.pcolormesh(ordered, norm=LogNorm(1e-3, 10.0, clip=True), edgecolors="face", linewidth=0.3)
     active = zip(_group_names(latent_shapes), active_units(kl_nats, latent_shapes), strict=True)
     axes.set_yticks(np.arange(groups) + 0.5, [f"{name}: {count}" for name, count in active])
     shown = np.unique([1, *range(5, channels + 1, 5 * math.ceil(channels / 50))])
@@ -198,9 +196,9 @@ def training_curves(title: str, unit: str, lines: Curves, width: int = 1000) -> 
     values, steps = values[np.isfinite(values)], [step for line, _ in lines.values() for step in line if step > 0]
     for axes, scale in zip(figure.axes, ("linear", "logarithmic"), strict=True):
         for (name, line), color in zip(lines.items(), LINES * len(lines), strict=False):
-            has_few = np.isfinite(line[1]).sum() <= 40
-            options = {"marker": "o", "markersize": 4, "linewidth": 1.8} if has_few else {"linewidth": 1.2}
-            axes.plot(*line, color=color, label=f"{name}: {line[1][-1]:,.5g} at step {line[0][-1]:,}", **options)
+            label = f"{name}: {line[1][-1]:,.5g} at step {line[0][-1]:,}"
+            marker = {"marker": "o", "markersize": 4} if np.isfinite(line[1]).sum() <= 40 else {}
+            axes.plot(*line, color=color, linewidth=1.5, label=label, **marker)
         axes.grid(axis="y", color=RULE, linewidth=0.7)
         axes.set(xlabel="training step", ylabel=unit)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -213,8 +211,7 @@ def training_curves(title: str, unit: str, lines: Curves, width: int = 1000) -> 
         axes.set_title(scale, loc="left", fontsize=size, color=FAINT)
         axes.xaxis.set_major_formatter("{x:,g}")
         axes.yaxis.set_major_formatter("{x:,g}")
-    names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*names, loc="outside lower left", frameon=False, fontsize=size, labelcolor=INK)
+    figure.legend(handles=figure.axes[0].lines, loc="outside lower left", frameon=False, fontsize=size, labelcolor=INK)
     return figure
 
 
@@ -229,14 +226,10 @@ def _columns_of(images: Array, width: int) -> int:
     return max(1, round(0.7 * width / max(3.0 * _text_size(width), images.shape[2])))
 
 
-def _groups(first: int, end: int) -> str:
-    return f"group {first}" if end - first == 1 else f"groups {first}\u2013{end - 1}"
-
-
 def _redrawn(kept: int, num_groups: int) -> str:
-    if kept == num_groups:
-        return "nothing redrawn"
-    return f"{_groups(kept, num_groups)} redrawn" if kept else "all groups redrawn"
+    if kept in (0, num_groups):
+        return "nothing redrawn" if kept else "all groups redrawn"
+    return f"group {kept} redrawn" if kept == num_groups - 1 else f"groups {kept}\u2013{num_groups - 1} redrawn"
 
 
 def _group_names(latent_shapes: Shapes) -> list[str]:
@@ -309,21 +302,13 @@ def _image_figure(
     return figure
 
 
-def bare_grid(figure: Figure) -> Array:
-    """The images of a figure without labels, in its rows: uint8 `[height, width, channels]`, white where none is."""
-    columns, white = max(map(len, figure.rows)), np.ones_like(figure.rows[0][0])
-    padded = [image for row in figure.rows for image in (*row, *[white] * (columns - len(row)))]
-    return image_grid(padded, columns, None)
-
-
 def _opaque(image: Array, scale: int) -> Array:
     """An image `[height, width, 1 to 4 channels]` as uint8 RGB, enlarged; alpha over a checkerboard."""
     values = image.astype(np.float64) / (np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1.0)
     check(bool(np.isfinite(values).all()), "an image holds values that are not finite: the model has diverged")
     values = np.clip(values, 0.0, 1.0).repeat(scale, axis=0).repeat(scale, axis=1)
     if values.shape[2] in (2, 4):
-        squares = (np.indices(values.shape[:2]) // 8).sum(axis=0)
-        board = np.where(squares % 2, 0.8, 1.0)[..., np.newaxis]
+        board = np.where((np.indices([*values.shape[:2], 1]) // 8).sum(axis=0) % 2, 0.8, 1.0)
         values = values[..., :-1] * values[..., -1:] + board * (1.0 - values[..., -1:])
     return np.rint(np.broadcast_to(values, [*values.shape[:2], 3]) * 255.0).astype(np.uint8)
 
@@ -383,11 +368,11 @@ def save_figure(figure: Figure, path: str | os.PathLike, raw: bool = False) -> N
     """Writes a PNG, SVG or PDF file, as its name says, atomically; the folder is made where it is missing.
 
     The metadata of a PNG file are those of the figure's `Provenance`; the other formats have them as a description.
-    With `raw` it is a PNG file of the images alone, see `bare_grid`.
+    With `raw` it is a PNG file of the images alone, in the figure's rows.
     """
     path = pathlib.Path(path)
     if raw:
-        write_png(path, bare_grid(figure))
+        write_png(path, grid_of_rows(figure.rows))
         return
     check(path.suffix.lower() in FIGURES, f"{path}: a figure is a file whose name ends in {', '.join(FIGURES)}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -312,7 +312,7 @@ def _license(facts: RunFacts) -> str:
 def _scores(facts: RunFacts) -> str:
     """All evaluations; before there is one, the last score in training, or how scores are made."""
     parts = [_evaluation(evaluation) for evaluation in facts.evaluations if evaluation.results]
-    if facts.training_score and not any(evaluation.split == "test" for evaluation in facts.evaluations):
+    if facts.training_score and not facts.test_evaluation:
         step, nats, bits = facts.training_score
         parts.append(
             f"In training, after step {step:,}, the negative evidence lower bound of the test images was {nats:g} nats "

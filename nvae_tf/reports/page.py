@@ -15,15 +15,13 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from nvae_tf.config import config_to_dict
+from nvae_tf.config import config_to_dict, named_settings
 from nvae_tf.data.pipeline import chosen_images, evaluation_batches, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
 from nvae_tf.generation import sampling
-from nvae_tf.generation.image_grid import read_images
 from nvae_tf.progress import StatusLine, duration
-from nvae_tf.reports import figures
-from nvae_tf.reports.run_facts import UNREADABLE, Curve, Evaluation, RunFacts, gather, nearest_preset, read_curves
+from nvae_tf.reports import figures, run_facts
 from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.training.run_folder import RunFolder, read_run_config
@@ -43,6 +41,8 @@ _CHARTS = (
     ("Weight of the KL in the loss", "factor", {"KL weight": "kl_weight"}),
     ("Speed of training", "images per second", {"speed": "images_per_second"}),
 )
+_TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("nvae_tf.reports"), autoescape=True, trim_blocks=True)
+_TEMPLATES.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
 
 
 def report_of_run(
@@ -59,10 +59,10 @@ def report_of_run(
         trained = load_run(folder.path, checkpoint)
     sha256 = checkpoint_sha256(trained.checkpoint) if trained else None
     about = figures.Provenance(folder.path.absolute().name, trained and trained.step, None, seed, sha256)
-    facts = gather(folder, trained and sum(math.prod(weight.shape) for weight in trained.model.trainable_variables))
-    evaluation = next((found for found in facts.evaluations if found.split == "test"), None)
+    parameters = trained and sum(math.prod(weight.shape) for weight in trained.model.trainable_variables)
+    facts = run_facts.gather(folder, parameters)
     status.show_if_due("reading curves")
-    curves, seconds = read_curves(folder)
+    curves, seconds = run_facts.read_curves(folder)
     drawn: dict[str, list[Markup]] = {}
 
     def draw(section: str, what: str, make: Callable[..., Figure], *arguments: Any) -> None:
@@ -70,26 +70,25 @@ def report_of_run(
         with _noted(missing, what):
             drawn.setdefault(section, []).append(_svg(make(*arguments, width=_WIDTH)))
 
-    _draw_charts(draw, folder, curves, facts, evaluation)
+    _draw_charts(draw, folder, curves, facts)
     if trained:
         _draw_images(draw, trained, about, data_path)
     which = "" if checkpoint == "latest" else f" --checkpoint={checkpoint}"
-    shown = {"facts": facts, "trained": trained, "about": about, "evaluation": evaluation, "drawn": drawn}
-    shown |= {"preset": nearest_preset(config), "settings": config_to_dict(config), "missing": missing}
-    shown["time"] = duration(seconds) if seconds else ""
-    shown["is_damaged"] = evaluation is None and folder.evaluation_file().exists()
+    shown = {"facts": facts, "trained": trained, "about": about, "drawn": drawn}
+    shown |= {"preset": run_facts.nearest_preset(config), "settings": config_to_dict(config), "missing": missing}
+    shown["time"] = seconds and duration(seconds)
+    shown["is_damaged"] = facts.test_evaluation is None and folder.evaluation_file().exists()
     shown["command"] = f"--workdir={shlex.quote(str(folder.path))} --metrics=elbo,iw,latents{which}"
-    return _render("page.html", **shown), missing
+    return _TEMPLATES.get_template("page.html").render(shown), missing
 
 
 def compare_runs(workdirs: Sequence[str]) -> str:
     """The page that compares runs: scores, curves over each other, settings that differ. Needs no checkpoint."""
     folders = {workdir: RunFolder(workdir) for workdir in workdirs}
-    settings = [config_to_dict(read_run_config(folder)) for folder in folders.values()]
-    names = [(group, name) for group, values in settings[0].items() for name in values]
-    rows = {f"{group}.{name}": [of_run[group][name] for of_run in settings] for group, name in names}
+    settings = [named_settings(read_run_config(folder)) for folder in folders.values()]
+    rows = {name: [of_run[name] for of_run in settings] for name in settings[0]}
     differing = {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
-    curves = {workdir: read_curves(folder)[0] for workdir, folder in folders.items()}
+    curves = {workdir: run_facts.read_curves(folder)[0] for workdir, folder in folders.items()}
     charts = []
     for title, unit, column in _CHARTS[:3]:
         for part in ("test", "training"):
@@ -97,17 +96,12 @@ def compare_runs(workdirs: Sequence[str]) -> str:
             lines = {workdir: of_run[name] for workdir, of_run in curves.items() if name in of_run}
             if lines:
                 charts.append(_svg(figures.training_curves(f"{title}: {part} images", unit, lines, _WIDTH)))
-    facts, scores = {workdir: gather(folder) for workdir, folder in folders.items()}, {}
+    facts, scores = {workdir: run_facts.gather(folder) for workdir, folder in folders.items()}, {}
     for workdir, of_run in facts.items():
-        for name, value, _ in (row for found in of_run.evaluations if found.split == "test" for row in found.rows):
+        for name, value, _ in of_run.test_evaluation.rows if of_run.test_evaluation else ():
             scores.setdefault(name, {})[workdir] = value
-    return _render("comparison.html", facts=facts, scores=scores, settings=differing, curves=charts)
-
-
-def _render(template: str, **values: Any) -> str:
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("nvae_tf.reports"), autoescape=True, trim_blocks=True)
-    environment.filters["json"] = functools.partial(json.dumps, ensure_ascii=False)
-    return environment.get_template(template).render(**values)
+    shown = {"facts": facts, "scores": scores, "settings": differing, "curves": charts}
+    return _TEMPLATES.get_template("comparison.html").render(shown)
 
 
 @contextlib.contextmanager
@@ -133,24 +127,24 @@ def _svg(figure: Figure) -> Markup:
 
 
 def _draw_charts(
-    draw: Callable, folder: RunFolder, curves: dict[str, Curve], facts: RunFacts, evaluation: Evaluation | None
+    draw: Callable, folder: RunFolder, curves: dict[str, run_facts.Curve], facts: run_facts.RunFacts
 ) -> None:
     """Draws what needs no model; `draw` gets the section, what is shown, and a function with its arguments."""
-    name, plan, kl, rows = folder.path.absolute().name, facts.plan, (), []
-    with contextlib.suppress(*UNREADABLE):
-        metrics, shapes = evaluation.metrics, plan.latent_shapes()
+    name, plan, kl = folder.path.absolute().name, facts.plan, {}
+    with contextlib.suppress(*run_facts.UNREADABLE):
+        metrics, shapes = facts.test_evaluation.metrics, plan.latent_shapes()
         about = figures.Provenance(name, metrics["step"], None, metrics["seed"], metrics["checkpoint_sha256"])
         per_group, per_channel = metrics["kl_per_group_nats"], np.array(metrics["latents"]["kl_per_channel_nats"])
         if per_channel.shape == (len(shapes), shapes[0][2]) and len(per_group) == len(shapes):
-            kl = (("groups", figures.kl_per_group, per_group), ("channels", figures.kl_per_channel, per_channel))
-    for what, make, values in kl:
-        draw("latents", f"KL of {what}", make, values, shapes, about)
+            kl = {figures.kl_per_group: per_group, figures.kl_per_channel: per_channel}
+    for make, values in kl.items():
+        draw("latents", "the KL of the latents", make, values, shapes, about)
     scales = {}
     for scale in plan.scales:
         with contextlib.suppress(KeyError, ValueError):
             groups = [curves[f"kl_per_group/{group:02d}"] for group in scale.groups]
             values = np.sum([curve.values for curve in groups], axis=0).tolist()
-            scales[f"{scale.height}×{scale.width}"] = Curve(groups[0].steps, values)
+            scales[f"{scale.height}×{scale.width}"] = run_facts.Curve(groups[0].steps, values)
     charts = [("latents", "KL of the latents of each scale, test images", "nats per image", scales)]
     for title, unit, columns in _CHARTS:
         if isinstance(columns, str):
@@ -160,15 +154,10 @@ def _draw_charts(
         lines = {name: curve for name, curve in lines.items() if np.isfinite(curve.values).any()}
         if lines:
             draw(section, title, figures.training_curves, title, unit, lines)
-    # Some of the grids that training has written.
-    files = sorted(folder.samples.glob("step-*.png"))
-    files = [files[index] for index in np.unique(np.linspace(0, len(files) - 1, 5).round().astype(int)) if files]
-    with contextlib.suppress(ArithmeticError, OSError, ValueError, SyntaxError):
-        rows = [read_images(file, facts.config.model.image_width, _COLUMNS)[:_COLUMNS] for file in files]
-        steps, rows = [int(file.stem[5:]) for file in files], np.array(rows)
-    if len(rows):
+    steps, images = run_facts.read_training_samples(folder, facts.config.model.image_width, _COLUMNS)
+    if steps:
         made = figures.Provenance(name, temperature=0.7, seed=0)
-        draw("strip", "samples during training", figures.training_strip, rows, steps, made)
+        draw("strip", "samples during training", figures.training_strip, images, steps, made)
 
 
 def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> None:

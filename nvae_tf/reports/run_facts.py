@@ -13,14 +13,16 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 from huggingface_hub import EvalResult
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util import tensor_util
 
-from nvae_tf.config import DataSpec, ExperimentConfig, config_to_dict
+from nvae_tf.config import DataSpec, ExperimentConfig, named_settings
 from nvae_tf.evaluation.table import rows, table
 from nvae_tf.files import atomic_write
+from nvae_tf.generation.image_grid import read_images
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.presets import preset, preset_files
 from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
@@ -138,6 +140,11 @@ class RunFacts(NamedTuple):
     learning_rates: tuple[tuple[float, int], ...] | None  # the highest and the last, each with its step
     environment: Mapping[str, Any] | None  # hardware and versions of the latest training
     samples: tuple[str, int] | None  # the newest picture file of samples, and its step
+
+    @property
+    def test_evaluation(self) -> Evaluation | None:
+        """That of the test part."""
+        return next((evaluation for evaluation in self.evaluations if evaluation.split == "test"), None)
 
     @property
     def is_imported(self) -> bool:
@@ -283,16 +290,29 @@ def read_events(folder: pathlib.Path) -> tuple[dict[str, dict[int, float]], floa
     return points, seconds
 
 
+def read_training_samples(folder: RunFolder, width: int, columns: int) -> tuple[list[int], np.ndarray]:
+    """Up to five steps at which training has drawn samples, and the first images of each, `[steps, columns, ...]`.
+
+    `width` is that of the images. Nothing where a file is damaged.
+    """
+    files = sorted(folder.samples.glob("step-*.png"))
+    files = [files[index] for index in np.unique(np.linspace(0, len(files) - 1, 5).round().astype(int)) if files]
+    with contextlib.suppress(ArithmeticError, OSError, ValueError, SyntaxError):
+        images = np.array([read_images(file, width, columns)[:columns] for file in files])
+        return [int(file.stem[5:]) for file in files], images
+    return [], np.array([])
+
+
 def nearest_preset(config: ExperimentConfig) -> tuple[str, list[tuple[str, Any, Any]]]:
     """The preset that settings are most like, and what differs: name of the setting, its value, the preset's value."""
-    own, found = config_to_dict(config), {}
-    for name in preset_files():
-        groups = preset(name).to_dict().items()
-        pairs = [
-            (f"{group}.{key}", own[group][key], value) for group, values in groups for key, value in values.items()
-        ]
+    own, found = named_settings(config), {}
+    for preset_name in preset_files():
+        groups = preset(preset_name).to_dict().items()
+        values = {f"{group}.{name}": value for group, settings in groups for name, value in settings.items()}
         # What a preset leaves to the images is None.
-        found[name] = [(key, mine, value) for key, mine, value in pairs if value not in (None, mine)]
+        found[preset_name] = [
+            (name, own[name], value) for name, value in values.items() if value not in (None, own[name])
+        ]
     return min(found.items(), key=lambda item: len(item[1]))
 
 

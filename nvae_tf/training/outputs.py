@@ -15,7 +15,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
 from tensorboard.plugins.hparams import api as hparams
 
-from nvae_tf.config import config_to_dict
+from nvae_tf.config import named_settings
 from nvae_tf.data.pipeline import evaluation_batches, iterate
 from nvae_tf.errors import first_line, require
 from nvae_tf.evaluation.latent_usage import active_units
@@ -70,7 +70,7 @@ class RunOutputs:
         self.status, self._speed = StatusLine(), Speed()
         self._folder, self._run, self._stop = folder, run, stop
         self._metrics = MetricsFile(folder.metrics_file)
-        settings = config_to_dict(run.config)
+        settings = named_settings(run.config)
         use_wandb = run.config.train.logger == "wandb"
         self._log = WandbLog(folder.path, settings) if use_wandb else TensorBoardLog(folder.tensorboard, settings)
         self._batch_size = min(run.config.train.batch_size, run.images.test.count)
@@ -292,26 +292,22 @@ class MetricsFile:
 class TensorBoardLog:
     """Settings, scalars and images for TensorBoard, with charts in which training and test images overlay."""
 
-    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Mapping[str, Any]]):
+    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
         self._folder, self._settings = folder, settings
 
     @functools.cached_property
     def _writer(self) -> tf.summary.SummaryWriter:
         # Only when something is written, or every look at a finished run would leave a file.
         writer = tf.summary.create_file_writer(str(self._folder))
-        flat = {
-            f"{group}.{name}": value for group, of_group in self._settings.items() for name, value in of_group.items()
-        }
-        rows = "".join(f"| {name} | `{value}` |\n" for name, value in flat.items())
+        rows = "".join(f"| {name} | `{value}` |\n" for name, value in self._settings.items())
         pairs = {name: {"tag": [f"train/{name}$", f"test/{name}$"]} for name in ("nelbo_nats", "bits_per_dim")}
         charts = [layout_pb2.Chart(title=name, multiline=tags) for name, tags in pairs.items()]
         layout = layout_pb2.Layout(category=[layout_pb2.Category(title="training and test images", chart=charts)])
         with writer.as_default(0):
             tf.summary.text("settings", f"| setting | value |\n|---|---|\n{rows}")
             # Those that are None or lists are no hyperparameters for it.
-            hparams.hparams(
-                {name: value for name, value in flat.items() if isinstance(value, bool | float | int | str)}
-            )
+            known = (bool, float, int, str)
+            hparams.hparams({name: value for name, value in self._settings.items() if isinstance(value, known)})
             tf.summary.experimental.write_raw_pb(custom_scalar.pb(layout).SerializeToString())
         return writer
 
@@ -341,7 +337,7 @@ class TensorBoardLog:
 class WandbLog:
     """The same for Weights & Biases, in the project `nvae_tf`; a run that goes on is the same run there."""
 
-    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Mapping[str, Any]]):
+    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
         self._wandb, self._folder, self._settings = require("wandb", "wandb"), folder.absolute(), settings
 
     @functools.cached_property

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from nvae_tf.config import ExperimentConfig, check, config_to_dict, config_to_json, read_config
+from nvae_tf.config import ExperimentConfig, check, config_to_json, named_settings, read_config
 from nvae_tf.files import atomic_write
 from nvae_tf.training.checkpoints import steps_of_files
 
@@ -99,12 +99,11 @@ def _check_place(folder: RunFolder) -> None:
 
 
 def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: ExperimentConfig) -> None:
-    old = config_to_dict(before)
+    old = named_settings(before)
     differences = [
-        f"{group}.{name} was {old[group][name]!r} and is now {value!r}"
-        for group, settings in config_to_dict(now).items()
-        for name, value in settings.items()
-        if old[group][name] != value and f"{group}.{name}" not in CHANGEABLE_SETTINGS
+        f"{name} was {old[name]!r} and is now {value!r}"
+        for name, value in named_settings(now).items()
+        if old[name] != value and name not in CHANGEABLE_SETTINGS
     ]
     more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
     check(

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
-from nvae_tf.generation.image_grid import read_images
+from nvae_tf.generation.image_grid import grid_of_rows, read_images
 from nvae_tf.reports import figures
 
 ABOUT = figures.Provenance("digits", 12_000, [0.7, 0.85], 3, "ab12", "nvae-generate --seed=3")
@@ -50,7 +50,7 @@ FIGURES = {
     ),
     "variants": (
         lambda w: figures.variants(images(2), images(2, 5), 2, 36, ABOUT, w),
-        ["original", "variants: groups 2–35 redrawn", "Kept of each original: latents of groups 0–1, of 36 groups"],
+        ["original", "variants: groups 2–35 redrawn", "The other groups, of 36, have the original's latents"],
     ),
     "group_decisions": (
         lambda w: figures.group_decisions(images(3, 4), [0, 1, 35], 36, ABOUT, w),
@@ -181,7 +181,7 @@ def test_curves_have_every_step_and_leave_gaps():
 
 def test_a_bare_grid_has_the_rows_of_the_figure_and_white_where_no_image_is():
     originals, made = (np.full((3, 64, 64, 1), value, np.float32) for value in (0.0, 0.4))
-    grid = figures.bare_grid(figures.reconstructions(originals, made, ABOUT, columns=2))
+    grid = grid_of_rows(figures.reconstructions(originals, made, ABOUT, columns=2).rows)
     assert grid.shape == (4 * 70 - 6, 2 * 70 - 6, 1)
     assert grid[::70, ::70, 0].tolist() == [[0, 0], [102, 102], [0, 255], [102, 255]]
 
