@@ -36,6 +36,7 @@ from absl import flags
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf.progress import Report, StatusLine
 from nvae_tf.serving.outputs import WEIGHTS, check_version_is_free
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
@@ -55,12 +56,15 @@ def main() -> None:
     from nvae_tf.training.loading import load_run
 
     run = load_run(workdir, CHECKPOINT.value)
-    print(f"Exporting {workdir}, step {run.step:,}, and checking it: one to some minutes ...", flush=True)
-    exported = export_saved_model(run.model, output, VERSION.value, weights, origin_of(run, workdir))
+    status = StatusLine()
+    status.keep(f"Exporting {workdir}, step {run.step:,}, and checking it: one to some minutes ...")
+    exported = export_saved_model(
+        run.model, output, VERSION.value, weights, origin_of(run, workdir), Report(status.show, status.keep)
+    )
     numbers = "the model's numbers"
     if weights != WEIGHTS[0]:
         numbers = f"the numbers of {weights} weights, {exported.largest_difference:.2g} of the largest off at most,"
-    print(f"Exported to {exported.folder}; it gives {numbers} without this package.")
+    status.keep(f"Exported to {exported.folder}; it gives {numbers} without this package.")
 
 
 def run() -> None:

@@ -29,6 +29,7 @@ from absl import flags
 from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf.progress import Report, StatusLine
 from nvae_tf.serving.outputs import DEVICE_SIGNATURES, MODES, SMALLEST_PSNR, check_output_is_free, report_file
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
@@ -54,13 +55,14 @@ def main() -> None:
     from nvae_tf.training.loading import load_run
 
     run = load_run(workdir, CHECKPOINT.value)
-    print(f"Exporting {SIGNATURE.value} of {workdir}, step {run.step:,}, and comparing it ...", flush=True)
-    images = run_images(run.config, DATA_PATH.value)
+    status = StatusLine()
+    status.keep(f"Exporting {SIGNATURE.value} of {workdir}, step {run.step:,}, and comparing it ...")
+    images, report = run_images(run.config, DATA_PATH.value), Report(status.show, status.keep)
     measured = export_tflite(
-        run.model, output, SIGNATURE.value, QUANTIZE.value, images, source_of(run), smallest_psnr=PSNR.value
+        run.model, output, SIGNATURE.value, QUANTIZE.value, images, source_of(run), PSNR.value, report
     )
-    print(measured.text())
-    print(f"Exported to {output}; the measurements are in {report_file(output)}")
+    status.keep(measured.text())
+    status.keep(f"Exported to {output}; the measurements are in {report_file(output)}")
 
 
 def run() -> None:

@@ -17,6 +17,7 @@ from nvae_tf.errors import require
 from nvae_tf.files import atomic_write
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models import NVAE
+from nvae_tf.progress import Report
 from nvae_tf.serving.outputs import WEIGHTS, new_version, write_digests
 from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import Record, difference, recorded, verified
@@ -54,6 +55,7 @@ def export_saved_model(
     version: int = 1,
     weights: str = "float32",
     origin: Origin | None = None,
+    report: Report | None = None,
 ) -> Exported:
     """Writes `output/version`, a SavedModel with the signatures of `nvae_tf.serving.signatures`.
 
@@ -74,6 +76,7 @@ def export_saved_model(
       weights: the type of stored kernels, one of `WEIGHTS`; half precision halves the file and the memory, not the
         time.
       origin: where the weights come from.
+      report: where the steps of the export are shown.
 
     Raises:
       ValueError: the version exists, `output` holds something else than versions, or the export gives other
@@ -81,12 +84,15 @@ def export_saved_model(
     """
     require("tensorflow_serving.apis", "serving")
     check_choice("weights", weights, WEIGHTS)
+    report = report or Report()
     output = pathlib.Path(output)
     folded = folded_weights(model.stacks, weights)
     # Inline: TensorFlow does not rewrite functions that are called, and fuses bias and swish with what is before them.
     signatures = Signatures(model, lambda: FoldedPass(traced_inline=True, folded=folded))
     with new_version(output, version) as folder:
+        report.progress("computing the model's numbers", 0.0)
         of_model = recorded(Signatures(model))
+        report.progress("tracing the signatures", 0.3)
         of_export = recorded(signatures, of_model.inputs)
         differences = {name: difference(of_export.outputs[name], array) for name, array in of_model.outputs.items()}
         worst = max(differences, key=differences.get)
@@ -96,12 +102,14 @@ def export_saved_model(
                 f"{differences[worst]:.2g} of its largest value, {LARGEST_DIFFERENCE:g} is allowed; export float32. "
                 "It was not published"
             )
+        report.progress("writing", 0.6)
         # A server takes no gradients: those of custom operations would be traced and stored for nothing.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         signatures.archive().write_out(str(folder), options=options, verbose=False)
         record = of_model if weights == "float32" else of_export
         rounding = {"weights": weights, "difference_from_model": differences}
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), rounding)
+        report.progress("running the export without this package", 0.75)
         try:
             verified(folder)
         except ValueError as error:

@@ -21,6 +21,7 @@ from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import GivenSource, PriorSource
 from nvae_tf.models.nvae import Decoded
+from nvae_tf.progress import Report
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
 from nvae_tf.serving.tflite_conversion import convert, rewrite_for_builtins, with_metadata
@@ -158,6 +159,7 @@ def export_tflite(
     images: DataImages,
     source: Mapping[str, Any] | None = None,
     smallest_psnr: float = SMALLEST_PSNR,
+    report: Report | None = None,
 ) -> Comparison:
     """Writes `output`, a .tflite file of builtin operations, and beside it its measurements, `output`.json.
 
@@ -173,12 +175,14 @@ def export_tflite(
       images: gives images of the data; called with "train" for the ranges of int8, with "test" for the comparison.
       source: where the weights come from, for the metadata.
       smallest_psnr: in decibels, the PSNR that a quantized model must reach against the model.
+      report: where the steps of the export are shown.
 
     Raises:
       ValueError: a file exists, TFLite can't convert the model, or its numbers differ too much; nothing is written.
     """
     output = pathlib.Path(output)
     check_output_is_free(output)
+    report = report or Report()
     exact = DeviceSignatures(model)
     # Ranges of int8 are those of real images' latents too; nothing else of a decoder needs the data.
     with_images = signature in _OF_IMAGES or (signature == "decode" and quantize == "int8")
@@ -187,6 +191,7 @@ def export_tflite(
         found = images(split, count) if with_images else None
         return device_inputs(exact, signature, count if found is None else len(found), found, seed)
 
+    report.progress("reading images and encoding them", 0.0)
     test = inputs("test", TEST_INPUTS, _TEST_SEED)
     representative = inputs("train", REPRESENTATIVE_INPUTS, _REPRESENTATIVE_SEED) if quantize == "int8" else None
     metadata = {
@@ -204,15 +209,17 @@ def export_tflite(
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary, "saved_model")
+        report.progress("converting", 0.2)
         folded_signatures(model).write(signature, folder)
         content = with_metadata(convert(folder, signature, quantize, representative), metadata)
+    report.progress("comparing with the model", 0.6)
     comparison = compare(content, exact, signature, test)
     _check(comparison, signature, quantize, smallest_psnr)
     check_output_is_free(output)  # another export may have been quicker
-    report = metadata | {"measured": dataclasses.asdict(comparison), "smallest_psnr_db": smallest_psnr}
+    measured = metadata | {"measured": dataclasses.asdict(comparison), "smallest_psnr_db": smallest_psnr}
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(report_file(output)) as report_partial, atomic_file(output) as partial:
-        report_partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        report_partial.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
         partial.write_bytes(content)
     return comparison
 
