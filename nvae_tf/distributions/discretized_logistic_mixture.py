@@ -63,7 +63,8 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     By default the mass has the quirks of the published scores: values above 0.99 (so at 8 bits level 254 too) take the
     upper tail, and masses below 1e-5 become density at the bin's center times its width. Hence it may sum to more than
     1. `exact_edges=True` gives the proper mass. Samples are continuous in [0, 1], as published. `mean` is the published
-    one: each channel in turn from softmax-weighted means and coefficients, clamped to [-1, 1]. All is in float32.
+    one for RGB: each channel in turn from softmax-weighted means and coefficients, clamped to [-1, 1]. For 1, 2 and 4
+    channels it is that of the clamped noise, each channel given the means of those before. All is in float32.
 
     Args:
       mixture_logits: `[..., M]`, unnormalized log-weights of the M components.
@@ -161,8 +162,16 @@ class DiscretizedLogisticMixture(tfd.Distribution):
 
     def _mean(self) -> tf.Tensor:
         weights = tf.nn.softmax(self._tempered_logits())
-        pixel_shape = tf.concat([self.batch_shape_tensor(), [self._channels]], axis=0)
-        return self._chain(weights, tf.zeros(pixel_shape))
+        if self._channels == 3:
+            pixel_shape = tf.concat([self.batch_shape_tensor(), [self._channels]], axis=0)
+            return self._chain(weights, tf.zeros(pixel_shape))
+        # Where most values are black or white, as those of alpha, most mass is beyond the edges, and a component's mean
+        # may be far from what is drawn.
+        means, coefficients, values = tf.unstack(self._means, axis=-2), tf.unstack(self._coefficients, axis=-2), []
+        for channel, scale in enumerate(tf.unstack(tf.math.exp(self._tempered_log_scales()), axis=-2)):
+            mean = _autoregressive_mean(channel, means, coefficients, values)
+            values.append(tf.reduce_sum(weights * _clamped_mean(mean, scale), axis=-1, keepdims=True))
+        return (tf.concat(values, axis=-1) + 1.0) / 2.0
 
     def _chain(self, weights: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
         """Channel after channel: component weights `[..., M]`, noise `[..., C]` -> `[..., C]` in [0, 1]."""
@@ -183,6 +192,16 @@ def _autoregressive_mean(
     for lower in range(channel):
         mean += coefficients[channel * (channel - 1) // 2 + lower] * values[lower]
     return mean
+
+
+def _clamped_mean(mean: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """The mean of a logistic variable that is clamped to [-1, 1]: 1 less the integral of its F between."""
+
+    def softplus(x: tf.Tensor) -> tf.Tensor:
+        # Of operations that TensorFlow Lite has.
+        return tf.maximum(x, 0.0) + tf.math.log(1.0 + tf.math.exp(-tf.abs(x)))
+
+    return 1.0 - scale * (softplus((1.0 - mean) / scale) - softplus((-1.0 - mean) / scale))
 
 
 def _select(parameter: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

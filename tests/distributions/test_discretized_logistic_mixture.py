@@ -199,6 +199,18 @@ def test_samples_and_mean_follow_the_chain_over_channels():
         np.testing.assert_allclose(mixture.copy(temperature=temperature).mean(), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_the_mean_is_that_of_clamped_samples(channels):
+    # The last channel is mostly 0 or 1, as alpha is: by a wide component, or by two with means far beyond the edges.
+    for last_means, last_scale in (([-5.0, -4.0], 4.0), ([-50.0, 3.0], -7.0), ([0.2, 0.9], -2.0)):
+        means, log_scales = np.full([channels, 2], 0.3, np.float32), np.full([channels, 2], -7.0, np.float32)
+        means[-1], log_scales[-1] = last_means, last_scale
+        coefficients = tf.fill([channels * (channels - 1) // 2, 2], -0.3)
+        mixture = DiscretizedLogisticMixture(tf.constant([0.0, 0.4]), means, log_scales, coefficients)
+        samples = mixture.sample(20_000, seed=(1, 2)).numpy()
+        np.testing.assert_allclose(mixture.mean(), samples.mean(axis=0), atol=0.012)
+
+
 def test_temperature_may_be_a_tensor_and_one_a_pixel():
     parameters = np.random.default_rng(0).normal(size=[2, 4, 4, 20]).astype(np.float32)
     temperatures = tf.constant([0.5, 2.0])[:, tf.newaxis, tf.newaxis]
