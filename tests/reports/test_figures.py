@@ -50,7 +50,7 @@ FIGURES = {
     ),
     "variants": (
         lambda w: figures.variants(images(2), images(2, 5), 2, 36, ABOUT, w),
-        ["original", "variants: groups 2–35 redrawn", "The other groups, of 36, have the original's latents"],
+        ["original", "variants: groups 2–35 redrawn", "The rest of the 36 groups have the original's latents"],
     ),
     "group_decisions": (
         lambda w: figures.group_decisions(images(3, 4), [0, 1, 35], 36, ABOUT, w),
