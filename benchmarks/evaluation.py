@@ -55,7 +55,7 @@ def _workloads(preset: str, importance_samples: int) -> dict[str, Callable[[], A
 
     @tf.function(autograph=False)
     def log_weight(images: tf.Tensor, sample: tf.Tensor) -> tf.Tensor:
-        decoded = model.infer(images, noise_of_samples(model.plan.latent_shapes(), seeds, sample, 1))
+        decoded = model.inference_pass(images, noise_of_samples(model.plan.latent_shapes(), seeds, sample, 1))
         log_q, log_p = log_posterior_and_prior(decoded.latents)
         return decoded.likelihood.log_prob(images) + log_p - log_q
 

@@ -119,6 +119,11 @@ def byte_bar(total: int, description: str) -> tqdm:
     return tqdm(desc=description, total=total, unit="B", unit_scale=True, leave=False, disable=None)
 
 
+def image_bar(total: int) -> tqdm:
+    """A bar of images, on a terminal alone, see `byte_bar`."""
+    return tqdm(total=total, unit=" images", leave=False, disable=None)
+
+
 class Speed:
     """Steps per second of late, without the pauses between them."""
 

@@ -110,7 +110,7 @@ def _evaluation(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
     images, draws = tf.constant(channels_last(recorded.arrays["x"])), recorded.draws("eval")
     if draws is None:
         return
-    decoded = model.infer(images, draws)
+    decoded = model.inference_pass(images, draws)
     reconstruction = _reconstruction(model, decoded, images)
     log_q, log_p = objective.log_posterior_and_prior(decoded.latents)
     yield from recorded.compare("eval/logits", channels_first(decoded.parameters), VALUE)
@@ -155,7 +155,7 @@ def _training(model: NVAE, recorded: Recorded) -> Iterator[Comparison]:
     def training_pass():
         forward = ForwardPass(training=True)
         with tf.GradientTape() as tape:
-            decoded = model.infer(images, draws, forward)
+            decoded = model.inference_pass(images, draws, forward)
             elbo = objective.Elbo(_reconstruction(model, decoded, images), objective.kl_per_group(decoded.latents))
             norms = model.spectral_regularizer.norms(forward, ITERATIONS)
             spectral = tf.add_n([tf.reduce_sum(norm) for norm in norms])

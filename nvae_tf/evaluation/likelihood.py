@@ -139,7 +139,7 @@ class LikelihoodEvaluator:
 
     def _elbo_of(self, images: tf.Tensor, seeds: tf.Tensor) -> list[tf.Tensor]:
         """Reconstruction `[batch]` and KL `[batch, groups, channels]`."""
-        decoded = self._model.infer(images, noise_per_image(self._model.plan.latent_shapes(), seeds))
+        decoded = self._model.inference_pass(images, noise_per_image(self._model.plan.latent_shapes(), seeds))
         reconstruction = -decoded.likelihood.log_prob(images)
         return [reconstruction, tf.stack([kl_per_channel(latent) for latent in decoded.latents], axis=1)]
 

@@ -23,6 +23,8 @@ class ForwardPass:
 
     training: bool = False  # with batch statistics, which are recorded, instead of the running ones
     initializing: bool = False  # data-dependent layers set their scales from this batch
+    # The class of every image, int32 `[batch]`, -1 for none; None where no image has one.
+    labels: tf.Tensor | None = None
     traced_inline: bool = False  # a graph has every layer of a stack on its own instead of one function for all
     # Non-trainable variables and their new values, not yet assigned.
     updates: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -97,7 +97,49 @@ class GivenSource:
         return LatentSample(z, z, soft_clamped_normal(*layers.prior(state)))
 
 
-LatentSource = PosteriorSource | PriorSource | GivenSource  # or what else can `draw`
+@dataclasses.dataclass(frozen=True)
+class GuidedSource:
+    """Draws from the prior of a class, moved away from that of no class (classifier-free guidance, Ho & Salimans 2022).
+
+    The state has both, the rows with classes and then the same without, which take the same latents. Mean and log-scale
+    are `without + guidance * (with - without)`.
+    """
+
+    noise: tf.Tensor
+    temperature: float | tf.Tensor
+    guidance: float | tf.Tensor
+
+    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+        of_halves = (tf.split(parameter, 2) for parameter in layers.prior(state))
+        guided = [without + self.guidance * (of_class - without) for of_class, without in of_halves]
+        prior = soft_clamped_normal(*guided, self.temperature)
+        z = tf.tile(prior.loc + prior.scale * self.noise, [2, 1, 1, 1])
+        return LatentSample(z, z, prior)
+
+
+LatentSource = PosteriorSource | PriorSource | GivenSource | GuidedSource  # or what else can `draw`
+
+
+def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Tensor | None:
+    """The class of each of `count` images, int32 `[count]`, from one number for all or one an image; None for none.
+
+    ValueError where the model has no classes, there are more or fewer labels than images or (if eager) others than the
+    classes' numbers and -1, which means none.
+    """
+    if labels is None:
+        return None
+    check(num_classes > 0, "labels were given, but this model has no classes (model.num_classes = 0)")
+    labels = tf.convert_to_tensor(labels)
+    check(labels.dtype.is_integer, f"labels are of type {labels.dtype.name}; they must be whole numbers")
+    labels = tf.cast(labels, tf.int32)
+    if labels.shape.rank == 0:
+        labels = tf.fill([count], labels)
+    known = labels.shape.rank == 1 and (isinstance(count, tf.Tensor) or labels.shape[0] in (None, count))
+    check(known, f"labels have shape {tuple(labels.shape)}; they must be one number, or one for each of {count} images")
+    if tf.executing_eagerly():
+        wrong = labels.numpy()[(labels.numpy() < -1) | (labels.numpy() >= num_classes)]
+        check(not len(wrong), f"label {wrong[:1]}: the classes are 0 to {num_classes - 1}, and -1 is none")
+    return labels
 
 
 def check_latents(latents: Sequence[tf.Tensor], plan: LatentPlan, may_lack_groups: bool = False) -> list[tf.Tensor]:

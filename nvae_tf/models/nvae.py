@@ -1,5 +1,7 @@
 """The model: a `keras.Model` that trains, scores, encodes, decodes and generates."""
 
+import collections
+import dataclasses
 import functools
 import numbers as number_types
 import warnings
@@ -7,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -22,12 +25,14 @@ from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import assert_unit_range, check_batch, check_images, frame, real_pixels, with_one_line_errors
 from nvae_tf.models.latents import (
     GivenSource,
+    GuidedSource,
     LatentSample,
     LatentSource,
     PosteriorSource,
     PriorSource,
     Temperature,
     batch_size_of,
+    check_labels,
     check_latents,
     image_seeds,
     noise_of_samples,
@@ -37,6 +42,7 @@ from nvae_tf.models.latents import (
 from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
 from nvae_tf.models.top_down import TopDown
 from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, StepGuard, WarmupCosine
+from nvae_tf.progress import image_bar
 from nvae_tf.replicas import replica_count, replica_means
 
 
@@ -50,6 +56,31 @@ class Decoded(NamedTuple):
     def elbo(self, images: tf.Tensor) -> objectives.Elbo:
         """The bound's terms for the images that the latents were inferred from, in nats."""
         return objectives.Elbo(-self.likelihood.log_prob(images), objectives.kl_per_group(self.latents))
+
+
+class InferredGroup(NamedTuple):
+    """What is inferred of a group's latent, given the groups above: each `[batch, height, width, latent channels]`."""
+
+    z: tf.Tensor  # the draw, after the flows
+    mean: tf.Tensor  # of the posterior, before the flows, as are those below
+    scale: tf.Tensor
+    prior_mean: tf.Tensor
+    prior_scale: tf.Tensor
+    kl: tf.Tensor  # of posterior and prior, in nats: the sum over an image is the group's, see `objective.elbo`
+
+
+@functools.cache
+def latents_type(num_groups: int) -> type[tuple]:
+    """The type of a list of latents: a named tuple, because `tf.data` makes one tensor of a list."""
+
+    class Latents(collections.namedtuple("Latents", [f"group_{group:02d}" for group in range(num_groups)])):
+        """Latents of images, a tensor `[batch, height, width, latent channels]` a group, top group first."""
+
+        def numpy(self) -> tuple[np.ndarray, ...]:
+            """The same as arrays."""
+            return self._make(map(np.asarray, self))
+
+    return Latents
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -71,6 +102,8 @@ class NVAE(keras.Model):
       recompute: what the backward pass computes again instead of keeping it: nothing ("none"), the cells of the latent
         groups ("groups"), or those before and after them too ("all").
       accumulate_steps: into how many microbatches a batch is cut in training, for less memory.
+      label_dropout: the probability with which an image is trained without its class (`config.num_classes`), so that
+        the model also works without, and `generate` with guidance.
       **kwargs: of `keras.Model`; `dtype="mixed_bfloat16"` computes the networks in half precision.
     """
 
@@ -81,6 +114,7 @@ class NVAE(keras.Model):
         seed: int = 0,
         recompute: str = "none",
         accumulate_steps: int = 1,
+        label_dropout: float = 0.0,
         **kwargs,
     ):
         # The layers cast what they compute in half precision themselves; statistics and distributions stay in float32.
@@ -93,10 +127,13 @@ class NVAE(keras.Model):
         check(is_seed, f"seed = {seed!r}: must be a whole number up to {configuration.LARGEST_SEED}")
         is_count = isinstance(accumulate_steps, int) and accumulate_steps is not True and accumulate_steps >= 1
         check(is_count, f"accumulate_steps = {accumulate_steps!r}: must be a whole number and at least 1")
+        is_part = isinstance(label_dropout, number_types.Real) and 0.0 <= label_dropout <= 1.0
+        check(is_part, f"label_dropout = {label_dropout!r}: must be a probability from 0 to 1")
         check_choice("dtype", self.dtype_policy.name, configuration.PRECISIONS)
         check_choice("recompute", recompute, configuration.RECOMPUTATIONS)
         self.config, self.objective, self.plan = config, objective, latent_plan(config)
         self.seed, self.recompute, self.accumulate_steps = int(seed), recompute, accumulate_steps
+        self.label_dropout = float(label_dropout)
         mixture = config.num_mixtures, config.num_bits, config.exact_edges
         self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
         dtype, num_parameters = self.dtype_policy, self.likelihood.num_parameters
@@ -138,7 +175,9 @@ class NVAE(keras.Model):
 
     # The networks: images -> features -> latents -> the distribution of images.
 
-    def infer(self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None) -> Decoded:
+    def inference_pass(
+        self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None
+    ) -> Decoded:
         """Both passes for images `[batch, height, width, channels]`, with every latent from the posterior.
 
         `noise` are the groups' standard-normal draws, top group first. Without `forward` it is inference.
@@ -152,10 +191,15 @@ class NVAE(keras.Model):
         return self.bottom_up.forward(frame(images, self.config), forward or ForwardPass())
 
     def top_down_pass(
-        self, sources: Sequence[LatentSource], batch_size: int | tf.Tensor, forward: ForwardPass | None = None
+        self,
+        sources: Sequence[LatentSource],
+        batch_size: int | tf.Tensor,
+        forward: ForwardPass | None = None,
+        kept: tf.Tensor | None = None,
     ) -> Decoded:
-        """From one latent source a group to the distribution of images."""
+        """From one latent source a group to the distribution of images, of the first `kept` alone if it is given."""
         parameters, latents = self.top_down.forward(sources, batch_size, forward or ForwardPass())
+        parameters = parameters if kept is None else parameters[:kept]
         pixels = real_pixels(parameters, self.config.image_height, self.config.image_width)
         return Decoded(parameters, self.likelihood.distribution(pixels), latents)
 
@@ -163,76 +207,171 @@ class NVAE(keras.Model):
         residual = self.config.residual_distributions
         return [PosteriorSource(feature, eps, residual) for feature, eps in zip(features, noise, strict=True)]
 
-    def call(self, images: tf.Tensor, training: bool = False, seed: int = 0) -> tf.Tensor:
+    def call(self, images: tf.Tensor, training: bool = False, seed: int = 0, labels=None) -> tf.Tensor:
         """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""
-        forward = ForwardPass(training)
+        forward = ForwardPass(training, labels=self._labels(labels, batch_size_of(images)))
         images = check_images(images, self.config)
         noise = noise_per_image(self.plan.latent_shapes(), image_seeds(seed, tf.shape(images)[0]))
-        decoded = self.infer(images, noise, forward)
+        decoded = self.inference_pass(images, noise, forward)
         forward.commit()
         return decoded.likelihood.mean()
 
     # Encoding, decoding, generating and scoring.
 
-    def encode(self, images: tf.Tensor, seed: int = 0, mean: bool = False) -> list[tf.Tensor]:
-        """Latents of images, a list `[batch, height, width, latent channels]` a group, top group first.
+    # All of these are differentiable, with respect to images and latents, and work in graphs. Labels are the classes of
+    # a conditional model, one number for all images or one an image; without, and for -1, images have no class. With a
+    # batch size the images go through the networks so many at a time, with a bar on a terminal.
 
-        Draws from the posterior, or its means, each given those of the groups above, and what the flows make of them.
-        """
+    def infer(
+        self, images: tf.Tensor, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None
+    ) -> tuple[InferredGroup, ...]:
+        """What the model infers of each group's latent from images, top group first, see `InferredGroup`."""
         images = check_images(images, self.config)
-        seeds = image_seeds(seed, batch_size_of(images))
-        return [latent.z for latent in self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0)]
+        count = batch_size_of(images)
 
-    def encode_from_seeds(self, images: tf.Tensor, seeds: tf.Tensor, noise_scale=1.0) -> list[LatentSample]:
+        def inferred(images: tf.Tensor, seeds: tf.Tensor, *labels: tf.Tensor) -> tuple[InferredGroup, ...]:
+            return tuple(map(_inferred, self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, *labels)))
+
+        return _in_batches(inferred, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
+
+    def encode(
+        self, images: tf.Tensor, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None
+    ) -> tuple[tf.Tensor, ...]:
+        """Latents of images, one `[batch, height, width, latent channels]` a group, top group first.
+
+        Draws from the posterior, or its means, each given those of the groups above, and what the flows make of them;
+        their method `numpy()` gives arrays.
+        """
+        groups = self.infer(images, seed, mean, labels, batch_size)
+        return latents_type(len(groups))._make(group.z for group in groups)
+
+    def encode_from_seeds(
+        self, images: tf.Tensor, seeds: tf.Tensor, noise_scale=1.0, labels: tf.Tensor | None = None
+    ) -> list[LatentSample]:
         """As `encode`, for one seed an image `[batch, 2]`; `noise_scale` multiplies sigma (0: the means)."""
         noise = [noise_scale * eps for eps in noise_per_image(self.plan.latent_shapes(), seeds)]
-        return self.infer(images, noise).latents
+        return self.inference_pass(images, noise, ForwardPass(labels=labels)).latents
 
-    def decode(self, latents: Sequence[tf.Tensor], temperature: Temperature | None = None, seed: int = 0) -> tf.Tensor:
+    def decode(
+        self,
+        latents: Sequence[tf.Tensor],
+        temperature: Temperature | None = None,
+        seed: int = 0,
+        labels=None,
+        batch_size: int | None = None,
+    ) -> tf.Tensor:
         """Mean images `[batch, height, width, channels]` in [0, 1] from latents, a list as `encode` gives it.
 
         With a temperature those of the top groups are enough, at least of one; the others are drawn from the prior, see
         `generate`. ValueError where the latents are of another architecture, or some are missing.
         """
         latents = check_latents(latents, self.plan, may_lack_groups=temperature is not None)
-        seeds = image_seeds(seed, batch_size_of(latents[0]))
-        return self.generate_from_seeds(seeds, 1.0 if temperature is None else temperature, latents).mean()
+        count, temperature = batch_size_of(latents[0]), 1.0 if temperature is None else temperature
 
-    def generate(self, count: int, temperature: Temperature = 1.0, seed: int = 0) -> tf.Tensor:
+        def decoded(seeds: tf.Tensor, labels: tf.Tensor | None, *latents: tf.Tensor) -> tf.Tensor:
+            return self.generate_from_seeds(seeds, temperature, latents, ForwardPass(labels=labels)).mean()
+
+        rows = image_seeds(seed, count), self._labels(labels, count)
+        return _in_batches(decoded, batch_size, *rows, *latents)
+
+    def generate(
+        self,
+        count: int,
+        temperature: Temperature = 1.0,
+        seed: int = 0,
+        labels=None,
+        guidance: float = 1.0,
+        batch_size: int | None = None,
+    ) -> tf.Tensor:
         """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
         `temperature` multiplies the priors' sigma, see `temperatures_of_groups`: a number, or one a scale or group.
-        Image i depends on the seed and i, not on `count`.
+        Image i depends on the seed and i, not on `count`. `guidance` above 1 makes images more typical of their class,
+        for a model trained with `label_dropout` (see `GuidedSource`); 0 is that of no class.
         """
         check(count >= 1, f"count = {count}: must be at least 1")
-        return self.generate_from_seeds(image_seeds(seed, count), temperature).mean()
+        labels = self._labels(labels, count)
+        check(guidance == 1.0 or labels is not None, f"guidance = {guidance}: it is towards a class; give labels too")
+
+        def generated(seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
+            return self.generate_from_seeds(seeds, temperature, (), ForwardPass(labels=labels), guidance).mean()
+
+        return _in_batches(generated, batch_size, image_seeds(seed, count), labels)
 
     def generate_from_seeds(
-        self, seeds: tf.Tensor, temperature: Temperature = 1.0, latents=(), forward: ForwardPass | None = None
+        self,
+        seeds: tf.Tensor,
+        temperature: Temperature = 1.0,
+        latents=(),
+        forward: ForwardPass | None = None,
+        guidance: float | tf.Tensor = 1.0,
     ) -> tfp.distributions.Distribution:
         """The distribution of images for one seed an image `[batch, 2]`; the temperature is the priors' alone.
 
         Latents of the top groups may be given; the other groups' draws are the same as without.
         """
-        temperatures = temperatures_of_groups(temperature, self.plan)
+        temperatures, forward = temperatures_of_groups(temperature, self.plan), forward or ForwardPass()
         sources: list[LatentSource] = [GivenSource(latent) for latent in latents]
+        is_guided = isinstance(guidance, tf.Tensor) or guidance != 1.0
         if len(sources) < self.plan.num_groups:
-            drawn = map(PriorSource, noise_per_image(self.plan.latent_shapes(), seeds), temperatures)
-            sources += list(drawn)[len(sources) :]
-        return self.top_down_pass(sources, tf.shape(seeds)[0], forward).likelihood
+            noise = noise_per_image(self.plan.latent_shapes(), seeds)
+            make = functools.partial(GuidedSource, guidance=guidance) if is_guided else PriorSource
+            sources += list(map(make, noise, temperatures))[len(sources) :]
+        if not is_guided:
+            return self.top_down_pass(sources, tf.shape(seeds)[0], forward).likelihood
+        both = dataclasses.replace(forward, labels=tf.concat([forward.labels, -tf.ones_like(forward.labels)], axis=0))
+        return self.top_down_pass(sources, 2 * tf.shape(seeds)[0], both, kept=tf.shape(seeds)[0]).likelihood
 
-    def score(self, images: tf.Tensor, importance_samples: int = 1, seed: int = 0) -> tf.Tensor:
-        """Importance-weighted bound on the negative log-likelihood of each image `[batch]`, in nats."""
+    def score(
+        self,
+        images: tf.Tensor,
+        importance_samples: int = 1,
+        seed: int = 0,
+        labels=None,
+        per_group: bool = False,
+        batch_size: int | None = None,
+    ) -> tf.Tensor | objectives.Elbo:
+        """Importance-weighted bound on the negative log-likelihood of each image `[batch]`, in nats.
+
+        With `per_group` it is that of one draw with analytic KLs (the NELBO), in its parts: an `objective.Elbo`.
+        """
         images = check_images(images, self.config)
-        return self.importance_weighted(images, importance_samples, image_seeds(seed, batch_size_of(images)))
+        count = batch_size_of(images)
+        parts = f"per_group with importance_samples = {importance_samples}: the KL of each group is that of one sample"
+        check(importance_samples == 1 or not per_group, parts)
+
+        def scored(images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor | objectives.Elbo:
+            if not per_group:
+                return self.importance_weighted(images, importance_samples, seeds, labels)
+            noise = noise_per_image(self.plan.latent_shapes(), seeds)
+            return self.inference_pass(images, noise, ForwardPass(labels=labels)).elbo(images)
+
+        return _in_batches(scored, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
+
+    def classify(self, images: tf.Tensor, seed: int = 0, batch_size: int | None = None) -> tf.Tensor:
+        """The probability of each class given an image, `[batch, classes]`: Bayes' rule over the bounds.
+
+        All classes are as probable a priori, and `log p(x | class)` is replaced by its lower bound (`score` with
+        `per_group`), with the same draws for all.
+        """
+        check(self.config.num_classes > 0, "this model has no classes (model.num_classes = 0)")
+        of_class = functools.partial(self.score, images, seed=seed, per_group=True, batch_size=batch_size)
+        bounds = [-of_class(labels=number).nelbo for number in range(self.config.num_classes)]
+        return tf.nn.softmax(tf.stack(bounds, axis=1))
+
+    def _labels(self, labels: object, count: int | tf.Tensor) -> tf.Tensor | None:
+        return check_labels(labels, count, self.config.num_classes)
 
     @tf.autograph.experimental.do_not_convert
-    def importance_weighted(self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor) -> tf.Tensor:
+    def importance_weighted(
+        self, images: tf.Tensor, importance_samples: int, seeds: tf.Tensor, labels: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """The bound `[batch]` in nats for one seed an image `[batch, 2]`; the bottom-up pass runs once."""
         check(importance_samples >= 1, f"importance_samples = {importance_samples}: at least 1 sample is needed")
         begun = objectives.ImportanceWeighting.begun(tf.shape(images)[0], num_numbers=1)
         whole = 0, importance_samples, (importance_samples,)
-        return self.add_importance_samples(begun, images, self.features(images), seeds, *whole).bounds[:, 0]
+        features = self.features(images)
+        return self.add_importance_samples(begun, images, features, seeds, *whole, labels=labels).bounds[:, 0]
 
     def add_importance_samples(
         self,
@@ -244,6 +383,7 @@ class NVAE(keras.Model):
         last: int | tf.Tensor,
         numbers: Sequence[int],
         samples_at_once: int = 1,
+        labels: tf.Tensor | None = None,
     ) -> objectives.ImportanceWeighting:
         """Adds samples `first ... last - 1` of every image to those `before`, functions of seed and number.
 
@@ -251,7 +391,7 @@ class NVAE(keras.Model):
         `numbers` see `objective.add_samples`. One pass draws `samples_at_once`, with as many times the memory.
         """
         # Once for all samples, not in every turn of the loop.
-        forward = ForwardPass()
+        forward = ForwardPass(labels=None if labels is None else tf.repeat(labels, samples_at_once))
         for convolution in self.convolutions:
             convolution.kernels_of(forward)
         if samples_at_once > 1:
@@ -283,23 +423,32 @@ class NVAE(keras.Model):
 
     @tf.autograph.experimental.do_not_convert
     def train_step(self, data) -> dict[str, tf.Tensor]:
-        """One step of `fit` on a batch of images in [0, 1]."""
-        training_step.train(self, self._images_of(data))
+        """One step of `fit` on a batch of images in [0, 1], or `(images, labels)`."""
+        training_step.train(self, *self._batch_of(data))
         return _results(self.running.of_training)
 
     @tf.autograph.experimental.do_not_convert
     def test_step(self, data) -> dict[str, tf.Tensor]:
         """One step of `evaluate`: the negative bound in nats; every batch gets the same draws."""
-        images = self._images_of(data)
-        elbo = self.infer(images, training_step.draws(self, images, -1)).elbo(images)
+        images, labels = self._batch_of(data)
+        noise = training_step.draws(self, images, -1)
+        elbo = self.inference_pass(images, noise, ForwardPass(labels=labels)).elbo(images)
         reconstruction, kl = replica_means([tf.reduce_mean(elbo.reconstruction), tf.reduce_mean(elbo.kl, axis=0)])
         kl = tf.reduce_sum(kl)
         self.running.track_bound(reconstruction + kl, reconstruction, kl, batch_size_of(images) * replica_count())
         return _results(self.running.of_evaluation)
 
-    def _images_of(self, data) -> tf.Tensor:
-        # A dataset may also give labels or weights, which are not used.
-        return check_batch(data[0] if isinstance(data, (tuple, list)) else data, self.config)
+    def _batch_of(self, data) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Images and, for a conditional model, their labels; other models may get some too, and do not use them."""
+        images, labels, *_ = [*data, None] if isinstance(data, (tuple, list)) else (data, None)
+        images = check_batch(images, self.config)
+        if not self.config.num_classes:
+            return images, None
+        missing = (
+            f"this model has model.num_classes = {self.config.num_classes}: give (images, labels), not images alone"
+        )
+        check(labels is not None, missing)
+        return images, self._labels(tf.reshape(labels, [-1]), batch_size_of(images))
 
     def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
         """As `keras.Model.fit`; ValueError for images that are not floats in [0, 1] of the model's size."""
@@ -377,7 +526,9 @@ class NVAE(keras.Model):
 
     def get_config(self) -> dict:
         settings = {name: configuration.config_to_dict(getattr(self, name)) for name in ("config", "objective")}
-        settings |= {name: getattr(self, name) for name in ("seed", "recompute", "accumulate_steps", "name")}
+        settings |= {
+            name: getattr(self, name) for name in ("seed", "recompute", "accumulate_steps", "label_dropout", "name")
+        }
         return settings | {"dtype": self.dtype_policy.name}
 
     @classmethod
@@ -385,6 +536,27 @@ class NVAE(keras.Model):
         model = configuration.config_from_dict(ModelConfig, config["config"])
         objective = configuration.config_from_dict(ObjectiveConfig, config["objective"])
         return cls(**config | {"config": model, "objective": objective})
+
+
+def _inferred(latent: LatentSample) -> InferredGroup:
+    kl = objectives.kl_per_element(latent)
+    return InferredGroup(latent.z, *(f for d in (latent.posterior, latent.prior) for f in (d.loc, d.scale)), kl)
+
+
+def _in_batches(function: Callable, batch_size: int | None, *rows: tf.Tensor | None):
+    """`function(*rows)`, for at most so many rows at a time where a batch size is given; None stays None."""
+    if batch_size is None:
+        return function(*rows)
+    count = next(row.shape[0] for row in rows if row is not None)
+    check(batch_size >= 1, f"batch_size = {batch_size}: must be at least 1")
+    specs = [None if row is None else tf.TensorSpec([None, *row.shape[1:]], row.dtype) for row in rows]
+    traced, parts = tf.function(function, autograph=False).get_concrete_function(*specs), []
+    with image_bar(count) as bar:
+        for first in range(0, count, batch_size):
+            some = [row[first : first + batch_size] for row in rows if row is not None]
+            parts.append(traced(*some))
+            bar.update(len(some[0]))
+    return tf.nest.map_structure(lambda *tensors: tf.concat(tensors, axis=0), *parts)
 
 
 def _results(metrics: Sequence[keras.metrics.Metric]) -> dict[str, tf.Tensor]:

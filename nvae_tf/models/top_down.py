@@ -14,6 +14,26 @@ from nvae_tf.layers.cpu_kernels import fan_out
 from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, batch_size_of
 
 
+class ClassEmbedding(keras.layers.Layer):
+    """A vector for each class, which is added at all positions; an image without a class gets zeros.
+
+    They start as zeros, so that a new model does not depend on the class.
+    """
+
+    def __init__(self, num_classes: int, channels: int, dtype=None):
+        super().__init__(dtype=dtype)
+        self.table = self.add_weight(name="table", shape=(num_classes, channels), initializer="zeros", autocast=False)
+        self.built = True
+
+    def added(self, tensor: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
+        """`[batch, height, width, channels]` with the vectors of the pass' labels."""
+        if forward.labels is None:
+            return tensor
+        # A product, because a gather's gradient is sparse; -1 gives a row of zeros.
+        vectors = tf.one_hot(forward.labels, self.table.shape[0]) @ tf.convert_to_tensor(self.table)
+        return tensor + tf.cast(vectors, tensor.dtype)[:, tf.newaxis, tf.newaxis]
+
+
 class TopDownScale(keras.layers.Layer):
     """All groups of one resolution, and the way up to the next."""
 
@@ -39,6 +59,13 @@ class TopDownScale(keras.layers.Layer):
         if index + 1 < len(plan.scales):
             larger = plan.scales[index + 1].decoder_channels
             self.up = ResidualCells(1, branch, decoder, larger, excite, dtype=dtype)
+        self.classes = None
+        if config.num_classes:
+            self.classes = ClassEmbedding(config.num_classes, decoder, dtype=dtype)
+        if config.num_classes and index == 0:
+            # The top group's prior and posterior do not follow from the state.
+            self.classes_of_prior = ClassEmbedding(config.num_classes, 2 * latent)
+            self.classes_of_posterior = ClassEmbedding(config.num_classes, encoder, dtype=dtype)
         self.built = True
 
     @contextlib.contextmanager
@@ -47,18 +74,25 @@ class TopDownScale(keras.layers.Layer):
         with contextlib.ExitStack() as stack:
             stacks = self.cells, self.priors, self.feature_combiners, self.posteriors, self.flows, self.combiners
             layers = [stack.enter_context(unstacked(layer, forward)) for layer in stacks]
-            yield [self._group(position, *layers) for position in range(self.num_groups)]
+            yield [self._group(forward, position, *layers) for position in range(self.num_groups)]
 
-    def _group(self, position, cells, priors, feature_combiners, posteriors, flows, combiners) -> GroupLayers:
+    def _group(self, forward, position, cells, priors, feature_combiners, posteriors, flows, combiners) -> GroupLayers:
         below = position - self.num_top_groups  # -1: the top group, which lacks the first three
 
         def prior(state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             if below < 0:
-                return standard_prior(state, self.num_latent)
+                mean, log_scale = standard_prior(state, self.num_latent)
+                if self.classes:
+                    both = self.classes_of_prior.added(tf.concat([mean, log_scale], axis=-1), forward)
+                    mean, log_scale = _mean_and_log_scale(both)
+                return mean, log_scale
             return _mean_and_log_scale(priors[below](tf.nn.elu(state)))
 
         def posterior(state: tf.Tensor, feature: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            feature = feature if below < 0 else feature + feature_combiners[below](state)
+            if below >= 0:
+                feature += feature_combiners[below](state)
+            elif self.classes:
+                feature = self.classes_of_posterior.added(feature, forward)
             return _mean_and_log_scale(posteriors[position](feature))
 
         def combine(state: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
@@ -115,6 +149,8 @@ class TopDown(keras.layers.Layer):
         state = tf.broadcast_to(start, (batch_size, *start.shape))
         latents: list[LatentSample] = []
         for scale in self.scales:
+            if scale.classes:
+                state = scale.classes.added(state, forward)
             with scale.unstacked(forward) as groups:
                 for layers in groups:
                     for cell in layers.cells:

@@ -39,15 +39,17 @@ class Step(NamedTuple):
     batch_size: int | tf.Tensor
 
 
-def train(model: "NVAE", images: tf.Tensor) -> None:
+def train(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> None:
     """One step on a batch `[batch, height, width, channels]` in [0, 1], unless the step guard skips it.
+
+    `labels` are the images' classes, int32 `[batch]`, where the model is conditional on them.
 
     The draws depend on the model's seed and the step alone. Replicas, each with its images, take one step together.
     """
     if model.is_data_dependent:
         _on_all_replicas_if(model.data_initialised < 1.0, lambda images: initialize_scales(model, images), images)
     find_step = step_of_batch if model.accumulate_steps == 1 else step_of_microbatches
-    take_if_accepted(model, find_step(model, images, model.optimizer.iterations))
+    take_if_accepted(model, find_step(model, images, labels, model.optimizer.iterations))
 
 
 def draws(model: "NVAE", images: tf.Tensor, step, shard=None) -> list[tf.Tensor]:
@@ -55,6 +57,18 @@ def draws(model: "NVAE", images: tf.Tensor, step, shard=None) -> list[tf.Tensor]
     batch_size = batch_size_of(images)
     first = (replica_index() if shard is None else shard) * batch_size
     return batch_noise(model.plan.latent_shapes(), batch_size, (model.seed, tf.cast(step, tf.int32)), first)
+
+
+def kept_labels(model: "NVAE", labels: tf.Tensor | None, step, shard=None) -> tf.Tensor | None:
+    """The labels without those that this step drops (-1 in their place), each by a draw of its own, see `draws`."""
+    if labels is None or not model.label_dropout:
+        return labels
+    first = (replica_index() if shard is None else shard) * batch_size_of(labels)
+    # Not the draws of the latents.
+    seed = tf.random.experimental.stateless_fold_in(tf.stack([model.seed, tf.cast(step, tf.int32)]), 1)
+    (noise,) = batch_noise([(1, 1, 1)], batch_size_of(labels), seed, first)
+    threshold = tf.math.ndtri(tf.constant(model.label_dropout))
+    return tf.where(noise[:, 0, 0, 0] < threshold, -1, labels)
 
 
 def regularizers_of(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:
@@ -70,16 +84,16 @@ def loss_of(model: "NVAE", images, noise, step, forward: ForwardPass, regularize
     `noise` are the groups' draws, `regularizers` those of `regularizers_of`, `inputs` what the network sees instead.
     """
     norms, total = regularizers
-    elbo = model.infer(images if inputs is None else inputs, noise, forward).elbo(images)
+    elbo = model.inference_pass(images if inputs is None else inputs, noise, forward).elbo(images)
     beta = objectives.kl_weight(step, model.objective)
     weight = objectives.regularization_weight(beta, model.objective)
     scales = objectives.balancing_scales(model.plan)
     return StepLoss(elbo, objectives.training_loss(elbo, beta, scales, total, weight), norms)
 
 
-def step_of_batch(model: "NVAE", images: tf.Tensor, step: tf.Tensor) -> Step:
+def step_of_batch(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> Step:
     """The step of a batch at once."""
-    forward = ForwardPass(training=True)
+    forward = ForwardPass(training=True, labels=kept_labels(model, labels, step))
     with tf.GradientTape() as tape:
         found = model.training_loss(images, draws(model, images, step), step, forward)
         scaled_loss = _scaled(model, found.loss.loss)
@@ -88,7 +102,7 @@ def step_of_batch(model: "NVAE", images: tf.Tensor, step: tf.Tensor) -> Step:
     return Step(gradients, forward.updates, metrics, batch_size_of(images))
 
 
-def step_of_microbatches(model: "NVAE", images: tf.Tensor, step: tf.Tensor) -> Step:
+def step_of_microbatches(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> Step:
     """The mean step of equal microbatches; each has its own batch statistics and KL balancing."""
     count, size = model.accumulate_steps, images.shape[0]
     check(
@@ -107,9 +121,11 @@ def step_of_microbatches(model: "NVAE", images: tf.Tensor, step: tf.Tensor) -> S
     statistics = [variable for norm in model.batch_norms for variable in norm.statistics]
 
     def microbatch(index: tf.Tensor) -> list[list[tf.Tensor]]:
-        forward = ForwardPass(training=True)
+        shard = replica_index() * count + index
         some = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
-        noise = draws(model, some, step, replica_index() * count + index)
+        of_some = None if labels is None else tf.slice(labels, [index * size], [size])
+        forward = ForwardPass(training=True, labels=kept_labels(model, of_some, step, shard))
+        noise = draws(model, some, step, shard)
         with tf.GradientTape() as tape:
             found = loss_of(model, some, noise, step, forward, (norms, 0.0))
             scaled_loss = _scaled(model, found.loss.loss) / count
@@ -175,7 +191,7 @@ def take_if_accepted(model: "NVAE", step: Step) -> None:
 def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from the first batch."""
     forward = ForwardPass(training=True, initializing=True)
-    model.infer(images, draws(model, images, 0), forward)
+    model.inference_pass(images, draws(model, images, 0), forward)
     # A bad image must not decide for good; the moments are those of all replicas, so all find the same.
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
     for variable, value in forward.updates:

@@ -6,6 +6,7 @@ from nvae_tf.objective.elbo import (
     balancing_scales,
     bits_per_dimension,
     kl_per_channel,
+    kl_per_element,
     kl_per_group,
     kl_weight,
     log_posterior_and_prior,

@@ -28,16 +28,19 @@ class Elbo(NamedTuple):
         return self.reconstruction + tf.reduce_sum(self.kl, axis=1)
 
 
-def kl_per_channel(latent: Latent) -> tf.Tensor:
-    """One group's KL, summed over height and width: `[batch, latent channels]`, in nats.
+def kl_per_element(latent: Latent) -> tf.Tensor:
+    """One group's KL in nats, an element for each of the latent's, `[batch, height, width, latent channels]`.
 
     With flows, whose log-determinant is 0, a one-sample estimate, `log q(z before flows) - log p(z)`; else analytic.
     """
     if latent.has_flows:
-        kl = latent.posterior.log_prob(latent.z_before_flows) - latent.prior.log_prob(latent.z)
-    else:
-        kl = tfp.distributions.kl_divergence(latent.posterior, latent.prior)
-    return tf.reduce_sum(kl, axis=(1, 2))
+        return latent.posterior.log_prob(latent.z_before_flows) - latent.prior.log_prob(latent.z)
+    return tfp.distributions.kl_divergence(latent.posterior, latent.prior)
+
+
+def kl_per_channel(latent: Latent) -> tf.Tensor:
+    """One group's KL, summed over height and width: `[batch, latent channels]`, in nats."""
+    return tf.reduce_sum(kl_per_element(latent), axis=(1, 2))
 
 
 def kl_per_group(latents: Sequence[Latent]) -> tf.Tensor:

@@ -224,7 +224,7 @@ class Signatures(FlatLatentModel):
         valid = (image >= 0.0) & (image <= 1.0)  # false for NaN
         image = _checked(image, valid, "image: values must be finite and in [0, 1] (divide 8-bit values by 255)")
         seeds = _words(_checked_rows("seed", seed, image, "image"))
-        return self.model.infer(image, noise_per_image(self.latent_shapes, seeds), self._forward())
+        return self.model.inference_pass(image, noise_per_image(self.latent_shapes, seeds), self._forward())
 
     def _of(self, signature: Callable[..., Tensors], name: str) -> Callable[..., Tensors]:
         """The signature called `name`, of that with tensors; a plain function: archives trace a `tf.function` again."""

@@ -111,7 +111,7 @@ class DeviceSignatures(FlatLatentModel):
         return self._decoded([PriorSource(eps, temperature) for eps in self._groups(noise)], noise)
 
     def _inferred(self, image: tf.Tensor, noise: tf.Tensor) -> Decoded:
-        return self.model.infer(image, self._groups(noise), self._forward())
+        return self.model.inference_pass(image, self._groups(noise), self._forward())
 
 
 def folded_signatures(model: NVAE) -> DeviceSignatures:

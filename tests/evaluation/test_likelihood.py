@@ -28,7 +28,7 @@ def test_the_parts_are_those_of_the_model_whatever_the_batches(model, images):
     evaluator = LikelihoodEvaluator(model, 4, importance_samples=3)
     found = evaluator.evaluate([images[:4], images[4:8], images[8:]], seed=4, progress=seen.append)
     assert seen == [4, 8, 10] and len(found.nelbo) == 10
-    decoded = model.infer(images, noise_per_image(model.plan.latent_shapes(), image_seeds(4, 10)))
+    decoded = model.inference_pass(images, noise_per_image(model.plan.latent_shapes(), image_seeds(4, 10)))
     reconstruction = -decoded.likelihood.log_prob(images).numpy().mean()
     per_channel = np.array([kl_per_channel(latent).numpy().mean(axis=0) for latent in decoded.latents])
     assert found.reconstruction_nats == pytest.approx(reconstruction, rel=1e-5)

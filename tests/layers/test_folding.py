@@ -16,7 +16,7 @@ def shaken_model(**changes):
 
 def parameters(model, forward=None):
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(3, 2))
-    return model.infer(tf.constant(IMAGES), noise, forward).parameters.numpy()
+    return model.inference_pass(tf.constant(IMAGES), noise, forward).parameters.numpy()
 
 
 @pytest.mark.parametrize("cell_set", ["res_mbconv", "res_bnswish", "res_bnelu", "res_elu", "mbconv_sep", "mbconv_res"])

@@ -14,7 +14,7 @@ def near(value, expected, atol=1e-5):
 
 def test_decoding_what_was_encoded_is_the_reconstruction_also_in_a_graph_and_has_a_gradient(model, images):
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4))
-    expected = model.infer(images, noise).likelihood.mean()
+    expected = model.inference_pass(images, noise).likelihood.mean()
     assert tuple(expected.shape) == images.shape
     near(model.decode(model.encode(images, seed=3)), expected)
     near(model(images, seed=3), expected)
@@ -33,12 +33,12 @@ def test_decoding_what_was_encoded_is_the_reconstruction_also_in_a_graph_and_has
 
 def test_every_latent_matters_and_only_below_it(model, images):
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4))
-    latents = model.infer(images, noise).latents
+    latents = model.inference_pass(images, noise).latents
     z = [latent.z for latent in latents]
     for changed in range(3):
         others = [value + 1.0 if index == changed else value for index, value in enumerate(z)]
         assert np.max(np.abs(model.decode(others) - model.decode(z))) > 1e-4
-        moved = model.infer(images, [eps + (index == changed) for index, eps in enumerate(noise)]).latents
+        moved = model.inference_pass(images, [eps + (index == changed) for index, eps in enumerate(noise)]).latents
         for index, (mine, theirs) in enumerate(zip(moved, latents, strict=True)):
             change = np.max(np.abs(mine.prior.loc - theirs.prior.loc))
             assert (change > 1e-4) == (index > changed)
@@ -70,7 +70,7 @@ def test_missing_latents_are_drawn_from_the_prior(model, images):
 def test_the_mean_of_the_posterior(model, images):
     means = model.encode(images, mean=True)
     silent = [tf.zeros((4, *shape)) for shape in SHAPES]
-    for mean, latent in zip(means, model.infer(images, silent).latents, strict=True):
+    for mean, latent in zip(means, model.inference_pass(images, silent).latents, strict=True):
         near(mean, latent.z)
         near(latent.z_before_flows, latent.posterior.loc)
 
@@ -79,7 +79,7 @@ def test_scores_are_log_weights_from_scipy(model, images):
     """log p(x | z) + log p(z) - log q(z | x) of each draw, put together by hand."""
     seeds, weights = image_seeds(5, 4), []
     for sample in range(3):
-        decoded = model.infer(images, noise_of_samples(SHAPES, seeds, sample, 1))
+        decoded = model.inference_pass(images, noise_of_samples(SHAPES, seeds, sample, 1))
         weight = np.float64(decoded.likelihood.log_prob(images))
         for latent in decoded.latents:
             log_q = scipy.stats.norm.logpdf(latent.z_before_flows, latent.posterior.loc, latent.posterior.scale)

@@ -53,7 +53,9 @@ def test_every_signature_gives_the_numbers_of_the_models_methods(run, model):
 
 def test_score_is_the_bound_and_its_parts_add_up(run, model):
     found = run("score", image=IMAGES, seed=SEEDS)
-    decoded = model.infer(tf.constant(IMAGES[:1]), noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1)))
+    decoded = model.inference_pass(
+        tf.constant(IMAGES[:1]), noise_per_image(model.plan.latent_shapes(), image_seeds(5, 1))
+    )
     # With flows the KL is a one-sample estimate, so the bound is that of one importance sample.
     log_q = sum(tf.reduce_sum(latent.posterior.log_prob(latent.z_before_flows)) for latent in decoded.latents)
     log_p = sum(tf.reduce_sum(latent.prior.log_prob(latent.z)) for latent in decoded.latents)
