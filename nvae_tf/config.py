@@ -22,6 +22,7 @@ LOGGERS = ("tensorboard", "wandb")
 RECOMPUTATIONS = ("none", "groups", "all")
 LARGEST_SEED = 2**31 - 1
 MAX_PIXELS = 64_000_000
+MOST_CLASSES = 100_000
 # Settings of which None stands for a number that follows from the length of the run, see `resolve_lengths`.
 INTERVALS = ("checkpoint_every_steps", "evaluate_every_steps", "sample_every_steps")
 
@@ -98,6 +99,7 @@ class ModelConfig:
       cell_set: which residual cells: "res_mbconv" (the paper's) or another of `nvae_tf.latent_plan`.
       squeeze_excite: whether each cell ends with squeeze and excitation.
       residual_distributions: whether posteriors are relative to the priors (section 3.2).
+      num_classes: classes that the model is conditional on, 0 for none; follows `data.num_classes`.
     """
 
     image_height: int = 32
@@ -126,11 +128,13 @@ class ModelConfig:
     cell_set: str = "res_mbconv"
     squeeze_excite: bool = True
     residual_distributions: bool = True
+    num_classes: int = 0
 
     def __post_init__(self):
-        zero_allowed = ("num_flows", "num_preprocess_blocks", "num_postprocess_blocks")
+        zero_allowed = ("num_flows", "num_preprocess_blocks", "num_postprocess_blocks", "num_classes")
         _check_numbers("model", self, 1, {"num_bits": (1, 8)} | dict.fromkeys(zero_allowed, (0, math.inf)))
         check_choice("model.likelihood", self.likelihood, LIKELIHOODS)
+        check(self.num_classes != 1, "model.num_classes = 1: one class says nothing; use 0 for none, or at least 2")
         blocks, scales = self.num_preprocess_blocks, self.num_latent_scales
         check(
             blocks + scales <= _MOST_HALVINGS,
@@ -246,6 +250,8 @@ class DataSpec:
       on_bad_file: "stop" at a picture that can't be used, or "skip" it and report it.
       max_pixels: height times width of the largest picture file that can be used, up to 178,956,970.
       cache: folder for images that are decoded once and then read from there; None decodes at every access.
+      labels: whether the images come with the numbers of their classes, for a model that is conditional on them.
+      num_classes: how many classes there are; None: looked up. Only with `labels`.
     """
 
     name: str = "cifar10"
@@ -273,9 +279,12 @@ class DataSpec:
     on_bad_file: str = "stop"
     cache: str | None = None
     max_pixels: int = MAX_PIXELS
+    labels: bool = False
+    num_classes: int | None = None
 
     def __post_init__(self):
         limits = {"channels": (1, 4), "num_bits": (1, 8), "test_fraction": (0, 1), "split_seed": (0, 2**32 - 1)}
+        limits |= {"num_classes": (2, MOST_CLASSES)}
         limit = f"must be from 1 to {_LARGEST_MAX_PIXELS}, Pillow's own limit"
         check(1 <= self.max_pixels <= _LARGEST_MAX_PIXELS, f"data.max_pixels = {self.max_pixels}: {limit}")
         check(self.file_bits in (None, 8, 16), f"data.file_bits = {self.file_bits}: must be 8 or 16")
