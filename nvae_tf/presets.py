@@ -102,6 +102,9 @@ def load_settings(path: str) -> ConfigDict:
             for setting, data_setting in MODEL_SETTINGS.items():
                 if config.model[setting] == config.data[data_setting]:
                     config.model[setting] = config.data.get_ref(data_setting)
+            if config.model.num_classes == config.data.num_classes:
+                # Left open: `complete_config` takes it from the data again.
+                config.model.num_classes = 0
             return config
         get_config = runpy.run_path(name).get("get_config")
         check(callable(get_config), "has no function get_config")

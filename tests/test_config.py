@@ -22,14 +22,14 @@ CHANGED = ExperimentConfig(
     model=ModelConfig(
         *(28, 20, 1, 32, 24, 1, "bernoulli", 3, True),
         *(2, 4, True, 2, 5, 16, 24),
-        *(2, 3, 2, 3, 1, 3, 2, "res_elu", False, False),
+        *(2, 3, 2, 3, 1, 3, 2, "res_elu", False, False, 4),
     ),
     objective=ObjectiveConfig(7, 0.5, 0.25, 0.125, 0.5, True, 2.0),
     optimizer=OptimizerConfig(0.25, 0.125, 1.5, 0.0, 0.5),
     data=DataSpec(
         *("my_faces", "folder", "left", "somewhere", "training", "testing", 0.25, 3),
         *(28, 20, 2, 16, True, (1, 2, 30, 40), "crop", 2),
-        *(1, True, False, "bernoulli", 32, 24, "skip", "decoded", 1_000_000),
+        *(1, True, False, "bernoulli", 32, 24, "skip", "decoded", 1_000_000, True, 4),
     ),
     train=TrainConfig(
         *(3, 5, 7, 11, 13, 17.0, 19, 23.0, 29, 31, 37, "wandb"),
@@ -115,6 +115,8 @@ def test_an_impossible_value_is_reported_with_its_place():
         ("model", "num_groups_per_scale", -1, "must be at least 1"),
         ("model", "num_flows", -1, "must be at least 0"),
         ("model", "num_bits", 9, "must be from 1 to 8"),
+        ("model", "num_classes", -1, "must be at least 0"),
+        ("model", "num_classes", 1, "one class says nothing"),
         ("model", "likelihood", "bernouli", "did you mean 'bernoulli'"),
         ("objective", "total_steps", 0, "must be at least 1"),
         ("objective", "kl_constant_portion", float("nan"), "must be from 0 to 1"),

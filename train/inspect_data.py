@@ -3,8 +3,9 @@
     nvae-inspect-data --config=own_images --config.data.path=my_pictures
 
 Takes the same --config flags as nvae-train. Prints for the training and the test part the number of images and their
-form, where their values lie, how many bits they really use, and how many images a second can be read. Writes a figure:
-above the first training images as the model gets them, below the first test images.
+form, where their values lie, how many bits they really use, and how many images a second can be read; with
+--config.data.labels=True the classes too. Writes a figure: above the first training images as the model gets them,
+below the first test images.
 
 Exit code: 0 done, 2 a mistake in the command or in the data.
 """

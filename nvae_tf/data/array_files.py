@@ -21,10 +21,18 @@ import numpy as np
 
 from nvae_tf.config import DataSpec, check
 from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_pixels, fits
-from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, check_memory, held_out
+from nvae_tf.data.sources import (
+    ArraySource,
+    ImageSource,
+    ReadSource,
+    check_memory,
+    class_numbers,
+    held_out,
+    numbered_classes,
+)
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_file, check_writable
-from nvae_tf.progress import Report
+from nvae_tf.progress import Report, counted
 
 _BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16, np.dtype(np.bool_): 8}
 # NumPy refuses longer headers.
@@ -114,11 +122,13 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
     That is a `.npy` file with all images; a `.npz` file with one array of images, or with arrays called
     `train_split` and `test_split` (or `x_train` and `x_test`); or a folder with `train.npy` and `test.npy`. Arrays are
     uint8, uint16 or bool, `[count, height, width, channels]` or `[count, height, width]`. Where there is no test part,
-    a fraction of the images is held out. Of other arrays no more than the headers are read.
+    a fraction of the images is held out. Of other arrays no more than the headers are read, but for the labels, see
+    `_array_of_labels`.
     """
     stored, header, numbers = _part(spec, split)
     images = stored.read(header).reshape(header.shape)
     _check_images(images, spec, spec.path)
+    labels = _array_of_labels(spec, stored, len(images))[numbers] if spec.labels else None
     if not isinstance(images, np.memmap):
         # Of what lies in memory, only this part.
         images, numbers = images[numbers], np.arange(len(numbers))
@@ -131,7 +141,28 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
             found = found.astype(np.uint8) * np.uint8(255)
         return _fitted(found, spec)
 
-    return ReadSource(len(numbers), spec.image_shape, read)
+    source = ReadSource(len(numbers), spec.image_shape, read)
+    return source.labelled(labels, arrays_classes(spec)) if spec.labels else source
+
+
+def arrays_classes(spec: DataSpec) -> tuple[str, ...]:
+    """The names of the classes, which are numbers: those of the array with the training images."""
+    stored, header, _ = _part(spec, "train")
+    return numbered_classes(_array_of_labels(spec, stored, header.shape[0]), spec)
+
+
+def _array_of_labels(spec: DataSpec, images: _StoredArray, count: int) -> np.ndarray:
+    """The labels of an array of images: those of `train` are `train_labels`, of `x_train` `y_train`, else `labels`."""
+    name = images.entry.removesuffix(".npy") if images.entry else images.file.stem
+    of_parts = {part: f"{part}_labels" for part in (spec.train_split, spec.test_split)}
+    wanted = (of_parts | {"x_train": "y_train", "x_test": "y_test"}).get(name, "labels")
+    stored = _arrays_at(pathlib.Path(spec.path)).get(wanted)
+    fix = f"numpy.savez('set.npz', {name}=..., {wanted}=...) writes both: whole numbers from 0, one an image"
+    check(stored is not None, f"data.labels = True: {spec.path} has no array {wanted!r} beside {name!r}; {fix}")
+    header = stored.header()
+    with stored.naming_damage():
+        check(not header.problem, header.problem)
+    return class_numbers(np.asarray(stored.read(header)), count, f"{spec.path}: {wanted!r}")
 
 
 def arrays_holds_out(spec: DataSpec) -> bool:
@@ -229,7 +260,22 @@ def load_idx(spec: DataSpec, split: str, _: Report) -> ImageSource:
     file = _idx_file(spec, split)
     images = _read_idx(file)[..., np.newaxis]
     _check_images(images, spec, file)
-    return ArraySource(_fitted(images, spec))
+    source = ArraySource(_fitted(images, spec))
+    return source.labelled(_idx_labels(file, len(images)), idx_classes(spec)) if spec.labels else source
+
+
+def idx_classes(spec: DataSpec) -> tuple[str, ...]:
+    """The names of the classes, which are numbers: those of the training part."""
+    return numbered_classes(_idx_labels(_idx_file(spec, "train")), spec)
+
+
+def _idx_labels(images: pathlib.Path, count: int | None = None) -> np.ndarray:
+    """The labels of a file of images, from that with `labels-idx1` in its name; packed or not, as it is there."""
+    name = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+    found = [file for file in (images.with_name(name), images.with_name(f"{name}.gz")) if file.is_file()]
+    check(bool(found), f"data.labels = True: {images.parent} has no {name} (or ....gz) beside {images.name}; add it")
+    labels = _read_idx(found[0], 1)
+    return class_numbers(labels, len(labels) if count is None else count, found[0])
 
 
 def _idx_file(spec, split):
@@ -250,20 +296,20 @@ def _idx_file(spec, split):
     raise ValueError(f"{spec.path}: no file is the {split} images in IDX format; it is called like {name}")
 
 
-def _read_idx(file):
-    """The images `[count, height, width]` of an IDX file.
+def _read_idx(file, dimensions=3):
+    """The images `[count, height, width]` of an IDX file, or with one dimension its labels `[count]`.
 
     It has two zero bytes, the type (8 for bytes), the number of dimensions, their sizes, the values.
     """
-    packed = file.suffix == ".gz"
+    packed, what = file.suffix == ".gz", "images" if dimensions == 3 else "labels"
     try:
         with gzip.open(file) if packed else file.open("rb") as stream:
-            header = stream.read(16)
-            if len(header) < 16 or tuple(header[:4]) != (0, 0, 8, 3):
-                raise ValueError(f"{file}: not an IDX file of bytes with 3 dimensions")
-            shape = tuple(int(size) for size in np.frombuffer(header, ">u4", 3, offset=4))
+            header = stream.read(4 + 4 * dimensions)
+            if len(header) < 4 + 4 * dimensions or tuple(header[:4]) != (0, 0, 8, dimensions):
+                raise ValueError(f"{file}: not an IDX file of bytes with {counted(dimensions, 'dimension')}")
+            shape = tuple(int(size) for size in np.frombuffer(header, ">u4", dimensions, offset=4))
             said, count = " x ".join(map(str, shape)), math.prod(shape)
-            check_memory(count, f"{file}: its images, {said} as its header says,", "write them to a .npy file")
+            check_memory(count, f"{file}: its {what}, {said} as its header says,", "write them to a .npy file")
             # gzip makes of one byte 1,032 at most; room for what can't be there would be made before it is missed.
             if count > file.stat().st_size * (1032 if packed else 1):
                 raise ValueError(f"{file}: too short for {said} values, as its header says: cut off; download it again")
@@ -276,7 +322,7 @@ def _read_idx(file):
     check(len(content) >= count, f"{found}: it was cut off; download it again")
     more = f"{file}: has more than the {count:,} values of its header, {said}"
     check(len(content) <= count, f"{more}: damaged; download it again")
-    check(count > 0, f"{file}: has no images; its header says {said}")
+    check(count > 0, f"{file}: has no {what}; its header says {said}")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
@@ -323,11 +369,14 @@ def decoded_once(
     contents: Iterable[object],
     decode: Callable[[], tuple[int, Iterable[np.ndarray]]],
     report: Report,
-) -> ReadSource:
+    class_names: tuple[str, ...] = (),
+    read_labels: Callable[[], np.ndarray] | None = None,
+) -> ImageSource:
     """The decoded images of one part of a data set, mapped from an array file in the folder `spec.cache`.
 
     The file's name has a hash of the settings and of `contents`, which need a `repr`: others give another file. Where
     it is missing, `decode` gives the number of images, and batches uint8 `[batch, height, width, channels]` of them.
+    With `class_names` their labels are in a second file, which `read_labels` gives likewise.
     """
     digest = hashlib.sha256(repr((_DECODED_FORM, [getattr(spec, name) for name in _PIXEL_SETTINGS])).encode())
     for content in contents:
@@ -348,7 +397,17 @@ def decoded_once(
         matches = header.dtype == np.uint8 and header.shape[1:] == spec.image_shape
         check(not header.problem and matches, header.problem or f"it has {header.dtype} {list(header.shape)}")
         images = np.load(file, mmap_mode="r")
-    return ReadSource(len(images), images.shape[1:], lambda numbers: images[numbers])
+    source = ReadSource(len(images), images.shape[1:], lambda numbers: images[numbers])
+    if not class_names:
+        return source
+    # The same pictures have other numbers where there are other classes.
+    file = file.with_name(f"{file.stem}-labels-{hashlib.sha256(repr(class_names).encode()).hexdigest()[:16]}.npy")
+    if not file.is_file():
+        with atomic_file(file) as unfinished, unfinished.open("wb") as stream:
+            np.save(stream, read_labels())
+    with wrap_read_errors(f"{file}: damaged (", "); remove it, and it will be made again"):
+        labels = np.load(file, allow_pickle=False)
+    return source.labelled(class_numbers(labels, len(images), file), class_names)
 
 
 def fill(images: np.ndarray, batches: Iterable[np.ndarray], spec: DataSpec, doing: str, report: Report) -> None:

@@ -8,7 +8,7 @@ from nvae_tf.data.pictures import PictureHeader
 from nvae_tf.data.sources import ArraySource, ImageSource
 from nvae_tf.progress import Report
 
-_DIGITS_SIZE = 16
+_DIGITS_SIZE, _DIGITS = 16, tuple("0123456789")
 _LARGEST_PATCH = 96
 # Columns of the 640 that a photograph has: training patches end where test patches begin.
 _TEST_COLUMNS_FROM = 512
@@ -19,6 +19,12 @@ def first_bundled_image(spec: DataSpec) -> PictureHeader:
     _check_set(spec)
     size, channels = (_DIGITS_SIZE, 1) if spec.source_name == "digits" else (spec.height or 32, 3)
     return PictureHeader(size, spec.width or size, channels, 8)
+
+
+def bundled_classes(spec: DataSpec) -> tuple[str, ...]:
+    """The names of a set's classes; none for the photographs."""
+    _check_set(spec)
+    return _DIGITS if spec.source_name == "digits" else ()
 
 
 def load_bundled(spec: DataSpec, split: str, _: Report) -> ImageSource:
@@ -70,7 +76,7 @@ def _digits(_, split):
     pictures = [Image.fromarray((image / 16).astype(np.float32)) for image in bunch.images]
     enlarged = np.stack([np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures])
     images = np.where(enlarged > 0.5, 255, 0).astype(np.uint8)
-    labels = bunch.target.astype(np.int64)
+    labels = bunch.target
     # Every fifth of a fixed random order, grouped by label, is for testing: a fifth of each label. RandomState,
     # because NumPy promises never to change its numbers; those of Generator may change.
     order = np.random.RandomState(20200708).permutation(len(labels))
@@ -78,7 +84,7 @@ def _digits(_, split):
     is_test = np.zeros(len(labels), dtype=bool)
     is_test[grouped[::5]] = True
     chosen = is_test == (split == "test")
-    return ArraySource(images[chosen][..., np.newaxis], labels=labels[chosen])
+    return ArraySource(images[chosen][..., np.newaxis]).labelled(labels[chosen], _DIGITS)
 
 
 _SETS = {"digits": _digits, "photos": _photos}

@@ -7,14 +7,15 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import DataSpec, ExperimentConfig
-from nvae_tf.data.pipeline import evaluation_batches, iterate, steps_per_epoch, training_batches
-from nvae_tf.data.sources import load_split, place_of
+from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate, steps_per_epoch, training_batches
+from nvae_tf.data.sources import ImageSource, load_split, place_of
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.progress import StatusLine, counted
 
 _HISTOGRAM_BARS = 8
 _IMAGES_LOOKED_AT = 500
 _BATCHES_READ_AHEAD = 8
+_CLASSES_SHOWN = 10
 
 
 def inspect(config: ExperimentConfig, count: int, seconds: float, status: StatusLine) -> list[np.ndarray]:
@@ -27,6 +28,9 @@ def inspect(config: ExperimentConfig, count: int, seconds: float, status: Status
     train, test = (load_split(spec, split, status.report()) for split in ("train", "test"))
     epoch = steps_per_epoch(train.count, batch_size)
     status.keep(_form(spec, config))
+    if spec.labels:
+        status.keep(_classes(train, test))
+    spec = images_alone(spec)
     batches = {
         "train": (train, training_batches(train, spec, batch_size, config.train.seed)),
         "test": (test, evaluation_batches(test, spec, batch_size, seed=0).repeat()),
@@ -66,6 +70,15 @@ def _inspect_part(
         bar = "#" * round(fraction * 40)
         lines.append(f"    {low:.3f} to {high:.3f}  {fraction:6.1%}  {bar}".rstrip())
     return np.concatenate(shown)[:available], "\n".join(lines)
+
+
+def _classes(train: ImageSource, test: ImageSource) -> str:
+    """How many classes there are, and how many images of each, in one line."""
+    names = train.class_names
+    counts = zip(*(np.bincount(part.labels, minlength=len(names)) for part in (train, test)), strict=True)
+    each = [f"{name} ({of_train:,} / {of_test:,})" for name, (of_train, of_test) in zip(names, counts, strict=True)]
+    more = [f"and {len(each) - _CLASSES_SHOWN:,} more"] if len(each) > _CLASSES_SHOWN else []
+    return f"classes      {len(each):,} (training / test images): {', '.join(each[:_CLASSES_SHOWN] + more)}"
 
 
 def _form(spec: DataSpec, config: ExperimentConfig) -> str:

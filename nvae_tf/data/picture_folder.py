@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf.config import DataSpec, check
+from nvae_tf.config import DataSpec, check, did_you_mean
 from nvae_tf.data import pictures
 from nvae_tf.data.array_files import decoded_once
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, held_out
@@ -45,17 +45,24 @@ def first_folder_image(spec: DataSpec) -> pictures.PictureHeader:
 def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
     """The pictures of one part, the header of each checked; pixels are read on demand.
 
-    The parts are the sub-folders `train_split` and `test_split`, or else a fraction is held out for testing.
+    The parts are the sub-folders `train_split` and `test_split`, or else a fraction is held out for testing. With
+    `spec.labels` a picture's class is the first folder below that of its part.
     """
-    names = _names_of_parts(spec)[split]
+    parts = _names_of_parts(spec)
+    names = parts[split]
+    classes = _classes(spec, parts) if spec.labels else ()
+    labels = dict(zip(names, _labels(spec, split, names, classes), strict=True)) if classes else {}
 
+    # Once for images and labels that are not in the cache.
+    @functools.cache
     def source():
         usable = _usable(spec, split, names, report)
 
         def read(numbers):
             return np.stack([_pixels(pathlib.Path(spec.path, usable[number]), spec, _fix(1)) for number in numbers])
 
-        return ReadSource(len(usable), spec.image_shape, read)
+        found = ReadSource(len(usable), spec.image_shape, read)
+        return found.labelled(np.array([labels[name] for name in usable]), classes) if classes else found
 
     if spec.cache is None:
         return source()
@@ -73,7 +80,8 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
         numbers = np.array_split(np.arange(usable.count), -(-usable.count // _READ_BATCH))
         return usable.count, map(usable.read, numbers)
 
-    return decoded_once(spec, split, _in_threads(stamp, names), decode, report)
+    contents = _in_threads(stamp, names)
+    return decoded_once(spec, split, contents, decode, report, classes, lambda: source().labels)
 
 
 def _in_threads(function: Callable[[str], Any], names: Sequence[str]) -> Iterator[Any]:
@@ -86,6 +94,40 @@ def _in_threads(function: Callable[[str], Any], names: Sequence[str]) -> Iterato
 def folder_holds_out(spec: DataSpec) -> bool:
     """Whether the test pictures are a random part of all, because the folder has no sub-folders for the parts."""
     return not all(pathlib.Path(spec.path, name).is_dir() for name in (spec.train_split, spec.test_split))
+
+
+def folder_classes(spec: DataSpec) -> tuple[str, ...]:
+    """The names of the classes: folders of the training part, or of all pictures where a part is held out."""
+    return _classes(spec, _names_of_parts(spec))
+
+
+def _classes(spec, names_of_parts):
+    in_training = names_of_parts["train"] + (names_of_parts["test"] if folder_holds_out(spec) else [])
+    return tuple(sorted(set(_class_folders(spec, "train", in_training))))
+
+
+def _labels(spec, split, names, classes):
+    """The number of each picture's class; ValueError for one that the training part lacks."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    for name, folder in zip(names, _class_folders(spec, split, names), strict=True):
+        if folder not in numbers:
+            lacking = f"{pathlib.Path(spec.path, name)}: the training part has no class {folder!r}"
+            raise ValueError(f"{lacking}: rename that folder or remove it{did_you_mean(folder, classes)}")
+        yield numbers[folder]
+
+
+def _class_folders(spec, split, names):
+    """The first folder of each picture below that of its part; ValueError for a picture without."""
+    part = spec.test_split if split == "test" and not folder_holds_out(spec) else spec.train_split
+    depth = len(pathlib.PurePath(part).parts) if pathlib.Path(spec.path, part).is_dir() else 0
+    for name in names:
+        folders = name.split(os.sep)[depth:-1]
+        if not folders:
+            outside = f"{pathlib.Path(spec.path, name)}: is in no folder of a class, as data.labels = True needs it"
+            raise ValueError(
+                f"{outside}; move it into one such as {pathlib.PurePath(*name.split(os.sep)[:depth], 'cat')}"
+            )
+        yield folders[0]
 
 
 def _pixels(path: pathlib.Path, spec: DataSpec, fix: str) -> np.ndarray:
@@ -198,14 +240,14 @@ def pictures_for_model(
 
     Returns float32 `[count, height, width, channels]` in [0, 1], and the files' names; ValueError for unusable files.
     """
-    from nvae_tf.data.pipeline import evaluation_batches, iterate
+    from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
 
     spec = dataclasses.replace(spec, resize=resize or spec.resize, convert=spec.convert if convert is None else convert)
     files = find_pictures(places)
     for path, _ in files:
         _check_for_model(path, spec)
     source = ArraySource(np.stack([_pixels(path, spec, _FIX) for path, _ in files]))
-    (images,) = iterate(evaluation_batches(source, spec, len(files), seed), source)
+    (images,) = iterate(evaluation_batches(source, images_alone(spec), len(files), seed), source)
     return images.numpy(), [name for _, name in files]
 
 

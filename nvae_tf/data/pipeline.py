@@ -106,6 +106,7 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Endless training batches: float32 `[batch_size / shard.count, height, width, channels]` in [0, 1], real size.
 
+    With `spec.labels` pairs: these images, and the numbers of their classes, int32 `[batch_size / shard.count]`.
     Batch number `step`, with its binarization and flips, is a pure function of (source, spec, batch size, seed, step):
     starting at any step gives bit for bit the batches that come from step 0, and replays nothing. Every epoch is a new
     permutation; its last partial batch is dropped. `batch_size` is that of all replicas; a process takes its shard.
@@ -131,7 +132,8 @@ def evaluation_batches(
     """Every image of a split once and in order, never flipped: float32 `[up to batch_size, height, width, channels]`.
 
     The binarization of an image depends on (seed, its number in the split), not on the batch size, and is the same each
-    time the dataset is iterated. With `numbers` only these batches come, in this order, counted from 0.
+    time the dataset is iterated. With `numbers` only these batches come, in this order, counted from 0. With
+    `spec.labels` the elements are pairs, as in training.
     """
     check_image_shape(source, spec)
     check(batch_size >= 1, f"The batch size is {batch_size}; it must be 1 or above.")
@@ -169,6 +171,11 @@ def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
     read = source.reader()
     # What is to be binarized keeps its intensities until then.
     table = intensity_table(8 if spec.binarise else spec.num_bits)
+    labels = None
+    if spec.labels:
+        check(source.labels is not None, f"data.labels = True, but these images of {spec.name} came without labels.")
+        with tf.device("/CPU:0"):
+            labels = tf.constant(source.labels)
 
     def images_of(first_position, indices):
         values = tf.ensure_shape(read(indices), [indices.shape[0], *spec.image_shape])
@@ -179,13 +186,15 @@ def _image_batches(index_batches, source, spec, binarize_key, flip_key=None):
         images = tf.gather(table, tf.cast(values, tf.int32))
         if spec.binarise:
             images = tf.cast(uniform(binarize_key, first_position, count, spec.image_shape) < images, tf.float32)
-        return images
+        return images if labels is None else (images, tf.gather(labels, indices))
 
     batches = index_batches.map(images_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return batches.prefetch(_BATCHES_AHEAD)
 
 
-def iterate(batches: tf.data.Dataset, source: ImageSource) -> Iterator[tf.Tensor]:
+def iterate(
+    batches: tf.data.Dataset, source: ImageSource
+) -> Iterator[tf.Tensor] | Iterator[tuple[tf.Tensor, tf.Tensor]]:
     """Iterates over batches; where an image can't be read, raises what reading raised, not TensorFlow's error."""
 
     def read():
@@ -217,17 +226,27 @@ def _close_all() -> None:
         iteration.close()
 
 
+def images_alone(spec: DataSpec) -> DataSpec:
+    """The data set without its labels: batches are images, not pairs."""
+    return dataclasses.replace(spec, labels=False, num_classes=None)
+
+
 def stored_spec(spec: DataSpec) -> DataSpec:
-    """The data set with its images as they are stored: 8 bits, neither binarized nor mirrored."""
-    return dataclasses.replace(spec, num_bits=8, binarise=False, horizontal_flip=False)
+    """The data set with its images alone, as they are stored: 8 bits, neither binarized nor mirrored."""
+    return dataclasses.replace(images_alone(spec), num_bits=8, binarise=False, horizontal_flip=False)
 
 
 def content_digest(source: ImageSource, spec: DataSpec) -> str:
-    """The SHA-256 of the number of images and of up to 256 spread evenly: whether results that are kept still hold."""
+    """The SHA-256 of the number of images and of up to 256 spread evenly: whether results that are kept still hold.
+
+    With `spec.labels` it is of all labels too.
+    """
     numbers = np.unique(np.linspace(0, source.count - 1, min(source.count, _IMAGES_IN_DIGEST)).astype(np.int64))
     digest = hashlib.sha256(f"{source.count} {spec.image_shape}".encode())
     for image in iterate(evaluation_batches(source, stored_spec(spec), 1, seed=0, numbers=numbers), source):
         digest.update(image.numpy().tobytes())
+    if spec.labels:
+        digest.update(source.labels.tobytes())
     return digest.hexdigest()
 
 
@@ -243,8 +262,9 @@ def chosen_images(
     """Images of a part of a data set as the model sees them, and a name for each.
 
     They are those of the numbers `indices`, or the first `count`, or else `at_most`. `seed` is that of the
-    binarization. ValueError where there are fewer images.
+    binarization. ValueError where there are fewer images. `chosen_labels` has their labels.
     """
+    spec = images_alone(spec)
     count = count or min(at_most or source.count, source.count)
     part = f"the {split} part of {spec.name}"
     check(count <= source.count, f"count = {count}: {part} has only {source.count} images")
@@ -258,3 +278,8 @@ def chosen_images(
         batches = evaluation_batches(source, spec, 1, seed, indices)
     images = np.concatenate([batch.numpy() for batch in iterate(batches, source)])[: len(indices)]
     return images, [f"{split}_{index:05d}" for index in indices]
+
+
+def chosen_labels(source: ImageSource, count: int, indices: Sequence[int] | None = None) -> np.ndarray:
+    """The labels, int32 `[count]`, of the `count` images that `chosen_images` gives of a source with labels."""
+    return source.labels[:count] if indices is None else source.labels[list(indices)]

@@ -1,7 +1,7 @@
 """From a data spec to its images; TensorFlow is imported when a pipeline is made.
 
 A new kind of source is a line in `SOURCES` and a module with the functions `load_KIND`, `first_KIND_image` and, where
-it may have no test part, `KIND_holds_out`.
+it may have no test part, `KIND_holds_out`; where its images have labels, `KIND_classes`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import psutil
 
-from nvae_tf.config import DataSpec, check, check_choice
+from nvae_tf.config import MOST_CLASSES, DataSpec, check, check_choice
 from nvae_tf.data.pictures import PictureHeader, list_pictures
 from nvae_tf.errors import start_tensorflow_quietly
-from nvae_tf.progress import Report
+from nvae_tf.progress import Report, counted
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -50,6 +50,9 @@ class ImageSource:
 
     count: int
     image_shape: tuple[int, int, int]
+    # The number of each image's class, int32 `[count]`, and the classes' names in the order of their numbers.
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
     # Errors of reading images; TensorFlow passes on no more than their text.
     failures: Sequence[Exception] = ()
 
@@ -57,16 +60,20 @@ class ImageSource:
         """A function, to be traced, from indices `[batch]` to uint8 images `[batch, height, width, channels]`."""
         raise NotImplementedError
 
+    def labelled(self, labels: np.ndarray, class_names: tuple[str, ...]) -> ImageSource:
+        """This source, which has labels from now on."""
+        self.labels, self.class_names = labels.astype(np.int32), class_names
+        return self
+
 
 class ArraySource(ImageSource):
-    """Images in memory, uint8 `[count, height, width, channels]`, and labels `[count]` where the set has some."""
+    """Images in memory, uint8 `[count, height, width, channels]`."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
+    def __init__(self, images: np.ndarray):
         valid = images.dtype == np.uint8 and images.ndim == 4 and images.size > 0
         found = f"{images.dtype} {list(images.shape)}"
         check(valid, f"Images must be a non-empty uint8 array [count, height, width, channels], not {found}.")
-        self.images, self.labels = images, labels
-        self.count, self.image_shape = len(images), images.shape[1:]
+        self.images, self.count, self.image_shape = images, len(images), images.shape[1:]
         self._tensor = None
 
     def reader(self):
@@ -144,6 +151,8 @@ def load_split(spec: DataSpec, split: str, report: Report | None = None) -> Imag
         base = load(dataclasses.replace(spec, channels=1, stacked_images=1), split, report)
         source = StackedSource(base, spec.stacked_images, spec.split_seed)
     check_image_shape(source, spec)
+    if spec.labels:
+        _check_labels(source, spec, split)
     return source
 
 
@@ -157,6 +166,50 @@ def holds_out(spec: DataSpec) -> bool:
     """Whether the test part is `test_fraction` of the images, drawn at random: the source has no parts of its own."""
     function, spec = _function(spec, "{}_holds_out")
     return function is not None and function(spec)
+
+
+def class_names(spec: DataSpec) -> tuple[str, ...]:
+    """The names of the classes of a data set, in the order of their numbers; ValueError where there are none."""
+    function, at_path = _function(spec, "{}_classes")
+    names = function(at_path) if function else ()
+    _check_classes(names, spec)
+    return names
+
+
+def class_numbers(labels: np.ndarray, count: int, where: object) -> np.ndarray:
+    """A file's labels of `count` images, int32 `[count]`; ValueError where they are no numbers of classes."""
+    found = f"{where}: has labels of type {labels.dtype} and shape {list(labels.shape)}"
+    are_numbers = labels.dtype.kind in "iu" and labels.shape in ((count,), (count, 1))
+    check(are_numbers, f"{found}; they must be whole numbers, one for each of its {counted(count, 'image')}")
+    limits = f"{where}: has labels from {labels.min()} to {labels.max()}; classes are numbered from 0"
+    check(labels.min() >= 0 and labels.max() < MOST_CLASSES, f"{limits}, to {MOST_CLASSES - 1} at most")
+    return labels.reshape(count).astype(np.int32)
+
+
+def numbered_classes(labels: np.ndarray, spec: DataSpec) -> tuple[str, ...]:
+    """The names of classes that have none: their numbers, to the largest of the labels or `data.num_classes`."""
+    return tuple(map(str, range(max(int(labels.max()) + 1, spec.num_classes or 0))))
+
+
+def _check_classes(names: Sequence[str], spec: DataSpec) -> None:
+    stacked = (
+        f"data.labels = True: an image made of {spec.stacked_images} (data.stacked_images) has no class of its own"
+    )
+    fix = "set --config.data.labels=False (docs/data.md says under Labels what has some)"
+    check(spec.stacked_images == 1, f"{stacked}; {fix}")
+    check(len(names) > 0, f"data.labels = True: {place_of(spec)} has no labels; {fix}")
+    check(len(names) > 1, f"data.labels = True: {place_of(spec)} has one class only, {names[0]}; {fix}")
+
+
+def _check_labels(source: ImageSource, spec: DataSpec, split: str) -> None:
+    _check_classes(source.class_names, spec)
+    found, highest = len(source.class_names), source.labels.max()
+    beyond = (
+        f"{place_of(spec)}: the {split} images have the class {highest}, but those for training have {found}, from 0"
+    )
+    check(highest < found, f"{beyond}; set --config.data.num_classes={highest + 1}, or remove such images")
+    differ = f"data.num_classes = {spec.num_classes}, but {place_of(spec)} has {found} classes"
+    check(spec.num_classes in (None, found), f"{differ}; set --config.data.num_classes={found}")
 
 
 def source_at(path: str | None) -> str:

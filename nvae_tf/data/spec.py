@@ -88,6 +88,10 @@ def check_model_fits(config: ModelConfig, spec: DataSpec) -> None:
         for name, value, of_data in pairs
         if value != of_data
     ]
+    classes = (spec.num_classes or 0) if spec.labels else 0
+    if config.num_classes != classes:
+        found = f"model.num_classes is {config.num_classes}, but data.num_classes is {classes}"
+        wrong.append(f"{found} with data.labels = {spec.labels}")
     check(not wrong, f"the model does not fit data set {spec.name!r}: {'; '.join(wrong)}. Set them alike")
 
 
@@ -99,13 +103,15 @@ def complete_config(settings: Mapping[str, Any]) -> ExperimentConfig:
     for name, data_name in MODEL_SETTINGS.items():
         if model.get(name) is None:
             model[name] = getattr(spec, data_name)
+    if spec.labels and not model.get("num_classes"):
+        model["num_classes"] = spec.num_classes
     return dataclasses.replace(experiment_config(groups), data=spec)
 
 
 def complete_spec(spec: DataSpec) -> DataSpec:
-    """The spec with what is None or "auto" decided: by the first image, and by `num_bits` for the likelihood."""
+    """The spec with what is None or "auto" decided: by the images and labels, the likelihood by `num_bits`."""
     # Not at the top: presets and the launcher need no NumPy, and start sooner without.
-    from nvae_tf.data.sources import first_image, source_at
+    from nvae_tf.data.sources import class_names, first_image, source_at
 
     if spec.source == "auto":
         spec = dataclasses.replace(spec, source=source_at(spec.path))
@@ -116,6 +122,13 @@ def complete_spec(spec: DataSpec) -> DataSpec:
         height, width = _size(spec, found)
         channels, bits = spec.channels or found.channels, spec.file_bits or found.bits
         spec = dataclasses.replace(spec, height=height, width=width, channels=channels, file_bits=bits)
+    without = f"data.num_classes = {spec.num_classes}, but data.labels is False"
+    check(
+        spec.labels or spec.num_classes is None,
+        f"{without}: set --config.data.labels=True, or leave data.num_classes out",
+    )
+    if spec.labels and spec.num_classes is None:
+        spec = dataclasses.replace(spec, num_classes=len(class_names(spec)))
     return spec
 
 

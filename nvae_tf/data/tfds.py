@@ -1,6 +1,7 @@
 """Image sets through TensorFlow Datasets (TFDS): prepared on disk, or downloaded where the hosts answer."""
 
 import contextlib
+import functools
 import pathlib
 import queue
 import socket
@@ -19,7 +20,7 @@ from nvae_tf.config import DataSpec, check, did_you_mean
 from nvae_tf.data.array_files import decoded_once, fill
 from nvae_tf.data.pictures import BadPicture, PictureHeader, check_form, fit_pixels
 from nvae_tf.data.pipeline import closed_at_exit
-from nvae_tf.data.sources import ArraySource, ImageSource, check_memory
+from nvae_tf.data.sources import ArraySource, ImageSource, check_memory, class_numbers
 from nvae_tf.errors import first_line
 from nvae_tf.progress import Report
 
@@ -59,17 +60,43 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
         _download_and_prepare(builder)
     name = {"train": spec.train_split, "test": spec.test_split}[split]
     count = _number_of_examples(builder, name, split, spec)
+    classes = _class_names(builder) if spec.labels else ()
+
+    def read_labels():
+        return class_numbers(_labels(builder, name), count, f"{builder.info.full_name}, split {name}")
+
     if spec.cache:
         # Distinguishes prepared sets of the same name.
         info = pathlib.Path(builder.data_path) / "dataset_info.json"
         contents = builder.info.full_name, info.read_bytes(), info.stat().st_mtime_ns
-        return decoded_once(spec, split, contents, lambda: (count, _batches(builder, name, spec)), report)
+        batches = functools.partial(_batches, builder, name, spec)
+        return decoded_once(spec, split, contents, lambda: (count, batches()), report, classes, read_labels)
     fix = "name a folder for the decoded images, --config.data.cache=FOLDER"
     what = f"{spec.source_name}: {count:,} images of {spec.image_shape}"
     check_memory(count * int(np.prod(spec.image_shape)), what, fix)
     images = np.empty((count, *spec.image_shape), np.uint8)
     fill(images, _batches(builder, name, spec), spec, f"reading {builder.info.full_name}", report)
-    return ArraySource(images)
+    source = ArraySource(images)
+    return source.labelled(read_labels(), classes) if classes else source
+
+
+def tfds_classes(spec: DataSpec) -> tuple[str, ...]:
+    """The names of the classes by TFDS' description; none where no example has a `label`."""
+    return _class_names(_builder(spec))
+
+
+def _class_names(builder):
+    feature = builder.info.features["label"] if "label" in builder.info.features else None
+    is_known = isinstance(feature, tfds.features.ClassLabel) and feature.num_classes
+    return tuple(feature.names) if is_known else ()
+
+
+def _labels(builder, name):
+    """The labels of a split, in the order of `_batches`."""
+    images = {"image": tfds.decode.SkipDecoding()}
+    dataset = builder.as_dataset(split=name, shuffle_files=False, decoders=images)
+    batches = dataset.map(lambda example: example["label"]).batch(_READ_BATCH)
+    return np.concatenate(list(batches.as_numpy_iterator()))
 
 
 def _batches(builder, name, spec) -> Iterator[np.ndarray]:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from nvae_tf.config import config_to_dict, named_settings
-from nvae_tf.data.pipeline import chosen_images, evaluation_batches, iterate
+from nvae_tf.data.pipeline import chosen_images, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
 from nvae_tf.generation import sampling
@@ -184,7 +184,7 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
         return figures.interpolation(originals()[:4], path, _STEPS, of_test, width)
 
     def nearest(width: int) -> Figure:
-        spec = spec_to_read(config, data_path)
+        spec = images_alone(spec_to_read(config, data_path))
         source, drawn = load_split(spec, "train"), sampling.generate_images(model, 6, 1.0, seed)
         numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
         batches = iterate(evaluation_batches(source, spec, 100, seed, numbers), source)

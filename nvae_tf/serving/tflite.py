@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, config_to_dict
-from nvae_tf.data.pipeline import evaluation_batches, iterate
+from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.files import atomic_file, beside_package
 from nvae_tf.layers import FoldedPass, folded_weights
@@ -226,7 +226,7 @@ def export_tflite(
 
 def run_images(config: ExperimentConfig, data_path: str | None = None) -> DataImages:
     """A function that reads images of a run's data, spread evenly; `data_path` is their place if they have moved."""
-    spec = spec_to_read(config, data_path)
+    spec = images_alone(spec_to_read(config, data_path))
 
     def images(split: str, count: int) -> np.ndarray:
         source = load_split(spec, split)

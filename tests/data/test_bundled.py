@@ -22,7 +22,9 @@ def test_the_digits_are_divided_by_label_and_the_split_never_changes():
     totals = np.bincount(load_digits().target)
     assert np.abs(np.bincount(test.labels) - totals / 5).max() < 1
     np.testing.assert_array_equal(np.bincount(train.labels) + np.bincount(test.labels), totals)
-    digest = hashlib.sha256(b"".join(array.tobytes() for array in (together, train.labels, test.labels)))
+    assert train.labels.dtype == np.int32 and train.class_names == tuple("0123456789")
+    labels = [part.labels.astype(np.int64) for part in (train, test)]
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in (together, *labels)))
     assert digest.hexdigest() == DIGEST
 
 
@@ -49,6 +51,7 @@ def test_what_is_not_in_the_bundle_is_refused():
         (DIGITS, {"resize": "crop"}, "is bundled and not resized: remove data.crop_box and data.resize"),
         (DIGITS, {"source_name": "digit"}, "no bundled set 'digit'. Valid: digits, photos"),
         (PHOTOS, {"channels": 1}, r"are \[32, 32, 3\] .* says \[32, 32, 1\]"),
+        (PHOTOS, {"labels": True}, "data.labels = True: bundled photos has no labels; set --config.data.labels=False"),
         (PHOTOS, {"height": 97}, r"data.height, data.width = 97, 32: .* at most 96 pixels"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -8,7 +8,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from nvae_tf.data import data_spec, pipeline
-from nvae_tf.data.pipeline import chosen_images
+from nvae_tf.data.pipeline import chosen_images, chosen_labels
 from nvae_tf.data.sources import ArraySource, load_split
 
 KEY = pipeline.stream_key(5, pipeline.RandomStream.TRAINING_BINARIZATION)
@@ -206,6 +206,35 @@ def test_the_shards_of_a_batch_are_the_batch_of_one_process(spec, processes):
         np.testing.assert_array_equal(late, shards[1][start_step : start_step + 4])
 
 
+LABELLED = dataclasses.replace(NUMBERED, labels=True, num_classes=5)
+
+
+def labelled_source(count):
+    """Image i is of class i % 5."""
+    return numbered_source(count).labelled(np.arange(count) % 5, tuple("abcde"))
+
+
+@pytest.mark.parametrize("start_step", [0, 7])
+def test_labels_go_with_their_training_images(start_step):
+    for index in range(2):
+        settings = (8, 3, start_step, pipeline.Shard(index, 2))
+        batches = pipeline.training_batches(labelled_source(50), LABELLED, *settings)
+        assert batches.element_spec == (tf.TensorSpec([4, 4, 2, 1], tf.float32), tf.TensorSpec([4], tf.int32))
+        images, labels = (np.stack(parts) for parts in zip(*batches.take(9), strict=True))
+        np.testing.assert_array_equal(labels, example_numbers(images) % 5)
+        alone = pipeline.training_batches(labelled_source(50), NUMBERED, *settings)
+        np.testing.assert_array_equal(images, take(alone, 9))
+
+
+def test_labels_go_with_their_evaluation_images():
+    batches = [*pipeline.evaluation_batches(labelled_source(50), LABELLED, 16, seed=0, numbers=[3, 0])]
+    for (images, labels), numbers in zip(batches, ((48, 50), (0, 16)), strict=True):
+        np.testing.assert_array_equal(example_numbers(images.numpy()), range(*numbers))
+        np.testing.assert_array_equal(labels, np.arange(*numbers) % 5)
+    with pytest.raises(ValueError, match="data.labels = True, but these images of cifar10 came without labels"):
+        pipeline.evaluation_batches(numbered_source(50), LABELLED, 16, seed=0)
+
+
 @SPECS
 @pytest.mark.parametrize("numbers", [[], [5, 0, 6]])
 def test_evaluation_batches_can_be_had_by_number(spec, numbers):
@@ -230,15 +259,20 @@ def test_the_digest_is_of_the_stored_images():
     last[-1, 0, 0, 0] ^= 1
     for others in (images[:-1], images[::-1], first, last):
         assert pipeline.content_digest(ArraySource(others), spec) != expected
+    source, labelled = ArraySource(images), dataclasses.replace(spec, labels=True)
+    digests = {pipeline.content_digest(source.labelled(np.arange(300) % n, ()), labelled) for n in (2, 3)}
+    assert len(digests | {expected}) == 3 and pipeline.content_digest(source, spec) == expected
 
 
 def test_images_of_the_data_set_are_chosen_by_number():
-    spec = data_spec("digits")
+    spec = dataclasses.replace(data_spec("digits"), labels=True)
     source = load_split(spec, "test")
     test = source.images / np.float32(255)
     by_number, names = chosen_images(source, spec, "test", indices=[17, 3])
     np.testing.assert_array_equal(by_number, test[[17, 3]])
     assert names == ["test_00017", "test_00003"]
+    np.testing.assert_array_equal(chosen_labels(source, 2, [17, 3]), source.labels[[17, 3]])
+    np.testing.assert_array_equal(chosen_labels(source, 70), source.labels[:70])
     for values, count in (({"count": 70, "at_most": 5}, 70), ({"at_most": 5}, 5), ({}, 360)):
         np.testing.assert_array_equal(chosen_images(source, spec, "test", **values)[0], test[:count])
     for values, message in (

@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 
+from configs import digits
 from configs import own_images as preset
-from nvae_tf.config import ModelConfig, config_from_dict, config_to_dict
+from nvae_tf.config import ModelConfig, config_from_dict, config_to_dict, config_to_json
 from nvae_tf.data import DATA_SPECS, DataSpec, data_spec
 from nvae_tf.data.sources import SOURCES, load_split
-from nvae_tf.data.spec import MODEL_SETTINGS, complete_config, complete_spec
+from nvae_tf.data.spec import MODEL_SETTINGS, check_model_fits, complete_config, complete_spec
 from nvae_tf.latent_plan import latent_plan
+from nvae_tf.presets import load_settings
 from tests.command_fixtures import output_of
 from tests.data.picture_factory import idx, png, random_pixels, write_files
 
@@ -198,6 +200,39 @@ def test_most_pictures_decide_and_not_the_first(tmp_path):
     assert (spec.image_shape, spec.file_bits) == ((20, 14, 3), 8)
     with pytest.raises(ValueError, match="0.png: not a picture"):
         load_split(spec, "train")
+
+
+def test_the_model_is_conditional_on_the_classes_of_the_data(tmp_path):
+    settings = digits.get_config()
+    assert complete_config(settings).model.num_classes == 0
+    settings.data.labels = True
+    config = complete_config(settings)
+    assert config.model.num_classes == config.data.num_classes == 10
+    # The number is looked up again only where the settings of a run leave it open.
+    (tmp_path / "config.json").write_text(config_to_json(config))
+    recorded = load_settings(str(tmp_path / "config.json"))
+    assert complete_config(recorded).model.num_classes == 10
+    recorded.data.num_classes = 12
+    config = complete_config(recorded)
+    assert config.model.num_classes == 12
+    with pytest.raises(
+        ValueError, match="data.num_classes = 12, but bundled digits has 10 classes; set --config.data."
+    ):
+        load_split(config.data, "train")
+
+
+def test_classes_without_labels_are_refused():
+    settings = digits.get_config()
+    settings.model.num_classes = 10
+    config = complete_config(settings)
+    with pytest.raises(ValueError, match="num_classes is 10, but data.num_classes is 0 with data.labels = False"):
+        check_model_fits(config.model, config.data)
+    settings.data.num_classes = 10
+    with pytest.raises(ValueError, match="data.num_classes = 10, but data.labels is False: set --config.data.labels"):
+        complete_config(settings)
+    stacked = dataclasses.replace(data_spec("stacked_mnist"), labels=True, source="bundled", source_name="digits")
+    with pytest.raises(ValueError, match=r"an image made of 3 \(data.stacked_images\) has no class of its own; set"):
+        complete_spec(stacked)
 
 
 def test_what_leads_to_no_images_is_reported():
