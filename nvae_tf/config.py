@@ -342,6 +342,8 @@ class TrainConfig:
       recompute: what the backward pass computes again instead of keeping it: nothing ("none"), the cells of the
         latent groups ("groups"), or all cells ("all"). Takes time, saves memory; the numbers stay.
       accumulate_steps: into how many microbatches a replica's batch is cut, one after the other, for less memory.
+      label_dropout: the probability with which an image of a conditional model (`data.labels`) is trained without its
+        class, so that the model works without classes, and with guidance, too.
       deterministic: whether TensorFlow may use only operations that can be repeated bit for bit.
       profile_steps: first and last step of a profile for TensorBoard; empty for none.
       keep_best: whether the checkpoint with the best test score is kept too.
@@ -369,6 +371,7 @@ class TrainConfig:
     xla: str = "auto"
     recompute: str = "none"
     accumulate_steps: int = 1
+    label_dropout: float = 0.1
     deterministic: bool = False
     profile_steps: tuple = ()
     keep_best: bool = True
@@ -381,7 +384,8 @@ class TrainConfig:
         check_choice("train.recompute", self.recompute, RECOMPUTATIONS)
         minutes_and_hours = ("checkpoint_every_minutes", "keep_checkpoint_every_hours")
         zero_allowed = ("steps", "loss_tolerance", "rollbacks", "replicas", *minutes_and_hours)
-        _check_numbers("train", self, 1, {"seed": (0, LARGEST_SEED)} | dict.fromkeys(zero_allowed, (0, math.inf)))
+        limits = {"seed": (0, LARGEST_SEED), "label_dropout": (0, 1)}
+        _check_numbers("train", self, 1, limits | dict.fromkeys(zero_allowed, (0, math.inf)))
         rule = f"must divide train.batch_size = {self.batch_size}"
         check(self.batch_size % self.accumulate_steps == 0, f"train.accumulate_steps = {self.accumulate_steps}: {rule}")
         steps, rule = self.profile_steps or (1, 1), "must be the first and the last step to profile, as 10,20"

@@ -45,18 +45,19 @@ def sample(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
 
     An image is the likelihood's mean for latents from the prior; image i depends on the seed and on i alone.
     --temperature multiplies every prior's sigma: 1 is the model as trained, below 1 the images are cleaner and more
-    alike (the paper shows 0.6 to 1). --batch_norm_iterations=500 takes a while, and helps where low temperatures come
-    out wrong in color or contrast.
+    alike (the paper shows 0.6 to 1). A conditional model draws its classes in turn, or those of --labels; --guidance
+    above 1 makes images more typical of their class. --batch_norm_iterations=500 takes a while, and helps where low
+    temperatures come out wrong in color or contrast.
     """
     from nvae_tf.evaluation.batch_norm_statistics import readjusted
     from nvae_tf.generation.sampling import generate_images
 
-    temperature, count = _temperature(config), FLAGS.count
+    temperature, count, labels = _temperature(config), FLAGS.count, _labels(config, FLAGS.count)
     model = load().model
     if FLAGS.batch_norm_iterations:
         model, text = readjusted(model, temperature, FLAGS.batch_norm_iterations, seed=FLAGS.seed)
         StatusLine().keep(text)
-    images = generate_images(model, count, temperature, FLAGS.seed, _progress(count))
+    images = generate_images(model, count, temperature, FLAGS.seed, _progress(count), labels, FLAGS.guidance)
     names = [f"sample_{number:05d}" for number in range(count)]
 
     _write(load(), place, images, names, lambda figures, about: figures.samples(images, about, FLAGS.columns))
@@ -80,8 +81,8 @@ def reconstruct(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
 
     kept, groups = _kept_groups(config)
     drawing = kept, _temperature(config), FLAGS.seed, FLAGS.mean
-    originals, names, words = _images(config, 40, place.kind == FOLDER)
-    made = reconstruct_images(load().model, originals, *drawing, _progress(len(originals)))
+    originals, labels, names, words = _images(config, 40, place.kind == FOLDER)
+    made = reconstruct_images(load().model, originals, *drawing, _progress(len(originals)), labels)
     which = "" if kept == groups else f" of the top {kept} of {groups} groups; the others are drawn from the prior"
 
     def draw(figures, about):
@@ -110,7 +111,7 @@ def interpolate(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
     check(bool(FLAGS.how), "--how=: give spherical, linear or keep")
     how, steps = FLAGS.how if len(FLAGS.how) > 1 else FLAGS.how[0], FLAGS.steps
     ways_of_groups(how, latent_plan(config.model).latent_shapes())
-    images, _, words = _images(config)
+    images, _, _, words = _images(config)
     progress = _progress((len(images) - 1) * (steps - 1))
     path = interpolate_images(load().model, images, steps, how, FLAGS.seed, FLAGS.mean, progress)
     names = [f"image_{number:05d}" for number in range(len(path))]
@@ -133,8 +134,8 @@ def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     count = FLAGS.variants
     kept, groups = _kept_groups(config)
     drawing = kept, count, _temperature(config), FLAGS.seed, FLAGS.mean
-    originals, names, words = _images(config, 8, place.kind == FOLDER)
-    made = vary_images(load().model, originals, *drawing, _progress(len(originals) * count))
+    originals, labels, names, words = _images(config, 8, place.kind == FOLDER)
+    made = vary_images(load().model, originals, *drawing, _progress(len(originals) * count), labels)
     stems = [str(pathlib.PurePath(name).with_suffix("")) for name in names]
     numbered = [f"{stem}_{number:03d}.png" for stem in stems for number in range(count)]
     every = made.reshape(-1, *originals.shape[1:])
@@ -157,8 +158,8 @@ def encode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     from nvae_tf.generation.latents_file import save_latents
     from nvae_tf.generation.sampling import encode_images
 
-    images, names, words = _images(config)
-    latents = encode_images(load().model, images, FLAGS.seed, FLAGS.mean, _progress(len(images)))
+    images, labels, names, words = _images(config)
+    latents = encode_images(load().model, images, FLAGS.seed, FLAGS.mean, _progress(len(images)), labels)
     save_latents(place.path, latents, names)
     return f"latents of {words} in {len(latents)} groups"
 
@@ -179,7 +180,8 @@ def decode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     latents, names = load_latents(FLAGS.input, latent_plan(config.model))
     count = len(latents[0])
     names = names or [f"picture_{number:05d}" for number in range(count)]
-    images = generator_of(load().model).generate(count, temperature, FLAGS.seed, _progress(count), latents[:kept])
+    drawing = temperature, FLAGS.seed, _progress(count), latents[:kept], _labels(config, count)
+    images = generator_of(load().model).generate(count, *drawing)
 
     def draw(figures, about):
         # With all latents given, nothing is drawn at random.
@@ -200,7 +202,7 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
     is the mean squared difference of a pixel value in [0, 1] between the likelihood's mean and the image as the model
     sees it; binary data are binarized once, with --seed.
     """
-    from nvae_tf.data.pipeline import evaluation_batches, iterate
+    from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
     from nvae_tf.data.sources import load_split
     from nvae_tf.generation.sampling import generate_images, nearest_images
     from nvae_tf.training.loading import spec_to_read
@@ -210,7 +212,7 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
     source = load_split(spec, split, StatusLine().report())
     check(neighbors <= source.count, f"--neighbors={neighbors}: the {split} part has only {source.count} images")
     samples = generate_images(load().model, FLAGS.count, temperature, seed)
-    batches = iterate(evaluation_batches(source, spec, 256, seed), source)
+    batches = iterate(evaluation_batches(source, images_alone(spec), 256, seed), source)
     numbers, distances, images = nearest_images(samples, batches, neighbors, _progress(source.count))
     names = [f"sample_{number:05d}" for number in range(len(samples))]
 
@@ -300,8 +302,8 @@ def _kept_groups(config: ExperimentConfig) -> tuple[int, int]:
 
 def _images(
     config: ExperimentConfig, at_most: int | None = None, as_file_names: bool = False
-) -> tuple[np.ndarray, list[str], str]:
-    """The chosen images as the model sees them, a name for each, and which they are, in words.
+) -> tuple[np.ndarray, np.ndarray | None, list[str], str]:
+    """The chosen images as the model sees them, their labels, a name for each, and which they are, in words.
 
     Where no flag says how many, it is `at_most`, or all if there are fewer.
     """
@@ -309,8 +311,9 @@ def _images(
         places = _input_places()
         images, names = pictures_for_model(places, config.data, FLAGS.seed, FLAGS.resize, FLAGS.convert)
         words = f"picture{'' if len(images) == 1 else 's'} of {', '.join(places)}"
+        labels = None
     else:
-        from nvae_tf.data.pipeline import chosen_images
+        from nvae_tf.data.pipeline import chosen_images, chosen_labels
         from nvae_tf.data.sources import load_split
         from nvae_tf.training.loading import spec_to_read
 
@@ -320,9 +323,23 @@ def _images(
         source = load_split(spec, split, StatusLine().report())
         images, names = chosen_images(source, spec, split, indices, count, at_most, FLAGS.seed)
         words = f"image{'' if len(images) == 1 else 's'} of the {FLAGS.split} part"
+        labels = chosen_labels(source, len(images), indices) if spec.labels else None
     # Fail early on duplicate names.
     names = image_grid.picture_names(names) if as_file_names else names
-    return images, names, f"{len(images):,} {words}"
+    if "labels" in FLAGS and FLAGS.labels:
+        labels = _labels(config, len(images))
+    return images, labels, names, f"{len(images):,} {words}"
+
+
+def _labels(config: ExperimentConfig, count: int) -> np.ndarray | None:
+    """The classes of --labels, in turn, for so many images."""
+    if not FLAGS.labels:
+        return None
+    for word in FLAGS.labels:
+        known = word.strip().isdecimal() and int(word) < config.model.num_classes
+        names = f"classes 0 to {config.model.num_classes - 1}" if config.model.num_classes else "no classes"
+        check(known, f"--labels={','.join(FLAGS.labels)}: {word!r} is no class of this model, which has {names}")
+    return np.resize(np.array(FLAGS.labels, np.int32), count)
 
 
 def _write(run: Any, place: OutputPlace, images: np.ndarray, names: Sequence[str], draw: Callable) -> None:
@@ -341,8 +358,9 @@ def _write(run: Any, place: OutputPlace, images: np.ndarray, names: Sequence[str
 
     temperature = parse_temperature(FLAGS.temperature) if "temperature" in FLAGS else None
     model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
+    labels = f"classes {', '.join(FLAGS.labels)}" if "labels" in FLAGS and FLAGS.labels else None
     is_of_data = "split" in FLAGS and not ("input" in FLAGS and FLAGS.input)
-    images = f"{FLAGS.split} images" if is_of_data else None
+    images = ", ".join(filter(None, [f"{FLAGS.split} images" if is_of_data else None, labels])) or None
     figure = draw(figures, figures.Provenance(model, run.step, temperature, FLAGS.seed, sha256, _COMMAND, images))
     figures.save_figure(figure, place.path, FLAGS.raw)
 
@@ -379,6 +397,7 @@ def _define_flags(mode: str) -> None:
     convert = "Convert pictures of --input that have other channels; if not given, as in training."
     count = f"Number of {images}; if not given, reconstruct takes 40, vary 8 and encode all."
     kept = "So many groups, from the top, keep their latents, and the others are drawn; 0 gives samples."
+    classes = "Classes of the images, for a conditional model: 3, or 0,1,2 in turn. Images of the data set have theirs."
     each = "Folder for a PNG file of every image that was made, in the model's size, besides --output."
     # Each flag with its default in the modes that have it.
     for name, defaults, define, meaning in (
@@ -399,6 +418,13 @@ def _define_flags(mode: str) -> None:
         ("columns", {"reconstruct": 10}, from_1, "At most so many images a row."),
         ("split", of_data_set, functools.partial(choice, enum_values=["test", "train"]), "Part of the data set."),
         ("data_path", dict.fromkeys(of_data_set), text, command_line.DATA_PATH_HELP),
+        ("labels", dict.fromkeys(("sample", "reconstruct", "vary", "encode", "decode")), words, classes),
+        (
+            "guidance",
+            {"sample": 1.0},
+            flags.DEFINE_float,
+            "How far towards their classes; 0 for no class, 1 for plain.",
+        ),
         ("batch_norm_iterations", {"sample": 0}, from_0, command_line.BATCH_NORM_HELP),
         ("steps", {"interpolate": 10}, from_1, "Steps from one image to the next."),
         ("how", {"interpolate": ["spherical"]}, words, "spherical, linear or keep; one, or one a scale or a group."),

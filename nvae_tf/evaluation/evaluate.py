@@ -18,7 +18,7 @@ from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.evaluation.fid import KEPT_SAMPLES, FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
-from nvae_tf.evaluation.likelihood import Likelihood, LikelihoodEvaluator
+from nvae_tf.evaluation.likelihood import Batch, Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.table import table
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
 from nvae_tf.files import atomic_write
@@ -111,11 +111,11 @@ def _measure_likelihood(
     def evaluator() -> LikelihoodEvaluator:
         return LikelihoodEvaluator(task.trained.model, task.batch_size, importance_samples, task.strategy)
 
-    def batches(numbers: Sequence[int]) -> Iterator[tf.Tensor]:
+    def batches(numbers: Sequence[int]) -> Iterator[Batch]:
         return iterate(evaluation_batches(task.source, task.spec, task.batch_size, task.seed, numbers), task.source)
 
-    def compute(images: tf.Tensor, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
-        return evaluator().evaluate_batch(images, task.seed, first, progress)
+    def compute(batch: Batch, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
+        return evaluator().evaluate_batch(batch, task.seed, first, progress)
 
     likelihood = share_work(task, kept, batches, compute, Likelihood.joined)
     if likelihood is None:

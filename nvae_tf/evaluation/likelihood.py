@@ -1,6 +1,5 @@
 """Bounds on the likelihood of a set of images (Vahdat & Kautz 2020, section 4.1), measured batch by batch."""
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -10,6 +9,7 @@ import psutil
 import tensorflow as tf
 
 from nvae_tf.config import check
+from nvae_tf.layers import ForwardPass
 from nvae_tf.layers.cpu_kernels import has_gpus
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import image_seeds, noise_per_image
@@ -21,6 +21,8 @@ _TURNS = 25  # of the samples' loop between two reports of progress
 _ROWS = 256  # more in one pass do not make a row cheaper
 # TensorFlow does not say how much of a GPU's memory is free; beside the weights this fits into 8 GiB.
 _BYTES_ON_GPU = 2 * 2**30
+
+Batch = tf.Tensor | tuple[tf.Tensor, tf.Tensor]
 
 
 class Likelihood(NamedTuple):
@@ -96,30 +98,38 @@ class LikelihoodEvaluator:
         self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
         at_once = {"numbers": self._numbers, "samples_at_once": self._at_once}
         self._elbo, self._features = self._on_replicas(self._elbo_of), self._on_replicas(model.features)
-        self._add_samples = self._on_replicas(functools.partial(model.add_importance_samples, **at_once))
+
+        def add_samples(*rows: tf.Tensor) -> ImportanceWeighting:
+            return model.add_importance_samples(*rows[:-1], **at_once, labels=rows[-1])
+
+        self._add_samples = self._on_replicas(add_samples)
 
     def evaluate(
-        self, batches: Iterable[tf.Tensor], seed: int = 0, progress: Callable[[int], None] = lambda done: None
+        self, batches: Iterable[Batch], seed: int = 0, progress: Callable[[int], None] = lambda done: None
     ) -> Likelihood:
-        """Goes once through batches `[up to batch_size, height, width, channels]` in [0, 1].
+        """Goes once through batches `[up to batch_size, height, width, channels]` in [0, 1], or pairs with labels.
 
         The draws of an image depend on the seed and its number alone. `progress` gets the number of images done.
         """
         parts, count = [], 0
-        for images in batches:
-            parts.append(self.evaluate_batch(images, seed, count, lambda done, before=count: progress(before + done)))
-            count += len(images)
+        for batch in batches:
+            parts.append(self.evaluate_batch(batch, seed, count, lambda done, before=count: progress(before + done)))
+            count += len(parts[-1]["reconstruction"])
         return Likelihood.joined(parts)
 
     def evaluate_batch(
-        self, images: tf.Tensor, seed: int, first: int, progress: Callable[[int], None] = lambda done: None
+        self, batch: Batch, seed: int, first: int, progress: Callable[[int], None] = lambda done: None
     ) -> dict[str, np.ndarray]:
         """The arrays for `Likelihood.joined` of a batch whose first image has this number; `progress` is its own."""
-        size = images.shape[0]
+        rows = batch if isinstance(batch, tuple) else (batch,)
+        size = rows[0].shape[0]
         check(size <= self._batch_size, f"a batch of {size} images is larger than batch_size = {self._batch_size}")
-        padded = tf.pad(images, [(0, self._batch_size - size), (0, 0), (0, 0), (0, 0)])
-        images, seeds = divided(self._strategy, [padded, image_seeds(seed, self._batch_size, first)])
-        reconstruction, kl = joined(self._strategy, self._elbo(images, seeds))
+        missing = self._batch_size - size
+        padded = [tf.pad(row, [(0, missing), *[(0, 0)] * (row.shape.rank - 1)]) for row in rows]
+        images, *labels = divided(self._strategy, padded)
+        labels = labels[0] if self._model.config.num_classes else None
+        seeds = divided(self._strategy, image_seeds(seed, self._batch_size, first))
+        reconstruction, kl = joined(self._strategy, self._elbo(images, seeds, labels))
         bounds, effective = tf.zeros([self._batch_size, 0]), tf.zeros([self._batch_size])
         if self._numbers:
             features, count, step = self._features(images), self._numbers[-1], _TURNS * self._at_once
@@ -127,7 +137,7 @@ class LikelihoodEvaluator:
             for start in range(0, count, step):
                 until = min(start + step, count)
                 samples = tf.constant(start), tf.constant(until)
-                weighting = self._add_samples(weighting, images, features, seeds, *samples)
+                weighting = self._add_samples(weighting, images, features, seeds, *samples, labels)
                 progress(size * until // count)
             weighting = joined(self._strategy, weighting)
             bounds, effective = weighting.bounds, weighting.effective_samples
@@ -137,9 +147,10 @@ class LikelihoodEvaluator:
         measured = {name: value.numpy()[:size] for name, value in (measured | {"effective_samples": effective}).items()}
         return measured | {"numbers_of_samples": np.array(self._numbers)}
 
-    def _elbo_of(self, images: tf.Tensor, seeds: tf.Tensor) -> list[tf.Tensor]:
+    def _elbo_of(self, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> list[tf.Tensor]:
         """Reconstruction `[batch]` and KL `[batch, groups, channels]`."""
-        decoded = self._model.inference_pass(images, noise_per_image(self._model.plan.latent_shapes(), seeds))
+        noise = noise_per_image(self._model.plan.latent_shapes(), seeds)
+        decoded = self._model.inference_pass(images, noise, ForwardPass(labels=labels))
         reconstruction = -decoded.likelihood.log_prob(images)
         return [reconstruction, tf.stack([kl_per_channel(latent) for latent in decoded.latents], axis=1)]
 

@@ -12,11 +12,13 @@ import tensorflow as tf
 
 from nvae_tf.config import check, check_choice
 from nvae_tf.latent_plan import LatentPlan, of_groups
+from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
 from nvae_tf.models.images import check_images
 from nvae_tf.models.latents import (
     PriorSource,
     Temperature,
+    check_labels,
     check_latents,
     image_seeds,
     noise_per_image,
@@ -31,21 +33,34 @@ WAYS = ("spherical", "linear", "keep")
 _SMALLEST_ANGLE = 1e-4
 Progress = Callable[[int], None] | None
 Arrays = Sequence[np.ndarray]
+Labels = int | Sequence[int] | np.ndarray | None
 
 
 def generate_images(
-    model: NVAE, count: int, temperature: Temperature = 1.0, seed: int = 0, progress: Progress = None
+    model: NVAE,
+    count: int,
+    temperature: Temperature = 1.0,
+    seed: int = 0,
+    progress: Progress = None,
+    labels: Labels = None,
+    guidance: float = 1.0,
 ) -> np.ndarray:
     """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
     Image i depends on the seed and i alone. The temperature multiplies the priors' sigma: a number, or a list with one
-    a scale or one a group, see `temperatures_of_groups`, which has the errors too.
+    a scale or one a group, see `temperatures_of_groups`, which has the errors too. A conditional model draws images of
+    all its classes in turn where `labels` `[count]` does not say of which; `guidance` see `NVAE.generate`.
     """
-    return generator_of(model).generate(count, temperature, seed, progress)
+    return generator_of(model).generate(count, temperature, seed, progress, labels=labels, guidance=guidance)
 
 
 def encode_images(
-    model: NVAE, images: np.ndarray, seed: int = 0, mean: bool = False, progress: Progress = None
+    model: NVAE,
+    images: np.ndarray,
+    seed: int = 0,
+    mean: bool = False,
+    progress: Progress = None,
+    labels: Labels = None,
 ) -> list[np.ndarray]:
     """Latents of images `[count, height, width, channels]` in [0, 1] from the posterior, or with `mean` its means.
 
@@ -56,12 +71,17 @@ def encode_images(
     images = check_images(images, model.config).numpy()
     # The scale is an argument, not a constant: means then come from the arithmetic of draws.
     noise_scale, generator = tf.constant(0.0 if mean else 1.0), generator_of(model)
-    rows = [images, image_seeds(seed, len(images)).numpy()]
-    return _in_batches(lambda *batch: generator.encode_batch(*batch, noise_scale), rows, progress)
+    rows = [images, image_seeds(seed, len(images)).numpy(), *_checked(labels, len(images), model)]
+    return _in_batches(lambda *batch: generator.encode_batch(noise_scale, *batch), rows, progress)
 
 
 def decode_images(
-    model: NVAE, latents: Arrays, temperature: Temperature | None = None, seed: int = 0, progress: Progress = None
+    model: NVAE,
+    latents: Arrays,
+    temperature: Temperature | None = None,
+    seed: int = 0,
+    progress: Progress = None,
+    labels: Labels = None,
 ) -> np.ndarray:
     """Mean images `[count, height, width, channels]` of latents as `encode_images` gives them.
 
@@ -69,7 +89,7 @@ def decode_images(
     """
     latents = check_latents(latents, model.plan, may_lack_groups=temperature is not None)
     temperature = 1.0 if temperature is None else temperature
-    return generator_of(model).generate(len(latents[0]), temperature, seed, progress, latents)
+    return generator_of(model).generate(len(latents[0]), temperature, seed, progress, latents, labels)
 
 
 class ImageGenerator:
@@ -85,14 +105,27 @@ class ImageGenerator:
         self.encode_batch = tf.function(self._latents_of, autograph=False)
 
     def generate(
-        self, count: int, temperature: Temperature = 1.0, seed: int = 0, progress: Progress = None, latents: Arrays = ()
+        self,
+        count: int,
+        temperature: Temperature = 1.0,
+        seed: int = 0,
+        progress: Progress = None,
+        latents: Arrays = (),
+        labels: Labels = None,
+        guidance: float = 1.0,
     ) -> np.ndarray:
         """See `generate_images`; latents of the top groups may be given."""
         check(count >= 1, f"count = {count}: must be at least 1")
-        return self.from_seeds(image_seeds(seed, count), temperature, latents, progress)
+        return self.from_seeds(image_seeds(seed, count), temperature, latents, progress, labels, guidance)
 
     def from_seeds(
-        self, seeds: tf.Tensor, temperature: Temperature = 1.0, latents: Arrays = (), progress: Progress = None
+        self,
+        seeds: tf.Tensor,
+        temperature: Temperature = 1.0,
+        latents: Arrays = (),
+        progress: Progress = None,
+        labels: Labels = None,
+        guidance: float = 1.0,
     ) -> np.ndarray:
         """Mean images `[count, height, width, channels]` for one seed an image `[count, 2]`, see `generate_images`."""
         if len(latents):
@@ -101,24 +134,39 @@ class ImageGenerator:
             given = len(latents[0])
             check(given == len(seeds), f"latents are of {given} images, but {len(seeds)} are asked for")
         temperatures = tf.constant(temperatures_of_groups(temperature, self._model.plan), tf.float32)
+        if labels is None and not len(latents) and self._model.config.num_classes:
+            labels = np.arange(len(seeds)) % self._model.config.num_classes
+        labels = _checked(labels, len(seeds), self._model)
+        check(guidance == 1.0 or bool(labels), f"guidance = {guidance}: it is towards a class; give labels too")
 
         def images_of(*rows: tf.Tensor) -> list[tf.Tensor]:
-            return [joined(self._strategy, self._mean_images(temperatures, divided(self._strategy, rows)))]
+            rows = divided(self._strategy, rows)
+            return [joined(self._strategy, self._mean_images(temperatures, rows, bool(labels), float(guidance)))]
 
         batches = self._strategy.num_replicas_in_sync
-        (images,) = _in_batches(images_of, [np.asarray(seeds), *latents], progress, batches)
+        (images,) = _in_batches(images_of, [np.asarray(seeds), *labels, *latents], progress, batches)
         return images
 
-    def _images_of(self, temperatures: tf.Tensor, rows: Any) -> Any:
-        """The images that every replica makes of its rows: seeds and given latents."""
+    def _images_of(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, guidance: float) -> Any:
+        """The images that every replica makes of its rows: seeds, labels if there are some, and given latents."""
 
-        def of_replica(seeds: tf.Tensor, *latents: tf.Tensor) -> tf.Tensor:
-            return self._model.generate_from_seeds(seeds, tf.unstack(temperatures), latents).mean()
+        def of_replica(seeds: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
+            forward, latents = ForwardPass(labels=rest[0] if has_labels else None), rest[has_labels:]
+            drawn = self._model.generate_from_seeds(seeds, tf.unstack(temperatures), latents, forward, guidance)
+            return drawn.mean()
 
         return self._strategy.run(of_replica, rows)
 
-    def _latents_of(self, images: tf.Tensor, seeds: tf.Tensor, noise_scale: tf.Tensor) -> list[tf.Tensor]:
-        return [latent.z for latent in self._model.encode_from_seeds(images, seeds, noise_scale)]
+    def _latents_of(
+        self, noise_scale: tf.Tensor, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        return [latent.z for latent in self._model.encode_from_seeds(images, seeds, noise_scale, labels)]
+
+
+def _checked(labels: Labels, count: int, model: NVAE) -> list[np.ndarray]:
+    """The labels `[count]` as a list of one array, empty for none; raises what `check_labels` raises."""
+    checked = check_labels(labels, count, model.config.num_classes)
+    return [] if checked is None else [checked.numpy()]
 
 
 _GENERATORS: weakref.WeakKeyDictionary[NVAE, ImageGenerator] = weakref.WeakKeyDictionary()
@@ -140,16 +188,17 @@ def reconstruct_images(
     seed: int = 0,
     mean: bool = False,
     progress: Progress = None,
+    labels: Labels = None,
 ) -> np.ndarray:
     """Mean images of latents of which the top groups' come from images and the rest from the prior.
 
     Images are `[count, height, width, channels]` in [0, 1]. `kept_groups` is the number of groups, from the top, whose
     latents are the image's; None for all. `temperature` is that of the other groups' priors, see `generate_images`;
-    `seed`, `mean` and `progress` as for `encode_images`.
+    `seed`, `mean` and `progress` as for `encode_images`; `labels` `[count]` are the images' classes.
     """
     kept_groups = checked_kept_groups(kept_groups, model.plan)
-    latents = encode_images(model, images, seed, mean)[:kept_groups]
-    return generator_of(model).generate(len(images), temperature, seed, progress, latents)
+    latents = encode_images(model, images, seed, mean, labels=labels)[:kept_groups]
+    return generator_of(model).generate(len(images), temperature, seed, progress, latents, labels)
 
 
 def vary_images(
@@ -161,6 +210,7 @@ def vary_images(
     seed: int = 0,
     mean: bool = False,
     progress: Progress = None,
+    labels: Labels = None,
 ) -> np.ndarray:
     """Variants of images, with the same latents of the top groups and draws of their own in the others.
 
@@ -170,9 +220,9 @@ def vary_images(
     kept_groups = checked_kept_groups(kept_groups, model.plan)
     check(count >= 1, f"count = {count}: must be at least 1")
     if kept_groups == model.plan.num_groups:
-        reconstructions = reconstruct_images(model, images, kept_groups, temperature, seed, mean, progress)
+        reconstructions = reconstruct_images(model, images, kept_groups, temperature, seed, mean, progress, labels)
         return np.repeat(reconstructions[:, np.newaxis], count, axis=1)
-    latents = encode_images(model, images, seed, mean)[:kept_groups]
+    latents = encode_images(model, images, seed, mean, labels=labels)[:kept_groups]
     of_images = image_seeds(seed, len(images))
 
     def seeds(number: int) -> tf.Tensor:
@@ -181,7 +231,8 @@ def vary_images(
     # All images' first variants, then all second ones: so more variants leave the earlier ones in their places.
     of_variants = tf.concat([seeds(number) for number in range(count)], axis=0)
     tiled = [np.tile(latent, (count, 1, 1, 1)) for latent in latents]
-    variants = generator_of(model).from_seeds(of_variants, temperature, tiled, progress)
+    labels = None if labels is None else np.tile(labels, count)
+    variants = generator_of(model).from_seeds(of_variants, temperature, tiled, progress, labels)
     return variants.reshape(count, len(images), *variants.shape[1:]).swapaxes(0, 1)
 
 
@@ -330,7 +381,9 @@ def samples_sharing_groups(model: NVAE, shared_groups: int, count: int, seed: in
     """
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(seed, count))
     mixed = [tf.repeat(eps[:1], count, axis=0) if group < shared_groups else eps for group, eps in enumerate(noise)]
-    return model.top_down_pass(list(map(PriorSource, mixed)), count).likelihood.mean().numpy()
+    # All of the first class of a conditional model.
+    forward = ForwardPass(labels=tf.zeros([count], tf.int32) if model.config.num_classes else None)
+    return model.top_down_pass(list(map(PriorSource, mixed)), count, forward).likelihood.mean().numpy()
 
 
 def numbers_of_shared_groups(groups: int) -> list[int]:

@@ -589,6 +589,8 @@ def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_ste
     settings, rates = config.train, configuration.resolve_lengths(config, steps_per_epoch, total_steps).optimizer
     keras.utils.set_random_seed(settings.seed)
     of_training = {"recompute": settings.recompute, "accumulate_steps": settings.accumulate_steps}
+    if config.model.num_classes:
+        of_training["label_dropout"] = settings.label_dropout
     model = NVAE(config.model, config.objective, seed=settings.seed, dtype=settings.precision, **of_training)
     warmup_steps = round(rates.warmup_epochs * steps_per_epoch)
     limits = rates.learning_rate, rates.learning_rate_min

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import keras
 import tensorflow as tf
 
-from nvae_tf.config import ModelConfig
+from nvae_tf.config import ModelConfig, check
 from nvae_tf.flows import FlowPairs
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, stack_of, unstacked
@@ -60,6 +60,8 @@ class TopDownScale(keras.layers.Layer):
             larger = plan.scales[index + 1].decoder_channels
             self.up = ResidualCells(1, branch, decoder, larger, excite, dtype=dtype)
         self.classes = None
+        one_group = "needs more than one latent group; set model.num_groups_per_scale or num_latent_scales"
+        check(not config.num_classes or not plan.is_vanilla, f"model.num_classes = {config.num_classes}: {one_group}")
         if config.num_classes:
             self.classes = ClassEmbedding(config.num_classes, decoder, dtype=dtype)
         if config.num_classes and index == 0:

@@ -80,6 +80,12 @@ def samples(images: Array, about: Provenance, columns: int | None = None, width:
     return _image_figure(f"{counted(len(images), 'sample')}, drawn by the model", "", rows, about, width)
 
 
+def class_samples(images: Array, about: Provenance, width: int = 1000) -> Figure:
+    """Samples `[classes, columns, ...]` of a conditional model, a row for each class, from 0."""
+    rows = [_Row(f"class {number}", row) for number, row in enumerate(images)]
+    return _image_figure("Samples of each class, drawn by the model", "", rows, about, width)
+
+
 def data_images(train: Array, test: Array, about: Provenance, columns: int = 10, width: int = 1000) -> Figure:
     """The first images of both parts of a data set as the model sees them, at most so many per row."""
     columns = min(columns, _columns_of(train, width))

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from nvae_tf.config import config_to_dict, named_settings
-from nvae_tf.data.pipeline import chosen_images, evaluation_batches, images_alone, iterate
+from nvae_tf.data.pipeline import chosen_images, chosen_labels, evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line
 from nvae_tf.generation import sampling
@@ -171,23 +171,27 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
         return figures.samples(images, about._replace(temperature=temperature), width=width)
 
     @functools.cache
-    def originals() -> np.ndarray:
+    def originals() -> tuple[np.ndarray, np.ndarray | None]:
         spec = spec_to_read(config, data_path)
-        return chosen_images(load_split(spec, "test"), spec, "test", at_most=_COLUMNS, seed=seed)[0]
+        source = load_split(spec, "test")
+        images, _ = chosen_images(source, spec, "test", at_most=_COLUMNS, seed=seed)
+        return images, chosen_labels(source, len(images)) if spec.labels else None
 
     def reconstructions(width: int) -> Figure:
-        made = sampling.reconstruct_images(model, originals(), seed=seed)
-        return figures.reconstructions(originals(), made, of_test, width=width)
+        images, labels = originals()
+        made = sampling.reconstruct_images(model, images, seed=seed, labels=labels)
+        return figures.reconstructions(images, made, of_test, width=width)
 
     def interpolation(width: int) -> Figure:
-        path = sampling.interpolate_images(model, originals()[:4], _STEPS, seed=seed)
-        return figures.interpolation(originals()[:4], path, _STEPS, of_test, width)
+        images = originals()[0][:4]
+        path = sampling.interpolate_images(model, images, _STEPS, seed=seed)
+        return figures.interpolation(images, path, _STEPS, of_test, width)
 
     def nearest(width: int) -> Figure:
         spec = images_alone(spec_to_read(config, data_path))
         source, drawn = load_split(spec, "train"), sampling.generate_images(model, 6, 1.0, seed)
         numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
-        batches = iterate(evaluation_batches(source, spec, 100, seed, numbers), source)
+        batches = iterate(evaluation_batches(source, images_alone(spec), 100, seed, numbers), source)
         _, distances, images = sampling.nearest_images(drawn, batches, 5)
         return figures.nearest(drawn, images, distances, "training", at_one, width)
 
@@ -195,6 +199,13 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
         kept, images = sampling.rows_sharing_groups(model, _COLUMNS, seed)
         return figures.group_decisions(images, kept, model.plan.num_groups, at_one, width)
 
+    def classes(width: int) -> Figure:
+        labels = np.repeat(np.arange(min(10, config.model.num_classes)), _COLUMNS)
+        images = sampling.generate_images(model, len(labels), 1.0, seed, labels=labels)
+        return figures.class_samples(images.reshape(-1, _COLUMNS, *images.shape[1:]), at_one, width)
+
+    if config.model.num_classes:
+        draw("samples", "samples of each class", classes)
     for temperature in TEMPERATURES:
         draw("samples", f"samples at temperature {temperature}", samples, temperature)
     draw("test", "reconstructions of test images", reconstructions)

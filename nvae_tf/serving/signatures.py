@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from nvae_tf import objective
-from nvae_tf.config import ModelConfig
+from nvae_tf.config import ModelConfig, check
 from nvae_tf.data.pipeline import intensity_table
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
@@ -47,6 +47,8 @@ class FlatLatentModel:
     """
 
     def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass):
+        without = "models that are conditional on classes can't be exported yet; train without data.labels to export"
+        check(not model.config.num_classes, f"model.num_classes = {model.config.num_classes}: {without}")
         self.model, self._forward = model, forward
         self.latent_shapes = model.plan.latent_shapes()
         self._sizes = [math.prod(shape) for shape in self.latent_shapes]

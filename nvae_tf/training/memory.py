@@ -85,7 +85,9 @@ def estimate_memory(config: ExperimentConfig) -> MemoryEstimate:
     step, batch_size = tf.function(model.train_step, autograph=False), _TRACED * config.train.accumulate_steps
 
     def timeline(count: int) -> Timeline:
-        return memory_timeline(step.get_concrete_function(tf.TensorSpec((count, *config.data.image_shape))))
+        images, labels = tf.TensorSpec((count, *config.data.image_shape)), tf.TensorSpec([count], tf.int32)
+        batch = (images, labels) if config.data.labels else images
+        return memory_timeline(step.get_concrete_function(batch))
 
     first = timeline(batch_size)
     trained, others = model.trainable_variables, [*model.non_trainable_variables, *model.step_guard.variables]

@@ -209,9 +209,11 @@ class RunOutputs:
         spec, test = self._run.images.spec, self._run.images.test
         count = min(8, test.count)
         with contextlib.closing(iterate(evaluation_batches(test, spec, count, _FIXED_SEED), test)) as batches:
-            originals = next(batches)
+            batch = next(batches)
+        originals, *labels = batch if isinstance(batch, tuple) else (batch,)
         # Eagerly: for a handful of images a graph takes longer to build than it saves.
-        rows = tf.concat([originals, self._run.model(originals, seed=_FIXED_SEED)], axis=0)
+        made = self._run.model(originals, seed=_FIXED_SEED, labels=labels[0] if spec.labels else None)
+        rows = tf.concat([originals, made], axis=0)
         self._stop.check()
         self._log.image(step, "reconstructions", image_grid(rows, columns=count, enlarge=None))
         for temperature, count in _SAMPLES.items():
