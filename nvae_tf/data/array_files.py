@@ -21,15 +21,7 @@ import numpy as np
 
 from nvae_tf.config import DataSpec, check
 from nvae_tf.data.pictures import PictureHeader, check_form, check_size, fit_pixels, fits
-from nvae_tf.data.sources import (
-    ArraySource,
-    ImageSource,
-    ReadSource,
-    check_memory,
-    class_numbers,
-    held_out,
-    numbered_classes,
-)
+from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, check_memory, class_numbers, held_out
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_file, check_writable
 from nvae_tf.progress import Report, counted
@@ -148,7 +140,12 @@ def load_arrays(spec: DataSpec, split: str, _: Report) -> ImageSource:
 def arrays_classes(spec: DataSpec) -> tuple[str, ...]:
     """The names of the classes, which are numbers: those of the array with the training images."""
     stored, header, _ = _part(spec, "train")
-    return numbered_classes(_array_of_labels(spec, stored, header.shape[0]), spec)
+    return _numbered_classes(_array_of_labels(spec, stored, header.shape[0]), spec)
+
+
+def _numbered_classes(labels, spec):
+    """Their numbers as names, to the largest of the labels, or further to `data.num_classes`."""
+    return tuple(map(str, range(max(int(labels.max()) + 1, spec.num_classes or 0))))
 
 
 def _array_of_labels(spec: DataSpec, images: _StoredArray, count: int) -> np.ndarray:
@@ -266,7 +263,7 @@ def load_idx(spec: DataSpec, split: str, _: Report) -> ImageSource:
 
 def idx_classes(spec: DataSpec) -> tuple[str, ...]:
     """The names of the classes, which are numbers: those of the training part."""
-    return numbered_classes(_idx_labels(_idx_file(spec, "train")), spec)
+    return _numbered_classes(_idx_labels(_idx_file(spec, "train")), spec)
 
 
 def _idx_labels(images: pathlib.Path, count: int | None = None) -> np.ndarray:

@@ -50,7 +50,7 @@ def load_folder(spec: DataSpec, split: str, report: Report) -> ImageSource:
     """
     parts = _names_of_parts(spec)
     names = parts[split]
-    classes = _classes(spec, parts) if spec.labels else ()
+    classes = folder_classes(spec, parts) if spec.labels else ()
     labels = dict(zip(names, _labels(spec, split, names, classes), strict=True)) if classes else {}
 
     # Once for images and labels that are not in the cache.
@@ -96,12 +96,9 @@ def folder_holds_out(spec: DataSpec) -> bool:
     return not all(pathlib.Path(spec.path, name).is_dir() for name in (spec.train_split, spec.test_split))
 
 
-def folder_classes(spec: DataSpec) -> tuple[str, ...]:
+def folder_classes(spec: DataSpec, names_of_parts: dict[str, list[str]] | None = None) -> tuple[str, ...]:
     """The names of the classes: folders of the training part, or of all pictures where a part is held out."""
-    return _classes(spec, _names_of_parts(spec))
-
-
-def _classes(spec, names_of_parts):
+    names_of_parts = names_of_parts or _names_of_parts(spec)
     in_training = names_of_parts["train"] + (names_of_parts["test"] if folder_holds_out(spec) else [])
     return tuple(sorted(set(_class_folders(spec, "train", in_training))))
 
@@ -124,9 +121,7 @@ def _class_folders(spec, split, names):
         folders = name.split(os.sep)[depth:-1]
         if not folders:
             outside = f"{pathlib.Path(spec.path, name)}: is in no folder of a class, as data.labels = True needs it"
-            raise ValueError(
-                f"{outside}; move it into one such as {pathlib.PurePath(*name.split(os.sep)[:depth], 'cat')}"
-            )
+            raise ValueError(f"{outside}; move it into one, such as {pathlib.PurePath(name).with_name('cat')}")
         yield folders[0]
 
 

@@ -186,29 +186,19 @@ def class_numbers(labels: np.ndarray, count: int, where: object) -> np.ndarray:
     return labels.reshape(count).astype(np.int32)
 
 
-def numbered_classes(labels: np.ndarray, spec: DataSpec) -> tuple[str, ...]:
-    """The names of classes that have none: their numbers, to the largest of the labels or `data.num_classes`."""
-    return tuple(map(str, range(max(int(labels.max()) + 1, spec.num_classes or 0))))
-
-
 def _check_classes(names: Sequence[str], spec: DataSpec) -> None:
-    stacked = (
-        f"data.labels = True: an image made of {spec.stacked_images} (data.stacked_images) has no class of its own"
-    )
-    fix = "set --config.data.labels=False (docs/data.md says under Labels what has some)"
-    check(spec.stacked_images == 1, f"{stacked}; {fix}")
-    check(len(names) > 0, f"data.labels = True: {place_of(spec)} has no labels; {fix}")
-    check(len(names) > 1, f"data.labels = True: {place_of(spec)} has one class only, {names[0]}; {fix}")
+    where, fix = f"data.labels = True: {place_of(spec)}", "set --config.data.labels=False; docs/data.md says more"
+    check(spec.stacked_images == 1, f"{where} makes an image of {spec.stacked_images}, of several classes; {fix}")
+    check(len(names) > 0, f"{where} has no labels; {fix}")
+    check(len(names) > 1, f"{where} has one class only, {names[0]}; {fix}")
 
 
 def _check_labels(source: ImageSource, spec: DataSpec, split: str) -> None:
     _check_classes(source.class_names, spec)
-    found, highest = len(source.class_names), source.labels.max()
-    beyond = (
-        f"{place_of(spec)}: the {split} images have the class {highest}, but those for training have {found}, from 0"
-    )
+    where, found, highest = place_of(spec), len(source.class_names), source.labels.max()
+    beyond = f"{where}: {split} images have the class {highest}, but those for training are of {found} classes, from 0"
     check(highest < found, f"{beyond}; set --config.data.num_classes={highest + 1}, or remove such images")
-    differ = f"data.num_classes = {spec.num_classes}, but {place_of(spec)} has {found} classes"
+    differ = f"data.num_classes = {spec.num_classes}, but {where} has {found} classes"
     check(spec.num_classes in (None, found), f"{differ}; set --config.data.num_classes={found}")
 
 

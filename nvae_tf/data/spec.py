@@ -122,11 +122,8 @@ def complete_spec(spec: DataSpec) -> DataSpec:
         height, width = _size(spec, found)
         channels, bits = spec.channels or found.channels, spec.file_bits or found.bits
         spec = dataclasses.replace(spec, height=height, width=width, channels=channels, file_bits=bits)
-    without = f"data.num_classes = {spec.num_classes}, but data.labels is False"
-    check(
-        spec.labels or spec.num_classes is None,
-        f"{without}: set --config.data.labels=True, or leave data.num_classes out",
-    )
+    without = f"data.num_classes = {spec.num_classes}, but data.labels is False: set --config.data.labels=True"
+    check(spec.labels or spec.num_classes is None, f"{without}, or leave the former out")
     if spec.labels and spec.num_classes is None:
         spec = dataclasses.replace(spec, num_classes=len(class_names(spec)))
     return spec

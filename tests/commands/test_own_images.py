@@ -69,14 +69,18 @@ def command(name, folder, **settings):
 
 
 def test_inspect_data_prints_counts_and_writes_a_picture(commands, tmp_path):
-    write_pictures(tmp_path / "images", channels=3)
+    write_pictures(tmp_path / "images" / "cats", channels=3)
+    for number in range(4):
+        write_files(tmp_path / "images", {f"dogs/{number}.png": (tmp_path / f"images/cats/{number}.png").read_bytes()})
+        (tmp_path / f"images/cats/{number}.png").unlink()
     output = tmp_path / "look.png"
-    flags = [f"--output={output}", "--seconds=0.1", "--count=9"]
+    flags = [f"--output={output}", "--seconds=0.1", "--count=9", "--config.data.labels=True"]
     printed = commands.output_of([*command("train.inspect_data", tmp_path / "images"), *flags])
     for text in (
         f"own_images, from folder {tmp_path / 'images'}",
         "7 x 10 (height x width), 3 channels, 8 bits",
         "zeros around them to 8 x 10",
+        "classes      2 (training / test images): cats (",
         "train        9 images",
         "test         1 images",
         "An epoch is 2 steps of 4 images",

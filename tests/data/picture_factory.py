@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from nvae_tf.data import DataSpec, data_spec
+from nvae_tf.data.sources import load_split
 from nvae_tf.data.spec import complete_spec
 
 
@@ -114,6 +115,12 @@ def idx(values):
 
 def own_images(path, **changes) -> DataSpec:
     return complete_spec(dataclasses.replace(data_spec("own_images"), path=str(path), **changes))
+
+
+def values_and_labels(spec):
+    """Of both parts, the first value of each image and its label."""
+    sources = [load_split(spec, split) for split in ("train", "test")]
+    return [(stored_pixels(source)[:, 0, 0, 0].tolist(), source.labels.tolist()) for source in sources]
 
 
 def stored_pixels(source):

@@ -11,7 +11,7 @@ import scipy.sparse
 
 from nvae_tf.data import data_spec
 from nvae_tf.data.sources import holds_out, load_split
-from tests.data.picture_factory import idx, own_images, random_pixels, stored_pixels, write_files
+from tests.data.picture_factory import idx, own_images, random_pixels, stored_pixels, values_and_labels, write_files
 from tests.tiny_model import assert_same
 
 IMAGES = random_pixels(30, 5, 6, 3)
@@ -79,6 +79,58 @@ def test_both_parts_in_one_file_or_folder(names, settings, tmp_path):
         spec = own_images(path, **settings)
         assert spec.source == "arrays" and not holds_out(spec)
         assert_same(parts(spec), (IMAGES, OTHERS))
+
+
+# Image i has the value i everywhere, and is of class i % 4.
+NUMBERED = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None, None, None], [40, 5, 6, 3])
+CLASSES = np.arange(40) % 4
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("images", "labels"),
+        ("train", "train_labels", "test", "test_labels"),
+        ("x_train", "y_train", "x_test", "y_test"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_labels_go_with_their_images(names, ending, tmp_path):
+    # Keras has labels of one column.
+    arrays = dict(zip(names, (NUMBERED, CLASSES[:, None], NUMBERED[7:17], CLASSES[7:17]), strict=False))
+    path = tmp_path if ending == "npy" else tmp_path / "set.npz"
+    for name, array in arrays.items():
+        np.savez(path, **arrays) if ending == "npz" else saved(path / f"{name}.npy", array)
+    spec = own_images(path, labels=True)
+    train, test = values_and_labels(spec)
+    for values, labels in (train, test):
+        assert labels == [value % 4 for value in values]
+    assert (len(train[0]), len(test[0])) == ((36, 4) if names[0] == "images" else (40, 10))
+    source = load_split(spec, "train")
+    assert source.labels.dtype == np.int32 and source.class_names == tuple("0123") and spec.num_classes == 4
+    # A class may have no images.
+    assert load_split(dataclasses.replace(spec, num_classes=6), "test").class_names == tuple("012345")
+
+
+def test_wrong_labels_are_refused(tmp_path):
+    path = tmp_path / "set.npz"
+    for labels, message in (
+        (None, r"has no array 'labels' beside 'images'; numpy.savez\('set.npz', images=..., labels=...\) writes both"),
+        (CLASSES[1:], r"'labels': has labels of type int64 and shape \[39\]; they must be whole .* its 40 images"),
+        (CLASSES / 4, "'labels': has labels of type float64"),
+        (CLASSES - 1, "'labels': has labels from -1 to 2; classes are numbered from 0, to 99999 at most"),
+        (CLASSES * 0, "has one class only, 0; set --config.data.labels=False"),
+        (np.array([{}, None], object), "or one with Python objects"),
+    ):
+        np.savez(path, images=NUMBERED, **({} if labels is None else {"labels": labels}))
+        with pytest.raises(ValueError, match=message) as caught:
+            own_images(path, labels=True)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    np.savez(path, x_train=NUMBERED, y_train=CLASSES, x_test=NUMBERED[:4], y_test=CLASSES[:4] + 1)
+    with pytest.raises(
+        ValueError, match="test images have the class 4, but those for training are of 4 classes, from 0; set"
+    ):
+        load_split(own_images(path, labels=True), "test")
 
 
 def test_images_are_cut_scaled_and_converted(tmp_path):
@@ -225,6 +277,23 @@ def test_both_parts_of_idx_files(contents, tmp_path):
     assert_is_the_set(own_images(write_files(tmp_path, contents | others), source_name="mnist"))
 
 
+def test_idx_labels_go_with_their_images(tmp_path):
+    spec = own_images(write_files(tmp_path, packed(MNIST_FILES)), labels=True, num_classes=4)
+    for part, labels in (("train", TRAIN_LABELS), ("test", TEST_LABELS)):
+        np.testing.assert_array_equal(load_split(spec, part).labels, labels)
+    assert own_images(tmp_path, labels=True).num_classes == 3
+    write_files(tmp_path, {"train-labels-idx1-ubyte": idx(TRAIN_LABELS[1:])})
+    with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte: .* shape \[8\]; .* one for each of its 9 images"):
+        load_split(spec, "train")
+    write_files(tmp_path, {"train-labels-idx1-ubyte": idx(TRAIN)})
+    with pytest.raises(ValueError, match="train-labels-idx1-ubyte: not an IDX file of bytes with 1 dimension$"):
+        load_split(spec, "train")
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(ValueError, match="has no train-labels-idx1-ubyte .* beside train-images-idx3-ubyte.gz; add it"):
+        load_split(spec, "train")
+
+
 def test_one_of_several_sets_by_its_name(tmp_path):
     other = {name: idx(random_pixels(3, 5, 5)) for name in MNIST_FILES if "images" in name}
     for name, contents in (("emnist-letters", MNIST_FILES), ("emnist-digits", other)):
@@ -299,8 +368,8 @@ def chardata(tmp_path):
     return tmp_path / "chardata.mat"
 
 
-def load_letters(path, split="train"):
-    return load_split(dataclasses.replace(data_spec("omniglot"), path=str(path)), split)
+def load_letters(path, split="train", **changes):
+    return load_split(dataclasses.replace(data_spec("omniglot"), path=str(path), **changes), split)
 
 
 def test_letters_stand_upright(chardata):
@@ -310,6 +379,11 @@ def test_letters_stand_upright(chardata):
     # As the published model reads them.
     expected = (255 * scipy.io.loadmat(chardata)["data"].reshape(28, 28, -1).transpose(2, 1, 0)).astype(np.uint8)
     np.testing.assert_array_equal(train.images[..., 0], expected)
+
+
+def test_letters_have_no_labels(chardata):
+    with pytest.raises(ValueError, match=f"data.labels = True: mat {chardata} has no labels; set --config.data.labels"):
+        load_letters(chardata, labels=True)
 
 
 def test_letters_that_are_missing_or_more_than_the_memory(chardata, free_memory):

@@ -16,6 +16,7 @@ from tests.data.picture_factory import (
     png,
     random_pixels,
     stored_pixels,
+    values_and_labels,
     write_files,
     write_numbered,
 )
@@ -43,6 +44,48 @@ def test_folders_for_training_and_testing(tmp_path):
     spec = own_images(tmp_path)
     assert parts(spec) == ([10, 11, 12, 20, 21], [30, 31]) and not holds_out(spec)
     assert parts(dataclasses.replace(spec, train_split="test", test_split="train")) == ([30, 31], [10, 11, 12, 20, 21])
+
+
+def test_folders_are_classes(tmp_path):
+    for part, first in (("train", 10), ("test", 30)):
+        write_numbered(tmp_path / part / "dogs" / "small", 2, first=first)
+        write_numbered(tmp_path / part / "cats", 3, first=first + 10)
+    spec = own_images(tmp_path, labels=True)
+    train, test = values_and_labels(spec)
+    assert train == ([20, 21, 22, 10, 11], [0, 0, 0, 1, 1]) and test == ([40, 41, 42, 30, 31], [0, 0, 0, 1, 1])
+    assert load_split(spec, "test").class_names == ("cats", "dogs") and spec.num_classes == 2
+    # The classes are those for training, and pictures that are skipped take their labels with them.
+    write_files(tmp_path, {"train/ants/1.png": b"text", "train/cats/021.png": b"text"})
+    skipping = own_images(tmp_path, labels=True, on_bad_file="skip", cache=str(tmp_path / "cache"))
+    for _ in range(2):
+        assert values_and_labels(skipping) == [([20, 22, 10, 11], [1, 1, 2, 2]), (test[0], [1, 1, 1, 2, 2])]
+        assert len(list((tmp_path / "cache").iterdir())) == 4
+    # Images are not decoded again for their labels.
+    load_split(dataclasses.replace(skipping, labels=False, num_classes=None), "train")
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+@pytest.mark.parametrize("folder", ["", "train"])
+def test_folders_are_classes_where_a_part_is_held_out(folder, tmp_path):
+    for number, name in enumerate("abc"):
+        write_numbered(tmp_path / folder / name, 10, first=10 * number)
+    train, test = values_and_labels(own_images(tmp_path, labels=True, test_fraction=0.5))
+    assert sorted(train[0] + test[0]) == list(range(30))
+    for values, labels in (train, test):
+        assert labels == [value // 10 for value in values]
+
+
+def test_pictures_without_a_class_are_refused(tmp_path):
+    write_numbered(tmp_path / "train" / "cats", 2)
+    write_numbered(tmp_path / "test" / "dogs", 2)
+    with pytest.raises(ValueError, match=f"data.labels = True: folder {tmp_path} has one class only, cats; set"):
+        own_images(tmp_path, labels=True)
+    spec = own_images(write_numbered(tmp_path / "train" / "dog", 2).parents[1], labels=True)
+    with pytest.raises(ValueError, match=r"test/dogs/000.png: the training part has no class 'dogs': .* mean 'dog'\?"):
+        load_split(spec, "test")
+    write_numbered(tmp_path / "train", 1)
+    with pytest.raises(ValueError, match="train/000.png: is in no folder of a class, .* one, such as train/cat$"):
+        own_images(tmp_path, labels=True)
 
 
 def test_a_part_is_held_out_where_there_are_no_such_folders(tmp_path):

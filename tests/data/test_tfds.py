@@ -15,6 +15,7 @@ from nvae_tf.data import data_spec
 from nvae_tf.data import tfds as tfds_source
 from nvae_tf.data.pipeline import evaluation_batches, training_batches
 from nvae_tf.data.sources import first_image, load_split
+from nvae_tf.data.spec import complete_spec
 from nvae_tf.data.tfds import unreachable_hosts
 from tests.data.picture_factory import png, random_pixels, write_files
 
@@ -22,13 +23,19 @@ MNIST, CIFAR10 = data_spec("mnist"), data_spec("cifar10")
 
 
 def store_known_set(folder, name, **parts):
-    """Prepares a set of TFDS' catalog: `parts` are arrays or lists of images; all else that an example has is 0."""
+    """Prepares a set of TFDS' catalog: `parts` are arrays or lists of images; all else that an example has is 0.
+
+    A label is the image's first value modulo 10.
+    """
     builder = tfds.builder(name, data_dir=folder)
     pathlib.Path(builder.data_dir).mkdir(parents=True)
     writer = tfds.core.SequentialWriter(builder.info, max_examples_per_shard=1000)
     writer.initialize_splits(list(parts))
     for part, images in parts.items():
-        writer.add_examples({part: [empty(builder.info.features) | {"image": image} for image in images]})
+        examples = [empty(builder.info.features) | {"image": image} for image in images]
+        for example in examples:
+            example |= {"label": int(example["image"].flat[0]) % 10} if "label" in example else {}
+        writer.add_examples({part: examples})
     writer.close_all()
 
 
@@ -89,6 +96,27 @@ def test_a_prepared_set_and_parts_of_its_splits_without_network(no_network, tmp_
     spec = dataclasses.replace(CIFAR10, train_split="train[:80%]", test_split="train[80%:]")
     np.testing.assert_array_equal(load(spec, "train", tmp_path).images, images[:32])
     np.testing.assert_array_equal(load(spec, "test", tmp_path).images, images[32:])
+
+
+def test_labels_go_with_their_images(no_network, tmp_path):
+    images = random_pixels(40, 32, 32, 3)
+    store_known_set(tmp_path / "tfds", "cifar10", train=images, test=images[:3])
+    # As TFDS keeps the names of classes that it found in the files of a set.
+    (prepared,) = (tmp_path / "tfds" / "cifar10").iterdir()
+    (prepared / "label.labels.txt").write_text("\n".join("abcdefghij"))
+    spec = dataclasses.replace(CIFAR10, path=str(tmp_path / "tfds"), labels=True, test_split="train[80%:]")
+    assert complete_spec(spec).num_classes == 10
+    cached = dataclasses.replace(spec, cache=str(tmp_path / "cache"))
+    # The cache is written, then read.
+    for asked in (spec, cached, cached):
+        source = load_split(asked, "test")
+        np.testing.assert_array_equal(source.labels, images[32:, 0, 0, 0] % 10)
+        assert source.class_names == tuple("abcdefghij")
+
+
+def test_a_set_without_labels_is_refused(celeba64):
+    with pytest.raises(ValueError, match=f"tfds celeb_a {celeba64.path} has no labels; set --config.data.labels=False"):
+        load_split(dataclasses.replace(celeba64, labels=True), "test")
 
 
 def test_stacked_mnist_is_made_of_mnist(no_network, tmp_path):
@@ -271,6 +299,8 @@ def test_tfds_own_folders_of_pictures(monkeypatch, tmp_path):
     spec = dataclasses.replace(CIFAR10, source_name="pictures", path=str(tmp_path), height=20, width=30)
     for part, image in images.items():
         np.testing.assert_array_equal(load_split(spec, part).images, image[np.newaxis])
+    with pytest.raises(ValueError, match="has one class only, class; set"):
+        load_split(dataclasses.replace(spec, labels=True), "train")
 
 
 @pytest.fixture
