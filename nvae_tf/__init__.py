@@ -6,7 +6,9 @@ model = nvae_tf.from_torch_checkpoint("cifar10.pt")        # a published file
 images = model.generate(64, temperature=0.7, seed=1)       # [64, height, width, channels] in [0, 1]
 """
 
-import importlib
+import importlib.abc
+import importlib.util
+import sys
 
 __version__ = "0.1.0"
 
@@ -20,6 +22,7 @@ _PLACES = {
     "experiment_config": "nvae_tf.config",
     "from_torch_checkpoint": "nvae_tf.published.torch_file",
     "load": "nvae_tf.training.loading",
+    "load_images": "nvae_tf.data.picture_folder",
 }
 
 __all__ = sorted(_PLACES)  # noqa: PLE0605
@@ -30,8 +33,38 @@ def __getattr__(name: str):
         return importlib.import_module("nvae_tf.config")
     if name not in _PLACES:
         raise AttributeError(f"module 'nvae_tf' has no attribute {name!r}; it has {', '.join(__all__)}")
+    if _PLACES[name] != "nvae_tf.config" and "tensorflow" not in sys.modules:
+        importlib.import_module("nvae_tf.errors").start_tensorflow_quietly()
     return getattr(importlib.import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+class _AfterKeras(importlib.abc.MetaPathFinder):
+    """Registers the model's classes when Keras is imported later, so that `keras.models.load_model` knows them."""
+
+    def find_spec(self, name, path, target=None):
+        if name != "keras":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module):
+                execute(module)
+                own = [found for name, found in sys.modules.items() if name.startswith("nvae_tf.")]
+                # Not where a module of this package imports Keras.
+                if not any(getattr(found.__spec__, "_initializing", False) for found in own):
+                    importlib.import_module("nvae_tf.models")
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+if "keras" in sys.modules:
+    importlib.import_module("nvae_tf.models")
+else:
+    sys.meta_path.insert(0, _AfterKeras())

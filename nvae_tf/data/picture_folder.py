@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf.config import DataSpec, check, did_you_mean
+from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, check, did_you_mean
 from nvae_tf.data import pictures
 from nvae_tf.data.array_files import decoded_once
 from nvae_tf.data.sources import ArraySource, ImageSource, ReadSource, held_out
@@ -244,6 +244,38 @@ def pictures_for_model(
     source = ArraySource(np.stack([_pixels(path, spec, _FIX) for path, _ in files]))
     (images,) = iterate(evaluation_batches(source, images_alone(spec), len(files), seed), source)
     return images.numpy(), [name for _, name in files]
+
+
+def load_images(
+    places: Places,
+    config: ExperimentConfig | ModelConfig,
+    seed: int = 0,
+    resize: str | None = None,
+    convert: bool | None = None,
+) -> np.ndarray:
+    """Pictures as a model sees them, float32 `[count, height, width, channels]` in [0, 1], in the order of their names.
+
+    Example:
+      >>> images = nvae_tf.load_images("my_pictures", model.config)
+
+    Args:
+      places: a picture file, a folder, or several of them.
+      config: the settings of a run: pictures are read as its training data were. Or those of a model: they are cropped
+        to its size and converted to its channels and bits, unless `resize` and `convert` say otherwise.
+      seed: of the binarization, where the run has one.
+      resize: "crop" or "stretch".
+      convert: whether pictures with other channels or bits are converted, rather than refused.
+
+    Raises:
+      FileNotFoundError: there are no pictures. ValueError: one can't be used; the message has its name.
+    """
+    if isinstance(config, ModelConfig):
+        size = {"height": config.image_height, "width": config.image_width, "channels": config.image_channels}
+        reading = {"source": "folder", "source_name": None, "resize": "crop", "convert": True}
+        spec = DataSpec("pictures", **size, **reading, num_bits=config.num_bits, likelihood=config.likelihood)
+    else:
+        spec = config.data
+    return pictures_for_model(places, spec, seed, resize, convert)[0]
 
 
 def _check_for_model(path: pathlib.Path, spec: DataSpec) -> None:

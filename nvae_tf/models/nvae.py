@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import math
 import numbers as number_types
 import warnings
 from collections.abc import Callable, Sequence
@@ -505,6 +506,36 @@ class NVAE(keras.Model):
             return step(checked_data)
 
         return checked
+
+    def summary(self, print_fn: Callable[[str], object] = print) -> None:
+        """Prints the hierarchy: of each scale its groups, the shape of their latents, channels and weights."""
+
+        def weights_of(*layers: keras.layers.Layer) -> str:
+            return f"{sum(math.prod(weight.shape) for layer in layers for weight in layer.trainable_weights):,}"
+
+        config, plan = self.config, self.plan
+        size = f"{config.image_height}x{config.image_width}x{config.image_channels}"
+        of_classes = f", {config.num_classes} classes" if config.num_classes else ""
+        rows = [("part", "groups", "latent of a group", "channels", "weights, encoder", "weights, decoder")]
+        before, after = (
+            [self.bottom_up.stem, *self.bottom_up.preprocess],
+            [*self.top_down.postprocess, self.top_down.image],
+        )
+        encoders = [*reversed(self.bottom_up.scales)] or [None] * len(plan.scales)
+        for index, (scale, below, above) in enumerate(zip(plan.scales, encoders, self.top_down.scales, strict=True)):
+            place = f"{scale.height}x{scale.width}"
+            latent = f"{place}x{config.num_latent_per_group}"
+            groups = f"{scale.groups[0]}-{scale.groups[-1]}" if len(scale.groups) > 1 else str(scale.groups[0])
+            channels = f"{scale.encoder_channels} / {scale.decoder_channels}"
+            down = [layer for layer in (below, self.bottom_up.top if index == 0 else None) if layer is not None]
+            rows.append((f"scale {place}", groups, latent, channels, weights_of(*down), weights_of(above)))
+        ends = f"{config.num_channels_encoder} / {config.num_channels_decoder}"
+        rows.append((f"image {size}", "", "", ends, weights_of(*before), weights_of(*after)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        head = f"NVAE of images {size} of {config.num_bits} bits{of_classes}, likelihood {config.likelihood}"
+        print_fn(f"{head}: {plan.num_groups} latent groups, {weights_of(self)} weights")
+        for row in rows:
+            print_fn("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
     # Saving.
 
