@@ -39,7 +39,7 @@ from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.progress import Report, StatusLine
 from nvae_tf.serving.outputs import WEIGHTS, check_version_is_free
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder of all versions.", required=True)
 VERSION = flags.DEFINE_integer("version", 1, "Number of this version.")
 WEIGHTS_TYPE = flags.DEFINE_enum("weights", WEIGHTS[0], WEIGHTS, "How kernels are stored.")
@@ -48,16 +48,16 @@ CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKP
 
 def main() -> None:
     """Exports."""
-    workdir, output, weights = pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value), WEIGHTS_TYPE.value
+    output, weights = pathlib.Path(OUTPUT.value), WEIGHTS_TYPE.value
     check_version_is_free(output, VERSION.value)
-    command_line.check_run_folder(WORKDIR.value)
+    workdir = pathlib.Path(command_line.run_folder(WORKDIR.value))
     start_tensorflow_quietly()
     from nvae_tf.serving.saved_model import export_saved_model, origin_of
     from nvae_tf.training.loading import load_run
 
     run = load_run(workdir, CHECKPOINT.value)
     status = StatusLine()
-    status.keep(f"Exporting {workdir}, step {run.step:,}, and checking it: one to some minutes ...")
+    status.keep(f"Exporting {WORKDIR.value}, step {run.step:,}, and checking it: one to some minutes ...")
     exported = export_saved_model(
         run.model, output, VERSION.value, weights, origin_of(run, workdir), Report(status.show, status.keep)
     )

@@ -32,7 +32,7 @@ from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.progress import Report, StatusLine
 from nvae_tf.serving.outputs import DEVICE_SIGNATURES, MODES, SMALLEST_PSNR, check_output_is_free, report_file
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
 OUTPUT = flags.DEFINE_string("output", None, "The .tflite file; must not exist yet.", required=True)
 SIGNATURE = flags.DEFINE_enum("signature", None, DEVICE_SIGNATURES, "What the device computes.", required=True)
 NUMBERS = "; ".join(f"{mode}: {numbers}" for mode, numbers in MODES.items())
@@ -44,11 +44,11 @@ DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 def main() -> None:
     """Exports."""
-    workdir, output = pathlib.Path(WORKDIR.value), pathlib.Path(OUTPUT.value)
+    output = pathlib.Path(OUTPUT.value)
     check_output_is_free(output)
     if not 0.0 <= PSNR.value < math.inf:
         raise ValueError(f"--smallest_psnr={PSNR.value}: must be a number of decibels from 0")
-    command_line.check_run_folder(WORKDIR.value)
+    workdir = command_line.run_folder(WORKDIR.value)
     start_tensorflow_quietly()
     from nvae_tf.serving.saved_model import source_of
     from nvae_tf.serving.tflite import export_tflite, run_images
@@ -56,7 +56,7 @@ def main() -> None:
 
     run = load_run(workdir, CHECKPOINT.value)
     status = StatusLine()
-    status.keep(f"Exporting {SIGNATURE.value} of {workdir}, step {run.step:,}, and comparing it ...")
+    status.keep(f"Exporting {SIGNATURE.value} of {WORKDIR.value}, step {run.step:,}, and comparing it ...")
     images, report = run_images(run.config, DATA_PATH.value), Report(status.show, status.keep)
     measured = export_tflite(
         run.model, output, SIGNATURE.value, QUANTIZE.value, images, source_of(run), PSNR.value, report

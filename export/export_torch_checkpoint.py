@@ -22,7 +22,7 @@ from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.published.places import check_new_file, check_torch
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
 OUTPUT = flags.DEFINE_string("output", None, "The .pt file; must not exist yet.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 WITHOUT_OPTIMIZER = flags.DEFINE_boolean("without_optimizer", False, "Write the weights alone.")
@@ -34,12 +34,12 @@ def main() -> None:
     output = pathlib.Path(OUTPUT.value)
     check_new_file("--output", output)
     check_torch()
-    command_line.check_run_folder(WORKDIR.value)
+    workdir = pathlib.Path(command_line.run_folder(WORKDIR.value))
     start_tensorflow_quietly()
     from nvae_tf.published.export_file import export_file
 
     parts = {"with_optimizer": not WITHOUT_OPTIMIZER.value, "running_means": RUNNING_MEANS.value}
-    exported = export_file(pathlib.Path(WORKDIR.value), output, checkpoint=CHECKPOINT.value, **parts)
+    exported = export_file(workdir, output, checkpoint=CHECKPOINT.value, **parts)
     print(f"Exported step {exported.step:,} to {output}, as a checkpoint of {exported.data_set}.")
     if exported.leaves_means:
         print("Its state_dict has the weights; the run's scores are those of the moving averages: --running_means.")

@@ -35,6 +35,7 @@ _CONVERSION_ERRORS = {
 }
 DATA_PATH_HELP = "Where the images lie now, if no longer at the run's data.path."
 FOLDER = "folder"
+RUN_HELP = "Run folder of nvae-train; or digits, a model that comes with this package; or hf://user/repo."
 TEMPERATURE_HELP = (
     "What multiplies the priors' sigma, greater than 0: one number, or one for every scale (the smallest first) or "
     "every latent group (the top one first), as 0.7,0.8."
@@ -107,9 +108,23 @@ def flag_value(arguments: Sequence[str], name: str) -> str | None:
     return value
 
 
+def run_folder(path: str) -> str:
+    """The folder of the run that a command only reads, which may be a shared one (`nvae_tf.training.sharing`)."""
+    # Not at the top: most commands need no Hub.
+    from nvae_tf.training.sharing import find_run_folder
+
+    folder = str(find_run_folder(path))
+    check_run_folder(folder)
+    return folder
+
+
 def check_run_folder(path: str) -> None:
-    """Checks the run folder of a command, before it begins to work."""
+    """Checks the run folder of a command that writes into it, before it begins to work."""
     if not pathlib.Path(path, "config.json").is_file():
+        from nvae_tf.training.sharing import copy_command
+
+        if copy := copy_command(path):
+            raise ValueError(f"--workdir={path}: this command writes into the run folder; make one by `{copy}`")
         found = "not a run folder, it has no config.json" if pathlib.Path(path).is_dir() else "no such folder"
         raise FileNotFoundError(f"--workdir={path}: {found}; give the --workdir of a run of nvae-train")
 

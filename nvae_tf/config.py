@@ -329,7 +329,7 @@ class TrainConfig:
       sample_every_steps: an image grid of samples is written after so many steps; None for the same.
       log_every_steps: a point of the training curves is written after so many steps.
       logger: where curves and images go: "tensorboard", or "wandb" (Weights & Biases, `pip install "nvae_tf[wandb]"`).
-      initialise_from: run folder, or published file (.pt), with whose weights the run starts.
+      initialise_from: run folder, hf://user/repo, or published file (.pt), with whose weights the run starts.
       loss_tolerance: a step whose loss lies so many spreads above the running level is skipped, see
         `nvae_tf.optimization.RunawayGuard`; 0 skips only what is not finite.
       refused_steps: after so many skipped steps in a row the latest checkpoint is restored, at half the learning rate.

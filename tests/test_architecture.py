@@ -16,7 +16,7 @@ BELOW_MODELS = SETTINGS | {"replicas", "layers", "distributions", "flows", "obje
 ARROWS = {
     "config": {"presets"},
     "presets": SETTINGS | {"data", "files"},
-    "command_line": SETTINGS | {"errors", "files", "presets"},
+    "command_line": SETTINGS | {"errors", "files", "presets", "training"},
     "latent_plan": {"config"},
     "layers": {"latent_plan", "replicas"},  # the plan's words for a cell: plain data
     "distributions": {"config", "layers"},  # of the layers only `fan_out`

@@ -233,7 +233,6 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
 
 def _main(mode: str) -> None:
     """Checks the flags before TensorFlow is started, makes what the mode makes and reports it in a line."""
-    command_line.check_run_folder(FLAGS.workdir)
     place = output_place(FLAGS.output, _KINDS.get(mode, (*FIGURES, FOLDER)), FLAGS.overwrite)
     if "each" in FLAGS:
         check(not FLAGS.raw or place.kind == ".png", f"--raw --output={FLAGS.output}: a bare grid is a .png file")
@@ -252,13 +251,14 @@ def _main(mode: str) -> None:
         raise FileNotFoundError(f"--input={FLAGS.input}: no such file; nvae-generate encode writes one")
     if mode == "nearest" and FLAGS.json:
         output_place(FLAGS.json, (".json",), FLAGS.overwrite, "json")
+    workdir = command_line.run_folder(FLAGS.workdir)
     start_tensorflow_quietly()
     from nvae_tf.training.loading import load_run
     from nvae_tf.training.run_folder import RunFolder, read_run_config
 
     # A mode loads the run when it has checked everything else.
-    load = functools.cache(lambda: load_run(FLAGS.workdir, FLAGS.checkpoint))
-    text = MODES[mode](read_run_config(RunFolder(FLAGS.workdir)), load, place)
+    load = functools.cache(lambda: load_run(workdir, FLAGS.checkpoint))
+    text = MODES[mode](read_run_config(RunFolder(workdir)), load, place)
     StatusLine().keep(f"{text}, from step {load().step:,}, in {place.path}")
 
 
@@ -380,7 +380,7 @@ def _define_flags(mode: str) -> None:
     """The flags of one mode; those of the others are unknown then."""
     text, switch, choice, words = flags.DEFINE_string, flags.DEFINE_boolean, flags.DEFINE_enum, flags.DEFINE_list
     from_0, from_1, from_20 = (functools.partial(flags.DEFINE_integer, lower_bound=lowest) for lowest in (0, 1, 20))
-    text("workdir", None, "Run folder of nvae-train.", required=True)
+    text("workdir", None, command_line.RUN_HELP, required=True)
     choice("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
     kinds = _KINDS.get(mode, (*FIGURES, FOLDER))
     folder = ", or a folder (DIR/) for a PNG file of every image in the model's size" if FOLDER in kinds else ""

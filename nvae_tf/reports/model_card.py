@@ -44,9 +44,10 @@ images = model.generate(16, temperature=0.7, seed=1)  # [16, {height}, {width}, 
 latents = model.encode(images, seed=1)
 nats = model.score(images, importance_samples=100, seed=1)"""
 _COMMANDS = """nvae-generate {run} --output=samples.png
-nvae-evaluate {run}
 nvae-export {run} --output=saved_model
 nvae-export-tflite {run} --output=decode.tflite --signature=decode"""
+# It writes into the run folder.
+_EVALUATE = "nvae-evaluate {run}"
 _CITATION = """@inproceedings{vahdat2020nvae,
   title     = {{NVAE}: A Deep Hierarchical Variational Autoencoder},
   author    = {Vahdat, Arash and Kautz, Jan},
@@ -63,15 +64,16 @@ _LIMITS = """* For research on generative models: samples, reconstructions, like
   those that are most like them)."""
 
 
-def write_model_card(folder: RunFolder, parameters: int | None = None) -> bool:
+def write_model_card(folder: RunFolder, parameters: int | None = None, place: str | None = None) -> bool:
     """Writes the card of a run from the files of its folder, or brings it up to date.
 
     The text below `MARKER` in the file is kept, byte by byte. A file without that line is somebody's own and stays as
     it is; an up-to-date one is not written again. For a fine-tuned run the origin of its source's weights is noted in
     the folder too: the source may be gone later.
 
-    `parameters` is how many numbers of the model are trained, if known. Returns whether the file is the run's card now;
-    False where it is somebody's own.
+    `parameters` is how many numbers of the model are trained, if known. `place` is what others give to `nvae_tf.load`
+    and to commands, "hf://user/repo", where the folder is to be shared; otherwise it is the folder's name. Returns
+    whether the file is the run's card now; False where it is somebody's own.
 
     Raises:
       FileNotFoundError, ValueError: the folder is no run folder, or its settings or `origin.json` can't be read.
@@ -86,7 +88,7 @@ def write_model_card(folder: RunFolder, parameters: int | None = None) -> bool:
     if kept is None:
         return False
     # A name may have the marker in it, on a line of its own.
-    body = _sections(facts).replace(MARKER, MARKER.replace("<!--", "<! --"))
+    body = _sections(facts, place).replace(MARKER, MARKER.replace("<!--", "<! --"))
     # A folder's name need not be Unicode.
     content = f"---\n{_metadata(facts)}\n---\n\n{body}\n\n{MARKER}".encode(errors="replace") + kept
     if content != before:
@@ -140,11 +142,11 @@ def _metadata(facts: RunFacts) -> str:
     ).to_yaml()
 
 
-def _sections(facts: RunFacts) -> str:
+def _sections(facts: RunFacts, place: str | None) -> str:
     """The card without its head."""
     parts = {
         "The model": _model(facts),
-        "How to use it": _use(facts),
+        "How to use it": _use(facts, place),
         "Training data": _data(facts),
         "Training": _training(facts),
         "Scores": _scores(facts),
@@ -185,14 +187,15 @@ def _model(facts: RunFacts) -> str:
     return _paragraphs(text, _table(rows), samples)
 
 
-def _use(facts: RunFacts) -> str:
+def _use(facts: RunFacts, place: str | None) -> str:
     model = facts.config.model
     size = {"height": model.image_height, "width": model.image_width, "channels": model.image_channels}
     checkpoint = ', checkpoint="best"' if facts.checkpoint == "best" else ""
-    use = _USE.format(place=ascii(facts.name), checkpoint=checkpoint, **size)
-    commands = _COMMANDS.format(run=f"--workdir={shlex.quote(facts.name)} --checkpoint={facts.checkpoint}")
+    use = _USE.format(place=ascii(place or facts.name), checkpoint=checkpoint, **size)
+    commands = _COMMANDS if place else f"{_COMMANDS}\n{_EVALUATE}"
+    commands = commands.format(run=f"--workdir={shlex.quote(place or facts.name)} --checkpoint={facts.checkpoint}")
     return _paragraphs(
-        f"With `nvae_tf` installed, and this folder as {_code(facts.name)}:",
+        "With `nvae_tf` installed:" if place else f"With `nvae_tf` installed, and this folder as {_code(facts.name)}:",
         _code_block(use, "python"),
         _code_block(commands, "bash"),
     )

@@ -31,6 +31,8 @@ VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _STEP, _SCORE, _LOSS_SCALE = f"step{VALUE}", f"best_score{VALUE}", f"loss_scale/0{VALUE}"
 # A checkpoint with NaN or infinity in one of these can't be continued.
 _FINITE = ("model/", "averages/", "optimizer/")
+# Weights that only training uses, the vectors of power iterations; a shared checkpoint has none of them.
+_OF_TRAINING = "spectral_regularizer/"
 _NAMED_DIFFERENCES = 5
 
 
@@ -95,8 +97,15 @@ class TrainingState:
         if found.path is not None:
             check_architecture(self._model, found.path)
             with wrap_checkpoint_errors(found.path):
-                has_scale = _LOSS_SCALE in tf.train.load_checkpoint(found.path).get_variable_to_shape_map()
-                checkpoint = self._checkpoint if has_scale else self._without_scale
+                names = tf.train.load_checkpoint(found.path).get_variable_to_shape_map()
+            check(
+                any(name.startswith("optimizer/") for name in names),
+                f"{found.path}: a shared checkpoint, without the optimizer's state; training can't continue from it. "
+                f"Start a new run from its weights: --config.train.initialise_from={self.folder.parent} and another "
+                "--workdir",
+            )
+            with wrap_checkpoint_errors(found.path):
+                checkpoint = self._checkpoint if _LOSS_SCALE in names else self._without_scale
                 checkpoint.read(found.path).assert_existing_objects_matched().expect_partial()
         self.whole_step = None if found.path is None else found.step
         if tidies:
@@ -166,9 +175,8 @@ def restore_weights(model: NVAE, checkpoint: str) -> bool:
 
     ValueError, before anything is assigned: the checkpoint is damaged or of another architecture.
     """
-    check_architecture(model, checkpoint)
+    weights = check_architecture(model, checkpoint)
     with wrap_checkpoint_errors(checkpoint):
-        weights = named_weights(model)
         status = tf.train.Checkpoint(model=nested(weights)).read(checkpoint)
         status.assert_existing_objects_matched().expect_partial()
         learned = nested({name: weight for name, weight in weights.items() if weight.trainable})
@@ -181,8 +189,25 @@ def restore_weights(model: NVAE, checkpoint: str) -> bool:
     return True
 
 
-def check_architecture(model: NVAE, checkpoint: str) -> None:
-    """ValueError if a model's weights differ from those in a checkpoint in names or shapes, or it is damaged."""
+def write_weights(folder: pathlib.Path, step: int, model: NVAE, are_averages: bool) -> str:
+    """Writes a model's weights as the checkpoint of a step, without all that only training uses; returns its prefix.
+
+    Where they `are_averages` (EMA) of a run, `restore_weights` says so of this checkpoint too.
+    """
+    weights = {name: weight for name, weight in named_weights(model).items() if not name.startswith(_OF_TRAINING)}
+    checkpoint = tf.train.Checkpoint(model=nested(weights), step=tf.Variable(step, dtype=tf.int64))
+    if are_averages:
+        # The same variables once more; a file has a variable by the first of its names.
+        checkpoint.averages = nested({name: weight for name, weight in weights.items() if weight.trainable})
+    write_checkpoint(folder, step, checkpoint.write)
+    return _prefix(folder, step)
+
+
+def check_architecture(model: NVAE, checkpoint: str) -> dict[str, keras.Variable]:
+    """ValueError if a model's weights differ from those in a checkpoint in names or shapes, or it is damaged.
+
+    Returns the weights by name, without those that only training uses where the checkpoint has none of them.
+    """
     with wrap_checkpoint_errors(checkpoint):
         shapes = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
     found = {
@@ -190,7 +215,10 @@ def check_architecture(model: NVAE, checkpoint: str) -> None:
         for name, shape in sorted(shapes.items())
         if name.startswith("model/") and name.endswith(VALUE)
     }
-    expected = {name: list(weight.shape) for name, weight in named_weights(model).items()}
+    weights = named_weights(model)
+    if not any(name.startswith(_OF_TRAINING) for name in found):
+        weights = {name: weight for name, weight in weights.items() if not name.startswith(_OF_TRAINING)}
+    expected = {name: list(weight.shape) for name, weight in weights.items()}
     differing = [name for name in expected | found if found.get(name) != expected.get(name)]
     # What one side lacks says most about the architecture, the vectors that belong to every kernel say least.
     differing.sort(key=lambda name: (name.startswith("spectral_"), name in found and name in expected))
@@ -205,6 +233,7 @@ def check_architecture(model: NVAE, checkpoint: str) -> None:
         f"{checkpoint}: a checkpoint of another architecture than the settings; {len(differing)} weights differ: "
         f"{'; '.join(differences)}. Use the config.json that was written with the checkpoint",
     )
+    return weights
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from nvae_tf.published.names import named_weights
 from nvae_tf.published.torch_file import from_torch_checkpoint
 from nvae_tf.training.checkpoints import best_instead, find_best, folder_of_best, newest_whole, restore_weights, step_of
 from nvae_tf.training.run_folder import RunFolder, read_run_config
+from nvae_tf.training.sharing import find_run_folder
 
 _LATEST_INSTEAD = 'take the latest: checkpoint="latest", or the flag --checkpoint=latest'
 # What else a model holds is state of its training, or follows the kernels.
@@ -43,15 +44,17 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     warning.
 
     Example:
-      >>> model = nvae_tf.load("runs/digits")
+      >>> model = nvae_tf.load("digits")
       >>> images = model.generate(64, temperature=0.7, seed=1)
 
     Args:
-      path: the `--workdir` of nvae-train.
+      path: the `--workdir` of nvae-train; or "hf://user/repo", of nvae-publish, or "hf://user/repo@revision"; or
+        "digits", the preset of that name, trained, which comes with this package.
       checkpoint: "latest", or "best" for the one with the best test score (`train.keep_best`).
 
     Raises:
       FileNotFoundError: there is no such run folder, or it has no such checkpoint yet.
+      OSError: the repository is unknown, or the Hub can't be reached.
       ValueError: `config.json` is damaged or asks for an impossible model; or all checkpoints, or the best, are
         damaged; or the checkpoint is of another architecture, then the first differences are named.
     """
@@ -68,7 +71,7 @@ def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:
 def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> tuple[ExperimentConfig, str]:
     """The settings and the checkpoint, as the prefix of its files, that `load` takes; raises what `load` raises."""
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
-    folder = RunFolder(path)
+    folder = RunFolder(find_run_folder(path))
     config = read_run_config(folder)
     return config, _best(folder) if checkpoint == "best" else _newest(folder)
 
@@ -193,7 +196,7 @@ def initialize(model: NVAE, path: str) -> Initialization:
 
 def _read_source(path: str) -> tuple[str, NVAE]:
     """The source of weights: its name for messages, and a model that holds them."""
-    place, where = pathlib.Path(path), f"train.initialise_from = {path!r}"
+    place, where = find_run_folder(path), f"train.initialise_from = {path!r}"
     expected = "give the --workdir of a run of nvae-train, or a published file (.pt)"
     if not path or not place.exists():
         raise FileNotFoundError(f"{where}: no such file or folder; {expected}")

@@ -137,6 +137,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
         ("train.evaluate", "--workdir= --metrics"),
         ("train.generate vary", "--workdir= --checkpoint --output --overwrite --seed --input --variants"),
         ("train.report", "--workdir= --output --checkpoint --overwrite --seed --data_path"),
+        ("train.publish", "--workdir= --repo --checkpoint HF_TOKEN"),
         ("train.launch", "--processes"),
         ("train.demo", "--workdir="),
         ("export.import_torch_checkpoint", "--checkpoint= --without_optimizer --output docs/published_weights.md"),

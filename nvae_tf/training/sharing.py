@@ -1,0 +1,208 @@
+"""Runs that are shared: to and from the Hugging Face Hub, and the trained model that comes with this package."""
+
+import contextlib
+import dataclasses
+import fnmatch
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from nvae_tf.config import check, config_to_json
+from nvae_tf.errors import first_line
+from nvae_tf.files import atomic_write
+
+HUB = "hf://"
+# Run folders as `write_shared_run` makes them; the name of each can be given in place of a folder.
+_BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
+# The files of a shared run: nothing else of a repository is fetched, or deleted when it is published again.
+_FILES = ("*.json", "README.md", "metrics.csv", "checkpoints/*", "samples/*")
+_LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"
+
+
+class Published(NamedTuple):
+    """A run on the Hub."""
+
+    url: str
+    step: int
+    num_files: int
+    num_bytes: int
+    has_scores: bool  # whether nvae-evaluate had measured this very checkpoint
+
+
+def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
+    """The run folder that is meant: a folder, "hf://user/repo" or "hf://user/repo@revision", or a bundled model's name.
+
+    A repository is fetched into the cache of huggingface_hub, which has it without a connection from then on. A
+    bundled model is meant where there is no file or folder of its name.
+
+    ValueError: the name of a repository is malformed. OSError: it can't be fetched; one line says why.
+    """
+    text = os.fspath(place)
+    if text.startswith(HUB):
+        return _fetch(text)
+    return _BUNDLED / text if _is_bundled(text) else pathlib.Path(place)
+
+
+def copy_command(place: str) -> str | None:
+    """What to type for a run folder of one's own of a shared run; None where `place` is no shared run."""
+    name, _, revision = place.removeprefix(HUB).partition("@")
+    copy = f"runs/{name.rpartition('/')[2]}"
+    if place.startswith(HUB):
+        return f"hf download {name} --local-dir={copy}{f' --revision={revision}' if revision else ''}"
+    return f"cp -r {_BUNDLED / place} {copy}" if _is_bundled(place) else None
+
+
+def _is_bundled(name: str) -> bool:
+    return not os.path.exists(name) and name in os.listdir(_BUNDLED)
+
+
+def _fetch(place: str) -> pathlib.Path:
+    repo, _, revision = place.removeprefix(HUB).partition("@")
+    check_repo_name(repo, place)
+    with _in_one_line(place):
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=list(_FILES))
+        )
+
+
+def check_repo_name(repo: str, given: str) -> None:
+    """ValueError, which begins with what was `given`, where a repository's name is not of the form user/name."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"{given}: {first_line(error)}") from None
+    check(repo.count("/") == 1, f"{given}: {repo!r} is not the name of a repository; its form is user/name")
+
+
+def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest") -> Published:
+    """Publishes a run on the Hub as the model `repo` ("user/name"), which is made if there is none, in one commit.
+
+    What is published is the run as `write_shared_run` writes it. The token is that of `hf auth login`, or HF_TOKEN.
+    Files of a shared run that were there before are replaced; others, such as a LICENSE, stay.
+
+    Raises what `nvae_tf.load` raises, ValueError for a malformed name, and OSError where the Hub does not take the run.
+    """
+    check_repo_name(repo, f"repo {repo!r}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary) / repo.partition("/")[2]
+        step, has_scores = write_shared_run(workdir, folder, f"{HUB}{repo}", checkpoint)
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        num_bytes = sum(path.stat().st_size for path in files.values())
+        hub = huggingface_hub.HfApi()
+        with _in_one_line(f"{HUB}{repo}"):
+            url = hub.create_repo(repo, exist_ok=True)
+            # By themselves: `upload_folder` may make several commits, and a reader would find a part of the run.
+            operations = [huggingface_hub.CommitOperationAdd(name, path) for name, path in files.items()]
+            for name in hub.list_repo_files(repo):
+                if name not in files and any(fnmatch.fnmatch(name, pattern) for pattern in _FILES):
+                    operations.append(huggingface_hub.CommitOperationDelete(name))
+            hub.create_commit(repo, operations, commit_message=f"Step {step:,}")
+    return Published(str(url), step, len(files), num_bytes, has_scores)
+
+
+def write_shared_run(
+    workdir: str | os.PathLike, output: pathlib.Path, place: str, checkpoint: str = "latest"
+) -> tuple[int, bool]:
+    """Writes a copy of a run to share: the folder `output`, from which everything works but going on with the training.
+
+    It has the weights that `nvae_tf.load` gives, without the optimizer's state; the settings without places of this
+    machine; the scores of this checkpoint, the curves, the newest samples, and a model card that gives `place` to load
+    the run from.
+
+    Returns the checkpoint's step, and whether there are scores of it. Raises what `nvae_tf.load` raises, and OSError.
+    """
+    # Not at the top: `loading` imports this module, and commands use it before they start TensorFlow.
+    from nvae_tf.reports.model_card import write_model_card
+    from nvae_tf.reports.run_facts import Origin, origin_of_run, write_origin
+    from nvae_tf.training.checkpoints import checkpoint_sha256, write_weights
+    from nvae_tf.training.loading import load_run
+    from nvae_tf.training.run_folder import RunFolder
+
+    source, shared = RunFolder(find_run_folder(workdir)), RunFolder(output)
+    run = load_run(source.path, checkpoint)
+    output.mkdir(parents=True)
+    prefix = write_weights(shared.checkpoints, run.step, run.model, run.has_running_means)
+    data = dataclasses.replace(run.config.data, path=None, cache=None)
+    train = dataclasses.replace(run.config.train, initialise_from=None)
+    atomic_write(shared.config_file, config_to_json(dataclasses.replace(run.config, data=data, train=train)))
+    for name in ("images_file", "environment_file", "metrics_file", "card_file"):
+        if getattr(source, name).is_file():
+            shutil.copyfile(getattr(source, name), getattr(shared, name))
+    for file in sorted(source.samples.glob("step-*.png"))[-1:]:
+        shared.samples.mkdir()
+        shutil.copyfile(file, shared.samples / file.name)
+    first = run.config.train.initialise_from
+    origin = origin_of_run(source, first) or (Origin(first) if first else None)
+    if origin is not None:
+        name = origin.source_file
+        is_public = name is None or name.startswith(HUB)
+        write_origin(shared, origin if is_public else dataclasses.replace(origin, source_file=os.path.basename(name)))
+    old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)
+    scored = [_share_scores(source.evaluation_file(split), shared, old, new) for split in ("test", "train")]
+    parameters = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
+    write_model_card(shared, parameters, place)
+    return run.step, any(scored)
+
+
+def _share_scores(file: pathlib.Path, shared: Any, old: str, new: str) -> bool:
+    """Copies an evaluation file of the checkpoint with the digest `old`, which is `new` now; whether there is one."""
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+        if metrics["checkpoint_sha256"] != old:
+            return False
+        # The place of the data is one of this machine.
+        metrics.pop("data", None)
+    # Not measured, or edited by hand.
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError):
+        return False
+    metrics |= {"checkpoint": "latest", "checkpoint_sha256": new}
+    atomic_write(shared.path / file.name, json.dumps(metrics, indent=2) + "\n")
+    return True
+
+
+@contextlib.contextmanager
+def _in_one_line(place: str) -> Iterator[None]:
+    """Raises an OSError of one line, without the token, for whatever goes wrong with the Hub in its block."""
+    try:
+        yield
+    # Those of huggingface_hub, of its HTTP library and of its storage have no class in common.
+    except Exception as error:
+        raise OSError(f"{place}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    # A failed upload, and a fetch that finds nothing in the cache either.
+    if isinstance(error, RuntimeError | LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, GatedRepoError):
+        return f"this repository is open to people whom its owner lets in: ask on its page, then {_LOG_IN}"
+    if isinstance(error, RevisionNotFoundError):
+        return "there is no such revision of this repository"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"there is no such repository, or it is private; check the name, or {_LOG_IN}"
+    if status == 401:
+        return f"the Hub asks who you are, or does not know your token; {_LOG_IN}"
+    if status == 403:
+        return f"your token does not allow this; {_LOG_IN}, with one that does"
+    # What the HTTP library says of a token that can't be sent has the token in it.
+    words = re.sub("Bearer .*", "Bearer ...", " ".join(str(error).split()) or type(error).__name__)
+    if status is not None or isinstance(error, ValueError):
+        return f"the Hub answers with an error ({words})"
+    return f"the Hub can't be reached ({words}); check the connection, and HF_ENDPOINT if it is set"

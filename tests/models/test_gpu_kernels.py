@@ -1,0 +1,116 @@
+"""Every operation has a kernel for GPUs, so nothing falls back to the CPU; no GPU is needed to know this.
+
+TensorFlow's registry says for which devices and for which types of numbers an operation has kernels, and its wheel for
+Linux has the registrations of GPUs. Whether a kernel works on some GPU only that GPU can show. The arithmetic of shapes
+(int32) has GPU kernels that compute on the host, by TensorFlow's design.
+"""
+
+import functools
+
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework import kernels
+
+from nvae_tf.config import ExperimentConfig, TrainConfig
+from nvae_tf.layers import cpu_kernels
+from nvae_tf.models.nvae import model_for_training
+from nvae_tf.training.strategy import step_function
+from tests.tiny_model import tiny_config
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+# Settings of the model and of the training; together they have all kinds of cells, likelihoods and steps.
+VARIANTS = {
+    "bernoulli": (
+        dict(image_height=8, image_width=8, num_preprocess_blocks=1, num_postprocess_blocks=1, num_flows=1),
+        dict(recompute="all"),
+    ),
+    "logistic mixture": (
+        dict(likelihood="logistic_mixture", num_bits=5, image_channels=3, exact_edges=True, cell_set="mbconv_sep"),
+        dict(accumulate_steps=2),
+    ),
+    "normal": (
+        dict(likelihood="normal", num_bits=8, image_channels=2, residual_distributions=False, cell_set="res53_mbconv"),
+        {},
+    ),
+    "dense cells": (dict(cell_set="res_bnelu", num_latent_scales=1, num_groups_per_scale=2), {}),
+}
+BATCH = 4
+
+
+@functools.cache
+def registered(operation):
+    return list(kernels.get_registered_kernels_for_op(operation).kernel)
+
+
+def runs_on_gpus(node):
+    """Whether there is a kernel for the types of a node's numbers; one for the device DEFAULT is for all devices."""
+
+    def fits(kernel):
+        values = [(node.attr[one.name], one.allowed_values.list.type) for one in kernel.constraint]
+        types = [([value.type] if value.type else value.list.type, allowed) for value, allowed in values]
+        assert all(found for found, _ in types), node
+        return all(set(found) <= set(allowed) for found, allowed in types)
+
+    of_gpus = (kernel for kernel in registered(node.op) if kernel.device_type in ("GPU", "DEFAULT"))
+    # Those with a label are for nodes that ask for it.
+    return any(fits(kernel) for kernel in of_gpus if not kernel.label)
+
+
+def operations_of(function):
+    """The operations of a function and of all that it calls, and those of them that no GPU has a kernel for."""
+    definition = function.graph.as_graph_def()
+    nodes = [*definition.node, *(node for inner in definition.library.function for node in inner.node_def)]
+    called = {inner.signature.name for inner in definition.library.function}
+    nodes = [node for node in nodes if node.op not in called]
+    missing = set()
+    for node in nodes:
+        if not runs_on_gpus(node):
+            types = sorted(f"{name}={tf.as_dtype(value.type).name}" for name, value in node.attr.items() if value.type)
+            missing.add(f"{node.op}({', '.join(types)})")
+    return {node.op for node in nodes}, missing
+
+
+def graphs(config):
+    """The training step, sampling, scoring, and the step of `evaluate`."""
+    model = model_for_training(config, steps_per_epoch=10, total_steps=100).model
+    model.optimizer.build(model.trainable_variables)
+    size = config.model.image_height, config.model.image_width, config.model.image_channels
+    images, temperatures = tf.TensorSpec((BATCH, *size)), [0.7] * config.model.num_latent_scales
+
+    def traced(function, *arguments):
+        return tf.function(function, autograph=False).get_concrete_function(*arguments)
+
+    return {
+        "training": step_function(tf.distribute.get_strategy(), model, compiled=False).get_concrete_function(images),
+        "sampling": traced(lambda: model.generate(BATCH, temperatures, seed=1)),
+        "scoring": traced(lambda images: model.score(images, importance_samples=3, seed=1), images),
+        "evaluation": traced(model.test_step, images),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_operation_has_a_gpu_kernel(variant, precision, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "has_gpus", lambda: True)
+    model, train = VARIANTS[variant]
+    config = ExperimentConfig(model=tiny_config(**model), train=TrainConfig(precision=precision, **train))
+    found = {name: operations_of(function) for name, function in graphs(config).items()}
+    assert {name: missing for name, (_, missing) in found.items() if missing} == {}
+    assert min(len(operations) for operations, _ in found.values()) > 40
+    # The forms that GPUs get: nothing is compiled for the CPU, and depthwise kernels have TensorFlow's own gradient.
+    of_training, _ = found["training"]
+    assert ("DepthwiseConv2dNativeBackpropFilter" in of_training) == (config.model.cell_set != "res_bnelu")
+
+
+def test_operations_without_a_gpu_kernel_are_found():
+    @tf.function(autograph=False)
+    def calculate(images):
+        pooled = tf.raw_ops.FractionalAvgPool(value=images, pooling_ratio=[1.0, 1.5, 1.5, 1.0]).output
+        halves = tf.cast(pooled, tf.bfloat16)
+        # In functions that the graph calls.
+        return tf.while_loop(lambda x: tf.reduce_any(x < 1.0), lambda x: (tf.math.lgamma(x),), (halves,))
+
+    _, missing = operations_of(calculate.get_concrete_function(tf.TensorSpec((1, 4, 4, 1))))
+    # One has no kernel but for CPUs, the other none for bfloat16.
+    assert missing == {"FractionalAvgPool(T=float32)", "Lgamma(T=bfloat16)"}

@@ -1,0 +1,221 @@
+import hashlib
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from huggingface_hub import constants
+
+import nvae_tf
+from nvae_tf.config import DataSpec, ExperimentConfig, OptimizerConfig, TrainConfig
+from nvae_tf.evaluation.evaluate import evaluate_run
+from nvae_tf.files import beside_package
+from nvae_tf.models.nvae import model_for_training
+from nvae_tf.optimization import average_of_weights
+from nvae_tf.optimization.adamax import start_averages
+from nvae_tf.published.names import named_weights
+from nvae_tf.training import sharing
+from nvae_tf.training.checkpoints import TrainingState, checkpoint_sha256
+from nvae_tf.training.loading import initialize, load_run
+from nvae_tf.training.run_folder import RunFolder, open_for_training, read_run_config
+from nvae_tf.training.sharing import find_run_folder, publish_run, write_shared_run
+from tests.hub_server import GATED, READER, TOKEN, HubServer, commit_id
+from tests.tiny_model import assert_same, tiny_config
+
+# Where things lie on somebody's machine.
+PRIVATE = "/home/somebody"
+
+
+def network_of(model):
+    """Its weights and running statistics."""
+    weights = named_weights(model).items()
+    return {name: weight.numpy() for name, weight in weights if name.startswith(("bottom_up/", "top_down/"))}
+
+
+def save(folder, config, step):
+    """Writes a checkpoint of random weights; the moving averages are others."""
+    model = model_for_training(config, steps_per_epoch=10, total_steps=100).model
+    model.optimizer.build(model.trainable_variables)
+    start_averages(model)
+    random = np.random.RandomState(step)
+    for variable in [*model.weights, *average_of_weights(model).values()]:
+        variable.assign(random.uniform(0.1, 1.0, variable.shape))
+    TrainingState(folder.checkpoints, model, model.optimizer, 1).save(step)
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder as training and evaluation leave it, with places of a machine wherever there may be some."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "mine")
+    config = ExperimentConfig(
+        model=tiny_config(num_flows=1),
+        optimizer=OptimizerConfig(ema_momentum=0.9, warmup_epochs=1.0),
+        data=DataSpec(name="mine", source="folder", path=f"{PRIVATE}/pictures", cache=f"{PRIVATE}/cache"),
+        train=TrainConfig(initialise_from=f"{PRIVATE}/runs/first", steps=100),
+    )
+    open_for_training(folder.path, config)
+    save(folder, config, 7)
+    folder.samples.mkdir()
+    for step in (3, 7):
+        (folder.samples / f"step-{step:08d}.png").write_bytes(b"picture %d" % step)
+    folder.images_file.write_text('{"train": 9, "test": 2}\n')
+    folder.metrics_file.write_text("step,learning_rate\n7,0.01\n")
+    (folder.path / "report.html").write_text(PRIVATE)
+    (folder.path / ".lock").write_text(PRIVATE)
+    scores = {"dataset": "mine", "data": f"{PRIVATE}/pictures", "split": "test", "checkpoint": "latest", "seed": 0}
+    scores |= {"step": 7, "nelbo_nats": 5.0, "num_images": 2, "weights": "running means of the weights"}
+    scores["checkpoint_sha256"] = checkpoint_sha256(str(folder.checkpoints / "step-7"))
+    folder.evaluation_file("test").write_text(json.dumps(scores))
+    folder.evaluation_file("train").write_text(json.dumps(scores | {"split": "train", "checkpoint_sha256": "another"}))
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    server = HubServer()
+    server.use_here(monkeypatch, tmp_path / "home")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def digests(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_there_and_back(run, hub, monkeypatch, tmp_path):
+    written = {}
+
+    def noting(*arguments):
+        result = write_shared_run(*arguments)
+        written.update(digests(arguments[1]))
+        return result
+
+    monkeypatch.setattr(sharing, "write_shared_run", noting)
+    published = publish_run(run.path, "me/tiny")
+    assert (published.url, published.step, published.has_scores) == (f"{hub.endpoint}/me/tiny", 7, True)
+    on_hub = {name: hashlib.sha256(content).hexdigest() for name, content in hub.files("me/tiny").items()}
+    assert written == {name: digest for name, digest in on_hub.items() if name != ".gitattributes"}
+    assert len(written) == published.num_files > 8
+    assert digests(find_run_folder("hf://me/tiny")) == written
+    assert_same(network_of(nvae_tf.load("hf://me/tiny")), network_of(nvae_tf.load(run.path)))
+    commits = [path for method, path in hub.requests if "/commit/" in path]
+    assert commits == ["/api/models/me/tiny/commit/main"]
+
+
+def test_what_is_shared(run, tmp_path):
+    shared = RunFolder(tmp_path / "tiny")
+    write_shared_run(run.path, shared.path, "hf://me/tiny")
+    names = "README.md checkpoints/step-7.data-00000-of-00001 checkpoints/step-7.index config.json evaluation.json"
+    others = "images.json metrics.csv origin.json samples/step-00000007.png"
+    assert sorted(digests(shared.path)) == f"{names} {others}".split()
+    assert not [name for name in digests(shared.path) if PRIVATE.encode() in (shared.path / name).read_bytes()]
+    config = read_run_config(shared)
+    assert (config.data.path, config.data.cache, config.train.initialise_from) == (None, None, None)
+    assert config.model == read_run_config(run).model
+    assert json.loads(shared.origin_file.read_text()) == {"source_file": "first"}
+    scores, shared_run = json.loads(shared.evaluation_file().read_text()), load_run(shared.path)
+    assert scores["checkpoint_sha256"] == checkpoint_sha256(shared_run.checkpoint) and scores["nelbo_nats"] == 5.0
+    card = shared.card_file.read_text()
+    assert "nvae_tf.load('hf://me/tiny')" in card and "nvae-generate --workdir=hf://me/tiny" in card
+    assert "`first`" in card and "(samples/step-00000007.png)" in card and "That of the weights that this run" in card
+    # What the run says of its weights holds: they are the moving averages.
+    assert shared_run.has_running_means
+    keys = tf.train.load_checkpoint(str(shared.checkpoints / "step-7")).get_variable_to_shape_map()
+    assert {key.partition("/")[0] for key in keys} == {"model", "step", "_CHECKPOINTABLE_OBJECT_GRAPH"}
+
+
+def test_training_begins_with_shared_weights_but_does_not_go_on(run, hub, tmp_path):
+    publish_run(run.path, "me/tiny")
+    folder = find_run_folder("hf://me/tiny")
+    made = model_for_training(read_run_config(run), steps_per_epoch=10, total_steps=100).model
+    made.optimizer.build(made.trainable_variables)
+    with pytest.raises(ValueError, match=f"can't continue from it. .*initialise_from={folder} and another --workdir"):
+        TrainingState(RunFolder(folder).checkpoints, made, made.optimizer, 1).restore()
+    report = initialize(made, "hf://me/tiny").report()
+    assert report.startswith("Starts from hf://me/tiny, step 7, moving averages (EMA) of the weights: all ")
+    assert_same(network_of(made), network_of(nvae_tf.load(run.path)))
+
+
+def test_publishing_again_replaces_the_run_and_nothing_else(run, hub, tmp_path):
+    later = RunFolder(tmp_path / "later")
+    shutil.copytree(run.path, later.path)
+    publish_run(later.path, "me/tiny")
+    hub.files("me/tiny")["LICENSE"] = b"yes"
+    save(later, read_run_config(later), 9)
+    (later.samples / "step-00000009.png").write_bytes(b"picture 9")
+    assert not publish_run(later.path, "me/tiny").has_scores
+    files = hub.files("me/tiny")
+    assert {"LICENSE", "checkpoints/step-9.index", "samples/step-00000009.png"} <= files.keys()
+    assert not [name for name in files if "7" in name or name.startswith("evaluation")]
+    assert load_run("hf://me/tiny").step == 9
+    # The first one is still there, by its revision.
+    assert load_run(f"hf://me/tiny@{commit_id('me/tiny', 1)}").step == 7
+
+
+def test_a_run_from_the_hub_needs_no_connection_afterwards(run, hub, monkeypatch):
+    publish_run(run.path, "me/tiny")
+    folder = find_run_folder("hf://me/tiny")
+    hub.broken = True
+    assert find_run_folder("hf://me/tiny") == folder
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert find_run_folder("hf://me/tiny") == folder
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert find_run_folder("hf://me/tiny") == folder
+
+
+def fault_of(function, *arguments):
+    """The one line of an error."""
+    with pytest.raises((OSError, ValueError)) as found:
+        function(*arguments)
+    assert "\n" not in str(found.value) and "hf_only" not in str(found.value)
+    return str(found.value)
+
+
+def test_what_can_not_be_fetched_is_said_in_one_line(hub, monkeypatch):
+    assert "hf://me/none: there is no such repository, or it is private" in fault_of(nvae_tf.load, "hf://me/none")
+    assert "lets in: ask on its page" in fault_of(nvae_tf.load, f"hf://{GATED}")
+    hub.repos["me/other"] = [{"config.json": b"{}"}]
+    assert "hf://me/other@v2: there is no such revision" in fault_of(nvae_tf.load, "hf://me/other@v2")
+    assert "no checkpoint in" in fault_of(nvae_tf.load, "hf://me/other")
+    for name, reason in (("me", "form is user/name"), ("a/b/c", "must be in the form"), ("a/b--c", "-- or ..")):
+        assert fault_of(nvae_tf.load, f"hf://{name}").startswith(f"hf://{name}: ")
+        assert reason in fault_of(nvae_tf.load, f"hf://{name}")
+    hub.broken = True
+    assert "hf://me/none: the Hub answers with an error" in fault_of(nvae_tf.load, "hf://me/none")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "hf://me/none: the Hub can't be reached" in fault_of(nvae_tf.load, "hf://me/none")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in fault_of(nvae_tf.load, "hf://me/none")
+
+
+def test_what_the_hub_does_not_take_is_said_in_one_line_without_the_token(run, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", READER)
+    assert "hf://me/tiny: your token does not allow this" in fault_of(publish_run, run.path, "me/tiny")
+    for token in ("", "hf_onlyKnownToNobody"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        assert "log in by `hf auth login`, or set HF_TOKEN" in fault_of(publish_run, run.path, "me/tiny")
+    # One that the HTTP library can't send.
+    monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x0b{TOKEN}")
+    assert "hf://me/tiny: " in fault_of(publish_run, run.path, "me/tiny")
+    assert "its form is user/name" in fault_of(publish_run, run.path, "tiny")
+    assert hub.repos.keys() == {GATED}
+
+
+def test_the_bundled_model_is_as_good_as_its_scores_and_small(tmp_path, monkeypatch):
+    place = find_run_folder("digits")
+    assert place == beside_package("nvae_tf") / "pretrained" / "digits"
+    assert sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) <= 1_500_000
+    assert read_run_config(RunFolder(place)).train.steps == 1000
+    shutil.copytree(place, tmp_path / "copy")
+    recorded = json.loads((place / "evaluation.json").read_text())["nelbo_nats"]
+    assert abs(evaluate_run(tmp_path / "copy", ["elbo"])["nelbo_nats"] - recorded) < 0.1
+    assert_same([nvae_tf.load("digits").generate(2, seed=1)], [nvae_tf.load(tmp_path / "copy").generate(2, seed=1)])
+    # A folder of that name comes first.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert find_run_folder("digits") == pathlib.Path("digits")
