@@ -1,15 +1,14 @@
-"""The notebook of docs/keras.md: its blocks run in order, and what the text promises of them holds."""
+"""The notebooks docs/keras.md and docs/python.md: their blocks run in order, and what the text promises holds."""
 
-import re
-
+import jupytext
 import keras
+import nbformat
 import numpy as np
 import pytest
 
 from tests import ROOT
 from tests.tiny_model import assert_same, values
 
-DOCUMENT = ROOT / "docs" / "keras.md"
 METRICS = ("loss", "reconstruction", "kl")
 
 
@@ -18,12 +17,21 @@ def assert_same_model(one, other, images):
     np.testing.assert_array_equal(one.generate(2, seed=1), other.generate(2, seed=1))
 
 
-@pytest.mark.slow
-def test_the_notebook_keeps_its_promises(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def names_after(document):
+    """What the cells of the notebook that Jupytext makes of a page define; it has the form that Jupyter opens."""
+    notebook = jupytext.read(ROOT / "docs" / document)
+    nbformat.validate(notebook)
     names = {"__name__": "notebook"}
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)):
-        exec(compile(block, f"{DOCUMENT.name}, block {number}", "exec"), names)
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{document}, cell {number}", "exec"), names)
+    return names
+
+
+@pytest.mark.slow
+def test_the_page_of_keras_keeps_its_promises(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = names_after("keras.md")
     model, history, some, steps = (names[name] for name in ("model", "history", "some", "steps"))
     assert set(history) == {*METRICS, "gradient_norm", "skipped_steps", *(f"val_{name}" for name in METRICS)}
     assert all(len(metric) == 6 and np.all(np.isfinite(metric)) for metric in history.values())
@@ -52,3 +60,27 @@ def test_the_notebook_keeps_its_promises(tmp_path, monkeypatch):
     # A trained model goes on from where it was: its losses lie far below those of the beginning.
     (loss,) = names["trained"].history.history["loss"]
     assert int(names["trained"].optimizer.iterations) == steps and loss < 1.05 * history["loss"][-1]
+
+
+@pytest.mark.slow
+def test_the_page_of_the_model_in_python_keeps_its_promises():
+    names = names_after("python.md")
+    model, images, labels = (names[name] for name in ("model", "images", "labels"))
+    assert names["drawn"].shape == (100, 16, 16, 1)
+    assert [array.shape for array in names["arrays"]] == [(50, *shape) for shape in model.plan.latent_shapes()]
+    parts = names["parts"]
+    kl = np.stack([np.sum(group.kl, axis=(1, 2, 3)) for group in model.infer(images[:50])], axis=1)
+    np.testing.assert_allclose(parts.kl, kl, rtol=1e-3)
+    assert np.mean(names["nats"]) < np.mean(parts.nelbo)
+    (batch,) = names["dataset"].take(1)
+    np.testing.assert_allclose(batch[0], model.encode(images[:32])[0], atol=1e-4)
+    # Gradient descent finds better latents than the encoder.
+    by_encoder = model.decode([latent[:1] for latent in model.encode(images[:1], mean=True)])
+    assert names["differences"][-1] < np.sum(np.square(by_encoder - images[:1])) < names["differences"][0]
+    assert np.all(np.isfinite(names["saliency"])) and np.max(names["saliency"]) > 0.0
+    # Threes that have moved are more like eights.
+    eight = images[labels == 8].mean(axis=0)
+    distances = [np.square(names["moved"][strength] - eight).sum() for strength in (0.0, 1.0)]
+    assert distances[1] < distances[0]
+    assert names["sevens"].shape == (8, 16, 16, 1) and names["nats_of_labels"].shape == (10,)
+    np.testing.assert_allclose(np.sum(names["probabilities"], axis=1), np.ones(10), rtol=1e-5)
