@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+import nvae_tf
 from nvae_tf.data import data_spec
 from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
 from nvae_tf.data.pictures import BadPicture
@@ -261,3 +262,17 @@ def test_one_that_does_not_fit_is_named(tmp_path):
         with pytest.raises(ValueError) as caught:
             pictures_for_model(tmp_path / "b.png", dataclasses.replace(MNIST, **changes))
         assert str(caught.value).startswith(f"{tmp_path / 'b.png'}: {message}") and "\n" not in str(caught.value)
+
+
+def test_pictures_are_loaded_as_a_run_or_a_model_sees_them(tmp_path):
+    write_files(tmp_path, {"a.png": gray(30, 40), "b.png": png(random_pixels(60, 60, 3))})
+    run = dataclasses.replace(MNIST, resize="stretch", convert=True)
+    images = nvae_tf.load_images(tmp_path, nvae_tf.ExperimentConfig(data=run), seed=5)
+    np.testing.assert_array_equal(images, pictures_for_model(tmp_path, run, seed=5)[0])
+    # Of a model alone the size and the bits are known.
+    config = nvae_tf.ModelConfig(image_height=20, image_width=20, num_bits=2)
+    images = nvae_tf.load_images([tmp_path / "b.png", tmp_path / "a.png"], config)
+    assert images.shape == (2, 20, 20, 3) and {*np.unique(images * 3)} == {0.0, 1.0, 2.0, 3.0}
+    np.testing.assert_array_equal(images[1, ..., 0], images[1, ..., 2])
+    with pytest.raises(ValueError, match="is 60x60"):
+        nvae_tf.load_images(tmp_path / "b.png", config, resize="none")

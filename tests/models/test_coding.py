@@ -127,3 +127,59 @@ def test_temperatures_may_differ_by_scale_and_by_group(model):
     # The top group decides what is below it, the last group nothing but itself.
     assert np.max(np.abs(model.generate(2, [0.5, 0.7, 0.7], seed=1) - equal)) > 1e-4
     assert np.max(np.abs(model.generate(2, [0.7, 0.7, 0.5], seed=1) - equal)) > 1e-4
+
+
+def test_what_is_inferred_is_posterior_prior_and_kl(model, images):
+    groups, noise = model.infer(images, seed=3), noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4))
+    decoded = model.inference_pass(images, noise)
+    for group, latent in zip(groups, decoded.latents, strict=True):
+        near(group.z, latent.z)
+        near(group.mean, latent.posterior.loc)
+        near(group.scale, latent.posterior.scale)
+        near(group.prior_mean, latent.prior.loc)
+        near(group.prior_scale, latent.prior.scale)
+    parts = model.score(images, seed=3, per_group=True)
+    near(np.stack([np.sum(group.kl, axis=(1, 2, 3)) for group in groups], axis=1), parts.kl, atol=1e-4)
+    near(parts.nelbo, decoded.elbo(images).nelbo, atol=1e-4)
+    with pytest.raises(ValueError, match="per_group with importance_samples = 2"):
+        model.score(images, importance_samples=2, per_group=True)
+
+
+def test_a_batch_size_changes_no_number(model, images):
+    latents = model.encode(images, seed=3)
+    for whole, parts in zip(latents, model.encode(images, seed=3, batch_size=3), strict=True):
+        near(parts, whole)
+    near(model.decode(latents, batch_size=3), model.decode(latents))
+    near(model.generate(5, seed=3, batch_size=2), model.generate(5, seed=3))
+    near(model.score(images, 2, seed=3, batch_size=3), model.score(images, 2, seed=3), atol=1e-3)
+
+
+def test_latents_go_through_tf_data_and_become_arrays(model, images):
+    (latents,) = tf.data.Dataset.from_tensor_slices(images).batch(4).map(model.encode)
+    for array, expected in zip(latents.numpy(), model.encode(images), strict=True):
+        assert isinstance(array, np.ndarray)
+        near(array, expected)
+
+
+def test_scores_and_kls_have_gradients_of_images(model, images):
+    images = tf.constant(images)
+    for quantity in (
+        lambda: model.score(images, importance_samples=2),
+        lambda: model.score(images, per_group=True).kl,
+        lambda: model.infer(images, mean=True)[0].kl,
+    ):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            value = quantity()
+        gradient = tape.gradient(value, images)
+        assert np.all(np.isfinite(gradient)) and np.any(gradient != 0.0)
+
+
+def test_the_summary_counts_every_weight_once(model):
+    lines = []
+    model.summary(print_fn=lines.append)
+    counts = [int(word.replace(",", "")) for line in lines[2:] for word in line.split()[-2:]]
+    total = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    assert f": 3 latent groups, {total:,} weights" in lines[0]
+    # The start of the decoder belongs to no scale.
+    assert sum(counts) == total - int(np.prod(model.top_down.start.shape))

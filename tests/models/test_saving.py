@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 import zipfile
 
 import keras
@@ -8,6 +11,7 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.config import ObjectiveConfig
+from tests import ROOT
 from tests.tiny_model import PADDED, assert_same, shaken, tiny_config, tiny_model
 
 
@@ -72,3 +76,21 @@ def test_an_hdf5_file_lacks_the_optimizers_state_and_export_names_the_command(tm
     with pytest.raises(ValueError, match="nvae-export --workdir=RUN --output=DIR"):
         tiny_model().export(tmp_path / "exported")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "first", ["import nvae_tf, keras", "import keras, nvae_tf", "import nvae_tf.layers, keras, nvae_tf.models"]
+)
+def test_keras_knows_the_model_whichever_is_imported_first(tmp_path, first):
+    model = tiny_model()
+    model.save(tmp_path / "model.keras")
+    code = f"{first}; print(type(keras.models.load_model('model.keras')).__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.strip() == "NVAE", done.stderr

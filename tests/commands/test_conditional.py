@@ -1,0 +1,53 @@
+"""The commands on a model that is conditional on classes."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import nvae_tf
+from tests.command_fixtures import tiny_training
+
+DATA = {"data.labels": True}
+
+
+@pytest.fixture(scope="module")
+def conditional_run(tmp_path_factory, commands):
+    workdir = tmp_path_factory.mktemp("conditional") / "run"
+    commands.output_of(tiny_training(workdir, **DATA))
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_run_with_labels_is_scored_drawn_from_and_reported(conditional_run, done, tmp_path):
+    config = json.loads((conditional_run / "config.json").read_text())
+    assert config["model"]["num_classes"] == config["data"]["num_classes"] == 10
+    where = f"--workdir={conditional_run}"
+    done("train.evaluate", where, "--metrics=elbo,iw", "--importance_samples=2")
+    scores = json.loads((conditional_run / "evaluation.json").read_text())
+    model = nvae_tf.load(conditional_run)
+    source = nvae_tf.data.sources.load_split(nvae_tf.data.data_spec("digits"), "test")
+    images = source.images / np.float32(255)
+    # Of the images with their labels, which the model is given.
+    with_labels = model.score(images, labels=source.labels, per_group=True, batch_size=120).nelbo
+    assert scores["nelbo_nats"] == pytest.approx(float(np.mean(with_labels)), abs=0.5)
+    raw = "--raw", "--overwrite", f"--output={tmp_path / 'grid.png'}"
+    done("train.generate", where, "--labels=3,7", "--guidance=2", "--count=4", f"--each={tmp_path / 'each'}/", *raw)
+    drawn = model.generate(4, seed=1, labels=[3, 7, 3, 7], guidance=2.0)
+    for number in range(4):
+        found = np.asarray(Image.open(tmp_path / "each" / f"sample_{number:05d}.png")) / 255
+        np.testing.assert_allclose(found, drawn[number, ..., 0], atol=0.003)
+    done("train.generate", "reconstruct", where, "--count=4", f"--output={tmp_path / 'r.png'}")
+    done("train.report", str(conditional_run), f"--output={tmp_path / 'page.html'}")
+    assert "class 9" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_named(conditional_run, refused, tmp_path):
+    where = f"--workdir={conditional_run}", f"--output={tmp_path / 'x.png'}"
+    assert "'12' is no class of this model, which has classes 0 to 9" in refused(
+        "train.generate", *where, "--labels=12"
+    )
+    message = refused("export.export_saved_model", where[0], f"--output={tmp_path / 'models'}")
+    assert "conditional on classes can't be exported yet" in message
