@@ -1,6 +1,6 @@
 """How much the digits that a model draws look like digits, to a classifier that knows only real ones.
 
-    python -m benchmarks.digits_quality --workdir=runs/demo [--temperature=T] [--count=1000] [--guidance=W] [--json=FILE]
+    python -m benchmarks.digits_quality --workdir=runs/demo [--temperature=T] [--guidance=W] [--count=1000]
 
 A support vector machine with calibrated probabilities is trained on the real training digits, which are bitmaps. Its
 mean largest class probability says how sure it is: on real test digits, and on samples (the likelihood's mean images,
