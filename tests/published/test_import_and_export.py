@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -50,6 +51,14 @@ def with_optimizer(content):
     del state[1]
     group = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-3, "weight_decay": 3e-4, "params": list(range(len(names)))}
     return {**content, "optimizer": {"state": state, "param_groups": [group]}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_numbers():
+    """An export needs names and shapes of a model, in a graph of its own: that of equal settings is built once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "model_for_training", functools.cache(model_for_training))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -434,7 +443,9 @@ def own_state(content, name, change):
     state[name or next(iter(state))] = change(state["others/0"] if name else state[next(iter(state))])
 
 
-def test_states_and_settings_that_do_not_fit_are_named(trained_file, own_file, published, tmp_path):
+def test_states_and_settings_that_do_not_fit_are_named(trained_file, own_file, published, tmp_path, monkeypatch):
+    # All are refused, so that it does not matter what of a file a model has got.
+    monkeypatch.setattr(importing, "model_for_training", functools.cache(model_for_training))
     of_torch = [
         (lambda c: moments(c, 5, exp_inf=None), r"parameter 5, .*has no numbers as exp_inf.*--without_optimizer"),
         (lambda c: moments(c, 0, exp_avg=lambda t: t[:1]), r"parameter 0, prior_ftr0, has shape \(1, .* as exp_avg, "),
