@@ -218,7 +218,7 @@ def test_a_worker_that_ends_before_the_first_step_is_one_line(commands, tmp_path
 def test_two_workers_killed_twice_end_as_if_nothing_had_happened(commands, tmp_path):
     """SIGKILL at a random moment, to one worker or the other: bit for bit the run that was not touched."""
     settings = SETTINGS | {"train__steps": 60, "train__batch_size": 8, "train__deterministic": True}
-    settings["train__checkpoint_every_steps"] = 5
+    settings |= {"train__checkpoint_every_steps": 5, "model__num_latent_scales": 1, "model__num_groups_per_scale": 2}
     whole = launched(commands.tiny_training(tmp_path / "whole", **settings))
     output, _ = whole.communicate(timeout=600)
     assert whole.returncode == 0, output
