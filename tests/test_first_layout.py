@@ -33,6 +33,7 @@ def test_a_model_gives_the_same_numbers(form, expected):
     np.testing.assert_allclose(model.score(images, importance_samples=3, seed=2), expected["score"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_saved_model_passes_its_own_check(done):
     assert "gives the model's numbers" in done("export.verify", FILES / "saved_model" / "1")
 

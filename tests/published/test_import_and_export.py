@@ -13,8 +13,10 @@ import tensorflow as tf
 import nvae_tf
 import nvae_tf.published.export_file as exporting
 import nvae_tf.published.import_run as importing
-from nvae_tf.config import ExperimentConfig, ModelConfig, OptimizerConfig, config_to_json
+from nvae_tf.config import ExperimentConfig, ModelConfig, OptimizerConfig, config_to_json, resolve_lengths
+from nvae_tf.data.spec import complete_config
 from nvae_tf.models.nvae import model_for_training
+from nvae_tf.presets import load_settings
 from nvae_tf.published.export_file import export_file
 from nvae_tf.published.import_run import import_run
 from nvae_tf.published.names import nested
@@ -27,8 +29,6 @@ from tests import FIXTURES
 
 pytestmark = pytest.mark.torch
 
-# With flows and colors there are tests/test_parity.py and the runs below.
-NAMES = ["mnist_tiny", pytest.param("normal_decoder_tiny", marks=pytest.mark.slow)]
 NO_PARAMETER = ("running_mean", "running_var", "num_batches_tracked", "weight_normalized")
 STEP = 7
 
@@ -134,7 +134,9 @@ def rows_of(path):
         return {row["source"]: row for row in csv.DictReader(file)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+# With flows and colors there are tests/test_parity.py and the runs below.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mnist_tiny", "normal_decoder_tiny"])
 def test_back_in_the_published_form(name, published, tmp_path):
     file = FIXTURES / f"{name}.pt"
     content, expected = published.read(file), nvae_tf.from_torch_checkpoint(file)
@@ -275,6 +277,10 @@ def test_import_after_export_is_the_identity(own_run, own_file, tmp_path):
     config = read_run_config(RunFolder(own_run))
     data = dataclasses.replace(config.data, path="/elsewhere", source="folder")
     assert imported.config == dataclasses.replace(config, data=data)
+    # What training goes on with.
+    settings = complete_config(load_settings(str(tmp_path / "back" / "config.py")))
+    length = 10, config.objective.total_steps
+    assert resolve_lengths(settings, *length) == resolve_lengths(imported.config, *length)
     rows = rows_of(tmp_path / "own.csv")
     assert rows["optimizer.3.exp_avg"]["target"].startswith("momentum of ")
     assert rows["optimizer.3.exp_inf"]["note"].startswith("ignored: nvae_tf.optimizer has it")
