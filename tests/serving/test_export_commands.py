@@ -44,7 +44,7 @@ def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(run, tmp_pa
     ):
         printed = done("export.export_saved_model", *places, "--version=4", *flags)
         assert run.pop() == (tmp_path / "run", checkpoint)
-        assert calls.pop()[1:] == (tmp_path / "models", 4, weights, saved_model.Origin({"step": 12}))
+        assert calls.pop()[1:] == [tmp_path / "models", 4, weights, saved_model.Origin({"step": 12})]
         assert str(tmp_path / "models" / "4") in printed and ", step 12," in printed and words in printed
         assert "\nwriting\n" in printed
 
