@@ -50,7 +50,7 @@ def main() -> None:
     """Exports."""
     output, weights = pathlib.Path(OUTPUT.value), WEIGHTS_TYPE.value
     check_version_is_free(output, VERSION.value)
-    workdir = pathlib.Path(command_line.run_folder(WORKDIR.value))
+    workdir = command_line.run_folder(WORKDIR.value)
     start_tensorflow_quietly()
     from nvae_tf.serving.saved_model import export_saved_model, origin_of
     from nvae_tf.training.loading import load_run

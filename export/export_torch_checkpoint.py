@@ -34,7 +34,7 @@ def main() -> None:
     output = pathlib.Path(OUTPUT.value)
     check_new_file("--output", output)
     check_torch()
-    workdir = pathlib.Path(command_line.run_folder(WORKDIR.value))
+    workdir = command_line.run_folder(WORKDIR.value)
     start_tensorflow_quietly()
     from nvae_tf.published.export_file import export_file
 

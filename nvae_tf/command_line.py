@@ -108,13 +108,13 @@ def flag_value(arguments: Sequence[str], name: str) -> str | None:
     return value
 
 
-def run_folder(path: str) -> str:
+def run_folder(path: str) -> pathlib.Path:
     """The folder of the run that a command only reads, which may be a shared one (`nvae_tf.training.sharing`)."""
     # Not at the top: most commands need no Hub.
     from nvae_tf.training.sharing import find_run_folder
 
-    folder = str(find_run_folder(path))
-    check_run_folder(folder)
+    folder = find_run_folder(path)
+    check_run_folder(str(folder))
     return folder
 
 
