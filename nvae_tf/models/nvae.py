@@ -96,6 +96,8 @@ class NVAE(keras.Model):
         check_choice("dtype", self.dtype_policy.name, configuration.PRECISIONS)
         check_choice("recompute", recompute, configuration.RECOMPUTATIONS)
         self.config, self.objective, self.plan = config, objective, latent_plan(config)
+        # Fails early where the settings do not fit each other.
+        objectives.final_kl_weights(objective, self.plan)
         self.seed, self.recompute, self.accumulate_steps = int(seed), recompute, accumulate_steps
         mixture = config.num_mixtures, config.num_bits, config.exact_edges
         self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
