@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -27,12 +28,14 @@ from nvae_tf.models.latents import (
     PosteriorSource,
     PriorSource,
     Temperature,
+    active_channels,
     batch_size_of,
     check_latents,
     image_seeds,
     noise_of_samples,
     noise_per_image,
     temperatures_of_groups,
+    with_kept_channels,
 )
 from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
 from nvae_tf.models.top_down import TopDown
@@ -140,14 +143,19 @@ class NVAE(keras.Model):
 
     # The networks: images -> features -> latents -> the distribution of images.
 
-    def infer(self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None) -> Decoded:
+    def infer(
+        self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None, kept_channels=None
+    ) -> Decoded:
         """Both passes for images `[batch, height, width, channels]`, with every latent from the posterior.
 
-        `noise` are the groups' standard-normal draws, top group first. Without `forward` it is inference.
+        `noise` are the groups' standard-normal draws, top group first. Without `forward` it is inference. Latent
+        channels outside of a mask `kept_channels`, see `active_channels`, are at the prior's mean.
         """
         forward = forward or ForwardPass()
-        features = self.features(images, forward)
-        return self.top_down_pass(self._posterior_sources(features, noise), tf.shape(images)[0], forward)
+        sources = self._posterior_sources(self.features(images, forward), noise)
+        if kept_channels is not None:
+            sources = with_kept_channels(sources, kept_channels, self.plan)
+        return self.top_down_pass(sources, tf.shape(images)[0], forward)
 
     def features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
         """The bottom-up feature of every group, top group first; they do not depend on any random draw."""
@@ -176,19 +184,30 @@ class NVAE(keras.Model):
 
     # Encoding, decoding, generating and scoring.
 
-    def encode(self, images: tf.Tensor, seed: int = 0, mean: bool = False) -> list[tf.Tensor]:
+    def encode(
+        self, images: tf.Tensor, seed: int = 0, mean: bool = False, active_only: bool | np.ndarray | tf.Tensor = False
+    ) -> list[tf.Tensor]:
         """Latents of images, a list `[batch, height, width, latent channels]` a group, top group first.
 
         Draws from the posterior, or its means, each given those of the groups above, and what the flows make of them.
+        With `active_only` only a tenth of all latent channels are, those with the largest mean KL over these images;
+        the others are at the prior's mean given the groups above. It may also be a mask of channels, see
+        `nvae_tf.models.latents.active_channels`, which other images have decided.
         """
         images = check_images(images, self.config)
         seeds = image_seeds(seed, batch_size_of(images))
-        return [latent.z for latent in self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0)]
+        kept = None if isinstance(active_only, bool) else active_only
+        if active_only is True:
+            kl = [objectives.kl_per_channel(latent) for latent in self.encode_from_seeds(images, seeds)]
+            kept = active_channels(tf.reduce_mean(kl, axis=1))
+        return [latent.z for latent in self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, kept)]
 
-    def encode_from_seeds(self, images: tf.Tensor, seeds: tf.Tensor, noise_scale=1.0) -> list[LatentSample]:
+    def encode_from_seeds(
+        self, images: tf.Tensor, seeds: tf.Tensor, noise_scale=1.0, kept_channels=None
+    ) -> list[LatentSample]:
         """As `encode`, for one seed an image `[batch, 2]`; `noise_scale` multiplies sigma (0: the means)."""
         noise = [noise_scale * eps for eps in noise_per_image(self.plan.latent_shapes(), seeds)]
-        return self.infer(images, noise).latents
+        return self.infer(images, noise, kept_channels=kept_channels).latents
 
     def decode(self, latents: Sequence[tf.Tensor], temperature: Temperature | None = None, seed: int = 0) -> tf.Tensor:
         """Mean images `[batch, height, width, channels]` in [0, 1] from latents, a list as `encode` gives it.
