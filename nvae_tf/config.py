@@ -164,12 +164,17 @@ class ObjectiveConfig:
 
     Attributes:
       total_steps: length of the run in steps, which the KL schedule is relative to.
-      kl_anneal_portion: part of the run over which the KL weight rises linearly to 1.
+      kl_anneal_portion: part of the run over which the KL weight rises linearly to `kl_final_weight`.
       kl_constant_portion: part of the run before that, with the weight `kl_constant_weight`.
-      kl_constant_weight: the KL weight at the start.
+      kl_constant_weight: the KL weight at the start, as a fraction of the final one.
       regularisation: lambda, the weight of the spectral and the batch-norm regularizers.
       anneal_regularisation: whether it goes there log-linearly from `regularisation_initial` as the KL weight rises.
       regularisation_initial: lambda at the start where it is annealed.
+      kl_final_weight: beta of the loss `reconstruction + beta * sum_g KL_g` after the warm-up, as in the beta-VAE
+        (Higgins et al. 2017); LSGM (Vahdat et al. 2021) trains NVAE with 0.7. Scores stay those of the bound.
+      kl_scale_weights: a factor besides for the KL of each scale, the smallest first, as 1,0.5,0.5; empty for 1.
+      free_nats: lambda of "free bits" (Kingma et al. 2016, appendix C.8), in nats per image: the loss has
+        `max(mean of KL_g over the batch, lambda)` for each group, which below lambda has no gradient; 0 for none.
     """
 
     total_steps: int = 100_000
@@ -179,6 +184,9 @@ class ObjectiveConfig:
     regularisation: float = 1e-2
     anneal_regularisation: bool = False
     regularisation_initial: float = 10.0
+    kl_final_weight: float = 1.0
+    kl_scale_weights: tuple = ()
+    free_nats: float = 0.0
 
     def __post_init__(self):
         limits = dict.fromkeys(("kl_anneal_portion", "kl_constant_portion", "kl_constant_weight"), (0, 1))
@@ -189,6 +197,9 @@ class ObjectiveConfig:
             value = getattr(self, name)
             wrong = f"objective.{name} = {value}: must be positive to be annealed on a log scale"
             check(value > 0.0 or not self.anneal_regularisation, wrong)
+        are_weights = all(type(value) in (int, float) and 0 <= value < math.inf for value in self.kl_scale_weights)
+        rule = "must be numbers of at least 0, one for each scale, the smallest first, as 1,0.5,0.5"
+        check(are_weights, f"objective.kl_scale_weights = {self.kl_scale_weights}: {rule}")
 
 
 @dataclasses.dataclass(frozen=True)

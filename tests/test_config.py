@@ -24,7 +24,7 @@ CHANGED = ExperimentConfig(
         *(2, 4, True, 2, 5, 16, 24),
         *(2, 3, 2, 3, 1, 3, 2, "res_elu", False, False, 4),
     ),
-    objective=ObjectiveConfig(7, 0.5, 0.25, 0.125, 0.5, True, 2.0),
+    objective=ObjectiveConfig(7, 0.5, 0.25, 0.125, 0.5, True, 2.0, 0.7, (1, 0.5), 3.0),
     optimizer=OptimizerConfig(0.25, 0.125, 1.5, 0.0, 0.5),
     data=DataSpec(
         *("my_faces", "folder", "left", "somewhere", "training", "testing", 0.25, 3),
@@ -121,6 +121,9 @@ def test_an_impossible_value_is_reported_with_its_place():
         ("objective", "total_steps", 0, "must be at least 1"),
         ("objective", "kl_constant_portion", float("nan"), "must be from 0 to 1"),
         ("objective", "regularisation", -1.0, "must be at least 0"),
+        ("objective", "kl_final_weight", -0.1, "must be at least 0"),
+        ("objective", "free_nats", float("nan"), "must be at least 0"),
+        *(("objective", "kl_scale_weights", value, "must be numbers of at least 0") for value in ([-1], ["a"], [True])),
         ("optimizer", "learning_rate", float("nan"), "must be greater than 0"),
         ("optimizer", "learning_rate_min", -1e-4, "must be at least 0"),
         ("optimizer", "warmup_epochs", -1.0, "must be at least 0"),

@@ -11,6 +11,7 @@ file. With --raw it is a bare grid of images; --each=FOLDER writes a PNG file of
 import functools
 import inspect
 import json
+import math
 import os
 import pathlib
 import shlex
@@ -33,6 +34,7 @@ from nvae_tf.latent_plan import latent_plan
 from nvae_tf.progress import ImageProgress, StatusLine
 
 FLAGS = flags.FLAGS
+_SIDES = ("negative", "positive")  # of a direction
 _EXIT_CODES = "Exit code: 0 done, 2 a mistake in the command."
 _COMMAND = shlex.join(["nvae-generate", *sys.argv[1:]])
 
@@ -136,13 +138,44 @@ def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     drawing = kept, count, _temperature(config), FLAGS.seed, FLAGS.mean
     originals, labels, names, words = _images(config, 8, place.kind == FOLDER)
     made = vary_images(load().model, originals, *drawing, _progress(len(originals) * count), labels)
-    stems = [str(pathlib.PurePath(name).with_suffix("")) for name in names]
-    numbered = [f"{stem}_{number:03d}.png" for stem in stems for number in range(count)]
-    every = made.reshape(-1, *originals.shape[1:])
-    _write(
-        load(), place, every, numbered, lambda figures, about: figures.variants(originals, made, kept, groups, about)
-    )
+    text = f"The rest of the {groups} groups have the original's latents; group 0 is the coarsest."
+
+    def draw(figures, about):
+        return figures.variants(originals, made, f"variants: {figures.redrawn(kept, groups)}", text, about)
+
+    _write_variants(load(), place, made, names, draw)
     return f"{count:,} variants of each of {words}, with the latents of the top {kept} of {groups} groups kept"
+
+
+def direction(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
+    """Moves images along what sets one folder of pictures apart from another, such as smiling faces from others.
+
+        nvae-generate direction --workdir=runs/digits --positive=eights/ --negative=threes/ --output=direction.png
+        nvae-generate direction --workdir=runs/faces --positive=happy/ --negative=sad/ --input=me.png --output=me/
+
+    The direction is the mean of the latents of --positive minus that of --negative, in every group (the posterior's
+    means). Each strength times it is added to the latents of an image, and all groups are decoded as they are then: 0
+    is the reconstruction, 1 the whole difference, below 0 the way back. Some tens of pictures each are needed, which
+    differ in nothing else. The figure has a row for every image, itself first. Files of a folder have the originals'
+    names and a number.
+    """
+    from nvae_tf.generation.sampling import latent_direction, move_images
+
+    strengths = _strengths()
+    negative, positive = (_pictures(config, FLAGS[name].value)[0] for name in _SIDES)
+    originals, _, names, words = _images(config, 8, place.kind == FOLDER)
+    step = latent_direction(load().model, positive, negative)
+    moving = strengths, FLAGS.seed, FLAGS.mean, _progress(len(originals) * len(strengths))
+    made = move_images(load().model, originals, step, *moving)
+    minus, plus = (", ".join(pathlib.Path(place).name for place in _places(FLAGS[name].value)) for name in _SIDES)
+    text = f"Below each: how often the difference of the mean latents, {plus} minus {minus}, is added."
+    notes = [f"{strength:g}" for strength in strengths]
+
+    def draw(figures, about):
+        return figures.variants(originals, made, "moved along the direction", text, about, notes)
+
+    _write_variants(load(), place, made, names, draw)
+    return f"{words}, moved by the difference of {len(positive)} and {len(negative)} pictures, times {', '.join(notes)}"
 
 
 def encode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
@@ -244,6 +277,10 @@ def _main(mode: str) -> None:
         parse_temperature(FLAGS.temperature)
     if "indices" in FLAGS:
         _check_choice_of_images()
+    if mode == "direction":
+        _strengths()
+        for name in _SIDES:
+            find_pictures(_places(FLAGS[name].value))
     if mode == "interpolate":
         which = "give two or more with --input=FILE_OR_FOLDER, or by their numbers in the data set, as --indices=3,17"
         check(bool(FLAGS.input or FLAGS.indices), f"between which images? {which}")
@@ -272,15 +309,31 @@ def _check_choice_of_images() -> None:
     check(len(given) < 2, f"--{' and --'.join(given)}: give one of them, each says which images to take")
     if FLAGS.input:
         check(FLAGS.data_path is None, "--input and --data_path: give one of them")
-        find_pictures(_input_places())
+        find_pictures(_places(FLAGS.input))
     for name in ("resize", "convert"):
         text = f"--{name} is for pictures of --input; those of the data set come as trained"
-        check(bool(FLAGS.input) or FLAGS[name].value is None, text)
+        check(bool(FLAGS.input) or "positive" in FLAGS or FLAGS[name].value is None, text)
 
 
-def _input_places() -> list[str]:
-    """Files and folders of --input; a value with commas is a list, unless a file is called so."""
-    return [place for value in FLAGS.input for place in ([value] if os.path.exists(value) else value.split(","))]
+def _places(values: Sequence[str]) -> list[str]:
+    """Files and folders of --input or the like; a value with commas is a list, unless a file is called so."""
+    return [place for value in values for place in ([value] if os.path.exists(value) else value.split(","))]
+
+
+def _pictures(config: ExperimentConfig, values: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Picture files as the model sees them, and their names."""
+    return pictures_for_model(_places(values), config.data, FLAGS.seed, FLAGS.resize, FLAGS.convert)
+
+
+def _strengths() -> list[float]:
+    """--strengths."""
+    try:
+        strengths = [float(word) for word in FLAGS.strengths]
+    except ValueError:
+        strengths = []
+    rule = "give numbers, such as -1,0,1,2; 1 is the whole difference"
+    check(bool(strengths) and all(map(math.isfinite, strengths)), f"--strengths={','.join(FLAGS.strengths)}: {rule}")
+    return strengths
 
 
 def _temperature(config: ExperimentConfig) -> float | list[float]:
@@ -308,9 +361,8 @@ def _images(
     Where no flag says how many, it is `at_most`, or all if there are fewer.
     """
     if FLAGS.input:
-        places = _input_places()
-        images, names = pictures_for_model(places, config.data, FLAGS.seed, FLAGS.resize, FLAGS.convert)
-        words = f"picture{'' if len(images) == 1 else 's'} of {', '.join(places)}"
+        images, names = _pictures(config, FLAGS.input)
+        words = f"picture{'' if len(images) == 1 else 's'} of {', '.join(_places(FLAGS.input))}"
         labels = None
     else:
         from nvae_tf.data.pipeline import chosen_images, chosen_labels
@@ -365,13 +417,20 @@ def _write(run: Any, place: OutputPlace, images: np.ndarray, names: Sequence[str
     figures.save_figure(figure, place.path, FLAGS.raw)
 
 
+def _write_variants(run: Any, place: OutputPlace, made: np.ndarray, names: Sequence[str], draw: Callable) -> None:
+    """As `_write`, for variants `[originals, variants, ...]`, whose files have the originals' names and a number."""
+    stems = [str(pathlib.PurePath(name).with_suffix("")) for name in names]
+    numbered = [f"{stem}_{number:03d}.png" for stem in stems for number in range(made.shape[1])]
+    _write(run, place, made.reshape(-1, *made.shape[2:]), numbered, draw)
+
+
 def _progress(total: int) -> Callable[[int], None]:
     """A function that shows how many images are done, now and then."""
     return ImageProgress(StatusLine().report().progress, total).show
 
 
 # A mode gets the settings of the run, what loads the run, and the place to write. Its docstring is its manual page.
-MODES = {mode.__name__: mode for mode in (sample, reconstruct, interpolate, vary, encode, decode, nearest)}
+MODES = {mode.__name__: mode for mode in (sample, reconstruct, interpolate, vary, direction, encode, decode, nearest)}
 # Of --output, where it is not a figure or a folder.
 _KINDS = {"interpolate": (*FIGURES, ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": FIGURES}
 
@@ -388,14 +447,15 @@ def _define_flags(mode: str) -> None:
     text("output", None, output, required=True)
     switch("overwrite", False, "Replace what is at --output already.")
     from_0("seed", 1, "Of the latents, and of the binarization of images.", upper_bound=LARGEST_SEED)
-    of_images, images = dict.fromkeys(("reconstruct", "interpolate", "vary", "encode")), "images of the data set"
+    of_images = dict.fromkeys(("reconstruct", "interpolate", "vary", "direction", "encode"))
     of_data_set = dict.fromkeys(of_images, "test") | {"nearest": "train"}
     drawing = ("sample", "reconstruct", "vary", "decode", "nearest")
-    of_figures, temperatures = (*drawing, "interpolate"), dict.fromkeys(drawing, "1.0")
-    pictures = f"Picture files: a file, a folder with all in it, or several with commas. Without it, {images}"
-    resize = "How picture files of --input are brought to the model's size; if not given, as in training."
-    convert = "Convert pictures of --input that have other channels; if not given, as in training."
-    count = f"Number of {images}; if not given, reconstruct takes 40, vary 8 and encode all."
+    of_figures, temperatures = (*drawing, "interpolate", "direction"), dict.fromkeys(drawing, "1.0")
+    images, some = "images of the data set", "Picture files: a file, a folder with all in it, or several with commas."
+    positive, negative = (f"{some} Those that {verb} what the direction adds." for verb in ("have", "lack"))
+    resize = "How picture files are brought to the model's size; if not given, as in training."
+    convert = "Convert picture files that have other channels; if not given, as in training."
+    count = f"Number of {images}; if not given, reconstruct takes 40, vary and direction 8, encode all."
     kept = "So many groups, from the top, keep their latents, and the others are drawn; 0 gives samples."
     classes = "Classes of the images, for a conditional model: 3, or 0,1,2 in turn. Images of the data set have theirs."
     each = "Folder for a PNG file of every image that was made, in the model's size, besides --output."
@@ -403,14 +463,17 @@ def _define_flags(mode: str) -> None:
     for name, defaults, define, meaning in (
         ("raw", dict.fromkeys(of_figures, False), switch, "Write a bare grid of images, without labels; PNG alone."),
         ("each", dict.fromkeys(of_figures), text, each),
-        ("input", of_images, flags.DEFINE_multi_string, pictures),
+        ("input", of_images, flags.DEFINE_multi_string, f"{some} Without it, {images}"),
+        ("positive", {"direction": None}, functools.partial(flags.DEFINE_multi_string, required=True), positive),
+        ("negative", {"direction": None}, functools.partial(flags.DEFINE_multi_string, required=True), negative),
+        ("strengths", {"direction": ["-2", "-1", "0", "1", "2"]}, words, "How often the direction is added."),
         ("input", {"decode": None}, functools.partial(text, required=True), "File of latents, .npz."),
         ("resize", of_images, functools.partial(choice, enum_values=["crop", "stretch"]), resize),
         ("convert", of_images, switch, convert),
         ("indices", of_images, words, "Numbers of images of the data set, counted from 0: 3,17."),
         ("mean", dict.fromkeys(of_images, False), switch, "Take the posterior's means as latents, not draws."),
         ("count", {"sample": 64, "nearest": 8}, from_1, "Number of samples."),
-        ("count", {"reconstruct": None, "vary": None, "encode": None}, from_1, count),
+        ("count", dict.fromkeys(("reconstruct", "vary", "direction", "encode")), from_1, count),
         ("kept_groups", {"vary": 1}, from_0, kept),
         ("kept_groups", {"reconstruct": None, "decode": None}, from_0, f"{kept} All if not given."),
         ("temperature", temperatures, text, command_line.TEMPERATURE_HELP),

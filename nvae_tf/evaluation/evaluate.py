@@ -24,6 +24,7 @@ from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, s
 from nvae_tf.files import atomic_write
 from nvae_tf.generation.sampling import rows_sharing_groups
 from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.models.latents import active_channels
 from nvae_tf.objective import bits_per_dimension
 from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
@@ -36,6 +37,7 @@ from nvae_tf.training.strategy import select_devices, shard_from_environment
 _SAME = ("checkpoint_sha256", "data_sha256", "dataset", "split", "num_images", "seed")
 _QUANTILE_95 = 1.959964  # of the normal distribution, for means over many images
 _COLUMNS = 8
+_MOST_WITH_ACTIVE_ONLY = 1000  # images; a second pass over them, after that of the bounds
 
 
 def evaluate_run(
@@ -111,13 +113,10 @@ def _measure_likelihood(
     def evaluator() -> LikelihoodEvaluator:
         return LikelihoodEvaluator(task.trained.model, task.batch_size, importance_samples, task.strategy)
 
-    def batches(numbers: Sequence[int]) -> Iterator[Batch]:
-        return iterate(evaluation_batches(task.source, task.spec, task.batch_size, task.seed, numbers), task.source)
-
     def compute(batch: Batch, first: int, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
         return evaluator().evaluate_batch(batch, task.seed, first, progress)
 
-    likelihood = share_work(task, kept, batches, compute, Likelihood.joined)
+    likelihood = share_work(task, kept, functools.partial(_batches, task), compute, Likelihood.joined)
     if likelihood is None:
         return None
     if not all(np.isfinite(values).all() for values in likelihood):
@@ -125,6 +124,10 @@ def _measure_likelihood(
         raise ValueError(f"{task.trained.checkpoint}: the model has diverged, its scores are not finite")
     measured = likelihood_metrics(likelihood, task.trained.model.plan, math.prod(task.spec.image_shape))
     return measured | ({"latents": _latents_metrics(task, likelihood)} if with_latents else {})
+
+
+def _batches(task: EvaluationTask, numbers: Sequence[int]) -> Iterator[tf.Tensor]:
+    return iterate(evaluation_batches(task.source, task.spec, task.batch_size, task.seed, numbers), task.source)
 
 
 def likelihood_metrics(likelihood: Likelihood, plan: LatentPlan, num_values: int) -> dict[str, Any]:
@@ -167,7 +170,7 @@ def half_width_95(values: np.ndarray) -> float | None:
 
 
 def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, Any]:
-    """Active units of every group, the KL of every channel, and the figures of both."""
+    """Active units of every group, the KL of every channel, the figures of both, and what a tenth of them achieve."""
     model, per_channel = task.trained.model, likelihood.kl_per_channel_nats
     active = active_units(per_channel, model.plan.latent_shapes())
     return {
@@ -176,7 +179,22 @@ def _latents_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, 
         "active_from_nats": ACTIVE_FROM,
         "latent_channels": model.plan.num_latent_per_group,
         "kl_per_channel_nats": per_channel.tolist(),
+        "active_only": _active_only_metrics(task, likelihood),
         "pictures": [str(file.relative_to(task.folder.path)) for file in _latent_figures(task, likelihood)],
+    }
+
+
+def _active_only_metrics(task: EvaluationTask, likelihood: Likelihood) -> dict[str, Any]:
+    """The reconstruction with the channels of the largest KL alone, and of the same images and draws with all."""
+    kept = active_channels(likelihood.kl_per_channel_nats)
+    evaluator = LikelihoodEvaluator(task.trained.model, task.batch_size, strategy=task.strategy, kept_channels=kept)
+    count = math.ceil(min(task.source.count, _MOST_WITH_ACTIVE_ONLY) / task.batch_size)
+    reconstruction = evaluator.evaluate(_batches(task, range(count)), task.seed).reconstruction
+    return {
+        "channels": int(np.sum(kept)),
+        "num_images": len(reconstruction),
+        "reconstruction_nats": float(reconstruction.mean(dtype=np.float64)),
+        "reconstruction_nats_of_all_channels": float(likelihood.reconstruction[: len(reconstruction)].mean()),
     }
 
 

@@ -81,18 +81,24 @@ class LikelihoodEvaluator:
 
     The weights are read at each evaluation. `batch_size` is that of the largest batch; smaller ones are padded.
     `importance_samples` is the K of the importance-weighted bound, 0 for none; the bounds of 1, 10, 100 ... samples are
-    measured on the way. Each replica of the strategy, all in this process, takes an equal part of every batch.
+    measured on the way. Each replica of the strategy, all in this process, takes an equal part of every batch. The
+    reconstruction is that of a mask `kept_channels` alone where one is given, see `NVAE.inference_pass`.
     """
 
     def __init__(
-        self, model: NVAE, batch_size: int, importance_samples: int = 0, strategy: tf.distribute.Strategy | None = None
+        self,
+        model: NVAE,
+        batch_size: int,
+        importance_samples: int = 0,
+        strategy: tf.distribute.Strategy | None = None,
+        kept_channels: tf.Tensor | None = None,
     ):
         self._strategy = strategy or tf.distribute.get_strategy()
         replicas = self._strategy.num_replicas_in_sync
         check(importance_samples >= 0, f"importance_samples = {importance_samples}: must be at least 0")
         needed = f"must be at least 1, and a multiple of the {replicas} replicas"
         check(batch_size >= 1 and batch_size % replicas == 0, f"batch_size = {batch_size}: {needed}")
-        self._model, self._batch_size = model, batch_size
+        self._model, self._batch_size, self._kept_channels = model, batch_size, kept_channels
         powers = itertools.takewhile(lambda power: power < importance_samples, (10**exponent for exponent in range(20)))
         self._numbers = (*powers, importance_samples) if importance_samples else ()
         self._at_once = samples_at_once(model, batch_size // replicas, importance_samples, replicas)
@@ -150,7 +156,8 @@ class LikelihoodEvaluator:
     def _elbo_of(self, images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> list[tf.Tensor]:
         """Reconstruction `[batch]` and KL `[batch, groups, channels]`."""
         noise = noise_per_image(self._model.plan.latent_shapes(), seeds)
-        decoded = self._model.inference_pass(images, noise, ForwardPass(labels=labels))
+        forward = ForwardPass(labels=labels)
+        decoded = self._model.inference_pass(images, noise, forward, self._kept_channels)
         reconstruction = -decoded.likelihood.log_prob(images)
         return [reconstruction, tf.stack([kl_per_channel(latent) for latent in decoded.latents], axis=1)]
 

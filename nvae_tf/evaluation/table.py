@@ -41,6 +41,11 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         channels = latents["latent_channels"] * len(latents["active_units_per_group"])
         how = f"latent channels whose KL is above {latents['active_from_nats']:g} nats per image and position"
         yield "active units", f"{latents['active_units']:,} of {channels:,}", how
+        # A file of an earlier version lacks it.
+        if kept := latents.get("active_only"):
+            how = f"the {kept['channels']} with the largest KL, the others at the prior's mean; all channels together "
+            how += f"{kept['reconstruction_nats_of_all_channels']:,.4g} nats; mean of {kept['num_images']:,} images"
+            yield "reconstruction, a tenth of the channels", f"{kept['reconstruction_nats']:,.4g} nats per image", how
     if fid := metrics.get("fid"):
         how = f"{fid['samples']:,} samples at temperature {fid['temperature']}, {fid['real_images']:,} training images"
         published = "" if fid.get("extractor_is_published") else ", not known as the published Inception graph"

@@ -303,6 +303,41 @@ def interpolate_images(
     return frames
 
 
+def latent_direction(model: NVAE, positive: np.ndarray, negative: np.ndarray) -> list[np.ndarray]:
+    """How the latents of some images differ from those of others: the mean of `positive` minus that of `negative`.
+
+    Of the posterior's means of images `[count, height, width, channels]` in [0, 1] (White 2016, "Sampling generative
+    networks", section 3); float32 `[height, width, latent channels]` for each group, top group first.
+    """
+    check(len(positive) > 0 and len(negative) > 0, "a direction needs at least one positive and one negative image")
+    of_both = [encode_images(model, images, mean=True) for images in (positive, negative)]
+    means = [[z.mean(axis=0, dtype=np.float64) for z in latents] for latents in of_both]
+    return [(with_it - without).astype(np.float32) for with_it, without in zip(*means, strict=True)]
+
+
+def move_images(
+    model: NVAE,
+    images: np.ndarray,
+    direction: Arrays,
+    strengths: Sequence[float],
+    seed: int = 0,
+    mean: bool = False,
+    progress: Progress = None,
+) -> np.ndarray:
+    """Mean images of latents moved along a direction, see `latent_direction`: `z + strength * direction` in each group.
+
+    All groups are decoded as given, and none is drawn anew given the moved groups above it: the direction has the
+    difference of every group, so what follows from the groups above is in it. Strength 0 gives reconstructions.
+    Arguments as for `encode_images`; returns float32 `[images, strengths, height, width, channels]`.
+    """
+    check_latents([step[np.newaxis] for step in direction], model.plan)
+    check(len(strengths) > 0, "strengths are empty: give at least one")
+    pairs = zip(encode_images(model, images, seed, mean), direction, strict=True)
+    moved = [np.concatenate([z + np.float32(strength) * step for strength in strengths]) for z, step in pairs]
+    made = generator_of(model).generate(len(moved[0]), 1.0, seed, progress, moved)
+    return made.reshape(len(strengths), len(images), *made.shape[1:]).swapaxes(0, 1)
+
+
 def ways_of_groups(how: str | Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> list[str]:
     """`how` of every group, see `interpolate_latents`; ValueError where it is unknown or fits no scales and groups."""
     given = [how] if isinstance(how, str) else list(how)

@@ -98,6 +98,18 @@ class GivenSource:
 
 
 @dataclasses.dataclass(frozen=True)
+class KeptChannelsSource:
+    """Draws as `source` does; channels that are not `kept` `[latent channels]` are at the prior's mean instead."""
+
+    source: PosteriorSource
+    kept: tf.Tensor
+
+    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+        latent = self.source.draw(layers, state)
+        return latent._replace(z=tf.where(self.kept, latent.z, latent.prior.loc))
+
+
+@dataclasses.dataclass(frozen=True)
 class GuidedSource:
     """Draws from the prior of a class, moved away from that of no class (classifier-free guidance, Ho & Salimans 2022).
 
@@ -117,7 +129,30 @@ class GuidedSource:
         return LatentSample(z, z, prior)
 
 
-LatentSource = PosteriorSource | PriorSource | GivenSource | GuidedSource  # or what else can `draw`
+# Or what else can `draw`.
+LatentSource = PosteriorSource | PriorSource | GivenSource | KeptChannelsSource | GuidedSource
+
+
+def active_channels(kl_per_channel: tf.Tensor | np.ndarray, fraction: float = 0.1) -> tf.Tensor:
+    """Which latent channels `[groups, latent channels]` have the largest KL: a fraction of all groups' together.
+
+    At least one. `kl_per_channel` is the mean over images, `Likelihood.kl_per_channel_nats` of a whole data set.
+    """
+    check(0.0 < fraction <= 1.0, f"fraction = {fraction}: must be above 0 and at most 1")
+    kl = tf.reshape(kl_per_channel, [-1])
+    # Of equals the earlier is kept, so that there are as many as asked for.
+    ranks = tf.argsort(tf.argsort(kl, direction="DESCENDING", stable=True))
+    return tf.reshape(ranks < max(1, round(fraction * kl.shape[0])), kl_per_channel.shape)
+
+
+def with_kept_channels(
+    sources: Sequence[PosteriorSource], kept_channels: tf.Tensor | np.ndarray, plan: LatentPlan
+) -> list[LatentSource]:
+    """The sources of all groups, which keep those channels alone; ValueError where the mask does not fit the plan."""
+    shape = plan.num_groups, plan.num_latent_per_group
+    rule = f"must be {list(shape)}, a bool for each group and latent channel, as `active_channels` gives it"
+    check(np.shape(kept_channels) == shape, f"a mask of channels has shape {list(np.shape(kept_channels))}: {rule}")
+    return list(map(KeptChannelsSource, sources, tf.unstack(tf.cast(kept_channels, tf.bool))))
 
 
 def check_labels(labels: Any, count: int | tf.Tensor, num_classes: int) -> tf.Tensor | None:

@@ -32,6 +32,7 @@ from nvae_tf.models.latents import (
     PosteriorSource,
     PriorSource,
     Temperature,
+    active_channels,
     batch_size_of,
     check_labels,
     check_latents,
@@ -39,6 +40,7 @@ from nvae_tf.models.latents import (
     noise_of_samples,
     noise_per_image,
     temperatures_of_groups,
+    with_kept_channels,
 )
 from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
 from nvae_tf.models.top_down import TopDown
@@ -133,6 +135,8 @@ class NVAE(keras.Model):
         check_choice("dtype", self.dtype_policy.name, configuration.PRECISIONS)
         check_choice("recompute", recompute, configuration.RECOMPUTATIONS)
         self.config, self.objective, self.plan = config, objective, latent_plan(config)
+        # Fails early where the settings do not fit each other.
+        objectives.final_kl_weights(objective, self.plan)
         self.seed, self.recompute, self.accumulate_steps = int(seed), recompute, accumulate_steps
         self.label_dropout = float(label_dropout)
         mixture = config.num_mixtures, config.num_bits, config.exact_edges
@@ -177,15 +181,18 @@ class NVAE(keras.Model):
     # The networks: images -> features -> latents -> the distribution of images.
 
     def inference_pass(
-        self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None
+        self, images: tf.Tensor, noise: Sequence[tf.Tensor], forward: ForwardPass | None = None, kept_channels=None
     ) -> Decoded:
         """Both passes for images `[batch, height, width, channels]`, with every latent from the posterior.
 
-        `noise` are the groups' standard-normal draws, top group first. Without `forward` it is inference.
+        `noise` are the groups' standard-normal draws, top group first. Without `forward` it is inference. Latent
+        channels outside of a mask `kept_channels`, see `active_channels`, are at the prior's mean.
         """
         forward = forward or ForwardPass()
-        features = self.features(images, forward)
-        return self.top_down_pass(self._posterior_sources(features, noise), tf.shape(images)[0], forward)
+        sources = self._posterior_sources(self.features(images, forward), noise)
+        if kept_channels is not None:
+            sources = with_kept_channels(sources, kept_channels, self.plan)
+        return self.top_down_pass(sources, tf.shape(images)[0], forward)
 
     def features(self, images: tf.Tensor, forward: ForwardPass | None = None) -> list[tf.Tensor]:
         """The bottom-up feature of every group, top group first; they do not depend on any random draw."""
@@ -224,34 +231,58 @@ class NVAE(keras.Model):
     # batch size the images go through the networks so many at a time, with a bar on a terminal.
 
     def infer(
-        self, images: tf.Tensor, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None
+        self,
+        images: tf.Tensor,
+        seed: int = 0,
+        mean: bool = False,
+        labels=None,
+        batch_size: int | None = None,
+        kept_channels=None,
     ) -> tuple[InferredGroup, ...]:
-        """What the model infers of each group's latent from images, top group first, see `InferredGroup`."""
+        """What the model infers of each group's latent from images, top group first, see `InferredGroup`.
+
+        Channels that are not in the mask `kept_channels`, if there is one, are at the prior's mean, see `encode`.
+        """
         images = check_images(images, self.config)
         count = batch_size_of(images)
 
-        def inferred(images: tf.Tensor, seeds: tf.Tensor, *labels: tf.Tensor) -> tuple[InferredGroup, ...]:
-            return tuple(map(_inferred, self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, *labels)))
+        def inferred(images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None = None) -> tuple[InferredGroup, ...]:
+            noise_scale = 0.0 if mean else 1.0
+            return tuple(map(_inferred, self.encode_from_seeds(images, seeds, noise_scale, labels, kept_channels)))
 
         return _in_batches(inferred, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
 
     def encode(
-        self, images: tf.Tensor, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None
+        self,
+        images: tf.Tensor,
+        seed: int = 0,
+        mean: bool = False,
+        labels=None,
+        batch_size: int | None = None,
+        active_only: bool | np.ndarray | tf.Tensor = False,
     ) -> tuple[tf.Tensor, ...]:
         """Latents of images, one `[batch, height, width, latent channels]` a group, top group first.
 
         Draws from the posterior, or its means, each given those of the groups above, and what the flows make of them;
         their method `numpy()` gives arrays.
+
+        With `active_only` only a tenth of all latent channels are, those with the largest mean KL over these images;
+        the others are at the prior's mean given the groups above. It may also be a mask of channels, see
+        `nvae_tf.models.latents.active_channels`, which other images have decided.
         """
-        groups = self.infer(images, seed, mean, labels, batch_size)
+        kept = None if isinstance(active_only, bool) else active_only
+        if active_only is True:
+            kl = [tf.reduce_sum(group.kl, axis=(1, 2)) for group in self.infer(images, seed, mean, labels, batch_size)]
+            kept = active_channels(tf.reduce_mean(kl, axis=1))
+        groups = self.infer(images, seed, mean, labels, batch_size, kept)
         return latents_type(len(groups))._make(group.z for group in groups)
 
     def encode_from_seeds(
-        self, images: tf.Tensor, seeds: tf.Tensor, noise_scale=1.0, labels: tf.Tensor | None = None
+        self, images: tf.Tensor, seeds: tf.Tensor, noise_scale=1.0, labels: tf.Tensor | None = None, kept_channels=None
     ) -> list[LatentSample]:
         """As `encode`, for one seed an image `[batch, 2]`; `noise_scale` multiplies sigma (0: the means)."""
         noise = [noise_scale * eps for eps in noise_per_image(self.plan.latent_shapes(), seeds)]
-        return self.inference_pass(images, noise, ForwardPass(labels=labels)).latents
+        return self.inference_pass(images, noise, ForwardPass(labels=labels), kept_channels).latents
 
     def decode(
         self,

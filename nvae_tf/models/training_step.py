@@ -88,7 +88,8 @@ def loss_of(model: "NVAE", images, noise, step, forward: ForwardPass, regularize
     beta = objectives.kl_weight(step, model.objective)
     weight = objectives.regularization_weight(beta, model.objective)
     scales = objectives.balancing_scales(model.plan)
-    return StepLoss(elbo, objectives.training_loss(elbo, beta, scales, total, weight), norms)
+    of_settings = objectives.final_kl_weights(model.objective, model.plan), model.objective.free_nats
+    return StepLoss(elbo, objectives.training_loss(elbo, beta, scales, total, weight, *of_settings), norms)
 
 
 def step_of_batch(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> Step:
@@ -103,7 +104,7 @@ def step_of_batch(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, st
 
 
 def step_of_microbatches(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> Step:
-    """The mean step of equal microbatches; each has its own batch statistics and KL balancing."""
+    """The mean step of equal microbatches; each has its own batch statistics, KL balancing and free nats."""
     count, size = model.accumulate_steps, images.shape[0]
     check(
         size is not None and size % count == 0,

@@ -5,6 +5,7 @@ from nvae_tf.objective.elbo import (
     TrainingLoss,
     balancing_scales,
     bits_per_dimension,
+    final_kl_weights,
     kl_per_channel,
     kl_per_element,
     kl_per_group,

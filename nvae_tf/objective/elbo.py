@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.config import ObjectiveConfig
+from nvae_tf.config import ObjectiveConfig, check
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.replicas import replica_means
 
@@ -61,7 +61,7 @@ def bits_per_dimension(nats: float | tf.Tensor, num_dimensions: int) -> float | 
 
 
 def kl_weight(step: tf.Tensor, config: ObjectiveConfig) -> tf.Tensor:
-    """The KL warm-up weight beta at a step: from `kl_constant_weight` to 1."""
+    """The KL warm-up weight beta at a step: from `kl_constant_weight` to 1, whatever `final_kl_weights` are."""
     constant_steps = config.kl_constant_portion * config.total_steps
     # A portion of 0 means no warm-up at all: one step would be past its end.
     anneal_steps = max(config.kl_anneal_portion * config.total_steps, 1e-6)
@@ -95,6 +95,28 @@ def group_weights(kl: tf.Tensor, beta: tf.Tensor, scales: tuple[float, ...]) -> 
     return tf.where(beta < 1.0, balanced, tf.ones_like(balanced))
 
 
+def final_kl_weights(config: ObjectiveConfig, plan: LatentPlan) -> tuple[float, ...]:
+    """The weight of each group's KL after the warm-up, top group first: `kl_final_weight` times that of its scale.
+
+    ValueError where `kl_scale_weights` are not as many as the scales.
+    """
+    count = len(plan.scales)
+    factors = config.kl_scale_weights or (1.0,) * count
+    rule = f"{len(factors)} weights, and the model has {count} scales; give one for each, the smallest scale first"
+    check(len(factors) == count, f"objective.kl_scale_weights = {factors}: {rule}")
+    pairs = zip(factors, plan.scales, strict=True)
+    return tuple(config.kl_final_weight * factor for factor, scale in pairs for _ in scale.groups)
+
+
+def with_free_nats(kl: tf.Tensor, free_nats: float) -> tf.Tensor:
+    """The KL `[batch, groups]`, but `free_nats`, without gradient, for groups whose mean over the images is below.
+
+    Its mean is `max(mean of KL_g, free_nats)` (Kingma et al. 2016, appendix C.8) over the images of all replicas.
+    """
+    (means,) = replica_means([tf.reduce_mean(tf.stop_gradient(kl), axis=0)])
+    return tf.where(means > free_nats, kl, free_nats)
+
+
 class TrainingLoss(NamedTuple):
     """The scalar to differentiate, the weighted KL `[batch]` in nats, and the weight of every group's KL `[groups]`."""
 
@@ -104,13 +126,25 @@ class TrainingLoss(NamedTuple):
 
 
 def training_loss(
-    elbo: Elbo, beta: tf.Tensor, scales: tuple[float, ...], regularizers: tf.Tensor, weight: tf.Tensor
+    elbo: Elbo,
+    beta: tf.Tensor,
+    scales: tuple[float, ...],
+    regularizers: tf.Tensor,
+    weight: tf.Tensor,
+    final_weights: Sequence[float] = (),
+    free_nats: float = 0.0,
 ) -> TrainingLoss:
     """`mean(reconstruction + sum_g w_g KL_g) + weight * regularizers`.
 
     They are those of `kl_weight`, `balancing_scales`, `regularization_weight`, spectral norms and `batch_norm_loss`.
+    `w_g` are `group_weights` times `final_kl_weights` (none: 1), and `KL_g` those of `with_free_nats`.
     """
-    weights = group_weights(elbo.kl, beta, scales)
-    balanced_kl = tf.reduce_sum(weights * elbo.kl, axis=1)
+    weights, kl = group_weights(elbo.kl, beta, scales), elbo.kl
+    # At their defaults they add no operation.
+    if any(final != 1.0 for final in final_weights):
+        weights *= tf.constant(final_weights, tf.float32)
+    if free_nats > 0.0:
+        kl = with_free_nats(kl, free_nats)
+    balanced_kl = tf.reduce_sum(weights * kl, axis=1)
     loss = tf.reduce_mean(elbo.reconstruction + balanced_kl) + weight * regularizers
     return TrainingLoss(loss, balanced_kl, weights)

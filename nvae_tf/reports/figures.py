@@ -126,12 +126,12 @@ def interpolation(originals: Array, path: Array, steps: int, about: Provenance, 
 
 
 def variants(
-    originals: Array, made: Array, kept_groups: int, num_groups: int, about: Provenance, width: int = 1000
+    originals: Array, made: Array, heading: str, text: str, about: Provenance, notes: Sequence[str] = (), width=1000
 ) -> Figure:
-    """Each original beside variants `[originals, variants, ...]` that keep its latents in the upper groups."""
-    rows = [_Row("", [original, *images]) for original, images in zip(originals, made, strict=True)]
-    blocks = [("original", 1), (f"variants: {_redrawn(kept_groups, num_groups)}", made.shape[1])]
-    text = f"The rest of the {num_groups} groups have the original's latents; group 0 is the coarsest."
+    """Each original beside variants of it `[originals, variants, ...]`, with a note below each variant."""
+    notes = ["", *notes] if notes else ()
+    rows = [_Row("", [original, *images], notes) for original, images in zip(originals, made, strict=True)]
+    blocks = [("original", 1), (heading, made.shape[1])]
     return _image_figure("Variants of images", text, rows, about, width, blocks)
 
 
@@ -139,7 +139,7 @@ def group_decisions(
     images: Array, kept_groups: Sequence[int], num_groups: int, about: Provenance, width: int = 1000
 ) -> Figure:
     """Samples `[rows, columns, ...]`; all of row i have the latents of its first in the upper `kept_groups[i]`."""
-    rows = [_Row(_redrawn(kept, num_groups), row) for kept, row in zip(kept_groups, images, strict=True)]
+    rows = [_Row(redrawn(kept, num_groups), row) for kept, row in zip(kept_groups, images, strict=True)]
     blocks = [("sample", 1), ("the sample with the groups at the left redrawn", images.shape[1] - 1)]
     text = "What differs within a row is decided by the groups that are redrawn; group 0 is the coarsest."
     return _image_figure("What the latent groups decide", text, rows, about, width, blocks)
@@ -233,7 +233,8 @@ def _columns_of(images: Array, width: int) -> int:
     return max(1, round(0.7 * width / max(3.0 * _text_size(width), images.shape[2])))
 
 
-def _redrawn(kept: int, num_groups: int) -> str:
+def redrawn(kept: int, num_groups: int) -> str:
+    """Which groups are, where the upper ones are kept, in words."""
     if kept in (0, num_groups):
         return "nothing redrawn" if kept else "all groups redrawn"
     return f"group {kept} redrawn" if kept == num_groups - 1 else f"groups {kept}\u2013{num_groups - 1} redrawn"

@@ -254,12 +254,13 @@ def _training(facts: RunFacts) -> str:
     train, optimizer, objective = config.train, config.optimizer, config.objective
     total, a_step = objective.total_steps, facts.images and facts.images.a_step
     done = "" if facts.step is None or facts.step >= total else f", {facts.step:,} of them done"
+    final = "" if objective.kl_final_weight == 1.0 else f", to a weight of {objective.kl_final_weight:g}"
     rows = [
         ["steps", f"{total:,}{done}"],
         ["images a step", f"{train.batch_size:,} a replica" if a_step is None else f"{a_step:,}"],
         ["optimizer", f"Adamax, weight decay {optimizer.weight_decay:g}"],
         ["learning rate", _learning_rate(facts)],
-        ["KL warm-up", f"over {objective.kl_anneal_portion:g} of the steps"],
+        ["KL warm-up", f"over {objective.kl_anneal_portion:g} of the steps{final}"],
         ["spectral and batch-norm regularization", f"{objective.regularisation:g}"],
         [
             "exponential moving average (EMA) of the weights",

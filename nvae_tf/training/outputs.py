@@ -157,7 +157,7 @@ class RunOutputs:
         beta = kl_weight(tf.constant(taken), objective)
         return {
             "learning_rate": float(self._run.schedule(taken)),
-            "kl_weight": float(beta),
+            "kl_weight": float(beta) * objective.kl_final_weight,
             "regularization_weight": float(regularization_weight(beta, objective)),
         }
 

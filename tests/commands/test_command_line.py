@@ -107,6 +107,7 @@ MISTAKES = [
     ("train.generate vary --workdir={0} --output=x.png --indices=3,-1", "['-1'] is not a whole number"),
     ("train.generate encode --workdir={0} --output=x.npz --resize=crop", "--resize is for pictures of --input"),
     ("train.generate interpolate --workdir={0} --output=x.png", "between which images?"),
+    ("train.generate direction --workdir={0} --output=x.png --positive=x --negative=y --strengths=a", "--strengths=a"),
     ("train.generate decode --workdir={0} --output=x.png --input=no.npz", "--input=no.npz: no such file"),
 ]
 

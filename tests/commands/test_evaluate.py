@@ -68,6 +68,10 @@ def test_what_is_measured(whole):
     assert 1.0 <= metrics["effective_samples"]["smallest"] <= metrics["effective_samples"]["mean"] <= 150.0
     assert 0.0 < metrics["half_widths_95"]["nelbo_nats"] < 5.0
     assert metrics["latents"]["active_units"] == sum(metrics["latents"]["active_units_per_group"])
+    kept = metrics["latents"]["active_only"]
+    assert kept["num_images"] == 360 and 1 <= kept["channels"] < metrics["latents"]["latent_channels"]
+    assert kept["reconstruction_nats_of_all_channels"] == pytest.approx(metrics["reconstruction_nats"], rel=1e-5)
+    assert f"{kept['reconstruction_nats']:,.4g} nats per image" in printed
     for name in metrics["latents"]["pictures"]:
         assert np.asarray(Image.open(workdir / name)).std() > 1.0
     assert (workdir / "evaluation.txt").read_text() in printed

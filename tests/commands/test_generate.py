@@ -9,7 +9,7 @@ from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.latents_file import load_latents
-from nvae_tf.generation.sampling import reconstruct_images
+from nvae_tf.generation.sampling import latent_direction, move_images, reconstruct_images
 from tests.command_fixtures import assert_shown
 from train import generate
 
@@ -86,6 +86,13 @@ def test_what_the_modes_write(made, finished_model, outside, originals, tmp_path
     variants = pixels(file)
     assert variants.shape == (2 * PITCH - 6, 4 * PITCH - 6) and "the top 1 of 2 groups kept" in printed
     assert_shown(variants[PITCH:, :SIDE], originals[:1], 1)
+    sides = f"--positive={outside / 'digit 3.bmp'}", f"--negative={outside / 'digit 17.bmp'}", "--strengths=-1.5,0"
+    file, printed = made("direction.png", "direction", indices, *sides, "--mean", f"--each={tmp_path}/moved")
+    step = latent_direction(finished_model, originals[1:], originals[:1])
+    expected = move_images(finished_model, originals[::-1], step, [-1.5, 0.0], mean=True)
+    assert "2 images of the test part, moved by the difference of 1 and 1 pictures, times -1.5, 0, from" in printed
+    assert np.abs(read_images(file, 16, 3)[1:3, ..., :1] - 255 * expected[0]).max() <= 1
+    assert len(list((tmp_path / "moved").iterdir())) == 4
 
 
 @pytest.mark.slow

@@ -150,6 +150,9 @@ def test_flags_keep_model_and_data_together_and_reach_the_settings_that_are_none
     spec = experiment_config(settings).data
     assert (spec.path, spec.cache, spec.padded_height, spec.source) == ("/faces", "/decoded", 72, "folder")
     assert spec.crop_box == (15, 40, 163, 188)
+    flags = [f"--config.objective.{flag}" for flag in ("kl_scale_weights=1,0.5,2", "kl_final_weight=0.7")]
+    objective = experiment_config(settings_from_flags("digits", *flags)).objective
+    assert (objective.kl_scale_weights, objective.kl_final_weight) == ((1, 0.5, 2), 0.7)
 
 
 def test_a_model_of_another_size_or_likelihood_is_refused():

@@ -4,6 +4,7 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.evaluation.latent_usage import active_units
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
+from nvae_tf.models.latents import active_channels
 from tests.tiny_model import tiny_config
 
 
@@ -23,6 +24,10 @@ def test_units_that_differ_from_the_prior_are_counted_in_their_group():
     images = tf.constant(np.random.RandomState(0).randint(0, 2, (10, 4, 4, 1)), tf.float32)
     likelihood = LikelihoodEvaluator(model, 4).evaluate([images[:4], images[4:8], images[8:]])
     assert active_units(likelihood.kl_per_channel_nats, model.plan.latent_shapes()).tolist() == [1, 0, 3, 2]
+    for fraction, are_same in ((1.0, True), (0.1, False)):
+        kept = active_channels(likelihood.kl_per_channel_nats, fraction)
+        found = LikelihoodEvaluator(model, 4, kept_channels=kept).evaluate([images[:4]]).reconstruction
+        assert np.allclose(found, likelihood.reconstruction[:4], rtol=1e-5) == are_same
 
 
 def test_it_is_the_mean_over_positions_that_counts():

@@ -6,6 +6,8 @@ from nvae_tf.generation.sampling import (
     encode_images,
     interpolate_images,
     interpolate_latents,
+    latent_direction,
+    move_images,
     reconstruct_images,
 )
 
@@ -69,3 +71,24 @@ def test_kept_scales_stay_those_of_the_first_picture(four_groups, binary_images)
     for count, steps, message in ((1, 2, "at least two"), (2, 0, "steps = 0")):
         with pytest.raises(ValueError, match=message):
             interpolate_images(four_groups, binary_images[:count], steps)
+
+
+def test_moving_along_the_difference_of_two_sets(four_groups, binary_images):
+    positive, negative, images = binary_images[:6], binary_images[6:9], binary_images[9:12]
+    direction = latent_direction(four_groups, positive, negative)
+    means = [four_groups.encode(of, mean=True) for of in (positive, negative)]
+    for step, plus, minus in zip(direction, *means, strict=True):
+        np.testing.assert_allclose(step, np.mean(plus, axis=0) - np.mean(minus, axis=0), atol=1e-5)
+    seen = []
+    moved = move_images(four_groups, images, direction, [-1.5, 0.0], seed=3, progress=seen.append)
+    assert moved.shape == (3, 2, 4, 4, 1) and seen == [6]
+    np.testing.assert_allclose(moved[:, 1], reconstruct_images(four_groups, images, seed=3), atol=1e-6)
+    expected = [z - 1.5 * step for z, step in zip(encode_images(four_groups, images, 3), direction, strict=True)]
+    np.testing.assert_allclose(moved[:, 0], decode_images(four_groups, expected), atol=1e-5)
+    for ask, message in (
+        (lambda: latent_direction(four_groups, positive, images[:0]), "at least one positive and one negative"),
+        (lambda: move_images(four_groups, images, direction[:3], [1.0]), "latents have shapes"),
+        (lambda: move_images(four_groups, images, direction, []), "strengths are empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask()

@@ -3,7 +3,15 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from nvae_tf.models.latents import GivenSource, PriorSource, image_seeds, noise_of_samples, noise_per_image
+from nvae_tf.models.latents import (
+    GivenSource,
+    PriorSource,
+    active_channels,
+    image_seeds,
+    noise_of_samples,
+    noise_per_image,
+)
+from nvae_tf.objective import kl_per_channel
 
 SHAPES = [(4, 4, 2), (8, 8, 2), (8, 8, 2)]
 
@@ -73,6 +81,36 @@ def test_the_mean_of_the_posterior(model, images):
     for mean, latent in zip(means, model.inference_pass(images, silent).latents, strict=True):
         near(mean, latent.z)
         near(latent.z_before_flows, latent.posterior.loc)
+
+
+def test_the_channels_of_the_largest_kl():
+    kl = np.array([[0.3, 0.0, 5.0], [0.0, 2.0, 0.0]])
+    for fraction, places in ((0.1, [2]), (0.3, [2, 4]), (0.5, [0, 2, 4]), (0.7, [0, 1, 2, 4]), (1.0, range(6))):
+        assert np.flatnonzero(active_channels(kl, fraction)).tolist() == list(places)
+    with pytest.raises(ValueError, match="fraction = 0: must be above 0 and at most 1"):
+        active_channels(kl, 0)
+
+
+def test_encoding_with_active_channels_only(model, images):
+    """The others are at the prior's mean given the groups above, as they are encoded."""
+    mask = np.array([[True, False], [False, True], [False, False]])
+    z = model.encode(images, seed=3, active_only=mask)
+    plain = model.encode(images, seed=3)
+    np.testing.assert_array_equal(z[0][..., 0], plain[0][..., 0])
+    priors = model.top_down_pass([GivenSource(latent) for latent in z], 4).latents
+    for latent, given, kept in zip(z, priors, mask, strict=True):
+        near(latent.numpy()[..., ~kept], given.prior.loc.numpy()[..., ~kept])
+    assert np.max(np.abs(z[1][..., 1] - priors[1].prior.loc[..., 1])) > 1e-3
+    noise = noise_per_image(SHAPES, image_seeds(3, 4))
+    kl = [kl_per_channel(latent).numpy().mean(axis=0) for latent in model.inference_pass(images, noise).latents]
+    # One of six channels is the tenth.
+    alone = np.arange(6).reshape(3, 2) == np.argmax(kl)
+    expected = model.encode(images, seed=3, active_only=alone)
+    for found in (model.encode(images, seed=3, active_only=True), tf.function(model.encode)(images, 3, False, True)):
+        for latent, other in zip(found, expected, strict=True):
+            near(latent, other)
+    with pytest.raises(ValueError, match=r"a mask of channels has shape \[3\]: must be \[3, 2\]"):
+        model.encode(images, active_only=mask[:, 0])
 
 
 def test_scores_are_log_weights_from_scipy(model, images):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -110,3 +112,12 @@ def test_the_objective_is_that_of_the_settings():
     model.optimizer.iterations.assign(5)
     report = model.train_step(tf.constant(images_of(model.config)))
     assert float(report["loss"]) == pytest.approx(float(report["reconstruction"] + report["kl"]), rel=1e-5)
+    of_kl = dict(kl_final_weight=0.5, kl_scale_weights=(1, 4), free_nats=100.0)
+    model = tiny_model(NVAEAdamax(), dataclasses.replace(objective, **of_kl))
+    model.optimizer.iterations.assign(5)
+    changed = model.train_step(tf.constant(images_of(model.config)))
+    # Both groups' KL is below 100 nats; what is reported is the bound's.
+    assert float(changed["loss"]) == pytest.approx(float(report["reconstruction"]) + 0.5 * 100 + 2.0 * 100, rel=1e-5)
+    assert float(changed["kl"]) == pytest.approx(float(report["kl"]), rel=1e-5)
+    with pytest.raises(ValueError, match="kl_scale_weights = .*: 1 weights, and the model has 2 scales"):
+        tiny_model(objective=ObjectiveConfig(kl_scale_weights=(1,)))

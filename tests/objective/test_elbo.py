@@ -146,3 +146,50 @@ def test_the_training_loss_and_its_gradient(beta):
     gradients = tape.gradient(found.loss, [reconstruction, kl])
     np.testing.assert_allclose(gradients[0], [0.5, 0.5])
     np.testing.assert_allclose(gradients[1], np.tile(weights / 2.0, (2, 1)), rtol=1e-6)
+
+
+def test_the_weights_after_the_warm_up():
+    plan = latent_plan(ModelConfig(num_latent_scales=2, num_groups_per_scale=2))
+    assert bound.final_kl_weights(ObjectiveConfig(), plan) == (1.0,) * 4
+    objective = ObjectiveConfig(kl_final_weight=0.5, kl_scale_weights=(2, 0.5))
+    assert bound.final_kl_weights(objective, plan) == (1.0, 1.0, 0.25, 0.25)
+    with pytest.raises(ValueError, match=r"kl_scale_weights = \(1,\): 1 weights, and the model has 2 scales"):
+        bound.final_kl_weights(ObjectiveConfig(kl_scale_weights=(1,)), plan)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0], ids=["warm-up", "after it"])
+def test_final_weights_multiply_those_of_the_warm_up(beta):
+    """Balancing ends with the warm-up, whatever the final weight."""
+    final = np.array([0.7, 0.35, 2.0])
+    arguments = tf.constant(beta), ALPHA, tf.constant(0.0), tf.constant(0.0)
+    elbo = bound.Elbo(tf.constant(RECONSTRUCTION), tf.constant(KL))
+    plain = bound.training_loss(elbo, *arguments).group_weights.numpy()
+    found = bound.training_loss(elbo, *arguments, final_weights=tuple(final))
+    np.testing.assert_allclose(found.group_weights, final * plain, rtol=1e-6)
+    assert float(found.loss) == pytest.approx(np.mean(RECONSTRUCTION + KL @ (final * plain)))
+
+
+def test_free_nats_replace_what_is_below_and_its_gradient():
+    """Means over the images are 4, 0 and 1; the second image's KL of the last group is above 2, its mean is not."""
+    kl = tf.constant(KL)
+    with tf.GradientTape() as tape:
+        tape.watch(kl)
+        elbo, weights = bound.Elbo(tf.constant(RECONSTRUCTION), kl), (1.0, 0.5, 0.25)
+        arguments = tf.constant(1.0), ALPHA, tf.constant(0.0), tf.constant(0.0), weights
+        loss = bound.training_loss(elbo, *arguments, free_nats=2.0).loss
+    assert float(loss) == pytest.approx(15.0 + 4.0 + 0.5 * 2.0 + 0.25 * 2.0)
+    np.testing.assert_allclose(tape.gradient(loss, kl), [[0.5, 0.0, 0.0]] * 2)
+
+
+def test_at_their_defaults_they_add_no_operation():
+    def operations(**settings):
+        def loss(reconstruction, kl, beta):
+            elbo = bound.Elbo(reconstruction, kl)
+            return bound.training_loss(elbo, beta, ALPHA, tf.constant(7.0), tf.constant(0.1), **settings).loss
+
+        graph = tf.function(loss).get_concrete_function(RECONSTRUCTION, KL, tf.constant(0.5)).graph
+        return [operation.type for operation in graph.get_operations()]
+
+    plan = latent_plan(ModelConfig(num_latent_scales=3, num_groups_per_scale=1))
+    defaults = bound.final_kl_weights(ObjectiveConfig(), plan)
+    assert operations(final_weights=defaults, free_nats=0.0) == operations()

@@ -49,8 +49,12 @@ FIGURES = {
         ["original", "decoded from the latents between", "0", "0.25", "0.5", "0.75", "1"],
     ),
     "variants": (
-        lambda w: figures.variants(images(2), images(2, 5), 2, 36, ABOUT, w),
-        ["original", "variants: groups 2–35 redrawn", "The rest of the 36 groups have the original's latents"],
+        lambda w: figures.variants(images(2), images(2, 5), figures.redrawn(2, 36), "Others kept.", ABOUT, width=w),
+        ["original", "groups 2–35 redrawn", "Others kept."],
+    ),
+    "variants_with_notes": (
+        lambda w: figures.variants(images(2), images(2, 3), "moved", "", ABOUT, ["-2", "0", "1.5"], w),
+        ["original", "moved", "-2", "0", "1.5"],
     ),
     "group_decisions": (
         lambda w: figures.group_decisions(images(3, 4), [0, 1, 35], 36, ABOUT, w),
