@@ -50,7 +50,9 @@ def readjusted(
 
     @tf.function(input_signature=[tf.TensorSpec((), tf.int64)], autograph=False)
     def all_finite_after(first: tf.Tensor) -> tf.Tensor:
-        forward = ForwardPass(training=True)
+        # All classes of a conditional model in turn.
+        numbers, classes = tf.cast(first, tf.int32) + tf.range(batch_size), copy.config.num_classes
+        forward = ForwardPass(training=True, labels=numbers % classes if classes else None)
         noise = batch_noise(copy.plan.latent_shapes(), batch_size, (seed, _STREAM), first)
         sources = [PriorSource(*of_group) for of_group in zip(noise, temperatures, strict=True)]
         copy.top_down_pass(sources, batch_size, forward)

@@ -345,6 +345,7 @@ class NVAE(keras.Model):
         temperatures, forward = temperatures_of_groups(temperature, self.plan), forward or ForwardPass()
         sources: list[LatentSource] = [GivenSource(latent) for latent in latents]
         is_guided = isinstance(guidance, tf.Tensor) or guidance != 1.0
+        check(not (is_guided and latents), "guidance is of the priors of all groups: no latents may be given with it")
         if len(sources) < self.plan.num_groups:
             noise = noise_per_image(self.plan.latent_shapes(), seeds)
             make = functools.partial(GuidedSource, guidance=guidance) if is_guided else PriorSource
@@ -610,6 +611,7 @@ def _in_batches(function: Callable, batch_size: int | None, *rows: tf.Tensor | N
     if batch_size is None:
         return function(*rows)
     count = next(row.shape[0] for row in rows if row is not None)
+    check(count is not None, "batch_size is for images of a known number, not in a graph that takes any")
     check(batch_size >= 1, f"batch_size = {batch_size}: must be at least 1")
     specs = [None if row is None else tf.TensorSpec([None, *row.shape[1:]], row.dtype) for row in rows]
     traced, parts = tf.function(function, autograph=False).get_concrete_function(*specs), []
