@@ -211,7 +211,7 @@ def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[pathli
     kept, rows = rows_sharing_groups(task.trained.model, _COLUMNS, task.seed)
     model = task.folder.path.absolute().name
     of_samples = figures.Provenance(model, task.trained.step, 1.0, task.seed, task.checkpoint_sha256)
-    about, shapes = of_samples._replace(temperature=None, images=f"{split} images"), plan.latent_shapes()
+    about, shapes = of_samples._replace(temperature=None, data=f"{split} images"), plan.latent_shapes()
     drawn = {
         folder / f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
         folder / f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),

@@ -49,7 +49,7 @@ class Provenance(NamedTuple):
     seed: int | None = None
     checkpoint_sha256: str | None = None
     command: str | None = None
-    images: str | None = None  # where the originals, or what was measured, come from: "test images"
+    data: str | None = None  # where the originals, or what was measured, come from: "test images"
 
     def metadata(self) -> dict[str, str]:
         """The entries of a PNG file's metadata."""
@@ -62,7 +62,7 @@ class Provenance(NamedTuple):
         """`digits, step 1,000, temperature 0.7, seed 1, test images`."""
         values = self.metadata() | ({} if self.step is None else {"step": f"{self.step:,}"})
         parts = [f"{name} {values[name]}" for name in ("step", "temperature", "seed") if name in values]
-        return ", ".join([self.model, *parts, *filter(None, [self.images])])
+        return ", ".join([self.model, *parts, *filter(None, [self.data])])
 
 
 class _Row(NamedTuple):

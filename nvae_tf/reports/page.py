@@ -133,7 +133,7 @@ def _draw_charts(
     with contextlib.suppress(*run_facts.UNREADABLE):
         metrics, shapes = facts.test_evaluation.metrics, plan.latent_shapes()
         about = figures.Provenance(name, metrics["step"], None, metrics["seed"], metrics["checkpoint_sha256"])
-        about = about._replace(images="test images")
+        about = about._replace(data="test images")
         per_group, per_channel = metrics["kl_per_group_nats"], np.array(metrics["latents"]["kl_per_channel_nats"])
         if per_channel.shape == (len(shapes), shapes[0][2]) and len(per_group) == len(shapes):
             kl = {figures.kl_per_group: per_group, figures.kl_per_channel: per_channel}
@@ -163,7 +163,7 @@ def _draw_charts(
 def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> None:
     """Draws what needs the model, as `_draw_charts` does."""
     model, config, seed = trained.model, trained.config, about.seed
-    at_one, of_test = about._replace(temperature=1.0), about._replace(images="test images")
+    at_one, of_test = about._replace(temperature=1.0), about._replace(data="test images")
     shape = config.model.image_height, config.model.image_width
 
     def samples(temperature: float, width: int) -> Figure:

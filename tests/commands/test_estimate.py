@@ -51,6 +51,7 @@ def estimate(config):
     return memory.estimate_memory(config)
 
 
+@pytest.mark.slow
 def test_what_stays_from_step_to_step_and_each_buffer_is_allocated_and_freed_once(estimate):
     weights = estimate.weights_bytes
     assert weights == 4 * estimate.parameters > 0

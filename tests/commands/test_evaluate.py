@@ -51,6 +51,7 @@ def whole(commands, finished_run, tmp_path_factory):
     return workdir, commands.output_of(evaluation(workdir, "--metrics=elbo,iw,latents", *FLAGS))
 
 
+@pytest.mark.slow
 def test_what_is_measured(whole):
     workdir, printed = whole
     metrics = metrics_of(workdir)

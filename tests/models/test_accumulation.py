@@ -121,6 +121,7 @@ def peak_and_changes(recompute):
     return timeline.peak_bytes, [*changed, recent.kl_per_group, recent.spectral_norms]
 
 
+@pytest.mark.slow
 def test_a_step_with_recomputed_cells_is_the_same_with_less_memory(without_rewriting):
     (kept, expected), (recomputed, found) = peak_and_changes("none"), peak_and_changes("all")
     assert recomputed < 0.6 * kept

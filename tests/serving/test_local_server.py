@@ -45,6 +45,7 @@ def assert_invalid(servers, request, message=""):
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT and message in raised.value.details()
 
 
+@pytest.mark.slow
 def test_malformed_requests_are_refused_and_the_server_goes_on(local):
     for signature, inputs, message in (
         ("sample", {"seed": SEEDS.astype(np.float32), "temperature": ONES}, "input 'seed' is float32[4]; give int64"),
