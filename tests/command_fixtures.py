@@ -1,9 +1,11 @@
 """Commands as a user types them, on a model of the digits that is small enough for a test."""
 
 import csv
+import fcntl
 import importlib.metadata
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -141,11 +143,32 @@ def commands():
     return sys.modules[__name__]
 
 
+def made_once(tmp_path_factory, name, make):
+    """A folder for all test processes that run side by side: the first that needs it fills it, with `make(folder)`."""
+    place = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives each process a folder of its own in the one of the run.
+    place = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "shared" / name
+    place.parent.mkdir(exist_ok=True)
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        whole = place.with_suffix(".whole")
+        if not whole.exists():
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            make(place)
+            whole.touch()
+    return place
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """The run folder of a tiny training that was not interrupted, and what it printed."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    return workdir, output_of(tiny_training(workdir))
+    """The run folder of a tiny training that was not interrupted, and what it printed; not to be changed."""
+
+    def train(folder):
+        (folder / "output").write_text(output_of(tiny_training(folder / "whole")))
+
+    folder = made_once(tmp_path_factory, "runs", train)
+    return folder / "whole", (folder / "output").read_text()
 
 
 @pytest.fixture(scope="session")

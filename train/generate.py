@@ -84,7 +84,7 @@ def reconstruct(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
     drawing = kept, _temperature(config), FLAGS.seed, FLAGS.mean
     originals, names, words = _images(config, 40, place.kind == FOLDER)
     made = reconstruct_images(load().model, originals, *drawing, _progress(len(originals)))
-    which = "" if kept == groups else f"those of the upper {kept} of {groups} groups, the others drawn"
+    which = "" if kept == groups else f" of the top {kept} of {groups} groups; the others are drawn from the prior"
 
     def draw(figures, about):
         about = about if which else about._replace(temperature=None)
@@ -137,7 +137,7 @@ def vary(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     drawing = kept, count, _temperature(config), FLAGS.seed, FLAGS.mean
     originals, names, words = _images(config, 8, place.kind == FOLDER)
     made = vary_images(load().model, originals, *drawing, _progress(len(originals) * count))
-    text = f"The other groups, of {groups}, have the original's latents; group 0 is the coarsest."
+    text = f"The rest of the {groups} groups have the original's latents; group 0 is the coarsest."
 
     def draw(figures, about):
         return figures.variants(originals, made, f"variants: {figures.redrawn(kept, groups)}", text, about)
@@ -393,7 +393,9 @@ def _write(run: Any, place: OutputPlace, images: np.ndarray, names: Sequence[str
 
     temperature = parse_temperature(FLAGS.temperature) if "temperature" in FLAGS else None
     model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
-    figure = draw(figures, figures.Provenance(model, run.step, temperature, FLAGS.seed, sha256, _COMMAND))
+    is_of_data = "split" in FLAGS and not ("input" in FLAGS and FLAGS.input)
+    images = f"{FLAGS.split} images" if is_of_data else None
+    figure = draw(figures, figures.Provenance(model, run.step, temperature, FLAGS.seed, sha256, _COMMAND, images))
     figures.save_figure(figure, place.path, FLAGS.raw)
 
 

@@ -210,12 +210,12 @@ def _latent_figures(task: EvaluationTask, likelihood: Likelihood) -> list[pathli
     plan, folder, split = task.trained.model.plan, task.folder.evaluation, task.split
     kept, rows = rows_sharing_groups(task.trained.model, _COLUMNS, task.seed)
     model = task.folder.path.absolute().name
-    about = figures.Provenance(model, task.trained.step, None, task.seed, task.checkpoint_sha256)
-    shapes, at_one = plan.latent_shapes(), about._replace(temperature=1.0)
+    of_samples = figures.Provenance(model, task.trained.step, 1.0, task.seed, task.checkpoint_sha256)
+    about, shapes = of_samples._replace(temperature=None, images=f"{split} images"), plan.latent_shapes()
     drawn = {
         folder / f"kl_per_group-{split}.png": figures.kl_per_group(likelihood.kl_per_group_nats, shapes, about),
         folder / f"kl_per_channel-{split}.png": figures.kl_per_channel(likelihood.kl_per_channel_nats, shapes, about),
-        folder / "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, at_one),
+        folder / "samples_with_shared_groups.png": figures.group_decisions(rows, kept, plan.num_groups, of_samples),
     }
     for file, figure in drawn.items():
         figures.save_figure(figure, file)

@@ -49,6 +49,7 @@ class Provenance(NamedTuple):
     seed: int | None = None
     checkpoint_sha256: str | None = None
     command: str | None = None
+    images: str | None = None  # where the originals, or what was measured, come from: "test images"
 
     def metadata(self) -> dict[str, str]:
         """The entries of a PNG file's metadata."""
@@ -58,10 +59,10 @@ class Provenance(NamedTuple):
         return {name: str(value) for name, value in values.items() if value is not None}
 
     def caption(self) -> str:
-        """`digits, step 1,000, temperature 0.7, seed 1`."""
+        """`digits, step 1,000, temperature 0.7, seed 1, test images`."""
         values = self.metadata() | ({} if self.step is None else {"step": f"{self.step:,}"})
         parts = [f"{name} {values[name]}" for name in ("step", "temperature", "seed") if name in values]
-        return ", ".join([self.model, *parts])
+        return ", ".join([self.model, *parts, *filter(None, [self.images])])
 
 
 class _Row(NamedTuple):
@@ -89,13 +90,13 @@ def data_images(train: Array, test: Array, about: Provenance, columns: int = 10,
 def reconstructions(
     originals: Array, made: Array, about: Provenance, kept: str = "", columns: int = 10, width: int = 1000
 ) -> Figure:
-    """Originals, each above its reconstruction, at most so many per row; `kept` says of which groups, if not of all."""
+    """Originals, each above its reconstruction, so many per row at most; `kept` says which latents, if not all."""
     columns = min(columns, _columns_of(originals, width))
     rows = []
     for first in range(0, len(originals), columns):
         rows.append(_Row("original", originals[first : first + columns], starts_part=True))
         rows.append(_Row("reconstruction", made[first : first + columns]))
-    text = f"Below each original: what the model makes of its latents{kept and f', {kept}'}."
+    text = f"Below each original: what the model decodes from its latents{kept}."
     return _image_figure("Originals and reconstructions", text, rows, about, width)
 
 
@@ -104,7 +105,7 @@ def nearest(drawn: Array, found: Array, distances: Array, part: str, about: Prov
     of_samples = zip(drawn, found, distances, strict=True)
     rows = [_Row("", [one, *images], ["", *map("{:.3f}".format, numbers)]) for one, images, numbers in of_samples]
     blocks = [("sample", 1), (f"most similar {part} images, the nearest first", found.shape[1])]
-    text = "Below each: its mean squared difference from the sample, per pixel value in [0, 1]. 0 would be a copy."
+    text = "Below each of these: its mean squared difference from the sample; pixels are in [0, 1], and a copy has 0."
     return _image_figure(f"Samples and the {part} images most like them", text, rows, about, width, blocks)
 
 
@@ -114,7 +115,7 @@ def interpolation(originals: Array, path: Array, steps: int, about: Provenance, 
     pairs = zip(originals[:-1], originals[1:], range(0, len(path) - 1, steps), strict=True)
     rows = [_Row("", [a, *path[i : i + steps + 1], b], notes) for a, b, i in pairs]
     blocks = [("original", 1), ("decoded from the latents between", steps + 1), ("original", 1)]
-    text = "Below each: its position on the way, from 0, the left original's latents, to 1, the right one's."
+    text = "Below each: its position between the latents of the left original (0) and those of the right one (1)."
     return _image_figure("From one image to another", text, rows, about, width, blocks)
 
 
@@ -122,8 +123,7 @@ def variants(
     originals: Array, made: Array, heading: str, text: str, about: Provenance, notes: Sequence[str] = (), width=1000
 ) -> Figure:
     """Each original beside variants of it `[originals, variants, ...]`, with a note below each variant."""
-    notes = ["", *notes] if notes else ()
-    rows = [_Row("", [original, *images], notes) for original, images in zip(originals, made, strict=True)]
+    rows = [_Row("", [one, *images], notes and ["", *notes]) for one, images in zip(originals, made, strict=True)]
     blocks = [("original", 1), (heading, made.shape[1])]
     return _image_figure("Variants of images", text, rows, about, width, blocks)
 
@@ -133,20 +133,20 @@ def group_decisions(
 ) -> Figure:
     """Samples `[rows, columns, ...]`; all of row i have the latents of its first in the upper `kept_groups[i]`."""
     rows = [_Row(redrawn(kept, num_groups), row) for kept, row in zip(kept_groups, images, strict=True)]
-    blocks = [("sample", 1), ("the same sample with some groups redrawn", images.shape[1] - 1)]
-    text = "What differs within a row is decided by the groups that its label names; group 0 is the coarsest."
+    blocks = [("sample", 1), ("the sample with the groups at the left redrawn", images.shape[1] - 1)]
+    text = "What differs within a row is decided by the groups that are redrawn; group 0 is the coarsest."
     return _image_figure("What the latent groups decide", text, rows, about, width, blocks)
 
 
 def training_strip(images: Array, steps: Sequence[int], about: Provenance, width: int = 1000) -> Figure:
     """Samples `[steps, columns, ...]` of the same noise after several steps of the training."""
     rows = [_Row(f"step {step:,}", row) for step, row in zip(steps, images, strict=True)]
-    return _image_figure("Samples during training", "Images of a column have the same noise.", rows, about, width)
+    return _image_figure("Samples during training", "A column has the same noise at every step.", rows, about, width)
 
 
 def kl_per_group(kl_nats: Array, latent_shapes: Shapes, about: Provenance, width: int = 1000) -> Figure:
     """Bars of the KL of each latent group, in nats per image, with a color for each scale."""
-    title = "KL of each latent group: how much it says of an image"
+    title = "KL of each latent group: how much it says about an image"
     figure, axes, size = _chart(title, about, width, 9 + 1.5 * len(kl_nats))
     scales = sorted({shape[:2] for shape in latent_shapes})
     colors = [LINES[scales.index(shape[:2]) % len(LINES)] for shape in latent_shapes]
@@ -176,7 +176,7 @@ def kl_per_channel(kl_nats: Array, latent_shapes: Shapes, about: Provenance, wid
     axes.set_xticks(shown - 0.5, map(str, shown))
     axes.tick_params(length=0)
     axes.set_xlabel("channels of a group, the largest KL first")
-    axes.set_title(f"beside a group: its active channels, of {channels}", loc="left", fontsize=size, color=FAINT)
+    axes.set_title(f"at the left: active channels of a group, of {channels}", loc="left", fontsize=size, color=FAINT)
     axes.invert_yaxis()
     bar = figure.colorbar(mesh, orientation="horizontal", aspect=40, pad=0.5 / groups, format="{x:,g}")
     _style(bar.ax, size)

@@ -74,9 +74,8 @@ def report_of_run(
     if trained:
         _draw_images(draw, trained, about, data_path)
     which = "" if checkpoint == "latest" else f" --checkpoint={checkpoint}"
-    shown = {"facts": facts, "trained": trained, "about": about, "drawn": drawn}
+    shown = {"facts": facts, "trained": trained, "about": about, "drawn": drawn, "time": seconds and duration(seconds)}
     shown |= {"preset": run_facts.nearest_preset(config), "settings": config_to_dict(config), "missing": missing}
-    shown["time"] = seconds and duration(seconds)
     shown["is_damaged"] = facts.test_evaluation is None and folder.evaluation_file().exists()
     shown["command"] = f"--workdir={shlex.quote(str(folder.path))} --metrics=elbo,iw,latents{which}"
     return _TEMPLATES.get_template("page.html").render(shown), missing
@@ -134,6 +133,7 @@ def _draw_charts(
     with contextlib.suppress(*run_facts.UNREADABLE):
         metrics, shapes = facts.test_evaluation.metrics, plan.latent_shapes()
         about = figures.Provenance(name, metrics["step"], None, metrics["seed"], metrics["checkpoint_sha256"])
+        about = about._replace(images="test images")
         per_group, per_channel = metrics["kl_per_group_nats"], np.array(metrics["latents"]["kl_per_channel_nats"])
         if per_channel.shape == (len(shapes), shapes[0][2]) and len(per_group) == len(shapes):
             kl = {figures.kl_per_group: per_group, figures.kl_per_channel: per_channel}
@@ -163,7 +163,8 @@ def _draw_charts(
 def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> None:
     """Draws what needs the model, as `_draw_charts` does."""
     model, config, seed = trained.model, trained.config, about.seed
-    at_one, shape = about._replace(temperature=1.0), (config.model.image_height, config.model.image_width)
+    at_one, of_test = about._replace(temperature=1.0), about._replace(images="test images")
+    shape = config.model.image_height, config.model.image_width
 
     def samples(temperature: float, width: int) -> Figure:
         images = sampling.generate_images(model, _FEW if min(shape) >= _LARGE_FROM else _MANY, temperature, seed)
@@ -176,11 +177,11 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
 
     def reconstructions(width: int) -> Figure:
         made = sampling.reconstruct_images(model, originals(), seed=seed)
-        return figures.reconstructions(originals(), made, about, width=width)
+        return figures.reconstructions(originals(), made, of_test, width=width)
 
     def interpolation(width: int) -> Figure:
         path = sampling.interpolate_images(model, originals()[:4], _STEPS, seed=seed)
-        return figures.interpolation(originals()[:4], path, _STEPS, about, width)
+        return figures.interpolation(originals()[:4], path, _STEPS, of_test, width)
 
     def nearest(width: int) -> Figure:
         spec = spec_to_read(config, data_path)

@@ -123,8 +123,9 @@ def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made, tmp
     assert stored["distances"][0] == sorted(stored["distances"][0])
 
 
-def test_a_bare_grid_is_a_png_file(refused, finished_run, tmp_path):
-    flags = [f"--workdir={finished_run[0]}", "--raw", f"--output={tmp_path}/x.svg"]
+def test_a_bare_grid_is_a_png_file(refused, tmp_path):
+    (tmp_path / "config.json").touch()
+    flags = [f"--workdir={tmp_path}", "--raw", f"--output={tmp_path}/x.svg"]
     assert "a bare grid is a .png file" in refused("train.generate", *flags)
 
 

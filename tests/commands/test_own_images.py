@@ -65,14 +65,14 @@ def test_a_training_step_and_back_to_pictures(kind, shape, tmp_path):
 
 def command(name, folder, **settings):
     flags = config_flags({**MODEL, "train.batch_size": BATCH_SIZE, "data.path": folder, **settings})
-    return ["-m", name, "--config=configs/own_images.py", *flags]
+    return [name, "--config=configs/own_images.py", *flags]
 
 
-def test_inspect_data_prints_counts_and_writes_a_picture(commands, tmp_path):
+def test_inspect_data_prints_counts_and_writes_a_picture(done, tmp_path):
     write_pictures(tmp_path / "images", channels=3)
     output = tmp_path / "look.png"
     flags = [f"--output={output}", "--seconds=0.1", "--count=9"]
-    printed = commands.output_of([*command("train.inspect_data", tmp_path / "images"), *flags])
+    printed = done(*command("train.inspect_data", tmp_path / "images"), *flags)
     for text in (
         f"own_images, from folder {tmp_path / 'images'}",
         "7 x 10 (height x width), 3 channels, 8 bits",
@@ -84,7 +84,7 @@ def test_inspect_data_prints_counts_and_writes_a_picture(commands, tmp_path):
         assert text in printed
     shown = read_images(output, 10, 10)
     assert shown.shape == (10, 7, 10, 3) and "nvae-inspect-data" in Image.open(output).info["command"]
-    commands.output_of([*command("train.inspect_data", tmp_path / "images"), *flags, "--raw", "--overwrite"])
+    done(*command("train.inspect_data", tmp_path / "images"), *flags, "--raw", "--overwrite")
     # Nine columns and two rows, enlarged until the shorter side is 70 pixels, with gaps of 6.
     with Image.open(output) as picture:
         assert picture.size == (9 * 100 + 8 * 6, 2 * 70 + 6)
@@ -101,11 +101,11 @@ def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(commands, tmp_p
     bad = folder / "train" / f"{int(numbers[0]):02d}.png"
     bad.write_bytes(damaged_in_the_middle(bad.read_bytes()))
     settings = {"train.steps": 12, "train.seed": 0, "data.num_bits": 1}
-    line = commands.refused_process([*command("train.main", folder, **settings), f"--workdir={workdir}"])
+    line = commands.refused_process(["-m", *command("train.main", folder, **settings), f"--workdir={workdir}"])
     assert line.startswith(f"error: {bad}: a damaged or cut-off PNG file")
     assert (workdir / "checkpoints" / f"step-{met_at_step}.index").is_file()
     settings["data.on_bad_file"] = "skip"
-    printed = commands.output_of([*command("train.main", folder, **settings), f"--workdir={workdir}"])
+    printed = commands.output_of(["-m", *command("train.main", folder, **settings), f"--workdir={workdir}"])
     assert f"Skipped 1 of 32 pictures of the train part of {folder}:\n    {bad}: a damaged" in printed
     assert f", from step {met_at_step} on" in printed and "has all its 12 steps" in printed
     assert (workdir / "checkpoints" / "step-12.index").is_file()

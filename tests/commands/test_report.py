@@ -99,16 +99,15 @@ def run(finished_run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page_file(commands, run):
-    process = commands.run(["-m", "train.report", f"--workdir={run}"])
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines()[-1] == f"written to {run / 'report.html'}" and not process.stderr
-    return run / "report.html"
+def text(run):
+    text, missing = report_of_run(run, "latest", 1, None, StatusLine())
+    assert missing == []
+    return text
 
 
 @pytest.fixture(scope="module")
-def page(page_file):
-    return Page(page_file.read_text(encoding="utf-8"))
+def page(text):
+    return Page(text)
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +115,12 @@ def trained(run):
     return load_run(run)
 
 
-def test_the_page_needs_nothing_from_outside(page, page_file):
+def test_the_page_needs_nothing_from_outside(page, text):
     assert "script" not in {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
         for name in ("src", "href", "xlink:href"):
             assert attributes.get(name, "#").startswith(("data:", "#"))
-    without_images = re.sub(r"base64,[\w+/=\s]+", "", page_file.read_text(encoding="utf-8"))
+    without_images = re.sub(r"base64,[\w+/=\s]+", "", text)
     assert not re.search(r"https?:|url\([^#]|@import", without_images)
     keys = {attributes["id"] for tag, attributes in page.tags if tag == "section"}
     assert {f"#{key}" for key in keys} == {a["href"] for tag, a in page.tags if tag == "a"} and len(keys) == 8
@@ -162,7 +161,7 @@ def test_images_are_those_of_the_model(page, trained):
     for figure in expected:
         canvas = np.asarray(figure.axes[0].images[0].get_array()).astype(int)
         width = canvas.shape[1]
-        # Below stands the caption, of another length; another thread count of another process may round another way.
+        # Below stands the caption, of another length.
         images = [image for image in found if image.shape[1] == width]
         assert any(np.abs(image[: len(canvas)] - canvas[: len(image)]).max() <= 1 for image in images)
     # Besides: interpolation, neighbors, groups, samples during training, and the colors of a scale.
@@ -222,7 +221,15 @@ def test_an_evaluation_of_another_checkpoint_or_a_damaged_one(run, tmp_path):
             assert "nvae-evaluate" in page.text and "--checkpoint=best" in page.text
 
 
-def test_runs_are_compared(commands, refused, run, tmp_path):
+def test_the_command_writes_a_page_also_of_a_run_without_a_checkpoint(done, run, tmp_path):
+    shutil.copy(run / "config.json", tmp_path)
+    *_, missing, written = done("train.report", f"--workdir={tmp_path}").splitlines()
+    assert missing.startswith(f"not on the page: images of the model: {tmp_path}: no checkpoint")
+    assert written == f"written to {tmp_path / 'report.html'}"
+    assert Page((tmp_path / "report.html").read_text(encoding="utf-8")).text.startswith("NVAE run: <b onload")
+
+
+def test_runs_are_compared(done, refused, run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run, other)
     config = json.loads((other / "config.json").read_text())
@@ -230,8 +237,7 @@ def test_runs_are_compared(commands, refused, run, tmp_path):
     (other / "config.json").write_text(json.dumps(config))
     (other / "evaluation.json").unlink()
     output = tmp_path / "comparison.html"
-    process = commands.run(["-m", "train.report", run, other, f"--output={output}"])
-    assert process.returncode == 0, process.stderr
+    assert done("train.report", run, other, f"--output={output}").splitlines()[-1] == f"written to {output}"
     page = Page(output.read_text(encoding="utf-8"))
     assert re.search(r"setting \S+ \S+ optimizer.learning_rate 0.03 0.25", page.text)
     assert "importance-weighted, 5 samples" in page.text and "not evaluated" in page.text
@@ -248,9 +254,9 @@ def test_a_missing_extra_is_one_line(monkeypatch):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; scripts/install_chromium.sh does it")
 @pytest.mark.parametrize(("width", "scheme"), [(500, "light"), (1600, "dark")])
-def test_a_browser_shows_the_page(page_file, page, tmp_path, width, scheme):
+def test_a_browser_shows_the_page(text, page, tmp_path, width, scheme):
     copy, screenshot = tmp_path / "copy.html", tmp_path / "page.png"
-    text = page_file.read_text(encoding="utf-8").replace("</head>", f"{PROBE}</head>")
+    text = text.replace("</head>", f"{PROBE}</head>")
     # The browser says of images in HTML whether it could read them, not of those in SVG.
     sources = [attributes["xlink:href"] for tag, attributes in page.tags if tag == "image"]
     copies = "".join(f'<img hidden alt="" src="{source}">' for source in sources)

@@ -1,15 +1,12 @@
 import json
 import pathlib
-import shutil
 import signal
 
-import numpy as np
 import pytest
 
 from nvae_tf.published.places import check_import_places, check_new_file, check_output_is_free, new_run_folder
 from nvae_tf.training.checkpoints import CheckpointNotWritten
 from tests import FIXTURES
-from tests.command_fixtures import TINY, assert_same_tensors, config_flags, metrics_rows
 
 FIXTURE = FIXTURES / "normal_decoder_tiny.pt"
 IMPORT, EXPORT = "export.import_torch_checkpoint", "export.export_torch_checkpoint"
@@ -116,30 +113,3 @@ def test_a_killed_import_leaves_no_run_folder(commands, done, tmp_path):
     assert not list(left.rglob("config.json"))
     done(IMPORT, f"--checkpoint={FIXTURE}", f"--output={tmp_path / 'run'}")
     assert (tmp_path / "run" / "config.json").is_file()
-
-
-SMALL = TINY | {"model.num_groups_per_scale": 2, "model.num_mixtures": 2, "model.num_flows": 1}
-SMALL |= dict.fromkeys(("model.num_preprocess_blocks", "model.num_postprocess_blocks"), 1)
-SMALL |= {"optimizer.warmup_epochs": 0.25, "train.batch_size": 4, "train.steps": 6, "train.keep_checkpoints": 3}
-SMALL |= {f"train.{what}_every_steps": steps for what, steps in (("checkpoint", 3), ("evaluate", 6), ("log", 2))}
-
-
-@pytest.mark.slow
-@pytest.mark.torch
-def test_training_goes_on_after_both_as_if_nothing_had_been(commands, done, tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, [40, 32, 32, 3], dtype=np.uint8)
-    np.save(tmp_path / "images.npy", images)
-    whole, half, back = tmp_path / "whole", tmp_path / "half", tmp_path / "back"
-    flags = config_flags(SMALL | {"data.path": tmp_path / "images.npy"})
-    commands.output_of(["-m", "train.main", "--config=configs/own_images.py", f"--workdir={whole}", *flags])
-    shutil.copytree(whole, half)
-    for file in (half / "checkpoints").rglob("step-6.*"):
-        file.unlink()
-    done(EXPORT, f"--workdir={half}", f"--output={tmp_path / 'x.pt'}")
-    printed = done(IMPORT, f"--checkpoint={tmp_path / 'x.pt'}", f"--output={back}")
-    assert "step 3, with the optimizer's state" in printed
-    command = ["-m", "train.main", f"--config={back}/config.py", f"--workdir={back}"]
-    assert ", from step 3 on" in commands.output_of(command)
-    assert_same_tensors(whole, back, 6)
-    last = [metrics_rows(folder)[-1] | {"images_per_second": 0.0} for folder in (whole, back)]
-    assert last[0] == last[1]

@@ -64,7 +64,7 @@ def test_the_commands_work_in_a_folder_with_names_like_ours(bin_folder, tmp_path
     (tmp_path / "train.py").write_text("raise AssertionError('a file of the user was imported')\n")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "digits.py").write_text("raise AssertionError('a file of the user was imported')\n")
-    settings = config_flags(TINY | {"train.steps": 20})
+    settings = config_flags(TINY | {"train.steps": 20, "model.num_latent_scales": 1})
 
     def nvae(command, *arguments):
         return run(bin_folder / f"nvae-{command}", *arguments, cwd=tmp_path)

@@ -14,7 +14,9 @@ ONE_SCALE = dict(num_latent_scales=1, **PLAIN)
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["mnist_tiny", "cifar10_tiny", "celeba64_tiny", "normal_decoder_tiny"])
+@pytest.mark.parametrize(
+    "name", ["mnist_tiny", "cifar10_tiny", "normal_decoder_tiny", pytest.param("celeba64_tiny", marks=pytest.mark.slow)]
+)
 def test_the_order_of_the_recorded_files(name, published):
     """With all entries that carry nothing: optimizers count parameters by it."""
     settings, _ = published.recorded(name)

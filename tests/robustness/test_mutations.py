@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import FIXTURES
-from tests.command_fixtures import TINY, config_flags, output_of, run, started
+from tests.command_fixtures import TINY, config_flags, output_of, started
 from tests.data.picture_factory import encoded, idx, png, random_pixels, write_files
 from tests.robustness import mutations
 from tests.robustness.worker import GIGABYTES, SECONDS
@@ -23,7 +23,8 @@ COUNT = 300
 BY_COMMAND = 3
 WORKERS = 2
 TRAINING = TINY | {f"train.{name}_every_steps": 2 for name in ("checkpoint", "evaluate", "log")}
-TRAINING |= {"train.steps": 4, "train.keep_best": True}
+# Each variable is read thrice of each mutant: of the network there is as little as can be.
+TRAINING |= {"train.steps": 4, "train.keep_best": True, "model.num_latent_scales": 1, "model.squeeze_excite": False}
 
 
 @pytest.fixture(scope="module")
@@ -161,20 +162,14 @@ def try_all(kind, bases, folder, log):
 
 
 @pytest.mark.parametrize("kind", COMMANDS)
-def test_right_numbers_or_one_line(bases, kind, tmp_path):
+def test_right_numbers_or_one_line(bases, kind, refused, tmp_path):
     with open(tmp_path / "log", "w") as log:
-        wrong, refused = try_all(kind, bases, tmp_path, log)
+        wrong, unread = try_all(kind, bases, tmp_path, log)
     assert not wrong, "\n".join(wrong)
-
-    def refuse(seed):
+    for seed in unread[:: len(unread) // BY_COMMAND][:BY_COMMAND]:
         place, canary = tmp_path / str(seed), tmp_path / f"canary-{seed}"
         place.mkdir()
         path = getattr(mutations, kind)(bases / kind, place, seed, canary).path
         before = sorted(place.iterdir())
-        done = run(["-m", *(part.format(path=path, folder=place) for part in COMMANDS[kind])])
-        assert done.returncode == 2, f"seed {seed}: {done.stderr}"
-        assert len(done.stderr.splitlines()) == 1 and str(path) in done.stderr, f"seed {seed}: {done.stderr}"
+        assert str(path) in refused(*(part.format(path=path, folder=place) for part in COMMANDS[kind])), f"seed {seed}"
         assert sorted(place.iterdir()) == before and not canary.exists(), f"seed {seed}"
-
-    with concurrent.futures.ThreadPoolExecutor(WORKERS) as threads:
-        list(threads.map(refuse, refused[:: len(refused) // BY_COMMAND][:BY_COMMAND]))

@@ -9,6 +9,7 @@ from export import run_saved_model
 from nvae_tf.config import ModelConfig
 from nvae_tf.models import NVAE
 from nvae_tf.serving.saved_model import Origin, export_saved_model
+from tests.command_fixtures import made_once
 from tests.serving.model_servers import CLIENTS, REAL_SERVER, local_servers, real_servers, save_texts, served
 from tests.tiny_model import shaken
 
@@ -34,8 +35,10 @@ def model():
 
 @pytest.fixture(scope="session")
 def folder(model, tmp_path_factory):
-    place = tmp_path_factory.mktemp("models") / "tiny" / "all"
-    return export_saved_model(model, place, 3, origin=Origin({"step": 1200}, {"nelbo_nats": 3.5})).folder
+    def export(folder):
+        export_saved_model(model, folder / "tiny" / "all", 3, origin=Origin({"step": 1200}, {"nelbo_nats": 3.5}))
+
+    return made_once(tmp_path_factory, "models", export) / "tiny" / "all" / "3"
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,9 @@ def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(run, tmp_pa
     monkeypatch.setattr(saved_model, "origin_of", lambda run, workdir: saved_model.Origin({"step": run.step}))
 
     def export(*given):
-        calls.append(given)
+        *others, report = given
+        calls.append(others)
+        report.progress("writing", 0.6)
         return saved_model.Exported(given[1] / "4", 0.004)
 
     monkeypatch.setattr(saved_model, "export_saved_model", export)
@@ -42,8 +44,9 @@ def test_the_model_of_the_run_becomes_the_version_that_was_asked_for(run, tmp_pa
     ):
         printed = done("export.export_saved_model", *places, "--version=4", *flags)
         assert run.pop() == (tmp_path / "run", checkpoint)
-        assert calls.pop()[1:] == (tmp_path / "models", 4, weights, saved_model.Origin({"step": 12}))
+        assert calls.pop()[1:] == [tmp_path / "models", 4, weights, saved_model.Origin({"step": 12})]
         assert str(tmp_path / "models" / "4") in printed and ", step 12," in printed and words in printed
+        assert "\nwriting\n" in printed
 
 
 def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):

@@ -61,10 +61,11 @@ def flat(latents):
     return np.concatenate([np.reshape(latent, [len(latent), -1]) for latent in latents], axis=1)
 
 
-SLOW = [pytest.param("flows", name, marks=pytest.mark.slow) for name in ("encode", "sample", "reconstruct")]
+NAMES = ("decode", "encode", "sample", "reconstruct")
+WITH_FLOWS = [pytest.param("flows", name, marks=pytest.mark.slow) for name in NAMES]
 
 
-@pytest.mark.parametrize(("kind", "name"), [("flows", "decode"), *SLOW, ("vanilla", "encode")])
+@pytest.mark.parametrize(("kind", "name"), [*WITH_FLOWS, ("vanilla", "encode")])
 def test_a_device_computes_what_the_models_own_methods_give(request, float32, kind, name):
     model = request.getfixturevalue({"flows": "model", "vanilla": "vanilla_model"}[kind])
     images, latents = images_of(model), model.encode(images_of(model), seed=SEED)

@@ -165,8 +165,9 @@ def test_with_scales_recomputation_averages_and_flows_too(commands, tmp_path):
 @pytest.mark.slow
 def test_accumulation_on_two_replicas(commands, tmp_path):
     # Each microbatch has its own batch statistics: those of two replicas are not those of one device.
-    alone = finished(commands, tmp_path / "one", train__accumulate_steps=2)
-    both = finished(commands, tmp_path / "two", train__accumulate_steps=2, **ON_TWO_REPLICAS)
+    changes = dict(train__accumulate_steps=2, model__num_latent_scales=1, model__num_groups_per_scale=2)
+    alone = finished(commands, tmp_path / "one", **changes)
+    both = finished(commands, tmp_path / "two", **changes | ON_TWO_REPLICAS)
     found = tensors(alone, 5), tensors(both, 5)
     assert set(found[0]) == set(found[1])
     losses = [values["metrics/loss/0/.ATTRIBUTES/VARIABLE_VALUE"] for values in found]
@@ -218,7 +219,7 @@ def test_a_worker_that_ends_before_the_first_step_is_one_line(commands, tmp_path
 def test_two_workers_killed_twice_end_as_if_nothing_had_happened(commands, tmp_path):
     """SIGKILL at a random moment, to one worker or the other: bit for bit the run that was not touched."""
     settings = SETTINGS | {"train__steps": 60, "train__batch_size": 8, "train__deterministic": True}
-    settings["train__checkpoint_every_steps"] = 5
+    settings |= {"train__checkpoint_every_steps": 5, "model__num_latent_scales": 1, "model__num_groups_per_scale": 2}
     whole = launched(commands.tiny_training(tmp_path / "whole", **settings))
     output, _ = whole.communicate(timeout=600)
     assert whole.returncode == 0, output

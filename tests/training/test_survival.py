@@ -10,6 +10,8 @@ from tests.command_fixtures import assert_same_tensors, saved_steps
 
 SETTINGS = dict(train__steps=40, train__batch_size=16, optimizer__ema_momentum=0.9, train__log_every_steps=6)
 SETTINGS |= dict(train__evaluate_every_steps=15, train__sample_every_steps=1000)
+# A network of two scales takes each of the processes twice the time.
+SETTINGS |= dict(model__num_latent_scales=1, model__num_groups_per_scale=2)
 
 
 def training(commands, workdir, **changes):
