@@ -53,7 +53,7 @@ class Provenance(NamedTuple):
 
     def metadata(self) -> dict[str, str]:
         """The entries of a PNG file's metadata."""
-        values = self._asdict()
+        values = self._asdict() | {"images": None, "data": self.images}  # a file's "images" are places of images
         if self.temperature is not None:
             values["temperature"] = ", ".join(map("{:g}".format, np.atleast_1d(self.temperature)))
         return {name: str(value) for name, value in values.items() if value is not None}

@@ -126,7 +126,7 @@ def test_texts_are_there_and_do_not_overlap(name, width, monkeypatch):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_images_are_exact_and_missing_ones_blank(width, tmp_path):
     shown = images(7)
-    figure = figures.samples(shown, ABOUT, columns=3, width=width)
+    figure = figures.samples(shown, ABOUT._replace(images="test images"), columns=3, width=width)
     found = pixels(figure)
     # The gray frames show where the images are.
     frame = (found == figures._FRAME[:3]).all(axis=2)
@@ -135,6 +135,7 @@ def test_images_are_exact_and_missing_ones_blank(width, tmp_path):
     scale = (columns[1] - columns[0] - 1) // 10
     assert len(tops) == len(lefts) == 3 and scale >= 1 and columns[1] - columns[0] - 1 == 10 * scale
     figures.save_figure(figure, tmp_path / "samples.png")
+    assert Image.open(tmp_path / "samples.png").info["data"] == "test images"
     np.testing.assert_array_equal(read_images(tmp_path / "samples.png", 10, 3), shown)
     enlarged = shown.repeat(scale, axis=1).repeat(scale, axis=2)
     for image, (top, left) in zip(enlarged, itertools.product(tops + 1, lefts + 1), strict=False):
