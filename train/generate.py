@@ -452,7 +452,7 @@ def _define_flags(mode: str) -> None:
     drawing = ("sample", "reconstruct", "vary", "decode", "nearest")
     of_figures, temperatures = (*drawing, "interpolate", "direction"), dict.fromkeys(drawing, "1.0")
     images, some = "images of the data set", "Picture files: a file, a folder with all in it, or several with commas."
-    positive, negative = (f"{some} Those that {verb} what the direction adds." for verb in ("have", "lack"))
+    positive, negative = (f"{some} Those that {verb} what the direction adds" for verb in ("have", "lack"))
     resize = "How picture files are brought to the model's size; if not given, as in training."
     convert = "Convert picture files that have other channels; if not given, as in training."
     count = f"Number of {images}; if not given, reconstruct takes 40, vary and direction 8, encode all."

@@ -129,8 +129,7 @@ def variants(
     originals: Array, made: Array, heading: str, text: str, about: Provenance, notes: Sequence[str] = (), width=1000
 ) -> Figure:
     """Each original beside variants of it `[originals, variants, ...]`, with a note below each variant."""
-    notes = ["", *notes] if notes else ()
-    rows = [_Row("", [original, *images], notes) for original, images in zip(originals, made, strict=True)]
+    rows = [_Row("", [one, *images], notes and ["", *notes]) for one, images in zip(originals, made, strict=True)]
     blocks = [("original", 1), (heading, made.shape[1])]
     return _image_figure("Variants of images", text, rows, about, width, blocks)
 
