@@ -35,6 +35,9 @@ def __getattr__(name: str):
         raise AttributeError(f"module 'nvae_tf' has no attribute {name!r}; it has {', '.join(__all__)}")
     if _PLACES[name] != "nvae_tf.config" and "tensorflow" not in sys.modules:
         importlib.import_module("nvae_tf.errors").start_tensorflow_quietly()
+    if _PLACES[name] != "nvae_tf.config":
+        # Registers the model with Keras.
+        importlib.import_module("nvae_tf.models")
     return getattr(importlib.import_module(_PLACES[name]), name)
 
 

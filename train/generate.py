@@ -163,10 +163,10 @@ def direction(config: ExperimentConfig, load: Callable, place: OutputPlace) -> s
 
     strengths = _strengths()
     negative, positive = (_pictures(config, FLAGS[name].value)[0] for name in _SIDES)
-    originals, _, names, words = _images(config, 8, place.kind == FOLDER)
+    originals, labels, names, words = _images(config, 8, place.kind == FOLDER)
     step = latent_direction(load().model, positive, negative)
     moving = strengths, FLAGS.seed, FLAGS.mean, _progress(len(originals) * len(strengths))
-    made = move_images(load().model, originals, step, *moving)
+    made = move_images(load().model, originals, step, *moving, labels)
     minus, plus = (", ".join(pathlib.Path(place).name for place in _places(FLAGS[name].value)) for name in _SIDES)
     text = f"Below each: how often the difference of the mean latents, {plus} minus {minus}, is added."
     notes = [f"{strength:g}" for strength in strengths]
@@ -193,7 +193,7 @@ def encode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
 
     images, labels, names, words = _images(config)
     latents = encode_images(load().model, images, FLAGS.seed, FLAGS.mean, _progress(len(images)), labels)
-    save_latents(place.path, latents, names)
+    save_latents(place.path, latents, names, labels)
     return f"latents of {words} in {len(latents)} groups"
 
 
@@ -210,10 +210,11 @@ def decode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     from nvae_tf.generation.sampling import generator_of
 
     kept, temperature = _kept_groups(config)[0], _temperature(config)
-    latents, names = load_latents(FLAGS.input, latent_plan(config.model))
+    latents, names, labels = load_latents(FLAGS.input, latent_plan(config.model))
     count = len(latents[0])
     names = names or [f"picture_{number:05d}" for number in range(count)]
-    drawing = temperature, FLAGS.seed, _progress(count), latents[:kept], _labels(config, count)
+    labels = _labels(config, count) if FLAGS.labels else labels
+    drawing = temperature, FLAGS.seed, _progress(count), latents[:kept], labels
     images = generator_of(load().model).generate(count, *drawing)
 
     def draw(figures, about):
@@ -388,7 +389,7 @@ def _labels(config: ExperimentConfig, count: int) -> np.ndarray | None:
     if not FLAGS.labels:
         return None
     for word in FLAGS.labels:
-        known = word.strip().isdecimal() and int(word) < config.model.num_classes
+        known = word.strip() == "-1" or (word.strip().isdecimal() and int(word) < config.model.num_classes)
         names = f"classes 0 to {config.model.num_classes - 1}" if config.model.num_classes else "no classes"
         check(known, f"--labels={','.join(FLAGS.labels)}: {word!r} is no class of this model, which has {names}")
     return np.resize(np.array(FLAGS.labels, np.int32), count)
@@ -457,7 +458,7 @@ def _define_flags(mode: str) -> None:
     convert = "Convert picture files that have other channels; if not given, as in training."
     count = f"Number of {images}; if not given, reconstruct takes 40, vary and direction 8, encode all."
     kept = "So many groups, from the top, keep their latents, and the others are drawn; 0 gives samples."
-    classes = "Classes of the images, for a conditional model: 3, or 0,1,2 in turn. Images of the data set have theirs."
+    classes = "Classes of a conditional model: 3, or 0,1,2 in turn; -1 is none. Images of the data set have theirs."
     each = "Folder for a PNG file of every image that was made, in the model's size, besides --output."
     # Each flag with its default in the modes that have it.
     for name, defaults, define, meaning in (
@@ -486,7 +487,7 @@ def _define_flags(mode: str) -> None:
             "guidance",
             {"sample": 1.0},
             flags.DEFINE_float,
-            "How far towards their classes; 0 for no class, 1 for plain.",
+            "How far the priors go towards the class: 1 as trained, 0 those of no class.",
         ),
         ("batch_norm_iterations", {"sample": 0}, from_0, command_line.BATCH_NORM_HELP),
         ("steps", {"interpolate": 10}, from_1, "Steps from one image to the next."),

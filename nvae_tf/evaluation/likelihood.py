@@ -127,13 +127,13 @@ class LikelihoodEvaluator:
         self, batch: Batch, seed: int, first: int, progress: Callable[[int], None] = lambda done: None
     ) -> dict[str, np.ndarray]:
         """The arrays for `Likelihood.joined` of a batch whose first image has this number; `progress` is its own."""
-        rows = batch if isinstance(batch, tuple) else (batch,)
+        rows = [tf.convert_to_tensor(row) for row in (batch if isinstance(batch, tuple) else (batch,))]
         size = rows[0].shape[0]
         check(size <= self._batch_size, f"a batch of {size} images is larger than batch_size = {self._batch_size}")
         missing = self._batch_size - size
         padded = [tf.pad(row, [(0, missing), *[(0, 0)] * (row.shape.rank - 1)]) for row in rows]
         images, *labels = divided(self._strategy, padded)
-        labels = labels[0] if self._model.config.num_classes else None
+        labels = labels[0] if labels and self._model.config.num_classes else None
         seeds = divided(self._strategy, image_seeds(seed, self._batch_size, first))
         reconstruction, kl = joined(self._strategy, self._elbo(images, seeds, labels))
         bounds, effective = tf.zeros([self._batch_size, 0]), tf.zeros([self._batch_size])

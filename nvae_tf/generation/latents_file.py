@@ -20,14 +20,23 @@ _GROUP = "group_{:02d}"
 
 
 class StoredLatents(NamedTuple):
-    """Latents, see `save_latents`, and the images' names `[count]`, None where the file has none."""
+    """Latents, see `save_latents`, and the images' names and classes `[count]`, None where the file has none."""
 
     latents: list[np.ndarray]
     names: list[str] | None
+    labels: np.ndarray | None = None
 
 
-def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: Sequence[str] | None = None) -> None:
-    """Writes latents as `encode_images` gives them, and names of the images, atomically; makes the folder."""
+def save_latents(
+    path: str | os.PathLike,
+    latents: Sequence[np.ndarray],
+    names: Sequence[str] | None = None,
+    labels: np.ndarray | None = None,
+) -> None:
+    """Writes latents as `encode_images` gives them, names of the images, and the classes by which they were encoded.
+
+    Atomically; makes the folder.
+    """
     latents = [np.asarray(latent, np.float32) for latent in latents]
     counts = {len(latent) for latent in latents} | ({len(names)} if names is not None else set())
     if not latents or len(counts) != 1 or any(latent.ndim != 4 for latent in latents):
@@ -39,6 +48,8 @@ def save_latents(path: str | os.PathLike, latents: Sequence[np.ndarray], names: 
     arrays = {_GROUP.format(index): latent for index, latent in enumerate(latents)}
     if names is not None:
         arrays["names"] = np.array(names, np.str_)
+    if labels is not None:
+        arrays["labels"] = np.array(labels, np.int32)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_arrays(path, {"about": np.array(json.dumps(about)), **arrays})
@@ -57,8 +68,9 @@ def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLat
         shapes = [tuple(shape) for shape in json.loads(str(entries["about"]))["latent_shapes"]]
         latents = [entries[_GROUP.format(index)] for index in range(len(shapes))]
         names = [str(name) for name in entries["names"]] if "names" in entries else None
-        counts = {len(part) for part in [*latents, *([names] if names is not None else [])]}
+        labels = entries.get("labels")
+        counts = {len(part) for part in (*latents, names, labels) if part is not None}
         fits = len(counts) == 1 and [latent.shape[1:] for latent in latents] == shapes
         check(fits, "its arrays do not fit each other")
     with wrap_read_errors(f"{path}: ", ""):
-        return StoredLatents([latent.numpy() for latent in check_latents(latents, plan)], names)
+        return StoredLatents([latent.numpy() for latent in check_latents(latents, plan)], names, labels)

@@ -135,7 +135,8 @@ class ImageGenerator:
             check(given == len(seeds), f"latents are of {given} images, but {len(seeds)} are asked for")
         temperatures = tf.constant(temperatures_of_groups(temperature, self._model.plan), tf.float32)
         if labels is None and not len(latents) and self._model.config.num_classes:
-            labels = np.arange(len(seeds)) % self._model.config.num_classes
+            # By the image's number, so that they do not depend on the batches.
+            labels = np.asarray(seeds)[:, 1] % self._model.config.num_classes
         labels = _checked(labels, len(seeds), self._model)
         check(guidance == 1.0 or bool(labels), f"guidance = {guidance}: it is towards a class; give labels too")
 
@@ -231,7 +232,7 @@ def vary_images(
     # All images' first variants, then all second ones: so more variants leave the earlier ones in their places.
     of_variants = tf.concat([seeds(number) for number in range(count)], axis=0)
     tiled = [np.tile(latent, (count, 1, 1, 1)) for latent in latents]
-    labels = None if labels is None else np.tile(labels, count)
+    labels = None if labels is None else np.tile(np.broadcast_to(labels, len(images)), count)
     variants = generator_of(model).from_seeds(of_variants, temperature, tiled, progress, labels)
     return variants.reshape(count, len(images), *variants.shape[1:]).swapaxes(0, 1)
 
@@ -323,6 +324,7 @@ def move_images(
     seed: int = 0,
     mean: bool = False,
     progress: Progress = None,
+    labels: Labels = None,
 ) -> np.ndarray:
     """Mean images of latents moved along a direction, see `latent_direction`: `z + strength * direction` in each group.
 
@@ -332,9 +334,10 @@ def move_images(
     """
     check_latents([step[np.newaxis] for step in direction], model.plan)
     check(len(strengths) > 0, "strengths are empty: give at least one")
-    pairs = zip(encode_images(model, images, seed, mean), direction, strict=True)
+    pairs = zip(encode_images(model, images, seed, mean, labels=labels), direction, strict=True)
     moved = [np.concatenate([z + np.float32(strength) * step for strength in strengths]) for z, step in pairs]
-    made = generator_of(model).generate(len(moved[0]), 1.0, seed, progress, moved)
+    labels = None if labels is None else np.tile(np.broadcast_to(labels, len(images)), len(strengths))
+    made = generator_of(model).generate(len(moved[0]), 1.0, seed, progress, moved, labels)
     return made.reshape(len(strengths), len(images), *made.shape[1:]).swapaxes(0, 1)
 
 

@@ -12,7 +12,8 @@ from nvae_tf.config import ModelConfig, check
 # Half precision has 1 + 1/1024 next to 1; one of 256 levels is 1/255.
 _RANGE_TOLERANCE = 1e-3
 _WRONG_RANGE = "images have values from {} to {}; they must be in [0, 1]: divide 8-bit values by 255"
-_ASSERTED = re.compile(r"assertion failed: \[(images have values .* by 255)\]")
+_WRONG_CLASSES = "labels go from {} to {}; the classes are 0 to {}, and -1 is none"
+_ASSERTED = re.compile(r"assertion failed: \[(images have values .* by 255|labels go from .* is none)\]")
 
 
 def frame(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
@@ -82,6 +83,19 @@ def assert_unit_range(images: tf.Tensor, nan_allowed: bool) -> tf.Operation | No
 
         def message() -> tf.Tensor:
             return tf.strings.format(_WRONG_RANGE, (tf.reduce_min(images), tf.reduce_max(images)))
+
+        return tf.raw_ops.Assert(condition=passes, data=[tf.cond(passes, lambda: tf.constant(""), message)])
+
+
+def assert_classes(labels: Any, num_classes: int) -> tf.Operation | None:
+    """Asserts that labels are numbers of classes or -1; where and how as `assert_unit_range`."""
+    with tf.device("CPU:0"):
+        labels = tf.cast(labels, tf.int32)
+        ends = tf.reduce_min(labels), tf.reduce_max(labels)
+        passes = (ends[0] >= -1) & (ends[1] < num_classes)
+
+        def message() -> tf.Tensor:
+            return tf.strings.format(_WRONG_CLASSES, (*ends, num_classes - 1))
 
         return tf.raw_ops.Assert(condition=passes, data=[tf.cond(passes, lambda: tf.constant(""), message)])
 

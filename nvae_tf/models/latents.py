@@ -119,7 +119,7 @@ class GuidedSource:
 
     noise: tf.Tensor
     temperature: float | tf.Tensor
-    guidance: float | tf.Tensor
+    guidance: float
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         of_halves = (tf.split(parameter, 2) for parameter in layers.prior(state))

@@ -23,7 +23,15 @@ from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization
 from nvae_tf.layers.convolution import DataDependentConvolution
 from nvae_tf.models import training_step
 from nvae_tf.models.bottom_up import BottomUp
-from nvae_tf.models.images import assert_unit_range, check_batch, check_images, frame, real_pixels, with_one_line_errors
+from nvae_tf.models.images import (
+    assert_classes,
+    assert_unit_range,
+    check_batch,
+    check_images,
+    frame,
+    real_pixels,
+    with_one_line_errors,
+)
 from nvae_tf.models.latents import (
     GivenSource,
     GuidedSource,
@@ -217,8 +225,8 @@ class NVAE(keras.Model):
 
     def call(self, images: tf.Tensor, training: bool = False, seed: int = 0, labels=None) -> tf.Tensor:
         """The mean of the reconstruction of images `[batch, height, width, channels]` in [0, 1]; itself in [0, 1]."""
-        forward = ForwardPass(training, labels=self._labels(labels, batch_size_of(images)))
         images = check_images(images, self.config)
+        forward = ForwardPass(training, labels=self._labels(labels, batch_size_of(images)))
         noise = noise_per_image(self.plan.latent_shapes(), image_seeds(seed, tf.shape(images)[0]))
         decoded = self.inference_pass(images, noise, forward)
         forward.commit()
@@ -231,24 +239,14 @@ class NVAE(keras.Model):
     # batch size the images go through the networks so many at a time, with a bar on a terminal.
 
     def infer(
-        self,
-        images: tf.Tensor,
-        seed: int = 0,
-        mean: bool = False,
-        labels=None,
-        batch_size: int | None = None,
-        kept_channels=None,
+        self, images: tf.Tensor, seed: int = 0, mean: bool = False, labels=None, batch_size: int | None = None
     ) -> tuple[InferredGroup, ...]:
-        """What the model infers of each group's latent from images, top group first, see `InferredGroup`.
-
-        Channels that are not in the mask `kept_channels`, if there is one, are at the prior's mean, see `encode`.
-        """
+        """What the model infers of each group's latent from images, top group first, see `InferredGroup`."""
         images = check_images(images, self.config)
         count = batch_size_of(images)
 
-        def inferred(images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None = None) -> tuple[InferredGroup, ...]:
-            noise_scale = 0.0 if mean else 1.0
-            return tuple(map(_inferred, self.encode_from_seeds(images, seeds, noise_scale, labels, kept_channels)))
+        def inferred(images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tuple[InferredGroup, ...]:
+            return tuple(map(_inferred, self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels)))
 
         return _in_batches(inferred, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
 
@@ -274,8 +272,14 @@ class NVAE(keras.Model):
         if active_only is True:
             kl = [tf.reduce_sum(group.kl, axis=(1, 2)) for group in self.infer(images, seed, mean, labels, batch_size)]
             kept = active_channels(tf.reduce_mean(kl, axis=1))
-        groups = self.infer(images, seed, mean, labels, batch_size, kept)
-        return latents_type(len(groups))._make(group.z for group in groups)
+        images = check_images(images, self.config)
+        count = batch_size_of(images)
+
+        def encoded(images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
+            latents = self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels, kept)
+            return latents_type(len(latents))._make(latent.z for latent in latents)
+
+        return _in_batches(encoded, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
 
     def encode_from_seeds(
         self, images: tf.Tensor, seeds: tf.Tensor, noise_scale=1.0, labels: tf.Tensor | None = None, kept_channels=None
@@ -292,7 +296,7 @@ class NVAE(keras.Model):
         labels=None,
         batch_size: int | None = None,
     ) -> tf.Tensor:
-        """Mean images `[batch, height, width, channels]` in [0, 1] from latents, a list as `encode` gives it.
+        """Mean images `[batch, height, width, channels]` in [0, 1] from latents, one a group, as `encode` gives them.
 
         With a temperature those of the top groups are enough, at least of one; the others are drawn from the prior, see
         `generate`. ValueError where the latents are of another architecture, or some are missing.
@@ -319,10 +323,11 @@ class NVAE(keras.Model):
 
         `temperature` multiplies the priors' sigma, see `temperatures_of_groups`: a number, or one a scale or group.
         Image i depends on the seed and i, not on `count`. `guidance` above 1 makes images more typical of their class,
-        for a model trained with `label_dropout` (see `GuidedSource`); 0 is that of no class.
+        for a model trained with `label_dropout` (see `GuidedSource`); with 0 latents are from the priors of no class.
         """
         check(count >= 1, f"count = {count}: must be at least 1")
         labels = self._labels(labels, count)
+        check(math.isfinite(guidance), f"guidance = {guidance}: must be finite")
         check(guidance == 1.0 or labels is not None, f"guidance = {guidance}: it is towards a class; give labels too")
 
         def generated(seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
@@ -336,7 +341,7 @@ class NVAE(keras.Model):
         temperature: Temperature = 1.0,
         latents=(),
         forward: ForwardPass | None = None,
-        guidance: float | tf.Tensor = 1.0,
+        guidance: float = 1.0,
     ) -> tfp.distributions.Distribution:
         """The distribution of images for one seed an image `[batch, 2]`; the temperature is the priors' alone.
 
@@ -344,7 +349,7 @@ class NVAE(keras.Model):
         """
         temperatures, forward = temperatures_of_groups(temperature, self.plan), forward or ForwardPass()
         sources: list[LatentSource] = [GivenSource(latent) for latent in latents]
-        is_guided = isinstance(guidance, tf.Tensor) or guidance != 1.0
+        is_guided = guidance != 1.0
         check(not (is_guided and latents), "guidance is of the priors of all groups: no latents may be given with it")
         if len(sources) < self.plan.num_groups:
             noise = noise_per_image(self.plan.latent_shapes(), seeds)
@@ -388,9 +393,24 @@ class NVAE(keras.Model):
         `per_group`), with the same draws for all.
         """
         check(self.config.num_classes > 0, "this model has no classes (model.num_classes = 0)")
-        of_class = functools.partial(self.score, images, seed=seed, per_group=True, batch_size=batch_size)
-        bounds = [-of_class(labels=number).nelbo for number in range(self.config.num_classes)]
-        return tf.nn.softmax(tf.stack(bounds, axis=1))
+        images = check_images(images, self.config)
+
+        def classified(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+            # What does not depend on the class is computed once.
+            forward, count = ForwardPass(), tf.shape(images)[0]
+            for convolution in self.convolutions:
+                convolution.kernels_of(forward)
+            noise = noise_per_image(self.plan.latent_shapes(), seeds)
+            sources = self._posterior_sources(self.features(images, forward), noise)
+
+            def nelbo(number: tf.Tensor) -> tf.Tensor:
+                of_class = dataclasses.replace(forward, labels=tf.fill([count], number))
+                return self.top_down_pass(sources, count, of_class).elbo(images).nelbo
+
+            bounds = tf.map_fn(nelbo, tf.range(self.config.num_classes), fn_output_signature=tf.float32)
+            return tf.nn.softmax(-tf.transpose(bounds))
+
+        return _in_batches(classified, batch_size, images, image_seeds(seed, batch_size_of(images)))
 
     def _labels(self, labels: object, count: int | tf.Tensor) -> tf.Tensor | None:
         return check_labels(labels, count, self.config.num_classes)
@@ -460,6 +480,11 @@ class NVAE(keras.Model):
         training_step.train(self, *self._batch_of(data))
         return _results(self.running.of_training)
 
+    def predict_step(self, data) -> tf.Tensor:
+        """One step of `predict`: the reconstructions' means, of `(images, labels)` with their classes."""
+        images, labels = self._batch_of(data, may_lack_labels=True)
+        return self(images, labels=labels)
+
     @tf.autograph.experimental.do_not_convert
     def test_step(self, data) -> dict[str, tf.Tensor]:
         """One step of `evaluate`: the negative bound in nats; every batch gets the same draws."""
@@ -471,16 +496,19 @@ class NVAE(keras.Model):
         self.running.track_bound(reconstruction + kl, reconstruction, kl, batch_size_of(images) * replica_count())
         return _results(self.running.of_evaluation)
 
-    def _batch_of(self, data) -> tuple[tf.Tensor, tf.Tensor | None]:
+    def _batch_of(self, data, may_lack_labels: bool = False) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Images and, for a conditional model, their labels; other models may get some too, and do not use them."""
         images, labels, *_ = [*data, None] if isinstance(data, (tuple, list)) else (data, None)
         images = check_batch(images, self.config)
-        if not self.config.num_classes:
+        if not self.config.num_classes or (labels is None and may_lack_labels):
             return images, None
         missing = (
             f"this model has model.num_classes = {self.config.num_classes}: give (images, labels), not images alone"
         )
         check(labels is not None, missing)
+        labels = tf.convert_to_tensor(labels)
+        form = "must be the numbers of classes, [batch], not one-hot vectors (tf.argmax makes numbers of these)"
+        check(labels.shape.rank == 1 or labels.shape[1:] == (1,), f"labels have shape {tuple(labels.shape)}: {form}")
         return images, self._labels(tf.reshape(labels, [-1]), batch_size_of(images))
 
     def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
@@ -529,6 +557,9 @@ class NVAE(keras.Model):
                 warnings.warn("sample weights have no effect: the loss is the mean over all images", stacklevel=2)
             replicas = self.distribute_strategy.experimental_local_results(images)
             checks = [assert_unit_range(check_batch(shard, self.config), nan_allowed) for shard in replicas]
+            if self.config.num_classes and others and others[0] is not None:
+                labels = self.distribute_strategy.experimental_local_results(others[0])
+                checks += [assert_classes(shard, self.config.num_classes) for shard in labels]
             # The data itself waits for the checks: on several replicas a reduction that has begun when a check fails
             # is broken off, and with it every later one of the process.
             with tf.control_dependencies(checks):
@@ -539,8 +570,12 @@ class NVAE(keras.Model):
 
         return checked
 
-    def summary(self, print_fn: Callable[[str], object] = print) -> None:
-        """Prints the hierarchy: of each scale its groups, the shape of their latents, channels and weights."""
+    def summary(self, *_: object, print_fn: Callable[[str], object] | None = None, **__: object) -> None:
+        """Prints the hierarchy: of each scale its groups, the shape of their latents, channels and weights.
+
+        Other arguments of `keras.Model.summary` have no effect.
+        """
+        print_fn = print_fn or print
 
         def weights_of(*layers: keras.layers.Layer) -> str:
             return f"{sum(math.prod(weight.shape) for layer in layers for weight in layer.trainable_weights):,}"
@@ -617,7 +652,7 @@ def _in_batches(function: Callable, batch_size: int | None, *rows: tf.Tensor | N
     traced, parts = tf.function(function, autograph=False).get_concrete_function(*specs), []
     with image_bar(count) as bar:
         for first in range(0, count, batch_size):
-            some = [row[first : first + batch_size] for row in rows if row is not None]
+            some = [None if row is None else row[first : first + batch_size] for row in rows]
             parts.append(traced(*some))
             bar.update(len(some[0]))
     return tf.nest.map_structure(lambda *tensors: tf.concat(tensors, axis=0), *parts)

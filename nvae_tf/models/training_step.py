@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import tensorflow as tf
+from scipy.special import ndtri
 
 from nvae_tf import objective as objectives
 from nvae_tf.config import check
@@ -65,10 +66,9 @@ def kept_labels(model: "NVAE", labels: tf.Tensor | None, step, shard=None) -> tf
         return labels
     first = (replica_index() if shard is None else shard) * batch_size_of(labels)
     # Not the draws of the latents.
-    seed = tf.random.experimental.stateless_fold_in(tf.stack([model.seed, tf.cast(step, tf.int32)]), 1)
+    seed = tf.random.experimental.stateless_fold_in(tf.stack([model.seed, tf.cast(step, tf.int32)]), 1, alg="philox")
     (noise,) = batch_noise([(1, 1, 1)], batch_size_of(labels), seed, first)
-    threshold = tf.math.ndtri(tf.constant(model.label_dropout))
-    return tf.where(noise[:, 0, 0, 0] < threshold, -1, labels)
+    return tf.where(noise[:, 0, 0, 0] < ndtri(model.label_dropout), -1, labels)
 
 
 def regularizers_of(model: "NVAE", forward: ForwardPass) -> tuple[tf.Tensor, tf.Tensor]:

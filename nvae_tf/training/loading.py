@@ -64,7 +64,8 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
 def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:
     """The model as `load` gives it, with its settings and its step; raises what `load` raises."""
     config, prefix = find_run(path, checkpoint)
-    model = NVAE(config.model, config.objective, seed=config.train.seed)
+    dropout = config.train.label_dropout if config.model.num_classes else 0.0
+    model = NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout)
     return TrainedRun(config, prefix, model, restore_weights(model, prefix))
 
 

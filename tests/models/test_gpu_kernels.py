@@ -32,7 +32,10 @@ VARIANTS = {
         dict(likelihood="normal", num_bits=8, image_channels=2, residual_distributions=False, cell_set="res53_mbconv"),
         {},
     ),
-    "dense cells": (dict(cell_set="res_bnelu", num_latent_scales=1, num_groups_per_scale=2), {}),
+    "dense cells, classes": (
+        dict(cell_set="res_bnelu", num_latent_scales=1, num_groups_per_scale=2, num_classes=3),
+        dict(label_dropout=0.2),
+    ),
 }
 BATCH = 4
 
@@ -76,15 +79,18 @@ def graphs(config):
     model.optimizer.build(model.trainable_variables)
     size = config.model.image_height, config.model.image_width, config.model.image_channels
     images, temperatures = tf.TensorSpec((BATCH, *size)), [0.7] * config.model.num_latent_scales
+    batch, labels, guided = images, None, {}
+    if config.model.num_classes:
+        batch, labels, guided = (images, tf.TensorSpec([BATCH], tf.int32)), 1, {"guidance": 2.0}
 
     def traced(function, *arguments):
         return tf.function(function, autograph=False).get_concrete_function(*arguments)
 
     return {
-        "training": step_function(tf.distribute.get_strategy(), model, compiled=False).get_concrete_function(images),
-        "sampling": traced(lambda: model.generate(BATCH, temperatures, seed=1)),
-        "scoring": traced(lambda images: model.score(images, importance_samples=3, seed=1), images),
-        "evaluation": traced(model.test_step, images),
+        "training": step_function(tf.distribute.get_strategy(), model, compiled=False).get_concrete_function(batch),
+        "sampling": traced(lambda: model.generate(BATCH, temperatures, seed=1, labels=labels, **guided)),
+        "scoring": traced(lambda images: model.score(images, importance_samples=3, seed=1, labels=labels), images),
+        "evaluation": traced(model.test_step, batch),
     }
 
 
