@@ -4,6 +4,7 @@ The top-down pass asks one source a group, so inference, generation and everythi
 image and the rest from the prior) are the same pass.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from nvae_tf import objective as objectives
 from nvae_tf.config import check
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal
 from nvae_tf.latent_plan import LatentPlan, of_groups
@@ -34,6 +36,37 @@ class LatentSample(NamedTuple):
     prior: Normal  # given the groups above
     posterior: Normal | None = None  # before the flows; None where z does not come from it
     has_flows: bool = False  # between `z_before_flows` and `z`
+
+
+class InferredGroup(NamedTuple):
+    """What is inferred of a group's latent, given the groups above: each `[batch, height, width, latent channels]`."""
+
+    z: tf.Tensor  # the draw, after the flows
+    mean: tf.Tensor  # of the posterior, before the flows, as are those below
+    scale: tf.Tensor
+    prior_mean: tf.Tensor
+    prior_scale: tf.Tensor
+    kl: tf.Tensor  # of posterior and prior, in nats: the sum over an image is the group's, see `objective.elbo`
+
+
+@functools.cache
+def latents_type(num_groups: int) -> type[tuple]:
+    """The type of a list of latents: a named tuple, because `tf.data` makes one tensor of a list."""
+
+    class Latents(collections.namedtuple("Latents", [f"group_{group:02d}" for group in range(num_groups)])):
+        """Latents of images, a tensor `[batch, height, width, latent channels]` a group, top group first."""
+
+        def numpy(self) -> tuple[np.ndarray, ...]:
+            """The same as arrays."""
+            return self._make(map(np.asarray, self))
+
+    return Latents
+
+
+def inferred_group(latent: LatentSample) -> InferredGroup:
+    """Of a latent from the posterior."""
+    kl = objectives.kl_per_element(latent)
+    return InferredGroup(latent.z, *(f for d in (latent.posterior, latent.prior) for f in (d.loc, d.scale)), kl)
 
 
 class GroupLayers(NamedTuple):

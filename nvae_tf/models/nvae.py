@@ -1,6 +1,5 @@
 """The model: a `keras.Model` that trains, scores, encodes, decodes and generates."""
 
-import collections
 import dataclasses
 import functools
 import math
@@ -35,6 +34,7 @@ from nvae_tf.models.images import (
 from nvae_tf.models.latents import (
     GivenSource,
     GuidedSource,
+    InferredGroup,
     LatentSample,
     LatentSource,
     PosteriorSource,
@@ -45,6 +45,8 @@ from nvae_tf.models.latents import (
     check_labels,
     check_latents,
     image_seeds,
+    inferred_group,
+    latents_type,
     noise_of_samples,
     noise_per_image,
     temperatures_of_groups,
@@ -67,31 +69,6 @@ class Decoded(NamedTuple):
     def elbo(self, images: tf.Tensor) -> objectives.Elbo:
         """The bound's terms for the images that the latents were inferred from, in nats."""
         return objectives.Elbo(-self.likelihood.log_prob(images), objectives.kl_per_group(self.latents))
-
-
-class InferredGroup(NamedTuple):
-    """What is inferred of a group's latent, given the groups above: each `[batch, height, width, latent channels]`."""
-
-    z: tf.Tensor  # the draw, after the flows
-    mean: tf.Tensor  # of the posterior, before the flows, as are those below
-    scale: tf.Tensor
-    prior_mean: tf.Tensor
-    prior_scale: tf.Tensor
-    kl: tf.Tensor  # of posterior and prior, in nats: the sum over an image is the group's, see `objective.elbo`
-
-
-@functools.cache
-def latents_type(num_groups: int) -> type[tuple]:
-    """The type of a list of latents: a named tuple, because `tf.data` makes one tensor of a list."""
-
-    class Latents(collections.namedtuple("Latents", [f"group_{group:02d}" for group in range(num_groups)])):
-        """Latents of images, a tensor `[batch, height, width, latent channels]` a group, top group first."""
-
-        def numpy(self) -> tuple[np.ndarray, ...]:
-            """The same as arrays."""
-            return self._make(map(np.asarray, self))
-
-    return Latents
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -246,7 +223,7 @@ class NVAE(keras.Model):
         count = batch_size_of(images)
 
         def inferred(images: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tuple[InferredGroup, ...]:
-            return tuple(map(_inferred, self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels)))
+            return tuple(map(inferred_group, self.encode_from_seeds(images, seeds, 0.0 if mean else 1.0, labels)))
 
         return _in_batches(inferred, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
 
@@ -634,11 +611,6 @@ class NVAE(keras.Model):
         model = configuration.config_from_dict(ModelConfig, config["config"])
         objective = configuration.config_from_dict(ObjectiveConfig, config["objective"])
         return cls(**config | {"config": model, "objective": objective})
-
-
-def _inferred(latent: LatentSample) -> InferredGroup:
-    kl = objectives.kl_per_element(latent)
-    return InferredGroup(latent.z, *(f for d in (latent.posterior, latent.prior) for f in (d.loc, d.scale)), kl)
 
 
 def _in_batches(function: Callable, batch_size: int | None, *rows: tf.Tensor | None):
