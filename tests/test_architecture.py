@@ -23,7 +23,7 @@ ARROWS = {
     "flows": {"layers"},
     "objective": SETTINGS | {"layers", "distributions", "replicas"},
     "optimization": set(),
-    "models": BELOW_MODELS,
+    "models": BELOW_MODELS | {"progress"},  # a bar where a batch size is given
     "errors": set(),
     "replicas": set(),
     "files": {"errors"},

@@ -485,7 +485,9 @@ class NVAE(keras.Model):
         check(labels is not None, missing)
         labels = tf.convert_to_tensor(labels)
         form = "must be the numbers of classes, [batch], not one-hot vectors (tf.argmax makes numbers of these)"
-        check(labels.shape.rank == 1 or labels.shape[1:] == (1,), f"labels have shape {tuple(labels.shape)}: {form}")
+        # Unknown where Keras traces for labels of several shapes.
+        is_list = labels.shape.rank in (None, 1) or labels.shape[1:] == (1,)
+        check(is_list, f"labels have shape {labels.shape}: {form}")
         return images, self._labels(tf.reshape(labels, [-1]), batch_size_of(images))
 
     def fit(self, *args, class_weight=None, **kwargs) -> keras.callbacks.History:
