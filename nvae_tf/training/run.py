@@ -58,7 +58,7 @@ class Run(NamedTuple):
         return self.config.train.batch_size * self.replicas.count
 
 
-def load_images(config: ExperimentConfig) -> Images:
+def images_of_run(config: ExperimentConfig) -> Images:
     """The images that the settings name; ValueError, FileNotFoundError or ConnectionError where they can't be used."""
     check_model_fits(config.model, config.data)
     report = StatusLine().report()
@@ -121,7 +121,7 @@ def new_run(
 
 def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -> Run:
     """The run of a folder, new or to be continued, with its images; writes nothing. ValueError: settings don't fit."""
-    images = load_images(config)
+    images = images_of_run(config)
     length = run_length(config, images.train.count, replicas.count)
     config = with_length(config, length, folder.path)
     if replicas.is_chief:
