@@ -114,7 +114,7 @@ def run_folder(path: str) -> pathlib.Path:
     from nvae_tf.training.sharing import find_run_folder
 
     folder = find_run_folder(path)
-    check_run_folder(str(folder))
+    _check_has_config(folder, path)
     return folder
 
 
@@ -125,8 +125,13 @@ def check_run_folder(path: str) -> None:
 
         if copy := copy_command(path):
             raise ValueError(f"--workdir={path}: this command writes into the run folder; make one by `{copy}`")
-        found = "not a run folder, it has no config.json" if pathlib.Path(path).is_dir() else "no such folder"
-        raise FileNotFoundError(f"--workdir={path}: {found}; give the --workdir of a run of nvae-train")
+    _check_has_config(pathlib.Path(path), path)
+
+
+def _check_has_config(folder: pathlib.Path, given: str) -> None:
+    if not (folder / "config.json").is_file():
+        found = "not a run folder, it has no config.json" if folder.is_dir() else "no such folder"
+        raise FileNotFoundError(f"--workdir={given}: {found}; give the --workdir of a run of nvae-train")
 
 
 class OutputPlace(NamedTuple):

@@ -164,9 +164,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer({"transfer": "basic", "objects": objects})
 
     def commit(self, body, repo, _):
-        files = dict(self.server.files(repo))
+        files, latest = dict(self.server.files(repo)), commit_id(repo, len(self.server.repos[repo]) - 1)
         for line in body.decode().splitlines():
             key, value = json.loads(line).values()
+            if key == "header" and value.get("parentCommit", latest) != latest:
+                return self._answer({"error": "A commit has happened since. Please refresh and try again."}, 412)
             if key == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":

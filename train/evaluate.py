@@ -11,8 +11,9 @@
     fid       the Fréchet inception distance of --fid_samples samples at --temperature from the training images, with
               TensorFlow's Inception graph of 2015: downloaded once, or --inception=PATH; in other features with
               --extractor
-    latents   active units of every group, and two pictures: the KL of every latent channel, and samples that share the
-              latents of their upper groups; elbo is measured with it
+    latents   active units of every group, the reconstruction with a tenth of the channels, and pictures: the KL of
+              every group and latent channel, and samples that share the latents of their upper groups; elbo is measured
+              with it
 
 The metrics go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
 evaluation.txt. What is there already of the same checkpoint, images and seed is kept.

@@ -21,7 +21,7 @@ from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.progress import StatusLine
 from nvae_tf.training.sharing import HUB, check_repo_name, publish_run
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
 REPO = flags.DEFINE_string("repo", None, "Name on the Hub, user/name.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 

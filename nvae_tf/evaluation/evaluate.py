@@ -30,7 +30,7 @@ from nvae_tf.progress import StatusLine
 from nvae_tf.reports.model_card import keep_model_card
 from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.loading import load_run, spec_to_read
-from nvae_tf.training.run_folder import RunFolder
+from nvae_tf.training.run_folder import RunFolder, check_class_names, read_run_config
 from nvae_tf.training.strategy import select_devices, shard_from_environment
 
 # Metrics of an earlier evaluation are kept where all of these are the same.
@@ -72,7 +72,9 @@ def evaluate_run(
     Returns the content of the evaluation file; None in a process that is not the chief of several. Raises what
     `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
     """
-    fid = fid or FidSettings()
+    fid, folder = fid or FidSettings(), RunFolder(pathlib.Path(workdir))
+    # A shared run, which `load_run` finds too, has no folder to write into.
+    read_run_config(folder)
     shard, devices, status = shard_from_environment(), select_devices(replicas), StatusLine()
     strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
     with strategy.scope():
@@ -80,8 +82,10 @@ def evaluate_run(
     sha256, spec = checkpoint_sha256(trained.checkpoint), spec_to_read(trained.config, data_path)
     check_model_fits(trained.config.model, spec)
     source = load_split(spec, split, status.report())
+    if spec.labels:
+        check_class_names(folder.images_file, source.class_names, place_of(spec))
     of_replica = min(batch_size or trained.config.train.batch_size, math.ceil(source.count / len(devices)))
-    folder, digest, size = RunFolder(pathlib.Path(workdir)), content_digest(source, spec), of_replica * len(devices)
+    digest, size = content_digest(source, spec), of_replica * len(devices)
     task = EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, shard, status)
     # Before hours of work: its file may be missing.
     extractor = load_extractor(task, fid) if "fid" in metrics else None

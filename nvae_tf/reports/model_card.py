@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from huggingface_hub import ModelCardData
 
 import nvae_tf
+from nvae_tf.config import ObjectiveConfig
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file
 from nvae_tf.progress import counted
@@ -40,12 +41,14 @@ _MAY_HOLD_OUT = ("auto", "arrays", "folder")
 _USE = """import nvae_tf
 
 model = nvae_tf.load({place}{checkpoint})
-images = model.generate(16, temperature=0.7, seed=1)  # [16, {height}, {width}, {channels}] in [0, 1]
-latents = model.encode(images, seed=1)
-nats = model.score(images, importance_samples=100, seed=1)"""
-_COMMANDS = """nvae-generate {run} --output=samples.png
-nvae-export {run} --output=saved_model
+images = model.generate(16, temperature=0.7, seed=1{labels})  # [16, {height}, {width}, {channels}] in [0, 1]
+latents = model.encode(images, seed=1{labels})
+nats = model.score(images, importance_samples=100, seed=1{labels})"""
+_GENERATE = "nvae-generate {run} --output=samples.png"
+# Models that are conditional on classes can't be exported yet.
+_EXPORT = """nvae-export {run} --output=saved_model
 nvae-export-tflite {run} --output=decode.tflite --signature=decode"""
+_MOST_CLASS_NAMES = 20
 # It writes into the run folder.
 _EVALUATE = "nvae-evaluate {run}"
 _CITATION = """@inproceedings{vahdat2020nvae,
@@ -175,6 +178,8 @@ def _model(facts: RunFacts) -> str:
         ["cells", _code(model.cell_set)],
         ["normalizing flows a group", str(model.num_flows)],
     ]
+    if model.num_classes:
+        rows.append(["classes", _classes(facts)])
     if facts.parameters is not None:
         rows.append(["parameters", f"{facts.parameters:,}"])
     if facts.step is not None:
@@ -187,17 +192,26 @@ def _model(facts: RunFacts) -> str:
     return _paragraphs(text, _table(rows), samples)
 
 
+def _classes(facts: RunFacts) -> str:
+    """How many there are, their names if they are recorded, and how often training left them out."""
+    names = (facts.images and facts.images.class_names) or ()
+    more = ["..."] if len(names) > _MOST_CLASS_NAMES else []
+    listed = f", from 0 on: {', '.join([*map(_code, names[:_MOST_CLASS_NAMES]), *more])}" if names else ""
+    return f"{facts.config.model.num_classes:,}{listed}; label dropout {facts.config.train.label_dropout:g}"
+
+
 def _use(facts: RunFacts, place: str | None) -> str:
     model = facts.config.model
     size = {"height": model.image_height, "width": model.image_width, "channels": model.image_channels}
     checkpoint = ', checkpoint="best"' if facts.checkpoint == "best" else ""
-    use = _USE.format(place=ascii(place or facts.name), checkpoint=checkpoint, **size)
-    commands = _COMMANDS if place else f"{_COMMANDS}\n{_EVALUATE}"
-    commands = commands.format(run=f"--workdir={shlex.quote(place or facts.name)} --checkpoint={facts.checkpoint}")
+    labels = ", labels=0" if model.num_classes else ""
+    use = _USE.format(place=ascii(place or facts.name), checkpoint=checkpoint, labels=labels, **size)
+    lines = [_GENERATE, *([] if model.num_classes else [_EXPORT]), *([] if place else [_EVALUATE])]
+    run = f"--workdir={shlex.quote(place or facts.name)} --checkpoint={facts.checkpoint}"
     return _paragraphs(
         "With `nvae_tf` installed:" if place else f"With `nvae_tf` installed, and this folder as {_code(facts.name)}:",
         _code_block(use, "python"),
-        _code_block(commands, "bash"),
+        _code_block("\n".join(lines).format(run=run), "bash"),
     )
 
 
@@ -261,6 +275,7 @@ def _training(facts: RunFacts) -> str:
         ["optimizer", f"Adamax, weight decay {optimizer.weight_decay:g}"],
         ["learning rate", _learning_rate(facts)],
         ["KL warm-up", f"over {objective.kl_anneal_portion:g} of the steps{final}"],
+        *_kl_rows(objective),
         ["spectral and batch-norm regularization", f"{objective.regularisation:g}"],
         [
             "exponential moving average (EMA) of the weights",
@@ -270,6 +285,17 @@ def _training(facts: RunFacts) -> str:
         ["seed", str(train.seed)],
     ]
     return _paragraphs(source, _table(rows), "All settings are in [config.json](config.json).")
+
+
+def _kl_rows(objective: ObjectiveConfig) -> list[list[str]]:
+    """What few runs set."""
+    rows = []
+    if objective.kl_scale_weights:
+        weights = ", ".join(f"{weight:g}" for weight in objective.kl_scale_weights)
+        rows.append(["KL weights of the scales", f"{weights} (the smallest scale first)"])
+    if objective.free_nats:
+        rows.append(["free nats a group", f"{objective.free_nats:g}"])
+    return rows
 
 
 def _learning_rate(facts: RunFacts) -> str:

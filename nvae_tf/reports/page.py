@@ -191,7 +191,7 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
         spec = images_alone(spec_to_read(config, data_path))
         source, drawn = load_split(spec, "train"), sampling.generate_images(model, 6, 1.0, seed)
         numbers = range(math.ceil(min(source.count, _NEAREST_AMONG) / 100))
-        batches = iterate(evaluation_batches(source, images_alone(spec), 100, seed, numbers), source)
+        batches = iterate(evaluation_batches(source, spec, 100, seed, numbers), source)
         _, distances, images = sampling.nearest_images(drawn, batches, 5)
         return figures.nearest(drawn, images, distances, "training", at_one, width)
 

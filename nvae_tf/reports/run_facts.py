@@ -27,6 +27,7 @@ from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.presets import preset, preset_files
 from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
+from nvae_tf.training.sharing import find_run_folder
 
 # Whatever a damaged file, or one of another version, may lead to.
 UNREADABLE = (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError, csv.Error)
@@ -103,7 +104,10 @@ def origin_of_run(folder: RunFolder, initialise_from: str | None) -> Origin | No
     """The origin of a run's weights: by its own file, or by that of the run that it was fine-tuned from."""
     origin = read_origin(folder)
     if origin is None and initialise_from:
-        source = read_origin(RunFolder(pathlib.Path(initialise_from)))
+        source = None
+        # A shared run that can't be fetched now.
+        with contextlib.suppress(OSError):
+            source = read_origin(RunFolder(find_run_folder(initialise_from)))
         # A license that was stated for the source's weights is not one of these.
         origin = source and dataclasses.replace(source, source_file=source.source_file or initialise_from, step=None)
     return origin

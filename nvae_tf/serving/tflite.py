@@ -231,7 +231,7 @@ def run_images(config: ExperimentConfig, data_path: str | None = None) -> DataIm
     def images(split: str, count: int) -> np.ndarray:
         source = load_split(spec, split)
         numbers = np.unique(np.linspace(0, source.count - 1, min(count, source.count)).astype(np.int64))
-        batches = evaluation_batches(source, images_alone(spec), 1, seed=0, numbers=numbers)
+        batches = evaluation_batches(source, spec, 1, seed=0, numbers=numbers)
         return np.concatenate([image.numpy() for image in iterate(batches, source)])
 
     return images

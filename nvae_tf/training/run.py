@@ -14,7 +14,7 @@ import tensorflow as tf
 import nvae_tf
 from nvae_tf.config import DataSpec, ExperimentConfig, check, resolve_lengths
 from nvae_tf.data.pipeline import steps_per_epoch
-from nvae_tf.data.sources import ImageSource, holds_out, load_split
+from nvae_tf.data.sources import ImageSource, holds_out, load_split, place_of
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.files import atomic_write
 from nvae_tf.models.nvae import model_for_training
@@ -22,7 +22,14 @@ from nvae_tf.optimization import LoweredRate
 from nvae_tf.progress import StatusLine, counted
 from nvae_tf.training.checkpoints import steps_of_files
 from nvae_tf.training.loading import initialize
-from nvae_tf.training.run_folder import ImageCounts, RunFolder, check_continues, read_image_counts, read_run_config
+from nvae_tf.training.run_folder import (
+    ImageCounts,
+    RunFolder,
+    check_class_names,
+    check_continues,
+    read_image_counts,
+    read_run_config,
+)
 from nvae_tf.training.strategy import ONE_DEVICE, Replicas
 
 
@@ -58,7 +65,7 @@ class Run(NamedTuple):
         return self.config.train.batch_size * self.replicas.count
 
 
-def load_images(config: ExperimentConfig) -> Images:
+def images_of_run(config: ExperimentConfig) -> Images:
     """The images that the settings name; ValueError, FileNotFoundError or ConnectionError where they can't be used."""
     check_model_fits(config.model, config.data)
     report = StatusLine().report()
@@ -121,12 +128,14 @@ def new_run(
 
 def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replicas) -> Run:
     """The run of a folder, new or to be continued, with its images; writes nothing. ValueError: settings don't fit."""
-    images = load_images(config)
+    images = images_of_run(config)
     length = run_length(config, images.train.count, replicas.count)
     config = with_length(config, length, folder.path)
     if replicas.is_chief:
         # Says more than that another number of images a step does not fit.
         check_continues(folder, config)
+    if config.data.labels:
+        check_class_names(folder.images_file, images.train.class_names, place_of(config.data))
     run = new_run(config, length, images, folder.path, replicas)
     check_images_a_step(folder.images_file, run)
     return run
@@ -146,9 +155,10 @@ def check_images_a_step(file: pathlib.Path, run: Run) -> None:
 
 
 def note_images(file: pathlib.Path, run: Run, report: Callable[[str], None]) -> None:
-    """Writes the numbers of images into `images.json`, and reports it where those of the data set have changed."""
+    """Writes `images.json`, and reports it where the numbers of images of the data set have changed."""
     images = run.images
-    now = ImageCounts(images.train.count, images.test.count, run.images_a_step, images.held_out)
+    names = images.train.class_names if run.config.data.labels else None
+    now = ImageCounts(images.train.count, images.test.count, run.images_a_step, images.held_out, names)
     before = read_image_counts(file)
     if before is not None and (before.train, before.test) != (now.train, now.test):
         report(

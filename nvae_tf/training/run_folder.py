@@ -2,11 +2,12 @@
 
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import pathlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from nvae_tf.config import ExperimentConfig, check, config_to_json, named_settings, read_config
@@ -25,7 +26,9 @@ CHANGEABLE_SETTINGS = tuple(
     train.evaluate_every_steps train.sample_every_steps train.log_every_steps train.logger
     """.split()
 )
-_COUNTS_FORM = "must be a JSON object with whole numbers for train and test, and one above zero for a_step"
+_COUNTS_FORM = (
+    "must be a JSON object with whole numbers for train and test, one above zero for a_step, and texts for class_names"
+)
 
 
 class RunFolder:
@@ -120,12 +123,13 @@ def _check_same_run(folder: RunFolder, before: ExperimentConfig, now: Experiment
 
 
 class ImageCounts(NamedTuple):
-    """`images.json`: how many images a run has; None where something is not known, as in runs of older versions."""
+    """`images.json`: what images a run has; None where something is not known, as in runs of older versions."""
 
     train: int
     test: int
     a_step: int | None = None
     held_out: bool | None = None  # whether the test images were drawn at random
+    class_names: tuple[str, ...] | None = None  # where they have labels, in the order of their numbers
 
     def text(self) -> str:
         """The contents of the file."""
@@ -152,9 +156,25 @@ def image_counts_from_text(text: str) -> ImageCounts:
     numbers = [(counts.train, 0), (counts.test, 0), (1 if counts.a_step is None else counts.a_step, 1)]
     # Not by `isinstance`: true and false are whole numbers to Python.
     are_counts = all(type(value) is int and value >= least for value, least in numbers)
-    if not are_counts or not isinstance(counts.held_out, bool | None):
+    names = counts.class_names
+    are_names = names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))
+    if not are_counts or not are_names or not isinstance(counts.held_out, bool | None):
         raise ValueError(f"{_COUNTS_FORM} (it is {text.strip()[:100]!r})")
-    return counts
+    return counts if names is None else counts._replace(class_names=tuple(names))
+
+
+def check_class_names(file: pathlib.Path, names: Sequence[str], where: str) -> None:
+    """Raises a ValueError if the classes of a run's data, `where`, have other names now than its `images.json` has."""
+    noted = read_image_counts(file)
+    if noted is None or noted.class_names is None:
+        return
+    pairs = enumerate(itertools.zip_longest(noted.class_names, names))
+    changed = [f"class {number} was {before!r} and is now {now!r}" for number, (before, now) in pairs if before != now]
+    check(
+        not changed,
+        f"{where}: not the classes that the run was begun with: {'; '.join(changed[:3])}"
+        f"{' ...' if len(changed) > 3 else ''}. Give the data of the run, or name the classes as they were",
+    )
 
 
 @contextlib.contextmanager

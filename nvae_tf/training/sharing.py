@@ -7,13 +7,14 @@ import json
 import math
 import os
 import pathlib
-import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -30,8 +31,15 @@ from nvae_tf.files import atomic_write
 HUB = "hf://"
 # Run folders as `write_shared_run` makes them; the name of each can be given in place of a folder.
 _BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
-# The files of a shared run: nothing else of a repository is fetched, or deleted when it is published again.
-_FILES = ("*.json", "README.md", "metrics.csv", "checkpoints/*", "samples/*")
+# The files of a shared run: nothing else of a repository is deleted when it is published again.
+_FILES = tuple(
+    """
+    README.md config.json images.json environment.json origin.json evaluation.json evaluation-train.json metrics.csv
+    checkpoints/step-*.index checkpoints/step-*.data-* samples/step-*.png
+    """.split()
+)
+# Fetched too: a run folder that was uploaded as it is may have a best checkpoint beside the latest.
+_BEST = "checkpoints/best/step-*"
 _LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"
 
 
@@ -64,8 +72,9 @@ def copy_command(place: str) -> str | None:
     name, _, revision = place.removeprefix(HUB).partition("@")
     copy = f"runs/{name.rpartition('/')[2]}"
     if place.startswith(HUB):
-        return f"hf download {name} --local-dir={copy}{f' --revision={revision}' if revision else ''}"
-    return f"cp -r {_BUNDLED / place} {copy}" if _is_bundled(place) else None
+        options = [f"--local-dir={copy}", *([f"--revision={revision}"] if revision else [])]
+        return shlex.join(["hf", "download", name, *options])
+    return shlex.join(["cp", "-r", str(_BUNDLED / place), copy]) if _is_bundled(place) else None
 
 
 def _is_bundled(name: str) -> bool:
@@ -77,7 +86,7 @@ def _fetch(place: str) -> pathlib.Path:
     check_repo_name(repo, place)
     with _in_one_line(place):
         return pathlib.Path(
-            huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=list(_FILES))
+            huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=[*_FILES, _BEST])
         )
 
 
@@ -109,11 +118,18 @@ def publish_run(workdir: str | os.PathLike, repo: str, checkpoint: str = "latest
             url = hub.create_repo(repo, exist_ok=True)
             # By themselves: `upload_folder` may make several commits, and a reader would find a part of the run.
             operations = [huggingface_hub.CommitOperationAdd(name, path) for name, path in files.items()]
-            for name in hub.list_repo_files(repo):
-                if name not in files and any(fnmatch.fnmatch(name, pattern) for pattern in _FILES):
+            # What another commit changes meanwhile is not known, so the Hub then refuses this one.
+            parent = hub.model_info(repo).sha
+            for name in hub.list_repo_files(repo, revision=parent):
+                if name not in files and _is_of_shared_run(name):
                     operations.append(huggingface_hub.CommitOperationDelete(name))
-            hub.create_commit(repo, operations, commit_message=f"Step {step:,}")
+            hub.create_commit(repo, operations, commit_message=f"Step {step:,}", parent_commit=parent)
     return Published(str(url), step, len(files), num_bytes, has_scores)
+
+
+def _is_of_shared_run(name: str) -> bool:
+    # To `fnmatch` a slash is a letter like others.
+    return any(fnmatch.fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in _FILES)
 
 
 def write_shared_run(
@@ -151,8 +167,9 @@ def write_shared_run(
     origin = origin_of_run(source, first) or (Origin(first) if first else None)
     if origin is not None:
         name = origin.source_file
-        is_public = name is None or name.startswith(HUB)
-        write_origin(shared, origin if is_public else dataclasses.replace(origin, source_file=os.path.basename(name)))
+        if name is not None and not name.startswith(HUB):
+            origin = dataclasses.replace(origin, source_file=pathlib.PurePath(name).name)
+        write_origin(shared, origin)
     old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)
     scored = [_share_scores(source.evaluation_file(split), shared, old, new) for split in ("test", "train")]
     parameters = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
@@ -178,7 +195,7 @@ def _share_scores(file: pathlib.Path, shared: Any, old: str, new: str) -> bool:
 
 @contextlib.contextmanager
 def _in_one_line(place: str) -> Iterator[None]:
-    """Raises an OSError of one line, without the token, for whatever goes wrong with the Hub in its block."""
+    """Raises an OSError of one line, without the token, for whatever goes wrong in its block."""
     try:
         yield
     # Those of huggingface_hub, of its HTTP library and of its storage have no class in common.
@@ -201,8 +218,16 @@ def _reason(error: Exception) -> str:
         return f"the Hub asks who you are, or does not know your token; {_LOG_IN}"
     if status == 403:
         return f"your token does not allow this; {_LOG_IN}, with one that does"
-    # What the HTTP library says of a token that can't be sent has the token in it.
-    words = re.sub("Bearer .*", "Bearer ...", " ".join(str(error).split()) or type(error).__name__)
+    if status == 412:
+        return "somebody has changed this repository meanwhile; publish the run again"
+    words = " ".join(str(error).split()) or type(error).__name__
+    # What the HTTP library says of a token with letters that it can't send may have the token in it.
+    if isinstance(error, UnicodeError) or "Bearer " in words:
+        return f"the token can't be sent, it is damaged; {_LOG_IN}"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
+        # Of a full disk there may be no name.
+        file = error.filename or constants.HF_HUB_CACHE
+        return f"{file}: {error.strerror}; HF_HOME names another folder for what is fetched"
     if status is not None or isinstance(error, ValueError):
         return f"the Hub answers with an error ({words})"
     return f"the Hub can't be reached ({words}); check the connection, and HF_ENDPOINT if it is set"

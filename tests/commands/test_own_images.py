@@ -7,7 +7,7 @@ from configs import own_images as preset
 from nvae_tf.data.pipeline import iterate, shuffled_index_batches, training_batches
 from nvae_tf.data.spec import complete_config
 from nvae_tf.generation.image_grid import read_images
-from nvae_tf.training.run import load_images, new_run, run_length, with_length
+from nvae_tf.training.run import images_of_run, new_run, run_length, with_length
 from tests.command_fixtures import config_flags
 from tests.data.picture_factory import damaged_in_the_middle, png, random_pixels, write_files
 from tests.tiny_model import ARCHITECTURE, values
@@ -44,7 +44,7 @@ def test_a_training_step_and_back_to_pictures(kind, shape, tmp_path):
     else:
         write_pictures(tmp_path, channels=2)
     config = configured(settings)
-    images = load_images(config)
+    images = images_of_run(config)
     assert images.spec.image_shape == shape and images.test.count >= 1
     assert images.held_out == (kind != "mat")
     length = run_length(config, images.train.count)

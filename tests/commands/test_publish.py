@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from nvae_tf import command_line
 from nvae_tf.generation.image_grid import read_images
 from tests.command_fixtures import output_of, quiet
 from tests.hub_server import TOKEN, HubServer
@@ -47,3 +48,10 @@ def test_what_is_refused(finished_run, refused, tmp_path):
     assert f"{copy}`" in refused("train.report", "hf://me/tiny")
     assert "make one by `cp -r " in refused("train.evaluate", "--workdir=digits")
     assert "no run to continue" in refused("train.main", "--workdir=hf://me/tiny")
+
+
+def test_a_repository_that_is_no_run_is_named_as_it_was_given(hub, monkeypatch, tmp_path):
+    hub.repos["me/other"] = [{"README.md": b"a model"}]
+    hub.use_here(monkeypatch, tmp_path / "home")
+    with pytest.raises(FileNotFoundError, match="--workdir=hf://me/other: not a run folder, it has no config.json"):
+        command_line.run_folder("hf://me/other")

@@ -119,5 +119,5 @@ def test_the_objective_is_that_of_the_settings():
     # Both groups' KL is below 100 nats; what is reported is the bound's.
     assert float(changed["loss"]) == pytest.approx(float(report["reconstruction"]) + 0.5 * 100 + 2.0 * 100, rel=1e-5)
     assert float(changed["kl"]) == pytest.approx(float(report["kl"]), rel=1e-5)
-    with pytest.raises(ValueError, match="kl_scale_weights = .*: 1 weights, and the model has 2 scales"):
+    with pytest.raises(ValueError, match=r"kl_scale_weights = \(1,\): 1 weights, and the model has 2 scales"):
         tiny_model(objective=ObjectiveConfig(kl_scale_weights=(1,)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from nvae_tf.config import DataSpec, ExperimentConfig, OptimizerConfig, TrainConfig
+from nvae_tf.config import DataSpec, ExperimentConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from nvae_tf.evaluation.evaluate import likelihood_metrics, write_evaluation
 from nvae_tf.evaluation.likelihood import Likelihood
 from nvae_tf.evaluation.table import interval
@@ -127,6 +127,33 @@ def test_the_card_says_how_the_images_were_split(tmp_path):
         folder = new_folder(tmp_path / f"{source}{len(noted)}", data=data)
         folder.images_file.write_text(f'{{"train": 90, "test": 10, "a_step": 4{noted}}}')
         assert f"| parts | {parts}" in card(folder)
+
+
+def test_the_card_of_a_conditional_model(tmp_path):
+    data = dataclasses.replace(DATA, labels=True, num_classes=3)
+    changes = {"data": data, "model": tiny_config(num_classes=3), "train": TrainConfig(label_dropout=0.2)}
+    folder = new_folder(tmp_path / "run", **changes)
+    assert "| classes | 3; label dropout 0.2 |" in card(folder)
+    folder.images_file.write_text('{"train": 9, "test": 3, "class_names": ["cats", "a|b", "owls"]}')
+    text = card(folder)
+    assert r"| classes | 3, from 0 on: `cats`, `a\|b`, `owls`; label dropout 0.2 |" in text
+    assert "generate(16, temperature=0.7, seed=1, labels=0)" in text and text.count("seed=1, labels=0)") == 3
+    # It can't be exported yet.
+    assert "nvae-generate" in text and "nvae-evaluate" in text and "nvae-export" not in text
+    names = ", ".join(f'"{number}"' for number in range(30))
+    folder.images_file.write_text(f'{{"train": 9, "test": 3, "class_names": [{names}]}}')
+    assert "`19`, ...; label" in card(folder)
+    text = card(new_folder(tmp_path / "other"))
+    assert "classes |" not in text and "labels=" not in text and "nvae-export-tflite" in text
+
+
+def test_the_weights_of_the_kl_are_named_where_they_are_set(tmp_path):
+    text = card(new_folder(tmp_path / "one"))
+    assert "KL weights" not in text and "free nats" not in text
+    objective = ObjectiveConfig(kl_scale_weights=(1, 0.5), free_nats=0.1)
+    text = card(new_folder(tmp_path / "other", objective=objective))
+    assert "| KL weights of the scales | 1, 0.5 (the smallest scale first) |" in text
+    assert "| free nats a group | 0.1 |" in text
 
 
 def test_the_commands_take_the_checkpoint_that_was_scored(tmp_path):

@@ -22,7 +22,7 @@ from nvae_tf.generation.sampling import generate_images
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import COLUMNS, MetricsFile, RunOutputs, WandbLog, write_samples
-from nvae_tf.training.run import RunLength, load_images, new_run
+from nvae_tf.training.run import RunLength, images_of_run, new_run
 from nvae_tf.training.run_folder import RunFolder, read_run_config
 from tests.command_fixtures import assert_shown, metrics_rows
 from tests.tiny_model import assert_same, values
@@ -142,7 +142,7 @@ class StopAfter(StopRequest):
 def test_a_stop_within_evaluation_or_sampling_leaves_the_weights_and_the_metrics(within, finished_run, tmp_path):
     config, folder = read_run_config(RunFolder(finished_run[0])), RunFolder(tmp_path)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, ema_momentum=0.9))
-    run = new_run(config, RunLength(14, 60), load_images(config))
+    run = new_run(config, RunLength(14, 60), images_of_run(config))
     # Both are done with the averages of the weights, which are not the weights.
     run.model.optimizer.iterations.assign(1)
     for average in average_of_weights(run.model).values():

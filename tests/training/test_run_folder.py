@@ -11,11 +11,17 @@ import types
 import pytest
 
 import nvae_tf
-from nvae_tf.config import ExperimentConfig, TrainConfig, config_to_json
+from nvae_tf.config import DataSpec, ExperimentConfig, TrainConfig, config_to_json
 from nvae_tf.optimization import NVAEAdamax
 from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run import Images, Run, check_images_a_step, note_images
-from nvae_tf.training.run_folder import RunFolder, lock_for_training, open_for_training, read_image_counts
+from nvae_tf.training.run_folder import (
+    RunFolder,
+    check_class_names,
+    lock_for_training,
+    open_for_training,
+    read_image_counts,
+)
 from nvae_tf.training.strategy import ONE_DEVICE
 from tests.tiny_model import assert_same, shaken, tiny_config, tiny_model
 
@@ -118,9 +124,10 @@ def test_a_longer_run_with_other_intervals_or_moved_images_is_continued_and_writ
         assert folder.config_file.read_text() == config_to_json(other)
 
 
-def run_with(train, test, batch_size=10, held_out=None):
-    images = Images(None, types.SimpleNamespace(count=train), types.SimpleNamespace(count=test), held_out)
-    return Run(ExperimentConfig(train=TrainConfig(batch_size=batch_size)), None, images, None, None, ONE_DEVICE)
+def run_with(train, test, batch_size=10, held_out=None, class_names=()):
+    parts = [types.SimpleNamespace(count=count, class_names=class_names) for count in (train, test)]
+    config = ExperimentConfig(data=DataSpec(labels=bool(class_names)), train=TrainConfig(batch_size=batch_size))
+    return Run(config, None, Images(None, *parts, held_out), None, None, ONE_DEVICE)
 
 
 def test_another_number_of_images_a_step_is_refused_and_in_all_is_reported_once(tmp_path):
@@ -141,13 +148,28 @@ def test_what_an_older_version_did_not_note_is_added(tmp_path):
     check_images_a_step(file, run_with(54, 6, batch_size=20))
     note_images(file, run_with(54, 6, held_out=True), pytest.fail)
     assert file.read_text() == '{"train": 54, "test": 6, "a_step": 10, "held_out": true}\n'
-    assert read_image_counts(file) == (54, 6, 10, True)
+    assert read_image_counts(file) == (54, 6, 10, True, None)
+
+
+def test_other_names_of_classes_are_refused(tmp_path):
+    file, names = tmp_path / "images.json", ("cats", "dogs", "mice", "owls", "rats")
+    check_class_names(file, names, "here")
+    file.write_text('{"train": 54, "test": 6}')
+    check_class_names(file, names, "here")
+    note_images(file, run_with(54, 6, class_names=names), pytest.fail)
+    assert read_image_counts(file).class_names == names
+    check_class_names(file, names, "here")
+    was = "here: not the classes that the run was begun with: class 1 was 'dogs' and is now 'foxes'. Give the data"
+    with pytest.raises(ValueError, match=was):
+        check_class_names(file, ("cats", "foxes", *names[2:]), "here")
+    with pytest.raises(ValueError, match=r"class 2 was 'mice' and is now 'dogs' \.\.\.\. Give"):
+        check_class_names(file, ("bats", *names[:4]), "here")
 
 
 @pytest.mark.parametrize(
     "text",
     ["{", '{"test": 6}', '{"train": true, "test": 6}']
-    + [f'{{"train": 54, "test": 6, {more}}}' for more in ('"a_step": 0', '"held_out": 1')],
+    + [f'{{"train": 54, "test": 6, {more}}}' for more in ('"a_step": 0', '"held_out": 1', '"class_names": [1]')],
 )
 def test_damaged_image_counts_are_named(text, tmp_path):
     file = tmp_path / "images.json"

@@ -1,8 +1,11 @@
+import errno
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 
+import huggingface_hub
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,6 +19,7 @@ from nvae_tf.models.nvae import model_for_training
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.optimization.adamax import start_averages
 from nvae_tf.published.names import named_weights
+from nvae_tf.reports.run_facts import Origin, origin_of_run
 from nvae_tf.training import sharing
 from nvae_tf.training.checkpoints import TrainingState, checkpoint_sha256
 from nvae_tf.training.loading import initialize, load_run
@@ -145,16 +149,32 @@ def test_publishing_again_replaces_the_run_and_nothing_else(run, hub, tmp_path):
     later = RunFolder(tmp_path / "later")
     shutil.copytree(run.path, later.path)
     publish_run(later.path, "me/tiny")
-    hub.files("me/tiny")["LICENSE"] = b"yes"
+    own = {"LICENSE", "notes.json", "mine/config.json", "samples/mine/step-1.png", "samples/mine.png"}
+    own |= {"checkpoints/mine.txt", "checkpoints/step-7/notes.txt"}
+    hub.files("me/tiny").update(dict.fromkeys(own, b"mine"))
     save(later, read_run_config(later), 9)
     (later.samples / "step-00000009.png").write_bytes(b"picture 9")
     assert not publish_run(later.path, "me/tiny").has_scores
     files = hub.files("me/tiny")
-    assert {"LICENSE", "checkpoints/step-9.index", "samples/step-00000009.png"} <= files.keys()
-    assert not [name for name in files if "7" in name or name.startswith("evaluation")]
+    assert own | {"checkpoints/step-9.index", "samples/step-00000009.png"} <= files.keys()
+    assert not [name for name in files.keys() - own if "7" in name or name.startswith("evaluation")]
     assert load_run("hf://me/tiny").step == 9
     # The first one is still there, by its revision.
     assert load_run(f"hf://me/tiny@{commit_id('me/tiny', 1)}").step == 7
+
+
+def test_what_was_published_meanwhile_is_not_overwritten(run, hub, monkeypatch):
+    publish_run(run.path, "me/tiny")
+    listed = huggingface_hub.HfApi.list_repo_files
+
+    def another_publishes(self, *arguments, **settings):
+        names = listed(self, *arguments, **settings)
+        hub.repos["me/tiny"].append(hub.files("me/tiny") | {"checkpoints/step-8.index": b"newer"})
+        return names
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", another_publishes)
+    assert "somebody has changed this repository meanwhile" in fault_of(publish_run, run.path, "me/tiny")
+    assert hub.files("me/tiny")["checkpoints/step-8.index"] == b"newer"
 
 
 def test_a_run_from_the_hub_needs_no_connection_afterwards(run, hub, monkeypatch):
@@ -199,11 +219,38 @@ def test_what_the_hub_does_not_take_is_said_in_one_line_without_the_token(run, h
     for token in ("", "hf_onlyKnownToNobody"):
         monkeypatch.setenv("HF_TOKEN", token)
         assert "log in by `hf auth login`, or set HF_TOKEN" in fault_of(publish_run, run.path, "me/tiny")
-    # One that the HTTP library can't send.
-    monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x0b{TOKEN}")
-    assert "hf://me/tiny: " in fault_of(publish_run, run.path, "me/tiny")
+    # Those that the HTTP library can't send.
+    for token in (f"{TOKEN}\x0b{TOKEN}", f"{TOKEN}\u2026"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        assert "hf://me/tiny: the token can't be sent" in fault_of(publish_run, run.path, "me/tiny")
+        assert "hf://me/tiny: the token can't be sent" in fault_of(find_run_folder, "hf://me/tiny")
     assert "its form is user/name" in fault_of(publish_run, run.path, "tiny")
     assert hub.repos.keys() == {GATED}
+
+
+def test_what_is_wrong_with_this_machine_is_not_blamed_on_the_hub(run, hub, monkeypatch, tmp_path):
+    publish_run(run.path, "me/tiny")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    fault = fault_of(find_run_folder, "hf://me/tiny")
+    assert f"hf://me/tiny: {tmp_path}/file/hub" in fault and ": Not a directory; HF_HOME names another" in fault
+
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    assert f"{tmp_path}/file/hub: No space left on device; HF_HOME" in fault_of(find_run_folder, "hf://me/tiny")
+
+
+def test_a_run_that_began_with_shared_weights_keeps_their_license(run, hub, tmp_path):
+    first = RunFolder(tmp_path / "first")
+    shutil.copytree(run.path, first.path)
+    first.origin_file.write_text('{"license": "mit"}')
+    publish_run(first.path, "me/first")
+    tuned = RunFolder(tmp_path / "tuned")
+    assert origin_of_run(tuned, "hf://me/first") == Origin("hf://me/first", license="mit")
+    assert origin_of_run(tuned, "digits") == Origin("digits", license="apache-2.0")
+    assert origin_of_run(tuned, "hf://me/none") is None
 
 
 def test_the_bundled_model_is_as_good_as_its_scores_and_small(tmp_path, monkeypatch):
@@ -215,6 +262,9 @@ def test_the_bundled_model_is_as_good_as_its_scores_and_small(tmp_path, monkeypa
     recorded = json.loads((place / "evaluation.json").read_text())["nelbo_nats"]
     assert abs(evaluate_run(tmp_path / "copy", ["elbo"])["nelbo_nats"] - recorded) < 0.1
     assert_same([nvae_tf.load("digits").generate(2, seed=1)], [nvae_tf.load(tmp_path / "copy").generate(2, seed=1)])
+    # It is no folder to write into.
+    with pytest.raises(FileNotFoundError, match="digits: no such folder; give the --workdir"):
+        evaluate_run("digits", ["elbo"])
     # A folder of that name comes first.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
