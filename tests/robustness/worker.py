@@ -66,10 +66,10 @@ def reader_of_runs(base: pathlib.Path):
     whole = NVAE(*settings)
     start = [weight.numpy() for weight in whole.weights]
 
-    def as_new(model, objective, seed):
+    def as_new(model, objective, seed, label_dropout):
         """The model of the base is built once: that takes the most time of a mutant."""
         if (model, objective, seed) != settings:
-            return NVAE(model, objective, seed)
+            return NVAE(model, objective, seed, label_dropout=label_dropout)
         for weight, value in zip(whole.weights, start, strict=True):
             weight.assign(value)
         return whole
