@@ -4,9 +4,6 @@ They need neither a display nor TensorFlow. Images are `[height, width, 1 to 4 c
 integers; each of their pixels becomes a square of whole pixels, and alpha is shown over a checkerboard. `width` is the
 width in pixels at which a figure will be looked at: 400 on a phone, 1,000 in a text, 1,600 on a slide. It sets the size
 of the text, and a figure is wider only where its images need that.
-
-    figure = figures.samples(model.generate(64, temperature=0.7, seed=1), Provenance("digits", 1000, 0.7, 1))
-    figures.save_figure(figure, "samples.pdf")
 """
 
 import io
@@ -78,12 +75,6 @@ def samples(images: Array, about: Provenance, columns: int | None = None, width:
     """Images drawn by a model, so many per row; None for a nearly square grid."""
     rows = _rows("", images, columns or math.ceil(math.sqrt(len(images))))
     return _image_figure(f"{counted(len(images), 'sample')}, drawn by the model", "", rows, about, width)
-
-
-def class_samples(images: Array, about: Provenance, width: int = 1000) -> Figure:
-    """Samples `[classes, columns, ...]` of a conditional model, a row for each class, from 0."""
-    rows = [_Row(f"class {number}", row) for number, row in enumerate(images)]
-    return _image_figure("Samples of each class, drawn by the model", "", rows, about, width)
 
 
 def data_images(train: Array, test: Array, about: Provenance, columns: int = 10, width: int = 1000) -> Figure:

@@ -125,9 +125,7 @@ def _svg(figure: Figure) -> Markup:
     return Markup(text.replace("<svg", f'<svg role="img" style="width: {part:.0f}%"', 1))
 
 
-def _draw_charts(
-    draw: Callable, folder: RunFolder, curves: dict[str, run_facts.Curve], facts: run_facts.RunFacts
-) -> None:
+def _draw_charts(draw: Callable, folder: RunFolder, curves: dict[str, Any], facts: run_facts.RunFacts) -> None:
     """Draws what needs no model; `draw` gets the section, what is shown, and a function with its arguments."""
     name, plan, kl = folder.path.absolute().name, facts.plan, {}
     with contextlib.suppress(*run_facts.UNREADABLE):
@@ -156,19 +154,20 @@ def _draw_charts(
             draw(section, title, figures.training_curves, title, unit, lines)
     steps, images = run_facts.read_training_samples(folder, facts.config.model.image_width, _COLUMNS)
     if steps:
-        made = figures.Provenance(name, temperature=0.7, seed=0)
-        draw("strip", "samples during training", figures.training_strip, images, steps, made)
+        draw("strip", "past samples", figures.training_strip, images, steps, figures.Provenance(name, None, 0.7, 0))
 
 
 def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> None:
     """Draws what needs the model, as `_draw_charts` does."""
     model, config, seed = trained.model, trained.config, about.seed
     at_one, of_test = about._replace(temperature=1.0), about._replace(data="test images")
-    shape = config.model.image_height, config.model.image_width
+    classes = config.model.num_classes if config.model.num_classes <= 10 else 0  # drawn in turn, a column each
 
     def samples(temperature: float, width: int) -> Figure:
-        images = sampling.generate_images(model, _FEW if min(shape) >= _LARGE_FROM else _MANY, temperature, seed)
-        return figures.samples(images, about._replace(temperature=temperature), width=width)
+        count = _FEW if min(config.model.image_height, config.model.image_width) >= _LARGE_FROM else _MANY
+        images = sampling.generate_images(model, count, temperature, seed)
+        made = about._replace(temperature=temperature, data="a column for each class, from 0" if classes else None)
+        return figures.samples(images, made, classes or None, width)
 
     @functools.cache
     def originals() -> tuple[np.ndarray, np.ndarray | None]:
@@ -199,13 +198,6 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
         kept, images = sampling.rows_sharing_groups(model, _COLUMNS, seed)
         return figures.group_decisions(images, kept, model.plan.num_groups, at_one, width)
 
-    def classes(width: int) -> Figure:
-        labels = np.repeat(np.arange(min(10, config.model.num_classes)), _COLUMNS)
-        images = sampling.generate_images(model, len(labels), 1.0, seed, labels=labels)
-        return figures.class_samples(images.reshape(-1, _COLUMNS, *images.shape[1:]), at_one, width)
-
-    if config.model.num_classes:
-        draw("samples", "samples of each class", classes)
     for temperature in TEMPERATURES:
         draw("samples", f"samples at temperature {temperature}", samples, temperature)
     draw("test", "reconstructions of test images", reconstructions)
