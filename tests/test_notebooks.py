@@ -84,3 +84,13 @@ def test_the_page_of_the_model_in_python_keeps_its_promises():
     assert distances[1] < distances[0]
     assert names["sevens"].shape == (8, 16, 16, 1) and names["nats_of_labels"].shape == (10,)
     np.testing.assert_allclose(np.sum(names["probabilities"], axis=1), np.ones(10), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_page_of_uses_keeps_its_promises():
+    names = names_after("uses.md")
+    scores, p_values = names["scores"], names["scores"].mahalanobis_p_value.numpy()
+    assert scores.nelbo[560] < np.percentile(scores.nelbo[:360], 5) and p_values[560] <= 0.05
+    assert np.mean(p_values[:360] <= 0.05) < 0.15 and np.mean(p_values[460:560] <= 0.05) == 1.0
+    assert np.median(p_values[360:460]) < np.median(p_values[:360])
+    assert names["where"].shape == (561, 16, 16)

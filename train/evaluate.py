@@ -14,6 +14,8 @@
     latents   active units of every group, the reconstruction with a tenth of the channels, and pictures: the KL of
               every group and latent channel, and samples that share the latents of their upper groups; elbo is measured
               with it
+    outliers  how well outlier scores tell the images of the folders --outliers from those of the data set: the area
+              under the ROC curve of each, and figures; run nvae-calibrate before. See docs/outliers.md
 
 The metrics go to evaluation.json in the run folder (evaluation-train.json for the training part) and as a table to
 evaluation.txt. What is there already of the same checkpoint, images and seed is kept.
@@ -36,7 +38,7 @@ from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 
-_METRICS = ("elbo", "iw", "fid", "latents")
+_METRICS = ("elbo", "iw", "fid", "latents", "outliers")
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
@@ -62,6 +64,14 @@ INCEPTION = flags.DEFINE_string(
 _EXTRACTOR_HELP = "Other features than Inception's for metric fid: MODULE:FUNCTION of yours, which makes the extractor."
 EXTRACTOR = flags.DEFINE_string("extractor", None, _EXTRACTOR_HELP)
 BATCH_NORM_ITERATIONS = flags.DEFINE_integer("batch_norm_iterations", 0, BATCH_NORM_HELP, lower_bound=0)
+_OUTLIERS_HELP = "Folders of pictures of another kind, or files of arrays, for metric outliers."
+OUTLIERS = flags.DEFINE_list("outliers", [], _OUTLIERS_HELP)
+LLR_SAMPLES = flags.DEFINE_integer(
+    "llr_samples", 0, "Importance samples of the likelihood ratio LLR>k, a further outlier score.", lower_bound=0
+)
+LLR_GROUPS = flags.DEFINE_integer(
+    "llr_groups", None, "Its k, how many groups are drawn from the prior; those of the largest scale if not given."
+)
 DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 
@@ -70,9 +80,10 @@ def main() -> None:
     check(bool(METRICS.value), f"--metrics is empty: give some of {', '.join(_METRICS)}")
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
-    for flag in (FID_SAMPLES, INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS):
-        without_fid = f"--{flag.name} is of metric fid, which --metrics={','.join(METRICS.value)} does not have"
-        check(not flag.present or "fid" in METRICS.value, without_fid)
+    of_fid = dict.fromkeys((FID_SAMPLES, INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS), "fid")
+    for flag, metric in (of_fid | dict.fromkeys((OUTLIERS, LLR_SAMPLES, LLR_GROUPS), "outliers")).items():
+        without = f"--{flag.name} is of metric {metric}, which --metrics={','.join(METRICS.value)} does not have"
+        check(not flag.present or metric in METRICS.value, without)
     if INCEPTION.present and EXTRACTOR.present:
         raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
     command_line.check_run_folder(WORKDIR.value)
@@ -81,6 +92,7 @@ def main() -> None:
     start_tensorflow_quietly()
     from nvae_tf.evaluation.evaluate import evaluate_run
     from nvae_tf.evaluation.fid import FidSettings
+    from nvae_tf.evaluation.outliers import OutlierSettings
     from nvae_tf.evaluation.table import table
     from nvae_tf.training.run_folder import RunFolder
 
@@ -90,6 +102,7 @@ def main() -> None:
         IMPORTANCE_SAMPLES.value,
         FidSettings(FID_SAMPLES.value, temperature, INCEPTION.value, EXTRACTOR.value, BATCH_NORM_ITERATIONS.value),
         *(flag.value for flag in (CHECKPOINT, SPLIT, BATCH_SIZE, SEED, DATA_PATH, REPLICAS)),
+        OutlierSettings(*(flag.value for flag in (OUTLIERS, LLR_SAMPLES, LLR_GROUPS))),
     )
     if written is not None:
         file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)

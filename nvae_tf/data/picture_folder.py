@@ -238,12 +238,17 @@ def pictures_for_model(
     from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
 
     spec = dataclasses.replace(spec, resize=resize or spec.resize, convert=spec.convert if convert is None else convert)
+    source, names = picture_source(places, spec)
+    (images,) = iterate(evaluation_batches(source, images_alone(spec), source.count, seed), source)
+    return images.numpy(), names
+
+
+def picture_source(places: Places, spec: DataSpec) -> tuple[ArraySource, list[str]]:
+    """Pictures, see `find_pictures`, as a source of a data set, and their names; ValueError for unusable files."""
     files = find_pictures(places)
     for path, _ in files:
         _check_for_model(path, spec)
-    source = ArraySource(np.stack([_pixels(path, spec, _FIX) for path, _ in files]))
-    (images,) = iterate(evaluation_batches(source, images_alone(spec), len(files), seed), source)
-    return images.numpy(), [name for _, name in files]
+    return ArraySource(np.stack([_pixels(path, spec, _FIX) for path, _ in files])), [name for _, name in files]
 
 
 def load_images(

@@ -1,4 +1,4 @@
-"""Evaluates one checkpoint: the metrics `elbo`, `iw`, `latents` and `fid`, in the run folder's evaluation file."""
+"""Evaluates one checkpoint: `elbo`, `iw`, `latents`, `fid` and `outliers`, in the run folder's evaluation file."""
 
 import datetime
 import functools
@@ -19,6 +19,7 @@ from nvae_tf.data.spec import check_model_fits
 from nvae_tf.evaluation.fid import KEPT_SAMPLES, FidSettings, load_extractor, measure_fid
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.evaluation.likelihood import Batch, Likelihood, LikelihoodEvaluator
+from nvae_tf.evaluation.outliers import OutlierSettings, load_outliers, measure_outliers
 from nvae_tf.evaluation.table import table
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
 from nvae_tf.files import atomic_write
@@ -51,6 +52,7 @@ def evaluate_run(
     seed: int = 0,
     data_path: str | None = None,
     replicas: int = 0,
+    outliers: OutlierSettings | None = None,
 ) -> dict[str, Any] | None:
     """Measures a checkpoint and writes the evaluation file and its table into the run folder.
 
@@ -59,7 +61,7 @@ def evaluate_run(
 
     Args:
       workdir: the run folder.
-      metrics: of "elbo", "iw", "fid" and "latents".
+      metrics: of "elbo", "iw", "fid", "latents" and "outliers".
       importance_samples: K of the importance-weighted bound, metric "iw".
       fid: how samples are drawn and compared.
       checkpoint: "latest" or "best".
@@ -68,6 +70,7 @@ def evaluate_run(
       seed: of the binarization and of all draws.
       data_path: where the images are, if no longer where they were during training.
       replicas: number of GPUs, all for 0; where there are none, number of virtual CPU devices.
+      outliers: where images of another kind are, metric "outliers".
 
     Returns the content of the evaluation file; None in a process that is not the chief of several. Raises what
     `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
@@ -89,6 +92,8 @@ def evaluate_run(
     task = EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, shard, status)
     # Before hours of work: its file may be missing.
     extractor = load_extractor(task, fid) if "fid" in metrics else None
+    outliers = outliers or OutlierSettings()
+    outlier_sets = load_outliers(task, outliers) if "outliers" in metrics else []
     written = None
     # All come from one pass over the images.
     if {*metrics} & {"elbo", "iw", "latents"}:
@@ -105,6 +110,9 @@ def evaluate_run(
         if distance is not None:
             written = write_evaluation(task, {"fid": distance})
             kept.remove()
+    if outlier_sets:
+        found = measure_outliers(task, outliers, outlier_sets)
+        written = written if found is None else write_evaluation(task, {"outliers": found})
     return written
 
 

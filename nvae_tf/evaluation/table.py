@@ -50,6 +50,13 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         how = f"{fid['samples']:,} samples at temperature {fid['temperature']}, {fid['real_images']:,} training images"
         published = "" if fid.get("extractor_is_published") else ", not known as the published Inception graph"
         yield "FID", f"{fid['value']:.2f}", f"{how}, features of {fid['extractor']}{published}"
+    if outliers := metrics.get("outliers"):
+        words = {"mahalanobis": "Mahalanobis", "kl": "sum of KLs", "nelbo": "NELBO", "llr": "LLR"}
+        for name, of_set in outliers["sets"].items():
+            value = ", ".join(f"{of_set['auroc'][key]:.3f} {words[key]}" for key in words if key in of_set["auroc"])
+            own = f"{metrics.get('split')} images"
+            how = f"area under the ROC curve, {of_set['num_images']:,} of these against the {own}"
+            yield f"AUROC, {name}", value, how
 
 
 def table(metrics: Mapping[str, Any]) -> str:
@@ -67,11 +74,28 @@ def table(metrics: Mapping[str, Any]) -> str:
             _line(f"active units of group {group}", f"{count} of {channels}") for group, count in enumerate(active)
         ]
         parts.append("\n".join(lines + [f"figure: {name}" for name in metrics["latents"]["pictures"]]))
+    if "outliers" in metrics:
+        parts.append("\n".join(_outlier_lines(metrics)))
     if "fid" in metrics:
-        *_, (_, _, how) = rows(metrics)
+        how = next(how for name, _, how in rows(metrics) if name == "FID")
         shift = metrics["fid"]["batch_norm_shift"] if metrics["fid"]["batch_norm_iterations"] else ""
         parts.append(f"FID: {how}" + (f"\n  {shift}" if shift else ""))
     return "\n\n".join(parts)
+
+
+def _outlier_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """How many images of each set have a small p-value, and where the figures are."""
+    outliers, words = metrics["outliers"], {"mahalanobis": "Mahalanobis", "kl": "sum of KLs"}
+    flagged = {f"{metrics['split']} images": outliers["flagged"]}
+    flagged |= {name: of_set["flagged"] for name, of_set in outliers["sets"].items()}
+    for name, shares in flagged.items() if outliers["calibrated"] else ():
+        value = ", ".join(f"{shares[key]:.1%} {words[key]}" for key in words)
+        yield _line(f"p-value at most {outliers['flagged_below']:g}, {name}", value)
+    if not outliers["calibrated"]:
+        yield "no Mahalanobis distance, no p-values: nvae-calibrate has not been run for this checkpoint"
+    if "llr_groups" in outliers:
+        yield f"LLR>{outliers['llr_groups']} with {outliers['llr_samples']:,} importance samples"
+    yield from (f"figure: {name}" for name in outliers["pictures"])
 
 
 def _line(name: str, value: str) -> str:

@@ -53,6 +53,7 @@ from nvae_tf.models.latents import (
     with_kept_channels,
 )
 from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
+from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierScores, outlier_parts, outlier_scores
 from nvae_tf.models.top_down import TopDown
 from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, StepGuard, WarmupCosine
 from nvae_tf.progress import image_bar
@@ -94,6 +95,9 @@ class NVAE(keras.Model):
         the model also works without, and `generate` with guidance.
       **kwargs: of `keras.Model`; `dtype="mixed_bfloat16"` computes the networks in half precision.
     """
+
+    # What `outlier_score` compares with, by `nvae_tf.load` from the run; a text says why the run's can't be used.
+    outlier_calibration: OutlierCalibration | str | None = None
 
     def __init__(
         self,
@@ -362,6 +366,17 @@ class NVAE(keras.Model):
             return self.inference_pass(images, noise, ForwardPass(labels=labels)).elbo(images)
 
         return _in_batches(scored, batch_size, images, image_seeds(seed, count), self._labels(labels, count))
+
+    def outlier_score(self, images: tf.Tensor, labels=None, batch_size: int | None = None) -> OutlierScores:
+        """How unlike the training images these are, by one pass at the posterior's means, without a random draw.
+
+        ValueError where the calibration file of the model's run is damaged or of other weights.
+        """
+        calibration = self.outlier_calibration
+        check(not isinstance(calibration, str), calibration)
+        images = check_images(images, self.config)
+        rows = images, self._labels(labels, batch_size_of(images))
+        return outlier_scores(_in_batches(functools.partial(outlier_parts, self), batch_size, *rows), calibration)
 
     def classify(self, images: tf.Tensor, seed: int = 0, batch_size: int | None = None) -> tf.Tensor:
         """The probability of each class given an image, `[batch, classes]`: Bayes' rule over the bounds.

@@ -336,7 +336,8 @@ def _evaluation(file: pathlib.Path, workdir: str, dataset: str | None) -> Evalua
     metrics.pop("data", None)
     pictures = tuple(
         str(path)
-        for path in map(pathlib.PurePosixPath, metrics.get("latents", {}).get("pictures", ()))
+        for metric in ("latents", "outliers")
+        for path in map(pathlib.PurePosixPath, metrics.get(metric, {}).get("pictures", ()))
         if not path.is_absolute() and ".." not in path.parts and (file.parent / path).is_file()
     )
     made = f"with TensorFlow {metrics.get('tensorflow')}, last written {metrics.get('date')}"
@@ -369,6 +370,10 @@ def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
         channels = int(latents["latent_channels"]) * len(latents["active_units_per_group"])
         how = {"active_from_nats": _finite(latents["active_from_nats"]), "latent_channels": channels}
         yield result("active_units", f"active units, of {channels:,}", latents["active_units"], **made_with, **how)
+    for name, of_set in metrics.get("outliers", {}).get("sets", {}).items():
+        for score, value in of_set["auroc"].items():
+            how = made_with | {"outliers": str(name), "num_outliers": int(of_set["num_images"])}
+            yield result("roc_auc", f"AUROC of the outlier score {score}, {name}", value, **how)
     if "fid" in metrics:
         fid = metrics["fid"]
         # Samples are compared with training images, whatever the part that was evaluated.
@@ -386,12 +391,19 @@ def _temperature(fid: Mapping[str, Any]) -> str:
 
 
 def _command(metrics: Mapping[str, Any], workdir: str) -> str:
-    keys = {"elbo": "nelbo_nats", "iw": "importance_weighted_nats", "latents": "latents", "fid": "fid"}
+    keys = {"elbo": "nelbo_nats", "iw": "importance_weighted_nats"}
+    keys |= {name: name for name in ("latents", "fid", "outliers")}
     measured = [metric for metric, key in keys.items() if key in metrics]
     flags = [f"--workdir={workdir}", f"--checkpoint={metrics['checkpoint']}", f"--split={metrics['split']}"]
     flags += [f"--metrics={','.join(measured)}", f"--seed={metrics['seed']}"]
     if "iw" in measured:
         flags.append(f"--importance_samples={metrics['importance_samples']}")
+    if "outliers" in measured:
+        outliers = metrics["outliers"]
+        # Their names alone: the folders are of this machine.
+        flags.append(f"--outliers={','.join(map(str, outliers['sets']))}")
+        if "llr_groups" in outliers:
+            flags += [f"--llr_samples={outliers['llr_samples']}", f"--llr_groups={outliers['llr_groups']}"]
     if "fid" in measured:
         fid = metrics["fid"]
         flags += [f"--fid_samples={fid['samples']}", f"--temperature={_temperature(fid)}"]

@@ -63,10 +63,16 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
 
 def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:
     """The model as `load` gives it, with its settings and its step; raises what `load` raises."""
-    config, prefix = find_run(path, checkpoint)
+    # Not at the top: it reads runs too.
+    from nvae_tf.evaluation.outliers import read_calibration
+
+    place = find_run_folder(path)
+    config, prefix = find_run(place, checkpoint)
     dropout = config.train.label_dropout if config.model.num_classes else 0.0
     model = NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout)
-    return TrainedRun(config, prefix, model, restore_weights(model, prefix))
+    run = TrainedRun(config, prefix, model, restore_weights(model, prefix))
+    model.outlier_calibration = read_calibration(RunFolder(place), run)
+    return run
 
 
 def find_run(path: str | os.PathLike, checkpoint: str = "latest") -> tuple[ExperimentConfig, str]:

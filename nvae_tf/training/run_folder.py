@@ -45,6 +45,7 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples"  # `step-N.png` with N in eight digits
         self.evaluation = self.path / "evaluation"  # what `nvae-evaluate` draws, and what it has not finished
+        self.outliers_file = self.path / "outliers.npz"  # of `nvae-calibrate`, for outlier scores
         self.card_file = self.path / "README.md"  # the model card
         # Where imported weights came from and under which license; most runs have none.
         self.origin_file = self.path / "origin.json"

@@ -35,7 +35,7 @@ _BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 _FILES = tuple(
     """
     README.md config.json images.json environment.json origin.json evaluation.json evaluation-train.json metrics.csv
-    checkpoints/step-*.index checkpoints/step-*.data-* samples/step-*.png
+    outliers.npz checkpoints/step-*.index checkpoints/step-*.data-* samples/step-*.png
     """.split()
 )
 # Fetched too: a run folder that was uploaded as it is may have a best checkpoint beside the latest.
@@ -157,7 +157,10 @@ def write_shared_run(
     data = dataclasses.replace(run.config.data, path=None, cache=None)
     train = dataclasses.replace(run.config.train, initialise_from=None)
     atomic_write(shared.config_file, config_to_json(dataclasses.replace(run.config, data=data, train=train)))
-    for name in ("images_file", "environment_file", "metrics_file", "card_file"):
+    names = ["images_file", "environment_file", "metrics_file", "card_file"]
+    if run.model.outlier_calibration is not None and not isinstance(run.model.outlier_calibration, str):
+        names.append("outliers_file")
+    for name in names:
         if getattr(source, name).is_file():
             shutil.copyfile(getattr(source, name), getattr(shared, name))
     for file in sorted(source.samples.glob("step-*.png"))[-1:]:

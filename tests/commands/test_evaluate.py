@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import nvae_tf
 from nvae_tf.evaluation.fid import named_extractor
 from nvae_tf.evaluation.table import interval
 from nvae_tf.training.launcher import tf_configs
@@ -170,3 +171,43 @@ def test_features_of_the_users_own_have_a_name_that_changes_with_their_module(tm
         assert extractor.features(3) in (3, 6)
         names.add(extractor.name)
     assert len(names) == 2 and all(name.startswith("means (my_features, ") for name in names)
+
+
+@pytest.mark.slow
+def test_outliers_are_told_from_test_images(done, refused, run, tmp_path):
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "noise.npy", random.integers(0, 256, (40, 16, 16)).astype(np.uint8))
+    (tmp_path / "lines").mkdir()
+    for number in range(5):
+        # Of another size and in color.
+        lines = np.zeros((40, 20, 3), np.uint8)
+        lines[:, 2 * number + 4] = 255
+        Image.fromarray(lines).save(tmp_path / "lines" / f"{number}.png")
+    flags = ["--metrics=outliers", f"--outliers={tmp_path / 'noise.npy'},{tmp_path / 'lines'}", "--batch_size=60"]
+    printed = done(*evaluation(run, *flags)[1:])
+    first = metrics_of(run)["outliers"]
+    assert "nvae-calibrate has not been run" in printed and not first["calibrated"] and first["flagged"] == {}
+    assert {name: of_set["num_images"] for name, of_set in first["sets"].items()} == {"noise.npy": 40, "lines": 5}
+    assert list(first["sets"]["lines"]["auroc"]) == ["kl", "nelbo"]
+    done("train.calibrate", f"--workdir={run}", "--images=600")
+    printed = done(*evaluation(run, *flags, "--llr_samples=2")[1:])
+    second = metrics_of(run)["outliers"]
+    assert list(second["sets"]["lines"]["auroc"]) == ["mahalanobis", "kl", "nelbo", "llr"]
+    for name, of_set in second["sets"].items():
+        assert of_set["auroc"]["kl"] == pytest.approx(first["sets"][name]["auroc"]["kl"], abs=0.01)
+    assert second["sets"]["noise.npy"]["auroc"]["mahalanobis"] > 0.95
+    assert second["sets"]["noise.npy"]["flagged"]["mahalanobis"] == 1.0 and second["flagged"]["mahalanobis"] < 0.15
+    assert "LLR>1 with 2 importance samples" in printed and (run / "evaluation.txt").read_text() in printed
+    for name in second["pictures"]:
+        assert np.asarray(Image.open(run / name)).std() > 1.0 and f"({name})" in (run / "README.md").read_text()
+    assert not list((run / "evaluation").glob("unfinished-*"))
+    model, before = nvae_tf.load(run), (run / "outliers.npz").read_bytes()
+    assert np.all(model.outlier_score(np.ones((1, 16, 16, 1))).mahalanobis_p_value < 0.05)
+    (run / "outliers.npz").write_bytes(before[:-50])
+    assert "outliers.npz: a damaged calibration file" in refused(*evaluation(run, *flags)[1:])
+    message = refused(*evaluation(run, "--metrics=outliers", "--outliers=nowhere")[1:])
+    assert "outliers.npz" in message
+    (run / "outliers.npz").unlink()
+    message = refused(*evaluation(run, "--metrics=outliers", "--outliers=nowhere")[1:])
+    assert "--outliers=nowhere: there is no such file or folder" in message
+    assert "give folders of pictures of another kind" in refused(*evaluation(run, "--metrics=outliers")[1:])

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from nvae_tf.generation.image_grid import grid_of_rows, read_images
-from nvae_tf.reports import figures
+from nvae_tf.reports import figures, outlier_figures
 
 ABOUT = figures.Provenance("digits", 12_000, [0.7, 0.85], 3, "ab12", "nvae-generate --seed=3")
 CAPTION = "digits, step 12,000, temperature 0.7, 0.85, seed 3"
@@ -31,6 +31,17 @@ def kl():
 def curves(low=30.0):
     values = low + 150.0 * np.exp(-np.arange(100) / 10)
     return {"training": (range(10, 1010, 10), values), "test": ([200, 400], [low + 9, low])}
+
+
+def scores(*names):
+    """Of four sets of images, the last of which is of another order of magnitude."""
+    random = np.random.default_rng(0)
+    sets = {"test images": 1.0, "digits of another source": 2.0, "noise": 30.0, "black": 900.0}
+    return {name: {score: level * random.gamma(9.0, 1.0, 50) for score in names} for name, level in sets.items()}
+
+
+def with_maps(level):
+    return images(4), level * np.random.default_rng(0).random((4, 12, 10)), ["1.23", "12", "1.2e+03", "4"]
 
 
 # Each figure, and texts that it must have.
@@ -83,6 +94,22 @@ FIGURES = {
     "curves_of_runs": (
         lambda w: figures.training_curves("KL", "nats", {f"runs/{i}": curves(-9.0)["test"] for i in range(9)}, w),
         ["runs/0: -9 at step 400", "runs/8: -9 at step 400", "logarithmic in the steps"],
+    ),
+    "outlier_scores": (
+        lambda w: outlier_figures.histograms(scores("mahalanobis", "kl"), ABOUT, w),
+        ["Mahalanobis distance", "sum of the KLs, in nats", "digits of another source", "black", "share of the images"],
+    ),
+    "outlier_scores_without_calibration": (
+        lambda w: outlier_figures.histograms(scores("kl"), ABOUT, w),
+        ["sum of the KLs, in nats"],
+    ),
+    "outlier_roc": (
+        lambda w: outlier_figures.roc_curves(scores("mahalanobis", "kl"), ABOUT, w),
+        ["Mahalanobis distance", "test images above the threshold", "outliers above it", "black"],
+    ),
+    "outlier_maps": (
+        lambda w: outlier_figures.maps({"test images": with_maps(1.0), "black": with_maps(50.0)}, ABOUT, w),
+        ["test images", "KL, 0 to 1 nats per pixel", "KL, 0 to 50 nats per pixel", "1.2e+03"],
     ),
 }
 

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 import nvae_tf
 from nvae_tf.config import DataSpec, ExperimentConfig, OptimizerConfig, TrainConfig
 from nvae_tf.evaluation.evaluate import evaluate_run
+from nvae_tf.evaluation.outliers import calibration_of, write_calibration
 from nvae_tf.files import beside_package
 from nvae_tf.models.nvae import model_for_training
 from nvae_tf.optimization import average_of_weights
@@ -74,6 +75,8 @@ def run(tmp_path_factory):
     scores["checkpoint_sha256"] = checkpoint_sha256(str(folder.checkpoints / "step-7"))
     folder.evaluation_file("test").write_text(json.dumps(scores))
     folder.evaluation_file("train").write_text(json.dumps(scores | {"split": "train", "checkpoint_sha256": "another"}))
+    random = np.random.RandomState(0)
+    write_calibration(folder, load_run(folder.path), calibration_of(random.gamma(9.0, size=50), random.rand(50, 2)))
     return folder
 
 
@@ -115,7 +118,7 @@ def test_what_is_shared(run, tmp_path):
     shared = RunFolder(tmp_path / "tiny")
     write_shared_run(run.path, shared.path, "hf://me/tiny")
     names = "README.md checkpoints/step-7.data-00000-of-00001 checkpoints/step-7.index config.json evaluation.json"
-    others = "images.json metrics.csv origin.json samples/step-00000007.png"
+    others = "images.json metrics.csv origin.json outliers.npz samples/step-00000007.png"
     assert sorted(digests(shared.path)) == f"{names} {others}".split()
     assert not [name for name in digests(shared.path) if PRIVATE.encode() in (shared.path / name).read_bytes()]
     config = read_run_config(shared)
@@ -123,6 +126,8 @@ def test_what_is_shared(run, tmp_path):
     assert config.model == read_run_config(run).model
     assert json.loads(shared.origin_file.read_text()) == {"source_file": "first"}
     scores, shared_run = json.loads(shared.evaluation_file().read_text()), load_run(shared.path)
+    # The calibration of outlier scores holds for the weights, whichever files they are in.
+    assert len(shared_run.model.outlier_calibration.kl) == 10
     assert scores["checkpoint_sha256"] == checkpoint_sha256(shared_run.checkpoint) and scores["nelbo_nats"] == 5.0
     card = shared.card_file.read_text()
     assert "nvae_tf.load('hf://me/tiny')" in card and "nvae-generate --workdir=hf://me/tiny" in card

@@ -1,0 +1,97 @@
+"""How unlike its training images an image looks to a model: scores of one pass, and what they are compared with.
+
+The likelihood does not show it: images of another kind that are simpler have a higher one (Nalisnick et al. 2019, arXiv
+1810.09136). The KL of a group is what the image says there against the prior, given the groups above: each group checks
+what is usual at its resolution.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf import objective as objectives
+from nvae_tf.config import ModelConfig, check
+from nvae_tf.layers import ForwardPass
+from nvae_tf.models.images import real_pixels
+
+if TYPE_CHECKING:
+    from nvae_tf.models.nvae import NVAE
+
+
+class OutlierParts(NamedTuple):
+    """What a pass at the posterior's means says of images, in nats."""
+
+    reconstruction: tf.Tensor  # -log p(x | z), `[batch]`
+    kl: tf.Tensor  # of each group, `[batch, groups]`, top group first
+    kl_map: tf.Tensor  # of the groups of the largest scale, where in the image, nats per pixel `[batch, height, width]`
+
+
+class OutlierScores(NamedTuple):
+    """Scores of images `[batch]`, higher for images that are less like the training images, and what they are made of.
+
+    A p-value is the share of calibration images whose score is at least as high, the image itself counted as one. The
+    Mahalanobis distance and both p-values are None for a model without calibration, see `OutlierCalibration`.
+    """
+
+    kl: tf.Tensor  # the sum over the groups, in nats
+    nelbo: tf.Tensor  # with the reconstruction, in nats; for comparison: it does not show outliers
+    mahalanobis: tf.Tensor | None  # of the KLs of all groups and the reconstruction, in standard deviations
+    kl_p_value: tf.Tensor | None
+    mahalanobis_p_value: tf.Tensor | None
+    parts: OutlierParts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OutlierCalibration:
+    """What images are compared with: training images of the model, see `nvae_tf.evaluation.outliers.calibrate`."""
+
+    mean: np.ndarray  # of the KL of each group and the reconstruction, `[groups + 1]`, in nats
+    covariance: np.ndarray  # of the same
+    kl: np.ndarray  # the scores of other training images than those of mean and covariance, ascending, `[images]`
+    mahalanobis: np.ndarray
+
+
+def outlier_parts(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> OutlierParts:
+    """Of images `[batch, height, width, channels]` in [0, 1], with classes `[batch]` if the model is conditional."""
+    noise = [tf.zeros([tf.shape(images)[0], *shape]) for shape in model.plan.latent_shapes()]
+    decoded = model.inference_pass(images, noise, ForwardPass(labels=labels))
+    kl = [objectives.kl_per_element(latent) for latent in decoded.latents]
+    of_groups = tf.stack([tf.reduce_sum(of_group, axis=(1, 2, 3)) for of_group in kl], axis=1)
+    at_largest = tf.add_n([tf.reduce_sum(kl[group], axis=3) for group in model.plan.scales[-1].groups])
+    return OutlierParts(-decoded.likelihood.log_prob(images), of_groups, _per_pixel(at_largest, model.config))
+
+
+def _per_pixel(nats: tf.Tensor, config: ModelConfig) -> tf.Tensor:
+    """Nats of positions `[batch, rows, columns]` of the network's frame, shared evenly by the pixels of each."""
+    height, width = config.network_height // nats.shape[1], config.network_width // nats.shape[2]
+    spread = tf.repeat(tf.repeat(nats / (height * width), height, axis=1), width, axis=2)
+    return real_pixels(spread, config.image_height, config.image_width)
+
+
+def outlier_scores(parts: OutlierParts, calibration: OutlierCalibration | None) -> OutlierScores:
+    """The scores of images; ValueError where the calibration is of a model with another number of groups."""
+    kl = tf.reduce_sum(parts.kl, axis=1)
+    nelbo = parts.reconstruction + kl
+    if calibration is None:
+        return OutlierScores(kl, nelbo, None, None, None, parts)
+    found, wanted = len(calibration.mean) - 1, parts.kl.shape[1]
+    check(found == wanted, f"the calibration is of a model with {found} latent groups, this one has {wanted}")
+    distance = mahalanobis_distance(parts, calibration.mean, calibration.covariance)
+    p_values = _p_values(kl, calibration.kl), _p_values(distance, calibration.mahalanobis)
+    return OutlierScores(kl, nelbo, distance, *p_values, parts)
+
+
+def mahalanobis_distance(parts: OutlierParts, mean: np.ndarray, covariance: np.ndarray) -> tf.Tensor:
+    """`sqrt((f - mean)^T covariance^-1 (f - mean))` `[batch]` of f, the KL of each group and the reconstruction."""
+    values = tf.concat([parts.kl, parts.reconstruction[:, tf.newaxis]], axis=1)
+    # In double precision: accelerators round products of floats, and this one has a few numbers an image.
+    whitening = np.linalg.inv(np.linalg.cholesky(covariance)).T
+    whitened = tf.matmul(tf.cast(values, tf.float64) - mean, whitening)
+    return tf.cast(tf.norm(whitened, axis=1), tf.float32)
+
+
+def _p_values(scores: tf.Tensor, calibrated: np.ndarray) -> tf.Tensor:
+    at_least_as_high = len(calibrated) - tf.searchsorted(tf.constant(calibrated), scores)
+    return tf.cast(1 + at_least_as_high, tf.float32) / (1 + len(calibrated))

@@ -1,0 +1,88 @@
+"""Figures of outlier scores, as `nvae_tf.reports.figures` makes them: arrays in, a matplotlib `Figure` out.
+
+Scores are `{set: {score: [images]}}`; the first set is that of images like the training images.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib
+import matplotlib.patches
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nvae_tf.reports.figures import FAINT, INK, LINES, RULE, Array, Provenance, Row, chart, image_figure
+
+_TITLES = {"mahalanobis": "Mahalanobis distance", "kl": "sum of the KLs, in nats"}
+_COLORS = "magma"
+_BINS = 40
+Scores = Mapping[str, Mapping[str, Array]]
+
+
+def histograms(scores: Scores, about: Provenance, width: int = 1000) -> Figure:
+    """How often each score is how high, a line for each set; the first set's is filled."""
+
+    def draw(axes: Axes, name: str) -> None:
+        values = np.concatenate([of_set[name] for of_set in scores.values()])
+        # Outliers may have a hundred times as much.
+        is_positive = values.min() > 0.0
+        spaced = np.geomspace if is_positive else np.linspace
+        edges = spaced(values.min(), max(values.max(), np.nextafter(values.min(), np.inf)), _BINS + 1)
+        for number, (of_set, color) in enumerate(zip(scores.values(), _colors(scores), strict=True)):
+            shares = {"weights": np.full(len(of_set[name]), 1.0 / len(of_set[name])), "color": color}
+            axes.hist(of_set[name], edges, histtype="step" if number else "stepfilled", linewidth=1.5, **shares)
+        axes.set(xscale="log" if is_positive else "linear", xlabel=_TITLES[name], ylabel="share of the images")
+
+    return _side_by_side("Outlier scores", scores, scores, draw, about, width)
+
+
+def roc_curves(scores: Scores, about: Provenance, width: int = 1000) -> Figure:
+    """The share of outliers found against that of false alarms, at every threshold, a line for each set of outliers."""
+    from sklearn.metrics import roc_curve
+
+    (own, inside), *others = scores.items()
+
+    def draw(axes: Axes, name: str) -> None:
+        axes.plot([0, 1], [0, 1], color=RULE, linewidth=1.5)
+        for (_, outside), color in zip(others, _colors(scores)[1:], strict=True):
+            values = np.concatenate([inside[name], outside[name]])
+            false, found, _ = roc_curve(np.repeat([0, 1], [len(inside[name]), len(outside[name])]), values)
+            axes.plot(false, found, color=color, linewidth=1.5)
+        axes.set(xlabel=f"{own} above the threshold", ylabel="outliers above it", title=_TITLES[name])
+        axes.title.set(color=FAINT, fontsize=axes.xaxis.label.get_size())
+
+    return _side_by_side("How many outliers a score finds", dict(others), scores, draw, about, width)
+
+
+def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Provenance, width: int = 1000) -> Figure:
+    """Of each set images `[count, ...]`, maps `[count, height, width]` in nats per pixel, and a note on each."""
+    rows, colors = [], matplotlib.colormaps[_COLORS]
+    for name, (originals, nats, notes) in images.items():
+        limit = max(float(nats.max()), 1e-12)
+        rows.append(Row(name, originals, starts_part=True))
+        in_colors = colors(np.clip(nats / limit, 0.0, 1.0))[..., :3]
+        rows.append(Row(f"KL, 0 to {limit:.2g} nats per pixel", in_colors, notes))
+    text = "The images of each set with the highest score, which is below. "
+    text += "The map: the KL of the groups of the largest scale, dark for none."
+    return image_figure("Where outlier scores come from", text, rows, about, width)
+
+
+def _colors(scores: Scores) -> list[str]:
+    """Of each set; that of the first is pale."""
+    return [RULE, *(LINES[number % len(LINES)] for number in range(len(scores) - 1))]
+
+
+def _side_by_side(
+    title: str, shown: Scores, scores: Scores, draw: Callable[[Axes, str], None], about: Provenance, width: int
+) -> Figure:
+    """Axes for each score that the sets have, below each other on a phone, and a legend of the sets that are shown."""
+    names = [name for name in _TITLES if name in next(iter(scores.values()))]
+    is_wide = width >= 700
+    rows = 1 if is_wide else len(names)
+    figure, _, size = chart(title, about, width, 20 * rows + 4 + 1.5 * len(shown), (rows, len(names) // rows))
+    for axes, name in zip(figure.axes, names, strict=True):
+        draw(axes, name)
+    named = dict(zip(scores, _colors(scores), strict=True))
+    handles = [matplotlib.patches.Patch(color=named[name], label=name) for name in shown]
+    figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=size, labelcolor=INK)
+    return figure

@@ -1,0 +1,121 @@
+"""Outlier scores of sets of images: the calibration and its file, the likelihood ratio, areas under ROC curves."""
+
+import types
+
+import numpy as np
+import pytest
+import scipy.special
+import tensorflow as tf
+
+from nvae_tf.evaluation.outliers import (
+    aurocs,
+    calibrate,
+    calibration_of,
+    flagged,
+    likeliest_class,
+    likelihood_ratio,
+    ratio_groups,
+    read_calibration,
+    scores_of,
+    write_calibration,
+)
+from nvae_tf.latent_plan import latent_plan
+from nvae_tf.models.latents import PosteriorSource, PriorSource, image_seeds, noise_of_samples
+from nvae_tf.models.top_down import ClassEmbedding
+from nvae_tf.training.run_folder import RunFolder
+from tests.tiny_model import images_of, shaken, tiny_config, tiny_model
+
+
+def parts(count, shift=0.0):
+    """Of images that are as unusual as normal numbers; the third group is not used."""
+    random = np.random.default_rng(count)
+    kl = random.normal([20.0, 5.0, 0.0], [3.0, 0.1, 0.0], (count, 3))
+    reconstruction = 100.0 - 4.0 * kl[:, 0] + random.normal(shift, 1.0, count)
+    return {"reconstruction": np.float32(reconstruction), "kl": np.float32(kl)}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return shaken(tiny_model(num_groups_per_scale=2, seed=0), 0.5)
+
+
+def test_p_values_of_further_images_are_uniform_and_correlated_numbers_are_seen_together():
+    calibration = calibration_of(**parts(4000))
+    # Every fifth image is one to be ranked in.
+    assert len(calibration.kl) == len(calibration.mahalanobis) == 800
+    assert all(np.all(np.diff(values) >= 0.0) for values in (calibration.kl, calibration.mahalanobis))
+    np.testing.assert_allclose(calibration.mean, [20.0, 5.0, 0.0, 20.0], atol=0.6)
+    assert calibration.covariance[0, 3] == pytest.approx(-36.0, rel=0.1)
+    own, shifted = scores_of(parts(3000), calibration), scores_of(parts(3001, shift=8.0), calibration)
+    for name, share in flagged(own).items():
+        assert share == pytest.approx(0.05, abs=0.015), name
+    # Eight nats are little against what the reconstruction varies by, and much given the first group's KL.
+    assert flagged(shifted)["mahalanobis"] > 0.99 > 0.1 > flagged(shifted)["kl"]
+
+
+def test_areas_are_shares_of_pairs():
+    inside, outside = {"kl": np.array([1.0, 2.0, 3.0]), "p_kl": np.ones(3)}, {"kl": np.array([2.0, 4.0])}
+    assert aurocs(inside, outside) == {"kl": pytest.approx((1 + 0.5 + 3) / 6)}
+
+
+def test_too_few_images_and_a_diverged_model_are_refused(model):
+    with pytest.raises(ValueError, match="4 images are too few to calibrate; give 50 or more"):
+        calibrate(model, images_of(model.config))
+    broken = parts(60)
+    broken["kl"][7, 1] = np.nan
+    with pytest.raises(ValueError, match="the model has diverged"):
+        calibration_of(**broken)
+
+
+def test_a_calibration_file_is_of_one_checkpoints_weights(tmp_path, model):
+    folder, run = RunFolder(tmp_path), types.SimpleNamespace(step=1200, model=model)
+    assert read_calibration(folder, run) is None
+    calibration = calibrate(model, images_of(model.config, 60), batch_size=20)
+    assert model.outlier_calibration is calibration
+    write_calibration(folder, run, calibration)
+    for name, value in vars(read_calibration(folder, run)).items():
+        np.testing.assert_array_equal(value, getattr(calibration, name))
+    other = types.SimpleNamespace(step=3000, model=tiny_model(num_groups_per_scale=2, seed=0))
+    expected = "outliers.npz: of other weights, those of step 1,200; the model is of step 3,000; make it anew by `nvae-"
+    assert expected in read_calibration(folder, other)
+    folder.outliers_file.write_bytes(folder.outliers_file.read_bytes()[:-99])
+    found = read_calibration(folder, run)
+    assert "outliers.npz: a damaged calibration file (" in found and found.count("\n") == 0
+
+
+def test_the_likelihood_ratio_is_that_of_the_bounds(model):
+    images, seeds, samples, groups = images_of(model.config), image_seeds(3, 4), 5, 3
+    found = likelihood_ratio(model, images, seeds, groups, samples)
+    log_weights = []
+    for number in range(samples):
+        noise = noise_of_samples(model.plan.latent_shapes(), seeds, number, 1)
+        top = PosteriorSource(model.features(images)[0], noise[0])
+        decoded = model.top_down_pass([top, *map(PriorSource, noise[1:])], 4)
+        latent = decoded.latents[0]
+        ratio = latent.prior.log_prob(latent.z) - latent.posterior.log_prob(latent.z)
+        log_weights.append(decoded.likelihood.log_prob(images) + tf.reduce_sum(ratio, axis=(1, 2, 3)))
+    bound = scipy.special.logsumexp(log_weights, axis=0) - np.log(samples)
+    expected = -model.score(images, samples, seed=3) - bound
+    assert np.abs(expected).min() > 1e-3
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    traced = tf.function(likelihood_ratio, autograph=False)(model, images, seeds, groups, samples)
+    np.testing.assert_allclose(traced, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_how_many_groups_the_likelihood_ratio_may_draw():
+    plan = latent_plan(tiny_config(num_groups_per_scale=3))
+    assert ratio_groups(plan, None) == 3 and ratio_groups(plan, 5) == 5
+    assert ratio_groups(latent_plan(tiny_config(num_latent_scales=1, num_groups_per_scale=5)), None) == 2
+    for groups in (0, 6):
+        with pytest.raises(ValueError, match=f"LLR>k with k = {groups}: must be from 1 to 5"):
+            ratio_groups(plan, groups)
+
+
+def test_the_likeliest_class_has_the_best_bound():
+    conditional = shaken(tiny_model(num_classes=3, seed=0))
+    for table in (layer.table for layer in conditional._flatten_layers() if isinstance(layer, ClassEmbedding)):
+        table.assign(np.random.default_rng(0).normal(size=table.shape))
+    images = images_of(conditional.config)
+    bounds = np.stack([conditional.outlier_score(images, labels=label).nelbo for label in range(3)])
+    found = likeliest_class(conditional, tf.constant(images)).numpy()
+    assert found.tolist() == bounds.argmin(axis=0).tolist() and np.ptp(bounds, axis=0).min() > 0.1
