@@ -1,11 +1,12 @@
-"""Notes how a trained model scores its training images, so that it can say how unusual another image is.
+"""Notes how a trained model scores its training and test images, so that it can say how unusual another image is.
 
     nvae-calibrate --workdir=runs/mine
 
 The file outliers.npz in the run folder has the mean and covariance of the KL of each latent group and of the
-reconstruction, and scores to rank others in. With it `model.outlier_score` of `nvae_tf.load` gives the Mahalanobis
-distance and p-values, and `nvae-evaluate --metrics=outliers` measures them. It is of one checkpoint: run this again
-after more training. One pass over --images training images. See docs/outliers.md.
+reconstruction of training images, and the scores of test images, among which p-values are ranks: the model has not seen
+these. With it `model.outlier_score` of `nvae_tf.load` gives the Mahalanobis distance and p-values, and `nvae-evaluate
+--metrics=outliers` measures them. It is of one checkpoint: run this again after more training. One pass over --images
+images of each part. See docs/outliers.md.
 
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """
@@ -22,7 +23,7 @@ from nvae_tf.progress import StatusLine
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-IMAGES = flags.DEFINE_integer("images", 10_000, "Training images at most, spread over all of them.", lower_bound=50)
+IMAGES = flags.DEFINE_integer("images", 10_000, "Images of each part at most, spread over the part.", lower_bound=50)
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images at a time; that of the training if not given.", lower_bound=1
 )
@@ -38,7 +39,7 @@ def main() -> None:
     from nvae_tf.training.run_folder import RunFolder
 
     made = calibrate_run(*(flag.value for flag in (WORKDIR, CHECKPOINT, IMAGES, BATCH_SIZE, DATA_PATH)))
-    ranked = f"p-values are ranks among {len(made.kl):,} training images, so at least {1 / (1 + len(made.kl)):.1g}"
+    ranked = f"p-values are ranks among {len(made.kl):,} test images, so at least {1 / (1 + len(made.kl)):.1g}"
     StatusLine().keep(f"written to {RunFolder(WORKDIR.value).outliers_file}; {ranked}")
 
 

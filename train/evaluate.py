@@ -80,10 +80,11 @@ def main() -> None:
     check(bool(METRICS.value), f"--metrics is empty: give some of {', '.join(_METRICS)}")
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
-    of_fid = dict.fromkeys((FID_SAMPLES, INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS), "fid")
-    for flag, metric in (of_fid | dict.fromkeys((OUTLIERS, LLR_SAMPLES, LLR_GROUPS), "outliers")).items():
-        without = f"--{flag.name} is of metric {metric}, which --metrics={','.join(METRICS.value)} does not have"
-        check(not flag.present or metric in METRICS.value, without)
+    of_fid = FID_SAMPLES, INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS
+    for metric, its_flags in {"fid": of_fid, "outliers": (OUTLIERS, LLR_SAMPLES, LLR_GROUPS)}.items():
+        for flag in its_flags:
+            without = f"--{flag.name} is of metric {metric}, which --metrics={','.join(METRICS.value)} does not have"
+            check(not flag.present or metric in METRICS.value, without)
     if INCEPTION.present and EXTRACTOR.present:
         raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
     command_line.check_run_folder(WORKDIR.value)

@@ -42,44 +42,44 @@ from nvae_tf.training.loading import TrainedRun, load_run, spec_to_read
 from nvae_tf.training.run_folder import RunFolder, check_class_names, read_run_config
 
 FLAGGED_BELOW = 0.05  # the p-value of what counts as found
-_RANKED_OF = 5  # every fifth calibration image is one of those whose scores p-values are ranks in
-_FEWEST_IMAGES = 50
+_FEWEST, _FEWEST_HELD_OUT = 50, 19
 # In nats: what a group of which nothing is used, and any rounding, may vary by.
 _SMALLEST_DEVIATION = 0.01
 _SHOWN = 6  # of the most outlying images of each set
 _Scored = Mapping[str, np.ndarray]
 
 
-def calibrate(model: NVAE, images: Any, labels: Any = None, batch_size: int | None = None) -> OutlierCalibration:
-    """Compares what the model scores from now on with these training images `[batch, height, width, channels]`.
+def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None = None) -> OutlierCalibration:
+    """Compares what the model scores from now on with training images and with images that it has not seen.
 
-    Labels are the images' classes, where the model is conditional on them. ValueError for fewer than 50 images.
+    Both are images `[batch, height, width, channels]` in [0, 1], or pairs with labels `[batch]` where the model is
+    conditional. ValueError for fewer than 50 training images, or 19 others.
     """
     model.outlier_calibration = None
-    parts = model.outlier_score(images, labels, batch_size).parts
-    model.outlier_calibration = calibration_of(parts.reconstruction, parts.kl)
+    pairs = [images if isinstance(images, tuple) else (images, None) for images in (training, held_out)]
+    model.outlier_calibration = calibration_of(*(model.outlier_score(*pair, batch_size).parts for pair in pairs))
     return model.outlier_calibration
 
 
-def calibration_of(reconstruction: Any, kl: Any) -> OutlierCalibration:
-    """Of the scores of training images, in nats: reconstruction `[images]` and KL `[images, groups]`.
+def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCalibration:
+    """Of the parts of the scores of images; p-values are ranks among those that are held out.
 
-    The p-values' ranks are in other images than those of mean and covariance, which would be nearer to their own mean.
+    Ranks among training images would be too high: the model fits these better than what it has not seen.
     """
-    reconstruction, kl = np.asarray(reconstruction, np.float32), np.asarray(kl, np.float32)
-    check(len(kl) >= _FEWEST_IMAGES, f"{len(kl)} images are too few to calibrate; give {_FEWEST_IMAGES} or more")
-    values = np.concatenate([kl, reconstruction[:, np.newaxis]], axis=1).astype(np.float64)
-    check(bool(np.isfinite(values).all()), "the model has diverged, its scores of training images are not finite")
+    count, others = len(training.kl), len(held_out.kl)
+    check(count >= _FEWEST, f"{count} training images are too few to calibrate; give {_FEWEST} or more")
+    no_rank = f"{others} held-out images are too few for a p-value of {FLAGGED_BELOW}; give {_FEWEST_HELD_OUT} or more"
+    check(others >= _FEWEST_HELD_OUT, no_rank)
+    values = np.concatenate([training.kl, np.expand_dims(training.reconstruction, 1)], axis=1).astype(np.float64)
     # Here, because importing scikit-learn takes a second that a model without calibration does not need.
     from sklearn.covariance import LedoitWolf
 
-    is_ranked = np.arange(len(kl)) % _RANKED_OF == _RANKED_OF - 1
-    fitted = values[~is_ranked]
     # The shrinkage is toward equal variances, so each number is brought to its own unit before.
-    units = np.maximum(fitted.std(axis=0), _SMALLEST_DEVIATION)
-    mean, covariance = fitted.mean(axis=0), LedoitWolf().fit(fitted / units).covariance_ * np.outer(units, units)
-    ranked = OutlierParts(reconstruction[is_ranked], kl[is_ranked], None)
-    scores = outlier_scores(ranked, None).kl, mahalanobis_distance(ranked, mean, covariance)
+    units = np.maximum(values.std(axis=0), _SMALLEST_DEVIATION)
+    finite = np.isfinite(units).all() and np.isfinite(held_out.kl).all() and np.isfinite(held_out.reconstruction).all()
+    check(bool(finite), "the model has diverged, its scores are not finite")
+    mean, covariance = values.mean(axis=0), LedoitWolf().fit(values / units).covariance_ * np.outer(units, units)
+    scores = outlier_scores(held_out, None).kl, mahalanobis_distance(held_out, mean, covariance)
     return OutlierCalibration(mean, covariance, *(np.sort(of_images.numpy()) for of_images in scores))
 
 
@@ -90,33 +90,41 @@ def calibrate_run(
     batch_size: int | None = None,
     data_path: str | None = None,
 ) -> OutlierCalibration:
-    """Calibrates a checkpoint with images spread evenly over the training part, and writes `outliers.npz` of the run.
+    """Calibrates a checkpoint with so many images of the training and of the test part at most, see `calibrate`.
 
-    `nvae_tf.load` finds the file there. Raises what `nvae_tf.load` and `load_split` raise.
+    They are spread over the part. Writes `outliers.npz` of the run, where `nvae_tf.load` finds it. Raises what
+    `nvae_tf.load` and `load_split` raise.
     """
     folder, status = RunFolder(pathlib.Path(workdir)), StatusLine()
     # A shared run, which `load_run` finds too, has no folder to write into.
     read_run_config(folder)
     trained = load_run(workdir, checkpoint)
-    model, spec = trained.model, spec_to_read(trained.config, data_path)
+    spec = spec_to_read(trained.config, data_path)
     check_model_fits(trained.config.model, spec)
-    source = load_split(spec, "train", status.report())
+    sources = [load_split(spec, split, status.report()) for split in ("train", "test")]
     if spec.labels:
-        check_class_names(folder.images_file, source.class_names, place_of(spec))
-    size = min(batch_size or trained.config.train.batch_size, source.count)
+        check_class_names(folder.images_file, sources[0].class_names, place_of(spec))
+    row = tf.TensorSpec([None, *spec.image_shape]), *([tf.TensorSpec([None], tf.int32)] if spec.labels else [])
+    of_model = functools.partial(outlier_parts, trained.model)
+    score = tf.function(of_model, autograph=False).get_concrete_function(*row)
+    size = batch_size or trained.config.train.batch_size
+    calibration = calibration_of(*(_parts_of(source, spec, score, size, images, status) for source in sources))
+    write_calibration(folder, trained, calibration)
+    return calibration
+
+
+def _parts_of(
+    source: ImageSource, spec: DataSpec, score: Callable, size: int, images: int, status: StatusLine
+) -> OutlierParts:
+    """Of so many images at most, in batches spread evenly over a source; without the maps, as large as the images."""
     batches = -(-source.count // size)
     numbers = np.unique(np.linspace(0, batches - 1, min(batches, -(-images // size))).astype(int))
-    row = tf.TensorSpec([None, *spec.image_shape]), *([tf.TensorSpec([None], tf.int32)] if spec.labels else [])
-    score = tf.function(functools.partial(outlier_parts, model), autograph=False).get_concrete_function(*row)
     progress, found = ImageProgress(status.show_if_due, min(len(numbers) * size, source.count)), []
     for batch in iterate(evaluation_batches(source, spec, size, 0, numbers), source):
-        # Without the maps, which are as large as the images.
         found.append(score(*(batch if spec.labels else [batch]))[:2])
         progress.add(len(found[-1][0]))
         progress.show(0)
-    calibration = calibration_of(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-    write_calibration(folder, trained, calibration)
-    return calibration
+    return OutlierParts(*(np.concatenate(parts) for parts in zip(*found, strict=True)), None)
 
 
 def write_calibration(folder: RunFolder, run: TrainedRun, calibration: OutlierCalibration) -> None:
@@ -271,7 +279,6 @@ def measure_outliers(task: EvaluationTask, settings: OutlierSettings, outliers: 
     entry = {
         "calibrated": calibration is not None,
         "flagged_below": FLAGGED_BELOW,
-        "flagged": flagged(own),
         "sets": {
             one.name: {"num_images": one.source.count, "auroc": aurocs(own, scores), "flagged": flagged(scores)}
             for one, scores in zip(outliers, others, strict=True)
@@ -348,7 +355,7 @@ def aurocs(inside: _Scored, outside: _Scored) -> dict[str, float]:
 
 
 def flagged(scores: _Scored) -> dict[str, float]:
-    """The share of images whose p-value is at most 0.05, by the score; for the data's own images: of false alarms."""
+    """The share of images whose p-value is at most 0.05, by the score."""
     names = [name for name in scores if name.startswith("p_")]
     return {name.removeprefix("p_"): float((scores[name] <= FLAGGED_BELOW).mean()) for name in names}
 

@@ -86,10 +86,8 @@ def table(metrics: Mapping[str, Any]) -> str:
 def _outlier_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """How many images of each set have a small p-value, and where the figures are."""
     outliers, words = metrics["outliers"], {"mahalanobis": "Mahalanobis", "kl": "sum of KLs"}
-    flagged = {f"{metrics['split']} images": outliers["flagged"]}
-    flagged |= {name: of_set["flagged"] for name, of_set in outliers["sets"].items()}
-    for name, shares in flagged.items() if outliers["calibrated"] else ():
-        value = ", ".join(f"{shares[key]:.1%} {words[key]}" for key in words)
+    for name, of_set in outliers["sets"].items() if outliers["calibrated"] else ():
+        value = ", ".join(f"{of_set['flagged'][key]:.1%} {words[key]}" for key in words)
         yield _line(f"p-value at most {outliers['flagged_below']:g}, {name}", value)
     if not outliers["calibrated"]:
         yield "no Mahalanobis distance, no p-values: nvae-calibrate has not been run for this checkpoint"

@@ -31,7 +31,7 @@ class OutlierParts(NamedTuple):
 class OutlierScores(NamedTuple):
     """Scores of images `[batch]`, higher for images that are less like the training images, and what they are made of.
 
-    A p-value is the share of calibration images whose score is at least as high, the image itself counted as one. The
+    A p-value is the share of held-out images whose score is at least as high, the image itself counted as one. The
     Mahalanobis distance and both p-values are None for a model without calibration, see `OutlierCalibration`.
     """
 
@@ -45,11 +45,11 @@ class OutlierScores(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OutlierCalibration:
-    """What images are compared with: training images of the model, see `nvae_tf.evaluation.outliers.calibrate`."""
+    """What images are compared with, see `nvae_tf.evaluation.outliers.calibrate`."""
 
-    mean: np.ndarray  # of the KL of each group and the reconstruction, `[groups + 1]`, in nats
+    mean: np.ndarray  # of the KL of each group and the reconstruction of training images, `[groups + 1]`, in nats
     covariance: np.ndarray  # of the same
-    kl: np.ndarray  # the scores of other training images than those of mean and covariance, ascending, `[images]`
+    kl: np.ndarray  # the scores of images that the model has not seen, ascending, `[images]`, as are those below
     mahalanobis: np.ndarray
 
 

@@ -6,10 +6,10 @@ Scores are `{set: {score: [images]}}`; the first set is that of images like the 
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
-import matplotlib.patches
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from nvae_tf.reports.figures import FAINT, INK, LINES, RULE, Array, Provenance, Row, chart, image_figure
 
@@ -44,12 +44,13 @@ def roc_curves(scores: Scores, about: Provenance, width: int = 1000) -> Figure:
 
     def draw(axes: Axes, name: str) -> None:
         axes.plot([0, 1], [0, 1], color=RULE, linewidth=1.5)
-        for (_, outside), color in zip(others, _colors(scores)[1:], strict=True):
+        for number, ((_, outside), color) in enumerate(zip(others, _colors(scores)[1:], strict=True)):
             values = np.concatenate([inside[name], outside[name]])
             false, found, _ = roc_curve(np.repeat([0, 1], [len(inside[name]), len(outside[name])]), values)
-            axes.plot(false, found, color=color, linewidth=1.5)
-        axes.set(xlabel=f"{own} above the threshold", ylabel="outliers above it", title=_TITLES[name])
-        axes.title.set(color=FAINT, fontsize=axes.xaxis.label.get_size())
+            # Each is seen below the next, where both are at the top.
+            axes.plot(false, found, color=color, linewidth=1.5 + 0.8 * (len(others) - 1 - number))
+        axes.set(xlabel=f"{own} above the threshold", ylabel="outliers above it")
+        axes.set_title(_TITLES[name], loc="left", fontsize=axes.xaxis.label.get_size(), color=FAINT)
 
     return _side_by_side("How many outliers a score finds", dict(others), scores, draw, about, width)
 
@@ -77,12 +78,16 @@ def _side_by_side(
 ) -> Figure:
     """Axes for each score that the sets have, below each other on a phone, and a legend of the sets that are shown."""
     names = [name for name in _TITLES if name in next(iter(scores.values()))]
-    is_wide = width >= 700
-    rows = 1 if is_wide else len(names)
-    figure, _, size = chart(title, about, width, 20 * rows + 4 + 1.5 * len(shown), (rows, len(names) // rows))
-    for axes, name in zip(figure.axes, names, strict=True):
+    columns = len(names) if width >= 700 else 1
+    heights = [20.0] * (len(names) // columns) + [1.5 * len(shown)]
+    figure, first, size = chart(title, about, width, sum(heights) + 5, (len(heights), columns))
+    first.get_gridspec().set_height_ratios(heights)
+    for axes, name in zip(figure.axes, names, strict=False):
         draw(axes, name)
+    # Below the last row there is no more than the legend.
+    for axes in figure.axes[len(names) :]:
+        axes.set_axis_off()
     named = dict(zip(scores, _colors(scores), strict=True))
-    handles = [matplotlib.patches.Patch(color=named[name], label=name) for name in shown]
-    figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=size, labelcolor=INK)
+    style = dict(loc="upper left", frameon=False, borderpad=0.0, borderaxespad=0.0, fontsize=size, labelcolor=INK)
+    figure.axes[len(names)].legend(handles=[Patch(color=named[name], label=name) for name in shown], **style)
     return figure

@@ -21,17 +21,22 @@ from nvae_tf.evaluation.outliers import (
 )
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.models.latents import PosteriorSource, PriorSource, image_seeds, noise_of_samples
+from nvae_tf.models.outlier_scores import OutlierParts
 from nvae_tf.models.top_down import ClassEmbedding
 from nvae_tf.training.run_folder import RunFolder
 from tests.tiny_model import images_of, shaken, tiny_config, tiny_model
 
 
 def parts(count, shift=0.0):
-    """Of images that are as unusual as normal numbers; the third group is not used."""
+    """Of images whose numbers are normal; the first group says more where the reconstruction is better."""
     random = np.random.default_rng(count)
     kl = random.normal([20.0, 5.0, 0.0], [3.0, 0.1, 0.0], (count, 3))
     reconstruction = 100.0 - 4.0 * kl[:, 0] + random.normal(shift, 1.0, count)
-    return {"reconstruction": np.float32(reconstruction), "kl": np.float32(kl)}
+    return OutlierParts(np.float32(reconstruction), np.float32(kl), None)
+
+
+def scored(parts, calibration):
+    return scores_of(parts._asdict(), calibration)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +45,13 @@ def model():
 
 
 def test_p_values_of_further_images_are_uniform_and_correlated_numbers_are_seen_together():
-    calibration = calibration_of(**parts(4000))
-    # Every fifth image is one to be ranked in.
-    assert len(calibration.kl) == len(calibration.mahalanobis) == 800
+    # Of the training images the model knows the reconstruction better.
+    calibration = calibration_of(parts(4000, shift=-1.0), parts(1000))
+    assert len(calibration.kl) == len(calibration.mahalanobis) == 1000
     assert all(np.all(np.diff(values) >= 0.0) for values in (calibration.kl, calibration.mahalanobis))
-    np.testing.assert_allclose(calibration.mean, [20.0, 5.0, 0.0, 20.0], atol=0.6)
+    np.testing.assert_allclose(calibration.mean, [20.0, 5.0, 0.0, 19.0], atol=0.6)
     assert calibration.covariance[0, 3] == pytest.approx(-36.0, rel=0.1)
-    own, shifted = scores_of(parts(3000), calibration), scores_of(parts(3001, shift=8.0), calibration)
+    own, shifted = scored(parts(3000), calibration), scored(parts(3001, shift=8.0), calibration)
     for name, share in flagged(own).items():
         assert share == pytest.approx(0.05, abs=0.015), name
     # Eight nats are little against what the reconstruction varies by, and much given the first group's KL.
@@ -59,18 +64,21 @@ def test_areas_are_shares_of_pairs():
 
 
 def test_too_few_images_and_a_diverged_model_are_refused(model):
-    with pytest.raises(ValueError, match="4 images are too few to calibrate; give 50 or more"):
-        calibrate(model, images_of(model.config))
+    with pytest.raises(ValueError, match="4 training images are too few to calibrate; give 50 or more"):
+        calibrate(model, images_of(model.config), images_of(model.config))
+    with pytest.raises(ValueError, match="18 held-out images are too few for a p-value of 0.05; give 19 or more"):
+        calibration_of(parts(50), parts(18))
     broken = parts(60)
-    broken["kl"][7, 1] = np.nan
-    with pytest.raises(ValueError, match="the model has diverged"):
-        calibration_of(**broken)
+    broken.kl[7, 1] = np.nan
+    for pair in ((broken, parts(60)), (parts(60), broken)):
+        with pytest.raises(ValueError, match="the model has diverged"):
+            calibration_of(*pair)
 
 
 def test_a_calibration_file_is_of_one_checkpoints_weights(tmp_path, model):
     folder, run = RunFolder(tmp_path), types.SimpleNamespace(step=1200, model=model)
     assert read_calibration(folder, run) is None
-    calibration = calibrate(model, images_of(model.config, 60), batch_size=20)
+    calibration = calibrate(model, images_of(model.config, 60), images_of(model.config, 20), batch_size=20)
     assert model.outlier_calibration is calibration
     write_calibration(folder, run, calibration)
     for name, value in vars(read_calibration(folder, run)).items():

@@ -17,6 +17,7 @@ from nvae_tf.evaluation.evaluate import evaluate_run
 from nvae_tf.evaluation.outliers import calibration_of, write_calibration
 from nvae_tf.files import beside_package
 from nvae_tf.models.nvae import model_for_training
+from nvae_tf.models.outlier_scores import OutlierParts
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.optimization.adamax import start_averages
 from nvae_tf.published.names import named_weights
@@ -75,8 +76,8 @@ def run(tmp_path_factory):
     scores["checkpoint_sha256"] = checkpoint_sha256(str(folder.checkpoints / "step-7"))
     folder.evaluation_file("test").write_text(json.dumps(scores))
     folder.evaluation_file("train").write_text(json.dumps(scores | {"split": "train", "checkpoint_sha256": "another"}))
-    random = np.random.RandomState(0)
-    write_calibration(folder, load_run(folder.path), calibration_of(random.gamma(9.0, size=50), random.rand(50, 2)))
+    parts = OutlierParts(np.random.rand(50), np.random.rand(50, 2).astype(np.float32), None)
+    write_calibration(folder, load_run(folder.path), calibration_of(parts, parts))
     return folder
 
 
@@ -127,7 +128,7 @@ def test_what_is_shared(run, tmp_path):
     assert json.loads(shared.origin_file.read_text()) == {"source_file": "first"}
     scores, shared_run = json.loads(shared.evaluation_file().read_text()), load_run(shared.path)
     # The calibration of outlier scores holds for the weights, whichever files they are in.
-    assert len(shared_run.model.outlier_calibration.kl) == 10
+    assert len(shared_run.model.outlier_calibration.kl) == 50
     assert scores["checkpoint_sha256"] == checkpoint_sha256(shared_run.checkpoint) and scores["nelbo_nats"] == 5.0
     card = shared.card_file.read_text()
     assert "nvae_tf.load('hf://me/tiny')" in card and "nvae-generate --workdir=hf://me/tiny" in card
