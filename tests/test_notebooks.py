@@ -89,8 +89,6 @@ def test_the_page_of_the_model_in_python_keeps_its_promises():
 @pytest.mark.slow
 def test_the_page_of_uses_keeps_its_promises():
     names = names_after("uses.md")
-    scores, p_values = names["scores"], names["scores"].mahalanobis_p_value.numpy()
-    assert scores.nelbo[560] < np.percentile(scores.nelbo[:360], 5) and p_values[560] <= 0.05
-    assert np.mean(p_values[:360] <= 0.05) < 0.15 and np.mean(p_values[460:560] <= 0.05) == 1.0
-    assert np.median(p_values[360:460]) < np.median(p_values[:360])
-    assert names["where"].shape == (561, 16, 16)
+    upside_down, mirrored, noise = np.split(names["scores"].mahalanobis_p_value, 3)
+    assert np.all(noise == np.float32(1 / 361)) and max(np.median(upside_down), np.median(mirrored)) < 0.2
+    assert names["where"].shape == (300, 16, 16)
