@@ -43,7 +43,7 @@ from nvae_tf.training.run_folder import RunFolder, check_class_names, read_run_c
 
 FLAGGED_BELOW = 0.05  # the p-value of what counts as found
 _FEWEST, _FEWEST_HELD_OUT = 50, 19
-# In nats: what a group of which nothing is used, and any rounding, may vary by.
+# In nats, of each group and the reconstruction: a group that is not used hardly varies, and may a little elsewhere.
 _SMALLEST_DEVIATION = 0.01
 _SHOWN = 6  # of the most outlying images of each set
 _Scored = Mapping[str, np.ndarray]
@@ -79,6 +79,7 @@ def calibration_of(training: OutlierParts, held_out: OutlierParts) -> OutlierCal
     finite = np.isfinite(units).all() and np.isfinite(held_out.kl).all() and np.isfinite(held_out.reconstruction).all()
     check(bool(finite), "the model has diverged, its scores are not finite")
     mean, covariance = values.mean(axis=0), LedoitWolf().fit(values / units).covariance_ * np.outer(units, units)
+    covariance += _SMALLEST_DEVIATION**2 * np.eye(len(units))
     scores = outlier_scores(held_out, None).kl, mahalanobis_distance(held_out, mean, covariance)
     return OutlierCalibration(mean, covariance, *(np.sort(of_images.numpy()) for of_images in scores))
 
@@ -228,12 +229,13 @@ def load_outliers(task: EvaluationTask, settings: OutlierSettings) -> list[Image
     if settings.llr_samples:
         ratio_groups(task.trained.model.plan, settings.llr_groups)
     check(bool(settings.places), "metric outliers: give folders of pictures of another kind, --outliers=FOLDER,FOLDER")
-    names = [pathlib.Path(place).name for place in settings.places]
+    places = [os.path.abspath(os.path.expanduser(place)) for place in settings.places]
+    names = [os.path.basename(place) for place in places]
     check(len({*names}) == len(names), f"--outliers={','.join(settings.places)}: two have the same name; rename one")
     # Whatever they are, they are brought to what the model takes.
     reading = {"convert": True, "crop_box": None, "resize": "crop", "stacked_images": 1, "cache": None}
     spec, sets = dataclasses.replace(images_alone(task.spec), source="folder", **reading), []
-    for name, place in zip(names, settings.places, strict=True):
+    for name, place in zip(names, places, strict=True):
         if not os.path.exists(place):
             raise FileNotFoundError(f"--outliers={place}: there is no such file or folder")
         of_place = dataclasses.replace(spec, name=name, source=source_at(place), path=place)

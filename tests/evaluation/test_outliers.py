@@ -51,6 +51,8 @@ def test_p_values_of_further_images_are_uniform_and_correlated_numbers_are_seen_
     assert all(np.all(np.diff(values) >= 0.0) for values in (calibration.kl, calibration.mahalanobis))
     np.testing.assert_allclose(calibration.mean, [20.0, 5.0, 0.0, 19.0], atol=0.6)
     assert calibration.covariance[0, 3] == pytest.approx(-36.0, rel=0.1)
+    # What a group that is not used may vary by.
+    assert np.sqrt(calibration.covariance[2, 2]) == pytest.approx(0.01, rel=0.1)
     own, shifted = scored(parts(3000), calibration), scored(parts(3001, shift=8.0), calibration)
     for name, share in flagged(own).items():
         assert share == pytest.approx(0.05, abs=0.015), name
