@@ -44,7 +44,8 @@ def test_three_commands_lead_from_a_folder_of_pictures_to_samples(folder_of_a_ne
     assert "--config.train.steps=100 " in commands()[1]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for command in commands():
-        words = shlex.split(command.replace("--config.train.steps=100 ", "--config.train.steps=5 "))
+        few = "--config.train.steps=2 --config.train.batch_size=4 "
+        words = shlex.split(command.replace("--config.train.steps=100 ", few))
         output_of(["-m", module_of(words[0]), *words[1:]], cwd=folder_of_a_newcomer, env=environment)
     inspected = read_images(folder_of_a_newcomer / "inspect_data.png", 32, 10)
     samples = read_images(folder_of_a_newcomer / "samples.png", 32, 8)
