@@ -200,9 +200,9 @@ def training_curves(title: str, unit: str, lines: Curves, width: int = 1000) -> 
         axes.set(xlabel="training step", ylabel=unit)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if scale == "logarithmic" and steps:
-            _make_logarithmic(axes, "x", steps)
+            make_logarithmic(axes, "x", steps)
             if len(values) and values.min() > 0.0:
-                _make_logarithmic(axes, "y", values)
+                make_logarithmic(axes, "y", values)
             else:
                 scale = "logarithmic in the steps"
         axes.set_title(scale, loc="left", fontsize=size, color=FAINT)
@@ -337,7 +337,7 @@ def _style(axes: Axes, size: float) -> None:
         axis.label.set(fontsize=size, color=FAINT)
 
 
-def _make_logarithmic(axes: Axes, name: str, values: Sequence[float]) -> None:
+def make_logarithmic(axes: Axes, name: str, values: Sequence[float]) -> None:
     """With ticks that can be read, also where the values span less than a power of ten."""
     axes.set(**{f"{name}scale": "log"})
     axis, decades = getattr(axes, f"{name}axis"), math.log10(max(values) / min(values))

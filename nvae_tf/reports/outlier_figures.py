@@ -11,7 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from nvae_tf.reports.figures import FAINT, INK, LINES, RULE, Array, Provenance, Row, chart, image_figure
+from nvae_tf.reports.figures import (
+    FAINT,
+    INK,
+    LINES,
+    RULE,
+    Array,
+    Provenance,
+    Row,
+    chart,
+    image_figure,
+    make_logarithmic,
+)
 
 _TITLES = {"mahalanobis": "Mahalanobis distance", "kl": "sum of the KLs, in nats"}
 _COLORS = "magma"
@@ -31,7 +42,10 @@ def histograms(scores: Scores, about: Provenance, width: int = 1000) -> Figure:
         for number, (of_set, color) in enumerate(zip(scores.values(), _colors(scores), strict=True)):
             shares = {"weights": np.full(len(of_set[name]), 1.0 / len(of_set[name])), "color": color}
             axes.hist(of_set[name], edges, histtype="step" if number else "stepfilled", linewidth=1.5, **shares)
-        axes.set(xscale="log" if is_positive else "linear", xlabel=_TITLES[name], ylabel="share of the images")
+        axes.set(xlabel=_TITLES[name], ylabel="share of the images")
+        if is_positive:
+            make_logarithmic(axes, "x", edges)
+        axes.xaxis.set_major_formatter("{x:,g}")
 
     return _side_by_side("Outlier scores", scores, scores, draw, about, width)
 
@@ -58,10 +72,12 @@ def roc_curves(scores: Scores, about: Provenance, width: int = 1000) -> Figure:
 def maps(images: Mapping[str, tuple[Array, Array, Sequence[str]]], about: Provenance, width: int = 1000) -> Figure:
     """Of each set images `[count, ...]`, maps `[count, height, width]` in nats per pixel, and a note on each."""
     rows, colors = [], matplotlib.colormaps[_COLORS]
+    columns = max(len(originals) for originals, _, _ in images.values())
     for name, (originals, nats, notes) in images.items():
         limit = max(float(nats.max()), 1e-12)
         rows.append(Row(name, originals, starts_part=True))
         in_colors = colors(np.clip(nats / limit, 0.0, 1.0))[..., :3]
+        notes = [*notes, *[""] * (columns - len(notes))]
         rows.append(Row(f"KL, 0 to {limit:.2g} nats per pixel", in_colors, notes))
     text = "The images of each set with the highest score, which is below. "
     text += "The map: the KL of the groups of the largest scale, dark for none."

@@ -40,8 +40,9 @@ def scores(*names):
     return {name: {score: level * random.gamma(9.0, 1.0, 50) for score in names} for name, level in sets.items()}
 
 
-def with_maps(level):
-    return images(4), level * np.random.default_rng(0).random((4, 12, 10)), ["1.23", "12", "1.2e+03", "4"]
+def with_maps(level, count=4):
+    maps = level * np.random.default_rng(0).random((count, 12, 10))
+    return images(count), maps, ["1.23", "12", "1.2e+03", "4"][:count]
 
 
 # Each figure, and texts that it must have.
@@ -103,12 +104,16 @@ FIGURES = {
         lambda w: outlier_figures.histograms(scores("kl"), ABOUT, w),
         ["sum of the KLs, in nats"],
     ),
+    "outlier_scores_of_one_size": (
+        lambda w: outlier_figures.histograms({"test images": {"kl": np.linspace(9.0, 80.0, 50)}}, ABOUT, w),
+        ["sum of the KLs, in nats", "10", "20", "50"],
+    ),
     "outlier_roc": (
         lambda w: outlier_figures.roc_curves(scores("mahalanobis", "kl"), ABOUT, w),
         ["Mahalanobis distance", "test images above the threshold", "outliers above it", "black"],
     ),
     "outlier_maps": (
-        lambda w: outlier_figures.maps({"test images": with_maps(1.0), "black": with_maps(50.0)}, ABOUT, w),
+        lambda w: outlier_figures.maps({"test images": with_maps(1.0), "black": with_maps(50.0, 3)}, ABOUT, w),
         ["test images", "KL, 0 to 1 nats per pixel", "KL, 0 to 50 nats per pixel", "1.2e+03"],
     ),
 }
