@@ -235,9 +235,9 @@ def load_outliers(task: EvaluationTask, settings: OutlierSettings) -> list[Image
     # Whatever they are, they are brought to what the model takes.
     reading = {"convert": True, "crop_box": None, "resize": "crop", "stacked_images": 1, "cache": None}
     spec, sets = dataclasses.replace(images_alone(task.spec), source="folder", **reading), []
-    for name, place in zip(names, places, strict=True):
+    for given, name, place in zip(settings.places, names, places, strict=True):
         if not os.path.exists(place):
-            raise FileNotFoundError(f"--outliers={place}: there is no such file or folder")
+            raise FileNotFoundError(f"--outliers={given}: there is no such file or folder")
         of_place = dataclasses.replace(spec, name=name, source=source_at(place), path=place)
         if of_place.source == "folder":
             source = picture_source(place, of_place)[0]

@@ -52,6 +52,16 @@ def test_a_run_with_labels_is_scored_drawn_from_and_reported(conditional_run, do
 
 
 @pytest.mark.slow
+def test_outliers_have_the_class_that_fits_best(conditional_run, done, tmp_path):
+    done("train.calibrate", f"--workdir={conditional_run}", "--images=300")
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).integers(0, 256, (30, 16, 16)).astype(np.uint8))
+    flags = ["--metrics=outliers", f"--outliers={tmp_path / 'noise.npy'}"]
+    done("train.evaluate", f"--workdir={conditional_run}", *flags)
+    found = json.loads((conditional_run / "evaluation.json").read_text())["outliers"]["sets"]["noise.npy"]
+    assert found["auroc"]["mahalanobis"] > 0.95 and found["flagged"]["mahalanobis"] == 1.0
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_is_named(conditional_run, refused, tmp_path):
     where = f"--workdir={conditional_run}", f"--output={tmp_path / 'x.png'}"
     assert "'12' is no class of this model, which has classes 0 to 9" in refused(
