@@ -1,4 +1,4 @@
-"""The notebooks docs/keras.md and docs/python.md: their blocks run in order, and what the text promises holds."""
+"""The notebooks docs/keras.md, docs/python.md and docs/uses.md: their blocks run in order, and what the text promises holds."""
 
 import jupytext
 import keras
@@ -84,3 +84,17 @@ def test_the_page_of_the_model_in_python_keeps_its_promises():
     assert distances[1] < distances[0]
     assert names["sevens"].shape == (8, 16, 16, 1) and names["nats_of_labels"].shape == (10,)
     np.testing.assert_allclose(np.sum(names["probabilities"], axis=1), np.ones(10), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_page_of_uses_keeps_its_promises():
+    names = names_after("uses.md")
+    images, hole = names["images"][:20], names["hole"]
+
+    def error(name, region=slice(None)):
+        return np.mean(np.square(names[name] - images)[:, region])
+
+    # Against the image of equal pixels, and gray in the hole.
+    assert error("enlarged") < 0.1 * np.var(images)
+    assert error("filled", hole) < 0.6 * 0.25 and error("filled", ~hole) < 1e-4
+    assert error("from_sums") < 0.5 * np.var(images)

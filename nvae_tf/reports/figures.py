@@ -62,7 +62,7 @@ class Provenance(NamedTuple):
         return ", ".join([self.model, *parts, *filter(None, [self.data])])
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """A row of images, its label on the left, and a note below each image."""
 
     label: str
@@ -74,14 +74,14 @@ class _Row(NamedTuple):
 def samples(images: Array, about: Provenance, columns: int | None = None, width: int = 1000) -> Figure:
     """Images drawn by a model, so many per row; None for a nearly square grid."""
     rows = _rows("", images, columns or math.ceil(math.sqrt(len(images))))
-    return _image_figure(f"{counted(len(images), 'sample')}, drawn by the model", "", rows, about, width)
+    return image_figure(f"{counted(len(images), 'sample')}, drawn by the model", "", rows, about, width)
 
 
 def data_images(train: Array, test: Array, about: Provenance, columns: int = 10, width: int = 1000) -> Figure:
     """The first images of both parts of a data set as the model sees them, at most so many per row."""
     columns = min(columns, _columns_of(train, width))
     rows = [*_rows("training images", train, columns), *_rows("test images", test, columns)]
-    return _image_figure("Images as the model sees them", "", rows, about, width)
+    return image_figure("Images as the model sees them", "", rows, about, width)
 
 
 def reconstructions(
@@ -91,54 +91,54 @@ def reconstructions(
     columns = min(columns, _columns_of(originals, width))
     rows = []
     for first in range(0, len(originals), columns):
-        rows.append(_Row("original", originals[first : first + columns], starts_part=True))
-        rows.append(_Row("reconstruction", made[first : first + columns]))
+        rows.append(Row("original", originals[first : first + columns], starts_part=True))
+        rows.append(Row("reconstruction", made[first : first + columns]))
     text = f"Below each original: what the model decodes from its latents{kept}."
-    return _image_figure("Originals and reconstructions", text, rows, about, width)
+    return image_figure("Originals and reconstructions", text, rows, about, width)
 
 
 def nearest(drawn: Array, found: Array, distances: Array, part: str, about: Provenance, width: int = 1000) -> Figure:
     """Each sample beside the images `[samples, neighbors, ...]` of a part ("training") that are most like it."""
     of_samples = zip(drawn, found, distances, strict=True)
-    rows = [_Row("", [one, *images], ["", *map("{:.3f}".format, numbers)]) for one, images, numbers in of_samples]
+    rows = [Row("", [one, *images], ["", *map("{:.3f}".format, numbers)]) for one, images, numbers in of_samples]
     blocks = [("sample", 1), (f"most similar {part} images, the nearest first", found.shape[1])]
     text = "Below each of these: its mean squared difference from the sample; pixels are in [0, 1], and a copy has 0."
-    return _image_figure(f"Samples and the {part} images most like them", text, rows, about, width, blocks)
+    return image_figure(f"Samples and the {part} images most like them", text, rows, about, width, blocks)
 
 
 def interpolation(originals: Array, path: Array, steps: int, about: Provenance, width: int = 1000) -> Figure:
     """A path through originals in `steps` steps from one to the next, a row for each, between both originals."""
     notes = ["", *(f"{step / steps:.2f}".rstrip("0").rstrip(".") for step in range(steps + 1)), ""]
     pairs = zip(originals[:-1], originals[1:], range(0, len(path) - 1, steps), strict=True)
-    rows = [_Row("", [a, *path[i : i + steps + 1], b], notes) for a, b, i in pairs]
+    rows = [Row("", [a, *path[i : i + steps + 1], b], notes) for a, b, i in pairs]
     blocks = [("original", 1), ("decoded from the latents between", steps + 1), ("original", 1)]
     text = "Below each: its position between the latents of the left original (0) and those of the right one (1)."
-    return _image_figure("From one image to another", text, rows, about, width, blocks)
+    return image_figure("From one image to another", text, rows, about, width, blocks)
 
 
 def variants(
     originals: Array, made: Array, heading: str, text: str, about: Provenance, notes: Sequence[str] = (), width=1000
 ) -> Figure:
     """Each original beside variants of it `[originals, variants, ...]`, with a note below each variant."""
-    rows = [_Row("", [one, *images], notes and ["", *notes]) for one, images in zip(originals, made, strict=True)]
+    rows = [Row("", [one, *images], notes and ["", *notes]) for one, images in zip(originals, made, strict=True)]
     blocks = [("original", 1), (heading, made.shape[1])]
-    return _image_figure("Variants of images", text, rows, about, width, blocks)
+    return image_figure("Variants of images", text, rows, about, width, blocks)
 
 
 def group_decisions(
     images: Array, kept_groups: Sequence[int], num_groups: int, about: Provenance, width: int = 1000
 ) -> Figure:
     """Samples `[rows, columns, ...]`; all of row i have the latents of its first in the upper `kept_groups[i]`."""
-    rows = [_Row(redrawn(kept, num_groups), row) for kept, row in zip(kept_groups, images, strict=True)]
+    rows = [Row(redrawn(kept, num_groups), row) for kept, row in zip(kept_groups, images, strict=True)]
     blocks = [("sample", 1), ("the sample with the groups at the left redrawn", images.shape[1] - 1)]
     text = "What differs within a row is decided by the groups that are redrawn; group 0 is the coarsest."
-    return _image_figure("What the latent groups decide", text, rows, about, width, blocks)
+    return image_figure("What the latent groups decide", text, rows, about, width, blocks)
 
 
 def training_strip(images: Array, steps: Sequence[int], about: Provenance, width: int = 1000) -> Figure:
     """Samples `[steps, columns, ...]` of the same noise after several steps of the training."""
-    rows = [_Row(f"step {step:,}", row) for step, row in zip(steps, images, strict=True)]
-    return _image_figure("Samples during training", "A column has the same noise at every step.", rows, about, width)
+    rows = [Row(f"step {step:,}", row) for step, row in zip(steps, images, strict=True)]
+    return image_figure("Samples during training", "A column has the same noise at every step.", rows, about, width)
 
 
 def kl_per_group(kl_nats: Array, latent_shapes: Shapes, about: Provenance, width: int = 1000) -> Figure:
@@ -212,10 +212,10 @@ def training_curves(title: str, unit: str, lines: Curves, width: int = 1000) -> 
     return figure
 
 
-def _rows(label: str, images: Array, columns: int) -> list[_Row]:
+def _rows(label: str, images: Array, columns: int) -> list[Row]:
     """Images in rows, the first with the label."""
     starts = range(0, len(images), columns)
-    return [_Row("" if first else label, images[first : first + columns], starts_part=not first) for first in starts]
+    return [Row("" if first else label, images[first : first + columns], starts_part=not first) for first in starts]
 
 
 def _columns_of(images: Array, width: int) -> int:
@@ -234,8 +234,8 @@ def _group_names(latent_shapes: Shapes) -> list[str]:
     return [f"group {group} ({height}×{width})" for group, (height, width, _) in enumerate(latent_shapes)]
 
 
-def _image_figure(
-    title: str, text: str, rows: Sequence[_Row], about: Provenance, width: int, blocks: Sequence[tuple[str, int]] = ()
+def image_figure(
+    title: str, text: str, rows: Sequence[Row], about: Provenance, width: int, blocks: Sequence[tuple[str, int]] = ()
 ) -> Figure:
     """Rows of images, with labels on the left, in blocks of columns, `(heading, columns)`, side by side."""
     blocks = blocks or [("", max(len(row.images) for row in rows))]
