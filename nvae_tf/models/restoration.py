@@ -162,7 +162,8 @@ def checked_measurement(measurement: Any, operator: LinearOperator, sigma: Any, 
     if not isinstance(sigma, tf.Tensor):
         check(0.0 <= sigma < np.inf, f"sigma = {sigma}: must be the noise's standard deviation, at least 0 and finite")
     lacking = [name for name in ("apply", "adjoint", "squared") if not callable(getattr(operator, name, None))]
-    check(not lacking, f"the operator {operator!r} lacks {', '.join(lacking)}; see restoration.LinearOperator")
+    text = f"an operator of type {type(operator).__name__} lacks {', '.join(lacking)}; see restoration.LinearOperator"
+    check(not lacking, text)
     measurement = tf.cast(tf.convert_to_tensor(measurement), tf.float32)
     shape = config.image_height, config.image_width, config.image_channels
     images = tf.random.stateless_uniform([2, *shape], seed=(0, 1))

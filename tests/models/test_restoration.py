@@ -129,13 +129,12 @@ def test_descent_makes_measurement_and_latents_more_likely(model, images, monkey
 
 
 def test_what_is_measured_without_noise_is_exact(model, images):
-    for operator in (Mask(HOLE), downsampling(SQUARE, 2)):
-        values = measured(operator, images, 0.0)
-        # What is in the hole does not matter.
-        given = np.where(HOLE[..., np.newaxis], np.nan, values) if isinstance(operator, Mask) else values
-        found = model.restore(given, operator, 0.0, steps=2, pnp_steps=2)
-        np.testing.assert_allclose(operator.apply(found), values, atol=2e-3)
-        assert np.min(found) >= 0.0 and np.max(found) <= 1.0
+    values = measured(Mask(HOLE), images, 0.0)
+    # What is in the hole does not matter.
+    given = np.where(HOLE[..., np.newaxis], np.nan, values)
+    found = model.restore(given, Mask(HOLE), 0.0, steps=2, pnp_steps=2).numpy()
+    np.testing.assert_allclose(found[:, ~HOLE], images[:, ~HOLE], atol=2e-3)
+    assert np.min(found) >= 0.0 and np.max(found) <= 1.0
 
 
 def test_the_start_is_kept_where_the_descent_went_away_from_the_measurement():
@@ -149,6 +148,7 @@ def test_the_start_is_kept_where_the_descent_went_away_from_the_measurement():
         near(variance, 10.0 * mean)
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_its_measurement_its_place_and_the_seed(model, images):
     operator = Mask(HOLE)
     values = measured(operator, images, 0.1)
@@ -157,12 +157,12 @@ def test_an_image_depends_on_its_measurement_its_place_and_the_seed(model, image
     near(model.restore(values, operator, 0.1, batch_size=3, **how), whole, atol=1e-4)
     one = tf.function(lambda values: model.restore(values, operator, 0.1, **how))(tf.constant(values[:1]))
     near(one, whole[:1], atol=1e-4)
-    assert np.abs(model.restore(values, operator, 0.1, **how | {"seed": 4}) - whole).max() > 1e-3
     found, deviation = restoration.restored_with_deviation(model, values[:1], operator, 0.1, steps=2, starts=2)
     near(found, model.restore(values[:1], operator, 0.1, steps=2), atol=1e-4)
-    assert deviation.shape == found.shape and deviation[:, HOLE].mean() > deviation[:, ~HOLE].mean()
+    assert deviation.shape == found.shape and deviation[:, HOLE].mean() > deviation[:, ~HOLE].mean() > 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["logistic_mixture", "normal"])
 def test_colors_and_classes(likelihood):
     model = shaken(tiny_model(image_channels=3, num_bits=8, likelihood=likelihood, num_classes=3))
