@@ -202,11 +202,12 @@ def restore(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
     measurement = images if FLAGS.input else measured(operator, images, FLAGS.noise, FLAGS.seed)
     how = operator, FLAGS.noise, FLAGS.steps, FLAGS.starts, FLAGS.seed, labels
     made, deviation = restored_with_deviation(load().model, measurement, *how)
+    shown = np.where(operator.missing[..., np.newaxis], 0.5, measurement) if FLAGS.mask else measurement
 
     def draw(_, about):
         from nvae_tf.reports.restoration_figure import restorations
 
-        return restorations(measurement, made, None if FLAGS.input else images, deviation, about)
+        return restorations(shown, made, None if FLAGS.input else images, deviation, about)
 
     _write(load(), place, made, names, draw)
     return f"{words}, restored"
