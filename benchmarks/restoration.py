@@ -18,6 +18,7 @@ meanwhile.
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -100,14 +101,15 @@ def _classical(task: str, values: np.ndarray, images: np.ndarray) -> np.ndarray:
         filled = [restoration.inpaint_biharmonic(image, hole, channel_axis=-1) for image in values]
         return np.clip(filled, 0.0, 1.0)
     if task == "noise":
-        return _best(_TV_WEIGHTS, lambda it, w: restoration.denoise_tv_chambolle(it, w, channel_axis=-1), values, images)
+        denoise = functools.partial(restoration.denoise_tv_chambolle, channel_axis=-1)
+        return _best(_TV_WEIGHTS, denoise, values, images)
     distances = np.arange(-6, 7)
     kernel = np.exp(-0.5 * np.square(distances / 1.5))
     kernel = np.outer(kernel, kernel) / kernel.sum() ** 2
 
     def deblurred(image: np.ndarray, steps: int) -> np.ndarray:
-        channels = [restoration.richardson_lucy(np.maximum(it, 1e-6), kernel, steps) for it in np.moveaxis(image, -1, 0)]
-        return np.stack(channels, axis=-1)
+        channels = np.moveaxis(np.maximum(image, 1e-6), -1, 0)
+        return np.stack([restoration.richardson_lucy(channel, kernel, steps) for channel in channels], axis=-1)
 
     return _best(_RICHARDSON_LUCY_STEPS, deblurred, values, images)
 

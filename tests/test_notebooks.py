@@ -1,4 +1,4 @@
-"""The notebooks docs/keras.md, docs/python.md and docs/uses.md: their blocks run in order, and what the text promises holds."""
+"""The notebooks of docs/: their blocks run in order, and what the text promises holds."""
 
 import jupytext
 import keras
@@ -96,5 +96,5 @@ def test_the_page_of_uses_keeps_its_promises():
 
     # Against the image of equal pixels, and gray in the hole.
     assert error("enlarged") < 0.1 * np.var(images)
-    assert error("filled", hole) < 0.6 * 0.25 and error("filled", ~hole) < 1e-4
+    assert error("filled", hole) < 0.8 * 0.25 and error("filled", ~hole) < 1e-4
     assert error("from_sums") < 0.5 * np.var(images)

@@ -330,7 +330,7 @@ def _main(mode: str) -> None:
     if "indices" in FLAGS:
         _check_choice_of_images()
     if mode == "restore":
-        given = [f"--{name}" for name in ("mask", "scale", "blur") if FLAGS[name].value not in (None, 0.0, 1)]
+        given = [f"--{name}" for name in ("mask", "scale", "blur") if FLAGS[name].value != FLAGS[name].default]
         check(len(given) < 2, f"{' and '.join(given)}: give one of them")
         check(given or FLAGS.noise, "what has become of the images? give --mask, --scale or --blur, or --noise alone")
     if mode == "direction":
@@ -552,7 +552,7 @@ def _define_flags(mode: str) -> None:
         ("how", {"interpolate": ["spherical"]}, words, "spherical, linear or keep; one, or one a scale or a group."),
         ("mask", {"restore": None}, text, "A picture that is white where pixels are missing."),
         ("scale", {"restore": 1}, from_1, "How many times smaller than the model's images they are."),
-        ("blur", {"restore": 0.0}, from_0_0, "Standard deviation, in pixels, of the Gaussian that they are blurred by."),
+        ("blur", {"restore": 0.0}, from_0_0, "Standard deviation, in pixels, of the Gaussian that blurred them."),
         ("noise", {"restore": 0.0}, from_0_0, "Standard deviation of their noise; pixels are in [0, 1]."),
         ("steps", {"restore": 40}, from_0, "Steps of gradient descent; 0 is quick and less exact."),
         ("starts", {"restore": 4}, from_0, "Draws of the latents to begin at, for the deviation; 0 leaves it out."),

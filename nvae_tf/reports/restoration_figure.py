@@ -28,6 +28,6 @@ def restorations(
         parts["deviation"] = np.repeat(colors, channels, axis=-1)
         if channels in (2, 4):
             parts["deviation"][..., -1] = 1.0
-        text = f"The deviation is that of a pixel between restorations that began elsewhere; white is {_LARGEST_DEVIATION}."
+        text = f"The deviation of a pixel is that of restorations that began elsewhere; white is {_LARGEST_DEVIATION}."
     rows = [Row("", images) for images in zip(*parts.values(), strict=True)]
     return image_figure("Restored images", text, rows, about, width, [(name, 1) for name in parts])
