@@ -34,7 +34,7 @@ from nvae_tf.models.latents import (
 # Chosen on Fashion-MNIST, see docs/restoration.md.
 WEIGHT_OF_PRIOR = 2.0
 LEARNING_RATE = 0.1
-PNP_STEPS, PNP_TEMPERATURE = 20, 0.9
+PNP_STEPS, PNP_TEMPERATURE = 20, 0.7
 # The encoder has never seen noise: from this sigma on PnP steps do harm.
 PNP_MOST_NOISE = 0.1
 # Of the measurement in the loss: where it is exact, it would leave the prior no say.
