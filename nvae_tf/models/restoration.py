@@ -31,7 +31,7 @@ from nvae_tf.models.latents import (
     noise_per_image,
 )
 
-# Chosen on Fashion-MNIST, see docs/restoration.md.
+# Chosen on gray Fashion-MNIST; docs/restoration.md has what they give.
 WEIGHT_OF_PRIOR = 2.0
 LEARNING_RATE = 0.1
 PNP_STEPS, PNP_TEMPERATURE = 20, 0.7
