@@ -1,4 +1,4 @@
-"""The notebooks docs/keras.md and docs/python.md: their blocks run in order, and what the text promises holds."""
+"""The notebooks of docs/: their blocks run in order, and what the text promises holds."""
 
 import jupytext
 import keras
@@ -92,3 +92,12 @@ def test_the_page_of_uses_keeps_its_promises():
     upside_down, mirrored, noise = np.split(names["scores"].mahalanobis_p_value, 3)
     assert np.all(noise == np.float32(1 / 361)) and max(np.median(upside_down), np.median(mirrored)) < 0.2
     assert names["where"].shape == (300, 16, 16)
+    images, hole = names["images"][:20], names["hole"]
+
+    def error(name, region=slice(None)):
+        return np.mean(np.square(names[name] - images)[:, region])
+
+    # Against the image of equal pixels, and gray in the hole.
+    assert error("enlarged") < 0.1 * np.var(images)
+    assert error("filled", hole) < 0.8 * 0.25 and error("filled", ~hole) < 1e-4
+    assert error("from_sums") < 0.5 * np.var(images)

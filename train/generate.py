@@ -1,4 +1,4 @@
-"""Samples of a trained model, reconstructions, paths between images, variants, latents.
+"""Samples of a trained model, reconstructions, paths between images, variants, restored images, latents.
 
     nvae-generate MODE --workdir=runs/digits --output=...
     nvae-generate MODE --help
@@ -8,6 +8,7 @@ Without a mode it draws samples. A figure has labels and a last line that says h
 file. With --raw it is a bare grid of images; --each=FOLDER writes a PNG file of every image besides.
 """
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -178,6 +179,40 @@ def direction(config: ExperimentConfig, load: Callable, place: OutputPlace) -> s
     return f"{words}, moved by the difference of {len(positive)} and {len(negative)} pictures, times {', '.join(notes)}"
 
 
+def restore(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
+    """Restores images with the model as the prior: fills holes, enlarges, deblurs, takes out noise.
+
+        nvae-generate restore --workdir=runs/digits --scale=2 --output=restored.png
+        nvae-generate restore --workdir=runs/faces --input=old.png --mask=scratches.png --output=restored.png
+        nvae-generate restore --workdir=runs/faces --input=my_pictures --blur=1.5 --noise=0.02 --output=out/
+
+    One of --mask (a picture, white where pixels are missing), --scale (a pixel is the mean of so many squared) and
+    --blur (a Gaussian's deviation in pixels) says what has become of the images, and --noise, alone or besides, how
+    much noise they have. Pictures of --input are so already, and with --scale smaller than the model's; images of the
+    data set are made so, and the figure shows them too. Its last column is the deviation of a pixel over restorations
+    from --starts draws of the latents: bright where the answer is open. Files of a folder have the originals' names.
+    """
+    from nvae_tf.data.pipeline import stored_spec
+    from nvae_tf.models.restoration import measured, restored_with_deviation
+
+    operator, spec = _operator(config), stored_spec(config.data)
+    spec = dataclasses.replace(spec, height=spec.height // FLAGS.scale, width=spec.width // FLAGS.scale)
+    of_images = dataclasses.replace(config, data=spec) if FLAGS.input else config
+    images, labels, names, words = _images(of_images, 8, place.kind == FOLDER)
+    measurement = images if FLAGS.input else measured(operator, images, FLAGS.noise, FLAGS.seed)
+    how = operator, FLAGS.noise, FLAGS.steps, FLAGS.starts, FLAGS.seed, labels
+    made, deviation = restored_with_deviation(load().model, measurement, *how)
+    shown = np.where(operator.missing[..., np.newaxis], 0.5, measurement) if FLAGS.mask else measurement
+
+    def draw(_, about):
+        from nvae_tf.reports.restoration_figure import restorations
+
+        return restorations(shown, made, None if FLAGS.input else images, deviation, about)
+
+    _write(load(), place, made, names, draw)
+    return f"{words}, restored"
+
+
 def encode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     """Turns images into the model's latents, for `nvae-generate decode` or for programs of one's own.
 
@@ -265,6 +300,22 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
     )
 
 
+def _operator(config: ExperimentConfig) -> Any:
+    """What --mask, --scale or --blur says has become of the images."""
+    from nvae_tf.data.pipeline import stored_spec
+    from nvae_tf.models.restoration import Mask, downsampling, gaussian_blur
+
+    size = config.model.image_height, config.model.image_width
+    if FLAGS.mask:
+        spec = dataclasses.replace(stored_spec(config.data), channels=1)
+        pictures, _ = pictures_for_model([FLAGS.mask], spec, resize=FLAGS.resize, convert=True)
+        check(len(pictures) == 1, f"--mask={FLAGS.mask}: {len(pictures)} pictures; give one file, it is for all images")
+        return Mask(pictures[0, ..., 0] > 0.5)
+    if FLAGS.blur:
+        return gaussian_blur(size, FLAGS.blur)
+    return downsampling(size, FLAGS.scale) if FLAGS.scale > 1 else Mask()
+
+
 def _main(mode: str) -> None:
     """Checks the flags before TensorFlow is started, makes what the mode makes and reports it in a line."""
     place = output_place(FLAGS.output, _KINDS.get(mode, (*FIGURES, FOLDER)), FLAGS.overwrite)
@@ -278,6 +329,10 @@ def _main(mode: str) -> None:
         parse_temperature(FLAGS.temperature)
     if "indices" in FLAGS:
         _check_choice_of_images()
+    if mode == "restore":
+        given = [f"--{name}" for name in ("mask", "scale", "blur") if FLAGS[name].value != FLAGS[name].default]
+        check(len(given) < 2, f"{' and '.join(given)}: give one of them")
+        check(given or FLAGS.noise, "what has become of the images? give --mask, --scale or --blur, or --noise alone")
     if mode == "direction":
         _strengths()
         for name in _SIDES:
@@ -431,7 +486,8 @@ def _progress(total: int) -> Callable[[int], None]:
 
 
 # A mode gets the settings of the run, what loads the run, and the place to write. Its docstring is its manual page.
-MODES = {mode.__name__: mode for mode in (sample, reconstruct, interpolate, vary, direction, encode, decode, nearest)}
+_FUNCTIONS = sample, reconstruct, interpolate, vary, direction, restore, encode, decode, nearest
+MODES = {mode.__name__: mode for mode in _FUNCTIONS}
 # Of --output, where it is not a figure or a folder.
 _KINDS = {"interpolate": (*FIGURES, ".gif", ".webp", FOLDER), "encode": (".npz",), "nearest": FIGURES}
 
@@ -440,6 +496,7 @@ def _define_flags(mode: str) -> None:
     """The flags of one mode; those of the others are unknown then."""
     text, switch, choice, words = flags.DEFINE_string, flags.DEFINE_boolean, flags.DEFINE_enum, flags.DEFINE_list
     from_0, from_1, from_20 = (functools.partial(flags.DEFINE_integer, lower_bound=lowest) for lowest in (0, 1, 20))
+    from_0_0 = functools.partial(flags.DEFINE_float, lower_bound=0.0)
     text("workdir", None, command_line.RUN_HELP, required=True)
     choice("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
     kinds = _KINDS.get(mode, (*FIGURES, FOLDER))
@@ -448,15 +505,16 @@ def _define_flags(mode: str) -> None:
     text("output", None, output, required=True)
     switch("overwrite", False, "Replace what is at --output already.")
     from_0("seed", 1, "Of the latents, and of the binarization of images.", upper_bound=LARGEST_SEED)
-    of_images = dict.fromkeys(("reconstruct", "interpolate", "vary", "direction", "encode"))
+    with_latents = ("reconstruct", "interpolate", "vary", "direction", "encode")
+    of_images = dict.fromkeys((*with_latents, "restore"))
     of_data_set = dict.fromkeys(of_images, "test") | {"nearest": "train"}
     drawing = ("sample", "reconstruct", "vary", "decode", "nearest")
-    of_figures, temperatures = (*drawing, "interpolate", "direction"), dict.fromkeys(drawing, "1.0")
+    of_figures, temperatures = (*drawing, "interpolate", "direction", "restore"), dict.fromkeys(drawing, "1.0")
     images, some = "images of the data set", "Picture files: a file, a folder with all in it, or several with commas."
     positive, negative = (f"{some} Those that {verb} what the direction adds" for verb in ("have", "lack"))
     resize = "How picture files are brought to the model's size; if not given, as in training."
     convert = "Convert picture files that have other channels; if not given, as in training."
-    count = f"Number of {images}; if not given, reconstruct takes 40, vary and direction 8, encode all."
+    count = f"Number of {images}; if not given, reconstruct takes 40, vary, direction and restore 8, encode all."
     kept = "So many groups, from the top, keep their latents, and the others are drawn; 0 gives samples."
     classes = "Classes of a conditional model: 3, or 0,1,2 in turn; -1 is none. Images of the data set have theirs."
     each = "Folder for a PNG file of every image that was made, in the model's size, besides --output."
@@ -472,9 +530,9 @@ def _define_flags(mode: str) -> None:
         ("resize", of_images, functools.partial(choice, enum_values=["crop", "stretch"]), resize),
         ("convert", of_images, switch, convert),
         ("indices", of_images, words, "Numbers of images of the data set, counted from 0: 3,17."),
-        ("mean", dict.fromkeys(of_images, False), switch, "Take the posterior's means as latents, not draws."),
+        ("mean", dict.fromkeys(with_latents, False), switch, "Take the posterior's means as latents, not draws."),
         ("count", {"sample": 64, "nearest": 8}, from_1, "Number of samples."),
-        ("count", dict.fromkeys(("reconstruct", "vary", "direction", "encode")), from_1, count),
+        ("count", dict.fromkeys(("reconstruct", "vary", "direction", "restore", "encode")), from_1, count),
         ("kept_groups", {"vary": 1}, from_0, kept),
         ("kept_groups", {"reconstruct": None, "decode": None}, from_0, f"{kept} All if not given."),
         ("temperature", temperatures, text, command_line.TEMPERATURE_HELP),
@@ -492,6 +550,12 @@ def _define_flags(mode: str) -> None:
         ("batch_norm_iterations", {"sample": 0}, from_0, command_line.BATCH_NORM_HELP),
         ("steps", {"interpolate": 10}, from_1, "Steps from one image to the next."),
         ("how", {"interpolate": ["spherical"]}, words, "spherical, linear or keep; one, or one a scale or a group."),
+        ("mask", {"restore": None}, text, "A picture that is white where pixels are missing."),
+        ("scale", {"restore": 1}, from_1, "How many times smaller than the model's images they are."),
+        ("blur", {"restore": 0.0}, from_0_0, "Standard deviation, in pixels, of the Gaussian that blurred them."),
+        ("noise", {"restore": 0.0}, from_0_0, "Standard deviation of their noise; pixels are in [0, 1]."),
+        ("steps", {"restore": 40}, from_0, "Steps of gradient descent; 0 is quick and less exact."),
+        ("starts", {"restore": 4}, from_0, "Draws of the latents to begin at, for the deviation; 0 leaves it out."),
         ("milliseconds", {"interpolate": 80}, from_20, "How long a GIF or WebP shows each image."),
         ("loop", {"interpolate": True}, switch, "Whether a GIF or WebP begins again for ever."),
         ("variants", {"vary": 8}, from_1, "Number of variants of each image."),

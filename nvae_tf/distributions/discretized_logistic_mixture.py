@@ -20,6 +20,8 @@ LOG_SMALL_MASS = math.log(1e-5)
 MINIMUM_RELATIVE_WIDTH = 1e-30
 # Half the step of float32 uniforms, which never reach 1: keeps them off 0 too, so that logarithms are finite.
 SMALLEST_UNIFORM = 2.0**-24
+# Of the variance: beyond it nearly all values are 0 or 1 anyway, and in float32 differences would vanish.
+_LARGEST_LOG_SCALE = math.log(100.0)
 
 
 def num_mixture_parameters(channels: int, num_mixtures: int) -> int:
@@ -64,7 +66,8 @@ class DiscretizedLogisticMixture(tfd.Distribution):
     upper tail, and masses below 1e-5 become density at the bin's center times its width. Hence it may sum to more than
     1. `exact_edges=True` gives the proper mass. Samples are continuous in [0, 1], as published. `mean` is the published
     one for RGB: each channel in turn from softmax-weighted means and coefficients, clamped to [-1, 1]. For 1, 2 and 4
-    channels it is that of the clamped noise, each channel given the means of those before. All is in float32.
+    channels it is that of the clamped noise, each channel given the means of those before. `variance` is that of
+    samples for one channel, and for several where no channel that others depend on is clamped. All is in float32.
 
     Args:
       mixture_logits: `[..., M]`, unnormalized log-weights of the M components.
@@ -173,6 +176,27 @@ class DiscretizedLogisticMixture(tfd.Distribution):
             values.append(tf.reduce_sum(weights * _clamped_mean(mean, scale), axis=-1, keepdims=True))
         return (tf.concat(values, axis=-1) + 1.0) / 2.0
 
+    def _variance(self) -> tf.Tensor:
+        weights = tf.nn.softmax(self._tempered_logits())
+        means, coefficients = tf.unstack(self._means, axis=-2), tf.unstack(self._coefficients, axis=-2)
+        log_scales = tf.minimum(self._tempered_log_scales(), _LARGEST_LOG_SCALE)
+        scales = tf.unstack(tf.math.exp(log_scales), axis=-2)
+        # Given the component a channel is linear in the logistic noise of its own and the lower channels. Their sum is
+        # taken for one logistic with the same variance; `loads` has how much of each channel's noise is in a channel.
+        lower_means, loads, variances = [], [], []
+        for channel in range(self._channels):
+            first = channel * (channel - 1) // 2
+            row = coefficients[first : first + channel]
+            load = [sum(row[j] * loads[j][noise] for j in range(noise, channel)) for noise in range(channel)] + [1.0]
+            squares = [tf.square(part * scale) for part, scale in zip(load, scales, strict=False)]
+            scale = tf.sqrt(tf.add_n(squares)) if channel else scales[0]
+            mean, variance = _clamped_moments(_autoregressive_mean(channel, means, coefficients, lower_means), scale)
+            between = tf.square(mean - tf.reduce_sum(weights * mean, axis=-1, keepdims=True))
+            variances.append(tf.reduce_sum(weights * (variance + between), axis=-1))
+            lower_means.append(mean)
+            loads.append(load)
+        return tf.stack(variances, axis=-1) / 4.0
+
     def _chain(self, weights: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
         """Channel after channel: component weights `[..., M]`, noise `[..., C]` -> `[..., C]` in [0, 1]."""
         means = tf.unstack(_select(self._means, weights), axis=-1)
@@ -202,6 +226,27 @@ def _clamped_mean(mean: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         return tf.maximum(x, 0.0) + tf.math.log(1.0 + tf.math.exp(-tf.abs(x)))
 
     return 1.0 - scale * (softplus((1.0 - mean) / scale) - softplus((-1.0 - mean) / scale))
+
+
+def _clamped_moments(mean: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance of a logistic variable that is clamped to [-1, 1].
+
+    For the variable d = x + 1 in [0, 2] they follow from the integrals of 1 - F and 2d (1 - F), by way of softplus and
+    its integral, the dilogarithm: nothing cancels where nearly all mass is below the lower edge.
+    """
+    above_lower, above_upper = (mean + 1.0) / scale, (mean - 1.0) / scale
+    distance = scale * (tf.nn.softplus(above_lower) - tf.nn.softplus(above_upper))
+    integrals = _softplus_integral(above_lower) - _softplus_integral(above_upper)
+    square = 2.0 * tf.square(scale) * integrals - 4.0 * scale * tf.nn.softplus(above_upper)
+    # The bounds are for rounding: far beyond the upper edge large numbers cancel.
+    variance = tf.clip_by_value(square - tf.square(distance), 0.0, tf.maximum(distance * (2.0 - distance), 0.0))
+    return distance - 1.0, variance
+
+
+def _softplus_integral(x: tf.Tensor) -> tf.Tensor:
+    """The integral of softplus from minus infinity, `-Li2(-exp(x))`."""
+    tail = -tf.math.special.spence(1.0 + tf.math.exp(-tf.abs(x)))
+    return tf.where(x > 0.0, tf.square(x) / 2.0 + math.pi**2 / 6.0 - tail, tail)
 
 
 def _select(parameter: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

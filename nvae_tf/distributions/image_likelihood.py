@@ -44,7 +44,8 @@ class ImageLikelihood:
     def distribution(self, parameters: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> tfd.Distribution:
         """The distribution with event shape `[H, W, C]` for parameters `[..., H, W, num_parameters]` of any type.
 
-        `log_prob(images)` is in nats an image, `mean()` and `sample(seed=...)` are images in [0, 1], all in float32.
+        `log_prob(images)` is in nats an image, `mean()` and `sample(seed=...)` are images in [0, 1], `variance()` has
+        their shape, all in float32.
         A temperature below 1 narrows the distribution.
         """
         if isinstance(temperature, (int, float)) and not temperature > 0:
@@ -62,7 +63,7 @@ class PixelNormal(tfd.Distribution):
     """Values x in [0, 1] with the density of a `soft_clamped_normal(loc, log_scale, temperature)` on `2x - 1`.
 
     `log_prob` is the density *on the [-1, 1] scale*, as published: without the log 2 a value that the change of scale
-    would add. Samples and the mean are mapped to [0, 1] and clipped.
+    would add. Samples and the mean are mapped to [0, 1] and clipped; the variance is that before clipping.
     """
 
     def __init__(self, loc: tf.Tensor, log_scale: tf.Tensor, temperature: float | tf.Tensor = 1.0):
@@ -85,3 +86,6 @@ class PixelNormal(tfd.Distribution):
 
     def _mean(self) -> tf.Tensor:
         return tf.clip_by_value((self._normal.mean() + 1.0) / 2.0, 0.0, 1.0)
+
+    def _variance(self) -> tf.Tensor:
+        return self._normal.variance() / 4.0

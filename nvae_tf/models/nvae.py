@@ -20,7 +20,7 @@ from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization, StackedConvolution, StackedLayer
 from nvae_tf.layers.convolution import DataDependentConvolution
-from nvae_tf.models import training_step
+from nvae_tf.models import restoration, training_step
 from nvae_tf.models.bottom_up import BottomUp
 from nvae_tf.models.images import (
     assert_classes,
@@ -404,6 +404,38 @@ class NVAE(keras.Model):
             return tf.nn.softmax(-tf.transpose(bounds))
 
         return _in_batches(classified, batch_size, images, image_seeds(seed, batch_size_of(images)))
+
+    def restore(
+        self,
+        measurement: tf.Tensor,
+        operator: restoration.LinearOperator,
+        sigma: float | tf.Tensor,
+        steps: int = 40,
+        pnp_steps: int | None = None,
+        seed: int | None = None,
+        labels=None,
+        batch_size: int | None = None,
+    ) -> tf.Tensor:
+        """Images `[batch, height, width, channels]` in [0, 1] that are likely and agree with a noisy measurement.
+
+        The measurement is `operator.apply(images)` and noise of standard deviation `sigma`, pixels being in [0, 1]; the
+        operators are in `nvae_tf.models.restoration`, which has the method. After `pnp_steps` (None: 20, but none where
+        sigma is at least 0.1) come `steps` of gradient descent; with 0 of these it is quick and less exact. It begins
+        at the posterior's means, or with a seed at draws, which differ where the measurement leaves much open.
+        """
+        measurement = restoration.checked_measurement(measurement, operator, sigma, self.config)
+        pnp_steps = restoration.default_pnp_steps(sigma) if pnp_steps is None else pnp_steps
+        for name, value in (("steps", steps), ("pnp_steps", pnp_steps)):
+            check(value >= 0, f"{name} = {value}: must be at least 0")
+        count, how = batch_size_of(measurement), (operator, sigma, steps, pnp_steps, seed is not None)
+
+        def restored(measurement: tf.Tensor, seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
+            return restoration.restored(self, measurement, seeds, labels, *how)
+
+        # Never eagerly: its loops are fast in a graph alone.
+        batch_size = count if batch_size is None and tf.executing_eagerly() else batch_size
+        rows = measurement, image_seeds(seed or 0, count), self._labels(labels, count)
+        return _in_batches(restored, batch_size, *rows)
 
     def _labels(self, labels: object, count: int | tf.Tensor) -> tf.Tensor | None:
         return check_labels(labels, count, self.config.num_classes)

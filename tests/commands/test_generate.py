@@ -10,6 +10,7 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.latents_file import load_latents
 from nvae_tf.generation.sampling import latent_direction, move_images, reconstruct_images
+from nvae_tf.models.restoration import downsampling, measured, restored_with_deviation
 from tests.command_fixtures import assert_shown
 from train import generate
 
@@ -121,6 +122,36 @@ def test_nearest_images_stand_beside_their_sample_and_in_the_json_file(made, tmp
     assert figure.shape == (8, 16, 16)
     assert np.mean((figure[0] - figure[1]) ** 2) == pytest.approx(stored["distances"][0][0], abs=0.005)
     assert stored["distances"][0] == sorted(stored["distances"][0])
+
+
+@pytest.mark.slow
+def test_restored_images_stand_beside_their_measurements(made, finished_model, outside, originals, tmp_path):
+    how = f"--indices={','.join(map(str, OUTSIDE[::-1]))}", "--steps=2", "--seed=3"
+    file, printed = made("enlarged.png", "restore", "--scale=2", "--noise=0.05", "--starts=2", *how)
+    assert "2 images of the test part, restored, from step 60" in printed
+    small, restored, true, deviation = read_images(file, 16, 4)[:4, ..., :1] / 255
+    operator = downsampling((16, 16), 2)
+    measurement = measured(operator, originals, 0.05, seed=3)
+    expected, deviations = restored_with_deviation(finished_model, measurement, operator, 0.05, 2, starts=2, seed=3)
+    shown = np.clip(measurement[0], 0, 1).repeat(2, axis=0).repeat(2, axis=1), expected[0], originals[0]
+    for found, image in zip((small, restored, true), shown, strict=True):
+        assert np.abs(found - image).max() < 0.01
+    assert np.abs(deviation - 2 * deviations[0]).max() < 0.01 and deviation.max() > 0.01
+    # A picture of one's own is what was measured; what is white in the mask is not.
+    missing = np.zeros([16, 16], np.uint8)
+    missing[4:12, 4:12] = 255
+    Image.fromarray(missing).save(tmp_path / "missing.png")
+    folder, _ = made("filled/", "restore", f"--input={outside}", f"--mask={tmp_path}/missing.png", "--steps=2")
+    found, known = pixels(folder / "digit 17.png"), missing == 0
+    assert np.abs(found[known] - 255 * originals[0, known, 0]).max() <= 1
+    assert np.abs(found[~known] - 255 * originals[0, ~known, 0]).max() > 1
+
+
+def test_what_has_become_of_images_must_be_said(refused, tmp_path):
+    (tmp_path / "config.json").touch()
+    flags = ["restore", f"--workdir={tmp_path}", f"--output={tmp_path}/x.png"]
+    assert "--scale and --blur: give one of them" in refused("train.generate", *flags, "--scale=2", "--blur=1")
+    assert "give --mask, --scale or --blur, or --noise alone" in refused("train.generate", *flags)
 
 
 def test_a_bare_grid_is_a_png_file(refused, tmp_path):

@@ -153,10 +153,10 @@ def test_extreme_parameters_stay_finite(channels, num_bits, exact_edges):
     with tf.GradientTape() as tape:
         tape.watch(variables)
         mixture = DiscretizedLogisticMixture(*variables[:4], num_bits=num_bits, exact_edges=exact_edges)
-        log_prob = mixture.log_prob(variables[4])
+        log_prob, variance = mixture.log_prob(variables[4]), mixture.variance()
     assert log_prob.shape == [2**num_bits, 80]
-    assert np.all(np.isfinite(log_prob))
-    for gradient in tape.gradient(log_prob, variables, unconnected_gradients="zero"):
+    assert np.all(np.isfinite(log_prob)) and np.min(variance) >= 0.0 and np.max(variance) <= 1.0
+    for gradient in tape.gradient([log_prob, variance], variables, unconnected_gradients="zero"):
         assert np.all(np.isfinite(gradient))
 
 
@@ -209,6 +209,21 @@ def test_the_mean_is_that_of_clamped_samples(channels):
         mixture = DiscretizedLogisticMixture(tf.constant([0.0, 0.4]), means, log_scales, coefficients)
         samples = mixture.sample(20_000, seed=(1, 2)).numpy()
         np.testing.assert_allclose(mixture.mean(), samples.mean(axis=0), atol=0.012)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_the_variance_is_that_of_samples(channels):
+    # Wide, narrow, at an edge and beyond both, of one channel; of several the last alone is clamped.
+    last = [([0.2, 0.9], -2.0), ([-1.0, 0.3], -3.0), ([-1.4, -1.1], -1.5), ([-5.0, 4.0], 1.5), ([1.3, -50.0], -7.0)]
+    for last_means, last_scale in last:
+        means, log_scales = np.tile(np.float32([0.3, -0.2]), (channels, 1)), np.full([channels, 2], -3.5, np.float32)
+        means[-1], log_scales[-1] = last_means, last_scale
+        generator = np.random.default_rng(0)
+        coefficients = generator.uniform(-0.5, 0.5, [channels * (channels - 1) // 2, 2]).astype(np.float32)
+        parameters = tf.constant([0.0, 0.4]), means, log_scales, coefficients
+        mixture = DiscretizedLogisticMixture(*parameters, temperature=0.9)
+        samples = mixture.sample(NUM_SAMPLES, seed=(1, 2)).numpy()
+        np.testing.assert_allclose(mixture.variance(), samples.var(axis=0), rtol=0.03, atol=1e-6)
 
 
 def test_temperature_may_be_a_tensor_and_one_a_pixel():

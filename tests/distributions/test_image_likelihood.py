@@ -42,6 +42,7 @@ def test_events_are_whole_images(named):
     for values in (images, distribution.sample(5, seed=1), distribution.mean()):
         assert values.shape[-4:] == [2, *shape] and values.dtype == tf.float32
         assert np.min(values) >= 0 and np.max(values) <= 1
+    assert distribution.variance().shape == images.shape and np.min(distribution.variance()) > 0.0
     np.testing.assert_array_equal(images, distribution.sample(seed=(1, 2)))
 
 
@@ -68,6 +69,7 @@ def test_bernoulli_mean_is_the_sigmoid_of_tempered_logits_and_normal_a_density_o
     distribution = ImageLikelihood("normal", 2).distribution(tf.constant(parameters, tf.float32))
     np.testing.assert_allclose(distribution.log_prob(tf.constant(images, tf.float32)), [expected], rtol=1e-5)
     np.testing.assert_allclose(np.ravel(distribution.mean()), [(1 + location[0, 0, 0, 0]) / 2, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(distribution.variance(), np.square(scale / 2), rtol=1e-5)
 
 
 def test_temperatures_that_are_not_above_0_and_unknown_names_are_refused():

@@ -12,6 +12,7 @@ from PIL import Image
 
 from nvae_tf.generation.image_grid import grid_of_rows, read_images
 from nvae_tf.reports import figures, outlier_figures
+from nvae_tf.reports.restoration_figure import restorations
 
 ABOUT = figures.Provenance("digits", 12_000, [0.7, 0.85], 3, "ab12", "nvae-generate --seed=3")
 CAPTION = "digits, step 12,000, temperature 0.7, 0.85, seed 3"
@@ -67,6 +68,10 @@ FIGURES = {
     "variants_with_notes": (
         lambda w: figures.variants(images(2), images(2, 3), "moved", "", ABOUT, ["-2", "0", "1.5"], w),
         ["original", "moved", "-2", "0", "1.5"],
+    ),
+    "restorations": (
+        lambda w: restorations(images(2)[:, ::2, ::2], images(2), images(2), images(2) / 512, ABOUT, w),
+        ["measured", "restored", "original", "deviation", "white is 0.5"],
     ),
     "group_decisions": (
         lambda w: figures.group_decisions(images(3, 4), [0, 1, 35], 36, ABOUT, w),

@@ -1,0 +1,386 @@
+"""Restoration: images from noisy linear measurements of them, with the trained model as the prior.
+
+Inpainting, super-resolution, deblurring and denoising differ in the operator A of the measurement `A x + sigma * noise`
+alone; no training for the task is needed. What is found is the maximum a posteriori over whitened latents
+`e = (z - prior mean) / prior sigma`, in which the prior of every group is a standard normal: with mean u and variance V
+of the likelihood given e, in nats,
+
+    sum of r^2 / 2W + log W / 2, plus WEIGHT / 2 |e|^2;   r = y - A u,   W = (A * A) V + sigma^2
+
+goes down by Adam, from the latents that the encoder infers of a linear estimate. Before that, where there is little
+noise, the encoder's and the data's turns alternate (PnP-HVAE: Prost et al. 2023, arXiv 2303.11217). At the end comes
+the linear step `u + V A' (A V A' + sigma^2)^-1 r` of the data, so that what was measured without noise is exact.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from nvae_tf.config import ModelConfig, check
+from nvae_tf.layers import ForwardPass
+from nvae_tf.models.latents import (
+    GroupLayers,
+    LatentSample,
+    PosteriorSource,
+    PriorSource,
+    batch_size_of,
+    image_seeds,
+    noise_per_image,
+)
+
+# Chosen on gray Fashion-MNIST; docs/restoration.md has what they give.
+WEIGHT_OF_PRIOR = 2.0
+LEARNING_RATE = 0.1
+PNP_STEPS, PNP_TEMPERATURE = 20, 0.7
+# The encoder has never seen noise: from this sigma on PnP steps do harm.
+PNP_MOST_NOISE = 0.1
+# Of the measurement in the loss: where it is exact, it would leave the prior no say.
+SMALLEST_SIGMA = 0.02
+# Of linear steps: in float32 noiseless pixels are exact to 1e-4.
+_TINY_SIGMA, _SMALLEST_VARIANCE = 1e-4, 1e-4
+# Of the linear estimate: the classical image model, an autoregression along rows and columns.
+_VARIANCE, _CORRELATION = 0.1, 0.9
+_CONJUGATE_STEPS = 40
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+
+
+class LinearOperator(Protocol):
+    """What is measured of an image x: `A x`. Any object with these methods is one, and the checks compare the three."""
+
+    def apply(self, images: tf.Tensor) -> tf.Tensor:
+        """`A x`: images `[batch, height, width, channels]` -> measurements `[batch, ...]`."""
+
+    def adjoint(self, measurements: tf.Tensor) -> tf.Tensor:
+        """`A' y`: measurements -> images."""
+
+    def squared(self, variances: tf.Tensor) -> tf.Tensor:
+        """`(A * A) v`, with every weight squared: the measurements' variances where pixels have these."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mask:
+    """Inpainting: every pixel is measured but those that are `missing`; without any it is denoising.
+
+    `missing` is true where a pixel is, `[height, width]` or `[height, width, channels]`.
+    """
+
+    missing: np.ndarray | bool = False
+
+    def apply(self, images: tf.Tensor) -> tf.Tensor:
+        """The images, 0 where they are not measured."""
+        missing = np.asarray(self.missing, bool)
+        missing = missing[..., np.newaxis] if missing.ndim == 2 else missing
+        expected = tuple(images.shape[1:])
+        fits = missing.ndim == 0 or missing.shape in (expected, (*expected[:2], 1))
+        check(fits, f"the mask has shape {missing.shape}; it must be [height, width] of images {expected}")
+        return tf.where(missing, 0.0, images)
+
+    adjoint = squared = apply
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Separable:
+    """`R X C'` of every channel X: `rows` R `[measured height, height]`, `columns` C `[measured width, width]`."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+
+    def apply(self, images: tf.Tensor) -> tf.Tensor:
+        """`[batch, height, width, channels]` -> `[batch, measured height, measured width, channels]`."""
+        return _separable(self.rows, self.columns, images)
+
+    def adjoint(self, measurements: tf.Tensor) -> tf.Tensor:
+        """`R' Y C`."""
+        return _separable(self.rows.T, self.columns.T, measurements)
+
+    def squared(self, variances: tf.Tensor) -> tf.Tensor:
+        """`apply` with both matrices' elements squared."""
+        return _separable(self.rows**2, self.columns**2, variances)
+
+
+def downsampling(size: tuple[int, int], factor: int) -> Separable:
+    """Super-resolution: the means of `factor` x `factor` pixels of images of a size `(height, width)`."""
+    fits = factor >= 1 and not any(length % factor for length in size)
+    check(fits, f"factor = {factor}: must divide height and width of the images, {size[0]}x{size[1]}")
+    return Separable(*(np.kron(np.eye(length // factor), np.full((1, factor), 1.0 / factor)) for length in size))
+
+
+def gaussian_blur(size: tuple[int, int], deviation: float) -> Separable:
+    """Deblurring: a Gaussian of this standard deviation in pixels, over the pixels of images `(height, width)`."""
+    check(0.0 < deviation < np.inf, f"deviation = {deviation}: must be above 0, in pixels")
+    kernels = [np.exp(-0.5 * np.square(_distances(length) / deviation)) for length in size]
+    return Separable(*(kernel / kernel.sum(axis=1, keepdims=True) for kernel in kernels))
+
+
+def measured(operator: LinearOperator, images: np.ndarray, sigma: float, seed: int = 0) -> np.ndarray:
+    """The measurement of known images `[batch, height, width, channels]`, with noise by the seed and the image."""
+    exact = operator.apply(tf.convert_to_tensor(images, tf.float32))
+    # Other numbers than those of latents with the same seed.
+    (noise,) = noise_per_image([tuple(exact.shape[1:])], image_seeds(seed, len(images), first=2**30))
+    return np.asarray(tf.where(_seen(operator, tf.ones_like(images)), exact + sigma * noise, 0.0))
+
+
+def restored_with_deviation(
+    model: Any,
+    measurement: np.ndarray,
+    operator: LinearOperator,
+    sigma: float,
+    steps: int = 40,
+    starts: int = 4,
+    seed: int = 0,
+    labels: Any = None,
+    batch_size: int = 16,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What `NVAE.restore` gives, and how much a pixel differs between restorations from so many draws of the latents.
+
+    Both `[batch, height, width, channels]`; the second, a standard deviation, is None where there are no `starts`.
+    """
+    images = model.restore(measurement, operator, sigma, steps, labels=labels, batch_size=batch_size).numpy()
+    if not starts:
+        return images, None
+    count = len(measurement)
+    labels = None if labels is None else np.tile(np.broadcast_to(labels, count), starts)
+    several = np.tile(measurement, (starts, *[1] * (measurement.ndim - 1)))
+    others = model.restore(several, operator, sigma, steps, seed=seed, labels=labels, batch_size=batch_size)
+    return images, np.reshape(others, (starts, *images.shape)).std(axis=0)
+
+
+def default_pnp_steps(sigma: float | tf.Tensor) -> int:
+    """How many steps of PnP-HVAE there are where nobody says: none for a sigma that is a tensor."""
+    return 0 if isinstance(sigma, tf.Tensor) or sigma >= PNP_MOST_NOISE else PNP_STEPS
+
+
+def checked_measurement(measurement: Any, operator: LinearOperator, sigma: Any, config: ModelConfig) -> tf.Tensor:
+    """The measurement as float32; ValueError where it does not fit operator and model, or the operator is none.
+
+    What says nothing of any pixel, as the pixels that a mask leaves out, becomes 0. If eager, the operator is compared
+    with its adjoint and its squares on random images.
+    """
+    if not isinstance(sigma, tf.Tensor):
+        check(0.0 <= sigma < np.inf, f"sigma = {sigma}: must be the noise's standard deviation, at least 0 and finite")
+    lacking = [name for name in ("apply", "adjoint", "squared") if not callable(getattr(operator, name, None))]
+    text = f"an operator of type {type(operator).__name__} lacks {', '.join(lacking)}; see restoration.LinearOperator"
+    check(not lacking, text)
+    measurement = tf.cast(tf.convert_to_tensor(measurement), tf.float32)
+    shape = config.image_height, config.image_width, config.image_channels
+    images = tf.random.stateless_uniform([2, *shape], seed=(0, 1))
+    expected = operator.apply(images).shape[1:]
+    given = f"the measurement has shape {tuple(measurement.shape)}"
+    check(
+        measurement.shape.rank is not None and measurement.shape[1:] == expected,
+        f"{given}; this operator makes [batch, {', '.join(map(str, expected))}] of the model's images {shape}",
+    )
+    check(measurement.shape[0] != 0, f"{given}: there is none")
+    measurement = tf.where(_seen(operator, images), measurement, 0.0)
+    if tf.executing_eagerly():
+        _check_operator(operator, images, expected)
+        check(bool(tf.reduce_all(tf.math.is_finite(measurement))), "the measurement has values that are not finite")
+    return measurement
+
+
+def _check_operator(operator: LinearOperator, images: tf.Tensor, measured_shape: Sequence[int]) -> None:
+    measurements = tf.random.stateless_uniform([2, *measured_shape], seed=(2, 3))
+    back = operator.adjoint(measurements)
+    check(back.shape == images.shape, f"operator.adjoint makes {tuple(back.shape)} of measurements, not images")
+    one, other = _per_image(operator.apply(images) * measurements), _per_image(images * back)
+    text = f"operator.adjoint is not the adjoint of apply: <Ax, y> = {one[0]:.6g}, <x, A'y> = {other[0]:.6g}"
+    check(np.allclose(one, other, rtol=1e-3, atol=1e-3), text)
+    # Of one pixel: the only image whose squared measurement is `squared` of the squared image.
+    pixel = np.zeros(images.shape, np.float32)
+    pixel[:, images.shape[1] // 2, images.shape[2] // 2] = 1.0
+    pixel[..., 1:] = 0.0
+    same = np.allclose(tf.square(operator.apply(pixel)), operator.squared(tf.constant(pixel)), rtol=1e-3, atol=1e-5)
+    check(same, "operator.squared is not `apply` with squared weights")
+
+
+def restored(
+    model: Any,
+    measurement: tf.Tensor,
+    seeds: tf.Tensor,
+    labels: tf.Tensor | None,
+    operator: LinearOperator,
+    sigma: float | tf.Tensor,
+    steps: int,
+    pnp_steps: int,
+    from_draws: bool,
+) -> tf.Tensor:
+    """Images `[batch, height, width, channels]` of checked measurements; what a graph does of `NVAE.restore`."""
+    forward = ForwardPass(labels=labels)
+    # Once, before the loops.
+    for convolution in model.convolutions:
+        convolution.kernels_of(forward)
+    count, shapes = batch_size_of(measurement), model.plan.latent_shapes()
+    measured = _Measured(operator, measurement, tf.cast(sigma, tf.float32))
+    image_shape = model.config.image_height, model.config.image_width, model.config.image_channels
+    start = measured.linear_estimate(image_shape)
+
+    def plug_and_play(_: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+        features = model.features(images, forward)
+        sources = [TemperedSource(PosteriorSource(it, 0.0, model.config.residual_distributions)) for it in features]
+        likelihood = model.top_down_pass(sources, count, forward).likelihood
+        return measured.with_data(likelihood.mean(), likelihood.variance())
+
+    start = _repeated(plug_and_play, start, pnp_steps)
+    noise = noise_per_image(shapes, seeds) if from_draws else [0.0] * len(shapes)
+    inferred = model.inference_pass(start, noise, forward).latents
+    latents = [(latent.z - latent.prior.loc) / latent.prior.scale for latent in inferred]
+
+    def decoded(latents: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        likelihood = model.top_down_pass(list(map(PriorSource, latents)), count, forward).likelihood
+        return likelihood.mean(), likelihood.variance()
+
+    def loss(latents: Sequence[tf.Tensor]) -> tf.Tensor:
+        of_prior = tf.add_n([tf.reduce_sum(tf.square(latent)) for latent in latents])
+        return measured.energy(*decoded(latents)) + 0.5 * WEIGHT_OF_PRIOR * of_prior
+
+    first, last = decoded(latents), decoded(_minimized(loss, latents, steps))
+    return measured.with_data(*measured.closer(first, last))
+
+
+@dataclasses.dataclass(frozen=True)
+class TemperedSource:
+    """The mode of a posterior times its prior to the power of `1 / temperature^2 - 1` (Prost et al. 2023).
+
+    Below 1 what is unlikely for the prior moves towards its mean.
+    """
+
+    source: PosteriorSource
+    temperature: float = PNP_TEMPERATURE
+
+    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+        latent = self.source.draw(layers, state)
+        of_prior = (self.temperature**-2.0 - 1.0) * tf.square(latent.posterior.scale / latent.prior.scale)
+        return latent._replace(z=(latent.z + of_prior * latent.prior.loc) / (1.0 + of_prior))
+
+
+class _Measured:
+    """Measurements `[batch, ...]`, and what follows from them for images of a mean and a variance."""
+
+    def __init__(self, operator: LinearOperator, values: tf.Tensor, sigma: tf.Tensor):
+        self.operator, self.values, self.sigma = operator, values, sigma
+
+    def residual(self, images: tf.Tensor) -> tf.Tensor:
+        return self.values - self.operator.apply(images)
+
+    def energy(self, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        """The negative log-likelihood of all measurements in nats, up to a constant."""
+        total = self.operator.squared(variance) + tf.square(tf.maximum(self.sigma, SMALLEST_SIGMA))
+        return 0.5 * tf.reduce_sum(tf.square(self.residual(mean)) / total + tf.math.log(total))
+
+    def with_data(self, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        """The images' mean given the measurement too, where pixels are independent, in [0, 1]."""
+        variance = tf.maximum(variance, _SMALLEST_VARIANCE)
+        return self._estimate(mean, lambda images: variance * images, variance)
+
+    def linear_estimate(self, image_shape: tuple[int, int, int]) -> tf.Tensor:
+        """The same under the classical image model, around the gray `[batch, 1, 1, 1]` that fits best; no network."""
+        white = self.operator.apply(tf.ones([1, *image_shape]))
+        gray = _per_image(self.values * white) / _per_image(tf.square(white))
+        mean = tf.reshape(gray, [-1, 1, 1, 1]) * tf.ones(image_shape)
+        covariances = [_CORRELATION ** _distances(length) for length in image_shape[:2]]
+        variance = tf.fill([1, *image_shape], _VARIANCE)
+        return self._estimate(mean, lambda images: _VARIANCE * _separable(*covariances, images), variance)
+
+    def _estimate(self, mean: tf.Tensor, covariance: Callable, variance: tf.Tensor) -> tf.Tensor:
+        noise = tf.square(tf.maximum(self.sigma, _TINY_SIGMA))
+
+        def of_measurements(weights: tf.Tensor) -> tf.Tensor:
+            return self.operator.apply(covariance(self.operator.adjoint(weights))) + noise * weights
+
+        diagonal = self.operator.squared(variance) + noise
+        weights = _conjugate_gradients(of_measurements, self.residual(mean), diagonal)
+        return tf.clip_by_value(mean + covariance(self.operator.adjoint(weights)), 0.0, 1.0)
+
+    def closer(self, first: tuple[tf.Tensor, ...], last: tuple[tf.Tensor, ...]) -> list[tf.Tensor]:
+        """The last mean and variance of each image, but the first where their mean is nearer to the measurement.
+
+        Not if both are as near as its noise is large.
+        """
+        first_distance, last_distance = (_per_image(tf.square(self.residual(mean))) for mean, _ in (first, last))
+        seen = tf.reduce_sum(tf.cast(_seen(self.operator, first[0][:1]), tf.float32))
+        is_last = last_distance <= tf.maximum(first_distance, seen * tf.square(self.sigma))
+        is_last = is_last[:, tf.newaxis, tf.newaxis, tf.newaxis]
+        return [tf.where(is_last, after, before) for before, after in zip(first, last, strict=True)]
+
+
+def _minimized(loss: Callable, variables: Sequence[tf.Tensor], steps: int) -> list[tf.Tensor]:
+    """Tensors after so many steps of Adam (Kingma & Ba 2015) on `loss(variables)`, with cosine decay of the rate.
+
+    Here and not by an optimizer of Keras, which needs variables: a graph may be for any number of images.
+    """
+    zeros = list(map(tf.zeros_like, variables))
+
+    def step(done: tf.Tensor, state: tuple) -> tuple:
+        values, means, squares = state
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            value = loss(values)
+        gradients = tape.gradient(value, values)
+        done = tf.cast(done, tf.float32)
+        rate = LEARNING_RATE * 0.5 * (1.0 + tf.cos(np.pi * done / steps))
+        means = [_BETAS[0] * old + (1.0 - _BETAS[0]) * new for old, new in zip(means, gradients, strict=True)]
+        squares = [_BETAS[1] * old + (1.0 - _BETAS[1]) * new**2 for old, new in zip(squares, gradients, strict=True)]
+        of_mean, of_square = (1.0 - beta ** (done + 1.0) for beta in _BETAS)
+        moved = [
+            value - rate * (mean / of_mean) / (tf.sqrt(square / of_square) + _EPSILON)
+            for value, mean, square in zip(values, means, squares, strict=True)
+        ]
+        return moved, means, squares
+
+    return _repeated(step, (list(variables), zeros, zeros), steps)[0]
+
+
+def _conjugate_gradients(matrix: Callable, right: tf.Tensor, diagonal: tf.Tensor) -> tf.Tensor:
+    """Solves `matrix(x) = right` for each image by itself, preconditioned by the matrix' diagonal or what is near it.
+
+    So many steps for all: what comes out for an image does not depend on the others.
+    """
+
+    def products(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(_per_image(one * other), [-1] + [1] * (len(right.shape) - 1))
+
+    def step(_: tf.Tensor, state: tuple) -> tuple:
+        solution, residual, direction, product = state
+        image = matrix(direction)
+        length = tf.math.divide_no_nan(product, products(direction, image))
+        solution, residual = solution + length * direction, residual - length * image
+        scaled = residual / diagonal
+        after = products(residual, scaled)
+        return solution, residual, scaled + tf.math.divide_no_nan(after, product) * direction, after
+
+    direction = right / diagonal
+    return _repeated(step, (tf.zeros_like(right), right, direction, products(right, direction)), _CONJUGATE_STEPS)[0]
+
+
+def _repeated(step: Callable, state: Any, count: int) -> Any:
+    """The state after so many times `state = step(number, state)`."""
+    if not count:
+        return state
+
+    def body(number: tf.Tensor, state: Any) -> tuple:
+        return number + 1, step(number, state)
+
+    return tf.while_loop(lambda number, _: number < count, body, (tf.constant(0), state), parallel_iterations=1)[1]
+
+
+def _seen(operator: LinearOperator, images: tf.Tensor) -> tf.Tensor:
+    """Which measurements say something of a pixel, `[1, ...]`."""
+    return operator.squared(tf.ones_like(images[:1])) > 0.0
+
+
+def _per_image(values: tf.Tensor) -> tf.Tensor:
+    """Sums `[batch]`."""
+    return tf.reduce_sum(values, axis=list(range(1, len(values.shape))))
+
+
+def _distances(length: int) -> np.ndarray:
+    """`|i - j|`, `[length, length]`."""
+    return np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
+
+
+def _separable(rows: np.ndarray, columns: np.ndarray, images: tf.Tensor) -> tf.Tensor:
+    rows, columns = (tf.constant(matrix, tf.float32) for matrix in (rows, columns))
+    return tf.einsum("ec,nacd->naed", columns, tf.einsum("ab,nbcd->nacd", rows, images))
