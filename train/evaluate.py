@@ -11,6 +11,7 @@
     fid       the Fréchet inception distance of --fid_samples samples at --temperature from the training images, with
               TensorFlow's Inception graph of 2015: downloaded once, or --inception=PATH; in other features with
               --extractor
+    frechet   the same distance in the features of --extractor, beside fid in the file
     latents   active units of every group, the reconstruction with a tenth of the channels, and pictures: the KL of
               every group and latent channel, and samples that share the latents of their upper groups; elbo is measured
               with it
@@ -31,12 +32,13 @@ from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.command_line import BATCH_NORM_HELP, TEMPERATURE_HELP, parse_temperature
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, check, check_choice
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, PRIORS, check, check_choice
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 
-_METRICS = ("elbo", "iw", "fid", "latents")
+_OF_SAMPLES = ("fid", "frechet")
+_METRICS = ("elbo", "iw", *_OF_SAMPLES, "latents")
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
@@ -54,13 +56,14 @@ REPLICAS = flags.DEFINE_integer(
 SEED = flags.DEFINE_integer(
     "seed", 0, "Of the binarization and of the samples.", lower_bound=0, upper_bound=LARGEST_SEED
 )
-FID_SAMPLES = flags.DEFINE_integer("fid_samples", 50_000, "Samples of metric fid.", lower_bound=2)
+FID_SAMPLES = flags.DEFINE_integer("fid_samples", 50_000, "Samples of metric fid or frechet.", lower_bound=2)
 TEMPERATURE = flags.DEFINE_string("temperature", "1.0", TEMPERATURE_HELP)
 INCEPTION = flags.DEFINE_string(
     "inception", None, "File of the Inception graph for metric fid, classify_image_graph_def.pb or the .tgz it is in."
 )
-_EXTRACTOR_HELP = "Other features than Inception's for metric fid: MODULE:FUNCTION of yours, which makes the extractor."
+_EXTRACTOR_HELP = "Other features than Inception's, of fid or frechet: MODULE:FUNCTION of yours makes the extractor."
 EXTRACTOR = flags.DEFINE_string("extractor", None, _EXTRACTOR_HELP)
+PRIOR = flags.DEFINE_enum("prior", PRIORS[0], PRIORS, command_line.PRIOR_HELP)
 BATCH_NORM_ITERATIONS = flags.DEFINE_integer("batch_norm_iterations", 0, BATCH_NORM_HELP, lower_bound=0)
 DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
@@ -70,9 +73,13 @@ def main() -> None:
     check(bool(METRICS.value), f"--metrics is empty: give some of {', '.join(_METRICS)}")
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
-    for flag in (FID_SAMPLES, INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS):
-        without_fid = f"--{flag.name} is of metric fid, which --metrics={','.join(METRICS.value)} does not have"
-        check(not flag.present or "fid" in METRICS.value, without_fid)
+    of_samples = [name for name in _OF_SAMPLES if name in METRICS.value]
+    for flag in (FID_SAMPLES, INCEPTION, EXTRACTOR, PRIOR, BATCH_NORM_ITERATIONS):
+        without = f"--{flag.name} is of metric fid or frechet, which --metrics={','.join(METRICS.value)} does not have"
+        check(not flag.present or bool(of_samples), without)
+    check(len(of_samples) < 2, "--metrics=fid,frechet: each has its own features; measure them by two commands")
+    needed = "--metrics=frechet: give --extractor=MODULE:FUNCTION, which makes what computes the features"
+    check(of_samples != ["frechet"] or bool(EXTRACTOR.value), needed)
     if INCEPTION.present and EXTRACTOR.present:
         raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
     command_line.check_run_folder(WORKDIR.value)
@@ -84,11 +91,12 @@ def main() -> None:
     from nvae_tf.evaluation.table import table
     from nvae_tf.training.run_folder import RunFolder
 
+    of_distance = INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS, PRIOR
     written = evaluate_run(
         WORKDIR.value,
         METRICS.value,
         IMPORTANCE_SAMPLES.value,
-        FidSettings(FID_SAMPLES.value, temperature, INCEPTION.value, EXTRACTOR.value, BATCH_NORM_ITERATIONS.value),
+        FidSettings(FID_SAMPLES.value, temperature, *(flag.value for flag in of_distance)),
         *(flag.value for flag in (CHECKPOINT, SPLIT, BATCH_SIZE, SEED, DATA_PATH, REPLICAS)),
     )
     if written is not None:
