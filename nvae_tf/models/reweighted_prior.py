@@ -4,7 +4,8 @@ The prior p(z) of a VAE has holes: most of its mass lies where no image's poster
 arXiv 2010.02917 is `r(z) p(z) / Z`, where r is the ratio of the posteriors of all images together to the prior. A
 classifier of draws of both gives it: its logit is log r. A sample is one of some proposals from the prior, chosen with
 probabilities proportional to r (sampling-importance-resampling), group after group; the groups below those that are
-reweighted are drawn as usual. Training is in `nvae_tf.training.prior`.
+reweighted are drawn as usual. A mixture of Gaussians, fitted to draws of the posteriors, is drawn from by itself (Ghosh
+et al. 2020, arXiv 1903.12436). Training is in `nvae_tf.training.prior`.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, Prio
 
 NONE_LEARNED = "this model has no reweighted prior: nvae-prior --workdir=RUN learns one of a run"
 # The numbers of a latent up to which a classifier has no convolutions.
-_MOST_FOR_PERCEPTRON = 1000
+MOST_FOR_PERCEPTRON = 1000
 _UNITS, _HIDDEN_LAYERS = 256, 3
 _CHANNELS, _BLOCKS, _SMALLEST_MAP = 64, 3, 4
 # Of the numbers that are folded into an image's seed for proposals, so that no other draw has them.
@@ -39,6 +40,8 @@ class Perceptron(keras.layers.Layer):
         self.of_latent, *self.hidden = (keras.layers.Dense(_UNITS, dtype="float32") for _ in range(_HIDDEN_LAYERS))
         self.of_context = keras.layers.Dense(_UNITS, use_bias=False, dtype="float32")
         self.logit = keras.layers.Dense(1, dtype="float32")
+        # Its layers are, at their first call.
+        self.built = True
 
     def call(self, whitened: tf.Tensor, context: Context) -> tf.Tensor:
         """`[batch, proposals, height, width, channels]` -> nats, `[batch, proposals]`; see `ReweightedPrior`."""
@@ -65,6 +68,8 @@ class ResidualConvolutions(keras.layers.Layer):
         self.of_context = keras.layers.Conv2D(_CHANNELS, 3, use_bias=False, **options)
         self.blocks = [keras.layers.Conv2D(_CHANNELS, 3, **options) for _ in range(2 * _BLOCKS)]
         self.logit = keras.layers.Dense(1, dtype="float32")
+        # Its layers are, at their first call.
+        self.built = True
 
     def call(self, whitened: tf.Tensor, context: Context) -> tf.Tensor:
         """`[batch, proposals, height, width, channels]` -> nats, `[batch, proposals]`; see `ReweightedPrior`."""
@@ -87,27 +92,33 @@ def _enlarged(part: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 
 class Mixture(keras.layers.Layer):
-    """The log ratio of a mixture of Gaussians, of the flattened latent, to the standard normal distribution."""
+    """A mixture of Gaussians of the flattened latent, and its log ratio to the standard normal distribution."""
 
     def __init__(self, components: int, size: int):
         super().__init__(dtype="float32")
+        # The last are Cholesky factors of covariances.
         shapes = {"log_weights": (components,), "means": (components, size), "factors": (components, size, size)}
         self.log_weights, self.means, self.factors = (
             self.add_weight(name=name, shape=shape, trainable=False) for name, shape in shapes.items()
         )
+        self.built = True
 
     def call(self, whitened: tf.Tensor, context: Context) -> tf.Tensor:
         """`[batch, proposals, height, width, channels]` -> nats, `[batch, proposals]`."""
-        size = self.means.shape[1]
-        rows, factors = tf.reshape(whitened, [-1, size]), tf.convert_to_tensor(self.factors)
-        # A factor F of a precision, F F' = C^-1, as scikit-learn has it; both densities lack the same constant.
-        centers = tf.einsum("cs,cst->ct", self.means, factors)
-        of_components = zip(tf.unstack(factors), tf.unstack(centers), strict=True)
-        distances = tf.stack([rows @ factor - center for factor, center in of_components])
+        rows, factors = tf.reshape(whitened, [-1, self.means.shape[1]]), tf.convert_to_tensor(self.factors)
+        centered = rows - self.means[:, tf.newaxis]
+        distances = tf.linalg.triangular_solve(factors, tf.linalg.matrix_transpose(centered))
         log_determinants = tf.reduce_sum(tf.math.log(tf.linalg.diag_part(factors)), axis=1)
-        log_densities = -0.5 * tf.reduce_sum(distances**2, axis=2) + (self.log_weights + log_determinants)[:, None]
+        # Both densities lack the same constant.
+        log_densities = (self.log_weights - log_determinants)[:, tf.newaxis] - 0.5 * tf.reduce_sum(distances**2, axis=1)
         log_ratio = tf.reduce_logsumexp(log_densities, axis=0) + 0.5 * tf.reduce_sum(rows**2, axis=1)
         return tf.reshape(log_ratio, [tf.shape(whitened)[0], whitened.shape[1]])
+
+    def drawn(self, noise: tf.Tensor, gumbel: tf.Tensor) -> tf.Tensor:
+        """Draws of the shape of the noise `[batch, height, width, channels]`; `gumbel` is `[batch, components]`."""
+        chosen = tf.argmax(self.log_weights + gumbel, axis=1)
+        scaled = tf.linalg.matvec(tf.gather(self.factors, chosen), tf.reshape(noise, [-1, self.means.shape[1]]))
+        return tf.reshape(tf.gather(self.means, chosen) + scaled, tf.shape(noise))
 
 
 class Resampled(NamedTuple):
@@ -127,7 +138,7 @@ class ReweightedPrior:
     """
 
     ratios: tuple[keras.layers.Layer, ...]
-    proposals: int
+    proposals: int  # of which one is chosen
     num_classes: int = 0
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # how it was learned, see `training.prior`
 
@@ -156,29 +167,37 @@ class ReweightedPrior:
         temperatures: Sequence[float | tf.Tensor],
         plan: LatentPlan,
         labels: tf.Tensor | None = None,
-    ) -> list["ResampledSource"]:
+    ) -> list[LatentSource]:
         """The sources of the top groups for one seed an image `[batch, 2]`, on which alone an image's draws depend."""
         shapes = plan.latent_shapes()[: len(self.ratios)]
-        sizes = [math.prod(shape) for shape in shapes]
-
-        def draws(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            of_noise, of_choice = (
-                tf.random.experimental.stateless_fold_in(seed, _STREAM + number, alg="philox") for number in range(2)
-            )
-            noise = tf.random.stateless_normal([self.proposals, sum(sizes)], of_noise, alg="philox")
-            uniform = tf.random.stateless_uniform([len(sizes), self.proposals], of_choice, alg="philox")
-            return noise, uniform
-
-        specs = tf.TensorSpec([self.proposals, sum(sizes)]), tf.TensorSpec([len(sizes), self.proposals])
-        noise, uniform = tf.map_fn(draws, seeds, fn_output_signature=specs)
-        gumbel = tf.unstack(-tf.math.log(-tf.math.log(uniform)), axis=1)
-        noise = [
-            tf.reshape(part, [-1, self.proposals, *shape])
-            for part, shape in zip(tf.split(noise, sizes, axis=2), shapes, strict=True)
-        ]
+        if isinstance(self.ratios[0], Mixture):
+            (noise,), (gumbel,) = _draws(seeds, shapes, 1, self.ratios[0].means.shape[0])
+            return [MixtureSource(self.ratios[0], noise[:, 0], gumbel, temperatures[0])]
         drawn: list[Resampled] = []
-        draws_of_groups = zip(noise, gumbel, temperatures[: len(sizes)], strict=True)
-        return [ResampledSource(self, *of_group, drawn, labels) for of_group in draws_of_groups]
+        of_groups = zip(*_draws(seeds, shapes, self.proposals, self.proposals), temperatures, strict=False)
+        return [ResampledSource(self, *of_group, drawn, labels) for of_group in of_groups]
+
+
+def _draws(
+    seeds: tf.Tensor, shapes: Sequence[tuple[int, int, int]], proposals: int, choices: int
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """For each group standard-normal noise `[batch, proposals, ...]` and draws of the Gumbel distribution `[batch,
+    choices]`, functions of the images' seeds `[batch, 2]`.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+
+    def of_image(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        of_noise, of_choice = (
+            tf.random.experimental.stateless_fold_in(seed, _STREAM + number, alg="philox") for number in range(2)
+        )
+        noise = tf.random.stateless_normal([proposals, sum(sizes)], of_noise, alg="philox")
+        return noise, tf.random.stateless_uniform([len(sizes), choices], of_choice, alg="philox")
+
+    specs = tf.TensorSpec([proposals, sum(sizes)]), tf.TensorSpec([len(sizes), choices])
+    noise, uniform = tf.map_fn(of_image, seeds, fn_output_signature=specs)
+    of_groups = zip(tf.split(noise, sizes, axis=2), shapes, strict=True)
+    noise = [tf.reshape(part, [-1, proposals, *shape]) for part, shape in of_groups]
+    return noise, tf.unstack(-tf.math.log(-tf.math.log(uniform)), axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,13 +226,28 @@ class ResampledSource:
         return LatentSample(z, z, prior)
 
 
+@dataclasses.dataclass(frozen=True)
+class MixtureSource:
+    """Draws from a mixture of Gaussians of the whitened latent, in place of the group's prior."""
+
+    mixture: Mixture
+    noise: tf.Tensor  # standard-normal, `[batch, height, width, channels]`
+    gumbel: tf.Tensor  # draws of the Gumbel distribution, `[batch, components]`
+    temperature: float | tf.Tensor  # multiplies the components' sigma
+
+    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+        prior = soft_clamped_normal(*layers.prior(state))
+        z = prior.loc + prior.scale * self.mixture.drawn(self.temperature * self.noise, self.gumbel)
+        return LatentSample(z, z, prior)
+
+
 def made_ratios(kind: str, groups: int, plan: LatentPlan, num_classes: int, components: int = 0) -> tuple:
     """The ratios of the top groups of a model, with their first weights; `components` are those of a mixture."""
     shapes = plan.latent_shapes()[:groups]
     if kind == "mixture":
         return (Mixture(components, math.prod(shapes[0])),)
     ratios = tuple(
-        Perceptron() if math.prod(shape) <= _MOST_FOR_PERCEPTRON else ResidualConvolutions() for shape in shapes
+        Perceptron() if math.prod(shape) <= MOST_FOR_PERCEPTRON else ResidualConvolutions() for shape in shapes
     )
     reweighted = ReweightedPrior(ratios, 1, num_classes)
     zeros = [tf.zeros([1, *shape]) for shape in shapes]

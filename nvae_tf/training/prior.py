@@ -38,7 +38,7 @@ from nvae_tf.models.latents import (
     inferred_group,
     noise_of_samples,
 )
-from nvae_tf.models.reweighted_prior import NONE_LEARNED, ReweightedPrior, made_ratios
+from nvae_tf.models.reweighted_prior import MOST_FOR_PERCEPTRON, NONE_LEARNED, ReweightedPrior, made_ratios
 from nvae_tf.models.training_step import kept_labels
 from nvae_tf.progress import ImageProgress, StatusLine, counted
 from nvae_tf.training.checkpoints import checkpoint_sha256, step_of
@@ -49,7 +49,8 @@ _LEARNING_RATE, _BATCH_SIZE = 1e-3, 512
 _COMPONENTS = 20  # of a mixture
 # A group sees latents above it that are drawn once for all steps, so of few images there are several draws.
 _DRAWS = 30_000
-_IMAGES_AT_ONCE, _MOST_HELD_OUT, _PRIOR_DRAWS = 100, 2000, 10_000
+_IMAGES_AT_ONCE, _MOST_HELD_OUT = 100, 2000
+_PRIOR_DRAWS, _PRIOR_DRAWS_AT_ONCE = 10_000, 500
 _BOUND_IMAGES, _BOUND_IMAGES_AT_ONCE = 500, 25
 # The draws' seeds are (seed, one of these), so that none are those of an image that is generated.
 _INFERRING, _LEARNING, _CHOOSING, _HELD_OUT, _MEASURING = range(-2, -7, -1)
@@ -89,7 +90,7 @@ def learn_prior(
     Args:
       workdir: the run folder.
       groups: how many groups, from the top, are reweighted.
-      kind: "classifier"; or "mixture", a mixture of 20 Gaussians of the top group, which takes seconds.
+      kind: "classifier"; or "mixture", 20 Gaussians that are fitted to the top group in seconds.
       steps: of the classifiers' training, each with 512 draws of the posteriors and as many of the priors.
       proposals: how many latents are drawn of which one is chosen.
       importance_samples: of the bounds with and without the reweighted prior, of 500 test images; 0 for none.
@@ -120,8 +121,13 @@ def learn_prior(
         _train(reweighted, learned_from, steps, seed, status)
     about = {"kind": kind, "groups": groups, "proposals": proposals, "steps": steps, "seed": seed, "step": run.step}
     about |= {"checkpoint_sha256": sha256, "images": images}
-    about["cross_entropy"] = _cross_entropy(reweighted, held_out, seed)
-    about |= _of_prior_draws(model, reweighted, seed)
+    if kind == "mixture":
+        # It is normalized.
+        about |= {"components": _COMPONENTS, "log_normalizers": [0.0], "log_normalizer_errors": [0.0]}
+    else:
+        about["cross_entropy"] = _cross_entropy(reweighted, held_out, seed)
+        about["effective_proposals"] = _effective_proposals(model, reweighted, seed)
+        about |= _log_normalizers(model, reweighted, seed)
     if importance_samples:
         batches = _test_batches(test, spec, _BOUND_IMAGES_AT_ONCE, _BOUND_IMAGES, seed)
         about["bounds"] = _bounds(model, reweighted, batches, importance_samples, about["log_normalizers"], seed)
@@ -137,6 +143,9 @@ def _check_settings(model: NVAE, groups: int, kind: str, steps: int, proposals: 
     check(kind != "mixture" or groups == 1, f"groups = {groups}: a mixture is of the top group alone, groups = 1")
     with_classes = "a mixture does not know classes, and this model has some; take kind = classifier"
     check(kind != "mixture" or not model.config.num_classes, with_classes)
+    size = math.prod(model.plan.latent_shapes()[0])
+    too_large = f"the top group has {size:,} numbers, and a mixture is of {MOST_FOR_PERCEPTRON:,} at most"
+    check(kind != "mixture" or size <= MOST_FOR_PERCEPTRON, f"{too_large}; take kind = classifier")
     for name, value in (("steps", steps), ("proposals", proposals)):
         check(value >= 1, f"{name} = {value}: must be at least 1")
 
@@ -280,7 +289,7 @@ def _fit_mixture(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> No
         drawn.append((rows.pairs(0, *noise, tf.range(count))[:, 0] - prior_mean) / prior_scale)
     flat = np.concatenate(drawn).reshape(count * len(drawn), -1)
     fitted = GaussianMixture(_COMPONENTS, reg_covar=1e-3, random_state=seed).fit(flat)
-    weights = np.log(fitted.weights_), fitted.means_, fitted.precisions_cholesky_
+    weights = np.log(fitted.weights_), fitted.means_, np.linalg.cholesky(fitted.covariances_)
     reweighted.ratios[0].set_weights([array.astype(np.float32) for array in weights])
 
 
@@ -296,37 +305,45 @@ def _joint_log_ratio(
     return tf.add_n(of_groups)
 
 
-def _of_prior_draws(model: NVAE, reweighted: ReweightedPrior, seed: int) -> dict[str, Any]:
-    """What draws of the prior say: how many proposals are effective in each group, and log Z in nats with its error.
+def _effective_proposals(model: NVAE, reweighted: ReweightedPrior, seed: int) -> list[float]:
+    """Of each group, the mean over images, of a conditional model without classes."""
+    groups, plan = len(reweighted.ratios), model.plan
 
-    Z is the mean of r, that of all groups together, for each class of a conditional model.
+    @tf.function(autograph=False)
+    def effective() -> list[tf.Tensor]:
+        # Numbers below 0, which no image has.
+        seeds = tf.stack([tf.fill([_IMAGES_AT_ONCE], seed), -1 - tf.range(_IMAGES_AT_ONCE)], axis=1)
+        sources = reweighted.sources(seeds, [1.0] * groups, plan)
+        _top_latents(model, sources, _IMAGES_AT_ONCE, None)
+        return [tf.reduce_mean(drawn.effective_proposals) for drawn in sources[0].drawn]
+
+    return [float(mean) for mean in effective()]
+
+
+def _log_normalizers(model: NVAE, reweighted: ReweightedPrior, seed: int) -> dict[str, list[float]]:
+    """Log Z in nats, where Z is the prior's mean of r, that of all groups together, and its standard error.
+
+    One for each class of a conditional model.
     """
-    plan, classes, groups = model.plan, max(1, model.config.num_classes), len(reweighted.ratios)
-    rows = classes * math.ceil(_IMAGES_AT_ONCE / classes)
+    shapes, classes = model.plan.latent_shapes()[: len(reweighted.ratios)], max(1, model.config.num_classes)
+    rows = classes * math.ceil(_PRIOR_DRAWS_AT_ONCE / classes)
     labels = tf.range(rows) % classes if model.config.num_classes else None
 
     @tf.function(autograph=False)
-    def effective_and_log_ratio(first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # Numbers below 0, which no image has.
-        numbers = -1 - first - tf.range(rows)
-        sources = reweighted.sources(tf.stack([tf.fill([rows], seed), numbers], axis=1), [1.0] * groups, plan, labels)
-        _top_latents(model, sources, rows, labels)
-        effective = tf.stack([drawn.effective_proposals for drawn in sources[0].drawn], axis=1)
-        noise = batch_noise(plan.latent_shapes()[:groups], rows, (seed, _MEASURING), tf.cast(first, tf.int64))
-        latents = _top_latents(model, [PriorSource(eps) for eps in noise], rows, labels)
-        return effective, _joint_log_ratio(reweighted, latents, labels)
+    def log_ratio_from(first: tf.Tensor) -> tf.Tensor:
+        noise = batch_noise(shapes, rows, (seed, _MEASURING), first)
+        return _joint_log_ratio(
+            reweighted, _top_latents(model, [PriorSource(eps) for eps in noise], rows, labels), labels
+        )
 
-    passes = [effective_and_log_ratio(tf.constant(first)) for first in range(0, _PRIOR_DRAWS, rows)]
-    effective, log_ratio = (np.concatenate(parts).astype(np.float64) for parts in zip(*passes, strict=True))
+    firsts = range(0, _PRIOR_DRAWS, rows)
+    log_ratio = np.concatenate([log_ratio_from(tf.constant(first, tf.int64)) for first in firsts], dtype=np.float64)
     log_ratio = log_ratio.reshape(-1, classes)
     largest = log_ratio.max(axis=0)
     ratio = np.exp(log_ratio - largest)
-    error = ratio.std(axis=0, ddof=1) / ratio.mean(axis=0) / math.sqrt(len(ratio))
-    return {
-        "effective_proposals": effective.mean(axis=0).tolist(),
-        "log_normalizers": (largest + np.log(ratio.mean(axis=0))).tolist(),
-        "log_normalizer_errors": error.tolist(),
-    }
+    errors = ratio.std(axis=0, ddof=1) / ratio.mean(axis=0) / math.sqrt(len(ratio))
+    log_normalizers = largest + np.log(ratio.mean(axis=0))
+    return {"log_normalizers": log_normalizers.tolist(), "log_normalizer_errors": errors.tolist()}
 
 
 def _bounds(
@@ -361,12 +378,14 @@ def _bounds(
 
 def prior_text(about: dict[str, Any]) -> str:
     """What was learned and measured, for people: one line, and one of the bounds where there are some."""
-    count = about["groups"]
-    text = (
-        f"{about['kind']} of the top {'group' if count == 1 else f'{count} groups'}: cross-entropy of test images "
-        f"{_numbers(about['cross_entropy'])} (chance {CHANCE:.3f}); of {about['proposals']} proposals "
-        f"{_numbers(about['effective_proposals'], 1)} effective"
-    )
+    if about["kind"] == "mixture":
+        text = f"mixture of {about['components']} Gaussians of the top group"
+    else:
+        groups = counted(about["groups"], "group")
+        text = (
+            f"classifier of the top {groups}: cross-entropy of test images {_numbers(about['cross_entropy'])} (chance "
+            f"{CHANCE:.3f}); of {about['proposals']} proposals {_numbers(about['effective_proposals'], 1)} effective"
+        )
     if bounds := about.get("bounds"):
         errors, samples = about["log_normalizer_errors"], counted(bounds["samples"], "sample")
         text += (

@@ -139,7 +139,7 @@ def test_batch_norm_is_readjusted_to_the_prior(reweight, model):
 
 @pytest.mark.parametrize("most", [1000, 1])
 def test_classifiers_see_each_proposal_by_itself_and_its_context(model, most, monkeypatch):
-    monkeypatch.setattr(module, "_MOST_FOR_PERCEPTRON", most)
+    monkeypatch.setattr(module, "MOST_FOR_PERCEPTRON", most)
     ratios = made_ratios("classifier", 2, model.plan, 3)
     assert all(isinstance(ratio, ResidualConvolutions) == (most == 1) for ratio in ratios)
     reweighted = ReweightedPrior(ratios, 5, 3)
@@ -156,14 +156,27 @@ def test_classifiers_see_each_proposal_by_itself_and_its_context(model, most, mo
     assert np.all(np.abs(found - reweighted.log_ratio(1, z, prior, [above], tf.constant([1, 1]))) > 1e-6)
 
 
-def test_a_mixture_has_the_densities_of_scikit_learn():
+def test_a_mixture_has_the_densities_of_scikit_learn_and_is_drawn_from(reweight, model):
     from sklearn.mixture import GaussianMixture
 
     random = np.random.default_rng(0)
     data = np.concatenate([random.normal(size=(80, 8)), random.normal(2.0, 0.5, (80, 8))])
     fitted = GaussianMixture(2, random_state=0).fit(data)
     mixture = Mixture(2, 8)
-    mixture.set_weights([np.log(fitted.weights_), fitted.means_, fitted.precisions_cholesky_])
+    mixture.set_weights([np.log(fitted.weights_), fitted.means_, np.linalg.cholesky(fitted.covariances_)])
     of_normal = -0.5 * (data**2).sum(axis=1) - 4.0 * np.log(2.0 * np.pi)
     found = mixture(tf.constant(data.reshape(40, 4, 2, 2, 2), tf.float32), [])
     near(np.ravel(found), fitted.score_samples(data) - of_normal, atol=1e-3)
+    # Drawn by its source, at a temperature that multiplies the components' sigma.
+    reweight(mixture)
+    at_one, at_means = (
+        np.reshape(drawn / (1.0 + 0.01), [600, 8])
+        for drawn in tf.function(lambda: [latents_of(model, 600, heat)[0][0].z for heat in (1.0, 1e-3)])()
+    )
+    weights, means = fitted.weights_[:, np.newaxis], fitted.means_
+    variance = (weights * (np.diagonal(fitted.covariances_, axis1=1, axis2=2) + means**2)).sum(axis=0)
+    np.testing.assert_allclose(at_one.mean(axis=0), (weights * means).sum(axis=0), atol=0.2)
+    np.testing.assert_allclose((at_one**2).mean(axis=0), variance, rtol=0.2)
+    nearest = np.abs(at_means[:, np.newaxis] - means).max(axis=2)
+    assert nearest.min(axis=1).max() < 0.01
+    assert np.mean(nearest.argmin(axis=1)) == pytest.approx(fitted.weights_[1], abs=0.1)

@@ -8,6 +8,8 @@ import pytest
 import tensorflow as tf
 
 import nvae_tf
+from nvae_tf.data import data_spec
+from nvae_tf.data.sources import load_split
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.models.latents import InferredGroup
@@ -29,21 +31,22 @@ def run(finished_run, tmp_path_factory):
 
 
 def test_classifiers_learn_the_ratio_of_posteriors_to_prior():
-    """Posteriors of all images: the top group's N(1, 0.5); below it N(0, 1) or N(2, 1), by the sign of z above."""
+    """Posteriors of all images: the top group's N(1, 0.5); below it the prior, or N(2, 1) by a number above."""
     count, model = 4000, tiny_model()
     random, shapes = np.random.default_rng(0), model.plan.latent_shapes()
     zeros, ones = ([tf.fill([count, *shape], value) for shape in shapes] for value in (0.0, 1.0))
     top = tf.constant(random.normal(1.0, 0.5, [count, *shapes[0]]), tf.float32)
-    shifted = 2.0 * tf.cast(top[:, :1, :1, :1] > 1.0, tf.float32)
+    shifted = zeros[1] + 2.0 * tf.cast(top[:, :1, :1, :1] > 1.0, tf.float32)
     groups = [
         InferredGroup(top, ones[0], 0.5 * ones[0], zeros[0], ones[0], None),
-        InferredGroup(zeros[1], zeros[1] + shifted * (tf.range(2.0) == 0.0), ones[1], zeros[1], ones[1], None),
+        InferredGroup(shifted, shifted, ones[1], zeros[1], ones[1], None),
     ]
     reweighted = ReweightedPrior(made_ratios("classifier", 2, model.plan, 0), 10)
     rows = Posteriors(groups, None, [[], []])
     module._train(reweighted, rows, 300, 0, StatusLine())
-    near_chance = module._cross_entropy(reweighted, rows, 1)
-    assert near_chance[0] < 0.3 and near_chance[1] < 0.3
+    # Half of the pairs of the lower group can't be told apart; a third more is lost without the latents above.
+    top_loss, lower_loss = module._cross_entropy(reweighted, rows, 1)
+    assert top_loss < 0.5 and 0.5 * CHANCE - 0.02 < lower_loss < 0.58 * CHANCE, (top_loss, lower_loss)
     # Along a line on which the log ratio goes through 0.
     z = tf.reshape(tf.constant([0.0, 0.4, 1.0])[:, None] * tf.ones([3, 8]), [1, 3, 2, 2, 2])
     standard = SoftClampedNormal(zeros[0][:1], ones[0][:1])
@@ -75,7 +78,7 @@ def test_the_bound_is_that_of_the_model_where_the_ratio_is_constant(run):
     run_of_model = nvae_tf.training.loading.load_run(folder)
     model = run_of_model.model
     constant = ReweightedPrior((lambda whitened, context: 0.0 * whitened[:, :, 0, 0, 0] + 0.7,), 10)
-    measured = module._of_prior_draws(model, constant, 0)
+    measured = module._log_normalizers(model, constant, 0)
     near(measured["log_normalizers"], [0.7], atol=1e-5)
     images = np.float32(np.random.default_rng(0).integers(0, 2, (3, 16, 16, 1)))
     bounds = module._bounds(model, constant, [images[:2], images[2:]], 4, measured["log_normalizers"], seed=5)
@@ -89,7 +92,7 @@ def test_the_normalizer_is_the_mean_ratio_of_each_class():
     def ratio(whitened, context):
         return whitened[:, :, 0, 0, 0] + context[-1][:, 0, 0, :1]
 
-    measured = module._of_prior_draws(conditional, ReweightedPrior((ratio,), 10, 3), 0)
+    measured = module._log_normalizers(conditional, ReweightedPrior((ratio,), 10, 3), 0)
     # The mean of exp(e) is exp(1 / 2), and class 0 has a factor of exp(1).
     errors = np.abs(np.array(measured["log_normalizers"]) - [1.5, 0.5, 0.5])
     assert np.all(errors < 4.0 * np.array(measured["log_normalizer_errors"])) and np.all(errors < 0.1)
@@ -124,12 +127,15 @@ def test_a_shared_run_has_it(run, tmp_path):
     assert not (tmp_path / "new.npz").exists()
 
 
-def test_a_mixture_and_settings_that_do_not_fit(run):
-    folder, _ = run
-    about = learn_prior(folder, kind="mixture", proposals=10)
-    assert (
-        about["cross_entropy"][0] < CHANCE and np.isfinite(nvae_tf.load(folder).generate(2, prior="reweighted")).all()
-    )
+def test_a_mixture_and_settings_that_do_not_fit(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_COMPONENTS", 2)
+    monkeypatch.setattr(module, "_PRIOR_DRAWS", 1000)
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    text = prior_text(learn_prior(folder, kind="mixture", importance_samples=2))
+    assert text.startswith("mixture of 2 Gaussians of the top group; importance-weighted bound of 360 test images")
+    model = nvae_tf.load(folder)
+    assert np.abs(model.generate(3, prior="reweighted") - model.generate(3)).max() > 1e-3
     for settings, message in (
         ({"groups": 3}, "groups = 3: this model has 2 latent groups"),
         ({"groups": 2, "kind": "mixture"}, "groups = 2: a mixture is of the top group alone"),
@@ -142,6 +148,7 @@ def test_a_mixture_and_settings_that_do_not_fit(run):
 
 def test_of_more_images_than_memory_holds_some_are_taken(run, free_memory, capsys):
     free_memory(10_000_000)
-    folder, _ = run
-    assert learn_prior(folder, steps=2)["images"] < 1400
+    model, spec = nvae_tf.load(run[0]), data_spec("digits")
+    rows, count = module._of_training_images(model, load_split(spec, "train"), spec, 1, 0, StatusLine())
+    assert 0 < len(rows.groups[0].z) == count < 1000
     assert "of the 1,437 training images, as many as fit into the memory" in capsys.readouterr().out
