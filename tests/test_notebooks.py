@@ -1,4 +1,4 @@
-"""The notebooks docs/keras.md and docs/python.md: their blocks run in order, and what the text promises holds."""
+"""The notebooks docs/keras.md, docs/python.md, docs/uses.md: their blocks run in order, and the text keeps its word."""
 
 import jupytext
 import keras
@@ -84,3 +84,13 @@ def test_the_page_of_the_model_in_python_keeps_its_promises():
     assert distances[1] < distances[0]
     assert names["sevens"].shape == (8, 16, 16, 1) and names["nats_of_labels"].shape == (10,)
     np.testing.assert_allclose(np.sum(names["probabilities"], axis=1), np.ones(10), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_page_of_uses_keeps_its_promises(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = names_after("uses.md")
+    about, model = names["about"], names["model"]
+    assert about["groups"] == 1 and about["cross_entropy"][0] < 2.0 * np.log(2.0)
+    assert names["plain"].shape == names["better"].shape == (100, 16, 16, 1)
+    np.testing.assert_allclose(names["better"][:3], model.generate(3, prior="reweighted", seed=1), atol=1e-5)
