@@ -4,8 +4,8 @@
     python -m benchmarks.fashion_features
     python -m benchmarks.reweighted_prior --workdir=RUN [--samples=2000] [--seeds=3] [--json=FILE]
 
-Learns three reweighted priors in turn (a mixture, a classifier of the top group, classifiers of the top two), of which the last stays in the
-run folder. Prints for each way to draw samples the Fréchet distance from the training images, as they are stored, in
+Learns three reweighted priors in turn (a mixture, a classifier of the top group, classifiers of the top two), of which
+the last stays in the run folder. Prints for each way to draw samples the Fréchet distance from the training images, in
 the features of `benchmarks.fashion_features`: the mean over the seeds, and their range. Also how long it takes to learn
 the priors, and how much longer to draw from them, measured in turns with the model's own.
 """
