@@ -140,12 +140,13 @@ def _check_settings(model: NVAE, groups: int, kind: str, steps: int, proposals: 
     check_choice("kind", kind, PRIOR_KINDS)
     limit = f"this model has {counted(model.plan.num_groups, 'latent group')}, so it must be from 1 to that"
     check(1 <= groups <= model.plan.num_groups, f"groups = {groups}: {limit}")
-    check(kind != "mixture" or groups == 1, f"groups = {groups}: a mixture is of the top group alone, groups = 1")
-    with_classes = "a mixture does not know classes, and this model has some; take kind = classifier"
-    check(kind != "mixture" or not model.config.num_classes, with_classes)
-    size = math.prod(model.plan.latent_shapes()[0])
-    too_large = f"the top group has {size:,} numbers, and a mixture is of {MOST_FOR_PERCEPTRON:,} at most"
-    check(kind != "mixture" or size <= MOST_FOR_PERCEPTRON, f"{too_large}; take kind = classifier")
+    if kind == "mixture":
+        config, size = model.config, math.prod(model.plan.latent_shapes()[0])
+        limits = f"without classes and flows, and of {MOST_FOR_PERCEPTRON:,} numbers at most"
+        found = f"here it has {size:,}, model.num_classes = {config.num_classes}, model.num_flows = {config.num_flows}"
+        fits = size <= MOST_FOR_PERCEPTRON and not config.num_classes and not config.num_flows
+        check(groups == 1, f"groups = {groups}: a mixture is of the top group alone, groups = 1")
+        check(fits, f"a mixture is of a top group {limits}; {found}: take kind = classifier")
     for name, value in (("steps", steps), ("proposals", proposals)):
         check(value >= 1, f"{name} = {value}: must be at least 1")
 
@@ -276,20 +277,22 @@ def _cross_entropy(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> 
 
 
 def _fit_mixture(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> None:
-    """Fits the mixture to draws of the top group's posteriors, one of each or more until there are 10,000."""
+    """Fits Gaussians to the means of the top group's posteriors, and adds the posteriors' variances to each.
+
+    In draws the many numbers that say nothing about an image would hide the clusters of those that do.
+    """
     # Not at the top: it takes a second, and every command that loads a run imports this module.
     from sklearn.mixture import GaussianMixture
 
     count = len(rows.groups[0].z)
     check(count >= _COMPONENTS, f"{count} training images: a mixture of {_COMPONENTS} Gaussians needs more")
-    drawn = []
-    for number in range(math.ceil(_PRIOR_DRAWS / count)):
-        noise = batch_noise(2 * [tuple(rows.groups[0].z.shape[1:])], count, (seed, _LEARNING), number * count)
-        prior_mean, prior_scale = rows.groups[0][3:5]
-        drawn.append((rows.pairs(0, *noise, tf.range(count))[:, 0] - prior_mean) / prior_scale)
-    flat = np.concatenate(drawn).reshape(count * len(drawn), -1)
-    fitted = GaussianMixture(_COMPONENTS, reg_covar=1e-3, random_state=seed).fit(flat)
-    weights = np.log(fitted.weights_), fitted.means_, np.linalg.cholesky(fitted.covariances_)
+    mean, scale, prior_mean, prior_scale = (np.reshape(values, [count, -1]) for values in rows.groups[0][1:5])
+    means, variances = (mean - prior_mean) / prior_scale, (scale / prior_scale) ** 2
+    fitted = GaussianMixture(_COMPONENTS, reg_covar=1e-4, random_state=seed).fit(means)
+    parts = fitted.predict_proba(means)
+    noise = parts.T @ variances / parts.sum(axis=0)[:, np.newaxis]
+    factors = np.linalg.cholesky(fitted.covariances_ + noise[:, :, np.newaxis] * np.eye(means.shape[1]))
+    weights = np.log(fitted.weights_), fitted.means_, factors
     reweighted.ratios[0].set_weights([array.astype(np.float32) for array in weights])
 
 

@@ -129,7 +129,6 @@ def test_a_shared_run_has_it(run, tmp_path):
 
 def test_a_mixture_and_settings_that_do_not_fit(run, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_COMPONENTS", 2)
-    monkeypatch.setattr(module, "_PRIOR_DRAWS", 1000)
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)
     text = prior_text(learn_prior(folder, kind="mixture", importance_samples=2))
