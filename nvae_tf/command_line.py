@@ -40,6 +40,7 @@ TEMPERATURE_HELP = (
     "What multiplies the priors' sigma, greater than 0: one number, or one for every scale (the smallest first) or "
     "every latent group (the top one first), as 0.7,0.8."
 )
+PRIOR_HELP = "The prior that latents are drawn from: the model's own, or the reweighted one of nvae-prior."
 BATCH_NORM_HELP = (
     "Readjust the batch-norm statistics to the temperature with so many batches before samples are drawn (the "
     "paper takes 500), in a copy of the model; 0 for none."

@@ -29,6 +29,9 @@ INTERVALS = ("checkpoint_every_steps", "evaluate_every_steps", "sample_every_ste
 # A run's checkpoints by name, for `nvae_tf.load` and the commands.
 CHECKPOINTS = ("latest", "best")
 CHECKPOINT_HELP = "Which of the run's checkpoints: the latest, or the one with the best test score (train.keep_best)."
+# Where the latents of samples come from: the prior as it was trained, or that which nvae-prior has learned.
+PRIORS = ("model", "reweighted")
+PRIOR_KINDS = ("classifier", "mixture")
 
 # What is left of images of 65,536 pixels is then one.
 _MOST_HALVINGS = 16

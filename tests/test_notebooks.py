@@ -87,7 +87,8 @@ def test_the_page_of_the_model_in_python_keeps_its_promises():
 
 
 @pytest.mark.slow
-def test_the_page_of_uses_keeps_its_promises():
+def test_the_page_of_uses_keeps_its_promises(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = names_after("uses.md")
     upside_down, mirrored, noise = np.split(names["scores"].mahalanobis_p_value, 3)
     assert np.all(noise == np.float32(1 / 361)) and max(np.median(upside_down), np.median(mirrored)) < 0.2
@@ -101,3 +102,7 @@ def test_the_page_of_uses_keeps_its_promises():
     assert error("enlarged") < 0.1 * np.var(images)
     assert error("filled", hole) < 0.8 * 0.25 and error("filled", ~hole) < 1e-4
     assert error("from_sums") < 0.5 * np.var(images)
+    about, model = names["about"], names["model"]
+    assert about["groups"] == 1 and about["cross_entropy"][0] < 2.0 * np.log(2.0)
+    assert names["plain"].shape == names["better"].shape == (100, 16, 16, 1)
+    np.testing.assert_allclose(names["better"][:3], model.generate(3, prior="reweighted", seed=1), atol=1e-5)

@@ -11,6 +11,7 @@
     fid       the Fréchet inception distance of --fid_samples samples at --temperature from the training images, with
               TensorFlow's Inception graph of 2015: downloaded once, or --inception=PATH; in other features with
               --extractor
+    frechet   the same distance in the features of --extractor, beside fid in the file
     latents   active units of every group, the reconstruction with a tenth of the channels, and pictures: the KL of
               every group and latent channel, and samples that share the latents of their upper groups; elbo is measured
               with it
@@ -33,12 +34,13 @@ from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.command_line import BATCH_NORM_HELP, TEMPERATURE_HELP, parse_temperature
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, check, check_choice
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, PRIORS, check, check_choice
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.files import check_writable
 from nvae_tf.progress import StatusLine
 
-_METRICS = ("elbo", "iw", "fid", "latents", "outliers")
+_OF_SAMPLES = ("fid", "frechet")
+_METRICS = ("elbo", "iw", *_OF_SAMPLES, "latents", "outliers")
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of nvae-train.", required=True)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
@@ -56,13 +58,14 @@ REPLICAS = flags.DEFINE_integer(
 SEED = flags.DEFINE_integer(
     "seed", 0, "Of the binarization and of the samples.", lower_bound=0, upper_bound=LARGEST_SEED
 )
-FID_SAMPLES = flags.DEFINE_integer("fid_samples", 50_000, "Samples of metric fid.", lower_bound=2)
+FID_SAMPLES = flags.DEFINE_integer("fid_samples", 50_000, "Samples of metric fid or frechet.", lower_bound=2)
 TEMPERATURE = flags.DEFINE_string("temperature", "1.0", TEMPERATURE_HELP)
 INCEPTION = flags.DEFINE_string(
     "inception", None, "File of the Inception graph for metric fid, classify_image_graph_def.pb or the .tgz it is in."
 )
-_EXTRACTOR_HELP = "Other features than Inception's for metric fid: MODULE:FUNCTION of yours, which makes the extractor."
+_EXTRACTOR_HELP = "Other features than Inception's, of fid or frechet: MODULE:FUNCTION of yours makes the extractor."
 EXTRACTOR = flags.DEFINE_string("extractor", None, _EXTRACTOR_HELP)
+PRIOR = flags.DEFINE_enum("prior", PRIORS[0], PRIORS, command_line.PRIOR_HELP)
 BATCH_NORM_ITERATIONS = flags.DEFINE_integer("batch_norm_iterations", 0, BATCH_NORM_HELP, lower_bound=0)
 _OUTLIERS_HELP = "Folders of pictures of another kind, or files of arrays, for metric outliers."
 OUTLIERS = flags.DEFINE_list("outliers", [], _OUTLIERS_HELP)
@@ -80,11 +83,17 @@ def main() -> None:
     check(bool(METRICS.value), f"--metrics is empty: give some of {', '.join(_METRICS)}")
     for name in METRICS.value:
         check_choice("--metrics", name, _METRICS)
-    of_fid = FID_SAMPLES, INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS
-    for metric, its_flags in {"fid": of_fid, "outliers": (OUTLIERS, LLR_SAMPLES, LLR_GROUPS)}.items():
+    of_distance = FID_SAMPLES, INCEPTION, EXTRACTOR, PRIOR, BATCH_NORM_ITERATIONS
+    of_outliers = OUTLIERS, LLR_SAMPLES, LLR_GROUPS
+    for metrics, its_flags in ((_OF_SAMPLES, of_distance), (("outliers",), of_outliers)):
         for flag in its_flags:
-            without = f"--{flag.name} is of metric {metric}, which --metrics={','.join(METRICS.value)} does not have"
-            check(not flag.present or metric in METRICS.value, without)
+            of_metric = f"--{flag.name} is of metric {' or '.join(metrics)}"
+            without = f"{of_metric}, which --metrics={','.join(METRICS.value)} does not have"
+            check(not flag.present or not {*metrics}.isdisjoint(METRICS.value), without)
+    of_samples = [name for name in _OF_SAMPLES if name in METRICS.value]
+    check(len(of_samples) < 2, "--metrics=fid,frechet: each has its own features; measure them by two commands")
+    needed = "--metrics=frechet: give --extractor=MODULE:FUNCTION, which makes what computes the features"
+    check(of_samples != ["frechet"] or bool(EXTRACTOR.value), needed)
     if INCEPTION.present and EXTRACTOR.present:
         raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
     command_line.check_run_folder(WORKDIR.value)
@@ -97,13 +106,14 @@ def main() -> None:
     from nvae_tf.evaluation.table import table
     from nvae_tf.training.run_folder import RunFolder
 
+    drawing = INCEPTION, EXTRACTOR, BATCH_NORM_ITERATIONS, PRIOR
     written = evaluate_run(
         WORKDIR.value,
         METRICS.value,
         IMPORTANCE_SAMPLES.value,
-        FidSettings(FID_SAMPLES.value, temperature, INCEPTION.value, EXTRACTOR.value, BATCH_NORM_ITERATIONS.value),
+        FidSettings(FID_SAMPLES.value, temperature, *(flag.value for flag in drawing)),
         *(flag.value for flag in (CHECKPOINT, SPLIT, BATCH_SIZE, SEED, DATA_PATH, REPLICAS)),
-        OutlierSettings(*(flag.value for flag in (OUTLIERS, LLR_SAMPLES, LLR_GROUPS))),
+        OutlierSettings(*(flag.value for flag in of_outliers)),
     )
     if written is not None:
         file = RunFolder(pathlib.Path(WORKDIR.value)).evaluation_file(SPLIT.value)

@@ -25,7 +25,7 @@ from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.command_line import FOLDER, OutputPlace, output_place, parse_temperature
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, ExperimentConfig, check, check_choice
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, LARGEST_SEED, PRIORS, ExperimentConfig, check, check_choice
 from nvae_tf.data.picture_folder import find_pictures, pictures_for_model
 from nvae_tf.errors import exit_on_user_error, require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
@@ -50,7 +50,7 @@ def sample(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     --temperature multiplies every prior's sigma: 1 is the model as trained, below 1 the images are cleaner and more
     alike (the paper shows 0.6 to 1). A conditional model draws its classes in turn, or those of --labels; --guidance
     above 1 makes images more typical of their class. --batch_norm_iterations=500 takes a while, and helps where low
-    temperatures come out wrong in color or contrast.
+    temperatures come out wrong in color or contrast. --prior=reweighted draws the top groups as nvae-prior has learned.
     """
     from nvae_tf.evaluation.batch_norm_statistics import readjusted
     from nvae_tf.generation.sampling import generate_images
@@ -58,9 +58,11 @@ def sample(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
     temperature, count, labels = _temperature(config), FLAGS.count, _labels(config, FLAGS.count)
     model = load().model
     if FLAGS.batch_norm_iterations:
-        model, text = readjusted(model, temperature, FLAGS.batch_norm_iterations, seed=FLAGS.seed)
+        settings = temperature, FLAGS.batch_norm_iterations
+        model, text = readjusted(model, *settings, seed=FLAGS.seed, prior=FLAGS.prior)
         StatusLine().keep(text)
-    images = generate_images(model, count, temperature, FLAGS.seed, _progress(count), labels, FLAGS.guidance)
+    drawing = temperature, FLAGS.seed, _progress(count), labels, FLAGS.guidance, FLAGS.prior
+    images = generate_images(model, count, *drawing)
     names = [f"sample_{number:05d}" for number in range(count)]
 
     _write(load(), place, images, names, lambda figures, about: figures.samples(images, about, FLAGS.columns))
@@ -467,8 +469,9 @@ def _write(run: Any, place: OutputPlace, images: np.ndarray, names: Sequence[str
     temperature = parse_temperature(FLAGS.temperature) if "temperature" in FLAGS else None
     model, sha256 = pathlib.Path(FLAGS.workdir).absolute().name, checkpoint_sha256(run.checkpoint)
     labels = f"classes {', '.join(FLAGS.labels)}" if "labels" in FLAGS and FLAGS.labels else None
+    prior = "reweighted prior" if "prior" in FLAGS and FLAGS.prior != "model" else None
     is_of_data = "split" in FLAGS and not ("input" in FLAGS and FLAGS.input)
-    images = ", ".join(filter(None, [f"{FLAGS.split} images" if is_of_data else None, labels])) or None
+    images = ", ".join(filter(None, [f"{FLAGS.split} images" if is_of_data else None, labels, prior])) or None
     figure = draw(figures, figures.Provenance(model, run.step, temperature, FLAGS.seed, sha256, _COMMAND, images))
     figures.save_figure(figure, place.path, FLAGS.raw)
 
@@ -548,6 +551,7 @@ def _define_flags(mode: str) -> None:
             "How far the priors go towards the class: 1 as trained, 0 those of no class.",
         ),
         ("batch_norm_iterations", {"sample": 0}, from_0, command_line.BATCH_NORM_HELP),
+        ("prior", {"sample": "model"}, functools.partial(choice, enum_values=PRIORS), command_line.PRIOR_HELP),
         ("steps", {"interpolate": 10}, from_1, "Steps from one image to the next."),
         ("how", {"interpolate": ["spherical"]}, words, "spherical, linear or keep; one, or one a scale or a group."),
         ("mask", {"restore": None}, text, "A picture that is white where pixels are missing."),

@@ -15,6 +15,7 @@ from nvae_tf.layers import ForwardPass, StackedBatchNormalization
 from nvae_tf.layers.cpu_kernels import EPSILON
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import PriorSource, Temperature, batch_noise, temperatures_of_groups
+from nvae_tf.models.reweighted_prior import check_prior
 from nvae_tf.models.top_down import TopDown
 
 # Images are drawn from seeds (seed, number of the image), so this stream has none of their latents.
@@ -30,19 +31,25 @@ class ReadjustedModel(NamedTuple):
 
 
 def readjusted(
-    model: NVAE, temperature: Temperature, iterations: int = 500, batch_size: int = 16, seed: int = 0
+    model: NVAE,
+    temperature: Temperature,
+    iterations: int = 500,
+    batch_size: int = 16,
+    seed: int = 0,
+    prior: str = "model",
 ) -> ReadjustedModel:
-    """A copy of a model with the running batch-norm statistics of sampling at a temperature.
+    """A copy of a model with the running batch-norm statistics of sampling at a temperature, from a prior.
 
     The generator's statistics follow `iterations` batches of at least 2 images by the layers' own rule, `0.95 running +
     0.05 batch`; all else stays as it is. ValueError, with the layer, where a statistic is not finite.
     """
     check(iterations >= 1, f"iterations = {iterations}: must be at least 1")
     check(batch_size >= 2, f"batch_size = {batch_size}: must be at least 2, or there may be no variance")
-    temperatures = temperatures_of_groups(temperature, model.plan)
+    temperatures, reweighted = temperatures_of_groups(temperature, model.plan), check_prior(prior, model)
     copy = type(model).from_config(model.get_config())
     for variable, value in zip(copy.weights, model.weights, strict=True):
         variable.assign(value)
+    copy.reweighted_prior = model.reweighted_prior
     norms = _norms_of(copy.top_down)
     if not norms:
         return ReadjustedModel(copy, "the generator has no batch norm: nothing to readjust")
@@ -55,6 +62,11 @@ def readjusted(
         forward = ForwardPass(training=True, labels=numbers % classes if classes else None)
         noise = batch_noise(copy.plan.latent_shapes(), batch_size, (seed, _STREAM), first)
         sources = [PriorSource(*of_group) for of_group in zip(noise, temperatures, strict=True)]
+        if reweighted is not None:
+            # Numbers below 0, which no image has.
+            seeds = tf.stack([tf.fill([batch_size], seed), -1 - numbers], axis=1)
+            top = reweighted.sources(seeds, temperatures, copy.plan, forward.labels)
+            sources[: len(top)] = top
         copy.top_down_pass(sources, batch_size, forward)
         forward.updates = [(variable, value) for variable, value in forward.updates if id(variable) in running]
         forward.commit()

@@ -1,4 +1,4 @@
-"""Evaluates one checkpoint: `elbo`, `iw`, `latents`, `fid` and `outliers`, in the run folder's evaluation file."""
+"""Evaluates one checkpoint: `elbo`, `iw`, `latents`, `fid`, `frechet`, `outliers`, in the run's evaluation file."""
 
 import datetime
 import functools
@@ -61,7 +61,8 @@ def evaluate_run(
 
     Args:
       workdir: the run folder.
-      metrics: of "elbo", "iw", "fid", "latents" and "outliers".
+      metrics: of "elbo", "iw", "latents", "outliers", and "fid" or "frechet", which is the same with `fid.extractor`
+        under another name.
       importance_samples: K of the importance-weighted bound, metric "iw".
       fid: how samples are drawn and compared.
       checkpoint: "latest" or "best".
@@ -91,7 +92,8 @@ def evaluate_run(
     digest, size = content_digest(source, spec), of_replica * len(devices)
     task = EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, shard, status)
     # Before hours of work: its file may be missing.
-    extractor = load_extractor(task, fid) if "fid" in metrics else None
+    of_samples = next((name for name in ("fid", "frechet") if name in metrics), None)
+    extractor = load_extractor(task, fid) if of_samples else None
     outliers = outliers or OutlierSettings()
     outlier_sets = load_outliers(task, outliers) if "outliers" in metrics else []
     written = None
@@ -105,10 +107,13 @@ def evaluate_run(
             kept.remove()
     if extractor is not None:
         drawing = fid.samples, fid.temperature, fid.batch_norm_iterations, extractor.name
+        if fid.prior != "model":
+            # Another one may be learned meanwhile.
+            drawing += (trained.model.reweighted_prior.about,)
         kept = kept_batches(task, f"fid {drawing}", fid.samples, KEPT_SAMPLES)
         distance = measure_fid(task, kept, fid, extractor)
         if distance is not None:
-            written = write_evaluation(task, {"fid": distance})
+            written = write_evaluation(task, {of_samples: distance})
             kept.remove()
     if outlier_sets:
         found = measure_outliers(task, outliers, outlier_sets)

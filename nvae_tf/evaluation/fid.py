@@ -1,4 +1,4 @@
-"""The Fréchet inception distance of samples from the training images (Heusel et al. 2017): the metric `fid`."""
+"""The Fréchet inception distance of samples from the training images (Heusel et al. 2017): `fid` and `frechet`."""
 
 import dataclasses
 import functools
@@ -23,6 +23,7 @@ from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, share_work
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.generation.sampling import ImageGenerator
 from nvae_tf.models.latents import Temperature, image_seeds, temperatures_of_groups
+from nvae_tf.models.reweighted_prior import check_prior
 from nvae_tf.progress import ImageProgress
 
 KEPT_SAMPLES = 256  # of one kept batch; a multiple of the generator's own batches
@@ -161,11 +162,13 @@ class FidSettings:
     inception: str | None = None  # the graph's file; None to download it once
     extractor: str | None = None  # another one than Inception, see `named_extractor`
     batch_norm_iterations: int = 0  # of the readjustment of batch-norm statistics before samples are drawn; 0 for none
+    prior: str = "model"  # or "reweighted", see `NVAE.generate`
 
 
 def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtractor:
-    """Inception, with a note if it may not be the published one, or the user's extractor; checks the temperature."""
+    """Inception, with a note if it may not be the published one, or the user's; checks temperature and prior."""
     temperatures_of_groups(settings.temperature, task.trained.model.plan)
+    check_prior(settings.prior, task.trained.model)
     if settings.extractor:
         return named_extractor(settings.extractor)
     extractor = Inception(settings.inception, task.strategy)
@@ -178,7 +181,7 @@ def load_extractor(task: EvaluationTask, settings: FidSettings) -> FeatureExtrac
 def measure_fid(
     task: EvaluationTask, kept: KeptBatches, settings: FidSettings, extractor: FeatureExtractor
 ) -> dict[str, Any] | None:
-    """The entry `fid` of the evaluation file: the distance of samples from the training images, as these are stored.
+    """The entry of the evaluation file: the distance of samples from the training images, as these are stored.
 
     None where `share_work` gives None.
     """
@@ -190,7 +193,8 @@ def measure_fid(
         if settings.batch_norm_iterations:
             # Every process by itself, with the same result; the copy is on all replicas, as the model is.
             with task.strategy.scope():
-                model, text = readjusted(model, settings.temperature, settings.batch_norm_iterations, seed=task.seed)
+                drawing = settings.temperature, settings.batch_norm_iterations
+                model, text = readjusted(model, *drawing, seed=task.seed, prior=settings.prior)
             task.status.keep(text)
         return ImageGenerator(model, task.strategy), text
 
@@ -199,7 +203,7 @@ def measure_fid(
         return [image_seeds(task.seed, min(kept.size, kept.total - first), first) for first in firsts]
 
     def compute(seeds: tf.Tensor, *_: Any) -> dict[str, np.ndarray]:
-        images = generator_and_shift()[0].from_seeds(seeds, settings.temperature)
+        images = generator_and_shift()[0].from_seeds(seeds, settings.temperature, prior=settings.prior)
         images = np.rint(images * np.float32(255.0)) / np.float32(255.0)  # as they would be in a PNG file
         return {"features": np.asarray(extractor.features(images))}
 
@@ -214,6 +218,7 @@ def measure_fid(
         "value": frechet_distance(real, drawn),
         "samples": settings.samples,
         "temperature": settings.temperature,
+        "prior": settings.prior,
         "real_images": real.count,
         "extractor": extractor.name,
         "extractor_is_published": isinstance(extractor, Inception) and extractor.is_published,

@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+# Distances of samples from the training images, in the features of Inception or of one's own.
+_OF_SAMPLES = {"fid": "FID", "frechet": "Fréchet distance"}
 _PROVENANCE = ("{num_images:,} ", "images of the {split} part of {dataset}", " ({data})", ", seed {seed}")
 _PROVENANCE += ("\n{checkpoint} checkpoint", ", step {step:,}", ", {weights}", ", SHA-256 {checkpoint_sha256:.16}...")
 
@@ -46,10 +48,14 @@ def rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             how = f"the {kept['channels']} with the largest KL, the others at the prior's mean; all channels together "
             how += f"{kept['reconstruction_nats_of_all_channels']:,.4g} nats; mean of {kept['num_images']:,} images"
             yield "reconstruction, a tenth of the channels", f"{kept['reconstruction_nats']:,.4g} nats per image", how
-    if fid := metrics.get("fid"):
-        how = f"{fid['samples']:,} samples at temperature {fid['temperature']}, {fid['real_images']:,} training images"
-        published = "" if fid.get("extractor_is_published") else ", not known as the published Inception graph"
-        yield "FID", f"{fid['value']:.2f}", f"{how}, features of {fid['extractor']}{published}"
+    for key, name in _OF_SAMPLES.items():
+        if fid := metrics.get(key):
+            how = f"{fid['samples']:,} samples at temperature {fid['temperature']}"
+            how += ", reweighted prior" if fid.get("prior") == "reweighted" else ""
+            how += f", {fid['real_images']:,} training images, features of {fid['extractor']}"
+            unknown = key == "fid" and not fid.get("extractor_is_published")
+            how += ", not known as the published Inception graph" if unknown else ""
+            yield name, f"{fid['value']:.2f}", how
     if outliers := metrics.get("outliers"):
         words = {"mahalanobis": "Mahalanobis", "kl": "sum of KLs", "nelbo": "NELBO", "llr": "LLR"}
         for name, of_set in outliers["sets"].items():
@@ -76,10 +82,11 @@ def table(metrics: Mapping[str, Any]) -> str:
         parts.append("\n".join(lines + [f"figure: {name}" for name in metrics["latents"]["pictures"]]))
     if "outliers" in metrics:
         parts.append("\n".join(_outlier_lines(metrics)))
-    if "fid" in metrics:
-        how = next(how for name, _, how in rows(metrics) if name == "FID")
-        shift = metrics["fid"]["batch_norm_shift"] if metrics["fid"]["batch_norm_iterations"] else ""
-        parts.append(f"FID: {how}" + (f"\n  {shift}" if shift else ""))
+    for key, name in _OF_SAMPLES.items():
+        if key in metrics:
+            how = next(how for row, _, how in rows(metrics) if row == name)
+            shift = metrics[key]["batch_norm_shift"] if metrics[key]["batch_norm_iterations"] else ""
+            parts.append(f"{name}: {how}" + (f"\n  {shift}" if shift else ""))
     return "\n\n".join(parts)
 
 

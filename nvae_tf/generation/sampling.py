@@ -24,6 +24,7 @@ from nvae_tf.models.latents import (
     noise_per_image,
     temperatures_of_groups,
 )
+from nvae_tf.models.reweighted_prior import check_prior
 from nvae_tf.replicas import divided, joined
 
 # Always the same, so that the last bit of image i does not depend on how many there are.
@@ -44,14 +45,15 @@ def generate_images(
     progress: Progress = None,
     labels: Labels = None,
     guidance: float = 1.0,
+    prior: str = "model",
 ) -> np.ndarray:
     """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
     Image i depends on the seed and i alone. The temperature multiplies the priors' sigma: a number, or a list with one
     a scale or one a group, see `temperatures_of_groups`, which has the errors too. A conditional model draws images of
-    all its classes in turn where `labels` `[count]` does not say of which; `guidance` see `NVAE.generate`.
+    all its classes in turn where `labels` `[count]` does not say of which; `guidance` and `prior` see `NVAE.generate`.
     """
-    return generator_of(model).generate(count, temperature, seed, progress, labels=labels, guidance=guidance)
+    return generator_of(model).generate(count, temperature, seed, progress, (), labels, guidance, prior)
 
 
 def encode_images(
@@ -113,10 +115,11 @@ class ImageGenerator:
         latents: Arrays = (),
         labels: Labels = None,
         guidance: float = 1.0,
+        prior: str = "model",
     ) -> np.ndarray:
         """See `generate_images`; latents of the top groups may be given."""
         check(count >= 1, f"count = {count}: must be at least 1")
-        return self.from_seeds(image_seeds(seed, count), temperature, latents, progress, labels, guidance)
+        return self.from_seeds(image_seeds(seed, count), temperature, latents, progress, labels, guidance, prior)
 
     def from_seeds(
         self,
@@ -126,8 +129,10 @@ class ImageGenerator:
         progress: Progress = None,
         labels: Labels = None,
         guidance: float = 1.0,
+        prior: str = "model",
     ) -> np.ndarray:
         """Mean images `[count, height, width, channels]` for one seed an image `[count, 2]`, see `generate_images`."""
+        check_prior(prior, self._model)
         if len(latents):
             checked = check_latents(latents, self._model.plan, may_lack_groups=True)
             latents = [latent.numpy() for latent in checked]
@@ -142,18 +147,19 @@ class ImageGenerator:
 
         def images_of(*rows: tf.Tensor) -> list[tf.Tensor]:
             rows = divided(self._strategy, rows)
-            return [joined(self._strategy, self._mean_images(temperatures, rows, bool(labels), float(guidance)))]
+            made = self._mean_images(temperatures, rows, bool(labels), float(guidance), prior)
+            return [joined(self._strategy, made)]
 
         batches = self._strategy.num_replicas_in_sync
         (images,) = _in_batches(images_of, [np.asarray(seeds), *labels, *latents], progress, batches)
         return images
 
-    def _images_of(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, guidance: float) -> Any:
+    def _images_of(self, temperatures: tf.Tensor, rows: Any, has_labels: bool, guidance: float, prior: str) -> Any:
         """The images that every replica makes of its rows: seeds, labels if there are some, and given latents."""
 
         def of_replica(seeds: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
             forward, latents = ForwardPass(labels=rest[0] if has_labels else None), rest[has_labels:]
-            drawn = self._model.generate_from_seeds(seeds, tf.unstack(temperatures), latents, forward, guidance)
+            drawn = self._model.generate_from_seeds(seeds, tf.unstack(temperatures), latents, forward, guidance, prior)
             return drawn.mean()
 
         return self._strategy.run(of_replica, rows)

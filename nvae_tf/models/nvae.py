@@ -54,6 +54,7 @@ from nvae_tf.models.latents import (
 )
 from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierScores, outlier_parts, outlier_scores
+from nvae_tf.models.reweighted_prior import NONE_LEARNED, ReweightedPrior, check_prior, with_reweighted_prior
 from nvae_tf.models.summary import lines_of_summary
 from nvae_tf.models.top_down import TopDown
 from nvae_tf.optimization import StepGuard
@@ -145,6 +146,8 @@ class NVAE(keras.Model):
         self.running = RunningMetrics()
         self.recent = RecentMetrics(self.plan.num_groups, sum(layer.count for layer in self.convolutions))
         self.step_guard = StepGuard()
+        # Beside the weights: a text says why there is none.
+        self.reweighted_prior: ReweightedPrior | str = NONE_LEARNED
         # TensorFlow does not look into Keras' lists: `tf.train.Checkpoint(model=...)` would leave their weights out.
         self._weights_of_checkpoint = tf.train.Checkpoint(weights=self.weights)
         self.built = True
@@ -300,20 +303,23 @@ class NVAE(keras.Model):
         labels=None,
         guidance: float = 1.0,
         batch_size: int | None = None,
+        prior: str = "model",
     ) -> tf.Tensor:
         """Mean images `[count, height, width, channels]` in [0, 1] of latents from the prior.
 
         `temperature` multiplies the priors' sigma, see `temperatures_of_groups`: a number, or one a scale or group.
         Image i depends on the seed and i, not on `count`. `guidance` above 1 makes images more typical of their class,
         for a model trained with `label_dropout` (see `GuidedSource`); with 0 latents are from the priors of no class.
+        With `prior="reweighted"` the top groups are drawn from the `ReweightedPrior` that nvae-prior has learned.
         """
         check(count >= 1, f"count = {count}: must be at least 1")
+        check_prior(prior, self)
         labels = self._labels(labels, count)
         check(math.isfinite(guidance), f"guidance = {guidance}: must be finite")
         check(guidance == 1.0 or labels is not None, f"guidance = {guidance}: it is towards a class; give labels too")
 
         def generated(seeds: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
-            return self.generate_from_seeds(seeds, temperature, (), ForwardPass(labels=labels), guidance).mean()
+            return self.generate_from_seeds(seeds, temperature, (), ForwardPass(labels=labels), guidance, prior).mean()
 
         return _in_batches(generated, batch_size, image_seeds(seed, count), labels)
 
@@ -324,10 +330,12 @@ class NVAE(keras.Model):
         latents=(),
         forward: ForwardPass | None = None,
         guidance: float = 1.0,
+        prior: str = "model",
     ) -> tfp.distributions.Distribution:
         """The distribution of images for one seed an image `[batch, 2]`; the temperature is the priors' alone.
 
-        Latents of the top groups may be given; the other groups' draws are the same as without.
+        Latents of the top groups may be given; the other groups' draws are the same as without, and as with a
+        reweighted prior of the top groups.
         """
         temperatures, forward = temperatures_of_groups(temperature, self.plan), forward or ForwardPass()
         sources: list[LatentSource] = [GivenSource(latent) for latent in latents]
@@ -337,6 +345,8 @@ class NVAE(keras.Model):
             noise = noise_per_image(self.plan.latent_shapes(), seeds)
             make = functools.partial(GuidedSource, guidance=guidance) if is_guided else PriorSource
             sources += list(map(make, noise, temperatures))[len(sources) :]
+        if prior != "model":
+            sources = with_reweighted_prior(self, sources, seeds, temperatures, forward.labels)
         if not is_guided:
             return self.top_down_pass(sources, tf.shape(seeds)[0], forward).likelihood
         both = dataclasses.replace(forward, labels=tf.concat([forward.labels, -tf.ones_like(forward.labels)], axis=0))

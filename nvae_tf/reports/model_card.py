@@ -186,6 +186,8 @@ def _model(facts: RunFacts) -> str:
         rows.append(["newest checkpoint", f"step {facts.step:,}"])
     if facts.best_step is not None:
         rows.append(["checkpoint with the best test score", f"step {facts.best_step:,}"])
+    if _has_prior(facts):
+        rows.append(["reweighted prior", _plain(facts.prior[1])])
     samples = facts.samples and _paragraphs(
         f"Samples at temperature 0.7 after step {facts.samples[1]:,}:", _picture("samples", facts.samples[0])
     )
@@ -200,12 +202,20 @@ def _classes(facts: RunFacts) -> str:
     return f"{facts.config.model.num_classes:,}{listed}; label dropout {facts.config.train.label_dropout:g}"
 
 
+def _has_prior(facts: RunFacts) -> bool:
+    """Whether the checkpoint of the card's commands is that which the reweighted prior was learned for."""
+    step = facts.best_step if facts.checkpoint == "best" else facts.step
+    return facts.prior is not None and facts.prior[0] == step
+
+
 def _use(facts: RunFacts, place: str | None) -> str:
     model = facts.config.model
     size = {"height": model.image_height, "width": model.image_width, "channels": model.image_channels}
     checkpoint = ', checkpoint="best"' if facts.checkpoint == "best" else ""
     labels = ", labels=0" if model.num_classes else ""
     use = _USE.format(place=ascii(place or facts.name), checkpoint=checkpoint, labels=labels, **size)
+    if _has_prior(facts):
+        use += f'\nimages = model.generate(16, prior="reweighted", seed=1{labels})  # better samples, at temperature 1'
     lines = [_GENERATE, *([] if model.num_classes else [_EXPORT]), *([] if place else [_EVALUATE])]
     run = f"--workdir={shlex.quote(place or facts.name)} --checkpoint={facts.checkpoint}"
     return _paragraphs(

@@ -163,10 +163,12 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
     at_one, of_test = about._replace(temperature=1.0), about._replace(data="test images")
     names = names if len(names) <= 10 else ()  # drawn in turn, a column each
 
-    def samples(temperature: float, width: int) -> Figure:
+    def samples(temperature: float, prior: str, width: int) -> Figure:
         count = _FEW if min(config.model.image_height, config.model.image_width) >= _LARGE_FROM else _MANY
-        images = sampling.generate_images(model, count, temperature, seed)
-        made = about._replace(temperature=temperature, data=f"columns: {', '.join(names)}" if names else None)
+        images = sampling.generate_images(model, count, temperature, seed, prior=prior)
+        of_prior = "reweighted prior" if prior != "model" else None
+        words = filter(None, [of_prior, f"columns: {', '.join(names)}" if names else None])
+        made = about._replace(temperature=temperature, data=", ".join(words) or None)
         return figures.samples(images, made, len(names) or None, width)
 
     @functools.cache
@@ -199,7 +201,9 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
         return figures.group_decisions(images, kept, model.plan.num_groups, at_one, width)
 
     for temperature in TEMPERATURES:
-        draw("samples", f"samples at temperature {temperature}", samples, temperature)
+        draw("samples", f"samples at temperature {temperature}", samples, temperature, "model")
+    if not isinstance(model.reweighted_prior, str):
+        draw("samples", "samples of the reweighted prior", samples, 1.0, "reweighted")
     draw("test", "reconstructions of test images", reconstructions)
     draw("test", "the way between test images", interpolation)
     draw("nearest", "the training images nearest to samples", nearest)

@@ -26,6 +26,7 @@ from nvae_tf.generation.image_grid import read_images
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.presets import preset, preset_files
 from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
+from nvae_tf.training.prior import prior_text, read_about
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
 from nvae_tf.training.sharing import find_run_folder
 
@@ -144,6 +145,7 @@ class RunFacts(NamedTuple):
     learning_rates: tuple[tuple[float, int], ...] | None  # the highest and the last, each with its step
     environment: Mapping[str, Any] | None  # hardware and versions of the latest training
     samples: tuple[str, int] | None  # the newest picture file of samples, and its step
+    prior: tuple[int, str] | None  # the step that the reweighted prior was learned for, and what was measured of it
 
     @property
     def test_evaluation(self) -> Evaluation | None:
@@ -185,6 +187,7 @@ def gather(folder: RunFolder, parameters: int | None = None) -> RunFacts:
         learning_rates=_read(_learning_rates, folder.metrics_file),
         environment=_read(read_object, folder.environment_file),
         samples=(f"{folder.samples.name}/{samples[max(samples)].name}", max(samples)) if samples else None,
+        prior=_read(_prior, folder.prior_file),
     )
 
 
@@ -212,6 +215,11 @@ def _training_score(file: pathlib.Path) -> tuple[int, float, float]:
 def _learning_rates(file: pathlib.Path) -> tuple[tuple[float, int], ...]:
     rates = [(float(row["learning_rate"]), int(row["step"])) for row in _rows(file)]
     return max(rates, key=lambda rate: rate[0]), rates[-1]
+
+
+def _prior(file: pathlib.Path) -> tuple[int, str]:
+    about = read_about(file)
+    return int(about["step"]), prior_text(about)
 
 
 def _rows(file: pathlib.Path) -> list[dict[str, str]]:
@@ -374,14 +382,18 @@ def _results(metrics: Mapping[str, Any], dataset: str) -> Iterator[EvalResult]:
         for score, value in of_set["auroc"].items():
             how = made_with | {"outliers": str(name), "num_outliers": int(of_set["num_images"])}
             yield result("roc_auc", f"AUROC of the outlier score {score}, {name}", value, **how)
-    if "fid" in metrics:
-        fid = metrics["fid"]
+    for key, name in (("fid", "FID"), ("frechet", "Fréchet distance")):
+        if key not in metrics:
+            continue
+        fid = metrics[key]
         # Samples are compared with training images, whatever the part that was evaluated.
         how = {name: value for name, value in made_with.items() if name != "num_images"}
         how |= {name: int(fid[name]) for name in ("samples", "real_images", "batch_norm_iterations")}
         how |= {"temperature": _temperature(fid), "extractor": str(fid["extractor"])}
         how["extractor_is_published"] = bool(fid["extractor_is_published"])
-        yield result("fid", "FID", fid["value"], **how)
+        if fid.get("prior") == "reweighted":
+            how["prior"] = "reweighted"
+        yield result(key, name, fid["value"], **how)
 
 
 def _temperature(fid: Mapping[str, Any]) -> str:
@@ -393,6 +405,8 @@ def _temperature(fid: Mapping[str, Any]) -> str:
 def _command(metrics: Mapping[str, Any], workdir: str) -> str:
     keys = {"elbo": "nelbo_nats", "iw": "importance_weighted_nats"}
     keys |= {name: name for name in ("latents", "fid", "outliers")}
+    # A command measures one of both distances.
+    keys |= {} if "fid" in metrics else {"frechet": "frechet"}
     measured = [metric for metric, key in keys.items() if key in metrics]
     flags = [f"--workdir={workdir}", f"--checkpoint={metrics['checkpoint']}", f"--split={metrics['split']}"]
     flags += [f"--metrics={','.join(measured)}", f"--seed={metrics['seed']}"]
@@ -404,9 +418,10 @@ def _command(metrics: Mapping[str, Any], workdir: str) -> str:
         flags.append(f"--outliers={','.join(map(str, outliers['sets']))}")
         if "llr_groups" in outliers:
             flags += [f"--llr_samples={outliers['llr_samples']}", f"--llr_groups={outliers['llr_groups']}"]
-    if "fid" in measured:
-        fid = metrics["fid"]
+    for fid in (metrics[name] for name in ("fid", "frechet") if name in measured):
         flags += [f"--fid_samples={fid['samples']}", f"--temperature={_temperature(fid)}"]
+        if fid.get("prior") == "reweighted":
+            flags.append("--prior=reweighted")
         if fid["batch_norm_iterations"]:
             flags.append(f"--batch_norm_iterations={fid['batch_norm_iterations']}")
         if not str(fid["extractor"]).startswith("inception-"):

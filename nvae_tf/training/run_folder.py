@@ -47,6 +47,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation"  # what `nvae-evaluate` draws, and what it has not finished
         self.outliers_file = self.path / "outliers.npz"  # of `nvae-calibrate`, for outlier scores
         self.card_file = self.path / "README.md"  # the model card
+        self.prior_file = self.path / "prior.npz"  # the reweighted prior of one checkpoint, if one was learned
         # Where imported weights came from and under which license; most runs have none.
         self.origin_file = self.path / "origin.json"
 

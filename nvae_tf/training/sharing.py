@@ -35,7 +35,7 @@ _BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 _FILES = tuple(
     """
     README.md config.json images.json environment.json origin.json evaluation.json evaluation-train.json metrics.csv
-    outliers.npz checkpoints/step-*.index checkpoints/step-*.data-* samples/step-*.png
+    outliers.npz prior.npz checkpoints/step-*.index checkpoints/step-*.data-* samples/step-*.png
     """.split()
 )
 # Fetched too: a run folder that was uploaded as it is may have a best checkpoint beside the latest.
@@ -138,8 +138,8 @@ def write_shared_run(
     """Writes a copy of a run to share: the folder `output`, from which everything works but going on with the training.
 
     It has the weights that `nvae_tf.load` gives, without the optimizer's state; the settings without places of this
-    machine; the scores of this checkpoint, the curves, the newest samples, and a model card that gives `place` to load
-    the run from.
+    machine; the scores of this checkpoint, its reweighted prior, the curves, the newest samples, and a model card that
+    gives `place` to load the run from.
 
     Returns the checkpoint's step, and whether there are scores of it. Raises what `nvae_tf.load` raises, and OSError.
     """
@@ -148,6 +148,7 @@ def write_shared_run(
     from nvae_tf.reports.run_facts import Origin, origin_of_run, write_origin
     from nvae_tf.training.checkpoints import checkpoint_sha256, write_weights
     from nvae_tf.training.loading import load_run
+    from nvae_tf.training.prior import share_prior
     from nvae_tf.training.run_folder import RunFolder
 
     source, shared = RunFolder(find_run_folder(workdir)), RunFolder(output)
@@ -174,6 +175,7 @@ def write_shared_run(
             origin = dataclasses.replace(origin, source_file=pathlib.PurePath(name).name)
         write_origin(shared, origin)
     old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)
+    share_prior(source.prior_file, shared.prior_file, old, new)
     scored = [_share_scores(source.evaluation_file(split), shared, old, new) for split in ("test", "train")]
     parameters = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
     write_model_card(shared, parameters, place)

@@ -1,0 +1,284 @@
+"""A reweighted prior: the top groups' priors times a learned ratio, sampled by resampling (Aneja et al. 2021).
+
+The prior p(z) of a VAE has holes: most of its mass lies where no image's posterior does. The noise-contrastive prior of
+arXiv 2010.02917 is `r(z) p(z) / Z`, where r is the ratio of the posteriors of all images together to the prior. A
+classifier of draws of both gives it: its logit is log r. A sample is one of some proposals from the prior, chosen with
+probabilities proportional to r (sampling-importance-resampling), group after group; the groups below those that are
+reweighted are drawn as usual. A mixture of Gaussians, fitted to draws of the posteriors, is drawn from by itself (Ghosh
+et al. 2020, arXiv 1903.12436). Training is in `nvae_tf.training.prior`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from nvae_tf.config import PRIORS, check, check_choice
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_clamped_normal
+from nvae_tf.latent_plan import LatentPlan
+from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, PriorSource
+
+NONE_LEARNED = "this model has no reweighted prior: nvae-prior --workdir=RUN learns one of a run"
+# The numbers of a latent up to which a classifier has no convolutions.
+MOST_FOR_PERCEPTRON = 1000
+_UNITS, _HIDDEN_LAYERS = 256, 3
+_CHANNELS, _BLOCKS, _SMALLEST_MAP = 64, 3, 4
+# Of the numbers that are folded into an image's seed for proposals, so that no other draw has them.
+_STREAM = 0x5072696F
+
+Context = Sequence[tf.Tensor]
+
+
+class Perceptron(keras.layers.Layer):
+    """The log ratio of small latents: three layers of 256 swish units see the latent and its context, flattened."""
+
+    def __init__(self):
+        super().__init__(dtype="float32")
+        self.of_latent, *self.hidden = (keras.layers.Dense(_UNITS, dtype="float32") for _ in range(_HIDDEN_LAYERS))
+        self.of_context = keras.layers.Dense(_UNITS, use_bias=False, dtype="float32")
+        self.logit = keras.layers.Dense(1, dtype="float32")
+        # Its layers are, at their first call.
+        self.built = True
+
+    def call(self, whitened: tf.Tensor, context: Context) -> tf.Tensor:
+        """`[batch, proposals, height, width, channels]` -> nats, `[batch, proposals]`; see `ReweightedPrior`."""
+        count, proposals, size = tf.shape(whitened)[0], whitened.shape[1], math.prod(whitened.shape[2:])
+        # Matrices alone: Keras multiplies tensors of three axes in batches, which takes longer.
+        state = self.of_latent(tf.reshape(whitened, [-1, size]))
+        if context:
+            parts = [tf.reshape(part, [-1, math.prod(part.shape[1:])]) for part in context]
+            # Once for an image, not for each of its proposals.
+            of_context = self.of_context(tf.concat(parts, axis=1))[:, tf.newaxis]
+            state = tf.reshape(tf.reshape(state, [count, proposals, _UNITS]) + of_context, [-1, _UNITS])
+        for layer in self.hidden:
+            state = layer(tf.nn.silu(state))
+        return tf.reshape(self.logit(tf.nn.silu(state)), [count, proposals])
+
+
+class ResidualConvolutions(keras.layers.Layer):
+    """The log ratio of large latents: residual blocks of 3x3 convolutions, between which large maps are halved."""
+
+    def __init__(self):
+        super().__init__(dtype="float32")
+        options = dict(padding="same", dtype="float32")
+        self.of_latent = keras.layers.Conv2D(_CHANNELS, 3, **options)
+        self.of_context = keras.layers.Conv2D(_CHANNELS, 3, use_bias=False, **options)
+        self.blocks = [keras.layers.Conv2D(_CHANNELS, 3, **options) for _ in range(2 * _BLOCKS)]
+        self.logit = keras.layers.Dense(1, dtype="float32")
+        # Its layers are, at their first call.
+        self.built = True
+
+    def call(self, whitened: tf.Tensor, context: Context) -> tf.Tensor:
+        """`[batch, proposals, height, width, channels]` -> nats, `[batch, proposals]`; see `ReweightedPrior`."""
+        count, proposals, shape = tf.shape(whitened)[0], whitened.shape[1], whitened.shape[2:]
+        state = self.of_latent(tf.reshape(whitened, [-1, *shape]))
+        if context:
+            of_context = self.of_context(tf.concat([_enlarged(part, *shape[:2]) for part in context], axis=3))
+            maps = tf.reshape(state, [count, proposals, *state.shape[1:]]) + of_context[:, tf.newaxis]
+            state = tf.reshape(maps, [-1, *state.shape[1:]])
+        for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):
+            state += second(tf.nn.silu(first(tf.nn.silu(state))))
+            if min(state.shape[1:3]) > _SMALLEST_MAP:
+                state = tf.nn.avg_pool2d(state, 2, 2, "SAME")
+        return tf.reshape(self.logit(tf.reduce_mean(tf.nn.silu(state), axis=(1, 2))), [count, proposals])
+
+
+def _enlarged(part: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """A map of the same or of a smaller scale as one of `[batch, height, width, channels]`."""
+    return tf.repeat(tf.repeat(part, height // part.shape[1], axis=1), width // part.shape[2], axis=2)
+
+
+class Mixture(keras.layers.Layer):
+    """A mixture of Gaussians of the flattened latent, and its log ratio to the standard normal distribution."""
+
+    def __init__(self, components: int, size: int):
+        super().__init__(dtype="float32")
+        # The last are Cholesky factors of covariances.
+        shapes = {"log_weights": (components,), "means": (components, size), "factors": (components, size, size)}
+        self.log_weights, self.means, self.factors = (
+            self.add_weight(name=name, shape=shape, trainable=False) for name, shape in shapes.items()
+        )
+        self.built = True
+
+    def call(self, whitened: tf.Tensor, context: Context) -> tf.Tensor:
+        """`[batch, proposals, height, width, channels]` -> nats, `[batch, proposals]`."""
+        rows, factors = tf.reshape(whitened, [-1, self.means.shape[1]]), tf.convert_to_tensor(self.factors)
+        centered = rows - self.means[:, tf.newaxis]
+        distances = tf.linalg.triangular_solve(factors, tf.linalg.matrix_transpose(centered))
+        log_determinants = tf.reduce_sum(tf.math.log(tf.linalg.diag_part(factors)), axis=1)
+        # Both densities lack the same constant.
+        log_densities = (self.log_weights - log_determinants)[:, tf.newaxis] - 0.5 * tf.reduce_sum(distances**2, axis=1)
+        log_ratio = tf.reduce_logsumexp(log_densities, axis=0) + 0.5 * tf.reduce_sum(rows**2, axis=1)
+        return tf.reshape(log_ratio, [tf.shape(whitened)[0], whitened.shape[1]])
+
+    def drawn(self, noise: tf.Tensor, gumbel: tf.Tensor) -> tf.Tensor:
+        """Draws of the shape of the noise `[batch, height, width, channels]`; `gumbel` is `[batch, components]`."""
+        chosen = tf.argmax(self.log_weights + gumbel, axis=1)
+        scaled = tf.linalg.matvec(tf.gather(self.factors, chosen), tf.reshape(noise, [-1, self.means.shape[1]]))
+        return tf.reshape(tf.gather(self.means, chosen) + scaled, tf.shape(noise))
+
+
+class Resampled(NamedTuple):
+    """What a group's source has drawn: z `[batch, height, width, channels]`, and of how many proposals, in effect."""
+
+    z: tf.Tensor
+    effective_proposals: tf.Tensor  # `(sum r)^2 / sum r^2`, `[batch]`: from 1 to the number of proposals
+
+
+@dataclasses.dataclass(frozen=True)
+class ReweightedPrior:
+    """The ratios of the top groups, top group first; no part of the model's weights.
+
+    A ratio is a layer `(whitened, context) -> log r` in nats, `[batch, proposals]`. It sees proposals whitened by the
+    group's prior, `(z - mean) / sigma`, and as context what proposals of an image have in common: the latents of the
+    groups above and, below the top group, mean and log-sigma of the prior; of a conditional model the class too.
+    """
+
+    ratios: tuple[keras.layers.Layer, ...]
+    proposals: int  # of which one is chosen
+    num_classes: int = 0
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # how it was learned, see `training.prior`
+
+    def log_ratio(
+        self,
+        group: int,
+        z: tf.Tensor,
+        prior: SoftClampedNormal,
+        above: Sequence[tf.Tensor],
+        labels: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """Log r in nats, `[batch, proposals]`, of proposals `[batch, proposals, height, width, channels]` of a group.
+
+        `prior` is the group's at temperature 1, and `above` are the latents of the groups above.
+        """
+        context = [*above, prior.loc, tf.math.log(prior.scale)] if group else []
+        if self.num_classes:
+            labels = tf.fill([tf.shape(z)[0]], -1) if labels is None else labels
+            # -1, no class, gives zeros.
+            context.append(tf.one_hot(labels, self.num_classes)[:, tf.newaxis, tf.newaxis])
+        return self.ratios[group]((z - prior.loc[:, tf.newaxis]) / prior.scale[:, tf.newaxis], context)
+
+    def sources(
+        self,
+        seeds: tf.Tensor,
+        temperatures: Sequence[float | tf.Tensor],
+        plan: LatentPlan,
+        labels: tf.Tensor | None = None,
+    ) -> list[LatentSource]:
+        """The sources of the top groups for one seed an image `[batch, 2]`, on which alone an image's draws depend."""
+        shapes = plan.latent_shapes()[: len(self.ratios)]
+        if isinstance(self.ratios[0], Mixture):
+            (noise,), (gumbel,) = _draws(seeds, shapes, 1, self.ratios[0].means.shape[0])
+            return [MixtureSource(self.ratios[0], noise[:, 0], gumbel, temperatures[0])]
+        drawn: list[Resampled] = []
+        of_groups = zip(*_draws(seeds, shapes, self.proposals, self.proposals), temperatures, strict=False)
+        return [ResampledSource(self, *of_group, drawn, labels) for of_group in of_groups]
+
+
+def _draws(
+    seeds: tf.Tensor, shapes: Sequence[tuple[int, int, int]], proposals: int, choices: int
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """For each group standard-normal noise `[batch, proposals, ...]` and draws of the Gumbel distribution `[batch,
+    choices]`, functions of the images' seeds `[batch, 2]`.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+
+    def of_image(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        of_noise, of_choice = (
+            tf.random.experimental.stateless_fold_in(seed, _STREAM + number, alg="philox") for number in range(2)
+        )
+        noise = tf.random.stateless_normal([proposals, sum(sizes)], of_noise, alg="philox")
+        return noise, tf.random.stateless_uniform([len(sizes), choices], of_choice, alg="philox")
+
+    specs = tf.TensorSpec([proposals, sum(sizes)]), tf.TensorSpec([len(sizes), choices])
+    noise, uniform = tf.map_fn(of_image, seeds, fn_output_signature=specs)
+    of_groups = zip(tf.split(noise, sizes, axis=2), shapes, strict=True)
+    noise = [tf.reshape(part, [-1, proposals, *shape]) for part, shape in of_groups]
+    return noise, tf.unstack(-tf.math.log(-tf.math.log(uniform)), axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResampledSource:
+    """Draws from `r(z) p(z | groups above) / Z`: of proposals from the prior one, chosen by the Gumbel-max trick.
+
+    The sources of a pass share the list `drawn`, to which each adds what it has drawn.
+    """
+
+    reweighted: ReweightedPrior
+    noise: tf.Tensor  # standard-normal, `[batch, proposals, height, width, channels]`
+    gumbel: tf.Tensor  # draws of the Gumbel distribution, `[batch, proposals]`
+    temperature: float | tf.Tensor  # multiplies the prior's sigma; the ratio is that at 1
+    drawn: list[Resampled]
+    labels: tf.Tensor | None = None
+
+    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+        parameters = layers.prior(state)
+        prior = soft_clamped_normal(*parameters, self.temperature)
+        proposals = prior.loc[:, tf.newaxis] + prior.scale[:, tf.newaxis] * self.noise
+        above, at_one = [drawn.z for drawn in self.drawn], soft_clamped_normal(*parameters)
+        log_ratio = self.reweighted.log_ratio(len(above), proposals, at_one, above, self.labels)
+        z = tf.gather(proposals, tf.argmax(log_ratio + self.gumbel, axis=1), axis=1, batch_dims=1)
+        probabilities = tf.nn.softmax(log_ratio)
+        self.drawn.append(Resampled(z, 1.0 / tf.reduce_sum(probabilities**2, axis=1)))
+        return LatentSample(z, z, prior)
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureSource:
+    """Draws from a mixture of Gaussians of the whitened latent, in place of the group's prior."""
+
+    mixture: Mixture
+    noise: tf.Tensor  # standard-normal, `[batch, height, width, channels]`
+    gumbel: tf.Tensor  # draws of the Gumbel distribution, `[batch, components]`
+    temperature: float | tf.Tensor  # multiplies the components' sigma
+
+    def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
+        prior = soft_clamped_normal(*layers.prior(state))
+        z = prior.loc + prior.scale * self.mixture.drawn(self.temperature * self.noise, self.gumbel)
+        return LatentSample(z, z, prior)
+
+
+def made_ratios(kind: str, groups: int, plan: LatentPlan, num_classes: int, components: int = 0) -> tuple:
+    """The ratios of the top groups of a model, with their first weights; `components` are those of a mixture."""
+    shapes = plan.latent_shapes()[:groups]
+    if kind == "mixture":
+        return (Mixture(components, math.prod(shapes[0])),)
+    ratios = tuple(
+        Perceptron() if math.prod(shape) <= MOST_FOR_PERCEPTRON else ResidualConvolutions() for shape in shapes
+    )
+    reweighted = ReweightedPrior(ratios, 1, num_classes)
+    zeros = [tf.zeros([1, *shape]) for shape in shapes]
+    for group, z in enumerate(zeros):
+        # Makes the weights.
+        reweighted.log_ratio(group, z[:, tf.newaxis], SoftClampedNormal(z, z + 1.0), zeros[:group])
+    return ratios
+
+
+def check_prior(prior: str, model: Any) -> ReweightedPrior | None:
+    """The reweighted prior of a model where it is asked for, None where the model's own is.
+
+    ValueError for another word, or where the model has none that belongs to its weights.
+    """
+    check_choice("prior", prior, PRIORS)
+    if prior == "model":
+        return None
+    check(isinstance(model.reweighted_prior, ReweightedPrior), str(model.reweighted_prior))
+    return model.reweighted_prior
+
+
+def with_reweighted_prior(
+    model: Any,
+    sources: Sequence[LatentSource],
+    seeds: tf.Tensor,
+    temperatures: Sequence[float | tf.Tensor],
+    labels: tf.Tensor | None,
+) -> list[LatentSource]:
+    """The sources of all groups, the top ones those of the model's reweighted prior; ValueError as `check_prior`."""
+    reweighted = check_prior("reweighted", model)
+    is_plain = all(isinstance(source, PriorSource) for source in sources)
+    check(is_plain, "the reweighted prior draws the top groups by itself: neither guidance nor latents go with it")
+    top = reweighted.sources(seeds, temperatures, model.plan, labels)
+    return [*top, *sources[len(top) :]]

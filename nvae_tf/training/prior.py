@@ -1,0 +1,452 @@
+"""Learns the reweighted prior of a trained model (`nvae_tf.models.reweighted_prior`), and keeps it in the run folder.
+
+A classifier of each top group tells draws of the posteriors of training images from draws of the prior, given the same
+latents above (Aneja et al. 2021, arXiv 2010.02917). The networks of the model run once over the images; each step of
+learning draws afresh from the posteriors that they give.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import psutil
+import tensorflow as tf
+
+from nvae_tf import objective as objectives
+from nvae_tf.config import PRIOR_KINDS, DataSpec, check, check_choice
+from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
+from nvae_tf.data.sources import ImageSource, load_split
+from nvae_tf.data.spec import check_model_fits
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
+from nvae_tf.errors import wrap_read_errors
+from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf.layers import ForwardPass
+from nvae_tf.models import NVAE
+from nvae_tf.models.latents import (
+    InferredGroup,
+    LatentSample,
+    LatentSource,
+    PosteriorSource,
+    PriorSource,
+    batch_noise,
+    image_seeds,
+    inferred_group,
+    noise_of_samples,
+)
+from nvae_tf.models.reweighted_prior import MOST_FOR_PERCEPTRON, NONE_LEARNED, ReweightedPrior, made_ratios
+from nvae_tf.models.training_step import kept_labels
+from nvae_tf.progress import ImageProgress, StatusLine, counted
+from nvae_tf.training.checkpoints import checkpoint_sha256, step_of
+from nvae_tf.training.run_folder import RunFolder
+
+CHANCE = 2.0 * math.log(2.0)  # the cross-entropy of a classifier that knows nothing
+_LEARNING_RATE, _BATCH_SIZE = 1e-3, 512
+_COMPONENTS = 20  # of a mixture
+# A group sees latents above it that are drawn once for all steps, so of few images there are several draws.
+_DRAWS = 30_000
+_IMAGES_AT_ONCE, _MOST_HELD_OUT = 100, 2000
+_PRIOR_DRAWS, _PRIOR_DRAWS_AT_ONCE = 10_000, 500
+_BOUND_IMAGES, _BOUND_IMAGES_AT_ONCE = 500, 25
+# The draws' seeds are (seed, one of these), so that none are those of an image that is generated.
+_INFERRING, _LEARNING, _CHOOSING, _HELD_OUT, _MEASURING = range(-2, -7, -1)
+
+Batches = Iterable[tf.Tensor] | Iterable[tuple[tf.Tensor, tf.Tensor]]
+
+
+class Posteriors(NamedTuple):
+    """Posteriors and priors of the top groups, each row `[rows, ...]` given its own draws of the groups above."""
+
+    groups: list[InferredGroup]
+    labels: tf.Tensor | None  # `[rows]`, of a conditional model
+    flows: list[list[Callable]]  # of each group, from a draw of the posterior to z
+
+    def pairs(self, group: int, noise: tf.Tensor, prior_noise: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
+        """A draw of the posterior and one of the prior for each chosen row: `[chosen, 2, height, width, channels]`."""
+        mean, scale, prior_mean, prior_scale = (tf.gather(values, chosen) for values in self.groups[group][1:5])
+        z = mean + scale * noise
+        for flow in self.flows[group]:
+            z = flow(z)
+        return tf.stack([z, prior_mean + prior_scale * prior_noise], axis=1)
+
+
+def learn_prior(
+    workdir: str | os.PathLike,
+    groups: int = 1,
+    kind: str = "classifier",
+    steps: int = 3000,
+    proposals: int = 100,
+    importance_samples: int = 0,
+    checkpoint: str = "latest",
+    seed: int = 0,
+    data_path: str | None = None,
+) -> dict[str, Any]:
+    """Learns the reweighted prior of a checkpoint, and writes it into the run folder in place of an earlier one.
+
+    Args:
+      workdir: the run folder.
+      groups: how many groups, from the top, are reweighted.
+      kind: "classifier"; or "mixture", 20 Gaussians that are fitted to the top group in seconds.
+      steps: of the classifiers' training, each with 512 draws of the posteriors and as many of the priors.
+      proposals: how many latents are drawn of which one is chosen.
+      importance_samples: of the bounds with and without the reweighted prior, of 500 test images; 0 for none.
+      checkpoint: "latest" or "best".
+      seed: of all draws.
+      data_path: where the images are, if no longer where they were during training.
+
+    Returns what the file says of the prior, see `prior_text`. Raises what `nvae_tf.load` and `load_split` raise, and
+    ValueError for settings that the model does not allow.
+    """
+    # Not at the top: both import this module.
+    from nvae_tf.reports.model_card import keep_model_card
+    from nvae_tf.training.loading import load_run, spec_to_read
+
+    folder, status, run = RunFolder(workdir), StatusLine(), load_run(workdir, checkpoint)
+    model, sha256, spec = run.model, checkpoint_sha256(run.checkpoint), spec_to_read(run.config, data_path)
+    _check_settings(model, groups, kind, steps, proposals)
+    check_model_fits(run.config.model, spec)
+    train, test = (load_split(spec, split, status.report()) for split in ("train", "test"))
+    learned_from, images = _of_training_images(model, train, spec, groups, seed, status)
+    held_out = _posteriors(model, _test_batches(test, spec, _IMAGES_AT_ONCE, _MOST_HELD_OUT, seed), groups, 1, seed)
+    keras.utils.set_random_seed(seed)
+    ratios = made_ratios(kind, groups, model.plan, model.config.num_classes, _COMPONENTS)
+    reweighted = ReweightedPrior(ratios, proposals, model.config.num_classes)
+    if kind == "mixture":
+        _fit_mixture(reweighted, learned_from, seed)
+    else:
+        _train(reweighted, learned_from, steps, seed, status)
+    about = {"kind": kind, "groups": groups, "proposals": proposals, "steps": steps, "seed": seed, "step": run.step}
+    about |= {"checkpoint_sha256": sha256, "images": images}
+    if kind == "mixture":
+        # It is normalized.
+        about |= {"components": _COMPONENTS, "log_normalizers": [0.0], "log_normalizer_errors": [0.0]}
+    else:
+        about["cross_entropy"] = _cross_entropy(reweighted, held_out, seed)
+        about["effective_proposals"] = _effective_proposals(model, reweighted, seed)
+        about |= _log_normalizers(model, reweighted, seed)
+    if importance_samples:
+        batches = _test_batches(test, spec, _BOUND_IMAGES_AT_ONCE, _BOUND_IMAGES, seed)
+        about["bounds"] = _bounds(model, reweighted, batches, importance_samples, about["log_normalizers"], seed)
+    write_prior(folder.prior_file, reweighted, about)
+    keep_model_card(folder, model, status.keep)
+    return about
+
+
+def _check_settings(model: NVAE, groups: int, kind: str, steps: int, proposals: int) -> None:
+    check_choice("kind", kind, PRIOR_KINDS)
+    limit = f"this model has {counted(model.plan.num_groups, 'latent group')}, so it must be from 1 to that"
+    check(1 <= groups <= model.plan.num_groups, f"groups = {groups}: {limit}")
+    if kind == "mixture":
+        config, size = model.config, math.prod(model.plan.latent_shapes()[0])
+        limits = f"without classes and flows, and of {MOST_FOR_PERCEPTRON:,} numbers at most"
+        found = f"here it has {size:,}, model.num_classes = {config.num_classes}, model.num_flows = {config.num_flows}"
+        fits = size <= MOST_FOR_PERCEPTRON and not config.num_classes and not config.num_flows
+        check(groups == 1, f"groups = {groups}: a mixture is of the top group alone, groups = 1")
+        check(fits, f"a mixture is of a top group {limits}; {found}: take kind = classifier")
+    for name, value in (("steps", steps), ("proposals", proposals)):
+        check(value >= 1, f"{name} = {value}: must be at least 1")
+
+
+def _test_batches(source: ImageSource, spec: DataSpec, size: int, most: int, seed: int) -> Batches:
+    numbers = range(math.ceil(min(source.count, most) / size))
+    return iterate(evaluation_batches(source, spec, size, seed, numbers), source)
+
+
+def _of_training_images(
+    model: NVAE, source: ImageSource, spec: DataSpec, groups: int, seed: int, status: StatusLine
+) -> tuple[Posteriors, int]:
+    """Of all images, or of as many as fit into a quarter of the free memory; and of how many they are."""
+    draws = math.ceil(_DRAWS / source.count) if groups > 1 else 1
+    values = sum(map(math.prod, model.plan.latent_shapes()[:groups]))
+    bytes_of_image = draws * values * 4 * len(InferredGroup._fields[:5])
+    # Twice: in batches, and joined.
+    fitting = max(1, psutil.virtual_memory().available // (8 * bytes_of_image))
+    if fitting < source.count:
+        of_all = f"{fitting:,} of the {source.count:,} training images"
+        status.keep(f"learning from {of_all}, as many as fit into the memory")
+    size = min(_IMAGES_AT_ONCE, source.count, fitting)
+    number = min(source.count, fitting) // size
+    # As in training: in a random order, mirrored where images are, binarized.
+    batches = iterate(training_batches(source, spec, size, seed).take(number), source)
+    progress = ImageProgress(status.show_if_due, number * size)
+    return _posteriors(model, batches, groups, draws, seed, progress), number * size
+
+
+def _posteriors(
+    model: NVAE,
+    batches: Batches,
+    groups: int,
+    draws: int,
+    seed: int,
+    progress: ImageProgress | None = None,
+) -> Posteriors:
+    """Of images, so many rows each; the networks run as far as these groups."""
+    shapes, residual = model.plan.latent_shapes()[:groups], model.config.residual_distributions
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def rows_of(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tuple:
+        features = [tf.repeat(feature, draws, axis=0) for feature in model.features(images)[:groups]]
+        labels = None if labels is None else tf.repeat(kept_labels(model, labels, first), draws)
+        noise = batch_noise(shapes, draws * tf.shape(images)[0], (seed, _INFERRING), draws * first)
+        sources = [PosteriorSource(*of_group, residual) for of_group in zip(features, noise, strict=True)]
+        latents = _top_latents(model, sources, draws * tf.shape(images)[0], labels)
+        return [inferred_group(latent)._replace(kl=None) for latent in latents], labels
+
+    rows, count = [], 0
+    for batch in batches:
+        images, labels = batch if isinstance(batch, tuple) else (batch, None)
+        rows.append(rows_of(images, labels if model.config.num_classes else None, tf.constant(count, tf.int64)))
+        count += len(images)
+        if progress:
+            progress.add(len(images))
+            progress.show(0)
+    joined = tf.nest.map_structure(lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0), *rows)
+    return Posteriors(*joined, _flows(model, groups))
+
+
+def _top_latents(
+    model: NVAE, sources: Sequence[LatentSource], count: int | tf.Tensor, labels: tf.Tensor | None
+) -> list[LatentSample]:
+    """The latents of the top groups; of the others, and of the image, a graph computes nothing, as nothing is used."""
+    rest = [PriorSource(0.0)] * (model.plan.num_groups - len(sources))
+    return model.top_down.forward([*sources, *rest], count, ForwardPass(labels=labels))[1][: len(sources)]
+
+
+def _flows(model: NVAE, groups: int) -> list[list[Callable]]:
+    found: list[list[Callable]] = []
+    for scale in model.top_down.scales:
+        if len(found) < groups:
+            with scale.unstacked(ForwardPass()) as of_scale:
+                found += [layers.flows for layers in of_scale]
+    return found[:groups]
+
+
+def _train(reweighted: ReweightedPrior, rows: Posteriors, steps: int, seed: int, status: StatusLine) -> None:
+    """Trains the classifiers of all groups together, each on its own loss."""
+    variables = [variable for ratio in reweighted.ratios for variable in ratio.trainable_variables]
+    optimizer = keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps))
+    optimizer.build(variables)
+    count = len(rows.groups[0].z)
+
+    @tf.function(autograph=False)
+    def step(number: tf.Tensor) -> tf.Tensor:
+        of_step = tf.random.experimental.stateless_fold_in((seed, _CHOOSING), number, alg="philox")
+        chosen = tf.random.stateless_uniform([_BATCH_SIZE], of_step, 0, count, tf.int32, alg="philox")
+        with tf.GradientTape() as tape:
+            losses = _losses(reweighted, rows, chosen, (seed, _LEARNING), number * _BATCH_SIZE)
+            total = tf.reduce_sum(losses)
+        optimizer.apply_gradients(zip(tape.gradient(total, variables), variables, strict=True))
+        return losses
+
+    for number in range(steps):
+        losses = step(tf.constant(number, tf.int64))
+        if status.is_due:
+            status.show(f"step {number + 1:,} of {steps:,}, cross-entropy {_numbers(losses)}", (number + 1) / steps)
+
+
+def _losses(
+    reweighted: ReweightedPrior, rows: Posteriors, chosen: tf.Tensor, seed: tuple[int, int], first: tf.Tensor
+) -> tf.Tensor:
+    """Each group's mean binary cross-entropy in nats, of a draw of the posterior and one of the prior: `[groups]`."""
+    shapes = [tuple(group.z.shape[1:]) for group in rows.groups]
+    noise = batch_noise(2 * shapes, tf.shape(chosen)[0], seed, first)
+    above, losses = [tf.gather(group.z, chosen) for group in rows.groups], []
+    labels = None if rows.labels is None else tf.gather(rows.labels, chosen)
+    for group, posterior in enumerate(rows.groups):
+        prior = SoftClampedNormal(*(tf.gather(values, chosen) for values in posterior[3:5]), validate_args=False)
+        pairs = rows.pairs(group, noise[group], noise[len(shapes) + group], chosen)
+        logits = reweighted.log_ratio(group, pairs, prior, above[:group], labels)
+        losses.append(tf.reduce_mean(tf.nn.softplus(-logits[:, 0]) + tf.nn.softplus(logits[:, 1])))
+    return tf.stack(losses)
+
+
+def _cross_entropy(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> list[float]:
+    """The mean of `_losses` over all rows, so often that there are 10,000 draws."""
+    count = len(rows.groups[0].z)
+
+    @tf.function(autograph=False)
+    def losses(number: tf.Tensor) -> tf.Tensor:
+        return _losses(reweighted, rows, tf.range(count), (seed, _HELD_OUT), number * count)
+
+    numbers = range(math.ceil(_PRIOR_DRAWS / count))
+    return np.mean([losses(tf.constant(number, tf.int64)) for number in numbers], axis=0, dtype=np.float64).tolist()
+
+
+def _fit_mixture(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> None:
+    """Fits Gaussians to the means of the top group's posteriors, and adds the posteriors' variances to each.
+
+    In draws the many numbers that say nothing about an image would hide the clusters of those that do.
+    """
+    # Not at the top: it takes a second, and every command that loads a run imports this module.
+    from sklearn.mixture import GaussianMixture
+
+    count = len(rows.groups[0].z)
+    check(count >= _COMPONENTS, f"{count} training images: a mixture of {_COMPONENTS} Gaussians needs more")
+    mean, scale, prior_mean, prior_scale = (np.reshape(values, [count, -1]) for values in rows.groups[0][1:5])
+    means, variances = (mean - prior_mean) / prior_scale, (scale / prior_scale) ** 2
+    fitted = GaussianMixture(_COMPONENTS, reg_covar=1e-4, random_state=seed).fit(means)
+    parts = fitted.predict_proba(means)
+    noise = parts.T @ variances / parts.sum(axis=0)[:, np.newaxis]
+    factors = np.linalg.cholesky(fitted.covariances_ + noise[:, :, np.newaxis] * np.eye(means.shape[1]))
+    weights = np.log(fitted.weights_), fitted.means_, factors
+    reweighted.ratios[0].set_weights([array.astype(np.float32) for array in weights])
+
+
+def _joint_log_ratio(
+    reweighted: ReweightedPrior, latents: Sequence[LatentSample], labels: tf.Tensor | None
+) -> tf.Tensor:
+    """The sum of the groups' log r of latents, whose priors are at temperature 1: `[batch]`, in nats."""
+    above = [latent.z for latent in latents[: len(reweighted.ratios)]]
+    of_groups = [
+        reweighted.log_ratio(group, z[:, tf.newaxis], latents[group].prior, above[:group], labels)[:, 0]
+        for group, z in enumerate(above)
+    ]
+    return tf.add_n(of_groups)
+
+
+def _effective_proposals(model: NVAE, reweighted: ReweightedPrior, seed: int) -> list[float]:
+    """Of each group, the mean over images, of a conditional model without classes."""
+    groups, plan = len(reweighted.ratios), model.plan
+
+    @tf.function(autograph=False)
+    def effective() -> list[tf.Tensor]:
+        # Numbers below 0, which no image has.
+        seeds = tf.stack([tf.fill([_IMAGES_AT_ONCE], seed), -1 - tf.range(_IMAGES_AT_ONCE)], axis=1)
+        sources = reweighted.sources(seeds, [1.0] * groups, plan)
+        _top_latents(model, sources, _IMAGES_AT_ONCE, None)
+        return [tf.reduce_mean(drawn.effective_proposals) for drawn in sources[0].drawn]
+
+    return [float(mean) for mean in effective()]
+
+
+def _log_normalizers(model: NVAE, reweighted: ReweightedPrior, seed: int) -> dict[str, list[float]]:
+    """Log Z in nats, where Z is the prior's mean of r, that of all groups together, and its standard error.
+
+    One for each class of a conditional model.
+    """
+    shapes, classes = model.plan.latent_shapes()[: len(reweighted.ratios)], max(1, model.config.num_classes)
+    rows = classes * math.ceil(_PRIOR_DRAWS_AT_ONCE / classes)
+    labels = tf.range(rows) % classes if model.config.num_classes else None
+
+    @tf.function(autograph=False)
+    def log_ratio_from(first: tf.Tensor) -> tf.Tensor:
+        noise = batch_noise(shapes, rows, (seed, _MEASURING), first)
+        return _joint_log_ratio(
+            reweighted, _top_latents(model, [PriorSource(eps) for eps in noise], rows, labels), labels
+        )
+
+    firsts = range(0, _PRIOR_DRAWS, rows)
+    log_ratio = np.concatenate([log_ratio_from(tf.constant(first, tf.int64)) for first in firsts], dtype=np.float64)
+    log_ratio = log_ratio.reshape(-1, classes)
+    largest = log_ratio.max(axis=0)
+    ratio = np.exp(log_ratio - largest)
+    errors = ratio.std(axis=0, ddof=1) / ratio.mean(axis=0) / math.sqrt(len(ratio))
+    log_normalizers = largest + np.log(ratio.mean(axis=0))
+    return {"log_normalizers": log_normalizers.tolist(), "log_normalizer_errors": errors.tolist()}
+
+
+def _bounds(
+    model: NVAE, reweighted: ReweightedPrior, batches: Batches, samples: int, log_normalizers: list[float], seed: int
+) -> dict[str, Any]:
+    """The importance-weighted bounds in nats, means over images, with the model's prior and with the reweighted one."""
+    residual = model.config.residual_distributions
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def both(images: tf.Tensor, labels: tf.Tensor | None, first: tf.Tensor) -> tf.Tensor:
+        seeds, count = image_seeds(seed, tf.shape(images)[0], first), samples * tf.shape(images)[0]
+        noise = noise_of_samples(model.plan.latent_shapes(), seeds, 0, samples)
+        images, *features = (tf.repeat(rows, samples, axis=0) for rows in (images, *model.features(images)))
+        labels = None if labels is None else tf.repeat(labels, samples)
+        sources = [PosteriorSource(*of_group, residual) for of_group in zip(features, noise, strict=True)]
+        decoded = model.top_down_pass(sources, count, ForwardPass(labels=labels))
+        log_q, log_p = objectives.log_posterior_and_prior(decoded.latents)
+        log_weights = decoded.likelihood.log_prob(images) + log_p - log_q
+        log_normalizer = tf.gather(log_normalizers, 0 if labels is None else labels)
+        log_ratio = _joint_log_ratio(reweighted, decoded.latents, labels) - log_normalizer
+        log_weights = tf.reshape([log_weights, log_weights + log_ratio], [2, -1, samples])
+        return math.log(samples) - tf.reduce_logsumexp(log_weights, axis=2)
+
+    parts, count = [], 0
+    for batch in batches:
+        images, labels = batch if isinstance(batch, tuple) else (batch, None)
+        parts.append(both(images, labels if model.config.num_classes else None, tf.constant(count)))
+        count += len(images)
+    of_model, of_reweighted = np.concatenate(parts, axis=1).mean(axis=1, dtype=np.float64).tolist()
+    return {"samples": samples, "images": count, "model": of_model, "reweighted": of_reweighted}
+
+
+def prior_text(about: dict[str, Any]) -> str:
+    """What was learned and measured, for people: one line, and one of the bounds where there are some."""
+    if about["kind"] == "mixture":
+        text = f"mixture of {about['components']} Gaussians of the top group"
+    else:
+        groups = counted(about["groups"], "group")
+        text = (
+            f"classifier of the top {groups}: cross-entropy of test images {_numbers(about['cross_entropy'])} (chance "
+            f"{CHANCE:.3f}); of {about['proposals']} proposals {_numbers(about['effective_proposals'], 1)} effective"
+        )
+    if bounds := about.get("bounds"):
+        errors, samples = about["log_normalizer_errors"], counted(bounds["samples"], "sample")
+        text += (
+            f"; importance-weighted bound of {counted(bounds['images'], 'test image')}, {samples}: "
+            f"{bounds['reweighted']:.2f} nats instead of {bounds['model']:.2f}, log Z "
+            f"{np.mean(about['log_normalizers']):.3f} with a standard error of {np.mean(errors):.3f}"
+        )
+    return text
+
+
+def _numbers(values: Iterable[float], places: int = 3) -> str:
+    return ", ".join(f"{value:.{places}f}" for value in values)
+
+
+def write_prior(file: pathlib.Path, reweighted: ReweightedPrior, about: dict[str, Any]) -> None:
+    """Writes a `.npz` file: `about`, JSON, and the weights of group g as `g/00`, `g/01`, ..."""
+    weights = {
+        f"{group}/{number:02d}": array
+        for group, ratio in enumerate(reweighted.ratios)
+        for number, array in enumerate(ratio.get_weights())
+    }
+    write_arrays(file, {"about": np.array(json.dumps(about)), **weights})
+
+
+def read_about(file: pathlib.Path) -> dict[str, Any]:
+    """What such a file says of its prior; raises what `read_arrays` raises."""
+    return json.loads(str(read_arrays(file)["about"]))
+
+
+def read_prior(file: pathlib.Path, model: NVAE, checkpoint: str) -> ReweightedPrior | str:
+    """The prior of a run's file for a model with the weights of a checkpoint; a text says why there is none."""
+    if not file.is_file():
+        return NONE_LEARNED
+    again = f"nvae-prior --workdir={file.parent} learns it anew"
+    try:
+        with wrap_read_errors("", ""):
+            arrays = read_arrays(file)
+            about, classes = json.loads(str(arrays["about"])), model.config.num_classes
+            if about["checkpoint_sha256"] != checkpoint_sha256(checkpoint):
+                other = f"step {about['step']:,}, and this is another, of step {step_of(checkpoint):,}"
+                return f"{file}: the reweighted prior was learned for the checkpoint of {other}; {again}"
+            components = len(arrays["0/00"])
+            ratios = made_ratios(about["kind"], about["groups"], model.plan, classes, components)
+            for group, ratio in enumerate(ratios):
+                ratio.set_weights([arrays[name] for name in sorted(arrays) if name.startswith(f"{group}/")])
+            return ReweightedPrior(ratios, about["proposals"], classes, about)
+    except ValueError as error:
+        return f"{file}: damaged, or not a reweighted prior ({error}); {again}"
+
+
+def share_prior(file: pathlib.Path, shared: pathlib.Path, old: str, new: str) -> None:
+    """Copies the file where it is of the checkpoint with the digest `old`, which is `new` in the copy."""
+    try:
+        arrays = read_arrays(file)
+        about = json.loads(str(arrays["about"]))
+        is_of_checkpoint = about["checkpoint_sha256"] == old
+    # None was learned, or it is damaged.
+    except (KeyError, OSError, TypeError, ValueError):
+        return
+    if is_of_checkpoint:
+        write_arrays(shared, arrays | {"about": np.array(json.dumps(about | {"checkpoint_sha256": new}))})

@@ -1,0 +1,153 @@
+"""Learning a reweighted prior: against a ratio that is known, and of a run folder."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nvae_tf
+from nvae_tf.data import data_spec
+from nvae_tf.data.sources import load_split
+from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
+from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf.models.latents import InferredGroup
+from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
+from nvae_tf.progress import StatusLine
+from nvae_tf.training import prior as module
+from nvae_tf.training.prior import CHANCE, Posteriors, learn_prior, prior_text, read_about
+from nvae_tf.training.sharing import write_shared_run
+from tests.models.test_coding import near
+from tests.tiny_model import assert_same, tiny_model
+
+
+@pytest.fixture(scope="module")
+def run(finished_run, tmp_path_factory):
+    """A run folder with a reweighted prior of both of its groups, and what its file says."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    shutil.copytree(finished_run[0], folder)
+    return folder, learn_prior(folder, groups=2, steps=60, proposals=10, importance_samples=3)
+
+
+def test_classifiers_learn_the_ratio_of_posteriors_to_prior():
+    """Posteriors of all images: the top group's N(1, 0.5); below it the prior, or N(2, 1) by a number above."""
+    count, model = 4000, tiny_model()
+    random, shapes = np.random.default_rng(0), model.plan.latent_shapes()
+    zeros, ones = ([tf.fill([count, *shape], value) for shape in shapes] for value in (0.0, 1.0))
+    top = tf.constant(random.normal(1.0, 0.5, [count, *shapes[0]]), tf.float32)
+    shifted = zeros[1] + 2.0 * tf.cast(top[:, :1, :1, :1] > 1.0, tf.float32)
+    groups = [
+        InferredGroup(top, ones[0], 0.5 * ones[0], zeros[0], ones[0], None),
+        InferredGroup(shifted, shifted, ones[1], zeros[1], ones[1], None),
+    ]
+    reweighted = ReweightedPrior(made_ratios("classifier", 2, model.plan, 0), 10)
+    rows = Posteriors(groups, None, [[], []])
+    module._train(reweighted, rows, 300, 0, StatusLine())
+    # Half of the pairs of the lower group can't be told apart; a third more is lost without the latents above.
+    top_loss, lower_loss = module._cross_entropy(reweighted, rows, 1)
+    assert top_loss < 0.5 and 0.5 * CHANCE - 0.02 < lower_loss < 0.58 * CHANCE, (top_loss, lower_loss)
+    # Along a line on which the log ratio goes through 0.
+    z = tf.reshape(tf.constant([0.0, 0.4, 1.0])[:, None] * tf.ones([3, 8]), [1, 3, 2, 2, 2])
+    standard = SoftClampedNormal(zeros[0][:1], ones[0][:1])
+    found = reweighted.log_ratio(0, z, standard, [])[0]
+    posterior = SoftClampedNormal(1.0, 0.5)
+    expected = tf.reduce_sum(posterior.log_prob(z) - SoftClampedNormal(0.0, 1.0).log_prob(z), axis=(2, 3, 4))[0]
+    assert np.all(np.diff(found) > 0.0) and abs(found[2] - expected[2]) < 2.0, (found, expected)
+
+
+def test_what_is_learned_is_loaded_with_the_model_and_said(run):
+    folder, about = run
+    assert about == read_about(folder / "prior.npz") and about["step"] == 60 and about["images"] == 1400
+    assert len(about["cross_entropy"]) == len(about["effective_proposals"]) == 2
+    # A model that is hardly trained has a prior with holes.
+    assert about["cross_entropy"][0] < CHANCE and all(1.0 <= count <= 10.0 for count in about["effective_proposals"])
+    model = nvae_tf.load(folder)
+    assert model.reweighted_prior.about == about
+    assert np.abs(model.generate(3, seed=1, prior="reweighted") - model.generate(3, seed=1)).max() > 1e-3
+    # No part of the model: a checkpoint, a file of Keras, a copy do not have it.
+    assert not [weight for weight in model.weights if "perceptron" in weight.path]
+    text = prior_text(about)
+    assert text.startswith("classifier of the top 2 groups: cross-entropy of test images ") and "log Z" in text
+    card = (folder / "README.md").read_text()
+    assert f"| reweighted prior | {text} |" in card and 'prior="reweighted"' in card
+
+
+def test_the_bound_is_that_of_the_model_where_the_ratio_is_constant(run):
+    folder, _ = run
+    run_of_model = nvae_tf.training.loading.load_run(folder)
+    model = run_of_model.model
+    constant = ReweightedPrior((lambda whitened, context: 0.0 * whitened[:, :, 0, 0, 0] + 0.7,), 10)
+    measured = module._log_normalizers(model, constant, 0)
+    near(measured["log_normalizers"], [0.7], atol=1e-5)
+    images = np.float32(np.random.default_rng(0).integers(0, 2, (3, 16, 16, 1)))
+    bounds = module._bounds(model, constant, [images[:2], images[2:]], 4, measured["log_normalizers"], seed=5)
+    expected = np.mean(model.score(images, importance_samples=4, seed=5))
+    near([bounds["model"], bounds["reweighted"]], [expected] * 2, atol=1e-3)
+
+
+def test_the_normalizer_is_the_mean_ratio_of_each_class():
+    conditional = tiny_model(num_classes=3)
+
+    def ratio(whitened, context):
+        return whitened[:, :, 0, 0, 0] + context[-1][:, 0, 0, :1]
+
+    measured = module._log_normalizers(conditional, ReweightedPrior((ratio,), 10, 3), 0)
+    # The mean of exp(e) is exp(1 / 2), and class 0 has a factor of exp(1).
+    errors = np.abs(np.array(measured["log_normalizers"]) - [1.5, 0.5, 0.5])
+    assert np.all(errors < 4.0 * np.array(measured["log_normalizer_errors"])) and np.all(errors < 0.1)
+
+
+def test_a_prior_of_other_weights_or_a_damaged_one_is_refused_when_it_is_asked_for(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    file, arrays = folder / "prior.npz", read_arrays(run[0] / "prior.npz")
+    about = json.loads(str(arrays["about"])) | {"checkpoint_sha256": "another", "step": 50}
+    write_arrays(file, arrays | {"about": np.array(json.dumps(about))})
+    model, again = nvae_tf.load(folder), f"nvae-prior --workdir={folder} learns it anew"
+    assert model.generate(2).shape == (2, 16, 16, 1)
+    message = f"learned for the checkpoint of step 50, and this is another, of step 60; {again}"
+    with pytest.raises(ValueError, match=message):
+        model.generate(2, prior="reweighted")
+    for damage in (b"x", file.read_bytes()[:-50], None):
+        file.write_bytes(damage) if damage else write_arrays(file, arrays | {"1/00": np.zeros([3, 3])})
+        with pytest.raises(ValueError, match=f"prior.npz: damaged, or not a reweighted prior .*; {again}") as error:
+            nvae_tf.load(folder).generate(2, prior="reweighted")
+        assert "\n" not in str(error.value)
+
+
+def test_a_shared_run_has_it(run, tmp_path):
+    write_shared_run(run[0], tmp_path / "shared", "hf://me/tiny")
+    shared, model = nvae_tf.load(tmp_path / "shared"), nvae_tf.load(run[0])
+    assert_same([shared.generate(3, prior="reweighted").numpy()], [model.generate(3, prior="reweighted").numpy()])
+    assert "| reweighted prior | classifier of the top 2 groups" in (tmp_path / "shared" / "README.md").read_text()
+    # Not one of other weights.
+    write_arrays(tmp_path / "old.npz", {"about": np.array(json.dumps({"checkpoint_sha256": "another"}))})
+    module.share_prior(tmp_path / "old.npz", tmp_path / "new.npz", "old", "new")
+    assert not (tmp_path / "new.npz").exists()
+
+
+def test_a_mixture_and_settings_that_do_not_fit(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_COMPONENTS", 2)
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    text = prior_text(learn_prior(folder, kind="mixture", importance_samples=2))
+    assert text.startswith("mixture of 2 Gaussians of the top group; importance-weighted bound of 360 test images")
+    model = nvae_tf.load(folder)
+    assert np.abs(model.generate(3, prior="reweighted") - model.generate(3)).max() > 1e-3
+    for settings, message in (
+        ({"groups": 3}, "groups = 3: this model has 2 latent groups"),
+        ({"groups": 2, "kind": "mixture"}, "groups = 2: a mixture is of the top group alone"),
+        ({"kind": "mixtures"}, "kind = 'mixtures'"),
+        ({"steps": 0}, "steps = 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            learn_prior(folder, **settings)
+
+
+def test_of_more_images_than_memory_holds_some_are_taken(run, free_memory, capsys):
+    free_memory(10_000_000)
+    model, spec = nvae_tf.load(run[0]), data_spec("digits")
+    rows, count = module._of_training_images(model, load_split(spec, "train"), spec, 1, 0, StatusLine())
+    assert 0 < len(rows.groups[0].z) == count < 1000
+    assert "of the 1,437 training images, as many as fit into the memory" in capsys.readouterr().out
