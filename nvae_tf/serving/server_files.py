@@ -28,7 +28,7 @@ import numpy as np
 from google.protobuf import text_format
 
 from nvae_tf.config import check, check_choice
-from nvae_tf.errors import require, start_tensorflow_quietly
+from nvae_tf.errors import first_line, require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
 
 if typing.TYPE_CHECKING:
@@ -37,6 +37,10 @@ if typing.TYPE_CHECKING:
 # The newest release of which public threads say that its image exists (github.com/tensorflow/serving/issues/4129,
 # August 2026).
 SERVING_IMAGE = "tensorflow/serving:2.20.0"
+# Of the release whose TensorFlow is older than the one that writes exports: its graph version, and what the newer one
+# has that it has not, operations (None) and attributes of operations; found by comparing those of both packages.
+_RELEASE, _WRITTEN_BY, _GRAPH_VERSION = "2.20", "2.21", 2288
+_NEWER = {"DecodeJxl": None, "TensorListGetItem": "Tshape"}
 BATCHING_FILE = "batching_parameters.txt"
 AUTOMATIC_LABELS = "auto"
 # A batch is doubled as long as that gives so much more throughput: a larger one costs every request latency.
@@ -112,6 +116,7 @@ def write_server_files(
     path = pathlib.PurePath(os.path.relpath(models.resolve(), output.resolve())).as_posix()
     names = [model.name for model in exports]
     folders = [models / model.name / str(version) for model in exports for version in model.served]
+    known = operations_text(folders, tag)
     values = {
         "names": names,
         "image": image,
@@ -135,7 +140,7 @@ def write_server_files(
     replaced = [name for name in files if (output / name).exists()]
     for name, text in files.items():
         atomic_write(output / name, text)
-    lines = [done, operations_text(folders, tag), f"Wrote {', '.join(files)} to {output}."]
+    lines = [done, known, f"Wrote {', '.join(files)} to {output}."]
     lines += [f"Replaced what was there of {', '.join(replaced)}."] if replaced else []
     return "\n".join([*lines, f"To start the server: cd {output} && docker compose up --detach --wait"])
 
@@ -214,8 +219,25 @@ def _memory_mib(folders: Sequence[pathlib.Path]) -> int:
 
 
 def operations_text(folders: Sequence[pathlib.Path], tag: str) -> str:
-    """Whether the exports' operations are those of the release with this tag, as far as that is known here."""
-    raise NotImplementedError
+    """What is known of the exports' operations in the release with this tag; ValueError where it lacks some."""
+    release = ".".join(tag.split("-")[0].split(".")[:2])
+    if release not in (_RELEASE, _WRITTEN_BY):
+        return f"It is not known here whether TensorFlow {tag.split('-')[0]} has all operations of the exports."
+    start_tensorflow_quietly()
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    for folder in folders if release == _RELEASE else ():
+        try:
+            saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+        except Exception as error:  # protobuf has several kinds
+            raise ValueError(f"{folder}: a damaged export ({first_line(error)}); copy it anew") from None
+        for graph in (meta_graph.graph_def for meta_graph in saved.meta_graphs):
+            wanted, which = graph.versions.min_consumer, f"{folder}: TensorFlow {release}"
+            check(wanted <= _GRAPH_VERSION, f"{which} runs graphs of up to version {_GRAPH_VERSION}, it needs {wanted}")
+            nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+            lacking = {node.op for node in nodes if node.op in _NEWER and _NEWER[node.op] in (None, *node.attr)}
+            check(not lacking, f"{folder}: has operations that TensorFlow {release} has not: {', '.join(lacking)}")
+    return f"TensorFlow {release} has all operations of the exports."
 
 
 def _batching(
