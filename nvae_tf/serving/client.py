@@ -301,7 +301,7 @@ class ServedModel:
         for name, value in (("keep", keep), ("temperature", temperature)):
             inputs[name] = np.broadcast_to(np.asarray(value).astype(specs[name].dtype), shape)
         output = "image_uint8" if as_pixels else "image"
-        found = self._run("compose", inputs, labels, (output, "latent"))
+        found = self._run("compose", inputs, labels)
         return Composed(found[output], found["latent"])
 
     def encode(self, images: Images, seed: int = 0, labels: Any = None) -> np.ndarray:
@@ -407,9 +407,10 @@ class ServedModel:
         spec = self._spec(signature)
         if as_pixels and self._by_files(signature, inputs):
             return pixels_of_files(self._run(f"{signature}{_FILES}", inputs, labels)["image_bytes"])
-        # Pixels are a quarter of the bytes, where the model has them.
+        # Pixels are a quarter of the bytes, where the model has them. Exports have run each alone to warm up.
         output = "image_uint8" if as_pixels and "image_uint8" in spec.outputs else "image"
-        images = self._run(signature, inputs, labels, (output,))[output]
+        outputs = [name for name in (output, "valid") if name in spec.outputs]
+        images = self._run(signature, inputs, labels, outputs)[output]
         return pixels_of(images) if as_pixels and output == "image" else images
 
     def _run(self, signature: str, inputs: dict[str, np.ndarray], labels: Any, outputs: Collection[str] = ()) -> Arrays:

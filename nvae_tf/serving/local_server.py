@@ -255,7 +255,7 @@ class _Web:
             elif isinstance(event, h11.Request):
                 request = event
             elif isinstance(event, h11.Data):
-                # The rest of a body over the limit is read and dropped: a client reads no answer before it has sent all.
+                # What is over the limit is read and dropped: a client reads no answer before it has sent all.
                 if len(body) <= self._most_bytes:
                     body += event.data
             elif isinstance(event, h11.EndOfMessage):
