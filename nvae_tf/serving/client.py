@@ -419,6 +419,10 @@ class ServedModel:
         check(count > 0, "no rows: give one image or latent at least")
         if labels is not None or "label" in wanted:
             of_rows = np.asarray(_NO_LABEL if labels is None else labels, np.int32)
+            check(
+                of_rows.shape in ((), (count,)),
+                f"labels of shape {of_rows.shape}: give one, or one for each of {count}",
+            )
             inputs = inputs | {"label": np.broadcast_to(of_rows, [count])}
         end = time.monotonic() + self._total_seconds
 
