@@ -224,7 +224,7 @@ def test_a_served_model_gives_the_series_of_the_seed(client, run, monkeypatch):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_groups_are_kept_or_drawn_of_classes_and_refused_rows_are_named(rows_folder, protocol):
     with served("rows", rows_folder.parent) as servers, servers.client(protocol, "rows") as model:
-        latents = np.arange(12, dtype=np.float32).reshape(3, 4)
+        latents = np.arange(12, dtype=np.float32).reshape(3, 4) / 2
         images, found = model.compose(latents, keep=[1, 0], seed=1, temperature=[1.0, 0.5])
         np.testing.assert_array_equal(found[:, :2], latents[:, :2])
         np.testing.assert_array_equal(found[:, 2:], [[0, 0], [0.5, 0.5], [1, 1]])
@@ -235,6 +235,8 @@ def test_groups_are_kept_or_drawn_of_classes_and_refused_rows_are_named(rows_fol
         assert pixels.dtype == np.uint8 and np.abs(pixels - 255 * expected.reshape(3, 2, 2, 1)).max() < 0.51
         with pytest.raises(clients.BadRequest, match=re.escape("the model refuses rows [1] of 3")):
             model.compose(latents, keep=0, labels=[0, 5, 1])
+        with pytest.raises(ValueError, match="labels of shape"):
+            model.compose(latents, keep=0, labels=[0, 1])
         with pytest.raises(clients.BadRequest, match="no input 'label'"):
             model.sample(3, labels=1)
 
