@@ -3,10 +3,10 @@
     python -m benchmarks.serving_load --path=models/digits [--seconds=2] [--requests=10000] [--json=FILE]
 
 The server is `export.serve`, in a process of its own on this machine: its times are not those of TensorFlow Serving's
-binary, which TF_MODEL_SERVER can name instead. Clients share the cores with it. For every signature, with batching and
-without, 1 to 32 clients each ask for one row, wait for the answer, and ask again. Then a soak: so many requests of all
-signatures with malformed ones among them (a wrong type, NaN, a negative temperature, a blob of 10 MB, a shape that says
-other than the bytes), each of which must be refused as INVALID_ARGUMENT; the server's memory is read on the way.
+binary, which TF_MODEL_SERVER can name instead. Clients share the cores with it. For every signature 1 to 32 clients
+each ask for one row, wait for the answer, and ask again. Then a soak: so many requests of all signatures with malformed
+ones among them (a wrong type, NaN, a negative temperature, a blob of 10 MB, a shape that says other than the bytes),
+each of which must be refused as INVALID_ARGUMENT; the server's memory is read on the way.
 
 Exit code: 0 no request failed that should not, 1 otherwise.
 """
@@ -35,8 +35,8 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from benchmarks import results
 from benchmarks.interleaved import say
 from benchmarks.workloads import python
-from nvae_tf.serving.client import AVAILABLE, ServingError
-from nvae_tf.serving.grpc_client import LARGEST_MESSAGE_BYTES, ServingClient
+from nvae_tf.serving.client import ServedModel, ServingError
+from nvae_tf.serving.grpc_client import LARGEST_MESSAGE_BYTES
 
 CLIENTS = (1, 2, 4, 8, 16, 32)
 SIGNATURES = ("sample", "encode", "decode", "reconstruct", "score")
@@ -77,17 +77,14 @@ class Server(NamedTuple):
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     path, rounds = options.path, []
-    for batching in (False, True):
-        with started_server(path, batching) as server, contextlib.closing(Requests(*server[1:3])) as made:
-            for signature, count in itertools.product(SIGNATURES, options.clients):
-                found = run_round(made.one_row(signature), count, options.seconds)
-                rounds.append({"signature": signature, "batching": batching} | found._asdict())
-                say(
-                    f"{signature:12}{'batching' if batching else 'one by one':11}{count:3} clients "
-                    f"{found.requests_per_second:8.1f} requests/s, p50 {found.p50_ms:7.1f} ms, "
-                    f"p99 {found.p99_ms:7.1f} ms, {found.errors} errors"
-                )
-    with started_server(path, batching=True) as server, contextlib.closing(Requests(*server[1:3])) as made:
+    with started_server(path) as server, contextlib.closing(Requests(*server[1:3])) as made:
+        for signature, count in itertools.product(SIGNATURES, options.clients):
+            found = run_round(made.one_row(signature), count, options.seconds)
+            rounds.append({"signature": signature} | found._asdict())
+            say(
+                f"{signature:12}{count:3} clients {found.requests_per_second:8.1f} requests/s, "
+                f"p50 {found.p50_ms:7.1f} ms, p99 {found.p99_ms:7.1f} ms, {found.errors} errors"
+            )
         say(f"soak: {options.requests:,} requests, one in ten malformed")
         stood = soak(made, SIGNATURES, MALFORMED, options.requests, lambda: server.process.memory_info().rss)
     named = {"path": path.name, "server": server.name, "seconds_a_round": options.seconds}
@@ -102,7 +99,7 @@ class Requests:
         options = [("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES)]
         self._channel = grpc.insecure_channel(address, options)
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-        with ServingClient(address, model) as client:
+        with ServedModel(address, model) as client:
             shapes = {name: spec.inputs for name, spec in client.signatures().items()}
         generator = np.random.default_rng(0)
         self._inputs = {
@@ -194,21 +191,19 @@ def soak(
 
 
 @contextlib.contextmanager
-def started_server(path: pathlib.Path, batching: bool) -> Iterator[Server]:
+def started_server(path: pathlib.Path) -> Iterator[Server]:
     """Serves a folder of versions while the block runs: by `tensorflow_model_server` if TF_MODEL_SERVER names one."""
     binary = os.environ.get("TF_MODEL_SERVER")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        log, parameters = pathlib.Path(folder, "log"), pathlib.Path(folder, "batching.txt")
+        log = pathlib.Path(folder, "log")
         if binary:
             command = [binary, f"--port={port}", f"--model_name={path.name}", f"--model_base_path={path.resolve()}"]
-            parameters.write_text("max_batch_size { value: 32 }\nbatch_timeout_micros { value: 5000 }\n")
-            command += ["--enable_batching", f"--batching_parameters_file={parameters}"] if batching else []
         else:
             command = python("export.serve", f"--model={path.name}", f"--path={path}", f"--port={port}")
-            command += ["--rest_port=0", *(["--batching"] if batching else [])]
+            command.append("--rest_port=0")
         with log.open("w") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         try:
@@ -229,8 +224,8 @@ def started_server(path: pathlib.Path, batching: bool) -> Iterator[Server]:
 
 
 def _is_available(address: str, model: str) -> bool:
-    with contextlib.suppress(ServingError), ServingClient(address, model) as client:
-        return any(status.state == AVAILABLE for status in client.model_status())
+    with contextlib.suppress(ServingError), ServedModel(address, model) as client:
+        return any(status.state == "AVAILABLE" for status in client.model_status())
     return False
 
 

@@ -7,20 +7,25 @@
     nvae-client reconstruct --server=localhost:8500 --model=digits --images=photos --output=photos_again/
     nvae-client score       --server=localhost:8500 --model=digits --images=photos --output=scores.json
 
-An --output in .png is one grid of all images; DIR/ is a new folder with a PNG of each. Image i of --seed is
-the same in jobs of all sizes. A server that is not ready is asked again for some seconds.
+An --output in .png is one grid of all images; DIR/ is a folder with a PNG of each. Image i of --seed is
+the same in jobs of all sizes. A server that is not ready is asked again for some seconds. --labels has the classes of a
+model that has classes, in turn.
 Exit code: 0 done, 2 a mistake in the command, or a server that does not answer or refuses; then no file is written.
 """
 
+import json
 import math
+import pathlib
 import sys
 
+import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from nvae_tf import command_line
-from nvae_tf.config import LARGEST_SEED, check_choice
-from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
+from nvae_tf.config import LARGEST_SEED, check, check_choice
+from nvae_tf.data.pictures import read_picture
+from nvae_tf.errors import exit_on_user_error, wrap_read_errors
+from nvae_tf.files import atomic_write, read_arrays, write_arrays
 
 FLAGS = flags.FLAGS
 COMMANDS = ("sample", "encode", "decode", "reconstruct", "score", "status")
@@ -31,58 +36,92 @@ _OUTPUT_HELP = {"encode": "The latents, .npz.", "score": "The scores, .json; wit
 
 def main(command: str) -> None:
     """Asks, and writes."""
-    from nvae_tf.serving import served_model
+    from nvae_tf.data.picture_folder import find_pictures
+    from nvae_tf.generation.image_grid import picture_names
+    from nvae_tf.progress import image_bar
+    from nvae_tf.serving.client import ServedModel, status_text
 
     for name in {"temperature", "timeout", "total_timeout"} & set(FLAGS):
-        if not 0.0 < FLAGS[name].value < math.inf:
-            raise ValueError(f"--{name}={FLAGS[name].value}: must be above 0")
-    output = FLAGS.output if "output" in FLAGS else None
-    if output is not None:
-        served_model.check_output(output, _OUTPUTS.get(command, (".png", served_model.FOLDER)))
-    files = served_model.picture_files(FLAGS.images) if command in _OF_PICTURES else []
-    latents = served_model.read_latents(FLAGS.latents) if command == "decode" else []
-    with _client() as client:
-        if command == "status":
-            print(served_model.status_text(client))
-            return
-        count = FLAGS.count if command == "sample" else len(files) or len(latents)
-        with tqdm(total=count, unit="image", leave=False, disable=None) as bar:
-            model = served_model.ServedModel(
-                client, FLAGS.batch_rows, FLAGS.in_flight, lambda done: bar.update(done - bar.n)
-            )
-            pictures = served_model.read_pictures(files, *model.image_shape(command)) if files else []
-            if command == "sample":
-                found = model.sample(count, FLAGS.seed, FLAGS.temperature, as_pixels=True)
-            elif command == "decode":
-                found = model.decode(latents, as_pixels=True)
-            elif command == "reconstruct":
-                found = model.reconstruct(pictures, FLAGS.seed, as_pixels=True)
-            else:
-                found = getattr(model, command)(pictures, FLAGS.seed)
-    if command == "encode":
-        served_model.write_latents(output, found)
-        print(f"{len(found)} latents of {found.shape[1]} values in {output}")
-    elif command == "score":
-        if output is not None:
-            served_model.write_scores(output, found, files)
-        print(served_model.scores_table(found, files))
-    else:
-        word = "decoded" if command == "decode" else command
-        names = served_model.numbered_names(files) or [f"{word}_{number:05d}" for number in range(count)]
-        served_model.write_images(output, found, names)
-        print(f"{count} images in {output}")
-
-
-def _client():
-    from nvae_tf.serving.client import Patience, RestClient
-
-    client = RestClient
-    if not FLAGS.rest:
-        start_tensorflow_quietly()
-        from nvae_tf.serving.grpc_client import ServingClient as client
+        check(0.0 < FLAGS[name].value < math.inf, f"--{name}={FLAGS[name].value}: must be above 0")
+    place = None
+    if "output" in FLAGS and FLAGS.output is not None:
+        kinds, is_folder = _OUTPUTS.get(command, (".png", command_line.FOLDER)), FLAGS.output.endswith("/")
+        place = command_line.output_place(FLAGS.output, kinds, FLAGS.overwrite or not is_folder)
+    files = find_pictures(FLAGS.images) if command in _OF_PICTURES else []
+    latents, names = _latents(FLAGS.latents) if command == "decode" else (None, [name for _, name in files])
+    count = FLAGS.count if command == "sample" else len(names)
+    # Fail early on duplicate names.
+    names = picture_names(names or [f"sample_{number:05d}" for number in range(count)]) if count else []
     server = FLAGS.server or ("localhost:8501" if FLAGS.rest else "localhost:8500")
-    patience = Patience(FLAGS.timeout, FLAGS.total_timeout)
-    return client(server, FLAGS.model, version=FLAGS.version, label=FLAGS.label, patience=patience)
+    server = f"http://{server}" if FLAGS.rest and "://" not in server else server
+    limits = {"timeout": FLAGS.timeout, "total_timeout": FLAGS.total_timeout}
+    limits |= {"batch_rows": FLAGS.batch_rows, "in_flight": FLAGS.in_flight}
+    with image_bar(count) as bar:
+        limits["progress"] = lambda done: bar.update(done - bar.n)
+        with ServedModel(server, FLAGS.model, FLAGS.version, FLAGS.label, **limits) as model:
+            if command == "status":
+                print(status_text(model))
+                return
+            labels = np.resize(np.array(FLAGS.labels, np.int32), count) if FLAGS.labels else None
+            if command == "sample":
+                found = model.sample(count, FLAGS.seed, FLAGS.temperature, labels, as_pixels=True)
+            elif command == "decode":
+                found = model.decode(latents, labels, as_pixels=True)
+            else:
+                of_pixels = {"as_pixels": True} if command == "reconstruct" else {}
+                pictures = _pictures([path for path, _ in files], model.image_shape(command))
+                found = getattr(model, command)(pictures, FLAGS.seed, labels, **of_pixels)
+    print(_written(command, place, found, names, [str(path) for path, _ in files]))
+
+
+def _latents(file: str) -> tuple[np.ndarray, list[str]]:
+    """Latents `[count, total]` as every command writes them, or as older ones have, and the images' names."""
+    if not pathlib.Path(file).is_file():
+        raise FileNotFoundError(f"--latents={file}: no such file")
+    with wrap_read_errors(f"--latents={file}: no file of latents as `encode` writes it (", ")"):
+        arrays = read_arrays(pathlib.Path(file))
+        groups = [arrays[name] for name in sorted(arrays) if name.startswith("group_")]
+        groups = [arrays["latent"]] if "latent" in arrays else groups
+        latents = np.concatenate([group.reshape(len(group), -1) for group in groups], axis=1)
+    names = [str(name) for name in arrays.get("names", [])]
+    return latents, names or [f"decoded_{number:05d}" for number in range(len(latents))]
+
+
+def _pictures(files: list[pathlib.Path], shape: tuple[int, int, int]) -> list:
+    height, width, channels = shape
+    check(1 <= channels <= 4, f"pictures for a model of {channels} channels: it takes arrays alone")
+    pictures = [read_picture(file, channels) for file in files]
+    for file, picture in zip(files, pictures, strict=True):
+        size = f"{picture.height}x{picture.width} (height x width)"
+        fits = (picture.height, picture.width) == (height, width)
+        check(fits, f"--images={file}: is {size}, the model takes {height}x{width}; resize it")
+    return pictures
+
+
+def _written(command: str, place: command_line.OutputPlace | None, found, names: list[str], files: list[str]) -> str:
+    """Writes what was found; returns a text about it."""
+    from nvae_tf.generation.image_grid import image_grid, write_pictures, write_png
+
+    if place is not None and place.kind != command_line.FOLDER:
+        place.path.parent.mkdir(parents=True, exist_ok=True)
+    if command == "encode":
+        write_arrays(place.path, {"latent": found, "names": np.array([pathlib.PurePath(file).name for file in files])})
+        return f"{len(found)} latents of {found.shape[1]} values in {place.path}"
+    if command == "score":
+        rows = list(zip(files, *(score.tolist() for score in found), strict=True))
+        if place is not None:
+            keys = ("file", *found._fields)
+            atomic_write(place.path, json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2) + "\n")
+        rows.append(("mean", found.nats.mean(), found.bits_per_dim.mean()))
+        width = max(len(row[0]) for row in rows)
+        lines = [f"{name:{width}}  {nats:12.3f}  {bits:12.4f}" for name, nats, bits, *_ in rows]
+        return "\n".join([f"{'':{width}}  {'nats':>12}  {'bits per dim':>12}", *lines])
+    images = found / np.float32(255.0)
+    if place.kind == command_line.FOLDER:
+        write_pictures(place.path, images, names)
+    else:
+        write_png(place.path, image_grid(images, enlarge=None))
+    return f"{len(found)} images in {place.path}"
 
 
 def _define_flags(command: str) -> None:
@@ -107,8 +146,10 @@ def _define_flags(command: str) -> None:
     if command in ("sample", *_OF_PICTURES):
         flags.DEFINE_integer("seed", 1, "Which series of draws.", lower_bound=0, upper_bound=LARGEST_SEED)
     if command != "status":
-        text = _OUTPUT_HELP.get(command, "A grid of all images, .png, or a new folder, DIR/.")
+        flags.DEFINE_list("labels", None, "Classes, in turn; -1 for none.")
+        text = _OUTPUT_HELP.get(command, "A grid of all images, .png, or a folder, DIR/.")
         flags.DEFINE_string("output", None, text, required=command != "score")
+        flags.DEFINE_boolean("overwrite", False, "Write into a folder that has files.")
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""Writes what TensorFlow Serving needs to serve all exports of a folder in Docker.
+"""Writes what TensorFlow Serving needs to serve all exports of a folder, in Docker or on Kubernetes.
 
     nvae-serving-files --models=models --output=serving
     nvae-serving-files --models=models --output=serving --labels=digits:stable=3,digits:canary=4
@@ -12,9 +12,13 @@ output folder there are then
     monitoring.config        turns on the metrics for Prometheus
     prometheus.yml           for `docker compose --profile monitoring up`
     health_check.sh          how Docker finds out whether the models answer
+    kubernetes.yaml          the same for Kubernetes: with probes, a memory limit, and annotations for Prometheus
 
 Files of these names are replaced, others are left alone. A server that runs sees a new models.config within half a
 minute; for the rest, `docker compose up --detach` restarts it.
+
+Requests are collected to batches only where all exports give each row its own verdict, the output `valid`: with
+TensorFlow Serving's batching an error fails all requests of a batch.
 
 Without --labels the newest version of each model is served, and a new export is served as soon as it is there. With
 labels (clients ask for /v1/models/digits/labels/stable) the versions with a label are served and no others.
@@ -34,7 +38,7 @@ from nvae_tf import command_line
 
 MODELS = flags.DEFINE_string("models", None, "Folder of exports, each at NAME/VERSION.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the files.", required=True)
-IMAGE = flags.DEFINE_string("image", None, "NAME:TAG, a release of TensorFlow Serving, if not 2.21.0.")
+IMAGE = flags.DEFINE_string("image", None, "NAME:TAG, a release of TensorFlow Serving, if not 2.20.0.")
 LABELS = flags.DEFINE_string("labels", "", "MODEL:LABEL=VERSION,... or auto.")
 MEASURE = flags.DEFINE_boolean(
     "measure", True, "Fit the batching; with --no-measure that of before is used, or else requests are not batched."

@@ -1,46 +1,45 @@
-"""Clients of a model server (TensorFlow Serving, or nvae-serve): what gRPC and REST have in common, and REST.
+"""A model on a server (TensorFlow Serving, or nvae-serve), with NumPy arrays and images in and out.
 
-    with RestClient("localhost:8501", "digits") as client:
-        images = client.predict("sample", seed=[1, 2], temperature=[1.0, 1.0])["image"]
+    with ServedModel("localhost:8500", "digits") as model:  # gRPC; "http://localhost:8501" is REST
+        images = pil_images(model.sample(64, seed=1, temperature=0.7, as_pixels=True))
+        latents = model.encode([Image.open("seven.png")])
 
-`nvae_tf.serving.grpc_client` has the same over gRPC, `nvae_tf.serving.served_model` draws, encodes and scores with
-either. Over REST numbers travel as text, so images are several times larger than with gRPC, less so those of the
-signatures with PNG files. This module does not start TensorFlow.
+Row i of a call with seed s is requested with the seed `s + i * 2**32` (`nvae_tf.serving.signatures`), so it is image i
+of the same series as in the library's own `generate`, `encode` and so on, however the call is cut into requests.
+
+Over REST numbers travel as text, so images are several times larger than with gRPC, less so as PNG files. REST starts
+no TensorFlow; gRPC does, for the messages of `tensorflow_serving.apis`.
 """
 
-import abc
-import base64
 import contextlib
-import difflib
-import json
-import random
-import threading
+import io
 import time
-import urllib.parse
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-import requests
-import urllib3
+from PIL import Image
 
-from nvae_tf.config import check
+from nvae_tf.config import LARGEST_SEED, check, did_you_mean
+from nvae_tf.data.pictures import as_eight_bits
+from nvae_tf.errors import start_tensorflow_quietly
 
-AVAILABLE = "AVAILABLE"
 STRING = "string"
-BASE64 = "b64"
-CONNECTIONS = 64
-_PIECE = 2**20
+# A request that finds no server, or one that is still loading, is sent again after 0.2 s, 0.4 s, and so on; gRPC's own
+# policy allows no more attempts.
+ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 0.2, 5.0
+# The ending of signatures whose images are the bytes of PNG files.
+_FILES = "_png"
+_NO_LABEL = -1
+_MOST_CHANNELS = 4
 _DTYPES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_STRING": STRING, "DT_BOOL": "bool"} | {
     f"DT_{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)
 }
-# What JSON numbers must be to become an array of a kind; whole numbers for the others.
-_NUMBERS = {"f": (int, float), "b": (bool,)}
-# NumPy's iterators end there.
-_DEEPEST = 32
 
-Result = TypeVar("Result")
+Arrays = dict[str, np.ndarray]
+# uint8 in 0 to 255 or float in [0, 1], [count, height, width, channels], or Pillow's.
+Images = np.ndarray | Sequence[Image.Image]
 
 
 class ServingError(OSError):
@@ -52,7 +51,7 @@ class ModelNotFound(ServingError):
 
 
 class ServerNotReady(ServingError):
-    """Nothing answers, or the model is still being loaded. The only error after which a client tries again."""
+    """Nothing answers, or the model is still being loaded. The only error after which a request is sent again."""
 
 
 class BadRequest(ServingError):
@@ -60,113 +59,36 @@ class BadRequest(ServingError):
 
 
 class TooLarge(ServingError):
-    """A message over the limit of the server or of the client."""
+    """A message or a number of rows over a limit of the server or of the client."""
 
 
 class DeadlineExceeded(ServingError):
     """The answer did not come in time."""
 
 
-class NotSupported(ServingError):
-    """The server does not offer the call."""
-
-
-class Cancelled(ServingError):
-    """The caller gave the request up."""
-
-
 class ServerFailed(ServingError):
     """Everything else: an error inside the server, a broken connection, an invalid answer."""
 
 
-def in_one_line(text: str, longest: int = 400) -> str:
-    """The first line of a server's or a library's message, shortened if it is long."""
-    first = (text.strip().splitlines() or ["no reason given"])[0].strip()
-    return first if len(first) <= longest else first[:longest] + " ..."
+# The kind of error and the fix for each of gRPC's codes with a meaning of its own.
+_ERRORS = {
+    "NOT_FOUND": (ModelNotFound, "look at the server's models and versions"),
+    "UNAVAILABLE": (ServerNotReady, "is it running, is this the protocol's port, and has it loaded the model?"),
+    "INVALID_ARGUMENT": (BadRequest, "correct the inputs"),
+    "FAILED_PRECONDITION": (BadRequest, "look at the model's signatures"),
+    "OUT_OF_RANGE": (BadRequest, "correct the inputs"),
+    "RESOURCE_EXHAUSTED": (TooLarge, "send fewer rows at once"),
+    "DEADLINE_EXCEEDED": (DeadlineExceeded, "send fewer rows at once or allow more time"),
+    "UNIMPLEMENTED": (ServerFailed, "is it a TensorFlow Serving of this model?"),
+}
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long a client waits, in seconds, and how often it asks again.
-
-    A wait is drawn between half of its length and all of it, so that many clients don't come back at once.
-    """
-
-    request: float = 60.0  # for one answer
-    total: float = 3600.0  # for one call of the client, with all its requests, tries and waits
-    tries: int = 6  # how often a request is sent while the server is not ready
-    first_wait: float = 0.2  # before the second try; each next one is twice as long, up to `longest_wait`
-    longest_wait: float = 5.0
-
-    def __post_init__(self):
-        seconds = self.request, self.total, self.first_wait, self.longest_wait
-        check(min(seconds) > 0, f"{self}: seconds must be above 0")
-        check(self.tries >= 1, f"{self}: tries must be 1 or more")
-
-    def wait_after(self, tries: int) -> float:
-        """Seconds to wait after so many tries, drawn at random."""
-        # The power is bounded first: a float has no 2.0**2000.
-        longest = min(self.longest_wait, self.first_wait * 2.0 ** min(tries - 1, 64))
-        return random.uniform(longest / 2, longest)
-
-
-class Job:
-    """One call of a client, with its deadline; may be canceled, and used from several threads."""
-
-    def __init__(self, patience: Patience):
-        self.patience = patience
-        self._end = time.monotonic() + patience.total
-        self._given_up = threading.Event()
-        self._lock = threading.Lock()
-        self._running: set[Callable[[], object]] = set()
-
-    def cancel(self) -> None:
-        """Gives the job up: waits end, requests in flight are canceled where the protocol can."""
-        with self._lock:
-            self._given_up.set()
-            running = list(self._running)
-        for cancel_request in running:
-            cancel_request()
-
-    @contextlib.contextmanager
-    def in_flight(self, cancel_request: Callable[[], object]) -> Iterator[None]:
-        """While the block runs, `cancel` calls `cancel_request`."""
-        with self._lock:
-            self._running.add(cancel_request)
-            given_up = self._given_up.is_set()
-        try:
-            if given_up:
-                cancel_request()
-            yield
-        finally:
-            with self._lock:
-                self._running.discard(cancel_request)
-
-    def seconds_for_a_request(self, what: str) -> float:
-        """How long the next request may take; Cancelled or DeadlineExceeded, beginning with `what`, if it must not."""
-        if self._given_up.is_set():
-            raise Cancelled(f"{what}: given up, as another request of the same job failed")
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded(f"{what}: the {self.patience.total:g} s for the whole call are over; allow more")
-        return min(left, self.patience.request)
-
-    def until_ready(self, what: str, ask: Callable[[float], Result]) -> Result:
-        """Calls `ask(seconds)`, again and again while it raises `ServerNotReady`.
-
-        gRPC's own retry policy stops after 5 attempts, and has no deadline for several requests together.
-        """
-        began, tries = time.monotonic(), 0
-        while True:
-            try:
-                return ask(self.seconds_for_a_request(what))
-            except ServerNotReady as error:
-                tries += 1
-                wait = self.patience.wait_after(tries)
-                if tries == self.patience.tries or time.monotonic() + wait >= self._end:
-                    tried = f" (tried {tries} times in {time.monotonic() - began:.1f} s)" if tries > 1 else ""
-                    raise ServerNotReady(f"{error}{tried}") from error
-            self._given_up.wait(wait)
+def error_of(code: str, reason: str, advice: str = "") -> ServingError:
+    """The error for one of gRPC's codes, with the first line of the server's reason, shortened if it is long."""
+    kind, usual_advice = _ERRORS.get(code, (ServerFailed, "look at the server's log"))
+    first = (reason.strip().splitlines() or ["no reason given"])[0].strip()
+    first = first if len(first) <= 400 else first[:400] + " ..."
+    return kind(f"{first} [{code}]; {advice or usual_advice}")
 
 
 class TensorSpec(NamedTuple):
@@ -179,6 +101,11 @@ class TensorSpec(NamedTuple):
         sizes = "..." if self.shape is None else ", ".join("?" if size is None else str(size) for size in self.shape)
         return f"{self.dtype}[{sizes}]"
 
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array may have this shape."""
+        pairs = zip(shape, self.shape or (), strict=False)
+        return self.shape is None or len(shape) == len(self.shape) and all(size in (None, own) for own, size in pairs)
+
 
 class SignatureSpec(NamedTuple):
     """The inputs and outputs of one signature, by name."""
@@ -188,9 +115,8 @@ class SignatureSpec(NamedTuple):
 
 
 class ModelMetadata(NamedTuple):
-    """A served model: its name, the version that answered, and its signatures."""
+    """A served model: the version that answered, and its signatures by name."""
 
-    name: str
     version: int
     signatures: dict[str, SignatureSpec]
 
@@ -201,6 +127,21 @@ class VersionStatus(NamedTuple):
     version: int
     state: str
     error: str
+
+
+class Scores(NamedTuple):
+    """The negative evidence lower bound of each image, at one draw of its latents."""
+
+    nats: np.ndarray  # [count]
+    bits_per_dim: np.ndarray  # [count], the same in bits for each value of the image
+    kl_per_group: np.ndarray  # [count, groups], in nats, the top group first
+
+
+class Composed(NamedTuple):
+    """Images of latents of which some groups were given and the others drawn."""
+
+    images: np.ndarray  # [count, height, width, channels]
+    latents: np.ndarray  # [count, total], those that were given and those that were drawn
 
 
 def signature_specs(definitions: Mapping[str, Any]) -> dict[str, SignatureSpec]:
@@ -222,93 +163,75 @@ def signature_specs(definitions: Mapping[str, Any]) -> dict[str, SignatureSpec]:
 
 
 def version_statuses(answer: Mapping[str, Any]) -> list[VersionStatus]:
-    """The versions of a GetModelStatusResponse as JSON."""
+    """The versions of a GetModelStatusResponse as JSON, newest first."""
     statuses = []
     for found in answer["model_version_status"]:
         status = found.get("status", {})
-        code = status.get("error_code", "OK")
-        error = "" if code == "OK" else f"{code}: {in_one_line(status.get('error_message', ''))}"
+        code, reason = status.get("error_code", "OK"), status.get("error_message", "")
+        error = "" if code == "OK" else f"{code}: {reason}"
         statuses.append(VersionStatus(int(found["version"]), found["state"], error))
-    return statuses
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The name that was probably meant; any, if none is near."""
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
-
-
-def as_arrays(inputs: Mapping[str, Any], spec: SignatureSpec | None) -> dict[str, np.ndarray]:
-    """The inputs as arrays; plain Python numbers and lists, which have no dtype, get the one of the signature.
-
-    Strings become object arrays of bytes: NumPy's own fixed-width strings lose zero bytes at the end.
-    """
-    arrays = {}
-    for name, value in inputs.items():
-        wanted = spec.inputs.get(name) if spec else None
-        try:
-            # Text by its first item: as an array of NumPy's own, each item would take the size of the largest.
-            first = value
-            while isinstance(first, list | tuple) and first:
-                first = first[0]
-            array = np.array(value, object) if isinstance(first, str | bytes) else np.asarray(value)
-            if array.dtype.kind in "SUO":
-                array = array.astype(object)
-                for place, text in np.ndenumerate(array):
-                    if not isinstance(text, str | bytes):
-                        raise TypeError(f"a {type(text).__name__} where a string is wanted")
-                    array[place] = text.encode() if isinstance(text, str) else text
-            elif wanted and wanted.dtype != STRING and not isinstance(value, np.ndarray | np.generic):
-                if np.can_cast(array.dtype, wanted.dtype, "same_kind"):
-                    array = array.astype(wanted.dtype)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError(f"input {name!r} is no array ({error})") from None
-        # TensorFlow wants the machine's own order of bytes; IDX files have the other.
-        arrays[name] = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return arrays
-
-
-def fits(shape: tuple[int, ...], wanted: tuple[int | None, ...] | None) -> bool:
-    """Whether a shape is one that a signature takes."""
-    return wanted is None or (
-        len(shape) == len(wanted) and all(size in (None, given) for given, size in zip(shape, wanted, strict=True))
-    )
+    return sorted(statuses, reverse=True)
 
 
 def check_inputs(arrays: Mapping[str, np.ndarray], spec: SignatureSpec) -> None:
     """Raises ValueError for wrong names, dtypes or shapes, and for inputs of different numbers of rows."""
     for name in arrays:
-        if name not in spec.inputs:
-            raise ValueError(f"no input {name!r}, did you mean {nearest(name, spec.inputs)!r}?")
+        check(name in spec.inputs, f"no input {name!r}{did_you_mean(name, spec.inputs)}")
     for name, wanted in spec.inputs.items():
-        if name not in arrays:
-            raise ValueError(f"input {name!r} is missing; give {wanted}")
-        array = arrays[name]
-        given = TensorSpec(STRING if array.dtype == object else array.dtype.name, array.shape)
-        if given.dtype != wanted.dtype:
-            raise ValueError(f"input {name!r} is {given}; give {wanted}, e.g. array.astype({wanted.dtype!r})")
-        if not fits(array.shape, wanted.shape):
-            raise ValueError(f"input {name!r} is {given}; give {wanted}")
+        check(name in arrays, f"input {name!r} is missing; give {wanted}")
+        dtype = STRING if arrays[name].dtype == object else arrays[name].dtype.name
+        given = TensorSpec(dtype, arrays[name].shape)
+        check(dtype == wanted.dtype, f"input {name!r} is {given}; give {wanted}, e.g. array.astype({wanted.dtype!r})")
+        check(wanted.takes(given.shape), f"input {name!r} is {given}; give {wanted}")
     if all(wanted.shape and wanted.shape[0] is None for wanted in spec.inputs.values()):
         rows = {name: len(array) for name, array in arrays.items()}
-        if len(set(rows.values())) > 1:
-            counts = ", ".join(f"{name} {count}" for name, count in rows.items())
-            raise ValueError(f"inputs of different numbers of rows: {counts}")
+        counts = ", ".join(f"{name} {count}" for name, count in rows.items())
+        check(len(set(rows.values())) <= 1, f"inputs of different numbers of rows: {counts}")
 
 
-class ModelClient(abc.ABC):
-    """A client of one model on one server; may be used from many threads at once, and as a context manager.
+def as_array(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
+    """An input as an array: lists of numbers get the signature's dtype, strings become object arrays of bytes.
+
+    NumPy's own strings lose zero bytes at the end.
+    """
+    try:
+        if wanted and wanted.dtype == STRING:
+            array = np.array(value, object)
+            for place, text in np.ndenumerate(array):
+                array[place] = text.encode() if isinstance(text, str) else memoryview(text).tobytes()
+            return array
+        array = np.asarray(value)
+        if wanted and not isinstance(value, np.ndarray) and np.can_cast(array.dtype, wanted.dtype, "same_kind"):
+            array = array.astype(wanted.dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"input {name!r} is no array ({error})") from None
+    # TensorFlow wants the machine's own order of bytes; IDX files have the other.
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+class ServedModel:
+    """A model on a server; a context manager, and may be used from many threads.
+
+    Pillow's images and uint8 arrays are quantized to the bits of the model's data, as in training, where the model has
+    signatures for PNG files; float images are used as they are. `labels`, for models with classes, are one class for
+    all rows or one each, -1 for none.
 
     Args:
-      server: its address, as the protocol writes it.
+      server: `HOST:PORT` for gRPC (TensorFlow Serving's `--port`, 8500), a URL as `http://HOST:PORT` for REST
+        (`--rest_api_port`, 8501).
+      model: its name on the server.
       version: one version's number; the newest one that is served, if neither this nor a label is given.
       label: the label of a version instead, e.g. `stable`.
-      patience: how long to wait, how often to ask again.
+      timeout: seconds for one request, its repetitions included.
+      total_timeout: seconds for one call, which may be many requests.
+      batch_rows: the most rows in a request.
+      in_flight: how many requests run at once.
+      progress: is called with the number of rows done so far, after each request.
 
-    All errors between client and server are a `ServingError`.
+    Raises:
+      ServingError: from all methods, whatever goes wrong between client and server.
+      ValueError: for arguments that make no sense.
     """
-
-    # Whether numbers are sent as text, which makes them many times longer.
-    numbers_are_text = False
 
     def __init__(
         self,
@@ -316,53 +239,30 @@ class ModelClient(abc.ABC):
         model: str,
         version: int | None = None,
         label: str | None = None,
-        patience: Patience | None = None,
+        *,
+        timeout: float = 60.0,
+        total_timeout: float = 3600.0,
+        batch_rows: int = 32,
+        in_flight: int = 2,
+        progress: Callable[[int], object] | None = None,
     ):
         check(bool(server and model), "name a server and a model")
         check(version is None or label is None, f"version {version} and label {label!r}: give one of them")
         check(version is None or version >= 0, f"version {version}: versions are whole numbers from 0")
-        self.server, self.model, self.version, self.label = server, model, version, label
-        self.patience = patience or Patience()
+        check(batch_rows >= 1 and in_flight >= 1, f"batch_rows={batch_rows}, in_flight={in_flight}: must be 1 or more")
+        check(timeout > 0 and total_timeout > 0, f"timeout={timeout}, total_timeout={total_timeout}: must be above 0")
+        chosen = f" version {version}" if version is not None else f" label {label!r}" if label is not None else ""
+        self._what = f"{server}, model {model!r}{chosen}"
+        self._seconds, self._total_seconds = timeout, total_timeout
+        self._batch_rows, self._in_flight, self._progress = batch_rows, in_flight, progress
         self._known: ModelMetadata | None = None
-        self._unknowable = False
-
-    def predict(self, signature: str, /, **arrays: Any) -> dict[str, np.ndarray]:
-        """Runs one signature; gives all outputs by name, strings as object arrays of bytes.
-
-        The inputs have the batch first. Lists of numbers get the signature's dtype; strings are bytes, in lists or
-        object arrays. Inputs that don't fit are a BadRequest, found before they are sent.
-        """
-        return self.predict_in(self.new_job(), signature, arrays)
-
-    def predict_in(
-        self, job: Job, signature: str, inputs: Mapping[str, Any], outputs: Collection[str] = ()
-    ) -> dict[str, np.ndarray]:
-        """`predict` as a part of a job, for the outputs that are named (all, if none is)."""
-        arrays = self._checked(job, signature, inputs)
-        what = self._what(signature)
-        return job.until_ready(what, lambda seconds: self._predict(job, signature, arrays, outputs, seconds))
-
-    def metadata(self) -> ModelMetadata:
-        """The model's version and signatures, asked now."""
-        return self._metadata_in(self.new_job())
-
-    def signatures(self) -> dict[str, SignatureSpec]:
-        """The signatures by name, asked once; another version may have others, `metadata` asks again."""
-        return (self._known or self.metadata()).signatures
-
-    def model_status(self) -> list[VersionStatus]:
-        """All versions that the server knows, newest first."""
-        job = self.new_job()
-        statuses = job.until_ready(self._what(), lambda seconds: self._status(job, seconds))
-        return sorted(statuses, key=lambda status: -status.version)
-
-    def new_job(self) -> Job:
-        """A job for `predict_in`; its time runs from now."""
-        return Job(self.patience)
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Closes the connections."""
+        self.is_rest = "://" in server
+        if self.is_rest:
+            from nvae_tf.serving.rest import RestTransport as Transport
+        else:
+            start_tensorflow_quietly()
+            from nvae_tf.serving.grpc_client import GrpcTransport as Transport
+        self._transport = Transport(server, model, version, label)
 
     def __enter__(self) -> Self:
         return self
@@ -370,245 +270,270 @@ class ModelClient(abc.ABC):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    @abc.abstractmethod
-    def _predict(
-        self, job: Job, signature: str, arrays: dict[str, np.ndarray], outputs: Collection[str], seconds: float
-    ) -> dict[str, np.ndarray]:
-        """Asks once."""
-
-    @abc.abstractmethod
-    def _metadata(self, job: Job, seconds: float) -> ModelMetadata:
-        """Asks once."""
-
-    @abc.abstractmethod
-    def _status(self, job: Job, seconds: float) -> list[VersionStatus]:
-        """Asks once."""
-
-    def _what(self, signature: str | None = None) -> str:
-        """The beginning of every message."""
-        chosen = f" version {self.version}" if self.version is not None else ""
-        chosen = f" label {self.label!r}" if self.label is not None else chosen
-        return f"{self.server}, model {self.model!r}{chosen}" + (f", signature {signature!r}" if signature else "")
-
-    def _metadata_in(self, job: Job) -> ModelMetadata:
-        self._known = found = job.until_ready(self._what(), lambda seconds: self._metadata(job, seconds))
-        return found
-
-    def _checked(self, job: Job, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The inputs as arrays that fit the signature, as far as the server describes it."""
-        known, may_be_old = self._known, self._known is not None
-        if known is None and not self._unknowable:
-            try:
-                known = self._metadata_in(job)
-            except NotSupported:
-                self._unknowable = True
-        while True:
-            try:
-                return _fitting(known, signature, inputs)
-            except ValueError as error:
-                if not may_be_old:
-                    raise BadRequest(f"{self._what(signature)}: {in_one_line(str(error))}") from None
-            # Since it was asked the server may have loaded a version with other signatures.
-            known, may_be_old = self._metadata_in(job), False
-
-
-def _fitting(known: ModelMetadata | None, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    if known is None:
-        return as_arrays(inputs, None)
-    if signature not in known.signatures:
-        hint = f"did you mean {nearest(signature, known.signatures)!r}?" if known.signatures else "it has none"
-        raise ValueError(f"version {known.version} has no such signature; {hint}")
-    spec = known.signatures[signature]
-    arrays = as_arrays(inputs, spec)
-    check_inputs(arrays, spec)
-    return arrays
-
-
-def is_this_machine(server: str) -> bool:
-    """Whether `HOST:PORT` is on this machine, so that no proxy must be used."""
-    host = server.rpartition("@")[2].rpartition(":")[0].strip("[]") or server
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
-def json_of(array: np.ndarray, as_base64: bool = True) -> Any:
-    """The nested lists of an array; bytes as `{"b64": ...}`, which inputs need, or as UTF-8 for text outputs."""
-    if array.dtype != object:
-        return array.tolist()
-    encoded = np.empty(array.shape, object)
-    for place, value in np.ndenumerate(array):
-        encoded[place] = (
-            {BASE64: base64.b64encode(value).decode("ascii")} if as_base64 else value.decode("utf-8", "replace")
-        )
-    return encoded.tolist()
-
-
-def array_of_json(value: Any, dtype: str) -> np.ndarray:
-    """The array of nested lists of numbers, or of strings and `{"b64": ...}`; ValueError for anything else."""
-    uneven = "lists of different lengths, or nested too deep"
-    try:
-        # Objects: a type of NumPy's own would take the size of the largest for every item.
-        array = np.array(value, object)
-    except ValueError:
-        raise ValueError(uneven) from None
-    items = array.ravel().tolist()
-    if array.ndim > _DEEPEST or any(isinstance(item, list) for item in items):
-        raise ValueError(uneven)
-    if dtype == STRING:
-        return _decoded_strings(array)
-    wanted = np.dtype(dtype)
-    for item in items:
-        if type(item) not in _NUMBERS.get(wanted.kind, (int,)):
-            raise ValueError(f"a {type(item).__name__} where {dtype} is wanted")
-    try:
-        return np.array(items, wanted).reshape(array.shape)
-    except OverflowError:
-        raise ValueError(f"a number that {dtype} can't hold") from None
-
-
-def _decoded_strings(array: np.ndarray) -> np.ndarray:
-    decoded = np.empty(array.shape, object)
-    for place, item in np.ndenumerate(array):
-        if isinstance(item, str):
-            decoded[place] = item.encode("utf-8", errors="surrogatepass")
-        elif isinstance(item, dict) and list(item) == [BASE64] and isinstance(item[BASE64], str):
-            try:
-                decoded[place] = base64.b64decode(item[BASE64], validate=True)
-            except ValueError as error:
-                raise ValueError(f"no base64 ({error})") from None
-        else:
-            raise ValueError(f'a {type(item).__name__} where a string or {{"{BASE64}": "..."}} is wanted')
-    return decoded
-
-
-# The kind of error and the fix for each HTTP status with a meaning of its own.
-_ERRORS = {
-    400: (BadRequest, "correct the inputs"),
-    404: (ModelNotFound, "look at the server's models and versions"),
-    413: (TooLarge, "send fewer rows at once"),
-    429: (TooLarge, "send fewer rows at once"),
-    501: (NotSupported, "is it a TensorFlow Serving of this model?"),
-    503: (ServerNotReady, "wait until it has loaded the model"),
-    504: (DeadlineExceeded, "send fewer rows at once or allow more time"),
-}
-
-
-class RestClient(ModelClient):
-    """See `ModelClient`; `server` is `HOST:PORT`, of TensorFlow Serving's `--rest_api_port` (8501), or a URL.
-
-    HTTP can't cancel a request: one that is given up ends by itself.
-    """
-
-    numbers_are_text = True
-
-    def __init__(self, server: str, model: str, **choices: Any):
-        super().__init__(server, model, **choices)
-        version, label = self.version, self.label
-        base = server.rstrip("/") if "://" in server else f"http://{server}"
-        chosen = "" if version is None else f"/versions/{version}"
-        chosen = f"/labels/{urllib.parse.quote(label, safe='')}" if label is not None else chosen
-        self._url = f"{base}/v1/models/{urllib.parse.quote(model, safe='')}{chosen}"
-        self._session = requests.Session()
-        self._session.trust_env = not is_this_machine(urllib.parse.urlsplit(base).netloc)
-        adapter = requests.adapters.HTTPAdapter(pool_maxsize=CONNECTIONS, max_retries=0)
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, adapter)
-
     def close(self) -> None:
-        """Closes the connections that are kept."""
-        self._session.close()
+        """Closes the connections; requests in flight end with an error."""
+        self._transport.close()
 
-    def _predict(
-        self, job: Job, signature: str, arrays: dict[str, np.ndarray], outputs: Collection[str], seconds: float
-    ) -> dict[str, np.ndarray]:
-        inputs = {name: json_of(array) for name, array in arrays.items()}
-        body = json.dumps({"signature_name": signature, "inputs": inputs})
-        answer = self._ask("POST", ":predict", seconds, signature, body)
+    def sample(
+        self, count: int, seed: int = 0, temperature: float = 1.0, labels: Any = None, as_pixels: bool = False
+    ) -> np.ndarray:
+        """Images `[count, H, W, C]` from the prior: float32 in [0, 1], or uint8 with `as_pixels`."""
+        check(count >= 1, f"count={count}: must be above 0")
+        inputs = {"seed": row_seeds(seed, count), "temperature": np.full(count, temperature, np.float32)}
+        return self._images("sample", inputs, labels, as_pixels)
+
+    def compose(
+        self,
+        latents: np.ndarray,
+        keep: Any,
+        seed: int = 0,
+        temperature: Any = 1.0,
+        labels: Any = None,
+        as_pixels: bool = False,
+    ) -> Composed:
+        """Images of latents `[count, total]` whose groups are kept where `keep` is 1, and otherwise drawn.
+
+        `keep` and `temperature` are `[count, groups]`, the top group first, or what broadcasts to it. A group that is
+        drawn comes from the prior given the groups above. Exports of before this signature don't have it.
+        """
+        inputs = {"latent": np.asarray(latents), "seed": row_seeds(seed, len(latents))}
+        specs, shape = self._spec("compose").inputs, [len(latents), self._spec("compose").inputs["keep"].shape[1]]
+        for name, value in (("keep", keep), ("temperature", temperature)):
+            inputs[name] = np.broadcast_to(np.asarray(value).astype(specs[name].dtype), shape)
+        output = "image_uint8" if as_pixels else "image"
+        found = self._run("compose", inputs, labels)
+        return Composed(found[output], found["latent"])
+
+    def encode(self, images: Images, seed: int = 0, labels: Any = None) -> np.ndarray:
+        """Latents `[count, total]` drawn from the posterior, group after group, the top one first."""
+        return self._values("encode", images, seed, labels)["latent"]
+
+    def decode(self, latents: np.ndarray, labels: Any = None, as_pixels: bool = False) -> np.ndarray:
+        """Images `[count, H, W, C]` of latents `[count, total]`."""
+        return self._images("decode", {"latent": np.asarray(latents)}, labels, as_pixels)
+
+    def reconstruct(self, images: Images, seed: int = 0, labels: Any = None, as_pixels: bool = False) -> np.ndarray:
+        """The model's reconstructions of images, `[count, H, W, C]`."""
+        arrays = image_arrays(images, self.image_shape("reconstruct"))
+        inputs = {"image": arrays, "seed": row_seeds(seed, len(arrays))}
+        return self._images("reconstruct", inputs, labels, as_pixels)
+
+    def score(self, images: Images, seed: int = 0, labels: Any = None) -> Scores:
+        """The negative evidence lower bound of images; `model.score` in Python is another estimate, with more draws."""
+        found = self._values("score", images, seed, labels)
+        return Scores(*(found[name] for name in Scores._fields))
+
+    def predict(self, signature: str, /, **inputs: Any) -> Arrays:
+        """All outputs of any signature by name, of one request; strings are object arrays of bytes.
+
+        The inputs have the batch first. What doesn't fit the signature is a BadRequest, found before it is sent.
+        """
+        return self._ask(signature, inputs, (), time.monotonic() + self._total_seconds)
+
+    def signatures(self) -> dict[str, SignatureSpec]:
+        """The signatures by name, asked once; another version may have others, `metadata` asks again."""
+        return (self._known or self.metadata()).signatures
+
+    def metadata(self) -> ModelMetadata:
+        """The version that answers and its signatures, asked now."""
+        with self._errors_named():
+            self._known = found = self._transport.metadata(self._seconds)
+            return found
+
+    def model_status(self) -> list[VersionStatus]:
+        """All versions that the server knows, newest first."""
+        with self._errors_named():
+            return self._transport.status(self._seconds)
+
+    def image_shape(self, signature: str = "score") -> tuple[int, int, int]:
+        """Height, width and channels of the images that a signature takes."""
+        return self._spec(signature).inputs["image"].shape[1:]
+
+    @contextlib.contextmanager
+    def _errors_named(self, signature: str = "") -> Iterator[None]:
+        """Makes errors begin with the server, the model and the signature."""
         try:
-            found = _outputs(answer["outputs"], self.signatures()[signature])
-        except (KeyError, TypeError, ValueError):
-            # The JSON alone has no types, and a new version may have other outputs than the one that was asked.
-            spec = self._metadata_in(job).signatures.get(signature)
+            yield
+        except (ServingError, ValueError) as error:
+            if str(error).startswith(self._what):
+                raise
+            kind = type(error) if isinstance(error, ServingError) else BadRequest
+            raise kind(f"{self._what}{signature and f', signature {signature!r}'}: {error}") from None
+
+    def _spec(self, signature: str) -> SignatureSpec:
+        with self._errors_named(signature):
+            known = self.signatures()
+            hint = did_you_mean(signature, known) or f"; it has {', '.join(known) or 'none'}"
+            check(signature in known, f"the model has no such signature{hint}")
+            return known[signature]
+
+    def _ask(self, signature: str, inputs: Mapping[str, Any], outputs: Collection[str], end: float) -> Arrays:
+        """The outputs of one request, those that are named or all."""
+
+        def fitted() -> Arrays:
+            spec = self._spec(signature)
+            arrays = {name: as_array(name, value, spec.inputs.get(name)) for name, value in inputs.items()}
+            check_inputs(arrays, spec)
+            return arrays
+
+        with self._errors_named(signature):
             try:
-                found = _outputs(answer["outputs"], spec)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise ServerFailed(f"{self._what(signature)}: no answer of this signature ({error!r})") from None
-        return {name: array for name, array in found.items() if not outputs or name in outputs}
+                arrays = fitted()
+            except (BadRequest, ValueError):
+                # Since it was asked the server may have loaded a version with other signatures.
+                self._known = None
+                arrays = fitted()
+            left = end - time.monotonic()
+            if left <= 0:
+                raise DeadlineExceeded(f"the {self._total_seconds:g} s for the whole call are over; allow more")
+            spec = self._spec(signature)
+            found = self._transport.predict(signature, arrays, spec, outputs, min(left, self._seconds))
+            check_rows(found)
+            return found
 
-    def _metadata(self, job: Job, seconds: float) -> ModelMetadata:
-        answer = self._ask("GET", "/metadata", seconds)
+    def _by_files(self, signature: str, inputs: Mapping[str, np.ndarray]) -> bool:
+        """Whether to send PNG files: the model quantizes their pixels, and as text they are shorter than numbers."""
+        if f"{signature}{_FILES}" not in self.signatures():
+            return False
+        return inputs["image"].dtype == np.uint8 if "image" in inputs else self.is_rest
+
+    def _values(self, signature: str, images: Images, seed: int, labels: Any) -> Arrays:
+        arrays = image_arrays(images, self.image_shape(signature))
+        inputs = {"image": arrays, "seed": row_seeds(seed, len(arrays))}
+        # All outputs are asked for: a server has run the signature so, to warm up.
+        return self._run(signature + (_FILES if self._by_files(signature, inputs) else ""), inputs, labels)
+
+    def _images(self, signature: str, inputs: dict[str, np.ndarray], labels: Any, as_pixels: bool) -> np.ndarray:
+        spec = self._spec(signature)
+        if as_pixels and self._by_files(signature, inputs):
+            return pixels_of_files(self._run(f"{signature}{_FILES}", inputs, labels)["image_bytes"])
+        # Pixels are a quarter of the bytes, where the model has them. Exports have run each alone to warm up.
+        output = "image_uint8" if as_pixels and "image_uint8" in spec.outputs else "image"
+        outputs = [name for name in (output, "valid") if name in spec.outputs]
+        images = self._run(signature, inputs, labels, outputs)[output]
+        return pixels_of(images) if as_pixels and output == "image" else images
+
+    def _run(self, signature: str, inputs: dict[str, np.ndarray], labels: Any, outputs: Collection[str] = ()) -> Arrays:
+        """The outputs of all rows, cut into requests of which several run at once."""
+        count, wanted = len(next(iter(inputs.values()))), self._spec(signature).inputs
+        check(count > 0, "no rows: give one image or latent at least")
+        if labels is not None or "label" in wanted:
+            of_rows = np.asarray(_NO_LABEL if labels is None else labels, np.int32)
+            check(
+                of_rows.shape in ((), (count,)),
+                f"labels of shape {of_rows.shape}: give one, or one for each of {count}",
+            )
+            inputs = inputs | {"label": np.broadcast_to(of_rows, [count])}
+        end = time.monotonic() + self._total_seconds
+
+        def ask(first: int) -> Arrays:
+            batch = {name: array[first : first + self._batch_rows] for name, array in inputs.items()}
+            if "image" in batch and "image" not in wanted:
+                batch["image_bytes"] = png_files(batch.pop("image"))
+            elif "image" in batch and batch["image"].dtype == np.uint8:
+                batch["image"] = batch["image"] / np.float32(255.0)
+            return self._ask(signature, batch, outputs, end)
+
+        pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="prediction")
         try:
-            specs = signature_specs(answer["metadata"]["signature_def"]["signature_def"])
-            return ModelMetadata(self.model, int(answer["model_spec"]["version"]), specs)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ServerFailed(f"{self._what()}: no metadata of a model ({in_one_line(repr(error))})") from None
-
-    def _status(self, job: Job, seconds: float) -> list[VersionStatus]:
-        answer = self._ask("GET", "", seconds)
-        try:
-            return version_statuses(answer)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ServerFailed(f"{self._what()}: no status of a model ({error!r})") from None
-
-    def _ask(self, method: str, path: str, seconds: float, signature: str | None = None, body: str | None = None):
-        """The JSON object of an answer."""
-        what = self._what(signature)
-        end = time.monotonic() + seconds
-        try:
-            with self._session.request(
-                method, self._url + path, data=body, timeout=seconds, stream=True, allow_redirects=False
-            ) as response:
-                content = bytearray()
-                # Piece by piece: the session's own timeout is for each wait, not for the whole.
-                while piece := response.raw.read1(_PIECE, decode_content=True):
-                    content += piece
-                    if time.monotonic() > end:
-                        raise requests.Timeout()
-        except (requests.Timeout, urllib3.exceptions.TimeoutError):
-            message = f"{what}: no answer within {seconds:.3g} s; send fewer rows at once or allow more time"
-            raise DeadlineExceeded(message) from None
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            if _comes_of(error, ConnectionRefusedError):
-                message = f"{what}: nobody answers there; is it running, and is this its REST port?"
-                raise ServerNotReady(message) from None
-            # A request changes nothing, so that it may be sent again; gRPC calls this UNAVAILABLE too.
-            if _comes_of(error, ConnectionResetError, BrokenPipeError, urllib3.exceptions.IncompleteRead):
-                message = f"{what}: the connection broke before there was an answer; has the server ended? See its log"
-                raise ServerNotReady(message) from None
-            raise ServerFailed(f"{what}: {in_one_line(str(error))}; is this its REST port?") from None
-        return _object_of(what, response.status_code, bytes(content))
+            asked = [pool.submit(ask, first) for first in range(0, count, self._batch_rows)]
+            for done, future in enumerate(as_completed(asked), 1):
+                future.result()
+                if self._progress:
+                    self._progress(min(done * self._batch_rows, count))
+        finally:
+            # After an error no further request is sent.
+            pool.shutdown(wait=True, cancel_futures=True)
+        results = [future.result() for future in asked]
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
-def _object_of(what: str, code: int, content: bytes) -> dict[str, Any]:
-    try:
-        answer = json.loads(content)
-    except ValueError:
-        answer = None
-    if code == requests.codes.ok and isinstance(answer, dict):
-        return answer
-    reason = answer.get("error") if isinstance(answer, dict) else None
-    kind, advice = _ERRORS.get(code, (ServerFailed, "look at the server's log"))
-    if reason is None and code not in (413, 503):  # some other web server
-        kind, advice = ServerFailed, "is this its REST port?"
-    raise kind(f"{what}: {in_one_line(str(reason or content[:200]))} [HTTP {code}]; {advice}")
+def check_rows(outputs: Mapping[str, np.ndarray]) -> None:
+    """Raises BadRequest for rows that the model has refused: `valid` is false there, or a number is NaN.
+
+    With TensorFlow Serving's batching a graph can't end with an error for one row without failing its neighbors, which
+    may be of others.
+    """
+    for name, array in outputs.items():
+        if array.size and (name == "valid" or array.dtype.kind == "f"):
+            wrong = ~array if name == "valid" else np.isnan(array)
+            rows = np.flatnonzero(wrong.reshape(len(array), -1).any(axis=1)).tolist()
+            check(not rows, f"the model refuses rows {rows[:5]} of {len(array)}: an input is out of range")
 
 
-def _outputs(outputs: Any, spec: SignatureSpec) -> dict[str, np.ndarray]:
-    """The arrays of an answer, in which the value of a single output stands without its name."""
-    if len(spec.outputs) == 1:
-        outputs = {next(iter(spec.outputs)): outputs}
-    arrays = {}
-    for name, (dtype, shape) in spec.outputs.items():
-        array = array_of_json(outputs[name], dtype)
-        # Lists of no rows lack the rest of the shape.
-        arrays[name] = array.reshape([0, *(size or 0 for size in shape[1:])]) if shape and not array.size else array
-    return arrays
+def status_text(model: ServedModel) -> str:
+    """The versions on the server and the signatures of the model, for people."""
+    lines = [f"version {found.version}: {found.state} {found.error}".rstrip() for found in model.model_status()]
+    metadata = model.metadata()
+    width = max(map(len, metadata.signatures), default=0)
+    lines.append(f"signatures of version {metadata.version}:")
+    for name, spec in metadata.signatures.items():
+        sides = (", ".join(f"{key} {value}" for key, value in side.items()) for side in spec)
+        lines.append(f"  {name:{width}}  {' -> '.join(sides)}")
+    return "\n".join(lines)
 
 
-def _comes_of(error: BaseException | None, *kinds: type[BaseException]) -> bool:
-    """Whether an error of such a kind is behind it; the libraries wrap them several times."""
-    while error is not None:
-        if isinstance(error, kinds):
-            return True
-        inner = [argument for argument in error.args if isinstance(argument, BaseException)]
-        error = getattr(error, "reason", None) or error.__cause__ or error.__context__ or next(iter(inner), None)
-    return False
+def row_seeds(seed: int, count: int) -> np.ndarray:
+    """Seeds int64 `[count]` of images 0, 1, ... of a series: the low word is the series, the high word the image."""
+    check(0 <= seed <= LARGEST_SEED, f"seed={seed}: must be from 0 to {LARGEST_SEED}")
+    return np.int64(seed) + (np.arange(count, dtype=np.int64) << 32)
+
+
+def check_channels(channels: int | None) -> None:
+    """Raises ValueError for a number of channels that no picture has."""
+    check(channels in range(1, _MOST_CHANNELS + 1), f"pictures for a model of {channels} channels: give arrays")
+
+
+def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Images as uint8 in 0 to 255 or float32 in [0, 1], `[count, *shape]`; Pillow's are converted to its channels."""
+    if not isinstance(images, np.ndarray):
+        check_channels(shape[-1])
+        pixels = []
+        for number, image in enumerate(images):
+            odd = f"a picture of Pillow's mode {image.mode!r}: save it with 8 or 16 bits a channel"
+            check(image.mode not in ("I", "F"), odd)
+            # Of 16 bits the upper ones, as a model's graph reads such files; Pillow would clip at 255.
+            pixels.append(_with_channels(np.asarray(as_eight_bits(image, shape[-1]))))
+            _check_size(f"picture {number}", pixels[-1].shape, shape)
+        return np.stack(pixels) if pixels else np.zeros([0, *(size or 0 for size in shape)], np.uint8)
+    _check_size("an array's image", images.shape[1:], shape)
+    known = images.dtype == np.uint8 or images.dtype.kind == "f"
+    check(known, f"images of dtype {images.dtype}: give uint8 in 0 to 255 or float in [0, 1]")
+    return images if images.dtype == np.uint8 else images.astype(np.float32)
+
+
+def _check_size(what: str, found: tuple[int, ...], wanted: tuple[int | None, ...]) -> None:
+    sizes, model = ("x".join("?" if size is None else str(size) for size in shape) for shape in (found, wanted))
+    fits = TensorSpec("", tuple(wanted)).takes(found)
+    check(fits, f"{what} is {sizes}, the model takes {model} (height x width x channels); resize it")
+
+
+def _with_channels(image: np.ndarray) -> np.ndarray:
+    """`[height, width]` as `[height, width, 1]`."""
+    return image[..., np.newaxis] if image.ndim == 2 else image
+
+
+def pixels_of(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] as uint8."""
+    return np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def pil_images(images: np.ndarray) -> list[Image.Image]:
+    """Images `[count, height, width, 1 to 4]`, uint8 or float in [0, 1], as Pillow's."""
+    pixels = images if images.dtype == np.uint8 else pixels_of(images)
+    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]
+
+
+def png_files(pixels: np.ndarray) -> np.ndarray:
+    """The bytes of a PNG file for each of uint8 images `[count, height, width, 1 to 4]`: an object array `[count]`."""
+    files = np.empty(len(pixels), object)
+    for number, image in enumerate(pil_images(pixels)):
+        written = io.BytesIO()
+        image.save(written, format="PNG")
+        files[number] = written.getvalue()
+    return files
+
+
+def pixels_of_files(files: Iterable[bytes]) -> np.ndarray:
+    """The inverse of `png_files`."""
+    return np.stack([_with_channels(np.asarray(Image.open(io.BytesIO(file)))) for file in files])

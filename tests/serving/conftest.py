@@ -10,7 +10,7 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.models import NVAE
 from nvae_tf.serving.saved_model import Origin, export_saved_model
 from tests.command_fixtures import made_once
-from tests.serving.model_servers import CLIENTS, REAL_SERVER, local_servers, real_servers, save_texts, served
+from tests.serving.model_servers import PROTOCOLS, REAL_SERVER, Rows, Texts, real_servers, save_module, served
 from tests.tiny_model import shaken
 
 SMALL = dict(num_groups_per_scale=1, num_channels_encoder=4, num_channels_decoder=4)
@@ -56,16 +56,22 @@ def vanilla_model():
 @pytest.fixture(scope="session")
 def texts_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts") / "1"
-    save_texts(folder)
+    save_module(folder, Texts(), "echo_png", "twice")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "rows" / "1"
+    save_module(folder, Rows(), "compose", "sample")
     return folder
 
 
 @pytest.fixture(scope="session")
 def local(folder, texts_folder):
-    """The server of this repository, one request at a time and without batching."""
-    models = served("tiny", folder.parent, labels={"stable": 3}), served("texts", texts_folder.parent)
-    with local_servers(*models) as servers:
-        yield servers
+    """The server of this repository."""
+    with served("texts", texts_folder.parent) as texts, served("tiny", folder.parent) as servers:
+        yield servers._replace(texts=texts)
 
 
 @pytest.fixture(scope="session", params=["local", "real"] if REAL_SERVER else ["local"])
@@ -78,7 +84,7 @@ def servers(request, folder, texts_folder, tmp_path_factory):
         yield found
 
 
-@pytest.fixture(params=sorted(CLIENTS))
+@pytest.fixture(params=PROTOCOLS)
 def protocol(request):
     return request.param
 

@@ -14,27 +14,28 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.serving.client import Patience, RestClient
-from nvae_tf.serving.grpc_client import ServingClient
-from nvae_tf.serving.local_server import LocalServer
-from nvae_tf.serving.served_versions import ServedVersions
+from nvae_tf.serving.client import ServedModel, ServerNotReady
+from nvae_tf.serving.local_server import local_server
 
 REAL_SERVER = os.environ.get("TF_MODEL_SERVER")
-CLIENTS = {"grpc": ServingClient, "rest": RestClient}
+PROTOCOLS = ("grpc", "rest")
 SEEDS = np.array([5, 6, 5, 5 + 2 * 2**32], np.int64)
 IMAGES = (np.random.default_rng(0).integers(0, 256, [4, 8, 8, 3]) / 255).astype(np.float32)
-QUICK = Patience(request=30.0, total=60.0, tries=3, first_wait=0.01)
 
 
 class Servers(NamedTuple):
-    """Where a server of the models `tiny` (version 3, label `stable`) and `texts` (version 1) is."""
+    """Where a server of the model `tiny` (version 3) is, and one of `texts` (version 1)."""
 
     grpc: str
     rest: str
+    texts: "Servers | None" = None
+
+    def url(self, protocol):
+        return self.grpc if protocol == "grpc" else f"http://{self.rest}"
 
     def client(self, protocol, model="tiny", **arguments):
-        arguments.setdefault("patience", QUICK)
-        return CLIENTS[protocol](getattr(self, protocol), model, **arguments)
+        place = self.texts if model == "texts" and self.texts else self
+        return ServedModel(place.url(protocol), model, **{"timeout": 30.0, **arguments})
 
 
 class Texts(tf.Module):
@@ -54,21 +55,41 @@ class Texts(tf.Module):
             return {"value": 2.0 * value}
 
 
-def save_texts(folder):
-    module = Texts()
-    tf.saved_model.save(module, str(folder), {"echo_png": module.echo_png, "twice": module.twice})
+class Rows(tf.Module):
+    """A model of 2 groups of 2 values that gives each row its own verdict, as exports do; classes are 0 and 1."""
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, 4], tf.float32, "latent"),
+            tf.TensorSpec([None, 2], tf.int32, "keep"),
+            tf.TensorSpec([None], tf.int64, "seed"),
+            tf.TensorSpec([None, 2], tf.float32, "temperature"),
+            tf.TensorSpec([None], tf.int32, "label"),
+        ]
+    )
+    def compose(self, latent, keep, seed, temperature, label):
+        drawn = tf.repeat(temperature, 2, axis=1) * tf.cast(seed // 2**32, tf.float32)[:, tf.newaxis]
+        latent = tf.where(tf.repeat(keep, 2, axis=1) > 0, latent, drawn)
+        image = tf.reshape(latent, [-1, 2, 2, 1]) / 10.0 + tf.cast(label, tf.float32)[:, None, None, None] / 100.0
+        pixels = tf.cast(tf.round(255.0 * image), tf.uint8)
+        return {"image": image, "image_uint8": pixels, "latent": latent, "valid": label < 2}
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.int64, "seed"), tf.TensorSpec([None], tf.float32, "temperature")]
+    )
+    def sample(self, seed, temperature):
+        image = tf.fill([tf.shape(seed)[0], 2, 2, 1], 0.5) * temperature[:, None, None, None]
+        return {"image": image, "image_uint8": tf.cast(255.0 * image, tf.uint8), "valid": temperature > 0.0}
 
 
-def served(name, path, **arguments):
-    return ServedVersions(name, path, poll_seconds=0.05, **arguments)
+def save_module(folder, module, *names):
+    tf.saved_model.save(module, str(folder), {name: getattr(module, name) for name in names})
 
 
 @contextlib.contextmanager
-def local_servers(*models, **arguments):
-    with LocalServer(models, **arguments) as server:
-        for versions in models:
-            assert versions.wait_until_looked(60)
-        yield Servers(f"127.0.0.1:{server.port}", f"127.0.0.1:{server.rest_port}")
+def served(name, path, **arguments):
+    with local_server(name, path, **arguments) as (port, rest_port):
+        yield Servers(f"127.0.0.1:{port}", f"127.0.0.1:{rest_port}")
 
 
 def free_port():
@@ -80,22 +101,20 @@ def free_port():
 @contextlib.contextmanager
 def real_servers(tiny, texts, place):
     """TensorFlow Serving's own binary, in a process of its own."""
-    labels = 'version_labels { key: "stable" value: 3 }'
-    models = [("tiny", tiny, labels), ("texts", texts, "")]
-    configs = [
-        f'config {{ name: "{n}" base_path: "{p}" model_platform: "tensorflow" {more} }}' for n, p, more in models
-    ]
+    models = [("tiny", tiny), ("texts", texts)]
+    configs = [f'config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow" }}' for name, path in models]
     (place / "models.config").write_text(f"model_config_list {{ {' '.join(configs)} }}")
     ports = free_port(), free_port()
     command = [REAL_SERVER, f"--port={ports[0]}", f"--rest_api_port={ports[1]}"]
-    command += [f"--model_config_file={place / 'models.config'}", "--allow_version_labels_for_unavailable_models=true"]
+    command += [f"--model_config_file={place / 'models.config'}"]
     servers = Servers(*(f"127.0.0.1:{port}" for port in ports))
-    patience = Patience(total=120, tries=1000, longest_wait=0.5)
     with subprocess.Popen(command) as process:
         try:
-            for model, protocol in itertools.product(("tiny", "texts"), CLIENTS):
-                with servers.client(protocol, model, patience=patience) as client:
-                    client.metadata()
+            for model, protocol in itertools.product(("tiny", "texts"), PROTOCOLS):
+                for _ in range(20):
+                    with servers.client(protocol, model) as client, contextlib.suppress(ServerNotReady):
+                        client.metadata()
+                        break
             yield servers
         finally:
             process.terminate()

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from nvae_tf.serving.served_model import read_latents, write_latents
-from tests.serving.model_servers import CLIENTS, free_port
+from tests.serving.model_servers import PROTOCOLS, free_port
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def ask(local, done):
     return run
 
 
-@pytest.mark.parametrize("protocol", sorted(CLIENTS))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_pictures_go_through_the_model_and_come_back(ask, run, tmp_path, protocol):
     pictures, latents = tmp_path / "new" / "pictures", tmp_path / "latents.npz"
     ask("sample", f"--output={pictures}/", "--count=3", "--seed=4", "--batch_rows=2", protocol=protocol)
@@ -33,13 +32,23 @@ def test_pictures_go_through_the_model_and_come_back(ask, run, tmp_path, protoco
     ask("encode", f"--images={pictures}", f"--output={latents}", protocol=protocol)
     images = (pixels / 255).astype(np.float32)
     ones = 1 + np.arange(3) * 2**32
-    found = np.load(latents)["latent"]
+    with np.load(latents) as written:
+        found = written["latent"]
+        assert written["names"].tolist() == ["sample_00000.png", "sample_00001.png", "sample_00002.png"]
     np.testing.assert_allclose(found, run("encode", image=images, seed=ones)["latent"], atol=1e-4)
 
     ask("decode", f"--latents={latents}", f"--output={tmp_path / 'decoded.png'}", protocol=protocol)
     ask("reconstruct", f"--images={pictures}", f"--output={tmp_path / 'again.png'}", protocol=protocol)
     decoded, again = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("decoded.png", "again.png"))
     assert decoded.shape == again.shape and np.abs(decoded - again).max() <= 1
+    # Latents of older files have an array for each group.
+    groups = {
+        f"group_{number:02d}": part for number, part in enumerate(np.split(found[:2, :, None, None], [7], axis=1))
+    }
+    np.savez(tmp_path / "old.npz", **groups)
+    ask("decode", f"--latents={tmp_path / 'old.npz'}", f"--output={tmp_path}/old/", protocol=protocol)
+    pixels = np.stack([np.asarray(Image.open(tmp_path / "old" / f"decoded_{number:05d}.png")) for number in (0, 1)])
+    assert np.abs(pixels - run("decode", latent=found[:2])["image"] * 255).max() < 0.6
     ask("reconstruct", f"--images={files[1]}", f"--images={files[0]}", f"--output={tmp_path}/two/", protocol=protocol)
     assert sorted(file.name for file in (tmp_path / "two").iterdir()) == ["sample_00000.png", "sample_00001.png"]
 
@@ -70,7 +79,7 @@ def test_a_refused_job_writes_nothing(local, tmp_path, refused):
         "text.png": "text.png: not a picture",
         "float.tif": "float.tif: a damaged TIFF file, or one of a form that is not read",
         "turned.jpg": "turned.jpg: is 8x5 (height x width)",
-        "none": "no such file or folder",
+        "none": "no such file or folder of pictures",
     }.items():
         assert message in refused("export.client", *encode, "--model=tiny", f"--images={tmp_path / file}")
     assert "model 'digits'" in refused("export.client", *encode, "--model=digits", f"--images={tmp_path / 'wide.png'}")
@@ -84,8 +93,8 @@ def test_mistakes_are_reported_in_one_line(refused, tmp_path):
         (["smaple", "--model=x"], "not one of the commands (sample, encode, decode, reconstruct, score, status); did"),
         (["sample", "--model=x"], "--output is missing"),
         (["status", "--model=x", "--count=3"], "Unknown command line flag 'count'"),
-        (["sample", "--model=x", "--output=a.jpg"], "--output=a.jpg: give a name in .png or DIR/"),
-        (["sample", "--model=x", "--output={full}/"], "exists and is not empty"),
+        (["sample", "--model=x", "--output=a.jpg"], "--output=a.jpg: give a name that ends in .png, or a folder"),
+        (["sample", "--model=x", "--output={full}/"], "there are files in this folder"),
         (["sample", "--model=x", "--output=a.png", "--temperature=nan"], "--temperature=nan: must be above 0"),
         (["decode", "--model=x", "--output=a.png", "--latents=none.npz"], "--latents=none.npz: no such file"),
         (["status", "--model=x", "--timeout=0"], "--timeout=0.0: must be above 0"),
@@ -94,21 +103,15 @@ def test_mistakes_are_reported_in_one_line(refused, tmp_path):
         assert message in refused("export.client", *(argument.format(full=tmp_path) for argument in arguments))
 
 
+def test_a_file_that_is_no_latents_is_refused(tmp_path, refused):
+    file = tmp_path / "latents.npz"
+    np.savez(file, weights=np.zeros(3))
+    message = refused("export.client", "decode", "--model=x", f"--latents={file}", f"--output={tmp_path}/a.png")
+    assert f"--latents={file}: no file of latents as `encode` writes it" in message
+
+
 @pytest.mark.parametrize("flags", [[], ["--rest"]])
 def test_a_dead_server_is_reported_in_one_line(refused, flags):
     server = f"127.0.0.1:{free_port()}"
-    told = refused("export.client", "status", "--model=x", f"--server={server}", "--total_timeout=0.3", *flags)
-    assert told.startswith(f"error: {server}, model 'x': ") and "is it running" in told
-
-
-def test_latents_of_both_commands_are_read(tmp_path):
-    groups = [np.arange(12, dtype=np.float32).reshape(2, 1, 2, 3), np.arange(8, dtype=np.float32).reshape(2, 2, 2, 1)]
-    file = str(tmp_path / "latents.npz")
-    np.savez(file, **{f"group_{number:02d}": group for number, group in enumerate(groups)})
-    flat = read_latents(file)
-    np.testing.assert_array_equal(flat, np.concatenate([group.reshape(2, -1) for group in groups], axis=1))
-    write_latents(file, flat)
-    np.testing.assert_array_equal(read_latents(file), flat)
-    np.savez(file, weights=flat)
-    with pytest.raises(ValueError, match="no file of latents as `encode` writes it"):
-        read_latents(file)
+    message = refused("export.client", "status", "--model=x", f"--server={server}", "--timeout=0.3", *flags)
+    assert message.startswith(f"error: {'http://' if flags else ''}{server}, model 'x': ")

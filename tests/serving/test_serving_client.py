@@ -14,32 +14,39 @@ from PIL import Image
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from nvae_tf.serving import client as clients
-from nvae_tf.serving.grpc_client import ServingClient
-from nvae_tf.serving.served_model import ServedModel, image_arrays, pil_images, predict_batches
+from nvae_tf.serving import grpc_client
+from nvae_tf.serving.client import ServedModel, TensorSpec, image_arrays, pil_images
+from nvae_tf.serving.rest import RestTransport, array_of_json
+from tests import ROOT
 from tests.command_fixtures import output_of
-from tests.serving.model_servers import IMAGES, QUICK, SEEDS
+from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, free_port, served
+
+
+@pytest.fixture
+def quick_retries(monkeypatch):
+    monkeypatch.setattr(clients, "FIRST_WAIT", 0.01)
+    monkeypatch.setitem(grpc_client._RETRIES, "initialBackoff", "0.01s")
 
 
 def test_strings_keep_every_byte(servers, protocol):
-    given = [b"\x89PNG\r\n\x1a\n\x00", b"", "wört".encode()]
+    given = [b"\x89PNG\r\n\x1a\n\x00", b"", "wört"]
     with servers.client(protocol, "texts") as client:
         found = client.predict("echo_png", image_bytes=given)
-    assert found["image_bytes"].tolist() == [text + b"\x00\xff\x00" for text in given]
-    assert found["size"].tolist() == [len(text) for text in given] and found["size"].dtype == np.int32
+    texts = [*given[:2], "wört".encode()]
+    assert found["image_bytes"].tolist() == [text + b"\x00\xff\x00" for text in texts]
+    assert found["size"].tolist() == [len(text) for text in texts] and found["size"].dtype == np.int32
     assert found["word"].tolist() == ["wörd".encode()] * 3
 
 
 def test_metadata_and_status(client, servers, protocol):
     metadata = client.metadata()
-    assert metadata.name == "tiny" and metadata.version == 3
+    assert metadata.version == 3
     sample = metadata.signatures["sample"]
-    seed, temperature = (clients.TensorSpec(dtype, (None,)) for dtype in ("int64", "float32"))
-    assert sample.inputs == {"seed": seed, "temperature": temperature}
-    assert sample.outputs["image"] == clients.TensorSpec("float32", (None, 8, 8, 3))
+    assert sample.inputs == {"seed": TensorSpec("int64", (None,)), "temperature": TensorSpec("float32", (None,))}
+    assert sample.outputs["image"] == TensorSpec("float32", (None, 8, 8, 3))
     assert client.model_status() == [(3, "AVAILABLE", "")]
-    for chosen in ({"version": 3}, {"label": "stable"}):
-        with servers.client(protocol, **chosen) as other:
-            assert other.predict("sample", seed=[1], temperature=[1.0])["image"].shape == (1, 8, 8, 3)
+    with servers.client(protocol, version=3) as other:
+        assert other.predict("sample", seed=[1], temperature=[1.0])["image"].shape == (1, 8, 8, 3)
 
 
 def test_an_unknown_model_or_version_is_reported(servers, protocol):
@@ -47,79 +54,80 @@ def test_an_unknown_model_or_version_is_reported(servers, protocol):
         with servers.client(protocol, **arguments) as client:
             with pytest.raises(clients.ModelNotFound) as raised:
                 client.predict("sample", seed=[1], temperature=[1.0])
-        assert named in str(raised.value) and getattr(servers, protocol) in str(raised.value)
-        assert "\n" not in str(raised.value)
+        assert str(raised.value).startswith(f"{servers.url(protocol)}, {named}: ") and "\n" not in str(raised.value)
 
 
 def test_inputs_that_do_not_fit_are_reported_and_not_sent(client, monkeypatch):
     for signature, inputs, message in (
         ("smaple", {}, "no such signature; did you mean 'sample'?"),
-        ("sample", {"sead": SEEDS}, "no input 'sead', did you mean 'seed'?"),
+        ("sample", {"sead": SEEDS}, "no input 'sead'; did you mean 'seed'?"),
         ("sample", {"seed": SEEDS}, "input 'temperature' is missing; give float32[?]"),
         ("sample", {"seed": SEEDS, "temperature": np.ones(4)}, "is float64[4]; give float32[?], e.g. array.astype"),
         ("sample", {"seed": [1, 2], "temperature": [1.0]}, "different numbers of rows: seed 2, temperature 1"),
         ("encode", {"image": IMAGES[:, :7], "seed": SEEDS}, "is float32[4, 7, 8, 3]; give float32[?, 8, 8, 3]"),
         ("encode", {"image": [[1.0], [1.0, 2.0]], "seed": SEEDS}, "input 'image' is no array"),
     ):
-        monkeypatch.setattr(client, "_predict", lambda *arguments: pytest.fail("was sent"))
+        monkeypatch.setattr(client._transport, "predict", lambda *arguments: pytest.fail("was sent"))
         with pytest.raises(clients.BadRequest, match=re.escape(message)) as raised:
             client.predict(signature, **inputs)
-        assert "\n" not in str(raised.value)
+        assert "\n" not in str(raised.value) and str(raised.value).count("model 'tiny'") == 1
 
 
-def metadata_of(version, dtype):
-    signature = clients.SignatureSpec({"x": clients.TensorSpec(dtype, (None,))}, {})
-    return clients.ModelMetadata("model", version, {"sum": signature})
+class Scripted:
+    """In place of a connection: raises the given errors one after another, then answers with the rows plus 1."""
 
+    def __init__(self, *errors, versions=("float32",), seconds=0.0):
+        self.errors, self.versions, self.seconds, self.asked = list(errors), list(versions), seconds, []
 
-class Scripted(clients.ModelClient):
-    """Raises the given errors one after another, then answers with the sum of the rows."""
+    def predict(self, signature, arrays, spec, outputs, seconds):
+        self.asked.append(seconds)
+        time.sleep(self.seconds)
+        if self.errors and (error := self.errors.pop(0)):
+            raise error
+        return {"image": arrays["latent"] + 1}
 
-    def __init__(self, *errors, patience=QUICK):
-        super().__init__("nowhere", "model", patience=patience)
-        self.errors, self.times = list(errors), []
-        self._known = metadata_of(1, "float32")
+    def metadata(self, seconds):
+        dtype = self.versions.pop(0) if len(self.versions) > 1 else self.versions[0]
+        spec = clients.SignatureSpec({"latent": TensorSpec(dtype, (None, 1))}, {"image": TensorSpec(dtype, (None, 1))})
+        return clients.ModelMetadata(1, {"decode": spec})
 
     def close(self):
         pass
 
-    def _predict(self, job, signature, arrays, outputs, seconds):
-        self.times.append(time.monotonic())
-        if self.errors:
-            raise self.errors.pop(0)
-        return {"y": arrays["x"] + 1}
 
-    _metadata = _status = None
-
-
-def test_a_server_that_is_not_ready_is_asked_again_with_growing_random_waits():
-    patience = clients.Patience(tries=4, first_wait=0.04)
-    client = Scripted(*[clients.ServerNotReady("loading")] * 3, patience=patience)
-    assert client.predict("sum", x=[1.0])["y"] == [2.0]
-    waits = np.diff(client.times)
-    assert len(waits) == 3
-    for wait, longest in zip(waits, [0.04, 0.08, 0.16], strict=True):
-        assert longest / 2 <= wait < longest + 0.3
-    assert len({client.patience.wait_after(2) for _ in range(5)}) == 5
-
-
-@pytest.mark.parametrize("limits", [{"tries": 3}, {"tries": 99, "total": 0.2}])
-def test_a_server_that_is_not_ready_is_not_asked_for_ever(limits):
-    client = Scripted(*[clients.ServerNotReady("loading")] * 99, patience=clients.Patience(first_wait=0.05, **limits))
-    with pytest.raises(clients.ServerNotReady, match=r"loading \(tried \d+ times"):
-        client.predict("sum", x=[1.0])
-    assert len(client.times) == 3 if limits["tries"] == 3 else 1 < len(client.times) < 10
+def scripted(*errors, versions=("float32",), seconds=0.0, **arguments):
+    model = ServedModel("http://nowhere", "model", **arguments)
+    model._transport = Scripted(*errors, versions=versions, seconds=seconds)
+    return model, model._transport
 
 
 def test_a_new_version_with_other_inputs_is_asked_about_before_a_mistake_is_reported():
-    class Renewed(Scripted):
-        def _metadata(self, job, seconds):
-            return metadata_of(2, "int32")
+    model, _ = scripted(versions=("float32", "int32"))
+    assert model.signatures()["decode"].inputs["latent"].dtype == "float32"
+    assert model.predict("decode", latent=np.int32([[1]]))["image"].dtype == np.int32
+    with pytest.raises(clients.BadRequest, match=re.escape("input 'latent' is float32[1, 1]; give int32[?, 1]")):
+        model.predict("decode", latent=np.float32([[1]]))
 
-    client = Renewed()
-    assert client.predict("sum", x=np.int32([1]))["y"].dtype == np.int32
-    with pytest.raises(clients.BadRequest, match=re.escape("input 'x' is float32[1]; give int32[?]")):
-        client.predict("sum", x=np.float32([1]))
+
+def test_rows_come_back_in_order_and_an_error_ends_a_call():
+    rows, done = np.arange(10, dtype=np.float32)[:, np.newaxis], []
+    model, _ = scripted(batch_rows=3, in_flight=2, progress=done.append)
+    np.testing.assert_array_equal(model.decode(rows), rows + 1)
+    assert sorted(done) == done and done[-1] == 10
+    error = clients.BadRequest("the third")
+    model, transport = scripted(None, None, error, batch_rows=1, in_flight=2, seconds=0.02)
+    with pytest.raises(clients.BadRequest, match="nowhere, model 'model', signature 'decode': the third"):
+        model.decode(np.zeros([1000, 1], np.float32))
+    assert len(transport.asked) < 100
+    with pytest.raises(ValueError, match="no rows"):
+        model.decode(rows[:0])
+
+
+def test_the_time_of_a_call_is_for_all_its_requests():
+    model, transport = scripted(batch_rows=1, in_flight=1, seconds=0.1, timeout=60.0, total_timeout=0.25)
+    with pytest.raises(clients.DeadlineExceeded, match="the 0.25 s for the whole call are over"):
+        model.decode(np.zeros([10, 1], np.float32))
+    assert len(transport.asked) == 3 and transport.asked[0] <= 0.25
 
 
 class ScriptedService(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -127,11 +135,11 @@ class ScriptedService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     def __init__(self, *codes, seconds=0.0):
         self.codes, self.seconds, self.calls = list(codes), seconds, 0
-        self.canceled = threading.Event()
+        self.ended = threading.Event()
 
     def Predict(self, request, context):  # noqa: N802
         self.calls += 1
-        context.add_callback(self.canceled.set)
+        context.add_callback(self.ended.set)
         time.sleep(self.seconds)
         if self.codes:
             context.abort(self.codes.pop(0), "scripted")
@@ -139,74 +147,41 @@ class ScriptedService(prediction_service_pb2_grpc.PredictionServiceServicer):
         answer.outputs["x"].CopyFrom(request.inputs["x"])
         return answer
 
-    def GetModelMetadata(self, request, context):  # noqa: N802
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "no metadata here")
-
 
 @contextlib.contextmanager
-def scripted_client(service, patience=QUICK):
+def grpc_transport(service):
     server = grpc.server(futures.ThreadPoolExecutor(4))
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with ServingClient(f"127.0.0.1:{port}", "any", patience=patience) as client:
-        yield client
+    with contextlib.closing(grpc_client.GrpcTransport(f"127.0.0.1:{port}", "any", None, None)) as transport:
+        yield transport
     server.stop(None)
 
 
-def test_only_grpcs_unavailable_is_tried_again_without_metadata_too():
-    for code, kind, calls in (
-        (grpc.StatusCode.UNAVAILABLE, None, 2),
-        (grpc.StatusCode.INVALID_ARGUMENT, clients.BadRequest, 1),
-        (grpc.StatusCode.INTERNAL, clients.ServerFailed, 1),
-        (grpc.StatusCode.ABORTED, clients.ServerFailed, 1),
+def test_only_grpcs_unavailable_is_tried_again_also_of_large_requests(quick_retries):
+    large = np.ones(400_000, np.float32)  # more than gRPC's own limit for what may be sent again
+    for codes, kind, calls in (
+        ([grpc.StatusCode.UNAVAILABLE] * 4, None, 5),
+        ([grpc.StatusCode.UNAVAILABLE] * 9, clients.ServerNotReady, 5),
+        ([grpc.StatusCode.INVALID_ARGUMENT], clients.BadRequest, 1),
+        ([grpc.StatusCode.INTERNAL], clients.ServerFailed, 1),
+        ([grpc.StatusCode.ABORTED], clients.ServerFailed, 1),
     ):
-        service = ScriptedService(code)
-        expected = pytest.raises(kind, match=f"scripted \\[{code.name}\\]") if kind else contextlib.nullcontext()
-        with scripted_client(service) as client, expected:
-            assert client.predict("any", x=[1.0, 2.0])["x"].tolist() == [1.0, 2.0]
+        service = ScriptedService(*codes)
+        expected = pytest.raises(kind, match=f"scripted \\[{codes[0].name}\\]") if kind else contextlib.nullcontext()
+        with grpc_transport(service) as transport, expected:
+            assert transport.predict("any", {"x": large}, None, (), 20.0)["x"].shape == large.shape
         assert service.calls == calls
 
 
 def test_a_deadline_is_kept_and_the_server_sees_it():
     service = ScriptedService(seconds=1.5)
-    with scripted_client(service, clients.Patience(request=0.1)) as client:
+    with grpc_transport(service) as transport:
         began = time.monotonic()
         with pytest.raises(clients.DeadlineExceeded, match="allow more time"):
-            client.predict("any", x=[1.0])
-        assert time.monotonic() - began < 1.0 and service.canceled.wait(1)
-
-
-def test_an_error_ends_a_job_and_is_raised_itself():
-    asked = []
-
-    class Failing(Scripted):
-        def _predict(self, job, signature, arrays, outputs, seconds):
-            asked.append(arrays["x"][0])
-            if arrays["x"][0] == 2:
-                raise clients.BadRequest("the third")
-            with job.in_flight(lambda: None):
-                assert job._given_up.wait(5)
-            job.seconds_for_a_request("given up")
-
-    batches = ({"x": np.float32([number])} for number in range(1000))
-    with pytest.raises(clients.BadRequest, match="the third"):
-        list(predict_batches(Failing(), "sum", batches, in_flight=3))
-    assert len(asked) <= 7
-
-
-def test_a_job_that_is_left_cancels_what_is_in_flight():
-    service = ScriptedService(seconds=0.6)
-    batches = ({"x": np.float32([number])} for number in range(1000))
-    with scripted_client(service) as client:
-        results = predict_batches(client, "any", batches, in_flight=1)
-        next(results)
-        while service.calls < 2:
-            time.sleep(0.005)
-        service.canceled.clear()
-        results.close()
-        assert service.canceled.wait(0.4)  # the call itself takes longer
-    assert service.calls == 2
+            transport.predict("any", {"x": np.ones(1)}, None, (), 0.1)
+        assert time.monotonic() - began < 1.0 and service.ended.wait(1)
 
 
 def test_a_served_model_gives_the_series_of_the_seed(client, run, monkeypatch):
@@ -219,31 +194,57 @@ def test_a_served_model_gives_the_series_of_the_seed(client, run, monkeypatch):
         for output, array in expected.items():
             assert found[output].dtype == array.dtype
             np.testing.assert_allclose(found[output], array, rtol=0, atol=1e-5 * np.abs(array).max())
-    asked, send = [], client.predict_in
-    monkeypatch.setattr(client, "predict_in", lambda job, name, *rest: asked.append(name) or send(job, name, *rest))
-    images, done = IMAGES[:3], []
-    served = ServedModel(client, batch_rows=2, in_flight=2, progress=done.append)
+    asked, send = [], client._transport.predict
+    monkeypatch.setattr(
+        client._transport, "predict", lambda name, *rest: asked.append((name, rest[2])) or send(name, *rest)
+    )
+    images = IMAGES[:3]
+    monkeypatch.setattr(client, "_batch_rows", 2)
     seeds = np.int64([4, 4 + 2**32, 4 + 2 * 2**32])
     expected = run("sample", seed=seeds, temperature=np.float32([0.7] * 3))["image"]
-    np.testing.assert_allclose(served.sample(3, seed=4, temperature=0.7), expected, atol=1e-5)
-    assert done == [2, 3]
-    latents = served.encode(images, seed=4)
+    np.testing.assert_allclose(client.sample(3, seed=4, temperature=0.7), expected, atol=1e-5)
+    # Of images one kind is asked for, which an export has run to warm up.
+    assert [names[0] for _, names in asked] == ["image", "image"]
+    latents = client.encode(images, seed=4)
     np.testing.assert_allclose(latents, run("encode", image=images, seed=seeds)["latent"], atol=1e-4)
-    again = served.reconstruct(pil_images(images), seed=4)
-    np.testing.assert_allclose(again, served.decode(latents), atol=1e-5)
-    upper = served.decode_upper_groups(latents, 2, seed=1)
-    np.testing.assert_allclose(upper, again, atol=1e-5)
-    drawn = served.decode_upper_groups(latents, 0, seed=4, temperature=0.7)
-    np.testing.assert_allclose(drawn, expected, atol=1e-5)
-    pixels = served.decode(latents, as_pixels=True)
+    assert asked[-1] == ("encode", ())
+    again = client.reconstruct(pil_images(images), seed=4)
+    np.testing.assert_allclose(again, client.decode(latents), atol=1e-5)
+    pixels = client.decode(latents, as_pixels=True)
     assert pixels.dtype == np.uint8 and np.abs(pixels / 255 - again).max() <= 0.5 / 255 + 1e-5
     # Pixels travel as PNG files, which the model brings to its own bits; as text, files are shorter than numbers.
-    assert asked[-1] == ("decode_png" if client.numbers_are_text else "decode")
-    scores = served.score(np.rint(images * 255).astype(np.uint8), seed=4)
-    assert asked[-1] == "score_png"
+    assert asked[-1][0] == ("decode_png" if client.is_rest else "decode")
+    scores = client.score(np.rint(images * 255).astype(np.uint8), seed=4)
+    assert asked[-1] == ("score_png", ())
     expected = run("score", image=images, seed=seeds)
     for name in ("nats", "bits_per_dim", "kl_per_group"):
         np.testing.assert_allclose(getattr(scores, name), expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_groups_are_kept_or_drawn_of_classes_and_refused_rows_are_named(rows_folder, protocol):
+    with served("rows", rows_folder.parent) as servers, servers.client(protocol, "rows") as model:
+        latents = np.arange(12, dtype=np.float32).reshape(3, 4) / 2
+        images, found = model.compose(latents, keep=[1, 0], seed=1, temperature=[1.0, 0.5])
+        np.testing.assert_array_equal(found[:, :2], latents[:, :2])
+        np.testing.assert_array_equal(found[:, 2:], [[0, 0], [0.5, 0.5], [1, 1]])
+        # No class was named.
+        np.testing.assert_allclose(images, found.reshape(3, 2, 2, 1) / 10 - 0.01, atol=1e-6)
+        pixels = model.compose(latents, keep=np.ones([3, 2]), labels=[0, 1, 1], as_pixels=True).images
+        expected = latents / 10 + np.array([[0], [0.01], [0.01]])
+        assert pixels.dtype == np.uint8 and np.abs(pixels - 255 * expected.reshape(3, 2, 2, 1)).max() < 0.51
+        with pytest.raises(clients.BadRequest, match=re.escape("the model refuses rows [1] of 3")):
+            model.compose(latents, keep=0, labels=[0, 5, 1])
+        with pytest.raises(ValueError, match="labels of shape"):
+            model.compose(latents, keep=0, labels=[0, 1])
+        with pytest.raises(clients.BadRequest, match="no input 'label'"):
+            model.sample(3, labels=1)
+
+
+def test_rows_that_are_not_numbers_are_refused():
+    clients.check_rows({"latent": np.zeros([0, 3], np.float32), "size": np.arange(3)})
+    with pytest.raises(ValueError, match=re.escape("rows [0, 2] of 3")):
+        clients.check_rows({"nats": np.float32([np.nan, 1.0, np.nan])})
 
 
 def test_pictures_are_converted_to_the_models_channels_and_other_sizes_refused():
@@ -255,14 +256,16 @@ def test_pictures_are_converted_to_the_models_channels_and_other_sizes_refused()
         ([gray], (28, 28, 1), "picture 0 is 8x8x1, the model takes 28x28x1"),
         (np.ones([1, 8, 8, 3], np.int64), (8, 8, 3), "give uint8 in 0 to 255 or float"),
         ([Image.fromarray(np.ones([8, 8], np.float32))], (8, 8, 1), "mode 'F'"),
+        ([gray], (8, 8, 5), "5 channels: give arrays"),
     ):
         with pytest.raises(ValueError, match=message):
             image_arrays(images, shape)
 
 
-def test_the_rest_client_starts_without_tensorflow_and_without_the_models_code():
+def test_rest_starts_without_tensorflow_and_without_the_models_code():
     program = (
-        "import sys\nfrom export import client\nfrom nvae_tf.serving import client, served_model\n"
+        "import sys\nfrom export import client\nfrom nvae_tf.serving.client import ServedModel\n"
+        "ServedModel('http://localhost:1', 'x')\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('tensorflow', 'keras')])"
     )
     assert output_of(["-c", program]) == "[]\n"
@@ -292,49 +295,58 @@ def web_server(*answers, piece_seconds=0.0):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"127.0.0.1:{server.server_address[1]}", asked
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
         server.shutdown()
 
 
-def test_other_errors_are_reported_at_once():
-    for code, text, kind, message in (
-        (400, '{"error": "no such thing"}', clients.BadRequest, "no such thing [HTTP 400]"),
-        (429, '{"error": "too long"}', clients.TooLarge, "send fewer rows"),
-        (404, "<html>Not here</html>", clients.ServerFailed, "is this its REST port?"),
-        (200, "<html>Hello</html>", clients.ServerFailed, "is this its REST port?"),
-        (200, "{}", clients.ServerFailed, "no status of a model"),
+STATUS = json.dumps({"model_version_status": [{"version": "4", "state": "END", "status": {"error_code": "UNKNOWN"}}]})
+
+
+def test_errors_of_rest_are_reported_and_only_503_is_tried_again(quick_retries):
+    for code, text, kind, message, calls in (
+        (400, '{"error": "no such thing"}', clients.BadRequest, "no such thing [INVALID_ARGUMENT]; correct", 1),
+        (429, '{"error": "too long"}', clients.TooLarge, "send fewer rows", 1),
+        (503, '{"error": "loading"}', clients.ServerNotReady, "loading [UNAVAILABLE]", 5),
+        (404, "<html>Not here</html>", clients.ServerFailed, "is this its REST port?", 1),
+        (200, "<html>Hello</html>", clients.ServerFailed, "is this its REST port?", 1),
+        (200, "{}", clients.ServerFailed, "no status of a model", 1),
     ):
         with web_server((code, text)) as (server, asked):
-            with clients.RestClient(server, "digits", patience=QUICK) as client, pytest.raises(kind) as raised:
-                client.model_status()
+            with ServedModel(server, "digits") as model, pytest.raises(kind) as raised:
+                model.model_status()
         assert message in str(raised.value) and "\n" not in str(raised.value)
-        assert len(asked) == 1
+        assert len(asked) == calls
+    with web_server((503, "{}"), (200, STATUS)) as (server, asked), ServedModel(server, "digits") as model:
+        assert model.model_status() == [(4, "END", "UNKNOWN: ")] and len(asked) == 2
 
 
 @pytest.mark.parametrize("part", ["", "HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n{"])
-def test_a_connection_that_breaks_is_tried_again_and_reported(part):
-    with web_server((None, part)) as (server, asked), clients.RestClient(server, "digits", patience=QUICK) as client:
-        with pytest.raises(clients.ServerNotReady, match="broke before there was an answer; has the server ended"):
-            client.model_status()
-    assert len(asked) == 3
+def test_a_connection_that_breaks_is_tried_again_and_reported(part, quick_retries):
+    with web_server((None, part)) as (server, asked), ServedModel(server, "digits") as model:
+        with pytest.raises(clients.ServerNotReady, match="broke before there was an answer"):
+            model.model_status()
+    assert len(asked) == 5
+
+
+def test_a_dead_server_is_reported_by_both_protocols(quick_retries):
+    for server in (f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"):
+        with ServedModel(server, "x") as model, pytest.raises(clients.ServerNotReady, match="is it running") as raised:
+            model.metadata()
+        assert str(raised.value).startswith(f"{server}, model 'x': ")
 
 
 def test_an_answer_that_trickles_in_ends_at_the_deadline():
-    status = {"version": "4", "state": "AVAILABLE", "status": {"error_code": "OK"}}
-    text = json.dumps({"model_version_status": [status]})
-    with web_server((200, text), piece_seconds=0.05) as (server, asked):
+    with web_server((200, STATUS), piece_seconds=0.05) as (server, asked):
         began = time.monotonic()
-        with clients.RestClient(server, "digits", patience=clients.Patience(request=0.2)) as client:
+        with ServedModel(server, "digits", timeout=0.2) as model:
             with pytest.raises(clients.DeadlineExceeded, match="no answer within 0.2 s"):
-                client.model_status()
+                model.model_status()
         assert time.monotonic() - began < 1.0 and len(asked) == 1
 
 
 def test_names_are_quoted_and_a_url_is_taken_as_it_is():
     url = "https://host/serving/v1/models/a%20b/labels/x%2Fy"
-    assert clients.RestClient("https://host/serving/", "a b", label="x/y")._url == url
-    with pytest.raises(ValueError, match="http:// is for the REST client"):
-        ServingClient("http://host:1", "digits")
+    assert RestTransport("https://host/serving/", "a b", None, "x/y").url == url
 
 
 def test_json_that_is_no_array_is_refused():
@@ -349,4 +361,18 @@ def test_json_that_is_no_array_is_refused():
         ([1], "string", "a int where a string"),
     ):
         with pytest.raises(ValueError, match=message):
-            clients.array_of_json(value, dtype)
+            array_of_json(value, dtype)
+
+
+def test_the_scripts_of_the_docs_run_without_this_package(local, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL)
+    scripts = [block for block in blocks if "nvae_tf" not in block]
+    assert len(scripts) == 2
+    for script in scripts:
+        assert len(script.splitlines()) <= 20
+        script = script.replace('"digits"', '"tiny"').replace("models/digits:", "models/tiny:")
+        script = script.replace("localhost:8500", local.grpc).replace("localhost:8501", local.rest)
+        (tmp_path / "script.py").write_text(script)
+        output_of(["-I", "script.py"], cwd=tmp_path)
+    for name in ("rest.png", "grpc.png"):
+        assert np.asarray(Image.open(tmp_path / name)).shape == (8, 8, 3)

@@ -1,19 +1,24 @@
 import http.server
 import pathlib
 import re
+import shutil
 import subprocess
 import threading
 
+import kubernetes_validate
 import pytest
 import yaml
 from google.protobuf import text_format
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from nvae_tf.serving import server_files
 from nvae_tf.serving.server_files import BatchTiming, fit_batching, largest_worthwhile
 
 FILES = {"models.config", "monitoring.config", "prometheus.yml", "health_check.sh", "docker-compose.yml"}
+FILES |= {"kubernetes.yaml"}
 BATCHING = "batching_parameters.txt"
+NEW_OPERATION = "DecodeJxl"
 HEALTH_CHECK = pathlib.Path(server_files.__file__).with_name("templates") / "health_check.sh"
 # Twice the rows in 1.5 times the time up to 8 rows, from there in twice the time.
 TIMINGS = [BatchTiming(*pair) for pair in ((1, 0.1), (2, 0.15), (4, 0.225), (8, 0.3375), (16, 0.675), (32, 0.7))]
@@ -75,12 +80,12 @@ def test_versions_with_labels_are_served_and_no_others(models, write_files, labe
     assert flags_of(output)["allow_version_labels_for_unavailable_models"] == "true"
 
 
-def test_an_export_is_measured_and_the_parameters_are_those_of_its_table(folder, write_files):
-    output, printed = write_files(folder.parents[1], "--longest_batch_seconds=20")
+def test_an_export_is_measured_and_the_parameters_are_those_of_its_table(rows_folder, write_files):
+    output, printed = write_files(rows_folder.parents[1], "--longest_batch_seconds=20")
     text = (output / BATCHING).read_text()
     table = re.findall(r"^# +(\d+) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
     rows = [int(row[0]) for row in table]
-    assert "# all/3, sample\n" in text and rows == [1, 2, 4, 8, 16, 32, 64][: len(rows)]
+    assert "# rows/1, sample\n" in text and rows == [1, 2, 4, 8, 16, 32, 64][: len(rows)]
     parameters = {name: int(value) for name, value in re.findall(r"^(\w+) \{ value: (\d+) \}$", text, re.MULTILINE)}
     largest = parameters["max_execution_batch_size"]
     assert largest in rows[-2:] and f"up to {largest} rows" in printed
@@ -92,6 +97,63 @@ def test_an_export_is_measured_and_the_parameters_are_those_of_its_table(folder,
     flags = flags_of(output)
     assert flags["enable_batching"] == "true" and flags["batching_parameters_file"] == f"/serving/{BATCHING}"
     assert flags["tensorflow_intra_op_parallelism"] == str(parameters["num_batch_threads"])
+
+
+def test_requests_are_not_batched_where_a_refused_row_would_fail_its_neighbors(texts_folder, tmp_path, write_files):
+    shutil.copytree(texts_folder.parent, tmp_path / "models" / "texts")
+    output, printed = write_files(tmp_path / "models")
+    assert "Requests are not batched: texts/1 is an older export" in printed
+    assert {file.name for file in output.iterdir()} == FILES and "enable_batching" not in flags_of(output)
+
+
+def kubernetes(output):
+    """The objects of the manifest by their kinds."""
+    return {found["kind"]: found for found in yaml.safe_load_all((output / "kubernetes.yaml").read_text())}
+
+
+def test_the_manifest_of_kubernetes_has_what_the_compose_file_has(models, rows_folder, write_files):
+    output, _ = write_files(models, "--no-measure", "--labels=digits:stable=3")
+    found = kubernetes(output)
+    for manifest in found.values():
+        kubernetes_validate.validate(manifest, "1.31", strict=True)
+    pod = found["Deployment"]["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    composed = yaml.safe_load((output / "docker-compose.yml").read_text())["services"]["serving"]
+    assert container["args"] == composed["command"] and container["command"] == composed["entrypoint"]
+    assert "--enable_grpc_healthcheck_service=true" in container["args"]
+    assert container["image"] == composed["image"] == "tensorflow/serving:2.20.0"
+    assert all(container[f"{probe}Probe"]["grpc"] == {"port": 8500} for probe in ("startup", "readiness", "liveness"))
+    assert container["resources"]["limits"]["memory"] == "2048Mi"  # the exports' files are empty
+    annotations = pod["metadata"]["annotations"]
+    assert annotations["prometheus.io/path"] == "/monitoring/prometheus/metrics"
+    assert annotations["prometheus.io/port"] == "8501"
+    for name in ("models.config", "monitoring.config"):
+        assert found["ConfigMap"]["data"][name].strip() == (output / name).read_text().strip()
+    output, _ = write_files(rows_folder.parents[1])
+    found = kubernetes(output)
+    assert found["ConfigMap"]["data"][BATCHING].strip() == (output / BATCHING).read_text().strip()
+    (container,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert f"--batching_parameters_file=/serving/{BATCHING}" in container["args"]
+
+
+def test_what_is_known_of_the_operations_is_said(rows_folder, tmp_path, write_files, refused):
+    models = rows_folder.parents[1]
+    assert "TensorFlow 2.20 has all operations of the exports" in write_files(models, "--no-measure")[1]
+    printed = write_files(models, "--no-measure", "--image=tensorflow/serving:2.19.1")[1]
+    assert "not known here whether TensorFlow 2.19.1 has all operations" in printed
+    saved = saved_model_pb2.SavedModel.FromString((rows_folder / "saved_model.pb").read_bytes())
+    for change, message in (
+        (lambda graph: graph.node.add(op=NEW_OPERATION), f"operations that TensorFlow 2.20 has not: {NEW_OPERATION}"),
+        (lambda graph: setattr(graph.versions, "min_consumer", 10**6), "TensorFlow 2.20 runs graphs of up to version"),
+    ):
+        other = tmp_path / "other" / "new" / "1"
+        other.mkdir(parents=True, exist_ok=True)
+        changed = saved_model_pb2.SavedModel.FromString(saved.SerializeToString())
+        change(changed.meta_graphs[0].graph_def)
+        (other / "saved_model.pb").write_bytes(changed.SerializeToString())
+        flags = ["--models=" + str(tmp_path / "other"), f"--output={tmp_path / 'x'}", "--no-measure"]
+        assert message in refused("export.serving_files", *flags)
+        assert not (tmp_path / "x").exists()
 
 
 def test_without_measuring_only_a_file_that_is_there_turns_batching_on(models, write_files):
@@ -140,11 +202,11 @@ def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused):
         (["--models={models}/none"], "no such folder"),
         (["--models={models}/digits"], "give the folder above it"),
         (["--labels=digits:stable=7"], "'digits' has no version 7; there is 2, 3, 10"),
-        (["--labels=digts:stable=3"], "no model 'digts'; did you mean 'digits'?"),
+        (["--labels=digts:stable=3"], "the model = 'digts': not one of the choices (digits, faces); did you mean 'dig"),
         (["--labels=digits:a=3,digits:a=2"], "has a label 'a' already"),
         (["--image=tensorflow/serving"], "name one release"),
         (["--output={models}/digits/2/saved_model.pb"], "a file; name a folder"),
-        ([], "models/digits/10: its batches can't be measured"),  # the file is empty
+        ([], "models/digits/10: can't be loaded"),  # the file is empty
     ):
         output = models.parent / "serving"
         places = [f"--models={models}", f"--output={output}"]
