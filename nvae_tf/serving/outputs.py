@@ -138,7 +138,7 @@ def check_quantization(signature: str, quantize: str) -> None:
     """Raises ValueError for a signature that can't be quantized so."""
     if (signature, quantize) == ("sample", "int8"):
         raise ValueError(
-            "--signature=sample --quantize=int8: int8 would clip temperatures above those that its ranges are taken from, "
+            "--signature=sample --quantize=int8: temperatures above those that ranges are taken from would be clipped "
             "without a word; take --quantize=dynamic, or --signature=decode"
         )
 

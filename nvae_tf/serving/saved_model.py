@@ -265,30 +265,25 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
 
 
 def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
-    """Requests of one row for every signature, which a server runs before it serves the version.
+    """A request of one row for every signature and the default, which a server runs before it serves the version.
 
-    A server makes the graph ready for each set of outputs that is asked for: those of images by themselves, as clients
-    ask to save bytes, are sets of their own.
+    A server makes the graph ready for each signature, and again for each selection of its outputs: these requests are,
+    like the client's, for all outputs.
     """
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-    inputs, outputs = ({}, {})
-    for arrays, of_signatures in zip(record, (inputs, outputs), strict=True):
-        for key, array in arrays.items():
-            signature, _, name = key.partition("/")
-            of_signatures.setdefault(signature, {})[name] = array
-    default = next(iter(inputs))
+    requests = {}
+    for key, array in record.inputs.items():
+        signature, _, argument = key.partition("/")
+        request = requests.setdefault(signature, predict_pb2.PredictRequest())
+        request.model_spec.name, request.model_spec.signature_name = model_name, signature
+        request.inputs[argument].CopyFrom(tf.make_tensor_proto(array[:1]))
+    default = predict_pb2.PredictRequest.FromString(next(iter(requests.values())).SerializeToString())
+    default.model_spec.signature_name = DEFAULT_SIGNATURE
     with tf.io.TFRecordWriter(str(file)) as writer:
-        for signature in (*inputs, DEFAULT_SIGNATURE):
-            known = default if signature == DEFAULT_SIGNATURE else signature
-            images = [name for name in ("image", "image_uint8") if name in outputs[known]]
-            for wanted in ([], *([name] for name in images), *([name, "valid"] for name in images)):
-                request = predict_pb2.PredictRequest(output_filter=wanted)
-                request.model_spec.name, request.model_spec.signature_name = model_name, signature
-                for name, array in inputs[known].items():
-                    request.inputs[name].CopyFrom(tf.make_tensor_proto(array[:1]))
-                log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
-                writer.write(log.SerializeToString())
+        for request in (*requests.values(), default):
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            writer.write(log.SerializeToString())
 
 
 def _git_revision() -> str | None:

@@ -16,6 +16,7 @@ INVALID_ARGUMENT, with what is wrong with the first; so are inputs of different 
 
 import dataclasses
 import math
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,9 +49,9 @@ SIGNATURES = (*_INPUTS, *(f"{name}{_SUFFIX}" for name in _INPUTS))
 # The one that servers run for a request that names none.
 DEFAULT_SIGNATURE = "serving_default"
 _MOST_PNG_CHANNELS = 4
-# How a PNG file begins, and where its header has width and height, the most significant byte first.
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PLACE_OF_SIZE, _LENGTH_OF_SIZE = 16, 8
+# How a PNG file begins, up to its width and height; its end; and of its header the length and one type of color.
+_PNG_BEGINNING, _PNG_END = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_PNG_HEADER_LENGTH, _PNG_GRAY_WITH_ALPHA = 26, b"\x04"
 
 
 class FlatLatentModel:
@@ -370,29 +371,29 @@ def images_from_bytes(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.T
     """Images `[batch, height, width, channels]` in [0, 1] of PNG files `[batch]` of the model's size.
 
     Values are quantized to the bits of the model's data, as in training: with 1 bit, values from 128 up are white.
-    Gray is converted to color and back where the model has other channels. Also which files are right `[batch]`; the
-    images of the others are black.
+    Gray is converted to color and back where the model has other channels. Also which files have the right size and are
+    whole `[batch]`; the images of the others are black. InvalidArgumentError where a file is damaged between header and
+    end: no graph can check its sums.
     """
     shape = (config.image_height, config.image_width, config.image_channels)
-    # The operation has no gray with alpha to ask for: 0 takes what the file has.
-    channels = 0 if config.image_channels == 2 else config.image_channels
+    size = struct.pack(">II", config.image_width, config.image_height)
+    # From the header, since a small file may be gigabytes when it is decoded; and the end, which a file cut off lacks.
+    padding = " " * _PNG_HEADER_LENGTH
+    header = tf.strings.substr(tf.strings.join([image_bytes, padding]), 0, _PNG_HEADER_LENGTH)
+    is_right = tf.equal(tf.strings.substr(header, 0, len(_PNG_BEGINNING + size)), _PNG_BEGINNING + size)
+    end = tf.strings.substr(tf.strings.join([padding, image_bytes]), -len(_PNG_END), len(_PNG_END))
+    is_right &= tf.equal(end, _PNG_END)
+    channels = config.image_channels
+    if channels == 2:
+        # The operation has no gray with alpha to ask for: 0 takes what the file has.
+        channels = 0
+        is_right &= tf.equal(tf.strings.substr(header, _PNG_HEADER_LENGTH - 1, 1), _PNG_GRAY_WITH_ALPHA)
+    files = tf.where(is_right, image_bytes, tf.io.encode_png(tf.zeros(shape, tf.uint8)))
 
     def pixels_of(content: tf.Tensor) -> tf.Tensor:
-        # From the header first: a small file may be gigabytes when it is decoded.
-        size = tf.strings.substr(content, _PLACE_OF_SIZE, _LENGTH_OF_SIZE)
-        size = tf.reverse(tf.io.decode_raw(size, tf.int32, little_endian=False), [0])
-        is_right = tf.equal(tf.strings.substr(content, 0, len(_PNG)), _PNG) & tf.reduce_all(tf.equal(size, shape[:2]))
-        with tf.control_dependencies([tf.debugging.Assert(is_right, [size])]):
-            content = tf.identity(content)
         return tf.ensure_shape(tf.io.decode_png(content, channels=channels, dtype=tf.uint8), shape)
 
-    def decoded(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # A data set is the one place in a graph where an operation may fail and the others go on.
-        found = tf.data.Dataset.from_tensors(content).map(pixels_of).ignore_errors()
-        return found.reduce((tf.zeros(shape, tf.uint8), False), lambda _, pixels: (pixels, True))
-
-    specs = tf.TensorSpec(shape, tf.uint8), tf.TensorSpec((), tf.bool)
-    pixels, is_right = tf.map_fn(decoded, image_bytes, fn_output_signature=specs)
+    pixels = tf.map_fn(pixels_of, files, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
     return tf.gather(tf.constant(intensity_table(config.num_bits)), tf.cast(pixels, tf.int32)), is_right
 
 

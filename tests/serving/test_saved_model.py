@@ -74,15 +74,11 @@ def test_inputs_and_outputs_are_named_typed_batch_first_and_described(folder, mo
             assert description["shape"][1:] == [size.size for size in tensor.tensor_shape.dim][1:]
 
 
-def test_a_server_warms_up_with_all_that_clients_ask_of_every_signature(folder, model):
+def test_a_server_warms_up_with_one_request_for_every_signature(folder, model):
     file = folder / "assets.extra" / "tf_serving_warmup_requests"
     logs = map(prediction_log_pb2.PredictionLog.FromString, tf.data.TFRecordDataset(str(file)).as_numpy_iterator())
     requests = [log.predict_log.request for log in logs]
-    asked = [(request.model_spec.signature_name, *request.output_filter) for request in requests]
-    assert len(set(asked)) == len(asked) and {name for name, *_ in asked} == {*SIGNATURES, "serving_default"}
-    of_images = [(), ("image",), ("image_uint8",), ("image", "valid"), ("image_uint8", "valid")]
-    assert [tuple(outputs) for name, *outputs in asked if name == "serving_default"] == of_images
-    assert [tuple(outputs) for name, *outputs in asked if name == "encode"] == [()]
+    assert [request.model_spec.signature_name for request in requests] == [*SIGNATURES, "serving_default"]
     for request in requests:
         name = request.model_spec.signature_name
         specs = Signatures(model).input_specs("sample" if name == "serving_default" else name)

@@ -226,7 +226,8 @@ def test_labels_choose_the_class_on_a_device():
     signatures = folded_signatures(model)
     inputs = device_inputs(signatures, "decode", 6, None, seed=0)
     assert set(inputs["label"]) <= {-1, 0, 1, 2} and len(set(inputs["label"])) > 1
-    noise, latents = np.zeros([2, signatures.total], np.float32), model.encode(images_of(model), labels=[2, -1], mean=True)
+    noise = np.zeros([2, signatures.total], np.float32)
+    latents = model.encode(images_of(model), labels=[2, -1], mean=True)
     found = signatures.encode(images_of(model), noise, np.int32([2, -1]))["latent"]
     np.testing.assert_allclose(found, flat(latents), atol=1e-5)
 
