@@ -154,7 +154,7 @@ def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
 class LoadedExport(NamedTuple):
     """A model with the settings of an export; a `FoldedPass` with these weights, and no other, gives its numbers."""
 
-    config: ExperimentConfig
+    config: ExperimentConfig | None  # of the run; None for an export of a model alone
     model: NVAE
     folded: FoldedWeights  # float32, whatever they are stored in
     source: dict[str, Any]  # where the weights come from
@@ -165,7 +165,8 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
     folder = pathlib.Path(folder)
     check_is_export(folder)
     source = json.loads((folder / _ASSETS / "source.json").read_text())
-    config = read_config(folder / _ASSETS / "config.json")
+    settings = folder / _ASSETS / "config.json"
+    config, is_of_run = read_config(settings), "data" in json.loads(settings.read_text())
     model = NVAE(config.model)
     folded = folded_weights(model.stacks, source["weights"])
     checkpoint = tf.train.Checkpoint(**{_FOLDED: _folded_variables(model, folded)})
@@ -180,7 +181,7 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
         return None if weight is None else tf.Variable(tf.cast(weight, tf.float32), trainable=False)
 
     in_float32 = {stack: tf.nest.map_structure(exact, slices) for stack, slices in folded.items()}
-    return LoadedExport(config, model, in_float32, source)
+    return LoadedExport(config if is_of_run else None, model, in_float32, source)
 
 
 def origin_of(run: TrainedRun, workdir: pathlib.Path) -> Origin:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, config_to_dict
+from nvae_tf.config import ExperimentConfig, check, config_to_dict
 from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.files import atomic_file, beside_package
@@ -219,11 +219,15 @@ def export_tflite(
     return comparison
 
 
-def run_images(config: ExperimentConfig, data_path: str | None = None) -> DataImages:
-    """A function that reads images of a run's data, spread evenly; `data_path` is their place if they have moved."""
-    spec = images_alone(spec_to_read(config, data_path))
+def run_images(config: ExperimentConfig | None, data_path: str | None = None) -> DataImages:
+    """A function that reads images of a run's data, spread evenly; `data_path` is their place if they have moved.
+
+    Without settings, as in an export of a model alone, it raises ValueError.
+    """
 
     def images(split: str, count: int) -> np.ndarray:
+        check(config is not None, "the export was made of a model, not of a run, and names no images; give --workdir")
+        spec = images_alone(spec_to_read(config, data_path))
         source = load_split(spec, split)
         numbers = np.unique(np.linspace(0, source.count - 1, min(count, source.count)).astype(np.int64))
         batches = evaluation_batches(source, spec, 1, seed=0, numbers=numbers)

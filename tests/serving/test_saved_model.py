@@ -19,7 +19,7 @@ from nvae_tf.serving import saved_model, verification
 from nvae_tf.serving.outputs import DIGESTS, check_version_is_free, new_version
 from nvae_tf.serving.saved_model import export_saved_model, load_export
 from nvae_tf.serving.signatures import SIGNATURES, Signatures
-from nvae_tf.serving.tflite import folded_signatures
+from nvae_tf.serving.tflite import folded_signatures, run_images
 from nvae_tf.serving.verification import RECORD, verified
 from tests import FIXTURES, ROOT
 from tests.serving.conftest import VANILLA_CONFIG
@@ -114,15 +114,25 @@ def test_a_model_of_many_channels_has_no_signatures_for_files():
     assert set(verification.recorded(signatures).outputs) >= {"score/nats", "sample/image_uint8"}
 
 
-def test_the_weights_of_an_export_are_read_without_the_run(folder, model, run, refused):
+def test_the_weights_of_an_export_are_read_without_the_run(folder, model, run):
     found = load_export(folder)
-    assert found.config.model == model.config and found.source["step"] == 1200 and found.source["most_rows"] >= 64
+    assert (
+        found.config is None
+        and found.model.config == model.config
+        and found.source["step"] == 1200
+        and found.source["most_rows"] >= 64
+    )
     latents = model.encode(IMAGES, seed=5)
     flat = np.concatenate([np.reshape(z, [len(z), -1]) for z in latents], axis=1)
     images = folded_signatures(found.model, found.folded).decode(tf.constant(flat))["image"]
     np.testing.assert_allclose(images, run("decode", latent=flat)["image"], atol=1e-5)
     with pytest.raises(ValueError, match="can't be read by place .*; export the run again with nvae-export"):
         load_export(FIXTURES / "first_layout" / "saved_model" / "1")
+
+
+def test_an_export_of_a_model_alone_names_no_images(folder):
+    with pytest.raises(ValueError, match="made of a model, not of a run, and names no images"):
+        run_images(load_export(folder).config)("test", 4)
 
 
 def test_no_python_no_paths_no_xla_and_no_training_state_in_the_export(folder, model):
