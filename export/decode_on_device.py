@@ -3,8 +3,9 @@
     python decode_on_device.py digits_decode.tflite images.png latents.npz    # latents of nvae-generate encode
     python decode_on_device.py digits_sample.tflite images.png                # latents drawn at random
 
-It needs ai-edge-litert, NumPy and Pillow. Random latents are for the signature `sample`: those of a group depend on
-the groups above, which `decode` leaves to whoever gives them.
+It needs ai-edge-litert, NumPy and Pillow. Files of latents are those of nvae-generate encode and nvae-client encode.
+Random latents are for the signature `sample`: those of a group depend on the groups above, which `decode` leaves to
+whoever gives them. Images of models with classes are of the classes in the file, or of none.
 """
 
 import argparse
@@ -13,23 +14,25 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 
-COUNT, TEMPERATURE = 8, np.float32([0.7])
+COUNT, TEMPERATURE, NO_CLASS = 8, 0.7, -1
 
 
 def main(model: str, output: str, latents: str | None = None) -> None:
     """Draws a row of images: of the latents in a file, or `COUNT` random ones."""
-    interpreter = Interpreter(model_path=model)
+    interpreter, count = Interpreter(model_path=model), COUNT
     if latents:
-        decode = interpreter.get_signature_runner("decode")
+        run = interpreter.get_signature_runner("decode")
         with np.load(latents) as file:
-            groups = [file[name] for name in file.files if name.startswith("group_")]
-        rows = np.concatenate([group.reshape(len(group), -1) for group in groups], axis=1)
-        images = [decode(latent=row[np.newaxis])["image"][0] for row in rows]
+            rows = {"latent": file["latent"]} | ({"label": file["labels"]} if "labels" in file else {})
+        count = len(rows["latent"])
     else:
-        sample = interpreter.get_signature_runner("sample")
-        _, total = sample.get_input_details()["noise"]["shape"]
-        rows = np.random.default_rng().standard_normal((COUNT, total)).astype(np.float32)
-        images = [sample(noise=row[np.newaxis], temperature=TEMPERATURE)["image"][0] for row in rows]
+        run = interpreter.get_signature_runner("sample")
+        _, total = run.get_input_details()["noise"]["shape"]
+        rows = {"noise": np.random.default_rng().standard_normal((COUNT, total)).astype(np.float32)}
+        rows["temperature"] = np.full(COUNT, TEMPERATURE, np.float32)
+    rows = {"label": np.full(count, NO_CLASS, np.int32)} | rows
+    names = run.get_input_details()
+    images = [run(**{name: rows[name][index : index + 1] for name in names})["image"][0] for index in range(count)]
     pixels = np.rint(255 * np.clip(np.concatenate(images, axis=1), 0, 1)).astype(np.uint8)
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(output)
 
@@ -38,5 +41,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a .tflite file of the signature decode, or sample where no latents are given")
     parser.add_argument("output", help="the image, .png")
-    parser.add_argument("latents", nargs="?", help="an .npz file of nvae-generate encode")
+    parser.add_argument("latents", nargs="?", help="an .npz file of latents")
     main(**vars(parser.parse_args()))

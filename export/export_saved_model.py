@@ -9,14 +9,17 @@ been run in a process that can't import this package and has given the model's n
 Signatures (the batch is the first axis of everything; a row's result depends on its own seed alone):
 
     sample               seed, temperature -> image, image_uint8
-    encode               image, seed       -> latent
+    encode               image, seed       -> latent, kl
     decode               latent            -> image, image_uint8
     decode_upper_groups  latent, num_groups, seed, temperature -> image, image_uint8
     reconstruct          image, seed       -> image, image_uint8
-    score                image, seed       -> nats, bits_per_dim, kl_per_group
+    score                image, seed       -> nats, bits_per_dim, kl_per_group, kl
+    compose              latent, keep, seed, temperature -> image, image_uint8, latent
 
-Images are float32 in [0, 1], seeds int64, num_groups int32. Each signature is there a second time as NAME_png, with
-the bytes of PNG files (image_bytes) in place of images, for REST.
+All have an output valid, false for rows that are wrong. Images are float32 in [0, 1], seeds int64, num_groups and keep
+int32; keep and the temperature of compose have a number for each latent group. Models with classes take a label too,
+int32, -1 for none. Each signature is there a second time as NAME_png, with the bytes of PNG files (image_bytes) in
+place of images, for REST.
 
 --weights=bfloat16 or float16 stores the kernels in half the bytes; everything is computed in float32 even so.
 assets.extra/ in the export has the settings, the signatures, the layout of latents, the step and the scores.
@@ -43,6 +46,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=T
 OUTPUT = flags.DEFINE_string("output", None, "Folder of all versions.", required=True)
 VERSION = flags.DEFINE_integer("version", 1, "Number of this version.")
 WEIGHTS_TYPE = flags.DEFINE_enum("weights", WEIGHTS[0], WEIGHTS, "How kernels are stored.")
+MOST_ROWS = flags.DEFINE_integer(
+    "most_rows", None, "The most rows of a request; if not given, what takes 2 GiB, but not below 64.", lower_bound=1
+)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 
 
@@ -58,8 +64,9 @@ def main() -> None:
     run = load_run(workdir, CHECKPOINT.value)
     status = StatusLine()
     status.keep(f"Exporting {WORKDIR.value}, step {run.step:,}, and checking it: one to some minutes ...")
+    shown = Report(status.show, status.keep)
     exported = export_saved_model(
-        run.model, output, VERSION.value, weights, origin_of(run, workdir), Report(status.show, status.keep)
+        run.model, output, VERSION.value, weights, origin_of(run, workdir), shown, MOST_ROWS.value
     )
     numbers = "the model's numbers"
     if weights != WEIGHTS[0]:

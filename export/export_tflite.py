@@ -1,6 +1,7 @@
-"""Exports one signature of a run's model as a .tflite file, for devices without TensorFlow.
+"""Exports one signature of a run's model, or of a SavedModel of nvae-export, as a .tflite file for devices.
 
     nvae-export-tflite --workdir=runs/digits --output=decode.tflite --signature=decode --quantize=float16
+    nvae-export-tflite --saved_model=models/digits/1 --output=decode.tflite --signature=decode
 
 It is run with ai-edge-litert and compared with the model before it appears; the measurements are printed and
 written to OUTPUT.json. export/decode_on_device.py draws images with it, without TensorFlow.
@@ -13,10 +14,11 @@ Signatures (float32; one image at a time, the batch of 1 is the first axis of ev
     reconstruct  image, noise       -> image
 
 Images are in [0, 1]. Noise is standard-normal, as long as a latent; for encode, zeros give the posterior's
-means. The file's metadata, which nvae_tf.serving.tflite_conversion.read_metadata reads, have the latents' layout.
+means. Models with classes take a label too, int32, -1 for none. The file's metadata, which
+nvae_tf.serving.tflite_conversion.read_metadata reads, have the latents' layout.
 
-All of it is TFLite's builtin operations. A quantized model whose images have less than --smallest_psnr against the
-model's (for encode: those that the float32 model decodes from its latents) is refused.
+All of it is TFLite's builtin operations. A quantized model one of whose test images has less than --smallest_psnr
+against the model's (for encode: what the float32 model decodes from its latents) is refused, and so is sample in int8.
 
 Exit code: 0 done, 2 a mistake in the command or a model that differs; then nothing is written.
 """
@@ -27,12 +29,21 @@ import pathlib
 from absl import flags
 
 from nvae_tf import command_line
-from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS
+from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, check
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.progress import Report, StatusLine
-from nvae_tf.serving.outputs import DEVICE_SIGNATURES, MODES, SMALLEST_PSNR, check_output_is_free, report_file
+from nvae_tf.serving.outputs import (
+    DEVICE_SIGNATURES,
+    MODES,
+    SMALLEST_PSNR,
+    check_is_export,
+    check_output_is_free,
+    check_quantization,
+    report_file,
+)
 
-WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP)
+SAVED_MODEL = flags.DEFINE_string("saved_model", None, "In place of --workdir: one version, as models/digits/1.")
 OUTPUT = flags.DEFINE_string("output", None, "The .tflite file; must not exist yet.", required=True)
 SIGNATURE = flags.DEFINE_enum("signature", None, DEVICE_SIGNATURES, "What the device computes.", required=True)
 NUMBERS = "; ".join(f"{mode}: {numbers}" for mode, numbers in MODES.items())
@@ -44,23 +55,29 @@ DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 def main() -> None:
     """Exports."""
-    output = pathlib.Path(OUTPUT.value)
+    output, place = pathlib.Path(OUTPUT.value), WORKDIR.value or SAVED_MODEL.value
+    check((WORKDIR.value is None) != (SAVED_MODEL.value is None), "give one of --workdir and --saved_model")
     check_output_is_free(output)
-    if not 0.0 <= PSNR.value < math.inf:
-        raise ValueError(f"--smallest_psnr={PSNR.value}: must be a number of decibels from 0")
-    workdir = command_line.run_folder(WORKDIR.value)
+    check_quantization(SIGNATURE.value, QUANTIZE.value)
+    check(0.0 <= PSNR.value < math.inf, f"--smallest_psnr={PSNR.value}: must be a number of decibels from 0")
+    if SAVED_MODEL.value:
+        check_is_export(pathlib.Path(place))
+    else:
+        place = command_line.run_folder(place)
     start_tensorflow_quietly()
-    from nvae_tf.serving.saved_model import source_of
+    from nvae_tf.serving.saved_model import load_export, source_of
     from nvae_tf.serving.tflite import export_tflite, run_images
     from nvae_tf.training.loading import load_run
 
-    run = load_run(workdir, CHECKPOINT.value)
+    if SAVED_MODEL.value:
+        config, model, folded, source = load_export(place)
+    else:
+        found = load_run(place, CHECKPOINT.value)
+        config, model, folded, source = found.config, found.model, None, source_of(found)
     status = StatusLine()
-    status.keep(f"Exporting {SIGNATURE.value} of {WORKDIR.value}, step {run.step:,}, and comparing it ...")
-    images, report = run_images(run.config, DATA_PATH.value), Report(status.show, status.keep)
-    measured = export_tflite(
-        run.model, output, SIGNATURE.value, QUANTIZE.value, images, source_of(run), PSNR.value, report
-    )
+    status.keep(f"Exporting {SIGNATURE.value} of {place}, step {source.get('step', 0):,}, and comparing it ...")
+    settings = SIGNATURE.value, QUANTIZE.value, run_images(config, DATA_PATH.value), source, PSNR.value
+    measured = export_tflite(model, output, *settings, Report(status.show, status.keep), folded)
     status.keep(measured.text())
     status.keep(f"Exported to {output}; the measurements are in {report_file(output)}")
 

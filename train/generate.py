@@ -221,8 +221,8 @@ def encode(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str:
         nvae-generate encode --workdir=runs/digits --output=latents.npz
         nvae-generate encode --workdir=runs/faces --input=my_pictures --mean --output=latents.npz
 
-    The file is NumPy's: group_00 is the top group's latent, float32 [count, height, width, latent channels], group_01
-    the next, and so on; names are the images' names, about is JSON with the latent shapes. In Python
+    The file is NumPy's: latent is float32 [count, total], the groups one after another, the top one first, as exported
+    models take it; names are the images' names, about is JSON with the latent shapes. In Python
     nvae_tf.generation.latents_file.load_latents reads it.
     """
     from nvae_tf.generation.latents_file import save_latents

@@ -1,6 +1,11 @@
-"""Latents as a `.npz` file: `group_00` (the top group), `group_01`, ..., the images' names, and the latent shapes."""
+"""Latents as a `.npz` file: `latent` `[count, total]`, and the images' names, their classes, and the latent shapes.
+
+A row of `latent` has the groups one after another, the top group first, as exported models take it. Every command reads
+and writes this one format; older files, which are read too, have an array `group_00`, `group_01` ... for each group.
+"""
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -16,7 +21,7 @@ from nvae_tf.models import NVAE
 from nvae_tf.models.latents import check_latents
 
 _FORMAT = "nvae_tf latents"
-_GROUP = "group_{:02d}"
+_GROUP = "group_{:02d}"  # in older files
 
 
 class StoredLatents(NamedTuple):
@@ -45,7 +50,7 @@ def save_latents(
         form = "[count, height, width, latent channels] of one count, with one name an image"
         raise ValueError(f"latents of shapes {shapes}{with_names}: they must be {form}")
     about = {"format": _FORMAT, "latent_shapes": [latent.shape[1:] for latent in latents]}
-    arrays = {_GROUP.format(index): latent for index, latent in enumerate(latents)}
+    arrays = {"latent": np.concatenate([latent.reshape(len(latent), -1) for latent in latents], axis=1)}
     if names is not None:
         arrays["names"] = np.array(names, np.str_)
     if labels is not None:
@@ -64,9 +69,15 @@ def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLat
     with wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"); {fix}"):
         entries = read_arrays(pathlib.Path(path))
         names = ", ".join(sorted(entries)[:5])
-        check(_FORMAT in str(entries.get("about", "")), f"it has {names}, and no entry `about`")
-        shapes = [tuple(shape) for shape in json.loads(str(entries["about"]))["latent_shapes"]]
-        latents = [entries[_GROUP.format(index)] for index in range(len(shapes))]
+        is_known = "latent" in entries or _FORMAT in str(entries.get("about", ""))
+        check(is_known, f"it has {names}, and no entry `latent`")
+        # Those of a served model, which knows nothing but the total, have no shapes with them.
+        about = json.loads(str(entries["about"])) if "about" in entries else {"latent_shapes": plan.latent_shapes()}
+        shapes = [tuple(shape) for shape in about["latent_shapes"]]
+        if "latent" in entries:
+            latents = _groups_of(entries["latent"], shapes)
+        else:
+            latents = [entries[_GROUP.format(index)] for index in range(len(shapes))]
         names = [str(name) for name in entries["names"]] if "names" in entries else None
         labels = entries.get("labels")
         counts = {len(part) for part in (*latents, names, labels) if part is not None}
@@ -74,3 +85,12 @@ def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLat
         check(fits, "its arrays do not fit each other")
     with wrap_read_errors(f"{path}: ", ""):
         return StoredLatents([latent.numpy() for latent in check_latents(latents, plan)], names, labels)
+
+
+def _groups_of(latent: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """`[count, total]` -> `[count, height, width, latent channels]` a group."""
+    sizes = [math.prod(shape) for shape in shapes]
+    fits = f"`latent` is of shape {list(latent.shape)}; it must be [count, {sum(sizes)}]"
+    check(latent.ndim == 2 and latent.shape[1] == sum(sizes), fits)
+    parts = np.split(latent, np.cumsum(sizes)[:-1], axis=1)
+    return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -45,7 +45,6 @@ images = model.generate(16, temperature=0.7, seed=1{labels})  # [16, {height}, {
 latents = model.encode(images, seed=1{labels})
 nats = model.score(images, importance_samples=100, seed=1{labels})"""
 _GENERATE = "nvae-generate {run} --output=samples.png"
-# Models that are conditional on classes can't be exported yet.
 _EXPORT = """nvae-export {run} --output=saved_model
 nvae-export-tflite {run} --output=decode.tflite --signature=decode"""
 _MOST_CLASS_NAMES = 20
@@ -216,7 +215,7 @@ def _use(facts: RunFacts, place: str | None) -> str:
     use = _USE.format(place=ascii(place or facts.name), checkpoint=checkpoint, labels=labels, **size)
     if _has_prior(facts):
         use += f'\nimages = model.generate(16, prior="reweighted", seed=1{labels})  # better samples, at temperature 1'
-    lines = [_GENERATE, *([] if model.num_classes else [_EXPORT]), *([] if place else [_EVALUATE])]
+    lines = [_GENERATE, _EXPORT, *([] if place else [_EVALUATE])]
     run = f"--workdir={shlex.quote(place or facts.name)} --checkpoint={facts.checkpoint}"
     return _paragraphs(
         "With `nvae_tf` installed:" if place else f"With `nvae_tf` installed, and this folder as {_code(facts.name)}:",

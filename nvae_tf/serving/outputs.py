@@ -23,8 +23,8 @@ MODES = {
     "dynamic": "int8 weights; activations are made int8 where that is quicker, with ranges of the moment",
     "int8": "int8 weights and activations, with ranges from the run's images; inputs and outputs stay float32",
 }
-# In decibels, against the model's images; a quantized model below this is refused. Of the demo's digits int8 gives 34
-# to 41 dB; of decoders with ever worse ranges one of 29 dB still looked right, those of 26 and 22 dB had wrong grays.
+# In decibels, against the model's images; a quantized model is refused where one of the test images is below. Of
+# decoders with ever worse ranges one of 29 dB still looked right, those of 26 and 22 dB had wrong grays.
 SMALLEST_PSNR = 30.0
 DIGESTS = "assets.extra/sha256.json"
 # The largest number of a version that TensorFlow Serving takes.
@@ -132,6 +132,15 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
 def report_file(output: pathlib.Path) -> pathlib.Path:
     """Where the measurements of a .tflite file are written: beside it."""
     return output.with_name(f"{output.name}.json")
+
+
+def check_quantization(signature: str, quantize: str) -> None:
+    """Raises ValueError for a signature that can't be quantized so."""
+    if (signature, quantize) == ("sample", "int8"):
+        raise ValueError(
+            "--signature=sample --quantize=int8: temperatures above those that ranges are taken from would be clipped "
+            "without a word; take --quantize=dynamic, or --signature=decode"
+        )
 
 
 def check_output_is_free(output: pathlib.Path) -> None:

@@ -12,22 +12,30 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from nvae_tf.config import check_choice, config_to_dict
-from nvae_tf.errors import require
+from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, read_config
+from nvae_tf.errors import first_line, require
 from nvae_tf.files import atomic_write
 from nvae_tf.layers import FoldedPass, folded_weights
+from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.progress import Report
-from nvae_tf.serving.outputs import WEIGHTS, new_version, write_digests
-from nvae_tf.serving.signatures import Signatures
-from nvae_tf.serving.verification import Record, difference, recorded, verified
+from nvae_tf.serving.outputs import WEIGHTS, check_is_export, new_version, write_digests
+from nvae_tf.serving.signatures import DEFAULT_SIGNATURE, Signatures
+from nvae_tf.serving.verification import ROWS, Record, all_differences, recorded, verified
 from nvae_tf.training.checkpoints import checkpoint_sha256
+from nvae_tf.training.graph_memory import memory_timeline
 from nvae_tf.training.loading import TrainedRun
 from nvae_tf.training.run_folder import RunFolder
 
 # Half-precision weights that change an output by more of its largest value are not published.
 LARGEST_DIFFERENCE = 0.2
+# The memory that the rows of one request may take unless the export says otherwise; TensorFlow Serving's batches of
+# some 64 rows are allowed even so.
+REQUEST_BYTES = 2 * 2**30
+FEWEST_ROWS = 64
 _ASSETS = "assets.extra"
+# The weights of an export by place, for `load_export`.
+_FOLDED = "folded"
 # The name that TensorFlow Serving looks for.
 _WARM_UP = "tf_serving_warmup_requests"
 # Settings that name a place on this machine.
@@ -56,14 +64,15 @@ def export_saved_model(
     weights: str = "float32",
     origin: Origin | None = None,
     report: Report | None = None,
+    most_rows: int | None = None,
 ) -> Exported:
     """Writes `output/version`, a SavedModel with the signatures of `nvae_tf.serving.signatures`.
 
     It has the weights that the signatures use, with weight normalization and batch norm folded into kernels and
     biases: no optimizer state, no Python, no path of this machine. `assets.extra/` has the settings (`config.json`),
     the signatures (`signatures.json`), the layout of a flat latent (`latents.json`), where the weights come from
-    (`source.json`), the model's scores (`evaluation.json`), a warm-up request for every signature, and inputs and
-    outputs of the model for `nvae-verify`.
+    (`source.json`), the model's scores (`evaluation.json`), warm-up requests, and inputs and outputs of the model for
+    `nvae-verify`.
 
     Before the version appears it is run in a process that can't import this package. Its numbers must agree, up to
     rounding, with the model's for float32 weights, otherwise with those of the model with rounded weights, which may
@@ -77,6 +86,7 @@ def export_saved_model(
         time.
       origin: where the weights come from.
       report: where the steps of the export are shown.
+      most_rows: of a request; if not given, as many as take `REQUEST_BYTES`, or `FEWEST_ROWS` if that is more.
 
     Raises:
       ValueError: the version exists, `output` holds something else than versions, or the export gives other
@@ -84,37 +94,94 @@ def export_saved_model(
     """
     require("tensorflow_serving.apis", "serving")
     check_choice("weights", weights, WEIGHTS)
+    check(most_rows is None or most_rows >= 1, f"most_rows = {most_rows}: must be at least 1")
     report = report or Report()
     output = pathlib.Path(output)
     folded = folded_weights(model.stacks, weights)
-    # Inline: TensorFlow does not rewrite functions that are called, and fuses bias and swish with what is before them.
-    signatures = Signatures(model, lambda: FoldedPass(traced_inline=True, folded=folded))
     with new_version(output, version) as folder:
         report.progress("computing the model's numbers", 0.0)
-        of_model = recorded(Signatures(model))
+        reference = Signatures(model, rows=ROWS)
+        record = of_model = recorded(reference)
+        most_rows = most_rows or _most_rows(reference)
         report.progress("tracing the signatures", 0.3)
-        of_export = recorded(signatures, of_model.inputs)
-        differences = {name: difference(of_export.outputs[name], array) for name, array in of_model.outputs.items()}
-        worst = max(differences, key=differences.get)
-        if differences[worst] > LARGEST_DIFFERENCE:
-            raise ValueError(
-                f"weights={weights} change too much of what the model gives: {worst} is off by "
-                f"{differences[worst]:.2g} of its largest value, {LARGEST_DIFFERENCE:g} is allowed; export float32. "
-                "It was not published"
-            )
-        report.progress("writing", 0.6)
+        # Inline: TensorFlow does not rewrite functions that are called, and fuses bias and swish with what is before.
+        signatures = Signatures(model, lambda: FoldedPass(traced_inline=True, folded=folded), most_rows)
+        archive = signatures.archive()
+        archive.add_variable_collection(_FOLDED, _folded_variables(model, folded))
         # A server takes no gradients: those of custom operations would be traced and stored for nothing.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        signatures.archive().write_out(str(folder), options=options, verbose=False)
-        record = of_model if weights == "float32" else of_export
-        rounding = {"weights": weights, "difference_from_model": differences}
-        _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), rounding)
-        report.progress("running the export without this package", 0.75)
+        archive.write_out(str(folder), options=options, verbose=False)
+        report.progress("running the export without this package", 0.6)
         try:
-            verified(folder)
+            if weights != "float32":
+                record = recorded(signatures, of_model.inputs)
+            differences = verified(folder, record)
+            if weights != "float32":
+                differences = all_differences(record.outputs, of_model)
+                _check_rounding(weights, differences)
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
+        facts = {"weights": weights, "difference_from_model": differences, "most_rows": most_rows}
+        _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)
     return Exported(output / str(version), max(differences.values()))
+
+
+def _most_rows(reference: Signatures) -> int:
+    """As many rows as take `REQUEST_BYTES`, by the graphs of a model traced for `ROWS` rows, but not too few."""
+    with tf.device("/CPU:0"):  # as `recorded` has traced them
+        graphs = [network.get_concrete_function() for network in reference.networks]
+    of_row = max(memory_timeline(graph).peak_bytes for graph in graphs) / ROWS
+    return max(int(REQUEST_BYTES / of_row), FEWEST_ROWS)
+
+
+def _check_rounding(weights: str, differences: Mapping[str, float]) -> None:
+    worst = max(differences, key=differences.get)
+    check(
+        differences[worst] <= LARGEST_DIFFERENCE,
+        f"weights={weights} change too much of what the model gives: {worst} is off by {differences[worst]:.2g} of its "
+        f"largest value, {LARGEST_DIFFERENCE:g} is allowed; export float32",
+    )
+
+
+def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
+    """All weights that a pass with folded ones reads, in an order that the architecture alone decides."""
+    in_stacks = {id(weight) for stack in model.stacks for weight in stack.weights}
+    others = [weight.value for weight in model.top_down.weights if id(weight) not in in_stacks]
+    variables = [variable for slices in folded.values() for variable in tf.nest.flatten(slices)]
+    return [*(variable for variable in variables if variable is not None), *others]
+
+
+class LoadedExport(NamedTuple):
+    """A model with the settings of an export; a `FoldedPass` with these weights, and no other, gives its numbers."""
+
+    config: ExperimentConfig | None  # of the run; None for an export of a model alone
+    model: NVAE
+    folded: FoldedWeights  # float32, whatever they are stored in
+    source: dict[str, Any]  # where the weights come from
+
+
+def load_export(folder: str | os.PathLike) -> LoadedExport:
+    """Reads an export; ValueError where it is damaged, or older than the collection of its weights by place."""
+    folder = pathlib.Path(folder)
+    check_is_export(folder)
+    source = json.loads((folder / _ASSETS / "source.json").read_text())
+    settings = folder / _ASSETS / "config.json"
+    config, is_of_run = read_config(settings), "data" in json.loads(settings.read_text())
+    model = NVAE(config.model)
+    folded = folded_weights(model.stacks, source["weights"])
+    checkpoint = tf.train.Checkpoint(**{_FOLDED: _folded_variables(model, folded)})
+    try:
+        checkpoint.read(str(folder / "variables" / "variables")).assert_existing_objects_matched()
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
+        raise ValueError(
+            f"{folder}: its weights can't be read by place ({first_line(error)}); export the run again with nvae-export"
+        ) from None
+
+    def exact(weight: tf.Variable | None) -> tf.Variable | None:
+        return None if weight is None else tf.Variable(tf.cast(weight, tf.float32), trainable=False)
+
+    in_float32 = {stack: tf.nest.map_structure(exact, slices) for stack, slices in folded.items()}
+    return LoadedExport(config if is_of_run else None, model, in_float32, source)
 
 
 def origin_of(run: TrainedRun, workdir: pathlib.Path) -> Origin:
@@ -155,7 +222,7 @@ def _write_assets(
     signatures: Signatures,
     record: Record,
     origin: Origin,
-    rounding: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> None:
     """Makes `assets.extra/` of an export; a server reads the warm-up requests alone."""
     folder = export / _ASSETS
@@ -166,7 +233,7 @@ def _write_assets(
     contents = {
         "config": origin.settings or {"model": config_to_dict(signatures.model.config)},
         "latents": signatures.latent_layout(),
-        "source": {**origin.source, **rounding, **versions},
+        "source": {**origin.source, **facts, **versions},
         "signatures": _described(signatures, record),
     }
     if origin.scores is not None:
@@ -199,7 +266,11 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
 
 
 def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
-    """One request of one row for every signature: a server runs them before it serves the version."""
+    """A request of one row for every signature and the default, which a server runs before it serves the version.
+
+    A server makes the graph ready for each signature, and again for each selection of its outputs: these requests are,
+    like the client's, for all outputs.
+    """
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     requests = {}
@@ -208,8 +279,10 @@ def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
         request = requests.setdefault(signature, predict_pb2.PredictRequest())
         request.model_spec.name, request.model_spec.signature_name = model_name, signature
         request.inputs[argument].CopyFrom(tf.make_tensor_proto(array[:1]))
+    default = predict_pb2.PredictRequest.FromString(next(iter(requests.values())).SerializeToString())
+    default.model_spec.signature_name = DEFAULT_SIGNATURE
     with tf.io.TFRecordWriter(str(file)) as writer:
-        for request in requests.values():
+        for request in (*requests.values(), default):
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())
 

@@ -1,18 +1,22 @@
 """The signatures of the SavedModel: functions of named, batch-first tensors.
 
-The batch is the first axis of every input and output, as TensorFlow Serving's batching requires. Where latents
-are drawn there is one seed a row, so that a row's result depends on that row alone, whatever batch it is in.
+The batch is the first axis of every input and output, as TensorFlow Serving's batching requires. Where latents are
+drawn there is one seed a row, so that a row's result depends on that row alone, whatever batch it is in. A seed has 64
+bits, the two words of the model's own seeds (`nvae_tf.models.latents.image_seeds`), low word first: for 0 <= s < 2**31
+the seed `s + i * 2**32` gives a row the draws of image i in `model.generate(count, seed=s)`, `model.encode(images,
+seed=s)` and so on. Plain `s` gives those of image 0.
 
-A seed has 64 bits, the two words of the model's own seeds (`nvae_tf.models.latents.image_seeds`), low word
-first: for 0 <= s < 2**31 the seed `s + i * 2**32` gives a row the draws of image i in
-`model.generate(count, seed=s)`, `model.encode(images, seed=s)` and so on. Plain `s` gives those of image 0.
+Two networks are traced, and every signature calls one of them: the top-down pass of `compose`, and the inference pass
+of `encode`. A new signature is a method, its inputs in `_INPUTS`, and what is wrong with a new input in `_checked`.
 
-Inputs are checked inside the exported graph, so that a server refuses nonsense as INVALID_ARGUMENT. A checked tensor
-is tied to its check by a control dependency, which no pruning of the graph can drop.
+A wrong row fails no other one, because TensorFlow Serving's batching gives one status to all requests of a batch: its
+`valid` is false, its numbers are NaN, its pixels 0 and its files empty. A request without one right row is refused as
+INVALID_ARGUMENT, with what is wrong with the first; so are inputs of different numbers of rows, no rows, or too many.
 """
 
 import dataclasses
 import math
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,24 +24,34 @@ import keras
 import tensorflow as tf
 
 from nvae_tf import objective
-from nvae_tf.config import ModelConfig, check
+from nvae_tf.config import ModelConfig
 from nvae_tf.data.pipeline import intensity_table
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import GivenSource, GroupLayers, LatentSample, LatentSource, PriorSource, noise_per_image
+from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, PriorSource, noise_per_image
 from nvae_tf.models.nvae import Decoded
 
 Tensors = dict[str, tf.Tensor]
-_OF_IMAGES = ("sample", "encode", "decode", "decode_upper_groups", "reconstruct", "score")
+# Of models with classes all have a `label` too.
+_INPUTS = {
+    "sample": ("seed", "temperature"),
+    "encode": ("image", "seed"),
+    "decode": ("latent",),
+    "decode_upper_groups": ("latent", "num_groups", "seed", "temperature"),
+    "reconstruct": ("image", "seed"),
+    "score": ("image", "seed"),
+    "compose": ("latent", "keep", "seed", "temperature"),
+}
+_DTYPES = {"image_bytes": tf.string, "seed": tf.int64} | dict.fromkeys(("num_groups", "keep", "label"), tf.int32)
 # The same with images as the bytes of PNG files in place of tensors.
 _SUFFIX = "_png"
-SIGNATURES = (*_OF_IMAGES, *(f"{name}{_SUFFIX}" for name in _OF_IMAGES))
+SIGNATURES = (*_INPUTS, *(f"{name}{_SUFFIX}" for name in _INPUTS))
+# The one that servers run for a request that names none.
+DEFAULT_SIGNATURE = "serving_default"
 _MOST_PNG_CHANNELS = 4
-# How a PNG file begins, and the length up to which its header has the size.
-_PNG = b"\x89PNG\r\n\x1a\n"
-_HEADER_LENGTH = 24
-# How many of the wrong values an error message lists.
-_LISTED = 5
+# How a PNG file begins, up to its width and height; its end; and of its header the length and one type of color.
+_PNG_BEGINNING, _PNG_END = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_PNG_HEADER_LENGTH, _PNG_GRAY_WITH_ALPHA = 26, b"\x04"
 
 
 class FlatLatentModel:
@@ -47,8 +61,6 @@ class FlatLatentModel:
     """
 
     def __init__(self, model: NVAE, forward: Callable[[], ForwardPass] = ForwardPass):
-        without = "models that are conditional on classes can't be exported yet; train without data.labels to export"
-        check(not model.config.num_classes, f"model.num_classes = {model.config.num_classes}: {without}")
         self.model, self._forward = model, forward
         self.latent_shapes = model.plan.latent_shapes()
         self._sizes = [math.prod(shape) for shape in self.latent_shapes]
@@ -62,6 +74,16 @@ class FlatLatentModel:
             "total": self.total,
         }
 
+    def _specs(self, names: Sequence[str], rows: int | None, **shapes: tuple[int, ...]) -> list[tf.TensorSpec]:
+        """Inputs `[rows, ...]` of these names, then `label` if the model has classes; some in a shape of their own."""
+        config = self.model.config
+        image = config.image_height, config.image_width, config.image_channels
+        shapes = {"image": image, "latent": (self.total,), "noise": (self.total,), "keep": (len(self._sizes),)} | shapes
+        return [
+            tf.TensorSpec([rows, *shapes.get(name, ())], _DTYPES.get(name, tf.float32), name)
+            for name in (*names, *(("label",) if config.num_classes else ()))
+        ]
+
     def _groups(self, flat: tf.Tensor) -> list[tf.Tensor]:
         """`[batch, total]` -> `[batch, height, width, channels]` a group."""
         groups = zip(tf.split(flat, self._sizes, axis=1), self.latent_shapes, strict=True)
@@ -72,24 +94,27 @@ class FlatLatentModel:
         latents = zip(decoded.latents, self._sizes, strict=True)
         return tf.concat([tf.reshape(latent.z, [-1, size]) for latent, size in latents], axis=1)
 
-    def _decoded(self, sources: Sequence[LatentSource], flat: tf.Tensor) -> Decoded:
+    def _pass(self, label: tf.Tensor | None) -> ForwardPass:
+        return dataclasses.replace(self._forward(), labels=label)
+
+    def _decoded(self, sources: Sequence[LatentSource], flat: tf.Tensor, label: tf.Tensor | None) -> Decoded:
         # Where the number of rows is known it is no operation of the graph.
-        return self.model.top_down_pass(sources, flat.shape[0] or tf.shape(flat)[0], self._forward())
+        return self.model.top_down_pass(sources, flat.shape[0] or tf.shape(flat)[0], self._pass(label))
 
 
 @dataclasses.dataclass(frozen=True)
-class UpperGroupsSource:
-    """Takes the latent of the rows that have one, and draws the others from the prior."""
+class ComposedSource:
+    """Takes the latent of the rows that keep it, and draws the others from the prior."""
 
     latent: tf.Tensor  # [batch, height, width, latent channels], after the flows
     noise: tf.Tensor  # standard-normal, of the same shape
     temperature: tf.Tensor  # [batch, 1, 1, 1], multiplies the prior's sigma
-    is_given: tf.Tensor  # [batch, 1, 1, 1], which rows' latents are taken
+    keep: tf.Tensor  # [batch, 1, 1, 1], which rows' latents are taken
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of every row, beside the prior that it could have come from."""
         drawn = PriorSource(self.noise, self.temperature).draw(layers, state)
-        z = tf.where(self.is_given, self.latent, drawn.z)
+        z = tf.where(self.keep, self.latent, drawn.z)
         return LatentSample(z, z, drawn.prior)
 
 
@@ -98,84 +123,96 @@ class Signatures(FlatLatentModel):
 
     H, W and C are the height, width and channels of images, `total` is the number of latent values of an
     image, `groups` the number of latent groups. Images are float32 `[batch, H, W, C]` in [0, 1], seeds int64 `[batch]`,
-    temperatures float32 `[batch]`.
+    temperatures float32 `[batch]`. Models with classes take int32 `label` `[batch]` too, the number of a class or -1
+    for none.
 
     `NAME_png` is NAME with `image_bytes` `[batch]`, the bytes of PNG files, wherever NAME has `image`. It is meant for
     REST, which sends bytes as base64. Models of more than 4 channels don't have it.
 
-    An input that is out of range raises tf.errors.InvalidArgumentError, in the export as well.
+    `function` gives a signature as it is exported: it checks its inputs, and has an output `valid` `[batch]`, see this
+    module's beginning, and for each `image` also `image_uint8`, the same as 8-bit pixels.
+
+    Args:
+      model: the model.
+      forward: see `FlatLatentModel`.
+      most_rows: of a request.
+      rows: of every request, if that is known.
     """
+
+    def __init__(
+        self,
+        model: NVAE,
+        forward: Callable[[], ForwardPass] = ForwardPass,
+        most_rows: int = 2**31 - 1,
+        rows: int | None = None,
+    ):
+        super().__init__(model, forward)
+        self._most_rows, self._rows = most_rows, rows
+        self.networks = self._compose, self._infer = [
+            tf.function(network, self.input_specs(name), autograph=False)
+            for network, name in ((self._composed, "compose"), (self._inferred, "encode"))
+        ]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of this model's signatures."""
-        return SIGNATURES if self.model.config.image_channels <= _MOST_PNG_CHANNELS else _OF_IMAGES
+        return SIGNATURES if self.model.config.image_channels <= _MOST_PNG_CHANNELS else tuple(_INPUTS)
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """The inputs of the signature called `name`, in the order of its arguments."""
-        config = self.model.config
-        image_shape = [None, config.image_height, config.image_width, config.image_channels]
-        seed = tf.TensorSpec([None], tf.int64, "seed")
-        temperature = tf.TensorSpec([None], tf.float32, "temperature")
-        image = tf.TensorSpec(image_shape, tf.float32, "image")
-        if name.endswith(_SUFFIX):
-            image = tf.TensorSpec([None], tf.string, "image_bytes")
-        latent = tf.TensorSpec([None, self.total], tf.float32, "latent")
-        num_groups = tf.TensorSpec([None], tf.int32, "num_groups")
-        return {
-            "sample": [seed, temperature],
-            "encode": [image, seed],
-            "decode": [latent],
-            "decode_upper_groups": [latent, num_groups, seed, temperature],
-            "reconstruct": [image, seed],
-            "score": [image, seed],
-        }[name.removesuffix(_SUFFIX)]
+        base = name.removesuffix(_SUFFIX)
+        image = "image_bytes" if name.endswith(_SUFFIX) else "image"
+        of_groups = {"temperature": (len(self._sizes),)} if base == "compose" else {}
+        return self._specs([image if key == "image" else key for key in _INPUTS[base]], self._rows, **of_groups)
 
     def function(self, name: str) -> Callable[..., Tensors]:
         """The signature called `name`, from its inputs to its named outputs."""
-        return self._of(getattr(self, name.removesuffix(_SUFFIX)), name)
+        signature, specs = getattr(self, name.removesuffix(_SUFFIX)), self.input_specs(name)
+
+        def function(*values: tf.Tensor) -> Tensors:
+            inputs = self._tied({spec.name: value for spec, value in zip(specs, values, strict=True)})
+            inputs, reason = self._checked(name, inputs)
+            return _judged(signature(*inputs.values()), reason, name.endswith(_SUFFIX))
+
+        return function
 
     def archive(self) -> keras.export.ExportArchive:
         """All signatures, ready to be written, with the weights that they use and no other state."""
         archive = keras.export.ExportArchive()
-        # Traced once and called by both, so that the network is not in the file twice.
-        traced = {
-            name: tf.function(getattr(self, name), input_signature=self.input_specs(name), autograph=False)
-            for name in _OF_IMAGES
-        }
         for name in self.names:
-            archive.add_endpoint(name, self._of(traced[name.removesuffix(_SUFFIX)], name), self.input_specs(name))
+            archive.add_endpoint(name, self.function(name), self.input_specs(name))
         return archive
 
-    def sample(self, seed: tf.Tensor, temperature: tf.Tensor) -> Tensors:
+    def sample(self, seed: tf.Tensor, temperature: tf.Tensor, *label: tf.Tensor) -> Tensors:
         """Images from the prior.
 
         The temperature, above 0, multiplies every prior's sigma (Vahdat & Kautz 2020, section 4.2).
 
         Returns:
-          `image` `[batch, H, W, C]`: the mean of the likelihood, whose own temperature is 1; `image_uint8`: the same
-          as 8-bit pixels.
+          `image` `[batch, H, W, C]`: the mean of the likelihood, whose own temperature is 1.
         """
-        temperature = _checked_temperature(temperature)
-        seeds = _words(_checked_rows("seed", seed, temperature, "temperature"))
-        return _images(self.model.generate_from_seeds(seeds, _over_pixels(temperature), forward=self._forward()).mean())
+        latent = tf.zeros([tf.shape(seed)[0], self.total])
+        return self.decode_upper_groups(latent, tf.zeros_like(seed, tf.int32), seed, temperature, *label)
 
-    def encode(self, image: tf.Tensor, seed: tf.Tensor) -> Tensors:
+    def encode(self, image: tf.Tensor, seed: tf.Tensor, *label: tf.Tensor) -> Tensors:
         """Latents drawn from the posterior of images.
 
         Returns:
           `latent` `[batch, total]`: the groups one after another, the top group first, each flattened from
-          `[height, width, channels]`; `assets.extra/latents.json` has their shapes.
+          `[height, width, channels]`; `assets.extra/latents.json` has their shapes. `kl` `[batch, groups]`: the KL of
+          posterior and prior of each group, in nats.
         """
-        return {"latent": self._flat(self._infer(image, seed))}
+        latent, kl, _, _ = self._infer(image, seed, *label)
+        return {"latent": latent, "kl": kl}
 
-    def decode(self, latent: tf.Tensor) -> Tensors:
+    def decode(self, latent: tf.Tensor, *label: tf.Tensor) -> Tensors:
         """The images of `sample`, for latents `[batch, total]` from anywhere, laid out as `encode` gives them."""
-        sources = [GivenSource(group) for group in self._groups(_checked_latent(latent))]
-        return _images(self._decoded(sources, latent).likelihood.mean())
+        rows = tf.shape(latent)[:1]
+        num_groups, seed = tf.fill(rows, len(self._sizes)), tf.zeros(rows, tf.int64)
+        return self.decode_upper_groups(latent, num_groups, seed, tf.ones(rows), *label)
 
     def decode_upper_groups(
-        self, latent: tf.Tensor, num_groups: tf.Tensor, seed: tf.Tensor, temperature: tf.Tensor
+        self, latent: tf.Tensor, num_groups: tf.Tensor, seed: tf.Tensor, temperature: tf.Tensor, *label: tf.Tensor
     ) -> Tensors:
         """Like `decode` with the latents of the upper groups, which hold the large structure; the others are drawn.
 
@@ -184,71 +221,140 @@ class Signatures(FlatLatentModel):
           num_groups: int32 `[batch]`, from 0 to `groups`; the latents of so many groups, from the top, are used.
           seed: `[batch]`, of the groups that are drawn.
           temperature: `[batch]`, above 0, of their priors.
+          *label: `[batch]`, of models with classes.
         """
-        latent = _checked_latent(latent)
-        groups = len(self.latent_shapes)
-        valid = (num_groups >= 0) & (num_groups <= groups)
-        num_groups = _checked(num_groups, valid, f"num_groups: values must be from 0 to {groups}")
-        num_groups = _checked_rows("num_groups", num_groups, latent, "latent")
-        seeds = _words(_checked_rows("seed", seed, latent, "latent"))
-        temperature = _checked_rows("temperature", _checked_temperature(temperature), latent, "latent")
-        noise = noise_per_image(self.latent_shapes, seeds)
-        sources = [
-            UpperGroupsSource(group, eps, _over_pixels(temperature), _over_pixels(num_groups > index))
-            for index, (group, eps) in enumerate(zip(self._groups(latent), noise, strict=True))
-        ]
-        return _images(self._decoded(sources, latent).likelihood.mean())
+        groups = len(self._sizes)
+        keep = tf.sequence_mask(num_groups, groups, tf.int32)
+        temperature = tf.tile(temperature[:, tf.newaxis], [1, groups])
+        return {"image": self.compose(latent, keep, seed, temperature, *label)["image"]}
 
-    def reconstruct(self, image: tf.Tensor, seed: tf.Tensor) -> Tensors:
+    def reconstruct(self, image: tf.Tensor, seed: tf.Tensor, *label: tf.Tensor) -> Tensors:
         """The images that `decode` gives for the latent of `encode` with the same inputs."""
-        return _images(self._infer(image, seed).likelihood.mean())
+        return {"image": self._infer(image, seed, *label)[-1]}
 
-    def score(self, image: tf.Tensor, seed: tf.Tensor) -> Tensors:
+    def score(self, image: tf.Tensor, seed: tf.Tensor, *label: tf.Tensor) -> Tensors:
         """The negative evidence lower bound at the latents that `encode` draws with the same seed.
 
-        It is the bound that training lowers. `model.score` with one importance sample has the same mean, but
-        is noisier for a model without flows: here the KL is in closed form then.
+        It is the bound that training lowers, `model.score(images, per_group=True)`. `model.score` with one importance
+        sample has the same mean, but is noisier for a model without flows: here the KL is in closed form then. Models
+        of 1 bit take values 0 and 1 alone.
 
         Returns:
           `nats` `[batch]`: the bound; `bits_per_dim` `[batch]`: the same in bits for each of the H * W * C
-          values; `kl_per_group` `[batch, groups]`: the KL's part of `nats`, top group first.
+          values; `kl` `[batch, groups]`: the KL's part of `nats`, top group first; `kl_per_group`: the same, by the
+          name that it has in older exports.
         """
-        elbo = self._infer(image, seed).elbo(image)
-        config = self.model.config
-        num_values = config.image_height * config.image_width * config.image_channels
-        return {
-            "nats": elbo.nelbo,
-            "bits_per_dim": objective.bits_per_dimension(elbo.nelbo, num_values),
-            "kl_per_group": elbo.kl,
+        _, kl, nats, _ = self._infer(image, seed, *label)
+        bits = objective.bits_per_dimension(nats, math.prod(image.shape[1:]))
+        return {"nats": nats, "bits_per_dim": bits, "kl_per_group": kl, "kl": tf.identity(kl)}
+
+    def compose(
+        self, latent: tf.Tensor, keep: tf.Tensor, seed: tf.Tensor, temperature: tf.Tensor, *label: tf.Tensor
+    ) -> Tensors:
+        """Images of which some groups are given and the others drawn from the prior, given the groups above.
+
+        Args:
+          latent: `[batch, total]`; the values of groups that are drawn are not used.
+          keep: int32 `[batch, groups]`, 1 where the group's latent is taken, 0 where it is drawn.
+          seed: `[batch]`, of the groups that are drawn: a group's draws are the same whichever others are taken.
+          temperature: `[batch, groups]`, above 0, of their priors.
+          *label: `[batch]`, of models with classes.
+
+        Returns:
+          `image` `[batch, H, W, C]`, and `latent` `[batch, total]`: the latents taken and drawn.
+        """
+        image, latent = self._compose(latent, keep, seed, temperature, *label)
+        return {"image": image, "latent": latent}
+
+    def _composed(self, latent, keep, seed, temperature, label=None) -> tuple[tf.Tensor, tf.Tensor]:
+        """The top-down pass: mean images and latents."""
+        noise = noise_per_image(self.latent_shapes, _words(seed))
+        of_groups = self._groups(latent), noise, *(tf.unstack(value, axis=1) for value in (temperature, keep))
+        sources = [
+            ComposedSource(group, eps, _over_pixels(temperature), _over_pixels(keep > 0))
+            for group, eps, temperature, keep in zip(*of_groups, strict=True)
+        ]
+        decoded = self._decoded(sources, latent, label)
+        return decoded.likelihood.mean(), self._flat(decoded)
+
+    def _inferred(self, image, seed, label=None) -> tuple[tf.Tensor, ...]:
+        """The inference pass: latents, KL of every group, the bound and mean images."""
+        noise = noise_per_image(self.latent_shapes, _words(seed))
+        decoded = self.model.inference_pass(image, noise, self._pass(label))
+        elbo = decoded.elbo(image)
+        return self._flat(decoded), elbo.kl, elbo.nelbo, decoded.likelihood.mean()
+
+    def _tied(self, inputs: Tensors) -> Tensors:
+        """The inputs, tied to checks of their numbers of rows by control dependencies, which no pruning can drop."""
+        (first, value), *others = inputs.items()
+        rows, most = tf.shape(value)[0], self._most_rows
+        message = f"{first}: a request must have 1 to {most} rows; this one has:"
+        checks = [tf.debugging.Assert((rows >= 1) & (rows <= most), [message, rows])]
+        for name, value in others:
+            message = f"{name}: there must be one for each row of {first}; found and rows given:"
+            found = tf.shape(value)[0]
+            checks.append(tf.debugging.Assert(tf.equal(found, rows), [message, found, rows]))
+        with tf.control_dependencies(checks):
+            return {name: tf.identity(value) for name, value in inputs.items()}
+
+    def _checked(self, name: str, inputs: Tensors) -> tuple[Tensors, tf.Tensor]:
+        """The inputs, those of wrong rows replaced, and what is wrong with each row `[batch]`, nothing for nothing."""
+        config, groups = self.model.config, len(self._sizes)
+        rules = {
+            "image": (_is_in(0.0, 1.0), "must be finite and in [0, 1] (divide 8-bit values by 255)"),
+            "latent": (tf.math.is_finite, "must be finite"),
+            "temperature": (lambda x: tf.math.is_finite(x) & (x > 0.0), "must be finite and above 0"),
+            "num_groups": (_is_in(0, groups), f"must be from 0 to {groups}"),
+            "keep": (_is_in(0, 1), "must be 1 (taken) or 0 (drawn)"),
+            "label": (_is_in(-1, config.num_classes - 1), f"must be below {config.num_classes}, or -1 for none"),
         }
-
-    def _infer(self, image: tf.Tensor, seed: tf.Tensor) -> Decoded:
-        valid = (image >= 0.0) & (image <= 1.0)  # false for NaN
-        image = _checked(image, valid, "image: values must be finite and in [0, 1] (divide 8-bit values by 255)")
-        seeds = _words(_checked_rows("seed", seed, image, "image"))
-        return self.model.inference_pass(image, noise_per_image(self.latent_shapes, seeds), self._forward())
-
-    def _of(self, signature: Callable[..., Tensors], name: str) -> Callable[..., Tensors]:
-        """The signature called `name`, of that with tensors; a plain function: archives trace a `tf.function` again."""
-        if not name.endswith(_SUFFIX):
-            return lambda *inputs: signature(*inputs)
-        specs = self.input_specs(name)
-
-        def function(*inputs: tf.Tensor) -> Tensors:
-            given = [
-                images_from_bytes(value, self.model.config) if spec.name == "image_bytes" else value
-                for value, spec in zip(inputs, specs, strict=True)
-            ]
-            outputs = signature(*given)
-            return {"image_bytes": bytes_of_images(outputs["image"])} if "image" in outputs else outputs
-
-        return function
+        if config.num_bits == 1 and name == "score":
+            rules["image"] = (lambda x: (x == 0.0) | (x == 1.0), "must be 0 or 1, as in the model's data of 1 bit")
+        reason, checked = tf.fill(tf.shape(next(iter(inputs.values())))[:1], ""), {}
+        for key, value in inputs.items():
+            if key == "image_bytes":
+                key, (value, is_right) = "image", images_from_bytes(value, config)
+                size = f"height {config.image_height} and width {config.image_width}"
+                reason = _reason(reason, is_right, f"image_bytes: must be whole PNG files of {size}")
+            elif key in rules:
+                is_right, rule = rules[key]
+                right = tf.reduce_all(is_right(value), axis=list(range(1, len(value.shape))), keepdims=True)
+                reason = _reason(reason, tf.reshape(right, [-1]), f"{key}: values {rule}")
+                value = tf.where(right, value, tf.ones_like(value))
+            checked[key] = value
+        return checked, reason
 
 
-def _images(image: tf.Tensor) -> Tensors:
-    finite = tf.math.is_finite(image)  # as long as temperatures and latents are reasonable
-    image = _checked(image, finite, "image: not finite; a temperature or a latent is too large")
-    return {"image": image, "image_uint8": pixels_of_images(image)}
+def _judged(outputs: Tensors, reason: tf.Tensor, as_files: bool) -> Tensors:
+    """The outputs, blank for wrong rows, with `valid`, and pixels or files of `image`."""
+    for value in outputs.values():
+        finite = tf.reduce_all(tf.math.is_finite(value), axis=list(range(1, len(value.shape))))
+        reason = _reason(reason, finite, "the result is not finite; a temperature or a latent is too large")
+    valid = tf.equal(reason, "")
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_any(valid), [reason[0]])]):
+        valid = tf.identity(valid)
+
+    def of_right_rows(value: tf.Tensor, blank: float) -> tf.Tensor:
+        return tf.where(tf.reshape(valid, [-1] + [1] * (len(value.shape) - 1)), value, blank)
+
+    given = {name: of_right_rows(value, math.nan) for name, value in outputs.items()}
+    if "image" in outputs:
+        pixels = pixels_of_images(of_right_rows(outputs["image"], 0.0))
+        if as_files:
+            del given["image"]
+            given["image_bytes"] = tf.where(valid, files_of_pixels(pixels), "")
+        else:
+            given["image_uint8"] = pixels
+    return given | {"valid": valid}
+
+
+def _reason(reason: tf.Tensor, is_right: tf.Tensor, otherwise: str) -> tf.Tensor:
+    """What is wrong with each row: what is known already, or another text where the row is not right."""
+    return tf.where(is_right | tf.not_equal(reason, ""), reason, otherwise)
+
+
+def _is_in(smallest: float, largest: float) -> Callable[[tf.Tensor], tf.Tensor]:
+    return lambda value: (value >= smallest) & (value <= largest)  # false for NaN
 
 
 def _over_pixels(rows: tf.Tensor) -> tf.Tensor:
@@ -261,65 +367,34 @@ def _words(seed: tf.Tensor) -> tf.Tensor:
     return tf.bitcast(seed, tf.int32)
 
 
-def _checked_temperature(temperature: tf.Tensor) -> tf.Tensor:
-    valid = tf.math.is_finite(temperature) & (temperature > 0.0)
-    return _checked(temperature, valid, "temperature: values must be finite and above 0")
-
-
-def _checked_latent(latent: tf.Tensor) -> tf.Tensor:
-    return _checked(latent, tf.math.is_finite(latent), "latent: values must be finite")
-
-
-def _checked_rows(own_name: str, value: tf.Tensor, beside: tf.Tensor, name: str) -> tf.Tensor:
-    """Values `[batch]`, as many as `beside`, the input called `name`, has rows: a single one would broadcast."""
-    rows, wanted = tf.shape(value)[0], tf.shape(beside)[0]
-    message = f"{own_name}: there must be one for each row of {name}; found and rows given:"
-    return _tied(value, tf.equal(rows, wanted), [message, rows, wanted])
-
-
-def _checked(value: tf.Tensor, valid: tf.Tensor, message: str) -> tf.Tensor:
-    wrong = tf.boolean_mask(value, ~valid)
-    return _tied(value, tf.reduce_all(valid), [f"{message}; wrong values:", wrong])
-
-
-def _tied(value: tf.Tensor, condition: tf.Tensor, message: list) -> tf.Tensor:
-    """The value, tied to a check of the condition; the message is a text and tensors."""
-    with tf.control_dependencies([tf.debugging.Assert(condition, message, summarize=_LISTED)]):
-        return tf.identity(value)
-
-
-def images_from_bytes(image_bytes: tf.Tensor, config: ModelConfig) -> tf.Tensor:
+def images_from_bytes(image_bytes: tf.Tensor, config: ModelConfig) -> tuple[tf.Tensor, tf.Tensor]:
     """Images `[batch, height, width, channels]` in [0, 1] of PNG files `[batch]` of the model's size.
 
     Values are quantized to the bits of the model's data, as in training: with 1 bit, values from 128 up are white.
-    Gray is converted to color and back where the model has other channels.
+    Gray is converted to color and back where the model has other channels. Also which files have the right size and are
+    whole `[batch]`; the images of the others are black. InvalidArgumentError where a file is damaged between header and
+    end: no graph can check its sums.
     """
     shape = (config.image_height, config.image_width, config.image_channels)
+    size = struct.pack(">II", config.image_width, config.image_height)
+    # From the header, since a small file may be gigabytes when it is decoded; and the end, which a file cut off lacks.
+    padding = " " * _PNG_HEADER_LENGTH
+    header = tf.strings.substr(tf.strings.join([image_bytes, padding]), 0, _PNG_HEADER_LENGTH)
+    is_right = tf.equal(tf.strings.substr(header, 0, len(_PNG_BEGINNING + size)), _PNG_BEGINNING + size)
+    end = tf.strings.substr(tf.strings.join([padding, image_bytes]), -len(_PNG_END), len(_PNG_END))
+    is_right &= tf.equal(end, _PNG_END)
+    channels = config.image_channels
+    if channels == 2:
+        # The operation has no gray with alpha to ask for: 0 takes what the file has.
+        channels = 0
+        is_right &= tf.equal(tf.strings.substr(header, _PNG_HEADER_LENGTH - 1, 1), _PNG_GRAY_WITH_ALPHA)
+    files = tf.where(is_right, image_bytes, tf.io.encode_png(tf.zeros(shape, tf.uint8)))
 
     def pixels_of(content: tf.Tensor) -> tf.Tensor:
-        content = _of_size(content, config.image_height, config.image_width)
-        # The operation has no gray with alpha to ask for: 0 takes what the file has.
-        channels = 0 if config.image_channels == 2 else config.image_channels
-        pixels = tf.io.decode_png(content, channels=channels, dtype=tf.uint8)
-        message = f"image_bytes: a picture must be of shape {list(shape)} (height, width, channels); this one is of:"
-        pixels = _tied(pixels, tf.reduce_all(tf.equal(tf.shape(pixels), shape)), [message, tf.shape(pixels)])
-        # Not `ensure_shape`, whose own message might come first.
-        pixels.set_shape(shape)
-        return pixels
+        return tf.ensure_shape(tf.io.decode_png(content, channels=channels, dtype=tf.uint8), shape)
 
-    pixels = tf.map_fn(pixels_of, image_bytes, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
-    return tf.gather(tf.constant(intensity_table(config.num_bits)), tf.cast(pixels, tf.int32))
-
-
-def _of_size(content: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """A PNG file whose header has this size: a small file may be gigabytes when it is decoded."""
-    beginning = tf.strings.substr(tf.strings.join([content, " " * _HEADER_LENGTH]), 0, _HEADER_LENGTH)
-    is_png = tf.equal(tf.strings.substr(beginning, 0, len(_PNG)), _PNG)
-    beginning = _tied(beginning, is_png, ["image_bytes: must be PNG files"])
-    # Width and height stand at the end of it, the most significant byte first.
-    size = tf.reverse(tf.io.decode_raw(tf.strings.substr(beginning, 16, 8), tf.int32, little_endian=False), [0])
-    message = f"image_bytes: a picture must be of size {[height, width]} (height, width); this one is of:"
-    return _tied(content, tf.reduce_all(tf.equal(size, [height, width])), [message, size])
+    pixels = tf.map_fn(pixels_of, files, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
+    return tf.gather(tf.constant(intensity_table(config.num_bits)), tf.cast(pixels, tf.int32)), is_right
 
 
 def pixels_of_images(image: tf.Tensor) -> tf.Tensor:
@@ -327,7 +402,6 @@ def pixels_of_images(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 1.0) * 255.0), tf.uint8)
 
 
-def bytes_of_images(image: tf.Tensor) -> tf.Tensor:
-    """PNG files `[batch]` of images `[batch, height, width, 1 to 4]` in [0, 1]."""
-    signature = tf.TensorSpec((), tf.string)
-    return tf.map_fn(tf.io.encode_png, pixels_of_images(image), fn_output_signature=signature)
+def files_of_pixels(pixels: tf.Tensor) -> tf.Tensor:
+    """PNG files `[batch]` of 8-bit pixels `[batch, height, width, 1 to 4]`."""
+    return tf.map_fn(tf.io.encode_png, pixels, fn_output_signature=tf.TensorSpec((), tf.string))

@@ -13,16 +13,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import ExperimentConfig, config_to_dict
+from nvae_tf.config import ExperimentConfig, check, config_to_dict
 from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
 from nvae_tf.data.sources import load_split
 from nvae_tf.files import atomic_file, beside_package
 from nvae_tf.layers import FoldedPass, folded_weights
+from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import GivenSource, PriorSource
 from nvae_tf.models.nvae import Decoded
 from nvae_tf.progress import Report
-from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, report_file
+from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, check_quantization, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
 from nvae_tf.serving.tflite_conversion import convert, rewrite_for_builtins, with_metadata
 from nvae_tf.serving.verification import diverged, run_alone
@@ -61,23 +62,14 @@ class DeviceSignatures(FlatLatentModel):
     Unlike those of `nvae_tf.serving.signatures` they take random draws as inputs, because TFLite has no builtin that
     draws random numbers from a seed, and they don't check inputs, because it has no builtin that stops.
 
-    Images are `[batch, H, W, C]` in [0, 1], latents and standard-normal noise `[batch, total]`, all float32. The
-    methods take any batch, exports `DEVICE_BATCH`.
+    Images are `[batch, H, W, C]` in [0, 1], latents and standard-normal noise `[batch, total]`, all float32; models
+    with classes take int32 `label` `[batch]` too, -1 for none. The methods take any batch, exports `DEVICE_BATCH`.
     """
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """The exported inputs of the signature called `name`, in the order of its arguments."""
-        config = self.model.config
-        image_shape = [DEVICE_BATCH, config.image_height, config.image_width, config.image_channels]
-        image = tf.TensorSpec(image_shape, tf.float32, "image")
-        latent, noise = (tf.TensorSpec([DEVICE_BATCH, self.total], tf.float32, name) for name in ("latent", "noise"))
-        temperature = tf.TensorSpec([DEVICE_BATCH], tf.float32, "temperature")
-        return {
-            "decode": [latent],
-            "encode": [image, noise],
-            "sample": [noise, temperature],
-            "reconstruct": [image, noise],
-        }[name]
+        names = {"decode": ["latent"], "sample": ["noise", "temperature"]}.get(name, ["image", "noise"])
+        return self._specs(names, DEVICE_BATCH)
 
     def write(self, name: str, folder: pathlib.Path) -> None:
         """Writes the signature called `name` as a new SavedModel that can be converted to builtin operations."""
@@ -86,37 +78,37 @@ class DeviceSignatures(FlatLatentModel):
         archive.write_out(str(folder), verbose=False)
         rewrite_for_builtins(folder)
 
-    def decode(self, latent: tf.Tensor) -> dict[str, tf.Tensor]:
+    def decode(self, latent: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Decodes latents to `image`, the likelihood's mean."""
-        return {"image": self._decoded(list(map(GivenSource, self._groups(latent))), latent).likelihood.mean()}
+        return {"image": self._decoded(list(map(GivenSource, self._groups(latent))), latent, label).likelihood.mean()}
 
-    def encode(self, image: tf.Tensor, noise: tf.Tensor) -> dict[str, tf.Tensor]:
+    def encode(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Draws `latent` from the posterior of images; noise of zeros gives its means."""
-        return {"latent": self._flat(self._inferred(image, noise))}
+        return {"latent": self._flat(self._inferred(image, noise, label))}
 
-    def sample(self, noise: tf.Tensor, temperature: tf.Tensor) -> dict[str, tf.Tensor]:
+    def sample(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Draws `image` from the prior; the temperature `[batch]`, above 0, multiplies every prior's sigma."""
-        return {"image": self._drawn(noise, temperature).likelihood.mean()}
+        return {"image": self._drawn(noise, temperature, label).likelihood.mean()}
 
-    def reconstruct(self, image: tf.Tensor, noise: tf.Tensor) -> dict[str, tf.Tensor]:
+    def reconstruct(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """The `image` that `decode` gives for the latent of `encode` with the same inputs."""
-        return {"image": self._inferred(image, noise).likelihood.mean()}
+        return {"image": self._inferred(image, noise, label).likelihood.mean()}
 
-    def prior_latents(self, noise: tf.Tensor, temperature: tf.Tensor) -> tf.Tensor:
+    def prior_latents(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None = None) -> tf.Tensor:
         """The latents `[batch, total]` of the images that `sample` gives for the same inputs; not exported."""
-        return self._flat(self._drawn(noise, temperature))
+        return self._flat(self._drawn(noise, temperature, label))
 
-    def _drawn(self, noise: tf.Tensor, temperature: tf.Tensor) -> Decoded:
+    def _drawn(self, noise: tf.Tensor, temperature: tf.Tensor, label: tf.Tensor | None) -> Decoded:
         temperature = temperature[:, tf.newaxis, tf.newaxis, tf.newaxis]
-        return self._decoded([PriorSource(eps, temperature) for eps in self._groups(noise)], noise)
+        return self._decoded([PriorSource(eps, temperature) for eps in self._groups(noise)], noise, label)
 
-    def _inferred(self, image: tf.Tensor, noise: tf.Tensor) -> Decoded:
-        return self.model.inference_pass(image, self._groups(noise), self._forward())
+    def _inferred(self, image: tf.Tensor, noise: tf.Tensor, label: tf.Tensor | None) -> Decoded:
+        return self.model.inference_pass(image, self._groups(noise), self._pass(label))
 
 
-def folded_signatures(model: NVAE) -> DeviceSignatures:
-    """The signatures with folded weights, for conversion."""
-    folded = folded_weights(model.stacks)
+def folded_signatures(model: NVAE, folded: FoldedWeights | None = None) -> DeviceSignatures:
+    """The signatures with folded weights, for conversion: those of an export, or the model's."""
+    folded = folded_weights(model.stacks) if folded is None else folded
     # Inline: where a function is called for several layers, each with weights that are constants for the converter, it
     # takes the weights of one for all.
     return DeviceSignatures(model, lambda: FoldedPass(traced_inline=True, folded=folded))
@@ -160,6 +152,7 @@ def export_tflite(
     source: Mapping[str, Any] | None = None,
     smallest_psnr: float = SMALLEST_PSNR,
     report: Report | None = None,
+    folded: FoldedWeights | None = None,
 ) -> Comparison:
     """Writes `output`, a .tflite file of builtin operations, and beside it its measurements, `output`.json.
 
@@ -174,16 +167,18 @@ def export_tflite(
       quantize: one of `MODES`.
       images: gives images of the data; called with "train" for the ranges of int8, with "test" for the comparison.
       source: where the weights come from, for the metadata.
-      smallest_psnr: in decibels, the PSNR that a quantized model must reach against the model.
+      smallest_psnr: in decibels, the PSNR that every image of a quantized model must reach against the model's.
       report: where the steps of the export are shown.
+      folded: the weights, where the model has none of its own: of `nvae_tf.serving.saved_model.load_export`.
 
     Raises:
       ValueError: a file exists, TFLite can't convert the model, or its numbers differ too much; nothing is written.
     """
     output = pathlib.Path(output)
     check_output_is_free(output)
+    check_quantization(signature, quantize)
     report = report or Report()
-    exact = DeviceSignatures(model)
+    exact = DeviceSignatures(model) if folded is None else folded_signatures(model, folded)
     # Ranges of int8 are those of real images' latents too; nothing else of a decoder needs the data.
     with_images = signature in _OF_IMAGES or (signature == "decode" and quantize == "int8")
 
@@ -210,7 +205,7 @@ def export_tflite(
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary, "saved_model")
         report.progress("converting", 0.2)
-        folded_signatures(model).write(signature, folder)
+        folded_signatures(model, folded).write(signature, folder)
         content = with_metadata(convert(folder, signature, quantize, representative), metadata)
     report.progress("comparing with the model", 0.6)
     comparison = compare(content, exact, signature, test)
@@ -224,11 +219,15 @@ def export_tflite(
     return comparison
 
 
-def run_images(config: ExperimentConfig, data_path: str | None = None) -> DataImages:
-    """A function that reads images of a run's data, spread evenly; `data_path` is their place if they have moved."""
-    spec = images_alone(spec_to_read(config, data_path))
+def run_images(config: ExperimentConfig | None, data_path: str | None = None) -> DataImages:
+    """A function that reads images of a run's data, spread evenly; `data_path` is their place if they have moved.
+
+    Without settings, as in an export of a model alone, it raises ValueError.
+    """
 
     def images(split: str, count: int) -> np.ndarray:
+        check(config is not None, "the export was made of a model, not of a run, and names no images; give --workdir")
+        spec = images_alone(spec_to_read(config, data_path))
         source = load_split(spec, split)
         numbers = np.unique(np.linspace(0, source.count - 1, min(count, source.count)).astype(np.int64))
         batches = evaluation_batches(source, spec, 1, seed=0, numbers=numbers)
@@ -246,27 +245,27 @@ def device_inputs(signatures: DeviceSignatures, name: str, count: int, images: n
     generator = np.random.default_rng(seed)
     noise = generator.standard_normal((count, signatures.total)).astype(np.float32)
     temperature = generator.uniform(_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE, count).astype(np.float32)
+    classes = signatures.model.config.num_classes
+    label = {"label": generator.integers(-1, classes, count).astype(np.int32)} if classes else {}
     if name in _OF_IMAGES:
-        return {"image": images, "noise": noise}
+        return {"image": images, "noise": noise} | label
+    drawn = {"noise": noise, "temperature": temperature} | label
     if name == "sample":
-        return {"noise": noise, "temperature": temperature}
-    latent = _in_batches(signatures.prior_latents, {"noise": noise, "temperature": temperature})
+        return drawn
+    latent = _in_batches(signatures.prior_latents, drawn)
     if images is not None:
-        posterior = _in_batches(
-            lambda **inputs: signatures.encode(**inputs)["latent"], {"image": images, "noise": noise}
-        )
-        latent[1::2] = posterior[1::2]
-    return {"latent": latent}
+        latent[1::2] = _in_batches(signatures.encode, {"image": images, "noise": noise} | label)[1::2]
+    return {"latent": latent} | label
 
 
-def _in_batches(compute: Callable[..., tf.Tensor], inputs: Arrays) -> np.ndarray:
-    """The results of `compute`, a function of named tensors, for all rows of the inputs, on the CPU."""
+def _in_batches(compute: Callable[..., Any], inputs: Arrays) -> np.ndarray:
+    """The only result of `compute`, a function of named tensors, for all rows of the inputs, on the CPU."""
     count = len(next(iter(inputs.values())))
     results = []
     with tf.device("/CPU:0"):
         for first in range(0, count, _BATCH):
             rows = {name: tf.constant(array[first : first + _BATCH]) for name, array in inputs.items()}
-            results.append(compute(**rows).numpy())
+            results.append(tf.nest.flatten(compute(**rows))[0].numpy())
     return np.concatenate(results)
 
 
@@ -276,15 +275,16 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     Raises ValueError if the interpreter can't run it, or the model's or the file's numbers are not finite.
     """
     output = "latent" if name == "encode" else "image"
-    expected = _in_batches(lambda **rows: getattr(signatures, name)(**rows)[output], inputs)
+    expected = _in_batches(getattr(signatures, name), inputs)
     found, seconds = _device_outputs(content, name, output, inputs)
     if not np.isfinite(expected).all():
-        raise ValueError(diverged(name, output))
+        raise ValueError(diverged(name))
     if not np.isfinite(found).all():
         raise ValueError(f"the .tflite model's {output} (signature {name}) is not finite: try another --quantize")
     difference, images = found - expected, (found, expected)
     if name == "encode":
-        images = [_in_batches(lambda latent: signatures.decode(latent)["image"], {"latent": z}) for z in images]
+        label = {key: array for key, array in inputs.items() if key == "label"}
+        images = [_in_batches(signatures.decode, {"latent": z} | label) for z in images]
     squares = np.square(images[0] - images[1]).mean(axis=(1, 2, 3))
 
     def psnr(square: float) -> float:
@@ -326,10 +326,10 @@ def _check(comparison: Comparison, name: str, quantize: str, smallest_psnr: floa
             f"{comparison.relative_largest_error:.1e} of the largest value, {TOLERANCE:.0e} is allowed. Nothing was "
             "written"
         )
-    if quantize != "none" and comparison.psnr_db < smallest_psnr:
+    if quantize != "none" and comparison.worst_psnr_db < smallest_psnr:
         raise ValueError(
-            f"--quantize={quantize} ruins the images of --signature={name}: their PSNR is "
-            f"{comparison.psnr_db:.1f} dB ({comparison.worst_psnr_db:.1f} dB of the worst one; largest error "
+            f"--quantize={quantize} ruins images of --signature={name}: the PSNR of the worst one is "
+            f"{comparison.worst_psnr_db:.1f} dB ({comparison.psnr_db:.1f} dB of all; largest error "
             f"{comparison.largest_error:.2g}), at least {smallest_psnr:g} dB are required. Nothing was written; take "
             f"--quantize={_BETTER[quantize]}, or a lower --smallest_psnr"
         )

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from nvae_tf.config import check
 from nvae_tf.files import beside_package, read_arrays, write_arrays
 from nvae_tf.serving.outputs import check_is_export
 from nvae_tf.serving.signatures import Signatures
@@ -31,11 +32,10 @@ import runpy, sys
 sys.modules.update(dict.fromkeys(("nvae_tf", "export", "train", "configs")))
 runpy.run_path(sys.argv[1])[sys.argv[2]](*sys.argv[3:])
 """
-_VALUES = {
-    "seed": np.array([1, 2 + 3 * 2**32, 2**40], np.int64),
-    "temperature": np.array([0.5, 0.7, 1.0], np.float32),
-    "num_groups": np.array([1, 0, 1], np.int32),
-}
+# Of so many rows are the record's inputs.
+ROWS = 3
+_SEEDS = np.array([1, 2 + 3 * 2**32, 2**40], np.int64)
+_TEMPERATURES = np.array([0.5, 0.7, 1.0], np.float32)
 
 Arrays = dict[str, np.ndarray]
 
@@ -74,67 +74,72 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
 
     Without the inputs of another record the images are the model's own samples.
     """
-    used, outputs, values = {}, {}, dict(_VALUES)
-    with tf.device("/CPU:0"):
-        for signature in signatures.names:
-            names = [spec.name for spec in signatures.input_specs(signature)]
-            arguments = {name: inputs[f"{signature}/{name}"] if inputs else values[name] for name in names}
-            try:
+    config, groups = signatures.model.config, len(signatures.latent_shapes)
+    values = {"seed": _SEEDS, "temperature": _TEMPERATURES, "num_groups": np.int32([1, 0, 1])}
+    values |= {
+        "keep": np.arange(ROWS * groups, dtype=np.int32).reshape(ROWS, groups) % 2,
+        "label": np.arange(ROWS, dtype=np.int32) % (config.num_classes + 1) - 1,
+        "compose/temperature": np.linspace(0.5, 1.0, ROWS * groups, dtype=np.float32).reshape(ROWS, groups),
+    }
+    used, outputs = {}, {}
+    for signature in signatures.names:
+        names = [spec.name for spec in signatures.input_specs(signature)]
+        base = signature.removesuffix("_png")
+        given = inputs or {f"{signature}/{name}": values.get(f"{base}/{name}", values.get(name)) for name in names}
+        arguments = {name: given[f"{signature}/{name}"] for name in names}
+        try:
+            with tf.device("/CPU:0"):
                 tensors = signatures.function(signature)(*map(tf.constant, arguments.values()))
-            except tf.errors.InvalidArgumentError as error:
-                # The inputs are valid, so it is the model's output that is refused.
-                raise ValueError(diverged(signature, "image")) from error
-            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-            # Bytes of any length, as an array that needs no pickle; PNG files don't end in zeros.
-            results = {name: array.astype("S") if array.dtype == object else array for name, array in arrays.items()}
-            broken = [
-                name for name, array in results.items() if array.dtype.kind == "f" and not np.isfinite(array).all()
-            ]
-            if broken:
-                raise ValueError(diverged(signature, broken[0]))
-            used |= {f"{signature}/{name}": array for name, array in arguments.items()}
-            outputs |= {f"{signature}/{name}": array for name, array in results.items()}
-            # The first results stay: the samples and their latents are inputs of the other signatures.
-            values = results | values
+        except tf.errors.InvalidArgumentError as error:
+            # The inputs are right, so it is the model's output that is refused.
+            raise ValueError(diverged(signature)) from error
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        if not arrays["valid"].all():
+            raise ValueError(diverged(signature))
+        # Bytes of any length, as an array that needs no pickle; PNG files don't end in zeros.
+        results = {name: array.astype("S") if array.dtype == object else array for name, array in arrays.items()}
+        used |= {f"{signature}/{name}": array for name, array in arguments.items()}
+        outputs |= {f"{signature}/{name}": array for name, array in results.items()}
+        if signature == "sample":
+            # On the levels that the model's data have, as the files of `sample_png` will be.
+            levels = 2**config.num_bits - 1
+            results["image"] = np.rint(results["image"] * levels).astype(np.float32) / np.float32(levels)
+        # The first results stay: the samples and their latents are inputs of the other signatures.
+        values = results | values
     return Record(used, outputs)
 
 
-def diverged(signature: str, output: str) -> str:
+def diverged(signature: str) -> str:
     """The message about a model whose output is not finite."""
     return (
-        f"the model's {output} (signature {signature}) is not finite: its weights have diverged; export an earlier "
-        "checkpoint"
+        f"the model's signature {signature} gives numbers that are not finite: its weights have diverged; export an "
+        "earlier checkpoint"
     )
 
 
-def verified(folder: pathlib.Path) -> dict[str, float]:
-    """Runs every signature of an export in a process without this package, on the CPU, and compares with its record.
+def verified(folder: pathlib.Path, record: Record | None = None) -> dict[str, float]:
+    """Runs every signature of an export in a process without this package, on the CPU, and compares with a record.
 
     Returns:
       The largest difference of every output, relative to its largest number; 8-bit images may be one level apart.
 
     Raises:
-      FileNotFoundError: there is no record.
+      FileNotFoundError: no record is given, and the export has none.
       ValueError: a number differs by more than `TOLERANCE`, or the export can't be run.
     """
-    record = Record.read(folder)
-    found = clean_process_numbers(folder, record.inputs)
-    differences = {name: difference(found.get(name), array) for name, array in record.outputs.items()}
-    worst = max(differences, key=differences.get)
-    if differences[worst] > TOLERANCE:
-        raise ValueError(
-            f"the export does not give the model's numbers: {worst} is off by {differences[worst]:.1e} of "
-            f"its largest value, {TOLERANCE:.0e} is allowed"
-        )
-    return differences
-
-
-def clean_process_numbers(folder: pathlib.Path, inputs: Arrays) -> Arrays:
-    """The outputs of the SavedModel in `folder` for such inputs, in a new process without this package."""
+    record = record or Record.read(folder)
     try:
-        return run_alone(_SCRIPT, "replay", [folder.resolve()], inputs)
+        found = run_alone(_SCRIPT, "replay", [folder.resolve()], record.inputs)
     except ValueError as error:
         raise ValueError(f"the export can't be run in a clean process ({error})") from None
+    differences = all_differences(found, record)
+    worst = max(differences, key=differences.get)
+    check(
+        differences[worst] <= TOLERANCE,
+        f"the export does not give the model's numbers: {worst} is off by {differences[worst]:.1e} of "
+        f"its largest value, {TOLERANCE:.0e} is allowed",
+    )
+    return differences
 
 
 def run_alone(
@@ -162,6 +167,11 @@ def run_alone(
             raise ValueError(f"exit code {process.returncode}: {reason}")
         with np.load(made) as outputs:
             return dict(outputs)
+
+
+def all_differences(found: Arrays, record: Record) -> dict[str, float]:
+    """The `difference` of every output of a record."""
+    return {name: difference(found.get(name), array) for name, array in record.outputs.items()}
 
 
 def difference(found: np.ndarray | None, expected: np.ndarray) -> float:

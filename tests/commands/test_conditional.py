@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 import nvae_tf
+from export.run_saved_model import session_of
+from nvae_tf.serving.tflite_conversion import read_metadata
 from tests.command_fixtures import tiny_training
 
 DATA = {"data.labels": True}
@@ -62,10 +64,20 @@ def test_outliers_have_the_class_that_fits_best(conditional_run, done, tmp_path)
 
 
 @pytest.mark.slow
+def test_exports_take_labels(conditional_run, done, tmp_path):
+    done("export.export_saved_model", f"--workdir={conditional_run}", f"--output={tmp_path / 'models'}")
+    export, file = tmp_path / "models" / "1", tmp_path / "decode.tflite"
+    with session_of(str(export)) as run:
+        inputs = {"seed": np.int64([1, 1 + 2**32]), "temperature": np.ones(2, np.float32), "label": np.int32([3, -1])}
+        found = run("sample", **inputs)["image"]
+    np.testing.assert_allclose(found, nvae_tf.load(conditional_run).generate(2, seed=1, labels=[3, -1]), atol=1e-5)
+    done("export.export_tflite", f"--saved_model={export}", f"--output={file}", "--signature=decode")
+    assert read_metadata(file)["source"]["step"] > 0
+
+
+@pytest.mark.slow
 def test_what_does_not_fit_is_named(conditional_run, refused, tmp_path):
     where = f"--workdir={conditional_run}", f"--output={tmp_path / 'x.png'}"
     assert "'12' is no class of this model, which has classes 0 to 9" in refused(
         "train.generate", *where, "--labels=12"
     )
-    message = refused("export.export_saved_model", where[0], f"--output={tmp_path / 'models'}")
-    assert "conditional on classes can't be exported yet" in message

@@ -31,11 +31,19 @@ def test_there_and_back(file, latents, tmp_path, four_groups):
         assert_same(found.latents, latents)
     assert [entry.name for entry in file.parent.iterdir()] == ["latents.npz"]
     with np.load(file, allow_pickle=False) as entries:
-        assert sorted(entries) == ["about", "group_00", "group_01", "group_02", "group_03", "names"]
-        shapes = json.loads(str(entries["about"]))["latent_shapes"]
+        assert sorted(entries) == ["about", "latent", "names"]
+        flat, shapes = entries["latent"], json.loads(str(entries["about"]))["latent_shapes"]
+    assert_same([flat], [np.concatenate([latent.reshape(3, -1) for latent in latents], axis=1)])
     assert [tuple(shape) for shape in shapes] == list(PLAN.latent_shapes())
     save_latents(tmp_path / "nameless.npz", latents)
     assert load_latents(tmp_path / "nameless.npz", PLAN).names is None
+    # Of a client, which does not know the shapes; and of the first versions.
+    np.savez(tmp_path / "flat.npz", latent=flat)
+    groups = {f"group_{index:02d}": latent for index, latent in enumerate(latents)}
+    about = json.dumps({"format": "nvae_tf latents", "latent_shapes": shapes})
+    np.savez(tmp_path / "old.npz", about=np.array(about), **groups)
+    for name in ("flat.npz", "old.npz"):
+        assert_same(load_latents(tmp_path / name, PLAN).latents, latents)
 
 
 def error_of(path):
@@ -55,15 +63,17 @@ def test_damaged_and_other_files(file, latents, tmp_path):
         file.write_bytes(damaged)
         assert "damaged" in error_of(file)
     np.savez(file, images=np.zeros(3))
-    assert "not a file of latents (it has images, and no entry `about`)" in error_of(file)
+    assert "not a file of latents (it has images, and no entry `latent`)" in error_of(file)
     np.savez(file, about=np.array([{}], dtype=object))
     assert "damaged, or not a file of latents" in error_of(file)
-    for changes in ({"names": np.array(["a"])}, {"group_02": latents[2][:2]}, {"group_02": latents[0]}):
-        np.savez(file, **entries | changes)
-        assert "its arrays do not fit each other" in error_of(file)
-    del entries["group_03"]
+    np.savez(file, **entries | {"names": np.array(["a"])})
+    assert "its arrays do not fit each other" in error_of(file)
+    for wrong in (entries["latent"][:, 1:], entries["latent"][0]):
+        np.savez(file, **entries | {"latent": wrong})
+        assert "`latent` is of shape" in error_of(file)
+    del entries["latent"]
     np.savez(file, **entries)
-    assert "not a file of latents ('group_03')" in error_of(file)
+    assert "not a file of latents ('group_00')" in error_of(file)
     with pytest.raises(FileNotFoundError, match="no such file of latents"):
         load_latents(tmp_path / "nowhere.npz", PLAN)
 

@@ -138,8 +138,7 @@ def test_the_card_of_a_conditional_model(tmp_path):
     text = card(folder)
     assert r"| classes | 3, from 0 on: `cats`, `a\|b`, `owls`; label dropout 0.2 |" in text
     assert "generate(16, temperature=0.7, seed=1, labels=0)" in text and text.count("seed=1, labels=0)") == 3
-    # It can't be exported yet.
-    assert "nvae-generate" in text and "nvae-evaluate" in text and "nvae-export" not in text
+    assert "nvae-generate" in text and "nvae-evaluate" in text and "nvae-export" in text
     names = ", ".join(f'"{number}"' for number in range(30))
     folder.images_file.write_text(f'{{"train": 9, "test": 3, "class_names": [{names}]}}')
     assert "`19`, ...; label" in card(folder)

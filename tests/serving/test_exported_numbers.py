@@ -3,6 +3,7 @@
 A row alone and in a batch may differ in the last bit: kernels add in another order for another batch size.
 """
 
+import dataclasses
 import io
 import sys
 
@@ -13,9 +14,10 @@ from PIL import Image
 
 from export import run_saved_model
 from nvae_tf.models.latents import PriorSource, image_seeds, noise_per_image
-from nvae_tf.serving.signatures import images_from_bytes
+from nvae_tf.serving.signatures import Signatures, images_from_bytes
 from tests import ROOT
 from tests.command_fixtures import assert_shown, output_of
+from tests.serving.conftest import CONFIG, model_of
 from tests.serving.model_servers import IMAGES, SEEDS
 
 
@@ -64,6 +66,8 @@ def test_score_is_the_bound_and_its_parts_add_up(run, model):
     assert_same(found["kl_per_group"][0].sum(), log_q - log_p)
     assert_same(found["bits_per_dim"], found["nats"] / np.log(2) / (8 * 8 * 3))
     assert found["kl_per_group"].shape == (4, 2)
+    assert_same(found["kl"], found["kl_per_group"], 0)
+    assert_same(run("encode", image=IMAGES, seed=SEEDS)["kl"], found["kl"])
 
 
 def test_a_row_does_not_depend_on_its_neighbors_or_the_batch_size(run):
@@ -77,6 +81,8 @@ def test_a_row_does_not_depend_on_its_neighbors_or_the_batch_size(run):
     }
     of_upper_groups = {"num_groups": np.int32([1, 0, 2, 1]), "seed": SEEDS, "temperature": temperatures}
     batches["decode_upper_groups"] = batches["decode"] | of_upper_groups
+    of_groups = {"keep": np.int32([[0, 1], [1, 0], [1, 1], [0, 0]]), "temperature": np.tile(temperatures[:, None], 2)}
+    batches["compose"] = batches["decode"] | {"seed": SEEDS} | of_groups
     for signature, inputs in batches.items():
         together = run(signature, **inputs)
         others = [1, 3, 2]
@@ -119,7 +125,8 @@ def test_pictures_as_bytes_are_those_of_the_tensors(run):
 
 def test_bytes_are_brought_to_the_bits_of_the_models_data(vanilla_model):
     pixels = np.arange(36, dtype=np.uint8).reshape(1, 6, 6, 1) * 7
-    images = images_from_bytes(tf.reshape(tf.io.encode_png(pixels[0]), [1]), vanilla_model.config)
+    images, are_right = images_from_bytes(tf.reshape(tf.io.encode_png(pixels[0]), [1]), vanilla_model.config)
+    assert are_right.numpy().all()
     np.testing.assert_array_equal(images, pixels >= 128)
 
 
@@ -159,47 +166,103 @@ JPEG = tf.io.encode_jpeg(np.zeros([8, 8, 3], np.uint8)).numpy()
 HEADER = PICTURE[:16] + np.array([2000, 1000], ">i4").tobytes()
 
 
-def images(value):
-    array = IMAGES[:2].copy()
-    array[1, 2, 3, 0] = value
-    return array
+def wrong_rows():
+    """Signature, input, its value in a wrong row, and what is wrong with it."""
+    for value in (0.0, -1.0, np.nan, np.inf):
+        yield "sample", "temperature", value, "temperature: values must be finite and above 0"
+    yield "sample", "temperature", 3e38, "the result is not finite; a temperature or a latent is too large"
+    for signature in ("encode", "reconstruct", "score"):
+        for value in (-0.01, 255.0, np.nan):
+            yield signature, "image", value, r"image: values must be finite and in \[0, 1\]"
+    for content in (b"no picture", b"", JPEG, WIDE, HEADER, PICTURE[:40], PICTURE[:20]):
+        yield "encode_png", "image_bytes", content, "image_bytes: must be whole PNG files of height 8 and width 8"
+    for value in (-1, 3):
+        yield "decode_upper_groups", "num_groups", value, "num_groups: values must be from 0 to 2"
+    yield "decode", "latent", np.inf, "latent: values must be finite"
+    yield "compose_png", "keep", 2, r"keep: values must be 1 \(taken\) or 0 \(drawn\)"
 
 
-def test_wrong_values_are_refused_by_the_export(run):
+def test_a_wrong_row_is_marked_and_fails_no_other(run, model):
+    given = {"seed": SEEDS[:2], "temperature": ONES, "image": IMAGES[:2], "num_groups": np.int32([1, 1])}
+    given |= {"image_bytes": np.array([PICTURE, PICTURE], object), "keep": np.int32([[1, 0]] * 2)}
+    given["latent"] = run("encode", image=IMAGES[:2], seed=SEEDS[:2])["latent"]
+    for signature, name, value, message in wrong_rows():
+        names = [spec.name for spec in Signatures(model).input_specs(signature)]
+        inputs = {key: given[key].copy() for key in names}
+        if signature.startswith("compose"):
+            inputs["temperature"] = np.ones([2, 2], np.float32)
+        alone = run(signature, **{key: array[:1] for key, array in inputs.items()})
+        if inputs[name].ndim > 1:
+            inputs[name][1].flat[1] = value
+        else:
+            inputs[name][1] = value
+        found = run(signature, **inputs)
+        assert found["valid"].tolist() == [True, False]
+        for key, array in found.items():
+            if array.dtype.kind == "f":
+                assert_same(array[:1], alone[key])
+                assert np.isnan(array[1]).all()
+        assert found.get("image_bytes", [b"", b""])[1] == b"" and not np.any(found.get("image_uint8", [0, 0])[1])
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s){message}"):
+            run(signature, **{key: array[1:] for key, array in inputs.items()})
+
+
+def test_a_request_of_wrong_rows_altogether_is_refused(run, vanilla_model):
     for signature, inputs, message in (
-        *(
-            ("sample", {"temperature": np.float32([1.0, value])}, "temperature: values must be finite and above 0")
-            for value in (0.0, -1.0, np.nan, np.inf)
-        ),
-        ("sample", {"temperature": np.float32([1.0, 3e38])}, "image: not finite; a temperature or a latent is too"),
-        ("sample", {"temperature": ONES[:1]}, "one for each row of temperature"),
+        ("sample", {"seed": SEEDS[:2], "temperature": ONES[:1]}, "temperature: there must be one for each row of seed"),
         ("encode", {"image": IMAGES[:2], "seed": SEEDS[:1]}, "seed: there must be one for each row of image"),
-        *(
-            (signature, {"image": images(value)}, r"image: values must be finite and in \[0, 1\]")
-            for signature in ("encode", "reconstruct", "score")
-            for value in (-0.01, 255.0, np.nan)
-        ),
-        *(
-            ("encode_png", {"image_bytes": content}, "image_bytes: must be PNG files")
-            for content in (b"no picture", b"", JPEG)
-        ),
-        ("encode_png", {"image_bytes": WIDE}, r"must be of size \[8, 8\].*\[8 9\]"),
-        ("encode_png", {"image_bytes": HEADER}, r"\[1000 2000\]"),
-        ("encode_png", {"image_bytes": PICTURE[:40]}, ""),
+        ("reconstruct", {"image": IMAGES[:0], "seed": SEEDS[:0]}, "image: a request must have 1 to .* rows"),
     ):
-        inputs = {"seed": SEEDS[:2]} | inputs
-        if "image_bytes" in inputs:
-            inputs["image_bytes"] = np.array([PICTURE, inputs["image_bytes"]], object)
         with pytest.raises(tf.errors.InvalidArgumentError, match=f"(?s){message}"):
             run(signature, **inputs)
+    # Damaged inside, which is not found before it is decoded.
+    damaged = np.array([PICTURE[:45] + b"\xff\xff" + PICTURE[47:]], object)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        run("encode_png", image_bytes=damaged, seed=SEEDS[:1])
+    few = Signatures(vanilla_model, most_rows=2).function("sample")
+    few(tf.constant(SEEDS[:2]), tf.constant(ONES))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="1 to 2 rows"):
+        few(tf.constant(SEEDS[:3]), tf.ones(3))
 
 
-def test_wrong_latents_and_numbers_of_groups_are_refused_by_the_export(run):
-    latent = run("encode", image=IMAGES[:2], seed=SEEDS[:2])["latent"]
-    for number in (-1, 3):
-        with pytest.raises(tf.errors.InvalidArgumentError, match="num_groups: values must be from 0 to 2"):
-            groups = np.int32([1, number])
-            run("decode_upper_groups", latent=latent, num_groups=groups, seed=SEEDS[:2], temperature=ONES)
-    latent[0, 0] = np.inf
-    with pytest.raises(tf.errors.InvalidArgumentError, match="latent: values must be finite"):
-        run("decode", latent=latent)
+def test_a_model_of_one_bit_scores_no_grays(vanilla_model):
+    signatures, images = Signatures(vanilla_model), np.zeros([2, 6, 6, 1], np.float32)
+    images[1] = 0.5
+    valid = {name: signatures.function(name)(images, SEEDS[:2])["valid"].numpy() for name in ("score", "reconstruct")}
+    assert valid["score"].tolist() == [True, False] and valid["reconstruct"].all()
+
+
+def test_groups_are_taken_and_drawn_as_asked_each_at_its_temperature(run, model):
+    latent = run("encode", image=IMAGES[:3], seed=SEEDS[:3])["latent"]
+    temperature = np.float32([[0.5, 0.9]] * 3)
+    keep = np.int32([[0, 0], [0, 1], [1, 1]])
+    found = run("compose", latent=latent, keep=keep, seed=SEEDS[[0, 0, 0]], temperature=temperature)
+    assert_same(found["image"][:1], model.generate(1, [0.5, 0.9], seed=5))
+    # The top group is drawn, and the other taken: no signature but this one does so.
+    top = np.prod(model.plan.latent_shapes()[0])
+    assert_same(found["latent"][1], np.concatenate([found["latent"][0, :top], latent[1, top:]]))
+    assert_same(found["image"][1:], run("decode", latent=found["latent"][1:])["image"])
+    assert_same(found["latent"][2], latent[2])
+
+
+def test_labels_are_those_of_the_models_methods():
+    model = model_of(dataclasses.replace(CONFIG, num_classes=3))
+    signatures, images, seeds = Signatures(model), IMAGES[:1], SEEDS[:1]
+
+    def run(name, *inputs):
+        arrays = [np.asarray(value, spec.dtype.as_numpy_dtype) for value, spec in zip(inputs, specs(name), strict=True)]
+        return signatures.function(name)(*map(tf.constant, arrays))
+
+    specs = signatures.input_specs
+    assert all(specs(name)[-1].name == "label" for name in signatures.names)
+    for label, of_method in ((2, 2), (-1, None)):
+        latent = run("encode", images, seeds, [label])["latent"]
+        latents = model.encode(images, seed=5, labels=of_method)
+        assert_same(latent[0].numpy(), np.concatenate([np.ravel(z) for z in latents]))
+        assert_same(run("decode", latent, [label])["image"].numpy(), model.decode(latents, labels=of_method))
+        assert_same(run("sample", seeds, [0.7], [label])["image"].numpy(), model.generate(1, 0.7, 5, of_method))
+        score = run("score", images, seeds, [label])
+        elbo = model.score(images, seed=5, labels=of_method, per_group=True)
+        assert_same(score["nats"].numpy(), elbo.nelbo)
+        assert_same(score["kl"].numpy(), elbo.kl)
+    assert run("decode", np.tile(latent, [2, 1]), [3, 0])["valid"].numpy().tolist() == [False, True]

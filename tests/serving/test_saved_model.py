@@ -17,11 +17,13 @@ from nvae_tf.layers import folded_weights
 from nvae_tf.models import NVAE
 from nvae_tf.serving import saved_model, verification
 from nvae_tf.serving.outputs import DIGESTS, check_version_is_free, new_version
-from nvae_tf.serving.saved_model import export_saved_model
+from nvae_tf.serving.saved_model import export_saved_model, load_export
 from nvae_tf.serving.signatures import SIGNATURES, Signatures
+from nvae_tf.serving.tflite import folded_signatures, run_images
 from nvae_tf.serving.verification import RECORD, verified
-from tests import ROOT
+from tests import FIXTURES, ROOT
 from tests.serving.conftest import VANILLA_CONFIG
+from tests.serving.model_servers import IMAGES
 
 
 def test_settings_origin_and_latent_layout_travel_with_the_export(folder, model):
@@ -45,19 +47,21 @@ def test_inputs_and_outputs_are_named_typed_batch_first_and_described(folder, mo
     definitions = saved.meta_graphs[0].signature_def
     found = {name: [sorted(definitions[name].inputs), sorted(definitions[name].outputs)] for name in SIGNATURES}
     numbers = {
-        "sample": [["seed", "temperature"], ["image", "image_uint8"]],
-        "encode": [["image", "seed"], ["latent"]],
-        "decode": [["latent"], ["image", "image_uint8"]],
-        "decode_upper_groups": [["latent", "num_groups", "seed", "temperature"], ["image", "image_uint8"]],
-        "reconstruct": [["image", "seed"], ["image", "image_uint8"]],
-        "score": [["image", "seed"], ["bits_per_dim", "kl_per_group", "nats"]],
+        "sample": [["seed", "temperature"], ["image", "image_uint8", "valid"]],
+        "encode": [["image", "seed"], ["kl", "latent", "valid"]],
+        "decode": [["latent"], ["image", "image_uint8", "valid"]],
+        "decode_upper_groups": [["latent", "num_groups", "seed", "temperature"], ["image", "image_uint8", "valid"]],
+        "reconstruct": [["image", "seed"], ["image", "image_uint8", "valid"]],
+        "score": [["image", "seed"], ["bits_per_dim", "kl", "kl_per_group", "nats", "valid"]],
+        "compose": [["keep", "latent", "seed", "temperature"], ["image", "image_uint8", "latent", "valid"]],
     }
     files = {
         f"{name}_png": [[key.replace("image", "image_bytes") for key in keys if key != "image_uint8"] for keys in pair]
         for name, pair in numbers.items()
     }
     assert found == numbers | files
-    others = {"seed": tf.int64, "num_groups": tf.int32, "image_uint8": tf.uint8, "image_bytes": tf.string}
+    others = {"seed": tf.int64, "num_groups": tf.int32, "keep": tf.int32, "image_uint8": tf.uint8}
+    others |= {"image_bytes": tf.string, "valid": tf.bool}
     described = json.loads((folder / "assets.extra" / "signatures.json").read_text())
     for name in SIGNATURES:
         assert list(described[name]["inputs"]) == [spec.name for spec in Signatures(model).input_specs(name)]
@@ -74,9 +78,10 @@ def test_a_server_warms_up_with_one_request_for_every_signature(folder, model):
     file = folder / "assets.extra" / "tf_serving_warmup_requests"
     logs = map(prediction_log_pb2.PredictionLog.FromString, tf.data.TFRecordDataset(str(file)).as_numpy_iterator())
     requests = [log.predict_log.request for log in logs]
-    assert [request.model_spec.signature_name for request in requests] == list(SIGNATURES)
+    assert [request.model_spec.signature_name for request in requests] == [*SIGNATURES, "serving_default"]
     for request in requests:
-        specs = Signatures(model).input_specs(request.model_spec.signature_name)
+        name = request.model_spec.signature_name
+        specs = Signatures(model).input_specs("sample" if name == "serving_default" else name)
         assert request.model_spec.name == "all" and sorted(request.inputs) == sorted(spec.name for spec in specs)
         for spec in specs:
             tensor = tf.make_ndarray(request.inputs[spec.name])
@@ -109,6 +114,27 @@ def test_a_model_of_many_channels_has_no_signatures_for_files():
     assert set(verification.recorded(signatures).outputs) >= {"score/nats", "sample/image_uint8"}
 
 
+def test_the_weights_of_an_export_are_read_without_the_run(folder, model, run):
+    found = load_export(folder)
+    assert (
+        found.config is None
+        and found.model.config == model.config
+        and found.source["step"] == 1200
+        and found.source["most_rows"] >= 64
+    )
+    latents = model.encode(IMAGES, seed=5)
+    flat = np.concatenate([np.reshape(z, [len(z), -1]) for z in latents], axis=1)
+    images = folded_signatures(found.model, found.folded).decode(tf.constant(flat))["image"]
+    np.testing.assert_allclose(images, run("decode", latent=flat)["image"], atol=1e-5)
+    with pytest.raises(ValueError, match="can't be read by place .*; export the run again with nvae-export"):
+        load_export(FIXTURES / "first_layout" / "saved_model" / "1")
+
+
+def test_an_export_of_a_model_alone_names_no_images(folder):
+    with pytest.raises(ValueError, match="made of a model, not of a run, and names no images"):
+        run_images(load_export(folder).config)("test", 4)
+
+
 def test_no_python_no_paths_no_xla_and_no_training_state_in_the_export(folder, model):
     saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     graph = saved.meta_graphs[0].graph_def
@@ -134,13 +160,14 @@ def test_an_export_with_other_numbers_is_not_published(vanilla_model, tmp_path, 
         pathlib.Path(folder).mkdir()
         pathlib.Path(folder, "saved_model.pb").write_text("")
 
-    def off_by_little(folder, inputs):
+    def off_by_little(script, function, before, inputs):
         outputs = verification.recorded(signatures).outputs
         outputs["score/kl_per_group"] *= np.float32(1 + 3e-5)
         return outputs
 
-    monkeypatch.setattr(Signatures, "archive", lambda self: types.SimpleNamespace(write_out=write_out))
-    monkeypatch.setattr(verification, "clean_process_numbers", off_by_little)
+    archive = types.SimpleNamespace(write_out=write_out, add_variable_collection=lambda *_: None)
+    monkeypatch.setattr(Signatures, "archive", lambda self: archive)
+    monkeypatch.setattr(verification, "run_alone", off_by_little)
     with pytest.raises(ValueError, match="score/kl_per_group is off by 3.*not published"):
         export_saved_model(vanilla_model, tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
@@ -149,7 +176,7 @@ def test_an_export_with_other_numbers_is_not_published(vanilla_model, tmp_path, 
 def test_a_model_that_has_diverged_is_not_exported(vanilla_model):
     model = NVAE(vanilla_model.config)
     model.top_down.image.kernel.assign(model.top_down.image.kernel * np.nan)
-    with pytest.raises(ValueError, match="image .signature sample. is not finite"):
+    with pytest.raises(ValueError, match="signature sample gives numbers that are not finite"):
         verification.recorded(Signatures(model))
 
 
