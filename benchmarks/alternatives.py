@@ -22,17 +22,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks import results
+from benchmarks import results, workloads
 from benchmarks.results import say
-from benchmarks.workloads import (
-    BATCH_SIZES,
-    PRESETS,
-    SAMPLES_A_BATCH,
-    random_images,
-    sampling_session,
-    untrained_model,
-    write_sampling,
-)
 
 # Nodes that compute nothing.
 _FREE = ("Const", "Identity", "IdentityN", "NoOp", "Placeholder", "ReadVariableOp", "VarHandleOp")
@@ -46,8 +37,7 @@ def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, 
             start = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - start)
-        times = ", ".join(f"{name} {times[-1]:.3f} s" for name, times in seconds.items())
-        say(f"round {number} of {rounds}: {times}" if number else f"graphs and first runs: {times}")
+        say(f"round {number} of {rounds}: " + ", ".join(f"{name} {times[-1]:.3f} s" for name, times in seconds.items()))
     return {name: times[1:] for name, times in seconds.items()}
 
 
@@ -60,8 +50,9 @@ def evaluation(options: argparse.Namespace) -> dict[str, Any]:
     from nvae_tf.models.latents import image_seeds, noise_of_samples
     from nvae_tf.objective import log_posterior_and_prior
 
-    model, batch_size, count = untrained_model(options.preset), BATCH_SIZES[options.preset], options.importance_samples
-    images, seeds = random_images(model.config, batch_size), image_seeds(0, batch_size)
+    batch_size, count = workloads.BATCH_SIZES[options.preset], options.importance_samples
+    model = workloads.untrained_model(options.preset)
+    images, seeds = workloads.random_images(model.config, batch_size), image_seeds(0, batch_size)
     evaluator, generator = LikelihoodEvaluator(model, batch_size, count), ImageGenerator(model)
 
     @tf.function(autograph=False)
@@ -75,8 +66,8 @@ def evaluation(options: argparse.Namespace) -> dict[str, Any]:
         return np.log(np.mean(np.exp(weights - np.max(weights, axis=0)), axis=0))
 
     ways = {"bound": lambda: evaluator.evaluate_batch(images, 0, 0), "naive": naive}
-    turns = take_turns(ways | {"sampling": lambda: generator.generate(SAMPLES_A_BATCH)}, options.rounds)
-    counts = {"bound": batch_size, "naive": batch_size, "sampling": SAMPLES_A_BATCH}
+    turns = take_turns(ways | {"sampling": lambda: generator.generate(workloads.SAMPLES_A_BATCH)}, options.rounds)
+    counts = {"bound": batch_size, "naive": batch_size, "sampling": workloads.SAMPLES_A_BATCH}
     seconds = {name: [time / counts[name] for time in times] for name, times in turns.items()}
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return {
@@ -96,7 +87,7 @@ def exported_sampling(options: argparse.Namespace) -> dict[str, Any]:
     batch_size = options.batch_size
     if batch_size % BATCH_SIZE:
         raise SystemExit(f"--batch_size={batch_size}: must be a multiple of {BATCH_SIZE}, what the model draws at once")
-    model = untrained_model(options.preset)
+    model = workloads.untrained_model(options.preset)
     forwards: dict[str, Callable] = {"unfolded": ForwardPass}
     for name, dtype in (("folded", "float32"), ("bfloat16", "bfloat16")):
         folded = folded_weights(model.stacks, dtype)
@@ -107,10 +98,10 @@ def exported_sampling(options: argparse.Namespace) -> dict[str, Any]:
         for name, forward in forwards.items():
             say(f"writing {name}")
             folder = pathlib.Path(place, name)
-            write_sampling(model, forward, folder)
+            workloads.write_sampling(model, forward, folder)
             stored[name] = (folder / "variables" / "variables.data-00000-of-00001").stat().st_size
             operations[name] = operations_of(folder, "sample")
-            ways[name] = sampling_session(folder, batch_size)
+            ways[name] = workloads.sampling_session(folder, batch_size)
     seconds = take_turns(ways, options.rounds)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return {
@@ -149,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = results.benchmark_parser("alternatives", __doc__)
     add, count = parser.add_argument, results.at_least(1)
     add("what", choices=("evaluation", "exported_sampling"))
-    add("--preset", choices=PRESETS, required=True, help="whose architecture")
+    add("--preset", choices=workloads.PRESETS, required=True, help="whose architecture")
     add("--importance_samples", type=count, default=100, help="evaluation: K of the bound (100)")
     add("--batch_size", type=count, default=16, help="exported_sampling: samples at once (16)")
     add("--rounds", type=count, help="timed rounds (3 of evaluation, 9 of exported_sampling)")

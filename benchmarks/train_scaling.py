@@ -22,12 +22,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 
 from benchmarks import results
 from benchmarks.results import say
 from benchmarks.workloads import Worker, WorkerEnded, python
 from nvae_tf import presets
-from nvae_tf.config import PRECISIONS, RECOMPUTATIONS, XLA_USES, TrainConfig
+from nvae_tf.config import PRECISIONS, RECOMPUTATIONS, XLA_USES, TrainConfig, check
 from nvae_tf.errors import exit_on_user_error
 
 _NAMES_OF_GPUS = """
@@ -93,8 +94,12 @@ def variants(replicas: list[int], recompute: list[str], microbatches: list[int])
 def take_turns(
     rows: list[Variant], started: Callable[[Variant], Worker], options: argparse.Namespace
 ) -> dict[Variant, Record]:
-    """Times steps of each variant for some seconds in turn, at least one; a variant that has failed is left out."""
+    """Times steps of each variant for some seconds in turn, at least one; a variant that has failed is left out.
+
+    ValueError if all of them would not fit into the memory that is free.
+    """
     records, workers = {variant: Record([], [], []) for variant in rows}, {}
+    free, peaks = psutil.virtual_memory().available, [0]
     with contextlib.ExitStack() as stack:
         for number in range(1, options.rounds + 1):
             say(f"round {number} of {options.rounds}")
@@ -104,9 +109,13 @@ def take_turns(
                 with contextlib.ExitStack() as turn:
                     try:
                         if variant not in workers or options.alone:
+                            taken = f"{len(workers)} of {len(rows)} processes take {sum(peaks):,} of {free:,} bytes"
+                            fix = "take a smaller --batch_size, fewer rows, or --alone"
+                            check(options.alone or sum(peaks) + max(peaks) <= free, f"{taken}, and one more: {fix}")
                             say(f"{variant}: building the model and running its first steps")
                             workers[variant] = (turn if options.alone else stack).enter_context(started(variant))
                             workers[variant].ask("step")
+                            peaks.append(workers[variant].ask("summary")["peak_memory_bytes"])
                         until, steps = time.monotonic() + options.seconds, []
                         while not steps or time.monotonic() < until:
                             steps.append(workers[variant].ask("step")["seconds"])

@@ -158,13 +158,13 @@ def untrained_model(preset: str) -> Any:
     return NVAE(config_of(preset).model)
 
 
-def new_run(preset: str, replicas: Any = None, **training: Any) -> Any:
+def new_run(preset: str, devices: Any = None, **training: Any) -> Any:
     """A run before its first step, far from its end: what a step takes does not depend on the length."""
     from nvae_tf.training import run
     from nvae_tf.training.strategy import ONE_DEVICE
 
     config, length = config_of(preset, **training), run.RunLength(steps_per_epoch=1000, total_steps=1_000_000)
-    return run.new_run(config, length, run.Images(config.data, None, None), replicas=replicas or ONE_DEVICE)
+    return run.new_run(config, length, run.Images(config.data, None, None), replicas=devices or ONE_DEVICE)
 
 
 def random_images(model_config: Any, batch_size: int) -> Any:
@@ -189,36 +189,29 @@ class Training:
         configure_process()
         training = {"batch_size": batch_size, "strategy": "one_device"} | training
         settings = config_of(preset, **training).train
-        self.replicas = strategy.chosen_replicas(settings)
-        compiled = strategy.compiles_whole_step(settings.xla, self.replicas.count)
-        run = new_run(preset, self.replicas, **training)
-        self.model = run.model
+        self._replicas = strategy.chosen_replicas(settings)
+        compiled = strategy.compiles_whole_step(settings.xla, self._replicas.count)
+        self._run = run = new_run(preset, self._replicas, **training)
         with tf.device("CPU:0"):  # where a run's batches come from
-            self.images = random_images(run.config.model, run.images_a_step)
-        self._step = strategy.step_function(self.replicas.strategy, run.model, compiled)
-        self.graph = self._step.get_concrete_function(self.replicas.divided(self.images)).graph
+            self._images = random_images(run.config.model, run.images_a_step)
+        self._step = strategy.step_function(self._replicas.strategy, run.model, compiled)
+        self._graph = self._step.get_concrete_function(self._replicas.divided(self._images)).graph
         before = max(_memory_of_gpus("current"), default=psutil.Process().memory_info().rss)
         self._found = {"memory_before_first_step_bytes": before, "trace_seconds": time.perf_counter() - start}
 
     def __call__(self, steps: int = 1) -> None:
         """Takes some steps and waits for the last: training waits for an accelerator at every tenth."""
         for _ in range(steps):
-            metrics = self._step(self.replicas.divided(self.images))
-        local = self.replicas.strategy.experimental_local_results
+            metrics = self._step(self._replicas.divided(self._images))
+        local = self._replicas.strategy.experimental_local_results
         values = {name: float(part) for name, value in metrics.items() for part in local(value)}
         self._found["skipped_steps"] = values["skipped_steps"]
 
     def summary(self) -> dict[str, Any]:
-        """Sizes of the graph, its functions included, and of the model; takes memory of its own."""
-        graph = self.graph.as_graph_def()
-        return self._found | {
-            "gpu_peak_bytes": _memory_of_gpus("peak"),
-            "graph_nodes": len(graph.node) + sum(len(function.node_def) for function in graph.library.function),
-            "graph_nodes_at_top": len(graph.node),
-            "variables": len(self.model.variables),
-            "optimizer_variables": len(self.model.optimizer.variables),
-            "parameters": sum(weight.shape.num_elements() for weight in self.model.trainable_variables),
-        }
+        """What else is known, the nodes of the graph with all its functions among it; takes memory of its own."""
+        graph = self._graph.as_graph_def()
+        nodes = len(graph.node) + sum(len(function.node_def) for function in graph.library.function)
+        return self._found | {"gpu_peak_bytes": _memory_of_gpus("peak"), "graph_nodes": nodes}
 
 
 def _memory_of_gpus(which: str) -> list[int]:
@@ -416,8 +409,8 @@ def yardstick(preset: str) -> Callable[[], float]:
         hidden, bottleneck = 6 * width_in, max(width // 16, 4)
         depthwise = nn.Conv2d(hidden, hidden, 5, stride=stride, padding=2, groups=hidden, bias=False)
         expand, project = nn.Conv2d(width_in, hidden, 1, bias=False), nn.Conv2d(hidden, width, 1, bias=False)
-        branch = [nn.BatchNorm2d(width_in), expand, nn.BatchNorm2d(hidden), nn.SiLU(), depthwise]
-        branch = nn.Sequential(*branch, nn.BatchNorm2d(hidden), nn.SiLU(), project, nn.BatchNorm2d(width))
+        between = [nn.BatchNorm2d(hidden), nn.SiLU(), depthwise, nn.BatchNorm2d(hidden), nn.SiLU()]
+        branch = nn.Sequential(nn.BatchNorm2d(width_in), expand, *between, project, nn.BatchNorm2d(width))
         gate = nn.Sequential(nn.Linear(width, bottleneck), nn.ReLU(), nn.Linear(bottleneck, width), nn.Sigmoid())
         skip = nn.Identity() if width == width_in else nn.Conv2d(width_in, width, 1, stride=stride)
         parts.extend([branch, gate, skip])
@@ -430,10 +423,9 @@ def yardstick(preset: str) -> Callable[[], float]:
 
     # The batch, then (channels, how many cells) of each stage; a stride-2 cell joins two. The input is 16 x 16.
     batch, stages = {"mnist": (16, ((64, 18), (128, 24))), "cifar10": (4, ((256, 24),))}[preset]
-    cells, width = [], stages[0][0]
-    for channels, count in stages:
-        cells += [cell(width, channels, stride=2)] if channels != width else []
-        width = channels
+    cells = []
+    for index, (width, count) in enumerate(stages):
+        cells += [cell(stages[index - 1][0], width, stride=2)] if index else []
         cells += [cell(width, width) for _ in range(count)]
     optimizer = torch.optim.SGD(parts.parameters(), lr=1e-4)
     x = torch.randn(batch, stages[0][0], 16, 16)

@@ -1,3 +1,5 @@
+import functools
+import itertools
 import json
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 
 from benchmarks import all as all_benchmarks
 from benchmarks import results
-from benchmarks.all import COLUMNS, REGRESSION, UNCLEAR, Job, Measured, failed, is_clear, summarize, table
+from benchmarks.all import COLUMNS, REGRESSION, UNCLEAR, Job, Measured, failed, is_clear, run_round, summarize, table
 from benchmarks.workloads import WorkerEnded
 
 JOB = Job("nelbo", "mnist")
@@ -43,6 +45,38 @@ def exit_code(*arguments):
     with pytest.raises(SystemExit) as ended:
         all_benchmarks.main(list(arguments))
     return ended.value.code
+
+
+def test_sides_take_turns_and_who_is_first_changes():
+    asked = []
+
+    class Toy:
+        def __init__(self, name):
+            self.name, self.seconds = name, iter(range(1, 100))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            asked.append(f"{self.name} ended")
+
+        def ask(self, word):
+            asked.append(f"{self.name} {word}")
+            return {"seconds": next(self.seconds) if word == "step" else None}
+
+    sides = {name: functools.partial(Toy, name) for name in ("ours", "yardstick")}
+    for number, first in ((1, "ours"), (2, "yardstick")):
+        asked.clear()
+        measured = run_round(sides, turns=2, warm_up=1, clock_steps=3, number=number)
+        # The first step, and the first three of the clock, are for warming up; then medians of three.
+        assert (measured["ours"].seconds, measured["yardstick"].seconds) == ([2.0, 3.0], [5.0, 8.0])
+        assert asked[0] == f"{first} ready" and asked[1].endswith(" ready") and asked[-1].endswith(" ended")
+        turns = [name for name, _ in itertools.groupby(asked[2:-4], key=lambda line: line.split()[0])]
+        other = ({"ours", "yardstick"} - {first}).pop()
+        assert (
+            turns == [first, other, first, other]
+            and [line for line in asked if line.endswith("step")][-1][:4] == other[:4]
+        )
 
 
 def test_a_result_has_the_ratio_of_pairs_and_its_noise():
@@ -92,7 +126,8 @@ def test_what_fails_leaves_the_others_their_turn_and_what_was_measured_is_kept(q
 
 def rounds_until_clear(noise, slower, random):
     """The verdict, and after how many rounds, on code that takes so much longer, as `measure` goes on."""
-    drawn = random.normal(1.0, noise, size=(2, 20)) * [[1.0 + slower], [1.0]]
+    # The machine is not always as fast, which pairs have in common.
+    drawn = random.normal(1.0, noise, size=(2, 20)) * [[1.0 + slower], [1.0]] * random.normal(1.0, 0.1, size=20)
     rounds = [a_round(ours, against=other) for ours, other in drawn.T]
     for count in range(3, 21):
         row = summarize(JOB, None, rounds[:count])

@@ -43,6 +43,18 @@ def test_rows_have_medians_the_fullest_gpu_the_efficiency_of_their_kind_and_fail
     assert lines[-1].startswith("| 2 | all | 1 | 16 | Killed. |") and len({line.count("|") for line in lines[2:]}) == 1
 
 
+def test_processes_that_do_not_fit_side_by_side_are_refused(free_memory):
+    program = "from benchmarks import workloads\nworkloads.serve(lambda: 0.5, dict)"
+    for size, arguments in ((1000, ["--alone"]), (1e12, [])):
+        free_memory(size)
+        options = train_scaling.parse_arguments(["--rounds=1", "--seconds=0.01", *arguments])
+        train_scaling.take_turns([ONE, TWO], lambda _: Worker("toy", [sys.executable, "-c", program]), options)
+    free_memory(1000)
+    options.alone = False
+    with pytest.raises(ValueError, match="1 of 2 processes take .* of 1,000 bytes, and one more: take a smaller"):
+        train_scaling.take_turns([ONE, TWO], lambda _: Worker("toy", [sys.executable, "-c", program]), options)
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_worker_that_ends_leaves_the_others_their_turns(alone, capsys):
     started = []

@@ -48,15 +48,15 @@ def test_leaving_the_block_ends_a_worker_in_the_middle_of_a_step_and_its_process
 
 def test_quick_work_is_timed_several_times_at_once_and_a_command_has_no_first_step_but_its_own_memory():
     program = "import time\nfrom benchmarks import workloads\nworkloads._MODULES = ()\nclass Work:\n    calls = 0\n"
-    program += "    def __call__(self):\n        self.calls += 1\n        time.sleep(0.02)\n"
+    program += "    def __call__(self):\n        self.calls += 1\n        time.sleep(0.001)\n"
     program += "    def summary(self):\n        return {'calls': self.calls, 'peak_memory_bytes': 1000}\n"
-    # The first step; once; 20 times, as often as allowed, for the rest of the first turn and for the second.
-    for is_command, calls in ((False, 1 + 1 + 20 + 20), (True, 2)):
+    for is_command in (False, True):
         with Worker("toy", python(f"{program}workloads.serve_work(Work, {is_command})")) as worker:
             times = [worker.ask("step")["seconds"] for _ in range(2)]
             summary = worker.ask("summary")
-        assert all(0.02 <= time < 0.1 for time in times)
-        assert (summary["calls"], summary["peak_memory_bytes"]) == (calls, 1000)
+        # Twenty at a time on a machine that does nothing else.
+        assert summary["calls"] == 2 if is_command else 10 < summary["calls"] <= 42
+        assert min(times) >= 0.001 and summary["peak_memory_bytes"] == 1000
         assert (summary["first_step_seconds"] is None) == is_command
 
 
