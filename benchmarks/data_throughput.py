@@ -10,6 +10,7 @@ whose peak memory is reported. Let nothing else run meanwhile.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import statistics
@@ -90,9 +91,8 @@ def patches(size: int, count: int) -> Iterator[np.ndarray]:
     """Random patches `[size, size, 3]` of scikit-learn's photographs."""
     from sklearn.datasets import load_sample_images
 
-    photographs, random = load_sample_images().images, np.random.default_rng(0)
-    for number in range(count):
-        photograph = photographs[number % len(photographs)]
+    random = np.random.default_rng(0)
+    for photograph in itertools.islice(itertools.cycle(load_sample_images().images), count):
         top, left = (random.integers(0, side - size + 1) for side in photograph.shape[:2])
         yield photograph[top : top + size, left : left + size]
 
@@ -120,17 +120,17 @@ def rates_of(specs: dict[str, Any], seconds: float) -> dict[str, float]:
     for number in range(1, ROUNDS + 1):
         say(f"round {number} of {ROUNDS}")
         for name, reading in readings.items():
-            rate(reading, seconds / 4)  # uses up what was read ahead
-            rounds[name].append(BATCH_SIZE * rate(reading, seconds))
+            _rate(reading, seconds / 4)  # uses up what was read ahead
+            rounds[name].append(BATCH_SIZE * _rate(reading, seconds))
             # The pipeline reads ahead until its buffer is full, in the others' time.
             time.sleep(0.5)
     return {name: statistics.median(values) for name, values in rounds.items()}
 
 
-def rate(reading: Iterator, seconds: float) -> float:
-    """How many batches are read a second."""
+def _rate(reading: Iterator, seconds: float) -> float:
+    """How many batches are read a second, at least one."""
     started, count = time.monotonic(), 0
-    while (passed := time.monotonic() - started) < seconds:
+    while (passed := time.monotonic() - started) < seconds or not count:
         next(reading)
         count += 1
     return count / passed

@@ -163,6 +163,8 @@ def test_a_file_is_compared_through_the_yardstick(quick, tmp_path, capsys):
     arguments = ["--only=sampling", "--presets=mnist", "--no-yardstick"]
     quick(sampling=1.0)
     all_benchmarks.main([*arguments, f"--json={file}"])
+    (row,) = json.loads((tmp_path / "earlier.json").read_text())["results"]
+    assert 3 <= len(row["seconds"]) < 12  # it ends where comparisons are clear
     all_benchmarks.main([*arguments, f"--compare={file}"])
     assert "0 regressions" in capsys.readouterr().out
     quick(sampling=1.06)

@@ -62,7 +62,7 @@ def test_a_real_run_of_all(tmp_path, capsys):
         assert row["failure"] is None and row["seconds"] == [row["median_seconds"]]
         assert row["peak_memory_bytes"] > 3e8
     for row in result["results"][:2]:
-        assert 0.0 < row["median_seconds"] < row["first_step_seconds"] < 60.0
+        assert 0.0 < row["median_seconds"] < row["first_step_seconds"]
     assert "| training step | digits | 60 |" in capsys.readouterr().out
 
 
