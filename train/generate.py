@@ -113,9 +113,9 @@ def interpolate(config: ExperimentConfig, load: Callable, place: OutputPlace) ->
     check(bool(FLAGS.how), "--how=: give spherical, linear or keep")
     how, steps = FLAGS.how if len(FLAGS.how) > 1 else FLAGS.how[0], FLAGS.steps
     ways_of_groups(how, latent_plan(config.model).latent_shapes())
-    images, _, _, words = _images(config)
+    images, labels, _, words = _images(config)
     progress = _progress((len(images) - 1) * (steps - 1))
-    path = interpolate_images(load().model, images, steps, how, FLAGS.seed, FLAGS.mean, progress)
+    path = interpolate_images(load().model, images, steps, how, FLAGS.seed, FLAGS.mean, progress, labels)
     names = [f"image_{number:05d}" for number in range(len(path))]
     _write(load(), place, path, names, lambda figures, about: figures.interpolation(images, path, steps, about))
     return f"{len(path):,} images through {words}"
@@ -245,7 +245,7 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
     spec = spec_to_read(config, FLAGS.data_path)
     source = load_split(spec, split, StatusLine().report())
     check(neighbors <= source.count, f"--neighbors={neighbors}: the {split} part has only {source.count} images")
-    samples = generate_images(load().model, FLAGS.count, temperature, seed)
+    samples = generate_images(load().model, FLAGS.count, temperature, seed, labels=_labels(config, FLAGS.count))
     batches = iterate(evaluation_batches(source, images_alone(spec), 256, seed), source)
     numbers, distances, images = nearest_images(samples, batches, neighbors, _progress(source.count))
     names = [f"sample_{number:05d}" for number in range(len(samples))]
@@ -482,7 +482,7 @@ def _define_flags(mode: str) -> None:
         ("columns", {"reconstruct": 10}, from_1, "At most so many images a row."),
         ("split", of_data_set, functools.partial(choice, enum_values=["test", "train"]), "Part of the data set."),
         ("data_path", dict.fromkeys(of_data_set), text, command_line.DATA_PATH_HELP),
-        ("labels", dict.fromkeys(("sample", "reconstruct", "vary", "encode", "decode")), words, classes),
+        ("labels", dict.fromkeys(m for m in MODES if m != "direction"), words, classes),
         (
             "guidance",
             {"sample": 1.0},

@@ -276,28 +276,33 @@ def interpolate_images(
     seed: int = 0,
     mean: bool = False,
     progress: Progress = None,
+    labels: Labels = None,
 ) -> np.ndarray:
     """Mean images on a path through images in turn; where it passes an image it is exactly its reconstruction.
 
     The images are two or more, `[count, height, width, channels]` in [0, 1]; those returned are float32 `[(count - 1) *
     steps + 1, height, width, channels]`. `how` as for `interpolate_latents`: groups with "keep" have the first image's
-    latents all along. `seed`, `mean` and `progress` as for `encode_images`.
+    latents all along. `seed`, `mean` and `progress` as for `encode_images`. With `labels` `[count]`, the classes of a
+    conditional model, an image on the way has that of the nearer end.
     """
     check(len(images) >= 2, f"{len(images)} image: an interpolation needs at least two")
     check(steps >= 1, f"steps = {steps}: must be at least 1")
     ways = ways_of_groups(how, model.plan.latent_shapes())
-    latents = encode_images(model, images, seed, mean)
+    latents = encode_images(model, images, seed, mean, labels=labels)
     passed = [np.repeat(z[:1], len(z), axis=0) if way == "keep" else z for z, way in zip(latents, ways, strict=True)]
     generator = generator_of(model)
     # By themselves, in the places that they have in `reconstruct_images`.
-    ends = generator.generate(len(images), 1.0, seed, latents=passed)
+    ends = generator.generate(len(images), 1.0, seed, None, passed, labels)
     if steps == 1:
         return ends
     fractions = np.arange(1, steps) / steps
     pairs = [([z[i] for z in passed], [z[i + 1] for z in passed]) for i in range(len(images) - 1)]
     ways_between = [interpolate_latents(start, end, fractions, ways) for start, end in pairs]
     inner = [np.concatenate(of_group) for of_group in zip(*ways_between, strict=True)]
-    between = generator.generate(len(inner[0]), 1.0, seed, progress, inner)
+    if labels is not None:
+        labels = np.broadcast_to(labels, len(images))
+        labels = np.where(fractions < 0.5, labels[:-1, np.newaxis], labels[1:, np.newaxis]).ravel()
+    between = generator.generate(len(inner[0]), 1.0, seed, progress, inner, labels)
     frames = np.empty(((len(images) - 1) * steps + 1, *ends.shape[1:]), np.float32)
     is_end = np.arange(len(frames)) % steps == 0
     frames[is_end], frames[~is_end] = ends, between

@@ -15,7 +15,7 @@ import tensorflow_probability as tfp
 
 from nvae_tf import config as configuration
 from nvae_tf import objective as objectives
-from nvae_tf.config import ExperimentConfig, ModelConfig, ObjectiveConfig, check, check_choice
+from nvae_tf.config import ModelConfig, ObjectiveConfig, check, check_choice
 from nvae_tf.distributions.image_likelihood import ImageLikelihood
 from nvae_tf.latent_plan import latent_plan
 from nvae_tf.layers import ForwardPass, ResidualCells, StackedBatchNormalization, StackedConvolution, StackedLayer
@@ -53,8 +53,9 @@ from nvae_tf.models.latents import (
     with_kept_channels,
 )
 from nvae_tf.models.metrics import RecentMetrics, RunningMetrics
+from nvae_tf.models.summary import lines_of_summary
 from nvae_tf.models.top_down import TopDown
-from nvae_tf.optimization import LoweredRate, NVAEAdamax, RunawayGuard, StepGuard, WarmupCosine
+from nvae_tf.optimization import StepGuard
 from nvae_tf.progress import image_bar
 from nvae_tf.replicas import replica_count, replica_means
 
@@ -554,34 +555,8 @@ class NVAE(keras.Model):
 
         Other arguments of `keras.Model.summary` have no effect.
         """
-        print_fn = print_fn or print
-
-        def weights_of(*layers: keras.layers.Layer) -> str:
-            return f"{sum(math.prod(weight.shape) for layer in layers for weight in layer.trainable_weights):,}"
-
-        config, plan = self.config, self.plan
-        size = f"{config.image_height}x{config.image_width}x{config.image_channels}"
-        of_classes = f", {config.num_classes} classes" if config.num_classes else ""
-        rows = [("part", "groups", "latent of a group", "channels", "weights, encoder", "weights, decoder")]
-        before, after = (
-            [self.bottom_up.stem, *self.bottom_up.preprocess],
-            [*self.top_down.postprocess, self.top_down.image],
-        )
-        encoders = [*reversed(self.bottom_up.scales)] or [None] * len(plan.scales)
-        for index, (scale, below, above) in enumerate(zip(plan.scales, encoders, self.top_down.scales, strict=True)):
-            place = f"{scale.height}x{scale.width}"
-            latent = f"{place}x{config.num_latent_per_group}"
-            groups = f"{scale.groups[0]}-{scale.groups[-1]}" if len(scale.groups) > 1 else str(scale.groups[0])
-            channels = f"{scale.encoder_channels} / {scale.decoder_channels}"
-            down = [layer for layer in (below, self.bottom_up.top if index == 0 else None) if layer is not None]
-            rows.append((f"scale {place}", groups, latent, channels, weights_of(*down), weights_of(above)))
-        ends = f"{config.num_channels_encoder} / {config.num_channels_decoder}"
-        rows.append((f"image {size}", "", "", ends, weights_of(*before), weights_of(*after)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        head = f"NVAE of images {size} of {config.num_bits} bits{of_classes}, likelihood {config.likelihood}"
-        print_fn(f"{head}: {plan.num_groups} latent groups, {weights_of(self)} weights")
-        for row in rows:
-            print_fn("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        for line in lines_of_summary(self):
+            (print_fn or print)(line)
 
     # Saving.
 
@@ -643,34 +618,3 @@ def _refuse_class_weight(class_weight: object) -> None:
         class_weight is None,
         "class_weight has no effect: the loss is the mean over all images, whatever their class; leave it out",
     )
-
-
-class ModelForTraining(NamedTuple):
-    """A model with its first weights, compiled; the optimizer's slots are not made yet."""
-
-    model: NVAE  # with a `RunawayGuard`
-    schedule: LoweredRate  # step -> learning rate
-
-    @property
-    def variables(self) -> list:
-        """What a checkpoint must hold besides weights, metrics and the optimizer's variables."""
-        return [*self.model.step_guard.variables, *self.schedule.variables]
-
-
-def model_for_training(config: ExperimentConfig, steps_per_epoch: int, total_steps: int) -> ModelForTraining:
-    """Makes the model of an experiment; the same settings, of a run of this length, give the same first weights."""
-    settings, rates = config.train, configuration.resolve_lengths(config, steps_per_epoch, total_steps).optimizer
-    keras.utils.set_random_seed(settings.seed)
-    of_training = {"recompute": settings.recompute, "accumulate_steps": settings.accumulate_steps}
-    if config.model.num_classes:
-        of_training["label_dropout"] = settings.label_dropout
-    model = NVAE(config.model, config.objective, seed=settings.seed, dtype=settings.precision, **of_training)
-    warmup_steps = round(rates.warmup_epochs * steps_per_epoch)
-    limits = rates.learning_rate, rates.learning_rate_min
-    schedule = LoweredRate(WarmupCosine(*limits, warmup_steps, steps_per_epoch, total_steps))
-    model.step_guard = RunawayGuard(settings.loss_tolerance)
-    average = {"use_ema": True, "ema_momentum": rates.ema_momentum} if rates.ema_momentum else {}
-    optimizer = NVAEAdamax(learning_rate=schedule, l2=rates.weight_decay, **average)
-    # The step is compiled with all that is around it, see `nvae_tf.training.strategy`.
-    model.compile(optimizer=optimizer, jit_compile=False)
-    return ModelForTraining(model, schedule)

@@ -11,7 +11,6 @@ import tensorflow as tf
 from nvae_tf.config import check, config_to_json
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file
-from nvae_tf.models.nvae import ModelForTraining, model_for_training
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.progress import byte_bar
 from nvae_tf.published import optimizer as optimizers
@@ -23,6 +22,7 @@ from nvae_tf.published.weights import as_tensor, published_values
 from nvae_tf.reports.run_facts import origin_of_run
 from nvae_tf.training.checkpoints import VALUE, check_architecture, step_of, wrap_checkpoint_errors
 from nvae_tf.training.loading import find_run
+from nvae_tf.training.run import ModelForTraining, model_for_training
 from nvae_tf.training.run_folder import RunFolder, read_image_counts
 
 

@@ -16,7 +16,6 @@ from nvae_tf.data.spec import DATA_SPECS
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_file, atomic_write
 from nvae_tf.models import NVAE
-from nvae_tf.models.nvae import ModelForTraining, model_for_training
 from nvae_tf.optimization.adamax import start_averages
 from nvae_tf.published import optimizer, weights
 from nvae_tf.published import settings as published
@@ -26,6 +25,7 @@ from nvae_tf.published.torch_file import TorchCheckpoint, read_torch_checkpoint
 from nvae_tf.reports.model_card import write_model_card
 from nvae_tf.reports.run_facts import Origin, origin_from_text, write_origin
 from nvae_tf.training.checkpoints import TrainingState
+from nvae_tf.training.run import ModelForTraining, model_for_training
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, image_counts_from_text
 
 # For those who want to change settings; `--config` takes config.json too.

@@ -15,11 +15,11 @@ import tensorflow as tf
 
 from nvae_tf.config import check
 from nvae_tf.models import NVAE
-from nvae_tf.models.nvae import ModelForTraining
 from nvae_tf.optimization import NVAEAdamax, inner_optimizer
 from nvae_tf.published.names import PublishedTensor, published_tensors
 from nvae_tf.published.weights import BROKEN_WEIGHTS, check_finite, fill, published_shape, published_values
 from nvae_tf.training.checkpoints import loss_scale, names_of_variables, training_parts
+from nvae_tf.training.run import ModelForTraining
 
 MOMENTUM, NORM, STEP = "exp_avg", "exp_inf", "step"
 # The slots of NVAEAdamax that they fill; that of `exp_inf` has u - epsilon.

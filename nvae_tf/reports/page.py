@@ -72,7 +72,7 @@ def report_of_run(
 
     _draw_charts(draw, folder, curves, facts)
     if trained:
-        _draw_images(draw, trained, about, data_path)
+        _draw_images(draw, trained, about, data_path, (facts.images and facts.images.class_names) or ())
     which = "" if checkpoint == "latest" else f" --checkpoint={checkpoint}"
     shown = {"facts": facts, "trained": trained, "about": about, "drawn": drawn, "time": seconds and duration(seconds)}
     shown |= {"preset": run_facts.nearest_preset(config), "settings": config_to_dict(config), "missing": missing}
@@ -157,17 +157,17 @@ def _draw_charts(draw: Callable, folder: RunFolder, curves: dict[str, Any], fact
         draw("strip", "past samples", figures.training_strip, images, steps, figures.Provenance(name, None, 0.7, 0))
 
 
-def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance, data_path: str | None) -> None:
-    """Draws what needs the model, as `_draw_charts` does."""
+def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance, data_path: str | None, names) -> None:
+    """Draws what needs the model, as `_draw_charts` does; the `names` of its classes, if it has some."""
     model, config, seed = trained.model, trained.config, about.seed
     at_one, of_test = about._replace(temperature=1.0), about._replace(data="test images")
-    classes = config.model.num_classes if config.model.num_classes <= 10 else 0  # drawn in turn, a column each
+    names = names if len(names) <= 10 else ()  # drawn in turn, a column each
 
     def samples(temperature: float, width: int) -> Figure:
         count = _FEW if min(config.model.image_height, config.model.image_width) >= _LARGE_FROM else _MANY
         images = sampling.generate_images(model, count, temperature, seed)
-        made = about._replace(temperature=temperature, data="a column for each class, from 0" if classes else None)
-        return figures.samples(images, made, classes or None, width)
+        made = about._replace(temperature=temperature, data=f"columns: {', '.join(names)}" if names else None)
+        return figures.samples(images, made, len(names) or None, width)
 
     @functools.cache
     def originals() -> tuple[np.ndarray, np.ndarray | None]:
@@ -182,8 +182,8 @@ def _draw_images(draw: Callable, trained: TrainedRun, about: figures.Provenance,
         return figures.reconstructions(images, made, of_test, width=width)
 
     def interpolation(width: int) -> Figure:
-        images = originals()[0][:4]
-        path = sampling.interpolate_images(model, images, _STEPS, seed=seed)
+        images, labels = (part if part is None else part[:4] for part in originals())
+        path = sampling.interpolate_images(model, images, _STEPS, seed=seed, labels=labels)
         return figures.interpolation(images, path, _STEPS, of_test, width)
 
     def nearest(width: int) -> Figure:

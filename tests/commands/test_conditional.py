@@ -39,10 +39,16 @@ def test_a_run_with_labels_is_scored_drawn_from_and_reported(conditional_run, do
     for number in range(4):
         found = np.asarray(Image.open(tmp_path / "each" / f"sample_{number:05d}.png")) / 255
         np.testing.assert_allclose(found, drawn[number, ..., 0], atol=0.003)
+    ends, steps = f"--output={tmp_path / 'path'}/", ("--indices=0,1", "--steps=2", "--labels=3,7", "--seed=0")
+    done("train.generate", "interpolate", where, *steps, ends)
+    decoded = model.decode(model.encode(images[:2], labels=[3, 7]), labels=[3, 7])
+    for number, end in zip((0, 2), decoded, strict=True):
+        found = np.asarray(Image.open(tmp_path / "path" / f"image_{number:05d}.png")) / 255
+        np.testing.assert_allclose(found, end[..., 0], atol=0.003)
     done("train.generate", "reconstruct", where, "--count=4", f"--output={tmp_path / 'r.png'}")
     done("train.report", str(conditional_run), f"--output={tmp_path / 'page.html'}")
     words = " ".join(re.findall(">([^<>]+)</text>", (tmp_path / "page.html").read_text()))
-    assert "a column for each class, from 0" in words
+    assert "columns: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in words
 
 
 @pytest.mark.slow

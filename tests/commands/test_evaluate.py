@@ -149,7 +149,7 @@ def test_fid_with_a_graph_of_the_same_form(commands, done, run, tmp_path, monkey
     first = metrics_of(run)["fid"]
     assert first["value"] > 0.0 and first["real_images"] == 1437 and first["samples"] == 40
     # The statistics of the real images are kept, and the samples of a readjusted model are others.
-    flags.append("--batch_norm_iterations=20")
+    flags.append("--batch_norm_iterations=4")
     printed = done(*evaluation(run, *flags)[1:])
     assert "features of the 1,437" not in printed and "batch norm of" in printed
     readjusted_value = metrics_of(run)["fid"]["value"]

@@ -12,6 +12,9 @@ from tests import ROOT
 from tests.command_fixtures import CONSOLE_NAMES, output_of
 
 EVALUATION = ROOT / "docs" / "evaluation.md"
+# A hundred steps of the preset's model are minutes of nothing else.
+SMALL = "--config.train.steps=2 --config.train.batch_size=4 --config.model.num_groups_per_scale=1"
+SMALL += " --config.model.num_channels_encoder=4 --config.model.num_channels_decoder=4"
 
 
 def commands():
@@ -40,11 +43,10 @@ def folder_of_a_newcomer(tmp_path):
 @pytest.mark.slow
 def test_three_commands_lead_from_a_folder_of_pictures_to_samples(folder_of_a_newcomer):
     assert len(commands()) == 3
-    # A hundred steps are minutes of nothing else.
     assert "--config.train.steps=100 " in commands()[1]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for command in commands():
-        words = shlex.split(command.replace("--config.train.steps=100 ", "--config.train.steps=5 "))
+        words = shlex.split(command.replace("--config.train.steps=100 ", f"{SMALL} "))
         output_of(["-m", module_of(words[0]), *words[1:]], cwd=folder_of_a_newcomer, env=environment)
     inspected = read_images(folder_of_a_newcomer / "inspect_data.png", 32, 10)
     samples = read_images(folder_of_a_newcomer / "samples.png", 32, 8)

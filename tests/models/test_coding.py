@@ -37,6 +37,8 @@ def test_decoding_what_was_encoded_is_the_reconstruction_also_in_a_graph_and_has
     reconstructed, gradient = reconstruct(tf.constant(images))
     near(reconstructed, expected)
     assert np.all(np.isfinite(gradient)) and np.any(gradient != 0.0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="images must be in .* divide 8-bit values by 255"):
+        reconstruct(tf.constant(255.0 * images))
 
 
 def test_every_latent_matters_and_only_below_it(model, images):

@@ -13,7 +13,7 @@ from tensorflow.python.framework import kernels
 
 from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.layers import cpu_kernels
-from nvae_tf.models.nvae import model_for_training
+from nvae_tf.training.run import model_for_training
 from nvae_tf.training.strategy import step_function
 from tests.tiny_model import tiny_config
 
@@ -102,7 +102,10 @@ def test_every_operation_has_a_gpu_kernel(variant, precision, monkeypatch):
     model, train = VARIANTS[variant]
     config = ExperimentConfig(model=tiny_config(**model), train=TrainConfig(precision=precision, **train))
     found = {name: operations_of(function) for name, function in graphs(config).items()}
-    assert {name: missing for name, (_, missing) in found.items() if missing} == {}
+    # The words of an assertion are the host's.
+    assert {name: missing - {"Const(dtype=string)"} for name, (_, missing) in found.items()} == dict.fromkeys(
+        found, set()
+    )
     assert min(len(operations) for operations, _ in found.values()) > 40
     # The forms that GPUs get: nothing is compiled for the CPU, and depthwise kernels have TensorFlow's own gradient.
     of_training, _ = found["training"]

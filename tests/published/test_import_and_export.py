@@ -15,7 +15,6 @@ import nvae_tf.published.export_file as exporting
 import nvae_tf.published.import_run as importing
 from nvae_tf.config import ExperimentConfig, ModelConfig, OptimizerConfig, config_to_json, resolve_lengths
 from nvae_tf.data.spec import complete_config
-from nvae_tf.models.nvae import model_for_training
 from nvae_tf.presets import load_settings
 from nvae_tf.published.export_file import export_file
 from nvae_tf.published.import_run import import_run
@@ -24,6 +23,7 @@ from nvae_tf.published.torch_file import read_torch_checkpoint
 from nvae_tf.reports.run_facts import Origin, read_origin
 from nvae_tf.training.checkpoints import VALUE, TrainingState
 from nvae_tf.training.loading import load_run
+from nvae_tf.training.run import model_for_training
 from nvae_tf.training.run_folder import RunFolder, read_run_config
 from tests import FIXTURES
 

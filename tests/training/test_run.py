@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig, experiment_config
-from nvae_tf.models.nvae import model_for_training
 from nvae_tf.presets import preset
-from nvae_tf.training.run import RunLength, length_warnings, run_of_folder, with_length
+from nvae_tf.training.run import RunLength, length_warnings, model_for_training, run_of_folder, with_length
 from nvae_tf.training.run_folder import RunFolder, open_for_training
 from nvae_tf.training.strategy import ONE_DEVICE
 from tests.tiny_model import tiny_config

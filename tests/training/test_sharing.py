@@ -15,7 +15,6 @@ import nvae_tf
 from nvae_tf.config import DataSpec, ExperimentConfig, OptimizerConfig, TrainConfig
 from nvae_tf.evaluation.evaluate import evaluate_run
 from nvae_tf.files import beside_package
-from nvae_tf.models.nvae import model_for_training
 from nvae_tf.optimization import average_of_weights
 from nvae_tf.optimization.adamax import start_averages
 from nvae_tf.published.names import named_weights
@@ -23,6 +22,7 @@ from nvae_tf.reports.run_facts import Origin, origin_of_run
 from nvae_tf.training import sharing
 from nvae_tf.training.checkpoints import TrainingState, checkpoint_sha256
 from nvae_tf.training.loading import initialize, load_run
+from nvae_tf.training.run import model_for_training
 from nvae_tf.training.run_folder import RunFolder, open_for_training, read_run_config
 from nvae_tf.training.sharing import find_run_folder, publish_run, write_shared_run
 from tests.hub_server import GATED, READER, TOKEN, HubServer, commit_id
