@@ -18,27 +18,14 @@ import functools
 import pathlib
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks import results, workloads
-from benchmarks.results import say
+from benchmarks.results import say, take_turns
 
 # Nodes that compute nothing.
 _FREE = ("Const", "Identity", "IdentityN", "NoOp", "Placeholder", "ReadVariableOp", "VarHandleOp")
-
-
-def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """The seconds of each way in every round; each runs once before, which builds its graph."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, work in ways.items():
-            start = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - start)
-        say(f"round {number} of {rounds}: " + ", ".join(f"{name} {times[-1]:.3f} s" for name, times in seconds.items()))
-    return {name: times[1:] for name, times in seconds.items()}
 
 
 def evaluation(options: argparse.Namespace) -> dict[str, Any]:

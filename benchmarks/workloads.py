@@ -293,7 +293,6 @@ def prepare_run(preset: str, folder: pathlib.Path) -> None:
     from nvae_tf.config import config_to_json
     from nvae_tf.files import atomic_write
     from nvae_tf.training.checkpoints import TrainingState
-    from nvae_tf.training.run import model_for_training
     from nvae_tf.training.run_folder import RunFolder
 
     configure_process()
