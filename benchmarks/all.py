@@ -235,7 +235,7 @@ def table_of_changes(result: dict[str, Any], earlier: dict[str, Any] | None, sin
         changes = changes_of(row, earlier)
         notes += [] if changes else [f"{name}: the earlier file has no result of such batches"]
         for change in changes:
-            bounds = f"{change.least:+.1%} to {change.most:+.1%}"
+            bounds = f"{change.least:+.1%} to {change.most:+.1%}" if change.most < 10.0 else None  # too few rounds
             rows.append([name, change.quantity, f"{change.growth:+.1%}", bounds, f"{change.limit:.0%}", change.verdict])
     for group in ("machine", "versions") if earlier else ():
         for name in sorted((earlier[group].keys() | result[group].keys()) - {"load_average_at_start"}):
