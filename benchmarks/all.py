@@ -1,54 +1,70 @@
-"""All that users wait for and the memory that it takes, in one table.
+"""All that users wait for and the memory that it takes, and whether another revision did better.
 
-    python -m benchmarks.all [--only=NAME,...] [--presets=NAME,...] [--rounds=15] [--json=FILE]
-    python -m benchmarks.all --json=now.json --compare=earlier.json
-    python -m benchmarks.all --presets=digits --rounds=2
+    python -m benchmarks.all [--only=NAME,...] [--presets=NAME,...] [--rounds=20] [--json=FILE]
+    python -m benchmarks.all --against=CHECKOUT [--only=NAME,...]        e.g. after `git worktree add ../before main`
+    python -m benchmarks.all --compare=earlier.json --json=now.json
+    python -m benchmarks.all --presets=digits --rounds=1
 
-The first takes half an hour on two cores, the last, a trial, some minutes. Workloads, each with the architecture of a
-preset and untrained weights (time does not depend on them), by default of those in brackets:
+The first takes an hour on two cores, the last, a trial, some minutes. Workloads, each with the architecture of a preset
+and untrained weights (time does not depend on them), by default of those in brackets:
 
 WORKLOADS
-Each has a process of its own, so its peak memory is its own (that of a GPU is not in it), and takes turns with the
-yardstick, a small PyTorch workload (benchmarks/torch_yardstick.py), in a process beside it, both with two threads:
-compare the ratio of their medians. A command is a process anew in each turn, TensorFlow's start included. Slow
-workloads take 3 turns at most. Let nothing else run meanwhile.
+In each round a workload runs in a new process and takes turns with another: the yardstick, a small PyTorch workload
+(`make torch`; --no-yardstick does without), or with --against the same workload as that checkout has it. Both have two
+threads. A round's time is the median of its turns; a command and the slow importance-weighted bound have one turn, and
+a command has no first step. Rounds are compared in pairs, as ratios. Let nothing else run meanwhile.
 
---json writes the results after every workload; --compare reports what has become slower or larger than in such a file
-by more than the noise explains (python -m benchmarks.all_comparison --help has the limits). The yardstick and the
-import need PyTorch (`make torch`); --no-yardstick does without a yardstick, in seconds alone. Ctrl-C ends with what
-there is.
+A time or the peak memory may grow by 5%, the time to the first step by 20%. A regression is what grew by more and has
+surely grown (one-sided bounds of Student's t over the rounds, 99%). Where it is unclear whether something grew by more
+there is another round, up to --rounds; what is unclear then counts as a regression. --compare compares, through the
+yardstick, with an earlier file of --json, whose rounds are what they are: --against needs fewer. Without either, rounds
+go on until two such files could be compared.
 
 Exit code: 0 done, 1 a workload failed (the others go on), 2 a mistake in the command, 3 nothing failed but there is a
-regression, 130 interrupted.
+regression, 130 interrupted (what there is has been written).
 """
 
 import argparse
 import contextlib
+import functools
+import json
+import math
 import pathlib
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import results
-from benchmarks.all_comparison import FORMAT, REGRESSION_CODE, compare, read_result, table_of_changes
-from benchmarks.interleaved import Worker, WorkerEnded, note_uneven, relative_standard_error, say
-from benchmarks.workloads import MANY_ROUNDS, MOST_ROUNDS_OF_SLOW, NEED_TORCH, PRESETS, WORKLOADS, python
+import numpy as np
+from scipy.special import stdtrit
 
-FAILURE_CODE, INTERRUPTED_CODE = 1, 130
+from benchmarks import results
+from benchmarks.results import say
+from benchmarks.workloads import PRESETS, WORKLOADS, Worker, WorkerEnded, python
+from nvae_tf.errors import first_line
+
+FORMAT = 2
+FEWEST_ROUNDS, MOST_ROUNDS, TURNS = 3, 20, 5
 # Steps before the timed ones, in which allocators and caches settle.
 WARM_UP_STEPS = 2
-# Of a yardstick after a turn that takes long: one step would be a bad clock.
-YARDSTICK_STEPS_OF_SLOW = 3
+# Of the yardstick beside a slow workload: one step would be a bad clock.
+CLOCK_STEPS_OF_SLOW = 3
+CERTAINTY = 0.99
+# What is compared: where a result has it, round by round, and by how much it may grow.
+QUANTITIES = {
+    "time": ("seconds", 0.05),
+    "first step": ("every_first_step_seconds", 0.20),
+    "peak memory": ("every_peak_memory_bytes", 0.05),
+}
+REGRESSION, UNCLEAR = "**regression**", "**unclear**"
 COLUMNS = ("workload", "preset", "batch", "time", "yardstick", "time / yardstick", "noise", "rounds")
 COLUMNS += ("time to first step", "peak memory")
 EXPLANATION = """
-Time: the median of a batch or of a whole command. Noise: the standard error of the time to compare, from
-the rounds. Time to first step: building the model, or loading it, and the first time, after the imports.
-Peak memory: of the workload's own process; of a command, that of the largest of its processes.
-Yardstick: which small PyTorch workload (benchmarks/torch_yardstick.py) took turns. There is none for
-architectures and work other than training on MNIST and CIFAR-10: cifar10 is a clock there, no more."""
+Time: of a batch or of a whole command. Noise: the standard error of the time to compare. Time to first step: building
+the model, or loading it, and the first time, after the imports. Peak memory: of the workload's own process, that of a
+GPU not in it; of a command, that of the largest of its processes. The yardstick is alike only to training on MNIST and
+CIFAR-10; for other workloads cifar10 is a clock, no more."""
 
 
 class Job(NamedTuple):
@@ -61,63 +77,93 @@ class Job(NamedTuple):
         return f"{self.workload} {self.preset}"
 
 
-class Turns(NamedTuple):
-    """Seconds of ours in each round, and of the yardstick (none without it), and the summaries of both."""
+class Measured(NamedTuple):
+    """What one side of a round has given."""
 
-    seconds: list[float]
-    yardstick_seconds: list[float]
+    seconds: list[float]  # of every turn
     summary: dict[str, Any]
-    yardstick_summary: dict[str, Any] | None = None
 
 
-def measure(job: Job, rounds: int, yardstick: str | None) -> Turns:
-    """Runs a job, and a yardstick if one is named, each in a process of its own, in turn; WorkerEnded if it fails."""
-    workload = WORKLOADS[job.workload]
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        say(f"{job}: {'preparing' if workload.is_command else 'building, and the first time'}")
-        ours = stack.enter_context(Worker(str(job), python("benchmarks.workloads", *job, folder)))
-        # Nothing else runs until it has ended: the time to the first step is measured as well.
-        ours.ask("ready")
-        clock = None
-        if yardstick:
-            clock = stack.enter_context(Worker("yardstick", python("benchmarks.workloads", "yardstick", yardstick)))
-        return take_turns(job, ours, clock, min(rounds, MOST_ROUNDS_OF_SLOW) if workload.is_slow else rounds)
+Sides, Round = dict[str, Callable[[], Worker]], dict[str, Measured]
 
 
-def take_turns(job: Job, ours: Worker, clock: Worker | None, rounds: int) -> Turns:
-    """Times both in turn; quick workloads warm up before."""
-    is_slow = WORKLOADS[job.workload].is_slow
-    clock_steps = YARDSTICK_STEPS_OF_SLOW if is_slow else 1
-    for _ in range(WARM_UP_STEPS):
-        for worker in (None if is_slow else ours, clock):
-            if worker:
-                worker.ask("step")
-    seconds, clock_seconds = [], []
-    for number in range(1, rounds + 1):
-        seconds.append(ours.ask("step")["seconds"])
-        text = f"{job}: round {number} of {rounds}: {seconds[-1]:.3f} s"
-        if clock:
-            clock_seconds.append(statistics.median(clock.ask("step")["seconds"] for _ in range(clock_steps)))
-            text += f", yardstick {clock_seconds[-1]:.3f} s"
-        say(text)
-    return Turns(seconds, clock_seconds, ours.ask("summary"), clock.ask("summary") if clock else None)
-
-
-def summarize(job: Job, yardstick: str | None, turns: Turns) -> dict[str, Any]:
-    """Medians, their ratio, and how sure it is: from the ratios of the rounds, or without a yardstick the seconds."""
-    median = statistics.median(turns.seconds)
-    ratio, of_rounds = None, turns.seconds
+def sides_of(job: Job, folder: str, yardstick: str | None = None, against: pathlib.Path | None = None) -> Sides:
+    """The processes of a round, by name: `ours`, and `yardstick` or `against`; each has files of its own."""
+    sides: Sides = {}
+    for name, checkout in (("ours", results.ROOT), ("against", against)):
+        if checkout:
+            place = pathlib.Path(folder, name)
+            place.mkdir()
+            command = python("benchmarks.workloads", *job, place)
+            sides[name] = functools.partial(Worker, f"{job} ({name})", command, checkout)
     if yardstick:
-        ratio = median / statistics.median(turns.yardstick_seconds)
-        of_rounds = [ours / clock for ours, clock in zip(turns.seconds, turns.yardstick_seconds, strict=True)]
+        command = python("benchmarks.workloads", "yardstick", yardstick)
+        sides["yardstick"] = functools.partial(Worker, "yardstick", command)
+    return sides
+
+
+def run_round(sides: Sides, turns: int, warm_up: int, clock_steps: int = 1, number: int = 1) -> Round:
+    """Runs each side in a new process, in turn; who is first changes. WorkerEnded if one fails."""
+    order = list(sides)[:: 1 if number % 2 else -1]
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name in order:
+            workers[name] = stack.enter_context(sides[name]())
+            # Nothing else runs until it has ended: the time to the first step is measured as well.
+            workers[name].ask("ready")
+        for turn in range(-warm_up, turns):
+            for name in order if turn % 2 else order[::-1]:
+                steps = clock_steps if name == "yardstick" else 1
+                time = statistics.median(workers[name].ask("step")["seconds"] for _ in range(steps))
+                seconds[name] += [time] if turn >= 0 else []
+        return {name: Measured(seconds[name], worker.ask("summary")) for name, worker in workers.items()}
+
+
+def measure(job: Job, options: argparse.Namespace) -> dict[str, Any]:
+    """Runs rounds until the comparison is clear, and returns the result. WorkerEnded if a process fails."""
+    clock = "mnist" if job.preset == "mnist" and job.workload.endswith("training") else "cifar10"
+    yardstick = None if options.no_yardstick else clock
+    is_slow, rounds = WORKLOADS[job.workload].is_slow, []
+    turns, warm_up, clock_steps = (1, 0, CLOCK_STEPS_OF_SLOW) if is_slow else (TURNS, WARM_UP_STEPS, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = sides_of(job, folder, yardstick, options.against)
+        for number in range(1, options.rounds + 1):
+            rounds.append(run_round(sides, turns, warm_up, clock_steps, number))
+            times = (f"{name} {statistics.median(side.seconds):.3f} s" for name, side in rounds[-1].items())
+            say(f"{job}: round {number} of at most {options.rounds}: {', '.join(times)}")
+            row = summarize(job, yardstick, rounds)
+            if number >= FEWEST_ROUNDS and is_clear(row, options.earlier):
+                break
+    return row
+
+
+def summarize(job: Job, yardstick: str | None, rounds: Sequence[Round]) -> dict[str, Any]:
+    """A result: lists with an entry for each round, medians, and how sure the ratio is, or without one the time."""
+    ours = _by_round(rounds, "ours")
+    clock = [statistics.median(each["yardstick"].seconds) for each in rounds] if yardstick else []
+    logs = np.log(ours["seconds"]) - (np.log(clock) if yardstick else 0.0)
+    firsts = ours["every_first_step_seconds"]
     return failed(job, None) | {
         "yardstick": yardstick,
-        "ratio": ratio,
-        "median_seconds": median,
-        "noise": relative_standard_error(of_rounds),
-        "seconds": turns.seconds,
-        "yardstick_seconds": turns.yardstick_seconds,
-        **{name: turns.summary[name] for name in ("first_step_seconds", "import_seconds", "peak_memory_bytes")},
+        "ratio": float(np.exp(logs.mean())) if yardstick else None,
+        "median_seconds": statistics.median(ours["seconds"]),
+        "noise": float(logs.std(ddof=1) / math.sqrt(len(logs))) if len(logs) > 1 else None,
+        "yardstick_seconds": clock,
+        "first_step_seconds": None if None in firsts else statistics.median(firsts),
+        "import_seconds": rounds[0]["ours"].summary["import_seconds"],
+        "peak_memory_bytes": statistics.median(ours["every_peak_memory_bytes"]),
+        **ours,
+        "against": _by_round(rounds, "against") if "against" in rounds[0] else None,
+    }
+
+
+def _by_round(rounds: Sequence[Round], side: str) -> dict[str, list]:
+    measured = [each[side] for each in rounds]
+    return {
+        "seconds": [statistics.median(one.seconds) for one in measured],
+        "every_first_step_seconds": [one.summary["first_step_seconds"] for one in measured],
+        "every_peak_memory_bytes": [one.summary["peak_memory_bytes"] for one in measured],
     }
 
 
@@ -126,20 +172,100 @@ def failed(job: Job, reason: str | None) -> dict[str, Any]:
     return job._asdict() | {"batch_size": batch_size, "failure": reason}
 
 
-def new_result() -> dict[str, Any]:
-    return {"format": FORMAT, **results.stamp(), "complete": False, "results": []}
+class Change(NamedTuple):
+    """By how much something has grown, and the bounds of that, parts of 1."""
+
+    quantity: str
+    growth: float
+    least: float
+    most: float
+    limit: float
+
+    @property
+    def verdict(self) -> str:
+        if self.most <= self.limit:
+            return "better" if self.most < 0.0 else ""
+        return REGRESSION if self.growth > self.limit and self.least > 0.0 else UNCLEAR
+
+
+def growth_of(before: np.ndarray, after: np.ndarray, paired: bool) -> tuple[float, float, float]:
+    """Growth and its one-sided bounds, from the logarithms of rounds: Student's t of pairs, or Welch's of two sets."""
+    groups = [after - before] if paired else [before, after]
+    middle, reach = after.mean() - before.mean(), math.inf
+    if min(map(len, groups)) > 1:
+        parts = [group.var(ddof=1) / len(group) for group in groups]
+        squares = sum(part**2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True))
+        reach = stdtrit(sum(parts) ** 2 / squares, CERTAINTY) * math.sqrt(sum(parts)) if squares else 0.0
+    return tuple(float(np.expm1(value)) for value in (middle, middle - reach, middle + reach))
+
+
+def changes_between(before: dict[str, Any], after: dict[str, Any], paired: bool = False) -> list[Change]:
+    """How a result differs from an earlier one; times through the yardstick where both have the same."""
+    rows, changes = (before, after), []
+    has_clock = after["yardstick"] is not None and before.get("yardstick") == after["yardstick"]
+    for quantity, (key, limit) in QUANTITIES.items():
+        if None not in (*before[key], *after[key]):
+            by_clock = has_clock and quantity != "peak memory"
+            logs = [np.log(row[key]) - (np.log(row["yardstick_seconds"]) if by_clock else 0.0) for row in rows]
+            changes.append(Change(quantity, *growth_of(*logs, paired), limit))
+    return changes
+
+
+def changes_of(row: dict[str, Any], earlier: dict[str, Any] | None) -> list[Change]:
+    """How a result differs from that of the other checkout, or else of the earlier file, if that has one."""
+    if row["against"]:
+        return changes_between(row["against"], row, paired=True)
+    same = ("workload", "preset", "batch_size")
+    rows = [old for old in (earlier or {"results": []})["results"] if all(old[key] == row[key] for key in same)]
+    return changes_between(rows[0], row) if rows and rows[0]["failure"] is None else []
+
+
+def is_clear(row: dict[str, Any], earlier: dict[str, Any] | None) -> bool:
+    """Whether the comparison is, or if there is none, that of two such results would be."""
+    if changes := changes_of(row, earlier):
+        return UNCLEAR not in [change.verdict for change in changes]
+    return all(change.most <= change.limit / 2 for change in changes_between(row, row))
+
+
+def table_of_changes(result: dict[str, Any], earlier: dict[str, Any] | None, since: str) -> tuple[str, int]:
+    """The comparison as a text, and how many regressions it has."""
+    rows, notes = [], []
+    for row in (row for row in result["results"] if row["failure"] is None):
+        name = f"{row['workload']} {row['preset']}"
+        changes = changes_of(row, earlier)
+        notes += [] if changes else [f"{name}: the earlier file has no result of such batches"]
+        for change in changes:
+            bounds = f"{change.least:+.1%} to {change.most:+.1%}" if change.most < 10.0 else None  # too few rounds
+            rows.append([name, change.quantity, f"{change.growth:+.1%}", bounds, f"{change.limit:.0%}", change.verdict])
+    for group in ("machine", "versions") if earlier else ():
+        for name in sorted((earlier[group].keys() | result[group].keys()) - {"load_average_at_start"}):
+            old, new = (each[group].get(name, "missing") for each in (earlier, result))
+            notes += [f"{group}: {name} was {old} and is {new}"] if old != new else []
+    found = sum(row[-1] in (REGRESSION, UNCLEAR) for row in rows)
+    lines = results.markdown(("workload", "measured", "change", "surely within", "may grow by", ""), rows)
+    lines = [f"Compared with {since}", "", *lines, "", *(f"note: {note}" for note in notes)]
+    return "\n".join([*lines, f"{found} regressions"]), found
+
+
+def read_result(file: pathlib.Path) -> dict[str, Any]:
+    """Reads a file of `--json`; ValueError if it is missing or another."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--compare: {file}: can't be read ({first_line(error)})") from error
+    if not isinstance(result, dict) or result.get("format") != FORMAT:
+        raise ValueError(f"--compare: {file}: no file of benchmarks.all --json, or of another version; measure anew")
+    return result
 
 
 def run_jobs(jobs: list[Job], options: argparse.Namespace) -> dict[str, Any]:
     """Measures one job after the other and returns the content of the file, which is written after each."""
-    result = new_result()
+    result = {"format": FORMAT, **results.stamp(), "complete": False, "results": []}
     with contextlib.suppress(KeyboardInterrupt):
         for number, job in enumerate(jobs, 1):
-            say(f"workload {number} of {len(jobs)}")
+            say(f"workload {number} of {len(jobs)}: {job}")
             try:
-                yardstick = None if options.no_yardstick else WORKLOADS[job.workload].yardstick(job.preset)
-                row = summarize(job, yardstick, measure(job, options.rounds, yardstick))
-                note_uneven({str(job): row["seconds"], f"the yardstick beside {job}": row["yardstick_seconds"]})
+                row = measure(job, options)
             except WorkerEnded as error:
                 say(str(error))
                 row = failed(job, error.reason())
@@ -153,93 +279,57 @@ def run_jobs(jobs: list[Job], options: argparse.Namespace) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     lines = [*results.place(result), f"revision {result['revision'] or 'unknown'}", ""]
     lines += [*results.markdown(COLUMNS, [_cells(row) for row in result["results"]]), EXPLANATION]
-    if not result["complete"]:
-        lines += ["", "Interrupted: not all workloads were measured."]
-    return "\n".join(lines)
+    return "\n".join(lines + ([] if result["complete"] else ["", "Interrupted: not all workloads were measured."]))
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    workload = WORKLOADS.get(row["workload"])
-    named = [workload.what if workload else row["workload"], row["preset"], str(row["batch_size"] or "-")]
+def _cells(row: dict[str, Any]) -> list[Any]:
+    named = [WORKLOADS[row["workload"]].what, row["preset"], row["batch_size"]]
     if row["failure"] is not None:
         return [*named, f"failed: {row['failure']}"]
-    return named + [
-        _seconds(row["median_seconds"]),
-        row["yardstick"] or "-",
-        "-" if row["ratio"] is None else f"{row['ratio']:.3g}",
-        "-" if row["noise"] is None else f"{row['noise']:.1%}",
-        str(len(row["seconds"])),
-        _seconds(row["first_step_seconds"]),
-        f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
-    ]
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g} s" if value < 100.0 else f"{value:.0f} s"
-
-
-def chosen_jobs(options: argparse.Namespace) -> list[Job]:
-    """The workloads of `--only`, or all, each with its own presets or with the possible ones of `--presets`."""
-    jobs = []
-    for name in options.only or WORKLOADS:
-        if name in NEED_TORCH and not results.has_torch():
-            if options.only:
-                raise ValueError(f"--only={name}: needs PyTorch, which is not installed: `make torch`")
-            say(f"note: {name} is left out: it needs PyTorch, which is not installed (`make torch`)")
-            continue
-        possible = WORKLOADS[name].batch_sizes
-        chosen = [preset for preset in options.presets or WORKLOADS[name].presets if preset in possible]
-        if options.only and not chosen:
-            raise ValueError(f"--only={name}: is not measured with these --presets, but with {', '.join(possible)}")
-        jobs += [Job(name, preset) for preset in chosen]
-    return jobs
+    seconds, first = (value and f"{value:.3g} s" for value in (row["median_seconds"], row["first_step_seconds"]))
+    ratio, noise = row["ratio"] and f"{row['ratio']:.3g}", None if row["noise"] is None else f"{row['noise']:.1%}"
+    memory = f"{row['peak_memory_bytes'] / 1e9:.2f} GB"
+    return [*named, seconds, row["yardstick"], ratio, noise, len(row["seconds"]), first, memory]
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """The options, with `jobs` and the content of the file of `--compare`, `earlier`."""
-    workloads = "".join(
-        f"    {name:<22}{workload.what} ({', '.join(workload.presets)})\n" for name, workload in WORKLOADS.items()
-    )
-    parser = results.benchmark_parser("all", __doc__.replace("WORKLOADS\n", f"{workloads}\n"))
-    add = parser.add_argument
-    add("--only", type=names(WORKLOADS), metavar="NAME,...", help="some of the workloads (default: all)")
-    add("--presets", type=names(PRESETS), metavar="NAME,...", help=f"of {', '.join(PRESETS)} (default: see above)")
-    add("--rounds", type=results.at_least(1), default=MANY_ROUNDS, metavar="N", help=f"turns of each ({MANY_ROUNDS})")
-    add("--compare", type=pathlib.Path, metavar="FILE", help="an earlier file of --json")
+    workloads = (f"    {name:<22}{work.what} ({', '.join(work.presets)})\n" for name, work in WORKLOADS.items())
+    parser = results.benchmark_parser("all", __doc__.replace("WORKLOADS\n", "".join([*workloads, "\n"])))
+    add, names = parser.add_argument, results.names
+    add("--only", type=names(WORKLOADS), default=WORKLOADS, metavar="NAME,...", help="some of the workloads (all)")
+    add("--presets", type=names(PRESETS), metavar="NAME,...", help=f"of {', '.join(PRESETS)} (see above)")
+    add("--rounds", type=results.at_least(1), default=MOST_ROUNDS, metavar="N", help=f"the most ({MOST_ROUNDS})")
+    add("--against", type=pathlib.Path, metavar="CHECKOUT", help="another folder of this project to compare with")
+    add("--compare", type=pathlib.Path, metavar="FILE", help="an earlier file of --json to compare with")
     options = results.parse_with_yardstick(parser, arguments)
+    if options.against and options.compare:
+        parser.error("--against, --compare: give one of them")
+    if options.against and not (options.against / "benchmarks" / "workloads.py").is_file():
+        parser.error(f"--against={options.against}: no checkout of this project, it has no benchmarks/workloads.py")
     if options.compare and options.json and options.compare.resolve() == options.json.resolve():
         parser.error(f"--json={options.json}: would overwrite the file that it is compared with; name another")
+    options.jobs = [Job(name, each) for name in options.only for each in options.presets or WORKLOADS[name].presets]
     try:
-        options.jobs = chosen_jobs(options)
-        options.earlier = read_result(options.compare, "--compare: ") if options.compare else None
+        options.earlier = read_result(options.compare) if options.compare else None
     except ValueError as error:
         parser.error(str(error))
     return options
 
 
-def names(known: Collection[str]) -> Callable[[str], list[str]]:
-    def read(text: str) -> list[str]:
-        for name in text.split(","):
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r}: must be some of {', '.join(known)}")
-        return list(dict.fromkeys(text.split(",")))
-
-    return read
-
-
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    result = run_jobs(options.jobs, options)
+    result, found = run_jobs(options.jobs, options), 0
     print(table(result))
-    comparison = compare(options.earlier, result) if options.earlier else None
-    if comparison:
-        print(f"\n{table_of_changes(comparison, options.earlier)}")
+    if options.against or options.compare:
+        revision = results.revision(options.against) if options.against else options.earlier["revision"]
+        since = f"{options.against or options.compare}, revision {revision or 'unknown'}"
+        text, found = table_of_changes(result, options.earlier, since)
+        print(f"\n{text}")
     if not result["complete"]:
-        sys.exit(INTERRUPTED_CODE)
-    if any(row["failure"] is not None for row in result["results"]):
-        sys.exit(FAILURE_CODE)
-    if comparison and comparison.regressions:
-        sys.exit(REGRESSION_CODE)
+        sys.exit(130)
+    if code := 1 if any(row["failure"] is not None for row in result["results"]) else 3 if found else 0:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ whose peak memory is reported. Let nothing else run meanwhile.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import statistics
@@ -24,17 +25,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import results
-from benchmarks.interleaved import Worker, peak_memory_bytes, say
-from benchmarks.workloads import BATCH_SIZES, python
+from benchmarks.results import say
+from benchmarks.workloads import BATCH_SIZES, Worker, peak_memory_bytes, python
 from nvae_tf.errors import start_tensorflow_quietly
 
-KINDS = ("png", "jpg", "webp")
-ROUNDS = 5
-BATCH_SIZE = 32
-FILES_OF_A_KIND = 500
-TRAINING_STEPS = 3
-# In the place of options: reads a folder in this process, see `read_folder`.
-READ_FOLDER = "read_folder"
+ROUNDS, BATCH_SIZE, FILES_OF_A_KIND = 5, 32, 500
 # Epochs x images / hours, for all GPUs together (Vahdat & Kautz 2020, table 6).
 PUBLISHED_IMAGES_PER_SECOND = {
     "cifar10, 8 V100": 400 * 50_000 / (55 * 3600),
@@ -52,11 +47,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         say("training steps of the cifar10 preset")
         # The worker has taken its first step when it answers.
         with Worker("ours", python("benchmarks.workloads", "training", "cifar10", "")) as worker:
-            times = [worker.ask("step")["seconds"] for _ in range(TRAINING_STEPS)]
-        consumed = BATCH_SIZES["cifar10"] / statistics.median(times)
+            consumed = BATCH_SIZES["cifar10"] / statistics.median(worker.ask("step")["seconds"] for _ in range(3))
         say(f"a folder of {options.files:,} PNG files")
         write_pictures(root / "many", 32, options.files, "png")
-        command = python("benchmarks.data_throughput", READ_FOLDER, root / "many", 500)
+        command = python("benchmarks.data_throughput", "read_folder", root / "many")
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return {
         "images_per_second": rates,
@@ -67,33 +61,38 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def make_sources(root: pathlib.Path) -> dict[str, Any]:
-    """A name and a complete data spec for each kind of source, with its files below `root`."""
+def own_images(path: pathlib.Path, **settings: Any) -> Any:
+    """A complete data spec of one's own images."""
     from nvae_tf.config import DataSpec
     from nvae_tf.data.spec import DATA_SPECS, complete_spec
 
-    def own(path: pathlib.Path, **settings: Any) -> DataSpec:
-        return complete_spec(DataSpec(**vars(DATA_SPECS["own_images"]) | {"path": str(path)} | settings))
+    return complete_spec(DataSpec(**vars(DATA_SPECS["own_images"]) | {"path": str(path)} | settings))
 
+
+def make_sources(root: pathlib.Path) -> dict[str, Any]:
+    """A name and a data spec for each kind of source, with its files below `root`."""
+    from nvae_tf.data.spec import DATA_SPECS
+
+    specs = {}
     for size in (32, 256):
-        for suffix in KINDS:
+        for suffix in ("png", "jpg", "webp"):
             write_pictures(root / f"{suffix}{size}", size, FILES_OF_A_KIND, suffix)
+            specs[f"folder, {suffix} {size}x{size}"] = own_images(root / f"{suffix}{size}")
     np.save(root / "images.npy", np.stack(list(patches(256, FILES_OF_A_KIND))))
-    specs = {f"folder, {suffix} {size}x{size}": own(root / f"{suffix}{size}") for size in (32, 256) for suffix in KINDS}
-    specs["folder, jpg 256x256 to 64x64"] = own(root / "jpg256", resize="crop", height=64)
-    specs["folder, png 256x256, cached"] = own(root / "png256", cache=str(root / "cache"))
-    specs["arrays, .npy 256x256"] = own(root / "images.npy")
-    specs["in memory (TFDS, IDX, bundled), 32x32"] = DATA_SPECS["photos"]
-    return specs
+    return specs | {
+        "folder, jpg 256x256 to 64x64": own_images(root / "jpg256", resize="crop", height=64),
+        "folder, png 256x256, cached": own_images(root / "png256", cache=str(root / "cache")),
+        "arrays, .npy 256x256": own_images(root / "images.npy"),
+        "in memory (TFDS, IDX, bundled), 32x32": DATA_SPECS["photos"],
+    }
 
 
 def patches(size: int, count: int) -> Iterator[np.ndarray]:
     """Random patches `[size, size, 3]` of scikit-learn's photographs."""
     from sklearn.datasets import load_sample_images
 
-    photographs, random = load_sample_images().images, np.random.default_rng(0)
-    for number in range(count):
-        photograph = photographs[number % len(photographs)]
+    random = np.random.default_rng(0)
+    for photograph in itertools.islice(itertools.cycle(load_sample_images().images), count):
         top, left = (random.integers(0, side - size + 1) for side in photograph.shape[:2])
         yield photograph[top : top + size, left : left + size]
 
@@ -105,52 +104,46 @@ def write_pictures(folder: pathlib.Path, size: int, count: int, suffix: str) -> 
         Image.fromarray(patch).save(place / f"{number:07d}.{suffix}")
 
 
-def rates_of(specs: dict[str, Any], seconds: float) -> dict[str, float]:
-    """Median images/s of each source over rounds in which all take their turn."""
+def reading_of(spec: Any, batch_size: int) -> tuple[Any, Iterator]:
+    """A source, and its training batches without an end."""
     from nvae_tf.data.pipeline import iterate, training_batches
     from nvae_tf.data.sources import load_split
 
-    readings = {}
-    for name, spec in specs.items():
-        source = load_split(spec, "train")
-        readings[name] = iterate(training_batches(source, spec, BATCH_SIZE, seed=0), source)
-        next(readings[name])
+    source = load_split(spec, "train")
+    return source, iterate(training_batches(source, spec, batch_size, seed=0), source)
+
+
+def rates_of(specs: dict[str, Any], seconds: float) -> dict[str, float]:
+    """Median images/s of each source over rounds in which all take their turn."""
+    readings = {name: reading_of(spec, BATCH_SIZE)[1] for name, spec in specs.items()}
     rounds = {name: [] for name in specs}
     for number in range(1, ROUNDS + 1):
         say(f"round {number} of {ROUNDS}")
         for name, reading in readings.items():
-            rounds[name].append(BATCH_SIZE * rate(reading, seconds))
+            _rate(reading, seconds / 4)  # uses up what was read ahead
+            rounds[name].append(BATCH_SIZE * _rate(reading, seconds))
             # The pipeline reads ahead until its buffer is full, in the others' time.
             time.sleep(0.5)
     return {name: statistics.median(values) for name, values in rounds.items()}
 
 
-def rate(reading: Iterator, seconds: float) -> float:
-    """How many batches are read a second; those that were read ahead are used up before."""
-    until = time.monotonic() + seconds / 4
-    while time.monotonic() < until:
-        next(reading)
+def _rate(reading: Iterator, seconds: float) -> float:
+    """How many batches are read a second, at least one."""
     started, count = time.monotonic(), 0
-    while (passed := time.monotonic() - started) < seconds:
+    while (passed := time.monotonic() - started) < seconds or not count:
         next(reading)
         count += 1
     return count / passed
 
 
-def read_folder(folder: str, batches: str) -> None:
+def read_folder(folder: str) -> None:
     """Prints a line of JSON: seconds to list and check the files, images, and bytes after each stage."""
     start_tensorflow_quietly()
-    from nvae_tf.config import DataSpec
-    from nvae_tf.data.pipeline import iterate, training_batches
-    from nvae_tf.data.sources import load_split
-    from nvae_tf.data.spec import complete_spec, data_spec
-
-    spec = complete_spec(DataSpec(**vars(data_spec("own_images")) | {"path": folder}))
+    spec = own_images(pathlib.Path(folder))
     imported, started = peak_memory_bytes(), time.monotonic()
-    source = load_split(spec, "train")
+    source, reading = reading_of(spec, 64)
     seconds = time.monotonic() - started
-    reading = iterate(training_batches(source, spec, 64, seed=0), source)
-    for _ in range(int(batches)):
+    for _ in range(500):
         next(reading)
     measured = {"images": source.count, "seconds_to_check": seconds, "imported_bytes": imported}
     print(json.dumps(measured | {"peak_bytes": peak_memory_bytes()}))
@@ -160,12 +153,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = results.benchmark_parser("data_throughput", __doc__)
     add = parser.add_argument
     add("--files", type=results.at_least(1000), default=100_000, help="PNG files of the large folder (default: 100000)")
-    add("--seconds", type=results.positive_seconds, default=2.0, help="seconds a source and round (default: 2)")
+    add("--seconds", type=results.at_least(0.01, float), default=2.0, help="seconds a source and round (default: 2)")
     results.run(parser.parse_args(arguments), measure)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [READ_FOLDER]:
-        read_folder(*sys.argv[2:])
+    if sys.argv[1:2] == ["read_folder"]:  # the process whose memory is measured
+        read_folder(sys.argv[2])
     else:
         main()

@@ -4,8 +4,7 @@
 
 Workloads and presets are those of `benchmarks.all`, its commands aside. Operations of one type are added up, an
 operation's time being that between its start and its end on the thread that started it: two run side by side on two
-cores, so the sum is more than the time of a turn. The profiler itself costs some percent. Let nothing else run
-meanwhile.
+cores, so the sum is more than the time of a turn. The profiler itself costs some percent. Let nothing else run.
 """
 
 import argparse
@@ -17,21 +16,18 @@ import time
 from typing import Any
 
 from benchmarks import results
-from benchmarks.interleaved import say
-from benchmarks.workloads import PRESETS, WORKLOADS, prepared
+from benchmarks.workloads import PRESETS, WORKLOADS, made
 
-WARM_UP_TURNS = 2
-PROFILED = tuple(name for name, workload in WORKLOADS.items() if not workload.is_command)
 # Types of operations, by a part of their name; the first that fits. XLA's are named after what they do last.
 KINDS = {
-    "depthwise convolutions": ("Depthwise",),
-    "convolutions": ("Conv2D",),
-    "power iteration and other batched products": ("BatchMatMul",),
-    "matrix products (1x1 convolutions, dense)": ("MatMul",),
-    "batch norm": ("FusedBatchNorm",),
-    "batch norm and swish in one pass (XLA)": ("_fusion",),
-    "swish": ("SoftplusGrad",),
-    "optimizer's update": ("ApplyAdaMax",),
+    "Depthwise": "depthwise convolutions",
+    "Conv2D": "convolutions",
+    "BatchMatMul": "power iteration and other batched products",
+    "MatMul": "matrix products (1x1 convolutions, dense)",
+    "FusedBatchNorm": "batch norm",
+    "_fusion": "batch norm and swish in one pass (XLA)",
+    "SoftplusGrad": "swish",
+    "ApplyAdaMax": "optimizer's update",
 }
 OTHERS = "all others"
 # An operation's event is called `name:Type`, or by XLA `..._fusion`; others are of what runs operations.
@@ -43,19 +39,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     workload, preset, turns = options.workload, options.preset, options.turns
     with tempfile.TemporaryDirectory() as folder:
-        say(f"building {workload} of {preset}")
-        run = prepared(workload, preset, folder)()
-        for _ in range(WARM_UP_TURNS):
-            run()
+        results.say(f"building {workload} of {preset}")
+        work = made(workload, preset, folder)()
+        for _ in range(2):  # to warm up
+            work()
         begun = time.perf_counter()
         for _ in range(turns):
-            run()
+            work()
         seconds = (time.perf_counter() - begun) / turns
-        log = pathlib.Path(folder, "log")
-        with tf.profiler.experimental.Profile(str(log)):
+        with tf.profiler.experimental.Profile(folder):
             for _ in range(turns):
-                run()
-        operations = operation_times(log, turns)
+                work()
+        operations = operation_times(pathlib.Path(folder), turns)
     named = {"workload": workload, "preset": preset, "batch_size": WORKLOADS[workload].batch_sizes[preset]}
     return named | {"turn_seconds": seconds, "operations": operations}
 
@@ -67,34 +62,25 @@ def operation_times(log: pathlib.Path, turns: int) -> dict[str, dict[str, float]
     (file,) = log.rglob("*.xplane.pb")
     seconds, counts = collections.Counter(), collections.Counter()
     for plane in xplane_pb2.XSpace.FromString(file.read_bytes()).planes:
-        for line in plane.lines:
-            for event in line.events:
-                if match := _OPERATION.fullmatch(plane.event_metadata[event.metadata_id].name):
-                    seconds[match[match.lastindex]] += event.duration_ps / 1e12
-                    counts[match[match.lastindex]] += 1
+        for event in (event for line in plane.lines for event in line.events):
+            if match := _OPERATION.fullmatch(plane.event_metadata[event.metadata_id].name):
+                seconds[match[match.lastindex]] += event.duration_ps / 1e12
+                counts[match[match.lastindex]] += 1
     return {kind: {"seconds": value / turns, "count": counts[kind] / turns} for kind, value in seconds.most_common()}
 
 
-def by_kind(operations: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    groups = {kind: {"seconds": 0.0, "count": 0.0} for kind in (*KINDS, OTHERS)}
-    for name, times in operations.items():
-        for key, value in times.items():
-            groups[_kind(name)][key] += value
-    return groups
-
-
-def _kind(name: str) -> str:
-    return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), OTHERS)
+def kind_of(name: str) -> str:
+    return next((kind for word, kind in KINDS.items() if word in name), OTHERS)
 
 
 def table(result: dict[str, Any]) -> str:
-    operations = result["operations"]
-    total = sum(times["seconds"] for times in operations.values())
-    rows = [
-        [name, f"{times['seconds']:.3f}", f"{times['seconds'] / total:.1%}", f"{times['count']:,.0f}"]
-        for name, times in by_kind(operations).items()
-    ]
-    others = [f"{name} {times['seconds']:.3f} s" for name, times in operations.items() if _kind(name) == OTHERS]
+    operations, groups = result["operations"], {kind: [0.0, 0.0] for kind in (*KINDS.values(), OTHERS)}
+    for name, times in operations.items():
+        groups[kind_of(name)][0] += times["seconds"]
+        groups[kind_of(name)][1] += times["count"]
+    total = sum(seconds for seconds, _ in groups.values())
+    rows = [[kind, f"{time:.3f}", f"{time / total:.1%}", f"{count:,.0f}"] for kind, (time, count) in groups.items()]
+    others = [f"{name} {times['seconds']:.3f} s" for name, times in operations.items() if kind_of(name) == OTHERS]
     heading = (
         f"{WORKLOADS[result['workload']].what}, {result['preset']}, batch {result['batch_size']}: "
         f"{result['turn_seconds']:.3f} s; operations {total:.3f} s on {result['machine']['cores']} cores"
@@ -105,7 +91,8 @@ def table(result: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = results.benchmark_parser("operation_times", __doc__)
-    parser.add_argument("--workload", choices=PROFILED, required=True, help="what is profiled")
+    profiled = [name for name, workload in WORKLOADS.items() if not workload.is_command]
+    parser.add_argument("--workload", choices=profiled, required=True, help="what is profiled")
     parser.add_argument("--preset", choices=PRESETS, required=True, help="whose architecture")
     parser.add_argument("--turns", type=results.at_least(1), default=3, help="profiled turns (default: 3)")
     results.run(parser.parse_args(arguments), measure, table)

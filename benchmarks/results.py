@@ -1,4 +1,4 @@
-"""What all benchmarks share around the measuring: options, the machine, and the JSON file of results."""
+"""What all benchmarks share around the measuring: options, the machine, tables, and the JSON file of results."""
 
 import argparse
 import contextlib
@@ -11,16 +11,23 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import psutil
 
-from benchmarks.interleaved import BUSY, THREADS, say
 from nvae_tf.files import atomic_write
 
-_PACKAGES = ("tensorflow", "keras", "numpy", "torch")
-_ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[1]
+THREADS = 2  # of every workload
+_BUSY = 0.7  # a load average at the start above which something else is running
+
+
+def say(line: str) -> None:
+    """Reports progress; standard output is for the results alone."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def benchmark_parser(name: str, documentation: str) -> argparse.ArgumentParser:
@@ -42,20 +49,25 @@ def json_file(text: str) -> pathlib.Path:
     return path
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: must be a whole number and at least {least}")
-        return int(text)
+def at_least(least: float, kind: type = int) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if least <= kind(text) < float("inf"):
+                return kind(text)
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text}: must be {what} and at least {least}")
 
     return read
 
 
-def positive_seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0.0 < float(text) < float("inf"):
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text}: must be a number above 0")
+def names(known: Collection[str]) -> Callable[[str], list[str]]:
+    def read(text: str) -> list[str]:
+        for name in text.split(","):
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r}: must be some of {', '.join(known)}")
+        return list(dict.fromkeys(text.split(",")))
+
+    return read
 
 
 def has_torch() -> bool:
@@ -65,6 +77,7 @@ def has_torch() -> bool:
 def parse_with_yardstick(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-yardstick", action="store_true", help="our own times alone, without a ratio")
     options = parser.parse_args(arguments)
+    options.no_yardstick |= bool(getattr(options, "against", None))
     if not options.no_yardstick and not has_torch():
         parser.error("the yardstick needs PyTorch, which is not installed: `make torch`, or give --no-yardstick")
     return options
@@ -76,39 +89,36 @@ def stamp() -> dict[str, Any]:
     with contextlib.suppress(OSError):
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
-    if (load := os.getloadavg()[0]) > BUSY:
+    if (load := os.getloadavg()[0]) > _BUSY:
         say(f"note: the load average is {load:.1f}: something else is running, or was a moment ago")
     versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in ("tensorflow", "keras", "numpy", "torch"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "processor": processor,
-            "cores": os.cpu_count(),
-            "threads_used": THREADS,
-            "system": f"{platform.system()} {platform.machine()}",
-            "load_average_at_start": load,
-            "memory_bytes": psutil.virtual_memory().total,
-        },
-        "versions": versions,
-        "revision": _revision(),
-    }
+    machine = {"processor": processor, "cores": os.cpu_count(), "threads_used": THREADS, "load_average_at_start": load}
+    machine |= {"system": f"{platform.system()} {platform.machine()}", "memory_bytes": psutil.virtual_memory().total}
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"date": now, "machine": machine, "versions": versions, "revision": revision(ROOT)}
 
 
-def _revision() -> str | None:
+def revision(checkout: pathlib.Path) -> str | None:
     """The commit that is checked out, with `+` if files differ from it; None outside a Git work tree."""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    return None
 
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(_ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """The seconds of each way in every round, in this process; each runs once before, which builds its graph."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, work in ways.items():
+            start = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - start)
+        say(f"round {number} of {rounds}: " + ", ".join(f"{name} {times[-1]:.3f} s" for name, times in seconds.items()))
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def run(
@@ -132,10 +142,9 @@ def text(measured: dict[str, Any]) -> str:
             continue
         if isinstance(value, dict):
             lines += [f"{name}:", *(f"  {key:<42}{_cell(item)}" for key, item in value.items())]
-        elif isinstance(value, list) and isinstance(value[0], dict):
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
             columns = [key for key in dict.fromkeys(itertools.chain(*value)) if not key.startswith("every_")]
-            rows = [[_cell(row.get(key, "")) for key in columns] for row in value]
-            lines += [f"{name}:", *markdown(columns, rows)]
+            lines += [f"{name}:", *markdown(columns, [[row.get(key, "") for key in columns] for row in value])]
         else:
             lines.append(f"{name:<44}{_cell(value)}")
     return "\n".join(lines)
@@ -158,10 +167,10 @@ def place(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(heading: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """The lines of a table; `|` in a cell does not end it, and cells that a row lacks are empty."""
     lines = [heading, ["---"] * len(heading)]
-    lines += [[cell.replace("|", "\\|") for cell in row] + [""] * (len(heading) - len(row)) for row in rows]
+    lines += [[_cell(cell).replace("|", "\\|") for cell in row] + [""] * (len(heading) - len(row)) for row in rows]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import fashion_features, results
-from benchmarks.interleaved import say, take_turns
+from benchmarks.results import say, take_turns
 from nvae_tf.errors import start_tensorflow_quietly
 
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9)

@@ -3,10 +3,10 @@
     python -m benchmarks.serving_load --path=models/digits [--seconds=2] [--requests=10000] [--json=FILE]
 
 The server is `export.serve`, in a process of its own on this machine: its times are not those of TensorFlow Serving's
-binary, which TF_MODEL_SERVER can name instead. Clients share the cores with it. For every signature 1 to 32 clients
-each ask for one row, wait for the answer, and ask again. Then a soak: so many requests of all signatures with malformed
-ones among them (a wrong type, NaN, a negative temperature, a blob of 10 MB, a shape that says other than the bytes),
-each of which must be refused as INVALID_ARGUMENT; the server's memory is read on the way.
+binary. Clients share the cores with it. For every signature 1 to 32 clients each ask for one row, wait for the answer,
+and ask again. Then a soak: so many requests of all signatures with malformed ones among them (a wrong type, NaN, a
+negative temperature, a blob of 10 MB, a shape that says other than the bytes), each of which must be refused as
+INVALID_ARGUMENT; the server's memory is read on the way.
 
 Exit code: 0 no request failed that should not, 1 otherwise.
 """
@@ -14,17 +14,15 @@ Exit code: 0 no request failed that should not, 1 otherwise.
 import argparse
 import contextlib
 import itertools
-import os
 import pathlib
-import socket
+import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import numpy as np
@@ -33,62 +31,31 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from benchmarks import results
-from benchmarks.interleaved import say
 from benchmarks.workloads import python
-from nvae_tf.serving.client import ServedModel, ServingError
+from nvae_tf.config import check
+from nvae_tf.errors import exit_on_user_error
+from nvae_tf.serving.client import ServedModel
 from nvae_tf.serving.grpc_client import LARGEST_MESSAGE_BYTES
 
 CLIENTS = (1, 2, 4, 8, 16, 32)
 SIGNATURES = ("sample", "encode", "decode", "reconstruct", "score")
 MALFORMED = ("wrong type", "NaN", "negative temperature", "blob", "wrong size")
 SOAK_CLIENTS = 8
-SECONDS_OF_A_REQUEST, SECONDS_TO_START, SECONDS_TO_END = 60.0, 180.0, 30.0
+SECONDS_OF_A_REQUEST = 60.0
+_CODE = grpc.StatusCode
 Ask = Callable[[], Any]
-
-
-class Round(NamedTuple):
-    """What so many clients got of one signature."""
-
-    clients: int
-    requests_per_second: float
-    p50_ms: float
-    p99_ms: float
-    errors: int
-
-
-class Soak(NamedTuple):
-    """A long run with malformed requests."""
-
-    requests: int  # all, malformed ones among them
-    errors: int  # of those that make sense
-    malformed: int
-    refused: int  # malformed ones that were refused as INVALID_ARGUMENT
-    memory_bytes: list[int]  # of the server, after each tenth
-
-
-class Server(NamedTuple):
-    """A running server: its kind, HOST:PORT of gRPC, the model's name on it, and its process."""
-
-    name: str
-    address: str
-    model: str
-    process: psutil.Process
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     path, rounds = options.path, []
-    with started_server(path) as server, contextlib.closing(Requests(*server[1:3])) as made:
+    with started_server(path) as (address, process), contextlib.closing(Requests(address, path.name)) as made:
         for signature, count in itertools.product(SIGNATURES, options.clients):
-            found = run_round(made.one_row(signature), count, options.seconds)
-            rounds.append({"signature": signature} | found._asdict())
-            say(
-                f"{signature:12}{count:3} clients {found.requests_per_second:8.1f} requests/s, "
-                f"p50 {found.p50_ms:7.1f} ms, p99 {found.p99_ms:7.1f} ms, {found.errors} errors"
-            )
-        say(f"soak: {options.requests:,} requests, one in ten malformed")
-        stood = soak(made, SIGNATURES, MALFORMED, options.requests, lambda: server.process.memory_info().rss)
-    named = {"path": path.name, "server": server.name, "seconds_a_round": options.seconds}
-    return named | {"rounds": rounds, "soak": stood._asdict()}
+            rounds.append({"signature": signature} | run_round(made.one_row(signature), count, options.seconds))
+            results.say(", ".join(f"{name} {value}" for name, value in rounds[-1].items()))
+        results.say(f"soak: {options.requests:,} requests, one in ten malformed")
+        stood = soak(made, SIGNATURES, MALFORMED, options.requests, lambda: process.memory_info().rss)
+    named = {"path": path.name, "server": "export.serve", "seconds_a_round": options.seconds}
+    return named | {"rounds": rounds, "soak": stood}
 
 
 class Requests:
@@ -96,8 +63,7 @@ class Requests:
 
     def __init__(self, address: str, model: str):
         self._model = model
-        options = [("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES)]
-        self._channel = grpc.insecure_channel(address, options)
+        self._channel = grpc.insecure_channel(address, [("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES)])
         self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         with ServedModel(address, model) as client:
             shapes = {name: spec.inputs for name, spec in client.signatures().items()}
@@ -135,20 +101,18 @@ class Requests:
         return lambda: self._predictions.Predict(request, timeout=SECONDS_OF_A_REQUEST)
 
 
-def run_round(ask: Ask, clients: int, seconds: float) -> Round:
+def run_round(ask: Ask, clients: int, seconds: float) -> dict[str, Any]:
     """Each of the clients asks again and again for so many seconds, after a first request that is not counted."""
     ask()
-    started = time.perf_counter()
-    times: list[float] = []
-    errors = itertools.count()
+    started, times, errors = time.perf_counter(), [], []
 
     def client() -> None:
         while (start := time.perf_counter()) < started + seconds:
             try:
                 ask()
                 times.append(time.perf_counter() - start)
-            except grpc.RpcError:
-                next(errors)
+            except grpc.RpcError as error:
+                errors.append(error)
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
@@ -156,14 +120,14 @@ def run_round(ask: Ask, clients: int, seconds: float) -> Round:
     for thread in threads:
         thread.join()
     # The last requests end after the round's end.
-    elapsed = time.perf_counter() - started
-    median, late = np.percentile(times or [np.nan], [50, 99]) * 1000.0
-    return Round(clients, len(times) / elapsed, float(median), float(late), next(errors))
+    rate = len(times) / (time.perf_counter() - started)
+    median, late = (float(value) for value in np.percentile(times or [np.nan], [50, 99]) * 1000.0)
+    return {"clients": clients, "requests_per_second": rate, "p50_ms": median, "p99_ms": late, "errors": len(errors)}
 
 
 def soak(
     made: Requests, signatures: Sequence[str], kinds: Sequence[str], requests: int, memory_bytes: Callable[[], int]
-) -> Soak:
+) -> dict[str, Any]:
     """Sends many requests of all signatures, one in ten malformed, from several clients, and reads the memory."""
     sound = [made.one_row(signature) for signature in signatures]
     wrong = [made.malformed(kind) for kind in kinds]
@@ -172,76 +136,47 @@ def soak(
         turn, is_wrong = number // 10, number % 10 == 9
         try:
             (wrong[turn % len(wrong)] if is_wrong else sound[number % len(sound)])()
-            return grpc.StatusCode.OK
+            return _CODE.OK
         except grpc.RpcError as error:
             return error.code()
 
-    errors = malformed = refused = 0
-    memory, tenth = [], requests // 10
+    codes, memory, tenth = [], [], requests // 10
     with ThreadPoolExecutor(SOAK_CLIENTS) as pool:
-        for number, code in enumerate(pool.map(code_of, range(requests))):
-            if number % 10 == 9:
-                malformed += 1
-                refused += code == grpc.StatusCode.INVALID_ARGUMENT
-            else:
-                errors += code != grpc.StatusCode.OK
-            if number % tenth == tenth - 1:
+        for code in pool.map(code_of, range(requests)):
+            codes.append(code)
+            if len(codes) % tenth == 0:
                 memory.append(memory_bytes())
-    return Soak(requests, errors, malformed, refused, memory)
+    malformed, others = codes[9::10], [code for number, code in enumerate(codes) if number % 10 != 9]
+    errors, refused = len(others) - others.count(_CODE.OK), malformed.count(_CODE.INVALID_ARGUMENT)
+    counts = {"requests": requests, "errors": errors, "malformed": len(malformed), "refused": refused}
+    return counts | {"memory_bytes": memory}
 
 
 @contextlib.contextmanager
-def started_server(path: pathlib.Path) -> Iterator[Server]:
-    """Serves a folder of versions while the block runs: by `tensorflow_model_server` if TF_MODEL_SERVER names one."""
-    binary = os.environ.get("TF_MODEL_SERVER")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        log = pathlib.Path(folder, "log")
-        if binary:
-            command = [binary, f"--port={port}", f"--model_name={path.name}", f"--model_base_path={path.resolve()}"]
-        else:
-            command = python("export.serve", f"--model={path.name}", f"--path={path}", f"--port={port}")
-            command.append("--rest_port=0")
-        with log.open("w") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            until = time.monotonic() + SECONDS_TO_START
-            while not _is_available(f"localhost:{port}", path.name):
-                if process.poll() is not None or time.monotonic() > until:
-                    raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
-                time.sleep(0.2)
-            name = "tensorflow_model_server" if binary else "export.serve"
-            yield Server(name, f"localhost:{port}", path.name, psutil.Process(process.pid))
-        finally:
-            process.terminate()
-            try:
-                process.wait(SECONDS_TO_END)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _is_available(address: str, model: str) -> bool:
-    with contextlib.suppress(ServingError), ServedModel(address, model) as client:
-        return any(status.state == "AVAILABLE" for status in client.model_status())
-    return False
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = results.benchmark_parser("serving_load", __doc__)
-    add, count = parser.add_argument, results.at_least(1)
-    add("--path", type=pathlib.Path, required=True, metavar="DIR", help="a folder of exported versions")
-    add("--seconds", type=results.positive_seconds, default=2.0, help="of each round (default: 2)")
-    # So many that each kind of malformed ones is among them.
-    add("--requests", type=results.at_least(50), default=10_000, help="of the soak (default: 10,000)")
-    add("--clients", type=count, nargs="+", default=CLIENTS, help="how many at once (default: 1 to 32)")
-    return parser.parse_args(arguments)
+def started_server(path: pathlib.Path) -> Iterator[tuple[str, psutil.Process]]:
+    """Serves a folder of versions while the block runs; HOST:PORT of gRPC, and the process."""
+    command = python("export.serve", f"--model={path.name}", f"--path={path}", "--port=0", "--rest_port=0")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        found = (re.match(r"ready: gRPC on ([^,]+),", line) for line in process.stdout)
+        address = next((match[1] for match in found if match), None)
+        check(address is not None, f"--path={path}: the server did not start, see above")
+        yield address, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def main(arguments: list[str] | None = None) -> None:
-    result = results.run(parse_arguments(arguments), measure)
+    parser = results.benchmark_parser("serving_load", __doc__)
+    add, count = parser.add_argument, results.at_least(1)
+    add("--path", type=pathlib.Path, required=True, metavar="DIR", help="a folder of exported versions")
+    add("--seconds", type=results.at_least(0.01, float), default=2.0, help="of each round (default: 2)")
+    # So many that each kind of malformed ones is among them.
+    add("--requests", type=results.at_least(50), default=10_000, help="of the soak (default: 10,000)")
+    add("--clients", type=count, nargs="+", default=CLIENTS, help="how many at once (default: 1 to 32)")
+    with exit_on_user_error():
+        result = results.run(parser.parse_args(arguments), measure)
     stood = result["soak"]
     if stood["errors"] or stood["refused"] != stood["malformed"] or any(row["errors"] for row in result["rounds"]):
         sys.exit(1)

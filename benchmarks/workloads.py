@@ -1,50 +1,135 @@
-"""What the benchmarks measure, by name, and the process of one workload.
+"""What the benchmarks measure, by name, and the process of a workload, seen from both sides.
 
     python -m benchmarks.workloads WORKLOAD PRESET FOLDER      serves a workload, see `benchmarks.all`
-    python -m benchmarks.workloads yardstick PRESET            serves the workload of benchmarks/torch_yardstick.py
+    python -m benchmarks.workloads yardstick PRESET            serves the yardstick, a small PyTorch workload
+    python -m benchmarks.workloads variant PRESET SETTINGS     serves a training step with settings `train.*`, JSON
     python -m benchmarks.workloads prepare WHAT PRESET FOLDER  writes what a workload starts from
 
-A workload is a function of (preset, batch size, folder of its files) that builds everything and returns a function
-that does the work once. TensorFlow is loaded then, not before. Weights are the first ones: time and memory do not
-depend on them.
+Each workload has a process of its own, so that threads and peak memory are its own, and runs one step whenever it is
+asked to: the ratio of two workloads that alternate differs much less between machines and hours than seconds do. The
+parent (`Worker`) writes one word a line to the process, `ready`, `step` or `summary`, and gets a line of JSON on a pipe
+made for that. `benchmarks.all --against` asks the processes of another checkout: keep commands and words as they are.
 """
 
-import argparse
 import contextlib
 import functools
 import importlib
+import json
 import os
 import pathlib
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from benchmarks import interleaved
+import numpy as np
+import psutil
+
+from benchmarks.results import ROOT, THREADS
 from nvae_tf import presets
 
-MANY_ROUNDS = 15
-# Of slow workloads, a turn of which takes up to minutes.
-MOST_ROUNDS_OF_SLOW = 3
-IMPORTANCE_SAMPLES = 100
 SAMPLES_A_BATCH = 16
 # Quick work is timed several times at once.
-SECONDS_AT_A_TIME, MOST_AT_A_TIME = 0.5, 20
-# Of the prepared run; any, but published files are of a step, too.
-_STEP = 1000
+_SECONDS_AT_A_TIME, _MOST_AT_A_TIME = 0.5, 20
 # Their import is no part of the time to the first step.
-_MODULES = ("models", "optimization", "data.spec", "training.strategy", "generation.sampling", "evaluation.likelihood")
+_MODULES = ("models", "optimization", "data.spec", "training.run", "generation.sampling", "evaluation.likelihood")
+_ANSWERS = "BENCHMARK_ANSWERS_FILE_DESCRIPTOR"
 # The batch sizes of MNIST and CIFAR-10 are those of the published code's times. CelebA's 16 would need 15 GiB.
 BATCH_SIZES = {"digits": 60, "mnist": 16, "cifar10": 4, "celeba64": 4}
 PRESETS = tuple(BATCH_SIZES)
-# It, and the yardstick, can't do without PyTorch.
-NEED_TORCH = ("import",)
+
+
+class WorkerEnded(OSError):
+    """A worker ended too early; the message has its output."""
+
+    def reason(self) -> str:
+        """Its last two lines: what the worker said, and how it ended."""
+        return " ".join(str(self).splitlines()[-2:])
+
+
+class Worker:
+    """A workload in a process of its own, whose program calls `serve`. Leaving the `with` block ends the process."""
+
+    def __init__(self, name: str, command: list[str], checkout: pathlib.Path = ROOT):
+        self.name = name
+        answers, answers_of_worker = os.pipe()
+        self._answers, self._log = os.fdopen(answers), tempfile.TemporaryFile("w+")
+        # PyTorch's threads, and TensorFlow's where a program does not set them; several processes may share a GPU.
+        threads = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+        environment = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"} | os.environ | dict.fromkeys(threads, str(THREADS))
+        streams = {"stdin": subprocess.PIPE, "stdout": self._log, "stderr": self._log, "text": True}
+        streams |= {"pass_fds": [answers_of_worker], "env": environment | {_ANSWERS: str(answers_of_worker)}}
+        # A session of its own: Ctrl-C reaches the parent alone, which then ends the worker quietly.
+        self._process = subprocess.Popen(command, cwd=checkout, start_new_session=True, **streams)
+        os.close(answers_of_worker)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._process.returncode is None:
+            # With the processes that it has started, which are in its session.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._answers.close()
+        self._log.close()
+
+    def ask(self, word: str) -> dict[str, Any]:
+        """Sends a word and waits for the answer; WorkerEnded if the process ends instead."""
+        try:
+            print(word, file=self._process.stdin, flush=True)
+            answer = self._answers.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            how = how_it_ended(self._process.wait())
+            self._log.seek(0)
+            raise WorkerEnded(f"{self._log.read()}The worker `{self.name}` {how}.")
+        return json.loads(answer)
+
+
+def how_it_ended(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "was killed, most likely because the machine's memory ran out"
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+
+
+def serve(step: Callable[[], float], summary: Callable[[], dict[str, Any]]) -> None:
+    """The worker's side of `Worker`: `step` gives the seconds of one step, `summary` the other measurements."""
+    words = {
+        "ready": dict,
+        "step": lambda: {"seconds": step()},
+        "summary": lambda: {"peak_memory_bytes": peak_memory_bytes()} | summary(),
+    }
+    with os.fdopen(int(os.environ[_ANSWERS]), "w") as answers:
+        for line in sys.stdin:
+            print(json.dumps(words[line.strip()]()), file=answers, flush=True)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had; getrusage counts what the parent had when it started this one."""
+    return int(re.search(r"VmHWM:\s*(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def python(*arguments: str | pathlib.Path) -> list[str]:
     return [sys.executable, "-m", *map(str, arguments)]
+
+
+def run_python(module: str, *arguments: str | pathlib.Path) -> int:
+    """The peak memory in bytes of a module's command: of its largest process. Ends this one if it fails."""
+    process = subprocess.Popen(python(module, *arguments), stdin=subprocess.DEVNULL)
+    # Of this child alone, while getrusage has the largest of all that there ever were.
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"The command {module} {how_it_ended(process.returncode)}.")
+    return usage.ru_maxrss * 1024
 
 
 def configure_process() -> None:
@@ -54,14 +139,16 @@ def configure_process() -> None:
     from nvae_tf.training.strategy import configure_runtime
 
     configure_runtime()
-    tf.config.threading.set_intra_op_parallelism_threads(interleaved.THREADS)
-    tf.config.threading.set_inter_op_parallelism_threads(interleaved.THREADS)
+    tf.config.threading.set_intra_op_parallelism_threads(THREADS)
+    tf.config.threading.set_inter_op_parallelism_threads(THREADS)
 
 
-def config_of(preset: str) -> Any:
+def config_of(preset: str, **training: Any) -> Any:
     from nvae_tf.data.spec import complete_config
 
-    return complete_config(presets.preset(preset))
+    settings = presets.preset(preset)
+    settings.train.update(training)
+    return complete_config(settings)
 
 
 def untrained_model(preset: str) -> Any:
@@ -69,6 +156,15 @@ def untrained_model(preset: str) -> Any:
 
     configure_process()
     return NVAE(config_of(preset).model)
+
+
+def new_run(preset: str, devices: Any = None, **training: Any) -> Any:
+    """A run before its first step, far from its end: what a step takes does not depend on the length."""
+    from nvae_tf.training import run
+    from nvae_tf.training.strategy import ONE_DEVICE
+
+    config, length = config_of(preset, **training), run.RunLength(steps_per_epoch=1000, total_steps=1_000_000)
+    return run.new_run(config, length, run.Images(config.data, None, None), replicas=devices or ONE_DEVICE)
 
 
 def random_images(model_config: Any, batch_size: int) -> Any:
@@ -81,42 +177,48 @@ def random_images(model_config: Any, batch_size: int) -> Any:
     return tf.cast(drawn, tf.float32) / (levels - 1)
 
 
-def graph_nodes(graph: Any) -> int:
-    """The nodes of a graph's definition, those of its functions included."""
-    return len(graph.node) + sum(len(function.node_def) for function in graph.library.function)
-
-
 class Training:
-    """The training step that `fit` runs, on a batch of random images; with gradient checkpointing or without."""
+    """The training step of a run with some settings `train.*`, on a batch of random images for all its replicas."""
 
-    def __init__(self, preset: str, batch_size: int, folder: pathlib.Path, recompute: str = "none"):
+    def __init__(self, preset: str, batch_size: int, folder: pathlib.Path | None = None, **training: Any):
         import tensorflow as tf
 
-        from nvae_tf.models.nvae import NVAE
-        from nvae_tf.optimization.adamax import NVAEAdamax
+        from nvae_tf.training import strategy
 
+        start = time.perf_counter()
         configure_process()
-        config = config_of(preset)
-        self.model = NVAE(config.model, config.objective, recompute=recompute)
-        self.model.compile(optimizer=NVAEAdamax(learning_rate=config.optimizer.learning_rate))
-        self.model.optimizer.build(self.model.trainable_variables)
-        self.images = random_images(config.model, batch_size)
-        self._step = tf.function(self.model.train_step, autograph=False)
+        training = {"batch_size": batch_size, "strategy": "one_device"} | training
+        settings = config_of(preset, **training).train
+        self._replicas = strategy.chosen_replicas(settings)
+        compiled = strategy.compiles_whole_step(settings.xla, self._replicas.count)
+        self._run = run = new_run(preset, self._replicas, **training)
+        with tf.device("CPU:0"):  # where a run's batches come from
+            self._images = random_images(run.config.model, run.images_a_step)
+        self._step = strategy.step_function(self._replicas.strategy, run.model, compiled)
+        self._graph = self._step.get_concrete_function(self._replicas.divided(self._images)).graph
+        before = max(_memory_of_gpus("current"), default=psutil.Process().memory_info().rss)
+        self._found = {"memory_before_first_step_bytes": before, "trace_seconds": time.perf_counter() - start}
 
-    def __call__(self) -> None:
-        for value in self._step(self.images).values():
-            value.numpy()
+    def __call__(self, steps: int = 1) -> None:
+        """Takes some steps and waits for the last: training waits for an accelerator at every tenth."""
+        for _ in range(steps):
+            metrics = self._step(self._replicas.divided(self._images))
+        local = self._replicas.strategy.experimental_local_results
+        values = {name: float(part) for name, value in metrics.items() for part in local(value)}
+        self._found["skipped_steps"] = values["skipped_steps"]
 
-    def sizes(self) -> dict[str, int]:
-        """Sizes of the graph and the model; takes memory of its own."""
-        graph = self._step.get_concrete_function(self.images).graph.as_graph_def()
-        return {
-            "graph_nodes": graph_nodes(graph),
-            "graph_nodes_at_top": len(graph.node),
-            "variables": len(self.model.variables),
-            "optimizer_variables": len(self.model.optimizer.variables),
-            "parameters": sum(weight.shape.num_elements() for weight in self.model.trainable_variables),
-        }
+    def summary(self) -> dict[str, Any]:
+        """What else is known, the nodes of the graph with all its functions among it; takes memory of its own."""
+        graph = self._graph.as_graph_def()
+        nodes = len(graph.node) + sum(len(function.node_def) for function in graph.library.function)
+        return self._found | {"gpu_peak_bytes": _memory_of_gpus("peak"), "graph_nodes": nodes}
+
+
+def _memory_of_gpus(which: str) -> list[int]:
+    import tensorflow as tf
+
+    count = len(tf.config.list_logical_devices("GPU"))
+    return [tf.config.experimental.get_memory_info(f"GPU:{index}")[which] for index in range(count)]
 
 
 def sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
@@ -137,186 +239,218 @@ def nelbo(preset: str, batch_size: int, folder: pathlib.Path, importance_samples
     return lambda: evaluator.evaluate_batch(images, seed=0, first=0)
 
 
+def write_sampling(model: Any, forward: Callable, folder: pathlib.Path) -> None:
+    """Writes a SavedModel with the signature `sample` alone."""
+    import keras
+    import tensorflow as tf
+
+    from nvae_tf.serving.signatures import Signatures
+
+    signatures, archive = Signatures(model, forward), keras.export.ExportArchive()
+    archive.add_endpoint("sample", signatures.sample, signatures.input_specs("sample"))
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    archive.write_out(str(folder), options=options, verbose=False)
+
+
+def sampling_session(folder: pathlib.Path, batch_size: int) -> Callable[[], Any]:
+    import tensorflow as tf
+
+    # With the rewriting of graphs, as TensorFlow Serving has it: a session takes over what `configure_runtime` has set.
+    session = tf.compat.v1.Session(graph=tf.Graph(), config=tf.compat.v1.ConfigProto())
+    loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder))
+    definition = loaded.signature_def["sample"]
+    image = definition.outputs["image"].name
+    feed = {
+        definition.inputs["seed"].name: np.arange(batch_size, dtype=np.int64) << 32,
+        definition.inputs["temperature"].name: np.ones(batch_size, np.float32),
+    }
+    return lambda: session.run(image, feed)
+
+
 def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
-    from benchmarks.exported_sampling import sampling_session
-
     configure_process()
-    # Open as long as this process lives.
-    return sampling_session(contextlib.ExitStack(), folder / "saved_model", batch_size)
+    return sampling_session(folder / "saved_model", batch_size)
 
 
-def command(module: str, flag: str, source: str) -> Callable:
-    """The workload of a command that is run again and again; its output is removed before. Returns its peak memory."""
+class Export:
+    """The command; its output is removed before."""
 
-    def made(preset: str, batch_size: None, folder: pathlib.Path) -> Callable[[], int]:
-        def run() -> int:
-            shutil.rmtree(folder / "output", ignore_errors=True)
-            return run_python(module, f"{flag}={folder / source}", f"--output={folder / 'output'}")
+    def __init__(self, preset: str, batch_size: None, folder: pathlib.Path):
+        self._folder, self._peak = folder, 0
 
-        return run
+    def __call__(self) -> None:
+        output = self._folder / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        peak = run_python("export.export_saved_model", f"--workdir={self._folder / 'run'}", f"--output={output}")
+        self._peak = max(self._peak, peak)
 
-    return made
-
-
-def run_python(module: str, *arguments: str) -> int:
-    """The peak memory in bytes of a module's command: of its largest process. Ends this one if it fails."""
-    process = subprocess.Popen(python(module, *arguments), stdin=subprocess.DEVNULL)
-    # Of this child alone, while getrusage has the largest of all that there ever were.
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"The command {module} {interleaved.how_it_ended(process.returncode)}.")
-    # macOS counts bytes.
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    def summary(self) -> dict[str, int]:
+        return {"peak_memory_bytes": self._peak}
 
 
 def prepare_run(preset: str, folder: pathlib.Path) -> None:
-    """A run folder `run` with a checkpoint of the first weights and of moments that are zero."""
+    """A run folder with a checkpoint of the first weights and of moments that are zero."""
     from nvae_tf.config import config_to_json
     from nvae_tf.files import atomic_write
     from nvae_tf.training.checkpoints import TrainingState
-    from nvae_tf.training.run import model_for_training
     from nvae_tf.training.run_folder import RunFolder
 
     configure_process()
-    config, run = config_of(preset), RunFolder(folder / "run")
-    made = model_for_training(config, steps_per_epoch=_STEP, total_steps=100 * _STEP)
-    made.model.optimizer.build(made.model.trainable_variables)
-    made.model.data_initialised.assign(1.0)
-    made.model.optimizer.iterations.assign(_STEP)
-    TrainingState(run.checkpoints, made.model, made.model.optimizer, keep=1, others=made.variables).save(_STEP)
-    atomic_write(run.config_file, config_to_json(config))
-
-
-def prepare_published(preset: str, folder: pathlib.Path) -> None:
-    """A file `published.pt` with the weights and moments of that run, without what only this project's files have."""
-    import torch
-
-    from nvae_tf.published.torch_file import OWN_KEY
-
-    prepare_run(preset, folder)
-    file = folder / "published.pt"
-    run_python("export.export_torch_checkpoint", f"--workdir={folder / 'run'}", f"--output={file}")
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content = torch.load(file, weights_only=True)
-    del content[OWN_KEY]
-    torch.save(content, file)
+    run, place = new_run(preset), RunFolder(folder)
+    run.model.data_initialised.assign(1.0)
+    run.model.optimizer.iterations.assign(1000)
+    others = [*run.model.step_guard.variables, *run.schedule.variables]
+    TrainingState(place.checkpoints, run.model, run.model.optimizer, keep=1, others=others).save(1000)
+    atomic_write(place.config_file, config_to_json(run.config))
 
 
 def prepare_saved_model(preset: str, folder: pathlib.Path) -> None:
-    """A folder `saved_model` that can do nothing but draw, its weights folded."""
-    from benchmarks.exported_sampling import write_sampling
+    """A SavedModel that can do nothing but draw, its weights folded."""
     from nvae_tf.layers import FoldedPass, folded_weights
 
     model = untrained_model(preset)
     folded = folded_weights(model.stacks, "float32")
-    write_sampling(model, lambda: FoldedPass(traced_inline=True, folded=folded), folder / "saved_model")
+    write_sampling(model, functools.partial(FoldedPass, traced_inline=True, folded=folded), folder)
 
 
-PREPARED = {"run": prepare_run, "published": prepare_published, "saved_model": prepare_saved_model}
+PREPARED = {"run": prepare_run, "saved_model": prepare_saved_model}
 
 
 class Workload(NamedTuple):
-    """How a workload is measured."""
+    """How a workload is measured.
+
+    It is made by a function of (preset, batch size, folder of its files), which builds everything and returns a
+    function that does the work once. TensorFlow is loaded then, not before. Weights are the first ones: time and memory
+    do not depend on them.
+    """
 
     what: str  # what one turn does, for the table
     made_by: Callable[..., Callable]
-    batch_sizes: dict[str, int | None]  # images at a time for every possible preset; None where there is no batch
+    batch_sizes: dict[str, int | None] = BATCH_SIZES  # images at a time for every preset; None where there is no batch
     presets: tuple[str, ...] = ("mnist", "cifar10")  # if none are named
-    prepared: str | None = None  # what is written before
-    is_slow: bool = False  # few turns, and none to warm up
+    prepared: str | None = None  # what is written before, one of `PREPARED`
+    is_slow: bool = False  # one turn a round, and none to warm up
     is_command: bool = False  # a turn is a complete command in a process anew, so that there is no first step
-    yardstick_of_preset: bool = False  # whether the yardstick of the same name is its clock, where there is one
-
-    def yardstick(self, preset: str) -> str:
-        """The preset of `benchmarks.torch_yardstick` that is the clock; there is none for every architecture."""
-        return "mnist" if self.yardstick_of_preset and preset == "mnist" else "cifar10"
 
 
-_samples, _command_of = dict.fromkeys(BATCH_SIZES, SAMPLES_A_BATCH), {"is_slow": True, "is_command": True}
-_export = command("export.export_saved_model", "--workdir", "run")
-_import_module = "export.import_torch_checkpoint"
-_import = command(_import_module, "--checkpoint", "published.pt")
-_bound = functools.partial(nelbo, importance_samples=IMPORTANCE_SAMPLES)
-_recomputed = functools.partial(Training, recompute="all")
+_samples, _recomputed = dict.fromkeys(PRESETS, SAMPLES_A_BATCH), functools.partial(Training, recompute="all")
+_bound = functools.partial(nelbo, importance_samples=100)
 WORKLOADS = {
-    "training": Workload("training step", Training, BATCH_SIZES, PRESETS[1:], yardstick_of_preset=True),
-    "recomputed_training": Workload(
-        "training step, train.recompute=all", _recomputed, BATCH_SIZES, yardstick_of_preset=True
-    ),
+    "training": Workload("training step", Training, presets=PRESETS[1:]),
+    "recomputed_training": Workload("training step, train.recompute=all", _recomputed),
     "sampling": Workload("sampling, the model in Python", sampling, _samples),
-    "nelbo": Workload("NELBO of a batch", nelbo, BATCH_SIZES),
-    "importance_weighted": Workload(
-        f"importance-weighted bound of a batch, K = {IMPORTANCE_SAMPLES}", _bound, BATCH_SIZES, is_slow=True
-    ),
+    "nelbo": Workload("NELBO of a batch", nelbo),
+    "importance_weighted": Workload("importance-weighted bound of a batch, K = 100", _bound, is_slow=True),
     "saved_model_sampling": Workload(
         "sampling, the exported SavedModel", saved_model_sampling, _samples, prepared="saved_model"
     ),
     "export": Workload(
-        "export.export_saved_model, checked", _export, dict.fromkeys(PRESETS), prepared="run", **_command_of
-    ),
-    # A published file of the digits can't be made: they are no data set that the form knows.
-    "import": Workload(
-        _import_module, _import, dict.fromkeys(PRESETS[1:3]), ("cifar10",), prepared="published", **_command_of
+        "nvae-export, verified", Export, dict.fromkeys(PRESETS), prepared="run", is_slow=True, is_command=True
     ),
 }
 
 
-def prepared(name: str, preset: str, folder: str) -> Callable[[], Callable]:
-    """Writes what a workload starts from into an empty folder, and returns the function that makes it."""
-    workload = WORKLOADS[name]
-    if workload.prepared:
-        run_python("benchmarks.workloads", "prepare", workload.prepared, preset, folder)
-    return functools.partial(workload.made_by, preset, workload.batch_sizes[preset], pathlib.Path(folder))
+def made(name: str, preset: str, folder: str) -> Callable[[], Callable]:
+    """The function that makes a workload; what it starts from is written into the folder unless it is there."""
+    workload, place = WORKLOADS[name], pathlib.Path(folder)
+    if (what := workload.prepared) and not (place / what).exists():
+        run_python("benchmarks.workloads", "prepare", what, preset, place / what)
+    return functools.partial(workload.made_by, preset, workload.batch_sizes[preset], place)
 
 
-def serve_workload(name: str, preset: str, folder: str) -> None:
-    """Serves one of `WORKLOADS` step by step: its work once, or several times if it is quick."""
-    make, is_command, start = prepared(name, preset, folder), WORKLOADS[name].is_command, time.perf_counter()
-    summary, times = {"import_seconds": None, "first_step_seconds": None}, 1 if is_command else None
-    if is_command:
-        run, summary["peak_memory_bytes"] = make(), 0
-    else:
-        for module in _MODULES:
-            importlib.import_module(f"nvae_tf.{module}")
-        imported = time.perf_counter()
-        run = make()
-        run()
+def serve_work(make: Callable[[], Callable], is_command: bool = False) -> None:
+    """Serves a workload step by step: its work once, or several times if it is quick."""
+    start = time.perf_counter()
+    for module in () if is_command else _MODULES:
+        importlib.import_module(f"nvae_tf.{module}")
+    imported = time.perf_counter()
+    work, times = make(), 1 if is_command else None
+    summary = {"import_seconds": None, "first_step_seconds": None}
+    if not is_command:
+        work()
         summary = {"import_seconds": imported - start, "first_step_seconds": time.perf_counter() - imported}
 
     def seconds(count: int) -> float:
         begun = time.perf_counter()
-        for _ in range(count):
-            result = run()
-        if is_command:
-            summary["peak_memory_bytes"] = max(summary["peak_memory_bytes"], result)
+        if isinstance(work, Training):
+            work(count)
+        else:
+            for _ in range(count):
+                work()
         return (time.perf_counter() - begun) / count
 
     def step() -> float:
         nonlocal times
         if times is None:
             once = seconds(1)
-            times = min(max(round(SECONDS_AT_A_TIME / once), 1), MOST_AT_A_TIME)
+            times = min(max(round(_SECONDS_AT_A_TIME / once), 1), _MOST_AT_A_TIME)
             if times == 1:
                 return once
         return seconds(times)
 
-    interleaved.serve(step, lambda: summary | (run.sizes() if isinstance(run, Training) else {}))
+    serve(step, lambda: summary | getattr(work, "summary", dict)())
+
+
+def yardstick(preset: str) -> Callable[[], float]:
+    """A small PyTorch workload, no model; returns a function that runs one step and gives its seconds.
+
+    Its arithmetic resembles one training step of a deep hierarchical VAE (inverted-residual cells with depthwise 5x5,
+    batch norm, swish and squeeze-excite; forward, backward, SGD), and it must stay as it is: ratios to it are compared
+    with those recorded for other code.
+    """
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    parts = nn.ModuleList()
+
+    def cell(width_in: int, width: int, stride: int = 1) -> Callable:
+        hidden, bottleneck = 6 * width_in, max(width // 16, 4)
+        depthwise = nn.Conv2d(hidden, hidden, 5, stride=stride, padding=2, groups=hidden, bias=False)
+        expand, project = nn.Conv2d(width_in, hidden, 1, bias=False), nn.Conv2d(hidden, width, 1, bias=False)
+        between = [nn.BatchNorm2d(hidden), nn.SiLU(), depthwise, nn.BatchNorm2d(hidden), nn.SiLU()]
+        branch = nn.Sequential(nn.BatchNorm2d(width_in), expand, *between, project, nn.BatchNorm2d(width))
+        gate = nn.Sequential(nn.Linear(width, bottleneck), nn.ReLU(), nn.Linear(bottleneck, width), nn.Sigmoid())
+        skip = nn.Identity() if width == width_in else nn.Conv2d(width_in, width, 1, stride=stride)
+        parts.extend([branch, gate, skip])
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            y = branch(x)
+            return skip(x) + 0.1 * (y * gate(y.mean(dim=(2, 3)))[:, :, None, None])
+
+        return forward
+
+    # The batch, then (channels, how many cells) of each stage; a stride-2 cell joins two. The input is 16 x 16.
+    batch, stages = {"mnist": (16, ((64, 18), (128, 24))), "cifar10": (4, ((256, 24),))}[preset]
+    cells = []
+    for index, (width, count) in enumerate(stages):
+        cells += [cell(stages[index - 1][0], width, stride=2)] if index else []
+        cells += [cell(width, width) for _ in range(count)]
+    optimizer = torch.optim.SGD(parts.parameters(), lr=1e-4)
+    x = torch.randn(batch, stages[0][0], 16, 16)
+
+    def step() -> float:
+        start = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        functools.reduce(lambda y, forward: forward(y), cells, x).square().mean().backward()
+        optimizer.step()
+        return time.perf_counter() - start
+
+    return step
 
 
 def main(name: str, *arguments: str) -> None:
     if name == "yardstick":
-        import torch
-
-        from benchmarks import torch_yardstick
-
-        torch.set_num_threads(interleaved.THREADS)
-        interleaved.serve(torch_yardstick.make_step(*arguments), summary=dict)
+        serve(yardstick(*arguments), summary=dict)
+    elif name == "variant":
+        preset, settings = arguments
+        serve_work(functools.partial(Training, preset, **json.loads(settings)))
     elif name == "prepare":
         what, preset, folder = arguments
         PREPARED[what](preset, pathlib.Path(folder))
     else:
-        serve_workload(name, *arguments)
+        serve_work(made(name, *arguments), WORKLOADS[name].is_command)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ TOLERANCE = 0.25
 # Takes some training steps, and prints the most memory that the process has had.
 TRAINING_STEPS = """
 import sys
-from benchmarks.interleaved import peak_memory_bytes
+from benchmarks.workloads import peak_memory_bytes
 from nvae_tf import experiment_config, presets
 from nvae_tf.training.run import Images, RunLength, new_run
 from nvae_tf.training.strategy import configure_runtime

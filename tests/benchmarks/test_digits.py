@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 
-from benchmarks.mixture_of_bernoullis import MixtureOfBernoullis, bitmaps
+from benchmarks.digits import MixtureOfBernoullis, digits
 
 TRUE_MEANS = np.array([[0.9] * 6 + [0.1] * 6, [0.1] * 6 + [0.9] * 6])
 
@@ -28,5 +28,6 @@ def test_it_is_a_distribution():
 
 
 def test_the_data_set_is_the_digits():
-    images = bitmaps("train")
-    assert images.shape == (1437, 256) and set(np.unique(images)) == {0.0, 1.0}
+    images, labels = digits("train")
+    assert images.shape == (1437, 16, 16, 1) and set(np.unique(images)) == {0.0, 1.0}
+    assert set(labels) == set(range(10))

@@ -1,0 +1,236 @@
+"""How good models of the digits are: the recipes that the docs measure.
+
+    python -m benchmarks.digits quality --workdir=runs/demo [--temperature=T] [--guidance=W] [--count=1000]
+    python -m benchmarks.digits mixture_of_bernoullis [--components=N]
+    python -m benchmarks.digits kl_control [--steps=400] [--batch_size=64] [--figure=FILE.png]
+
+`quality`: a support vector machine with calibrated probabilities is trained on the real training digits, which are
+bitmaps. Its mean largest class probability says how sure it is: on real test digits, and on samples (the likelihood's
+mean images, cut at one half). For a conditional model (data.labels) all classes are asked for in turn: `agreement` is
+how often the machine sees the one that was asked for, `accuracy_of_model` how often the model's own Bayes' rule knows a
+test digit.
+
+`mixture_of_bernoullis`: the baseline of the demo, fitted by EM to the same bitmaps; exact negative log-likelihoods in
+nats per image. The number of components is chosen by a held-out fifth of the training part, unless it is given.
+
+`kl_control`: trains the preset digits, with fewer steps, for several `objective.kl_final_weight` and
+`objective.free_nats`: KL, reconstruction and active units of the test digits, and how much of the reconstruction the
+tenth of the latent channels with the largest KL achieves. With the model of weight 1 and no free nats it also moves
+test digits along the difference of two classes' mean latents (training digits), and asks the machine how often it sees
+the other class then, at each strength.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp
+
+from benchmarks import results
+from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
+
+COMPONENTS = (20, 40, 80, 120, 160, 240, 320)
+SETTINGS = {"kl_final_weight": (0.25, 0.5, 1.0, 2.0, 4.0), "free_nats": (0.0, 4.0, 8.0, 16.0)}
+_DEFAULTS = {"kl_final_weight": 1.0, "free_nats": 0.0}
+CLASSES = ((3, 8), (1, 7), (4, 9), (0, 6))
+STRENGTHS = (0.0, 1.0, 1.5, 2.0)
+
+
+def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Bitmaps `[count, 16, 16, 1]` of 0.0 and 1.0, and labels, of a part of the digits."""
+    start_tensorflow_quietly()
+    from nvae_tf.data import data_spec
+    from nvae_tf.data.sources import load_split
+
+    source = load_split(data_spec("digits"), split)
+    return (source.images // 255).astype(np.float32), source.labels
+
+
+def classifier() -> Any:
+    """A support vector machine with calibrated probabilities, trained on the training digits."""
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.svm import SVC
+
+    images, labels = digits("train")
+    return CalibratedClassifierCV(SVC(C=10.0, gamma="scale"), ensemble=False, cv=5).fit(_rows(images), labels)
+
+
+def _rows(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1)
+
+
+def quality(options: argparse.Namespace) -> dict[str, Any]:
+    start_tensorflow_quietly()
+    import nvae_tf
+    from nvae_tf.generation.sampling import generate_images
+
+    model = nvae_tf.load(options.workdir)
+    machine, (images, truth), classes = classifier(), digits("test"), model.config.num_classes
+    labels = np.arange(options.count) % classes if classes else None
+    drawing = {"labels": labels, "guidance": options.guidance}
+    samples = generate_images(model, options.count, options.temperature, options.seed, **drawing)
+    on_real, on_samples = machine.predict_proba(_rows(images)), machine.predict_proba(_rows(samples) > 0.5)
+    measured = {
+        "temperature": options.temperature,
+        "accuracy_on_real": float((on_real.argmax(axis=1) == truth).mean()),
+        "confidence_on_real": float(on_real.max(axis=1).mean()),
+        "confidence_on_samples": float(on_samples.max(axis=1).mean()),
+        "samples_per_class": np.bincount(on_samples.argmax(axis=1), minlength=10).tolist(),
+    }
+    if classes:
+        measured["agreement"] = float((on_samples.argmax(axis=1) == labels).mean())
+        found = np.argmax(model.classify(images, batch_size=90), axis=1)
+        measured["accuracy_of_model"] = float((found == truth).mean())
+    return measured
+
+
+class MixtureOfBernoullis:
+    """`p(x) = sum_k weight_k prod_d Bernoulli(x_d; mean_kd)`, with half a count of each value in every pixel."""
+
+    def __init__(self, components: int, seed: int = 0):
+        self.components = components
+        self._random = np.random.RandomState(seed)
+
+    def fit(self, images: np.ndarray) -> "MixtureOfBernoullis":
+        """60 steps of EM on 0/1 images `[count, pixels]`, started from images drawn at random."""
+        starts = images[self._random.choice(len(images), self.components, replace=False)]
+        self.means = 0.25 + 0.5 * starts
+        self.log_weights = np.full(self.components, -np.log(self.components), np.float32)
+        for _ in range(60):
+            joint = self._log_joint(images)
+            responsibilities = np.exp(joint - logsumexp(joint, axis=1, keepdims=True))
+            counts = responsibilities.sum(axis=0, dtype=np.float64).astype(np.float32)
+            self.means = (responsibilities.T @ images + 0.5) / (counts + 1.0)[:, None]
+            self.log_weights = np.log(counts + 1.0) - np.log(counts.sum() + self.components)
+        return self
+
+    def negative_log_likelihood(self, images: np.ndarray) -> float:
+        """Mean over images `[count, pixels]`, in nats."""
+        return float(-logsumexp(self._log_joint(images), axis=1).mean())
+
+    def _log_joint(self, images: np.ndarray) -> np.ndarray:
+        return images @ np.log(self.means).T + (1 - images) @ np.log1p(-self.means).T + self.log_weights
+
+
+def mixture_of_bernoullis(options: argparse.Namespace) -> dict[str, Any]:
+    training, test = (_rows(digits(split)[0]) for split in ("train", "test"))
+    components, held_out = options.components, np.arange(len(training)) % 5 == 0
+    if not components:
+        fitted = {count: MixtureOfBernoullis(count).fit(training[~held_out]) for count in COMPONENTS}
+        scores = {count: mixture.negative_log_likelihood(training[held_out]) for count, mixture in fitted.items()}
+        results.say(f"nats on the held-out fifth, by components: {scores}")
+        components = min(scores, key=scores.get)
+    nats = MixtureOfBernoullis(components).fit(training).negative_log_likelihood(test)
+    return {"components": components, "test_nats": nats}
+
+
+def kl_control(options: argparse.Namespace) -> dict[str, Any]:
+    rows, seen = [], {}
+    for name, values in SETTINGS.items():
+        for settings in (_DEFAULTS | {name: value} for value in values):
+            if any(settings.items() <= row.items() for row in rows):  # the defaults are in both
+                continue
+            model = trained(options.steps, options.batch_size, **settings)
+            rows.append(settings | bounds_of(model))
+            results.say(results.text({"row": rows[-1]}))
+            seen = seen_after_moving(model) if settings == _DEFAULTS else seen
+    if options.figure:
+        draw(rows, options.figure)
+    return {"rows": rows, "strengths": list(STRENGTHS), "seen_after_moving": seen}
+
+
+def trained(steps: int, batch_size: int, **objective: float) -> Any:
+    """A model of the digits after so many steps."""
+    import tensorflow as tf
+
+    from nvae_tf.config import experiment_config, preset
+    from nvae_tf.training import run
+
+    settings, images = experiment_config(preset("digits")), digits("train")[0]
+    settings = dataclasses.replace(settings, objective=dataclasses.replace(settings.objective, **objective))
+    length = run.RunLength(len(images) // batch_size, steps)
+    model = run.new_run(run.with_length(settings, length), length, run.Images(settings.data, None, None)).model
+    batches = tf.data.Dataset.from_tensor_slices(images).shuffle(len(images), seed=0).repeat()
+    model.fit(batches.batch(batch_size, drop_remainder=True), steps_per_epoch=steps, shuffle=False, verbose=0)
+    return model
+
+
+def bounds_of(model: Any) -> dict[str, float]:
+    """Of the test digits, in nats per image."""
+    from nvae_tf.evaluation.latent_usage import active_units
+    from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
+    from nvae_tf.models.latents import active_channels
+
+    images = digits("test")[0]
+    found = LikelihoodEvaluator(model, len(images)).evaluate([images])
+    kept = active_channels(found.kl_per_channel_nats)
+    with_kept = LikelihoodEvaluator(model, len(images), kept_channels=kept).evaluate([images])
+    return {
+        "kl_nats": found.kl_nats,
+        "reconstruction_nats": found.reconstruction_nats,
+        "nelbo_nats": found.nelbo_nats,
+        "active_units": int(active_units(found.kl_per_channel_nats, model.plan.latent_shapes()).sum()),
+        "reconstruction_with_a_tenth_nats": with_kept.reconstruction_nats,
+    }
+
+
+def seen_after_moving(model: Any) -> dict[str, list[float]]:
+    """For pairs of classes: which part of the first's test digits the machine sees as the second, at each strength."""
+    from nvae_tf.generation.sampling import latent_direction, move_images
+
+    machine, (images, labels), (test_images, test_labels) = classifier(), digits("train"), digits("test")
+    seen = {}
+    for start, target in CLASSES:
+        direction = latent_direction(model, images[labels == target], images[labels == start])
+        moved = move_images(model, test_images[test_labels == start], direction, STRENGTHS, mean=True)
+        found = machine.predict(moved.reshape(-1, 256) > 0.5).reshape(moved.shape[:2])
+        seen[f"{start} to {target}"] = (found == target).mean(axis=0).tolist()
+    return seen
+
+
+def draw(rows: list[dict[str, float]], file: pathlib.Path) -> None:
+    """KL, reconstruction and active units over each of the settings."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((8.0, 3.2), 100, layout="constrained")
+    for axes, (name, values) in zip(figure.subplots(1, 2), SETTINGS.items(), strict=True):
+        wanted = [(_DEFAULTS | {name: value}).items() for value in values]
+        of_setting = [next(row for row in rows if settings <= row.items()) for settings in wanted]
+        for key, label, color in (("kl_nats", "KL", "#0a63c4"), ("reconstruction_nats", "reconstruction", "#c2410c")):
+            axes.plot([row[key] for row in of_setting], "o-", color=color, label=label)
+        axes.set(xlabel=f"objective.{name}", ylabel="nats per image", ylim=(0.0, None))
+        axes.set_xticks(range(len(values)), map("{:g}".format, values))
+        units = axes.twinx()
+        units.plot([row["active_units"] for row in of_setting], "s--", color="#4b5563", label="active units")
+        units.set(ylabel="active units", ylim=(0, 1.1 * max(row["active_units"] for row in rows)))
+        lines = [*axes.lines, *units.lines]
+    figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    recipes = {each.__name__: each for each in (quality, mixture_of_bernoullis, kl_control)}
+    parser, count = results.benchmark_parser("digits", __doc__), results.at_least(1)
+    add = parser.add_argument
+    add("recipe", choices=recipes)
+    add("--workdir", help="quality: run folder of a model of the digits")
+    add("--temperature", type=float, default=1.0, help="quality: of the samples (1)")
+    add("--guidance", type=float, default=1.0, help="quality: of a conditional model (1)")
+    add("--count", type=count, default=1000, help="quality: number of samples (1000)")
+    add("--seed", type=int, default=1, help="quality: of the samples (1)")
+    add("--components", type=count, help="mixture_of_bernoullis: how many; without it the best is looked for")
+    add("--steps", type=results.at_least(10), default=400, help="kl_control: of each model (400)")
+    add("--batch_size", type=count, default=64, help="kl_control: of each model (64)")
+    add("--figure", type=pathlib.Path, help="kl_control: write a figure of the table there, .png")
+    options = parser.parse_args(arguments)
+    if options.recipe == "quality" and not options.workdir:
+        parser.error("quality: needs --workdir, the run folder of a model of the digits")
+    with exit_on_user_error():
+        results.run(options, recipes[options.recipe])
+
+
+if __name__ == "__main__":
+    main()
