@@ -217,7 +217,7 @@ def test_a_file_with_other_numbers_is_refused_and_not_written(vanilla_model, tmp
 
 
 def test_int8_is_refused_where_it_would_clip_temperatures(vanilla_model, tmp_path):
-    with pytest.raises(ValueError, match="--signature=sample --quantize=int8: .* clip .* --quantize=dynamic"):
+    with pytest.raises(ValueError, match="--signature=sample --quantize=int8: .* clipped .* --quantize=dynamic"):
         tflite.export_tflite(vanilla_model, tmp_path / "sample.tflite", "sample", "int8", None)
 
 
