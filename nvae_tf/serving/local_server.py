@@ -85,9 +85,7 @@ def local_server(
             listening = stack.enter_context(socket.create_server((host, rest_port), family=family, backlog=1024))
         except (OSError, RuntimeError) as error:
             raise OSError(f"ports {port} and {rest_port} of {host} can't be had ({error}); is one taken?") from None
-        numbers = [folder.name for folder in path.iterdir() if re.fullmatch("0|[1-9][0-9]*", folder.name)]
-        check(bool(numbers), f"{path}: no numbered versions in it")
-        newest = LoadedVersion(path / max(numbers, key=int), warm_up=True)
+        newest = LoadedVersion(newest_version(path), warm_up=True)
         model = _Model(name, stack.enter_context(contextlib.closing(newest)))
         add_PredictionServiceServicer_to_server(model, calls)
         add_ModelServiceServicer_to_server(model, calls)
@@ -95,6 +93,13 @@ def local_server(
         stack.callback(lambda: calls.stop(_SECONDS_TO_END).wait())
         stack.enter_context(_Web(model, max_message_bytes, enable_cors, files or {}).on(listening))
         yield grpc_port, listening.getsockname()[1]
+
+
+def newest_version(path: pathlib.Path) -> pathlib.Path:
+    """The folder of the newest version in a folder of versions; ValueError where there is none."""
+    numbers = [folder.name for folder in path.iterdir() if re.fullmatch("0|[1-9][0-9]*", folder.name)]
+    check(bool(numbers), f"{path}: no numbered versions in it")
+    return path / max(numbers, key=int)
 
 
 def _answers(answer: Callable) -> Callable:

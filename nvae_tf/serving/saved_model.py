@@ -14,11 +14,12 @@ import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, read_config
 from nvae_tf.errors import first_line, require
-from nvae_tf.files import atomic_write
+from nvae_tf.files import atomic_write, write_arrays
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.progress import Report
+from nvae_tf.serving.explorer_files import EXAMPLES, example_images
 from nvae_tf.serving.outputs import WEIGHTS, check_is_export, new_version, write_digests
 from nvae_tf.serving.signatures import DEFAULT_SIGNATURE, Signatures
 from nvae_tf.serving.verification import ROWS, Record, all_differences, recorded, verified
@@ -50,11 +51,15 @@ class Exported(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where a model's weights come from: the checkpoint, its evaluation and the run's settings; see `origin_of`."""
+    """Where a model's weights come from: the checkpoint, its evaluation, the run's settings, some of its test images.
+
+    See `origin_of`.
+    """
 
     source: Mapping[str, Any] = {}
     scores: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] | None = None
+    examples: Mapping[str, Any] | None = None
 
 
 def export_saved_model(
@@ -71,8 +76,8 @@ def export_saved_model(
     It has the weights that the signatures use, with weight normalization and batch norm folded into kernels and
     biases: no optimizer state, no Python, no path of this machine. `assets.extra/` has the settings (`config.json`),
     the signatures (`signatures.json`), the layout of a flat latent (`latents.json`), where the weights come from
-    (`source.json`), the model's scores (`evaluation.json`), warm-up requests, and inputs and outputs of the model for
-    `nvae-verify`.
+    (`source.json`), the model's scores (`evaluation.json`), test images (`examples.npz`), warm-up requests, and inputs
+    and outputs of the model for `nvae-verify`.
 
     Before the version appears it is run in a process that can't import this package. Its numbers must agree, up to
     rounding, with the model's for float32 weights, otherwise with those of the model with rounded weights, which may
@@ -190,7 +195,7 @@ def origin_of(run: TrainedRun, workdir: pathlib.Path) -> Origin:
     settings = config_to_dict(run.config)
     for group, name in _PLACES:
         settings[group][name] = None
-    return Origin(source, scores_of(workdir, source), settings)
+    return Origin(source, scores_of(workdir, source), settings, example_images(run.config))
 
 
 def source_of(run: TrainedRun) -> dict[str, Any]:
@@ -240,6 +245,8 @@ def _write_assets(
         contents["evaluation"] = origin.scores
     for name, content in contents.items():
         atomic_write(folder / f"{name}.json", json.dumps(dict(content), indent=2, allow_nan=False) + "\n")
+    if origin.examples is not None:
+        write_arrays(folder / EXAMPLES, origin.examples)
     _write_warm_up(folder / _WARM_UP, model_name, record)
     record.write(export)
     write_digests(export)

@@ -1,0 +1,175 @@
+// What the page does with a model: images of latents, latents of images, paths, restoration.
+//
+// How an image was made is a recipe, plain data that a link can hold:
+//   { row, from }           drawn by `compose`: seed, keep, temperature, ...; `from` is the recipe of the groups kept
+//   { example, label }      a test image that came with the export, and { pixels, label } one in base64: encoded
+//   { between, groups, fraction }   on the path between two recipes, in the chosen groups
+
+import { Problem } from "./server.js";
+import { base64, bytes, fromPng, intensities, nested } from "./images.js";
+
+const KEPT = 100; // results of recipes that are not made again
+const ROUNDS = 20;
+// A row's seed has the series in its low and the image in its high word, as in the library.
+export const seedOf = (series, image) => series + image * 2 ** 32;
+
+export class Maker {
+  #made = new Map();
+
+  constructor(model, facts) {
+    Object.assign(this, { model, facts, groups: facts.shapes.length });
+    this.sizes = facts.shapes.map((shape) => shape.reduce((one, other) => one * other));
+    this.total = this.sizes.reduce((one, other) => one + other);
+    const all = bytes(facts.examples ?? ""), size = facts.image.reduce((one, other) => one * other);
+    this.examples = nested(all, size);
+    // PNG files are shorter than lists of numbers, but a browser has none without colors and with alpha.
+    this.ending = facts.image[2] % 2 && model.has("compose_png") ? "_png" : "";
+  }
+
+  all(value) { return Array(this.groups).fill(value); }
+
+  // Draws rows { seed, keep, temperature, label, guidance, proposals }; kept groups are those of `latents`.
+  async compose(rows, latents) {
+    const column = (name, otherwise) => rows.map((row) => row[name] ?? otherwise);
+    const given = {
+      latent: latents ?? rows.map(() => Array(this.total).fill(0)),
+      keep: column("keep"), seed: column("seed"), temperature: column("temperature"),
+      label: column("label", -1), guidance: column("guidance", 1), proposals: column("proposals", 1),
+    };
+    return this.#images("compose", given);
+  }
+
+  // Draws rows of which no group is kept; without latents in request and answer where the signature `sample` can.
+  async sample(rows) {
+    const can = ["guidance", "proposals"].every((name) => this.model.takes("sample", name) || rows.every((row) => (row[name] ?? 1) === 1));
+    if (!can || rows.some(({ temperature }) => new Set(temperature).size > 1)) return this.compose(rows);
+    const column = (name, otherwise) => rows.map((row) => row[name] ?? otherwise);
+    return this.#images("sample", {
+      seed: column("seed"), temperature: rows.map((row) => row.temperature[0]),
+      label: column("label", -1), guidance: column("guidance", 1), proposals: column("proposals", 1),
+    });
+  }
+
+  async #images(signature, given) {
+    const { outputs, request } = await this.model.predict(signature + this.ending, given);
+    const pixels = this.ending
+      ? await Promise.all(outputs.image_bytes.map(({ b64 }) => fromPng(b64, this.facts.image)))
+      : outputs.image_uint8.map((image) => Uint8Array.from(image.flat(2)));
+    return { pixels, latents: outputs.latent, request };
+  }
+
+  // The latent, pixels and settings (label, guidance, ...) of a recipe, and for images their own pixels, `original`.
+  made(recipe) {
+    const key = JSON.stringify(recipe);
+    if (!this.#made.has(key)) this.#keep(key, this.#make(recipe));
+    return this.#made.get(key);
+  }
+
+  #keep(key, promise) {
+    this.#made.set(key, promise);
+    promise.catch(() => this.#made.delete(key));
+    if (this.#made.size > KEPT) this.#made.delete(this.#made.keys().next().value);
+  }
+
+  async #make(recipe) {
+    if (recipe.row) {
+      const from = recipe.from && await this.made(recipe.from);
+      return this.#first(await this.compose([recipe.row], from && [from.latent]), settingsOf(recipe.row));
+    }
+    if (recipe.between) {
+      const { recipes } = await this.path(recipe.between, recipe.groups, [recipe.fraction]);
+      return this.made(recipes[0]);
+    }
+    const original = recipe.pixels === undefined ? this.examples[recipe.example] : bytes(recipe.pixels);
+    if (original?.length !== this.facts.image.reduce((one, other) => one * other)) throw new Problem("The link is of another model.");
+    const settings = { label: recipe.label ?? -1 };
+    const { outputs } = await this.model.predict("encode", { ...this.image([original]), seed: [0], label: [settings.label] });
+    return { ...await this.#kept(outputs.latent, [settings]), original };
+  }
+
+  async #kept(latents, settings) {
+    const rows = settings.map((of) => ({ seed: 0, keep: this.all(1), temperature: this.all(1), ...of }));
+    return this.#first(await this.compose(rows, latents), settings[0]);
+  }
+
+  #first({ pixels, latents, request }, settings) { return { pixels: pixels[0], latent: latents[0], request, settings }; }
+
+  image(pixels) { return { image: pixels.map((one) => intensities(one, this.facts.image, this.facts.num_bits)) }; }
+
+  // Draws of which some groups are kept from a recipe; each is remembered under its own recipe.
+  async variants(from, rows) {
+    const { latent, settings } = await this.made(from);
+    const recipes = rows.map((row) => ({ row: { ...row, ...settings }, from }));
+    return this.#remembered(recipes, await this.compose(recipes.map(({ row }) => row), rows.map(() => latent)), recipes.map(() => settings));
+  }
+
+  #remembered(recipes, { pixels, latents, request }, settings) {
+    recipes.forEach((recipe, i) => {
+      this.#keep(JSON.stringify(recipe), Promise.resolve({ pixels: pixels[i], latent: latents[i], request, settings: settings[i] }));
+    });
+    return { recipes, pixels, request };
+  }
+
+  // Images on the way from one recipe to another; the groups that are not chosen stay as in the first.
+  async path(between, groups, fractions) {
+    const [a, b] = await Promise.all(between.map((end) => this.made(end)));
+    const latents = fractions.map((fraction) => {
+      let start = 0;
+      return this.sizes.flatMap((size, g) => {
+        const [one, other] = [a, b].map(({ latent }) => latent.slice(start, start + size));
+        start += size;
+        return groups.includes(g) ? onArc(one, other, fraction) : one;
+      });
+    });
+    const settings = fractions.map((fraction) => (fraction < 0.5 ? a : b).settings);
+    const rows = settings.map((of) => ({ seed: 0, keep: this.all(1), temperature: this.all(1), ...of }));
+    const recipes = fractions.map((fraction) => ({ between, groups, fraction }));
+    return this.#remembered(recipes, await this.compose(rows, latents), settings);
+  }
+
+  // The bound, and the KL of each group, of the bits of the model's data nearest to an image.
+  async score(pixels, label) {
+    const { outputs } = await this.model.predict("score", { ...this.image([pixels]), seed: [0], label: [label] });
+    return { nats: outputs.nats[0], bits: outputs.bits_per_dim[0], kl: outputs.kl[0] };
+  }
+
+  async outlierScore(pixels, label) {
+    const { outputs } = await this.model.predict("outlier_score", { ...this.image([pixels]), label: [label] });
+    return Object.fromEntries(Object.entries(outputs).map(([name, [value]]) => [name, value]));
+  }
+
+  // Fills in what the mask has, in alternation with the known pixels (pseudo-Gibbs: Rezende et al. 2014, appendix F):
+  // the hole is the mean image of latents that are drawn for the image so far. Each seed gives a variant of its own.
+  async restored(pixels, mask, seed, count, label, show) {
+    const [height, width, channels] = this.facts.image;
+    const known = intensities(pixels, this.facts.image, this.facts.num_bits).flat(2);
+    const holes = known.map((_, i) => mask[Math.floor(i / channels)]);
+    const of = (c) => known.filter((_, i) => i % channels === c && !holes[i]);
+    const means = Array.from({ length: channels }, (_, c) => of(c).reduce((sum, v) => sum + v, 0) / Math.max(1, of(c).length));
+    let images = Array(count).fill(known.map((v, i) => (holes[i] ? means[i % channels] : v)));
+    for (let round = 0; round < ROUNDS; round += 1) {
+      const { outputs } = await this.model.predict("reconstruct", {
+        image: images.map((values) => nested(nested(values, channels), width)),
+        seed: images.map((_, i) => seedOf(seed * ROUNDS + round, i)), label: images.map(() => label),
+      });
+      images = outputs.image.map((image) => image.flat(2).map((v, i) => (holes[i] ? v : known[i])));
+      if (!show(images.map((values) => Uint8Array.from(values, (v, i) => (holes[i] ? Math.round(255 * v) : pixels[i]))))) return;
+    }
+  }
+}
+
+const settingsOf = ({ label, guidance, proposals }) => ({ label, guidance, proposals });
+
+const length = (vector) => Math.sqrt(vector.reduce((sum, v) => sum + v * v, 0));
+
+// Between two latents of a group, on the arc (Shoemake 1985); those that have none go straight.
+function onArc(one, other, fraction) {
+  const lengths = [length(one), length(other)];
+  let weights = [1 - fraction, fraction];
+  if (Math.min(...lengths) > 0) {
+    const [a, b] = [one.map((v) => v / lengths[0]), other.map((v) => v / lengths[1])];
+    const angle = 2 * Math.atan2(length(a.map((v, i) => v - b[i])), length(a.map((v, i) => v + b[i])));
+    if (angle > 1e-4 && angle < Math.PI - 1e-4) weights = weights.map((weight) => Math.sin(weight * angle) / Math.sin(angle));
+  }
+  return one.map((v, i) => Math.fround(weights[0] * v + weights[1] * other[i]));
+}
