@@ -24,12 +24,15 @@ function element(tag, properties = {}, ...children) {
 
 const running = {}, waiting = {};
 
+const count = () => { document.body.dataset.running = Object.values(running).filter(Boolean).length; };
+
 async function act(name, action) {
   if (running[name]) {
     waiting[name] = action;
     return;
   }
   running[name] = true;
+  count();
   const start = performance.now();
   try {
     const text = await action();
@@ -46,6 +49,7 @@ async function act(name, action) {
     const next = waiting[name];
     delete waiting[name];
     if (next) act(name, next);
+    count();
   }
 }
 
