@@ -12,6 +12,7 @@ output folder there are then
     monitoring.config        turns on the metrics for Prometheus
     prometheus.yml           for `docker compose --profile monitoring up`
     health_check.sh          how Docker finds out whether the models answer
+    explorer/                the explorer, a page that shows in a browser what the models have learned
     kubernetes.yaml          the same for Kubernetes: with probes, a memory limit, and annotations for Prometheus
 
 Files of these names are replaced, others are left alone. A server that runs sees a new models.config within half a

@@ -30,6 +30,7 @@ from google.protobuf import text_format
 from nvae_tf.config import check, check_choice
 from nvae_tf.errors import first_line, require, start_tensorflow_quietly
 from nvae_tf.files import atomic_write
+from nvae_tf.serving.explorer_files import PAGE, write_explorer
 
 if typing.TYPE_CHECKING:
     from nvae_tf.serving.loaded_version import LoadedVersion
@@ -142,7 +143,19 @@ def write_server_files(
         atomic_write(output / name, text)
     lines = [done, known, f"Wrote {', '.join(files)} to {output}."]
     lines += [f"Replaced what was there of {', '.join(replaced)}."] if replaced else []
+    lines += _written_explorer(models, exports, output / "explorer")
     return "\n".join([*lines, f"To start the server: cd {output} && docker compose up --detach --wait"])
+
+
+def _written_explorer(models: pathlib.Path, exports: Sequence[ServedExports], output: pathlib.Path) -> list[str]:
+    """Writes the explorer for the exports that are models of this project; gives a line about it if there are some."""
+    newest = {model.name: models / model.name / str(model.served[-1]) for model in exports}
+    explored = {name: folder for name, folder in newest.items() if (folder / "assets.extra/latents.json").is_file()}
+    if not explored:
+        return []
+    write_explorer(output, explored)
+    address = f"http://localhost:8000/{PAGE}?server=http://localhost:8501"
+    return [f"To explore, with SERVING_CORS=true for the server: python -m http.server -d {output} 8000, then {address}"]
 
 
 def find_exports(models: pathlib.Path) -> list[ServedExports]:

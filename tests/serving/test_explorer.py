@@ -10,6 +10,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from nvae_tf.generation import sampling
+from nvae_tf.serving.client import pixels_of_files
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
 from nvae_tf.serving.local_server import local_server
 from tests.serving.conftest import EXAMPLES
@@ -32,6 +33,7 @@ class Explorer:
         tab.set_default_timeout(20_000)
         tab.on("pageerror", lambda error: self.errors.append(str(error)))
         tab.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
+        tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
         tab.goto(address)
 
     def settled(self):
@@ -43,6 +45,10 @@ class Explorer:
 
     def pixels(self, part):
         return np.array(self.tab.evaluate(PIXELS, part)).reshape(-1, 8, 8, 4)[..., :3]
+
+    def clipboard(self):
+        self.tab.get_by_role("status").get_by_text("Copied").wait_for()
+        return self.tab.evaluate("navigator.clipboard.readText()")
 
     def button(self, name):
         return self.tab.get_by_role("button", name=name, exact=True)
@@ -120,7 +126,12 @@ def test_an_interpolation_in_chosen_groups(explorer, model):
     ends = [[z[0] for z in latents_of(model, number)] for number in (2, 9)]
     fractions = np.arange(7) / 6
     for how in ("spherical", ["spherical", "keep"]):
-        assert_shows(explorer.pixels("path"), model.decode(sampling.interpolate_latents(*ends, fractions, how)))
+        latents = sampling.interpolate_latents(*ends, fractions, how)
+        assert_shows(explorer.pixels("path"), model.decode(latents))
+        explorer.button("Copy Interpolation as curl").click()
+        request = json.loads(explorer.clipboard().split("'")[1])
+        flat = np.concatenate([z.reshape(len(fractions), -1) for z in latents], axis=1)
+        assert np.allclose(request["inputs"]["latent"], flat, atol=1e-5)
         explorer.after(explorer.tab.get_by_label("2: ").uncheck)
 
 
@@ -146,14 +157,10 @@ def test_a_link_brings_back_what_is_shown(explorer, address, browser):
         assert np.array_equal(other.pixels(part), explorer.pixels(part)), part
 
 
-def test_what_is_shown_can_be_asked_for_in_python(explorer, folder):
-    context = explorer.tab.context
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
+def test_what_is_shown_can_be_asked_for_in_python(explorer):
     explorer.button("Copy Samples as Python").click()
     names = {}
-    exec(explorer.tab.evaluate("navigator.clipboard.readText()"), names)
-    from nvae_tf.serving.client import pixels_of_files
-
+    exec(explorer.clipboard(), names)
     assert np.array_equal(pixels_of_files(names["outputs"]["image_bytes"]), explorer.pixels("samples"))
 
 

@@ -1,4 +1,5 @@
 import http.server
+import json
 import pathlib
 import re
 import shutil
@@ -106,6 +107,19 @@ def test_requests_are_not_batched_where_a_refused_row_would_fail_its_neighbors(t
     assert {file.name for file in output.iterdir()} == FILES and "enable_batching" not in flags_of(output)
 
 
+def test_the_explorer_is_written_for_models_of_this_project(models, write_files):
+    assets = models / "digits" / "10" / "assets.extra"
+    assets.mkdir()
+    model = {"image_height": 4, "image_width": 2, "image_channels": 1, "num_bits": 1, "num_classes": 2}
+    (assets / "config.json").write_text(json.dumps({"model": model}))
+    (assets / "latents.json").write_text(json.dumps({"shapes": [[1, 1, 3]]}))
+    output, printed = write_files(models, "--no-measure")
+    facts = json.loads((output / "explorer" / "explorer.json").read_text())["models"]
+    assert facts == {"digits": {"image": [4, 2, 1], "num_bits": 1, "shapes": [[1, 1, 3]], "classes": ["0", "1"]}}
+    assert (output / "explorer" / "explorer.html").is_file() and "explorer.html?server=http://localhost:8501" in printed
+    assert flags_of(output)["rest_api_enable_cors_support"] == "${SERVING_CORS:-false}"
+
+
 def kubernetes(output):
     """The objects of the manifest by their kinds."""
     return {found["kind"]: found for found in yaml.safe_load_all((output / "kubernetes.yaml").read_text())}
@@ -119,7 +133,8 @@ def test_the_manifest_of_kubernetes_has_what_the_compose_file_has(models, rows_f
     pod = found["Deployment"]["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     composed = yaml.safe_load((output / "docker-compose.yml").read_text())["services"]["serving"]
-    assert container["args"] == composed["command"] and container["command"] == composed["entrypoint"]
+    flags = [flag.replace("${SERVING_CORS:-false}", "false") for flag in composed["command"]]
+    assert container["args"] == flags and container["command"] == composed["entrypoint"]
     assert "--enable_grpc_healthcheck_service=true" in container["args"]
     assert container["image"] == composed["image"] == "tensorflow/serving:2.20.0"
     assert all(container[f"{probe}Probe"]["grpc"] == {"port": 8500} for probe in ("startup", "readiness", "liveness"))
