@@ -64,7 +64,7 @@ def main(command: str) -> None:
                 return
             labels = np.resize(np.array(FLAGS.labels, np.int32), count) if FLAGS.labels else None
             if command == "sample":
-                found = model.sample(count, FLAGS.seed, FLAGS.temperature, labels, as_pixels=True)
+                found = model.sample(count, FLAGS.seed, FLAGS.temperature, labels, FLAGS.proposals, as_pixels=True)
             elif command == "decode":
                 found = model.decode(latents, labels, as_pixels=True)
             else:
@@ -138,6 +138,8 @@ def _define_flags(command: str) -> None:
     if command == "sample":
         flags.DEFINE_integer("count", 64, "How many images.", lower_bound=1)
         flags.DEFINE_float("temperature", 1.0, "Above 0; lower is tamer.")
+        text = "More than 1: from the reweighted prior, for models that have one."
+        flags.DEFINE_integer("proposals", None, text, lower_bound=1)
     if command in _OF_PICTURES:
         text = "A picture file or a folder of them, in the model's size; may be given several times."
         flags.DEFINE_multi_string("images", None, text, required=True)
