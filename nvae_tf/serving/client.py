@@ -26,8 +26,8 @@ from nvae_tf.data.pictures import as_eight_bits
 from nvae_tf.errors import start_tensorflow_quietly
 
 STRING = "string"
-# A request that finds no server, or one that is still loading, is sent again after 0.2 s, 0.4 s, and so on; gRPC's own
-# policy allows no more attempts.
+# A request that finds no server is sent again after a random part of 0.2 s, 0.4 s, and so on; gRPC's own policy allows
+# no more attempts.
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 0.2, 5.0
 # The ending of signatures whose images are the bytes of PNG files.
 _FILES = "_png"
@@ -52,7 +52,7 @@ class ModelNotFound(ServingError):
 
 
 class ServerNotReady(ServingError):
-    """Nothing answers, or the model is still being loaded. The only error after which a request is sent again."""
+    """Nothing answers. The only error after which a request is sent again."""
 
 
 class BadRequest(ServingError):
@@ -308,7 +308,7 @@ class ServedModel:
         inputs = {"latent": np.asarray(latents), "seed": row_seeds(seed, len(latents))}
         specs, shape = self._spec("compose").inputs, [len(latents), self._spec("compose").inputs["keep"].shape[1]]
         for name, value in (("keep", keep), ("temperature", temperature)):
-            inputs[name] = np.broadcast_to(np.asarray(value).astype(specs[name].dtype), shape)
+            inputs[name] = np.broadcast_to(_as_numbers(name, value, specs[name]), shape)
         output = "image_uint8" if as_pixels else "image"
         found = self._run("compose", inputs, {"label": labels, "guidance": guidance, "proposals": proposals})
         return Composed(found[output], found["latent"])
@@ -376,8 +376,8 @@ class ServedModel:
             check(signature in known, f"the model has no such signature{hint}")
             return known[signature]
 
-    def _ask(self, signature: str, inputs: Mapping[str, Any], end: float) -> Arrays:
-        """The outputs of one request."""
+    def _ask(self, signature: str, inputs: Mapping[str, Any], end: float, first: int = 0) -> Arrays:
+        """The outputs of one request, whose rows are those of the call from `first`."""
 
         def fitted() -> Arrays:
             spec = self._spec(signature)
@@ -397,7 +397,7 @@ class ServedModel:
                 raise DeadlineExceeded(f"the {self._total_seconds:g} s for the whole call are over; allow more")
             spec = self._spec(signature)
             found = self._transport.predict(signature, arrays, spec, min(left, self._seconds))
-            check_rows(found)
+            check_rows(found, first)
             return found
 
     def _values(self, signature: str, images: Images, seed: int, labels: Any) -> Arrays:
@@ -424,8 +424,7 @@ class ServedModel:
         for name, otherwise in _OPTIONAL.items():
             value = optional.get(name)
             if value is not None or name in wanted:
-                dtype = np.dtype(wanted[name].dtype) if name in wanted else None
-                of_rows = np.asarray(otherwise if value is None else value, dtype)
+                of_rows = _as_numbers(name, otherwise if value is None else value, wanted.get(name))
                 fits = of_rows.shape in ((), (count,))
                 check(fits, f"{name} of shape {of_rows.shape}: give one, or one for each of {count}")
                 inputs = inputs | {name: np.broadcast_to(of_rows, [count])}
@@ -437,7 +436,7 @@ class ServedModel:
                 batch["image_bytes"] = png_files(batch.pop("image"))
             elif "image" in batch and batch["image"].dtype == np.uint8:
                 batch["image"] = batch["image"] / np.float32(255.0)
-            return self._ask(signature, batch, end)
+            return self._ask(signature, batch, end, first)
 
         pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="prediction")
         try:
@@ -453,17 +452,27 @@ class ServedModel:
         return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
-def check_rows(outputs: Mapping[str, np.ndarray]) -> None:
+def _as_numbers(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
+    """Numbers of the signature's dtype; ValueError where they are others, as 0.7 of a whole one."""
+    array = np.asarray(value)
+    if wanted is None:
+        return array
+    found = array.astype(wanted.dtype)
+    check(np.allclose(found, array.astype(float), equal_nan=True), f"{name} = {value}: must be {wanted.dtype}")
+    return found
+
+
+def check_rows(outputs: Mapping[str, np.ndarray], first: int = 0) -> None:
     """Raises BadRequest for rows that the model has refused: `valid` is false there, or a number is NaN.
 
     With TensorFlow Serving's batching a graph can't end with an error for one row without failing its neighbors, which
     may be of others.
     """
     for name, array in outputs.items():
-        if array.size and (name == "valid" or array.dtype.kind == "f"):
+        if array.ndim and array.size and (name == "valid" or array.dtype.kind == "f"):
             wrong = ~array if name == "valid" else np.isnan(array)
-            rows = np.flatnonzero(wrong.reshape(len(array), -1).any(axis=1)).tolist()
-            check(not rows, f"the model refuses rows {rows[:5]} of {len(array)}: an input is out of range")
+            rows = (first + np.flatnonzero(wrong.reshape(len(array), -1).any(axis=1))).tolist()
+            check(not rows, f"the model refuses rows {rows[:5]}: an input is out of range")
 
 
 def status_text(model: ServedModel) -> str:

@@ -111,13 +111,16 @@ class RestTransport:
                     content += piece
                     if time.monotonic() > end:
                         raise requests.Timeout()
+        except (requests.exceptions.SSLError, requests.exceptions.ProxyError) as error:
+            raise client.error_of("UNKNOWN", str(error), "look at its certificate, or the proxy") from None
         except (requests.Timeout, urllib3.exceptions.TimeoutError):
             raise client.error_of("DEADLINE_EXCEEDED", f"no answer within {seconds:.3g} s") from None
         # What requests does not wrap comes of reading the content.
         except (requests.ConnectionError, urllib3.exceptions.ProtocolError) as error:
             # A request changes nothing, so that it may be sent again; gRPC calls this UNAVAILABLE too.
-            refused = "refused" in str(error)
-            reason = "nobody answers there" if refused else "the connection broke before there was an answer"
+            texts = {"refused": "nobody answers there", "resolve": "there is no host of this name"}
+            broken = "the connection broke before there was an answer"
+            reason = next((text for word, text in texts.items() if word in str(error)), broken)
             raise client.error_of("UNAVAILABLE", reason) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise client.error_of("UNKNOWN", str(error), "is this its REST port?") from None

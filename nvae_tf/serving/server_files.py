@@ -27,6 +27,8 @@ SERVING_IMAGE = "tensorflow/serving:2.20.0"
 _RELEASE, _WRITTEN_BY, _GRAPH_VERSION = "2.20", "2.21", 2288
 _NEWER = {"DecodeJxl": None, "TensorListGetItem": "Tshape"}
 BATCHING_FILE = "batching_parameters.txt"
+# Rows of a batch, unless an export takes fewer. Of exports that do not say what a row takes, it takes so much.
+_MAX_BATCH_SIZE, _BYTES_OF_ROW = 64, 2**20
 AUTOMATIC_LABELS = "auto"
 # Names of models and labels become parts of addresses, `/v1/models/NAME/labels/LABEL`, and of Kubernetes.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -72,6 +74,7 @@ def write_server_files(
     known = operations_text(saved, tag)
     without_verdict = [str(folder) for folder, found in saved.items() if not _gives_verdicts(found)]
     batching = not without_verdict
+    max_batch_size = min(_MAX_BATCH_SIZE, *(_fact(folder, "most_rows", _MAX_BATCH_SIZE) for folder in folders))
     values = {
         "names": names,
         "image": image,
@@ -81,7 +84,8 @@ def write_server_files(
         "health_check": json.dumps(["CMD", "bash", "/serving/health_check.sh", *names]),
         "models_config": _models_config(exports),
         "batching": batching,
-        "memory_mib": _memory_mib(folders),
+        "max_batch_size": max_batch_size,
+        "memory_mib": _memory_mib(folders, cores * max_batch_size),
     }
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("nvae_tf.serving"), keep_trailing_newline=True, undefined=jinja2.StrictUndefined
@@ -170,13 +174,22 @@ def _models_config(exports: Sequence[ServedExports]) -> str:
     return header + text_format.MessageToString(config)
 
 
-def _memory_mib(folders: Sequence[pathlib.Path]) -> int:
-    """A limit to begin with: 2 GiB for the server and its batches, and the exports four times.
+def _fact(folder: pathlib.Path, name: str, otherwise: int) -> int:
+    """A number of an export's `source.json`, which older ones lack."""
+    try:
+        return int(json.loads((folder / "assets.extra" / "source.json").read_text())[name])
+    except (OSError, KeyError, TypeError, ValueError):
+        return otherwise
+
+
+def _memory_mib(folders: Sequence[pathlib.Path], rows: int) -> int:
+    """A limit to begin with: 1 GiB for the server, the exports four times, and so many rows at once.
 
     Weights are in memory as a file and as tensors, and of a model that is replaced both versions are.
     """
     files = (file for folder in folders for file in folder.rglob("*") if file.is_file())
-    return 2048 + 4 * math.ceil(sum(file.stat().st_size for file in files) / 2**20)
+    of_rows = rows * max(_fact(folder, "bytes_of_row", _BYTES_OF_ROW) for folder in folders)
+    return 1024 + math.ceil((4 * sum(file.stat().st_size for file in files) + of_rows) / 2**20)
 
 
 def _saved_model(folder: pathlib.Path) -> Any:
@@ -202,7 +215,10 @@ def operations_text(exports: Mapping[pathlib.Path, Any], tag: str) -> str:
     """What is known of the exports' operations in the release with this tag; ValueError where it lacks some."""
     release = ".".join(tag.split("-")[0].split(".")[:2])
     if release not in (_RELEASE, _WRITTEN_BY):
-        return f"It is not known here whether TensorFlow {tag.split('-')[0]} has all operations of the exports."
+        which = f"TensorFlow {tag.split('-')[0]}" if tag else "its TensorFlow"
+        return (
+            f"Image {tag or 'without a tag'}: it is not known here whether {which} has all operations of the exports."
+        )
     for folder, saved in exports.items() if release == _RELEASE else ():
         for graph in (meta_graph.graph_def for meta_graph in saved.meta_graphs):
             wanted, which = graph.versions.min_consumer, f"{folder}: TensorFlow {release}"
@@ -210,4 +226,5 @@ def operations_text(exports: Mapping[pathlib.Path, Any], tag: str) -> str:
             nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
             lacking = {node.op for node in nodes if node.op in _NEWER and _NEWER[node.op] in (None, *node.attr)}
             check(not lacking, f"{folder}: has operations that TensorFlow {release} has not: {', '.join(lacking)}")
-    return f"TensorFlow {release} has all operations of the exports."
+    reason = "" if release == _RELEASE else ": it has written them"
+    return f"TensorFlow {release} has all operations of the exports{reason}."

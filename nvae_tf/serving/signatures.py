@@ -52,7 +52,7 @@ _INPUTS = {
     "compose": ("latent", "keep", "seed", "temperature"),
     "outlier_score": ("image",),
 }
-# By which signatures take them. Ones of `guidance` and `proposals` change nothing.
+# Inputs of some models alone, and which signatures take them. A `guidance` or `proposals` of 1 changes nothing.
 _OPTIONAL = {"label": tuple(_INPUTS), "guidance": ("compose",), "proposals": ("sample", "compose")}
 _WHOLE = "num_groups", "keep", "label", "proposals"
 _DTYPES = {"image_bytes": tf.string, "seed": tf.int64} | dict.fromkeys(_WHOLE, tf.int32)
@@ -119,7 +119,7 @@ class ComposedSource:
     latent: tf.Tensor  # [batch, height, width, latent channels], after the flows
     keep: tf.Tensor  # [batch, 1, 1, 1], which rows' latents are taken
     prior: LatentSource
-    reweighted: LatentSource | None  # of the top groups of a model that has it
+    reweighted: Callable[[], LatentSource] | None  # makes the draws, of the top groups of a model that has it
     is_reweighted: tf.Tensor | None  # [batch, 1, 1, 1], which rows are drawn by it
     above: list[Resampled]  # of the sources of a pass: the latents of the groups above
 
@@ -128,15 +128,15 @@ class ComposedSource:
         drawn = self.prior.draw(layers, state)
         z = drawn.z
         if self.reweighted is not None:
-            reweighted = self.reweighted
-            if isinstance(reweighted, ResampledSource):
-                reweighted = dataclasses.replace(reweighted, drawn=list(self.above))
+
+            def reweighted() -> tf.Tensor:
+                source = self.reweighted()
+                if isinstance(source, ResampledSource):
+                    source = dataclasses.replace(source, drawn=list(self.above))
+                return tf.where(self.is_reweighted, source.draw(layers, state).z, drawn.z)
+
             # Proposals take longer than all else of a small model.
-            z = tf.cond(
-                tf.reduce_any(self.is_reweighted),
-                lambda: tf.where(self.is_reweighted, reweighted.draw(layers, state).z, z),
-                lambda: drawn.z,
-            )
+            z = tf.cond(tf.reduce_any(self.is_reweighted), reweighted, lambda: drawn.z)
         z = tf.where(self.keep, self.latent, z)
         self.above.append(Resampled(z, tf.ones([])))
         return LatentSample(z, z, drawn.prior)
@@ -305,7 +305,7 @@ class Signatures(FlatLatentModel):
         """Images of which some groups are given and the others drawn from the prior, given the groups above.
 
         Args:
-          latent: `[batch, total]`; the values of groups that are drawn are not used.
+          latent: `[batch, total]`; of groups that are drawn any finite values.
           keep: int32 `[batch, groups]`, 1 where the group's latent is taken, 0 where it is drawn.
           seed: `[batch]`, of the groups that are drawn: a group's draws are the same whichever others are taken.
           temperature: `[batch, groups]`, above 0, of their priors.
@@ -327,7 +327,7 @@ class Signatures(FlatLatentModel):
         return self._infer(noise_scale, image, seed, *([] if label is None else [label]))
 
     def _composed(self, latent, keep, seed, temperature, *optional) -> tuple[tf.Tensor, tf.Tensor]:
-        """The top-down pass: mean images and latents."""
+        """The top-down pass: mean images and latents; another one where some rows are guided."""
         given = dict(zip((spec.name for spec in self.input_specs("compose")[4:]), optional, strict=True))
         temperatures, keeps = (
             [_over_pixels(x) for x in tf.unstack(value, axis=1)] for value in (temperature, keep > 0)
@@ -336,18 +336,23 @@ class Signatures(FlatLatentModel):
         groups = list(zip(self._groups(latent), noise_per_image(self.latent_shapes, _words(seed)), strict=True))
         of_groups = list(zip(groups, temperatures, keeps, strict=True))
 
-        def plain() -> tuple[tf.Tensor, tf.Tensor]:
-            above, reweighted, is_reweighted = [], [], None
-            if self._reweighted:
-                is_reweighted = _over_pixels(given["proposals"] > 1)
-                reweighted = self._reweighted.sources(_words(seed), temperatures, self.model.plan, label)
-            reweighted += [None] * (len(self._sizes) - len(reweighted))
-            sources = [
-                ComposedSource(group, keep, PriorSource(noise, temperature), other, is_reweighted, above)
-                for ((group, noise), temperature, keep), other in zip(of_groups, reweighted, strict=True)
-            ]
-            decoded = self._decoded(sources, latent, label)
-            return decoded.likelihood.mean(), self._flat(decoded)
+        above, is_reweighted = [], None
+        if self._reweighted:
+            is_reweighted = _over_pixels(given["proposals"] > 1)
+
+        def reweighted(group: int) -> Callable[[], LatentSource] | None:
+            if not self._reweighted or group >= len(self._reweighted.ratios):
+                return None
+            return lambda: self._reweighted.sources(_words(seed), temperatures, self.model.plan, label)[group]
+
+        sources = [
+            ComposedSource(group, keep, PriorSource(noise, temperature), reweighted(number), is_reweighted, above)
+            for number, ((group, noise), temperature, keep) in enumerate(of_groups)
+        ]
+        decoded = self._decoded(sources, latent, label)
+        found = decoded.likelihood.mean(), self._flat(decoded)
+        if guidance is None:
+            return found
 
         def guided() -> tuple[tf.Tensor, tf.Tensor]:
             above, of_row = [], _over_pixels(guidance)
@@ -357,9 +362,11 @@ class Signatures(FlatLatentModel):
             ]
             rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))
             decoded = self.model.top_down_pass(sources, 2 * rows, both, kept=rows)
-            return decoded.likelihood.mean(), self._flat(decoded)[:rows]
+            images, latents = decoded.likelihood.mean(), self._flat(decoded)[:rows]
+            is_guided = guidance != 1.0
+            return tf.where(_over_pixels(is_guided), images, found[0]), tf.where(is_guided[:, None], latents, found[1])
 
-        return plain() if guidance is None else tf.cond(tf.reduce_any(guidance != 1.0), guided, plain)
+        return tf.cond(tf.reduce_any(guidance != 1.0), guided, lambda: found)
 
     def _inferred(self, noise_scale, image, seed, label=None) -> Tensors:
         """The inference pass: latents, the parts of the bound, where the KL is, and mean images."""

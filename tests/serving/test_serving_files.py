@@ -102,14 +102,16 @@ def test_the_manifest_of_kubernetes_has_what_the_compose_file_has(models, write_
     assert "--enable_grpc_healthcheck_service=true" in container["args"]
     assert container["image"] == composed["image"] == "tensorflow/serving:2.20.0"
     assert all(container[f"{probe}Probe"]["grpc"] == {"port": 8500} for probe in ("startup", "readiness", "liveness"))
-    assert container["resources"]["limits"]["memory"] == "2052Mi"  # the exports' files have some bytes
+    cores = int(flags_of(output)["tensorflow_intra_op_parallelism"])
+    # 64 rows of 1 MiB a core; the exports' files have some bytes.
+    assert container["resources"]["limits"]["memory"] == f"{1024 + 64 * cores + 1}Mi"
     annotations = pod["metadata"]["annotations"]
     assert annotations["prometheus.io/path"] == "/monitoring/prometheus/metrics"
     assert annotations["prometheus.io/port"] == "8501"
     for name in ("models.config", "monitoring.config", BATCHING):
         assert found["ConfigMap"]["data"][name].strip() == (output / name).read_text().strip()
     assert f"--batching_parameters_file=/serving/{BATCHING}" in container["args"]
-    cores = flags_of(output)["tensorflow_intra_op_parallelism"]
+
     assert f"num_batch_threads {{ value: {cores} }}" in (output / BATCHING).read_text()
 
 
