@@ -48,7 +48,9 @@ def main(command: str) -> None:
         kinds, is_folder = _OUTPUTS.get(command, (".png", command_line.FOLDER)), FLAGS.output.endswith("/")
         place = command_line.output_place(FLAGS.output, kinds, FLAGS.overwrite or not is_folder)
     files = find_pictures(FLAGS.images) if command in _OF_PICTURES else []
-    latents, names = _latents(FLAGS.latents) if command == "decode" else (None, [name for _, name in files])
+    latents, names, classes = None, [name for _, name in files], None
+    if command == "decode":
+        latents, names, classes = _latents(FLAGS.latents)
     count = FLAGS.count if command == "sample" else len(names)
     # Fail early on duplicate names.
     names = picture_names(names or [f"sample_{number:05d}" for number in range(count)]) if count else []
@@ -62,20 +64,25 @@ def main(command: str) -> None:
             if command == "status":
                 print(status_text(model))
                 return
-            labels = np.resize(np.array(FLAGS.labels, np.int32), count) if FLAGS.labels else None
+            labels = np.resize(np.array(FLAGS.labels, np.int32), count) if FLAGS.labels else classes
             if command == "sample":
-                found = model.sample(count, FLAGS.seed, FLAGS.temperature, labels, as_pixels=True)
+                found = model.sample(count, FLAGS.seed, FLAGS.temperature, labels, FLAGS.proposals, as_pixels=True)
             elif command == "decode":
                 found = model.decode(latents, labels, as_pixels=True)
             else:
                 of_pixels = {"as_pixels": True} if command == "reconstruct" else {}
                 pictures = _pictures([path for path, _ in files], model.image_shape(command))
                 found = getattr(model, command)(pictures, FLAGS.seed, labels, **of_pixels)
-    print(_written(command, place, found, names, [str(path) for path, _ in files]))
+    if command == "encode":
+        latents = {"latent": found, "names": np.array([path.name for path, _ in files])}
+        write_arrays(place.path, latents | ({} if labels is None else {"labels": labels}))
+        print(f"{len(found)} latents of {found.shape[1]} values in {place.path}")
+    else:
+        print(_written(command, place, found, names, [str(path) for path, _ in files]))
 
 
-def _latents(file: str) -> tuple[np.ndarray, list[str]]:
-    """Latents `[count, total]` as every command writes them, or as older ones have, and the images' names."""
+def _latents(file: str) -> tuple[np.ndarray, list[str], np.ndarray | None]:
+    """Latents `[count, total]` as every command writes them, or as older ones have, the images' names, and classes."""
     if not pathlib.Path(file).is_file():
         raise FileNotFoundError(f"--latents={file}: no such file")
     with wrap_read_errors(f"--latents={file}: no file of latents as `encode` writes it (", ")"):
@@ -84,7 +91,7 @@ def _latents(file: str) -> tuple[np.ndarray, list[str]]:
         groups = [arrays["latent"]] if "latent" in arrays else groups
         latents = np.concatenate([group.reshape(len(group), -1) for group in groups], axis=1)
     names = [str(name) for name in arrays.get("names", [])]
-    return latents, names or [f"decoded_{number:05d}" for number in range(len(latents))]
+    return latents, names or [f"decoded_{number:05d}" for number in range(len(latents))], arrays.get("labels")
 
 
 def _pictures(files: list[pathlib.Path], shape: tuple[int, int, int]) -> list:
@@ -104,9 +111,6 @@ def _written(command: str, place: command_line.OutputPlace | None, found, names:
 
     if place is not None and place.kind != command_line.FOLDER:
         place.path.parent.mkdir(parents=True, exist_ok=True)
-    if command == "encode":
-        write_arrays(place.path, {"latent": found, "names": np.array([pathlib.PurePath(file).name for file in files])})
-        return f"{len(found)} latents of {found.shape[1]} values in {place.path}"
     if command == "score":
         rows = list(zip(files, *(score.tolist() for score in found), strict=True))
         if place is not None:
@@ -138,6 +142,8 @@ def _define_flags(command: str) -> None:
     if command == "sample":
         flags.DEFINE_integer("count", 64, "How many images.", lower_bound=1)
         flags.DEFINE_float("temperature", 1.0, "Above 0; lower is tamer.")
+        text = "More than 1: from the reweighted prior, for models that have one."
+        flags.DEFINE_integer("proposals", None, text, lower_bound=1)
     if command in _OF_PICTURES:
         text = "A picture file or a folder of them, in the model's size; may be given several times."
         flags.DEFINE_multi_string("images", None, text, required=True)

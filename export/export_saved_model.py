@@ -6,20 +6,8 @@
 The export is OUTPUT/VERSION, the place where TensorFlow Serving looks for it. It appears there after it has
 been run in a process that can't import this package and has given the model's numbers: one to some minutes.
 
-Signatures (the batch is the first axis of everything; a row's result depends on its own seed alone):
-
-    sample               seed, temperature -> image, image_uint8
-    encode               image, seed       -> latent, kl
-    decode               latent            -> image, image_uint8
-    decode_upper_groups  latent, num_groups, seed, temperature -> image, image_uint8
-    reconstruct          image, seed       -> image, image_uint8
-    score                image, seed       -> nats, bits_per_dim, kl_per_group, kl
-    compose              latent, keep, seed, temperature -> image, image_uint8, latent
-
-All have an output valid, false for rows that are wrong. Images are float32 in [0, 1], seeds int64, num_groups and keep
-int32; keep and the temperature of compose have a number for each latent group. Models with classes take a label too,
-int32, -1 for none. Each signature is there a second time as NAME_png, with the bytes of PNG files (image_bytes) in
-place of images, for REST.
+Its signatures are sample, encode, decode, decode_upper_groups, reconstruct, score, compose and outlier_score, each also
+as NAME_png with PNG files for REST. assets.extra/signatures.json in the export describes their inputs and outputs.
 
 --weights=bfloat16 or float16 stores the kernels in half the bytes; everything is computed in float32 even so.
 assets.extra/ in the export has the settings, the signatures, the layout of latents, the step and the scores.
@@ -47,7 +35,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder of all versions.", required
 VERSION = flags.DEFINE_integer("version", 1, "Number of this version.")
 WEIGHTS_TYPE = flags.DEFINE_enum("weights", WEIGHTS[0], WEIGHTS, "How kernels are stored.")
 MOST_ROWS = flags.DEFINE_integer(
-    "most_rows", None, "The most rows of a request; if not given, what takes 2 GiB, but not below 64.", lower_bound=1
+    "most_rows", None, "The most rows of a request; if not given, what takes 2 GiB, but not below 64.", lower_bound=3
 )
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 

@@ -35,7 +35,7 @@ def interface(model: ServedModel) -> gr.Blocks:
         if picture is None:
             raise gr.Error("Choose a picture first.")
         latents = model.encode([ImageOps.fit(picture, (width, height))])
-        keep = np.arange(groups) > kept
+        keep = np.arange(groups) < kept
         drawn = model.compose(np.repeat(latents, COUNT, axis=0), keep, int(seed), temperature, as_pixels=True)
         return pictures(drawn.images)
 

@@ -14,7 +14,7 @@ no TensorFlow; gRPC does, for the messages of `tensorflow_serving.apis`.
 import contextlib
 import io
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple, Self
 
@@ -26,12 +26,13 @@ from nvae_tf.data.pictures import as_eight_bits
 from nvae_tf.errors import start_tensorflow_quietly
 
 STRING = "string"
-# A request that finds no server, or one that is still loading, is sent again after 0.2 s, 0.4 s, and so on; gRPC's own
-# policy allows no more attempts.
+# A request that finds no server is sent again after a random part of 0.2 s, 0.4 s, and so on; gRPC's own policy allows
+# no more attempts.
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 0.2, 5.0
 # The ending of signatures whose images are the bytes of PNG files.
 _FILES = "_png"
-_NO_LABEL = -1
+# What is sent for inputs of some models alone where a call names none: no class, no guidance, the model's own prior.
+_OPTIONAL = {"label": -1, "guidance": 1.0, "proposals": 1}
 _MOST_CHANNELS = 4
 _DTYPES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_STRING": STRING, "DT_BOOL": "bool"} | {
     f"DT_{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)
@@ -51,7 +52,7 @@ class ModelNotFound(ServingError):
 
 
 class ServerNotReady(ServingError):
-    """Nothing answers, or the model is still being loaded. The only error after which a request is sent again."""
+    """Nothing answers. The only error after which a request is sent again."""
 
 
 class BadRequest(ServingError):
@@ -214,7 +215,7 @@ class ServedModel:
 
     Pillow's images and uint8 arrays are quantized to the bits of the model's data, as in training, where the model has
     signatures for PNG files; float images are used as they are. `labels`, for models with classes, are one class for
-    all rows or one each, -1 for none.
+    all rows or one each, -1 for none; `guidance` and `proposals`, see `nvae_tf.serving.signatures`, likewise.
 
     Args:
       server: `HOST:PORT` for gRPC (TensorFlow Serving's `--port`, 8500), a URL as `http://HOST:PORT` for REST
@@ -275,12 +276,18 @@ class ServedModel:
         self._transport.close()
 
     def sample(
-        self, count: int, seed: int = 0, temperature: float = 1.0, labels: Any = None, as_pixels: bool = False
+        self,
+        count: int,
+        seed: int = 0,
+        temperature: float = 1.0,
+        labels: Any = None,
+        proposals: Any = None,
+        as_pixels: bool = False,
     ) -> np.ndarray:
         """Images `[count, H, W, C]` from the prior: float32 in [0, 1], or uint8 with `as_pixels`."""
         check(count >= 1, f"count={count}: must be above 0")
         inputs = {"seed": row_seeds(seed, count), "temperature": np.full(count, temperature, np.float32)}
-        return self._images("sample", inputs, labels, as_pixels)
+        return self._images("sample", inputs, {"label": labels, "proposals": proposals}, as_pixels)
 
     def compose(
         self,
@@ -289,6 +296,8 @@ class ServedModel:
         seed: int = 0,
         temperature: Any = 1.0,
         labels: Any = None,
+        guidance: Any = None,
+        proposals: Any = None,
         as_pixels: bool = False,
     ) -> Composed:
         """Images of latents `[count, total]` whose groups are kept where `keep` is 1, and otherwise drawn.
@@ -299,9 +308,9 @@ class ServedModel:
         inputs = {"latent": np.asarray(latents), "seed": row_seeds(seed, len(latents))}
         specs, shape = self._spec("compose").inputs, [len(latents), self._spec("compose").inputs["keep"].shape[1]]
         for name, value in (("keep", keep), ("temperature", temperature)):
-            inputs[name] = np.broadcast_to(np.asarray(value).astype(specs[name].dtype), shape)
+            inputs[name] = np.broadcast_to(_as_numbers(name, value, specs[name]), shape)
         output = "image_uint8" if as_pixels else "image"
-        found = self._run("compose", inputs, labels)
+        found = self._run("compose", inputs, {"label": labels, "guidance": guidance, "proposals": proposals})
         return Composed(found[output], found["latent"])
 
     def encode(self, images: Images, seed: int = 0, labels: Any = None) -> np.ndarray:
@@ -310,13 +319,13 @@ class ServedModel:
 
     def decode(self, latents: np.ndarray, labels: Any = None, as_pixels: bool = False) -> np.ndarray:
         """Images `[count, H, W, C]` of latents `[count, total]`."""
-        return self._images("decode", {"latent": np.asarray(latents)}, labels, as_pixels)
+        return self._images("decode", {"latent": np.asarray(latents)}, {"label": labels}, as_pixels)
 
     def reconstruct(self, images: Images, seed: int = 0, labels: Any = None, as_pixels: bool = False) -> np.ndarray:
         """The model's reconstructions of images, `[count, H, W, C]`."""
         arrays = image_arrays(images, self.image_shape("reconstruct"))
         inputs = {"image": arrays, "seed": row_seeds(seed, len(arrays))}
-        return self._images("reconstruct", inputs, labels, as_pixels)
+        return self._images("reconstruct", inputs, {"label": labels}, as_pixels)
 
     def score(self, images: Images, seed: int = 0, labels: Any = None) -> Scores:
         """The negative evidence lower bound of images; `model.score` in Python is another estimate, with more draws."""
@@ -328,7 +337,7 @@ class ServedModel:
 
         The inputs have the batch first. What doesn't fit the signature is a BadRequest, found before it is sent.
         """
-        return self._ask(signature, inputs, (), time.monotonic() + self._total_seconds)
+        return self._ask(signature, inputs, time.monotonic() + self._total_seconds)
 
     def signatures(self) -> dict[str, SignatureSpec]:
         """The signatures by name, asked once; another version may have others, `metadata` asks again."""
@@ -367,8 +376,8 @@ class ServedModel:
             check(signature in known, f"the model has no such signature{hint}")
             return known[signature]
 
-    def _ask(self, signature: str, inputs: Mapping[str, Any], outputs: Collection[str], end: float) -> Arrays:
-        """The outputs of one request, those that are named or all."""
+    def _ask(self, signature: str, inputs: Mapping[str, Any], end: float, first: int = 0) -> Arrays:
+        """The outputs of one request, whose rows are those of the call from `first`."""
 
         def fitted() -> Arrays:
             spec = self._spec(signature)
@@ -387,43 +396,38 @@ class ServedModel:
             if left <= 0:
                 raise DeadlineExceeded(f"the {self._total_seconds:g} s for the whole call are over; allow more")
             spec = self._spec(signature)
-            found = self._transport.predict(signature, arrays, spec, outputs, min(left, self._seconds))
-            check_rows(found)
+            found = self._transport.predict(signature, arrays, spec, min(left, self._seconds))
+            check_rows(found, first)
             return found
-
-    def _by_files(self, signature: str, inputs: Mapping[str, np.ndarray]) -> bool:
-        """Whether to send PNG files: the model quantizes their pixels, and as text they are shorter than numbers."""
-        if f"{signature}{_FILES}" not in self.signatures():
-            return False
-        return inputs["image"].dtype == np.uint8 if "image" in inputs else self.is_rest
 
     def _values(self, signature: str, images: Images, seed: int, labels: Any) -> Arrays:
         arrays = image_arrays(images, self.image_shape(signature))
         inputs = {"image": arrays, "seed": row_seeds(seed, len(arrays))}
-        # All outputs are asked for: a server has run the signature so, to warm up.
-        return self._run(signature + (_FILES if self._by_files(signature, inputs) else ""), inputs, labels)
+        # The model quantizes the pixels of files.
+        by_files = arrays.dtype == np.uint8 and f"{signature}{_FILES}" in self.signatures()
+        return self._run(signature + (_FILES if by_files else ""), inputs, {"label": labels})
 
-    def _images(self, signature: str, inputs: dict[str, np.ndarray], labels: Any, as_pixels: bool) -> np.ndarray:
-        spec = self._spec(signature)
-        if as_pixels and self._by_files(signature, inputs):
-            return pixels_of_files(self._run(f"{signature}{_FILES}", inputs, labels)["image_bytes"])
-        # Pixels are a quarter of the bytes, where the model has them. Exports have run each alone to warm up.
-        output = "image_uint8" if as_pixels and "image_uint8" in spec.outputs else "image"
-        outputs = [name for name in (output, "valid") if name in spec.outputs]
-        images = self._run(signature, inputs, labels, outputs)[output]
-        return pixels_of(images) if as_pixels and output == "image" else images
+    def _images(
+        self, signature: str, inputs: dict[str, np.ndarray], optional: Mapping[str, Any], as_pixels: bool
+    ) -> np.ndarray:
+        # The pixels of files are far fewer bytes than numbers, as JSON above all.
+        takes_pixels = "image" not in inputs or inputs["image"].dtype == np.uint8
+        if as_pixels and takes_pixels and f"{signature}{_FILES}" in self.signatures():
+            return pixels_of_files(self._run(f"{signature}{_FILES}", inputs, optional)["image_bytes"])
+        images = self._run(signature, inputs, optional)["image"]
+        return pixels_of(images) if as_pixels else images
 
-    def _run(self, signature: str, inputs: dict[str, np.ndarray], labels: Any, outputs: Collection[str] = ()) -> Arrays:
+    def _run(self, signature: str, inputs: dict[str, np.ndarray], optional: Mapping[str, Any]) -> Arrays:
         """The outputs of all rows, cut into requests of which several run at once."""
         count, wanted = len(next(iter(inputs.values()))), self._spec(signature).inputs
         check(count > 0, "no rows: give one image or latent at least")
-        if labels is not None or "label" in wanted:
-            of_rows = np.asarray(_NO_LABEL if labels is None else labels, np.int32)
-            check(
-                of_rows.shape in ((), (count,)),
-                f"labels of shape {of_rows.shape}: give one, or one for each of {count}",
-            )
-            inputs = inputs | {"label": np.broadcast_to(of_rows, [count])}
+        for name, otherwise in _OPTIONAL.items():
+            value = optional.get(name)
+            if value is not None or name in wanted:
+                of_rows = _as_numbers(name, otherwise if value is None else value, wanted.get(name))
+                fits = of_rows.shape in ((), (count,))
+                check(fits, f"{name} of shape {of_rows.shape}: give one, or one for each of {count}")
+                inputs = inputs | {name: np.broadcast_to(of_rows, [count])}
         end = time.monotonic() + self._total_seconds
 
         def ask(first: int) -> Arrays:
@@ -432,7 +436,7 @@ class ServedModel:
                 batch["image_bytes"] = png_files(batch.pop("image"))
             elif "image" in batch and batch["image"].dtype == np.uint8:
                 batch["image"] = batch["image"] / np.float32(255.0)
-            return self._ask(signature, batch, outputs, end)
+            return self._ask(signature, batch, end, first)
 
         pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="prediction")
         try:
@@ -448,17 +452,27 @@ class ServedModel:
         return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
-def check_rows(outputs: Mapping[str, np.ndarray]) -> None:
+def _as_numbers(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
+    """Numbers of the signature's dtype; ValueError where they are others, as 0.7 of a whole one."""
+    array = np.asarray(value)
+    if wanted is None:
+        return array
+    found = array.astype(wanted.dtype)
+    check(np.allclose(found, array.astype(float), equal_nan=True), f"{name} = {value}: must be {wanted.dtype}")
+    return found
+
+
+def check_rows(outputs: Mapping[str, np.ndarray], first: int = 0) -> None:
     """Raises BadRequest for rows that the model has refused: `valid` is false there, or a number is NaN.
 
     With TensorFlow Serving's batching a graph can't end with an error for one row without failing its neighbors, which
     may be of others.
     """
     for name, array in outputs.items():
-        if array.size and (name == "valid" or array.dtype.kind == "f"):
+        if array.ndim and array.size and (name == "valid" or array.dtype.kind == "f"):
             wrong = ~array if name == "valid" else np.isnan(array)
-            rows = np.flatnonzero(wrong.reshape(len(array), -1).any(axis=1)).tolist()
-            check(not rows, f"the model refuses rows {rows[:5]} of {len(array)}: an input is out of range")
+            rows = (first + np.flatnonzero(wrong.reshape(len(array), -1).any(axis=1))).tolist()
+            check(not rows, f"the model refuses rows {rows[:5]}: an input is out of range")
 
 
 def status_text(model: ServedModel) -> str:

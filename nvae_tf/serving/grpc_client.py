@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,11 +71,9 @@ class GrpcTransport:
         """Closes the channel; requests in flight end with an error."""
         self._channel.close()
 
-    def predict(
-        self, signature: str, arrays: Arrays, spec: SignatureSpec, outputs: Collection[str], seconds: float
-    ) -> Arrays:
-        """The outputs that are named, or all."""
-        request = predict_pb2.PredictRequest(model_spec=self._model_spec(signature), output_filter=outputs)
+    def predict(self, signature: str, arrays: Arrays, spec: SignatureSpec, seconds: float) -> Arrays:
+        """All outputs: a server has run the signature so to warm up, and makes another graph for each selection."""
+        request = predict_pb2.PredictRequest(model_spec=self._model_spec(signature))
         for name, array in arrays.items():
             request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
         with _converted_errors():

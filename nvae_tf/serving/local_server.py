@@ -229,21 +229,25 @@ class _Web:
         self._connections += 1
         try:
             while http.our_state is h11.IDLE and self._connections <= _MOST_CONNECTIONS:
-                request = "GET", "", b""
+                request = None
                 try:
                     async with asyncio.timeout(_IDLE_SECONDS):
                         request = await self._received(http, reader, writer)
-                    self._running += 1
-                    answer = await loop.run_in_executor(self._pool, self._answer, *request)
-                    self._running -= 1
                 except h11.RemoteProtocolError as error:
                     answer = error.error_status_hint, _JSON, _error(f"Malformed request: {error}")
-                async with asyncio.timeout(_IDLE_SECONDS):
-                    await self._send(http, writer, *answer, is_head=request[0] == "HEAD")
+                self._running += 1
+                try:
+                    if request:
+                        answer = await loop.run_in_executor(self._pool, self._answer, *request)
+                    async with asyncio.timeout(_IDLE_SECONDS):
+                        await self._send(http, writer, *answer, is_head=bool(request) and request[0] == "HEAD")
+                finally:
+                    self._running -= 1
                 if http.our_state is h11.DONE and http.their_state is h11.DONE:
                     http.start_next_cycle()
-        except (OSError, TimeoutError, h11.LocalProtocolError, asyncio.CancelledError):
-            pass  # nobody is there to be answered, or the server ends
+        except (OSError, TimeoutError, RuntimeError, asyncio.CancelledError, h11.LocalProtocolError):
+            # Nobody is there to be answered, or the server ends: what is not sent yet is dropped.
+            writer.transport.abort()
         finally:
             self._connections -= 1
             writer.close()

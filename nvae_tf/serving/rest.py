@@ -7,7 +7,7 @@ import base64
 import json
 import time
 import urllib.parse
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -58,10 +58,8 @@ class RestTransport:
         """Closes the connections that are kept."""
         self._session.close()
 
-    def predict(
-        self, signature: str, arrays: Arrays, spec: SignatureSpec, outputs: Collection[str], seconds: float
-    ) -> Arrays:
-        """The outputs that are named, or all; the server gives all, as JSON has no way to choose."""
+    def predict(self, signature: str, arrays: Arrays, spec: SignatureSpec, seconds: float) -> Arrays:
+        """All outputs."""
         inputs = {name: json_of(array) for name, array in arrays.items()}
         body = json.dumps({"signature_name": signature, "inputs": inputs})
         answer = self._ask("POST", ":predict", seconds, body)
@@ -69,7 +67,7 @@ class RestTransport:
             # The value of a single output stands without its name.
             only = next(iter(spec.outputs))
             found = {only: answer["outputs"]} if len(spec.outputs) == 1 else answer["outputs"]
-            return {name: _output(found[name], spec.outputs[name]) for name in outputs or spec.outputs}
+            return {name: _output(found[name], spec.outputs[name]) for name in spec.outputs}
         except (KeyError, TypeError, ValueError) as error:
             raise client.ServerFailed(f"no answer of this signature ({error!r})") from None
 
@@ -113,13 +111,16 @@ class RestTransport:
                     content += piece
                     if time.monotonic() > end:
                         raise requests.Timeout()
+        except (requests.exceptions.SSLError, requests.exceptions.ProxyError) as error:
+            raise client.error_of("UNKNOWN", str(error), "look at its certificate, or the proxy") from None
         except (requests.Timeout, urllib3.exceptions.TimeoutError):
             raise client.error_of("DEADLINE_EXCEEDED", f"no answer within {seconds:.3g} s") from None
         # What requests does not wrap comes of reading the content.
         except (requests.ConnectionError, urllib3.exceptions.ProtocolError) as error:
             # A request changes nothing, so that it may be sent again; gRPC calls this UNAVAILABLE too.
-            refused = "refused" in str(error)
-            reason = "nobody answers there" if refused else "the connection broke before there was an answer"
+            texts = {"refused": "nobody answers there", "resolve": "there is no host of this name"}
+            broken = "the connection broke before there was an answer"
+            reason = next((text for word, text in texts.items() if word in str(error)), broken)
             raise client.error_of("UNAVAILABLE", reason) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise client.error_of("UNKNOWN", str(error), "is this its REST port?") from None

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import inspect
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -99,7 +100,8 @@ def export_saved_model(
     """
     require("tensorflow_serving.apis", "serving")
     check_choice("weights", weights, WEIGHTS)
-    check(most_rows is None or most_rows >= 1, f"most_rows = {most_rows}: must be at least 1")
+    # The export is tried with so many.
+    check(most_rows is None or most_rows >= ROWS, f"most_rows = {most_rows}: must be at least {ROWS}")
     report = report or Report()
     output = pathlib.Path(output)
     folded = folded_weights(model.stacks, weights)
@@ -107,7 +109,8 @@ def export_saved_model(
         report.progress("computing the model's numbers", 0.0)
         reference = Signatures(model, rows=ROWS)
         record = of_model = recorded(reference)
-        most_rows = most_rows or _most_rows(reference)
+        bytes_of_row = _bytes_of_row(reference)
+        most_rows = most_rows or max(REQUEST_BYTES // bytes_of_row, FEWEST_ROWS)
         report.progress("tracing the signatures", 0.3)
         # Inline: TensorFlow does not rewrite functions that are called, and fuses bias and swish with what is before.
         signatures = Signatures(model, lambda: FoldedPass(traced_inline=True, folded=folded), most_rows)
@@ -127,16 +130,16 @@ def export_saved_model(
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
         facts = {"weights": weights, "difference_from_model": differences, "most_rows": most_rows}
+        facts["bytes_of_row"] = bytes_of_row
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)
     return Exported(output / str(version), max(differences.values()))
 
 
-def _most_rows(reference: Signatures) -> int:
-    """As many rows as take `REQUEST_BYTES`, by the graphs of a model traced for `ROWS` rows, but not too few."""
+def _bytes_of_row(reference: Signatures) -> int:
+    """The memory that a row of a request takes, by the graphs of a model traced for `ROWS` rows."""
     with tf.device("/CPU:0"):  # as `recorded` has traced them
         graphs = [network.get_concrete_function() for network in reference.networks]
-    of_row = max(memory_timeline(graph).peak_bytes for graph in graphs) / ROWS
-    return max(int(REQUEST_BYTES / of_row), FEWEST_ROWS)
+    return math.ceil(max(memory_timeline(graph).peak_bytes for graph in graphs) / ROWS)
 
 
 def _check_rounding(weights: str, differences: Mapping[str, float]) -> None:
@@ -273,7 +276,7 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
 
 
 def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
-    """A request of one row for every signature and the default, which a server runs before it serves the version.
+    """A request for every signature and the default, which a server runs before it serves the version.
 
     A server makes the graph ready for each signature, and again for each selection of its outputs: these requests are,
     like the client's, for all outputs.
@@ -285,7 +288,7 @@ def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
         signature, _, argument = key.partition("/")
         request = requests.setdefault(signature, predict_pb2.PredictRequest())
         request.model_spec.name, request.model_spec.signature_name = model_name, signature
-        request.inputs[argument].CopyFrom(tf.make_tensor_proto(array[:1]))
+        request.inputs[argument].CopyFrom(tf.make_tensor_proto(array))
     default = predict_pb2.PredictRequest.FromString(next(iter(requests.values())).SerializeToString())
     default.model_spec.signature_name = DEFAULT_SIGNATURE
     with tf.io.TFRecordWriter(str(file)) as writer:

@@ -69,7 +69,7 @@ class DeviceSignatures(FlatLatentModel):
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """The exported inputs of the signature called `name`, in the order of its arguments."""
         names = {"decode": ["latent"], "sample": ["noise", "temperature"]}.get(name, ["image", "noise"])
-        return self._specs(names, DEVICE_BATCH)
+        return self._specs([*names, *(["label"] if self.model.config.num_classes else [])], DEVICE_BATCH)
 
     def write(self, name: str, folder: pathlib.Path) -> None:
         """Writes the signature called `name` as a new SavedModel that can be converted to builtin operations."""
