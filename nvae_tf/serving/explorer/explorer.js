@@ -56,16 +56,17 @@ async function act(name, action) {
 // ---- State and link.
 
 function remember() {
-  const text = JSON.stringify(state);
-  const fits = text.length < LONGEST_LINK;
-  history.replaceState(null, "", `#${encodeURIComponent(fits ? text : JSON.stringify({ ...state, current: null, ends: [null, null] }))}`);
+  let text = JSON.stringify(state);
+  if (text.length > LONGEST_LINK) text = JSON.stringify({ ...state, current: null, ends: [null, null] });
+  history.replaceState(null, "", `#${encodeURIComponent(text)}`);
 }
 
 function fresh() {
   const classes = facts.classes.length && model.takes("compose", "label");
   return {
-    seed: 1, count: 24, temperature: maker.all(1), each: false, label: classes ? IN_TURN : -1, guidance: 1, prior: false,
-    current: null, variants: { top: 1 }, draws: 0, locks: [], ends: [null, null], groups: maker.all(0).map((_, g) => g),
+    seed: 1, count: 24, temperature: maker.all(1), each: false, label: classes ? IN_TURN : -1, guidance: 1,
+    prior: false, current: null, variants: { top: 1 }, draws: 0, locks: [], ends: [null, null],
+    groups: maker.all(0).map((_, g) => g),
   };
 }
 
@@ -141,7 +142,7 @@ function choose(recipe) {
 }
 
 function nameOf(recipe) {
-  if (recipe.row && recipe.from) return `variant of: ${nameOf(recipe.from)}`;
+  if (recipe.from) return `variant of ${nameOf(recipe.from).replace(/^variant of /, "")}`;
   if (recipe.row) return `sample ${Math.floor(recipe.row.seed / 2 ** 32) + 1} of seed ${recipe.row.seed % 2 ** 32}`;
   if (recipe.between) return `${Math.round(100 * recipe.fraction)}% of the way from A to B`;
   return recipe.pixels === undefined ? `test image ${recipe.example + 1}` : "your picture";
@@ -156,14 +157,14 @@ const showCurrent = () => act("current", async () => {
     images.draw($(part), pixels, facts.image, SIZES.current);
     $(part).ariaLabel = part === "original" ? nameOf(current) : made.original ? "Reconstruction" : nameOf(current);
   }
-  const [what] = made.original ? [`reconstruction of ${nameOf(current)}`] : nameOf(current).match(/^(.{0,120})/);
+  const what = made.original ? `reconstruction of ${nameOf(current)}` : nameOf(current);
   $("what").textContent = what + (label >= 0 ? `, class ${facts.classes[label]}` : "");
   shown.current = { pixels: made.original ? [seen, made.pixels] : [seen], request: made.request, made };
   clearMask();
   pressAll();
-  const score = await maker.score(seen, label);
-  $("facts").textContent = `Negative evidence lower bound ${score.nats.toFixed(2)} nats, ${score.bits.toFixed(3)} bits/dim.`;
-  showGroups(score.kl);
+  const { nats, bits, kl } = await maker.score(seen, label);
+  $("facts").textContent = `Negative evidence lower bound ${nats.toFixed(2)} nats, ${bits.toFixed(3)} bits/dim.`;
+  showGroups(kl);
   if (model.has("outlier_score")) await showOutlierScore(seen, label);
   vary();
   return "Current image";
@@ -172,14 +173,15 @@ const showCurrent = () => act("current", async () => {
 async function showOutlierScore(pixels, label) {
   const score = await maker.outlierScore(pixels, label);
   const texts = [
-    ["kl_sum", (value) => `sum of KLs ${value.toFixed(2)} nats`], ["mahalanobis", (value) => `Mahalanobis distance ${value.toFixed(2)}`],
-    ["p_value", (value) => `p-value ${value.toPrecision(2)}`],
-  ].filter(([name]) => typeof score[name] === "number").map(([name, text]) => text(score[name]));
+    ["kl_sum", "sum of KLs"], ["kl_p_value", "p-value"],
+    ["mahalanobis", "Mahalanobis distance"], ["mahalanobis_p_value", "p-value"],
+  ].filter(([name]) => typeof score[name] === "number").map(([name, text]) => `${text} ${score[name].toPrecision(3)}`);
   if (texts.length) $("facts").textContent += ` As an outlier: ${texts.join(", ")}.`;
   $("of-map").hidden = !score.kl_map;
   if (!score.kl_map) return;
   const values = score.kl_map.flat(Infinity), most = Math.max(...values, 1e-6);
-  images.draw($("map"), Uint8Array.from(values, (v) => Math.round(255 * Math.max(0, v) / most)), [...facts.image.slice(0, 2), 1], SIZES.current);
+  const pixelsOfMap = Uint8Array.from(values, (v) => Math.round(255 * Math.max(0, v) / most));
+  images.draw($("map"), pixelsOfMap, [...facts.image.slice(0, 2), 1], SIZES.current);
 }
 
 function showGroups(kl) {
@@ -191,7 +193,7 @@ function showGroups(kl) {
         state.locks = state.locks.filter((other) => other !== g).concat(lock.checked ? [g] : []);
         remember();
       };
-      const redraw = element("button", { type: "button", textContent: "Redraw", ariaLabel: `Redraw group ${g + 1} alone` });
+      const redraw = element("button", { textContent: "Redraw", ariaLabel: `Redraw group ${g + 1} alone` });
       redraw.onclick = () => { state.variants = { group: g }; vary(); };
       const bar = element("div", { className: "bar" }, element("span"), element("b"));
       return element("tr", {}, ...[lock, groupName(g), bar, redraw].map((content) => element("td", {}, content)));
@@ -210,14 +212,16 @@ const groupName = (g) => `${g + 1}: ${facts.shapes[g].join("×")}`;
 // ---- Variants.
 
 const vary = () => act("variants", async () => {
-  const { current, variants: { group, top } } = state;
-  const last = maker.groups - 1;
-  const keep = maker.all(0).map((_, g) => Number(group !== undefined ? g !== group : top !== undefined ? g < top : state.locks.includes(g)));
-  $("variant-text").textContent = group !== undefined ? `Group ${group + 1} redrawn, all others kept`
-    : top !== undefined ? `The top ${top} of ${maker.groups} groups kept, the others redrawn` : "All groups redrawn that are not locked";
-  setOutput($("top"), top ?? Math.min(group ?? last, last), top ?? "–");
+  const { current, draws, locks, temperature, variants: { group, top } } = state;
+  const [text, isKept] = group !== undefined ? [`Group ${group + 1} redrawn, all others kept`, (g) => g !== group]
+    : top !== undefined ? [`The top ${top} of ${maker.groups} groups kept, the others redrawn`, (g) => g < top]
+    : ["All groups redrawn that are not locked", (g) => locks.includes(g)];
+  $("variant-text").textContent = text;
+  setOutput($("top"), top ?? 0, top ?? "–");
+  const keep = maker.all(0).map((_, g) => Number(isKept(g)));
   const count = keep.every(Boolean) ? 1 : VARIANTS;
-  const rows = Array.from({ length: count }, (_, i) => ({ seed: seedOf(state.draws, i), keep, temperature: [...state.temperature] }));
+  const rowAt = (_, i) => ({ seed: seedOf(draws, i), keep, temperature: [...temperature] });
+  const rows = Array.from({ length: count }, rowAt);
   const { pixels, request, recipes } = await maker.variants(current, rows);
   shown.variants = { pixels, request, recipes: recipes.map(plain) };
   show("variants", pixels, (i) => `Variant ${i + 1}`, (i) => choose(shown.variants.recipes[i]));
@@ -234,7 +238,7 @@ const showPath = () => act("path", async () => {
   const fractions = Array.from({ length: STEPS }, (_, i) => i / (STEPS - 1));
   const { pixels, request, recipes } = await maker.path(ends, [...groups], fractions);
   shown.path = { pixels, request, recipes: recipes.map(plain), columns: STEPS };
-  show("path", pixels, (i) => `${Math.round(100 * fractions[i])}% of the way from A to B`, (i) => choose(shown.path.recipes[i]));
+  show("path", pixels, (i) => nameOf(recipes[i]), (i) => choose(shown.path.recipes[i]));
   pressAll();
   return "Interpolation";
 });
@@ -280,13 +284,14 @@ function paintAt(x, y) {
 function paintWithPointer(event) {
   if (event.buttons !== 1) return;
   const box = $("paint").getBoundingClientRect(), [height, width] = facts.image;
-  const x = Math.floor((event.clientX - box.left) / box.width * width), y = Math.floor((event.clientY - box.top) / box.height * height);
-  paintAt(x, y);
+  const [x, y] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+  paintAt(Math.floor(x * width), Math.floor(y * height));
   drawMask();
 }
 
 function paintWithKeys(event) {
-  const [height, width] = facts.image, step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  const [height, width] = facts.image;
+  const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
   if (!step && event.key !== " ") return;
   event.preventDefault();
   if (step) {
@@ -297,13 +302,14 @@ function paintWithKeys(event) {
 }
 
 const restore = () => act("restored", async () => {
-  const { pixels: [seen], made } = shown.current, mask = painted.mask;
+  const { pixels: [seen], made } = shown.current, { mask } = painted, label = made.settings.label ?? -1;
   if (!mask.some(Boolean)) throw new Problem("Paint over a region of the image first.");
   painted.series += 1;
-  await maker.restored(seen, mask, painted.series, RESTORATIONS, made.settings.label ?? -1, (pixels) => {
+  await maker.restored(seen, mask, painted.series, RESTORATIONS, label, (pixels) => {
     if (mask !== painted.mask) return false; // another image, or cleared
     shown.restored = { pixels, columns: RESTORATIONS };
-    show("restored", pixels, (i) => `Restoration ${i + 1}`, (i) => choose({ pixels: images.base64(pixels[i]), label: made.settings.label ?? -1 }));
+    const recipe = (i) => ({ pixels: images.base64(pixels[i]), label });
+    show("restored", pixels, (i) => `Restoration ${i + 1}`, (i) => choose(recipe(i)));
     return true;
   });
   return `${RESTORATIONS} restorations`;
@@ -371,15 +377,9 @@ const upload = (file) => file && act("upload", async () => {
 });
 
 async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch { // without https only on this machine
-    const area = element("textarea", { value: text });
-    document.body.append(area);
-    area.select();
-    document.execCommand("copy");
-    area.remove();
-  }
+  // Of another machine, without https, a page has no clipboard.
+  if (!navigator.clipboard) prompt("To copy:", text);
+  else await navigator.clipboard.writeText(text);
   $("status").textContent = "Copied";
 }
 
@@ -422,8 +422,15 @@ function listen() {
   };
   on("fewer", "click", () => setCount(-1));
   on("more", "click", () => setCount(1));
-  on("class", "change", () => { state.label = $("class").value === IN_TURN ? IN_TURN : Number($("class").value); sample(); });
-  on("guidance", "input", () => { state.guidance = Number($("guidance").value); setOutput($("guidance"), state.guidance); sample(); });
+  on("class", "change", () => {
+    state.label = $("class").value === IN_TURN ? IN_TURN : Number($("class").value);
+    sample();
+  });
+  on("guidance", "input", () => {
+    state.guidance = Number($("guidance").value);
+    setOutput($("guidance"), state.guidance);
+    sample();
+  });
   on("prior", "change", () => { state.prior = $("prior").checked; sample(); });
   on("each", "change", () => { state.each = $("each").checked; showTemperatures(); remember(); });
   on("top", "input", () => { state.variants = { top: Number($("top").value) }; vary(); });
@@ -447,10 +454,12 @@ const query = () => Object.fromEntries(new URLSearchParams(location.search));
 
 const start = () => act("start", async () => {
   const response = await fetch("explorer.json").catch(() => null);
-  if (!response?.ok) throw new Problem(`${new URL("explorer.json", location)} is missing: is the server that this page came from running?`);
-  const { models } = await response.json(), names = Object.keys(models), { model: name = names[0], server = location.origin } = query();
+  if (!response?.ok) throw new Problem(`No explorer.json at ${location.host}. Is the server running?`);
+  const { models } = await response.json(), names = Object.keys(models);
+  const { model: name = names[0], server = location.origin } = query();
   $("models").hidden = names.length < 2;
-  $("model").replaceChildren(...names.map((text) => element("option", { textContent: text, selected: text === name })));
+  $("model").replaceChildren(...names.map((text) => element("option", { textContent: text })));
+  $("model").value = name;
   if (!models[name]) throw new Problem(`explorer.json has no model ${name}; it has ${names.join(", ")}.`);
   model = new Model(server.replace(/\/$/, ""), name);
   await model.load();

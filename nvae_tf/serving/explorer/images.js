@@ -41,8 +41,8 @@ export async function sheet(images, [height, width, channels], columns = Math.ce
   return canvas.convertToBlob();
 }
 
-async function fromBitmap(source, [height, width, channels]) {
-  // Neither colors nor, where there is no alpha, values are changed on the way.
+// The pixels of a picture file of any size, cropped in its middle; without alpha those of the right size stay exact.
+export async function fromFile(source, [height, width, channels]) {
   const bitmap = await createImageBitmap(source, { colorSpaceConversion: "none" });
   const scale = Math.max(width / bitmap.width, height / bitmap.height);
   const [w, h] = [scale * bitmap.width, scale * bitmap.height];
@@ -57,9 +57,6 @@ async function fromBitmap(source, [height, width, channels]) {
   return fromRgba(context.getImageData(0, 0, width, height).data, channels);
 }
 
-// A picture file of any size, cropped in its middle.
-export const fromFile = (file, shape) => fromBitmap(file, shape);
-
 export const bytes = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 
 export function base64(pixels) {
@@ -68,13 +65,15 @@ export function base64(pixels) {
   return btoa(text);
 }
 
-export const fromPng = (content, shape) => fromBitmap(new Blob([bytes(content)]), shape);
+export const fromPng = (content, shape) => fromFile(new Blob([bytes(content)]), shape);
 
-// Values of the model's bits, as in its data: floor(v / 2^(8 - bits)) / (2^bits - 1), as lists [height][width][channels].
+// Values of the model's bits, as in its data, floor(v / 2^(8 - bits)) / (2^bits - 1): lists [height][width][channels].
 export function intensities(pixels, [, width, channels], bits) {
   const of = (v) => Number(Math.fround((v >> (8 - bits)) / (2 ** bits - 1)).toPrecision(9));
   return nested(nested(Array.from(pixels, of), channels), width);
 }
 
 // Values in lists of this length.
-export const nested = (values, size) => Array.from({ length: values.length / size }, (_, i) => values.slice(i * size, (i + 1) * size));
+export function nested(values, size) {
+  return Array.from({ length: values.length / size }, (_, i) => values.slice(i * size, (i + 1) * size));
+}

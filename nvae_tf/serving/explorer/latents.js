@@ -20,8 +20,8 @@ export class Maker {
     Object.assign(this, { model, facts, groups: facts.shapes.length });
     this.sizes = facts.shapes.map((shape) => shape.reduce((one, other) => one * other));
     this.total = this.sizes.reduce((one, other) => one + other);
-    const all = bytes(facts.examples ?? ""), size = facts.image.reduce((one, other) => one * other);
-    this.examples = nested(all, size);
+    this.size = facts.image.reduce((one, other) => one * other);
+    this.examples = nested(bytes(facts.examples ?? ""), this.size);
     // PNG files are shorter than lists of numbers, but a browser has none without colors and with alpha.
     this.ending = facts.image[2] % 2 && model.has("compose_png") ? "_png" : "";
   }
@@ -30,27 +30,22 @@ export class Maker {
 
   // Draws rows { seed, keep, temperature, label, guidance, proposals }; kept groups are those of `latents`.
   async compose(rows, latents) {
-    const column = (name, otherwise) => rows.map((row) => row[name] ?? otherwise);
-    const given = {
-      latent: latents ?? rows.map(() => Array(this.total).fill(0)),
-      keep: column("keep"), seed: column("seed"), temperature: column("temperature"),
-      label: column("label", -1), guidance: column("guidance", 1), proposals: column("proposals", 1),
-    };
-    return this.#images("compose", given);
+    const given = { latent: latents ?? rows.map(() => Array(this.total).fill(0)) };
+    for (const name of ["keep", "temperature"]) given[name] = rows.map((row) => row[name]);
+    return this.#images("compose", rows, given);
   }
 
   // Draws rows of which no group is kept; without latents in request and answer where the signature `sample` can.
   async sample(rows) {
-    const can = ["guidance", "proposals"].every((name) => this.model.takes("sample", name) || rows.every((row) => (row[name] ?? 1) === 1));
-    if (!can || rows.some(({ temperature }) => new Set(temperature).size > 1)) return this.compose(rows);
-    const column = (name, otherwise) => rows.map((row) => row[name] ?? otherwise);
-    return this.#images("sample", {
-      seed: column("seed"), temperature: rows.map((row) => row.temperature[0]),
-      label: column("label", -1), guidance: column("guidance", 1), proposals: column("proposals", 1),
-    });
+    const can = (name) => this.model.takes("sample", name) || rows.every((row) => (row[name] ?? 1) === 1);
+    const isOne = rows.every(({ temperature }) => new Set(temperature).size === 1);
+    if (!isOne || !can("guidance") || !can("proposals")) return this.compose(rows);
+    return this.#images("sample", rows, { temperature: rows.map((row) => row.temperature[0]) });
   }
 
-  async #images(signature, given) {
+  async #images(signature, rows, given) {
+    const otherwise = { seed: 0, label: -1, guidance: 1, proposals: 1 };
+    for (const [name, value] of Object.entries(otherwise)) given[name] = rows.map((row) => row[name] ?? value);
     const { outputs, request } = await this.model.predict(signature + this.ending, given);
     const pixels = this.ending
       ? await Promise.all(outputs.image_bytes.map(({ b64 }) => fromPng(b64, this.facts.image)))
@@ -81,31 +76,30 @@ export class Maker {
       return this.made(recipes[0]);
     }
     const original = recipe.pixels === undefined ? this.examples[recipe.example] : bytes(recipe.pixels);
-    if (original?.length !== this.facts.image.reduce((one, other) => one * other)) throw new Problem("The link is of another model.");
-    const settings = { label: recipe.label ?? -1 };
-    const { outputs } = await this.model.predict("encode", { ...this.image([original]), seed: [0], label: [settings.label] });
-    return { ...await this.#kept(outputs.latent, [settings]), original };
+    if (original?.length !== this.size) throw new Problem("The link is of another model.");
+    const label = recipe.label ?? -1;
+    const { outputs } = await this.model.predict("encode", { ...this.image([original]), seed: [0], label: [label] });
+    return { ...this.#first(await this.compose([this.#keeping({ label })], outputs.latent), { label }), original };
   }
 
-  async #kept(latents, settings) {
-    const rows = settings.map((of) => ({ seed: 0, keep: this.all(1), temperature: this.all(1), ...of }));
-    return this.#first(await this.compose(rows, latents), settings[0]);
-  }
+  #keeping(settings) { return { keep: this.all(1), temperature: this.all(1), ...settings }; }
 
-  #first({ pixels, latents, request }, settings) { return { pixels: pixels[0], latent: latents[0], request, settings }; }
+  #first({ pixels: [pixels], latents: [latent], request }, settings) { return { pixels, latent, request, settings }; }
 
   image(pixels) { return { image: pixels.map((one) => intensities(one, this.facts.image, this.facts.num_bits)) }; }
 
   // Draws of which some groups are kept from a recipe; each is remembered under its own recipe.
   async variants(from, rows) {
     const { latent, settings } = await this.made(from);
-    const recipes = rows.map((row) => ({ row: { ...row, ...settings }, from }));
-    return this.#remembered(recipes, await this.compose(recipes.map(({ row }) => row), rows.map(() => latent)), recipes.map(() => settings));
+    const drawn = rows.map((row) => ({ ...row, ...settings }));
+    const found = await this.compose(drawn, rows.map(() => latent));
+    return this.#remembered(drawn.map((row) => ({ row, from })), found, rows.map(() => settings));
   }
 
   #remembered(recipes, { pixels, latents, request }, settings) {
     recipes.forEach((recipe, i) => {
-      this.#keep(JSON.stringify(recipe), Promise.resolve({ pixels: pixels[i], latent: latents[i], request, settings: settings[i] }));
+      const made = { pixels: pixels[i], latent: latents[i], request, settings: settings[i] };
+      this.#keep(JSON.stringify(recipe), Promise.resolve(made));
     });
     return { recipes, pixels, request };
   }
@@ -122,9 +116,9 @@ export class Maker {
       });
     });
     const settings = fractions.map((fraction) => (fraction < 0.5 ? a : b).settings);
-    const rows = settings.map((of) => ({ seed: 0, keep: this.all(1), temperature: this.all(1), ...of }));
     const recipes = fractions.map((fraction) => ({ between, groups, fraction }));
-    return this.#remembered(recipes, await this.compose(rows, latents), settings);
+    const found = await this.compose(settings.map((of) => this.#keeping(of)), latents);
+    return this.#remembered(recipes, found, settings);
   }
 
   // The bound, and the KL of each group, of the bits of the model's data nearest to an image.
@@ -138,22 +132,23 @@ export class Maker {
     return Object.fromEntries(Object.entries(outputs).map(([name, [value]]) => [name, value]));
   }
 
-  // Fills in what the mask has, in alternation with the known pixels (Rezende et al. 2014, appendix F): each round the
-  // hole moves towards the image's reconstruction, twice as far, which halves the number of rounds. The hole begins as in
-  // the mean of the test images: a dark or gray one is black or white to a model. Each row of seeds gives a variant.
+  // Fills in what the mask has (Rezende et al. 2014, appendix F): each round the hole moves towards what it is in the
+  // image's reconstruction, and as far beyond, which halves the rounds. It begins as in the mean test image.
   async restored(pixels, mask, seed, count, label, show) {
     const [, width, channels] = this.facts.image;
     const known = intensities(pixels, this.facts.image, this.facts.num_bits).flat(2);
     const holes = known.map((_, i) => mask[Math.floor(i / channels)]);
     const mean = (i) => this.examples.reduce((sum, image) => sum + image[i] / 255, 0) / this.examples.length;
-    let images = Array(count).fill(known.map((v, i) => (!holes[i] ? v : this.examples.length ? mean(i) : 0.5)));
+    const first = known.map((v, i) => (holes[i] ? (this.examples.length ? mean(i) : 0.5) : v));
+    let images = Array(count).fill(first);
     for (let round = 0; round < ROUNDS; round += 1) {
       const { outputs } = await this.model.predict("reconstruct", {
         image: images.map((values) => nested(nested(values, channels), width)),
         seed: images.map((_, i) => seedOf(seed * ROUNDS + round, i)), label: images.map(() => label),
       });
       const found = outputs.image.map((image) => image.flat(2));
-      if (!show(found.map((values) => Uint8Array.from(pixels, (v, i) => (holes[i] ? Math.round(255 * values[i]) : v))))) return;
+      const filled = (values) => Uint8Array.from(pixels, (v, i) => (holes[i] ? Math.round(255 * values[i]) : v));
+      if (!show(found.map(filled))) return;
       const moved = (v, i, n) => (holes[i] ? Math.min(1, Math.max(0, 2 * v - images[n][i])) : known[i]);
       images = found.map((values, n) => values.map((v, i) => moved(v, i, n)));
     }
@@ -171,7 +166,9 @@ function onArc(one, other, fraction) {
   if (Math.min(...lengths) > 0) {
     const [a, b] = [one.map((v) => v / lengths[0]), other.map((v) => v / lengths[1])];
     const angle = 2 * Math.atan2(length(a.map((v, i) => v - b[i])), length(a.map((v, i) => v + b[i])));
-    if (angle > 1e-4 && angle < Math.PI - 1e-4) weights = weights.map((weight) => Math.sin(weight * angle) / Math.sin(angle));
+    if (angle > 1e-4 && angle < Math.PI - 1e-4) {
+      weights = weights.map((weight) => Math.sin(weight * angle) / Math.sin(angle));
+    }
   }
   return one.map((v, i) => Math.fround(weights[0] * v + weights[1] * other[i]));
 }

@@ -14,32 +14,30 @@ export class Model {
     this.url = `${server}/v1/models/${encodeURIComponent(name)}`;
   }
 
-  // Reads the signatures: their inputs and outputs are arrays of names.
+  // Reads the signatures: the names of their inputs.
   async load() {
     const metadata = await this.#ask("/metadata");
     const definitions = metadata.metadata?.signature_def?.signature_def;
-    if (!definitions) throw new Problem(`${this.url}: no metadata of a model; is this a REST address of a model server?`);
+    if (!definitions) throw new Problem(`${this.url}: no metadata of a model; is this a model server's REST address?`);
     this.version = metadata.model_spec.version;
-    this.signatures = Object.fromEntries(Object.entries(definitions).map(
-      ([name, { inputs, outputs }]) => [name, { inputs: Object.keys(inputs ?? {}), outputs: Object.keys(outputs ?? {}) }],
-    ));
+    this.inputs = Object.fromEntries(
+      Object.entries(definitions).map(([name, { inputs = {} }]) => [name, Object.keys(inputs)]),
+    );
     if (!this.has("compose")) {
-      throw new Problem(`${this.name} has no signature compose: it is an older export, or none of an NVAE; make one with nvae-export.`);
+      throw new Problem(`${this.name} has no signature compose, as nvae-export makes; export the model again.`);
     }
   }
 
-  has(signature) { return signature in this.signatures; }
+  has(signature) { return signature in this.inputs; }
 
-  takes(signature, input) { return this.has(signature) && this.signatures[signature].inputs.includes(input); }
+  takes(signature, input) { return this.has(signature) && this.inputs[signature].includes(input); }
 
   // The outputs by name, each with a row for every row of the inputs, of which the signature takes those that it has.
   async predict(signature, given) {
-    const names = this.signatures[signature].inputs;
-    const inputs = Object.fromEntries(Object.entries(given).filter(([name]) => names.includes(name)));
+    const inputs = Object.fromEntries(Object.entries(given).filter(([name]) => this.takes(signature, name)));
     const request = { signature_name: signature, inputs };
     const { outputs } = await this.#ask(":predict", JSON.stringify(request));
-    const refused = (outputs.valid ?? []).filter((valid) => !valid).length;
-    if (refused) throw new Problem(`The model refuses ${refused} of ${outputs.valid.length} rows; is a temperature too high?`);
+    if (outputs.valid?.includes(false)) throw new Problem("The model refuses a row; is a temperature too high?");
     return { outputs, request };
   }
 
@@ -59,13 +57,13 @@ export class Model {
     try {
       answer = text.includes("NaN") ? JSON.parse(text.replace(NOT_FINITE, "null")) : JSON.parse(text);
     } catch {
-      throw new Problem(`${this.server} answers with no JSON (HTTP ${response.status}); is it a model server's REST address?`);
+      throw new Problem(`${this.server} answers without JSON (HTTP ${response.status}); is this its REST address?`);
     }
     if (!response.ok) throw new Problem(`${this.name}: ${answer.error ?? `HTTP ${response.status}`}`);
     return answer;
   }
 
-  // What to type for a request: `zeros` are written short.
+  // What to type for a request.
   asPython({ signature_name, inputs }) {
     const values = Object.entries(inputs).map(([name, value]) => {
       const zero = Array.isArray(value[0]) && value.flat().every((number) => number === 0);
