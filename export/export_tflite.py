@@ -15,7 +15,7 @@ Signatures (float32; one image at a time, the batch of 1 is the first axis of ev
 
 Images are in [0, 1]. Noise is standard-normal, as long as a latent; for encode, zeros give the posterior's
 means. Models with classes take a label too, int32, -1 for none. The file's metadata, which
-nvae_tf.serving.tflite_conversion.read_metadata reads, have the latents' layout.
+nvae_tf.serving.tflite.read_metadata reads, have the latents' layout.
 
 All of it is TFLite's builtin operations. A quantized model one of whose test images has less than --smallest_psnr
 against the model's (for encode: what the float32 model decodes from its latents) is refused, and so is sample in int8.
