@@ -12,7 +12,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2, prediction_log_pb2
 from nvae_tf.config import check
 from nvae_tf.serving.client import Arrays, check_inputs, signature_specs
 from nvae_tf.serving.grpc_client import SIGNATURE_DEF, array_of, message_as_json
-from nvae_tf.serving.rest import DEFAULT_SIGNATURE
+from nvae_tf.serving.outputs import DEFAULT_SIGNATURE
 
 # Of a request: a message of a few bytes may claim millions of them.
 LARGEST_ROWS = 1024

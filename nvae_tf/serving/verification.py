@@ -17,8 +17,9 @@ import tensorflow as tf
 from PIL import Image
 
 from nvae_tf.config import check
+from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import beside_package, read_arrays, write_arrays
-from nvae_tf.serving.outputs import check_is_export
+from nvae_tf.serving.outputs import PNG_SUFFIX, check_is_export
 from nvae_tf.serving.signatures import Signatures
 
 # Largest difference that rounding may cause, relative to the largest number of the tensor.
@@ -58,15 +59,13 @@ class Record(NamedTuple):
         check_is_export(folder)
         if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"{folder / RECORD}: missing, so there is nothing to compare the export with")
-        try:
+        with wrap_read_errors(f"{folder / RECORD}: damaged (", "); copy the export anew"):
             arrays = read_arrays(folder / RECORD)
-        except ValueError as error:
-            raise ValueError(f"{folder / RECORD}: damaged ({error}); copy the export anew") from error
-        sides = [
-            {name.removeprefix(side): array for name, array in arrays.items() if name.startswith(side)}
-            for side in ("inputs/", "outputs/")
-        ]
-        return cls(*sides)
+        sides: dict[str, Arrays] = {"inputs": {}, "outputs": {}}
+        for key, array in arrays.items():
+            side, _, name = key.partition("/")
+            sides[side][name] = array
+        return cls(**sides)
 
 
 def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
@@ -87,7 +86,7 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
     used, outputs = {}, {}
     for signature in signatures.names:
         names = [spec.name for spec in signatures.input_specs(signature)]
-        base = signature.removesuffix("_png")
+        base = signature.removesuffix(PNG_SUFFIX)
         given = inputs or {f"{signature}/{name}": values.get(f"{base}/{name}", values.get(name)) for name in names}
         arguments = {name: given[f"{signature}/{name}"] for name in names}
         try:
@@ -131,10 +130,8 @@ def verified(folder: pathlib.Path, record: Record | None = None) -> dict[str, fl
       ValueError: a number differs by more than `TOLERANCE`, or the export can't be run.
     """
     record = record or Record.read(folder)
-    try:
+    with wrap_read_errors("the export can't be run in a clean process (", ")"):
         found = run_alone(_SCRIPT, "replay", [folder.resolve()], record.inputs)
-    except ValueError as error:
-        raise ValueError(f"the export can't be run in a clean process ({error})") from None
     differences = all_differences(found, record)
     worst = max(differences, key=differences.get)
     check(
