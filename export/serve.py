@@ -2,14 +2,18 @@
 
     nvae-serve --path=models/digits
     nvae-client sample --server=localhost:8500 --model=digits --output=samples.png
+    nvae-serve --path=models/digits --samples=trial
 
 PRODUCTION IS TENSORFLOW SERVING'S OWN BINARY, tensorflow_model_server, which serves the same folder to the same
 clients. This server has no TLS, no metrics, no batching and no labels, and listens to its own machine alone unless
 --host is given. PATH is the folder of numbered versions that `nvae-export` writes; the newest is served, as it is
 when the server starts.
 
+With --samples it asks itself for samples by gRPC and by REST, writes served_grpc.png and served_rest.png into that
+folder, which are the same, and ends: does serving work on this machine?
+
 It prints `ready` with its ports once the model has answered its warm-up requests, and ends on Ctrl-C or SIGTERM.
-Exit code: 0 ended on a signal, 2 a mistake in the command, or a version that can't be loaded.
+Exit code: 0 ended on a signal, or samples are written; 2 a mistake in the command, or a version that can't be loaded.
 """
 
 import contextlib
@@ -18,11 +22,12 @@ import signal
 import sys
 import threading
 
+import numpy as np
 from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.errors import require, start_tensorflow_quietly
-from nvae_tf.serving.outputs import check_is_versions
+from nvae_tf.serving.outputs import newest_version
 
 MODEL = flags.DEFINE_string("model", None, "The model's name for clients; the folder's if not given.")
 PATH = flags.DEFINE_string("path", None, "Its folder of versions.", required=True)
@@ -32,12 +37,13 @@ HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 f
 CORS = flags.DEFINE_boolean(
     "rest_api_enable_cors_support", False, "Whether pages of other servers may ask, in a browser."
 )
+SAMPLES = flags.DEFINE_string("samples", None, "A folder for two images; ends when they are written.")
 
 
 def main() -> None:
     """Serves until a signal comes."""
     path = pathlib.Path(PATH.value)
-    check_is_versions(path)
+    newest_version(path)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -55,8 +61,24 @@ def main() -> None:
     places = MODEL.value or path.resolve().name, path, PORT.value, REST_PORT.value, HOST.value
     with local_server(*places, enable_cors=CORS.value) as (port, rest_port):
         print(f"ready: gRPC on {HOST.value}:{port}, REST on {HOST.value}:{rest_port}", flush=True)
-        ended.wait()
+        if SAMPLES.value:
+            write_samples({"grpc": f"localhost:{port}", "rest": f"http://localhost:{rest_port}"}, places[0])
+        else:
+            ended.wait()
     print("ended", flush=True)
+
+
+def write_samples(servers: dict[str, str], name: str) -> None:
+    """Asks for the same samples by each protocol, and writes a grid of them."""
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.serving.client import ServedModel
+
+    for protocol, server in servers.items():
+        with ServedModel(server, name) as model:
+            images = model.sample(64, seed=1, as_pixels=True)
+        file = pathlib.Path(SAMPLES.value, f"served_{protocol}.png")
+        write_png(file, image_grid(images / np.float32(255.0), enlarge=None))
+        print(f"{len(images)} images in {file}", flush=True)
 
 
 def run() -> None:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 
@@ -89,14 +90,15 @@ def check_is_export(folder: pathlib.Path) -> None:
         raise FileNotFoundError(f"{folder}: no export in it (saved_model.pb); name one version{there}")
 
 
-def check_is_versions(path: pathlib.Path) -> None:
-    """Raises FileNotFoundError or ValueError for a folder, given as --path, that has no numbered versions."""
+def newest_version(path: pathlib.Path) -> pathlib.Path:
+    """The newest version in a folder of versions; FileNotFoundError or ValueError for a folder without."""
     if not path.is_dir():
-        raise FileNotFoundError(f"--path={path}: no such folder; export a model with nvae-export")
+        raise FileNotFoundError(f"{path}: no such folder; export a model with nvae-export")
     is_one = (path / "saved_model.pb").is_file()
-    check(not is_one, f"--path={path}: is one version; name the folder of all versions, {path.parent}")
-    versions = [entry for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()]
-    check(bool(versions), f"--path={path}: no numbered versions in it")
+    check(not is_one, f"{path}: is one version; name the folder of all versions, {path.parent}")
+    versions = [entry for entry in path.iterdir() if re.fullmatch("0|[1-9][0-9]*", entry.name) and entry.is_dir()]
+    check(bool(versions), f"{path}: no numbered versions in it")
+    return max(versions, key=lambda folder: int(folder.name))
 
 
 def write_digests(folder: pathlib.Path) -> None:
