@@ -98,9 +98,8 @@ def image_grid(images: np.ndarray) -> Image.Image:
 
 def main() -> None:
     """Draws, and writes the grid."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    page = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(**page, allow_abbrev=False)
     parser.add_argument("--saved_model", required=True, metavar="DIR", help="one version, as models/digits/1")
     parser.add_argument("--output", required=True, metavar="PNG", help="the grid; replaced if it exists")
     parser.add_argument("--count", type=int, default=64, help="how many images (default: 64)")

@@ -80,6 +80,7 @@ def read_flat_latents(path: str | os.PathLike) -> FlatLatents:
         groups = [entries[name] for name in sorted(entries) if name.startswith(_GROUP)]
         groups = [entries["latent"]] if "latent" in entries else groups
         check(bool(groups), f"it has {', '.join(sorted(entries)[:5])}, and no entry `latent`")
+        check("latent" not in entries or groups[0].ndim == 2, f"`latent` is of shape {list(groups[0].shape)}")
         latent = np.concatenate([group.reshape(len(group), -1) for group in groups], axis=1)
         # Those of a served model, which knows nothing but the total, have no shapes with them.
         shapes = json.loads(str(entries["about"]))["latent_shapes"] if "about" in entries else None

@@ -16,7 +16,7 @@ import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -208,7 +208,7 @@ def as_array(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-class ServedModel:
+class ServedModel(contextlib.AbstractContextManager):
     """A model on a server; a context manager, and may be used from many threads.
 
     Pillow's images and uint8 arrays are quantized to the bits of the model's data, as in training, where the model has
@@ -261,9 +261,6 @@ class ServedModel:
             start_tensorflow_quietly()
             from nvae_tf.serving.grpc_client import GrpcTransport as Transport
         self._transport = Transport(server, model, version, label)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

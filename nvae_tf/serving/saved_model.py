@@ -121,7 +121,10 @@ def export_saved_model(
             differences = verified(folder, record)
             if weights != "float32":
                 differences = all_differences(record.outputs, of_model)
-                _check_rounding(weights, differences)
+                worst = max(differences, key=differences.get)
+                wrong = f"weights={weights} change too much of what the model gives: {worst} is off by"
+                limit = f"of its largest value, {LARGEST_DIFFERENCE:g} is allowed; export float32"
+                check(differences[worst] <= LARGEST_DIFFERENCE, f"{wrong} {differences[worst]:.2g} {limit}")
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
         facts = {"weights": weights, "difference_from_model": differences, "most_rows": most_rows}
@@ -135,15 +138,6 @@ def _bytes_of_row(reference: Signatures) -> int:
     with tf.device("/CPU:0"):  # as `recorded` has traced them
         graphs = [network.get_concrete_function() for network in reference.networks]
     return math.ceil(max(memory_timeline(graph).peak_bytes for graph in graphs) / ROWS)
-
-
-def _check_rounding(weights: str, differences: Mapping[str, float]) -> None:
-    worst = max(differences, key=differences.get)
-    check(
-        differences[worst] <= LARGEST_DIFFERENCE,
-        f"weights={weights} change too much of what the model gives: {worst} is off by {differences[worst]:.2g} of its "
-        f"largest value, {LARGEST_DIFFERENCE:g} is allowed; export float32",
-    )
 
 
 def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:

@@ -47,12 +47,7 @@ class ServedExports(NamedTuple):
         return tuple(sorted(set(self.labels.values()))) or self.versions[-1:]
 
 
-def write_server_files(
-    models: pathlib.Path,
-    output: pathlib.Path,
-    image: str = SERVING_IMAGE,
-    labels: str = "",
-) -> str:
+def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = SERVING_IMAGE, labels: str = "") -> str:
     """Writes the files for all exports `models/NAME/VERSION/saved_model.pb` into `output`; returns a text about it.
 
     Files of the same names are replaced, others are left alone. Nothing is written where there are no exports, or one
@@ -208,10 +203,8 @@ def operations_text(exports: Mapping[pathlib.Path, Any], tag: str) -> str:
     """What is known of the exports' operations in the release with this tag; ValueError where it lacks some."""
     release = ".".join(tag.split("-")[0].split(".")[:2])
     if release not in (_RELEASE, _WRITTEN_BY):
-        which = f"TensorFlow {tag.split('-')[0]}" if tag else "its TensorFlow"
-        return (
-            f"Image {tag or 'without a tag'}: it is not known here whether {which} has all operations of the exports."
-        )
+        which = f"TensorFlow {tag.split('-')[0]}" if tag else "the image's TensorFlow"
+        return f"It is not known here whether {which} has all operations of the exports."
     for folder, saved in exports.items() if release == _RELEASE else ():
         for graph in (meta_graph.graph_def for meta_graph in saved.meta_graphs):
             wanted, which = graph.versions.min_consumer, f"{folder}: TensorFlow {release}"

@@ -28,14 +28,7 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.data.pipeline import intensity_table
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import (
-    GroupLayers,
-    GuidedSource,
-    LatentSample,
-    LatentSource,
-    PriorSource,
-    noise_per_image,
-)
+from nvae_tf.models.latents import GroupLayers, GuidedSource, LatentSample, LatentSource, PriorSource, noise_per_image
 from nvae_tf.models.nvae import Decoded
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierParts, kl_map, outlier_scores
 from nvae_tf.models.reweighted_prior import Resampled, ResampledSource, ReweightedPrior
@@ -330,12 +323,10 @@ class Signatures(FlatLatentModel):
             [_over_pixels(x) for x in tf.unstack(value, axis=1)] for value in (temperature, keep > 0)
         )
         label, guidance = given.get("label"), given.get("guidance")
-        groups = list(zip(self._groups(latent), noise_per_image(self.latent_shapes, _words(seed)), strict=True))
-        of_groups = list(zip(groups, temperatures, keeps, strict=True))
-
-        above, is_reweighted = [], None
-        if self._reweighted:
-            is_reweighted = _over_pixels(given["proposals"] > 1)
+        noise = noise_per_image(self.latent_shapes, _words(seed))
+        of_groups = list(zip(self._groups(latent), noise, temperatures, keeps, strict=True))
+        above = []
+        is_reweighted = _over_pixels(given["proposals"] > 1) if self._reweighted else None
 
         def reweighted(group: int) -> Callable[[], LatentSource] | None:
             if not self._reweighted or group >= len(self._reweighted.ratios):
@@ -344,7 +335,7 @@ class Signatures(FlatLatentModel):
 
         sources = [
             ComposedSource(group, keep, PriorSource(noise, temperature), reweighted(number), is_reweighted, above)
-            for number, ((group, noise), temperature, keep) in enumerate(of_groups)
+            for number, (group, noise, temperature, keep) in enumerate(of_groups)
         ]
         decoded = self._decoded(sources, latent, label)
         found = decoded.likelihood.mean(), self._flat(decoded)
@@ -355,7 +346,7 @@ class Signatures(FlatLatentModel):
             above, of_row = [], _over_pixels(guidance)
             sources = [
                 ComposedSource(_twice(group), _twice(keep), GuidedSource(noise, temperature, of_row), None, None, above)
-                for (group, noise), temperature, keep in of_groups
+                for group, noise, temperature, keep in of_groups
             ]
             rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))
             decoded = self.model.top_down_pass(sources, 2 * rows, both, kept=rows)
@@ -369,8 +360,8 @@ class Signatures(FlatLatentModel):
         """The inference pass: latents, the parts of the bound, where the KL is, and mean images."""
         noise = [_over_pixels(noise_scale) * eps for eps in noise_per_image(self.latent_shapes, _words(seed))]
         decoded = self.model.inference_pass(image, noise, self._pass(label))
-        of_pass = {"latent": self._flat(decoded), "image": decoded.likelihood.mean()}
-        return of_pass | decoded.elbo(image)._asdict() | {"kl_map": kl_map(self.model, decoded.latents)}
+        found = {"latent": self._flat(decoded), "image": decoded.likelihood.mean()} | decoded.elbo(image)._asdict()
+        return found | {"kl_map": kl_map(self.model, decoded.latents)}
 
     def _with_row_count_checks(self, inputs: Tensors) -> Tensors:
         """The inputs, tied to checks of their numbers of rows by control dependencies, which no pruning can drop."""

@@ -281,14 +281,12 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     """
     output = "latent" if name == "encode" else "image"
     expected = _in_batches(getattr(signatures, name), inputs)
-    advice = (
-        ". Nothing was written. With --quantize=int8 that happens where an activation is 0 for all training images "
-        "that ranges are taken from: take --quantize=dynamic"
-    )
+    cause = "where an activation is 0 for all training images that ranges are taken from: take --quantize=dynamic"
+    advice = f"). Nothing was written. With --quantize=int8 that happens {cause}"
     with tempfile.TemporaryDirectory() as folder:
         model = pathlib.Path(folder, "model.tflite")
         model.write_bytes(content)
-        with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", f"){advice}"):
+        with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", advice):
             results = run_alone(_RUN, "main", [model, name, output], inputs, [_THREADS])
     found = results["output"]
     check(np.isfinite(expected).all(), diverged(name))
@@ -299,37 +297,30 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
         label = {key: array for key, array in inputs.items() if key == "label"}
         images = [_in_batches(signatures.decode, {"latent": z} | label) for z in images]
     squares = np.square(images[0] - images[1]).mean(axis=(1, 2, 3))
-
-    def psnr(square: float) -> float:
-        return float(-10.0 * np.log10(max(square, _SMALLEST_SQUARE)))
-
+    psnr, worst = (-10.0 * np.log10(np.maximum([squares.mean(), squares.max()], _SMALLEST_SQUARE))).tolist()
     return Comparison(
         size_bytes=len(content),
         latency_ms=1e3 * float(np.median(results["seconds"])),
         test_inputs=len(found),
         largest_error=largest,
         relative_largest_error=largest / float(np.abs(expected).max()),
-        psnr_db=psnr(squares.mean()),
-        worst_psnr_db=psnr(squares.max()),
+        psnr_db=psnr,
+        worst_psnr_db=worst,
     )
 
 
 def _check(comparison: Comparison, name: str, quantize: str, smallest_psnr: float) -> None:
-    if quantize == "none":
-        check(
-            comparison.relative_largest_error <= TOLERANCE,
-            f"--signature={name}: the .tflite model does not give the model's numbers: the largest error is "
-            f"{comparison.relative_largest_error:.1e} of the largest value, {TOLERANCE:.0e} is allowed. Nothing was "
-            "written",
-        )
-        return
-    modes = list(MODES)  # from the best to the smallest
+    error, modes = comparison.relative_largest_error, list(MODES)  # from the best to the smallest
     check(
-        comparison.worst_psnr_db >= smallest_psnr,
+        quantize != "none" or error <= TOLERANCE,
+        f"--signature={name}: the .tflite model does not give the model's numbers: the largest error is {error:.1e} of "
+        f"the largest value, {TOLERANCE:.0e} is allowed. Nothing was written",
+    )
+    check(
+        quantize == "none" or comparison.worst_psnr_db >= smallest_psnr,
         f"--quantize={quantize} ruins images of --signature={name}: the PSNR of the worst one is "
-        f"{comparison.worst_psnr_db:.1f} dB ({comparison.psnr_db:.1f} dB of all; largest error "
-        f"{comparison.largest_error:.2g}), at least {smallest_psnr:g} dB are required. Nothing was written; take "
-        f"--quantize={modes[modes.index(quantize) - 1]}, or a lower --smallest_psnr",
+        f"{comparison.worst_psnr_db:.1f} dB ({comparison.psnr_db:.1f} dB of all), at least {smallest_psnr:g} dB are "
+        f"required. Nothing was written; take --quantize={modes[modes.index(quantize) - 1]}, or lower --smallest_psnr",
     )
 
 
