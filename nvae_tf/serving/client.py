@@ -23,7 +23,7 @@ from PIL import Image
 
 from nvae_tf.config import LARGEST_SEED, check, did_you_mean
 from nvae_tf.data.pictures import as_eight_bits
-from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.serving.outputs import PNG_SUFFIX
 
 STRING = "string"
@@ -193,7 +193,7 @@ def as_array(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
 
     NumPy's own strings lose zero bytes at the end.
     """
-    try:
+    with wrap_read_errors(f"input {name!r} is no array (", ")"):
         if wanted and wanted.dtype == STRING:
             array = np.array(value, object)
             for place, text in np.ndenumerate(array):
@@ -202,8 +202,6 @@ def as_array(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
         array = np.asarray(value)
         if wanted and not isinstance(value, np.ndarray) and np.can_cast(array.dtype, wanted.dtype, "same_kind"):
             array = array.astype(wanted.dtype)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"input {name!r} is no array ({error})") from None
     # TensorFlow wants the machine's own order of bytes; IDX files have the other.
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 

@@ -162,8 +162,8 @@ def export_tflite(
     """Writes `output`, a .tflite file of builtin operations, and beside it its measurements, `output`.json.
 
     Weight normalization and batch norm are folded into the kernels; the file is compared with the model as it is
-    trained. Its metadata (`read_metadata`) have the model's settings, the layout of
-    a flat latent, where the weights come from and how they are stored.
+    trained. Its metadata (`read_metadata`) have the model's settings, the layout of a flat latent, where the weights
+    come from and how they are stored.
 
     Args:
       model: the model, with its weights.

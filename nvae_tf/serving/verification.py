@@ -59,11 +59,10 @@ class Record(NamedTuple):
         if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"{folder / RECORD}: missing, so there is nothing to compare the export with")
         with wrap_read_errors(f"{folder / RECORD}: damaged (", "); copy the export anew"):
-            arrays = read_arrays(folder / RECORD)
-        sides: dict[str, Arrays] = {"inputs": {}, "outputs": {}}
-        for key, array in arrays.items():
-            side, _, name = key.partition("/")
-            sides[side][name] = array
+            sides: dict[str, Arrays] = {"inputs": {}, "outputs": {}}
+            for key, array in read_arrays(folder / RECORD).items():
+                side, _, name = key.partition("/")
+                sides[side][name] = array
         return cls(**sides)
 
 
