@@ -9,7 +9,7 @@ from PIL import Image
 
 import nvae_tf
 from export.run_saved_model import session_of
-from nvae_tf.serving.tflite_conversion import read_metadata
+from nvae_tf.serving.tflite import read_metadata
 from tests.command_fixtures import tiny_training
 
 DATA = {"data.labels": True}
