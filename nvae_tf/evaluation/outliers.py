@@ -319,16 +319,16 @@ def _figures(task: EvaluationTask, sets: Sequence[ImageSet], scores: Sequence[_S
     if importlib.util.find_spec("matplotlib") is None:
         task.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
         return []
-    from nvae_tf.reports import figures, outlier_figures
+    from nvae_tf.reports import figures, task_figures
 
     run, folder, split = task.folder.path.absolute().name, task.folder.evaluation, task.split
     about = figures.Provenance(run, task.trained.step, None, task.seed, task.checkpoint_sha256)
     by_name = {one.name: of_set for one, of_set in zip(sets, scores, strict=True)}
     shown = {one.name: _most_outlying(task, one, of_set) for one, of_set in zip(sets, scores, strict=True)}
     drawn = {
-        folder / f"outlier_scores-{split}.png": outlier_figures.histograms(by_name, about),
-        folder / f"outlier_roc-{split}.png": outlier_figures.roc_curves(by_name, about),
-        folder / f"outlier_maps-{split}.png": outlier_figures.maps(shown, about),
+        folder / f"outlier_scores-{split}.png": task_figures.histograms(by_name, about),
+        folder / f"outlier_roc-{split}.png": task_figures.roc_curves(by_name, about),
+        folder / f"outlier_maps-{split}.png": task_figures.maps(shown, about),
     }
     for file, figure in drawn.items():
         figures.save_figure(figure, file)

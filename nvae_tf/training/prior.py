@@ -301,15 +301,16 @@ def _joint_log_ratio(
 
 
 def _effective_proposals(model: NVAE, reweighted: ReweightedPrior, seed: int) -> list[float]:
-    """Of each group, the mean over images, of a conditional model without classes."""
+    """Of each group, the mean over images, which have the classes of a conditional model in turn."""
     groups, plan = len(reweighted.ratios), model.plan
+    labels = tf.range(_IMAGES_AT_ONCE) % model.config.num_classes if model.config.num_classes else None
 
     @tf.function(autograph=False)
     def effective() -> list[tf.Tensor]:
         # Numbers below 0, which no image has.
         seeds = tf.stack([tf.fill([_IMAGES_AT_ONCE], seed), -1 - tf.range(_IMAGES_AT_ONCE)], axis=1)
-        sources = reweighted.sources(seeds, [1.0] * groups, plan)
-        _top_latents(model, sources, _IMAGES_AT_ONCE, None)
+        sources = reweighted.sources(seeds, [1.0] * groups, plan, labels)
+        _top_latents(model, sources, _IMAGES_AT_ONCE, labels)
         return [tf.reduce_mean(drawn.effective_proposals) for drawn in sources[0].drawn]
 
     return [float(mean) for mean in effective()]

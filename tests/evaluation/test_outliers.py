@@ -92,8 +92,6 @@ def test_the_calibration_of_a_conditional_model_takes_the_likeliest_classes_as_s
     conditional = with_distinct_classes(tiny_model(num_classes=3, seed=0))
     images = images_of(conditional.config, 60)
     calibration = calibrate(conditional, images, images[:20], batch_size=20)
-    ranks = conditional.outlier_score(images[:20]).kl_p_value
-    np.testing.assert_allclose(np.sort(ranks), np.arange(2, 22) / 21, rtol=1e-6)
     for label in (None, 0, 1, 2):
         found = np.sort(conditional.outlier_score(images[:20], labels=label).kl)
         assert np.allclose(found, calibration.kl, rtol=1e-4) == (label is None)
