@@ -270,15 +270,13 @@ def outliers(options: argparse.Namespace) -> dict[str, Any]:
     sets = {"test": test, "training": training, "digits": digits(test.shape[1])[: len(test)]}
     sets |= {"turned by 90 degrees": np.rot90(test, axes=(1, 2)), "upside down": test[:, ::-1]}
     sets |= {"noise": np.random.RandomState(0).randint(0, 256, test.shape).astype(np.uint8), "black": 0 * test}
-    ratios = likelihood_ratios(model) if options.llr_images else {}
-    scores = {}
+    ratios, scores = likelihood_ratios(model) if options.llr_images else lambda images: {}, {}
     for name, images in sets.items():
         # Binarized, if the run's own images are.
         (seen,) = evaluation_batches(ArraySource(np.ascontiguousarray(images)), spec, len(images), seed=0)
         found = model.outlier_score(seen, batch_size=BATCH_SIZE).parts
         arrays = {"reconstruction": found.reconstruction.numpy(), "kl": found.kl.numpy()}
-        scores[name] = scores_of(arrays, calibration)
-        scores[name] |= {key: ratio(seen[: options.llr_images]) for key, ratio in ratios.items()}
+        scores[name] = scores_of(arrays, calibration) | ratios(seen[: options.llr_images])
         say(f"{name}: {len(images)} images")
     areas = [{"outliers": name} | aurocs(scores["test"], scores[name]) for name in list(scores)[2:]]
     areas.append({"outliers": "test images, among training images"} | aurocs(scores["training"], scores["test"]))
@@ -286,27 +284,23 @@ def outliers(options: argparse.Namespace) -> dict[str, Any]:
     return {"images_of_each_kind": len(test), "auroc": areas, "p_value_of_at_most_0.05": shares}
 
 
-def likelihood_ratios(model: Any) -> dict[str, Callable[[Any], np.ndarray]]:
-    """LLR>k by its name, as functions of images, for k of 1, 2, 4 ... latent groups."""
+def likelihood_ratios(model: Any) -> Callable[[Any], dict[str, np.ndarray]]:
+    """A function that gives LLR>k of images by its name, for k of 1, 2, 4 ... latent groups."""
     import tensorflow as tf
 
     from nvae_tf.evaluation.outliers import likelihood_ratio
     from nvae_tf.models.latents import image_seeds
 
-    def ratio_of(groups: int) -> Callable[[Any], np.ndarray]:
-        @functools.partial(tf.function, autograph=False, reduce_retracing=True)
-        def ratio(images: Any, seeds: Any) -> Any:
-            return likelihood_ratio(model, images, seeds, groups, LLR_SAMPLES)
-
-        def of_images(images: Any) -> np.ndarray:
-            seeds, starts = image_seeds(0, len(images)), range(0, len(images), BATCH_SIZE)
-            batches = [(rows[first : first + BATCH_SIZE] for rows in (images, seeds)) for first in starts]
-            return np.concatenate([ratio(*batch).numpy() for batch in batches])
-
-        return of_images
-
     powers = [2**power for power in range(20) if 2**power < model.plan.num_groups]
-    return {f"LLR>{groups}": ratio_of(groups) for groups in powers}
+    # Traced once for each k.
+    ratio = tf.function(functools.partial(likelihood_ratio, model), autograph=False, reduce_retracing=True)
+
+    def of_images(images: Any) -> dict[str, np.ndarray]:
+        rows = images, image_seeds(0, len(images))
+        batches = [[row[first : first + BATCH_SIZE] for row in rows] for first in range(0, len(images), BATCH_SIZE)]
+        return {f"LLR>{k}": np.concatenate([ratio(*batch, k, LLR_SAMPLES) for batch in batches]) for k in powers}
+
+    return of_images
 
 
 # Restoration.
