@@ -46,9 +46,6 @@ def main() -> None:
     check(bool(PATH.value or MODEL.value), "give --path, a folder of versions, or --model, e.g. digits")
     if PATH.value:
         check_is_versions(pathlib.Path(PATH.value))
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
     require("tensorflow_serving", "serving")
     print("starting TensorFlow ...", file=sys.stderr, flush=True)
     start_tensorflow_quietly()
@@ -63,18 +60,14 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     path = pathlib.Path(PATH.value) if PATH.value else cached_export(MODEL.value)
     name = MODEL.value if MODEL.value and PATH.value else path.resolve().name
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
     with tempfile.TemporaryDirectory() as folder:
         files = write_explorer(pathlib.Path(folder), {name: newest_version(path)}) if EXPLORE.value else []
-        served = local_server(
-            name,
-            path,
-            PORT.value,
-            REST_PORT.value,
-            HOST.value,
-            enable_cors=CORS.value,
-            files={f"/{file.name}": file for file in files},
-        )
-        with served as (port, rest_port):
+        places = name, path, PORT.value, REST_PORT.value, HOST.value
+        pages = {f"/{file.name}": file for file in files}
+        with local_server(*places, enable_cors=CORS.value, files=pages) as (port, rest_port):
             print(f"ready: gRPC on {HOST.value}:{port}, REST on {HOST.value}:{rest_port}", flush=True)
             if EXPLORE.value:
                 host = "localhost" if HOST.value in ("0.0.0.0", "::") else HOST.value
