@@ -179,8 +179,8 @@ async function showOutlierScore(pixels, label) {
   if (texts.length) $("facts").textContent += ` As an outlier: ${texts.join(", ")}.`;
   $("of-map").hidden = !score.kl_map;
   if (!score.kl_map) return;
-  const values = score.kl_map.flat(Infinity), most = Math.max(...values, 1e-6);
-  const pixelsOfMap = Uint8Array.from(values, (v) => Math.round(255 * Math.max(0, v) / most));
+  const values = score.kl_map.flat(), least = Math.min(...values, 0), range = Math.max(...values) - least;
+  const pixelsOfMap = Uint8Array.from(values, (v) => Math.round(255 * (v - least) / (range || 1)));
   images.draw($("map"), pixelsOfMap, [...facts.image.slice(0, 2), 1], SIZES.current);
 }
 
