@@ -52,9 +52,6 @@ def main() -> None:
     check(bool(PATH.value or MODEL.value), "give --path, a folder of versions, or --model, e.g. digits")
     if PATH.value:
         newest_version(pathlib.Path(PATH.value))
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
     require("tensorflow_serving", "serving")
     print("starting TensorFlow ...", file=sys.stderr, flush=True)
     start_tensorflow_quietly()
@@ -69,6 +66,9 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     path = pathlib.Path(PATH.value) if PATH.value else cached_export(MODEL.value)
     name = MODEL.value if MODEL.value and PATH.value else path.resolve().name
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
     with tempfile.TemporaryDirectory() as folder:
         files = write_explorer(pathlib.Path(folder), {name: newest_version(path)}) if EXPLORE.value else []
         addresses, places = (PORT.value, REST_PORT.value, HOST.value), {f"/{file.name}": file for file in files}

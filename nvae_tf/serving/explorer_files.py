@@ -10,9 +10,11 @@ import os
 import pathlib
 import shutil
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from nvae_tf.config import ExperimentConfig, check
 from nvae_tf.files import atomic_write, read_arrays
 
 PAGE, FACTS = "explorer.html", "explorer.json"
@@ -24,7 +26,7 @@ _COUNT = 16
 def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) -> list[pathlib.Path]:
     """Writes the page into a folder, made if missing, for models that are served by these names; gives its files.
 
-    `exports` are the folders of one version each. ValueError or OSError where one lacks its assets.
+    `exports` are the folders of one version each. ValueError where one is no export of this project, or damaged.
     """
     models = {name: _facts(export / "assets.extra") for name, export in exports.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,7 +35,9 @@ def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) ->
     return [folder / FACTS, *(pathlib.Path(shutil.copyfile(file, folder / file.name)) for file in files)]
 
 
-def _facts(assets: pathlib.Path) -> dict:
+def _facts(assets: pathlib.Path) -> dict[str, Any]:
+    known = all((assets / name).is_file() for name in ("config.json", "latents.json"))
+    check(known, f"{assets.parent}: nvae-export has not made it: no config.json and latents.json in {assets.name}")
     model = json.loads((assets / "config.json").read_text())["model"]
     facts = {
         "image": [model[f"image_{name}"] for name in ("height", "width", "channels")],
@@ -48,7 +52,7 @@ def _facts(assets: pathlib.Path) -> dict:
     return facts
 
 
-def example_images(config) -> dict[str, np.ndarray] | None:
+def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
     """16 test images of a run, spread evenly: `images` uint8 `[count, height, width, channels]`, as the model sees them.
 
     With labels also `labels` `[count]`, and `classes`, the names. None where the images can't be read here.

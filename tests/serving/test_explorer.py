@@ -1,8 +1,11 @@
 """The explorer in a browser, on the small export: what its canvases show is what the model gives, to one 8-bit step."""
 
+import functools
+import http.server
 import json
 import shutil
 import socket
+import threading
 
 import numpy as np
 import pytest
@@ -20,8 +23,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; scripts/install_chromium.sh does it"),
 ]
-PIXELS = """part => [...document.querySelectorAll(`#${part} canvas, canvas#${part}`)].map(canvas => [...canvas.getContext("2d")
-  .getImageData(0, 0, canvas.width, canvas.height).data])"""
+PIXELS = """part => [...document.querySelectorAll(`#${part} canvas, canvas#${part}`)].map(
+  canvas => [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data])"""
 MEASURES = "performance.getEntriesByType('measure').map(({ name, duration }) => [name, duration])"
 
 
@@ -60,9 +63,14 @@ def assert_shows(found, images):
 
 
 @pytest.fixture(scope="module")
-def address(folder, tmp_path_factory):
-    files = write_explorer(tmp_path_factory.mktemp("explorer"), {"tiny": folder})
-    with local_server("tiny", folder.parent, files={f"/{file.name}": file for file in files}) as (_, port):
+def files(folder, tmp_path_factory):
+    return write_explorer(tmp_path_factory.mktemp("explorer"), {"tiny": folder})
+
+
+@pytest.fixture(scope="module")
+def address(folder, files):
+    pages = {f"/{file.name}": file for file in files}
+    with local_server("tiny", folder.parent, enable_cors=True, files=pages) as (_, port):
         yield f"http://127.0.0.1:{port}/{PAGE}"
 
 
@@ -106,6 +114,10 @@ def test_an_uploaded_picture_is_encoded_and_its_groups_are_redrawn(explorer, mod
     kl = model.score(EXAMPLES[5:6] / np.float32(255.0), seed=0, per_group=True).kl.numpy()[0]
     shown = explorer.tab.locator("#groups b").all_inner_texts()
     assert np.allclose(list(map(float, shown)), kl, atol=0.006)
+
+    (score,) = model.outlier_score(EXAMPLES[5:6] / np.float32(255.0)).kl.numpy()
+    assert f"sum of KLs {score:.3g}"[:14] in explorer.tab.locator("#facts").inner_text()
+    assert explorer.pixels("map").max() > explorer.pixels("map").min()
 
     explorer.after(explorer.button("Redraw group 2 alone").click)
     top = [np.repeat(latents[0], 6, axis=0)]
@@ -162,6 +174,58 @@ def test_what_is_shown_can_be_asked_for_in_python(explorer):
     names = {}
     exec(explorer.clipboard(), names)
     assert np.array_equal(pixels_of_files(names["outputs"]["image_bytes"]), explorer.pixels("samples"))
+
+
+def test_classes_guidance_and_the_reweighted_prior_are_sent_where_the_model_has_them(address, browser):
+    """On the same model, which does without: its metadata are given more inputs, and requests are freed of them."""
+    extra, sent = ("label", "guidance", "proposals"), []
+
+    def metadata(route):
+        answer = route.fetch().json()
+        definitions = answer["metadata"]["signature_def"]["signature_def"]
+        for name, names in (("sample_png", extra[::2]), ("compose_png", extra), ("compose", extra)):
+            definitions[name]["inputs"] |= dict.fromkeys(names, {})
+        route.fulfill(json=answer)
+
+    def predict(route):
+        request = route.request.post_data_json
+        sent.append({"signature": request["signature_name"], **request["inputs"]})
+        inputs = {name: value for name, value in request["inputs"].items() if name not in extra}
+        route.continue_(post_data=json.dumps(request | {"inputs": inputs}))
+
+    def facts(route):
+        answer = route.fetch().json()
+        answer["models"]["tiny"]["classes"] = ["cat", "dog"]
+        route.fulfill(json=answer)
+
+    tab = browser.new_page()
+    for pattern, handler in (("**/metadata", metadata), ("**/*:predict", predict), ("**/explorer.json", facts)):
+        tab.route(pattern, handler)
+    explorer = Explorer(tab, address)
+    explorer.settled()
+    by_signature = {request["signature"]: request for request in sent}
+    assert by_signature["sample_png"]["label"] == [0, 1] * 12 and by_signature["sample_png"]["proposals"] == [1] * 24
+    explorer.after(tab.get_by_label("Class").select_option, "dog")
+    explorer.after(tab.get_by_role("slider", name="Guidance").fill, "2")
+    assert [2] * 24 in [request.get("guidance") for request in sent]
+    sent.clear()
+    explorer.after(tab.get_by_label("Reweighted prior").check)
+    assert sent[0]["label"] == [1] * 24 and sent[0]["proposals"] == [100] * 24
+    sent.clear()
+    explorer.after(explorer.button("Sample 4 of seed 1").click)
+    drawn = next(request for request in sent if request["signature"] == "compose_png")
+    assert [drawn[name] for name in extra] == [[1], [2], [100]] and drawn["seed"] == [1 + 3 * 2**32]
+
+
+def test_a_page_of_another_address_asks_too(address, browser, files, explorer):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=files[0].parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as pages:
+        threading.Thread(target=pages.serve_forever, daemon=True).start()
+        server = address.removesuffix(f"/{PAGE}")
+        other = Explorer(browser.new_page(), f"http://127.0.0.1:{pages.server_port}/{PAGE}?server={server}")
+        other.settled()
+        assert len(other.pixels("samples")) == 24 and other.errors == []
+        pages.shutdown()
 
 
 def test_a_server_that_is_away_and_a_wrong_model_are_named(address, browser):

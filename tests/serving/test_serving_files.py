@@ -92,7 +92,7 @@ def test_the_explorer_is_written_for_models_of_this_project(models, write_files)
     model = {"image_height": 4, "image_width": 2, "image_channels": 1, "num_bits": 1, "num_classes": 2}
     (assets / "config.json").write_text(json.dumps({"model": model}))
     (assets / "latents.json").write_text(json.dumps({"shapes": [[1, 1, 3]]}))
-    output, printed = write_files(models, "--no-measure")
+    output, printed = write_files(models)
     facts = json.loads((output / "explorer" / "explorer.json").read_text())["models"]
     assert facts == {"digits": {"image": [4, 2, 1], "num_bits": 1, "shapes": [[1, 1, 3]], "classes": ["0", "1"]}}
     assert (output / "explorer" / "explorer.html").is_file() and "explorer.html?server=http://localhost:8501" in printed

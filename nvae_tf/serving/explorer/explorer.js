@@ -5,7 +5,7 @@ import { Maker, seedOf } from "./latents.js";
 import * as images from "./images.js";
 
 const COUNTS = [6, 12, 24, 48], VARIANTS = 6, STEPS = 7, RESTORATIONS = 4;
-const SIZES = { samples: 64, examples: 40, variants: 64, path: 48, restored: 64, ends: 48, current: 176, paint: 176 };
+const SIZES = { samples: 64, examples: 40, variants: 64, path: 48, restored: 64, ends: 48, current: 144, paint: 176 };
 const LONGEST_LINK = 2 ** 16;
 const IN_TURN = "turn";
 
@@ -179,8 +179,8 @@ async function showOutlierScore(pixels, label) {
   if (texts.length) $("facts").textContent += ` As an outlier: ${texts.join(", ")}.`;
   $("of-map").hidden = !score.kl_map;
   if (!score.kl_map) return;
-  const values = score.kl_map.flat(Infinity), most = Math.max(...values, 1e-6);
-  const pixelsOfMap = Uint8Array.from(values, (v) => Math.round(255 * Math.max(0, v) / most));
+  const values = score.kl_map.flat(), least = Math.min(...values, 0), range = Math.max(...values) - least;
+  const pixelsOfMap = Uint8Array.from(values, (v) => Math.round(255 * (v - least) / (range || 1)));
   images.draw($("map"), pixelsOfMap, [...facts.image.slice(0, 2), 1], SIZES.current);
 }
 
