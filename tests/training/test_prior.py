@@ -98,6 +98,17 @@ def test_the_normalizer_is_the_mean_ratio_of_each_class():
     assert np.all(errors < 4.0 * np.array(measured["log_normalizer_errors"])) and np.all(errors < 0.1)
 
 
+def test_effective_proposals_are_those_of_all_classes():
+    conditional = tiny_model(num_classes=2)
+
+    def ratio(whitened, context):
+        return 100.0 * whitened[:, :, 0, 0, 0] * context[-1][:, 0, 0, :1]
+
+    # Of class 0 about one is chosen from, of class 1, as of none, all.
+    (found,) = module._effective_proposals(conditional, ReweightedPrior((ratio,), 10, 2), 0)
+    assert 5.4 < found < 6.0
+
+
 def test_a_prior_of_other_weights_or_a_damaged_one_is_refused_when_it_is_asked_for(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)
