@@ -3,34 +3,28 @@
     nvae-serving-files --models=models --output=serving
     nvae-serving-files --models=models --output=serving --labels=digits:stable=3,digits:canary=4
 
---models has models/NAME/VERSION/saved_model.pb, as `nvae-export --output=models/NAME` writes them. In the
-output folder there are then
+--models has models/NAME/VERSION/saved_model.pb, as `nvae-export --output=models/NAME` writes them. Into the output
+folder come these files, in place of those that have the names:
 
     docker-compose.yml       starts the server: gRPC on port 8500, REST on 8501, both for this machine alone
-    models.config            which versions of which models are loaded, and their labels
-    batching_parameters.txt  how requests are collected to batches, fitted to batches measured on this machine
+    models.config            which versions of which models are loaded, and their labels; read again when it changes
+    batching_parameters.txt  how requests are collected to batches, to begin with; only where all exports give each
+                             row its own verdict, the output `valid`: otherwise an error fails all of a batch
     monitoring.config        turns on the metrics for Prometheus
     prometheus.yml           for `docker compose --profile monitoring up`
     health_check.sh          how Docker finds out whether the models answer
+    explorer/                the explorer, a page that shows in a browser what the models have learned
     kubernetes.yaml          the same for Kubernetes: with probes, a memory limit, and annotations for Prometheus
-
-Files of these names are replaced, others are left alone. A server that runs sees a new models.config within half a
-minute; for the rest, `docker compose up --detach` restarts it.
-
-Requests are collected to batches only where all exports give each row its own verdict, the output `valid`: with
-TensorFlow Serving's batching an error fails all requests of a batch.
 
 Without --labels the newest version of each model is served, and a new export is served as soon as it is there. With
 labels (clients ask for /v1/models/digits/labels/stable) the versions with a label are served and no others.
 --labels=auto gives every model two: canary is the newest version, stable the newest but one. A request without a label
 or a version gets the highest version that is loaded, so the canary.
 
-Exit code: 0 done, 2 a mistake in the command or an export that can't be run; then nothing is written.
+Exit code: 0 done, 2 a mistake in the command or a damaged export; then nothing is written.
 """
 
-import math
 import pathlib
-import sys
 
 from absl import flags
 
@@ -40,26 +34,18 @@ MODELS = flags.DEFINE_string("models", None, "Folder of exports, each at NAME/VE
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the files.", required=True)
 IMAGE = flags.DEFINE_string("image", None, "NAME:TAG, a release of TensorFlow Serving, if not 2.20.0.")
 LABELS = flags.DEFINE_string("labels", "", "MODEL:LABEL=VERSION,... or auto.")
-MEASURE = flags.DEFINE_boolean(
-    "measure", True, "Fit the batching; with --no-measure that of before is used, or else requests are not batched."
-)
-LONGEST = flags.DEFINE_float("longest_batch_seconds", 1.0, "No batch of several rows may take longer.")
 
 
 def main() -> None:
-    """Measures, and writes the files."""
-    if not 0.0 < LONGEST.value < math.inf:
-        raise ValueError(f"--longest_batch_seconds={LONGEST.value}: must be above 0")
+    """Writes the files."""
     from nvae_tf.serving.server_files import SERVING_IMAGE, write_server_files
 
     places = pathlib.Path(MODELS.value), pathlib.Path(OUTPUT.value)
-    print(write_server_files(*places, IMAGE.value or SERVING_IMAGE, LABELS.value, MEASURE.value, LONGEST.value))
+    print(write_server_files(*places, IMAGE.value or SERVING_IMAGE, LABELS.value))
 
 
 def run() -> None:
     """The command `nvae-serving-files`."""
-    # absl's own spelling is --nomeasure.
-    sys.argv = ["--nomeasure" if argument == "--no-measure" else argument for argument in sys.argv]
     command_line.run(main, flags)
 
 

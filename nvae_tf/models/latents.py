@@ -152,7 +152,7 @@ class GuidedSource:
 
     noise: tf.Tensor
     temperature: float | tf.Tensor
-    guidance: float
+    guidance: float | tf.Tensor
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         of_halves = (tf.split(parameter, 2) for parameter in layers.prior(state))

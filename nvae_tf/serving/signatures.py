@@ -7,7 +7,7 @@ the seed `s + i * 2**32` gives a row the draws of image i in `model.generate(cou
 seed=s)` and so on. Plain `s` gives those of image 0.
 
 Two networks are traced, and every signature calls one of them: the top-down pass of `compose`, and the inference pass
-of `encode`. A new signature is a method, its inputs in `_INPUTS`, and what is wrong with a new input in `_checked`.
+of `encode`. A new signature is a method, its inputs in `_INPUTS`, and what is wrong with a new input in `_validated`.
 
 A wrong row fails no other one, because TensorFlow Serving's batching gives one status to all requests of a batch: its
 `valid` is false, its numbers are NaN, its pixels 0 and its files empty. A request without one right row is refused as
@@ -28,11 +28,14 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.data.pipeline import intensity_table
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, PriorSource, noise_per_image
+from nvae_tf.models.latents import GroupLayers, GuidedSource, LatentSample, LatentSource, PriorSource, noise_per_image
 from nvae_tf.models.nvae import Decoded
+from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierParts, kl_map, outlier_scores
+from nvae_tf.models.reweighted_prior import Resampled, ResampledSource, ReweightedPrior
+from nvae_tf.serving.outputs import PNG_SUFFIX
 
 Tensors = dict[str, tf.Tensor]
-# Of models with classes all have a `label` too.
+# Each has the inputs of `_OPTIONAL` too that the model has.
 _INPUTS = {
     "sample": ("seed", "temperature"),
     "encode": ("image", "seed"),
@@ -41,13 +44,13 @@ _INPUTS = {
     "reconstruct": ("image", "seed"),
     "score": ("image", "seed"),
     "compose": ("latent", "keep", "seed", "temperature"),
+    "outlier_score": ("image",),
 }
-_DTYPES = {"image_bytes": tf.string, "seed": tf.int64} | dict.fromkeys(("num_groups", "keep", "label"), tf.int32)
-# The same with images as the bytes of PNG files in place of tensors.
-_SUFFIX = "_png"
-SIGNATURES = (*_INPUTS, *(f"{name}{_SUFFIX}" for name in _INPUTS))
-# The one that servers run for a request that names none.
-DEFAULT_SIGNATURE = "serving_default"
+# Inputs of some models alone, and which signatures take them. A `guidance` or `proposals` of 1 changes nothing.
+_OPTIONAL = {"label": tuple(_INPUTS), "guidance": ("compose",), "proposals": ("sample", "compose")}
+_WHOLE = "num_groups", "keep", "label", "proposals"
+_DTYPES = {"image_bytes": tf.string, "seed": tf.int64} | dict.fromkeys(_WHOLE, tf.int32)
+SIGNATURES = (*_INPUTS, *(f"{name}{PNG_SUFFIX}" for name in _INPUTS))
 _MOST_PNG_CHANNELS = 4
 # How a PNG file begins, up to its width and height; its end; and of its header the length and one type of color.
 _PNG_BEGINNING, _PNG_END = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -75,14 +78,11 @@ class FlatLatentModel:
         }
 
     def _specs(self, names: Sequence[str], rows: int | None, **shapes: tuple[int, ...]) -> list[tf.TensorSpec]:
-        """Inputs `[rows, ...]` of these names, then `label` if the model has classes; some in a shape of their own."""
+        """Inputs `[rows, ...]` of these names, some in a shape of their own."""
         config = self.model.config
         image = config.image_height, config.image_width, config.image_channels
         shapes = {"image": image, "latent": (self.total,), "noise": (self.total,), "keep": (len(self._sizes),)} | shapes
-        return [
-            tf.TensorSpec([rows, *shapes.get(name, ())], _DTYPES.get(name, tf.float32), name)
-            for name in (*names, *(("label",) if config.num_classes else ()))
-        ]
+        return [tf.TensorSpec([rows, *shapes.get(name, ())], _DTYPES.get(name, tf.float32), name) for name in names]
 
     def _groups(self, flat: tf.Tensor) -> list[tf.Tensor]:
         """`[batch, total]` -> `[batch, height, width, channels]` a group."""
@@ -104,17 +104,31 @@ class FlatLatentModel:
 
 @dataclasses.dataclass(frozen=True)
 class ComposedSource:
-    """Takes the latent of the rows that keep it, and draws the others from the prior."""
+    """Takes the latent of the rows that keep it, and draws the others from the prior, some from a reweighted one."""
 
     latent: tf.Tensor  # [batch, height, width, latent channels], after the flows
-    noise: tf.Tensor  # standard-normal, of the same shape
-    temperature: tf.Tensor  # [batch, 1, 1, 1], multiplies the prior's sigma
     keep: tf.Tensor  # [batch, 1, 1, 1], which rows' latents are taken
+    prior: LatentSource
+    reweighted: Callable[[], LatentSource] | None  # makes the draws, of the top groups of a model that has it
+    is_reweighted: tf.Tensor | None  # [batch, 1, 1, 1], which rows are drawn by it
+    above: list[Resampled]  # of the sources of a pass: the latents of the groups above
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of every row, beside the prior that it could have come from."""
-        drawn = PriorSource(self.noise, self.temperature).draw(layers, state)
-        z = tf.where(self.keep, self.latent, drawn.z)
+        drawn = self.prior.draw(layers, state)
+        z = drawn.z
+        if self.reweighted is not None:
+
+            def reweighted() -> tf.Tensor:
+                source = self.reweighted()
+                if isinstance(source, ResampledSource):
+                    source = dataclasses.replace(source, drawn=list(self.above))
+                return tf.where(self.is_reweighted, source.draw(layers, state).z, drawn.z)
+
+            # Proposals take longer than all else of a small model.
+            z = tf.cond(tf.reduce_any(self.is_reweighted), reweighted, lambda: drawn.z)
+        z = tf.where(self.keep, self.latent, z)
+        self.above.append(Resampled(z, tf.ones([])))
         return LatentSample(z, z, drawn.prior)
 
 
@@ -124,7 +138,9 @@ class Signatures(FlatLatentModel):
     H, W and C are the height, width and channels of images, `total` is the number of latent values of an
     image, `groups` the number of latent groups. Images are float32 `[batch, H, W, C]` in [0, 1], seeds int64 `[batch]`,
     temperatures float32 `[batch]`. Models with classes take int32 `label` `[batch]` too, the number of a class or -1
-    for none.
+    for none, and `compose` float32 `guidance` `[batch]`, see `NVAE.generate`, 1 where there is no class.
+    Where there is a reweighted prior, `sample` and `compose` take int32 `proposals` `[batch]`: with 1 a row is drawn
+    from the model's own prior, with more from the reweighted one, whose number of proposals is fixed.
 
     `NAME_png` is NAME with `image_bytes` `[batch]`, the bytes of PNG files, wherever NAME has `image`. It is meant for
     REST, which sends bytes as base64. Models of more than 4 channels don't have it.
@@ -148,9 +164,14 @@ class Signatures(FlatLatentModel):
     ):
         super().__init__(model, forward)
         self._most_rows, self._rows = most_rows, rows
+        reweighted = model.reweighted_prior
+        self._reweighted = reweighted if isinstance(reweighted, ReweightedPrior) else None
+        self._has = {"label": model.config.num_classes > 0, "guidance": model.config.num_classes > 0}
+        self._has["proposals"] = self._reweighted is not None
+        noise_scale = tf.TensorSpec([rows], tf.float32, "noise_scale")
         self.networks = self._compose, self._infer = [
-            tf.function(network, self.input_specs(name), autograph=False)
-            for network, name in ((self._composed, "compose"), (self._inferred, "encode"))
+            tf.function(self._composed, self.input_specs("compose"), autograph=False),
+            tf.function(self._inferred, [noise_scale, *self.input_specs("encode")], autograph=False),
         ]
 
     @property
@@ -160,19 +181,21 @@ class Signatures(FlatLatentModel):
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """The inputs of the signature called `name`, in the order of its arguments."""
-        base = name.removesuffix(_SUFFIX)
-        image = "image_bytes" if name.endswith(_SUFFIX) else "image"
+        base = name.removesuffix(PNG_SUFFIX)
+        image = "image_bytes" if name.endswith(PNG_SUFFIX) else "image"
         of_groups = {"temperature": (len(self._sizes),)} if base == "compose" else {}
-        return self._specs([image if key == "image" else key for key in _INPUTS[base]], self._rows, **of_groups)
+        names = [image if key == "image" else key for key in _INPUTS[base]]
+        names += [key for key, takers in _OPTIONAL.items() if self._has[key] and base in takers]
+        return self._specs(names, self._rows, **of_groups)
 
     def function(self, name: str) -> Callable[..., Tensors]:
         """The signature called `name`, from its inputs to its named outputs."""
-        signature, specs = getattr(self, name.removesuffix(_SUFFIX)), self.input_specs(name)
+        signature, specs = getattr(self, name.removesuffix(PNG_SUFFIX)), self.input_specs(name)
 
         def function(*values: tf.Tensor) -> Tensors:
-            inputs = self._tied({spec.name: value for spec, value in zip(specs, values, strict=True)})
-            inputs, reason = self._checked(name, inputs)
-            return _judged(signature(*inputs.values()), reason, name.endswith(_SUFFIX))
+            inputs = self._with_row_count_checks({spec.name: value for spec, value in zip(specs, values, strict=True)})
+            inputs, reasons = self._validated(name, inputs)
+            return _with_verdicts(signature(**inputs), reasons, name.endswith(PNG_SUFFIX))
 
         return function
 
@@ -183,7 +206,7 @@ class Signatures(FlatLatentModel):
             archive.add_endpoint(name, self.function(name), self.input_specs(name))
         return archive
 
-    def sample(self, seed: tf.Tensor, temperature: tf.Tensor, *label: tf.Tensor) -> Tensors:
+    def sample(self, seed: tf.Tensor, temperature: tf.Tensor, **optional: tf.Tensor) -> Tensors:
         """Images from the prior.
 
         The temperature, above 0, multiplies every prior's sigma (Vahdat & Kautz 2020, section 4.2).
@@ -192,9 +215,9 @@ class Signatures(FlatLatentModel):
           `image` `[batch, H, W, C]`: the mean of the likelihood, whose own temperature is 1.
         """
         latent = tf.zeros([tf.shape(seed)[0], self.total])
-        return self.decode_upper_groups(latent, tf.zeros_like(seed, tf.int32), seed, temperature, *label)
+        return self.decode_upper_groups(latent, tf.zeros_like(seed, tf.int32), seed, temperature, **optional)
 
-    def encode(self, image: tf.Tensor, seed: tf.Tensor, *label: tf.Tensor) -> Tensors:
+    def encode(self, image: tf.Tensor, seed: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """Latents drawn from the posterior of images.
 
         Returns:
@@ -202,17 +225,17 @@ class Signatures(FlatLatentModel):
           `[height, width, channels]`; `assets.extra/latents.json` has their shapes. `kl` `[batch, groups]`: the KL of
           posterior and prior of each group, in nats.
         """
-        latent, kl, _, _ = self._infer(image, seed, *label)
-        return {"latent": latent, "kl": kl}
+        inferred = self._infer_with(image, seed, **label)
+        return {"latent": inferred["latent"], "kl": inferred["kl"]}
 
-    def decode(self, latent: tf.Tensor, *label: tf.Tensor) -> Tensors:
+    def decode(self, latent: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """The images of `sample`, for latents `[batch, total]` from anywhere, laid out as `encode` gives them."""
         rows = tf.shape(latent)[:1]
         num_groups, seed = tf.fill(rows, len(self._sizes)), tf.zeros(rows, tf.int64)
-        return self.decode_upper_groups(latent, num_groups, seed, tf.ones(rows), *label)
+        return self.decode_upper_groups(latent, num_groups, seed, tf.ones(rows), **label)
 
     def decode_upper_groups(
-        self, latent: tf.Tensor, num_groups: tf.Tensor, seed: tf.Tensor, temperature: tf.Tensor, *label: tf.Tensor
+        self, latent: tf.Tensor, num_groups: tf.Tensor, seed: tf.Tensor, temperature: tf.Tensor, **optional: tf.Tensor
     ) -> Tensors:
         """Like `decode` with the latents of the upper groups, which hold the large structure; the others are drawn.
 
@@ -221,18 +244,18 @@ class Signatures(FlatLatentModel):
           num_groups: int32 `[batch]`, from 0 to `groups`; the latents of so many groups, from the top, are used.
           seed: `[batch]`, of the groups that are drawn.
           temperature: `[batch]`, above 0, of their priors.
-          *label: `[batch]`, of models with classes.
+          **optional: `label`.
         """
         groups = len(self._sizes)
         keep = tf.sequence_mask(num_groups, groups, tf.int32)
         temperature = tf.tile(temperature[:, tf.newaxis], [1, groups])
-        return {"image": self.compose(latent, keep, seed, temperature, *label)["image"]}
+        return {"image": self.compose(latent, keep, seed, temperature, **optional)["image"]}
 
-    def reconstruct(self, image: tf.Tensor, seed: tf.Tensor, *label: tf.Tensor) -> Tensors:
+    def reconstruct(self, image: tf.Tensor, seed: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """The images that `decode` gives for the latent of `encode` with the same inputs."""
-        return {"image": self._infer(image, seed, *label)[-1]}
+        return {"image": self._infer_with(image, seed, **label)["image"]}
 
-    def score(self, image: tf.Tensor, seed: tf.Tensor, *label: tf.Tensor) -> Tensors:
+    def score(self, image: tf.Tensor, seed: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """The negative evidence lower bound at the latents that `encode` draws with the same seed.
 
         It is the bound that training lowers, `model.score(images, per_group=True)`. `model.score` with one importance
@@ -244,47 +267,103 @@ class Signatures(FlatLatentModel):
           values; `kl` `[batch, groups]`: the KL's part of `nats`, top group first; `kl_per_group`: the same, by the
           name that it has in older exports.
         """
-        _, kl, nats, _ = self._infer(image, seed, *label)
+        inferred = self._infer_with(image, seed, **label)
+        kl = inferred["kl"]
+        nats = objective.Elbo(inferred["reconstruction"], kl).nelbo
         bits = objective.bits_per_dimension(nats, math.prod(image.shape[1:]))
         return {"nats": nats, "bits_per_dim": bits, "kl_per_group": kl, "kl": tf.identity(kl)}
 
+    def outlier_score(self, image: tf.Tensor, **label: tf.Tensor) -> Tensors:
+        """How unlike the training images an image looks, from one pass at the posterior's means: `NVAE.outlier_score`.
+
+        Returns:
+          `kl_sum` `[batch]`: the score, in nats; `kl` `[batch, groups]`: its parts, top group first; `kl_map`
+          `[batch, H, W]`: where in the image those of the largest scale are; `nelbo` `[batch]`, for comparison. Of a
+          model that is calibrated also `mahalanobis`, `kl_p_value` and `mahalanobis_p_value` `[batch]`.
+        """
+        inferred = self._infer_with(image, tf.zeros(tf.shape(image)[:1], tf.int64), 0.0, **label)
+        calibration = self.model.outlier_calibration
+        parts = OutlierParts(inferred["reconstruction"], inferred["kl"], inferred["kl_map"])
+        scores = outlier_scores(parts, calibration if isinstance(calibration, OutlierCalibration) else None)
+        found = {name: value for name, value in scores._asdict().items() if name not in ("kl", "parts")}
+        given = {"kl_sum": scores.kl, "kl": parts.kl, "kl_map": parts.kl_map} | found
+        return {name: value for name, value in given.items() if value is not None}
+
     def compose(
-        self, latent: tf.Tensor, keep: tf.Tensor, seed: tf.Tensor, temperature: tf.Tensor, *label: tf.Tensor
+        self, latent: tf.Tensor, keep: tf.Tensor, seed: tf.Tensor, temperature: tf.Tensor, **optional: tf.Tensor
     ) -> Tensors:
         """Images of which some groups are given and the others drawn from the prior, given the groups above.
 
         Args:
-          latent: `[batch, total]`; the values of groups that are drawn are not used.
+          latent: `[batch, total]`; of groups that are drawn any finite values.
           keep: int32 `[batch, groups]`, 1 where the group's latent is taken, 0 where it is drawn.
           seed: `[batch]`, of the groups that are drawn: a group's draws are the same whichever others are taken.
           temperature: `[batch, groups]`, above 0, of their priors.
-          *label: `[batch]`, of models with classes.
+          **optional: `label`, `guidance` and `proposals`.
 
         Returns:
           `image` `[batch, H, W, C]`, and `latent` `[batch, total]`: the latents taken and drawn.
         """
-        image, latent = self._compose(latent, keep, seed, temperature, *label)
+        given = dict(latent=latent, keep=keep, seed=seed, temperature=temperature) | optional
+        missing = tf.ones_like(seed)
+        values = [given.get(spec.name, tf.cast(missing, spec.dtype)) for spec in self.input_specs("compose")]
+        image, latent = self._compose(*values)
         return {"image": image, "latent": latent}
 
-    def _composed(self, latent, keep, seed, temperature, label=None) -> tuple[tf.Tensor, tf.Tensor]:
-        """The top-down pass: mean images and latents."""
+    def _infer_with(
+        self, image: tf.Tensor, seed: tf.Tensor, noise_scale: float = 1.0, label: tf.Tensor | None = None
+    ) -> Tensors:
+        noise_scale = tf.fill(tf.shape(seed), noise_scale)
+        return self._infer(noise_scale, image, seed, *([] if label is None else [label]))
+
+    def _composed(self, latent, keep, seed, temperature, *optional) -> tuple[tf.Tensor, tf.Tensor]:
+        """The top-down pass: mean images and latents; another one where some rows are guided."""
+        given = dict(zip((spec.name for spec in self.input_specs("compose")[4:]), optional, strict=True))
+        temperatures, keeps = (
+            [_over_pixels(x) for x in tf.unstack(value, axis=1)] for value in (temperature, keep > 0)
+        )
+        label, guidance = given.get("label"), given.get("guidance")
         noise = noise_per_image(self.latent_shapes, _words(seed))
-        of_groups = self._groups(latent), noise, *(tf.unstack(value, axis=1) for value in (temperature, keep))
+        of_groups = list(zip(self._groups(latent), noise, temperatures, keeps, strict=True))
+        above = []
+        is_reweighted = _over_pixels(given["proposals"] > 1) if self._reweighted else None
+
+        def reweighted(group: int) -> Callable[[], LatentSource] | None:
+            if not self._reweighted or group >= len(self._reweighted.ratios):
+                return None
+            return lambda: self._reweighted.sources(_words(seed), temperatures, self.model.plan, label)[group]
+
         sources = [
-            ComposedSource(group, eps, _over_pixels(temperature), _over_pixels(keep > 0))
-            for group, eps, temperature, keep in zip(*of_groups, strict=True)
+            ComposedSource(group, keep, PriorSource(noise, temperature), reweighted(number), is_reweighted, above)
+            for number, (group, noise, temperature, keep) in enumerate(of_groups)
         ]
         decoded = self._decoded(sources, latent, label)
-        return decoded.likelihood.mean(), self._flat(decoded)
+        found = decoded.likelihood.mean(), self._flat(decoded)
+        if guidance is None:
+            return found
 
-    def _inferred(self, image, seed, label=None) -> tuple[tf.Tensor, ...]:
-        """The inference pass: latents, KL of every group, the bound and mean images."""
-        noise = noise_per_image(self.latent_shapes, _words(seed))
+        def guided() -> tuple[tf.Tensor, tf.Tensor]:
+            above, of_row = [], _over_pixels(guidance)
+            sources = [
+                ComposedSource(_twice(group), _twice(keep), GuidedSource(noise, temperature, of_row), None, None, above)
+                for group, noise, temperature, keep in of_groups
+            ]
+            rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))
+            decoded = self.model.top_down_pass(sources, 2 * rows, both, kept=rows)
+            images, latents = decoded.likelihood.mean(), self._flat(decoded)[:rows]
+            is_guided = guidance != 1.0
+            return tf.where(_over_pixels(is_guided), images, found[0]), tf.where(is_guided[:, None], latents, found[1])
+
+        return tf.cond(tf.reduce_any(guidance != 1.0), guided, lambda: found)
+
+    def _inferred(self, noise_scale, image, seed, label=None) -> Tensors:
+        """The inference pass: latents, the parts of the bound, where the KL is, and mean images."""
+        noise = [_over_pixels(noise_scale) * eps for eps in noise_per_image(self.latent_shapes, _words(seed))]
         decoded = self.model.inference_pass(image, noise, self._pass(label))
-        elbo = decoded.elbo(image)
-        return self._flat(decoded), elbo.kl, elbo.nelbo, decoded.likelihood.mean()
+        found = {"latent": self._flat(decoded), "image": decoded.likelihood.mean()} | decoded.elbo(image)._asdict()
+        return found | {"kl_map": kl_map(self.model, decoded.latents)}
 
-    def _tied(self, inputs: Tensors) -> Tensors:
+    def _with_row_count_checks(self, inputs: Tensors) -> Tensors:
         """The inputs, tied to checks of their numbers of rows by control dependencies, which no pruning can drop."""
         (first, value), *others = inputs.items()
         rows, most = tf.shape(value)[0], self._most_rows
@@ -297,7 +376,7 @@ class Signatures(FlatLatentModel):
         with tf.control_dependencies(checks):
             return {name: tf.identity(value) for name, value in inputs.items()}
 
-    def _checked(self, name: str, inputs: Tensors) -> tuple[Tensors, tf.Tensor]:
+    def _validated(self, name: str, inputs: Tensors) -> tuple[Tensors, tf.Tensor]:
         """The inputs, those of wrong rows replaced, and what is wrong with each row `[batch]`, nothing for nothing."""
         config, groups = self.model.config, len(self._sizes)
         rules = {
@@ -307,31 +386,40 @@ class Signatures(FlatLatentModel):
             "num_groups": (_is_in(0, groups), f"must be from 0 to {groups}"),
             "keep": (_is_in(0, 1), "must be 1 (taken) or 0 (drawn)"),
             "label": (_is_in(-1, config.num_classes - 1), f"must be below {config.num_classes}, or -1 for none"),
+            "guidance": (tf.math.is_finite, "must be finite"),
+            "proposals": (lambda x: x >= 1, "must be 1 (the model's own prior) or more (the reweighted prior)"),
         }
-        if config.num_bits == 1 and name == "score":
+        if config.num_bits == 1 and name in ("score", "outlier_score"):
             rules["image"] = (lambda x: (x == 0.0) | (x == 1.0), "must be 0 or 1, as in the model's data of 1 bit")
-        reason, checked = tf.fill(tf.shape(next(iter(inputs.values())))[:1], ""), {}
+        reasons, checked = tf.fill(tf.shape(next(iter(inputs.values())))[:1], ""), {}
         for key, value in inputs.items():
             if key == "image_bytes":
                 key, (value, is_right) = "image", images_from_bytes(value, config)
                 size = f"height {config.image_height} and width {config.image_width}"
-                reason = _reason(reason, is_right, f"image_bytes: must be whole PNG files of {size}")
+                reasons = _first_reasons(reasons, is_right, f"image_bytes: must be whole PNG files of {size}")
             elif key in rules:
                 is_right, rule = rules[key]
                 right = tf.reduce_all(is_right(value), axis=list(range(1, len(value.shape))), keepdims=True)
-                reason = _reason(reason, tf.reshape(right, [-1]), f"{key}: values {rule}")
+                reasons = _first_reasons(reasons, tf.reshape(right, [-1]), f"{key}: values {rule}")
                 value = tf.where(right, value, tf.ones_like(value))
             checked[key] = value
-        return checked, reason
+        if "guidance" in inputs:
+            guided = tf.not_equal(inputs["guidance"], 1.0)
+            text = "guidance: it is toward a class; give a label"
+            reasons = _first_reasons(reasons, ~guided | (inputs["label"] >= 0), text)
+            if "proposals" in inputs:
+                text = "proposals: the reweighted prior goes with no guidance"
+                reasons = _first_reasons(reasons, ~guided | (inputs["proposals"] <= 1), text)
+        return checked, reasons
 
 
-def _judged(outputs: Tensors, reason: tf.Tensor, as_files: bool) -> Tensors:
+def _with_verdicts(outputs: Tensors, reasons: tf.Tensor, as_files: bool) -> Tensors:
     """The outputs, blank for wrong rows, with `valid`, and pixels or files of `image`."""
     for value in outputs.values():
         finite = tf.reduce_all(tf.math.is_finite(value), axis=list(range(1, len(value.shape))))
-        reason = _reason(reason, finite, "the result is not finite; a temperature or a latent is too large")
-    valid = tf.equal(reason, "")
-    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_any(valid), [reason[0]])]):
+        reasons = _first_reasons(reasons, finite, "the result is not finite; a temperature or a latent is too large")
+    valid = tf.equal(reasons, "")
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_any(valid), [reasons[0]])]):
         valid = tf.identity(valid)
 
     def of_right_rows(value: tf.Tensor, blank: float) -> tf.Tensor:
@@ -348,13 +436,18 @@ def _judged(outputs: Tensors, reason: tf.Tensor, as_files: bool) -> Tensors:
     return given | {"valid": valid}
 
 
-def _reason(reason: tf.Tensor, is_right: tf.Tensor, otherwise: str) -> tf.Tensor:
+def _first_reasons(reasons: tf.Tensor, is_right: tf.Tensor, otherwise: str) -> tf.Tensor:
     """What is wrong with each row: what is known already, or another text where the row is not right."""
-    return tf.where(is_right | tf.not_equal(reason, ""), reason, otherwise)
+    return tf.where(is_right | tf.not_equal(reasons, ""), reasons, otherwise)
 
 
 def _is_in(smallest: float, largest: float) -> Callable[[tf.Tensor], tf.Tensor]:
     return lambda value: (value >= smallest) & (value <= largest)  # false for NaN
+
+
+def _twice(values: tf.Tensor) -> tf.Tensor:
+    """For the rows with classes and then the same without, see `GuidedSource`."""
+    return tf.tile(values, [2, 1, 1, 1])
 
 
 def _over_pixels(rows: tf.Tensor) -> tf.Tensor:

@@ -10,7 +10,7 @@ from PIL import Image
 
 import nvae_tf
 from export.run_saved_model import session_of
-from nvae_tf.serving.tflite_conversion import read_metadata
+from nvae_tf.serving.tflite import read_metadata
 
 
 @pytest.fixture(scope="module", name="conditional_run")

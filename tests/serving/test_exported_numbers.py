@@ -13,7 +13,10 @@ import tensorflow as tf
 from PIL import Image
 
 from export import run_saved_model
+from nvae_tf.evaluation.outliers import calibrate
 from nvae_tf.models.latents import PriorSource, image_seeds, noise_per_image
+from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
+from nvae_tf.serving.saved_model import export_saved_model
 from nvae_tf.serving.signatures import Signatures, images_from_bytes
 from tests import ROOT
 from tests.command_fixtures import assert_shown, output_of
@@ -254,7 +257,7 @@ def test_labels_are_those_of_the_models_methods():
         return signatures.function(name)(*map(tf.constant, arrays))
 
     specs = signatures.input_specs
-    assert all(specs(name)[-1].name == "label" for name in signatures.names)
+    assert all("label" in [spec.name for spec in specs(name)] for name in signatures.names)
     for label, of_method in ((2, 2), (-1, None)):
         latent = run("encode", images, seeds, [label])["latent"]
         latents = model.encode(images, seed=5, labels=of_method)
@@ -266,3 +269,59 @@ def test_labels_are_those_of_the_models_methods():
         assert_same(score["nats"].numpy(), elbo.nelbo)
         assert_same(score["kl"].numpy(), elbo.kl)
     assert run("decode", np.tile(latent, [2, 1]), [3, 0])["valid"].numpy().tolist() == [False, True]
+
+
+@pytest.mark.slow
+def test_guidance_proposals_and_outlier_scores_are_those_of_the_models_methods(tmp_path):
+    model = model_of(dataclasses.replace(CONFIG, num_classes=3, num_flows=0))
+    model.reweighted_prior = ReweightedPrior(made_ratios("classifier", 2, model.plan, 3), 20, 3)
+    export_saved_model(model, tmp_path, 1)
+    labels, total = np.int32([2, 2, 2, -1]), sum(map(np.prod, model.plan.latent_shapes()))
+    given = {"seed": np.int64([5, 5 + 2**32, 5, 5]), "label": labels}
+    with run_saved_model.session_of(str(tmp_path / "1")) as run:
+        drawn = run("sample", **given, temperature=np.ones(4, np.float32), proposals=np.int32([9, 9, 1, 1]))["image"]
+        assert_same(drawn[:2], model.generate(2, seed=5, labels=2, prior="reweighted"))
+        assert_same(drawn[[2]], model.generate(1, seed=5, labels=2))
+        assert_same(drawn[[3]], model.generate(1, seed=5))
+        assert np.abs(drawn[2] - drawn[0]).max() > 1e-3
+
+        of_groups = {"temperature": np.ones([4, 2], np.float32), "keep": np.int32([[0, 0], [0, 0], [1, 0], [0, 0]])}
+        composed = given | of_groups | {"latent": np.zeros([4, total], np.float32)}
+        guidance, proposals = np.float32([2, 2, 1.5, 1.5]), np.int32([1, 9, 1, 1])
+        found = run("compose", **composed, guidance=guidance, proposals=proposals)
+        # Guidance is toward a class, and not of the reweighted prior.
+        assert found["valid"].tolist() == [True, False, True, False]
+        # Rows of all kinds, as a server may batch them, are what each is alone.
+        mixed = composed | {"guidance": np.float32([2, 1, 1, 1.5]), "proposals": np.int32([1, 9, 1, 1])}
+        found_mixed = run("compose", **mixed)
+        for row in (0, 1, 2):
+            alone = run("compose", **{name: array[row : row + 1] for name, array in mixed.items()})
+            assert_same(alone["image"], found_mixed["image"][row : row + 1])
+        assert not found_mixed["valid"][3]
+        assert_same(found["image"][:1], model.generate(1, seed=5, labels=2, guidance=2.0))
+        top = np.prod(model.plan.latent_shapes()[0])
+        assert not found["latent"][2, :top].any() and found["latent"][2, top:].any()
+        # With the top group taken, the next one is drawn given that: whoever draws the top group.
+        again = composed | {"keep": np.int32([[0, 0], [1, 0], [0, 0], [1, 0]]), "guidance": np.ones(4, np.float32)}
+        first = run("compose", **again, proposals=np.int32([9, 9, 1, 1]))["latent"]
+        kept = again | {
+            "latent": first[[0, 0, 2, 2]],
+            "seed": given["seed"][[0, 0, 2, 2]],
+            "label": labels[[0, 0, 2, 2]],
+        }
+        second = run("compose", **kept, proposals=np.int32([9, 9, 1, 1]))["latent"]
+        assert_same(second[1], second[0])
+        assert_same(second[3], second[2])
+
+        scores, of_model = run("outlier_score", image=IMAGES, label=labels), model.outlier_score(IMAGES, labels=labels)
+        assert_same(scores["kl_sum"], of_model.kl)
+        assert_same(scores["kl_map"], of_model.parts.kl_map)
+        assert_same(scores["nelbo"], of_model.nelbo)
+        assert "mahalanobis" not in scores
+    rng = np.random.default_rng(0)
+    calibrate(model, *((rng.random([count, 8, 8, 3], np.float32), np.zeros(count, int)) for count in (60, 20)))
+    signatures = Signatures(model)
+    scores = signatures.function("outlier_score")(tf.constant(IMAGES), tf.constant(labels))
+    of_model = model.outlier_score(IMAGES, labels=labels)
+    for name in ("mahalanobis", "kl_p_value", "mahalanobis_p_value"):
+        assert_same(scores[name].numpy(), getattr(of_model, name))

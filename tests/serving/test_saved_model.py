@@ -54,6 +54,7 @@ def test_inputs_and_outputs_are_named_typed_batch_first_and_described(folder, mo
         "reconstruct": [["image", "seed"], ["image", "image_uint8", "valid"]],
         "score": [["image", "seed"], ["bits_per_dim", "kl", "kl_per_group", "nats", "valid"]],
         "compose": [["keep", "latent", "seed", "temperature"], ["image", "image_uint8", "latent", "valid"]],
+        "outlier_score": [["image"], ["kl", "kl_map", "kl_sum", "nelbo", "valid"]],
     }
     files = {
         f"{name}_png": [[key.replace("image", "image_bytes") for key in keys if key != "image_uint8"] for keys in pair]
@@ -85,7 +86,7 @@ def test_a_server_warms_up_with_one_request_for_every_signature(folder, model):
         assert request.model_spec.name == "all" and sorted(request.inputs) == sorted(spec.name for spec in specs)
         for spec in specs:
             tensor = tf.make_ndarray(request.inputs[spec.name])
-            assert tensor.shape[0] == 1 and spec.is_compatible_with(tf.constant(tensor))
+            assert tensor.shape[0] == verification.ROWS and spec.is_compatible_with(tf.constant(tensor))
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import http.server
+import json
 import pathlib
 import re
 import shutil
@@ -13,15 +14,13 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from nvae_tf.serving import server_files
-from nvae_tf.serving.server_files import BatchTiming, fit_batching, largest_worthwhile
 
 FILES = {"models.config", "monitoring.config", "prometheus.yml", "health_check.sh", "docker-compose.yml"}
-FILES |= {"kubernetes.yaml"}
 BATCHING = "batching_parameters.txt"
+FILES |= {"kubernetes.yaml", BATCHING}
 NEW_OPERATION = "DecodeJxl"
 HEALTH_CHECK = pathlib.Path(server_files.__file__).with_name("templates") / "health_check.sh"
-# Twice the rows in 1.5 times the time up to 8 rows, from there in twice the time.
-TIMINGS = [BatchTiming(*pair) for pair in ((1, 0.1), (2, 0.15), (4, 0.225), (8, 0.3375), (16, 0.675), (32, 0.7))]
+EXPORT = saved_model_pb2.SavedModel(meta_graphs=[{}]).SerializeToString()
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def models(tmp_path):
     """Three versions of digits, one of faces, and things that are no exports."""
     for export in ("digits/2", "digits/3", "digits/10", "faces/1", "digits/.4.partial-x/4", "digits/old"):
         (tmp_path / "models" / export).mkdir(parents=True)
-        (tmp_path / "models" / export / "saved_model.pb").touch()
+        (tmp_path / "models" / export / "saved_model.pb").write_bytes(EXPORT)
     (tmp_path / "models" / "notes").mkdir()
     return tmp_path / "models"
 
@@ -57,7 +56,7 @@ def flags_of(output):
 
 
 def test_without_labels_the_newest_version_of_each_model_is_served(models, write_files):
-    served = served_models(write_files(models, "--no-measure")[0])
+    served = served_models(write_files(models)[0])
     assert sorted(served) == ["digits", "faces"]
     for name, model in served.items():
         assert model.base_path == f"/models/{name}" and model.model_platform == "tensorflow"
@@ -72,7 +71,7 @@ def test_without_labels_the_newest_version_of_each_model_is_served(models, write
     ],
 )
 def test_versions_with_labels_are_served_and_no_others(models, write_files, labels, digits, faces):
-    output, _ = write_files(models, "--no-measure", f"--labels={labels}")
+    output, _ = write_files(models, f"--labels={labels}")
     served = served_models(output)
     assert dict(served["digits"].version_labels) == digits and dict(served["faces"].version_labels) == faces
     assert sorted(served["digits"].model_version_policy.specific.versions) == sorted(digits.values())
@@ -80,30 +79,24 @@ def test_versions_with_labels_are_served_and_no_others(models, write_files, labe
     assert flags_of(output)["allow_version_labels_for_unavailable_models"] == "true"
 
 
-def test_an_export_is_measured_and_the_parameters_are_those_of_its_table(rows_folder, write_files):
-    output, printed = write_files(rows_folder.parents[1], "--longest_batch_seconds=20")
-    text = (output / BATCHING).read_text()
-    table = re.findall(r"^# +(\d+) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
-    rows = [int(row[0]) for row in table]
-    assert "# rows/1, sample\n" in text and rows == [1, 2, 4, 8, 16, 32, 64][: len(rows)]
-    parameters = {name: int(value) for name, value in re.findall(r"^(\w+) \{ value: (\d+) \}$", text, re.MULTILINE)}
-    largest = parameters["max_execution_batch_size"]
-    assert largest in rows[-2:] and f"up to {largest} rows" in printed
-    # The client of this project sends up to 32 rows at once, whatever the server's batches are.
-    assert "enable_large_batch_splitting { value: true }" in text and parameters["max_batch_size"] == 64
-    alone = float(table[0][1])
-    assert parameters["batch_timeout_micros"] == pytest.approx(1e3 * 0.2 * alone, abs=0.2 * 50 + 1)
-    assert parameters["num_batch_threads"] == int(re.search(r"(\d+) cores", text)[1])
-    flags = flags_of(output)
-    assert flags["enable_batching"] == "true" and flags["batching_parameters_file"] == f"/serving/{BATCHING}"
-    assert flags["tensorflow_intra_op_parallelism"] == str(parameters["num_batch_threads"])
-
-
 def test_requests_are_not_batched_where_a_refused_row_would_fail_its_neighbors(texts_folder, tmp_path, write_files):
     shutil.copytree(texts_folder.parent, tmp_path / "models" / "texts")
     output, printed = write_files(tmp_path / "models")
-    assert "Requests are not batched: texts/1 is an older export" in printed
-    assert {file.name for file in output.iterdir()} == FILES and "enable_batching" not in flags_of(output)
+    assert re.search("Requests are not batched: .*/texts/1: an older export", printed)
+    assert {file.name for file in output.iterdir()} == FILES - {BATCHING} and "enable_batching" not in flags_of(output)
+
+
+def test_the_explorer_is_written_for_models_of_this_project(models, write_files):
+    assets = models / "digits" / "10" / "assets.extra"
+    assets.mkdir()
+    model = {"image_height": 4, "image_width": 2, "image_channels": 1, "num_bits": 1, "num_classes": 2}
+    (assets / "config.json").write_text(json.dumps({"model": model}))
+    (assets / "latents.json").write_text(json.dumps({"shapes": [[1, 1, 3]]}))
+    output, printed = write_files(models, "--no-measure")
+    facts = json.loads((output / "explorer" / "explorer.json").read_text())["models"]
+    assert facts == {"digits": {"image": [4, 2, 1], "num_bits": 1, "shapes": [[1, 1, 3]], "classes": ["0", "1"]}}
+    assert (output / "explorer" / "explorer.html").is_file() and "explorer.html?server=http://localhost:8501" in printed
+    assert flags_of(output)["rest_api_enable_cors_support"] == "${SERVING_CORS:-false}"
 
 
 def kubernetes(output):
@@ -111,35 +104,36 @@ def kubernetes(output):
     return {found["kind"]: found for found in yaml.safe_load_all((output / "kubernetes.yaml").read_text())}
 
 
-def test_the_manifest_of_kubernetes_has_what_the_compose_file_has(models, rows_folder, write_files):
-    output, _ = write_files(models, "--no-measure", "--labels=digits:stable=3")
+def test_the_manifest_of_kubernetes_has_what_the_compose_file_has(models, write_files):
+    output, _ = write_files(models, "--labels=digits:stable=3")
     found = kubernetes(output)
     for manifest in found.values():
         kubernetes_validate.validate(manifest, "1.31", strict=True)
     pod = found["Deployment"]["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     composed = yaml.safe_load((output / "docker-compose.yml").read_text())["services"]["serving"]
-    assert container["args"] == composed["command"] and container["command"] == composed["entrypoint"]
+    flags = [flag.replace("${SERVING_CORS:-false}", "false") for flag in composed["command"]]
+    assert container["args"] == flags and container["command"] == composed["entrypoint"]
     assert "--enable_grpc_healthcheck_service=true" in container["args"]
     assert container["image"] == composed["image"] == "tensorflow/serving:2.20.0"
     assert all(container[f"{probe}Probe"]["grpc"] == {"port": 8500} for probe in ("startup", "readiness", "liveness"))
-    assert container["resources"]["limits"]["memory"] == "2048Mi"  # the exports' files are empty
+    cores = int(flags_of(output)["tensorflow_intra_op_parallelism"])
+    # 64 rows of 1 MiB a core; the exports' files have some bytes.
+    assert container["resources"]["limits"]["memory"] == f"{1024 + 64 * cores + 1}Mi"
     annotations = pod["metadata"]["annotations"]
     assert annotations["prometheus.io/path"] == "/monitoring/prometheus/metrics"
     assert annotations["prometheus.io/port"] == "8501"
-    for name in ("models.config", "monitoring.config"):
+    for name in ("models.config", "monitoring.config", BATCHING):
         assert found["ConfigMap"]["data"][name].strip() == (output / name).read_text().strip()
-    output, _ = write_files(rows_folder.parents[1])
-    found = kubernetes(output)
-    assert found["ConfigMap"]["data"][BATCHING].strip() == (output / BATCHING).read_text().strip()
-    (container,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert f"--batching_parameters_file=/serving/{BATCHING}" in container["args"]
+
+    assert f"num_batch_threads {{ value: {cores} }}" in (output / BATCHING).read_text()
 
 
 def test_what_is_known_of_the_operations_is_said(rows_folder, tmp_path, write_files, refused):
     models = rows_folder.parents[1]
-    assert "TensorFlow 2.20 has all operations of the exports" in write_files(models, "--no-measure")[1]
-    printed = write_files(models, "--no-measure", "--image=tensorflow/serving:2.19.1")[1]
+    assert "TensorFlow 2.20 has all operations of the exports" in write_files(models)[1]
+    printed = write_files(models, "--image=tensorflow/serving:2.19.1")[1]
     assert "not known here whether TensorFlow 2.19.1 has all operations" in printed
     saved = saved_model_pb2.SavedModel.FromString((rows_folder / "saved_model.pb").read_bytes())
     for change, message in (
@@ -151,26 +145,22 @@ def test_what_is_known_of_the_operations_is_said(rows_folder, tmp_path, write_fi
         changed = saved_model_pb2.SavedModel.FromString(saved.SerializeToString())
         change(changed.meta_graphs[0].graph_def)
         (other / "saved_model.pb").write_bytes(changed.SerializeToString())
-        flags = ["--models=" + str(tmp_path / "other"), f"--output={tmp_path / 'x'}", "--no-measure"]
+        flags = ["--models=" + str(tmp_path / "other"), f"--output={tmp_path / 'x'}"]
         assert message in refused("export.serving_files", *flags)
         assert not (tmp_path / "x").exists()
 
 
-def test_without_measuring_only_a_file_that_is_there_turns_batching_on(models, write_files):
-    output, _ = write_files(models, "--no-measure")
-    assert {file.name for file in output.iterdir()} == FILES and "enable_batching" not in flags_of(output)
-    (output / BATCHING).write_text("max_batch_size { value: 4 }\n")
+def test_files_of_these_names_are_replaced_and_others_left_alone(models, write_files):
+    output, _ = write_files(models)
     (output / "models.config").write_text("old")
     (output / "notes.txt").write_text("mine")
-    _, printed = write_files(models, "--no-measure")
-    assert "Replaced what was there of " in printed and "digits" in served_models(output)
-    assert {file.name for file in output.iterdir()} == FILES | {BATCHING, "notes.txt"}
-    assert (output / BATCHING).read_text() == "max_batch_size { value: 4 }\n"
-    assert flags_of(output)["enable_batching"] == "true"
+    write_files(models)
+    assert "digits" in served_models(output)
+    assert {file.name for file in output.iterdir()} == FILES | {"notes.txt"}
 
 
 def test_the_compose_file_mounts_what_the_flags_name(models, write_files):
-    output, _ = write_files(models, "--no-measure", "--image=tensorflow/serving:2.19.1")
+    output, _ = write_files(models, "--image=tensorflow/serving:2.19.1")
     composed = yaml.safe_load((output / "docker-compose.yml").read_text())
     serving = composed["services"]["serving"]
     assert serving["image"] == "tensorflow/serving:2.19.1"
@@ -192,7 +182,7 @@ def test_the_compose_file_mounts_what_the_flags_name(models, write_files):
     assert job["static_configs"] == [{"targets": ["serving:8501"]}]
     # A dollar in a folder's name begins no variable of compose.
     odd = models.rename(models.parent / 'my "$models"')
-    composed = yaml.safe_load((write_files(odd, "--no-measure")[0] / "docker-compose.yml").read_text())
+    composed = yaml.safe_load((write_files(odd)[0] / "docker-compose.yml").read_text())
     assert composed["services"]["serving"]["volumes"][0]["source"] == '../my "$$models"'
 
 
@@ -206,30 +196,14 @@ def test_a_mistake_is_reported_in_one_line_and_nothing_written(models, refused):
         (["--labels=digits:a=3,digits:a=2"], "has a label 'a' already"),
         (["--image=tensorflow/serving"], "name one release"),
         (["--output={models}/digits/2/saved_model.pb"], "a file; name a folder"),
-        ([], "models/digits/10: can't be loaded"),  # the file is empty
+        ([], "models/faces/1: a damaged export (it is empty); copy it anew"),
     ):
+        if not flags:
+            (models / "faces" / "1" / "saved_model.pb").write_bytes(b"")
         output = models.parent / "serving"
         places = [f"--models={models}", f"--output={output}"]
         assert message in refused("export.serving_files", *places, *(flag.format(models=models) for flag in flags))
         assert not output.exists()
-
-
-def test_a_batch_is_doubled_while_that_pays_and_is_quick_enough():
-    for timings, longest, rows in (
-        (TIMINGS, 10.0, 8),  # a gain after a doubling that gave none is not looked for
-        (TIMINGS, 0.3, 4),
-        (TIMINGS, 0.01, 1),
-        ([BatchTiming(1, 1.0), BatchTiming(2, 1.83)], 10.0, 1),  # 9 % more
-        ([BatchTiming(1, 1.0), BatchTiming(2, 1.81)], 10.0, 2),  # 10.5 % more
-    ):
-        assert largest_worthwhile(timings, longest) == rows
-    # Models that share the parameters get those that suit all.
-    fast = [BatchTiming(1, 0.01), BatchTiming(2, 0.011), BatchTiming(4, 0.012)]
-    # 4 rows; 20 % of 10 ms; 10 s of batches of 0.225 s; 3 cores.
-    assert fit_batching({"slow": TIMINGS, "fast": fast}, 3, 10.0) == (64, 4, 2000, 44, 3)
-    # The queue has place for two requests of 64 rows, and an end.
-    assert fit_batching({"slow": [BatchTiming(1, 30.0)]}, 3, 1.0) == (64, 1, 6_000_000, 128, 3)
-    assert fit_batching({"fast": [BatchTiming(1, 1e-4)]}, 3, 1.0).max_enqueued_batches == 1000
 
 
 class States(http.server.BaseHTTPRequestHandler):
