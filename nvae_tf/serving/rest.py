@@ -161,7 +161,7 @@ def json_of(array: np.ndarray, as_base64: bool = True) -> Any:
 
 
 def _in_short_decimals(array: np.ndarray) -> np.ndarray:
-    """float64 with the shortest decimals of these float32 numbers, as TensorFlow Serving writes them: half the bytes."""
+    """float64 with the shortest decimals of these float32 numbers, as TensorFlow Serving writes: half the bytes."""
     exact = array.astype(np.float64)
     with np.errstate(all="ignore"):
         exponents = np.floor(np.log10(np.abs(exact)))
