@@ -41,9 +41,7 @@ EXPLORE = flags.DEFINE_boolean("explore", False, "Whether to serve the explorer,
 PORT = flags.DEFINE_integer("port", 8500, "gRPC; 0 picks a free one.", lower_bound=0, upper_bound=65535)
 REST_PORT = flags.DEFINE_integer("rest_port", 8501, "REST; 0 picks a free one.", lower_bound=0, upper_bound=65535)
 HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all.")
-CORS = flags.DEFINE_boolean(
-    "rest_api_enable_cors_support", False, "Whether pages of other servers may ask, in a browser."
-)
+CORS = flags.DEFINE_boolean("rest_api_enable_cors_support", False, "Whether pages of other servers may ask.")
 SAMPLES = flags.DEFINE_string("samples", None, "A folder for two images; ends when they are written.")
 
 

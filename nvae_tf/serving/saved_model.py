@@ -52,10 +52,7 @@ class Exported(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where a model's weights come from: the checkpoint, its evaluation, the run's settings, some of its test images.
-
-    See `origin_of`.
-    """
+    """Where weights come from: the checkpoint, its evaluation, the run's settings, test images; see `origin_of`."""
 
     source: Mapping[str, Any] = {}
     scores: Mapping[str, Any] | None = None

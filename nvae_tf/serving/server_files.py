@@ -115,10 +115,9 @@ def _written_explorer(models: pathlib.Path, exports: Sequence[ServedExports], ou
     if not explored:
         return []
     write_explorer(output, explored)
+    command = f"python -m http.server -d {output} 8000"
     address = f"http://localhost:8000/{PAGE}?server=http://localhost:8501"
-    return [
-        f"To explore, with SERVING_CORS=true for the server: python -m http.server -d {output} 8000, then {address}"
-    ]
+    return [f"To explore, with SERVING_CORS=true for the server: {command}, then {address}"]
 
 
 def find_exports(models: pathlib.Path) -> list[ServedExports]:

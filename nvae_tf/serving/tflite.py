@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, check, config_to_dict
-from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
+from nvae_tf.data.pipeline import chosen_images
 from nvae_tf.data.sources import load_split
 from nvae_tf.errors import first_line, require, standard_error_into, wrap_read_errors
 from nvae_tf.files import atomic_file, beside_package
@@ -232,11 +232,10 @@ def run_images(config: ExperimentConfig | None, data_path: str | None = None) ->
 
     def images(split: str, count: int) -> np.ndarray:
         check(config is not None, "the export was made of a model, not of a run, and names no images; give --workdir")
-        spec = images_alone(spec_to_read(config, data_path))
+        spec = spec_to_read(config, data_path)
         source = load_split(spec, split)
-        numbers = np.unique(np.linspace(0, source.count - 1, min(count, source.count)).astype(np.int64))
-        batches = evaluation_batches(source, spec, 1, seed=0, numbers=numbers)
-        return np.concatenate([image.numpy() for image in iterate(batches, source)])
+        numbers = np.unique(np.linspace(0, source.count - 1, min(count, source.count)).astype(int)).tolist()
+        return chosen_images(source, spec, split, numbers)[0]
 
     return images
 
