@@ -167,7 +167,7 @@ def json_of(array: np.ndarray, as_base64: bool = True) -> Any:
 
 
 def _in_short_decimals(array: np.ndarray) -> np.ndarray:
-    """float64 whose decimals are the shortest of these float32 numbers, as TensorFlow Serving writes: half the bytes."""
+    """float64 whose decimals are the shortest of these float32 numbers, as TensorFlow Serving's: half the bytes."""
     exact = array.astype(np.float64)
     with np.errstate(all="ignore"):
         exponents = np.floor(np.log10(np.abs(exact)))

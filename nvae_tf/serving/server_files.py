@@ -120,7 +120,7 @@ def _written_explorer(models: pathlib.Path, exports: Sequence[ServedExports], ou
         return []
     write_explorer(output, explored)
     address = f"http://localhost:8000/{PAGE}?server=http://localhost:8501"
-    return [f"To explore, with SERVING_CORS=true for the server: python -m http.server -d {output} 8000, then {address}"]
+    return [f"To explore, SERVING_CORS=true for the server, python -m http.server -d {output} 8000, then {address}"]
 
 
 def find_exports(models: pathlib.Path) -> list[ServedExports]:
