@@ -5,7 +5,7 @@ import { Maker, seedOf } from "./latents.js";
 import * as images from "./images.js";
 
 const COUNTS = [6, 12, 24, 48], VARIANTS = 6, STEPS = 7, RESTORATIONS = 4;
-const SIZES = { samples: 64, examples: 40, variants: 64, path: 48, restored: 64, ends: 48, current: 144, paint: 176 };
+const SIZES = { samples: 64, examples: 40, variants: 64, path: 48, restored: 64, ends: 48, current: 128, paint: 160 };
 const LONGEST_LINK = 2 ** 16;
 const IN_TURN = "turn";
 
