@@ -7,16 +7,11 @@ The export is OUTPUT/VERSION, the place where TensorFlow Serving looks for it. I
 been run in a process that can't import this package and has given the model's numbers: one to some minutes.
 
 Its signatures are sample, encode, decode, decode_upper_groups, reconstruct, score, compose and outlier_score, each also
-as NAME_png with PNG files for REST. assets.extra/signatures.json in the export describes their inputs and outputs.
+as NAME_png with PNG files for REST. assets.extra/ has the settings, signatures.json with their inputs and outputs, the
+layout of latents, the step and the scores. --weights=bfloat16 or float16 stores the kernels in half the bytes; all is
+computed in float32 even so.
 
---weights=bfloat16 or float16 stores the kernels in half the bytes; everything is computed in float32 even so.
-assets.extra/ in the export has the settings, the signatures, the layout of latents, the step and the scores.
-
-To draw images with it, on any machine with TensorFlow; to check it where it has been copied to:
-
-    python export/run_saved_model.py --saved_model=models/digits/1 --output=samples.png --temperature=0.7
-    nvae-verify models/digits/1
-
+export/run_saved_model.py draws images with it on any machine with TensorFlow, nvae-verify checks it there, and
 docs/serving.md says how to serve it. Exit code: 0 done, 2 a mistake or an export that differs; nothing is written then.
 """
 
@@ -34,9 +29,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=T
 OUTPUT = flags.DEFINE_string("output", None, "Folder of all versions.", required=True)
 VERSION = flags.DEFINE_integer("version", 1, "Number of this version.")
 WEIGHTS_TYPE = flags.DEFINE_enum("weights", WEIGHTS[0], WEIGHTS, "How kernels are stored.")
-MOST_ROWS = flags.DEFINE_integer(
-    "most_rows", None, "The most rows of a request; if not given, what takes 2 GiB, but not below 64.", lower_bound=3
-)
+ROWS_HELP = "The most rows of a request; if not given, what takes 2 GiB, but not below 64."
+MOST_ROWS = flags.DEFINE_integer("most_rows", None, ROWS_HELP, lower_bound=3)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 
 
@@ -52,10 +46,8 @@ def main() -> None:
     run = load_run(workdir, CHECKPOINT.value)
     status = StatusLine()
     status.keep(f"Exporting {WORKDIR.value}, step {run.step:,}, and checking it: one to some minutes ...")
-    shown = Report(status.show, status.keep)
-    exported = export_saved_model(
-        run.model, output, VERSION.value, weights, origin_of(run, workdir), shown, MOST_ROWS.value
-    )
+    settings = output, VERSION.value, weights, origin_of(run, workdir), Report(status.show, status.keep)
+    exported = export_saved_model(run.model, *settings, MOST_ROWS.value)
     numbers = "the model's numbers"
     if weights != WEIGHTS[0]:
         numbers = f"the numbers of {weights} weights, {exported.largest_difference:.2g} of the largest off at most,"

@@ -2,6 +2,7 @@
 
     nvae-serve --path=models/digits
     nvae-client sample --server=localhost:8500 --model=digits --output=samples.png
+    nvae-serve --path=models/digits --samples=trial
     nvae-serve --model=digits --explore
 
 PRODUCTION IS TENSORFLOW SERVING'S OWN BINARY, tensorflow_model_server, which serves the same folder to the same
@@ -12,8 +13,11 @@ digits, which comes with the package), which is exported into the cache unless i
 
 With --explore the server also has a page that shows in a browser what the model has learned, and prints its address.
 
+With --samples it asks itself for samples by gRPC and by REST, writes served_grpc.png and served_rest.png into that
+folder, which are the same, and ends: does serving work on this machine?
+
 It prints `ready` with its ports once the model has answered its warm-up requests, and ends on Ctrl-C or SIGTERM.
-Exit code: 0 ended on a signal, 2 a mistake in the command, or a version that can't be loaded.
+Exit code: 0 ended on a signal, or samples are written; 2 a mistake in the command, or a version that can't be loaded.
 """
 
 import contextlib
@@ -23,12 +27,13 @@ import sys
 import tempfile
 import threading
 
+import numpy as np
 from absl import flags
 
 from nvae_tf import command_line
 from nvae_tf.config import check
 from nvae_tf.errors import require, start_tensorflow_quietly
-from nvae_tf.serving.outputs import check_is_versions
+from nvae_tf.serving.outputs import newest_version
 
 MODEL = flags.DEFINE_string("model", None, "The model's name for clients, the folder's if not given; or see above.")
 PATH = flags.DEFINE_string("path", None, "Its folder of versions.")
@@ -39,18 +44,19 @@ HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 f
 CORS = flags.DEFINE_boolean(
     "rest_api_enable_cors_support", False, "Whether pages of other servers may ask, in a browser."
 )
+SAMPLES = flags.DEFINE_string("samples", None, "A folder for two images; ends when they are written.")
 
 
 def main() -> None:
     """Serves until a signal comes."""
     check(bool(PATH.value or MODEL.value), "give --path, a folder of versions, or --model, e.g. digits")
     if PATH.value:
-        check_is_versions(pathlib.Path(PATH.value))
+        newest_version(pathlib.Path(PATH.value))
     require("tensorflow_serving", "serving")
     print("starting TensorFlow ...", file=sys.stderr, flush=True)
     start_tensorflow_quietly()
     from nvae_tf.serving.explorer_files import PAGE, cached_export, write_explorer
-    from nvae_tf.serving.local_server import local_server, newest_version
+    from nvae_tf.serving.local_server import local_server
 
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
@@ -69,11 +75,27 @@ def main() -> None:
         pages = {f"/{file.name}": file for file in files}
         with local_server(*places, enable_cors=CORS.value, files=pages) as (port, rest_port):
             print(f"ready: gRPC on {HOST.value}:{port}, REST on {HOST.value}:{rest_port}", flush=True)
+            if SAMPLES.value:
+                write_samples({"grpc": f"localhost:{port}", "rest": f"http://localhost:{rest_port}"}, name)
+                return
             if EXPLORE.value:
                 host = "localhost" if HOST.value in ("0.0.0.0", "::") else HOST.value
                 print(f"explorer: http://{f'[{host}]' if ':' in host else host}:{rest_port}/{PAGE}", flush=True)
             ended.wait()
     print("ended", flush=True)
+
+
+def write_samples(servers: dict[str, str], name: str) -> None:
+    """Asks for the same samples by each protocol, and writes a grid of them."""
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.serving.client import ServedModel
+
+    for protocol, server in servers.items():
+        with ServedModel(server, name) as model:
+            images = model.sample(64, seed=1, as_pixels=True)
+        file = pathlib.Path(SAMPLES.value, f"served_{protocol}.png")
+        write_png(file, image_grid(images / np.float32(255.0), enlarge=None))
+        print(f"{len(images)} images in {file}", flush=True)
 
 
 def run() -> None:

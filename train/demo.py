@@ -59,7 +59,7 @@ _STEPS = (
     (
         "Serve the export for a moment, and ask it for samples by gRPC and by REST",
         "served_rest.png",
-        "-m export.try_serving --path={workdir}/saved_model --output={workdir} {drawing}",
+        "-m export.serve --path={workdir}/saved_model --port=0 --rest_port=0 --samples={workdir}",
     ),
 )
 

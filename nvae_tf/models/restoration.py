@@ -123,31 +123,6 @@ def measured(operator: LinearOperator, images: np.ndarray, sigma: float, seed: i
     return np.asarray(tf.where(_seen(operator, tf.ones_like(images)), exact + sigma * noise, 0.0))
 
 
-def restored_with_deviation(
-    model: Any,
-    measurement: np.ndarray,
-    operator: LinearOperator,
-    sigma: float,
-    steps: int = 40,
-    starts: int = 4,
-    seed: int = 0,
-    labels: Any = None,
-    batch_size: int = 16,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """What `NVAE.restore` gives, and how much a pixel differs between restorations from so many draws of the latents.
-
-    Both `[batch, height, width, channels]`; the second, a standard deviation, is None where there are no `starts`.
-    """
-    images = model.restore(measurement, operator, sigma, steps, labels=labels, batch_size=batch_size).numpy()
-    if not starts:
-        return images, None
-    count = len(measurement)
-    labels = None if labels is None else np.tile(np.broadcast_to(labels, count), starts)
-    several = np.tile(measurement, (starts, *[1] * (measurement.ndim - 1)))
-    others = model.restore(several, operator, sigma, steps, seed=seed, labels=labels, batch_size=batch_size)
-    return images, np.reshape(others, (starts, *images.shape)).std(axis=0)
-
-
 def default_pnp_steps(sigma: float | tf.Tensor) -> int:
     """How many steps of PnP-HVAE there are where nobody says: none for a sigma that is a tensor."""
     return 0 if isinstance(sigma, tf.Tensor) or sigma >= PNP_MOST_NOISE else PNP_STEPS

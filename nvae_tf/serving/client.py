@@ -16,24 +16,22 @@ import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from nvae_tf.config import LARGEST_SEED, check, did_you_mean
 from nvae_tf.data.pictures import as_eight_bits
-from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
+from nvae_tf.serving.outputs import PNG_SUFFIX
 
 STRING = "string"
 # A request that finds no server is sent again after a random part of 0.2 s, 0.4 s, and so on; gRPC's own policy allows
 # no more attempts.
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 0.2, 5.0
-# The ending of signatures whose images are the bytes of PNG files.
-_FILES = "_png"
 # What is sent for inputs of some models alone where a call names none: no class, no guidance, the model's own prior.
 _OPTIONAL = {"label": -1, "guidance": 1.0, "proposals": 1}
-_MOST_CHANNELS = 4
 _DTYPES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_STRING": STRING, "DT_BOOL": "bool"} | {
     f"DT_{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)
 }
@@ -195,7 +193,7 @@ def as_array(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
 
     NumPy's own strings lose zero bytes at the end.
     """
-    try:
+    with wrap_read_errors(f"input {name!r} is no array (", ")"):
         if wanted and wanted.dtype == STRING:
             array = np.array(value, object)
             for place, text in np.ndenumerate(array):
@@ -204,13 +202,11 @@ def as_array(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
         array = np.asarray(value)
         if wanted and not isinstance(value, np.ndarray) and np.can_cast(array.dtype, wanted.dtype, "same_kind"):
             array = array.astype(wanted.dtype)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"input {name!r} is no array ({error})") from None
     # TensorFlow wants the machine's own order of bytes; IDX files have the other.
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-class ServedModel:
+class ServedModel(contextlib.AbstractContextManager):
     """A model on a server; a context manager, and may be used from many threads.
 
     Pillow's images and uint8 arrays are quantized to the bits of the model's data, as in training, where the model has
@@ -257,16 +253,12 @@ class ServedModel:
         self._seconds, self._total_seconds = timeout, total_timeout
         self._batch_rows, self._in_flight, self._progress = batch_rows, in_flight, progress
         self._known: ModelMetadata | None = None
-        self.is_rest = "://" in server
-        if self.is_rest:
+        if "://" in server:
             from nvae_tf.serving.rest import RestTransport as Transport
         else:
             start_tensorflow_quietly()
             from nvae_tf.serving.grpc_client import GrpcTransport as Transport
         self._transport = Transport(server, model, version, label)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -404,16 +396,16 @@ class ServedModel:
         arrays = image_arrays(images, self.image_shape(signature))
         inputs = {"image": arrays, "seed": row_seeds(seed, len(arrays))}
         # The model quantizes the pixels of files.
-        by_files = arrays.dtype == np.uint8 and f"{signature}{_FILES}" in self.signatures()
-        return self._run(signature + (_FILES if by_files else ""), inputs, {"label": labels})
+        by_files = arrays.dtype == np.uint8 and f"{signature}{PNG_SUFFIX}" in self.signatures()
+        return self._run(signature + (PNG_SUFFIX if by_files else ""), inputs, {"label": labels})
 
     def _images(
         self, signature: str, inputs: dict[str, np.ndarray], optional: Mapping[str, Any], as_pixels: bool
     ) -> np.ndarray:
         # The pixels of files are far fewer bytes than numbers, as JSON above all.
         takes_pixels = "image" not in inputs or inputs["image"].dtype == np.uint8
-        if as_pixels and takes_pixels and f"{signature}{_FILES}" in self.signatures():
-            return pixels_of_files(self._run(f"{signature}{_FILES}", inputs, optional)["image_bytes"])
+        if as_pixels and takes_pixels and f"{signature}{PNG_SUFFIX}" in self.signatures():
+            return pixels_of_files(self._run(f"{signature}{PNG_SUFFIX}", inputs, optional)["image_bytes"])
         images = self._run(signature, inputs, optional)["image"]
         return pixels_of(images) if as_pixels else images
 
@@ -493,38 +485,29 @@ def row_seeds(seed: int, count: int) -> np.ndarray:
     return np.int64(seed) + (np.arange(count, dtype=np.int64) << 32)
 
 
-def check_channels(channels: int | None) -> None:
-    """Raises ValueError for a number of channels that no picture has."""
-    check(channels in range(1, _MOST_CHANNELS + 1), f"pictures for a model of {channels} channels: give arrays")
-
-
 def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
     """Images as uint8 in 0 to 255 or float32 in [0, 1], `[count, *shape]`; Pillow's are converted to its channels."""
     if not isinstance(images, np.ndarray):
-        check_channels(shape[-1])
+        check(shape[-1] in (1, 2, 3, 4), f"pictures for a model of {shape[-1]} channels: give arrays")
         pixels = []
         for number, image in enumerate(images):
             odd = f"a picture of Pillow's mode {image.mode!r}: save it with 8 or 16 bits a channel"
             check(image.mode not in ("I", "F"), odd)
             # Of 16 bits the upper ones, as a model's graph reads such files; Pillow would clip at 255.
-            pixels.append(_with_channels(np.asarray(as_eight_bits(image, shape[-1]))))
-            _check_size(f"picture {number}", pixels[-1].shape, shape)
+            pixels.append(np.atleast_3d(np.asarray(as_eight_bits(image, shape[-1]))))
+            check_size(f"picture {number}", pixels[-1].shape, shape)
         return np.stack(pixels) if pixels else np.zeros([0, *(size or 0 for size in shape)], np.uint8)
-    _check_size("an array's image", images.shape[1:], shape)
+    check_size("an array's image", images.shape[1:], shape)
     known = images.dtype == np.uint8 or images.dtype.kind == "f"
     check(known, f"images of dtype {images.dtype}: give uint8 in 0 to 255 or float in [0, 1]")
     return images if images.dtype == np.uint8 else images.astype(np.float32)
 
 
-def _check_size(what: str, found: tuple[int, ...], wanted: tuple[int | None, ...]) -> None:
+def check_size(what: str, found: tuple[int, ...], wanted: tuple[int | None, ...]) -> None:
+    """Raises ValueError unless `found` is the shape `wanted` of images."""
     sizes, model = ("x".join("?" if size is None else str(size) for size in shape) for shape in (found, wanted))
     fits = TensorSpec("", tuple(wanted)).takes(found)
     check(fits, f"{what} is {sizes}, the model takes {model} (height x width x channels); resize it")
-
-
-def _with_channels(image: np.ndarray) -> np.ndarray:
-    """`[height, width]` as `[height, width, 1]`."""
-    return image[..., np.newaxis] if image.ndim == 2 else image
 
 
 def pixels_of(images: np.ndarray) -> np.ndarray:
@@ -550,4 +533,4 @@ def png_files(pixels: np.ndarray) -> np.ndarray:
 
 def pixels_of_files(files: Iterable[bytes]) -> np.ndarray:
     """The inverse of `png_files`."""
-    return np.stack([_with_channels(np.asarray(Image.open(io.BytesIO(file)))) for file in files])
+    return np.stack([np.atleast_3d(np.asarray(Image.open(io.BytesIO(file)))) for file in files])

@@ -53,7 +53,7 @@ def _facts(assets: pathlib.Path) -> dict[str, Any]:
 
 
 def example_images(config: ExperimentConfig) -> dict[str, np.ndarray] | None:
-    """16 test images of a run, spread evenly: `images` uint8 `[count, height, width, channels]`, as a model sees them.
+    """16 test images of a run, spread evenly: `images` uint8 `[count, height, width, channels]`, as models see them.
 
     With labels also `labels` `[count]`, and `classes`, the names. None where the images can't be read here.
     """

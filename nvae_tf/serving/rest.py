@@ -15,14 +15,14 @@ import requests
 import urllib3
 
 from nvae_tf.config import check
-from nvae_tf.errors import require
+from nvae_tf.errors import require, wrap_read_errors
 from nvae_tf.serving import client
 from nvae_tf.serving.client import STRING, Arrays, ModelMetadata, SignatureSpec, VersionStatus
+from nvae_tf.serving.outputs import DEFAULT_SIGNATURE
 
 tenacity = require("tenacity", "serving")
 
 BASE64 = "b64"
-DEFAULT_SIGNATURE = "serving_default"
 # The HTTP status of each of gRPC's codes; what comes first is how a client reads a status.
 HTTP_STATUS = {
     "INVALID_ARGUMENT": 400,
@@ -63,30 +63,24 @@ class RestTransport:
         inputs = {name: json_of(array) for name, array in arrays.items()}
         body = json.dumps({"signature_name": signature, "inputs": inputs})
         answer = self._ask("POST", ":predict", seconds, body)
-        try:
+        with wrap_read_errors("no answer of this signature (", ")", client.ServerFailed):
             # The value of a single output stands without its name.
             only = next(iter(spec.outputs))
             found = {only: answer["outputs"]} if len(spec.outputs) == 1 else answer["outputs"]
             return {name: _output(found[name], spec.outputs[name]) for name in spec.outputs}
-        except (KeyError, TypeError, ValueError) as error:
-            raise client.ServerFailed(f"no answer of this signature ({error!r})") from None
 
     def metadata(self, seconds: float) -> ModelMetadata:
         """The version that answers, and its signatures."""
         answer = self._ask("GET", "/metadata", seconds)
-        try:
+        with wrap_read_errors("no metadata of a model (", ")", client.ServerFailed):
             definitions = answer["metadata"]["signature_def"]["signature_def"]
             return ModelMetadata(int(answer["model_spec"]["version"]), client.signature_specs(definitions))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise client.ServerFailed(f"no metadata of a model ({error!r})") from None
 
     def status(self, seconds: float) -> list[VersionStatus]:
         """All versions, newest first."""
         answer = self._ask("GET", "", seconds)
-        try:
+        with wrap_read_errors("no status of a model (", ")", client.ServerFailed):
             return client.version_statuses(answer)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise client.ServerFailed(f"no status of a model ({error!r})") from None
 
     def _ask(self, method: str, path: str, seconds: float, body: str | None = None) -> dict[str, Any]:
         """The JSON object of an answer; a request that finds no server is sent again, see `ATTEMPTS`."""
@@ -167,7 +161,7 @@ def json_of(array: np.ndarray, as_base64: bool = True) -> Any:
 
 
 def _in_short_decimals(array: np.ndarray) -> np.ndarray:
-    """float64 whose decimals are the shortest of these float32 numbers, as TensorFlow Serving's: half the bytes."""
+    """float64 with the shortest decimals of these float32 numbers, as TensorFlow Serving writes: half the bytes."""
     exact = array.astype(np.float64)
     with np.errstate(all="ignore"):
         exponents = np.floor(np.log10(np.abs(exact)))

@@ -7,22 +7,21 @@ import json
 import math
 import os
 import pathlib
-import subprocess
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, read_config
-from nvae_tf.errors import first_line, require
-from nvae_tf.files import atomic_write, write_arrays
+from nvae_tf.errors import require, wrap_read_errors
+from nvae_tf.files import atomic_write, git_revision, write_arrays
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.progress import Report
 from nvae_tf.serving.explorer_files import EXAMPLES, example_images
-from nvae_tf.serving.outputs import WEIGHTS, check_is_export, new_version, write_digests
-from nvae_tf.serving.signatures import DEFAULT_SIGNATURE, Signatures
+from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, PNG_SUFFIX, WEIGHTS, check_is_export, new_version, write_digests
+from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import ROWS, Record, all_differences, recorded, verified
 from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.graph_memory import memory_timeline
@@ -36,6 +35,7 @@ LARGEST_DIFFERENCE = 0.2
 REQUEST_BYTES = 2 * 2**30
 FEWEST_ROWS = 64
 _ASSETS = "assets.extra"
+_CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 # The weights of an export by place, for `load_export`.
 _FOLDED = "folded"
 # The name that TensorFlow Serving looks for.
@@ -126,7 +126,10 @@ def export_saved_model(
             differences = verified(folder, record)
             if weights != "float32":
                 differences = all_differences(record.outputs, of_model)
-                _check_rounding(weights, differences)
+                worst = max(differences, key=differences.get)
+                wrong = f"weights={weights} change too much of what the model gives: {worst} is off by"
+                limit = f"of its largest value, {LARGEST_DIFFERENCE:g} is allowed; export float32"
+                check(differences[worst] <= LARGEST_DIFFERENCE, f"{wrong} {differences[worst]:.2g} {limit}")
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
         facts = {"weights": weights, "difference_from_model": differences, "most_rows": most_rows}
@@ -140,15 +143,6 @@ def _bytes_of_row(reference: Signatures) -> int:
     with tf.device("/CPU:0"):  # as `recorded` has traced them
         graphs = [network.get_concrete_function() for network in reference.networks]
     return math.ceil(max(memory_timeline(graph).peak_bytes for graph in graphs) / ROWS)
-
-
-def _check_rounding(weights: str, differences: Mapping[str, float]) -> None:
-    worst = max(differences, key=differences.get)
-    check(
-        differences[worst] <= LARGEST_DIFFERENCE,
-        f"weights={weights} change too much of what the model gives: {worst} is off by {differences[worst]:.2g} of its "
-        f"largest value, {LARGEST_DIFFERENCE:g} is allowed; export float32",
-    )
 
 
 def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
@@ -178,12 +172,9 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
     model = NVAE(config.model)
     folded = folded_weights(model.stacks, source["weights"])
     checkpoint = tf.train.Checkpoint(**{_FOLDED: _folded_variables(model, folded)})
-    try:
+    fix = "); export the run again with nvae-export"
+    with wrap_read_errors(f"{folder}: its weights can't be read by place (", fix):
         checkpoint.read(str(folder / "variables" / "variables")).assert_existing_objects_matched()
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
-        raise ValueError(
-            f"{folder}: its weights can't be read by place ({first_line(error)}); export the run again with nvae-export"
-        ) from None
 
     def exact(weight: tf.Variable | None) -> tf.Variable | None:
         return None if weight is None else tf.Variable(tf.cast(weight, tf.float32), trainable=False)
@@ -235,7 +226,7 @@ def _write_assets(
     """Makes `assets.extra/` of an export; a server reads the warm-up requests alone."""
     folder = export / _ASSETS
     folder.mkdir()
-    versions = {"nvae_tf": None, "git_revision": _git_revision(), "tensorflow": tf.__version__}
+    versions = {"nvae_tf": None, "git_revision": git_revision(_CHECKOUT), "tensorflow": tf.__version__}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         versions["nvae_tf"] = importlib.metadata.version("nvae_tf")
     contents = {
@@ -260,8 +251,8 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
     described = {}
     for name in signatures.names:
         described[name] = {
-            "documentation": inspect.getdoc(getattr(signatures, name.removesuffix("_png"))),
-            "pictures": "bytes of files (image_bytes)" if name.endswith("_png") else "float32 in [0, 1]",
+            "documentation": inspect.getdoc(getattr(signatures, name.removesuffix(PNG_SUFFIX))),
+            "pictures": "bytes of files (image_bytes)" if name.endswith(PNG_SUFFIX) else "float32 in [0, 1]",
             "inputs": {
                 spec.name: {"dtype": spec.dtype.name, "shape": ["batch", *spec.shape[1:]]}
                 for spec in signatures.input_specs(name)
@@ -295,15 +286,3 @@ def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
         for request in (*requests.values(), default):
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())
-
-
-def _git_revision() -> str | None:
-    """The revision of this code, with "-dirty" where files have been changed; None where it is no checkout."""
-    place = pathlib.Path(__file__).resolve().parents[2]
-    if not (place / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(place), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from google.protobuf import text_format
 
 from nvae_tf.config import check, check_choice
-from nvae_tf.errors import first_line, require, start_tensorflow_quietly
+from nvae_tf.errors import require, start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import atomic_write
 from nvae_tf.serving.explorer_files import PAGE, write_explorer
 
@@ -48,12 +48,7 @@ class ServedExports(NamedTuple):
         return tuple(sorted(set(self.labels.values()))) or self.versions[-1:]
 
 
-def write_server_files(
-    models: pathlib.Path,
-    output: pathlib.Path,
-    image: str = SERVING_IMAGE,
-    labels: str = "",
-) -> str:
+def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = SERVING_IMAGE, labels: str = "") -> str:
     """Writes the files for all exports `models/NAME/VERSION/saved_model.pb` into `output`; returns a text about it.
 
     Files of the same names are replaced, others are left alone. Nothing is written where there are no exports, or one
@@ -73,8 +68,12 @@ def write_server_files(
     folders = [models / model.name / str(version) for model in exports for version in model.served]
     saved = {folder: _saved_model(folder) for folder in folders}
     known = operations_text(saved, tag)
-    without_verdict = [str(folder) for folder, found in saved.items() if not _gives_verdicts(found)]
-    batching = not without_verdict
+    older = {
+        str(folder)
+        for folder, found in saved.items()
+        for name, signature in found.meta_graphs[0].signature_def.items()
+        if "valid" not in signature.outputs and not name.startswith("__")
+    }
     max_batch_size = min(_MAX_BATCH_SIZE, *(_fact(folder, "most_rows", _MAX_BATCH_SIZE) for folder in folders))
     values = {
         "names": names,
@@ -84,7 +83,7 @@ def write_server_files(
         "models": json.dumps((path if path.startswith(".") else f"./{path}").replace("$", "$$"), ensure_ascii=False),
         "health_check": json.dumps(["CMD", "bash", "/serving/health_check.sh", *names]),
         "models_config": _models_config(exports),
-        "batching": batching,
+        "batching": not older,
         "max_batch_size": max_batch_size,
         "memory_mib": _memory_mib(folders, cores * max_batch_size),
     }
@@ -96,18 +95,15 @@ def write_server_files(
         values[key] = templates.get_template(name).render(values)
     files = {"models.config": values["models_config"]}
     files |= {name: templates.get_template(name).render(values) for name in templates.list_templates()}
-    if not batching:
+    if older:
         del files[BATCHING_FILE]
     output.mkdir(parents=True, exist_ok=True)
-    replaced = [name for name in files if (output / name).exists()]
     for name, text in files.items():
         atomic_write(output / name, text)
-    older = (
-        f"Requests are not batched: {', '.join(without_verdict)}: an older export, without the output `valid`, so that"
-    )
-    lines = [] if batching else [f"{older} a row that it refuses would fail its whole batch."]
-    lines += [known, f"Wrote {', '.join(files)} to {output}."]
-    lines += [f"Replaced what was there of {', '.join(replaced)}."] if replaced else []
+    lines = [known, f"Wrote {', '.join(files)} to {output}."]
+    if older:
+        reason = "an older export, without the output `valid`: a row that it refuses would fail its batch"
+        lines.insert(0, f"Requests are not batched: {', '.join(sorted(older))}: {reason}.")
     lines += _written_explorer(models, exports, output / "explorer")
     return "\n".join([*lines, f"To start the server: cd {output} && docker compose up --detach --wait"])
 
@@ -120,7 +116,9 @@ def _written_explorer(models: pathlib.Path, exports: Sequence[ServedExports], ou
         return []
     write_explorer(output, explored)
     address = f"http://localhost:8000/{PAGE}?server=http://localhost:8501"
-    return [f"To explore, SERVING_CORS=true for the server, python -m http.server -d {output} 8000, then {address}"]
+    return [
+        f"To explore, with SERVING_CORS=true for the server: python -m http.server -d {output} 8000, then {address}"
+    ]
 
 
 def find_exports(models: pathlib.Path) -> list[ServedExports]:
@@ -210,28 +208,18 @@ def _saved_model(folder: pathlib.Path) -> Any:
     start_tensorflow_quietly()
     from tensorflow.core.protobuf import saved_model_pb2
 
-    try:
+    with wrap_read_errors(f"{folder}: a damaged export (", "); copy it anew"):
         saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-    except Exception as error:  # protobuf has several kinds
-        raise ValueError(f"{folder}: a damaged export ({first_line(error)}); copy it anew") from None
-    check(bool(saved.meta_graphs), f"{folder}: a damaged export (it is empty); copy it anew")
+        check(bool(saved.meta_graphs), "it is empty")
     return saved
-
-
-def _gives_verdicts(saved: Any) -> bool:
-    """Whether every signature says of each row whether it is right."""
-    definitions = saved.meta_graphs[0].signature_def
-    return all("valid" in spec.outputs for name, spec in definitions.items() if not name.startswith("__"))
 
 
 def operations_text(exports: Mapping[pathlib.Path, Any], tag: str) -> str:
     """What is known of the exports' operations in the release with this tag; ValueError where it lacks some."""
     release = ".".join(tag.split("-")[0].split(".")[:2])
     if release not in (_RELEASE, _WRITTEN_BY):
-        which = f"TensorFlow {tag.split('-')[0]}" if tag else "its TensorFlow"
-        return (
-            f"Image {tag or 'without a tag'}: it is not known here whether {which} has all operations of the exports."
-        )
+        which = f"TensorFlow {tag.split('-')[0]}" if tag else "the image's TensorFlow"
+        return f"It is not known here whether {which} has all operations of the exports."
     for folder, saved in exports.items() if release == _RELEASE else ():
         for graph in (meta_graph.graph_def for meta_graph in saved.meta_graphs):
             wanted, which = graph.versions.min_consumer, f"{folder}: TensorFlow {release}"

@@ -122,7 +122,7 @@ def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_printed
         ("export_tflite", ["--workdir=x", "--output=y", "--smallest_psnr=nan"], "--smallest_psnr=nan: must be"),
         ("export_tflite", ["--output=y"], "give one of --workdir and --saved_model"),
         ("export_tflite", ["--output=y", "--saved_model={0}/models/1"], "no export in it"),
-        ("export_saved_model", ["--workdir=x", "--output={0}/new", "--most_rows=0"], "0 is not a positive integer"),
+        ("export_saved_model", ["--workdir=x", "--output={0}/new", "--most_rows=0"], "0 is not integer >= 3"),
     ],
 )
 def test_errors_are_reported_before_any_work(tmp_path, refused, name, flags, message):

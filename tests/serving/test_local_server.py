@@ -24,8 +24,7 @@ from tensorflow_serving.apis import (
 
 from nvae_tf.serving.client import BadRequest, ModelNotFound, TooLarge
 from nvae_tf.serving.grpc_client import tensor_of
-from nvae_tf.serving.loaded_version import LoadedVersion
-from nvae_tf.serving.local_server import local_server
+from nvae_tf.serving.local_server import LoadedVersion, local_server
 from tests.command_fixtures import started
 from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, Servers, served
 
@@ -307,7 +306,7 @@ def test_the_command_serves_until_sigterm(texts_folder):
 
 def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
     for flags, message in (
-        (["--path=missing"], "--path=missing: no such folder"),
+        (["--path=missing"], "missing: no such folder"),
         (["--path={texts}/1"], "is one version; name the folder of all versions, {texts}"),
         (["--path={empty}"], "no numbered versions in it"),
         ([], "give --path, a folder of versions, or --model"),
@@ -320,9 +319,8 @@ def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
 @pytest.mark.slow
 def test_both_protocols_give_the_same_picture(folder, tmp_path, done):
     output = tmp_path / "new"
-    flags = [f"--path={folder.parent}", f"--output={output}", "--count=5", "--temperature=0.7"]
-    printed = done("export.try_serving", *flags)
+    printed = done("export.serve", f"--path={folder.parent}", "--port=0", "--rest_port=0", f"--samples={output}")
     by_grpc, by_rest = (np.asarray(Image.open(output / f"served_{name}.png")) for name in PROTOCOLS)
     np.testing.assert_array_equal(by_grpc, by_rest)
     assert by_grpc.std() > 0
-    assert printed.startswith("ready: ") and "5 images in " in printed
+    assert printed.startswith("ready: ") and "64 images in " in printed

@@ -154,8 +154,8 @@ def test_files_of_these_names_are_replaced_and_others_left_alone(models, write_f
     output, _ = write_files(models)
     (output / "models.config").write_text("old")
     (output / "notes.txt").write_text("mine")
-    _, printed = write_files(models)
-    assert "Replaced what was there of " in printed and "digits" in served_models(output)
+    write_files(models)
+    assert "digits" in served_models(output)
     assert {file.name for file in output.iterdir()} == FILES | {"notes.txt"}
 
 
