@@ -24,7 +24,7 @@ function element(tag, properties = {}, ...children) {
 
 const running = {}, waiting = {};
 
-const count = () => { document.body.dataset.running = Object.values(running).filter(Boolean).length; };
+const markRunning = () => { document.body.dataset.running = Object.values(running).filter(Boolean).length; };
 
 async function act(name, action) {
   if (running[name]) {
@@ -32,7 +32,7 @@ async function act(name, action) {
     return;
   }
   running[name] = true;
-  count();
+  markRunning();
   const start = performance.now();
   try {
     const text = await action();
@@ -49,7 +49,7 @@ async function act(name, action) {
     const next = waiting[name];
     delete waiting[name];
     if (next) act(name, next);
-    count();
+    markRunning();
   }
 }
 
