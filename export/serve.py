@@ -64,13 +64,14 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     path = pathlib.Path(PATH.value) if PATH.value else cached_export(MODEL.value)
     name = MODEL.value if MODEL.value and PATH.value else path.resolve().name
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
     with tempfile.TemporaryDirectory() as folder:
         files = write_explorer(pathlib.Path(folder), {name: newest_version(path)}) if EXPLORE.value else []
-        addresses, places = (PORT.value, REST_PORT.value, HOST.value), {f"/{file.name}": file for file in files}
-        with local_server(name, path, *addresses, enable_cors=CORS.value, files=places) as (port, rest_port):
+        ended = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ended.set())
+        places = name, path, PORT.value, REST_PORT.value, HOST.value
+        pages = {f"/{file.name}": file for file in files}
+        with local_server(*places, enable_cors=CORS.value, files=pages) as (port, rest_port):
             print(f"ready: gRPC on {HOST.value}:{port}, REST on {HOST.value}:{rest_port}", flush=True)
             if SAMPLES.value:
                 write_samples({"grpc": f"localhost:{port}", "rest": f"http://localhost:{rest_port}"}, name)

@@ -20,9 +20,8 @@ COUNT, SIZE = 16, 128
 
 def pictures(pixels: np.ndarray) -> list[Image.Image]:
     """Images `[count, height, width, channels]` as pictures of whole multiples of their size."""
-    return [
-        ImageOps.scale(image, max(1, SIZE // image.width), Image.Resampling.NEAREST) for image in pil_images(pixels)
-    ]
+    factor = max(1, SIZE // pixels.shape[2])
+    return [ImageOps.scale(image, factor, Image.Resampling.NEAREST) for image in pil_images(pixels)]
 
 
 def interface(model: ServedModel) -> gr.Blocks:

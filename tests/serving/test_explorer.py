@@ -160,6 +160,19 @@ def test_a_region_is_restored_with_the_keyboard_alone(explorer):
     assert not changed.any()
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pictures_of_every_number_of_channels_come_back_from_files(explorer, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, [5, 6, channels])
+    if channels % 2 == 0:
+        pixels[..., -1] = 255  # browsers keep no color of what is transparent
+    script = """async ([pixels, shape]) => {
+      const { fromFile, sheet } = await import("./images.js");
+      return [...await fromFile(await sheet([Uint8Array.from(pixels)], shape), shape)];
+    }"""
+    found = explorer.tab.evaluate(script, [pixels.ravel().tolist(), list(pixels.shape)])
+    assert np.array_equal(found, pixels.ravel())
+
+
 def test_a_link_brings_back_what_is_shown(explorer, address, browser):
     parts = ("samples", "current", "variants", "path")
     explorer.after(explorer.button("Variant 2").click)

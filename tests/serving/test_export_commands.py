@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import data_spec
 from nvae_tf.models import NVAE
 from nvae_tf.serving import saved_model
+from nvae_tf.serving.explorer_files import cached_export, example_images
 from nvae_tf.serving.saved_model import scores_of
 from nvae_tf.serving.tflite import run_images
 from nvae_tf.training import loading
@@ -60,6 +62,33 @@ def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):
     assert scores_of(tmp_path, source) == source | {"nelbo_nats": 1.0}
     file.write_text("{")
     assert scores_of(tmp_path, source) is None
+
+
+def test_a_run_is_exported_into_the_cache_once(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    exported = []
+
+    def export(model, folder, origin):
+        exported.append(origin)
+        (folder / "1").mkdir(parents=True)
+        (folder / "1" / "saved_model.pb").touch()
+
+    monkeypatch.setattr(saved_model, "export_saved_model", export)
+    place = str(tmp_path / "run")
+    first = cached_export(place)
+    assert first.name == "run" and cached_export(place) == first and len(exported) == 1
+    examples = exported[0].examples["images"]
+    assert examples.shape == (16, 16, 16, 1) and set(np.unique(examples)) == {0, 255}
+    (tmp_path / "step-12.data").write_bytes(b"other weights")
+    assert cached_export(place) != first and len(exported) == 2
+
+
+def test_an_export_has_test_images_only_where_they_can_be_read(tmp_path):
+    spec = dataclasses.replace(data_spec("omniglot"), path=str(tmp_path / "missing"))
+    assert example_images(ExperimentConfig(data=spec)) is None
+    spec = dataclasses.replace(data_spec("digits"), labels=True, num_classes=10)
+    examples = example_images(ExperimentConfig(data=spec))
+    assert len(examples["labels"]) == 16 and examples["classes"].tolist() == [str(digit) for digit in range(10)]
 
 
 def test_images_of_the_run_are_spread_over_the_part():

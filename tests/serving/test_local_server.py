@@ -309,6 +309,8 @@ def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
         (["--path=missing"], "missing: no such folder"),
         (["--path={texts}/1"], "is one version; name the folder of all versions, {texts}"),
         (["--path={empty}"], "no numbered versions in it"),
+        ([], "give --path, a folder of versions, or --model"),
+        (["--path={texts}", "--explore"], "{texts}/1: nvae-export has not made it"),
     ):
         places = {"texts": texts_folder.parent, "empty": tmp_path}
         assert message.format(**places) in refused("export.serve", *(flag.format(**places) for flag in flags))

@@ -5,7 +5,7 @@ import { Maker, seedOf } from "./latents.js";
 import * as images from "./images.js";
 
 const COUNTS = [6, 12, 24, 48], VARIANTS = 6, STEPS = 7, RESTORATIONS = 4;
-const SIZES = { samples: 64, examples: 40, variants: 64, path: 48, restored: 64, ends: 48, current: 144, paint: 176 };
+const SIZES = { samples: 64, examples: 40, variants: 64, path: 48, restored: 64, ends: 48, current: 128, paint: 160 };
 const LONGEST_LINK = 2 ** 16;
 const IN_TURN = "turn";
 
@@ -24,7 +24,7 @@ function element(tag, properties = {}, ...children) {
 
 const running = {}, waiting = {};
 
-const count = () => { document.body.dataset.running = Object.values(running).filter(Boolean).length; };
+const markRunning = () => { document.body.dataset.running = Object.values(running).filter(Boolean).length; };
 
 async function act(name, action) {
   if (running[name]) {
@@ -32,7 +32,7 @@ async function act(name, action) {
     return;
   }
   running[name] = true;
-  count();
+  markRunning();
   const start = performance.now();
   try {
     const text = await action();
@@ -49,7 +49,7 @@ async function act(name, action) {
     const next = waiting[name];
     delete waiting[name];
     if (next) act(name, next);
-    count();
+    markRunning();
   }
 }
 
