@@ -28,16 +28,22 @@ def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) ->
 
     `exports` are the folders of one version each. ValueError where one is no export of this project, or damaged.
     """
-    models = {name: _facts(export / "assets.extra") for name, export in exports.items()}
+    models = {name: _facts(export) for name, export in exports.items()}
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / FACTS, json.dumps({"models": models}, separators=(",", ":")) + "\n")
     files = [file for file in sorted(_FOLDER.iterdir()) if file.is_file()]
     return [folder / FACTS, *(pathlib.Path(shutil.copyfile(file, folder / file.name)) for file in files)]
 
 
-def _facts(assets: pathlib.Path) -> dict[str, Any]:
-    known = all((assets / name).is_file() for name in ("config.json", "latents.json"))
-    check(known, f"{assets.parent}: nvae-export has not made it: no config.json and latents.json in {assets.name}")
+def check_has_facts(export: pathlib.Path) -> None:
+    """Raises ValueError for a version that is not of this project."""
+    known = all((export / "assets.extra" / name).is_file() for name in ("config.json", "latents.json"))
+    check(known, f"{export}: nvae-export has not made it: no config.json and latents.json in assets.extra")
+
+
+def _facts(export: pathlib.Path) -> dict[str, Any]:
+    check_has_facts(export)
+    assets = export / "assets.extra"
     model = json.loads((assets / "config.json").read_text())["model"]
     facts = {
         "image": [model[f"image_{name}"] for name in ("height", "width", "channels")],
