@@ -33,6 +33,7 @@ from absl import flags
 from nvae_tf import command_line
 from nvae_tf.config import check
 from nvae_tf.errors import require, start_tensorflow_quietly
+from nvae_tf.serving.explorer_files import PAGE, cached_export, check_has_facts, write_explorer
 from nvae_tf.serving.outputs import newest_version
 
 MODEL = flags.DEFINE_string("model", None, "The model's name for clients, the folder's if not given; or see above.")
@@ -49,11 +50,12 @@ def main() -> None:
     """Serves until a signal comes."""
     check(bool(PATH.value or MODEL.value), "give --path, a folder of versions, or --model, e.g. digits")
     if PATH.value:
-        newest_version(pathlib.Path(PATH.value))
+        newest = newest_version(pathlib.Path(PATH.value))
+        if EXPLORE.value:
+            check_has_facts(newest)
     require("tensorflow_serving", "serving")
     print("starting TensorFlow ...", file=sys.stderr, flush=True)
     start_tensorflow_quietly()
-    from nvae_tf.serving.explorer_files import PAGE, cached_export, write_explorer
     from nvae_tf.serving.local_server import local_server
 
     with contextlib.suppress(ImportError, OSError, ValueError):

@@ -28,16 +28,22 @@ def write_explorer(folder: pathlib.Path, exports: Mapping[str, pathlib.Path]) ->
 
     `exports` are the folders of one version each. ValueError where one is no export of this project, or damaged.
     """
-    models = {name: _facts(export / "assets.extra") for name, export in exports.items()}
+    models = {name: _facts(export) for name, export in exports.items()}
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / FACTS, json.dumps({"models": models}, separators=(",", ":")) + "\n")
     files = [file for file in sorted(_FOLDER.iterdir()) if file.is_file()]
     return [folder / FACTS, *(pathlib.Path(shutil.copyfile(file, folder / file.name)) for file in files)]
 
 
-def _facts(assets: pathlib.Path) -> dict[str, Any]:
-    known = all((assets / name).is_file() for name in ("config.json", "latents.json"))
-    check(known, f"{assets.parent}: nvae-export has not made it: no config.json and latents.json in {assets.name}")
+def check_has_facts(export: pathlib.Path) -> None:
+    """Raises ValueError for a version that is not of this project."""
+    known = all((export / "assets.extra" / name).is_file() for name in ("config.json", "latents.json"))
+    check(known, f"{export}: nvae-export has not made it: no config.json and latents.json in assets.extra")
+
+
+def _facts(export: pathlib.Path) -> dict[str, Any]:
+    check_has_facts(export)
+    assets = export / "assets.extra"
     model = json.loads((assets / "config.json").read_text())["model"]
     facts = {
         "image": [model[f"image_{name}"] for name in ("height", "width", "channels")],
@@ -86,18 +92,20 @@ def cached_export(place: str) -> pathlib.Path:
     `place` is what `nvae_tf.load` takes. The folder has the name of the model.
     """
     from nvae_tf.evaluation.inception import cache_folder
-    from nvae_tf.serving import signatures
-    from nvae_tf.serving.saved_model import export_saved_model, origin_of
-    from nvae_tf.training.loading import load_run
-    from nvae_tf.training.sharing import find_run_folder
+    from nvae_tf.serving import saved_model, signatures
+    from nvae_tf.training import loading
+    from nvae_tf.training.checkpoints import checkpoint_sha256
 
-    run = load_run(place)
-    origin = origin_of(run, find_run_folder(place))
-    code = pathlib.Path(signatures.__file__).read_bytes()
-    key = hashlib.sha256(code + origin.source["checkpoint_sha256"].encode()).hexdigest()[:16]
+    run_folder = loading.find_run_folder(place)
+    _, checkpoint = loading.find_run(run_folder)
+    key = hashlib.sha256(pathlib.Path(signatures.__file__).read_bytes() + checkpoint_sha256(checkpoint).encode())
+    for name in ("prior.npz", "outliers.npz"):
+        if (run_folder / name).is_file():
+            key.update((run_folder / name).read_bytes())
     name = os.path.basename(place.partition("@")[0].rstrip("/"))
-    folder = cache_folder() / "exports" / key / name
+    folder = cache_folder() / "exports" / key.hexdigest()[:16] / name
     if not (folder / "1" / "saved_model.pb").is_file():
         print(f"Exporting {place} to {folder}, once ...", flush=True)
-        export_saved_model(run.model, folder, origin=origin)
+        run = loading.load_run(run_folder)
+        saved_model.export_saved_model(run.model, folder, origin=saved_model.origin_of(run, run_folder))
     return folder

@@ -74,13 +74,17 @@ def test_a_run_is_exported_into_the_cache_once(run, tmp_path, monkeypatch):
         (folder / "1" / "saved_model.pb").touch()
 
     monkeypatch.setattr(saved_model, "export_saved_model", export)
+    monkeypatch.setattr(loading, "find_run", lambda folder: (None, str(tmp_path / "step-12")))
     place = str(tmp_path / "run")
     first = cached_export(place)
     assert first.name == "run" and cached_export(place) == first and len(exported) == 1
     examples = exported[0].examples["images"]
     assert examples.shape == (16, 16, 16, 1) and set(np.unique(examples)) == {0, 255}
     (tmp_path / "step-12.data").write_bytes(b"other weights")
-    assert cached_export(place) != first and len(exported) == 2
+    second = cached_export(place)
+    assert second != first and len(exported) == 2
+    (tmp_path / "run" / "prior.npz").write_bytes(b"learned since")
+    assert cached_export(place) not in (first, second)
 
 
 def test_an_export_has_test_images_only_where_they_can_be_read(tmp_path):
