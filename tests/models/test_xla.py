@@ -18,8 +18,7 @@ from tests.tiny_model import tiny_config
 
 channels = dict(num_channels_encoder=8, num_channels_decoder=8)
 blocks = dict(num_preprocess_blocks=1, num_preprocess_cells=2, num_postprocess_blocks=1, num_postprocess_cells=2)
-groups = dict(num_latent_scales=1, num_groups_per_scale=2)
-model = nvae_tf.NVAE(tiny_config(image_height=8, image_width=8, cell_set="mbconv_den", **groups, **channels, **blocks))
+model = nvae_tf.NVAE(tiny_config(image_height=8, image_width=8, cell_set="mbconv_den", **channels, **blocks))
 optimizer = nvae_tf.NVAEAdamax()
 optimizer.build(model.trainable_variables)
 model.compile(optimizer=optimizer)

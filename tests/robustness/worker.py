@@ -37,26 +37,7 @@ def digest_of_checkpoint(prefix: str) -> str:
 
 
 def reader_of_published(base: pathlib.Path):
-    from nvae_tf.published import import_run as importing
     from nvae_tf.published.import_run import import_run
-    from nvae_tf.training.run import model_for_training
-
-    @functools.lru_cache(4)
-    def with_start(config, **length):
-        """A model with all its variables, and their values."""
-        made = model_for_training(config, **length)
-        made.model.optimizer.build(made.model.trainable_variables)
-        variables = [*made.model.variables, *made.model.optimizer.variables, *made.variables]
-        return made, [(variable, variable.numpy()) for variable in variables]
-
-    def as_new(config, **length):
-        """Models of the same settings are built once: that takes the most time of a mutant."""
-        made, start = with_start(config, **length)
-        for variable, value in start:
-            variable.assign(value)
-        return made
-
-    importing.model_for_training = as_new
 
     def read(path):
         output = path.parent / "imported"
