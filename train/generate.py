@@ -320,6 +320,7 @@ def _main(mode: str) -> None:
     if mode == "restore":
         given = [f"--{name}" for name in ("mask", "scale", "blur") if FLAGS[name].value != FLAGS[name].default]
         check(len(given) < 2, f"{' and '.join(given)}: give one of them")
+        command_line.check_exists("mask", FLAGS.mask)
         check(given or FLAGS.noise, "what has become of the images? give --mask, --scale or --blur, or --noise alone")
     if mode == "direction":
         _strengths()

@@ -104,7 +104,7 @@ class Separable:
 def downsampling(size: tuple[int, int], factor: int) -> Separable:
     """Super-resolution: the means of `factor` x `factor` pixels of images of a size `(height, width)`."""
     fits = factor >= 1 and not any(length % factor for length in size)
-    check(fits, f"factor = {factor}: must divide height and width of the images, {size[0]}x{size[1]}")
+    check(fits, f"scale {factor}: must divide height and width of the images, {size[0]}x{size[1]}")
     return Separable(*(np.kron(np.eye(length // factor), np.full((1, factor), 1.0 / factor)) for length in size))
 
 

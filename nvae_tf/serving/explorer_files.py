@@ -92,6 +92,7 @@ def cached_export(place: str) -> pathlib.Path:
     `place` is what `nvae_tf.load` takes. The folder has the name of the model.
     """
     from nvae_tf.evaluation.inception import cache_folder
+    from nvae_tf.progress import StatusLine
     from nvae_tf.serving import saved_model, signatures
     from nvae_tf.training import loading
     from nvae_tf.training.checkpoints import checkpoint_sha256
@@ -105,7 +106,8 @@ def cached_export(place: str) -> pathlib.Path:
     name = os.path.basename(place.partition("@")[0].rstrip("/"))
     folder = cache_folder() / "exports" / key.hexdigest()[:16] / name
     if not (folder / "1" / "saved_model.pb").is_file():
-        print(f"Exporting {place} to {folder}, once ...", flush=True)
-        run = loading.load_run(run_folder)
-        saved_model.export_saved_model(run.model, folder, origin=saved_model.origin_of(run, run_folder))
+        print(f"Exporting {place} to {folder}, once, half a minute or more ...", flush=True)
+        run, status = loading.load_run(run_folder), StatusLine()
+        origin = saved_model.origin_of(run, run_folder)
+        saved_model.export_saved_model(run.model, folder, origin=origin, report=status.report())
     return folder

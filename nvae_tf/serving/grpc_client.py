@@ -104,7 +104,11 @@ def _converted_errors() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise client.error_of(error.code().name, error.details() or "") from None
+        reason = error.details() or ""
+        if "Failed parsing HTTP/2" in reason:
+            advice = "for REST give http://HOST:PORT (nvae-client --rest), for gRPC the other port"
+            raise client.error_of("UNKNOWN", "this port does not speak gRPC", advice) from None
+        raise client.error_of(error.code().name, reason) from None
     except ValueError as error:  # a channel that was closed, too
         raise client.ServerFailed(str(error)) from None
 

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shlex
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -52,7 +53,9 @@ def read_prior(file: pathlib.Path, model: NVAE, step: int) -> ReweightedPrior | 
             ratio.set_weights([arrays[name] for name in sorted(arrays) if name.startswith(f"{group}/")])
         return ReweightedPrior(ratios, about["proposals"], classes, about)
 
-    return _read(file, model, step, "nvae-prior", made) if file.is_file() else NONE_LEARNED
+    if not file.is_file():
+        return NONE_LEARNED.replace("RUN", shlex.quote(str(file.parent)))
+    return _read(file, model, step, "nvae-prior", made)
 
 
 def read_about(file: pathlib.Path) -> tuple[int, dict[str, Any]]:

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from nvae_tf.config import check, config_to_json
+from nvae_tf.config import check, config_to_json, did_you_mean
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_write
 
@@ -64,7 +64,11 @@ def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
     text = os.fspath(place)
     if text.startswith(HUB):
         return _fetch(text)
-    return _BUNDLED / text if _is_bundled(text) else pathlib.Path(place)
+    if _is_bundled(text):
+        return _BUNDLED / text
+    if not os.path.exists(text) and (hint := did_you_mean(text, os.listdir(_BUNDLED))):
+        raise FileNotFoundError(f"{text}: no such folder{hint}")
+    return pathlib.Path(place)
 
 
 def copy_command(place: str) -> str | None:

@@ -204,7 +204,7 @@ def test_mistakes_are_one_line(model, images):
         with pytest.raises(ValueError, match=message) as raised:
             model.restore(*arguments)
         assert "\n" not in str(raised.value)
-    with pytest.raises(ValueError, match="factor = 4: must divide"):
+    with pytest.raises(ValueError, match="scale 4: must divide"):
         downsampling(SQUARE, 4)
     with pytest.raises(ValueError, match="deviation = 0.0: must be above 0"):
         gaussian_blur(SQUARE, 0.0)
