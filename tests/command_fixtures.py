@@ -1,17 +1,14 @@
 """Commands as a user types them, on a model of the digits that is small enough for a test."""
 
-import contextlib
 import csv
 import fcntl
 import importlib.metadata
-import io
 import os
 import runpy
 import shutil
 import subprocess
 import sys
 import time
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -73,49 +70,29 @@ def output_of(arguments, **settings):
     return process.stdout
 
 
+def refused_process(arguments):
+    """The one line on standard error of a command that ends with exit code 2."""
+    process = run(arguments)
+    assert process.returncode == 2, process.stdout
+    assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1, process.stderr
+    return process.stderr
+
+
 def started(arguments, **settings):
     """Such a process that is running; what it prints and its errors are one stream."""
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": ROOT, "env": quiet()} | settings
     return subprocess.Popen([sys.executable, *map(str, arguments)], text=True, **settings)
 
 
-def run_until_training(arguments, then_send, line_start=TRAINING):
+def run_until_training(arguments, then_send):
     """Runs a training, sends it a signal once it is in its loop, and returns its exit code and output."""
     process, output, sent = started(arguments), "", False
     for line in process.stdout:
         output += line
-        if line.startswith(line_start) and not sent:
+        if line.startswith(TRAINING) and not sent:
             process.send_signal(then_send)
             sent = True
     return process.wait(timeout=600), output
-
-
-def run_here(module, *arguments):
-    """Runs `python -m MODULE` in this process, without the seconds that TensorFlow's start takes; its exit code."""
-    # A command hides what TensorFlow notes when it is imported and looks for devices.
-    tf.config.list_physical_devices()
-    # As in a process of its own: without the flags of scripts that other tests have imported.
-    hidden, code = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - _OF_ABSL}, 0
-    flags.FLAGS.remove_flag_values(hidden)
-    try:
-        with mock.patch.object(sys, "argv", [module, *map(str, arguments)]), mock.patch.dict(os.environ):
-            os.environ.pop("NVAE_TF_TRACEBACK", None)
-            with flagsaver.flagsaver():
-                runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as stopped:
-        code = stopped.code or 0
-    finally:
-        for name, flag in hidden.items():
-            flags.FLAGS[name] = flag
-    return code
-
-
-def train_here(workdir, **changes):
-    """Trains the tiny model in this process, and returns what is printed."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        assert run_here(*tiny_training(workdir, **changes)[1:]) == 0
-    return printed.getvalue()
 
 
 def until(condition):
@@ -194,28 +171,43 @@ def finished_run(tmp_path_factory):
     return folder / "whole", (folder / "output").read_text()
 
 
-CONDITIONAL = {"data.labels": True, "train.accumulate_steps": 2, "train.checkpoint_every_steps": 25}
-
-
-@pytest.fixture(scope="session")
-def conditional_run(tmp_path_factory):
-    """The run folder of a tiny training that is conditional on classes, with its checkpoints of steps 50 and 60."""
-    return made_once(tmp_path_factory, "conditional", lambda folder: train_here(folder / "run", **CONDITIONAL)) / "run"
-
-
 @pytest.fixture(scope="session")
 def finished_model(finished_run):
     """Its model; not to be trained or changed."""
     return nvae_tf.load(finished_run[0])
 
 
+@pytest.fixture(scope="module")
+def without_rewriting():
+    """As in training on a CPU (`nvae_tf.training.strategy`): the first step of a graph comes sooner."""
+    before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
+
+
 @pytest.fixture
-def script(capfd):
+def script(monkeypatch, capfd):
     """`script(MODULE, *arguments)` runs `python -m MODULE` in this process; gives exit code, output and errors."""
+    # A command hides what TensorFlow notes when it is imported and looks for devices.
+    tf.config.list_physical_devices()
 
     def run(module, *arguments):
+        # As in a process of its own: without the flags of scripts that other tests have imported.
+        hidden, code = {name: flags.FLAGS[name] for name in set(flags.FLAGS) - _OF_ABSL}, 0
+        flags.FLAGS.remove_flag_values(hidden)
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        monkeypatch.delenv("NVAE_TF_TRACEBACK", raising=False)
         capfd.readouterr()
-        return run_here(module, *arguments), *capfd.readouterr()
+        try:
+            with flagsaver.flagsaver():
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        finally:
+            for name, flag in hidden.items():
+                flags.FLAGS[name] = flag
+        return code, *capfd.readouterr()
 
     return run
 
@@ -225,7 +217,7 @@ def done(script):
     """`done(MODULE, *arguments)`: what such a command prints, which must end well."""
 
     def run(module, *arguments):
-        code, printed, errors = script(module, *arguments)
+        code, printed, errors = script(module, *map(str, arguments))
         assert code == 0, errors
         return printed
 

@@ -1,6 +1,4 @@
-import contextlib
 import importlib
-import io
 import json
 import math
 import os
@@ -50,10 +48,8 @@ def run(finished_run, tmp_path):
 @pytest.fixture(scope="module")
 def whole(commands, finished_run, tmp_path_factory):
     """The run folder after an evaluation in one go with all but fid, and what it printed."""
-    workdir, printed = copy_of(finished_run[0], tmp_path_factory.mktemp("evaluated") / "run"), io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        assert commands.run_here(*evaluation(workdir, "--metrics=elbo,iw,latents", *FLAGS)[1:]) == 0
-    return workdir, printed.getvalue()
+    workdir = copy_of(finished_run[0], tmp_path_factory.mktemp("evaluated") / "run")
+    return workdir, commands.output_of(evaluation(workdir, "--metrics=elbo,iw,latents", *FLAGS))
 
 
 @pytest.mark.slow
@@ -89,7 +85,7 @@ def test_what_is_measured(whole):
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on_where_it_was(commands, done, run, whole):
+def test_a_killed_evaluation_goes_on_where_it_was(commands, run, whole):
     process = commands.started(evaluation(run, *FLAGS), stdout=subprocess.DEVNULL)
     while process.poll() is None and len(list(run.glob("evaluation/unfinished-*/batch-*.npz"))) < 3:
         time.sleep(0.02)
@@ -99,7 +95,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(commands, done, run, whole):
     # As one that was damaged on the disk: it is done again.
     kept.pop().write_bytes(b"damaged")
     assert not (run / "evaluation.json").exists() and 2 <= len(kept) < 17
-    assert f"{len(kept)} of 18 batches are there already" in done(*evaluation(run, *FLAGS)[1:])
+    assert f"{len(kept)} of 18 batches are there already" in commands.output_of(evaluation(run, *FLAGS))
     assert metrics_of(run) == {name: value for name, value in metrics_of(whole[0]).items() if name != "latents"}
 
 

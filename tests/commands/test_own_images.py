@@ -95,7 +95,7 @@ def test_inspect_data_prints_counts_and_writes_a_picture(done, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(done, refused, tmp_path):
+def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(commands, tmp_path):
     count, met_at_step = 32, 5
     folder, workdir = tmp_path / "images", tmp_path / "run"
     for part in ("train", "test"):
@@ -105,11 +105,11 @@ def test_a_run_that_meets_a_damaged_picture_is_saved_and_goes_on(done, refused, 
     bad = folder / "train" / f"{int(numbers[0]):02d}.png"
     bad.write_bytes(damaged_in_the_middle(bad.read_bytes()))
     settings = {"train.steps": 12, "train.seed": 0, "data.num_bits": 1}
-    line = refused(*command("train.main", folder, **settings), f"--workdir={workdir}")
+    line = commands.refused_process(["-m", *command("train.main", folder, **settings), f"--workdir={workdir}"])
     assert line.startswith(f"error: {bad}: a damaged or cut-off PNG file")
     assert (workdir / "checkpoints" / f"step-{met_at_step}.index").is_file()
     settings["data.on_bad_file"] = "skip"
-    printed = done(*command("train.main", folder, **settings), f"--workdir={workdir}")
+    printed = commands.output_of(["-m", *command("train.main", folder, **settings), f"--workdir={workdir}"])
     assert f"Skipped 1 of 32 pictures of the train part of {folder}:\n    {bad}: a damaged" in printed
     assert f", from step {met_at_step} on" in printed and "has all its 12 steps" in printed
     assert (workdir / "checkpoints" / "step-12.index").is_file()

@@ -15,10 +15,7 @@ def hub():
     server.server_close()
 
 
-@pytest.mark.slow
-def test_a_run_goes_to_the_hub_and_back_and_the_token_is_in_no_file_or_output(
-    finished_run, hub, done, tmp_path, monkeypatch
-):
+def test_a_run_goes_to_the_hub_and_back_and_the_token_is_in_no_file_or_output(finished_run, hub, done, tmp_path):
     workdir, home = finished_run[0], tmp_path / "home"
     environment = {"env": quiet() | hub.environment(home)}
     printed = output_of(["-m", "train.publish", f"--workdir={workdir}", "--repo=me/tiny"], **environment)
@@ -28,11 +25,12 @@ def test_a_run_goes_to_the_hub_and_back_and_the_token_is_in_no_file_or_output(
     assert {"config.json", "README.md", "metrics.csv", "environment.json", "checkpoints/step-60.index"} <= names
     assert [name for name in names if name.startswith("samples/")] == ["samples/step-00000060.png"]
     drawing = ["--count=4", "--raw", "--seed=3"]
-    hub.use_here(monkeypatch, home)
-    printed += done("train.generate", "--workdir=hf://me/tiny", f"--output={tmp_path / 'hub.png'}", *drawing)
+    words = ["-m", "train.generate", "--workdir=hf://me/tiny", f"--output={tmp_path / 'hub.png'}", *drawing]
+    printed += output_of(words, **environment)
     done("train.generate", f"--workdir={workdir}", f"--output={tmp_path / 'own.png'}", *drawing)
     one, other = (read_images(tmp_path / f"{name}.png", 4, 2).astype(int) for name in ("hub", "own"))
-    assert one.shape == (4, 4, 4, 1) and np.array_equal(one, other)
+    # Another thread count of the other process may round another way.
+    assert one.shape == (4, 4, 4, 1) and np.abs(one - other).max() <= 1
     files = [*home.rglob("*"), *tmp_path.glob("*.png"), *workdir.rglob("*")]
     contents = [file.read_bytes() for file in files if file.is_file()] + list(hub.files("me/tiny").values())
     assert len(contents) > 20 and not [content for content in contents if TOKEN.encode() in content]

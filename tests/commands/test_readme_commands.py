@@ -1,3 +1,4 @@
+import os
 import re
 import shlex
 
@@ -8,7 +9,7 @@ from sklearn.datasets import load_sample_images
 
 from nvae_tf.generation.image_grid import read_images
 from tests import ROOT
-from tests.command_fixtures import CONSOLE_NAMES
+from tests.command_fixtures import CONSOLE_NAMES, output_of
 
 EVALUATION = ROOT / "docs" / "evaluation.md"
 # A hundred steps of the preset's model are minutes of nothing else.
@@ -40,13 +41,13 @@ def folder_of_a_newcomer(tmp_path):
 
 
 @pytest.mark.slow
-def test_three_commands_lead_from_a_folder_of_pictures_to_samples(done, folder_of_a_newcomer, monkeypatch):
+def test_three_commands_lead_from_a_folder_of_pictures_to_samples(folder_of_a_newcomer):
     assert len(commands()) == 3
     assert "--config.train.steps=100 " in commands()[1]
-    monkeypatch.chdir(folder_of_a_newcomer)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for command in commands():
         words = shlex.split(command.replace("--config.train.steps=100 ", f"{SMALL} "))
-        done(module_of(words[0]), *words[1:])
+        output_of(["-m", module_of(words[0]), *words[1:]], cwd=folder_of_a_newcomer, env=environment)
     inspected = read_images(folder_of_a_newcomer / "inspect_data.png", 32, 10)
     samples = read_images(folder_of_a_newcomer / "samples.png", 32, 8)
     assert inspected.shape[1:] == samples.shape[1:] == (32, 32, 3) and len(samples) == 64

@@ -36,14 +36,14 @@ def test_a_run_leaves_its_records(finished_run):
 
 
 @pytest.mark.slow
-def test_interrupted_and_continued_is_the_same_run(commands, done, finished_run, tmp_path):
+def test_interrupted_and_continued_is_the_same_run(commands, finished_run, tmp_path):
     workdir = tmp_path / "interrupted"
     command = commands.tiny_training(workdir, train__checkpoint_every_steps=7)
     code, output = commands.run_until_training(command, signal.SIGINT)
     assert code == 130
     assert re.search(r"interrupted at step \d+ by SIGINT; checkpoint saved. The same command continues from", output)
     assert "nvae-train --config=configs/digits.py" in output
-    assert ", from step " in done(*command[1:])
+    assert ", from step " in commands.output_of(command)
     assert_same_tensors(finished_run[0], workdir, 60)
     expected, found = metrics_rows(finished_run[0]), metrics_rows(workdir)
     for row in (*expected, *found):
@@ -51,26 +51,27 @@ def test_interrupted_and_continued_is_the_same_run(commands, done, finished_run,
     assert found == expected
 
 
-def test_a_finished_run_is_not_done_again(done, finished_run):
+@pytest.mark.slow
+def test_a_finished_run_is_not_done_again(commands, finished_run):
     workdir, _ = finished_run
     before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*") if file.is_file()}
-    assert "a finished run" in done("train.main", f"--workdir={workdir}")
+    assert "a finished run" in commands.output_of(["-m", "train.main", f"--workdir={workdir}"])
     assert {file: file.stat().st_mtime_ns for file in workdir.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.slow
-def test_a_run_from_anothers_weights_stops_and_goes_on_without_them(commands, done, finished_run, tmp_path):
+def test_a_run_from_anothers_weights_stops_and_goes_on_without_them(commands, finished_run, tmp_path):
     # Low enough for what was learned to stay, with other scores at the steps of the first run.
     source, whole, workdir = shutil.copytree(finished_run[0], tmp_path / "source"), tmp_path / "whole", tmp_path / "run"
     changes = {"train__seed": 6, "train__steps": 30, "optimizer__learning_rate": 1e-3, "train__initialise_from": source}
     score = score_of(source, 20)
-    commands.train_here(whole, **changes)
+    commands.output_of(commands.tiny_training(whole, **changes))
     command = commands.tiny_training(workdir, **changes)
     code, output = commands.run_until_training(command, signal.SIGINT)
     assert code == 130 and f"Starts from {source}, step 60: all " in output
     assert json.loads((workdir / "config.json").read_text())["train"]["initialise_from"] == str(source)
     shutil.rmtree(source)
-    output = done(*command[1:])
+    output = commands.output_of(command)
     assert ", from step " in output and "Starts from" not in output and "step 30/30" in output
     assert score_of(workdir, 20) < score
     assert_same_tensors(whole, workdir, 30)

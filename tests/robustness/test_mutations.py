@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import FIXTURES
-from tests.command_fixtures import TINY, config_flags, run_here, started
+from tests.command_fixtures import TINY, config_flags, output_of, started
 from tests.data.picture_factory import encoded, idx, png, random_pixels, write_files
 from tests.robustness import mutations
 from tests.robustness.worker import GIGABYTES, SECONDS
@@ -40,7 +40,7 @@ def bases(tmp_path_factory):
         ("export.import_torch_checkpoint", f"--checkpoint={published / 'cifar10_tiny.pt'}", f"--output={imported}"),
         ("export.export_torch_checkpoint", f"--workdir={imported}", f"--output={published / 'own.pt'}"),
     ):
-        assert run_here(*command) == 0
+        output_of(["-m", *command])
     with zipfile.ZipFile(FIXTURES / "cifar10_tiny.pt") as stored:
         with zipfile.ZipFile(published / "deflated.pt", "w", zipfile.ZIP_DEFLATED) as deflated:
             for name in stored.namelist():

@@ -319,7 +319,7 @@ def test_guidance_proposals_and_outlier_scores_are_those_of_the_models_methods(t
         assert_same(scores["nelbo"], of_model.nelbo)
         assert "mahalanobis" not in scores
     rng = np.random.default_rng(0)
-    calibrate(model, *((rng.random([count, 8, 8, 3], np.float32), np.zeros(count, int)) for count in (60, 20)))
+    calibrate(model, *(rng.random([count, 8, 8, 3], np.float32) for count in (60, 20)))
     signatures = Signatures(model)
     scores = signatures.function("outlier_score")(tf.constant(IMAGES), tf.constant(labels))
     of_model = model.outlier_score(IMAGES, labels=labels)

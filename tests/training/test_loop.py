@@ -8,47 +8,50 @@ import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from nvae_tf.config import ExperimentConfig, TrainConfig
-from nvae_tf.models import NVAE
 from nvae_tf.models.metrics import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import LoweredRate, RunawayGuard
 from nvae_tf.training.loop import Recovery, StepProfiler, growth_sentence, layer_names
 from tests.command_fixtures import metrics_rows, saved_steps, tensors
 from tests.tiny_model import assert_same, tiny_model
 
+# Puts something else in place of the loss where CONDITION holds; `count` is the number of the step that is tried.
+INJECTED = """
+import tensorflow as tf
+from nvae_tf.models import NVAE
+
+original, tried = NVAE.training_loss, tf.Variable(0, dtype=tf.int32)
+
+def poisoned(self, images, noise, step, forward):
+    count, factor = tried.assign_add(1), self.optimizer._learning_rate.factor
+    found = original(self, images, noise, step, forward)
+    return found._replace(loss=found.loss._replace(loss=tf.where({condition}, {value}, found.loss.loss)))
+
+NVAE.training_loss = poisoned
+from nvae_tf.train.main import run
+run()
+"""
+
 
 @pytest.fixture
-def train(commands, script, tmp_path, monkeypatch):
-    """`train(bad, value, **settings)` runs a tiny training; exit code, output, errors and folder.
+def train(commands, tmp_path):
+    """`train(condition, value, **settings)` runs a tiny training with the fault; its process and folder."""
 
-    `value(loss)` is in place of the loss where `bad(count, factor)` holds: of the number of the step that is tried, and
-    what the learning rate is multiplied by.
-    """
-    original = NVAE.training_loss
-
-    def start(bad, value, **settings):
-        tried = tf.Variable(0)
-
-        def poisoned(self, images, noise, step, forward):
-            is_bad = bad(tried.assign_add(1), self.optimizer._learning_rate.factor)
-            found = original(self, images, noise, step, forward)
-            loss = found.loss.loss
-            return found._replace(loss=found.loss._replace(loss=tf.where(is_bad, value(loss), loss)))
-
-        monkeypatch.setattr(NVAE, "training_loss", poisoned)
+    def start(condition, value, **settings):
+        script = tmp_path / "injected.py"
+        script.write_text(INJECTED.format(condition=condition, value=value))
         settings = {"train__checkpoint_every_steps": 20, "train__refused_steps": 10} | settings
-        settings |= {"model__num_latent_scales": 1, "train__sample_every_steps": 1000}
-        _, *words = commands.tiny_training(tmp_path / "run", **settings)
-        return *script(*words), tmp_path / "run"
+        _, _, *flags = commands.tiny_training(tmp_path / "run", **settings)
+        return commands.run([script, *flags]), tmp_path / "run"
 
     return start
 
 
 @pytest.mark.slow
 def test_divergence_that_nothing_cures(train):
-    code, output, errors, folder = train(lambda count, _: count > 30, lambda loss: float("inf"), train__rollbacks=2)
-    assert code == 2
-    assert output.count("Back to step 20") == 2 and "with 0.25 of the learning rate" in output
-    (line,) = [line for line in errors.splitlines() if line.startswith("error:")]
+    done, folder = train("count > 30", "float('inf')", train__rollbacks=2)
+    assert done.returncode == 2
+    assert done.stdout.count("Back to step 20") == 2 and "with 0.25 of the learning rate" in done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert line.startswith("error: 10 steps in a row were skipped") and "after 2 returns to a checkpoint" in line
     assert "In the last " in line and " spectral norm" in line
     assert {file.name.partition(".")[0] for file in (folder / "checkpoints").glob("step-*")} == {"step-20"}
@@ -57,10 +60,9 @@ def test_divergence_that_nothing_cures(train):
 @pytest.mark.slow
 def test_a_single_bad_step_costs_one_step(train):
     # After the 100 steps that the limit is learned from.
-    length = dict(train__steps=150, train__evaluate_every_steps=150)
-    code, output, errors, folder = train(lambda count, _: tf.equal(count, 120), lambda loss: 1e6 * loss, **length)
-    assert code == 0, errors
-    assert "Back to" not in output
+    done, folder = train("count == 120", "1e6 * found.loss.loss", train__steps=150, train__evaluate_every_steps=150)
+    assert done.returncode == 0, done.stderr
+    assert "Back to" not in done.stdout
     assert [int(value) for name, value in tensors(folder, 150).items() if "optimizer/0/" in name] == [149]
 
 
@@ -68,17 +70,16 @@ def test_a_single_bad_step_costs_one_step(train):
 def test_divergence_before_the_first_checkpoint_starts_again_with_half_the_rate(train):
     """The same numbers as of a run that has had half the learning rate from its first step on."""
     found = []
-    for bad, changes in (
-        (lambda count, factor: (count > 5) & (factor > 0.9), {}),
-        (lambda count, _: count < 0, {"optimizer__learning_rate": 1.5e-2, "optimizer__learning_rate_min": 5e-5}),
+    for condition, changes in (
+        ("(count > 5) & (factor > 0.9)", {}),
+        ("count < 0", {"optimizer__learning_rate": 1.5e-2, "optimizer__learning_rate_min": 5e-5}),
     ):
-        length = dict(train__steps=30, train__evaluate_every_steps=10, train__checkpoint_every_steps=1000)
-        code, output, errors, folder = train(bad, lambda loss: float("nan"), **length, **changes)
-        assert code == 0, errors
-        assert ("Back to step 0, with 0.5 of the learning rate." in output) == (not changes)
-        assert saved_steps(folder / "checkpoints") == [30]
-        assert [row["step"] for row in metrics_rows(folder)] == [10, 20, 30]
-        numbers = tensors(folder, 30).items()
+        done, folder = train(condition, "float('nan')", train__checkpoint_every_steps=1000, **changes)
+        assert done.returncode == 0, done.stderr
+        assert ("Back to step 0, with 0.5 of the learning rate." in done.stdout) == (not changes)
+        assert saved_steps(folder / "checkpoints") == [60]
+        assert [row["step"] for row in metrics_rows(folder)] == [20, 40, 60]
+        numbers = tensors(folder, 60).items()
         found.append({name: value for name, value in numbers if name.startswith(("model/", "optimizer/"))})
         shutil.rmtree(folder)
     assert len(found[0]) > 50
