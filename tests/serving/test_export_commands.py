@@ -68,7 +68,7 @@ def test_a_run_is_exported_into_the_cache_once(run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     exported = []
 
-    def export(model, folder, origin):
+    def export(model, folder, origin, report):
         exported.append(origin)
         (folder / "1").mkdir(parents=True)
         (folder / "1" / "saved_model.pb").touch()
