@@ -276,6 +276,9 @@ class Signatures(FlatLatentModel):
     def outlier_score(self, image: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """How unlike the training images an image looks, from one pass at the posterior's means: `NVAE.outlier_score`.
 
+        With label -1 the image has no class. `NVAE.outlier_score` and the calibration then take the likeliest one: that
+        whose `score` is lowest, to be given as the label.
+
         Returns:
           `kl_sum` `[batch]`: the score, in nats; `kl` `[batch, groups]`: its parts, top group first; `kl_map`
           `[batch, H, W]`: where in the image those of the largest scale are; `nelbo` `[batch]`, for comparison. Of a
