@@ -155,7 +155,7 @@ def test_an_image_depends_on_its_measurement_its_place_and_the_seed(model, image
     values = measured(operator, images, 0.1)
     how = dict(steps=2, pnp_steps=1, seed=3)
     whole = model.restore(values, operator, 0.1, **how)
-    near(model.restore(values, operator, 0.1, batch_size=3, **how), whole, atol=1e-4)
+    near(model.restore(values, operator, 0.1, batch_size=2, **how), whole, atol=1e-4)
     one = tf.function(lambda values: model.restore(values, operator, 0.1, **how))(tf.constant(values[:1]))
     near(one, whole[:1], atol=1e-4)
     found, deviation = restore_images(model, values[:1], operator, 0.1, steps=2, starts=2)

@@ -25,7 +25,7 @@ from tensorflow_serving.apis import (
 from nvae_tf.serving.client import BadRequest, ModelNotFound, TooLarge
 from nvae_tf.serving.grpc_client import tensor_of
 from nvae_tf.serving.local_server import LoadedVersion, local_server
-from tests.command_fixtures import started
+from tests.command_fixtures import started_anew
 from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, Servers, served
 
 ONES = np.ones(4, np.float32)
@@ -288,7 +288,7 @@ def test_two_thousand_idle_connections_do_not_stop_a_request(local):
 
 def test_the_command_serves_until_sigterm(texts_folder):
     flags = [f"--path={texts_folder.parent}", "--model=texts", "--port=0", "--rest_port=0"]
-    with started(["-m", "export.serve", *flags], stderr=subprocess.PIPE) as process:
+    with started_anew(["-m", "export.serve", *flags], stderr=subprocess.PIPE) as process:
         try:
             ready = process.stdout.readline()
             ports = re.fullmatch(r"ready: gRPC on 127.0.0.1:(\d+), REST on 127.0.0.1:(\d+)\n", ready).groups()

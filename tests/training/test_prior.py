@@ -22,6 +22,8 @@ from nvae_tf.training.sharing import write_shared_run
 from tests.models.test_coding import near
 from tests.tiny_model import assert_same, shaken, tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(finished_run, tmp_path_factory):
