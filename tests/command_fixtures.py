@@ -58,8 +58,12 @@ def quiet():
 
 
 def run(arguments, **settings):
-    """Runs `python ARGUMENTS` in the project's folder and returns the finished process."""
-    return forked.run(arguments, **{"cwd": ROOT, "env": quiet()} | settings)
+    """Runs `python ARGUMENTS` in the project's folder, a program of its own (`-c`) anew; returns the finished process."""
+    settings = {"cwd": ROOT, "env": quiet()} | settings
+    if "-c" in arguments:
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, **{"timeout": 600, "capture_output": True, "text": True} | settings)
+    return forked.run(arguments, **settings)
 
 
 def output_of(arguments, **settings):

@@ -1,4 +1,4 @@
-"""`python ARGUMENTS` as a fork of a process that has imported TensorFlow: it begins some five seconds sooner.
+"""`python -m MODULE` or `python SCRIPT` as a fork of a process that has imported TensorFlow: it begins some five seconds sooner.
 
 There is one such process a test process, `multiprocessing`'s server of forks. It has only imported: flags, devices and
 threads are each fork's own, as in a process that is started anew.
@@ -33,18 +33,16 @@ def _main(arguments, folder, environment, *outputs):
     sys.path.insert(0, folder)
     # What it writes when it looks for devices is hidden while it is imported, which has been.
     start_tensorflow_quietly()
-    kind, *rest = arguments
-    sys.argv = arguments if kind.endswith(".py") else rest
-    if kind == "-m":
-        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-    elif kind == "-c":
-        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
-        runpy.run_path(kind, run_name="__main__")
+        sys.argv = arguments
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 class Forked:
-    """Used as `subprocess.Popen` is, without an input; of the outputs only the first may be a pipe."""
+    """Used as `subprocess.Popen` is, without an input; of the outputs the first alone may be a pipe."""
 
     def __init__(self, arguments, cwd, env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT):
         self.stdout = None

@@ -12,6 +12,7 @@ from nvae_tf.config import ModelConfig, check
 # Half precision has 1 + 1/1024 next to 1; one of 256 levels is 1/255.
 _RANGE_TOLERANCE = 1e-3
 _WRONG_RANGE = "images have values from {} to {}; they must be in [0, 1]: divide 8-bit values by 255"
+_NOT_BINARY = "images have values other than 0 and 1; this model scores images of 1 bit: use images >= 0.5 as floats"
 _WRONG_CLASSES = "labels go from {} to {}; the classes are 0 to {}, and -1 is none"
 _ASSERTED = re.compile(r"assertion failed: \[(images have values .* by 255|labels go from .* is none)\]")
 
@@ -59,10 +60,11 @@ def check_batch(images: Any, config: ModelConfig) -> tf.Tensor:
     return tf.cast(images, tf.float32)
 
 
-def check_images(images: Any, config: ModelConfig) -> tf.Tensor:
+def check_images(images: Any, config: ModelConfig, scored: bool = False) -> tf.Tensor:
     """As `check_batch`; ValueError also where there are no images or values not in [0, 1].
 
-    In graphs the values are asserted; XLA leaves that out.
+    What is `scored` by a model of 1 bit must be 0 or 1: between them its likelihood is none. In graphs the values are
+    asserted; XLA leaves that out.
     """
     images = check_batch(images, config)
     check(images.shape[0] != 0, "there are no images: give at least one")
@@ -72,6 +74,12 @@ def check_images(images: Any, config: ModelConfig) -> tf.Tensor:
         # A constant text: XLA can't compile one that is made from values.
         passes = tf.reduce_max(tf.abs(images - 0.5)) <= 0.5 + _RANGE_TOLERANCE
         tf.raw_ops.Assert(condition=passes, data=["images must be in [0, 1]: divide 8-bit values by 255"])
+    if scored and config.num_bits == 1:
+        binary = tf.reduce_all((images == 0.0) | (images == 1.0))
+        if tf.executing_eagerly():
+            check(bool(binary), _NOT_BINARY)
+        else:
+            tf.raw_ops.Assert(condition=binary, data=[_NOT_BINARY])
     return images
 
 

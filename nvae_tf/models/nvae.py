@@ -363,7 +363,7 @@ class NVAE(keras.Model):
 
         With `per_group` it is that of one draw with analytic KLs (the NELBO), in its parts: an `objective.Elbo`.
         """
-        images = check_images(images, self.config)
+        images = check_images(images, self.config, scored=True)
         count = batch_size_of(images)
         parts = f"per_group with importance_samples = {importance_samples}: the KL of each group is that of one sample"
         check(importance_samples == 1 or not per_group, parts)
@@ -384,7 +384,7 @@ class NVAE(keras.Model):
         """
         calibration = self.outlier_calibration
         check(not isinstance(calibration, str), calibration)
-        images = check_images(images, self.config)
+        images = check_images(images, self.config, scored=True)
         rows = images, self._labels(labels, batch_size_of(images))
         return outlier_scores(_in_batches(functools.partial(outlier_parts, self), batch_size, *rows), calibration)
 
@@ -395,7 +395,7 @@ class NVAE(keras.Model):
         `per_group`), with the same draws for all.
         """
         check(self.config.num_classes > 0, "this model has no classes (model.num_classes = 0)")
-        images = check_images(images, self.config)
+        images = check_images(images, self.config, scored=True)
 
         def classified(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
             noise = noise_per_image(self.plan.latent_shapes(), seeds)

@@ -158,6 +158,12 @@ def test_what_does_not_fit_is_refused(model, images):
         model.generate(0)
     with pytest.raises(ValueError, match="importance_samples = -1"):
         model.score(images, importance_samples=-1)
+    near(model(0.5 * images), model.decode(model.encode(0.5 * images)))
+    for refuse in (model.score, model.outlier_score):
+        with pytest.raises(ValueError, match="^images have values other than 0 and 1; this model scores images of 1 b"):
+            refuse(0.5 * images)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="images have values other than 0 and 1"):
+        tf.function(model.score, autograph=False)(tf.constant(0.5 * images))
 
 
 def test_temperatures_may_differ_by_scale_and_by_group(model):
