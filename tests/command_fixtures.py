@@ -58,7 +58,7 @@ def quiet():
 
 
 def run(arguments, **settings):
-    """Runs `python ARGUMENTS` in the project's folder, a program of its own (`-c`) anew; returns the finished process."""
+    """Runs `python ARGUMENTS` in the project's folder, a program in `-c` anew, and returns the finished process."""
     settings = {"cwd": ROOT, "env": quiet()} | settings
     if "-c" in arguments:
         command = [sys.executable, *map(str, arguments)]

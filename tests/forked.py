@@ -1,4 +1,4 @@
-"""`python -m MODULE` or `python SCRIPT` as a fork of a process that has imported TensorFlow: it begins some five seconds sooner.
+"""`python -m MODULE` as a fork of a process that has imported TensorFlow: it begins some five seconds sooner.
 
 There is one such process a test process, `multiprocessing`'s server of forks. It has only imported: flags, devices and
 threads are each fork's own, as in a process that is started anew.
