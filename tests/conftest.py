@@ -6,6 +6,7 @@
 With `NVAE_TF_REQUIRE_ALL=1` in the environment a skipped test or file is a failure, so green means all.
 """
 
+import gc
 import importlib.util
 import os
 import random
@@ -59,6 +60,22 @@ def rewriting(request):
         rewritten = "serving" in request.path.parts or request.path.name in ("test_keras.py", "test_evaluate.py")
         options = {"disable_meta_optimizer": not rewritten}
         sys.modules["tensorflow"].config.optimizer.set_experimental_options(options)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_graphs():
+    """Forgets the graphs of the file's tests.
+
+    TensorFlow registers the gradient of each function and custom gradient in a graph by a name of its own, for good, and
+    with it the graph: the processes of the tests would grow to 10 GB, and Python look through all of it.
+    """
+    registered = sys.modules["tensorflow.python.framework.ops"].gradient_registry._registry
+    before = set(registered)
+    yield
+    if new := set(registered) - before:
+        for name in new:
+            del registered[name]
+        gc.collect()
 
 
 @pytest.fixture
