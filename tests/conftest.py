@@ -66,8 +66,8 @@ def rewriting(request):
 def forgotten_graphs():
     """Forgets the graphs of the file's tests.
 
-    TensorFlow registers the gradient of each function and custom gradient in a graph by a name of its own, for good, and
-    with it the graph: the processes of the tests would grow to 10 GB, and Python look through all of it.
+    TensorFlow keeps the gradient of each function and each custom gradient in a graph by a name of its own, for good,
+    and with it the graph: the processes of the tests would grow to 10 GB, and Python look through all of it.
     """
     registered = sys.modules["tensorflow.python.framework.ops"].gradient_registry._registry
     before = set(registered)
