@@ -17,7 +17,7 @@ def hub():
 
 def test_a_run_goes_to_the_hub_and_back_and_the_token_is_in_no_file_or_output(finished_run, hub, done, tmp_path):
     workdir, home = finished_run[0], tmp_path / "home"
-    environment = {"env": quiet() | hub.environment(home)}
+    environment = {"env": quiet() | hub.environment(home), "anew": True}
     printed = output_of(["-m", "train.publish", f"--workdir={workdir}", "--repo=me/tiny"], **environment)
     assert f"Published {workdir}, step 60: {hub.endpoint}/me/tiny (" in printed
     assert 'without scores: nvae-evaluate has not measured this checkpoint). nvae_tf.load("hf://me/tiny")' in printed

@@ -369,6 +369,6 @@ def test_the_scripts_of_the_docs_run_without_this_package(local, tmp_path):
         script = script.replace('"digits"', '"tiny"').replace("models/digits:", "models/tiny:")
         script = script.replace("localhost:8500", local.grpc).replace("localhost:8501", local.rest)
         (tmp_path / "script.py").write_text(script)
-        output_of(["-I", "script.py"], cwd=tmp_path)
+        output_of(["-I", "script.py"], anew=True, cwd=tmp_path)
     for name in ("rest.png", "grpc.png"):
         assert np.asarray(Image.open(tmp_path / name)).shape == (8, 8, 3)
