@@ -111,11 +111,7 @@ def export_saved_model(
         report.progress("tracing the signatures", 0.3)
         # Inline: TensorFlow does not rewrite functions that are called, and fuses bias and swish with what is before.
         signatures = Signatures(model, lambda: FoldedPass(traced_inline=True, folded=folded), most_rows)
-        archive = signatures.archive()
-        archive.add_variable_collection(_FOLDED, _folded_variables(model, folded))
-        # A server takes no gradients: those of custom operations would be traced and stored for nothing.
-        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        archive.write_out(str(folder), options=options, verbose=False)
+        signatures.write(folder, **{_FOLDED: _folded_variables(model, folded)})
         report.progress("running the export without this package", 0.6)
         try:
             if weights != "float32":

@@ -16,11 +16,11 @@ INVALID_ARGUMENT, with what is wrong with the first; so are inputs of different 
 
 import dataclasses
 import math
+import pathlib
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from nvae_tf import objective
@@ -32,7 +32,7 @@ from nvae_tf.models.latents import GroupLayers, GuidedSource, LatentSample, Late
 from nvae_tf.models.nvae import Decoded
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierParts, kl_map, outlier_scores
 from nvae_tf.models.reweighted_prior import Resampled, ResampledSource, ReweightedPrior
-from nvae_tf.serving.outputs import PNG_SUFFIX
+from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, PNG_SUFFIX
 
 Tensors = dict[str, tf.Tensor]
 # Each has the inputs of `_OPTIONAL` too that the model has.
@@ -199,12 +199,22 @@ class Signatures(FlatLatentModel):
 
         return function
 
-    def archive(self) -> keras.export.ExportArchive:
-        """All signatures, ready to be written, with the weights that they use and no other state."""
-        archive = keras.export.ExportArchive()
+    def write(self, folder: pathlib.Path, **variables: Sequence[tf.Variable]) -> None:
+        """Writes a SavedModel of all signatures; `variables` are those that they use, by names of collections.
+
+        Not by `keras.export.ExportArchive`, which traces all first, and TensorFlow once more when it writes.
+        """
+        module = tf.Module()
         for name in self.names:
-            archive.add_endpoint(name, self.function(name), self.input_specs(name))
-        return archive
+            setattr(module, name, tf.function(self.function(name), self.input_specs(name), autograph=False))
+        if self._reweighted:
+            variables["prior"] = [weight.value for ratio in self._reweighted.ratios for weight in ratio.weights]
+        for name, collection in variables.items():
+            setattr(module, name, list(collection))
+        signatures = {name: getattr(module, name) for name in self.names}
+        signatures[DEFAULT_SIGNATURE] = signatures["sample"]
+        # A server takes no gradients: those of custom operations would be traced and stored for nothing.
+        tf.saved_model.save(module, folder, signatures, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
 
     def sample(self, seed: tf.Tensor, temperature: tf.Tensor, **optional: tf.Tensor) -> Tensors:
         """Images from the prior.
