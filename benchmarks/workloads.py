@@ -2,7 +2,7 @@
 
     python -m benchmarks.workloads WORKLOAD PRESET FOLDER      serves a workload, see `benchmarks.all`
     python -m benchmarks.workloads yardstick PRESET            serves the yardstick, a small PyTorch workload
-    python -m benchmarks.workloads variant PRESET SETTINGS S   serves training steps with settings `train.*`, JSON
+    python -m benchmarks.workloads variant PRESET SETTINGS [S] serves training steps with settings `train.*`, JSON
     python -m benchmarks.workloads prepare WHAT PRESET FOLDER  writes what a workload starts from
 
 Each workload has a process of its own, so that threads and peak memory are its own, and runs one step whenever it is
@@ -441,8 +441,8 @@ def main(name: str, *arguments: str) -> None:
     if name == "yardstick":
         serve(yardstick(*arguments), summary=dict)
     elif name == "variant":
-        preset, settings, seconds = arguments
-        serve_work(functools.partial(Training, preset, **json.loads(settings)), seconds_at_a_time=float(seconds))
+        preset, settings, *seconds = arguments
+        serve_work(functools.partial(Training, preset, **json.loads(settings)), False, *map(float, seconds))
     elif name == "prepare":
         what, preset, folder = arguments
         PREPARED[what](preset, pathlib.Path(folder))
