@@ -3,31 +3,31 @@
     python -m benchmarks.data_throughput [--files=100000] [--seconds=2] [--json=FILE]
 
 Makes files of each kind in a temporary folder (patches of scikit-learn's photographs, so that they compress like
-photographs), reads training batches from each in turn, several rounds, and gives the median. Beside it: what training
-consumes, one step of the cifar10 preset on this machine and what the published runs on 8 to 24 GPUs consumed (epochs
-x images / hours of table 6 of the paper). Last, a folder of --files small PNG files is read in a process of its own,
-whose peak memory is reported. Let nothing else run meanwhile.
+photographs), and --files small PNG files in a large one. Each source is read in a process of its own with two threads,
+one after the other: the median of several times --seconds of training batches, the seconds to list and check the files
+and to read a first batch, and the peak memory. Beside it: what training consumes, one step of the cifar10 preset on
+this machine and what the published runs on 8 to 24 GPUs consumed (epochs x images / hours of table 6 of the paper).
+Let nothing else run meanwhile.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from benchmarks import results
+from benchmarks.all import Job, run_round, sides_of
 from benchmarks.results import say
-from benchmarks.workloads import BATCH_SIZES, Worker, peak_memory_bytes, python
-from nvae_tf.errors import start_tensorflow_quietly
+from benchmarks.workloads import BATCH_SIZES, Worker, python, serve_work
 
 ROUNDS, BATCH_SIZE, FILES_OF_A_KIND = 5, 32, 500
 # Epochs x images / hours, for all GPUs together (Vahdat & Kautz 2020, table 6).
@@ -39,51 +39,46 @@ PUBLISHED_IMAGES_PER_SECOND = {
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    start_tensorflow_quietly()
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        root = pathlib.Path(folder)
         say("making files")
-        rates = rates_of(make_sources(root), options.seconds)
+        for name, settings in make_sources(pathlib.Path(folder), options.files).items():
+            say(name)
+            command = python("benchmarks.data_throughput", "read", json.dumps(settings), options.seconds)
+            found = run_round({name: functools.partial(Worker, name, command)}, ROUNDS, warm_up=1)[name]
+            row = {"source": name, "images_per_second": BATCH_SIZE / statistics.median(found.seconds)}
+            row["seconds_to_first_batch"] = found.summary["first_step_seconds"]
+            rows.append(row | {"peak_memory_bytes": found.summary["peak_memory_bytes"]})
         say("training steps of the cifar10 preset")
-        # The worker has taken its first step when it answers.
-        with Worker("ours", python("benchmarks.workloads", "training", "cifar10", "")) as worker:
-            consumed = BATCH_SIZES["cifar10"] / statistics.median(worker.ask("step")["seconds"] for _ in range(3))
-        say(f"a folder of {options.files:,} PNG files")
-        write_pictures(root / "many", 32, options.files, "png")
-        command = python("benchmarks.data_throughput", "read_folder", root / "many")
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        training = run_round(sides_of(Job("training", "cifar10"), folder), turns=3, warm_up=0)["ours"]
     return {
-        "images_per_second": rates,
-        "training_images_per_second": consumed,
-        "times_what_training_takes": {name: rate / consumed for name, rate in rates.items()},
+        "rows": rows,
+        "training_images_per_second": BATCH_SIZES["cifar10"] / statistics.median(training.seconds),
         "published_images_per_second": PUBLISHED_IMAGES_PER_SECOND,
-        "folder_memory": json.loads(done.stdout.splitlines()[-1]),
     }
 
 
-def own_images(path: pathlib.Path, **settings: Any) -> Any:
-    """A complete data spec of one's own images."""
-    from nvae_tf.config import DataSpec
-    from nvae_tf.data.spec import DATA_SPECS, complete_spec
+def make_sources(root: pathlib.Path, files: int) -> dict[str, dict[str, Any]]:
+    """A name and the settings `data.*` for each kind of source, with its files below `root`."""
+    sources = {"in memory (TFDS, IDX, bundled), 32x32": {"name": "photos"}}
 
-    return complete_spec(DataSpec(**vars(DATA_SPECS["own_images"]) | {"path": str(path)} | settings))
+    def folder(suffix: str, size: int, count: int = FILES_OF_A_KIND) -> dict[str, Any]:
+        place = root / f"{suffix}-{size}-{count}"
+        for number, patch in enumerate(patches(size, count)):
+            file = place / f"{number // 1000:04d}" / f"{number:07d}.{suffix}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(patch).save(file)
+        return {"name": "own_images", "path": str(place)}
 
-
-def make_sources(root: pathlib.Path) -> dict[str, Any]:
-    """A name and a data spec for each kind of source, with its files below `root`."""
-    from nvae_tf.data.spec import DATA_SPECS
-
-    specs = {}
-    for size in (32, 256):
-        for suffix in ("png", "jpg", "webp"):
-            write_pictures(root / f"{suffix}{size}", size, FILES_OF_A_KIND, suffix)
-            specs[f"folder, {suffix} {size}x{size}"] = own_images(root / f"{suffix}{size}")
+    for size, suffix in itertools.product((32, 256), ("png", "jpg", "webp")):
+        sources[f"folder, {suffix} {size}x{size}"] = folder(suffix, size)
+    jpg, png = (sources[f"folder, {suffix} 256x256"] for suffix in ("jpg", "png"))
     np.save(root / "images.npy", np.stack(list(patches(256, FILES_OF_A_KIND))))
-    return specs | {
-        "folder, jpg 256x256 to 64x64": own_images(root / "jpg256", resize="crop", height=64),
-        "folder, png 256x256, cached": own_images(root / "png256", cache=str(root / "cache")),
-        "arrays, .npy 256x256": own_images(root / "images.npy"),
-        "in memory (TFDS, IDX, bundled), 32x32": DATA_SPECS["photos"],
+    return sources | {
+        "folder, jpg 256x256 to 64x64": jpg | {"resize": "crop", "height": 64},
+        "folder, png 256x256, cached": png | {"cache": str(root / "cache")},
+        "arrays, .npy 256x256": {"name": "own_images", "path": str(root / "images.npy")},
+        f"folder, {files:,} png 32x32": folder("png", 32, files),
     }
 
 
@@ -97,56 +92,15 @@ def patches(size: int, count: int) -> Iterator[np.ndarray]:
         yield photograph[top : top + size, left : left + size]
 
 
-def write_pictures(folder: pathlib.Path, size: int, count: int, suffix: str) -> None:
-    for number, patch in enumerate(patches(size, count)):
-        place = folder / f"{number // 1000:04d}"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(patch).save(place / f"{number:07d}.{suffix}")
-
-
-def reading_of(spec: Any, batch_size: int) -> tuple[Any, Iterator]:
-    """A source, and its training batches without an end."""
+def reading(name: str, **settings: Any) -> Callable[[], Any]:
+    """A function that reads the next training batch of the data set with this name and other settings `data.*`."""
     from nvae_tf.data.pipeline import iterate, training_batches
     from nvae_tf.data.sources import load_split
+    from nvae_tf.data.spec import DATA_SPECS, DataSpec, complete_spec
 
+    spec = complete_spec(DataSpec(**vars(DATA_SPECS[name]) | settings))
     source = load_split(spec, "train")
-    return source, iterate(training_batches(source, spec, batch_size, seed=0), source)
-
-
-def rates_of(specs: dict[str, Any], seconds: float) -> dict[str, float]:
-    """Median images/s of each source over rounds in which all take their turn."""
-    readings = {name: reading_of(spec, BATCH_SIZE)[1] for name, spec in specs.items()}
-    rounds = {name: [] for name in specs}
-    for number in range(1, ROUNDS + 1):
-        say(f"round {number} of {ROUNDS}")
-        for name, reading in readings.items():
-            _rate(reading, seconds / 4)  # uses up what was read ahead
-            rounds[name].append(BATCH_SIZE * _rate(reading, seconds))
-            # The pipeline reads ahead until its buffer is full, in the others' time.
-            time.sleep(0.5)
-    return {name: statistics.median(values) for name, values in rounds.items()}
-
-
-def _rate(reading: Iterator, seconds: float) -> float:
-    """How many batches are read a second, at least one."""
-    started, count = time.monotonic(), 0
-    while (passed := time.monotonic() - started) < seconds or not count:
-        next(reading)
-        count += 1
-    return count / passed
-
-
-def read_folder(folder: str) -> None:
-    """Prints a line of JSON: seconds to list and check the files, images, and bytes after each stage."""
-    start_tensorflow_quietly()
-    spec = own_images(pathlib.Path(folder))
-    imported, started = peak_memory_bytes(), time.monotonic()
-    source, reading = reading_of(spec, 64)
-    seconds = time.monotonic() - started
-    for _ in range(500):
-        next(reading)
-    measured = {"images": source.count, "seconds_to_check": seconds, "imported_bytes": imported}
-    print(json.dumps(measured | {"peak_bytes": peak_memory_bytes()}))
+    return functools.partial(next, iterate(training_batches(source, spec, BATCH_SIZE, seed=0), source))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -158,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["read_folder"]:  # the process whose memory is measured
-        read_folder(sys.argv[2])
+    if sys.argv[1:2] == ["read"]:  # the process of a source
+        serve_work(functools.partial(reading, **json.loads(sys.argv[2])), seconds_at_a_time=float(sys.argv[3]))
     else:
         main()

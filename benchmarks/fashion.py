@@ -3,8 +3,8 @@
     python -m benchmarks.fashion models binary|gray|classes --workdir=RUN
     python -m benchmarks.fashion classes --workdir=RUN [--guidance=W]
     python -m benchmarks.fashion features
-    python -m benchmarks.fashion prior --workdir=RUN [--samples=2000] [--seeds=3]
-    python -m benchmarks.fashion outliers --workdir=RUN [--count=2000] [--llr_images=300]
+    python -m benchmarks.fashion prior --workdir=RUN [--count=2000] [--seeds=3]
+    python -m benchmarks.fashion outliers --workdir=RUN [--count=2000] [--llr_samples=20]
     python -m benchmarks.fashion restoration --workdir=RUN [--count=100] [--tasks=x2,hole,noise,blur] [--variants]
 
 `models` trains on the first 9,600 training images (2,000 test images) of --images; an interrupted run goes on.
@@ -13,16 +13,14 @@
 class that was asked for, in how many test images the true one, and in how many the model's own Bayes' rule does.
 
 `features` trains a classifier of binarized images, the labels of all 60,000; its 64 last features stand in for
-Inception's: nvae-evaluate --metrics=frechet --extractor=benchmarks.fashion:make_extractor. It is written to
-runs/fashion_features.keras, or where the environment variable FASHION_FEATURES says.
+Inception's: nvae-evaluate --metrics=frechet --extractor=benchmarks.fashion:make_extractor.
 
-`prior`: the Fréchet distance in these features of samples drawn in several ways, mean and range over seeds. Learns
-three reweighted priors in turn, of which the last stays in the run folder, and measures how long that takes and how
-much longer sampling, in turns with the model's own prior.
+`prior`: the Fréchet distance in these features of --count samples drawn in several ways, mean and range over seeds, and
+the seconds of the fastest draw. Learns three reweighted priors in turn, of which the last stays in the run folder.
 
-`outliers`, after nvae-calibrate, for any run of gray images: the area under the ROC curve of each score of test images
-against scikit-learn's digits, test images that are turned and upside down, noise, and black images; and the share of
-images with a p-value of at most 0.05.
+`outliers`, after nvae-calibrate, for a model of `models`: nvae-evaluate --metrics=outliers on a copy of the run with
+scikit-learn's digits, test images that are turned and upside down, noise, black images, and training images; with
+--llr_samples for LLR>k of k = 1, 2, 4 ... too.
 
 `restoration`, which needs scikit-image, for any run: the mean PSNR in dB of a hole's pixels too, how often the model
 beats the classical method (with the best parameter for these images), and seconds an image, the tracing of the graph
@@ -35,23 +33,23 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
-import os
 import pathlib
+import shutil
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from benchmarks import results
 from benchmarks.results import say
-from benchmarks.workloads import run_python
+from benchmarks.workloads import train
 from nvae_tf.config import check
 from nvae_tf.errors import exit_on_user_error, start_tensorflow_quietly
-from nvae_tf.files import atomic_file, write_arrays
+from nvae_tf.files import read_arrays, write_arrays
 
-IMAGES = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
 COUNTS = {"train": 9600, "test": 2000}
 _RECIPE = {
     **{"model.num_groups_per_scale": 4, "model.num_latent_per_group": 10},
@@ -65,7 +63,8 @@ KINDS = {
     "gray": ("fashion_mnist", {"train.epochs": 9}),
     "classes": ("fashion_mnist", {"train.epochs": 9, "data.labels": True, "train.label_dropout": 0.1}),
 }
-LLR_SAMPLES, BATCH_SIZE = 20, 100
+FEATURES = pathlib.Path("runs/fashion_features.keras")
+BATCH_SIZE = 100
 
 
 def fashion(folder: str, split: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +76,7 @@ def fashion(folder: str, split: str, count: int | None = None) -> tuple[np.ndarr
     return source.images[:count], np.asarray(source.labels[:count])
 
 
-def models(options: argparse.Namespace) -> None:
+def models(options: argparse.Namespace) -> dict[str, Any]:
     """Trains a model; the images that it sees go into a file beside the run folder."""
     file = pathlib.Path(options.workdir).absolute().parent / "fashion_mnist_part.npz"
     if not file.exists():
@@ -86,8 +85,7 @@ def models(options: argparse.Namespace) -> None:
         labels = {f"{split}_labels": labels for split, (_, labels) in parts.items()}
         write_arrays(file, {split: images for split, (images, _) in parts.items()} | labels)
     preset, settings = KINDS[options.kind]
-    flags = [f"--config.{name}={value}" for name, value in (_RECIPE | settings | {"data.path": file}).items()]
-    run_python("train.main", f"--config={preset}", f"--workdir={options.workdir}", *flags)
+    return {"peak_memory_bytes": train(preset, options.workdir, _RECIPE | settings | {"data.path": file})}
 
 
 def classes(options: argparse.Namespace) -> dict[str, Any]:
@@ -114,10 +112,6 @@ def classes(options: argparse.Namespace) -> dict[str, Any]:
 # Features for the Fréchet distance.
 
 
-def features_file() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("FASHION_FEATURES", "runs/fashion_features.keras"))
-
-
 def binarized(images: np.ndarray, seed: int) -> np.ndarray:
     """Each pixel of images in [0, 1] drawn from Bernoulli(intensity)."""
     return (np.random.default_rng(seed).random(images.shape, np.float32) < images).astype(np.float32)
@@ -138,24 +132,21 @@ def features(options: argparse.Namespace) -> dict[str, Any]:
         model.fit(binarized(images / np.float32(255.0), epoch), labels, batch_size=128, verbose=2)
     images, labels = fashion(options.images, "test")
     accuracy = model.evaluate(binarized(images / np.float32(255.0), 3), labels, verbose=0)[1]
-    features_file().parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(features_file()) as partial:
-        # Keras wants its ending.
-        model.save(partial.with_suffix(".keras"))
-        partial.with_suffix(".keras").replace(partial)
-    return {"file": str(features_file()), "accuracy_on_test_images": accuracy}
+    FEATURES.parent.mkdir(parents=True, exist_ok=True)
+    model.save(FEATURES)
+    return {"file": str(FEATURES), "accuracy_on_test_images": accuracy}
 
 
 class FashionFeatures:
     """The extractor, see `nvae_tf.evaluation.inception.FeatureExtractor`."""
 
-    def __init__(self, file: pathlib.Path):
+    def __init__(self):
         import keras
 
-        check(file.is_file(), f"{file}: no such file; `python -m benchmarks.fashion features` writes it")
-        model = keras.models.load_model(file)
+        check(FEATURES.is_file(), f"{FEATURES}: no such file; `python -m benchmarks.fashion features` writes it")
+        model = keras.models.load_model(FEATURES)
         self._model = keras.Model(model.inputs, model.layers[-2].output)
-        self.name = f"fashion features {hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
+        self.name = f"fashion features {hashlib.sha256(FEATURES.read_bytes()).hexdigest()[:8]}"
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """float32 `[batch, 64]` of images `[batch, 28, 28, 1]` in [0, 1], binarized with a seed of their content."""
@@ -164,23 +155,13 @@ class FashionFeatures:
         return self._model.predict(binarized(images, seed), batch_size=256, verbose=0)
 
 
-def make_extractor() -> FashionFeatures:
-    return FashionFeatures(features_file())
+make_extractor = FashionFeatures
 
 
 # Ways to draw samples.
 
 
 def prior(options: argparse.Namespace) -> dict[str, Any]:
-    rows = []
-    for row in rows_of_prior(options):
-        say(f"{row['images']}: {row['distance']:.2f}")
-        rows.append(row)
-    return {"samples": options.samples, "seeds": options.seeds, "rows": rows}
-
-
-def rows_of_prior(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Of real images, of reconstructions, and of each way to draw: the Fréchet distance from the training images."""
     from nvae_tf.data.pipeline import chosen_images, evaluation_batches, stored_spec
     from nvae_tf.data.sources import load_split
     from nvae_tf.evaluation.batch_norm_statistics import readjusted
@@ -190,49 +171,48 @@ def rows_of_prior(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from nvae_tf.training.loading import load, load_run
     from nvae_tf.training.prior import learn_prior
 
-    run, extractor = load_run(options.workdir), make_extractor()
+    run, extractor, rows = load_run(options.workdir), make_extractor(), []
     model, spec, stored = run.model, run.config.data, stored_spec(run.config.data)
     train, test = (load_split(stored, split) for split in COUNTS)
     real = image_statistics((batch.numpy() for batch in evaluation_batches(train, stored, 256, 0)), extractor)
 
-    def row(name: str, images: np.ndarray) -> dict[str, Any]:
-        rounded = np.rint(images * np.float32(255.0)) / np.float32(255.0)
-        return {"images": name, "distance": frechet_distance(real, image_statistics([rounded], extractor))}
+    def add(name: str, draw: Callable[[int], np.ndarray], seeds: int, **more: Any) -> None:
+        """A row with the distance of the images that `draw` makes of each seed from the training images."""
+        found, seconds = [], []
+        for seed in range(1, seeds + 1):
+            start = time.perf_counter()
+            images = draw(seed)
+            seconds.append(time.perf_counter() - start)
+            rounded = np.rint(images * np.float32(255.0)) / np.float32(255.0)
+            found.append(frechet_distance(real, image_statistics([rounded], extractor)))
+        say(f"{name}: {statistics.mean(found):.2f}")
+        row = {"images": name, "distance": statistics.mean(found), "smallest": min(found), "largest": max(found)}
+        rows.append(row | {"seconds": min(seconds)} | more)
 
-    def of_samples(name: str, model: Any, temperature: float = 1.0, prior: str = "model") -> dict[str, Any]:
-        generator, seeds = ImageGenerator(model), range(1, options.seeds + 1)
-        drawn = (generator.generate(options.samples, temperature, seed, prior=prior) for seed in seeds)
-        found = [row(name, images)["distance"] for images in drawn]
-        return {"images": name, "distance": statistics.mean(found), "smallest": min(found), "largest": max(found)}
+    def add_samples(name: str, model: Any, temperature: float = 1.0, prior: str = "model", **more: Any) -> None:
+        generator = ImageGenerator(model)
+        add(name, lambda seed: generator.generate(options.count, temperature, seed, prior=prior), options.seeds, **more)
 
-    yield row("unseen real images", chosen_images(test, stored, "test", at_most=options.samples)[0])
-    seen, _ = chosen_images(test, spec, "test", at_most=options.samples)
-    yield row("their reconstructions", reconstruct_images(model, seen))
-    yield row("the top group's latents from test images", reconstruct_images(model, seen, 1))
+    unseen, seen = (chosen_images(test, each, "test", at_most=options.count)[0] for each in (stored, spec))
+    add("unseen real images", lambda seed: unseen, 1)
+    add("their reconstructions", lambda seed: reconstruct_images(model, seen), 1)
+    add("the top group's latents from test images", lambda seed: reconstruct_images(model, seen, 1), 1)
     for temperature in (1.0, 0.9, 0.8, 0.7, 0.6):
-        yield of_samples(f"temperature {temperature:g}", model, temperature)
+        add_samples(f"temperature {temperature:g}", model, temperature)
     for temperature in (1.0, 0.9, 0.8, 0.7):
         name = f"readjusted batch norm, temperature {temperature:g}"
-        yield of_samples(name, readjusted(model, temperature).model, temperature)
+        add_samples(name, readjusted(model, temperature).model, temperature)
     for settings in ({"kind": "mixture"}, {"groups": 1}, {"groups": 2}):
         start, name = time.perf_counter(), " ".join(f"--{key}={value}" for key, value in settings.items())
         about = learn_prior(options.workdir, **settings)
         learned = {"seconds_to_learn": time.perf_counter() - start}
+        learned |= {key: about.get(key) for key in ("cross_entropy", "effective_proposals")}
         say(prior_text(about))
         model = load(options.workdir)
-        learned |= {key: about.get(key) for key in ("cross_entropy", "effective_proposals")}
-        yield of_samples(name, model, prior="reweighted") | learned | {"time_ratio": time_ratio(model)}
-        name = f"{name}, readjusted batch norm"
-        yield of_samples(name, readjusted(model, 1.0, prior="reweighted").model, prior="reweighted")
-
-
-def time_ratio(model: Any) -> float:
-    """How many times as long samples of the reweighted prior take: the median over turns."""
-    from nvae_tf.generation.sampling import generate_images
-
-    ways = {prior: functools.partial(generate_images, model, 160, prior=prior) for prior in ("model", "reweighted")}
-    seconds = results.take_turns(ways, rounds=7)
-    return statistics.median(np.divide(seconds["reweighted"], seconds["model"]))
+        add_samples(name, model, prior="reweighted", **learned)
+        adjusted = readjusted(model, 1.0, prior="reweighted").model
+        add_samples(f"{name}, readjusted batch norm", adjusted, prior="reweighted")
+    return {"samples": options.count, "seeds": options.seeds, "rows": rows}
 
 
 # Outlier scores.
@@ -252,55 +232,37 @@ def digits(size: int) -> np.ndarray:
 
 
 def outliers(options: argparse.Namespace) -> dict[str, Any]:
-    import tensorflow as tf
+    from nvae_tf.evaluation.evaluate import evaluate_run
+    from nvae_tf.evaluation.outliers import OutlierSettings
+    from nvae_tf.latent_plan import latent_plan
+    from nvae_tf.training.run_folder import RunFolder, read_run_config
 
-    from nvae_tf.data.pipeline import evaluation_batches, images_alone
-    from nvae_tf.data.sources import ArraySource, load_split
-    from nvae_tf.evaluation.outliers import aurocs, flagged, scores_of
-    from nvae_tf.training.loading import load_run
-
-    run = load_run(options.workdir)
-    model, spec, calibration = run.model, images_alone(run.config.data), run.model.outlier_calibration
-    check(hasattr(calibration, "mean"), calibration or f"first: nvae-calibrate --workdir={options.workdir}")
-    sources = [load_split(spec, split) for split in COUNTS]
-    spread = [np.linspace(0, part.count - 1, min(options.count, part.count)).astype(np.int32) for part in sources]
-    training, test = (
-        part.reader()(tf.constant(numbers)).numpy() for part, numbers in zip(sources, spread, strict=True)
-    )
-    sets = {"test": test, "training": training, "digits": digits(test.shape[1])[: len(test)]}
-    sets |= {"turned by 90 degrees": np.rot90(test, axes=(1, 2)), "upside down": test[:, ::-1]}
-    sets |= {"noise": np.random.RandomState(0).randint(0, 256, test.shape).astype(np.uint8), "black": 0 * test}
-    ratios, scores = likelihood_ratios(model) if options.llr_images else lambda images: {}, {}
-    for name, images in sets.items():
-        # Binarized, if the run's own images are.
-        (seen,) = evaluation_batches(ArraySource(np.ascontiguousarray(images)), spec, len(images), seed=0)
-        found = model.outlier_score(seen, batch_size=BATCH_SIZE).parts
-        arrays = {"reconstruction": found.reconstruction.numpy(), "kl": found.kl.numpy()}
-        scores[name] = scores_of(arrays, calibration) | ratios(seen[: options.llr_images])
-        say(f"{name}: {len(images)} images")
-    areas = [{"outliers": name} | aurocs(scores["test"], scores[name]) for name in list(scores)[2:]]
-    areas.append({"outliers": "test images, among training images"} | aurocs(scores["training"], scores["test"]))
-    shares = [{"images": name} | flagged(of_set) for name, of_set in scores.items()]
-    return {"images_of_each_kind": len(test), "auroc": areas, "p_value_of_at_most_0.05": shares}
-
-
-def likelihood_ratios(model: Any) -> Callable[[Any], dict[str, np.ndarray]]:
-    """A function that gives LLR>k of images by its name, for k of 1, 2, 4 ... latent groups."""
-    import tensorflow as tf
-
-    from nvae_tf.evaluation.outliers import likelihood_ratio
-    from nvae_tf.models.latents import image_seeds
-
-    powers = [2**power for power in range(20) if 2**power < model.plan.num_groups]
-    # Traced once for each k.
-    ratio = tf.function(functools.partial(likelihood_ratio, model), autograph=False, reduce_retracing=True)
-
-    def of_images(images: Any) -> dict[str, np.ndarray]:
-        rows = images, image_seeds(0, len(images))
-        batches = [[row[first : first + BATCH_SIZE] for row in rows] for first in range(0, len(images), BATCH_SIZE)]
-        return {f"LLR>{k}": np.concatenate([ratio(*batch, k, LLR_SAMPLES) for batch in batches]) for k in powers}
-
-    return of_images
+    folder = RunFolder(pathlib.Path(options.workdir))
+    config = read_run_config(folder)
+    check(folder.outliers_file.is_file(), f"first: nvae-calibrate --workdir={options.workdir}")
+    parts = {name: array[: options.count] for name, array in read_arrays(pathlib.Path(config.data.path)).items()}
+    test = parts["test"]
+    sets = {"digits": digits(test.shape[1])[: len(test)], "turned by 90 degrees": np.rot90(test, axes=(1, 2))}
+    sets |= {"upside down": test[:, ::-1], "black": 0 * test, "training images": parts["train"]}
+    sets["noise"] = np.random.RandomState(0).randint(0, 256, test.shape).astype(np.uint8)
+    ratios = [2**power for power in range(20) if 2**power < latent_plan(config.model).num_groups]
+    rows = [{"outliers": name} for name in sets]
+    with tempfile.TemporaryDirectory() as place:
+        # The evaluation of a part of the images must not take the place of the run's own.
+        run, data, files = (pathlib.Path(place, name) for name in ("run", "data.npz", "sets"))
+        shutil.copytree(options.workdir, run)
+        write_arrays(data, parts)
+        files.mkdir()
+        for name, images in sets.items():
+            np.save(files / f"{name}.npy", images)
+        places = [str(files / f"{name}.npy") for name in sets]
+        for k in ratios if options.llr_samples else [None]:
+            settings = OutlierSettings(places, options.llr_samples, k)
+            found = evaluate_run(run, ["outliers"], batch_size=BATCH_SIZE, data_path=str(data), outliers=settings)
+            for row, of_set in zip(rows, found["outliers"]["sets"].values(), strict=True):
+                row |= {f"LLR>{k}" if name == "llr" else name: area for name, area in of_set["auroc"].items()}
+                row |= {f"p at most 0.05, {name}": share for name, share in of_set["flagged"].items()}
+    return {"images_of_each_kind": len(test), "auroc": rows}
 
 
 # Restoration.
@@ -313,14 +275,14 @@ def restoration(options: argparse.Namespace) -> dict[str, Any]:
     from nvae_tf.data.pipeline import chosen_images
     from nvae_tf.data.sources import load_split
     from nvae_tf.models.restoration import measured
-    from nvae_tf.training.loading import load_run, spec_to_read
+    from nvae_tf.training.loading import load_run
 
     has_classical = importlib.util.find_spec("skimage") is not None
     check(has_classical, "the classical methods need scikit-image: pip install scikit-image")
     run = load_run(options.workdir)
-    spec = spec_to_read(run.config, options.data_path)
+    spec = run.config.data
     images, _ = chosen_images(load_split(spec, "test"), spec, "test", count=options.count)
-    training, _ = chosen_images(load_split(spec, "train"), spec, "train", at_most=options.training_images)
+    training, _ = chosen_images(load_split(spec, "train"), spec, "train", at_most=COUNTS["train"])
     variants = {"model": {}}
     variants |= {"pnp": {"steps": 0}, "map": {"steps": 80, "pnp_steps": 0}} if options.variants else {}
     rows = []
@@ -330,7 +292,7 @@ def restoration(options: argparse.Namespace) -> dict[str, Any]:
         made = {"classical": classical(task, values, images), "mmse": linear_mmse(operator, values, sigma, training)}
         for name, settings in variants.items():
             start = time.perf_counter()
-            made[name] = run.model.restore(values, operator, sigma, batch_size=options.batch_size, **settings).numpy()
+            made[name] = run.model.restore(values, operator, sigma, batch_size=50, **settings).numpy()
             seconds[f"{name}: s/image"] = (time.perf_counter() - start) / len(images)
         decibels = {name: psnr(candidates, images) for name, candidates in made.items()}
         row = {"task": task, "method": CLASSICAL[task]} | {key: float(each.mean()) for key, each in decibels.items()}
@@ -391,40 +353,32 @@ def classical(task: str, values: np.ndarray, images: np.ndarray) -> np.ndarray:
     return max(made, key=lambda candidates: psnr(candidates, images).mean())
 
 
+RECIPES = {each.__name__: each for each in (models, classes, features, prior, outliers, restoration)}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser, count = results.benchmark_parser("fashion", __doc__), results.at_least
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(measure: Callable, *flags: tuple[str, dict[str, Any]]) -> None:
-        of_command = commands.add_parser(measure.__name__, allow_abbrev=False)
-        of_command.set_defaults(measure=measure)
-        of_command.add_argument("--json", type=results.json_file, metavar="FILE", default=argparse.SUPPRESS)
-        for name, settings in flags:
-            of_command.add_argument(name, **settings)
-
-    workdir, data_set = ("--workdir", {"required": True}), ("--images", {"default": IMAGES})
-    of_samples = [(f"--{name}", {"type": float, "default": 1.0}) for name in ("temperature", "guidance")]
-    command(models, ("kind", {"choices": KINDS}), workdir, data_set)
-    command(classes, workdir, data_set, *of_samples)
-    command(features, data_set)
-
-    def number(name: str, default: int, least: int = 1) -> tuple[str, dict[str, Any]]:
-        return f"--{name}", {"type": count(least), "default": default}
-
-    command(prior, workdir, number("samples", 2000, 2), number("seeds", 3))
-    command(outliers, workdir, number("count", 2000, 10), number("llr_images", 300, 0))
-    some = ("--tasks", {"type": results.names(CLASSICAL), "default": list(CLASSICAL)})
-    flags = some, ("--data_path", {}), ("--variants", {"action": "store_true"})
-    command(
-        restoration, workdir, *flags, number("count", 100), number("training_images", 9600, 2), number("batch_size", 50)
-    )
+    add, debian = parser.add_argument, "/usr/share/datasets/fashion-mnist"
+    add("recipe", choices=RECIPES)
+    add("kind", nargs="?", choices=KINDS, help="models: which")
+    add("--workdir", metavar="RUN", help="run folder of the model")
+    add("--images", default=debian, help="where the data set is (where Debian's dataset-fashion-mnist has it)")
+    add("--temperature", type=float, default=1.0, help="classes: of the samples (1)")
+    add("--guidance", type=float, default=1.0, help="classes: of the samples (1)")
+    add("--count", type=count(10), help="how many images (2000; restoration: 100)")
+    add("--seeds", type=count(1), default=3, help="prior: how often samples are drawn (3)")
+    add("--llr_samples", type=count(0), default=0, help="outliers: importance samples of LLR>k (0: without)")
+    add("--tasks", type=results.names(CLASSICAL), default=list(CLASSICAL), help="restoration: some of the tasks")
+    add("--variants", action="store_true", help="restoration: other settings of the method besides")
     options = parser.parse_args(arguments)
+    if options.recipe != "features" and not options.workdir:
+        parser.error(f"{options.recipe}: needs --workdir, the run folder of the model")
+    if (options.recipe == "models") != bool(options.kind):
+        parser.error(f"models: needs a kind, the others none: {', '.join(KINDS)}")
+    options.count = options.count or (100 if options.recipe == "restoration" else 2000)
+    start_tensorflow_quietly()
     with exit_on_user_error():
-        if options.measure is models:
-            models(options)
-        else:
-            start_tensorflow_quietly()
-            results.run(options, options.measure)
+        results.run(options, RECIPES[options.recipe])
 
 
 if __name__ == "__main__":

@@ -52,11 +52,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 work()
         operations = operation_times(pathlib.Path(folder), turns)
     named = {"workload": workload, "preset": preset, "batch_size": WORKLOADS[workload].batch_sizes[preset]}
-    return named | {"turn_seconds": seconds, "operations": operations}
+    others = [each for each in operations if each["kind"] == OTHERS]
+    named |= {"turn_seconds": seconds, "kinds": by_kind(operations), "most_of_the_others": others[:8]}
+    return named | {"every_operation": operations}
 
 
-def operation_times(log: pathlib.Path, turns: int) -> dict[str, dict[str, float]]:
-    """Of every type of operation `seconds` and `count` a turn, the longest first; `log` is the profiler's folder."""
+def operation_times(log: pathlib.Path, turns: int) -> list[dict[str, Any]]:
+    """Of every type of operation its kind, `seconds` and `count` a turn, the longest first; `log` is the profiler's."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     (file,) = log.rglob("*.xplane.pb")
@@ -66,27 +68,20 @@ def operation_times(log: pathlib.Path, turns: int) -> dict[str, dict[str, float]
             if match := _OPERATION.fullmatch(plane.event_metadata[event.metadata_id].name):
                 seconds[match[match.lastindex]] += event.duration_ps / 1e12
                 counts[match[match.lastindex]] += 1
-    return {kind: {"seconds": value / turns, "count": counts[kind] / turns} for kind, value in seconds.most_common()}
+    kinds = {name: next((kind for word, kind in KINDS.items() if word in name), OTHERS) for name in seconds}
+    return [
+        {"operation": name, "kind": kinds[name], "seconds": time / turns, "count": counts[name] / turns}
+        for name, time in seconds.most_common()
+    ]
 
 
-def kind_of(name: str) -> str:
-    return next((kind for word, kind in KINDS.items() if word in name), OTHERS)
-
-
-def table(result: dict[str, Any]) -> str:
-    operations, groups = result["operations"], {kind: [0.0, 0.0] for kind in (*KINDS.values(), OTHERS)}
-    for name, times in operations.items():
-        groups[kind_of(name)][0] += times["seconds"]
-        groups[kind_of(name)][1] += times["count"]
-    total = sum(seconds for seconds, _ in groups.values())
-    rows = [[kind, f"{time:.3f}", f"{time / total:.1%}", f"{count:,.0f}"] for kind, (time, count) in groups.items()]
-    others = [f"{name} {times['seconds']:.3f} s" for name, times in operations.items() if kind_of(name) == OTHERS]
-    heading = (
-        f"{WORKLOADS[result['workload']].what}, {result['preset']}, batch {result['batch_size']}: "
-        f"{result['turn_seconds']:.3f} s; operations {total:.3f} s on {result['machine']['cores']} cores"
-    )
-    lines = [heading, "", *results.markdown(("operations", "seconds", "share", "how many"), rows), ""]
-    return "\n".join([*lines, f"Most of the others: {', '.join(others[:8])}.", ""])
+def by_kind(operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each of `KINDS`, and one for all others."""
+    total, rows = sum(each["seconds"] for each in operations), []
+    for kind in (*KINDS.values(), OTHERS):
+        seconds, count = (sum(each[key] for each in operations if each["kind"] == kind) for key in ("seconds", "count"))
+        rows.append({"operations": kind, "seconds": seconds, "share": seconds / total, "count": count})
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -95,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workload", choices=profiled, required=True, help="what is profiled")
     parser.add_argument("--preset", choices=PRESETS, required=True, help="whose architecture")
     parser.add_argument("--turns", type=results.at_least(1), default=3, help="profiled turns (default: 3)")
-    results.run(parser.parse_args(arguments), measure, table)
+    results.run(parser.parse_args(arguments), measure)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ import os
 import pathlib
 import platform
 import sys
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import psutil
@@ -100,27 +99,11 @@ def stamp() -> dict[str, Any]:
     return {"date": now, "machine": machine, "versions": versions, "revision": git_revision(ROOT)}
 
 
-def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """The seconds of each way in every round, in this process; each runs once before, which builds its graph."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, work in ways.items():
-            start = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - start)
-        say(f"round {number} of {rounds}: " + ", ".join(f"{name} {times[-1]:.3f} s" for name, times in seconds.items()))
-    return {name: times[1:] for name, times in seconds.items()}
-
-
-def run(
-    options: argparse.Namespace,
-    measure: Callable[[argparse.Namespace], dict[str, Any]],
-    table: Callable[[dict[str, Any]], str] | None = None,
-) -> dict[str, Any]:
-    """Measures, prints the results, as a table or by their names, and writes them if `--json` names a file."""
+def run(options: argparse.Namespace, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> dict[str, Any]:
+    """Measures, prints the results by their names, and writes them if `--json` names a file."""
     about, measured = stamp(), measure(options)
     result = about | measured
-    print("\n".join([table(result) if table else text(measured), *place(result)]))
+    print("\n".join([text(measured), *place(result)]))
     write_json(result, options.json)
     return result
 

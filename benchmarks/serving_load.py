@@ -5,7 +5,7 @@
 The server is `export.serve`, in a process of its own on this machine: its times are not those of TensorFlow Serving's
 binary. Clients share the cores with it. For every signature 1 to 32 clients each ask for one row, wait for the answer,
 and ask again. Then a soak: so many requests of all signatures with malformed ones among them (a wrong type, NaN, a
-negative temperature, a blob of 10 MB, a shape that says other than the bytes), each of which must be refused as
+negative temperature, a blob of 10 MB, a wrong size), each of which must be refused as
 INVALID_ARGUMENT; the server's memory is read on the way.
 
 Exit code: 0 no request failed that should not, 1 otherwise.
@@ -13,94 +13,72 @@ Exit code: 0 no request failed that should not, 1 otherwise.
 
 import argparse
 import contextlib
+import functools
 import itertools
 import pathlib
 import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
 import numpy as np
 import psutil
-import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from benchmarks import results
 from benchmarks.workloads import python
 from nvae_tf.config import check
 from nvae_tf.errors import exit_on_user_error
-from nvae_tf.serving.client import ServedModel
-from nvae_tf.serving.grpc_client import LARGEST_MESSAGE_BYTES
+from nvae_tf.serving.client import ServingError
+from nvae_tf.serving.grpc_client import GrpcTransport
 
 CLIENTS = (1, 2, 4, 8, 16, 32)
 SIGNATURES = ("sample", "encode", "decode", "reconstruct", "score")
-MALFORMED = ("wrong type", "NaN", "negative temperature", "blob", "wrong size")
 SOAK_CLIENTS = 8
 SECONDS_OF_A_REQUEST = 60.0
-_CODE = grpc.StatusCode
 Ask = Callable[[], Any]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     path, rounds = options.path, []
-    with started_server(path) as (address, process), contextlib.closing(Requests(address, path.name)) as made:
-        for signature, count in itertools.product(SIGNATURES, options.clients):
-            rounds.append({"signature": signature} | run_round(made.one_row(signature), count, options.seconds))
+    with started_server(path) as (address, process):
+        sound, malformed = requests_of(GrpcTransport(address, path.name, None, None))
+        for signature, count in itertools.product(sound, options.clients):
+            rounds.append({"signature": signature} | run_round(sound[signature], count, options.seconds))
             results.say(", ".join(f"{name} {value}" for name, value in rounds[-1].items()))
         results.say(f"soak: {options.requests:,} requests, one in ten malformed")
-        stood = soak(made, SIGNATURES, MALFORMED, options.requests, lambda: process.memory_info().rss)
+        stood = soak([*sound.values()], [*malformed.values()], options.requests, lambda: process.memory_info().rss)
     named = {"path": path.name, "server": "export.serve", "seconds_a_round": options.seconds}
     return named | {"rounds": rounds, "soak": stood}
 
 
-class Requests:
-    """Makes requests of one model on one server; may be used from many threads."""
+def requests_of(server: GrpcTransport) -> tuple[dict[str, Ask], dict[str, Ask]]:
+    """A request for one row of each signature, and requests that make no sense, by what is wrong with them.
 
-    def __init__(self, address: str, model: str):
-        self._model = model
-        self._channel = grpc.insecure_channel(address, [("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES)])
-        self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-        with ServedModel(address, model) as client:
-            shapes = {name: spec.inputs for name, spec in client.signatures().items()}
-        generator = np.random.default_rng(0)
-        self._inputs = {
-            "seed": np.array([7], np.int64),
-            "temperature": np.ones(1, np.float32),
-            "image": generator.integers(0, 2, [1, *shapes["encode"]["image"].shape[1:]]).astype(np.float32),
-            "latent": generator.normal(size=[1, *shapes["decode"]["latent"].shape[1:]]).astype(np.float32),
-        }
-        # Of some models alone: no class, no guidance, the model's own prior.
-        self._inputs |= {"label": np.int32([-1]), "guidance": np.ones(1, np.float32), "proposals": np.ones(1, np.int32)}
-        self._names = {name: list(inputs) for name, inputs in shapes.items()}
-        self.close = self._channel.close
+    Each sends itself when it is called, from any thread; ServingError where it is refused.
+    """
+    shapes = {name: spec.inputs for name, spec in server.metadata(SECONDS_OF_A_REQUEST).signatures.items()}
+    random, ones, seed = np.random.default_rng(0), np.ones(1, np.float32), np.array([7], np.int64)
+    image = random.integers(0, 2, [1, *shapes["encode"]["image"].shape[1:]]).astype(np.float32)
+    latent = random.normal(size=[1, *shapes["decode"]["latent"].shape[1:]]).astype(np.float32)
+    inputs = {"seed": seed, "temperature": ones, "image": image, "latent": latent}
+    # Of some models alone: no class, no guidance, the model's own prior.
+    inputs |= {"label": np.int32([-1]), "guidance": ones, "proposals": np.ones(1, np.int32)}
+    blob = np.array([b"\xff" * 10 * 2**20], object)
 
-    def one_row(self, signature: str) -> Ask:
-        """Returns what asks a signature for one row, and raises grpc.RpcError where the request is refused."""
-        return self._ask(signature, {name: self._inputs[name] for name in self._names[signature]})
+    def ask(signature: str, **arrays: np.ndarray) -> Ask:
+        return functools.partial(server.predict, signature, arrays, None, SECONDS_OF_A_REQUEST)
 
-    def malformed(self, kind: str) -> Ask:
-        """Returns what asks for what makes no sense, see `MALFORMED`."""
-        seed, temperature, image, latent = list(self._inputs.values())[:4]
-        signature, given = {
-            "wrong type": ("sample", {"seed": temperature, "temperature": temperature}),
-            "NaN": ("encode", {"image": image * np.float32(np.nan), "seed": seed}),
-            "negative temperature": ("sample", {"seed": seed, "temperature": -temperature}),
-            "blob": ("encode_png", {"image_bytes": np.array([b"\xff" * 10 * 2**20], object), "seed": seed}),
-            "wrong size": ("decode", {"latent": latent[:, 1:]}),
-        }[kind]
-        return self._ask(signature, given)
-
-    def _ask(self, signature: str, inputs: dict[str, np.ndarray]) -> Ask:
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name, request.model_spec.signature_name = self._model, signature
-        for name, array in inputs.items():
-            request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
-        return lambda: self._predictions.Predict(request, timeout=SECONDS_OF_A_REQUEST)
+    sound = {name: ask(name, **{key: inputs[key] for key in shapes[name]}) for name in SIGNATURES}
+    return sound, {
+        "wrong type": ask("sample", seed=ones, temperature=ones),
+        "NaN": ask("encode", image=image * np.float32(np.nan), seed=seed),
+        "negative temperature": ask("sample", seed=seed, temperature=-ones),
+        "blob": ask("encode_png", image_bytes=blob, seed=seed),
+        "wrong size": ask("decode", latent=latent[:, 1:]),
+    }
 
 
 def run_round(ask: Ask, clients: int, seconds: float) -> dict[str, Any]:
@@ -113,43 +91,37 @@ def run_round(ask: Ask, clients: int, seconds: float) -> dict[str, Any]:
             try:
                 ask()
                 times.append(time.perf_counter() - start)
-            except grpc.RpcError as error:
+            except ServingError as error:
                 errors.append(error)
 
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(clients) as pool:
+        for done in [pool.submit(client) for _ in range(clients)]:
+            done.result()
     # The last requests end after the round's end.
     rate = len(times) / (time.perf_counter() - started)
     median, late = (float(value) for value in np.percentile(times or [np.nan], [50, 99]) * 1000.0)
     return {"clients": clients, "requests_per_second": rate, "p50_ms": median, "p99_ms": late, "errors": len(errors)}
 
 
-def soak(
-    made: Requests, signatures: Sequence[str], kinds: Sequence[str], requests: int, memory_bytes: Callable[[], int]
-) -> dict[str, Any]:
-    """Sends many requests of all signatures, one in ten malformed, from several clients, and reads the memory."""
-    sound = [made.one_row(signature) for signature in signatures]
-    wrong = [made.malformed(kind) for kind in kinds]
+def soak(sound: list[Ask], wrong: list[Ask], requests: int, memory_bytes: Callable[[], int]) -> dict[str, Any]:
+    """Sends many requests, one in ten malformed, from several clients, and reads the server's memory."""
 
-    def code_of(number: int) -> grpc.StatusCode:
+    def error_of(number: int) -> Exception | None:
         turn, is_wrong = number // 10, number % 10 == 9
         try:
             (wrong[turn % len(wrong)] if is_wrong else sound[number % len(sound)])()
-            return _CODE.OK
-        except grpc.RpcError as error:
-            return error.code()
+        except ServingError as error:
+            return error
 
-    codes, memory, tenth = [], [], requests // 10
+    found, memory, tenth = [], [], requests // 10
     with ThreadPoolExecutor(SOAK_CLIENTS) as pool:
-        for code in pool.map(code_of, range(requests)):
-            codes.append(code)
-            if len(codes) % tenth == 0:
+        for error in pool.map(error_of, range(requests)):
+            found.append(error)
+            if len(found) % tenth == 0:
                 memory.append(memory_bytes())
-    malformed, others = codes[9::10], [code for number, code in enumerate(codes) if number % 10 != 9]
-    errors, refused = len(others) - others.count(_CODE.OK), malformed.count(_CODE.INVALID_ARGUMENT)
+    malformed = found[9::10]
+    refused = sum("[INVALID_ARGUMENT]" in str(error) for error in malformed)
+    errors = sum(error is not None for number, error in enumerate(found) if number % 10 != 9)
     counts = {"requests": requests, "errors": errors, "malformed": len(malformed), "refused": refused}
     return counts | {"memory_bytes": memory}
 

@@ -8,27 +8,28 @@ batch is the same in all rows (weak scaling): efficiency is images/s over those 
 replicas. `peak_memory_bytes` is TensorFlow's on the GPU with most in use, or on a CPU that of the process.
 
 Each row has a process of its own; they take turns, --seconds each in each of --rounds rounds. All of them are in memory
-meanwhile. Where they do not fit, --alone starts a process anew for every turn; on a machine of its own --rounds=1 is
-then enough. The images are random ones in memory (benchmarks.data_throughput reads files). Let nothing else run.
+meanwhile; a row for which there is no room has no results. Then --alone starts a process anew for every turn; on a
+machine of its own --rounds=1 is then enough. The images are random ones in memory (benchmarks.data_throughput reads
+files). Let nothing else run.
 """
 
 import argparse
-import contextlib
+import functools
+import itertools
 import json
+import math
+import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-import psutil
-
 from benchmarks import results
+from benchmarks.all import Measured, run_round
 from benchmarks.results import say
 from benchmarks.workloads import Worker, WorkerEnded, python
 from nvae_tf import presets
-from nvae_tf.config import PRECISIONS, RECOMPUTATIONS, XLA_USES, TrainConfig, check
+from nvae_tf.config import PRECISIONS, RECOMPUTATIONS, XLA_USES, TrainConfig
 from nvae_tf.errors import exit_on_user_error
 
 _NAMES_OF_GPUS = """
@@ -49,12 +50,18 @@ class Variant(NamedTuple):
         return " ".join(f"{name}={value}" for name, value in self._asdict().items())
 
 
-class Record(NamedTuple):
-    """The measurements of a variant."""
+class LastingWorker(Worker):
+    """A worker that leaves the others their turns when it has ended: from then on it answers with the reason."""
 
-    turns: list[list[float]]  # seconds a step in every turn
-    summaries: list[dict[str, Any]]  # of the worker, after every turn
-    failures: list[str]  # why there are no more, if so
+    _failure = None
+
+    def ask(self, word: str) -> dict[str, Any]:
+        try:
+            return super().ask(word) if self._failure is None else self._failure
+        except WorkerEnded as error:  # for want of a GPU's memory, most likely, or by its settings
+            say(str(error))
+            self._failure = {"seconds": math.nan, "failure": error.reason()}
+            return self._failure
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -62,17 +69,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     # In a process of its own, so that others can use them.
     done = subprocess.run([sys.executable, "-c", _NAMES_OF_GPUS], capture_output=True, text=True, check=True)
     gpus = json.loads(done.stdout.splitlines()[-1])
-    replicas = chosen_numbers(options.replicas, len(gpus))
+    rows = variants(chosen_numbers(options.replicas, len(gpus)), options.recompute, options.accumulate_steps)
     same = {name: getattr(options, name) for name in ("batch_size", "precision", "xla")}
 
     def started(variant: Variant) -> Worker:
+        say(f"{variant}: building the model and running its first steps")
         strategy = "mirrored" if variant.replicas > 1 else "one_device"
         settings = json.dumps(variant._asdict() | same | {"strategy": strategy})
-        return Worker(str(variant), python("benchmarks.workloads", "variant", options.preset, settings))
+        command = python("benchmarks.workloads", "variant", options.preset, settings, options.seconds)
+        return LastingWorker(str(variant), command)
 
-    records = take_turns(variants(replicas, options.recompute, options.accumulate_steps), started, options)
+    sides = {variant: functools.partial(started, variant) for variant in rows}
+    measured = take_turns(sides, options.rounds, options.alone)
     named = {"preset": options.preset, "rounds": options.rounds, "alone": options.alone, "gpus": gpus} | same
-    return named | {"rows": rows_of(records, options.batch_size)}
+    return named | {"rows": rows_of(measured, options.batch_size)}
 
 
 def chosen_numbers(wanted: list[int] | None, gpus: int) -> list[int]:
@@ -91,59 +101,33 @@ def variants(replicas: list[int], recompute: list[str], microbatches: list[int])
     return list(dict.fromkeys(rows))
 
 
-def take_turns(
-    rows: list[Variant], started: Callable[[Variant], Worker], options: argparse.Namespace
-) -> dict[Variant, Record]:
-    """Times steps of each variant for some seconds in turn, at least one; a variant that has failed is left out.
-
-    ValueError if all of them would not fit into the memory that is free.
-    """
-    records, workers = {variant: Record([], [], []) for variant in rows}, {}
-    free, peaks = psutil.virtual_memory().available, [0]
-    with contextlib.ExitStack() as stack:
-        for number in range(1, options.rounds + 1):
-            say(f"round {number} of {options.rounds}")
-            for variant, record in records.items():
-                if record.failures:
-                    continue
-                with contextlib.ExitStack() as turn:
-                    try:
-                        if variant not in workers or options.alone:
-                            taken = f"{len(workers)} of {len(rows)} processes take {sum(peaks):,} of {free:,} bytes"
-                            fix = "take a smaller --batch_size, fewer rows, or --alone"
-                            check(options.alone or sum(peaks) + max(peaks) <= free, f"{taken}, and one more: {fix}")
-                            say(f"{variant}: building the model and running its first steps")
-                            workers[variant] = (turn if options.alone else stack).enter_context(started(variant))
-                            workers[variant].ask("step")
-                            peaks.append(workers[variant].ask("summary")["peak_memory_bytes"])
-                        until, steps = time.monotonic() + options.seconds, []
-                        while not steps or time.monotonic() < until:
-                            steps.append(workers[variant].ask("step")["seconds"])
-                        record.summaries.append(workers[variant].ask("summary"))
-                        record.turns.append(steps)
-                    except WorkerEnded as error:  # for want of a GPU's memory, most likely, or by its settings
-                        say(str(error))
-                        record.failures.append(error.reason())
-    return records
+def take_turns(sides: dict[Variant, Callable[[], Worker]], rounds: int, alone: bool) -> dict[Variant, list[Measured]]:
+    """What each variant takes in its turns: of one process for all rounds, or `alone` of one for each."""
+    if not alone:
+        return {variant: [measured] for variant, measured in run_round(sides, rounds, warm_up=0).items()}
+    found: dict[Variant, list[Measured]] = {variant: [] for variant in sides}
+    for number, variant in itertools.product(range(1, rounds + 1), sides):
+        if not any("failure" in measured.summary for measured in found[variant]):
+            say(f"round {number} of {rounds}: {variant}")
+            found[variant].append(run_round({variant: sides[variant]}, 1, warm_up=0)[variant])
+    return found
 
 
-def rows_of(records: dict[Variant, Record], batch_size: int) -> list[dict[str, Any]]:
+def rows_of(measured: dict[Variant, list[Measured]], batch_size: int) -> list[dict[str, Any]]:
     """Returns every variant's results; where its worker has failed, little more than why."""
     rows = {}
-    for variant, (turns, summaries, failures) in records.items():
-        images = variant.replicas * batch_size
-        rows[variant] = row = variant._asdict() | {"images_a_step": images, "failure": (failures or [None])[0]}
-        if not turns:
+    for variant, parts in measured.items():
+        images, summaries = variant.replicas * batch_size, [part.summary for part in parts]
+        rows[variant] = row = variant._asdict() | {"images_a_step": images, "failure": summaries[-1].get("failure")}
+        if row["failure"]:
             continue
-        for name in ("trace_seconds", "first_step_seconds", "memory_before_first_step_bytes"):
-            row[name] = float(np.median([summary[name] for summary in summaries]))
-        for name in ("graph_nodes", "skipped_steps"):
-            row[name] = max(summary[name] for summary in summaries)
-        for ending, rank in (("", 50), ("_10_percent", 10), ("_90_percent", 90)):
-            row[f"step_seconds{ending}"] = float(np.percentile(np.concatenate(turns), rank))
-        row["images_per_second"] = images / row["step_seconds"]
+        turns = [seconds for part in parts for seconds in part.seconds]
+        row |= {"first_step_seconds": statistics.median(each["first_step_seconds"] for each in summaries)}
+        row |= {name: summaries[-1][name] for name in ("graph_nodes", "skipped_steps")}
+        row |= {"step_seconds": statistics.median(turns), "every_step_seconds": turns}
+        row |= {"images_per_second": images / row["step_seconds"]}
         peaks = [max(summary["gpu_peak_bytes"], default=summary["peak_memory_bytes"]) for summary in summaries]
-        row.update(peak_memory_bytes=max(peaks), every_step_seconds=turns)
+        row |= {"peak_memory_bytes": max(peaks)}
     for variant, row in rows.items():
         rate = row.get("images_per_second")
         one = rows.get(variant._replace(replicas=1), {}).get("images_per_second")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.workloads WORKLOAD PRESET FOLDER      serves a workload, see `benchmarks.all`
     python -m benchmarks.workloads yardstick PRESET            serves the yardstick, a small PyTorch workload
-    python -m benchmarks.workloads variant PRESET SETTINGS     serves a training step with settings `train.*`, JSON
+    python -m benchmarks.workloads variant PRESET SETTINGS [S] serves training steps with settings `train.*`, JSON
     python -m benchmarks.workloads prepare WHAT PRESET FOLDER  writes what a workload starts from
 
 Each workload has a process of its own, so that threads and peak memory are its own, and runs one step whenever it is
@@ -28,14 +28,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 
 from benchmarks.results import ROOT, THREADS
 from nvae_tf import presets
 
 SAMPLES_A_BATCH = 16
-# Quick work is timed several times at once.
-_SECONDS_AT_A_TIME, _MOST_AT_A_TIME = 0.5, 20
 # Their import is no part of the time to the first step.
 _MODULES = ("models", "optimization", "data.spec", "training.run", "generation.sampling", "evaluation.likelihood")
 _ANSWERS = "BENCHMARK_ANSWERS_FILE_DESCRIPTOR"
@@ -132,6 +129,12 @@ def run_python(module: str, *arguments: str | pathlib.Path) -> int:
     return usage.ru_maxrss * 1024
 
 
+def train(preset: str, workdir: str, settings: dict[str, Any]) -> int:
+    """Runs `nvae-train` with a preset and what else is set; gives its peak memory in bytes."""
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    return run_python("train.main", f"--config={preset}", f"--workdir={workdir}", *flags)
+
+
 def configure_process() -> None:
     """TensorFlow's settings as the commands have them, and threads as the yardstick has; before its first use."""
     import tensorflow as tf
@@ -185,7 +188,6 @@ class Training:
 
         from nvae_tf.training import strategy
 
-        start = time.perf_counter()
         configure_process()
         training = {"batch_size": batch_size, "strategy": "one_device"} | training
         settings = config_of(preset, **training).train
@@ -196,8 +198,6 @@ class Training:
             self._images = random_images(run.config.model, run.images_a_step)
         self._step = strategy.step_function(self._replicas.strategy, run.model, compiled)
         self._graph = self._step.get_concrete_function(self._replicas.divided(self._images)).graph
-        before = max(_memory_of_gpus("current"), default=psutil.Process().memory_info().rss)
-        self._found = {"memory_before_first_step_bytes": before, "trace_seconds": time.perf_counter() - start}
 
     def __call__(self, steps: int = 1) -> None:
         """Takes some steps and waits for the last: training waits for an accelerator at every tenth."""
@@ -205,20 +205,16 @@ class Training:
             metrics = self._step(self._replicas.divided(self._images))
         local = self._replicas.strategy.experimental_local_results
         values = {name: float(part) for name, value in metrics.items() for part in local(value)}
-        self._found["skipped_steps"] = values["skipped_steps"]
+        self._skipped = values["skipped_steps"]
 
     def summary(self) -> dict[str, Any]:
         """What else is known, the nodes of the graph with all its functions among it; takes memory of its own."""
-        graph = self._graph.as_graph_def()
+        import tensorflow as tf
+
+        graph, gpus = self._graph.as_graph_def(), range(len(tf.config.list_logical_devices("GPU")))
+        peaks = [tf.config.experimental.get_memory_info(f"GPU:{index}")["peak"] for index in gpus]
         nodes = len(graph.node) + sum(len(function.node_def) for function in graph.library.function)
-        return self._found | {"gpu_peak_bytes": _memory_of_gpus("peak"), "graph_nodes": nodes}
-
-
-def _memory_of_gpus(which: str) -> list[int]:
-    import tensorflow as tf
-
-    count = len(tf.config.list_logical_devices("GPU"))
-    return [tf.config.experimental.get_memory_info(f"GPU:{index}")[which] for index in range(count)]
+        return {"gpu_peak_bytes": peaks, "graph_nodes": nodes, "skipped_steps": self._skipped}
 
 
 def sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
@@ -239,22 +235,10 @@ def nelbo(preset: str, batch_size: int, folder: pathlib.Path, importance_samples
     return lambda: evaluator.evaluate_batch(images, seed=0, first=0)
 
 
-def write_sampling(model: Any, forward: Callable, folder: pathlib.Path) -> None:
-    """Writes a SavedModel with the signature `sample` alone."""
-    import keras
+def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
     import tensorflow as tf
 
-    from nvae_tf.serving.signatures import Signatures
-
-    signatures, archive = Signatures(model, forward), keras.export.ExportArchive()
-    archive.add_endpoint("sample", signatures.function("sample"), signatures.input_specs("sample"))
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    archive.write_out(str(folder), options=options, verbose=False)
-
-
-def sampling_session(folder: pathlib.Path, batch_size: int) -> Callable[[], Any]:
-    import tensorflow as tf
-
+    configure_process()
     # With the rewriting of graphs, as TensorFlow Serving has it: a session takes over what `configure_runtime` has set.
     session = tf.compat.v1.Session(graph=tf.Graph(), config=tf.compat.v1.ConfigProto())
     loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], str(folder))
@@ -267,11 +251,6 @@ def sampling_session(folder: pathlib.Path, batch_size: int) -> Callable[[], Any]
     return lambda: session.run(image, feed)
 
 
-def saved_model_sampling(preset: str, batch_size: int, folder: pathlib.Path) -> Callable:
-    configure_process()
-    return sampling_session(folder / "saved_model", batch_size)
-
-
 class Export:
     """The command; its output is removed before."""
 
@@ -279,9 +258,9 @@ class Export:
         self._folder, self._peak = folder, 0
 
     def __call__(self) -> None:
-        output = self._folder / "output"
+        output = self._folder.with_name("output")
         shutil.rmtree(output, ignore_errors=True)
-        peak = run_python("export.export_saved_model", f"--workdir={self._folder / 'run'}", f"--output={output}")
+        peak = run_python("export.export_saved_model", f"--workdir={self._folder}", f"--output={output}")
         self._peak = max(self._peak, peak)
 
     def summary(self) -> dict[str, int]:
@@ -304,23 +283,37 @@ def prepare_run(preset: str, folder: pathlib.Path) -> None:
     atomic_write(place.config_file, config_to_json(run.config))
 
 
-def prepare_saved_model(preset: str, folder: pathlib.Path) -> None:
-    """A SavedModel that can do nothing but draw, its weights folded."""
-    from nvae_tf.layers import FoldedPass, folded_weights
+def prepare_saved_model(preset: str, folder: pathlib.Path, folded: str | None = "float32") -> None:
+    """A SavedModel with the signature `sample` alone; its weights are folded into kernels of a type, or as they are."""
+    import keras
+    import tensorflow as tf
 
-    model = untrained_model(preset)
-    folded = folded_weights(model.stacks, "float32")
-    write_sampling(model, functools.partial(FoldedPass, traced_inline=True, folded=folded), folder)
+    from nvae_tf.layers import FoldedPass, ForwardPass, folded_weights
+    from nvae_tf.serving.signatures import Signatures
+
+    model, forward = untrained_model(preset), ForwardPass
+    if folded:
+        weights = folded_weights(model.stacks, folded)
+        forward = functools.partial(FoldedPass, traced_inline=True, folded=weights)
+    signatures, archive = Signatures(model, forward), keras.export.ExportArchive()
+    archive.add_endpoint("sample", signatures.function("sample"), signatures.input_specs("sample"))
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    archive.write_out(str(folder), options=options, verbose=False)
 
 
-PREPARED = {"run": prepare_run, "saved_model": prepare_saved_model}
+PREPARED = {
+    "run": prepare_run,
+    "saved_model": prepare_saved_model,
+    "bfloat16": functools.partial(prepare_saved_model, folded="bfloat16"),
+    "unfolded": functools.partial(prepare_saved_model, folded=None),
+}
 
 
 class Workload(NamedTuple):
     """How a workload is measured.
 
-    It is made by a function of (preset, batch size, folder of its files), which builds everything and returns a
-    function that does the work once. TensorFlow is loaded then, not before. Weights are the first ones: time and memory
+    It is made by a function of (preset, batch size, what is prepared), which builds everything and returns a function
+    that does the work once. TensorFlow is loaded then, not before. Weights are the first ones: time and memory
     do not depend on them.
     """
 
@@ -328,22 +321,25 @@ class Workload(NamedTuple):
     made_by: Callable[..., Callable]
     batch_sizes: dict[str, int | None] = BATCH_SIZES  # images at a time for every preset; None where there is no batch
     presets: tuple[str, ...] = ("mnist", "cifar10")  # if none are named
-    prepared: str | None = None  # what is written before, one of `PREPARED`
+    prepared: str = ""  # what is written before, one of `PREPARED`, if anything is
     is_slow: bool = False  # one turn a round, and none to warm up
     is_command: bool = False  # a turn is a complete command in a process anew, so that there is no first step
 
 
 _samples, _recomputed = dict.fromkeys(PRESETS, SAMPLES_A_BATCH), functools.partial(Training, recompute="all")
 _bound = functools.partial(nelbo, importance_samples=100)
+_exported = functools.partial(Workload, made_by=saved_model_sampling, batch_sizes=_samples)
 WORKLOADS = {
     "training": Workload("training step", Training, presets=PRESETS[1:]),
     "recomputed_training": Workload("training step, train.recompute=all", _recomputed),
     "sampling": Workload("sampling, the model in Python", sampling, _samples),
     "nelbo": Workload("NELBO of a batch", nelbo),
     "importance_weighted": Workload("importance-weighted bound of a batch, K = 100", _bound, is_slow=True),
-    "saved_model_sampling": Workload(
-        "sampling, the exported SavedModel", saved_model_sampling, _samples, prepared="saved_model"
+    "saved_model_sampling": _exported("sampling, the exported SavedModel", prepared="saved_model"),
+    "bfloat16_sampling": _exported(
+        "sampling, a SavedModel with bfloat16 weights", presets=("digits",), prepared="bfloat16"
     ),
+    "unfolded_sampling": _exported("sampling, a SavedModel without folding", presets=("digits",), prepared="unfolded"),
     "export": Workload(
         "nvae-export, verified", Export, dict.fromkeys(PRESETS), prepared="run", is_slow=True, is_command=True
     ),
@@ -352,14 +348,15 @@ WORKLOADS = {
 
 def made(name: str, preset: str, folder: str) -> Callable[[], Callable]:
     """The function that makes a workload; what it starts from is written into the folder unless it is there."""
-    workload, place = WORKLOADS[name], pathlib.Path(folder)
-    if (what := workload.prepared) and not (place / what).exists():
-        run_python("benchmarks.workloads", "prepare", what, preset, place / what)
+    workload = WORKLOADS[name]
+    place = pathlib.Path(folder, workload.prepared)
+    if not place.exists():
+        run_python("benchmarks.workloads", "prepare", workload.prepared, preset, place)
     return functools.partial(workload.made_by, preset, workload.batch_sizes[preset], place)
 
 
-def serve_work(make: Callable[[], Callable], is_command: bool = False) -> None:
-    """Serves a workload step by step: its work once, or several times if it is quick."""
+def serve_work(make: Callable[[], Callable], is_command: bool = False, seconds_at_a_time: float = 0.5) -> None:
+    """Serves a workload step by step: its work once, or if it is quick as often as fits into that time."""
     start = time.perf_counter()
     for module in () if is_command else _MODULES:
         importlib.import_module(f"nvae_tf.{module}")
@@ -383,7 +380,7 @@ def serve_work(make: Callable[[], Callable], is_command: bool = False) -> None:
         nonlocal times
         if times is None:
             once = seconds(1)
-            times = min(max(round(_SECONDS_AT_A_TIME / once), 1), _MOST_AT_A_TIME)
+            times = max(1, min(round(seconds_at_a_time / once), round(40 * seconds_at_a_time)))
             if times == 1:
                 return once
         return seconds(times)
@@ -444,8 +441,8 @@ def main(name: str, *arguments: str) -> None:
     if name == "yardstick":
         serve(yardstick(*arguments), summary=dict)
     elif name == "variant":
-        preset, settings = arguments
-        serve_work(functools.partial(Training, preset, **json.loads(settings)))
+        preset, settings, *seconds = arguments
+        serve_work(functools.partial(Training, preset, **json.loads(settings)), False, *map(float, seconds))
     elif name == "prepare":
         what, preset, folder = arguments
         PREPARED[what](preset, pathlib.Path(folder))

@@ -18,8 +18,8 @@ def test_mistakes_are_reported_before_anything_starts(capsys, monkeypatch):
         ("all", "--against=/tmp", "--against=/tmp: no checkout of this project"),
         ("all", "--against=. --compare=a.json", "give one of them"),
         ("train_step", "--preset=mnits", "invalid choice: 'mnits'"),
-        ("alternatives", "--preset=digits --batch_size=0", "--batch_size"),
-        ("fashion", "prior", "required: --workdir"),
+        ("fashion", "prior", "needs --workdir"),
+        ("fashion", "models --workdir=x", "models: needs a kind"),
         ("fashion", "restoration --workdir=x --tasks=x2,holes", "'holes': must be some of x2, hole, "),
         ("digits", "quality", "needs --workdir"),
         ("serving_load", "--path=x --seconds=nan", "nan: must be a number"),
@@ -56,29 +56,24 @@ def test_help_lists_the_workloads_without_tensorflow():
 def test_a_real_run_of_all(tmp_path, capsys):
     # Without the yardstick, which takes minutes beside other processes.
     file = tmp_path / "now.json"
-    quick = ["--presets=digits", "--rounds=1", "--no-yardstick", "--only=training,saved_model_sampling,export"]
+    quick = ["--presets=digits", "--rounds=1", "--no-yardstick", "--only=saved_model_sampling,export"]
     all_benchmarks.main([*quick, f"--json={file}"])
     result = json.loads(file.read_text())
-    assert result["complete"] and len(result["results"]) == 3
+    assert result["complete"] and len(result["results"]) == 2
     for row in result["results"]:
         assert row["failure"] is None and row["seconds"] == [row["median_seconds"]]
         assert row["peak_memory_bytes"] > 3e8
-    for row in result["results"][:2]:
-        assert 0.0 < row["median_seconds"] < row["first_step_seconds"]
-    assert "| training step | digits | 60 |" in capsys.readouterr().out
+    assert 0.0 < result["results"][0]["median_seconds"] < result["results"][0]["first_step_seconds"]
+    assert "| sampling, the exported SavedModel | digits | 16 |" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_a_real_run_of_train_scaling(tmp_path, capsys):
     file = tmp_path / "now.json"
-    quick = ["--batch_size=4", "--recompute=none", "--rounds=1", "--seconds=0.1", f"--json={file}"]
-    train_scaling.main(["--preset=digits", *quick, "--accumulate_steps=1"])
-    first, second = json.loads(file.read_text())["rows"]
-    assert [first["images_a_step"], second["images_a_step"]] == [4, 8]
-    for row in (first, second):
-        assert row["failure"] is None and row["skipped_steps"] == 0.0
-        assert row["memory_before_first_step_bytes"] < row["peak_memory_bytes"]
-        assert 0.0 < max(row["step_seconds"], row["trace_seconds"]) < row["first_step_seconds"]
-    # Each replica's part of the graph is written out.
-    assert second["graph_nodes"] > 1.8 * first["graph_nodes"]
-    assert capsys.readouterr().out.count("\n| ") == 4
+    quick = ["--batch_size=4", "--recompute=none", "--rounds=2", "--seconds=0.1", f"--json={file}"]
+    train_scaling.main(["--preset=digits", "--replicas=1", *quick, "--accumulate_steps=1"])
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["images_a_step"] == 4 and row["failure"] is None and row["skipped_steps"] == 0.0
+    assert len(row["every_step_seconds"]) == 2 and 0.0 < row["step_seconds"] < row["first_step_seconds"]
+    assert row["peak_memory_bytes"] > 3e8 and row["graph_nodes"] > 1000
+    assert capsys.readouterr().out.count("\n| ") == 3
