@@ -1,10 +1,8 @@
 import dataclasses
 import json
-import pathlib
 import re
 import shutil
 import stat
-import types
 
 import numpy as np
 import pytest
