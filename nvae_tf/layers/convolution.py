@@ -1,6 +1,6 @@
 """Stacked convolutions: weight-normalized or plain, dense, depthwise, grouped or masked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from nvae_tf.layers import cpu_kernels
 from nvae_tf.layers.normalization import moments, numbers_a_channel
-from nvae_tf.layers.stacked import ForwardPass, StackedLayer, rows
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 
 
 class ConvolutionWeights(NamedTuple):
@@ -68,9 +68,9 @@ class StackedConvolution(StackedLayer):
             forward.kernels[self] = self.effective_kernels()
         return forward.kernels[self]
 
-    def slices(self, forward: ForwardPass) -> list[ConvolutionWeights]:
+    def weights_of(self, forward: ForwardPass) -> ConvolutionWeights:
         variables = [self.kernels_of(forward)] + ([] if self.bias is None else [self.bias])
-        return [ConvolutionWeights(*row) for row in rows(variables, self.compute_dtype)]
+        return ConvolutionWeights(*(tf.cast(variable, self.compute_dtype) for variable in variables))
 
     def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """Convolves `[batch, height, width, in]` to `[batch, height / strides, width / strides, out]`."""
@@ -110,12 +110,15 @@ class DataDependentConvolution(StackedConvolution):
     deviation of `y` per channel, `s = -log(d + 1e-5)` and the bias is `-mean(y) / (d + 1e-5)`.
     """
 
-    def slices(self, forward: ForwardPass) -> list[ConvolutionWeights]:
+    @property
+    def statistics(self) -> tuple[keras.Variable, keras.Variable]:
+        return self.log_norm, self.bias
+
+    def weights_of(self, forward: ForwardPass) -> ConvolutionWeights:
         if not forward.initializing:
-            return super().slices(forward)
+            return super().weights_of(forward)
         kernel = self._masked_kernel()
-        directions = tf.unstack(tf.cast(kernel / (_norms(kernel) + 1e-5), self.compute_dtype))
-        return [ConvolutionWeights(direction) for direction in directions]
+        return ConvolutionWeights(tf.cast(kernel / (_norms(kernel) + 1e-5), self.compute_dtype))
 
     def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         outputs = super().apply_slice(weights, inputs, records)
@@ -132,10 +135,8 @@ class DataDependentConvolution(StackedConvolution):
     def recorders(self) -> list[StackedLayer]:
         return [self]
 
-    def record(self, forward: ForwardPass, records: list) -> None:
-        if forward.initializing:
-            log_norms, biases = zip(*records, strict=True)
-            forward.updates += [(self.log_norm, tf.stack(log_norms)), (self.bias, tf.stack(biases))]
+    def record(self, forward: ForwardPass, records: Sequence[tf.Tensor]) -> None:
+        forward.updates += zip(self.statistics, records, strict=True)
 
 
 @tf.custom_gradient

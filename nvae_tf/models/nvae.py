@@ -93,6 +93,8 @@ class NVAE(keras.Model):
       recompute: what the backward pass computes again instead of keeping it: nothing ("none"), the cells of the latent
         groups ("groups"), or those before and after them too ("all").
       accumulate_steps: into how many microbatches a batch is cut in training, for less memory.
+      scan: whether equal groups and cells are one loop of the graph of a training step. A program that XLA compiles is
+        then small, however many there are; the numbers stay. On several replicas, and eagerly, there is no loop.
       label_dropout: the probability with which an image is trained without its class (`config.num_classes`), so that
         the model also works without, and `generate` with guidance.
       **kwargs: of `keras.Model`; `dtype="mixed_bfloat16"` computes the networks in half precision.
@@ -109,6 +111,7 @@ class NVAE(keras.Model):
         recompute: str = "none",
         accumulate_steps: int = 1,
         label_dropout: float = 0.0,
+        scan: bool = False,
         **kwargs,
     ):
         # The layers cast what they compute in half precision themselves; statistics and distributions stay in float32.
@@ -129,7 +132,7 @@ class NVAE(keras.Model):
         # Fails early where the settings do not fit each other.
         objectives.final_kl_weights(objective, self.plan)
         self.seed, self.recompute, self.accumulate_steps = int(seed), recompute, accumulate_steps
-        self.label_dropout = float(label_dropout)
+        self.label_dropout, self.scan = float(label_dropout), bool(scan)
         mixture = config.num_mixtures, config.num_bits, config.exact_edges
         self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
         dtype, num_parameters = self.dtype_policy, self.likelihood.num_parameters

@@ -94,7 +94,7 @@ def loss_of(model: "NVAE", images, noise, step, forward: ForwardPass, regularize
 
 def step_of_batch(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> Step:
     """The step of a batch at once."""
-    forward = ForwardPass(training=True, labels=kept_labels(model, labels, step))
+    forward = _forward_pass(model, labels=kept_labels(model, labels, step))
     with tf.GradientTape() as tape:
         found = model.training_loss(images, draws(model, images, step), step, forward)
         scaled_loss = _scaled(model, found.loss.loss)
@@ -125,7 +125,7 @@ def step_of_microbatches(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | N
         shard = replica_index() * count + index
         some = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
         of_some = None if labels is None else tf.slice(labels, [index * size], [size])
-        forward = ForwardPass(training=True, labels=kept_labels(model, of_some, step, shard))
+        forward = _forward_pass(model, labels=kept_labels(model, of_some, step, shard))
         noise = draws(model, some, step, shard)
         with tf.GradientTape() as tape:
             found = loss_of(model, some, noise, step, forward, (norms, 0.0))
@@ -191,13 +191,18 @@ def take_if_accepted(model: "NVAE", step: Step) -> None:
 
 def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from the first batch."""
-    forward = ForwardPass(training=True, initializing=True)
+    forward = _forward_pass(model, initializing=True)
     model.inference_pass(images, draws(model, images, 0), forward)
     # A bad image must not decide for good; the moments are those of all replicas, so all find the same.
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
     for variable, value in forward.updates:
         variable.assign(tf.where(finite, value, variable))
     model.data_initialised.assign(tf.cast(finite, tf.float32))
+
+
+def _forward_pass(model: "NVAE", **settings) -> ForwardPass:
+    # Replicas can't communicate from within a loop of the graph.
+    return ForwardPass(training=True, scanned=model.scan and replica_count() == 1, **settings)
 
 
 def _scaled(model: "NVAE", loss: tf.Tensor | float) -> tf.Tensor:
