@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.layers import ForwardPass, Gathering, Part, ResidualCells, StackedConvolution, in_turn, run_cells, stack_of
+from nvae_tf.layers import ForwardPass, Part, ResidualCells, StackedConvolution, in_turn, run_cells, stack_of
 
 
 class PreprocessBlock(keras.layers.Layer):
@@ -68,9 +68,9 @@ class BottomUp(keras.layers.Layer):
                 [Part(scale.cells, scale.cells_per_group)],
                 _encoded,
                 state,
-                [None] * scale.num_groups,
+                [()] * scale.num_groups,
                 forward,
-                Gathering(lambda feature: [feature], [state]),
+                lambda feature: [feature],
             )
             features += of_groups
             for of_groups in stacked:
@@ -82,7 +82,7 @@ class BottomUp(keras.layers.Layer):
         return features[::-1]
 
 
-def _encoded(layers: list[list[Callable]], state: tf.Tensor, _: None) -> tuple[tf.Tensor, tf.Tensor]:
+def _encoded(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
     (cells,) = layers
     for cell in cells:
         state = cell(state)

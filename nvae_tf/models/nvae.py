@@ -639,7 +639,8 @@ class NVAE(keras.Model):
     def get_config(self) -> dict:
         settings = {name: configuration.config_to_dict(getattr(self, name)) for name in ("config", "objective")}
         settings |= {
-            name: getattr(self, name) for name in ("seed", "recompute", "accumulate_steps", "label_dropout", "name")
+            name: getattr(self, name)
+            for name in ("seed", "recompute", "accumulate_steps", "label_dropout", "scan", "name")
         }
         return settings | {"dtype": self.dtype_policy.name}
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from nvae_tf.config import ModelConfig, check
 from nvae_tf.flows import FlowPairs
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.layers import ForwardPass, Gathering, Part, ResidualCells, StackedConvolution, in_turn, run_cells, stack_of
+from nvae_tf.layers import ForwardPass, Part, ResidualCells, StackedConvolution, in_turn, run_cells, stack_of
 from nvae_tf.layers.cpu_kernels import fan_out
 from nvae_tf.models.latents import (
     GroupLayers,
@@ -125,9 +125,7 @@ class TopDownScale(keras.layers.Layer):
             return of_group.combine(state, latent.z), latent
 
         # Only training is scanned, and its sources are posteriors.
-        like = [sources[-1].noise] * (6 if self.num_flows else 5) if forward.scanned else []
-        gathering = Gathering(tensors_of_latent, like)
-        state, latents, stacked = in_turn(self.parts, group, state, sources, forward, gathering)
+        state, latents, stacked = in_turn(self.parts, group, state, sources, forward, tensors_of_latent)
         return state, [*latents, latents_of_groups(stacked)] if stacked else latents
 
 
