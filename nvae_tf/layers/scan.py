@@ -6,15 +6,21 @@ the results of convolutions and products; all else in a step takes little time a
 """
 
 import contextlib
+import functools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from nvae_tf.layers.cpu_kernels import concatenated
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer, layers_of, unstacked
 
 # Operations whose results are kept for the backward pass.
 _KEPT = ("Conv2D", "DepthwiseConv2dNative", "MatMul", "PartitionedCall", "StatefulPartitionedCall")
+
+# Tensors of so many numbers are joined with others.
+_SMALL = 2**12
 
 
 class Part(NamedTuple):
@@ -57,10 +63,7 @@ def in_turn(
     weights = [None if part.stack is None else part.stack.weights_of(forward) for part in parts]
     outputs = []
     for index, of_step in enumerate(inputs[:alone], -len(inputs)):
-        layers = []
-        for part, of_part in zip(parts, weights, strict=True):
-            slices = [] if part.stack is None else part.layers_of_step(layers_of(of_part, part.stack.count), index)
-            layers.append([_layer(part, slice_, forward) for slice_ in slices])
+        layers = [_layers_alone(*pair, index, forward) for pair in zip(parts, weights, strict=True)]
         state, output = step(layers, state, of_step)
         outputs.append(output)
     state, kept, records = _loop(parts, weights, step, state, inputs[alone:], forward, tensors_of)
@@ -73,9 +76,12 @@ def in_turn(
 
 def run_cells(cells: StackedLayer | None, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
     """All layers of a stack, or none, one after the other."""
-    if cells is None:
-        return state
-    return in_turn([Part(cells)], lambda layers, state, _: (layers[0][0](state), None), state, [()] * cells.count, forward)[0]
+
+    def step(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, None]:
+        ((cell,),) = layers
+        return cell(state), None
+
+    return state if cells is None else in_turn([Part(cells)], step, state, [()] * cells.count, forward)[0]
 
 
 def _unrolled(parts, step, state, inputs, forward) -> tuple[tf.Tensor, list[Any]]:
@@ -87,6 +93,11 @@ def _unrolled(parts, step, state, inputs, forward) -> tuple[tf.Tensor, list[Any]
             state, output = step(layers, state, of_step)
             outputs.append(output)
     return state, outputs
+
+
+def _layers_alone(part: Part, weights: Any, index: int, forward: ForwardPass) -> list[Callable]:
+    numbers = [] if part.stack is None else part.layers_of_step(range(part.stack.count), index)
+    return [_layer(part, _map(operator.itemgetter(number), weights), forward) for number in numbers]
 
 
 def _layer(part: Part, weights: Any, forward: ForwardPass, records: list | None = None, place: int = 0) -> Callable:
@@ -104,14 +115,16 @@ def _layer(part: Part, weights: Any, forward: ForwardPass, records: list | None 
 
 
 def _loop(parts, weights, step, state, inputs, forward, tensors_of) -> tuple[tf.Tensor, list, list[list]]:
-    count = len(inputs)
-    of_steps = [_map(lambda weight, part=part: _of_steps(part, count, weight), each) for part, each in zip(parts, weights, strict=True)]
-    given = (of_steps, tf.nest.map_structure(lambda *each: tf.stack(each), *inputs))
+    pairs = zip(parts, weights, strict=True)
+    of_steps = [_map(functools.partial(_of_steps, part, len(inputs)), of_part) for part, of_part in pairs]
+    # Both as they are in a step, but with an axis for the steps in front.
+    given = of_steps, tf.nest.map_structure(lambda *each: tf.stack(each), *inputs)
     leaves = [leaf for leaf in tf.nest.flatten(given) if leaf is not None]
-    numbers: list[int] = []
+    packing = _Packing([tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves])
+    of_records: list = []
 
     def flat_step(state: tf.Tensor, slices: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
-        following = iter(slices)
+        following = iter(packing.unpacked(slices))
         of_step, input_of_step = _map(lambda _: next(following), given)
         layers, records = [], []
         for part, of_part in zip(parts, of_step, strict=True):
@@ -121,12 +134,56 @@ def _loop(parts, weights, step, state, inputs, forward, tensors_of) -> tuple[tf.
             records.append(found)
         state, output = step(layers, state, input_of_step)
         found = [each for pair in zip(parts, records, strict=True) for each in _of_recorders(*pair)]
-        numbers[:] = [len(each) for each in found]
-        return state, tensors_of(output), [tensor for each in found for tensor in each]
+        flat = [tensor for each in found for tensor in each]
+        of_records[:] = [_Packing(flat), [len(each) for each in found]]
+        return state, tensors_of(output), of_records[0].packed(flat)
 
-    state, outputs, flat_records = _scan(flat_step, state, leaves)
-    following = iter(flat_records)
-    return state, outputs, [[next(following) for _ in range(number)] for number in numbers]
+    state, outputs, records = _scan(flat_step, state, packing.packed(leaves))
+    packing_of_records, lengths = of_records
+    following = iter(packing_of_records.unpacked(records))
+    return state, outputs, [[next(following) for _ in range(length)] for length in lengths]
+
+
+class _Packing:
+    """Joins small tensors of one type, so that a loop has a few of them in place of a hundred."""
+
+    def __init__(self, tensors: Sequence[tf.Tensor | tf.TensorSpec]):
+        """For tensors like these, which may have axes in front."""
+        self._shapes = [tensor.shape for tensor in tensors]
+        self._groups: list[list[int]] = []
+        of_type: dict[tf.DType, list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            size = tensor.shape.num_elements()
+            is_small = size is not None and size <= _SMALL
+            group = of_type.setdefault(tensor.dtype, []) if is_small else []
+            if not group:
+                self._groups.append(group)
+            group.append(index)
+
+    def packed(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """The large ones, and one tensor for all small ones of a type."""
+        return [self._joined([tensors[index] for index in group], group) for group in self._groups]
+
+    def _joined(self, tensors: list[tf.Tensor], group: list[int]) -> tf.Tensor:
+        if len(group) == 1:
+            return tensors[0]
+        pieces = []
+        for tensor, index in zip(tensors, group, strict=True):
+            in_front = tensor.shape[: tensor.shape.rank - self._shapes[index].rank]
+            pieces.append(tf.reshape(tensor, [*in_front, self._shapes[index].num_elements()]))
+        return concatenated(pieces)
+
+    def unpacked(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """What `packed` has joined."""
+        found: dict[int, tf.Tensor] = {}
+        for tensor, group in zip(tensors, self._groups, strict=True):
+            if len(group) == 1:
+                found[group[0]] = tensor
+                continue
+            pieces = tf.split(tensor, [self._shapes[index].num_elements() for index in group], -1)
+            for piece, index in zip(pieces, group, strict=True):
+                found[index] = tf.reshape(piece, [*tensor.shape[:-1], *self._shapes[index]])
+        return [found[index] for index in range(len(self._shapes))]
 
 
 def _of_steps(part: Part, count: int, weight: tf.Tensor) -> tf.Tensor:
@@ -143,8 +200,8 @@ def _of_recorders(part: Part, records: list) -> list[list[tf.Tensor]]:
     """What a step's layers have recorded, of each recorder a tensor for each of its statistics, or none."""
     if not records or records[0] is None:
         return [[] for _ in part.recorders()]
-    of_recorders = [[] if of_layers[0] is None else list(zip(*of_layers, strict=True)) for of_layers in zip(*records, strict=True)]
-    return [[column[0] if len(column) == 1 else tf.stack(column) for column in columns] for columns in of_recorders]
+    pairs = [[] if of_layers[0] is None else zip(*of_layers, strict=True) for of_layers in zip(*records, strict=True)]
+    return [[column[0] if len(column) == 1 else tf.stack(column) for column in columns] for columns in pairs]
 
 
 def _map(function: Callable, structure: Any) -> Any:
@@ -167,7 +224,9 @@ def _scan(step: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]) -> tupl
             state, *found = traced.forward(state, [tf.gather(leaf, number) for leaf in leaves])
             return number + 1, state, _written(tables, number, found)
 
-        _, last, tables = _while(lambda number, *_: number < count, ahead, (0, state, _tables(traced.made, count)), count)
+        _, last, tables = _while(
+            lambda number, *_: number < count, ahead, (0, state, _tables(traced.made, count)), count
+        )
         results = [last, *(table.stack() for table in tables[: traced.num_results])]
 
         def gradient(upstream: tf.Tensor, *of_results: tf.Tensor) -> list[tf.Tensor | None]:
@@ -197,9 +256,7 @@ def _while(condition: Callable, body: Callable, variables: tuple, count: int) ->
 
 
 def _tables(like: Sequence[tf.Tensor], count: int) -> list[tf.TensorArray]:
-    return [
-        tf.TensorArray(tensor.dtype, count, element_shape=tensor.shape, clear_after_read=False) for tensor in like
-    ]
+    return [tf.TensorArray(tensor.dtype, count, element_shape=tensor.shape, clear_after_read=False) for tensor in like]
 
 
 def _written(tables: Sequence[tf.TensorArray], number: tf.Tensor, tensors: Sequence[tf.Tensor]) -> list[tf.TensorArray]:

@@ -110,7 +110,6 @@ class TopDownScale(keras.layers.Layer):
 
         return GroupLayers(cells, prior, posterior, flows, combine)
 
-
     def forward(
         self, state: tf.Tensor, sources: Sequence[LatentSource], forward: ForwardPass
     ) -> tuple[tf.Tensor, list[LatentSample]]:

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -25,7 +24,12 @@ def results(cells, mixers, images, inputs, scanned, **settings):
         with tf.GradientTape() as tape:
             tape.watch([images, inputs])
             state, outputs, stacked = in_turn(
-                [Part(cells, 2), Part(None, 0), Part(mixers)], step, images, tf.unstack(inputs), forward, lambda output: [output]
+                [Part(cells, 2), Part(None, 0), Part(mixers)],
+                step,
+                images,
+                tf.unstack(inputs),
+                forward,
+                lambda output: [output],
             )
             outputs = [*outputs, *(output for each in stacked for output in tf.unstack(each))]
             total = tf.reduce_sum(state**2) + sum(index * tf.reduce_sum(each) for index, each in enumerate(outputs))
