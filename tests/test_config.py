@@ -134,6 +134,7 @@ def test_an_impossible_value_is_reported_with_its_place():
         ("model", "num_preprocess_blocks", 10**12, "more than 16 together"),
         ("train", "log_every_steps", 0, "must be at least 1"),
         ("train", "xla", "on", r"not one of the choices \(auto, off, jit, cluster\)"),
+        ("train", "scan", "yes", r"not one of the choices \(auto, on, off\)"),
         ("train", "recompute", "cells", r"not one of the choices \(none, groups, all\)"),
         ("train", "precision", "float16", r"not one of .*mixed_float16\)"),
         ("train", "accumulate_steps", 5, "must divide train.batch_size = 32"),

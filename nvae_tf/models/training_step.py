@@ -217,7 +217,7 @@ def _gradients_or_zeros(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -
 
 
 def _metrics(model: "NVAE", gradients: list, means: list, spectral_norms: tf.Tensor) -> StepMetrics:
-    squares = tf.reduce_sum(tf.stack([2.0 * tf.nn.l2_loss(gradient) for gradient in gradients]))
+    squares = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     *means, square = replica_means([*means, squares / tf.square(_scaled(model, 1.0))])
     return StepMetrics(*means, tf.stop_gradient(spectral_norms), tf.sqrt(square))
 

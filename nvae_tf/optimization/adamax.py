@@ -18,6 +18,17 @@ class Slots(NamedTuple):
     norm: keras.Variable  # u - epsilon
 
 
+class _Scalars(NamedTuple):
+    """What every update of a step uses, as tensors."""
+
+    beta1_power: tf.Tensor
+    beta1: tf.Tensor
+    beta2: tf.Tensor
+    epsilon: tf.Tensor
+    l2: tf.Tensor
+    lowering: tf.Tensor  # of v
+
+
 @keras.saving.register_keras_serializable("nvae_tf")
 class NVAEAdamax(keras.optimizers.Optimizer):
     """Adamax with L2 decay in the gradient and epsilon inside the maximum (Vahdat & Kautz 2020, appendix A).
@@ -37,7 +48,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
         self._latest: dict[str, tf.Operation] = {}
-        self._power: tf.Tensor | None = None
+        self._scalars: _Scalars | None = None
 
     def build(self, variables) -> None:
         if self.built:
@@ -54,7 +65,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
         # Once for all variables: a training graph has hundreds, and each would make its own.
-        self._power = self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
+        power = self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
+        lowering = self.epsilon * (1.0 - self.beta_2) / self.beta_2
+        others = self.beta_1, self.beta_2, self.epsilon, self.l2, lowering
+        self._scalars = _Scalars(power, *(tf.constant(value, tf.float32) for value in others))
         self._latest = {}
         super().apply(grads, trainable_variables)
 
@@ -65,19 +79,19 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         first so that u decays, this is the rule above, in half of the passes over the memory.
         """
         momentum, norm = (slot.value for slot in self.slots_of(variable))
-        latest = self._latest.get(variable.device)
+        scalars, latest = self._scalars, self._latest.get(variable.device)
         with tf.control_dependencies([] if latest is None else [latest]):
-            decayed = gradient + self.l2 * variable
-        norm.assign(norm - self.epsilon * (1.0 - self.beta_2) / self.beta_2, read_value=False)
+            decayed = gradient + scalars.l2 * variable
+        norm.assign(norm - scalars.lowering, read_value=False)
         update = tf.raw_ops.ResourceApplyAdaMax(
             var=variable.handle,
             m=momentum.handle,
             v=norm.handle,
-            beta1_power=self._power,
+            beta1_power=scalars.beta1_power,
             lr=tf.cast(learning_rate, tf.float32),
-            beta1=self.beta_1,
-            beta2=self.beta_2,
-            epsilon=self.epsilon,
+            beta1=scalars.beta1,
+            beta2=scalars.beta2,
+            epsilon=scalars.epsilon,
             grad=decayed,
         )
         if not tf.executing_eagerly() and variable.shape.num_elements() > _LARGE:
