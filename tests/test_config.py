@@ -34,7 +34,7 @@ CHANGED = ExperimentConfig(
     train=TrainConfig(
         *(3, 5, 7, 11, 13, 17.0, 19, 23.0, 29, 31, 37, "wandb"),
         *("other_run", 41.0, 43, 47),
-        *("mirrored", 53, "mixed_bfloat16", "off", "groups", 3, 0.25, True, (59, 61), False),
+        *("mirrored", 53, "mixed_bfloat16", "off", "on", "groups", 3, 0.25, True, (59, 61), False),
     ),
 )
 
