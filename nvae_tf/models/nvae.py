@@ -93,10 +93,10 @@ class NVAE(keras.Model):
       recompute: what the backward pass computes again instead of keeping it: nothing ("none"), the cells of the latent
         groups ("groups"), or those before and after them too ("all").
       accumulate_steps: into how many microbatches a batch is cut in training, for less memory.
-      scan: whether equal groups and cells are one loop of the graph of a training step. A program that XLA compiles is
-        then small, however many there are; the numbers stay. On several replicas, and eagerly, there is no loop.
       label_dropout: the probability with which an image is trained without its class (`config.num_classes`), so that
         the model also works without, and `generate` with guidance.
+      scan: whether equal groups and cells are one loop of the graph of a training step. A program that XLA compiles is
+        then small, however many there are; the numbers stay. On several replicas, and eagerly, there is no loop.
       **kwargs: of `keras.Model`; `dtype="mixed_bfloat16"` computes the networks in half precision.
     """
 

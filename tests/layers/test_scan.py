@@ -37,7 +37,7 @@ def results(cells, mixers, images, inputs, scanned, **settings):
         gradients = tape.gradient(total, [images, inputs, *weights])
         return [state, *outputs], gradients, {variable.path: value for variable, value in forward.updates}
 
-    concrete = traced.get_concrete_function(images)
+    concrete = traced.get_concrete_function(tf.TensorSpec((None, *images.shape[1:])))
     assert any(node.op in ("While", "StatelessWhile") for node in concrete.graph.as_graph_def().node) == scanned
     return tf.nest.flatten(concrete(images))
 
