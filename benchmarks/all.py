@@ -43,6 +43,7 @@ from benchmarks import results
 from benchmarks.results import say
 from benchmarks.workloads import PRESETS, WORKLOADS, Worker, WorkerEnded, python
 from nvae_tf.errors import first_line
+from nvae_tf.files import git_revision
 
 FORMAT = 2
 FEWEST_ROUNDS, MOST_ROUNDS, TURNS = 3, 20, 5
@@ -322,7 +323,7 @@ def main(arguments: list[str] | None = None) -> None:
     result, found = run_jobs(options.jobs, options), 0
     print(table(result))
     if options.against or options.compare:
-        revision = results.revision(options.against) if options.against else options.earlier["revision"]
+        revision = git_revision(options.against) if options.against else options.earlier["revision"]
         since = f"{options.against or options.compare}, revision {revision or 'unknown'}"
         text, found = table_of_changes(result, options.earlier, since)
         print(f"\n{text}")

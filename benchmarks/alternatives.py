@@ -1,16 +1,11 @@
-"""Several ways to the same result take turns in one process, with an untrained model: time depends on no weights.
+"""Ways to draw samples take turns in one process, with an untrained model: time depends on no weights.
 
-    python -m benchmarks.alternatives evaluation --preset=mnist [--importance_samples=100] [--rounds=3] [--json=FILE]
-    python -m benchmarks.alternatives exported_sampling --preset=mnist [--batch_size=16] [--rounds=9] [--json=FILE]
+    python -m benchmarks.alternatives --preset=mnist [--batch_size=16] [--rounds=9] [--json=FILE]
 
-`evaluation`: `bound`, K samples an image as `train.evaluate --metrics=iw` draws them (one bottom-up pass, several
-samples in one top-down pass); `naive`, K complete passes, one after the other; and sampling. The aim for the ratio of
-bound to naive is at most 0.6.
-
-`exported_sampling`: the model in Python (`keras`); a SavedModel of the same graph (`unfolded`), run by TensorFlow's
-session loader as TensorFlow Serving does; as it is exported, weight norm and batch norm folded into kernels and biases
-(`folded`); and that with kernels kept in half the bytes (`bfloat16`). Operations are counted in the SavedModel, calls
-of functions as often as they are made, constants and reading of variables aside. Let nothing else run meanwhile.
+The model in Python (`keras`); a SavedModel of the same graph (`unfolded`), run by TensorFlow's session loader as
+TensorFlow Serving does; as it is exported, weight norm and batch norm folded into kernels and biases (`folded`); and
+that with kernels kept in half the bytes (`bfloat16`). Operations are counted in the SavedModel, calls of functions as
+often as they are made, constants and reading of variables aside. Let nothing else run meanwhile.
 """
 
 import argparse
@@ -26,45 +21,6 @@ from benchmarks.results import say, take_turns
 
 # Nodes that compute nothing.
 _FREE = ("Const", "Identity", "IdentityN", "NoOp", "Placeholder", "ReadVariableOp", "VarHandleOp")
-
-
-def evaluation(options: argparse.Namespace) -> dict[str, Any]:
-    import numpy as np
-    import tensorflow as tf
-
-    from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
-    from nvae_tf.generation.sampling import ImageGenerator
-    from nvae_tf.models.latents import image_seeds, noise_of_samples
-    from nvae_tf.objective import log_posterior_and_prior
-
-    batch_size, count = workloads.BATCH_SIZES[options.preset], options.importance_samples
-    model = workloads.untrained_model(options.preset)
-    images, seeds = workloads.random_images(model.config, batch_size), image_seeds(0, batch_size)
-    evaluator, generator = LikelihoodEvaluator(model, batch_size, count), ImageGenerator(model)
-
-    @tf.function(autograph=False)
-    def log_weight(sample: tf.Tensor) -> tf.Tensor:
-        decoded = model.inference_pass(images, noise_of_samples(model.plan.latent_shapes(), seeds, sample, 1))
-        log_q, log_p = log_posterior_and_prior(decoded.latents)
-        return decoded.likelihood.log_prob(images) + log_p - log_q
-
-    def naive() -> Any:
-        weights = [log_weight(tf.constant(sample)).numpy() for sample in range(count)]
-        return np.log(np.mean(np.exp(weights - np.max(weights, axis=0)), axis=0))
-
-    ways = {"bound": lambda: evaluator.evaluate_batch(images, 0, 0), "naive": naive}
-    turns = take_turns(ways | {"sampling": lambda: generator.generate(workloads.SAMPLES_A_BATCH)}, options.rounds)
-    counts = {"bound": batch_size, "naive": batch_size, "sampling": workloads.SAMPLES_A_BATCH}
-    seconds = {name: [time / counts[name] for time in times] for name, times in turns.items()}
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    return {
-        "preset": options.preset,
-        "batch_size": batch_size,
-        "importance_samples": count,
-        "ratio": medians["bound"] / medians["naive"],
-        "images_per_second": {name: 1.0 / median for name, median in medians.items()},
-        "every_seconds_an_image": seconds,
-    }
 
 
 def exported_sampling(options: argparse.Namespace) -> dict[str, Any]:
@@ -126,15 +82,10 @@ def operations_of(folder: pathlib.Path, signature: str) -> int:
 def main(arguments: list[str] | None = None) -> None:
     parser = results.benchmark_parser("alternatives", __doc__)
     add, count = parser.add_argument, results.at_least(1)
-    add("what", choices=("evaluation", "exported_sampling"))
     add("--preset", choices=workloads.PRESETS, required=True, help="whose architecture")
-    add("--importance_samples", type=count, default=100, help="evaluation: K of the bound (100)")
-    add("--batch_size", type=count, default=16, help="exported_sampling: samples at once (16)")
-    add("--rounds", type=count, help="timed rounds (3 of evaluation, 9 of exported_sampling)")
-    options = parser.parse_args(arguments)
-    measure, rounds = (evaluation, 3) if options.what == "evaluation" else (exported_sampling, 9)
-    options.rounds = options.rounds or rounds
-    results.run(options, measure)
+    add("--batch_size", type=count, default=16, help="samples at once (16)")
+    add("--rounds", type=count, default=9, help="timed rounds (9)")
+    results.run(parser.parse_args(arguments), exported_sampling)
 
 
 if __name__ == "__main__":

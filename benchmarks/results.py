@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from nvae_tf.files import atomic_write
+from nvae_tf.files import atomic_write, git_revision
 
 ROOT = pathlib.Path(__file__).parents[1]
 THREADS = 2  # of every workload
@@ -98,15 +97,7 @@ def stamp() -> dict[str, Any]:
     machine = {"processor": processor, "cores": os.cpu_count(), "threads_used": THREADS, "load_average_at_start": load}
     machine |= {"system": f"{platform.system()} {platform.machine()}", "memory_bytes": psutil.virtual_memory().total}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"date": now, "machine": machine, "versions": versions, "revision": revision(ROOT)}
-
-
-def revision(checkout: pathlib.Path) -> str | None:
-    """The commit that is checked out, with `+` if files differ from it; None outside a Git work tree."""
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    with contextlib.suppress(OSError):
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    return None
+    return {"date": now, "machine": machine, "versions": versions, "revision": git_revision(ROOT)}
 
 
 def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

@@ -74,6 +74,8 @@ class Requests:
             "image": generator.integers(0, 2, [1, *shapes["encode"]["image"].shape[1:]]).astype(np.float32),
             "latent": generator.normal(size=[1, *shapes["decode"]["latent"].shape[1:]]).astype(np.float32),
         }
+        # Of some models alone: no class, no guidance, the model's own prior.
+        self._inputs |= {"label": np.int32([-1]), "guidance": np.ones(1, np.float32), "proposals": np.ones(1, np.int32)}
         self._names = {name: list(inputs) for name, inputs in shapes.items()}
         self.close = self._channel.close
 
@@ -83,7 +85,7 @@ class Requests:
 
     def malformed(self, kind: str) -> Ask:
         """Returns what asks for what makes no sense, see `MALFORMED`."""
-        seed, temperature, image, latent = self._inputs.values()
+        seed, temperature, image, latent = list(self._inputs.values())[:4]
         signature, given = {
             "wrong type": ("sample", {"seed": temperature, "temperature": temperature}),
             "NaN": ("encode", {"image": image * np.float32(np.nan), "seed": seed}),

@@ -247,7 +247,7 @@ def write_sampling(model: Any, forward: Callable, folder: pathlib.Path) -> None:
     from nvae_tf.serving.signatures import Signatures
 
     signatures, archive = Signatures(model, forward), keras.export.ExportArchive()
-    archive.add_endpoint("sample", signatures.sample, signatures.input_specs("sample"))
+    archive.add_endpoint("sample", signatures.function("sample"), signatures.input_specs("sample"))
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     archive.write_out(str(folder), options=options, verbose=False)
 

@@ -24,8 +24,8 @@ from absl import flags
 from nvae_tf import command_line
 from nvae_tf.config import LARGEST_SEED, check, check_choice
 from nvae_tf.data.pictures import read_picture
-from nvae_tf.errors import exit_on_user_error, wrap_read_errors
-from nvae_tf.files import atomic_write, read_arrays, write_arrays
+from nvae_tf.errors import exit_on_user_error
+from nvae_tf.files import atomic_write, write_arrays
 
 FLAGS = flags.FLAGS
 COMMANDS = ("sample", "encode", "decode", "reconstruct", "score", "status")
@@ -38,6 +38,7 @@ def main(command: str) -> None:
     """Asks, and writes."""
     from nvae_tf.data.picture_folder import find_pictures
     from nvae_tf.generation.image_grid import picture_names
+    from nvae_tf.generation.latents_file import read_flat_latents
     from nvae_tf.progress import image_bar
     from nvae_tf.serving.client import ServedModel, status_text
 
@@ -48,7 +49,10 @@ def main(command: str) -> None:
         kinds, is_folder = _OUTPUTS.get(command, (".png", command_line.FOLDER)), FLAGS.output.endswith("/")
         place = command_line.output_place(FLAGS.output, kinds, FLAGS.overwrite or not is_folder)
     files = find_pictures(FLAGS.images) if command in _OF_PICTURES else []
-    latents, names = _latents(FLAGS.latents) if command == "decode" else (None, [name for _, name in files])
+    latents, names, classes = None, [name for _, name in files], None
+    if command == "decode":
+        latents, _, names, classes = read_flat_latents(FLAGS.latents)
+        names = names or [f"decoded_{number:05d}" for number in range(len(latents))]
     count = FLAGS.count if command == "sample" else len(names)
     # Fail early on duplicate names.
     names = picture_names(names or [f"sample_{number:05d}" for number in range(count)]) if count else []
@@ -62,7 +66,7 @@ def main(command: str) -> None:
             if command == "status":
                 print(status_text(model))
                 return
-            labels = np.resize(np.array(FLAGS.labels, np.int32), count) if FLAGS.labels else None
+            labels = np.resize(np.array(FLAGS.labels, np.int32), count) if FLAGS.labels else classes
             if command == "sample":
                 found = model.sample(count, FLAGS.seed, FLAGS.temperature, labels, FLAGS.proposals, as_pixels=True)
             elif command == "decode":
@@ -71,30 +75,21 @@ def main(command: str) -> None:
                 of_pixels = {"as_pixels": True} if command == "reconstruct" else {}
                 pictures = _pictures([path for path, _ in files], model.image_shape(command))
                 found = getattr(model, command)(pictures, FLAGS.seed, labels, **of_pixels)
-    print(_written(command, place, found, names, [str(path) for path, _ in files]))
-
-
-def _latents(file: str) -> tuple[np.ndarray, list[str]]:
-    """Latents `[count, total]` as every command writes them, or as older ones have, and the images' names."""
-    if not pathlib.Path(file).is_file():
-        raise FileNotFoundError(f"--latents={file}: no such file")
-    with wrap_read_errors(f"--latents={file}: no file of latents as `encode` writes it (", ")"):
-        arrays = read_arrays(pathlib.Path(file))
-        groups = [arrays[name] for name in sorted(arrays) if name.startswith("group_")]
-        groups = [arrays["latent"]] if "latent" in arrays else groups
-        latents = np.concatenate([group.reshape(len(group), -1) for group in groups], axis=1)
-    names = [str(name) for name in arrays.get("names", [])]
-    return latents, names or [f"decoded_{number:05d}" for number in range(len(latents))]
+    if command == "encode":
+        latents = {"latent": found, "names": np.array([path.name for path, _ in files])}
+        write_arrays(place.path, latents | ({} if labels is None else {"labels": labels}))
+        print(f"{len(found)} latents of {found.shape[1]} values in {place.path}")
+    else:
+        print(_written(command, place, found, names, [str(path) for path, _ in files]))
 
 
 def _pictures(files: list[pathlib.Path], shape: tuple[int, int, int]) -> list:
-    height, width, channels = shape
-    check(1 <= channels <= 4, f"pictures for a model of {channels} channels: it takes arrays alone")
-    pictures = [read_picture(file, channels) for file in files]
+    from nvae_tf.serving.client import check_size
+
+    check(1 <= shape[-1] <= 4, f"pictures for a model of {shape[-1]} channels: it takes arrays alone")
+    pictures = [read_picture(file, shape[-1]) for file in files]
     for file, picture in zip(files, pictures, strict=True):
-        size = f"{picture.height}x{picture.width} (height x width)"
-        fits = (picture.height, picture.width) == (height, width)
-        check(fits, f"--images={file}: is {size}, the model takes {height}x{width}; resize it")
+        check_size(f"--images={file}", (picture.height, picture.width, shape[-1]), shape)
     return pictures
 
 
@@ -104,9 +99,6 @@ def _written(command: str, place: command_line.OutputPlace | None, found, names:
 
     if place is not None and place.kind != command_line.FOLDER:
         place.path.parent.mkdir(parents=True, exist_ok=True)
-    if command == "encode":
-        write_arrays(place.path, {"latent": found, "names": np.array([pathlib.PurePath(file).name for file in files])})
-        return f"{len(found)} latents of {found.shape[1]} values in {place.path}"
     if command == "score":
         rows = list(zip(files, *(score.tolist() for score in found), strict=True))
         if place is not None:

@@ -6,29 +6,12 @@
 The export is OUTPUT/VERSION, the place where TensorFlow Serving looks for it. It appears there after it has
 been run in a process that can't import this package and has given the model's numbers: one to some minutes.
 
-Signatures (the batch is the first axis of everything; a row's result depends on its own seed alone):
+Its signatures are sample, encode, decode, decode_upper_groups, reconstruct, score, compose and outlier_score, each also
+as NAME_png with PNG files for REST. assets.extra/ has the settings, signatures.json with their inputs and outputs, the
+layout of latents, the step and the scores. --weights=bfloat16 or float16 stores the kernels in half the bytes; all is
+computed in float32 even so.
 
-    sample               seed, temperature -> image, image_uint8
-    encode               image, seed       -> latent, kl
-    decode               latent            -> image, image_uint8
-    decode_upper_groups  latent, num_groups, seed, temperature -> image, image_uint8
-    reconstruct          image, seed       -> image, image_uint8
-    score                image, seed       -> nats, bits_per_dim, kl_per_group, kl
-    compose              latent, keep, seed, temperature -> image, image_uint8, latent
-
-All have an output valid, false for rows that are wrong. Images are float32 in [0, 1], seeds int64, num_groups and keep
-int32; keep and the temperature of compose have a number for each latent group. Models with classes take a label too,
-int32, -1 for none. Each signature is there a second time as NAME_png, with the bytes of PNG files (image_bytes) in
-place of images, for REST.
-
---weights=bfloat16 or float16 stores the kernels in half the bytes; everything is computed in float32 even so.
-assets.extra/ in the export has the settings, the signatures, the layout of latents, the step and the scores.
-
-To draw images with it, on any machine with TensorFlow; to check it where it has been copied to:
-
-    python export/run_saved_model.py --saved_model=models/digits/1 --output=samples.png --temperature=0.7
-    nvae-verify models/digits/1
-
+export/run_saved_model.py draws images with it on any machine with TensorFlow, nvae-verify checks it there, and
 docs/serving.md says how to serve it. Exit code: 0 done, 2 a mistake or an export that differs; nothing is written then.
 """
 
@@ -46,9 +29,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=T
 OUTPUT = flags.DEFINE_string("output", None, "Folder of all versions.", required=True)
 VERSION = flags.DEFINE_integer("version", 1, "Number of this version.")
 WEIGHTS_TYPE = flags.DEFINE_enum("weights", WEIGHTS[0], WEIGHTS, "How kernels are stored.")
-MOST_ROWS = flags.DEFINE_integer(
-    "most_rows", None, "The most rows of a request; if not given, what takes 2 GiB, but not below 64.", lower_bound=1
-)
+ROWS_HELP = "The most rows of a request; if not given, what takes 2 GiB, but not below 64."
+MOST_ROWS = flags.DEFINE_integer("most_rows", None, ROWS_HELP, lower_bound=3)
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
 
 
@@ -64,10 +46,8 @@ def main() -> None:
     run = load_run(workdir, CHECKPOINT.value)
     status = StatusLine()
     status.keep(f"Exporting {WORKDIR.value}, step {run.step:,}, and checking it: one to some minutes ...")
-    shown = Report(status.show, status.keep)
-    exported = export_saved_model(
-        run.model, output, VERSION.value, weights, origin_of(run, workdir), shown, MOST_ROWS.value
-    )
+    settings = output, VERSION.value, weights, origin_of(run, workdir), Report(status.show, status.keep)
+    exported = export_saved_model(run.model, *settings, MOST_ROWS.value)
     numbers = "the model's numbers"
     if weights != WEIGHTS[0]:
         numbers = f"the numbers of {weights} weights, {exported.largest_difference:.2g} of the largest off at most,"

@@ -3,22 +3,20 @@
     nvae-export-tflite --workdir=runs/digits --output=decode.tflite --signature=decode --quantize=float16
     nvae-export-tflite --saved_model=models/digits/1 --output=decode.tflite --signature=decode
 
-It is run with ai-edge-litert and compared with the model before it appears; the measurements are printed and
-written to OUTPUT.json. export/decode_on_device.py draws images with it, without TensorFlow.
-
-Signatures (float32; one image at a time, the batch of 1 is the first axis of everything):
+Signatures, all of TFLite's builtin operations, float32, one image at a time (the batch of 1 is the first axis):
 
     decode       latent             -> image
     encode       image, noise       -> latent
     sample       noise, temperature -> image
     reconstruct  image, noise       -> image
 
-Images are in [0, 1]. Noise is standard-normal, as long as a latent; for encode, zeros give the posterior's
-means. Models with classes take a label too, int32, -1 for none. The file's metadata, which
-nvae_tf.serving.tflite_conversion.read_metadata reads, have the latents' layout.
+Images are in [0, 1]. Noise is standard-normal, as long as a latent; for encode, zeros give the posterior's means.
+Models with classes take a label too, int32, -1 for none. The file's metadata (nvae_tf.serving.tflite.read_metadata)
+have the latents' layout.
 
-All of it is TFLite's builtin operations. A quantized model one of whose test images has less than --smallest_psnr
-against the model's (for encode: what the float32 model decodes from its latents) is refused, and so is sample in int8.
+Before it appears the file is run with ai-edge-litert and compared with the model: OUTPUT.json has the measurements. A
+quantized model one of whose test images has less than --smallest_psnr against the model's (for encode: what the model
+decodes from its latents) is refused, and so is sample in int8. export/decode_on_device.py draws images with it.
 
 Exit code: 0 done, 2 a mistake in the command or a model that differs; then nothing is written.
 """
@@ -32,24 +30,16 @@ from nvae_tf import command_line
 from nvae_tf.config import CHECKPOINT_HELP, CHECKPOINTS, check
 from nvae_tf.errors import start_tensorflow_quietly
 from nvae_tf.progress import Report, StatusLine
-from nvae_tf.serving.outputs import (
-    DEVICE_SIGNATURES,
-    MODES,
-    SMALLEST_PSNR,
-    check_is_export,
-    check_output_is_free,
-    check_quantization,
-    report_file,
-)
+from nvae_tf.serving import outputs
 
 WORKDIR = flags.DEFINE_string("workdir", None, command_line.RUN_HELP)
 SAVED_MODEL = flags.DEFINE_string("saved_model", None, "In place of --workdir: one version, as models/digits/1.")
 OUTPUT = flags.DEFINE_string("output", None, "The .tflite file; must not exist yet.", required=True)
-SIGNATURE = flags.DEFINE_enum("signature", None, DEVICE_SIGNATURES, "What the device computes.", required=True)
-NUMBERS = "; ".join(f"{mode}: {numbers}" for mode, numbers in MODES.items())
-QUANTIZE = flags.DEFINE_enum("quantize", "none", list(MODES), f"How numbers are stored: {NUMBERS}.")
+SIGNATURE = flags.DEFINE_enum("signature", None, outputs.DEVICE_SIGNATURES, "What the device computes.", required=True)
+NUMBERS = "; ".join(f"{mode}: {numbers}" for mode, numbers in outputs.MODES.items())
+QUANTIZE = flags.DEFINE_enum("quantize", "none", list(outputs.MODES), f"How numbers are stored: {NUMBERS}.")
 CHECKPOINT = flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
-PSNR = flags.DEFINE_float("smallest_psnr", SMALLEST_PSNR, "Decibels that a quantized model's images must reach.")
+PSNR = flags.DEFINE_float("smallest_psnr", outputs.SMALLEST_PSNR, "Decibels that quantized images must reach.")
 DATA_PATH = flags.DEFINE_string("data_path", None, command_line.DATA_PATH_HELP)
 
 
@@ -57,11 +47,11 @@ def main() -> None:
     """Exports."""
     output, place = pathlib.Path(OUTPUT.value), WORKDIR.value or SAVED_MODEL.value
     check((WORKDIR.value is None) != (SAVED_MODEL.value is None), "give one of --workdir and --saved_model")
-    check_output_is_free(output)
-    check_quantization(SIGNATURE.value, QUANTIZE.value)
+    outputs.check_output_is_free(output)
+    outputs.check_quantization(SIGNATURE.value, QUANTIZE.value)
     check(0.0 <= PSNR.value < math.inf, f"--smallest_psnr={PSNR.value}: must be a number of decibels from 0")
     if SAVED_MODEL.value:
-        check_is_export(pathlib.Path(place))
+        outputs.check_is_export(pathlib.Path(place))
     else:
         place = command_line.run_folder(place)
     start_tensorflow_quietly()
@@ -79,7 +69,7 @@ def main() -> None:
     settings = SIGNATURE.value, QUANTIZE.value, run_images(config, DATA_PATH.value), source, PSNR.value
     measured = export_tflite(model, output, *settings, Report(status.show, status.keep), folded)
     status.keep(measured.text())
-    status.keep(f"Exported to {output}; the measurements are in {report_file(output)}")
+    status.keep(f"Exported to {output}; the measurements are in {outputs.report_file(output)}")
 
 
 def run() -> None:

@@ -12,7 +12,6 @@ import math
 import os
 import pathlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,8 +19,8 @@ from PIL import Image
 
 # Images drawn at once, which bounds the memory.
 BATCH = 64
-# The shortest side, in pixels, to which small images are enlarged; pixels between images and their shade.
-VISIBLE_SIDE, GAP, WHITE = 64, 6, 255
+# The shortest side, in pixels, to which small images are enlarged; pixels between images.
+VISIBLE_SIDE, GAP = 64, 6
 LARGEST_SEED = 2**31 - 1
 # Signatures that are checked as a server runs them: one of each network.
 OPTIMIZED = ("sample", "score")
@@ -30,31 +29,13 @@ OPTIMIZED = ("sample", "score")
 Run = Callable[..., dict[str, np.ndarray]]
 
 
-def tensorflow_without_notes():
-    """Imports TensorFlow; its notes about its own build, at every start, are shown only if the import fails."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with tempfile.TemporaryFile() as notes:
-        standard_error = os.dup(2)
-        os.dup2(notes.fileno(), 2)
-        try:
-            import tensorflow as tf
-
-            tf.config.list_physical_devices()
-        except BaseException:
-            notes.seek(0)
-            os.write(standard_error, notes.read())
-            raise
-        finally:
-            os.dup2(standard_error, 2)
-            os.close(standard_error)
-    tf.get_logger().setLevel("ERROR")
-    return tf
-
-
 @contextlib.contextmanager
 def session_of(folder: str, optimized: bool = True) -> Iterator[Run]:
     """Loads a SavedModel and gives the function that runs its signatures, with or without rewriting the graph first."""
-    tf = tensorflow_without_notes()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    tf.get_logger().setLevel("ERROR")
     config = tf.compat.v1.ConfigProto()
     config.graph_options.rewrite_options.disable_meta_optimizer = not optimized
     with contextlib.closing(tf.compat.v1.Session(graph=tf.Graph(), config=config)) as session:
@@ -104,25 +85,21 @@ def image_grid(images: np.ndarray) -> Image.Image:
     pixels = np.rint(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
     enlarge = max(1, math.ceil(VISIBLE_SIDE / min(pixels.shape[1:3])))
     pixels = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
-    count, height, width, channels = pixels.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    size = rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels
-    grid = np.full(size, WHITE, np.uint8)
-    if channels in (2, 4):
-        # The last is how opaque a pixel is.
-        grid[..., -1] = 255
-    for number, image in enumerate(pixels):
-        top, left = number // columns * (height + GAP), number % columns * (width + GAP)
-        grid[top : top + height, left : left + width] = image
+    columns = math.ceil(math.sqrt(len(pixels)))
+    rows = math.ceil(len(pixels) / columns)
+    missing = rows * columns - len(pixels)
+    # White, and where there is a channel for it opaque.
+    pixels = np.pad(pixels, [(0, missing), (0, GAP), (0, GAP), (0, 0)], constant_values=255)
+    _, height, width, channels = pixels.shape
+    grid = pixels.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    grid = grid.reshape(rows * height, columns * width, channels)[:-GAP, :-GAP]
     return Image.fromarray(grid[:, :, 0] if channels == 1 else grid)
 
 
 def main() -> None:
     """Draws, and writes the grid."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    page = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(**page, allow_abbrev=False)
     parser.add_argument("--saved_model", required=True, metavar="DIR", help="one version, as models/digits/1")
     parser.add_argument("--output", required=True, metavar="PNG", help="the grid; replaced if it exists")
     parser.add_argument("--count", type=int, default=64, help="how many images (default: 64)")

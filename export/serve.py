@@ -2,45 +2,60 @@
 
     nvae-serve --path=models/digits
     nvae-client sample --server=localhost:8500 --model=digits --output=samples.png
+    nvae-serve --path=models/digits --samples=trial
+    nvae-serve --model=digits --explore
 
 PRODUCTION IS TENSORFLOW SERVING'S OWN BINARY, tensorflow_model_server, which serves the same folder to the same
 clients. This server has no TLS, no metrics, no batching and no labels, and listens to its own machine alone unless
 --host is given. PATH is the folder of numbered versions that `nvae-export` writes; the newest is served, as it is
-when the server starts.
+when the server starts. Without --path the model is a run, as `nvae_tf.load` takes it (a folder, hf://user/name, or
+digits, which comes with the package), which is exported into the cache unless it is there already.
+
+With --explore the server also has a page that shows in a browser what the model has learned, and prints its address.
+
+With --samples it asks itself for samples by gRPC and by REST, writes served_grpc.png and served_rest.png into that
+folder, which are the same, and ends: does serving work on this machine?
 
 It prints `ready` with its ports once the model has answered its warm-up requests, and ends on Ctrl-C or SIGTERM.
-Exit code: 0 ended on a signal, 2 a mistake in the command, or a version that can't be loaded.
+Exit code: 0 ended on a signal, or samples are written; 2 a mistake in the command, or a version that can't be loaded.
 """
 
 import contextlib
 import pathlib
 import signal
+import socket
 import sys
+import tempfile
 import threading
 
+import numpy as np
 from absl import flags
 
 from nvae_tf import command_line
+from nvae_tf.config import check
 from nvae_tf.errors import require, start_tensorflow_quietly
-from nvae_tf.serving.outputs import check_is_versions
+from nvae_tf.serving.explorer_files import PAGE, cached_export, check_has_facts, write_explorer
+from nvae_tf.serving.outputs import newest_version
 
-MODEL = flags.DEFINE_string("model", None, "The model's name for clients; the folder's if not given.")
-PATH = flags.DEFINE_string("path", None, "Its folder of versions.", required=True)
+MODEL = flags.DEFINE_string("model", None, "The model's name for clients, the folder's if not given; or see above.")
+PATH = flags.DEFINE_string("path", None, "Its folder of versions.")
+EXPLORE = flags.DEFINE_boolean("explore", False, "Whether to serve the explorer, a page for a browser.")
 PORT = flags.DEFINE_integer("port", 8500, "gRPC; 0 picks a free one.", lower_bound=0, upper_bound=65535)
 REST_PORT = flags.DEFINE_integer("rest_port", 8501, "REST; 0 picks a free one.", lower_bound=0, upper_bound=65535)
 HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all.")
-CORS = flags.DEFINE_boolean(
-    "rest_api_enable_cors_support", False, "Whether pages of other servers may ask, in a browser."
-)
+CORS = flags.DEFINE_boolean("rest_api_enable_cors_support", False, "Whether pages of other servers may ask.")
+SAMPLES = flags.DEFINE_string("samples", None, "A folder for two images; ends when they are written.")
 
 
 def main() -> None:
     """Serves until a signal comes."""
-    path = pathlib.Path(PATH.value)
-    check_is_versions(path)
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    check(bool(PATH.value or MODEL.value), "give --path, a folder of versions, or --model, e.g. digits")
+    if PATH.value:
+        newest = newest_version(pathlib.Path(PATH.value))
+        if EXPLORE.value:
+            check_has_facts(newest)
+    for flag in (PORT, REST_PORT):
+        check_is_free(flag)
     require("tensorflow_serving", "serving")
     print("starting TensorFlow ...", file=sys.stderr, flush=True)
     start_tensorflow_quietly()
@@ -52,11 +67,48 @@ def main() -> None:
         # Every connection is an open file; of these a process has some 1,000 until it asks for more.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    places = MODEL.value or path.resolve().name, path, PORT.value, REST_PORT.value, HOST.value
-    with local_server(*places, enable_cors=CORS.value) as (port, rest_port):
-        print(f"ready: gRPC on {HOST.value}:{port}, REST on {HOST.value}:{rest_port}", flush=True)
-        ended.wait()
+    path = pathlib.Path(PATH.value) if PATH.value else cached_export(MODEL.value)
+    name = MODEL.value if MODEL.value and PATH.value else path.resolve().name
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_explorer(pathlib.Path(folder), {name: newest_version(path)}) if EXPLORE.value else []
+        ended = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ended.set())
+        places = name, path, PORT.value, REST_PORT.value, HOST.value
+        pages = {f"/{file.name}": file for file in files}
+        with local_server(*places, enable_cors=CORS.value, files=pages) as (port, rest_port):
+            print(f"ready: gRPC on {HOST.value}:{port}, REST on {HOST.value}:{rest_port}", flush=True)
+            if SAMPLES.value:
+                write_samples({"grpc": f"localhost:{port}", "rest": f"http://localhost:{rest_port}"}, name)
+                return
+            if EXPLORE.value:
+                host = "localhost" if HOST.value in ("0.0.0.0", "::") else HOST.value
+                print(f"explorer: http://{f'[{host}]' if ':' in host else host}:{rest_port}/{PAGE}", flush=True)
+            ended.wait()
     print("ended", flush=True)
+
+
+def check_is_free(port: flags.FlagHolder) -> None:
+    """Raises OSError where somebody listens at a port: before TensorFlow starts, which takes seconds."""
+    family = socket.AF_INET6 if ":" in HOST.value else socket.AF_INET
+    try:
+        socket.create_server((HOST.value, port.value), family=family).close()
+    except OSError as error:
+        place = f"--{port.name}={port.value}, --host={HOST.value}"
+        raise OSError(f"{place}: can't listen there ({error.strerror}); give another port, 0 for a free one") from None
+
+
+def write_samples(servers: dict[str, str], name: str) -> None:
+    """Asks for the same samples by each protocol, and writes a grid of them."""
+    from nvae_tf.generation.image_grid import image_grid, write_png
+    from nvae_tf.serving.client import ServedModel
+
+    for protocol, server in servers.items():
+        with ServedModel(server, name) as model:
+            images = model.sample(64, seed=1, as_pixels=True)
+        file = pathlib.Path(SAMPLES.value, f"served_{protocol}.png")
+        write_png(file, image_grid(images / np.float32(255.0), enlarge=None))
+        print(f"{len(images)} images in {file}", flush=True)
 
 
 def run() -> None:

@@ -3,22 +3,18 @@
     nvae-serving-files --models=models --output=serving
     nvae-serving-files --models=models --output=serving --labels=digits:stable=3,digits:canary=4
 
---models has models/NAME/VERSION/saved_model.pb, as `nvae-export --output=models/NAME` writes them. In the
-output folder there are then
+--models has models/NAME/VERSION/saved_model.pb, as `nvae-export --output=models/NAME` writes them. Into the output
+folder come these files, in place of those that have the names:
 
     docker-compose.yml       starts the server: gRPC on port 8500, REST on 8501, both for this machine alone
-    models.config            which versions of which models are loaded, and their labels
-    batching_parameters.txt  how requests are collected to batches, to begin with
+    models.config            which versions of which models are loaded, and their labels; read again when it changes
+    batching_parameters.txt  how requests are collected to batches, to begin with; only where all exports give each
+                             row its own verdict, the output `valid`: otherwise an error fails all of a batch
     monitoring.config        turns on the metrics for Prometheus
     prometheus.yml           for `docker compose --profile monitoring up`
     health_check.sh          how Docker finds out whether the models answer
+    explorer/                the explorer, a page that shows in a browser what the models have learned
     kubernetes.yaml          the same for Kubernetes: with probes, a memory limit, and annotations for Prometheus
-
-Files of these names are replaced, others are left alone. A server that runs sees a new models.config within half a
-minute; for the rest, `docker compose up --detach` restarts it.
-
-Requests are collected to batches only where all exports give each row its own verdict, the output `valid`: with
-TensorFlow Serving's batching an error fails all requests of a batch.
 
 Without --labels the newest version of each model is served, and a new export is served as soon as it is there. With
 labels (clients ask for /v1/models/digits/labels/stable) the versions with a label are served and no others.

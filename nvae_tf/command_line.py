@@ -119,6 +119,12 @@ def run_folder(path: str) -> pathlib.Path:
     return folder
 
 
+def check_exists(flag: str, path: str | None) -> None:
+    """Checks a file or folder that a flag names, if it is given, before TensorFlow starts."""
+    if path and not pathlib.Path(path).exists():
+        raise FileNotFoundError(f"--{flag}={path}: there is no such file or folder")
+
+
 def check_run_folder(path: str) -> None:
     """Checks the run folder of a command that writes into it, before it begins to work."""
     if not pathlib.Path(path, "config.json").is_file():

@@ -51,8 +51,8 @@ def first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def wrap_read_errors(start: str, end: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
-    """Raises ValueError, `start` (with the file's name), reason and `end`, for whatever reading a damaged file raises.
+def wrap_read_errors(start: str, end: str, kind: type[Exception] = ValueError) -> Iterator[None]:
+    """Raises ValueError, or `kind`: `start`, reason and `end`, for whatever reading a damaged file raises.
 
     NumPy, SciPy, Pillow, zipfile and zlib raise errors of many kinds.
     """
@@ -62,26 +62,37 @@ def wrap_read_errors(start: str, end: str, kind: type[ValueError] = ValueError) 
         raise kind(f"{start}{first_line(error)}{end}") from None
 
 
-def start_tensorflow_quietly() -> None:
-    """Imports TensorFlow and looks for devices, without the notes about its build that it writes on standard error."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # That no GPU answers is worth knowing where there is a driver for one.
-    notes = _NOTES if os.path.exists("/proc/driver/nvidia") else (*_NOTES, "failed call to cuInit")
+@contextlib.contextmanager
+def standard_error_into(lines: list[str]) -> Iterator[None]:
+    """Adds to `lines` what the block writes to standard error, libraries in C++ too, which don't know `sys.stderr`."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as written:
         standard_error = os.dup(2)
         os.dup2(written.fileno(), 2)
         try:
-            import tensorflow as tf
-
-            tf.config.list_physical_devices()
+            yield
         finally:
             os.dup2(standard_error, 2)
             os.close(standard_error)
             written.seek(0)
-            for line in written.read().decode(errors="replace").splitlines():
-                if not any(note in line for note in notes):
-                    print(line, file=sys.stderr)
+            lines += written.read().decode(errors="replace").splitlines()
+
+
+def start_tensorflow_quietly() -> None:
+    """Imports TensorFlow and looks for devices, without the notes about its build that it writes on standard error."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # That no GPU answers is worth knowing where there is a driver for one.
+    notes = _NOTES if os.path.exists("/proc/driver/nvidia") else (*_NOTES, "failed call to cuInit")
+    lines: list[str] = []
+    try:
+        with standard_error_into(lines):
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+    finally:
+        for line in lines:
+            if not any(note in line for note in notes):
+                print(line, file=sys.stderr)
 
 
 def require(module: str, extra: str) -> types.ModuleType:

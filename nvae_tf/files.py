@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import socket
+import subprocess
 import typing
 import zipfile
 from collections.abc import Iterator
@@ -69,6 +70,15 @@ def beside_package(name: str) -> pathlib.Path:
     """The folder of scripts or presets called `name`: inside an installed package, beside it in a checkout."""
     package = pathlib.Path(__file__).resolve().parent
     return next(place for place in (package / name, package.parent / name) if place.is_dir())
+
+
+def git_revision(checkout: pathlib.Path) -> str | None:
+    """The commit of a checkout, with "-dirty" where files differ from it; None where it is no checkout."""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if (checkout / ".git").exists():
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return None
 
 
 def check_writable(folder: pathlib.Path, flag: str) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs Debian's Chromium, for the test that looks at the page of train.report in a browser. Does nothing where one is
-# there; says what to do where it can't be installed.
+# Installs Debian's Chromium, for the tests that look at pages in a browser: that of train.report, and the explorer. Does
+# nothing where one is there; says what to do where it can't be installed.
 set -euo pipefail
 
 for name in chromium chromium-browser google-chrome; do
@@ -17,7 +17,7 @@ if [ "$(id -u)" -ne 0 ]; then
   as_root=(sudo --non-interactive)
 fi
 
-echo "Installing Chromium with apt-get, for the tests of train.report (about 500 MB on the disk, once)."
+echo "Installing Chromium with apt-get, for the tests of pages (about 500 MB on the disk, once)."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes "$@" >>"$log" 2>&1; }

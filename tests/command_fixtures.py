@@ -18,7 +18,7 @@ from absl.testing import flagsaver
 
 import nvae_tf
 from nvae_tf.generation.image_grid import image_grid
-from tests import ROOT
+from tests import ROOT, forked
 from tests.tiny_model import ARCHITECTURE, assert_same
 
 # Those of every command.
@@ -59,8 +59,7 @@ def quiet():
 
 def run(arguments, **settings):
     """Runs `python ARGUMENTS` in the project's folder and returns the finished process."""
-    settings = {"cwd": ROOT, "env": quiet(), "timeout": 600} | settings
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, **settings)
+    return forked.run(arguments, **{"cwd": ROOT, "env": quiet()} | settings)
 
 
 def output_of(arguments, **settings):
@@ -68,6 +67,11 @@ def output_of(arguments, **settings):
     process = run(arguments, **settings)
     assert process.returncode == 0, process.stderr
     return process.stdout
+
+
+def train(workdir, **changes):
+    """What the training of the tiny model prints."""
+    return output_of(tiny_training(workdir, **changes))
 
 
 def refused_process(arguments):
@@ -80,16 +84,21 @@ def refused_process(arguments):
 
 def started(arguments, **settings):
     """Such a process that is running; what it prints and its errors are one stream."""
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": ROOT, "env": quiet()} | settings
-    return subprocess.Popen([sys.executable, *map(str, arguments)], text=True, **settings)
+    return forked.Forked(arguments, **{"cwd": ROOT, "env": quiet()} | settings)
 
 
-def run_until_training(arguments, then_send):
+def started_anew(arguments, **settings):
+    """One that is no fork."""
+    settings = {"stdout": subprocess.PIPE, "cwd": ROOT, "env": quiet(), "text": True} | settings
+    return subprocess.Popen([sys.executable, *map(str, arguments)], **settings)
+
+
+def run_until_training(arguments, then_send, line_start=TRAINING):
     """Runs a training, sends it a signal once it is in its loop, and returns its exit code and output."""
     process, output, sent = started(arguments), "", False
     for line in process.stdout:
         output += line
-        if line.startswith(TRAINING) and not sent:
+        if line.startswith(line_start) and not sent:
             process.send_signal(then_send)
             sent = True
     return process.wait(timeout=600), output
@@ -171,19 +180,19 @@ def finished_run(tmp_path_factory):
     return folder / "whole", (folder / "output").read_text()
 
 
+CONDITIONAL = {"data.labels": True, "train.accumulate_steps": 2, "train.checkpoint_every_steps": 25}
+
+
+@pytest.fixture(scope="session")
+def conditional_run(tmp_path_factory):
+    """The run folder of a tiny training that is conditional on classes, with its checkpoints of steps 50 and 60."""
+    return made_once(tmp_path_factory, "conditional", lambda folder: train(folder / "run", **CONDITIONAL)) / "run"
+
+
 @pytest.fixture(scope="session")
 def finished_model(finished_run):
     """Its model; not to be trained or changed."""
     return nvae_tf.load(finished_run[0])
-
-
-@pytest.fixture(scope="module")
-def without_rewriting():
-    """As in training on a CPU (`nvae_tf.training.strategy`): the first step of a graph comes sooner."""
-    before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
 
 
 @pytest.fixture

@@ -49,6 +49,18 @@ def equal_seeds():
         sys.modules["tensorflow"].random.set_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def rewriting(request):
+    """Turns off the rewriting of graphs, as training on a CPU does: building a graph then takes half the time.
+
+    Not where graphs are run as by servers, by users of Keras, and by processes whose numbers must be the same.
+    """
+    if "tensorflow" in sys.modules:
+        rewritten = "serving" in request.path.parts or request.path.name in ("test_keras.py", "test_evaluate.py")
+        options = {"disable_meta_optimizer": not rewritten}
+        sys.modules["tensorflow"].config.optimizer.set_experimental_options(options)
+
+
 @pytest.fixture
 def small_files():
     """`small_files(size)`: no file of this process may grow beyond a size, as on a full disk; None ends it."""

@@ -12,7 +12,7 @@ import pytest
 
 import nvae_tf
 from tests import FIXTURES
-from tests.command_fixtures import output_of, tensors, tiny_training
+from tests.command_fixtures import tensors, train
 
 FILES = FIXTURES / "first_layout"
 
@@ -46,15 +46,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path):
         file.unlink()
     (run / "checkpoints" / "checkpoint").unlink()
     changes = {"train__seed": 0, "train__checkpoint_every_steps": 30, "optimizer__ema_momentum": 0.9}
-    output_of(tiny_training(run, **changes, train__sample_every_steps=60))
+    train(run, **changes, train__sample_every_steps=60)
     before, after = tensors(FILES / "run", 60), tensors(run, 60)
     names = [name for name in before if name.startswith(("model/", "optimizer/", "averages/"))]
     assert names
     for name in names:
         np.testing.assert_allclose(after[name], before[name], rtol=1e-4, atol=1e-6, err_msg=name)
-
-
-@pytest.mark.slow
-def test_a_keras_file_is_read_in_a_process_that_has_only_imported_the_model():
-    program = "import keras, sys; from nvae_tf import NVAE; print(keras.models.load_model(sys.argv[1]).config)"
-    assert output_of(["-c", program, FILES / "model.keras"]).startswith("ModelConfig(")

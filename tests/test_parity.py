@@ -6,10 +6,6 @@ from tests import FIXTURES, parity
 SMALLEST = FIXTURES / "normal_decoder_tiny.npz"
 
 
-# The passes over the graph that training leaves out take a third of the time here.
-pytestmark = pytest.mark.usefixtures("without_rewriting")
-
-
 def failures(comparisons):
     return {comparison.quantity: comparison.error for comparison in comparisons if not comparison.passed}
 

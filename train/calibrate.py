@@ -5,8 +5,8 @@
 The file outliers.npz in the run folder has the mean and covariance of the KL of each latent group and of the
 reconstruction of training images, and the scores of test images, among which p-values are ranks: the model has not seen
 these. With it `model.outlier_score` of `nvae_tf.load` gives the Mahalanobis distance and p-values, and `nvae-evaluate
---metrics=outliers` measures them. It is of one checkpoint: run this again after more training. One pass over --images
-images of each part. See docs/outliers.md.
+--metrics=outliers` measures them. It belongs to these weights: run this again after more training. One pass over
+--images images of each part. See docs/outliers.md.
 
 Exit code: 0 done, 2 a mistake in the command, 130 interrupted.
 """

@@ -59,7 +59,7 @@ _STEPS = (
     (
         "Serve the export for a moment, and ask it for samples by gRPC and by REST",
         "served_rest.png",
-        "-m export.try_serving --path={workdir}/saved_model --output={workdir} {drawing}",
+        "-m export.serve --path={workdir}/saved_model --port=0 --rest_port=0 --samples={workdir}",
     ),
 )
 
@@ -139,7 +139,8 @@ classifier: confidence, real test digits  {quality["confidence_on_real"]:.3f}
 export, alone and served, against model: largest difference of a pixel: {difference} of 255
 images:   {", ".join(str(workdir / name) for name in files)}
 page:     {workdir / "report.html"}
-export:   {workdir / "saved_model" / "1"}"""
+export:   {workdir / "saved_model" / "1"}
+explore:  .venv/bin/nvae-serve --path={workdir / "saved_model"} --explore"""
 
 
 def run() -> None:

@@ -97,6 +97,8 @@ def main() -> None:
     if INCEPTION.present and EXTRACTOR.present:
         raise ValueError("--inception and --extractor are both given; the distance is measured in one kind of features")
     command_line.check_run_folder(WORKDIR.value)
+    for place in OUTLIERS.value:
+        command_line.check_exists("outliers", place)
     check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     temperature = parse_temperature(TEMPERATURE.value)
     start_tensorflow_quietly()

@@ -195,19 +195,21 @@ def restore(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
     from --starts draws of the latents: bright where the answer is open. Files of a folder have the originals' names.
     """
     from nvae_tf.data.pipeline import stored_spec
-    from nvae_tf.models.restoration import measured, restored_with_deviation
+    from nvae_tf.generation.sampling import operator_of, restore_images
+    from nvae_tf.models.restoration import measured
 
-    operator, spec = _operator(config), stored_spec(config.data)
+    operator = operator_of(config, FLAGS.mask, FLAGS.scale, FLAGS.blur, FLAGS.resize)
+    spec = stored_spec(config.data)
     spec = dataclasses.replace(spec, height=spec.height // FLAGS.scale, width=spec.width // FLAGS.scale)
     of_images = dataclasses.replace(config, data=spec) if FLAGS.input else config
     images, labels, names, words = _images(of_images, 8, place.kind == FOLDER)
     measurement = images if FLAGS.input else measured(operator, images, FLAGS.noise, FLAGS.seed)
     how = operator, FLAGS.noise, FLAGS.steps, FLAGS.starts, FLAGS.seed, labels
-    made, deviation = restored_with_deviation(load().model, measurement, *how)
+    made, deviation = restore_images(load().model, measurement, *how)
     shown = np.where(operator.missing[..., np.newaxis], 0.5, measurement) if FLAGS.mask else measurement
 
     def draw(_, about):
-        from nvae_tf.reports.restoration_figure import restorations
+        from nvae_tf.reports.task_figures import restorations
 
         return restorations(shown, made, None if FLAGS.input else images, deviation, about)
 
@@ -302,22 +304,6 @@ def nearest(config: ExperimentConfig, load: Callable, place: OutputPlace) -> str
     )
 
 
-def _operator(config: ExperimentConfig) -> Any:
-    """What --mask, --scale or --blur says has become of the images."""
-    from nvae_tf.data.pipeline import stored_spec
-    from nvae_tf.models.restoration import Mask, downsampling, gaussian_blur
-
-    size = config.model.image_height, config.model.image_width
-    if FLAGS.mask:
-        spec = dataclasses.replace(stored_spec(config.data), channels=1)
-        pictures, _ = pictures_for_model([FLAGS.mask], spec, resize=FLAGS.resize, convert=True)
-        check(len(pictures) == 1, f"--mask={FLAGS.mask}: {len(pictures)} pictures; give one file, it is for all images")
-        return Mask(pictures[0, ..., 0] > 0.5)
-    if FLAGS.blur:
-        return gaussian_blur(size, FLAGS.blur)
-    return downsampling(size, FLAGS.scale) if FLAGS.scale > 1 else Mask()
-
-
 def _main(mode: str) -> None:
     """Checks the flags before TensorFlow is started, makes what the mode makes and reports it in a line."""
     place = output_place(FLAGS.output, _KINDS.get(mode, (*FIGURES, FOLDER)), FLAGS.overwrite)
@@ -334,6 +320,7 @@ def _main(mode: str) -> None:
     if mode == "restore":
         given = [f"--{name}" for name in ("mask", "scale", "blur") if FLAGS[name].value != FLAGS[name].default]
         check(len(given) < 2, f"{' and '.join(given)}: give one of them")
+        command_line.check_exists("mask", FLAGS.mask)
         check(given or FLAGS.noise, "what has become of the images? give --mask, --scale or --blur, or --noise alone")
     if mode == "direction":
         _strengths()
@@ -497,77 +484,102 @@ _KINDS = {"interpolate": (*FIGURES, ".gif", ".webp", FOLDER), "encode": (".npz",
 
 def _define_flags(mode: str) -> None:
     """The flags of one mode; those of the others are unknown then."""
-    text, switch, choice, words = flags.DEFINE_string, flags.DEFINE_boolean, flags.DEFINE_enum, flags.DEFINE_list
-    from_0, from_1, from_20 = (functools.partial(flags.DEFINE_integer, lower_bound=lowest) for lowest in (0, 1, 20))
-    from_0_0 = functools.partial(flags.DEFINE_float, lower_bound=0.0)
-    text("workdir", None, command_line.RUN_HELP, required=True)
-    choice("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
+    flags.DEFINE_string("workdir", None, command_line.RUN_HELP, required=True)
+    flags.DEFINE_enum("checkpoint", CHECKPOINTS[0], CHECKPOINTS, CHECKPOINT_HELP)
     kinds = _KINDS.get(mode, (*FIGURES, FOLDER))
     folder = ", or a folder (DIR/) for a PNG file of every image in the model's size" if FOLDER in kinds else ""
     output = f"File to write, {' or '.join(kind for kind in kinds if kind != FOLDER)}{folder}."
-    text("output", None, output, required=True)
-    switch("overwrite", False, "Replace what is at --output already.")
-    from_0("seed", 1, "Of the latents, and of the binarization of images.", upper_bound=LARGEST_SEED)
-    with_latents = ("reconstruct", "interpolate", "vary", "direction", "encode")
-    of_images = dict.fromkeys((*with_latents, "restore"))
+    flags.DEFINE_string("output", None, output, required=True)
+    flags.DEFINE_boolean("overwrite", False, "Replace what is at --output already.")
+    of_seed = "Of the latents, and of the binarization of images."
+    flags.DEFINE_integer("seed", 1, of_seed, lower_bound=0, upper_bound=LARGEST_SEED)
+    # Each flag with its default in the modes that have it.
+    for name, defaults, define, meaning in (*_flags_of_images(), *_flags_of_latents(), *_flags_of_one_mode()):
+        if mode in defaults:
+            define(name, defaults[mode], help=meaning)
+
+
+_from_0, _from_1, _from_20 = (functools.partial(flags.DEFINE_integer, lower_bound=least) for least in (0, 1, 20))
+_from_0_0 = functools.partial(flags.DEFINE_float, lower_bound=0.0)
+_switch, _text, _words = flags.DEFINE_boolean, flags.DEFINE_string, flags.DEFINE_list
+_WITH_LATENTS = ("reconstruct", "interpolate", "vary", "direction", "encode")
+_DRAWING = ("sample", "reconstruct", "vary", "decode", "nearest")
+_PICTURES = "Picture files: a file, a folder with all in it, or several with commas."
+_Flags = list[tuple[str, dict[str, Any], Callable, str]]
+
+
+def _choice(*values: str) -> Callable:
+    return functools.partial(flags.DEFINE_enum, enum_values=values)
+
+
+def _flags_of_images() -> _Flags:
+    """Which images a mode takes, and what it writes of those that it makes."""
+    of_images = dict.fromkeys((*_WITH_LATENTS, "restore"))
     of_data_set = dict.fromkeys(of_images, "test") | {"nearest": "train"}
-    drawing = ("sample", "reconstruct", "vary", "decode", "nearest")
-    of_figures, temperatures = (*drawing, "interpolate", "direction", "restore"), dict.fromkeys(drawing, "1.0")
-    images, some = "images of the data set", "Picture files: a file, a folder with all in it, or several with commas."
-    positive, negative = (f"{some} Those that {verb} what the direction adds" for verb in ("have", "lack"))
+    of_figures = (*_DRAWING, "interpolate", "direction", "restore")
+    images = "images of the data set"
     resize = "How picture files are brought to the model's size; if not given, as in training."
     convert = "Convert picture files that have other channels; if not given, as in training."
     count = f"Number of {images}; if not given, reconstruct takes 40, vary, direction and restore 8, encode all."
-    kept = "So many groups, from the top, keep their latents, and the others are drawn; 0 gives samples."
+    counted = dict.fromkeys(("reconstruct", "vary", "direction", "restore", "encode"))
     classes = "Classes of a conditional model: 3, or 0,1,2 in turn; -1 is none. Images of the data set have theirs."
     each = "Folder for a PNG file of every image that was made, in the model's size, besides --output."
-    # Each flag with its default in the modes that have it.
-    for name, defaults, define, meaning in (
-        ("raw", dict.fromkeys(of_figures, False), switch, "Write a bare grid of images, without labels; PNG alone."),
-        ("each", dict.fromkeys(of_figures), text, each),
-        ("input", of_images, flags.DEFINE_multi_string, f"{some} Without it, {images}"),
-        ("positive", {"direction": None}, functools.partial(flags.DEFINE_multi_string, required=True), positive),
-        ("negative", {"direction": None}, functools.partial(flags.DEFINE_multi_string, required=True), negative),
-        ("strengths", {"direction": ["-2", "-1", "0", "1", "2"]}, words, "How often the direction is added."),
-        ("input", {"decode": None}, functools.partial(text, required=True), "File of latents, .npz."),
-        ("resize", of_images, functools.partial(choice, enum_values=["crop", "stretch"]), resize),
-        ("convert", of_images, switch, convert),
-        ("indices", of_images, words, "Numbers of images of the data set, counted from 0: 3,17."),
-        ("mean", dict.fromkeys(with_latents, False), switch, "Take the posterior's means as latents, not draws."),
-        ("count", {"sample": 64, "nearest": 8}, from_1, "Number of samples."),
-        ("count", dict.fromkeys(("reconstruct", "vary", "direction", "restore", "encode")), from_1, count),
-        ("kept_groups", {"vary": 1}, from_0, kept),
-        ("kept_groups", {"reconstruct": None, "decode": None}, from_0, f"{kept} All if not given."),
-        ("temperature", temperatures, text, command_line.TEMPERATURE_HELP),
-        ("columns", {"sample": None, "decode": None}, from_1, "Images a row at most; nearly a square if not given."),
-        ("columns", {"reconstruct": 10}, from_1, "At most so many images a row."),
-        ("split", of_data_set, functools.partial(choice, enum_values=["test", "train"]), "Part of the data set."),
-        ("data_path", dict.fromkeys(of_data_set), text, command_line.DATA_PATH_HELP),
-        ("labels", dict.fromkeys(m for m in MODES if m != "direction"), words, classes),
-        (
-            "guidance",
-            {"sample": 1.0},
-            flags.DEFINE_float,
-            "How far the priors go towards the class: 1 as trained, 0 those of no class.",
-        ),
-        ("batch_norm_iterations", {"sample": 0}, from_0, command_line.BATCH_NORM_HELP),
-        ("prior", {"sample": "model"}, functools.partial(choice, enum_values=PRIORS), command_line.PRIOR_HELP),
-        ("steps", {"interpolate": 10}, from_1, "Steps from one image to the next."),
-        ("how", {"interpolate": ["spherical"]}, words, "spherical, linear or keep; one, or one a scale or a group."),
-        ("mask", {"restore": None}, text, "A picture that is white where pixels are missing."),
-        ("scale", {"restore": 1}, from_1, "How many times smaller than the model's images they are."),
-        ("blur", {"restore": 0.0}, from_0_0, "Standard deviation, in pixels, of the Gaussian that blurred them."),
-        ("noise", {"restore": 0.0}, from_0_0, "Standard deviation of their noise; pixels are in [0, 1]."),
-        ("steps", {"restore": 40}, from_0, "Steps of gradient descent; 0 is quick and less exact."),
-        ("starts", {"restore": 4}, from_0, "Draws of the latents to begin at, for the deviation; 0 leaves it out."),
-        ("milliseconds", {"interpolate": 80}, from_20, "How long a GIF or WebP shows each image."),
-        ("loop", {"interpolate": True}, switch, "Whether a GIF or WebP begins again for ever."),
-        ("variants", {"vary": 8}, from_1, "Number of variants of each image."),
-        ("neighbors", {"nearest": 8}, from_1, "Number of nearest images of each sample."),
-        ("json", {"nearest": None}, text, "File to write numbers and distances to, .json."),
-    ):
-        if mode in defaults:
-            define(name, defaults[mode], help=meaning)
+    return [
+        ("input", of_images, flags.DEFINE_multi_string, f"{_PICTURES} Without it, {images}"),
+        ("resize", of_images, _choice("crop", "stretch"), resize),
+        ("convert", of_images, _switch, convert),
+        ("indices", of_images, _words, "Numbers of images of the data set, counted from 0: 3,17."),
+        ("split", of_data_set, _choice("test", "train"), "Part of the data set."),
+        ("data_path", dict.fromkeys(of_data_set), _text, command_line.DATA_PATH_HELP),
+        ("count", counted, _from_1, count),
+        ("count", {"sample": 64, "nearest": 8}, _from_1, "Number of samples."),
+        ("labels", dict.fromkeys(m for m in MODES if m != "direction"), _words, classes),
+        ("raw", dict.fromkeys(of_figures, False), _switch, "Write a bare grid of images, without labels; PNG alone."),
+        ("each", dict.fromkeys(of_figures), _text, each),
+        ("columns", {"sample": None, "decode": None}, _from_1, "Images a row at most; nearly a square if not given."),
+        ("columns", {"reconstruct": 10}, _from_1, "At most so many images a row."),
+    ]
+
+
+def _flags_of_latents() -> _Flags:
+    """Where latents come from."""
+    kept = "So many groups, from the top, keep their latents, and the others are drawn; 0 gives samples."
+    guidance = "How far the priors go towards the class: 1 as trained, 0 those of no class."
+    mean = "Take the posterior's means as latents, not draws."
+    return [
+        ("mean", dict.fromkeys(_WITH_LATENTS, False), _switch, mean),
+        ("kept_groups", {"vary": 1}, _from_0, kept),
+        ("kept_groups", {"reconstruct": None, "decode": None}, _from_0, f"{kept} All if not given."),
+        ("temperature", dict.fromkeys(_DRAWING, "1.0"), _text, command_line.TEMPERATURE_HELP),
+        ("guidance", {"sample": 1.0}, flags.DEFINE_float, guidance),
+        ("batch_norm_iterations", {"sample": 0}, _from_0, command_line.BATCH_NORM_HELP),
+        ("prior", {"sample": "model"}, _choice(*PRIORS), command_line.PRIOR_HELP),
+    ]
+
+
+def _flags_of_one_mode() -> _Flags:
+    """What one mode alone has."""
+    folders = functools.partial(flags.DEFINE_multi_string, required=True)
+    positive, negative = (f"{_PICTURES} Those that {verb} what the direction adds" for verb in ("have", "lack"))
+    return [
+        ("positive", {"direction": None}, folders, positive),
+        ("negative", {"direction": None}, folders, negative),
+        ("strengths", {"direction": ["-2", "-1", "0", "1", "2"]}, _words, "How often the direction is added."),
+        ("input", {"decode": None}, functools.partial(_text, required=True), "File of latents, .npz."),
+        ("steps", {"interpolate": 10}, _from_1, "Steps from one image to the next."),
+        ("how", {"interpolate": ["spherical"]}, _words, "spherical, linear or keep; one, or one a scale or a group."),
+        ("milliseconds", {"interpolate": 80}, _from_20, "How long a GIF or WebP shows each image."),
+        ("loop", {"interpolate": True}, _switch, "Whether a GIF or WebP begins again for ever."),
+        ("mask", {"restore": None}, _text, "A picture that is white where pixels are missing."),
+        ("scale", {"restore": 1}, _from_1, "How many times smaller than the model's images they are."),
+        ("blur", {"restore": 0.0}, _from_0_0, "Standard deviation, in pixels, of the Gaussian that blurred them."),
+        ("noise", {"restore": 0.0}, _from_0_0, "Standard deviation of their noise; pixels are in [0, 1]."),
+        ("steps", {"restore": 40}, _from_0, "Steps of gradient descent; 0 is quick and less exact."),
+        ("starts", {"restore": 4}, _from_0, "Draws of the latents to begin at, for the deviation; 0 leaves it out."),
+        ("variants", {"vary": 8}, _from_1, "Number of variants of each image."),
+        ("neighbors", {"nearest": 8}, _from_1, "Number of nearest images of each sample."),
+        ("json", {"nearest": None}, _text, "File to write numbers and distances to, .json."),
+    ]
 
 
 def overview() -> str:

@@ -9,7 +9,7 @@ to tell draws of the posteriors of training images from draws of the prior; its 
 (Aneja et al. 2021, arXiv 2010.02917). A latent is drawn as one of --proposals draws of the prior, by their ratios. The
 weights of the model stay as they are. --kind=mixture fits a mixture of Gaussians to the top group instead: seconds.
 
-Writes prior.npz into the run folder, for this checkpoint; after more training it is to be learned anew. Prints the
+Writes prior.npz into the run folder, for these weights; after more training it is to be learned anew. Prints the
 cross-entropy of the classifiers for test images, of a draw of the posterior and one of the prior in nats (1.386 is
 chance), and how many of the proposals are effective. See docs/prior.md.
 
@@ -45,7 +45,8 @@ def main() -> None:
     command_line.check_run_folder(WORKDIR.value)
     check_writable(pathlib.Path(WORKDIR.value), f"--workdir={WORKDIR.value}")
     start_tensorflow_quietly()
-    from nvae_tf.training.prior import learn_prior, prior_text
+    from nvae_tf.training.companions import prior_text
+    from nvae_tf.training.prior import learn_prior
 
     settings = GROUPS, KIND, STEPS, PROPOSALS, IMPORTANCE_SAMPLES, CHECKPOINT, SEED, DATA_PATH
     about = learn_prior(WORKDIR.value, *(flag.value for flag in settings))

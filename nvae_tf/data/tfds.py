@@ -80,6 +80,11 @@ def load_tfds(spec: DataSpec, split: str, report: Report) -> ImageSource:
     return source.labelled(read_labels(), classes) if classes else source
 
 
+def tfds_is_prepared(spec: DataSpec) -> bool:
+    """Whether the images can be read without a download."""
+    return _builder(spec).is_prepared()
+
+
 def tfds_classes(spec: DataSpec) -> tuple[str, ...]:
     """The names of the classes by TFDS' description; none where no example has a `label`."""
     return _class_names(_builder(spec))

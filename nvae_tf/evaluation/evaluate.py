@@ -17,6 +17,7 @@ from nvae_tf.data.pipeline import content_digest, evaluation_batches, iterate
 from nvae_tf.data.sources import load_split, place_of
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.evaluation.fid import KEPT_SAMPLES, FidSettings, load_extractor, measure_fid
+from nvae_tf.evaluation.inception import FeatureExtractor
 from nvae_tf.evaluation.latent_usage import ACTIVE_FROM, active_units
 from nvae_tf.evaluation.likelihood import Batch, Likelihood, LikelihoodEvaluator
 from nvae_tf.evaluation.outliers import OutlierSettings, load_outliers, measure_outliers
@@ -76,41 +77,25 @@ def evaluate_run(
     Returns the content of the evaluation file; None in a process that is not the chief of several. Raises what
     `nvae_tf.load`, `load_split` and `load_extractor` raise, and ValueError where the model has diverged.
     """
-    fid, folder = fid or FidSettings(), RunFolder(pathlib.Path(workdir))
-    # A shared run, which `load_run` finds too, has no folder to write into.
-    read_run_config(folder)
-    shard, devices, status = shard_from_environment(), select_devices(replicas), StatusLine()
-    strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
-    with strategy.scope():
-        trained = load_run(workdir, checkpoint)
-    sha256, spec = checkpoint_sha256(trained.checkpoint), spec_to_read(trained.config, data_path)
-    check_model_fits(trained.config.model, spec)
-    source = load_split(spec, split, status.report())
-    if spec.labels:
-        check_class_names(folder.images_file, source.class_names, place_of(spec))
-    of_replica = min(batch_size or trained.config.train.batch_size, math.ceil(source.count / len(devices)))
-    digest, size = content_digest(source, spec), of_replica * len(devices)
-    task = EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, shard, status)
+    fid, outliers = fid or FidSettings(), outliers or OutlierSettings()
+    task = _task_of(RunFolder(pathlib.Path(workdir)), checkpoint, split, batch_size, seed, data_path, replicas)
     # Before hours of work: its file may be missing.
     of_samples = next((name for name in ("fid", "frechet") if name in metrics), None)
     extractor = load_extractor(task, fid) if of_samples else None
-    outliers = outliers or OutlierSettings()
     outlier_sets = load_outliers(task, outliers) if "outliers" in metrics else []
     written = None
     # All come from one pass over the images.
     if {*metrics} & {"elbo", "iw", "latents"}:
         samples = importance_samples if "iw" in metrics else 0
-        kept = kept_batches(task, f"{digest} {spec.name} {split} {samples}", source.count, size)
+        kept = kept_batches(
+            task, f"{task.data_sha256} {task.spec.name} {split} {samples}", task.source.count, task.batch_size
+        )
         measured = _measure_likelihood(task, kept, samples, "latents" in metrics)
         if measured is not None:
             written = write_evaluation(task, measured)
             kept.remove()
     if extractor is not None:
-        drawing = fid.samples, fid.temperature, fid.batch_norm_iterations, extractor.name
-        if fid.prior != "model":
-            # Another one may be learned meanwhile.
-            drawing += (trained.model.reweighted_prior.about,)
-        kept = kept_batches(task, f"fid {drawing}", fid.samples, KEPT_SAMPLES)
+        kept = kept_batches(task, f"fid {_drawing(task, fid, extractor)}", fid.samples, KEPT_SAMPLES)
         distance = measure_fid(task, kept, fid, extractor)
         if distance is not None:
             written = write_evaluation(task, {of_samples: distance})
@@ -119,6 +104,39 @@ def evaluate_run(
         found = measure_outliers(task, outliers, outlier_sets)
         written = written if found is None else write_evaluation(task, {"outliers": found})
     return written
+
+
+def _task_of(
+    folder: RunFolder,
+    checkpoint: str,
+    split: str,
+    batch_size: int | None,
+    seed: int,
+    data_path: str | None,
+    replicas: int,
+) -> EvaluationTask:
+    """Loads the checkpoint and the images; arguments see `evaluate_run`."""
+    # A shared run, which `load_run` finds too, has no folder to write into.
+    read_run_config(folder)
+    shard, devices, status = shard_from_environment(), select_devices(replicas), StatusLine()
+    strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+    with strategy.scope():
+        trained = load_run(folder.path, checkpoint)
+    sha256, spec = checkpoint_sha256(trained.checkpoint), spec_to_read(trained.config, data_path)
+    check_model_fits(trained.config.model, spec)
+    source = load_split(spec, split, status.report())
+    if spec.labels:
+        check_class_names(folder.images_file, source.class_names, place_of(spec))
+    of_replica = min(batch_size or trained.config.train.batch_size, math.ceil(source.count / len(devices)))
+    digest, size = content_digest(source, spec), of_replica * len(devices)
+    return EvaluationTask(folder, trained, sha256, spec, split, source, digest, size, seed, strategy, shard, status)
+
+
+def _drawing(task: EvaluationTask, fid: FidSettings, extractor: FeatureExtractor) -> tuple:
+    """All but the seed that a distance depends on."""
+    drawing = fid.samples, fid.temperature, fid.batch_norm_iterations, extractor.name
+    # Another reweighted prior may be learned meanwhile.
+    return drawing if fid.prior == "model" else (*drawing, task.trained.model.reweighted_prior.about)
 
 
 def _measure_likelihood(

@@ -6,7 +6,6 @@ for comparison: it needs many passes, the other scores need one.
 
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import os
 import pathlib
@@ -20,11 +19,9 @@ from nvae_tf import objective as objectives
 from nvae_tf.config import DataSpec, check
 from nvae_tf.data.picture_folder import picture_source
 from nvae_tf.data.pipeline import chosen_images, content_digest, evaluation_batches, images_alone, iterate
-from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split, place_of, source_at
+from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split, source_at
 from nvae_tf.data.spec import check_model_fits
-from nvae_tf.errors import first_line
 from nvae_tf.evaluation.task import EvaluationTask, KeptBatches, kept_batches, share_work
-from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
@@ -32,14 +29,16 @@ from nvae_tf.models.latents import PosteriorSource, PriorSource, image_seeds, no
 from nvae_tf.models.outlier_scores import (
     OutlierCalibration,
     OutlierParts,
+    likeliest_class,
     mahalanobis_distance,
     outlier_parts,
     outlier_scores,
 )
 from nvae_tf.progress import ImageProgress, StatusLine
 from nvae_tf.replicas import divided, joined
-from nvae_tf.training.loading import TrainedRun, load_run, spec_to_read
-from nvae_tf.training.run_folder import RunFolder, check_class_names, read_run_config
+from nvae_tf.training.companions import write_calibration
+from nvae_tf.training.loading import load_run, spec_to_read
+from nvae_tf.training.run_folder import RunFolder, read_run_config
 
 FLAGGED_BELOW = 0.05  # the p-value of what counts as found
 _FEWEST, _FEWEST_HELD_OUT = 50, 19
@@ -52,12 +51,12 @@ _Scored = Mapping[str, np.ndarray]
 def calibrate(model: NVAE, training: Any, held_out: Any, batch_size: int | None = None) -> OutlierCalibration:
     """Compares what the model scores from now on with training images and with images that it has not seen.
 
-    Both are images `[batch, height, width, channels]` in [0, 1], or pairs with labels `[batch]` where the model is
-    conditional. ValueError for fewer than 50 training images, or 19 others.
+    Both are images `[batch, height, width, channels]` in [0, 1]. ValueError for fewer than 50 training images, or 19
+    others.
     """
     model.outlier_calibration = None
-    pairs = [images if isinstance(images, tuple) else (images, None) for images in (training, held_out)]
-    model.outlier_calibration = calibration_of(*(model.outlier_score(*pair, batch_size).parts for pair in pairs))
+    parts = [model.outlier_score(images, batch_size=batch_size).parts for images in (training, held_out)]
+    model.outlier_calibration = calibration_of(*parts)
     return model.outlier_calibration
 
 
@@ -102,15 +101,13 @@ def calibrate_run(
     trained = load_run(workdir, checkpoint)
     spec = spec_to_read(trained.config, data_path)
     check_model_fits(trained.config.model, spec)
+    spec = images_alone(spec)
     sources = [load_split(spec, split, status.report()) for split in ("train", "test")]
-    if spec.labels:
-        check_class_names(folder.images_file, sources[0].class_names, place_of(spec))
-    row = tf.TensorSpec([None, *spec.image_shape]), *([tf.TensorSpec([None], tf.int32)] if spec.labels else [])
     of_model = functools.partial(outlier_parts, trained.model)
-    score = tf.function(of_model, autograph=False).get_concrete_function(*row)
+    score = tf.function(of_model, autograph=False).get_concrete_function(tf.TensorSpec([None, *spec.image_shape]))
     size = batch_size or trained.config.train.batch_size
     calibration = calibration_of(*(_parts_of(source, spec, score, size, images, status) for source in sources))
-    write_calibration(folder, trained, calibration)
+    write_calibration(folder.outliers_file, trained.model, trained.step, calibration)
     return calibration
 
 
@@ -122,43 +119,10 @@ def _parts_of(
     numbers = np.unique(np.linspace(0, batches - 1, min(batches, -(-images // size))).astype(int))
     progress, found = ImageProgress(status.show_if_due, min(len(numbers) * size, source.count)), []
     for batch in iterate(evaluation_batches(source, spec, size, 0, numbers), source):
-        found.append(score(*(batch if spec.labels else [batch]))[:2])
+        found.append(score(batch)[:2])
         progress.add(len(found[-1][0]))
         progress.show(0)
     return OutlierParts(*(np.concatenate(parts) for parts in zip(*found, strict=True)), None)
-
-
-def write_calibration(folder: RunFolder, run: TrainedRun, calibration: OutlierCalibration) -> None:
-    """Writes the file that `read_calibration` takes for the weights of this checkpoint."""
-    about = {"step": run.step, "weights": _weights_sha256(run.model)}
-    write_arrays(folder.outliers_file, dataclasses.asdict(calibration) | about)
-
-
-def read_calibration(folder: RunFolder, run: TrainedRun) -> OutlierCalibration | str | None:
-    """What `write_calibration` wrote; None without a file; a text where it can't be used for this checkpoint."""
-    file = folder.outliers_file
-    if not file.is_file():
-        return None
-    fix = f"make it anew by `nvae-calibrate --workdir={folder.path}`, or delete it"
-    try:
-        arrays = read_arrays(file)
-        step, weights = int(arrays.pop("step")), str(arrays.pop("weights"))
-        calibration = OutlierCalibration(**arrays)
-        groups = len(calibration.mean)
-        check(calibration.covariance.shape == (groups, groups), "its mean and covariance do not fit each other")
-    except (KeyError, OSError, TypeError, ValueError) as error:
-        return f"{file}: a damaged calibration file ({first_line(error)}); {fix}"
-    if weights != _weights_sha256(run.model):
-        return f"{file}: of other weights, those of step {step:,}; the model is of step {run.step:,}; {fix}"
-    return calibration
-
-
-def _weights_sha256(model: NVAE) -> str:
-    """Of the networks' weights alone: the same in every checkpoint with these weights, that of a shared run too."""
-    digest = hashlib.sha256()
-    for weight in (*model.bottom_up.weights, *model.top_down.weights):
-        digest.update(weight.numpy().tobytes())
-    return digest.hexdigest()
 
 
 @tf.autograph.experimental.do_not_convert
@@ -191,18 +155,6 @@ def likelihood_ratio(
         return -objectives.add_samples(log_weights, begun, (samples,), 0, samples).bounds[:, 0]
 
     return bound(0) - bound(groups)
-
-
-def likeliest_class(model: NVAE, images: tf.Tensor) -> tf.Tensor | None:
-    """The class of each image `[batch]` with the best bound at the posterior's means; None for a model without."""
-    if not model.config.num_classes:
-        return None
-
-    def nelbo(number: tf.Tensor) -> tf.Tensor:
-        return outlier_scores(outlier_parts(model, images, tf.fill([tf.shape(images)[0]], number)), None).nelbo
-
-    bounds = tf.map_fn(nelbo, tf.range(model.config.num_classes), fn_output_signature=tf.float32)
-    return tf.argmin(bounds, axis=0, output_type=tf.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +213,7 @@ def ratio_groups(plan: LatentPlan, groups: int | None) -> int:
 def measure_outliers(task: EvaluationTask, settings: OutlierSettings, outliers: list[ImageSet]) -> dict | None:
     """The entry `outliers` of the evaluation file: how well each score tells each set from the part's own images.
 
-    None where `share_work` gives None. The images of a conditional model, of both kinds, have the class that fits best.
+    None where `share_work` gives None.
     """
     sets = [ImageSet(f"{task.split} images", task.source, images_alone(task.spec)), *outliers]
     compute, all_kept, scored = _scorer(task, settings), [], []
@@ -367,16 +319,16 @@ def _figures(task: EvaluationTask, sets: Sequence[ImageSet], scores: Sequence[_S
     if importlib.util.find_spec("matplotlib") is None:
         task.status.keep('no figures, matplotlib is not installed: pip install "nvae_tf[reports]"')
         return []
-    from nvae_tf.reports import figures, outlier_figures
+    from nvae_tf.reports import figures, task_figures
 
     run, folder, split = task.folder.path.absolute().name, task.folder.evaluation, task.split
     about = figures.Provenance(run, task.trained.step, None, task.seed, task.checkpoint_sha256)
     by_name = {one.name: of_set for one, of_set in zip(sets, scores, strict=True)}
     shown = {one.name: _most_outlying(task, one, of_set) for one, of_set in zip(sets, scores, strict=True)}
     drawn = {
-        folder / f"outlier_scores-{split}.png": outlier_figures.histograms(by_name, about),
-        folder / f"outlier_roc-{split}.png": outlier_figures.roc_curves(by_name, about),
-        folder / f"outlier_maps-{split}.png": outlier_figures.maps(shown, about),
+        folder / f"outlier_scores-{split}.png": task_figures.histograms(by_name, about),
+        folder / f"outlier_roc-{split}.png": task_figures.roc_curves(by_name, about),
+        folder / f"outlier_maps-{split}.png": task_figures.maps(shown, about),
     }
     for file, figure in drawn.items():
         figures.save_figure(figure, file)
@@ -388,7 +340,6 @@ def _most_outlying(task: EvaluationTask, one: ImageSet, scores: _Scored) -> tupl
     name = next(iter(scores))
     numbers = np.argsort(-scores[name], kind="stable")[:_SHOWN]
     images, _ = chosen_images(one.source, one.spec, task.split, numbers.tolist(), seed=task.seed)
-    model = task.trained.model
-    maps = outlier_parts(model, tf.constant(images), likeliest_class(model, images)).kl_map.numpy()
+    maps = outlier_parts(task.trained.model, tf.constant(images)).kl_map.numpy()
     notes = [f"{scores[name][number]:.3g}" for number in numbers]
     return images, maps, notes

@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Union
 
 import numpy as np
 
@@ -17,11 +17,12 @@ from nvae_tf.config import check
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.models import NVAE
-from nvae_tf.models.latents import check_latents
+
+if TYPE_CHECKING:
+    from nvae_tf.models import NVAE
 
 _FORMAT = "nvae_tf latents"
-_GROUP = "group_{:02d}"  # in older files
+_GROUP = "group_"  # in older files
 
 
 class StoredLatents(NamedTuple):
@@ -60,37 +61,46 @@ def save_latents(
     write_arrays(path, {"about": np.array(json.dumps(about)), **arrays})
 
 
-def load_latents(path: str | os.PathLike, model: NVAE | LatentPlan) -> StoredLatents:
-    """Reads a file of `save_latents` for a model, or its plan; ValueError where it is damaged, or of another one."""
-    plan = model if isinstance(model, LatentPlan) else model.plan
+class FlatLatents(NamedTuple):
+    """What a file has: latents `[count, total]`, the groups' shapes, names and classes `[count]`, or None for each."""
+
+    latent: np.ndarray
+    shapes: list[tuple[int, ...]] | None
+    names: list[str] | None
+    labels: np.ndarray | None
+
+
+def read_flat_latents(path: str | os.PathLike) -> FlatLatents:
+    """Reads a file of latents of any model, without TensorFlow; ValueError where it is damaged or something else."""
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file of latents; nvae-generate encode writes one")
+        raise FileNotFoundError(f"{path}: no such file of latents; `encode` of nvae-generate or nvae-client writes one")
     fix = "write one with nvae-generate encode or nvae_tf.generation.latents_file.save_latents"
     with wrap_read_errors(f"{path}: damaged, or not a file of latents (", f"); {fix}"):
         entries = read_arrays(pathlib.Path(path))
-        names = ", ".join(sorted(entries)[:5])
-        is_known = "latent" in entries or _FORMAT in str(entries.get("about", ""))
-        check(is_known, f"it has {names}, and no entry `latent`")
+        groups = [entries[name] for name in sorted(entries) if name.startswith(_GROUP)]
+        groups = [entries["latent"]] if "latent" in entries else groups
+        check(bool(groups), f"it has {', '.join(sorted(entries)[:5])}, and no entry `latent`")
+        check("latent" not in entries or groups[0].ndim == 2, f"`latent` is of shape {list(groups[0].shape)}")
+        latent = np.concatenate([group.reshape(len(group), -1) for group in groups], axis=1)
         # Those of a served model, which knows nothing but the total, have no shapes with them.
-        about = json.loads(str(entries["about"])) if "about" in entries else {"latent_shapes": plan.latent_shapes()}
-        shapes = [tuple(shape) for shape in about["latent_shapes"]]
-        if "latent" in entries:
-            latents = _groups_of(entries["latent"], shapes)
-        else:
-            latents = [entries[_GROUP.format(index)] for index in range(len(shapes))]
+        shapes = json.loads(str(entries["about"]))["latent_shapes"] if "about" in entries else None
         names = [str(name) for name in entries["names"]] if "names" in entries else None
         labels = entries.get("labels")
-        counts = {len(part) for part in (*latents, names, labels) if part is not None}
-        fits = len(counts) == 1 and [latent.shape[1:] for latent in latents] == shapes
+        fits = {len(latent)} >= {len(part) for part in (names, labels) if part is not None}
         check(fits, "its arrays do not fit each other")
-    with wrap_read_errors(f"{path}: ", ""):
-        return StoredLatents([latent.numpy() for latent in check_latents(latents, plan)], names, labels)
+    return FlatLatents(latent, None if shapes is None else list(map(tuple, shapes)), names, labels)
 
 
-def _groups_of(latent: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-    """`[count, total]` -> `[count, height, width, latent channels]` a group."""
+def load_latents(path: str | os.PathLike, model: Union["NVAE", LatentPlan]) -> StoredLatents:
+    """Reads a file of `save_latents` for a model, or its plan; ValueError where it is damaged, or of another one."""
+    from nvae_tf.models.latents import check_latents
+
+    plan, flat = model if isinstance(model, LatentPlan) else model.plan, read_flat_latents(path)
+    shapes = list(plan.latent_shapes()) if flat.shapes is None else flat.shapes
     sizes = [math.prod(shape) for shape in shapes]
-    fits = f"`latent` is of shape {list(latent.shape)}; it must be [count, {sum(sizes)}]"
-    check(latent.ndim == 2 and latent.shape[1] == sum(sizes), fits)
-    parts = np.split(latent, np.cumsum(sizes)[:-1], axis=1)
-    return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+    fits = f"{path}: `latent` is of shape {list(flat.latent.shape)}; it must be [count, {sum(sizes)}]"
+    check(flat.latent.shape[1] == sum(sizes), fits)
+    parts = np.split(flat.latent, np.cumsum(sizes)[:-1], axis=1)
+    latents = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+    with wrap_read_errors(f"{path}: ", ""):
+        return StoredLatents([latent.numpy() for latent in check_latents(latents, plan)], flat.names, flat.labels)

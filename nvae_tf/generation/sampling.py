@@ -3,6 +3,7 @@
 Every image that a model makes comes through here, so the same latents give the same bits.
 """
 
+import dataclasses
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nvae_tf.config import check, check_choice
+from nvae_tf.config import ExperimentConfig, check, check_choice
+from nvae_tf.data.picture_folder import pictures_for_model
+from nvae_tf.data.pipeline import stored_spec
 from nvae_tf.latent_plan import LatentPlan, of_groups
 from nvae_tf.layers import ForwardPass
-from nvae_tf.models import NVAE
+from nvae_tf.models import NVAE, restoration
 from nvae_tf.models.images import check_images
 from nvae_tf.models.latents import (
     PriorSource,
@@ -350,6 +353,50 @@ def move_images(
     labels = None if labels is None else np.tile(np.broadcast_to(labels, len(images)), len(strengths))
     made = generator_of(model).generate(len(moved[0]), 1.0, seed, progress, moved, labels)
     return made.reshape(len(strengths), len(images), *made.shape[1:]).swapaxes(0, 1)
+
+
+def restore_images(
+    model: NVAE,
+    measurement: np.ndarray,
+    operator: restoration.LinearOperator,
+    sigma: float,
+    steps: int = 40,
+    starts: int = 4,
+    seed: int = 0,
+    labels: Labels = None,
+    batch_size: int = 16,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What `NVAE.restore` gives, and how much a pixel differs between restorations from so many draws of the latents.
+
+    Both `[batch, height, width, channels]`; the second, a standard deviation, is None where there are no `starts`.
+    """
+    images = model.restore(measurement, operator, sigma, steps, labels=labels, batch_size=batch_size).numpy()
+    if not starts:
+        return images, None
+    labels = None if labels is None else np.repeat(np.broadcast_to(labels, len(measurement)), starts)
+    # Side by side: the draws of an image do not depend on how many images there are.
+    several = np.repeat(measurement, starts, axis=0)
+    others = model.restore(several, operator, sigma, steps, seed=seed, labels=labels, batch_size=batch_size)
+    return images, np.reshape(others, (-1, starts, *images.shape[1:])).std(axis=1)
+
+
+def operator_of(
+    config: ExperimentConfig, mask: str | None = None, scale: int = 1, blur: float = 0.0, resize: str | None = None
+) -> restoration.LinearOperator:
+    """What has become of a run's images: a picture file, white where pixels are missing, or scale, or blur, or nothing.
+
+    `resize` says how the mask is brought to the model's size. ValueError where it is several pictures, or the scale
+    does not divide the images' size.
+    """
+    size = config.model.image_height, config.model.image_width
+    if mask:
+        spec = dataclasses.replace(stored_spec(config.data), channels=1)
+        pictures, _ = pictures_for_model([mask], spec, resize=resize, convert=True)
+        check(len(pictures) == 1, f"mask {mask}: {len(pictures)} pictures; give one file, it is for all images")
+        return restoration.Mask(pictures[0, ..., 0] > 0.5)
+    if blur:
+        return restoration.gaussian_blur(size, blur)
+    return restoration.downsampling(size, scale) if scale > 1 else restoration.Mask()
 
 
 def ways_of_groups(how: str | Sequence[str], shapes: Sequence[tuple[int, int, int]]) -> list[str]:

@@ -4,8 +4,10 @@ Each names or has beside it the plain TensorFlow expression that it equals. A fo
 there (`has_gpus`, `on_one_cpu`).
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +16,7 @@ from nvae_tf.replicas import replica_count
 
 EPSILON = 1e-5  # of batch norm
 _UNIT_STRIDES = [1, 1, 1, 1]
+_PLAIN = contextvars.ContextVar("plain", default=False)
 
 
 def has_gpus() -> bool:
@@ -24,6 +27,16 @@ def has_gpus() -> bool:
 def on_one_cpu() -> bool:
     """Whether there is one replica and no GPU."""
     return not has_gpus() and replica_count() == 1
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """Traces inference as operations that TFLite has: it knows no SoftplusGrad, and slices 5 axes at most."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
 
 
 def fan_out(tensor: tf.Tensor, count: int) -> list[tf.Tensor]:
@@ -46,7 +59,8 @@ def swish(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
     The value is `SoftplusGrad(x, x)`, the gradient `SoftplusGrad(g, x) * (1 + x - swish(x))`.
     """
-    outputs = tf.raw_ops.SoftplusGrad(gradients=inputs, features=inputs)
+    plain = _PLAIN.get()
+    outputs = inputs * tf.sigmoid(inputs) if plain else tf.raw_ops.SoftplusGrad(gradients=inputs, features=inputs)
     return outputs, lambda upstream: swish_gradient(upstream, inputs, outputs)
 
 
@@ -107,8 +121,11 @@ def nearest_upsampling(inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     The gradient sums over 2x2 pixels; TensorFlow's own, a sum over two axes, takes ten times as long on CPUs.
     """
     _, height, width, channels = inputs.shape
-    repeated = tf.broadcast_to(inputs[:, :, None, :, None, :], (tf.shape(inputs)[0], height, 2, width, 2, channels))
-    outputs = tf.reshape(repeated, (-1, 2 * height, 2 * width, channels))
+    if _PLAIN.get():
+        outputs = tf.raw_ops.ResizeNearestNeighbor(images=inputs, size=[2 * height, 2 * width])
+    else:
+        repeated = tf.broadcast_to(inputs[:, :, None, :, None, :], (tf.shape(inputs)[0], height, 2, width, 2, channels))
+        outputs = tf.reshape(repeated, (-1, 2 * height, 2 * width, channels))
     return outputs, lambda upstream: 4.0 * tf.nn.avg_pool2d(upstream, 2, 2, "VALID")
 
 

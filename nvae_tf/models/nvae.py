@@ -100,9 +100,6 @@ class NVAE(keras.Model):
       **kwargs: of `keras.Model`; `dtype="mixed_bfloat16"` computes the networks in half precision.
     """
 
-    # What `outlier_score` compares with, by `nvae_tf.load` from the run; a text says why the run's can't be used.
-    outlier_calibration: OutlierCalibration | str | None = None
-
     def __init__(
         self,
         config: ModelConfig,
@@ -149,8 +146,9 @@ class NVAE(keras.Model):
         self.running = RunningMetrics()
         self.recent = RecentMetrics(self.plan.num_groups, sum(layer.count for layer in self.convolutions))
         self.step_guard = StepGuard()
-        # Beside the weights: a text says why there is none.
+        # What `nvae_tf.load` has found beside the weights; a text says why there is none.
         self.reweighted_prior: ReweightedPrior | str = NONE_LEARNED
+        self.outlier_calibration: OutlierCalibration | str | None = None
         # TensorFlow does not look into Keras' lists: `tf.train.Checkpoint(model=...)` would leave their weights out.
         self._weights_of_checkpoint = tf.train.Checkpoint(weights=self.weights)
         self.built = True
@@ -384,6 +382,7 @@ class NVAE(keras.Model):
     def outlier_score(self, images: tf.Tensor, labels=None, batch_size: int | None = None) -> OutlierScores:
         """How unlike the training images these are, by one pass at the posterior's means, without a random draw.
 
+        Without labels a conditional model takes for each image the class that fits best, which is a pass a class.
         ValueError where the calibration file of the model's run is damaged or of other weights.
         """
         calibration = self.outlier_calibration
@@ -402,21 +401,24 @@ class NVAE(keras.Model):
         images = check_images(images, self.config)
 
         def classified(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-            # What does not depend on the class is computed once.
-            forward, count = ForwardPass(), tf.shape(images)[0]
-            for convolution in self.convolutions:
-                convolution.kernels_of(forward)
             noise = noise_per_image(self.plan.latent_shapes(), seeds)
-            sources = self._posterior_sources(self.features(images, forward), noise)
-
-            def nelbo(number: tf.Tensor) -> tf.Tensor:
-                of_class = dataclasses.replace(forward, labels=tf.fill([count], number))
-                return self.top_down_pass(sources, count, of_class).elbo(images).nelbo
-
-            bounds = tf.map_fn(nelbo, tf.range(self.config.num_classes), fn_output_signature=tf.float32)
-            return tf.nn.softmax(-tf.transpose(bounds))
+            return tf.nn.softmax(-tf.transpose(self.nelbo_of_classes(images, noise)))
 
         return _in_batches(classified, batch_size, images, image_seeds(seed, batch_size_of(images)))
+
+    def nelbo_of_classes(self, images: tf.Tensor, noise: Sequence[tf.Tensor]) -> tf.Tensor:
+        """The NELBO of images given each class, in nats, `[classes, batch]`; `noise` see `inference_pass`."""
+        # What does not depend on the class is computed once.
+        forward, count = ForwardPass(), tf.shape(images)[0]
+        for convolution in self.convolutions:
+            convolution.kernels_of(forward)
+        sources = self._posterior_sources(self.features(images, forward), noise)
+
+        def nelbo(number: tf.Tensor) -> tf.Tensor:
+            of_class = dataclasses.replace(forward, labels=tf.fill([count], number))
+            return self.top_down_pass(sources, count, of_class).elbo(images).nelbo
+
+        return tf.map_fn(nelbo, tf.range(self.config.num_classes), fn_output_signature=tf.float32)
 
     def restore(
         self,

@@ -3,6 +3,9 @@
 The likelihood does not show it: images of another kind that are simpler have a higher one (Nalisnick et al. 2019, arXiv
 1810.09136). The KL of a group is what the image says there against the prior, given the groups above: each group checks
 what is usual at its resolution.
+
+Nobody knows the class of an image that may be no image of any class. So a conditional model scores each image, those of
+the calibration too, with the class that fits it best, unless labels are given.
 """
 
 import dataclasses
@@ -56,7 +59,8 @@ class OutlierCalibration:
 
 
 def outlier_parts(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None = None) -> OutlierParts:
-    """Of images `[batch, height, width, channels]` in [0, 1], with classes `[batch]` if the model is conditional."""
+    """Of images `[batch, height, width, channels]` in [0, 1]; without labels `[batch]` of the likeliest classes."""
+    labels = likeliest_class(model, images) if labels is None else labels
     noise = [tf.zeros([tf.shape(images)[0], *shape]) for shape in model.plan.latent_shapes()]
     decoded = model.inference_pass(images, noise, ForwardPass(labels=labels))
     return OutlierParts(*decoded.elbo(images), kl_map(model, decoded.latents))
@@ -66,6 +70,14 @@ def kl_map(model: "NVAE", latents: Sequence[LatentSample]) -> tf.Tensor:
     """The KL of the groups of the largest scale, where in the image: nats per pixel `[batch, height, width]`."""
     of_largest = [objectives.kl_per_element(latents[group]) for group in model.plan.scales[-1].groups]
     return _per_pixel(tf.add_n([tf.reduce_sum(kl, axis=3) for kl in of_largest]), model.config)
+
+
+def likeliest_class(model: "NVAE", images: tf.Tensor) -> tf.Tensor | None:
+    """The class of each image `[batch]` with the best bound at the posterior's means; None for a model without."""
+    if not model.config.num_classes:
+        return None
+    noise = [tf.zeros([tf.shape(images)[0], *shape]) for shape in model.plan.latent_shapes()]
+    return tf.argmin(model.nelbo_of_classes(images, noise), axis=0, output_type=tf.int32)
 
 
 def _per_pixel(nats: tf.Tensor, config: ModelConfig) -> tf.Tensor:

@@ -104,7 +104,7 @@ class Separable:
 def downsampling(size: tuple[int, int], factor: int) -> Separable:
     """Super-resolution: the means of `factor` x `factor` pixels of images of a size `(height, width)`."""
     fits = factor >= 1 and not any(length % factor for length in size)
-    check(fits, f"factor = {factor}: must divide height and width of the images, {size[0]}x{size[1]}")
+    check(fits, f"scale {factor}: must divide height and width of the images, {size[0]}x{size[1]}")
     return Separable(*(np.kron(np.eye(length // factor), np.full((1, factor), 1.0 / factor)) for length in size))
 
 
@@ -121,31 +121,6 @@ def measured(operator: LinearOperator, images: np.ndarray, sigma: float, seed: i
     # Other numbers than those of latents with the same seed.
     (noise,) = noise_per_image([tuple(exact.shape[1:])], image_seeds(seed, len(images), first=2**30))
     return np.asarray(tf.where(_seen(operator, tf.ones_like(images)), exact + sigma * noise, 0.0))
-
-
-def restored_with_deviation(
-    model: Any,
-    measurement: np.ndarray,
-    operator: LinearOperator,
-    sigma: float,
-    steps: int = 40,
-    starts: int = 4,
-    seed: int = 0,
-    labels: Any = None,
-    batch_size: int = 16,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """What `NVAE.restore` gives, and how much a pixel differs between restorations from so many draws of the latents.
-
-    Both `[batch, height, width, channels]`; the second, a standard deviation, is None where there are no `starts`.
-    """
-    images = model.restore(measurement, operator, sigma, steps, labels=labels, batch_size=batch_size).numpy()
-    if not starts:
-        return images, None
-    count = len(measurement)
-    labels = None if labels is None else np.tile(np.broadcast_to(labels, count), starts)
-    several = np.tile(measurement, (starts, *[1] * (measurement.ndim - 1)))
-    others = model.restore(several, operator, sigma, steps, seed=seed, labels=labels, batch_size=batch_size)
-    return images, np.reshape(others, (starts, *images.shape)).std(axis=0)
 
 
 def default_pnp_steps(sigma: float | tf.Tensor) -> int:

@@ -21,7 +21,8 @@ from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal, soft_cl
 from nvae_tf.latent_plan import LatentPlan
 from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, PriorSource
 
-NONE_LEARNED = "this model has no reweighted prior: nvae-prior --workdir=RUN learns one of a run"
+NONE_LEARNED = "this model has no reweighted prior: nvae-prior --workdir=RUN learns one"
+CHANCE = 2.0 * math.log(2.0)  # the cross-entropy of a classifier that knows nothing: of a pair of draws, in nats
 # The numbers of a latent up to which a classifier has no convolutions.
 MOST_FOR_PERCEPTRON = 1000
 _UNITS, _HIDDEN_LAYERS = 256, 3

@@ -36,7 +36,10 @@ class ClassEmbedding(keras.layers.Layer):
         if forward.labels is None:
             return tensor
         # A product, because a gather's gradient is sparse; -1 gives a row of zeros.
-        vectors = tf.one_hot(forward.labels, self.table.shape[0]) @ tf.convert_to_tensor(self.table)
+        # Not tf.one_hot, of which TFLite makes a lookup that has no class -1; in floats, which accelerators compare.
+        classes, numbers = tf.cast(forward.labels, tf.float32), tf.range(self.table.shape[0], dtype=tf.float32)
+        is_of_class = tf.equal(classes[:, tf.newaxis], numbers)
+        vectors = tf.cast(is_of_class, tf.float32) @ tf.convert_to_tensor(self.table)
         return tensor + tf.cast(vectors, tensor.dtype)[:, tf.newaxis, tf.newaxis]
 
 

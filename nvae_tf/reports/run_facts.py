@@ -26,7 +26,7 @@ from nvae_tf.generation.image_grid import read_images
 from nvae_tf.latent_plan import LatentPlan, latent_plan
 from nvae_tf.presets import preset, preset_files
 from nvae_tf.training.checkpoints import folder_of_best, steps_of_files
-from nvae_tf.training.prior import prior_text, read_about
+from nvae_tf.training.companions import prior_text, read_about
 from nvae_tf.training.run_folder import ImageCounts, RunFolder, read_image_counts, read_run_config
 from nvae_tf.training.sharing import find_run_folder
 
@@ -218,8 +218,8 @@ def _learning_rates(file: pathlib.Path) -> tuple[tuple[float, int], ...]:
 
 
 def _prior(file: pathlib.Path) -> tuple[int, str]:
-    about = read_about(file)
-    return int(about["step"]), prior_text(about)
+    step, about = read_about(file)
+    return step, prior_text(about)
 
 
 def _rows(file: pathlib.Path) -> list[dict[str, str]]:

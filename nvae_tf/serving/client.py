@@ -16,24 +16,22 @@ import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from nvae_tf.config import LARGEST_SEED, check, did_you_mean
 from nvae_tf.data.pictures import as_eight_bits
-from nvae_tf.errors import start_tensorflow_quietly
+from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
+from nvae_tf.serving.outputs import PNG_SUFFIX
 
 STRING = "string"
-# A request that finds no server, or one that is still loading, is sent again after 0.2 s, 0.4 s, and so on; gRPC's own
-# policy allows no more attempts.
+# A request that finds no server is sent again after a random part of 0.2 s, 0.4 s, and so on; gRPC's own policy allows
+# no more attempts.
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 0.2, 5.0
-# The ending of signatures whose images are the bytes of PNG files.
-_FILES = "_png"
 # What is sent for inputs of some models alone where a call names none: no class, no guidance, the model's own prior.
 _OPTIONAL = {"label": -1, "guidance": 1.0, "proposals": 1}
-_MOST_CHANNELS = 4
 _DTYPES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_STRING": STRING, "DT_BOOL": "bool"} | {
     f"DT_{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)
 }
@@ -52,7 +50,7 @@ class ModelNotFound(ServingError):
 
 
 class ServerNotReady(ServingError):
-    """Nothing answers, or the model is still being loaded. The only error after which a request is sent again."""
+    """Nothing answers. The only error after which a request is sent again."""
 
 
 class BadRequest(ServingError):
@@ -195,7 +193,7 @@ def as_array(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
 
     NumPy's own strings lose zero bytes at the end.
     """
-    try:
+    with wrap_read_errors(f"input {name!r} is no array (", ")"):
         if wanted and wanted.dtype == STRING:
             array = np.array(value, object)
             for place, text in np.ndenumerate(array):
@@ -204,13 +202,11 @@ def as_array(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
         array = np.asarray(value)
         if wanted and not isinstance(value, np.ndarray) and np.can_cast(array.dtype, wanted.dtype, "same_kind"):
             array = array.astype(wanted.dtype)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"input {name!r} is no array ({error})") from None
     # TensorFlow wants the machine's own order of bytes; IDX files have the other.
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-class ServedModel:
+class ServedModel(contextlib.AbstractContextManager):
     """A model on a server; a context manager, and may be used from many threads.
 
     Pillow's images and uint8 arrays are quantized to the bits of the model's data, as in training, where the model has
@@ -257,16 +253,12 @@ class ServedModel:
         self._seconds, self._total_seconds = timeout, total_timeout
         self._batch_rows, self._in_flight, self._progress = batch_rows, in_flight, progress
         self._known: ModelMetadata | None = None
-        self.is_rest = "://" in server
-        if self.is_rest:
+        if "://" in server:
             from nvae_tf.serving.rest import RestTransport as Transport
         else:
             start_tensorflow_quietly()
             from nvae_tf.serving.grpc_client import GrpcTransport as Transport
         self._transport = Transport(server, model, version, label)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -308,7 +300,7 @@ class ServedModel:
         inputs = {"latent": np.asarray(latents), "seed": row_seeds(seed, len(latents))}
         specs, shape = self._spec("compose").inputs, [len(latents), self._spec("compose").inputs["keep"].shape[1]]
         for name, value in (("keep", keep), ("temperature", temperature)):
-            inputs[name] = np.broadcast_to(np.asarray(value).astype(specs[name].dtype), shape)
+            inputs[name] = np.broadcast_to(_as_numbers(name, value, specs[name]), shape)
         output = "image_uint8" if as_pixels else "image"
         found = self._run("compose", inputs, {"label": labels, "guidance": guidance, "proposals": proposals})
         return Composed(found[output], found["latent"])
@@ -376,8 +368,8 @@ class ServedModel:
             check(signature in known, f"the model has no such signature{hint}")
             return known[signature]
 
-    def _ask(self, signature: str, inputs: Mapping[str, Any], end: float) -> Arrays:
-        """The outputs of one request."""
+    def _ask(self, signature: str, inputs: Mapping[str, Any], end: float, first: int = 0) -> Arrays:
+        """The outputs of one request, whose rows are those of the call from `first`."""
 
         def fitted() -> Arrays:
             spec = self._spec(signature)
@@ -397,23 +389,23 @@ class ServedModel:
                 raise DeadlineExceeded(f"the {self._total_seconds:g} s for the whole call are over; allow more")
             spec = self._spec(signature)
             found = self._transport.predict(signature, arrays, spec, min(left, self._seconds))
-            check_rows(found)
+            check_rows(found, first)
             return found
 
     def _values(self, signature: str, images: Images, seed: int, labels: Any) -> Arrays:
         arrays = image_arrays(images, self.image_shape(signature))
         inputs = {"image": arrays, "seed": row_seeds(seed, len(arrays))}
         # The model quantizes the pixels of files.
-        by_files = arrays.dtype == np.uint8 and f"{signature}{_FILES}" in self.signatures()
-        return self._run(signature + (_FILES if by_files else ""), inputs, {"label": labels})
+        by_files = arrays.dtype == np.uint8 and f"{signature}{PNG_SUFFIX}" in self.signatures()
+        return self._run(signature + (PNG_SUFFIX if by_files else ""), inputs, {"label": labels})
 
     def _images(
         self, signature: str, inputs: dict[str, np.ndarray], optional: Mapping[str, Any], as_pixels: bool
     ) -> np.ndarray:
         # The pixels of files are far fewer bytes than numbers, as JSON above all.
         takes_pixels = "image" not in inputs or inputs["image"].dtype == np.uint8
-        if as_pixels and takes_pixels and f"{signature}{_FILES}" in self.signatures():
-            return pixels_of_files(self._run(f"{signature}{_FILES}", inputs, optional)["image_bytes"])
+        if as_pixels and takes_pixels and f"{signature}{PNG_SUFFIX}" in self.signatures():
+            return pixels_of_files(self._run(f"{signature}{PNG_SUFFIX}", inputs, optional)["image_bytes"])
         images = self._run(signature, inputs, optional)["image"]
         return pixels_of(images) if as_pixels else images
 
@@ -424,8 +416,7 @@ class ServedModel:
         for name, otherwise in _OPTIONAL.items():
             value = optional.get(name)
             if value is not None or name in wanted:
-                dtype = np.dtype(wanted[name].dtype) if name in wanted else None
-                of_rows = np.asarray(otherwise if value is None else value, dtype)
+                of_rows = _as_numbers(name, otherwise if value is None else value, wanted.get(name))
                 fits = of_rows.shape in ((), (count,))
                 check(fits, f"{name} of shape {of_rows.shape}: give one, or one for each of {count}")
                 inputs = inputs | {name: np.broadcast_to(of_rows, [count])}
@@ -437,7 +428,7 @@ class ServedModel:
                 batch["image_bytes"] = png_files(batch.pop("image"))
             elif "image" in batch and batch["image"].dtype == np.uint8:
                 batch["image"] = batch["image"] / np.float32(255.0)
-            return self._ask(signature, batch, end)
+            return self._ask(signature, batch, end, first)
 
         pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="prediction")
         try:
@@ -453,17 +444,27 @@ class ServedModel:
         return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
-def check_rows(outputs: Mapping[str, np.ndarray]) -> None:
+def _as_numbers(name: str, value: Any, wanted: TensorSpec | None) -> np.ndarray:
+    """Numbers of the signature's dtype; ValueError where they are others, as 0.7 of a whole one."""
+    array = np.asarray(value)
+    if wanted is None:
+        return array
+    found = array.astype(wanted.dtype)
+    check(np.allclose(found, array.astype(float), equal_nan=True), f"{name} = {value}: must be {wanted.dtype}")
+    return found
+
+
+def check_rows(outputs: Mapping[str, np.ndarray], first: int = 0) -> None:
     """Raises BadRequest for rows that the model has refused: `valid` is false there, or a number is NaN.
 
     With TensorFlow Serving's batching a graph can't end with an error for one row without failing its neighbors, which
     may be of others.
     """
     for name, array in outputs.items():
-        if array.size and (name == "valid" or array.dtype.kind == "f"):
+        if array.ndim and array.size and (name == "valid" or array.dtype.kind == "f"):
             wrong = ~array if name == "valid" else np.isnan(array)
-            rows = np.flatnonzero(wrong.reshape(len(array), -1).any(axis=1)).tolist()
-            check(not rows, f"the model refuses rows {rows[:5]} of {len(array)}: an input is out of range")
+            rows = (first + np.flatnonzero(wrong.reshape(len(array), -1).any(axis=1))).tolist()
+            check(not rows, f"the model refuses rows {rows[:5]}: an input is out of range")
 
 
 def status_text(model: ServedModel) -> str:
@@ -484,38 +485,29 @@ def row_seeds(seed: int, count: int) -> np.ndarray:
     return np.int64(seed) + (np.arange(count, dtype=np.int64) << 32)
 
 
-def check_channels(channels: int | None) -> None:
-    """Raises ValueError for a number of channels that no picture has."""
-    check(channels in range(1, _MOST_CHANNELS + 1), f"pictures for a model of {channels} channels: give arrays")
-
-
 def image_arrays(images: Images, shape: tuple[int | None, ...]) -> np.ndarray:
     """Images as uint8 in 0 to 255 or float32 in [0, 1], `[count, *shape]`; Pillow's are converted to its channels."""
     if not isinstance(images, np.ndarray):
-        check_channels(shape[-1])
+        check(shape[-1] in (1, 2, 3, 4), f"pictures for a model of {shape[-1]} channels: give arrays")
         pixels = []
         for number, image in enumerate(images):
             odd = f"a picture of Pillow's mode {image.mode!r}: save it with 8 or 16 bits a channel"
             check(image.mode not in ("I", "F"), odd)
             # Of 16 bits the upper ones, as a model's graph reads such files; Pillow would clip at 255.
-            pixels.append(_with_channels(np.asarray(as_eight_bits(image, shape[-1]))))
-            _check_size(f"picture {number}", pixels[-1].shape, shape)
+            pixels.append(np.atleast_3d(np.asarray(as_eight_bits(image, shape[-1]))))
+            check_size(f"picture {number}", pixels[-1].shape, shape)
         return np.stack(pixels) if pixels else np.zeros([0, *(size or 0 for size in shape)], np.uint8)
-    _check_size("an array's image", images.shape[1:], shape)
+    check_size("an array's image", images.shape[1:], shape)
     known = images.dtype == np.uint8 or images.dtype.kind == "f"
     check(known, f"images of dtype {images.dtype}: give uint8 in 0 to 255 or float in [0, 1]")
     return images if images.dtype == np.uint8 else images.astype(np.float32)
 
 
-def _check_size(what: str, found: tuple[int, ...], wanted: tuple[int | None, ...]) -> None:
+def check_size(what: str, found: tuple[int, ...], wanted: tuple[int | None, ...]) -> None:
+    """Raises ValueError unless `found` is the shape `wanted` of images."""
     sizes, model = ("x".join("?" if size is None else str(size) for size in shape) for shape in (found, wanted))
     fits = TensorSpec("", tuple(wanted)).takes(found)
     check(fits, f"{what} is {sizes}, the model takes {model} (height x width x channels); resize it")
-
-
-def _with_channels(image: np.ndarray) -> np.ndarray:
-    """`[height, width]` as `[height, width, 1]`."""
-    return image[..., np.newaxis] if image.ndim == 2 else image
 
 
 def pixels_of(images: np.ndarray) -> np.ndarray:
@@ -541,4 +533,4 @@ def png_files(pixels: np.ndarray) -> np.ndarray:
 
 def pixels_of_files(files: Iterable[bytes]) -> np.ndarray:
     """The inverse of `png_files`."""
-    return np.stack([_with_channels(np.asarray(Image.open(io.BytesIO(file)))) for file in files])
+    return np.stack([np.atleast_3d(np.asarray(Image.open(io.BytesIO(file)))) for file in files])

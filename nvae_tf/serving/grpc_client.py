@@ -21,14 +21,9 @@ grpc = require("grpc", "serving")
 require("tensorflow_serving", "serving")
 
 from tensorflow.core.framework import tensor_pb2, types_pb2  # noqa: E402
-from tensorflow_serving.apis import (  # noqa: E402
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
+from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2, predict_pb2  # noqa: E402
+from tensorflow_serving.apis import model_service_pb2_grpc as model_service  # noqa: E402
+from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_service  # noqa: E402
 
 # gRPC's own limit of 4 MB is a batch of 85 float images of 64x64x3.
 LARGEST_MESSAGE_BYTES = 256 * 2**20
@@ -64,8 +59,8 @@ class GrpcTransport:
             ("grpc.enable_http_proxy", int(not is_this_machine(server))),
         ]
         self._channel = grpc.insecure_channel(server, options)
-        self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._predictions = prediction_service.PredictionServiceStub(self._channel)
+        self._models = model_service.ModelServiceStub(self._channel)
 
     def close(self) -> None:
         """Closes the channel; requests in flight end with an error."""
@@ -82,9 +77,8 @@ class GrpcTransport:
 
     def metadata(self, seconds: float) -> ModelMetadata:
         """The version that answers, and its signatures."""
-        request = get_model_metadata_pb2.GetModelMetadataRequest(
-            model_spec=self._model_spec(), metadata_field=[SIGNATURE_DEF]
-        )
+        asked = {"model_spec": self._model_spec(), "metadata_field": [SIGNATURE_DEF]}
+        request = get_model_metadata_pb2.GetModelMetadataRequest(**asked)
         with _converted_errors():
             answer = self._predictions.GetModelMetadata(request, timeout=seconds)
             signatures = get_model_metadata_pb2.SignatureDefMap()
@@ -99,12 +93,9 @@ class GrpcTransport:
             return client.version_statuses(message_as_json(self._models.GetModelStatus(request, timeout=seconds)))
 
     def _model_spec(self, signature: str = "") -> model_pb2.ModelSpec:
-        spec = model_pb2.ModelSpec(name=self._model, signature_name=signature)
-        if self._version is not None:
-            spec.version.value = self._version
-        if self._label is not None:
-            spec.version_label = self._label
-        return spec
+        version = None if self._version is None else {"value": self._version}
+        chosen = {"version": version, "version_label": self._label}
+        return model_pb2.ModelSpec(name=self._model, signature_name=signature, **chosen)
 
 
 @contextmanager
@@ -113,7 +104,11 @@ def _converted_errors() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise client.error_of(error.code().name, error.details() or "") from None
+        reason = error.details() or ""
+        if "Failed parsing HTTP/2" in reason:
+            advice = "for REST give http://HOST:PORT (nvae-client --rest), for gRPC the other port"
+            raise client.error_of("UNKNOWN", "this port does not speak gRPC", advice) from None
+        raise client.error_of(error.code().name, reason) from None
     except ValueError as error:  # a channel that was closed, too
         raise client.ServerFailed(str(error)) from None
 
@@ -152,6 +147,5 @@ def tensor_of(array: np.ndarray) -> tensor_pb2.TensorProto:
 
 def message_as_json(message: Message) -> dict[str, Any]:
     """A message as TensorFlow Serving's REST interface writes it."""
-    return json_format.MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+    options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
+    return json_format.MessageToDict(message, **options)

@@ -1,4 +1,4 @@
-"""A small model server for trials and tests: TensorFlow Serving's protocols on TensorFlow's own session loader.
+"""A small model server for trials and tests: TensorFlow Serving's protocols on its session loader, from Python.
 
 Production is TensorFlow Serving's own binary, `tensorflow_model_server`, with the same folders and clients. Where this
 server answers, it answers as that one does: paths, JSON, codes. It serves the newest version of one folder as it was at
@@ -18,27 +18,30 @@ import sys
 import threading
 import traceback
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
-from tensorflow_serving.apis.model_service_pb2_grpc import ModelServiceServicer, add_ModelServiceServicer_to_server
-from tensorflow_serving.apis.prediction_service_pb2_grpc import (
-    PredictionServiceServicer,
-    add_PredictionServiceServicer_to_server,
-)
+import tensorflow as tf
+from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2, prediction_log_pb2
+from tensorflow_serving.apis import model_service_pb2_grpc as model_service
+from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_service
 
 from nvae_tf.config import check
-from nvae_tf.errors import require
+from nvae_tf.errors import require, wrap_read_errors
+from nvae_tf.serving.client import Arrays, check_inputs, signature_specs
 from nvae_tf.serving.grpc_client import SIGNATURE_DEF, array_of, message_as_json, tensor_of
-from nvae_tf.serving.loaded_version import LoadedVersion, RequestError, request_error
+from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, newest_version
 from nvae_tf.serving.rest import HTTP_STATUS, json_answer, json_request
 
 h11 = require("h11", "serving")
 
 MESSAGE_BYTES = 64 * 2**20
+# Of a request: a message of a few bytes may claim millions of them.
+LARGEST_ROWS = 1024
+# Longer messages would not fit into the headers of an answer.
+_LONGEST_MESSAGE = 1000
 # Requests of each protocol that run at once; gRPC's that may wait for them, connections of HTTP.
 _THREADS, _MOST_CALLS, _MOST_CONNECTIONS = 16, 1024, 8192
 # A connection on which no request is complete, or no answer taken, for so long is closed.
@@ -47,6 +50,9 @@ _IDLE_SECONDS = 120.0
 _SECONDS_TO_END = 5.0
 _PIECE = 2**16
 _CODE = grpc.StatusCode
+_CODES_BY_NUMBER = {code.value[0]: code for code in _CODE}
+# What stands before the reason in TensorFlow's messages: a heading, where operations were defined, lines of Python.
+_HEADINGS = re.compile(r"Graph execution error|Detected at node|<stack traces unavailable>|Node: |File |\s")
 _JSON = "application/json"
 _PATH = re.compile(
     r"/v1/models(?:/(?P<model>[^/:]+))?(?:/versions/(?P<version>\d{1,19})|/labels/(?P<label>[^/:]+))?"
@@ -54,6 +60,88 @@ _PATH = re.compile(
     re.IGNORECASE,
 )
 _CORS = {"Origin": "*", "Methods": "POST, GET", "Headers": "Content-Type"}
+
+
+class RequestError(Exception):
+    """A request that is answered with an error: one of gRPC's codes, and a message for the client's user."""
+
+    def __init__(self, message: object, code: grpc.StatusCode = _CODE.INVALID_ARGUMENT):
+        super().__init__(str(message)[:_LONGEST_MESSAGE])
+        self.code = code
+
+
+def request_error(error: Exception) -> RequestError:
+    """The answer to an error of any kind; TensorFlow's have the same codes as gRPC."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, MemoryError):
+        return RequestError("out of memory", _CODE.RESOURCE_EXHAUSTED)
+    code = _CODES_BY_NUMBER.get(getattr(error, "error_code", None), _CODE.INTERNAL)
+    message = getattr(error, "message", None)
+    return RequestError(reason_of(message) if message else f"{type(error).__name__}: {error}", code)
+
+
+def reason_of(message: str) -> str:
+    """TensorFlow's message from the first line that has a cause."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    nodes = [number for number, line in enumerate(lines) if line.startswith("Node: ")]
+    lines = lines[nodes[-1] + 1 :] if nodes else lines
+    first = next((number for number, line in enumerate(lines) if not _HEADINGS.match(line)), 0)
+    return "\n".join(lines[first:]) or message
+
+
+class LoadedVersion:
+    """A version that runs from many threads at once, each request alone.
+
+    With `warm_up` it has answered the export's own requests, as under TensorFlow Serving: the first run of a signature
+    optimizes its graph. Raises ValueError, with the cause, for a damaged or foreign folder.
+    """
+
+    def __init__(self, folder: pathlib.Path, warm_up: bool = False):
+        self.number = int(folder.name)
+        self._session = tf.compat.v1.Session(graph=tf.Graph())
+        logger, level = tf.get_logger(), tf.get_logger().level
+        # It would warn that this loader, which is TensorFlow Serving's, is an old one.
+        logger.setLevel("ERROR")
+        try:
+            loaded = tf.compat.v1.saved_model.loader.load(self._session, [tf.saved_model.SERVING], str(folder))
+            self.definitions = get_model_metadata_pb2.SignatureDefMap(signature_def=dict(loaded.signature_def))
+            self.specs = signature_specs(message_as_json(self.definitions)[SIGNATURE_DEF])
+            file = folder / "assets.extra" / "tf_serving_warmup_requests"
+            for record in tf.data.TFRecordDataset([str(file)] if warm_up and file.exists() else []).as_numpy_iterator():
+                request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+                arrays = {name: array_of(tensor) for name, tensor in request.inputs.items()}
+                self.run(request.model_spec.signature_name, arrays, request.output_filter)
+        except Exception as error:  # TensorFlow and protobuf have many kinds for a damaged file
+            self.close()
+            reason = str(request_error(error)).splitlines()[0]
+            raise ValueError(f"{folder}: can't be loaded ({reason}); is the export complete?") from error
+        finally:
+            logger.setLevel(level)
+
+    def close(self) -> None:
+        """Frees the memory."""
+        self._session.close()
+
+    def run(self, signature: str, arrays: Arrays, outputs: Collection[str] = ()) -> Arrays:
+        """Runs a signature (empty for `serving_default`), for the outputs that are named (all, if none is).
+
+        Raises RequestError where there is no such signature or the inputs don't fit it, tf.errors.OpError where the
+        graph refuses their values.
+        """
+        signature = signature or DEFAULT_SIGNATURE
+        if signature not in self.specs:
+            message = f'Serving signature key "{signature}" not found; the model has {", ".join(self.specs)}'
+            raise RequestError(message, _CODE.FAILED_PRECONDITION)
+        spec, definition = self.specs[signature], self.definitions.signature_def[signature]
+        with wrap_read_errors("", "", RequestError):
+            check_inputs(arrays, spec)
+            for name in outputs:
+                check(name in spec.outputs, f"output tensor alias not found in signature: {name}")
+            rows = max((len(array) for array in arrays.values() if array.ndim), default=0)
+            check(rows <= LARGEST_ROWS, f"{rows:,} rows in a request; at most {LARGEST_ROWS:,} are taken")
+        feed = {definition.inputs[name].name: array for name, array in arrays.items()}
+        return self._session.run({name: definition.outputs[name].name for name in outputs or spec.outputs}, feed)
 
 
 @contextlib.contextmanager
@@ -85,12 +173,10 @@ def local_server(
             listening = stack.enter_context(socket.create_server((host, rest_port), family=family, backlog=1024))
         except (OSError, RuntimeError) as error:
             raise OSError(f"ports {port} and {rest_port} of {host} can't be had ({error}); is one taken?") from None
-        numbers = [folder.name for folder in path.iterdir() if re.fullmatch("0|[1-9][0-9]*", folder.name)]
-        check(bool(numbers), f"{path}: no numbered versions in it")
-        newest = LoadedVersion(path / max(numbers, key=int), warm_up=True)
+        newest = LoadedVersion(newest_version(path), warm_up=True)
         model = _Model(name, stack.enter_context(contextlib.closing(newest)))
-        add_PredictionServiceServicer_to_server(model, calls)
-        add_ModelServiceServicer_to_server(model, calls)
+        prediction_service.add_PredictionServiceServicer_to_server(model, calls)
+        model_service.add_ModelServiceServicer_to_server(model, calls)
         calls.start()
         stack.callback(lambda: calls.stop(_SECONDS_TO_END).wait())
         stack.enter_context(_Web(model, max_message_bytes, enable_cors, files or {}).on(listening))
@@ -121,7 +207,7 @@ def _logged(error: Exception) -> RequestError:
     return refusal
 
 
-class _Model(PredictionServiceServicer, ModelServiceServicer):
+class _Model(prediction_service.PredictionServiceServicer, model_service.ModelServiceServicer):
     """The model, and gRPC's services less the calls for models of examples and servers with a configuration file."""
 
     def __init__(self, name: str, version: LoadedVersion):
@@ -144,9 +230,8 @@ class _Model(PredictionServiceServicer, ModelServiceServicer):
     def _spec(self, request) -> dict[str, Any]:
         """The answer's own; raises RequestError for another model or version."""
         asked = request.model_spec
-        version = self.checked(
-            asked.name, asked.version.value if asked.HasField("version") else None, asked.version_label
-        )
+        number = asked.version.value if asked.HasField("version") else None
+        version = self.checked(asked.name, number, asked.version_label)
         return {"name": asked.name, "signature_name": asked.signature_name, "version": {"value": version.number}}
 
     @_answers
@@ -219,31 +304,35 @@ class _Web:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answers the requests of one connection until it ends, is idle for too long or breaks the protocol."""
         http, loop = h11.Connection(h11.SERVER), asyncio.get_running_loop()
+        # asyncio does it for sockets of its own alone; otherwise an answer's content waits 40 ms for a delayed ACK.
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connections += 1
         try:
             while http.our_state is h11.IDLE and self._connections <= _MOST_CONNECTIONS:
-                request = "GET", "", b""
+                request = None
                 try:
                     async with asyncio.timeout(_IDLE_SECONDS):
                         request = await self._received(http, reader, writer)
-                    self._running += 1
-                    answer = await loop.run_in_executor(self._pool, self._answer, *request)
-                    self._running -= 1
                 except h11.RemoteProtocolError as error:
                     answer = error.error_status_hint, _JSON, _error(f"Malformed request: {error}")
-                async with asyncio.timeout(_IDLE_SECONDS):
-                    await self._send(http, writer, *answer, is_head=request[0] == "HEAD")
+                self._running += 1
+                try:
+                    if request:
+                        answer = await loop.run_in_executor(self._pool, self._answer, *request)
+                    async with asyncio.timeout(_IDLE_SECONDS):
+                        await self._send(http, writer, *answer, is_head=bool(request) and request[0] == "HEAD")
+                finally:
+                    self._running -= 1
                 if http.our_state is h11.DONE and http.their_state is h11.DONE:
                     http.start_next_cycle()
-        except (OSError, TimeoutError, h11.LocalProtocolError, asyncio.CancelledError):
-            pass  # nobody is there to be answered, or the server ends
+        except (OSError, TimeoutError, RuntimeError, asyncio.CancelledError, h11.LocalProtocolError):
+            # Nobody is there to be answered, or the server ends: what is not sent yet is dropped.
+            writer.transport.abort()
         finally:
             self._connections -= 1
             writer.close()
 
-    async def _received(
-        self, http, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> tuple[str, str, bytes]:
+    async def _received(self, http, reader, writer) -> tuple[str, str, bytes]:
         """Method, path and body of the next request; ConnectionError where the client has gone."""
         request, body = None, bytearray()
         while True:

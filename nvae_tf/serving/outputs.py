@@ -8,13 +8,20 @@ import contextlib
 import hashlib
 import json
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 
+from nvae_tf.config import check
+from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import atomic_write, check_writable
 
 # The types in which a SavedModel's kernels are stored; everything is computed in float32.
 WEIGHTS = ("float32", "bfloat16", "float16")
+# The signature that servers run for a request that names none.
+DEFAULT_SIGNATURE = "serving_default"
+# The ending of signatures whose images are the bytes of PNG files.
+PNG_SUFFIX = "_png"
 # The signatures of .tflite files; `nvae_tf.serving.tflite.DeviceSignatures` describes them.
 DEVICE_SIGNATURES = ("decode", "encode", "sample", "reconstruct")
 MODES = {
@@ -33,26 +40,20 @@ _LARGEST_VERSION = 2**63 - 1
 
 def check_version_is_free(output: pathlib.Path, version: int) -> None:
     """Raises ValueError if `output/version` can't be made; `output` may be missing, empty, or hold other versions."""
-    if not 1 <= version <= _LARGEST_VERSION:
-        raise ValueError(f"version {version}: versions are whole numbers from 1 to {_LARGEST_VERSION}")
+    is_version = 1 <= version <= _LARGEST_VERSION
+    check(is_version, f"version {version}: versions are whole numbers from 1 to {_LARGEST_VERSION}")
     if not output.exists():
         check_writable(output, str(output))
         return
-    if not output.is_dir():
-        raise ValueError(f"{output}: a file; name a folder, the export will be {output}/{version} in it")
+    check(output.is_dir(), f"{output}: a file; name a folder, the export will be {output}/{version} in it")
     # Hidden entries are left by file managers or killed exports; servers ignore them.
     entries = [entry for entry in output.iterdir() if not entry.name.startswith(".")]
     foreign = sorted(entry.name for entry in entries if not (entry.name.isdecimal() and entry.is_dir()))
-    if foreign:
-        raise ValueError(
-            f"{output}: holds {foreign[0]!r}, so it is no folder of numbered versions; name a new or an empty folder"
-        )
+    fix = "so it is no folder of numbered versions; name a new or an empty folder"
+    check(not foreign, f"{output}: holds {''.join(foreign[:1])!r}, {fix}")
     versions = {int(entry.name) for entry in entries}
-    if version in versions:
-        raise ValueError(
-            f"{output}: has a version {version} already, which is not overwritten; the next free one is "
-            f"{max(versions) + 1}"
-        )
+    fix = f"which is not overwritten; the next free one is {max(versions, default=0) + 1}"
+    check(version not in versions, f"{output}: has a version {version} already, {fix}")
 
 
 @contextlib.contextmanager
@@ -89,14 +90,15 @@ def check_is_export(folder: pathlib.Path) -> None:
         raise FileNotFoundError(f"{folder}: no export in it (saved_model.pb); name one version{there}")
 
 
-def check_is_versions(path: pathlib.Path) -> None:
-    """Raises FileNotFoundError or ValueError for a folder, given as --path, that has no numbered versions."""
+def newest_version(path: pathlib.Path) -> pathlib.Path:
+    """The newest version in a folder of versions; FileNotFoundError or ValueError for a folder without."""
     if not path.is_dir():
-        raise FileNotFoundError(f"--path={path}: no such folder; export a model with nvae-export")
-    if (path / "saved_model.pb").is_file():
-        raise ValueError(f"--path={path}: is one version; name the folder of all versions, {path.parent}")
-    if not any(entry.name.isdecimal() and entry.is_dir() for entry in path.iterdir()):
-        raise ValueError(f"--path={path}: no numbered versions in it")
+        raise FileNotFoundError(f"{path}: no such folder; export a model with nvae-export")
+    is_one = (path / "saved_model.pb").is_file()
+    check(not is_one, f"{path}: is one version; name the folder of all versions, {path.parent}")
+    versions = [entry for entry in path.iterdir() if re.fullmatch("0|[1-9][0-9]*", entry.name) and entry.is_dir()]
+    check(bool(versions), f"{path}: no numbered versions in it")
+    return max(versions, key=lambda folder: int(folder.name))
 
 
 def write_digests(folder: pathlib.Path) -> None:
@@ -106,17 +108,13 @@ def write_digests(folder: pathlib.Path) -> None:
 
 def check_digests(folder: pathlib.Path) -> None:
     """Raises ValueError if a file of an export is missing or has not the recorded SHA-256."""
-    try:
+    with wrap_read_errors(f"{folder / DIGESTS}: missing or damaged (", "); copy the export anew"):
         recorded = dict(json.loads((folder / DIGESTS).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder / DIGESTS}: missing or damaged ({error}); copy the export anew") from error
     found = _digests(folder)
-    for what, names in (
-        ("missing", set(recorded) - set(found)),
-        ("damaged or changed", {name for name in recorded if recorded[name] != found.get(name)}),
-    ):
-        if names:
-            raise ValueError(f"{folder}: {', '.join(sorted(names))} {what}; copy the export anew")
+    missing = sorted(set(recorded) - set(found))
+    check(not missing, f"{folder}: {', '.join(missing)} missing; copy the export anew")
+    changed = sorted(name for name in recorded if recorded[name] != found[name])
+    check(not changed, f"{folder}: {', '.join(changed)} damaged or changed; copy the export anew")
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
@@ -136,16 +134,15 @@ def report_file(output: pathlib.Path) -> pathlib.Path:
 
 def check_quantization(signature: str, quantize: str) -> None:
     """Raises ValueError for a signature that can't be quantized so."""
-    if (signature, quantize) == ("sample", "int8"):
-        raise ValueError(
-            "--signature=sample --quantize=int8: temperatures above those that ranges are taken from would be clipped "
-            "without a word; take --quantize=dynamic, or --signature=decode"
-        )
+    check(
+        (signature, quantize) != ("sample", "int8"),
+        "--signature=sample --quantize=int8: temperatures above those that ranges are taken from would be clipped "
+        "without a word; take --quantize=dynamic, or --signature=decode",
+    )
 
 
 def check_output_is_free(output: pathlib.Path) -> None:
     """Raises ValueError if a .tflite file or its report would overwrite a file, or can't be written."""
     for file in (output, report_file(output)):
-        if file.exists():
-            raise ValueError(f"{file}: exists already and is not overwritten; remove it or give another --output")
+        check(not file.exists(), f"{file}: exists already and is not overwritten; remove it or give another --output")
     check_writable(output.parent, f"--output={output}")

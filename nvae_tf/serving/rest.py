@@ -15,14 +15,14 @@ import requests
 import urllib3
 
 from nvae_tf.config import check
-from nvae_tf.errors import require
+from nvae_tf.errors import require, wrap_read_errors
 from nvae_tf.serving import client
 from nvae_tf.serving.client import STRING, Arrays, ModelMetadata, SignatureSpec, VersionStatus
+from nvae_tf.serving.outputs import DEFAULT_SIGNATURE
 
 tenacity = require("tenacity", "serving")
 
 BASE64 = "b64"
-DEFAULT_SIGNATURE = "serving_default"
 # The HTTP status of each of gRPC's codes; what comes first is how a client reads a status.
 HTTP_STATUS = {
     "INVALID_ARGUMENT": 400,
@@ -63,30 +63,24 @@ class RestTransport:
         inputs = {name: json_of(array) for name, array in arrays.items()}
         body = json.dumps({"signature_name": signature, "inputs": inputs})
         answer = self._ask("POST", ":predict", seconds, body)
-        try:
+        with wrap_read_errors("no answer of this signature (", ")", client.ServerFailed):
             # The value of a single output stands without its name.
             only = next(iter(spec.outputs))
             found = {only: answer["outputs"]} if len(spec.outputs) == 1 else answer["outputs"]
             return {name: _output(found[name], spec.outputs[name]) for name in spec.outputs}
-        except (KeyError, TypeError, ValueError) as error:
-            raise client.ServerFailed(f"no answer of this signature ({error!r})") from None
 
     def metadata(self, seconds: float) -> ModelMetadata:
         """The version that answers, and its signatures."""
         answer = self._ask("GET", "/metadata", seconds)
-        try:
+        with wrap_read_errors("no metadata of a model (", ")", client.ServerFailed):
             definitions = answer["metadata"]["signature_def"]["signature_def"]
             return ModelMetadata(int(answer["model_spec"]["version"]), client.signature_specs(definitions))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise client.ServerFailed(f"no metadata of a model ({error!r})") from None
 
     def status(self, seconds: float) -> list[VersionStatus]:
         """All versions, newest first."""
         answer = self._ask("GET", "", seconds)
-        try:
+        with wrap_read_errors("no status of a model (", ")", client.ServerFailed):
             return client.version_statuses(answer)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise client.ServerFailed(f"no status of a model ({error!r})") from None
 
     def _ask(self, method: str, path: str, seconds: float, body: str | None = None) -> dict[str, Any]:
         """The JSON object of an answer; a request that finds no server is sent again, see `ATTEMPTS`."""
@@ -111,13 +105,16 @@ class RestTransport:
                     content += piece
                     if time.monotonic() > end:
                         raise requests.Timeout()
+        except (requests.exceptions.SSLError, requests.exceptions.ProxyError) as error:
+            raise client.error_of("UNKNOWN", str(error), "look at its certificate, or the proxy") from None
         except (requests.Timeout, urllib3.exceptions.TimeoutError):
             raise client.error_of("DEADLINE_EXCEEDED", f"no answer within {seconds:.3g} s") from None
         # What requests does not wrap comes of reading the content.
         except (requests.ConnectionError, urllib3.exceptions.ProtocolError) as error:
             # A request changes nothing, so that it may be sent again; gRPC calls this UNAVAILABLE too.
-            refused = "refused" in str(error)
-            reason = "nobody answers there" if refused else "the connection broke before there was an answer"
+            texts = {"refused": "nobody answers there", "resolve": "there is no host of this name"}
+            broken = "the connection broke before there was an answer"
+            reason = next((text for word, text in texts.items() if word in str(error)), broken)
             raise client.error_of("UNAVAILABLE", reason) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise client.error_of("UNKNOWN", str(error), "is this its REST port?") from None
@@ -153,10 +150,7 @@ def _output(value: Any, spec: client.TensorSpec) -> np.ndarray:
 def json_of(array: np.ndarray, as_base64: bool = True) -> Any:
     """The nested lists of an array; bytes as `{"b64": ...}`, which inputs need, or as UTF-8 for text outputs."""
     if array.dtype == np.float32:
-        # The shortest decimals that are this number, as TensorFlow Serving writes them: half the bytes.
-        rows = array if array.ndim else array[np.newaxis]
-        found = [row.astype("U").astype(np.float64).tolist() for row in rows]
-        return found if array.ndim else found[0]
+        return _in_short_decimals(array).tolist()
     if array.dtype != object:
         return array.tolist()
 
@@ -164,6 +158,22 @@ def json_of(array: np.ndarray, as_base64: bool = True) -> Any:
         return {BASE64: base64.b64encode(value).decode()} if as_base64 else value.decode("utf-8", "replace")
 
     return np.frompyfunc(text, 1, 1)(array).tolist() if array.size else array.tolist()
+
+
+def _in_short_decimals(array: np.ndarray) -> np.ndarray:
+    """float64 with the shortest decimals of these float32 numbers, as TensorFlow Serving writes: half the bytes."""
+    exact = array.astype(np.float64)
+    with np.errstate(all="ignore"):
+        exponents = np.floor(np.log10(np.abs(exact)))
+        short, left = exact.copy(), np.isfinite(exponents)
+        for digits in (6, 7, 8, 9):
+            places = digits - 1.0 - exponents
+            # Powers of ten up to 22 are exact, so that quotient or product is the double nearest to the decimals.
+            up, down = 10.0 ** np.clip(places, 0, 22), 10.0 ** np.clip(-places, 0, 22)
+            rounded = np.rint(exact * up / down) * down / up
+            found = left & (rounded.astype(np.float32) == array)
+            short[found], left = rounded[found], left & ~found
+    return short
 
 
 def array_of_json(value: Any, dtype: str) -> np.ndarray:
@@ -175,15 +185,15 @@ def array_of_json(value: Any, dtype: str) -> np.ndarray:
     except ValueError:
         raise ValueError(uneven) from None
     items = array.ravel().tolist()
-    check(array.ndim <= _DEEPEST and not any(isinstance(item, list) for item in items), uneven)
+    types = set(map(type, items))
+    check(array.ndim <= _DEEPEST and list not in types, uneven)
     if dtype == STRING:
         decoded = np.empty(len(items), object)
         decoded[:] = [_bytes_of(item) for item in items]
         return decoded.reshape(array.shape)
     wanted = np.dtype(dtype)
-    for item in items:
-        right = type(item) in _NUMBERS.get(wanted.kind, (int,))
-        check(right, f"a {type(item).__name__} where {dtype} is wanted")
+    wrong = types.difference(_NUMBERS.get(wanted.kind, (int,)))
+    check(not wrong, f"a {', '.join(sorted(kind.__name__ for kind in wrong))} where {dtype} is wanted")
     try:
         return np.array(items, wanted).reshape(array.shape)
     except OverflowError:

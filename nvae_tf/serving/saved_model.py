@@ -4,23 +4,24 @@ import contextlib
 import importlib.metadata
 import inspect
 import json
+import math
 import os
 import pathlib
-import subprocess
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, check, check_choice, config_to_dict, read_config
-from nvae_tf.errors import first_line, require
-from nvae_tf.files import atomic_write
+from nvae_tf.errors import require, wrap_read_errors
+from nvae_tf.files import atomic_write, git_revision, write_arrays
 from nvae_tf.layers import FoldedPass, folded_weights
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.progress import Report
-from nvae_tf.serving.outputs import WEIGHTS, check_is_export, new_version, write_digests
-from nvae_tf.serving.signatures import DEFAULT_SIGNATURE, Signatures
+from nvae_tf.serving.explorer_files import EXAMPLES, example_images
+from nvae_tf.serving.outputs import DEFAULT_SIGNATURE, PNG_SUFFIX, WEIGHTS, check_is_export, new_version, write_digests
+from nvae_tf.serving.signatures import Signatures
 from nvae_tf.serving.verification import ROWS, Record, all_differences, recorded, verified
 from nvae_tf.training.checkpoints import checkpoint_sha256
 from nvae_tf.training.graph_memory import memory_timeline
@@ -34,6 +35,7 @@ LARGEST_DIFFERENCE = 0.2
 REQUEST_BYTES = 2 * 2**30
 FEWEST_ROWS = 64
 _ASSETS = "assets.extra"
+_CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 # The weights of an export by place, for `load_export`.
 _FOLDED = "folded"
 # The name that TensorFlow Serving looks for.
@@ -50,11 +52,12 @@ class Exported(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where a model's weights come from: the checkpoint, its evaluation and the run's settings; see `origin_of`."""
+    """Where weights come from: the checkpoint, its evaluation, the run's settings, test images; see `origin_of`."""
 
     source: Mapping[str, Any] = {}
     scores: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] | None = None
+    examples: Mapping[str, Any] | None = None
 
 
 def export_saved_model(
@@ -71,8 +74,8 @@ def export_saved_model(
     It has the weights that the signatures use, with weight normalization and batch norm folded into kernels and
     biases: no optimizer state, no Python, no path of this machine. `assets.extra/` has the settings (`config.json`),
     the signatures (`signatures.json`), the layout of a flat latent (`latents.json`), where the weights come from
-    (`source.json`), the model's scores (`evaluation.json`), warm-up requests, and inputs and outputs of the model for
-    `nvae-verify`.
+    (`source.json`), the model's scores (`evaluation.json`), test images (`examples.npz`), warm-up requests, and inputs
+    and outputs of the model for `nvae-verify`.
 
     Before the version appears it is run in a process that can't import this package. Its numbers must agree, up to
     rounding, with the model's for float32 weights, otherwise with those of the model with rounded weights, which may
@@ -94,7 +97,8 @@ def export_saved_model(
     """
     require("tensorflow_serving.apis", "serving")
     check_choice("weights", weights, WEIGHTS)
-    check(most_rows is None or most_rows >= 1, f"most_rows = {most_rows}: must be at least 1")
+    # The export is tried with so many.
+    check(most_rows is None or most_rows >= ROWS, f"most_rows = {most_rows}: must be at least {ROWS}")
     report = report or Report()
     output = pathlib.Path(output)
     folded = folded_weights(model.stacks, weights)
@@ -102,7 +106,8 @@ def export_saved_model(
         report.progress("computing the model's numbers", 0.0)
         reference = Signatures(model, rows=ROWS)
         record = of_model = recorded(reference)
-        most_rows = most_rows or _most_rows(reference)
+        bytes_of_row = _bytes_of_row(reference)
+        most_rows = most_rows or max(REQUEST_BYTES // bytes_of_row, FEWEST_ROWS)
         report.progress("tracing the signatures", 0.3)
         # Inline: TensorFlow does not rewrite functions that are called, and fuses bias and swish with what is before.
         signatures = Signatures(model, lambda: FoldedPass(traced_inline=True, folded=folded), most_rows)
@@ -118,29 +123,23 @@ def export_saved_model(
             differences = verified(folder, record)
             if weights != "float32":
                 differences = all_differences(record.outputs, of_model)
-                _check_rounding(weights, differences)
+                worst = max(differences, key=differences.get)
+                wrong = f"weights={weights} change too much of what the model gives: {worst} is off by"
+                limit = f"of its largest value, {LARGEST_DIFFERENCE:g} is allowed; export float32"
+                check(differences[worst] <= LARGEST_DIFFERENCE, f"{wrong} {differences[worst]:.2g} {limit}")
         except ValueError as error:
             raise ValueError(f"{error}. It was not published") from error
         facts = {"weights": weights, "difference_from_model": differences, "most_rows": most_rows}
+        facts["bytes_of_row"] = bytes_of_row
         _write_assets(folder, output.resolve().name, signatures, record, origin or Origin(), facts)
     return Exported(output / str(version), max(differences.values()))
 
 
-def _most_rows(reference: Signatures) -> int:
-    """As many rows as take `REQUEST_BYTES`, by the graphs of a model traced for `ROWS` rows, but not too few."""
+def _bytes_of_row(reference: Signatures) -> int:
+    """The memory that a row of a request takes, by the graphs of a model traced for `ROWS` rows."""
     with tf.device("/CPU:0"):  # as `recorded` has traced them
         graphs = [network.get_concrete_function() for network in reference.networks]
-    of_row = max(memory_timeline(graph).peak_bytes for graph in graphs) / ROWS
-    return max(int(REQUEST_BYTES / of_row), FEWEST_ROWS)
-
-
-def _check_rounding(weights: str, differences: Mapping[str, float]) -> None:
-    worst = max(differences, key=differences.get)
-    check(
-        differences[worst] <= LARGEST_DIFFERENCE,
-        f"weights={weights} change too much of what the model gives: {worst} is off by {differences[worst]:.2g} of its "
-        f"largest value, {LARGEST_DIFFERENCE:g} is allowed; export float32",
-    )
+    return math.ceil(max(memory_timeline(graph).peak_bytes for graph in graphs) / ROWS)
 
 
 def _folded_variables(model: NVAE, folded: FoldedWeights) -> list[tf.Variable]:
@@ -170,12 +169,9 @@ def load_export(folder: str | os.PathLike) -> LoadedExport:
     model = NVAE(config.model)
     folded = folded_weights(model.stacks, source["weights"])
     checkpoint = tf.train.Checkpoint(**{_FOLDED: _folded_variables(model, folded)})
-    try:
+    fix = "); export the run again with nvae-export"
+    with wrap_read_errors(f"{folder}: its weights can't be read by place (", fix):
         checkpoint.read(str(folder / "variables" / "variables")).assert_existing_objects_matched()
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
-        raise ValueError(
-            f"{folder}: its weights can't be read by place ({first_line(error)}); export the run again with nvae-export"
-        ) from None
 
     def exact(weight: tf.Variable | None) -> tf.Variable | None:
         return None if weight is None else tf.Variable(tf.cast(weight, tf.float32), trainable=False)
@@ -190,7 +186,7 @@ def origin_of(run: TrainedRun, workdir: pathlib.Path) -> Origin:
     settings = config_to_dict(run.config)
     for group, name in _PLACES:
         settings[group][name] = None
-    return Origin(source, scores_of(workdir, source), settings)
+    return Origin(source, scores_of(workdir, source), settings, example_images(run.config))
 
 
 def source_of(run: TrainedRun) -> dict[str, Any]:
@@ -227,7 +223,7 @@ def _write_assets(
     """Makes `assets.extra/` of an export; a server reads the warm-up requests alone."""
     folder = export / _ASSETS
     folder.mkdir()
-    versions = {"nvae_tf": None, "git_revision": _git_revision(), "tensorflow": tf.__version__}
+    versions = {"nvae_tf": None, "git_revision": git_revision(_CHECKOUT), "tensorflow": tf.__version__}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         versions["nvae_tf"] = importlib.metadata.version("nvae_tf")
     contents = {
@@ -240,6 +236,8 @@ def _write_assets(
         contents["evaluation"] = origin.scores
     for name, content in contents.items():
         atomic_write(folder / f"{name}.json", json.dumps(dict(content), indent=2, allow_nan=False) + "\n")
+    if origin.examples is not None:
+        write_arrays(folder / EXAMPLES, origin.examples)
     _write_warm_up(folder / _WARM_UP, model_name, record)
     record.write(export)
     write_digests(export)
@@ -250,8 +248,8 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
     described = {}
     for name in signatures.names:
         described[name] = {
-            "documentation": inspect.getdoc(getattr(signatures, name.removesuffix("_png"))),
-            "pictures": "bytes of files (image_bytes)" if name.endswith("_png") else "float32 in [0, 1]",
+            "documentation": inspect.getdoc(getattr(signatures, name.removesuffix(PNG_SUFFIX))),
+            "pictures": "bytes of files (image_bytes)" if name.endswith(PNG_SUFFIX) else "float32 in [0, 1]",
             "inputs": {
                 spec.name: {"dtype": spec.dtype.name, "shape": ["batch", *spec.shape[1:]]}
                 for spec in signatures.input_specs(name)
@@ -266,7 +264,7 @@ def _described(signatures: Signatures, record: Record) -> dict[str, Any]:
 
 
 def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
-    """A request of one row for every signature and the default, which a server runs before it serves the version.
+    """A request for every signature and the default, which a server runs before it serves the version.
 
     A server makes the graph ready for each signature, and again for each selection of its outputs: these requests are,
     like the client's, for all outputs.
@@ -278,22 +276,10 @@ def _write_warm_up(file: pathlib.Path, model_name: str, record: Record) -> None:
         signature, _, argument = key.partition("/")
         request = requests.setdefault(signature, predict_pb2.PredictRequest())
         request.model_spec.name, request.model_spec.signature_name = model_name, signature
-        request.inputs[argument].CopyFrom(tf.make_tensor_proto(array[:1]))
+        request.inputs[argument].CopyFrom(tf.make_tensor_proto(array))
     default = predict_pb2.PredictRequest.FromString(next(iter(requests.values())).SerializeToString())
     default.model_spec.signature_name = DEFAULT_SIGNATURE
     with tf.io.TFRecordWriter(str(file)) as writer:
         for request in (*requests.values(), default):
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())
-
-
-def _git_revision() -> str | None:
-    """The revision of this code, with "-dirty" where files have been changed; None where it is no checkout."""
-    place = pathlib.Path(__file__).resolve().parents[2]
-    if not (place / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(place), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

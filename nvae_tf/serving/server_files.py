@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from google.protobuf import text_format
 
 from nvae_tf.config import check, check_choice
-from nvae_tf.errors import first_line, require, start_tensorflow_quietly
+from nvae_tf.errors import require, start_tensorflow_quietly, wrap_read_errors
 from nvae_tf.files import atomic_write
+from nvae_tf.serving.explorer_files import PAGE, write_explorer
 
 # The newest release of which public threads say that its image exists (github.com/tensorflow/serving/issues/4129,
 # August 2026).
@@ -27,6 +28,8 @@ SERVING_IMAGE = "tensorflow/serving:2.20.0"
 _RELEASE, _WRITTEN_BY, _GRAPH_VERSION = "2.20", "2.21", 2288
 _NEWER = {"DecodeJxl": None, "TensorListGetItem": "Tshape"}
 BATCHING_FILE = "batching_parameters.txt"
+# Rows of a batch, unless an export takes fewer. Of exports that do not say what a row takes, it takes so much.
+_MAX_BATCH_SIZE, _BYTES_OF_ROW = 64, 2**20
 AUTOMATIC_LABELS = "auto"
 # Names of models and labels become parts of addresses, `/v1/models/NAME/labels/LABEL`, and of Kubernetes.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -45,12 +48,7 @@ class ServedExports(NamedTuple):
         return tuple(sorted(set(self.labels.values()))) or self.versions[-1:]
 
 
-def write_server_files(
-    models: pathlib.Path,
-    output: pathlib.Path,
-    image: str = SERVING_IMAGE,
-    labels: str = "",
-) -> str:
+def write_server_files(models: pathlib.Path, output: pathlib.Path, image: str = SERVING_IMAGE, labels: str = "") -> str:
     """Writes the files for all exports `models/NAME/VERSION/saved_model.pb` into `output`; returns a text about it.
 
     Files of the same names are replaced, others are left alone. Nothing is written where there are no exports, or one
@@ -70,8 +68,13 @@ def write_server_files(
     folders = [models / model.name / str(version) for model in exports for version in model.served]
     saved = {folder: _saved_model(folder) for folder in folders}
     known = operations_text(saved, tag)
-    without_verdict = [str(folder) for folder, found in saved.items() if not _gives_verdicts(found)]
-    batching = not without_verdict
+    older = {
+        str(folder)
+        for folder, found in saved.items()
+        for name, signature in found.meta_graphs[0].signature_def.items()
+        if "valid" not in signature.outputs and not name.startswith("__")
+    }
+    max_batch_size = min(_MAX_BATCH_SIZE, *(_fact(folder, "most_rows", _MAX_BATCH_SIZE) for folder in folders))
     values = {
         "names": names,
         "image": image,
@@ -80,8 +83,9 @@ def write_server_files(
         "models": json.dumps((path if path.startswith(".") else f"./{path}").replace("$", "$$"), ensure_ascii=False),
         "health_check": json.dumps(["CMD", "bash", "/serving/health_check.sh", *names]),
         "models_config": _models_config(exports),
-        "batching": batching,
-        "memory_mib": _memory_mib(folders),
+        "batching": not older,
+        "max_batch_size": max_batch_size,
+        "memory_mib": _memory_mib(folders, cores * max_batch_size),
     }
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("nvae_tf.serving"), keep_trailing_newline=True, undefined=jinja2.StrictUndefined
@@ -91,19 +95,29 @@ def write_server_files(
         values[key] = templates.get_template(name).render(values)
     files = {"models.config": values["models_config"]}
     files |= {name: templates.get_template(name).render(values) for name in templates.list_templates()}
-    if not batching:
+    if older:
         del files[BATCHING_FILE]
     output.mkdir(parents=True, exist_ok=True)
-    replaced = [name for name in files if (output / name).exists()]
     for name, text in files.items():
         atomic_write(output / name, text)
-    older = (
-        f"Requests are not batched: {', '.join(without_verdict)}: an older export, without the output `valid`, so that"
-    )
-    lines = [] if batching else [f"{older} a row that it refuses would fail its whole batch."]
-    lines += [known, f"Wrote {', '.join(files)} to {output}."]
-    lines += [f"Replaced what was there of {', '.join(replaced)}."] if replaced else []
+    lines = [known, f"Wrote {', '.join(files)} to {output}."]
+    if older:
+        reason = "an older export, without the output `valid`: a row that it refuses would fail its batch"
+        lines.insert(0, f"Requests are not batched: {', '.join(sorted(older))}: {reason}.")
+    lines += _written_explorer(models, exports, output / "explorer")
     return "\n".join([*lines, f"To start the server: cd {output} && docker compose up --detach --wait"])
+
+
+def _written_explorer(models: pathlib.Path, exports: Sequence[ServedExports], output: pathlib.Path) -> list[str]:
+    """Writes the explorer for the exports that are models of this project; gives a line about it if there are some."""
+    newest = {model.name: models / model.name / str(model.served[-1]) for model in exports}
+    explored = {name: folder for name, folder in newest.items() if (folder / "assets.extra/latents.json").is_file()}
+    if not explored:
+        return []
+    write_explorer(output, explored)
+    command = f"python -m http.server -d {output} 8000"
+    address = f"http://localhost:8000/{PAGE}?server=http://localhost:8501"
+    return [f"To explore, with SERVING_CORS=true for the server: {command}, then {address}"]
 
 
 def find_exports(models: pathlib.Path) -> list[ServedExports]:
@@ -170,13 +184,22 @@ def _models_config(exports: Sequence[ServedExports]) -> str:
     return header + text_format.MessageToString(config)
 
 
-def _memory_mib(folders: Sequence[pathlib.Path]) -> int:
-    """A limit to begin with: 2 GiB for the server and its batches, and the exports four times.
+def _fact(folder: pathlib.Path, name: str, otherwise: int) -> int:
+    """A number of an export's `source.json`, which older ones lack."""
+    try:
+        return int(json.loads((folder / "assets.extra" / "source.json").read_text())[name])
+    except (OSError, KeyError, TypeError, ValueError):
+        return otherwise
+
+
+def _memory_mib(folders: Sequence[pathlib.Path], rows: int) -> int:
+    """A limit to begin with: 1 GiB for the server, the exports four times, and so many rows at once.
 
     Weights are in memory as a file and as tensors, and of a model that is replaced both versions are.
     """
     files = (file for folder in folders for file in folder.rglob("*") if file.is_file())
-    return 2048 + 4 * math.ceil(sum(file.stat().st_size for file in files) / 2**20)
+    of_rows = rows * max(_fact(folder, "bytes_of_row", _BYTES_OF_ROW) for folder in folders)
+    return 1024 + math.ceil((4 * sum(file.stat().st_size for file in files) + of_rows) / 2**20)
 
 
 def _saved_model(folder: pathlib.Path) -> Any:
@@ -184,25 +207,18 @@ def _saved_model(folder: pathlib.Path) -> Any:
     start_tensorflow_quietly()
     from tensorflow.core.protobuf import saved_model_pb2
 
-    try:
+    with wrap_read_errors(f"{folder}: a damaged export (", "); copy it anew"):
         saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-    except Exception as error:  # protobuf has several kinds
-        raise ValueError(f"{folder}: a damaged export ({first_line(error)}); copy it anew") from None
-    check(bool(saved.meta_graphs), f"{folder}: a damaged export (it is empty); copy it anew")
+        check(bool(saved.meta_graphs), "it is empty")
     return saved
-
-
-def _gives_verdicts(saved: Any) -> bool:
-    """Whether every signature says of each row whether it is right."""
-    definitions = saved.meta_graphs[0].signature_def
-    return all("valid" in spec.outputs for name, spec in definitions.items() if not name.startswith("__"))
 
 
 def operations_text(exports: Mapping[pathlib.Path, Any], tag: str) -> str:
     """What is known of the exports' operations in the release with this tag; ValueError where it lacks some."""
     release = ".".join(tag.split("-")[0].split(".")[:2])
     if release not in (_RELEASE, _WRITTEN_BY):
-        return f"It is not known here whether TensorFlow {tag.split('-')[0]} has all operations of the exports."
+        which = f"TensorFlow {tag.split('-')[0]}" if tag else "the image's TensorFlow"
+        return f"It is not known here whether {which} has all operations of the exports."
     for folder, saved in exports.items() if release == _RELEASE else ():
         for graph in (meta_graph.graph_def for meta_graph in saved.meta_graphs):
             wanted, which = graph.versions.min_consumer, f"{folder}: TensorFlow {release}"
@@ -210,4 +226,5 @@ def operations_text(exports: Mapping[pathlib.Path, Any], tag: str) -> str:
             nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
             lacking = {node.op for node in nodes if node.op in _NEWER and _NEWER[node.op] in (None, *node.attr)}
             check(not lacking, f"{folder}: has operations that TensorFlow {release} has not: {', '.join(lacking)}")
-    return f"TensorFlow {release} has all operations of the exports."
+    reason = "" if release == _RELEASE else ": it has written them"
+    return f"TensorFlow {release} has all operations of the exports{reason}."

@@ -7,7 +7,7 @@ the seed `s + i * 2**32` gives a row the draws of image i in `model.generate(cou
 seed=s)` and so on. Plain `s` gives those of image 0.
 
 Two networks are traced, and every signature calls one of them: the top-down pass of `compose`, and the inference pass
-of `encode`. A new signature is a method, its inputs in `_INPUTS`, and what is wrong with a new input in `_checked`.
+of `encode`. A new signature is a method, its inputs in `_INPUTS`, and what is wrong with a new input in `_validated`.
 
 A wrong row fails no other one, because TensorFlow Serving's batching gives one status to all requests of a batch: its
 `valid` is false, its numbers are NaN, its pixels 0 and its files empty. A request without one right row is refused as
@@ -28,17 +28,11 @@ from nvae_tf.config import ModelConfig
 from nvae_tf.data.pipeline import intensity_table
 from nvae_tf.layers import ForwardPass
 from nvae_tf.models import NVAE
-from nvae_tf.models.latents import (
-    GroupLayers,
-    GuidedSource,
-    LatentSample,
-    LatentSource,
-    PriorSource,
-    noise_per_image,
-)
+from nvae_tf.models.latents import GroupLayers, GuidedSource, LatentSample, LatentSource, PriorSource, noise_per_image
 from nvae_tf.models.nvae import Decoded
 from nvae_tf.models.outlier_scores import OutlierCalibration, OutlierParts, kl_map, outlier_scores
 from nvae_tf.models.reweighted_prior import Resampled, ResampledSource, ReweightedPrior
+from nvae_tf.serving.outputs import PNG_SUFFIX
 
 Tensors = dict[str, tf.Tensor]
 # Each has the inputs of `_OPTIONAL` too that the model has.
@@ -52,15 +46,11 @@ _INPUTS = {
     "compose": ("latent", "keep", "seed", "temperature"),
     "outlier_score": ("image",),
 }
-# By which signatures take them. Ones of `guidance` and `proposals` change nothing.
+# Inputs of some models alone, and which signatures take them. A `guidance` or `proposals` of 1 changes nothing.
 _OPTIONAL = {"label": tuple(_INPUTS), "guidance": ("compose",), "proposals": ("sample", "compose")}
 _WHOLE = "num_groups", "keep", "label", "proposals"
 _DTYPES = {"image_bytes": tf.string, "seed": tf.int64} | dict.fromkeys(_WHOLE, tf.int32)
-# The same with images as the bytes of PNG files in place of tensors.
-_SUFFIX = "_png"
-SIGNATURES = (*_INPUTS, *(f"{name}{_SUFFIX}" for name in _INPUTS))
-# The one that servers run for a request that names none.
-DEFAULT_SIGNATURE = "serving_default"
+SIGNATURES = (*_INPUTS, *(f"{name}{PNG_SUFFIX}" for name in _INPUTS))
 _MOST_PNG_CHANNELS = 4
 # How a PNG file begins, up to its width and height; its end; and of its header the length and one type of color.
 _PNG_BEGINNING, _PNG_END = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -119,7 +109,7 @@ class ComposedSource:
     latent: tf.Tensor  # [batch, height, width, latent channels], after the flows
     keep: tf.Tensor  # [batch, 1, 1, 1], which rows' latents are taken
     prior: LatentSource
-    reweighted: LatentSource | None  # of the top groups of a model that has it
+    reweighted: Callable[[], LatentSource] | None  # makes the draws, of the top groups of a model that has it
     is_reweighted: tf.Tensor | None  # [batch, 1, 1, 1], which rows are drawn by it
     above: list[Resampled]  # of the sources of a pass: the latents of the groups above
 
@@ -128,15 +118,15 @@ class ComposedSource:
         drawn = self.prior.draw(layers, state)
         z = drawn.z
         if self.reweighted is not None:
-            reweighted = self.reweighted
-            if isinstance(reweighted, ResampledSource):
-                reweighted = dataclasses.replace(reweighted, drawn=list(self.above))
+
+            def reweighted() -> tf.Tensor:
+                source = self.reweighted()
+                if isinstance(source, ResampledSource):
+                    source = dataclasses.replace(source, drawn=list(self.above))
+                return tf.where(self.is_reweighted, source.draw(layers, state).z, drawn.z)
+
             # Proposals take longer than all else of a small model.
-            z = tf.cond(
-                tf.reduce_any(self.is_reweighted),
-                lambda: tf.where(self.is_reweighted, reweighted.draw(layers, state).z, z),
-                lambda: drawn.z,
-            )
+            z = tf.cond(tf.reduce_any(self.is_reweighted), reweighted, lambda: drawn.z)
         z = tf.where(self.keep, self.latent, z)
         self.above.append(Resampled(z, tf.ones([])))
         return LatentSample(z, z, drawn.prior)
@@ -191,8 +181,8 @@ class Signatures(FlatLatentModel):
 
     def input_specs(self, name: str) -> list[tf.TensorSpec]:
         """The inputs of the signature called `name`, in the order of its arguments."""
-        base = name.removesuffix(_SUFFIX)
-        image = "image_bytes" if name.endswith(_SUFFIX) else "image"
+        base = name.removesuffix(PNG_SUFFIX)
+        image = "image_bytes" if name.endswith(PNG_SUFFIX) else "image"
         of_groups = {"temperature": (len(self._sizes),)} if base == "compose" else {}
         names = [image if key == "image" else key for key in _INPUTS[base]]
         names += [key for key, takers in _OPTIONAL.items() if self._has[key] and base in takers]
@@ -200,12 +190,12 @@ class Signatures(FlatLatentModel):
 
     def function(self, name: str) -> Callable[..., Tensors]:
         """The signature called `name`, from its inputs to its named outputs."""
-        signature, specs = getattr(self, name.removesuffix(_SUFFIX)), self.input_specs(name)
+        signature, specs = getattr(self, name.removesuffix(PNG_SUFFIX)), self.input_specs(name)
 
         def function(*values: tf.Tensor) -> Tensors:
-            inputs = self._tied({spec.name: value for spec, value in zip(specs, values, strict=True)})
-            inputs, reason = self._checked(name, inputs)
-            return _judged(signature(**inputs), reason, name.endswith(_SUFFIX))
+            inputs = self._with_row_count_checks({spec.name: value for spec, value in zip(specs, values, strict=True)})
+            inputs, reasons = self._validated(name, inputs)
+            return _with_verdicts(signature(**inputs), reasons, name.endswith(PNG_SUFFIX))
 
         return function
 
@@ -286,6 +276,9 @@ class Signatures(FlatLatentModel):
     def outlier_score(self, image: tf.Tensor, **label: tf.Tensor) -> Tensors:
         """How unlike the training images an image looks, from one pass at the posterior's means: `NVAE.outlier_score`.
 
+        With label -1 the image has no class. `NVAE.outlier_score` and the calibration then take the likeliest one: that
+        whose `score` is lowest, to be given as the label.
+
         Returns:
           `kl_sum` `[batch]`: the score, in nats; `kl` `[batch, groups]`: its parts, top group first; `kl_map`
           `[batch, H, W]`: where in the image those of the largest scale are; `nelbo` `[batch]`, for comparison. Of a
@@ -305,7 +298,7 @@ class Signatures(FlatLatentModel):
         """Images of which some groups are given and the others drawn from the prior, given the groups above.
 
         Args:
-          latent: `[batch, total]`; the values of groups that are drawn are not used.
+          latent: `[batch, total]`; of groups that are drawn any finite values.
           keep: int32 `[batch, groups]`, 1 where the group's latent is taken, 0 where it is drawn.
           seed: `[batch]`, of the groups that are drawn: a group's draws are the same whichever others are taken.
           temperature: `[batch, groups]`, above 0, of their priors.
@@ -327,48 +320,53 @@ class Signatures(FlatLatentModel):
         return self._infer(noise_scale, image, seed, *([] if label is None else [label]))
 
     def _composed(self, latent, keep, seed, temperature, *optional) -> tuple[tf.Tensor, tf.Tensor]:
-        """The top-down pass: mean images and latents."""
+        """The top-down pass: mean images and latents; another one where some rows are guided."""
         given = dict(zip((spec.name for spec in self.input_specs("compose")[4:]), optional, strict=True))
         temperatures, keeps = (
             [_over_pixels(x) for x in tf.unstack(value, axis=1)] for value in (temperature, keep > 0)
         )
         label, guidance = given.get("label"), given.get("guidance")
-        groups = list(zip(self._groups(latent), noise_per_image(self.latent_shapes, _words(seed)), strict=True))
-        of_groups = list(zip(groups, temperatures, keeps, strict=True))
+        noise = noise_per_image(self.latent_shapes, _words(seed))
+        of_groups = list(zip(self._groups(latent), noise, temperatures, keeps, strict=True))
+        above = []
+        is_reweighted = _over_pixels(given["proposals"] > 1) if self._reweighted else None
 
-        def plain() -> tuple[tf.Tensor, tf.Tensor]:
-            above, reweighted, is_reweighted = [], [], None
-            if self._reweighted:
-                is_reweighted = _over_pixels(given["proposals"] > 1)
-                reweighted = self._reweighted.sources(_words(seed), temperatures, self.model.plan, label)
-            reweighted += [None] * (len(self._sizes) - len(reweighted))
-            sources = [
-                ComposedSource(group, keep, PriorSource(noise, temperature), other, is_reweighted, above)
-                for ((group, noise), temperature, keep), other in zip(of_groups, reweighted, strict=True)
-            ]
-            decoded = self._decoded(sources, latent, label)
-            return decoded.likelihood.mean(), self._flat(decoded)
+        def reweighted(group: int) -> Callable[[], LatentSource] | None:
+            if not self._reweighted or group >= len(self._reweighted.ratios):
+                return None
+            return lambda: self._reweighted.sources(_words(seed), temperatures, self.model.plan, label)[group]
+
+        sources = [
+            ComposedSource(group, keep, PriorSource(noise, temperature), reweighted(number), is_reweighted, above)
+            for number, (group, noise, temperature, keep) in enumerate(of_groups)
+        ]
+        decoded = self._decoded(sources, latent, label)
+        found = decoded.likelihood.mean(), self._flat(decoded)
+        if guidance is None:
+            return found
 
         def guided() -> tuple[tf.Tensor, tf.Tensor]:
             above, of_row = [], _over_pixels(guidance)
             sources = [
                 ComposedSource(_twice(group), _twice(keep), GuidedSource(noise, temperature, of_row), None, None, above)
-                for (group, noise), temperature, keep in of_groups
+                for group, noise, temperature, keep in of_groups
             ]
             rows, both = tf.shape(latent)[0], self._pass(tf.concat([label, -tf.ones_like(label)], axis=0))
             decoded = self.model.top_down_pass(sources, 2 * rows, both, kept=rows)
-            return decoded.likelihood.mean(), self._flat(decoded)[:rows]
+            images, latents = decoded.likelihood.mean(), self._flat(decoded)[:rows]
+            is_guided = guidance != 1.0
+            return tf.where(_over_pixels(is_guided), images, found[0]), tf.where(is_guided[:, None], latents, found[1])
 
-        return plain() if guidance is None else tf.cond(tf.reduce_any(guidance != 1.0), guided, plain)
+        return tf.cond(tf.reduce_any(guidance != 1.0), guided, lambda: found)
 
     def _inferred(self, noise_scale, image, seed, label=None) -> Tensors:
         """The inference pass: latents, the parts of the bound, where the KL is, and mean images."""
         noise = [_over_pixels(noise_scale) * eps for eps in noise_per_image(self.latent_shapes, _words(seed))]
         decoded = self.model.inference_pass(image, noise, self._pass(label))
-        of_pass = {"latent": self._flat(decoded), "image": decoded.likelihood.mean()}
-        return of_pass | decoded.elbo(image)._asdict() | {"kl_map": kl_map(self.model, decoded.latents)}
+        found = {"latent": self._flat(decoded), "image": decoded.likelihood.mean()} | decoded.elbo(image)._asdict()
+        return found | {"kl_map": kl_map(self.model, decoded.latents)}
 
-    def _tied(self, inputs: Tensors) -> Tensors:
+    def _with_row_count_checks(self, inputs: Tensors) -> Tensors:
         """The inputs, tied to checks of their numbers of rows by control dependencies, which no pruning can drop."""
         (first, value), *others = inputs.items()
         rows, most = tf.shape(value)[0], self._most_rows
@@ -381,7 +379,7 @@ class Signatures(FlatLatentModel):
         with tf.control_dependencies(checks):
             return {name: tf.identity(value) for name, value in inputs.items()}
 
-    def _checked(self, name: str, inputs: Tensors) -> tuple[Tensors, tf.Tensor]:
+    def _validated(self, name: str, inputs: Tensors) -> tuple[Tensors, tf.Tensor]:
         """The inputs, those of wrong rows replaced, and what is wrong with each row `[batch]`, nothing for nothing."""
         config, groups = self.model.config, len(self._sizes)
         rules = {
@@ -396,34 +394,35 @@ class Signatures(FlatLatentModel):
         }
         if config.num_bits == 1 and name in ("score", "outlier_score"):
             rules["image"] = (lambda x: (x == 0.0) | (x == 1.0), "must be 0 or 1, as in the model's data of 1 bit")
-        reason, checked = tf.fill(tf.shape(next(iter(inputs.values())))[:1], ""), {}
+        reasons, checked = tf.fill(tf.shape(next(iter(inputs.values())))[:1], ""), {}
         for key, value in inputs.items():
             if key == "image_bytes":
                 key, (value, is_right) = "image", images_from_bytes(value, config)
                 size = f"height {config.image_height} and width {config.image_width}"
-                reason = _reason(reason, is_right, f"image_bytes: must be whole PNG files of {size}")
+                reasons = _first_reasons(reasons, is_right, f"image_bytes: must be whole PNG files of {size}")
             elif key in rules:
                 is_right, rule = rules[key]
                 right = tf.reduce_all(is_right(value), axis=list(range(1, len(value.shape))), keepdims=True)
-                reason = _reason(reason, tf.reshape(right, [-1]), f"{key}: values {rule}")
+                reasons = _first_reasons(reasons, tf.reshape(right, [-1]), f"{key}: values {rule}")
                 value = tf.where(right, value, tf.ones_like(value))
             checked[key] = value
         if "guidance" in inputs:
             guided = tf.not_equal(inputs["guidance"], 1.0)
-            reason = _reason(reason, ~guided | (inputs["label"] >= 0), "guidance: it is toward a class; give a label")
+            text = "guidance: it is toward a class; give a label"
+            reasons = _first_reasons(reasons, ~guided | (inputs["label"] >= 0), text)
             if "proposals" in inputs:
                 text = "proposals: the reweighted prior goes with no guidance"
-                reason = _reason(reason, ~guided | (inputs["proposals"] <= 1), text)
-        return checked, reason
+                reasons = _first_reasons(reasons, ~guided | (inputs["proposals"] <= 1), text)
+        return checked, reasons
 
 
-def _judged(outputs: Tensors, reason: tf.Tensor, as_files: bool) -> Tensors:
+def _with_verdicts(outputs: Tensors, reasons: tf.Tensor, as_files: bool) -> Tensors:
     """The outputs, blank for wrong rows, with `valid`, and pixels or files of `image`."""
     for value in outputs.values():
         finite = tf.reduce_all(tf.math.is_finite(value), axis=list(range(1, len(value.shape))))
-        reason = _reason(reason, finite, "the result is not finite; a temperature or a latent is too large")
-    valid = tf.equal(reason, "")
-    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_any(valid), [reason[0]])]):
+        reasons = _first_reasons(reasons, finite, "the result is not finite; a temperature or a latent is too large")
+    valid = tf.equal(reasons, "")
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_any(valid), [reasons[0]])]):
         valid = tf.identity(valid)
 
     def of_right_rows(value: tf.Tensor, blank: float) -> tf.Tensor:
@@ -440,9 +439,9 @@ def _judged(outputs: Tensors, reason: tf.Tensor, as_files: bool) -> Tensors:
     return given | {"valid": valid}
 
 
-def _reason(reason: tf.Tensor, is_right: tf.Tensor, otherwise: str) -> tf.Tensor:
+def _first_reasons(reasons: tf.Tensor, is_right: tf.Tensor, otherwise: str) -> tf.Tensor:
     """What is wrong with each row: what is known already, or another text where the row is not right."""
-    return tf.where(is_right | tf.not_equal(reason, ""), reason, otherwise)
+    return tf.where(is_right | tf.not_equal(reasons, ""), reasons, otherwise)
 
 
 def _is_in(smallest: float, largest: float) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.config import ExperimentConfig, check, config_to_dict
-from nvae_tf.data.pipeline import evaluation_batches, images_alone, iterate
+from nvae_tf.data.pipeline import chosen_images
 from nvae_tf.data.sources import load_split
+from nvae_tf.errors import first_line, require, standard_error_into, wrap_read_errors
 from nvae_tf.files import atomic_file, beside_package
 from nvae_tf.layers import FoldedPass, folded_weights
+from nvae_tf.layers.cpu_kernels import plain_operations
 from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import GivenSource, PriorSource
@@ -25,10 +28,16 @@ from nvae_tf.models.nvae import Decoded
 from nvae_tf.progress import Report
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_output_is_free, check_quantization, report_file
 from nvae_tf.serving.signatures import FlatLatentModel
-from nvae_tf.serving.tflite_conversion import convert, rewrite_for_builtins, with_metadata
 from nvae_tf.serving.verification import diverged, run_alone
 from nvae_tf.training.loading import spec_to_read
 
+flatbuffers = require("flatbuffers", "tflite")
+schema = require("ai_edge_litert.schema_py_generated", "tflite")
+
+METADATA_NAME = "nvae_tf"
+_FILE_IDENTIFIER = b"TFL3"
+# Most of the converter's error messages is the whole graph.
+_REASON_LENGTH = 500
 # A device computes one image at a time. An open batch costs 8 % more time and the delegates that require fixed shapes,
 # and a batch of 8 took as long per image as a batch of 1.
 DEVICE_BATCH = 1
@@ -39,7 +48,6 @@ TEST_INPUTS = 64
 # Largest difference that rounding may cause in float32, relative to the largest number of the output.
 TOLERANCE = 1e-4
 _REPRESENTATIVE_SEED, _TEST_SEED = 1, 2
-_BETTER = {"int8": "dynamic", "dynamic": "float16", "float16": "none"}
 # Images computed at once, which bounds the memory.
 _BATCH = 16
 # The usual range of sampling temperatures; 1 is the model's own distribution.
@@ -74,9 +82,9 @@ class DeviceSignatures(FlatLatentModel):
     def write(self, name: str, folder: pathlib.Path) -> None:
         """Writes the signature called `name` as a new SavedModel that can be converted to builtin operations."""
         archive = keras.export.ExportArchive()
-        archive.add_endpoint(name, getattr(self, name), self.input_specs(name))
-        archive.write_out(str(folder), verbose=False)
-        rewrite_for_builtins(folder)
+        with plain_operations():
+            archive.add_endpoint(name, getattr(self, name), self.input_specs(name))
+            archive.write_out(str(folder), verbose=False)
 
     def decode(self, latent: tf.Tensor, label: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Decodes latents to `image`, the likelihood's mean."""
@@ -127,8 +135,6 @@ class Comparison:
     test_inputs: int
     largest_error: float
     relative_largest_error: float  # over the largest number of the model's output
-    mean_error: float
-    relative_error: float  # root mean square of the differences over that of the model's outputs
     psnr_db: float
     worst_psnr_db: float  # of the image that differs most
 
@@ -137,8 +143,7 @@ class Comparison:
         return (
             f"  size      {self.size_bytes:,} bytes\n"
             f"  latency   {self.latency_ms:.2f} ms an image (median of {self.test_inputs}, {_THREADS} thread)\n"
-            f"  error     largest {self.largest_error:.2g}, mean {self.mean_error:.2g}, "
-            f"relative {self.relative_error:.2g}\n"
+            f"  error     largest {self.largest_error:.2g}, {self.relative_largest_error:.1g} of the largest value\n"
             f"  images    PSNR {self.psnr_db:.1f} dB, that of the worst {self.worst_psnr_db:.1f} dB"
         )
 
@@ -157,8 +162,8 @@ def export_tflite(
     """Writes `output`, a .tflite file of builtin operations, and beside it its measurements, `output`.json.
 
     Weight normalization and batch norm are folded into the kernels; the file is compared with the model as it is
-    trained. Its metadata (`nvae_tf.serving.tflite_conversion.read_metadata`) have the model's settings, the layout of
-    a flat latent, where the weights come from and how they are stored.
+    trained. Its metadata (`read_metadata`) have the model's settings, the layout of a flat latent, where the weights
+    come from and how they are stored.
 
     Args:
       model: the model, with its weights.
@@ -227,11 +232,10 @@ def run_images(config: ExperimentConfig | None, data_path: str | None = None) ->
 
     def images(split: str, count: int) -> np.ndarray:
         check(config is not None, "the export was made of a model, not of a run, and names no images; give --workdir")
-        spec = images_alone(spec_to_read(config, data_path))
+        spec = spec_to_read(config, data_path)
         source = load_split(spec, split)
-        numbers = np.unique(np.linspace(0, source.count - 1, min(count, source.count)).astype(np.int64))
-        batches = evaluation_batches(source, spec, 1, seed=0, numbers=numbers)
-        return np.concatenate([image.numpy() for image in iterate(batches, source)])
+        numbers = np.unique(np.linspace(0, source.count - 1, min(count, source.count)).astype(int)).tolist()
+        return chosen_images(source, spec, split, numbers)[0]
 
     return images
 
@@ -276,60 +280,104 @@ def compare(content: bytes, signatures: DeviceSignatures, name: str, inputs: Arr
     """
     output = "latent" if name == "encode" else "image"
     expected = _in_batches(getattr(signatures, name), inputs)
-    found, seconds = _device_outputs(content, name, output, inputs)
-    if not np.isfinite(expected).all():
-        raise ValueError(diverged(name))
-    if not np.isfinite(found).all():
-        raise ValueError(f"the .tflite model's {output} (signature {name}) is not finite: try another --quantize")
-    difference, images = found - expected, (found, expected)
+    cause = "where an activation is 0 for all training images that ranges are taken from: take --quantize=dynamic"
+    advice = f"). Nothing was written. With --quantize=int8 that happens {cause}"
+    with tempfile.TemporaryDirectory() as folder:
+        model = pathlib.Path(folder, "model.tflite")
+        model.write_bytes(content)
+        with wrap_read_errors(f"TFLite's interpreter can't run the converted model (signature {name}; ", advice):
+            results = run_alone(_RUN, "main", [model, name, output], inputs, [_THREADS])
+    found = results["output"]
+    check(np.isfinite(expected).all(), diverged(name))
+    wrong = f"the .tflite model's {output} (signature {name}) is not finite: try another --quantize"
+    check(np.isfinite(found).all(), wrong)
+    largest, images = float(np.abs(found - expected).max()), (found, expected)
     if name == "encode":
         label = {key: array for key, array in inputs.items() if key == "label"}
         images = [_in_batches(signatures.decode, {"latent": z} | label) for z in images]
     squares = np.square(images[0] - images[1]).mean(axis=(1, 2, 3))
-
-    def psnr(square: float) -> float:
-        return float(-10.0 * np.log10(max(square, _SMALLEST_SQUARE)))
-
+    psnr, worst = (-10.0 * np.log10(np.maximum([squares.mean(), squares.max()], _SMALLEST_SQUARE))).tolist()
     return Comparison(
         size_bytes=len(content),
-        latency_ms=1e3 * float(np.median(seconds)),
+        latency_ms=1e3 * float(np.median(results["seconds"])),
         test_inputs=len(found),
-        largest_error=float(np.abs(difference).max()),
-        relative_largest_error=float(np.abs(difference).max() / np.abs(expected).max()),
-        mean_error=float(np.abs(difference).mean()),
-        relative_error=float(np.sqrt(np.square(difference).mean() / np.square(expected).mean())),
-        psnr_db=psnr(squares.mean()),
-        worst_psnr_db=psnr(squares.max()),
+        largest_error=largest,
+        relative_largest_error=largest / float(np.abs(expected).max()),
+        psnr_db=psnr,
+        worst_psnr_db=worst,
     )
 
 
-def _device_outputs(content: bytes, name: str, output: str, inputs: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """An output `[count, ...]` and the seconds that each row took."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = pathlib.Path(folder, "model.tflite")
-        model.write_bytes(content)
-        try:
-            results = run_alone(_RUN, "main", [model, name, output], inputs, [_THREADS])
-        except ValueError as error:
-            raise ValueError(
-                f"TFLite's interpreter can't run the converted model (signature {name}; {error}). Nothing was written. "
-                "With --quantize=int8 that happens where an activation is 0 for all training images that ranges are "
-                "taken from: take --quantize=dynamic"
-            ) from None
-    return results["output"], results["seconds"]
-
-
 def _check(comparison: Comparison, name: str, quantize: str, smallest_psnr: float) -> None:
-    if quantize == "none" and comparison.relative_largest_error > TOLERANCE:
-        raise ValueError(
-            f"--signature={name}: the .tflite model does not give the model's numbers: the largest error is "
-            f"{comparison.relative_largest_error:.1e} of the largest value, {TOLERANCE:.0e} is allowed. Nothing was "
-            "written"
-        )
-    if quantize != "none" and comparison.worst_psnr_db < smallest_psnr:
-        raise ValueError(
-            f"--quantize={quantize} ruins images of --signature={name}: the PSNR of the worst one is "
-            f"{comparison.worst_psnr_db:.1f} dB ({comparison.psnr_db:.1f} dB of all; largest error "
-            f"{comparison.largest_error:.2g}), at least {smallest_psnr:g} dB are required. Nothing was written; take "
-            f"--quantize={_BETTER[quantize]}, or a lower --smallest_psnr"
-        )
+    error, modes = comparison.relative_largest_error, list(MODES)  # from the best to the smallest
+    check(
+        quantize != "none" or error <= TOLERANCE,
+        f"--signature={name}: the .tflite model does not give the model's numbers: the largest error is {error:.1e} of "
+        f"the largest value, {TOLERANCE:.0e} is allowed. Nothing was written",
+    )
+    check(
+        quantize == "none" or comparison.worst_psnr_db >= smallest_psnr,
+        f"--quantize={quantize} ruins images of --signature={name}: the PSNR of the worst one is "
+        f"{comparison.worst_psnr_db:.1f} dB ({comparison.psnr_db:.1f} dB of all), at least {smallest_psnr:g} dB are "
+        f"required. Nothing was written; take --quantize={modes[modes.index(quantize) - 1]}, or lower --smallest_psnr",
+    )
+
+
+def convert(folder: pathlib.Path, name: str, quantize: str, representative: dict[str, np.ndarray] | None) -> bytes:
+    """Converts a signature of a SavedModel of `DeviceSignatures.write` to a .tflite model of builtins alone.
+
+    Int8 needs representative inputs of the signature, by name, each `[count, ...]`.
+
+    Raises:
+      ValueError: the converter can't do it with builtins.
+    """
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=[name])
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if quantize != "none":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantize == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantize == "int8":
+        # Inputs and outputs stay float32: that is the converter's default.
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        count = len(next(iter(representative.values())))
+        rows = [{key: array[index : index + 1] for key, array in representative.items()} for index in range(count)]
+        converter.representative_dataset = lambda: ((name, row) for row in rows)
+    try:
+        # On a failure the converter writes the whole graph.
+        with standard_error_into([]), warnings.catch_warnings():
+            # The converter itself takes the ranges of int8 with the old interpreter.
+            warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
+            return converter.convert()
+    # The converter has errors of its own, and while it takes the ranges of int8 it raises plain RuntimeErrors.
+    except Exception as error:
+        reason = first_line(error)[:_REASON_LENGTH]
+        raise ValueError(f"--signature={name} --quantize={quantize}: TFLite can't convert it: {reason}") from error
+
+
+def with_metadata(content: bytes, metadata: dict[str, Any]) -> bytes:
+    """Adds metadata, which JSON can hold, to a .tflite model without them."""
+    model = schema.ModelT.InitFromPackedBuf(content)
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = METADATA_NAME, len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(model.metadata or []), entry]
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), file_identifier=_FILE_IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads the metadata of an exported .tflite file; raises ValueError for a file of another kind."""
+    content = pathlib.Path(path).read_bytes()
+    # For a truncated file the flatbuffers package raises errors of many kinds.
+    with wrap_read_errors(f"{path}: not a .tflite file, or damaged (", ")"):
+        check(content[4:8] == _FILE_IDENTIFIER, "no such content")
+        model = schema.Model.GetRootAs(content)
+        entries = [model.Metadata(index) for index in range(model.MetadataLength())]
+        buffers = [entry.Buffer() for entry in entries if entry.Name() == METADATA_NAME.encode()]
+        texts = [model.Buffers(buffer).DataAsNumpy().tobytes() for buffer in buffers]
+    check(bool(texts), f"{path}: has no metadata called {METADATA_NAME!r}; nvae-export-tflite has not written it")
+    return json.loads(texts[0])

@@ -3,7 +3,6 @@
 Inputs and outputs of the model are recorded when the export is made, so that it can be checked wherever it is copied.
 """
 
-import io
 import os
 import pathlib
 import subprocess
@@ -14,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from nvae_tf.config import check
+from nvae_tf.errors import wrap_read_errors
 from nvae_tf.files import beside_package, read_arrays, write_arrays
-from nvae_tf.serving.outputs import check_is_export
+from nvae_tf.serving.client import pixels_of_files
+from nvae_tf.serving.outputs import PNG_SUFFIX, check_is_export
 from nvae_tf.serving.signatures import Signatures
 
 # Largest difference that rounding may cause, relative to the largest number of the tensor.
@@ -58,15 +58,12 @@ class Record(NamedTuple):
         check_is_export(folder)
         if not (folder / RECORD).is_file():
             raise FileNotFoundError(f"{folder / RECORD}: missing, so there is nothing to compare the export with")
-        try:
-            arrays = read_arrays(folder / RECORD)
-        except ValueError as error:
-            raise ValueError(f"{folder / RECORD}: damaged ({error}); copy the export anew") from error
-        sides = [
-            {name.removeprefix(side): array for name, array in arrays.items() if name.startswith(side)}
-            for side in ("inputs/", "outputs/")
-        ]
-        return cls(*sides)
+        with wrap_read_errors(f"{folder / RECORD}: damaged (", "); copy the export anew"):
+            sides: dict[str, Arrays] = {"inputs": {}, "outputs": {}}
+            for key, array in read_arrays(folder / RECORD).items():
+                side, _, name = key.partition("/")
+                sides[side][name] = array
+        return cls(**sides)
 
 
 def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
@@ -87,7 +84,7 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
     used, outputs = {}, {}
     for signature in signatures.names:
         names = [spec.name for spec in signatures.input_specs(signature)]
-        base = signature.removesuffix("_png")
+        base = signature.removesuffix(PNG_SUFFIX)
         given = inputs or {f"{signature}/{name}": values.get(f"{base}/{name}", values.get(name)) for name in names}
         arguments = {name: given[f"{signature}/{name}"] for name in names}
         try:
@@ -114,10 +111,8 @@ def recorded(signatures: Signatures, inputs: Arrays | None = None) -> Record:
 
 def diverged(signature: str) -> str:
     """The message about a model whose output is not finite."""
-    return (
-        f"the model's signature {signature} gives numbers that are not finite: its weights have diverged; export an "
-        "earlier checkpoint"
-    )
+    reason = "gives numbers that are not finite: its weights have diverged"
+    return f"the model's signature {signature} {reason}; export an earlier checkpoint"
 
 
 def verified(folder: pathlib.Path, record: Record | None = None) -> dict[str, float]:
@@ -131,10 +126,8 @@ def verified(folder: pathlib.Path, record: Record | None = None) -> dict[str, fl
       ValueError: a number differs by more than `TOLERANCE`, or the export can't be run.
     """
     record = record or Record.read(folder)
-    try:
+    with wrap_read_errors("the export can't be run in a clean process (", ")"):
         found = run_alone(_SCRIPT, "replay", [folder.resolve()], record.inputs)
-    except ValueError as error:
-        raise ValueError(f"the export can't be run in a clean process ({error})") from None
     differences = all_differences(found, record)
     worst = max(differences, key=differences.get)
     check(
@@ -160,10 +153,8 @@ def run_alone(
         np.savez(given, **inputs)
         # -I: neither the working directory nor PYTHONPATH can bring the package in.
         command = [sys.executable, "-I", "-c", _ALONE, *map(str, [script, function, *before, given, made, *after])]
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
-        process = subprocess.run(
-            command, cwd=elsewhere, env=environment, capture_output=True, text=True, errors="replace"
-        )
+        options = {"cwd": elsewhere, "env": os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}, "errors": "replace"}
+        process = subprocess.run(command, capture_output=True, text=True, **options)
         if process.returncode:
             # The last line of a traceback has the reason.
             reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
@@ -173,8 +164,9 @@ def run_alone(
 
 
 def all_differences(found: Arrays, record: Record) -> dict[str, float]:
-    """The `difference` of every output of a record."""
-    return {name: difference(found.get(name), array) for name, array in record.outputs.items()}
+    """The `difference` of every output of a record, but of p-values: they are ranks, which rounding may move."""
+    outputs = {name: array for name, array in record.outputs.items() if not name.endswith("p_value")}
+    return {name: difference(found.get(name), array) for name, array in outputs.items()}
 
 
 def difference(found: np.ndarray | None, expected: np.ndarray) -> float:
@@ -183,15 +175,11 @@ def difference(found: np.ndarray | None, expected: np.ndarray) -> float:
     For images of 8 bits or in PNG files it is 0 where no value is more than one level off: rounding may do that.
     """
     if expected.dtype.kind == "S":
-        found = None if found is None else _pixels(found)
-        expected = _pixels(expected)
+        found = None if found is None else pixels_of_files(found)
+        expected = pixels_of_files(expected)
     if found is None or found.shape != expected.shape or not np.isfinite(found).all():
         return np.inf
     apart = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
     if expected.dtype == np.uint8:
         return 0.0 if apart <= 1.0 else float(apart / 255.0)
     return float(apart / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
-
-
-def _pixels(files: np.ndarray) -> np.ndarray:
-    return np.stack([np.asarray(Image.open(io.BytesIO(bytes(file)))) for file in files])

@@ -64,8 +64,8 @@ class StopRequest:
         if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number
-        # The terminal may be gone: closing it sends SIGHUP.
-        with contextlib.suppress(OSError):
+        # The terminal may be gone: closing it sends SIGHUP. Or the signal came while a line is written.
+        with contextlib.suppress(OSError, RuntimeError):
             print("\nStopping soon, with a checkpoint ...", flush=True)
 
 

@@ -14,7 +14,7 @@ from nvae_tf.models import NVAE
 from nvae_tf.published.names import named_weights
 from nvae_tf.published.torch_file import from_torch_checkpoint
 from nvae_tf.training.checkpoints import best_instead, find_best, folder_of_best, newest_whole, restore_weights, step_of
-from nvae_tf.training.prior import read_prior
+from nvae_tf.training.companions import read_calibration, read_prior
 from nvae_tf.training.run_folder import RunFolder, read_run_config
 from nvae_tf.training.sharing import find_run_folder
 
@@ -42,7 +42,7 @@ class TrainedRun(NamedTuple):
 def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
     """The model of a run folder, with the weights of one of its checkpoints, or their exponential moving averages where
     the run keeps them (`optimizer.ema_momentum`). Instead of a damaged latest one the newest whole one is taken, with a
-    warning. The reweighted prior that nvae-prior has learned comes with the checkpoint that it was learned for.
+    warning. What nvae-prior and nvae-calibrate have made comes with the weights that it was made for.
 
     Example:
       >>> model = nvae_tf.load("digits")
@@ -64,16 +64,13 @@ def load(path: str | os.PathLike, checkpoint: str = "latest") -> NVAE:
 
 def load_run(path: str | os.PathLike, checkpoint: str = "latest") -> TrainedRun:
     """The model as `load` gives it, with its settings and its step; raises what `load` raises."""
-    # Not at the top: it reads runs too.
-    from nvae_tf.evaluation.outliers import read_calibration
-
     folder = RunFolder(find_run_folder(path))
     config, prefix = find_run(folder.path, checkpoint)
     dropout = config.train.label_dropout if config.model.num_classes else 0.0
     model = NVAE(config.model, config.objective, seed=config.train.seed, label_dropout=dropout)
     run = TrainedRun(config, prefix, model, restore_weights(model, prefix))
-    model.reweighted_prior = read_prior(folder.prior_file, model, prefix)
-    model.outlier_calibration = read_calibration(folder, run)
+    model.reweighted_prior = read_prior(folder.prior_file, model, run.step)
+    model.outlier_calibration = read_calibration(folder.outliers_file, model, run.step)
     return run
 
 

@@ -5,10 +5,9 @@ latents above (Aneja et al. 2021, arXiv 2010.02917). The networks of the model r
 learning draws afresh from the posteriors that they give.
 """
 
-import json
+import dataclasses
 import math
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import keras
 import numpy as np
 import psutil
 import tensorflow as tf
+from sklearn.mixture import GaussianMixture
 
 from nvae_tf import objective as objectives
 from nvae_tf.config import PRIOR_KINDS, DataSpec, check, check_choice
@@ -23,8 +23,6 @@ from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.sources import ImageSource, load_split
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
-from nvae_tf.errors import wrap_read_errors
-from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.layers import ForwardPass, unstacked
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import (
@@ -38,13 +36,14 @@ from nvae_tf.models.latents import (
     inferred_group,
     noise_of_samples,
 )
-from nvae_tf.models.reweighted_prior import MOST_FOR_PERCEPTRON, NONE_LEARNED, ReweightedPrior, made_ratios
+from nvae_tf.models.reweighted_prior import MOST_FOR_PERCEPTRON, ReweightedPrior, made_ratios
 from nvae_tf.models.training_step import kept_labels
 from nvae_tf.progress import ImageProgress, StatusLine, counted
-from nvae_tf.training.checkpoints import checkpoint_sha256, step_of
+from nvae_tf.reports.model_card import keep_model_card
+from nvae_tf.training.companions import write_prior
+from nvae_tf.training.loading import load_run, spec_to_read
 from nvae_tf.training.run_folder import RunFolder
 
-CHANCE = 2.0 * math.log(2.0)  # the cross-entropy of a classifier that knows nothing
 _LEARNING_RATE, _BATCH_SIZE = 1e-3, 512
 _COMPONENTS = 20  # of a mixture
 # A group sees latents above it that are drawn once for all steps, so of few images there are several draws.
@@ -98,15 +97,11 @@ def learn_prior(
       seed: of all draws.
       data_path: where the images are, if no longer where they were during training.
 
-    Returns what the file says of the prior, see `prior_text`. Raises what `nvae_tf.load` and `load_split` raise, and
-    ValueError for settings that the model does not allow.
+    Returns what the file says of the prior, see `companions.prior_text`. Raises what `nvae_tf.load` and `load_split`
+    raise, and ValueError for settings that the model does not allow.
     """
-    # Not at the top: both import this module.
-    from nvae_tf.reports.model_card import keep_model_card
-    from nvae_tf.training.loading import load_run, spec_to_read
-
     folder, status, run = RunFolder(workdir), StatusLine(), load_run(workdir, checkpoint)
-    model, sha256, spec = run.model, checkpoint_sha256(run.checkpoint), spec_to_read(run.config, data_path)
+    model, spec = run.model, spec_to_read(run.config, data_path)
     _check_settings(model, groups, kind, steps, proposals)
     check_model_fits(run.config.model, spec)
     train, test = (load_split(spec, split, status.report()) for split in ("train", "test"))
@@ -119,8 +114,7 @@ def learn_prior(
         _fit_mixture(reweighted, learned_from, seed)
     else:
         _train(reweighted, learned_from, steps, seed, status)
-    about = {"kind": kind, "groups": groups, "proposals": proposals, "steps": steps, "seed": seed, "step": run.step}
-    about |= {"checkpoint_sha256": sha256, "images": images}
+    about = {"kind": kind, "groups": groups, "proposals": proposals, "steps": steps, "seed": seed, "images": images}
     if kind == "mixture":
         # It is normalized.
         about |= {"components": _COMPONENTS, "log_normalizers": [0.0], "log_normalizer_errors": [0.0]}
@@ -131,7 +125,7 @@ def learn_prior(
     if importance_samples:
         batches = _test_batches(test, spec, _BOUND_IMAGES_AT_ONCE, _BOUND_IMAGES, seed)
         about["bounds"] = _bounds(model, reweighted, batches, importance_samples, about["log_normalizers"], seed)
-    write_prior(folder.prior_file, reweighted, about)
+    write_prior(folder.prior_file, model, run.step, dataclasses.replace(reweighted, about=about))
     keep_model_card(folder, model, status.keep)
     return about
 
@@ -245,7 +239,8 @@ def _train(reweighted: ReweightedPrior, rows: Posteriors, steps: int, seed: int,
     for number in range(steps):
         losses = step(tf.constant(number, tf.int64))
         if status.is_due:
-            status.show(f"step {number + 1:,} of {steps:,}, cross-entropy {_numbers(losses)}", (number + 1) / steps)
+            shown = ", ".join(f"{loss:.3f}" for loss in losses)
+            status.show(f"step {number + 1:,} of {steps:,}, cross-entropy {shown}", (number + 1) / steps)
 
 
 def _losses(
@@ -281,9 +276,6 @@ def _fit_mixture(reweighted: ReweightedPrior, rows: Posteriors, seed: int) -> No
 
     In draws the many numbers that say nothing about an image would hide the clusters of those that do.
     """
-    # Not at the top: it takes a second, and every command that loads a run imports this module.
-    from sklearn.mixture import GaussianMixture
-
     count = len(rows.groups[0].z)
     check(count >= _COMPONENTS, f"{count} training images: a mixture of {_COMPONENTS} Gaussians needs more")
     mean, scale, prior_mean, prior_scale = (np.reshape(values, [count, -1]) for values in rows.groups[0][1:5])
@@ -309,15 +301,16 @@ def _joint_log_ratio(
 
 
 def _effective_proposals(model: NVAE, reweighted: ReweightedPrior, seed: int) -> list[float]:
-    """Of each group, the mean over images, of a conditional model without classes."""
+    """Of each group, the mean over images, which have the classes of a conditional model in turn."""
     groups, plan = len(reweighted.ratios), model.plan
+    labels = tf.range(_IMAGES_AT_ONCE) % model.config.num_classes if model.config.num_classes else None
 
     @tf.function(autograph=False)
     def effective() -> list[tf.Tensor]:
         # Numbers below 0, which no image has.
         seeds = tf.stack([tf.fill([_IMAGES_AT_ONCE], seed), -1 - tf.range(_IMAGES_AT_ONCE)], axis=1)
-        sources = reweighted.sources(seeds, [1.0] * groups, plan)
-        _top_latents(model, sources, _IMAGES_AT_ONCE, None)
+        sources = reweighted.sources(seeds, [1.0] * groups, plan, labels)
+        _top_latents(model, sources, _IMAGES_AT_ONCE, labels)
         return [tf.reduce_mean(drawn.effective_proposals) for drawn in sources[0].drawn]
 
     return [float(mean) for mean in effective()]
@@ -377,76 +370,3 @@ def _bounds(
         count += len(images)
     of_model, of_reweighted = np.concatenate(parts, axis=1).mean(axis=1, dtype=np.float64).tolist()
     return {"samples": samples, "images": count, "model": of_model, "reweighted": of_reweighted}
-
-
-def prior_text(about: dict[str, Any]) -> str:
-    """What was learned and measured, for people: one line, and one of the bounds where there are some."""
-    if about["kind"] == "mixture":
-        text = f"mixture of {about['components']} Gaussians of the top group"
-    else:
-        groups = counted(about["groups"], "group")
-        text = (
-            f"classifier of the top {groups}: cross-entropy of test images {_numbers(about['cross_entropy'])} (chance "
-            f"{CHANCE:.3f}); of {about['proposals']} proposals {_numbers(about['effective_proposals'], 1)} effective"
-        )
-    if bounds := about.get("bounds"):
-        errors, samples = about["log_normalizer_errors"], counted(bounds["samples"], "sample")
-        text += (
-            f"; importance-weighted bound of {counted(bounds['images'], 'test image')}, {samples}: "
-            f"{bounds['reweighted']:.2f} nats instead of {bounds['model']:.2f}, log Z "
-            f"{np.mean(about['log_normalizers']):.3f} with a standard error of {np.mean(errors):.3f}"
-        )
-    return text
-
-
-def _numbers(values: Iterable[float], places: int = 3) -> str:
-    return ", ".join(f"{value:.{places}f}" for value in values)
-
-
-def write_prior(file: pathlib.Path, reweighted: ReweightedPrior, about: dict[str, Any]) -> None:
-    """Writes a `.npz` file: `about`, JSON, and the weights of group g as `g/00`, `g/01`, ..."""
-    weights = {
-        f"{group}/{number:02d}": array
-        for group, ratio in enumerate(reweighted.ratios)
-        for number, array in enumerate(ratio.get_weights())
-    }
-    write_arrays(file, {"about": np.array(json.dumps(about)), **weights})
-
-
-def read_about(file: pathlib.Path) -> dict[str, Any]:
-    """What such a file says of its prior; raises what `read_arrays` raises."""
-    return json.loads(str(read_arrays(file)["about"]))
-
-
-def read_prior(file: pathlib.Path, model: NVAE, checkpoint: str) -> ReweightedPrior | str:
-    """The prior of a run's file for a model with the weights of a checkpoint; a text says why there is none."""
-    if not file.is_file():
-        return NONE_LEARNED
-    again = f"nvae-prior --workdir={file.parent} learns it anew"
-    try:
-        with wrap_read_errors("", ""):
-            arrays = read_arrays(file)
-            about, classes = json.loads(str(arrays["about"])), model.config.num_classes
-            if about["checkpoint_sha256"] != checkpoint_sha256(checkpoint):
-                other = f"step {about['step']:,}, and this is another, of step {step_of(checkpoint):,}"
-                return f"{file}: the reweighted prior was learned for the checkpoint of {other}; {again}"
-            components = len(arrays["0/00"])
-            ratios = made_ratios(about["kind"], about["groups"], model.plan, classes, components)
-            for group, ratio in enumerate(ratios):
-                ratio.set_weights([arrays[name] for name in sorted(arrays) if name.startswith(f"{group}/")])
-            return ReweightedPrior(ratios, about["proposals"], classes, about)
-    except ValueError as error:
-        return f"{file}: damaged, or not a reweighted prior ({error}); {again}"
-
-
-def share_prior(file: pathlib.Path, shared: pathlib.Path, old: str, new: str) -> None:
-    """Copies the file where it is of the checkpoint with the digest `old`, which is `new` in the copy."""
-    try:
-        arrays = read_arrays(file)
-        about = json.loads(str(arrays["about"]))
-        is_of_checkpoint = about["checkpoint_sha256"] == old
-    # None was learned, or it is damaged.
-    except (KeyError, OSError, TypeError, ValueError):
-        return
-    if is_of_checkpoint:
-        write_arrays(shared, arrays | {"about": np.array(json.dumps(about | {"checkpoint_sha256": new}))})

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from nvae_tf.config import check, config_to_json
+from nvae_tf.config import check, config_to_json, did_you_mean
 from nvae_tf.errors import first_line
 from nvae_tf.files import atomic_write
 
@@ -64,7 +64,11 @@ def find_run_folder(place: str | os.PathLike) -> pathlib.Path:
     text = os.fspath(place)
     if text.startswith(HUB):
         return _fetch(text)
-    return _BUNDLED / text if _is_bundled(text) else pathlib.Path(place)
+    if _is_bundled(text):
+        return _BUNDLED / text
+    if not os.path.exists(text) and (hint := did_you_mean(text, os.listdir(_BUNDLED))):
+        raise FileNotFoundError(f"{text}: no such folder{hint}")
+    return pathlib.Path(place)
 
 
 def copy_command(place: str) -> str | None:
@@ -148,7 +152,6 @@ def write_shared_run(
     from nvae_tf.reports.run_facts import Origin, origin_of_run, write_origin
     from nvae_tf.training.checkpoints import checkpoint_sha256, write_weights
     from nvae_tf.training.loading import load_run
-    from nvae_tf.training.prior import share_prior
     from nvae_tf.training.run_folder import RunFolder
 
     source, shared = RunFolder(find_run_folder(workdir)), RunFolder(output)
@@ -159,8 +162,9 @@ def write_shared_run(
     train = dataclasses.replace(run.config.train, initialise_from=None)
     atomic_write(shared.config_file, config_to_json(dataclasses.replace(run.config, data=data, train=train)))
     names = ["images_file", "environment_file", "metrics_file", "card_file"]
-    if run.model.outlier_calibration is not None and not isinstance(run.model.outlier_calibration, str):
-        names.append("outliers_file")
+    # A text is of files that do not fit these weights.
+    for name, found in (("outliers_file", run.model.outlier_calibration), ("prior_file", run.model.reweighted_prior)):
+        names += [] if isinstance(found, str) else [name]
     for name in names:
         if getattr(source, name).is_file():
             shutil.copyfile(getattr(source, name), getattr(shared, name))
@@ -175,7 +179,6 @@ def write_shared_run(
             origin = dataclasses.replace(origin, source_file=pathlib.PurePath(name).name)
         write_origin(shared, origin)
     old, new = checkpoint_sha256(run.checkpoint), checkpoint_sha256(prefix)
-    share_prior(source.prior_file, shared.prior_file, old, new)
     scored = [_share_scores(source.evaluation_file(split), shared, old, new) for split in ("test", "train")]
     parameters = sum(math.prod(weight.shape) for weight in run.model.trainable_variables)
     write_model_card(shared, parameters, place)

@@ -198,14 +198,13 @@ def test_another_file_is_refused_in_one_line(content, tmp_path, capsys):
 
 
 # The other side of `Worker` and its command, as any checkout has them: what changes here breaks `--against`.
-SLEEPING = """
-import json, os, sys, time
+WORKER = """
+import json, os, random, sys
+random.seed({seconds})
 assert sys.argv[1:3] == ["nelbo", "digits"] and os.path.isdir(sys.argv[3])
 with open(int(os.environ["BENCHMARK_ANSWERS_FILE_DESCRIPTOR"]), "w") as answers:
     for line in sys.stdin:
-        start = time.perf_counter()
-        time.sleep({seconds} if line == "step\\n" else 0)
-        answer = {{"seconds": time.perf_counter() - start, "first_step_seconds": 1.0, "import_seconds": 1.0}}
+        answer = {{"seconds": {seconds} * random.gauss(1.0, 0.01), "first_step_seconds": 1.0, "import_seconds": 1.0}}
         print(json.dumps(answer | {{"peak_memory_bytes": 1000}}), file=answers, flush=True)
 """
 
@@ -215,7 +214,9 @@ def test_another_checkout_is_run_in_turn_with_this(slower, code, tmp_path, monke
     for name, seconds in (("ours", 0.05 * slower), ("before", 0.05)):
         file = tmp_path / name / "benchmarks" / "workloads.py"
         file.parent.mkdir(parents=True)
-        file.write_text(SLEEPING.format(seconds=seconds))
+        # Without it, that of the package on the path would be run.
+        file.with_name("__init__.py").touch()
+        file.write_text(WORKER.format(seconds=seconds))
     monkeypatch.setattr(results, "ROOT", tmp_path / "ours")
     arguments = ["--only=nelbo", "--presets=digits", f"--against={tmp_path / 'before'}"]
     assert code == 0 or exit_code(*arguments) == code

@@ -18,7 +18,9 @@ def test_mistakes_are_reported_before_anything_starts(capsys, monkeypatch):
         ("all", "--against=/tmp", "--against=/tmp: no checkout of this project"),
         ("all", "--against=. --compare=a.json", "give one of them"),
         ("train_step", "--preset=mnits", "invalid choice: 'mnits'"),
-        ("alternatives", "evaluation --preset=digits --importance_samples=0", "--importance_samples"),
+        ("alternatives", "--preset=digits --batch_size=0", "--batch_size"),
+        ("fashion", "prior", "required: --workdir"),
+        ("fashion", "restoration --workdir=x --tasks=x2,holes", "'holes': must be some of x2, hole, "),
         ("digits", "quality", "needs --workdir"),
         ("serving_load", "--path=x --seconds=nan", "nan: must be a number"),
         ("train_scaling", "--replicas=1,0", "--replicas"),
@@ -64,19 +66,6 @@ def test_a_real_run_of_all(tmp_path, capsys):
     for row in result["results"][:2]:
         assert 0.0 < row["median_seconds"] < row["first_step_seconds"]
     assert "| training step | digits | 60 |" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_a_real_run_of_evaluation(tmp_path):
-    # In a process of its own: it sets TensorFlow's threads, which can't be done after another test's first operation.
-    file = tmp_path / "now.json"
-    options = "evaluation", "--preset=digits", "--importance_samples=5", "--rounds=1", f"--json={file}"
-    printed = output_of(["-m", "benchmarks.alternatives", *options])
-    result = json.loads(file.read_text())
-    seconds = {name: times[0] for name, times in result["every_seconds_an_image"].items()}
-    assert result["ratio"] == pytest.approx(seconds["bound"] / seconds["naive"])
-    assert result["images_per_second"]["sampling"] == pytest.approx(1.0 / seconds["sampling"])
-    assert f"{result['ratio']:.4g}\n" in printed
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
         ("train.demo", "--workdir="),
         ("export.import_torch_checkpoint", "--checkpoint= --without_optimizer --output docs/published_weights.md"),
         ("export.export_torch_checkpoint", "--workdir= --output docs/published_weights.md"),
-        ("export.export_saved_model", "--workdir= --weights kl_per_group TensorFlow Serving"),
+        ("export.export_saved_model", "--workdir= --weights outlier_score TensorFlow Serving"),
         ("export.export_tflite", "--workdir= --quantize --smallest_psnr reconstruct"),
         ("export.client", "status --server reconstruct PNG COMMAND --help"),
         ("export.serving_files", "--models= --labels canary"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,17 +10,12 @@ from PIL import Image
 
 import nvae_tf
 from export.run_saved_model import session_of
-from nvae_tf.serving.tflite_conversion import read_metadata
-from tests.command_fixtures import tiny_training
-
-DATA = {"data.labels": True}
+from nvae_tf.serving.tflite import read_metadata
 
 
-@pytest.fixture(scope="module")
-def conditional_run(tmp_path_factory, commands):
-    workdir = tmp_path_factory.mktemp("conditional") / "run"
-    commands.output_of(tiny_training(workdir, **DATA))
-    return workdir
+@pytest.fixture(scope="module", name="conditional_run")
+def copy_to_write_into(conditional_run, tmp_path_factory):
+    return shutil.copytree(conditional_run, tmp_path_factory.mktemp("conditional") / "run")
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ from nvae_tf.data import data_spec
 from nvae_tf.data.sources import load_split
 from nvae_tf.generation.image_grid import read_images
 from nvae_tf.generation.latents_file import load_latents
-from nvae_tf.generation.sampling import latent_direction, move_images, reconstruct_images
-from nvae_tf.models.restoration import downsampling, measured, restored_with_deviation
+from nvae_tf.generation.sampling import latent_direction, move_images, reconstruct_images, restore_images
+from nvae_tf.models.restoration import downsampling, measured
 from tests.command_fixtures import assert_shown
 from train import generate
 
@@ -132,7 +132,7 @@ def test_restored_images_stand_beside_their_measurements(made, finished_model, o
     small, restored, true, deviation = read_images(file, 16, 4)[:4, ..., :1] / 255
     operator = downsampling((16, 16), 2)
     measurement = measured(operator, originals, 0.05, seed=3)
-    expected, deviations = restored_with_deviation(finished_model, measurement, operator, 0.05, 2, starts=2, seed=3)
+    expected, deviations = restore_images(finished_model, measurement, operator, 0.05, 2, starts=2, seed=3)
     shown = np.clip(measurement[0], 0, 1).repeat(2, axis=0).repeat(2, axis=1), expected[0], originals[0]
     for found, image in zip((small, restored, true), shown, strict=True):
         assert np.abs(found - image).max() < 0.01

@@ -12,6 +12,7 @@ FIXTURE = FIXTURES / "normal_decoder_tiny.pt"
 IMPORT, EXPORT = "export.import_torch_checkpoint", "export.export_torch_checkpoint"
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_there_and_back(done, published, tmp_path):
     runs, back = tmp_path / "my runs" / "cifar10", tmp_path / "back.pt"

@@ -70,13 +70,10 @@ def test_the_commands_work_in_a_folder_with_names_like_ours(bin_folder, tmp_path
         return run(bin_folder / f"nvae-{command}", *arguments, cwd=tmp_path)
 
     nvae("train", "--config=digits", "--workdir=runs/mine", *settings)
-    assert "finished run" in nvae("train", "--workdir=runs/mine")
     nvae("evaluate", "--workdir=runs/mine", "--importance_samples=2")
-    nvae("generate", "--workdir=runs/mine", "--output=samples.png", "--count=4")
     nvae("export", "--workdir=runs/mine", "--output=models/mine")
     # The model that comes with the package.
     nvae("generate", "--workdir=digits", "--output=digits.png")
     nvae("report", "--workdir=runs/mine")
-    assert (tmp_path / "digits.png").is_file()
-    for name in ("samples.png", "models/mine/1/saved_model.pb", "runs/mine/report.html", "runs/mine/evaluation.json"):
+    for name in ("digits.png", "models/mine/1/saved_model.pb", "runs/mine/report.html", "runs/mine/evaluation.json"):
         assert (tmp_path / name).is_file(), name

@@ -73,7 +73,7 @@ def test_damaged_and_other_files(file, latents, tmp_path):
         assert "`latent` is of shape" in error_of(file)
     del entries["latent"]
     np.savez(file, **entries)
-    assert "not a file of latents ('group_00')" in error_of(file)
+    assert "not a file of latents (it has about, names, and no entry `latent`)" in error_of(file)
     with pytest.raises(FileNotFoundError, match="no such file of latents"):
         load_latents(tmp_path / "nowhere.npz", PLAN)
 

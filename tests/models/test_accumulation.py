@@ -39,7 +39,7 @@ def by_hand(model, images, count):
 
 
 @pytest.fixture(scope="module")
-def step_of_four(without_rewriting):
+def step_of_four():
     """A model, its first weights, what its step of four microbatches reports, and what it should."""
     model = model_of(4)
     expected = by_hand(model, batch_of(model), 4)
@@ -122,7 +122,7 @@ def peak_and_changes(recompute):
 
 
 @pytest.mark.slow
-def test_a_step_with_recomputed_cells_is_the_same_with_less_memory(without_rewriting):
+def test_a_step_with_recomputed_cells_is_the_same_with_less_memory():
     (kept, expected), (recomputed, found) = peak_and_changes("none"), peak_and_changes("all")
     assert recomputed < 0.6 * kept
     assert_near(found, expected, floor=1e-3)

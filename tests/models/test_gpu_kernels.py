@@ -21,19 +21,17 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 # Settings of the model and of the training; together they have all kinds of cells, likelihoods and steps.
 VARIANTS = {
     "bernoulli": (
-        dict(image_height=8, image_width=8, num_preprocess_blocks=1, num_postprocess_blocks=1, num_flows=1),
+        dict(image_height=8, image_width=8, num_preprocess_blocks=1, num_postprocess_blocks=1, num_flows=1)
+        | dict(cell_set="res53_mbconv"),
         dict(recompute="all"),
     ),
     "logistic mixture": (
         dict(likelihood="logistic_mixture", num_bits=5, image_channels=3, exact_edges=True, cell_set="mbconv_sep"),
         dict(accumulate_steps=2),
     ),
-    "normal": (
-        dict(likelihood="normal", num_bits=8, image_channels=2, residual_distributions=False, cell_set="res53_mbconv"),
-        {},
-    ),
-    "dense cells, classes": (
-        dict(cell_set="res_bnelu", num_latent_scales=1, num_groups_per_scale=2, num_classes=3),
+    "normal, dense cells, classes": (
+        dict(likelihood="normal", num_bits=8, image_channels=2, residual_distributions=False)
+        | dict(cell_set="res_bnelu", num_latent_scales=1, num_groups_per_scale=2, num_classes=3),
         dict(label_dropout=0.2),
     ),
 }

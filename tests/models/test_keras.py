@@ -51,7 +51,7 @@ def assert_refusals_leave_no_trace(model, refusals, tmp_path):
     return history
 
 
-def test_after_a_refused_fit_the_corrected_one_works(without_rewriting, tmp_path):
+def test_after_a_refused_fit_the_corrected_one_works(tmp_path):
     refusals = [(np.uint8(BRIGHT), "of type uint8"), (IMAGES[:, :3], r"shape \(4, 3, 4, 1\)")]
     assert_refusals_leave_no_trace(compiled(), refusals, tmp_path)
 

@@ -100,9 +100,9 @@ def test_fit_takes_pairs(images):
     model = tiny_model(**SETTINGS, seed=0)
     model.compile(optimizer=nvae_tf.NVAEAdamax(), jit_compile=False)
     labels = np.array([[0], [1], [2], [0]])
-    assert np.isfinite(model.fit(images, labels, batch_size=4, verbose=0).history["loss"][0])
-    scores = model.evaluate(images, labels[:, 0], verbose=0, return_dict=True)
-    assert scores["loss"] != model.evaluate(images, (labels[:, 0] + 1) % 3, verbose=0, return_dict=True)["loss"]
+    assert np.isfinite(model.fit(images, labels[:, 0], batch_size=4, verbose=0).history["loss"][0])
+    scores = model.evaluate(images, labels, verbose=0, return_dict=True)
+    assert scores["loss"] != model.evaluate(images, (labels + 1) % 3, verbose=0, return_dict=True)["loss"]
     pairs = tf.data.Dataset.from_tensors((images, labels[:, 0]))
     near(model.predict(pairs, verbose=0), model(images, labels=labels[:, 0]))
     with pytest.raises(ValueError, match="^labels go from 0 to 3; the classes are 0 to 2, and -1 is none$"):

@@ -269,6 +269,7 @@ def test_an_old_file_without_some_settings_and_without_steps(published, tmp_path
     np.testing.assert_array_equal(nvae_tf.load(tmp_path / "run").generate(2, seed=1), expected.generate(2, seed=1))
 
 
+@pytest.mark.slow
 def test_import_after_export_is_the_identity(own_run, own_file, tmp_path):
     moved = dict(data_path="/elsewhere", data_source="folder")
     imported = import_run(own_file, tmp_path / "back", report=tmp_path / "own.csv", **moved)

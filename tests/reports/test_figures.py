@@ -11,8 +11,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from nvae_tf.generation.image_grid import grid_of_rows, read_images
-from nvae_tf.reports import figures, outlier_figures
-from nvae_tf.reports.restoration_figure import restorations
+from nvae_tf.reports import figures, task_figures
 
 ABOUT = figures.Provenance("digits", 12_000, [0.7, 0.85], 3, "ab12", "nvae-generate --seed=3")
 CAPTION = "digits, step 12,000, temperature 0.7, 0.85, seed 3"
@@ -70,7 +69,7 @@ FIGURES = {
         ["original", "moved", "-2", "0", "1.5"],
     ),
     "restorations": (
-        lambda w: restorations(images(2)[:, ::2, ::2], images(2), images(2), images(2) / 512, ABOUT, w),
+        lambda w: task_figures.restorations(images(2)[:, ::2, ::2], images(2), images(2), images(2) / 512, ABOUT, w),
         ["measured", "restored", "original", "deviation", "white is 0.5"],
     ),
     "group_decisions": (
@@ -102,23 +101,23 @@ FIGURES = {
         ["runs/0: -9 at step 400", "runs/8: -9 at step 400", "logarithmic in the steps"],
     ),
     "outlier_scores": (
-        lambda w: outlier_figures.histograms(scores("mahalanobis", "kl"), ABOUT, w),
+        lambda w: task_figures.histograms(scores("mahalanobis", "kl"), ABOUT, w),
         ["Mahalanobis distance", "sum of the KLs, in nats", "digits of another source", "black", "share of the images"],
     ),
     "outlier_scores_without_calibration": (
-        lambda w: outlier_figures.histograms(scores("kl"), ABOUT, w),
+        lambda w: task_figures.histograms(scores("kl"), ABOUT, w),
         ["sum of the KLs, in nats"],
     ),
     "outlier_scores_of_one_size": (
-        lambda w: outlier_figures.histograms({"test images": {"kl": np.linspace(9.0, 80.0, 50)}}, ABOUT, w),
+        lambda w: task_figures.histograms({"test images": {"kl": np.linspace(9.0, 80.0, 50)}}, ABOUT, w),
         ["sum of the KLs, in nats", "10", "20", "50"],
     ),
     "outlier_roc": (
-        lambda w: outlier_figures.roc_curves(scores("mahalanobis", "kl"), ABOUT, w),
+        lambda w: task_figures.roc_curves(scores("mahalanobis", "kl"), ABOUT, w),
         ["Mahalanobis distance", "test images above the threshold", "outliers above it", "black"],
     ),
     "outlier_maps": (
-        lambda w: outlier_figures.maps({"test images": with_maps(1.0), "black": with_maps(50.0, 3)}, ABOUT, w),
+        lambda w: task_figures.maps({"test images": with_maps(1.0), "black": with_maps(50.0, 3)}, ABOUT, w),
         ["test images", "KL, 0 to 1 nats per pixel", "KL, 0 to 50 nats per pixel", "1.2e+03"],
     ),
 }

@@ -75,10 +75,10 @@ def test_a_refused_job_writes_nothing(local, tmp_path, refused):
     Image.new("RGB", [8, 5]).save(tmp_path / "turned.jpg", exif=exif)
     encode = ["encode", f"--server={local.grpc}", f"--output={tmp_path / 'x.npz'}"]
     for file, message in {
-        "wide.png": "wide.png: is 8x9 (height x width), the model takes 8x8; resize it",
+        "wide.png": "wide.png is 8x9x3, the model takes 8x8x3 (height x width x channels); resize it",
         "text.png": "text.png: not a picture",
         "float.tif": "float.tif: a damaged TIFF file, or one of a form that is not read",
-        "turned.jpg": "turned.jpg: is 8x5 (height x width)",
+        "turned.jpg": "turned.jpg is 8x5x3",
         "none": "no such file or folder of pictures",
     }.items():
         assert message in refused("export.client", *encode, "--model=tiny", f"--images={tmp_path / file}")
@@ -96,7 +96,7 @@ def test_mistakes_are_reported_in_one_line(refused, tmp_path):
         (["sample", "--model=x", "--output=a.jpg"], "--output=a.jpg: give a name that ends in .png, or a folder"),
         (["sample", "--model=x", "--output={full}/"], "there are files in this folder"),
         (["sample", "--model=x", "--output=a.png", "--temperature=nan"], "--temperature=nan: must be above 0"),
-        (["decode", "--model=x", "--output=a.png", "--latents=none.npz"], "--latents=none.npz: no such file"),
+        (["decode", "--model=x", "--output=a.png", "--latents=none.npz"], "none.npz: no such file of latents"),
         (["status", "--model=x", "--timeout=0"], "--timeout=0.0: must be above 0"),
     ):
         (tmp_path / "file").touch()
@@ -107,7 +107,7 @@ def test_a_file_that_is_no_latents_is_refused(tmp_path, refused):
     file = tmp_path / "latents.npz"
     np.savez(file, weights=np.zeros(3))
     message = refused("export.client", "decode", "--model=x", f"--latents={file}", f"--output={tmp_path}/a.png")
-    assert f"--latents={file}: no file of latents as `encode` writes it" in message
+    assert f"{file}: damaged, or not a file of latents (it has weights" in message
 
 
 @pytest.mark.parametrize("flags", [[], ["--rest"]])

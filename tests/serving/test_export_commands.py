@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ from nvae_tf.config import ExperimentConfig
 from nvae_tf.data import data_spec
 from nvae_tf.models import NVAE
 from nvae_tf.serving import saved_model
+from nvae_tf.serving.explorer_files import cached_export, example_images
 from nvae_tf.serving.saved_model import scores_of
 from nvae_tf.serving.tflite import run_images
 from nvae_tf.training import loading
@@ -62,6 +64,37 @@ def test_scores_are_taken_if_they_are_of_this_checkpoint(tmp_path):
     assert scores_of(tmp_path, source) is None
 
 
+def test_a_run_is_exported_into_the_cache_once(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    exported = []
+
+    def export(model, folder, origin, report):
+        exported.append(origin)
+        (folder / "1").mkdir(parents=True)
+        (folder / "1" / "saved_model.pb").touch()
+
+    monkeypatch.setattr(saved_model, "export_saved_model", export)
+    monkeypatch.setattr(loading, "find_run", lambda folder: (None, str(tmp_path / "step-12")))
+    place = str(tmp_path / "run")
+    first = cached_export(place)
+    assert first.name == "run" and cached_export(place) == first and len(exported) == 1
+    examples = exported[0].examples["images"]
+    assert examples.shape == (16, 16, 16, 1) and set(np.unique(examples)) == {0, 255}
+    (tmp_path / "step-12.data").write_bytes(b"other weights")
+    second = cached_export(place)
+    assert second != first and len(exported) == 2
+    (tmp_path / "run" / "prior.npz").write_bytes(b"learned since")
+    assert cached_export(place) not in (first, second)
+
+
+def test_an_export_has_test_images_only_where_they_can_be_read(tmp_path):
+    spec = dataclasses.replace(data_spec("omniglot"), path=str(tmp_path / "missing"))
+    assert example_images(ExperimentConfig(data=spec)) is None
+    spec = dataclasses.replace(data_spec("digits"), labels=True, num_classes=10)
+    examples = example_images(ExperimentConfig(data=spec))
+    assert len(examples["labels"]) == 16 and examples["classes"].tolist() == [str(digit) for digit in range(10)]
+
+
 def test_images_of_the_run_are_spread_over_the_part():
     images = run_images(ExperimentConfig(data=data_spec("digits")))
     assert images("test", 5).shape == (5, 16, 16, 1) and set(np.unique(images("test", 5))) == {0.0, 1.0}
@@ -93,7 +126,7 @@ def test_the_run_becomes_the_file_that_was_asked_for_and_the_numbers_are_printed
         ("export_tflite", ["--workdir=x", "--output=y", "--smallest_psnr=nan"], "--smallest_psnr=nan: must be"),
         ("export_tflite", ["--output=y"], "give one of --workdir and --saved_model"),
         ("export_tflite", ["--output=y", "--saved_model={0}/models/1"], "no export in it"),
-        ("export_saved_model", ["--workdir=x", "--output={0}/new", "--most_rows=0"], "0 is not a positive integer"),
+        ("export_saved_model", ["--workdir=x", "--output={0}/new", "--most_rows=0"], "0 is not integer >= 3"),
     ],
 )
 def test_errors_are_reported_before_any_work(tmp_path, refused, name, flags, message):

@@ -291,6 +291,13 @@ def test_guidance_proposals_and_outlier_scores_are_those_of_the_models_methods(t
         found = run("compose", **composed, guidance=guidance, proposals=proposals)
         # Guidance is toward a class, and not of the reweighted prior.
         assert found["valid"].tolist() == [True, False, True, False]
+        # Rows of all kinds, as a server may batch them, are what each is alone.
+        mixed = composed | {"guidance": np.float32([2, 1, 1, 1.5]), "proposals": np.int32([1, 9, 1, 1])}
+        found_mixed = run("compose", **mixed)
+        for row in (0, 1, 2):
+            alone = run("compose", **{name: array[row : row + 1] for name, array in mixed.items()})
+            assert_same(alone["image"], found_mixed["image"][row : row + 1])
+        assert not found_mixed["valid"][3]
         assert_same(found["image"][:1], model.generate(1, seed=5, labels=2, guidance=2.0))
         top = np.prod(model.plan.latent_shapes()[0])
         assert not found["latent"][2, :top].any() and found["latent"][2, top:].any()
@@ -312,7 +319,7 @@ def test_guidance_proposals_and_outlier_scores_are_those_of_the_models_methods(t
         assert_same(scores["nelbo"], of_model.nelbo)
         assert "mahalanobis" not in scores
     rng = np.random.default_rng(0)
-    calibrate(model, *((rng.random([count, 8, 8, 3], np.float32), np.zeros(count, int)) for count in (60, 20)))
+    calibrate(model, *(rng.random([count, 8, 8, 3], np.float32) for count in (60, 20)))
     signatures = Signatures(model)
     scores = signatures.function("outlier_score")(tf.constant(IMAGES), tf.constant(labels))
     of_model = model.outlier_score(IMAGES, labels=labels)

@@ -24,9 +24,8 @@ from tensorflow_serving.apis import (
 
 from nvae_tf.serving.client import BadRequest, ModelNotFound, TooLarge
 from nvae_tf.serving.grpc_client import tensor_of
-from nvae_tf.serving.loaded_version import LoadedVersion
-from nvae_tf.serving.local_server import local_server
-from tests.command_fixtures import started
+from nvae_tf.serving.local_server import LoadedVersion, local_server
+from tests.command_fixtures import started_anew
 from tests.serving.model_servers import IMAGES, PROTOCOLS, SEEDS, Servers, served
 
 ONES = np.ones(4, np.float32)
@@ -289,7 +288,7 @@ def test_two_thousand_idle_connections_do_not_stop_a_request(local):
 
 def test_the_command_serves_until_sigterm(texts_folder):
     flags = [f"--path={texts_folder.parent}", "--model=texts", "--port=0", "--rest_port=0"]
-    with started(["-m", "export.serve", *flags], stderr=subprocess.PIPE) as process:
+    with started_anew(["-m", "export.serve", *flags], stderr=subprocess.PIPE) as process:
         try:
             ready = process.stdout.readline()
             ports = re.fullmatch(r"ready: gRPC on 127.0.0.1:(\d+), REST on 127.0.0.1:(\d+)\n", ready).groups()
@@ -307,9 +306,11 @@ def test_the_command_serves_until_sigterm(texts_folder):
 
 def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
     for flags, message in (
-        (["--path=missing"], "--path=missing: no such folder"),
+        (["--path=missing"], "missing: no such folder"),
         (["--path={texts}/1"], "is one version; name the folder of all versions, {texts}"),
         (["--path={empty}"], "no numbered versions in it"),
+        ([], "give --path, a folder of versions, or --model"),
+        (["--path={texts}", "--explore"], "{texts}/1: nvae-export has not made it"),
     ):
         places = {"texts": texts_folder.parent, "empty": tmp_path}
         assert message.format(**places) in refused("export.serve", *(flag.format(**places) for flag in flags))
@@ -318,9 +319,8 @@ def test_the_command_reports_mistakes(texts_folder, tmp_path, refused):
 @pytest.mark.slow
 def test_both_protocols_give_the_same_picture(folder, tmp_path, done):
     output = tmp_path / "new"
-    flags = [f"--path={folder.parent}", f"--output={output}", "--count=5", "--temperature=0.7"]
-    printed = done("export.try_serving", *flags)
+    printed = done("export.serve", f"--path={folder.parent}", "--port=0", "--rest_port=0", f"--samples={output}")
     by_grpc, by_rest = (np.asarray(Image.open(output / f"served_{name}.png")) for name in PROTOCOLS)
     np.testing.assert_array_equal(by_grpc, by_rest)
     assert by_grpc.std() > 0
-    assert printed.startswith("ready: ") and "5 images in " in printed
+    assert printed.startswith("ready: ") and "64 images in " in printed

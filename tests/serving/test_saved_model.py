@@ -86,7 +86,7 @@ def test_a_server_warms_up_with_one_request_for_every_signature(folder, model):
         assert request.model_spec.name == "all" and sorted(request.inputs) == sorted(spec.name for spec in specs)
         for spec in specs:
             tensor = tf.make_ndarray(request.inputs[spec.name])
-            assert tensor.shape[0] == 1 and spec.is_compatible_with(tf.constant(tensor))
+            assert tensor.shape[0] == verification.ROWS and spec.is_compatible_with(tf.constant(tensor))
 
 
 @pytest.mark.slow

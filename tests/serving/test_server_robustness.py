@@ -19,7 +19,7 @@ import requests
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from tests.command_fixtures import started
+from tests.command_fixtures import started_anew
 
 REQUESTS, THREADS = 10_000, 16
 VALID = json.dumps({"signature_name": "twice", "inputs": [[1.5, 2.0]]}).encode()
@@ -106,7 +106,7 @@ class Client(threading.local):
 def test_ten_thousand_mixed_requests_do_the_server_no_harm(texts_folder, tmp_path):
     flags = [f"--path={texts_folder.parent}", "--model=texts", "--port=0", "--rest_port=0"]
     log = tmp_path / "log"
-    with log.open("w") as errors, started(["-m", "export.serve", *flags], stderr=errors) as process:
+    with log.open("w") as errors, started_anew(["-m", "export.serve", *flags], stderr=errors) as process:
         try:
             ports = [int(port) for port in re.findall(r":(\d+)", process.stdout.readline())]
             client, server = Client(*ports), psutil.Process(process.pid)

@@ -1,4 +1,5 @@
 import http.server
+import json
 import pathlib
 import re
 import shutil
@@ -85,6 +86,19 @@ def test_requests_are_not_batched_where_a_refused_row_would_fail_its_neighbors(t
     assert {file.name for file in output.iterdir()} == FILES - {BATCHING} and "enable_batching" not in flags_of(output)
 
 
+def test_the_explorer_is_written_for_models_of_this_project(models, write_files):
+    assets = models / "digits" / "10" / "assets.extra"
+    assets.mkdir()
+    model = {"image_height": 4, "image_width": 2, "image_channels": 1, "num_bits": 1, "num_classes": 2}
+    (assets / "config.json").write_text(json.dumps({"model": model}))
+    (assets / "latents.json").write_text(json.dumps({"shapes": [[1, 1, 3]]}))
+    output, printed = write_files(models)
+    facts = json.loads((output / "explorer" / "explorer.json").read_text())["models"]
+    assert facts == {"digits": {"image": [4, 2, 1], "num_bits": 1, "shapes": [[1, 1, 3]], "classes": ["0", "1"]}}
+    assert (output / "explorer" / "explorer.html").is_file() and "explorer.html?server=http://localhost:8501" in printed
+    assert flags_of(output)["rest_api_enable_cors_support"] == "${SERVING_CORS:-false}"
+
+
 def kubernetes(output):
     """The objects of the manifest by their kinds."""
     return {found["kind"]: found for found in yaml.safe_load_all((output / "kubernetes.yaml").read_text())}
@@ -98,18 +112,21 @@ def test_the_manifest_of_kubernetes_has_what_the_compose_file_has(models, write_
     pod = found["Deployment"]["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     composed = yaml.safe_load((output / "docker-compose.yml").read_text())["services"]["serving"]
-    assert container["args"] == composed["command"] and container["command"] == composed["entrypoint"]
+    flags = [flag.replace("${SERVING_CORS:-false}", "false") for flag in composed["command"]]
+    assert container["args"] == flags and container["command"] == composed["entrypoint"]
     assert "--enable_grpc_healthcheck_service=true" in container["args"]
     assert container["image"] == composed["image"] == "tensorflow/serving:2.20.0"
     assert all(container[f"{probe}Probe"]["grpc"] == {"port": 8500} for probe in ("startup", "readiness", "liveness"))
-    assert container["resources"]["limits"]["memory"] == "2052Mi"  # the exports' files have some bytes
+    cores = int(flags_of(output)["tensorflow_intra_op_parallelism"])
+    # 64 rows of 1 MiB a core; the exports' files have some bytes.
+    assert container["resources"]["limits"]["memory"] == f"{1024 + 64 * cores + 1}Mi"
     annotations = pod["metadata"]["annotations"]
     assert annotations["prometheus.io/path"] == "/monitoring/prometheus/metrics"
     assert annotations["prometheus.io/port"] == "8501"
     for name in ("models.config", "monitoring.config", BATCHING):
         assert found["ConfigMap"]["data"][name].strip() == (output / name).read_text().strip()
     assert f"--batching_parameters_file=/serving/{BATCHING}" in container["args"]
-    cores = flags_of(output)["tensorflow_intra_op_parallelism"]
+
     assert f"num_batch_threads {{ value: {cores} }}" in (output / BATCHING).read_text()
 
 
@@ -137,8 +154,8 @@ def test_files_of_these_names_are_replaced_and_others_left_alone(models, write_f
     output, _ = write_files(models)
     (output / "models.config").write_text("old")
     (output / "notes.txt").write_text("mine")
-    _, printed = write_files(models)
-    assert "Replaced what was there of " in printed and "digits" in served_models(output)
+    write_files(models)
+    assert "digits" in served_models(output)
     assert {file.name for file in output.iterdir()} == FILES | {"notes.txt"}
 
 

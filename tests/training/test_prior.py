@@ -1,6 +1,5 @@
 """Learning a reweighted prior: against a ratio that is known, and of a run folder."""
 
-import json
 import shutil
 
 import numpy as np
@@ -13,13 +12,17 @@ from nvae_tf.data.sources import load_split
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
 from nvae_tf.files import read_arrays, write_arrays
 from nvae_tf.models.latents import InferredGroup
-from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
+from nvae_tf.models.reweighted_prior import CHANCE, ReweightedPrior, made_ratios
 from nvae_tf.progress import StatusLine
 from nvae_tf.training import prior as module
-from nvae_tf.training.prior import CHANCE, Posteriors, learn_prior, prior_text, read_about
+from nvae_tf.training.companions import prior_text, read_about, write_prior
+from nvae_tf.training.loading import load_run
+from nvae_tf.training.prior import Posteriors, learn_prior
 from nvae_tf.training.sharing import write_shared_run
 from tests.models.test_coding import near
-from tests.tiny_model import assert_same, tiny_model
+from tests.tiny_model import assert_same, shaken, tiny_model
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def test_classifiers_learn_the_ratio_of_posteriors_to_prior():
 
 def test_what_is_learned_is_loaded_with_the_model_and_said(run):
     folder, about = run
-    assert about == read_about(folder / "prior.npz") and about["step"] == 60 and about["images"] == 1400
+    assert read_about(folder / "prior.npz") == (60, about) and about["images"] == 1400
     assert len(about["cross_entropy"]) == len(about["effective_proposals"]) == 2
     # A model that is hardly trained has a prior with holes.
     assert about["cross_entropy"][0] < CHANCE and all(1.0 <= count <= 10.0 for count in about["effective_proposals"])
@@ -75,8 +78,7 @@ def test_what_is_learned_is_loaded_with_the_model_and_said(run):
 
 def test_the_bound_is_that_of_the_model_where_the_ratio_is_constant(run):
     folder, _ = run
-    run_of_model = nvae_tf.training.loading.load_run(folder)
-    model = run_of_model.model
+    model = nvae_tf.load(folder)
     constant = ReweightedPrior((lambda whitened, context: 0.0 * whitened[:, :, 0, 0, 0] + 0.7,), 10)
     measured = module._log_normalizers(model, constant, 0)
     near(measured["log_normalizers"], [0.7], atol=1e-5)
@@ -98,33 +100,45 @@ def test_the_normalizer_is_the_mean_ratio_of_each_class():
     assert np.all(errors < 4.0 * np.array(measured["log_normalizer_errors"])) and np.all(errors < 0.1)
 
 
+def test_effective_proposals_are_those_of_all_classes():
+    conditional = tiny_model(num_classes=2)
+
+    def ratio(whitened, context):
+        return 100.0 * whitened[:, :, 0, 0, 0] * context[-1][:, 0, 0, :1]
+
+    # Of class 0 about one is chosen from, of class 1, as of none, all.
+    (found,) = module._effective_proposals(conditional, ReweightedPrior((ratio,), 10, 2), 0)
+    assert 5.4 < found < 6.0
+
+
 def test_a_prior_of_other_weights_or_a_damaged_one_is_refused_when_it_is_asked_for(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)
-    file, arrays = folder / "prior.npz", read_arrays(run[0] / "prior.npz")
-    about = json.loads(str(arrays["about"])) | {"checkpoint_sha256": "another", "step": 50}
-    write_arrays(file, arrays | {"about": np.array(json.dumps(about))})
-    model, again = nvae_tf.load(folder), f"nvae-prior --workdir={folder} learns it anew"
+    file, arrays, of_run = folder / "prior.npz", read_arrays(run[0] / "prior.npz"), load_run(run[0])
+    write_prior(file, shaken(load_run(run[0]).model), 50, of_run.model.reweighted_prior)
+    model, again = nvae_tf.load(folder), f"make it anew by `nvae-prior --workdir={folder}`"
     assert model.generate(2).shape == (2, 16, 16, 1)
-    message = f"learned for the checkpoint of step 50, and this is another, of step 60; {again}"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"of other weights, those of step 50; the model is of step 60; {again}"):
         model.generate(2, prior="reweighted")
     for damage in (b"x", file.read_bytes()[:-50], None):
         file.write_bytes(damage) if damage else write_arrays(file, arrays | {"1/00": np.zeros([3, 3])})
-        with pytest.raises(ValueError, match=f"prior.npz: damaged, or not a reweighted prior .*; {again}") as error:
+        with pytest.raises(ValueError, match=f"prior.npz: damaged, .*; {again}") as error:
             nvae_tf.load(folder).generate(2, prior="reweighted")
         assert "\n" not in str(error.value)
+    # It is of the weights, whatever step they are called.
+    write_prior(file, of_run.model, 50, of_run.model.reweighted_prior)
+    assert nvae_tf.load(folder).reweighted_prior.about == run[1]
 
 
-def test_a_shared_run_has_it(run, tmp_path):
+def test_a_shared_run_has_it_if_it_is_of_the_weights(run, tmp_path):
     write_shared_run(run[0], tmp_path / "shared", "hf://me/tiny")
     shared, model = nvae_tf.load(tmp_path / "shared"), nvae_tf.load(run[0])
     assert_same([shared.generate(3, prior="reweighted").numpy()], [model.generate(3, prior="reweighted").numpy()])
     assert "| reweighted prior | classifier of the top 2 groups" in (tmp_path / "shared" / "README.md").read_text()
-    # Not one of other weights.
-    write_arrays(tmp_path / "old.npz", {"about": np.array(json.dumps({"checkpoint_sha256": "another"}))})
-    module.share_prior(tmp_path / "old.npz", tmp_path / "new.npz", "old", "new")
-    assert not (tmp_path / "new.npz").exists()
+    shutil.copytree(run[0], tmp_path / "run")
+    write_prior(tmp_path / "run" / "prior.npz", shaken(nvae_tf.load(run[0])), 50, model.reweighted_prior)
+    write_shared_run(tmp_path / "run", tmp_path / "without", "hf://me/tiny")
+    assert not (tmp_path / "without" / "prior.npz").exists()
 
 
 def test_a_mixture_and_settings_that_do_not_fit(run, tmp_path, monkeypatch):

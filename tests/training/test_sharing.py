@@ -14,7 +14,7 @@ from huggingface_hub import constants
 import nvae_tf
 from nvae_tf.config import DataSpec, ExperimentConfig, OptimizerConfig, TrainConfig
 from nvae_tf.evaluation.evaluate import evaluate_run
-from nvae_tf.evaluation.outliers import calibration_of, write_calibration
+from nvae_tf.evaluation.outliers import calibration_of
 from nvae_tf.files import beside_package
 from nvae_tf.models.outlier_scores import OutlierParts
 from nvae_tf.optimization import average_of_weights
@@ -23,6 +23,7 @@ from nvae_tf.published.names import named_weights
 from nvae_tf.reports.run_facts import Origin, origin_of_run
 from nvae_tf.training import sharing
 from nvae_tf.training.checkpoints import TrainingState, checkpoint_sha256
+from nvae_tf.training.companions import write_calibration
 from nvae_tf.training.loading import initialize, load_run
 from nvae_tf.training.run import model_for_training
 from nvae_tf.training.run_folder import RunFolder, open_for_training, read_run_config
@@ -77,7 +78,7 @@ def run(tmp_path_factory):
     folder.evaluation_file("test").write_text(json.dumps(scores))
     folder.evaluation_file("train").write_text(json.dumps(scores | {"split": "train", "checkpoint_sha256": "another"}))
     parts = OutlierParts(np.random.rand(50), np.random.rand(50, 2).astype(np.float32), None)
-    write_calibration(folder, load_run(folder.path), calibration_of(parts, parts))
+    write_calibration(folder.outliers_file, load_run(folder.path).model, 7, calibration_of(parts, parts))
     return folder
 
 

@@ -26,13 +26,13 @@ def half_written_steps(workdir):
 
 
 @pytest.mark.slow
-def test_killed_three_times_is_the_same_run(commands, tmp_path):
+def test_killed_twice_is_the_same_run(commands, tmp_path):
     whole, workdir = tmp_path / "whole", tmp_path / "killed"
     commands.output_of(training(commands, whole))
     command = training(commands, workdir, train__checkpoint_every_steps=1, train__checkpoint_every_minutes=0)
     draw = random.Random("photos")
     reached, half_written = 0, []
-    for number, earliest in enumerate((1, 12, 23)):
+    for number, earliest in enumerate((1, 12)):
         log = tmp_path / f"output-{number}"
         with log.open("w") as stream:
             started = commands.started(command, stdout=stream)
@@ -44,18 +44,22 @@ def test_killed_three_times_is_the_same_run(commands, tmp_path):
             wait_until(started, log, lambda: half_written_steps(workdir))
         started.kill()
         assert started.wait() == -signal.SIGKILL, log.read_text()
-        if reached:
-            assert f", from step {reached:,} on" in log.read_text()
-        for step in half_written:
-            assert f"passed over step-{step} (half-written); step-{reached} is used" in log.read_text()
+        if number:
+            assert_continued(log.read_text(), reached, half_written)
         reached, half_written = max(saved_steps(workdir / "checkpoints")), half_written_steps(workdir)
         assert earliest <= reached < 40
-    assert f", from step {reached} on" in commands.output_of(command)
+    assert_continued(commands.output_of(command), reached, half_written)
     (best,) = (whole / "checkpoints" / "best").glob("*.index")
     for place in ("step-40", f"best/{best.stem}"):
         assert_same_tensors(whole, workdir, place)
     assert saved_steps(workdir / "checkpoints") == [39, 40]
     assert not list((workdir / "checkpoints").glob(".*"))
+
+
+def assert_continued(printed, reached, half_written):
+    assert f", from step {reached} on" in printed
+    for step in half_written:
+        assert f"passed over step-{step} (half-written); step-{reached} is used" in printed
 
 
 def wait_until(process, log, happened):
@@ -65,7 +69,6 @@ def wait_until(process, log, happened):
         time.sleep(0.0005)
 
 
-@pytest.mark.slow
 def test_a_second_training_is_refused_and_changes_nothing(commands, tmp_path):
     workdir = tmp_path / "run"
     with lock_for_training(RunFolder(workdir), pytest.fail):

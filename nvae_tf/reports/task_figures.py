@@ -1,4 +1,4 @@
-"""Figures of outlier scores, as `nvae_tf.reports.figures` makes them: arrays in, a matplotlib `Figure` out.
+"""Figures of outlier scores and of restored images, as `nvae_tf.reports.figures` makes them: arrays in, `Figure` out.
 
 Scores are `{set: {score: [images]}}`; the first set is that of images like the training images.
 """
@@ -27,6 +27,8 @@ from nvae_tf.reports.figures import (
 _TITLES = {"mahalanobis": "Mahalanobis distance", "kl": "sum of the KLs, in nats"}
 _COLORS = "magma"
 _BINS = 40
+# Shown as white; values in [0, 1] have no larger one.
+_LARGEST_DEVIATION = 0.5
 Scores = Mapping[str, Mapping[str, Array]]
 
 
@@ -107,3 +109,27 @@ def _side_by_side(
     style = dict(loc="upper left", frameon=False, borderpad=0.0, borderaxespad=0.0, fontsize=size, labelcolor=INK)
     figure.axes[len(names)].legend(handles=[Patch(color=named[name], label=name) for name in shown], **style)
     return figure
+
+
+def restorations(
+    measured: Array, restored: Array, originals: Array | None, deviation: Array | None, about: Provenance, width=1000
+) -> Figure:
+    """A row for each image: its measurement, what was restored, the original, and the deviation of every pixel.
+
+    Measurements that are smaller by a whole number are enlarged. Originals are left out where they are not known, as is
+    the standard deviation of the pixels over several restorations.
+    """
+    height, columns, channels = restored.shape[1:]
+    measured = measured.repeat(height // measured.shape[1], axis=1).repeat(columns // measured.shape[2], axis=2)
+    parts = {"measured": measured, "restored": restored}
+    if originals is not None:
+        parts["original"] = originals
+    text = ""
+    if deviation is not None:
+        colors = deviation[..., : channels - 1 + channels % 2].mean(axis=-1, keepdims=True) / _LARGEST_DEVIATION
+        parts["deviation"] = np.repeat(colors, channels, axis=-1)
+        if channels in (2, 4):
+            parts["deviation"][..., -1] = 1.0
+        text = f"The deviation of a pixel is that of restorations that began elsewhere; white is {_LARGEST_DEVIATION}."
+    rows = [Row("", images) for images in zip(*parts.values(), strict=True)]
+    return image_figure("Restored images", text, rows, about, width, [(name, 1) for name in parts])

@@ -1,0 +1,79 @@
+// Images are uint8 arrays, row by row, of a shape [height, width, channels]: gray, gray and alpha, RGB or RGBA.
+
+function rgba(pixels, channels) {
+  const colors = channels < 3 ? 1 : 3, result = new Uint8ClampedArray(4 * pixels.length / channels);
+  for (let i = 0; i < result.length / 4; i += 1) {
+    for (let c = 0; c < 3; c += 1) result[4 * i + c] = pixels[channels * i + (colors === 3 ? c : 0)];
+    result[4 * i + 3] = channels > colors ? pixels[channels * i + colors] : 255;
+  }
+  return result;
+}
+
+function fromRgba(data, channels) {
+  const result = new Uint8Array(channels * data.length / 4);
+  for (let i = 0; i < data.length / 4; i += 1) {
+    const [r, g, b, a] = data.slice(4 * i, 4 * i + 4);
+    const colors = channels < 3 ? [Math.round(0.299 * r + 0.587 * g + 0.114 * b)] : [r, g, b];
+    result.set(channels % 2 ? colors : [...colors, a], channels * i);
+  }
+  return result;
+}
+
+// Draws at a whole multiple of the size, about `size` CSS pixels wide.
+export function draw(canvas, pixels, [height, width, channels], size) {
+  canvas.width = width;
+  canvas.height = height;
+  const scale = Math.max(1, Math.round(size / Math.max(width, height)));
+  canvas.style.width = `${scale * width}px`;
+  canvas.style.height = `${scale * height}px`;
+  canvas.getContext("2d").putImageData(new ImageData(rgba(pixels, channels), width, height), 0, 0);
+}
+
+// The images as one picture, for a file; resolves to a Blob.
+export async function sheet(images, [height, width, channels], columns = Math.ceil(Math.sqrt(images.length))) {
+  const rows = Math.ceil(images.length / columns);
+  const canvas = new OffscreenCanvas(columns * (width + 2) - 2, rows * (height + 2) - 2);
+  const context = canvas.getContext("2d");
+  images.forEach((pixels, i) => {
+    const [x, y] = [(i % columns) * (width + 2), Math.floor(i / columns) * (height + 2)];
+    context.putImageData(new ImageData(rgba(pixels, channels), width, height), x, y);
+  });
+  return canvas.convertToBlob();
+}
+
+// The pixels of a picture file of any size, cropped in its middle; without alpha those of the right size stay exact.
+export async function fromFile(source, [height, width, channels]) {
+  const bitmap = await createImageBitmap(source, { colorSpaceConversion: "none" });
+  const scale = Math.max(width / bitmap.width, height / bitmap.height);
+  const [w, h] = [scale * bitmap.width, scale * bitmap.height];
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingQuality = "high";
+  if (channels % 2) {
+    // Models without alpha see what is transparent as white, as on paper.
+    context.fillStyle = "white";
+    context.fillRect(0, 0, width, height);
+  }
+  context.drawImage(bitmap, (width - w) / 2, (height - h) / 2, w, h);
+  return fromRgba(context.getImageData(0, 0, width, height).data, channels);
+}
+
+export const bytes = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+
+export function base64(pixels) {
+  let text = "";
+  for (const value of pixels) text += String.fromCharCode(value);
+  return btoa(text);
+}
+
+export const fromPng = (content, shape) => fromFile(new Blob([bytes(content)]), shape);
+
+// Values of the model's bits, as in its data, floor(v / 2^(8 - bits)) / (2^bits - 1): lists [height][width][channels].
+export function intensities(pixels, [, width, channels], bits) {
+  const of = (v) => Number(Math.fround((v >> (8 - bits)) / (2 ** bits - 1)).toPrecision(9));
+  return nested(nested(Array.from(pixels, of), channels), width);
+}
+
+// Values in lists of this length.
+export function nested(values, size) {
+  return Array.from({ length: values.length / size }, (_, i) => values.slice(i * size, (i + 1) * size));
+}

@@ -1,0 +1,126 @@
+"""What a run folder has beside a checkpoint for its exact weights: a reweighted prior, and a calibration of scores.
+
+Each is a `.npz` file with a digest of the weights that it is of. The digest is the same wherever these weights lie, in
+the checkpoint or in a shared run, so the files may be copied along.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shlex
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from nvae_tf.config import check
+from nvae_tf.errors import wrap_read_errors
+from nvae_tf.files import read_arrays, write_arrays
+from nvae_tf.models import NVAE
+from nvae_tf.models.outlier_scores import OutlierCalibration
+from nvae_tf.models.reweighted_prior import CHANCE, NONE_LEARNED, ReweightedPrior, made_ratios
+from nvae_tf.progress import counted
+
+_Made = TypeVar("_Made")
+
+
+def weights_sha256(model: NVAE) -> str:
+    """The SHA-256 of the networks' weights and running statistics, without what only training uses."""
+    digest = hashlib.sha256()
+    for weight in (*model.bottom_up.weights, *model.top_down.weights):
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_prior(file: pathlib.Path, model: NVAE, step: int, reweighted: ReweightedPrior) -> None:
+    """Writes what it is made of: `about`, JSON, and the weights of group g as `g/00`, `g/01`, ..."""
+    weights = {
+        f"{group}/{number:02d}": array
+        for group, ratio in enumerate(reweighted.ratios)
+        for number, array in enumerate(ratio.get_weights())
+    }
+    _write(file, model, step, {"about": np.array(json.dumps(reweighted.about))} | weights)
+
+
+def read_prior(file: pathlib.Path, model: NVAE, step: int) -> ReweightedPrior | str:
+    """The reweighted prior of a model of this step; a text says why there is none."""
+
+    def made(arrays: dict[str, np.ndarray]) -> ReweightedPrior:
+        about, classes = json.loads(str(arrays["about"])), model.config.num_classes
+        ratios = made_ratios(about["kind"], about["groups"], model.plan, classes, components=len(arrays["0/00"]))
+        for group, ratio in enumerate(ratios):
+            ratio.set_weights([arrays[name] for name in sorted(arrays) if name.startswith(f"{group}/")])
+        return ReweightedPrior(ratios, about["proposals"], classes, about)
+
+    if not file.is_file():
+        return NONE_LEARNED.replace("RUN", shlex.quote(str(file.parent)))
+    return _read(file, model, step, "nvae-prior", made)
+
+
+def read_about(file: pathlib.Path) -> tuple[int, dict[str, Any]]:
+    """The step of the weights that a prior was learned for, and its `about`; raises what `read_arrays` raises."""
+    arrays = read_arrays(file)
+    return int(arrays["step"]), json.loads(str(arrays["about"]))
+
+
+def prior_text(about: dict[str, Any]) -> str:
+    """What was learned and measured, for people: one line."""
+    if about["kind"] == "mixture":
+        text = f"mixture of {about['components']} Gaussians of the top group"
+    else:
+        groups = counted(about["groups"], "group")
+        text = (
+            f"classifier of the top {groups}: cross-entropy of test images {_numbers(about['cross_entropy'])} (chance "
+            f"{CHANCE:.3f}); of {about['proposals']} proposals {_numbers(about['effective_proposals'], 1)} effective"
+        )
+    if bounds := about.get("bounds"):
+        errors, samples = about["log_normalizer_errors"], counted(bounds["samples"], "sample")
+        text += (
+            f"; importance-weighted bound of {counted(bounds['images'], 'test image')}, {samples}: "
+            f"{bounds['reweighted']:.2f} nats instead of {bounds['model']:.2f}, log Z "
+            f"{np.mean(about['log_normalizers']):.3f} with a standard error of {np.mean(errors):.3f}"
+        )
+    return text
+
+
+def _numbers(values: Iterable[float], places: int = 3) -> str:
+    return ", ".join(f"{value:.{places}f}" for value in values)
+
+
+def write_calibration(file: pathlib.Path, model: NVAE, step: int, calibration: OutlierCalibration) -> None:
+    """Writes its arrays by their names."""
+    _write(file, model, step, dataclasses.asdict(calibration))
+
+
+def read_calibration(file: pathlib.Path, model: NVAE, step: int) -> OutlierCalibration | str | None:
+    """That of a model of this step; None without a file, and a text where it can't be used."""
+
+    def made(arrays: dict[str, np.ndarray]) -> OutlierCalibration:
+        calibration = OutlierCalibration(**arrays)
+        numbers = len(calibration.mean)
+        check(calibration.covariance.shape == (numbers, numbers), "its mean and covariance do not fit each other")
+        return calibration
+
+    return _read(file, model, step, "nvae-calibrate", made) if file.is_file() else None
+
+
+def _write(file: pathlib.Path, model: NVAE, step: int, arrays: dict[str, np.ndarray]) -> None:
+    write_arrays(file, arrays | {"step": np.array(step), "weights_sha256": np.array(weights_sha256(model))})
+
+
+def _read(
+    file: pathlib.Path, model: NVAE, step: int, command: str, make: Callable[[dict[str, np.ndarray]], _Made]
+) -> _Made | str:
+    """What `make` makes of the arrays of a file; a text where it is damaged or of other weights."""
+    fix = f"make it anew by `{command} --workdir={file.parent}`, or delete it"
+    try:
+        # Arrays may be missing, or of other shapes.
+        with wrap_read_errors("", ""):
+            arrays = read_arrays(file)
+            written_at, sha256 = int(arrays.pop("step")), str(arrays.pop("weights_sha256"))
+            if sha256 == weights_sha256(model):
+                return make(arrays)
+    except ValueError as error:
+        return f"{file}: damaged, or of another version of this package ({error}); {fix}"
+    return f"{file}: of other weights, those of step {written_at:,}; the model is of step {step:,}; {fix}"

@@ -1,0 +1,96 @@
+"""`python ARGUMENTS` as a fork of a process that has imported TensorFlow: it begins some five seconds sooner.
+
+There is one such process a test process, `multiprocessing`'s server of forks. It has only imported: flags, devices and
+threads are each fork's own, as in a process that is started anew.
+"""
+
+import io
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from multiprocessing.connection import Connection
+
+from nvae_tf.errors import start_tensorflow_quietly
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tensorflow", "tensorflow_probability", "nvae_tf.training.loop"])
+
+
+def _main(arguments, folder, environment, *outputs):
+    for number, output in enumerate(outputs, 1):
+        os.dup2(output.fileno(), number)
+        output.close()
+    # As `python -u` does.
+    unbuffered = (open(number, "wb", buffering=0, closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (io.TextIOWrapper(output, write_through=True) for output in unbuffered)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    # What it writes when it looks for devices is hidden while it is imported, which has been.
+    start_tensorflow_quietly()
+    kind, *rest = arguments
+    sys.argv = arguments if kind.endswith(".py") else rest
+    if kind == "-m":
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        runpy.run_path(kind, run_name="__main__")
+
+
+class Forked:
+    """Used as `subprocess.Popen` is, without an input; of the outputs only the first may be a pipe."""
+
+    def __init__(self, arguments, cwd, env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT):
+        self.stdout = None
+        if stdout == subprocess.PIPE:
+            reading, written = os.pipe()
+            self.stdout = open(reading)
+        else:
+            written = os.open(os.devnull, os.O_WRONLY) if stdout == subprocess.DEVNULL else os.dup(stdout.fileno())
+        outputs = [Connection(written, readable=False)]
+        outputs.append(Connection(os.dup(written if stderr == subprocess.STDOUT else stderr.fileno()), readable=False))
+        self._process = FORKS.Process(target=_main, args=([*map(str, arguments)], str(cwd), dict(env), *outputs))
+        self._process.start()
+        for output in outputs:
+            output.close()
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    @property
+    def returncode(self):
+        return self._process.exitcode
+
+    poll = returncode.fget
+
+    def wait(self, timeout=None):
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired("a fork", timeout)
+        return self.returncode
+
+    def communicate(self, timeout=None):
+        """Until what is printed ends; a fork that hangs is found by whoever waits for the tests."""
+        printed = self.stdout.read()
+        return printed, self.wait(timeout) and None
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+def run(arguments, cwd, env):
+    """The finished process, with all that it has printed."""
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        code = Forked(arguments, cwd, env, stdout, stderr).wait(600)
+        texts = [stream.seek(0) or stream.read() for stream in (stdout, stderr)]
+    return subprocess.CompletedProcess(arguments, code, *texts)

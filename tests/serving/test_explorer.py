@@ -1,0 +1,266 @@
+"""The explorer in a browser, on the small export: what its canvases show is what the model gives, to one 8-bit step."""
+
+import functools
+import http.server
+import json
+import shutil
+import socket
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from nvae_tf.generation import sampling
+from nvae_tf.serving.client import pixels_of_files
+from nvae_tf.serving.explorer_files import PAGE, write_explorer
+from nvae_tf.serving.local_server import local_server
+from tests.serving.conftest import EXAMPLES
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; scripts/install_chromium.sh does it"),
+]
+PIXELS = """part => [...document.querySelectorAll(`#${part} canvas, canvas#${part}`)].map(
+  canvas => [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data])"""
+MEASURES = "performance.getEntriesByType('measure').map(({ name, duration }) => [name, duration])"
+
+
+class Explorer:
+    """A tab; `after(name, action)` waits until the page has done what follows from an action."""
+
+    def __init__(self, tab, address):
+        self.tab, self.errors = tab, []
+        tab.set_default_timeout(20_000)
+        tab.on("pageerror", lambda error: self.errors.append(str(error)))
+        tab.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
+        tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        tab.goto(address)
+
+    def settled(self):
+        self.tab.wait_for_function("document.body.dataset.running === '0'")
+
+    def after(self, action, *arguments):
+        action(*arguments)
+        self.settled()
+
+    def pixels(self, part):
+        return np.array(self.tab.evaluate(PIXELS, part)).reshape(-1, 8, 8, 4)[..., :3]
+
+    def clipboard(self):
+        self.tab.get_by_role("status").get_by_text("Copied").wait_for()
+        return self.tab.evaluate("navigator.clipboard.readText()")
+
+    def button(self, name):
+        return self.tab.get_by_role("button", name=name, exact=True)
+
+
+def assert_shows(found, images):
+    assert found.shape == images.shape
+    assert np.abs(found - 255.0 * np.asarray(images)).max() <= 1.0
+
+
+@pytest.fixture(scope="module")
+def files(folder, tmp_path_factory):
+    return write_explorer(tmp_path_factory.mktemp("explorer"), {"tiny": folder})
+
+
+@pytest.fixture(scope="module")
+def address(folder, files):
+    pages = {f"/{file.name}": file for file in files}
+    with local_server("tiny", folder.parent, enable_cors=True, files=pages) as (_, port):
+        yield f"http://127.0.0.1:{port}/{PAGE}"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def explorer(address, browser):
+    explorer = Explorer(browser.new_page(), address)
+    explorer.settled()
+    yield explorer
+    print("\nmilliseconds:", ", ".join(f"{name} {ms:.0f}" for name, ms in explorer.tab.evaluate(MEASURES)))
+    assert explorer.errors == []
+
+
+def latents_of(model, number):
+    return [z.numpy() for z in model.encode(EXAMPLES[number : number + 1] / np.float32(255.0), seed=0)]
+
+
+def test_the_grid_shows_samples_at_a_temperature_for_each_scale(explorer, model):
+    assert_shows(explorer.pixels("samples"), model.generate(24, seed=1))
+    explorer.after(explorer.button("Fewer").click)
+    explorer.after(explorer.tab.get_by_role("slider", name="4×4").fill, "0.5")
+    assert_shows(explorer.pixels("samples"), model.generate(12, temperature=[1.0, 0.5], seed=1))
+    explorer.after(explorer.button("Next seed").click)
+    assert_shows(explorer.pixels("samples"), model.generate(12, temperature=[1.0, 0.5], seed=2))
+    explorer.after(explorer.tab.get_by_role("slider", name="4×4").fill, "1")
+
+
+def test_an_uploaded_picture_is_encoded_and_its_groups_are_redrawn(explorer, model, tmp_path):
+    Image.fromarray(EXAMPLES[5]).save(tmp_path / "own.png")
+    explorer.after(explorer.tab.get_by_label("Your picture").set_input_files, tmp_path / "own.png")
+    assert np.array_equal(explorer.pixels("original"), EXAMPLES[5:6])
+    latents = latents_of(model, 5)
+    assert_shows(explorer.pixels("current"), model.decode(latents))
+    kl = model.score(EXAMPLES[5:6] / np.float32(255.0), seed=0, per_group=True).kl.numpy()[0]
+    shown = explorer.tab.locator("#groups b").all_inner_texts()
+    assert np.allclose(list(map(float, shown)), kl, atol=0.006)
+
+    (score,) = model.outlier_score(EXAMPLES[5:6] / np.float32(255.0)).kl.numpy()
+    assert f"sum of KLs {score:.3g}"[:14] in explorer.tab.locator("#facts").inner_text()
+    assert explorer.pixels("map").max() > explorer.pixels("map").min()
+
+    explorer.after(explorer.button("Redraw group 2 alone").click)
+    top = [np.repeat(latents[0], 6, axis=0)]
+    assert_shows(explorer.pixels("variants"), sampling.decode_images(model, top, temperature=1.0, seed=0))
+    explorer.after(explorer.tab.get_by_label("Top groups kept").fill, "2")
+    assert_shows(explorer.pixels("variants"), model.decode(latents))
+    # The top group alone: the lower one is as before.
+    explorer.after(explorer.button("Redraw group 1 alone").click)
+    explorer.after(explorer.button("Variant 3").click)
+    kept = json.loads(explorer.tab.evaluate("decodeURIComponent(location.hash.slice(1))"))["current"]["row"]["keep"]
+    assert kept == [0, 1]
+
+
+def test_an_interpolation_in_chosen_groups(explorer, model):
+    for number, end in ((2, "A"), (9, "B")):
+        explorer.after(explorer.button(f"Test image {number + 1}").click)
+        explorer.after(explorer.button(f"Use as {end}").click)
+    ends = [[z[0] for z in latents_of(model, number)] for number in (2, 9)]
+    fractions = np.arange(7) / 6
+    for how in ("spherical", ["spherical", "keep"]):
+        latents = sampling.interpolate_latents(*ends, fractions, how)
+        assert_shows(explorer.pixels("path"), model.decode(latents))
+        explorer.button("Copy Interpolation as curl").click()
+        request = json.loads(explorer.clipboard().split("'")[1])
+        flat = np.concatenate([z.reshape(len(fractions), -1) for z in latents], axis=1)
+        assert np.allclose(request["inputs"]["latent"], flat, atol=1e-5)
+        explorer.after(explorer.tab.get_by_label("2: ").uncheck)
+
+
+def test_a_region_is_restored_with_the_keyboard_alone(explorer):
+    explorer.after(explorer.button("Test image 4").click)
+    explorer.tab.get_by_label("Region to restore").focus()
+    for key in ("Space", "ArrowRight", "ArrowDown", "Space"):
+        explorer.tab.keyboard.press(key)
+    explorer.after(explorer.button("Restore").click)
+    restored, original = explorer.pixels("restored"), EXAMPLES[3:4]
+    changed = (restored != original).any(axis=(0, -1))
+    assert len(restored) == 4 and changed[3:7, 3:7].mean() > 0.5
+    changed[2:8, 2:8] = False
+    assert not changed.any()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pictures_of_every_number_of_channels_come_back_from_files(explorer, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, [5, 6, channels])
+    if channels % 2 == 0:
+        pixels[..., -1] = 255  # browsers keep no color of what is transparent
+    script = """async ([pixels, shape]) => {
+      const { fromFile, sheet } = await import("./images.js");
+      return [...await fromFile(await sheet([Uint8Array.from(pixels)], shape), shape)];
+    }"""
+    found = explorer.tab.evaluate(script, [pixels.ravel().tolist(), list(pixels.shape)])
+    assert np.array_equal(found, pixels.ravel())
+
+
+def test_a_link_brings_back_what_is_shown(explorer, address, browser):
+    parts = ("samples", "current", "variants", "path")
+    explorer.after(explorer.button("Variant 2").click)
+    other = Explorer(browser.new_page(), explorer.tab.url)
+    other.settled()
+    for part in parts:
+        assert np.array_equal(other.pixels(part), explorer.pixels(part)), part
+
+
+def test_what_is_shown_can_be_asked_for_in_python(explorer):
+    explorer.button("Copy Samples as Python").click()
+    names = {}
+    exec(explorer.clipboard(), names)
+    assert np.array_equal(pixels_of_files(names["outputs"]["image_bytes"]), explorer.pixels("samples"))
+
+
+def test_classes_guidance_and_the_reweighted_prior_are_sent_where_the_model_has_them(address, browser):
+    """On the same model, which does without: its metadata are given more inputs, and requests are freed of them."""
+    extra, sent = ("label", "guidance", "proposals"), []
+
+    def metadata(route):
+        answer = route.fetch().json()
+        definitions = answer["metadata"]["signature_def"]["signature_def"]
+        for name, names in (("sample_png", extra[::2]), ("compose_png", extra), ("compose", extra)):
+            definitions[name]["inputs"] |= dict.fromkeys(names, {})
+        route.fulfill(json=answer)
+
+    def predict(route):
+        request = route.request.post_data_json
+        sent.append({"signature": request["signature_name"], **request["inputs"]})
+        inputs = {name: value for name, value in request["inputs"].items() if name not in extra}
+        route.continue_(post_data=json.dumps(request | {"inputs": inputs}))
+
+    def facts(route):
+        answer = route.fetch().json()
+        answer["models"]["tiny"]["classes"] = ["cat", "dog"]
+        route.fulfill(json=answer)
+
+    tab = browser.new_page()
+    for pattern, handler in (("**/metadata", metadata), ("**/*:predict", predict), ("**/explorer.json", facts)):
+        tab.route(pattern, handler)
+    explorer = Explorer(tab, address)
+    explorer.settled()
+    by_signature = {request["signature"]: request for request in sent}
+    assert by_signature["sample_png"]["label"] == [0, 1] * 12 and by_signature["sample_png"]["proposals"] == [1] * 24
+    explorer.after(tab.get_by_label("Class").select_option, "dog")
+    explorer.after(tab.get_by_role("slider", name="Guidance").fill, "2")
+    assert [2] * 24 in [request.get("guidance") for request in sent]
+    sent.clear()
+    explorer.after(tab.get_by_label("Reweighted prior").check)
+    assert sent[0]["label"] == [1] * 24 and sent[0]["proposals"] == [100] * 24
+    sent.clear()
+    explorer.after(explorer.button("Sample 4 of seed 1").click)
+    drawn = next(request for request in sent if request["signature"] == "compose_png")
+    assert [drawn[name] for name in extra] == [[1], [2], [100]] and drawn["seed"] == [1 + 3 * 2**32]
+
+
+def test_a_page_of_another_address_asks_too(address, browser, files, explorer):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=files[0].parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as pages:
+        threading.Thread(target=pages.serve_forever, daemon=True).start()
+        server = address.removesuffix(f"/{PAGE}")
+        other = Explorer(browser.new_page(), f"http://127.0.0.1:{pages.server_port}/{PAGE}?server={server}")
+        other.settled()
+        assert len(other.pixels("samples")) == 24 and other.errors == []
+        pages.shutdown()
+
+
+def test_a_server_that_is_away_and_a_wrong_model_are_named(address, browser):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    tab = browser.new_page()
+    for query, message in (
+        (f"?server=http://127.0.0.1:{port}", f"No answer from http://127.0.0.1:{port}. Is the server running?"),
+        ("?model=other", "explorer.json has no model other; it has tiny."),
+    ):
+        tab.goto(address + query)
+        tab.get_by_role("alert").get_by_text(message).wait_for(timeout=20_000)
+        assert tab.get_by_role("button", name="Try again").is_visible()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1600, "dark")])
+def test_nothing_is_wider_than_the_window_and_text_stands_out(address, browser, width, scheme):
+    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    explorer = Explorer(tab, address)
+    explorer.settled()
+    root = "document.documentElement"
+    assert tab.evaluate(f"{root}.scrollWidth - {root}.clientWidth") <= 0
+    colors = tab.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+    ink, paper = (sum(map(int, color[4:-1].split(", "))) for color in colors)
+    assert (paper < ink) == (scheme == "dark") and abs(paper - ink) > 500
