@@ -224,8 +224,8 @@ class StackedSqueezeExcite(StackedLayer):
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         reduce_kernel, reduce_bias, expand_kernel, expand_bias = weights
-        hidden = tf.nn.relu(tf.matmul(tf.reduce_mean(inputs, axis=(1, 2)), reduce_kernel) + reduce_bias)
-        gate = tf.sigmoid(tf.matmul(hidden, expand_kernel) + expand_bias)
+        hidden = tf.nn.relu(tf.nn.bias_add(tf.matmul(tf.reduce_mean(inputs, axis=(1, 2)), reduce_kernel), reduce_bias))
+        gate = tf.sigmoid(tf.nn.bias_add(tf.matmul(hidden, expand_kernel), expand_bias))
         return tf.reshape(gate, (-1, 1, 1, gate.shape[-1]))
 
 

@@ -8,12 +8,11 @@ the results of convolutions and products; all else in a step takes little time a
 import contextlib
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from nvae_tf.layers.cpu_kernels import concatenated
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer, layers_of, unstacked
 
 # Operations whose results are kept for the backward pass.
@@ -34,7 +33,7 @@ class Part(NamedTuple):
         return [] if self.stack is None else self.stack.recorders()
 
     def layers_of_step(self, layers: Sequence[Any], index: int) -> Sequence[Any]:
-        """Those of a step; steps count from the end, -1 is the last. None where they are too few for it."""
+        """Those of a step; steps count from the end, -1 is the last. An empty list where they are too few for it."""
         first = len(layers) + index * self.layers_a_step
         return layers[first : first + self.layers_a_step] if first >= 0 else []
 
@@ -58,7 +57,7 @@ def in_turn(
     the outputs of all other steps. Steps that lack layers of a part have none that record.
     """
     alone = max(len(inputs) - part.stack.count // part.layers_a_step for part in parts if part.stack is not None)
-    if not forward.scanned or tf.executing_eagerly() or len(inputs) - alone < 2:
+    if not forward.scanned or tf.executing_eagerly() or len(inputs) - alone < 3:
         return (*_unrolled(parts, step, state, inputs, forward), [])
     weights = [None if part.stack is None else part.stack.weights_of(forward) for part in parts]
     outputs = []
@@ -120,11 +119,10 @@ def _loop(parts, weights, step, state, inputs, forward, tensors_of) -> tuple[tf.
     # Both as they are in a step, but with an axis for the steps in front.
     given = of_steps, tf.nest.map_structure(lambda *each: tf.stack(each), *inputs)
     leaves = [leaf for leaf in tf.nest.flatten(given) if leaf is not None]
-    packing = _Packing([tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves])
-    of_records: list = []
+    lengths: list[int] = []
 
     def flat_step(state: tf.Tensor, slices: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
-        following = iter(packing.unpacked(slices))
+        following = iter(slices)
         of_step, input_of_step = _map(lambda _: next(following), given)
         layers, records = [], []
         for part, of_part in zip(parts, of_step, strict=True):
@@ -133,32 +131,36 @@ def _loop(parts, weights, step, state, inputs, forward, tensors_of) -> tuple[tf.
             layers.append([_layer(part, each, forward, found, place) for place, each in enumerate(of_layers)])
             records.append(found)
         state, output = step(layers, state, input_of_step)
-        found = [each for pair in zip(parts, records, strict=True) for each in _of_recorders(*pair)]
-        flat = [tensor for each in found for tensor in each]
-        of_records[:] = [_Packing(flat), [len(each) for each in found]]
-        return state, tensors_of(output), of_records[0].packed(flat)
+        of_recorders = [each for pair in zip(parts, records, strict=True) for each in _of_recorders(*pair)]
+        lengths[:] = map(len, of_recorders)
+        return state, tensors_of(output), [tensor for each in of_recorders for tensor in each]
 
-    state, outputs, records = _scan(flat_step, state, packing.packed(leaves))
-    packing_of_records, lengths = of_records
-    following = iter(packing_of_records.unpacked(records))
+    state, outputs, records = _scan(flat_step, state, leaves)
+    following = iter(records)
     return state, outputs, [[next(following) for _ in range(length)] for length in lengths]
 
 
-class _Packing:
-    """Joins small tensors of one type, so that a loop has a few of them in place of a hundred."""
+class Packing:
+    """Joins small tensors of one type, so that a program has a few of them in place of hundreds."""
 
-    def __init__(self, tensors: Sequence[tf.Tensor | tf.TensorSpec]):
-        """For tensors like these, which may have axes in front."""
+    def __init__(self, tensors: Sequence[Any], small: int = _SMALL):
+        """For tensors like these, which may have axes in front; those of at most so many numbers count as small."""
         self._shapes = [tensor.shape for tensor in tensors]
         self._groups: list[list[int]] = []
         of_type: dict[tf.DType, list[int]] = {}
         for index, tensor in enumerate(tensors):
             size = tensor.shape.num_elements()
-            is_small = size is not None and size <= _SMALL
-            group = of_type.setdefault(tensor.dtype, []) if is_small else []
+            is_small = size is not None and size <= small
+            group = of_type.setdefault(tf.as_dtype(tensor.dtype), []) if is_small else []
             if not group:
                 self._groups.append(group)
             group.append(index)
+        # Of what `packed` gives.
+        self.specs = [tf.TensorSpec(self._shape_of(group), tensors[group[0]].dtype) for group in self._groups]
+
+    def _shape_of(self, group: list[int]) -> tf.TensorShape | list[int]:
+        first, *others = (self._shapes[index] for index in group)
+        return [sum(shape.num_elements() for shape in (first, *others))] if others else first
 
     def packed(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """The large ones, and one tensor for all small ones of a type."""
@@ -171,7 +173,7 @@ class _Packing:
         for tensor, index in zip(tensors, group, strict=True):
             in_front = tensor.shape[: tensor.shape.rank - self._shapes[index].rank]
             pieces.append(tf.reshape(tensor, [*in_front, self._shapes[index].num_elements()]))
-        return concatenated(pieces)
+        return tf.concat(pieces, -1)
 
     def unpacked(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """What `packed` has joined."""
@@ -217,32 +219,38 @@ def _scan(step: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]) -> tupl
     Returns the last state, and all outputs and records with an axis for the steps in front. Outputs have a gradient.
     """
     traced, count = _TracedStep(step, state, leaves), leaves[0].shape[0]
+    of_leaves, of_made, of_gradients = map(Packing, (traced.slices, traced.made, traced.slice_gradients))
 
     @tf.custom_gradient
     def operation(state: tf.Tensor, *leaves: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
-        def ahead(number: tf.Tensor, state: tf.Tensor, tables: list) -> tuple:
-            state, *found = traced.forward(state, [tf.gather(leaf, number) for leaf in leaves])
-            return number + 1, state, _written(tables, number, found)
+        packed = of_leaves.packed(leaves)
 
-        _, last, tables = _while(
-            lambda number, *_: number < count, ahead, (0, state, _tables(traced.made, count)), count
-        )
-        results = [last, *(table.stack() for table in tables[: traced.num_results])]
+        def slices(number: tf.Tensor) -> list[tf.Tensor]:
+            return of_leaves.unpacked([tf.gather(each, number) for each in packed])
+
+        def ahead(number: tf.Tensor, state: tf.Tensor, tables: list) -> tuple:
+            following, *made = traced.forward(state, *slices(number))
+            following.set_shape(state.shape)
+            return number + 1, following, _written(tables, number, of_made.packed(made))
+
+        begun = 0, state, _tables(of_made.specs, count)
+        _, last, tables = _while(lambda number, *_: number < count, ahead, begun, count)
 
         def gradient(upstream: tf.Tensor, *of_results: tf.Tensor) -> list[tf.Tensor | None]:
             def back(number: tf.Tensor, upstream: tf.Tensor, sums: list) -> tuple:
-                kept = [table.read(number) for table in tables[traced.num_results :]]
-                slices = [tf.gather(leaf, number) for leaf in leaves]
+                kept = of_made.unpacked([table.read(number) for table in tables])[traced.num_results :]
                 of_outputs = [tf.gather(each, number) for each in of_results[: traced.num_outputs]]
-                upstream, *found = traced.backward(kept, slices, [upstream, *of_outputs])
-                return number - 1, upstream, _written(sums, number, found)
+                of_state, *found = traced.backward(*kept, *slices(number), upstream, *of_outputs)
+                of_state.set_shape(upstream.shape)
+                return number - 1, of_state, _written(sums, number, of_gradients.packed(found))
 
-            begun = count - 1, upstream, _tables(traced.slice_gradients, count)
+            begun = count - 1, upstream, _tables(of_gradients.specs, count)
             _, upstream, sums = _while(lambda number, *_: number >= 0, back, begun, count)
-            stacked = iter([table.stack() for table in sums])
+            stacked = iter(of_gradients.unpacked([table.stack() for table in sums]))
             return [upstream, *(next(stacked) if is_there else None for is_there in traced.has_gradient)]
 
-        return results, gradient
+        results = of_made.unpacked([table.stack() for table in tables])
+        return [last, *results[: traced.num_results]], gradient
 
     last, *results = operation(state, *leaves)
     return last, results[: traced.num_outputs], results[traced.num_outputs :]
@@ -255,8 +263,8 @@ def _while(condition: Callable, body: Callable, variables: tuple, count: int) ->
     )
 
 
-def _tables(like: Sequence[tf.Tensor], count: int) -> list[tf.TensorArray]:
-    return [tf.TensorArray(tensor.dtype, count, element_shape=tensor.shape, clear_after_read=False) for tensor in like]
+def _tables(specs: Sequence[tf.TensorSpec], count: int) -> list[tf.TensorArray]:
+    return [tf.TensorArray(spec.dtype, count, element_shape=spec.shape, clear_after_read=False) for spec in specs]
 
 
 def _written(tables: Sequence[tf.TensorArray], number: tf.Tensor, tensors: Sequence[tf.Tensor]) -> list[tf.TensorArray]:
@@ -264,96 +272,42 @@ def _written(tables: Sequence[tf.TensorArray], number: tf.Tensor, tensors: Seque
 
 
 class _TracedStep:
-    """A step and its gradient as two pieces of one graph, cut at what the first keeps for the second."""
+    """A step and its gradient in one graph, cut in two at what the forward piece keeps for the backward piece.
+
+    `forward(state, *slices)` gives the next state and all that is `made`: outputs, records, and what is kept.
+    `backward(*kept, *slices, *upstream)` gives the gradients of the state and of the slices that have one.
+    """
 
     def __init__(self, step: Callable, state: tf.Tensor, leaves: Sequence[tf.Tensor]):
-        placeholder = tf.compat.v1.placeholder
-        with tf.Graph().as_default() as graph:
-            self._state = placeholder(state.dtype, state.shape)
-            self._slices = [placeholder(leaf.dtype, leaf.shape[1:]) for leaf in leaves]
-            following, outputs, records = step(self._state, self._slices)
-            following.set_shape(state.shape)
-            differentiated = [following, *outputs]
-            self._upstream = [placeholder(tensor.dtype, tensor.shape) for tensor in differentiated]
-            inputs = [self._state, *self._slices]
-            gradients = tf.gradients(differentiated, inputs, self._upstream)
-        self._definition = graph.as_graph_def()
+        slices = [tf.TensorSpec(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+        whole = tf.compat.v1.wrap_function(step, [tf.TensorSpec(state.shape, state.dtype), slices])
+        if whole.graph.captures:
+            raise ValueError(f"a step has no gradient for what it uses besides its arguments: {whole.graph.captures}")
+        following, outputs, records = whole.structured_outputs
+        _, *slices = whole.inputs
+        early = {operation.name for operation in whole.graph.get_operations()}
+        with whole.graph.as_default():
+            upstream = [tf.compat.v1.placeholder(each.dtype, each.shape) for each in (following, *outputs)]
+            of_state, *of_slices = tf.gradients([following, *outputs], whole.inputs, upstream)
+        self.has_gradient = [gradient is not None for gradient in of_slices]
+        self.slice_gradients = [gradient for gradient in of_slices if gradient is not None]
+        gradients = [of_state, *self.slice_gradients]
+        kept = _kept_tensors(gradients, {each.name for each in (*slices, *upstream)}, early)
         self.num_outputs, self.num_results = len(outputs), len(outputs) + len(records)
-        self.has_gradient = [gradient is not None for gradient in gradients[1:]]
-        self.slice_gradients = [gradient for gradient in gradients[1:] if gradient is not None]
-        self._gradients = [gradients[0], *self.slice_gradients]
-        self._kept = _kept_tensors(graph, self._gradients, self._slices, self._upstream)
-        # The tensors of a step that have a table: results first, then what is kept.
-        self.made = [*outputs, *records, *self._kept]
-        self._following = following
-        self._forward = self._piece([following, *self.made], inputs)
-        self._backward = self._piece(self._gradients, [*self._kept, *self._slices, *self._upstream])
-
-    def forward(self, state: tf.Tensor, slices: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """The next state, outputs, records, and what is kept."""
-        given = zip([self._state, *self._slices], [state, *slices], strict=True)
-        return _imported(self._forward, given, [self._following, *self.made])
-
-    def backward(self, kept, slices, upstream) -> list[tf.Tensor]:
-        """The gradients of the state and of the slices that have one."""
-        given = zip([*self._kept, *self._slices, *self._upstream], [*kept, *slices, *upstream], strict=True)
-        return _imported(self._backward, given, self._gradients)
-
-    def _piece(self, results: Sequence[tf.Tensor], given: Sequence[tf.Tensor]) -> tf.compat.v1.GraphDef:
-        """What the graph computes between these tensors."""
-        needed, ends = set(), {tensor.name for tensor in given}
-        pending = [tensor for tensor in results if tensor.name not in ends]
-        while pending:
-            operation = pending.pop().op
-            if operation.name not in needed:
-                needed.add(operation.name)
-                pending += [tensor for tensor in operation.inputs if tensor.name not in ends]
-        piece = tf.compat.v1.GraphDef(library=self._definition.library, versions=self._definition.versions)
-        for node in self._definition.node:
-            if node.name in needed:
-                copy = piece.node.add()
-                copy.CopyFrom(node)
-                copy.attr.pop("_class", None)
-                wanted = [name for name in node.input if not name.startswith("^") or name[1:] in needed]
-                copy.ClearField("input")
-                copy.input.extend(wanted)
-        return piece
+        self.slices, self.made = slices, [*outputs, *records, *kept]
+        self.forward = whole.prune(whole.inputs, [following, *self.made])
+        self.backward = whole.prune([*kept, *slices, *upstream], gradients)
 
 
-def _kept_tensors(graph, gradients, slices, upstream) -> list[tf.Tensor]:
-    """What the gradients need of the forward pass besides the slices, see `_KEPT`."""
-    late = {tensor.op.name for tensor in upstream}
-    for operation in graph.get_operations():
-        before = [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
-        if any(each.name in late for each in before):
-            late.add(operation.name)
-    ends, seen, kept = {tensor.name for tensor in slices}, set(), []
-    pending = list(gradients)
+def _kept_tensors(gradients: Sequence[tf.Tensor], given: set[str], early: set[str]) -> list[tf.Tensor]:
+    """What the gradients need of the forward pass's operations besides what is given, see `_KEPT`."""
+    pending, seen, kept = list(gradients), set(given), []
     while pending:
         tensor = pending.pop()
-        if tensor.name in ends or tensor.name in seen:
-            continue
-        seen.add(tensor.name)
-        operation = tensor.op
-        if operation.name not in late and operation.type in (*_KEPT, "Placeholder"):
-            kept.append(tensor)
-        else:
-            pending += operation.inputs
+        if tensor.name not in seen:
+            seen.add(tensor.name)
+            if tensor.op.name in early and tensor.op.type in (*_KEPT, "Placeholder"):
+                kept.append(tensor)
+            else:
+                pending += tensor.op.inputs
     return kept
-
-
-def _imported(
-    piece: tf.compat.v1.GraphDef, given: Iterable[tuple[tf.Tensor, tf.Tensor]], results: Sequence[tf.Tensor]
-) -> list[tf.Tensor]:
-    given = {inner.name: outer for inner, outer in given}
-    in_piece = {node.name for node in piece.node}
-    used = {name if ":" in name else f"{name}:0" for node in piece.node for name in node.input}
-    mapped = {name: tensor for name, tensor in given.items() if name in used}
-    inner = [tensor for tensor in results if tensor.op.name in in_piece and tensor.name not in given]
-    names = list(dict.fromkeys(tensor.name for tensor in inner))
-    found = tf.graph_util.import_graph_def(piece, input_map=mapped, return_elements=names, name="step")
-    made = dict(zip(names, found, strict=True)) | given
-    outer = [made[tensor.name] for tensor in results]
-    for tensor, copy in zip(results, outer, strict=True):
-        copy.set_shape(tensor.shape)
-    return outer

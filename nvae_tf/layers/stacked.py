@@ -119,6 +119,7 @@ class StackedLayer(keras.layers.Layer):
         # In a graph a composite layer is traced once for the whole stack. Not on several replicas: what they must agree
         # on can't be requested from within a function.
         inline = forward.traced_inline or tf.executing_eagerly() or not self.parts or replica_count() > 1
+        inline |= forward.scanned  # few are left then, and the shapes are constants for XLA
         apply = self.application(forward, inline)
 
         def layer(index: int, inputs: tf.Tensor) -> tf.Tensor:
@@ -171,7 +172,8 @@ def _recomputed(apply: Callable) -> Callable:
 
 def layers_of(weights: Any, count: int) -> list[Any]:
     """The weights of each layer, from those of `StackedLayer.weights_of`."""
-    columns = [[None] * count if each is None else tf.unstack(each) for each in tf.nest.flatten(weights)]
+    unstack = tf.unstack if count > 1 else lambda each: [tf.squeeze(each, 0)]
+    columns = [[None] * count if each is None else unstack(each) for each in tf.nest.flatten(weights)]
     return [tf.nest.pack_sequence_as(weights, row) for row in zip(*columns, strict=True)]
 
 

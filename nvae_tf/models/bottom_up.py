@@ -64,17 +64,11 @@ class BottomUp(keras.layers.Layer):
             state = block.forward(state, forward)
         features = []
         for scale in self.scales:
-            state, of_groups, stacked = in_turn(
-                [Part(scale.cells, scale.cells_per_group)],
-                _encoded,
-                state,
-                [()] * scale.num_groups,
-                forward,
-                lambda feature: [feature],
+            state, states, stacked = in_turn(
+                [Part(scale.cells)], _encoded, state, [()] * scale.cells.count, forward, lambda state: [state]
             )
-            features += of_groups
-            for of_groups in stacked:
-                features += tf.unstack(of_groups)
+            states += [each for of_steps in stacked for each in tf.unstack(of_steps)]
+            features += states[scale.cells_per_group - 1 :: scale.cells_per_group]
             if scale.down is not None:
                 state = scale.down.single(state, forward)
         # The top-most group takes the tower's end in place of its kept feature.
@@ -83,7 +77,6 @@ class BottomUp(keras.layers.Layer):
 
 
 def _encoded(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
-    (cells,) = layers
-    for cell in cells:
-        state = cell(state)
+    ((cell,),) = layers
+    state = cell(state)
     return state, state

@@ -42,14 +42,16 @@ class LatentSample(NamedTuple):
 def tensors_of_latent(latent: LatentSample) -> list[tf.Tensor]:
     """The tensors that a latent from the posterior is made of, see `latents_of_groups`."""
     tensors = [latent.z, *(each for normal in (latent.prior, latent.posterior) for each in (normal.loc, normal.scale))]
-    return [*tensors, latent.z_before_flows] if latent.has_flows else tensors
+    # As one: they are of the same shape, and a loop keeps each on its own.
+    return [tf.stack([*tensors, latent.z_before_flows] if latent.has_flows else tensors)]
 
 
 def latents_of_groups(tensors: Sequence[tf.Tensor]) -> LatentSample:
     """The latents of some groups from those tensors, with an axis for the groups in front."""
-    z, *parameters = [tf.reshape(tensor, (-1, *tensor.shape[2:])) for tensor in tensors]
+    (stacked,) = tensors
+    z, *parameters = [tf.reshape(tensor, (-1, *tensor.shape[2:])) for tensor in tf.unstack(stacked, axis=1)]
     prior, posterior = (SoftClampedNormal(*pair, validate_args=False) for pair in (parameters[:2], parameters[2:4]))
-    before, groups = parameters[4:] or [z], tensors[0].shape[0]
+    before, groups = parameters[4:] or [z], stacked.shape[0]
     return LatentSample(z, before[0], prior, posterior, has_flows=len(parameters) > 4, groups=groups)
 
 

@@ -9,9 +9,10 @@ from scipy.special import ndtri
 
 from nvae_tf import objective as objectives
 from nvae_tf.config import check
-from nvae_tf.layers import ForwardPass
+from nvae_tf.layers import ForwardPass, Packing, cpu_kernels
 from nvae_tf.models.latents import batch_noise, batch_size_of
 from nvae_tf.models.metrics import StepMetrics
+from nvae_tf.optimization import SMALL_WEIGHT, NVAEAdamax
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 if TYPE_CHECKING:
@@ -163,7 +164,6 @@ def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Seque
 
 def take_if_accepted(model: "NVAE", step: Step) -> None:
     """Updates weights, slots and running statistics, all or none of them, as the step guard decides."""
-    variables, values = ([pair[place] for pair in step.updates] for place in (0, 1))
     loss, gradient_norm = step.metrics.loss, step.metrics.gradient_norm
     accepted = model.step_guard.accepts(loss, gradient_norm)
     applies, gradients = accepted, step.gradients
@@ -177,13 +177,15 @@ def take_if_accepted(model: "NVAE", step: Step) -> None:
     def apply(gradients: list[tf.Tensor]) -> None:
         model.optimizer.apply(gradients, model.trainable_weights)
 
-    def follow(values: list[tf.Tensor], metrics: StepMetrics) -> None:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-        model.running.track(metrics, step.batch_size * replica_count())
-
-    _on_all_replicas_if(applies, apply, gradients)
-    _on_all_replicas_if(accepted, follow, values, step.metrics)
+    optimizer = model.optimizer
+    if model.scan and cpu_kernels.has_gpus() and isinstance(optimizer, NVAEAdamax) and not optimizer.use_ema:
+        optimizer.apply_if(applies, gradients, model.trainable_weights)
+    else:
+        _on_all_replicas_if(applies, apply, gradients)
+    for variable, value in step.updates:
+        variable.assign(tf.where(accepted, value, variable))
+    batch_size = step.batch_size * replica_count()
+    _on_all_replicas_if(accepted, lambda metrics: model.running.track(metrics, batch_size), step.metrics)
     model.recent.keep(step.metrics, accepted)
     model.step_guard.observe(loss, accepted)
     model.running.skipped_steps.update_state(tf.where(accepted, 0.0, 1.0))
@@ -217,6 +219,8 @@ def _gradients_or_zeros(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -
 
 
 def _metrics(model: "NVAE", gradients: list, means: list, spectral_norms: tf.Tensor) -> StepMetrics:
+    if cpu_kernels.has_gpus():
+        gradients = Packing(gradients, SMALL_WEIGHT).packed(gradients)
     squares = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     *means, square = replica_means([*means, squares / tf.square(_scaled(model, 1.0))])
     return StepMetrics(*means, tf.stop_gradient(spectral_norms), tf.sqrt(square))

@@ -7,8 +7,13 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from nvae_tf.layers import Packing, cpu_kernels
+from nvae_tf.replicas import replica_count
+
 # Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
 _LARGE = 2**16
+# Of at most so many numbers weights are joined for GPUs, which would take longer to start an update than to do it.
+SMALL_WEIGHT = 2**19
 
 
 class Slots(NamedTuple):
@@ -16,17 +21,6 @@ class Slots(NamedTuple):
 
     momentum: keras.Variable  # m
     norm: keras.Variable  # u - epsilon
-
-
-class _Scalars(NamedTuple):
-    """What every update of a step uses, as tensors."""
-
-    beta1_power: tf.Tensor
-    beta1: tf.Tensor
-    beta2: tf.Tensor
-    epsilon: tf.Tensor
-    l2: tf.Tensor
-    lowering: tf.Tensor  # of v
 
 
 @keras.saving.register_keras_serializable("nvae_tf")
@@ -48,7 +42,8 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
         self._latest: dict[str, tf.Operation] = {}
-        self._scalars: _Scalars | None = None
+        self._power: tf.Tensor | None = None
+        self._condition: tf.Tensor | None = None  # of the steps in `apply_if`
 
     def build(self, variables) -> None:
         if self.built:
@@ -65,12 +60,41 @@ class NVAEAdamax(keras.optimizers.Optimizer):
     def apply(self, grads, trainable_variables=None) -> None:
         """One step of all variables; see `keras.optimizers.Optimizer.apply`."""
         # Once for all variables: a training graph has hundreds, and each would make its own.
-        power = self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
-        lowering = self.epsilon * (1.0 - self.beta_2) / self.beta_2
-        others = self.beta_1, self.beta_2, self.epsilon, self.l2, lowering
-        self._scalars = _Scalars(power, *(tf.constant(value, tf.float32) for value in others))
+        self._power = self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
         self._latest = {}
         super().apply(grads, trainable_variables)
+
+    def apply_if(self, condition: tf.Tensor, grads, trainable_variables) -> None:
+        """`apply` on one GPU if a condition holds, as a choice between values.
+
+        Of a branch XLA's program would have each variable nine times, with copies among them. Averages are not kept.
+        """
+        self._condition = condition
+        self.apply(grads, trainable_variables)
+        self._condition = None
+        self.iterations.assign_sub(tf.where(condition, 0, 1))
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
+        # What Keras has in place of this calls `update_step` for each variable.
+        if not cpu_kernels.has_gpus() or replica_count() > 1:
+            return super()._backend_update_step(grads, trainable_variables, learning_rate)
+        packing, rate = Packing(trainable_variables, SMALL_WEIGHT), learning_rate / (1.0 - self._power)
+        columns = [trainable_variables, *zip(*map(self.slots_of, trainable_variables), strict=True)]
+        packed = [packing.packed([tf.convert_to_tensor(each) for each in column]) for column in (grads, *columns)]
+        updated = [self._updated(*each, rate) for each in zip(*packed, strict=True)]
+        if self._condition is not None:
+            pairs = zip(updated, zip(*packed[1:], strict=True), strict=True)
+            updated = [[tf.where(self._condition, *values) for values in zip(*pair, strict=True)] for pair in pairs]
+        for variables, values in zip(columns, zip(*updated, strict=True), strict=True):
+            for variable, value in zip(variables, packing.unpacked(values), strict=True):
+                variable.assign(value)
+
+    def _updated(self, gradient, weight, momentum, norm, rate) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Weight, m and u - epsilon after a step: what `update_step` does, for GPUs, where XLA makes it one pass."""
+        gradient += self.l2 * weight
+        momentum += (1.0 - self.beta_1) * (gradient - momentum)
+        norm = tf.maximum(self.beta_2 * norm - self.epsilon * (1.0 - self.beta_2), tf.abs(gradient))
+        return weight - rate * (momentum / (norm + self.epsilon)), momentum, norm
 
     def update_step(self, gradient, variable, learning_rate) -> None:
         """One step of one variable.
@@ -79,19 +103,19 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         first so that u decays, this is the rule above, in half of the passes over the memory.
         """
         momentum, norm = (slot.value for slot in self.slots_of(variable))
-        scalars, latest = self._scalars, self._latest.get(variable.device)
+        latest = self._latest.get(variable.device)
         with tf.control_dependencies([] if latest is None else [latest]):
-            decayed = gradient + scalars.l2 * variable
-        norm.assign(norm - scalars.lowering, read_value=False)
+            decayed = gradient + self.l2 * variable
+        norm.assign(norm - self.epsilon * (1.0 - self.beta_2) / self.beta_2, read_value=False)
         update = tf.raw_ops.ResourceApplyAdaMax(
             var=variable.handle,
             m=momentum.handle,
             v=norm.handle,
-            beta1_power=scalars.beta1_power,
+            beta1_power=self._power,
             lr=tf.cast(learning_rate, tf.float32),
-            beta1=scalars.beta1,
-            beta2=scalars.beta2,
-            epsilon=scalars.epsilon,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
             grad=decayed,
         )
         if not tf.executing_eagerly() and variable.shape.num_elements() > _LARGE:

@@ -42,7 +42,7 @@ def test_the_training_step_is_compiled_once():
 def model_of(**settings):
     # At rate 1 and with momentum, weights and slots show the gradients themselves.
     optimizer = keras.optimizers.SGD(1.0, momentum=0.9)
-    return tiny_model(optimizer, num_latent_scales=1, num_groups_per_scale=3, num_flows=1, **settings)
+    return tiny_model(optimizer, num_latent_scales=1, num_groups_per_scale=4, num_flows=1, **settings)
 
 
 def after(model, step):
