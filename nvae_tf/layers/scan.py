@@ -52,9 +52,10 @@ def in_turn(
 ) -> tuple[tf.Tensor, list[Any], list[tf.Tensor]]:
     """The state after a step for each of the `inputs`, and what the steps have put out; records batch statistics.
 
-    Where `forward.scanned` the last steps, those that have layers of every part, are a loop if they are two or more.
-    Of these steps the third result has the `tensors_of` an output, with an axis for the steps in front; the second has
-    the outputs of all other steps. Steps that lack layers of a part have none that record.
+    Where `forward.scanned` the last steps, those that have layers of every part, are a loop if they are three or more;
+    two take less of a program than a loop. Of these steps the third result has the `tensors_of` an output, with an axis
+    for the steps in front; the second has the outputs of all other steps. Steps that lack layers of a part have none
+    that record.
     """
     alone = max(len(inputs) - part.stack.count // part.layers_a_step for part in parts if part.stack is not None)
     if not forward.scanned or tf.executing_eagerly() or len(inputs) - alone < 3:

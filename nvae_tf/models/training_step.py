@@ -178,7 +178,7 @@ def take_if_accepted(model: "NVAE", step: Step) -> None:
         model.optimizer.apply(gradients, model.trainable_weights)
 
     optimizer = model.optimizer
-    if model.scan and cpu_kernels.has_gpus() and isinstance(optimizer, NVAEAdamax) and not optimizer.use_ema:
+    if _is_small_program(model) and isinstance(optimizer, NVAEAdamax) and not optimizer.use_ema:
         optimizer.apply_if(applies, gradients, model.trainable_weights)
     else:
         _on_all_replicas_if(applies, apply, gradients)
@@ -207,6 +207,11 @@ def _forward_pass(model: "NVAE", **settings) -> ForwardPass:
     return ForwardPass(training=True, scanned=model.scan and replica_count() == 1, **settings)
 
 
+def _is_small_program(model: "NVAE") -> bool:
+    # What makes it smaller still takes longer on CPUs, which need not compile it.
+    return model.scan and replica_count() == 1 and cpu_kernels.has_gpus()
+
+
 def _scaled(model: "NVAE", loss: tf.Tensor | float) -> tf.Tensor:
     # The optimizer adds those of all replicas, and may have it scaled.
     return model.optimizer.scale_loss(loss / replica_count())
@@ -219,7 +224,7 @@ def _gradients_or_zeros(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -
 
 
 def _metrics(model: "NVAE", gradients: list, means: list, spectral_norms: tf.Tensor) -> StepMetrics:
-    if cpu_kernels.has_gpus():
+    if _is_small_program(model):
         gradients = Packing(gradients, SMALL_WEIGHT).packed(gradients)
     squares = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     *means, square = replica_means([*means, squares / tf.square(_scaled(model, 1.0))])

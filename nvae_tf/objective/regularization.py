@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution
+from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution, cpu_kernels
 
 _SMALLEST_NORM = 1e-3
 
@@ -56,16 +56,15 @@ def power_iteration(
     """Singular vectors v `[count, 1, in]` and u `[count, 1, out]`, started from u, of matrices `[count, in, out]`."""
     zeros = [tf.zeros((matrix.shape[0], 1, matrix.shape[1])) for matrix in matrices]
 
-    def iterated(v: dict, u: dict) -> tuple[dict, dict]:
+    def iterated(v: list, u: list) -> tuple[list, list]:
         # A row times the transpose is twice as fast on CPUs as `tf.linalg.matvec`.
         pairs = zip(_divided(u, starts), matrices, strict=True)
         v = normalized([tf.matmul(row, matrix, transpose_b=True) for row, matrix in pairs])
         pairs = zip(_divided(v, zeros), matrices, strict=True)
         return v, normalized([tf.matmul(row, matrix) for row, matrix in pairs])
 
-    def normalized(rows: Sequence[tf.Tensor]) -> dict[int, tf.Tensor]:
-        joined = _joined(rows).items()
-        return {width: tf.math.l2_normalize(each, axis=-1, epsilon=_SMALLEST_NORM**2) for width, each in joined}
+    def normalized(rows: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        return [tf.math.l2_normalize(each, axis=-1, epsilon=_SMALLEST_NORM**2) for each in _joined(rows)]
 
     _, (v, u) = tf.while_loop(
         lambda index, _: index < iterations,
@@ -75,19 +74,27 @@ def power_iteration(
     return list(zip(_divided(v, zeros), _divided(u, starts), strict=True))
 
 
-def _joined(rows: Sequence[tf.Tensor]) -> dict[int, tf.Tensor]:
-    """Tensors `[count, 1, width]`, those of each width as one: a few operations in place of many."""
-    of_width = collections.defaultdict(list)
-    for each in rows:
-        of_width[each.shape[-1]].append(each)
-    return {width: tf.concat(several, axis=0) for width, several in of_width.items()}
+def _joined(rows: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Tensors `[count, 1, width]`; on GPUs those of each width as one: a few operations in place of many."""
+    return [
+        tf.concat([rows[place] for place in places], 0) if places[1:] else rows[places[0]] for places in _alike(rows)
+    ]
 
 
-def _divided(joined: dict[int, tf.Tensor], like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+def _divided(joined: Sequence[tf.Tensor], like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """The rows of each tensor that `_joined` has joined, in its order."""
-    counts = {width: [each.shape[0] for each in like if each.shape[-1] == width] for width in joined}
-    pieces = {width: iter(tf.split(each, counts[width])) for width, each in joined.items()}
-    return [next(pieces[each.shape[-1]]) for each in like]
+    found = {}
+    for together, places in zip(joined, _alike(like), strict=True):
+        pieces = tf.split(together, [like[place].shape[0] for place in places]) if places[1:] else [together]
+        found |= zip(places, pieces, strict=True)
+    return [found[place] for place in range(len(like))]
+
+
+def _alike(rows: Sequence[tf.Tensor]) -> list[list[int]]:
+    places = collections.defaultdict(list)
+    for place, each in enumerate(rows):
+        places[each.shape[-1] if cpu_kernels.has_gpus() else place].append(place)
+    return list(places.values())
 
 
 def _norms(matrices: Sequence[tf.Tensor], pairs: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> list[tf.Tensor]:
@@ -96,7 +103,7 @@ def _norms(matrices: Sequence[tf.Tensor], pairs: Sequence[tuple[tf.Tensor, tf.Te
     @tf.custom_gradient
     def operation(*matrices: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
         products = [tf.matmul(v, matrix) * u for matrix, (v, u) in zip(matrices, pairs, strict=True)]
-        sums = {width: tf.reduce_sum(rows, axis=(1, 2)) for width, rows in _joined(products).items()}
+        sums = [tf.reduce_sum(rows, axis=(1, 2)) for rows in _joined(products)]
 
         def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
             scaled = zip(pairs, upstream, strict=True)

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from nvae_tf.layers import Packing, cpu_kernels
-from nvae_tf.replicas import replica_count
+from nvae_tf.layers import Packing
 
 # Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
 _LARGE = 2**16
-# Of at most so many numbers weights are joined for GPUs, which would take longer to start an update than to do it.
+# Weights of at most so many numbers are joined where the program is to be small: a model has hundreds of them.
 SMALL_WEIGHT = 2**19
 
 
@@ -65,9 +64,10 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         super().apply(grads, trainable_variables)
 
     def apply_if(self, condition: tf.Tensor, grads, trainable_variables) -> None:
-        """`apply` on one GPU if a condition holds, as a choice between values.
+        """`apply` if a condition holds, as a choice between values, in a program that is as small as can be.
 
-        Of a branch XLA's program would have each variable nine times, with copies among them. Averages are not kept.
+        Of a branch XLA's program would have each variable nine times, with copies among them. For one replica; averages
+        of the weights (`use_ema`) move even if the condition does not hold.
         """
         self._condition = condition
         self.apply(grads, trainable_variables)
@@ -75,22 +75,22 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self.iterations.assign_sub(tf.where(condition, 0, 1))
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
-        # What Keras has in place of this calls `update_step` for each variable.
-        if not cpu_kernels.has_gpus() or replica_count() > 1:
+        # Keras' own calls `update_step` for each variable.
+        if self._condition is None:
             return super()._backend_update_step(grads, trainable_variables, learning_rate)
         packing, rate = Packing(trainable_variables, SMALL_WEIGHT), learning_rate / (1.0 - self._power)
         columns = [trainable_variables, *zip(*map(self.slots_of, trainable_variables), strict=True)]
         packed = [packing.packed([tf.convert_to_tensor(each) for each in column]) for column in (grads, *columns)]
-        updated = [self._updated(*each, rate) for each in zip(*packed, strict=True)]
-        if self._condition is not None:
-            pairs = zip(updated, zip(*packed[1:], strict=True), strict=True)
-            updated = [[tf.where(self._condition, *values) for values in zip(*pair, strict=True)] for pair in pairs]
-        for variables, values in zip(columns, zip(*updated, strict=True), strict=True):
+        chosen = []
+        for gradient, *before in zip(*packed, strict=True):
+            pairs = zip(self._updated(gradient, *before, rate), before, strict=True)
+            chosen.append([tf.where(self._condition, *pair) for pair in pairs])
+        for variables, values in zip(columns, zip(*chosen, strict=True), strict=True):
             for variable, value in zip(variables, packing.unpacked(values), strict=True):
                 variable.assign(value)
 
     def _updated(self, gradient, weight, momentum, norm, rate) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Weight, m and u - epsilon after a step: what `update_step` does, for GPUs, where XLA makes it one pass."""
+        """Weight, m and u - epsilon after a step: what `update_step` does, for XLA, which makes it one pass."""
         gradient += self.l2 * weight
         momentum += (1.0 - self.beta_1) * (gradient - momentum)
         norm = tf.maximum(self.beta_2 * norm - self.epsilon * (1.0 - self.beta_2), tf.abs(gradient))
