@@ -1,5 +1,7 @@
 """Stacked convolutions: weight-normalized or plain, dense, depthwise, grouped or masked."""
 
+import collections
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,6 +12,9 @@ import tensorflow as tf
 from nvae_tf.layers import cpu_kernels
 from nvae_tf.layers.normalization import moments, numbers_a_channel
 from nvae_tf.layers.stacked import ForwardPass, StackedLayer
+
+# The kernels of a stack with at most so many numbers may be joined with others.
+_SMALL_KERNEL = 2**16
 
 
 class ConvolutionWeights(NamedTuple):
@@ -137,6 +142,21 @@ class DataDependentConvolution(StackedConvolution):
 
     def record(self, forward: ForwardPass, records: Sequence[tf.Tensor]) -> None:
         forward.updates += zip(self.statistics, records, strict=True)
+
+
+def kernels_of_all(stacks: Sequence[StackedConvolution], forward: ForwardPass) -> list[tf.Tensor]:
+    """The effective kernels of every stack; in a scanned pass on GPUs small ones of one shape are computed as one."""
+    # On CPUs they keep the order of their sums.
+    alike, joins = collections.defaultdict(list), forward.scanned and cpu_kernels.has_gpus()
+    for stack in stacks:
+        is_plain = stack.log_norm is None or stack.mask is not None or stack in forward.kernels
+        if joins and not is_plain and math.prod(stack.kernel.shape) <= _SMALL_KERNEL:
+            alike[tuple(stack.kernel.shape[1:])].append(stack)
+    for several in alike.values():
+        kernels, log_norms = (tf.concat([getattr(one, name) for one in several], 0) for name in ("kernel", "log_norm"))
+        pieces = tf.split(_weight_normalized(kernels, log_norms), [one.count for one in several])
+        forward.kernels |= zip(several, pieces, strict=True)
+    return [stack.kernels_of(forward) for stack in stacks]
 
 
 @tf.custom_gradient

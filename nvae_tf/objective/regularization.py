@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution, cpu_kernels
+from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution, cpu_kernels, kernels_of_all
 
 _SMALLEST_NORM = 1e-3
 
@@ -24,7 +24,7 @@ class SpectralRegularizer(keras.layers.Layer):
     def __init__(self, convolutions: Sequence[StackedConvolution], **kwargs):
         super().__init__(**kwargs)
         # Behind a function: the stacks are the network's parts, not this layer's.
-        self._kernels = lambda forward: [convolution.kernels_of(forward) for convolution in convolutions]
+        self._kernels = lambda forward: kernels_of_all(convolutions, forward)
         state = {"trainable": False, "aggregation": "only_first_replica"}
         normal = keras.initializers.RandomNormal
         self.vectors = [
