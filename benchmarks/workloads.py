@@ -194,6 +194,7 @@ class Training:
         self._replicas = strategy.chosen_replicas(settings)
         compiled = strategy.compiles_whole_step(settings.xla, self._replicas.count)
         self._run = run = new_run(preset, self._replicas, **training)
+        run.model.scan = strategy.scans_steps(settings.scan, compiled, self._replicas.count)
         with tf.device("CPU:0"):  # where a run's batches come from
             self._images = random_images(run.config.model, run.images_a_step)
         self._step = strategy.step_function(self._replicas.strategy, run.model, compiled)

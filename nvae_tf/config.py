@@ -18,6 +18,7 @@ from typing import Any
 LIKELIHOODS = ("bernoulli", "logistic_mixture", "normal")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 XLA_USES = ("auto", "off", "jit", "cluster")
+SCANS = ("auto", "on", "off")
 LOGGERS = ("tensorboard", "wandb")
 RECOMPUTATIONS = ("none", "groups", "all")
 LARGEST_SEED = 2**31 - 1
@@ -353,6 +354,9 @@ class TrainConfig:
       replicas: how many devices a process takes; 0 for all GPUs. Without GPUs the CPU is divided into so many.
       precision: "float32", or "mixed_bfloat16" or "mixed_float16": only the networks are in half precision.
       xla: whether XLA compiles the training step: whole ("jit"), in parts ("cluster"), not ("off"), or "auto".
+      scan: whether equal groups and cells are one loop of the step's program ("on") or one after another in it ("off"):
+        XLA compiles a program that hardly grows with their number. "auto": a loop where XLA compiles the whole step.
+        The numbers stay. Several replicas can't have the loop.
       recompute: what the backward pass computes again instead of keeping it: nothing ("none"), the cells of the
         latent groups ("groups"), or all cells ("all"). Takes time, saves memory; the numbers stay.
       accumulate_steps: into how many microbatches a replica's batch is cut, one after the other, for less memory.
@@ -383,6 +387,7 @@ class TrainConfig:
     replicas: int = 0
     precision: str = "float32"
     xla: str = "auto"
+    scan: str = "auto"
     recompute: str = "none"
     accumulate_steps: int = 1
     label_dropout: float = 0.1
@@ -394,6 +399,7 @@ class TrainConfig:
         check_choice("train.strategy", self.strategy, ("auto", "one_device", "mirrored", "multi_worker"))
         check_choice("train.precision", self.precision, PRECISIONS)
         check_choice("train.xla", self.xla, XLA_USES)
+        check_choice("train.scan", self.scan, SCANS)
         check_choice("train.logger", self.logger, LOGGERS)
         check_choice("train.recompute", self.recompute, RECOMPUTATIONS)
         minutes_and_hours = ("checkpoint_every_minutes", "keep_checkpoint_every_hours")

@@ -34,7 +34,7 @@ CHANGED = ExperimentConfig(
     train=TrainConfig(
         *(3, 5, 7, 11, 13, 17.0, 19, 23.0, 29, 31, 37, "wandb"),
         *("other_run", 41.0, 43, 47),
-        *("mirrored", 53, "mixed_bfloat16", "off", "groups", 3, 0.25, True, (59, 61), False),
+        *("mirrored", 53, "mixed_bfloat16", "off", "on", "groups", 3, 0.25, True, (59, 61), False),
     ),
 )
 
@@ -134,6 +134,7 @@ def test_an_impossible_value_is_reported_with_its_place():
         ("model", "num_preprocess_blocks", 10**12, "more than 16 together"),
         ("train", "log_every_steps", 0, "must be at least 1"),
         ("train", "xla", "on", r"not one of the choices \(auto, off, jit, cluster\)"),
+        ("train", "scan", "yes", r"not one of the choices \(auto, on, off\)"),
         ("train", "recompute", "cells", r"not one of the choices \(none, groups, all\)"),
         ("train", "precision", "float16", r"not one of .*mixed_float16\)"),
         ("train", "accumulate_steps", 5, "must divide train.batch_size = 32"),

@@ -1,6 +1,8 @@
 """Stacked convolutions: weight-normalized or plain, dense, depthwise, grouped or masked."""
 
-from collections.abc import Callable
+import collections
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -9,7 +11,10 @@ import tensorflow as tf
 
 from nvae_tf.layers import cpu_kernels
 from nvae_tf.layers.normalization import moments, numbers_a_channel
-from nvae_tf.layers.stacked import ForwardPass, StackedLayer, rows
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer
+
+# The kernels of a stack with at most so many numbers may be joined with others.
+_SMALL_KERNEL = 2**16
 
 
 class ConvolutionWeights(NamedTuple):
@@ -68,9 +73,9 @@ class StackedConvolution(StackedLayer):
             forward.kernels[self] = self.effective_kernels()
         return forward.kernels[self]
 
-    def slices(self, forward: ForwardPass) -> list[ConvolutionWeights]:
+    def weights_of(self, forward: ForwardPass) -> ConvolutionWeights:
         variables = [self.kernels_of(forward)] + ([] if self.bias is None else [self.bias])
-        return [ConvolutionWeights(*row) for row in rows(variables, self.compute_dtype)]
+        return ConvolutionWeights(*(tf.cast(variable, self.compute_dtype) for variable in variables))
 
     def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """Convolves `[batch, height, width, in]` to `[batch, height / strides, width / strides, out]`."""
@@ -110,12 +115,15 @@ class DataDependentConvolution(StackedConvolution):
     deviation of `y` per channel, `s = -log(d + 1e-5)` and the bias is `-mean(y) / (d + 1e-5)`.
     """
 
-    def slices(self, forward: ForwardPass) -> list[ConvolutionWeights]:
+    @property
+    def statistics(self) -> tuple[keras.Variable, keras.Variable]:
+        return self.log_norm, self.bias
+
+    def weights_of(self, forward: ForwardPass) -> ConvolutionWeights:
         if not forward.initializing:
-            return super().slices(forward)
+            return super().weights_of(forward)
         kernel = self._masked_kernel()
-        directions = tf.unstack(tf.cast(kernel / (_norms(kernel) + 1e-5), self.compute_dtype))
-        return [ConvolutionWeights(direction) for direction in directions]
+        return ConvolutionWeights(tf.cast(kernel / (_norms(kernel) + 1e-5), self.compute_dtype))
 
     def apply_slice(self, weights: ConvolutionWeights, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         outputs = super().apply_slice(weights, inputs, records)
@@ -132,10 +140,23 @@ class DataDependentConvolution(StackedConvolution):
     def recorders(self) -> list[StackedLayer]:
         return [self]
 
-    def record(self, forward: ForwardPass, records: list) -> None:
-        if forward.initializing:
-            log_norms, biases = zip(*records, strict=True)
-            forward.updates += [(self.log_norm, tf.stack(log_norms)), (self.bias, tf.stack(biases))]
+    def record(self, forward: ForwardPass, records: Sequence[tf.Tensor]) -> None:
+        forward.updates += zip(self.statistics, records, strict=True)
+
+
+def kernels_of_all(stacks: Sequence[StackedConvolution], forward: ForwardPass) -> list[tf.Tensor]:
+    """The effective kernels of every stack; in a scanned pass on GPUs small ones of one shape are computed as one."""
+    # On CPUs they keep the order of their sums.
+    alike, joins = collections.defaultdict(list), forward.scanned and cpu_kernels.has_gpus()
+    for stack in stacks:
+        is_plain = stack.log_norm is None or stack.mask is not None or stack in forward.kernels
+        if joins and not is_plain and math.prod(stack.kernel.shape) <= _SMALL_KERNEL:
+            alike[tuple(stack.kernel.shape[1:])].append(stack)
+    for several in alike.values():
+        kernels, log_norms = (tf.concat([getattr(one, name) for one in several], 0) for name in ("kernel", "log_norm"))
+        pieces = tf.split(_weight_normalized(kernels, log_norms), [one.count for one in several])
+        forward.kernels |= zip(several, pieces, strict=True)
+    return [stack.kernels_of(forward) for stack in stacks]
 
 
 @tf.custom_gradient

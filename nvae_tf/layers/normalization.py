@@ -1,7 +1,7 @@
 """Batch normalization over all replicas: as an operation, as a stack of layers, and folded into convolutions."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from nvae_tf.layers.cpu_kernels import EPSILON, normalize
-from nvae_tf.layers.stacked import ForwardPass, StackedLayer, rows
+from nvae_tf.layers.stacked import ForwardPass, StackedLayer
 from nvae_tf.replicas import replica_count, replica_means
 
 MOMENTUM = 0.95
@@ -134,9 +134,9 @@ class StackedBatchNormalization(StackedLayer):
         """The running mean and variance of all layers, each `[count, channels]`."""
         return self.moving_mean, self.moving_variance
 
-    def slices(self, forward: ForwardPass) -> list[BatchNormalizationWeights]:
+    def weights_of(self, forward: ForwardPass) -> BatchNormalizationWeights:
         variables = (self.gamma, self.beta) if forward.training else (self.gamma, self.beta, *self.statistics)
-        return [BatchNormalizationWeights(*row) for row in rows(variables, "float32")]
+        return BatchNormalizationWeights(*(tf.cast(variable, "float32") for variable in variables))
 
     def apply_slice(self, weights: tuple | None, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         if weights is None:  # folded into a convolution
@@ -153,9 +153,9 @@ class StackedBatchNormalization(StackedLayer):
     def recorders(self) -> list[StackedLayer]:
         return [self]
 
-    def record(self, forward: ForwardPass, records: list[tuple[tf.Tensor, tf.Tensor]]) -> None:
-        for running, batch in zip(self.statistics, zip(*records, strict=True), strict=True):
-            forward.updates.append((running, MOMENTUM * running + (1.0 - MOMENTUM) * tf.stack(batch)))
+    def record(self, forward: ForwardPass, records: Sequence[tf.Tensor]) -> None:
+        for running, batch in zip(self.statistics, records, strict=True):
+            forward.updates.append((running, MOMENTUM * running + (1.0 - MOMENTUM) * batch))
 
 
 @tf.custom_gradient

@@ -13,7 +13,7 @@ from nvae_tf.latent_plan import Branch, ConvolutionBranch, InvertedBranch
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.cpu_kernels import concatenated, nearest_upsampling, normalized_swish, swish
 from nvae_tf.layers.normalization import StackedBatchNormalization, normalize_batch, numbers_a_channel
-from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer, rows
+from nvae_tf.layers.stacked import Folding, ForwardPass, StackedLayer
 
 RESIDUAL_SCALE = 0.1
 
@@ -218,14 +218,14 @@ class StackedSqueezeExcite(StackedLayer):
             setattr(self, f"{name}_kernel", kernel)
             setattr(self, f"{name}_bias", bias)
 
-    def slices(self, forward: ForwardPass) -> list[tuple[tf.Tensor, ...]]:
+    def weights_of(self, forward: ForwardPass) -> tuple[tf.Tensor, ...]:
         variables = (self.reduce_kernel, self.reduce_bias, self.expand_kernel, self.expand_bias)
-        return rows(variables, self.compute_dtype)
+        return tuple(tf.cast(variable, self.compute_dtype) for variable in variables)
 
     def apply_slice(self, weights: tuple, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         reduce_kernel, reduce_bias, expand_kernel, expand_bias = weights
-        hidden = tf.nn.relu(tf.matmul(tf.reduce_mean(inputs, axis=(1, 2)), reduce_kernel) + reduce_bias)
-        gate = tf.sigmoid(tf.matmul(hidden, expand_kernel) + expand_bias)
+        hidden = tf.nn.relu(tf.nn.bias_add(tf.matmul(tf.reduce_mean(inputs, axis=(1, 2)), reduce_kernel), reduce_bias))
+        gate = tf.sigmoid(tf.nn.bias_add(tf.matmul(hidden, expand_kernel), expand_bias))
         return tf.reshape(gate, (-1, 1, 1, gate.shape[-1]))
 
 

@@ -26,6 +26,7 @@ class ForwardPass:
     # The class of every image, int32 `[batch]`, -1 for none; None where no image has one.
     labels: tf.Tensor | None = None
     traced_inline: bool = False  # a graph has every layer of a stack on its own instead of one function for all
+    scanned: bool = False  # a graph has the equal steps of `in_turn` as one loop
     # Non-trainable variables and their new values, not yet assigned.
     updates: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
     # The effective kernels of all convolutions: network and spectral regularizer need not both compute them.
@@ -52,7 +53,7 @@ class Folding(NamedTuple):
 class StackedLayer(keras.layers.Layer):
     """Base of all stacks: `count` identical layers, one variable a weight with a leading axis of `count`.
 
-    A subclass either owns variables (and overrides `slices` and `apply_slice`) or is made of `parts`, stacks of the
+    A subclass either owns variables (and overrides `weights_of` and `apply_slice`) or is made of `parts`, stacks of the
     same count, which act one after another unless it says otherwise. All weights are made at construction. With
     `recomputed` the backward pass computes each layer again, and the forward pass keeps only the layer's input.
     """
@@ -74,9 +75,15 @@ class StackedLayer(keras.layers.Layer):
         # Keras casts the variables of an outermost layer even if that says `autocast=False`.
         return super().add_weight(**{"autocast": False} | keywords)
 
+    def weights_of(self, forward: ForwardPass) -> Any:
+        """The ready-to-use weights of the whole stack: what `apply_slice` takes, with a leading axis of `count`."""
+        return tuple(part.weights_of(forward) for part in self.parts)
+
     def slices(self, forward: ForwardPass) -> list[Any]:
-        """The ready-to-use weights of every layer of the stack, computed for the whole stack at once."""
-        return list(zip(*(forward.slices_of(part) for part in self.parts), strict=True))
+        """The weights of every layer of the stack, computed for the whole stack at once."""
+        if self.parts:
+            return list(zip(*(forward.slices_of(part) for part in self.parts), strict=True))
+        return layers_of(self.weights_of(forward), self.count)
 
     def apply_slice(self, weights: Any, inputs: tf.Tensor, records: list | None) -> tf.Tensor:
         """One layer of the stack, a pure function of `[batch, height, width, channels]` and its element of `slices`.
@@ -95,8 +102,13 @@ class StackedLayer(keras.layers.Layer):
         """Where, between parts of this stack, batch norm can be folded into a convolution; in the order of doing it."""
         return []
 
-    def record(self, forward: ForwardPass, records: Sequence[Any]) -> None:
-        """Adds to `forward.updates` what follows from the records of all layers of the stack (recorders only)."""
+    @property
+    def statistics(self) -> tuple[keras.Variable, ...]:
+        """The variables `[count, ...]` whose new values the records have, in their order (recorders only)."""
+        return ()
+
+    def record(self, forward: ForwardPass, records: Sequence[tf.Tensor]) -> None:
+        """Adds to `forward.updates` what follows from the records of all layers, stacked (recorders only)."""
 
     @contextlib.contextmanager
     def unstacked(self, forward: ForwardPass) -> Iterator[list[Callable[[tf.Tensor], tf.Tensor]]]:
@@ -107,9 +119,8 @@ class StackedLayer(keras.layers.Layer):
         # In a graph a composite layer is traced once for the whole stack. Not on several replicas: what they must agree
         # on can't be requested from within a function.
         inline = forward.traced_inline or tf.executing_eagerly() or not self.parts or replica_count() > 1
-        apply = self._apply_and_record if inline else self._traced
-        if self.recomputed and forward.training:
-            apply = _recomputed(apply)
+        inline |= forward.scanned  # few are left then, and the shapes are constants for XLA
+        apply = self.application(forward, inline)
 
         def layer(index: int, inputs: tf.Tensor) -> tf.Tensor:
             outputs, records[index] = apply(weights[index], inputs, recording)
@@ -118,7 +129,14 @@ class StackedLayer(keras.layers.Layer):
         yield [functools.partial(layer, index) for index in range(self.count)]
         if recording:
             for position, recorder in enumerate(self.recorders()):
-                recorder.record(forward, [record[position] for record in records])
+                of_layers = [record[position] for record in records]
+                if of_layers[0] is not None:
+                    recorder.record(forward, [tf.stack(each) for each in zip(*of_layers, strict=True)])
+
+    def application(self, forward: ForwardPass, inline: bool = True) -> Callable:
+        """`(weights, inputs, recording) -> (outputs, records)` of one layer, as a pass computes it."""
+        apply = self._apply_and_record if inline else self._traced
+        return _recomputed(apply) if self.recomputed and forward.training else apply
 
     def _apply_and_record(self, weights: Any, inputs: tf.Tensor, recording: bool) -> tuple[tf.Tensor, list[Any]]:
         records: list[Any] = []
@@ -152,10 +170,11 @@ def _recomputed(apply: Callable) -> Callable:
     return again
 
 
-def rows(variables: Sequence[keras.Variable | tf.Tensor], dtype: str) -> list[tuple[tf.Tensor, ...]]:
-    """Variables `[count, ...]` of a stack as one tuple a layer, in a type."""
-    columns = [tf.unstack(tf.cast(variable, dtype)) for variable in variables]
-    return list(zip(*columns, strict=True))
+def layers_of(weights: Any, count: int) -> list[Any]:
+    """The weights of each layer, from those of `StackedLayer.weights_of`."""
+    unstack = tf.unstack if count > 1 else lambda each: [tf.squeeze(each, 0)]
+    columns = [[None] * count if each is None else unstack(each) for each in tf.nest.flatten(weights)]
+    return [tf.nest.pack_sequence_as(weights, row) for row in zip(*columns, strict=True)]
 
 
 def stack_of(kind: type[StackedLayer], count: int, *arguments, **keywords) -> StackedLayer | None:

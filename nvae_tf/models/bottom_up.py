@@ -1,11 +1,13 @@
 """The bottom-up (inference) network: one feature for every latent group (Vahdat & Kautz 2020, figure 2a)."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
 from nvae_tf.config import ModelConfig
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, stack_of, unstacked
+from nvae_tf.layers import ForwardPass, Part, ResidualCells, StackedConvolution, in_turn, run_cells, stack_of
 
 
 class PreprocessBlock(keras.layers.Layer):
@@ -21,10 +23,7 @@ class PreprocessBlock(keras.layers.Layer):
 
     def forward(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, height / 2, width / 2, 2 in]`."""
-        with unstacked(self.cells, forward) as cells:
-            for cell in cells:
-                state = cell(state)
-        return self.down.single(state, forward)
+        return self.down.single(run_cells(self.cells, state, forward), forward)
 
 
 class BottomUpScale(keras.layers.Layer):
@@ -65,13 +64,19 @@ class BottomUp(keras.layers.Layer):
             state = block.forward(state, forward)
         features = []
         for scale in self.scales:
-            with scale.cells.unstacked(forward) as cells:
-                for group in range(scale.num_groups):
-                    for cell in cells[group * scale.cells_per_group : (group + 1) * scale.cells_per_group]:
-                        state = cell(state)
-                    features.append(state)
+            state, states, stacked = in_turn(
+                [Part(scale.cells)], _encoded, state, [()] * scale.cells.count, forward, lambda state: [state]
+            )
+            states += [each for of_steps in stacked for each in tf.unstack(of_steps)]
+            features += states[scale.cells_per_group - 1 :: scale.cells_per_group]
             if scale.down is not None:
                 state = scale.down.single(state, forward)
         # The top-most group takes the tower's end in place of its kept feature.
         features[-1:] = [tf.nn.elu(self.top.single(tf.nn.elu(state), forward))]
         return features[::-1]
+
+
+def _encoded(layers: list[list[Callable]], state: tf.Tensor, _: tuple) -> tuple[tf.Tensor, tf.Tensor]:
+    ((cell,),) = layers
+    state = cell(state)
+    return state, state

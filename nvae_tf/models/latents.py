@@ -36,6 +36,23 @@ class LatentSample(NamedTuple):
     prior: Normal  # given the groups above
     posterior: Normal | None = None  # before the flows; None where z does not come from it
     has_flows: bool = False  # between `z_before_flows` and `z`
+    groups: int = 1  # whose latents these are, one group's images after another's: more than one in a scanned pass
+
+
+def tensors_of_latent(latent: LatentSample) -> list[tf.Tensor]:
+    """The tensors that a latent from the posterior is made of, see `latents_of_groups`."""
+    tensors = [latent.z, *(each for normal in (latent.prior, latent.posterior) for each in (normal.loc, normal.scale))]
+    # As one: they are of the same shape, and a loop keeps each on its own.
+    return [tf.stack([*tensors, latent.z_before_flows] if latent.has_flows else tensors)]
+
+
+def latents_of_groups(tensors: Sequence[tf.Tensor]) -> LatentSample:
+    """The latents of some groups from those tensors, with an axis for the groups in front."""
+    (stacked,) = tensors
+    z, *parameters = [tf.reshape(tensor, (-1, *tensor.shape[2:])) for tensor in tf.unstack(stacked, axis=1)]
+    prior, posterior = (SoftClampedNormal(*pair, validate_args=False) for pair in (parameters[:2], parameters[2:4]))
+    before, groups = parameters[4:] or [z], stacked.shape[0]
+    return LatentSample(z, before[0], prior, posterior, has_flows=len(parameters) > 4, groups=groups)
 
 
 class InferredGroup(NamedTuple):
@@ -86,6 +103,14 @@ class PosteriorSource:
     feature: tf.Tensor
     noise: tf.Tensor
     residual: bool = True
+
+    # For `tf.nest`.
+    def __tf_flatten__(self) -> tuple[tuple, tuple]:
+        return (self.residual,), (self.feature, self.noise)
+
+    @classmethod
+    def __tf_unflatten__(cls, metadata: tuple, components: tuple) -> "PosteriorSource":
+        return cls(*components, *metadata)
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of the group whose layers and incoming state these are."""

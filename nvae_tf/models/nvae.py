@@ -95,6 +95,8 @@ class NVAE(keras.Model):
       accumulate_steps: into how many microbatches a batch is cut in training, for less memory.
       label_dropout: the probability with which an image is trained without its class (`config.num_classes`), so that
         the model also works without, and `generate` with guidance.
+      scan: whether equal groups and cells are one loop of the graph of a training step. A program that XLA compiles is
+        then small, however many there are; the numbers stay. On several replicas, and eagerly, there is no loop.
       **kwargs: of `keras.Model`; `dtype="mixed_bfloat16"` computes the networks in half precision.
     """
 
@@ -106,6 +108,7 @@ class NVAE(keras.Model):
         recompute: str = "none",
         accumulate_steps: int = 1,
         label_dropout: float = 0.0,
+        scan: bool = False,
         **kwargs,
     ):
         # The layers cast what they compute in half precision themselves; statistics and distributions stay in float32.
@@ -126,7 +129,7 @@ class NVAE(keras.Model):
         # Fails early where the settings do not fit each other.
         objectives.final_kl_weights(objective, self.plan)
         self.seed, self.recompute, self.accumulate_steps = int(seed), recompute, accumulate_steps
-        self.label_dropout = float(label_dropout)
+        self.label_dropout, self.scan = float(label_dropout), bool(scan)
         mixture = config.num_mixtures, config.num_bits, config.exact_edges
         self.likelihood = ImageLikelihood(config.likelihood, config.image_channels, *mixture)
         dtype, num_parameters = self.dtype_policy, self.likelihood.num_parameters
@@ -638,7 +641,8 @@ class NVAE(keras.Model):
     def get_config(self) -> dict:
         settings = {name: configuration.config_to_dict(getattr(self, name)) for name in ("config", "objective")}
         settings |= {
-            name: getattr(self, name) for name in ("seed", "recompute", "accumulate_steps", "label_dropout", "name")
+            name: getattr(self, name)
+            for name in ("seed", "recompute", "accumulate_steps", "label_dropout", "scan", "name")
         }
         return settings | {"dtype": self.dtype_policy.name}
 

@@ -1,7 +1,6 @@
 """The top-down (generative) network: from the top latent to the likelihood's parameters (figure 2 of the paper)."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -9,9 +8,16 @@ import tensorflow as tf
 from nvae_tf.config import ModelConfig, check
 from nvae_tf.flows import FlowPairs
 from nvae_tf.latent_plan import LatentPlan
-from nvae_tf.layers import ForwardPass, ResidualCells, StackedConvolution, stack_of, unstacked
+from nvae_tf.layers import ForwardPass, Part, ResidualCells, StackedConvolution, in_turn, run_cells, stack_of
 from nvae_tf.layers.cpu_kernels import fan_out
-from nvae_tf.models.latents import GroupLayers, LatentSample, LatentSource, batch_size_of
+from nvae_tf.models.latents import (
+    GroupLayers,
+    LatentSample,
+    LatentSource,
+    batch_size_of,
+    latents_of_groups,
+    tensors_of_latent,
+)
 
 
 class ClassEmbedding(keras.layers.Layer):
@@ -73,39 +79,56 @@ class TopDownScale(keras.layers.Layer):
             self.classes_of_posterior = ClassEmbedding(config.num_classes, encoder, dtype=dtype)
         self.built = True
 
-    @contextlib.contextmanager
-    def unstacked(self, forward: ForwardPass) -> Iterator[list[GroupLayers]]:
-        """The layers of each group, from the top; leaving the block records batch statistics."""
-        with contextlib.ExitStack() as stack:
-            stacks = self.cells, self.priors, self.feature_combiners, self.posteriors, self.flows, self.combiners
-            layers = [stack.enter_context(unstacked(layer, forward)) for layer in stacks]
-            yield [self._group(forward, position, *layers) for position in range(self.num_groups)]
+    @property
+    def parts(self) -> list[Part]:
+        """The stacks of which each group has layers, see `in_turn`; the top group lacks those of the first three."""
+        several = {self.cells: self.cells_per_group, self.flows: self.num_flows}
+        stacks = self.cells, self.priors, self.feature_combiners, self.posteriors, self.flows, self.combiners
+        return [Part(stack, several.get(stack, 1)) for stack in stacks]
 
-    def _group(self, forward, position, cells, priors, feature_combiners, posteriors, flows, combiners) -> GroupLayers:
-        below = position - self.num_top_groups  # -1: the top group, which lacks the first three
+    def group(self, forward: ForwardPass, layers: list[list[Callable]]) -> GroupLayers:
+        """What one group computes with its layers of the `parts`."""
+        cells, priors, feature_combiners, (of_posterior,), flows, (combiner,) = layers
+        is_top = not priors
 
         def prior(state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            if below < 0:
+            if is_top:
                 mean, log_scale = standard_prior(state, self.num_latent)
                 if self.classes:
                     both = self.classes_of_prior.added(tf.concat([mean, log_scale], axis=-1), forward)
                     mean, log_scale = _mean_and_log_scale(both)
                 return mean, log_scale
-            return _mean_and_log_scale(priors[below](tf.nn.elu(state)))
+            return _mean_and_log_scale(priors[0](tf.nn.elu(state)))
 
         def posterior(state: tf.Tensor, feature: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            if below >= 0:
-                feature += feature_combiners[below](state)
+            if not is_top:
+                feature += feature_combiners[0](state)
             elif self.classes:
                 feature = self.classes_of_posterior.added(feature, forward)
-            return _mean_and_log_scale(posteriors[position](feature))
+            return _mean_and_log_scale(of_posterior(feature))
 
         def combine(state: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
             z = tf.cast(z, self.compute_dtype)
-            return combiners[position](z if self.is_vanilla else tf.concat([state, z], -1))
+            return combiner(z if self.is_vanilla else tf.concat([state, z], -1))
 
-        cells = [] if below < 0 else cells[below * self.cells_per_group :][: self.cells_per_group]
-        return GroupLayers(cells, prior, posterior, flows[position * self.num_flows :][: self.num_flows], combine)
+        return GroupLayers(cells, prior, posterior, flows, combine)
+
+    def forward(
+        self, state: tf.Tensor, sources: Sequence[LatentSource], forward: ForwardPass
+    ) -> tuple[tf.Tensor, list[LatentSample]]:
+        """The state `[batch, height, width, channels]` after all groups, and their latents."""
+
+        def group(layers: list[list[Callable]], state: tf.Tensor, source: LatentSource) -> tuple:
+            of_group = self.group(forward, layers)
+            for cell in of_group.cells:
+                state = cell(state)
+            state, seen_by_latent = fan_out(state, 2)
+            latent = source.draw(of_group, seen_by_latent)
+            return of_group.combine(state, latent.z), latent
+
+        # Only training is scanned, and its sources are posteriors.
+        state, latents, stacked = in_turn(self.parts, group, state, sources, forward, tensors_of_latent)
+        return state, [*latents, latents_of_groups(stacked)] if stacked else latents
 
 
 class PostprocessBlock(keras.layers.Layer):
@@ -122,10 +145,7 @@ class PostprocessBlock(keras.layers.Layer):
     def forward(self, state: tf.Tensor, forward: ForwardPass) -> tf.Tensor:
         """`[batch, height, width, in]` -> `[batch, 2 height, 2 width, in / 2]`."""
         state = self.up.single(state, forward)
-        with unstacked(self.cells, forward) as cells:
-            for cell in cells:
-                state = cell(state)
-        return state
+        return run_cells(self.cells, state, forward)
 
 
 class TopDown(keras.layers.Layer):
@@ -153,17 +173,12 @@ class TopDown(keras.layers.Layer):
         start = tf.cast(self.start, self.compute_dtype)
         state = tf.broadcast_to(start, (batch_size, *start.shape))
         latents: list[LatentSample] = []
+        first = 0
         for scale in self.scales:
             if scale.classes:
                 state = scale.classes.added(state, forward)
-            with scale.unstacked(forward) as groups:
-                for layers in groups:
-                    for cell in layers.cells:
-                        state = cell(state)
-                    state, seen_by_latent = fan_out(state, 2)
-                    latent = sources[len(latents)].draw(layers, seen_by_latent)
-                    state = layers.combine(state, latent.z)
-                    latents.append(latent)
+            state, of_scale = scale.forward(state, sources[first : first + scale.num_groups], forward)
+            latents, first = latents + of_scale, first + scale.num_groups
             if scale.up is not None:
                 state = scale.up.single(state, forward)
         for block in self.postprocess:

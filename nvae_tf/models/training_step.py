@@ -9,9 +9,10 @@ from scipy.special import ndtri
 
 from nvae_tf import objective as objectives
 from nvae_tf.config import check
-from nvae_tf.layers import ForwardPass
+from nvae_tf.layers import ForwardPass, Packing, cpu_kernels
 from nvae_tf.models.latents import batch_noise, batch_size_of
 from nvae_tf.models.metrics import StepMetrics
+from nvae_tf.optimization import SMALL_WEIGHT, NVAEAdamax
 from nvae_tf.replicas import replica_count, replica_index, replica_means
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def loss_of(model: "NVAE", images, noise, step, forward: ForwardPass, regularize
 
 def step_of_batch(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | None, step: tf.Tensor) -> Step:
     """The step of a batch at once."""
-    forward = ForwardPass(training=True, labels=kept_labels(model, labels, step))
+    forward = _forward_pass(model, labels=kept_labels(model, labels, step))
     with tf.GradientTape() as tape:
         found = model.training_loss(images, draws(model, images, step), step, forward)
         scaled_loss = _scaled(model, found.loss.loss)
@@ -125,7 +126,7 @@ def step_of_microbatches(model: "NVAE", images: tf.Tensor, labels: tf.Tensor | N
         shard = replica_index() * count + index
         some = tf.slice(images, [index * size, 0, 0, 0], [size, *images.shape[1:]])
         of_some = None if labels is None else tf.slice(labels, [index * size], [size])
-        forward = ForwardPass(training=True, labels=kept_labels(model, of_some, step, shard))
+        forward = _forward_pass(model, labels=kept_labels(model, of_some, step, shard))
         noise = draws(model, some, step, shard)
         with tf.GradientTape() as tape:
             found = loss_of(model, some, noise, step, forward, (norms, 0.0))
@@ -163,7 +164,6 @@ def sum_over_microbatches(microbatch: Callable, count: int, like: Sequence[Seque
 
 def take_if_accepted(model: "NVAE", step: Step) -> None:
     """Updates weights, slots and running statistics, all or none of them, as the step guard decides."""
-    variables, values = ([pair[place] for pair in step.updates] for place in (0, 1))
     loss, gradient_norm = step.metrics.loss, step.metrics.gradient_norm
     accepted = model.step_guard.accepts(loss, gradient_norm)
     applies, gradients = accepted, step.gradients
@@ -177,13 +177,15 @@ def take_if_accepted(model: "NVAE", step: Step) -> None:
     def apply(gradients: list[tf.Tensor]) -> None:
         model.optimizer.apply(gradients, model.trainable_weights)
 
-    def follow(values: list[tf.Tensor], metrics: StepMetrics) -> None:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-        model.running.track(metrics, step.batch_size * replica_count())
-
-    _on_all_replicas_if(applies, apply, gradients)
-    _on_all_replicas_if(accepted, follow, values, step.metrics)
+    optimizer = model.optimizer
+    if _is_small_program(model) and isinstance(optimizer, NVAEAdamax) and not optimizer.use_ema:
+        optimizer.apply_if(applies, gradients, model.trainable_weights)
+    else:
+        _on_all_replicas_if(applies, apply, gradients)
+    for variable, value in step.updates:
+        variable.assign(tf.where(accepted, value, variable))
+    batch_size = step.batch_size * replica_count()
+    _on_all_replicas_if(accepted, lambda metrics: model.running.track(metrics, batch_size), step.metrics)
     model.recent.keep(step.metrics, accepted)
     model.step_guard.observe(loss, accepted)
     model.running.skipped_steps.update_state(tf.where(accepted, 0.0, 1.0))
@@ -191,13 +193,23 @@ def take_if_accepted(model: "NVAE", step: Step) -> None:
 
 def initialize_scales(model: "NVAE", images: tf.Tensor) -> None:
     """Sets the scales of data-dependent layers from the first batch."""
-    forward = ForwardPass(training=True, initializing=True)
+    forward = _forward_pass(model, initializing=True)
     model.inference_pass(images, draws(model, images, 0), forward)
     # A bad image must not decide for good; the moments are those of all replicas, so all find the same.
     finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.updates])
     for variable, value in forward.updates:
         variable.assign(tf.where(finite, value, variable))
     model.data_initialised.assign(tf.cast(finite, tf.float32))
+
+
+def _forward_pass(model: "NVAE", **settings) -> ForwardPass:
+    # Replicas can't communicate from within a loop of the graph.
+    return ForwardPass(training=True, scanned=model.scan and replica_count() == 1, **settings)
+
+
+def _is_small_program(model: "NVAE") -> bool:
+    # What makes it smaller still takes longer on CPUs, which need not compile it.
+    return model.scan and replica_count() == 1 and cpu_kernels.has_gpus()
 
 
 def _scaled(model: "NVAE", loss: tf.Tensor | float) -> tf.Tensor:
@@ -212,7 +224,9 @@ def _gradients_or_zeros(model: "NVAE", tape: tf.GradientTape, loss: tf.Tensor) -
 
 
 def _metrics(model: "NVAE", gradients: list, means: list, spectral_norms: tf.Tensor) -> StepMetrics:
-    squares = tf.reduce_sum(tf.stack([2.0 * tf.nn.l2_loss(gradient) for gradient in gradients]))
+    if _is_small_program(model):
+        gradients = Packing(gradients, SMALL_WEIGHT).packed(gradients)
+    squares = 2.0 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients]))
     *means, square = replica_means([*means, squares / tf.square(_scaled(model, 1.0))])
     return StepMetrics(*means, tf.stop_gradient(spectral_norms), tf.sqrt(square))
 

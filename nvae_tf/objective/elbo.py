@@ -45,7 +45,11 @@ def kl_per_channel(latent: Latent) -> tf.Tensor:
 
 def kl_per_group(latents: Sequence[Latent]) -> tf.Tensor:
     """KL of every group, `[batch, groups]`, in nats."""
-    return tf.stack([tf.reduce_sum(kl_per_channel(latent), axis=1) for latent in latents], axis=1)
+    kl = []
+    for latent in latents:
+        of_images = tf.reduce_sum(kl_per_channel(latent), axis=1)
+        kl += [of_images] if latent.groups == 1 else tf.unstack(tf.reshape(of_images, (latent.groups, -1)))
+    return tf.stack(kl, axis=1)
 
 
 def log_posterior_and_prior(latents: Sequence[Latent]) -> tuple[tf.Tensor, tf.Tensor]:

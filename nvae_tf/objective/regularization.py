@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution
+from nvae_tf.layers import ForwardPass, StackedBatchNormalization, StackedConvolution, cpu_kernels, kernels_of_all
 
 _SMALLEST_NORM = 1e-3
 
@@ -24,7 +24,7 @@ class SpectralRegularizer(keras.layers.Layer):
     def __init__(self, convolutions: Sequence[StackedConvolution], **kwargs):
         super().__init__(**kwargs)
         # Behind a function: the stacks are the network's parts, not this layer's.
-        self._kernels = lambda forward: [convolution.kernels_of(forward) for convolution in convolutions]
+        self._kernels = lambda forward: kernels_of_all(convolutions, forward)
         state = {"trainable": False, "aggregation": "only_first_replica"}
         normal = keras.initializers.RandomNormal
         self.vectors = [
@@ -47,39 +47,71 @@ class SpectralRegularizer(keras.layers.Layer):
         pairs = power_iteration(fixed, [tf.expand_dims(vector, 1) for vector in self.vectors], iterations)
         forward.updates += [(vector, tf.squeeze(u, 1)) for vector, (_, u) in zip(self.vectors, pairs, strict=True)]
         forward.updates.append((self.warmed_up, tf.ones([])))
-        return [_norm(matrix, v, u) for matrix, (v, u) in zip(matrices, pairs, strict=True)]
+        return _norms(matrices, pairs)
 
 
 def power_iteration(
     matrices: Sequence[tf.Tensor], starts: Sequence[tf.Tensor], iterations: int | tf.Tensor
 ) -> Sequence[tuple[tf.Tensor, tf.Tensor]]:
     """Singular vectors v `[count, 1, in]` and u `[count, 1, out]`, started from u, of matrices `[count, in, out]`."""
-
-    def iterated(matrices: tf.Tensor, pair: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        # A row times the transpose is twice as fast on CPUs as `tf.linalg.matvec`.
-        v = normalized(tf.matmul(pair[1], matrices, transpose_b=True))
-        return v, normalized(tf.matmul(v, matrices))
-
-    def normalized(rows: tf.Tensor) -> tf.Tensor:
-        return tf.math.l2_normalize(rows, axis=-1, epsilon=_SMALLEST_NORM**2)
-
     zeros = [tf.zeros((matrix.shape[0], 1, matrix.shape[1])) for matrix in matrices]
-    _, pairs = tf.while_loop(
+
+    def iterated(v: list, u: list) -> tuple[list, list]:
+        # A row times the transpose is twice as fast on CPUs as `tf.linalg.matvec`.
+        pairs = zip(_divided(u, starts), matrices, strict=True)
+        v = normalized([tf.matmul(row, matrix, transpose_b=True) for row, matrix in pairs])
+        pairs = zip(_divided(v, zeros), matrices, strict=True)
+        return v, normalized([tf.matmul(row, matrix) for row, matrix in pairs])
+
+    def normalized(rows: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        return [tf.math.l2_normalize(each, axis=-1, epsilon=_SMALLEST_NORM**2) for each in _joined(rows)]
+
+    _, (v, u) = tf.while_loop(
         lambda index, _: index < iterations,
-        lambda index, pairs: (index + 1, tuple(map(iterated, matrices, pairs))),
-        (tf.constant(0), tuple(zip(zeros, starts, strict=True))),
+        lambda index, pair: (index + 1, iterated(*pair)),
+        (tf.constant(0), (_joined(zeros), _joined(starts))),
     )
-    return pairs
+    return list(zip(_divided(v, zeros), _divided(u, starts), strict=True))
 
 
-@tf.custom_gradient
-def _norm(matrices: tf.Tensor, v: tf.Tensor, u: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+def _joined(rows: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Tensors `[count, 1, width]`; on GPUs those of each width as one: a few operations in place of many."""
+    return [
+        tf.concat([rows[place] for place in places], 0) if places[1:] else rows[places[0]] for places in _alike(rows)
+    ]
+
+
+def _divided(joined: Sequence[tf.Tensor], like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """The rows of each tensor that `_joined` has joined, in its order."""
+    found = {}
+    for together, places in zip(joined, _alike(like), strict=True):
+        pieces = tf.split(together, [like[place].shape[0] for place in places]) if places[1:] else [together]
+        found |= zip(places, pieces, strict=True)
+    return [found[place] for place in range(len(like))]
+
+
+def _alike(rows: Sequence[tf.Tensor]) -> list[list[int]]:
+    places = collections.defaultdict(list)
+    for place, each in enumerate(rows):
+        places[each.shape[-1] if cpu_kernels.has_gpus() else place].append(place)
+    return list(places.values())
+
+
+def _norms(matrices: Sequence[tf.Tensor], pairs: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> list[tf.Tensor]:
     """`u^T W v` of every matrix, `[count]`, for rows as `power_iteration` gives them; with gradient through W alone."""
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
-        return tf.matmul(v, tf.reshape(upstream, (-1, 1, 1)) * u, transpose_a=True), None, None
+    @tf.custom_gradient
+    def operation(*matrices: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
+        products = [tf.matmul(v, matrix) * u for matrix, (v, u) in zip(matrices, pairs, strict=True)]
+        sums = [tf.reduce_sum(rows, axis=(1, 2)) for rows in _joined(products)]
 
-    return tf.reduce_sum(tf.matmul(v, matrices) * u, axis=(1, 2)), gradient
+        def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
+            scaled = zip(pairs, upstream, strict=True)
+            return [tf.matmul(v, tf.reshape(each, (-1, 1, 1)) * u, transpose_a=True) for (v, u), each in scaled]
+
+        return _divided(sums, products), gradient
+
+    return operation(*matrices)
 
 
 def batch_norm_loss(norms: Sequence[StackedBatchNormalization]) -> tf.Tensor:

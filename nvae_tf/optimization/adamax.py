@@ -7,8 +7,12 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from nvae_tf.layers import Packing
+
 # Larger weights are updated one after the other: all at once, their temporaries would take as much as the activations.
 _LARGE = 2**16
+# Weights of at most so many numbers are joined where the program is to be small: a model has hundreds of them.
+SMALL_WEIGHT = 2**19
 
 
 class Slots(NamedTuple):
@@ -38,6 +42,7 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self.beta_1, self.beta_2, self.epsilon, self.l2 = beta_1, beta_2, epsilon, l2
         self._latest: dict[str, tf.Operation] = {}
         self._power: tf.Tensor | None = None
+        self._condition: tf.Tensor | None = None  # of the steps in `apply_if`
 
     def build(self, variables) -> None:
         if self.built:
@@ -57,6 +62,39 @@ class NVAEAdamax(keras.optimizers.Optimizer):
         self._power = self.beta_1 ** (tf.cast(self.iterations, tf.float32) + 1.0)
         self._latest = {}
         super().apply(grads, trainable_variables)
+
+    def apply_if(self, condition: tf.Tensor, grads, trainable_variables) -> None:
+        """`apply` if a condition holds, as a choice between values, in a program that is as small as can be.
+
+        Of a branch XLA's program would have each variable nine times, with copies among them. For one replica; averages
+        of the weights (`use_ema`) move even if the condition does not hold.
+        """
+        self._condition = condition
+        self.apply(grads, trainable_variables)
+        self._condition = None
+        self.iterations.assign_sub(tf.where(condition, 0, 1))
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
+        # Keras' own calls `update_step` for each variable.
+        if self._condition is None:
+            return super()._backend_update_step(grads, trainable_variables, learning_rate)
+        packing, rate = Packing(trainable_variables, SMALL_WEIGHT), learning_rate / (1.0 - self._power)
+        columns = [trainable_variables, *zip(*map(self.slots_of, trainable_variables), strict=True)]
+        packed = [packing.packed([tf.convert_to_tensor(each) for each in column]) for column in (grads, *columns)]
+        chosen = []
+        for gradient, *before in zip(*packed, strict=True):
+            pairs = zip(self._updated(gradient, *before, rate), before, strict=True)
+            chosen.append([tf.where(self._condition, *pair) for pair in pairs])
+        for variables, values in zip(columns, zip(*chosen, strict=True), strict=True):
+            for variable, value in zip(variables, packing.unpacked(values), strict=True):
+                variable.assign(value)
+
+    def _updated(self, gradient, weight, momentum, norm, rate) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Weight, m and u - epsilon after a step: what `update_step` does, for XLA, which makes it one pass."""
+        gradient += self.l2 * weight
+        momentum += (1.0 - self.beta_1) * (gradient - momentum)
+        norm = tf.maximum(self.beta_2 * norm - self.epsilon * (1.0 - self.beta_2), tf.abs(gradient))
+        return weight - rate * (momentum / (norm + self.epsilon)), momentum, norm
 
     def update_step(self, gradient, variable, learning_rate) -> None:
         """One step of one variable.

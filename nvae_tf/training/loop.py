@@ -27,7 +27,14 @@ from nvae_tf.training.launcher import StopRequest
 from nvae_tf.training.outputs import RunOutputs
 from nvae_tf.training.run import Run, length_warnings, note_environment, note_images, run_of_folder
 from nvae_tf.training.run_folder import RunFolder, lock_for_training, open_for_training
-from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, configure_runtime, step_function
+from nvae_tf.training.strategy import (
+    Replicas,
+    chosen_replicas,
+    compiles_whole_step,
+    configure_runtime,
+    scans_steps,
+    step_function,
+)
 
 # Several processes ask each other whether to stop; not at each step, that would hold up accelerators.
 _AGREE_EVERY_STEPS = 10
@@ -66,10 +73,12 @@ def train_and_evaluate(config: ExperimentConfig, workdir: str | os.PathLike) -> 
 def _train_on(replicas: Replicas, config: ExperimentConfig, folder: RunFolder) -> TrainingResult:
     configure_runtime()
     compiled = compiles_whole_step(config.train.xla, replicas.count)
+    scan = scans_steps(config.train.scan, compiled, replicas.count)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
     # Before anything is written: settings that make no model leave no folder behind.
     run = run_of_folder(config, folder, replicas)
+    run.model.scan = scan
     # The chief first: the folder may have to be made.
     if not replicas.is_chief:
         replicas.wait_for_all()

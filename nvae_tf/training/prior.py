@@ -23,7 +23,7 @@ from nvae_tf.data.pipeline import evaluation_batches, iterate, training_batches
 from nvae_tf.data.sources import ImageSource, load_split
 from nvae_tf.data.spec import check_model_fits
 from nvae_tf.distributions.soft_clamped_normal import SoftClampedNormal
-from nvae_tf.layers import ForwardPass
+from nvae_tf.layers import ForwardPass, unstacked
 from nvae_tf.models import NVAE
 from nvae_tf.models.latents import (
     InferredGroup,
@@ -214,8 +214,8 @@ def _flows(model: NVAE, groups: int) -> list[list[Callable]]:
     found: list[list[Callable]] = []
     for scale in model.top_down.scales:
         if len(found) < groups:
-            with scale.unstacked(ForwardPass()) as of_scale:
-                found += [layers.flows for layers in of_scale]
+            with unstacked(scale.flows, ForwardPass()) as flows:
+                found += [flows[group * scale.num_flows :][: scale.num_flows] for group in range(scale.num_groups)]
     return found[:groups]
 
 

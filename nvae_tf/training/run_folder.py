@@ -20,8 +20,8 @@ from nvae_tf.training.checkpoints import steps_of_files
 CHANGEABLE_SETTINGS = tuple(
     """
     objective.total_steps data.path data.cache data.on_bad_file data.max_pixels train.steps train.epochs
-    train.batch_size train.accumulate_steps train.strategy train.replicas train.precision train.xla train.recompute
-    train.deterministic train.profile_steps train.keep_best train.checkpoint_every_steps
+    train.batch_size train.accumulate_steps train.strategy train.replicas train.precision train.xla train.scan
+    train.recompute train.deterministic train.profile_steps train.keep_best train.checkpoint_every_steps
     train.checkpoint_every_minutes train.keep_checkpoints train.keep_checkpoint_every_hours
     train.evaluate_every_steps train.sample_every_steps train.log_every_steps train.logger
     """.split()

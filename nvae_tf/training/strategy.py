@@ -66,6 +66,16 @@ def compiles_whole_step(xla: str, replica_count: int) -> bool:
     return xla == "jit"
 
 
+def scans_steps(scan: str, compiled: bool, replica_count: int) -> bool:
+    """Whether the step's program has a loop over equal groups and cells (`train.scan`); "auto": where XLA compiles it.
+
+    ValueError: "on" for several replicas, which can't communicate from within a loop.
+    """
+    several = f"train.scan = 'on': not possible with {replica_count} replicas; set train.scan=off (or auto)"
+    check(scan != "on" or replica_count == 1, several)
+    return compiled if scan == "auto" else scan == "on"
+
+
 def step_function(strategy: tf.distribute.Strategy, model: keras.Model, compiled: bool) -> Callable:
     """The training step on all replicas, as a function of their images (`Replicas.divided`)."""
     # No autograph: the model is written in TensorFlow's own control flow, and traces faster without.

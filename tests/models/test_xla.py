@@ -42,7 +42,7 @@ def test_the_training_step_is_compiled_once():
 def model_of(**settings):
     # At rate 1 and with momentum, weights and slots show the gradients themselves.
     optimizer = keras.optimizers.SGD(1.0, momentum=0.9)
-    return tiny_model(optimizer, num_latent_scales=1, num_groups_per_scale=2, num_flows=1, **settings)
+    return tiny_model(optimizer, num_latent_scales=1, num_groups_per_scale=4, num_flows=1, **settings)
 
 
 def after(model, step):
@@ -68,10 +68,13 @@ def given_draws(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "settings", [{}, dict(recompute="all", accumulate_steps=4)], ids=["plain", "recomputed in parts"]
+    ("settings", "scan"),
+    [({}, False), (dict(recompute="all", accumulate_steps=4), False), ({}, True)],
+    ids=["plain", "recomputed in parts", "with a loop"],
 )
-def test_the_compiled_step_is_the_same_and_what_is_not_finite_changes_nothing(settings, given_draws):
+def test_the_compiled_step_is_the_same_and_what_is_not_finite_changes_nothing(settings, scan, given_draws):
     plain, model = model_of(**settings), model_of(**settings)
+    model.scan = scan
     compiled = tf.function(model.train_step, autograph=False, jit_compile=True)
     assert_near(after(model, compiled), after(plain, tf.function(plain.train_step, autograph=False)))
     before = values([*model.weights, *model.optimizer.variables])

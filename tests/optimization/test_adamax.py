@@ -5,7 +5,7 @@ import tensorflow as tf
 
 import nvae_tf
 from nvae_tf.config import ExperimentConfig
-from nvae_tf.optimization import NVAEAdamax, WarmupCosine, average_of_weights, averaged_weights
+from nvae_tf.optimization import NVAEAdamax, WarmupCosine, adamax, average_of_weights, averaged_weights
 from nvae_tf.training.checkpoints import TrainingState
 from nvae_tf.training.run_folder import open_for_training
 from tests.tiny_model import assert_near, assert_same, images_of, tiny_config, tiny_model, values
@@ -49,20 +49,33 @@ def weights_after(optimizer, steps, modes):
     variables = [keras.Variable(value) for value in start()]
     optimizer.build(variables)
     eager = lambda gradients: optimizer.apply(gradients, variables)  # noqa: E731
-    apply = {"eager": eager, "graph": tf.function(eager)}
+    chosen = lambda gradients: optimizer.apply_if(tf.constant(True), gradients, variables)  # noqa: E731
+    apply = {"eager": eager, "graph": tf.function(eager), "chosen": tf.function(chosen)}
     for index, gradients in enumerate(steps):
         apply[modes[index % len(modes)]]([tf.constant(gradient) for gradient in gradients])
     assert int(optimizer.iterations) == len(steps)
     return [variable.numpy() for variable in variables]
 
 
-@pytest.mark.parametrize("modes", [["eager"], ["graph"], ["graph", "eager"]], ids="-".join)
+@pytest.mark.parametrize("modes", [["eager"], ["graph"], ["graph", "eager"], ["chosen", "graph"]], ids="-".join)
 @pytest.mark.parametrize(
     "settings", [{}, OTHER_SETTINGS, dict(learning_rate=SCHEDULE, l2=0.0)], ids=["defaults", "others", "schedule"]
 )
-def test_several_steps(settings, modes):
+def test_several_steps(settings, modes, monkeypatch):
+    monkeypatch.setattr(adamax, "SMALL_WEIGHT", 100)
     steps = gradients_of_steps()
     assert_near(weights_after(NVAEAdamax(**settings), steps, modes), expected_weights(steps, **settings))
+
+
+def test_a_step_that_is_not_chosen_changes_nothing():
+    variables = [keras.Variable(value) for value in start()]
+    optimizer = NVAEAdamax(**OTHER_SETTINGS)
+    optimizer.build(variables)
+    first, second, *_ = gradients_of_steps()
+    optimizer.apply(first, variables)
+    before = values([*variables, *optimizer.variables])
+    optimizer.apply_if(tf.constant(False), [gradient * float("nan") for gradient in second], variables)
+    assert_same(values([*variables, *optimizer.variables]), before)
 
 
 @pytest.mark.parametrize("rate", [0.05, SCHEDULE], ids=["rate", "schedule"])

@@ -14,7 +14,13 @@ from nvae_tf.config import ExperimentConfig, TrainConfig
 from nvae_tf.models import NVAE
 from nvae_tf.training.launcher import StopRequest, tf_configs
 from nvae_tf.training.loop import TrainingLoop
-from nvae_tf.training.strategy import Replicas, chosen_replicas, compiles_whole_step, shard_from_environment
+from nvae_tf.training.strategy import (
+    Replicas,
+    chosen_replicas,
+    compiles_whole_step,
+    scans_steps,
+    shard_from_environment,
+)
 from tests.command_fixtures import assert_same_tensors, metrics_rows, started, tensors
 from tests.tiny_model import tiny_config
 
@@ -53,6 +59,13 @@ def test_what_xla_compiles(xla, num_gpus, replicas, whole, in_parts, clusters, m
     monkeypatch.setattr("nvae_tf.training.strategy.gpus", lambda: [f"GPU:{index}" for index in range(num_gpus)])
     assert compiles_whole_step(xla, replicas) is whole
     assert clusters() is in_parts
+
+
+def test_where_the_step_has_a_loop():
+    assert scans_steps("auto", compiled=True, replica_count=1) and scans_steps("on", compiled=False, replica_count=1)
+    assert not any(scans_steps(scan, compiled=scan == "off", replica_count=2) for scan in ("auto", "off"))
+    with pytest.raises(ValueError, match=r"train.scan = 'on': not possible with 2 replicas; set train.scan=off"):
+        scans_steps("on", compiled=False, replica_count=2)
 
 
 def test_devices_that_are_not_there_are_refused_and_replicas_are_not_compiled_as_a_whole():

@@ -1,0 +1,51 @@
+import pytest
+import tensorflow as tf
+
+from nvae_tf.latent_plan import CELL_SETS
+from nvae_tf.layers import ForwardPass, Part, ResidualCells, StackedConvolution, in_turn
+from tests.tiny_model import assert_near
+
+BRANCHES = sorted({branch for cells in CELL_SETS.values() for branch in vars(cells).values()}, key=str)
+STEPS, CHANNELS = 3, 8
+
+
+def results(cells, mixers, images, inputs, scanned, **settings):
+    """Of steps with two cells each, and a convolution that the first step has alone: all that a pass makes."""
+
+    def step(layers, state, given):
+        (mixer,) = layers[2]
+        for cell in layers[0]:
+            state = cell(state)
+        return state + mixer(given), state * given
+
+    @tf.function(autograph=False)
+    def traced(images):
+        forward = ForwardPass(True, scanned=scanned, **settings)
+        with tf.GradientTape() as tape:
+            tape.watch([images, inputs])
+            state, outputs, stacked = in_turn(
+                [Part(cells, 2), Part(None, 0), Part(mixers)],
+                step,
+                images,
+                tf.unstack(inputs),
+                forward,
+                lambda output: [output],
+            )
+            outputs = [*outputs, *(output for each in stacked for output in tf.unstack(each))]
+            total = tf.reduce_sum(state**2) + sum(index * tf.reduce_sum(each) for index, each in enumerate(outputs))
+        weights = [*cells.trainable_weights, *mixers.trainable_weights]
+        gradients = tape.gradient(total, [images, inputs, *weights])
+        return [state, *outputs], gradients, {variable.path: value for variable, value in forward.updates}
+
+    concrete = traced.get_concrete_function(tf.TensorSpec((None, *images.shape[1:])))
+    assert any(node.op in ("While", "StatelessWhile") for node in concrete.graph.as_graph_def().node) == scanned
+    return tf.nest.flatten(concrete(images))
+
+
+@pytest.mark.parametrize("branch", BRANCHES, ids=str)
+def test_a_loop_over_steps_is_the_same_as_one_after_another(branch, normal, shaken):
+    cells = shaken(ResidualCells(2 * STEPS, branch, CHANNELS, CHANNELS, squeeze_excite=True))
+    mixers = shaken(StackedConvolution(STEPS + 1, CHANNELS, CHANNELS, 1))
+    images, inputs = tf.constant(normal(2, 4, 4, CHANNELS)), tf.constant(normal(STEPS + 1, 2, 4, 4, CHANNELS))
+    expected, found = (results(cells, mixers, images, inputs, scanned) for scanned in (False, True))
+    assert_near(found, expected, rtol=1e-5)
