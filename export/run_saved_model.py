@@ -25,17 +25,13 @@ LARGEST_SEED = 2**31 - 1
 # Signatures that are checked as a server runs them: one of each network.
 OPTIMIZED = ("sample", "score")
 
-# From and to named arrays whose first axis is the batch, by the names of signatures.
-Arrays = dict[str, dict[str, np.ndarray]]
-Run = Callable[[Arrays], Arrays]
+# `run(signature, **inputs)`, from and to arrays whose first axis is the batch.
+Run = Callable[..., dict[str, np.ndarray]]
 
 
 @contextlib.contextmanager
 def session_of(folder: str, optimized: bool = True) -> Iterator[Run]:
-    """Loads a SavedModel and gives the function that runs its signatures, with or without rewriting the graph first.
-
-    What is run together runs the networks that signatures share from one copy, which is made at the first time.
-    """
+    """Loads a SavedModel and gives the function that runs its signatures, with or without rewriting the graph first."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
@@ -45,18 +41,10 @@ def session_of(folder: str, optimized: bool = True) -> Iterator[Run]:
     with contextlib.closing(tf.compat.v1.Session(graph=tf.Graph(), config=config)) as session:
         loaded = tf.compat.v1.saved_model.loader.load(session, [tf.saved_model.SERVING], folder)
 
-        def run(inputs: Arrays) -> Arrays:
-            definitions = {signature: loaded.signature_def[signature] for signature in inputs}
-            feed = {
-                definition.inputs[name].name: value
-                for signature, definition in definitions.items()
-                for name, value in inputs[signature].items()
-            }
-            outputs = {
-                signature: {name: output.name for name, output in definition.outputs.items()}
-                for signature, definition in definitions.items()
-            }
-            return session.run(outputs, feed)
+        def run(signature: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+            definition = loaded.signature_def[signature]
+            feed = {definition.inputs[name].name: value for name, value in inputs.items()}
+            return session.run({name: output.name for name, output in definition.outputs.items()}, feed)
 
         yield run
 
@@ -67,8 +55,8 @@ def sample(run: Run, count: int, seed: int, temperature: float) -> np.ndarray:
     seeds = np.int64(seed) + (np.arange(count, dtype=np.int64) << 32)
     temperatures = np.full(count, temperature, np.float32)
     parts = [slice(start, start + BATCH) for start in range(0, count, BATCH)]
-    inputs = [{"seed": seeds[part], "temperature": temperatures[part]} for part in parts]
-    return np.concatenate([run({"sample": given})["sample"]["image"] for given in inputs])
+    images = [run("sample", seed=seeds[part], temperature=temperatures[part])["image"] for part in parts]
+    return np.concatenate(images)
 
 
 def replay(folder: str, inputs: str, outputs: str) -> None:
@@ -77,7 +65,7 @@ def replay(folder: str, inputs: str, outputs: str) -> None:
     Every new export is checked by this. TensorFlow rewrites the graph for each signature, which takes longer than all
     else. All run the networks of `OPTIMIZED`, so the others are run as they are stored.
     """
-    arguments: Arrays = {}
+    arguments: dict[str, dict[str, np.ndarray]] = {}
     with np.load(inputs) as arrays:
         for name, array in arrays.items():
             signature, argument = name.split("/")
@@ -85,11 +73,10 @@ def replay(folder: str, inputs: str, outputs: str) -> None:
     results = {}
     for optimized in (True, False):
         with session_of(folder, optimized) as run:
-            found = run({name: arguments[name] for name in arguments if (name in OPTIMIZED) == optimized})
-        for signature, outputs_of_it in found.items():
-            for name, array in outputs_of_it.items():
-                # PNG files as an array that needs no pickle to be stored.
-                results[f"{signature}/{name}"] = array.astype("S") if array.dtype == object else array
+            for signature in [name for name in arguments if (name in OPTIMIZED) == optimized]:
+                for name, array in run(signature, **arguments[signature]).items():
+                    # PNG files as an array that needs no pickle to be stored.
+                    results[f"{signature}/{name}"] = array.astype("S") if array.dtype == object else array
     np.savez(outputs, **results)
 
 

@@ -1,6 +1,5 @@
 """Commands as a user types them, on a model of the digits that is small enough for a test."""
 
-import contextlib
 import csv
 import fcntl
 import importlib.metadata
@@ -18,7 +17,6 @@ from absl import app, flags
 from absl.testing import flagsaver
 
 import nvae_tf
-from export import run_saved_model
 from nvae_tf.generation.image_grid import image_grid
 from tests import ROOT, forked
 from tests.tiny_model import ARCHITECTURE, assert_same
@@ -176,13 +174,6 @@ def made_once(tmp_path_factory, name, make):
             make(place)
             whole.touch()
     return place
-
-
-@contextlib.contextmanager
-def exported_run(export):
-    """`run(signature, **inputs)` of an export through the session loader, in this process."""
-    with run_saved_model.session_of(str(export)) as run:
-        yield lambda signature, **inputs: run({signature: inputs})[signature]
 
 
 @pytest.fixture(scope="session")

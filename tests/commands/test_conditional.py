@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import nvae_tf
+from export.run_saved_model import session_of
 from nvae_tf.serving.tflite import read_metadata
-from tests.command_fixtures import exported_run
 
 
 @pytest.fixture(scope="module", name="conditional_run")
@@ -63,7 +63,7 @@ def test_outliers_have_the_class_that_fits_best(conditional_run, done, tmp_path)
 def test_exports_take_labels(conditional_run, done, tmp_path):
     done("export.export_saved_model", f"--workdir={conditional_run}", f"--output={tmp_path / 'models'}")
     export, file = tmp_path / "models" / "1", tmp_path / "decode.tflite"
-    with exported_run(export) as run:
+    with session_of(str(export)) as run:
         inputs = {"seed": np.int64([1, 1 + 2**32]), "temperature": np.ones(2, np.float32), "label": np.int32([3, -1])}
         found = run("sample", **inputs)["image"]
     np.testing.assert_allclose(found, nvae_tf.load(conditional_run).generate(2, seed=1, labels=[3, -1]), atol=1e-5)

@@ -7,10 +7,11 @@ import keras
 import numpy as np
 import pytest
 
+from export import run_saved_model
 from nvae_tf.config import ModelConfig
 from nvae_tf.models import NVAE
 from nvae_tf.serving.saved_model import Origin, export_saved_model
-from tests.command_fixtures import exported_run, made_once
+from tests.command_fixtures import made_once
 from tests.serving.model_servers import PROTOCOLS, REAL_SERVER, Rows, Texts, real_servers, save_module, served
 from tests.tiny_model import shaken
 
@@ -49,7 +50,7 @@ def folder(model, tmp_path_factory):
 @pytest.fixture(scope="session")
 def run(folder):
     """`run(signature, **inputs)` through the session loader, in this process."""
-    with exported_run(folder) as run:
+    with run_saved_model.session_of(str(folder)) as run:
         yield run
 
 

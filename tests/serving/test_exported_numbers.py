@@ -19,7 +19,7 @@ from nvae_tf.models.reweighted_prior import ReweightedPrior, made_ratios
 from nvae_tf.serving.saved_model import export_saved_model
 from nvae_tf.serving.signatures import Signatures, images_from_bytes
 from tests import ROOT
-from tests.command_fixtures import assert_shown, exported_run, output_of
+from tests.command_fixtures import assert_shown, output_of
 from tests.serving.conftest import CONFIG, model_of
 from tests.serving.model_servers import IMAGES, SEEDS
 
@@ -278,7 +278,7 @@ def test_guidance_proposals_and_outlier_scores_are_those_of_the_models_methods(t
     export_saved_model(model, tmp_path, 1)
     labels, total = np.int32([2, 2, 2, -1]), sum(map(np.prod, model.plan.latent_shapes()))
     given = {"seed": np.int64([5, 5 + 2**32, 5, 5]), "label": labels}
-    with exported_run(tmp_path / "1") as run:
+    with run_saved_model.session_of(str(tmp_path / "1")) as run:
         drawn = run("sample", **given, temperature=np.ones(4, np.float32), proposals=np.int32([9, 9, 1, 1]))["image"]
         assert_same(drawn[:2], model.generate(2, seed=5, labels=2, prior="reweighted"))
         assert_same(drawn[[2]], model.generate(1, seed=5, labels=2))
