@@ -146,21 +146,21 @@ class ReweightedPrior:
     def log_ratio(
         self,
         group: int,
-        z: tf.Tensor,
+        whitened: tf.Tensor,
         prior: SoftClampedNormal,
         above: Sequence[tf.Tensor],
         labels: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Log r in nats, `[batch, proposals]`, of proposals `[batch, proposals, height, width, channels]` of a group.
 
-        `prior` is the group's at temperature 1, and `above` are the latents of the groups above.
+        They are whitened by `prior`, the group's at temperature 1; `above` are the latents of the groups above.
         """
         context = [*above, prior.loc, tf.math.log(prior.scale)] if group else []
         if self.num_classes:
-            labels = tf.fill([tf.shape(z)[0]], -1) if labels is None else labels
+            labels = tf.fill([tf.shape(whitened)[0]], -1) if labels is None else labels
             # -1, no class, gives zeros.
             context.append(tf.one_hot(labels, self.num_classes)[:, tf.newaxis, tf.newaxis])
-        return self.ratios[group]((z - prior.loc[:, tf.newaxis]) / prior.scale[:, tf.newaxis], context)
+        return self.ratios[group](whitened, context)
 
     def sources(
         self,
@@ -216,12 +216,15 @@ class ResampledSource:
     labels: tf.Tensor | None = None
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
-        parameters = layers.prior(state)
+        parameters, above = layers.prior(state), [drawn.z for drawn in self.drawn]
+        whitened = self.noise * tf.reshape(tf.cast(self.temperature, tf.float32), [-1, 1, 1, 1, 1])
+        log_ratio = self.reweighted.log_ratio(
+            len(above), whitened, soft_clamped_normal(*parameters), above, self.labels
+        )
+        chosen = tf.argmax(log_ratio + self.gumbel, axis=1)
         prior = soft_clamped_normal(*parameters, self.temperature)
-        proposals = prior.loc[:, tf.newaxis] + prior.scale[:, tf.newaxis] * self.noise
-        above, at_one = [drawn.z for drawn in self.drawn], soft_clamped_normal(*parameters)
-        log_ratio = self.reweighted.log_ratio(len(above), proposals, at_one, above, self.labels)
-        z = tf.gather(proposals, tf.argmax(log_ratio + self.gumbel, axis=1), axis=1, batch_dims=1)
+        # Of the many proposals only the one that is chosen is computed.
+        z = prior.loc + prior.scale * tf.gather(self.noise, chosen, axis=1, batch_dims=1)
         probabilities = tf.nn.softmax(log_ratio)
         self.drawn.append(Resampled(z, 1.0 / tf.reduce_sum(probabilities**2, axis=1)))
         return LatentSample(z, z, prior)

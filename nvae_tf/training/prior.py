@@ -254,7 +254,8 @@ def _losses(
     for group, posterior in enumerate(rows.groups):
         prior = SoftClampedNormal(*(tf.gather(values, chosen) for values in posterior[3:5]), validate_args=False)
         pairs = rows.pairs(group, noise[group], noise[len(shapes) + group], chosen)
-        logits = reweighted.log_ratio(group, pairs, prior, above[:group], labels)
+        whitened = (pairs - prior.loc[:, tf.newaxis]) / prior.scale[:, tf.newaxis]
+        logits = reweighted.log_ratio(group, whitened, prior, above[:group], labels)
         losses.append(tf.reduce_mean(tf.nn.softplus(-logits[:, 0]) + tf.nn.softplus(logits[:, 1])))
     return tf.stack(losses)
 
@@ -293,10 +294,11 @@ def _joint_log_ratio(
 ) -> tf.Tensor:
     """The sum of the groups' log r of latents, whose priors are at temperature 1: `[batch]`, in nats."""
     above = [latent.z for latent in latents[: len(reweighted.ratios)]]
-    of_groups = [
-        reweighted.log_ratio(group, z[:, tf.newaxis], latents[group].prior, above[:group], labels)[:, 0]
-        for group, z in enumerate(above)
-    ]
+    of_groups = []
+    for group, z in enumerate(above):
+        prior = latents[group].prior
+        whitened = ((z - prior.loc) / prior.scale)[:, tf.newaxis]
+        of_groups.append(reweighted.log_ratio(group, whitened, prior, above[:group], labels)[:, 0])
     return tf.add_n(of_groups)
 
 
