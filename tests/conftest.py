@@ -20,6 +20,9 @@ import numpy as np
 import psutil
 import pytest
 
+# Graphs are many objects that live long, through which Python would look again and again for what is unused.
+gc.set_threshold(200_000, 20, 1000)
+
 pytest_plugins = ("tests.command_fixtures", "tests.published_fixtures")
 REQUIRE_ALL = "NVAE_TF_REQUIRE_ALL"
 WITHOUT_TORCH = "PyTorch is not installed"

@@ -91,6 +91,7 @@ def test_recorded_numbers_that_are_off_fail_alone_also_where_gradients_are_norms
     assert any(quantity.startswith("train/after_step/") for quantity in compared)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_failed_and_what_is_absent(changed_copy, capsys):
     def change(arrays):
         without_training(arrays)

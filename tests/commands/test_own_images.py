@@ -34,6 +34,7 @@ def configured(settings):
 
 
 # tests/data reads all kinds of files.
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "shape"), [("gray and alpha PNG", (HEIGHT, WIDTH, 2)), ("mat", (28, 28, 1))])
 def test_a_training_step_and_back_to_pictures(kind, shape, tmp_path):
     settings = {"path": tmp_path}

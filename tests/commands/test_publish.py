@@ -15,6 +15,7 @@ def hub():
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_run_goes_to_the_hub_and_back_and_the_token_is_in_no_file_or_output(finished_run, hub, done, tmp_path):
     workdir, home = finished_run[0], tmp_path / "home"
     environment = {"env": quiet() | hub.environment(home), "anew": True}

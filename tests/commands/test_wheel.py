@@ -49,6 +49,7 @@ def bin_folder(wheel, tmp_path_factory):
     return environment / "bin"
 
 
+@pytest.mark.slow
 def test_there_is_one_package_with_everything_in_it(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()

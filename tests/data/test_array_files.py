@@ -86,6 +86,7 @@ NUMBERED = np.broadcast_to(np.arange(40, dtype=np.uint8)[:, None, None, None], [
 CLASSES = np.arange(40) % 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [

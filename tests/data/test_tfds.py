@@ -269,6 +269,7 @@ def batches_of(spec, split):
     return np.concatenate(list(evaluation_batches(source, spec, batch_size=4, seed=0)))
 
 
+@pytest.mark.slow
 def test_decoded_images_are_written_once_and_read_from_then_on(celeba64, tmp_path):
     cached = dataclasses.replace(celeba64, cache=str(tmp_path / "cache"))
     expected = {split: batches_of(celeba64, split) for split in ("train", "test")}

@@ -33,6 +33,7 @@ def model():
     return model
 
 
+@pytest.mark.slow
 def test_the_copy_differs_in_the_statistics_of_its_generator_alone(model):
     weights = values(model.weights)
     copy = readjusted(model, 0.7, iterations=1, batch_size=BATCH_SIZE).model
@@ -73,6 +74,7 @@ def test_the_text_has_the_largest_shifts(model, result):
     assert f"{extreme:.2g} times at the extreme (top_down/" in result.text
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_stops_it_where_it_begins():
     model = nvae_tf.NVAE(tiny_config(num_groups_per_scale=3, num_cells_per_group_decoder=2))
     kernel = model.top_down.scales[0].cells.branch.parts[1].kernel  # between batch norms 0 and 1 of each cell
@@ -83,6 +85,7 @@ def test_what_is_not_finite_stops_it_where_it_begins():
         readjusted(model, 0.7, iterations=5, batch_size=4)
 
 
+@pytest.mark.slow
 def test_every_temperature_and_seed_has_its_own_statistics(model, result):
     def statistics(of_model):
         return b"".join(value.numpy().tobytes() for norm in generator_norms(of_model) for value in norm.statistics)
@@ -95,6 +98,7 @@ def test_every_temperature_and_seed_has_its_own_statistics(model, result):
     assert statistics(result.model) in found.values() and len(set(found.values())) == 3
 
 
+@pytest.mark.slow
 def test_what_can_not_be_readjusted(model):
     without = readjusted(nvae_tf.NVAE(tiny_config(cell_set="res_elu")), 0.7, iterations=1)
     assert "nothing to readjust" in without.text

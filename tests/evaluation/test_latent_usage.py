@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import nvae_tf
@@ -8,6 +9,7 @@ from nvae_tf.models.latents import active_channels
 from tests.tiny_model import tiny_config
 
 
+@pytest.mark.slow
 def test_units_that_differ_from_the_prior_are_counted_in_their_group():
     # Four groups, two of 2x2 and two of 4x4 positions.
     model = nvae_tf.NVAE(tiny_config(num_groups_per_scale=2, num_latent_per_group=3))

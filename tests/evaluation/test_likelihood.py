@@ -23,6 +23,7 @@ def images():
     return tf.constant(np.random.RandomState(0).randint(0, 2, (10, 4, 4, 1)), tf.float32)
 
 
+@pytest.mark.slow
 def test_the_parts_are_those_of_the_model_whatever_the_batches(model, images):
     seen = []
     evaluator = LikelihoodEvaluator(model, 4, importance_samples=3)
@@ -76,6 +77,7 @@ def test_what_can_not_be_evaluated(model, images):
             LikelihoodEvaluator(model, batch_size).evaluate(batches)
 
 
+@pytest.mark.slow
 def test_the_bound_is_the_likelihood_in_the_limit():
     """The importance-weighted bound against the integral, for a model with one position and two latent channels."""
     keras.utils.set_random_seed(4)

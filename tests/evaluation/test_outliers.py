@@ -88,6 +88,7 @@ def test_a_calibration_file_is_of_one_checkpoints_weights(tmp_path, model):
     assert "outliers.npz: damaged" in found and found.count("\n") == 0
 
 
+@pytest.mark.slow
 def test_the_calibration_of_a_conditional_model_takes_the_likeliest_classes_as_scores_do():
     conditional = with_distinct_classes(tiny_model(num_classes=3, seed=0))
     images = images_of(conditional.config, 60)
@@ -97,6 +98,7 @@ def test_the_calibration_of_a_conditional_model_takes_the_likeliest_classes_as_s
         assert np.allclose(found, calibration.kl, rtol=1e-4) == (label is None)
 
 
+@pytest.mark.slow
 def test_the_likelihood_ratio_is_that_of_the_bounds(model):
     images, seeds, samples, groups = images_of(model.config), image_seeds(3, 4), 5, 3
     found = likelihood_ratio(model, images, seeds, groups, samples)

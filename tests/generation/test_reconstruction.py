@@ -7,6 +7,7 @@ from tests.generation.conftest import SEED
 same = np.testing.assert_array_equal
 
 
+@pytest.mark.slow
 def test_decoding_latents_is_reconstructing(four_groups, binary_images, latents):
     reconstructions = reconstruct_images(four_groups, binary_images, seed=SEED)
     same(decode_images(four_groups, latents), reconstructions)

@@ -19,6 +19,7 @@ def parameters(model, forward=None):
     return model.inference_pass(tf.constant(IMAGES), noise, forward).parameters.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell_set", ["res_mbconv", "res_bnswish", "res_bnelu", "res_elu", "mbconv_sep", "mbconv_res"])
 def test_the_same_numbers(cell_set):
     model = shaken_model(cell_set=cell_set, num_preprocess_blocks=1, num_postprocess_blocks=1, num_flows=1)

@@ -42,6 +42,7 @@ def results(cells, mixers, images, inputs, scanned, **settings):
     return tf.nest.flatten(concrete(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", BRANCHES, ids=str)
 def test_a_loop_over_steps_is_the_same_as_one_after_another(branch, normal, shaken):
     cells = shaken(ResidualCells(2 * STEPS, branch, CHANNELS, CHANNELS, squeeze_excite=True))

@@ -48,6 +48,7 @@ def step_of_four():
     return model, before, report, expected
 
 
+@pytest.mark.slow
 def test_a_step_is_the_mean_of_those_of_the_microbatches(step_of_four):
     model, before, report, (gradients, updates, (loss, reconstruction, kl)) = step_of_four
     assert_near([old - new for old, new in zip(before, values(model.trainable_weights), strict=True)], gradients)
@@ -85,6 +86,7 @@ def test_nan_in_one_microbatch_skips_the_step(step_of_four):
     assert_same(values([*model.weights, *model.optimizer.variables]), before)
 
 
+@pytest.mark.slow
 def test_the_more_microbatches_the_less_memory_a_step_needs():
     peaks = []
     for count in (1, 4):

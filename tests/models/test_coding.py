@@ -20,6 +20,7 @@ def near(value, expected, atol=1e-5):
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=atol)
 
 
+@pytest.mark.slow
 def test_decoding_what_was_encoded_is_the_reconstruction_also_in_a_graph_and_has_a_gradient(model, images):
     noise = noise_per_image(model.plan.latent_shapes(), image_seeds(3, 4))
     expected = model.inference_pass(images, noise).likelihood.mean()
@@ -93,6 +94,7 @@ def test_the_channels_of_the_largest_kl():
         active_channels(kl, 0)
 
 
+@pytest.mark.slow
 def test_encoding_with_active_channels_only(model, images):
     """The others are at the prior's mean given the groups above, as they are encoded."""
     mask = np.array([[True, False], [False, True], [False, False]])
@@ -192,6 +194,7 @@ def test_what_is_inferred_is_posterior_prior_and_kl(model, images):
         model.score(images, importance_samples=2, per_group=True)
 
 
+@pytest.mark.slow
 def test_a_batch_size_changes_no_number(model, images):
     latents = model.encode(images, seed=3)
     for whole, parts in zip(latents, model.encode(images, seed=3, batch_size=3), strict=True):

@@ -115,6 +115,7 @@ def test_every_operation_has_a_gpu_kernel(variant, precision, monkeypatch):
     assert ("DepthwiseConv2dNativeBackpropFilter" in of_training) == (config.model.cell_set != "res_bnelu")
 
 
+@pytest.mark.slow
 def test_operations_without_a_gpu_kernel_are_found():
     @tf.function(autograph=False)
     def calculate(images):

@@ -76,6 +76,7 @@ def test_parameter_counts(name, count):
     assert sum(math.prod(weight.shape) for weight in weights) == count
 
 
+@pytest.mark.slow
 def test_the_cells_that_are_recomputed():
     cells = dict(num_groups_per_scale=3, num_latent_scales=1, num_cells_per_group_decoder=3)
     blocks = dict(num_preprocess_blocks=1, num_preprocess_cells=3, num_postprocess_blocks=1, num_postprocess_cells=3)

@@ -31,6 +31,7 @@ def tables(model):
     return [layer.table for layer in model._flatten_layers() if isinstance(layer, ClassEmbedding)]
 
 
+@pytest.mark.slow
 def test_a_new_model_does_not_depend_on_the_class_and_a_step_changes_that(images):
     model = tiny_model(**SETTINGS, seed=0)
     near(model.generate(4, seed=1, labels=LABELS), model.generate(4, seed=1), atol=0)
@@ -96,6 +97,7 @@ def test_labels_are_dropped_by_chance_the_same_for_an_image_whatever_the_batches
     assert np.any(training_step.kept_labels(model, labels, 8) != kept)
 
 
+@pytest.mark.slow
 def test_fit_takes_pairs(images):
     model = tiny_model(**SETTINGS, seed=0)
     model.compile(optimizer=nvae_tf.NVAEAdamax(), jit_compile=False)

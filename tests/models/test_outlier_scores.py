@@ -48,6 +48,7 @@ def test_the_map_says_which_pixels_the_positions_of_the_largest_scale_cover(plai
         near(found[:, row, column], at_positions[:, (row + 1) // 2, (column + 1) // 2] / 4)
 
 
+@pytest.mark.slow
 def test_a_calibration_gives_distances_and_ranks(plain, images, calibration):
     parts = plain.outlier_score(images).parts
     inverse = np.linalg.inv(calibration.covariance)
@@ -79,6 +80,7 @@ def test_what_can_not_be_compared(plain, images, calibration, monkeypatch):
         plain.outlier_score(images)
 
 
+@pytest.mark.slow
 def test_an_image_of_a_conditional_model_is_scored_with_its_label_or_the_likeliest_class():
     model = with_distinct_classes(tiny_model(num_classes=3, seed=0))
     images = images_of(model.config)

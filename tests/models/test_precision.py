@@ -80,6 +80,7 @@ def test_statistics_of_half_precision_images_are_as_good_as_those_of_float32(pol
     np.testing.assert_allclose(variance, exact.var((0, 1, 2)), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", HALF)
 def test_inference_in_half_precision_is_near_that_in_float32(models, policy):
     exact, model = models["float32"], models[policy]

@@ -104,6 +104,7 @@ def test_the_descent_is_that_of_keras_adam():
     near(found, variable, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_latents_begin_at_the_posterior_and_are_whitened(model, images):
     """So much noise that the data say nothing, and no step: the reconstruction of the linear estimate."""
     nothing = measured(Mask(), images, 0.0) * 0.0 + 0.3
@@ -113,6 +114,7 @@ def test_latents_begin_at_the_posterior_and_are_whitened(model, images):
         near(found, model.decode(model.encode(gray, seed=seed or 0, mean=mean)), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_descent_makes_measurement_and_latents_more_likely(model, images, monkeypatch):
     losses, minimized = [], restoration._minimized
 
@@ -129,6 +131,7 @@ def test_descent_makes_measurement_and_latents_more_likely(model, images, monkey
     assert losses[1] < losses[0] - 1.0
 
 
+@pytest.mark.slow
 def test_what_is_measured_without_noise_is_exact(model, images):
     values = measured(Mask(HOLE), images, 0.0)
     # What is in the hole does not matter.

@@ -76,6 +76,7 @@ def test_a_ratio_of_one_leaves_the_prior_and_the_groups_below(reweight, model):
     near(model.generate(4, seed=2, prior="reweighted"), model.decode([latents[0].z], temperature=1.0, seed=2))
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_its_seed_and_number_alone(reweight):
     model = reweight(tilt, tilt)
     many = model.generate(5, seed=3, prior="reweighted")
@@ -130,6 +131,7 @@ def test_what_is_refused(reweight, model):
         conditional.generate(2, labels=0, guidance=2.0, prior="reweighted")
 
 
+@pytest.mark.slow
 def test_batch_norm_is_readjusted_to_the_prior(reweight, model):
     reweight(lambda whitened, context: 3.0 * tilt(whitened, context))
     plain, of_prior = (readjusted(model, 1.0, 20, seed=1, prior=prior) for prior in ("model", "reweighted"))
@@ -156,6 +158,7 @@ def test_classifiers_see_each_proposal_by_itself_and_its_context(model, most, mo
     assert np.all(np.abs(found - reweighted.log_ratio(1, z, prior, [above], tf.constant([1, 1]))) > 1e-6)
 
 
+@pytest.mark.slow
 def test_a_mixture_has_the_densities_of_scikit_learn_and_is_drawn_from(reweight, model):
     from sklearn.mixture import GaussianMixture
 

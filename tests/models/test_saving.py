@@ -45,6 +45,7 @@ def test_rebuilt_from_its_settings(rebuild):
     assert not {id(weight) for weight in rebuilt.weights} & {id(weight) for weight in model.weights}
 
 
+@pytest.mark.slow
 def test_a_keras_file_also_one_from_before_a_setting_existed(images, tmp_path):
     model, path = shaken_model(), tmp_path / "model.keras"
     model.save(path)

@@ -76,6 +76,7 @@ def nodes_of_step(groups):
     return len(definition.node) + sum(len(function.node_def) for function in definition.library.function)
 
 
+@pytest.mark.slow
 def test_twice_the_groups_add_hardly_a_node():
     few, many = map(nodes_of_step, (4, 8))
     assert 0 < many - few < 60

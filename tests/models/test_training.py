@@ -37,6 +37,7 @@ def trained():
     return model, history
 
 
+@pytest.mark.slow
 def test_the_bound_falls(trained):
     model, history = trained
     assert set(history) == {"loss", "reconstruction", "kl", "gradient_norm", "skipped_steps"}
@@ -80,6 +81,7 @@ def test_self_normalizing_layers_are_set_by_the_first_batch_only_and_draws_depen
     assert len(losses) == 2
 
 
+@pytest.mark.slow
 def test_gradients_that_overflow_change_nothing_though_the_loss_is_finite(monkeypatch):
     model, _ = compiled(num_flows=1)
     images = images_of(model.config)
@@ -106,6 +108,7 @@ def test_the_steps_after_a_bad_one_are_as_if_it_had_not_been(cell_set):
     assert int(with_bad.optimizer.iterations) == 2
 
 
+@pytest.mark.slow
 def test_the_objective_is_that_of_the_settings():
     objective = ObjectiveConfig(total_steps=10, kl_anneal_portion=0.0, kl_constant_portion=0.0, regularisation=0.0)
     model = tiny_model(NVAEAdamax(), objective)

@@ -125,6 +125,7 @@ def folder(tmp_path):
     return open_for_training(tmp_path / "run", ExperimentConfig(model=tiny_config(**MODEL)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 def test_loading_gives_the_averages_and_resuming_the_weights(folder, precision):
     model = model_with(dtype=precision)
@@ -164,6 +165,7 @@ def test_inside_the_block_the_model_has_the_averages_and_after_an_error_the_weig
             assert_same(weights_of(model), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", ["bad images", "overflow"])
 def test_a_skipped_step_leaves_the_averages_and_before_the_first_step_they_are_the_weights(folder, reason):
     overflow = reason == "overflow"

@@ -169,6 +169,7 @@ def test_back_in_the_published_form(name, published, tmp_path):
         assert (tmp_path / "again" / file).read_text() == (tmp_path / "run" / file).read_text()
 
 
+@pytest.mark.slow
 def test_moments_and_step_are_at_their_places(trained_file, trained_run, published):
     content, model = published.read(trained_file), restored(trained_run)
     names, state = parameters(content), content["optimizer"]["state"]
@@ -196,6 +197,7 @@ def test_moments_and_step_are_at_their_places(trained_file, trained_run, publish
     np.testing.assert_allclose(norms, exact, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_the_next_step_is_that_of_torch(trained_run, published, tmp_path):
     """Torch's own Adamax takes the exported state, and both move by the same."""
     import torch
@@ -226,6 +228,7 @@ def test_the_next_step_is_that_of_torch(trained_run, published, tmp_path):
     np.testing.assert_allclose(model.bottom_up.top.bias[0], bias, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_another_order_of_the_parameters_becomes_the_same_run(trained_file, trained_run, published, tmp_path):
     """Optimizers count parameters in the order of the file."""
     content, before = published.read(trained_file), trained_file.read_bytes()
@@ -239,6 +242,7 @@ def test_another_order_of_the_parameters_becomes_the_same_run(trained_file, trai
     assert trained_file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_without_the_optimizers_state_and_steps(trained_file, published, tmp_path):
     content = published.read(trained_file)
     del content["global_step"]
@@ -256,6 +260,7 @@ def test_without_the_optimizers_state_and_steps(trained_file, published, tmp_pat
     assert all(np.all(slot.numpy() == np.float32(-1e-3)) for slot in optimizer._norms)
 
 
+@pytest.mark.slow
 def test_an_old_file_without_some_settings_and_without_steps(published, tmp_path):
     content = published.read("normal_decoder_tiny.pt")
     for name in ("ada_groups", "min_groups_per_scale", "warmup_epochs"):
@@ -372,6 +377,7 @@ def test_a_full_disk_is_reported_in_one_line(trained_run, small_files, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_source_and_license_of_weights(own_file, trained_run, run, published, tmp_path):
     def imported(name, **own):
         content = published.read(own_file)
@@ -450,6 +456,7 @@ def own_state(content, name, change):
     state[name or next(iter(state))] = change(state["others/0"] if name else state[next(iter(state))])
 
 
+@pytest.mark.slow
 def test_states_and_settings_that_do_not_fit_are_named(trained_file, own_file, published, tmp_path, monkeypatch):
     # All are refused, so that it does not matter what of a file a model has got.
     monkeypatch.setattr(importing, "model_for_training", functools.cache(model_for_training))
@@ -496,6 +503,7 @@ def test_states_and_settings_that_do_not_fit_are_named(trained_file, own_file, p
             assert {entry.name for entry in tmp_path.iterdir()} == {"bad.pt"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
 def test_an_import_that_ends_half_way_leaves_nothing(error, tmp_path, monkeypatch):
     def fail(*_):

@@ -36,6 +36,7 @@ VARIANTS = [dict(cell_set=name, **ONE_SCALE) for name in CELL_SETS] + [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: ", ".join(map(str, changes.values())))
 def test_every_weight_has_one_name(changes, published):
     config = published.config(**changes)

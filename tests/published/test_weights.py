@@ -19,6 +19,7 @@ def state(published, model):
     return published.random_state(model)
 
 
+@pytest.mark.slow
 def test_what_goes_in_comes_out(model, state, published):
     load_published_weights(model, state)
     found = published.state_of(model)
@@ -103,6 +104,7 @@ def test_what_is_not_finite_is_refused(value, model, state):
         load_published_weights(model, state | {"enc0.1.bias": np.full(32, value)})
 
 
+@pytest.mark.slow
 def test_loaded_self_normalizing_layers_are_not_set_again(published):
     """A later training step must not take its scales from its batch: that would undo the loaded ones."""
     model = published.model(cell_set="res_elu", num_latent_scales=1)

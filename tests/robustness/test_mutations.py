@@ -19,12 +19,12 @@ from tests.robustness.worker import GIGABYTES, SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
-COUNT = 300
+COUNT = 200
 BY_COMMAND = 3
 WORKERS = 2
 TRAINING = TINY | {f"train.{name}_every_steps": 2 for name in ("checkpoint", "evaluate", "log")}
 # Each variable is read thrice of each mutant: of the network there is as little as can be.
-TRAINING |= {"train.steps": 4, "train.keep_best": True, "model.num_latent_scales": 1, "model.squeeze_excite": False}
+TRAINING |= {"train.steps": 4, "train.keep_best": True, "model.num_groups_per_scale": 1, "model.squeeze_excite": False}
 
 
 @pytest.fixture(scope="module")

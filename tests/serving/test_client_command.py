@@ -18,6 +18,7 @@ def ask(local, done):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_pictures_go_through_the_model_and_come_back(ask, run, tmp_path, protocol):
     pictures, latents = tmp_path / "new" / "pictures", tmp_path / "latents.npz"

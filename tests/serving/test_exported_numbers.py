@@ -112,6 +112,7 @@ def test_upper_groups_are_taken_and_the_others_drawn_row_by_row(run, model):
     assert np.abs(found[1] - sampled[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_pictures_as_bytes_are_those_of_the_tensors(run):
     pixels = np.rint(IMAGES * 255).astype(np.uint8)
     files = np.array([tf.io.encode_png(array).numpy() for array in pixels], object)
@@ -248,6 +249,7 @@ def test_groups_are_taken_and_drawn_as_asked_each_at_its_temperature(run, model)
     assert_same(found["latent"][2], latent[2])
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_the_models_methods():
     model = model_of(dataclasses.replace(CONFIG, num_classes=3))
     signatures, images, seeds = Signatures(model), IMAGES[:1], SEEDS[:1]

@@ -232,6 +232,7 @@ def test_a_version_that_cannot_be_loaded_is_reported_with_its_cause(folder, tmp_
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_the_export_is_warm_when_it_is_served(folder, monkeypatch):
     ran = []
     run = LoadedVersion.run
@@ -273,6 +274,7 @@ def test_http_as_browsers_and_curl_speak_it(texts_folder, tmp_path):
         assert outside.startswith(b"HTTP/1.1 404")
 
 
+@pytest.mark.slow
 def test_two_thousand_idle_connections_do_not_stop_a_request(local):
     host, port = local.texts.rest.split(":")
     with contextlib.ExitStack() as stack:
@@ -286,6 +288,7 @@ def test_two_thousand_idle_connections_do_not_stop_a_request(local):
             assert client.predict("twice", value=[[2.0]])["value"] == [[4.0]]
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_sigterm(texts_folder):
     flags = [f"--path={texts_folder.parent}", "--model=texts", "--port=0", "--rest_port=0"]
     with started_anew(["-m", "export.serve", *flags], stderr=subprocess.PIPE) as process:

@@ -99,6 +99,7 @@ def test_half_precision_weights_are_half_as_long_and_hardly_move_the_pictures(va
     assert source["weights"] == "bfloat16" and 0.0 < source["difference_from_model"]["sample/image"] < 0.05
 
 
+@pytest.mark.slow
 def test_weights_that_are_rounded_too_much_are_not_published(vanilla_model, tmp_path, monkeypatch):
     monkeypatch.setattr(saved_model, "LARGEST_DIFFERENCE", 1e-6)
     with pytest.raises(ValueError, match="weights=bfloat16 change too much.*export float32. It was not published"):
@@ -113,6 +114,7 @@ def test_a_model_of_many_channels_has_no_signatures_for_files():
     assert set(verification.recorded(signatures).outputs) >= {"score/nats", "sample/image_uint8"}
 
 
+@pytest.mark.slow
 def test_the_weights_of_an_export_are_read_without_the_run(folder, model, run):
     found = load_export(folder)
     assert (
@@ -201,6 +203,7 @@ def test_what_is_no_export_is_refused(folder, tmp_path, refused):
     assert "Unknown command line flag 'pth'" in refused("export.verify", "--pth=x")
 
 
+@pytest.mark.slow
 def test_an_export_without_a_record_and_one_that_cannot_be_run(copied):
     (copied / "variables" / "variables.index").write_bytes(b"")
     with pytest.raises(ValueError, match=r"can't be run in a clean process \(.*\)$"):

@@ -360,6 +360,7 @@ def test_json_that_is_no_array_is_refused():
             array_of_json(value, dtype)
 
 
+@pytest.mark.slow
 def test_the_scripts_of_the_docs_run_without_this_package(local, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL)
     scripts = [block for block in blocks if "nvae_tf" not in block]

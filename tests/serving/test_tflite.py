@@ -72,6 +72,7 @@ NAMES = ("decode", "encode", "sample", "reconstruct")
 WITH_FLOWS = [pytest.param("flows", name, marks=pytest.mark.slow) for name in NAMES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), [*WITH_FLOWS, ("vanilla", "encode")])
 def test_a_device_computes_what_the_models_own_methods_give(request, float32, kind, name):
     model = request.getfixturevalue({"flows": "model", "vanilla": "vanilla_model"}[kind])
@@ -253,6 +254,7 @@ def test_metadata_are_read_of_exports_alone_and_leave_the_model_as_it_is(float32
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.slow
 def test_the_example_draws_without_tensorflow(float32, vanilla_model, tmp_path):
     model, latents, picture = (str(tmp_path / name) for name in ("model.tflite", "latents.npz", "picture.png"))
     pathlib.Path(model).write_bytes(float32("vanilla", "decode"))

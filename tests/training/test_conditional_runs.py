@@ -32,10 +32,11 @@ def test_continued_it_is_the_same_run_and_other_classes_are_refused(commands, co
 
 
 @pytest.mark.slow
-def test_two_replicas_train_in_half_precision_with_as_many_images_a_step(commands, conditional_run, tmp_path):
+def test_two_replicas_with_all_that_saves_memory_take_as_many_images_a_step(commands, conditional_run, tmp_path):
     workdir = tmp_path / "run"
     # Each microbatch has its own batch statistics: those of two replicas are not those of one device.
     settings = {"train.replicas": 2, "train.batch_size": 50, "train.precision": "mixed_float16"}
+    settings |= {"train.recompute": "all"}
     commands.output_of(commands.tiny_training(workdir, **commands.CONDITIONAL | settings))
     assert (workdir / "images.json").read_text() == (conditional_run / "images.json").read_text()
     assert tensors(workdir, 60).keys() > tensors(conditional_run, 60).keys()  # the scale of the loss is there too

@@ -60,6 +60,7 @@ def loss_of(model, images):
     return model.training_loss(images, noise, tf.constant(0), ForwardPass(training=True))[1].loss.numpy()
 
 
+@pytest.mark.slow
 def test_an_equal_architecture_is_taken_whole(run):
     path, source = run
     model = compiled(MODEL, seed=2)
@@ -94,6 +95,7 @@ def test_of_a_run_with_moving_averages_these_are_taken(tmp_path):
     assert_taken(model, source, [name for name in found.taken if name.endswith("mean")])
 
 
+@pytest.mark.slow
 def test_another_likelihood_changes_the_last_layer_only(run):
     path, source = run
     config = dataclasses.replace(MODEL, num_bits=8, likelihood="logistic_mixture", num_mixtures=3)
@@ -117,6 +119,7 @@ def test_another_likelihood_changes_the_last_layer_only(run):
     assert found.shapes_of(name) == f"{name}: [1, 3, 3, 4, 4] in the source, [2, 3, 3, 4, 4] here"
 
 
+@pytest.mark.slow
 def test_power_vectors_go_with_their_kernels(run):
     path, source = run
     # Without flows, all kernels behind them have other numbers.
@@ -136,6 +139,7 @@ def test_power_vectors_go_with_their_kernels(run):
     assert model.spectral_regularizer.warmed_up.numpy() == source.spectral_regularizer.warmed_up.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source_cells", "kept"), [("res_elu", True), ("res_bnelu", False)])
 def test_the_first_batch_sets_scales_unless_trained_ones_were_taken(tmp_path, source_cells, kept):
     path, source = saved_run(tmp_path / "source", tiny_config(cell_set=source_cells, num_channels_encoder=4))
@@ -162,6 +166,7 @@ def test_long_lists_end_with_a_count():
     ]
 
 
+@pytest.mark.slow
 def test_a_source_of_which_nothing_fits_is_refused_and_nothing_assigned(tmp_path):
     small = tiny_config(image_height=8, image_width=8)
     other = dict(num_latent_per_group=3, num_channels_encoder=20, num_channels_decoder=20, squeeze_excite=False)
@@ -193,6 +198,7 @@ def test_a_wrong_source_is_named(run, tmp_path, place, kind, message):
         initialize(run[1], str(tmp_path / place) if place else "")
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_a_published_file_is_taken_whole_where_torch_is(published, monkeypatch):
     path = str(published.path("normal_decoder_tiny.pt"))

@@ -96,6 +96,7 @@ def digests(folder):
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_there_and_back(run, hub, monkeypatch, tmp_path):
     written = {}
 
@@ -140,6 +141,7 @@ def test_what_is_shared(run, tmp_path):
     assert {key.partition("/")[0] for key in keys} == {"model", "step", "_CHECKPOINTABLE_OBJECT_GRAPH"}
 
 
+@pytest.mark.slow
 def test_training_begins_with_shared_weights_but_does_not_go_on(run, hub, tmp_path):
     publish_run(run.path, "me/tiny")
     folder = find_run_folder("hf://me/tiny")
@@ -152,6 +154,7 @@ def test_training_begins_with_shared_weights_but_does_not_go_on(run, hub, tmp_pa
     assert_same(network_of(made), network_of(nvae_tf.load(run.path)))
 
 
+@pytest.mark.slow
 def test_publishing_again_replaces_the_run_and_nothing_else(run, hub, tmp_path):
     later = RunFolder(tmp_path / "later")
     shutil.copytree(run.path, later.path)
@@ -170,6 +173,7 @@ def test_publishing_again_replaces_the_run_and_nothing_else(run, hub, tmp_path):
     assert load_run(f"hf://me/tiny@{commit_id('me/tiny', 1)}").step == 7
 
 
+@pytest.mark.slow
 def test_what_was_published_meanwhile_is_not_overwritten(run, hub, monkeypatch):
     publish_run(run.path, "me/tiny")
     listed = huggingface_hub.HfApi.list_repo_files
@@ -220,6 +224,7 @@ def test_what_can_not_be_fetched_is_said_in_one_line(hub, monkeypatch):
     assert "HF_HUB_OFFLINE" in fault_of(nvae_tf.load, "hf://me/none")
 
 
+@pytest.mark.slow
 def test_what_the_hub_does_not_take_is_said_in_one_line_without_the_token(run, hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", READER)
     assert "hf://me/tiny: your token does not allow this" in fault_of(publish_run, run.path, "me/tiny")
@@ -260,6 +265,7 @@ def test_a_run_that_began_with_shared_weights_keeps_their_license(run, hub, tmp_
     assert origin_of_run(tuned, "hf://me/none") is None
 
 
+@pytest.mark.slow
 def test_the_bundled_model_is_as_good_as_its_scores_and_small(tmp_path, monkeypatch):
     place = find_run_folder("digits")
     assert place == beside_package("nvae_tf") / "pretrained" / "digits"
