@@ -11,8 +11,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 BIN := .venv/bin
 # Which tests `make test` runs, a pytest marker expression: `make test MARKERS=` runs all.
 MARKERS ?= not slow
-# How many tests run side by side, each file's in one process: each process takes some gigabytes.
-TEST_PROCESSES ?= 2
+# How many files of tests run side by side: often one waits for a process of its own. Each takes some gigabytes.
+TEST_PROCESSES ?= 3
 # More arguments of pytest: `make test PYTEST_ARGS="tests/layers -x"`.
 PYTEST_ARGS ?=
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder

@@ -13,6 +13,7 @@ import pytest
 import nvae_tf
 from tests import FIXTURES
 from tests.command_fixtures import tensors, train
+from tests.tiny_model import ARCHITECTURE
 
 FILES = FIXTURES / "first_layout"
 
@@ -45,8 +46,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path):
     for file in run.glob("checkpoints/step-60.*"):
         file.unlink()
     (run / "checkpoints" / "checkpoint").unlink()
-    changes = {"train__seed": 0, "train__checkpoint_every_steps": 30, "optimizer__ema_momentum": 0.9}
-    train(run, **changes, train__sample_every_steps=60)
+    changes = {"train.seed": 0, "train.checkpoint_every_steps": 30, "optimizer.ema_momentum": 0.9}
+    architecture = {f"model.{name}": value for name, value in ARCHITECTURE.items()}
+    train(run, **changes, **architecture, train__sample_every_steps=60)
     before, after = tensors(FILES / "run", 60), tensors(run, 60)
     names = [name for name in before if name.startswith(("model/", "optimizer/", "averages/"))]
     assert names
